@@ -10,8 +10,7 @@ pytest.importorskip("torch")
 
 from heredity.cli import main
 from tests.recipes.test_pretrain import recipe as recipe
-from tests.support.corpora import built as built
-from tests.support.corpora import shelf as shelf
+from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import check_refused, run_here
 
 SHORT = ("--tokens", "1024", "--checks", "1")

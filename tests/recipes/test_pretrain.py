@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.quantize import Quantize
 from heredity.train import loop
 from heredity.train.kernels import compile as fused
-from tests.support.corpora import Build
-from tests.support.corpora import built as built
-from tests.support.corpora import shelf as shelf
+from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import raises
 from tests.support.processes import RUNS, ends_after_kills, n_rows
 
@@ -53,8 +52,8 @@ dtype = "float32"
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, built: Build) -> Path:
-    built()
+def recipe(tmp_path: Path, small_corpus: Path) -> Path:
+    shutil.copytree(small_corpus, tmp_path / "out")
     path = tmp_path / "base.toml"
     path.write_text(RECIPE)
     return path

@@ -20,8 +20,7 @@ from heredity.train import loop
 from heredity.train.distributed import DistContext
 from heredity.train.validation import perplexity
 from tests.recipes.test_pretrain import recipe as recipe
-from tests.support.corpora import built as built
-from tests.support.corpora import shelf as shelf
+from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import raises
 
 SHORT = {"tokens": 1024, "checks": 1}

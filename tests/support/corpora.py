@@ -37,11 +37,24 @@ def write(step: DocumentTransform, batch: TextBatch) -> TransformedBatch:
 @pytest.fixture
 def shelf(tmp_path: Path) -> Path:
     """A folder with a text file for each of some paragraphs."""
-    folder = tmp_path / "texts"
+    return write_shelf(tmp_path)
+
+
+def write_shelf(place: Path) -> Path:
+    folder = place / "texts"
     folder.mkdir()
     for number, text in enumerate(paragraphs()[:60]):
         (folder / f"{number:02}.txt").write_text(text, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `built` makes of its defaults. Copy it: tests share it."""
+    pytest.importorskip("tokenizers")
+    place = tmp_path_factory.mktemp("small-corpus")
+    _build(place, write_shelf(place))
+    return place / "out"
 
 
 @pytest.fixture
@@ -52,9 +65,21 @@ def built(tmp_path: Path, shelf: Path) -> Build:
         text: str = "", out: str = "out", source: str = "", tail: str = TOKENIZER, **settings: object
     ) -> Card:
         pytest.importorskip("tokenizers")
-        head = source or f'[[source]]\nname = "shelf"\nkind = "text"\npath = "{shelf.as_posix()}"\n'
-        path = tmp_path / "recipe.toml"
-        path.write_text(f"{head}\n{text}\n{tail}", encoding="utf-8")
-        return build(recipes.read(path), tmp_path / out, **settings)  # type: ignore[arg-type]
+        return _build(tmp_path, shelf, text, out, source, tail, **settings)
 
     return of
+
+
+def _build(
+    place: Path,
+    shelf: Path,
+    text: str = "",
+    out: str = "out",
+    source: str = "",
+    tail: str = TOKENIZER,
+    **settings: object,
+) -> Card:
+    head = source or f'[[source]]\nname = "shelf"\nkind = "text"\npath = "{shelf.as_posix()}"\n'
+    path = place / "recipe.toml"
+    path.write_text(f"{head}\n{text}\n{tail}", encoding="utf-8")
+    return build(recipes.read(path), place / out, **settings)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ LIBRARIES = (
     "torch", "transformers", "tokenizers", "peft", "gguf", "xllamacpp", "lm_eval", "sklearn", "datatrove",
     "uvicorn",
 )  # fmt: skip
-FIXTURES = frozenset({"any_model", "tiny_llama", "tiny_gguf", "built", "make_wheel"})
+FIXTURES = frozenset({"any_model", "tiny_llama", "tiny_gguf", "built", "small_corpus", "make_wheel"})
 PROCESSES = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 _NAMES = "|".join(map(re.escape, (*LIBRARIES, "tests.support.tiny_models")))
 _LOADING = re.compile(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_MADE: dict[str, tuple[Path, Any]] = {}  # by architecture, template and settings
+
 
 def make_tokenizer(folder: Path, template: str | None) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -74,8 +80,25 @@ def make_tokenizer(folder: Path, template: str | None) -> None:
 
 
 def make_model(folder: Path, architecture: str, template: str | None = CHATML, **settings: Any) -> Path:
-    """A random model of this architecture, saved as safetensors with its tokenizer."""
+    """A random model of this architecture, saved as safetensors with its tokenizer.
+
+    Made once in a process, and then copied. Torch's generator is left as the making leaves it.
+    """
     torch = pytest.importorskip("torch")
+    key = json.dumps([architecture, template, settings], sort_keys=True, default=repr)
+    if key not in _MADE:
+        made = Path(tempfile.mkdtemp(prefix="tiny-model-"))
+        atexit.register(shutil.rmtree, made, ignore_errors=True)
+        _make(made, architecture, template, settings)
+        _MADE[key] = made, torch.get_rng_state()
+    made, state = _MADE[key]
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    torch.set_rng_state(state)
+    return folder
+
+
+def _make(folder: Path, architecture: str, template: str | None, settings: dict[str, Any]) -> None:
+    import torch
     import transformers
 
     name, extra = ARCHITECTURES[architecture]
@@ -92,7 +115,6 @@ def make_model(folder: Path, architecture: str, template: str | None = CHATML, *
                 parameter.mul_(3)
     model.save_pretrained(folder)
     make_tokenizer(folder, template)
-    return folder
 
 
 @pytest.fixture(scope="session", params=sorted(ARCHITECTURES))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch")
 from heredity.core import registry
 from heredity.core.errors import BadInput, OutOfMemory, Unavailable, UsageError
 from heredity.corpus import Corpus
-from heredity.corpus.card import Card
 from heredity.evals.run import Evaluation
 from heredity.lineage.store import Store, engine_loader
 from heredity.recipes.merge import Merge
@@ -34,8 +33,7 @@ from heredity.train.models.shapes import BertShape, EncoderShape, n_parameters, 
 from heredity.train.objectives.masked import Masked
 from heredity.train.optimizer import MasterWeights
 from heredity.train.validation.masked import BITS_PER_BYTE, MASKED_ACCURACY
-from tests.support.corpora import built as built
-from tests.support.corpora import shelf as shelf
+from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import raises
 from tests.support.processes import ends_after_kills, n_rows
 from tests.support.studies import APPLICATION
@@ -75,9 +73,8 @@ def recipe(corpus: Path, **changes: object) -> Pretrain:
 
 
 @pytest.fixture
-def corpus(built: Callable[..., Card], tmp_path: Path) -> Path:
-    built()
-    return tmp_path / "out"
+def corpus(small_corpus: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_corpus, tmp_path / "out"))
 
 
 def test_gaps_are_a_share_of_every_piece_and_never_a_special_token() -> None:
