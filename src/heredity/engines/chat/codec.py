@@ -17,13 +17,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import jinja2
 
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Tool, ToolCall
 from heredity.engines.chat.sandbox import BoundedEnvironment, TemplateStopped, metered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN_STOP = "\nUser:"  # a base model that writes this begins to write for the user
 # Steps that a rendering may take. A known template takes about 200 per message, and 2 per 16 characters.
@@ -43,10 +46,12 @@ class Template:
     """
 
     def __init__(
-        self, source: str, bos: str = "", eos: str = "", specials: dict[str, Any] | None = None
+        self, source: str, bos: str = "", eos: str = "", specials: Mapping[str, object] | None = None
     ) -> None:
         self._source = source
-        self._specials = {"bos_token": bos, "eos_token": eos} if specials is None else specials
+        self._specials: Mapping[str, object] = (
+            {"bos_token": bos, "eos_token": eos} if specials is None else specials
+        )
 
     @property
     def stop_text(self) -> str:
@@ -96,7 +101,7 @@ class Template:
         return environment.from_string(_GENERATION.sub("", self._source))
 
 
-def _allowance(value: Any) -> int:
+def _allowance(value: object) -> int:
     """Return the steps that a template may take for these messages and tools."""
     n_values = n_characters = 0
     waiting = [value]
@@ -114,7 +119,7 @@ def _allowance(value: Any) -> int:
 
 
 def _to_json(
-    value: Any,
+    value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
@@ -155,7 +160,7 @@ def merge_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return (*messages[1:first], user, *messages[first + 1 :])
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
+def _as_dict(message: Message) -> dict[str, object]:
     if not message.tool_calls:
         return {"role": message.role, "content": message.content}
     calls = [
@@ -165,7 +170,7 @@ def _as_dict(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": message.content, "tool_calls": calls}
 
 
-def _schema(tool: Tool) -> dict[str, Any]:
+def _schema(tool: Tool) -> dict[str, object]:
     properties = {name: {"type": "string", "description": what} for name, what in tool.parameters.items()}
     parameters = {"type": "object", "properties": properties, "required": list(properties)}
     function = {"name": tool.name, "description": tool.description, "parameters": parameters}
@@ -207,7 +212,7 @@ def _calls(text: str) -> Iterator[ToolCall]:
             yield ToolCall(item["name"], _arguments(item))
 
 
-def _arguments(item: dict[str, Any]) -> dict[str, Any]:
+def _arguments(item: Mapping[str, object]) -> dict[str, object]:
     found = item.get("arguments", item.get("parameters", {}))
     if isinstance(found, str):  # some models write the arguments as a JSON string
         try:
@@ -303,7 +308,7 @@ class ChatCodec:
         from transformers.utils import logging
 
         logging.set_verbosity_error()
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
         self.is_base = not self._tokenizer.chat_template
@@ -347,7 +352,7 @@ class ChatCodec:
     def _with_tools(self) -> Template:
         return self._template_for([{}])
 
-    def _template_for(self, tools: list[dict[str, Any]] | None) -> Template:
+    def _template_for(self, tools: list[dict[str, object]] | None) -> Template:
         """Return the template that transformers selects.
 
         It is rendered here: transformers' `strftime_now` gives the real time, and prompts must not change.

@@ -55,7 +55,7 @@ def refuse_unlike(path: Path, tokenizer: dict[str, Any]) -> None:
     _refuse_other_merges(path, tokenizer["model"], {t["content"] for t in added})
 
 
-def _leaves_whole(given: Any) -> bool:
+def _leaves_whole(given: dict[str, object] | None) -> bool:
     """Return True if text is not split: at most at spaces, which the normalizer has replaced."""
     return given is None or (given.get("type") == "Split" and given.get("pattern") == {"String": " "})
 
@@ -200,5 +200,7 @@ def _adds_bos(tokenizer: dict[str, Any], bos: int | None, tokens: list[str]) -> 
     return bos is not None and tokens[bos] in named
 
 
-def _text(token: Any) -> str:
-    return token if isinstance(token, str) else (token or {}).get("content", "")
+def _text(token: object) -> str:
+    """Return the text of a special token: a string, or an object with its content."""
+    found = token.get("content", "") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else ""
