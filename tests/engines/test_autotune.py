@@ -17,8 +17,7 @@ from heredity.engines.torch import autotune
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine
 from heredity.lineage.store import Store, load_engine
-
-from .conftest import make_model
+from tests.support.tiny_models import make_model
 
 
 class BusyClock:
