@@ -105,6 +105,7 @@ def test_time_in_words(seconds: float, words: str) -> None:
     assert clock(seconds) == words
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminal there")
 def test_on_a_terminal_there_is_a_live_bar_that_leaves_plain_lines_behind(place: Path) -> None:
     import pty

@@ -32,6 +32,7 @@ def test_an_assignment_at_the_top_declares(tmp_path: Path, source: str, is_decla
     assert registry._declares(path, "DERIVES") is is_declared
 
 
+@pytest.mark.slow
 def test_every_recipe_that_derives_is_listed_and_none_is_imported() -> None:
     known = [name for name in registry.names("recipes") if hasattr(registry.load("recipes", name), "DERIVES")]
     assert recipes.derivable() == known and "lora" in known

@@ -141,6 +141,7 @@ def test_an_edge_holds_where_a_study_stops_when_decided(tmp_path: Path) -> None:
     assert found.kept + found.lost == found.retention.n
 
 
+@pytest.mark.slow
 def test_a_family_of_a_store_leaves_out_what_cannot_answer(tmp_path: Path) -> None:
     from tests.lineage.test_store import Toy
 

@@ -42,6 +42,7 @@ def test_it_is_valid_by_the_schema(study: Path, tmp_path: Path, schema: dict[str
     assert faults(document(study, tmp_path), schema) == []
 
 
+@pytest.mark.slow
 def test_the_schema_would_refuse_a_slip(study: Path, tmp_path: Path, schema: dict[str, Any]) -> None:
     found = document(study, tmp_path)
     found["runs"][0]["results"][0]["level"] = "bad"
