@@ -30,6 +30,7 @@ from heredity.study.headline import headline
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _UNKNOWN = "not shown to be better or worse"
+_EDGE_WIDTH = 100  # columns that the table of edges needs for the names of most models
 _CROWDED = 30  # columns a model needs for its cell to stay on one line
 
 
@@ -51,7 +52,7 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
         screen.print(plain(line))
     if estimates.edges:
         screen.print()
-        screen.print(edge_table(estimates))
+        screen.print(edge_table(estimates) if screen.width >= _EDGE_WIDTH else edge_lines(estimates))
     in_lineage = {ident for edge in estimates.edges for ident in (edge.parent, edge.child)}
     others = [pair for pair in estimates.pairs if not {pair.a, pair.b} <= in_lineage]
     for pair in others:
@@ -92,15 +93,37 @@ def edge_table(estimates: Estimates) -> Table:
     return grid
 
 
+def edge_lines(estimates: Estimates) -> Text:
+    """The content of `edge_table` as lines, for a terminal in which its columns would break names."""
+    called, text, last = words.names(estimates.models), Text(), ""
+    for edge in estimates.edges:
+        pair = edge.compared
+        if pair.technique != last:
+            last = pair.technique
+            text.append(f"{words.SCOPE_NAMES[last]}\n", style="bold")
+        who = f"{called[edge.child]} of {called[edge.parent]}, {words.recipe_words(edge)}: "
+        text.append(plain(who)).append(edge.verdict, style=_style(edge)).append(
+            f"\n  held still {edge.kept} of {edge.retention.n} [{_bounds(edge.retention, '.0f')}] %, "
+            f"lost {edge.lost}, gained {edge.gained}"
+            f"\n  difference {words.points(pair.difference.value)} [{_bounds(pair.difference, '+.1f')}], "
+            f"would show {words.unsigned(pair.detectable)}\n"
+        )
+    text.rstrip()
+    return text
+
+
+def _style(edge: Inheritance) -> str:
+    return {"worse": "bold red", "not worse": "green"}.get(edge.verdict, "yellow")
+
+
 def _verdict_cell(edge: Inheritance) -> Text:
-    styles = {"worse": "bold red", "not worse": "green"}
-    return Text(edge.verdict.replace("enough ", "enough\n"), style=styles.get(edge.verdict, "yellow"))
+    return Text(edge.verdict.replace("enough ", "enough\n"), style=_style(edge))
 
 
 def _bounds(found: Estimate, form: str) -> str:
     if found.low is None or found.high is None:
         return "-"
-    return f"{100 * found.low:{form}}, {100 * found.high:{form}}"
+    return f"{100 * found.low:{form}}, {100 * found.high:{form}}".replace("-", "\u2212")
 
 
 def _compared(estimates: Estimates, pair: ModelPair) -> Text:

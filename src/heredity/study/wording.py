@@ -235,7 +235,8 @@ def inheritance_summary(found: Estimates) -> str:
         f"{len(groups['not worse'])} not worse within {unsigned(found.margin)}",
         f"{len(groups['not enough evidence'])} without enough evidence",
     ]
-    return f"Children against their parents, {plural(len(by_edge), 'edge')}: {', '.join(parts)}."
+    edges = plural(len(by_edge), "edge")
+    return f"Children against their parents in all kinds of breach, {edges}: {', '.join(parts)}."
 
 
 def inheritance_tables(found: Estimates) -> list[TextTable]:

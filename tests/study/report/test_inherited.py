@@ -80,6 +80,17 @@ def test_the_terminal_has_the_edges_and_not_their_pairs_again(
     assert "The report compares all pairs of these models" in printed
 
 
+def test_a_narrow_terminal_cuts_no_name_of_an_edge(
+    estimates: Estimates, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = "qwen2.5-coder-0.5b-instruct"
+    renamed = tuple(msgspec.structs.replace(m, name=f"{long}-{i}") for i, m in enumerate(estimates.models))
+    _findings.show(msgspec.structs.replace(estimates, models=renamed))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{long}-1 of {long}-0, lora: " in printed and "held still" in printed
+
+
 def test_the_headline_counts_children_by_verdict(estimates: Estimates) -> None:
     said = next(line for line in headline(estimates).support if line.startswith("Children against"))
     told = wording.edge_verdicts(estimates)
