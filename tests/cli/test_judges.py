@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from heredity.cli import judges
 from tests.redteam.judges.test_head import BAD, SPEC, rows
 from tests.support.cli import Run
 from tests.support.errors import check_refused
@@ -74,6 +75,16 @@ def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
     (place / "new.jsonl").write_text("\n".join(map(json.dumps, others)))
     assert run("judges", "calibrate", judge, "--labels", "new.jsonl", *COLUMNS).returncode == 0
     assert len(list(kept.glob("*.json"))) == 1
+
+
+def test_the_list_of_judges_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    judges.command.main(["list"], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) < 300
+    assert sum(line.startswith("labels ") for line in lines) > 4  # a table for each judge and task
 
 
 def test_rows_are_for_a_head(run: Run, learned: Path) -> None:

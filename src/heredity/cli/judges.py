@@ -277,13 +277,18 @@ def _list(as_json: bool) -> None:
 def _show(measured: Sequence[JudgeQuality]) -> None:
     from heredity.core.terminal import cell, out, percent, table
 
-    grid = table(
-        "judge", "task", "labels", "sensitivity", "n", "specificity", "n", "accuracy", whole=["judge", "task"]
-    )
+    shares = ("sensitivity", "specificity", "accuracy")
+    by_task: dict[tuple[str, str], list[JudgeQuality]] = {}
     for row in measured:
-        grid.add_row(
-            cell(row.judge, "bold"), cell(row.task), cell(row.labels),
-            percent(row.sensitivity), f"{row.sensitivity.n}",
-            percent(row.specificity), f"{row.specificity.n}", percent(row.accuracy),
-        )  # fmt: skip
-    out().print(grid)
+        by_task.setdefault((row.judge, row.task), []).append(row)
+    for i, ((judge, task), rows) in enumerate(by_task.items()):
+        grid = table("labels", "sensitivity", "n", "specificity", "n", "accuracy", whole=shares)
+        for row in rows:
+            grid.add_row(
+                cell(row.labels),
+                percent(row.sensitivity), f"{row.sensitivity.n}",
+                percent(row.specificity), f"{row.specificity.n}", percent(row.accuracy),
+            )  # fmt: skip
+        if i:
+            out().print()
+        out().print(cell(f"{judge}: {task}", "bold"), grid, sep="\n")
