@@ -50,10 +50,21 @@ def test_trials_are_found_by_outcome_technique_model_and_attack(result: Result) 
     assert result.trials(outcome="unclear")[0].text == "reply 3"
 
 
-@pytest.mark.parametrize("wrong", [{"model": "c"}, {"technique": "secrets"}, {"attack": "directt"}])
+@pytest.mark.parametrize(
+    "wrong", [{"model": "c"}, {"technique": "secrets"}, {"attack": "directt"}, {"outcome": "broken"}]
+)
 def test_an_unknown_name_is_refused(result: Result, wrong: dict[str, str]) -> None:
     with pytest.raises(UnknownName):
         result.trials(**wrong)  # type: ignore[arg-type]
+
+
+def test_an_unknown_kind_of_row_is_refused(result: Result) -> None:
+    with pytest.raises(UnknownName):
+        result.to_dataframe("edgs")  # type: ignore[arg-type]
+
+
+def test_a_shell_shows_a_result_in_one_line(result: Result) -> None:
+    assert repr(result) == f"Result({str(result.folder)!r}: a, b; 24 trials)"
 
 
 def test_an_edge_has_its_retention(result: Result) -> None:

@@ -70,6 +70,8 @@ def test_one_text_stands_for_a_list_of_one_and_option_names_are_accepted(place: 
     assert StudySpec.read(place / "old.toml") == StudySpec(
         ["scripted:mixed"], str(place / "desk.toml"), attacks=["direct"]
     )
+    of_one = StudySpec("scripted:mixed", attacks="direct", lineage="a")
+    assert of_one == StudySpec(("scripted:mixed",), attacks=("direct",), lineage=("a",))
 
 
 def test_probe_files_are_found_beside_the_plan_file(place: Path) -> None:

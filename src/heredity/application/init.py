@@ -29,7 +29,7 @@ def write_starter(folder: Path) -> list[Path]:
     targets = {folder / name: _SOURCE / source for name, source in FILES.items()}
     if existing := [str(path) for path in targets if path.exists()]:
         raise UsageError(
-            f"{', '.join(existing)}: exists already, and nothing was written. Name another folder.",
+            f"Nothing was written, because files exist already: {', '.join(existing)}. Name another folder.",
             code="file-exists",
         )
     for path, source in targets.items():

@@ -264,7 +264,7 @@ def _explain(error: BaseException, show_traceback: bool) -> int:
         return _closed()
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "heredity"
-        return _say(f"error: {error.format_message()} Help: {command} --help", 2)
+        return _say(f"error: {_as_sentence(error.format_message())} Help: {command} --help", 2)
     if isinstance(error, click.ClickException):
         return _say(f"error: {error.format_message()}", 2)
     if isinstance(error, BudgetSpent):
@@ -276,6 +276,10 @@ def _explain(error: BaseException, show_traceback: bool) -> int:
         return _say(f"error: {where}{error.strerror}", 2)
     hint = "" if show_traceback else " Run it again with --debug for the details."
     return _say(f"error: a fault in heredity: {type(error).__name__}: {error}.{hint}", FAULT)
+
+
+def _as_sentence(message: str) -> str:
+    return message if message.endswith((".", "?", "!", "?)")) else f"{message}."
 
 
 def _say(line: str, code: int) -> int:

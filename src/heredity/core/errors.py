@@ -68,7 +68,10 @@ class UsageError(HeredityError):
 
 
 class UnknownName(UsageError):
-    """No such name; says the nearest known one and how to list them all."""
+    """No such name; says the nearest known one, and how to list them all.
+
+    list_with: the command that lists them, or the names themselves.
+    """
 
     code = "unknown-name"
 
@@ -77,7 +80,8 @@ class UnknownName(UsageError):
     ) -> None:
         self.kind, self.name = kind, name
         hint = did_you_mean(name, known)
-        more = f" List them: {list_with}" if list_with else ""
+        more = "List them" if list_with.startswith("heredity ") else "Known"
+        more = f" {more}: {list_with}" if list_with else ""
         super().__init__(f"No {kind} named '{name}'.{hint}{more}", code=code)
 
 

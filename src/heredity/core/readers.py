@@ -37,7 +37,7 @@ def rows(path: Path) -> Iterator[tuple[int, Row]]:
         return _arrow(path)
     known = ", ".join(KNOWN)
     if not path.exists():
-        raise BadInput(path, "no such file", code="file-missing")
+        raise BadInput(path, "cannot be read: No such file or directory", code="file-missing")
     raise BadInput(
         path, f"is of no known kind: '{ending or path.name}'. Known: {known}", code="unknown-format"
     )

@@ -41,7 +41,8 @@ def load(folder: str, name: str) -> ModuleType:
     known = names(folder)
     if name not in known:
         last = folder.rpartition(".")[2]
-        raise UnknownName(_kind(folder), name, known, f"heredity {last}" if last in _LISTING_VERBS else "")
+        lister = f"heredity {last}" if last in _LISTING_VERBS else ", ".join(known)
+        raise UnknownName(_kind(folder), name, known, lister)
     return importlib.import_module(f"heredity.{folder}.{name}{_inside(folder, name)}")
 
 

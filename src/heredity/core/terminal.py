@@ -160,8 +160,8 @@ class Display:
     every ten seconds.
 
         with h.Display() as display:
-            child = store.derive(h.recipe("lora", data=data, watch=display.training("lora")), [parent])
-            h.Study([parent, child], application, "core").run(display)
+            child = store.grow(h.Lora(data, watch=display.training("lora")), [parent])
+            h.Study([parent, child], application).run(display.trials())
     """
 
     def __init__(self, screen: Console | None = None) -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
@@ -96,6 +96,10 @@ class Result:
     folder: Path
     estimates: Estimates
 
+    def __repr__(self) -> str:
+        models = ", ".join(label(name) for name in wording.names(self.estimates.models).values())
+        return f"Result({str(self.folder)!r}: {models}; {self.estimates.n_asked:,} trials)"
+
     def table(self, by: Literal["scope", "technique", "attack"] = "scope") -> ResultTable:
         """The rates of every model, with interval, n, unclear answers and errors.
 
@@ -120,8 +124,11 @@ class Result:
     ) -> list[TrialResult]:
         """The judged trials that match every given filter, in the plan's order, with response and verdict.
 
-        Raises UnknownName for a model, technique or attack that the study does not have.
+        Raises UnknownName for an outcome that does not exist, and for a model, technique or attack that the
+        study does not have.
         """
+        if outcome is not None:
+            _check_name("outcome", outcome, get_args(TrialOutcome))
         plan = read_plan(self.folder)
         grid, wanted = Grid(plan), None if model is None else self._card(model).id
         if technique is not None:
@@ -159,6 +166,7 @@ class Result:
 
     def to_dataframe(self, rows: RowKind = "rates") -> pandas.DataFrame:
         """All rates, pairs, edges or trials of the study, one per row. Needs pandas."""
+        _check_name("kind of row", rows, get_args(RowKind))
         try:
             import pandas
         except ImportError:
@@ -265,7 +273,7 @@ def _outcome(row: Verdict) -> TrialOutcome:
 
 def _check_name(kind: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
-        raise UnknownName(kind, name, list(known))
+        raise UnknownName(kind, name, known, ", ".join(known))
 
 
 def _trial_row(found: TrialResult) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class StudySpec:
     attacker       the model that writes the turns of `pair` and `tap`
     lineage        models whose descendants in the store are studied, too
     out            the folder of the study; None: studies/<application>-<start of the plan's digest>
+
+    One name in place of a list of models, attacks or lineage is a list of one.
     """
 
     models: Sequence[ModelReference] = ()
@@ -67,6 +69,12 @@ class StudySpec:
     attacker: str | Grown | Model | None = None
     lineage: Sequence[str] = ()
     out: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        """One name is a sequence of one, as in a plan file."""
+        for name in ("models", "attacks", "lineage"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
 
     @classmethod
     def read(cls, path: Path | str) -> StudySpec:

@@ -60,7 +60,7 @@ def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: P
         raise UsageError(
             f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.", code="path-missing"
         )
-    raise UnknownName("model", ref, names(), "heredity models")
+    raise UnknownName("model", ref, names(), "heredity models --catalog")
 
 
 def _resolve_hub(ref: str, downloads: Path, progress: Watch | None) -> FromHub:
