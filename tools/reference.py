@@ -109,8 +109,9 @@ def api() -> str:
     lines = [NOTE, "# Library", "", "Everything public is in the package itself: `import heredity as h`.", ""]
     lines += ["| name | what it is |", "|---|---|"]
     for name in names:
-        first = _docstring(getattr(heredity, name)).split("\n")[0]
-        lines.append(f"| [`{name}`](#{name.lower()}) | {_cell(first)} |")
+        paragraph = " ".join(_docstring(getattr(heredity, name)).split("\n\n")[0].split())
+        first, stop, _ = paragraph.partition(". ")
+        lines.append(f"| [`{name}`](#{name.lower()}) | {_cell(first + stop.strip())} |")
     for name in names:
         thing = getattr(heredity, name)
         lines += ["", f"## {name}", "", *_signature(name, thing), "", _docs(thing)]

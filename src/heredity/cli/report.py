@@ -25,7 +25,7 @@ from heredity.core import registry
 def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
     """Write a study's report.
 
-    The numbers come from its estimates.json; they are not computed again.
+    The numbers come from its estimates.json. If its verdicts give others, the report is refused.
     """
     from heredity.core.sanitize import plain
     from heredity.core.terminal import write

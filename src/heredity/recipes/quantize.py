@@ -24,7 +24,7 @@ from heredity.recipes import DerivableRecipe, setting
 
 @dataclass(frozen=True)
 class Quantize(DerivableRecipe):
-    """One parent in `to`."""
+    """One parent with its weights rounded to the type `to`."""
 
     to: Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16", "f16", "f32", "int8"] = setting(
         "q8_0", "The format of its matrices."
