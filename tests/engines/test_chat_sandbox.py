@@ -25,6 +25,8 @@ from tests.support.errors import raises
 HELLO = Request(0, (Message("user", "hi"),))
 NESTED = "{% set n = namespace(a=['x']) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% endfor %}"
 DOUBLED = "{% set n = namespace(a=messages) %}{% for i in range(60) %}{% set n.a = n.a + n.a %}{% endfor %}"
+# Half a million characters, for a sixteenth of the steps each time.
+LONG = "{% set n = namespace(a='a') %}{% for i in range(19) %}{% set n.a = n.a ~ n.a %}{% endfor %}{% set a = n.a %}"
 ENDLESS = [
     "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
     "{% for a in range(100000) %}{% for b in range(100000) if false %}{% endfor %}{% endfor %}",
@@ -68,6 +70,24 @@ ENDLESS = [
     "{{ '{0[0]}{1.role}'.format(messages, messages[0]) }}",
     "{{ '{a}'.format_map({'a': 1}) }}",
     "{{ [1, 2] | pprint }}",
+    "{{ '%10000000000d' is odd }}",
+    "{{ '%10000000000d' is divisibleby(3) }}",
+    "{{ '%(a(b))10000000000d' % {'a(b)': 1} }}",
+    "{{ '%.00000000010000000000d' % 1 }}",
+    "{{ '{:.00000000010000000000f}'.format(1.5) }}",
+    "{{ '{:.٠٠٠٠٠٠٠٠٠10000000000f}'.format(1.5) }}",
+    NESTED + "{{ n.a is lower }}",
+    NESTED.replace("[n.a, n.a]", "(n.a, n.a)").replace("['x']", "('x',)") + "{{ n.a is filter }}",
+    "{{ ('a ' * 60000) | indent('          ' * 800) | length }}",
+    "{% set n = ('f' * 99999) | int(0, 16) %}{% for i in range(60000) %}{% set x = '%x' % n %}{% endfor %}",
+    "{{ range(('9' * 1000) | int, ('9' * 1000) | int + 90000) | join | length }}",
+    "{{ range(0, 2305843009213693951 * 30000, 2305843009213693951) | unique | list | length }}",  # one hash
+    LONG + "{{ a.strip(a.replace('a', 'b') ~ 'a') }}",
+    LONG + "{{ a | trim(a.replace('a', 'b') ~ 'a') }}",
+    LONG + "{{ a.rfind('ab' ~ a[:200000]) }}",
+    "{{ range(60000) | map(attribute='a" + ".a" * 20000 + "', default=0) | list | length }}",
+    "{{ range(60000) | sort(false, false, 'a" + ",a" * 20000 + "') | length }}",
+    "{% macro m() %}{{ varargs | length }}{% endmacro %}{% set a = range(60000) | list %}{% for i in range(9000) %}{{ m(*a) }}{% endfor %}",
 ]
 UNSTEADY = [
     "{{ [1, 2] | random }}",
@@ -84,6 +104,8 @@ UNSTEADY = [
     "{{ cycler(1, 2) }}",
     "{{ raise_exception(range) }}",
     "{{ strftime_now('%s') }}",
+    "{{ {'a': 1, 'b': 2, 'c': 3}.keys() - [] }}",  # a set
+    "{% for k in {'a': 1, 'b': 2}.items() - [] %}{{ k }}{% endfor %}",
 ]
 
 

@@ -19,7 +19,7 @@ import functools
 import re
 import string
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from contextvars import ContextVar
 from typing import NoReturn, cast
 
@@ -33,7 +33,7 @@ LONGEST_SOURCE = 1 << 16  # characters; a known model's template has 25,000 at m
 _CHARACTERS = 16  # of a text that one step handles
 _NODES = 16  # of a loop's body that one step pays for
 _WIDEST = 10_000  # characters that a field is padded to; also any number that a filter is given
-_MOST_BITS = 4096  # of a whole number
+_WORD, _MOST_BITS = 60, 4096  # of a whole number; a longer one than the first pays for every bit
 
 # What a template may use of Python and Jinja.
 _STRING_METHODS = frozenset((
@@ -46,6 +46,8 @@ _STRING_METHODS = frozenset((
 _MAPPING_METHODS = frozenset({"get", "items", "keys", "values", "copy"})
 _SEQUENCE_METHODS = frozenset({"index", "count", "copy"})
 _CLASSES = (dict, Namespace, Cycler, Joiner)
+# Methods that search from the right, or for any of some characters.
+_SEARCHES = frozenset({"lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"})
 # Filters that look at the top of a value only, and those that pay for everything inside it.
 _SHALLOW_FILTERS = frozenset((
     "attr", "count", "d", "default", "first", "items", "last", "length", "list", "map", "reject",
@@ -56,11 +58,20 @@ _DEEP_FILTERS = frozenset((
     "lower", "max", "min", "replace", "round", "safe", "sort", "string", "sum", "title", "tojson", "trim",
     "truncate", "unique", "upper", "wordcount",
 ))  # fmt: skip
-_COMPARING_TESTS = frozenset((
-    "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge", "<", "lt", "lessthan",
-    "<=", "le", "in", "sameas",
+# Tests that look at the top of a value only. The others pay for everything inside it.
+_SHALLOW_TESTS = frozenset((
+    "boolean", "callable", "defined", "escaped", "false", "float", "integer", "iterable", "mapping", "none",
+    "number", "sequence", "string", "true", "undefined",
 ))  # fmt: skip
-_PERCENT_FIELD = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?")
+_NUMBER_TESTS = frozenset({"divisibleby", "even", "odd"})  # they apply % to the value
+# Filters that look up an attribute of every item, and the place of its name among their arguments.
+_ATTRIBUTE_AT = {
+    "groupby": 0, "join": 1, "max": 1, "min": 1, "rejectattr": 0, "selectattr": 0, "sort": 2, "sum": 0,
+    "unique": 1,
+}  # fmt: skip
+_MOST_PARTS = 16  # of the name of an attribute
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
+_PERCENT_FIELD = re.compile(r"%(?:\([^()]*([()]?))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?[hlL]?.?", re.DOTALL)
 _NUMBER = re.compile(r"\d+")
 _CHARGE = "heredity_charge"  # the filter that `_instrument` puts into a template
 
@@ -180,20 +191,29 @@ def _weigh(*values: object, is_shown: bool = False) -> int:
         if isinstance(value, (str, bytes)):
             meter.spend(1 + len(value) // _CHARACTERS)
             continue
-        meter.spend(1)
+        meter.spend(_price_of_number(value) if type(value) is int else 1)
         if type(value) in _ATOMS:
             continue
         if isinstance(value, Namespace):
             value = object.__getattribute__(value, "_Namespace__attrs")
-        if isinstance(value, Collection):
+        if isinstance(value, range):
+            meter.spend(len(value) * max(map(_price_of_number, (value.start, value.stop))))
+        elif isinstance(value, Collection):
             meter.spend(len(value))
             if isinstance(value, Mapping):
                 waiting += value.values()
-            waiting += () if isinstance(value, range) else value
+            waiting += value
         elif is_shown and not isinstance(value, (Undefined, Macro, LoopContext)):
             kind = type(value).__name__
             raise TemplateStopped(f"the text of a {kind} has a memory address, which differs from run to run")
     return before - meter.left
+
+
+def _price_of_number(number: int) -> int:
+    """Return the steps of a whole number. Long ones can be long texts, or share one hash."""
+    n_bits = number.bit_length()
+    _bound(n_bits, _MOST_BITS, "a number's length in bits")
+    return n_bits if n_bits > _WORD else 1
 
 
 def _weigh_top(value: object) -> object:
@@ -230,10 +250,10 @@ def _pay_operands(left: object, right: object) -> None:
     for value in (left, right):
         if isinstance(value, (str, list, tuple)):
             _weigh_top(value)
-            continue
-        if isinstance(value, int):
-            _bound(value.bit_length(), _MOST_BITS, "a number's length in bits")
-        _weigh(value)
+        elif isinstance(value, Set):  # the difference of two views is a set
+            raise TemplateStopped("it subtracts sets, whose order differs from run to run")
+        else:
+            _weigh(value)
 
 
 def _pay_product(left: object, right: object) -> None:
@@ -249,7 +269,10 @@ def _pay_modulo(left: object, right: object) -> None:
         return
     steps = _weigh(right, is_shown=True)
     for field in _PERCENT_FIELD.finditer(left):
-        _pay_field(steps, field.groups(""))
+        name_end, *widths = field.groups("")
+        if name_end == "(":
+            raise TemplateStopped("the name of a field has parentheses")
+        _pay_field(steps, widths)
 
 
 _OPERATORS = {"*": _pay_product, "**": _refuse("it uses **"), "%": _pay_modulo}
@@ -270,13 +293,13 @@ def _pay_field(steps: int, widths: Iterable[str]) -> None:
     for width in filter(None, widths):
         if width == "*":
             raise TemplateStopped("the width of a field must be a number")
-        _bound(int(width[:9]), _WIDEST, "a width")
-        _spend(int(width[:9]) // _CHARACTERS)
+        _bound(int(width), _WIDEST, "a width")
+        _spend(int(width) // _CHARACTERS)
 
 
 def _pay_call(what: object, args: Arguments, kwargs: Keywords) -> None:
     if isinstance(what, (Macro, LoopContext, Undefined)):  # their own bodies are paid for
-        _spend(1)
+        _spend(1 + len(args) + len(kwargs))
     elif isinstance(what, types.MethodType | types.BuiltinMethodType) and what.__self__ is not None:
         _pay_method(what.__self__, what.__name__, args, kwargs)
     else:
@@ -309,10 +332,21 @@ def _pay_string_method(of: str, name: str, args: Arguments, kwargs: Keywords) ->
     elif name == "replace" and len(args) > 1:
         _pay_replace(of, args[0], args[1])
     elif name == "splitlines":
-        _spend(of.count("\n") + of.count("\r"))
+        _spend(_count_lines(of))
     elif name in ("split", "rsplit"):
         separator = given[0] if given and isinstance(given[0], str) else None
         _spend(of.count(separator) if separator else len(of) // 2)
+    if name in _SEARCHES and given:
+        _pay_search(of, given[0])
+
+
+def _pay_search(text: object, what: object = "", *_: object, **__: object) -> None:
+    """Pay for a search from the right, or of a set of characters: it compares every pair."""
+    _spend(len(str(text)) * (len(str(what)) // _CHARACTERS) // _CHARACTERS)
+
+
+def _count_lines(text: str) -> int:
+    return 1 + sum(map(text.count, _LINE_ENDS))
 
 
 def _pay_join(items: object, d: object = "", *_: object, **__: object) -> None:
@@ -333,6 +367,8 @@ def _paid_filter(name: str, inner: Filter) -> Filter:
 
     def pay(value: object, rest: Arguments, kwargs: Keywords) -> object:
         given = [*rest, *kwargs.values()]
+        _bound_attribute(kwargs.get("attribute"))
+        _bound_attribute(next(iter(rest[_ATTRIBUTE_AT.get(name, len(rest)) :]), None))
         if name in _SHALLOW_FILTERS:
             _weigh(*given)
             return _weigh_top(value)
@@ -352,10 +388,21 @@ def _paid_test(name: str, inner: Filter) -> Filter:
     """Return a test that pays before it works."""
 
     def pay(value: object, rest: Arguments, kwargs: Keywords) -> object:
-        _weigh(value, *rest, *kwargs.values()) if name in _COMPARING_TESTS else _spend(1)
+        if name in _SHALLOW_TESTS:
+            _spend(1)
+            return value
+        _weigh(value, *rest, *kwargs.values(), is_shown=name in ("lower", "upper"))
+        if name in _NUMBER_TESTS and isinstance(value, str):
+            raise TemplateStopped(f"the test '{name}' takes numbers only")
         return value
 
     return _paid(inner, pay)
+
+
+def _bound_attribute(name: object) -> None:
+    """Stop a template that looks up a long path for every item."""
+    if isinstance(name, str):
+        _bound(1 + name.count(".") + name.count(","), _MOST_PARTS, "the number of parts of an attribute")
 
 
 def _paid(inner: Filter, pay: Callable[[object, Arguments, Keywords], object]) -> Filter:
@@ -373,7 +420,7 @@ def _paid(inner: Filter, pay: Callable[[object, Arguments, Keywords], object]) -
 
 
 def _pay_indent(text: object, width: object = 4, *_: object, **__: object) -> None:
-    _spend((str(text).count("\n") + 1) * _length(width) // _CHARACTERS)
+    _spend(_count_lines(str(text)) * _length(width) // _CHARACTERS)
 
 
 def _pay_json(
@@ -408,7 +455,7 @@ def _refuse_start(_: object, __: object = None, start: object = 0, **___: object
 
 _GROWING_FILTERS: dict[str, Callable[..., None]] = {
     "indent": _pay_indent, "tojson": _pay_json, "join": _pay_join, "format": _pay_format_filter,
-    "replace": _pay_replace, "sum": _refuse_start,
+    "replace": _pay_replace, "sum": _refuse_start, "trim": _pay_search,
 }  # fmt: skip
 
 
