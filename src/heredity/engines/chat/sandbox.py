@@ -191,9 +191,10 @@ def _weigh(*values: object, is_shown: bool = False) -> int:
         if isinstance(value, (str, bytes)):
             meter.spend(1 + len(value) // _CHARACTERS)
             continue
-        meter.spend(_price_of_number(value) if type(value) is int else 1)
         if type(value) in _ATOMS:
+            meter.spend(_price_of_number(value) if isinstance(value, int) else 1)
             continue
+        meter.spend(1)
         if isinstance(value, Namespace):
             value = object.__getattribute__(value, "_Namespace__attrs")
         if isinstance(value, range):
@@ -336,7 +337,7 @@ def _pay_string_method(of: str, name: str, args: Arguments, kwargs: Keywords) ->
     elif name in ("split", "rsplit"):
         separator = given[0] if given and isinstance(given[0], str) else None
         _spend(of.count(separator) if separator else len(of) // 2)
-    if name in _SEARCHES and given:
+    if given and name in _SEARCHES:
         _pay_search(of, given[0])
 
 
@@ -364,11 +365,14 @@ def _pay_replace(text: object, old: object = "", new: object = "", *_: object, *
 
 def _paid_filter(name: str, inner: Filter) -> Filter:
     """Return a filter that pays before it works."""
+    attribute_at = _ATTRIBUTE_AT.get(name)
 
     def pay(value: object, rest: Arguments, kwargs: Keywords) -> object:
         given = [*rest, *kwargs.values()]
-        _bound_attribute(kwargs.get("attribute"))
-        _bound_attribute(next(iter(rest[_ATTRIBUTE_AT.get(name, len(rest)) :]), None))
+        if kwargs:
+            _bound_attribute(kwargs.get("attribute"))
+        if attribute_at is not None and len(rest) > attribute_at:
+            _bound_attribute(rest[attribute_at])
         if name in _SHALLOW_FILTERS:
             _weigh(*given)
             return _weigh_top(value)
