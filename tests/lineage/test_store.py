@@ -82,6 +82,13 @@ def test_the_id_depends_on_recipe_parents_and_files_not_on_place_or_time(
     assert len({child.record.id, *(other.record.id for other in others)}) == 3
 
 
+def test_one_parent_needs_no_list_and_the_record_names_this_version(store: Store) -> None:
+    parent = store.grow(Toy())
+    assert parent.record.made.versions["heredity"] == heredity.__version__
+    child = store.grow(Toy(2.0), parent)
+    assert child.record.parents == (parent.record.id,) and grow(Toy(2.0), parent) == child
+
+
 def test_growing_an_id_that_exists_returns_the_existing(store: Store) -> None:
     first = store.grow(Toy(name="first"))
     assert store.grow(Toy(name="second")) == first

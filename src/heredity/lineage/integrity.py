@@ -14,7 +14,6 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -22,6 +21,7 @@ import msgspec
 from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, Refused
 from heredity.core.files import Lock, hash_file, stamp_file, write_atomic
 from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest, encode
+from heredity.core.version import __version__
 
 _REDIRECTION = "adapter_config.json"
 
@@ -201,8 +201,4 @@ def _clear_dead(tmp: Path) -> None:
 
 def versions(used: Mapping[str, str]) -> dict[str, str]:
     """The versions that made a model: heredity, Python, the system, and the recipe's packages."""
-    try:
-        own = version("heredity")
-    except PackageNotFoundError:
-        own = "unknown"
-    return {"heredity": own, "python": platform.python_version(), **used, "system": sys.platform}
+    return {"heredity": __version__, "python": platform.python_version(), **used, "system": sys.platform}

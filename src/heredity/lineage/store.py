@@ -136,11 +136,13 @@ class Store:
         """The answers that the studies of this store share."""
         return ResponseCache(self.root / "cache.sqlite")
 
-    def grow(self, recipe: Recipe, parents: Sequence[Grown] = ()) -> Grown:
+    def grow(self, recipe: Recipe, parents: Grown | Sequence[Grown] = ()) -> Grown:
         """Make a child from its parents, hash its files and record it; an existing id is returned as it is.
 
-        Raises Damaged if a parent's files are not the recorded ones or the result is empty.
+        `parents` may be one model. Raises Damaged if a parent's files are not the recorded ones or the
+        result is empty.
         """
+        parents = [parents] if isinstance(parents, Grown) else parents
         for parent in parents:
             if problems := self.verify(parent.record):
                 raise Damaged(
@@ -349,8 +351,9 @@ class Store:
         return Grown(record, self.folder(record))
 
 
-def grow(recipe: Recipe, parents: Sequence[Grown] = (), store: Store | None = None) -> Grown:
+def grow(recipe: Recipe, parents: Grown | Sequence[Grown] = (), store: Store | None = None) -> Grown:
     """Make a child in `store` (None: its parents' store, or the default one). See Store.grow."""
+    parents = [parents] if isinstance(parents, Grown) else parents
     return (store or _store_of(parents)).grow(recipe, parents)
 
 
