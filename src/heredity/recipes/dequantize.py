@@ -3,7 +3,7 @@
 Promises: the child loads with transformers without remote code. Its config agrees with its tensors; a head
 equal to the embedding is tied and dropped. Its chat template is the GGUF's own, unchanged. Every control
 token of the GGUF is one token with the same id.
-Leaves to others: downloading (pull.py) and answering
+Leaves to others: downloading (pull/recipe.py) and answering
 (engines/). The only recipe here that needs torch.
 """
 

@@ -2,7 +2,7 @@
 
 Promises: prompt and answer meet at the same token as when the model is asked; the token that ends an answer
 is learned.
-Leaves to others: examples and their length (train/data/documents.py), and the template (codec.py).
+Leaves to others: examples and their length (train/data/chat.py), and the template (codec.py).
 """
 
 from __future__ import annotations
