@@ -1,6 +1,6 @@
 """Measure the judges: how often they are right on labelled answers, and how fast they are.
 
-python bench/judges.py                measure, print, and write judges/quality.json
+python bench/judges.py                measure, print, and write quality.json (judges/calibration)
 
 --check       print only; exit 1 if the shipped table is stale
 --data DIR    labelled sets in another folder than ../shared/data
