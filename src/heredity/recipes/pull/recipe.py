@@ -134,8 +134,9 @@ class FromCatalogue:
         kind = next((WrongHash for error in reasons if isinstance(error, WrongHash)), Unavailable)
         other = "" if self.mirrors else ", name a file of mirrors in HEREDITY_MIRRORS"
         raise kind(
-            f"No source gave '{self.name}'. {' '.join(map(str, reasons))} Check the network{other}, or copy"
-            " the file here and pull its path; an interrupted download resumes.",
+            f"No source gave '{self.name}' ({'; '.join(str(each).rstrip('.') for each in reasons)}). "
+            f"Check the network{other}, or copy the file here and pull its path; "
+            "an interrupted download resumes.",
             code=next((each.code for each in reasons if isinstance(each, WrongHash)), "no-source"),
         )
 
