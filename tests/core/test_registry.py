@@ -10,6 +10,9 @@ import pytest
 
 from heredity import recipes
 from heredity.core import registry
+from heredity.core.errors import Unavailable
+from heredity.redteam import attacks
+from tests.support.errors import raises
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,44 @@ def test_an_assignment_at_the_top_declares(tmp_path: Path, source: str, is_decla
     path = tmp_path / "new.py"
     path.write_bytes(source.encode())
     assert registry._declares(path, "DERIVES") is is_declared
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of an attack `zboom` that is still to be written."""
+    path = tmp_path / "zboom.py"
+    monkeypatch.setattr(attacks, "__path__", [*attacks.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "names", lambda _: ["zboom"])
+    monkeypatch.setattr(registry, "source", lambda *_: path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        ('"""Boom."""\n\nraise RuntimeError("boom at import")\n', 3, "RuntimeError: boom at import"),
+        ("import json\nsettings = json.loads('{')\n", 2, "JSONDecodeError"),
+        ("x = 1\ndef broken(:\n", 2, "SyntaxError"),
+    ],
+)
+def test_a_plugin_that_raises_while_it_loads_is_named_with_its_line(
+    plugin: Path, text: str, line: int, what: str
+) -> None:
+    plugin.write_text(text)
+    with raises(Unavailable, "plugin-broken", ["zboom", f"{plugin}:{line}", what]):
+        registry.load("redteam.attacks", "zboom")
+
+
+def test_a_listing_names_the_file_that_is_not_python(plugin: Path) -> None:
+    plugin.write_text("x = 1\ndef broken(:\n")
+    with raises(Unavailable, "plugin-broken", ["zboom", f"{plugin}:2"]):
+        registry.purposes("redteam.attacks")
+
+
+def test_a_package_that_a_plugin_lacks_stays_an_import_error(plugin: Path) -> None:
+    plugin.write_text("import a_package_that_is_nowhere\n")
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_nowhere"):
+        registry.load("redteam.attacks", "zboom")
 
 
 @pytest.mark.slow

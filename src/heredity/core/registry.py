@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from heredity.core.errors import Unavailable, UnknownName
+from heredity.core.errors import HeredityError, Unavailable, UnknownName, first_line
 
 _ROOT = Path(__file__).parents[1]
 _LISTING_VERBS = {"engines", "attacks", "judges", "probes"}  # verbs that list an open folder
@@ -37,13 +37,38 @@ def names(folder: str, suffix: str = ".py") -> list[str]:
 
 
 def load(folder: str, name: str) -> ModuleType:
-    """The module of a plug-in. Raises UnknownName with the nearest known name."""
+    """The module of a plug-in.
+
+    Raises UnknownName with the nearest known name, and Unavailable with file and line if the file raises an
+    error while it is imported. An ImportError stays as it is: the caller knows which package to name.
+    """
     known = names(folder)
     if name not in known:
         last = folder.rpartition(".")[2]
         lister = f"heredity {last}" if last in _LISTING_VERBS else ", ".join(known)
         raise UnknownName(_kind(folder), name, known, lister)
-    return importlib.import_module(f"heredity.{folder}.{name}{_inside(folder, name)}")
+    try:
+        return importlib.import_module(f"heredity.{folder}.{name}{_inside(folder, name)}")
+    except (HeredityError, ImportError):
+        raise
+    except Exception as error:
+        raise _broken(folder, name, error) from error
+
+
+def _broken(folder: str, name: str, error: Exception) -> Unavailable:
+    """The error for a plug-in whose file raises `error`; the line is the last one in that file."""
+    import traceback
+
+    path = source(folder, name)
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line = error.lineno
+    place = path if line is None else f"{path}:{line}"
+    return Unavailable(
+        f"The plug-in '{name}' in {folder} cannot be loaded: {place}: {first_line(error)}.",
+        code="plugin-broken",
+    )
 
 
 def load_as(protocol: type[T], folder: str, name: str) -> T:
@@ -68,12 +93,19 @@ def source(folder: str, name: str) -> Path:
 
 
 def purposes(folder: str) -> dict[str, str]:
-    """Map each plug-in of an open folder to the first paragraph of its docstring; none is imported."""
-    return {name: _first_paragraph(source(folder, name)) for name in names(folder)}
+    """Map each plug-in of an open folder to the first paragraph of its docstring; none is imported.
+
+    Raises Unavailable for a file that is not Python.
+    """
+    return {name: _first_paragraph(folder, name) for name in names(folder)}
 
 
-def _first_paragraph(path: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+def _first_paragraph(folder: str, name: str) -> str:
+    path = source(folder, name)
+    try:
+        docstring = ast.get_docstring(ast.parse(path.read_bytes(), str(path))) or ""
+    except (SyntaxError, ValueError) as error:
+        raise _broken(folder, name, error) from None
     return " ".join(docstring.split("\n\n")[0].split())
 
 
