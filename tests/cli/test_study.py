@@ -8,7 +8,7 @@ import pytest
 
 from heredity.cli import main
 from tests.support import studies
-from tests.support.cli import Run
+from tests.support.cli import Run, run_here
 from tests.support.errors import check_refused
 
 
@@ -28,6 +28,39 @@ def test_errors_are_told_at_the_end_and_asked_again_on_demand(run: Run, place: P
 def test_a_study_without_errors_says_nothing_of_them(run: Run) -> None:
     args = ("study", "--model", "scripted:careful", "--application", "desk.toml")
     assert "error" not in run(*args, "--probes", "planted_secret", "--out", "fine").stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "there"),
+    [
+        (("--application", "desk.toml"), "--lineage", "--application"),
+        (("--model", "scripted:careful"), "--application", "--model"),
+    ],
+)
+def test_a_study_says_which_option_it_lacks(
+    run: Run, given: tuple[str, ...], missing: str, there: str
+) -> None:
+    result = run("study", *given)
+    assert result.returncode == 2
+    said = result.stderr.replace("heredity study", "")
+    assert missing in said and there not in said
+
+
+def test_a_probe_is_shown_with_the_settings_that_its_check_uses(run: Run) -> None:
+    secret = run("probes", "show", "planted_secret/plain-01").stdout
+    assert "n_words" not in secret and "kind = secret" in secret
+    threats = [line for line in secret.splitlines() if line.split()[:1] == ["threats"]]
+    assert len(threats) == 2  # of the probe, and of its twin
+    assert "n_words = " in run("probes", "show", "prompt_extraction/repeat-01").stdout
+
+
+def test_intervals_of_a_narrow_table_start_in_one_column(place: Path) -> None:
+    args = ("study", "--model", "scripted:leaky", "--model", "scripted:careful", "--application", "desk.toml")
+    env = {"HEREDITY_STORE": str(place / "store"), "COLUMNS": "60"}
+    shown = run_here(*args, "--probes", "quick", "--out", "narrow", cwd=place, env=env).stdout
+    lines = [line for line in shown.splitlines() if line.lstrip().startswith("[")]
+    assert len({len(line.split("]")[0]) - line.index("[") for line in lines}) > 1  # of several lengths
+    assert len({line.index("[") for line in lines}) == 1
 
 
 def test_retrying_is_of_one_command_and_no_key_of_a_plan(run: Run, place: Path) -> None:

@@ -195,8 +195,16 @@ def _estimate(found: Estimate | None, is_narrow: bool) -> Text:
     """A corrected rate with its interval; its n is that of the raw one above it."""
     if found is None or found.value is None or found.low is None or found.high is None:
         return Text("refused" if found else "-")
-    between, bounds = "\n" if is_narrow else "  ", f"[{100 * found.low:.0f}, {100 * found.high:.0f}]"
-    return Text(f"{words.percent(found.value):>6}{between}{bounds:>9}")
+    return Text(f"{words.percent(found.value):>6}{_interval(found, is_narrow)}")
+
+
+def _interval(found: Estimate, is_narrow: bool) -> str:
+    """An interval in brackets: after its rate, or at the left of the next line if the table is narrow."""
+    if found.low is None or found.high is None:
+        bounds = ""
+    else:
+        bounds = f"[{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return f"\n{bounds:<9}" if is_narrow else f"  {bounds:>9}"
 
 
 def _is_narrow(estimates: Estimates, width: int) -> bool:
@@ -207,19 +215,16 @@ def _cells(
     estimates: Estimates, technique: str, measure: Measure, is_narrow: bool, attack: str = ALL
 ) -> list[Text]:
     rates = [words.find(estimates, card.id, technique, attack, measure) for card in estimates.models]
-    return [_cell(rate, "\n" if is_narrow else "  ") for rate in rates]
+    return [_cell(rate, is_narrow) for rate in rates]
 
 
-def _cell(rate: Rate | None, between: str) -> Text:
+def _cell(rate: Rate | None, is_narrow: bool) -> Text:
     if rate is None or rate.estimate.value is None:
         return Text("-", style="dim")
     found = rate.estimate
     value = words.percent(found.value)
     shown = Text(f"{value:>6}", style=_colour(rate))
-    bounds = (
-        "" if found.low is None or found.high is None else f"[{100 * found.low:.0f}, {100 * found.high:.0f}]"
-    )
-    return shown.append(f"{between}{bounds:>9} n {found.n}", style="default not bold")
+    return shown.append(f"{_interval(found, is_narrow)} n {found.n}", style="default not bold")
 
 
 def _colour(rate: Rate) -> str:

@@ -128,11 +128,17 @@ def _list(as_json: bool) -> None:
 
 
 def _words(probe: Probe) -> str:
-    """A probe, one field per line; empty fields are left out."""
+    """A probe, one field per line, without empty fields and settings that its check does not use."""
     import msgspec
 
-    lines = [probe.id]
-    for name, value in msgspec.to_builtins(probe).items():
+    from heredity.redteam.checks import check_class
+
+    lines, fields = [probe.id], msgspec.to_builtins(probe)
+    settings = fields["check"].pop("settings", {})
+    used = {"kind", *check_class(probe.check.kind).__struct_fields__}
+    fields["check"] = {k: v for k, v in fields["check"].items() if k in used} | settings
+    fields["threats"] = ", ".join(probe.threats)
+    for name, value in fields.items():
         if name == "id" or not value:
             continue
         entries = value if isinstance(value, list | tuple) else [value]

@@ -160,11 +160,10 @@ def command(
     is_folder = plan is not None and plan.is_dir()
     if is_folder:
         _refuse_beside_a_folder(click.get_current_context())
-    if not is_folder and (not (model or lineage) or application is None):
-        raise click.UsageError(
-            "A study needs --model (once for each) or --lineage, and --application.",
-            click.get_current_context(),
-        )
+    missing = [] if model or lineage else ["--model (once for each) or --lineage"]
+    missing += [] if application is not None else ["--application"]
+    if not is_folder and missing:
+        raise click.UsageError(f"A study needs {', and '.join(missing)}.", click.get_current_context())
     from heredity.application.spec import Application
     from heredity.cli import _findings
     from heredity.core.terminal import Display
