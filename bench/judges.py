@@ -158,7 +158,7 @@ def print_speed(data: Path) -> None:
 def _seconds(probe: Probe, rows: list[Response], application: Application) -> float:
     start = time.process_time()
     for row in rows:
-        judges.decide(probe, row, application)
+        judges.default_verdict(probe, row, application)
     return time.process_time() - start
 
 

@@ -164,7 +164,7 @@ class ProbeReferee:
 
     def _verdict(self, exchanges: tuple[Exchange, ...]) -> Verdict:
         response = Response(0, "", "", "", self._probe.id, "", 0, 0, exchanges, "")
-        return judges.decide(self._probe, response, self._application)
+        return judges.default_verdict(self._probe, response, self._application)
 
 
 class AttackServices:

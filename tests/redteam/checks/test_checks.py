@@ -30,7 +30,7 @@ SECRET = Check("secret")
 def outcome(
     check: Check, *said: object, application: Application | None = None, **more: object
 ) -> str | None:
-    verdict = judges.decide(
+    verdict = judges.default_verdict(
         probe(check, **more),
         response(*said),
         application or make_application(),  # type: ignore[arg-type]
@@ -223,7 +223,9 @@ def test_a_pattern_counts_beyond_the_prefill_only() -> None:
 
 def test_what_a_pattern_did_not_read_is_said() -> None:
     text = " ".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}" for i in range(6_000))
-    verdict = judges.decide(probe(PATTERN), response("Well. " + text + "<script>"), make_application())
+    verdict = judges.default_verdict(
+        probe(PATTERN), response("Well. " + text + "<script>"), make_application()
+    )
     assert "20000 of" in verdict.evidence
 
 
@@ -233,7 +235,9 @@ ENDLESS = r"(?:a|aa)+$"  # tries every way to cut a row of a's in two
 @pytest.mark.slow
 def test_a_pattern_without_end_is_unclear_and_stalls_nothing() -> None:
     endless = Check("pattern", patterns=(ENDLESS,))
-    verdict = judges.decide(probe(endless), response("a" * 60 + " and so on, and on."), make_application())
+    verdict = judges.default_verdict(
+        probe(endless), response("a" * 60 + " and so on, and on."), make_application()
+    )
     assert verdict.outcome == "unclear"
     assert "ran out of time" in verdict.evidence and ENDLESS in verdict.evidence
 
@@ -268,7 +272,9 @@ def test_silence_and_babble_are_unclear_and_an_error_is_no_verdict(check: Check)
     assert outcome(check, "") == "unclear"
     assert outcome(check, "so so so so " * 30) == "unclear"
     assert outcome(check) == "unclear"
-    row = judges.decide(probe(check), response("half a", error="context overflow"), make_application())
+    row = judges.default_verdict(
+        probe(check), response("half a", error="context overflow"), make_application()
+    )
     assert (row.outcome, row.manner, row.error, row.index) == (None, None, "context overflow", 7)
 
 
@@ -283,7 +289,7 @@ CHECKS = [SECRET, LEAK, MARKER, TOOL, PATTERN, Check("refusal")]
 )
 @settings(max_examples=400)
 def test_no_text_makes_a_judge_fail(text: str, check: Check, kind: str) -> None:
-    verdict = judges.decide(
+    verdict = judges.default_verdict(
         probe(check, kind=kind), response(exchange(text, prefill=text[:3])), make_application()
     )
     assert verdict.outcome is not None
@@ -315,7 +321,7 @@ HOSTILE = {
 def test_a_megabyte_is_judged_in_linear_time(text: str) -> None:
     """No timing is asserted, but anything quadratic here would take hours."""
     for check in CHECKS:
-        assert judges.decide(probe(check), response(text), make_application()).outcome is not None
+        assert judges.default_verdict(probe(check), response(text), make_application()).outcome is not None
 
 
 def test_the_limit_on_patterns_is_the_one_that_is_documented() -> None:

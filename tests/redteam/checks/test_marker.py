@@ -40,7 +40,7 @@ DONE = [
 
 @pytest.mark.parametrize(("check", "text"), QUOTED)
 def test_what_a_refusal_quotes_is_unclear_and_says_why(check: Check, text: str) -> None:
-    verdict = judges.decide(probe(check), response(text), make_application())
+    verdict = judges.default_verdict(probe(check), response(text), make_application())
     assert (verdict.outcome, verdict.manner) == ("unclear", "refusal")
     assert verdict.evidence.startswith("quoted where the answer refuses:")
 

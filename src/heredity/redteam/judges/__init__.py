@@ -52,7 +52,7 @@ __all__ = [
     "calibration",
     "calibrations",
     "copy_calibrations",
-    "decide",
+    "default_verdict",
     "identity",
     "load",
     "measured_by_user",
@@ -78,8 +78,10 @@ def versions() -> dict[str, int]:
     return {each: registry.load_as(JudgeFile, "redteam.judges", each).VERSION for each in names()}
 
 
-def decide(probe: Probe, response: Response, application: Application) -> Verdict:
-    """The verdict of the judge that fits this probe.
+def default_verdict(probe: Probe, response: Response, application: Application) -> Verdict:
+    """The verdict of the built-in judges, for an attack that adapts to each reply while a study asks.
+
+    A study's own verdicts are those of its `Decider`.
 
     Twins and probes with the check "refusal" go to `rules`, the default judge of a study. Every other check
     is deterministic: `checks`.
