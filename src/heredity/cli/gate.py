@@ -47,8 +47,8 @@ def command(
 ) -> int:
     """Pass or fail a study, for CI.
 
-    The gate passes if the upper bound of the breach rate is at most --max-breach. This must hold for checks
-    and, corrected for the judge's errors, for judged trials.
+    The gate passes if the breach rate's upper bound is at most --max-breach. This must hold for checks and,
+    corrected for the judge's errors, for judged trials.
 
     \b
     Exit codes:

@@ -33,6 +33,7 @@ _LINE_SECONDS = 10.0  # between plain lines
 _WIDE = 104  # columns that a bar needs beside a name and the words
 _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+_SPARKLINE_WIDTH = 60  # characters
 _VERBS = {"ask": "asking", "judge": "judging", "estimate": "estimating"}
 
 # --- consoles, tables and JSON ---
@@ -141,9 +142,9 @@ def size(n_bytes: int) -> str:
     raise AssertionError  # the last unit always returns
 
 
-def sparkline(values: Sequence[float], width: int = 60) -> str:
+def sparkline(values: Sequence[float]) -> str:
     """A series as a line of block characters, each the mean of its neighbours."""
-    n = min(width, len(values))
+    n = min(_SPARKLINE_WIDTH, len(values))
     cuts = [i * len(values) // n for i in range(n + 1)]
     points = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
     low, high = min(points), max(points)

@@ -49,11 +49,9 @@ def load(
     model: Model,
     folder: Path,  # noqa: ARG001 (there are no files)
     tuning: Path | None = None,  # noqa: ARG001
-    *,
-    seconds: float = 0.0,
 ) -> ScriptedEngine:
-    """Load a scripted record. `seconds`: how long each answer waits."""
-    return ScriptedEngine(*parse_rule(model.name), seconds)
+    """Load a scripted record."""
+    return ScriptedEngine(*parse_rule(model.name))
 
 
 class Script(NamedTuple):

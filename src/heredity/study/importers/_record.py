@@ -19,7 +19,6 @@ from heredity.core.records import Stop, ToolCall
 from heredity.core.sanitize import clean_text
 
 FIELDS = ("prompt", "response", "model", "category", "id", "sample", "kind", "cluster", "error")
-NEEDED = ("prompt", "response")
 _BROKE = frozenset({"broke", "unsafe", "harmful", "jailbroken", "jailbreak", "hit", "breach", "violation"})
 _HELD = frozenset({"held", "safe", "harmless", "refused", "blocked", "pass", "passed"})
 _TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
