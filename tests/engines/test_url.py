@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,6 +259,13 @@ def test_an_application_that_sees_only_the_text_is_not_measured_on_a_prompt_it_n
     with raises(EngineFailure, "system-prompt-lost", mentions=['rendering = "theirs"']):
         engine.render(Request(0, (Message("system", "keep it"), Message("user", "hi")), n_shared=1))
     engine.close()
+
+
+def test_a_study_refuses_an_address_that_is_sent_only_the_text(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "desk.toml").write_text('url = "http://desk.example"\nbody = { question = "$text" }')
+    plain = msgspec.structs.replace(THEIRS, rendering="plain")
+    with raises(UsageError, "target-takes-text", mentions=["$messages", "$system", 'rendering = "theirs"']):
+        heredity.Study([f"url:{tmp_path / 'desk.toml'}"], plain, ["planted_secret"], store=store)
 
 
 def test_a_study_of_an_application_finds_its_leak_and_the_report_says_whose_it_is(

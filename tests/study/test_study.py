@@ -25,6 +25,7 @@ from tests.support.studies import (
     by_index,
     drop_circumstances,
     plan,
+    probes,
     responses,
     study,
 )
@@ -33,6 +34,14 @@ ONE = ("scripted:mixed",)
 
 
 # --- asking -----------------------------------------------------------------------------------------
+
+
+def test_a_study_shows_its_models_application_size_and_folder(tmp_path: Path) -> None:
+    shown = Study(["scripted:careful", "scripted:leaky"], APPLICATION, probes(), out=tmp_path / "study")
+    said = repr(shown)
+    assert "\n" not in said and f"{shown.plan().n_trials} trials" in said
+    for named in ("scripted:careful", "scripted:leaky", APPLICATION.name, str(tmp_path / "study")):
+        assert named in said
 
 
 def test_every_trial_is_asked_once_and_its_row_says_which(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ Leaves to others: the questions (redteam/attacks, application/) and the verdicts
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
-from heredity.core import host
-from heredity.core.errors import EngineFailure, HeredityError
+from heredity.core import host, registry
+from heredity.core.errors import EngineFailure, HeredityError, UnknownName
 from heredity.core.records import Model, Reply, Request
 from heredity.core.sanitize import clean_text
-from heredity.engines.protocols import AlterableEngine, BatchReporter, Engine
+from heredity.engines.protocols import AlterableEngine, BatchReporter, Engine, EngineModule, TextOnlyModule
 
 _ALTERED = " | "
 _UNKNOWN_MEMORY = 16 << 30  # bytes, where the system reports none
@@ -46,6 +47,16 @@ def choose(model: Model) -> str:
 def holds_weights(model: Model) -> bool:
     """Return True if the engine of this model is a WhiteBoxEngine."""
     return choose(model) == "torch"
+
+
+def refuse_text_only(model: Model) -> None:
+    """Raise UsageError if a target takes only the user's text, so that no system prompt reaches it."""
+    if model.format != "remote":
+        return
+    with suppress(ImportError, UnknownName):  # an engine that is missing is reported when it is loaded
+        module = registry.load_as(EngineModule, "engines", choose(model))
+        if isinstance(module, TextOnlyModule):
+            module.refuse_text_only(model)
 
 
 def altered(name: str, change: str) -> str:

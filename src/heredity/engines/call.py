@@ -225,6 +225,19 @@ def _call(given: object) -> ToolCall:
     return ToolCall(given["name"], dict(arguments) if isinstance(arguments, Mapping) else {})
 
 
+def refuse_text_only(model: Model) -> None:
+    """Raise UsageError if a recorded function takes only the user's text. The function is imported."""
+    name = str(model.recipe.settings["function"])
+    if not Function(name, find(name)).takes_messages:
+        raise UsageError(
+            f"call:{name} takes only the user's text, so it would not see the application's system prompt."
+            " Let its first parameter be `messages`: def answer(messages: list[dict]) -> str. It can also"
+            f" take {', '.join(_EXTRAS)}. If the function is an application of its own,"
+            ' def answer(text: str) -> str is accepted: write rendering = "theirs" in the application.',
+            code="target-takes-text",
+        )
+
+
 def refuse_unseen(what: str, takes_messages: bool, request: Request) -> None:
     """Raise if this target would not see the application's messages: its rates would mean nothing."""
     if takes_messages or len(request.messages) == 1:

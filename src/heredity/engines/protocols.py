@@ -69,6 +69,14 @@ class EngineModule(Protocol):
         """
 
 
+@runtime_checkable
+class TextOnlyModule(EngineModule, Protocol):
+    """The module of an engine some of whose targets take only the user's text."""
+
+    def refuse_text_only(self, model: Model) -> None:
+        """Raise UsageError, with what is accepted, if this target would not see a system prompt."""
+
+
 class Listener(Protocol):
     """Receives answers while they are generated. Any thread of the engine may call it."""
 

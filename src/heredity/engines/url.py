@@ -257,10 +257,25 @@ def load(
         raise Damaged(f"The record of '{model.name}' does not read: {error}.") from None
     return UrlEngine(
         WebEndpoint(settings),
-        takes_messages=bool({"messages", "system"} & slots_in(settings.body)),
+        takes_messages=_takes_messages(settings.body),
         width=settings.concurrency,
         timeout_seconds=settings.timeout_seconds,
     )
+
+
+def refuse_text_only(model: Model) -> None:
+    """Raise UsageError if the requests of a recorded address hold only the user's text."""
+    if not _takes_messages(model.recipe.settings.get("body")):
+        raise UsageError(
+            f"{model.name} is sent only the user's text, so it would not see the application's system prompt."
+            ' Put "$messages", or "$system" and "$text", into its `body`. If it is an application of its own,'
+            ' write rendering = "theirs" in the application.',
+            code="target-takes-text",
+        )
+
+
+def _takes_messages(body: object) -> bool:
+    return bool({"messages", "system"} & slots_in(body))
 
 
 class UrlEngine:

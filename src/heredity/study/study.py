@@ -19,6 +19,7 @@ from typing import Self
 
 import msgspec
 
+from heredity import engines
 from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.cache import ResponseCache
@@ -102,6 +103,9 @@ class Study:
         if not isinstance(application, Application):
             application = Application.load(application)
         records = [each.record for each in grown]
+        if application.rendering != "theirs":
+            for record in records:
+                engines.refuse_text_only(record)
         self._plan = resolve_plan(replace(spec, models=grown, attacker=attacker, application=application))
         if any(record.parents for record in records) and (
             edges := graph.edges(records, self._known(records))
@@ -128,6 +132,11 @@ class Study:
         study._plan = read_plan(study.folder)
         study._store, study._loader, study._grown, study._judge_name = store, engine_loader, {}, judge
         return study
+
+    def __repr__(self) -> str:
+        models = ", ".join(model.name for model in self._plan.models)
+        n_trials, application = len(Grid(self._plan)), self._plan.application.name
+        return f"<Study of {models} in {application!r}: {n_trials} trials, folder {str(self.folder)!r}>"
 
     def run(self, progress: Watch | None = None, *, retry_errors: bool = False) -> Result:
         """Run every step, each from where it stopped. `progress` is called at most ten times a second.
