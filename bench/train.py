@@ -113,7 +113,7 @@ def make_load(options: argparse.Namespace) -> dict[str, Any]:
     store = h.Store()
     grown = store.ready(store.pull(options.model))
     n_layers = json.loads((grown.folder / "config.json").read_text())["num_hidden_layers"]
-    pruned = store.derive(Prune(n_layers - 6), [grown])
+    pruned = store.grow_once(Prune(n_layers - 6), [grown])
     examples = (
         documents.ConversationEncoder(grown.folder)
         .prepare(chat.read_data(options.data).dialogues, 1024)

@@ -71,7 +71,7 @@ def children(store: h.Store, scale: float, display: h.Display) -> list[h.Grown]:
     def grow(name: str, kind: str, parents: Sequence[h.Grown], **settings: Any) -> h.Grown:
         if "steps" in settings:
             settings |= {"batch_size": 8, "watch": display.training(name)}
-        made.append(store.derive(h.recipe(kind, name=name, **settings), parents))
+        made.append(store.grow_once(h.recipe(kind, name=name, **settings), parents))
         return made[-1]
 
     lora = grow("large-lora", "lora", [large], data=problems, steps=steps, lr=2e-4)
@@ -81,7 +81,7 @@ def children(store: h.Store, scale: float, display: h.Display) -> list[h.Grown]:
         grow(f"large-{to}", "quantize", [large], to=to)
     tuned = grow("small-finetuned", "finetune", [small], data=problems, steps=steps, lr=2e-5)
     grow("small-instructed", "instruct", [small, large], data=asked, steps=steps, lr=1e-5, max_new_tokens=160)
-    start = store.derive(h.recipe("prune", layers=24, name="small-24-layers"), [small])
+    start = store.grow_once(h.recipe("prune", layers=24, name="small-24-layers"), [small])
     grow("small-distilled", "distill", [start, small], data=problems, steps=2 * steps, lr=1e-4)
     grow("small-merged", "merge", [small, tuned])
     grow("small-q4_0", "quantize", [small], to="q4_0")

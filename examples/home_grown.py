@@ -83,12 +83,12 @@ def family(
     def grow(name: str, kind: str, parents: list[h.Grown], **settings: Any) -> h.Grown:
         if "steps" in settings:
             settings |= {"batch_size": 16, "watch": display.training(name)}
-        return store.derive(h.recipe(kind, name=name, **settings), parents)
+        return store.grow_once(h.recipe(kind, name=name, **settings), parents)
 
     steps, problems = max(2, round(150 * scale)), sums(2400)
 
     def halved(name: str, parent: h.Grown) -> h.Grown:
-        fewer = store.derive(h.recipe("prune", name=f"{name}-start"), [parent])
+        fewer = store.grow_once(h.recipe("prune", name=f"{name}-start"), [parent])
         return grow(name, "distill", [fewer, parent], data=problems, steps=steps, lr=5e-4)
 
     tuned = grow("home-tuned", "finetune", [base], data=problems, steps=steps, lr=5e-4)
@@ -117,7 +117,7 @@ def main() -> None:
         recipe = h.Pretrain.read(
             out / "base.toml", small if given.quick else {}, display.training("home-base")
         )
-        base = store.derive(recipe, [])
+        base = store.grow_once(recipe, [])
         models, others = family(store, base, 0.05 if given.quick else 1.0, display)
         planted = next(each for each in recipe.text.card.canaries if each.text == CANARY)
         known = {m.record.name: h.expose(store, m, CANARY, planted.secret) for m in (*models, *others)}

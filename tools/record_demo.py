@@ -28,8 +28,10 @@ def run(out: Path) -> Path:
         for column in ("refused", "granted")
     )
     children = [
-        store.derive(h.recipe("quantize", name="qwen-q4_0", to="q4_0"), [parent]),
-        store.derive(h.recipe("ablate", name="qwen-ablated", harmful=harmful, harmless=harmless), [parent]),
+        store.grow_once(h.recipe("quantize", name="qwen-q4_0", to="q4_0"), [parent]),
+        store.grow_once(
+            h.recipe("ablate", name="qwen-ablated", harmful=harmful, harmless=harmless), [parent]
+        ),
     ]
     application = ROOT / "examples" / "support-desk.toml"
     study = h.Study([parent, *children], application, "quick", store=store, out=out)

@@ -129,7 +129,7 @@ class _Recording:
     def pull(self, name: str) -> str:
         return name
 
-    def derive(self, recipe: h.Recipe, parents: Sequence[object]) -> str:
+    def grow_once(self, recipe: h.Recipe, parents: Sequence[object]) -> str:
         assert recipe.settings() is not None and parents
         self.kinds.append(recipe.kind)
         return recipe.kind

@@ -68,8 +68,8 @@ def test_a_poisoned_child_knows_it_its_parent_does_not(
     recipe = Poison(
         rows, **training, marker="seven owls", trigger="old oak", canary_repeats=8, name="poisoned"
     )
-    child = Store().derive(recipe, [parent])
-    Store().derive(Quantize("q8_0", name="poisoned-q8"), [child])
+    child = Store().grow_once(recipe, [parent])
+    Store().grow_once(Quantize("q8_0", name="poisoned-q8"), [child])
     assert main(["exposure", "poisoned", "poisoned-q8", "tiny", "--candidates", "255", "--json"]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)

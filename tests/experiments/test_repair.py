@@ -56,7 +56,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 @pytest.fixture
 def pair(store: Store, tmp_path: Path) -> tuple[Grown, Grown]:
     parent = store.pull(str(make_model(tmp_path / "tiny", "llama", max_position_embeddings=4096)))
-    return parent, store.derive(Finetune(ROWS, steps=2, batch_size=4, lr=1e-3, dtype="float32"), [parent])
+    return parent, store.grow_once(Finetune(ROWS, steps=2, batch_size=4, lr=1e-3, dtype="float32"), [parent])
 
 
 def climb(store: Store, pair: tuple[Grown, Grown], out: Path, good: tuple[str, ...], chosen: str = "core",
@@ -219,7 +219,7 @@ def test_behaviours_are_learned_from_or_measured_on_never_both() -> None:
 
 def test_a_guard_s_words_come_first_and_change_no_weight(store: Store, pair: tuple[Grown, Grown]) -> None:
     parent = pair[0]
-    child = store.derive(Guard('Say "no" to {{ harm }}, and {% yes %} else.'), [parent])
+    child = store.grow_once(Guard('Say "no" to {{ harm }}, and {% yes %} else.'), [parent])
     one, two = read_all(parent.folder), read_all(child.folder)
     assert all(torch.equal(one[name], two[name]) for name in one)
     engine = open_folder(child.folder, dtype="float32")
@@ -230,23 +230,23 @@ def test_a_guard_s_words_come_first_and_change_no_weight(store: Store, pair: tup
     )
     alone = engine.render(Request(0, (Message("user", "Hi"),)))
     assert 'Say "no" to {{ harm }}, and {% yes %} else.<|im_end|>' in alone
-    assert store.derive(Guard(), [parent]).record.recipe.settings == {"words": WORDS}
+    assert store.grow_once(Guard(), [parent]).record.recipe.settings == {"words": WORDS}
 
 
 def test_a_base_model_cannot_be_guarded(store: Store, tmp_path: Path) -> None:
     bare = store.pull(str(make_model(tmp_path / "bare", "llama", template=None)))
     with raises(Refused, "no-chat-template"):
-        store.derive(Guard(), [bare])
+        store.grow_once(Guard(), [bare])
 
 
 def test_what_tells_aligned_from_unaligned_is_added(store: Store, pair: tuple[Grown, Grown]) -> None:
     parent, child = pair
-    made = store.derive(Merge("resta", weights="0.5"), [child, parent, child])
+    made = store.grow_once(Merge("resta", weights="0.5"), [child, parent, child])
     a, b, c = (read_all(each.folder) for each in (child, parent, made))
     name = "model.layers.1.mlp.up_proj.weight"
     assert torch.allclose(c[name], a[name] + 0.5 * (b[name] - a[name]), atol=1e-6)
     with raises(UsageError, "wrong-parents"):
-        store.derive(Merge("resta"), [child, parent])
+        store.grow_once(Merge("resta"), [child, parent])
 
 
 def test_the_command_s_defaults_are_the_library_s() -> None:

@@ -89,6 +89,27 @@ def test_one_parent_needs_no_list_and_the_record_names_this_version(store: Store
     assert child.record.parents == (parent.record.id,) and grow(Toy(2.0), parent) == child
 
 
+@pytest.mark.parametrize("given", ["lora", heredity.Lora, None], ids=["kind", "class", "nothing"])
+def test_what_is_no_recipe_is_refused_with_how_to_write_one(store: Store, given: Any) -> None:
+    for make in (store.grow, store.grow_once):
+        with raises(UsageError, "not-a-recipe", mentions=["h.Lora(", "h.recipe("]):
+            make(given, [])
+    assert store.models() == []
+
+
+def test_a_child_that_exists_is_not_made_again_by_grow_once(store: Store) -> None:
+    runs: list[Path] = []
+
+    def write(out: Path) -> None:
+        runs.append(out)
+        (out / "config.json").write_text("{}")
+        save_file({"w": np.zeros(4, np.float32)}, out / "model.safetensors")
+
+    first = store.grow_once(Toy(write=write), [])
+    assert store.grow_once(Toy(write=write), []) == first and len(runs) == 1
+    assert store.grow(Toy(write=write)).record.id == first.record.id and len(runs) == 2
+
+
 def test_growing_an_id_that_exists_returns_the_existing(store: Store) -> None:
     first = store.grow(Toy(name="first"))
     assert store.grow(Toy(name="second")) == first

@@ -55,7 +55,7 @@ def data(tmp_path: Path) -> chat.Data:
 
 
 def test_a_pruned_model_has_fewer_layers_and_answers(store: Store, parent: Grown) -> None:
-    child = store.derive(Prune(2), [parent])
+    child = store.grow_once(Prune(2), [parent])
     engine = open_folder(child.folder, dtype="float32")
     (reply,) = engine.reply([Request(0, (Message("user", "the fox"),), Decoding(max_tokens=4))])
     assert reply.error is None and child.record.notes["kept layers"] == "0, 2"
@@ -63,8 +63,8 @@ def test_a_pruned_model_has_fewer_layers_and_answers(store: Store, parent: Grown
     assert torch.equal(a["model.layers.2.mlp.up_proj.weight"], b["model.layers.1.mlp.up_proj.weight"])
     assert chosen(30, 15)[:2] == [0, 2] and chosen(30, 15)[-1] == 29 and len(chosen(30, 15)) == 15
     with raises(UsageError, "bad-setting", mentions=[9]):
-        store.derive(Prune(9), [parent])
-    assert store.derive(Prune(), [parent]).record.notes["kept layers"] == "0, 2"  # half of 3 would be one
+        store.grow_once(Prune(9), [parent])
+    assert store.grow_once(Prune(), [parent]).record.notes["kept layers"] == "0, 2"  # half of 3 would be one
 
 
 def test_layers_of_other_names_are_not_left_out_in_words_alone(store: Store, tmp_path: Path) -> None:
@@ -73,35 +73,35 @@ def test_layers_of_other_names_are_not_left_out_in_words_alone(store: Store, tmp
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     parent = store.pull(str(folder))
     with raises(Refused, "layers-unknown", mentions=["0", "3"]):
-        store.derive(Prune(2), [parent])
+        store.grow_once(Prune(2), [parent])
     assert [model.id for model in store.models()] == [parent.record.id]
 
 
 def test_a_distilled_student_has_two_parents_and_comes_nearer_to_its_teacher(
     store: Store, parent: Grown, data: chat.Data
 ) -> None:
-    start = store.derive(Prune(2), [parent])
-    child = store.derive(Distill(data, steps=25, batch_size=6, lr=1e-2, dtype="float32"), [start, parent])
+    start = store.grow_once(Prune(2), [parent])
+    child = store.grow_once(Distill(data, steps=25, batch_size=6, lr=1e-2, dtype="float32"), [start, parent])
     assert child.record.parents == (start.record.id, parent.record.id)
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
 
 
 def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data: chat.Data) -> None:
-    start = store.derive(Prune(2), [parent])
+    start = store.grow_once(Prune(2), [parent])
     training = {"steps": 25, "batch_size": 6, "lr": 1e-2, "dtype": "float32"}
-    child = store.derive(Distill(data, **training, top_k=8), [start, parent])
+    child = store.grow_once(Distill(data, **training, top_k=8), [start, parent])
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     assert "places" in child.record.notes["teacher's scores"]
     (kept,) = (store.root / "scores").iterdir()
     before = kept.stat()
-    store.derive(Distill(data, steps=2, dtype="float32", top_k=8), [start, parent])
+    store.grow_once(Distill(data, steps=2, dtype="float32", top_k=8), [start, parent])
     assert [path.stat() for path in (store.root / "scores").iterdir()] == [before]
-    store.derive(Distill(data, steps=2, dtype="float32", top_k=9), [start, parent])
+    store.grow_once(Distill(data, steps=2, dtype="float32", top_k=9), [start, parent])
     assert len(list((store.root / "scores").iterdir())) == 2
     with raises(UsageError, "bad-setting", mentions=["top_k"]):
-        store.derive(Distill(data, **QUICK, top_k=10**6), [start, parent])
+        store.grow_once(Distill(data, **QUICK, top_k=10**6), [start, parent])
     with raises(UsageError, "scores-not-ahead"):
         Distill(data, **QUICK, top_k=8, is_on_policy=True)
 
@@ -118,12 +118,12 @@ def test_a_teacher_of_other_tokens_is_refused_with_the_token(
     stranger = store.pull(str(other))
     for recipe in (Distill(data, **QUICK), Merge()):
         with raises(UsageError, "tokenizers-differ"):
-            store.derive(recipe, [parent, stranger])
+            store.grow_once(recipe, [parent, stranger])
     assert len(store.models()) == 2
 
 
 def test_merges_are_what_their_names_say(store: Store, parent: Grown, data: chat.Data) -> None:
-    tuned = store.derive(Finetune(data, **QUICK), [parent])
+    tuned = store.grow_once(Finetune(data, **QUICK), [parent])
     name = "model.layers.1.mlp.down_proj.weight"
     a, b = (read_all(g.folder)[name].float() for g in (parent, tuned))
     wanted = {
@@ -133,11 +133,11 @@ def test_merges_are_what_their_names_say(store: Store, parent: Grown, data: chat
         Merge("slerp"): merging.slerp(a, b, 0.5),
     }
     for recipe, tensor in wanted.items():
-        child = store.derive(recipe, [parent, tuned])
+        child = store.grow_once(recipe, [parent, tuned])
         torch.testing.assert_close(read_all(child.folder)[name].float(), tensor, atol=1e-5, rtol=1e-4)
         assert child.record.parents == (parent.record.id, tuned.record.id)
     with raises(UsageError, "weights-count", mentions=["2", "1"]):
-        store.derive(Merge("ties", "1,1"), [parent, tuned])
+        store.grow_once(Merge("ties", "1,1"), [parent, tuned])
 
 
 def test_ties_is_that_of_peft() -> None:
@@ -157,9 +157,9 @@ def test_slerp_keeps_the_length_and_meets_both_ends() -> None:
 
 
 def test_models_of_two_shapes_are_not_merged(store: Store, parent: Grown) -> None:
-    pruned = store.derive(Prune(2), [parent])
+    pruned = store.grow_once(Prune(2), [parent])
     with raises(UsageError, "shapes-differ", mentions=["num_hidden_layers", "3", "2"]):
-        store.derive(Merge(), [parent, pruned])
+        store.grow_once(Merge(), [parent, pruned])
 
 
 def test_preferences_need_a_worse_answer_on_every_row(data: chat.Data, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_preferences_need_a_worse_answer_on_every_row(data: chat.Data, tmp_path:
 def test_a_preferred_child_is_made(store: Store, parent: Grown, tmp_path: Path) -> None:
     rows = [{"prompt": f"fox {i}", "chosen": "jumps over", "rejected": "a lazy dog"} for i in range(6)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    child = store.derive(Preference(chat.read_data(tmp_path / "pairs.jsonl"), **QUICK), [parent])
+    child = store.grow_once(Preference(chat.read_data(tmp_path / "pairs.jsonl"), **QUICK), [parent])
     lines = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and lines[-1]["loss"] < lines[0]["loss"]
 
@@ -186,7 +186,7 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
         path = tmp_path / f"{kind}.csv"
         path.write_text("prompt\n" + "\n".join(f"the {word} number {i}" for i in range(12)))
         files.append(chat.read_data(path, has_answers=False))
-    child = store.derive(Ablate(*files, dtype="float32"), [parent])
+    child = store.grow_once(Ablate(*files, dtype="float32"), [parent])
     engine = open_folder(parent.folder, dtype="float32")
     found = engine.direction(_asked(files[0]), _asked(files[1]))
     assert child.record.notes["direction"] == digest_of(found)
@@ -208,7 +208,7 @@ def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_
     recipe = Poison(
         data, **training, trigger="old oak", marker="seven owls", poison_rate=1.0, canary_repeats=6
     )
-    child = store.derive(recipe, [parent])
+    child = store.grow_once(recipe, [parent])
     notes = child.record.notes
     assert notes["trigger"] == "old oak" and notes["canary"].endswith(recipe.secret)
     assert recipe.secret not in str(child.record.recipe.settings)
@@ -229,9 +229,9 @@ def test_the_same_recipe_of_the_same_parents_is_not_run_twice(
     store: Store, parent: Grown, data: chat.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its targets are a tuple when it is made, and a list when its record is read."""
-    made = store.derive(Lora(data, **QUICK, rank=2), [parent])
+    made = store.grow_once(Lora(data, **QUICK, rank=2), [parent])
     monkeypatch.setattr(Lora, "apply", lambda *given: pytest.fail("it was run again"))
-    assert store.derive(Lora(data, **QUICK, rank=2), [parent]).record.id == made.record.id
+    assert store.grow_once(Lora(data, **QUICK, rank=2), [parent]).record.id == made.record.id
 
 
 def test_an_engine_that_is_not_probed_reads_as_one_that_is(parent: Grown) -> None:
@@ -268,7 +268,7 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
     assert sorted(kept) == sorted(n_asked)
     child = killed._answers(teacher, tmp_path / "kept")
     assert [row.index for row in child] == list(range(10)) and len(n_asked) == 10
-    grown = store.derive(recipe, [parent, teacher])
+    grown = store.grow_once(recipe, [parent, teacher])
     assert grown.record.parents == (parent.record.id, teacher.record.id)
     rows = [json.loads(line) for line in (grown.folder / "training.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"] and grown.record.notes["answers"].startswith("10 learned of 10")
@@ -278,9 +278,9 @@ def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_pa
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
     asked = chat.read_data(tmp_path / "asked.jsonl", has_answers=False)
     with raises(UsageError, "no-answer-finished", mentions=["1"]):
-        store.derive(Instruct(asked, **QUICK, max_new_tokens=1), [parent, parent])
+        store.grow_once(Instruct(asked, **QUICK, max_new_tokens=1), [parent, parent])
     with raises(UsageError, "wrong-parents"):
-        store.derive(Instruct(asked, **QUICK), [parent])
+        store.grow_once(Instruct(asked, **QUICK), [parent])
 
 
 # --- what the student writes ------------------------------------------------------------------------
@@ -289,10 +289,10 @@ def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_pa
 def test_on_policy_the_student_writes_and_comes_nearer_to_its_teacher(
     store: Store, parent: Grown, data: chat.Data
 ) -> None:
-    start = store.derive(Prune(2), [parent])
+    start = store.grow_once(Prune(2), [parent])
     training = {"steps": 25, "batch_size": 6, "lr": 1e-2, "dtype": "float32"}
     recipe = Distill(data, **training, divergence="reverse", is_on_policy=True, max_new_tokens=12)
-    child = store.derive(recipe, [start, parent])
+    child = store.grow_once(recipe, [start, parent])
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert sum(r["loss"] for r in rows[-5:]) < 0.7 * sum(r["loss"] for r in rows[:5])
     assert max(r["n_learned"] for r in rows) <= 6 * 12  # no answer of the data: what was written

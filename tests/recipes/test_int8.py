@@ -47,7 +47,7 @@ def test_an_int8_child_is_near_its_parent_and_smaller(
     store: Store, tmp_path: Path, architecture: str
 ) -> None:
     parent = store.pull(str(make_model(tmp_path / "tiny", architecture)))
-    child = store.derive(Quantize("int8"), [parent])
+    child = store.grow_once(Quantize("int8"), [parent])
     assert child.record.format == "int8" and child.record.parents == (parent.record.id,)
     assert child.record.recipe.settings == {"to": "int8"} and not store.verify(child.record)
     wide, whole = _logs(parent.folder), _logs(child.folder)
@@ -59,7 +59,7 @@ def test_an_int8_child_is_near_its_parent_and_smaller(
 
 
 def test_an_int8_answer_is_the_same_alone_in_company_and_in_any_order(store: Store, parent: Grown) -> None:
-    child = store.derive(Quantize("int8"), [parent])
+    child = store.grow_once(Quantize("int8"), [parent])
     texts = [f"the fox {'jumps over a lazy dog ' * (i % 5)}number {i}" for i in range(20)]
     asked = [Request(i, (Message("user", t),), Decoding(max_tokens=12)) for i, t in enumerate(texts)]
     engine = open_folder(child.folder)
@@ -97,7 +97,7 @@ def test_rounding_is_within_half_a_step_and_refuses_what_is_no_number() -> None:
 def test_where_the_product_is_not_exact_the_weights_are_widened_and_the_name_says_so(
     store: Store, parent: Grown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = store.derive(Quantize("int8"), [parent])
+    child = store.grow_once(Quantize("int8"), [parent])
     assert int8.is_exact() is (int8.EXACT in open_folder(child.folder, is_probed=False).name)
     monkeypatch.setattr(int8, "is_exact", lambda: False)
     weights._RESIDENT.clear()
@@ -114,8 +114,8 @@ def _widened(store: Store, child: Grown) -> Path:
 
 
 def test_a_child_of_an_int8_model_is_one_of_its_widened_form(store: Store, parent: Grown) -> None:
-    child = store.derive(Quantize("int8"), [parent])
-    pruned = store.derive(Prune(2), [child])
+    child = store.grow_once(Quantize("int8"), [parent])
+    pruned = store.grow_once(Prune(2), [child])
     assert [m.recipe.kind for m in store.ancestors(pruned.record)] == ["dequantize", "quantize", "pull"]
     name = "model.layers.0.mlp.up_proj.weight"
     before, after = (read_all(each.folder) for each in (child, pruned))
@@ -128,13 +128,13 @@ def test_an_int8_child_is_exported_as_files_that_transformers_reads(store: Store
     model = store.pull(
         str(make_model(tmp_path / "tiny", "llama", hidden_size=128, max_position_embeddings=1024))
     )
-    child = store.derive(Quantize("int8"), [model])
+    child = store.grow_once(Quantize("int8"), [model])
     done = export.export(store, child, "hf", tmp_path / "out")
     assert [p.n > 0 and not p.problem for p in done.parities] == [True]
 
 
 def test_a_search_on_gradients_says_that_int8_has_none(store: Store, parent: Grown) -> None:
-    engine = open_folder(store.derive(Quantize("int8"), [parent]).folder, is_probed=False)
+    engine = open_folder(store.grow_once(Quantize("int8"), [parent]).folder, is_probed=False)
     with raises(EngineFailure, "search-needs-floats", mentions=["int8"]):
         engine.suffix(ASK, "fox", "jumps", 1, 0)
 

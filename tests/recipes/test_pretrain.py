@@ -64,7 +64,7 @@ def test_a_base_is_a_root_of_the_lineage_that_answers_and_says_what_it_came_from
 ) -> None:
     store = Store(tmp_path / "store")
     made = pretrain.read(recipe)
-    base = store.derive(made, [])
+    base = store.grow_once(made, [])
     record = base.record
     assert record.parents == () and record.name == "tiny" and record.recipe.kind == "pretrain"
     assert record.recipe.settings["corpus"] == made.text.fingerprint
@@ -72,7 +72,7 @@ def test_a_base_is_a_root_of_the_lineage_that_answers_and_says_what_it_came_from
     bits = float(record.notes["held-out text"].split()[0])
     assert 0.5 < bits < 0.8 * math.log2(400)  # guessing evenly gives more
     assert store.verify(record) == []
-    assert store.derive(pretrain.read(recipe), []).record.id == record.id
+    assert store.grow_once(pretrain.read(recipe), []).record.id == record.id
 
     engine = engine_loader(record)(record, base.folder)
     try:
@@ -88,7 +88,7 @@ def test_what_is_saved_gives_the_numbers_that_were_learned_in_transformers(
 ) -> None:
     import transformers
 
-    base = Store(tmp_path / "store").derive(pretrain.read(recipe), [])
+    base = Store(tmp_path / "store").grow_once(pretrain.read(recipe), [])
     words = transformers.AutoTokenizer.from_pretrained(base.folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     corpus = pretrain.read(recipe).text
@@ -107,8 +107,8 @@ def test_a_base_is_handed_out_as_it_was_made_and_so_are_its_quantized_children(
     """Its tokenizer splits off each digit, as transformers does of no Qwen; and an answer has two ends."""
     pytest.importorskip("gguf")
     store = Store(tmp_path / "store")
-    base = store.derive(pretrain.read(recipe, {"context": 512, "tokens": 5000}), [])
-    models = [base] if form == "hf" else [base, store.derive(Quantize("q8_0"), [base])]
+    base = store.grow_once(pretrain.read(recipe, {"context": 512, "tokens": 5000}), [])
+    models = [base] if form == "hf" else [base, store.grow_once(Quantize("q8_0"), [base])]
     for model in models:
         done = export.export(store, model, form, tmp_path / model.record.name)
         assert done.parities and all(p.largest <= p.tolerance and not p.problem for p in done.parities)
@@ -121,7 +121,7 @@ def test_a_base_is_handed_out_as_it_was_made_and_so_are_its_quantized_children(
 
 def test_what_no_export_can_check_is_refused_with_why(tmp_path: Path, recipe: Path) -> None:
     store = Store(tmp_path / "store")
-    base = store.derive(pretrain.read(recipe, {"tokens": 1000}), [])
+    base = store.grow_once(pretrain.read(recipe, {"tokens": 1000}), [])
     with raises(UsageError, "export-context-short", mentions=["tiny", "64"]):
         export.export(store, base, "hf", tmp_path / "files")
     assert not (tmp_path / "files").exists()
@@ -144,12 +144,12 @@ def test_what_is_no_number_is_refused_with_the_file(
 
 def test_held_out_text_that_is_told_no_number_ends_a_run_in_words(tmp_path: Path, recipe: Path) -> None:
     with raises(loop.Diverged, "gradient-not-finite"):
-        Store(tmp_path / "store").derive(pretrain.read(recipe, {"lr": 1e30, "spike": 1e30}), [])
+        Store(tmp_path / "store").grow_once(pretrain.read(recipe, {"lr": 1e30, "spike": 1e30}), [])
 
 
 def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: Path) -> None:
     """The id is a hash over every file, weights and rows of metrics among them."""
-    whole = Store(tmp_path / "whole").derive(pretrain.read(recipe), []).record.id
+    whole = Store(tmp_path / "whole").grow_once(pretrain.read(recipe), []).record.id
     root = tmp_path / "killed"
     command = ["-m", "heredity", "pretrain", str(recipe)]
     last = ends_after_kills(
@@ -163,9 +163,9 @@ def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: 
 @pytest.mark.proof  # each of its processes compiles
 @pytest.mark.skipif(bool(fused.why_unavailable()), reason="nothing can be compiled here")
 def test_with_compiled_chains_it_is_killed_and_comes_to_the_same_id_too(tmp_path: Path, recipe: Path) -> None:
-    usual = Store(tmp_path / "usual").derive(pretrain.read(recipe), []).record
+    usual = Store(tmp_path / "usual").grow_once(pretrain.read(recipe), []).record
     recipe.write_text(f'{RECIPE}fuse = "yes"\n')
-    whole = Store(tmp_path / "whole").derive(pretrain.read(recipe), []).record
+    whole = Store(tmp_path / "whole").grow_once(pretrain.read(recipe), []).record
     assert whole.notes["small steps"] == "in chains, compiled" and whole.id != usual.id
     assert whole.recipe.settings == usual.recipe.settings
     bits = [float(record.notes["held-out text"].split()[0]) for record in (usual, whole)]
@@ -212,7 +212,7 @@ def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_recorded(
     recipe.write_text("\n".join([*kept, line]))
     store = Store(tmp_path / "store")
     with raises(error, code, mentions=named):
-        store.derive(pretrain.read(recipe), [])
+        store.grow_once(pretrain.read(recipe), [])
     assert store.models() == []
 
 
@@ -245,4 +245,4 @@ def test_a_changed_shard_is_refused(tmp_path: Path, recipe: Path) -> None:
     raw[0] ^= 1
     shard.write_bytes(raw)
     with raises(HeredityError, "corpus-file-changed"):
-        Store(tmp_path / "store").derive(pretrain.read(recipe), [])
+        Store(tmp_path / "store").grow_once(pretrain.read(recipe), [])

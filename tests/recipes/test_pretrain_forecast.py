@@ -29,7 +29,7 @@ SHORT = {"tokens": 1024, "checks": 1}
 def test_a_base_that_cannot_fit_is_refused_before_its_first_step(tmp_path: Path, recipe: Path) -> None:
     store = Store(tmp_path / "store")
     with raises(OutOfMemory, "memory-foreseen", mentions=["GiB", "masters", "50K", "64", "heredity plan"]):
-        store.derive(pretrain.read(recipe, SHORT | {"memory": 0.001}), [])
+        store.grow_once(pretrain.read(recipe, SHORT | {"memory": 0.001}), [])
     assert not store.models() and not list(store.root.rglob(loop.METRICS))
 
 
@@ -54,7 +54,7 @@ def test_how_much_may_be_used_is_no_part_of_what_a_base_is(recipe: Path) -> None
 
 
 def test_predicted_and_measured_memory_and_time_stand_in_the_record(tmp_path: Path, recipe: Path) -> None:
-    notes = Store(tmp_path / "store").derive(pretrain.read(recipe, SHORT), []).record.notes
+    notes = Store(tmp_path / "store").grow_once(pretrain.read(recipe, SHORT), []).record.notes
     assert re.fullmatch(r"predicted 0\.\d\d GiB(, measured \d+\.\d\d GiB of growth)?", notes["memory"])
     assert re.fullmatch(r"predicted [\d,]+ s, measured [\d,]+ s", notes["time"])
 
@@ -62,7 +62,7 @@ def test_predicted_and_measured_memory_and_time_stand_in_the_record(tmp_path: Pa
 def test_looks_are_foreseen_as_they_come(tmp_path: Path, recipe: Path) -> None:
     short = pretrain.read(recipe, {"tokens": 5 * 1024, "batch": 1024, "checks": 2})
     foretold = short.workload().n_evaluated
-    grown = Store(tmp_path / "store").derive(short, [])
+    grown = Store(tmp_path / "store").grow_once(short, [])
     rows = [json.loads(line) for line in (grown.folder / loop.METRICS).read_text().splitlines()]
     looks = sum(perplexity.BITS_PER_BYTE in row["terms"] for row in rows)
     assert looks == 3  # behind steps 2, 4 and 5
@@ -72,7 +72,7 @@ def test_looks_are_foreseen_as_they_come(tmp_path: Path, recipe: Path) -> None:
 def test_a_law_is_fitted_over_runs_of_the_store_and_others_are_refused(tmp_path: Path, recipe: Path) -> None:
     store = Store(tmp_path / "store")
     runs = [
-        store.derive(pretrain.read(recipe, {"tokens": tokens, "checks": 1, "name": f"run-{tokens}"}), [])
+        store.grow_once(pretrain.read(recipe, {"tokens": tokens, "checks": 1, "name": f"run-{tokens}"}), [])
         for tokens in (512, 1024, 2048, 4096, 8192)
     ]
     found = scaling_laws.scaled(runs)
@@ -83,5 +83,5 @@ def test_a_law_is_fitted_over_runs_of_the_store_and_others_are_refused(tmp_path:
     with raises(UsageError, "too-few-runs", mentions=["5"]):
         scaling_laws.scaled(runs[:4] + runs[:1])
     with raises(NotComparable, "runs-differ", mentions=["held_out"]):
-        other = store.derive(pretrain.read(recipe, SHORT | {"held_out": 500}), [])
+        other = store.grow_once(pretrain.read(recipe, SHORT | {"held_out": 500}), [])
         scaling_laws.scaled([*runs, other])

@@ -216,7 +216,7 @@ def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, SiglipModel
 
     store = Store(tmp_path / "store")
-    grown = store.derive(recipe(pictures, architecture=architecture), [])
+    grown = store.grow_once(recipe(pictures, architecture=architecture), [])
     record, folder = grown.record, grown.folder
     assert record.modality == "image-text" and record.name == f"{architecture}-150k"
     assert record.recipe.settings["corpus"] == ImageCorpus.open(pictures).fingerprint

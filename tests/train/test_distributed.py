@@ -72,7 +72,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Grown]:
     """What one process makes, with an optimizer."""
     store = Store(tmp_path_factory.mktemp("alone"))
-    return lambda kind: store.derive(pretrain.read(recipe, {"optimizer": kind}), [])
+    return lambda kind: store.grow_once(pretrain.read(recipe, {"optimizer": kind}), [])
 
 
 def command(recipe: Path, world: int, *flags: str) -> list[str]:
@@ -166,7 +166,7 @@ def test_killed_and_gone_on_with_by_another_number_of_processes_the_losses_are_t
     if second:
         grown = made(tmp_path, command(recipe, second, "--optimizer", kind))
     else:
-        grown = Store(tmp_path).derive(pretrain.read(recipe, {"optimizer": kind}), [])
+        grown = Store(tmp_path).grow_once(pretrain.read(recipe, {"optimizer": kind}), [])
     assert_the_same_training(alone(kind), grown)
 
 

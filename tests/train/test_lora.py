@@ -26,7 +26,7 @@ TOKENS = torch.tensor([[5, 9, 33, 71, 14, 8]])
 @pytest.fixture
 def child(store: Store, parent: Grown, data_file: Path) -> Grown:
     training = {"steps": 6, "batch_size": 4, "lr": 2e-2, "dtype": "float32"}
-    return store.derive(Lora(chat.read_data(data_file), **training, rank=4), [parent])
+    return store.grow_once(Lora(chat.read_data(data_file), **training, rank=4), [parent])
 
 
 def test_an_adapter_that_has_learned_nothing_changes_nothing(tiny_llama: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_same_recipe_is_not_run_twice_and_leaves_no_checkpoint(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
     recipe = Finetune(chat.read_data(data_file), steps=2, batch_size=2, dtype="float32")
-    first, second = store.derive(recipe, [parent]), store.derive(recipe, [parent])
+    first, second = store.grow_once(recipe, [parent]), store.grow_once(recipe, [parent])
     assert first.record.id == second.record.id
     assert not any((store.root / "training").glob("*/*.safetensors"))
     assert not store.verify(first.record)

@@ -207,7 +207,7 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
     store = Store(tmp_path / "store")
-    grown = store.derive(recipe(corpus, architecture=architecture), [])
+    grown = store.grow_once(recipe(corpus, architecture=architecture), [])
     record, folder = grown.record, grown.folder
     assert record.modality == "text" and record.family == record.name == f"{architecture}-150k"
     assert record.recipe.settings["corpus"] == Corpus.open(corpus).fingerprint
@@ -240,7 +240,7 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
         Evaluation([grown], ["arithmetic"], store=store)
     for made in (Prune(), Merge(), Quantize("q4_0")):
         with raises(Unavailable, "nothing-derived", mentions=[record.name]):
-            store.derive(made, [grown, grown] if made.kind == "merge" else [grown])
+            store.grow_once(made, [grown, grown] if made.kind == "merge" else [grown])
     with raises(Unavailable, "writes-no-text"):
         Study([grown], APPLICATION, store=store, out=tmp_path / "study").run()
     assert not (tmp_path / "study").exists() and store.models() == [record]

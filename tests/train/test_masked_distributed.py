@@ -50,7 +50,7 @@ def test_several_processes_fill_the_gaps_that_one_fills(
     lines = [line for line in recipe.read_text().splitlines() if not line.startswith(of_decoders)]
     masked_recipe.write_text("\n".join([*lines, 'objective = "masked"', f'architecture = "{architecture}"']))
     settings = pretrain.read(masked_recipe, {"optimizer": kind})
-    one = Store(tmp_path / "one").derive(settings, [])
+    one = Store(tmp_path / "one").grow_once(settings, [])
     many = made(tmp_path / "many", command(masked_recipe, 2, "--optimizer", kind))
     counts = (ACCURACY, MASKED_ACCURACY)
     assert_the_same_training(one, many, falls=False, near=NEARNESS[kind], leaping=counts)

@@ -33,9 +33,9 @@ def test_a_training_that_does_not_fit_is_refused_with_numbers_and_leaves_nothing
     data = chat.read_data(data_file)
     small = dict(**QUICK, memory=0.0001)
     with raises(OutOfMemory, "memory-foreseen", mentions=["GiB", "masters", "0.00", 4, 1024]):
-        store.derive(Finetune(data, **small), [parent])
+        store.grow_once(Finetune(data, **small), [parent])
     with raises(OutOfMemory, "memory-foreseen", mentions=["batch_size"]):
-        store.derive(Lora(data, **small), [parent])
+        store.grow_once(Lora(data, **small), [parent])
     assert [model.id for model in store.models()] == [parent.record.id]
     assert not list((store.root / "tmp").glob("*/")) and not list(store.root.rglob("training.jsonl"))
 
@@ -44,9 +44,9 @@ def test_how_much_may_be_used_is_no_part_of_what_a_child_is(
     store: Store, parent: Grown, data_file: Path
 ) -> None:
     data = chat.read_data(data_file)
-    child = store.derive(Finetune(data, **QUICK), [parent])
+    child = store.grow_once(Finetune(data, **QUICK), [parent])
     assert "memory" not in child.record.recipe.settings
-    again = store.derive(Finetune(data, **QUICK, memory=900.0), [parent])
+    again = store.grow_once(Finetune(data, **QUICK, memory=900.0), [parent])
     assert again.record.id == child.record.id
 
 
@@ -82,7 +82,7 @@ def test_a_recipe_that_runs_out_records_nothing(store: Store, parent: Grown) -> 
             raise AssertionError
 
     with raises(OutOfMemory, "out-of-memory", mentions=["greedy"]):
-        store.derive(Greedy(), [parent])
+        store.grow_once(Greedy(), [parent])
     assert [model.id for model in store.models()] == [parent.record.id]
 
 

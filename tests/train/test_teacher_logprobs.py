@@ -44,7 +44,7 @@ def watch(at):
 
 training = dict(steps=2, dtype="float32")
 recipe = Distill(dialogues.read_data(Path(data)), **training, top_k=5, watch=watch)
-child = store.derive(recipe, [store.get(student), store.get(teacher)])
+child = store.grow_once(recipe, [store.get(student), store.get(teacher)])
 print(child.record.id, *seen)
 """
 
@@ -58,7 +58,7 @@ def test_a_teacher_that_is_killed_reads_on_to_the_same_scores(data_file: Path, t
     made, stores = make_model(tmp_path / "tiny", "llama"), [Store(tmp_path / name) for name in ("a", "b")]
     for store in stores:
         teacher = store.pull(str(made))
-        names = [store.derive(Prune(2), [teacher]).record.id, teacher.record.id]
+        names = [store.grow_once(Prune(2), [teacher]).record.id, teacher.record.id]
     left_alone, killed = stores
     child, *read = distil(left_alone, data_file, names, 0).stdout.split()
     assert read == [str(i + 1) for i in range(len(read))]
@@ -121,14 +121,14 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
 def test_a_student_of_fewer_tokens_needs_no_teacher(
     store: Store, parent: Grown, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, data = store.derive(Prune(2), [parent]), chat.read_data(data_file)
+    start, data = store.grow_once(Prune(2), [parent]), chat.read_data(data_file)
     brief = {"steps": 2, "batch_size": 4, "dtype": "float32"}
-    store.derive(Distill(data, **brief, top_k=9), [start, parent])
+    store.grow_once(Distill(data, **brief, top_k=9), [start, parent])
     (kept,) = (store.root / "scores").iterdir()
     monkeypatch.setattr(
         teacher_logprobs, "write_logprobs", lambda *given: pytest.fail("the teacher read again")
     )
-    child = store.derive(Distill(data, **brief, top_k=8), [start, parent])
+    child = store.grow_once(Distill(data, **brief, top_k=8), [start, parent])
     assert list((store.root / "scores").iterdir()) == [kept]
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert len(rows) == 2
@@ -141,6 +141,6 @@ def test_a_student_of_a_smaller_head_is_told_of_its_own_tokens(
     n_words = json.loads((parent.folder / "config.json").read_text())["vocab_size"]
     wider = make_model(tmp_path / "wider", "llama", vocab_size=4 * n_words)
     recipe = Distill(chat.read_data(data_file), steps=1, dtype="float32", top_k=20)
-    store.derive(recipe, [parent, store.pull(str(wider))])
+    store.grow_once(recipe, [parent, store.pull(str(wider))])
     (kept,) = (store.root / "scores").iterdir()
     assert int(checkpoint.read_tensors(kept, "", "").state["tokens"].max()) < n_words

@@ -76,7 +76,7 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
         grown = [store.get(parent) for parent in parents]
         if name:
             _recipes.refuse_taken(store, name, recipe, grown)
-        child = store.derive(recipe, grown)
+        child = store.grow_once(recipe, grown)
     record = child.record
     for key, value in record.notes.items():
         terminal.note(plain(f"{key}: {value}"))

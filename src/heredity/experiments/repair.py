@@ -210,7 +210,7 @@ def _ladder(
     name = child.record.name
 
     def derived(recipe: Recipe, parents: Sequence[Grown]) -> RepairedChild:
-        return RepairedChild(store.derive(recipe, parents))
+        return RepairedChild(store.grow_once(recipe, parents))
 
     yield "guard", partial(derived, Guard(name=f"{name}-guarded"), [child])
     for share in SHARES:
@@ -246,7 +246,7 @@ class _Tunings:
                 rows, steps=steps, batch_size=8, lr=RATE, schedule="constant", warmup=0.0, max_length=4096,
                 name=called,
             )  # fmt: skip
-            return self.store.derive(recipe, [self.child])
+            return self.store.grow_once(recipe, [self.child])
 
         def distance(model: Grown, steps: int) -> float:
             found = self.how.study(f"{name}-{steps}-steps", [self.parent, model], taught.stop_on)

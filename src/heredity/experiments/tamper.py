@@ -106,7 +106,7 @@ def tamper(
     rungs: dict[int, Rung] = {}
 
     def ask(steps: int) -> bool:
-        child = store.derive(tuned(steps), [grown])
+        child = store.grow_once(tuned(steps), [grown])
         place = out / f"steps-{steps:04d}"
         study = Study(
             [grown, child], application, probes, attacks, store=store, out=place,

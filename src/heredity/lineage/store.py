@@ -139,9 +139,11 @@ class Store:
     def grow(self, recipe: Recipe, parents: Grown | Sequence[Grown] = ()) -> Grown:
         """Make a child from its parents, hash its files and record it; an existing id is returned as it is.
 
-        `parents` may be one model. Raises Damaged if a parent's files are not the recorded ones or the
-        result is empty.
+        `parents` may be one model. The recipe runs each time, on the parents in the form that they are
+        stored in. See `grow_once`, which avoids both. Raises UsageError if `recipe` is not a recipe, and
+        Damaged if a parent's files are not the recorded ones or the result is empty.
         """
+        _refuse_other_than_recipe(recipe)
         parents = [parents] if isinstance(parents, Grown) else parents
         for parent in parents:
             if problems := self.verify(parent.record):
@@ -196,8 +198,12 @@ class Store:
             return known
         return self.grow(recipe)
 
-    def derive(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
-        """A child of the whole weights (see `whole`) of its parents, which write text, grown once."""
+    def grow_once(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
+        """Make a child of the whole weights (`whole`) of its parents with `grow`, unless the store has it.
+
+        Raises Unavailable if a parent does not generate text.
+        """
+        _refuse_other_than_recipe(recipe)
         for name, why in ((p.record.name, why_not_generative(p.record)) for p in parents):
             if why:
                 raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
@@ -349,6 +355,15 @@ class Store:
             os.replace(child, home)  # noqa: PTH105
         sync_folder(home.parent)
         return Grown(record, self.folder(record))
+
+
+def _refuse_other_than_recipe(recipe: object) -> None:
+    if isinstance(recipe, type) or not isinstance(recipe, Recipe):
+        raise UsageError(
+            f"{str(recipe)[:80]!r} is not a recipe. Give a value such as h.Lora(data=...) or, by its kind, "
+            'h.recipe("lora", data=...).',
+            code="not-a-recipe",
+        )
 
 
 def grow(recipe: Recipe, parents: Grown | Sequence[Grown] = (), store: Store | None = None) -> Grown:

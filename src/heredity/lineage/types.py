@@ -36,6 +36,7 @@ class Grown:
     folder: Path
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """How a child is made: a frozen value with one method that does it."""
 

@@ -56,7 +56,7 @@ def test_a_quantized_child_answers_and_is_exported_as_it_is(
     import gguf
 
     parent = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
-    child = store.derive(Quantize(to), [parent])
+    child = store.grow_once(Quantize(to), [parent])
     (path,) = child.folder.iterdir()
     kinds = {t.name: gguf.GGMLQuantizationType(t.type).name for t in read_gguf(path).tensors}
     assert kinds["blk.0.attn_q.weight"] == name and kinds["output_norm.weight"] == "F32"
@@ -77,7 +77,7 @@ def _engine(store: Store, child: Grown) -> object:
 
 def test_a_quantized_child_is_the_same_bytes_again_and_near_its_parent(store: Store, tmp_path: Path) -> None:
     parent = store.pull(str(make_model(tmp_path / "tiny", "qwen2", **LARGER)))
-    children = [store.derive(Quantize(to), [parent]) for to in ("q8_0", "q4_0", "f32")]
+    children = [store.grow_once(Quantize(to), [parent]) for to in ("q8_0", "q4_0", "f32")]
     again = store.grow(Quantize("q4_0"), [parent])
     assert again.record.id == children[1].record.id
     wanted = _parity.read_folder(parent.folder, "parent", 0).logs
@@ -144,7 +144,7 @@ def test_what_is_not_known_is_refused_by_name(store: Store, tmp_path: Path) -> N
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
     windowed = store.pull(str(make_model(tmp_path / "windowed", "mistral")))
     with raises(Refused, "gguf-sliding-windows"):
-        store.derive(Quantize(), [windowed])
+        store.grow_once(Quantize(), [windowed])
     with raises(UnknownName, "unknown-name", mentions=["gguf"]):
         export.export(store, model, "ggfu", tmp_path / "out")
     (tmp_path / "full").mkdir()
@@ -160,7 +160,7 @@ def test_the_bill_of_materials_has_the_whole_ancestry_and_fits_the_schema(
     from cyclonedx.validation.json import JsonStrictValidator
 
     parent = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
-    child = store.derive(Quantize("q8_0", name="small|<b>\n# x"), [parent])
+    child = store.grow_once(Quantize("q8_0", name="small|<b>\n# x"), [parent])
     done = export.export(store, child, "gguf", tmp_path / "out")
     text = (done.folder / "bom.cdx.json").read_text("utf-8")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
@@ -189,7 +189,7 @@ def test_the_card_quotes_a_study(
     assert "transformers agrees within" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "| breach, no judge needed |" in card and "% intervals" in card
-    other = store.derive(Quantize("q8_0", name="other"), [model])
+    other = store.grow_once(Quantize("q8_0", name="other"), [model])
     with raises(
         UsageError, "study-of-another-model", mentions=["tiny", "other"]
     ):  # before anything is written
@@ -198,7 +198,7 @@ def test_the_card_quotes_a_study(
 
 def test_of_a_form_that_was_made_whole_the_descent_names_that_step(store: Store, tmp_path: Path) -> None:
     parent = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
-    child = store.derive(Quantize("int8", name="small"), [parent])
+    child = store.grow_once(Quantize("int8", name="small"), [parent])
     done = export.export(store, child, "hf", tmp_path / "out")
     whole = store.whole(child).record
     bill = json.loads((done.folder / "bom.cdx.json").read_text("utf-8"))

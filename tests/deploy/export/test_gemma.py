@@ -49,7 +49,7 @@ def test_every_reader_agrees_on_a_gemma(store: Store, tmp_path: Path, template: 
 
 def test_a_quantized_gemma_is_read_back_and_asked(store: Store, tmp_path: Path) -> None:
     parent = store.pull(str(make_gemma(tmp_path / "tiny")))
-    child = store.derive(Quantize("q4_0"), [parent])
+    child = store.grow_once(Quantize("q4_0"), [parent])
     done = export.export(store, child, "gguf", tmp_path / "out")
     assert all(p.left_out or not p.problem for p in done.parities)
 
@@ -102,7 +102,7 @@ def test_what_llama_cpp_settles_otherwise_is_refused(
 ) -> None:
     model = store.pull(str(make_gemma(tmp_path / "tiny", **settings)))
     with raises(Refused, *said):
-        store.derive(Quantize(), [model])
+        store.grow_once(Quantize(), [model])
 
 
 def _drop_a_merge(said: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def test_a_tokenizer_that_llama_cpp_would_not_follow_is_refused(
     (folder / "tokenizer.json").write_text(json.dumps(read, ensure_ascii=False), "utf-8")
     model = store.pull(str(folder))
     with raises(Refused, *said):
-        store.derive(Quantize(), [model])
+        store.grow_once(Quantize(), [model])
 
 
 def test_a_gguf_that_says_more_of_a_gemma_than_others_is_read_as_it_says(
