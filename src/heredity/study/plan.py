@@ -118,15 +118,16 @@ class Grid:
         self.plan = plan
         self.application = plan.application.digest
         self._study_seed = f"{plan.seed}\0".encode()
+        self._n_trials = plan.n_trials  # a product, and asked for each row of a study
 
     def __len__(self) -> int:
-        return self.plan.n_trials
+        return self._n_trials
 
     def trial(self, index: int) -> Trial:
         """The trial at this place. Raises IndexError outside the plan."""
         plan = self.plan
-        if not 0 <= index < plan.n_trials:
-            raise IndexError(f"trial {index} is outside a plan of {plan.n_trials}")
+        if not 0 <= index < self._n_trials:
+            raise IndexError(f"trial {index} is outside a plan of {self._n_trials}")
         rest, sample = divmod(index, plan.samples)
         rest, p = divmod(rest, len(plan.probes))
         m, a = divmod(rest, len(plan.attacks))
@@ -151,7 +152,7 @@ class Grid:
 
     def matches(self, index: int, trial: str) -> bool:
         """Whether a row with this index and trial id is of this plan."""
-        return 0 <= index < self.plan.n_trials and self.trial(index).id == trial
+        return 0 <= index < self._n_trials and self.trial(index).id == trial
 
 
 def trial_id(model: str, application: str, asked: bytes, seed: int) -> str:
