@@ -149,9 +149,7 @@ class Result:
                 and attack in (None, trial.attack)
             ):
                 found[row.index] = (trial, own, row)
-        responses = {
-            row.index: row for row in storage.open_responses(self.folder, grid) if row.index in found
-        }
+        responses = {r.index: r for r in storage.open_responses(self.folder, grid) if r.index in found}
         return [
             TrialResult(trial, called[trial.model.id], own, responses[index], verdict)
             for index, (trial, own, verdict) in sorted(found.items())
