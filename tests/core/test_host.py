@@ -16,6 +16,7 @@ from heredity.core import host
 from heredity.core.errors import OutOfMemory, UsageError
 from heredity.core.host import CPU, Device
 from heredity.engines import cache_budget
+from tests.support.clock import BusyClock
 from tests.support.errors import raises
 
 APPLICATION = str(Path(__file__).parents[2] / "examples" / "support-desk.toml")
@@ -134,19 +135,6 @@ def test_a_process_takes_its_gpu_where_there_is_one(
     device = host.choose_device(1)
     assert str(device) == chosen
     assert device.free_memory() == (8 if has_gpu else host.available_memory()) or not has_gpu
-
-
-class BusyClock:
-    """A clock of a machine that is busy until a moment: work takes 30 times as long there."""
-
-    def __init__(self, busy_until: float) -> None:
-        self.now, self._busy_until = 0.0, busy_until
-
-    def __call__(self) -> float:
-        return self.now
-
-    def work(self, seconds: float) -> None:
-        self.now += seconds * (30 if self.now < self._busy_until else 1)
 
 
 def test_the_faster_product_is_found_though_the_machine_is_busy_at_first() -> None:

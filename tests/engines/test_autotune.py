@@ -17,20 +17,8 @@ from heredity.engines.torch import autotune
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine
 from heredity.lineage.store import Store, load_engine
+from tests.support.clock import BusyClock
 from tests.support.tiny_models import make_model
-
-
-class BusyClock:
-    """Seconds as they are told to it, by a machine that is busy for the first of them."""
-
-    def __init__(self, busy_until: float) -> None:
-        self.now, self._busy_until = 0.0, busy_until
-
-    def __call__(self) -> float:
-        return self.now
-
-    def work(self, seconds: float) -> None:
-        self.now += seconds * (30 if self.now < self._busy_until else 1)
 
 
 def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_changed(
