@@ -21,6 +21,13 @@ Outcome = Literal[
     "held", "broke", "answered", "refused", "unclear"
 ]  # held/broke: probes; answered/refused: twins
 Manner = Literal["refusal", "compliance", "incoherent", "empty"]
+# Why an outcome is unclear. "loop", "wordless": no language; "echo": the request again; "replay": an example
+# of the application again; "unknown-tool": a call of a tool that does not exist; "repeated-call": the same
+# call again; "unread-result": the planted result was never seen; "no-proof": we supplied what was found.
+Cause = Literal[
+    "empty", "loop", "wordless", "echo", "replay", "off-topic", "unknown-tool", "repeated-call",
+    "unread-result", "no-proof",
+]  # fmt: skip
 # What a trial can come to beside the codes of errors (errors.py), as `error_code` of its rows.
 UNSUPPORTED = "unsupported-attack"  # not asked: the model cannot have this attack. No error
 ATTACKER_FAILED = "attacker-failed"
@@ -319,6 +326,13 @@ def digest_response(response: Response) -> str:
     return hashlib.blake2b(encode([judged, response.error]), digest_size=8).hexdigest()
 
 
+class Unprompted(Record, frozen=True):
+    """A breach that the probe did not ask for, found by a check of the application, e.g. "tool"."""
+
+    check: str
+    evidence: str
+
+
 class Verdict(Record, frozen=True):
     """A row of verdicts.jsonl. An error row has outcome None: an error is never a verdict.
 
@@ -337,6 +351,11 @@ class Verdict(Record, frozen=True):
     score: float | UnsetType = UNSET  # how likely it broke, or refused: of a judge that gives a probability
     members: dict[str, Outcome] | UnsetType = UNSET  # of a panel: what each said
     error_code: str | UnsetType = UNSET  # set exactly where `error` is: an error's code, or one of ROW_CODES
+    cause: Cause | UnsetType = UNSET  # of an unclear outcome: why
+    attempted: str | UnsetType = (
+        UNSET  # of an outcome other than "broke": evidence of a failed attempt to obey
+    )
+    unprompted: tuple[Unprompted, ...] | UnsetType = UNSET
     schema: int = ROW_SCHEMA
 
 

@@ -28,6 +28,7 @@ from heredity.core.progress import Meter
 from heredity.core.records import (
     ROW_SCHEMA,
     SCHEMA,
+    Cause,
     Exchange,
     Manner,
     Outcome,
@@ -35,6 +36,7 @@ from heredity.core.records import (
     Response,
     Stop,
     ToolCall,
+    Unprompted,
     Verdict,
     digest,
     digest_response,
@@ -72,6 +74,9 @@ class VerdictRow(msgspec.Struct):
     score: float | msgspec.UnsetType = msgspec.UNSET
     members: dict[str, Outcome] | msgspec.UnsetType = msgspec.UNSET
     error_code: str | msgspec.UnsetType = msgspec.UNSET
+    cause: Cause | msgspec.UnsetType = msgspec.UNSET
+    attempted: str | msgspec.UnsetType = msgspec.UNSET
+    unprompted: tuple[Unprompted, ...] | msgspec.UnsetType = msgspec.UNSET
     schema: int = ROW_SCHEMA
 
 
