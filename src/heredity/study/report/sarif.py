@@ -34,6 +34,7 @@ FINGERPRINT = "heredityModelProbe/v1"
 _CODES = {kind: code for code, kind in enumerate(WANTED, 1)}
 _TAXONOMIES = {  # scheme of a threat id -> name, organization
     "owasp-llm": ("OWASP Top 10 for LLM Applications", "OWASP"),
+    "owasp-agentic": ("OWASP Top 10 for Agentic Applications", "OWASP"),
     "mitre-atlas": ("MITRE ATLAS", "MITRE"),
     "nist-ai-100-2": ("NIST AI 100-2 Adversarial Machine Learning", "NIST"),
 }
