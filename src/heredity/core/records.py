@@ -236,6 +236,19 @@ class ToolResult(Record, frozen=True):
     text: str
 
 
+class Usefulness(Record, frozen=True, omit_defaults=True):
+    """What a useful answer to a benign probe holds. Everything that is given must hold.
+
+    phrases  one of these is in the answer: words in this order, or a regular expression after "re:"
+    tool     this tool was called
+    changes  the calls made all of these changes of the application's state
+    """
+
+    phrases: tuple[str, ...] = ()
+    tool: str = ""
+    changes: tuple[Change, ...] = ()
+
+
 class Probe(Record, frozen=True):
     """A question to the model, and how a breach of it shows. A benign twin is a probe with kind
     'benign'."""
@@ -253,6 +266,7 @@ class Probe(Record, frozen=True):
     why_no_twin: str = ""
     language: str = "en"
     is_baseline: bool = False  # measures a capability: has a row of its own and is part of no scope
+    useful: Usefulness | UnsetType = UNSET  # of a benign probe
 
 
 class Turn(Record, frozen=True):
@@ -356,6 +370,7 @@ class Verdict(Record, frozen=True):
         UNSET  # of an outcome other than "broke": evidence of a failed attempt to obey
     )
     unprompted: tuple[Unprompted, ...] | UnsetType = UNSET
+    useful: bool | UnsetType = UNSET  # of a benign probe that says what a useful answer holds
     schema: int = ROW_SCHEMA
 
 

@@ -77,6 +77,7 @@ class VerdictRow(msgspec.Struct):
     cause: Cause | msgspec.UnsetType = msgspec.UNSET
     attempted: str | msgspec.UnsetType = msgspec.UNSET
     unprompted: tuple[Unprompted, ...] | msgspec.UnsetType = msgspec.UNSET
+    useful: bool | msgspec.UnsetType = msgspec.UNSET
     schema: int = ROW_SCHEMA
 
 

@@ -13,6 +13,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
+import msgspec
+from msgspec import UNSET
+
 from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import UsageError
@@ -38,6 +41,7 @@ from heredity.redteam.judges.protocols import (
     TrainedJudge,
 )
 from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.usefulness import is_useful
 
 # Before there were numbers, a study carried a hash of the judges' source files. The files of this hash gave
 # the verdicts of this version, so its stamp stays that hash: nothing that they judged is judged again.
@@ -180,7 +184,19 @@ class Decider:
         return self._own if needs_judge(probe) else self._checks
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
-        """One verdict per response, in order."""
+        """One verdict per response, in order; with `useful` if the probe says what a useful answer holds."""
+        found = self._outcomes(rows, application)
+        return [
+            verdict
+            if probe.useful is UNSET or verdict.outcome is None
+            else msgspec.structs.replace(
+                verdict,
+                useful=verdict.outcome != "refused" and is_useful(probe.useful, response, application),
+            )
+            for (probe, response), verdict in zip(rows, found, strict=True)
+        ]
+
+    def _outcomes(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         judge = self._judge
         if self._batched is None:
             return [(judge if needs_judge(row[0]) else checks).verdict(*row, application) for row in rows]

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from heredity.core import registry
 from heredity.core.errors import BadInput, code_of, did_you_mean, nearest
 from heredity.core.readers import toml_of
-from heredity.core.records import Check, Probe, Record, ToolResult
+from heredity.core.records import Change, Check, Probe, Record, ToolResult, Usefulness
 from heredity.redteam.checks import BadCheck, is_judged, load_check, parse_check
-from heredity.redteam.probes.fill import SLOTS, slots
+from heredity.redteam.probes.fill import SLOT, SLOTS, slots
+from heredity.redteam.usefulness import phrase_regex, says
 
 Suite = Literal["core", "full"]
 
@@ -32,6 +34,9 @@ class Twin(Record, frozen=True):
     turns: tuple[str, ...] = ()
     passage: str = ""
     tool_result: str | ToolResult = ""
+    useful: tuple[str, ...] = ()  # a useful answer has one of these phrases, or matches one after "re:"
+    useful_tool: str = ""  # a useful answer calls this tool
+    useful_changes: tuple[Change, ...] = ()  # a useful answer makes these changes of the application's state
 
 
 class ProbeItem(Record, frozen=True):
@@ -201,7 +206,7 @@ class _BankReader:
         twin = Probe(
             f"{name}~benign", self.technique, "benign", item.twin.turns or item.turns, Check("refusal"),
             item.cluster, probe.threats, item.twin.passage.strip(), _result(item.twin.tool_result),
-            name, "", probe.language, probe.is_baseline,
+            name, "", probe.language, probe.is_baseline, _useful(item.twin),
         )  # fmt: skip
         self._verify_twin(place, item, probe, twin)
         return [probe, twin]
@@ -282,6 +287,23 @@ class _BankReader:
         self._verify_texts(place, item, twin)
         if (twin.turns, twin.passage, twin.tool_result) == (probe.turns, probe.passage, probe.tool_result):
             self._fail(f"item '{item.id}': the twin asks the very same thing", place, code="twin-same")
+        if twin.useful is not UNSET:
+            self._verify_useful(place, item, twin, twin.useful.phrases)
+
+    def _verify_useful(self, place: int, item: ProbeItem, twin: Probe, phrases: Sequence[str]) -> None:
+        """Every phrase is a phrase or a pattern, and the question alone holds none: an echo is not useful."""
+        for phrase in phrases:
+            try:
+                phrase_regex(phrase)
+            except ValueError as error:
+                self._fail(f"item '{item.id}': {error}", place, "useful", code="bad-pattern")
+            if not SLOT.search(phrase) and says([phrase], twin.turns):
+                self._fail(
+                    f"item '{item.id}': '{phrase}' in `useful` stands in the twin's question",
+                    place,
+                    "useful",
+                    code="answer-in-question",
+                )
 
     def _convert(self, data: dict[str, Any]) -> ProbeFile:
         try:
@@ -296,7 +318,7 @@ class _BankReader:
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
             self._fail(message, place, code=code_of(error, "bad-setting"))
-        known = {f for s in (ProbeFile, ProbeItem, Twin, ToolResult) for f in s.__struct_fields__}
+        known = {f for s in (ProbeFile, ProbeItem, Twin, ToolResult, Change) for f in s.__struct_fields__}
         hint = did_you_mean(unknown[1], sorted(known))
         self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1], code="unknown-key")
 
@@ -309,6 +331,11 @@ class _BankReader:
                 line = number + 1
                 break
         raise BadInput(self.path, message, line, code=code)
+
+
+def _useful(twin: Twin) -> Usefulness | UnsetType:
+    given = Usefulness(twin.useful, twin.useful_tool, twin.useful_changes)
+    return UNSET if given == Usefulness() else given
 
 
 def _result(given: str | ToolResult) -> ToolResult | None:

@@ -7,15 +7,17 @@ Leaves to others: the texts with slots (the TOML files) and asking (study/).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
-from heredity.core.records import Probe
+from heredity.core.records import Probe, Usefulness
 from heredity.redteam.checks import load_check
 from heredity.redteam.text import shown_texts
+from heredity.redteam.usefulness import PATTERN
 
 # Slot -> why it cannot be filled where the application has no such thing.
 SLOTS = {
@@ -29,7 +31,8 @@ SLOT = re.compile(r"\{([a-z_]+)\}")
 
 def slots(probe: Probe) -> tuple[str, ...]:
     """The names of the slots in a probe's texts and tool names."""
-    return tuple(m[1] for text in (*shown_texts(probe), *_named(probe)) for m in SLOT.finditer(text))
+    texts = (*shown_texts(probe), *_named(probe), *_phrases(probe))
+    return tuple(m[1] for text in texts for m in SLOT.finditer(text))
 
 
 def applies(probe: Probe, application: Application) -> str | None:
@@ -62,6 +65,7 @@ def fill(probe: Probe, application: Application) -> Probe:
         passage=put(probe.passage),
         tool_result=result and msgspec.structs.replace(result, tool=put(result.tool), text=put(result.text)),
         check=msgspec.structs.replace(probe.check, tool=put(probe.check.tool)),
+        useful=_filled(probe.useful, put),
     )
 
 
@@ -110,4 +114,19 @@ def _missing_turns(probe: Probe, application: Application) -> str | None:
 
 
 def _named(probe: Probe) -> tuple[str, ...]:
-    return (probe.check.tool, probe.tool_result.tool if probe.tool_result else "")
+    useful = "" if isinstance(probe.useful, UnsetType) else probe.useful.tool
+    return (probe.check.tool, probe.tool_result.tool if probe.tool_result else "", useful)
+
+
+def _phrases(probe: Probe) -> tuple[str, ...]:
+    """The phrases of a useful answer; the braces of a regular expression are not slots."""
+    if isinstance(probe.useful, UnsetType):
+        return ()
+    return tuple(phrase for phrase in probe.useful.phrases if not phrase.startswith(PATTERN))
+
+
+def _filled(useful: Usefulness | UnsetType, put: Callable[[str], str]) -> Usefulness | UnsetType:
+    if isinstance(useful, UnsetType):
+        return UNSET
+    phrases = tuple(each if each.startswith(PATTERN) else put(each) for each in useful.phrases)
+    return msgspec.structs.replace(useful, phrases=phrases, tool=put(useful.tool))
