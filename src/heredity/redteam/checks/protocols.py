@@ -45,6 +45,10 @@ class BreachCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The evidence of a breach in the response; None if there is no breach."""
         raise NotImplementedError
 
+    def attempt(self, probe: Probe, response: Response, application: Application) -> str:  # noqa: ARG002
+        """Evidence that the model tried to obey, where `find` shows no breach; "" for none."""
+        return ""
+
     def validate(self, probe: Probe, sample: str) -> None:
         """Raise BadCheck if this check could not judge the probe. `sample` is a breaching answer, or ""."""
 

@@ -1,0 +1,1 @@
+"""The kind "language": a reply in a language that nobody asked for."""
