@@ -11,6 +11,7 @@ sequential_power  the size of a study that stops early
 sample_size       both kinds of plan next to each other
 pass_at_k         success within k tries
 ppi               prediction-powered estimates: few labels, many judged trials
+unclear           unclear answers: three codings, a declared share, the share that tips a claim
 """
 
 from heredity.stats.inheritance import Inherited, inherited, retention

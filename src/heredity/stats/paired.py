@@ -112,7 +112,12 @@ def tango(table: Table, confidence: float = CONFIDENCE) -> Estimate:
 
 def tango_bounds(table: Table, n: float, confidence: float = CONFIDENCE) -> Interval:
     """Tango's interval as if the table's shares came from `n` independent pairs; `n` need not be whole."""
-    only_a, only_b = (x / table.n * n for x in (table.only_a, table.only_b))
+    return tango_bounds_at(table.only_a / table.n, table.only_b / table.n, n, confidence)
+
+
+def tango_bounds_at(share_a: float, share_b: float, n: float, confidence: float = CONFIDENCE) -> Interval:
+    """Tango's interval from the shares of pairs on which only a, and only b, broke."""
+    only_a, only_b = share_a * n, share_b * n
     z = normal_quantile(confidence)
     return Interval(-_tango_upper(only_b, only_a, n, z), _tango_upper(only_a, only_b, n, z))
 

@@ -18,7 +18,7 @@ Sources: Ville 1939; Robbins 1970 (mixtures); Waudby-Smith and Ramdas 2010.09686
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal, Self
 
@@ -29,7 +29,6 @@ from scipy import optimize, special
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, Interval, cluster_sums, wilson_bounds
-from heredity.stats.paired import holm
 
 Side = Literal["both", "above", "below"]  # where the mean may lie if it is not the null
 NODES = 256  # bets u, up to 1,000 clusters; the mixture is exact for 2 * NODES of them, and near it beyond
@@ -49,12 +48,6 @@ def discordant_log_e(only_a: int, only_b: int) -> float:
     return mixed + (only_a + only_b) * math.log(2)
 
 
-def discordant_log_e_above(only_a: int, only_b: int) -> float:
-    """log E against "b is not more likely to break": the same, with the Beta truncated below 1/2."""
-    share = float(special.betainc(0.5 + only_a, 0.5 + only_b, 0.5))
-    return discordant_log_e(only_a, only_b) + math.log(2 * share) if share > 0 else -math.inf
-
-
 def rate_log_e(k: int, n: int, rate: float) -> float:
     """log E against "each of n independent trials broke with this chance", k of them having broken."""
     _check(k, n - k)
@@ -65,11 +58,6 @@ def rate_log_e(k: int, n: int, rate: float) -> float:
 def anytime_p(log_e: float) -> float:
     """The anytime-valid p-value: min(1, 1 / E). `log_e` may be the largest so far."""
     return min(1.0, math.exp(-max(log_e, 0.0)))
-
-
-def holm_e(log_e: Sequence[float]) -> list[float]:
-    """Anytime p-values of several e-values, adjusted by Holm; they may depend on each other in any way."""
-    return holm([anytime_p(value) for value in log_e])
 
 
 def _check(*counts: int) -> None:
