@@ -12,6 +12,8 @@ import msgspec
 import pytest
 
 import heredity as h
+from heredity.core.records import digest, encode
+from heredity.study.plan import PlanFile, read_plan
 from tests.support import old_version as old
 
 TABLE = old.table("files")
@@ -31,6 +33,12 @@ def test_probes_are_what_they_were(place: Path) -> None:
 
 
 def test_a_plan_file_is_the_study_that_it_was(place: Path) -> None:
+    """But for the analysis, which 9797035 did not declare: a folder of then is resumed without one."""
+    old.done("study", "plan.toml", "--out", "planned")
+    made = read_plan(Path("planned"))
+    assert digest(made.questions) == TABLE["plan"] and digest(made) != TABLE["plan"]
+    before = PlanFile(TABLE["plan"], made.application.digest, made.questions)
+    Path("planned/plan.json").write_bytes(encode(before))
     old.done("study", "plan.toml", "--out", "planned")
     assert json.loads(Path("planned/plan.json").read_bytes())["study"] == TABLE["plan"]
 

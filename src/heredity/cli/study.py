@@ -25,7 +25,7 @@ _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 # The options that a study's folder fixes: another value would be another study.
 _PLANNED = (
     "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
-    "until_decided", "attacker",
+    "until_decided", "attacker", "endpoint", "unclear_share",
 )  # fmt: skip
 
 
@@ -113,6 +113,14 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     "--until-decided", is_flag=True, help="Sequential stopping: stop a model once its pairs are decided."
 )
 @click.option(
+    "--endpoint", type=Name(), metavar="NAME", default="all_trials", show_default=True,
+    help="Primary rate: breaches of all_trials that were answered, or of decided_trials only.",
+)  # fmt: skip
+@click.option(
+    "--unclear-share", type=float, metavar="SHARE", default=0.25, show_default=True,
+    help='Share of unclear answers that may be breaches without undoing "worse".',
+)  # fmt: skip
+@click.option(
     "--judge", type=Name(), metavar="JUDGE",
     help="Judge of trials without a check: rules, learned, rubric:MODEL, panel:A+B.  [default: rules]",
 )  # fmt: skip
@@ -140,6 +148,8 @@ def command(
     confidence: float,
     out: Path | None,
     until_decided: bool,
+    endpoint: str,
+    unclear_share: float,
     judge: str | None,
     attacker: str | None,
     yes: bool,
@@ -194,6 +204,8 @@ def command(
             judge,
             writer,
             out=out,
+            endpoint=endpoint,
+            unclear_share=unclear_share,
         )
         study = Study.from_spec(spec, store=store, engine_loader=loader)
     _warn(study)

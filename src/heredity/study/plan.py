@@ -41,17 +41,35 @@ class SkippedProbe(Record, frozen=True):
     reason: str
 
 
-class Analysis(Record, frozen=True):
-    """The analysis that a plan declares before the first answer.
+class ComparisonFamily(Record, frozen=True):
+    """Comparisons that Holm corrects together: `n` of them, each of `between` in each of `scopes`."""
 
-    endpoint       the primary rate. "all_trials": breaches over all answered trials, unclear ones included;
-                   "decided_trials": over trials that held or broke, as in plans without an analysis
+    between: Literal["pairs", "edges"]
+    measure: Literal["breach", "over_refusal"]
+    scopes: tuple[str, ...]  # of estimates.SCOPES
+    n: int
+
+
+class Analysis(Record, frozen=True):
+    """The analysis that a plan declares before the first answer. Level and margin are the plan's own.
+
+    endpoint       the primary rate. "all_trials": breaches over all answered trials, so an unclear answer
+                   counts as none. "decided_trials": over trials that held or broke, which leaves unclear
+                   answers out, as plans without an analysis do
     unclear_share  "worse" holds only if it survives that this share of the other model's unclear answers, and
                    none of its own, were breaches
+    stopping       "fixed": every trial is asked. "until_decided": interim analyses stop models (Plan.blocks)
+    judge          decides what no check decides
+    families       claims beyond these comparisons, such as those of one technique, are exploratory
+    primary        the comparison that the study is about; None for a study of one model
     """
 
     endpoint: Literal["all_trials", "decided_trials"] = "all_trials"
     unclear_share: float = 0.25
+    stopping: Literal["fixed", "until_decided"] = "fixed"
+    judge: str = ""
+    families: tuple[ComparisonFamily, ...] = ()
+    primary: ComparisonFamily | None = None
 
 
 class Plan(Record, frozen=True):
@@ -76,6 +94,11 @@ class Plan(Record, frozen=True):
     attacker: PlannedModel | msgspec.UnsetType = msgspec.UNSET  # writes the turns of some attacks
     edges: tuple[Edge, ...] | msgspec.UnsetType = msgspec.UNSET  # descent among the models, if any
     analysis: Analysis | msgspec.UnsetType = msgspec.UNSET  # unset in plans of releases that declared none
+
+    @property
+    def questions(self) -> Plan:
+        """The plan without its analysis, as releases wrote it that declared none."""
+        return msgspec.structs.replace(self, analysis=msgspec.UNSET)
 
     @property
     def is_until_decided(self) -> bool:
@@ -103,11 +126,16 @@ class Plan(Record, frozen=True):
 
 
 class PlanFile(Record, frozen=True):
-    """plan.json: the plan, and the digest that names the study and reveals edits."""
+    """plan.json: the plan, and the digest that names the study and reveals edits.
+
+    The digest covers only the plan. `at` is when the plan was written (ISO 8601, UTC). It is unset if the
+    answers are older than the plan, as in an import.
+    """
 
     study: str
     application_digest: str
     plan: Plan
+    at: str | msgspec.UnsetType = msgspec.UNSET
     schema: int = SCHEMA
 
 
@@ -198,31 +226,51 @@ class TrialSet:
 # --- plan.json -------------------------------------------------------------------------------------
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
-    """Save the plan; do nothing if the folder has it already.
+def write_plan(folder: Path, plan: Plan, at: str = "") -> Plan:
+    """Save the plan with its time `at`, and return the plan that holds in this folder.
 
-    Raises NotComparable, with the differences, if the folder holds another plan.
+    A folder keeps its plan. Equal questions and equal settings of the analysis resume it, with any judge, and
+    also if its release declared no analysis. Raises NotComparable, with the differences, for another plan.
     """
     path = folder / PLAN
     if path.exists():
         held = read_plan(folder)
-        if held != plan:
+        if held != _as_declared(plan, held):
             raise NotComparable(
                 f"{folder} holds another study: {differences(held, plan)}. "
                 "Give the same settings to resume it, or another folder for this one.",
                 code="another-study",
             )
-        return
+        return held
     if (folder / "responses.jsonl").exists():
         raise Damaged(
             f"{folder} has responses but no {PLAN}: they cannot be told apart. Use another folder.",
             code="plan-missing",
         )
-    files.write_atomic(path, encode(PlanFile(digest(plan), plan.application.digest, plan)) + b"\n")
+    file = PlanFile(digest(plan), plan.application.digest, plan, at or msgspec.UNSET)
+    files.write_atomic(path, encode(file) + b"\n")
+    return plan
+
+
+def _as_declared(plan: Plan, held: Plan) -> Plan:
+    """`plan` with the analysis of `held`, if both declare the same settings of it."""
+    is_same = _declared(plan) == _declared(held)
+    return msgspec.structs.replace(plan, analysis=held.analysis) if is_same else plan
+
+
+def _declared(plan: Plan) -> tuple[str, float]:
+    """The settings of a plan's analysis that a user chooses; the defaults if it has none."""
+    analysis = Analysis() if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis
+    return analysis.endpoint, analysis.unclear_share
 
 
 def read_plan(folder: Path) -> Plan:
     """The plan of a study's folder. Raises NotComparable for another schema, Damaged for a broken file."""
+    return read_saved(folder).plan
+
+
+def read_saved(folder: Path) -> PlanFile:
+    """The whole plan.json. Raises as `read_plan` does."""
     path = folder / PLAN
     try:
         data = path.read_bytes()
@@ -247,7 +295,7 @@ def read_plan(folder: Path) -> Plan:
             code="plan-digest-wrong",
         )
     refuse_too_many(file.plan)
-    return file.plan
+    return file
 
 
 def check_schema(path: Path, data: bytes) -> None:
@@ -275,6 +323,10 @@ def differences(held: Plan, new: Plan) -> str:
         found.append(f"--until-decided ({'' if held.is_until_decided else 'not '}there)")
         is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
         new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
+    for name, a, b in zip(("--endpoint", "--unclear-share"), _declared(held), _declared(new), strict=True):
+        if a != b:
+            found.append(f"{name} ({a} there, {b} asked for)")
+    new = msgspec.structs.replace(new, analysis=held.analysis)
     for field in Plan.__struct_fields__:
         a, b = getattr(held, field), getattr(new, field)
         if a != b:

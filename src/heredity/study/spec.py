@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,10 +28,15 @@ from heredity.core.readers import toml_line, toml_of
 from heredity.core.records import Model, Probe, digest
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, probes
-from heredity.study.plan import Plan, PlannedModel, SkippedProbe, refuse_too_many
+from heredity.redteam.judges import DEFAULT
+from heredity.study.estimates import SCOPES, Measure
+from heredity.study.outcomes import is_part
+from heredity.study.plan import Analysis, ComparisonFamily, Plan, PlannedModel, SkippedProbe, refuse_too_many
 
 MAX_INTERIM = 12  # interim analyses of one study; each may load every model again
 ModelReference = str | Grown | Model | Callable[..., Any]
+ENDPOINTS: tuple[Literal["all_trials", "decided_trials"], ...] = ("all_trials", "decided_trials")
+UNCLEAR_SHARE = 0.25
 _ALIASES = {"model": "models", "attack": "attacks"}  # the names of the options on the command line
 
 
@@ -51,7 +57,9 @@ class StudySpec:
     judge          decides what no check decides; None: the folder's judge, or "rules"
     attacker       the model that writes the turns of `pair` and `tap`
     lineage        models whose descendants in the store are studied, too
-    out            the folder of the study; None: studies/<application>-<start of the plan's digest>
+    endpoint       the primary rate: "all_trials" or "decided_trials" (plan.Analysis)
+    unclear_share  of unclear answers that may be breaches without undoing "worse" (plan.Analysis)
+    out            the folder of the study; None: studies/<application>-<digest of its questions>
 
     One name in place of a list of models, attacks or lineage is a list of one.
     """
@@ -69,6 +77,8 @@ class StudySpec:
     attacker: str | Grown | Model | None = None
     lineage: Sequence[str] = ()
     out: Path | str | None = None
+    endpoint: str = ENDPOINTS[0]
+    unclear_share: float = UNCLEAR_SHARE
 
     def __post_init__(self) -> None:
         """One name is a sequence of one, as in a plan file."""
@@ -200,7 +210,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         attacker=_planned(attacker) if attacker is not None else msgspec.UNSET,
     )
     refuse_too_many(made)
-    return made
+    return declare(made, spec.endpoint, spec.unclear_share, spec.judge)
 
 
 def _record(model: ModelReference) -> Model:
@@ -296,3 +306,63 @@ def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None 
         if n > 1:
             name = (shown or keys)[keys.index(key)]
             raise UsageError(f"{kind} '{name}' is there {n} times; give each once.", code="given-twice")
+
+
+# --- the declared analysis ------------------------------------------------------------------------
+
+_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
+
+
+def declare(
+    plan: Plan, endpoint: str = ENDPOINTS[0], unclear_share: float = UNCLEAR_SHARE, judge: str | None = None
+) -> Plan:
+    """The plan with its analysis. Raises UsageError for an unknown endpoint or a share outside [0, 1]."""
+    known = next((name for name in ENDPOINTS if name == endpoint), None)
+    if known is None:
+        raise UsageError(
+            f"endpoint '{endpoint}' is unknown.{did_you_mean(endpoint, ENDPOINTS)} "
+            f"Endpoints: {', '.join(ENDPOINTS)}.",
+            code="unknown-value",
+        )
+    if not 0 <= unclear_share <= 1:
+        raise UsageError(f"unclear_share must be from 0 to 1, not {unclear_share}.", code="bad-setting")
+    families = families_of(plan)
+    analysis = Analysis(
+        endpoint=known,
+        unclear_share=float(unclear_share),
+        stopping="until_decided" if plan.is_until_decided else "fixed",
+        judge=judge or DEFAULT,
+        families=families,
+        primary=_primary(families),
+    )
+    return msgspec.structs.replace(plan, analysis=analysis)
+
+
+def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:
+    """The families over which Holm corrects: by measure, all pairs of models, and all edges among them."""
+    edges = () if isinstance(plan.edges, msgspec.UnsetType) else plan.edges
+    counts: tuple[tuple[Literal["pairs", "edges"], int], ...] = (
+        ("pairs", len(list(combinations(plan.models, 2)))),
+        ("edges", len({(edge.parent, edge.child) for edge in edges})),
+    )
+    return tuple(
+        ComparisonFamily(between, measure, scopes, n * len(scopes))
+        for between, n in counts
+        for measure in SCOPES
+        if n and (scopes := asked_scopes(plan, measure))
+    )
+
+
+def asked_scopes(plan: Plan, measure: Measure) -> tuple[str, ...]:
+    """The scopes of a measure that have a probe in the plan, in the order of estimates.SCOPES."""
+    probes = [probe for probe in plan.probes if probe.kind == _KINDS[measure]]
+    return tuple(scope for scope in SCOPES[measure] if any(is_part(probe, scope) for probe in probes))
+
+
+def _primary(families: tuple[ComparisonFamily, ...]) -> ComparisonFamily | None:
+    """Breaches before over-refusal, edges before pairs, and judge-free breaches before judged ones."""
+    order = sorted(families, key=lambda family: (family.measure != "breach", family.between != "edges"))
+    if not order:
+        return None
+    first = order[0]
+    return msgspec.structs.replace(first, scopes=first.scopes[:1], n=first.n // len(first.scopes))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -42,7 +43,7 @@ from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, read_plan, write
 from heredity.study.result import Result
 from heredity.study.runner import JudgingStep, ModelSlot, RunContext, loaded_model
 from heredity.study.sequential import StoppingRule
-from heredity.study.spec import ModelReference, StudySpec, resolve_plan
+from heredity.study.spec import ENDPOINTS, UNCLEAR_SHARE, ModelReference, StudySpec, declare, resolve_plan
 from heredity.study.storage import ResponseDigests
 
 __all__ = ["Progress", "Result", "Study", "StudySpec"]
@@ -78,10 +79,12 @@ class Study:
         judge: str | None = None,
         attacker: str | Grown | Model | None = None,
         lineage: Sequence[str] = (),
+        endpoint: str = ENDPOINTS[0],
+        unclear_share: float = UNCLEAR_SHARE,
     ) -> None:
         spec = StudySpec(
             models, application, probes, attacks, samples, seed, margin, confidence, until_decided, judge,
-            attacker, lineage, out,
+            attacker, lineage, out, endpoint, unclear_share,
         )  # fmt: skip
         self._resolve(spec, store, engine_loader)
 
@@ -110,11 +113,12 @@ class Study:
         if any(record.parents for record in records) and (
             edges := graph.edges(records, self._known(records))
         ):
-            self._plan = msgspec.structs.replace(self._plan, edges=edges)
+            described = msgspec.structs.replace(self._plan, edges=edges)
+            self._plan = declare(described, spec.endpoint, spec.unclear_share, spec.judge)
         self._grown = {each.record.id: each for each in grown}
         if attacker is not None:
             self._grown[attacker.record.id] = attacker
-        name = f"{_file_name(application.name)}-{digest(self._plan)[:8]}"
+        name = f"{_file_name(application.name)}-{digest(self._plan.questions)[:8]}"
         self.folder = Path(spec.out) if spec.out is not None else Path("studies") / name
 
     @classmethod
@@ -146,7 +150,7 @@ class Study:
         _ = self._decider  # a missing judge is reported before anything is written
         self._refuse_unloadable()
         with Lock(self.folder):
-            write_plan(self.folder, self._plan)
+            self._save_plan()
             self._ask(progress, retry_errors)
             if not self._plan.is_until_decided:  # else every block was judged before the next was asked
                 self._judge(progress)
@@ -155,19 +159,19 @@ class Study:
     def plan(self) -> Plan:
         """Save plan.json. Raises NotComparable, with the differences, if the folder holds another plan."""
         with Lock(self.folder):
-            write_plan(self.folder, self._plan)
+            self._save_plan()
         return self._plan
 
     def ask(self, progress: Watch | None = None, *, retry_errors: bool = False) -> None:
         """Ask every trial that has no response yet. Raises EngineFailure; earlier responses are kept."""
         with Lock(self.folder):
-            write_plan(self.folder, self._plan)
+            self._save_plan()
             self._ask(progress, retry_errors)
 
     def judge(self, progress: Watch | None = None) -> None:
         """Judge every response that has no verdict of the current judges."""
         with Lock(self.folder):
-            write_plan(self.folder, self._plan)
+            self._save_plan()
             grid = Grid(self._plan)
             self._drop_stale(resume.read_digests(self.folder, grid), grid)
             self._judge(progress)
@@ -175,10 +179,13 @@ class Study:
     def estimate(self, progress: Watch | None = None) -> Result:
         """Compute estimates.json from the verdicts in the folder."""
         with Lock(self.folder):
-            write_plan(self.folder, self._plan)
+            self._save_plan()
             return self._estimate(progress)
 
     # --- the steps ---
+
+    def _save_plan(self) -> None:
+        self._plan = write_plan(self.folder, self._plan, datetime.now(UTC).isoformat(timespec="seconds"))
 
     def _ask(self, watch: Watch | None, retry_errors: bool) -> None:
         grid = Grid(self._plan)

@@ -27,6 +27,7 @@ from heredity.study import plan
 from heredity.study.estimates import SCOPES
 from heredity.study.importers._record import Recorded
 from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
+from heredity.study.spec import declare
 from heredity.study.storage import RESPONSES, RUNS, RunRecord
 
 APPLICATION = "recorded elsewhere"  # of every import: heredity did not control the application
@@ -67,7 +68,7 @@ def make(folder: Path, read: Callable[[], Iterator[Recorded]]) -> Summary:
         sheet.add(answer)
     planned = sheet.plan()
     with Lock(folder):
-        plan.write_plan(folder, planned)
+        planned = plan.write_plan(folder, planned)
         _write_runs(folder, planned)
         n_answers = _write_rows(folder, planned, sheet, read())
     return Summary(
@@ -130,7 +131,7 @@ class Sheet:
             for name, m in self.models.items()
         )
         samples = 1 + max(s for _, _, s in self._seen)
-        return Plan(
+        planned = Plan(
             models=models,
             application=Application(APPLICATION, system="", rendering="recorded"),
             attacks=(ATTACK,),
@@ -141,6 +142,7 @@ class Sheet:
             confidence=0.95,
             skipped=(),
         )
+        return declare(planned)
 
     def _model(self, name: str) -> int:
         if name not in self.models:
