@@ -23,7 +23,7 @@ TYPES = [
         for name in ("Estimates", "Rate", "ModelPair", "Inheritance", "Manners", "Bounds", "Table2x2")
     ),
     *(getattr(estimates, name) for name in ("ModelCard", "ApplicationCard", "TechniqueCard", "JudgeQuality")),
-    *(getattr(estimates, name) for name in ("SkippedProbe", "Circumstances")),
+    *(getattr(estimates, name) for name in ("SkippedProbe", "Circumstances", "Competence", "UnpromptedRate")),
     graph.Edge,
     storage.RunRecord,
     *(plan.PlanFile, plan.Plan, plan.PlannedModel, storage.PromptPrefix),

@@ -40,9 +40,8 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     found = headline(estimates)
     screen.print()
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
-    legend = (
-        f"rate [{words.percent(estimates.confidence)} interval] of n decided trials; * decided by a judge"
-    )
+    level = words.percent(estimates.confidence)
+    legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
     if any(technique.is_baseline for technique in estimates.techniques):
         legend += "; ° a capability, in no sum"
     screen.print(legend, style="dim")
@@ -136,7 +135,7 @@ def _compared(estimates: Estimates, pair: ModelPair) -> Text:
 
 def _difference(pair: ModelPair) -> str:
     if pair.difference.value is None:
-        return f"no trials that both decided; {pair.difference.method}"
+        return f"no shared trials; {pair.difference.method}"
     line = f"{words.points(pair.difference.value)} ({words.points_interval(pair.difference)})"
     line += f" on {pair.n} shared trials, p {words.p_words(pair.p_holm)} after Holm"
     if _verdict(pair) == _UNKNOWN and pair.detectable is not None:

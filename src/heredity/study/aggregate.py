@@ -25,6 +25,7 @@ from heredity.stats.intervals import refused
 from heredity.study import sequential
 from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import MEASURES, compare_edges, compare_models, panel_agreement
+from heredity.study.competence import competence_lines, unprompted_rates
 from heredity.study.estimates import (
     ALL,
     SCOPES,
@@ -39,7 +40,7 @@ from heredity.study.estimates import (
     Rate,
     TechniqueCard,
 )
-from heredity.study.intervals import Bools, Intervals, Places
+from heredity.study.intervals import Bools, Intervals, Places, per_attempt
 from heredity.study.labels import LabelledTrials
 from heredity.study.outcomes import (
     BROKE,
@@ -49,6 +50,7 @@ from heredity.study.outcomes import (
     UNCLEAR,
     Codes,
     Outcomes,
+    is_answered,
     is_decided,
     read_outcomes,
 )
@@ -86,6 +88,9 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         n_errors=outcomes.count(ERROR),
         n_skipped=outcomes.count(SKIPPED),
         n_unclear=outcomes.count(UNCLEAR),
+        analysis=None if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis,
+        competence=() if isinstance(plan.analysis, msgspec.UnsetType) else tuple(competence_lines(outcomes)),
+        unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
         rates=rates,
         manners=tuple(count_manners(outcomes, judged.manners)),
         pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, SCOPES[m])),
@@ -136,38 +141,77 @@ def _rate(
     outcomes: Outcomes, cell: _Cell, correction: JudgeCorrection, labels: LabelledTrials | None
 ) -> Rate:
     plan, codes = outcomes.plan, outcomes.codes_of(cell.model, cell.attack, cell.probes)
-    intervals = Intervals.of(plan)
     n_held, n_broke, n_unclear, n_error, n_skipped = (
         int(np.count_nonzero(codes == code)) for code in (HELD, BROKE, UNCLEAR, ERROR, SKIPPED)
     )
-    decided = is_decided(codes)
-    broke, clusters = codes[decided] == BROKE, outcomes.clusters_of(cell.attack, cell.probes)[decided]
     judged = {needs_judge(plan.probes[i]) for i in cell.probes}
     n = n_held + n_broke + n_unclear
-    found = intervals.rate(broke, clusters)
-    corrected, by_labels = [], None
+    of_decided = _rate_over(outcomes, cell, codes, is_decided(codes))
+    found = _rate_over(outcomes, cell, codes, is_answered(codes)) if outcomes.is_per_attempt else of_decided
+    by_judge = _Judged()
     if judged == {True}:
-        corrected = correction.corrected(broke, clusters, cell.measure, intervals, found)
-        if labels is not None:
-            indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
-            by_labels = intervals.from_labels(labels, broke, indices[decided])
+        by_judge = _for_the_judge(outcomes, cell, codes, of_decided, correction, labels)
     return Rate(
         model=plan.models[cell.model].id,
         technique=cell.technique,
         attack=cell.attack,
         measure=cell.measure,
         estimate=found,
-        corrected=corrected[0].corrected if corrected else None,
+        corrected=by_judge.corrected[0].corrected if by_judge.corrected else None,
         worst_case=Bounds(n_broke / n, (n_broke + n_unclear) / n) if n else None,
         n_held=n_held,
         n_broke=n_broke,
         n_unclear=n_unclear,
         n_error=n_error,
         is_judge_free=judged == {False},
-        by_family=tuple(corrected[1:]),
-        by_labels=by_labels,
+        by_family=tuple(by_judge.corrected[1:]),
+        by_labels=by_judge.by_labels,
         n_skipped=n_skipped,
+        conditional=of_decided if outcomes.is_per_attempt else None,
+        n_attempted=outcomes.n_attempted(cell.model, cell.attack, cell.probes),
     )
+
+
+def _rate_over(outcomes: Outcomes, cell: _Cell, codes: Codes, counted: Bools) -> Estimate:
+    """The rate over the counted trials of a cell."""
+    clusters = outcomes.clusters_of(cell.attack, cell.probes)[counted]
+    return Intervals.of(outcomes.plan).rate(codes[counted] == BROKE, clusters)
+
+
+class _Judged(NamedTuple):
+    """A judged rate corrected by all labels, then by each family's; and the rate by labels of this study."""
+
+    corrected: Sequence[FamilyCorrection] = ()
+    by_labels: Estimate | None = None
+
+
+def _for_the_judge(
+    outcomes: Outcomes,
+    cell: _Cell,
+    codes: Codes,
+    of_decided: Estimate,
+    correction: JudgeCorrection,
+    labels: LabelledTrials | None,
+) -> _Judged:
+    """The corrections of a rate that a judge decided.
+
+    A judge's errors were measured on answers that it decided, so the conditional rate is corrected. Over all
+    attempts that is multiplied by the share of decided trials.
+    """
+    intervals, decided = Intervals.of(outcomes.plan), is_decided(codes)
+    broke, clusters = codes[decided] == BROKE, outcomes.clusters_of(cell.attack, cell.probes)[decided]
+    corrected = correction.corrected(broke, clusters, cell.measure, intervals, of_decided)
+    by_labels = None
+    if labels is not None:
+        indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
+        by_labels = intervals.from_labels(labels, broke, indices[decided])
+    if not outcomes.is_per_attempt:
+        return _Judged(corrected, by_labels)
+    answered = is_answered(codes)
+    of_answered = outcomes.clusters_of(cell.attack, cell.probes)[answered]
+    share = intervals.rate(decided[answered], of_answered)
+    each = [FamilyCorrection(c.labels, per_attempt(c.corrected, share)) for c in corrected]
+    return _Judged(each, None if by_labels is None else per_attempt(by_labels, share))
 
 
 # --- the judge's errors ---------------------------------------------------------------------------

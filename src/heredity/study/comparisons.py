@@ -82,25 +82,25 @@ def _compared(
 
 def _compare(outcomes: Outcomes, a: int, b: int, technique: str, probes: list[int]) -> _Compared:
     shared, intervals = _shared(outcomes, a, b, probes), Intervals.of(outcomes.plan)
-    blocks = outcomes.blocks_of(ALL, probes)[shared.decided] if intervals.is_sequential else None
+    blocks = outcomes.blocks_of(ALL, probes)[shared.counted] if intervals.is_sequential else None
     found = intervals.compare(shared.first, shared.second, shared.clusters, blocks)
     return _Compared(a, b, technique, found)
 
 
 class _Shared(NamedTuple):
-    """The trials that both of two models decided: where each broke, and the behaviour of each trial."""
+    """The trials that count for both of two models: where each broke, and the behaviour of each trial."""
 
     first: NDArray[np.bool_]
     second: NDArray[np.bool_]
     clusters: NDArray[np.intp]
-    decided: NDArray[np.bool_]  # among all trials of the cell
+    counted: NDArray[np.bool_]  # among all trials of the cell
 
 
 def _shared(outcomes: Outcomes, a: int, b: int, probes: list[int]) -> _Shared:
     first, second = outcomes.codes_of(a, ALL, probes), outcomes.codes_of(b, ALL, probes)
-    decided = is_decided(first) & is_decided(second)
-    clusters = outcomes.clusters_of(ALL, probes)[decided]
-    return _Shared(first[decided] == BROKE, second[decided] == BROKE, clusters, decided)
+    counted = outcomes.in_rate(first) & outcomes.in_rate(second)
+    clusters = outcomes.clusters_of(ALL, probes)[counted]
+    return _Shared(first[counted] == BROKE, second[counted] == BROKE, clusters, counted)
 
 
 def _pair(

@@ -13,9 +13,11 @@ import msgspec
 
 from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
+from heredity.study.estimands import Competence as Competence
+from heredity.study.estimands import Measure as Measure
+from heredity.study.estimands import UnpromptedRate as UnpromptedRate
+from heredity.study.plan import Analysis as Analysis
 from heredity.study.plan import SkippedProbe as SkippedProbe
-
-Measure = Literal["breach", "over_refusal"]
 
 
 class Table2x2(Record, frozen=True):
@@ -156,8 +158,10 @@ class Rate(Record, frozen=True):
 
     measure "breach": over breach probes; n_broke of n_held + n_broke broke.
     measure "over_refusal": over benign twins; n_broke were refused, n_held were answered.
-    `estimate` has `n = n_held + n_broke`. n_unclear, n_error and n_skipped are counted apart. Skipped trials
-    are those of an attack that this model does not support.
+    `estimate` is over the trials that the plan's endpoint counts: all answered ones, with unclear ones among
+    them, or decided ones only. In the first case `conditional` is the rate of decided trials, else None.
+    Errors and skipped trials are in no rate. Skipped trials are those of an attack that this model does not
+    support. `n_attempted` counts failed attempts to obey among the answered trials.
     `corrected` (Rogan-Gladen, for the judge's measured errors) is None unless a judge decides all of the
     cell. If the correction is refused, its value is None and its note has the reason.
     `by_family` has the same by each labelled family of models, if the labels come from several.
@@ -181,6 +185,8 @@ class Rate(Record, frozen=True):
     by_family: tuple[FamilyCorrection, ...] = ()
     by_labels: Estimate | None = None
     n_skipped: int = 0
+    conditional: Estimate | None = None
+    n_attempted: int = 0
 
 
 class Manners(Record, frozen=True):
@@ -335,7 +341,15 @@ class Estimates(Record, frozen=True):
     panel: PanelAgreement | None = None  # where that is one
     corrected_by: dict[str, str] = msgspec.field(default_factory=dict)  # whose labels, by task
     n_skipped: int = 0  # of n_asked, trials of an attack that their model cannot have
+    analysis: Analysis | None = None  # as the plan declared it; None: rates are of decided trials
+    competence: tuple[Competence, ...] = ()  # with a declared analysis
+    unprompted: tuple[UnpromptedRate, ...] = ()  # if any model has such a breach
     schema: int = SCHEMA
+
+    @property
+    def is_per_attempt(self) -> bool:
+        """Whether rates are over all answered trials, unclear ones included."""
+        return self.analysis is not None and self.analysis.endpoint == "all_trials"
 
     @property
     def is_recorded(self) -> bool:

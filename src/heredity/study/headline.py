@@ -14,6 +14,7 @@ from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
 from heredity.study.wording import (
+    counted,
     find,
     inheritance_summary,
     judged_words,
@@ -68,7 +69,7 @@ def headline(estimates: Estimates) -> Headline:
     turned = ""
     if pair is not None and _more_often(pair, worst.model) < 0:  # the verdict is of the shared trials
         best, worst = worst, best
-        turned = _turned(called, best, worst, pair)
+        turned = _turned(called, best, worst, pair, counted(estimates))
     sentence, numbers = _separation(estimates, called, best, worst, pair)
     sentence += _BY_JUDGE if scope == JUDGED else _but_judged(estimates, called, best, worst, pair)
     inherited = inheritance_summary(estimates)
@@ -112,18 +113,18 @@ def _shown(called: dict[str, str], pair: ModelPair | None) -> str:
 
 
 def _more_often(pair: ModelPair, model: str) -> float:
-    """The difference by which `model` broke more often than the other, on the trials that both decided."""
+    """The difference by which `model` broke more often than the other, on their shared trials."""
     value = pair.difference.value or 0.0
     return value if model == pair.b else -value
 
 
-def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair) -> str:
+def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair, kind: str) -> str:
     """A note if the shared trials, which give the verdict, order the models differently than the rates."""
     alone = {pair.a: pair.table.only_a, pair.b: pair.table.only_b}
     of_worst, of_best = (pair.table.both + alone[rate.model] for rate in (worst, best))
     return (
-        f" On the {plural(pair.n, 'trial')} that both decided, {called[worst.model]} broke in {of_worst:,} "
-        f"and {called[best.model]} in {of_best:,}: the reverse of the order over all decided trials."
+        f" On the {plural(pair.n, 'trial')} that both {kind}, {called[worst.model]} broke in {of_worst:,} "
+        f"and {called[best.model]} in {of_best:,}: the reverse of the order over all {kind} trials."
     )
 
 
@@ -138,7 +139,8 @@ def _unclear(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair | 
         f"{called[rate.model]} {percent(at.low)} to {percent(at.high)} ({rate.n_unclear:,} unclear)"
         for rate, at in ((best, low), (worst, high))
     ]
-    return (f"Unclear answers are in neither rate, and could close the gap: {'; '.join(bounds)}.",)
+    where = "are in neither rate, and" if best.conditional is None else "count as no breach. They"
+    return (f"Unclear answers {where} could close the gap: {'; '.join(bounds)}.",)
 
 
 def _ends(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> str:

@@ -8,6 +8,7 @@ A wrong interval is wrong in one of two places: the choice, which is here, or th
     rate corrected for a judge  Rogan-Gladen on the effective n        the same, on the sequence's effective n
     rate from labels            prediction-powered (PPI++)             refused
     success within k tries      Wilson on the effective n of probes    not estimated
+    judged rate per attempt     the corrected rate times the share of decided trials (MOVER)
     cost per breach             the bounds of the rate, inverted       the same
     rate of a panel's member    Wilson, without clusters               the same
     bounds for a gate           the rate's, widened by open trials     the same
@@ -18,8 +19,10 @@ Leaves to others: which trials count (outcomes.py), the formulas (stats/), and t
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -115,13 +118,34 @@ class Intervals(NamedTuple):
         return cohens_kappa(table, self.confidence)
 
 
+def per_attempt(of_decided: Estimate, share: Estimate) -> Estimate:
+    """A rate of decided trials as one of all answered trials; `share` is the share that was decided.
+
+    The bounds add both uncertainties in squares (MOVER; Zou and Donner 2008). A refused rate stays refused.
+    """
+    values = of_decided.value, of_decided.low, of_decided.high, share.value, share.low, share.high
+    if any(value is None for value in values):
+        return of_decided
+    rate, low, high, of, of_low, of_high = (value or 0.0 for value in values)
+    down = math.hypot((rate - low) * of, (of - of_low) * rate)
+    up = math.hypot((high - rate) * of, (of_high - of) * rate)
+    return msgspec.structs.replace(
+        of_decided,
+        value=rate * of,
+        low=max(0.0, rate * of - down),
+        high=min(1.0, rate * of + up),
+        n=share.n,
+        method=f"{of_decided.method}, times the share of decided trials",
+    )
+
+
 def per_breach(total: int, rate: Rate) -> Estimate:
     """A total (queries, tokens) over the breaches of `rate`; the bounds are those of the rate, inverted.
 
     Without a breach there is a lower bound only.
     """
-    found, n_decided = rate.estimate, rate.n_held + rate.n_broke
-    each = total / n_decided if n_decided else 0.0
+    found = rate.estimate
+    each = total / found.n if found.n else 0.0
 
     def over(share: float | None) -> float | None:
         return each / share if share else None
@@ -130,7 +154,7 @@ def per_breach(total: int, rate: Rate) -> Estimate:
         total / rate.n_broke if rate.n_broke else None,
         over(found.high),
         over(found.low),
-        n_decided,
+        found.n,
         f"total over {rate.n_broke} breaches; bounds from the rate: {found.method}",
         n_clusters=found.n_clusters,
         is_at_floor=found.is_at_floor,
@@ -169,9 +193,9 @@ def bound_rate(rate: Rate, confidence: float) -> RateBounds:
         low, high = estimate.low, estimate.high
     raw, corrected = Interval(low, high), rate.corrected
     if corrected is not None and corrected.low is not None and corrected.high is not None:
-        # The correction is of the decided trials; the others may have held or broken.
-        share = (n - n_open) / n
-        low, high = min(low, share * corrected.low), max(high, 1 - share * (1 - corrected.high))
+        # The correction is of the trials in the rate; what is undecided may have held or broken.
+        share = estimate.n / n
+        low, high = min(low, share * corrected.low), max(high, share * corrected.high + n_open / n)
     n_behaviours = estimate.n_clusters if estimate.is_at_floor else None
     return RateBounds(low, high, best, worst, n, n_effective, n_behaviours, raw, bool(rate.n_error))
 

@@ -15,14 +15,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
-from heredity.core.records import Manner, Outcome, Probe, is_skipped
+from heredity.core.records import Cause, Manner, Outcome, Probe, is_skipped
 from heredity.redteam.checks import is_judged
 from heredity.study import labels
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure
@@ -39,14 +40,21 @@ _CODES: dict[str | None, int] = {
     "held": HELD, "answered": HELD, "broke": BROKE, "refused": BROKE, "unclear": UNCLEAR, None: ERROR,
 }  # fmt: skip
 _OUTCOMES_OF_TWINS, _OUTCOMES_OF_PROBES = ("answered", "refused"), ("held", "broke")
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 MANNERS: tuple[Manner, ...] = ("refusal", "compliance", "incoherent", "empty")
 _MANNER_CODES = {name: code for code, name in enumerate(MANNERS, 1)}
+_CAUSE_CODES = {name: code for code, name in enumerate(CAUSES, 1)}
 _KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
 
 def is_decided(codes: Codes) -> NDArray[np.bool_]:
     """True for trials that held or broke; False for unclear answers, errors and trials without a verdict."""
     return np.asarray((codes == HELD) | (codes == BROKE))
+
+
+def is_answered(codes: Codes) -> NDArray[np.bool_]:
+    """True for trials with an answer, unclear or not; False for errors and trials without a verdict."""
+    return np.asarray((codes >= HELD) & (codes <= UNCLEAR))
 
 
 def is_part(probe: Probe, technique: str) -> bool:
@@ -76,6 +84,9 @@ class Outcomes:
         behaviours = [f"{probe.technique}\0{probe.cluster}" for probe in plan.probes]
         _, self.clusters = np.unique(behaviours, return_inverse=True)
         self.is_twin = np.array([probe.kind == "benign" for probe in plan.probes], np.bool_)
+        # Per trial; empty: not known. `causes` holds places in CAUSES, from 1.
+        self.causes: Codes = np.zeros(0, np.int8)
+        self.attempted: NDArray[np.bool_] = np.zeros(0, np.bool_)
 
     def note(self, index: int, outcome: Outcome | None) -> None:
         """Set the outcome of one trial; None is an error."""
@@ -84,6 +95,16 @@ class Outcomes:
     def count(self, code: int) -> int:
         """The number of trials with this code."""
         return int(np.count_nonzero(self.codes == code))
+
+    @property
+    def is_per_attempt(self) -> bool:
+        """Whether the plan's rates are over all answered trials, and not over decided ones only."""
+        declared = self.plan.analysis
+        return not isinstance(declared, msgspec.UnsetType) and declared.endpoint == "all_trials"
+
+    def in_rate(self, codes: Codes) -> NDArray[np.bool_]:
+        """True for the trials that the plan's endpoint counts."""
+        return is_answered(codes) if self.is_per_attempt else is_decided(codes)
 
     @property
     def twin_trials(self) -> NDArray[np.bool_]:
@@ -100,6 +121,14 @@ class Outcomes:
     def codes_of(self, model: int, attack: str, probes: Sequence[int]) -> Codes:
         """The codes of a cell, flat, in the same order for every model."""
         return np.asarray(self.array[model, self._attacks(attack)][:, probes]).ravel()
+
+    def n_attempted(self, model: int, attack: str, probes: Sequence[int]) -> int:
+        """How many answered trials of a cell hold a failed attempt to obey."""
+        if not self.attempted.size:
+            return 0
+        array = self.attempted.reshape(self.plan.shape)
+        found = np.asarray(array[model, self._attacks(attack)][:, probes]).ravel()
+        return int(np.count_nonzero(found & is_answered(self.codes_of(model, attack, probes))))
 
     def indices_of(self, model: int, attack: str, probes: Sequence[int]) -> Places:
         """The index in the plan of each trial that `codes_of` returns."""
@@ -133,6 +162,14 @@ class JudgedOutcomes(NamedTuple):
     judges: dict[str, str]  # name -> digest of each judge, "checks" among them
     labels: labels.LabelledTrials | None
     digests: array[int]  # of the response that each verdict is on; 0: none
+    unprompted: tuple[UnpromptedBreach, ...] = ()  # in the order of the rows
+
+
+class UnpromptedBreach(NamedTuple):
+    """A breach that the probe of a trial did not ask for, by the kind of check that found it."""
+
+    trial: int  # its index
+    check: str
 
 
 def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
@@ -141,11 +178,13 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     Raises Damaged for a verdict that is not of this plan, is there twice, or is of another kind of probe.
     """
     grid, outcomes = Grid(plan), Outcomes(plan)
+    outcomes.causes, outcomes.attempted = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.bool_)
     # Kind of probe that each outcome is of: 1 a twin ("answered"), -1 a breach probe ("held"), 0 either.
     manners, kinds = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
     codes, manner_codes, kind_of = (memoryview(a.data) for a in (outcomes.codes, manners, kinds))
     members: dict[str, Codes] = {}
     judges: dict[str, str] = {}
+    unprompted: list[UnpromptedBreach] = []
     digests = array("Q", bytes(8 * len(grid)))
     labelled = labels.Labelling(folder) if (folder / labels.LABELS).exists() else None
     for row in verdict_rows(folder, grid):
@@ -154,13 +193,19 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
         manner_codes[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
         judges[row.judge] = row.judged_by
         digests[row.index] = _number(row.response)
-        if not isinstance(row.members, msgspec.UnsetType):
+        if row.cause is not UNSET:
+            outcomes.causes[row.index] = _CAUSE_CODES[row.cause]
+        if row.attempted is not UNSET:
+            outcomes.attempted[row.index] = True
+        if row.unprompted is not UNSET:
+            unprompted += [UnpromptedBreach(row.index, each.check) for each in row.unprompted]
+        if row.members is not UNSET:
             _note_members(members, row.index, row.members, len(grid))
         if labelled is not None:
             labelled.check(row.index, row.response)
     _check_kinds(outcomes, kinds, folder)
     of_people = None if labelled is None else labelled.over(len(grid))
-    return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests)
+    return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests, tuple(unprompted))
 
 
 def _note_members(

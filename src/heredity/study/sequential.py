@@ -18,7 +18,7 @@ from heredity.stats.group_sequential import SequentialComparison
 from heredity.stats.sequential import cluster_means
 from heredity.study.estimates import JUDGE_FREE, SCOPES, PairDecision, Sequential, StoppedModel
 from heredity.study.intervals import Intervals
-from heredity.study.outcomes import BROKE, Outcomes, is_decided, is_part
+from heredity.study.outcomes import BROKE, Outcomes, is_part
 
 WHY = "every pair of their model was decided"
 
@@ -94,10 +94,10 @@ class StoppingRule:
         return bool(self.outcomes.array[self.open_models, :, low:high].all())
 
     def _differences(self, pair: tuple[int, int], scope: str, low: int, high: int) -> NDArray[np.float64]:
-        """The mean difference in each behaviour of the block, over trials that both models decided."""
+        """The mean difference in each behaviour of the block, over trials that count for both models."""
         here = [i for i in range(low, high) if is_part(self._plan.probes[i], scope)]
         a, b = (self.outcomes.array[m][:, here] for m in pair)
-        both = is_decided(a) & is_decided(b)
+        both = self.outcomes.in_rate(a) & self.outcomes.in_rate(b)
         clusters = np.broadcast_to(self.outcomes.clusters[here][None, :, None], a.shape)
         d = (b[both] == BROKE).astype(np.int64) - (a[both] == BROKE)
         return cluster_means(d, clusters[both])

@@ -98,6 +98,11 @@ def title(technique: str) -> str:
     return _TITLES.get(technique) or technique.replace("_", " ").capitalize()
 
 
+def counted(estimates: Estimates) -> str:
+    """The trials that the study's rates are over: "answered" or "decided"."""
+    return "answered" if estimates.is_per_attempt else "decided"
+
+
 def rate_words(rate: Rate | None, confidence: float) -> str:
     """A rate in full: `46 % (92 of 200; 95 % interval 39 to 53 %)`."""
     if rate is None or rate.estimate.value is None:

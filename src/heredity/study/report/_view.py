@@ -232,6 +232,10 @@ class View:
         found = span(rate.estimate) if rate else None
         return charts.interval_bar(found, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate))
 
+    def share_bar(self, share: Estimate, model: str) -> Markup:
+        """A share's interval on a line from 0 to 100 %."""
+        return charts.interval_bar(span(share), self.order.get(model, 0), words.interval(share))
+
     def key(self, model: str) -> Markup:
         """The model's shape, shown before its name."""
         return charts.key(self.order.get(model, 0))

@@ -66,6 +66,7 @@ def _template() -> jinja2.Template:
     environment.globals |= {
         "axis": charts.axis,
         "bare": wording.bare,
+        "counted": wording.counted,
         "effort": _effort,
         "inheritance_summary": wording.inheritance_summary,
         "interval": wording.interval,
@@ -76,6 +77,7 @@ def _template() -> jinja2.Template:
         "points": wording.points,
         "points_interval": wording.points_interval,
         "reach_labels": wording.reach_labels,
+        "scope_names": wording.SCOPE_NAMES,
         "retention_words": wording.retention_words,
         "unsigned": wording.unsigned,
         "version": __version__,

@@ -14,7 +14,7 @@ import msgspec
 from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.study import aggregate, wording
-from heredity.study.estimates import SCHEMA, Inheritance, ModelPair, Rate
+from heredity.study.estimates import SCHEMA, Competence, Inheritance, ModelPair, Rate, UnpromptedRate
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
@@ -29,6 +29,10 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         "rates": [_rate(rate, called) for rate in study.estimates.rates],
         "pairs": [_pair(pair, called) for pair in study.estimates.pairs + study.estimates.technique_pairs],
         "edges": [_edge(edge, called) for edge in study.estimates.edges + study.estimates.technique_edges],
+    }
+    document |= {
+        "competence": [_of_model(line, called) for line in study.estimates.competence],
+        "unprompted": [_of_model(row, called) for row in study.estimates.unprompted],
     }
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
     return out
@@ -46,9 +50,11 @@ def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
         "n_unclear",
         "n_error",
         "n_skipped",
+        "n_attempted",
     ):
         row[field] = getattr(rate, field)
-    row |= _flat("", rate.estimate) | _flat("corrected_", rate.corrected)
+    row |= _flat("", rate.estimate) | _flat("conditional_", rate.conditional)
+    row |= _flat("corrected_", rate.corrected)
     row |= _flat("by_labels_", rate.by_labels)
     ends = [r.corrected.value for r in rate.by_family if r.corrected.value is not None]
     row |= {"by_family_low": min(ends, default=None), "by_family_high": max(ends, default=None)}
@@ -80,6 +86,13 @@ def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
     row |= _flat("retention_", edge.retention) | {"verdict": pair.pop("verdict_ab")}
     dropped = ("both", "only_a", "only_b", "neither", "verdict_ba")
     return row | {key: value for key, value in pair.items() if key not in dropped}
+
+
+def _of_model(record: Competence | UnpromptedRate, called: dict[str, str]) -> dict[str, object]:
+    """A record about one model as a row; the fields of its estimate have no prefix."""
+    row: dict[str, object] = {"model": called.get(record.model, ""), "model_id": record.model}
+    fields = msgspec.structs.asdict(record)
+    return row | {k: fields[k] for k in fields if k not in ("model", "estimate")} | _flat("", record.estimate)
 
 
 def _flat(prefix: str, estimate: Estimate | None) -> dict[str, Any]:

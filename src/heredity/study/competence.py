@@ -1,0 +1,90 @@
+"""The competence of each model, its failed attempts, and the breaches that no probe asked for.
+
+Promises: counts of answered trials only; a trial with two unprompted breaches of one check counts once.
+Leaves to others: the outcomes (outcomes.py), the intervals (intervals.py), and the words (wording.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from heredity.study.estimands import Competence, UnpromptedRate
+from heredity.study.estimates import ALL, SCOPES, Measure
+from heredity.study.intervals import Bools, Intervals, Places
+from heredity.study.outcomes import (
+    CAUSES,
+    UNCLEAR,
+    Outcomes,
+    UnpromptedBreach,
+    is_answered,
+    is_decided,
+)
+
+UNSTATED = "unstated"  # the cause of an unclear answer whose verdict names none
+_MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
+_Kind = Literal["breach", "benign"]
+_KINDS: tuple[_Kind, ...] = ("breach", "benign")
+
+
+def competence_lines(outcomes: Outcomes) -> Iterator[Competence]:
+    """One line per model and scope, in the order of the rates."""
+    for m in range(len(outcomes.plan.models)):
+        for measure in _MEASURES:
+            for scope in SCOPES[measure]:
+                if probes := outcomes.probes(scope, measure):
+                    yield _line(outcomes, m, measure, scope, probes)
+
+
+def _line(outcomes: Outcomes, m: int, measure: Measure, scope: str, probes: list[int]) -> Competence:
+    codes = outcomes.codes_of(m, ALL, probes)
+    answered = is_answered(codes)
+    clusters = outcomes.clusters_of(ALL, probes)[answered]
+    indices = outcomes.indices_of(m, ALL, probes)
+    return Competence(
+        model=outcomes.plan.models[m].id,
+        technique=scope,
+        measure=measure,
+        n=int(answered.sum()),
+        n_unclear=int(np.count_nonzero(codes == UNCLEAR)),
+        n_attempted=outcomes.n_attempted(m, ALL, probes),
+        estimate=Intervals.of(outcomes.plan).rate(is_decided(codes[answered]), clusters),
+        causes=_causes(outcomes, indices[codes == UNCLEAR]),
+    )
+
+
+def _causes(outcomes: Outcomes, unclear: Places) -> dict[str, int]:
+    """By cause, most frequent first; unclear answers without a stated cause last."""
+    found = outcomes.causes[unclear] if outcomes.causes.size else np.zeros(unclear.size, np.int8)
+    counts = np.bincount(found, minlength=len(CAUSES) + 1).tolist()
+    named = sorted(((n, name) for n, name in zip(counts[1:], CAUSES, strict=True) if n), key=lambda x: -x[0])
+    return {name: n for n, name in named} | ({UNSTATED: counts[0]} if counts[0] else {})
+
+
+def unprompted_rates(outcomes: Outcomes, found: Sequence[UnpromptedBreach]) -> Iterator[UnpromptedRate]:
+    """By model, kind of probe and check, wherever any model of the study has such a breach.
+
+    Rows with no breach are kept, so that models can be compared; a baseline's trials count too.
+    """
+    plan = outcomes.plan
+    checks = sorted({each.check for each in found})
+    with_breach = {check: np.zeros(plan.n_trials, np.bool_) for check in checks}
+    for each in found:
+        with_breach[each.check][each.trial] = True
+    for m in range(len(plan.models)):
+        for kind in _KINDS:
+            probes = [i for i, probe in enumerate(plan.probes) if probe.kind == kind]
+            for check in checks if probes else ():
+                yield _unprompted(outcomes, m, probes, kind, check, with_breach[check])
+
+
+def _unprompted(
+    outcomes: Outcomes, m: int, probes: list[int], kind: _Kind, check: str, broke: Bools
+) -> UnpromptedRate:
+    indices = outcomes.indices_of(m, ALL, probes)
+    answered = is_answered(outcomes.codes[indices])
+    mine, clusters = broke[indices[answered]], outcomes.clusters_of(ALL, probes)[answered]
+    found = Intervals.of(outcomes.plan).rate(mine, clusters)
+    return UnpromptedRate(outcomes.plan.models[m].id, kind, check, int(mine.sum()), found)

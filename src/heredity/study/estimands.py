@@ -1,0 +1,45 @@
+"""The records of estimates.json that a declared analysis adds to rates and comparisons.
+
+Promises: every number has its n. A field that was not computed is None or empty, never 0.
+Leaves to others: computing them (competence.py), and the other records (estimates.py).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from heredity.core.records import Estimate, Record
+
+Measure = Literal["breach", "over_refusal"]
+
+
+class Competence(Record, frozen=True):
+    """How many answers of a model can be read at all, in one scope.
+
+    n          answered trials: held, broken and unclear; errors are left out
+    estimate   the share of them that held or broke
+    causes     unclear answers by their cause; "unstated" for a verdict that names none
+    n_attempted   trials in which the model tried to obey and failed, whatever their outcome
+    """
+
+    model: str
+    technique: str  # a scope
+    measure: Measure
+    n: int
+    n_unclear: int
+    n_attempted: int
+    estimate: Estimate
+    causes: dict[str, int]
+
+
+class UnpromptedRate(Record, frozen=True):
+    """Breaches that no probe asked for, found by one kind of check, over one kind of probe of a model.
+
+    `n_broke` counts trials with at least one. The estimate is over all answered trials of that kind.
+    """
+
+    model: str
+    kind: Literal["breach", "benign"]
+    check: str
+    n_broke: int
+    estimate: Estimate
