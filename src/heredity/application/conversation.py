@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from heredity.application.tools import World
 from heredity.core.records import Consult, Message, Probe, Reply, Request, Turn
 
@@ -31,6 +33,7 @@ def converse(
     fresh turn restarts the conversation and its limit; only the tools' state stays. A Consult, the attack's
     question to its attacker model, is passed on.
     """
+    application = application.for_probe(probe)
     messages, world = list(application.messages()), World(application.state, application.tools)
     passage, n_turns, is_made, reply = probe.passage, 0, False, None
     while True:
@@ -68,8 +71,9 @@ def _answer(
     turn.
     """
     prefill = turn.prefill
+    is_shared = probe.tool_description is UNSET
     for _ in range(application.max_turns):
-        reply = yield application.request(messages, prefill, seed, turn.decoding)
+        reply = yield application.request(messages, prefill, seed, turn.decoding, is_shared)
         if reply.error is not None:
             break
         calls = application.calls(prefill, reply)

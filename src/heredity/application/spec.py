@@ -114,12 +114,37 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
             return ()
         return (Message("system", self.system_text()), *self.few_shot)
 
+    def for_probe(self, probe: Probe) -> Application:
+        """This application as one probe shows it: itself, unless the probe plants a tool's description.
+
+        The result has another digest. A study is named by the digest of the unchanged application.
+        """
+        planted = probe.tool_description
+        if isinstance(planted, UnsetType):
+            return self
+        if planted.is_added:
+            tools = (*self.tools, Tool(planted.tool, planted.text))
+        else:
+            tools = tuple(
+                msgspec.structs.replace(tool, description=planted.text) if tool.name == planted.tool else tool
+                for tool in self.tools
+            )
+        return msgspec.structs.replace(self, tools=tools)
+
     def request(
-        self, messages: Sequence[Message], prefill: str = "", seed: int = 0, decoding: Decoding | None = None
+        self,
+        messages: Sequence[Message],
+        prefill: str = "",
+        seed: int = 0,
+        decoding: Decoding | None = None,
+        is_shared: bool = True,
     ) -> Request:
-        """A request for the next reply, under this application's decoding unless another is given."""
+        """A request for the next reply, under this application's decoding unless another is given.
+
+        is_shared: whether the first messages are those of every other trial, so that an engine keeps them.
+        """
         tools = self.tools if self.rendering == "native" else ()
-        n_shared = 0 if self.rendering == "theirs" else 1 + len(self.few_shot)
+        n_shared = 0 if self.rendering == "theirs" or not is_shared else 1 + len(self.few_shot)
         drawn = self.decoding if decoding is None else decoding
         return Request(0, tuple(messages), drawn, seed, prefill, tools, n_shared)
 

@@ -10,6 +10,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from msgspec import UnsetType
+
 from heredity.core.records import Probe, Response, ToolCall
 
 # Letters and digits of a marker or a name; a shorter one would turn up by chance.
@@ -87,7 +89,8 @@ def evidence(*parts: str) -> str:
 def shown_texts(probe: Probe) -> tuple[str, ...]:
     """Every text of a probe that the model may be shown."""
     result = (probe.tool_result.text,) if probe.tool_result else ()
-    return (*probe.turns, *((probe.passage,) if probe.passage else ()), *result)
+    described = () if isinstance(probe.tool_description, UnsetType) else (probe.tool_description.text,)
+    return (*probe.turns, *((probe.passage,) if probe.passage else ()), *result, *described)
 
 
 def written(response: Response) -> str:
@@ -100,6 +103,7 @@ def written(response: Response) -> str:
 def supplied(probe: Probe, response: Response) -> str:
     """Everything that we put into this conversation. If the model repeats it, that proves nothing."""
     parts = [*probe.turns, probe.passage, probe.tool_result.text if probe.tool_result else ""]
+    parts += [] if isinstance(probe.tool_description, UnsetType) else [probe.tool_description.text]
     return "\n".join([*parts, *(exchange.prefill for exchange in response.exchanges)])
 
 

@@ -262,6 +262,7 @@ class ConversationScheduler:
 
     def _note(self, conversation: Conversation, reply: Reply) -> None:
         prefill = conversation.request.prefill if conversation.request is not None else ""
+        application = self._application.for_probe(conversation.trial.probe)
         prefix, prompt = self._prefix, reply.prompt
         is_shared = bool(prefix.text) and prompt.startswith(prefix.text)
         conversation.exchanges.append(
@@ -270,7 +271,7 @@ class ConversationScheduler:
                 prompt[len(prefix.text) :] if is_shared else prompt,
                 prefill,
                 reply.text,
-                tuple(map(clean_call, self._application.calls(prefill, reply))),
+                tuple(map(clean_call, application.calls(prefill, reply))),
                 reply.stop,
                 reply.n_prompt_tokens,
                 len(reply.tokens) if reply.n_tokens is None else reply.n_tokens,

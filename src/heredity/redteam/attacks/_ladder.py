@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import UNSET
+
 from heredity.core.records import Probe, Turn
 from heredity.redteam.attacks._words import table
 from heredity.redteam.attacks.protocols import AttackContext, Turns
@@ -76,7 +78,7 @@ def is_refusal(text: str, language: str) -> bool:
 
 def topic(probe: Probe) -> str:
     """The goal of the steps. If a passage or a tool's result makes the demand, the user stays innocent."""
-    if probe.passage or probe.tool_result:
+    if probe.passage or probe.tool_result or probe.tool_description is not UNSET:
         return "indirect"
     return _TOPICS.get(probe.technique, probe.technique)
 

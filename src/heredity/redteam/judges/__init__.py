@@ -86,6 +86,7 @@ def default_verdict(probe: Probe, response: Response, application: Application) 
     Twins and probes with the check "refusal" go to `rules`, the default judge of a study. Every other check
     is deterministic: `checks`.
     """
+    application = application.for_probe(probe)
     if needs_judge(probe):
         return rules.verdict(probe, response, application)
     return checks.verdict(probe, response, application)

@@ -184,7 +184,7 @@ class Decider:
         return self._own if needs_judge(probe) else self._checks
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
-        """One verdict per response, in order; with `useful` if the probe says what a useful answer holds."""
+        """One verdict per response, in order; with `useful` for a probe that has it."""
         found = self._outcomes(rows, application)
         return [
             verdict
@@ -199,9 +199,19 @@ class Decider:
     def _outcomes(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         judge = self._judge
         if self._batched is None:
-            return [(judge if needs_judge(row[0]) else checks).verdict(*row, application) for row in rows]
+            return [
+                (judge if needs_judge(probe) else checks).verdict(
+                    probe, response, application.for_probe(probe)
+                )
+                for probe, response in rows
+            ]
         found = iter(self._batched.verdicts([row for row in rows if needs_judge(row[0])], application))
-        return [next(found) if needs_judge(row[0]) else checks.verdict(*row, application) for row in rows]
+        return [
+            next(found)
+            if needs_judge(probe)
+            else checks.verdict(probe, response, application.for_probe(probe))
+            for probe, response in rows
+        ]
 
     def close(self) -> None:
         """Free the judge's model, if one was loaded."""

@@ -2,7 +2,8 @@
 
     load("core")                       the default of a study; techniques without a judge first
     load("quick")                      about eight items per technique of those, spread over its behaviours
-    load("full")                       every item: core, and the items that would make it too long
+    load("full")                       core, and the items that would make it too long
+    load("core-hard")                  long documents, tasks of several steps, tools' descriptions, pressure
     load("import:xstest:FILE")         a user's own copy of a public set; see importers/
     load(["planted_secret", "*_injection/*", "my-own.toml"])
 
@@ -38,7 +39,7 @@ __all__ = [
     "techniques",
 ]
 
-SUITES = ("core", "quick", "full")
+SUITES = ("core", "quick", "full", "core-hard")
 N_QUICK = 8  # breach-seeking items of each technique in the suite "quick"
 
 
@@ -53,6 +54,7 @@ class Technique(msgspec.Struct, frozen=True):
     n_twins: int
     is_judge_free: bool
     n_core: int  # of the items, those that the suite "core" asks
+    n_hard: int = 0  # of the items, those that the suite "core-hard" asks
 
 
 def load(names: Sequence[str | Probe] | str = "core") -> tuple[Probe, ...]:
@@ -95,9 +97,12 @@ def _bank(technique: str) -> Bank:
 def _technique(bank: Bank) -> Technique:
     n_twins = sum(probe.kind == "benign" for probe in bank.probes)
     n_items = len(bank.probes) - n_twins
-    n_core = sum(probe.kind == "breach" and probe.id in bank.core for probe in bank.probes)
+    n_core, n_hard = (
+        sum(probe.kind == "breach" and bank.suites[probe.id] == suite for probe in bank.probes)
+        for suite in ("core", "core-hard")
+    )
     header = (bank.technique, bank.title, bank.description, bank.threats)
-    return Technique(*header, n_items, n_twins, bank.is_judge_free, n_core)
+    return Technique(*header, n_items, n_twins, bank.is_judge_free, n_core, n_hard)
 
 
 def _choose(name: str) -> tuple[Probe, ...]:
@@ -108,12 +113,11 @@ def _choose(name: str) -> tuple[Probe, ...]:
     if name in registry.names("redteam.probes", ".toml"):
         return _bank(name).probes
     banks = _banks()
-    if name == "full":
-        return tuple(probe for bank in banks for probe in bank.probes)
-    if name == "core":
-        return tuple(probe for bank in banks for probe in _core(bank))
     if name == "quick":
-        return tuple(probe for bank in banks for probe in _spread(_core(bank), N_QUICK))
+        return tuple(probe for bank in banks for probe in _spread(_of_suites(bank, ("core",)), N_QUICK))
+    if name in SUITES:
+        wanted = ("core", "full") if name == "full" else (name,)
+        return tuple(probe for bank in banks for probe in _of_suites(bank, wanted))
     everything = [probe for bank in banks for probe in bank.probes]
     hits = {p.id for p in everything if fnmatchcase(p.id, name)}
     if not hits:
@@ -122,8 +126,8 @@ def _choose(name: str) -> tuple[Probe, ...]:
     return tuple(p for p in everything if p.id in hits or (p.kind == "benign" and p.twin in hits))
 
 
-def _core(bank: Bank) -> list[Probe]:
-    return [probe for probe in bank.probes if probe.id in bank.core]
+def _of_suites(bank: Bank, suites: Sequence[str]) -> list[Probe]:
+    return [probe for probe in bank.probes if bank.suites[probe.id] in suites]
 
 
 def _spread(probes: Iterable[Probe], n: int) -> list[Probe]:

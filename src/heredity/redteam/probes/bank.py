@@ -20,12 +20,23 @@ from msgspec import UNSET, UnsetType
 from heredity.core import registry
 from heredity.core.errors import BadInput, code_of, did_you_mean, nearest
 from heredity.core.readers import toml_of
-from heredity.core.records import Change, Check, Probe, Record, ToolResult, Usefulness
+from heredity.core.records import (
+    Change,
+    Check,
+    Probe,
+    Record,
+    Severity,
+    ToolDescription,
+    ToolResult,
+    Usefulness,
+)
 from heredity.redteam.checks import BadCheck, is_judged, load_check, parse_check
+from heredity.redteam.probes.documents import Place, with_insert
 from heredity.redteam.probes.fill import SLOT, SLOTS, slots
+from heredity.redteam.text import shown_texts
 from heredity.redteam.usefulness import phrase_regex, says
 
-Suite = Literal["core", "full"]
+Suite = Literal["core", "full", "core-hard"]
 
 
 class Twin(Record, frozen=True):
@@ -34,6 +45,8 @@ class Twin(Record, frozen=True):
     turns: tuple[str, ...] = ()
     passage: str = ""
     tool_result: str | ToolResult = ""
+    insert: str = ""  # stands in the item's document where the item's own text stands
+    tool_description: str | ToolDescription = ""
     useful: tuple[str, ...] = ()  # a useful answer has one of these phrases, or matches one after "re:"
     useful_tool: str = ""  # a useful answer calls this tool
     useful_changes: tuple[Change, ...] = ()  # a useful answer makes these changes of the application's state
@@ -47,6 +60,11 @@ class ProbeItem(Record, frozen=True):
     turns: tuple[str, ...]
     passage: str = ""
     tool_result: str | ToolResult = ""  # a plain text is what {tool} answers
+    document: str = ""  # the name of one of the file's `documents`, as the passage
+    insert: str = ""  # a text that stands in the document, at `at`
+    at: Place = "middle"
+    tool_description: str | ToolDescription = ""  # a plain text is the description of {tool}
+    severity: Severity | None = None
     marker: str = ""  # what only obeying produces: a check of kind "marker"
     continues: str = ""  # the words that follow: a check of kind "pattern" that ignores case and punctuation
     poisoned: tuple[str, ...] = ()  # ways to say the poisoned answer: a check of kind "answer"
@@ -76,7 +94,11 @@ class ProbeFile(Record, frozen=True):
     why_no_twin: str = ""
     language: str = "en"
     is_baseline: bool = False  # measures a capability: its probes are left out of the row over all techniques
-    suite: Suite = "core"  # "full": its items are only in the suite "full"
+    severity: Severity | None = None  # of the harm of a breach, from 1 to 4
+    documents: dict[str, str] = msgspec.field(
+        default_factory=dict
+    )  # long texts by name, with the lines @begin, @middle and @end
+    suite: Suite = "core"  # "full": its items are only in the suite "full"; "core-hard": only in that one
     is_verbatim: bool = False  # texts by others: their braces are not slots
     probe: tuple[ProbeItem, ...] = ()
 
@@ -95,7 +117,7 @@ class Bank(msgspec.Struct, frozen=True):
     known_error: str
     probes: tuple[Probe, ...]
     samples: dict[str, str]  # probe id -> a breaching answer, where the file gives one
-    core: frozenset[str]  # the ids of the probes that the suite "core" asks
+    suites: dict[str, Suite]  # probe id -> its suite
 
     @property
     def is_judge_free(self) -> bool:
@@ -162,18 +184,17 @@ class _BankReader:
         if not file.probe:
             self._fail("has no items: write at least one [[probe]]", code="no-items")
         probes: dict[str, Probe] = {}
-        core: set[str] = set()
+        suites: dict[str, Suite] = {}
         for place, item in enumerate(file.probe):
             for probe in self._probes(place, item):
                 if probe.id in probes:
                     self._fail(f"the id '{item.id}' is used twice", place, code="id-twice")
                 probes[probe.id] = probe
-                if (item.suite or file.suite) == "core":
-                    core.add(probe.id)
+                suites[probe.id] = item.suite or file.suite
         given = ((item.id, item.obeys or item.continues) for item in file.probe)
         samples = {f"{self.technique}/{name}": sample for name, sample in given if sample}
         words = (file.title, file.description, file.threats, file.source, file.known_error)
-        return Bank(self.technique, *words, tuple(probes.values()), samples, frozenset(core))
+        return Bank(self.technique, *words, tuple(probes.values()), samples, suites)
 
     def _verify_name(self) -> None:
         is_ours = self.path == Path(__file__).resolve().parent / f"{self.technique}.toml"
@@ -193,8 +214,10 @@ class _BankReader:
             return [self._benign(place, item, name)]
         probe = Probe(
             name, self.technique, "breach", item.turns, self._check(place, item), item.cluster,
-            item.threats or self.file.threats, item.passage.strip(), _result(item.tool_result),
-            twin_name, why, item.language or self.file.language, self.file.is_baseline,
+            item.threats or self.file.threats, self._passage(place, item, item),
+            _result(item.tool_result), twin_name, why, item.language or self.file.language,
+            self.file.is_baseline, UNSET, item.severity or self.file.severity or UNSET,
+            _description(item.tool_description),
         )  # fmt: skip
         self._verify(place, item, probe)
         if item.twin is None:
@@ -205,11 +228,21 @@ class _BankReader:
             return [probe]
         twin = Probe(
             f"{name}~benign", self.technique, "benign", item.twin.turns or item.turns, Check("refusal"),
-            item.cluster, probe.threats, item.twin.passage.strip(), _result(item.twin.tool_result),
-            name, "", probe.language, probe.is_baseline, _useful(item.twin),
+            item.cluster, probe.threats, self._passage(place, item, item.twin),
+            _result(item.twin.tool_result), name, "", probe.language, probe.is_baseline,
+            _useful(item.twin), UNSET, _description(item.twin.tool_description),
         )  # fmt: skip
         self._verify_twin(place, item, probe, twin)
         return [probe, twin]
+
+    def _passage(self, place: int, item: ProbeItem, given: ProbeItem | Twin) -> str:
+        """The passage of an item or its twin: its own text, or the item's document with its insert."""
+        if not item.document:
+            return given.passage.strip()
+        try:
+            return with_insert(self.file.documents, item.document, given.insert, item.at)
+        except KeyError as error:
+            self._fail(f"item '{item.id}': {error.args[0]}", place, "document", code="unknown-document")
 
     def _benign(self, place: int, item: ProbeItem, name: str) -> Probe:
         if item.twin is not None or self._ways(item):
@@ -220,7 +253,7 @@ class _BankReader:
             )
         probe = Probe(
             name, self.technique, "benign", item.turns, Check("refusal"), item.cluster,
-            item.threats or self.file.threats, item.passage.strip(), _result(item.tool_result),
+            item.threats or self.file.threats, self._passage(place, item, item), _result(item.tool_result),
             None, "", item.language or self.file.language, self.file.is_baseline,
         )  # fmt: skip
         self._verify_texts(place, item, probe)
@@ -285,13 +318,13 @@ class _BankReader:
 
     def _verify_twin(self, place: int, item: ProbeItem, probe: Probe, twin: Probe) -> None:
         self._verify_texts(place, item, twin)
-        if (twin.turns, twin.passage, twin.tool_result) == (probe.turns, probe.passage, probe.tool_result):
+        if (twin.turns, shown_texts(twin)) == (probe.turns, shown_texts(probe)):
             self._fail(f"item '{item.id}': the twin asks the very same thing", place, code="twin-same")
         if twin.useful is not UNSET:
             self._verify_useful(place, item, twin, twin.useful.phrases)
 
     def _verify_useful(self, place: int, item: ProbeItem, twin: Probe, phrases: Sequence[str]) -> None:
-        """Every phrase is a phrase or a pattern, and the question alone holds none: an echo is not useful."""
+        """Every phrase is well-formed, and none is in the question: an echo is not useful."""
         for phrase in phrases:
             try:
                 phrase_regex(phrase)
@@ -318,7 +351,11 @@ class _BankReader:
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
             self._fail(message, place, code=code_of(error, "bad-setting"))
-        known = {f for s in (ProbeFile, ProbeItem, Twin, ToolResult, Change) for f in s.__struct_fields__}
+        known = {
+            f
+            for s in (ProbeFile, ProbeItem, Twin, ToolResult, ToolDescription, Change)
+            for f in s.__struct_fields__
+        }
         hint = did_you_mean(unknown[1], sorted(known))
         self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1], code="unknown-key")
 
@@ -336,6 +373,12 @@ class _BankReader:
 def _useful(twin: Twin) -> Usefulness | UnsetType:
     given = Usefulness(twin.useful, twin.useful_tool, twin.useful_changes)
     return UNSET if given == Usefulness() else given
+
+
+def _description(given: str | ToolDescription) -> ToolDescription | UnsetType:
+    if isinstance(given, ToolDescription):
+        return given
+    return ToolDescription("{tool}", given.strip()) if given.strip() else UNSET
 
 
 def _result(given: str | ToolResult) -> ToolResult | None:

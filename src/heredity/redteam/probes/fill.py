@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
-from heredity.core.records import Probe, Usefulness
+from heredity.core.records import Probe, ToolDescription, Usefulness
 from heredity.redteam.checks import load_check
 from heredity.redteam.text import shown_texts
 from heredity.redteam.usefulness import PATTERN
@@ -66,6 +66,7 @@ def fill(probe: Probe, application: Application) -> Probe:
         tool_result=result and msgspec.structs.replace(result, tool=put(result.tool), text=put(result.text)),
         check=msgspec.structs.replace(probe.check, tool=put(probe.check.tool)),
         useful=_filled(probe.useful, put),
+        tool_description=_described(probe.tool_description, put),
     )
 
 
@@ -98,7 +99,13 @@ def slot_values(application: Application) -> dict[str, str]:
 
 
 def _missing_tool(probe: Probe, application: Application) -> str | None:
-    known = {tool.name for tool in application.tools}
+    known, planted = {tool.name for tool in application.tools}, probe.tool_description
+    if not isinstance(planted, UnsetType):
+        if application.rendering == "theirs":
+            return "the target describes its own tools"
+        if planted.is_added and planted.tool in known:
+            return f"the application has a tool named {planted.tool} already"
+        known |= {planted.tool} if planted.is_added else set()
     for name in _named(probe):
         if name and not SLOT.search(name) and name not in known:
             return f"the application has no tool named {name}"
@@ -115,7 +122,15 @@ def _missing_turns(probe: Probe, application: Application) -> str | None:
 
 def _named(probe: Probe) -> tuple[str, ...]:
     useful = "" if isinstance(probe.useful, UnsetType) else probe.useful.tool
-    return (probe.check.tool, probe.tool_result.tool if probe.tool_result else "", useful)
+    planted = probe.tool_description
+    described = "" if isinstance(planted, UnsetType) or planted.is_added else planted.tool
+    return (probe.check.tool, probe.tool_result.tool if probe.tool_result else "", useful, described)
+
+
+def _described(given: ToolDescription | UnsetType, put: Callable[[str], str]) -> ToolDescription | UnsetType:
+    if isinstance(given, UnsetType):
+        return UNSET
+    return msgspec.structs.replace(given, tool=put(given.tool), text=put(given.text))
 
 
 def _phrases(probe: Probe) -> tuple[str, ...]:
