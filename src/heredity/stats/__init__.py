@@ -11,6 +11,8 @@ sequential_power  the size of a study that stops early
 sample_size       both kinds of plan next to each other
 pass_at_k         success within k tries
 ppi               prediction-powered estimates: few labels, many judged trials
+heterogeneity     a paired difference by technique, and whether techniques differ
+technique_rates   mixed-effects logit: shrunk rates, this bank's mean, a new technique
 unclear           unclear answers: three codings, a declared share, the share that tips a claim
 """
 
