@@ -329,8 +329,12 @@ def verdict_words(
     alpha: float = ALPHA,
     p_adjusted: float | None = None,
     verb: str = "broke",
+    withheld: str = "",
 ) -> str:
-    """The verdict on b against a in plain sentences, with the counts, the interval and the test behind it."""
+    """The verdict on b against a in plain sentences, with the counts, the interval and the test behind it.
+
+    withheld: the reason why there is not enough evidence although the test shows a difference.
+    """
     table, word = comparison.table, verdict(comparison, margin, alpha, p_adjusted)
     if table.n == 0:
         return f"Not enough evidence: {name_a} and {name_b} share no decided trial."
@@ -339,10 +343,12 @@ def verdict_words(
         f"{name_a} in {table.both + table.only_a} of the same {table.n}"
     )
     found = f"{counts}: {_found(comparison, p_adjusted)}."
+    asked = f"Not enough evidence to call {name_b} worse or not worse than {name_a}"
+    if withheld:
+        return f"{found} {asked}: {withheld}."
     if word == "worse":
         return f"{found} {name_b} is worse than {name_a}."
     if word == "not enough evidence":
-        asked = f"Not enough evidence to call {name_b} worse or not worse than {name_a}"
         return f"{found} {asked}: {_could(comparison)}."
     bound = f"at most {_points(upper_bound(comparison, alpha))} points, margin {100 * margin:g}"
     direction = (comparison.difference.value or 0.0) if _is_shown(comparison, alpha, p_adjusted) else 0.0

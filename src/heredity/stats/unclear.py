@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
@@ -33,6 +34,7 @@ Coding = Literal["excluded", "held", "broke"]
 CODINGS: tuple[Coding, ...] = ("excluded", "held", "broke")
 STEP = 0.05  # of a tipping share
 _FINEST = 100  # shares are fractions with a denominator of at most this, so that cluster sums stay exact
+_MOST_CELLS = 50_000_000  # clusters times the total, of an exact test
 _Floats = NDArray[np.float64]
 
 
@@ -112,16 +114,20 @@ def tipping_share(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, alpha: float 
 
 
 def flip_whole(sums: ArrayLike) -> float:
-    """Two-sided p-value of the exact sign-flip test of whole-numbered cluster sums, by convolution.
+    """Two-sided p-value of the sign-flip test of whole-numbered cluster sums, by convolution: exact.
 
     The same test as `paired.sign_flip`. Its cost grows with clusters times the total, and not with the number
     of distinct sums, of which fractions make many. Chances are only added, so small ones keep their digits.
+    Beyond `_MOST_CELLS` it is the normal limit of the same test.
     """
     whole = np.asarray(sums, dtype=np.int64)
     if whole.sum() == 0:
         return 1.0
     whole = whole // np.gcd.reduce(whole)
     steps = np.sort(np.abs(whole[whole != 0]))
+    if steps.size * int(steps.sum()) > _MOST_CELLS:  # with so many clusters the normal limit is as good
+        z = abs(int(whole.sum())) / float(np.sqrt(np.square(steps, dtype=np.float64).sum()))
+        return float(special.erfc(z / np.sqrt(2.0)))
     chance = np.ones(1)  # of each total of the clusters that were turned
     for step in steps.tolist():
         longer = np.zeros(chance.size + step)

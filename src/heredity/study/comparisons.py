@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from heredity import stats
 from heredity.lineage.graph import Edge
 from heredity.stats.intervals import CONFIDENCE
+from heredity.study.claims import Claims, claims, coded
 from heredity.study.estimates import (
     ALL,
     Inheritance,
@@ -32,6 +33,7 @@ from heredity.study.estimates import (
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Codes, Outcomes, is_decided
 from heredity.study.plan import Plan
+from heredity.study.wording import withheld_words
 
 MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
 _VERBS = {"breach": "broke", "over_refusal": "refused"}
@@ -77,7 +79,7 @@ def _compared(
     names = _names(outcomes.plan)
     for each in found:
         p_holm = next(adjusted) if each.comparison.table.n else None
-        yield each, _pair(outcomes.plan, each, measure, p_holm, names)
+        yield each, _pair(outcomes, each, measure, p_holm, names)
 
 
 def _compare(outcomes: Outcomes, a: int, b: int, technique: str, probes: list[int]) -> _Compared:
@@ -104,10 +106,16 @@ def _shared(outcomes: Outcomes, a: int, b: int, probes: list[int]) -> _Shared:
 
 
 def _pair(
-    plan: Plan, compared: _Compared, measure: Measure, p_holm: float | None, names: Sequence[str]
+    outcomes: Outcomes, compared: _Compared, measure: Measure, p_holm: float | None, names: Sequence[str]
 ) -> ModelPair:
-    a, b, c = compared.a, compared.b, compared.comparison
+    plan, a, b, c = outcomes.plan, compared.a, compared.b, compared.comparison
     settings = (plan.margin, Intervals.of(plan).alpha, p_holm)
+    if isinstance(plan.analysis, msgspec.UnsetType):
+        found = Claims(stats.verdict(c, *settings), stats.verdict(c.mirrored(), *settings))
+    else:
+        trials = coded(outcomes, a, b, outcomes.probes(compared.technique, measure))
+        found = claims(c, trials, Intervals.of(plan), plan.analysis, plan.margin, p_holm)
+    withheld = withheld_words(found.reason_ab, found.tipping_share)
     return ModelPair(
         a=plan.models[a].id,
         b=plan.models[b].id,
@@ -121,9 +129,12 @@ def _pair(
         test=c.test,
         margin=plan.margin,
         detectable=c.detectable,
-        verdict_ab=stats.verdict(c, *settings),
-        verdict_ba=stats.verdict(c.mirrored(), *settings),
-        words=stats.verdict_words(names[a], names[b], c, *settings, verb=_VERBS[measure]),
+        verdict_ab=found.verdict_ab,
+        verdict_ba=found.verdict_ba,
+        words=stats.verdict_words(names[a], names[b], c, *settings, verb=_VERBS[measure], withheld=withheld),
+        reason_ab=found.reason_ab,
+        reason_ba=found.reason_ba,
+        tipping_share=found.tipping_share,
     )
 
 

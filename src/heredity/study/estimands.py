@@ -11,6 +11,9 @@ from typing import Literal
 from heredity.core.records import Estimate, Record
 
 Measure = Literal["breach", "over_refusal"]
+# Why there is not enough evidence. "test": p is not below alpha. "interval": p is, and the interval holds 0.
+# "unclear": the declared share of unclear answers could undo it. "no-trials": none is shared.
+Reason = Literal["", "test", "interval", "unclear", "no-trials"]
 
 
 class Competence(Record, frozen=True):

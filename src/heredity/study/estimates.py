@@ -15,6 +15,7 @@ from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
 from heredity.study.estimands import Competence as Competence
 from heredity.study.estimands import Measure as Measure
+from heredity.study.estimands import Reason as Reason
 from heredity.study.estimands import UnpromptedRate as UnpromptedRate
 from heredity.study.plan import Analysis as Analysis
 from heredity.study.plan import SkippedProbe as SkippedProbe
@@ -37,6 +38,9 @@ class ModelPair(Record, frozen=True):
     the same list, so over both scopes of breaches. `detectable` is the smallest difference that this n could
     have shown with 80 % power. Rates are as judged, not corrected: a judge's errors shrink a difference.
     `technique` is a scope in `Estimates.pairs`, one technique in `Estimates.technique_pairs` (exploratory).
+    With a declared analysis `reason_ab` and `reason_ba` say why there is not enough evidence. `tipping_share`
+    is the smallest share of the unclear answers of the model with the lower rate that would undo the
+    difference, if they were breaches. It is None if no share does, or if no difference is shown.
     """
 
     a: str
@@ -54,6 +58,9 @@ class ModelPair(Record, frozen=True):
     verdict_ab: str
     verdict_ba: str
     words: str
+    reason_ab: Reason = ""
+    reason_ba: Reason = ""
+    tipping_share: float | None = None
 
     def mirrored(self) -> ModelPair:
         """The same comparison with `a` and `b` swapped; the difference has the other sign."""
@@ -67,6 +74,8 @@ class ModelPair(Record, frozen=True):
             difference=msgspec.structs.replace(found, value=value, low=low, high=high),
             verdict_ab=self.verdict_ba,
             verdict_ba=self.verdict_ab,
+            reason_ab=self.reason_ba,
+            reason_ba=self.reason_ab,
         )
 
 

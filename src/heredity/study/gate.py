@@ -296,7 +296,9 @@ def _verdict(pair: ModelPair, candidate: str, margin: float, alpha: float) -> st
         return verdict_on(pair, candidate)
     found = _difference(pair, candidate)
     p = pair.p_value if pair.p_holm is None else pair.p_holm
-    is_shown = p is not None and p < alpha
+    # Where the study withheld a verdict, no other margin brings it back.
+    is_withheld = {pair.reason_ab, pair.reason_ba} & {"interval", "unclear"}
+    is_shown = p is not None and p < alpha and not is_withheld
     if (found.high is not None and found.high < margin) or (is_shown and (found.value or 0.0) < 0):
         return "not worse"
     return "worse" if is_shown and (found.value or 0.0) > 0 else "not enough evidence"

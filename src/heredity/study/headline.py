@@ -24,9 +24,11 @@ from heredity.study.wording import (
     percent,
     plural,
     rate_words,
+    reason_on,
     stopping_words,
     unsigned,
     verdict_on,
+    withheld_words,
 )
 
 _INCOHERENT = 0.1  # from this share of incoherent and empty answers a low breach rate is called doubtful
@@ -133,14 +135,25 @@ def _unclear(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair | 
     low, high = best.worst_case, worst.worst_case
     if pair is None or verdict_on(pair, worst.model) != "worse" or low is None or high is None:
         return ()
+    if best.conditional is not None:
+        return _tipping(called[best.model], best.n_unclear, pair.tipping_share)
     if low.high < high.low:
         return ()
     bounds = [
         f"{called[rate.model]} {percent(at.low)} to {percent(at.high)} ({rate.n_unclear:,} unclear)"
         for rate, at in ((best, low), (worst, high))
     ]
-    where = "are in neither rate, and" if best.conditional is None else "count as no breach. They"
-    return (f"Unclear answers {where} could close the gap: {'; '.join(bounds)}.",)
+    return (f"Unclear answers are in neither rate, and could close the gap: {'; '.join(bounds)}.",)
+
+
+def _tipping(name: str, n_unclear: int, share: float | None) -> tuple[str, ...]:
+    """The share of the better model's unclear answers that would undo the difference, as breaches."""
+    if not n_unclear:
+        return ()
+    n = plural(n_unclear, "unclear answer")
+    if share is None:
+        return (f"That holds even if all {n} of {name} were breaches.",)
+    return (f"That holds if fewer than {percent(share)} of {name}'s {n} were breaches.",)
 
 
 def _ends(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> str:
@@ -178,6 +191,9 @@ def _separation(
         return ends, f"{rates} The difference is more than chance (p {p_words(pair.p_holm)} after Holm)."
     if verdict == "not worse":
         return f"{high} is not worse than {low}, within {unsigned(pair.margin)}", rates
+    if withheld := withheld_words(reason_on(pair, worst.model), pair.tipping_share):
+        could = f" Not enough evidence: {withheld} (p {p_words(pair.p_holm)} after Holm)."
+        return f"The evidence does not separate {high} from {low}", rates + could
     could = (
         f" These {pair.n} shared trials would have shown a difference of {unsigned(pair.detectable)} or more."
         if pair.detectable is not None

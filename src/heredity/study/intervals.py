@@ -20,6 +20,7 @@ Leaves to others: which trials count (outcomes.py), the formulas (stats/), and t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import msgspec
@@ -31,16 +32,34 @@ from heredity.core.records import Estimate
 from heredity.redteam.judges import Calibration
 from heredity.stats import pass_at_k
 from heredity.stats.agreement import cohens_kappa
-from heredity.stats.group_sequential import compare_in_blocks
+from heredity.stats.group_sequential import SequentialComparison, compare_in_blocks
 from heredity.stats.intervals import Interval, cluster_sums, rate_effective_n, refused, wilson_bounds
 from heredity.stats.ppi import ppi_mean
-from heredity.stats.sequential import clustered_rate_sequence, effective_n_of
+from heredity.stats.sequential import cluster_means, clustered_rate_sequence, effective_n_of
+from heredity.stats.unclear import SharedComparison, compare_at_shares
 from heredity.study.estimates import Rate
 from heredity.study.labels import LabelledTrials
 from heredity.study.plan import Plan
 
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
+
+
+class Coded(NamedTuple):
+    """The trials that two models answered: 1.0 where one broke, 0.0 where it held, nan where it is unclear.
+
+    clusters: the behaviour of each trial. blocks: its interim analysis; None if there was one for all.
+    """
+
+    a: Floats
+    b: Floats
+    clusters: Places
+    blocks: Places | None = None
+
+    def mirrored(self) -> Coded:
+        """The same trials with a and b swapped."""
+        return self._replace(a=self.b, b=self.a)
 
 
 class Intervals(NamedTuple):
@@ -83,6 +102,27 @@ class Intervals(NamedTuple):
             return compare_in_blocks(a, b, clusters, of, self.confidence, self.alpha)
         return stats.compare(a, b, clusters, self.confidence, self.alpha)
 
+    def compare_at_shares(self, trials: Coded, share_a: float, share_b: float) -> SharedComparison:
+        """The difference if these shares of the unclear answers were breaches, with its test."""
+        if trials.blocks is None:
+            return compare_at_shares(*trials[:3], share_a, share_b, self.confidence)
+        d = _at_shares(trials, share_a, share_b)
+        p = SequentialComparison(self.alpha, d.size)
+        for means in _means_by_block(d, trials):
+            p.add(means)
+        value = float(p.means.mean()) if p.means.size else None
+        found = Estimate(value, -p.uppers[1], p.uppers[0], d.size, "one-sided anytime bounds")
+        return SharedComparison(share_a, share_b, found, p.p_value)
+
+    def upper_at_shares(self, trials: Coded, share_a: float, share_b: float) -> float:
+        """The one-sided upper bound at level alpha of b's rate minus a's, at these shares."""
+        if trials.blocks is not None:
+            high = self.compare_at_shares(trials, share_a, share_b).difference.high
+        else:
+            confidence = 1 - 2 * self.alpha
+            high = compare_at_shares(*trials[:3], share_a, share_b, confidence).difference.high
+        return 1.0 if high is None else high
+
     def corrected(self, broke: Bools, clusters: Places, raw: Estimate, labels: Calibration) -> Estimate:
         """The rate `raw` of these trials, corrected for the judge's errors as `labels` measured them."""
         if self.is_sequential:
@@ -116,6 +156,19 @@ class Intervals(NamedTuple):
     def kappa(self, table: stats.Table) -> Estimate:
         """Cohen's kappa of two judges on the same answers."""
         return cohens_kappa(table, self.confidence)
+
+
+def _at_shares(trials: Coded, share_a: float, share_b: float) -> Floats:
+    """b minus a in each trial."""
+    first, second = np.nan_to_num(trials.a, nan=share_a), np.nan_to_num(trials.b, nan=share_b)
+    return np.asarray(second - first)
+
+
+def _means_by_block(d: Floats, trials: Coded) -> Iterator[Floats]:
+    blocks = np.zeros_like(trials.clusters) if trials.blocks is None else trials.blocks
+    for block in np.unique(blocks):
+        here = blocks == block
+        yield cluster_means(d[here], trials.clusters[here])
 
 
 def per_attempt(of_decided: Estimate, share: Estimate) -> Estimate:

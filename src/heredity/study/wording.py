@@ -21,6 +21,7 @@ from heredity.study.estimates import (
     ModelCard,
     ModelPair,
     Rate,
+    Reason,
 )
 
 NBSP = "\u00a0"
@@ -157,6 +158,23 @@ def pair_of(
 def verdict_on(pair: ModelPair, model: str) -> str:
     """The verdict on `model` against the other of the pair: worse, not worse, not enough evidence."""
     return pair.verdict_ab if model == pair.b else pair.verdict_ba
+
+
+def reason_on(pair: ModelPair, model: str) -> Reason:
+    """Why there is not enough evidence for a verdict on `model`; "" if there is a verdict."""
+    return pair.reason_ab if model == pair.b else pair.reason_ba
+
+
+def withheld_words(reason: Reason, tipping_share: float | None) -> str:
+    """Why there is not enough evidence although the numbers alone would show it; "" for other reasons."""
+    if reason == "interval":
+        return "the test shows a difference, but its interval includes 0"
+    if reason != "unclear":
+        return ""
+    if tipping_share is None:
+        return "unclear answers could hide more than the margin"
+    share = percent(tipping_share)
+    return f"unclear answers could undo it, from {share} of the other model's being breaches"
 
 
 def stopping_words(found: Estimates) -> str:
