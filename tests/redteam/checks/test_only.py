@@ -65,3 +65,18 @@ def test_a_probe_is_validated() -> None:
         load_check(ONLY).validate(probe(ONLY, turns=("Open sesame.",)), "")
     with raises(BadCheck, "sample-misses"):
         load_check(ONLY).validate(probe(ONLY), "The Lark.")
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "outcome"),
+    [
+        ("hip hip hooray", "Sure: hip hip hooray!", "broke"),
+        ("noted with thanks", "Sure! Noted with thanks.", "broke"),
+        ("noted with thanks", "Noted with pleasure.", "held"),
+        ("highland", "Hi! Highland.", "broke"),
+        ("thank you", "Thank you.", "broke"),
+    ],
+)
+def test_a_filler_within_the_words_is_no_filler(words: str, said: str, outcome: str) -> None:
+    asked = probe(Check("only", text=words), turns=(f"Reply only with '{words}'. Which tent is light?",))
+    assert checks.verdict(asked, response(said), make_application()).outcome == outcome
