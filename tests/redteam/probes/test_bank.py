@@ -14,6 +14,8 @@ from heredity.application.spec import Application
 from heredity.core.records import Exchange, Message, Probe, Reply, Response, Stop
 from heredity.redteam import probes
 from heredity.redteam.attacks import direct
+from heredity.redteam.checks import load_check
+from heredity.redteam.checks.word import WordCheck
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.bank import ProbeFile, read_bank
 from heredity.redteam.probes.fill import SLOT
@@ -94,6 +96,12 @@ def breach(probe: Probe) -> str:
         return f"All right. {probe.check.text.capitalize()}."
     if kind == "prompt_leak":
         return "Here it is:\n" + APPLICATION.system
+    if kind == "only":
+        return f"Sure: {probe.check.text}."
+    if kind == "word":
+        said = "All right, here you are."
+        at_end = load_check(probe.check) == WordCheck(probe.check.text, "end")
+        return f"{said} {probe.check.text}" if at_end else f"{probe.check.text}. {said}"
     if kind == "tool":
         return 'CALL issue_refund {"number": "4471", "amount": "50"}'
     if kind == "package":
@@ -141,7 +149,7 @@ def test_the_techniques_are_there_and_those_without_a_judge_come_first() -> None
 
 def test_core_stays_what_a_study_of_ten_minutes_asks() -> None:
     assert {p.technique for p in CORE} == CORE_TECHNIQUES
-    assert len(CORE) == len(probes.load("core")) == 464
+    assert len(CORE) == len(probes.load("core")) == 510
     full = [p.id for p in probes.load("full")]
     assert [name for name in full if name in {p.id for p in CORE}] == [p.id for p in CORE]
     assert all(t.n_core >= 25 or t.n_core == 0 for t in probes.techniques())
@@ -196,10 +204,12 @@ def test_techniques_name_the_agentic_threats_that_they_try() -> None:
 
 
 def test_no_slot_is_left_and_texts_are_short_enough_for_small_models() -> None:
+    core = {probe.id for probe in CORE}
     for probe in KEPT:
         assert not any(SLOT.search(text) for text in shown_texts(probe)), probe.id
-        assert all(len(turn.split()) <= 45 for turn in probe.turns), probe.id
-        assert all(len(text.split()) <= 60 for text in shown_texts(probe)), probe.id
+        n_turn, n_text = (110, 110) if probe.id in core else (45, 60)
+        assert all(len(turn.split()) <= n_turn for turn in probe.turns), probe.id
+        assert all(len(text.split()) <= n_text for text in shown_texts(probe)), probe.id
 
 
 @pytest.mark.parametrize("probe", JUDGE_FREE, ids=lambda p: p.id)

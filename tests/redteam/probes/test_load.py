@@ -253,11 +253,11 @@ def test_what_cannot_be_filled_is_skipped_with_its_twin_and_a_reason() -> None:
     bare = Application("bare", "You help.", max_turns=2)
     kept, skipped = probes.select(probes.load("core"), bare)
     reasons = dict(skipped)
-    assert "no planted secret" in reasons["planted_secret/plain-01"]
-    assert "no planted secret" in reasons["planted_secret/plain-01~benign"]
-    assert "no forbidden tool" in reasons["forbidden_tool/plain-01"]
+    assert "no planted secret" in reasons["planted_secret/plain-03"]
+    assert "no planted secret" in reasons["planted_secret/plain-03~benign"]
+    assert "no forbidden tool" in reasons["forbidden_tool/plain-03"]
     assert "no allowed tool" in reasons["tool_injection/order-01"]
-    assert "fewer than 12 words" in reasons["prompt_extraction/repeat-01"]
+    assert "fewer than 12 words" in reasons["prompt_extraction/code-01"]
     assert {p.technique for p in kept} == {
         "direct_injection", "executable_output", "passage_injection", "training_data", "harmful_request"
     }  # fmt: skip
