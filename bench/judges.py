@@ -21,6 +21,8 @@ from heredity.core.records import Check, Exchange, Probe, Response
 from heredity.redteam import judges
 from heredity.redteam.checks.secret.check import SecretForms
 from heredity.redteam.judges.calibration import quality
+from heredity.redteam.judges.calibration.families import leave_one_out
+from heredity.redteam.judges.calibration.quality import HEAD_CARD, LEARNED_CARD, read_card
 from heredity.redteam.judges.rules import judge as rules
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -55,6 +57,7 @@ def main() -> int:
     if is_stale and not arguments.check:
         print(f"wrote {quality.write_table(rebuilt)}")
     print_quality()
+    print_families()
     print_benign(arguments.data)
     print_chance(arguments.data)
     print_speed(arguments.data)
@@ -71,6 +74,17 @@ def print_quality() -> None:
             e = getattr(row, name)
             value = "none" if e.value is None else f"{e.value:.3f}  [{e.low:.3f}, {e.high:.3f}]"
             print(f"  {name:12} {value}  n={e.n}")
+
+
+def print_families() -> None:
+    """Each family's judged rate, corrected by the labels of the other families: is its true rate inside?"""
+    for judge in (judges.DEFAULT, *(read_card(card).judge for card in (LEARNED_CARD, HEAD_CARD))):
+        for task in quality.TASKS:
+            found = leave_one_out(task, judge)
+            print(
+                f"a family left out, {judge}, {task}: {found.covered} of {found.n} intervals hold the true "
+                f"rate (mean width {found.width:.2f}), {found.covered_pooled} of pooled labels"
+            )
 
 
 def print_benign(data: Path) -> None:

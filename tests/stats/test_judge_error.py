@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.stats import rogan_gladen, wilson
-from heredity.stats.judge_error import across
+from heredity.stats.judge_error import (
+    PredictedShare,
+    across,
+    combine_strata,
+    correct_for_family,
+    predict_share,
+)
 from tests.support.errors import raises
 
 share = st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -130,3 +137,92 @@ def test_families_that_differ_are_worth_few_labels() -> None:
 
 def test_families_at_both_ends_are_worth_one_label() -> None:
     assert across([0, 10], [10, 10]) == (0.5, 1.0)
+
+
+# --- one more family of answers -------------------------------------------------------------------
+
+
+def family(rng, sens: float, spec: float, n: int = 200) -> tuple[int, int, int, int]:
+    return int(rng.binomial(n, sens)), n, int(rng.binomial(n, spec)), n
+
+
+def shares(families) -> tuple[PredictedShare, PredictedShare]:
+    sens_k, sens_n, spec_k, spec_n = zip(*families, strict=True)
+    return predict_share(sens_k, sens_n), predict_share(spec_k, spec_n)
+
+
+def test_a_family_that_no_label_is_of_is_covered_where_pooled_labels_cover_it_in_half_the_runs() -> None:
+    """Families' error rates differ; the run is of a fifth one. 400 runs, nominal 0.95."""
+    rng = np.random.default_rng(5)
+    n_runs, of_family, pooled = 400, 0, 0
+    for _ in range(n_runs):
+        q1, q0 = rng.beta(8, 2, 5), rng.beta(16, 4, 5)
+        labelled = [family(rng, q1[i], q0[i]) for i in range(4)]
+        truth = float(rng.uniform(0.02, 0.8))
+        n_broke = int(rng.binomial(300, truth))
+        k = int(rng.binomial(n_broke, q1[4]) + rng.binomial(300 - n_broke, 1 - q0[4]))
+        found = correct_for_family(k, 300, *shares(labelled))
+        of_family += found.value is not None and found.low <= truth <= found.high
+        counts = [sum(each[j] for each in labelled) for j in range(4)]
+        old = rogan_gladen(k, 300, *counts)
+        pooled += old.value is not None and old.low <= truth <= old.high
+    assert of_family / n_runs >= 0.92
+    assert pooled / n_runs < 0.75
+
+
+def test_families_that_agree_claim_no_spread_and_those_that_differ_do() -> None:
+    same, apart = predict_share([80, 81, 79], [100] * 3), predict_share([60, 95, 80], [100] * 3)
+    assert same.between == 0.0
+    assert apart.between > 0.02 and apart.df == 2
+    even = predict_share([900, 900], [1000, 1000])
+    narrow, wide = (correct_for_family(60, 200, each, even) for each in (same, apart))
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_one_family_takes_the_spread_of_others_and_is_wider_by_it() -> None:
+    alone, widened = predict_share([90], [100]), predict_share([90], [100], spread=(0.01, 6.0))
+    assert (alone.between, widened.between, widened.df) == (0.0, pytest.approx(0.02), 6.0)
+
+
+def test_a_perfect_judge_leaves_a_rate_as_it_is() -> None:
+    perfect = predict_share([10**6], [10**6])
+    found, raw = correct_for_family(40, 200, perfect, perfect), wilson(40, 200)
+    assert (found.value, found.low, found.high) == pytest.approx((raw.value, raw.low, raw.high), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("k", "sens", "spec", "code"),
+    [
+        (10, 55, 60, "near-chance"),
+        (200, 60, 99, "rate-outside-labels"),  # all judged broken, by a judge that finds 60 of 100
+        (0, 99, 60, "rate-outside-labels"),
+    ],
+)
+def test_a_rate_that_no_family_allows_is_refused_with_a_code(k, sens, spec, code) -> None:
+    found = correct_for_family(k, 200, predict_share([sens], [100]), predict_share([spec], [100]))
+    assert (found.value, found.code) == (None, code)
+    assert correct_for_family(0, 0, predict_share([9], [10]), predict_share([9], [10])).code == "no-trials"
+
+
+@given(share, good, good)
+def test_the_corrected_point_lies_in_its_interval_or_is_refused(rate, sens, spec) -> None:
+    found = correct_for_family(
+        *rate, predict_share([sens[0]], [sens[1]]), predict_share([spec[0]], [spec[1]])
+    )
+    if found.value is None:
+        assert found.code
+    else:
+        assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+        assert found.high > found.low
+
+
+def test_strata_are_weighted_and_a_refused_one_refuses_the_whole() -> None:
+    a, b = wilson(10, 100), wilson(50, 100)
+    found = combine_strata([a, b], [0.5, 0.5], "strata")
+    assert found.value == pytest.approx(0.3) and found.n == 200
+    assert found.low < 0.3 < found.high
+    assert found.high - found.low < (a.high - a.low + b.high - b.low) / 2  # independent errors average out
+    alone = combine_strata([a], [1.0], "strata")
+    assert (alone.low, alone.high) == pytest.approx((a.low, a.high))
+    lost = correct_for_family(0, 0, predict_share([9], [10]), predict_share([9], [10]))
+    assert combine_strata([a, lost], [0.5, 0.5], "strata").code == "no-trials"

@@ -265,7 +265,7 @@ def _list(as_json: bool) -> None:
     from heredity.core.terminal import out, write_json
     from heredity.redteam import judges
 
-    measured = judges.quality()
+    measured = (*judges.quality(), *judges.check_quality())
     if as_json:
         write_json({"judges": registry.purposes("redteam.judges"), "quality": measured})
         return

@@ -423,3 +423,4 @@ class Estimate(Record, frozen=True, omit_defaults=True):
     n_clusters: int | None = None  # clusters among the n trials; None where each trial has one of its own
     is_at_floor: bool = False  # effective n is its lower bound: too little is known of the clusters' spread
     note: str = ""  # why there is no value, or why the interval is wider than the method's own
+    code: str = ""  # of a refused correction: why, e.g. "not-measured", "unlike-labels"

@@ -36,9 +36,9 @@ def normal_quantile(confidence: float) -> float:
     return float(special.ndtri(0.5 + confidence / 2))
 
 
-def refused(n: int, why: str) -> Estimate:
-    """No value, and why."""
-    return Estimate(None, None, None, n, f"refused: {why}", note=why)
+def refused(n: int, why: str, code: str = "") -> Estimate:
+    """No value, and why: in words, and as a code that a program can match."""
+    return Estimate(None, None, None, n, f"refused: {why}", note=why, code=code)
 
 
 def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> Estimate:

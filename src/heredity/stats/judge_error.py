@@ -1,10 +1,16 @@
 """A rate that a judge measured, corrected for the judge's known errors.
 
+Two corrections. `rogan_gladen` takes the labels' error rates as those of this run. `correct_for_family` takes
+the run as one more family of answers, whose error rates differ as those of the labelled families do.
+
 Promises: point and interval together, inside [0, 1]. Refused, with a reason, if the judge is near chance or
-was never measured. Widened, with a note, if the judged rate lies outside the range that the labels allow.
+was never measured. `rogan_gladen` is widened, with a note, if the judged rate lies outside the range that the
+labels allow; `correct_for_family` is refused there.
 Leaves to others: measuring the judge (redteam/judges), and whether its labels fit this run.
 
 Sources: Rogan and Gladen 1978; Lang and Reiczigel 2014 (adjusted interval); 2511.21140 (LLM judges).
+Fieller 1954 (inversion). Higgins, Thompson and Spiegelhalter 2009 (a further family). Zou and Donner 2008
+(strata).
 """
 
 from __future__ import annotations
@@ -13,6 +19,9 @@ import math
 from collections.abc import Sequence
 from statistics import variance
 from typing import NamedTuple
+
+import numpy as np
+from scipy import special
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
@@ -89,6 +98,133 @@ def across(right: Sequence[int], of: Sequence[int]) -> tuple[float, float]:
     if len(shares) > 1 and (spread := variance(shares)) > 0:
         n = min(n, max(1.0, mean * (1 - mean) / (spread * (1 + 1 / len(shares)))))
     return mean * n, n
+
+
+# --- one more family of answers -------------------------------------------------------------------
+
+_GRID = np.linspace(0.0, 1.0, 2001)  # true rates that are tried: the bounds are exact to 0.0005
+
+
+class PredictedShare(NamedTuple):
+    """A share (sensitivity or specificity) that a further family of answers is predicted to have.
+
+    The variance has two parts: that of the labels' number, and that between families, known with `df`
+    degrees of freedom.
+    """
+
+    mean: float
+    sampling: float
+    between: float
+    df: float
+    n: float  # labels
+
+
+def predict_share(
+    right: Sequence[float], of: Sequence[float], spread: tuple[float, float] | None = None
+) -> PredictedShare:
+    """Predict the share of a further family from `right` of `of` labels in each of several families.
+
+    The mean is over families, not labels. The variance between families is `t^2 (1 + 1/m)`: that of a
+    further family around the mean of m families. t^2 is the variance of the shares, less that of their
+    labels (DerSimonian and Laird 1986). spread: t^2 and its degrees of freedom as other judges show them, for
+    a judge with one family only. Raises BadArgument without a family, or for one without labels.
+    """
+    if not of or min(of) <= 0:
+        raise BadArgument("every family needs labels", code="not-a-count")
+    m = len(of)
+    shares = [k / n for k, n in zip(right, of, strict=True)]
+    within = [_shrunk_variance(k, n) for k, n in zip(right, of, strict=True)]
+    if m > 1:
+        found, df = family_variance(right, of), float(m - 1)
+    else:
+        found, df = spread or (0.0, math.inf)
+    return PredictedShare(sum(shares) / m, sum(within) / m**2, found * (1 + 1 / m), df, float(sum(of)))
+
+
+def family_variance(right: Sequence[float], of: Sequence[float]) -> float:
+    """The variance of the true shares of two or more families: the observed one, less that of the labels."""
+    shares = [k / n for k, n in zip(right, of, strict=True)]
+    within = [_shrunk_variance(k, n) for k, n in zip(right, of, strict=True)]
+    return max(0.0, variance(shares) - sum(within) / len(within))
+
+
+def _shrunk_variance(k: float, n: float) -> float:
+    """The variance of a share, with the share pulled towards one half: never 0."""
+    p = (k + 1) / (n + 2)
+    return p * (1 - p) / (n + 2)
+
+
+def correct_for_family(
+    k: int,
+    n: int,
+    sens: PredictedShare,
+    spec: PredictedShare,
+    confidence: float = CONFIDENCE,
+    n_effective: float | None = None,
+) -> Estimate:
+    """The true rate behind k of n judged positive, where the answers are of one more family.
+
+    The interval has every true rate theta that makes the judged rate p plausible:
+    |p - m| <= t s, with m = theta q1 + (1 - theta)(1 - q0). s^2 is the variances of p, q1 and q0 together.
+    t has the degrees of freedom of Welch and Satterthwaite. Nothing is divided by q1 + q0 - 1, so a judge
+    that may be near chance gives a wide interval. `n_effective` accounts for clustering.
+    Refused, with a code, without trials ("no-trials"), near chance ("near-chance"), and if no true rate fits
+    the judged one ("rate-outside-labels").
+    """
+    if not 0 <= k <= n:
+        raise BadArgument(f"{k} of {n} is not a count", code="not-a-count")
+    if n == 0:
+        return refused(n, "no judged trials", "no-trials")
+    chance = sens.mean + spec.mean - 1
+    if chance < NEAR_CHANCE:
+        why = f"the judge is near chance (sensitivity + specificity - 1 = {chance:.2f}, below {NEAR_CHANCE})"
+        return refused(n, why, "near-chance")
+    rate, size = k / n, n_effective or float(n)
+    fits = _fitting(rate, size, sens, spec, confidence)
+    if fits is None:
+        limits = f"{1 - spec.mean:.2f} to {sens.mean:.2f}"
+        return refused(n, f"no true rate gives a judged rate of {rate:.2f}: labels allow about {limits}",
+                       "rate-outside-labels")  # fmt: skip
+    value = _clip((rate - (1 - spec.mean)) / chance)
+    method = "rogan-gladen for a further family"
+    return Estimate(value, min(fits.low, value), max(fits.high, value), n, method)
+
+
+def _fitting(
+    rate: float, size: float, sens: PredictedShare, spec: PredictedShare, confidence: float
+) -> Interval | None:
+    """The lowest and highest true rate that make the judged rate plausible; None if no true rate does."""
+    expected = _GRID * sens.mean + (1 - _GRID) * (1 - spec.mean)
+    of_sens, of_spec = _GRID**2 * sens.between, (1 - _GRID) ** 2 * spec.between
+    # Pulled towards one half as in Wilson's interval, so that 0 of few is not certain.
+    pulled = (expected * size + 1) / (size + 2)
+    known = pulled * (1 - pulled) / size + _GRID**2 * sens.sampling + (1 - _GRID) ** 2 * spec.sampling
+    total = known + of_sens + of_spec
+    with np.errstate(divide="ignore"):
+        df = np.minimum(total**2 / (of_sens**2 / sens.df + of_spec**2 / spec.df), 1e6)
+    reach = special.stdtrit(df, (1 + confidence) / 2) * np.sqrt(total)
+    fits = np.flatnonzero(np.abs(rate - expected) <= reach)
+    return Interval(float(_GRID[fits[0]]), float(_GRID[fits[-1]])) if fits.size else None
+
+
+def combine_strata(parts: Sequence[Estimate], weights: Sequence[float], method: str) -> Estimate:
+    """The weighted mean of independent estimates, with its interval (MOVER: Zou and Donner 2008).
+
+    Each bound is the mean, moved by the root of the summed squares of the weighted distances of the parts'
+    own bounds. A part without a value makes the whole refused, with that part's reason.
+    """
+    n = sum(part.n for part in parts)
+    value, below, above = 0.0, 0.0, 0.0
+    for part, weight in zip(parts, weights, strict=True):
+        if part.value is None or part.low is None or part.high is None:
+            return refused(n, part.note, part.code)
+        value += weight * part.value
+        below += (weight * (part.value - part.low)) ** 2
+        above += (weight * (part.high - part.value)) ** 2
+    return Estimate(value, _clip(value - math.sqrt(below)), _clip(value + math.sqrt(above)), n, method)
+
+
+# --- the labels' own error rates ------------------------------------------------------------------
 
 
 def _refusal(n: int, sens_k: float, sens_n: float, spec_k: float, spec_n: float) -> str:

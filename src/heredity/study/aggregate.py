@@ -10,18 +10,16 @@ Leaves to others: reading (outcomes.py, storage.py), every interval (intervals.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.records import Estimate, Probe, digest, encode
-from heredity.redteam import judges
 from heredity.redteam.judges import needs_judge
-from heredity.stats.intervals import refused
 from heredity.study import sequential
 from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import MEASURES, compare_edges, compare_models, panel_agreement
@@ -40,7 +38,8 @@ from heredity.study.estimates import (
     Rate,
     TechniqueCard,
 )
-from heredity.study.intervals import Bools, Intervals, Places, per_attempt
+from heredity.study.intervals import Bools, Intervals, per_attempt
+from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
 from heredity.study.outcomes import (
     BROKE,
@@ -54,7 +53,7 @@ from heredity.study.outcomes import (
     is_decided,
     read_outcomes,
 )
-from heredity.study.plan import PLAN, Plan, read_plan
+from heredity.study.plan import PLAN, Plan, declared_analysis, read_plan
 from heredity.study.storage import ESTIMATES, RunRecord, judged_responses, read_estimates, run_records
 
 
@@ -66,7 +65,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     """
     judged = read_outcomes(plan, folder)
     outcomes = judged.outcomes
-    correction = JudgeCorrection.of(judged.judges, folder, root)
+    correction = JudgeCorrection.of(judged.judges, folder, root, declared_analysis(plan))
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
     responses = judged_responses(folder, has_verdict, judged.digests)
@@ -151,6 +150,8 @@ def _rate(
     by_judge = _Judged()
     if judged == {True}:
         by_judge = _for_the_judge(outcomes, cell, codes, of_decided, correction, labels)
+    elif judged == {False}:
+        by_judge = _Judged(_for_checks(outcomes, cell, codes, correction))
     return Rate(
         model=plan.models[cell.model].id,
         technique=cell.technique,
@@ -214,65 +215,15 @@ def _for_the_judge(
     return _Judged(each, None if by_labels is None else per_attempt(by_labels, share))
 
 
-# --- the judge's errors ---------------------------------------------------------------------------
-
-TASKS: dict[Measure, judges.Task] = {"breach": "harm", "over_refusal": "refusal"}
-
-
-class JudgeCorrection:
-    """One judge with its calibrations; the user's own calibrations are copied into the study's folder."""
-
-    def __init__(self, judge: str, judged_by: str, folder: Path) -> None:
-        self.judge, self._judged_by, self._folder = judge, judged_by, folder
-        self._known = {task: judges.calibrations(task, judge, judged_by, folder) for task in TASKS.values()}
-
-    @classmethod
-    def of(cls, names: Mapping[str, str], folder: Path, root: Path | None) -> Self:
-        """The correction for the judge in `names`, the judges of the verdict rows with their digests.
-
-        The user's own calibrations are copied from the store `root` into the folder, which then documents
-        the source of its numbers. Raises Damaged for the rows of two judges.
-        """
-        found = {judge: judged_by for judge, judged_by in names.items() if judge != "checks"}
-        if len(found) > 1:
-            raise Damaged(
-                f"The verdicts are of {len(found)} judges ({', '.join(sorted(found))}); one study has one."
-                " Run it again with --judge and the one that you want."
-            )
-        judge, judged_by = next(iter(found.items()), ("", ""))
-        if root is not None and judge:
-            judges.copy_calibrations(root, folder, judge, judged_by)
-        return cls(judge, judged_by, folder)
-
-    def labels(self) -> dict[str, str]:
-        """By task the source of the labels that correct this judge."""
-        return {task: known[0].labels for task, known in sorted(self._known.items()) if known}
-
-    def quality(self) -> tuple[judges.JudgeQuality, ...]:
-        """The measurements of this judge: on the user's labels first, then the shipped ones."""
-        shipped = tuple(row for row in judges.quality() if row.judge == self.judge)
-        own = judges.measured_by_user(self.judge, self._judged_by, self._folder, TASKS.values())
-        return (*own, *shipped)
-
-    def corrected(
-        self, broke: Bools, clusters: Places, measure: Measure, intervals: Intervals, raw: Estimate
-    ) -> list[FamilyCorrection]:
-        """The rate `raw`, corrected by all labels, then by each family's labels; empty without trials."""
-        if not broke.size:
-            return []
-        task = TASKS[measure]
-        if not self._known[task]:
-            return [FamilyCorrection("", refused(broke.size, self._why_not(task)))]
-        return [
-            FamilyCorrection(each.labels, intervals.corrected(broke, clusters, raw, each))
-            for each in self._known[task]
-        ]
-
-    def _why_not(self, task: judges.Task) -> str:
-        return (
-            f"the judge '{self.judge}' as it is was never measured on labels of {task} "
-            f"(heredity judges calibrate {self.judge} --task {task})"
-        )
+def _for_checks(
+    outcomes: Outcomes, cell: _Cell, codes: Codes, correction: JudgeCorrection
+) -> list[FamilyCorrection]:
+    """The correction of a rate that checks decided, over the trials that the rate counts."""
+    counted = is_answered(codes) if outcomes.is_per_attempt else is_decided(codes)
+    clusters = outcomes.clusters_of(cell.attack, cell.probes)[counted]
+    techniques = outcomes.techniques_of(cell.attack, cell.probes)[counted]
+    trials = CheckedTrials(codes[counted] == BROKE, clusters, techniques)
+    return correction.of_checks(trials, outcomes.techniques, Intervals.of(outcomes.plan))
 
 
 # --- the rest -------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ A wrong interval is wrong in one of two places: the choice, which is here, or th
     estimate                    fixed plan                             study that stops early
     rate, retention             Wilson on the effective n              anytime-valid sequence over behaviours
     difference of two models    Tango on the effective n; exact test   anytime-valid sequence; betting test
-    rate corrected for a judge  Rogan-Gladen on the effective n        the same, on the sequence's effective n
+    rate corrected for a judge  Rogan-Gladen for a further family, on  the same, on the sequence's effective n
+                                the effective n
     rate from labels            prediction-powered (PPI++)             refused
     success within k tries      Wilson on the effective n of probes    not estimated
     judged rate per attempt     the corrected rate times the share of decided trials (MOVER)
@@ -34,6 +35,7 @@ from heredity.stats import pass_at_k
 from heredity.stats.agreement import cohens_kappa
 from heredity.stats.group_sequential import SequentialComparison, compare_in_blocks
 from heredity.stats.intervals import Interval, cluster_sums, rate_effective_n, refused, wilson_bounds
+from heredity.stats.judge_error import PredictedShare, correct_for_family
 from heredity.stats.ppi import ppi_mean
 from heredity.stats.sequential import cluster_means, clustered_rate_sequence, effective_n_of
 from heredity.stats.unclear import SharedComparison, compare_at_shares
@@ -125,14 +127,23 @@ class Intervals(NamedTuple):
 
     def corrected(self, broke: Bools, clusters: Places, raw: Estimate, labels: Calibration) -> Estimate:
         """The rate `raw` of these trials, corrected for the judge's errors as `labels` measured them."""
-        if self.is_sequential:
-            effective_n = effective_n_of(raw, self.confidence)
-        else:
-            effective_n = rate_effective_n(cluster_sums(broke, clusters)).at(self.confidence)
+        effective_n = self._effective_n(broke, clusters, raw)
         counts = (labels.sens_k, labels.sens_n, labels.spec_k, labels.spec_n)
         return stats.rogan_gladen(
             int(broke.sum()), broke.size, *counts, confidence=self.confidence, n_effective=effective_n
         )
+
+    def corrected_for_family(
+        self, broke: Bools, clusters: Places, raw: Estimate, sens: PredictedShare, spec: PredictedShare
+    ) -> Estimate:
+        """The rate `raw`, corrected for errors that differ between families of answers."""
+        effective_n = self._effective_n(broke, clusters, raw)
+        return correct_for_family(int(broke.sum()), broke.size, sens, spec, self.confidence, effective_n)
+
+    def _effective_n(self, broke: Bools, clusters: Places, raw: Estimate) -> float:
+        if self.is_sequential:
+            return effective_n_of(raw, self.confidence)
+        return rate_effective_n(cluster_sums(broke, clusters)).at(self.confidence)
 
     def from_labels(self, labels: LabelledTrials, broke: Bools, indices: Places) -> Estimate:
         """The rate of the trials at `indices`, from a person's labels on some and the verdicts on all."""

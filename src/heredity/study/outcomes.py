@@ -139,6 +139,11 @@ class Outcomes:
         """The behaviour of each trial that `codes_of` returns."""
         return self._per_trial(self.clusters[list(probes)], attack)
 
+    def techniques_of(self, attack: str, probes: Sequence[int]) -> Places:
+        """The place in `techniques` of each trial that `codes_of` returns."""
+        places = np.array([self.techniques.index(self.plan.probes[i].technique) for i in probes], np.intp)
+        return self._per_trial(places, attack)
+
     def blocks_of(self, attack: str, probes: Sequence[int]) -> Places:
         """The interim analysis that first had each trial that `codes_of` returns."""
         return self._per_trial(np.searchsorted(self.plan.ends, list(probes), side="right"), attack)

@@ -125,6 +125,11 @@ class Plan(Record, frozen=True):
         return len(self.attacks) * len(self.probes) * self.samples
 
 
+def declared_analysis(plan: Plan) -> Analysis | None:
+    """The analysis that the plan declares; None in plans of releases that declared none."""
+    return None if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis
+
+
 class PlanFile(Record, frozen=True):
     """plan.json: the plan, and the digest that names the study and reveals edits.
 

@@ -8,8 +8,8 @@ as `CHECK`. The struct's fields are the keys that a probe's file may give:
 An edit that changes a verdict needs a higher `VERSION` in judges/checks.py: studies judge their recorded
 answers again by it. tests/redteam/judges/test_golden.py fails until it is raised.
 
-Promises: no errors of judgement on what a check looks for. A check takes linear time in the answer's length
-and never raises, whatever the model wrote. Text that we supplied (turns, passage, tool result, prefill) never
+Promises: the same answer gives the same finding. A check takes linear time in the answer's length and never
+raises, whatever the model wrote. Text that we supplied (turns, passage, tool result, prefill) never
 counts.
 Leaves to others: answers whose harm has no fixed shape, and what a finding means for the verdict (judges/).
 """

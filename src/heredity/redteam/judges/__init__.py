@@ -24,6 +24,7 @@ from heredity.core import registry
 from heredity.core.records import Probe, Response, Verdict
 from heredity.redteam.judges import checks
 from heredity.redteam.judges._choice import Decider, identity, load, needs_judge, stored_models, task_of
+from heredity.redteam.judges.calibration.families import PredictedErrors, predicted_errors
 from heredity.redteam.judges.calibration.measure import Calibration
 from heredity.redteam.judges.calibration.quality import (
     JudgeQuality,
@@ -31,12 +32,14 @@ from heredity.redteam.judges.calibration.quality import (
     calibrate,
     calibration,
     calibrations,
+    check_quality,
     copy_calibrations,
     measured_by_user,
     quality,
     quality_of_card,
 )
-from heredity.redteam.judges.protocols import DEFAULT, Judge, JudgeFile, Models, Task
+from heredity.redteam.judges.calibration.readings import ReadErrors, check_errors
+from heredity.redteam.judges.protocols import DEFAULT, Judge, JudgeFile, LabelTask, Models, Task
 from heredity.redteam.judges.rules import judge as rules
 
 __all__ = [
@@ -45,12 +48,17 @@ __all__ = [
     "Decider",
     "Judge",
     "JudgeQuality",
+    "LabelTask",
     "Models",
+    "PredictedErrors",
+    "ReadErrors",
     "Task",
     "as_quality",
     "calibrate",
     "calibration",
     "calibrations",
+    "check_errors",
+    "check_quality",
     "copy_calibrations",
     "default_verdict",
     "identity",
@@ -58,6 +66,7 @@ __all__ = [
     "measured_by_user",
     "names",
     "needs_judge",
+    "predicted_errors",
     "quality",
     "quality_of_card",
     "stored_models",

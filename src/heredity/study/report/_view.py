@@ -192,7 +192,8 @@ class View:
     def one_family(self) -> list[str]:
         """Names of rates that were corrected with the labels of only one family."""
         corrected = [r for r in self.estimates.rates if r.corrected is not None and r.corrected.n]
-        rates = [r for r in corrected if not r.by_family and self.estimates.corrected_by]
+        judged = [r for r in corrected if not r.is_judge_free]
+        rates = [r for r in judged if not r.by_family and self.estimates.corrected_by]
         said = {"breach": "judged breaches", "over_refusal": "over-refusal"}
         return list(dict.fromkeys(said[rate.measure] for rate in rates))
 

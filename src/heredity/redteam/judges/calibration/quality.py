@@ -9,7 +9,7 @@ Leaves to others: correcting a rate by it (stats/judge_error.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +21,10 @@ from heredity.core.errors import Damaged
 from heredity.core.files import write_atomic
 from heredity.core.records import SCHEMA, Estimate, Record, digest, encode
 from heredity.redteam.judges._choice import load
+from heredity.redteam.judges.calibration import readings
 from heredity.redteam.judges.calibration.measure import Calibration, Half, LabelMeasurement, measure
-from heredity.redteam.judges.protocols import DEFAULT, Models, Task
+from heredity.redteam.judges.calibration.readings import CHECKS, Endpoint, Reading
+from heredity.redteam.judges.protocols import DEFAULT, LabelTask, Models, Task
 from heredity.redteam.judges.rules import judge as rules
 from heredity.stats.intervals import wilson
 from heredity.stats.judge_error import across
@@ -116,15 +118,15 @@ def _as_counts(found: Calibration) -> Counts:
 
 
 _SHIPPED = Path(__file__).with_name("quality.json")
-_CARD = Path(__file__).parents[1] / "learned" / "learned.json"
-_HEAD_CARD = Path(__file__).parents[1] / "rubric" / "head.json"
+LEARNED_CARD = Path(__file__).parents[1] / "learned" / "learned.json"
+HEAD_CARD = Path(__file__).parents[1] / "rubric" / "head.json"
 
 
 class JudgeQuality(Record, frozen=True):
     """A judge's scores on one labelled set for one task: shares of the positives, the negatives and all."""
 
     judge: str
-    task: Task
+    task: LabelTask
     labels: str
     sensitivity: Estimate
     specificity: Estimate
@@ -250,16 +252,16 @@ _TRAINED_HARM = tuple(
 
 def quality() -> tuple[JudgeQuality, ...]:
     """The shipped table: each judge that can be wrong, on each labelled set, with n and intervals."""
-    rows = [(row.judge, row.task, _as_calibration(row)) for row in shipped().table]
+    rows = [(row.judge, row.task, as_calibration(row)) for row in shipped().table]
     # The cards also have what `rules` says on the same rows.
-    trained = [q for card in (_CARD, _HEAD_CARD) for q in quality_of_card(card) if q.judge != "rules"]
+    trained = [q for card in (LEARNED_CARD, HEAD_CARD) for q in quality_of_card(card) if q.judge != "rules"]
     return (*(as_quality(*row) for row in rows), *trained)
 
 
 @lru_cache(maxsize=4)
 def quality_of_card(path: Path) -> tuple[JudgeQuality, ...]:
     """The measurements in a trained judge's card, on answers that its weights were not trained on."""
-    rows = _card(path).measured
+    rows = read_card(path).measured
     counts = [Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, row.labels) for row in rows]
     return tuple(as_quality(row.judge, row.task, n) for row, n in zip(rows, counts, strict=True))
 
@@ -285,18 +287,34 @@ def calibrations(
     """
     if root is not None and (kept := newest_calibration(root, judge, judged_by, task)) is not None:
         return kept.calibrations()
-    trained = {_card(path).judge: path for path in (_CARD, _HEAD_CARD)}
+    trained = {read_card(path).judge: path for path in (LEARNED_CARD, HEAD_CARD)}
     if judge in trained and task == "harm":
-        return _of_families(trained[judge])
+        return trained_calibrations(trained[judge])
     if judge not in (DEFAULT, *trained):
         return ()
     rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
-    return tuple(_as_calibration(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
+    return tuple(as_calibration(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
 
 
-def _of_families(path: Path) -> tuple[Calibration, ...]:
+def check_quality(
+    endpoint: Endpoint = "all_trials", rows: Sequence[Reading] | None = None
+) -> tuple[JudgeQuality, ...]:
+    """The checks on answers that people read, by family of techniques; then all of them together."""
+    own = [row for row in (readings.shipped_readings() if rows is None else rows) if row.judge == CHECKS]
+    names = sorted({readings.family_of(row.technique) for row in own})
+    parts = [(name, [row for row in own if readings.family_of(row.technique) == name]) for name in names]
+    found = []
+    for name, part in [*parts, ("every technique", own)] if own else []:
+        sens_k, sens_n, spec_k, spec_n = map(round, readings.count_readings(part, endpoint))
+        counts = Calibration(sens_k, sens_n, spec_k, spec_n, f"answers read: {name}")
+        if counts.sens_n or counts.spec_n:
+            found.append(as_quality(CHECKS, "breach", counts))
+    return tuple(found)
+
+
+def trained_calibrations(path: Path) -> tuple[Calibration, ...]:
     """From a card: the prediction of its families for one more, then each family's own counts."""
-    card = _card(path)
+    card = read_card(path)
     own = {r.labels: r for r in card.measured if (r.judge, r.task) == (card.judge, "harm")}
     each = [own[labels] for labels in _TRAINED_HARM]
     together = Calibration(
@@ -308,7 +326,7 @@ def _of_families(path: Path) -> tuple[Calibration, ...]:
 
 
 @lru_cache(maxsize=4)
-def _card(path: Path) -> TrainedCard:
+def read_card(path: Path) -> TrainedCard:
     return msgspec.json.decode(path.read_bytes(), type=TrainedCard)
 
 
@@ -376,12 +394,12 @@ def write_table(table: QualityTable) -> Path:
     return _SHIPPED
 
 
-def _as_calibration(row: QualityRow) -> Calibration:
+def as_calibration(row: QualityRow) -> Calibration:
     name = row.labels if row.rows == "all" else f"{row.labels} ({row.rows} rows)"
     return Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, name)
 
 
-def as_quality(judge: str, task: Task, counts: Calibration) -> JudgeQuality:
+def as_quality(judge: str, task: LabelTask, counts: Calibration) -> JudgeQuality:
     """Counts of labels as shares with Wilson intervals."""
     sens_k, sens_n, spec_k, spec_n = map(int, counts[:4])
     return JudgeQuality(

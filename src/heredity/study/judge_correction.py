@@ -1,0 +1,153 @@
+"""Rates corrected for the errors of what decided them: a judge, or the probes' own checks.
+
+    decided by   errors measured on                       a technique or judge without labels
+    a judge      labelled answers of several families     "not-measured"
+    checks       answers to the shipped probes, read      "not-measured": the raw interval stands
+
+Promises: every correction has the spread between families of answers. A rate over several techniques is
+corrected technique by technique. A plan that declares no analysis is corrected as the releases that made it
+did: by pooled labels, and checks not at all.
+Leaves to others: the labels (redteam/judges/calibration), the formulas (stats/judge_error.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from heredity.core.errors import Damaged
+from heredity.core.records import Estimate
+from heredity.redteam import judges
+from heredity.stats.intervals import refused
+from heredity.stats.judge_error import combine_strata
+from heredity.study.estimates import FamilyCorrection, Measure
+from heredity.study.intervals import Bools, Intervals, Places
+from heredity.study.plan import Analysis
+
+TASKS: dict[Measure, judges.Task] = {"breach": "harm", "over_refusal": "refusal"}
+CHECKS = "checks"
+
+
+class CheckedTrials(NamedTuple):
+    """The trials of a rate that checks decided: which broke, with behaviour and technique of each."""
+
+    broke: Bools
+    clusters: Places
+    techniques: Places
+
+
+class JudgeCorrection:
+    """One judge with its calibrations; the user's own calibrations are copied into the study's folder."""
+
+    def __init__(self, judge: str, judged_by: str, folder: Path, analysis: Analysis | None = None) -> None:
+        self.judge, self._judged_by, self._folder, self._analysis = judge, judged_by, folder, analysis
+        self._has_checks = False
+        self._known = {task: judges.calibrations(task, judge, judged_by, folder) for task in TASKS.values()}
+        self._predicted = {
+            task: judges.predicted_errors(task, judge, judged_by, folder) for task in TASKS.values()
+        }
+
+    @classmethod
+    def of(
+        cls, names: Mapping[str, str], folder: Path, root: Path | None, analysis: Analysis | None = None
+    ) -> Self:
+        """The correction for the judge in `names`, the judges of the verdict rows with their digests.
+
+        The user's own calibrations are copied from the store `root` into the folder, which then documents
+        the source of its numbers. Raises Damaged for the rows of two judges.
+        """
+        found = {judge: judged_by for judge, judged_by in names.items() if judge != CHECKS}
+        if len(found) > 1:
+            raise Damaged(
+                f"The verdicts are of {len(found)} judges ({', '.join(sorted(found))}); one study has one."
+                " Run it again with --judge and the one that you want."
+            )
+        judge, judged_by = next(iter(found.items()), ("", ""))
+        if root is not None and judge:
+            judges.copy_calibrations(root, folder, judge, judged_by)
+        made = cls(judge, judged_by, folder, analysis)
+        made._has_checks = CHECKS in names
+        return made
+
+    def labels(self) -> dict[str, str]:
+        """By task the source of the labels that correct this judge."""
+        if self._analysis is None:
+            return {task: known[0].labels for task, known in sorted(self._known.items()) if known}
+        found = {task: errors.labels for task, errors in self._predicted.items() if errors is not None}
+        return dict(sorted(found.items()))
+
+    def quality(self) -> tuple[judges.JudgeQuality, ...]:
+        """The measurements of this judge, the user's labels first, then shipped ones; and of the checks."""
+        shipped = tuple(row for row in judges.quality() if row.judge == self.judge)
+        own = judges.measured_by_user(self.judge, self._judged_by, self._folder, TASKS.values())
+        checks = self._analysis and self._has_checks and judges.check_quality(self._analysis.endpoint)
+        return (*own, *shipped, *(checks or ()))
+
+    def corrected(
+        self, broke: Bools, clusters: Places, measure: Measure, intervals: Intervals, raw: Estimate
+    ) -> list[FamilyCorrection]:
+        """The rate `raw` of a judge, corrected by all labels, then by each family's; empty without trials."""
+        if not broke.size:
+            return []
+        task = TASKS[measure]
+        if self._analysis is None:
+            return self._by_pooled_labels(broke, clusters, task, intervals, raw)
+        errors = self._predicted[task]
+        if errors is None:
+            return [FamilyCorrection("", refused(broke.size, self._why_not(task), "not-measured"))]
+        whole = intervals.corrected_for_family(broke, clusters, raw, errors.sens, errors.spec)
+        both = [each for each in errors.families if each.sens_n and each.spec_n]
+        by_family = [
+            FamilyCorrection(each.labels, intervals.corrected(broke, clusters, raw, each))
+            for each in (both if len(both) > 1 else ())
+        ]
+        return [FamilyCorrection(errors.labels, whole), *by_family]
+
+    def _by_pooled_labels(
+        self, broke: Bools, clusters: Places, task: judges.Task, intervals: Intervals, raw: Estimate
+    ) -> list[FamilyCorrection]:
+        if not self._known[task]:
+            return [FamilyCorrection("", refused(broke.size, self._why_not(task)))]
+        return [
+            FamilyCorrection(each.labels, intervals.corrected(broke, clusters, raw, each))
+            for each in self._known[task]
+        ]
+
+    def of_checks(
+        self, trials: CheckedTrials, names: Sequence[str], intervals: Intervals
+    ) -> list[FamilyCorrection]:
+        """The rate of trials that checks decided, corrected technique by technique; empty without trials.
+
+        names: of the techniques, by their places in `trials`.
+        """
+        if self._analysis is None or not trials.broke.size:
+            return []
+        places, n = np.unique(trials.techniques), trials.broke.size
+        errors = {place: judges.check_errors(names[place], self._analysis.endpoint) for place in places}
+        if missing := [names[place] for place, found in errors.items() if found is None]:
+            return [FamilyCorrection("", refused(n, _why_no_readings(missing), "not-measured"))]
+        parts, weights = [], []
+        for place, found in errors.items():
+            assert found is not None  # or it is missing
+            own = trials.techniques == place
+            broke, clusters = trials.broke[own], trials.clusters[own]
+            raw = intervals.rate(broke, clusters)
+            parts.append(intervals.corrected_for_family(broke, clusters, raw, found.sens, found.spec))
+            weights.append(float(np.mean(own)))
+        if len(parts) == 1:
+            return [FamilyCorrection(CHECKS, parts[0])]
+        return [FamilyCorrection(CHECKS, combine_strata(parts, weights, f"{parts[0].method}, by technique"))]
+
+    def _why_not(self, task: judges.Task) -> str:
+        return (
+            f"the judge '{self.judge}' as it is was never measured on labels of {task} "
+            f"(heredity judges calibrate {self.judge} --task {task})"
+        )
+
+
+def _why_no_readings(missing: Sequence[str]) -> str:
+    named = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+    return f"not measured: nobody read answers to {named} (heredity label reads this study's)"

@@ -1,0 +1,129 @@
+"""Rates are corrected for the errors of what decided them, checks and judges alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from heredity.redteam import judges
+from heredity.redteam.judges import PredictedErrors, ReadErrors
+from heredity.redteam.judges.calibration.families import predicted_errors
+from heredity.stats.judge_error import predict_share
+from heredity.study.intervals import Intervals
+from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
+from heredity.study.plan import Analysis
+
+INTERVALS = Intervals(0.95)
+NAMES = ["secret", "tool"]
+DECLARED = Analysis()
+
+
+def errors(sens: float, spec: float = 1.0, n: int = 100) -> ReadErrors:
+    return ReadErrors(predict_share([sens * n], [n]), predict_share([spec * n], [n]), "read")
+
+
+def of_checks(folder: Path, broke: list[int], techniques: list[int], analysis: Analysis | None = DECLARED):
+    correction = JudgeCorrection("", "", folder, analysis)
+    found = np.array(broke, bool)
+    trials = CheckedTrials(found, np.arange(found.size), np.array(techniques))
+    return correction.of_checks(trials, NAMES, INTERVALS)
+
+
+def test_breaches_that_a_check_misses_are_in_the_corrected_rate(tmp_path: Path, monkeypatch) -> None:
+    """20 of 100 counted, by a check that finds half of them: 40 % broke."""
+    monkeypatch.setattr(judges, "check_errors", lambda *_: errors(0.5))
+    (found,) = of_checks(tmp_path, [1] * 20 + [0] * 80, [0] * 100)
+    raw = INTERVALS.rate(np.arange(100) < 20, np.arange(100))
+    assert found.corrected.value == pytest.approx(0.4, abs=0.01)
+    assert found.corrected.low is not None and found.corrected.high is not None
+    assert found.corrected.high > 0.5 > raw.high
+    assert found.corrected.high - found.corrected.low > raw.high - raw.low  # errors of labels are added
+
+
+def test_techniques_are_corrected_each_by_their_own_errors(tmp_path: Path, monkeypatch) -> None:
+    """10 of 50 secrets with a perfect check, 10 of 50 calls with one that finds half: 20 % and 40 %."""
+    monkeypatch.setattr(
+        judges, "check_errors", lambda technique, _: errors(1.0 if technique == "secret" else 0.5, n=10**6)
+    )
+    (found,) = of_checks(tmp_path, ([1] * 10 + [0] * 40) * 2, [0] * 50 + [1] * 50)
+    assert found.corrected.value == pytest.approx(0.3, abs=0.001)
+
+
+def test_a_technique_that_nobody_read_refuses_the_correction_with_a_code(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(judges, "check_errors", lambda t, _: None if t == "tool" else errors(0.9))
+    (found,) = of_checks(tmp_path, [1, 0, 0, 0], [0, 0, 1, 1])
+    assert (found.corrected.value, found.corrected.code) == (None, "not-measured")
+    assert "tool" in found.corrected.note and "secret" not in found.corrected.note
+
+
+def test_a_plan_without_an_analysis_is_corrected_as_the_release_that_made_it_did(tmp_path: Path) -> None:
+    assert of_checks(tmp_path, [1, 0], [0, 1], None) == []
+    old = JudgeCorrection("rules", "", tmp_path)
+    broke, clusters = np.arange(100) < 60, np.arange(100)
+    raw = INTERVALS.rate(broke, clusters)
+    (found, *_) = old.corrected(broke, clusters, "breach", INTERVALS, raw)
+    assert found.labels == "GPTFuzz: ChatGPT under jailbreaks (odd rows)"
+
+
+def test_a_judge_is_corrected_with_the_spread_between_families(tmp_path: Path) -> None:
+    broke, clusters = np.arange(100) < 60, np.arange(100)
+    raw = INTERVALS.rate(broke, clusters)
+    widths = []
+    for analysis in (None, Analysis()):
+        correction = JudgeCorrection("rules", "", tmp_path, analysis)
+        (found, *by_family) = correction.corrected(broke, clusters, "breach", INTERVALS, raw)
+        assert found.corrected.high is not None and found.corrected.low is not None
+        widths.append(found.corrected.high - found.corrected.low)
+    assert len(by_family) == 4
+    assert widths[1] > 1.5 * widths[0]
+    assert set(correction.labels()) == {"harm", "refusal"}
+
+
+def test_a_judge_that_was_never_measured_is_refused_with_a_code(tmp_path: Path) -> None:
+    correction = JudgeCorrection("panel:rules+learned", "", tmp_path, Analysis())
+    broke = np.array([True, False])
+    raw = INTERVALS.rate(broke, np.arange(2))
+    (found,) = correction.corrected(broke, np.arange(2), "breach", INTERVALS, raw)
+    assert (found.corrected.value, found.corrected.code) == (None, "not-measured")
+
+
+# --- families ---------------------------------------------------------------------------------------
+
+HEAD = "rubric:qwen2.5-coder-1.5b-instruct:head"
+
+
+@pytest.mark.parametrize("judge", ["rules", "learned", HEAD])
+@pytest.mark.parametrize("task", ["harm", "refusal"])
+def test_every_shipped_judge_claims_the_spread_between_families(judge: str, task: str) -> None:
+    found = predicted_errors(task, judge)  # type: ignore[arg-type]
+    assert isinstance(found, PredictedErrors)
+    assert len(found.families) >= 3
+    assert found.sens.between > 0 and found.spec.between > 0
+
+
+def test_labels_of_one_family_take_the_spread_that_the_shipped_judges_show(tmp_path: Path) -> None:
+    from heredity.redteam.judges.calibration import quality
+    from heredity.redteam.judges.calibration.measure import Calibration, LabelMeasurement
+    from heredity.redteam.judges.rules import judge as rules
+
+    mine = LabelMeasurement(rules, Calibration(90, 100, 80, 100, "mine.csv"), 0, (), "0" * 64)
+    quality.save_calibration(tmp_path, mine, "digest", "harm", ("1",), {})
+    found = predicted_errors("harm", "rules", "digest", tmp_path)
+    assert found is not None and "one family" in found.labels
+    assert found.sens.mean == pytest.approx(0.9) and found.sens.between > 0.01
+    assert found.spec.df == 3.0
+
+
+@pytest.mark.parametrize(
+    ("judge", "task"), [("rules", "harm"), ("learned", "harm"), (HEAD, "harm"), ("rules", "refusal")]
+)
+def test_a_family_left_out_is_covered_by_what_the_others_predict(judge: str, task: str) -> None:
+    """Nominal 0.95; pooled labels of the same families cover a quarter to a half (bench/judges.py)."""
+    from heredity.redteam.judges.calibration.families import leave_one_out
+
+    found = leave_one_out(task, judge, n=200)  # type: ignore[arg-type]
+    assert found.n >= 24
+    assert found.covered / found.n >= 0.85
+    assert found.covered_pooled / found.n <= 0.60
