@@ -151,7 +151,7 @@ def _rate(
     if judged == {True}:
         by_judge = _for_the_judge(outcomes, cell, codes, of_decided, correction, labels)
     elif judged == {False}:
-        by_judge = _Judged(_for_checks(outcomes, cell, codes, correction))
+        by_judge = _for_checks(outcomes, cell, codes, correction, labels)
     return Rate(
         model=plan.models[cell.model].id,
         technique=cell.technique,
@@ -216,14 +216,22 @@ def _for_the_judge(
 
 
 def _for_checks(
-    outcomes: Outcomes, cell: _Cell, codes: Codes, correction: JudgeCorrection
-) -> list[FamilyCorrection]:
-    """The correction of a rate that checks decided, over the trials that the rate counts."""
+    outcomes: Outcomes,
+    cell: _Cell,
+    codes: Codes,
+    correction: JudgeCorrection,
+    labels: LabelledTrials | None,
+) -> _Judged:
+    """The corrections of a rate that checks decided, over the trials that the rate counts."""
     counted = is_answered(codes) if outcomes.is_per_attempt else is_decided(codes)
     clusters = outcomes.clusters_of(cell.attack, cell.probes)[counted]
     techniques = outcomes.techniques_of(cell.attack, cell.probes)[counted]
     trials = CheckedTrials(codes[counted] == BROKE, clusters, techniques)
-    return correction.of_checks(trials, outcomes.techniques, Intervals.of(outcomes.plan))
+    intervals, by_labels = Intervals.of(outcomes.plan), None
+    if labels is not None and declared_analysis(outcomes.plan) is not None:
+        indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
+        by_labels = intervals.from_labels(labels, trials.broke, indices[counted])
+    return _Judged(correction.of_checks(trials, outcomes.techniques, intervals), by_labels)
 
 
 # --- the rest -------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ class View:
         return [
             r
             for r in self.estimates.rates
-            if r.by_labels is not None and r.attack == ALL and r.technique in (JUDGED, ALL)
+            if r.by_labels is not None and r.attack == ALL and r.technique in (JUDGE_FREE, JUDGED, ALL)
         ]
 
     def heat(self, rate: Rate | None) -> str:
