@@ -6,10 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Verb
+from heredity.cli import PathArgument, Verb, open_store
 
 if TYPE_CHECKING:
-    from heredity.stats.sample_size import RequiredTrials, SampleSizePlan
+    from pathlib import Path
+
+    from heredity.core.records import Model
+    from heredity.lineage.store import Store
+    from heredity.lineage.types import Grown
+    from heredity.stats.sample_size import RequiredTrials, SampleSizePlan, SampleSizeQuestion
+    from heredity.study.plan import StudyForecast
+    from heredity.study.study import Study
 
 
 @click.command("power", cls=Verb, example="heredity power --gap 0.10 --baseline 0.2 --margin 0.05")
@@ -33,11 +40,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of models; all pairs are compared (Holm).",
 )
+@click.option(
+    "--edges", type=int, default=0, metavar="N",
+    help="Compare N parents and children, instead of all pairs of models.",
+)  # fmt: skip
 @click.option("--per-cluster", type=float, default=1.0, show_default=True, help="Trials per behaviour.")
 @click.option("--correlation", type=float, default=0.0, show_default=True, help="Intra-cluster correlation.")
 @click.option(
     "--judge-free", is_flag=True,
     help="No probe needs a judge.  [default: judged breaches are also compared, as in every suite]",
+)  # fmt: skip
+@click.option(
+    "--study", type=PathArgument(), metavar="PLAN.toml|DIR",
+    help="Print what the study of this plan file or folder can show, and how long it takes.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -48,27 +63,41 @@ def command(
     power: float,
     alpha: float,
     models: int,
+    edges: int,
     per_cluster: float,
     correlation: float,
     judge_free: bool,
+    study: Path | None,
     as_json: bool,
 ) -> None:
-    """Plan how many trials a study needs.
+    """Plan how many trials a study needs, or see what a plan can show (--study).
 
-    The goal is to detect a gap, to show "not worse" within a margin, or both. The result has a plan of fixed
-    size, and one that stops early (study --until-decided). For a large gap the second needs far fewer
-    trials, but its maximum must be larger for the same power.
+    With --study, heredity prints what `heredity study` prints before its first request. The assumptions are
+    those of an earlier study of these models next to its folder, or defaults. The other options do not apply.
+
+    Without it, the goal is to detect a gap, to show "not worse" within a margin, or both. The result has a
+    plan of fixed size, and one that stops early (study --until-decided). For a large gap the second needs far
+    fewer trials, but its maximum must be larger for the same power.
     """
+    if study is not None:
+        _show_study(_study(study), as_json)
+        return
+    from heredity.stats.sample_size import SampleSizeQuestion
+
+    asked = SampleSizeQuestion(
+        gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation,
+        scopes=1 if judge_free else 2, edges=edges,
+    )  # fmt: skip
+    _show_size(asked, as_json)
+
+
+def _show_size(asked: SampleSizeQuestion, as_json: bool) -> None:
     import numpy as np
 
     from heredity.core.errors import UsageError
     from heredity.core.terminal import write_json
-    from heredity.stats.sample_size import SampleSizeQuestion, plan_sample_size
+    from heredity.stats.sample_size import plan_sample_size
 
-    asked = SampleSizeQuestion(
-        gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation,
-        scopes=1 if judge_free else 2,
-    )  # fmt: skip
     try:
         found = plan_sample_size(asked, np.random.default_rng(0))  # the same question, the same answer
     except ValueError as error:
@@ -83,11 +112,13 @@ def _show(found: SampleSizePlan) -> None:
     from heredity.core.terminal import cell, out, table, write
 
     n_tests = found.n_pairs * found.scopes
-    pairs = "1 pair" if found.n_pairs == 1 else f"{found.n_pairs} pairs"
+    of = "edge" if found.is_of_edges else "pair"
+    pairs = f"1 {of}" if found.n_pairs == 1 else f"{found.n_pairs} {of}s"
     pairs += " in judge-free and in judged breaches" if found.scopes > 1 else ""
     pairs += f" (Holm over {n_tests})" if n_tests > 1 else ""
     clusters = "" if found.design_effect == 1 else f", design effect {found.design_effect:.2f}"
-    write(f"Trials of each of {found.models} models, {pairs}, {100 * found.power:g} % power{clusters}\n")
+    models = "model" if found.is_of_edges else f"of {found.models} models"
+    write(f"Trials of each {models}, {pairs}, {100 * found.power:g} % power{clusters}\n")
     columns = ("to show", "discordant", "fixed plan", "stops early: at most", "mean", "median")
     grid = table(*columns, right=columns[1:])
     for need, what in (
@@ -110,3 +141,69 @@ def _points(share: float | None) -> str:
 def _numbers(need: RequiredTrials) -> list[str]:
     counts = (need.fixed, need.sequential_most, round(need.sequential_mean), need.sequential_median)
     return [f"{100 * need.discordance:.0f} %", *(f"{n:,}" for n in counts)]
+
+
+# --- the study of a plan file ---------------------------------------------------------------------
+
+
+def _study(path: Path) -> Study:
+    """The study of a plan file or a folder; models need not be in the store yet."""
+    from dataclasses import fields, replace
+
+    from heredity.cli.study import further_keys
+    from heredity.study.spec import StudySpec, read_plan_file
+    from heredity.study.study import Study
+
+    store = open_store()
+    if path.is_dir():
+        return Study.open(path, store=store)
+    known = {field.name for field in fields(StudySpec)}
+    given = read_plan_file(path, further_keys())
+    spec = StudySpec(**{name: value for name, value in given.items() if name in known})
+    return Study.from_spec(
+        replace(spec, models=[_model(store, str(ref)) for ref in spec.models]), store=store
+    )
+
+
+def _model(store: Store, ref: str) -> Grown | Model:
+    """The model, or a stand-in of that name: the power does not depend on who is asked."""
+    from heredity.core.errors import Unavailable, UnknownName
+    from heredity.core.records import Made, Model, RecipeRecord, digest
+
+    try:
+        return store.get(ref)
+    except (Unavailable, UnknownName):
+        made, recipe = Made("", "", 0.0, {}), RecipeRecord("stand-in", {})
+        return Model(digest(["stand-in", ref]), ref, ref, "text", "", "safetensors", (), recipe, (), made)
+
+
+def _show_study(study: Study, as_json: bool) -> None:
+    from heredity.core.errors import UsageError
+    from heredity.core.terminal import write, write_json
+    from heredity.study.forecast import lines
+
+    found = study.forecast()
+    if found is None:
+        raise UsageError(
+            "This plan compares nothing: give two models or more, and probes.", code="nothing-to-decide"
+        )
+    if as_json:
+        write_json(found)
+        return
+    for line in lines(study.resolved, found):
+        write(line)
+    write("")
+    _show_rows(found)
+
+
+def _show_rows(found: StudyForecast) -> None:
+    from heredity.core.terminal import cell, out, table
+
+    columns = ("comparison", "clusters", "effective n", "worse from", "not worse: power", "clusters for 0.8")
+    grid = table(*columns, right=columns[1:])
+    for row in found.rows:
+        worse = "-" if row.detectable is None else f"{100 * row.detectable:.0f} points"
+        numbers = (f"{row.n_clusters:,}", f"{row.n_effective:.0f}", worse, f"{row.not_worse:.2f}")
+        name = f"{row.technique} ({row.between}, {row.measure.replace('_', '-')})"
+        grid.add_row(cell(name), *map(cell, (*numbers, f"{row.clusters_needed:,}")))
+    out().print(grid)

@@ -35,10 +35,14 @@ def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -
         return value
     from heredity.study.spec import read_plan_file
 
-    options = {p.name: p for p in ctx.command.params if p.name and p.name not in _NO_KEYS}
-    given = read_plan_file(value, {name: _kind(option) for name, option in options.items()})
+    given = read_plan_file(value, further_keys())
     ctx.default_map = {_OPTIONS.get(name, name): entry for name, entry in given.items()}
     return value
+
+
+def further_keys() -> dict[str, type]:
+    """The keys of a plan file that are options of this command, with their types."""
+    return {p.name: _kind(p) for p in command.params if p.name and p.name not in _NO_KEYS}
 
 
 def _kind(option: click.Parameter) -> type:
@@ -218,10 +222,19 @@ def command(
 
 
 def _warn(study: Study) -> None:
+    import msgspec
+
     from heredity.core.terminal import note
     from heredity.redteam import attacks
+    from heredity.study.forecast import lines
+    from heredity.study.plan import read_saved
+    from heredity.study.storage import RESPONSES
 
     made = study.plan()
+    saved = read_saved(study.folder)
+    if not isinstance(saved.forecast, msgspec.UnsetType) and not (study.folder / RESPONSES).exists():
+        for line in lines(made, saved.forecast):
+            note(line)
     applied = [attacks.planned(spec) for spec in made.attacks]
     if made.application.rendering != "recorded":
         for line in attacks.warnings(applied, made.probes, made.application, made.samples):

@@ -91,6 +91,43 @@ def n_for_margin(
     return math.ceil(z * z * max(discordance, 0.0) / margin**2 * deff)
 
 
+def not_worse_power(n: int, discordance: float, margin: float, alpha: float = ALPHA) -> float:
+    """The chance that n pairs of equal models show "not worse" within `margin`, at one-sided level `alpha`.
+
+    The verdict is that of paired.py: Tango's upper bound lies below the margin. Exact up to EXACT_TO pairs.
+    """
+    if not (0.0 < margin <= 1.0 and 0.0 <= discordance <= 1.0):
+        raise BadArgument(
+            f"margin {margin} must lie in (0, 1] and discordance {discordance} in [0, 1]", code="out-of-range"
+        )
+    if n < 1:
+        return 0.0
+    if n > EXACT_TO:
+        spread = math.sqrt(max(discordance, 1e-300))
+        return float(special.ndtr(margin * math.sqrt(n) / spread + special.ndtri(alpha)))
+    m = np.arange(n + 1)
+    critical = _tango_critical(n, margin, alpha)
+    shows = np.where(critical >= 0, special.bdtr(np.maximum(critical, 0), m, 0.5), 0.0)
+    return float((_binomial_pmf(m, n, discordance) * shows).sum())
+
+
+def shown_margin(n: int, discordance: float, power: float = POWER, alpha: float = ALPHA) -> float | None:
+    """The smallest margin within which n pairs of equal models show "not worse" with this power.
+
+    None if no margin below 1 has it.
+    """
+    low, high = 0.0, 1.0 - 1e-4
+    if not_worse_power(n, discordance, high, alpha) < power:
+        return None
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        if not_worse_power(n, discordance, middle, alpha) >= power:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
 def n_for_rate_width(rate: float, width: float, confidence: float = CONFIDENCE, deff: float = 1.0) -> int:
     """The number of trials after which Wilson's interval around `rate` is at most `width` wide.
 
@@ -149,6 +186,29 @@ def _critical(n: int, alpha: float) -> NDArray[np.int64]:
         over = (c >= 0) & (2 * special.bdtr(np.maximum(c, 0), m, 0.5) >= alpha)
         c = np.where(over, c - 1, c)
     return c
+
+
+@lru_cache(maxsize=256)
+def _tango_critical(n: int, margin: float, alpha: float) -> NDArray[np.int64]:
+    """For each m = 0..n discordant pairs the largest only_b at which Tango's bound is below the margin; -1.
+
+    The bound lies below the margin exactly if the score test rejects a difference of the margin.
+    """
+    m, z = np.arange(n + 1), -float(special.ndtri(alpha))
+
+    def rejects(only_b: NDArray[np.int64]) -> NDArray[np.bool_]:
+        only_a = m - only_b
+        linear = (2 * n - only_b + only_a) * margin - m
+        root = np.sqrt(np.maximum(0.0, linear**2 + 8 * n * only_a * margin * (1 - margin)))
+        variance = n * ((root - linear) / (2 * n) + margin * (1 - margin))
+        return np.asarray(only_b - only_a - n * margin + z * np.sqrt(np.maximum(0.0, variance)) < 0)
+
+    low, high = np.full(n + 1, -1), m + 1  # rejection ends as only_b grows
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        is_below = rejects(np.clip(middle, 0, m)) & (middle >= 0)
+        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+    return low.astype(np.int64)
 
 
 def _binomial_pmf(m: NDArray[np.int64], n: int, p: float) -> NDArray[np.float64]:

@@ -32,6 +32,7 @@ class SampleSizeQuestion(NamedTuple):
     discordance  share of trials on which the two disagree; None: as if they broke independently
     per_cluster  trials per behaviour, with `correlation` between them
     scopes       kinds of breaches in which every pair is compared: 2 if a judge decides some of them
+    edges        compare only this many parents and children, instead of every two models; 0: every two
     """
 
     gap: float | None = None
@@ -44,6 +45,7 @@ class SampleSizeQuestion(NamedTuple):
     per_cluster: float = 1.0
     correlation: float = 0.0
     scopes: int = 1
+    edges: int = 0
 
 
 class RequiredTrials(Record, frozen=True):
@@ -69,7 +71,10 @@ class IntervalWidth(Record, frozen=True):
 
 
 class SampleSizePlan(Record, frozen=True):
-    """The answer; parts that were not asked are None. `n_pairs` x `scopes` comparisons share the level."""
+    """The answer; parts that were not asked are None. `n_pairs` x `scopes` comparisons share the level.
+
+    `n_pairs` counts the edges if the question is about parents and children (`is_of_edges`).
+    """
 
     gap: float | None
     margin: float | None
@@ -82,12 +87,13 @@ class SampleSizePlan(Record, frozen=True):
     difference: RequiredTrials | None
     not_worse: RequiredTrials | None
     widths: tuple[IntervalWidth, ...]
+    is_of_edges: bool = False
 
 
 def plan_sample_size(asked: SampleSizeQuestion, rng: np.random.Generator) -> SampleSizePlan:
     """The trials that the study needs. Raises ValueError for a question that has no answer."""
     _check(asked)
-    n_pairs = asked.models * (asked.models - 1) // 2
+    n_pairs = asked.edges or asked.models * (asked.models - 1) // 2
     deff = design_effect(asked.per_cluster, asked.correlation)
     difference = None if asked.gap is None else _difference(asked, asked.gap, n_pairs * asked.scopes, deff)
     not_worse = None if asked.margin is None else _not_worse(asked, asked.margin, deff, rng)
@@ -104,6 +110,7 @@ def plan_sample_size(asked: SampleSizeQuestion, rng: np.random.Generator) -> Sam
         difference,
         not_worse,
         tuple(_width(n, asked.baseline, deff) for n in sorted(sizes)),
+        asked.edges > 0,
     )
 
 
@@ -119,6 +126,8 @@ def _check(asked: SampleSizeQuestion) -> None:
         raise ValueError(f"discordant is {asked.discordance}; it must lie between the gap and 1")
     if asked.scopes < 1:
         raise ValueError("breaches of at least 1 kind are compared")
+    if asked.edges < 0:
+        raise ValueError(f"edges is {asked.edges}; it must be at least 1, or 0 for every two models")
     if asked.models < 2:
         raise ValueError("models are compared in pairs: plan for at least 2")
     if not (0 < asked.power < 1 and 0 < asked.alpha < 0.5):

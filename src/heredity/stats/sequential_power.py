@@ -10,6 +10,7 @@ If trials share behaviours, the numbers are multiplied by the design effect: goo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy import special
 
 from heredity.core.errors import BadArgument
 from heredity.stats.power import ALPHA, POWER
-from heredity.stats.sequential import discordant_log_e, log_factors, log_mean_exp
+from heredity.stats.sequential import Side, discordant_log_e, log_factors, log_mean_exp
 
 MOST_DISCORDANT = 20_000  # a plan that needs more is refused
 _Floats = NDArray[np.float64]
@@ -150,6 +151,31 @@ def sequential_n_for_margin(
     n_most = int(np.quantile(when, power, method="higher"))
     mean = float(np.minimum(when, n_most).mean())
     return _scaled(n_most, mean, int(np.quantile(when, 0.5, method="higher")), deff)
+
+
+def sequential_power(
+    ends: Sequence[int],
+    discordance: float,
+    rng: np.random.Generator,
+    difference: float = 0.0,
+    margin: float | None = None,
+    alpha: float = ALPHA,
+    runs: int = 500,
+) -> float:
+    """The chance that interim analyses after `ends` pairs decide, by simulation.
+
+    margin: None asks for the difference, b above a. Otherwise it asks for "not worse" within the margin.
+    """
+    side: Side = "both" if margin is None else "below"
+    factors = log_factors([-1.0, 1.0, 0.0], margin or 0.0, side)
+    only_b = (max(discordance, abs(difference)) + difference) / 2
+    chances = [only_b - difference, only_b, 1 - 2 * only_b + difference]
+    counts, is_decided = np.zeros((runs, 3)), np.zeros(runs, np.bool_)
+    for more in np.diff(ends, prepend=0):
+        counts += rng.multinomial(more, chances, runs)
+        is_shown = log_mean_exp(counts @ factors) >= -math.log(alpha)
+        is_decided |= is_shown & (counts[:, 1] > counts[:, 0]) if margin is None else is_shown
+    return float(is_decided.mean())
 
 
 def _scaled(n_most: int, n_mean: float, n_median: int, deff: float) -> SequentialSize:

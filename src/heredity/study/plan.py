@@ -8,7 +8,7 @@ Leaves to others: making a plan from a user's settings (spec.py), asking (runner
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -130,17 +130,63 @@ def declared_analysis(plan: Plan) -> Analysis | None:
     return None if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis
 
 
+class ForecastRow(Record, frozen=True):
+    """The power of the comparisons of one scope or technique, each of `n_comparisons` at Holm's first step.
+
+    detectable       the smallest difference that is shown with the power of the forecast; None if none is
+    not_worse        the power to show "not worse" within the plan's margin, if both models are equal
+    margin           the smallest margin with that power; None for a technique, or if no margin has it
+    clusters_needed  behaviours that give that power within the plan's margin
+    """
+
+    between: Literal["pairs", "edges"]
+    measure: Literal["breach", "over_refusal"]
+    technique: str  # or a scope, of estimates.SCOPES
+    n_comparisons: int
+    n_trials: int  # of each model
+    n_clusters: int
+    n_effective: float
+    detectable: float | None
+    not_worse: float
+    margin: float | None
+    clusters_needed: int
+
+
+class StudyForecast(Record, frozen=True):
+    """The power and the duration of a plan, computed before the first request.
+
+    baseline     breach rate of the better model
+    discordance  by kind of comparison, the share of trials on which two equal models differ
+    unclear      share of unclear answers
+    correlation  between trials of one behaviour
+    source       the folder of the earlier study that these are from; "" for the defaults
+    seconds      from the fastest to the slowest that is expected
+    speed        the folder whose runs measured the speed; "" for a guess from the size of the models
+    """
+
+    power: float
+    baseline: float
+    discordance: dict[str, float]
+    unclear: float
+    correlation: float
+    source: str
+    seconds: tuple[float, float]
+    speed: str
+    rows: tuple[ForecastRow, ...]
+
+
 class PlanFile(Record, frozen=True):
     """plan.json: the plan, and the digest that names the study and reveals edits.
 
     The digest covers only the plan. `at` is when the plan was written (ISO 8601, UTC). It is unset if the
-    answers are older than the plan, as in an import.
+    answers are older than the plan, as in an import. `forecast` is what the plan can show.
     """
 
     study: str
     application_digest: str
     plan: Plan
     at: str | msgspec.UnsetType = msgspec.UNSET
+    forecast: StudyForecast | msgspec.UnsetType = msgspec.UNSET
     schema: int = SCHEMA
 
 
@@ -231,8 +277,10 @@ class TrialSet:
 # --- plan.json -------------------------------------------------------------------------------------
 
 
-def write_plan(folder: Path, plan: Plan, at: str = "") -> Plan:
-    """Save the plan with its time `at`, and return the plan that holds in this folder.
+def write_plan(
+    folder: Path, plan: Plan, at: str = "", forecast: Callable[[], StudyForecast | None] = lambda: None
+) -> Plan:
+    """Save the plan with its time `at` and its forecast, and return the plan that holds in this folder.
 
     A folder keeps its plan. Equal questions and equal settings of the analysis resume it, with any judge, and
     also if its release declared no analysis. Raises NotComparable, with the differences, for another plan.
@@ -252,7 +300,9 @@ def write_plan(folder: Path, plan: Plan, at: str = "") -> Plan:
             f"{folder} has responses but no {PLAN}: they cannot be told apart. Use another folder.",
             code="plan-missing",
         )
-    file = PlanFile(digest(plan), plan.application.digest, plan, at or msgspec.UNSET)
+    file = PlanFile(
+        digest(plan), plan.application.digest, plan, at or msgspec.UNSET, forecast() or msgspec.UNSET
+    )
     files.write_atomic(path, encode(file) + b"\n")
     return plan
 

@@ -38,8 +38,9 @@ from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, Models
 from heredity.study import aggregate, importers, resume, storage
 from heredity.study.attack_context import AttackerModel, AttackServices
+from heredity.study.forecast import forecast_study
 from heredity.study.outcomes import Outcomes
-from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, read_plan, write_plan
+from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, StudyForecast, read_plan, write_plan
 from heredity.study.result import Result
 from heredity.study.runner import JudgingStep, ModelSlot, RunContext, loaded_model
 from heredity.study.sequential import StoppingRule
@@ -156,6 +157,16 @@ class Study:
                 self._judge(progress)
             return self._estimate(progress)
 
+    @property
+    def resolved(self) -> Plan:
+        """The plan, without saving it."""
+        return self._plan
+
+    def forecast(self) -> StudyForecast | None:
+        """What the plan can show and how long it takes. Nothing is asked. None if no models are compared."""
+        sizes = {name: sum(f.bytes for f in each.record.files) for name, each in self._grown.items()}
+        return forecast_study(self._plan, self.folder, sizes)
+
     def plan(self) -> Plan:
         """Save plan.json. Raises NotComparable, with the differences, if the folder holds another plan."""
         with Lock(self.folder):
@@ -185,7 +196,8 @@ class Study:
     # --- the steps ---
 
     def _save_plan(self) -> None:
-        self._plan = write_plan(self.folder, self._plan, datetime.now(UTC).isoformat(timespec="seconds"))
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._plan = write_plan(self.folder, self._plan, at, self.forecast)
 
     def _ask(self, watch: Watch | None, retry_errors: bool) -> None:
         grid = Grid(self._plan)

@@ -1,0 +1,379 @@
+"""The power and the duration of a plan, computed before the first request.
+
+    for line in lines(forecast_study(plan, folder)): print(line)
+
+Promises: the power is that of the tests that the study will run, at the level of Holm's first step. The
+assumptions are part of the forecast. Nothing is asked.
+Leaves to others: the formulas (stats/power.py, stats/sequential_power.py), and saving it (plan.py).
+
+The assumptions are measured ones if an earlier study of these models lies next to the folder. Otherwise they
+are the defaults below, which are near what small models show on the suite `core`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from heredity.core.errors import HeredityError
+from heredity.redteam import attacks
+from heredity.stats.intervals import EffectiveN
+from heredity.stats.power import (
+    POWER,
+    design_effect,
+    n_for_margin,
+    not_worse_power,
+    paired_power,
+    shown_margin,
+)
+from heredity.stats.sequential_power import sequential_n_for_margin, sequential_power
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure
+from heredity.study.intervals import Intervals
+from heredity.study.outcomes import is_part
+from heredity.study.plan import (
+    Analysis,
+    ComparisonFamily,
+    ForecastRow,
+    Plan,
+    StudyForecast,
+    read_plan,
+)
+from heredity.study.storage import ESTIMATES, read_estimates, run_records
+
+BASELINE, UNCLEAR = 0.2, 0.25
+CORRELATION = 0.4  # of the wordings of one behaviour
+RELATED = 0.5  # parent and child differ on this share of the trials on which unrelated models would
+_MOST_FOLDERS, _MOST_STUDIES = 500, 5  # next to the study's own, and read
+_MIN_PAIRS = 30  # shared trials from which an earlier study tells how often two models differ
+_MIN_DISCORDANCE = 0.02  # no study is planned for models that never differ
+_RUNS = 200  # of a simulated study
+_COUNTED = 1000  # probes whose requests are counted; more are scaled up
+# Seconds of one request of 128 tokens to a model of _USUAL bytes on two cores, at best and at worst.
+_SECONDS, _USUAL = (0.15, 0.8), 400e6
+_FEW = 0.5  # below this power an answer is called unlikely
+_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
+
+
+class Assumed(NamedTuple):
+    """The assumptions about the answers; `source` is the earlier study's folder, or ""."""
+
+    baseline: float = BASELINE
+    discordance: float = 2 * BASELINE * (1 - BASELINE)  # of two equal, unrelated models
+    unclear: float = UNCLEAR
+    source: str = ""
+
+
+def forecast_study(plan: Plan, folder: Path, sizes: Mapping[str, int] | None = None) -> StudyForecast | None:
+    """The forecast of a plan whose study will be in `folder`; None for one that compares nothing.
+
+    sizes: bytes of each model, by id.
+    """
+    declared = plan.analysis
+    if isinstance(declared, msgspec.UnsetType) or not declared.families:
+        return None
+    earlier = list(_earlier(plan, folder))
+    assumed = next((a for each in earlier if (a := _assumed(plan, *each)) is not None), Assumed())
+    seconds, speed = _duration(plan, [each for each, _ in earlier], sizes or {})
+    kinds = {family.between for family in declared.families}
+    discordance: dict[str, float] = {
+        kind: assumed.discordance * (RELATED if kind == "edges" else 1) for kind in sorted(kinds)
+    }
+    cells = _ForecastCells(plan, declared, assumed.unclear)
+    rows = [
+        cells.row(family, technique, discordance[family.between], is_pooled=technique in family.scopes)
+        for family in declared.families
+        for technique in (*family.scopes, *_techniques(plan, family.measure))
+    ]
+    return StudyForecast(
+        POWER, assumed.baseline, discordance, assumed.unclear, CORRELATION, assumed.source, seconds, speed,
+        tuple(rows),
+    )  # fmt: skip
+
+
+def _techniques(plan: Plan, measure: Measure) -> list[str]:
+    return list(dict.fromkeys(p.technique for p in plan.probes if p.kind == _KINDS[measure]))
+
+
+class _ForecastCells:
+    """The rows of one plan."""
+
+    def __init__(self, plan: Plan, declared: Analysis, unclear: float) -> None:
+        self._plan, self._declared, self._unclear = plan, declared, unclear
+        self._alpha = Intervals.of(plan).alpha
+
+    def row(
+        self, family: ComparisonFamily, technique: str, discordance: float, *, is_pooled: bool
+    ) -> ForecastRow:
+        """The row of a scope, or of one technique among all techniques of its measure."""
+        probes = [p for p in self._plan.probes if p.kind == _KINDS[family.measure] and is_part(p, technique)]
+        sizes = Counter((p.technique, p.cluster) for p in probes)
+        n_each = len(self._plan.attacks) * self._plan.samples
+        n_trials, n_pairs = len(probes) * n_each, family.n // len(family.scopes)
+        n_tests = family.n if is_pooled else n_pairs * len(_techniques(self._plan, family.measure))
+        # Of decided trials, those count that both decided.
+        kept = (1 - self._unclear) ** 2 if self._declared.endpoint == "decided_trials" else 1.0
+        effective = _effective([size * n_each * kept for size in sizes.values()], discordance)
+        shares = self._shares(len(sizes), effective, discordance, self._alpha / n_tests, is_pooled)
+        worth = effective.at(1 - 2 * self._alpha) / len(sizes)  # of a cluster, in independent trials
+        needed = math.ceil(self._n_for_margin(discordance) / (1 if self._plan.is_until_decided else worth))
+        return ForecastRow(
+            family.between, family.measure, technique, n_tests, n_trials, len(sizes),
+            round(effective.at(1 - self._alpha), 1), *shares, needed,
+        )  # fmt: skip
+
+    def _n_for_margin(self, discordance: float) -> int:
+        margin = self._plan.margin
+        if self._plan.is_until_decided:
+            return _sequential_n(margin, discordance, self._alpha)
+        return n_for_margin(margin, discordance, POWER, self._alpha)
+
+    def _shares(
+        self, n_clusters: int, effective: EffectiveN, discordance: float, alpha: float, is_pooled: bool
+    ) -> tuple[float | None, float, float | None]:
+        """Detectable difference, power of "not worse", and the margin that is shown."""
+        margin = self._plan.margin
+        if self._plan.is_until_decided:
+            ends = tuple(n_clusters * i // len(self._plan.ends) for i in range(1, len(self._plan.ends) + 1))
+            power = _sequential(ends, discordance, 0.0, margin, self._alpha)
+            shown = _smallest(
+                lambda d: _sequential(ends, discordance + d, d, None, alpha) >= POWER, 1 - discordance, 0.01
+            )
+            within = None
+            if is_pooled:
+                within = _smallest(
+                    lambda m: _sequential(ends, discordance, 0.0, m, self._alpha) >= POWER, 0.99
+                )
+            return self._worse(shown), round(power, 3), within
+        n, n_sided = int(effective.at(1 - alpha)), int(effective.at(1 - 2 * self._alpha))
+        spread = discordance + self._declared.unclear_share**2 * self._unclear
+        detectable = _smallest(lambda d: paired_power(n, min(1.0, spread + d), d, alpha) >= POWER)
+        power = not_worse_power(n_sided, discordance, margin, self._alpha)
+        within = shown_margin(n_sided, discordance, POWER, self._alpha) if is_pooled else None
+        return self._worse(detectable), round(power, 3), None if within is None else round(within, 3)
+
+    def _worse(self, detectable: float | None) -> float | None:
+        """With what the declared share of unclear answers takes away; None above 1."""
+        if detectable is None:
+            return None
+        share = self._declared.unclear_share if self._declared.endpoint == "all_trials" else 0.0
+        needed = detectable + share * self._unclear
+        return round(needed, 3) if needed <= 1 else None
+
+
+@lru_cache(maxsize=64)
+def _sequential_n(margin: float, discordance: float, alpha: float) -> int:
+    rng = np.random.default_rng(0)
+    return sequential_n_for_margin(margin, discordance, rng, POWER, alpha, runs=_RUNS).n_most
+
+
+@lru_cache(maxsize=4096)
+def _sequential(
+    ends: tuple[int, ...], discordance: float, difference: float, margin: float | None, alpha: float
+) -> float:
+    rng = np.random.default_rng(0)  # the same plan, the same forecast
+    return sequential_power(ends, min(1.0, discordance), rng, difference, margin, alpha, runs=_RUNS)
+
+
+def _smallest(holds: Callable[[float], bool], most: float = 1.0, step: float = 1e-3) -> float | None:
+    """The smallest share that holds, to a `step`; None if not even `most` does."""
+    low, high = 0.0, most
+    if not holds(high):
+        return None
+    while high - low > step:
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return round(high, 3)
+
+
+def _effective(sizes: Sequence[float], discordance: float) -> EffectiveN:
+    """The effective n of clusters of these sizes, as a study estimates it from the spread of its clusters."""
+    n, squares = sum(sizes), sum(size * size for size in sizes)
+    floor = n * n / squares
+    informative = sum(1 - (1 - min(discordance, 1.0)) ** size for size in sizes)
+    estimated = n / design_effect(squares / n, CORRELATION)
+    return EffectiveN(math.floor(n), len(sizes), floor, estimated, max(round(informative) - 1, 0))
+
+
+# --- earlier studies ------------------------------------------------------------------------------
+
+
+def _earlier(plan: Plan, folder: Path) -> Iterator[tuple[Path, Estimates]]:
+    """The newest finished studies next to `folder` that asked a model of the plan in its application."""
+    ids, found = {model.id for model in plan.models}, []
+    try:
+        with os.scandir(folder.parent) as entries:
+            for entry in islice(entries, _MOST_FOLDERS):
+                path = Path(entry.path)
+                if path != folder and (path / ESTIMATES).is_file():
+                    found.append(((path / ESTIMATES).stat().st_mtime, path))
+    except OSError:
+        return
+    for _, path in sorted(found, reverse=True)[:_MOST_STUDIES]:
+        try:
+            estimates = read_estimates(path)
+        except (HeredityError, OSError):
+            continue  # a folder of another kind is not this study's concern
+        same_application = estimates.application.digest == plan.application.digest
+        if same_application and ids & {card.id for card in estimates.models}:
+            yield path, estimates
+
+
+def _assumed(plan: Plan, path: Path, found: Estimates) -> Assumed | None:
+    """The findings of an earlier study of the plan's models; None if it compared no two of them closely."""
+    ids = {model.id for model in plan.models}
+    rates = [
+        rate
+        for rate in found.rates
+        if rate.model in ids
+        and rate.technique == JUDGE_FREE
+        and rate.attack == ALL
+        and rate.measure == "breach"
+    ]
+    pairs = [
+        pair
+        for pair in found.pairs
+        if {pair.a, pair.b} <= ids and pair.technique == JUDGE_FREE and pair.n >= _MIN_PAIRS
+    ]
+    counts = [(rate.n_broke, rate.n_broke + rate.n_held + rate.n_unclear, rate.n_unclear) for rate in rates]
+    if not pairs or not all(n for _, n, _ in counts):
+        return None
+    baseline = min(broke / n for broke, n, _ in counts)
+    # What is left without the difference itself, and at least half of what unrelated models would have.
+    noise = [(p.table.only_a + p.table.only_b - abs(p.table.only_a - p.table.only_b)) / p.n for p in pairs]
+    return Assumed(
+        round(baseline, 3),
+        round(max(sum(noise) / len(noise), baseline * (1 - baseline), _MIN_DISCORDANCE), 3),
+        round(sum(unclear for _, _, unclear in counts) / sum(n for _, n, _ in counts), 3),
+        path.name,
+    )
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def _duration(
+    plan: Plan, earlier: Sequence[Path], sizes: Mapping[str, int]
+) -> tuple[tuple[float, float], str]:
+    """Seconds from the fastest to the slowest, and the folder whose runs measured them; "" for a guess."""
+    measured: dict[str, float] = {}
+    source = ""
+    for path in earlier:
+        found = {name: each for name, each in _measured(path).items() if name not in measured}
+        if found.keys() & {model.id for model in plan.models}:
+            measured |= found
+            source = source or path.name
+    n_requests, low, high = _n_requests(plan), 0.0, 0.0
+    for model in plan.models:
+        if model.format == "scripted":
+            continue
+        if model.id in measured:
+            fast, slow = 0.8 * measured[model.id], 1.3 * measured[model.id]
+        else:
+            source = ""
+            size = (
+                max(0.25, sizes.get(model.id, _USUAL) / _USUAL) * plan.application.decoding.max_tokens / 128
+            )
+            fast, slow = (each * size for each in _SECONDS)
+        low, high = low + fast * n_requests, high + slow * n_requests
+    return (round(low, 1), round(high, 1)), source if len(measured) else ""
+
+
+def _n_requests(plan: Plan) -> float:
+    """The most requests of one model: the turns of each attack, over all probes and samples."""
+    context, some = attacks.context_for(plan.application), plan.probes[:_COUNTED]
+    loaded = [attacks.planned(spec) for spec in plan.attacks]
+    n = sum(attack.queries(probe, context) for attack in loaded for probe in some)
+    return n * plan.samples * len(plan.probes) / len(some)
+
+
+def _measured(path: Path) -> dict[str, float]:
+    """Seconds of one request by model id, from the runs in a folder on this machine that asked enough."""
+    try:
+        plan, totals = read_plan(path), dict[str, tuple[float, int]]()
+        for run in run_records(path):
+            if run.host == platform.node() and run.seconds:
+                seconds, n = totals.get(run.model, (0.0, 0))
+                totals[run.model] = (seconds + run.seconds, n + run.n_asked - run.n_cached)
+        each = _n_requests(plan) / plan.n_per_model
+    except (HeredityError, OSError):
+        return {}
+    return {model: seconds / n / each for model, (seconds, n) in totals.items() if n >= _MIN_PAIRS}
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+_TITLES = {JUDGE_FREE: "judge-free breaches", JUDGED: "judged breaches", ALL: "over-refusal"}
+
+
+def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
+    """The forecast of the primary comparisons in at most eight lines of at most 80 columns."""
+    declared = plan.analysis
+    if isinstance(declared, msgspec.UnsetType) or declared.primary is None:
+        return []
+    between, measure = declared.primary.between, declared.primary.measure
+    rows = [row for row in forecast.rows if row.between == between]
+    pooled = [row for row in rows if row.technique in _TITLES]
+    techniques = [row for row in rows if row.technique not in _TITLES and row.measure == measure]
+    of = "two models" if between == "pairs" else "parent and child"
+    return [
+        f"What this plan can show of {of} with {100 * forecast.power:g} % power:",
+        *(_row(_TITLES[row.technique], row, plan.margin) for row in pooled),
+        *(_row("one technique", row, plan.margin) for row in sorted(techniques, key=_strength)[:1]),
+        *(_doubt(pooled[0], plan.margin) if pooled else ()),
+        _assumptions(forecast, between),
+    ]
+
+
+def _strength(row: ForecastRow) -> float:
+    return row.n_effective
+
+
+def _row(title: str, row: ForecastRow, margin: float) -> str:
+    worse = "no difference" if row.detectable is None else f"worse by {100 * row.detectable:.0f} points"
+    not_worse = f"not worse by {100 * margin:g}: {row.not_worse:.2f}"
+    return f"  {title:<19} {row.n_clusters:>5,} clusters  {worse:<18}  {not_worse}"
+
+
+def _doubt(row: ForecastRow, margin: float) -> tuple[str, ...]:
+    """The claim that is unlikely to be shown, and the margin or clusters that would show it."""
+    if row.not_worse >= POWER - 0.005:
+        return ()
+    expected = 'Expect "not enough evidence" on' if row.not_worse < _FEW else "It may fall short of"
+    margins = "no margin" if row.margin is None else f"a margin of {100 * row.margin:.0f}"
+    more = _round_up(row.clusters_needed)
+    return (
+        f'{expected} "not worse by {100 * margin:g} points" of equal models.',
+        f"That takes {margins}, or about {more:,} clusters: {more - row.n_clusters:,} more.",
+    )
+
+
+def _assumptions(forecast: StudyForecast, between: str) -> str:
+    known = f"As in {forecast.source[:16]}" if forecast.source else "Guessed"
+    shares = (forecast.baseline, forecast.unclear, forecast.discordance[between])
+    broke, unclear, differ = (f"{100 * share:.0f} %" for share in shares)
+    return f"{known}: {broke} breaches, {unclear} unclear, {differ} discordant. Time: {_time(forecast)}."
+
+
+def _time(forecast: StudyForecast) -> str:
+    low, high = forecast.seconds
+    if high < 60:
+        return "under 1 min"
+    if high < 5400:
+        return f"{low / 60:.0f} to {math.ceil(high / 60):.0f} min"
+    return f"{low / 3600:.1f} to {high / 3600:.1f} h"
+
+
+def _round_up(n: int) -> int:
+    """To two digits, upwards: it is a forecast."""
+    step = int(10 ** max(0, len(str(n)) - 2))
+    return -(-n // step) * step
