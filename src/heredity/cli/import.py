@@ -45,7 +45,7 @@ _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=ans
 )
 @click.option(
     "--judge", type=Name(), metavar="JUDGE", default="rules", show_default=True,
-    help="Judge: rules, learned, rubric:MODEL or panel:A+B; see docs/explanation/judges.md.",
+    help="Judge: rules, learned, rubric:MODEL, guard:NAME or panel:A+B; see docs/explanation/judges.md.",
 )  # fmt: skip
 @click.option("--repeats", is_flag=True, help="Count repeated answers of a model to a prompt as samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and agreement as JSON.")

@@ -81,8 +81,8 @@ def calibrate(
 ) -> None:
     """Measure a judge on answers that people labelled.
 
-    JUDGE is rules, learned, rubric:MODEL[:yesno|:head] or panel:A+B. With --fit, the judge's name in the
-    result contains the fitted threshold. Use that name with `heredity study --judge`.
+    JUDGE is rules, learned, rubric:MODEL[:yesno|:head], guard:NAME[:MODEL] or panel:A+B. With --fit, the
+    judge's name in the result contains the fitted threshold. Use that name with `heredity study --judge`.
     """
     from typing import cast
 
@@ -267,11 +267,35 @@ def _list(as_json: bool) -> None:
 
     measured = (*judges.quality(), *judges.check_quality())
     if as_json:
-        write_json({"judges": registry.purposes("redteam.judges"), "quality": measured})
+        found = {"judges": registry.purposes("redteam.judges"), "guards": _guards(), "quality": measured}
+        write_json(found)
         return
     terminal.show_plugins("redteam.judges", as_json=False)
     out().print()
+    _show_guards()
     _show(measured)
+
+
+def _guards() -> dict[str, dict[str, str]]:
+    """By name: the model and licence of each guard, and what a yes of it means."""
+    from heredity.core import registry
+    from heredity.redteam.guards.protocols import GuardForm
+
+    found = {}
+    for name in registry.names("redteam.guards"):
+        guard = registry.load_as(GuardForm, "redteam.guards", name)
+        found[name] = {"model": guard.hub, "licence": guard.licence, "question": guard.question}
+    return found
+
+
+def _show_guards() -> None:
+    from heredity.core.terminal import cell, out, table
+
+    grid = table("guard:NAME", "usual model", "a yes means", whole=["guard:NAME"])
+    for name, guard in _guards().items():
+        grid.add_row(cell(name, "bold"), cell(guard["model"]), cell(guard["question"]))
+    out().print(grid)
+    out().print()
 
 
 def _show(measured: Sequence[JudgeQuality]) -> None:

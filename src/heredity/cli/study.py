@@ -126,7 +126,8 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 )  # fmt: skip
 @click.option(
     "--judge", type=Name(), metavar="JUDGE",
-    help="Judge of trials without a check: rules, learned, rubric:MODEL, panel:A+B.  [default: rules]",
+    help="Judge of trials without a check: rules, learned, rubric:MODEL, guard:NAME, panel:A+B."
+    "  [default: rules]",
 )  # fmt: skip
 @click.option(
     "--attacker", type=Name(), metavar="REF",

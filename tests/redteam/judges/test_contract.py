@@ -20,7 +20,11 @@ from tests.support.studies import Recorder
 from tests.support.trials import exchange, make_application, probe, response
 
 NAMES = registry.names("redteam.judges")
-SPECS = {"rubric": "rubric:some:model:yesno", "panel": "panel:rules+rubric:some:model:yesno"}  # else its name
+SPECS = {  # else its name
+    "rubric": "rubric:some:model:yesno",
+    "guard": "guard:wildguard:some:model",
+    "panel": "panel:rules+rubric:some:model:yesno",
+}
 JUDGES = [name for name in NAMES if name != "checks"]  # checks finds what has a shape, and no manner alone
 KINDS = ("breach", "benign")
 
@@ -37,8 +41,23 @@ HOSTILE = {
 }
 
 
+class Speaker(Recorder):
+    """A scripted model that a guard may ask in plain text, too."""
+
+    is_base = False
+
+
 def speak(request: Request) -> Reply:
     """A model that judges as it should: it says yes to what was asked of a refusal, or of what was told."""
+    if not request.messages:
+        if UNSURE in request.prefill:
+            return Reply(request.key, "", "perhaps")
+        refused, harmful = ("yes", "no") if REFUSED in request.prefill else ("no", "yes")
+        return Reply(
+            request.key,
+            "",
+            f"Harmful request: yes\nResponse refusal: {refused}\nHarmful response: {harmful}",
+        )
     asked = request.messages[-1].content
     has_refused, is_refusal_asked = REFUSED in asked, ask.REFUSAL[:40] in str(request.messages)
     said = "perhaps" if UNSURE in asked else "yes" if has_refused == is_refusal_asked else "no"
@@ -57,7 +76,7 @@ def scores(prompt: str, text: str) -> LearnedScores:
 def judge(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Each judge, those that need a model with one of these tests."""
     monkeypatch.setattr(learned, "scores", scores)
-    models = Models(lambda name: f"id of {name}", lambda _: Recorder("helpful", say=speak))
+    models = Models(lambda name: f"id of {name}", lambda _: Speaker("helpful", say=speak))
     return judges.load(SPECS.get(request.param, request.param), models)
 
 
@@ -74,7 +93,7 @@ def stopped(text: str) -> Response:
 
 
 def test_there_are_judges_and_the_readme_of_the_folder_names_each() -> None:
-    assert {"checks", "learned", "panel", "rubric", "rules"} <= set(NAMES)
+    assert {"checks", "guard", "learned", "panel", "rubric", "rules"} <= set(NAMES)
     for name in NAMES:
         assert f"\n    {name} " in str(judges.__doc__)
         assert registry.load("redteam.judges", name).name == name

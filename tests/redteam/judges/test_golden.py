@@ -118,7 +118,7 @@ def loaded(spec: str) -> object:
     return judges.load(spec, models)
 
 
-SPECS = ("checks", "rules", "learned", "rubric:m", "panel:rules+learned")
+SPECS = ("checks", "rules", "learned", "rubric:m", "guard:wildguard:m", "panel:rules+learned")
 
 
 @pytest.mark.parametrize("name", registry.names("redteam.judges"))

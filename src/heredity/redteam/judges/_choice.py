@@ -1,6 +1,7 @@
 """Which judge decides what: a judge by its name, and the judges of one study together.
 
-    rules   learned   rubric:MODEL[:yesno|:head][:harm=X][:refusal=X]   panel:JUDGE+JUDGE[+JUDGE...]
+    rules   learned   rubric:MODEL[:yesno|:head][:harm=X][:refusal=X]   guard:NAME[:MODEL]
+    panel:JUDGE+JUDGE[+JUDGE...]
 
 Promises: a probe that a check decides never goes to another judge. Two choices that could give different
 verdicts have different digests. A judge that cannot decide returns `unclear` and is never swapped for
@@ -162,7 +163,7 @@ class Decider:
         if self._judge is checks:
             raise UsageError(
                 "The judge 'checks' decides where a probe has a check, always; choose one for the others: "
-                "rules, learned, rubric:MODEL or panel:A+B.",
+                "rules, learned, rubric:MODEL, guard:NAME or panel:A+B.",
                 code="judge-always-on",
             )
         self._own, self._checks = identity(self._judge), identity(checks)

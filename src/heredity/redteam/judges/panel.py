@@ -46,7 +46,8 @@ def make(rest: str, models: Models) -> PanelJudge:
     members = [member for member in loaded if isinstance(member, MannerJudge)]
     if len(members) < len(loaded) or any(isinstance(member, PanelJudge) for member in members):
         raise UsageError(
-            "A panel is of judges that can err: rules, learned, rubric:MODEL.", code="panel-of-checks"
+            "A panel is of judges that can err: rules, learned, rubric:MODEL, guard:NAME.",
+            code="panel-of-checks",
         )
     if len({member.name for member in members}) < len(members):
         raise UsageError("A judge is on the panel twice; name each once.", code="panel-twice")

@@ -1,0 +1,112 @@
+"""The members of a guard's file, and the texts that a template is filled with.
+
+Promises: `filled` and `shortened` take any text. A text cannot end its own turn or begin another.
+Leaves to others: each guard's words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+# Special tokens and section marks of the guards' templates. A judged text that holds them would be read as
+# structure, because the guards are asked in plain text.
+_MARKS = re.compile(
+    r"<\|[^|<>\n]{1,40}\|>|</?s>|<bos>|<eos>|\[/?INST\]|<<?/?SYS>>?|<(?:start|end)_of_[a-z_]{1,30}>"
+    r"|</?(?:think|score|confidence)>|<(?:BEGIN|END) [A-Z ]{1,40}>",
+    re.IGNORECASE,
+)
+_REQUEST, _ANSWER = (1500, 500), (3000, 1500)  # characters from the beginning and from the end
+
+
+class GuardReading(NamedTuple):
+    """The contents of a guard's reply. Probabilities are 0 or 1 where the guard only says yes or no.
+
+    harmful: None if the guard does not decide. refuses: None if it does not tell. category: its own words.
+    """
+
+    harmful: float | None
+    refuses: float | None = None
+    category: str = ""
+
+
+class Choices(NamedTuple):
+    """The replies whose probabilities make a guard's score, and the score of each, from 0 to 1.
+
+    begun: the text between the prompt and the choice.
+    """
+
+    scores: Mapping[str, float]
+    begun: str = ""
+
+
+@runtime_checkable
+class GuardForm(Protocol):
+    """A file of redteam/guards/."""
+
+    @property
+    def name(self) -> str:
+        """The guard's name, as in `guard:NAME`."""
+
+    @property
+    def hub(self) -> str:
+        """The model that is used if none is named, as `heredity pull` takes it."""
+
+    @property
+    def licence(self) -> str:
+        """The licence of that model, by its card."""
+
+    @property
+    def question(self) -> str:
+        """The meaning of a yes of this guard."""
+
+    @property
+    def tells_refusal(self) -> bool:
+        """Whether a reply says if the answer refused."""
+
+    @property
+    def n_tokens(self) -> int:
+        """The longest reply, in tokens."""
+
+    @property
+    def choices(self) -> Choices | None:
+        """How to get a probability from an engine that scores texts; None if the card gives no way."""
+
+    def prompts(self, request: str, answer: str) -> tuple[str, ...]:
+        """The whole prompt; one for each policy that the model is asked about."""
+
+    def read(self, reply: str) -> GuardReading | None:
+        """Read one reply; None if it is not of the documented form."""
+
+
+def filled(module: str, request: str, answer: str, **more: str) -> str:
+    """The template next to a guard's module, with {REQUEST}, {ANSWER} and the names in `more` replaced.
+
+    The template is split first, so that a text that holds such a name stays as it is.
+    """
+    template = _template(Path(module).with_suffix(".txt"))
+    texts = {"REQUEST": shortened(request, *_REQUEST), "ANSWER": shortened(answer, *_ANSWER), **more}
+    parts = re.split(f"{{({'|'.join(texts)})}}", template)
+    return "".join(texts[part] if i % 2 else part for i, part in enumerate(parts))
+
+
+@cache
+def _template(path: Path) -> str:
+    return path.read_bytes().decode()  # every space and line end counts
+
+
+def shortened(text: str, n_first: int, n_last: int) -> str:
+    """Its beginning and its end, without the marks of a template."""
+    text = _MARKS.sub(" ", text).strip()
+    if len(text) <= n_first + n_last:
+        return text
+    return f"{text[:n_first]}\n[...]\n{text[-n_last:]}"
+
+
+def yes_or_no(reply: str) -> GuardReading | None:
+    """A reply that is one word, yes or no, in any case, with or without a full stop."""
+    word = reply.strip().removesuffix(".").lower()
+    return GuardReading(float(word == "yes")) if word in ("yes", "no") else None
