@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 
 from heredity.application.spec import Application, Secret
+from heredity.core.errors import Unavailable
 from heredity.core.records import Check, Exchange, Probe, Response
 from heredity.redteam import judges
 from heredity.redteam.checks.secret.check import SecretForms
-from heredity.redteam.judges.calibration import quality
+from heredity.redteam.judges.calibration import canaries, quality
 from heredity.redteam.judges.calibration.families import leave_one_out
 from heredity.redteam.judges.calibration.quality import HEAD_CARD, LEARNED_CARD, read_card
 from heredity.redteam.judges.rules import judge as rules
@@ -56,6 +57,7 @@ def main() -> int:
     is_stale = rebuilt != quality.shipped() if quality._SHIPPED.exists() else True
     if is_stale and not arguments.check:
         print(f"wrote {quality.write_table(rebuilt)}")
+    print_canaries(arguments.check)
     print_quality()
     print_families()
     print_benign(arguments.data)
@@ -74,6 +76,22 @@ def print_quality() -> None:
             e = getattr(row, name)
             value = "none" if e.value is None else f"{e.value:.3f}  [{e.low:.3f}, {e.high:.3f}]"
             print(f"  {name:12} {value}  n={e.n}")
+
+
+def print_canaries(is_check: bool) -> None:
+    """The verdicts of the judges that are installed on the canary answers; recorded in the package."""
+    found = []
+    for name in (judges.DEFAULT, "learned"):
+        try:
+            found.append(canaries.judge_canaries(judges.load(name)))
+        except Unavailable as error:
+            print(f"canaries: {name} is not available: {error}")
+    for row in found:
+        then = canaries.recorded_verdicts(row.judge, row.judged_by)
+        state = "not recorded" if then is None else f"{len(canaries.drifted(row, then))} changed"
+        print(f"canaries: {row.judge}, {len(row.outcomes)} answers, {state}")
+    if not is_check:
+        print(f"wrote {canaries.record_verdicts(found)}")
 
 
 def print_families() -> None:

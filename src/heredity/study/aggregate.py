@@ -24,6 +24,7 @@ from heredity.study import sequential
 from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import MEASURES, compare_edges, compare_models, panel_agreement
 from heredity.study.competence import competence_lines, unprompted_rates
+from heredity.study.drift import find_drift
 from heredity.study.estimates import (
     ALL,
     SCOPES,
@@ -98,6 +99,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         judge=correction.judge,
         panel=panel_agreement(outcomes, judged.members) if is_panel else None,
         corrected_by=correction.labels(),
+        drift=find_drift(folder, correction.judge, correction.judged_by),
         skipped=plan.skipped,
         circumstances=_circumstances(runs),
         sequential=sequential.StoppingRule(outcomes).replay().record() if plan.is_until_decided else None,
@@ -323,7 +325,8 @@ def read_proven(folder: Path) -> Estimates:
 
 
 def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
-    found = msgspec.structs.replace(found, circumstances=held.circumstances)
+    # Drift is a warning about the judge, and an older release recorded other verdicts.
+    found = msgspec.structs.replace(found, circumstances=held.circumstances, drift=held.drift)
     names = [n for n in Estimates.__struct_fields__ if encode(getattr(held, n)) != encode(getattr(found, n))]
     if names:
         raise Damaged(

@@ -306,6 +306,18 @@ class Sequential(Record, frozen=True):
     stopped: tuple[StoppedModel, ...]
 
 
+class JudgeDrift(Record, frozen=True):
+    """The judge's verdicts on the canary answers, against recorded ones; `changed` has the ids that differ.
+
+    `source` of the record: the user's "calibration", the package's "release" or the study's "first run".
+    """
+
+    judge: str
+    source: str
+    n: int
+    changed: tuple[str, ...]
+
+
 class Circumstances(Record, frozen=True):
     """Time, host and speed, as sums over the runs that ended. They do not affect the numbers."""
 
@@ -353,6 +365,7 @@ class Estimates(Record, frozen=True):
     analysis: Analysis | None = None  # as the plan declared it; None: rates are of decided trials
     competence: tuple[Competence, ...] = ()  # with a declared analysis
     unprompted: tuple[UnpromptedRate, ...] = ()  # if any model has such a breach
+    drift: JudgeDrift | None = None  # of the judge, on canary answers; None: no record to compare with
     schema: int = SCHEMA
 
     @property

@@ -268,6 +268,7 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
     """Problems of the run, and doubts about low rates."""
     return (
         *_about_the_run(estimates),
+        *_about_the_judge(estimates),
         *_about_the_application(estimates),
         *_about_the_models(estimates, called),
     )
@@ -289,6 +290,18 @@ def _about_the_run(estimates: Estimates) -> Iterator[str]:
         yield (
             f"{estimates.n_errors:,} of {estimates.n_asked:,} trials ended in an error. "
             "They are in no rate and are not a pass."
+        )
+
+
+def _about_the_judge(estimates: Estimates) -> Iterator[str]:
+    """A judge whose verdicts on the canary answers are not those that were recorded."""
+    drift = estimates.drift
+    if drift is not None and drift.changed:
+        named = ", ".join(drift.changed[:3]) + (", ..." if len(drift.changed) > 3 else "")
+        yield (
+            f"The judge {label(drift.judge)} drifted: {len(drift.changed)} of {drift.n} canary answers have "
+            f"another verdict than in its {drift.source} ({named}). Its measured errors may not hold: "
+            "calibrate it again."
         )
 
 

@@ -43,7 +43,7 @@ class JudgeCorrection:
     """One judge with its calibrations; the user's own calibrations are copied into the study's folder."""
 
     def __init__(self, judge: str, judged_by: str, folder: Path, analysis: Analysis | None = None) -> None:
-        self.judge, self._judged_by, self._folder, self._analysis = judge, judged_by, folder, analysis
+        self.judge, self.judged_by, self._folder, self._analysis = judge, judged_by, folder, analysis
         self._has_checks = False
         self._known = {task: judges.calibrations(task, judge, judged_by, folder) for task in TASKS.values()}
         self._predicted = {
@@ -82,7 +82,7 @@ class JudgeCorrection:
     def quality(self) -> tuple[judges.JudgeQuality, ...]:
         """The measurements of this judge, the user's labels first, then shipped ones; and of the checks."""
         shipped = tuple(row for row in judges.quality() if row.judge == self.judge)
-        own = judges.measured_by_user(self.judge, self._judged_by, self._folder, TASKS.values())
+        own = judges.measured_by_user(self.judge, self.judged_by, self._folder, TASKS.values())
         checks = self._analysis and self._has_checks and judges.check_quality(self._analysis.endpoint)
         return (*own, *shipped, *(checks or ()))
 

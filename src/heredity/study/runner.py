@@ -37,7 +37,7 @@ from heredity.core.records import (
 from heredity.engines import base_numerics, is_batch_unverified
 from heredity.engines.protocols import Accountant, Engine
 from heredity.redteam import attacks
-from heredity.redteam.judges import Decider
+from heredity.redteam.judges import Decider, needs_judge
 from heredity.study import storage
 from heredity.study.attack_context import AttackServices
 from heredity.study.plan import Grid, PlannedModel, TrialSet
@@ -233,6 +233,7 @@ class JudgingStep:
         self._folder, self._grid, self._meter = folder, grid, meter
         self._note = note or (lambda index, outcome: None)  # noqa: ARG005
         self._decider = decider or Decider()
+        self.n_by_judge = 0  # new verdicts of the judge, not of the checks
         self._judged, self._seen = TrialSet(len(grid)), TrialSet(len(grid))
         self._by_id = {probe.id: probe for probe in grid.plan.probes}
         self._responses = open_responses(folder, grid)
@@ -260,6 +261,7 @@ class JudgingStep:
         asked = [(self._by_id[response.probe], response) for response in some]
         found = self._decider.verdicts(asked, self._grid.plan.application)
         for (probe, response), row in zip(asked, found, strict=True):
+            self.n_by_judge += needs_judge(probe)
             yield msgspec.structs.replace(
                 row,
                 response=digest_response(response),

@@ -36,7 +36,7 @@ from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, Models
-from heredity.study import aggregate, importers, resume, storage
+from heredity.study import aggregate, drift, importers, resume, storage
 from heredity.study.attack_context import AttackerModel, AttackServices
 from heredity.study.forecast import forecast_study
 from heredity.study.outcomes import Outcomes
@@ -251,18 +251,26 @@ class Study:
             rule.analyse()
             meter.spare(rule.n_spared - n_spared)
             n_spared = rule.n_spared
+        self._judge_canaries(judging)
         self._decider.close()
 
     def _judge(self, watch: Watch | None) -> None:
         grid = Grid(self._plan)
         meter = Meter(watch, "judge", len(grid))
         try:
-            JudgingStep(self.folder, grid, meter, None, self._decider).run()
+            judging = JudgingStep(self.folder, grid, meter, None, self._decider)
+            judging.run()
+            self._judge_canaries(judging)
         finally:
             self._decider.close()
         meter.close()
         if self._plan.application.rendering == "recorded":
             importers.agreement(self.folder)  # again, because the judge may be another one
+
+    def _judge_canaries(self, judging: JudgingStep) -> None:
+        """Judge the canary answers too, in a run in which the judge judged something."""
+        if judging.n_by_judge:
+            drift.judge_again(self.folder, self._decider.judge)
 
     def _drop_stale(self, digests: ResponseDigests, grid: Grid) -> None:
         decider = self._decider  # first: a judge that cannot be loaded is not saved as chosen

@@ -28,6 +28,7 @@ from heredity.redteam.judges._choice import Decider, identity, load, needs_judge
 from heredity.redteam.judges.calibration.families import PredictedErrors, predicted_errors
 from heredity.redteam.judges.calibration.measure import Calibration
 from heredity.redteam.judges.calibration.quality import (
+    TASKS,
     JudgeQuality,
     as_quality,
     calibrate,
@@ -36,6 +37,7 @@ from heredity.redteam.judges.calibration.quality import (
     check_quality,
     copy_calibrations,
     measured_by_user,
+    newest_calibration,
     quality,
     quality_of_card,
 )
@@ -45,6 +47,7 @@ from heredity.redteam.judges.rules import judge as rules
 
 __all__ = [
     "DEFAULT",
+    "TASKS",
     "Calibration",
     "Decider",
     "Judge",
@@ -67,6 +70,7 @@ __all__ = [
     "measured_by_user",
     "names",
     "needs_judge",
+    "newest_calibration",
     "predicted_errors",
     "quality",
     "quality_of_card",

@@ -171,6 +171,11 @@ class Decider:
         self._batched = self._judge if isinstance(self._judge, BatchJudge) else None
 
     @property
+    def judge(self) -> Judge:
+        """The judge that was chosen, for what no check decides."""
+        return self._judge
+
+    @property
     def at_once(self) -> int:
         """Number of responses to give it at a time: more than one if the judge is faster in batches."""
         return self._batched.at_once if self._batched else 1

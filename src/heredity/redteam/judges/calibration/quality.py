@@ -22,6 +22,7 @@ from heredity.core.files import write_atomic
 from heredity.core.records import SCHEMA, Estimate, Record, digest, encode
 from heredity.redteam.judges._choice import load
 from heredity.redteam.judges.calibration import readings
+from heredity.redteam.judges.calibration.canaries import CanaryVerdicts, judge_canaries
 from heredity.redteam.judges.calibration.measure import Calibration, Half, LabelMeasurement, measure
 from heredity.redteam.judges.calibration.readings import CHECKS, Endpoint, Reading
 from heredity.redteam.judges.protocols import DEFAULT, LabelTask, Models, Task
@@ -56,6 +57,7 @@ class StoredCalibration(Record, frozen=True):
     families: tuple[Counts, ...]
     n_unclear: int
     at: str  # ISO 8601, UTC
+    canaries: CanaryVerdicts | None = None  # of the judge, at that time
     schema: int = SCHEMA
 
     def calibrations(self) -> tuple[Calibration, ...]:
@@ -74,11 +76,15 @@ def save_calibration(
     positive: tuple[str, ...],
     columns: dict[str, str],
 ) -> Path:
-    """Write a calibration; the same judge on the same labels replaces the earlier one."""
+    """Write a calibration; the same judge on the same labels replaces the earlier one.
+
+    The judge judges the canary answers too, so that a later study can tell whether it drifted.
+    """
     at = datetime.now(UTC).isoformat(timespec="microseconds")
     made = StoredCalibration(
         found.judge.name, judged_by, task, positive, columns, found.sha256,
         _as_counts(found.counts), tuple(map(_as_counts, found.families)), found.n_unclear, at,
+        judge_canaries(found.judge),
     )  # fmt: skip
     name = digest([made.judge, judged_by, task, found.sha256, made.counts.labels])[:16]
     path = root / FOLDER / f"{name}.json"
