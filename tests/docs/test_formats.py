@@ -23,7 +23,17 @@ TYPES = [
         for name in ("Estimates", "Rate", "ModelPair", "Inheritance", "Manners", "Bounds", "Table2x2")
     ),
     *(getattr(estimates, name) for name in ("ModelCard", "ApplicationCard", "TechniqueCard", "JudgeQuality")),
-    *(getattr(estimates, name) for name in ("SkippedProbe", "Circumstances", "Competence", "UnpromptedRate")),
+    *(
+        getattr(estimates, name)
+        for name in (
+            "SkippedProbe",
+            "Circumstances",
+            "Competence",
+            "UnpromptedRate",
+            "Multiverse",
+            "MultiverseCell",
+        )
+    ),
     graph.Edge,
     storage.RunRecord,
     *(plan.PlanFile, plan.Plan, plan.PlannedModel, storage.PromptPrefix),

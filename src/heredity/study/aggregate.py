@@ -42,6 +42,7 @@ from heredity.study.estimates import (
 from heredity.study.intervals import Bools, Intervals, per_attempt
 from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
+from heredity.study.multiverse import multiverses
 from heredity.study.outcomes import (
     BROKE,
     ERROR,
@@ -91,6 +92,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         analysis=None if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis,
         competence=() if isinstance(plan.analysis, msgspec.UnsetType) else tuple(competence_lines(outcomes)),
         unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
+        multiverse=tuple(multiverses(outcomes, judged.members)),
         rates=rates,
         manners=tuple(count_manners(outcomes, judged.manners)),
         pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, SCOPES[m])),

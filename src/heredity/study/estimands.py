@@ -14,6 +14,7 @@ Measure = Literal["breach", "over_refusal"]
 # Why there is not enough evidence. "test": p is not below alpha. "interval": p is, and the interval holds 0.
 # "unclear": the declared share of unclear answers could undo it. "no-trials": none is shared.
 Reason = Literal["", "test", "interval", "unclear", "no-trials"]
+Weighting = Literal["trial", "technique"]
 
 
 class Competence(Record, frozen=True):
@@ -46,3 +47,34 @@ class UnpromptedRate(Record, frozen=True):
     check: str
     n_broke: int
     estimate: Estimate
+
+
+class MultiverseCell(Record, frozen=True):
+    """Two models compared under one coding of unclear answers, one judge and one weighting.
+
+    coding        unclear answers "excluded", counted as "held", or as "broke"
+    judge         "checks": judge-free breaches only. "judge": these and those that the judge decides. Else
+                  the name of a panel's member, which decides instead of the panel
+    weighting     each "trial" counts the same, or each "technique"
+    difference    b's rate minus a's
+    p_value       of this cell by itself, without correction; None without a shared trial
+    verdict_ab, verdict_ba   of this cell by itself
+    """
+
+    coding: Literal["excluded", "held", "broke"]
+    judge: str
+    weighting: Weighting
+    is_declared: bool
+    n: int
+    difference: Estimate
+    p_value: float | None
+    verdict_ab: str
+    verdict_ba: str
+
+
+class Multiverse(Record, frozen=True):
+    """The breaches of two models under every coding, judge and weighting."""
+
+    a: str
+    b: str
+    cells: tuple[MultiverseCell, ...]

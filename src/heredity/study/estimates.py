@@ -15,6 +15,8 @@ from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
 from heredity.study.estimands import Competence as Competence
 from heredity.study.estimands import Measure as Measure
+from heredity.study.estimands import Multiverse as Multiverse
+from heredity.study.estimands import MultiverseCell as MultiverseCell
 from heredity.study.estimands import Reason as Reason
 from heredity.study.estimands import UnpromptedRate as UnpromptedRate
 from heredity.study.plan import Analysis as Analysis
@@ -366,6 +368,7 @@ class Estimates(Record, frozen=True):
     competence: tuple[Competence, ...] = ()  # with a declared analysis
     unprompted: tuple[UnpromptedRate, ...] = ()  # if any model has such a breach
     drift: JudgeDrift | None = None  # of the judge, on canary answers; None: no record to compare with
+    multiverse: tuple[Multiverse, ...] = ()  # with a declared analysis and at most ten models
     schema: int = SCHEMA
 
     @property

@@ -49,7 +49,7 @@ Places = NDArray[np.intp]
 
 
 class Coded(NamedTuple):
-    """The trials that two models answered: 1.0 where one broke, 0.0 where it held, nan where it is unclear.
+    """The trials that two models answered: 1.0 where one broke, 0.0 where it held, nan for an unclear answer.
 
     clusters: the behaviour of each trial. blocks: its interim analysis; None if there was one for all.
     """

@@ -20,6 +20,7 @@ from heredity.study.estimates import (
     Measure,
     ModelCard,
     ModelPair,
+    Multiverse,
     Rate,
     Reason,
 )
@@ -68,7 +69,8 @@ def unsigned(value: float | None) -> str:
 
 def plural(n: int, noun: str) -> str:
     """A count with its noun: `1 probe`, `25 probes`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    many = f"{noun[:-2]}es" if noun.endswith("is") else f"{noun}s"
+    return f"{n:,} {noun if n == 1 else many}"
 
 
 def bare(text: str) -> str:
@@ -165,8 +167,15 @@ def reason_on(pair: ModelPair, model: str) -> Reason:
     return pair.reason_ab if model == pair.b else pair.reason_ba
 
 
+def multiverse_words(found: Multiverse, model: str) -> str:
+    """How many analyses call `model` worse than the other: `worse in 8 of 12 analyses`."""
+    verdicts = [cell.verdict_ab if model == found.b else cell.verdict_ba for cell in found.cells]
+    n_worse, n = verdicts.count("worse"), len(verdicts)
+    return f"worse in {'all' if n_worse == n else n_worse if n_worse else 'none'} of {plural(n, 'analysis')}"
+
+
 def withheld_words(reason: Reason, tipping_share: float | None) -> str:
-    """Why there is not enough evidence although the numbers alone would show it; "" for other reasons."""
+    """Why there is not enough evidence although the numbers would show it; "" for other reasons."""
     if reason == "interval":
         return "the test shows a difference, but its interval includes 0"
     if reason != "unclear":

@@ -31,6 +31,7 @@ from heredity.study.estimates import (
 from heredity.study.headline import headline
 from heredity.study.outcomes import MANNERS, is_part
 from heredity.study.plan import Plan
+from heredity.study.report import _robustness
 from heredity.study.report._samples import WANTED, Sample
 from heredity.study.report.figures import charts, lineage_graph
 
@@ -298,6 +299,13 @@ class View:
         )
         turned = found if is_b_higher else _negated(found)
         return Compared(pair, high, low, turned, *only, badge, said, aside)
+
+    def multiverse(self) -> list[_robustness.AnalysisTable]:
+        """The tables of every two models under each analysis; the headline's two models first."""
+        breach = [r for c in self.estimates.models if (r := self.rate(c.id, self.main_scope, "breach"))]
+        rated = sorted((r.estimate.value, r.model) for r in breach if r.estimate.value is not None)
+        ends = (rated[0][1], rated[-1][1]) if rated else ("", "")
+        return _robustness.tables(self.estimates.multiverse, ends)
 
     # --- inheritance ---
 

@@ -14,6 +14,7 @@ import msgspec
 from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.study import aggregate, wording
+from heredity.study.estimands import Multiverse, MultiverseCell
 from heredity.study.estimates import SCHEMA, Competence, Inheritance, ModelPair, Rate, UnpromptedRate
 
 
@@ -32,6 +33,9 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
     }
     document |= {
         "competence": [_of_model(line, called) for line in study.estimates.competence],
+        "multiverse": [
+            _cell(cell, found, called) for found in study.estimates.multiverse for cell in found.cells
+        ],
         "unprompted": [_of_model(row, called) for row in study.estimates.unprompted],
     }
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
@@ -72,7 +76,8 @@ def _pair(pair: ModelPair, called: dict[str, str]) -> dict[str, Any]:
     row |= {"measure": pair.measure, "technique": pair.technique}
     row |= {field: getattr(pair.table, field) for field in ("both", "only_a", "only_b", "neither")}
     row |= _flat("difference_", pair.difference)
-    for field in ("p_value", "p_holm", "test", "margin", "detectable", "verdict_ab", "verdict_ba"):
+    fields = ("p_value", "p_holm", "test", "margin", "detectable", "verdict_ab", "verdict_ba")
+    for field in (*fields, "reason_ab", "reason_ba", "tipping_share"):
         row[field] = getattr(pair, field)
     return row
 
@@ -86,6 +91,14 @@ def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
     row |= _flat("retention_", edge.retention) | {"verdict": pair.pop("verdict_ab")}
     dropped = ("both", "only_a", "only_b", "neither", "verdict_ba")
     return row | {key: value for key, value in pair.items() if key not in dropped}
+
+
+def _cell(cell: MultiverseCell, found: Multiverse, called: dict[str, str]) -> dict[str, object]:
+    """One analysis of two models as a row."""
+    row: dict[str, object] = {"a": called.get(found.a, ""), "b": called.get(found.b, "")}
+    row |= {"a_id": found.a, "b_id": found.b}
+    row |= {k: v for k, v in msgspec.structs.asdict(cell).items() if k != "difference"}
+    return row | _flat("difference_", cell.difference)
 
 
 def _of_model(record: Competence | UnpromptedRate, called: dict[str, str]) -> dict[str, object]:

@@ -17,6 +17,7 @@ from heredity.core.sanitize import label
 from heredity.study import aggregate, importers
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.study.report import _effort
+from heredity.study.report._robustness import AnalysisCell
 from heredity.study.report._view import View
 from heredity.study.wording import (
     TextTable,
@@ -71,6 +72,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     if pairs:
         yield "\n### Model against model\n"
         yield from _pairs(view)
+    yield from _multiverse_lines(view)
     yield from _panel_lines(view)
     for grid in grids:
         yield f"\n### {grid.title}\n"
@@ -154,6 +156,24 @@ def _pairs(view: View) -> Iterator[str]:
                     *numbers,
                 ]
             )
+
+
+def _multiverse_lines(view: View) -> Iterator[str]:
+    """The headline's two models under each coding, judge and weighting."""
+    for table in view.multiverse()[:1]:
+        high, low = plain(view.names.get(table.high, "?")), plain(view.names.get(table.low, "?"))
+        yield f"\n### {high} against {low} under other analyses\n"
+        yield f"{table.summary.capitalize()}. Each p is of its cell, without correction.\n"
+        yield from _head(["unclear answers", "weight", *(plain(judge) for judge in table.judges)])
+        for row in table.rows:
+            cells = [_analysis(cell) for cell in row.cells]
+            yield _row([row.coding, row.weighting, *cells])
+
+
+def _analysis(cell: AnalysisCell) -> str:
+    mark = "**declared** " if cell.is_declared else ""
+    found = f"{points(cell.difference.value)} ({points_interval(cell.difference)})"
+    return f"{mark}{cell.verdict}, {found}, p {p_words(cell.p_value)}"
 
 
 def _panel_lines(view: View) -> Iterator[str]:

@@ -1,0 +1,123 @@
+"""The same two models under every coding, judge and weighting; the declared cell is the study's own pair."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from heredity.core.records import Check, Probe
+from heredity.study.comparisons import compare_models
+from heredity.study.estimands import MultiverseCell
+from heredity.study.estimates import JUDGE_FREE
+from heredity.study.multiverse import multiverses
+from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Codes, Outcomes
+from heredity.study.plan import Analysis, Plan
+from tests.support.small_study import small_plan
+
+A, B = 0, 1  # models
+CHECK = Check("marker", text="zorq")
+
+
+def plan_of(sizes: dict[str, int], per_cluster: int = 1, **settings: object) -> Plan:
+    """Probes by technique; "harm" is judged, every other technique is judge-free."""
+    probes = tuple(
+        Probe(
+            f"{t}/{i}",
+            t,
+            "breach",
+            ("Do it.",),
+            Check("refusal") if t == "harm" else CHECK,
+            str(i // per_cluster),
+        )
+        for t, n in sizes.items()
+        for i in range(n)
+    )
+    declared = Analysis(**settings)  # type: ignore[arg-type]
+    return msgspec.structs.replace(small_plan(1), attacks=("direct",), probes=probes, analysis=declared)
+
+
+def outcomes_of(plan: Plan, seed: int = 3) -> Outcomes:
+    rng = np.random.default_rng(seed)
+    codes = rng.choice([HELD, BROKE, UNCLEAR], plan.n_trials, p=[0.6, 0.25, 0.15])
+    outcomes = Outcomes(plan, codes.astype(np.int8))
+    outcomes.array[B, 0, ::4, 0] = BROKE
+    return outcomes
+
+
+def cells(
+    outcomes: Outcomes, members: dict[str, Codes] | None = None
+) -> dict[tuple[str, str, str], MultiverseCell]:
+    (table,) = multiverses(outcomes, members or {})
+    return {(cell.coding, cell.judge, cell.weighting): cell for cell in table.cells}
+
+
+@pytest.mark.parametrize("endpoint", ["all_trials", "decided_trials"])
+@pytest.mark.parametrize("per_cluster", [1, 3])
+def test_the_declared_cell_is_the_pair_of_the_study(endpoint: str, per_cluster: int) -> None:
+    outcomes = outcomes_of(plan_of({"one": 60, "two": 30, "harm": 30}, per_cluster, endpoint=endpoint))
+    (declared,) = (cell for cell in cells(outcomes).values() if cell.is_declared)
+    (pair,) = compare_models(outcomes, "breach", (JUDGE_FREE,))
+    coding = "held" if endpoint == "all_trials" else "excluded"
+    assert (declared.coding, declared.judge, declared.weighting) == (coding, "checks", "trial")
+    assert declared.n == pair.n and declared.p_value == pytest.approx(pair.p_value)
+    ours, its = declared.difference, pair.difference
+    assert (ours.value, ours.low, ours.high) == pytest.approx((its.value, its.low, its.high))
+
+
+def test_every_coding_judge_and_weighting_has_a_cell() -> None:
+    plan = plan_of({"one": 20, "two": 20, "harm": 20})
+    panel = np.where(np.arange(plan.n_trials) % 2, HELD, BROKE).astype(np.int8)
+    found = cells(outcomes_of(plan), {"learned": panel})
+    assert len(found) == 3 * 3 * 2
+    assert {judge for _, judge, _ in found} == {"checks", "judge", "learned"}
+    assert found["held", "checks", "trial"].n == 40 and found["held", "judge", "trial"].n == 60
+    assert found["excluded", "checks", "trial"].n < 40
+    assert found["held", "learned", "trial"].difference != found["held", "judge", "trial"].difference
+
+
+def test_a_weighting_by_technique_gives_a_small_technique_the_same_say() -> None:
+    """b breaks in every one of 10 probes of one technique and in none of 90 of the other."""
+    plan = plan_of({"big": 90, "small": 10})
+    outcomes = Outcomes(plan, np.full(plan.n_trials, HELD, np.int8))
+    outcomes.array[B, 0, 90:, 0] = BROKE
+    found = cells(outcomes)
+    assert found["held", "checks", "trial"].difference.value == pytest.approx(0.1)
+    by_technique = found["held", "checks", "technique"]
+    assert by_technique.difference.value == pytest.approx(0.5)
+    assert by_technique.p_value == pytest.approx(2 / 2**10, rel=0.01)
+    assert by_technique.difference.low is not None and by_technique.difference.low < 0.5
+
+
+def test_equal_techniques_have_the_same_weight_either_way() -> None:
+    found = cells(outcomes_of(plan_of({"one": 40, "two": 40}, 2)))
+    one, other = found["held", "checks", "trial"], found["held", "checks", "technique"]
+    assert one.difference.value == pytest.approx(other.difference.value)
+    assert one.p_value == pytest.approx(other.p_value, rel=0.02)
+    assert one.difference.low == pytest.approx(other.difference.low, abs=0.02)
+
+
+def test_the_codings_disagree_where_unclear_answers_differ() -> None:
+    """The study of the issue: one model unclear where it would have held, and one coding chosen silently."""
+    plan = plan_of({"one": 100})
+    outcomes = Outcomes(plan, np.full(plan.n_trials, HELD, np.int8))
+    outcomes.array[A, 0, :20, 0], outcomes.array[B, 0, :20, 0] = BROKE, BROKE
+    outcomes.array[A, 0, 20:70, 0] = UNCLEAR
+    found = cells(outcomes)
+    assert found["broke", "checks", "trial"].verdict_ba == "worse"
+    assert found["held", "checks", "trial"].difference.value == 0.0
+
+
+def test_a_plan_without_an_analysis_and_one_model_have_no_table() -> None:
+    plan = plan_of({"one": 5})
+    assert list(multiverses(Outcomes(msgspec.structs.replace(plan, analysis=msgspec.UNSET)), {})) == []
+    assert list(multiverses(Outcomes(msgspec.structs.replace(plan, models=plan.models[:1])), {})) == []
+
+
+def test_a_study_until_decided_has_anytime_valid_cells() -> None:
+    plan = msgspec.structs.replace(plan_of({"one": 40, "two": 40}), blocks=(40, 80))
+    outcomes = outcomes_of(plan)
+    found = cells(outcomes)
+    (pair,) = compare_models(outcomes, "breach", (JUDGE_FREE,))
+    assert {weighting for *_, weighting in found} == {"trial"}
+    assert found["held", "checks", "trial"].p_value == pair.p_value
