@@ -109,3 +109,35 @@ def test_the_help_names_the_defaults_as_they_are_typed(capsys: pytest.CaptureFix
     assert main(["study", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "[default: core]" in said and "[default: direct]" in said and "(direct)" not in said
+
+
+def _broken(place: Path, name: str, body: str) -> tuple[str, ...]:
+    """The arguments of a study of a function with this body, in which the name `n` counts the calls."""
+    head = "from itertools import count\nCALLS = count()\ndef answer(messages):\n    n = next(CALLS)\n"
+    (place / f"{name}.py").write_text(f"{head}    {body}\n")
+    args = ("study", "--model", f"call:{name}:answer", "--application", "desk.toml", "--out", name)
+    return (*args, "--probes", "planted_secret")
+
+
+def test_a_study_that_decided_nothing_exits_4_and_prints_each_error_once(run: Run, place: Path) -> None:
+    done = run(*_broken(place, "all_failed", 'raise RuntimeError(f"no key, request {n}")'))
+    assert done.returncode == 4, done.stderr
+    n_trials = len((place / "all_failed" / "responses.jsonl").read_bytes().splitlines())
+    (line,) = [line for line in done.stderr.splitlines() if "no key, request" in line]
+    assert line.startswith(f"error in {n_trials} trials: ")
+    again = run("study", "all_failed")
+    assert again.returncode == 4, "a resumed study has decided no more"
+
+
+def test_errors_that_differ_are_counted_apart(run: Run, place: Path) -> None:
+    body = 'raise RuntimeError("no key" if n % 4 == 0 else "too busy")'
+    done = run(*_broken(place, "two_errors", body))
+    found = [line for line in done.stderr.splitlines() if line.startswith("error in ")]
+    assert len(found) == 2 and "too busy" in found[0] and "no key" in found[1]
+    counts = [int(line.split()[2]) for line in found]
+    assert counts[0] > counts[1] and f"{sum(counts)} of {sum(counts)} trials" in done.stderr
+
+
+def test_one_decided_answer_exits_0(run: Run, place: Path) -> None:
+    body = 'if n: raise RuntimeError("gone")\n    return "I cannot help with that."'
+    assert run(*_broken(place, "one_left", body)).returncode == 0

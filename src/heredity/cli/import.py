@@ -103,6 +103,7 @@ def command(
 
 
 def _summary(summary: Summary) -> str:
+    from heredity.core.sanitize import plain
     from heredity.study.wording import plural
 
     text = (
@@ -112,7 +113,9 @@ def _summary(summary: Summary) -> str:
     )
     if summary.n_missing:
         text += f" Not recorded, and counted as errors: {plural(summary.n_missing, 'answer')}."
-    return text
+    for each in summary.lacking:
+        text += f" {each.path.name} lacks {each.n:,} of the {plural(each.n_planned, each.noun)} of its run."
+    return plain(text)
 
 
 def _show(grids: list[TextTable]) -> None:

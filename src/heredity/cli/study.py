@@ -12,8 +12,11 @@ from heredity.cli import Name, PathArgument, Verb, _remote, open_store
 if TYPE_CHECKING:
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
+    from heredity.study.result import Result
     from heredity.study.study import Study
 
+_MOST_ERRORS = 5  # distinct ones that are printed
+_UNDECIDED = 4  # exit code, as of `heredity gate` for errors in the run
 _FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that need no consent
 _OPTIONS = {"models": "model", "attacks": "attack"}  # the options of settings that have another name
 _KINDS = (
@@ -160,7 +163,7 @@ def command(
     yes: bool,
     retry_errors: bool,
     **calls: Any,
-) -> None:
+) -> int:
     """Ask the same probes of several models in one application.
 
     You may interrupt it at any time: the same command resumes, and asks for no recorded answer again. A plan
@@ -170,7 +173,7 @@ def command(
     models.
 
     If models descend from each other, the report shows what each kept and lost of its parent's behaviour, and
-    whether it is worse.
+    whether it is worse. The exit code is 4 if nothing was decided.
     """
     is_folder = plan is not None and plan.is_dir()
     if is_folder:
@@ -218,8 +221,7 @@ def command(
         result = study.run(display, retry_errors=retry_errors)
     page = html.write(result.folder, result.folder / "report.html")
     _findings.show(result.estimates, page)
-    if result.estimates.application.rendering != "recorded":
-        _tell_errors(result.estimates.n_errors, result.estimates.n_trials, retry_errors)
+    return _tell_errors(result, retry_errors)
 
 
 def _warn(study: Study) -> None:
@@ -242,14 +244,27 @@ def _warn(study: Study) -> None:
             note(f"warning: {line}")
 
 
-def _tell_errors(n: int, n_trials: int, is_retried: bool) -> None:
+def _tell_errors(result: Result, is_retried: bool) -> int:
+    """Print the distinct errors, and return the exit code: 4 if nothing was decided."""
+    from heredity.core.sanitize import plain
     from heredity.core.terminal import note
+    from heredity.study.plan import Grid, read_plan
+    from heredity.study.storage import VERDICTS, distinct_errors
 
-    if n:
-        how = "once more" if is_retried else "again"
-        note(
-            f"{n:,} of {n_trials:,} trials failed with an error. Ask them {how}: same command, --retry-errors"
-        )
+    found = result.estimates
+    if found.n_errors:
+        errors = distinct_errors(result.folder, Grid(read_plan(result.folder)))
+        for message, n in errors[:_MOST_ERRORS]:
+            note(plain(f"error in {n:,} {'trial' if n == 1 else 'trials'}: {message}"))
+        if len(errors) > _MOST_ERRORS:
+            note(f"{len(errors) - _MOST_ERRORS:,} other errors are in {result.folder / VERDICTS}")
+        if not found.is_recorded:
+            again = f"Ask them {'once more' if is_retried else 'again'}: same command, --retry-errors"
+            note(f"{found.n_errors:,} of {found.n_trials:,} trials failed with an error. {again}")
+    if any(rate.n_held or rate.n_broke for rate in found.rates):
+        return 0
+    note("Nothing was decided: no answer held or broke.")
+    return _UNDECIDED
 
 
 def _model(store: Store, ref: str, yes: bool) -> Grown | str:

@@ -12,6 +12,7 @@ which trials are still to ask (resume.py).
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from array import array
 from collections.abc import Iterable, Iterator
@@ -132,6 +133,21 @@ def verdict_rows(folder: Path, grid: Grid, judged: TrialSet | None = None) -> It
             raise _not_of_this_plan(rows, row.index)
         _add(judged, row.index, rows)
         yield row
+
+
+def distinct_errors(folder: Path, grid: Grid) -> list[tuple[str, int]]:
+    """The errors of failed trials with their counts, the most frequent first.
+
+    Messages that differ only in numbers count as one; the first of them is returned.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    first: dict[tuple[str, str], str] = {}
+    for row in verdict_rows(folder, grid):
+        if row.error is not None and is_failed(row):
+            kind = (str(row.error_code or ""), re.sub(r"\d+", "#", row.error))
+            counts[kind] = counts.get(kind, 0) + 1
+            first.setdefault(kind, row.error)
+    return sorted(((first[kind], n) for kind, n in counts.items()), key=lambda each: -each[1])
 
 
 def open_responses(folder: Path, grid: Grid) -> Rows[Response]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from heredity.study import importers, plan
 from heredity.study.importers import ImportOptions
+from tests.support.errors import run_here
 from tests.support.importer_files import NO, YES, jsonl, made, responses
 
 
@@ -48,3 +49,40 @@ def test_a_garak_report_gives_every_output_with_its_detectors(tmp_path: Path) ->
         {},
         {},
     ]
+
+
+def attempts(place: Path, rows: list[tuple[str, int, int]]) -> Path:
+    """A report with these attempts: uuid, number, status."""
+    shared = {
+        "entry_type": "attempt",
+        "probe_classname": "lamps.Lamp",
+        "outputs": [NO],
+        "detector_results": {},
+    }
+    return jsonl(
+        place / "garak.2.report.jsonl",
+        [
+            {"entry_type": "start_run setup", "plugins.target_name": "lamp-model"},
+            *({**shared, "uuid": u, "seq": n, "status": s, "prompt": f"Lamp {u}?"} for u, n, s in rows),
+        ],
+    )
+
+
+def test_an_import_counts_the_attempts_that_its_report_lacks(tmp_path: Path) -> None:
+    """b was begun and never detected, and no row has the numbers 2 and 3."""
+    path = attempts(tmp_path, [("a", 0, 1), ("a", 0, 2), ("b", 1, 1), ("c", 4, 1), ("c", 4, 2)])
+    summary = made(tmp_path / "s", path)
+    assert summary.n_prompts == 2
+    (lacking,) = summary.lacking
+    assert (lacking.n, lacking.n_planned, lacking.noun) == (3, 5, "attempt")
+
+
+def test_a_whole_report_lacks_nothing(tmp_path: Path) -> None:
+    assert made(tmp_path / "s", garak_report(tmp_path / "garak.1.report.jsonl")).lacking == ()
+
+
+def test_the_command_says_how_many_attempts_are_lacking(tmp_path: Path) -> None:
+    path = attempts(tmp_path, [("a", 0, 2), ("b", 1, 1)])
+    done = run_here("import", path.name, "--out", "s", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{path.name} lacks 1 of the 2 attempts" in done.stderr

@@ -133,3 +133,22 @@ def test_a_json_document_that_is_no_log_is_named(text: str, code: str, tmp_path:
     (tmp_path / "a.json").write_text(text)
     with raises(BadInput, code, mentions=["a.json"]):
         read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"results": {"total_samples": 6}},
+        {"eval": {"model": "m", "dataset": {"sample_ids": ["a", "b", "c"]}, "config": {"epochs": 2}}},
+    ],
+)
+def test_an_import_counts_the_samples_that_a_log_lacks(tmp_path: Path, header: dict[str, Any]) -> None:
+    path = eval_log(tmp_path / "a.eval")
+    with zipfile.ZipFile(path, "a") as log:
+        log.writestr("header.json", json.dumps({"eval": {"model": "mockllm/parent"}, **header}))
+    (lacking,) = made(tmp_path / "s", path).lacking
+    assert (lacking.n, lacking.n_planned, lacking.noun) == (4, 6, "sample")
+
+
+def test_a_log_that_tells_no_total_lacks_nothing_that_is_known(tmp_path: Path) -> None:
+    assert made(tmp_path / "s", eval_log(tmp_path / "a.eval")).lacking == ()

@@ -30,7 +30,9 @@ from heredity.study.importers._agreement import (
 )
 from heredity.study.importers._record import (
     AnswerImporter,
+    CountsMissing,
     ImportOptions,
+    Lacking,
     Recorded,
     VerdictColumn,
     columns,
@@ -44,6 +46,7 @@ __all__ = [
     "ImportOptions",
     "JudgedPair",
     "JudgedRate",
+    "Lacking",
     "Recorded",
     "RecordedVerdict",
     "Summary",
@@ -67,7 +70,16 @@ def import_files(paths: Iterable[Path], folder: Path, reading: ImportOptions) ->
     and line, and NotComparable if the folder holds another study.
     """
     paths = list(paths)
-    return make(folder, lambda: read(paths, reading))
+    summary = make(folder, lambda: read(paths, reading))
+    return summary._replace(lacking=tuple(_lacking(paths)))
+
+
+def _lacking(paths: Iterable[Path]) -> Iterator[Lacking]:
+    """The files that lack answers of their own runs."""
+    for path in paths:
+        kind = _kind(path)
+        if isinstance(kind, CountsMissing) and (found := kind.lacking(path)) is not None and found.n:
+            yield found
 
 
 def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:

@@ -57,6 +57,23 @@ class AnswerImporter(Protocol):
         """The answers of a file, in order."""
 
 
+class Lacking(NamedTuple):
+    """How many of the `n_planned` answers of a file's own run the file lacks, e.g. because it was stopped."""
+
+    path: Path
+    n: int
+    n_planned: int
+    noun: str  # one of them: "attempt", "sample"
+
+
+@runtime_checkable
+class CountsMissing(Protocol):
+    """An importer of a format that tells how many answers its tool set out to record."""
+
+    def lacking(self, path: Path) -> Lacking | None:
+        """What a file lacks; None if it does not tell."""
+
+
 class Recorded(NamedTuple):
     """One recorded answer. If `response` is None, `error` gives the reason."""
 

@@ -25,7 +25,7 @@ from heredity.core.records import RECORDED, SCHEMA, Check, Exchange, Probe, Reco
 from heredity.core.version import __version__
 from heredity.study import plan
 from heredity.study.estimates import SCOPES
-from heredity.study.importers._record import Recorded
+from heredity.study.importers._record import Lacking, Recorded
 from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
 from heredity.study.spec import declare
 from heredity.study.storage import RESPONSES, RUNS, RunRecord
@@ -59,6 +59,7 @@ class Summary(NamedTuple):
     n_answers: int
     n_missing: int  # trials without a recorded answer
     judges: tuple[str, ...]  # whose verdicts were recorded too
+    lacking: tuple[Lacking, ...] = ()  # files that lack answers of their own runs
 
 
 def make(folder: Path, read: Callable[[], Iterator[Recorded]]) -> Summary:

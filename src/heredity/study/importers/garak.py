@@ -14,9 +14,10 @@ from typing import Any
 
 from heredity.core.errors import BadInput
 from heredity.core.readers import json_lines
-from heredity.study.importers._record import Raw
+from heredity.study.importers._record import Lacking, Raw
 
 OWN = {"category": "probe_classname", "sample": "generation"}
+_MOST_ATTEMPTS = 10_000_000  # of one probe; a larger number is not one of a run
 _COMPLETE = 2  # an attempt is written once when it is asked (1) and once when it is detected
 
 
@@ -36,6 +37,26 @@ def read(path: Path) -> Iterator[Raw]:
             threshold = float(found) if isinstance(found, (int, float)) else threshold
         elif kind == "attempt" and entry.get("status") == _COMPLETE:
             yield from _outputs(path, line, entry, model, threshold)
+
+
+def lacking(path: Path) -> Lacking:
+    """The attempts that were begun and never detected, and those whose numbers are left out (`seq`)."""
+    begun: set[tuple[str, str]] = set()
+    complete: set[tuple[str, str]] = set()
+    numbers: dict[str, set[int]] = {}
+    for line, entry in json_lines(path):
+        is_complete = entry.get("status") == _COMPLETE
+        if entry.get("entry_type") != "attempt" or not (is_complete or entry.get("uuid")):
+            continue  # without an id, nothing tells which rows are of one attempt
+        probe, seq = str(entry.get("probe_classname")), entry.get("seq")
+        key = (probe, str(entry.get("uuid") or f"line {line}"))
+        begun.add(key)
+        if is_complete:
+            complete.add(key)
+        if type(seq) is int and 0 <= seq < _MOST_ATTEMPTS:
+            numbers.setdefault(probe, set()).add(seq)
+    n_left_out = sum(max(seen) + 1 - len(seen) for seen in numbers.values())
+    return Lacking(path, len(begun - complete) + n_left_out, len(begun) + n_left_out, "attempt")
 
 
 def _model(setup: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from heredity.core.errors import BadInput, Unavailable
 from heredity.core.records import Stop, ToolCall
 from heredity.core.sanitize import clean_call
-from heredity.study.importers._record import Raw
+from heredity.study.importers._record import Lacking, Raw
 
 OWN = {"prompt": "input", "sample": "epoch"}
 MOST_BYTES = 1 << 28  # of one unpacked sample: a crafted zip must not fill the memory
@@ -47,6 +47,36 @@ def read(path: Path) -> Iterator[Raw]:
                 yield _sample(path, number, _json(path, log, name), spec)
     except zipfile.BadZipFile as error:
         raise BadInput(path, f"not a whole inspect_ai log: {error}", code="log-damaged") from None
+
+
+def lacking(path: Path) -> Lacking | None:
+    """The samples of the run that are not in the log; None if the log does not tell how many it planned."""
+    if path.suffix.lower() == ".json":
+        try:
+            log = _dict(json.loads(path.read_bytes()))
+        except (ValueError, RecursionError):
+            return None
+        samples = log.get("samples")
+        n_held, head = len(samples) if isinstance(samples, list) else 0, log
+    else:
+        with zipfile.ZipFile(path) as packed:
+            names = packed.namelist()
+            n_held = sum(name.startswith("samples/") and name.endswith(".json") for name in names)
+            head = {"eval": _spec(path, packed)}
+            if "header.json" in names:
+                head = _json(path, packed, "header.json")
+    planned = _planned(head)
+    return None if planned is None else Lacking(path, max(planned - n_held, 0), planned, "sample")
+
+
+def _planned(head: dict[str, Any]) -> int | None:
+    """Samples times epochs, as the header of a log has them."""
+    total = _dict(head.get("results")).get("total_samples")
+    if type(total) is int:
+        return total
+    spec = _dict(head.get("eval"))
+    ids, epochs = _dict(spec.get("dataset")).get("sample_ids"), _dict(spec.get("config")).get("epochs")
+    return len(ids) * (epochs if type(epochs) is int else 1) if isinstance(ids, list) else None
 
 
 def _document(path: Path) -> Iterator[Raw]:
