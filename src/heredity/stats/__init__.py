@@ -13,6 +13,7 @@ pass_at_k         success within k tries
 ppi               prediction-powered estimates: few labels, many judged trials
 heterogeneity     a paired difference by technique, and whether techniques differ
 technique_rates   mixed-effects logit: shrunk rates, this bank's mean, a new technique
+crossed           behaviours crossed with attacks: pigeonhole bootstrap, two-way clusters
 repeats           repeated samples: flips, item and sample variance, what more samples buy
 decision          expected cost by the user's costs, chance to be the best, ranks
 unclear           unclear answers: three codings, a declared share, the share that tips a claim
