@@ -418,3 +418,15 @@ def test_the_line_is_found_by_fields_and_not_by_words(
     monkeypatch.setattr(spec, "check_decoding", reworded)
     with raises(BadInput, "bad-setting", mentions=["desk.toml:5", "other words"]):
         load(tmp_path, TOML)
+
+
+def test_a_planted_result_may_be_for_calls_with_certain_arguments() -> None:
+    planted = ToolResult("find_order", "Only of number 7.", {"number": "7"})
+    probe = msgspec.structs.replace(PROBE, tool_result=planted)
+    for number, seen in (
+        ("7", "Only of number 7."),
+        (" 7 ", "Only of number 7."),
+        ("8", "Order found: sent."),
+    ):
+        requests = talk(APPLICATION, [f'CALL find_order {{"number": "{number}"}}'], probe)
+        assert requests[1].messages[-1].content == f"Result of find_order:\n{seen}"

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from heredity.application.conversation import converse
-from heredity.application.tools import World, check_world, parse_tool_calls, plain_tools
+from heredity.application.tools import World, check_world, is_answered_by, parse_tool_calls, plain_tools
 from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean
 from heredity.core.readers import toml_line_of, toml_of
 from heredity.core.records import (
@@ -186,7 +186,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         done = world.call(call) if world is not None else None
         if done is not None and done.error:
             return f"error: {done.error}"
-        if probe.tool_result is not None and probe.tool_result.tool == call.name:
+        if probe.tool_result is not None and is_answered_by(call, probe.tool_result):
             return probe.tool_result.text
         if done is not None and done.read is not None:
             return done.read

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from msgspec import UnsetType
 
 from heredity.core.errors import BadArgument
-from heredity.core.records import Change, Effect, Tool, ToolCall
+from heredity.core.records import Change, Effect, Tool, ToolCall, ToolResult
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _AMOUNT = re.compile(r"[A-Za-z\u20ac$\u00a3 ]{0,8}(\d{1,12}(?:[.,]\d{1,2})?)[A-Za-z\u20ac$\u00a3 ]{0,8}")
@@ -130,6 +130,12 @@ def covers(allowed: Change, change: Change) -> bool:
     """Whether an allowed change is this one: at its place or beneath, with the values that it gives."""
     place, under = change.at.split("/"), allowed.at.split("/")
     return place[: len(under)] == under and _holds(change.value, allowed.value)
+
+
+def is_answered_by(call: ToolCall, planted: ToolResult) -> bool:
+    """Whether a call gets this planted result: of the tool, with the arguments that it names."""
+    wanted = {} if isinstance(planted.arguments, UnsetType) else planted.arguments
+    return call.name == planted.tool and _holds(call.arguments, wanted)
 
 
 def words(change: Change) -> str:

@@ -234,10 +234,11 @@ class Check(Record, frozen=True):
 
 
 class ToolResult(Record, frozen=True):
-    """A tool's answer in this probe, instead of the application's canned result."""
+    """A tool's answer in this probe, instead of the application's; or only to calls with `arguments`."""
 
     tool: str
     text: str
+    arguments: dict[str, Any] | UnsetType = UNSET
 
 
 class ToolDescription(Record, frozen=True, omit_defaults=True):

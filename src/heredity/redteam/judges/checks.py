@@ -15,6 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from heredity.application.spec import Application
+from heredity.application.tools import is_answered_by
 from heredity.core.records import Outcome, Probe, Response, Verdict
 from heredity.redteam.checks import BreachCheck, Finding, load_check
 from heredity.redteam.judges.rules import judge as rules
@@ -51,7 +52,9 @@ def _saw_tool_result(probe: Probe, response: Response) -> bool:
     """Whether the model called the tool whose result the probe planted, and continued; true without one."""
     planted = probe.tool_result
     before_last = response.exchanges[:-1]
-    return planted is None or any(c.name == planted.tool for e in before_last for c in e.tool_calls)
+    return planted is None or any(
+        is_answered_by(call, planted) for exchange in before_last for call in exchange.tool_calls
+    )
 
 
 def _unquoted(
