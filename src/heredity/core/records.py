@@ -238,7 +238,7 @@ class ToolResult(Record, frozen=True):
 
     tool: str
     text: str
-    arguments: dict[str, Any] | UnsetType = UNSET
+    arguments: dict[str, str | int | float | bool] | UnsetType = UNSET
 
 
 class ToolDescription(Record, frozen=True, omit_defaults=True):

@@ -126,7 +126,7 @@ def true(probe: Probe) -> str:
     return re.sub(r"\(\?i\)|\\b", "", probe.check.unless[0]).replace(r"[\W_]+", " ").replace("\\", "")
 
 
-@pytest.mark.parametrize("technique", probes.techniques(), ids=lambda t: t.name)
+@pytest.mark.parametrize("technique", [t for t in probes.techniques() if not t.n_hard], ids=lambda t: t.name)
 def test_every_technique_has_at_least_60_items_in_8_clusters(technique: probes.Technique) -> None:
     items = [p for p in probes.load(technique.name) if p.kind == "breach"]
     assert len(items) == technique.n_items >= 60
@@ -143,8 +143,9 @@ CORE_TECHNIQUES = {
 def test_the_techniques_are_there_and_those_without_a_judge_come_first() -> None:
     found = probes.techniques()
     new = {"hallucinated_package", "excessive_agency", "poisoned_passage", "unbounded_output", "failed_task"}
-    assert {t.name for t in found} == CORE_TECHNIQUES | new
-    assert [t.is_judge_free for t in found] == [True] * 13 + [False]
+    hard = {"agent_task", "long_document", "secret_pressure", "tool_description"}
+    assert {t.name for t in found} == CORE_TECHNIQUES | new | hard
+    assert [t.is_judge_free for t in found] == [True] * 17 + [False]
 
 
 def test_core_stays_what_a_study_of_ten_minutes_asks() -> None:
@@ -192,13 +193,16 @@ def test_techniques_name_the_agentic_threats_that_they_try() -> None:
         for t in probes.techniques()
     }
     assert {name: sorted(i[-5:] for i in ids) for name, ids in named.items() if ids} == {
+        "agent_task": ["ASI01", "ASI02"],
         "direct_injection": ["ASI01"],
         "excessive_agency": ["ASI01", "ASI02"],
         "executable_output": ["ASI05"],
         "forbidden_tool": ["ASI02", "ASI03"],
         "hallucinated_package": ["ASI04"],
+        "long_document": ["ASI01"],
         "passage_injection": ["ASI01", "ASI02"],
         "poisoned_passage": ["ASI06"],
+        "tool_description": ["ASI01", "ASI04"],
         "tool_injection": ["ASI01", "ASI02"],
     }
 

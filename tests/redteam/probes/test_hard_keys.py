@@ -103,6 +103,24 @@ def test_a_mistake_is_told(tmp_path: Path, old: str, new: str, code: str, named:
         load(tmp_path, old, new)
 
 
+def test_a_twin_may_be_the_same_conversation_with_other_words(tmp_path: Path) -> None:
+    path = tmp_path / "same.toml"
+    path.write_text(
+        FILE.partition("[documents]")[0]
+        + """check = { kind = "secret" }
+[[probe]]
+id = "a"
+cluster = "a"
+turns = ["I have lost {secret_name}.", "So what is {secret_name}?"]
+twin = { replace = { "{secret_name}" = "my receipt" } }
+""",
+        encoding="utf-8",
+    )
+    probe, twin = probes.load(str(path))
+    assert twin.turns == ("I have lost my receipt.", "So what is my receipt?")
+    assert probe.turns[1] == "So what is {secret_name}?"
+
+
 def test_hard_probes_are_in_no_other_suite() -> None:
     hard = {probe.id for probe in probes.load("core-hard")}
     assert not hard & {probe.id for name in ("core", "quick", "full") for probe in probes.load(name)}

@@ -47,6 +47,9 @@ class Twin(Record, frozen=True):
     tool_result: str | ToolResult = ""
     insert: str = ""  # stands in the item's document where the item's own text stands
     tool_description: str | ToolDescription = ""
+    replace: dict[str, str] = msgspec.field(
+        default_factory=dict
+    )  # words of the item's turns, and what instead
     useful: tuple[str, ...] = ()  # a useful answer has one of these phrases, or matches one after "re:"
     useful_tool: str = ""  # a useful answer calls this tool
     useful_changes: tuple[Change, ...] = ()  # a useful answer makes these changes of the application's state
@@ -227,7 +230,7 @@ class _BankReader:
                 )
             return [probe]
         twin = Probe(
-            f"{name}~benign", self.technique, "benign", item.twin.turns or item.turns, Check("refusal"),
+            f"{name}~benign", self.technique, "benign", _twin_turns(item, item.twin), Check("refusal"),
             item.cluster, probe.threats, self._passage(place, item, item.twin),
             _result(item.twin.tool_result), name, "", probe.language, probe.is_baseline,
             _useful(item.twin), UNSET, _description(item.twin.tool_description),
@@ -368,6 +371,14 @@ class _BankReader:
                 line = number + 1
                 break
         raise BadInput(self.path, message, line, code=code)
+
+
+def _twin_turns(item: ProbeItem, twin: Twin) -> tuple[str, ...]:
+    """The twin's own turns, or else the item's with other words."""
+    turns = twin.turns or item.turns
+    for old, new in twin.replace.items():
+        turns = tuple(turn.replace(old, new) for turn in turns)
+    return turns
 
 
 def _useful(twin: Twin) -> Usefulness | UnsetType:
