@@ -44,7 +44,7 @@ class CrossedDifference(NamedTuple):
     p_value: float
 
 
-class _Cells(NamedTuple):
+class _CrossedSums(NamedTuple):
     """(row, column) sums of the values and numbers of trials."""
 
     total: _Floats
@@ -57,7 +57,8 @@ class _Cells(NamedTuple):
     @property
     def n_levels(self) -> int:
         """Levels of the smaller factor."""
-        return min(self.total.shape)
+        n_rows, n_columns = self.total.shape
+        return int(min(n_rows, n_columns))
 
     @property
     def floor(self) -> float:
@@ -141,7 +142,7 @@ def _times(rng: np.random.Generator, n_draws: int, n_levels: int) -> _Floats:
     return counts.reshape(n_draws, n_levels).astype(np.float64)
 
 
-def _cells(values: _Floats, rows: ArrayLike, columns: ArrayLike) -> _Cells:
+def _cells(values: _Floats, rows: ArrayLike, columns: ArrayLike) -> _CrossedSums:
     row_labels, column_labels = np.asarray(rows), np.asarray(columns)
     if not (values.shape == row_labels.shape == column_labels.shape) or values.ndim != 1:
         raise BadArgument(
@@ -153,18 +154,20 @@ def _cells(values: _Floats, rows: ArrayLike, columns: ArrayLike) -> _Cells:
     column_names, c = np.unique(column_labels, return_inverse=True)
     shape = len(row_names), len(column_names)
     place = r * shape[1] + c
-    total = np.bincount(place, weights=values, minlength=shape[0] * shape[1]).reshape(shape)
-    return _Cells(total, np.bincount(place, minlength=total.size).reshape(shape).astype(np.float64))
+    n_cells = shape[0] * shape[1]
+    total = np.bincount(place, weights=values, minlength=n_cells).astype(np.float64)
+    size = np.bincount(place, minlength=n_cells).astype(np.float64)
+    return _CrossedSums(total.reshape(shape), size.reshape(shape))
 
 
-def _refusal(cells: _Cells) -> str:
+def _refusal(cells: _CrossedSums) -> str:
     if cells.n_levels < 2:
         return "an interval for other behaviours and attacks needs at least two of each"
     return ""
 
 
 def _effective_n(
-    cells: _Cells, spread: float, rng: np.random.Generator, n_draws: int
+    cells: _CrossedSums, spread: float, rng: np.random.Generator, n_draws: int
 ) -> tuple[EffectiveN, str]:
     """The effective n, and the name of the method. `spread`: the variance of one independent trial."""
     n, levels = int(cells.size.sum()), cells.n_levels
@@ -177,7 +180,7 @@ def _effective_n(
     return EffectiveN(n, levels, cells.floor, estimated, levels - 1), method
 
 
-def _two_way(cells: _Cells) -> float:
+def _two_way(cells: _CrossedSums) -> float:
     residuals, n = cells.total - cells.size * cells.mean, float(cells.size.sum())
     by_row, by_column = (_between(residuals.sum(axis=axis)) for axis in (1, 0))
     by_cell = _between(residuals[cells.size > 0])
