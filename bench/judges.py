@@ -9,6 +9,7 @@ python bench/judges.py                measure, print, and write quality.json (ju
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import random
 import string
@@ -21,7 +22,7 @@ from heredity.core.errors import Unavailable
 from heredity.core.records import Check, Exchange, Probe, Response
 from heredity.redteam import judges
 from heredity.redteam.checks.secret.check import SecretForms
-from heredity.redteam.judges.calibration import canaries, quality
+from heredity.redteam.judges.calibration import canaries, likeness, quality
 from heredity.redteam.judges.calibration.families import leave_one_out
 from heredity.redteam.judges.calibration.quality import HEAD_CARD, LEARNED_CARD, read_card
 from heredity.redteam.judges.rules import judge as rules
@@ -57,6 +58,8 @@ def main() -> int:
     is_stale = rebuilt != quality.shipped() if quality._SHIPPED.exists() else True
     if is_stale and not arguments.check:
         print(f"wrote {quality.write_table(rebuilt)}")
+    if not arguments.check:
+        print(f"wrote {likeness.write_forms(label_forms(arguments.data))}")
     print_canaries(arguments.check)
     print_quality()
     print_families()
@@ -76,6 +79,47 @@ def print_quality() -> None:
             e = getattr(row, name)
             value = "none" if e.value is None else f"{e.value:.3f}  [{e.low:.3f}, {e.high:.3f}]"
             print(f"  {name:12} {value}  n={e.n}")
+
+
+FORMS = {  # family of labels (calibration/families.py): its files, request and answer, and which rows
+    "GPTFuzz": ("gptfuzz_labels/train.jsonl", "", "Response", ""),
+    "JAILJUDGE": ("jailjudge_mini/labels.jsonl", "question", "answer", ""),
+    "PyRIT: objective achieved": (
+        "pyrit/datasets/scorer_evals/objective/*.csv", "objective", "assistant_response", "",
+    ),
+    "XSTest: Mistral, unsafe prompts": (
+        "xstest/completions_mistralinstruct.jsonl", "prompt", "completion", "contrast",
+    ),
+    "XSTest safe prompts: Llama-2": ("xstest/completions_llama2orig.jsonl", "prompt", "completion", "safe"),
+    "XSTest: Mistral": ("xstest/completions_mistralinstruct.jsonl", "prompt", "completion", ""),
+    "PyRIT: refusal": (
+        "pyrit/datasets/scorer_evals/refusal_scorer/refusal*.csv", "objective", "assistant_response", "",
+    ),
+}  # fmt: skip
+
+
+def label_forms(data: Path) -> list[likeness.AnswerForm]:
+    """The form of each family of labels whose files are below `data`; PyRIT's are in its wheel."""
+    found = []
+    for family, (files, request, answer, kind) in FORMS.items():
+        paths = sorted(data.glob(files))
+        if not paths:
+            print(f"{family}: no {files} below {data}; its form stays as it is")
+            continue
+        rows = [row for path in paths for row in read_rows(path)]
+        if kind:
+            rows = [row for row in rows if row["type"].startswith("contrast") == (kind == "contrast")]
+        pairs = [(row.get(request) or "", row.get(answer) or "") for row in rows]
+        found.append(likeness.summarise(family, pairs))
+    return found
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in text.split("\n") if line]
+    lines = [line for line in text.splitlines(keepends=True) if not line.startswith("# dataset_version")]
+    return list(csv.DictReader(lines))
 
 
 def print_canaries(is_check: bool) -> None:

@@ -13,11 +13,14 @@ from heredity.redteam.judges.rules import judge as rules
 from heredity.study.aggregate import read_study
 from heredity.study.drift import CANARIES
 from heredity.study.headline import headline
+from heredity.study.plan import Analysis
 from heredity.study.report import html
 from heredity.study.study import Study
 from tests.support.studies import plan, study
 
-MADE = plan(("scripted:mixed",), n=2, attacks=("direct",), samples=1)
+MADE = msgspec.structs.replace(
+    plan(("scripted:mixed",), n=2, attacks=("direct",), samples=1), analysis=Analysis()
+)
 
 
 def rows(folder: Path) -> list[CanaryVerdicts]:

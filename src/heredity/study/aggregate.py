@@ -24,7 +24,6 @@ from heredity.study import sequential
 from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import MEASURES, compare_edges, compare_models, panel_agreement
 from heredity.study.competence import competence_lines, unprompted_rates
-from heredity.study.drift import find_drift
 from heredity.study.estimates import (
     ALL,
     SCOPES,
@@ -42,6 +41,7 @@ from heredity.study.estimates import (
 from heredity.study.intervals import Bools, Intervals, per_attempt
 from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
+from heredity.study.likeness import AnswerSample, refuse_unlike
 from heredity.study.multiverse import multiverses
 from heredity.study.outcomes import (
     BROKE,
@@ -70,7 +70,10 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     correction = JudgeCorrection.of(judged.judges, folder, root, declared_analysis(plan))
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
-    responses = judged_responses(folder, has_verdict, judged.digests)
+    sample = AnswerSample(outcomes)
+    responses = sample.watch(judged_responses(folder, has_verdict, judged.digests))
+    costs = attack_costs(outcomes, responses, rates)
+    rates = tuple(refuse_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
     is_panel = correction.judge.startswith("panel:")
     return Estimates(
@@ -101,12 +104,12 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         judge=correction.judge,
         panel=panel_agreement(outcomes, judged.members) if is_panel else None,
         corrected_by=correction.labels(),
-        drift=find_drift(folder, correction.judge, correction.judged_by),
+        drift=correction.drift(),
         skipped=plan.skipped,
         circumstances=_circumstances(runs),
         sequential=sequential.StoppingRule(outcomes).replay().record() if plan.is_until_decided else None,
         curves=success_curves(outcomes),
-        costs=attack_costs(outcomes, responses, rates),
+        costs=costs,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n

@@ -205,6 +205,8 @@ def _unknown_error(rate: Rate) -> str:
     """Why a judge's rate shows nothing; "" if a check decided, or if the judge's error is known."""
     if rate.is_judge_free or not rate.estimate.n:
         return ""
+    if rate.by_labels is not None and rate.by_labels.value is not None:
+        return ""
     if rate.corrected is None:
         return "the judge was never measured on human labels"
     return "" if rate.corrected.value is not None else rate.corrected.note

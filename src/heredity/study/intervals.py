@@ -256,6 +256,8 @@ def bound_rate(rate: Rate, confidence: float) -> RateBounds:
     else:
         low, high = estimate.low, estimate.high
     raw, corrected = Interval(low, high), rate.corrected
+    if corrected is None or corrected.value is None:
+        corrected = rate.by_labels  # a person's labels on these answers
     if corrected is not None and corrected.low is not None and corrected.high is not None:
         # The correction is of the trials in the rate; what is undecided may have held or broken.
         share = estimate.n / n

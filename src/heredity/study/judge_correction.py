@@ -23,7 +23,8 @@ from heredity.core.records import Estimate
 from heredity.redteam import judges
 from heredity.stats.intervals import refused
 from heredity.stats.judge_error import combine_strata
-from heredity.study.estimates import FamilyCorrection, Measure
+from heredity.study.drift import find_drift
+from heredity.study.estimates import FamilyCorrection, JudgeDrift, Measure
 from heredity.study.intervals import Bools, Intervals, Places
 from heredity.study.plan import Analysis
 
@@ -43,7 +44,7 @@ class JudgeCorrection:
     """One judge with its calibrations; the user's own calibrations are copied into the study's folder."""
 
     def __init__(self, judge: str, judged_by: str, folder: Path, analysis: Analysis | None = None) -> None:
-        self.judge, self.judged_by, self._folder, self._analysis = judge, judged_by, folder, analysis
+        self.judge, self._judged_by, self._folder, self._analysis = judge, judged_by, folder, analysis
         self._has_checks = False
         self._known = {task: judges.calibrations(task, judge, judged_by, folder) for task in TASKS.values()}
         self._predicted = {
@@ -79,10 +80,20 @@ class JudgeCorrection:
         found = {task: errors.labels for task, errors in self._predicted.items() if errors is not None}
         return dict(sorted(found.items()))
 
+    def families(self, measure: Measure) -> tuple[str, ...]:
+        """The families of labels that correct this judge's rates; empty before plans declared an analysis."""
+        errors = self._predicted[TASKS[measure]] if self._analysis is not None else None
+        return tuple(each.labels for each in errors.families) if errors is not None else ()
+
+    def drift(self) -> JudgeDrift | None:
+        """The judge against its record; in plans that declared no analysis only if it drifted."""
+        found = find_drift(self._folder, self.judge, self._judged_by)
+        return found if self._analysis is not None or (found is not None and found.changed) else None
+
     def quality(self) -> tuple[judges.JudgeQuality, ...]:
         """The measurements of this judge, the user's labels first, then shipped ones; and of the checks."""
         shipped = tuple(row for row in judges.quality() if row.judge == self.judge)
-        own = judges.measured_by_user(self.judge, self.judged_by, self._folder, TASKS.values())
+        own = judges.measured_by_user(self.judge, self._judged_by, self._folder, TASKS.values())
         checks = self._analysis and self._has_checks and judges.check_quality(self._analysis.endpoint)
         return (*own, *shipped, *(checks or ()))
 
