@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from heredity.core.records import Estimate
 from heredity.stats import wilson
-from heredity.stats.ppi import FEWEST, ppi_mean, ppi_weight
+from heredity.stats.ppi import FEWEST, ppi_mean
 from tests.support.errors import raises
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -45,7 +45,7 @@ def test_a_judge_worth_nothing_costs_nothing() -> None:
     noise, others = rng.random(300), rng.random(5000)
     found = ppi_mean(labels, noise, others)
     assert width(found) == pytest.approx(width(wilson(int(labels.sum()), 300)), rel=0.02)
-    assert ppi_weight(labels, 1 - labels, others) == 0.0  # nor one that is always wrong
+    assert "weight 0.00" in ppi_mean(labels, 1 - labels, others).method  # nor one that is always wrong
 
 
 def test_a_perfect_judge_counts_as_labels_but_few_agreements_do_not_prove_it() -> None:
@@ -60,7 +60,7 @@ def test_the_formula_is_that_of_the_paper() -> None:
     y, f = np.array([1.0, 0, 0, 1, 1, 0, 0, 0, 1, 0]), np.array([1.0, 0, 1, 1, 0, 0, 0, 0, 1, 0])
     others = np.array([1.0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1])
     weight = np.cov(y, f)[0, 1] / ((1 + 10 / 12) * np.var(np.concatenate([f, others])))
-    assert ppi_weight(y, f, others) == pytest.approx(weight)
+    assert f"weight {weight:.2f}" in ppi_mean(y, f, others).method
     assert ppi_mean(y, f, others).value == pytest.approx(weight * others.mean() + (y - weight * f).mean())
 
 
@@ -121,6 +121,60 @@ def test_the_interval_holds_its_value_and_is_never_a_point(
     assert 0 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
 
 
+# --- clusters ---------------------------------------------------------------------------------------
+
+
+def by_priority(rng: np.random.Generator, size: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The n trials of a priority sample, and the chances with which they were drawn."""
+    priority = size / (1 - rng.random(size.size))
+    order = np.argsort(-priority)
+    return order[:n], np.minimum(1.0, size[order[:n]] / priority[order[n]])
+
+
+def covered_in_clusters(n: int, behaviours: int, per: int, rate: float, correlation: float) -> list[float]:
+    """Shares of runs whose interval held the truth: with clusters, and with trials taken as independent.
+
+    Rates and the judge's errors vary by behaviour; labels are drawn by priority, judged breaches first.
+    """
+    rng, scale, runs = np.random.default_rng(n + behaviours), 1 / correlation - 1, 400
+    clusters, hits = np.repeat(np.arange(behaviours), per), np.zeros(2)
+    for _ in range(runs):
+        own = rng.beta(rate * scale, (1 - rate) * scale, behaviours)[clusters]
+        sens, spec = (rng.beta(2.3 * s, 2.3 * (1 - s), behaviours)[clusters] for s in (0.85, 0.9))
+        truth = rng.random(own.size) < own
+        judged = np.where(truth, rng.random(own.size) < sens, rng.random(own.size) >= spec).astype(float)
+        picked, chances = by_priority(rng, np.where(judged == 1, 1.0, 0.35), n)
+        rest = np.ones(own.size, bool)
+        rest[picked] = False
+        trials = truth[picked], judged[picked], judged[rest], chances
+        both = ppi_mean(*trials, clusters=(clusters[picked], clusters[rest])), ppi_mean(*trials)
+        hits += [held(found, rate) for found in both]
+    return list(hits / runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [20, 50, 100])
+@pytest.mark.parametrize(
+    ("behaviours", "per", "rate", "correlation"), [(60, 5, 0.2, 0.3), (30, 10, 0.2, 0.6), (15, 10, 0.3, 0.5)]
+)
+def test_clusters_are_covered_at_few_labels_drawn_by_doubt(
+    n: int, behaviours: int, per: int, rate: float, correlation: float
+) -> None:
+    with_clusters, without = covered_in_clusters(n, behaviours, per, rate, correlation)
+    assert with_clusters > 0.95 - 0.03
+    assert n == 20 or without < 0.94  # what taking them as independent does
+
+
+def test_an_interval_with_clusters_is_never_narrower() -> None:
+    rng = np.random.default_rng(9)
+    labels, judged, others = drawn(rng, 0.3, 0.85, 0.9, 60, 240)
+    alone = ppi_mean(labels, judged, others)
+    for places in (np.arange(300), np.arange(300) // 5):
+        found = ppi_mean(labels, judged, others, clusters=(places[:60], places[60:]))
+        assert found.value == alone.value and width(found) >= width(alone)
+        assert found.n_clusters == places[-1] + 1
+
+
 def test_too_few_labels_are_refused_in_words() -> None:
     found = ppi_mean([1, 0, 1], [1, 0, 1], [1, 0])
     assert found.value is None and found.method.startswith("refused: 3 labels")
@@ -131,5 +185,7 @@ def test_what_does_not_fit_is_an_error() -> None:
         ppi_mean([1, 0], [1], [1])
     with raises(ValueError, "values-out-of-range"):
         ppi_mean([2.0], [1.0], [1.0])
+    with raises(ValueError, "lengths-differ"):
+        ppi_mean([1.0] * 10, [1.0] * 10, [1.0], clusters=([0, 1], [0]))
     with raises(ValueError, "chance-missing"):
         ppi_mean([1.0], [1.0], [1.0], chances=[0.0])

@@ -130,6 +130,16 @@ def test_labels_give_no_rate_where_answers_decided_how_many_there_are() -> None:
     assert found.value is not None and found.low is not None and found.low < found.value
 
 
+def test_labels_of_one_behaviour_count_together() -> None:
+    truth = np.full(80, np.nan, np.float32)
+    truth[::2] = np.repeat(np.arange(8) % 2, 5)
+    labels, everything = LabelledTrials(truth, np.ones(80, np.float32)), np.arange(80)
+    alone = FIXED.from_labels(labels, broke(40, 80), everything)
+    clustered = FIXED.from_labels(labels, broke(40, 80), everything, np.repeat(np.arange(8), 10))
+    assert clustered.value == alone.value and clustered.n_clusters == 8
+    assert clustered.high - clustered.low > 1.3 * (alone.high - alone.low)
+
+
 # --- several tries, and their cost ----------------------------------------------------------------
 
 

@@ -5,8 +5,13 @@ If all trials are labelled, the judge has no influence. Intervals contain their 
 zero.
 Leaves to others: drawing the trials to label, by chance from the run itself.
 
+With clusters the variance is that of what each cluster contributes to the estimate, labelled and unlabelled
+trials together, and never less than without clusters. Its t quantile has (sum U^2)^2 / sum U^4 degrees of
+freedom for contributions U: a few clusters with errors of the judge can make up most of the variance.
+
 Sources: Angelopoulos, Duchi and Zrnic 2311.01453 (PPI++). Zrnic and Candes 2403.03208 (labels drawn with
-unequal chances). Duffield, Lund and Thorup 2007 (the variance of such a draw).
+unequal chances). Duffield, Lund and Thorup 2007 (the variance of such a draw). Miller 2411.00640 (clusters);
+Satterthwaite 1946 and Young 2016 (degrees of freedom of a clustered variance); Korn and Graubard 1998.
 """
 
 from __future__ import annotations
@@ -15,12 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, normal_quantile, refused, wilson_bounds
 
 FEWEST = 10  # labels; the variance is estimated from them, and below this it says more than is known
+_FEWEST_DF = 4.0  # of t: below it the floor of the variance allows for what was not seen (`_variance`)
 _Floats = NDArray[np.float64]
 
 
@@ -41,12 +48,14 @@ def ppi_mean(
     others: ArrayLike,
     chances: ArrayLike | None = None,
     confidence: float = CONFIDENCE,
+    clusters: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Estimate:
     """The rate that people would give, from their labels on some trials and a judge's verdicts on all.
 
     labels   0 or 1 per labelled trial; `judged` has the judge's verdicts or scores on the same trials
     others   the judge's verdicts on the unlabelled trials only
     chances  with which each labelled trial was drawn, up to a common factor; None: equal chances
+    clusters the behaviours of the labelled trials, and of the others; None: trials are independent
 
     The interval is Wilson's on the effective n; n itself is the number of labels. The value is refused (None)
     below `FEWEST` labels.
@@ -58,19 +67,15 @@ def ppi_mean(
         return refused(n, why)
     weight = _weight(sample)
     value, n_eff = _effective_n(sample, weight, confidence)
+    words, n_clusters = "", None
+    if clusters is not None:
+        spread = _clustered(sample, weight, _places(clusters, sample))
+        n_eff = spread.effective_n(value, n_eff, confidence)
+        words, n_clusters = f", {spread.n_clusters} clusters, t with {spread.df:.1f} df", spread.n_clusters
     low, high = wilson_bounds(value, n_eff, confidence)
-    method = (
-        f"prediction-powered ({n_others} unlabelled, weight {weight:.2f}; wilson on effective n {n_eff:.1f})"
-    )
-    return Estimate(value, low, high, n, method)
-
-
-def ppi_weight(labels: ArrayLike, judged: ArrayLike, others: ArrayLike) -> float:
-    """The weight of the judge, from 0 to 1, that makes the interval narrowest.
-
-    cov(label, judged) / ((1 + n / N) var(judged)), for n labels and N other trials.
-    """
-    return _weight(_sample(labels, judged, others, None))
+    how = f"weight {weight:.2f}; wilson on effective n {n_eff:.1f}{words}"
+    method = f"prediction-powered ({n_others} unlabelled, {how})"
+    return Estimate(value, low, high, n, method, n_clusters=n_clusters)
 
 
 def _sample(labels: ArrayLike, judged: ArrayLike, others: ArrayLike, chances: ArrayLike | None) -> _Sample:
@@ -96,6 +101,7 @@ def _sample(labels: ArrayLike, judged: ArrayLike, others: ArrayLike, chances: Ar
 
 
 def _weight(sample: _Sample) -> float:
+    """From 0 to 1, for the narrowest interval: cov(label, judged) / ((1 + n / N) var(judged))."""
     n, n_others = sample.labels.size, sample.others.size
     spread = float(np.var(np.concatenate([sample.judged, sample.others]))) if sample.n_all else 0.0
     if n < 2 or n_others == 0 or spread == 0.0:
@@ -114,20 +120,28 @@ def _effective_n(sample: _Sample, weight: float, confidence: float) -> tuple[flo
     hold labelled trials: the two terms would not be independent, and the interval too narrow.
     """
     n, n_all, w = sample.labels.size, sample.n_all, sample.weights
-    # Over all trials, labelled ones too, the judge counts N / n_others times as much for one estimate.
-    full = weight * n_all / sample.others.size if weight else 0.0
+    full = _full_weight(sample, weight)
     left = sample.labels - full * sample.judged
     mean = float(w @ left)
     value = mean + full * float(np.concatenate([sample.judged, sample.others]).mean())
     value = min(max(value, 0.0), 1.0)
-    # Shrunk towards one half, so that labels that are all alike have a variance too (Agresti and Coull).
-    z2 = normal_quantile(confidence) ** 2
-    near = (value * n + z2 / 2) / (n + z2)
-    truth = near * (1 - near)
+    truth = _spread(value, n, confidence)
     # A label stands for w * N trials, itself and those not drawn; answers that were skipped are among these.
     missed: _Floats = np.maximum(w * n_all - 1, 0) * w / n_all
     drawing = float(missed.sum()) * _variance(left - mean, missed, weight, truth)
     return value, truth / (truth / n_all + drawing)
+
+
+def _full_weight(sample: _Sample, weight: float) -> float:
+    """Over all trials, labelled ones too, the judge counts N / n_others times as much for one estimate."""
+    return weight * sample.n_all / sample.others.size if weight else 0.0
+
+
+def _spread(value: float, n: int, confidence: float) -> float:
+    """The variance of one trial, shrunk so that labels that are all alike have one too (Agresti, Coull)."""
+    z2 = normal_quantile(confidence) ** 2
+    near = (value * n + z2 / 2) / (n + z2)
+    return near * (1 - near)
 
 
 def _variance(residuals: _Floats, missed: _Floats, weight: float, truth: float) -> float:
@@ -137,3 +151,48 @@ def _variance(residuals: _Floats, missed: _Floats, weight: float, truth: float) 
     n, total = residuals.size, float(missed.sum())
     seen = float(missed @ residuals**2) / total * n / (n - 1) if total > 0 else 0.0
     return max(seen, 2.0 / (n + 2) if weight > 0 else truth)
+
+
+# --- clusters -------------------------------------------------------------------------------------
+
+
+class _ClusteredSpread(NamedTuple):
+    """The clustered variance of the estimate from n labels, and its degrees of freedom."""
+
+    variance: float
+    df: float
+    n_labels: int
+    n_clusters: int
+
+    def effective_n(self, value: float, unclustered: float, confidence: float) -> float:
+        """The effective n of both, at t's quantile; a t is a smaller n (Korn and Graubard)."""
+        spread = _spread(value, self.n_labels, confidence)
+        variance = max(self.variance, spread / unclustered)
+        t = float(special.stdtrit(self.df, 0.5 + confidence / 2))
+        return spread / variance * (normal_quantile(confidence) / t) ** 2
+
+
+def _clustered(sample: _Sample, weight: float, places: NDArray[np.intp]) -> _ClusteredSpread:
+    """From each cluster's contribution to the estimate. `places`: labelled trials first, then the others."""
+    n, full = sample.labels.size, _full_weight(sample, weight)
+    judged = np.concatenate([sample.judged, sample.others])
+    each = full * (judged - judged.mean()) / sample.n_all
+    left = sample.labels - full * sample.judged
+    each[:n] += sample.weights * (left - float(sample.weights @ left))
+    sums = np.bincount(places, weights=each)
+    g = np.unique(places[:n]).size  # clusters with a label
+    variance = float(np.square(sums).sum()) * g / max(g - 1, 1)
+    df = float(np.square(sums).sum() ** 2 / (sums**4).sum()) if variance > 0 else 1.0
+    return _ClusteredSpread(variance, max(min(df, g - 1.0), _FEWEST_DF), n, int(places.max()) + 1)
+
+
+def _places(clusters: tuple[ArrayLike, ArrayLike], sample: _Sample) -> NDArray[np.intp]:
+    of_labels, of_others = (np.asarray(part) for part in clusters)
+    if of_labels.shape != sample.labels.shape or of_others.shape != sample.others.shape:
+        raise BadArgument(
+            f"{of_labels.shape} and {of_others.shape} clusters do not fit {sample.labels.shape} labels and "
+            f"{sample.others.shape} other trials",
+            code="lengths-differ",
+        )
+    _, places = np.unique(np.concatenate([of_labels, of_others]), return_inverse=True)
+    return places

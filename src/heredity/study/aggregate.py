@@ -212,7 +212,8 @@ def _for_the_judge(
     by_labels = None
     if labels is not None:
         indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
-        by_labels = intervals.from_labels(labels, broke, indices[decided])
+        is_declared = declared_analysis(outcomes.plan) is not None
+        by_labels = intervals.from_labels(labels, broke, indices[decided], clusters if is_declared else None)
     if not outcomes.is_per_attempt:
         return _Judged(corrected, by_labels)
     answered = is_answered(codes)
@@ -237,7 +238,7 @@ def _for_checks(
     intervals, by_labels = Intervals.of(outcomes.plan), None
     if labels is not None and declared_analysis(outcomes.plan) is not None:
         indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
-        by_labels = intervals.from_labels(labels, trials.broke, indices[counted])
+        by_labels = intervals.from_labels(labels, trials.broke, indices[counted], clusters)
     return _Judged(correction.of_checks(trials, outcomes.techniques, intervals), by_labels)
 
 

@@ -145,8 +145,13 @@ class Intervals(NamedTuple):
             return effective_n_of(raw, self.confidence)
         return rate_effective_n(cluster_sums(broke, clusters)).at(self.confidence)
 
-    def from_labels(self, labels: LabelledTrials, broke: Bools, indices: Places) -> Estimate:
-        """The rate of the trials at `indices`, from a person's labels on some and the verdicts on all."""
+    def from_labels(
+        self, labels: LabelledTrials, broke: Bools, indices: Places, clusters: Places | None = None
+    ) -> Estimate:
+        """The rate of the trials at `indices`, from a person's labels on some and the verdicts on all.
+
+        clusters: the behaviour of each trial; None: independent, as in plans without an analysis.
+        """
         if self.is_sequential:
             why = "where answers decided how many there are, labels give no interval"
             return refused(labels.count(indices), why)
@@ -158,6 +163,7 @@ class Intervals(NamedTuple):
             judged[~is_labelled],
             labels.chances[indices][is_labelled].astype(np.float64),  # each label weighs 1 / its chance
             self.confidence,
+            None if clusters is None else (clusters[is_labelled], clusters[~is_labelled]),
         )
 
     def success_within(self, k: int, broke: Places, tries: Places, clusters: Places) -> Estimate:
