@@ -173,8 +173,9 @@ class Rate(Record, frozen=True):
     them, or decided ones only. In the first case `conditional` is the rate of decided trials, else None.
     Errors and skipped trials are in no rate. Skipped trials are those of an attack that this model does not
     support. `n_attempted` counts failed attempts to obey among the answered trials.
-    `corrected` (Rogan-Gladen, for the judge's measured errors) is None unless a judge decides all of the
-    cell. If the correction is refused, its value is None and its note has the reason.
+    `corrected` (Rogan-Gladen, for measured errors) is None unless a judge decides all of the cell, or checks
+    do in a plan that declares an analysis. If the correction is refused, its value is None, and its note has
+    the reason.
     `by_family` has the same by each labelled family of models, if the labels come from several.
     `by_labels` is prediction-powered: a person's labels on some of these answers, and the judge's verdicts on
     all. It is None without labels, and refused with a reason if there are too few.

@@ -46,6 +46,7 @@ class JudgeCorrection:
     def __init__(self, judge: str, judged_by: str, folder: Path, analysis: Analysis | None = None) -> None:
         self.judge, self._judged_by, self._folder, self._analysis = judge, judged_by, folder, analysis
         self._has_checks = False
+        self._checks: dict[str, judges.ReadErrors | None] = {}  # errors by technique, each computed once
         self._known = {task: judges.calibrations(task, judge, judged_by, folder) for task in TASKS.values()}
         self._predicted = {
             task: judges.predicted_errors(task, judge, judged_by, folder) for task in TASKS.values()
@@ -137,7 +138,7 @@ class JudgeCorrection:
         if self._analysis is None or not trials.broke.size:
             return []
         places, n = np.unique(trials.techniques), trials.broke.size
-        errors = {place: judges.check_errors(names[place], self._analysis.endpoint) for place in places}
+        errors = {place: self._errors_of_checks(names[place], self._analysis) for place in places}
         if missing := [names[place] for place, found in errors.items() if found is None]:
             return [FamilyCorrection("", refused(n, _why_no_readings(missing), "not-measured"))]
         parts, weights = [], []
@@ -151,6 +152,11 @@ class JudgeCorrection:
         if len(parts) == 1:
             return [FamilyCorrection(CHECKS, parts[0])]
         return [FamilyCorrection(CHECKS, combine_strata(parts, weights, f"{parts[0].method}, by technique"))]
+
+    def _errors_of_checks(self, technique: str, analysis: Analysis) -> judges.ReadErrors | None:
+        if technique not in self._checks:
+            self._checks[technique] = judges.check_errors(technique, analysis.endpoint)
+        return self._checks[technique]
 
     def _why_not(self, task: judges.Task) -> str:
         return (

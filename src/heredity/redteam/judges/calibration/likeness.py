@@ -74,7 +74,7 @@ def summarise(family: str, pairs: Iterable[Pair]) -> AnswerForm:
 
 
 def distance(a: AnswerForm, b: AnswerForm) -> float:
-    """How far apart two families are, in typical deviations of the shipped families."""
+    """The distance of two families, in typical deviations of the shipped families."""
     apart = (np.array(a.mean) - np.array(b.mean)) / _scale()
     if not (a.has_requests and b.has_requests):
         apart = np.delete(apart, _SHARED)
