@@ -32,6 +32,9 @@ TYPES = [
             "UnpromptedRate",
             "Multiverse",
             "MultiverseCell",
+            "ShrunkRates",
+            "TechniqueRate",
+            "TechniqueTest",
         )
     ),
     graph.Edge,

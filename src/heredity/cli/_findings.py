@@ -186,6 +186,10 @@ def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is
     if any(rate and rate.corrected for rate in rates):
         corrected = (_estimate(rate.corrected if rate else None, is_narrow) for rate in rates)
         grid.add_row(Text("  corrected"), *corrected, style="dim")
+    if estimates.is_per_attempt:
+        lines = {line.model: line for line in estimates.competence if line.technique == scope}
+        shares = [words.percent(lines[m].estimate.value) if m in lines else "-" for m in models]
+        grid.add_row(Text("  decided"), *(Text(f"{share:>6}") for share in shares), style="dim")
     for attack in estimates.attacks if len(estimates.attacks) > 1 else ():
         grid.add_row(Text(f"  {attack}"), *_cells(estimates, scope, measure, is_narrow, attack))
 

@@ -38,6 +38,7 @@ from heredity.study.estimates import (
     Rate,
     TechniqueCard,
 )
+from heredity.study.heterogeneity import rates_by_technique, technique_tests
 from heredity.study.intervals import Bools, Intervals, per_attempt
 from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
@@ -50,12 +51,13 @@ from heredity.study.outcomes import (
     SKIPPED,
     UNCLEAR,
     Codes,
+    JudgedOutcomes,
     Outcomes,
     is_answered,
     is_decided,
     read_outcomes,
 )
-from heredity.study.plan import PLAN, Plan, declared_analysis, read_plan
+from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_plan
 from heredity.study.storage import ESTIMATES, RunRecord, judged_responses, read_estimates, run_records
 
 
@@ -76,7 +78,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     rates = tuple(refuse_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
     is_panel = correction.judge.startswith("panel:")
-    return Estimates(
+    found = Estimates(
         study=digest(plan),
         confidence=plan.confidence,
         margin=plan.margin,
@@ -92,10 +94,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         n_errors=outcomes.count(ERROR),
         n_skipped=outcomes.count(SKIPPED),
         n_unclear=outcomes.count(UNCLEAR),
-        analysis=None if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis,
-        competence=() if isinstance(plan.analysis, msgspec.UnsetType) else tuple(competence_lines(outcomes)),
         unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
-        multiverse=tuple(multiverses(outcomes, judged.members)),
         rates=rates,
         manners=tuple(count_manners(outcomes, judged.manners)),
         pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, SCOPES[m])),
@@ -114,6 +113,21 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n
         ),
+    )
+    declared = declared_analysis(plan)
+    return found if declared is None else _with_declared(found, declared, judged)
+
+
+def _with_declared(found: Estimates, declared: Analysis, judged: JudgedOutcomes) -> Estimates:
+    """The estimates with those that a declared analysis adds."""
+    outcomes = judged.outcomes
+    return msgspec.structs.replace(
+        found,
+        analysis=declared,
+        competence=tuple(competence_lines(outcomes)),
+        multiverse=tuple(multiverses(outcomes, judged.members)),
+        technique_rates=tuple(rates_by_technique(outcomes)),
+        technique_tests=tuple(technique_tests(outcomes)),
     )
 
 

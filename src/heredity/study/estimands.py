@@ -78,3 +78,39 @@ class Multiverse(Record, frozen=True):
     a: str
     b: str
     cells: tuple[MultiverseCell, ...]
+
+
+class TechniqueRate(Record, frozen=True):
+    """The rate of one technique, shrunk towards the model's other techniques (mixed-effects logit)."""
+
+    technique: str
+    estimate: Estimate
+
+
+class ShrunkRates(Record, frozen=True):
+    """The rates of a model over the techniques of one scope, as a bank and as a sample of techniques.
+
+    bank_mean       the mean rate of these techniques, each with the same weight
+    new_technique   the rate of one more technique of the same kind: a prediction, so a wide one
+    sigma_technique, sigma_behaviour   standard deviations on the logit scale, of techniques and of behaviours
+                    within one; None below three techniques, where every rate is refused
+    """
+
+    model: str
+    scope: str
+    techniques: tuple[TechniqueRate, ...]
+    bank_mean: Estimate
+    new_technique: Estimate
+    sigma_technique: float | None
+    sigma_behaviour: float | None
+
+
+class TechniqueTest(Record, frozen=True):
+    """Whether the difference of two models depends on the technique; None if nothing differs."""
+
+    a: str
+    b: str
+    scope: str
+    q: float | None
+    p_value: float | None
+    test: str

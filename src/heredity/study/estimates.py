@@ -18,6 +18,9 @@ from heredity.study.estimands import Measure as Measure
 from heredity.study.estimands import Multiverse as Multiverse
 from heredity.study.estimands import MultiverseCell as MultiverseCell
 from heredity.study.estimands import Reason as Reason
+from heredity.study.estimands import ShrunkRates as ShrunkRates
+from heredity.study.estimands import TechniqueRate as TechniqueRate
+from heredity.study.estimands import TechniqueTest as TechniqueTest
 from heredity.study.estimands import UnpromptedRate as UnpromptedRate
 from heredity.study.plan import Analysis as Analysis
 from heredity.study.plan import SkippedProbe as SkippedProbe
@@ -370,6 +373,8 @@ class Estimates(Record, frozen=True):
     unprompted: tuple[UnpromptedRate, ...] = ()  # if any model has such a breach
     drift: JudgeDrift | None = None  # of the judge, on canary answers; None: no record to compare with
     multiverse: tuple[Multiverse, ...] = ()  # with a declared analysis and at most ten models
+    technique_rates: tuple[ShrunkRates, ...] = ()  # the same
+    technique_tests: tuple[TechniqueTest, ...] = ()  # the same, and not in a study that stops early
     schema: int = SCHEMA
 
     @property

@@ -14,10 +14,13 @@ from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
 from heredity.study.wording import (
+    TechniqueCounts,
     counted,
     find,
     inheritance_summary,
+    interval,
     judged_words,
+    multiverse_words,
     names,
     p_words,
     pair_of,
@@ -26,6 +29,8 @@ from heredity.study.wording import (
     rate_words,
     reason_on,
     stopping_words,
+    techniques_of_pair,
+    title,
     unsigned,
     verdict_on,
     withheld_words,
@@ -59,29 +64,40 @@ def headline(estimates: Estimates) -> Headline:
     rated.sort(key=lambda item: item[0])
     best, worst = rated[0][1], rated[-1][1]
     if len(rated) == 1:
-        which = "judge-free trials" if scope == JUDGE_FREE else f"trials{_BY_JUDGE}"
-        sentence = f"{called[best.model]} broke in {percent(best.estimate.value)} of the {which}"
-        support = (
-            f"{rate_words(best, estimates.confidence)}.",
-            *_judged(estimates, called, scope),
-            *_cost(estimates, called, best, rated),
-        )
-        return Headline(sentence, support, _warnings(estimates, called))
+        return _of_one(estimates, called, rated)
     pair = pair_of(estimates.pairs, best.model, worst.model, "breach", scope)
     turned = ""
     if pair is not None and _more_often(pair, worst.model) < 0:  # the verdict is of the shared trials
         best, worst = worst, best
         turned = _turned(called, best, worst, pair, counted(estimates))
     sentence, numbers = _separation(estimates, called, best, worst, pair)
+    by_technique = techniques_of_pair(estimates, worst.model, best.model, scope)
+    if len(rated) == 2 and pair is not None and verdict_on(pair, worst.model) == "worse":
+        sentence += _share_of_techniques(by_technique)
     sentence += _BY_JUDGE if scope == JUDGED else _but_judged(estimates, called, best, worst, pair)
     inherited = inheritance_summary(estimates)
     support = (
         numbers + turned,
         *_unclear(called, best, worst, pair),
+        *_techniques(estimates, called, best, worst, by_technique),
+        *_other_analyses(estimates, called, best, worst),
         *([inherited] if inherited else []),
         *_others(estimates, called, best, rated),
         *_judged(estimates, called, scope),
         *_cost(estimates, called, best, rated),
+    )
+    return Headline(sentence, support, _warnings(estimates, called))
+
+
+def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[float, Rate]]) -> Headline:
+    """The headline of a study in which one model has a breach rate."""
+    found, scope = rated[0][1], estimates.main_scope()
+    which = "judge-free trials" if scope == JUDGE_FREE else f"trials{_BY_JUDGE}"
+    sentence = f"{called[found.model]} broke in {percent(found.estimate.value)} of the {which}"
+    support = (
+        f"{rate_words(found, estimates.confidence)}.",
+        *_judged(estimates, called, scope),
+        *_cost(estimates, called, found, rated),
     )
     return Headline(sentence, support, _warnings(estimates, called))
 
@@ -154,6 +170,45 @@ def _tipping(name: str, n_unclear: int, share: float | None) -> tuple[str, ...]:
     if share is None:
         return (f"That holds even if all {n} of {name} were breaches.",)
     return (f"That holds if fewer than {percent(share)} of {name}'s {n} were breaches.",)
+
+
+def _share_of_techniques(found: TechniqueCounts) -> str:
+    """For the headline: in how many techniques the difference is shown."""
+    if found.n < 2:
+        return ""
+    if not found.worse:
+        return f", in none of {found.n} techniques by itself"
+    return f", in {'all' if len(found.worse) == found.n else len(found.worse)} of {found.n} techniques"
+
+
+def _techniques(
+    estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate, found: TechniqueCounts
+) -> tuple[str, ...]:
+    """The verdict of each technique, and the rates that a new technique would have."""
+    if found.n < 2:
+        return ()
+    parts = [
+        f"{word} in {', '.join(map(title, of)).lower()}"
+        for word, of in (("worse", found.worse), ("better", found.better), ("not different", found.equal))
+        if of
+    ]
+    parts += [f"not shown in {'the others' if parts else 'any'}"] if found.open else []
+    lines = [f"By technique {called[worst.model]} is {'; '.join(parts)}."]
+    rates = {each.model: each.new_technique for each in estimates.technique_rates}
+    new = [(called[model], rates[model]) for model in (worst.model, best.model) if model in rates]
+    if new and all(each.value is not None for _, each in new):
+        each = "; ".join(f"{name} {interval(rate)}" for name, rate in new)
+        lines.append(f"These techniques are a sample. In one more of their kind we expect: {each}.")
+    return tuple(lines)
+
+
+def _other_analyses(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> tuple[str, ...]:
+    """How many analyses (coding of unclear answers, judge, weighting) come to the same verdict."""
+    ends = {best.model, worst.model}
+    found = next((each for each in estimates.multiverse if {each.a, each.b} == ends), None)
+    if found is None:
+        return ()
+    return (f"Under other analyses {called[worst.model]} is {multiverse_words(found, worst.model)}.",)
 
 
 def _ends(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> str:

@@ -75,13 +75,11 @@ def _views(outcomes: Outcomes, members: Mapping[str, Codes]) -> Iterator[_Decide
 
 def _view(outcomes: Outcomes, judge: str, probes: list[int], decided: Outcomes) -> _DecidedBy:
     plan = outcomes.plan
-    of = {name: t for t, name in enumerate(outcomes.techniques)}
-    techniques = np.array([of[plan.probes[i].technique] for i in probes])
     return _DecidedBy(
         judge,
         np.array([decided.codes_of(m, ALL, probes) for m in range(len(plan.models))]),
         outcomes.clusters_of(ALL, probes),
-        np.tile(np.repeat(techniques, plan.samples), len(plan.attacks)),
+        outcomes.techniques_of(ALL, probes),
         outcomes.blocks_of(ALL, probes),
     )
 

@@ -97,6 +97,12 @@ class Outcomes:
         return int(np.count_nonzero(self.codes == code))
 
     @property
+    def breach_scopes(self) -> list[str]:
+        """The scopes of breaches that the plan asks, judge-free first."""
+        probes = self.plan.probes
+        return [scope for scope in (JUDGE_FREE, JUDGED) if any(is_part(probe, scope) for probe in probes)]
+
+    @property
     def is_per_attempt(self) -> bool:
         """Whether the plan's rates are over all answered trials, and not over decided ones only."""
         declared = self.plan.analysis

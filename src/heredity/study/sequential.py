@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from heredity.stats import holm
 from heredity.stats.group_sequential import SequentialComparison
 from heredity.stats.sequential import cluster_means
-from heredity.study.estimates import JUDGE_FREE, SCOPES, PairDecision, Sequential, StoppedModel
+from heredity.study.estimates import JUDGE_FREE, PairDecision, Sequential, StoppedModel
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Outcomes, is_part
 
@@ -29,8 +29,7 @@ class StoppingRule:
     def __init__(self, outcomes: Outcomes) -> None:
         self.outcomes, self._plan = outcomes, outcomes.plan
         self._alpha = Intervals.of(self._plan).alpha
-        probes = self._plan.probes
-        scopes = [scope for scope in SCOPES["breach"] if any(is_part(probe, scope) for probe in probes)]
+        scopes = outcomes.breach_scopes
         self.scope = scopes[0] if scopes else JUDGE_FREE  # the deciding one: judge-free if there is any
         self._pairs = list(combinations(range(len(self._plan.models)), 2))
         n_most = int(outcomes.clusters.max()) + 1

@@ -162,6 +162,38 @@ def verdict_on(pair: ModelPair, model: str) -> str:
     return pair.verdict_ab if model == pair.b else pair.verdict_ba
 
 
+class TechniqueCounts(NamedTuple):
+    """The techniques of a scope by the verdict on one model against another."""
+
+    worse: list[str]
+    better: list[str]
+    equal: list[str]  # no difference at all was observed
+    open: list[str]
+
+    @property
+    def n(self) -> int:
+        return sum(map(len, self))
+
+
+def techniques_of_pair(found: Estimates, model: str, other: str, scope: str) -> TechniqueCounts:
+    """The verdicts on `model` by technique, after Holm over techniques; empty without a declared analysis."""
+    counts = TechniqueCounts([], [], [], [])
+    mine = {
+        t.name for t in found.techniques if t.is_judge_free == (scope == JUDGE_FREE) and not t.is_baseline
+    }
+    for pair in found.technique_pairs if found.analysis is not None else ():
+        if pair.measure != "breach" or {pair.a, pair.b} != {model, other} or pair.technique not in mine:
+            continue
+        if not pair.difference.value:
+            counts.equal.append(pair.technique)
+        elif "worse" in (verdict_on(pair, model), verdict_on(pair, other)):
+            is_worse = verdict_on(pair, model) == "worse"
+            (counts.worse if is_worse else counts.better).append(pair.technique)
+        else:
+            counts.open.append(pair.technique)
+    return counts
+
+
 def reason_on(pair: ModelPair, model: str) -> Reason:
     """Why there is not enough evidence for a verdict on `model`; "" if there is a verdict."""
     return pair.reason_ab if model == pair.b else pair.reason_ba

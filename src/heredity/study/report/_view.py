@@ -86,6 +86,13 @@ class EdgeRow(NamedTuple):
     compared: Compared
 
 
+class TechniqueRow(NamedTuple):
+    """A technique, or several together, with one rate per model of `Estimates.technique_rates`."""
+
+    title: str
+    cells: tuple[Estimate | None, ...]
+
+
 class View:
     """The queries of the template. Every method takes and returns plain values."""
 
@@ -299,6 +306,16 @@ class View:
         )
         turned = found if is_b_higher else _negated(found)
         return Compared(pair, high, low, turned, *only, badge, said, aside)
+
+    def technique_rows(self) -> list[TechniqueRow]:
+        """Shrunk rates by technique, then the mean of the bank and the prediction for a new technique."""
+        found = self.estimates.technique_rates
+        by_name = [{each.technique: each.estimate for each in of.techniques} for of in found]
+        names = list(dict.fromkeys(name for each in by_name for name in each))
+        rows = [TechniqueRow(words.title(name), tuple(each.get(name) for each in by_name)) for name in names]
+        rows.append(TechniqueRow("Mean of these techniques", tuple(each.bank_mean for each in found)))
+        new = tuple(each.new_technique for each in found)
+        return [*rows, TechniqueRow("A new technique (prediction)", new)]
 
     def multiverse(self) -> list[_robustness.AnalysisTable]:
         """The tables of every two models under each analysis; the headline's two models first."""

@@ -36,6 +36,16 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         "multiverse": [
             _cell(cell, found, called) for found in study.estimates.multiverse for cell in found.cells
         ],
+        "technique_rates": [
+            {"model": called.get(of.model, ""), "model_id": of.model, "scope": of.scope, "technique": name}
+            | _flat("", rate)
+            for of in study.estimates.technique_rates
+            for name, rate in (
+                *((each.technique, each.estimate) for each in of.techniques),
+                ("(mean of these)", of.bank_mean),
+                ("(a new technique)", of.new_technique),
+            )
+        ],
         "unprompted": [_of_model(row, called) for row in study.estimates.unprompted],
     }
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")

@@ -20,6 +20,7 @@ from heredity.study.report import _effort
 from heredity.study.report._robustness import AnalysisCell
 from heredity.study.report._view import View
 from heredity.study.wording import (
+    SCOPE_NAMES,
     TextTable,
     inheritance_tables,
     interval,
@@ -68,11 +69,13 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
         yield "\n### By attack\n"
         yield from _by_attack(view)
     yield from _effort_lines(view)
+    yield from _technique_lines(view)
     pairs = view.pairs("breach") + view.pairs("over_refusal")
     if pairs:
         yield "\n### Model against model\n"
         yield from _pairs(view)
     yield from _multiverse_lines(view)
+    yield from _competence_lines(view)
     yield from _panel_lines(view)
     for grid in grids:
         yield f"\n### {grid.title}\n"
@@ -156,6 +159,43 @@ def _pairs(view: View) -> Iterator[str]:
                     *numbers,
                 ]
             )
+
+
+def _technique_lines(view: View) -> Iterator[str]:
+    """Shrunk rates by technique, with the prediction for a new one."""
+    found = view.estimates.technique_rates
+    if not found:
+        return
+    yield "\n### These techniques, and a new one\n"
+    yield from _head(["technique, shrunk", *(plain(view.names.get(each.model, "?")) for each in found)])
+    for row in view.technique_rows():
+        cells = [
+            "unknown" if c is None or c.value is None else f"{percent(c.value)} ({interval(c)})"
+            for c in row.cells
+        ]
+        yield _row([plain(row.title), *cells])
+
+
+def _competence_lines(view: View) -> Iterator[str]:
+    """The share of answers that can be read, and breaches that no probe asked for."""
+    e = view.estimates
+    if e.competence:
+        yield "\n### How many answers can be read\n"
+        yield from _head(["model", "asked", "decided", "unclear, by cause", "attempted"])
+    for line in e.competence:
+        causes = ", ".join(f"{plain(cause)} {n}" for cause, n in line.causes.items())
+        decided = f"{percent(line.estimate.value)} of {line.n} ({interval(line.estimate)})"
+        unclear = f"{line.n_unclear}: {causes}" if causes else str(line.n_unclear)
+        name = plain(view.names.get(line.model, "?"))
+        yield _row([name, SCOPE_NAMES[line.technique], decided, unclear, str(line.n_attempted)])
+    if e.unprompted:
+        yield "\n### Breaches that no probe asked for\n"
+        yield from _head(["model", "asked", "check", "trials with one"])
+    for row in e.unprompted:
+        share = f"{percent(row.estimate.value, 1)} ({interval(row.estimate, 1)})"
+        found = f"{row.n_broke} of {row.estimate.n}, {share}"
+        asked = "breach probes" if row.kind == "breach" else "benign twins"
+        yield _row([plain(view.names.get(row.model, "?")), asked, plain(row.check), found])
 
 
 def _multiverse_lines(view: View) -> Iterator[str]:

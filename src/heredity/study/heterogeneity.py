@@ -1,0 +1,79 @@
+"""Rates by technique, shrunk towards each other, with a prediction for a new technique.
+
+Promises: the scope is the one that the headline rests on. A rate for these techniques and a prediction for
+another one are two numbers. The same study gives the same numbers.
+Leaves to others: the model and the test (stats/technique_rates.py, stats/heterogeneity.py), which differences
+are shown in single techniques (comparisons.py), and the words (wording.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import msgspec
+import numpy as np
+
+from heredity.stats.heterogeneity import heterogeneity
+from heredity.stats.technique_rates import technique_rates
+from heredity.study.estimands import ShrunkRates, TechniqueRate, TechniqueTest
+from heredity.study.estimates import ALL, JUDGE_FREE
+from heredity.study.intervals import Intervals
+from heredity.study.outcomes import BROKE, Outcomes
+
+_MOST_MODELS, _MOST_TRIALS = 10, 100_000  # of a study, and of a pair: beyond, a report would take minutes
+
+
+def rates_by_technique(outcomes: Outcomes) -> Iterator[ShrunkRates]:
+    """By model, in the headline's scope; nothing for a plan that declares no analysis."""
+    plan = outcomes.plan
+    if isinstance(plan.analysis, msgspec.UnsetType) or len(plan.models) > _MOST_MODELS:
+        return
+    scope = next(iter(outcomes.breach_scopes), JUDGE_FREE)
+    probes = outcomes.probes(scope, "breach")
+    for m, model in enumerate(plan.models):
+        codes = outcomes.codes_of(m, ALL, probes)
+        counted = outcomes.in_rate(codes)
+        techniques = outcomes.techniques_of(ALL, probes)[counted]
+        if not techniques.size:
+            continue
+        clusters = outcomes.clusters_of(ALL, probes)[counted]
+        found = technique_rates(codes[counted] == BROKE, techniques, clusters, plan.confidence)
+        names = [outcomes.techniques[t] for t in np.unique(techniques)]
+        each = tuple(TechniqueRate(*pair) for pair in zip(names, found.techniques, strict=True))
+        yield ShrunkRates(
+            model.id,
+            scope,
+            each,
+            found.bank_mean,
+            found.new_technique,
+            found.sigma_technique,
+            found.sigma_behaviour,
+        )
+
+
+def technique_tests(outcomes: Outcomes) -> Iterator[TechniqueTest]:
+    """By pair, whether its difference depends on the technique; not for a study that stops early."""
+    plan = outcomes.plan
+    is_declared = not isinstance(plan.analysis, msgspec.UnsetType)
+    if not is_declared or plan.is_until_decided or len(plan.models) > _MOST_MODELS:
+        return
+    scope = next(iter(outcomes.breach_scopes), JUDGE_FREE)
+    probes = outcomes.probes(scope, "breach")
+    techniques, clusters = outcomes.techniques_of(ALL, probes), outcomes.clusters_of(ALL, probes)
+    for a, b in combinations(range(len(plan.models)), 2):
+        first, second = outcomes.codes_of(a, ALL, probes), outcomes.codes_of(b, ALL, probes)
+        counted = outcomes.in_rate(first) & outcomes.in_rate(second)
+        if not 0 < np.count_nonzero(counted) <= _MOST_TRIALS:
+            continue
+        found = heterogeneity(
+            first[counted] == BROKE,
+            second[counted] == BROKE,
+            techniques[counted],
+            clusters[counted],
+            np.random.default_rng(0),
+            plan.margin,
+            Intervals.of(plan).alpha,
+        )
+        q = None if found.q is None else float(found.q)
+        yield TechniqueTest(plan.models[a].id, plan.models[b].id, scope, q, found.p_value, found.test)
