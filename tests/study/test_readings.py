@@ -11,7 +11,7 @@ import pytest
 from heredity.core.errors import BadInput
 from heredity.redteam.judges.calibration.readings import Reading
 from heredity.study.plan import Grid
-from heredity.study.readings import read_readings
+from heredity.study.readings import read_forms, read_readings
 from tests.support.errors import raises
 from tests.support.studies import plan, responses, study
 
@@ -80,3 +80,10 @@ def test_no_text_of_an_answer_is_kept(folder: Path) -> None:
 def test_a_bad_line_is_an_error_with_file_and_line(folder: Path, changed: dict[str, Any], code: str) -> None:
     with raises(BadInput, code, mentions=["r.jsonl", 2]):
         read(folder, line(0, "held"), line(1, "held") | changed)
+
+
+def test_the_form_of_the_judged_answers_is_kept_with_the_readings(folder: Path) -> None:
+    path = folder / "r.jsonl"
+    path.write_text(json.dumps(line(0, "held")) + "\n", encoding="utf-8")
+    (form,) = read_forms([path], folder)
+    assert form.family == "shipped probes: scripted:mixed" and form.n > 0

@@ -21,8 +21,11 @@ import msgspec
 from heredity.core import readers
 from heredity.core.errors import BadInput, did_you_mean
 from heredity.core.records import digest_response
-from heredity.redteam.judges import checks, default_verdict, needs_judge
+from heredity.redteam.judges import checks, default_verdict, needs_judge, pair_of
+from heredity.redteam.judges.calibration.families import OWN
+from heredity.redteam.judges.calibration.likeness import AnswerForm, summarise
 from heredity.redteam.judges.calibration.readings import Reading, ReadingLabel
+from heredity.redteam.judges.protocols import Pair
 from heredity.redteam.judges.rules import judge as rules
 from heredity.study.plan import Grid, read_plan
 from heredity.study.storage import open_responses
@@ -53,6 +56,19 @@ def read_readings(paths: Iterable[Path], root: Path | None = None) -> list[Readi
             study = by_study.setdefault((root or Path()) / line.study, {})
             study.setdefault(line.index, []).append((path, number, line))
     return [row for folder, found in by_study.items() for row in _of_study(folder, found)]
+
+
+def read_forms(paths: Iterable[Path], root: Path | None = None) -> list[AnswerForm]:
+    """The form of each model's judged answers, in the studies that were read (calibration/likeness.py)."""
+    lines = (_checked(path, number, cells) for path in paths for number, cells in readers.json_lines(path))
+    pairs: dict[str, list[Pair]] = {}
+    for folder in sorted({(root or Path()) / line.study for line in lines}):
+        grid = Grid(read_plan(folder))
+        for row in open_responses(folder, grid):
+            trial = grid.trial(row.index)
+            if needs_judge(trial.probe) and row.error is None:
+                pairs.setdefault(trial.model.name, []).append(pair_of(trial.probe, row))
+    return [summarise(f"{OWN}{model}", some) for model, some in sorted(pairs.items())]
 
 
 def _checked(path: Path, number: int, cells: readers.Row) -> _Line:

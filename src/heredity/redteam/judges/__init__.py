@@ -24,7 +24,15 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.records import Probe, Response, Verdict
 from heredity.redteam.judges import checks
-from heredity.redteam.judges._choice import Decider, identity, load, needs_judge, stored_models, task_of
+from heredity.redteam.judges._choice import (
+    Decider,
+    identity,
+    load,
+    needs_judge,
+    pair_of,
+    stored_models,
+    task_of,
+)
 from heredity.redteam.judges.calibration.families import PredictedErrors, predicted_errors
 from heredity.redteam.judges.calibration.measure import Calibration
 from heredity.redteam.judges.calibration.quality import (
@@ -71,6 +79,7 @@ __all__ = [
     "names",
     "needs_judge",
     "newest_calibration",
+    "pair_of",
     "predicted_errors",
     "quality",
     "quality_of_card",

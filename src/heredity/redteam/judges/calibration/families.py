@@ -35,6 +35,7 @@ from heredity.stats.judge_error import (
     rogan_gladen,
 )
 
+OWN = "shipped probes: "  # begins the name of a family whose answers to the shipped probes people read
 # Labels of one family of answers each, for the spread between them. Half of XSTest's rows are those on which
 # the rules were developed; as one family of four that flatters them little.
 _FAMILIES: dict[Task, tuple[str, ...]] = {
@@ -114,7 +115,7 @@ def _own_answers(task: Task) -> tuple[Calibration, ...]:
         sens_k, sens_n = counts[:2] if counts.sens_n >= readings.FEWEST else (0.0, 0.0)
         spec_k, spec_n = counts[2:] if counts.spec_n >= readings.FEWEST else (0.0, 0.0)
         if sens_n or spec_n:
-            found.append(Calibration(sens_k, sens_n, spec_k, spec_n, f"shipped probes: {model}"))
+            found.append(Calibration(sens_k, sens_n, spec_k, spec_n, f"{OWN}{model}"))
     return tuple(found)
 
 
