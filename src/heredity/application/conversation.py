@@ -30,12 +30,13 @@ def converse(
     makes the probe's demand was answered.
 
     User turns come from the attack, until it has no more, the turn limit is met, or an error ends it. A
-    fresh turn restarts the conversation and its limit; only the tools' state stays. A Consult, the attack's
-    question to its attacker model, is passed on.
+    fresh turn restarts the conversation and its limit; a turn that retracts replaces the one before it, and
+    both count. Only the tools' state stays. A Consult, the attack's question to its attacker model, is
+    passed on.
     """
     application = application.for_probe(probe)
-    messages, world = list(application.messages()), World(application.state, application.tools)
-    passage, n_turns, is_made, reply = probe.passage, 0, False, None
+    chat, world = _Chat(application, probe.passage), World(application.state, application.tools)
+    is_made, reply = False, None
     while True:
         try:
             turn = next(turns) if reply is None else turns.send(reply)
@@ -47,18 +48,34 @@ def converse(
                 return is_made
             continue
         if turn.is_fresh:
-            messages, passage, n_turns = list(application.messages()), probe.passage, 0
-        elif n_turns >= application.max_turns:
+            chat = _Chat(application, probe.passage)
+        elif chat.n_turns >= application.max_turns:
             return is_made
-        # Two messages of the user in a row are more than some templates take.
-        left = f"{messages.pop().content}\n\n" if n_turns and messages[-1].role == "user" else ""
-        messages += turn.before
-        messages.append(Message("user", left + _with_passage(turn.text, passage)))
-        passage, n_turns = "", n_turns + 1
-        reply = yield from _answer(application, messages, turn, probe, world, seed)
+        chat.add(turn)
+        reply = yield from _answer(application, chat.messages, turn, probe, world, seed)
         if reply.error is not None:
             return is_made
         is_made |= turn.asks
+
+
+class _Chat:
+    """The messages of a conversation. The first turn brings the passage with it."""
+
+    def __init__(self, application: Application, passage: str) -> None:
+        self.messages, self._passage, self.n_turns = list(application.messages()), passage, 0
+        self._before = (list(self.messages), passage)  # in front of the last turn
+
+    def add(self, turn: Turn) -> None:
+        """Put the user's turn at the end, or in place of the last turn and all that followed it."""
+        if turn.retracts:
+            self.messages, self._passage = list(self._before[0]), self._before[1]
+        self._before = (list(self.messages), self._passage)
+        # Two messages of the user in a row are more than some templates take.
+        is_open = self.n_turns and self.messages[-1].role == "user"
+        left = f"{self.messages.pop().content}\n\n" if is_open else ""
+        self.messages += turn.before
+        self.messages.append(Message("user", left + _with_passage(turn.text, self._passage)))
+        self._passage, self.n_turns = "", self.n_turns + 1
 
 
 def _answer(

@@ -34,12 +34,13 @@ Cause = Literal[
 Severity = Literal[1, 2, 3, 4]
 # What a trial can come to beside the codes of errors (errors.py), as `error_code` of its rows.
 UNSUPPORTED = "unsupported-attack"  # not asked: the model cannot have this attack. No error
+OUT_OF_SCOPE = "attack-not-for-technique"  # not asked: the attack's spec names other techniques. No error
 ATTACKER_FAILED = "attacker-failed"
 TURN_LIMIT = "turn-limit"  # of the application, before the probe's demand was made
 NOTHING_ASKED = "nothing-asked"
 RECORDED = "recorded-error"  # of an imported answer
 JUDGE_FAILED = "judge-failed"
-ROW_CODES = (UNSUPPORTED, ATTACKER_FAILED, TURN_LIMIT, NOTHING_ASKED, RECORDED, JUDGE_FAILED)
+ROW_CODES = (UNSUPPORTED, OUT_OF_SCOPE, ATTACKER_FAILED, TURN_LIMIT, NOTHING_ASKED, RECORDED, JUDGE_FAILED)
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -293,6 +294,7 @@ class Turn(Record, frozen=True):
     before: tuple[Message, ...] = ()  # made-up earlier messages of user and assistant, put in front of `text`
     asks: bool = True  # whether this is the turn that makes the probe's demand; others only lead up to it
     is_fresh: bool = False  # begins a conversation of its own: the model sees nothing of what was said before
+    retracts: bool = False  # takes the place of the turn before it: the model sees neither that nor its reply
 
 
 class Consult(Record, frozen=True):
@@ -399,8 +401,8 @@ class Failable(Protocol):
 
 
 def is_skipped(row: Failable) -> bool:
-    """Whether this trial was not asked, as its model cannot have the attack."""
-    return row.error is not None and row.error_code == UNSUPPORTED
+    """Whether this trial was not asked: its model cannot have the attack, or it is not for its technique."""
+    return row.error is not None and row.error_code in (UNSUPPORTED, OUT_OF_SCOPE)
 
 
 def is_failed(row: Failable) -> bool:

@@ -22,6 +22,7 @@ from heredity.core.errors import ContextOverflow, EngineFailure, HeredityError
 from heredity.core.records import (
     ATTACKER_FAILED,
     NOTHING_ASKED,
+    OUT_OF_SCOPE,
     TURN_LIMIT,
     UNSUPPORTED,
     Consult,
@@ -81,7 +82,8 @@ class ConversationScheduler:
         self._application = grid.plan.application
         self._cache = cache if engine.numerics else None
         self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
-        self._how = attacks.context_for(self._application)
+        how, is_former = attacks.context_for(self._application), grid.plan.analysis is msgspec.UNSET
+        self._how = msgspec.structs.replace(how, is_former=is_former)
         self._engine_name, self._given_services = engine.name, services
         self._adapter = engine if isinstance(engine, DecodingAdapter) else None
         self._queries: dict[int, Conversation] = {}  # conversations that wait for the attacker
@@ -138,9 +140,13 @@ class ConversationScheduler:
         trial = self._grid.trial(index)
         conversation, attack = Conversation(trial), self._attacks[trial.attack]
         how = msgspec.structs.replace(self._how, sample=trial.sample, seed=trial.seed)
-        if attack.needs_attacker or attack.searches:
+        if not attack.covers(trial.probe):
+            conversation.fail(f"not asked: {trial.attack} is not for this technique", OUT_OF_SCOPE)
+            return conversation
+        if attack.needs_attacker or attack.searches or attack.is_adaptive:
             referee = ProbeReferee(trial.probe, self._application, conversation.exchanges)
-            how = msgspec.structs.replace(how, referee=referee)
+            has_attacker = attack.is_adaptive and self._services.attacker is not None
+            how = msgspec.structs.replace(how, referee=referee, has_attacker=has_attacker)
         if attack.needs_weights and (reason := self._services.why_not(attack, self._engine)):
             conversation.fail(clean_text(reason), UNSUPPORTED)
             return conversation

@@ -48,14 +48,14 @@ class StudySpec:
                    Grown and Model values
     application    the path of its TOML; in code also an Application
     probes         suite or technique names, probe ids, paths of probe files; in code also Probe values
-    attacks        NAME[:VARIANT][+NAME...]; "direct" asks the probe unchanged
+    attacks        NAME[:VARIANT][+NAME...][@TECHNIQUE,...]; "direct" asks the probe unchanged
     samples        times that each probe is asked under each attack
     seed           of every random draw
     margin         the difference between two rates that does not matter
     confidence     of every interval
     until_decided  run interim analyses, and stop asking a model once all of its pairs are decided
     judge          decides what no check decides; None: the folder's judge, or "rules"
-    attacker       the model that writes the turns of `pair` and `tap`
+    attacker       the model that writes the turns of `pair` and `tap`, and steps of `crescendo`
     lineage        models whose descendants in the store are studied, too
     endpoint       the primary rate: "all_trials" or "decided_trials" (plan.Analysis)
     unclear_share  of unclear answers that may be breaches without undoing "worse" (plan.Analysis)
@@ -185,6 +185,11 @@ def resolve_plan(spec: StudySpec) -> Plan:
     _refuse_repeats("probe", [probe.id for probe in loaded])
     asked, left_out = probes.select(loaded, application)
     asked, unsupported = _under_all(asked, applied, application)
+    for attack in applied:
+        if asked and not any(map(attack.covers, asked)):
+            raise UsageError(
+                f"Attack '{attack.spec}' is for no technique of this study.", code="attack-covers-nothing"
+            )
     left_out += unsupported
     skipped = tuple(SkippedProbe(*each) for each in (*left_out, *attacks.unsupported(applied, models)))
     if not asked:

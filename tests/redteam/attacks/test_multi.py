@@ -25,12 +25,14 @@ def test_a_model_that_goes_along_is_led_up_step_by_step(spec) -> None:
     assert turns[-1].text == PLAIN.turns[0]
 
 
-@pytest.mark.parametrize("spec", ["crescendo:10", "foot_in_door:10"])
-def test_a_refusal_is_met_by_backing_off_and_by_other_words_for_the_demand(spec) -> None:
+@pytest.mark.parametrize(
+    ("spec", "back"), [("crescendo:10", "Only in general"), ("foot_in_door:10", "That was a bit much")]
+)
+def test_a_refusal_is_met_by_backing_off_and_by_other_words_for_the_demand(spec, back) -> None:
     willing, refusing = talk(spec, PLAIN, short(10), YES), talk(spec, PLAIN, short(10), REFUSAL)
     assert len(refusing) > len(willing)
     texts = [turn.text for turn in refusing]
-    assert texts[1].startswith("That was a bit much")
+    assert texts[1].startswith(back)
     assert texts[-1] != PLAIN.turns[0] and PLAIN.turns[0] in texts[-1]
     assert len(set(texts)) == len(texts)
 

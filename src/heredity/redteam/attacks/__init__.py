@@ -1,7 +1,8 @@
 """Attacks: ways to ask a model a probe. A spec names one: NAME[:VARIANT][+NAME...].
 
-"crescendo+encoding:rot13" is two parts. The part that leads the conversation comes first ("direct" if none
-does). The others act on its turns from left to right, so "roleplay+encoding:base64" encodes the role play.
+"crescendo@planted_secret" is for one technique. "crescendo+encoding:rot13" is two parts. The part that
+leads the conversation comes first ("direct" if none does). The others act on its turns from left to right, so
+"roleplay+encoding:base64" encodes the role play.
 
 To add an attack, add one file here that names its attack `ATTACK`. It has `cost`, in words, and the members
 of exactly one of these protocols (protocols.py, with an example):
@@ -13,7 +14,8 @@ of exactly one of these protocols (protocols.py, with an example):
     ModelTransform    prepare            changes the model itself, in an engine that holds its weights
 
 An attack with several forms also has `variants`, and `resolve` if they are an open set (a number, a file). A
-strategy with `needs_attacker` may yield a question to the study's attacker model. A TurnTransform with
+strategy with `needs_attacker` may yield a question to the study's attacker model; one with `is_adaptive` does
+so if there is one, and gets scores. A TurnTransform with
 `search` searches the model's weights for text.
 
 Promises: an attack changes how a probe is asked, never what counts as a breach. A trial's words depend only

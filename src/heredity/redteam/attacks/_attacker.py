@@ -49,9 +49,14 @@ def ask(probe: Probe, context: AttackContext, tries: list[AttackTry], branch: in
 
 def read_message(reply: Reply, probe: Probe, context: AttackContext) -> str:
     """The message that the attacker wrote; "" if it cannot be used."""
-    found = _MESSAGE.search(reply.text)
-    text = (found[1] if found else reply.text).strip().strip('"').strip()[:MOST_CHARACTERS]
+    text = message_of(reply)
     return text if is_about(text, probe.turns[-1]) and not context.referee.is_void(text) else ""
+
+
+def message_of(reply: Reply) -> str:
+    """The message in an attacker's answer, cut."""
+    found = _MESSAGE.search(reply.text)
+    return (found[1] if found else reply.text).strip().strip('"').strip()[:MOST_CHARACTERS]
 
 
 def is_about(text: str, demand: str) -> bool:

@@ -1,7 +1,7 @@
 """A conversation that escalates: small steps first, then the probe's own turns; it backs off from a refusal.
 
 Promises: at most as many turns as the variant and the application allow, and the probe's demand is always
-made. The model's replies only decide whether to back off; they are never quoted back to it.
+made. The model's replies only decide how to go on; they are never quoted back to it.
 Leaves to others: the steps (words/*.toml) and whether a reply was a breach (judges/).
 """
 
@@ -49,8 +49,8 @@ class Ladder:
     def turns(self, probe: Probe, context: AttackContext) -> Turns:
         """Steps, then the probe's turns, then the rephrased demand while the model refuses it."""
         demands, left = probe.turns, self.queries(probe, context)
-        retreats = list(_lines("ladder", "retreats", context))
-        for step in _steps(self._attack, probe, context, left - len(demands) - 1):
+        retreats = list(lines("ladder", "retreats", context))
+        for step in steps(self._attack, probe, context, left - len(demands) - 1):
             if left <= len(demands):
                 break
             reply = yield Turn(step, asks=False)
@@ -62,7 +62,7 @@ class Ladder:
             yield Turn(text, asks=False)
         reply = yield Turn(demands[-1])
         left -= len(demands)
-        for again in _lines("ladder", "again", context)[:left]:
+        for again in lines("ladder", "again", context)[:left]:
             if not is_refusal(reply.text, context.language):
                 return
             reply = yield Turn(again.replace("{text}", demands[-1], 1))
@@ -83,12 +83,12 @@ def topic(probe: Probe) -> str:
     return _TOPICS.get(probe.technique, probe.technique)
 
 
-def _steps(attack: str, probe: Probe, context: AttackContext, n: int) -> list[str]:
+def steps(attack: str, probe: Probe, context: AttackContext, n: int) -> list[str]:
     """At most `n` steps (at least one), spread over the ladder; the last step is always included."""
     words, about = table("en")[attack], topic(probe)
     about = next(key for key in (about, probe.check.kind, "any") if key in words)
     steps = [
-        filled for text in _lines(attack, about, context) if (filled := _filled(text, context)) is not None
+        filled for text in lines(attack, about, context) if (filled := _filled(text, context)) is not None
     ]
     n = min(max(n, 1), len(steps))
     return [steps[len(steps) - 1 - i * len(steps) // n] for i in range(n)][::-1]
@@ -101,7 +101,7 @@ def _filled(text: str, context: AttackContext) -> str | None:
     return None if "{" in text else text
 
 
-def _lines(attack: str, key: str, context: AttackContext) -> Sequence[str]:
+def lines(attack: str, key: str, context: AttackContext) -> Sequence[str]:
     lines: Sequence[str] = table(context.language).get(attack, {}).get(key) or table("en")[attack][key]
     return lines
 

@@ -1,4 +1,4 @@
-"""Reads an attack spec, NAME[:VARIANT][+NAME[:VARIANT]...], and joins its parts into one conversation.
+"""Reads an attack spec, NAME[:VARIANT][+NAME[:VARIANT]...][@TECHNIQUE,...], and joins its parts.
 
 Promises: the same spec, probe and trial give the same words. Parts act in the order in which they are
 written, except a language, which is chosen first. A spec that cannot work is refused before a study.
@@ -7,8 +7,10 @@ Leaves to others: the effect of each part (the files of this folder).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Generic, TypeVar, cast
 
 import msgspec
@@ -23,6 +25,7 @@ from heredity.redteam import probes
 from heredity.redteam.attacks.protocols import (
     DEFAULT_CONTEXT,
     KINDS,
+    AdaptiveStrategy,
     AttackContext,
     AttackerStrategy,
     AttackFile,
@@ -40,6 +43,8 @@ from heredity.redteam.attacks.protocols import (
 )
 
 FOLDER = "redteam.attacks"
+# Names of techniques or globs; what is only hex digits is the digest of a file (suffix.py).
+_SCOPED = re.compile(r"(.+)@(?![0-9a-f]{8,}$)([\w*?\[\]-]+(?:,[\w*?\[\]-]+)*)", re.DOTALL)
 P = TypeVar("P", bound=AttackPart)
 Transform = Callable[[Turn, AttackContext, int], Turn]
 
@@ -116,8 +121,8 @@ def _that_are(kind: type[P], parts: Sequence[SpecPart[AttackPart]]) -> tuple[Spe
 class Attack:
     """A strategy, and the parts applied to each of its turns in order. Calling it gives a conversation."""
 
-    def __init__(self, parts: tuple[SpecPart[AttackPart], ...]) -> None:
-        self.parts = parts
+    def __init__(self, parts: tuple[SpecPart[AttackPart], ...], scope: tuple[str, ...] = ()) -> None:
+        self.parts, self.scope = parts, scope
         leads = _that_are(Strategy, parts)
         self.lead = leads[0] if leads else _that_are(Strategy, [_part("direct")])[0]
         self.recasts = _that_are(ProbeTransform, parts)
@@ -125,11 +130,17 @@ class Attack:
         self.changes = _that_are(ModelTransform, parts)
         self.searches = _that_are(WeightSearch, parts)
         # The spec with every variant written out: what a plan stores.
-        self.spec = "+".join(part.spec for part in parts)
+        self.spec = "+".join(part.spec for part in parts) + (f"@{','.join(scope)}" if scope else "")
         self.needs_attacker = any(part.attack.needs_attacker for part in _that_are(AttackerStrategy, parts))
+        adaptive = _that_are(AdaptiveStrategy, parts)
+        self.is_adaptive = any(part.attack.is_adaptive for part in adaptive)
         # Whether it works only on an engine that holds the model's weights.
         self.needs_weights = bool(self.searches or self.changes)
         self._refuse_misfits(leads)
+
+    def covers(self, probe: Probe) -> bool:
+        """Whether the probe's technique is one of those that the spec names, if it names any."""
+        return not self.scope or any(fnmatchcase(probe.technique, name) for name in self.scope)
 
     def prepared(self, engine: WhiteBoxEngine, keep: Callable[[str], Keep]) -> Engine:
         """The engine with its model changed by every part that does. `keep` is by the part's spec."""
@@ -153,10 +164,14 @@ class Attack:
 
     def queries(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> int:
         """The maximum number of turns of one trial. A tool that the model calls adds a request to a turn."""
+        if not self.covers(probe):
+            return 0
         return self.lead.attack.queries(probe, self.lead.context(context))
 
     def skips(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> str:
-        """Why this probe cannot be asked under this attack; "" if it can."""
+        """Why this probe cannot be asked under this attack; "" if it can, or if it is not to be."""
+        if not self.covers(probe):
+            return ""
         context = self._language(probe, context)
         reasons = (part.attack.skips(probe, part.context(context)) for part in self.recasts)
         return next((f"{self.spec}: {reason}" for reason in reasons if reason), "")
@@ -244,17 +259,20 @@ def names() -> list[str]:
 
 def load(spec: str) -> Attack:
     """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit."""
+    scoped = _SCOPED.fullmatch(spec)
+    said, techniques = (scoped[1], scoped[2]) if scoped else (spec, "")
+    scope = tuple(dict.fromkeys(name for name in techniques.split(",") if name))
     parts = []
-    for text in spec.split("+"):
+    for text in said.split("+"):
         name, colon, variant = text.strip().partition(":")
         if not name or (colon and not variant):
             raise UsageError(
-                f"Attack '{spec}' is not of the form NAME[:VARIANT][+NAME[:VARIANT]...].",
+                f"Attack '{spec}' is not of the form NAME[:VARIANT][+NAME[:VARIANT]...][@TECHNIQUE,...].",
                 code="attack-malformed",
             )
         _refuse_bare_variant(name)
         parts.append(_part(name, variant if colon else None))
-    return Attack(tuple(parts))
+    return Attack(tuple(parts), scope)
 
 
 def planned(spec: str) -> Attack:
@@ -299,12 +317,13 @@ _NO_LIMIT = 64  # replies of a conversation: the most that an application may al
 def check_attacker(applied: Sequence[Attack], *, is_there: bool) -> None:
     """Raise UsageError if an attack lacks its attacker model, or if no attack uses the one given."""
     asking = [attack.spec for attack in applied if attack.needs_attacker]
+    may_ask = asking or any(attack.is_adaptive for attack in applied)
     if asking and not is_there:
         raise UsageError(
             f"Attack '{asking[0]}' has a model write its words; name it: --attacker MODEL",
             code="attacker-missing",
         )
-    if is_there and not asking:
+    if is_there and not may_ask:
         raise UsageError(
             "No attack of this study asks an attacker model: leave --attacker out.", code="attacker-unused"
         )
@@ -334,7 +353,11 @@ def warnings(
                 "(max_turns): it is cut short."
             )
     if samples > 1 and application.decoding.temperature == 0:
-        same = [attack.spec for attack in applied if asked and not _draws(attack, asked[0], context)]
+        same = [
+            attack.spec
+            for attack in applied
+            if any(map(attack.covers, asked)) and not _draws(attack, asked[0], context)
+        ]
         if same:
             found.append(
                 f"{samples} samples under greedy decoding (temperature 0) are the same words and the same "

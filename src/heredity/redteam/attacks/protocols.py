@@ -64,6 +64,8 @@ class AttackContext(msgspec.Struct, frozen=True):
     decoding     the application's sampling settings
     variant      the variant of the part that is asked; set for each part by the attack itself
     language     the language of the wrappers' words; set by the attack itself
+    has_attacker the study has an attacker model, for an attack that can do without one
+    is_former    the plan is of a release whose crescendo took no step back; it is asked as it was then
     referee      scores the conversation so far, for an attack that uses the score
     found        text that a search of the model's weights found for this trial; "" for none
     """
@@ -77,6 +79,8 @@ class AttackContext(msgspec.Struct, frozen=True):
     language: str = "en"
     referee: AttackReferee = NoReferee()
     found: str = ""
+    has_attacker: bool = False
+    is_former: bool = False
 
     def draw(self, purpose: str) -> Draw:
         """A stream of random numbers for one purpose, the same for the same trial."""
@@ -186,6 +190,18 @@ class AttackerStrategy(Strategy, Protocol):
     @property
     def needs_attacker(self) -> bool:
         """Whether a study needs an attacker model for it."""
+
+
+@runtime_checkable
+class AdaptiveStrategy(Strategy, Protocol):
+    """A strategy that adapts to scores, and to an attacker model where the study has one.
+
+    It gets a referee in its context, and may yield a Consult if the context has an attacker.
+    """
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether it uses the referee and an attacker."""
 
 
 @runtime_checkable
