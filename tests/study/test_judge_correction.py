@@ -127,3 +127,31 @@ def test_a_family_left_out_is_covered_by_what_the_others_predict(judge: str, tas
     assert found.n >= 24
     assert found.covered / found.n >= 0.85
     assert found.covered_pooled / found.n <= 0.60
+
+
+def test_corrected_rates_of_checks_cover_the_truth_where_raw_ones_do_not(tmp_path: Path, monkeypatch) -> None:
+    """Two techniques, whose checks find 60 % and 90 %; 120 answers of two models were read. Nominal 0.95."""
+    rng = np.random.default_rng(3)
+    sens, spec, n, n_read, n_runs = (0.6, 0.9), 0.97, 200, 120, 150
+    covered, raw_covered = 0, 0
+    for _ in range(n_runs):
+        rates = rng.uniform(0.05, 0.6, 2)
+        truth = rng.random((2, n)) < rates[:, None]
+        found = np.where(truth, rng.random((2, n)) < np.array(sens)[:, None], rng.random((2, n)) > spec)
+        read = {}
+        for t, name in enumerate(NAMES):
+            cells = [(rng.binomial(n_read // 4, sens[t]), rng.binomial(n_read // 4, spec)) for _ in range(2)]
+            size = [n_read // 4] * 2
+            read[name] = ReadErrors(
+                predict_share([c[0] for c in cells], size), predict_share([c[1] for c in cells], size), "read"
+            )
+        monkeypatch.setattr(judges, "check_errors", lambda name, _, read=read: read[name])
+        (each,) = of_checks(tmp_path, found.ravel().tolist(), [0] * n + [1] * n)
+        assert each.corrected.low is not None and each.corrected.high is not None
+        true = float(rates.mean())
+        covered += each.corrected.low <= true <= each.corrected.high
+        raw = INTERVALS.rate(found.ravel(), np.arange(2 * n))
+        assert raw.low is not None and raw.high is not None
+        raw_covered += raw.low <= true <= raw.high
+    assert covered / n_runs >= 0.93
+    assert raw_covered / n_runs < 0.6
