@@ -6,7 +6,7 @@ APPLICATION ?= examples/support-desk.toml
 ARGS ?=
 LABELS ?= ../shared/data
 # Benchmarks that need no data of one's own; corpus, head, judges, pretrain and train take a folder or a file.
-BENCH ?= runner engine serve remote fuzz grand sequential
+BENCH ?= runner engine serve remote fuzz grand sequential pipeline
 # Other sources of the catalogue's models, where the model hub cannot be reached; empty: the hub only.
 export HEREDITY_MIRRORS ?= $(CURDIR)/examples/mirrors.toml
 

@@ -1,0 +1,72 @@
+"""The whole analysis of a study, by simulation: the small version of bench/pipeline.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+N = 60  # studies; a share of 0.05 has a standard error of 0.028
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).parents[2] / "bench" / "pipeline.py"
+    spec = importlib.util.spec_from_file_location("bench_pipeline", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_seed_decides(bench: ModuleType) -> None:
+    world = bench.World("small", unclear=(0.1, 0.4), sens=0.9, spec=0.95, behaviours=6)
+    assert bench.simulate(world, 3) == bench.simulate(world, 3)
+
+
+def test_the_gap_is_the_one_that_is_asked_for(bench: ModuleType) -> None:
+    rng, world = bench.np.random.default_rng(0), bench.World("wide", gap=0.1, gap_in=2, behaviours=4000)
+    broke = bench.answers(world, bench.shifts_of(world), rng)
+    rates = broke.mean(axis=(1, 2, 3))
+    assert rates[0] == pytest.approx(bench.true_rate(world), abs=0.01)
+    assert rates[1] - rates[0] == pytest.approx(0.0, abs=0.01)
+    assert rates[2] - rates[0] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("of_holds", "left_out"), [(0.4, 0.04), (0.6, 0.3)])
+def test_unclear_holds_of_one_model_make_no_other_model_worse(
+    bench: ModuleType, of_holds: float, left_out: float
+) -> None:
+    line = bench.simulate(bench.World("unclear", unclear=(0.1, of_holds)), N)
+    assert line.false_worse / N <= 0.05 + 0.084  # three standard errors
+    assert line.false_left_out / N > left_out  # in plans that leave unclear answers out
+
+
+@pytest.mark.slow
+def test_the_level_and_the_coverage_are_kept_without_errors(bench: ModuleType) -> None:
+    line = bench.simulate(bench.World("plain"), N)
+    assert line.false_worse / N <= 0.05 + 0.084
+    assert line.raw / N > 0.95 - 0.084
+
+
+@pytest.mark.slow
+def test_a_model_that_is_worse_is_found_and_does_not_pass(bench: ModuleType) -> None:
+    line = bench.simulate(bench.World("worse", gap=0.15), N)
+    assert line.shown_worse / N > 0.85
+    assert line.wrong_pass / N <= 0.05
+    by_margin = bench.simulate(bench.World("by the margin", gap=0.05), N)
+    assert by_margin.wrong_pass / N <= 0.10 + 0.1  # two models, each at 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_judged", [False, True])
+def test_corrected_intervals_hold_the_true_rate(bench: ModuleType, is_judged: bool) -> None:
+    world = bench.World("errors", sens=0.85, spec=0.9, family=0.04, is_judged=is_judged)
+    line = bench.simulate(world, N)
+    assert line.corrected / N > 0.95 - 0.084
+    assert line.raw < line.corrected
