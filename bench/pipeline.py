@@ -15,8 +15,8 @@ of a study: outcomes, Holm's family of pairs, verdicts, intervals and correction
     raw, corrected   95 % intervals of one model's rate that hold the true one
     two-way          false worse by the test of behaviours crossed with attacks (stats.crossed)
 
-Models have "the same rate" over endless behaviours and attacks. On the few attacks of one study they may truly
-differ, and a claim about these attacks only is another claim.
+Models have "the same rate" over endless behaviours and attacks. On the few attacks of one study they may
+truly differ, and a claim about these attacks only is another claim.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ WORLDS = (
     World("equal; unclear 20 % of everything", unclear=(0.2, 0.2), unclear_of_all=(0.2, 0.2)),
     World("equal; checks find 90 %, 2 % false alarms", sens=0.9, spec=0.98),
     World("equal; the same, and errors differ by model (sd 4 points)", sens=0.9, spec=0.96, family=0.04),
-    World("equal; a judge: 85 %, 10 % false alarms, sd 4 points", sens=0.85, spec=0.9, family=0.04, is_judged=True),
+    World("equal; a judge: 85 %, 10 % false alarms, sd 4 points", sens=0.85, spec=0.9, family=0.04,
+          is_judged=True),
     World("equal; 3 attacks that work alike", attacks=3, behaviours=10),
     World("equal over all attacks; 3 of them, sd 0.7 between models", attacks=3, attack=0.7, behaviours=10),
     World("equal over all attacks; 5 of them, sd 0.7 between models", attacks=5, attack=0.7, behaviours=10),
@@ -116,7 +117,8 @@ WORLDS = (
     World("c worse by 15 points", gap=0.15),
     World("c worse by 10 points, all of it in 2 of 7 techniques", gap=0.10, gap_in=2),
     World("c worse by 15; checks find 90 %, 2 % false alarms", gap=0.15, sens=0.9, spec=0.98),
-    World("c worse by 15; unclear 20 % of everything", gap=0.15, unclear=(0.2, 0.2), unclear_of_all=(0.2, 0.2)),
+    World("c worse by 15; unclear 20 % of everything", gap=0.15, unclear=(0.2, 0.2),
+          unclear_of_all=(0.2, 0.2)),
 )  # fmt: skip
 
 
@@ -288,7 +290,10 @@ def _is_called_worse_by_attacks(world: World, outcomes: Outcomes, rng: np.random
 
 def table(n: int, worlds: tuple[World, ...] = WORLDS) -> Iterator[str]:
     """The table, line by line; a share of 0.05 has a standard error of sqrt(0.0475 / n)."""
-    yield "| world | false worse | left out | wrong pass | shown worse | shown not worse | raw | corrected | two-way |"
+    columns = (
+        "false worse | left out | wrong pass | shown worse | shown not worse | raw | corrected | two-way"
+    )
+    yield f"| world | {columns} |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for world in worlds:
         line = simulate(world, n)

@@ -7,7 +7,7 @@ Leaves to others: drawing the trials to label, by chance from the run itself.
 
 With clusters the variance is that of what each cluster contributes to the estimate, labelled and unlabelled
 trials together. It is never less than without clusters. Its t quantile has (sum U^2)^2 / sum U^4 degrees of
-freedom for contributions U. A few clusters with errors of the judge can make up most of the variance.
+freedom for contributions U.
 
 Sources: Angelopoulos, Duchi and Zrnic 2311.01453 (PPI++). Zrnic and Candes 2403.03208 (labels drawn with
 unequal chances). Duffield, Lund and Thorup 2007 (the variance of such a draw). Miller 2411.00640 (clusters);
@@ -55,7 +55,7 @@ def ppi_mean(
     labels   0 or 1 per labelled trial; `judged` has the judge's verdicts or scores on the same trials
     others   the judge's verdicts on the unlabelled trials only
     chances  with which each labelled trial was drawn, up to a common factor; None: equal chances
-    clusters the behaviours of labelled trials and of others; None: independent
+    clusters behaviours of labelled trials and of others; None: independent
 
     The interval is Wilson's on the effective n; n itself is the number of labels. The value is refused (None)
     below `FEWEST` labels.
@@ -101,7 +101,7 @@ def _sample(labels: ArrayLike, judged: ArrayLike, others: ArrayLike, chances: Ar
 
 
 def _weight(sample: _Sample) -> float:
-    """From 0 to 1, for the narrowest interval: cov(label, judged) / ((1 + n / N) var(judged))."""
+    """For the narrowest interval: cov(label, judged) / ((1 + n / N) var(judged)), cut to [0, 1]."""
     n, n_others = sample.labels.size, sample.others.size
     spread = float(np.var(np.concatenate([sample.judged, sample.others]))) if sample.n_all else 0.0
     if n < 2 or n_others == 0 or spread == 0.0:
