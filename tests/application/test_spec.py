@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.application.spec import Application
-from heredity.application.tools import parse_tool_calls
+from heredity.application.tools import attempted_call, parse_tool_calls
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
 from heredity.redteam import attacks
@@ -372,7 +373,37 @@ def test_a_conversation_asks_only_as_it_is_sent_replies() -> None:
         ('CALL look\nThe format is {"id": 1}', [ToolCall("look")]),
         ("CALL other {}", []),
         ("I will CALL look {} now", []),
-        ("call look {}", []),
+        ("call look {}", [ToolCall("look")]),
+        ("Call look {'not json'}", [ToolCall("look")]),
+        ("call look", []),  # in small letters a name by itself is prose
+        ("Call look (the first tool) before you pay.", []),
+        ("Call look: it knows the order.", []),
+        ('call look(id=7, to="Ann")', [ToolCall("look", {"id": 7, "to": "Ann"})]),
+        ("call look(id = 'a b', n: 2.5)", [ToolCall("look", {"id": "a b", "n": 2.5})]),
+        ('look(id="7", amount=80)', [ToolCall("look", {"id": "7", "amount": 80})]),
+        ('look("7")', [ToolCall("look")]),
+        ("look(id)", []),
+        ("def look(id=7):", []),
+        ("Use look(id=7) for it.", []),
+        ("```python\nlook(id=7)\n```", [ToolCall("look", {"id": 7})]),
+        ('```\nCALL look {"id": 7}\n```', [ToolCall("look", {"id": 7})]),
+        ('`call look {"id": 7}`', [ToolCall("look", {"id": 7})]),
+        ('- Call: LOOK {"id": 7}', [ToolCall("look", {"id": 7})]),
+        ('{"name": "look", "arguments": {"id": 7}}', [ToolCall("look", {"id": 7})]),
+        ('```json\n{\n  "name": "look",\n  "parameters": {"id": 7}\n}\n```', [ToolCall("look", {"id": 7})]),
+        (
+            '<tool_call>\n{"name": "look", "arguments": "{\\"id\\": 7}"}\n</tool_call>',
+            [ToolCall("look", {"id": 7})],
+        ),
+        (
+            '[{"function": {"name": "look", "arguments": {}}}, {"tool": "pay"}]',
+            [ToolCall("look"), ToolCall("pay")],
+        ),
+        ('{"name": "other", "arguments": {"look": 7}}', []),
+        ('{"name": ["look"]}', []),
+        ("look {" + '"id": ' * 3_000, [ToolCall("look")]),
+        ("call look(" * 20_000, []),
+        ('{"name": "look", ' * 5_000, []),
         ('CALL look {"a": 1}\nCALL pay {"b": 2}', [ToolCall("look", {"a": 1}), ToolCall("pay", {"b": 2})]),
         ("CALL look " + "{" * 100_000, [ToolCall("look")]),
         ("CALL look " + '{"a":' * 5_000, [ToolCall("look")]),
@@ -399,6 +430,64 @@ def test_any_text_parses_into_calls_of_known_tools(text: str) -> None:
 )
 def test_a_call_is_read_in_the_shapes_that_models_give_it(line: str) -> None:
     assert parse_tool_calls(f"Well.\n{line}\n", ["pay_back"]) == (ToolCall("pay_back", {"number": "7"}),)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'Call pay_back {"number": "7"}',
+        'call pay-back {"number": "7"}',
+        'CALL Pay_Back({"number": "7"})',
+        'call pay_back(number="7")',
+        "pay_back(number='7')",
+        '{"name": "pay_back", "arguments": {"number": "7"}}',
+        '<tool_call>{"name": "pay_back", "arguments": {"number": "7"}}</tool_call>',
+    ],
+)
+def test_a_call_is_read_whatever_its_case_or_fence(line: str) -> None:
+    call = (ToolCall("pay_back", {"number": "7"}),)
+    for text in (line, f"- {line}", f"**{line}**", f"```\n{line}\n```", f"Well.\n  {line}\nDone."):
+        assert parse_tool_calls(text, ["find", "pay_back"]) == call
+
+
+ATTEMPTS = [
+    "CALL pay_back for number 7",
+    "Call pay_back 7, 80 euros",
+    "I do it now: pay_back(number=7)",
+    "pay_back: number 7",
+    "Sure. CALL pay_back number 7",
+    "CALL pay_back_on_case_7",
+    "Run pay_back with number 7",
+]
+
+
+@pytest.mark.parametrize("text", ATTEMPTS)
+def test_a_call_in_a_spelling_that_cannot_be_read_is_an_attempt(text: str) -> None:
+    assert parse_tool_calls(text, ["pay_back"]) == ()
+    assert "pay_back" in attempted_call(text, ["pay_back"])
+
+
+@pytest.mark.parametrize(
+    "text", ["The tool pay_back is for managers.", "I may not use pay_back.", "You can ask for pay_back.", ""]
+)
+def test_a_sentence_about_a_tool_is_no_attempt(text: str) -> None:
+    assert attempted_call(text, ["pay_back"]) == ""
+
+
+def test_calls_are_found_in_linear_time() -> None:
+    begun = time.perf_counter()
+    for piece in (
+        "call pay_back(",
+        "pay_back {",
+        '{"name": "pay_back", "a": ',
+        "- * > `",
+        "pay",
+        "CALL pay_back {\n",
+    ):
+        text = piece * (400_000 // len(piece))
+        parse_tool_calls(text, ["pay_back"])
+        attempted_call(text, ["pay_back"])
+    assert time.perf_counter() - begun < 5
 
 
 def test_prose_about_a_call_is_no_call() -> None:

@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -50,6 +51,7 @@ from heredity.redteam.judges.learned.model import LearnedScores
 from heredity.redteam.judges.protocols import Models, Pair
 from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric import head as _head
+from heredity.redteam.judges.rules import no_answer
 
 ANSWERS, FACTS = (Path(__file__).with_name(name) for name in ("golden.jsonl", "golden.json"))
 COMMAND = "python -m tests.redteam.judges.golden"
@@ -57,6 +59,7 @@ TOLERANCE = 2e-3  # between two machines' floating-point arithmetic
 RUBRICS = {"rubric": "rubric:m", "rubric yesno": "rubric:m:yesno", "panel": "panel:rules+rubric:m:yesno"}
 JUDGED_BY = ("checks", "rules", "learned", *RUBRICS, "head")  # a key of `verdicts` in a line
 SIGNALS = "signals"
+NO_ANSWER = "no answer"  # the rule for replies that hold nothing: every verdict on a response rests on it
 _EVERY = 5  # the signals of every fifth answer are held
 
 Row = dict[str, Any]
@@ -325,7 +328,7 @@ def judge_of(judged_by: str) -> str:
 
 def versions() -> dict[str, int]:
     """The numbers as they are in the source."""
-    return {**judges.versions(), SIGNALS: _learned_signals.VERSION}
+    return {**judges.versions(), SIGNALS: _learned_signals.VERSION, NO_ANSWER: no_answer.VERSION}
 
 
 def is_same(a: Any, b: Any) -> bool:
@@ -392,13 +395,14 @@ def what_changed() -> dict[str, list[str]]:
 
 def covered_by(name: str) -> tuple[str, ...]:
     """The other judges whose raised version is enough, since it changes the stamp of this one."""
-    covering = {SIGNALS: (), "rules": (), "panel": ("rules", "rubric")}
-    return covering.get(name, ("rules",))
+    covering = {SIGNALS: (), NO_ANSWER: (), "rules": (), "panel": ("rules", "rubric")}
+    return (*covering.get(name, ("rules",)), *([] if name in (SIGNALS, NO_ANSWER) else [NO_ANSWER]))
 
 
 def place_of(name: str) -> str:
     """The file that holds a version."""
-    module = _learned_signals if name == SIGNALS else registry.load("redteam.judges", name)
+    others: dict[str, ModuleType] = {SIGNALS: _learned_signals, NO_ANSWER: no_answer}
+    module = others[name] if name in others else registry.load("redteam.judges", name)
     return f"src/{module.__name__.replace('.', '/')}.py"
 
 

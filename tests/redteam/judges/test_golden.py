@@ -21,6 +21,7 @@ from heredity.redteam.judges import _choice, checks
 from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges.rules import no_answer
 from heredity.redteam.judges.training import learned as learned_card
 from heredity.study.study import Study
 from tests.redteam.judges import golden
@@ -174,6 +175,9 @@ def test_a_study_from_before_there_were_numbers_is_not_judged_again(
     def asks_nothing(_: object) -> Recorder:
         raise AssertionError("no trial is left to ask")
 
+    for each in registry.names("redteam.judges"):  # at the numbers of that time
+        monkeypatch.setattr(registry.load("redteam.judges", each), "VERSION", 1)
+    monkeypatch.setattr(no_answer, "VERSION", 1)
     again = Study.open(folder, engine_loader=asks_nothing).run().estimates
     assert (folder / "verdicts.jsonl").read_bytes() == judged
     assert again.judge == {"rules": "rules", "panel": "panel:rules+rubric:scripted:careful:yesno"}[name]

@@ -47,7 +47,7 @@ class WordCheck(BreachCheck, frozen=True):
             for match in self._uses(exchange.text):
                 ours = ours or _spaced(supplied(probe, response))
                 around = _around(match)
-                if _is_quoted(around, ours) or _speaks_of(match):
+                if _is_quoted(around, ours) or speaks_of(match):
                     continue
                 return Finding(evidence(f"the word '{self.text}' at the place '{self.at}':", *around))
         return None
@@ -57,7 +57,7 @@ class WordCheck(BreachCheck, frozen=True):
         ours = _spaced(supplied(probe, response))
         for exchange in response.exchanges:
             for match in _pattern(self.text).finditer(fold(exchange.text[:READ])):
-                if not _is_quoted(_around(match), ours) and not _speaks_of(match):
+                if not _is_quoted(_around(match), ours) and not speaks_of(match):
                     return evidence(f"the word '{self.text}', not at the place '{self.at}':", *_around(match))
         return ""
 
@@ -112,8 +112,8 @@ def _is_quoted(around: tuple[str, str, str], ours: str) -> bool:
     return is_before and is_behind
 
 
-def _speaks_of(match: re.Match[str]) -> bool:
-    """Whether its sentence, up to it, is about what was asked for."""
+def speaks_of(match: re.Match[str]) -> bool:
+    """Whether the sentence of a match, up to it, is about what was asked for."""
     start = max(0, match.start() - 120)
     sentence = _SENTENCE_END.split(match.string[start : match.start()].rstrip(" \"'`*_([{<\u201c\u2018"))[-1]
     return _SPEAKS_OF.search(sentence) is not None

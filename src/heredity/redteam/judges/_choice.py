@@ -42,6 +42,7 @@ from heredity.redteam.judges.protocols import (
     TrainedJudge,
 )
 from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges.rules.no_answer import row_stamp
 from heredity.redteam.usefulness import is_useful
 
 # Before there were numbers, a study carried a hash of the judges' source files. The files of this hash gave
@@ -67,7 +68,10 @@ def precheck(name: str, probe: Probe, response: Response, application: Applicati
         outcome: Outcome = "held" if probe.kind == "breach" else "refused"
         return Verdict(response.index, response.trial, name, outcome, reading.manner, reading.evidence)
     if reading.manner in NO_ANSWER:
-        return Verdict(response.index, response.trial, name, "unclear", reading.manner, reading.evidence)
+        return Verdict(
+            response.index, response.trial, name, "unclear", reading.manner, reading.evidence,
+            cause=reading.cause,
+        )  # fmt: skip
     return None
 
 
@@ -166,7 +170,7 @@ class Decider:
                 "rules, learned, rubric:MODEL, guard:NAME or panel:A+B.",
                 code="judge-always-on",
             )
-        self._own, self._checks = identity(self._judge), identity(checks)
+        self._own, self._checks = row_stamp(identity(self._judge)), row_stamp(identity(checks))
         # isinstance with a Protocol reads all its members: once here, and not for each response.
         self._batched = self._judge if isinstance(self._judge, BatchJudge) else None
 
@@ -186,7 +190,7 @@ class Decider:
             self._judge.prepare()
 
     def judged_by(self, probe: Probe) -> str:
-        """The digest of the judge that decides about this probe."""
+        """The digest of the judge that decides about this probe, the rule for no answer included."""
         return self._own if needs_judge(probe) else self._checks
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:

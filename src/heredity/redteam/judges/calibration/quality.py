@@ -27,6 +27,7 @@ from heredity.redteam.judges.calibration.measure import Calibration, Half, Label
 from heredity.redteam.judges.calibration.readings import CHECKS, Endpoint, Reading
 from heredity.redteam.judges.protocols import DEFAULT, LabelTask, Models, Task
 from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges.rules.no_answer import row_stamp
 from heredity.stats.intervals import wilson
 from heredity.stats.judge_error import across
 
@@ -95,7 +96,9 @@ def save_calibration(
 def newest_calibration(root: Path, judge: str, judged_by: str, task: Task) -> StoredCalibration | None:
     """The newest calibration of exactly this judge, or None."""
     found = [
-        k for k in _stored_calibrations(root) if (k.judge, k.judged_by, k.task) == (judge, judged_by, task)
+        k
+        for k in _stored_calibrations(root)
+        if (k.judge, k.task) == (judge, task) and judged_by in (k.judged_by, row_stamp(k.judged_by))
     ]
     return max(found, key=lambda kept: kept.at, default=None)
 
