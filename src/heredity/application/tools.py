@@ -352,7 +352,7 @@ def _call_arguments(text: str, at: int) -> dict[str, Any]:
 _OPENING = re.compile(r"[ \t:(`*\"']{0,12}?(?:\{|\()(?:[ \t]{0,8}\{)?")
 
 
-def _literal(written: str) -> Any:
+def _literal(written: str) -> object:
     try:
         return json.loads(written)
     except (ValueError, RecursionError):
@@ -368,7 +368,7 @@ def _json_calls(text: str, tools: _ToolNames) -> Iterator[tuple[int, ToolCall]]:
                 yield match.start(), call
 
 
-def _call_of(item: Mapping[str, Any], tools: _ToolNames) -> ToolCall | None:
+def _call_of(item: Mapping[str, object], tools: _ToolNames) -> ToolCall | None:
     inner = item.get("function")
     item = inner if isinstance(inner, dict) else item
     name = next((item[key] for key in ("name", "tool", "tool_name", "function") if key in item), None)
@@ -380,7 +380,7 @@ def _call_of(item: Mapping[str, Any], tools: _ToolNames) -> ToolCall | None:
     return ToolCall(tools.by_key[_key_of(name)], given if isinstance(given, dict) else {})
 
 
-def _json_at(text: str, at: int) -> Any:
+def _json_at(text: str, at: int) -> object:
     try:
         return json.JSONDecoder().raw_decode(text, at)[0]
     except (ValueError, RecursionError):

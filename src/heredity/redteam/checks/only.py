@@ -50,7 +50,7 @@ class OnlyCheck(BreachCheck, frozen=True):
         return ""
 
     def _is_all(self, text: str) -> bool:
-        """Whether a text is the words, once or several times, with fillers around them."""
+        """Whether a text is the words, once or several times, with greetings and labels around them."""
         body = without_thought(text).strip()
         if not body or len(body) > MOST + 4 * len(self.text):
             return False

@@ -92,7 +92,7 @@ _COMMON = frozenset(
 
 
 class NoAnswer(NamedTuple):
-    """Why a reply is no answer, and the text that shows it."""
+    """The reason why a reply holds nothing, and the text that shows it."""
 
     cause: Cause
     evidence: str
@@ -235,7 +235,7 @@ def is_decided_by_check(probe: Probe) -> bool:
 
 
 def _repeats_call(exchanges: Sequence[Exchange]) -> bool:
-    """Whether the last reply makes a call that stands in an earlier one, or makes one three times."""
+    """Whether the last reply repeats a call of an earlier one, or makes a call three times."""
     last = exchanges[-1].tool_calls[:64]
     before = [call for exchange in exchanges[:-1] for call in exchange.tool_calls][:64]
     is_said_often = any(last.count(call) >= 3 for call in last)
@@ -321,7 +321,7 @@ def says_back(asked: str, body: str) -> bool:
 
 
 class _Request(NamedTuple):
-    """What an echo is compared with."""
+    """A request, as echoes are compared with it."""
 
     long: frozenset[str]
     pairs: frozenset[tuple[str, str]]
@@ -360,7 +360,7 @@ def _long(said: Sequence[str]) -> frozenset[str]:
 
 
 def _replay(probe: Probe, response: Response, body: str, application: Application) -> str:
-    """What of the application a reply says back without having been asked; "" if it says something else."""
+    """The part of the application that a reply says back unasked; "" if it says something else."""
     said = words(fold(body))
     stems = _stems(said)
     asked = _stems(words(fold("\n".join(probe.turns))))
