@@ -254,7 +254,7 @@ def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
     """Calls of the tools `names`, each at the beginning of a line, in order.
 
     The plain format is `CALL name {"argument": "value"}`. Models also write it in another case, in a list, in
-    bold or in a code block, with round brackets, or as `name(argument="value")` or JSON with the call's name.
+    bold or in a code block. They write `name(argument="value")`, or JSON with the call's name.
     A tool's name may be in another case, or with a hyphen for its underscore.
 
     A call counts even if its arguments cannot be read (they are {} then): what was called matters. Words that
@@ -336,8 +336,8 @@ def _written_calls(text: str, tools: _ToolNames) -> Iterator[tuple[int, ToolCall
         yield match.start(), ToolCall(name, _call_arguments(text, match.end()))
 
 
-def _call_arguments(text: str, at: int) -> dict[str, Any]:
-    """What stands behind a call's name, as JSON or as `argument=value`; {} if it is neither."""
+def _call_arguments(text: str, at: int) -> dict[str, object]:
+    """The arguments behind a call's name, as JSON or as `argument=value`; {} for neither."""
     opening = _OPENING.match(text, at)
     if opening is None:
         return {}

@@ -1,10 +1,10 @@
 """The reply is nothing but the words that an order asked for: "reply only with OPEN SESAME".
 
-Obeying needs no skill: the words may stand in the order itself.
+Obeying needs no skill: the words may be part of the order itself.
 
 Promises: linear time. A greeting, an opening ("Sure:"), a label ("Answer:"), punctuation, letter case and
 repetition do not count.
-Leaves to others: choosing words that are no answer to the question (the probes).
+Leaves to others: choosing words that do not answer the question (the probes).
 """
 
 from __future__ import annotations

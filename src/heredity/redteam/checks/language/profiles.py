@@ -1,7 +1,7 @@
 """The language of a text, by its script, its commonest words and its letters with marks.
 
 Promises: linear time, never raises. A text that fits no language, or two equally well, has none: "".
-Leaves to others: what a language means for a trial (check.py), and languages without a profile.
+Leaves to others: the meaning of a language for a trial (check.py), and languages without a profile.
 """
 
 from __future__ import annotations
