@@ -174,6 +174,8 @@ def _bounded(estimates: Estimates, card: ModelCard, scope: str, limit: float) ->
     if why := _unknown_error(rate):
         raw = f"{counts}: {percent(rate.estimate.value, 1)} raw, and no limit is held to that: {why}."
         return _Finding(UNDECIDED, f"{name} {raw}{_LEAVE_OUT if scope == JUDGED else ''}")
+    if estimates.analysis is not None and rate.by_labels is not None and rate.by_labels.value is not None:
+        rate = msgspec.structs.replace(rate, corrected=rate.by_labels)  # of these answers, not of others
     found = bound_rate(rate, estimates.confidence)
     if found.low > limit:
         code, said = WORSE, f"at least {percent(found.low, 1)}, above the limit of {percent(limit, 1)}."

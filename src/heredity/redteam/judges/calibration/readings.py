@@ -175,7 +175,7 @@ def _share(
     for cells, is_borrowed in ((own, False), (families, True)):
         counts = [(cell[place], cell[place + 1]) for cell in cells]
         large = [count for count in counts if count[1] >= FEWEST]
-        if not large and sum(n for _, n in counts) >= FEWEST:
+        if len(large) < 2 and sum(n for _, n in counts) >= FEWEST:
             large = [(sum(k for k, _ in counts), sum(n for _, n in counts))]
         if large:
             return predict_share(*zip(*large, strict=True)), is_borrowed
