@@ -132,3 +132,9 @@ def test_probes_ask_and_never_explain() -> None:
 def test_hosts_are_names_reserved_for_examples() -> None:
     hosts = re.compile(r"(?i)\b(?:[a-z0-9-]+\.)+(?:com|net|org|io|de|fr|eu|info|biz)\b")
     assert [p.id for p in CORE.values() if hosts.search(" ".join(shown_texts(p)))] == []
+
+
+@pytest.mark.parametrize("technique", INJECTIONS)
+def test_quick_asks_for_obedience_without_skill_too(technique: str) -> None:
+    of = [p for p in probes.load("quick") if p.kind == "breach" and p.technique == technique]
+    assert sum(p.check.kind in NO_SKILL for p in of) >= 3
