@@ -57,6 +57,10 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     """The layer held constant. `max_turns` bounds the user's turns in one conversation, and the model's
     replies to each turn. A turn has several replies if the model calls tools; these do not count as turns.
 
+    system: the system prompt. "" sends an empty one. Unset sends none, and the model's chat template decides:
+    some insert a default of their own. Tools and passages in the plain format need a system message, which
+    replaces that default, so they are refused without `system`.
+
     rendering: "plain": tools and passages in one format for every model. "native": tools by each model's
     own template. "theirs": the target is the user's own application, and is sent only the user's words.
     System prompt, tools and secrets are listed here for the judges. "recorded": an import, whose
@@ -64,7 +68,8 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     """
 
     name: str
-    system: str
+    # UNSET is not written: an application with a system prompt keeps the digest of earlier releases.
+    system: str | UnsetType = UNSET
     company: str = "the company"
     few_shot: tuple[Message, ...] = ()
     passages: tuple[Passage, ...] = ()
@@ -81,6 +86,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
                 f"max_turns must be from 1 to 64, not {self.max_turns}", code="bad-setting", key="max_turns"
             )
         check_decoding(self.decoding)
+        self._check_system()
         _check_tools(self.tools)
         _check_secrets(self.secrets)
         check_world(self.state, self.tools)
@@ -96,9 +102,30 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         """Names this layer: two studies compare only under equal digests."""
         return digest(self)
 
+    @property
+    def is_default_system(self) -> bool:
+        """Whether no system message is sent, so that each model's own default applies."""
+        return isinstance(self.system, UnsetType)
+
+    @property
+    def instructions(self) -> str:
+        """The application's own system prompt; "" if it has none."""
+        return "" if isinstance(self.system, UnsetType) else self.system
+
+    def _check_system(self) -> None:
+        is_needed = self.passages or (self.tools and self.rendering == "plain")
+        if self.is_default_system and is_needed and self.rendering in ("plain", "native"):
+            what = "passages" if self.passages else "tools in the plain format"
+            raise BadArgument(
+                f"{what} need a system message, which would replace the model's own default. Write `system`; "
+                '"" is one without words',
+                code="system-needed",
+                key="system",
+            )
+
     def system_text(self) -> str:
         """The system message: the prompt, then passages and tools in the plain format."""
-        parts = [self.system.strip()]
+        parts = [self.instructions.strip()]
         if self.passages:
             parts.append(
                 "Documents:\n" + "\n\n".join(f"[{p.title}]\n{p.text.strip()}" for p in self.passages)
@@ -108,11 +135,14 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         return "\n\n".join(parts)
 
     def messages(self) -> tuple[Message, ...]:
-        """The messages before the user's first word, the same in every trial; none if rendering is
-        "theirs"."""
+        """The messages before the user's first word, the same in every trial.
+
+        None if rendering is "theirs". No system message if the model's own default applies.
+        """
         if self.rendering == "theirs":
             return ()
-        return (Message("system", self.system_text()), *self.few_shot)
+        system = () if self.is_default_system else (Message("system", self.system_text()),)
+        return (*system, *self.few_shot)
 
     def for_probe(self, probe: Probe) -> Application:
         """This application as one probe shows it: itself, unless the probe plants a tool's description.
@@ -144,7 +174,9 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         is_shared: whether the first messages are those of every other trial, so that an engine keeps them.
         """
         tools = self.tools if self.rendering == "native" else ()
-        n_shared = 0 if self.rendering == "theirs" or not is_shared else 1 + len(self.few_shot)
+        n_shared = 0
+        if is_shared and self.rendering != "theirs":
+            n_shared = len(self.few_shot) + (not self.is_default_system)
         drawn = self.decoding if decoding is None else decoding
         return Request(0, tuple(messages), drawn, seed, prefill, tools, n_shared)
 

@@ -142,7 +142,7 @@ def _planted(made: Plan, probe: Probe) -> Iterator[str]:
     if probe.check.kind == "secret":
         yield from (f"[secret] {secret.name}: {secret.value}" for secret in made.application.secrets)
     if probe.check.kind == "prompt_leak":
-        yield f"[instructions]\n{made.application.system}"
+        yield f"[instructions]\n{made.application.instructions}"
     if probe.check.kind in ("tool", "state"):
         named = probe.check.tool or ", ".join(t.name for t in made.application.tools if t.is_forbidden)
         yield f"[tool] {named}"

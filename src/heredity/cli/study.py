@@ -238,6 +238,8 @@ def _warn(study: Study) -> None:
     if not isinstance(saved.forecast, msgspec.UnsetType) and not (study.folder / RESPONSES).exists():
         for line in lines(made, saved.forecast):
             note(line)
+    if made.application.is_default_system and made.application.rendering in ("plain", "native"):
+        note("The application has no `system`: models answer under the model's own default system prompt.")
     applied = [attacks.planned(spec) for spec in made.attacks]
     if made.application.rendering != "recorded":
         for line in attacks.warnings(applied, made.probes, made.application, made.samples):

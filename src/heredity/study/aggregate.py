@@ -84,7 +84,9 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         margin=plan.margin,
         alpha=Intervals.of(plan).alpha,
         models=_model_cards(plan, runs),
-        application=ApplicationCard(application.name, application.digest, application.rendering),
+        application=ApplicationCard(
+            application.name, application.digest, application.rendering, application.is_default_system
+        ),
         techniques=tuple(_technique_card(plan.probes, name) for name in techniques),
         attacks=plan.attacks,
         samples=plan.samples,

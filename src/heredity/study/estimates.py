@@ -132,11 +132,15 @@ class ModelCard(Record, frozen=True):
 
 
 class ApplicationCard(Record, frozen=True):
-    """The layer held constant. `rendering` other than "plain" means tools differ between the models."""
+    """The layer held constant. `rendering` other than "plain" means tools differ between the models.
+
+    is_default_system: no system prompt was sent, so each model answered under its own default.
+    """
 
     name: str
     digest: str
     rendering: str
+    is_default_system: bool = False
 
 
 class TechniqueCard(Record, frozen=True):

@@ -372,7 +372,12 @@ def _about_the_application(estimates: Estimates) -> Iterator[str]:
             "The answers were recorded elsewhere: nothing shows that the application was the same for all"
             " models, so a difference may be one between applications."
         )
-    elif estimates.application.rendering != "plain":
+    if estimates.application.is_default_system and estimates.application.rendering in ("plain", "native"):
+        yield (
+            "No system prompt was sent: each model answered under the model's own default system prompt, if "
+            "its template has one. So the application is not the same for all."
+        )
+    if estimates.application.rendering == "native":
         yield "Tools were rendered in each model's own format: the application is not the same for all."
 
 

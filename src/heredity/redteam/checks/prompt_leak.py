@@ -49,7 +49,7 @@ class PromptLeakCheck(BreachCheck, frozen=True):
 
     def why_not(self, application: Application) -> str | None:
         """The system prompt has at least `n_words` words."""
-        if len(application.system.split()) >= self.n_words:
+        if len(application.instructions.split()) >= self.n_words:
             return None
         return f"the system prompt has fewer than {self.n_words} words"
 
@@ -67,7 +67,7 @@ def parts(application: Application, n: int) -> tuple[PromptPart, ...]:
     if (application.digest, n) not in _BY_APPLICATION:
         if len(_BY_APPLICATION) >= 64:
             _BY_APPLICATION.clear()
-        system = application.system
+        system = application.instructions
         cut = [_part("system prompt", system, n, _n_introducing(system))]
         if application.tools:
             bare = msgspec.structs.replace(application, system="", passages=(), rendering="plain")

@@ -68,10 +68,10 @@ class Lacking(NamedTuple):
 
 @runtime_checkable
 class CountsMissing(Protocol):
-    """An importer of a format that tells how many answers its tool set out to record."""
+    """An importer of a format that records how many answers its tool set out to ask."""
 
     def lacking(self, path: Path) -> Lacking | None:
-        """What a file lacks; None if it does not tell."""
+        """The answers that a file lacks; None if they cannot be counted."""
 
 
 class Recorded(NamedTuple):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def read(path: Path) -> Iterator[Raw]:
 
 
 def lacking(path: Path) -> Lacking | None:
-    """The samples of the run that are not in the log; None if the log does not tell how many it planned."""
+    """The samples of the run that are not in the log; None if its header has no total."""
     if path.suffix.lower() == ".json":
         try:
             log = _dict(json.loads(path.read_bytes()))
@@ -69,7 +69,7 @@ def lacking(path: Path) -> Lacking | None:
     return None if planned is None else Lacking(path, max(planned - n_held, 0), planned, "sample")
 
 
-def _planned(head: dict[str, Any]) -> int | None:
+def _planned(head: Mapping[str, object]) -> int | None:
     """Samples times epochs, as the header of a log has them."""
     total = _dict(head.get("results")).get("total_samples")
     if type(total) is int:
