@@ -12,7 +12,7 @@ from heredity.application import spec
 from heredity.core import records
 from heredity.core.records import Response, Verdict
 from heredity.lineage import graph
-from heredity.study import attack_context, estimates, importers, plan, storage
+from heredity.study import attack_context, deviations, estimates, importers, plan, storage
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
 EXAMPLES: list[str] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
@@ -35,11 +35,13 @@ TYPES = [
             "ShrunkRates",
             "TechniqueRate",
             "TechniqueTest",
+            "Deviation",
         )
     ),
     graph.Edge,
     storage.RunRecord,
     *(plan.PlanFile, plan.Plan, plan.PlannedModel, storage.PromptPrefix),
+    *(plan.Analysis, plan.ComparisonFamily, plan.StudyForecast, plan.ForecastRow, deviations.StudyEvent),
     *(
         Response,
         Verdict,

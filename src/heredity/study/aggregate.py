@@ -24,6 +24,7 @@ from heredity.study import sequential
 from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import MEASURES, compare_edges, compare_models, panel_agreement
 from heredity.study.competence import competence_lines, unprompted_rates
+from heredity.study.deviations import deviations
 from heredity.study.estimates import (
     ALL,
     SCOPES,
@@ -57,7 +58,7 @@ from heredity.study.outcomes import (
     is_decided,
     read_outcomes,
 )
-from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_plan
+from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_plan, read_saved
 from heredity.study.storage import ESTIMATES, RunRecord, judged_responses, read_estimates, run_records
 
 
@@ -117,7 +118,23 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         ),
     )
     declared = declared_analysis(plan)
-    return found if declared is None else _with_declared(found, declared, judged)
+    if declared is None:
+        return found
+    found = _with_plan(_with_declared(found, declared, judged), folder)
+    return msgspec.structs.replace(found, deviations=deviations(plan, folder, found))
+
+
+def _with_plan(found: Estimates, folder: Path) -> Estimates:
+    """The estimates with what plan.json has outside the plan."""
+    if not (folder / PLAN).exists():
+        return found
+    saved = read_saved(folder)
+    at, forecast = saved.at, saved.forecast
+    return msgspec.structs.replace(
+        found,
+        declared_at="" if isinstance(at, msgspec.UnsetType) else at,
+        forecast=None if isinstance(forecast, msgspec.UnsetType) else forecast,
+    )
 
 
 def _with_declared(found: Estimates, declared: Analysis, judged: JudgedOutcomes) -> Estimates:

@@ -114,3 +114,10 @@ class TechniqueTest(Record, frozen=True):
     q: float | None
     p_value: float | None
     test: str
+
+
+class Deviation(Record, frozen=True):
+    """A departure of a study from its declared analysis. `words` may change, `code` does not."""
+
+    code: str
+    words: str

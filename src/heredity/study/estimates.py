@@ -14,6 +14,7 @@ import msgspec
 from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
 from heredity.study.estimands import Competence as Competence
+from heredity.study.estimands import Deviation as Deviation
 from heredity.study.estimands import Measure as Measure
 from heredity.study.estimands import Multiverse as Multiverse
 from heredity.study.estimands import MultiverseCell as MultiverseCell
@@ -24,6 +25,7 @@ from heredity.study.estimands import TechniqueTest as TechniqueTest
 from heredity.study.estimands import UnpromptedRate as UnpromptedRate
 from heredity.study.plan import Analysis as Analysis
 from heredity.study.plan import SkippedProbe as SkippedProbe
+from heredity.study.plan import StudyForecast as StudyForecast
 
 
 class Table2x2(Record, frozen=True):
@@ -379,6 +381,11 @@ class Estimates(Record, frozen=True):
     multiverse: tuple[Multiverse, ...] = ()  # with a declared analysis and at most ten models
     technique_rates: tuple[ShrunkRates, ...] = ()  # the same
     technique_tests: tuple[TechniqueTest, ...] = ()  # the same, and not in a study that stops early
+    declared_at: str = (
+        ""  # when the plan was written, ISO 8601 in UTC; "": not before the answers, or unknown
+    )
+    forecast: StudyForecast | None = None  # what the plan could show, computed before the first request
+    deviations: tuple[Deviation, ...] = ()  # from the declared analysis
     schema: int = SCHEMA
 
     @property

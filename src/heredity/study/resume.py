@@ -13,6 +13,7 @@ Leaves to others: the order of the trials (study.py), asking (runner.py, schedul
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from heredity.core.progress import Meter
 from heredity.core.records import Response, Verdict, is_failed
 from heredity.engines.protocols import Engine
 from heredity.redteam.judges import Decider
+from heredity.study.deviations import note_event
 from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
 from heredity.study.storage import (
@@ -120,8 +122,11 @@ def drop_stale_verdicts(
     def is_own(row: VerdictRow | Verdict) -> bool:
         return row.judged_by == now[row.index // samples % len(probes)] and digests.is_judged_by(row)
 
-    # The sum reads to the end: damage anywhere is reported before a row is dropped.
-    if sum(not is_own(row) for row in verdict_rows(folder, grid)):
+    # It reads to the end: damage anywhere is reported before a row is dropped.
+    stale = [row for row in verdict_rows(folder, grid) if not is_own(row)]
+    for judge, n in sorted(Counter(row.judge for row in stale if digests.is_judged_by(row)).items()):
+        note_event(folder, "judged_again", n, judge)
+    if stale:
         rewrite(folder / VERDICTS, Verdict, is_own)
 
 

@@ -38,6 +38,7 @@ from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, Models
 from heredity.study import aggregate, drift, importers, resume, storage
 from heredity.study.attack_context import AttackerModel, AttackServices
+from heredity.study.deviations import note_event
 from heredity.study.forecast import forecast_study
 from heredity.study.outcomes import Outcomes
 from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, StudyForecast, read_plan, write_plan
@@ -163,7 +164,7 @@ class Study:
         return self._plan
 
     def forecast(self) -> StudyForecast | None:
-        """What the plan can show and how long it takes. Nothing is asked. None if no models are compared."""
+        """The power and the duration of the plan; None if it compares no models. Nothing is asked."""
         sizes = {name: sum(f.bytes for f in each.record.files) for name, each in self._grown.items()}
         return forecast_study(self._plan, self.folder, sizes)
 
@@ -293,6 +294,8 @@ class Study:
         root = self._store.root if self._store is not None else default_root()
         found = aggregate.estimate(self._plan, self.folder, root)
         storage.write_estimates(self.folder, found)
+        if found.n_missing > 0:
+            note_event(self.folder, "estimated", found.n_asked)
         meter.tick()
         meter.close()
         return Result(self.folder, found)

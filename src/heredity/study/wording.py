@@ -24,6 +24,7 @@ from heredity.study.estimates import (
     Rate,
     Reason,
 )
+from heredity.study.plan import ComparisonFamily
 
 NBSP = "\u00a0"
 NONE = "–"
@@ -380,3 +381,39 @@ def _account_counts(account: dict[str, Any]) -> list[str]:
     if n_filtered:
         found.append(f"{n_filtered:,} answers stopped by the service's own filter, counted as refusals")
     return found
+
+
+# --- the declared analysis ------------------------------------------------------------------------
+
+_ENDPOINTS = {
+    "all_trials": "breaches over all answered trials; an unclear answer counts as none",
+    "decided_trials": "breaches over decided trials; unclear answers are left out",
+}
+_STOPPING = {
+    "fixed": "every trial of the plan is asked",
+    "until_decided": "interim analyses stop a model once all of its pairs are decided",
+}
+
+
+def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
+    """The declared analysis as titles and words; [] if none was declared."""
+    declared = estimates.analysis
+    if declared is None:
+        return []
+    families = "; ".join(map(_family, declared.families)) or "none, because nothing is compared"
+    return [
+        ("Endpoint", _ENDPOINTS[declared.endpoint]),
+        ("Primary comparison", "none" if declared.primary is None else _family(declared.primary)),
+        ("Families", f"Holm's correction over {families}. Claims about one technique are exploratory"),
+        ("Level, margin", f"{estimates.alpha:g}, and {unsigned(estimates.margin)} do not matter"),
+        ("Unclear answers", f'"worse" must survive that {percent(declared.unclear_share)} were breaches'),
+        ("Stopping", _STOPPING[declared.stopping]),
+        ("Judge", declared.judge or "none"),
+    ]
+
+
+def _family(family: ComparisonFamily) -> str:
+    kinds = [scope.replace("_", "-") for scope in family.scopes]
+    scopes = f" ({', '.join(kinds)})" if family.measure == "breach" else ""
+    between = "pairs of models" if family.between == "pairs" else "parents and children"
+    return f"{family.n} comparisons of {between} by {family.measure.replace('_', '-')}{scopes}"

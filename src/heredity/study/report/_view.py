@@ -28,6 +28,7 @@ from heredity.study.estimates import (
     Rate,
     TechniqueCard,
 )
+from heredity.study.forecast import lines as forecast_lines
 from heredity.study.headline import headline
 from heredity.study.outcomes import MANNERS, is_part
 from heredity.study.plan import Plan
@@ -111,6 +112,15 @@ class View:
     def accounts(self) -> list[str]:
         """One line per remote model: what its service reported."""
         return words.account_lines(self.estimates)
+
+    def declared_lines(self) -> list[tuple[str, str]]:
+        """The declared analysis as titles and words."""
+        return words.declared_lines(self.estimates)
+
+    def forecast_lines(self) -> list[str]:
+        """The forecast of the plan, as it was printed before the first request."""
+        found = self.estimates.forecast
+        return [] if found is None else forecast_lines(self.plan, found)
 
     # --- cells ---
 

@@ -81,11 +81,26 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
         yield f"\n### {grid.title}\n"
         yield from _head([plain(cell) for cell in grid.head])
         yield from (_row([plain(cell, 120) for cell in row]) for row in grid.rows)
+    yield from _declared(view)
     yield from (f"\n{plain(line, 600)}\n" for line in view.accounts)
     yield (
         f"\n{percent(e.confidence)} intervals; {e.n_asked:,} of {e.n_trials:,} trials. Application "
         f"{plain(e.application.name)} {plain(e.application.digest, 13)}, study {plain(e.study, 13)}."
     )
+
+
+def _declared(view: View) -> Iterator[str]:
+    """The declared analysis, what the plan could show, and every deviation."""
+    if not view.declared_lines():
+        return
+    yield "\n### Declared before the first answer\n"
+    yield from (f"- {title}: {plain(words, 400)}" for title, words in view.declared_lines())
+    yield from (f"- {plain(line, 120)}" for line in view.forecast_lines())
+    yield "\n### Deviations\n"
+    found = view.estimates.deviations
+    yield from (f"- {plain(each.code)}: {plain(each.words, 400)}" for each in found)
+    if not found:
+        yield "None: the study ran as it was declared."
 
 
 def _rates(view: View, measure: Measure) -> Iterator[str]:

@@ -1,0 +1,136 @@
+"""How a study departed from the analysis that its plan declared: each departure by code and in words.
+
+Promises: the same folder gives the same deviations. A plan that declared no analysis has none to depart from.
+Leaves to others: the declared analysis (spec.py), and the numbers (aggregate.py).
+
+A folder notes in events.jsonl what no other file shows: verdicts that were given again, and estimates that
+were read before the last answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from heredity.core.files import Rows
+from heredity.core.records import SCHEMA, Record
+from heredity.study.estimands import Deviation
+from heredity.study.estimates import Estimates
+from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_saved
+from heredity.study.storage import ERRORS, RunRecord, run_records
+
+EVENTS = "events.jsonl"
+
+
+class StudyEvent(Record, frozen=True):
+    """A row of events.jsonl.
+
+    judged_again  `n` verdicts of `judge` were given again, because it is another one or another version now
+    estimated     estimates were computed when `n` trials were answered, and others were still to be asked
+    """
+
+    kind: Literal["judged_again", "estimated"]
+    at: str  # ISO 8601, UTC
+    n: int
+    judge: str = ""
+    schema: int = SCHEMA
+
+
+def note_event(folder: Path, kind: Literal["judged_again", "estimated"], n: int, judge: str = "") -> None:
+    """Add a row to events.jsonl."""
+    with Rows(folder / EVENTS, StudyEvent) as rows:
+        rows.append(StudyEvent(kind, datetime.now(UTC).isoformat(timespec="seconds"), n, judge))
+
+
+def deviations(plan: Plan, folder: Path, found: Estimates) -> tuple[Deviation, ...]:
+    """The deviations of the study in `folder`, whose estimates are `found`; () if nothing was declared."""
+    declared = declared_analysis(plan)
+    if declared is None:
+        return ()
+    events, runs = list(Rows(folder / EVENTS, StudyEvent)), list(run_records(folder))
+    return (
+        *_of_answers(folder, found, runs),
+        *_of_judges(declared, found, events),
+        *_of_comparisons(declared, found),
+        *_of_looks(found, events),
+    )
+
+
+def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterator[Deviation]:
+    """Answers that are older than the plan, asked again, or missing."""
+    at = read_saved(folder).at if (folder / PLAN).exists() else msgspec.UNSET
+    if found.is_recorded:
+        yield Deviation("recorded-before", "The answers were recorded before the plan was made.")
+    elif not isinstance(at, msgspec.UnsetType) and any(run.at < at for run in runs):
+        yield Deviation("answered-before", "Answers are older than the plan.")
+    if n := found.circumstances.n_cached:
+        yield Deviation(
+            "answers-reused",
+            f"{_trials(n)} took an answer that an earlier study had stored. It may have been known when the "
+            "plan was written.",
+        )
+    if n := _n_lines(folder / ERRORS):
+        yield Deviation("errors-retried", f"{_trials(n)} ended in an error and were asked again.")
+    if found.n_errors:
+        yield Deviation("trials-failed", f"{_trials(found.n_errors)} ended in an error and are in no rate.")
+    if found.n_missing > 0:
+        yield Deviation("trials-missing", f"{_trials(found.n_missing)} of the plan have no answer yet.")
+    if found.n_skipped:
+        why = "because their model does not support the attack"
+        yield Deviation("trials-skipped", f"{_trials(found.n_skipped)} were not asked, {why}.")
+    if len(versions := sorted({v for run in runs if (v := run.versions.get("heredity"))})) > 1:
+        yield Deviation("version-changed", f"Several versions of heredity asked: {', '.join(versions)}.")
+
+
+def _of_judges(declared: Analysis, found: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
+    if found.judge and found.judge != declared.judge:
+        yield Deviation(
+            "another-judge", f"The plan declared the judge {declared.judge}, and {found.judge} decided."
+        )
+    again: dict[str, int] = {}
+    for event in events:
+        if event.kind == "judged_again":
+            again[event.judge] = again.get(event.judge, 0) + event.n
+    for judge, n in sorted(again.items()):
+        by = "a later version of the checks" if judge == "checks" else f"another judge or version of {judge}"
+        yield Deviation("judged-again", f"{n:,} verdicts were given again by {by}.")
+
+
+def _of_comparisons(declared: Analysis, found: Estimates) -> Iterator[Deviation]:
+    """Families of another size than was declared: Holm corrected for fewer comparisons, or for more."""
+    edges = [edge.compared for edge in found.edges]
+    for family in declared.families:
+        rows = found.pairs if family.between == "pairs" else edges
+        n = sum(row.measure == family.measure and row.p_holm is not None for row in rows)
+        if n != family.n:
+            what = f"{family.between} by {family.measure.replace('_', '-')}"
+            yield Deviation(
+                "family-differs",
+                f"Holm's correction ran over {n} comparisons of {what}, and {family.n} were declared.",
+            )
+
+
+def _of_looks(found: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
+    """Estimates that were read before answers that came later, in a study that declared no such analysis."""
+    looks = [event.n for event in events if event.kind == "estimated" and event.n < found.n_asked]
+    if looks and found.sequential is None:
+        times = "once" if len(looks) == 1 else f"{len(looks)} times"
+        yield Deviation(
+            "extended",
+            f"Estimates were computed {times} before the last answers came, first after {_trials(looks[0])}.",
+        )
+
+
+def _n_lines(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _trials(n: int) -> str:
+    return "1 trial" if n == 1 else f"{n:,} trials"
