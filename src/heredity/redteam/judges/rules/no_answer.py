@@ -462,7 +462,7 @@ def _rules(application: Application) -> tuple[str, ...]:
     if found is None:
         if len(_RULES) >= 64:
             _RULES.clear()
-        _, _, rest = application.system.strip().partition(".")
+        _, _, rest = application.instructions.strip().partition(".")
         lines = (f" {' '.join(words(fold(line)))} " for line in rest.splitlines())
         found = _RULES[application.digest] = tuple(line for line in lines if line.strip())
     return found
