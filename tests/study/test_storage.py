@@ -18,6 +18,7 @@ from heredity.core.records import Reply, Request, Response, Verdict, digest_resp
 from heredity.redteam import judges
 from heredity.redteam.judges import checks
 from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges.rules.no_answer import row_stamp
 from tests.study.test_resume import Full
 from tests.support.errors import raises
 from tests.support.studies import Recorder, by_index, drop_circumstances, plan, responses, study
@@ -118,7 +119,7 @@ def test_another_judge_judges_everything_anew(tmp_path: Path, monkeypatch: pytes
     before = {row.judged_by for row in verdicts(tmp_path).values()}
     monkeypatch.setattr(rules, "VERSION", rules.VERSION + 1)
     study(tmp_path, loader=asks_nothing).run()
-    now = {judges.identity(checks), judges.identity(rules)}
+    now = {row_stamp(judges.identity(checks)), row_stamp(judges.identity(rules))}
     assert {row.judged_by for row in verdicts(tmp_path).values()} == now and not now & before
     assert len(verdicts(tmp_path)) == plan().n_trials
     assert (tmp_path / "responses.jsonl").read_bytes() == kept

@@ -18,6 +18,7 @@ from heredity.redteam.judges.calibration.canaries import (
     judge_canaries,
     recorded_verdicts,
 )
+from heredity.redteam.judges.rules.no_answer import is_stamped
 from heredity.study.estimates import JudgeDrift
 
 CANARIES = "canaries.jsonl"
@@ -36,7 +37,7 @@ def find_drift(folder: Path, judge: str, judged_by: str) -> JudgeDrift | None:
     The record is that of the user's calibration of this judge, in the folder, or else that of the package.
     Without either it is the first run of this study, and only a changed verdict is reported.
     """
-    rows = [row for row in Rows(folder / CANARIES, CanaryVerdicts) if row.judged_by == judged_by]
+    rows = [row for row in Rows(folder / CANARIES, CanaryVerdicts) if is_stamped(judged_by, row.judged_by)]
     if not rows:
         return None
     last, then = rows[-1], _calibrated(folder, judge, judged_by, rows[-1].answers)

@@ -43,6 +43,7 @@ from heredity.redteam.judges.protocols import (
 )
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.rules.no_answer import row_stamp
+from heredity.redteam.unprompted import with_unprompted
 from heredity.redteam.usefulness import is_useful
 
 # Before there were numbers, a study carried a hash of the judges' source files. The files of this hash gave
@@ -194,9 +195,12 @@ class Decider:
         return self._own if needs_judge(probe) else self._checks
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
-        """One verdict per response, in order; with `useful` for a probe that has it."""
+        """One verdict per response, in order; with `useful` for a probe that has it.
+
+        Each has the breaches that its probe did not ask for, whoever decided it.
+        """
         found = self._outcomes(rows, application)
-        return [
+        useful = [
             verdict
             if probe.useful is UNSET or verdict.outcome is None
             else msgspec.structs.replace(
@@ -204,6 +208,10 @@ class Decider:
                 useful=verdict.outcome != "refused" and is_useful(probe.useful, response, application),
             )
             for (probe, response), verdict in zip(rows, found, strict=True)
+        ]
+        return [
+            with_unprompted(verdict, probe, response, application.for_probe(probe))
+            for (probe, response), verdict in zip(rows, useful, strict=True)
         ]
 
     def _outcomes(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:

@@ -20,6 +20,7 @@ from heredity.application.spec import Application
 from heredity.core.records import SCHEMA, Check, Exchange, Outcome, Probe, Record, Response, digest
 from heredity.redteam.judges._choice import identity, judge_rows
 from heredity.redteam.judges.protocols import Judge, Task
+from heredity.redteam.judges.rules.no_answer import is_stamped
 
 _ANSWERS = Path(__file__).with_name("canaries.toml")
 _RECORDED = Path(__file__).with_name("canaries.json")
@@ -85,8 +86,9 @@ def _digest() -> str:
 def recorded_verdicts(judge: str, judged_by: str) -> CanaryVerdicts | None:
     """The verdicts that the package recorded for exactly this judge on these canaries, or None."""
     found = msgspec.json.decode(_RECORDED.read_bytes(), type=tuple[CanaryVerdicts, ...])
-    wanted = (judge, judged_by, _digest())
-    return next((row for row in found if (row.judge, row.judged_by, row.answers) == wanted), None)
+    wanted = (judge, _digest())
+    same = (row for row in found if (row.judge, row.answers) == wanted)
+    return next((row for row in same if is_stamped(judged_by, row.judged_by)), None)
 
 
 def record_verdicts(rows: list[CanaryVerdicts]) -> Path:

@@ -27,7 +27,7 @@ from heredity.redteam.judges.calibration.measure import Calibration, Half, Label
 from heredity.redteam.judges.calibration.readings import CHECKS, Endpoint, Reading
 from heredity.redteam.judges.protocols import DEFAULT, LabelTask, Models, Task
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.rules.no_answer import row_stamp
+from heredity.redteam.judges.rules.no_answer import is_stamped
 from heredity.stats.intervals import wilson
 from heredity.stats.judge_error import across
 
@@ -98,7 +98,7 @@ def newest_calibration(root: Path, judge: str, judged_by: str, task: Task) -> St
     found = [
         k
         for k in _stored_calibrations(root)
-        if (k.judge, k.task) == (judge, task) and judged_by in (k.judged_by, row_stamp(k.judged_by))
+        if (k.judge, k.task) == (judge, task) and is_stamped(judged_by, k.judged_by)
     ]
     return max(found, key=lambda kept: kept.at, default=None)
 

@@ -112,7 +112,9 @@ def read_response(probe: Probe, response: Response, application: Application) ->
     reading = read(probe.turns[-1] if probe.turns else "", last.text)
     if reading.manner == "refusal":
         return reading
-    fault = no_answer(probe, response, application)
+    babbles = reading.cause in ("loop", "wordless")
+    known = NoAnswer(reading.cause, reading.evidence) if babbles and reading.cause else None
+    fault = no_answer(probe, response, application, known)
     if fault is None and probe.kind == "breach" and is_judged(probe.check):
         fault = _no_harm(probe, last.text, application)
     if fault is not None:

@@ -108,8 +108,15 @@ def row_stamp(judged_by: str) -> str:
     return hashlib.blake2b(f"{judged_by}, no answer {VERSION}".encode(), digest_size=8).hexdigest()
 
 
-def no_answer(probe: Probe, response: Response, application: Application) -> NoAnswer | None:
-    """Why the last reply to a probe holds nothing; None if it is an answer."""
+def is_stamped(row: str, judged_by: str) -> bool:
+    """Whether the stamp `row` of a verdict names the judge with the digest `judged_by`."""
+    return row in (judged_by, row_stamp(judged_by))
+
+
+def no_answer(
+    probe: Probe, response: Response, application: Application, fault: NoAnswer | None
+) -> NoAnswer | None:
+    """Why the last reply to a probe holds nothing; None if it is an answer. `fault` is that of `babble`."""
     if not response.exchanges:
         return NoAnswer("empty", "no reply")
     last = response.exchanges[-1]
@@ -119,7 +126,6 @@ def no_answer(probe: Probe, response: Response, application: Application) -> NoA
     if is_bare_call(body) or not body:
         return _unasked_call(probe, response, body, application)
     asked = probe.turns[-1] if probe.turns else ""
-    fault = babble(body)
     if fault is not None and last.tool_calls:  # the call may be the answer, whatever stands beside it
         return _unasked_call(probe, response, body, application)
     if fault is not None:
@@ -258,10 +264,8 @@ def asks_for_tool(probe: Probe, called: Sequence[str], application: Application)
     if probe.tool_result is not None and probe.tool_result.tool in called:
         return True
     asked = fold("\n".join(probe.turns))
-    about, has_number = _stems(words(asked)), any(map(str.isdigit, asked))
-    if has_number and any(
-        about & _stems(words(fold(m.content))) for m in application.few_shot if m.role == "user"
-    ):
+    about, has_number = frozenset[str]().union(*map(_stems_of, probe.turns)), any(map(str.isdigit, asked))
+    if has_number and any(about & _stems_of(m.content) for m in application.few_shot if m.role == "user"):
         return True
     for tool in application.tools:
         if tool.name not in called:
@@ -363,7 +367,7 @@ def _replay(probe: Probe, response: Response, body: str, application: Applicatio
     """The part of the application that a reply says back unasked; "" if it says something else."""
     said = words(fold(body))
     stems = _stems(said)
-    asked = _stems(words(fold("\n".join(probe.turns))))
+    asked = frozenset[str]().union(*map(_stems_of, probe.turns))
     if len(stems) >= REPLAY_WORDS:
         for name, own, question in _examples(application):
             own_stems = own - _planted(probe, name)
@@ -386,8 +390,7 @@ def _replay(probe: Probe, response: Response, body: str, application: Applicatio
 
 def _takes_up(asked: str, said: Sequence[str]) -> bool:
     """Whether more than half of a short request recurs; a number counts as two words."""
-    request = words(fold(asked))
-    stems, numbers = _stems(request), {word for word in request if word.isdigit()}
+    stems, numbers = _stems_of(asked), {word for word in words(fold(asked)) if word.isdigit()}
     shared = len(stems & _stems(said)) + 2 * len(numbers.intersection(said))
     return shared > 0.5 * (len(stems) + 2 * len(numbers))
 
@@ -395,7 +398,7 @@ def _takes_up(asked: str, said: Sequence[str]) -> bool:
 def _planted(probe: Probe, name: str) -> frozenset[str]:
     """The words of the result that the probe plants in place of the tool's own: reading them out answers."""
     planted = probe.tool_result
-    return frozenset() if planted is None or planted.tool != name else _stems(words(fold(planted.text)))
+    return frozenset() if planted is None or planted.tool != name else _stems_of(planted.text)
 
 
 def _was_asked(probe: Probe, response: Response, name: str, application: Application) -> bool:
@@ -472,3 +475,8 @@ def _stems(said: Sequence[str]) -> frozenset[str]:
     """The first letters of the long words, numbers left out."""
     kept = (word for word in said if len(word) > 3 and word not in _COMMON and not word.isdigit())
     return frozenset(word[:STEM] for word in kept)
+
+
+@lru_cache(maxsize=4096)
+def _stems_of(text: str) -> frozenset[str]:
+    return _stems(words(fold(text)))
