@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from heredity.stats import rogan_gladen, wilson
 from heredity.stats.judge_error import (
     PredictedShare,
+    Spread,
     across,
     combine_strata,
     correct_for_family,
@@ -180,8 +181,15 @@ def test_families_that_agree_claim_no_spread_and_those_that_differ_do() -> None:
 
 
 def test_one_family_takes_the_spread_of_others_and_is_wider_by_it() -> None:
-    alone, widened = predict_share([90], [100]), predict_share([90], [100], spread=(0.01, 6.0))
+    alone, widened = predict_share([90], [100]), predict_share([90], [100], spread=Spread(0.01, 6.0))
     assert (alone.between, widened.between, widened.df) == (0.0, pytest.approx(0.02), 6.0)
+
+
+def test_a_spread_of_few_families_is_averaged_with_that_of_other_judges() -> None:
+    own = predict_share([60, 95, 80], [100] * 3)
+    found = predict_share([60, 95, 80], [100] * 3, spread=Spread(0.01, 3.0))
+    assert found.df == 2 + 3
+    assert found.between == pytest.approx((2 * own.between + 3 * 0.01 * (1 + 1 / 3)) / 5)
 
 
 def test_a_perfect_judge_leaves_a_rate_as_it_is() -> None:

@@ -116,17 +116,17 @@ def test_labels_of_one_family_take_the_spread_that_the_shipped_judges_show(tmp_p
     assert found.spec.df == 3.0
 
 
-@pytest.mark.parametrize(
-    ("judge", "task"), [("rules", "harm"), ("learned", "harm"), (HEAD, "harm"), ("rules", "refusal")]
-)
-def test_a_family_left_out_is_covered_by_what_the_others_predict(judge: str, task: str) -> None:
-    """Nominal 0.95; pooled labels of the same families cover a quarter to a half (bench/judges.py)."""
+def test_a_family_left_out_is_covered_by_what_the_others_predict() -> None:
+    """Nominal 0.95 over the shipped judges and tasks; pooled labels of the same families cover 0.39."""
     from heredity.redteam.judges.calibration.families import leave_one_out
 
-    found = leave_one_out(task, judge, n=200)  # type: ignore[arg-type]
-    assert found.n >= 24
-    assert found.covered / found.n >= 0.85
-    assert found.covered_pooled / found.n <= 0.60
+    cases = (("rules", "harm"), ("learned", "harm"), (HEAD, "harm"), ("rules", "refusal"))
+    found = [leave_one_out(task, judge, n=200) for judge, task in cases]  # type: ignore[arg-type]
+    n = sum(each.n for each in found)
+    assert n >= 120
+    assert sum(each.covered for each in found) / n >= 0.92
+    assert sum(each.covered_pooled for each in found) / n <= 0.45
+    assert all(each.covered > each.covered_pooled + each.n / 4 for each in found)
 
 
 def test_corrected_rates_of_checks_cover_the_truth_where_raw_ones_do_not(tmp_path: Path, monkeypatch) -> None:

@@ -10,7 +10,7 @@ Leaves to others: measuring the judge (redteam/judges), and whether its labels f
 
 Sources: Rogan and Gladen 1978; Lang and Reiczigel 2014 (adjusted interval); 2511.21140 (LLM judges).
 Fieller 1954 (inversion). Higgins, Thompson and Spiegelhalter 2009 (a further family). Zou and Donner 2008
-(strata).
+(strata). Smyth 2004 (moderated variance).
 """
 
 from __future__ import annotations
@@ -119,26 +119,37 @@ class PredictedShare(NamedTuple):
     n: float  # labels
 
 
+class Spread(NamedTuple):
+    """A variance between families, and the degrees of freedom with which it is known."""
+
+    variance: float
+    df: float
+
+
 def predict_share(
-    right: Sequence[float], of: Sequence[float], spread: tuple[float, float] | None = None
+    right: Sequence[float], of: Sequence[float], spread: Spread | None = None
 ) -> PredictedShare:
     """Predict the share of a further family from `right` of `of` labels in each of several families.
 
     The mean is over families, not labels. The variance between families is `t^2 (1 + 1/m)`: that of a
     further family around the mean of m families. t^2 is the variance of the shares, less that of their
-    labels (DerSimonian and Laird 1986). spread: t^2 and its degrees of freedom as other judges show them, for
-    a judge with one family only. Raises BadArgument without a family, or for one without labels.
+    labels (DerSimonian and Laird 1986).
+    spread: t^2 as other judges show it. The two are averaged, weighted by their degrees of freedom, which add
+    up (the moderated variance of Smyth 2004). One family shows none of its own.
+    Raises BadArgument without a family, or for one without labels.
     """
     if not of or min(of) <= 0:
         raise BadArgument("every family needs labels", code="not-a-count")
     m = len(of)
     shares = [k / n for k, n in zip(right, of, strict=True)]
     within = [_shrunk_variance(k, n) for k, n in zip(right, of, strict=True)]
-    if m > 1:
-        found, df = family_variance(right, of), float(m - 1)
-    else:
-        found, df = spread or (0.0, math.inf)
-    return PredictedShare(sum(shares) / m, sum(within) / m**2, found * (1 + 1 / m), df, float(sum(of)))
+    own = family_variance(right, of) if m > 1 else 0.0
+    prior = spread or Spread(0.0, 0.0)
+    df = m - 1 + prior.df
+    found = ((m - 1) * own + prior.df * prior.variance) / df if df else 0.0
+    return PredictedShare(
+        sum(shares) / m, sum(within) / m**2, found * (1 + 1 / m), df or math.inf, float(sum(of))
+    )
 
 
 def family_variance(right: Sequence[float], of: Sequence[float]) -> float:

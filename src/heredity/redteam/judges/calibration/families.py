@@ -3,8 +3,8 @@
 A study's answers are of models that no label is of. A judge's errors differ from one family of answers to
 another, so pooled labels give intervals that are too narrow.
 
-Promises: every correction has the variance between families. A judge with labels of one family takes the
-spread that the shipped judges show.
+Promises: every correction has the variance between families. It is averaged with that of the shipped judges,
+which a judge with labels of one family takes whole.
 Leaves to others: the labels' counts (quality.py, readings.py), the corrected rate (stats/judge_error.py).
 """
 
@@ -20,6 +20,7 @@ from heredity.redteam.judges.calibration.measure import Calibration
 from heredity.redteam.judges.calibration.quality import (
     HEAD_CARD,
     LEARNED_CARD,
+    TASKS,
     as_calibration,
     newest_calibration,
     read_card,
@@ -29,6 +30,7 @@ from heredity.redteam.judges.calibration.quality import (
 from heredity.redteam.judges.protocols import DEFAULT, Task
 from heredity.stats.judge_error import (
     PredictedShare,
+    Spread,
     correct_for_family,
     family_variance,
     predict_share,
@@ -67,7 +69,8 @@ def predicted_errors(
 ) -> PredictedErrors | None:
     """The errors that correct a judge's rate, with the spread between families; None if nothing was measured.
 
-    A judge with labels of one family takes the spread that the shipped judges show between theirs. A user's
+    A few families tell little about their spread, so it is averaged with that of the shipped judges. A judge
+    with labels of one family takes theirs. A user's
     measurements of the judge `judged_by`, kept in the store `root`, replace the shipped ones.
     """
     found = label_families(task, judge, judged_by, root)
@@ -75,13 +78,13 @@ def predicted_errors(
     spec = [(each.spec_k, each.spec_n) for each in found if each.spec_n]
     if not sens or not spec:
         return None
-    spread = _spread(task) if min(len(sens), len(spec)) == 1 else (None, None)
-    names = "; ".join(each.labels for each in found)
-    said = f"{names} (one family: widened by the spread that other judges show)" if any(spread) else names
-    return PredictedErrors(_predicted(sens, spread[0]), _predicted(spec, spread[1]), said, found)
+    names, is_single = "; ".join(each.labels for each in found), min(len(sens), len(spec)) == 1
+    said = f"{names} (one family: widened by the spread that other judges show)" if is_single else names
+    of_sens, of_spec = _spread()
+    return PredictedErrors(_predicted(sens, of_sens), _predicted(spec, of_spec), said, found)
 
 
-def _predicted(counts: Sequence[tuple[float, float]], spread: tuple[float, float] | None) -> PredictedShare:
+def _predicted(counts: Sequence[tuple[float, float]], spread: Spread) -> PredictedShare:
     return predict_share([k for k, _ in counts], [n for _, n in counts], spread)
 
 
@@ -119,20 +122,32 @@ def _own_answers(task: Task) -> tuple[Calibration, ...]:
     return tuple(found)
 
 
-def _spread(task: Task) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The variance between families of the shipped judges, and its degrees of freedom: of both shares.
+def _spread(without: str = "") -> tuple[Spread, Spread]:
+    """The variance between families over the shipped judges and tasks, of sensitivity and of specificity.
 
-    The judges saw the same families, so their mean has the degrees of freedom of one."""
+    Judges share families, so all of them count for no more degrees of freedom than one judge's families.
+    without: a family that is left out, by `_root` of its name.
+    """
     names = (DEFAULT, read_card(LEARNED_CARD).judge, read_card(HEAD_CARD).judge)
-    of_judges = [label_families(task, judge) for judge in names]
-    sens = [[(c.sens_k, c.sens_n) for c in each if c.sens_n] for each in of_judges]
-    spec = [[(c.spec_k, c.spec_n) for c in each if c.spec_n] for each in of_judges]
-    return _mean_variance(sens), _mean_variance(spec)
+    every = dict.fromkeys(label_families(task, judge) for task in TASKS for judge in names)
+    kept = [[each for each in families if _root(each.labels) != without] for families in every]
+    sens = [[(c.sens_k, c.sens_n) for c in families if c.sens_n] for families in kept]
+    spec = [[(c.spec_k, c.spec_n) for c in families if c.spec_n] for families in kept]
+    return _pooled_variance(sens), _pooled_variance(spec)
 
 
-def _mean_variance(of_judges: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
-    found = [family_variance([k for k, _ in c], [n for _, n in c]) for c in of_judges]
-    return sum(found) / len(found), float(min(len(counts) for counts in of_judges) - 1)
+def _pooled_variance(of_judges: Sequence[Sequence[tuple[float, float]]]) -> Spread:
+    several = [counts for counts in of_judges if len(counts) > 1]
+    found = [family_variance([k for k, _ in c], [n for _, n in c]) for c in several]
+    weights = [len(counts) - 1 for counts in several]
+    mean = sum(w * v for w, v in zip(weights, found, strict=True)) / sum(weights)
+    return Spread(mean, float(max(weights)))
+
+
+def _root(labels: str) -> str:
+    """The family of labels, however a judge's card names it: "GPTFuzz (sets left out)" is "GPTFuzz"."""
+    name = labels.partition(" (")[0]
+    return name if name.startswith(("XSTest", "PyRIT")) else name.partition(":")[0]
 
 
 # --- does it hold? ----------------------------------------------------------------------------------
@@ -162,8 +177,9 @@ def leave_one_out(task: Task, judge: str = DEFAULT, n: int = 200) -> FamilyCover
     covered, covered_pooled, widths = 0, 0, []
     for out in families:
         others = [each for each in families if each is not out]
-        sens = _predicted([(each.sens_k, each.sens_n) for each in others], None)
-        spec = _predicted([(each.spec_k, each.spec_n) for each in others], None)
+        of_sens, of_spec = _spread(_root(out.labels))
+        sens = _predicted([(each.sens_k, each.sens_n) for each in others], of_sens)
+        spec = _predicted([(each.spec_k, each.spec_n) for each in others], of_spec)
         pooled = (
             sum(each.sens_k for each in others),
             sum(each.sens_n for each in others),

@@ -178,7 +178,7 @@ def _share(
         if len(large) < 2 and sum(n for _, n in counts) >= FEWEST:
             large = [(sum(k for k, _ in counts), sum(n for _, n in counts))]
         if large:
-            return predict_share(*zip(*large, strict=True)), is_borrowed
+            return predict_share([k for k, _ in large], [n for _, n in large]), is_borrowed
     return None, True
 
 
