@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 
 import pytest
@@ -102,3 +103,9 @@ def test_it_takes_linear_time() -> None:
     for text in ("der " * 200_000, "ä" * 500_000, "." * 500_000, "a.b" * 200_000):
         outcome(GERMAN, text)
     assert time.perf_counter() - begun < 5
+
+
+def test_encoded_text_is_in_no_language() -> None:
+    encoded = base64.b64encode("Sans détails : que veut-on savoir ?".encode() * 8).decode()
+    for text in (encoded, f"{encoded[:60]}+la/et+les/des+{encoded[60:]}", f"---\n{encoded}+le/la+et/un\n---"):
+        assert language_of(text) == ""

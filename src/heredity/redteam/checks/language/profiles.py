@@ -105,6 +105,9 @@ _SCRIPTS: dict[str, str] = {
 }  # fmt: skip
 _UKRAINIAN, _KANA = re.compile("[іїєґ]"), re.compile("[\u3040-\u30ff]")
 
+# Such as base64: cut at its plus signs and slashes, it has short words of some language by chance.
+_ENCODED = re.compile(r"[a-z0-9+/=_-]{40,}")
+
 LANGUAGES = tuple(sorted({*_COMMON, *_SCRIPTS}))
 _WORDS: Mapping[str, frozenset[str]] = {code: frozenset(each.split()) for code, each in _COMMON.items()}
 _LETTERS = {code: re.compile(f"[{each}]") for code, each in _MARKS.items()}
@@ -113,7 +116,7 @@ _IN_SCRIPT = {code: re.compile(f"[{each}]") for code, each in _SCRIPTS.items()}
 
 def language_of(text: str) -> str:
     """The ISO 639-1 code of the language that a text is written in; "" if that is not clear."""
-    folded = fold(text)
+    folded = _ENCODED.sub(" ", fold(text))
     return _by_script(folded) or _by_words(_WORD.findall(folded))
 
 
