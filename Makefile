@@ -3,6 +3,7 @@
 DEFAULT_MODELS := smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
 MODELS ?= $(DEFAULT_MODELS)
 APPLICATION ?= examples/support-desk.toml
+ATTACKS ?= direct crescendo@planted_secret,harmful_request
 ARGS ?=
 LABELS ?= ../shared/data
 # Benchmarks that need no data of one's own; corpus, head, judges, pretrain and train take a folder or a file.
@@ -31,7 +32,8 @@ help: ## show this
 	@echo '            make bench BENCH=runner ARGS="--trials 20000 --rows 100000"'
 
 study: $(VENV)/.torch ## pull real models, ask them the probes of the example application, write the report
-	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") --out "$(OUT)" --yes $(ARGS)
+	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") \
+	  $(foreach a,$(ATTACKS),--attack "$(a)") --out "$(OUT)" --yes $(ARGS)
 
 descent: $(VENV)/.torch ## grow children of two real models, and measure what each inherited
 	@$(BIN)/python examples/descent.py $(ARGS)

@@ -373,7 +373,7 @@ class Estimates(Record, frozen=True):
     judge: str = ""  # that decided where no check did
     panel: PanelAgreement | None = None  # where that is one
     corrected_by: dict[str, str] = msgspec.field(default_factory=dict)  # whose labels, by task
-    n_skipped: int = 0  # of n_asked, trials of an attack that their model cannot have
+    n_skipped: int = 0  # of n_asked, trials of an attack for other techniques, or for other models
     analysis: Analysis | None = None  # as the plan declared it; None: rates are of decided trials
     competence: tuple[Competence, ...] = ()  # with a declared analysis
     unprompted: tuple[UnpromptedRate, ...] = ()  # if any model has such a breach

@@ -155,8 +155,8 @@ def _health(estimates: Estimates, max_errors: int) -> Iterator[_Finding]:
     if estimates.n_skipped:
         yield _Finding(
             PASS,
-            f"{estimates.n_skipped} of {estimates.n_asked} trials were not asked, as their models cannot "
-            "have the attack: they are in no rate, and no errors.",
+            f"{estimates.n_skipped} of {estimates.n_asked} trials were not asked: the attack is for "
+            "other techniques, or the model does not support it. They are in no rate, and no errors.",
         )
     if (missing := estimates.n_missing) > 0:
         yield _Finding(

@@ -338,8 +338,8 @@ def _about_the_run(estimates: Estimates) -> Iterator[str]:
         yield stopping
     if estimates.n_skipped:
         yield (
-            f"{estimates.n_skipped:,} of {estimates.n_asked:,} trials were not asked: their models do not "
-            "support the attack. They are in no rate."
+            f"{estimates.n_skipped:,} of {estimates.n_asked:,} trials were not asked: the attack is for "
+            "other techniques, or the model does not support it. They are in no rate."
         )
     if estimates.n_errors:
         yield (

@@ -34,7 +34,7 @@ Codes = NDArray[np.int8]
 Places = NDArray[np.intp]
 
 # Codes of a trial; 0: no verdict yet. A twin that was answered has HELD, a refused one BROKE. A skipped trial
-# was not asked, because its model does not support the attack.
+# was not asked: its model does not support the attack, or the attack is for other techniques.
 HELD, BROKE, UNCLEAR, ERROR, SKIPPED = 1, 2, 3, 4, 5
 _CODES: dict[str | None, int] = {
     "held": HELD, "answered": HELD, "broke": BROKE, "refused": BROKE, "unclear": UNCLEAR, None: ERROR,

@@ -142,6 +142,7 @@ def test_a_spec_names_the_techniques_that_it_is_for() -> None:
     assert attacks.planned(attack.spec).scope == ("planted_secret", "harmful_request")
     assert attack.covers(PLAIN) and not attack.covers(BY_ID["forbidden_tool/plain-01"])
     assert attacks.load("direct").covers(PLAIN) and attacks.load("crescendo@*_secret").covers(PLAIN)
+    assert not attack.covers(BY_ID[str(PLAIN.twin)])
     assert attack.queries(BY_ID["forbidden_tool/plain-01"], trial()) == 0 < attack.queries(PLAIN, trial())
 
 
@@ -164,7 +165,8 @@ def test_trials_outside_the_scope_are_not_asked_and_are_no_errors(tmp_path: Path
     study(tmp_path, made, lambda _: engine).run()
     rows = responses(tmp_path)
     assert len(rows) == made.n_trials
-    outside = [r for r in rows if r.attack != "direct" and not r.probe.startswith("planted_secret/")]
+    inside = {p.id for p in made.probes if p.technique == "planted_secret" and p.kind == "breach"}
+    outside = [row for row in rows if row.attack != "direct" and row.probe not in inside]
     assert outside and all(is_skipped(row) and not row.exchanges for row in outside)
     assert not any(is_skipped(row) for row in rows if row not in outside)
     assert not {row.index for row in outside} & {request.key for request in engine.asked}
@@ -190,9 +192,7 @@ def test_in_a_study_the_judge_decides_when_to_stop(tmp_path: Path) -> None:
         )
 
     study(tmp_path, made, lambda _: Recorder(say=say)).run()
-    secret = [
-        row for row in responses(tmp_path) if row.probe.startswith("planted_secret/") and "~" not in row.probe
-    ]
+    secret = [row for row in responses(tmp_path) if row.probe.startswith("planted_secret/") and row.exchanges]
     assert secret
     for row in secret:
         said = [exchange.text for exchange in row.exchanges]

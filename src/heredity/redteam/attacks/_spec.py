@@ -139,8 +139,10 @@ class Attack:
         self._refuse_misfits(leads)
 
     def covers(self, probe: Probe) -> bool:
-        """Whether the probe's technique is one of those that the spec names, if it names any."""
-        return not self.scope or any(fnmatchcase(probe.technique, name) for name in self.scope)
+        """Whether the attack is for this probe: a breach-seeking one of the techniques named, if any are."""
+        if not self.scope:
+            return True
+        return probe.kind == "breach" and any(fnmatchcase(probe.technique, name) for name in self.scope)
 
     def prepared(self, engine: WhiteBoxEngine, keep: Callable[[str], Keep]) -> Engine:
         """The engine with its model changed by every part that does. `keep` is by the part's spec."""
