@@ -317,3 +317,11 @@ def test_power_plans_for_parents_and_children(place: Path) -> None:
     assert (three["n_pairs"], edges["n_pairs"]) == (3, 2)
     assert edges["difference"]["fixed"] < three["difference"]["fixed"]  # type: ignore[index]
     assert edges["not_worse"]["fixed"] == three["not_worse"]["fixed"]  # type: ignore[index]
+
+
+def test_an_attack_counts_only_for_the_techniques_that_it_is_for(tmp_path: Path) -> None:
+    both = msgspec.structs.replace(planned(), attacks=("direct", "crescendo:5@t0"))
+    found = forecast_study(both, tmp_path)
+    assert (row(found, "t0").n_trials, row(found, "t1").n_trials) == (80, 40)
+    assert row(found).n_trials == 120
+    assert forecast_study(msgspec.structs.replace(both, attacks=("crescendo:5@t0",)), tmp_path) is not None

@@ -93,6 +93,7 @@ def forecast_study(plan: Plan, folder: Path, sizes: Mapping[str, int] | None = N
         cells.row(family, technique, discordance[family.between], is_pooled=technique in family.scopes)
         for family in declared.families
         for technique in (*family.scopes, *_techniques(plan, family.measure))
+        if cells.sizes(family.measure, technique)
     ]
     return StudyForecast(
         POWER, assumed.baseline, discordance, assumed.unclear, CORRELATION, assumed.source, seconds, speed,
@@ -110,19 +111,18 @@ class _ForecastCells:
     def __init__(self, plan: Plan, declared: Analysis, unclear: float) -> None:
         self._plan, self._declared, self._unclear = plan, declared, unclear
         self._alpha = Intervals.of(plan).alpha
+        self._attacks = [attacks.planned(spec) for spec in plan.attacks]
 
     def row(
         self, family: ComparisonFamily, technique: str, discordance: float, *, is_pooled: bool
     ) -> ForecastRow:
         """The row of a scope, or of one technique among all techniques of its measure."""
-        probes = [p for p in self._plan.probes if p.kind == _KINDS[family.measure] and is_part(p, technique)]
-        sizes = Counter((p.technique, p.cluster) for p in probes)
-        n_each = len(self._plan.attacks) * self._plan.samples
-        n_trials, n_pairs = len(probes) * n_each, family.n // len(family.scopes)
+        sizes = self.sizes(family.measure, technique)
+        n_trials, n_pairs = sum(sizes.values()), family.n // len(family.scopes)
         n_tests = family.n if is_pooled else n_pairs * len(_techniques(self._plan, family.measure))
         # Of decided trials, those count that both decided.
         kept = (1 - self._unclear) ** 2 if self._declared.endpoint == "decided_trials" else 1.0
-        effective = _effective([size * n_each * kept for size in sizes.values()], discordance)
+        effective = _effective([size * kept for size in sizes.values()], discordance)
         shares = self._shares(len(sizes), effective, discordance, self._alpha / n_tests, is_pooled)
         worth = effective.at(1 - 2 * self._alpha) / len(sizes)  # of a cluster, in independent trials
         needed = math.ceil(self._n_for_margin(discordance) / (1 if self._plan.is_until_decided else worth))
@@ -130,6 +130,14 @@ class _ForecastCells:
             family.between, family.measure, technique, n_tests, n_trials, len(sizes),
             round(effective.at(1 - self._alpha), 1), *shares, needed,
         )  # fmt: skip
+
+    def sizes(self, measure: Measure, technique: str) -> Counter[tuple[str, str]]:
+        """The trials of each behaviour of a row; an attack for other techniques asks none."""
+        sizes: Counter[tuple[str, str]] = Counter()
+        for p in self._plan.probes:
+            if p.kind == _KINDS[measure] and is_part(p, technique):
+                sizes[p.technique, p.cluster] += sum(attack.covers(p) for attack in self._attacks)
+        return Counter({behaviour: n * self._plan.samples for behaviour, n in sizes.items() if n})
 
     def _n_for_margin(self, discordance: float) -> int:
         margin = self._plan.margin
