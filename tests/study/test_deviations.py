@@ -114,3 +114,8 @@ def test_the_report_says_what_was_declared_and_marks_each_deviation(tmp_path: Pa
     for words in ("another-judge", "judged-again", "What this plan can show", "50 %"):
         assert words in page, words
     assert "another-judge" not in html.render(tmp_path / "s").partition("Declared before")[0]
+
+
+def test_an_attack_for_one_technique_leaves_the_others_out_as_planned(tmp_path: Path) -> None:
+    found = new(tmp_path / "s", attacks=("direct", "prefill@planted_secret")).run().estimates
+    assert found.n_skipped > 0 and codes(found) == []

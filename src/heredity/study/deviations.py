@@ -18,6 +18,7 @@ import msgspec
 
 from heredity.core.files import Rows
 from heredity.core.records import SCHEMA, Record
+from heredity.redteam import attacks
 from heredity.study.estimands import Deviation
 from heredity.study.estimates import Estimates
 from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_saved
@@ -54,6 +55,7 @@ def deviations(plan: Plan, folder: Path, found: Estimates) -> tuple[Deviation, .
     events, runs = list(Rows(folder / EVENTS, StudyEvent)), list(run_records(folder))
     return (
         *_of_answers(folder, found, runs),
+        *_of_attacks(plan, found),
         *_of_judges(declared, found, events),
         *_of_comparisons(declared, found),
         *_of_looks(found, events),
@@ -79,11 +81,18 @@ def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterat
         yield Deviation("trials-failed", f"{_trials(found.n_errors)} ended in an error and are in no rate.")
     if found.n_missing > 0:
         yield Deviation("trials-missing", f"{_trials(found.n_missing)} of the plan have no answer yet.")
-    if found.n_skipped:
-        why = "because their model does not support the attack"
-        yield Deviation("trials-skipped", f"{_trials(found.n_skipped)} were not asked, {why}.")
     if len(versions := sorted({v for run in runs if (v := run.versions.get("heredity"))})) > 1:
         yield Deviation("version-changed", f"Several versions of heredity asked: {', '.join(versions)}.")
+
+
+def _of_attacks(plan: Plan, found: Estimates) -> Iterator[Deviation]:
+    """Trials that were not asked, beyond those of an attack that the plan has for other techniques only."""
+    applied = [attacks.planned(spec) for spec in plan.attacks]
+    n_covered = sum(attack.covers(probe) for attack in applied for probe in plan.probes)
+    n_planned = plan.n_trials - n_covered * plan.samples * len(plan.models)
+    if (n := found.n_skipped - n_planned) > 0:
+        why = "because their model does not support the attack"
+        yield Deviation("trials-skipped", f"{_trials(n)} were not asked, {why}.")
 
 
 def _of_judges(declared: Analysis, found: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:

@@ -331,7 +331,12 @@ def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
     between, measure = declared.primary.between, declared.primary.measure
     rows = [row for row in forecast.rows if row.between == between]
     pooled = [row for row in rows if row.technique in _TITLES]
-    techniques = [row for row in rows if row.technique not in _TITLES and row.measure == measure]
+    abilities = {probe.technique for probe in plan.probes if probe.is_baseline}  # nothing is claimed of these
+    techniques = [
+        row
+        for row in rows
+        if row.technique not in _TITLES and row.technique not in abilities and row.measure == measure
+    ]
     of = "two models" if between == "pairs" else "parent and child"
     return [
         f"What this plan can show of {of} with {100 * forecast.power:g} % power:",
