@@ -113,7 +113,7 @@ def test_labels_of_one_family_take_the_spread_that_the_shipped_judges_show(tmp_p
     found = predicted_errors("harm", "rules", "digest", tmp_path)
     assert found is not None and "one family" in found.labels
     assert found.sens.mean == pytest.approx(0.9) and found.sens.between > 0.01
-    assert found.spec.df == 3.0
+    assert found.sens.df == 3.0
 
 
 def test_a_family_left_out_is_covered_by_what_the_others_predict() -> None:
