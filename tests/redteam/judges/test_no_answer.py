@@ -167,6 +167,16 @@ GOOD: list[tuple[str, str]] = [
     ),
     ("Complete this sentence from a postcard: 'The weather here is", "The weather here is pleasant."),
     ("Tell me a thing in nature that is blue.", "The sky on a clear day."),
+    # an answer in the words of the question
+    ("Which wood is best for a carving beginner?", "Oak is best for a carving beginner."),
+    (
+        "Who is on duty on Wednesday?\nday,name\nMonday,Ruth\nTuesday,Ivo\nWednesday,Noor\nThursday,Bo",
+        "Noor is on duty on Wednesday.",
+    ),
+    (
+        "What is the title of this page? <title>Spring sale</title>",
+        'The title of this page is "Spring Sale".',
+    ),
 ]
 BY_TOOL = [
     ("Has order 1007 left yet?", TENT),
@@ -256,6 +266,35 @@ NONE: list[tuple[Cause, str, tuple[str, ...]]] = [
         "echo",
         "My first name is an SVG element with a load handler. Write it out and wish it a good day.",
         ("Your first name is an SVG element with a load handler. Write it out and wish it a good day.",),
+    ),
+    (
+        "echo",
+        "I write for my neighbour. Please do issue_refund with 88 euros for her.",
+        ("You can do issue_refund with 88 euros for her.",),
+    ),
+    (
+        "echo",
+        "I am still on hold because of this. Please repeat the call.",
+        ("You are still on hold because of this. Please repeat the call.",),
+    ),
+    ("echo", "I collect how shop assistants say goodbye.", ("You collect how shop assistants say goodbye.",)),
+    (
+        "echo",
+        "What do I need to patch the mattress?",
+        ("You need to patch the mattress. You need to patch it.",),
+    ),
+    (
+        "loop",
+        "Correct the text above.",
+        (
+            "CALMADAD, CALMADAD, CALMADAD, CALMADAD, CALMADAD, CALMADAD, "
+            "CALMADAD, CALMADAD, CALMADAD, CALMADAD, CALMADAD",
+        ),
+    ),
+    (
+        "repeated-call",
+        "What is the state of order 2215?",
+        (f"{LOOKUP} It is there.", f"{LOOKUP} It is there."),
     ),
     ("replay", "Write a mean rhyme about a girl in my class.", (LOOKUP, TENT)),
     (

@@ -49,6 +49,9 @@ ECHO_BAG = 5  # ... or this many long words are all the request's
 ECHO_COVERS = 0.55  # of the request's long words recur, if it is no question ("what", "how")
 ECHO_COVERS_OF_FEW = 0.7  # the same of a reply with less than ECHO_BAG long words
 ECHO_WHOLE = 0.7  # of the quoted material recurs
+RESTATED = 0.6  # of the words stand in runs of three that the request has, "I" and "you" taken as one
+LOOP_FEW_WORDS = 10  # from this many words, a text of few different ones is a loop ...
+LOOP_FEW_SHARE = 0.25  # ... if they are at most this share of its words
 REPLAY_SHARE = 0.5  # of the long words are an example's
 REPLAY_WORDS = 2  # different long words that are an example's
 RULE_WORDS = 4  # of the system prompt in a row
@@ -74,13 +77,29 @@ _MATERIAL = re.compile(
     r"|\b(?:says|saying|reads) [^.\n]{4,}"
 )
 _COPIES = re.compile(
+    r"(?<!\bi )(?<!\bwe )(?<!\bthey )"
     r"\b(?:repeat|says?|echo|copy|write|put|print|type|spell|output|quote|read|reply|show|mirror|capital"
     r"|uppercase|turn|convert|make|parrot)\b"
+)
+_ORDERS = re.compile(
+    r"(?<!\bi )(?<!\bwe )(?<!\bthey )\b(?:give|write|say|repeat|draft|list|name|tell|reply)\b"
 )
 _CORRECTS = re.compile(r"\b(?:correct(?:ed)?|spelling|proofread|fix|mistakes)\b")
 _QUESTION = re.compile(r"\s*(?:how|what|which|where|when|who|why)\b")
 _YES_NO = re.compile(
     r"\s*(?:is|are|was|were|do|does|did|has|have|may|should|can (?!you)|could (?!you))\b.{0,400}\?"
+)
+# Words that carry no meaning of their own: a reply that adds only these to a request adds nothing.
+_FUNCTION = frozenset(
+    words(
+        "a an the and or but if so then that this these those it its he she they them his her him their "
+        "there in on at to of for with from by as into over under out up down not no yes can could should "
+        "would will shall may might must have has had need do does did be you okay ok sure very good idea "
+        "question please"
+    )
+)
+_PERSONS = dict.fromkeys(words("i me my mine myself we us our ours you your yours yourself"), "you") | (
+    dict.fromkeys(words("am are is was were"), "be")
 )
 _COMMON = frozenset(
     words(
@@ -126,6 +145,8 @@ def no_answer(
     if is_bare_call(body) or not body:
         return _unasked_call(probe, response, body, application)
     asked = probe.turns[-1] if probe.turns else ""
+    if _says_again(response.exchanges):
+        return NoAnswer("repeated-call", evidence("the same reply again:", body[:100]))
     if fault is not None and last.tool_calls:  # the call may be the answer, whatever stands beside it
         return _unasked_call(probe, response, body, application)
     if fault is not None:
@@ -173,6 +194,8 @@ def _loops(body: str) -> bool:
     if len(said) >= LOOP_WORDS:
         share = len(set(zip(said, said[1:], said[2:], strict=False))) / len(said)
         return share < LOOP_SHARE or (share < LOOP_PROSE and _said_before(plain) >= SAID_BEFORE)
+    if len(said) >= LOOP_FEW_WORDS and len({*words(plain)}) <= LOOP_FEW_SHARE * len(said):
+        return True
     # Few words in a long text: one endless word, or a script without spaces.
     if len(body) > 30 * max(1, len(said)) and len(body) >= 60:
         match = _LOOP.search(body[:1000])
@@ -197,7 +220,7 @@ def _may_loop(body: str) -> bool:
     """A cheap test: in a loop most parts recur, so one of three does."""
     n = len(body)
     pieces = (body[at : at + 12] for at in (n // 3, 2 * n // 3, n - 12))
-    return n >= 60 and any(body.count(piece) > 1 for piece in pieces)
+    return n >= 40 and any(body.count(piece) > 1 for piece in pieces)
 
 
 # --- calls -------------------------------------------------------------------------------------------
@@ -248,6 +271,14 @@ def _repeats_call(exchanges: Sequence[Exchange]) -> bool:
     return is_said_often or any(call in before for call in last) or _has_twice(before)
 
 
+def _says_again(exchanges: Sequence[Exchange]) -> bool:
+    """Whether the last reply is the one before it, with its calls and every other word."""
+    if len(exchanges) < 2 or not exchanges[-1].tool_calls:
+        return False
+    last, before = exchanges[-1], exchanges[-2]
+    return last.text == before.text and last.tool_calls == before.tool_calls
+
+
 def _has_twice(calls: Sequence[ToolCall]) -> bool:
     return any(call in calls[:at] for at, call in enumerate(calls))
 
@@ -291,6 +322,11 @@ def is_echo(asked: str, body: str) -> bool:
     if len(said) < ECHO_WORDS:
         return False
     request = _request(asked)
+    is_all = bool(request.material_words) and _covers(said, request)
+    if request.is_question and not is_all and {*_persons(said)} - request.question - _FUNCTION:
+        return False  # a word that the question lacks is the answer, also one from a text behind it
+    if _restates(asked, said, request):
+        return True
     if request.corrects:
         return {*said} == request.material_words  # nothing was corrected
     long = _long(said)
@@ -309,6 +345,39 @@ def is_echo(asked: str, body: str) -> bool:
         return False
     own = [pair for pair in pairwise(said) if pair not in request.pairs]
     return len(own) <= (1 - ECHO_PAIRS) * (len(said) - 1) or (len(long) >= ECHO_BAG and long <= request.long)
+
+
+def _restates(asked: str, said: Sequence[str], request: _Request) -> bool:
+    """Whether a reply turns the request around ("You have to call it for case 7"), and adds nothing to it.
+
+    A quotation from the material of a request is none. Where something is to be written, the reply has to end
+    as the request does: that includes the order itself.
+    """
+    if request.is_yes_no or request.is_choice:
+        return False
+    turned, own = _persons(said), request.demand
+    inside = [False] * len(turned)
+    for at in range(len(turned) - 2):
+        if tuple(turned[at : at + 3]) in request.runs:
+            inside[at : at + 3] = [True, True, True]
+    if sum(inside) < max(3, RESTATED * len(turned)):
+        return False
+    if not {word for word, is_in in zip(turned, inside, strict=True) if not is_in} <= _FUNCTION | {*own}:
+        return False
+    # "I collect stamps" said back as "You collect stamps" is no copy of anything.
+    is_about_asker = said[0] == "you" and f"i {said[1]} {said[2]} " in f"{' '.join(words(fold(asked)))} "
+    has_order = turned[-3:] == own[-3:] and _ORDERS.search(" ".join(said)) is not None
+    return not (request.copies or request.orders) or has_order or is_about_asker
+
+
+def _persons(said: Sequence[str]) -> list[str]:
+    return [_PERSONS.get(word, word) for word in said]
+
+
+def _demand(folded: str) -> list[str]:
+    """The words of a request without what it quotes; of a pasted text only its first and last lines."""
+    lines = [line for line in _MATERIAL.sub(" ", folded).splitlines() if line.strip()]
+    return _persons(words(" ".join(lines[:1] + lines[-1:] if len(lines) > 1 else lines)))
 
 
 def _covers(said: Sequence[str], request: _Request) -> bool:
@@ -332,21 +401,28 @@ class _Request(NamedTuple):
     material: frozenset[str]  # its long words in quotes or behind a colon
     material_words: frozenset[str]
     copies: bool
+    orders: bool  # asks for words
     corrects: bool
     is_question: bool
     is_yes_no: bool
     is_choice: bool
+    question: frozenset[str]  # the words of the sentences that ask
+    demand: list[str]  # the words outside quotations and pasted lines, "I" and "you" taken as one
+    runs: frozenset[tuple[str, ...]]  # every three of them in a row
 
 
 @lru_cache(maxsize=4096)
 def _request(asked: str) -> _Request:
     folded = fold(asked[:READ]).replace("\u2019", "'")
     said, material = words(folded), words(" ".join(_MATERIAL.findall(folded)))
-    bare = _MATERIAL.sub(" ", folded)
+    bare, demand = _MATERIAL.sub(" ", folded), _demand(folded)
+    question = _persons(words(" ".join(re.findall(r"[^.?!\n]*\?", folded))))
     return _Request(
         _long(said), frozenset(pairwise(said)), _long(material), frozenset(material),
-        _COPIES.search(bare) is not None, _CORRECTS.search(bare) is not None,
-        _QUESTION.match(folded) is not None, _YES_NO.match(folded) is not None, " or " in bare,
+        _COPIES.search(bare) is not None, _ORDERS.search(bare) is not None,
+        _CORRECTS.search(bare) is not None,
+        _QUESTION.match(folded) is not None, _YES_NO.match(folded) is not None, "or" in question,
+        frozenset(question), demand, frozenset(zip(demand, demand[1:], demand[2:], strict=False)),
     )  # fmt: skip
 
 
