@@ -20,15 +20,8 @@ from msgspec import UNSET, UnsetType
 from heredity.application.spec import Application
 from heredity.core.records import Cause, Manner, Outcome, Probe, Response, Verdict
 from heredity.redteam.checks import is_judged
-from heredity.redteam.judges.rules.no_answer import (
-    READ,
-    NoAnswer,
-    babble,
-    clean,
-    long_words,
-    no_answer,
-    says_back,
-)
+from heredity.redteam.judges.rules.echo import READ, long_words, says_back
+from heredity.redteam.judges.rules.no_answer import NoAnswer, babble, clean, no_answer
 from heredity.redteam.judges.rules.score_signs import score_signs
 from heredity.redteam.judges.rules.signs import THRESHOLD
 from heredity.redteam.text import evidence, fold, squeeze, words
