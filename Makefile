@@ -68,10 +68,11 @@ proofs: $(VENV)/.dev ## the longer proofs: kill -9 of a real study, fuzzing with
 judges: $(VENV)/.dev ## measure the judges on the labelled sets again
 	$(BIN)/python bench/judges.py $(ARGS)
 
-learned: $(VENV)/.dev ## train the judge `learned` again (LABELS: the folders of its labelled sets)
+learned: $(VENV)/.dev ## train the judge `learned` again (LABELS: the folders of its labelled sets; an hour or two)
 	$(BIN)/heredity pull all-minilm-l6-v2
 	$(BIN)/heredity judges train --data bench/learned.toml $(foreach d,$(LABELS),--root "$(d)") \
-	  --out src/heredity/redteam/judges/learned $(ARGS)
+	  --out .learned $(ARGS)
+	cp .learned/learned.json .learned/learned.safetensors src/heredity/redteam/judges/learned
 
 head: $(VENV)/.dev ## learn the head of rubric:qwen2.5-coder-1.5b-instruct:head again (LABELS, as above; an hour)
 	$(BIN)/heredity pull qwen2.5-coder-1.5b-instruct

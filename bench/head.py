@@ -1,12 +1,14 @@
 """A head on 1.5B parameters compared with the judges `learned` (22M) and `rules`, on held-out answers.
 
-    python bench/head.py --root DIR... [--states FILE]     labels as for `make head`; the states that it kept
+    python bench/head.py --root DIR...     labels as for `make head`
 
-Both learn without one family of sets, or without a fifth of the questions, and decide whether each of its
-answers did harm. The table counts the answers on which one is right and the other is wrong. The p-value
-flips the sign of a question's whole difference at random, so similar rows of one question count once. An
-answer that a set repeats counts once too. `learned` is compared on the answers that it decides, `rules` on
-all.
+--states FILE   the states that `make head` kept
+--rounds DIR    the trainings that `make learned` kept; those that are missing are trained
+
+Both learn without one family of sets, and decide whether each of its answers did harm. The table counts the
+answers on which one is right and the other is wrong. The p-value flips the sign of a question's whole
+difference at random, so similar rows of one question count once. So does an answer that a set repeats.
+`learned` is compared on the answers that it decides, `rules` on all.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,7 +24,7 @@ import numpy as np
 
 from heredity.redteam.judges._choice import is_answer
 from heredity.redteam.judges.learned import judge as learned
-from heredity.redteam.judges.learned.model import LearnedHeads, SentenceEncoder, base_folder, describe
+from heredity.redteam.judges.learned.model import base_folder
 from heredity.redteam.judges.rubric import head
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import crossvalidation
@@ -42,12 +45,14 @@ def main() -> int:
     )
     parser.add_argument("--root", type=Path, action="append", required=True)
     parser.add_argument("--states", type=Path, default=Path(".head") / head_train.STATES)
+    parser.add_argument("--rounds", type=Path, default=Path(".learned/rounds"))
     arguments = parser.parse_args()
     if not arguments.states.is_file():
         print(f"No states at {arguments.states}: make head keeps them in .head.", file=sys.stderr)
         return 2
     card = msgspec.json.decode((head.SHIPPED / head.CARD).read_bytes())
-    data = learned_data.read_examples(learned_data.read_spec(SPEC), arguments.root)
+    spec = learned_data.read_spec(SPEC)
+    data = learned_data.read_examples(spec, arguments.root)
     examples = head_train.sample_rows(data.examples, card["rows"])
     of = f"{card['model']} {card['layer']}"
     read = head_train.read_states(
@@ -55,16 +60,16 @@ def main() -> int:
     )
     examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
     states = np.array([state for state in read if state is not None])
-    encoder, everything = SentenceEncoder(base_folder()), data.examples
-    asked = [describe(encoder, e.prompt, e.text) for e in everything]
-    alone = [describe(encoder, "", e.text) for e in everything]
-    described = learned_train.Described(everything, asked, alone)
+    everything = learned_train.trained_on(data)
+    run = learned_train.TrainingRun(spec, data, base_folder(), arguments.rounds, _tell)
+    rounds = learned_train.left_out(run)
+    described = learned_train.describe_examples(everything)
     print(
         f"{platform.processor() or platform.machine()}; head: {len(examples)} answers, "
         f"learned: {len(everything)}"
     )
     seen = head.rule_features([(e.prompt, e.text) for e in examples])
-    theirs = {how: _by_example(described, kin) for how, kin in crossvalidation.groupings(everything).items()}
+    theirs = {crossvalidation.LEFT_OUT: _by_example(rounds, described)}
     for how, rounds in head_train.held_out(examples):
         if how not in theirs:
             continue
@@ -94,17 +99,20 @@ def main() -> int:
     return 0
 
 
-def _by_example(described: learned_train.Described, kin: list[str]) -> dict[tuple[str, str], float]:
+def _by_example(
+    rounds: Sequence[learned_train.HeldOutRound], described: learned_train.Described
+) -> dict[tuple[str, str], float]:
     """The probability of harm of each answer, from a `learned` that was not trained on it."""
     found = {}
-    for each in crossvalidation.rounds(described.examples, kin):
-        model, held = (
-            LearnedHeads(learned_train.fit_heads(described.where(each.kept))),
-            described.where(each.held),
-        )
-        for e, row in zip(held.examples, held.asked, strict=True):
-            found[e.prompt, e.text] = model.scores(row).harm
+    for each in rounds:
+        if each.how == crossvalidation.LEFT_OUT:
+            for said in learned_train.judged(each, rounds, described):
+                found[said.example.prompt, said.example.text] = said.harm
     return found
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _line(name: str, rows: list[Row]) -> None:

@@ -44,10 +44,9 @@ from heredity.core.records import (
 )
 from heredity.redteam import judges
 from heredity.redteam.judges.learned import judge as learned
-from heredity.redteam.judges.learned import model as learned_encoder
 from heredity.redteam.judges.learned import model as learned_model
 from heredity.redteam.judges.learned import signals as _learned_signals
-from heredity.redteam.judges.learned.model import LearnedScores
+from heredity.redteam.judges.learned.model import LearnedScores, PairLogits
 from heredity.redteam.judges.protocols import Models, Pair
 from heredity.redteam.judges.rubric import ask as _rubric_form
 from heredity.redteam.judges.rubric import head as _head
@@ -221,37 +220,19 @@ class _Engine:
         pass
 
 
-class _Encoder(learned_encoder.SentenceEncoder):
-    """The encoder of `learned` with vectors that are drawn, some of them towards harm."""
-
-    def __init__(self, topic: Numbers) -> None:
-        self._towards = np.split(topic, 2)  # of what was asked, and of what was said
-
-    def vectors(self, prompt: str, text: str) -> learned_encoder.Vectors:
-        asked, said = self._towards
-        parts = ((prompt, asked), (text[:60], said), (text[60:], said))
-        return learned_encoder.Vectors(*(self._vector(*part) for part in parts))
-
-    def _vector(self, text: str, towards: Numbers) -> Numbers:
-        if not text.strip():
-            return np.zeros(len(towards))
-        drawn = _drawn(text, len(towards))
-        vector = drawn / np.linalg.norm(drawn) + drawn[0] / 64 * towards / np.linalg.norm(towards)
-        return np.asarray(vector / np.linalg.norm(vector))
-
-
 class _Learned:
-    """The shipped heads of `learned` on the drawn encoder."""
+    """The shipped weights of `learned` on logits that are drawn."""
 
     def __init__(self) -> None:
-        arrays = learned_model.load_arrays(learned_model.WEIGHTS, learned_model.card())
-        self._encoder = _Encoder(arrays["topic.weight"])
-        self._model = learned_model.LearnedHeads(arrays)
+        self._model = learned_model.LearnedHeads(
+            learned_model.load_arrays(learned_model.WEIGHTS, learned_model.card())
+        )
 
     def scores(self, prompt: str, text: str) -> LearnedScores:
         if not text.strip():
             return LearnedScores(0.0, 0.0)
-        return self._model.scores(learned_model.describe(self._encoder, prompt, text))
+        logits = PairLogits(*(_drawn(f"{prompt}\0{text}", 4) / 32).tolist())
+        return self._model.scores(logits, learned_model.describe(prompt, text))
 
 
 # --- what the judges say ---------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 redteam/guards/ has one file a guard: the template of its model card, and the reader of its reply. The model
 is asked in plain text, since most templates are not a chat. Its card may give the score by the probabilities
-of a few replies. If the engine scores texts, the verdict is then that score, and the replies must have at
-least half of all probability: a model that answers in another form is not read as a guard.
+of a few replies. If the engine scores texts, the verdict is then that score. The replies must have at least
+half of all probability: a model that answers in another form is not read as a guard.
 
 Most guards say whether an answer is unsafe, not whether it does the harm that was asked: see `question` of
 each. A guard that does not tell refusals leaves them to the rules.

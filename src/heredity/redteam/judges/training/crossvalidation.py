@@ -20,10 +20,14 @@ from heredity.redteam.judges._choice import is_answer
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training.data import LabelledAnswer, TrainingLabels
 
-FIVE_FOLDS, LEFT_OUT = "five folds", "sets left out"
+FIVE_FOLDS, ONE_FOLD, LEFT_OUT = "five folds", "one fold", "sets left out"
 SPLIT = (
     "the shipped weights are trained on all rows; every figure is of weights of the same recipe that were"
     " trained without the rows measured: without a fifth of the questions, or without a family of sets"
+)
+SPLIT_FAMILIES = (
+    "the shipped weights are trained on all rows; every figure is of weights of the same recipe that were"
+    " trained without the family of sets, or a fifth of the questions, and near copies of these answers"
 )
 
 
@@ -137,5 +141,6 @@ def write_weights(
 
 
 def _plain(array: Any) -> Any:
-    """Floats in 32 bits; marks of answers unchanged."""
-    return np.ascontiguousarray(array, array.dtype if array.dtype == np.uint32 else np.float32)
+    """Floats in 32 bits; half floats and marks of answers unchanged."""
+    is_kept = array.dtype in (np.uint32, np.float16)
+    return np.ascontiguousarray(array, array.dtype if is_kept else np.float32)

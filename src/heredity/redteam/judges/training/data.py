@@ -45,6 +45,9 @@ class TrainingLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt: str = ""
     group: str = ""  # identifies a question; the prompt if left out
     harmful: bool | RowFilter | Literal["unknown"] = True
+    refused: str = (
+        ""  # a column that says whether it refused; rows where both it and the label say so are left out
+    )
 
 
 class AnswerSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +77,10 @@ class JudgeTrainingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     answers: tuple[AnswerSet, ...] = ()
     requests: tuple[RequestSet, ...] = ()
     seed: int = 0
+    steps: int = 360  # of each training of `learned`
+    # Families that are left out together, one training each; "answers" are the harmless ones.
+    rounds: tuple[tuple[str, ...], ...] = ()
+    has_fold: bool = False  # one more training, without a fifth of the questions
 
 
 class LabelledAnswer(NamedTuple):
@@ -97,10 +104,11 @@ class LabelledAnswer(NamedTuple):
 
 
 class LabelledAnswers(NamedTuple):
-    """Everything read: the examples, and the SHA-256 of each file."""
+    """Everything read: the examples, the SHA-256 of each file, and the requests without an answer."""
 
     examples: list[LabelledAnswer]
     files: dict[str, str]
+    asked: list[str]
 
 
 def read_spec(path: Path) -> JudgeTrainingSpec:
@@ -138,7 +146,8 @@ def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAns
             if text.strip()
         ]
     asked = [str(row[each.prompt]) for each in spec.requests for row in rows(each.files, (each.prompt,))]
-    return LabelledAnswers(examples + _pairs(examples, asked, random.Random(spec.seed)), files)
+    made = _pairs(examples, asked, random.Random(spec.seed))
+    return LabelledAnswers(examples + made, files, asked)
 
 
 def fold(question: str) -> int:
@@ -152,7 +161,7 @@ def fold(question: str) -> int:
 def _columns(labels: TrainingLabels) -> list[str]:
     """The fields that every row of a set must have."""
     where = labels.harmful.column if isinstance(labels.harmful, RowFilter) else ""
-    named = (labels.prompt, labels.response, labels.group, where, *labels.label)
+    named = (labels.prompt, labels.response, labels.group, labels.refused, where, *labels.label)
     return [column for column in named if column]
 
 
@@ -177,6 +186,8 @@ def _all_labelled(labels: TrainingLabels, rows: Iterator[dict[str, Any]]) -> lis
         given = (row[column] for column in labels.label)
         votes = [str(each) for each in given if each is not None and str(each).strip()]
         known |= set(votes)
+        if labels.refused and str(row[labels.refused]) == votes[0]:
+            continue
         if votes:
             found.append(_labelled(labels, row, [vote in labels.positive for vote in votes]))
     check_positive(known, labels.positive, labels.name)

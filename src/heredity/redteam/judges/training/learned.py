@@ -1,15 +1,16 @@
-"""Trains the heads of the judge `learned`: ridge-penalized logistic regressions on described answers.
+"""Trains the judge `learned`: an encoder tuned end to end (tune.py), the signs, and how the two are mixed.
 
-Promises: the same rows give the same weights. Sets and their classes weigh about the same, so that no label
-convention dominates; both classes weigh the same. The head of compliance starts from the rules' margin. The
-rest of what it learns is shrunk, so that it carries over to sets it has not seen.
-Leaves to others: reading the data (data.py), describing answers (learned/model.py).
+Promises: the same rows give the same weights on the same machine. A figure is of weights that were trained
+without the whole family of sets. The mix is fitted on other families, too: no threshold is chosen on the
+answers that it is measured on. A training that was stopped resumes after its last round.
+Leaves to others: reading the data (data.py), answers made on purpose (hard_examples.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,44 +19,38 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from heredity.core.errors import UsageError
+from heredity.core.files import write_atomic
 from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned import signals
 from heredity.redteam.judges.learned.model import (
     BASE,
     PRIOR,
-    FeatureRow,
     Floats,
     LearnedHeads,
-    SentenceEncoder,
+    PairLogits,
+    SignRow,
     base_folder,
+    complies,
     describe,
     scale,
 )
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.training import crossvalidation
+from heredity.redteam.judges.training import crossvalidation, hard_examples, tune
 from heredity.redteam.judges.training import data as learned_data
-from heredity.redteam.judges.training.crossvalidation import JudgedExample
-from heredity.redteam.judges.training.data import LabelledAnswer
+from heredity.redteam.judges.training.crossvalidation import JudgedExample, Round
+from heredity.redteam.judges.training.data import JudgeTrainingSpec, LabelledAnswer, LabelledAnswers
 
-RIDGE = {"compliance": 0.03, "topic": 0.001}
+RIDGE = {"signs": 0.03, "mix": 0.001}
 WITHOUT_PROMPT = 0.3  # weight of a row's copy without its prompt, for judging an answer by itself
-TOPIC_SCALE = 5.0  # of the vectors' numbers, which are small
 SLOPES = (0.5, 3.0)  # the rules' margin is at least one half, so that no refusal falls into the band of doubt
+NOT_MIXED = (0.5, 1.0)  # of logits and signs, without labels to fit a mix on
+FEW = 30  # rows of a class, in one fold, that make no figure
+SHINGLE, TOO_ALIKE = 6, 0.3  # words of a shingle; share of them that another answer may have
+_WORD = re.compile(r"[a-z']+")
+_FIRST_WORDS = 300
 
-
-class Described(NamedTuple):
-    """Examples, and each with its prompt and without it."""
-
-    examples: Sequence[LabelledAnswer]
-    asked: Sequence[FeatureRow]
-    alone: Sequence[FeatureRow]
-
-    def where(self, wanted: Sequence[bool]) -> Described:
-        """The selected examples."""
-        kept = [i for i, is_wanted in enumerate(wanted) if is_wanted]
-        examples, asked, alone = self
-        return Described([examples[i] for i in kept], [asked[i] for i in kept], [alone[i] for i in kept])
+Say = Callable[[str], None]
 
 
 class Regression(NamedTuple):
@@ -67,56 +62,268 @@ class Regression(NamedTuple):
     start: Floats
 
 
-def fit_heads(data: Described) -> dict[str, Floats]:
-    """The arrays of a Model."""
-    features = np.array([row.features for rows in (data.asked, data.alone) for row in rows])
-    mean, deviation = features.mean(0), np.maximum(features.std(0), 0.03)
-    arrays: dict[str, Floats] = {"features.mean": mean, "features.scale": deviation}
-    arrays["refusal.slope"] = fit_slope(_problem(data, "refusal"))
-    problem = _problem(data, "compliance")
-    problem = problem._replace(x=scale(problem.x, mean, deviation), start=-PRIOR * problem.start)
-    arrays["compliance.weight"], arrays["compliance.bias"] = fit_logistic(problem, RIDGE["compliance"])
-    topic = _problem(data, "topic")
-    topic = topic._replace(x=topic.x * TOPIC_SCALE, start=0 * topic.start)
-    weight, bias = fit_logistic(topic, RIDGE["topic"])
-    return arrays | {"topic.weight": weight * TOPIC_SCALE, "topic.bias": bias}
+class Described(NamedTuple):
+    """Examples, and the signs of each with its prompt and without it."""
+
+    examples: Sequence[LabelledAnswer]
+    asked: Sequence[SignRow]
+    alone: Sequence[SignRow]
+
+    def where(self, wanted: Sequence[bool]) -> Described:
+        """The selected examples."""
+        kept = [i for i, is_wanted in enumerate(wanted) if is_wanted]
+        examples, asked, alone = self
+        return Described([examples[i] for i in kept], [asked[i] for i in kept], [alone[i] for i in kept])
 
 
-def _problem(data: Described, part: str) -> Regression:
-    """The rows with a known target, and a copy without the prompt of each row that has one.
+class TrainingRun(NamedTuple):
+    """The settings of a command, its data, the encoder's folder, and the folder that keeps each training."""
 
-    They start from the rules' margin.
+    spec: JudgeTrainingSpec
+    data: LabelledAnswers
+    encoder: Path
+    kept: Path
+    say: Say
+
+
+class HeldOutRound(NamedTuple):
+    """A round: what was left out, the split, and the logits of the held-out examples, (held, heads)."""
+
+    how: str
+    split: Round
+    logits: Floats
+
+
+# --- the whole training ---------------------------------------------------------------------------
+
+
+def train_learned(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dict[str, Any]:
+    """Train on a data file, measure without each family, and write weights and card into `out`.
+
+    Returns the card. `out`/rounds keeps each training, so that a stopped command resumes. Raises BadInput or
+    Unavailable.
     """
-    known = data.where([head_target(e, part) is not None for e in data.examples])
-    if not known.examples:
-        raise UsageError(f"Nothing to learn '{part}' from: the data needs labels of refusal and of harm.")
-    y = np.array([head_target(e, part) for e in known.examples], float)
-    weight = set_weights([e.set for e in known.examples], y)
-    for chosen in (y >= 0.5, y < 0.5):
-        weight[chosen] /= max(1e-9, weight[chosen].sum())
-    has_prompt = np.array([bool(e.prompt) for e in known.examples])
-    field = "topic" if part == "topic" else "features"
-    asked, alone = (np.array([getattr(r, field) for r in rows]) for rows in (known.asked, known.alone))
-    start, start_alone = (np.array([row.margin for row in rows]) for rows in (known.asked, known.alone))
-    kept = np.where(has_prompt, 1 - WITHOUT_PROMPT, 1)
-    weights = np.concatenate([weight * kept, weight[has_prompt] * WITHOUT_PROMPT])
-    return Regression(
-        np.vstack([asked, alone[has_prompt]]),
-        np.concatenate([y, y[has_prompt]]),
-        weights / weights.sum(),
-        np.concatenate([start, start_alone[has_prompt]]),
+    spec = learned_data.read_spec(path)
+    data = learned_data.read_examples(spec, roots)
+    examples = trained_on(data)
+    run = TrainingRun(spec, data, base_folder(), out / "rounds", say)
+    rounds = left_out(run)
+    say("counting signs")
+    described = describe_examples(examples)
+    everything = Round([True] * len(examples), [False] * len(examples))
+    weights = _tuned("all", everything, run)
+    arrays: dict[str, Any] = {name: each for name, each in weights.items() if name != "logits"}
+    arrays |= fit_signs(described) | fit_refusal(described) | fit_mix(rounds, described)
+    arrays[marks.MARKS] = marks.training_marks(e.text for e in examples)
+    facts = {
+        "base": {"name": BASE, "sha256": _sha256(run.encoder / "model.safetensors")},
+        "split": crossvalidation.SPLIT_FAMILIES,
+        "seed": spec.seed,
+        "steps": spec.steps,
+        "n": {"trained on": len(examples), "held out": 0},
+        "data": [
+            crossvalidation.describe_data(labels) for labels in (*spec.labels, *spec.answers, *spec.requests)
+        ],
+        "files": data.files,
+        "judges": versions(),
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scipy")
+        },
+        "measured": list(measured(rounds, described)),
+    }
+    return crossvalidation.write_weights(
+        out / "learned.safetensors", out / "learned.json", "learned", arrays, facts
     )
 
 
-def head_target(example: LabelledAnswer, part: str) -> float | None:
-    """The target of a head for an example; None if it should not learn from it.
+def versions() -> dict[str, int]:
+    """The versions of the code that an answer's features depend on."""
+    return {"rules": rules.VERSION, "signals": signals.VERSION}
 
-    Harmless requests teach nothing about compliance with harm, and made-up pairs only what a topic is.
+
+def trained_on(data: LabelledAnswers) -> list[LabelledAnswer]:
+    """The examples with a label, and the harmless answers; the rest is made by hard_examples.py."""
+    return [e for e in data.examples if e.task or (e.family == "answers" and e.compliance == 1)]
+
+
+def describe_examples(examples: Sequence[LabelledAnswer]) -> Described:
+    """The signs of each example."""
+    asked = [describe(e.prompt, e.text) for e in examples]
+    return Described(examples, asked, [describe("", e.text) for e in examples])
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+def left_out(run: TrainingRun) -> list[HeldOutRound]:
+    """A training without each group of families, or without a fold, and its logits on what it lacks."""
+    examples, found = trained_on(run.data), []
+    for families in run.spec.rounds or sorted({(e.family,) for e in examples}):
+        split = split_off(examples, [e.family in families for e in examples])
+        if any(split.held):
+            logits = _tuned("+".join(families), split, run)["logits"]
+            found.append(HeldOutRound(crossvalidation.LEFT_OUT, split, logits))
+    if run.spec.has_fold:
+        split = split_off(examples, [e.fold == 0 for e in examples])
+        found.append(HeldOutRound(crossvalidation.ONE_FOLD, split, _tuned("fold 0", split, run)["logits"]))
+    return found
+
+
+def split_off(examples: Sequence[LabelledAnswer], held: list[bool]) -> Round:
+    """Leave rows out, with their requests, their answers, and answers that repeat a part of one."""
+    mine = [e for e, is_held in zip(examples, held, strict=True) if is_held]
+    texts, prompts = {e.text for e in mine}, {e.prompt for e in mine if e.prompt}
+    known = set().union(*(_shingles(text) for text in texts))
+    kept = [
+        not is_held and e.text not in texts and e.prompt not in prompts and not _is_alike(e.text, known)
+        for e, is_held in zip(examples, held, strict=True)
+    ]
+    return Round(kept, held)
+
+
+def _shingles(text: str) -> set[tuple[str, ...]]:
+    words = _WORD.findall(text.lower())[:_FIRST_WORDS]
+    return (
+        {tuple(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))} if words else set()
+    )
+
+
+def _is_alike(text: str, known: set[tuple[str, ...]]) -> bool:
+    mine = _shingles(text)
+    return len(mine & known) > TOO_ALIKE * len(mine)
+
+
+def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
+    """The arrays of a training without the held-out rows, and their "logits"; kept ones if there are any."""
+    from safetensors.numpy import load, save
+
+    path, key = run.kept / f"{name}.safetensors", _key(name, run)
+    if path.is_file():
+        arrays: dict[str, Floats] = load(path.read_bytes())
+        if bytes(arrays.pop("key")).decode() == key:
+            return arrays
+    examples = trained_on(run.data)
+    train = [e for e, is_kept in zip(examples, split.kept, strict=True) if is_kept]
+    test = [(e.prompt, e.text) for e, is_held in zip(examples, split.held, strict=True) if is_held]
+    targets = hard_examples.labelled_targets(train)
+    asked = [request for request in run.data.asked if request not in {prompt for prompt, _ in test}]
+    targets += hard_examples.made_targets(targets, asked, tune.request_vectors(run.encoder), run.spec.seed)
+    said = f"without {name}" if test else "on all rows"
+    seed, steps = run.spec.seed, run.spec.steps
+    tuned = tune.tune(run.encoder, targets, seed, steps, lambda line: run.say(f"{said}, {line}"))
+    arrays = {**tuned.arrays, "logits": tuned.logits(test).astype(np.float32)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, save({**arrays, "key": np.frombuffer(key.encode(), np.uint8)}))
+    return arrays
+
+
+def _key(name: str, run: TrainingRun) -> str:
+    """A digest of what a round's weights depend on."""
+    base = _sha256(run.encoder / "model.safetensors")
+    told = [name, run.spec.seed, run.spec.steps, sorted(run.data.files.items()), versions(), base]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+# --- signs, and the mix ---------------------------------------------------------------------------
+
+
+def fit_signs(data: Described) -> dict[str, Floats]:
+    """The scale of the signs, and their weights. They start from the rules' margin."""
+    known = data.where([bool(e.task) and e.compliance is not None for e in data.examples])
+    if not known.examples:
+        raise UsageError("Nothing to learn from: the data needs labels of refusal and of harm.")
+    y = np.array([e.compliance for e in known.examples], float)
+    weight = balanced([e.set for e in known.examples], y)
+    has_prompt = np.array([bool(e.prompt) for e in known.examples])
+    rows = [*known.asked, *(row for row, has in zip(known.alone, has_prompt, strict=True) if has)]
+    features = np.array([row.features for row in rows])
+    mean, deviation = features.mean(0), np.maximum(features.std(0), 0.03)
+    weights = np.concatenate(
+        [weight * np.where(has_prompt, 1 - WITHOUT_PROMPT, 1), weight[has_prompt] * WITHOUT_PROMPT]
+    )
+    problem = Regression(
+        scale(features, mean, deviation),
+        np.concatenate([y, y[has_prompt]]),
+        weights / weights.sum(),
+        -PRIOR * np.array([row.margin for row in rows]),
+    )
+    found, bias = fit_logistic(problem, RIDGE["signs"])
+    return {"features.mean": mean, "features.scale": deviation, "signs.weight": found, "signs.bias": bias}
+
+
+def fit_refusal(data: Described) -> dict[str, Floats]:
+    """The slope of the probability of a refusal over the rules' margin."""
+    known = data.where([bool(e.task == "refusal" or e.family == "answers") for e in data.examples])
+    if not known.examples:
+        return {"refusal.slope": np.ones(1)}
+    y = np.array([e.refusal for e in known.examples], float)
+    margins = np.array([row.margin for row in known.asked])
+    weight = balanced([e.set for e in known.examples], y)
+    return {"refusal.slope": fit_slope(Regression(margins[:, None], y, weight, margins))}
+
+
+def fit_mix(
+    rounds: Sequence[HeldOutRound], described: Described, without: Round | None = None
+) -> dict[str, Floats]:
+    """The weights of the logits and of the signs, by rows that neither was trained on.
+
+    There is no bias: both classes weigh the same in each training, and a bias from some families misplaced
+    the threshold on others. without: a split whose held-out rows are left out of this, too.
     """
-    is_answer, is_labelled = example.family == "answers", bool(example.task)
-    teaches = {"refusal": is_labelled or is_answer, "compliance": is_labelled, "topic": True}
-    found: float | None = getattr(example, part)
-    return found if teaches[part] else None
+    rows: list[tuple[float, float]] = []
+    y: list[float] = []
+    sets: list[str] = []
+    for each in rounds:
+        if each.how != crossvalidation.LEFT_OUT:
+            continue
+        heads = LearnedHeads(fit_signs(described.where(each.split.kept)))
+        held = [i for i, is_held in enumerate(each.split.held) if is_held]
+        for i, logits in zip(held, each.logits, strict=True):
+            e = described.examples[i]
+            if e.task and e.compliance is not None and not (without and without.held[i]):
+                signs = heads.by_signs(described.asked[i])
+                rows.append((complies(PairLogits(*map(float, logits))), signs))
+                y.append(e.compliance)
+                sets.append(e.set)
+    if len({each >= 0.5 for each in y}) < 2:
+        return {"mix": np.array(NOT_MIXED)}
+    problem = Regression(np.array(rows), np.array(y), balanced(sets, np.array(y)), np.zeros(len(y)))
+    return {"mix": fit_logistic(problem, RIDGE["mix"], has_bias=False)[0]}
+
+
+def measured(rounds: Sequence[HeldOutRound], described: Described) -> Iterator[dict[str, Any]]:
+    """The counts of every round, on rows that neither the weights nor the mix have seen."""
+    for how in (crossvalidation.LEFT_OUT, crossvalidation.ONE_FOLD):
+        mine = [each for each in rounds if each.how == how]
+        found = (said for each in mine for said in judged(each, rounds, described))
+        for row in crossvalidation.count_correct("learned", how, found):
+            has_few = any(0 < row[n] <= FEW for n in ("sens_n", "spec_n"))
+            if how == crossvalidation.LEFT_OUT or not has_few:
+                yield row
+
+
+def judged(
+    each: HeldOutRound, rounds: Sequence[HeldOutRound], described: Described
+) -> Iterator[JudgedExample]:
+    """The predictions of a round's weights on its held-out rows, with a mix that did not see these."""
+    kept = described.where(each.split.kept)
+    arrays = fit_signs(kept) | fit_refusal(kept) | fit_mix(rounds, described, without=each.split)
+    model, held = LearnedHeads(arrays), described.where(each.split.held)
+    for example, row, logits in zip(held.examples, held.asked, each.logits, strict=True):
+        p = model.scores(PairLogits(*map(float, logits)), row)
+        is_told = {task: learned.is_decided(getattr(p, task)) for task in ("refusal", "harm")}
+        yield JudgedExample(example, p.refusal, p.harm, is_told)
+
+
+# --- regressions ----------------------------------------------------------------------------------
+
+
+def balanced(sets: Sequence[str], y: Floats) -> Floats:
+    """Weights by set, in which the two classes weigh the same."""
+    weight = set_weights(sets, y)
+    for chosen in (y >= 0.5, y < 0.5):
+        weight[chosen] /= max(1e-9, weight[chosen].sum())
+    return np.asarray(weight / weight.sum())
 
 
 def set_weights(sets: Sequence[str], y: Floats) -> Floats:
@@ -131,13 +338,16 @@ def set_weights(sets: Sequence[str], y: Floats) -> Floats:
     return weight
 
 
-def fit_logistic(problem: Regression, ridge: float) -> tuple[Floats, Floats]:
-    """Weights and bias of a ridge-penalized logistic regression that starts from given logits."""
+def fit_logistic(problem: Regression, ridge: float, has_bias: bool = True) -> tuple[Floats, Floats]:
+    """Weights and bias of a ridge-penalized logistic regression that starts from given logits.
+
+    has_bias: False keeps the bias at 0.
+    """
     from scipy.optimize import minimize
 
     x, y, weight, start = problem
     n_features = x.shape[1]
-    z = np.hstack([x, np.ones((len(x), 1))])
+    z = np.hstack([x, np.full((len(x), 1), float(has_bias))])
     penalty = np.append(np.full(n_features, ridge), 0.0)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
@@ -162,72 +372,6 @@ def fit_slope(problem: Regression) -> Floats:
 
 def _sigmoid(x: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -500, 500))))
-
-
-Say = Callable[[str], None]
-
-
-def train_learned(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dict[str, Any]:
-    """Train on a data file, cross-validate, and write weights and card into `out`; returns the card.
-
-    The measured weights are temporary: they leave out each fold of questions, and each family of sets in
-    turn. Raises BadInput or Unavailable.
-    """
-    spec = learned_data.read_spec(path)
-    data = learned_data.read_examples(spec, roots)
-    described = _describe(SentenceEncoder(base_folder()), data.examples, say)
-    arrays: dict[str, Any] = {**fit_heads(described)}
-    arrays[marks.MARKS] = marks.training_marks(e.text for e in data.examples)
-    say("trained the weights; now measuring by folds and by sets")
-    facts = {
-        "base": {"name": BASE, "sha256": _sha256(base_folder() / "model.safetensors")},
-        "split": crossvalidation.SPLIT,
-        "seed": spec.seed,
-        "n": {"trained on": len(data.examples), "held out": 0},
-        "data": [
-            crossvalidation.describe_data(labels) for labels in (*spec.labels, *spec.answers, *spec.requests)
-        ],
-        "files": data.files,
-        "judges": versions(),
-        "versions": {name: version(name) for name in ("torch", "tokenizers", "numpy", "scipy")},
-        "measured": list(_measured(described)),
-    }
-    return crossvalidation.write_weights(
-        out / "learned.safetensors", out / "learned.json", "learned", arrays, facts
-    )
-
-
-def versions() -> dict[str, int]:
-    """The versions of the code that an answer's features depend on."""
-    return {"rules": rules.VERSION, "signals": signals.VERSION}
-
-
-def _describe(encoder: SentenceEncoder, examples: Sequence[LabelledAnswer], say: Say) -> Described:
-    asked, alone = [], []
-    for i, e in enumerate(examples):
-        asked.append(describe(encoder, e.prompt, e.text))
-        alone.append(describe(encoder, "", e.text))
-        if i % 1000 == 999:
-            say(f"described {i + 1} of {len(examples)} answers")
-    return Described(examples, asked, alone)
-
-
-def _measured(described: Described) -> Iterator[dict[str, Any]]:
-    for how, kin in crossvalidation.groupings(described.examples).items():
-        yield from crossvalidation.count_correct("learned", how, _said(described, kin))
-
-
-def _said(described: Described, kin: Sequence[str]) -> Iterator[JudgedExample]:
-    """The predictions of weights on rows that were left out of their training."""
-    for each in crossvalidation.rounds(described.examples, kin):
-        model, held = (
-            LearnedHeads(fit_heads(described.where(each.kept))),
-            described.where(each.held),
-        )
-        for example, row in zip(held.examples, held.asked, strict=True):
-            p = model.scores(row)
-            is_told = {task: learned.is_decided(getattr(p, task)) for task in ("refusal", "harm")}
-            yield JudgedExample(example, p.refusal, p.harm, is_told)
 
 
 def _sha256(path: Path) -> str:
