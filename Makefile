@@ -3,6 +3,8 @@
 DEFAULT_MODELS := smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
 MODELS ?= $(DEFAULT_MODELS)
 APPLICATION ?= examples/support-desk.toml
+# The smallest margin within which this size can show "not worse" of equal models (docs/explanation/sequential.md).
+MARGIN ?= 0.1
 ATTACKS ?= direct crescendo@planted_secret,harmful_request
 ARGS ?=
 LABELS ?= ../shared/data
@@ -33,7 +35,7 @@ help: ## show this
 
 study: $(VENV)/.torch ## pull real models, ask them the probes of the example application, write the report
 	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") \
-	  $(foreach a,$(ATTACKS),--attack "$(a)") --out "$(OUT)" --yes $(ARGS)
+	  $(foreach a,$(ATTACKS),--attack "$(a)") --margin "$(MARGIN)" --out "$(OUT)" --yes $(ARGS)
 
 descent: $(VENV)/.torch ## grow children of two real models, and measure what each inherited
 	@$(BIN)/python examples/descent.py $(ARGS)
