@@ -93,8 +93,8 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 )
 @click.option(
     "--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
-    help="A suite (core, quick, full), a technique, a glob over ids, a TOML file, or import:KIND:FILE."
-    "  [default: core]",
+    help="A suite (core, quick, full, core-hard), a technique, a glob over ids, a TOML file, or "
+    "import:KIND:FILE.  [default: core]",
 )  # fmt: skip
 @click.option(
     "--attack",
