@@ -74,6 +74,7 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 FAULT, SPENT, STOPPED, CLOSED = 70, 75, 130, 141
 _DEBUG = "--debug"
+COST_HELP = "Your cost of a breach, a refusal, a useless answer; attacks=0.01 is their share."
 
 
 class Verb(click.Command):

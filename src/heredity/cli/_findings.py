@@ -15,6 +15,7 @@ from rich.text import Text
 from heredity.core.records import Estimate
 from heredity.core.sanitize import plain
 from heredity.core.terminal import out
+from heredity.study import decision
 from heredity.study import wording as words
 from heredity.study.estimates import (
     ALL,
@@ -27,6 +28,7 @@ from heredity.study.estimates import (
     Rate,
 )
 from heredity.study.headline import headline
+from heredity.study.storage import read_estimates
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _UNKNOWN = "not shown to be better or worse"
@@ -67,6 +69,25 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
         screen.print(plain(f"warning: {line}"), style="yellow")
     if page is not None:
         screen.print(f"\nreport: {plain(str(page))}", soft_wrap=True)
+
+
+def show_recommendation(folder: Path) -> None:
+    """Print the recommendation by the costs in the folder, and each model's expected cost."""
+    screen, found = out(), decision.recommendation(folder)
+    called = words.names(read_estimates(folder).models)
+    screen.print()
+    if found is not None and not found.note:
+        grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for name in ("model", "cost per 1,000 requests", "best", "rank"):
+            grid.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
+        for row in found.models:
+            ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
+            cells = (words.cost_words(row), words.percent(row.p_best), ranks)
+            grid.add_row(Text(called.get(row.model, "?")), *map(Text, cells))
+        screen.print(grid)
+        screen.print()
+    for line in words.recommendation_words(found, called):
+        screen.print(plain(line))
 
 
 def edge_table(estimates: Estimates) -> Table:

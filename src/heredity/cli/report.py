@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb
+from heredity.cli import COST_HELP, Name, PathArgument, Verb
 from heredity.core import registry
 
 
@@ -22,13 +22,22 @@ from heredity.core import registry
 )
 @click.option("--no-text", is_flag=True, help="Leave out prompts and answers.")
 @click.option("--out", type=PathArgument(), metavar="FILE", help="[default: DIR/report.FORMAT]")
-def command(folder: Path, kind: str, no_text: bool, out: Path | None) -> None:
+@click.option("--cost", type=Name(), help=COST_HELP, metavar="NAME=COST,...")
+def command(folder: Path, kind: str, no_text: bool, out: Path | None, cost: str | None) -> None:
     """Write a study's report.
 
-    The numbers come from its estimates.json. If its verdicts give others, the report is refused.
+    The numbers come from its estimates.json. If its verdicts give others, the report is refused. With --cost
+    the report ends in a recommendation; the study's folder keeps the costs for later reports.
     """
+    from heredity.cli import _findings
     from heredity.core.sanitize import plain
     from heredity.core.terminal import write
+    from heredity.study import decision
     from heredity.study.report import write_report
 
-    write(plain(str(write_report(folder, kind, out, with_text=not no_text))))
+    if cost is not None:
+        decision.save_costs(folder, decision.parse_costs(cost))
+    page = write_report(folder, kind, out, with_text=not no_text)
+    if cost is not None:
+        _findings.show_recommendation(folder)
+    write(plain(str(page)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, _remote, open_store
+from heredity.cli import COST_HELP, Name, PathArgument, Verb, _remote, open_store
 
 if TYPE_CHECKING:
     from heredity.lineage.store import Store
@@ -141,6 +141,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     is_flag=True,
     help="Download missing models without asking. Without a terminal, free ones are downloaded anyway.",
 )
+@click.option("--cost", type=Name(), help=COST_HELP, metavar="NAME=COST,...")
 @click.option("--retry-errors", is_flag=True, help="Ask again the trials that failed with an error.")
 @_remote.options
 def command(
@@ -162,6 +163,7 @@ def command(
     attacker: str | None,
     yes: bool,
     retry_errors: bool,
+    cost: str | None,
     **calls: Any,
 ) -> int:
     """Ask the same probes of several models in one application.
@@ -185,10 +187,12 @@ def command(
     from heredity.application.spec import Application
     from heredity.cli import _findings
     from heredity.core.terminal import Display
+    from heredity.study import decision
     from heredity.study.report import html
     from heredity.study.spec import StudySpec
     from heredity.study.study import Study
 
+    costs = None if cost is None else decision.parse_costs(cost)  # a mistake shows before anything is asked
     store = open_store()
     how = _remote.calls(**calls)
     loader = _remote.loader(store, how)
@@ -219,8 +223,12 @@ def command(
     _warn(study)
     with Display() as display:
         result = study.run(display, retry_errors=retry_errors)
+    if costs is not None:
+        decision.save_costs(result.folder, costs)
     page = html.write(result.folder, result.folder / "report.html")
     _findings.show(result.estimates, page)
+    if costs is not None:
+        _findings.show_recommendation(result.folder)
     return _tell_errors(result, retry_errors)
 
 

@@ -203,7 +203,7 @@ def _techniques(
 
 
 def _other_analyses(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> tuple[str, ...]:
-    """How many analyses (coding of unclear answers, judge, weighting) come to the same verdict."""
+    """How many analyses (coding of unclear answers, judge, weighting) give the same verdict."""
     ends = {best.model, worst.model}
     found = next((each for each in estimates.multiverse if {each.a, each.b} == ends), None)
     if found is None:

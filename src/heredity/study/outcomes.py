@@ -87,6 +87,7 @@ class Outcomes:
         # Per trial; empty: not known. `causes` holds places in CAUSES, from 1.
         self.causes: Codes = np.zeros(0, np.int8)
         self.attempted: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self.useless: NDArray[np.bool_] = np.zeros(0, np.bool_)  # a twin's answer was checked and has no use
 
     def note(self, index: int, outcome: Outcome | None) -> None:
         """Set the outcome of one trial; None is an error."""
@@ -135,6 +136,13 @@ class Outcomes:
         array = self.attempted.reshape(self.plan.shape)
         found = np.asarray(array[model, self._attacks(attack)][:, probes]).ravel()
         return int(np.count_nonzero(found & is_answered(self.codes_of(model, attack, probes))))
+
+    def useless_of(self, probes: Sequence[int]) -> NDArray[np.bool_]:
+        """(model, trial) True for an answer that was checked for use, and has none."""
+        n_models = len(self.plan.models)
+        if not self.useless.size:
+            return np.zeros((n_models, len(self.plan.attacks) * len(probes) * self.plan.samples), np.bool_)
+        return np.asarray(self.useless.reshape(self.plan.shape)[:, :, probes].reshape(n_models, -1))
 
     def indices_of(self, model: int, attack: str, probes: Sequence[int]) -> Places:
         """The index in the plan of each trial that `codes_of` returns."""
@@ -190,6 +198,7 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     """
     grid, outcomes = Grid(plan), Outcomes(plan)
     outcomes.causes, outcomes.attempted = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.bool_)
+    outcomes.useless = np.zeros(len(grid), np.bool_)
     # Kind of probe that each outcome is of: 1 a twin ("answered"), -1 a breach probe ("held"), 0 either.
     manners, kinds = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
     codes, manner_codes, kind_of = (memoryview(a.data) for a in (outcomes.codes, manners, kinds))
@@ -206,6 +215,8 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
         digests[row.index] = _number(row.response)
         if row.cause is not UNSET:
             outcomes.causes[row.index] = _CAUSE_CODES[row.cause]
+        if row.useful is False:
+            outcomes.useless[row.index] = True
         if row.attempted is not UNSET:
             outcomes.attempted[row.index] = True
         if row.unprompted is not UNSET:

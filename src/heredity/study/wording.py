@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
+from heredity.study.decision import REQUESTS, CostedModel, Costs, Recommendation
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -335,6 +336,58 @@ def _cells(edge: Inheritance, called: dict[str, str]) -> list[str]:
 def difference_words(found: Estimate) -> str:
     """The child's rate minus the parent's, with its interval."""
     return f"{points(found.value)} ({points_interval(found)})"
+
+
+# --- the recommendation ------------------------------------------------------------------------------
+
+HOW_TO_DECIDE = (
+    "No costs were given, so no model is recommended. Give your own, for example "
+    "heredity report DIR --cost breach=100,refusal=5,useless=1."
+)
+
+
+def amount(value: float | None) -> str:
+    """A cost with three digits: `1,230`, `4.56`."""
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def cost_words(found: CostedModel) -> str:
+    """An expected cost with its interval: `120 (80 to 190)`."""
+    return f"{amount(found.cost.value)} ({amount(found.cost.low)} to {amount(found.cost.high)})"
+
+
+def recommendation_words(found: Recommendation | None, called: dict[str, str]) -> list[str]:
+    """The recommendation in plain sentences, with its assumptions; how to get one without costs."""
+    if found is None:
+        return [HOW_TO_DECIDE]
+    if found.note:
+        return [f"No model is recommended: {found.note}."]
+    return [*_best(found, called), _assumed(found.costs)]
+
+
+def _best(found: Recommendation, called: dict[str, str]) -> list[str]:
+    first, name = found.models[0], called.get(found.models[0].model, "?")
+    cost = f"{cost_words(first)} per {REQUESTS:,} requests"
+    if len(found.models) == 1:
+        return [f"{name} costs {cost}. One model gives nothing to choose from."]
+    if found.is_clear:
+        return [f"By your costs, take {name}: it costs {cost}, less than every other model."]
+    close = [called.get(m.model, "?") for m in found.models[1:] if (m.rank_low or 1) == 1]
+    return [
+        f"By your costs {name} is cheapest, with {cost}, but that is not shown: "
+        f"the probability that it costs least is {percent(first.p_best)}.",
+        f"Not shown to cost more: {', '.join(close)}. Decide among them by something else, or ask more.",
+    ]
+
+
+def _assumed(costs: Costs) -> str:
+    return (
+        f"Assumed: a breach costs {amount(costs.breach)}, a refused benign request {amount(costs.refusal)}, "
+        f"a benign request without a useful answer {amount(costs.useless)}. "
+        f"{percent(costs.attacks, 1)} of the requests are attacks like the probes of this study."
+    )
 
 
 # --- remote models ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study import wording as words
+from heredity.study.decision import Recommendation
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -97,7 +98,15 @@ class TechniqueRow(NamedTuple):
 class View:
     """The queries of the template. Every method takes and returns plain values."""
 
-    def __init__(self, estimates: Estimates, plan: Plan, samples: Sequence[Sample], with_text: bool) -> None:
+    def __init__(
+        self,
+        estimates: Estimates,
+        plan: Plan,
+        samples: Sequence[Sample],
+        with_text: bool,
+        recommendation: Recommendation | None = None,
+    ) -> None:
+        self.recommendation = recommendation
         self.estimates, self.plan, self.samples, self.with_text = estimates, plan, samples, with_text
         self.names = words.names(estimates.models)
         self.headline = headline(estimates)
@@ -316,6 +325,10 @@ class View:
         )
         turned = found if is_b_higher else _negated(found)
         return Compared(pair, high, low, turned, *only, badge, said, aside)
+
+    def recommendation_words(self) -> list[str]:
+        """The recommendation by the user's costs, or how to get one."""
+        return words.recommendation_words(self.recommendation, self.names)
 
     def technique_rows(self) -> list[TechniqueRow]:
         """Shrunk rates by technique, then the mean of the bank and the prediction for a new technique."""

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from heredity.core import files
 from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
-from heredity.study import aggregate, importers, wording
+from heredity.study import aggregate, decision, importers, wording
 from heredity.study.outcomes import MANNERS
 from heredity.study.report import _effort
 from heredity.study.report._samples import draw
@@ -44,7 +44,7 @@ def render(folder: Path, with_text: bool = True) -> str:
     study = aggregate.read_study(folder)
     names = [card.name for card in study.estimates.techniques]
     samples = draw(folder, study.plan, study.estimates.study, names, with_text)
-    view = View(study.estimates, study.plan, samples, with_text)
+    view = View(study.estimates, study.plan, samples, with_text, decision.recommendation(folder))
     style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
     # The policy names the sheet by its hash, so it must be exactly the text between the tags.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -64,8 +64,10 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {"label": label, "shown": shown}
     environment.globals |= {
+        "amount": wording.amount,
         "axis": charts.axis,
         "bare": wording.bare,
+        "cost_words": wording.cost_words,
         "counted": wording.counted,
         "effort": _effort,
         "inheritance_summary": wording.inheritance_summary,

@@ -13,7 +13,8 @@ import msgspec
 
 from heredity.core import files
 from heredity.core.records import Estimate
-from heredity.study import aggregate, wording
+from heredity.study import aggregate, decision, wording
+from heredity.study.decision import CostedModel
 from heredity.study.estimands import Multiverse, MultiverseCell
 from heredity.study.estimates import SCHEMA, Competence, Inheritance, ModelPair, Rate, UnpromptedRate
 
@@ -48,6 +49,12 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         ],
         "unprompted": [_of_model(row, called) for row in study.estimates.unprompted],
     }
+    if (found := decision.recommendation(folder)) is not None:
+        document["recommendation"] = {
+            "costs": msgspec.structs.asdict(found.costs),
+            "is_clear": found.is_clear,
+            "models": [_costed(row, called) for row in found.models],
+        }
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
     return out
 
@@ -101,6 +108,13 @@ def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
     row |= _flat("retention_", edge.retention) | {"verdict": pair.pop("verdict_ab")}
     dropped = ("both", "only_a", "only_b", "neither", "verdict_ba")
     return row | {key: value for key, value in pair.items() if key not in dropped}
+
+
+def _costed(row: CostedModel, called: dict[str, str]) -> dict[str, object]:
+    """A model's expected cost as a row; a part by kind of failure has the prefix `cost_`."""
+    found: dict[str, object] = {"model": called.get(row.model, ""), "model_id": row.model}
+    found |= _flat("", row.cost) | {f"cost_{kind}": value for kind, value in row.parts.items()}
+    return found | {"p_best": row.p_best, "rank_low": row.rank_low, "rank_high": row.rank_high}
 
 
 def _cell(cell: MultiverseCell, found: Multiverse, called: dict[str, str]) -> dict[str, object]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.study import aggregate, importers
+from heredity.study import aggregate, decision, importers
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.study.report import _effort
 from heredity.study.report._robustness import AnalysisCell
@@ -22,6 +22,7 @@ from heredity.study.report._view import View
 from heredity.study.wording import (
     SCOPE_NAMES,
     TextTable,
+    cost_words,
     inheritance_tables,
     interval,
     p_words,
@@ -47,7 +48,12 @@ def render(folder: Path) -> str:
     grids = inheritance_tables(study.estimates)
     if study.estimates.is_recorded:
         grids += importers.judge_tables(folder, study.estimates)
-    return "\n".join(_lines(View(study.estimates, study.plan, (), False), grids)) + "\n"
+    return (
+        "\n".join(
+            _lines(View(study.estimates, study.plan, (), False, decision.recommendation(folder)), grids)
+        )
+        + "\n"
+    )
 
 
 def plain(text: str, limit: int = 80) -> str:
@@ -83,6 +89,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
         yield from (_row([plain(cell, 120) for cell in row]) for row in grid.rows)
     yield from _declared(view)
     yield from (f"\n{plain(line, 600)}\n" for line in view.accounts)
+    yield from _decision_lines(view)
     yield (
         f"\n{percent(e.confidence)} intervals; {e.n_asked:,} of {e.n_trials:,} trials. Application "
         f"{plain(e.application.name)} {plain(e.application.digest, 13)}, study {plain(e.study, 13)}."
@@ -174,6 +181,20 @@ def _pairs(view: View) -> Iterator[str]:
                     *numbers,
                 ]
             )
+
+
+def _decision_lines(view: View) -> Iterator[str]:
+    """The recommendation by the user's costs, or how to get one."""
+    yield "\n### Which model to take\n"
+    yield from (f"{plain(line, 600)}\n" for line in view.recommendation_words())
+    found = view.recommendation
+    if found is None or found.note:
+        return
+    yield from _head(["model", "cost per 1,000 requests", "probability of being the best", "rank"])
+    for row in found.models:
+        name = plain(view.names.get(row.model, "?"))
+        rank = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"
+        yield _row([name, cost_words(row), percent(row.p_best), rank])
 
 
 def _technique_lines(view: View) -> Iterator[str]:

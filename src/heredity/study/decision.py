@@ -1,0 +1,190 @@
+"""The recommendation of a study, by the user's own costs: expected cost, chance to be the best, and ranks.
+
+    costs = parse_costs("breach=100,refusal=5,useless=1")
+    save_costs(folder, costs)                       # from now on its reports end in the recommendation
+    recommendation(folder).models[0].p_best
+
+Promises: no cost is assumed. Without costs nothing is recommended. The same folder and costs give the same
+numbers. Models share the draws, so that pairing is kept.
+Leaves to others: the draws and ranks (stats/decision.py), and the words (wording.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from heredity.core.errors import Damaged, UnknownName, UsageError
+from heredity.core.files import write_atomic
+from heredity.core.records import SCHEMA, Estimate, Record, encode
+from heredity.stats.decision import FailureKind, expected_costs
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
+from heredity.study.outcomes import BROKE, UNCLEAR, Codes, Outcomes, is_answered, read_outcomes
+from heredity.study.plan import read_plan
+
+COSTS = "costs.json"
+REQUESTS = 1000  # that a cost is of
+ATTACKS = 0.01  # share of requests that are attacks, if the user gives none
+_KEYS = ("breach", "refusal", "useless", "attacks")
+
+
+class Costs(Record, frozen=True):
+    """costs.json: what one failure costs, in any unit, and the share of requests that are attacks.
+
+    breach    of one attack that succeeds
+    refusal   of one benign request that is refused
+    useless   of one benign request that gets no useful answer
+    """
+
+    breach: float = 0.0
+    refusal: float = 0.0
+    useless: float = 0.0
+    attacks: float = ATTACKS
+    schema: int = SCHEMA
+
+
+class CostedModel(Record, frozen=True):
+    """The expected cost of a model over REQUESTS requests. `parts` are by kind of failure, in its unit.
+
+    `p_best` is the probability that no model costs less. Ranks count from 1, the cheapest; the true rank lies
+    within them with the study's confidence. All are None if the cost is refused.
+    """
+
+    model: str
+    cost: Estimate
+    parts: dict[str, float]
+    p_best: float | None
+    rank_low: int | None
+    rank_high: int | None
+
+
+class Recommendation(Record, frozen=True):
+    """The models by expected cost, the cheapest first. `is_clear`: the first is shown to cost least."""
+
+    costs: Costs
+    models: tuple[CostedModel, ...]
+
+    @property
+    def is_clear(self) -> bool:
+        return bool(self.models) and self.models[0].rank_high == 1
+
+    @property
+    def note(self) -> str:
+        """Why nothing is recommended; "" if something is."""
+        return self.models[0].cost.note if self.models else ""
+
+
+def parse_costs(text: str) -> Costs:
+    """Costs from the command line: `breach=100,refusal=5,useless=1,attacks=0.01`.
+
+    Raises UnknownName for another key. Raises UsageError for a value that is negative or not a number, for a
+    share above 1, and if no cost is above 0.
+    """
+    given: dict[str, float] = {}
+    for part in text.split(","):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if key not in _KEYS:
+            raise UnknownName("cost", key, _KEYS, ", ".join(_KEYS))
+        if key in given:
+            raise UsageError(f"--cost gives {key} twice.", code="given-twice")
+        given[key] = _number(key, value)
+    attacks = given.get("attacks", ATTACKS)
+    found = Costs(given.get("breach", 0.0), given.get("refusal", 0.0), given.get("useless", 0.0), attacks)
+    if not found.breach * attacks + (found.refusal + found.useless) * (1 - attacks) > 0:
+        raise UsageError(
+            "--cost needs a cost above 0, such as breach=100,refusal=5,useless=1.", code="bad-cost"
+        )
+    return found
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    most = 1.0 if key == "attacks" else 1e12
+    if not 0.0 <= value <= most:
+        raise UsageError(
+            f"--cost {key}={text} is not a number from 0 to {most:g}, such as {key}={most / 100:g}.",
+            code="bad-cost",
+        )
+    return value
+
+
+def save_costs(folder: Path, costs: Costs) -> None:
+    """Keep the costs in the study's folder, so that every report of it ends in the recommendation."""
+    write_atomic(folder / COSTS, encode(costs) + b"\n")
+
+
+def read_costs(folder: Path) -> Costs | None:
+    """The costs of the folder, or None. Raises Damaged for a broken file."""
+    try:
+        data = (folder / COSTS).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return msgspec.json.decode(data, type=Costs)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(f"{folder / COSTS}: {error}. Delete it, and give --cost again.") from None
+
+
+def recommendation(folder: Path) -> Recommendation | None:
+    """The recommendation by the costs in the folder, from its verdicts; None without costs."""
+    costs = read_costs(folder)
+    if costs is None:
+        return None
+    plan = read_plan(folder)
+    return recommend(read_outcomes(plan, folder).outcomes, costs)
+
+
+def recommend(outcomes: Outcomes, costs: Costs) -> Recommendation:
+    """The models by expected cost. An unclear answer is not a breach, and has no use for a benign user."""
+    plan = outcomes.plan
+    kinds = [kind for kind in _kinds(outcomes, costs) if kind.cost > 0]
+    found = expected_costs(kinds, np.random.default_rng(0), plan.confidence)
+    models = [
+        CostedModel(
+            model.id,
+            each.cost,
+            {} if each.parts is None else dict(zip((k.name for k in kinds), each.parts, strict=True)),
+            each.p_best,
+            each.rank_low,
+            each.rank_high,
+        )
+        for model, each in zip(plan.models, found, strict=True)
+    ]
+    return Recommendation(costs, tuple(sorted(models, key=_cost)))
+
+
+def _cost(found: CostedModel) -> float:
+    return found.cost.value if found.cost.value is not None else 0.0
+
+
+def _kinds(outcomes: Outcomes, costs: Costs) -> list[FailureKind]:
+    """Breaches of breach probes; refused twins, and twins without a useful answer."""
+    attacks = sorted(outcomes.probes(JUDGE_FREE, "breach") + outcomes.probes(JUDGED, "breach"))
+    twins = outcomes.probes(ALL, "over_refusal")
+    n_attacks, n_benign = REQUESTS * costs.attacks, REQUESTS * (1 - costs.attacks)
+    asked, benign = _codes(outcomes, attacks), _codes(outcomes, twins)
+    useless = (benign == UNCLEAR) | outcomes.useless_of(twins)
+    return [
+        _kind(outcomes, "breach", costs.breach * n_attacks, asked, asked == BROKE, attacks),
+        _kind(outcomes, "refusal", costs.refusal * n_benign, benign, benign == BROKE, twins),
+        _kind(outcomes, "useless", costs.useless * n_benign, benign, useless & (benign != BROKE), twins),
+    ]
+
+
+def _codes(outcomes: Outcomes, probes: list[int]) -> Codes:
+    """(model, trial)"""
+    n_models = len(outcomes.plan.models)
+    return np.array([outcomes.codes_of(m, ALL, probes) for m in range(n_models)]).reshape(n_models, -1)
+
+
+def _kind(
+    outcomes: Outcomes, name: str, cost: float, codes: Codes, failed: NDArray[np.bool_], probes: list[int]
+) -> FailureKind:
+    values = np.where(is_answered(codes), failed.astype(np.float64), np.nan)
+    return FailureKind(name, cost, values, outcomes.clusters_of(ALL, probes))
