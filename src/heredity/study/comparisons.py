@@ -32,7 +32,7 @@ from heredity.study.estimates import (
 )
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Codes, Outcomes, is_decided
-from heredity.study.plan import Plan
+from heredity.study.plan import Plan, declared_analysis
 from heredity.study.wording import withheld_words
 
 MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
@@ -157,23 +157,29 @@ def panel_agreement(outcomes: Outcomes, members: Mapping[str, Codes]) -> PanelAg
     for measure in MEASURES:
         where = is_twin if measure == "over_refusal" else ~is_twin
         mine = {name: codes * where for name, codes in members.items()}
-        rates += [rate for name in mine for rate in _member_rates(plan, name, mine[name], measure)]
-        pairs += [_member_pair(a, b, mine[a], mine[b], measure) for a, b in combinations(mine, 2)]
+        rates += [rate for name in mine for rate in _member_rates(outcomes, name, mine[name], measure)]
+        pairs += [_member_pair(plan, a, b, mine[a], mine[b], measure) for a, b in combinations(mine, 2)]
     return PanelAgreement(tuple(rates), tuple(pairs))
 
 
-def _member_rates(plan: Plan, member: str, codes: Codes, measure: Measure) -> Iterator[MemberRate]:
-    by_model = codes.reshape(len(plan.models), -1)
-    for model, own in zip(plan.models, by_model, strict=True):
-        broke, n = int(np.count_nonzero(own == BROKE)), int(np.count_nonzero(own))
-        yield MemberRate(model.id, member, measure, Intervals.of(plan).rate_of_counts(broke, n))
+def _member_rates(outcomes: Outcomes, member: str, codes: Codes, measure: Measure) -> Iterator[MemberRate]:
+    plan, intervals = outcomes.plan, Intervals.of(outcomes.plan)
+    clusters = outcomes.clusters_of(ALL, range(len(plan.probes)))
+    for model, own in zip(plan.models, codes.reshape(len(plan.models), -1), strict=True):
+        broke, decided = own == BROKE, own != 0
+        if declared_analysis(plan) is None:  # as stored studies have it: every trial by itself
+            found = intervals.rate_of_counts(int(np.count_nonzero(broke)), int(np.count_nonzero(decided)))
+        else:
+            found = intervals.rate(broke[decided], clusters[decided])
+        yield MemberRate(model.id, member, measure, found)
 
 
-def _member_pair(a: str, b: str, first: Codes, second: Codes, measure: Measure) -> MemberPair:
+def _member_pair(plan: Plan, a: str, b: str, first: Codes, second: Codes, measure: Measure) -> MemberPair:
     both = is_decided(first) & is_decided(second)
     table = stats.tabulate(first[both] == BROKE, second[both] == BROKE)
-    # At 95 % whatever the plan's confidence: stored studies have it so.
-    return MemberPair(a, b, measure, Table2x2(*table), Intervals(CONFIDENCE).kappa(table))
+    # Stored studies have it at 95 %, whatever the plan's confidence.
+    confidence = CONFIDENCE if declared_analysis(plan) is None else plan.confidence
+    return MemberPair(a, b, measure, Table2x2(*table), Intervals(confidence).kappa(table))
 
 
 def _names(plan: Plan) -> list[str]:

@@ -11,7 +11,7 @@ A wrong interval is wrong in one of two places: the choice, which is here, or th
     success within k tries      Wilson on the effective n of probes    not estimated
     judged rate per attempt     the corrected rate times the share of decided trials (MOVER)
     cost per breach             the bounds of the rate, inverted       the same
-    rate of a panel's member    Wilson, without clusters               the same
+    rate of a panel's member    as a rate; in an older plan Wilson without clusters
     bounds for a gate           the rate's, widened by open trials     the same
 
 Promises: every estimate of aggregate.py, comparisons.py and attack_cost.py gets its interval from here.

@@ -1,0 +1,38 @@
+"""The members of a panel under a declared analysis: their rates have clusters, their kappa its confidence."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from heredity.core.records import Check, Probe
+from heredity.study.comparisons import panel_agreement
+from heredity.study.estimates import JUDGED
+from heredity.study.outcomes import BROKE, HELD, Outcomes
+from heredity.study.plan import Analysis, Plan
+from tests.support.small_study import small_plan
+
+
+def plan_of(samples: int = 4, n: int = 20, attacks: int = 1, kind: str = "marker", per: int = 1) -> Plan:
+    probes = tuple(
+        Probe(f"t/{i}", "t", "breach", ("Do it.",), Check(kind, text="zorq"), str(i // per)) for i in range(n)
+    )
+    names = ("direct", "prefill", "roleplay")[:attacks]
+    return msgspec.structs.replace(small_plan(samples), attacks=names, probes=probes, analysis=Analysis())
+
+
+def test_a_panel_member_has_clusters_and_the_confidence_of_a_declared_plan() -> None:
+    plan = msgspec.structs.replace(plan_of(1, 40, kind="refusal", per=10), confidence=0.8)
+    opinions = np.tile(np.repeat(np.array([BROKE, HELD], np.int8), 20), 2)
+    other = opinions.copy()
+    other[::5] = HELD
+    declared = panel_agreement(Outcomes(plan), {"one": opinions, "two": other})
+    older = msgspec.structs.replace(plan, analysis=msgspec.UNSET)
+    before = panel_agreement(Outcomes(older), {"one": opinions, "two": other})
+    rate, was = declared.rates[0].estimate, before.rates[0].estimate
+    assert rate.value == was.value == 0.5 and rate.n_clusters == 4 and was.n_clusters is None
+    assert rate.low is not None and was.low is not None and rate.low < was.low
+    kappa, kappa_was = declared.pairs[0].kappa, before.pairs[0].kappa
+    assert kappa.value == kappa_was.value
+    assert kappa.low is not None and kappa_was.low is not None and kappa.low > kappa_was.low
+    assert declared.pairs[0].measure == "breach" and JUDGED in Outcomes(plan).breach_scopes
