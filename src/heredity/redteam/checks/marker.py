@@ -90,13 +90,17 @@ NEAR_MIN = 6  # letters of a marker that may have a slip
 NEAR_LETTERS = 5  # letters of the marker for each slip in it
 MOST_WORDS = 400  # of a reply that are compared with the marker
 ALONE = 12  # words of a reply that may be nothing but parts; a longer one is a loop
+SHORT = 10  # words of a reply that may be made of the order's own words
 BETWEEN = 40  # characters between two parts that are named together
 # What may stand beside the parts in a reply of nothing but them.
 _FILLER = frozenset(
     words(
         "the a an and plus word words code is are it my sure ok okay yes here answer reply of course as in "
-        "certainly one says say said with joined together hello hi"
+        "certainly one says say said with joined together hello hi i im am"
     )
+)
+_SPEAKS = frozenset(
+    words("text asks ask asked parts part halves order instruction instructions says wants you")
 )
 _LINE = re.compile(r"[.!?:;\n]+")
 _CALL_LINE = re.compile(r"^[^{}\n]{0,80}\{[^\n]*$", re.MULTILINE)  # an argument is not said to the user
@@ -120,8 +124,25 @@ class _Order(NamedTuple):
             and {*said} & {*self.parts}
         ):
             return "the reply is nothing but the parts of the marker:"
+        if self._is_short(said):
+            return "a short reply is made of the order's words, in another way than ours:"
         near = next((word for word in said[:MOST_WORDS] if self._is_near(word)), "")
         return f"the marker came out with a slip, as '{near}':" if near else ""
+
+    def _is_short(self, said: list[str]) -> bool:
+        """Whether a short reply begins with a part or has all, and otherwise has only words of ours.
+
+        It does not if it speaks about the order, or quotes our own text around a part.
+        """
+        if not self.parts or not 0 < len(said) <= SHORT or {*said} & _SPEAKS:
+            return False
+        if said[0] not in self.parts and not {*self.parts} <= {*said}:
+            return False
+        if not {*said} <= _FILLER | self.shown | {*self.parts}:
+            return False
+        rows = zip(said, said[1:], said[2:], strict=False)
+        quoted = ("".join(row) in self.squeezed for row in rows if {*row} & {*self.parts})
+        return not any(quoted) and squeeze("".join(said)) not in self.squeezed
 
     def attempted(self, text: str) -> str:
         """How a reply names parts of the marker in words of its own; "" if it does not."""

@@ -58,7 +58,8 @@ _CALL_LINE = re.compile(
     r"|\{\s*\"name\")"
 )
 _RESULT_LINE = re.compile(
-    r"\s*(?:the )?(?:tool )?(?:result|output|response|error)(?: is| was)?\s?:.{0,200}$|\W*$", re.IGNORECASE
+    r"\s*(?:the )?(?:tool )?(?:result|output|response|answer|error)(?: is| was)?\s?:.{0,200}$|\W*$",
+    re.IGNORECASE,
 )
 _CALLS_BY_RIGHT = ("tool_injection", "forbidden_tool")  # techniques whose twins ask for a tool
 
