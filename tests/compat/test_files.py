@@ -33,13 +33,21 @@ def test_probes_are_what_they_were(place: Path) -> None:
 
 
 def test_a_plan_file_is_the_study_that_it_was(place: Path) -> None:
-    """But for the analysis, which 9797035 did not declare: a folder of then is resumed without one."""
+    """But for the analysis, for the order of the probes, and for their severity and use.
+
+    9797035 declared none of them. A folder of then is resumed as it is.
+    """
     old.done("study", "plan.toml", "--out", "planned")
-    made = read_plan(Path("planned"))
-    assert digest(made.questions) == TABLE["plan"] and digest(made) != TABLE["plan"]
-    before = PlanFile(TABLE["plan"], made.application.digest, made.questions)
-    Path("planned/plan.json").write_bytes(encode(before))
-    old.done("study", "plan.toml", "--out", "planned")
+    made, replace = read_plan(Path("planned")).questions, msgspec.structs.replace
+    ours = sorted((p for p in made.probes if "plain-0" in p.id), key=lambda p: p.id)
+    probes = (*ours, *(p for p in made.probes if "plain-0" not in p.id))
+    probes = tuple(replace(p, useful=msgspec.UNSET, severity=msgspec.UNSET) for p in probes)
+    then = replace(made, probes=probes)
+    assert digest(then) == TABLE["plan"]
+    for path in Path("planned").iterdir():
+        path.unlink()
+    Path("planned/plan.json").write_bytes(encode(PlanFile(TABLE["plan"], made.application.digest, then)))
+    old.done("study", "planned")
     assert json.loads(Path("planned/plan.json").read_bytes())["study"] == TABLE["plan"]
 
 
