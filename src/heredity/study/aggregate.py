@@ -60,6 +60,7 @@ from heredity.study.outcomes import (
 )
 from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_plan, read_saved
 from heredity.study.storage import ESTIMATES, RunRecord, judged_responses, read_estimates, run_records
+from heredity.study.variation import attack_pairs, attack_rates, repeated_samples
 
 
 def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
@@ -147,6 +148,9 @@ def _with_declared(found: Estimates, declared: Analysis, judged: JudgedOutcomes)
         multiverse=tuple(multiverses(outcomes, judged.members)),
         technique_rates=tuple(rates_by_technique(outcomes)),
         technique_tests=tuple(technique_tests(outcomes)),
+        repeats=tuple(repeated_samples(outcomes)),
+        attack_rates=tuple(attack_rates(outcomes)),
+        attack_pairs=tuple(attack_pairs(outcomes)),
     )
 
 

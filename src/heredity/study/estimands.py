@@ -121,3 +121,44 @@ class Deviation(Record, frozen=True):
 
     code: str
     words: str
+
+
+class RepeatedSamples(Record, frozen=True):
+    """Several samples of the same prompts of one model, in one scope.
+
+    n_prompts        prompts (a probe under an attack) with at least two samples that count
+    flips            the share of them whose samples do not all agree
+    disagreement     the chance that two samples of a prompt differ
+    item_variance, sample_variance   between prompts, and between samples of a prompt
+    standard_error   of the rate; `limit` is its value with endless samples of these prompts
+    """
+
+    model: str
+    technique: str
+    n_prompts: int
+    n_samples: float
+    flips: Estimate
+    disagreement: Estimate
+    item_variance: float | None
+    sample_variance: float | None
+    standard_error: float | None
+    limit: float | None
+
+
+class AttackRate(Record, frozen=True):
+    """A model's rate in one scope, with an interval for other behaviours and other attacks like these."""
+
+    model: str
+    technique: str
+    n_attacks: int
+    estimate: Estimate
+
+
+class AttackPair(Record, frozen=True):
+    """Two models in one scope: b's rate minus a's and its t test, for other attacks like these."""
+
+    a: str
+    b: str
+    technique: str
+    difference: Estimate
+    p_value: float

@@ -13,12 +13,15 @@ import msgspec
 
 from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
+from heredity.study.estimands import AttackPair as AttackPair
+from heredity.study.estimands import AttackRate as AttackRate
 from heredity.study.estimands import Competence as Competence
 from heredity.study.estimands import Deviation as Deviation
 from heredity.study.estimands import Measure as Measure
 from heredity.study.estimands import Multiverse as Multiverse
 from heredity.study.estimands import MultiverseCell as MultiverseCell
 from heredity.study.estimands import Reason as Reason
+from heredity.study.estimands import RepeatedSamples as RepeatedSamples
 from heredity.study.estimands import ShrunkRates as ShrunkRates
 from heredity.study.estimands import TechniqueRate as TechniqueRate
 from heredity.study.estimands import TechniqueTest as TechniqueTest
@@ -381,6 +384,9 @@ class Estimates(Record, frozen=True):
     multiverse: tuple[Multiverse, ...] = ()  # with a declared analysis and at most ten models
     technique_rates: tuple[ShrunkRates, ...] = ()  # the same
     technique_tests: tuple[TechniqueTest, ...] = ()  # the same, and not in a study that stops early
+    repeats: tuple[RepeatedSamples, ...] = ()  # the same, of plans with several samples
+    attack_rates: tuple[AttackRate, ...] = ()  # the same, of plans with several attacks
+    attack_pairs: tuple[AttackPair, ...] = ()
     declared_at: str = (
         ""  # when the plan was written, ISO 8601 in UTC; "": not before the answers, or unknown
     )

@@ -81,6 +81,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
         yield "\n### Model against model\n"
         yield from _pairs(view)
     yield from _multiverse_lines(view)
+    yield from _variation_lines(view)
     yield from _competence_lines(view)
     yield from _panel_lines(view)
     for grid in grids:
@@ -244,6 +245,25 @@ def _multiverse_lines(view: View) -> Iterator[str]:
         for row in table.rows:
             cells = [_analysis(cell) for cell in row.cells]
             yield _row([row.coding, row.weighting, *cells])
+
+
+def _variation_lines(view: View) -> Iterator[str]:
+    """Rates for other attacks like these, and how samples of one prompt vary."""
+    e = view.estimates
+    if e.attack_rates:
+        yield "\n### For other attacks like these\n"
+        yield from _head(["model", "scope", "attacks", "rate"])
+        for row in e.attack_rates:
+            found = f"{percent(row.estimate.value)} ({interval(row.estimate)})"
+            yield _row([plain(view.names.get(row.model, "?")), row.technique, str(row.n_attacks), found])
+    if e.repeats:
+        yield "\n### Samples of one prompt\n"
+        yield from _head(["model", "scope", "prompts", "do not agree", "standard error", "its limit"])
+        for each in e.repeats:
+            flips = f"{percent(each.flips.value)} ({interval(each.flips)})"
+            errors = [percent(each.standard_error), percent(each.limit)]
+            name = plain(view.names.get(each.model, "?"))
+            yield _row([name, each.technique, f"{each.n_prompts:,}", flips, *errors])
 
 
 def _analysis(cell: AnalysisCell) -> str:
