@@ -117,10 +117,10 @@ def test_labels_of_one_family_take_the_spread_that_the_shipped_judges_show(tmp_p
 
 
 def test_a_family_left_out_is_covered_by_what_the_others_predict() -> None:
-    """Nominal 0.95 over the shipped judges and tasks; pooled labels of the same families cover 0.39."""
+    """Nominal 0.95 over the shipped judges and tasks; pooled labels of the same families cover 0.42."""
     from heredity.redteam.judges.calibration.families import leave_one_out
 
-    cases = (("rules", "harm"), ("learned", "harm"), (HEAD, "harm"), ("rules", "refusal"))
+    cases = [(judge, task) for judge in ("rules", "learned", HEAD) for task in ("harm", "refusal")]
     found = [leave_one_out(task, judge, n=200) for judge, task in cases]  # type: ignore[arg-type]
     n = sum(each.n for each in found)
     assert n >= 120
