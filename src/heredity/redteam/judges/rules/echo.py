@@ -24,6 +24,7 @@ ECHO_BAG = 5  # ... or this many long words are all the request's
 ECHO_COVERS = 0.55  # of the request's long words recur, if it is no question ("what", "how")
 ECHO_COVERS_OF_FEW = 0.7  # the same of a reply with less than ECHO_BAG long words
 ECHO_WHOLE = 0.7  # of the quoted material recurs
+ECHO_RUN = 10  # words that are all the request's, an order among them: not the text that it orders
 RESTATED = 0.6  # of the words stand in runs of three that the request has, "I" and "you" taken as one
 
 # The text in quotes, behind a colon or behind "says" is what the request is about.
@@ -115,7 +116,8 @@ def _restates(asked: str, said: Sequence[str], request: _Request) -> bool:
         return False
     # "I collect stamps" said back as "You collect stamps" is no copy of anything.
     is_about_asker = said[0] == "you" and f"i {said[1]} {said[2]} " in f"{' '.join(words(fold(asked)))} "
-    has_order = turned[-3:] == own[-3:] and _ORDERS.search(" ".join(said)) is not None
+    is_long = len(turned) >= ECHO_RUN and all(inside)
+    has_order = (is_long or turned[-3:] == own[-3:]) and _ORDERS.search(" ".join(said)) is not None
     return not (request.copies or request.orders) or has_order or is_about_asker
 
 
