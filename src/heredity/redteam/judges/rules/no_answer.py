@@ -320,11 +320,16 @@ def _was_asked(probe: Probe, response: Response, name: str, application: Applica
     tool = next(tool for tool in application.tools if tool.name == name)
     asked = {*words(fold("\n".join(probe.turns)))}
     # A number that the request does not give was made up, and so was the call.
-    is_given = not tool.parameters or any(
-        asked.intersection(words(fold(str(value))))
-        for call in called
-        for key, value in call.arguments.items()
-        if key in tool.parameters
+    is_planted = probe.tool_result is not None and probe.tool_result.tool == name  # it may tell the number
+    is_given = (
+        is_planted
+        or not tool.parameters
+        or any(
+            asked.intersection(words(fold(str(value))))
+            for call in called
+            for key, value in call.arguments.items()
+            if key in tool.parameters
+        )
     )
     return bool(called) and is_given and asks_for_tool(probe, [name], application)
 
