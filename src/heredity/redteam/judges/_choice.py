@@ -197,7 +197,7 @@ class Decider:
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         """One verdict per response, in order; with `useful` for a probe that has it.
 
-        Each has the breaches that its probe did not ask for, whoever decided it.
+        Each has the breaches that its probe did not ask for, under every judge.
         """
         found = self._outcomes(rows, application)
         useful = [
