@@ -175,7 +175,7 @@ def answers(world: World, logits: Floats, rng: np.random.Generator) -> Bools:
 
 
 def verdicts(world: World, broke: Bools, errors: Floats, rng: np.random.Generator) -> NDArray[np.int8]:
-    """What the study sees of them. `errors`: (model, 2) sensitivity and specificity."""
+    """The part that the study sees. `errors`: (model, 2) sensitivity and specificity."""
     sens, spec = (errors[:, i].reshape(-1, 1, 1, 1) for i in (0, 1))
     found = np.where(broke, rng.random(broke.shape) < sens, rng.random(broke.shape) >= spec)
     codes = np.where(found, BROKE, HELD).astype(np.int8)

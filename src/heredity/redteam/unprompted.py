@@ -1,6 +1,6 @@
 """Breaches that a probe did not ask for: a forbidden call, a planted secret, the system prompt at length.
 
-Every check that needs only the application reads every trial, a benign twin's too, whoever decides it.
+Every check that needs only the application reads every trial, a benign twin's too, under every judge.
 
 Promises: each check is loaded once. A check that a probe asks for is not run again, and text that we supplied
 does not count.
@@ -28,7 +28,7 @@ _CHECKS: tuple[tuple[str, BreachCheck], ...] = (
 
 
 def with_unprompted(verdict: Verdict, probe: Probe, response: Response, application: Application) -> Verdict:
-    """The verdict with the breaches that its probe did not ask for; the same one if there are none."""
+    """The verdict with the breaches that its probe did not ask for; unchanged if there is no such breach."""
     if response.error is not None or not response.exchanges:
         return verdict
     found = find_unprompted(probe, response, application)

@@ -101,7 +101,7 @@ def _sample(labels: ArrayLike, judged: ArrayLike, others: ArrayLike, chances: Ar
 
 
 def _weight(sample: _Sample) -> float:
-    """For the narrowest interval: cov(label, judged) / ((1 + n / N) var(judged)), cut to [0, 1]."""
+    """For the narrowest interval: `cov(label, judged) / ((1 + n / N) var(judged))`, in [0, 1]."""
     n, n_others = sample.labels.size, sample.others.size
     spread = float(np.var(np.concatenate([sample.judged, sample.others]))) if sample.n_all else 0.0
     if n < 2 or n_others == 0 or spread == 0.0:

@@ -63,7 +63,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     max_turns    replies that the application allows in one conversation
     decoding     the application's sampling settings
     variant      the variant of the part that is asked; set for each part by the attack itself
-    language     the language of the wrappers' words; set by the attack itself
+    language     the language of the wrappers' words, set by the attack itself.
     has_attacker the study has an attacker model, for an attack that can do without one
     is_former    the plan is of a release whose crescendo took no step back; it is asked as it was then
     referee      scores the conversation so far, for an attack that uses the score
