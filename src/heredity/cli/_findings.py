@@ -219,7 +219,7 @@ def _estimate(found: Estimate | None, is_narrow: bool) -> Text:
     """A corrected rate with its interval; its n is that of the raw one above it."""
     if found is None or found.value is None or found.low is None or found.high is None:
         is_unread = found is not None and found.code == "not-measured"
-        return Text("not measured" if is_unread else "refused" if found else "-")
+        return Text("not measured" if is_unread else "not corrected" if found else "-")
     return Text(f"{words.percent(found.value):>6}{_interval(found, is_narrow)}")
 
 

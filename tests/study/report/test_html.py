@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import digest, encode
+from heredity.stats.intervals import refused
 from heredity.study import storage
 from heredity.study.plan import PlanFile, PlannedModel
 from heredity.study.report import html
@@ -221,6 +222,23 @@ def test_how_far_the_families_of_labels_lie_apart_is_shown(page: str, tmp_path: 
     without = html.render(folder)
     assert "Whose labels" not in without
     assert "For judged breaches the correction rests on answers of one family" in without
+    assert "rests on answers of one family" not in page
+
+
+def test_a_model_whose_correction_was_refused_makes_no_correction_one_of_one_family(tmp_path: Path) -> None:
+    folder = make(tmp_path, plan(n_probes=2))
+    found = storage.read_estimates(folder)
+    first = found.models[0].id
+    why = refused(4, "its answers are unlike all labelled ones", "unlike-labels")
+    rates = tuple(
+        msgspec.structs.replace(rate, by_family=(), corrected=why)
+        if rate.model == first and not rate.is_judge_free
+        else rate
+        for rate in found.rates
+    )
+    storage.write_estimates(folder, msgspec.structs.replace(found, rates=rates))
+    page = html.render(folder)
+    assert "Whose labels" in page
     assert "rests on answers of one family" not in page
 
 

@@ -218,11 +218,16 @@ class View:
 
     def one_family(self) -> list[str]:
         """Names of rates that were corrected with the labels of only one family."""
-        corrected = [r for r in self.estimates.rates if r.corrected is not None and r.corrected.n]
-        judged = [r for r in corrected if not r.is_judge_free]
-        rates = [r for r in judged if not r.by_family and self.estimates.corrected_by]
+        if not self.estimates.corrected_by:
+            return []
+        rates = [r for r in self.estimates.rates if not r.is_judge_free]
+        several = {r.measure for r in rates if r.by_family}
+        # A refused correction rests on no labels, and has no families either.
+        corrected = {
+            r.measure: None for r in rates if r.corrected is not None and r.corrected.value is not None
+        }
         said = {"breach": "judged breaches", "over_refusal": "over-refusal"}
-        return list(dict.fromkeys(said[rate.measure] for rate in rates))
+        return [said[measure] for measure in corrected if measure not in several]
 
     def by_family(self) -> list[Rate]:
         """The scopes' rates whose correction differs between families of labels, model by model."""
