@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from heredity.cli._findings import breach_table
 from heredity.core.files import Rows
-from heredity.core.records import Unprompted, Verdict
+from heredity.core.records import Unprompted, Verdict, digest, encode
 from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate
@@ -17,12 +18,14 @@ from heredity.study.aggregate import JudgeCorrection
 from heredity.study.attack_cost import attack_costs
 from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.competence import UNSTATED, competence_lines
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Rate, Table2x2
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Rate, Table2x2
+from heredity.study.headline import headline
 from heredity.study.intervals import bound_rate
 from heredity.study.outcomes import BROKE, ERROR, UNCLEAR, Outcomes
-from heredity.study.plan import Analysis, Plan
+from heredity.study.plan import Analysis, Plan, PlanFile
+from heredity.study.report import html, json, markdown
 from heredity.study.sequential import StoppingRule
-from heredity.study.storage import RawExchange, RawResponse
+from heredity.study.storage import RawExchange, RawResponse, write_estimates
 from tests.support.small_study import FREE, JUDGED_PROBE, MODELS, small_outcomes, small_plan, write_rows
 
 A, B = 0, 1  # models
@@ -153,6 +156,42 @@ def test_unclear_answers_are_counted_by_cause(tmp_path: Path) -> None:
         ("b", "benign"): (1, 4),
     }
     assert {row.check for row in found.unprompted} == {"tool"}
+
+
+def changed_verdicts(folder: Path, changes: dict[int, dict[str, object]]) -> None:
+    """Write the verdicts of a folder again, with these fields by index."""
+    rows = list(Rows(folder / "verdicts.jsonl", Verdict))
+    (folder / "verdicts.jsonl").unlink()
+    with Rows(folder / "verdicts.jsonl", Verdict) as again:
+        again.extend(msgspec.structs.replace(row, **changes.get(i, {})) for i, row in enumerate(rows))
+
+
+def saved(folder: Path, plan: Plan) -> Estimates:
+    """The estimates of the folder, written beside their plan."""
+    found = aggregate.estimate(plan, folder)
+    file = PlanFile(digest(plan), plan.application.digest, plan)
+    (folder / "plan.json").write_bytes(encode(file))
+    write_estimates(folder, found)
+    return found
+
+
+def test_useful_answers_are_a_rate_of_the_twins_that_were_checked_and_stand_in_every_format(
+    tmp_path: Path,
+) -> None:
+    plan = declared()
+    write_rows(tmp_path, plan, {5: "refused", 11: None})
+    useful = {4: True, 5: False, 10: False, 16: True, 17: True, 22: True}  # 11 is an error, 23 has no check
+    changed_verdicts(tmp_path, {i: {"useful": is_useful} for i, is_useful in useful.items()})
+    found = saved(tmp_path, plan)
+    assert [(r.model[0], r.n_useful, r.estimate.n) for r in found.useful] == [("a", 1, 3), ("b", 3, 3)]
+    assert found.useful[0].estimate.value == pytest.approx(1 / 3)
+    (line,) = (line for line in headline(found).support if "usefully" in line)
+    assert "33\u00a0% (1 of 3; " in line and "not better for refusing little" in line
+    pages = [markdown.render(tmp_path)]
+    pages += [w.write(tmp_path, tmp_path / "out").read_text() for w in (html, json)]
+    assert "**33\u00a0%** 1/3" in pages[0] and "1 of 3 (" in pages[1] and '"n_useful": 1' in pages[2]
+    table = breach_table(found)
+    assert "usefully answered" in [str(cell) for cell in table.columns[0].cells]
 
 
 def test_an_older_plan_has_no_competence_line(tmp_path: Path) -> None:

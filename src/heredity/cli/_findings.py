@@ -190,6 +190,10 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
                 grid.add_row(Text(f"{technique.name} °"), *cells)
     if any(t.n_twins for t in estimates.techniques):
         _add_sum(grid, estimates, ALL, "over_refusal", is_narrow)
+    if estimates.useful:
+        shares = {row.model: row.estimate for row in estimates.useful}
+        cells = (_share(shares.get(card.id), is_narrow) for card in estimates.models)
+        grid.add_row(Text("usefully answered"), *cells)
     if estimates.n_unclear:
         grid.add_row(Text("unclear"), *_counts(estimates, "n_unclear"), style="dim")
     if estimates.n_skipped:
@@ -250,6 +254,13 @@ def _cell(rate: Rate | None, is_narrow: bool) -> Text:
     value = words.percent(found.value)
     shown = Text(f"{value:>6}", style=_colour(rate))
     return shown.append(f"{_interval(found, is_narrow)} n {found.n}", style="default not bold")
+
+
+def _share(found: Estimate | None, is_narrow: bool) -> Text:
+    """A share of which more is better, so without the colours of a rate."""
+    if found is None or found.value is None:
+        return Text("-", style="dim")
+    return Text(f"{words.percent(found.value):>6}{_interval(found, is_narrow)} n {found.n}")
 
 
 def _colour(rate: Rate) -> str:

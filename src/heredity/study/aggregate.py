@@ -23,7 +23,7 @@ from heredity.redteam.judges import needs_judge
 from heredity.study import sequential
 from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import MEASURES, compare_edges, compare_models, panel_agreement
-from heredity.study.competence import competence_lines, unprompted_rates
+from heredity.study.competence import competence_lines, unprompted_rates, useful_rates
 from heredity.study.deviations import deviations
 from heredity.study.estimates import (
     ALL,
@@ -99,6 +99,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         n_skipped=outcomes.count(SKIPPED),
         n_unclear=outcomes.count(UNCLEAR),
         unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
+        useful=tuple(useful_rates(outcomes)),
         rates=rates,
         manners=tuple(count_manners(outcomes, judged.manners)),
         pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, SCOPES[m])),

@@ -1,4 +1,4 @@
-"""The competence of each model, its failed attempts, and the breaches that no probe asked for.
+"""The competence of each model: readable and useful answers, failed attempts, and unprompted breaches.
 
 Promises: counts of answered trials only; a trial with two unprompted breaches of one check counts once.
 Leaves to others: the outcomes (outcomes.py), the intervals (intervals.py), and the words (wording.py).
@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from heredity.study.estimands import Competence, UnpromptedRate
+from heredity.study.estimands import Competence, UnpromptedRate, UsefulRate
 from heredity.study.estimates import ALL, SCOPES, Measure
 from heredity.study.intervals import Bools, Intervals, Places
 from heredity.study.outcomes import (
@@ -61,6 +61,20 @@ def _causes(outcomes: Outcomes, unclear: Places) -> dict[str, int]:
     counts = np.bincount(found, minlength=len(CAUSES) + 1).tolist()
     named = sorted(((n, name) for n, name in zip(counts[1:], CAUSES, strict=True) if n), key=lambda x: -x[0])
     return {name: n for n, name in named} | ({UNSTATED: counts[0]} if counts[0] else {})
+
+
+def useful_rates(outcomes: Outcomes) -> Iterator[UsefulRate]:
+    """One row per model; nothing if no twin of the study was checked for use."""
+    probes = outcomes.probes(ALL, "over_refusal")
+    checked = outcomes.useful | outcomes.useless
+    if not checked.any():
+        return
+    for m, model in enumerate(outcomes.plan.models):
+        indices = outcomes.indices_of(m, ALL, probes)
+        mine = checked[indices]
+        useful, clusters = outcomes.useful[indices[mine]], outcomes.clusters_of(ALL, probes)[mine]
+        found = Intervals.of(outcomes.plan).rate(useful, clusters)
+        yield UsefulRate(model.id, int(useful.sum()), found)
 
 
 def unprompted_rates(outcomes: Outcomes, found: Sequence[UnpromptedBreach]) -> Iterator[UnpromptedRate]:

@@ -49,6 +49,17 @@ class UnpromptedRate(Record, frozen=True):
     estimate: Estimate
 
 
+class UsefulRate(Record, frozen=True):
+    """How many benign twins a model answered usefully, of those that say what a useful answer holds.
+
+    The estimate is over answers, refusals and unclear answers of these twins; errors are left out.
+    """
+
+    model: str
+    n_useful: int
+    estimate: Estimate
+
+
 class MultiverseCell(Record, frozen=True):
     """Two models compared under one coding of unclear answers, one judge and one weighting.
 

@@ -26,6 +26,7 @@ from heredity.study.estimands import ShrunkRates as ShrunkRates
 from heredity.study.estimands import TechniqueRate as TechniqueRate
 from heredity.study.estimands import TechniqueTest as TechniqueTest
 from heredity.study.estimands import UnpromptedRate as UnpromptedRate
+from heredity.study.estimands import UsefulRate as UsefulRate
 from heredity.study.plan import Analysis as Analysis
 from heredity.study.plan import SkippedProbe as SkippedProbe
 from heredity.study.plan import StudyForecast as StudyForecast
@@ -392,6 +393,7 @@ class Estimates(Record, frozen=True):
     )
     forecast: StudyForecast | None = None  # what the plan could show, computed before the first request
     deviations: tuple[Deviation, ...] = ()  # from the declared analysis
+    useful: tuple[UsefulRate, ...] = ()  # where a benign twin says what a useful answer holds
     schema: int = SCHEMA
 
     @property

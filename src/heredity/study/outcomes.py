@@ -87,7 +87,9 @@ class Outcomes:
         # Per trial; empty: not known. `causes` holds places in CAUSES, from 1.
         self.causes: Codes = np.zeros(0, np.int8)
         self.attempted: NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self.useless: NDArray[np.bool_] = np.zeros(0, np.bool_)  # a twin's answer was checked and has no use
+        # A twin's answer was checked for use, and has none, or has some.
+        self.useless: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self.useful: NDArray[np.bool_] = np.zeros(0, np.bool_)
 
     def note(self, index: int, outcome: Outcome | None) -> None:
         """Set the outcome of one trial; None is an error."""
@@ -198,7 +200,7 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     """
     grid, outcomes = Grid(plan), Outcomes(plan)
     outcomes.causes, outcomes.attempted = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.bool_)
-    outcomes.useless = np.zeros(len(grid), np.bool_)
+    outcomes.useless, outcomes.useful = np.zeros(len(grid), np.bool_), np.zeros(len(grid), np.bool_)
     # Kind of probe that each outcome is of: 1 a twin ("answered"), -1 a breach probe ("held"), 0 either.
     manners, kinds = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
     codes, manner_codes, kind_of = (memoryview(a.data) for a in (outcomes.codes, manners, kinds))
@@ -215,8 +217,8 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
         digests[row.index] = _number(row.response)
         if row.cause is not UNSET:
             outcomes.causes[row.index] = _CAUSE_CODES[row.cause]
-        if row.useful is False:
-            outcomes.useless[row.index] = True
+        if row.useful is not UNSET:
+            (outcomes.useful if row.useful else outcomes.useless)[row.index] = True
         if row.attempted is not UNSET:
             outcomes.attempted[row.index] = True
         if row.unprompted is not UNSET:

@@ -16,7 +16,15 @@ from heredity.core.records import Estimate
 from heredity.study import aggregate, decision, wording
 from heredity.study.decision import CostedModel
 from heredity.study.estimands import Multiverse, MultiverseCell
-from heredity.study.estimates import SCHEMA, Competence, Inheritance, ModelPair, Rate, UnpromptedRate
+from heredity.study.estimates import (
+    SCHEMA,
+    Competence,
+    Inheritance,
+    ModelPair,
+    Rate,
+    UnpromptedRate,
+    UsefulRate,
+)
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
@@ -48,6 +56,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
             )
         ],
         "unprompted": [_of_model(row, called) for row in study.estimates.unprompted],
+        "useful": [_of_model(row, called) for row in study.estimates.useful],
     }
     if (found := decision.recommendation(folder)) is not None:
         document["recommendation"] = {
@@ -125,7 +134,7 @@ def _cell(cell: MultiverseCell, found: Multiverse, called: dict[str, str]) -> di
     return row | _flat("difference_", cell.difference)
 
 
-def _of_model(record: Competence | UnpromptedRate, called: dict[str, str]) -> dict[str, object]:
+def _of_model(record: Competence | UnpromptedRate | UsefulRate, called: dict[str, str]) -> dict[str, object]:
     """A record about one model as a row; the fields of its estimate have no prefix."""
     row: dict[str, object] = {"model": called.get(record.model, ""), "model_id": record.model}
     fields = msgspec.structs.asdict(record)

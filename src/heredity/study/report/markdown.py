@@ -71,6 +71,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     if view.has_twins:
         yield "\n### Over-refusal rate\n"
         yield from _rates(view, "over_refusal")
+    yield from _useful_lines(view)
     if view.attacks():
         yield "\n### By attack\n"
         yield from _by_attack(view)
@@ -118,6 +119,20 @@ def _rates(view: View, measure: Measure) -> Iterator[str]:
         title = plain(view.title(technique))
         is_sum = technique in (ALL, JUDGE_FREE, JUDGED)
         yield _row([f"**{title}**" if is_sum else title, *cells])
+
+
+def _useful_lines(view: View) -> Iterator[str]:
+    """The share of benign twins that each model answered usefully."""
+    rows = view.estimates.useful
+    if not rows:
+        return
+    yield "\n### Usefully answered benign twins\n"
+    yield from _head(["model", "usefully answered"])
+    for row in rows:
+        share = (
+            f"**{percent(row.estimate.value)}** {row.n_useful}/{row.estimate.n} ({interval(row.estimate)})"
+        )
+        yield _row([plain(view.names.get(row.model, "?")), share])
 
 
 def _by_attack(view: View) -> Iterator[str]:
