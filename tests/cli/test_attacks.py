@@ -25,3 +25,11 @@ def test_the_table_names_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["attacks"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in attacks.names())
+
+
+@pytest.mark.parametrize("verb", ["attacks", "study"])
+def test_the_help_says_that_an_attack_may_be_for_some_techniques(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--help"]) == 0
+    assert "@TECHNIQUE" in capsys.readouterr().out

@@ -255,6 +255,7 @@ def test_a_torn_file_goes_on_to_the_same_decisions(tmp_path: Path, decided: Path
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.slow
 @pytest.mark.proof
 def test_killed_at_random_moments_it_decides_the_same(tmp_path: Path, decided: Path) -> None:
     asked = len(by_index(decided))  # fewer than planned: what is decided is asked no more

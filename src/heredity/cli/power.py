@@ -70,10 +70,11 @@ def command(
     study: Path | None,
     as_json: bool,
 ) -> None:
-    """Plan how many trials a study needs, or see what a plan can show (--study).
+    """Plan how many trials a study needs.
 
-    With --study, heredity prints what `heredity study` prints before its first request. The assumptions are
-    those of an earlier study of these models next to its folder, or defaults. The other options do not apply.
+    With --study, heredity prints what that plan can show, as `heredity study` does before its first request.
+    The assumptions are those of an earlier study of these models next to its folder, or defaults. The other
+    options do not apply.
 
     Without it, the goal is to detect a gap, to show "not worse" within a margin, or both. The result has a
     plan of fixed size, and one that stops early (study --until-decided). For a large gap the second needs far

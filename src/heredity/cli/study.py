@@ -101,8 +101,8 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     type=Name(),
     multiple=True,
     default=["direct"],
-    metavar="NAME",
-    help="Attack on each probe; repeatable.  [default: direct]",
+    metavar="NAME[@TECHNIQUE,...]",
+    help="Attack on each probe, or on those of some techniques; repeatable.  [default: direct]",
 )
 @click.option("--samples", type=int, default=1, show_default=True, help="Samples per trial.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
