@@ -12,9 +12,9 @@ from heredity.cli import Verb
 def command(as_json: bool) -> None:
     """List the attacks that a study can apply to its probes.
 
-    `heredity study --attack` takes NAME[:VARIANT][@TECHNIQUE,...]. Join several with "+": the attack that leads the
-    conversation comes first, then those that transform its turns, as in crescendo+encoding:rot13.
-    With "@" an attack is only for some techniques, as in crescendo@planted_secret,harmful_request.
+    `heredity study --attack` takes NAME[:VARIANT][@TECHNIQUE,...]. Join several with "+": the attack that
+    leads the conversation comes first, then those that transform its turns, as in crescendo+encoding:rot13.
+    With "@", the attack is only for these techniques, as in crescendo@planted_secret,harmful_request.
     The first variant is the default.
     """
     from heredity.core import registry, terminal
