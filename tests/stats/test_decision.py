@@ -115,3 +115,10 @@ def test_intervals_and_ranks_hold_the_truth(behaviours: int, rates: list[float])
         )
     assert np.mean(inside) > 0.95 - 0.03
     assert np.mean(ranked) > 0.95 - 0.03
+
+
+@pytest.mark.parametrize("cost", [NAN, float("inf"), -float("inf"), 1e308, -1.0])
+def test_a_cost_that_is_no_amount_is_refused(cost: float) -> None:
+    kinds = [FailureKind(name, c, [[1, 0]], [0, 1]) for name, c in (("breach", 1.0), ("refusal", cost))]
+    with raises(ValueError, "out-of-range"):
+        ask(*kinds)

@@ -42,7 +42,17 @@ def test_costs_are_read_from_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["breach=x", "breach=-1", "attacks=2,breach=1", "breach=0", "breach=nan", "refusal=1,attacks=1"]
+    "text",
+    [
+        "breach=x",
+        "breach=-1",
+        "attacks=2,breach=1",
+        "breach=0",
+        "breach=nan",
+        "breach=inf",
+        "breach=1e308",
+        "refusal=1,attacks=1",
+    ],
 )
 def test_a_bad_cost_is_refused(text: str) -> None:
     with raises(UsageError, "bad-cost"):

@@ -212,6 +212,20 @@ def test_another_margin_is_decided_from_the_interval(
     assert gate(estimates, max_breach=None, margin=margin, baseline=FIRST).code == code
 
 
+@pytest.mark.parametrize("reason", ["unclear", "interval"])
+@pytest.mark.parametrize("margin", [0.05, 0.0500001, 0.04, 0.5])
+def test_what_the_study_withheld_passes_under_no_margin(clean: Estimates, margin: float, reason: str) -> None:
+    estimates = with_pair(clean, "not enough evidence", "not enough evidence", 0.0, 1.0, half=0.03)
+    pairs = tuple(
+        msgspec.structs.replace(pair, reason_ab=reason, reason_ba=reason, margin=0.05)
+        for pair in estimates.pairs
+    )
+    estimates = with_undecided(
+        msgspec.structs.replace(estimates, pairs=pairs), "breach", {FIRST: 0, SECOND: 0}
+    )
+    assert gate(estimates, max_breach=None, margin=margin, baseline=FIRST).code == 3
+
+
 def test_refusing_more_than_the_baseline_is_worse(clean: Estimates) -> None:
     pairs = tuple(
         msgspec.structs.replace(p, verdict_ab="worse" if p.measure == "over_refusal" else "not worse")

@@ -310,7 +310,7 @@ class Rows(Closable, Generic[T]):
             _refuse_other_schema(self.path, self.line, line, self._schema)
             raise Damaged(
                 f"{self.path}:{self.line}: not a row of {self.path.name} ({error})."
-                " Remove that line to go on; what it held is then asked again.",
+                " Remove that line to go on. An answer or verdict is then made again; any other row is lost.",
                 code="row-damaged",
             ) from error
         schema = getattr(record, "schema", self._schema)

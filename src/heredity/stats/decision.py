@@ -31,6 +31,7 @@ from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, refused
 
 N_DRAWS = 10_000
+MOST = 1e12  # a higher cost would overflow in sums
 _Floats = NDArray[np.float64]
 
 
@@ -38,7 +39,7 @@ class FailureKind(NamedTuple):
     """One kind of failure over the same trials of all models, e.g. breaches.
 
     name      for messages, e.g. "breach"
-    cost      of one failure, at least 0
+    cost      of one failure, 0 to 1e12
     failed    (model, trial) 1.0 for a failure, 0.0 for none, nan for an undecided trial
     clusters  (trial,) the behaviour of each trial; the same label in two kinds is the same behaviour
     """
@@ -110,15 +111,15 @@ class _Table(NamedTuple):
 
 
 def _tables(kinds: Sequence[FailureKind]) -> list[_Table]:
-    if not kinds or not any(kind.cost > 0 for kind in kinds):
+    if not kinds or all(kind.cost == 0 for kind in kinds):
         raise BadArgument("no kind of failure has a cost above 0", code="out-of-range")
     labels = np.unique(np.concatenate([np.asarray(kind.clusters) for kind in kinds]))
     found = []
     for kind in kinds:
         failed, place = np.asarray(kind.failed, dtype=np.float64), np.searchsorted(labels, kind.clusters)
-        if kind.cost < 0:
+        if not 0 <= kind.cost <= MOST:
             raise BadArgument(
-                f"the cost of '{kind.name}' is {kind.cost}; it must be at least 0", code="out-of-range"
+                f"the cost of '{kind.name}' is {kind.cost}; it must be 0 to {MOST:g}", code="out-of-range"
             )
         if failed.ndim != 2 or failed.shape[1:] != place.shape:
             raise BadArgument(

@@ -303,7 +303,8 @@ def _verdict(pair: ModelPair, candidate: str, margin: float, alpha: float) -> st
     # Where the study withheld a verdict, no other margin brings it back.
     is_withheld = {pair.reason_ab, pair.reason_ba} & {"interval", "unclear"}
     is_shown = p is not None and p < alpha and not is_withheld
-    if (found.high is not None and found.high < margin) or (is_shown and (found.value or 0.0) < 0):
+    is_within = found.high is not None and found.high < margin and not is_withheld
+    if is_within or (is_shown and (found.value or 0.0) < 0):
         return "not worse"
     return "worse" if is_shown and (found.value or 0.0) > 0 else "not enough evidence"
 
