@@ -11,7 +11,7 @@ from heredity.stats.intervals import clustered_rate, refused
 from heredity.stats.judge_error import rogan_gladen
 from heredity.study.estimates import Rate
 from heredity.study.gate import _unknown_error
-from heredity.study.intervals import bound_rate, deciding_words
+from heredity.study.intervals import bound_rate, deciding_words, no_narrower
 
 CLUSTERS = np.repeat(np.arange(4), 10)
 
@@ -72,3 +72,13 @@ def test_why_an_interval_was_widened_is_a_field() -> None:
     assert widened.note.startswith("widened: ") and widened.method == f"rogan-gladen, {widened.note}"
     plain = rogan_gladen(20, 40, 45, 50, 45, 50)
     assert (plain.note, plain.method) == ("", "rogan-gladen")
+
+
+def test_a_correction_never_narrows_an_interval() -> None:
+    raw = Estimate(0.55, 0.47, 0.63, 150, "clustered")
+    narrower = no_narrower(Estimate(0.56, 0.49, 0.63, 150, "corrected"), raw)
+    assert (narrower.value, narrower.low, narrower.high) == (0.56, 0.47, 0.63)
+    wider = Estimate(0.7, 0.6, 0.8, 150, "corrected")
+    assert no_narrower(wider, raw) == wider
+    nothing = refused(150, "no labels")
+    assert no_narrower(nothing, raw) == nothing

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from heredity.redteam import judges
 from heredity.redteam.judges import PredictedErrors, ReadErrors
 from heredity.redteam.judges.calibration.families import predicted_errors
+from heredity.redteam.judges.calibration.readings import family_of, shipped_readings
 from heredity.stats.judge_error import predict_share
 from heredity.study.intervals import Intervals
 from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
@@ -51,11 +53,40 @@ def test_techniques_are_corrected_each_by_their_own_errors(tmp_path: Path, monke
     assert found.corrected.value == pytest.approx(0.3, abs=0.001)
 
 
-def test_a_technique_that_nobody_read_refuses_the_correction_with_a_code(tmp_path: Path, monkeypatch) -> None:
+def test_techniques_that_nobody_read_refuse_the_correction_with_a_code(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(judges, "check_errors", lambda t, _: None if t == "tool" else errors(0.9))
-    (found,) = of_checks(tmp_path, [1, 0, 0, 0], [0, 0, 1, 1])
+    (found,) = of_checks(tmp_path, [1, 0], [1, 1])
     assert (found.corrected.value, found.corrected.code) == (None, "not-measured")
     assert "tool" in found.corrected.note and "secret" not in found.corrected.note
+
+
+@pytest.mark.parametrize("elsewhere", [errors(0.5, n=20), errors(0.5, 0.5), None])
+def test_a_technique_that_nobody_read_does_not_take_the_errors_of_the_others_away(
+    tmp_path: Path, monkeypatch, elsewhere: ReadErrors | None
+) -> None:
+    """0 of 150 by a check that was read, and two probes of one's own: their errors are not left out."""
+    monkeypatch.setattr(judges, "check_errors", lambda t, _: None if t == "tool" else errors(0.5, n=20))
+    monkeypatch.setattr(judges, "check_errors_elsewhere", lambda _: elsewhere)
+    (alone,) = of_checks(tmp_path, [0] * 150, [0] * 150)
+    (beside,) = of_checks(tmp_path, [0] * 152, [0] * 150 + [1] * 2)
+    raw = INTERVALS.rate(np.zeros(152, bool), np.arange(152))
+    assert beside.corrected.high is not None and alone.corrected.high is not None and raw.high is not None
+    assert beside.corrected.high > alone.corrected.high - 0.002 > raw.high + 0.01
+    assert "nobody read answers to tool" in beside.corrected.note
+
+
+def test_the_errors_of_a_technique_that_nobody_read_have_the_spread_between_those_read() -> None:
+    read = [row for row in shipped_readings() if row.judge == "checks"]
+    missed = [
+        msgspec.structs.replace(row, outcome="held") if family_of(row.technique) == "injection" else row
+        for row in read
+    ]
+    found, of_missed = judges.check_errors_elsewhere(rows=read), judges.check_errors_elsewhere(rows=missed)
+    assert found is not None and of_missed is not None
+    assert found == judges.check_errors_elsewhere()
+    assert of_missed.sens.between > found.sens.between
+    assert of_missed.sens.mean < found.sens.mean
+    assert judges.check_errors_elsewhere(rows=()) is None
 
 
 def test_a_plan_without_an_analysis_is_corrected_as_the_release_that_made_it_did(tmp_path: Path) -> None:

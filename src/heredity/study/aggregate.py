@@ -40,7 +40,7 @@ from heredity.study.estimates import (
     TechniqueCard,
 )
 from heredity.study.heterogeneity import rates_by_technique, technique_tests
-from heredity.study.intervals import Bools, Intervals, per_attempt
+from heredity.study.intervals import Bools, Intervals, no_narrower, per_attempt
 from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
 from heredity.study.likeness import AnswerSample, refuse_unlike
@@ -197,13 +197,16 @@ def _rate(
         by_judge = _for_the_judge(outcomes, cell, codes, of_decided, correction, labels)
     elif judged == {False}:
         by_judge = _for_checks(outcomes, cell, codes, correction, labels)
+    corrected = by_judge.corrected[0].corrected if by_judge.corrected else None
+    if corrected is not None and declared_analysis(plan) is not None:
+        corrected = no_narrower(corrected, found)
     return Rate(
         model=plan.models[cell.model].id,
         technique=cell.technique,
         attack=cell.attack,
         measure=cell.measure,
         estimate=found,
-        corrected=by_judge.corrected[0].corrected if by_judge.corrected else None,
+        corrected=corrected,
         worst_case=Bounds(n_broke / n, (n_broke + n_unclear) / n) if n else None,
         n_held=n_held,
         n_broke=n_broke,

@@ -209,6 +209,19 @@ def per_attempt(of_decided: Estimate, share: Estimate) -> Estimate:
     )
 
 
+def no_narrower(corrected: Estimate, raw: Estimate) -> Estimate:
+    """A corrected interval, widened to hold the raw one if it is narrower: errors add to what is open.
+
+    It can be narrower at 0 and 1, and where it is the mean of techniques whose rates differ.
+    """
+    if corrected.low is None or corrected.high is None or raw.low is None or raw.high is None:
+        return corrected
+    if corrected.high - corrected.low >= raw.high - raw.low:
+        return corrected
+    low, high = min(corrected.low, raw.low), max(corrected.high, raw.high)
+    return msgspec.structs.replace(corrected, low=low, high=high)
+
+
 def per_breach(total: int, rate: Rate) -> Estimate:
     """A total (queries, tokens) over the breaches of `rate`; the bounds are those of the rate, inverted.
 

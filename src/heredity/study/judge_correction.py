@@ -2,7 +2,8 @@
 
     decided by   errors measured on                       a technique or judge without labels
     a judge      labelled answers of several families     "not-measured"
-    checks       answers to the shipped probes, read      "not-measured": the raw interval stands
+    checks       answers to the shipped probes, read      "not-measured": the raw interval stands; beside
+                                                          techniques that were read, the errors of all of them
 
 Promises: every correction has the spread between families of answers. A rate over several techniques is
 corrected technique by technique. A plan that declares no analysis is corrected as the releases that made it
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import msgspec
 import numpy as np
 
 from heredity.core.errors import Damaged
@@ -139,19 +141,28 @@ class JudgeCorrection:
             return []
         places, n = np.unique(trials.techniques), trials.broke.size
         errors = {place: self._errors_of_checks(names[place], self._analysis) for place in places}
-        if missing := [names[place] for place, found in errors.items() if found is None]:
+        missing = [names[place] for place, found in errors.items() if found is None]
+        if len(missing) == len(errors):
             return [FamilyCorrection("", refused(n, _why_no_readings(missing), "not-measured"))]
+        # Unread techniques must not make the rate look better known than the read ones alone: were the whole
+        # left uncorrected, two probes of one's own would take the checks' errors out of a gate. They get the
+        # errors of all checks read, at the widest bounds that these or those of a technique beside them give.
+        elsewhere = judges.check_errors_elsewhere(self._analysis.endpoint) if missing else None
         parts, weights = [], []
-        for place, found in errors.items():
-            assert found is not None  # or it is missing
+        for place, known in errors.items():
             own = trials.techniques == place
-            broke, clusters = trials.broke[own], trials.clusters[own]
-            raw = intervals.rate(broke, clusters)
-            parts.append(intervals.corrected_for_family(broke, clusters, raw, found.sens, found.spec))
+            if known is None:
+                beside = [found for found in errors.values() if found is not None]
+                parts.append(_widest(trials, own, [elsewhere or beside[0], *beside], intervals))
+            else:
+                parts.append(_corrected_stratum(trials, own, known, intervals))
             weights.append(float(np.mean(own)))
         if len(parts) == 1:
             return [FamilyCorrection(CHECKS, parts[0])]
-        return [FamilyCorrection(CHECKS, combine_strata(parts, weights, f"{parts[0].method}, by technique"))]
+        whole = combine_strata(parts, weights, f"{parts[0].method}, by technique")
+        if missing and whole.value is not None:
+            whole = msgspec.structs.replace(whole, note=_borrowed(missing))
+        return [FamilyCorrection(CHECKS, whole)]
 
     def _errors_of_checks(self, technique: str, analysis: Analysis) -> judges.ReadErrors | None:
         if technique not in self._checks:
@@ -165,6 +176,33 @@ class JudgeCorrection:
         )
 
 
+def _corrected_stratum(
+    trials: CheckedTrials, own: Bools, errors: judges.ReadErrors, intervals: Intervals
+) -> Estimate:
+    """The corrected rate of one technique's trials."""
+    broke, clusters = trials.broke[own], trials.clusters[own]
+    raw = intervals.rate(broke, clusters)
+    return intervals.corrected_for_family(broke, clusters, raw, errors.sens, errors.spec)
+
+
+def _widest(
+    trials: CheckedTrials, own: Bools, errors: Sequence[judges.ReadErrors], intervals: Intervals
+) -> Estimate:
+    """The rate by the first of these errors, with bounds that hold all; [0, 1] if one fits no true rate."""
+    found = [_corrected_stratum(trials, own, each, intervals) for each in errors]
+    value = found[0].value if found[0].value is not None else float(np.mean(trials.broke[own]))
+    low = min(0.0 if each.low is None else each.low for each in found)
+    high = max(1.0 if each.high is None else each.high for each in found)
+    return Estimate(value, low, high, found[0].n, "rogan-gladen for a further family")
+
+
 def _why_no_readings(missing: Sequence[str]) -> str:
-    named = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-    return f"not measured: nobody read answers to {named} (heredity label reads this study's)"
+    return f"not measured: nobody read answers to {_few(missing)} (heredity label reads this study's)"
+
+
+def _borrowed(missing: Sequence[str]) -> str:
+    return f"nobody read answers to {_few(missing)}: corrected by the errors of all checks that were read"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

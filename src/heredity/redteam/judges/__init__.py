@@ -49,7 +49,7 @@ from heredity.redteam.judges.calibration.quality import (
     quality,
     quality_of_card,
 )
-from heredity.redteam.judges.calibration.readings import ReadErrors, check_errors
+from heredity.redteam.judges.calibration.readings import ReadErrors, check_errors, check_errors_elsewhere
 from heredity.redteam.judges.protocols import DEFAULT, Judge, JudgeFile, LabelTask, Models, Task
 from heredity.redteam.judges.rules import judge as rules
 
@@ -70,6 +70,7 @@ __all__ = [
     "calibration",
     "calibrations",
     "check_errors",
+    "check_errors_elsewhere",
     "check_quality",
     "copy_calibrations",
     "default_verdict",

@@ -163,6 +163,21 @@ def check_errors(
     return ReadErrors(sens, spec, said)
 
 
+def check_errors_elsewhere(
+    endpoint: Endpoint = "all_trials", rows: Sequence[Reading] | None = None
+) -> ReadErrors | None:
+    """The errors of the checks on a technique that nobody read; None if nothing was read.
+
+    Each family of techniques that was read is a family of labels, so the errors have the spread between them.
+    """
+    every = [row for row in (shipped_readings() if rows is None else rows) if row.judge == CHECKS]
+    by_family = _cells(every, endpoint, lambda row: family_of(row.technique))
+    (sens, _), (spec, _) = _share([], by_family, 0), _share([], by_family, 2)
+    if sens is None or spec is None:
+        return None
+    return ReadErrors(sens, spec, "answers read: all techniques")
+
+
 def _cells(rows: Sequence[Reading], endpoint: Endpoint, key: Callable[[Reading], str]) -> list[ReadCounts]:
     names = sorted({key(row) for row in rows})
     return [count_readings([row for row in rows if key(row) == name], endpoint) for name in names]
