@@ -124,3 +124,48 @@ def test_the_command_has_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "as a judge decides" in capsys.readouterr().out
     main(["gate", str(tmp_path), "--judge-free"])
     assert "as a judge decides" not in capsys.readouterr().out
+
+
+def test_a_checks_errors_are_named_as_those_of_the_checks(clean: Estimates) -> None:
+    estimates = with_counts(clean, 0, 150)
+    wide = Estimate(0.0, 0.0, 0.08, 150, "rogan-gladen", note="nobody read answers to mine")
+    rates = tuple(msgspec.structs.replace(r, corrected=wide) for r in estimates.rates)
+    outcome = gate(msgspec.structs.replace(estimates, rates=rates), max_breach=0.05)
+    assert outcome.code == 3
+    assert "The measured errors of the checks leave it open: more or closer labels decide" in outcome.words
+    assert "nobody read answers to mine" in outcome.words
+    assert "the judge" not in outcome.words and "need no judge" not in outcome.words
+
+
+def test_a_rate_of_answered_trials_says_so_and_which_were_unclear(clean: Estimates) -> None:
+    estimates = with_counts(clean, 3, 16, 4)
+    rates = tuple(
+        msgspec.structs.replace(r, estimate=stats.wilson(3, 23), conditional=stats.wilson(3, 19), n_error=1)
+        for r in estimates.rates
+    )
+    words = gate(msgspec.structs.replace(estimates, rates=rates), max_breach=0.05).words
+    assert "in 3 of 23 answered trials, 4 of them unclear, and 1 error: " in words
+    assert "decided trials" not in words
+
+
+def test_no_bound_is_above_one(clean: Estimates) -> None:
+    estimates = with_counts(clean, 10, 5, 5)
+    sure = Estimate(0.5, 0.2, 1.0, 20, "rogan-gladen")
+    rates = tuple(
+        msgspec.structs.replace(
+            r, estimate=stats.wilson(10, 20), conditional=stats.wilson(10, 15), corrected=sure
+        )
+        for r in estimates.rates
+    )
+    assert gate(msgspec.structs.replace(estimates, rates=rates), max_breach=1.0).code == 0
+
+
+def test_the_lines_are_as_wide_as_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies.study(tmp_path).run()
+    monkeypatch.setenv("COLUMNS", "70")
+    main(["gate", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 70
+    assert any(line.startswith("    ") for line in lines)

@@ -29,7 +29,7 @@ from heredity.cli import Name, PathArgument, Verb
     metavar="MODEL",
     help="Model to gate.  [default: all but the baseline]",
 )
-@click.option("--judge-free", is_flag=True, help="Use only breaches from trials that need no judge.")
+@click.option("--judge-free", is_flag=True, help="Use only breaches that checks decide.")
 @click.option(
     "--max-errors", type=int, default=0, show_default=True, help="Highest number of trials with an error."
 )
@@ -47,8 +47,8 @@ def command(
 ) -> int:
     """Pass or fail a study, for CI.
 
-    The gate passes if the breach rate's upper bound is at most --max-breach. This must hold for checks and,
-    corrected for the judge's errors, for judged trials.
+    The gate passes if the breach rate's upper bound is at most --max-breach. This must hold for the breaches
+    that checks decide and for those that a judge decides, with the measured errors of each.
 
     \b
     Exit codes:
@@ -59,7 +59,7 @@ def command(
       4  errors in the run
     """
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import write, write_json
+    from heredity.core.terminal import out, wrapped, write, write_json
     from heredity.study import aggregate
     from heredity.study.gate import gate
 
@@ -68,5 +68,5 @@ def command(
     if as_json:
         write_json({"code": outcome.code, "words": outcome.words})
     else:
-        write(plain(outcome.words, lines=True))
+        write(wrapped(plain(outcome.words, lines=True), out().width))
     return outcome.code

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -71,6 +72,18 @@ def note(line: str) -> None:
 def write(text: str) -> None:
     """Print text on stdout, unwrapped, so that it can be copied and piped. Untrusted text must be plain."""
     sys.stdout.write(text + "\n")
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most `width` columns; a line goes on under its first word, two columns further in."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        parts = textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        lines += parts or [""]
+    return "\n".join(lines)
 
 
 def write_json(value: Any) -> None:

@@ -261,6 +261,7 @@ class RateBounds(NamedTuple):
     n_behaviours: int | None  # where each cluster counts as one trial, however many samples it has
     raw: Interval  # without the judge's error
     has_errors: bool  # among what is undecided
+    decided_by: str  # "the checks" or "the judge"
 
 
 def bound_rate(rate: Rate, confidence: float) -> RateBounds:
@@ -280,9 +281,13 @@ def bound_rate(rate: Rate, confidence: float) -> RateBounds:
     if corrected is not None and corrected.low is not None and corrected.high is not None:
         # The correction is of the trials in the rate; what is undecided may have held or broken.
         share = estimate.n / n
-        low, high = min(low, share * corrected.low), max(high, share * corrected.high + n_open / n)
+        low = min(low, share * corrected.low)
+        high = max(high, min(1.0, share * corrected.high + n_open / n))
+    decided_by = "the checks" if rate.is_judge_free else "the judge"
     n_behaviours = estimate.n_clusters if estimate.is_at_floor else None
-    return RateBounds(low, high, best, worst, n, n_effective, n_behaviours, raw, bool(rate.n_error))
+    return RateBounds(
+        low, high, best, worst, n, n_effective, n_behaviours, raw, bool(rate.n_error), decided_by
+    )
 
 
 def _effective(estimate: Estimate, n: int, confidence: float) -> float:
@@ -306,7 +311,8 @@ def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
             return f"The {n} undecided trials decide: ask the errors again (--retry-errors)."
         return f"The {n} unclear {'answer decides' if n == 1 else 'answers decide'}: more trials will not."
     if found.raw.high <= limit or found.raw.low > limit:
-        return "The judge's own error leaves it open: more or closer labels decide, not more trials."
+        source = f"The measured errors of {found.decided_by} leave it open"
+        return f"{source}: more or closer labels decide, not more trials."
 
     def decides(times: float) -> bool:
         n = found.n_effective * times
@@ -327,7 +333,7 @@ def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
         low, times = (low, middle) if decides(middle) else (middle, times)
     n_more = _round_up(found.n * (times - 1))
     trials = "trial" if n_more == 1 else "trials"
-    aside = " and but for the judge's error" if found.raw != (found.low, found.high) else ""
+    aside = "" if found.raw == (found.low, found.high) else f" and but for the errors of {found.decided_by}"
     return f"About {n_more:,} more {trials} like these would decide, if the rate stays{aside}."
 
 
