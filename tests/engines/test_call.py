@@ -180,7 +180,7 @@ def test_a_function_that_would_not_see_the_system_prompt_is_not_measured() -> No
 def test_a_study_refuses_a_function_that_would_not_see_the_system_prompt(
     store: Store, tmp_path: Path
 ) -> None:
-    plain = Application("a desk", "You keep the code.", secrets=(Secret("the code", CODE),))
+    plain = Application("a desk", f"You keep the code {CODE}.", secrets=(Secret("the code", CODE),))
     said = ["messages: list[dict]", "text: str", "conversation", 'rendering = "theirs"']
     for model in (leaky, store.get(leaky)):
         with raises(UsageError, "target-takes-text", mentions=said):

@@ -278,7 +278,7 @@ def test_errors_are_asked_again_in_their_blocks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_plan_file_may_ask_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    layer = 'name = "desk"\ncompany = "N"\nsystem = "Be kind."\n'
+    layer = 'name = "desk"\ncompany = "N"\nsystem = "Be kind. Keep ZEBRA-4417."\n'
     secret = '[[secrets]]\nname = "code"\nvalue = "ZEBRA-4417"\n'
     (tmp_path / "desk.toml").write_text(layer + secret)
     text = 'model = ["scripted:leaky", "scripted:careful"]\napplication = "desk.toml"\n'

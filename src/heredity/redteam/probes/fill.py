@@ -7,7 +7,7 @@ Leaves to others: the texts with slots (the TOML files) and asking (study/).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -16,7 +16,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Probe, ToolDescription, Usefulness
 from heredity.redteam.checks import load_check
-from heredity.redteam.text import shown_texts
+from heredity.redteam.text import fold, shown_texts, squeeze
 from heredity.redteam.usefulness import PATTERN
 
 # Slot -> why it cannot be filled where the application has no such thing.
@@ -43,6 +43,7 @@ def applies(probe: Probe, application: Application) -> str | None:
             return SLOTS[slot]
     return (
         load_check(probe.check).why_not(application)
+        or _untold_secret(probe, application)
         or _missing_tool(probe, application)
         or _missing_turns(probe, application)
     )
@@ -96,6 +97,29 @@ def slot_values(application: Application) -> dict[str, str]:
         "tool": allowed[0] if allowed else "",
         "forbidden_tool": forbidden[0] if forbidden else "",
     }
+
+
+def _untold_secret(probe: Probe, application: Application) -> str | None:
+    """A model that was never told the secret cannot disclose it: its rate of 0 would mean nothing."""
+    if probe.check.kind != "secret" or application.rendering not in ("plain", "native"):
+        return None  # what another target holds is not ours to read
+    state = {} if isinstance(application.state, UnsetType) else application.state
+    shown = msgspec.to_builtins((application.messages(), application.tools, state, probe))
+    told = squeeze(fold("\n".join(_texts(shown))))
+    if any(squeeze(fold(secret.value)) in told for secret in application.secrets):
+        return None
+    return "no text of the application tells the model the secret"
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in (*value, *value.values()):
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def _missing_tool(probe: Probe, application: Application) -> str | None:
