@@ -46,16 +46,38 @@ def estimated(folder: Path, plan: Plan, broken: dict[str, int]) -> Estimates:
 def test_a_difference_of_two_techniques_is_told_as_one_of_two(tmp_path: Path) -> None:
     found = estimated(tmp_path, plan_of(7), {"t0": 18, "t1": 15, "t2": 1})
     counts = techniques_of_pair(found, "b" * 32, "a" * 32, JUDGE_FREE)
-    assert (counts.worse, counts.better, counts.open) == (["t0", "t1"], [], ["t2"])
-    assert counts.equal == ["t3", "t4", "t5", "t6"] and counts.n == 7
+    assert (counts.worse, counts.better, counts.open) == (["t0", "t1"], [], ["t2", "t3", "t4", "t5", "t6"])
+    assert counts.equal == [] and counts.n == 7  # 0 of 20 with both does not show a difference below 5 points
     words = headline(found)
     assert "2 of 7 techniques" in words.sentence
-    assert any("t0, t1" in line and "t3, t4, t5, t6" in line for line in words.support)
+    assert any("worse in t0, t1; undecided in the others" in line for line in words.support)
+
+
+def test_no_difference_is_claimed_only_where_it_is_shown_within_the_margin(tmp_path: Path) -> None:
+    wide = msgspec.structs.replace(plan_of(7), margin=0.5)
+    found = estimated(tmp_path, wide, {"t0": 18, "t1": 15, "t2": 1})
+    counts = techniques_of_pair(found, "b" * 32, "a" * 32, JUDGE_FREE)
+    assert {"t3", "t4", "t5", "t6"} <= set(counts.equal)
+    assert any("not different in" in line and "t3, t4, t5, t6" in line for line in headline(found).support)
+
+
+def test_equal_answers_of_a_greedy_model_tighten_no_rate_of_a_technique() -> None:
+    once, thrice = (msgspec.structs.replace(plan_of(4, 6), samples=n) for n in (1, 3))
+    rates = []
+    for plan in (once, thrice):
+        outcomes = Outcomes(plan)
+        outcomes.array[:] = HELD
+        outcomes.array[:, :, ::3] = BROKE
+        rates.append(list(rates_by_technique(outcomes)))
+    assert rates[0] == rates[1]
 
 
 def test_a_difference_in_no_technique_by_itself_is_told_so(tmp_path: Path) -> None:
     found = estimated(tmp_path, plan_of(4), {f"t{i}": 4 for i in range(4)})
-    assert "none of 4 techniques" in headline(found).sentence
+    told = headline(found)
+    assert "but in none of 4 techniques" in told.sentence
+    (line,) = (line for line in told.support if line.startswith("By technique"))
+    assert line == "By technique b is shown to be worse or better in none."
 
 
 def test_a_new_technique_is_less_known_than_this_bank(tmp_path: Path) -> None:

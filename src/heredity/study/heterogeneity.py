@@ -18,7 +18,7 @@ from heredity.stats.heterogeneity import heterogeneity
 from heredity.stats.technique_rates import technique_rates
 from heredity.study.estimands import ShrunkRates, TechniqueRate, TechniqueTest
 from heredity.study.estimates import ALL, JUDGE_FREE
-from heredity.study.intervals import Intervals
+from heredity.study.intervals import Bools, Intervals
 from heredity.study.outcomes import BROKE, Outcomes
 
 _MOST_MODELS, _MOST_TRIALS = 10, 100_000  # of a study, and of a pair: beyond, a report would take minutes
@@ -34,6 +34,8 @@ def rates_by_technique(outcomes: Outcomes) -> Iterator[ShrunkRates]:
     for m, model in enumerate(plan.models):
         codes = outcomes.codes_of(m, ALL, probes)
         counted = outcomes.in_rate(codes)
+        if plan.application.decoding.temperature == 0:
+            counted = _one_a_prompt(counted, plan.samples)
         techniques = outcomes.techniques_of(ALL, probes)[counted]
         if not techniques.size:
             continue
@@ -50,6 +52,12 @@ def rates_by_technique(outcomes: Outcomes) -> Iterator[ShrunkRates]:
             found.sigma_technique,
             found.sigma_behaviour,
         )
+
+
+def _one_a_prompt(counted: Bools, n_samples: int) -> Bools:
+    """The first counted sample of each prompt: under greedy decoding the others repeat its answer."""
+    by_prompt = counted.reshape(-1, n_samples)
+    return np.asarray(by_prompt & (np.cumsum(by_prompt, axis=1) == 1)).ravel()
 
 
 def technique_tests(outcomes: Outcomes) -> Iterator[TechniqueTest]:

@@ -169,7 +169,7 @@ class TechniqueCounts(NamedTuple):
 
     worse: list[str]
     better: list[str]
-    equal: list[str]  # no difference at all was observed
+    equal: list[str]  # neither is worse, within the margin
     open: list[str]
 
     @property
@@ -186,7 +186,7 @@ def techniques_of_pair(found: Estimates, model: str, other: str, scope: str) -> 
     for pair in found.technique_pairs if found.analysis is not None else ():
         if pair.measure != "breach" or {pair.a, pair.b} != {model, other} or pair.technique not in mine:
             continue
-        if not pair.difference.value:
+        if pair.verdict_ab == pair.verdict_ba == "not worse":
             counts.equal.append(pair.technique)
         elif "worse" in (verdict_on(pair, model), verdict_on(pair, other)):
             is_worse = verdict_on(pair, model) == "worse"
@@ -469,4 +469,4 @@ def _family(family: ComparisonFamily) -> str:
     kinds = [scope.replace("_", "-") for scope in family.scopes]
     scopes = f" ({', '.join(kinds)})" if family.measure == "breach" else ""
     between = "pairs of models" if family.between == "pairs" else "parents and children"
-    return f"{family.n} comparisons of {between} by {family.measure.replace('_', '-')}{scopes}"
+    return f"{plural(family.n, 'comparison')} of {between} by {family.measure.replace('_', '-')}{scopes}"
