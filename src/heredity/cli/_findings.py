@@ -192,7 +192,7 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
         _add_sum(grid, estimates, ALL, "over_refusal", is_narrow)
     if estimates.useful:
         shares = {row.model: row.estimate for row in estimates.useful}
-        cells = (_share(shares.get(card.id), is_narrow) for card in estimates.models)
+        cells = [_share(shares.get(card.id), is_narrow) for card in estimates.models]
         grid.add_row(Text("usefully answered"), *cells)
     if estimates.n_unclear:
         grid.add_row(Text("unclear"), *_counts(estimates, "n_unclear"), style="dim")
