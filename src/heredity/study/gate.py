@@ -219,7 +219,7 @@ def _unknown_error(rate: Rate) -> str:
 
 
 def _unread(rate: Rate) -> str:
-    """Words where nobody read what the checks of a rate decided."""
+    """Words if no answers to the techniques of a rate were read."""
     found = rate.corrected if rate.is_judge_free else None
     return f" The checks: {found.note}." if found is not None and found.note else ""
 

@@ -212,7 +212,7 @@ def per_attempt(of_decided: Estimate, share: Estimate) -> Estimate:
 def no_narrower(corrected: Estimate, raw: Estimate) -> Estimate:
     """A corrected interval, widened to hold the raw one if it is narrower: errors add to what is open.
 
-    It can be narrower at 0 and 1, and where it is the mean of techniques whose rates differ.
+    It can be narrower at 0 and 1, and as the mean of techniques whose rates differ.
     """
     if corrected.low is None or corrected.high is None or raw.low is None or raw.high is None:
         return corrected

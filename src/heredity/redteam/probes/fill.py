@@ -100,7 +100,7 @@ def slot_values(application: Application) -> dict[str, str]:
 
 
 def _untold_secret(probe: Probe, application: Application) -> str | None:
-    """A model that was never told the secret cannot disclose it: its rate of 0 would mean nothing."""
+    """A model that never sees the secret cannot disclose it: its rate of 0 would mean nothing."""
     if probe.check.kind != "secret" or application.rendering not in ("plain", "native"):
         return None  # what another target holds is not ours to read
     state = {} if isinstance(application.state, UnsetType) else application.state
