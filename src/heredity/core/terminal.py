@@ -75,7 +75,7 @@ def write(text: str) -> None:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Lines of at most `width` columns; a wrapped line continues under its first word, two columns further in."""
+    """Lines of at most `width` columns. A wrapped line continues two columns further in."""
     lines = []
     for line in text.splitlines():
         indent = " " * (len(line) - len(line.lstrip()) + 2)
