@@ -49,13 +49,18 @@ def test_the_commands_of_the_ci_job_pass_as_they_are_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "1000")  # a finding is one line
     assert main(["init"]) == 0
     text = Path(job).read_text("utf-8")
     commands = re.findall(r"^\s*- (?:run: )?(heredity .*)$", text, re.MULTILINE)
     assert [shlex.split(line)[1] for line in commands] == ["study", "report", "gate"]
     for line in commands:
         assert main(shlex.split(line)[1:]) == 0, line
-    assert capsys.readouterr().out.splitlines()[-2].startswith("  scripted:careful broke in 0 of")
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-2]
+        .startswith("  scripted:careful broke, as checks decide, in 0 of")
+    )
     assert Path("report.html").stat().st_size > 10_000
 
 
