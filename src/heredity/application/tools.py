@@ -260,7 +260,7 @@ def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
     A call counts even if its arguments cannot be read (they are {} then): what was called matters. Words that
     follow the name make it prose.
     """
-    tools, text = _tools(tuple(names)), _as_typed(text)
+    tools = _tools(tuple(names))
     folded = text.casefold()
     if not any(each in folded for each in tools.hints):
         return ()
@@ -274,20 +274,12 @@ def attempted_call(text: str, names: Sequence[str]) -> str:
     `CALL name for number 7`, `name: number 7` on a line of its own, or a call within a sentence.
     """
     tools = _tools(tuple(names))
-    found = tools.attempt.search(_as_typed(text[:_LONGEST])) if names else None
+    found = tools.attempt.search(text[:_LONGEST]) if names else None
     return "" if found is None else found[0].strip()
 
 
-# Full-width letters are read as ASCII; marks of no width are dropped.
-_TYPED = {0xFF01 + n: 0x21 + n for n in range(94)} | dict.fromkeys((0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
-
-
-def _as_typed(text: str) -> str:
-    return text if text.isascii() else text.translate(_TYPED)
-
-
 _LONGEST = 100_000  # characters in which calls are looked for
-_START = r"^(?:[ \t]|[>*+`#\u2022-]|\d{1,3}[.)]|</?tool_call>|\[TOOL_CALLS\])*+"  # a mark, a tag
+_START = r"^(?:[ \t]|[>*+`-]|\d{1,3}[.)]|</?tool_call>)*+"  # of a line: a list's mark, emphasis, a tag
 _ARGUMENT = re.compile(
     r"[\"'`]?([A-Za-z_]\w{0,60})[\"'`]?[ \t]*[=:][ \t]*(\"[^\"\n]*\"|'[^'\n]*'|[^,()\n{}]+)"
 )
@@ -315,15 +307,13 @@ def _tools(names: tuple[str, ...]) -> _ToolNames:
         rf"(?={gap}(?:[{{(:\[]|\r?$))"
         rf"|(?i:call){marks}(?::{marks}{gap}|[ \t]++){marks}(?P<cased>{one})(?![\w-]){marks}"
         rf"(?={gap}:?{gap}(?:\(?{gap}\{{|{_ARGUMENTS}))"
-        rf"|(?P<function>{one}){marks}(?={gap}(?:\(?{gap}\{{{gap}\"|{_ARGUMENTS}[ \t;.,*`\"']*\r?$)))"
+        rf"|(?P<function>{one}){marks}(?={gap}(?:\(?{gap}\{{{gap}\"|{_ARGUMENTS})))"
     )
     attempt = (
         rf"(?m:{_START}(?i:call|invoke|execute|run)\b[ \t:*`\"']{{1,6}}(?:the )?{one}[^\n]{{0,80}})"
         rf"|(?m:{_START}{one}[ \t*`\"']{{0,3}}(?::|\d|with |for )[^\n]{{1,80}})"
         rf"|(?<![\w-]){one}[`*]{{0,3}}(?:\{{|{_ARGUMENTS})[^\n]{{0,80}}"
         rf"|\bCALL[ \t]{one}[^\n]{{0,80}}"
-        rf"|(?m:{_START}Action:[ \t]*{one}[^\n]{{0,80}})|<function={one}>[^\n]{{0,80}}"
-        rf"|\bfunctions\.{one}\([^\n]{{0,80}}|(?m:{_START}{one}\([A-Za-z_]\w*=[^()\n]{{1,400}},[ \t]*$)"
     )
     hints = tuple(re.split(r"[-_. ]", name.casefold())[0] for name in names)
     return _ToolNames(
@@ -373,8 +363,6 @@ def _json_calls(text: str, tools: _ToolNames) -> Iterator[tuple[int, ToolCall]]:
     """Calls as JSON objects: {"name": ..., "arguments": {...}}, by one of several names of these keys."""
     for match in _OBJECT.finditer(text[:_LONGEST]):
         value = _json_at(text, match.end())
-        if isinstance(value, dict) and "tool_calls" in value:
-            value = value["tool_calls"]
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict) and (call := _call_of(item, tools)) is not None:
                 yield match.start(), call
@@ -383,12 +371,10 @@ def _json_calls(text: str, tools: _ToolNames) -> Iterator[tuple[int, ToolCall]]:
 def _call_of(item: Mapping[str, object], tools: _ToolNames) -> ToolCall | None:
     inner = item.get("function")
     item = inner if isinstance(inner, dict) else item
-    name = next(
-        (item[key] for key in ("name", "tool", "tool_name", "function", "action") if key in item), None
-    )
+    name = next((item[key] for key in ("name", "tool", "tool_name", "function") if key in item), None)
     if not isinstance(name, str) or _key_of(name) not in tools.by_key:
         return None
-    keys = ("arguments", "parameters", "args", "input", "action_input")
+    keys = ("arguments", "parameters", "args", "input")
     given: object = next((item[key] for key in keys if key in item), {})
     given = _literal(given) if isinstance(given, str) else given
     return ToolCall(tools.by_key[_key_of(name)], given if isinstance(given, dict) else {})
