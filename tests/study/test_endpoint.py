@@ -72,8 +72,17 @@ def test_models_and_edges_are_compared_on_the_trials_of_the_endpoint() -> None:
     (pair,) = compare_models(outcomes, "breach", (JUDGE_FREE,))
     assert pair.table == Table2x2(both=1, only_a=0, only_b=1, neither=2) and pair.n == 4
     (edge,) = compare_edges(outcomes, "breach", (JUDGE_FREE,))
-    assert (edge.kept, edge.lost, edge.gained, edge.never) == (2, 1, 0, 1)
-    assert (edge.retention.value, edge.retention.n) == (pytest.approx(2 / 3), 3)
+    assert edge.compared.n == 4
+    # The child's unclear answer is in the difference, and holds nothing that could be kept.
+    assert (edge.kept, edge.lost, edge.gained, edge.never) == (1, 1, 0, 1)
+    assert (edge.retention.value, edge.retention.n) == (0.5, 2)
+
+
+def test_a_parent_and_child_that_only_babble_keep_nothing() -> None:
+    codes = {(m, attack, FREE, i): UNCLEAR for m in (A, B) for attack in (DIRECT, PREFILL) for i in (0, 1)}
+    (edge,) = compare_edges(small_outcomes(codes, declared(small_plan(edges=True))), "breach", (JUDGE_FREE,))
+    assert (edge.kept, edge.lost, edge.gained, edge.never) == (0, 0, 0, 0)
+    assert (edge.retention.value, edge.retention.n) == (None, 0)
 
 
 def test_an_interim_analysis_has_the_endpoint_of_the_plan() -> None:

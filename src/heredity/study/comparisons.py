@@ -139,9 +139,13 @@ def _pair(
 
 
 def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: ModelPair) -> Inheritance:
-    shared = _shared(outcomes, compared.a, compared.b, outcomes.probes(compared.technique, pair.measure))
-    kept = Intervals.of(outcomes.plan).retention(shared.first, shared.second, shared.clusters)
-    counts = stats.inherited(compared.comparison.table)
+    """The table of an edge, on the trials that both decided: an unclear answer holds nothing to be kept."""
+    probes = outcomes.probes(compared.technique, pair.measure)
+    parent, child = outcomes.codes_of(compared.a, ALL, probes), outcomes.codes_of(compared.b, ALL, probes)
+    both = is_decided(parent) & is_decided(child)
+    broke = parent[both] == BROKE, child[both] == BROKE
+    kept = Intervals.of(outcomes.plan).retention(*broke, outcomes.clusters_of(ALL, probes)[both])
+    counts = stats.inherited(stats.tabulate(*broke))
     return Inheritance(edge.parent, edge.child, edge.recipe, edge.role, *counts, kept, pair)
 
 
