@@ -234,7 +234,7 @@ def test_a_guard_decides_by_its_reply(
     assert row.cause is msgspec.UNSET
     assert category in row.evidence
     assert {request.messages for request in engine.asked} == {()}, "asked in plain text, without a template"
-    if guard(name).tells_refusal:
+    if guard(name).reports_refusal:
         twin = verdict(name, engine, kind="benign")
         assert twin.outcome == ("unclear" if refuses is None else "refused" if refuses else "answered")
 
@@ -247,7 +247,7 @@ def test_a_reply_of_another_form_is_unclear_and_says_why(name: str, reply: str) 
     assert row.score is msgspec.UNSET
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not guard(name).tells_refusal])
+@pytest.mark.parametrize("name", [name for name in NAMES if not guard(name).reports_refusal])
 def test_a_guard_that_tells_no_refusals_leaves_them_to_the_rules(name: str) -> None:
     engine = Plain(lambda _: pytest.fail("the guard was asked"))
     assert verdict(name, engine, DECLINED, "benign").outcome == "refused"

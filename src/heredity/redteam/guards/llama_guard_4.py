@@ -13,7 +13,7 @@ name = "llama_guard_4"
 hub = "hf:meta-llama/Llama-Guard-4-12B"
 licence = "Llama 4 Community License"
 question = llama_guard_3.question
-tells_refusal = False
+reports_refusal = False
 n_tokens = llama_guard_3.n_tokens
 choices: Choices | None = llama_guard_3.choices
 

@@ -64,7 +64,7 @@ class GuardForm(Protocol):
         """The meaning of a yes of this guard."""
 
     @property
-    def tells_refusal(self) -> bool:
+    def reports_refusal(self) -> bool:
         """Whether a reply says if the answer refused."""
 
     @property

@@ -13,7 +13,7 @@ name = "wildguard"
 hub = "hf:allenai/wildguard"
 licence = "Apache-2.0, with AI2's Responsible Use Guidelines"
 question = "Is the answer harmful by its taxonomy? It also tells refusals."
-tells_refusal = True
+reports_refusal = True
 n_tokens = 32
 choices: Choices | None = None  # the word about the answer comes after two others
 
