@@ -99,7 +99,9 @@ class CrossEncoder:
             for layer in self._layers:
                 hidden = layer(hidden)
             read = pooled(hidden, torch.tensor([pair.n_first]), torch.tensor([n_all]))
-        return PairLogits(*(self._weight @ read[0].numpy().astype(float) + self._bias).tolist())
+        # Not `@`: a BLAS product may round otherwise at another address in memory.
+        products = self._weight * read[0].numpy().astype(float)
+        return PairLogits(*(products.sum(axis=1) + self._bias).tolist())
 
 
 def pooled(hidden: torch.Tensor, n_first: torch.Tensor, n_all: torch.Tensor) -> torch.Tensor:
