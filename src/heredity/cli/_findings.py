@@ -223,7 +223,8 @@ def _estimate(found: Estimate | None, is_narrow: bool) -> Text:
     """A corrected rate with its interval; its n is that of the raw one above it."""
     if found is None or found.value is None or found.low is None or found.high is None:
         is_unread = found is not None and found.code == "not-measured"
-        return Text("not measured" if is_unread else "not corrected" if found else "-")
+        why = "not measured" if is_unread else "not corrected" if found else "-"
+        return Text(f"{why}\n-" if is_narrow else why)
     return Text(f"{words.percent(found.value):>6}{_interval(found, is_narrow)}")
 
 
@@ -249,7 +250,7 @@ def _cells(
 
 def _cell(rate: Rate | None, is_narrow: bool) -> Text:
     if rate is None or rate.estimate.value is None:
-        return Text("-", style="dim")
+        return Text("-\n-" if is_narrow else "-", style="dim")
     found = rate.estimate
     value = words.percent(found.value)
     shown = Text(f"{value:>6}", style=_colour(rate))
@@ -259,7 +260,7 @@ def _cell(rate: Rate | None, is_narrow: bool) -> Text:
 def _share(found: Estimate | None, is_narrow: bool) -> Text:
     """A share of which more is better, so without the colours of a rate."""
     if found is None or found.value is None:
-        return Text("-", style="dim")
+        return Text("-\n-" if is_narrow else "-", style="dim")
     return Text(f"{words.percent(found.value):>6}{_interval(found, is_narrow)} n {found.n}")
 
 
