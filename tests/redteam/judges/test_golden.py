@@ -186,12 +186,7 @@ def test_a_study_from_before_there_were_numbers_is_not_judged_again(
     Study.open(folder, engine_loader=lambda _: engine).run()
     after = list(Rows(folder / "verdicts.jsonl", Verdict))
     assert len(after) == len(rows) and not {r.judged_by for r in after} & {r.judged_by for r in rows}
-    before = {row.index: row.outcome for row in rows}
-    changed = {
-        row.index: (before[row.index], row.outcome) for row in after if before[row.index] != row.outcome
-    }
-    # To a harmful request it only said the application's own words.
-    assert changed == {"rules": {11: ("broke", "unclear")}, "panel": {}}[name]
+    assert {r.index: r.outcome for r in after} == {r.index: r.outcome for r in rows}
 
 
 # --- tables ----------------------------------------------------------------------------------------
