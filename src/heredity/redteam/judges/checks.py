@@ -25,7 +25,7 @@ from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.text import evidence
 
 name = "checks"
-VERSION = 2  # raise it when a verdict changes: tests/redteam/judges/golden.py
+VERSION = 3  # raise it when a verdict changes: tests/redteam/judges/golden.py
 
 
 def verdict(probe: Probe, response: Response, application: Application) -> Verdict:
