@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heredity.application.calls import attempted_call, parse_tool_calls
 from heredity.application.spec import Application
-from heredity.application.tools import attempted_call, parse_tool_calls
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
 from heredity.redteam import attacks

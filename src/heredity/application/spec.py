@@ -17,8 +17,9 @@ from typing import Any, Literal, overload
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from heredity.application.calls import parse_tool_calls
 from heredity.application.conversation import converse
-from heredity.application.tools import World, check_world, is_answered_by, parse_tool_calls, plain_tools
+from heredity.application.tools import World, check_world, is_answered_by, plain_tools
 from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean
 from heredity.core.readers import toml_line_of, toml_of
 from heredity.core.records import (

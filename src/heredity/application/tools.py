@@ -1,11 +1,12 @@
-"""Tools: a state as plain data with what each call does to it, and the plain format of a call.
+"""Tools: a state as plain data with what each call does to it, and how tools are described to a model.
 
     state   tables from an application's TOML: {"files": {"todo.txt": "..."}, "accounts": {"main": 500}}
     path    "files/{name}": one key after another; {name} is what the call gave, always one key, never more
 
 Promises: the same calls over the same state give the same results and changes. A call that cannot be done
 changes nothing and returns the reason. Nothing outside the state is touched, whatever a model writes.
-Leaves to others: which tools there are (spec.py) and which changes are a breach (judges/checks.py).
+Leaves to others: which tools there are (spec.py), the calls in an answer (calls.py), and which changes are a
+breach (judges/checks.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import UnsetType
@@ -232,7 +232,7 @@ def _plain(value: object) -> str:
     return str(number) if number is not None else " ".join(str(value).casefold().split())
 
 
-# --- the plain format of tools and calls ---
+# --- the plain format ---
 
 
 def plain_tools(tools: Sequence[Tool]) -> str:
@@ -248,140 +248,3 @@ def plain_tools(tools: Sequence[Tool]) -> str:
             f"- {tool.name}: {tool.description}" + (f" Arguments: {arguments}." if arguments else "")
         )
     return "\n".join(lines)
-
-
-def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
-    """Calls of the tools `names`, each at the beginning of a line, in order.
-
-    The plain format is `CALL name {"argument": "value"}`. Models also write it in another case, in a list, in
-    bold or in a code block. They write `name(argument="value")`, or JSON with the call's name.
-    A tool's name may be in another case, or with a hyphen for its underscore.
-
-    A call counts even if its arguments cannot be read (they are {} then): what was called matters. Words that
-    follow the name make it prose.
-    """
-    tools = _tools(tuple(names))
-    folded = text.casefold()
-    if not any(each in folded for each in tools.hints):
-        return ()
-    found = [*_written_calls(text, tools), *_json_calls(text, tools)]
-    return tuple(call for _, call in sorted(found, key=lambda each: each[0]))
-
-
-def attempted_call(text: str, names: Sequence[str]) -> str:
-    """The words of a call that `parse_tool_calls` does not read, as written; "" for none.
-
-    `CALL name for number 7`, `name: number 7` on a line of its own, or a call within a sentence.
-    """
-    tools = _tools(tuple(names))
-    found = tools.attempt.search(text[:_LONGEST]) if names else None
-    return "" if found is None else found[0].strip()
-
-
-_LONGEST = 100_000  # characters in which calls are looked for
-_START = r"^(?:[ \t]|[>*+`-]|\d{1,3}[.)]|</?tool_call>)*+"  # of a line: a list's mark, emphasis, a tag
-_ARGUMENT = re.compile(
-    r"[\"'`]?([A-Za-z_]\w{0,60})[\"'`]?[ \t]*[=:][ \t]*(\"[^\"\n]*\"|'[^'\n]*'|[^,()\n{}]+)"
-)
-_ARGUMENTS = r"\(([ \t]*(?:[A-Za-z_]\w*[ \t]*[=:][^()\n]{1,400}|[\"'\d][^()\n]{0,400}))\)"
-_OBJECT = re.compile(_START + r"(?:(?:CALL|call|Call)[ \t:]*+)?(?=[{\[])", re.MULTILINE)
-
-
-class _ToolNames(NamedTuple):
-    """How the names of some tools are found: by any of `hints` first, which is cheap."""
-
-    hints: tuple[str, ...]
-    by_key: Mapping[str, str]  # a name as compared -> the name
-    call: re.Pattern[str]
-    attempt: re.Pattern[str]
-
-
-@lru_cache(maxsize=256)
-def _tools(names: tuple[str, ...]) -> _ToolNames:
-    ways = sorted({_any_spelling(name) for name in names}, key=len, reverse=True)
-    one = rf"(?:{'|'.join(ways)})" if ways else r"(?!)"
-    marks, gap = r"[*`\"']{0,3}", r"[ \t]*+"
-    call = (
-        rf"{_START}(?:"
-        rf"CALL{marks}(?::{marks}{gap}|[ \t]++){marks}(?P<plain>{one})(?![\w-]){marks}"
-        rf"(?={gap}(?:[{{(:\[]|\r?$))"
-        rf"|(?i:call){marks}(?::{marks}{gap}|[ \t]++){marks}(?P<cased>{one})(?![\w-]){marks}"
-        rf"(?={gap}:?{gap}(?:\(?{gap}\{{|{_ARGUMENTS}))"
-        rf"|(?P<function>{one}){marks}(?={gap}(?:\(?{gap}\{{{gap}\"|{_ARGUMENTS})))"
-    )
-    attempt = (
-        rf"(?m:{_START}(?i:call|invoke|execute|run)\b[ \t:*`\"']{{1,6}}(?:the )?{one}[^\n]{{0,80}})"
-        rf"|(?m:{_START}{one}[ \t*`\"']{{0,3}}(?::|\d|with |for )[^\n]{{1,80}})"
-        rf"|(?<![\w-]){one}[`*]{{0,3}}(?:\{{|{_ARGUMENTS})[^\n]{{0,80}}"
-        rf"|\bCALL[ \t]{one}[^\n]{{0,80}}"
-    )
-    hints = tuple(re.split(r"[-_. ]", name.casefold())[0] for name in names)
-    return _ToolNames(
-        hints, {_key_of(n): n for n in names}, re.compile(call, re.MULTILINE), re.compile(attempt)
-    )
-
-
-def _any_spelling(name: str) -> str:
-    """A pattern for a tool's name in any case, and with other marks between its words."""
-    return "(?i:" + "[-_. ]?".join(re.escape(part) for part in re.split(r"[-_. ]", name)) + ")"
-
-
-def _key_of(name: str) -> str:
-    return re.sub(r"[-_. ]", "", name).casefold()
-
-
-def _written_calls(text: str, tools: _ToolNames) -> Iterator[tuple[int, ToolCall]]:
-    for match in tools.call.finditer(text[:_LONGEST]):
-        name = tools.by_key[_key_of(match["plain"] or match["cased"] or match["function"])]
-        yield match.start(), ToolCall(name, _call_arguments(text, match.end()))
-
-
-def _call_arguments(text: str, at: int) -> dict[str, object]:
-    """The arguments behind a call's name, as JSON or as `argument=value`; {} for neither."""
-    opening = _OPENING.match(text, at)
-    if opening is None:
-        return {}
-    if opening[0].endswith("{"):
-        value = _json_at(text, opening.end() - 1)
-        return value if isinstance(value, dict) else {}
-    end = text.find(")", opening.end(), opening.end() + MOST)
-    pairs = _ARGUMENT.findall(text[opening.end() : end]) if end >= 0 else []
-    return {name: _literal(value.strip()) for name, value in pairs}
-
-
-_OPENING = re.compile(r"[ \t:(`*\"']{0,12}?(?:\{|\()(?:[ \t]{0,8}\{)?")
-
-
-def _literal(written: str) -> object:
-    try:
-        return json.loads(written)
-    except (ValueError, RecursionError):
-        return written.strip("\"'")
-
-
-def _json_calls(text: str, tools: _ToolNames) -> Iterator[tuple[int, ToolCall]]:
-    """Calls as JSON objects: {"name": ..., "arguments": {...}}, by one of several names of these keys."""
-    for match in _OBJECT.finditer(text[:_LONGEST]):
-        value = _json_at(text, match.end())
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, dict) and (call := _call_of(item, tools)) is not None:
-                yield match.start(), call
-
-
-def _call_of(item: Mapping[str, object], tools: _ToolNames) -> ToolCall | None:
-    inner = item.get("function")
-    item = inner if isinstance(inner, dict) else item
-    name = next((item[key] for key in ("name", "tool", "tool_name", "function") if key in item), None)
-    if not isinstance(name, str) or _key_of(name) not in tools.by_key:
-        return None
-    keys = ("arguments", "parameters", "args", "input")
-    given: object = next((item[key] for key in keys if key in item), {})
-    given = _literal(given) if isinstance(given, str) else given
-    return ToolCall(tools.by_key[_key_of(name)], given if isinstance(given, dict) else {})
-
-
-def _json_at(text: str, at: int) -> object:
-    try:
-        return json.JSONDecoder().raw_decode(text, at)[0]
-    except (ValueError, RecursionError):
-        return None

@@ -1,4 +1,4 @@
-"""What surrounds an ordered text without adding anything: openings, labels, closing courtesies, markup.
+"""The frame of an ordered text, which adds nothing to it: openings, labels, courtesies, markup.
 
 Promises: linear time, never raises.
 Leaves to others: the text that was ordered (only.py, word.py).

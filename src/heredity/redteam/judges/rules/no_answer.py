@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from heredity.application.calls import parse_tool_calls
 from heredity.application.spec import Application
-from heredity.application.tools import parse_tool_calls
 from heredity.core.records import Cause, Exchange, Message, Probe, Response, ToolCall
 from heredity.redteam.checks import is_judged
 from heredity.redteam.judges.rules.echo import COMMON, READ, is_echo, says_back

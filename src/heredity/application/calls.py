@@ -1,0 +1,292 @@
+"""The tool calls in an answer: in the plain format, and as models write them in the formats of others.
+
+One reading serves the conversation, which runs the calls, and the checks, which judge them. So a call that a
+check counts is a call that ran, in every answer that this version asked for.
+
+Promises: linear time, never raises. A signature or a description is not a call. Nor is a call that a sentence
+quotes, declines or reports.
+Leaves to others: the effects of a call (tools.py), and calls that an engine reads in its model's format.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+
+from heredity.core.records import ToolCall
+
+_LONGEST = 100_000  # characters in which calls are looked for
+_MOST = 400  # characters of arguments in parentheses
+_TRIES = 50  # places behind a colon at which an object is read, and attempts that are read
+_BEFORE = 160  # characters in front of a call that are read as its sentence
+_GAP, _QUOTES = r"[ \t]*+", r"[*`\"']{0,3}"
+# Of a line: a list's mark, emphasis, a tag, and a label such as "Action:".
+_START = (
+    r"^(?:[ \t]|[>*+`\u2022-]|\d{1,3}[.)]|</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>|functions\."
+    r"|(?:Action|Tool|Function|Tool call|Function call):)*+"
+)
+_OBJECT = re.compile(_START + r"(?:(?:CALL|call|Call)[ \t:]*+)?(?=[{\[])", re.MULTILINE)
+# Within a line: behind a tag that announces a call, or behind a colon.
+_INNER_OBJECT = re.compile(
+    r"(?:(?P<tag><(?:tool_call|function_call)>|\[TOOL_CALLS\]|<\|python_tag\|>)\s*+|(?<=\w):[ \t]*+)"
+    r"(?=\{\s*+\"|\[\s*+\{)"
+)
+_IN_PARENTHESES = r"\(\s{0,40}+(?:[A-Za-z_]\w{0,60}[ \t]*+[=:]|[\"'\d])(?:\"[^\"\n]{0,200}\"|[^()]){0,400}+\)"
+_ARGUMENT = re.compile(
+    r"[\"'`]?([A-Za-z_]\w{0,60})[\"'`]?[ \t]*[=:][ \t]*(\"[^\"\n]*\"|'[^'\n]*'|[^,()\n{}]+)"
+)
+_OPENING = re.compile(r"[ \t:(`*\"']{0,12}?(?:\{|\()(?:[ \t]{0,8}\{)?")
+_PLACEHOLDER = re.compile(r"<.*|\.{3}|str(?:ing)?|int(?:eger)?|float|number|amount|value")
+# What ends a call that has its arguments in parentheses. Other words behind it describe the tool.
+_END = re.compile(
+    r"[ \t]*[`*\"'\])}>;]*[ \t]*(?:\r?$|[.!?](?:\s|\Z)|#|//|->|=>|<[/|]|,[ \t]*[A-Za-z_]\w*\()", re.MULTILINE
+)
+_IS_DENIED = re.compile(
+    r"[`\"'*]*[ \t]*,?[ \t]*(?:(?:is|was|would be)(?:n't| not| forbidden| against| only| what| something"
+    r"| the call| an?)\b|but (?:i|we|it)\b"
+    r"|(?:and|which) (?:i|we) (?:can|may|will|must|should)(?:n't| ?not)\b)",
+    re.IGNORECASE,
+)
+# A sentence with one of these in front of a call talks about the call.
+_TALKS = re.compile(
+    r"\b(?:not|never|cannot|refus\w+|declin\w+|unable|without|instead|rather|would|could|should|might|may|if"
+    r"|asks?|asked|asking|wants?|wanted|tells?|told|says?|said|instruct\w*|orders?|ordered"
+    r"|requests?|requested|demands?|contains?|mentions?|example|like|format|form|syntax|looks"
+    r"|called|named|ignor\w+|to (?:use|write|run|send|make)|you (?:can|must|need|have))\b|n['\u2019]t\b"
+)
+_AS_ASKED = re.compile(r"\bas (?:you )?(?:asked|requested|ordered|instructed|said|told)\b")
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+
+
+def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
+    """Calls of the tools `names`, in order.
+
+    The plain format is `CALL name {"argument": "value"}` on a line. Models also write it in another case, in
+    a list, in bold, in a code block, or behind a sentence. They write `name(argument="value")`, over several
+    lines too, JSON with the call's name, the tags `<tool_call>` and `<function=name>`, and `Action: name`
+    with `Action Input: {...}`. A tool's name may be in another case, or with a hyphen for its underscore.
+
+    A call on a line of its own counts even if its arguments cannot be read (they are {} then): what was
+    called matters. Words that follow the name make it prose. Behind other words, a call needs arguments, and
+    its sentence must neither quote nor decline nor report it.
+    """
+    tools, text = _tools(tuple(names)), text[:_LONGEST]
+    folded = text.casefold()
+    if not any(each in folded for each in tools.hints):
+        return ()
+    found: dict[tuple[int, int], ToolCall] = {}  # by place: what fits two formats is one call
+    for read in (_written_calls, _tagged_calls, _json_calls):
+        for at, number, call in read(text, tools):
+            found.setdefault((at, number), call)
+    return tuple(found[at] for at in sorted(found))
+
+
+def attempted_call(text: str, names: Sequence[str]) -> str:
+    """The words of a call that `parse_tool_calls` does not read, as written; "" for none.
+
+    `CALL name for number 7`, `name: number 7` on a line of its own, a call within a sentence, or JSON that
+    ends too early.
+    """
+    if not names:
+        return ""
+    text = text[:_LONGEST]
+    for found in islice(_tools(tuple(names)).attempt.finditer(text), _TRIES):
+        body = found["body"]
+        if (body is None or _is_filled(body[1:-1])) and not _is_talk(text, found.start()):
+            return found[0].strip()
+    return ""
+
+
+class _ReadCall(NamedTuple):
+    """A call with the place of its arguments, and its number among several at one place."""
+
+    at: int
+    number: int
+    call: ToolCall
+
+
+class _ToolNames(NamedTuple):
+    """How the names of some tools are found: by any of `hints` first, which is cheap."""
+
+    hints: tuple[str, ...]
+    by_key: Mapping[str, str]  # a name as compared -> the name
+    call: re.Pattern[str]
+    tagged: re.Pattern[str]
+    attempt: re.Pattern[str]
+
+
+@lru_cache(maxsize=256)
+def _tools(names: tuple[str, ...]) -> _ToolNames:
+    ways = sorted({_any_spelling(name) for name in names}, key=len, reverse=True)
+    one = rf"(?:{'|'.join(ways)})" if ways else r"(?!)"
+    hints = tuple(re.split(r"[-_. ]", name.casefold())[0] for name in names)
+    return _ToolNames(
+        hints, {_key_of(n): n for n in names}, _call_pattern(one), _tagged_pattern(one), _attempt_pattern(one)
+    )
+
+
+def _call_pattern(one: str) -> re.Pattern[str]:
+    to_name = rf"{_QUOTES}(?::{_QUOTES}{_GAP}|[ \t]++){_QUOTES}"
+    return re.compile(
+        rf"{_START}(?:"
+        rf"CALL{to_name}(?P<plain>{one})(?![\w-]){_QUOTES}(?={_GAP}(?:[{{(:\[]|\r?$))"
+        rf"|(?i:call){to_name}(?P<cased>{one})(?![\w-]){_QUOTES}"
+        rf"(?={_GAP}:?{_GAP}(?:\(?{_GAP}\{{|{_IN_PARENTHESES}))"
+        rf"|(?:\[{_GAP})?(?P<function>{one}){_QUOTES}(?={_GAP}(?:\(?{_GAP}\{{{_GAP}\"|{_IN_PARENTHESES})))"
+        rf"|(?<![\w\"'`\u201c\u2018-])CALL{to_name}(?P<inner>{one})(?![\w-]){_QUOTES}(?={_GAP}\(?{_GAP}\{{)",
+        re.MULTILINE,
+    )
+
+
+def _tagged_pattern(one: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"<function=[\"']?(?P<tag>{one})[\"']?>\s*+"
+        rf"|^[ \t>*-]*+(?i:action)[ \t]*+:{_QUOTES}[ \t]*+{_QUOTES}(?P<action>{one})(?![\w-]){_QUOTES}"
+        r"(?:\(\))?\s*+\**+(?i:action[ _]input|input|arguments|parameters)\**+[ \t]*+:[ \t*]*+"
+        r"(?=[{\[\"'\d]|\w+[ \t]*[=:])",
+        re.MULTILINE,
+    )
+
+
+def _attempt_pattern(one: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"(?m:{_START}(?i:call|invoke|execute|run)\b[ \t:*`\"']{{1,6}}(?:the )?{one}[^\n]{{0,80}})"
+        rf"|(?m:{_START}{one}[ \t*`\"']{{0,3}}(?:\d|(?::|with |for )(?=[^\n]{{0,80}}[\d\"'{{]))[^\n]{{1,80}})"
+        rf"|(?m:{_START}{one}\([ \t]*\)[ \t;`]*$)"
+        rf"|(?<![\w-]){one}[`*]{{0,3}}(?:\{{|(?P<body>{_IN_PARENTHESES}))[^\n]{{0,80}}"
+        rf"|\bCALL[ \t]{one}[^\n]{{0,80}}"
+        rf"|(?m:{_START}(?i:action)[ \t]*:[ \t*`]*{one}[^\n]{{0,80}})"
+        rf"|[\"'](?:name|tool|tool_name|function)[\"']\s*:\s*[\"']{one}[\"']\s*,\s*"
+        r"[\"'](?:arguments|parameters|args|input)[\"'][^\n]{0,80}"
+        rf"|\{{\s*[\"']{one}[\"']\s*:\s*\{{[^\n]{{0,80}}"
+    )
+
+
+def _any_spelling(name: str) -> str:
+    """A pattern for a tool's name in any case, and with other marks between its words."""
+    return "(?i:" + "[-_. ]?".join(re.escape(part) for part in re.split(r"[-_. ]", name)) + ")"
+
+
+def _key_of(name: str) -> str:
+    return re.sub(r"[-_. ]", "", name.removeprefix("functions.")).casefold()
+
+
+# --- a name with its arguments behind it ---
+
+
+def _written_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:
+    for match in tools.call.finditer(text):
+        written = match["plain"] or match["cased"] or match["function"] or match["inner"]
+        opening = _OPENING.match(text, match.end())
+        is_exact = match["plain"] is not None
+        if opening is None:
+            arguments, at, end = {}, match.end(), match.end()
+        elif opening[0].endswith("{"):
+            at = opening.end() - 1
+            value, end = _json_at(text, at)
+            arguments = value if isinstance(value, dict) else {}
+        else:
+            at, end = opening.end(), text.find(")", opening.end(), opening.end() + _MOST)
+            body = text[at : max(at, end)]
+            arguments = {name: _literal(value.strip()) for name, value in _ARGUMENT.findall(body)}
+            if not is_exact and not (_is_filled(body) and _END.match(text, end + 1)):
+                continue
+        if match["inner"] is not None and (not arguments or _is_talk(text, match.start())):
+            continue
+        if not _IS_DENIED.match(text, end):
+            yield _ReadCall(at, 0, ToolCall(tools.by_key[_key_of(written)], arguments))
+
+
+def _is_filled(body: str) -> bool:
+    """Whether arguments in parentheses have values, as in a call, and no descriptions, as in a signature."""
+    pairs = _ARGUMENT.findall(body)
+    if not pairs:
+        return body.strip()[:1] in ("'", '"') or body.strip()[:1].isdigit()
+    return any(_is_value(name, value.strip()) for name, value in pairs)
+
+
+def _is_value(name: str, written: str) -> bool:
+    said = written.strip("\"'").strip().casefold()
+    if not said or said == name.casefold() or _PLACEHOLDER.fullmatch(said):
+        return False
+    return written[0] in "\"'[" or any(map(str.isdigit, said)) or said in ("true", "false", "null", "none")
+
+
+def _is_talk(text: str, at: int) -> bool:
+    """Whether a call at a place is quoted, or the words before it in its sentence talk about it."""
+    line = text[max(0, at - _BEFORE) : at].rpartition("\n")[2]
+    if line.count('"') % 2 or line.count("`") % 2 or line.count("\u201c") > line.count("\u201d"):
+        return True
+    sentence = _SENTENCE_END.split(line)[-1].casefold()
+    return _TALKS.search(_AS_ASKED.sub(" ", sentence)) is not None
+
+
+def _literal(written: str) -> object:
+    try:
+        return json.loads(written)
+    except (ValueError, RecursionError):
+        return written.strip("\"'")
+
+
+# --- tags and JSON ---
+
+
+_WRAPPERS = ("tool_calls", "tool_call", "function_call")
+_NAMES = ("name", "tool", "tool_name", "function", "recipient_name")
+_GIVEN = ("arguments", "parameters", "args", "input", "action_input")
+
+
+def _tagged_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:
+    """`<function=name>{...}` and `Action: name` with `Action Input: {...}`."""
+    for match in tools.tagged.finditer(text):
+        if not _is_talk(text, match.start()):
+            value, _ = _json_at(text, match.end())
+            name = tools.by_key[_key_of(match["tag"] or match["action"])]
+            yield _ReadCall(match.end(), 0, ToolCall(name, value if isinstance(value, dict) else {}))
+
+
+def _json_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:
+    """Calls as JSON objects: {"name": ..., "arguments": {...}}, by one of several names of these keys."""
+    for match in _OBJECT.finditer(text):
+        yield from _calls_at(text, match.end(), tools)
+    for match in islice(_INNER_OBJECT.finditer(text), _TRIES):
+        if not _is_talk(text, match.start()):
+            calls = list(_calls_at(text, match.end(), tools))
+            yield from (each for each in calls if match["tag"] or each.call.arguments)
+
+
+def _calls_at(text: str, at: int, tools: _ToolNames) -> Iterator[_ReadCall]:
+    value, end = _json_at(text, at)
+    if isinstance(value, dict):
+        value = next((value[key] for key in _WRAPPERS if key in value), value)
+    if _IS_DENIED.match(text, end):
+        return
+    for number, item in enumerate(value if isinstance(value, list) else [value]):
+        if isinstance(item, dict) and (call := _call_of(item, tools)) is not None:
+            yield _ReadCall(at, number, call)
+
+
+def _call_of(item: Mapping[str, object], tools: _ToolNames) -> ToolCall | None:
+    inner = item.get("function")
+    item = inner if isinstance(inner, dict) else item
+    names = (*_NAMES, "action") if "action_input" in item else _NAMES
+    name = next((item[key] for key in names if key in item), None)
+    if not isinstance(name, str) or _key_of(name) not in tools.by_key:
+        return None
+    given: object = next((item[key] for key in _GIVEN if key in item), {})
+    given = _literal(given) if isinstance(given, str) else given
+    if "description" in item or (isinstance(given, dict) and "properties" in given):
+        return None  # a tool's description as JSON
+    return ToolCall(tools.by_key[_key_of(name)], given if isinstance(given, dict) else {})
+
+
+def _json_at(text: str, at: int) -> tuple[object, int]:
+    """The JSON value at a place and its end; (None, at) without one."""
+    try:
+        return json.JSONDecoder().raw_decode(text, at)
+    except (ValueError, RecursionError):
+        return None, at
