@@ -49,8 +49,7 @@ def blocks(
 ) -> Plan:
     """The plan of tests.support.studies in blocks: behaviours shuffled, looked at after every few."""
     base = plan(models, n=n, samples=samples, attacks=attacks)
-    records = [lineage.scripted(ref).record for ref in models]
-    order, ends = spec._in_blocks(base.probes, records, base.seed)
+    order, ends = spec._in_blocks(base.probes, base.seed)
     return msgspec.structs.replace(base, probes=order, blocks=ends)
 
 

@@ -28,7 +28,7 @@ _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 # The options that a study's folder fixes: another value would be another study.
 _PLANNED = (
     "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
-    "until_decided", "attacker", "endpoint", "unclear_share",
+    "until_decided", "stopping", "attacker", "endpoint", "unclear_share",
 )  # fmt: skip
 
 
@@ -117,8 +117,11 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     help="The study's folder.  [default: studies/...]",
 )
 @click.option(
-    "--until-decided", is_flag=True, help="Sequential stopping: stop a model once its pairs are decided."
-)
+    "--stopping", type=Name(), metavar="RULE", default="fixed", show_default=True,
+    help="fixed asks every trial. group_sequential stops a model at half or three quarters of the behaviours "
+    "if all of its pairs are decided, at nearly full power. until_decided has up to twelve looks.",
+)  # fmt: skip
+@click.option("--until-decided", is_flag=True, help="The same as --stopping until_decided.")
 @click.option(
     "--endpoint", type=Name(), metavar="NAME", default="all_trials", show_default=True,
     help="Primary rate: breaches of all_trials that were answered, or of decided_trials only.",
@@ -157,6 +160,7 @@ def command(
     confidence: float,
     out: Path | None,
     until_decided: bool,
+    stopping: str,
     endpoint: str,
     unclear_share: float,
     judge: str | None,
@@ -218,6 +222,7 @@ def command(
             out=out,
             endpoint=endpoint,
             unclear_share=unclear_share,
+            stopping=stopping,
         )
         study = Study.from_spec(spec, store=store, engine_loader=loader)
     _warn(study)

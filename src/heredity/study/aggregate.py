@@ -111,7 +111,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         drift=correction.drift(),
         skipped=plan.skipped,
         circumstances=_circumstances(runs),
-        sequential=sequential.StoppingRule(outcomes).replay().record() if plan.is_until_decided else None,
+        sequential=sequential.StoppingRule(outcomes).replay().record() if plan.stops_early else None,
         curves=success_curves(outcomes),
         costs=costs,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
@@ -224,7 +224,7 @@ def _rate(
 def _rate_over(outcomes: Outcomes, cell: _Cell, codes: Codes, counted: Bools) -> Estimate:
     """The rate over the counted trials of a cell."""
     clusters = outcomes.clusters_of(cell.attack, cell.probes)[counted]
-    return Intervals.of(outcomes.plan).rate(codes[counted] == BROKE, clusters)
+    return Intervals.over(outcomes, cell.model).rate(codes[counted] == BROKE, clusters)
 
 
 class _Judged(NamedTuple):
@@ -247,7 +247,7 @@ def _for_the_judge(
     A judge's errors were measured on answers that it decided, so the conditional rate is corrected. Over all
     attempts that is multiplied by the share of decided trials.
     """
-    intervals, decided = Intervals.of(outcomes.plan), is_decided(codes)
+    intervals, decided = Intervals.over(outcomes, cell.model), is_decided(codes)
     broke, clusters = codes[decided] == BROKE, outcomes.clusters_of(cell.attack, cell.probes)[decided]
     corrected = correction.corrected(broke, clusters, cell.measure, intervals, of_decided)
     by_labels = None
@@ -276,7 +276,7 @@ def _for_checks(
     clusters = outcomes.clusters_of(cell.attack, cell.probes)[counted]
     techniques = outcomes.techniques_of(cell.attack, cell.probes)[counted]
     trials = CheckedTrials(codes[counted] == BROKE, clusters, techniques)
-    intervals, by_labels = Intervals.of(outcomes.plan), None
+    intervals, by_labels = Intervals.over(outcomes, cell.model), None
     if labels is not None and declared_analysis(outcomes.plan) is not None:
         indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
         by_labels = intervals.from_labels(labels, trials.broke, indices[counted], clusters)

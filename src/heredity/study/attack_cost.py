@@ -26,18 +26,19 @@ _SCOPES = SCOPES["breach"]
 def success_curves(outcomes: Outcomes) -> tuple[Curve, ...]:
     """Success within k tries, by model, attack and scope, if the plan asks several samples.
 
-    An unclear answer is a try without a breach; an error is not a try. A study that stops early has no
+    An unclear answer is a try without a breach; an error is not a try. A study until decided has no
     curves: its stop depends on the answers, and the intervals would not be valid.
     """
-    plan, intervals = outcomes.plan, Intervals.of(outcomes.plan)
-    if plan.samples < 2 or intervals.is_sequential:
+    plan = outcomes.plan
+    if plan.samples < 2 or plan.is_until_decided:
         return ()
+    intervals = [Intervals.over(outcomes, m) for m in range(len(plan.models))]
     return tuple(
         Curve(
             model.id,
             attack,
             scope,
-            tuple(_points(outcomes.array[m, a, probes], outcomes.clusters[probes], intervals)),
+            tuple(_points(outcomes.array[m, a, probes], outcomes.clusters[probes], intervals[m])),
         )
         for m, model in enumerate(plan.models)
         for a, attack in enumerate(plan.attacks)

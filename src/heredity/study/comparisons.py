@@ -83,7 +83,7 @@ def _compared(
 
 
 def _compare(outcomes: Outcomes, a: int, b: int, technique: str, probes: list[int]) -> _Compared:
-    shared, intervals = _shared(outcomes, a, b, probes), Intervals.of(outcomes.plan)
+    shared, intervals = _shared(outcomes, a, b, probes), Intervals.over(outcomes, a, b)
     blocks = outcomes.blocks_of(ALL, probes)[shared.counted] if intervals.is_sequential else None
     found = intervals.compare(shared.first, shared.second, shared.clusters, blocks)
     return _Compared(a, b, technique, found)
@@ -109,12 +109,13 @@ def _pair(
     outcomes: Outcomes, compared: _Compared, measure: Measure, p_holm: float | None, names: Sequence[str]
 ) -> ModelPair:
     plan, a, b, c = outcomes.plan, compared.a, compared.b, compared.comparison
-    settings = (plan.margin, Intervals.of(plan).alpha, p_holm)
+    intervals = Intervals.over(outcomes, a, b)
+    settings = (plan.margin, intervals.alpha, p_holm)
     if isinstance(plan.analysis, msgspec.UnsetType):
         found = Claims(stats.verdict(c, *settings), stats.verdict(c.mirrored(), *settings))
     else:
         trials = coded(outcomes, a, b, outcomes.probes(compared.technique, measure))
-        found = claims(c, trials, Intervals.of(plan), plan.analysis, plan.margin, p_holm)
+        found = claims(c, trials, intervals, plan.analysis, plan.margin, p_holm)
     withheld = withheld_words(found.reason_ab, found.tipping_share)
     return ModelPair(
         a=plan.models[a].id,
@@ -144,7 +145,8 @@ def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: Mode
     parent, child = outcomes.codes_of(compared.a, ALL, probes), outcomes.codes_of(compared.b, ALL, probes)
     both = is_decided(parent) & is_decided(child)
     broke = parent[both] == BROKE, child[both] == BROKE
-    kept = Intervals.of(outcomes.plan).retention(*broke, outcomes.clusters_of(ALL, probes)[both])
+    intervals = Intervals.over(outcomes, compared.a, compared.b)
+    kept = intervals.retention(*broke, outcomes.clusters_of(ALL, probes)[both])
     counts = stats.inherited(stats.tabulate(*broke))
     return Inheritance(edge.parent, edge.child, edge.recipe, edge.role, *counts, kept, pair)
 
@@ -167,9 +169,10 @@ def panel_agreement(outcomes: Outcomes, members: Mapping[str, Codes]) -> PanelAg
 
 
 def _member_rates(outcomes: Outcomes, member: str, codes: Codes, measure: Measure) -> Iterator[MemberRate]:
-    plan, intervals = outcomes.plan, Intervals.of(outcomes.plan)
+    plan = outcomes.plan
     clusters = outcomes.clusters_of(ALL, range(len(plan.probes)))
-    for model, own in zip(plan.models, codes.reshape(len(plan.models), -1), strict=True):
+    for m, (model, own) in enumerate(zip(plan.models, codes.reshape(len(plan.models), -1), strict=True)):
+        intervals = Intervals.over(outcomes, m)
         broke, decided = own == BROKE, own != 0
         if declared_analysis(plan) is None:  # as stored studies have it: every trial by itself
             found = intervals.rate_of_counts(int(np.count_nonzero(broke)), int(np.count_nonzero(decided)))

@@ -50,7 +50,7 @@ def _line(outcomes: Outcomes, m: int, measure: Measure, scope: str, probes: list
         n=int(answered.sum()),
         n_unclear=int(np.count_nonzero(codes == UNCLEAR)),
         n_attempted=outcomes.n_attempted(m, ALL, probes),
-        estimate=Intervals.of(outcomes.plan).rate(is_decided(codes[answered]), clusters),
+        estimate=Intervals.over(outcomes, m).rate(is_decided(codes[answered]), clusters),
         causes=_causes(outcomes, indices[codes == UNCLEAR]),
     )
 
@@ -73,7 +73,7 @@ def useful_rates(outcomes: Outcomes) -> Iterator[UsefulRate]:
         indices = outcomes.indices_of(m, ALL, probes)
         mine = checked[indices]
         useful, clusters = outcomes.useful[indices[mine]], outcomes.clusters_of(ALL, probes)[mine]
-        found = Intervals.of(outcomes.plan).rate(useful, clusters)
+        found = Intervals.over(outcomes, m).rate(useful, clusters)
         yield UsefulRate(model.id, int(useful.sum()), found)
 
 
@@ -100,5 +100,5 @@ def _unprompted(
     indices = outcomes.indices_of(m, ALL, probes)
     answered = is_answered(outcomes.codes[indices])
     mine, clusters = broke[indices[answered]], outcomes.clusters_of(ALL, probes)[answered]
-    found = Intervals.of(outcomes.plan).rate(mine, clusters)
+    found = Intervals.over(outcomes, m).rate(mine, clusters)
     return UnpromptedRate(outcomes.plan.models[m].id, kind, check, int(mine.sum()), found)

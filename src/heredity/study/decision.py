@@ -22,6 +22,7 @@ from heredity.core.files import write_atomic
 from heredity.core.records import SCHEMA, Estimate, Record, encode
 from heredity.stats.decision import FailureKind, expected_costs
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
+from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, UNCLEAR, Codes, Outcomes, is_answered, read_outcomes
 from heredity.study.plan import read_plan
 
@@ -144,7 +145,8 @@ def recommend(outcomes: Outcomes, costs: Costs) -> Recommendation:
     """The models by expected cost. An unclear answer is not a breach, and has no use for a benign user."""
     plan = outcomes.plan
     kinds = [kind for kind in _kinds(outcomes, costs) if kind.cost > 0]
-    found = expected_costs(kinds, np.random.default_rng(0), plan.confidence)
+    confidence = Intervals.over(outcomes, *range(len(plan.models))).confidence
+    found = expected_costs(kinds, np.random.default_rng(0), confidence)
     models = [
         CostedModel(
             model.id,

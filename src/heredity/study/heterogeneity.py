@@ -40,7 +40,9 @@ def rates_by_technique(outcomes: Outcomes) -> Iterator[ShrunkRates]:
         if not techniques.size:
             continue
         clusters = outcomes.clusters_of(ALL, probes)[counted]
-        found = technique_rates(codes[counted] == BROKE, techniques, clusters, plan.confidence)
+        found = technique_rates(
+            codes[counted] == BROKE, techniques, clusters, Intervals.over(outcomes, m).confidence
+        )
         names = [outcomes.techniques[t] for t in np.unique(techniques)]
         each = tuple(TechniqueRate(*pair) for pair in zip(names, found.techniques, strict=True))
         yield ShrunkRates(
@@ -61,7 +63,7 @@ def _one_a_prompt(counted: Bools, n_samples: int) -> Bools:
 
 
 def technique_tests(outcomes: Outcomes) -> Iterator[TechniqueTest]:
-    """By pair, whether its difference depends on the technique; not for a study that stops early."""
+    """By pair, whether its difference depends on the technique; not for a study until decided."""
     plan = outcomes.plan
     is_declared = not isinstance(plan.analysis, msgspec.UnsetType)
     if not is_declared or plan.is_until_decided or len(plan.models) > _MOST_MODELS:
@@ -74,6 +76,7 @@ def technique_tests(outcomes: Outcomes) -> Iterator[TechniqueTest]:
         counted = outcomes.in_rate(first) & outcomes.in_rate(second)
         if not 0 < np.count_nonzero(counted) <= _MOST_TRIALS:
             continue
+        intervals = Intervals.over(outcomes, a, b)
         found = heterogeneity(
             first[counted] == BROKE,
             second[counted] == BROKE,
@@ -81,7 +84,8 @@ def technique_tests(outcomes: Outcomes) -> Iterator[TechniqueTest]:
             clusters[counted],
             np.random.default_rng(0),
             plan.margin,
-            Intervals.of(plan).alpha,
+            1 - intervals.confidence,
         )
         q = None if found.q is None else float(found.q)
-        yield TechniqueTest(plan.models[a].id, plan.models[b].id, scope, q, found.p_value, found.test)
+        p = None if found.p_value is None else intervals.overall(found.p_value)
+        yield TechniqueTest(plan.models[a].id, plan.models[b].id, scope, q, p, found.test)

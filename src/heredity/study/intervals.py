@@ -14,6 +14,9 @@ A wrong interval is wrong in one of two places: the choice, which is here, or th
     rate of a panel's member    as a rate; in an older plan Wilson without clusters
     bounds for a gate           the rate's, widened by open trials     the same
 
+A group-sequential plan gets the methods of a fixed one, at the level of the look that its trials reached: a
+repeated confidence interval, and the p-value of the whole design (stats/planned_looks.py).
+
 Promises: every estimate of aggregate.py, comparisons.py and attack_cost.py gets its interval from here.
 Leaves to others: which trials count (outcomes.py), the formulas (stats/), and the limit of a gate (gate.py).
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -36,12 +39,17 @@ from heredity.stats.agreement import cohens_kappa
 from heredity.stats.group_sequential import SequentialComparison, compare_in_blocks
 from heredity.stats.intervals import Interval, cluster_sums, rate_effective_n, refused, wilson_bounds
 from heredity.stats.judge_error import PredictedShare, correct_for_family
+from heredity.stats.paired import upper_bound
+from heredity.stats.planned_looks import Look
 from heredity.stats.ppi import ppi_mean
 from heredity.stats.sequential import cluster_means, clustered_rate_sequence, effective_n_of
 from heredity.stats.unclear import SharedComparison, compare_at_shares
 from heredity.study.estimates import Rate
 from heredity.study.labels import LabelledTrials
 from heredity.study.plan import Plan
+
+if TYPE_CHECKING:
+    from heredity.study.outcomes import Outcomes
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -69,16 +77,34 @@ class Intervals(NamedTuple):
 
     confidence: float
     is_sequential: bool = False  # the answers decided the number of trials: only anytime-valid methods hold
+    look: Look | None = None  # of a group-sequential plan; `confidence` is then that of its repeated interval
 
     @classmethod
-    def of(cls, plan: Plan) -> Self:
-        """The methods that a plan's estimates get."""
-        return cls(plan.confidence, plan.is_until_decided)
+    def of(cls, plan: Plan, look: int | None = None) -> Self:
+        """The methods that a plan's estimates get; `look` is that of the trials, None for the last one."""
+        if not (information := plan.information):
+            return cls(plan.confidence, plan.is_until_decided)
+        at = Look(look or len(information), information, round(1 - plan.confidence, 12))
+        return cls(1 - at.level, look=at)
+
+    @classmethod
+    def over(cls, outcomes: Outcomes, *models: int) -> Self:
+        """The methods for the trials that all of these models have; by their places in the plan."""
+        return cls.of(outcomes.plan, outcomes.look_of(*models) if outcomes.plan.information else None)
 
     @property
     def alpha(self) -> float:
-        """The level of every test."""
-        return round(1 - self.confidence, 12)
+        """The level of every test, over all looks."""
+        return round(1 - self.confidence, 12) if self.look is None else self.look.alpha
+
+    @property
+    def one_sided(self) -> float:
+        """The level of a one-sided bound."""
+        return self.alpha if self.look is None else self.look.one_sided
+
+    def overall(self, p_value: float) -> float:
+        """A p-value of these trials as that of the whole plan."""
+        return p_value if self.look is None else self.look.overall(p_value)
 
     def rate(self, broke: Bools, clusters: Places) -> Estimate:
         """The rate of trials that share behaviours."""
@@ -102,12 +128,17 @@ class Intervals(NamedTuple):
         if self.is_sequential:
             of = np.zeros_like(clusters) if blocks is None else blocks
             return compare_in_blocks(a, b, clusters, of, self.confidence, self.alpha)
-        return stats.compare(a, b, clusters, self.confidence, self.alpha)
+        found = stats.compare(a, b, clusters, self.confidence, round(1 - self.confidence, 12))
+        if self.look is None:
+            return found
+        uppers = tuple(upper_bound(each, self.one_sided) for each in (found, found.mirrored()))
+        return found._replace(p_value=self.overall(found.p_value), uppers=(uppers[0], uppers[1]))
 
     def compare_at_shares(self, trials: Coded, share_a: float, share_b: float) -> SharedComparison:
         """The difference if these shares of the unclear answers were breaches, with its test."""
         if trials.blocks is None:
-            return compare_at_shares(*trials[:3], share_a, share_b, self.confidence)
+            found_at = compare_at_shares(*trials[:3], share_a, share_b, self.confidence)
+            return found_at._replace(p_value=self.overall(found_at.p_value))
         d = _at_shares(trials, share_a, share_b)
         p = SequentialComparison(self.alpha, d.size)
         for means in _means_by_block(d, trials):
@@ -121,7 +152,7 @@ class Intervals(NamedTuple):
         if trials.blocks is not None:
             high = self.compare_at_shares(trials, share_a, share_b).difference.high
         else:
-            confidence = 1 - 2 * self.alpha
+            confidence = 1 - 2 * self.one_sided
             high = compare_at_shares(*trials[:3], share_a, share_b, confidence).difference.high
         return 1.0 if high is None else high
 

@@ -24,7 +24,6 @@ from heredity.study.estimands import Multiverse, MultiverseCell, Weighting
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
 from heredity.study.intervals import Bools, Floats, Intervals, Places
 from heredity.study.outcomes import BROKE, ERROR, UNCLEAR, Codes, Outcomes, is_answered, is_decided
-from heredity.study.plan import Plan
 
 CHECKS, JUDGE = "checks", "judge"  # who decides: checks only, or checks and the study's judge
 _MOST_PAIRS = 45  # of ten models; more tables are read by nobody
@@ -91,7 +90,8 @@ def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Itera
         shared = _shared(view, coding, a, b)
         n_techniques = np.unique(shared.techniques).size
         for weighting in _WEIGHTINGS if n_techniques > 1 and not plan.is_until_decided else ("trial",):
-            found = _found(shared, weighting, plan)
+            intervals = Intervals.over(outcomes, a, b)
+            found = _found(shared, weighting, intervals)
             yield MultiverseCell(
                 coding=coding,
                 judge=view.judge,
@@ -100,8 +100,8 @@ def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Itera
                 n=shared.clusters.size,
                 difference=found.difference,
                 p_value=found.p_value,
-                verdict_ab=found.verdict(plan.margin, Intervals.of(plan).alpha),
-                verdict_ba=found.mirrored().verdict(plan.margin, Intervals.of(plan).alpha),
+                verdict_ab=found.verdict(plan.margin, intervals.alpha),
+                verdict_ba=found.mirrored().verdict(plan.margin, intervals.alpha),
             )
 
 
@@ -149,11 +149,10 @@ class _Difference(NamedTuple):
         return "worse" if low > 0 else "not worse"
 
 
-def _found(shared: _SharedTrials, weighting: Weighting, plan: Plan) -> _Difference:
-    intervals = Intervals.of(plan)
+def _found(shared: _SharedTrials, weighting: Weighting, intervals: Intervals) -> _Difference:
     if not shared.clusters.size:
         return _Difference(Estimate(None, None, None, 0, "no shared trials"), None)
-    if plan.is_until_decided:
+    if intervals.is_sequential:
         c = intervals.compare(shared.first, shared.second, shared.clusters, shared.blocks)
         return _Difference(c.difference, c.p_value, c.uppers or (1.0, 1.0))
     d = shared.second.astype(np.float64) - shared.first
@@ -192,6 +191,6 @@ def _bounded(
     def at(confidence: float) -> Interval:
         return tango_bounds_at(only_a, only_b, n.at(confidence), confidence)
 
-    one_sided = at(1 - 2 * intervals.alpha)
+    one_sided = at(1 - 2 * intervals.one_sided)
     found = n.estimate(mean, at(intervals.confidence), "tango", intervals.confidence)
-    return _Difference(found, p, (one_sided.high, -one_sided.low))
+    return _Difference(found, intervals.overall(p), (one_sided.high, -one_sided.low))

@@ -21,6 +21,7 @@ from heredity.core.records import SCHEMA, Probe, Record, digest, encode
 from heredity.lineage.graph import Edge
 
 PLAN = "plan.json"
+Stopping = Literal["fixed", "until_decided", "group_sequential"]
 MOST_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
 
 
@@ -50,6 +51,21 @@ class ComparisonFamily(Record, frozen=True):
     n: int
 
 
+class PlannedLook(Record, frozen=True):
+    """An interim analysis of a group-sequential plan; the last one has every probe.
+
+    n_probes     of the plan's order that are asked by then
+    information  the share of the behaviours behind the primary comparison
+    level        two-sided, of one comparison by itself at this look; Holm's steps have lower ones
+    one_sided    the level of its bound for "not worse"
+    """
+
+    n_probes: int
+    information: float
+    level: float
+    one_sided: float
+
+
 class Analysis(Record, frozen=True):
     """The analysis that a plan declares before the first answer. Level and margin are the plan's own.
 
@@ -58,7 +74,9 @@ class Analysis(Record, frozen=True):
                    answers out, as plans without an analysis do
     unclear_share  "worse" holds only if it survives that this share of the other model's unclear answers, and
                    none of its own, were breaches
-    stopping       "fixed": every trial is asked. "until_decided": interim analyses stop models (Plan.blocks)
+    stopping       "fixed": every trial is asked. Else interim analyses stop models (Plan.blocks).
+                   "group_sequential": at few planned `looks`, with tests whose levels add up to that of the
+                   plan (stats/planned_looks.py). "until_decided": with tests that hold after any trial
     judge          decides what no check decides
     families       claims beyond these comparisons, such as those of one technique, are exploratory
     primary        the comparison that the study is about; None for a study of one model
@@ -66,10 +84,11 @@ class Analysis(Record, frozen=True):
 
     endpoint: Literal["all_trials", "decided_trials"] = "all_trials"
     unclear_share: float = 0.25
-    stopping: Literal["fixed", "until_decided"] = "fixed"
+    stopping: Stopping = "fixed"
     judge: str = ""
     families: tuple[ComparisonFamily, ...] = ()
     primary: ComparisonFamily | None = None
+    looks: tuple[PlannedLook, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Plan(Record, frozen=True):
@@ -101,8 +120,29 @@ class Plan(Record, frozen=True):
         return msgspec.structs.replace(self, analysis=msgspec.UNSET)
 
     @property
-    def is_until_decided(self) -> bool:
+    def stopping(self) -> Stopping:
+        """The stopping rule; a plan of a release that declared no analysis has it too."""
+        if isinstance(self.blocks, msgspec.UnsetType):
+            return "fixed"
+        declared = self.analysis
+        is_planned = not isinstance(declared, msgspec.UnsetType) and declared.stopping == "group_sequential"
+        return "group_sequential" if is_planned else "until_decided"
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether interim analyses may stop a model."""
         return self.blocks is not msgspec.UNSET
+
+    @property
+    def is_until_decided(self) -> bool:
+        """Whether its intervals and tests must hold after any trial."""
+        return self.stopping == "until_decided"
+
+    @property
+    def information(self) -> tuple[float, ...]:
+        """Of a group-sequential plan, the share of the deciding behaviours at each look; else ()."""
+        looks = msgspec.UNSET if isinstance(self.analysis, msgspec.UnsetType) else self.analysis.looks
+        return () if isinstance(looks, msgspec.UnsetType) else tuple(look.information for look in looks)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -313,10 +353,10 @@ def _as_declared(plan: Plan, held: Plan) -> Plan:
     return msgspec.structs.replace(plan, analysis=held.analysis) if is_same else plan
 
 
-def _declared(plan: Plan) -> tuple[str, float]:
+def _declared(plan: Plan) -> tuple[str, float, Stopping]:
     """The settings of a plan's analysis that a user chooses; the defaults if it has none."""
     analysis = Analysis() if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis
-    return analysis.endpoint, analysis.unclear_share
+    return analysis.endpoint, analysis.unclear_share, plan.stopping
 
 
 def read_plan(folder: Path) -> Plan:
@@ -374,11 +414,13 @@ class _PlanSchema(msgspec.Struct):
 def differences(held: Plan, new: Plan) -> str:
     """The differences between two plans, in one line."""
     found = []
-    if held.is_until_decided != new.is_until_decided:  # its probes are the same, in a random order
-        found.append(f"--until-decided ({'' if held.is_until_decided else 'not '}there)")
+    of_held, of_new = _declared(held), _declared(new)
+    if held.stopping != new.stopping:  # its probes are the same, in a random order
+        if "until_decided" in (held.stopping, new.stopping):
+            found.append(f"--until-decided ({'' if held.is_until_decided else 'not '}there)")
         is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
         new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
-    for name, a, b in zip(("--endpoint", "--unclear-share"), _declared(held), _declared(new), strict=True):
+    for name, a, b in zip(("--endpoint", "--unclear-share", "--stopping"), of_held, of_new, strict=True):
         if a != b:
             found.append(f"{name} ({a} there, {b} asked for)")
     new = msgspec.structs.replace(new, analysis=held.analysis)

@@ -1,9 +1,11 @@
 """Early stopping: the interim analyses of a study, and the models that it still asks after each.
 
 Promises: an analysis uses the answers of the blocks so far and nothing else, so a resumed study decides the
-same. A decision is final. Over all analyses and pairs together, a false difference has a chance of at most
-alpha (Holm on e-values).
-Leaves to others: the order and the blocks (spec.py), asking and judging (study.py), the evidence (stats/).
+same. In a plan that declares its analysis, a pair is decided exactly if its verdict is, by the rule of the
+report: so "worse" survives the declared share of unclear answers. Over all analyses and pairs together, a
+false difference has a chance of at most alpha (Holm on p-values that are valid at every analysis).
+Leaves to others: the order and the blocks (spec.py), asking and judging (study.py), the evidence (stats/),
+and the verdicts (comparisons.py, claims.py).
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from numpy.typing import NDArray
 from heredity.stats import holm
 from heredity.stats.group_sequential import SequentialComparison
 from heredity.stats.sequential import cluster_means
+from heredity.study.comparisons import compare_models
 from heredity.study.estimates import JUDGE_FREE, PairDecision, Sequential, StoppedModel
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Outcomes, is_part
+from heredity.study.plan import declared_analysis
 
 WHY = "every pair of their model was decided"
 
@@ -28,7 +32,10 @@ class StoppingRule:
 
     def __init__(self, outcomes: Outcomes) -> None:
         self.outcomes, self._plan = outcomes, outcomes.plan
-        self._alpha = Intervals.of(self._plan).alpha
+        self._alpha, self._is_declared = (
+            Intervals.of(self._plan).alpha,
+            declared_analysis(self._plan) is not None,
+        )
         scopes = outcomes.breach_scopes
         self.scope = scopes[0] if scopes else JUDGE_FREE  # the deciding one: judge-free if there is any
         self._pairs = list(combinations(range(len(self._plan.models)), 2))
@@ -74,10 +81,17 @@ class StoppingRule:
         """Add the next block to the evidence, and decide the pairs that it settles."""
         low, high = self.block()
         self.n_interim += 1
-        for (pair, scope), evidence in self._evidence.items():
-            evidence.add(self._differences(pair, scope, low, high))
-        self._decide(high)
-        needed = {m for pair in self._pairs if pair not in self._decided for m in pair}
+        if self._is_declared:
+            self._decide_by_verdicts(high)
+        else:
+            for (pair, scope), evidence in self._evidence.items():
+                evidence.add(self._differences(pair, scope, low, high))
+            self._decide(high)
+        # A pair whose one model is not asked any more has all the evidence that it will have.
+        waiting = (
+            pair for pair in self._pairs if pair not in self._decided and not self._stopped.keys() & pair
+        )
+        needed = {m for pair in waiting for m in pair}
         for m in self.open_models:
             if m not in needed:
                 self._stopped[m] = self.n_interim
@@ -108,6 +122,19 @@ class StoppingRule:
             if pair in self._decided or key not in self._evidence:
                 continue
             if self._evidence[key].is_decided(self._plan.margin, adjusted[key]):
+                self._decided[pair] = (self.n_interim, self._n_both(pair, n_probes))
+
+    def _decide_by_verdicts(self, n_probes: int) -> None:
+        """Decide each pair whose verdicts, both ways round, are those that the report would give now."""
+        seen = self.outcomes.until(self.n_interim)
+        places = {model.id: m for m, model in enumerate(self._plan.models)}
+        for found in compare_models(seen, "breach", self.outcomes.breach_scopes):
+            pair = places[found.a], places[found.b]
+            if found.technique != self.scope:
+                continue
+            if "not enough evidence" in (found.verdict_ab, found.verdict_ba):
+                self._decided.pop(pair, None)
+            elif pair not in self._decided:
                 self._decided[pair] = (self.n_interim, self._n_both(pair, n_probes))
 
     def _n_both(self, pair: tuple[int, int], n_probes: int) -> int:

@@ -13,12 +13,13 @@ Leaves to others: finding the models (study.py), and the questions (the probes a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -29,11 +30,23 @@ from heredity.core.records import Model, Probe, digest
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, probes
 from heredity.redteam.judges import DEFAULT
+from heredity.stats.planned_looks import nominal_levels, one_sided_levels
 from heredity.study.estimates import SCOPES, Measure
 from heredity.study.outcomes import is_part
-from heredity.study.plan import Analysis, ComparisonFamily, Plan, PlannedModel, SkippedProbe, refuse_too_many
+from heredity.study.plan import (
+    Analysis,
+    ComparisonFamily,
+    Plan,
+    PlannedLook,
+    PlannedModel,
+    SkippedProbe,
+    Stopping,
+    refuse_too_many,
+)
 
 MAX_INTERIM = 12  # interim analyses of one study; each may load every model again
+LOOKS = (0.5, 0.75, 1.0)  # of a group-sequential study, as shares of the behaviours of each technique
+STOPPINGS: tuple[Stopping, ...] = ("fixed", "group_sequential", "until_decided")
 ModelReference = str | Grown | Model | Callable[..., Any]
 ENDPOINTS: tuple[Literal["all_trials", "decided_trials"], ...] = ("all_trials", "decided_trials")
 UNCLEAR_SHARE = 0.25
@@ -53,12 +66,15 @@ class StudySpec:
     seed           of every random draw
     margin         the difference between two rates that does not matter
     confidence     of every interval
-    until_decided  run interim analyses, and stop asking a model once all of its pairs are decided
+    until_decided  the same as stopping "until_decided"
     judge          decides what no check decides; None: the folder's judge, or "rules"
     attacker       the model that writes the turns of `pair` and `tap`, and steps of `crescendo`
     lineage        models whose descendants in the store are studied, too
     endpoint       the primary rate: "all_trials" or "decided_trials" (plan.Analysis)
     unclear_share  of unclear answers that may be breaches without undoing "worse" (plan.Analysis)
+    stopping       "fixed" asks every trial. Else a model is asked no more once all of its pairs are decided:
+                   "group_sequential" at half and three quarters of the behaviours, with nearly the power of
+                   "fixed"; "until_decided" at up to twelve analyses, with less power
     out            the folder of the study; None: studies/<application>-<digest of its questions>
 
     One name in place of a list of models, attacks or lineage is a list of one.
@@ -79,6 +95,7 @@ class StudySpec:
     out: Path | str | None = None
     endpoint: str = ENDPOINTS[0]
     unclear_share: float = UNCLEAR_SHARE
+    stopping: str = STOPPINGS[0]
 
     def __post_init__(self) -> None:
         """One name is a sequence of one, as in a plan file."""
@@ -198,9 +215,12 @@ def resolve_plan(spec: StudySpec) -> Plan:
             f"Nothing to ask: no probe applies to application '{application.name}'{reason}.",
             code="nothing-to-ask",
         )
+    stopping = _stopping(spec)
     blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
-    if spec.until_decided:
-        asked, blocks = _in_blocks(asked, models, spec.seed)
+    if stopping != "fixed":
+        _refuse_undecidable(asked, models)
+        in_blocks = _in_blocks if stopping == "until_decided" else _in_looks
+        asked, blocks = in_blocks(asked, spec.seed)
     made = Plan(
         models=tuple(map(_planned, models)),
         application=application,
@@ -215,7 +235,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         attacker=_planned(attacker) if attacker is not None else msgspec.UNSET,
     )
     refuse_too_many(made)
-    return declare(made, spec.endpoint, spec.unclear_share, spec.judge)
+    return declare(made, spec.endpoint, spec.unclear_share, spec.judge, stopping)
 
 
 def _record(model: ModelReference) -> Model:
@@ -230,28 +250,69 @@ def _planned(m: Model) -> PlannedModel:
     return PlannedModel(m.id, m.name, m.family, m.licence, m.format)
 
 
-def _in_blocks(
-    asked: tuple[Probe, ...], models: Sequence[Model], seed: int
-) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
-    """The probes in a random order, with each behaviour and its twins together; and the ends of the blocks.
+def _stopping(spec: StudySpec) -> Stopping:
+    known = _known_name("stopping", spec.stopping, STOPPINGS)
+    if not spec.until_decided:
+        return known
+    if known == "group_sequential":
+        raise UsageError(
+            "until_decided and stopping 'group_sequential' are two rules: give one.", code="bad-setting"
+        )
+    return "until_decided"
 
-    Interim analyses are valid only if the order is independent of the answers.
-    """
+
+def _refuse_undecidable(asked: Sequence[Probe], models: Sequence[Model]) -> None:
     if len(models) < 2 or all(probe.kind == "benign" or probe.is_baseline for probe in asked):
         raise UsageError(
-            "A study until decided compares models by their breaches: give two models or more, and probes "
+            "A study that stops early compares models by their breaches: give two models or more, and probes "
             "that can break.",
             code="nothing-to-decide",
         )
+
+
+def _shuffled(asked: Sequence[Probe], seed: int) -> dict[tuple[str, str], list[Probe]]:
+    """The probes by behaviour, with each behaviour's twins, in a random order of behaviours.
+
+    Interim analyses are valid only if the order is independent of the answers.
+    """
     behaviours: dict[tuple[str, str], list[Probe]] = {}
     for probe in asked:
         behaviours.setdefault((probe.technique, probe.cluster), []).append(probe)
     # By digest, not by a generator: the order is the same with every version of every library.
     order = sorted(behaviours, key=lambda key: digest([seed, *key]))
+    return {key: behaviours[key] for key in order}
+
+
+def _in_blocks(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
+    """The probes in a random order of behaviours, and the ends of up to MAX_INTERIM blocks."""
+    behaviours = _shuffled(asked, seed)
+    order = list(behaviours)
     sizes = [len(behaviours[key]) for key in order]
     step = -(-len(order) // MAX_INTERIM)
     ends = tuple(sum(sizes[: i + step]) for i in range(0, len(order), step))
     return tuple(probe for key in order for probe in behaviours[key]), ends
+
+
+def _in_looks(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
+    """The probes in a random order of behaviours, and the ends of the LOOKS.
+
+    Each look has the same share of every technique, so that rates at a look are of the same mixture.
+    """
+    behaviours, places = _shuffled(asked, seed), Counter[str]()
+    sizes = Counter(technique for technique, _ in behaviours)
+    blocks: list[list[Probe]] = [[] for _ in LOOKS]
+    for key, probes_of in behaviours.items():
+        technique = key[0]
+        places[technique] += 1
+        ends = [math.floor(sizes[technique] * share + 0.5) for share in LOOKS]
+        blocks[next(i for i, end in enumerate(ends) if places[technique] <= end)] += probes_of
+    order = tuple(probe for block in blocks for probe in block)
+    # Of looks with the same information only the last is one.
+    by_information = {
+        _n_behaviours(order[:end], asked): end
+        for end in (sum(map(len, blocks[: i + 1])) for i in range(len(blocks)))
+    }
+    return order, tuple(end for n, end in by_information.items() if n)
 
 
 def _under_all(
@@ -319,28 +380,63 @@ _KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
 
 def declare(
-    plan: Plan, endpoint: str = ENDPOINTS[0], unclear_share: float = UNCLEAR_SHARE, judge: str | None = None
+    plan: Plan,
+    endpoint: str = ENDPOINTS[0],
+    unclear_share: float = UNCLEAR_SHARE,
+    judge: str | None = None,
+    stopping: Stopping | None = None,
 ) -> Plan:
-    """The plan with its analysis. Raises UsageError for an unknown endpoint or a share outside [0, 1]."""
-    known = next((name for name in ENDPOINTS if name == endpoint), None)
-    if known is None:
-        raise UsageError(
-            f"endpoint '{endpoint}' is unknown.{did_you_mean(endpoint, ENDPOINTS)} "
-            f"Endpoints: {', '.join(ENDPOINTS)}.",
-            code="unknown-value",
-        )
+    """The plan with its analysis. Raises UsageError for an unknown endpoint or a share outside [0, 1].
+
+    stopping: None keeps that of the plan.
+    """
+    known, rule = _known_name("endpoint", endpoint, ENDPOINTS), stopping or plan.stopping
     if not 0 <= unclear_share <= 1:
         raise UsageError(f"unclear_share must be from 0 to 1, not {unclear_share}.", code="bad-setting")
     families = families_of(plan)
     analysis = Analysis(
         endpoint=known,
         unclear_share=float(unclear_share),
-        stopping="until_decided" if plan.is_until_decided else "fixed",
+        stopping=rule,
         judge=judge or DEFAULT,
         families=families,
         primary=_primary(families),
+        looks=_looks(plan) if rule == "group_sequential" else msgspec.UNSET,
     )
     return msgspec.structs.replace(plan, analysis=analysis)
+
+
+_Name = TypeVar("_Name", bound=str)
+
+
+def _known_name(setting: str, given: str, names: Sequence[_Name]) -> _Name:
+    for name in names:
+        if name == given:
+            return name
+    raise UsageError(
+        f"{setting} '{given}' is unknown.{did_you_mean(given, names)} "
+        f"{setting.capitalize()}s: {', '.join(names)}.",
+        code="unknown-value",
+    )
+
+
+def _looks(plan: Plan) -> tuple[PlannedLook, ...]:
+    """The looks at the ends of the plan's blocks, with the levels of one comparison."""
+    seen = [_n_behaviours(plan.probes[:end], plan.probes) for end in plan.ends]
+    information = tuple(n / seen[-1] for n in seen)
+    alpha = round(1 - plan.confidence, 12)
+    levels = nominal_levels(information, alpha), one_sided_levels(information, alpha)
+    return tuple(PlannedLook(*each) for each in zip(plan.ends, information, *levels, strict=True))
+
+
+def _n_behaviours(some: Sequence[Probe], asked: Sequence[Probe]) -> int:
+    """The behaviours among `some` of the scope that decides in a study that asks all of `asked`."""
+    scope = next(scope for scope in SCOPES["breach"] if _behaviours(asked, scope))
+    return len(_behaviours(some, scope))
+
+
+def _behaviours(probes: Sequence[Probe], scope: str) -> set[tuple[str, str]]:
+    return {(p.technique, p.cluster) for p in probes if p.kind == "breach" and is_part(p, scope)}
 
 
 def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:

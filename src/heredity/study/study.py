@@ -45,7 +45,15 @@ from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, StudyForecast, r
 from heredity.study.result import Result
 from heredity.study.runner import JudgingStep, ModelSlot, RunContext, loaded_model
 from heredity.study.sequential import StoppingRule
-from heredity.study.spec import ENDPOINTS, UNCLEAR_SHARE, ModelReference, StudySpec, declare, resolve_plan
+from heredity.study.spec import (
+    ENDPOINTS,
+    STOPPINGS,
+    UNCLEAR_SHARE,
+    ModelReference,
+    StudySpec,
+    declare,
+    resolve_plan,
+)
 from heredity.study.storage import ResponseDigests
 
 __all__ = ["Progress", "Result", "Study", "StudySpec"]
@@ -83,10 +91,11 @@ class Study:
         lineage: Sequence[str] = (),
         endpoint: str = ENDPOINTS[0],
         unclear_share: float = UNCLEAR_SHARE,
+        stopping: str = STOPPINGS[0],
     ) -> None:
         spec = StudySpec(
             models, application, probes, attacks, samples, seed, margin, confidence, until_decided, judge,
-            attacker, lineage, out, endpoint, unclear_share,
+            attacker, lineage, out, endpoint, unclear_share, stopping,
         )  # fmt: skip
         self._resolve(spec, store, engine_loader)
 
@@ -154,7 +163,7 @@ class Study:
         with Lock(self.folder):
             self._save_plan()
             self._ask(progress, retry_errors)
-            if not self._plan.is_until_decided:  # else every block was judged before the next was asked
+            if not self._plan.stops_early:  # else every block was judged before the next was asked
                 self._judge(progress)
             return self._estimate(progress)
 
@@ -213,7 +222,7 @@ class Study:
         with Rows(self.folder / storage.RESPONSES, Response) as rows, self._services() as services:
             context = RunContext(self.folder, grid, rows, meter, services, self._engine, self._cache)
             with ModelSlot(lambda m: loaded_model(context, m, earlier.engines[m])) as slot:
-                if self._plan.is_until_decided:
+                if self._plan.stops_early:
                     self._ask_until_decided(grid, earlier, meter, slot)
                 else:
                     for m in range(len(self._plan.models)):

@@ -1,7 +1,7 @@
 """Variation beyond behaviours: between samples of one prompt, and between attacks.
 
-Promises: nothing is computed for a plan that declares no analysis, or that stops early. The same study gives
-the same numbers.
+Promises: nothing is computed for a plan that declares no analysis, or of a study until decided. The same
+study gives the same numbers.
 Leaves to others: the formulas (stats/repeats.py, stats/crossed.py), and the words (report/).
 """
 
@@ -17,6 +17,7 @@ from heredity.stats.crossed import crossed_difference, crossed_rate
 from heredity.stats.repeats import repeats
 from heredity.study.estimands import AttackPair, AttackRate, RepeatedSamples
 from heredity.study.estimates import ALL
+from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Outcomes
 from heredity.study.plan import declared_analysis
 
@@ -34,7 +35,7 @@ def repeated_samples(outcomes: Outcomes) -> Iterator[RepeatedSamples]:
             codes = outcomes.codes_of(m, ALL, probes)
             values = np.where(outcomes.in_rate(codes), codes == BROKE, np.nan).reshape(-1, plan.samples)
             clusters = outcomes.clusters_of(ALL, probes)[:: plan.samples]
-            found = repeats(values, clusters, plan.confidence)
+            found = repeats(values, clusters, Intervals.over(outcomes, m).confidence)
             yield RepeatedSamples(
                 model.id, scope, found.n_prompts, found.n_samples, found.flips, found.disagreement,
                 found.item_variance, found.sample_variance, found.standard_error, found.limit,
@@ -51,7 +52,7 @@ def attack_rates(outcomes: Outcomes) -> Iterator[AttackRate]:
             trials = codes[counted] == BROKE, rows[counted], columns[counted]
             if trials[0].size:
                 rng = np.random.default_rng(_SEED)
-                found = crossed_rate(*trials, rng, outcomes.plan.confidence)
+                found = crossed_rate(*trials, rng, Intervals.over(outcomes, m).confidence)
                 yield AttackRate(model.id, scope, len(np.unique(trials[2])), found)
 
 
@@ -65,9 +66,10 @@ def attack_pairs(outcomes: Outcomes) -> Iterator[AttackPair]:
             if counted.any():
                 trials = first[counted] == BROKE, second[counted] == BROKE, rows[counted], columns[counted]
                 rng = np.random.default_rng(_SEED)
-                found = crossed_difference(*trials, rng, outcomes.plan.confidence)
+                intervals = Intervals.over(outcomes, a, b)
+                found = crossed_difference(*trials, rng, intervals.confidence)
                 ids = outcomes.plan.models[a].id, outcomes.plan.models[b].id
-                yield AttackPair(*ids, scope, found.difference, found.p_value)
+                yield AttackPair(*ids, scope, found.difference, intervals.overall(found.p_value))
 
 
 def _is_fixed(outcomes: Outcomes) -> bool:
