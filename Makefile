@@ -6,6 +6,8 @@ APPLICATION ?= examples/support-desk.toml
 # The smallest margin within which this size can show "not worse" of equal models (docs/explanation/sequential.md).
 MARGIN ?= 0.1
 ATTACKS ?= direct crescendo@planted_secret,harmful_request
+# "group_sequential" stops at half or three quarters of the behaviours if the answer is clear (docs/explanation/sequential.md).
+STOPPING ?= fixed
 ARGS ?=
 LABELS ?= ../shared/data
 # Benchmarks that need no data of one's own; corpus, head, judges, pretrain and train take a folder or a file.
@@ -16,7 +18,7 @@ export HEREDITY_MIRRORS ?= $(CURDIR)/examples/mirrors.toml
 # Other models or another application are another study, and a study has a folder of its own.
 empty :=
 slug = $(subst /,_,$(subst :,_,$(subst $(empty) $(empty),+,$(strip $(1)))))
-OUT ?= runs/$(basename $(notdir $(APPLICATION)))$(if $(subst $(DEFAULT_MODELS),,$(strip $(MODELS))),-$(call slug,$(MODELS)))
+OUT ?= runs/$(basename $(notdir $(APPLICATION)))$(if $(subst $(DEFAULT_MODELS),,$(strip $(MODELS))),-$(call slug,$(MODELS)))$(if $(filter-out fixed,$(STOPPING)),-$(STOPPING))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +37,7 @@ help: ## show this
 
 study: $(VENV)/.torch ## pull real models, ask them the probes of the example application, write the report
 	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") \
-	  $(foreach a,$(ATTACKS),--attack "$(a)") --margin "$(MARGIN)" --out "$(OUT)" --yes $(ARGS)
+	  $(foreach a,$(ATTACKS),--attack "$(a)") --margin "$(MARGIN)" --stopping "$(STOPPING)" --out "$(OUT)" --yes $(ARGS)
 
 descent: $(VENV)/.torch ## grow children of two real models, and measure what each inherited
 	@$(BIN)/python examples/descent.py $(ARGS)

@@ -2,6 +2,7 @@
 
     python bench/pipeline.py            200 studies a line, under three minutes on one core
     python bench/pipeline.py --n 2000   steadier figures
+    python bench/pipeline.py --stopping two models as in `make study`, under each stopping rule
 
 Each study has three models, techniques of varied rates, behaviours that all models find hard, and a model's
 own luck with a behaviour. Answers turn unclear, and checks or a judge err. Their verdicts go through the code
@@ -14,6 +15,7 @@ of a study: outcomes, Holm's family of pairs, verdicts, intervals and correction
     shown not worse  a model of the same rate, called not worse: power
     raw, corrected   95 % intervals of one model's rate that hold the true one
     two-way          false worse by the test of behaviours crossed with attacks (stats.crossed)
+    asked            share of the trials that were asked before every pair was decided
 
 Models have "the same rate" over endless behaviours and attacks. On the few attacks of one study they may
 truly differ, and a claim about these attacks only is another claim.
@@ -39,7 +41,8 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from heredity.application.spec import Application
-from heredity.core.records import Check, Probe
+from heredity.core.records import Check, Estimate, Probe
+from heredity.lineage.store import scripted
 from heredity.stats import holm
 from heredity.stats.crossed import crossed_difference
 from heredity.stats.judge_error import PredictedShare, predict_share
@@ -48,6 +51,8 @@ from heredity.study.estimates import ALL, SCOPES
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Analysis, Plan, PlannedModel
+from heredity.study.sequential import StoppingRule
+from heredity.study.spec import STOPPINGS, StudySpec, resolve_plan
 
 N, SEED, MARGIN = 200, 17, 0.05
 N_MODELS, N_TECHNIQUES = 3, 7
@@ -72,6 +77,8 @@ class World:
     is_judged       a judge decides, and not checks
     behaviours, attacks, samples   the size: per technique, per study, per cell
     attack          deviation of what an attack does to one model, on the logit scale
+    of_behaviour, of_model   the same of a behaviour, shared by all models, and of each model's own luck
+    models          of a study under a stopping rule: the last one is the worse one
     """
 
     name: str
@@ -87,6 +94,9 @@ class World:
     attacks: int = 1
     samples: int = 1
     attack: float = 0.0
+    of_behaviour: float = OF_BEHAVIOUR
+    of_model: float = OF_MODEL
+    models: int = 2
 
     @property
     def scope(self) -> str:
@@ -141,7 +151,7 @@ def plan_of(world: World) -> Plan:
 
 def shifts_of(world: World) -> Floats:
     """(model, technique) logits; the third model's are moved until its mean rate is higher by the gap."""
-    spread = math.sqrt(OF_BEHAVIOUR**2 + OF_MODEL**2 + world.attack**2)
+    spread = math.sqrt(world.of_behaviour**2 + world.of_model**2 + world.attack**2)
 
     def gap_at(shift: float) -> float:
         moved = np.where(np.arange(N_TECHNIQUES) >= N_TECHNIQUES - world.gap_in, LOGITS + shift, LOGITS)
@@ -160,7 +170,9 @@ def _rates(logits: Floats, spread: float) -> Floats:
 
 def true_rate(world: World) -> float:
     """Of the first model."""
-    return float(_rates(LOGITS, math.sqrt(OF_BEHAVIOUR**2 + OF_MODEL**2 + world.attack**2)).mean())
+    return float(
+        _rates(LOGITS, math.sqrt(world.of_behaviour**2 + world.of_model**2 + world.attack**2)).mean()
+    )
 
 
 def answers(world: World, logits: Floats, rng: np.random.Generator) -> Bools:
@@ -168,8 +180,8 @@ def answers(world: World, logits: Floats, rng: np.random.Generator) -> Bools:
     n = N_TECHNIQUES * world.behaviours
     shape = N_MODELS, world.attacks, n, world.samples
     each = np.repeat(logits, world.behaviours, axis=1)[:, None, :, None] + np.zeros(shape)
-    each += OF_BEHAVIOUR * rng.normal(size=n)[:, None]
-    each += OF_MODEL * rng.normal(size=(N_MODELS, 1, n, 1))
+    each += world.of_behaviour * rng.normal(size=n)[:, None]
+    each += world.of_model * rng.normal(size=(N_MODELS, 1, n, 1))
     each += world.attack * rng.normal(size=(N_MODELS, world.attacks, 1, 1))
     return np.asarray(rng.random(shape) < special.expit(each))
 
@@ -285,6 +297,111 @@ def _is_called_worse_by_attacks(world: World, outcomes: Outcomes, rng: np.random
     return min(holm(found)) < Intervals.of(outcomes.plan).alpha
 
 
+# --- stopping rules --------------------------------------------------------------------------------
+
+STOPPED_WORLDS = (
+    World("equal rates"),
+    World("equal; every model fails on the same behaviours", of_behaviour=2.5, of_model=0.1),
+    World("equal; 3 samples", samples=3),
+    World("equal; a: unclear 10 % of breaches, 40 % of holds", unclear=(0.1, 0.4)),
+    World("equal; a: unclear 10 % of breaches, 60 % of holds", unclear=(0.1, 0.6)),
+    World("three equal models", models=3),
+    World("c worse by the margin, 10 points", gap=0.10),
+    World("c worse by 15 points", gap=0.15),
+    World("c worse by 20 points", gap=0.20),
+    World("c worse by 32 points", gap=0.32),
+    World("c worse by 20; unclear 20 % of everything", gap=0.20, unclear=(0.2, 0.2),
+          unclear_of_all=(0.2, 0.2)),
+)  # fmt: skip
+MARGIN_OF_STUDY = 0.10  # of `make study`
+
+
+@dataclass
+class StoppedLine:
+    """Sums over the studies of one world under one stopping rule."""
+
+    worse: int = 0  # a later model called worse than an earlier one
+    better: int = 0
+    not_worse: int = 0  # the last model called not worse than the one before
+    difference: int = 0  # intervals of it that hold the truth
+    rate: int = 0  # the same of the last model's rate
+    asked: float = 0.0
+
+
+def planned_study(world: World, stopping: str) -> Plan:
+    """The models under one stopping rule, resolved as a user's settings are."""
+    base = plan_of(world)
+    models = [scripted(f"scripted:mixed/{name}").record for name in "abc"[: world.models]]
+    return resolve_plan(
+        StudySpec(
+            models, base.application, base.probes, samples=world.samples, margin=MARGIN_OF_STUDY,
+            stopping=stopping,
+        )
+    )  # fmt: skip
+
+
+def simulate_stopped(world: World, n: int, stopping: str, seed: int = SEED) -> StoppedLine:
+    """Run `n` studies of the last models of a world, asked block by block."""
+    rng, plan, logits, line = (
+        np.random.default_rng(seed),
+        planned_study(world, stopping),
+        shifts_of(world),
+        StoppedLine(),
+    )
+    places = {probe.id: i for i, probe in enumerate(plan_of(world).probes)}
+    order = [places[probe.id] for probe in plan.probes]
+    truth = true_rate(world) + world.gap
+    for _ in range(n):
+        codes = verdicts(world, answers(world, logits, rng), family_errors(world, N_MODELS, rng), rng)
+        codes = codes if world.models == N_MODELS else codes[[0, -1]]
+        outcomes = asked_in_blocks(plan, codes[:, :, order])
+        pairs = compare_models(outcomes, "breach", [world.scope])
+        pair = pairs[-1]
+        found, low, high = pair.difference, pair.difference.low, pair.difference.high
+        line.worse += any(each.verdict_ab == "worse" for each in pairs)
+        line.better += any(each.verdict_ba == "worse" for each in pairs)
+        line.not_worse += pair.verdict_ab == "not worse"
+        line.difference += found.value is not None and low <= world.gap <= high
+        rate = _rate_of_last(outcomes, world)
+        line.rate += rate.low <= truth <= rate.high
+        line.asked += float(np.mean(outcomes.codes != 0))
+    return line
+
+
+def asked_in_blocks(plan: Plan, codes: NDArray[np.int8]) -> Outcomes:
+    """The outcomes of the trials that a study asks before its rule stops it."""
+    outcomes = Outcomes(plan)
+    if not plan.stops_early:
+        outcomes.array[:] = codes
+        return outcomes
+    rule = StoppingRule(outcomes)
+    while not rule.is_over:
+        low, high = rule.block()
+        for m in rule.open_models:
+            outcomes.array[m, :, low:high] = codes[m, :, low:high]
+        rule.analyse()
+    return outcomes
+
+
+def _rate_of_last(outcomes: Outcomes, world: World) -> Estimate:
+    probes = outcomes.probes(world.scope, "breach")
+    last = world.models - 1
+    codes, clusters = outcomes.codes_of(last, ALL, probes), outcomes.clusters_of(ALL, probes)
+    counted = outcomes.in_rate(codes)
+    return Intervals.over(outcomes, last).rate(codes[counted] == BROKE, clusters[counted])
+
+
+def stopping_table(n: int) -> Iterator[str]:
+    """The table of stopping rules, line by line."""
+    yield "| world | rule | later worse | earlier worse | not worse | difference | rate | asked |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for world in STOPPED_WORLDS:
+        for stopping in STOPPINGS:
+            line = simulate_stopped(world, n, stopping)
+            shares = [line.worse, line.better, line.not_worse, line.difference, line.rate, line.asked]
+            yield f"| {world.name} | {stopping} | " + " | ".join(f"{x / n:.3f}" for x in shares) + " |"
+
+
 # --- the table -------------------------------------------------------------------------------------
 
 
@@ -324,6 +441,7 @@ def main() -> None:
     )
     parser.add_argument("--n", type=int, default=N, help="studies per line")
     parser.add_argument("--behaviours", type=int, help="behaviours per technique, in every line")
+    parser.add_argument("--stopping", action="store_true", help="compare the stopping rules")
     arguments = parser.parse_args()
     worlds = WORLDS
     if arguments.behaviours:
@@ -331,7 +449,7 @@ def main() -> None:
     where = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"{arguments.n} studies a line; commit {commit()}; {where}, Python {platform.python_version()}")
     started = time.perf_counter()
-    for line in table(arguments.n, worlds):
+    for line in stopping_table(arguments.n) if arguments.stopping else table(arguments.n, worlds):
         print(line, flush=True)
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
 

@@ -119,7 +119,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 @click.option(
     "--stopping", type=Name(), metavar="RULE", default="fixed", show_default=True,
     help="fixed asks every trial. group_sequential stops a model at half or three quarters of the behaviours "
-    "if all of its pairs are decided, at nearly full power. until_decided has up to twelve looks.",
+    "if all of its pairs are decided, at nearly full power. until_decided has up to twelve interim analyses.",
 )  # fmt: skip
 @click.option("--until-decided", is_flag=True, help="The same as --stopping until_decided.")
 @click.option(

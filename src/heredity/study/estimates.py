@@ -301,18 +301,23 @@ class PairDecision(Record, frozen=True):
 
 
 class StoppedModel(Record, frozen=True):
-    """A model that was not asked any more after an analysis, the number `n` of trials left, and why."""
+    """A model that was not asked any more after an analysis, the number `n` of trials left, and why.
+
+    Of these, `n_out_of_scope` would not have been asked anyway, because their attack is for other techniques.
+    """
 
     model: str
     interim: int
     n: int
     why: str
+    n_out_of_scope: int = 0
 
 
 class Sequential(Record, frozen=True):
     """The course of a study that stops early. `scope` is that of the deciding pairs (SCOPES).
 
-    Its intervals and p-values are anytime-valid. Trials that were not asked are not errors: see `stopped`.
+    Its intervals and p-values hold whatever stopped it; `Analysis.stopping` has the rule. Trials that were
+    not asked are not errors: see `stopped`.
     """
 
     scope: str

@@ -28,6 +28,7 @@ import numpy as np
 from heredity.core.errors import HeredityError
 from heredity.redteam import attacks
 from heredity.stats.intervals import EffectiveN
+from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
 from heredity.stats.power import (
     POWER,
     design_effect,
@@ -162,11 +163,14 @@ class _ForecastCells:
                     lambda m: _sequential(ends, discordance, 0.0, m, self._alpha) >= POWER, 0.99
                 )
             return self._worse(shown), round(power, 3), within
-        n, n_sided = int(effective.at(1 - alpha)), int(effective.at(1 - 2 * self._alpha))
+        # The last planned analysis keeps nearly all of the level; earlier ones only add power.
+        last = self._plan.information or (1.0,)
+        alpha, one_sided = nominal_levels(last, alpha)[-1], one_sided_levels(last, self._alpha)[-1]
+        n, n_sided = int(effective.at(1 - alpha)), int(effective.at(1 - 2 * one_sided))
         spread = discordance + self._declared.unclear_share**2 * self._unclear
         detectable = _smallest(lambda d: paired_power(n, min(1.0, spread + d), d, alpha) >= POWER)
-        power = not_worse_power(n_sided, discordance, margin, self._alpha)
-        within = shown_margin(n_sided, discordance, POWER, self._alpha) if is_pooled else None
+        power = not_worse_power(n_sided, discordance, margin, one_sided)
+        within = shown_margin(n_sided, discordance, POWER, one_sided) if is_pooled else None
         return self._worse(detectable), round(power, 3), None if within is None else round(within, 3)
 
     def _worse(self, detectable: float | None) -> float | None:
@@ -343,6 +347,7 @@ def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
         *(_row(_TITLES[row.technique], row, plan.margin) for row in pooled),
         *(_row("one technique", row, plan.margin) for row in sorted(techniques, key=_strength)[:1]),
         *(_doubt(pooled[0], plan.margin) if pooled else ()),
+        *(_stops(plan, pooled[0], forecast.discordance[between]) if pooled else ()),
         _assumptions(forecast, between),
     ]
 
@@ -368,6 +373,19 @@ def _doubt(row: ForecastRow, margin: float) -> tuple[str, ...]:
         f'{expected} "not worse by {100 * margin:g} points" of equal models.',
         f"That takes {margins}, or about {more:,} clusters: {more - row.n_clusters:,} more.",
     )
+
+
+def _stops(plan: Plan, row: ForecastRow, discordance: float) -> Iterator[str]:
+    """The analyses of a group-sequential plan, and the difference that stops at the first."""
+    if not plan.information:
+        return
+    *early, _ = plan.information
+    level = nominal_levels(plan.information, Intervals.of(plan).alpha / row.n_comparisons)[0]
+    n = int(row.n_effective * plan.information[0])
+    clear = _smallest(lambda d: paired_power(n, discordance + d, d, level) >= POWER, 1 - discordance)
+    shares = " and ".join(f"{100 * share:.0f} %" for share in early)
+    of = "no difference" if clear is None else f"a difference of {100 * clear:.0f} points"
+    yield f"Analyses at {shares}: {of} stops it at the first."
 
 
 def _assumptions(forecast: StudyForecast, between: str) -> str:

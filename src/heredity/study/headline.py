@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
+from heredity.study.declared_words import stopping_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
 from heredity.study.wording import (
     TechniqueCounts,
@@ -28,7 +29,6 @@ from heredity.study.wording import (
     plural,
     rate_words,
     reason_on,
-    stopping_words,
     techniques_of_pair,
     title,
     unsigned,

@@ -14,8 +14,8 @@ A wrong interval is wrong in one of two places: the choice, which is here, or th
     rate of a panel's member    as a rate; in an older plan Wilson without clusters
     bounds for a gate           the rate's, widened by open trials     the same
 
-A group-sequential plan gets the methods of a fixed one, at the level of the look that its trials reached: a
-repeated confidence interval, and the p-value of the whole design (stats/planned_looks.py).
+A group-sequential plan gets the methods of a fixed one, at the level of the analysis that its trials reached.
+So each interval is a repeated one, and each p-value that of the whole design (stats/alpha_spending.py).
 
 Promises: every estimate of aggregate.py, comparisons.py and attack_cost.py gets its interval from here.
 Leaves to others: which trials count (outcomes.py), the formulas (stats/), and the limit of a gate (gate.py).
@@ -40,7 +40,7 @@ from heredity.stats.group_sequential import SequentialComparison, compare_in_blo
 from heredity.stats.intervals import Interval, cluster_sums, rate_effective_n, refused, wilson_bounds
 from heredity.stats.judge_error import PredictedShare, correct_for_family
 from heredity.stats.paired import upper_bound
-from heredity.stats.planned_looks import Look
+from heredity.stats.alpha_spending import InterimAnalysis
 from heredity.stats.ppi import ppi_mean
 from heredity.stats.sequential import cluster_means, clustered_rate_sequence, effective_n_of
 from heredity.stats.unclear import SharedComparison, compare_at_shares
@@ -77,34 +77,35 @@ class Intervals(NamedTuple):
 
     confidence: float
     is_sequential: bool = False  # the answers decided the number of trials: only anytime-valid methods hold
-    look: Look | None = None  # of a group-sequential plan; `confidence` is then that of its repeated interval
+    # Of a group-sequential plan; `confidence` is then that of the repeated interval.
+    interim: InterimAnalysis | None = None
 
     @classmethod
-    def of(cls, plan: Plan, look: int | None = None) -> Self:
-        """The methods that a plan's estimates get; `look` is that of the trials, None for the last one."""
+    def of(cls, plan: Plan, interim: int | None = None) -> Self:
+        """The methods that a plan's estimates get; `interim` is that of the trials, None for the last one."""
         if not (information := plan.information):
             return cls(plan.confidence, plan.is_until_decided)
-        at = Look(look or len(information), information, round(1 - plan.confidence, 12))
-        return cls(1 - at.level, look=at)
+        at = InterimAnalysis(interim or len(information), information, round(1 - plan.confidence, 12))
+        return cls(1 - at.level, interim=at)
 
     @classmethod
     def over(cls, outcomes: Outcomes, *models: int) -> Self:
         """The methods for the trials that all of these models have; by their places in the plan."""
-        return cls.of(outcomes.plan, outcomes.look_of(*models) if outcomes.plan.information else None)
+        return cls.of(outcomes.plan, outcomes.interim_of(*models) if outcomes.plan.information else None)
 
     @property
     def alpha(self) -> float:
-        """The level of every test, over all looks."""
-        return round(1 - self.confidence, 12) if self.look is None else self.look.alpha
+        """The level of every test, over all analyses."""
+        return round(1 - self.confidence, 12) if self.interim is None else self.interim.alpha
 
     @property
     def one_sided(self) -> float:
         """The level of a one-sided bound."""
-        return self.alpha if self.look is None else self.look.one_sided
+        return self.alpha if self.interim is None else self.interim.one_sided
 
     def overall(self, p_value: float) -> float:
         """A p-value of these trials as that of the whole plan."""
-        return p_value if self.look is None else self.look.overall(p_value)
+        return p_value if self.interim is None else self.interim.overall(p_value)
 
     def rate(self, broke: Bools, clusters: Places) -> Estimate:
         """The rate of trials that share behaviours."""
@@ -129,7 +130,7 @@ class Intervals(NamedTuple):
             of = np.zeros_like(clusters) if blocks is None else blocks
             return compare_in_blocks(a, b, clusters, of, self.confidence, self.alpha)
         found = stats.compare(a, b, clusters, self.confidence, round(1 - self.confidence, 12))
-        if self.look is None:
+        if self.interim is None:
             return found
         uppers = tuple(upper_bound(each, self.one_sided) for each in (found, found.mirrored()))
         return found._replace(p_value=self.overall(found.p_value), uppers=(uppers[0], uppers[1]))

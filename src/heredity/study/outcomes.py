@@ -164,16 +164,16 @@ class Outcomes:
         """The interim analysis that first had each trial that `codes_of` returns."""
         return self._per_trial(np.searchsorted(self.plan.ends, list(probes), side="right"), attack)
 
-    def look_of(self, *models: int) -> int:
+    def interim_of(self, *models: int) -> int:
         """The interim analyses whose trials all of these models have; at least 1, the first."""
         has_all = (self.array[list(models)] != 0).all(axis=(0, 1, 3))
         n_probes = int(np.argmin(has_all)) if not has_all.all() else has_all.size
         return max(1, sum(end <= n_probes for end in self.plan.ends))
 
-    def until(self, look: int) -> Outcomes:
-        """The outcomes as the interim analysis number `look`, from 1, saw them."""
+    def until(self, interim: int) -> Outcomes:
+        """The outcomes as the interim analysis number `interim`, from 1, saw them."""
         seen = Outcomes(self.plan, self.codes.copy())
-        seen.array[:, :, self.plan.ends[look - 1] :] = 0
+        seen.array[:, :, self.plan.ends[interim - 1] :] = 0
         return seen
 
     def _per_trial(self, per_probe: Places, attack: str) -> Places:

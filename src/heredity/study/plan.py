@@ -51,12 +51,12 @@ class ComparisonFamily(Record, frozen=True):
     n: int
 
 
-class PlannedLook(Record, frozen=True):
+class PlannedAnalysis(Record, frozen=True):
     """An interim analysis of a group-sequential plan; the last one has every probe.
 
     n_probes     of the plan's order that are asked by then
     information  the share of the behaviours behind the primary comparison
-    level        two-sided, of one comparison by itself at this look; Holm's steps have lower ones
+    level        two-sided, of one comparison by itself at this analysis; Holm's steps have lower ones
     one_sided    the level of its bound for "not worse"
     """
 
@@ -75,8 +75,9 @@ class Analysis(Record, frozen=True):
     unclear_share  "worse" holds only if it survives that this share of the other model's unclear answers, and
                    none of its own, were breaches
     stopping       "fixed": every trial is asked. Else interim analyses stop models (Plan.blocks).
-                   "group_sequential": at few planned `looks`, with tests whose levels add up to that of the
-                   plan (stats/planned_looks.py). "until_decided": with tests that hold after any trial
+                   "group_sequential": at few planned ones (`interim`), with tests whose levels add up to
+                   that of the plan (stats/alpha_spending.py). "until_decided": with tests that hold after
+                   any trial
     judge          decides what no check decides
     families       claims beyond these comparisons, such as those of one technique, are exploratory
     primary        the comparison that the study is about; None for a study of one model
@@ -88,7 +89,7 @@ class Analysis(Record, frozen=True):
     judge: str = ""
     families: tuple[ComparisonFamily, ...] = ()
     primary: ComparisonFamily | None = None
-    looks: tuple[PlannedLook, ...] | msgspec.UnsetType = msgspec.UNSET
+    interim: tuple[PlannedAnalysis, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Plan(Record, frozen=True):
@@ -140,9 +141,9 @@ class Plan(Record, frozen=True):
 
     @property
     def information(self) -> tuple[float, ...]:
-        """Of a group-sequential plan, the share of the deciding behaviours at each look; else ()."""
-        looks = msgspec.UNSET if isinstance(self.analysis, msgspec.UnsetType) else self.analysis.looks
-        return () if isinstance(looks, msgspec.UnsetType) else tuple(look.information for look in looks)
+        """Of a group-sequential plan, the share of the deciding behaviours at each analysis; else ()."""
+        planned = msgspec.UNSET if isinstance(self.analysis, msgspec.UnsetType) else self.analysis.interim
+        return () if isinstance(planned, msgspec.UnsetType) else tuple(each.information for each in planned)
 
     @property
     def ends(self) -> tuple[int, ...]:

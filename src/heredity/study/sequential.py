@@ -1,8 +1,8 @@
 """Early stopping: the interim analyses of a study, and the models that it still asks after each.
 
 Promises: an analysis uses the answers of the blocks so far and nothing else, so a resumed study decides the
-same. In a plan that declares its analysis, a pair is decided exactly if its verdict is, by the rule of the
-report: so "worse" survives the declared share of unclear answers. Over all analyses and pairs together, a
+same. In a plan that declares its analysis, a pair is decided exactly if the report would decide it. So
+"worse" survives the declared share of unclear answers. Over all analyses and pairs together, a
 false difference has a chance of at most alpha (Holm on p-values that are valid at every analysis).
 Leaves to others: the order and the blocks (spec.py), asking and judging (study.py), the evidence (stats/),
 and the verdicts (comparisons.py, claims.py).
@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from heredity.redteam import attacks
 from heredity.stats import holm
 from heredity.stats.group_sequential import SequentialComparison
 from heredity.stats.sequential import cluster_means
@@ -71,6 +72,13 @@ class StoppingRule:
 
     def _unasked(self, m: int) -> int:
         return int(np.count_nonzero(self.outcomes.array[m] == 0))
+
+    def _out_of_scope(self, m: int) -> int:
+        """Of the trials that are not asked, those whose attack is for other techniques."""
+        plan = self._plan
+        applied = [attacks.planned(spec) for spec in plan.attacks]
+        covered = np.array([[attack.covers(probe) for probe in plan.probes] for attack in applied])
+        return int(np.count_nonzero((self.outcomes.array[m] == 0) & ~covered[:, :, None]))
 
     def block(self) -> tuple[int, int]:
         """The places of the probes of the next block: from the first up to, but not including, the second."""
@@ -153,8 +161,8 @@ class StoppingRule:
                 for a, b in self._pairs
             ),
             stopped=tuple(
-                StoppedModel(models[m], look, n, WHY)
-                for m, look in sorted(self._stopped.items())
+                StoppedModel(models[m], analysis, n, WHY, self._out_of_scope(m))
+                for m, analysis in sorted(self._stopped.items())
                 if (n := self._unasked(m))
             ),
         )

@@ -30,14 +30,14 @@ from heredity.core.records import Model, Probe, digest
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, probes
 from heredity.redteam.judges import DEFAULT
-from heredity.stats.planned_looks import nominal_levels, one_sided_levels
+from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
 from heredity.study.estimates import SCOPES, Measure
 from heredity.study.outcomes import is_part
 from heredity.study.plan import (
     Analysis,
     ComparisonFamily,
     Plan,
-    PlannedLook,
+    PlannedAnalysis,
     PlannedModel,
     SkippedProbe,
     Stopping,
@@ -45,7 +45,7 @@ from heredity.study.plan import (
 )
 
 MAX_INTERIM = 12  # interim analyses of one study; each may load every model again
-LOOKS = (0.5, 0.75, 1.0)  # of a group-sequential study, as shares of the behaviours of each technique
+STAGES = (0.5, 0.75, 1.0)  # of a group-sequential study, as shares of the behaviours of each technique
 STOPPINGS: tuple[Stopping, ...] = ("fixed", "group_sequential", "until_decided")
 ModelReference = str | Grown | Model | Callable[..., Any]
 ENDPOINTS: tuple[Literal["all_trials", "decided_trials"], ...] = ("all_trials", "decided_trials")
@@ -72,9 +72,9 @@ class StudySpec:
     lineage        models whose descendants in the store are studied, too
     endpoint       the primary rate: "all_trials" or "decided_trials" (plan.Analysis)
     unclear_share  of unclear answers that may be breaches without undoing "worse" (plan.Analysis)
-    stopping       "fixed" asks every trial. Else a model is asked no more once all of its pairs are decided:
-                   "group_sequential" at half and three quarters of the behaviours, with nearly the power of
-                   "fixed"; "until_decided" at up to twelve analyses, with less power
+    stopping       "fixed" asks every trial. Else a model is asked no more once all of its pairs are decided.
+                   "group_sequential" at half and three quarters of the behaviours, with nearly the power
+                   of "fixed". "until_decided" at up to twelve analyses, with less power
     out            the folder of the study; None: studies/<application>-<digest of its questions>
 
     One name in place of a list of models, attacks or lineage is a list of one.
@@ -219,7 +219,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
     blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
     if stopping != "fixed":
         _refuse_undecidable(asked, models)
-        in_blocks = _in_blocks if stopping == "until_decided" else _in_looks
+        in_blocks = _in_blocks if stopping == "until_decided" else _in_stages
         asked, blocks = in_blocks(asked, spec.seed)
     made = Plan(
         models=tuple(map(_planned, models)),
@@ -293,21 +293,21 @@ def _in_blocks(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tu
     return tuple(probe for key in order for probe in behaviours[key]), ends
 
 
-def _in_looks(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
-    """The probes in a random order of behaviours, and the ends of the LOOKS.
+def _in_stages(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
+    """The probes in a random order of behaviours, and the ends of the STAGES.
 
-    Each look has the same share of every technique, so that rates at a look are of the same mixture.
+    Each block has the same share of every technique, so that rates at an analysis are of the same mixture.
     """
     behaviours, places = _shuffled(asked, seed), Counter[str]()
     sizes = Counter(technique for technique, _ in behaviours)
-    blocks: list[list[Probe]] = [[] for _ in LOOKS]
+    blocks: list[list[Probe]] = [[] for _ in STAGES]
     for key, probes_of in behaviours.items():
         technique = key[0]
         places[technique] += 1
-        ends = [math.floor(sizes[technique] * share + 0.5) for share in LOOKS]
+        ends = [math.floor(sizes[technique] * share + 0.5) for share in STAGES]
         blocks[next(i for i, end in enumerate(ends) if places[technique] <= end)] += probes_of
     order = tuple(probe for block in blocks for probe in block)
-    # Of looks with the same information only the last is one.
+    # Of analyses with the same information only the last is one.
     by_information = {
         _n_behaviours(order[:end], asked): end
         for end in (sum(map(len, blocks[: i + 1])) for i in range(len(blocks)))
@@ -401,7 +401,7 @@ def declare(
         judge=judge or DEFAULT,
         families=families,
         primary=_primary(families),
-        looks=_looks(plan) if rule == "group_sequential" else msgspec.UNSET,
+        interim=_planned_analyses(plan) if rule == "group_sequential" else msgspec.UNSET,
     )
     return msgspec.structs.replace(plan, analysis=analysis)
 
@@ -420,13 +420,13 @@ def _known_name(setting: str, given: str, names: Sequence[_Name]) -> _Name:
     )
 
 
-def _looks(plan: Plan) -> tuple[PlannedLook, ...]:
-    """The looks at the ends of the plan's blocks, with the levels of one comparison."""
+def _planned_analyses(plan: Plan) -> tuple[PlannedAnalysis, ...]:
+    """The analyses at the ends of the plan's blocks, with the levels of one comparison."""
     seen = [_n_behaviours(plan.probes[:end], plan.probes) for end in plan.ends]
     information = tuple(n / seen[-1] for n in seen)
     alpha = round(1 - plan.confidence, 12)
     levels = nominal_levels(information, alpha), one_sided_levels(information, alpha)
-    return tuple(PlannedLook(*each) for each in zip(plan.ends, information, *levels, strict=True))
+    return tuple(PlannedAnalysis(*each) for each in zip(plan.ends, information, *levels, strict=True))
 
 
 def _n_behaviours(some: Sequence[Probe], asked: Sequence[Probe]) -> int:

@@ -25,7 +25,6 @@ from heredity.study.estimates import (
     Rate,
     Reason,
 )
-from heredity.study.plan import ComparisonFamily
 
 NBSP = "\u00a0"
 NONE = "–"
@@ -218,23 +217,6 @@ def withheld_words(reason: Reason, tipping_share: float | None) -> str:
         return "unclear answers could hide more than the margin"
     share = percent(tipping_share)
     return f"unclear answers could undo it, from {share} of the other model's being breaches"
-
-
-def stopping_words(found: Estimates) -> str:
-    """The course of a study that stops early, in sentences; "" for any other study."""
-    course = found.sequential
-    if course is None:
-        return ""
-    n_decided = sum(pair.interim is not None for pair in course.decisions)
-    n_pairs = plural(len(course.decisions), "pair")
-    analyses = f"{course.n_interim} of {course.n_interim_planned} interim analyses"
-    words = f"Asked until decided: {n_decided} of {n_pairs} after {analyses}."
-    if course.stopped:
-        called = names(found.models)
-        each = ", ".join(f"{called[s.model]} {s.n:,} after analysis {s.interim}" for s in course.stopped)
-        spared = f"{found.n_not_needed:,} of {found.n_trials:,} trials were not asked, because"
-        words += f" {spared} {course.stopped[0].why} ({each})."
-    return f"{words} Intervals and p-values are valid under any stopping rule."
 
 
 # --- inheritance --------------------------------------------------------------------------------------
@@ -434,39 +416,3 @@ def _account_counts(account: dict[str, Any]) -> list[str]:
     if n_filtered:
         found.append(f"{n_filtered:,} answers stopped by the service's own filter, counted as refusals")
     return found
-
-
-# --- the declared analysis ------------------------------------------------------------------------
-
-_ENDPOINTS = {
-    "all_trials": "breaches over all answered trials; an unclear answer counts as none",
-    "decided_trials": "breaches over decided trials; unclear answers are left out",
-}
-_STOPPING = {
-    "fixed": "every trial of the plan is asked",
-    "until_decided": "interim analyses stop a model once all of its pairs are decided",
-}
-
-
-def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
-    """The declared analysis as titles and words; [] if none was declared."""
-    declared = estimates.analysis
-    if declared is None:
-        return []
-    families = "; ".join(map(_family, declared.families)) or "none, because nothing is compared"
-    return [
-        ("Endpoint", _ENDPOINTS[declared.endpoint]),
-        ("Primary comparison", "none" if declared.primary is None else _family(declared.primary)),
-        ("Families", f"Holm's correction over {families}. Claims about one technique are exploratory"),
-        ("Level, margin", f"{estimates.alpha:g}, and {unsigned(estimates.margin)} do not matter"),
-        ("Unclear answers", f'"worse" must survive that {percent(declared.unclear_share)} were breaches'),
-        ("Stopping", _STOPPING[declared.stopping]),
-        ("Judge", declared.judge or "none"),
-    ]
-
-
-def _family(family: ComparisonFamily) -> str:
-    kinds = [scope.replace("_", "-") for scope in family.scopes]
-    scopes = f" ({', '.join(kinds)})" if family.measure == "breach" else ""
-    between = "pairs of models" if family.between == "pairs" else "parents and children"
-    return f"{plural(family.n, 'comparison')} of {between} by {family.measure.replace('_', '-')}{scopes}"

@@ -16,6 +16,7 @@ from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study import wording as words
 from heredity.study.decision import Recommendation
+from heredity.study.declared_words import declared_lines
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -124,7 +125,7 @@ class View:
 
     def declared_lines(self) -> list[tuple[str, str]]:
         """The declared analysis as titles and words."""
-        return words.declared_lines(self.estimates)
+        return declared_lines(self.estimates)
 
     def forecast_lines(self) -> list[str]:
         """The forecast of the plan, as it was printed before the first request."""

@@ -1,16 +1,17 @@
-"""Group-sequential tests: a few planned looks, of which only a clear answer stops before the last.
+"""Group-sequential tests: a few planned interim analyses, at which only a clear answer stops a study.
 
-    levels = nominal_levels((0.5, 0.75, 1.0), 0.05)  # of the p-value at each look
-    overall_p(0.003, 1, (0.5, 0.75, 1.0))            # the p-value of the whole design, at its first look
+    levels = nominal_levels((0.5, 0.75, 1.0), 0.05)  # of the p-value at each analysis
+    overall_p(0.003, 1, (0.5, 0.75, 1.0))            # the p-value of the whole design, at its first analysis
 
-Promises: over all looks together a true null is rejected with a chance of at most alpha, whatever stops the
-study. The p-value of the whole design is valid at every look, so Holm's correction works on it. An interval
-at confidence 1 - level is a repeated one: those of all looks hold together with a chance of 1 - alpha.
-Leaves to others: the test at a look (paired.py), the looks of a study (the plan), what a decision stops.
+Promises: over all analyses together a true null is rejected with a chance of at most alpha, whatever stops
+the study. The p-value of the whole design is valid at every analysis, so Holm's correction works on it. An
+interval at confidence 1 - level is a repeated one. Those of all analyses hold together with a chance of
+1 - alpha.
+Leaves to others: the test of an analysis (paired.py), the analyses of a study (the plan), and what stops.
 
-Alpha is spent as by O'Brien and Fleming's bounds: almost nothing early, so that the last look keeps nearly
-the whole level. The levels are those of a two-sided test whose statistics at the looks are jointly normal,
-with independent increments. `information` is the share of the clusters that a look has.
+Alpha is spent as by O'Brien and Fleming's bounds: almost nothing early. So the last analysis keeps nearly the
+whole level. The levels are those of a two-sided test whose statistics at the analyses are jointly normal,
+with independent increments. `information` is the share of the clusters that an analysis has.
 
 Sources: O'Brien and Fleming 1979, Biometrics 35:549. Lan and DeMets 1983, Biometrika 70:659 (spending).
 Armitage, McPherson and Rowe 1969, J. R. Stat. Soc. A 132:235 (recursion). Jennison and Turnbull 1989,
@@ -37,25 +38,25 @@ _LEAST = 1e-14  # p-values below it are equal to it
 _Floats = NDArray[np.float64]
 
 
-class Look(NamedTuple):
-    """One look of a design: its number, from 1, among looks at these shares of the information."""
+class InterimAnalysis(NamedTuple):
+    """One analysis of a design: its number, from 1, among analyses at these shares of the information."""
 
     number: int
     information: tuple[float, ...]
-    alpha: float = ALPHA  # two-sided, of all looks together
+    alpha: float = ALPHA  # two-sided, of all analyses together
 
     @property
     def level(self) -> float:
-        """The two-sided level of this look; 1 - level is the confidence of its repeated interval."""
+        """The two-sided level of this analysis; 1 - level is the confidence of its repeated interval."""
         return nominal_levels(self.information, self.alpha)[self.number - 1]
 
     @property
     def one_sided(self) -> float:
-        """The level of this look's one-sided bound; those of all looks hold together with 1 - alpha."""
+        """The level of its one-sided bound."""
         return one_sided_levels(self.information, self.alpha)[self.number - 1]
 
     def overall(self, p_value: float) -> float:
-        """This look's p-value as that of the whole design."""
+        """The p-value of this analysis as that of the whole design."""
         return overall_p(p_value, self.number, self.information)
 
 
@@ -67,7 +68,7 @@ def spent(information: float, alpha: float = ALPHA) -> float:
 
 @lru_cache(maxsize=4096)
 def nominal_levels(information: tuple[float, ...], alpha: float = ALPHA) -> tuple[float, ...]:
-    """The two-sided level of each look's own p-value. Raises BadArgument unless `information` rises to 1."""
+    """The two-sided level of each analysis by itself. Raises BadArgument unless `information` rises to 1."""
     _check(information, alpha)
     levels: list[float] = []
     before, share, density = 0.0, 0.0, None
@@ -82,36 +83,36 @@ def nominal_levels(information: tuple[float, ...], alpha: float = ALPHA) -> tupl
 
 
 def one_sided_levels(information: tuple[float, ...], alpha: float = ALPHA) -> tuple[float, ...]:
-    """The level at each look of a one-sided bound, of which all together hold with a chance of 1 - alpha."""
+    """The level of each analysis's one-sided bound; all of them hold together with a chance of 1 - alpha."""
     return tuple(level / 2 for level in nominal_levels(information, 2 * alpha))
 
 
-def overall_p(p_value: float, look: int, information: tuple[float, ...]) -> float:
-    """The p-value of the whole design at `look`, from 1: the smallest alpha at which this look rejects.
+def overall_p(p_value: float, analysis: int, information: tuple[float, ...]) -> float:
+    """The p-value of the whole design at `analysis`, from 1: the smallest alpha at which it rejects.
 
-    It is at least the look's own two-sided p-value, and valid whatever made the study stop there.
+    It is at least the two-sided `p_value` of that analysis, and valid whatever made the study stop there.
     """
     if p_value <= _LEAST:
-        return overall_p(_LEAST * 1.01, look, information) if p_value < _LEAST else _LEAST
-    levels, alphas = _curve(information, look)
+        return overall_p(_LEAST * 1.01, analysis, information) if p_value < _LEAST else _LEAST
+    levels, alphas = _curve(information, analysis)
     z = float(special.ndtri(1 - p_value / 2)) if p_value > 1e-6 else -float(special.ndtri(p_value / 2))
     found = float(np.interp(z, levels, alphas))
     return min(1.0, max(p_value, 2 * float(special.ndtr(-found))))
 
 
 @lru_cache(maxsize=64)
-def _curve(information: tuple[float, ...], look: int) -> tuple[_Floats, _Floats]:
-    """Two-sided z of the nominal level at a look, and of the alpha that it belongs to: both rising."""
+def _curve(information: tuple[float, ...], analysis: int) -> tuple[_Floats, _Floats]:
+    """Two-sided z of the nominal level at an analysis, and of the alpha that it belongs to: both rising."""
     z = np.concatenate([np.linspace(0.01, 3.5, 60), np.linspace(3.6, 7.6, 30)])
     alphas = [2 * float(special.ndtr(-each)) for each in z]
-    levels = [nominal_levels(information, alpha)[look - 1] for alpha in alphas]
+    levels = [nominal_levels(information, alpha)[analysis - 1] for alpha in alphas]
     return np.maximum.accumulate(-special.ndtri(np.array(levels) / 2)), z
 
 
 class _Step:
-    """Brownian motion from one look to the next, as far as no earlier look stopped it.
+    """Brownian motion from one analysis to the next, as far as no earlier analysis stopped it.
 
-    density  (places, weighted densities) of what went on at the look before; None: the start
+    density  (places, weighted densities) of what the analysis before did not stop; None: the start
     """
 
     def __init__(self, density: tuple[_Floats, _Floats] | None, before: float, now: float) -> None:
@@ -119,14 +120,14 @@ class _Step:
         self._root, self._spread = math.sqrt(now), math.sqrt(now - before)
 
     def stops(self, bound: float) -> float:
-        """The chance to reach this look, and to be at least `bound` standard deviations from 0 there."""
+        """The chance to reach this analysis, and to be at least `bound` standard deviations from 0 there."""
         end = bound * self._root
         tails = special.ndtr((self._places - end) / self._spread)
         tails += special.ndtr((-self._places - end) / self._spread)
         return float(self._mass @ tails)
 
     def inside(self, bound: float) -> tuple[_Floats, _Floats]:
-        """The density of what goes on after this look."""
+        """The density of what this analysis does not stop."""
         end = min(bound, _WIDEST) * self._root
         places = end * _NODES
         kernel = np.exp(-0.5 * ((places[:, None] - self._places) / self._spread) ** 2)
@@ -135,7 +136,7 @@ class _Step:
 
 
 def _bound(step: _Step, target: float) -> float:
-    """The bound at which a look stops with the chance `target`."""
+    """The bound at which an analysis stops with the chance `target`."""
     if step.stops(_WIDEST) >= target:
         return _WIDEST
     if step.stops(0.0) <= target:
@@ -146,6 +147,6 @@ def _bound(step: _Step, target: float) -> float:
 def _check(information: Sequence[float], alpha: float) -> None:
     rises = all(a < b for a, b in zip((0.0, *information), information, strict=False))
     if not information or not rises or information[-1] != 1.0:
-        raise BadArgument(f"looks at {information} do not rise to 1", code="out-of-range")
+        raise BadArgument(f"analyses at {information} do not rise to 1", code="out-of-range")
     if not 0.0 < alpha < 1.0:
         raise BadArgument(f"alpha is {alpha}; it must lie in (0, 1)", code="out-of-range")
