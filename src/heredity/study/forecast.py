@@ -27,8 +27,8 @@ import numpy as np
 
 from heredity.core.errors import HeredityError
 from heredity.redteam import attacks
-from heredity.stats.intervals import EffectiveN
 from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
+from heredity.stats.intervals import EffectiveN
 from heredity.stats.power import (
     POWER,
     design_effect,

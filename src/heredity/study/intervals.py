@@ -36,11 +36,11 @@ from heredity.core.records import Estimate
 from heredity.redteam.judges import Calibration
 from heredity.stats import pass_at_k
 from heredity.stats.agreement import cohens_kappa
+from heredity.stats.alpha_spending import InterimAnalysis
 from heredity.stats.group_sequential import SequentialComparison, compare_in_blocks
 from heredity.stats.intervals import Interval, cluster_sums, rate_effective_n, refused, wilson_bounds
 from heredity.stats.judge_error import PredictedShare, correct_for_family
 from heredity.stats.paired import upper_bound
-from heredity.stats.alpha_spending import InterimAnalysis
 from heredity.stats.ppi import ppi_mean
 from heredity.stats.sequential import cluster_means, clustered_rate_sequence, effective_n_of
 from heredity.stats.unclear import SharedComparison, compare_at_shares
