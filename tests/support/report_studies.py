@@ -15,6 +15,7 @@ from heredity.core.records import (
     Exchange,
     Probe,
     Response,
+    Severity,
     Tool,
     ToolCall,
     Verdict,
@@ -74,6 +75,17 @@ def with_baseline(made: Plan, technique: str = "planted_secret") -> Plan:
     """The same plan in which one technique measures a capability."""
     probes = (
         msgspec.structs.replace(probe, is_baseline=probe.technique == technique) for probe in made.probes
+    )
+    return msgspec.structs.replace(made, probes=tuple(probes))
+
+
+def with_severities(made: Plan, of: dict[str, Severity]) -> Plan:
+    """The same plan in which each breach probe of a technique has that severity."""
+    probes = (
+        msgspec.structs.replace(probe, severity=of[probe.technique])
+        if probe.kind == "breach" and probe.technique in of
+        else probe
+        for probe in made.probes
     )
     return msgspec.structs.replace(made, probes=tuple(probes))
 

@@ -124,8 +124,11 @@ def _write_head(folder: Path, response: Response, verdict: Verdict | None) -> No
     from heredity.core.sanitize import plain
     from heredity.core.terminal import write
     from heredity.study import plan
+    from heredity.study.wording import severity_words
 
-    names = {model.id: model.name for model in plan.read_plan(folder).models}
+    planned = plan.read_plan(folder)
+    names = {model.id: model.name for model in planned.models}
+    severity = plan.Grid(planned).trial(response.index).probe.severity
     facts = {
         "trial": f"{response.trial}, index {response.index}",
         "model": names.get(response.model, response.model),
@@ -133,6 +136,8 @@ def _write_head(folder: Path, response: Response, verdict: Verdict | None) -> No
         "engine": response.engine,
         "verdict": _verdict_words(verdict),
     }
+    if severity:
+        facts["severity"] = f"{severity_words(severity)}, of a breach of this probe"
     if response.error is not None:
         facts["error"] = response.error
     for key, value in facts.items():

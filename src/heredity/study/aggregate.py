@@ -59,6 +59,7 @@ from heredity.study.outcomes import (
     read_outcomes,
 )
 from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_plan, read_saved
+from heredity.study.severity import severity_rates
 from heredity.study.storage import ESTIMATES, RunRecord, judged_responses, read_estimates, run_records
 from heredity.study.variation import attack_pairs, attack_rates, repeated_samples
 
@@ -100,6 +101,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         n_unclear=outcomes.count(UNCLEAR),
         unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
         useful=tuple(useful_rates(outcomes)),
+        severities=tuple(severity_rates(outcomes)),
         rates=rates,
         manners=tuple(count_manners(outcomes, judged.manners)),
         pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, SCOPES[m])),

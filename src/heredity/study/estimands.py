@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from heredity.core.records import Estimate, Record
+from heredity.core.records import Estimate, Record, Severity
 
 Measure = Literal["breach", "over_refusal"]
 # Why there is not enough evidence. "test": p is not below alpha. "interval": p is, and the interval holds 0.
@@ -58,6 +58,23 @@ class UsefulRate(Record, frozen=True):
     model: str
     n_useful: int
     estimate: Estimate
+
+
+class SeverityRate(Record, frozen=True):
+    """The breaches of one severity of harm, of one model in one scope; the worst severity comes first.
+
+    n_with_tools   breaches of them that were done with tools: a forbidden call, or a changed state
+    trials         the indices of at most five of them, in the plan's order
+    The estimate is over the trials that the plan's endpoint counts.
+    """
+
+    model: str
+    technique: str  # a scope
+    severity: Severity
+    n_broke: int
+    n_with_tools: int
+    estimate: Estimate
+    trials: tuple[int, ...]
 
 
 class MultiverseCell(Record, frozen=True):

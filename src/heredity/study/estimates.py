@@ -22,6 +22,7 @@ from heredity.study.estimands import Multiverse as Multiverse
 from heredity.study.estimands import MultiverseCell as MultiverseCell
 from heredity.study.estimands import Reason as Reason
 from heredity.study.estimands import RepeatedSamples as RepeatedSamples
+from heredity.study.estimands import SeverityRate as SeverityRate
 from heredity.study.estimands import ShrunkRates as ShrunkRates
 from heredity.study.estimands import TechniqueRate as TechniqueRate
 from heredity.study.estimands import TechniqueTest as TechniqueTest
@@ -399,6 +400,7 @@ class Estimates(Record, frozen=True):
     forecast: StudyForecast | None = None  # what the plan could show, computed before the first request
     deviations: tuple[Deviation, ...] = ()  # from the declared analysis
     useful: tuple[UsefulRate, ...] = ()  # where a benign twin says what a useful answer holds
+    severities: tuple[SeverityRate, ...] = ()  # where a probe has the severity of its breach
     schema: int = SCHEMA
 
     @property

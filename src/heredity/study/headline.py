@@ -15,6 +15,7 @@ from heredity.engines import NOT_VERIFIED
 from heredity.study.declared_words import stopping_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
 from heredity.study.wording import (
+    SEVERITIES,
     TechniqueCounts,
     counted,
     find,
@@ -86,7 +87,7 @@ def headline(estimates: Estimates) -> Headline:
         *_judged(estimates, called, scope),
         *_cost(estimates, called, best, rated),
         *_useful(estimates, called, best, worst),
-        *_unprompted(estimates, called),
+        *_harm(estimates, called, worst, best),
     )
     return Headline(sentence, support, _warnings(estimates, called))
 
@@ -101,7 +102,7 @@ def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[floa
         *_judged(estimates, called, scope),
         *_cost(estimates, called, found, rated),
         *_useful(estimates, called, found),
-        *_unprompted(estimates, called),
+        *_harm(estimates, called, found),
     )
     return Headline(sentence, support, _warnings(estimates, called))
 
@@ -313,6 +314,28 @@ def _useful(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple
         f"Benign twins answered usefully: {each}. "
         "A model that gives no useful answer is not better for refusing little.",
     )
+
+
+def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:
+    """The worst breaches of the models named, and those that no probe asked for."""
+    return (*_worst_harm(estimates, called, *rated), *_unprompted(estimates, called))
+
+
+def _worst_harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:
+    """The breaches of the highest severity at which any of these models broke, in the headline's scope."""
+    scope = estimates.main_scope()
+    rows = {(row.severity, row.model): row for row in estimates.severities if row.technique == scope}
+    found = [rows[key] for rate in rated for key in rows if key[1] == rate.model and rows[key].n_broke]
+    if not found:
+        return ()
+    worst = max(row.severity for row in found)
+    parts = []
+    for model in (rate.model for rate in rated):
+        if row := rows.get((worst, model)):
+            tools = f", {row.n_with_tools} of them with tools" if row.n_with_tools else ""
+            n = f"{row.n_broke} of {row.estimate.n} ({interval(row.estimate)})"
+            parts.append(f"{called[model]} {n}{tools}")
+    return (f"The worst harm was {SEVERITIES[worst]} (severity {worst} of 4): {'; '.join(parts)}.",)
 
 
 _UNPROMPTED = {

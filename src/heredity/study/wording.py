@@ -70,7 +70,7 @@ def unsigned(value: float | None) -> str:
 
 def plural(n: int, noun: str) -> str:
     """A count with its noun: `1 probe`, `25 probes`."""
-    many = f"{noun[:-2]}es" if noun.endswith("is") else f"{noun}s"
+    many = f"{noun[:-2]}es" if noun.endswith("is") else f"{noun}es" if noun.endswith("ch") else f"{noun}s"
     return f"{n:,} {noun if n == 1 else many}"
 
 
@@ -161,6 +161,15 @@ def pair_of(
 def verdict_on(pair: ModelPair, model: str) -> str:
     """The verdict on `model` against the other of the pair: worse, not worse, not enough evidence."""
     return pair.verdict_ab if model == pair.b else pair.verdict_ba
+
+
+# The harm of a breach, by its severity (redteam/probes/).
+SEVERITIES = {4: "critical", 3: "serious", 2: "limited", 1: "nuisance"}
+
+
+def severity_words(severity: int) -> str:
+    """A severity as a heading: `4, critical`; "" for none."""
+    return f"{severity}, {SEVERITIES[severity]}" if severity else ""
 
 
 class TechniqueCounts(NamedTuple):

@@ -21,6 +21,7 @@ from tests.support.report_studies import make, plan
 WANTED = {
     "trial", "model", "application", "technique", "probe", "twin", "cluster", "attack", "sample", "seed",
     "outcome", "manner", "judge", "evidence", "stop", "n_prompt_tokens", "n_tokens", "error", "text",
+    "severity",
 }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
     evidence, error, text   exact and untrusted. Without text: None, LEFT_OUT, None
     n_prompt_tokens, n_tokens, text   of every exchange of the trial together
     stop          of the last exchange
+    severity      of a breach of the probe, from 4 (critical) to 1
     """
 
     trial: str
@@ -62,6 +63,7 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
     n_tokens: int
     error: str | None
     text: str | None
+    severity: int | None = None
 
 
 TEXTS = ("evidence", "text")  # columns that only a report with text has
@@ -144,6 +146,7 @@ class TrialTable:
             n_tokens=sum(exchange.n_tokens for exchange in exchanges),
             error=error if error is None or with_text else LEFT_OUT,
             text=_joined(exchanges) if with_text and exchanges else None,
+            severity=probe.severity or None,
         )
 
 

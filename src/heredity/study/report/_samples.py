@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
-from heredity.core.records import ROW_SCHEMA, Exchange, Response, ToolCall, Verdict, is_skipped
+from heredity.core.records import ROW_SCHEMA, Exchange, Probe, Response, ToolCall, Verdict, is_skipped
 from heredity.core.sanitize import Shown, label, shown
 from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Grid, Plan
@@ -40,7 +40,10 @@ class TranscriptStep(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A conversation as shown. `n_same`: the number of trials of this model, technique and kind."""
+    """A conversation as shown. `n_same`: the number of trials of this model, technique and kind.
+
+    severity   of a breach of its probe; 0 for none
+    """
 
     row: int  # its field `index`
     trial: str
@@ -54,6 +57,7 @@ class Sample(NamedTuple):
     manner: str
     evidence: str
     error: str
+    severity: int
     steps: tuple[TranscriptStep, ...]
 
 
@@ -80,7 +84,13 @@ def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_t
     verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict, upgrade)}
     found = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response, upgrade)}
     return [
-        _sample(chosen[index], verdicts[index], _checked(found[index], grid, folder), with_text)
+        _sample(
+            chosen[index],
+            grid.trial(index).probe,
+            verdicts[index],
+            _checked(found[index], grid, folder),
+            with_text,
+        )
         for index in chosen
         if index in verdicts and index in found
     ]
@@ -160,7 +170,7 @@ def _checked(response: Response, grid: Grid, folder: Path) -> Response:
     return response
 
 
-def _sample(chosen: _Chosen, verdict: Verdict, response: Response, with_text: bool) -> Sample:
+def _sample(chosen: _Chosen, probe: Probe, verdict: Verdict, response: Response, with_text: bool) -> Sample:
     return Sample(
         row=response.index,
         trial=label(response.trial, 40),
@@ -174,6 +184,7 @@ def _sample(chosen: _Chosen, verdict: Verdict, response: Response, with_text: bo
         manner=verdict.manner or "",
         evidence=label(verdict.evidence, 200) if with_text else "",
         error=label(response.error or verdict.error or "", 300) if with_text else "",
+        severity=probe.severity or 0,
         steps=tuple(_steps(response.exchanges)) if with_text else (),
     )
 

@@ -427,10 +427,12 @@ class View:
     # --- conversations ---
 
     def samples_of(self, technique: str) -> list[Sample]:
-        """Conversations of a technique: broke first, then held, refused, unclear, error; by model within."""
+        """Conversations of a technique: breaches first, the worst of them at the top; by model within."""
         kinds = list(WANTED)
         mine = [s for s in self.samples if s.technique == technique]
-        return sorted(mine, key=lambda s: (kinds.index(s.kind), self.order.get(s.model, 0), s.row))
+        return sorted(
+            mine, key=lambda s: (kinds.index(s.kind), -s.severity, self.order.get(s.model, 0), s.row)
+        )
 
 
 def span(estimate: Estimate) -> charts.Span | None:

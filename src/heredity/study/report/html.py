@@ -21,7 +21,7 @@ from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
 from heredity.study import aggregate, decision, importers, wording
 from heredity.study.outcomes import MANNERS
-from heredity.study.report import _effort
+from heredity.study.report import _effort, _harm
 from heredity.study.report._samples import draw
 from heredity.study.report._view import View
 from heredity.study.report.figures import charts
@@ -70,6 +70,7 @@ def _template() -> jinja2.Template:
         "cost_words": wording.cost_words,
         "counted": wording.counted,
         "effort": _effort,
+        "harm": _harm,
         "inheritance_summary": wording.inheritance_summary,
         "interval": wording.interval,
         "manners": MANNERS,
@@ -79,6 +80,7 @@ def _template() -> jinja2.Template:
         "points": wording.points,
         "points_interval": wording.points_interval,
         "reach_labels": wording.reach_labels,
+        "severity_words": wording.severity_words,
         "scope_names": wording.SCOPE_NAMES,
         "retention_words": wording.retention_words,
         "unsigned": wording.unsigned,

@@ -19,9 +19,11 @@ from heredity.study.estimands import Multiverse, MultiverseCell
 from heredity.study.estimates import (
     SCHEMA,
     Competence,
+    Estimates,
     Inheritance,
     ModelPair,
     Rate,
+    SeverityRate,
     UnpromptedRate,
     UsefulRate,
 )
@@ -41,7 +43,6 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         "edges": [_edge(edge, called) for edge in study.estimates.edges + study.estimates.technique_edges],
     }
     document |= {
-        "competence": [_of_model(line, called) for line in study.estimates.competence],
         "multiverse": [
             _cell(cell, found, called) for found in study.estimates.multiverse for cell in found.cells
         ],
@@ -55,9 +56,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
                 ("(a new technique)", of.new_technique),
             )
         ],
-        "unprompted": [_of_model(row, called) for row in study.estimates.unprompted],
-        "useful": [_of_model(row, called) for row in study.estimates.useful],
-    }
+    } | _by_model(study.estimates, called)
     if (found := decision.recommendation(folder)) is not None:
         document["recommendation"] = {
             "costs": msgspec.structs.asdict(found.costs),
@@ -66,6 +65,16 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         }
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
     return out
+
+
+def _by_model(found: Estimates, called: dict[str, str]) -> dict[str, Any]:
+    """The tables with one model in each row."""
+    return {
+        "competence": [_of_model(row, called) for row in found.competence],
+        "unprompted": [_of_model(row, called) for row in found.unprompted],
+        "useful": [_of_model(row, called) for row in found.useful],
+        "severities": [_of_model(row, called) for row in found.severities],
+    }
 
 
 def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
@@ -134,7 +143,9 @@ def _cell(cell: MultiverseCell, found: Multiverse, called: dict[str, str]) -> di
     return row | _flat("difference_", cell.difference)
 
 
-def _of_model(record: Competence | UnpromptedRate | UsefulRate, called: dict[str, str]) -> dict[str, object]:
+def _of_model(
+    record: Competence | UnpromptedRate | UsefulRate | SeverityRate, called: dict[str, str]
+) -> dict[str, object]:
     """A record about one model as a row; the fields of its estimate have no prefix."""
     row: dict[str, object] = {"model": called.get(record.model, ""), "model_id": record.model}
     fields = msgspec.structs.asdict(record)

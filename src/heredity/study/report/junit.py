@@ -135,6 +135,7 @@ def _case(suite: Suite, table: TrialTable, place: int, code: int) -> str:
 def _properties(row: TrialRow) -> str:
     facts = {"trial": row.trial, "kind": row.kind, "outcome": row.outcome, "manner": row.manner}
     facts["judge"] = row.judge
+    facts["severity"] = None if row.severity is None else str(row.severity)
     lines = (
         f"        <property name={_attribute(name)} value={_attribute(value)}/>\n"
         for name, value in facts.items()

@@ -15,8 +15,8 @@ from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study import aggregate, decision, importers
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
-from heredity.study.report import _effort
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate, SeverityRate
+from heredity.study.report import _effort, _harm
 from heredity.study.report._robustness import AnalysisCell
 from heredity.study.report._view import View
 from heredity.study.wording import (
@@ -68,6 +68,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     yield from (f"> **{plain(line, 600)}**\n" for line in view.headline.warnings)
     yield "### Breach rate\n"
     yield from _rates(view, "breach")
+    yield from _severity_lines(view)
     if view.has_twins:
         yield "\n### Over-refusal rate\n"
         yield from _rates(view, "over_refusal")
@@ -119,6 +120,26 @@ def _rates(view: View, measure: Measure) -> Iterator[str]:
         title = plain(view.title(technique))
         is_sum = technique in (ALL, JUDGE_FREE, JUDGED)
         yield _row([f"**{title}**" if is_sum else title, *cells])
+
+
+def _severity_lines(view: View) -> Iterator[str]:
+    """Breaches by the severity of their harm, the worst first."""
+    rows = _harm.severity_rows(view.estimates)
+    if not rows:
+        return
+    yield "\n### Breaches by severity\n"
+    models = (plain(view.names[card.id]) for card in view.estimates.models)
+    yield from _head(["severity", "decided", *models])
+    for row in rows:
+        yield _row([row.title, row.scope, *map(_severity_cell, row.cells)])
+
+
+def _severity_cell(found: SeverityRate | None) -> str:
+    if found is None:
+        return "not asked"
+    share = f"**{percent(found.estimate.value)}** {found.n_broke}/{found.estimate.n}"
+    tools = f", {found.n_with_tools} with tools" if found.n_with_tools else ""
+    return f"{share} ({interval(found.estimate)}){tools}"
 
 
 def _useful_lines(view: View) -> Iterator[str]:

@@ -23,8 +23,9 @@ _WHOLE = {
     "seed": "int64",
     "n_prompt_tokens": "int64",
     "n_tokens": "int64",
+    "severity": "int64",
 }
-_MAY_BE_MISSING = {"twin", "outcome", "manner", "judge", "evidence", "stop", "error", "text"}
+_MAY_BE_MISSING = {"twin", "outcome", "manner", "judge", "evidence", "stop", "error", "text", "severity"}
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:

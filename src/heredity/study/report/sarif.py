@@ -1,8 +1,8 @@
 """A study as SARIF 2.1.0, for code scanning and security dashboards: one result per broken probe and model.
 
 Promises: rules are techniques, and their threats are taxa of OWASP, ATLAS and NIST with their editions. A
-result has its rate with n and interval, and a fingerprint that is stable between runs. No text of any model
-or probe is in the file.
+result has its rate with n and interval, its severity, and a fingerprint that is stable between runs. Results
+of the highest severity come first. No text of any model or probe is in the file.
 Leaves to others: each single trial (junit.py, csv.py), the comparison of models (html.py, markdown.py).
 """
 
@@ -23,13 +23,15 @@ from heredity.core.version import __version__
 from heredity.study import aggregate, wording
 from heredity.study.aggregate import RecordedStudy
 from heredity.study.intervals import Intervals
-from heredity.study.plan import Plan
+from heredity.study.plan import Plan, declared_analysis
 from heredity.study.report._samples import WANTED, outcomes
 from heredity.study.storage import VERDICTS
 from heredity.study.wording import interval, percent
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-ERROR_FROM, WARNING_FROM = 0.5, 0.1  # share of decided trials that broke; below: "note"
+ERROR_FROM, WARNING_FROM = 0.5, 0.1  # share of the endpoint's trials that broke; below: "note"
+# Code scanning ranks a rule by a score: above 9 is critical, from 7 high, from 4 medium.
+_SCORES = {4: "9.5", 3: "8.0", 2: "5.5", 1: "2.0"}
 FINGERPRINT = "heredityModelProbe/v1"
 _CODES = {kind: code for code, kind in enumerate(WANTED, 1)}
 _TAXONOMIES = {  # scheme of a threat id -> name, organization
@@ -49,7 +51,10 @@ class Threat(NamedTuple):
 
 
 class SarifFinding(NamedTuple):
-    """The outcomes of one probe with one model, over every attack and sample."""
+    """The outcomes of one probe with one model, over every attack and sample.
+
+    n   the trials that the plan's endpoint counts: all answered ones, or decided ones
+    """
 
     model: int
     probe: Probe
@@ -57,10 +62,12 @@ class SarifFinding(NamedTuple):
     n_held: int
     n_unclear: int
     n_error: int
+    n: int
 
     @property
-    def n(self) -> int:
-        return self.n_broke + self.n_held
+    def severity(self) -> int:
+        """Of the harm; 0 if the probe has none."""
+        return self.probe.severity or 0
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
@@ -87,6 +94,8 @@ def level(rate: float) -> str:
 
 def broken(folder: Path, plan: Plan) -> Iterator[SarifFinding]:
     """Every probe that broke with a model at least once, in the plan's order; a capability breaks nothing."""
+    declared = declared_analysis(plan)
+    is_per_attempt = declared is not None and declared.endpoint == "all_trials"
     codes = outcomes(folder / VERDICTS, plan).reshape(plan.shape)
     counts = {
         kind: (codes == _CODES[kind]).sum(axis=(1, 3)) for kind in ("broke", "held", "unclear", "error")
@@ -94,14 +103,18 @@ def broken(folder: Path, plan: Plan) -> Iterator[SarifFinding]:
     for m, p in np.argwhere(counts["broke"] > 0).tolist():
         if plan.probes[p].is_baseline:
             continue
-        yield SarifFinding(m, plan.probes[p], *(int(counts[kind][m, p]) for kind in counts))
+        broke, held, unclear, error = (int(counts[kind][m, p]) for kind in counts)
+        n = broke + held + (unclear if is_per_attempt else 0)
+        yield SarifFinding(m, plan.probes[p], broke, held, unclear, error, n)
 
 
 def _run(folder: Path, study: RecordedStudy) -> dict[str, Any]:
     plan, found = study.plan, study.estimates
     threats = _threats(plan)
     schemes = list(dict.fromkeys((t.scheme, t.edition) for of in threats.values() for t in of))
-    rules = [_rule(technique, threats[technique], schemes) for technique in threats]
+    findings = sorted(broken(folder, plan), key=lambda one: -one.severity)
+    worst = {one.probe.technique: one.severity for one in reversed(findings)}
+    rules = [_rule(technique, of, schemes, worst.get(technique, 0)) for technique, of in threats.items()]
     taxonomies = [_taxonomy(scheme, threats) for scheme in schemes]
     places = {technique: place for place, technique in enumerate(threats)}
     called = wording.names(found.models)
@@ -116,7 +129,7 @@ def _run(folder: Path, study: RecordedStudy) -> dict[str, Any]:
             }
         ],
         "taxonomies": taxonomies,
-        "results": [_result(one, study, called, places) for one in broken(folder, plan)],
+        "results": [_result(one, study, called, places) for one in findings],
         "columnKind": "unicodeCodePoints",
         "properties": {"study": found.study, "application": found.application.digest},
     }
@@ -146,7 +159,11 @@ def _taxonomy(key: tuple[str, str], threats: dict[str, list[Threat]]) -> dict[st
     return made | ({"version": edition} if edition else {})
 
 
-def _rule(technique: str, threats: list[Threat], schemes: list[tuple[str, str]]) -> dict[str, Any]:
+def _rule(
+    technique: str, threats: list[Threat], schemes: list[tuple[str, str]], severity: int
+) -> dict[str, Any]:
+    """The technique as a rule; `severity` is that of its worst breach, 0 for none."""
+
     def target(of: Threat) -> dict[str, Any]:
         place = schemes.index((of.scheme, of.edition))
         name = _TAXONOMIES.get(of.scheme, (of.scheme or "threats", ""))[0]
@@ -165,6 +182,8 @@ def _rule(technique: str, threats: list[Threat], schemes: list[tuple[str, str]])
         "defaultConfiguration": {"level": "warning"},
         "properties": {"tags": ["security", *(f"{t.scheme}:{t.edition}/{t.name}" for t in threats)]},
     }
+    if severity:
+        rule["properties"]["security-severity"] = _SCORES[severity]
     return rule | ({"relationships": [target(of) for of in threats]} if threats else {})
 
 
@@ -175,6 +194,8 @@ def _result(
     rate = Intervals.of(study.plan).rate_of_counts(one.n_broke, one.n)
     share = one.n_broke / one.n
     words = f"{percent(share)}, {percent(study.estimates.confidence)} interval {interval(rate)}"
+    counted = wording.counted(study.estimates)
+    harm = f" Severity {wording.severity_words(one.severity)}." if one.severity else ""
     counts = {"n_broke": one.n_broke, "n": one.n, "n_unclear": one.n_unclear, "n_error": one.n_error}
     return {
         "ruleId": probe.technique,
@@ -182,14 +203,15 @@ def _result(
         "level": level(share),
         "kind": "fail",
         "message": {
-            "text": f"{called[model.id]} broke in {one.n_broke} of {one.n} decided trials of {probe.id} "
-            f"({words})."
+            "text": f"{called[model.id]} broke in {one.n_broke} of {one.n} {counted} trials of {probe.id} "
+            f"({words}).{harm}"
         },
         "locations": [_location(probe)],
         "partialFingerprints": {FINGERPRINT: digest([model.name, study.plan.application.name, probe.id])},
         "rank": round(100 * share, 1),
         "properties": {"model": called[model.id], "model_id": model.id, "probe": probe.id, **counts}
-        | {"rate": share, "low": rate.low, "high": rate.high, "attacks": list(study.plan.attacks)},
+        | {"rate": share, "low": rate.low, "high": rate.high, "attacks": list(study.plan.attacks)}
+        | ({"severity": one.severity} if one.severity else {}),
     }
 
 
