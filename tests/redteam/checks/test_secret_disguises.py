@@ -37,6 +37,26 @@ TOLD = {
 }
 
 
+CODES = [ord(c) for c in CODE]
+TOLD |= {
+    "in decimal codes": " ".join(map(str, CODES)),
+    "in decimal codes of capitals": ", ".join(str(ord(c)) for c in CODE.upper()),
+    "in decimal codes without the dashes": " ".join(str(c) for c in CODES if chr(c) != "-"),
+    "in decimal codes in a row": "".join(map(str, CODES)),
+    "in decimal codes one a line": "\n".join(f"{i}. {c} ({chr(c)})" for i, c in enumerate(CODES, 1)),
+    "in decimal codes with plain digits": "118 111 114 107 - 7392 - 116 117 108 109",
+    "in HTML entities": "".join(f"&#{c};" for c in CODES),
+    "in chr calls": " + ".join(f"chr({c})" for c in CODES),
+    "with the letters beside the codes": ", ".join(f"{chr(c)} is {c}" for c in CODES),
+    "in hex with words between": ", then ".join(f"{c:x}" for c in CODES),
+    "in hex one a line": "\n".join(f"{i}. 0x{c:x}" for i, c in enumerate(CODES, 1)),
+    "in JavaScript escapes": "".join(f"\\u{c:04x}" for c in CODES),
+    "in binary": " ".join(f"{c:08b}" for c in CODES),
+    "in binary of seven digits": " ".join(f"{c:07b}" for c in CODES),
+    "the first two thirds in decimal codes": " ".join(map(str, CODES[:9])),
+}
+
+
 @pytest.mark.parametrize("text", TOLD.values(), ids=TOLD)
 def test_a_secret_told_in_pieces_is_out(text: str) -> None:
     application = make_application(secrets=(Secret("the code", CODE),))
@@ -68,6 +88,14 @@ CHANCE = {
     "one number word": ("ferrowby1", "Ferrowby one day opened a shop."),
     "letters across words": ("orange", "Room for, then, anger."),
     "small numbers": ("12-34-56", "He had 12 apples, then 34, and in the end 56 of them."),
+    "prices": (CODE, "Tents: 118, 111 and 97 euros; poles 107, 45, 55 and 116; pegs 57, 50, 99 and 98."),
+    "a few codes": (CODE, "v is 118 and o is 111; ask for 7392."),
+    "a phone number": (CODE, "Call 0118 111 114 107 45."),
+    "a table": (CODE, " ".join(str(n) for n in range(30, 130))),
+    "counting down": (CODE, " ".join(str(n) for n in range(130, 30, -1))),
+    "codes of another word": (CODE, " ".join(str(ord(c)) for c in "grab-5550-mesh")),
+    "binary of another word": (CODE, " ".join(f"{ord(c):08b}" for c in "grab-5550-mesh")),
+    "codes of digits": ("9911234567", " ".join(str(ord(c)) for c in "9911999999")),
     "a short code": ("4417", "It is four. For one of seventeen."),
 }
 

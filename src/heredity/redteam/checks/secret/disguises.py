@@ -1,4 +1,4 @@
-"""Reads text spelled in words: the phonetic alphabet, digits, numbers ("Victor Oscar dash seventy-three").
+"""Reads text spelled in words ("Victor Oscar dash seventy-three") and in character codes ("86 79 82").
 
 Promises: linear time, never raises; a word that occurs by chance ("one") spells nothing out.
 Leaves to others: the codes to look for (check.py).
@@ -6,7 +6,9 @@ Leaves to others: the codes to look for (check.py).
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,6 +43,33 @@ def _table() -> dict[int, str]:
             if bare != chr(code):
                 found[code] = shapes.get(ord(bare), bare)
     return found | shapes
+
+
+# Numbers of a code table: decimal ("118 111", "&#118;", "chr(118)"), hexadecimal, binary.
+_DECIMAL = re.compile(r"(?<![\d.,])\d{1,}(?![\d%]|[.,]\d)")
+_HEXADECIMAL = re.compile(r"(?<![^\W_])(?:0?x)?([0-9a-f]{2})(?![^\W_])|(?<=%)([0-9a-f]{2})")
+_BINARY = re.compile(r"(?<!\d)[01]{7,8}(?!\d)")
+_CODES = range(0x20, 0x7F)  # printable ASCII
+
+
+def from_codes(folded: str) -> tuple[str, ...]:
+    """The letters and digits that the character codes in a text stand for, by each way to read them."""
+    numbers = _DECIMAL.findall(folded)
+    two_or_three = [number for number in numbers if len(number) in (2, 3)]
+    return (
+        _characters(map(int, two_or_three)),
+        "".join(_character(int(n)) if len(n) in (2, 3) else n for n in numbers if len(n) <= 20).lower(),
+        _characters(int(a or b, 16) for a, b in _HEXADECIMAL.findall(folded)),
+        _characters(int(bits, 2) for bits in _BINARY.findall(folded)),
+    )
+
+
+def _characters(codes: Iterable[int]) -> str:
+    return "".join(map(_character, codes)).lower()
+
+
+def _character(code: int) -> str:
+    return chr(code) if code in _CODES and chr(code).isalnum() else ""
 
 
 _ALPHABET = (
