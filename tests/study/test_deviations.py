@@ -87,7 +87,7 @@ def test_a_plan_that_is_younger_than_its_answers_is_a_deviation(tmp_path: Path) 
     later = msgspec.structs.replace(saved, at="2999-01-01T00:00:00+00:00")
     assert isinstance(later, PlanFile)
     (tmp_path / "s" / "plan.json").write_bytes(msgspec.json.encode(later))
-    assert codes(Study.open(tmp_path / "s").estimate().estimates) == ["answered-before"]
+    assert codes(Study.open(tmp_path / "s").estimate().estimates) == ["answered-before", "plan-edited"]
 
 
 def test_an_import_declares_after_its_answers(tmp_path: Path) -> None:
@@ -119,3 +119,24 @@ def test_the_report_says_what_was_declared_and_marks_each_deviation(tmp_path: Pa
 def test_an_attack_for_one_technique_leaves_the_others_out_as_planned(tmp_path: Path) -> None:
     found = new(tmp_path / "s", attacks=("direct", "prefill@planted_secret")).run().estimates
     assert found.n_skipped > 0 and codes(found) == []
+
+
+@pytest.mark.parametrize("field", ["at", "forecast"])
+def test_an_edit_of_the_plans_time_or_forecast_is_a_deviation(tmp_path: Path, field: str) -> None:
+    new(tmp_path / "s").run()
+    saved = read_saved(tmp_path / "s")
+    edits = {"at": "2020-01-01T00:00:00+00:00", "forecast": msgspec.UNSET}
+    edited = msgspec.structs.replace(saved, **{field: edits[field]})
+    (tmp_path / "s" / "plan.json").write_bytes(msgspec.json.encode(edited))
+    found = Study.open(tmp_path / "s").estimate().estimates
+    assert codes(found) == ["plan-edited"]
+    assert "edited after the first answer" in html.write(tmp_path / "s", tmp_path / "r.html").read_text()
+
+
+def test_runs_of_a_release_without_a_seal_show_no_edit(tmp_path: Path) -> None:
+    new(tmp_path / "s").run()
+    path = tmp_path / "s" / "runs.jsonl"
+    rows = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    assert all(row.pop("plan_seal") for row in rows)
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    assert codes(Study.open(tmp_path / "s").estimate().estimates) == []

@@ -21,7 +21,7 @@ from heredity.core.records import SCHEMA, Record
 from heredity.redteam import attacks
 from heredity.study.estimands import Deviation
 from heredity.study.estimates import Estimates
-from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_saved
+from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, plan_seal, read_saved
 from heredity.study.storage import ERRORS, RunRecord, run_records
 
 EVENTS = "events.jsonl"
@@ -64,11 +64,16 @@ def deviations(plan: Plan, folder: Path, found: Estimates) -> tuple[Deviation, .
 
 def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterator[Deviation]:
     """Answers that are older than the plan, asked again, or missing."""
-    at = read_saved(folder).at if (folder / PLAN).exists() else msgspec.UNSET
+    saved = read_saved(folder) if (folder / PLAN).exists() else None
+    at = msgspec.UNSET if saved is None else saved.at
     if found.is_recorded:
         yield Deviation("recorded-before", "The answers were recorded before the plan was made.")
     elif not isinstance(at, msgspec.UnsetType) and any(run.at < at for run in runs):
         yield Deviation("answered-before", "Answers are older than the plan.")
+    if saved is not None and any(run.plan_seal not in ("", plan_seal(saved)) for run in runs):
+        yield Deviation(
+            "plan-edited", "The time or the forecast in plan.json was edited after the first answer."
+        )
     if n := found.circumstances.n_cached:
         yield Deviation(
             "answers-reused",

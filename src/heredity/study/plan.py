@@ -220,7 +220,8 @@ class PlanFile(Record, frozen=True):
     """plan.json: the plan, and the digest that names the study and reveals edits.
 
     The digest covers only the plan. `at` is when the plan was written (ISO 8601, UTC). It is unset if the
-    answers are older than the plan, as in an import. `forecast` is what the plan can show.
+    answers are older than the plan, as in an import. `forecast` is what the plan can show. Runs carry
+    the seal of all three (`plan_seal`), so an edit of time or forecast shows.
     """
 
     study: str
@@ -358,6 +359,12 @@ def _declared(plan: Plan) -> tuple[str, float, Stopping]:
     """The settings of a plan's analysis that a user chooses; the defaults if it has none."""
     analysis = Analysis() if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis
     return analysis.endpoint, analysis.unclear_share, plan.stopping
+
+
+def plan_seal(file: PlanFile) -> str:
+    """16 hex digits over the plan's digest, its time and its forecast; each run notes those that it saw."""
+    known = [None if isinstance(each, msgspec.UnsetType) else each for each in (file.at, file.forecast)]
+    return digest([file.study, *known])[:16]
 
 
 def read_plan(folder: Path) -> Plan:

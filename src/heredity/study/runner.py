@@ -71,6 +71,7 @@ class RunContext:
     services: AttackServices | None  # None: no attack needs any
     open_model: Callable[[PlannedModel], AbstractContextManager[Engine]]
     open_cache: OpenCache
+    plan_seal: str = ""
 
 
 # --- asking ---------------------------------------------------------------------------------------
@@ -174,19 +175,21 @@ class _LoadedModel:
         return self._engines[change]
 
     def _writer(self, engine: Engine) -> ResponseWriter:
-        count = self._stack.enter_context(recorded_run(self._context.folder, self._model, engine))
+        count = self._stack.enter_context(recorded_run(self._context, self._model, engine))
         return ResponseWriter(self._context.rows, self._cache, self._context.meter, count)
 
 
 @contextmanager
-def recorded_run(folder: Path, model: PlannedModel, engine: Engine) -> Iterator[RunCount]:
+def recorded_run(context: RunContext, model: PlannedModel, engine: Engine) -> Iterator[RunCount]:
     """Write a row of runs.jsonl at the start, so that a killed run is recorded, and one at the end."""
     started, count = time.monotonic(), RunCount()
     at = datetime.now(UTC).isoformat(timespec="seconds")
     begun = RunRecord(
         model.id, engine.name, at, platform.node(), 0.0, 0, 0, 0, _versions(), engine.numerics,
         base_numerics=base_numerics(engine), is_batch_unverified=is_batch_unverified(engine),
+        plan_seal=context.plan_seal,
     )  # fmt: skip
+    folder = context.folder
     with Rows(folder / RUNS, RunRecord) as rows:
         rows.append(begun)
     try:

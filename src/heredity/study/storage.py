@@ -109,6 +109,7 @@ class RunRecord(Record, frozen=True):
     account: dict[str, Any] = msgspec.field(default_factory=dict)  # see engines.Accountant
     base_numerics: str = ""  # the numerics of the unchanged model, if an attack has changed it
     is_batch_unverified: bool = False  # an answer may depend on the other requests of its batch
+    plan_seal: str = ""  # of plan.json when this run began (plan.plan_seal); "": not known, as in older runs
     schema: int = ROW_SCHEMA
 
 

@@ -41,7 +41,17 @@ from heredity.study.attack_context import AttackerModel, AttackServices
 from heredity.study.deviations import note_event
 from heredity.study.forecast import forecast_study
 from heredity.study.outcomes import Outcomes
-from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, StudyForecast, read_plan, write_plan
+from heredity.study.plan import (
+    PLAN,
+    Grid,
+    Plan,
+    PlannedModel,
+    StudyForecast,
+    plan_seal,
+    read_plan,
+    read_saved,
+    write_plan,
+)
 from heredity.study.result import Result
 from heredity.study.runner import JudgingStep, ModelSlot, RunContext, loaded_model
 from heredity.study.sequential import StoppingRule
@@ -220,7 +230,8 @@ class Study:
         if next(earlier.still_to_ask(range(len(grid))), None) is not None:
             self._decider.prepare(self._plan.probes)
         with Rows(self.folder / storage.RESPONSES, Response) as rows, self._services() as services:
-            context = RunContext(self.folder, grid, rows, meter, services, self._engine, self._cache)
+            seal = plan_seal(read_saved(self.folder))
+            context = RunContext(self.folder, grid, rows, meter, services, self._engine, self._cache, seal)
             with ModelSlot(lambda m: loaded_model(context, m, earlier.engines[m])) as slot:
                 if self._plan.stops_early:
                     self._ask_until_decided(grid, earlier, meter, slot)
