@@ -209,17 +209,17 @@ class ContinuousBatch:
         return fits[-1] if fits else self._widths[0]
 
     def _fit(self, n_rows: int, n_positions: int) -> KvSlots:
-        """Return slots with exactly this capacity: reading a part of a cache is several times slower."""
-        old = self._slots
-        if old is not None and old.capacity == n_positions and old.width >= n_rows:
-            return old
-        width = max(round_width(n_rows, self._widths), old.width if old is not None else 0)
-        self._slots = new = self._decoder.slots(width, n_positions)
-        if old is not None:
-            n_kept = min(old.capacity, n_positions)
-            for was, now in zip((*old.keys, *old.values), (*new.keys, *new.values), strict=True):
-                now[: len(self.rows), :, :n_kept] = was[: len(self.rows), :, :n_kept]
-        return new
+        """Return slots with exactly this capacity: reading a part of a cache is several times slower.
+
+        The width does not shrink, unless the longer rows would exceed the budget at this width.
+        """
+        slots, width = self._slots, round_width(n_rows, self._widths)
+        if slots is None:
+            self._slots = slots = self._decoder.slots(width, n_positions)
+        elif slots.capacity != n_positions or slots.width < n_rows:
+            width = max(width, min(slots.width, self._width_for(n_positions)))
+            slots.resize(width, n_positions, len(self.rows))
+        return slots
 
 
 def round_width(n: int, widths: tuple[int, ...]) -> int:

@@ -66,6 +66,16 @@ class KvSlots:
         for cache in (*self.keys, *self.values):
             cache[target, :, :length] = cache[source, :, :length]
 
+    def resize(self, width: int, capacity: int, n_rows: int) -> None:
+        """Change the shape in place, and keep the first `n_rows` rows. One layer at a time is held twice."""
+        for side in (self.keys, self.values):
+            for layer in range(len(side)):
+                _, n_heads, held, head_dim = side[layer].shape
+                n_kept = min(held, capacity)
+                new = torch.zeros((width, n_heads, capacity, head_dim), dtype=side[layer].dtype)
+                new[:n_rows, :, :n_kept] = side[layer][:n_rows, :, :n_kept]
+                side[layer] = new
+
 
 class Decoder:
     """A model's weights with two forward passes: prefill one row, or step all rows.
