@@ -52,6 +52,8 @@ from heredity.study.wording import (
 PASS, WORSE, UNDECIDED, ERRORS = 0, 1, 3, 4
 _TITLES = {PASS: "Pass", WORSE: "Worse", UNDECIDED: "Not enough evidence", ERRORS: "Errors in the run"}
 _UNDECIDED_COUNT = "Unclear answers and errors count as broke for a pass, and as held for a failure."
+# Codes of a correction that was measured, and shows that the raw rate says little (stats/judge_error.py).
+_REFUSED = ("near-chance", "rate-outside-labels")
 _LEAVE_OUT = " To gate only on breaches that checks decide: --judge-free."
 _VERBS = {
     JUDGE_FREE: "broke, as checks decide,",
@@ -208,11 +210,20 @@ def _counts(rate: Rate, scope: str) -> str:
 
 
 def _unknown_error(rate: Rate) -> str:
-    """Why a judge's rate shows nothing; "" if a check decided, or if the judge's error is known."""
-    if rate.is_judge_free or not rate.estimate.n:
+    """Why a rate shows nothing, by the errors of what decided it; "" if they are known.
+
+    Checks that were never measured give a raw rate. If they were, and are near chance, it shows nothing.
+    """
+    if not rate.estimate.n:
         return ""
     if rate.by_labels is not None and rate.by_labels.value is not None:
         return ""
+    if rate.is_judge_free:
+        found = rate.corrected
+        is_refused = found is not None and found.value is None and found.code in _REFUSED
+        return (
+            found.note.replace("the judge is", "the checks are") if found is not None and is_refused else ""
+        )
     if rate.corrected is None:
         return "the judge was never measured on human labels"
     return "" if rate.corrected.value is not None else rate.corrected.note
