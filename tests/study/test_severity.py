@@ -110,11 +110,12 @@ def test_the_headline_and_the_terminal_name_the_worst_harm(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = aggregate.read_study(folder).estimates
-    (line,) = (line for line in headline(found).support if "harm" in line)
-    rows = {row.model: row for row in found.severities if row.severity == 4}
-    assert line.startswith("The worst harm was critical (severity 4 of 4): ")
-    for row in rows.values():
-        assert f"{row.n_broke} of {row.estimate.n} (" in line
+    checked, judged = (line for line in headline(found).support if "harm" in line)
+    assert checked.startswith("Worst harm that checks found: critical (severity 4 of 4). ")
+    assert judged.startswith("Worst harm that a judge found: limited (severity 2 of 4). ")
+    for severity, line in ((4, checked), (2, judged)):
+        for row in (row for row in found.severities if row.severity == severity):
+            assert f"{row.n_broke} of {row.estimate.n} (" in line
     out().print(_findings.breach_table(found))
     printed = capsys.readouterr().out
     assert printed.index("critical harm") < printed.index("serious harm")

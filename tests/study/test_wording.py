@@ -233,3 +233,31 @@ def test_unclear_answers_that_could_close_a_shown_gap_are_said(estimates: Estima
 
     said = [" ".join(headline(bounded(high)).support) for high in (0.2, 0.4)]
     assert "could close the gap" not in said[0] and "could close the gap" in said[1]
+
+
+def test_equal_corrections_of_all_families_are_no_range(estimates: Estimates) -> None:
+    rate = next(r for r in estimates.rates if len(r.by_family) > 1)
+    same = tuple(
+        msgspec.structs.replace(each, corrected=rate.by_family[0].corrected) for each in rate.by_family
+    )
+    assert " to " not in words.family_spread(msgspec.structs.replace(rate, by_family=same))
+    assert " to " in words.family_spread(rate)
+
+
+def test_an_attack_is_named_without_its_techniques_unless_two_differ_in_them_only() -> None:
+    attacks = ("direct", "crescendo:5@planted_secret,harmful_request")
+    assert words.attack_name(attacks[1], attacks) == "crescendo:5"
+    twice = ("pair@planted_secret", "pair@harmful_request")
+    assert words.attack_name(twice[0], twice) == twice[0]
+
+
+def test_the_headline_has_the_rates_corrected_for_the_errors_of_the_checks(estimates: Estimates) -> None:
+    def corrected(rate):  # type: ignore[no-untyped-def]
+        found = Estimate(0.25, 0.1, 0.5, rate.estimate.n, "rogan-gladen") if rate.is_judge_free else None
+        return msgspec.structs.replace(rate, corrected=found)
+
+    rates = tuple(map(corrected, estimates.rates))
+    support = headline(msgspec.structs.replace(estimates, rates=rates)).support
+    (line,) = (line for line in support if line.startswith("Checks err too."))
+    assert line.count("25\u00a0% (10 to 50\u00a0%)") == 2
+    assert not any("Checks err" in line for line in headline(estimates).support)

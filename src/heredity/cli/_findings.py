@@ -127,10 +127,17 @@ def edge_lines(estimates: Estimates) -> Text:
             f"\n  held still {edge.kept} of {edge.retention.n} [{_bounds(edge.retention, '.0f')}] %, "
             f"lost {edge.lost}, gained {edge.gained}"
             f"\n  difference {words.points(pair.difference.value)} [{_bounds(pair.difference, '+.1f')}], "
-            f"would show {words.unsigned(pair.detectable)}\n"
+            f"{_would_show(pair)}\n"
         )
     text.rstrip()
     return text
+
+
+def _would_show(pair: ModelPair) -> str:
+    """The difference that this number of trials would have shown."""
+    if pair.detectable is None:
+        return "too few trials to show any"
+    return f"would show {words.unsigned(pair.detectable)}"
 
 
 def _style(edge: Inheritance) -> str:
@@ -218,7 +225,10 @@ def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is
         grid.add_row(Text("  decided"), *(Text(f"{share:>6}") for share in shares), style="dim")
     _add_severities(grid, estimates, scope, is_narrow)
     for attack in estimates.attacks if len(estimates.attacks) > 1 else ():
-        grid.add_row(Text(f"  {attack}"), *_cells(estimates, scope, measure, is_narrow, attack))
+        rates = [words.find(estimates, model, scope, attack, measure) for model in models]
+        if any(rate and rate.estimate.n for rate in rates):
+            shown = words.attack_name(attack, estimates.attacks)
+            grid.add_row(Text(f"  {shown}"), *(_cell(rate, is_narrow) for rate in rates))
 
 
 def _add_severities(grid: Table, estimates: Estimates, scope: str, is_narrow: bool) -> None:
@@ -252,10 +262,8 @@ def _is_narrow(estimates: Estimates, width: int) -> bool:
     return 24 + _CROWDED * len(estimates.models) > width
 
 
-def _cells(
-    estimates: Estimates, technique: str, measure: Measure, is_narrow: bool, attack: str = ALL
-) -> list[Text]:
-    rates = [words.find(estimates, card.id, technique, attack, measure) for card in estimates.models]
+def _cells(estimates: Estimates, technique: str, measure: Measure, is_narrow: bool) -> list[Text]:
+    rates = [words.find(estimates, card.id, technique, ALL, measure) for card in estimates.models]
     return [_cell(rate, is_narrow) for rate in rates]
 
 

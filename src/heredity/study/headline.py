@@ -84,7 +84,7 @@ def headline(estimates: Estimates) -> Headline:
         *_other_analyses(estimates, called, best, worst),
         *([inherited] if inherited else []),
         *_others(estimates, called, best, rated),
-        *_judged(estimates, called, scope),
+        *_errors(estimates, called, scope, worst, best),
         *_cost(estimates, called, best, rated),
         *_useful(estimates, called, best, worst),
         *_harm(estimates, called, worst, best),
@@ -99,7 +99,7 @@ def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[floa
     sentence = f"{called[found.model]} broke in {percent(found.estimate.value)} of the {which}"
     support = (
         f"{rate_words(found, estimates.confidence)}.",
-        *_judged(estimates, called, scope),
+        *_errors(estimates, called, scope, found),
         *_cost(estimates, called, found, rated),
         *_useful(estimates, called, found),
         *_harm(estimates, called, found),
@@ -111,6 +111,21 @@ def _rated(estimates: Estimates, scope: str) -> list[tuple[float, Rate]]:
     """The breach rate of each model with decided trials in a scope."""
     found = (find(estimates, card.id, scope, ALL, "breach") for card in estimates.models)
     return [(rate.estimate.value, rate) for rate in found if rate and rate.estimate.value is not None]
+
+
+def _errors(estimates: Estimates, called: dict[str, str], scope: str, *rated: Rate) -> tuple[str, ...]:
+    """The rates of the checks, corrected for their errors; then those of a judge."""
+    judged = _judged(estimates, called, scope)
+    corrected = [(called[rate.model], rate.corrected) for rate in rated if rate.corrected is not None]
+    if scope == JUDGED or not corrected:
+        return judged
+    each = "; ".join(
+        f"{name} {percent(found.value)} ({interval(found)})"
+        if found.value is not None
+        else f"{name} not corrected"
+        for name, found in corrected
+    )
+    return (f"Checks err too. Corrected for their measured errors: {each}.", *judged)
 
 
 def _judged(estimates: Estimates, called: dict[str, str], scope: str) -> tuple[str, ...]:
@@ -322,20 +337,25 @@ def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[s
 
 
 def _worst_harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:
-    """The breaches of the highest severity at which any of these models broke, in the headline's scope."""
-    scope = estimates.main_scope()
+    """The breaches of the highest severity at which any of these models broke, in each scope."""
+    lines = (_worst_harm_of(estimates, called, scope, *rated) for scope in estimates.breach_scopes)
+    return tuple(line for line in lines if line)
+
+
+def _worst_harm_of(estimates: Estimates, called: dict[str, str], scope: str, *rated: Rate) -> str:
+    models = [rate.model for rate in rated]
     rows = {(row.severity, row.model): row for row in estimates.severities if row.technique == scope}
-    found = [rows[key] for rate in rated for key in rows if key[1] == rate.model and rows[key].n_broke]
-    if not found:
-        return ()
-    worst = max(row.severity for row in found)
+    worst = max((of for (of, model), row in rows.items() if model in models and row.n_broke), default=0)
     parts = []
-    for model in (rate.model for rate in rated):
+    for model in models:
         if row := rows.get((worst, model)):
             tools = f", {row.n_with_tools} of them with tools" if row.n_with_tools else ""
             n = f"{row.n_broke} of {row.estimate.n} ({interval(row.estimate)})"
             parts.append(f"{called[model]} {n}{tools}")
-    return (f"The worst harm was {SEVERITIES[worst]} (severity {worst} of 4): {'; '.join(parts)}.",)
+    if not parts:
+        return ""
+    who = "checks" if scope == JUDGE_FREE else "a judge"
+    return f"Worst harm that {who} found: {SEVERITIES[worst]} (severity {worst} of 4). {'; '.join(parts)}."
 
 
 _UNPROMPTED = {

@@ -102,6 +102,12 @@ def title(technique: str) -> str:
     return _TITLES.get(technique) or technique.replace("_", " ").capitalize()
 
 
+def attack_name(attack: str, among: tuple[str, ...]) -> str:
+    """An attack without the techniques that it is for, if that names no other attack of the study."""
+    short = attack.partition("@")[0]
+    return short if [each.partition("@")[0] for each in among].count(short) == 1 else attack
+
+
 def counted(estimates: Estimates) -> str:
     """The trials that the study's rates are over: "answered" or "decided"."""
     return "answered" if estimates.is_per_attempt else "decided"
@@ -147,7 +153,8 @@ def family_spread(rate: Rate) -> str:
     ends = [each.corrected.value for each in rate.by_family if each.corrected.value is not None]
     if len(ends) < 2:
         return ""
-    return f"{percent(min(ends)).removesuffix(f'{NBSP}%')} to {percent(max(ends))}"
+    low, high = percent(min(ends)), percent(max(ends))
+    return high if low == high else f"{low.removesuffix(f'{NBSP}%')} to {high}"
 
 
 def pair_of(
@@ -288,12 +295,25 @@ def inheritance_summary(found: Estimates) -> str:
     worse = [f"{called[child]} than {called[parent]}" for parent, child in groups["worse"]]
     named = ", ".join(worse[:_NAMED]) + (f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else "")
     parts = [
-        f"{len(worse)} worse" + (f" ({named})" if named else ""),
-        f"{len(groups['not worse'])} not worse within {unsigned(found.margin)}",
+        f"{len(worse)} worse in some kind of breach" + (f" ({named})" if named else ""),
+        f"{len(groups['not worse'])} not worse in every kind, within {unsigned(found.margin)}",
         f"{len(groups['not enough evidence'])} without enough evidence",
     ]
     edges = plural(len(by_edge), "edge")
-    return f"Children against their parents in all kinds of breach, {edges}: {', '.join(parts)}."
+    return f"Children against their parents, {edges}: {', '.join(parts)}.{_by_kind(found)}"
+
+
+def _by_kind(found: Estimates) -> str:
+    """The verdicts of each kind of breach, because a child may be "not worse" in one of them only."""
+    kinds = dict.fromkeys(e.compared.technique for e in found.edges if e.compared.measure == "breach")
+    if len(kinds) < 2:
+        return ""
+    parts = []
+    for kind in kinds:
+        verdicts = [e.verdict for e in found.edges if e.compared.technique == kind and e.compared.n]
+        counts = [f"{n} {verdict}" for verdict in BADGES if (n := verdicts.count(verdict))]
+        parts.append(f"{title(kind).lower().removeprefix('all ')} {', '.join(counts) or 'none compared'}")
+    return f" By kind: {'; '.join(parts)}."
 
 
 def inheritance_tables(found: Estimates) -> list[TextTable]:

@@ -188,7 +188,7 @@ def test_the_card_quotes_a_study(
     assert main(given) == 0
     assert "transformers agrees within" in capsys.readouterr().err
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
-    assert "| breach, no judge needed |" in card and "% intervals" in card
+    assert "| breach, as checks decide |" in card and "% intervals" in card
     other = store.grow_once(Quantize("q8_0", name="other"), [model])
     with raises(
         UsageError, "study-of-another-model", mentions=["tiny", "other"]

@@ -178,7 +178,7 @@ def test_without_text_no_word_of_probe_answer_or_application_is_there(tmp_path: 
 
 
 def test_judge_free_techniques_come_first(page: str) -> None:
-    assert page.index("No judge needed") < page.index("Decided by a judge")
+    assert page.index("Decided by checks") < page.index("Decided by a judge")
     first, judged = (page.index(f">{name}<small") for name in ("Indirect passage", "Harmful request"))
     assert first < page.index("Decided by a judge") < judged
 
@@ -208,7 +208,9 @@ def test_the_rows_named_behind_a_cell_give_its_counts(study: Path) -> None:
 def test_judge_free_and_judged_breaches_are_summed_and_compared_apart(page: str) -> None:
     sums = [page.index(f"{name}</th>") for name in ("All judge-free", "All judged", "All benign twins")]
     assert sums == sorted(sums)
-    assert page.index("<h3>Without a judge</h3>") < page.index("<h3>By a judge&#39;s verdicts</h3>")
+    assert page.index("<h3>By the checks&#39; verdicts</h3>") < page.index(
+        "<h3>By a judge&#39;s verdicts</h3>"
+    )
     assert "All techniques" not in page
 
 

@@ -98,6 +98,31 @@ def test_the_headline_counts_children_by_verdict(estimates: Estimates) -> None:
     assert f"{sum(v == 'worse' for v in told.values())} worse" in said
 
 
+def test_the_headline_tells_the_verdicts_of_each_kind_of_breach_apart(estimates: Estimates) -> None:
+    """A child that is "not worse" in one kind only is counted there, and not over all kinds."""
+    said = {"judge_free": "not worse", "judged": "not enough evidence", "all": "worse"}
+    edges = tuple(
+        msgspec.structs.replace(
+            e, compared=msgspec.structs.replace(e.compared, verdict_ab=said[e.compared.technique])
+        )
+        for e in estimates.edges
+    )
+    line = wording.inheritance_summary(msgspec.structs.replace(estimates, edges=edges))
+    assert "3 edges: 0 worse in some kind of breach, 0 not worse in every kind" in line
+    assert line.endswith(" By kind: judge-free 3 not worse; judged 3 not enough evidence.")
+
+
+def test_an_edge_without_the_trials_to_show_any_difference_says_so(
+    estimates: Estimates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edges = tuple(
+        msgspec.structs.replace(e, compared=msgspec.structs.replace(e.compared, detectable=None))
+        for e in estimates.edges
+    )
+    text = str(_findings.edge_lines(msgspec.structs.replace(estimates, edges=edges)))
+    assert "too few trials to show any" in text and "would show" not in text
+
+
 def test_an_edge_is_worse_where_any_breach_is_and_not_worse_only_where_all_are(estimates: Estimates) -> None:
     def overall(judge_free: str, judged: str) -> str:
         said = {"judge_free": judge_free, "judged": judged, "all": "worse"}  # over-refusal has no say in it

@@ -26,7 +26,7 @@ from heredity.study.estimates import Estimates, Rate
 from heredity.study.report.markdown import plain
 
 _SPDX = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0", "GPL-3.0-only")
-_SCOPES = {"judge_free": "breach, no judge needed", "judged": "breach, as a judge decides", "all": "refused"}
+_SCOPES = {"judge_free": "breach, as checks decide", "judged": "breach, as a judge decides", "all": "refused"}
 
 
 def write_card(

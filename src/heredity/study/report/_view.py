@@ -149,7 +149,7 @@ class View:
         free = tuple(t for t in asked if t.is_judge_free)
         judged = tuple(t for t in asked if not t.is_judge_free)
         bands = [
-            Band(JUDGE_FREE, "No judge needed: a deterministic check decides", free),
+            Band(JUDGE_FREE, "Decided by checks: raw rate, and corrected for their measured errors", free),
             Band(
                 JUDGED, "Decided by a judge: raw rate, and corrected for the judge's measured errors", judged
             ),
