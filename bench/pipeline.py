@@ -78,6 +78,7 @@ class World:
     behaviours, attacks, samples   the size: per technique, per study, per cell
     attack          deviation of what an attack does to one model, on the logit scale
     of_behaviour, of_model   the same of a behaviour, shared by all models, and of each model's own luck
+    error_share     of verdicts, as the plan declares it
     models          of a study under a stopping rule: the last one is the worse one
     """
 
@@ -97,6 +98,7 @@ class World:
     of_behaviour: float = OF_BEHAVIOUR
     of_model: float = OF_MODEL
     models: int = 2
+    error_share: float = 0.0
 
     @property
     def scope(self) -> str:
@@ -117,8 +119,12 @@ WORLDS = (
     World("equal; unclear 20 % of everything", unclear=(0.2, 0.2), unclear_of_all=(0.2, 0.2)),
     World("equal; checks find 90 %, 2 % false alarms", sens=0.9, spec=0.98),
     World("equal; the same, and errors differ by model (sd 4 points)", sens=0.9, spec=0.96, family=0.04),
+    World("the same, declared: 5 % of verdicts may favour a model", sens=0.9, spec=0.96, family=0.04,
+          error_share=0.05),
     World("equal; a judge: 85 %, 10 % false alarms, sd 4 points", sens=0.85, spec=0.9, family=0.04,
           is_judged=True),
+    World("the same judge, declared: 5 % of verdicts may favour a model", sens=0.85, spec=0.9, family=0.04,
+          is_judged=True, error_share=0.05),
     World("equal; 3 attacks that work alike", attacks=3, behaviours=10),
     World("equal over all attacks; 3 of them, sd 0.7 between models", attacks=3, attack=0.7, behaviours=10),
     World("equal over all attacks; 5 of them, sd 0.7 between models", attacks=5, attack=0.7, behaviours=10),
@@ -127,6 +133,10 @@ WORLDS = (
     World("c worse by 15 points", gap=0.15),
     World("c worse by 10 points, all of it in 2 of 7 techniques", gap=0.10, gap_in=2),
     World("c worse by 15; checks find 90 %, 2 % false alarms", gap=0.15, sens=0.9, spec=0.98),
+    World("the same, declared: 5 % of verdicts may favour a model", gap=0.15, sens=0.9, spec=0.98,
+          error_share=0.05),
+    World("c worse by 25; the same checks, the same declared", gap=0.25, sens=0.9, spec=0.98,
+          error_share=0.05),
     World("c worse by 15; unclear 20 % of everything", gap=0.15, unclear=(0.2, 0.2),
           unclear_of_all=(0.2, 0.2)),
 )  # fmt: skip
@@ -146,7 +156,18 @@ def plan_of(world: World) -> Plan:
     )
     attacks = tuple(f"attack-{i}" for i in range(world.attacks))
     desk = Application("desk", "You help.")
-    return Plan(models, desk, attacks, probes, world.samples, 0, MARGIN, 0.95, (), analysis=Analysis())
+    return Plan(
+        models,
+        desk,
+        attacks,
+        probes,
+        world.samples,
+        0,
+        MARGIN,
+        0.95,
+        (),
+        analysis=Analysis(error_share=world.error_share or msgspec.UNSET),
+    )
 
 
 def shifts_of(world: World) -> Floats:

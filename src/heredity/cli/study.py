@@ -28,7 +28,7 @@ _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
 # The options that a study's folder fixes: another value would be another study.
 _PLANNED = (
     "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
-    "until_decided", "stopping", "attacker", "endpoint", "unclear_share",
+    "until_decided", "stopping", "error_share", "attacker", "endpoint", "unclear_share",
 )  # fmt: skip
 
 
@@ -117,6 +117,10 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     help="The study's folder.  [default: studies/...]",
 )
 @click.option(
+    "--error-share", type=float, metavar="SHARE", default=0.0, show_default=True,
+    help='Share of verdicts that may err in one model\'s favour without undoing "worse".',
+)  # fmt: skip
+@click.option(
     "--stopping", type=Name(), metavar="RULE", default="fixed", show_default=True,
     help="fixed asks every trial. group_sequential stops a model at half or three quarters of the behaviours "
     "if all of its pairs are decided, at nearly full power. until_decided has up to twelve interim analyses.",
@@ -161,6 +165,7 @@ def command(
     out: Path | None,
     until_decided: bool,
     stopping: str,
+    error_share: float,
     endpoint: str,
     unclear_share: float,
     judge: str | None,
@@ -223,6 +228,7 @@ def command(
             endpoint=endpoint,
             unclear_share=unclear_share,
             stopping=stopping,
+            error_share=error_share,
         )
         study = Study.from_spec(spec, store=store, engine_loader=loader)
     _warn(study)

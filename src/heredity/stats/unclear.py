@@ -79,21 +79,28 @@ def compare_at_shares(
     share_a: float = 0.0,
     share_b: float = 0.0,
     confidence: float = CONFIDENCE,
+    errors: float = 0.0,
 ) -> SharedComparison:
     """Compare two models where a share of the unclear answers of each counts as breaches.
 
     "b is worse" survives a declared share s if it holds at `share_a=s`; "b is not worse" if it holds at
     `share_b=s`. Shares are rounded to the nearest fraction with a denominator of at most 100.
+
+    errors: the share of b's breaches that were false alarms, and of a's held trials that were breaches. So
+    verdicts erred against b, and in favour of a.
     """
     first, second, labels = _trials(a, b, clusters)
-    shares = _fraction(share_a), _fraction(share_b)
+    shares, wrong = (_fraction(share_a), _fraction(share_b)), _fraction(errors)
     if first.size == 0:
         nothing = Estimate(None, -1.0, 1.0, 0, "tango (n = 0: nothing to estimate from)")
         return SharedComparison(float(shares[0]), float(shares[1]), nothing, 1.0)
     filled_a, filled_b = (
         np.nan_to_num(x, nan=float(s)) for x, s in zip((first, second), shares, strict=True)
     )
-    unit = np.lcm(shares[0].denominator, shares[1].denominator)
+    if wrong:
+        filled_a = np.where(first == 0.0, float(wrong), filled_a)
+        filled_b = np.where(second == 1.0, 1.0 - float(wrong), filled_b)
+    unit = np.lcm.reduce([shares[0].denominator, shares[1].denominator, wrong.denominator])
     differences = filled_b - filled_a
     sums = cluster_sums(differences, labels)
     p = flip_whole(np.rint(sums.total * unit).astype(np.int64))

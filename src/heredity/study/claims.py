@@ -1,6 +1,7 @@
 """The verdict on a pair of a plan that declares its analysis.
 
-    worse       the test and the interval both show it, and it survives the declared share of unclear answers
+    worse       the test and the interval both show it, and it survives the declared share of unclear answers,
+                and the declared share of verdicts that err in the other model's favour
     not worse   the upper bound lies below the margin, also if that share of both models' unclear answers were
                 breaches; or the other model is worse
     not enough evidence   else, with the reason as a code
@@ -66,7 +67,7 @@ def claims(
     p = comparison.p_value
     # Holm left this comparison a part of the level: the other tests of it get the same part.
     level = intervals.alpha * (p / p_holm if p_holm else 1.0)
-    judge = _Verdicts(intervals, declared.unclear_share, margin, p_holm, level)
+    judge = _Verdicts(intervals, declared.unclear_share, declared.errors, margin, p_holm, level)
     on_b, on_a = judge.claim(comparison, trials), judge.claim(comparison.mirrored(), trials.mirrored())
     tipping = None
     if judge.is_shown(comparison):
@@ -78,6 +79,7 @@ def claims(
 class _Verdicts(NamedTuple):
     intervals: Intervals
     share: float
+    errors: float
     margin: float
     p_holm: float | None
     level: float
@@ -101,11 +103,15 @@ class _Verdicts(NamedTuple):
             return _Claim("not enough evidence", "interval")
         if not self._survives(trials if is_b_higher else trials.mirrored()):
             return _Claim("not enough evidence", "unclear")
+        if self.errors and not self._survives(
+            trials if is_b_higher else trials.mirrored(), errors=self.errors
+        ):
+            return _Claim("not enough evidence", "errors")
         return _Claim("worse" if is_b_higher else "not worse")
 
-    def _survives(self, trials: Coded, share: float | None = None) -> bool:
+    def _survives(self, trials: Coded, share: float | None = None, errors: float = 0.0) -> bool:
         """Whether b is worse even if a share of a's unclear answers, and none of b's, were breaches."""
-        found = self.intervals.compare_at_shares(trials, self.share if share is None else share, 0.0)
+        found = self.intervals.compare_at_shares(trials, self.share if share is None else share, 0.0, errors)
         return found.is_worse(self.level)
 
     def tipping_share(self, trials: Coded) -> float | None:

@@ -39,6 +39,11 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
         ("Families", f"Holm's correction over {families}. Claims about one technique are exploratory"),
         ("Level, margin", f"{estimates.alpha:g}, and {unsigned(estimates.margin)} do not matter"),
         ("Unclear answers", f'"worse" must survive that {percent(declared.unclear_share)} were breaches'),
+        *(
+            [("Errors", f'"worse" must survive that {percent(declared.errors)} favour a model')]
+            if declared.errors
+            else []
+        ),
         ("Stopping", _STOPPING[declared.stopping] + _planned_analyses(declared)),
         ("Judge", declared.judge or "none"),
     ]

@@ -12,8 +12,9 @@ from heredity.core.records import Estimate, Record, Severity
 
 Measure = Literal["breach", "over_refusal"]
 # Why there is not enough evidence. "test": p is not below alpha. "interval": p is, and the interval holds 0.
-# "unclear": the declared share of unclear answers could undo it. "no-trials": none is shared.
-Reason = Literal["", "test", "interval", "unclear", "no-trials"]
+# "unclear", "errors": the declared share of unclear answers or of errors could undo it. "no-trials": none is
+# shared.
+Reason = Literal["", "test", "interval", "unclear", "errors", "no-trials"]
 Weighting = Literal["trial", "technique"]
 
 

@@ -135,12 +135,17 @@ class Intervals(NamedTuple):
         uppers = tuple(upper_bound(each, self.one_sided) for each in (found, found.mirrored()))
         return found._replace(p_value=self.overall(found.p_value), uppers=(uppers[0], uppers[1]))
 
-    def compare_at_shares(self, trials: Coded, share_a: float, share_b: float) -> SharedComparison:
-        """The difference if these shares of the unclear answers were breaches, with its test."""
+    def compare_at_shares(
+        self, trials: Coded, share_a: float, share_b: float, errors: float = 0.0
+    ) -> SharedComparison:
+        """The difference if these shares of the unclear answers were breaches, with its test.
+
+        errors: the share of verdicts that erred in favour of a (stats.unclear).
+        """
         if trials.blocks is None:
-            found_at = compare_at_shares(*trials[:3], share_a, share_b, self.confidence)
+            found_at = compare_at_shares(*trials[:3], share_a, share_b, self.confidence, errors)
             return found_at._replace(p_value=self.overall(found_at.p_value))
-        d = _at_shares(trials, share_a, share_b)
+        d = _at_shares(trials, share_a, share_b, errors)
         p = SequentialComparison(self.alpha, d.size)
         for means in _means_by_block(d, trials):
             p.add(means)
@@ -207,8 +212,12 @@ class Intervals(NamedTuple):
         return cohens_kappa(table, self.confidence)
 
 
-def _at_shares(trials: Coded, share_a: float, share_b: float) -> Floats:
+def _at_shares(trials: Coded, share_a: float, share_b: float, errors: float) -> Floats:
     """b minus a in each trial."""
+    if errors:
+        trials = trials._replace(
+            a=np.where(trials.a == 0.0, errors, trials.a), b=np.where(trials.b == 1.0, 1 - errors, trials.b)
+        )
     first, second = np.nan_to_num(trials.a, nan=share_a), np.nan_to_num(trials.b, nan=share_b)
     return np.asarray(second - first)
 

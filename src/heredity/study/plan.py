@@ -74,6 +74,9 @@ class Analysis(Record, frozen=True):
                    answers out, as plans without an analysis do
     unclear_share  "worse" holds only if it survives that this share of the other model's unclear answers, and
                    none of its own, were breaches
+    error_share    "worse" holds only if it survives that this share of its breaches were false alarms, and of
+                   the other model's held trials were breaches; unset for 0. Errors that differ between models
+                   can make a difference
     stopping       "fixed": every trial is asked. Else interim analyses stop models (Plan.blocks).
                    "group_sequential": at few planned ones (`interim`), with tests whose levels add up to
                    that of the plan (stats/alpha_spending.py). "until_decided": with tests that hold after
@@ -90,6 +93,12 @@ class Analysis(Record, frozen=True):
     families: tuple[ComparisonFamily, ...] = ()
     primary: ComparisonFamily | None = None
     interim: tuple[PlannedAnalysis, ...] | msgspec.UnsetType = msgspec.UNSET
+    error_share: float | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def errors(self) -> float:
+        """The declared share of errors; 0 if none was declared."""
+        return 0.0 if isinstance(self.error_share, msgspec.UnsetType) else self.error_share
 
 
 class Plan(Record, frozen=True):
@@ -355,10 +364,10 @@ def _as_declared(plan: Plan, held: Plan) -> Plan:
     return msgspec.structs.replace(plan, analysis=held.analysis) if is_same else plan
 
 
-def _declared(plan: Plan) -> tuple[str, float, Stopping]:
+def _declared(plan: Plan) -> tuple[str, float, float, Stopping]:
     """The settings of a plan's analysis that a user chooses; the defaults if it has none."""
     analysis = Analysis() if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis
-    return analysis.endpoint, analysis.unclear_share, plan.stopping
+    return analysis.endpoint, analysis.unclear_share, analysis.errors, plan.stopping
 
 
 def plan_seal(file: PlanFile) -> str:
@@ -428,7 +437,8 @@ def differences(held: Plan, new: Plan) -> str:
             found.append(f"--until-decided ({'' if held.is_until_decided else 'not '}there)")
         is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
         new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
-    for name, a, b in zip(("--endpoint", "--unclear-share", "--stopping"), of_held, of_new, strict=True):
+    options = ("--endpoint", "--unclear-share", "--error-share", "--stopping")
+    for name, a, b in zip(options, of_held, of_new, strict=True):
         if a != b:
             found.append(f"{name} ({a} there, {b} asked for)")
     new = msgspec.structs.replace(new, analysis=held.analysis)

@@ -75,6 +75,7 @@ class StudySpec:
     stopping       "fixed" asks every trial. Else a model is asked no more once all of its pairs are decided.
                    "group_sequential" at half and three quarters of the behaviours, with nearly the power
                    of "fixed". "until_decided" at up to twelve analyses, with less power
+    error_share    of verdicts that may favour the other model without undoing "worse" (plan.Analysis)
     out            the folder of the study; None: studies/<application>-<digest of its questions>
 
     One name in place of a list of models, attacks or lineage is a list of one.
@@ -96,6 +97,7 @@ class StudySpec:
     endpoint: str = ENDPOINTS[0]
     unclear_share: float = UNCLEAR_SHARE
     stopping: str = STOPPINGS[0]
+    error_share: float = 0.0
 
     def __post_init__(self) -> None:
         """One name is a sequence of one, as in a plan file."""
@@ -235,7 +237,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         attacker=_planned(attacker) if attacker is not None else msgspec.UNSET,
     )
     refuse_too_many(made)
-    return declare(made, spec.endpoint, spec.unclear_share, spec.judge, stopping)
+    return declare(made, spec.endpoint, spec.unclear_share, spec.judge, stopping, spec.error_share)
 
 
 def _record(model: ModelReference) -> Model:
@@ -385,14 +387,17 @@ def declare(
     unclear_share: float = UNCLEAR_SHARE,
     judge: str | None = None,
     stopping: Stopping | None = None,
+    error_share: float = 0.0,
 ) -> Plan:
-    """The plan with its analysis. Raises UsageError for an unknown endpoint or a share outside [0, 1].
+    """The plan with its analysis. Raises UsageError for an unknown endpoint or a share outside its range.
 
     stopping: None keeps that of the plan.
     """
     known, rule = _known_name("endpoint", endpoint, ENDPOINTS), stopping or plan.stopping
     if not 0 <= unclear_share <= 1:
         raise UsageError(f"unclear_share must be from 0 to 1, not {unclear_share}.", code="bad-setting")
+    if not 0 <= error_share < 0.5:
+        raise UsageError(f"error_share must be from 0 to below 0.5, not {error_share}.", code="bad-setting")
     families = families_of(plan)
     analysis = Analysis(
         endpoint=known,
@@ -401,6 +406,7 @@ def declare(
         judge=judge or DEFAULT,
         families=families,
         primary=_primary(families),
+        error_share=float(error_share) if error_share else msgspec.UNSET,
         interim=_planned_analyses(plan) if rule == "group_sequential" else msgspec.UNSET,
     )
     return msgspec.structs.replace(plan, analysis=analysis)

@@ -102,10 +102,12 @@ class Study:
         endpoint: str = ENDPOINTS[0],
         unclear_share: float = UNCLEAR_SHARE,
         stopping: str = STOPPINGS[0],
+        error_share: float = 0.0,
     ) -> None:
         spec = StudySpec(
             models, application, probes, attacks, samples, seed, margin, confidence, until_decided, judge,
             attacker, lineage, out, endpoint, unclear_share, stopping,
+            error_share,
         )  # fmt: skip
         self._resolve(spec, store, engine_loader)
 
@@ -135,7 +137,9 @@ class Study:
             edges := graph.edges(records, self._known(records))
         ):
             described = msgspec.structs.replace(self._plan, edges=edges)
-            self._plan = declare(described, spec.endpoint, spec.unclear_share, spec.judge)
+            self._plan = declare(
+                described, spec.endpoint, spec.unclear_share, spec.judge, error_share=spec.error_share
+            )
         self._grown = {each.record.id: each for each in grown}
         if attacker is not None:
             self._grown[attacker.record.id] = attacker

@@ -227,6 +227,8 @@ def withheld_words(reason: Reason, tipping_share: float | None) -> str:
     """Why there is not enough evidence although the numbers would show it; "" for other reasons."""
     if reason == "interval":
         return "the test shows a difference, but its interval includes 0"
+    if reason == "errors":
+        return "errors of the checks or the judge that differ between the models could undo it"
     if reason != "unclear":
         return ""
     if tipping_share is None:
