@@ -13,7 +13,7 @@ from typing import NamedTuple
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
 from heredity.study.declared_words import stopping_words
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate, SeverityRate
 from heredity.study.wording import (
     SEVERITIES,
     TechniqueCounts,
@@ -344,7 +344,9 @@ def _worst_harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> t
 
 def _worst_harm_of(estimates: Estimates, called: dict[str, str], scope: str, *rated: Rate) -> str:
     models = [rate.model for rate in rated]
-    rows = {(row.severity, row.model): row for row in estimates.severities if row.technique == scope}
+    rows: dict[tuple[int, str], SeverityRate] = {
+        (row.severity, row.model): row for row in estimates.severities if row.technique == scope
+    }
     worst = max((of for (of, model), row in rows.items() if model in models and row.n_broke), default=0)
     parts = []
     for model in models:
