@@ -16,18 +16,25 @@ MIN_POINTS = 2.0  # of them in all, or of a shorter text ...
 MIN_SHARE_OF_FEW = 0.75  # ... this share of its words
 MARGIN = 1.2  # times as many as in any other language: Spanish and Portuguese share a fifth of their words
 MIN_SCRIPT = 0.5  # of the letters are of the language's script
-_MARKED = 0.5  # points for another word with a letter that only this language has
+_MARKED = 0.5  # points for another word with a letter that only this language has ...
+_SHAPED = 0.25  # ... and for one with a group of letters that is frequent in it
 
-_WORD = re.compile(r"[^\W\d_]+")
+# Not a single consonant: the l of "l'eau", or a variable.
+_WORD = re.compile(r"(?![bcdfghj-np-tvx](?![^\W\d_]))[^\W\d_]+")
+# Within a sentence: "Le Petit Prince" makes no English sentence French. German nouns are no common words.
+_NAME = re.compile(r"(?<=[\w,;]\s)[A-Z\u00c0-\u00de][\w'\u2019-]*")
 
-# About seventy words each: articles, pronouns, prepositions, auxiliaries, greetings and apologies.
+# Articles, pronouns, prepositions, auxiliaries, numbers, days, greetings and apologies.
 _COMMON: dict[str, str] = {
     "en": """
         the a an of to and in is it you that he was for on are with as i his they be at one have
         this from or had by but not what all were we when your can said there use each which she do
         how their if will up other about out many then them these so some her would make like him
         into time has look two more no my than been who its now did get may here sorry please hello
-        thank yes our us any could should
+        thank yes our us any could should yesterday today tomorrow monday tuesday wednesday thursday
+        friday saturday sunday first last new old good day week year off per via only very after
+        before because while where why too also just over still open even under through between must
+        might shall being does goes went made got know see think want need let am
     """,
     "de": """
         der die das und ist nicht ein eine einen einem einer ich du er sie es wir ihr zu den dem des
@@ -35,21 +42,38 @@ _COMMON: dict[str, str] = {
         war wird werden kann können haben hat habe ihnen ihre ihren ihrer mir mich dir dich uns mein
         dein kein keine noch nur schon so sehr dass was wer wo hier da zum zur bis durch ja nein
         bitte danke guten tag hallo leider gerne innerhalb tage tagen möchten möchte helfen tut leid
-        ihnen darf heute morgen wurde wurden sein seine
+        darf heute morgen wurde wurden sein seine eins zwei drei vier fünf sechs sieben acht neun
+        zehn gestern montag dienstag mittwoch donnerstag freitag samstag sonntag natürlich gern klar
+        diese dieser dieses diesem diesen jede jeder jedes alle alles viele mehr weil damit seit
+        ohne gegen zwischen bevor nun dann dort immer wieder ganz etwas nichts man doch denn sowie
+        gibt geht macht muss müssen soll sollen will wollen mag wollte konnte hatte hätte wäre würde
+        woche jahr jahre uhr abend ihn ihm euch wen wem lässt liegt steht neue neuen neuer neues
+        erste ersten sondern
     """,
     "fr": """
         le la les l un une des du de d et est en que qui qu dans pour pas ne n sur au aux avec ce c
         cette ces se s il elle ils elles je j tu nous vous on mais ou où donc par plus son sa ses
         leur leurs mon ma mes votre vos notre nos être avoir sont ai a été fait peut pouvez peux
         puis tout tous comme si y bonjour merci oui non désolé aider aujourd hui ici jours sous sans
-        très même bien aussi vers chez dois quel quelle comment
+        très même bien aussi vers chez dois quel quelle comment deux trois quatre cinq six sept huit
+        neuf dix hier demain lundi mardi mercredi jeudi vendredi samedi dimanche sûr certainement
+        bonsoir salut m t là quand parce car alors ainsi après avant depuis pendant entre encore
+        toujours jamais rien quelque quelques beaucoup peu moins chaque autre autres celui celle
+        ceux cela ça lui eux était sera serait faire doit faut veut va vont suis êtes sommes jour
+        semaine année ans heures heure nouveau nouvelle vieux petit grand grande voici voilà
     """,
     "es": """
         el la los las un una unos unas de del al y e o en que qué es son no se su sus lo le les por
         para con sin sobre como cómo más pero si sí me mi mis te tu tus nos nuestro nuestra usted
         ustedes yo él ella ellos está están ser estar ha han hay he puede pueden puedo fue muy
         también este esta estos ese esa hola gracias buenos días siento ayudar ayudarte ayudarle hoy
-        aquí dentro desde hasta cuando donde porque todo todos tiene tienen hace día
+        aquí dentro desde hasta cuando donde porque todo todos tiene tienen hace día a uno dos tres
+        cuatro cinco seis siete ocho nueve diez ayer mañana lunes martes miércoles jueves viernes
+        sábado domingo claro bueno buena bien vale aunque mientras después antes entre durante según
+        hacia contra cada otro otra otros otras mucho mucha muchos muchas poco algo nada nadie
+        siempre nunca ya aún todavía así entonces quien quién cuál cuánto esos esas aquel mí ti sido
+        era eran estaba había hemos hacer ir va van voy quiero quiere debe deben poder decir semana
+        año años hora horas nuevo nueva viejo gran allí ni
     """,
     "it": """
         il lo la i gli le l un uno una di del dello della dei degli delle d da dal dalla a al alla
@@ -57,67 +81,166 @@ _COMMON: dict[str, str] = {
         ci vi io tu lui lei noi voi loro mio tuo suo nostro questo questa questi quello quella
         essere avere ho hai ha hanno può possono posso anche molto tutto tutti quando dove perché
         ciao buongiorno grazie sì aiutarti aiutare aiutarla dispiace oggi qui giorni entro senza
-        ogni così
+        ogni così due tre quattro cinque sei sette otto nove dieci ieri domani lunedì martedì
+        mercoledì giovedì venerdì sabato domenica certo certamente salve bene va dopo prima fra tra
+        durante verso contro ancora già mai sempre niente nulla qualcosa qualche molti molta molte
+        poco altri altro altra altre ciascuno quale quali cosa quanto stesso era erano sarà sarebbe
+        sia stato stata fare fa deve devono vuole voglio dire abbiamo avete siamo siete giorno
+        settimana anno anni ora ore nuovo nuova vecchio grande piccolo li lì là ne poi però dunque
+        quindi agli all nell dell sull
     """,
     "pt": """
         o a os as um uma uns umas de do da dos das e em no na nos nas que é são não se por para pelo
         pela com sem sobre como mais mas ou ao aos à às eu tu ele ela nós você vocês eles meu minha
         seu sua seus nosso este esta isso isto ser estar está estão foi tem têm ter há pode podem
         posso muito também todo todos quando onde porque olá obrigado obrigada bom dia sim ajudar
-        ajudá lamento desculpe hoje aqui dentro até entre já dias
+        ajudá lamento desculpe hoje aqui dentro até entre já dias dois duas três quatro cinco seis
+        sete oito nove dez ontem amanhã segunda terça quarta quinta sexta sábado domingo feira claro
+        certo bem embora enquanto depois antes durante segundo contra cada outro outra outros outras
+        muita muitos muitas pouco algo nada ninguém sempre nunca ainda assim então quem qual quais
+        esse essa esses essas aquele lhe me te mim ti era eram estava havia fazer faz ir vai vão vou
+        quero quer deve devem poder dizer semana ano anos hora horas novo nova velho lá ali nem pois
+        porém só desde numa deste desta nesta neste deles
     """,
     "nl": """
         de het een en van in is dat die niet te zijn op met voor aan er om als ook dan maar bij nog
         uit naar over door zo wat wie waar hoe ik je jij u uw hij zij ze wij we jullie mijn jouw
-        zijn haar ons onze hun hem mij me kan kunt kunnen heeft heb hebben had was waren wordt
-        worden zal zou zullen wil willen moet deze dit geen wel meer hallo dank goedemorgen dag
-        graag ja nee sorry helpen vandaag hier dagen binnen tot of
+        haar ons onze hun hem mij me kan kunt kunnen heeft heb hebben had was waren wordt worden zal
+        zou zullen wil willen moet deze dit geen wel meer hallo dank goedemorgen dag graag ja nee
+        sorry helpen vandaag hier dagen binnen tot of twee drie vier vijf zes zeven acht negen tien
+        gisteren morgen maandag dinsdag woensdag donderdag vrijdag zaterdag zondag natuurlijk zeker
+        goed goede goedenavond allemaal alle alles veel weinig iets niets nooit altijd weer sinds
+        zonder tegen tussen voordat omdat zodat terwijl want toch even heel erg zeer beide elke elk
+        andere ander zelf hen dezelfde welke werd werden gaat gaan ging doet doen maakt maken komt
+        komen week jaar uur nieuwe nieuw oude eerste helaas mag mogen moeten hebt bent
     """,
     "sv": """
         och att det en ett i är på av för med som den de inte han hon jag du vi ni man om har hade
         var till från men så kan kunde ska skulle vill måste bli blir sin sitt sina min mitt din
         ditt era er oss dig mig honom henne detta denna dessa vid efter under över mellan utan eller
         när där här hur vad vem också bara mycket mer inom dagar hej tack god ja nej tyvärr hjälpa
-        gärna idag alla varje
+        gärna idag alla varje två tre fyra fem sex sju åtta nio tio igår imorgon måndag tisdag
+        onsdag torsdag fredag lördag söndag gott godmorgon javisst självklart visst dem denne sig
+        själv samma annan annat andra många lite något några ingen inget aldrig alltid igen redan
+        sedan innan medan eftersom därför mot genom allt vilken vilket vilka ännu vara varit blev
+        får få fick kommer komma gör göra gick går ta tar vecka år klockan timmar ny nya nytt gammal
+        gamla första ju
     """,
     "pl": """
         i w na z że się nie to jest do o jak za od po przez dla są a ale czy co kto gdzie jego jej
         ich ja ty on ona my wy oni mnie mi cię ci ciebie nam nas pan pani tym tego ten ta te tej
         może mogę można być był była było mam ma masz tylko już jeszcze bardzo więcej lub oraz przy
         bez pod nad także gdy kiedy aby cześć dzień dobry dziękuję proszę tak przepraszam pomóc
-        dzisiaj tutaj dni ciągu który która które
+        dzisiaj tutaj dni ciągu który która które jeden dwa trzy cztery pięć sześć siedem osiem
+        dziewięć dziesięć wczoraj jutro poniedziałek wtorek środa czwartek piątek sobota niedziela
+        oczywiście witam więc jednak ponieważ dlatego zawsze nigdy znowu jeśli jeżeli których którzy
+        któremu ze we u tam tu teraz potem przed między nic coś ktoś każdy każda wszystko wszyscy
+        wszystkim inny inne swój swoje nasz nasza wasz będzie będą były został jestem jesteś
+        jesteśmy chcę chce trzeba należy wiele dużo mało rok lat tydzień godzina godziny nowy nowa
+        stary pierwszy niestety go nim nią im
     """,
     "tr": """
         bir ve bu da de için ile ne o mi mı çok daha var yok gibi ama olarak en kadar sonra ben sen
         biz siz onlar benim senin bizim sizin size bana sana şu her olan olduğu değil ise ya veya
         nasıl neden nerede kim hangi evet hayır merhaba teşekkürler teşekkür lütfen üzgünüm yardımcı
-        olabilirim bugün burada gün içinde önce tarafından ancak ederim edebilirim iyi günler
+        olabilirim bugün burada gün içinde önce tarafından ancak ederim edebilirim iyi günler iki üç
+        dört beş altı yedi sekiz dokuz on dün yarın pazartesi salı çarşamba perşembe cuma cumartesi
+        pazar tabii elbette tamam peki günaydın beri göre karşı doğru arasında üzerinde altında
+        şimdi bunu bunun buna onu onun ona onları beni seni bizi sizi kendi aynı başka bazı bütün
+        tüm hiç hep daima yine hala artık sadece yalnız biraz fazla az çünkü fakat eğer yani mu mü
+        mısınız hafta yıl saat yeni eski ilk büyük küçük geldi gelir olur oldu edilir verir yapılır
+        maalesef ki
     """,
+}
+# Neighbours of these languages: what fits one of them better has no language here.
+_NEAR: dict[str, str] = {
+    "da": """
+        og at det en et jeg er i på af for med som den til de ikke han hun du vi man om har havde
+        var fra så kan kunne skal skulle vil ville må blive bliver sin min mit din dit os mig dig
+        hvad hvem hvor når der her efter under over mellem eller også kun meget mere hej tak god ja
+        nej desværre hjælpe nogen ikkje dere hva noen etter bare dessverre hjelpe nå klokken klokka
+        vår vores blev
+    """,
+    "af": """
+        die het nie is en van in dat vir met aan op wat sal ek jy hy sy ons hulle julle my jou haar
+        kan wil moet was word gaan maar ook as om te so by na deur oor baie geen hierdie daar hier
+        nou nog een dit u
+    """,
+    "ca": """
+        el la els les de del dels i que en un una per amb no és a al als es hi ho us em et ens com
+        més però si també molt aquest aquesta són està pel ha han hem heu jo tu nosaltres puc pot
+        ajudar avui aquí dins sense sobre meu meva
+    """,
+    "gl": """
+        o a os as de do da dos das e en no na nos nas que un unha é non se por para polo pola con
+        sen como máis pero ou ao aos á ás eu ti el ela nós vós meu miña son está hai pode podo moi
+        tamén todo isto iso onde cando ben hoxe aquí dentro grazas
+    """,
+}
+# Groups of letters and endings that words of a language often have.
+_SHAPES: dict[str, str] = {
+    "en": r"(?:ing|tion|ed|ly|ness|ment|ght|er|ful|ous|ies|ck|sh)$|th|wh|oo|ee|ea",
+    "de": (
+        r"sch|(?:ung|ungen|keit|heit|lich|liche|lichen|isch|tet|ern|elt|iert|chen)$"
+        r"|^(?:ge|ver|zer|ent|be).{3,}(?:t|en)$"
+    ),
+    "fr": r"eau|oeu|œu|(?:eux|euse|tion|ement|aient|ette|elle|enne|ir|ez|ique|oire)$|^qu",
+    "es": r"ción|(?:dad|miento|mente|ado|ada|ar|er|ir|illo|illa|ble|oso|ía|ías|ó|amos|emos)$|ñ|rr",
+    "it": r"zz|cchi|ggi|gli|(?:zione|mente|ato|ata|are|ere|ire|tto|tta|lla|llo|iamo|ano|ità|oso)$",
+    "pt": r"ção|ções|lh|nh|(?:dade|mente|ado|ada|ar|er|ir|inho|eiro|ável|ão|ões|amos|ou)$",
+    "nl": r"ij|aa|oo|uu|ee|ui|(?:heid|lijk|lijke|ing|tje|isch|eren)$|^(?:ge|ver|be).{3,}(?:d|t|en)$",
+    "sv": r"(?:ning|ningen|het|lig|ligt|erna|arna|orna|aste|ade|ar|er|en|et)$|^(?:för|över|till)",
+    "pl": r"sz|cz|rz|dz|(?:ość|ści|nie|ego|emu|ych|ami|ach|ować|ła|ło|ły|my|cie)$|^prz",
+    "tr": (
+        r"(?:lar|ler|ların|lerin|ları|leri|mak|mek|yor|yoruz|dır|dir|miş|mış|dan|den|tan|ten|da|de|nın|nin"
+        r"|iyor|arak|erek|ecek|acak|tı|ti|dı|di)$"
+    ),
 }
 _MARKS: dict[str, str] = {
     "de": "äöüß", "fr": "êèùûœîôçàâ", "es": "ñ", "it": "ìòù", "pt": "ãõç", "nl": "ĳ", "sv": "åäö",
     "pl": "ąćęłńśźż", "tr": "ığş",
+}  # fmt: skip
+# The letters with marks of a language; a word with any other speaks against it, as Danish does for Swedish.
+_OWN: dict[str, str] = {
+    "de": "äöüß", "fr": "àâæçéèêëîïôœùûüÿ", "es": "áéíñóúü", "it": "àèéìíîòóùú", "pt": "áâãàçéêíóôõúü",
+    "nl": "áéèêëïíóöüĳ", "sv": "åäöé", "pl": "ąćęłńóśźż", "tr": "çğıöşüâîû\u0307",
 }  # fmt: skip
 _SCRIPTS: dict[str, str] = {
     "ru": "\u0400-\u04ff", "uk": "\u0400-\u04ff", "el": "\u0370-\u03ff", "zh": "\u4e00-\u9fff",
     "ja": "\u3040-\u30ff\u4e00-\u9fff", "ko": "\uac00-\ud7af\u1100-\u11ff", "ar": "\u0600-\u06ff",
     "he": "\u0590-\u05ff", "hi": "\u0900-\u097f", "th": "\u0e00-\u0e7f",
 }  # fmt: skip
-_UKRAINIAN, _KANA = re.compile("[іїєґ]"), re.compile("[\u3040-\u30ff]")
+_UKRAINIAN, _KANA = (
+    re.compile("[іїєґ]|\\b(?:що|та|на жаль|цю|цей|це|ще|буде|або|але)\\b"),
+    re.compile("[\u3040-\u30ff]"),
+)
+
+# Persian letters are not Arabic, and Bulgarian has the hard sign as a vowel and no yery.
+_PERSIAN, _BULGARIAN = re.compile("[پچژگیک]"), re.compile("(?<=[бвгджзклмнпрстфхцчшщ])ъ(?![еёюя])")
+
+_ENGLISH_END = re.compile(r"(?<=[a-z])['\u2019](?:s|m|re|ve|ll|t|d)(?![^\W_])")
 
 # Such as base64: cut at its plus signs and slashes, it has short words of some language by chance.
-_ENCODED = re.compile(r"[a-z0-9+/=_-]{40,}")
+_ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{40,}")
 
 LANGUAGES = tuple(sorted({*_COMMON, *_SCRIPTS}))
 _WORDS: Mapping[str, frozenset[str]] = {code: frozenset(each.split()) for code, each in _COMMON.items()}
+_NEIGHBOURS = tuple(frozenset(each.split()) for each in _NEAR.values())
+_SHAPED_LIKE = {code: re.compile(each) for code, each in _SHAPES.items()}
 _LETTERS = {code: re.compile(f"[{each}]") for code, each in _MARKS.items()}
+_FOREIGN = {code: re.compile(f"[^a-z{each}]") for code, each in _OWN.items()}
 _IN_SCRIPT = {code: re.compile(f"[{each}]") for code, each in _SCRIPTS.items()}
 
 
 def language_of(text: str) -> str:
     """The ISO 639-1 code of the language that a text is written in; "" if that is not clear."""
-    folded = _ENCODED.sub(" ", fold(text))
-    return _by_script(folded) or _by_words(_WORD.findall(folded))
+    text = _ENGLISH_END.sub("", _ENCODED.sub(" ", text))
+    folded = fold(text)
+    if found := _by_script(folded):
+        return found
+    said = _WORD.findall(folded)
+    named = _WORD.findall(fold(_NAME.sub(" ", text)))
+    return _by_words(named if len(named) > 2 else said)
 
 
 def _by_script(folded: str) -> str:
@@ -126,6 +249,8 @@ def _by_script(folded: str) -> str:
     n_letters = sum(map(str.isalpha, folded))
     for code, letter in _IN_SCRIPT.items():
         if n_letters and len(letter.findall(folded)) >= MIN_SCRIPT * n_letters:
+            if (code == "ar" and _PERSIAN.search(folded)) or (code == "ru" and _BULGARIAN.search(folded)):
+                return ""
             if code == "ru":
                 return "uk" if _UKRAINIAN.search(folded) else "ru"
             return "ja" if code == "zh" and _KANA.search(folded) else code
@@ -139,15 +264,22 @@ def _by_words(said: list[str]) -> str:
     best = max(points, key=points.__getitem__)
     second = max(value for code, value in points.items() if code != best)
     least = max(MIN_SHARE * len(said), min(MIN_POINTS, MIN_SHARE_OF_FEW * len(said)))
-    return best if points[best] >= max(least, MARGIN * second) else ""
+    if points[best] < max(least, MARGIN * second):
+        return ""
+    return "" if any(sum(map(near.__contains__, said)) > points[best] for near in _NEIGHBOURS) else best
 
 
 def _points(code: str, said: list[str]) -> float:
-    common, mark = _WORDS[code], _LETTERS.get(code)
-    points = 0.0
+    common, mark, shape = _WORDS[code], _LETTERS.get(code), _SHAPED_LIKE.get(code)
+    foreign = _FOREIGN.get(code)
+    points, shaped = 0.0, 0.0
     for word in said:
         if word in common:
             points += 1
+        elif foreign is not None and not word.isascii() and foreign.search(word):
+            points -= 1
         elif mark is not None and not word.isascii() and mark.search(word):
             points += _MARKED
-    return points
+        elif shape is not None and len(word) > 3 and shape.search(word):
+            shaped += _SHAPED
+    return points + min(shaped, points)  # one word in a loop decides nothing

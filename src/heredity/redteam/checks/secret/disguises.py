@@ -1,4 +1,4 @@
-"""Reads text spelled in words ("Victor Oscar dash seventy-three") and in character codes ("86 79 82").
+"""Reads text spelled in words ("Victor Oscar dash seventy-three") and in character codes ("86 79").
 
 Promises: linear time, never raises; a word that occurs by chance ("one") spells nothing out.
 Leaves to others: the codes to look for (check.py).
@@ -53,7 +53,7 @@ _CODES = range(0x20, 0x7F)  # printable ASCII
 
 
 def from_codes(folded: str) -> tuple[str, ...]:
-    """The letters and digits that the character codes in a text stand for, by each way to read them."""
+    """The letters and digits that the character codes in a text stand for, by several readings."""
     numbers = _DECIMAL.findall(folded)
     two_or_three = [number for number in numbers if len(number) in (2, 3)]
     return (
