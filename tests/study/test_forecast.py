@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -12,11 +14,12 @@ import pytest
 
 from heredity import stats
 from heredity.core.records import Check, Probe
+from heredity.core.terminal import wrapped
 from heredity.stats.group_sequential import SequentialComparison
 from heredity.stats.power import EXACT_TO, _tango_critical, not_worse_power, shown_margin
 from heredity.stats.sequential_power import sequential_power
 from heredity.stats.unclear import compare_at_shares
-from heredity.study.forecast import BASELINE, UNCLEAR, Assumed, forecast_study, lines
+from heredity.study.forecast import BASELINE, UNCLEAR, Assumed, forecast_study, left_out, lines
 from heredity.study.plan import ForecastRow, Plan, StudyForecast, read_saved
 from heredity.study.spec import declare
 from heredity.study.study import Study
@@ -234,6 +237,9 @@ def test_an_earlier_study_of_these_models_is_assumed(tmp_path: Path) -> None:
     found = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "second").forecast()
     assert found is not None and found.source == "first"
     assert (found.baseline, found.unclear) != (BASELINE, UNCLEAR)
+    assert found.source_models == MODELS and found.source_at == datetime.now(UTC).date().isoformat()
+    told = lines(Study(MODELS, APPLICATION, probes(20), out=tmp_path / "second").resolved, found)[-1]
+    assert all(each in told for each in ("first", found.source_at, *MODELS)) and len(told) <= 80
     others = Study(["scripted:leaky", "scripted:helpful"], APPLICATION, probes(20), out=tmp_path / "o")
     elsewhere = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "deep" / "second")
     for study in (others, elsewhere):
@@ -276,11 +282,11 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_a_study_says_it_before_the_first_request_and_once(place: Path) -> None:
-    done = run_here("study", "plan.toml", "--out", "out", cwd=place)
+    done = run_here("study", "plan.toml", "--out", "out", cwd=place, env={"COLUMNS": "80"})
     said = done.stderr.splitlines()
     foreseen = read_saved(place / "out")
     assert isinstance(foreseen.forecast, StudyForecast)
-    expected = lines(foreseen.plan, foreseen.forecast)
+    expected = [*lines(foreseen.plan, foreseen.forecast), *wrapped(*left_out(foreseen.plan), 80).splitlines()]
     assert said[: len(expected)] == expected and said[len(expected)].startswith("asking")
     again = run_here("study", "plan.toml", "--out", "out", cwd=place)
     assert expected[0] not in again.stderr
@@ -292,8 +298,33 @@ def test_power_foresees_the_same_for_the_plan_file(place: Path) -> None:
     foreseen = json.loads((place / "out" / "plan.json").read_bytes())["forecast"]
     assert json.loads(told.stdout) == foreseen
     shown = run_here("power", "--study", "plan.toml", cwd=place)
-    assert "judge_free (pairs, breach)" in shown.stdout
+    assert re.search(r"^pairs by breach *\n  judge_free  ", shown.stdout, re.MULTILINE)
     shutil.rmtree(place / "out")
+
+
+@pytest.mark.parametrize("width", [80, 60])
+@pytest.mark.parametrize("verb", [("power", "--study", "plan.toml"), ("study", "plan.toml", "--out", "out")])
+def test_no_word_is_broken_on_a_narrow_screen(place: Path, width: int, verb: tuple[str, ...]) -> None:
+    """At 80 columns `power` printed its techniques in pieces of nine letters."""
+    env = {"COLUMNS": str(width)}
+    whole = run_here(*verb, cwd=place, env={"COLUMNS": "200"})
+    shutil.rmtree(place / "out", ignore_errors=True)
+    narrow = run_here(*verb, cwd=place, env=env)
+    told = [
+        run.stdout if verb[0] == "power" else run.stderr.partition("asking")[0] for run in (whole, narrow)
+    ]
+    assert max(map(len, told[1].splitlines())) <= width
+    assert set(told[1].split()) <= set(told[0].split()), "pieces of words"
+    if verb[0] == "power":
+        assert "executable_output" in told[1].split()
+
+
+def test_techniques_that_the_application_lacks_are_named_in_one_line(place: Path) -> None:
+    done = run_here("study", "plan.toml", "--out", "out", cwd=place)
+    (line,) = left_out(read_saved(place / "out").plan)
+    assert "planted_secret" in line and "forbidden_tool" in line and "direct_injection" not in line
+    assert " ".join(line.split()) in " ".join(done.stderr.split())
+    assert left_out(msgspec.structs.replace(planned(), skipped=())) == []
 
 
 def test_power_needs_no_model_in_the_store(place: Path) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from heredity.study.study import Study
 
 
+_NARROW = 76  # columns below which the table of a study has four columns
+
+
 @click.command("power", cls=Verb, example="heredity power --gap 0.10 --baseline 0.2 --margin 0.05")
 @click.option("--gap", type=float, metavar="SHARE", help="Difference to detect; 0.1 is ten points.")
 @click.option("--margin", type=float, metavar="SHARE", help="Non-inferiority margin.")
@@ -180,8 +183,9 @@ def _model(store: Store, ref: str) -> Grown | Model:
 
 def _show_study(study: Study, as_json: bool) -> None:
     from heredity.core.errors import UsageError
-    from heredity.core.terminal import write, write_json
-    from heredity.study.forecast import lines
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import out, wrapped, write, write_json
+    from heredity.study.forecast import left_out, lines
 
     found = study.forecast()
     if found is None:
@@ -191,20 +195,29 @@ def _show_study(study: Study, as_json: bool) -> None:
     if as_json:
         write_json(found)
         return
-    for line in lines(study.resolved, found):
-        write(line)
+    for line in (*lines(study.resolved, found), *left_out(study.resolved)):
+        write(wrapped(plain(line), out().width))
     write("")
     _show_rows(found)
 
 
 def _show_rows(found: StudyForecast) -> None:
+    """The rows by family of comparisons. A narrow screen gets fewer columns, so that no word is broken."""
     from heredity.core.terminal import cell, out, table
 
-    columns = ("comparison", "clusters", "effective n", "worse from", "not worse: power", "clusters for 0.8")
-    grid = table(*columns, right=columns[1:])
+    is_narrow = out().width < _NARROW
+    columns: tuple[str, ...] = ("comparison", "clusters", "worse from", "not worse")
+    if not is_narrow:
+        columns = ("comparison", "clusters", "effective n", "worse from", "not worse", "needs")
+    grid, family = table(*columns, right=columns[1:], whole=columns[:1]), ""
     for row in found.rows:
+        if family != (family := f"{row.between} by {row.measure.replace('_', '-')}"):
+            grid.add_row(cell(family, "bold"))
         worse = "-" if row.detectable is None else f"{100 * row.detectable:.0f} points"
-        numbers = (f"{row.n_clusters:,}", f"{row.n_effective:.0f}", worse, f"{row.not_worse:.2f}")
-        name = f"{row.technique} ({row.between}, {row.measure.replace('_', '-')})"
-        grid.add_row(cell(name), *map(cell, (*numbers, f"{row.clusters_needed:,}")))
+        numbers = [f"{row.n_clusters:,}", worse, f"{row.not_worse:.2f}"]
+        if not is_narrow:
+            numbers = [*numbers[:1], f"{row.n_effective:.0f}", *numbers[1:], f"{row.clusters_needed:,}"]
+        grid.add_row(cell(f"  {row.technique}"), *map(cell, numbers))
     out().print(grid)
+    legend = f"Not worse: the power of it for equal models. Needs: clusters for a power of {found.power:g}."
+    out().print(legend.partition(" Needs")[0] if is_narrow else legend, style="dim")

@@ -246,17 +246,18 @@ def command(
 def _warn(study: Study) -> None:
     import msgspec
 
-    from heredity.core.terminal import note
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import err, note, wrapped
     from heredity.redteam import attacks
-    from heredity.study.forecast import lines
+    from heredity.study.forecast import left_out, lines
     from heredity.study.plan import read_saved
     from heredity.study.storage import RESPONSES
 
     made = study.plan()
     saved = read_saved(study.folder)
     if not isinstance(saved.forecast, msgspec.UnsetType) and not (study.folder / RESPONSES).exists():
-        for line in lines(made, saved.forecast):
-            note(line)
+        for line in (*lines(made, saved.forecast), *left_out(made)):
+            err().print(wrapped(plain(line), err().width), soft_wrap=True, markup=False, highlight=False)
     if made.application.is_default_system and made.application.rendering in ("plain", "native"):
         note("The application has no `system`: models answer under the model's own default system prompt.")
     applied = [attacks.planned(spec) for spec in made.attacks]

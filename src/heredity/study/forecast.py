@@ -66,12 +66,14 @@ _KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
 
 class Assumed(NamedTuple):
-    """The assumptions about the answers; `source` is the earlier study's folder, or ""."""
+    """The assumptions about the answers; `source` is the earlier study's folder, or "", `models` its own."""
 
     baseline: float = BASELINE
     discordance: float = 2 * BASELINE * (1 - BASELINE)  # of two equal, unrelated models
     unclear: float = UNCLEAR
     source: str = ""
+    models: tuple[str, ...] = ()
+    at: str = ""
 
 
 def forecast_study(plan: Plan, folder: Path, sizes: Mapping[str, int] | None = None) -> StudyForecast | None:
@@ -98,7 +100,7 @@ def forecast_study(plan: Plan, folder: Path, sizes: Mapping[str, int] | None = N
     ]
     return StudyForecast(
         POWER, assumed.baseline, discordance, assumed.unclear, CORRELATION, assumed.source, seconds, speed,
-        tuple(rows),
+        tuple(rows), assumed.models, assumed.at,
     )  # fmt: skip
 
 
@@ -267,6 +269,8 @@ def _assumed(plan: Plan, path: Path, found: Estimates) -> Assumed | None:
         round(max(sum(noise) / len(noise), baseline * (1 - baseline), _MIN_DISCORDANCE), 3),
         round(sum(unclear for _, _, unclear in counts) / sum(n for _, n, _ in counts), 3),
         path.name,
+        tuple(card.name for card in found.models if card.id in ids),
+        found.circumstances.at[:10],
     )
 
 
@@ -328,7 +332,7 @@ _TITLES = {JUDGE_FREE: "judge-free breaches", JUDGED: "judged breaches", ALL: "o
 
 
 def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
-    """The forecast of the primary comparisons in at most eight lines of at most 80 columns."""
+    """The forecast of the primary comparisons in a few lines of at most 80 columns."""
     declared = plan.analysis
     if isinstance(declared, msgspec.UnsetType) or declared.primary is None:
         return []
@@ -348,8 +352,18 @@ def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
         *(_row("one technique", row, plan.margin) for row in sorted(techniques, key=_strength)[:1]),
         *(_doubt(pooled[0], plan.margin) if pooled else ()),
         *(_stops(plan, pooled[0], forecast.discordance[between]) if pooled else ()),
-        _assumptions(forecast, between),
+        *_assumptions(forecast, between),
     ]
+
+
+def left_out(plan: Plan) -> list[str]:
+    """A line that names the techniques of the chosen probes of which the plan asks nothing; [] if none is."""
+    asked = {probe.technique for probe in plan.probes}
+    skipped = dict.fromkeys(each.probe.partition("/")[0] for each in plan.skipped if each.probe != "*")
+    if not (names := [name for name in skipped if name not in asked]):
+        return []
+    why = "they do not apply to this application (the report has each reason)"
+    return [f"Not asked: {', '.join(names)}: {why}."]
 
 
 def _strength(row: ForecastRow) -> float:
@@ -388,11 +402,20 @@ def _stops(plan: Plan, row: ForecastRow, discordance: float) -> Iterator[str]:
     yield f"Analyses at {shares}: {of} stops it at the first."
 
 
-def _assumptions(forecast: StudyForecast, between: str) -> str:
-    known = f"As in {forecast.source[:16]}" if forecast.source else "Guessed"
+def _assumptions(forecast: StudyForecast, between: str) -> Iterator[str]:
+    known = "Assumed" if forecast.source else "Guessed"
     shares = (forecast.baseline, forecast.unclear, forecast.discordance[between])
     broke, unclear, differ = (f"{100 * share:.0f} %" for share in shares)
-    return f"{known}: {broke} breaches, {unclear} unclear, {differ} discordant. Time: {_time(forecast)}."
+    # Models that differ in their rates differ on more trials: a detectable difference may exceed this share.
+    yield f"{known}: {broke} breaches, {unclear} unclear, equal models differ on {differ}. {_time(forecast)}."
+    if forecast.source:
+        of = f" of {forecast.source_at}" if forecast.source_at else ""
+        named = ", ".join(forecast.source_models) or "models of this plan"
+        yield _shortened(f"From the study {forecast.source[:24]}{of}, with {named}.")
+
+
+def _shortened(line: str, width: int = 80) -> str:
+    return line if len(line) <= width else line[: width - 4].rstrip(" ,") + " ..."
 
 
 def _time(forecast: StudyForecast) -> str:

@@ -75,8 +75,7 @@ class Analysis(Record, frozen=True):
     unclear_share  "worse" holds only if it survives that this share of the other model's unclear answers, and
                    none of its own, were breaches
     error_share    "worse" holds only if it survives that this share of its breaches were false alarms, and of
-                   the other model's held trials were breaches; unset for 0. Errors that differ between models
-                   can make a difference
+                   the other model's held trials were breaches. Unset for 0
     stopping       "fixed": every trial is asked. Else interim analyses stop models (Plan.blocks).
                    "group_sequential": at few planned ones (`interim`), with tests whose levels add up to
                    that of the plan (stats/alpha_spending.py). "until_decided": with tests that hold after
@@ -210,6 +209,7 @@ class StudyForecast(Record, frozen=True):
     unclear      share of unclear answers
     correlation  between trials of one behaviour
     source       the folder of the earlier study that these are from; "" for the defaults
+    source_models, source_at   the models of that study that the plan has too, and the date of its last run
     seconds      from the fastest to the slowest that is expected
     speed        the folder whose runs measured the speed; "" for a guess from the size of the models
     """
@@ -223,6 +223,8 @@ class StudyForecast(Record, frozen=True):
     seconds: tuple[float, float]
     speed: str
     rows: tuple[ForecastRow, ...]
+    source_models: tuple[str, ...] = ()
+    source_at: str = ""
 
 
 class PlanFile(Record, frozen=True):
