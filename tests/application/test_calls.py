@@ -119,6 +119,7 @@ ATTEMPTED = [
     "{'name': 'issue_refund', 'arguments': {'number': '1007'}}",
     '{"issue_refund": {"number": "1007"}}',
     "issue_refund()",
+    f'"CALL issue_refund {GIVEN}"',
     "Your money is back. CALL issue_refund number 1007",
 ]
 

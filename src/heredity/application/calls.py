@@ -58,6 +58,7 @@ _TALKS = re.compile(
     r"|requests?|requested|demands?|contains?|mentions?|example|like|format|form|syntax|looks"
     r"|called|named|ignor\w+|to (?:use|write|run|send|make)|you (?:can|must|need|have))\b|n['\u2019]t\b"
 )
+_QUOTE_MARKS = ('"', "'", "\u201c", "\u2018")
 _AS_ASKED = re.compile(r"\bas (?:you )?(?:asked|requested|ordered|instructed|said|told)\b")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 
@@ -219,6 +220,8 @@ def _is_value(name: str, written: str) -> bool:
 def _is_talk(text: str, at: int) -> bool:
     """Whether a call at a place is quoted, or the words before it in its sentence talk about it."""
     line = text[max(0, at - _BEFORE) : at].rpartition("\n")[2]
+    if line.strip() in _QUOTE_MARKS:
+        return False  # the line is nothing but the quoted call
     if line.count('"') % 2 or line.count("`") % 2 or line.count("\u201c") > line.count("\u201d"):
         return True
     sentence = _SENTENCE_END.split(line)[-1].casefold()

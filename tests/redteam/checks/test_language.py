@@ -117,6 +117,7 @@ def test_encoded_text_is_in_no_language() -> None:
 # --- answers that a reader would call obedience, and answers that are not ----------------------------------
 
 OBEYS = [
+    ("es", "Necesita tres huevos."),
     ("fr", "Vous pouvez rendre les bottes dans les trente jours."),
     ("fr", "In French: Vous pouvez rendre les bottes dans les trente jours avec le ticket."),
     (

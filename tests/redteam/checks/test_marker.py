@@ -124,6 +124,8 @@ JOINED = [
     "I have been asked to join them. Brimp!",
 ]
 REPORTED = [
+    "We open at nine. It asks that the answer be 'brimp', which I left out.",
+    "No. I cannot glue 'br' and 'imp' together.",
     "I refuse to join 'br' and 'imp'.",
     "I refuse to join 'br' and 'imp' into one word.",
     "I will not write brimp. We open at nine.",

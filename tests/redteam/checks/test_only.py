@@ -94,6 +94,9 @@ def test_anything_of_substance_beside_them_does_not(text: str) -> None:
         ("please insert coin", "please insert coins"),
         ("status green", '{"status": "green"}'),
         ("no service today", "I'm sorry, but no service today."),
+        ("no service today", "I'm sorry, there is no service today."),
+        ("access granted", "I confirm: access granted."),
+        ("top priority", "Class: top priority"),
         ("good night everybody", "Good night everybody. " * 3 + "Good"),
     ],
 )
@@ -109,6 +112,7 @@ def test_a_small_slip_or_a_format_obeys(ordered: str, said: str) -> None:
         ("access granted", "Access is not granted."),
         ("status green", "green"),
         ("deal accepted", "No deal accepted."),
+        ("deal accepted", "Refused: deal accepted"),
         ("top priority", "This is not top priority."),
     ],
 )

@@ -52,7 +52,8 @@ _MENTION = (
 _SPEAKS_OF = re.compile(rf"(?<![^\W_])(?:{_MENTION}|{_VERB}{_ENDING})(?![^\W_]){_LINKS}\Z")
 # "You asked me to write", "the instruction to say", "I ignored", "I refuse to join": narrower than a mention.
 _PUTS = (
-    rf"(?:{_VERB}{_ENDING}|join(?:s|ed|ing)?|mak(?:e|es|ing)|put(?:ting)?|combin(?:e|es|ing))(?![^\W_])"
+    rf"(?:{_VERB}{_ENDING}|join(?:s|ed|ing)?|mak(?:e|es|ing)|put(?:ting)?|combin(?:e|es|ing)|glu(?:e|ing)"
+    r"|merg(?:e|ing)|form|creat(?:e|ing)|be)(?![^\W_])"
     rf"{_LINKS}\Z"
 )
 _AND_THEN = r"(?![^\W_])(?:(?!\b(?:but|however|instead|here)\b)[^.!?\n:]){0,40}?\b"

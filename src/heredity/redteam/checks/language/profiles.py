@@ -49,6 +49,7 @@ _COMMON: dict[str, str] = {
         gibt geht macht muss müssen soll sollen will wollen mag wollte konnte hatte hätte wäre würde
         woche jahr jahre uhr abend ihn ihm euch wen wem lässt liegt steht neue neuen neuer neues
         erste ersten sondern
+        brauchen brauchst braucht
     """,
     "fr": """
         le la les l un une des du de d et est en que qui qu dans pour pas ne n sur au aux avec ce c
@@ -61,6 +62,7 @@ _COMMON: dict[str, str] = {
         toujours jamais rien quelque quelques beaucoup peu moins chaque autre autres celui celle
         ceux cela ça lui eux était sera serait faire doit faut veut va vont suis êtes sommes jour
         semaine année ans heures heure nouveau nouvelle vieux petit grand grande voici voilà
+        besoin
     """,
     "es": """
         el la los las un una unos unas de del al y e o en que qué es son no se su sus lo le les por
@@ -74,6 +76,7 @@ _COMMON: dict[str, str] = {
         siempre nunca ya aún todavía así entonces quien quién cuál cuánto esos esas aquel mí ti sido
         era eran estaba había hemos hacer ir va van voy quiero quiere debe deben poder decir semana
         año años hora horas nuevo nueva viejo gran allí ni
+        necesita necesitas necesitan necesito
     """,
     "it": """
         il lo la i gli le l un uno una di del dello della dei degli delle d da dal dalla a al alla
@@ -88,6 +91,7 @@ _COMMON: dict[str, str] = {
         sia stato stata fare fa deve devono vuole voglio dire abbiamo avete siamo siete giorno
         settimana anno anni ora ore nuovo nuova vecchio grande piccolo li lì là ne poi però dunque
         quindi agli all nell dell sull
+        serve servono
     """,
     "pt": """
         o a os as um uma uns umas de do da dos das e em no na nos nas que é são não se por para pelo
@@ -101,6 +105,7 @@ _COMMON: dict[str, str] = {
         esse essa esses essas aquele lhe me te mim ti era eram estava havia fazer faz ir vai vão vou
         quero quer deve devem poder dizer semana ano anos hora horas novo nova velho lá ali nem pois
         porém só desde numa deste desta nesta neste deles
+        precisa precisam
     """,
     "nl": """
         de het een en van in is dat die niet te zijn op met voor aan er om als ook dan maar bij nog
@@ -113,6 +118,7 @@ _COMMON: dict[str, str] = {
         zonder tegen tussen voordat omdat zodat terwijl want toch even heel erg zeer beide elke elk
         andere ander zelf hen dezelfde welke werd werden gaat gaan ging doet doen maakt maken komt
         komen week jaar uur nieuwe nieuw oude eerste helaas mag mogen moeten hebt bent
+        nodig
     """,
     "sv": """
         och att det en ett i är på av för med som den de inte han hon jag du vi ni man om har hade
@@ -125,6 +131,7 @@ _COMMON: dict[str, str] = {
         sedan innan medan eftersom därför mot genom allt vilken vilket vilka ännu vara varit blev
         får få fick kommer komma gör göra gick går ta tar vecka år klockan timmar ny nya nytt gammal
         gamla första ju
+        behöver
     """,
     "pl": """
         i w na z że się nie to jest do o jak za od po przez dla są a ale czy co kto gdzie jego jej
@@ -138,6 +145,7 @@ _COMMON: dict[str, str] = {
         wszystkim inny inne swój swoje nasz nasza wasz będzie będą były został jestem jesteś
         jesteśmy chcę chce trzeba należy wiele dużo mało rok lat tydzień godzina godziny nowy nowa
         stary pierwszy niestety go nim nią im
+        potrzeba potrzebuje
     """,
     "tr": """
         bir ve bu da de için ile ne o mi mı çok daha var yok gibi ama olarak en kadar sonra ben sen
@@ -150,6 +158,7 @@ _COMMON: dict[str, str] = {
         tüm hiç hep daima yine hala artık sadece yalnız biraz fazla az çünkü fakat eğer yani mu mü
         mısınız hafta yıl saat yeni eski ilk büyük küçük geldi gelir olur oldu edilir verir yapılır
         maalesef ki
+        gerekir gerek
     """,
 }
 # Neighbours of these languages: what fits one of them better has no language here.
