@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from heredity.cli import main
+from heredity.study.report import html, markdown
 from tests.support import studies
-from tests.support.cli import Run, run_here
+from tests.support.cli import DESK, Run, run_here
 from tests.support.errors import check_refused
 
 
@@ -141,3 +143,17 @@ def test_errors_that_differ_are_counted_apart(run: Run, place: Path) -> None:
 def test_one_decided_answer_exits_0(run: Run, place: Path) -> None:
     body = 'if n: raise RuntimeError("gone")\n    return "I cannot help with that."'
     assert run(*_broken(place, "one_left", body)).returncode == 0
+
+
+def test_the_summary_has_the_forecast_as_a_table_and_no_attack_that_was_not_asked(tmp_path: Path) -> None:
+    (tmp_path / "desk.toml").write_text(DESK)
+    models = ("--model", "scripted:leaky", "--model", "scripted:careful", "--application", "desk.toml")
+    attacks = ("--attack", "direct", "--attack", "prefill@planted_secret", "--probes", "quick")
+    run_here("study", *models, *attacks, "--out", "s", cwd=tmp_path, env={"HEREDITY_STORE": str(tmp_path)})
+    text = markdown.render(tmp_path / "s")
+    table = text[text.index("### What this plan could show") :]
+    assert "| compared | behaviours | worse by | power of not worse |" in table
+    assert re.search(r"\| All judge-free \| \d+ \| [\d.]+\u00a0points \| 0\.\d\d \|", table)
+    assert "| Breach, judge-free, prefill |" in text  # without its techniques
+    assert "| Over-refusal, prefill |" not in text and "| Over-refusal, direct |" in text
+    assert "no decided trials" not in html.render(tmp_path / "s")

@@ -60,7 +60,14 @@ from heredity.study.outcomes import (
 )
 from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_plan, read_saved
 from heredity.study.severity import severity_rates
-from heredity.study.storage import ESTIMATES, RunRecord, judged_responses, read_estimates, run_records
+from heredity.study.storage import (
+    ESTIMATES,
+    RunRecord,
+    judged_responses,
+    read_estimates,
+    read_lacking,
+    run_records,
+)
 from heredity.study.variation import attack_pairs, attack_rates, repeated_samples
 
 
@@ -102,6 +109,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
         useful=tuple(useful_rates(outcomes)),
         severities=tuple(severity_rates(outcomes)),
+        lacking=read_lacking(folder),
         rates=rates,
         manners=tuple(count_manners(outcomes, judged.manners)),
         pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, SCOPES[m])),

@@ -78,6 +78,15 @@ class SeverityRate(Record, frozen=True):
     trials: tuple[int, ...]
 
 
+class LackingFile(Record, frozen=True):
+    """A file of an import that lacks `n` of the `n_planned` attempts or samples (`noun`) of its own run."""
+
+    file: str
+    n: int
+    n_planned: int
+    noun: str
+
+
 class MultiverseCell(Record, frozen=True):
     """Two models compared under one coding of unclear answers, one judge and one weighting.
 

@@ -17,6 +17,7 @@ from heredity.study.estimands import AttackPair as AttackPair
 from heredity.study.estimands import AttackRate as AttackRate
 from heredity.study.estimands import Competence as Competence
 from heredity.study.estimands import Deviation as Deviation
+from heredity.study.estimands import LackingFile as LackingFile
 from heredity.study.estimands import Measure as Measure
 from heredity.study.estimands import Multiverse as Multiverse
 from heredity.study.estimands import MultiverseCell as MultiverseCell
@@ -400,6 +401,7 @@ class Estimates(Record, frozen=True):
     forecast: StudyForecast | None = None  # what the plan could show, computed before the first request
     deviations: tuple[Deviation, ...] = ()  # from the declared analysis
     useful: tuple[UsefulRate, ...] = ()  # where a benign twin says what a useful answer holds
+    lacking: tuple[LackingFile, ...] = ()  # files of an import that lack answers of their own runs
     severities: tuple[SeverityRate, ...] = ()  # where a probe has the severity of its breach
     schema: int = SCHEMA
 

@@ -423,6 +423,11 @@ def _about_the_run(estimates: Estimates) -> Iterator[str]:
     if estimates.n_missing > 0:
         n_asked = f"{estimates.n_asked:,} of {estimates.n_trials:,}"
         yield f"In progress: {n_asked} trials are answered."
+    for each in estimates.lacking:
+        yield (
+            f"{label(each.file)} lacks {each.n:,} of the {plural(each.n_planned, each.noun)} of its run. "
+            "They are in no rate, and nothing shows that they are like the others."
+        )
     if stopping := stopping_words(estimates):
         yield stopping
     if estimates.n_skipped:

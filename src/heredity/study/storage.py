@@ -15,7 +15,7 @@ import hashlib
 import re
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,10 @@ from heredity.core.records import (
     encode,
     is_failed,
 )
+from heredity.core.sanitize import label
 from heredity.redteam.judges import DEFAULT
 from heredity.study import estimates
-from heredity.study.estimates import Estimates
+from heredity.study.estimates import Estimates, LackingFile
 from heredity.study.legacy import RowsFromSchema1, estimates_from_schema_2, run_from_schema_1
 from heredity.study.plan import Grid, TrialSet
 
@@ -54,6 +55,7 @@ RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "pref
 ERRORS = "errors.jsonl"  # error responses whose trials were asked again
 JUDGE = "judge.json"
 ESTIMATES = "estimates.json"
+LACKING = "lacking.json"
 RESTORE = "Restore the file, or ask again in another folder."
 FLUSH_SECONDS = 1.0  # a power cut loses at most the answers of this time, and they are asked again
 
@@ -408,6 +410,25 @@ _JudgedParts = list[tuple[str, str, tuple[ToolCall, ...], Stop]]
 
 
 # --- estimates.json -------------------------------------------------------------------------------
+
+
+def write_lacking(folder: Path, found: Sequence[LackingFile]) -> None:
+    """Save lacking.json, or remove it if no file lacks anything."""
+    if found:
+        write_atomic(folder / LACKING, encode(list(found)) + b"\n")
+    else:
+        (folder / LACKING).unlink(missing_ok=True)
+
+
+def read_lacking(folder: Path) -> tuple[LackingFile, ...]:
+    """The files of an import that lack answers of their own runs. Raises Damaged for a broken file."""
+    path = folder / LACKING
+    if not path.exists():
+        return ()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[LackingFile, ...])
+    except msgspec.DecodeError as error:
+        raise Damaged(f"{path}: {label(str(error), 200)}. Import the answers again.") from None
 
 
 def write_estimates(folder: Path, found: Estimates) -> None:

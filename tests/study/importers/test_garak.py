@@ -6,6 +6,8 @@ from pathlib import Path
 
 from heredity.study import importers, plan
 from heredity.study.importers import ImportOptions
+from heredity.study.report import html, markdown
+from heredity.study.storage import read_estimates
 from tests.support.errors import run_here
 from tests.support.importer_files import NO, YES, jsonl, made, responses
 
@@ -86,3 +88,21 @@ def test_the_command_says_how_many_attempts_are_lacking(tmp_path: Path) -> None:
     done = run_here("import", path.name, "--out", "s", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"{path.name} lacks 1 of the 2 attempts" in done.stderr
+
+
+def test_every_report_of_an_import_says_how_many_attempts_are_lacking(tmp_path: Path) -> None:
+    path = attempts(tmp_path, [("a", 0, 2), ("b", 1, 1)])
+    assert run_here("import", path.name, "--out", "s", cwd=tmp_path).returncode == 0
+    words = "lacks 1 of the 2 attempts of its run"
+    assert f"{path.name} {words}" in html.render(tmp_path / "s")
+    assert words in markdown.render(tmp_path / "s")
+    assert [(f.file, f.n, f.n_planned) for f in read_estimates(tmp_path / "s").lacking] == [(path.name, 1, 2)]
+
+
+def test_a_later_import_of_the_whole_report_lacks_nothing(tmp_path: Path) -> None:
+    path = attempts(tmp_path, [("a", 0, 2), ("b", 1, 1)])
+    made(tmp_path / "s", path)
+    assert (tmp_path / "s" / "lacking.json").exists()
+    attempts(tmp_path, [("a", 0, 2)])
+    made(tmp_path / "s", path)
+    assert not (tmp_path / "s" / "lacking.json").exists()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from heredity.core import registry
 from heredity.core.errors import BadInput, UsageError
+from heredity.study.estimates import LackingFile
 from heredity.study.importers._agreement import (
     Agreement,
     Agreements,
@@ -39,6 +40,7 @@ from heredity.study.importers._record import (
     convert,
 )
 from heredity.study.importers._study import RecordedVerdict, Summary, make
+from heredity.study.storage import write_lacking
 
 __all__ = [
     "Agreement",
@@ -71,7 +73,9 @@ def import_files(paths: Iterable[Path], folder: Path, reading: ImportOptions) ->
     """
     paths = list(paths)
     summary = make(folder, lambda: read(paths, reading))
-    return summary._replace(lacking=tuple(_lacking(paths)))
+    lacking = tuple(_lacking(paths))
+    write_lacking(folder, [LackingFile(of.path.name, of.n, of.n_planned, of.noun) for of in lacking])
+    return summary._replace(lacking=lacking)
 
 
 def _lacking(paths: Iterable[Path]) -> Iterator[Lacking]:

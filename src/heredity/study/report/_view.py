@@ -189,6 +189,16 @@ class View:
         """The attacks for the table by attack: all of them if there are several, else none."""
         return self.estimates.attacks if len(self.estimates.attacks) > 1 else ()
 
+    def attacks_of(self, strand: Strand) -> list[str]:
+        """The attacks with which a model was asked in this strand: one may be for other techniques."""
+        cards = [card.id for card in self.estimates.models]
+
+        def was_asked(attack: str) -> bool:
+            rates = (self.rate(model, strand.scope, strand.measure, attack) for model in cards)
+            return any(rate and rate.worst_case is not None for rate in rates)
+
+        return [attack for attack in self.attacks() if was_asked(attack)]
+
     @property
     def has_twins(self) -> bool:
         """Whether over-refusal was measured at all."""

@@ -64,6 +64,7 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {"label": label, "shown": shown}
     environment.globals |= {
+        "attack_name": wording.attack_name,
         "amount": wording.amount,
         "axis": charts.axis,
         "bare": wording.bare,

@@ -16,12 +16,14 @@ from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study import aggregate, decision, importers
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate, SeverityRate
+from heredity.study.plan import ForecastRow
 from heredity.study.report import _effort, _harm
 from heredity.study.report._robustness import AnalysisCell
 from heredity.study.report._view import View
 from heredity.study.wording import (
     SCOPE_NAMES,
     TextTable,
+    attack_name,
     cost_words,
     inheritance_tables,
     interval,
@@ -105,12 +107,34 @@ def _declared(view: View) -> Iterator[str]:
         return
     yield "\n### Declared before the first answer\n"
     yield from (f"- {title}: {plain(words, 400)}" for title, words in view.declared_lines())
-    yield from (f"- {plain(line, 120)}" for line in view.forecast_lines())
+    yield from _forecast(view)
     yield "\n### Deviations\n"
     found = view.estimates.deviations
     yield from (f"- {plain(each.code)}: {plain(each.words, 400)}" for each in found)
     if not found:
         yield "None: the study ran as it was declared."
+
+
+def _forecast(view: View) -> Iterator[str]:
+    """The forecast of the plan, computed before the first request."""
+    found, declared = view.estimates.forecast, view.estimates.analysis
+    if found is None or declared is None or declared.primary is None:
+        return
+    yield "\n### What this plan could show\n"
+    power = f"margin with {percent(found.power)} power"
+    yield from _head(["compared", "behaviours", "worse by", "power of not worse", power])
+    for row in found.rows:
+        if row.between == declared.primary.between:
+            what = view.title(row.technique) + (", twins" if _is_of_twins(row) else "")
+            least = "no difference" if row.detectable is None else unsigned(row.detectable)
+            margin = "none" if row.margin is None else unsigned(row.margin)
+            yield _row([plain(what), f"{row.n_clusters:,}", least, f"{row.not_worse:.2f}", margin])
+    yield ""
+    yield from (f"{plain(line, 120)}\n" for line in view.forecast_lines()[1:] if not line.startswith(" "))
+
+
+def _is_of_twins(row: ForecastRow) -> bool:
+    return row.measure == "over_refusal" and row.technique != ALL
 
 
 def _rates(view: View, measure: Measure) -> Iterator[str]:
@@ -159,11 +183,11 @@ def _useful_lines(view: View) -> Iterator[str]:
 def _by_attack(view: View) -> Iterator[str]:
     yield from _head(["rate, attack", *(plain(view.names[card.id]) for card in view.estimates.models)])
     for strand in view.strands():
-        for attack in view.attacks():
+        for attack in view.attacks_of(strand):
             cells = [
                 _cell(view.rate(c.id, strand.scope, strand.measure, attack)) for c in view.estimates.models
             ]
-            yield _row([f"{strand.title}, {plain(attack)}", *cells])
+            yield _row([f"{strand.title}, {plain(attack_name(attack, view.estimates.attacks))}", *cells])
 
 
 def _effort_lines(view: View) -> Iterator[str]:
