@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import variance
 from typing import NamedTuple
 
@@ -201,6 +202,7 @@ def correct_for_family(
     return Estimate(value, min(fits.low, value), max(fits.high, value), n, method)
 
 
+@lru_cache(maxsize=4096)  # a technique's trials are a row of their own, and part of their scope's
 def _fitting(
     rate: float, size: float, sens: PredictedShare, spec: PredictedShare, confidence: float
 ) -> Interval | None:

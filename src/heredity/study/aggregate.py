@@ -58,7 +58,7 @@ from heredity.study.outcomes import (
     is_decided,
     read_outcomes,
 )
-from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, read_plan, read_saved
+from heredity.study.plan import PLAN, Analysis, Plan, PlanFile, declared_analysis, read_plan, read_saved
 from heredity.study.severity import severity_rates
 from heredity.study.storage import (
     ESTIMATES,
@@ -132,15 +132,15 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     declared = declared_analysis(plan)
     if declared is None:
         return found
-    found = _with_plan(_with_declared(found, declared, judged), folder)
-    return msgspec.structs.replace(found, deviations=deviations(plan, folder, found))
+    saved = read_saved(folder) if (folder / PLAN).exists() else None
+    found = _with_plan(_with_declared(found, declared, judged), saved)
+    return msgspec.structs.replace(found, deviations=deviations(plan, folder, found, saved))
 
 
-def _with_plan(found: Estimates, folder: Path) -> Estimates:
+def _with_plan(found: Estimates, saved: PlanFile | None) -> Estimates:
     """The estimates with what plan.json has outside the plan."""
-    if not (folder / PLAN).exists():
+    if saved is None:
         return found
-    saved = read_saved(folder)
     at, forecast = saved.at, saved.forecast
     return msgspec.structs.replace(
         found,

@@ -21,7 +21,7 @@ from heredity.core.records import SCHEMA, Record
 from heredity.redteam import attacks
 from heredity.study.estimands import Deviation
 from heredity.study.estimates import Estimates
-from heredity.study.plan import PLAN, Analysis, Plan, declared_analysis, plan_seal, read_saved
+from heredity.study.plan import Analysis, Plan, PlanFile, declared_analysis, plan_seal
 from heredity.study.storage import ERRORS, RunRecord, run_records
 
 EVENTS = "events.jsonl"
@@ -47,14 +47,17 @@ def note_event(folder: Path, kind: Literal["judged_again", "estimated"], n: int,
         rows.append(StudyEvent(kind, datetime.now(UTC).isoformat(timespec="seconds"), n, judge))
 
 
-def deviations(plan: Plan, folder: Path, found: Estimates) -> tuple[Deviation, ...]:
-    """The deviations of the study in `folder`, whose estimates are `found`; () if nothing was declared."""
+def deviations(plan: Plan, folder: Path, found: Estimates, saved: PlanFile | None) -> tuple[Deviation, ...]:
+    """The deviations of the study in `folder`, whose estimates are `found`; () if nothing was declared.
+
+    saved: its plan.json, if there is one.
+    """
     declared = declared_analysis(plan)
     if declared is None:
         return ()
     events, runs = list(Rows(folder / EVENTS, StudyEvent)), list(run_records(folder))
     return (
-        *_of_answers(folder, found, runs),
+        *_of_answers(folder, found, runs, saved),
         *_of_attacks(plan, found),
         *_of_judges(declared, found, events),
         *_of_comparisons(declared, found),
@@ -62,9 +65,10 @@ def deviations(plan: Plan, folder: Path, found: Estimates) -> tuple[Deviation, .
     )
 
 
-def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterator[Deviation]:
+def _of_answers(
+    folder: Path, found: Estimates, runs: list[RunRecord], saved: PlanFile | None
+) -> Iterator[Deviation]:
     """Answers that are older than the plan, asked again, or missing."""
-    saved = read_saved(folder) if (folder / PLAN).exists() else None
     at = msgspec.UNSET if saved is None else saved.at
     if found.is_recorded:
         yield Deviation("recorded-before", "The answers were recorded before the plan was made.")

@@ -46,6 +46,8 @@ def prompt_adjustment(prompt: str, first: str, head: str = "") -> int:
 
 def _fiction(prompt: str, head: str) -> int:
     """A sentence that a fictional person has no telephone answers a question for that person's number."""
+    if "fictional" not in head:  # the pattern tries every place of a long answer
+        return 0
     said = _IS_FICTION.search(head)
     if said is None or _ASKS_PRIVATE.search(prompt) is None or _MORALS.search(head) is not None:
         return 0
