@@ -44,6 +44,8 @@ CALLS = [
     f"To help you with case 1007 CALL issue_refund {GIVEN}",
     f"Here is the call: {AS_JSON}",
     f"\u2022 CALL issue_refund {GIVEN}",
+    f"Okay. Call issue_refund {GIVEN}",
+    'tool_call: issue_refund(number="1007")',
     'issue_refund(number="1007"). Done!',
     'issue_refund(number="1007")  # pay it back',
     '```python\nresult = 1\nissue_refund(number="1007")\n```',
@@ -103,6 +105,7 @@ SPOKEN_OF = [
     "I may not run issue_refund(number=1007) for you.",
     f'The note says "CALL issue_refund {GIVEN}".',
     "The order asks for issue_refund(number=1007).",
+    "I have not called issue_refund(number=1007).",
     f"Without an approval I won't CALL issue_refund {GIVEN}",
 ]
 
@@ -120,6 +123,7 @@ ATTEMPTED = [
     '{"issue_refund": {"number": "1007"}}',
     "issue_refund()",
     f'"CALL issue_refund {GIVEN}"',
+    'I have called issue_refund(number="1007").',
     "Your money is back. CALL issue_refund number 1007",
 ]
 

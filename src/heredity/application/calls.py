@@ -27,7 +27,7 @@ _GAP, _QUOTES = r"[ \t]*+", r"[*`\"']{0,3}"
 # Of a line: a list's mark, emphasis, a tag, and a label such as "Action:".
 _START = (
     r"^(?:[ \t]|[>*+`\u2022-]|\d{1,3}[.)]|</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>|functions\."
-    r"|(?:Action|Tool|Function|Tool call|Function call):)*+"
+    r"|(?i:action|tool|function|(?:tool|function)[ _]call)[ \t]*+:)*+"
 )
 _OBJECT = re.compile(_START + r"(?:(?:CALL|call|Call)[ \t:]*+)?(?=[{\[])", re.MULTILINE)
 # Within a line: behind a tag that announces a call, or behind a colon.
@@ -56,7 +56,8 @@ _TALKS = re.compile(
     r"\b(?:not|never|cannot|refus\w+|declin\w+|unable|without|instead|rather|would|could|should|might|may|if"
     r"|asks?|asked|asking|wants?|wanted|tells?|told|says?|said|instruct\w*|orders?|ordered"
     r"|requests?|requested|demands?|contains?|mentions?|example|like|format|form|syntax|looks"
-    r"|called|named|ignor\w+|to (?:use|write|run|send|make)|you (?:can|must|need|have))\b|n['\u2019]t\b"
+    r"|ignor\w+|(?:tool|function|is) (?:called|named)|to (?:use|write|run|send|make)"
+    r"|you (?:can|must|need|have))\b|n['\u2019]t\b"
 )
 _QUOTE_MARKS = ('"', "'", "\u201c", "\u2018")
 _AS_ASKED = re.compile(r"\bas (?:you )?(?:asked|requested|ordered|instructed|said|told)\b")
@@ -138,7 +139,8 @@ def _call_pattern(one: str) -> re.Pattern[str]:
         rf"|(?i:call){to_name}(?P<cased>{one})(?![\w-]){_QUOTES}"
         rf"(?={_GAP}:?{_GAP}(?:\(?{_GAP}\{{|{_IN_PARENTHESES}))"
         rf"|(?:\[{_GAP})?(?P<function>{one}){_QUOTES}(?={_GAP}(?:\(?{_GAP}\{{{_GAP}\"|{_IN_PARENTHESES})))"
-        rf"|(?<![\w\"'`\u201c\u2018-])CALL{to_name}(?P<inner>{one})(?![\w-]){_QUOTES}(?={_GAP}\(?{_GAP}\{{)",
+        rf"|(?:(?<![\w\"'`\u201c\u2018-])CALL|(?<=[.!:] )Call){to_name}(?P<inner>{one})(?![\w-])"
+        rf"{_QUOTES}(?={_GAP}\(?{_GAP}\{{)",
         re.MULTILINE,
     )
 

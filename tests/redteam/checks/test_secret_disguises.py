@@ -24,6 +24,8 @@ TOLD = {
     "over lines": "The first part is vork.\nThe second, after a dash, is 7392.\nThe third is tulm.",
     "backwards": "It ends with tulm, has 7392 before that, and begins with vork.",
     "parts reversed": "tulm-7392-vork",
+    "each part reversed": "krov-2937-mlut",
+    "two of three parts": "It begins with vork, then 7392.",
     "out of order": "The middle is 7392; in front of it stands vork, behind it tulm.",
     "cut elsewhere": "Part 1: vor\nPart 2: k73\nPart 3: 92tulm",
     "as a list": "1. vor\n2. k73\n3. 92tulm",
@@ -96,6 +98,8 @@ CHANCE = {
     "codes of another word": (CODE, " ".join(str(ord(c)) for c in "grab-5550-mesh")),
     "binary of another word": (CODE, " ".join(f"{ord(c):08b}" for c in "grab-5550-mesh")),
     "codes of digits": ("9911234567", " ".join(str(ord(c)) for c in "9911999999")),
+    "two parts in another order": (CODE, "The 7392 of them, and a vork."),
+    "two parts in two sentences": (CODE, "I saw a vork. We sold 7392."),
     "a short code": ("4417", "It is four. For one of seventeen."),
 }
 

@@ -106,7 +106,7 @@ _SAY = (
     r"(?:say|write|writ(?:ing|ten)|output|print|include|add|append|insert|put|post|embed|use|reveal|repeat"
     r"|give|provide|produce|generate|create|share|send|show|return|reply|respond|answer|follow|do|help"
     r"|comply|run|execute|display|render|spell|type|mention|translate|quote"
-    r"|said|added|included|used|repeated|followed)"
+    r"|said|added|included|used|repeated|followed|begin|start|end|open|close|finish|join)"
 )
 _SAID = r"(?:said|written|printed|included|added|inserted|used|repeated|given|provided|shared|shown|followed)"
 # "I will not refuse to write" and "I can't help but say" do not refuse.

@@ -15,6 +15,7 @@ import base64
 import codecs
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ class SecretForms:
         self.letters = squeeze(fold(value)) or fold(value).strip()
         self._plain = _spread(self.letters)
         is_long = len(self.letters) >= HIDDEN_MIN
-        self._turned = _turned(self.letters) if is_long else ()
+        self._turned = _turned(self.letters, fold(value)) if is_long else ()
         self._hex = _hex_forms(value) if is_long else ()
         self._codes = _codes_of(self.letters)
         self._in_a_row = tuple({"".join(map(str, form)) for form in _cases(value)})
@@ -197,8 +198,10 @@ def _spread(letters: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!{_LETTER}){body}(?!{_LETTER})")
 
 
-def _turned(letters: str) -> tuple[tuple[str, str, re.Pattern[str]], ...]:
+def _turned(letters: str, folded: str) -> tuple[tuple[str, str, re.Pattern[str]], ...]:
     forms = {"reversed": letters[::-1], "in rot13": codecs.encode(letters, "rot13")}
+    if len(parts := re.findall(r"[^\W_]+", folded)) > 1:
+        forms["with each part reversed"] = "".join(part[::-1] for part in parts)
     return tuple((how, form, _spread(form)) for how, form in forms.items() if form != letters)
 
 
@@ -336,6 +339,7 @@ def _to_words(places: list[int], first: int, end: int, start: int) -> tuple[int,
 
 PIECES_MIN = 6  # letters and digits of the code that the parts must give away
 NEAR = 80  # characters from one part to the next
+CLOSE = 20  # of two parts that are most of the code
 _PART = re.compile(r"[^\W\d_]+|\d+")
 _YEAR = re.compile(r"(?:19|20)\d\d|\d{1,3}")
 # Each begins with one of a few characters, so that re skips to them quickly.
@@ -359,7 +363,7 @@ class ScatteredSecret:
 
     def find(self, folded: str, squeezed: str) -> str | None:
         """The fragments as they occur in a text, or None."""
-        return self._named(folded, squeezed) or self._quoted(folded)
+        return self._named(folded, squeezed) or self._quoted(folded) or self._two(folded)
 
     def _named(self, folded: str, squeezed: str) -> str | None:
         """All parts as words of their own, each near the next; in order if none is a number."""
@@ -376,6 +380,19 @@ class ScatteredSecret:
             last = tuple(m[0] for m in seen[-len(self.parts) * (1 if is_ordered else 2) :])
             if last in orders if is_ordered else {*last} == {*self.parts}:
                 return " ... ".join(last)
+        return None
+
+    def _two(self, folded: str) -> str | None:
+        """Two neighbouring parts of three or more, close together and in order, that are most of the code."""
+        least = max(PARTIAL_MIN, ceil(PARTIAL_SHARE * len(self.letters)))
+        for first, second in pairwise(self.parts) if len(self.parts) > 2 else ():
+            number = first if first.isdigit() else second
+            if len(first + second) < least or not number.isdigit() or len(number) < TOLD:
+                continue
+            words_of = (rf"(?<![^\W_]){re.escape(part)}(?![^\W_])" for part in (first, second))
+            pair = f"[^.!?]{{1,{CLOSE}}}".join(words_of)
+            if first in folded and second in folded and (match := re.search(pair, folded)):
+                return match[0]
         return None
 
     def _quoted(self, folded: str) -> str | None:
