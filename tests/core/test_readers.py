@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from heredity.core.errors import BadArgument, BadInput, UnknownName, UsageError, code_of
-from heredity.core.readers import naming, toml_line, toml_line_of
+from heredity.core.readers import in_words, naming, toml_line, toml_line_of
 
 TEXT = 'size = "1M"\n\n[[source]]\nname = "letters"\n"batch" = 5\n'
 
@@ -97,6 +97,7 @@ def test_a_line_is_found_in_its_own_table(tmp_path: Path, place: dict[str, Any],
         (BadArgument("x", code="c", table="look"), 11),
         (ValueError("Object contains unknown field `limit` - at `$.tools[1].effects`"), 18),
         (ValueError("Expected `int`, got `str` - at `$.decoding.max_tokens`"), 8),
+        (ValueError("Expected `str`, got `int` - at `$.decoding.max_tokens[2]`"), 8),
         (ValueError("Object missing required field `description` - at `$.tools[1]`"), 15),
         (ValueError("words alone"), 0),
     ],
@@ -105,6 +106,30 @@ def test_the_place_that_an_error_names_has_a_line(tmp_path: Path, error: Excepti
     path = tmp_path / "a.toml"
     path.write_text(TABLES)
     assert toml_line_of(path, error) == line
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            "Expected `array`, got `str` - at `$.probe[0].turns`",
+            "`turns` in probe[0] must be a list, not a text (str)",
+        ),
+        (
+            "Expected `bool`, got `int` - at `$.x`",
+            "`x` must be true or false (bool), not a whole number (int)",
+        ),
+        (
+            "Expected `str | object`, got `array` - at `$.x`",
+            "`x` must be a text (str) or a table, not a list",
+        ),
+        ("Object missing required field `name` - at `$.tools[1]`", "`name` is missing in tools[1]"),
+        ("Object missing required field `name`", "`name` is missing"),
+        ("Invalid enum value 'x' - at `$.suite`", "Invalid enum value 'x' - at `$.suite`"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_in_plain_words(message: str, words: str) -> None:
+    assert in_words(message) == words
 
 
 def test_the_code_of_the_error_stays(path: Path) -> None:

@@ -21,7 +21,7 @@ from heredity.application.calls import parse_tool_calls
 from heredity.application.conversation import converse
 from heredity.application.tools import World, check_world, is_answered_by, plain_tools
 from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean
-from heredity.core.readers import toml_line_of, toml_of
+from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import (
     Consult,
     Decoding,
@@ -287,7 +287,7 @@ def _check_secrets(secrets: Sequence[Secret]) -> None:
 def _explain(message: str) -> str:
     unknown = re.search(r"unknown field `([^`]+)`", message)
     if unknown is None:
-        return message
+        return in_words(message)
     known = [
         f
         for struct in (Application, Secret, Passage, Tool, Effect, Decoding, Message)

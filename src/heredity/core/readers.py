@@ -217,6 +217,37 @@ def toml_line(path: Path | str, key: str = "", *, table: str = "", head: str = "
     return start
 
 
+_TYPES = {
+    "int": "a whole number (int)", "float": "a number (float)", "str": "a text (str)", "array": "a list",
+    "bool": "true or false (bool)", "object": "a table", "null": "nothing",
+}  # fmt: skip
+
+
+def in_words(message: str) -> str:
+    """A message of msgspec in plain words: `turns of probe[0] must be a list, not a text`.
+
+    Other messages are returned as they are.
+    """
+    wrong = re.fullmatch(r"Expected `([^`]+)`, got `([^`]+)` - at `\$\.([^`]+)`", message)
+    if wrong is not None:
+        wanted, given = (_type_words(each) for each in wrong.groups()[:2])
+        return f"{_place_words(wrong[3])} must be {wanted}, not {given}"
+    missing = re.fullmatch(r"Object missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
+    if missing is not None:
+        return f"`{missing[1]}` is missing" + (f" in {missing[2]}" if missing[2] else "")
+    return message
+
+
+def _type_words(types: str) -> str:
+    return " or ".join(_TYPES.get(each, each) for each in types.split(" | "))
+
+
+def _place_words(place: str) -> str:
+    """`probe[0].turns` as "`turns` in probe[0]"."""
+    head, _, key = place.rpartition(".")
+    return f"`{key}` in {head}" if head else f"`{key}`"
+
+
 def toml_line_of(path: Path | str, error: BaseException) -> int:
     """`toml_line` of an error's own key or table, or of the place that msgspec names (`$.tools[1].name`)."""
     own = origin_of(error)
@@ -225,6 +256,7 @@ def toml_line_of(path: Path | str, error: BaseException) -> int:
     message = str(error)
     place = re.search(r"at `\$\.(\w+)\[(\d+)\]", message)
     named = re.search(r"unknown field `([^`]+)`", message) or re.search(r"\.(\w+)`$", message)
+    named = named or re.match(r"Expected .*\.(\w+)(?:\[\d+\])+`$", message)
     key = named[1] if named else ""
     if place is not None:
         return toml_line(path, key, head=place[1], index=int(place[2]))

@@ -9,6 +9,7 @@ import pytest
 from heredity.core.errors import BadInput
 from heredity.core.records import ToolDescription
 from heredity.redteam import probes
+from heredity.redteam.probes import bank
 from heredity.redteam.probes.documents import with_insert
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION
@@ -124,3 +125,21 @@ twin = { replace = { "{secret_name}" = "my receipt" } }
 def test_hard_probes_are_in_no_other_suite() -> None:
     hard = {probe.id for probe in probes.load("core-hard")}
     assert not hard & {probe.id for name in ("core", "quick", "full") for probe in probes.load(name)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line", "words"),
+    [
+        ('turns = "Hello"', 8, "`turns` in probe[0] must be a list, not a text (str)"),
+        ("turns = [3]", 8, "must be a text (str), not a whole number (int)"),
+        ('turns = ["Hello"]\ntwin = 3', 9, "`twin` in probe[0] must be a table"),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_its_line(tmp_path: Path, wrong: str, line: int, words: str) -> None:
+    path = tmp_path / "mine.toml"
+    head = 'title = "t"\ndescription = "d"\n\n[[probe]]\nid = "one"\ncluster = "c"\nwhy_no_twin = "x"\n'
+    path.write_text(head + wrong + '\ncheck = { kind = "secret" }\n')
+    with pytest.raises(BadInput) as caught:
+        bank.read_bank(path)
+    assert (caught.value.code, caught.value.line) == ("wrong-type", line)
+    assert words in str(caught.value)

@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 
 from heredity.core import registry
 from heredity.core.errors import BadInput, code_of, did_you_mean, nearest
-from heredity.core.readers import toml_of
+from heredity.core.readers import in_words, toml_of
 from heredity.core.records import (
     Change,
     Check,
@@ -301,7 +301,7 @@ class _BankReader:
             return parse_check(table)
         except BadCheck as error:
             given_at = place if item.check is not None else None
-            self._fail(str(error), given_at, error.key, code=error.code)
+            self._fail(str(error), given_at, error.key or "check", code=error.code)
 
     def _verify(self, place: int, item: ProbeItem, probe: Probe) -> None:
         self._verify_texts(place, item, probe)
@@ -353,7 +353,10 @@ class _BankReader:
         place = int(where[1]) if where else None
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
-            self._fail(message, place, code=code_of(error, "bad-setting"))
+            named = re.search(r"at `\$\.(?:probe\[\d+\]\.)?(\w+)", message)
+            self._fail(
+                in_words(message), place, named[1] if named else "", code=code_of(error, "bad-setting")
+            )
         known = {
             f
             for s in (ProbeFile, ProbeItem, Twin, ToolResult, ToolDescription, Change)

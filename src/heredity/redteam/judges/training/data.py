@@ -17,7 +17,7 @@ import msgspec
 
 from heredity.core import readers
 from heredity.core.errors import BadInput, code_of, did_you_mean
-from heredity.core.readers import toml_line_of, toml_of
+from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.sanitize import clean_text
 from heredity.redteam.judges.calibration.measure import check_positive
 
@@ -117,7 +117,7 @@ def read_spec(path: Path) -> JudgeTrainingSpec:
         return msgspec.convert(toml_of(path), JudgeTrainingSpec)
     except msgspec.ValidationError as error:
         line = toml_line_of(path, error)
-        raise BadInput(path, str(error), line, code=code_of(error, "bad-setting")) from None
+        raise BadInput(path, in_words(str(error)), line, code=code_of(error, "bad-setting")) from None
 
 
 def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAnswers:
