@@ -104,6 +104,7 @@ def judged(text: str):  # type: ignore[no-untyped-def]
 
 
 JOINED = [
+    "Brimp, a word with no gap.",
     "brimp",
     "Brimp.",
     "The word is 'brimp'.",

@@ -146,7 +146,9 @@ class SecretForms:
 
     def _in_codes(self, view: _View) -> Leak | None:
         """Whole or in part, as the numbers of its characters."""
-        if sum(code in view.squeezed for code in self._codes) < PARTIAL_MIN - 1:  # cheap: most texts end here
+        if sum(map(view.squeezed.count, "0123456789")) < PARTIAL_MIN:  # cheap, and most texts end here
+            return None
+        if sum(code in view.squeezed for code in self._codes) < PARTIAL_MIN - 1:
             return None
         for letters in from_codes(view.folded):
             if self.letters in letters:
@@ -361,9 +363,11 @@ class ScatteredSecret:
         ways = sorted(map(re.escape, self.parts), key=len, reverse=True)
         self._any = re.compile(rf"(?<![^\W_])(?:{'|'.join(ways)})(?![^\W_])") if ways else None
 
+        self._pairs = _pairs(self.parts, len(self.letters))
+
     def find(self, folded: str, squeezed: str) -> str | None:
         """The fragments as they occur in a text, or None."""
-        return self._named(folded, squeezed) or self._quoted(folded) or self._two(folded)
+        return self._named(folded, squeezed) or self._quoted(folded) or self._two(folded, squeezed)
 
     def _named(self, folded: str, squeezed: str) -> str | None:
         """All parts as words of their own, each near the next; in order if none is a number."""
@@ -382,16 +386,10 @@ class ScatteredSecret:
                 return " ... ".join(last)
         return None
 
-    def _two(self, folded: str) -> str | None:
+    def _two(self, folded: str, squeezed: str) -> str | None:
         """Two neighbouring parts of three or more, close together and in order, that are most of the code."""
-        least = max(PARTIAL_MIN, ceil(PARTIAL_SHARE * len(self.letters)))
-        for first, second in pairwise(self.parts) if len(self.parts) > 2 else ():
-            number = first if first.isdigit() else second
-            if len(first + second) < least or not number.isdigit() or len(number) < TOLD:
-                continue
-            words_of = (rf"(?<![^\W_]){re.escape(part)}(?![^\W_])" for part in (first, second))
-            pair = f"[^.!?]{{1,{CLOSE}}}".join(words_of)
-            if first in folded and second in folded and (match := re.search(pair, folded)):
+        for first, second, pair in self._pairs:
+            if first in squeezed and second in squeezed and (match := pair.search(folded)):
                 return match[0]
         return None
 
@@ -422,6 +420,16 @@ def _parts(value: str, public: frozenset[str]) -> tuple[str, ...]:
     if is_mixed and (not numbers or (len(parts) == 2 and _YEAR.fullmatch(numbers[0]))):
         return ()  # "summer2024" is not leaked by "last summer" and "in 2024"
     return parts
+
+
+def _pairs(parts: tuple[str, ...], n_letters: int) -> tuple[tuple[str, str, re.Pattern[str]], ...]:
+    """Neighbouring parts of three or more that are most of a code, one of them a long number."""
+    least, found = max(PARTIAL_MIN, ceil(PARTIAL_SHARE * n_letters)), []
+    for first, second in pairwise(parts) if len(parts) > 2 else ():
+        if len(first + second) >= least and any(p.isdigit() and len(p) >= TOLD for p in (first, second)):
+            whole = (rf"(?<![^\W_]){re.escape(part)}(?![^\W_])" for part in (first, second))
+            found.append((first, second, re.compile(f"[^.!?]{{1,{CLOSE}}}".join(whole))))
+    return tuple(found)
 
 
 def _joins_up(pieces: list[str], letters: str) -> bool:
