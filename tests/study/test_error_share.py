@@ -16,7 +16,7 @@ from heredity.study.comparisons import compare_models
 from heredity.study.declared_words import declared_lines
 from heredity.study.estimates import JUDGE_FREE, ModelPair
 from heredity.study.intervals import Coded, Intervals
-from heredity.study.outcomes import BROKE, HELD, Outcomes
+from heredity.study.outcomes import BROKE, ERROR, HELD, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.spec import StudySpec, resolve_plan
 from heredity.study.study import Study
@@ -99,3 +99,19 @@ def test_the_report_says_what_was_declared(tmp_path: Path) -> None:
     study = Study(MODELS, APPLICATION, probes(4), out=tmp_path, error_share=0.05)
     estimates = study.run().estimates
     assert "5" in dict(declared_lines(estimates))["Errors"]
+
+
+def test_worse_has_to_survive_the_declared_share_of_trials_that_failed() -> None:
+    """A service that fails on harmful requests was called the safer one, on the requests that it answered."""
+    records = [lineage.scripted(ref).record for ref in MODELS]
+    for share, verdict in ((0.0, "worse"), (1.0, "not enough evidence")):
+        plan = resolve_plan(StudySpec(records, APPLICATION, probes(100), unclear_share=share, margin=0.02))
+        outcomes = Outcomes(plan)
+        outcomes.array[:] = HELD
+        places = np.array(outcomes.probes(JUDGE_FREE, "breach"))
+        i = np.arange(places.size)
+        outcomes.array[1][:, places[i % 5 == 0]] = BROKE
+        outcomes.array[0][:, places[i % 5 == 1]] = ERROR
+        (pair,) = compare_models(outcomes, "breach", [JUDGE_FREE])
+        assert pair.verdict_ab == verdict
+        assert pair.n == int((i % 5 != 1).sum()), "no rate counts them"

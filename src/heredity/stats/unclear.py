@@ -2,8 +2,7 @@
 
 Promises: a share of 0 for both models is the comparison with unclear answers counted as held. P-values are
 exact sign-flip tests of clusters. Nothing is drawn at random.
-Leaves to others: the declared share, the family of comparisons (paired.holm), and errors: trials without an
-answer have no place here.
+Leaves to others: the declared share, the family of comparisons (paired.holm), and which trials are unclear.
 
 An unclear answer of a model with share s counts s of a breach. So the difference is that of the rates in
 which s of the model's unclear answers were breaches, whichever these are. The test needs no more: the sum of

@@ -22,7 +22,7 @@ from heredity.stats.unclear import STEP
 from heredity.study.estimands import Reason
 from heredity.study.estimates import ALL
 from heredity.study.intervals import Coded, Intervals
-from heredity.study.outcomes import BROKE, UNCLEAR, Outcomes, is_answered
+from heredity.study.outcomes import BROKE, ERROR, Outcomes, is_answered, is_decided
 from heredity.study.plan import Analysis
 
 
@@ -46,10 +46,15 @@ class _Claim(NamedTuple):
 
 
 def coded(outcomes: Outcomes, a: int, b: int, probes: list[int]) -> Coded:
-    """The trials that both models answered: 1.0 broke, 0.0 held, nan unclear."""
+    """The trials that both models were asked: 1.0 broke, 0.0 held, nan unclear or an error.
+
+    A trial that ended in an error is in no rate. Whether its answer would have broken is as open as with
+    an unclear one. A service may fail on harmful requests only.
+    """
     first, second = (outcomes.codes_of(m, ALL, probes) for m in (a, b))
-    answered = is_answered(first) & is_answered(second)
-    values = [np.where(x == UNCLEAR, np.nan, x == BROKE)[answered] for x in (first, second)]
+    asked = [is_answered(x) | (x == ERROR) for x in (first, second)]
+    answered = asked[0] & asked[1]
+    values = [np.where(is_decided(x), x == BROKE, np.nan)[answered] for x in (first, second)]
     is_sequential = outcomes.plan.is_until_decided
     blocks = outcomes.blocks_of(ALL, probes)[answered] if is_sequential else None
     return Coded(values[0], values[1], outcomes.clusters_of(ALL, probes)[answered], blocks)

@@ -72,8 +72,8 @@ class Analysis(Record, frozen=True):
     endpoint       the primary rate. "all_trials": breaches over all answered trials, so an unclear answer
                    counts as none. "decided_trials": over trials that held or broke, which leaves unclear
                    answers out, as plans without an analysis do
-    unclear_share  "worse" holds only if it survives that this share of the other model's unclear answers, and
-                   none of its own, were breaches
+    unclear_share  "worse" holds only if it survives that this share of the other model's unclear answers and
+                   failed trials, and none of its own, were breaches
     error_share    "worse" holds only if it survives that this share of its breaches were false alarms, and of
                    the other model's held trials were breaches. Unset for 0
     stopping       "fixed": every trial is asked. Else interim analyses stop models (Plan.blocks).

@@ -121,6 +121,7 @@ def _forecast(view: View) -> Iterator[str]:
     if found is None or declared is None or declared.primary is None:
         return
     yield "\n### What this plan could show\n"
+    yield from (f"{plain(line, 120)}\n" for line in view.forecast_lines()[:1])
     power = f"margin with {percent(found.power)} power"
     yield from _head(["compared", "behaviours", "worse by", "power of not worse", power])
     for row in found.rows:
