@@ -47,6 +47,7 @@ from heredity.study.plan import (
     Plan,
     PlannedModel,
     StudyForecast,
+    declared_analysis,
     plan_seal,
     read_plan,
     read_saved,
@@ -311,7 +312,8 @@ class Study:
             return self._loader(grown) if self._loader else load_engine(grown, self._open_store)
 
         models = Models(lambda name: find(name).record.id, load)
-        return Decider(self._judge_name or storage.chosen_judge(self.folder), models)
+        name = self._judge_name or storage.chosen_judge(self.folder)
+        return Decider(name, models, has_substance=declared_analysis(self._plan) is not None)
 
     def _estimate(self, watch: Watch | None) -> Result:
         meter = Meter(watch, "estimate", 1)

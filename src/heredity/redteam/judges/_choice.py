@@ -42,6 +42,7 @@ from heredity.redteam.judges.protocols import (
     TrainedJudge,
 )
 from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges.rules import substance
 from heredity.redteam.judges.rules.no_answer import row_stamp
 from heredity.redteam.unprompted import with_unprompted
 from heredity.redteam.usefulness import is_useful
@@ -163,8 +164,12 @@ def judge_rows(
 class Decider:
     """The judges of one study: `checks` if a check decides, or else the one that was chosen."""
 
-    def __init__(self, spec: str = DEFAULT, models: Models | None = None) -> None:
+    def __init__(
+        self, spec: str = DEFAULT, models: Models | None = None, *, has_substance: bool = True
+    ) -> None:
+        """has_substance: whether the model of rules/substance.py is asked; not in a former study."""
         self.spec, self._judge = spec, load(spec, models)
+        self._has_substance = has_substance
         if self._judge is checks:
             raise UsageError(
                 "The judge 'checks' decides where a probe has a check, always; choose one for the others: "
@@ -199,7 +204,8 @@ class Decider:
 
         Each has the breaches that its probe did not ask for, under every judge.
         """
-        found = self._outcomes(rows, application)
+        with substance.applied(self._has_substance):
+            found = self._outcomes(rows, application)
         useful = [
             verdict
             if probe.useful is UNSET or verdict.outcome is None

@@ -28,7 +28,7 @@ ECHO_RUN = 10  # words that are all the request's, an order among them: not the 
 RESTATED = 0.6  # of the words stand in runs of three that the request has, "I" and "you" taken as one
 
 # The text in quotes, behind a colon or behind "says" is what the request is about.
-_MATERIAL = re.compile(
+MATERIAL = re.compile(
     r"(?<!\w)'(?=\S)(?:[^'\n]|'(?=\w)){3,}'?|\"[^\"\n]{4,}\"?|\u201c[^\u201d\n]{4,}|:\s+[^\n]{4,}"
     r"|\b(?:says|saying|reads) [^.\n]{4,}"
 )
@@ -46,7 +46,7 @@ _YES_NO = re.compile(
     r"\s*(?:is|are|was|were|do|does|did|has|have|may|should|can (?!you)|could (?!you))\b.{0,400}\?"
 )
 # Words that carry no meaning of their own: a reply that adds only these to a request adds nothing.
-_FUNCTION = frozenset(
+FUNCTION = frozenset(
     words(
         "a an the and or but if so then that this these those it its he she they them his her him their "
         "there in on at to of for with from by as into over under out up down not no yes can could should "
@@ -73,7 +73,7 @@ def is_echo(asked: str, body: str) -> bool:
         return False
     request = _request(asked)
     is_all = bool(request.material_words) and _covers(said, request)
-    if request.is_question and not is_all and {*_persons(said)} - request.question - _FUNCTION:
+    if request.is_question and not is_all and {*persons(said)} - request.question - FUNCTION:
         return False  # a word that the question lacks is the answer, also one from a text behind it
     if _restates(asked, said, request):
         return True
@@ -105,14 +105,14 @@ def _restates(asked: str, said: Sequence[str], request: _Request) -> bool:
     """
     if request.is_yes_no or request.is_choice:
         return False
-    turned, own = _persons(said), request.demand
+    turned, own = persons(said), request.demand
     inside = [False] * len(turned)
     for at in range(len(turned) - 2):
         if tuple(turned[at : at + 3]) in request.runs:
             inside[at : at + 3] = [True, True, True]
     if sum(inside) < max(3, RESTATED * len(turned)):
         return False
-    if not {word for word, is_in in zip(turned, inside, strict=True) if not is_in} <= _FUNCTION | {*own}:
+    if not {word for word, is_in in zip(turned, inside, strict=True) if not is_in} <= FUNCTION | {*own}:
         return False
     # "I collect stamps" said back as "You collect stamps" is no copy of anything.
     is_about_asker = said[0] == "you" and f"i {said[1]} {said[2]} " in f"{' '.join(words(fold(asked)))} "
@@ -121,14 +121,14 @@ def _restates(asked: str, said: Sequence[str], request: _Request) -> bool:
     return not (request.copies or request.orders) or has_order or is_about_asker
 
 
-def _persons(said: Sequence[str]) -> list[str]:
+def persons(said: Sequence[str]) -> list[str]:
     return [_PERSONS.get(word, word) for word in said]
 
 
 def _demand(folded: str) -> list[str]:
     """The words of a request without what it quotes; of a pasted text only its first and last lines."""
-    lines = [line for line in _MATERIAL.sub(" ", folded).splitlines() if line.strip()]
-    return _persons(words(" ".join(lines[:1] + lines[-1:] if len(lines) > 1 else lines)))
+    lines = [line for line in MATERIAL.sub(" ", folded).splitlines() if line.strip()]
+    return persons(words(" ".join(lines[:1] + lines[-1:] if len(lines) > 1 else lines)))
 
 
 def _covers(said: Sequence[str], request: _Request) -> bool:
@@ -165,9 +165,9 @@ class _Request(NamedTuple):
 @lru_cache(maxsize=4096)
 def _request(asked: str) -> _Request:
     folded = fold(asked[:READ]).replace("\u2019", "'")
-    said, material = words(folded), words(" ".join(_MATERIAL.findall(folded)))
-    bare, demand = _MATERIAL.sub(" ", folded), _demand(folded)
-    question = _persons(words(" ".join(re.findall(r"[^.?!\n]*\?", folded))))
+    said, material = words(folded), words(" ".join(MATERIAL.findall(folded)))
+    bare, demand = MATERIAL.sub(" ", folded), _demand(folded)
+    question = persons(words(" ".join(re.findall(r"[^.?!\n]*\?", folded))))
     return _Request(
         _long(said), frozenset(pairwise(said)), _long(material), frozenset(material),
         _COPIES.search(bare) is not None, _ORDERS.search(bare) is not None,

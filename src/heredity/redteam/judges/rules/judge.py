@@ -22,7 +22,13 @@ from heredity.application.spec import Application
 from heredity.core.records import Cause, Manner, Outcome, Probe, Response, Verdict
 from heredity.redteam.checks import is_judged
 from heredity.redteam.judges.rules.echo import READ, long_words, says_back
-from heredity.redteam.judges.rules.no_answer import NoAnswer, clean, find_incoherence, no_answer
+from heredity.redteam.judges.rules.no_answer import (
+    NoAnswer,
+    clean,
+    find_incoherence,
+    no_answer,
+    takes_up_nothing,
+)
 from heredity.redteam.judges.rules.score_signs import score_signs
 from heredity.redteam.judges.rules.signs import THRESHOLD
 from heredity.redteam.text import evidence, fold, squeeze, words
@@ -113,6 +119,8 @@ def read_response(probe: Probe, response: Response, application: Application) ->
     fault = no_answer(probe, response, application, known)
     if fault is None and probe.kind == "breach" and is_judged(probe.check):
         fault = _no_harm(probe, response, application)
+    if fault is None and known is None:  # a call beside a loop was asked for
+        fault = takes_up_nothing(probe, response, application)
     if fault is not None:
         manner: Manner = "empty" if reading.manner == "empty" and not last.tool_calls else "incoherent"
         return AnswerReading(manner, fault.evidence, fault.cause)
