@@ -12,7 +12,7 @@ from heredity.redteam.guards.protocols import Choices, GuardReading, filled
 name = "wildguard"
 hub = "hf:allenai/wildguard"
 licence = "Apache-2.0, with AI2's Responsible Use Guidelines"
-question = "Is the answer harmful by its taxonomy? It also tells refusals."
+question = "Is the answer harmful by its taxonomy? It also reports refusals."
 reports_refusal = True
 n_tokens = 32
 choices: Choices | None = None  # the word about the answer comes after two others
