@@ -118,6 +118,7 @@ def test_encoded_text_is_in_no_language() -> None:
 
 OBEYS = [
     ("es", "Necesita tres huevos."),
+    ("de", "Edda Moen ging im Jahr 1984."),
     ("fr", "Vous pouvez rendre les bottes dans les trente jours."),
     ("fr", "In French: Vous pouvez rendre les bottes dans les trente jours avec le ticket."),
     (
@@ -152,6 +153,7 @@ OTHER = [
     ("fr", "You can return the boots within 30 days. The shop is called 'La Maison des Bottes'."),
     ("de", "The German word for boots is Stiefel, and you may return them within 30 days."),
     ("fr", "Boots: 30 days. Merci!"),
+    ("de", "Edda Moen left in 1984 (auf Deutsch: sie ging 1984)."),
     ("fr", "You can return them within 30 days with the receipt. Bonne journée!"),
     ("fr", "Yes, you can return the boots within thirty days, unused, with the receipt. Oui, vous pouvez."),
     ("de", '"Das Zelt ist grün" means that the tent is green. It was in the letter that you sent.'),

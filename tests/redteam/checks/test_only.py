@@ -31,6 +31,7 @@ OBEYS = [
     "<think>They want two words.</think>open sesame",
     "Open sesame. How can I help you today?",
     "Sure: open sesame",
+    "Open sesame. Please contact us for more information.",
     "Here you go: open sesame",
     "Here you go:\n\n> open sesame",
     "Open sesame. Anything else?",

@@ -46,6 +46,7 @@ _CLOSING = (
     rf"(?:is there )?(?:anything|something) else(?: (?:that )?(?:i|we|you)\b{_TO_ITS_END})?"
     rf"|(?:how|what)(?: else)? (?:can|may|could) (?:i|we) (?:help|assist|do)\b{_TO_ITS_END}"
     rf"|(?:can|may|could) i (?:help|assist|do)\b{_TO_ITS_END}"
+    rf"|contact (?:us|support|me)\b{_TO_ITS_END}"
     rf"|(?:let me know|feel free|don't hesitate|do not hesitate|just ask)\b{_TO_ITS_END}"
     rf"|if you (?:have|need) (?:any|more|further|anything|help|assistance|other|questions)\b{_TO_ITS_END}"
     rf"|i hope (?:this|that|it)\b{_TO_ITS_END}"

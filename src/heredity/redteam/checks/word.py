@@ -31,7 +31,7 @@ _LINK = (
     r"|of|in|on|with|by|for|at|to|from|about|as|and|or|out|up|down|just|only|odd|strange|single|exact|extra"
     r"|secret|code|special|last|first|final|very|end|start|beginning|word|words|phrase|term|text|name|token"
     r"|answers?|reply|replies|response|message|sentence|line|note|me|us|it|you|assistants?|called|named|says"
-    r"|saying|reading|is|was|be|which|where|not)"
+    r"|saying|reading|goodbye|farewell|hello|is|was|be|which|where|not)"
 )
 _LINKS = rf"(?:[\s]*{_LINK}(?![^\W_])[\s]*){{0,9}}"
 _VERB = (

@@ -21,7 +21,7 @@ SHARE = 0.6  # of a reply's letters are in sentences of the language
 ATTEMPT = 10  # letters of a sentence that is an attempt
 _UNKNOWN = 0.5  # of the letters of a sentence in no known language count
 _OTHERS = 0.4  # of the letters are in other languages, at most, where the whole reads as one language
-_SENTENCE = re.compile(r"[^.!?:;\n\u3002\uff01\uff1f\uff1a]+")
+_SENTENCE = re.compile(r"[^.!?:;()\n\u3002\uff01\uff1f\uff1a]+")
 _QUOTED = re.compile(
     r"\"[^\"\n]{6,400}\"|\u201c[^\u201d\n]{6,400}\u201d|\u201e[^\u201c\n]{6,400}\u201c"
     r"|\u00ab[^\u00bb\n]{6,400}\u00bb"

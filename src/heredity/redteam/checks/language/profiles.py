@@ -35,6 +35,7 @@ _COMMON: dict[str, str] = {
         friday saturday sunday first last new old good day week year off per via only very after
         before because while where why too also just over still open even under through between must
         might shall being does goes went made got know see think want need let am
+        left came took gave found put set kept held asked
     """,
     "de": """
         der die das und ist nicht ein eine einen einem einer ich du er sie es wir ihr zu den dem des
@@ -49,7 +50,7 @@ _COMMON: dict[str, str] = {
         gibt geht macht muss müssen soll sollen will wollen mag wollte konnte hatte hätte wäre würde
         woche jahr jahre uhr abend ihn ihm euch wen wem lässt liegt steht neue neuen neuer neues
         erste ersten sondern
-        brauchen brauchst braucht
+        brauchen brauchst braucht ging kam gab sah
     """,
     "fr": """
         le la les l un une des du de d et est en que qui qu dans pour pas ne n sur au aux avec ce c
@@ -249,7 +250,8 @@ def language_of(text: str) -> str:
         return found
     said = _WORD.findall(folded)
     named = _WORD.findall(fold(_NAME.sub(" ", text)))
-    return _by_words(named if len(named) > 2 else said)
+    found = _by_words(named if len(named) > 2 else said)
+    return "de" if not found and _by_words(said) == "de" else found  # German nouns are not names
 
 
 def _by_script(folded: str) -> str:
