@@ -70,3 +70,30 @@ def test_corrected_intervals_hold_the_true_rate(bench: ModuleType, is_judged: bo
     line = bench.simulate(world, N)
     assert line.corrected / N > 0.95 - 0.084
     assert line.raw < line.corrected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("is_judged", "sens", "spec"), [(False, 0.9, 0.96), (True, 0.85, 0.9)], ids=["checks", "judge"]
+)
+def test_errors_that_differ_by_model_make_no_model_worse_where_a_share_is_declared(
+    bench: ModuleType, is_judged: bool, sens: float, spec: float
+) -> None:
+    settings = {"sens": sens, "spec": spec, "family": 0.04, "is_judged": is_judged}
+    plain = bench.simulate(bench.World("errors", **settings), N)
+    declared = bench.simulate(bench.World("errors", **settings, error_share=0.05), N)
+    assert plain.false_worse / N > 0.1
+    assert declared.false_worse / N <= 0.05 + 0.084
+
+
+@pytest.mark.slow
+def test_planned_analyses_keep_the_level_the_coverage_and_nearly_the_power(bench: ModuleType) -> None:
+    equal, worse = bench.World("equal"), bench.World("worse", gap=0.20)
+    fixed, planned = (bench.simulate_stopped(equal, N, rule) for rule in ("fixed", "group_sequential"))
+    assert (planned.worse + planned.better) / N <= 0.05 + 0.084
+    assert planned.not_worse >= fixed.not_worse - 0.1 * N
+    assert min(planned.difference, planned.rate) / N > 0.95 - 0.084
+    until = bench.simulate_stopped(equal, N, "until_decided")
+    assert until.not_worse < fixed.not_worse - 0.2 * N, "the rule that was there halves the power"
+    found = bench.simulate_stopped(worse, N, "group_sequential")
+    assert found.worse > 0.95 * N and found.asked < 0.75 * N
