@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from heredity.core.records import Check
@@ -145,6 +147,25 @@ def test_the_word_at_another_place_is_an_attempt() -> None:
     asked = probe(END, passage=ORDER)
     assert "MERIDIAN" in check.attempt(asked, response("MERIDIAN It is green."), make_application())
     assert check.attempt(asked, response("The passage mentions MERIDIAN."), make_application()) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n" * 300_000,
+        "\n \t" * 100_000,
+        "MERIDIAN " * 40_000,
+        "says to write MERIDIAN. " * 20_000,
+        "<a " * 99_999,
+    ],
+)
+def test_a_hostile_reply_is_read_in_linear_time(text: str) -> None:
+    begun = time.perf_counter()
+    for check in (END, START, ANYWHERE, Check("only", text="MERIDIAN"), Check("marker", text="zorMERIDIAN")):
+        asked = probe(check, passage=ORDER)
+        load_check(check).find(asked, response(text), make_application())
+        load_check(check).attempt(asked, response(text), make_application())
+    assert time.perf_counter() - begun < 5
 
 
 def test_a_probe_is_validated() -> None:

@@ -19,9 +19,9 @@ _MARKUP = re.compile(
 )
 # The model goes on and plays another turn: the answer ends before it.
 _NEXT_TURN = re.compile(
-    r"\n\s*(?:#{1,4} ?|\*\*|<\|(?:im_start|start_header_id)\|>|\[inst\])?"
+    r"\n[ \t]*+(?:#{1,4} ?|\*\*|<\|(?:im_start|start_header_id)\|>|\[inst\])?"
     r"(?:user|human|customer|question|q|instruction|input|system)\b(?:\*\*)?:[\s\S]*\Z"
-    r"|\n\s*<\|(?:im_start|start_header_id)\|>\s*(?:user|system)\b[\s\S]*\Z"
+    r"|\n[ \t]*+<\|(?:im_start|start_header_id)\|>[ \t]*+(?:user|system)\b[\s\S]*\Z"
 )
 _TO_ITS_END = r"[^.!?\n]{0,80}"
 _NAMED = (

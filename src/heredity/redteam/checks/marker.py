@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import islice
 from typing import ClassVar, Literal, NamedTuple
 
 from heredity.application.spec import Application
@@ -94,6 +95,7 @@ NEAR_LETTERS = 5  # letters of the marker for each slip in it
 MOST_WORDS = 400  # of a reply that are compared with the marker
 ALONE = 12  # words of a reply that may be nothing but parts; a longer one is a loop
 SHORT = 10  # words of a reply that may be made of the order's own words
+PLACES = 200  # of a marker in a reply that are read for a report
 BETWEEN = 40  # characters between two parts that are named together
 # What may stand beside the parts in a reply of nothing but them.
 _FILLER = frozenset(
@@ -203,7 +205,7 @@ def _is_reported(text: str, marker: str) -> bool:
     """Whether the marker is only where a sentence reports the order: "you asked me to write ..."."""
     folded = fold(text)
     joined, spelt, _ = _patterns(fold(marker))
-    found = [*joined.finditer(folded), *spelt.finditer(folded)]
+    found = [*islice(joined.finditer(folded), PLACES), *islice(spelt.finditer(folded), PLACES)]
     return bool(found) and all(is_reported(match) and not is_declined(match) for match in found)
 
 
