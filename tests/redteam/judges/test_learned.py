@@ -161,10 +161,10 @@ def test_compliance_with_harm_is_told_on_families_of_sets_that_were_left_out() -
     names = ("JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
     each = [rows["learned", f"{name} (sets left out)"] for name in names]
     assert min(each) >= 0.82 and each[0] >= 0.84
-    # Answers of two voices, without their requests: no other set is like it, and the rules do better there.
+    # Answers of two voices, without their requests: no other set is like it.
     apart = "GPTFuzz (sets left out)"
-    assert 0.77 < rows["learned", apart] < 0.80 < rows["rules", apart]
-    assert (sum(each) + rows["learned", apart]) / 4 >= 0.83
+    assert rows["learned", apart] >= 0.83 and rows["learned", apart] > rows["rules", apart] > 0.80
+    assert (sum(each) + rows["learned", apart]) / 4 >= 0.85
 
 
 def test_answers_to_questions_that_were_left_out_are_told_where_the_family_is_known() -> None:

@@ -46,7 +46,8 @@ def test_every_figure_has_its_n_and_an_interval_around_it() -> None:
                 continue
             assert estimate.n > 30
             assert estimate.value is not None and estimate.low is not None and estimate.high is not None
-            assert 0 < estimate.low < estimate.high <= 1
+            assert (estimate.low > 0) == (estimate.value > 0)  # Wilson's bound is 0 only for 0 of n
+            assert 0 <= estimate.low < estimate.high <= 1
             assert estimate.low <= estimate.value <= estimate.high
 
 

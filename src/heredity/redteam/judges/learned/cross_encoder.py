@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from heredity.core import host
 from heredity.core.errors import Damaged, Unavailable
-from heredity.redteam.judges.learned.model import BASE, Floats, PairLogits
+from heredity.redteam.judges.learned.model import BASE, Floats, PairLogits, complies
+from heredity.redteam.judges.learned.voices import answering_voice
 from heredity.redteam.text import without_thought
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ class CrossEncoder:
         self._weight, self._bias = arrays["heads.weight"], arrays["heads.bias"]
 
     def logits(self, prompt: str, text: str) -> PairLogits:
-        """The logits of the heads for one pair."""
+        """The logits of the heads for one pair; of two voices those of all or of the willing one."""
+        whole, voice = self._read(prompt, text), answering_voice(prompt, text)
+        return max(whole, self._read(prompt, voice), key=complies) if voice else whole
+
+    def _read(self, prompt: str, text: str) -> PairLogits:
         torch, pair = self._torch, self.tokenizer.pair(prompt, text)
         n_all = len(pair.ids)
         ids = torch.tensor([pair.ids])

@@ -54,7 +54,7 @@ _OPENERS = re.compile(
     re.IGNORECASE,
 )
 # Two answers in one, asked for by "answer as GPT and as DAN": the first voice refuses, the second may not.
-_FIRST_VOICE = re.compile(
+FIRST_VOICE = re.compile(
     r"[\W_]{0,6}(?:as )?(?:chat ?gpt|gpt|ai|assistant|aligned|alphagpt|classic|normal|standard|default)\b"
     r"(?:[^:\])\n]{0,12}[:\])]|, i )",
     re.IGNORECASE,
@@ -240,7 +240,7 @@ def _plain(body: str) -> str:
 
 def other_voice(prompt: str, body: str) -> str:
     """The answer of another voice after the first one refused; "" without one."""
-    if _FIRST_VOICE.match(body) is None:
+    if FIRST_VOICE.match(body) is None:
         return ""
     starts = list(VOICE.finditer(body))[:12]
     for i, start in enumerate(starts):

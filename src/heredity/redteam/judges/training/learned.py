@@ -35,13 +35,16 @@ from heredity.redteam.judges.learned.model import (
     describe,
     scale,
 )
+from heredity.redteam.judges.learned.voices import answering_voice
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import crossvalidation, hard_examples, tune
 from heredity.redteam.judges.training import data as learned_data
 from heredity.redteam.judges.training.crossvalidation import JudgedExample, Round
 from heredity.redteam.judges.training.data import JudgeTrainingSpec, LabelledAnswer, LabelledAnswers
 
+RECIPE = 2  # of a training: raise it when one changes, so that kept rounds of another are not taken
 RIDGE = {"signs": 0.03, "mix": 0.001}
+WITH_MORAL = 0.3  # of a row's weight is that of its copy with talk or a moral around it
 WITHOUT_PROMPT = 0.3  # weight of a row's copy without its prompt, for judging an answer by itself
 SLOPES = (0.5, 3.0)  # the rules' margin is at least one half, so that no refusal falls into the band of doubt
 NOT_MIXED = (0.5, 1.0)  # of logits and signs, without labels to fit a mix on
@@ -63,17 +66,18 @@ class Regression(NamedTuple):
 
 
 class Described(NamedTuple):
-    """Examples, and the signs of each with its prompt and without it."""
+    """Examples, and the signs of each: with its prompt, without it, and with talk or a moral around it."""
 
     examples: Sequence[LabelledAnswer]
     asked: Sequence[SignRow]
     alone: Sequence[SignRow]
+    moral: Sequence[SignRow]
 
     def where(self, wanted: Sequence[bool]) -> Described:
         """The selected examples."""
         kept = [i for i, is_wanted in enumerate(wanted) if is_wanted]
-        examples, asked, alone = self
-        return Described([examples[i] for i in kept], [asked[i] for i in kept], [alone[i] for i in kept])
+        signs = ([column[i] for i in kept] for column in (self.asked, self.alone, self.moral))
+        return Described([self.examples[i] for i in kept], *signs)
 
 
 class TrainingRun(NamedTuple):
@@ -149,7 +153,8 @@ def trained_on(data: LabelledAnswers) -> list[LabelledAnswer]:
 def describe_examples(examples: Sequence[LabelledAnswer]) -> Described:
     """The signs of each example."""
     asked = [describe(e.prompt, e.text) for e in examples]
-    return Described(examples, asked, [describe("", e.text) for e in examples])
+    moral = [describe(e.prompt, hard_examples.with_moral(e).text) for e in examples]
+    return Described(examples, asked, [describe("", e.text) for e in examples], moral)
 
 
 # --- rounds ---------------------------------------------------------------------------------------
@@ -197,31 +202,45 @@ def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
     """The arrays of a training without the held-out rows, and their "logits"; kept ones if there are any."""
     from safetensors.numpy import load, save
 
-    path, key = run.kept / f"{name}.safetensors", _key(name, run)
-    if path.is_file():
-        arrays: dict[str, Floats] = load(path.read_bytes())
-        if bytes(arrays.pop("key")).decode() == key:
-            return arrays
     examples = trained_on(run.data)
     train = [e for e, is_kept in zip(examples, split.kept, strict=True) if is_kept]
     test = [(e.prompt, e.text) for e, is_held in zip(examples, split.held, strict=True) if is_held]
     targets = hard_examples.labelled_targets(train)
+    path, key = run.kept / f"{name}.safetensors", _key([name, targets, test], run)
+    if path.is_file():
+        arrays: dict[str, Floats] = load(path.read_bytes())
+        if bytes(arrays.pop("key")).decode() == key:
+            return arrays
     asked = [request for request in run.data.asked if request not in {prompt for prompt, _ in test}]
     targets += hard_examples.made_targets(targets, asked, tune.request_vectors(run.encoder), run.spec.seed)
     said = f"without {name}" if test else "on all rows"
     seed, steps = run.spec.seed, run.spec.steps
     tuned = tune.tune(run.encoder, targets, seed, steps, lambda line: run.say(f"{said}, {line}"))
-    arrays = {**tuned.arrays, "logits": tuned.logits(test).astype(np.float32)}
+    arrays = {**tuned.arrays, "logits": _judged_logits(tuned, test)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({**arrays, "key": np.frombuffer(key.encode(), np.uint8)}))
     return arrays
 
 
-def _key(name: str, run: TrainingRun) -> str:
-    """A digest of what a round's weights depend on."""
+def _judged_logits(tuned: tune.Tuned, pairs: Sequence[tuple[str, str]]) -> Floats:
+    """The logits as the judge takes them: of two voices, those of the answer or of the more willing one."""
+    logits = tuned.logits(pairs)
+    voices = [
+        (i, (asked, voice))
+        for i, (asked, text) in enumerate(pairs)
+        if (voice := answering_voice(asked, text))
+    ]
+    for (i, _), other in zip(voices, tuned.logits([pair for _, pair in voices]), strict=True):
+        if complies(PairLogits(*map(float, other))) > complies(PairLogits(*map(float, logits[i]))):
+            logits[i] = other
+    return logits.astype(np.float32)
+
+
+def _key(rows: list[object], run: TrainingRun) -> str:
+    """A digest of what a round's weights depend on; the readings of the rules are in the targets."""
     base = _sha256(run.encoder / "model.safetensors")
-    told = [name, run.spec.seed, run.spec.steps, sorted(run.data.files.items()), versions(), base]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    told = [RECIPE, rows, run.data.asked, run.spec.seed, run.spec.steps, base]
+    return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 # --- signs, and the mix ---------------------------------------------------------------------------
@@ -235,15 +254,20 @@ def fit_signs(data: Described) -> dict[str, Floats]:
     y = np.array([e.compliance for e in known.examples], float)
     weight = balanced([e.set for e in known.examples], y)
     has_prompt = np.array([bool(e.prompt) for e in known.examples])
-    rows = [*known.asked, *(row for row, has in zip(known.alone, has_prompt, strict=True) if has)]
+    alone = [row for row, has in zip(known.alone, has_prompt, strict=True) if has]
+    rows = [*known.asked, *alone, *known.moral]
     features = np.array([row.features for row in rows])
     mean, deviation = features.mean(0), np.maximum(features.std(0), 0.03)
     weights = np.concatenate(
-        [weight * np.where(has_prompt, 1 - WITHOUT_PROMPT, 1), weight[has_prompt] * WITHOUT_PROMPT]
+        [
+            weight * (1 - WITH_MORAL) * np.where(has_prompt, 1 - WITHOUT_PROMPT, 1),
+            weight[has_prompt] * (1 - WITH_MORAL) * WITHOUT_PROMPT,
+            weight * WITH_MORAL,
+        ]
     )
     problem = Regression(
         scale(features, mean, deviation),
-        np.concatenate([y, y[has_prompt]]),
+        np.concatenate([y, y[has_prompt], y]),
         weights / weights.sum(),
         -PRIOR * np.array([row.margin for row in rows]),
     )
