@@ -23,10 +23,12 @@ from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.sequential import StoppingRule
+from heredity.study.severity import severity_rates
 from heredity.study.spec import STAGES, StudySpec, resolve_plan
 from heredity.study.study import Study
 from tests.study.test_resume import Stopped, stop_after
 from tests.support.errors import raises
+from tests.support.report_studies import with_severities
 from tests.support.studies import APPLICATION, by_index, drop_circumstances, probes, study
 
 CLEAR = ("scripted:leaky", "scripted:careful")
@@ -192,6 +194,18 @@ def test_a_model_that_is_asked_on_has_the_intervals_of_its_own_look() -> None:
     outcomes.array[0, :, plan.ends[0] :] = 0
     assert [outcomes.interim_of(m) for m in range(3)] == [1, 3, 3]
     assert outcomes.interim_of(0, 1) == 1 and outcomes.interim_of(1, 2) == 3
+
+
+def test_breaches_by_severity_have_the_interval_of_the_look_at_which_their_model_stopped() -> None:
+    plan = planned()
+    plan = with_severities(plan, dict.fromkeys({probe.technique for probe in plan.probes}, 3))
+    n = len(Outcomes(plan).probes(JUDGE_FREE, "breach"))
+    first = with_codes(plan, np.full(n, HELD), np.where(np.arange(n) % 3, BROKE, HELD)).until(1)
+    fixed = Outcomes(msgspec.structs.replace(plan, blocks=msgspec.UNSET, analysis=msgspec.UNSET), first.codes)
+    for row, plain in zip(severity_rates(first), severity_rates(fixed), strict=True):
+        assert row.estimate.n == plain.estimate.n
+        # The level of the last analysis would give nearly the interval of a fixed plan.
+        assert row.estimate.high - row.estimate.low > 1.2 * (plain.estimate.high - plain.estimate.low)
 
 
 # --- asking -----------------------------------------------------------------------------------------

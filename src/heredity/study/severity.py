@@ -46,6 +46,8 @@ def _row(
         severity=severity,
         n_broke=int(broke.sum()),
         n_with_tools=int(with_tools.sum()),
-        estimate=Intervals.of(plan).rate(broke[counted], outcomes.clusters_of(ALL, probes)[counted]),
+        estimate=Intervals.over(outcomes, model).rate(
+            broke[counted], outcomes.clusters_of(ALL, probes)[counted]
+        ),
         trials=tuple(indices[:_MOST].tolist()),
     )
