@@ -93,7 +93,7 @@ def test_a_plan_comes_back_equal_and_saving_it_again_changes_nothing(tmp_path: P
         ),
         (
             {"probes": plan().probes[::-1], "blocks": (4, 28)},
-            ("another-study", ["--until-decided"]),
+            ("another-study", ["--stopping", "fixed", "until_decided"]),
         ),
         ({"probes": plan(n=3).probes}, ("another-study", ["probes", "28", "planted_secret/item-0", "21"])),
     ],

@@ -33,7 +33,6 @@ from heredity.study.storage import read_estimates
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _UNKNOWN = "not shown to be better or worse"
 _EDGE_WIDTH = 100  # columns that the table of edges needs for the names of most models
-_SERIOUS = 3  # severities from here have a row
 _CROWDED = 30  # columns a model needs for its cell to stay on one line
 
 
@@ -233,7 +232,7 @@ def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is
 
 def _add_severities(grid: Table, estimates: Estimates, scope: str, is_narrow: bool) -> None:
     """The breaches of a scope that would do serious or critical harm, the worst first."""
-    mine = [row for row in estimates.severities if row.technique == scope and row.severity >= _SERIOUS]
+    mine = [row for row in estimates.severities if row.technique == scope and row.severity >= words.SERIOUS]
     for severity in dict.fromkeys(row.severity for row in mine):
         rates = {row.model: row.estimate for row in mine if row.severity == severity}
         cells = (_share(rates.get(card.id), is_narrow) for card in estimates.models)

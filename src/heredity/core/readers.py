@@ -224,7 +224,7 @@ _TYPES = {
 
 
 def in_words(message: str) -> str:
-    """A message of msgspec in plain words: `turns of probe[0] must be a list, not a text`.
+    """A message of msgspec in plain words: "`turns` in probe[0] must be a list, not a text (str)".
 
     Other messages are returned as they are.
     """

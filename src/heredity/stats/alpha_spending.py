@@ -61,8 +61,8 @@ class InterimAnalysis(NamedTuple):
 
 
 def spent(information: float, alpha: float = ALPHA) -> float:
-    """The share of the two-sided level that is spent when this share of the information is in."""
-    z = float(special.ndtri(1 - alpha / 4)) if alpha > 1e-12 else -float(special.ndtri(alpha / 4))
+    """The part of the two-sided level `alpha` that is spent by this share of the information."""
+    z = -float(special.ndtri(alpha / 4))
     return float(4 * special.ndtr(-z / math.sqrt(information)))
 
 
@@ -71,10 +71,10 @@ def nominal_levels(information: tuple[float, ...], alpha: float = ALPHA) -> tupl
     """The two-sided level of each analysis by itself. Raises BadArgument unless `information` rises to 1."""
     _check(information, alpha)
     levels: list[float] = []
-    before, share, density = 0.0, 0.0, None
+    before, so_far, density = 0.0, 0.0, None
     for now in information:
-        target = spent(now, alpha) - share
-        share += target
+        target = spent(now, alpha) - so_far
+        so_far += target
         step = _Step(density, before, now)
         bound = _bound(step, target)
         levels.append(2 * float(special.ndtr(-bound)))
@@ -92,11 +92,9 @@ def overall_p(p_value: float, analysis: int, information: tuple[float, ...]) -> 
 
     It is at least the two-sided `p_value` of that analysis, and valid whatever made the study stop there.
     """
-    if p_value <= _LEAST:
-        return overall_p(_LEAST * 1.01, analysis, information) if p_value < _LEAST else _LEAST
+    p_value = max(p_value, _LEAST)
     levels, alphas = _curve(information, analysis)
-    z = float(special.ndtri(1 - p_value / 2)) if p_value > 1e-6 else -float(special.ndtri(p_value / 2))
-    found = float(np.interp(z, levels, alphas))
+    found = float(np.interp(-special.ndtri(p_value / 2), levels, alphas))
     return min(1.0, max(p_value, 2 * float(special.ndtr(-found))))
 
 

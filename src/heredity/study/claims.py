@@ -53,11 +53,11 @@ def coded(outcomes: Outcomes, a: int, b: int, probes: list[int]) -> Coded:
     """
     first, second = (outcomes.codes_of(m, ALL, probes) for m in (a, b))
     asked = [is_answered(x) | (x == ERROR) for x in (first, second)]
-    answered = asked[0] & asked[1]
-    values = [np.where(is_decided(x), x == BROKE, np.nan)[answered] for x in (first, second)]
+    both = asked[0] & asked[1]
+    values = [np.where(is_decided(x), x == BROKE, np.nan)[both] for x in (first, second)]
     is_sequential = outcomes.plan.is_until_decided
-    blocks = outcomes.blocks_of(ALL, probes)[answered] if is_sequential else None
-    return Coded(values[0], values[1], outcomes.clusters_of(ALL, probes)[answered], blocks)
+    blocks = outcomes.blocks_of(ALL, probes)[both] if is_sequential else None
+    return Coded(values[0], values[1], outcomes.clusters_of(ALL, probes)[both], blocks)
 
 
 def claims(
@@ -68,7 +68,7 @@ def claims(
     margin: float,
     p_holm: float | None,
 ) -> Claims:
-    """The verdicts on a pair. `trials` are the answered trials behind `comparison`, with unclear ones."""
+    """The verdicts on a pair. `trials` are those behind `comparison`, with unclear answers and errors."""
     p = comparison.p_value
     # Holm left this comparison a part of the level: the other tests of it get the same part.
     level = intervals.alpha * (p / p_holm if p_holm else 1.0)
@@ -106,16 +106,18 @@ class _Verdicts(NamedTuple):
         low, high = comparison.difference.low, comparison.difference.high
         if low is None or high is None or low <= 0.0 <= high:
             return _Claim("not enough evidence", "interval")
-        if not self._survives(trials if is_b_higher else trials.mirrored()):
+        toward_higher = trials if is_b_higher else trials.mirrored()
+        if not self._survives(toward_higher):
             return _Claim("not enough evidence", "unclear")
-        if self.errors and not self._survives(
-            trials if is_b_higher else trials.mirrored(), errors=self.errors
-        ):
+        if self.errors and not self._survives(toward_higher, errors=self.errors):
             return _Claim("not enough evidence", "errors")
         return _Claim("worse" if is_b_higher else "not worse")
 
     def _survives(self, trials: Coded, share: float | None = None, errors: float = 0.0) -> bool:
-        """Whether b is worse even if a share of a's unclear answers, and none of b's, were breaches."""
+        """Whether b is worse even if a share of a's unclear answers, and none of b's, were breaches.
+
+        errors: also if this share of verdicts erred in favour of a (stats.unclear).
+        """
         found = self.intervals.compare_at_shares(trials, self.share if share is None else share, 0.0, errors)
         return found.is_worse(self.level)
 

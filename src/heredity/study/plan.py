@@ -373,7 +373,7 @@ def _declared(plan: Plan) -> tuple[str, float, float, Stopping]:
 
 
 def plan_seal(file: PlanFile) -> str:
-    """16 hex digits over the plan's digest, its time and its forecast; each run notes those that it saw."""
+    """16 hex digits over the plan's digest, its time and its forecast. Each run records it."""
     known = [None if isinstance(each, msgspec.UnsetType) else each for each in (file.at, file.forecast)]
     return digest([file.study, *known])[:16]
 
@@ -435,8 +435,6 @@ def differences(held: Plan, new: Plan) -> str:
     found = []
     of_held, of_new = _declared(held), _declared(new)
     if held.stopping != new.stopping:  # its probes are the same, in a random order
-        if "until_decided" in (held.stopping, new.stopping):
-            found.append(f"--until-decided ({'' if held.is_until_decided else 'not '}there)")
         is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
         new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
     options = ("--endpoint", "--unclear-share", "--error-share", "--stopping")

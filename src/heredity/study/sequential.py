@@ -33,10 +33,8 @@ class StoppingRule:
 
     def __init__(self, outcomes: Outcomes) -> None:
         self.outcomes, self._plan = outcomes, outcomes.plan
-        self._alpha, self._is_declared = (
-            Intervals.of(self._plan).alpha,
-            declared_analysis(self._plan) is not None,
-        )
+        self._alpha = Intervals.of(self._plan).alpha
+        self._is_declared = declared_analysis(self._plan) is not None
         scopes = outcomes.breach_scopes
         self.scope = scopes[0] if scopes else JUDGE_FREE  # the deciding one: judge-free if there is any
         self._pairs = list(combinations(range(len(self._plan.models)), 2))

@@ -309,7 +309,7 @@ def _in_stages(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tu
         ends = [math.floor(sizes[technique] * share + 0.5) for share in STAGES]
         blocks[next(i for i, end in enumerate(ends) if places[technique] <= end)] += probes_of
     order = tuple(probe for block in blocks for probe in block)
-    # Of analyses with the same information only the last is one.
+    # Analyses of the same behaviours are one analysis, the last of them.
     by_information = {
         _n_behaviours(order[:end], asked): end
         for end in (sum(map(len, blocks[: i + 1])) for i in range(len(blocks)))
@@ -421,7 +421,7 @@ def _known_name(setting: str, given: str, names: Sequence[_Name]) -> _Name:
             return name
     raise UsageError(
         f"{setting} '{given}' is unknown.{did_you_mean(given, names)} "
-        f"{setting.capitalize()}s: {', '.join(names)}.",
+        f"Known: {', '.join(names)}.",
         code="unknown-value",
     )
 

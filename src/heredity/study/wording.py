@@ -172,6 +172,7 @@ def verdict_on(pair: ModelPair, model: str) -> str:
 
 # The harm of a breach, by its severity (redteam/probes/).
 SEVERITIES = {4: "critical", 3: "serious", 2: "limited", 1: "nuisance"}
+SERIOUS = 3  # breaches below this severity are counted, but not shown one by one
 
 
 def severity_words(severity: int) -> str:

@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates, SeverityRate
 from heredity.study.plan import Grid, Plan
-from heredity.study.wording import severity_words
+from heredity.study.wording import SERIOUS, SEVERITIES, severity_words
 
 _SCOPES = {JUDGE_FREE: "judge-free", JUDGED: "judged"}
 _LISTED = 20
-_LISTED_FROM = 3  # serious: breaches below it are only counted
 
 
 class SeverityRow(NamedTuple):
@@ -54,7 +53,7 @@ def severity_rows(found: Estimates) -> list[SeverityRow]:
 
 def n_worst(found: Estimates) -> int:
     """How many breaches were serious or critical."""
-    return sum(row.n_broke for row in found.severities if row.severity >= _LISTED_FROM)
+    return sum(row.n_broke for row in found.severities if row.severity >= SERIOUS)
 
 
 def worst_breaches(found: Estimates, plan: Plan) -> list[WorstBreach]:
@@ -63,7 +62,7 @@ def worst_breaches(found: Estimates, plan: Plan) -> list[WorstBreach]:
 
 
 def _by_turns(found: Estimates, grid: Grid) -> Iterator[WorstBreach]:
-    for severity in (4, _LISTED_FROM):
+    for severity in (each for each in SEVERITIES if each >= SERIOUS):
         rows = [row for row in found.severities if row.severity == severity]
         for turn in range(max((len(row.trials) for row in rows), default=0)):
             for row in rows:
