@@ -52,8 +52,11 @@ from heredity.study.wording import (
 PASS, WORSE, UNDECIDED, ERRORS = 0, 1, 3, 4
 _TITLES = {PASS: "Pass", WORSE: "Worse", UNDECIDED: "Not enough evidence", ERRORS: "Errors in the run"}
 _UNDECIDED_COUNT = "Unclear answers and errors count as broke for a pass, and as held for a failure."
-# Codes of a correction that was measured, and shows that the raw rate says little (stats/judge_error.py).
-_REFUSED = ("near-chance", "rate-outside-labels")
+# By the code of a correction (stats/judge_error.py): why measured checks make the raw rate say little.
+_REFUSED = {
+    "near-chance": "the checks are near chance on answers that people read",
+    "rate-outside-labels": "no true rate fits what the checks found",
+}
 _LEAVE_OUT = " To gate only on breaches that checks decide: --judge-free."
 _VERBS = {
     JUDGE_FREE: "broke, as checks decide,",
@@ -220,10 +223,7 @@ def _unknown_error(rate: Rate) -> str:
         return ""
     if rate.is_judge_free:
         found = rate.corrected
-        is_refused = found is not None and found.value is None and found.code in _REFUSED
-        return (
-            found.note.replace("the judge is", "the checks are") if found is not None and is_refused else ""
-        )
+        return "" if found is None or found.value is not None else _REFUSED.get(found.code, "")
     if rate.corrected is None:
         return "the judge was never measured on human labels"
     return "" if rate.corrected.value is not None else rate.corrected.note

@@ -420,8 +420,7 @@ def _known_name(setting: str, given: str, names: Sequence[_Name]) -> _Name:
         if name == given:
             return name
     raise UsageError(
-        f"{setting} '{given}' is unknown.{did_you_mean(given, names)} "
-        f"Known: {', '.join(names)}.",
+        f"{setting} '{given}' is unknown.{did_you_mean(given, names)} Known: {', '.join(names)}.",
         code="unknown-value",
     )
 
