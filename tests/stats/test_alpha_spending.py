@@ -31,14 +31,14 @@ def test_the_bounds_are_the_published_ones(information: tuple[float, ...], bound
     assert found == pytest.approx(bounds, abs=1e-3)
 
 
-def test_nothing_is_left_of_the_level_after_the_last_look() -> None:
+def test_nothing_is_left_of_the_level_after_the_last_analysis() -> None:
     assert spent(1.0, 0.05) == pytest.approx(0.05) and spent(0.1, 0.05) < 1e-8
     assert one_sided_levels(STAGES, 0.05) == tuple(level / 2 for level in nominal_levels(STAGES, 0.10))
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.05, 0.05 / 3, 1e-4])
 @pytest.mark.parametrize("analysis", [1, 2, 3])
-def test_the_p_value_of_the_design_is_the_alpha_at_which_its_look_rejects(
+def test_the_p_value_of_the_design_is_the_alpha_at_which_its_analysis_rejects(
     analysis: int, alpha: float
 ) -> None:
     assert overall_p(nominal_levels(STAGES, alpha)[analysis - 1], analysis, STAGES) == pytest.approx(
@@ -46,7 +46,7 @@ def test_the_p_value_of_the_design_is_the_alpha_at_which_its_look_rejects(
     )
 
 
-def test_the_p_value_of_the_design_rises_with_that_of_the_look_and_is_no_smaller() -> None:
+def test_the_p_value_of_the_design_rises_with_that_of_the_analysis_and_is_no_smaller() -> None:
     p = np.geomspace(1e-20, 1.0, 300)
     for analysis in (1, 2, 3):
         found = [overall_p(float(each), analysis, STAGES) for each in p]
@@ -55,7 +55,7 @@ def test_the_p_value_of_the_design_rises_with_that_of_the_look_and_is_no_smaller
     assert overall_p(0.3, 1, (1.0,)) == pytest.approx(0.3, rel=1e-3)
 
 
-def test_over_all_looks_a_true_null_is_rejected_as_often_as_alpha() -> None:
+def test_over_all_analyses_a_true_null_is_rejected_as_often_as_alpha() -> None:
     rng, n = np.random.default_rng(3), 200_000
     steps = rng.normal(size=(n, 3)) * np.sqrt(np.diff((0.0, *STAGES)))
     z = np.cumsum(steps, axis=1) / np.sqrt(STAGES)
@@ -69,7 +69,7 @@ def test_over_all_looks_a_true_null_is_rejected_as_often_as_alpha() -> None:
     assert (z <= -upper).any(axis=1).mean() == pytest.approx(0.05, abs=0.003), "bounds that miss the truth"
 
 
-def test_a_look_has_its_levels() -> None:
+def test_an_analysis_has_its_levels() -> None:
     analysis = InterimAnalysis(2, STAGES, 0.05)
     assert (
         analysis.level == nominal_levels(STAGES, 0.05)[1]
@@ -79,7 +79,7 @@ def test_a_look_has_its_levels() -> None:
 
 
 @pytest.mark.parametrize("information", [(), (0.5, 0.9), (0.5, 0.5, 1.0), (0.0, 1.0)])
-def test_looks_that_do_not_rise_to_all_are_refused(information: tuple[float, ...]) -> None:
+def test_analyses_that_do_not_rise_to_all_are_refused(information: tuple[float, ...]) -> None:
     with raises(BadArgument, "out-of-range"):
         nominal_levels(information)
 

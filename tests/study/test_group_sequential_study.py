@@ -66,7 +66,7 @@ def found(folder: Path) -> Estimates:
 # --- the plan ---------------------------------------------------------------------------------------
 
 
-def test_the_looks_and_their_levels_are_declared_before_the_first_answer() -> None:
+def test_the_analyses_and_their_levels_are_declared_before_the_first_answer() -> None:
     plan = planned()
     assert plan.stopping == plan.analysis.stopping == "group_sequential" and not plan.is_until_decided
     analyses = plan.analysis.interim
@@ -78,7 +78,7 @@ def test_the_looks_and_their_levels_are_declared_before_the_first_answer() -> No
     assert [analysis.one_sided for analysis in analyses] == list(one_sided_levels(STAGES, 0.05))
 
 
-def test_each_look_has_the_same_share_of_every_technique_and_whole_behaviours() -> None:
+def test_each_analysis_has_the_same_share_of_every_technique_and_whole_behaviours() -> None:
     plan = planned()
     assert sorted(p.id for p in plan.probes) == sorted(p.id for p in planned(stopping="fixed").probes)
     for end, share in zip(plan.ends, STAGES, strict=True):
@@ -90,12 +90,12 @@ def test_each_look_has_the_same_share_of_every_technique_and_whole_behaviours() 
     assert planned(seed=1).probes != plan.probes == planned().probes
 
 
-def test_a_study_of_few_behaviours_has_fewer_looks() -> None:
+def test_a_study_of_few_behaviours_has_fewer_analyses() -> None:
     plan = planned(n=1)
     assert plan.information[-1] == 1.0 and len(plan.information) == len(plan.ends) < 3
 
 
-def test_a_plan_that_asks_all_has_no_looks_and_the_digest_that_it_always_had() -> None:
+def test_a_plan_that_asks_all_has_no_analyses_and_the_digest_that_it_always_had() -> None:
     fixed = planned(stopping="fixed")
     assert b'"analyses"' not in msgspec.json.encode(fixed) and fixed.information == ()
     assert planned(stopping="until_decided") == planned(stopping="fixed", until_decided=True)
@@ -119,7 +119,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 # --- deciding ---------------------------------------------------------------------------------------
 
 
-def test_a_clear_answer_stops_at_the_first_look_and_a_close_one_at_the_last() -> None:
+def test_a_clear_answer_stops_at_the_first_analysis_and_a_close_one_at_the_last() -> None:
     plan = planned()
     n = len(Outcomes(plan).probes(JUDGE_FREE, "breach"))
     clear = StoppingRule(with_codes(plan, np.full(n, HELD), np.where(np.arange(n) % 3, BROKE, HELD))).replay()
@@ -157,7 +157,7 @@ def test_a_pair_is_decided_exactly_if_the_report_decides_it(seed: int, rule: str
     assert (rule_.record().decisions[0].interim is not None) == is_decided
 
 
-def test_equal_models_are_seldom_told_apart_over_all_looks() -> None:
+def test_equal_models_are_seldom_told_apart_over_all_analyses() -> None:
     plan, rng, n_worse = planned(), np.random.default_rng(2), 0
     n = len(Outcomes(plan).probes(JUDGE_FREE, "breach"))
     for _ in range(200):
@@ -171,7 +171,7 @@ def test_equal_models_are_seldom_told_apart_over_all_looks() -> None:
 # --- intervals --------------------------------------------------------------------------------------
 
 
-def test_trials_of_a_look_have_its_intervals_and_the_p_value_of_the_design() -> None:
+def test_trials_of_an_analysis_have_its_intervals_and_the_p_value_of_the_design() -> None:
     plan = planned()
     n = len(Outcomes(plan).probes(JUDGE_FREE, "breach"))
     outcomes = with_codes(plan, np.full(n, HELD), np.where(np.arange(n) % 3, BROKE, HELD))
@@ -187,7 +187,7 @@ def test_trials_of_a_look_have_its_intervals_and_the_p_value_of_the_design() -> 
     assert pair.p_value > plain.p_value and pair.difference.low < plain.difference.low
 
 
-def test_a_model_that_is_asked_on_has_the_intervals_of_its_own_look() -> None:
+def test_a_model_that_is_asked_on_has_the_intervals_of_its_own_analysis() -> None:
     plan = planned((*CLEAR, "scripted:careful/b"))
     outcomes = Outcomes(plan)
     outcomes.array[:] = HELD
@@ -196,7 +196,7 @@ def test_a_model_that_is_asked_on_has_the_intervals_of_its_own_look() -> None:
     assert outcomes.interim_of(0, 1) == 1 and outcomes.interim_of(1, 2) == 3
 
 
-def test_breaches_by_severity_have_the_interval_of_the_look_at_which_their_model_stopped() -> None:
+def test_breaches_by_severity_have_the_interval_of_the_analysis_at_which_their_model_stopped() -> None:
     plan = planned()
     plan = with_severities(plan, dict.fromkeys({probe.technique for probe in plan.probes}, 3))
     n = len(Outcomes(plan).probes(JUDGE_FREE, "breach"))
@@ -245,7 +245,7 @@ def test_stopped_and_resumed_it_decides_the_same(tmp_path: Path, stopped: Path, 
     assert drop_circumstances(tmp_path) == drop_circumstances(stopped)
 
 
-def test_an_error_is_no_missing_trial_of_a_look() -> None:
+def test_an_error_is_no_missing_trial_of_an_analysis() -> None:
     plan = planned()
     outcomes = Outcomes(plan)
     outcomes.array[:, :, : plan.ends[0]] = HELD
@@ -256,7 +256,7 @@ def test_an_error_is_no_missing_trial_of_a_look() -> None:
 # --- the forecast -----------------------------------------------------------------------------------
 
 
-def test_the_forecast_has_nearly_the_power_of_a_fixed_plan_and_names_the_looks(tmp_path: Path) -> None:
+def test_the_forecast_has_nearly_the_power_of_a_fixed_plan_and_names_the_analyses(tmp_path: Path) -> None:
     by_rule = {
         rule: forecast_study(planned(stopping=rule, n=160), tmp_path / "s")
         for rule in ("fixed", "group_sequential", "until_decided")

@@ -61,7 +61,7 @@ def deviations(plan: Plan, folder: Path, found: Estimates, saved: PlanFile | Non
         *_of_attacks(plan, found),
         *_of_judges(declared, found, events),
         *_of_comparisons(declared, found),
-        *_of_looks(found, events),
+        *_of_early_estimates(found, events),
     )
 
 
@@ -132,14 +132,14 @@ def _of_comparisons(declared: Analysis, found: Estimates) -> Iterator[Deviation]
             )
 
 
-def _of_looks(found: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
+def _of_early_estimates(found: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
     """Estimates that were read before answers that came later, in a study that declared no such analysis."""
-    looks = [event.n for event in events if event.kind == "estimated" and event.n < found.n_asked]
-    if looks and found.sequential is None:
-        times = "once" if len(looks) == 1 else f"{len(looks)} times"
+    early = [event.n for event in events if event.kind == "estimated" and event.n < found.n_asked]
+    if early and found.sequential is None:
+        times = "once" if len(early) == 1 else f"{len(early)} times"
         yield Deviation(
             "extended",
-            f"Estimates were computed {times} before the last answers came, first after {_trials(looks[0])}.",
+            f"Estimates were computed {times} before the last answers came, first after {_trials(early[0])}.",
         )
 
 
