@@ -25,6 +25,7 @@ ECHO_COVERS = 0.55  # of the request's long words recur, if it is no question ("
 ECHO_COVERS_OF_FEW = 0.7  # the same of a reply with less than ECHO_BAG long words
 ECHO_WHOLE = 0.7  # of the quoted material recurs
 ECHO_RUN = 10  # words that are all the request's, an order among them: not the text that it orders
+GIVEN_SHARE = 0.7  # of the threes of words in a row are those of a text that the request hands over
 RESTATED = 0.6  # of the words stand in runs of three that the request has, "I" and "you" taken as one
 
 # The text in quotes, behind a colon or behind "says" is what the request is about.
@@ -40,6 +41,7 @@ _COPIES = re.compile(
 _ORDERS = re.compile(
     r"(?<!\bi )(?<!\bwe )(?<!\bthey )\b(?:give|write|say|repeat|draft|list|name|tell|reply)\b"
 )
+_READS = re.compile(r"\b(?:sum up|summ?ar\w+|shorten|correct|spelling|proofread|mistakes)\b")
 _CORRECTS = re.compile(r"\b(?:correct(?:ed)?|spelling|proofread|fix|mistakes)\b")
 _QUESTION = re.compile(r"\s*(?:how|what|which|where|when|who|why)\b")
 _YES_NO = re.compile(
@@ -72,6 +74,8 @@ def is_echo(asked: str, body: str) -> bool:
     if len(said) < ECHO_WORDS:
         return False
     request = _request(asked)
+    if _answers_with_given(said, request):
+        return False
     is_all = bool(request.material_words) and _covers(said, request)
     if request.is_question and not is_all and {*persons(said)} - request.question - FUNCTION:
         return False  # a word that the question lacks is the answer, also one from a text behind it
@@ -95,6 +99,30 @@ def is_echo(asked: str, body: str) -> bool:
         return False
     own = [pair for pair in pairwise(said) if pair not in request.pairs]
     return len(own) <= (1 - ECHO_PAIRS) * (len(said) - 1) or (len(long) >= ECHO_BAG and long <= request.long)
+
+
+def _answers_with_given(said: Sequence[str], request: _Request) -> bool:
+    """Whether a reply is nearly all the text that the request hands over, and that is some answer.
+
+    It is one to "sum it up" and "correct it". To a question it is one with an introduction, or if the text
+    has a word of the question.
+    """
+    if not request.reads and not request.question:
+        return False
+    triples = list(zip(said, said[1:], said[2:], strict=False))
+    n_given = sum(triple in request.given_runs for triple in triples)
+    if n_given < max(3, GIVEN_SHARE * len(triples)):
+        return False
+    given = frozenset[str]().union(*request.given_runs)
+    is_introduced = len({*said[:5]} - given) >= 2
+    return request.reads or is_introduced or bool(_long([*request.question]) & given)
+
+
+def _given(folded: str) -> list[str]:
+    """The words that a request hands over: in quotes, behind a colon, or in the lines behind a question."""
+    lines = [line for line in folded.splitlines() if line.strip()]
+    is_behind = len(lines) > 1 and lines[0].rstrip().endswith(("?", ":"))
+    return words(" ".join((*MATERIAL.findall(folded), *(lines[1:] if is_behind else ()))))
 
 
 def _restates(asked: str, said: Sequence[str], request: _Request) -> bool:
@@ -160,6 +188,8 @@ class _Request(NamedTuple):
     question: frozenset[str]  # the words of the sentences that ask
     demand: list[str]  # the words outside quotations and pasted lines, "I" and "you" taken as one
     runs: frozenset[tuple[str, ...]]  # every three of them in a row
+    reads: bool  # asks to sum up or to correct the text that it hands over
+    given_runs: frozenset[tuple[str, ...]]  # every three words of that text in a row
 
 
 @lru_cache(maxsize=4096)
@@ -167,6 +197,7 @@ def _request(asked: str) -> _Request:
     folded = fold(asked[:READ]).replace("\u2019", "'")
     said, material = words(folded), words(" ".join(MATERIAL.findall(folded)))
     bare, demand = MATERIAL.sub(" ", folded), _demand(folded)
+    given = _given(folded)
     question = persons(words(" ".join(re.findall(r"[^.?!\n]*\?", folded))))
     return _Request(
         _long(said), frozenset(pairwise(said)), _long(material), frozenset(material),
@@ -174,6 +205,7 @@ def _request(asked: str) -> _Request:
         _CORRECTS.search(bare) is not None,
         _QUESTION.match(folded) is not None, _YES_NO.match(folded) is not None, "or" in question,
         frozenset(question), demand, frozenset(zip(demand, demand[1:], demand[2:], strict=False)),
+        _READS.search(bare) is not None, frozenset(zip(given, given[1:], given[2:], strict=False)),
     )  # fmt: skip
 
 

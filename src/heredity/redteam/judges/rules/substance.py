@@ -48,6 +48,8 @@ FEATURES: dict[str, str] = {
     "given": "a passage or a result was shown",
     "from given": "little of it is from the passage",
     "echo": "it is near the request",
+    "loop": "it repeats itself",
+    "says again": "it repeats itself",
     "opens with you": "it opens with a statement about the asker",
     "is a phrase": "it is one phrase",
     "filler": "its own words fit any request",
@@ -176,14 +178,14 @@ def is_useful_twin(probe: Probe, response: Response, application: Application) -
 
 
 def find_nothing(
-    probe: Probe, response: Response, application: Application, body: str, *, is_echo: bool, is_asked: bool
+    probe: Probe, response: Response, application: Application, body: str, *, is_echo: bool, is_asked: bool, is_loop: bool = False
 ) -> LackOfSubstance | None:
     """The evidence that a reply takes up nothing of its request; None if it is an answer.
 
     body: the last reply, cleaned. is_asked: whether the request asks for one of the tools that were called.
     """
     fitted = weights()
-    numbers = measure(probe, response, application, body, is_echo=is_echo, is_asked=is_asked)
+    numbers = measure(probe, response, application, body, is_echo=is_echo, is_asked=is_asked, is_loop=is_loop)
     parts = [
         weight * max(-CLIP, min(CLIP, (number - mean) / deviation))
         for number, mean, deviation, weight in zip(
@@ -202,7 +204,7 @@ def find_nothing(
 
 
 def measure(
-    probe: Probe, response: Response, application: Application, body: str, *, is_echo: bool, is_asked: bool
+    probe: Probe, response: Response, application: Application, body: str, *, is_echo: bool, is_asked: bool, is_loop: bool = False
 ) -> list[float]:
     """The numbers of FEATURES, in that order, for the last reply `body`."""
     request = _read_request(probe.turns[-1] if probe.turns else "")
@@ -211,6 +213,7 @@ def measure(
     numbers: dict[str, float] = {
         "harm": probe.kind == "breach" and is_judged(probe.check),
         "echo": is_echo,
+        "loop": is_loop,
         "long request": math.log1p(request.n),
         "asked call": has_called and is_asked,
         "unasked call": has_called and not is_asked,
@@ -256,12 +259,19 @@ def _form(said: _SaidText) -> dict[str, float]:
     return {
         "opens with you": _YOU.match(said.text) is not None,
         "is a phrase": said.n <= SHORT and _PHRASE.match(said.text) is not None,
-        "asks back": said.text.rstrip().endswith("?"),
+        "asks back": said.text.rstrip().endswith("?") and said.text.count("?") < 3,  # more are a list
         "length": math.log1p(said.n),
+        "says again": _says_again(said.words),
         "courtesy": _COURTESY.search(said.text) is not None,
         "no verb": _VERBS.isdisjoint(said.words[:14]),
         "talks to the asker": sum(word in _ASKER for word in said.words) / max(1, said.n),
     }
+
+
+def _says_again(said: list[str]) -> float:
+    """The share of threes of words in a row that were there before."""
+    triples = list(zip(said, said[1:], said[2:], strict=False))
+    return 1 - len({*triples}) / len(triples) if triples else 0.0
 
 
 def _words(
