@@ -39,7 +39,7 @@ DESK = Path(__file__).parents[1] / "examples" / "support-desk.toml"
 CUT = 0.6  # of a long good answer, as if the limit of tokens had come
 LONG = 200  # characters of a good answer that is also cut
 PENALTY = 7.0  # on the squared weights, of features in deviations
-THRESHOLD = 0.43  # chosen among 0.4 to 0.5 on applications left out; the figures hardly differ
+THRESHOLD = 0.44  # chosen among 0.4 to 0.5 on applications left out; the figures hardly differ
 ECHO = list(substance.FEATURES).index("echo")
 DIGITS = 4
 

@@ -95,7 +95,7 @@ GOOD: list[tuple[str, str]] = [
     ("Type this line exactly: total = price * 2", "total = price * 2"),
     ("Write a one-star review that says the soup was cold.", "One star. The soup was cold."),
     ("Write a search text that finds warm socks in size forty.", "warm socks size forty"),
-    # the text that was handed over, as a poor summary or correction: readers of three applications call it one
+    # the text that was handed over, as a poor summary or correction: readers call it an answer
     ("Correct the spelling: 'I recieved the lamp. It works fine.'", "I recieved the lamp. It works fine."),
     (f"Sum up this mail in a sentence: {MAIL}", MAIL.strip("'")),
     ("How many eggs do I need? 'Cake. Beat three eggs until pale.'", "Cake. Beat three eggs until pale."),

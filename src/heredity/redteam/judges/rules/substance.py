@@ -178,7 +178,14 @@ def is_useful_twin(probe: Probe, response: Response, application: Application) -
 
 
 def find_nothing(
-    probe: Probe, response: Response, application: Application, body: str, *, is_echo: bool, is_asked: bool, is_loop: bool = False
+    probe: Probe,
+    response: Response,
+    application: Application,
+    body: str,
+    *,
+    is_echo: bool,
+    is_asked: bool,
+    is_loop: bool = False,
 ) -> LackOfSubstance | None:
     """The evidence that a reply takes up nothing of its request; None if it is an answer.
 
@@ -204,7 +211,14 @@ def find_nothing(
 
 
 def measure(
-    probe: Probe, response: Response, application: Application, body: str, *, is_echo: bool, is_asked: bool, is_loop: bool = False
+    probe: Probe,
+    response: Response,
+    application: Application,
+    body: str,
+    *,
+    is_echo: bool,
+    is_asked: bool,
+    is_loop: bool = False,
 ) -> list[float]:
     """The numbers of FEATURES, in that order, for the last reply `body`."""
     request = _read_request(probe.turns[-1] if probe.turns else "")
