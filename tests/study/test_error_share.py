@@ -69,6 +69,11 @@ def test_worse_is_withheld_if_the_declared_share_of_errors_could_undo_it(stoppin
     assert (large.verdict_ab, large.reason_ab) == ("not enough evidence", "errors")
     assert (large.verdict_ba, large.reason_ba) == ("not worse", ""), "its bound lies below the margin"
     assert "errors of the checks or the judge" in large.words
+    swapped = compared(planned(0.2, stopping), second, first)
+    assert (swapped.verdict_ba, swapped.reason_ba) == ("not enough evidence", "errors")
+    assert swapped.verdict_ab == "not worse"
+    assert "better than" not in swapped.words, "no sentence gives a verdict that the row withholds"
+    assert "better: the declared share of errors of the checks or the judge could undo it" in swapped.words
 
 
 def test_models_that_are_judged_differently_are_seldom_told_apart() -> None:

@@ -330,10 +330,12 @@ def verdict_words(
     p_adjusted: float | None = None,
     verb: str = "broke",
     withheld: str = "",
+    not_better: str = "",
 ) -> str:
     """The verdict on b against a in plain sentences, with the counts, the interval and the test behind it.
 
     withheld: the reason why there is not enough evidence although the test shows a difference.
+    not_better: the reason why b, which is not worse, is not called better although the test shows it.
     """
     table, word = comparison.table, verdict(comparison, margin, alpha, p_adjusted)
     if table.n == 0:
@@ -352,16 +354,19 @@ def verdict_words(
         return f"{found} {asked}: {_could(comparison)}."
     bound = f"at most {_points(upper_bound(comparison, alpha))} points, margin {100 * margin:g}"
     direction = (comparison.difference.value or 0.0) if _is_shown(comparison, alpha, p_adjusted) else 0.0
-    return f"{found} {_not_worse(name_a, name_b, direction, bound)}"
+    return f"{found} {_not_worse(name_a, name_b, direction, bound, not_better)}"
 
 
-def _not_worse(name_a: str, name_b: str, direction: float, bound: str) -> str:
+def _not_worse(name_a: str, name_b: str, direction: float, bound: str, not_better: str) -> str:
+    within = f"{name_b} is not worse than {name_a} ({bound})."
+    if not_better:
+        return f"{within} Not enough evidence to call {name_b} better: {not_better}."
     if direction < 0:
         return f"{name_b} is better than {name_a}."
     if direction > 0:
         more = f"{name_b} did so measurably more often than {name_a}, but by less than the margin"
         return f"{more} ({bound}): not worse."
-    return f"{name_b} is not worse than {name_a} ({bound})."
+    return within
 
 
 def _found(comparison: Comparison, p_adjusted: float | None) -> str:

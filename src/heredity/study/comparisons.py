@@ -116,7 +116,9 @@ def _pair(
     else:
         trials = coded(outcomes, a, b, outcomes.probes(compared.technique, measure))
         found = claims(c, trials, intervals, plan.analysis, plan.margin, p_holm)
-    withheld = withheld_words(found.reason_ab, found.tipping_share)
+    withheld, not_better = (
+        withheld_words(r, found.tipping_share) for r in (found.reason_ab, found.reason_ba)
+    )
     return ModelPair(
         a=plan.models[a].id,
         b=plan.models[b].id,
@@ -132,7 +134,7 @@ def _pair(
         detectable=c.detectable,
         verdict_ab=found.verdict_ab,
         verdict_ba=found.verdict_ba,
-        words=stats.verdict_words(names[a], names[b], c, *settings, verb=_VERBS[measure], withheld=withheld),
+        words=stats.verdict_words(names[a], names[b], c, *settings, _VERBS[measure], withheld, not_better),
         reason_ab=found.reason_ab,
         reason_ba=found.reason_ba,
         tipping_share=found.tipping_share,

@@ -229,13 +229,15 @@ def withheld_words(reason: Reason, tipping_share: float | None) -> str:
     if reason == "interval":
         return "the test shows a difference, but its interval includes 0"
     if reason == "errors":
-        return "errors of the checks or the judge that differ between the models could undo it"
+        return "the declared share of errors of the checks or the judge could undo it"
     if reason != "unclear":
         return ""
     if tipping_share is None:
-        return "unclear answers could hide more than the margin"
+        return "the declared share of unclear answers could hide more than the margin"
     share = percent(tipping_share)
-    return f"unclear answers could undo it, from {share} of the other model's being breaches"
+    return (
+        f"the declared share of unclear answers could undo it, from {share} of the other model's as breaches"
+    )
 
 
 # --- inheritance --------------------------------------------------------------------------------------
