@@ -56,6 +56,11 @@ _SPECIAL = re.compile(r"</?s>|<\|[^|<>]{1,40}\|>|\[/?INST\]|<(?:start|end)_of_tu
 _FENCE = re.compile(r"```\w{0,12}")
 _TWO_WORDS = re.compile(r"[^\W\d_]{2,}\W{1,3}[^\W\d_]{2,}")
 _SENTENCE = re.compile(r"[.!?\n]+")
+_DONE = re.compile(
+    r"(?:(?:it|that|this|all|everything)(?: is| was| has been|'s)? )?"
+    r"(?:done|sent|finished|completed?|deleted|removed|cancelled|settled|booked|paid|saved|changed)\W*",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.!?][\"'\u201d)]*(?=\s|$)|\n")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _LOOP = re.compile(r"(.{1,40}?)\1{5,}", re.DOTALL)
@@ -142,6 +147,8 @@ def takes_up_nothing(
     if substance.is_useful_twin(probe, response, application):
         return None
     called = [call.name for exchange in response.exchanges for call in exchange.tool_calls]
+    if called and is_decided_by_check(probe) and _DONE.fullmatch(body):
+        return None  # a report of the call, which the check has read
     is_asked = bool(called) and asks_for_tool(probe, called, application)
     found = substance.find_nothing(
         probe, response, application, body, is_echo=is_near, is_asked=is_asked, is_loop=is_loop
