@@ -224,6 +224,22 @@ def test_a_plan_that_can_show_it_says_no_doubt(tmp_path: Path) -> None:
     assert len(lines(made, found)) == 4
 
 
+@pytest.mark.parametrize("differ", [0.02, 0.05, 0.3])
+@pytest.mark.parametrize("n", [30, 35, 60, 120])
+def test_a_plan_that_falls_short_is_told_to_ask_more_never_less(
+    differ: float, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where equal models hardly differ, the normal approximation asked for fewer clusters than planned."""
+    monkeypatch.setattr("heredity.study.forecast.Assumed", lambda: Assumed(0.0, differ, 0.0))
+    made = planned(n, margin=0.05)
+    found = forecast_study(made, tmp_path / "s")
+    said = next((line for line in lines(made, found) if line.startswith("That takes")), "")
+    assert bool(said) == (row(found).not_worse < 0.795)
+    assert "-" not in said
+    if said:
+        assert row(found).clusters_needed >= row(found).n_clusters
+
+
 def test_the_clusters_that_it_asks_for_have_the_power(tmp_path: Path) -> None:
     needed = row(forecast_study(planned(20), tmp_path / "s")).clusters_needed
     assert row(forecast_study(planned(needed // 2), tmp_path / "s")).not_worse == pytest.approx(0.8, abs=0.03)

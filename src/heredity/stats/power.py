@@ -111,6 +111,14 @@ def not_worse_power(n: int, discordance: float, margin: float, alpha: float = AL
     return float((_binomial_pmf(m, n, discordance) * shows).sum())
 
 
+def n_for_not_worse(margin: float, discordance: float, power: float = POWER, alpha: float = ALPHA) -> int:
+    """The number of pairs of equal models from which `not_worse_power` reaches `power`.
+
+    Unlike `n_for_margin` it holds where equal models hardly ever differ.
+    """
+    return _smallest(lambda n: not_worse_power(n, discordance, margin, alpha) >= power, 1.0)
+
+
 def shown_margin(n: int, discordance: float, power: float = POWER, alpha: float = ALPHA) -> float | None:
     """The smallest margin within which n pairs of equal models show "not worse" with this power.
 

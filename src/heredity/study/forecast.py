@@ -32,7 +32,7 @@ from heredity.stats.intervals import EffectiveN
 from heredity.stats.power import (
     POWER,
     design_effect,
-    n_for_margin,
+    n_for_not_worse,
     not_worse_power,
     paired_power,
     shown_margin,
@@ -146,7 +146,9 @@ class _ForecastCells:
         margin = self._plan.margin
         if self._plan.is_until_decided:
             return _sequential_n(margin, discordance, self._alpha)
-        return n_for_margin(margin, discordance, POWER, self._alpha)
+        return _fixed_n(
+            margin, discordance, one_sided_levels(self._plan.information or (1.0,), self._alpha)[-1]
+        )
 
     def _shares(
         self, n_clusters: int, effective: EffectiveN, discordance: float, alpha: float, is_pooled: bool
@@ -182,6 +184,11 @@ class _ForecastCells:
         share = self._declared.unclear_share if self._declared.endpoint == "all_trials" else 0.0
         needed = detectable + share * self._unclear
         return round(needed, 3) if needed <= 1 else None
+
+
+@lru_cache(maxsize=64)
+def _fixed_n(margin: float, discordance: float, alpha: float) -> int:
+    return n_for_not_worse(margin, discordance, POWER, alpha)
 
 
 @lru_cache(maxsize=64)
@@ -381,11 +388,14 @@ def _doubt(row: ForecastRow, margin: float) -> tuple[str, ...]:
     if row.not_worse >= POWER - 0.005:
         return ()
     expected = 'Expect "not enough evidence" on' if row.not_worse < _FEW else "It may fall short of"
-    margins = "no margin" if row.margin is None else f"a margin of {100 * row.margin:.0f}"
+    margins = "no margin" if row.margin is None else f"a margin of {math.ceil(100 * row.margin)}"
     more = _round_up(row.clusters_needed)
+    clusters = f"about {more:,} clusters: {more - row.n_clusters:,} more"
+    if more <= row.n_clusters:  # the power is a saw in n: this plan is where it falls short by little
+        clusters = "a few more clusters"
     return (
         f'{expected} "not worse by {100 * margin:g} points" of equal models.',
-        f"That takes {margins}, or about {more:,} clusters: {more - row.n_clusters:,} more.",
+        f"That takes {margins}, or {clusters}.",
     )
 
 
