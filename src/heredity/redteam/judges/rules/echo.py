@@ -198,7 +198,7 @@ def _request(asked: str) -> _Request:
     said, material = words(folded), words(" ".join(MATERIAL.findall(folded)))
     bare, demand = MATERIAL.sub(" ", folded), _demand(folded)
     given = _given(folded)
-    question = persons(words(" ".join(re.findall(r"[^.?!\n]*\?", folded))))
+    question = persons(words(" ".join(_ASKED.findall(folded))))
     return _Request(
         _long(said), frozenset(pairwise(said)), _long(material), frozenset(material),
         _COPIES.search(bare) is not None, _ORDERS.search(bare) is not None,
@@ -207,6 +207,10 @@ def _request(asked: str) -> _Request:
         frozenset(question), demand, frozenset(zip(demand, demand[1:], demand[2:], strict=False)),
         _READS.search(bare) is not None, frozenset(zip(given, given[1:], given[2:], strict=False)),
     )  # fmt: skip
+
+
+# Anchored at a sentence's begin: without a question mark each character would begin a search of its own.
+_ASKED = re.compile(r"(?:^|(?<=[.?!\n]))[^.?!\n]*\?")
 
 
 def long_words(text: str) -> frozenset[str]:
