@@ -83,6 +83,8 @@ class Analysis(Record, frozen=True):
     judge          decides what no check decides
     families       claims beyond these comparisons, such as those of one technique, are exploratory
     primary        the comparison that the study is about; None for a study of one model
+    steps          "by_behaviour": attacks that lead up to a demand word their steps for each behaviour. Unset
+                   without such an attack, and in plans of releases whose behaviours shared their steps
     """
 
     endpoint: Literal["all_trials", "decided_trials"] = "all_trials"
@@ -93,6 +95,7 @@ class Analysis(Record, frozen=True):
     primary: ComparisonFamily | None = None
     interim: tuple[PlannedAnalysis, ...] | msgspec.UnsetType = msgspec.UNSET
     error_share: float | msgspec.UnsetType = msgspec.UNSET
+    steps: Literal["by_behaviour"] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def errors(self) -> float:
@@ -127,6 +130,11 @@ class Plan(Record, frozen=True):
     def questions(self) -> Plan:
         """The plan without its analysis, as releases wrote it that declared none."""
         return msgspec.structs.replace(self, analysis=msgspec.UNSET)
+
+    @property
+    def has_shared_steps(self) -> bool:
+        """Whether attacks lead up to every behaviour in the same words, as in plans that do not say how."""
+        return isinstance(self.analysis, msgspec.UnsetType) or self.analysis.steps is msgspec.UNSET
 
     @property
     def stopping(self) -> Stopping:

@@ -82,8 +82,11 @@ class ConversationScheduler:
         self._application = grid.plan.application
         self._cache = cache if engine.numerics else None
         self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
-        how, is_former = attacks.context_for(self._application), grid.plan.analysis is msgspec.UNSET
-        self._how = msgspec.structs.replace(how, is_former=is_former)
+        self._how = msgspec.structs.replace(
+            attacks.context_for(self._application),
+            is_former=grid.plan.analysis is msgspec.UNSET,
+            has_shared_steps=grid.plan.has_shared_steps,
+        )
         self._engine_name, self._given_services = engine.name, services
         self._adapter = engine if isinstance(engine, DecodingAdapter) else None
         self._queries: dict[int, Conversation] = {}  # conversations that wait for the attacker

@@ -58,7 +58,8 @@ def contents(spec: str, say: Callable[[str], str], n: int = 6) -> list[list[str]
 
 
 def test_a_refused_step_and_its_refusal_are_gone_from_the_chat() -> None:
-    first, second, third, *_ = contents("crescendo:5", lambda text: REFUSAL if "staff alone" in text else YES)
+    opening = talk("crescendo:5", PLAIN, trial(), YES)[0].text
+    first, second, third, *_ = contents("crescendo:5", lambda text: REFUSAL if text == opening else YES)
     assert len(first) == len(second) == 1 and first != second
     assert third[0] == second[0] and len(third) == 2
     willing = contents("crescendo:5", lambda text: YES)

@@ -1,7 +1,10 @@
 """A conversation that escalates: small steps first, then the probe's own turns; it backs off from a refusal.
 
 Promises: at most as many turns as the variant and the application allow, and the probe's demand is always
-made. The model's replies only decide how to go on; they are never quoted back to it.
+made. The model's replies only decide how to go on; they are never quoted back to it. Each
+behaviour has its own wording of the steps, so that its conversation differs from the first turn. A step has a
+remark before it and one after it. In English, a step of crescendo also has three wordings. A twin has the
+words of its probe. Of thirty behaviours, a few still share their first step, and rarely two the second, too.
 Leaves to others: the steps (words/*.toml) and whether a reply was a breach (judges/).
 """
 
@@ -13,7 +16,7 @@ from msgspec import UNSET
 
 from heredity.core.records import Probe, Turn
 from heredity.redteam.attacks._words import table
-from heredity.redteam.attacks.protocols import AttackContext, Turns
+from heredity.redteam.attacks.protocols import AttackContext, Draw, Turns
 
 MOST = 10
 _LOOK_AT = 400  # characters of a reply in which a refusal shows
@@ -87,11 +90,28 @@ def steps(attack: str, probe: Probe, context: AttackContext, n: int) -> list[str
     """At most `n` steps (at least one), spread over the ladder; the last step is always included."""
     words, about = table("en")[attack], topic(probe)
     about = next(key for key in (about, probe.check.kind, "any") if key in words)
-    steps = [
-        filled for text in lines(attack, about, context) if (filled := _filled(text, context)) is not None
-    ]
+    written = lines(attack, about, context)
+    if not context.has_shared_steps:
+        written = _worded(attack, about, probe, context, written)
+    steps = [filled for text in written if (filled := _filled(text, context)) is not None]
     n = min(max(n, 1), len(steps))
     return [steps[len(steps) - 1 - i * len(steps) // n] for i in range(n)][::-1]
+
+
+def _worded(
+    attack: str, about: str, probe: Probe, context: AttackContext, written: Sequence[str]
+) -> list[str]:
+    """The steps in the words of the probe's behaviour; no two of them have the same remark before them."""
+    draw = Draw(f"{attack}\0{about}\0{probe.cluster}")
+    leads = draw.some(len(written), lines("asides", "leads", context))
+    tails = lines("asides", "tails", context)
+    others = table(context.language).get("rewordings", {}).get(attack, {}).get(about)
+    join = "" if context.language == "zh" else " "
+    found = []
+    for i, lead in enumerate(leads):
+        wordings = [written[i], *(others[i] if others else ())]
+        found.append(join.join((lead, wordings[draw.below(len(wordings))], tails[draw.below(len(tails))])))
+    return found
 
 
 def _filled(text: str, context: AttackContext) -> str | None:

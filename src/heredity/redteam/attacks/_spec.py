@@ -22,6 +22,7 @@ from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.records import Consult, Message, Model, Probe, Request, Turn
 from heredity.engines.protocols import Engine, WhiteBoxEngine
 from heredity.redteam import probes
+from heredity.redteam.attacks._ladder import Ladder
 from heredity.redteam.attacks.protocols import (
     DEFAULT_CONTEXT,
     KINDS,
@@ -134,6 +135,7 @@ class Attack:
         self.needs_attacker = any(part.attack.needs_attacker for part in _that_are(AttackerStrategy, parts))
         adaptive = _that_are(AdaptiveStrategy, parts)
         self.is_adaptive = any(part.attack.is_adaptive for part in adaptive)
+        self.has_steps = isinstance(self.lead.attack, Ladder)  # before the demand, in its own words
         # Whether it works only on an engine that holds the model's weights.
         self.needs_weights = bool(self.searches or self.changes)
         self._refuse_misfits(leads)

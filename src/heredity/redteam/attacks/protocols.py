@@ -66,6 +66,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     language     the language of the wrappers' words, set by the attack itself.
     has_attacker the study has an attacker model, for an attack that can do without one
     is_former    the plan is of a release whose crescendo took no step back; it is asked as it was then
+    has_shared_steps  the plan is of a release that led up to every behaviour in the same words
     referee      scores the conversation so far, for an attack that uses the score
     found        text that a search of the model's weights found for this trial; "" for none
     """
@@ -81,6 +82,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     found: str = ""
     has_attacker: bool = False
     is_former: bool = False
+    has_shared_steps: bool = False
 
     def draw(self, purpose: str) -> Draw:
         """A stream of random numbers for one purpose, the same for the same trial."""
