@@ -6,13 +6,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from heredity.core.records import Check, Probe
+from heredity.core.records import Check, Estimate, Probe
 from heredity.study.comparisons import compare_models
-from heredity.study.estimands import MultiverseCell
+from heredity.study.estimands import Multiverse, MultiverseCell
 from heredity.study.estimates import JUDGE_FREE
 from heredity.study.multiverse import multiverses
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Codes, Outcomes
 from heredity.study.plan import Analysis, Plan
+from heredity.study.wording import multiverse_words
 from tests.support.small_study import small_plan
 
 A, B = 0, 1  # models
@@ -74,6 +75,32 @@ def test_every_coding_judge_and_weighting_has_a_cell() -> None:
     assert found["held", "checks", "trial"].n == 40 and found["held", "judge", "trial"].n == 60
     assert found["excluded", "checks", "trial"].n < 40
     assert found["held", "learned", "trial"].difference != found["held", "judge", "trial"].difference
+
+
+def test_the_words_count_the_analyses_of_the_opposite_verdict_too() -> None:
+    def cell(ab: str, ba: str, value: float) -> MultiverseCell:
+        found = Estimate(value, value - 0.1, value + 0.1, 40, "tango")
+        return MultiverseCell("held", "checks", "trial", False, 40, found, 0.01, ab, ba)
+
+    unknown = "not enough evidence"
+    table = Multiverse(
+        "a",
+        "b",
+        (
+            *[cell("worse", "not worse", 0.3)] * 3,
+            *[cell("not worse", "worse", -0.3)] * 2,
+            cell(unknown, unknown, 0.05),
+            cell(unknown, unknown, -0.05),
+            cell("not worse", "not worse", 0.0),
+        ),
+    )
+    assert multiverse_words(table, "b") == (
+        "worse in 3 of 8 analyses, better in 2, not worse in 1, undecided in 2 (1 of them with a lower rate)"
+    )
+    assert multiverse_words(table, "a").startswith("worse in 2 of 8 analyses, better in 3, ")
+    clear = Multiverse("a", "b", (cell("worse", "not worse", 0.3),) * 12)
+    assert multiverse_words(clear, "b") == "worse in all of 12 analyses"
+    assert multiverse_words(clear, "a") == "worse in none of 12 analyses, better in 12"
 
 
 def test_a_weighting_by_technique_gives_a_small_technique_the_same_say() -> None:

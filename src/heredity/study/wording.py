@@ -28,6 +28,7 @@ from heredity.study.estimates import (
 
 NBSP = "\u00a0"
 NONE = "–"
+_READABLE = 0.1  # a headline mentions a smaller share of decided answers
 _TITLES = {ALL: "All benign twins", JUDGE_FREE: "All judge-free", JUDGED: "All judged"}
 
 
@@ -121,6 +122,18 @@ def rate_words(rate: Rate | None, confidence: float) -> str:
         f"{percent(rate.estimate.value)} ({rate.n_broke} of {rate.estimate.n}; "
         f"{percent(confidence)} interval {interval(rate.estimate)})"
     )
+
+
+def undecided_words(called: dict[str, str], *rates: Rate) -> str:
+    """The end of a headline about models of whose answers hardly any could be decided; "" for others."""
+    words = ""
+    for rate in rates:
+        n_decided = rate.n_held + rate.n_broke
+        n = n_decided + rate.n_unclear
+        if n_decided < _READABLE * n:
+            share = f"only {n_decided:,}" if n_decided else "none"
+            words += f", but {share} of {called[rate.model]}'s {plural(n, 'answer')} could be decided"
+    return words
 
 
 def find(estimates: Estimates, model: str, technique: str, attack: str, measure: Measure) -> Rate | None:
@@ -218,10 +231,22 @@ def reason_on(pair: ModelPair, model: str) -> Reason:
 
 
 def multiverse_words(found: Multiverse, model: str) -> str:
-    """How many analyses call `model` worse than the other: `worse in 8 of 12 analyses`."""
-    verdicts = [cell.verdict_ab if model == found.b else cell.verdict_ba for cell in found.cells]
-    n_worse, n = verdicts.count("worse"), len(verdicts)
-    return f"worse in {'all' if n_worse == n else n_worse if n_worse else 'none'} of {plural(n, 'analysis')}"
+    """The verdicts of all analyses on `model`: `worse in 8 of 12 analyses, better in 1, undecided in 3`."""
+    of_ab = [(cell.verdict_ab, cell.verdict_ba, cell.difference.value or 0.0) for cell in found.cells]
+    verdicts = of_ab if model == found.b else [(ba, ab, -value) for ab, ba, value in of_ab]
+    n_worse, n = sum(mine == "worse" for mine, _, _ in verdicts), len(verdicts)
+    n_better = sum(other == "worse" for _, other, _ in verdicts)
+    rest = [(mine, value) for mine, other, value in verdicts if "worse" not in (mine, other)]
+    undecided = [value for mine, value in rest if mine == "not enough evidence"]
+    n_within = len(rest) - len(undecided)
+    words = f"worse in {'all' if n_worse == n else n_worse or 'none'} of {plural(n, 'analysis')}"
+    words += f", better in {n_better}" if n_better else ""
+    words += f", not worse in {n_within}" if n_within else ""
+    if undecided:
+        n_lower = sum(value < 0 for value in undecided)
+        turned = f" ({n_lower} of them with a lower rate)" if n_lower else ""
+        words += f", undecided in {len(undecided)}{turned}"
+    return words
 
 
 def withheld_words(reason: Reason, tipping_share: float | None) -> str:
