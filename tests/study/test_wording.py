@@ -9,8 +9,10 @@ from heredity.study import wording as words
 from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Table2x2
 from heredity.study.headline import headline
 from heredity.study.storage import read_estimates
+from heredity.study.study import Study
 from tests.support.report_studies import make, plan
 from tests.support.report_studies import study as study
+from tests.support.studies import APPLICATION, probes
 
 
 @pytest.fixture
@@ -106,6 +108,15 @@ def test_without_twins_the_headline_says_what_is_not_known(estimates: Estimates)
 def test_one_model_is_a_rate_and_no_comparison(tmp_path: Path) -> None:
     found = headline(read_estimates(make(tmp_path, plan(1))))
     assert "broke in" in found.sentence and "interval" in found.support[0]
+
+
+def test_a_model_of_which_nothing_could_be_decided_is_said_so_beside_its_rate(tmp_path: Path) -> None:
+    for n, models in enumerate((["scripted:babbler"], ["scripted:babbler", "scripted:leaky"])):
+        study = Study(models, APPLICATION, probes(4), out=tmp_path / str(n), samples=1)
+        sentence = headline(study.run().estimates).sentence
+        assert "none of scripted:babbler's" in sentence and "could be decided" in sentence, sentence
+    clear = Study(["scripted:leaky"], APPLICATION, probes(4), out=tmp_path / "clear", samples=1)
+    assert "could be decided" not in headline(clear.run().estimates).sentence
 
 
 def test_no_decided_trial_is_no_rate(estimates: Estimates) -> None:

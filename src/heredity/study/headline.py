@@ -32,6 +32,7 @@ from heredity.study.wording import (
     reason_on,
     techniques_of_pair,
     title,
+    undecided_words,
     unsigned,
     verdict_on,
     withheld_words,
@@ -89,7 +90,7 @@ def headline(estimates: Estimates) -> Headline:
         *_useful(estimates, called, best, worst),
         *_harm(estimates, called, worst, best),
     )
-    return Headline(sentence, support, _warnings(estimates, called))
+    return Headline(sentence + undecided_words(called, best, worst), support, _warnings(estimates, called))
 
 
 def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[float, Rate]]) -> Headline:
@@ -97,6 +98,7 @@ def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[floa
     found, scope = rated[0][1], estimates.main_scope()
     which = "judge-free trials" if scope == JUDGE_FREE else f"trials{_BY_JUDGE}"
     sentence = f"{called[found.model]} broke in {percent(found.estimate.value)} of the {which}"
+    sentence += undecided_words(called, found)
     support = (
         f"{rate_words(found, estimates.confidence)}.",
         *_errors(estimates, called, scope, found),
