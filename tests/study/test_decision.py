@@ -59,6 +59,13 @@ def test_a_bad_cost_is_refused(text: str) -> None:
         parse_costs(text)
 
 
+@pytest.mark.parametrize(("text", "example"), [("breach=abc", "breach=100"), ("attacks=2", "attacks=0.01")])
+def test_a_bad_cost_has_an_example_that_one_may_give(text: str, example: str) -> None:
+    with raises(UsageError, "bad-cost", [f"such as {example}."]):
+        parse_costs(text)
+    parse_costs(f"refusal=5,{example}")
+
+
 def test_an_unknown_cost_names_the_nearest() -> None:
     with raises(UnknownName, "unknown-name", mentions=["breach"]):
         parse_costs("breech=1")

@@ -263,6 +263,24 @@ def test_an_earlier_study_of_these_models_is_assumed(tmp_path: Path) -> None:
         assert guessed is not None and (guessed.source, guessed.baseline) == ("", BASELINE)
 
 
+def test_a_study_that_lacks_a_model_and_a_copy_of_this_study_tell_nothing(tmp_path: Path) -> None:
+    Study(MODELS, APPLICATION, probes(30), out=tmp_path / "first").run()
+    more = Study([*MODELS, "scripted:leaky"], APPLICATION, probes(20), out=tmp_path / "more").forecast()
+    assert more is not None and (more.source, more.baseline) == ("", BASELINE)
+    copied = Study(MODELS, APPLICATION, probes(30), out=tmp_path / "copy")
+    found = copied.forecast()
+    assert found is not None and (found.source, found.baseline) == ("", BASELINE)
+    assert any(line.startswith("Guessed:") for line in lines(copied.resolved, found))
+
+
+def test_a_row_that_can_show_no_difference_does_not_read_as_if_there_were_none(tmp_path: Path) -> None:
+    made = planned(2)
+    found = forecast_study(made, tmp_path / "s")
+    assert row(found).detectable is None
+    (said,) = [line for line in lines(made, found) if "judge-free breaches" in line]
+    assert "no difference" not in said and "cannot show worse" in said
+
+
 def test_a_damaged_neighbour_is_passed_over(tmp_path: Path) -> None:
     first = Study(MODELS, APPLICATION, probes(30), out=tmp_path / "first")
     first.run()
@@ -279,10 +297,11 @@ def test_it_is_kept_beside_the_plan_and_outside_its_digest(tmp_path: Path) -> No
     one.run()
     saved = read_saved(tmp_path / "a")
     assert isinstance(saved.forecast, StudyForecast) and saved.forecast.source == ""
+    Study(MODELS, APPLICATION, probes(30), out=tmp_path / "earlier").run()
     two = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "b")
     two.plan()
     other = read_saved(tmp_path / "b")
-    assert isinstance(other.forecast, StudyForecast) and other.forecast.source == "a"
+    assert isinstance(other.forecast, StudyForecast) and other.forecast.source == "earlier"
     assert saved.study == other.study
     Study.open(tmp_path / "a").run()
     assert read_saved(tmp_path / "a").forecast == saved.forecast

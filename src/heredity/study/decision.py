@@ -107,9 +107,10 @@ def _number(key: str, text: str) -> float:
     except ValueError:
         value = -1.0
     most = 1.0 if key == "attacks" else 1e12
+    example = "0.01" if key == "attacks" else "100"
     if not 0.0 <= value <= most:
         raise UsageError(
-            f"--cost {key}={text} is not a number from 0 to {most:g}, such as {key}={most / 100:g}.",
+            f"--cost {key}={text} is not a number from 0 to {most:g}, such as {key}={example}.",
             code="bad-cost",
         )
     return value

@@ -6,8 +6,9 @@ Promises: the power is that of the tests that the study will run, at the level o
 assumptions are part of the forecast. Nothing is asked.
 Leaves to others: the formulas (stats/power.py, stats/sequential_power.py), and saving it (plan.py).
 
-The assumptions are measured ones if an earlier study of these models lies next to the folder. Otherwise they
-are the defaults below, which are near what small models show on the suite `core`.
+The assumptions are measured ones if an earlier study of all these models lies next to the folder. A copy of
+this very study is none. Otherwise they are the defaults below, which are near what small models show on the
+suite `core`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import HeredityError
+from heredity.core.records import digest
 from heredity.redteam import attacks
 from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
 from heredity.stats.intervals import EffectiveN
@@ -250,8 +252,13 @@ def _earlier(plan: Plan, folder: Path) -> Iterator[tuple[Path, Estimates]]:
 
 
 def _assumed(plan: Plan, path: Path, found: Estimates) -> Assumed | None:
-    """The findings of an earlier study of the plan's models; None if it compared no two of them closely."""
+    """The findings of an earlier study of all the plan's models; None if it compared no two of them closely.
+
+    None for a copy of the plan's own study, too: its findings are not known before its answers.
+    """
     ids = {model.id for model in plan.models}
+    if not ids <= {card.id for card in found.models} or found.study == digest(plan):
+        return None
     rates = [
         rate
         for rate in found.rates
@@ -378,7 +385,7 @@ def _strength(row: ForecastRow) -> float:
 
 
 def _row(title: str, row: ForecastRow, margin: float) -> str:
-    worse = "no difference" if row.detectable is None else f"worse by {100 * row.detectable:.0f} points"
+    worse = "cannot show worse" if row.detectable is None else f"worse by {100 * row.detectable:.0f} points"
     not_worse = f"not worse by {100 * margin:g}: {row.not_worse:.2f}"
     return f"  {title:<19} {row.n_clusters:>5,} clusters  {worse:<18}  {not_worse}"
 
