@@ -59,6 +59,7 @@ from heredity.study.outcomes import (
     read_outcomes,
 )
 from heredity.study.plan import PLAN, Analysis, Plan, PlanFile, declared_analysis, read_plan, read_saved
+from heredity.study.same_conversations import same_conversations
 from heredity.study.severity import severity_rates
 from heredity.study.storage import (
     ESTIMATES,
@@ -109,6 +110,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
         useful=tuple(useful_rates(outcomes)),
         severities=tuple(severity_rates(outcomes)),
+        same_conversations=same_conversations(outcomes, folder),
         lacking=read_lacking(folder),
         rates=rates,
         manners=tuple(count_manners(outcomes, judged.manners)),
@@ -384,6 +386,8 @@ def read_proven(folder: Path) -> Estimates:
 def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
     # Drift is a warning about the judge, and an older release recorded other verdicts.
     found = msgspec.structs.replace(found, circumstances=held.circumstances, drift=held.drift)
+    if not held.same_conversations:  # an older release looked for none
+        found = msgspec.structs.replace(found, same_conversations=())
     names = [n for n in Estimates.__struct_fields__ if encode(getattr(held, n)) != encode(getattr(found, n))]
     if names:
         raise Damaged(

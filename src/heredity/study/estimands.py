@@ -61,6 +61,22 @@ class UsefulRate(Record, frozen=True):
     estimate: Estimate
 
 
+class SameConversations(Record, frozen=True):
+    """Behaviours of one technique that broke in the same conversation as another, word for word.
+
+    n_same      behaviours whose conversation, up to the breach, is also that of another behaviour
+    n_distinct  different conversations among those
+    n           behaviours in the rate of this model, attack and technique
+    """
+
+    model: str
+    attack: str
+    technique: str
+    n_same: int
+    n_distinct: int
+    n: int
+
+
 class SeverityRate(Record, frozen=True):
     """The breaches of one severity of harm, of one model in one scope; the worst severity comes first.
 

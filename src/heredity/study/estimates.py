@@ -23,6 +23,7 @@ from heredity.study.estimands import Multiverse as Multiverse
 from heredity.study.estimands import MultiverseCell as MultiverseCell
 from heredity.study.estimands import Reason as Reason
 from heredity.study.estimands import RepeatedSamples as RepeatedSamples
+from heredity.study.estimands import SameConversations as SameConversations
 from heredity.study.estimands import SeverityRate as SeverityRate
 from heredity.study.estimands import ShrunkRates as ShrunkRates
 from heredity.study.estimands import TechniqueRate as TechniqueRate
@@ -403,6 +404,7 @@ class Estimates(Record, frozen=True):
     useful: tuple[UsefulRate, ...] = ()  # where a benign twin says what a useful answer holds
     lacking: tuple[LackingFile, ...] = ()  # files of an import that lack answers of their own runs
     severities: tuple[SeverityRate, ...] = ()  # where a probe has the severity of its breach
+    same_conversations: tuple[SameConversations, ...] = ()  # if behaviours broke in the same words
     schema: int = SCHEMA
 
     @property

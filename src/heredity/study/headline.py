@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
-from heredity.study.declared_words import stopping_words
+from heredity.study.declared_words import same_conversations_words, stopping_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate, SeverityRate
 from heredity.study.wording import (
     SEVERITIES,
@@ -414,6 +414,7 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
     """Problems of the run, and doubts about low rates."""
     return (
         *_about_the_run(estimates),
+        *same_conversations_words(estimates, called),
         *_about_the_judge(estimates),
         *_about_the_application(estimates),
         *_about_the_models(estimates, called),
