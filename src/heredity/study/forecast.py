@@ -7,8 +7,8 @@ assumptions are part of the forecast. Nothing is asked.
 Leaves to others: the formulas (stats/power.py, stats/sequential_power.py), and saving it (plan.py).
 
 The assumptions are measured ones if an earlier study of all these models lies next to the folder. A copy of
-this very study does not count. Otherwise they are the defaults below, which are near what small models show on the
-suite `core`.
+this very study does not count. Otherwise they are the defaults below, which are near what small models show
+on the suite `core`.
 """
 
 from __future__ import annotations
