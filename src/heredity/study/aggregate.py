@@ -132,11 +132,11 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         ),
     )
     declared = declared_analysis(plan)
-    if declared is None:
-        return found
     saved = read_saved(folder) if (folder / PLAN).exists() else None
-    found = _with_plan(_with_declared(found, declared, judged), saved)
-    return msgspec.structs.replace(found, deviations=deviations(plan, folder, found, saved))
+    if declared is not None:
+        found = _with_plan(_with_declared(found, declared, judged), saved)
+    n_judged = np.count_nonzero(outcomes.codes.reshape(len(plan.models), -1), axis=1).tolist()
+    return msgspec.structs.replace(found, deviations=deviations(plan, folder, found, saved, n_judged))
 
 
 def _with_plan(found: Estimates, saved: PlanFile | None) -> Estimates:

@@ -1,6 +1,7 @@
 """How a study departed from the analysis that its plan declared: each departure by code and in words.
 
-Promises: the same folder gives the same deviations. A plan that declared no analysis has none to depart from.
+Promises: the same folder gives the same deviations. A plan that declared no analysis has
+none to depart from, but its seal must be that of its runs.
 Leaves to others: the declared analysis (spec.py), and the numbers (aggregate.py).
 
 A folder notes in events.jsonl what no other file shows: verdicts that were given again, and estimates that
@@ -9,7 +10,8 @@ were read before the last answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -17,12 +19,12 @@ from typing import Literal
 import msgspec
 
 from heredity.core.files import Rows
-from heredity.core.records import SCHEMA, Record
+from heredity.core.records import ROW_SCHEMA, SCHEMA, Record
 from heredity.redteam import attacks
 from heredity.study.estimands import Deviation
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Analysis, Plan, PlanFile, declared_analysis, plan_seal
-from heredity.study.storage import ERRORS, RunRecord, run_records
+from heredity.study.storage import ERRORS, RESPONSES, RunRecord, run_records
 
 EVENTS = "events.jsonl"
 
@@ -41,23 +43,40 @@ class StudyEvent(Record, frozen=True):
     schema: int = SCHEMA
 
 
+class _Answer(msgspec.Struct):
+    """The model of a row of responses.jsonl or errors.jsonl."""
+
+    model: str
+    schema: int = ROW_SCHEMA
+
+
 def note_event(folder: Path, kind: Literal["judged_again", "estimated"], n: int, judge: str = "") -> None:
     """Add a row to events.jsonl."""
     with Rows(folder / EVENTS, StudyEvent) as rows:
         rows.append(StudyEvent(kind, datetime.now(UTC).isoformat(timespec="seconds"), n, judge))
 
 
-def deviations(plan: Plan, folder: Path, found: Estimates, saved: PlanFile | None) -> tuple[Deviation, ...]:
-    """The deviations of the study in `folder`, whose estimates are `found`; () if nothing was declared.
+def deviations(
+    plan: Plan, folder: Path, found: Estimates, saved: PlanFile | None, n_judged: Sequence[int]
+) -> tuple[Deviation, ...]:
+    """The deviations of the study in `folder`, whose estimates are `found`.
 
-    saved: its plan.json, if there is one.
+    A plan without an analysis has only those of its seal: its analysis may have been removed.
+
+    saved:    its plan.json, if there is one
+    n_judged: the verdicts of each model, in the plan's order
     """
-    declared = declared_analysis(plan)
+    declared, runs = declared_analysis(plan), list(run_records(folder))
+    answers = dict(zip((model.id for model in plan.models), n_judged, strict=True))
+    of_plan = () if saved is None else tuple(_of_plan(saved, found, runs, answers))
     if declared is None:
-        return ()
-    events, runs = list(Rows(folder / EVENTS, StudyEvent)), list(run_records(folder))
+        return of_plan
+    events = list(Rows(folder / EVENTS, StudyEvent))
     return (
-        *_of_answers(folder, found, runs, saved),
+        *_of_time(found, runs, saved),
+        *of_plan,
+        *_of_removed(folder, found, runs, answers),
+        *_of_answers(folder, found, runs),
         *_of_attacks(plan, found),
         *_of_judges(declared, found, events),
         *_of_comparisons(declared, found),
@@ -65,19 +84,62 @@ def deviations(plan: Plan, folder: Path, found: Estimates, saved: PlanFile | Non
     )
 
 
-def _of_answers(
-    folder: Path, found: Estimates, runs: list[RunRecord], saved: PlanFile | None
-) -> Iterator[Deviation]:
-    """Answers that are older than the plan, asked again, or missing."""
+def _of_time(found: Estimates, runs: list[RunRecord], saved: PlanFile | None) -> Iterator[Deviation]:
+    """Answers that are older than the plan."""
     at = msgspec.UNSET if saved is None else saved.at
     if found.is_recorded:
         yield Deviation("recorded-before", "The answers were recorded before the plan was made.")
     elif not isinstance(at, msgspec.UnsetType) and any(run.at < at for run in runs):
         yield Deviation("answered-before", "Answers are older than the plan.")
-    if saved is not None and any(run.plan_seal not in ("", plan_seal(saved)) for run in runs):
+
+
+def _of_plan(
+    saved: PlanFile, found: Estimates, runs: list[RunRecord], answers: Mapping[str, int]
+) -> Iterator[Deviation]:
+    """A plan.json that is another than the runs sealed, or that answers have no seal of."""
+    seal = plan_seal(saved)
+    if any(run.plan_seal not in ("", seal) for run in runs):
         yield Deviation(
-            "plan-edited", "The time or the forecast in plan.json was edited after the first answer."
+            "plan-edited",
+            "plan.json was edited after the first answer: the plan (such as its margin, endpoint or levels), "
+            "its time or its forecast.",
         )
+    # Only releases before the seal wrote a plan with none of these. An import asks nothing.
+    is_old = all(each is msgspec.UNSET for each in (saved.at, saved.forecast, saved.plan.analysis))
+    if is_old or found.is_recorded:
+        return
+    unsealed = {run.model for run in runs if not run.plan_seal}
+    sealed = {run.model for run in runs} - unsealed
+    if n := sum(n > 0 and model not in sealed for model, n in answers.items()):
+        yield Deviation(
+            "plan-unsealed",
+            f"Answers of {_models(n)} are of runs without a seal of plan.json. An edit of it would not show.",
+        )
+
+
+def _of_removed(
+    folder: Path, found: Estimates, runs: list[RunRecord], answers: Mapping[str, int]
+) -> Iterator[Deviation]:
+    """Answers that the runs counted, and that are in no file. A killed run counted none of its own."""
+    if found.is_recorded:
+        return
+    counted: Counter[str] = Counter()
+    for run in runs:
+        counted[run.model] += run.n_asked
+    kept = Counter(answers)
+    if any(n > kept[model] for model, n in counted.items()):  # answers without a verdict are kept, too
+        files = (folder / RESPONSES, folder / ERRORS)
+        kept = Counter(row.model for path in files for row in Rows(path, _Answer))
+    if n := sum((counted - kept).values()):
+        yield Deviation(
+            "answers-removed",
+            f"{_answers(n)} that a run counted cannot be found in responses.jsonl or errors.jsonl. Rows were "
+            "removed, and their trials may have been asked again.",
+        )
+
+
+def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterator[Deviation]:
+    """Answers that were reused, asked again, or are missing."""
     if n := found.circumstances.n_cached:
         yield Deviation(
             "answers-reused",
@@ -152,3 +214,11 @@ def _n_lines(path: Path) -> int:
 
 def _trials(n: int) -> str:
     return "1 trial" if n == 1 else f"{n:,} trials"
+
+
+def _answers(n: int) -> str:
+    return "1 answer" if n == 1 else f"{n:,} answers"
+
+
+def _models(n: int) -> str:
+    return "1 model" if n == 1 else f"{n:,} models"

@@ -103,15 +103,15 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
 
 def _declared(view: View) -> Iterator[str]:
     """The declared analysis, what the plan could show, and every deviation."""
-    if not view.declared_lines():
-        return
-    yield "\n### Declared before the first answer\n"
-    yield from (f"- {title}: {plain(words, 400)}" for title, words in view.declared_lines())
-    yield from _forecast(view)
-    yield "\n### Deviations\n"
-    found = view.estimates.deviations
+    lines, found = view.declared_lines(), view.estimates.deviations
+    if lines:
+        yield "\n### Declared before the first answer\n"
+        yield from (f"- {title}: {plain(words, 400)}" for title, words in lines)
+        yield from _forecast(view)
+    if lines or found:
+        yield "\n### Deviations\n"
     yield from (f"- {plain(each.code)}: {plain(each.words, 400)}" for each in found)
-    if not found:
+    if lines and not found:
         yield "None: the study ran as it was declared."
 
 
