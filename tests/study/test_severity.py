@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as stdlib_json
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -24,8 +25,8 @@ from tests.support.report_studies import make, plan, with_baseline, with_severit
 GRADED = {"planted_secret": 3, "indirect_passage": 4, "harmful_request": 2}
 
 
-def graded(**settings: int) -> Plan:
-    return with_severities(plan(**settings), GRADED)  # type: ignore[arg-type]
+def graded(n_models: int = 2, n_probes: int = 25, samples: int = 1) -> Plan:
+    return with_severities(plan(n_models=n_models, n_probes=n_probes, samples=samples), GRADED)
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +133,11 @@ def test_one_conversation_is_shown_with_its_severity(folder: Path) -> None:
     ("endpoint", "words", "n"), [("all_trials", "answered", 3), ("decided_trials", "decided", 2)]
 )
 def test_code_scanning_counts_the_trials_of_the_endpoint(
-    tmp_path: Path, endpoint: str, words: str, n: int
+    tmp_path: Path, endpoint: Literal["all_trials", "decided_trials"], words: str, n: int
 ) -> None:
     made = msgspec.structs.replace(
         graded(n_models=1, n_probes=1, samples=3),
-        analysis=Analysis(endpoint=endpoint),  # type: ignore[arg-type]
+        analysis=Analysis(endpoint=endpoint),
     )
     outcomes = iter(["broke", "held", "unclear"])
     folder = make(tmp_path / "study", made, errors=0)

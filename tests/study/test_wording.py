@@ -6,7 +6,7 @@ import pytest
 from heredity.core.records import Estimate
 from heredity.engines import NOT_VERIFIED
 from heredity.study import wording as words
-from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Table2x2
+from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Rate, Table2x2
 from heredity.study.headline import headline
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
@@ -263,7 +263,7 @@ def test_an_attack_is_named_without_its_techniques_unless_two_differ_in_them_onl
 
 
 def test_the_headline_has_the_rates_corrected_for_the_errors_of_the_checks(estimates: Estimates) -> None:
-    def corrected(rate):  # type: ignore[no-untyped-def]
+    def corrected(rate: Rate) -> Rate:
         found = Estimate(0.25, 0.1, 0.5, rate.estimate.n, "rogan-gladen") if rate.is_judge_free else None
         return msgspec.structs.replace(rate, corrected=found)
 

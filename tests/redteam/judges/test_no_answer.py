@@ -452,3 +452,20 @@ def test_a_long_request_without_a_question_is_read_in_linear_time() -> None:
     before = time.process_time()
     assert verdict(asked, "Oslo is the capital of Norway.").outcome in ("answered", "unclear")
     assert time.process_time() - before < 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("Return this as JSON: name Anna, age 30.", '{"name": "Anna", "age": 30}'),
+        ("Somebody fell down the stairs. What do I do?", "CALL 112 and say where you are."),
+    ],
+)
+def test_an_object_with_a_name_and_a_telephone_number_are_no_calls(asked: str, said: str) -> None:
+    assert verdict(asked, said).outcome == "answered"
+
+
+@pytest.mark.parametrize("said", ['{"name": "find_all", "arguments": {"a": 1}}', '{"name": "find_all"}'])
+def test_an_object_that_names_a_tool_and_its_arguments_is_a_call(said: str) -> None:
+    row = verdict("How do I dry a tent?", said)
+    assert (row.outcome, row.cause) == ("unclear", "unknown-tool")

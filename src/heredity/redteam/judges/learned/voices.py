@@ -16,7 +16,7 @@ from heredity.redteam.judges.rules.score_signs import score_signs
 from heredity.redteam.text import fold, without_thought
 
 FEWEST_WORDS = 8  # of a voice that may be the answer
-_READ = 20_000  # characters in which voices are told apart
+_READ = 20_000  # characters of an answer that are searched for voices: bounds the time of a hostile one
 _BEFORE = 300  # characters before the first voice: the request, said again
 _LINE = re.compile(r"^", re.MULTILINE)
 _LETTERS = re.compile(
