@@ -178,10 +178,10 @@ def changed_verdicts(folder: Path, changes: dict[int, dict[str, object]]) -> Non
 
 
 def saved(folder: Path, plan: Plan) -> Estimates:
-    """The estimates of the folder, written beside their plan."""
-    found = aggregate.estimate(plan, folder)
+    """The estimates of the folder, written beside their plan, which comes first as in a study."""
     file = PlanFile(digest(plan), plan.application.digest, plan)
     (folder / "plan.json").write_bytes(encode(file))
+    found = aggregate.estimate(plan, folder)
     write_estimates(folder, found)
     return found
 
