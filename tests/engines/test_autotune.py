@@ -39,11 +39,11 @@ def test_a_busy_moment_does_not_keep_the_batch_narrow(
     decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     step, clock = decoder.step, BusyClock(busy_until=0)
 
-    def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
+    def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: Any = None) -> torch.Tensor:
         is_first_of_wider = clock.now > 0 and len(tokens) > 4 and len(tokens) not in reached
         reached.add(len(tokens))
         clock.work((1 + len(tokens) / 100) * (30 if is_first_of_wider else 1))
-        return step(prefix, slots, tokens, lengths)
+        return step(prefix, slots, tokens, lengths, n_slots)
 
     reached: set[int] = set()
     monkeypatch.setattr(decoder, "step", timed)
@@ -59,9 +59,9 @@ def test_the_probe_goes_no_further_where_wider_is_slower(
     decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     step, clock = decoder.step, BusyClock(busy_until=0)
 
-    def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
+    def timed(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: Any = None) -> torch.Tensor:
         clock.work(len(tokens) ** 2)
-        return step(prefix, slots, tokens, lengths)
+        return step(prefix, slots, tokens, lengths, n_slots)
 
     monkeypatch.setattr(decoder, "step", timed)
     with torch.inference_mode():
@@ -88,8 +88,8 @@ def test_an_engine_whose_bits_moved_in_the_probe_says_so_in_its_name(
     decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     step = decoder.step
 
-    def restless(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
-        return step(prefix, slots, tokens, lengths) + 1e-3 * slots.capacity
+    def restless(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: Any = None) -> torch.Tensor:
+        return step(prefix, slots, tokens, lengths, n_slots) + 1e-3 * slots.capacity
 
     with torch.inference_mode():
         proven = autotune.probe(decoder, widths=(4,))
@@ -108,14 +108,35 @@ def test_the_witness_notices_a_width_with_other_bits(
     decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     step = decoder.step
 
-    def crooked(prefix: Any, slots: Any, tokens: Any, lengths: Any) -> torch.Tensor:
-        logits = step(prefix, slots, tokens, lengths)
+    def crooked(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: Any = None) -> torch.Tensor:
+        logits = step(prefix, slots, tokens, lengths, n_slots)
         return logits + 1e-3 if len(tokens) == 8 else logits
 
     monkeypatch.setattr(decoder, "step", crooked)
     with torch.inference_mode():
         found = autotune.probe(decoder, widths=(4, 8, 16))
     assert 8 not in found.widths or found.widths == (8,)
+
+
+def test_a_number_of_slots_that_moves_the_bits_is_not_used(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
+    step, clock = decoder.step, BusyClock(busy_until=0)
+
+    def crooked(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: Any = None) -> torch.Tensor:
+        clock.work(1)  # each width takes as long: the widest is best, and the others have other bits
+        logits = step(prefix, slots, tokens, lengths, n_slots)
+        return logits + (0 if len(tokens) == 16 and n_slots != 8 else 1)
+
+    monkeypatch.setattr(decoder, "step", crooked)
+    with torch.inference_mode():
+        found = autotune.probe(decoder, widths=(4, 8, 16), clock=clock)
+    assert found.widths == (16,) and found.n_slots == (4,)
+    pools = [
+        TorchEngine(decoder, ChatCodec(tiny_llama), tiny_llama, found, width).pool for width in (None, 4)
+    ]
+    assert [pool._n_slots for pool in pools] == [(4,), (4,)]
 
 
 def test_an_engine_for_single_requests_measures_nothing_and_uses_what_was_kept(tmp_path: Path) -> None:

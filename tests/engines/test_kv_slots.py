@@ -57,9 +57,43 @@ def test_longer_rows_narrow_a_batch_that_would_exceed_its_budget(decoder: Decode
         assert batch._slots is not None and batch._slots.width == 8
         batch.step()
         assert len(batch.step()) == 8
-        long = row(8, 3 * BLOCK)
+        long, also_long = row(8, 3 * BLOCK), row(9, 3 * BLOCK)
         batch.admit(long)
+        assert batch._slots.width == 1 and batch.has_room(also_long)
+        batch.admit(also_long)
         held = sum(cache.nbytes for cache in (*batch._slots.keys, *batch._slots.values))
         assert batch._slots.width == 2 and held <= 8 * a_block
         batch.step()
         assert len(long.output) == 1
+
+
+def test_the_last_rows_of_a_batch_read_only_their_own_caches(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long conversation that is left alone must not pay for empty slots as long as its own."""
+    read: list[tuple[int, int, int]] = []
+    step = decoder.step
+
+    def noted(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: int) -> torch.Tensor:
+        read.append((len(tokens), n_slots, slots.width))
+        return step(prefix, slots, tokens, lengths, n_slots)
+
+    def answer(n_slots: tuple[int, ...]) -> list[int]:
+        batch = ContinuousBatch(
+            decoder, decoder.prefix((3, 4)), (8,), lambda _: False, 1 << 30, None, n_slots
+        )
+        last = BatchRow(0, tuple(range(3, 40)), 2 * BLOCK, Sampler(Decoding(), 0))
+        with torch.inference_mode():
+            batch.admit(last)
+            for key in range(1, 6):
+                batch.admit(BatchRow(key, (5, 6, key + 3), 3, Sampler(Decoding(), key)))
+            while batch.rows:
+                batch.step()
+        return last.output
+
+    alone = answer((1, 2, 4))
+    monkeypatch.setattr(decoder, "step", noted)
+    assert answer((1, 2, 4)) == alone == answer(())
+    first = read[: 2 * BLOCK]
+    assert first[0] == (8, 8, 8) and first[3] == (8, 1, 8) and first[-1] == (8, 1, 1)
+    assert read[-1] == (8, 8, 8)  # without proven numbers of slots, all of the width is read

@@ -2,7 +2,8 @@
 
 A short probe, once per model and machine, times decode steps of several widths at the model's own shapes. It
 compares the logits of a witness row bit by bit: in three slots, in different batches, with caches of several
-lengths, over two prefixes. Only widths that agree are used, so an answer does not depend on the batch.
+lengths, over two prefixes. Only widths that agree are used, so an answer does not depend on the batch. The
+last rows of a batch read only their own caches: the numbers of slots that keep the bits are probed likewise.
 `fingerprint` is a hash of the witness's logits: an equal one means equal arithmetic. The result is kept, so a
 busy moment must not decide: each time is the best of several tries.
 
@@ -27,7 +28,7 @@ from heredity.core.host import Clock, machine_name
 from heredity.core.records import Record
 from heredity.engines.torch.decoder import BLOCK, Decoder, KvSlots, SharedPrefix, round_up
 
-SCHEMA = 2  # 1: rows prefilled together, over one prefix
+SCHEMA = 3  # 2: a step reads as many slots as it is wide; 1: rows prefilled together, over one prefix
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
 _N_OWN = 2 * BLOCK - 9
 _N_PREFIX = (448, 603)  # as in studies: one fills the tiles of a matmul kernel, one does not
@@ -45,7 +46,10 @@ _PLACES = tuple(WitnessPlace(n, share, c) for share, c in ((0, 2), (1, 3), (0.5,
 
 
 class Tuning(Record, frozen=True):
-    """The result of the probe. `tokens_per_second` is by width, at the time of the probe."""
+    """The result of the probe. `tokens_per_second` is by width, at the time of the probe.
+
+    n_slots: the numbers of slots, other than the widths, that a step may read with the same bits.
+    """
 
     schema: int
     dtype: str
@@ -54,6 +58,7 @@ class Tuning(Record, frozen=True):
     fingerprint: str
     machine: str
     is_proven: bool  # False: the bits changed within one width, so answers may depend on the batch
+    n_slots: tuple[int, ...] = ()
 
 
 def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
@@ -105,7 +110,27 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = tim
         fingerprint=_fingerprint(decoder, best),
         machine=machine_name(),
         is_proven=is_proven,
+        n_slots=_fewer_slots(decoder, witnesses, agreeing, seen, clock) if is_proven else (),
     )
+
+
+def _fewer_slots(
+    decoder: Decoder,
+    witnesses: Mapping[int, tuple[SharedPrefix, KvSlots]],
+    agreeing: tuple[int, ...],
+    seen: Mapping[int, Mapping[WitnessPlace, str]],
+    clock: Clock,
+) -> tuple[int, ...]:
+    """Return the measured widths below the best that serve as numbers of slots at the next agreeing width."""
+    found = []
+    for n in (n for n in sorted(seen) if n < agreeing[-1] and n not in agreeing):
+        width = next(width for width in agreeing if width > n)
+        if all(
+            _try(decoder, witnesses[place.n_prefix], width, place, clock, n)[1] == seen[width][place]
+            for place in _PLACES
+        ):
+            found.append(n)
+    return tuple(found)
 
 
 def _upwards(widths: tuple[int, ...], seconds: Mapping[int, float]) -> Iterator[int]:
@@ -121,17 +146,23 @@ def _upwards(widths: tuple[int, ...], seconds: Mapping[int, float]) -> Iterator[
 
 
 def _try(
-    decoder: Decoder, witness: tuple[SharedPrefix, KvSlots], width: int, place: WitnessPlace, clock: Clock
+    decoder: Decoder,
+    witness: tuple[SharedPrefix, KvSlots],
+    width: int,
+    place: WitnessPlace,
+    clock: Clock,
+    n_slots: int | None = None,
 ) -> tuple[float, str]:
     """Return the seconds of a step at this width, and a hash of the witness's logits."""
-    (prefix, lone), slot = witness, int((width - 1) * place.share)
-    slots = _filled_slots(decoder, width, place.n_blocks * BLOCK)
+    n_slots = width if n_slots is None else n_slots
+    (prefix, lone), slot = witness, int((n_slots - 1) * place.share)
+    slots = _filled_slots(decoder, n_slots, place.n_blocks * BLOCK)
     for at, one in zip((*slots.keys, *slots.values), (*lone.keys, *lone.values), strict=True):
         at[slot, :, : one.shape[2]] = one[0]
     lengths = torch.full((width,), _N_OWN)
     lengths[torch.arange(width) != slot] -= torch.arange(width - 1) % 50
     began = clock()
-    logits = decoder.step(prefix, slots, torch.full((width,), 7), lengths)[slot]
+    logits = decoder.step(prefix, slots, torch.full((width,), 7), lengths, n_slots)[slot]
     return clock() - began, _hash(logits)
 
 

@@ -3,8 +3,9 @@
 A prompt goes through the model in chunks of fixed size. The keys and values of a chunk depend only on the
 tokens up to its end. So whole chunks are cached, and copied to rows that begin with the same tokens.
 
-Promises: a step has one of the proven widths and cache lengths. An answer does not depend on its slot; a
-token is drawn from the row's own logits, decoding, seed and step. A cached chunk has the bits of a prefill.
+Promises: a step has one of the proven widths, numbers of slots and cache lengths. An answer does not depend
+on its slot; a token is drawn from the row's own logits, decoding, seed and step. A cached chunk has the bits
+of a prefill.
 Leaves to others: the arithmetic (decoder.py), and text (chat/codec.py).
 """
 
@@ -133,7 +134,7 @@ class ContinuousBatch:
     """Rows over one shared prefix.
 
     widths: the proven batch widths, ascending. is_over: whether the last token of a row ended its answer.
-    budget: bytes for the KV slots.
+    budget: bytes for the KV slots. n_slots: the proven numbers of slots that a step may read, beside a width.
     """
 
     def __init__(
@@ -144,9 +145,10 @@ class ContinuousBatch:
         is_over: Callable[[BatchRow], bool],
         budget: int,
         chunks: PrefixCache | None = None,
+        n_slots: tuple[int, ...] = (),
     ) -> None:
         self._decoder, self._prefix, self._widths, self._is_over = decoder, prefix, widths, is_over
-        self._budget = budget
+        self._budget, self._n_slots = budget, tuple(sorted({*n_slots, *widths}))
         self._chunks = chunks or PrefixCache(0)
         self._slots: KvSlots | None = None
         self.rows: list[BatchRow] = []
@@ -176,7 +178,8 @@ class ContinuousBatch:
         tokens[:n] = torch.tensor([row.output[-1] if row.output else row.prompt[-1] for row in self.rows])
         lengths[:n] = torch.tensor([len(row.prompt) - 1 + len(row.output) for row in self.rows])
         slots = self._fit(n, round_up(int(lengths.max()) + 1, BLOCK))
-        logits = self._decoder.step(self._prefix, slots, tokens, lengths)
+        n_slots = round_width(n, self._n_slots)
+        logits = self._decoder.step(self._prefix, slots, tokens, lengths, n_slots)
         for row, token in zip(self.rows, draw_all(logits, [row.sampler for row in self.rows]), strict=True):
             row.output.append(token)
             if self._is_over(row):
@@ -205,19 +208,20 @@ class ContinuousBatch:
             * n_positions
             * self._decoder.dtype.itemsize
         )
-        fits = [w for w in self._widths if w * a_row <= self._budget]
-        return fits[-1] if fits else self._widths[0]
+        fits = [n for n in self._n_slots if n * a_row <= self._budget]
+        return fits[-1] if fits else self._n_slots[0]
 
     def _fit(self, n_rows: int, n_positions: int) -> KvSlots:
         """Return slots with exactly this capacity: reading a part of a cache is several times slower.
 
-        The width does not shrink, unless the longer rows would exceed the budget at this width.
+        The slots become fewer when more than half are empty, or when longer rows would exceed the budget.
         """
-        slots, width = self._slots, round_width(n_rows, self._widths)
+        slots, width = self._slots, round_width(n_rows, self._n_slots)
         if slots is None:
             self._slots = slots = self._decoder.slots(width, n_positions)
         elif slots.capacity != n_positions or slots.width < n_rows:
-            width = max(width, min(slots.width, self._width_for(n_positions)))
+            if 2 * n_rows > slots.width:
+                width = max(width, min(slots.width, self._width_for(n_positions)))
             slots.resize(width, n_positions, len(self.rows))
         return slots
 
@@ -233,9 +237,9 @@ class PrefixPool:
     Session and engine share it; neither needs the other.
     """
 
-    def __init__(self, decoder: Decoder, widths: tuple[int, ...]) -> None:
+    def __init__(self, decoder: Decoder, widths: tuple[int, ...], n_slots: tuple[int, ...] = ()) -> None:
         self._decoder: Decoder | None = decoder
-        self.widths = widths
+        self.widths, self._n_slots = widths, n_slots
         self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): SharedPrefix((), [], [])}
         self._cache = PrefixCache(cache_budget() // _CACHE_SHARE)
 
@@ -264,7 +268,8 @@ class PrefixPool:
 
     def batch(self, prefix: SharedPrefix, is_over: Callable[[BatchRow], bool]) -> ContinuousBatch:
         """Return an empty batch over a prefix."""
-        return ContinuousBatch(self.decoder, prefix, self.widths, is_over, cache_budget(), self._cache)
+        budget, chunks = cache_budget(), self._cache
+        return ContinuousBatch(self.decoder, prefix, self.widths, is_over, budget, chunks, self._n_slots)
 
     def drop_prefixes(self) -> None:
         """Forget the computed prefixes; the cached chunks stay."""

@@ -142,14 +142,20 @@ class Decoder:
         return torch.cat(hidden)
 
     def step(
-        self, prefix: SharedPrefix, slots: KvSlots, tokens: torch.Tensor, lengths: torch.Tensor
+        self,
+        prefix: SharedPrefix,
+        slots: KvSlots,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        n_slots: int | None = None,
     ) -> torch.Tensor:
-        """Run one token per row, for the first `len(tokens)` slots. Returns logits (width, vocabulary).
+        """Run one token per row. Returns logits (width, vocabulary).
 
         tokens: (width,) the last token of each row; lengths: (width,) own tokens before it, each below the
-        slots' capacity.
+        slots' capacity; n_slots: the rows that have a slot, by default all. Later rows only fill the width of
+        the matrix products: they read no cache, and their logits mean nothing.
         """
-        attend = self._attend_all(prefix, slots, lengths)
+        attend = self._attend_all(prefix, slots, lengths, len(tokens) if n_slots is None else n_slots)
         return self.logits(self._forward(tokens, lengths + prefix.length, attend))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -222,40 +228,42 @@ class Decoder:
 
         return attend
 
-    def _attend_all(self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor) -> Attend:
+    def _attend_all(
+        self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor, n_slots: int
+    ) -> Attend:
         """Return attention of one token per row: one matmul over the prefix, a batched one over caches."""
         s = self.shape
         width, group, n_positions = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
-        rows, heads, at = torch.arange(width)[:, None], torch.arange(s.n_kv_heads)[None], lengths[:, None]
+        n, lengths = n_slots, lengths[:n_slots]
+        rows, heads, at = torch.arange(n)[:, None], torch.arange(s.n_kv_heads)[None], lengths[:, None]
         ahead = torch.arange(n_positions)[None] > at
-        own_mask = (
-            torch.zeros(width, n_positions).masked_fill(ahead, -torch.inf).to(self.dtype)[:, None, None]
-        )
+        own_mask = torch.zeros(n, n_positions).masked_fill(ahead, -torch.inf).to(self.dtype)[:, None, None]
         window_masks = self._window_masks(prefix, lengths, n_positions)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            slots.keys[i][rows, heads, at] = k
-            slots.values[i][rows, heads, at] = v
-            keys, values = slots.keys[i][:width].flatten(0, 1), slots.values[i][:width].flatten(0, 1)
-            own = torch.bmm(q.reshape(-1, group, s.head_dim), keys.transpose(1, 2))
-            own = own.view(width, s.n_kv_heads, group, n_positions) + own_mask
+            slots.keys[i][rows, heads, at] = k[:n]
+            slots.values[i][rows, heads, at] = v[:n]
+            keys, values = slots.keys[i][:n].flatten(0, 1), slots.values[i][:n].flatten(0, 1)
+            own = torch.bmm(q[:n].reshape(-1, group, s.head_dim), keys.transpose(1, 2))
+            own = own.view(n, s.n_kv_heads, group, n_positions) + own_mask
             if not prefix.length:
                 if s.windows[i] in window_masks:
                     own += window_masks[s.windows[i]][:, None, None]
                 p = torch.softmax(own, dim=-1).view(-1, group, n_positions)
-                return torch.bmm(p, values).view(width, -1)
+                return _filled(torch.bmm(p, values).view(n, -1), width, 0)
+            # Over the prefix all rows are one matrix, whose height decides the bits: it keeps its width.
             together = q.view(width, s.n_kv_heads, group, s.head_dim).transpose(0, 1)
             together = together.reshape(s.n_kv_heads, width * group, s.head_dim)
             shared = _over_prefix(together, prefix, i).view(s.n_kv_heads, width, group, prefix.n_positions)
-            scores = torch.cat([shared, own.transpose(0, 1)], dim=-1)
+            scores = torch.cat([shared[:, :n], own.transpose(0, 1)], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
             p = torch.softmax(scores, dim=-1)
-            of_shared = p.view(s.n_kv_heads, width * group, -1)[:, :, : prefix.n_positions]
+            of_shared = _filled(p, width, 1).view(s.n_kv_heads, width * group, -1)[:, :, : prefix.n_positions]
             o = torch.bmm(of_shared, prefix.values[i]).view(s.n_kv_heads, width, group, s.head_dim)
             of_own = p[..., prefix.n_positions :].transpose(0, 1).reshape(-1, group, n_positions)
-            o_own = torch.bmm(of_own, values).view(width, s.n_kv_heads, group, s.head_dim)
-            return (o.transpose(0, 1) + o_own).reshape(width, -1)
+            o_own = torch.bmm(of_own, values).view(n, s.n_kv_heads, group, s.head_dim)
+            return (o.transpose(0, 1) + _filled(o_own, width, 0)).reshape(width, -1)
 
         return attend
 
@@ -287,6 +295,13 @@ class Decoder:
                 (torch.cat([cos, cos], -1).to(self.dtype), torch.cat([-sin, sin], -1).to(self.dtype))
             )
         return tuple(rotations)
+
+
+def _filled(x: torch.Tensor, width: int, dim: int) -> torch.Tensor:
+    """Return x with zeros appended up to `width` along `dim`."""
+    if x.shape[dim] == width:
+        return x
+    return torch.cat([x, x.new_zeros([*x.shape[:dim], width - x.shape[dim], *x.shape[dim + 1 :]])], dim)
 
 
 def _over_prefix(queries: torch.Tensor, prefix: SharedPrefix, layer: int) -> torch.Tensor:

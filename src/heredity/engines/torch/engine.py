@@ -103,7 +103,9 @@ class TorchEngine:
         known = autotune.WIDTHS[:1] if tuning is None else tuning.widths
         fingerprint = "unproven" if tuning is None else tuning.fingerprint
         widths = tuple(w for w in known if width is None or w <= width) or known[:1]
-        self.pool, self.codec, self.folder, self._tuning = PrefixPool(decoder, widths), codec, folder, tuning
+        n_slots = () if tuning is None else tuple(n for n in tuning.n_slots if n < widths[-1])
+        self.pool = PrefixPool(decoder, widths, n_slots)
+        self.codec, self.folder, self._tuning = codec, folder, tuning
         self._reader = AnswerReader(codec, codec.stops(folder))
         self._with_gradients: PreTrainedModel | None = None  # the weights once more, for a search
         self.is_adapted = False
