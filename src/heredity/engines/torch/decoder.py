@@ -152,8 +152,8 @@ class Decoder:
         """Run one token per row. Returns logits (width, vocabulary).
 
         tokens: (width,) the last token of each row; lengths: (width,) own tokens before it, each below the
-        slots' capacity; n_slots: the rows that have a slot, by default all. Later rows only fill the width of
-        the matrix products: they read no cache, and their logits mean nothing.
+        slots' capacity. n_slots: the rows that have a slot, by default all; later rows only keep the matmuls
+        at their width. They read no cache, and their logits mean nothing.
         """
         attend = self._attend_all(prefix, slots, lengths, len(tokens) if n_slots is None else n_slots)
         return self.logits(self._forward(tokens, lengths + prefix.length, attend))
@@ -251,7 +251,7 @@ class Decoder:
                     own += window_masks[s.windows[i]][:, None, None]
                 p = torch.softmax(own, dim=-1).view(-1, group, n_positions)
                 return _filled(torch.bmm(p, values).view(n, -1), width, 0)
-            # Over the prefix all rows are one matrix, whose height decides the bits: it keeps its width.
+            # Over the prefix all rows are one matmul, whose size decides the bits: it keeps the batch's width.
             together = q.view(width, s.n_kv_heads, group, s.head_dim).transpose(0, 1)
             together = together.reshape(s.n_kv_heads, width * group, s.head_dim)
             shared = _over_prefix(together, prefix, i).view(s.n_kv_heads, width, group, prefix.n_positions)
