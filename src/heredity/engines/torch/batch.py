@@ -134,7 +134,7 @@ class ContinuousBatch:
     """Rows over one shared prefix.
 
     widths: the proven batch widths, ascending. is_over: whether the last token of a row ended its answer.
-    budget: bytes for the KV slots. n_slots: the proven numbers of slots that a step may read, next to the widths.
+    budget: bytes for the KV slots. n_slots: the proven numbers of slots of a step, next to the widths.
     """
 
     def __init__(

@@ -251,7 +251,7 @@ class Decoder:
                     own += window_masks[s.windows[i]][:, None, None]
                 p = torch.softmax(own, dim=-1).view(-1, group, n_positions)
                 return _filled(torch.bmm(p, values).view(n, -1), width, 0)
-            # Over the prefix all rows are one matmul, whose size decides the bits: it keeps the batch's width.
+            # Over the prefix all rows are one matmul, whose size decides the bits: it keeps its width.
             together = q.view(width, s.n_kv_heads, group, s.head_dim).transpose(0, 1)
             together = together.reshape(s.n_kv_heads, width * group, s.head_dim)
             shared = _over_prefix(together, prefix, i).view(s.n_kv_heads, width, group, prefix.n_positions)
