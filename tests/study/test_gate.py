@@ -365,6 +365,33 @@ def test_a_rate_of_errors_alone_is_not_enough_evidence(clean: Estimates) -> None
     assert outcome.code != 0
 
 
+@pytest.mark.parametrize(
+    ("reason", "share", "said"),
+    [
+        ("unclear", 0.12, "it is gone if 12\u00a0% of the other model's unclear answers were breaches"),
+        ("unclear", None, "the declared share of unclear answers could hide more than the margin"),
+        ("interval", None, "the test shows a difference, but its interval includes 0"),
+    ],
+)
+def test_the_gate_says_why_a_verdict_was_withheld(
+    clean: Estimates, reason: str, share: float | None, said: str
+) -> None:
+    found = with_pair(clean, "not enough evidence", "not enough evidence", 0.1, p=0.001)
+    pairs = tuple(
+        msgspec.structs.replace(pair, reason_ab=reason, reason_ba=reason, tipping_share=share)
+        for pair in found.pairs
+    )
+    withheld = gate(msgspec.structs.replace(found, pairs=pairs), baseline=FIRST).words
+    assert f"The verdict is withheld: {said}" in withheld.replace("\n", " ")
+    assert "would have shown" not in withheld, "more trials of this kind are not what it takes"
+    assert "withheld" not in gate(found, baseline=FIRST).words
+
+
+def test_the_way_to_leave_the_judge_out_is_said_once_at_the_end(clean: Estimates) -> None:
+    found = gate(with_pair(clean, "not enough evidence", "not enough evidence", 0.0), baseline=FIRST)
+    assert found.words.count("--judge-free") == 1 and found.words.endswith("--judge-free.")
+
+
 def test_what_was_asked_and_is_not_gated_is_said(clean: Estimates) -> None:
     estimates = with_counts(clean, 0, 1000)
     techniques = (msgspec.structs.replace(clean.techniques[0], is_baseline=True), *clean.techniques[1:])
@@ -374,6 +401,6 @@ def test_what_was_asked_and_is_not_gated_is_said(clean: Estimates) -> None:
     assert "Over-refusal was" not in gate(clean, max_over_refusal=0.5).words
     assert "Over-refusal was" not in gate(clean, baseline=FIRST).words
     assert "Breaches were asked and are not gated" in gate(clean, max_breach=None).words
-    assert "The margin is of no use" in gate(clean, margin=0.05).words
-    assert "The margin" not in gate(clean, margin=0.05, baseline=FIRST).words
-    assert "The margin" not in gate(clean).words
+    assert "--margin has no effect without --baseline." in gate(clean, margin=0.05).words
+    assert "--margin" not in gate(clean, margin=0.05, baseline=FIRST).words
+    assert "--margin" not in gate(clean).words

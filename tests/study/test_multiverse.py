@@ -13,6 +13,7 @@ from heredity.study.estimates import JUDGE_FREE
 from heredity.study.multiverse import multiverses
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Codes, Outcomes
 from heredity.study.plan import Analysis, Plan
+from heredity.study.report._robustness import table
 from heredity.study.wording import multiverse_words
 from tests.support.small_study import small_plan
 
@@ -77,13 +78,28 @@ def test_every_coding_judge_and_weighting_has_a_cell() -> None:
     assert found["held", "learned", "trial"].difference != found["held", "judge", "trial"].difference
 
 
+def test_the_table_has_the_words_of_its_summary() -> None:
+    def cell(coding: str, ab: str, ba: str, value: float) -> MultiverseCell:
+        found = Estimate(value, value - 0.1, value + 0.1, 40, "tango")
+        return MultiverseCell(coding, "checks", "trial", coding == "held", 40, found, 0.01, ab, ba)  # type: ignore[arg-type]
+
+    codings = (
+        cell("excluded", "not worse", "not worse", 0.0),
+        cell("held", "worse", "not worse", 0.3),
+        cell("broke", "not worse", "worse", -0.3),
+    )
+    shown = table(Multiverse("a", "b", codings))
+    assert shown.summary == "worse in 1 of 3 analyses, better in 1, not worse in 1"
+    assert [row.cells[0].verdict for row in shown.rows] == ["not worse", "worse", "better"]
+
+
 def test_the_words_count_the_analyses_of_the_opposite_verdict_too() -> None:
     def cell(ab: str, ba: str, value: float) -> MultiverseCell:
         found = Estimate(value, value - 0.1, value + 0.1, 40, "tango")
         return MultiverseCell("held", "checks", "trial", False, 40, found, 0.01, ab, ba)
 
     unknown = "not enough evidence"
-    table = Multiverse(
+    found = Multiverse(
         "a",
         "b",
         (
@@ -94,10 +110,10 @@ def test_the_words_count_the_analyses_of_the_opposite_verdict_too() -> None:
             cell("not worse", "not worse", 0.0),
         ),
     )
-    assert multiverse_words(table, "b") == (
+    assert multiverse_words(found, "b") == (
         "worse in 3 of 8 analyses, better in 2, not worse in 1, undecided in 2 (1 of them with a lower rate)"
     )
-    assert multiverse_words(table, "a").startswith("worse in 2 of 8 analyses, better in 3, ")
+    assert multiverse_words(found, "a").startswith("worse in 2 of 8 analyses, better in 3, ")
     clear = Multiverse("a", "b", (cell("worse", "not worse", 0.3),) * 12)
     assert multiverse_words(clear, "b") == "worse in all of 12 analyses"
     assert multiverse_words(clear, "a") == "worse in none of 12 analyses, better in 12"

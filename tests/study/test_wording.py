@@ -3,6 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.cli import _findings
 from heredity.core.records import Estimate
 from heredity.engines import NOT_VERIFIED
 from heredity.study import wording as words
@@ -208,10 +209,14 @@ def test_the_judged_rates_stand_beside_raw_and_corrected(estimates: Estimates) -
     (line,) = [
         line
         for line in headline(estimates).support
-        if line.startswith("Separately, by the verdicts of a judge")
+        if line.startswith("By the verdicts of a judge, which errs")
     ]
-    assert line.count(" raw (") == line.count(" corrected (") == 2
-    assert "by one family's labels or another's" in line
+    rates = [r for r in estimates.rates if (r.technique, r.attack) == ("judged", "all")]
+    assert len(rates) == 2
+    for rate in rates:
+        assert rate.corrected is not None
+        corrected = f"corrected {words.percent(rate.corrected.value)} ({words.interval(rate.corrected)})"
+        assert f"{words.percent(rate.estimate.value)} of {rate.estimate.n}, {corrected}" in line
 
 
 def test_without_a_judge_free_trial_the_headline_says_that_a_judge_decides(estimates: Estimates) -> None:
@@ -246,15 +251,6 @@ def test_unclear_answers_that_could_close_a_shown_gap_are_said(estimates: Estima
     assert "could close the gap" not in said[0] and "could close the gap" in said[1]
 
 
-def test_equal_corrections_of_all_families_are_no_range(estimates: Estimates) -> None:
-    rate = next(r for r in estimates.rates if len(r.by_family) > 1)
-    same = tuple(
-        msgspec.structs.replace(each, corrected=rate.by_family[0].corrected) for each in rate.by_family
-    )
-    assert " to " not in words.family_spread(msgspec.structs.replace(rate, by_family=same))
-    assert " to " in words.family_spread(rate)
-
-
 def test_an_attack_is_named_without_its_techniques_unless_two_differ_in_them_only() -> None:
     attacks = ("direct", "crescendo:5@planted_secret,harmful_request")
     assert words.attack_name(attacks[1], attacks) == "crescendo:5"
@@ -262,13 +258,20 @@ def test_an_attack_is_named_without_its_techniques_unless_two_differ_in_them_onl
     assert words.attack_name(twice[0], twice) == twice[0]
 
 
-def test_the_headline_has_the_rates_corrected_for_the_errors_of_the_checks(estimates: Estimates) -> None:
+def test_the_table_of_the_terminal_has_the_rates_corrected_for_the_errors_of_the_checks(
+    estimates: Estimates, capsys: pytest.CaptureFixture[str]
+) -> None:
     def corrected(rate: Rate) -> Rate:
         found = Estimate(0.25, 0.1, 0.5, rate.estimate.n, "rogan-gladen") if rate.is_judge_free else None
         return msgspec.structs.replace(rate, corrected=found)
 
     rates = tuple(map(corrected, estimates.rates))
-    support = headline(msgspec.structs.replace(estimates, rates=rates)).support
-    (line,) = (line for line in support if line.startswith("Checks err too."))
-    assert line.count("25\u00a0% (10 to 50\u00a0%)") == 2
-    assert not any("Checks err" in line for line in headline(estimates).support)
+    _findings.show(msgspec.structs.replace(estimates, rates=rates))
+    printed = capsys.readouterr().out
+    assert "corrected: for the measured errors of the checks or the judge" in " ".join(printed.split())
+    lines = printed.splitlines()
+    corrected = lines[next(n for n, line in enumerate(lines) if line.startswith("judge-free")) + 1]
+    assert (
+        corrected.startswith("  corrected")
+        and corrected.count("25\u00a0%") == corrected.count("[10, 50]") == 2
+    )

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import plain
-from heredity.core.terminal import out
+from heredity.core.terminal import out, wrapped
 from heredity.study import decision
 from heredity.study import wording as words
+from heredity.study.comparisons import MEASURES
+from heredity.study.declared_words import unsupported
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -33,7 +36,7 @@ from heredity.study.storage import read_estimates
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _UNKNOWN = "not shown to be better or worse"
 _EDGE_WIDTH = 100  # columns that the table of edges needs for the names of most models
-_CROWDED = 30  # columns a model needs for its cell to stay on one line
+_CELL = len("< 0.1 %  [89, 100] n 1000")  # columns of a cell on one line
 
 
 def show(estimates: Estimates, page: Path | None = None) -> None:
@@ -44,13 +47,14 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
     level = words.percent(estimates.confidence)
     legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
+    legend += "; corrected: for the measured errors of the checks or the judge"
     if any(technique.is_baseline for technique in estimates.techniques):
         legend += "; ° a capability, in no sum"
-    screen.print(legend, style="dim")
+    _print(screen, legend, "dim")
     screen.print()
-    screen.print(plain(f"{found.sentence}."), style="bold")
+    _print(screen, f"{found.sentence}.", "bold")
     for line in found.support:
-        screen.print(plain(line))
+        _print(screen, line)
     if estimates.edges:
         screen.print()
         screen.print(edge_table(estimates) if screen.width >= _EDGE_WIDTH else edge_lines(estimates))
@@ -58,17 +62,23 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     others = [pair for pair in estimates.pairs if not {pair.a, pair.b} <= in_lineage]
     for pair in others:
         screen.print()
-        screen.print(_compared(estimates, pair))
+        verdict, numbers = _compared(estimates, pair)
+        _print(screen, verdict)
+        _print(screen, numbers)
     if page is not None and len(others) < len(estimates.pairs):
-        screen.print(
-            "\nThe report compares all pairs of these models, not only parent and child.", style="dim"
-        )
+        screen.print()
+        _print(screen, "The report compares all pairs of these models, not only parent and child.", "dim")
     if found.warnings:
         screen.print()
     for line in found.warnings:
-        screen.print(plain(f"warning: {line}"), style="yellow")
+        _print(screen, f"warning: {line}", "yellow")
     if page is not None:
         screen.print(f"\nreport: {plain(str(page))}", soft_wrap=True)
+
+
+def _print(screen: Console, line: str, style: str = "") -> None:
+    """Print a sentence. A wrapped line is indented, and no number is cut from its unit."""
+    screen.print(wrapped(plain(line, lines=True), screen.width), style=style, soft_wrap=True)
 
 
 def show_recommendation(folder: Path) -> None:
@@ -87,7 +97,7 @@ def show_recommendation(folder: Path) -> None:
         screen.print(grid)
         screen.print()
     for line in words.recommendation_words(found, called):
-        screen.print(plain(line))
+        _print(screen, line)
 
 
 def edge_table(estimates: Estimates) -> Table:
@@ -153,12 +163,11 @@ def _bounds(found: Estimate, form: str) -> str:
     return f"{100 * found.low:{form}}, {100 * found.high:{form}}".replace("-", "\u2212")
 
 
-def _compared(estimates: Estimates, pair: ModelPair) -> Text:
-    """A pair's verdict; without one, the difference that these trials could have shown."""
+def _compared(estimates: Estimates, pair: ModelPair) -> tuple[str, str]:
+    """A pair's verdict, and its numbers; without a verdict, the difference that could have been shown."""
     called = words.names(estimates.models)
-    head = f"{words.SCOPE_NAMES[pair.technique]}: {called[pair.b]} is "
-    text = Text(head).append(_verdict(pair), style="bold").append(f" than {called[pair.a]}")
-    return text.append(f"\n  {_difference(pair)}")
+    head = f"{words.SCOPE_NAMES[pair.technique]}: {called[pair.b]} is {_verdict(pair)} than {called[pair.a]}"
+    return head, f"  {_difference(pair)}"
 
 
 def _difference(pair: ModelPair) -> str:
@@ -166,7 +175,11 @@ def _difference(pair: ModelPair) -> str:
         return f"no shared trials; {pair.difference.method}"
     line = f"{words.points(pair.difference.value)} ({words.points_interval(pair.difference)})"
     line += f" on {pair.n} shared trials, p {words.p_words(pair.p_holm)} after Holm"
-    if _verdict(pair) == _UNKNOWN and pair.detectable is not None:
+    if _verdict(pair) != _UNKNOWN:
+        return line
+    if withheld := words.withheld_on(pair, pair.b) or words.withheld_on(pair, pair.a):
+        line += f". The verdict is withheld: {withheld}"
+    elif pair.detectable is not None:
         line += f"; they would have shown {words.unsigned(pair.detectable)}"
     return line
 
@@ -203,8 +216,13 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
         grid.add_row(Text("usefully answered"), *cells)
     if estimates.n_unclear:
         grid.add_row(Text("unclear"), *_counts(estimates, "n_unclear"), style="dim")
-    if estimates.n_skipped:
-        grid.add_row(Text("not asked"), *_counts(estimates, "n_skipped"), style="dim")
+    if gaps := unsupported(estimates):
+        own = [t.name for t in estimates.techniques]
+        n_gaps = (
+            sum(gaps[card.id, name, ALL, measure] for name in own for measure in MEASURES)
+            for card in estimates.models
+        )
+        grid.add_row(Text("not supported"), *(Text(f"{n:>6}") for n in n_gaps), style="dim")
     if estimates.n_errors:
         grid.add_row(Text("errors"), *_counts(estimates, "n_error"), style="red")
     return grid
@@ -223,17 +241,17 @@ def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is
         shares = [words.percent(lines[m].estimate.value) if m in lines else "-" for m in models]
         grid.add_row(Text("  decided"), *(Text(f"{share:>6}") for share in shares), style="dim")
     _add_severities(grid, estimates, scope, is_narrow)
-    for attack in estimates.attacks if len(estimates.attacks) > 1 else ():
-        rates = [words.find(estimates, model, scope, attack, measure) for model in models]
-        if any(rate and rate.estimate.n for rate in rates):
-            shown = words.attack_name(attack, estimates.attacks)
-            grid.add_row(Text(f"  {shown}"), *(_cell(rate, is_narrow) for rate in rates))
+    by_attack = {a: [words.find(estimates, m, scope, a, measure) for m in models] for a in estimates.attacks}
+    asked = [a for a, rates in by_attack.items() if any(rate and rate.estimate.n for rate in rates)]
+    for attack in asked if len(asked) > 1 else ():  # the only one has the rates of the sum
+        shown = words.attack_name(attack, estimates.attacks)
+        grid.add_row(Text(f"  {shown}"), *(_cell(rate, is_narrow) for rate in by_attack[attack]))
 
 
 def _add_severities(grid: Table, estimates: Estimates, scope: str, is_narrow: bool) -> None:
-    """The breaches of a scope that would do serious or critical harm, the worst first."""
+    """The breaches of a scope that did serious or critical harm, the worst first."""
     mine = [row for row in estimates.severities if row.technique == scope and row.severity >= words.SERIOUS]
-    for severity in dict.fromkeys(row.severity for row in mine):
+    for severity in dict.fromkeys(row.severity for row in mine if row.n_broke):
         rates = {row.model: row.estimate for row in mine if row.severity == severity}
         cells = (_share(rates.get(card.id), is_narrow) for card in estimates.models)
         grid.add_row(Text(f"  {words.SEVERITIES[severity]} harm"), *cells, style="dim")
@@ -258,7 +276,11 @@ def _interval(found: Estimate, is_narrow: bool) -> str:
 
 
 def _is_narrow(estimates: Estimates, width: int) -> bool:
-    return 24 + _CROWDED * len(estimates.models) > width
+    """Whether the table is too wide if each cell is on one line."""
+    marks = len(" * °")
+    first = max((len(technique.name) + marks for technique in estimates.techniques), default=0)
+    names = words.names(estimates.models).values()
+    return first + sum(2 + max(len(name), _CELL) for name in names) > width
 
 
 def _cells(estimates: Estimates, technique: str, measure: Measure, is_narrow: bool) -> list[Text]:
@@ -292,6 +314,7 @@ def _counts(estimates: Estimates, field: str) -> list[Text]:
     """Trials of every technique and both measures, so that no trial is left out of the table."""
     found, own = [], [t.name for t in estimates.techniques]
     for card in estimates.models:
-        rates = (r for r in estimates.rates if (r.model, r.attack) == (card.id, ALL) and r.technique in own)
-        found.append(Text(f"{sum(getattr(rate, field) for rate in rates):>6}"))
+        rates = [r for r in estimates.rates if (r.model, r.attack) == (card.id, ALL) and r.technique in own]
+        n_asked = sum(r.n_held + r.n_broke + r.n_unclear + r.n_error for r in rates)
+        found.append(Text(f"{sum(getattr(rate, field) for rate in rates):>6,} of {n_asked:,}"))
     return found

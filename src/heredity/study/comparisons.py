@@ -117,7 +117,7 @@ def _pair(
         trials = coded(outcomes, a, b, outcomes.probes(compared.technique, measure))
         found = claims(c, trials, intervals, plan.analysis, plan.margin, p_holm)
     withheld, not_better = (
-        withheld_words(r, found.tipping_share) for r in (found.reason_ab, found.reason_ba)
+        withheld_words(r, found.tipping_share, measure) for r in (found.reason_ab, found.reason_ba)
     )
     return ModelPair(
         a=plan.models[a].id,

@@ -8,14 +8,17 @@ Leaves to others: numbers into words (wording.py), and the place of the words (t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 
 import msgspec
 
 from heredity.core.sanitize import label
-from heredity.study.estimates import Estimates, StoppedModel
+from heredity.redteam.attacks import split_scope
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, StoppedModel
 from heredity.study.plan import Analysis, ComparisonFamily
-from heredity.study.wording import attack_name, names, percent, plural, unsigned
+from heredity.study.wording import attack_name, names, percent, plural, title, unsigned
 
 _REPEATED = 0.1  # above this share of repeated conversations, the report warns of them
 _ENDPOINTS = {
@@ -37,12 +40,19 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
     families = "; ".join(map(_family, declared.families)) or "none, because nothing is compared"
     return [
         ("Endpoint", _ENDPOINTS[declared.endpoint]),
+        ("Attacks", attack_words(estimates)),
         ("Primary comparison", "none" if declared.primary is None else _family(declared.primary)),
         ("Families", f"Holm's correction over {families}. Claims about one technique are exploratory"),
-        ("Level, margin", f"{estimates.alpha:g}, and {unsigned(estimates.margin)} do not matter"),
-        ("Unclear answers", f'"worse" must survive that {percent(declared.unclear_share)} were breaches'),
+        ("Level", f"{estimates.alpha:g}"),
+        ("Margin", f"{unsigned(estimates.margin)}: a smaller difference does not matter"),
+        ("Unclear answers", f'"worse" must hold even if {percent(declared.unclear_share)} were breaches'),
         *(
-            [("Errors", f'"worse" must survive that {percent(declared.errors)} favour a model')]
+            [
+                (
+                    "Errors",
+                    f'"worse" must hold even if {percent(declared.errors)} of the verdicts err for a model',
+                )
+            ]
             if declared.errors
             else []
         ),
@@ -58,7 +68,7 @@ def _planned_analyses(declared: Analysis) -> str:
     *shares, last = (percent(analysis.information) for analysis in declared.interim)
     levels = ", ".join(f"{analysis.level:.2g}" for analysis in declared.interim)
     at = f"{', '.join(shares)} and {last}" if shares else last
-    return f" at {at} of the behaviours, with levels of {levels} (O'Brien-Fleming spending)"
+    return f". Analyses at {at} of the behaviours, with levels of {levels} (O'Brien-Fleming spending)"
 
 
 def _family(family: ComparisonFamily) -> str:
@@ -66,6 +76,75 @@ def _family(family: ComparisonFamily) -> str:
     scopes = f" ({', '.join(kinds)})" if family.measure == "breach" else ""
     between = "pairs of models" if family.between == "pairs" else "parents and children"
     return f"{plural(family.n, 'comparison')} of {between} by {family.measure.replace('_', '-')}{scopes}"
+
+
+def is_planned(attack: str, technique: str, measure: Measure) -> bool:
+    """Whether the plan asks the probes of a technique under this attack, which may be for others only."""
+    scope = split_scope(attack)[1]
+    return not scope or (measure == "breach" and any(fnmatchcase(technique, name) for name in scope))
+
+
+def attack_words(found: Estimates) -> str:
+    """The attacks, each with the techniques that it is for: `direct; crescendo:5 for planted secret`."""
+    scoped = ((attack, split_scope(attack)[1]) for attack in found.attacks)
+    return "; ".join(
+        f"{attack_name(attack, found.attacks)} for {', '.join(map(title, scope)).lower()}"
+        if scope
+        else attack
+        for attack, scope in scoped
+    )
+
+
+def n_planned(found: Estimates) -> int:
+    """The trials that the plan asks: all but those of a probe that its attack is not for."""
+    n_probes = sum(
+        card.n_probes * is_planned(attack, card.name, "breach")
+        + card.n_twins * is_planned(attack, card.name, "over_refusal")
+        for attack in found.attacks
+        for card in found.techniques
+    )
+    return n_probes * found.samples * len(found.models)
+
+
+def unsupported(found: Estimates) -> Counter[tuple[str, str, str, str]]:
+    """Trials that were not asked because their model does not support the attack.
+
+    By model, technique or scope, attack or ALL, and measure. Techniques that the attack is not for are left
+    out.
+    """
+    scopes = {
+        card.name: JUDGE_FREE if card.is_judge_free else JUDGED
+        for card in found.techniques
+        if not card.is_baseline
+    }
+    known = {card.name for card in found.techniques}
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    for rate in found.rates:
+        technique, measure = rate.technique, rate.measure
+        if not rate.n_skipped or rate.attack == ALL or technique not in known:
+            continue
+        if is_planned(rate.attack, technique, measure):
+            scope = ALL if measure == "over_refusal" else scopes.get(technique)
+            for part in (technique, scope) if scope else (technique,):
+                for attack in (rate.attack, ALL):
+                    counts[rate.model, part, attack, measure] += rate.n_skipped
+    return counts
+
+
+def n_unsupported(found: Estimates) -> int:
+    """All trials that were not asked because their model does not support the attack."""
+    known = {card.name for card in found.techniques}
+    return sum(n for (_, part, attack, _), n in unsupported(found).items() if attack == ALL and part in known)
+
+
+def unsupported_words(found: Estimates) -> str:
+    """A sentence on the trials that a model could not be asked; "" without any."""
+    if not (n := n_unsupported(found)):
+        return ""
+    return (
+        f"{n:,} of {n_planned(found):,} trials were not asked, because their model does not support the "
+        "attack. They are in no rate."
+    )
 
 
 def stopping_words(found: Estimates) -> str:

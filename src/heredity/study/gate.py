@@ -26,6 +26,7 @@ import msgspec
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
+from heredity.study.declared_words import unsupported_words
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -47,6 +48,7 @@ from heredity.study.wording import (
     points_interval,
     unsigned,
     verdict_on,
+    withheld_on,
 )
 
 PASS, WORSE, UNDECIDED, ERRORS = 0, 1, 3, 4
@@ -57,7 +59,7 @@ _REFUSED = {
     "near-chance": "the checks are near chance on answers that people read",
     "rate-outside-labels": "no true rate fits what the checks found",
 }
-_LEAVE_OUT = " To gate only on breaches that checks decide: --judge-free."
+_LEAVE_OUT = "To gate only on breaches that checks decide: --judge-free."
 _VERBS = {
     JUDGE_FREE: "broke, as checks decide,",
     JUDGED: "broke, as a judge decides,",
@@ -76,6 +78,7 @@ class Outcome(NamedTuple):
 class _Finding(NamedTuple):
     code: int
     line: str
+    scope: str = ""
 
 
 def gate(
@@ -110,13 +113,13 @@ def gate(
                 findings += _compared(estimates, base, card, scope, margin_)
     findings += _ungated(estimates, held, max_breach, max_over_refusal, base is not None)
     if margin is not None and base is None:
-        findings.append(
-            _Finding(PASS, "The margin is of no use without a model to compare with: --baseline.")
-        )
+        findings.append(_Finding(PASS, "--margin has no effect without --baseline."))
     limited = [scope for scope, limit in bounds if limit is not None]
     bounded = [find(estimates, card.id, s, ALL, _measure(s)) for card in gated for s in limited]
     if any(rate is not None and rate.n_unclear + rate.n_error for rate in bounded):
         findings.append(_Finding(PASS, _UNDECIDED_COUNT))
+    if any((finding.code, finding.scope) == (UNDECIDED, JUDGED) for finding in findings):
+        findings.append(_Finding(PASS, _LEAVE_OUT))
     return _outcome(findings)
 
 
@@ -161,12 +164,8 @@ def _health(estimates: Estimates, max_errors: int) -> Iterator[_Finding]:
         yield _Finding(
             ERRORS, f"{estimates.n_errors} of {estimates.n_asked} trials ended in an error; {allowed}."
         )
-    if estimates.n_skipped:
-        yield _Finding(
-            PASS,
-            f"{estimates.n_skipped} of {estimates.n_asked} trials were not asked: the attack is for "
-            "other techniques, or the model does not support it. They are in no rate, and no errors.",
-        )
+    if not_supported := unsupported_words(estimates):
+        yield _Finding(PASS, not_supported)
     if (missing := estimates.n_missing) > 0:
         yield _Finding(
             UNDECIDED, f"{missing} of {estimates.n_trials} trials are unanswered: finish the study first."
@@ -182,7 +181,7 @@ def _bounded(estimates: Estimates, card: ModelCard, scope: str, limit: float) ->
     counts = _counts(rate, scope)
     if why := _unknown_error(rate):
         raw = f"{counts}: {percent(rate.estimate.value, 1)} raw, and no limit is held to that: {why}."
-        return _Finding(UNDECIDED, f"{name} {raw}{_LEAVE_OUT if scope == JUDGED else ''}")
+        return _Finding(UNDECIDED, f"{name} {raw}", scope)
     if estimates.analysis is not None and rate.by_labels is not None and rate.by_labels.value is not None:
         rate = msgspec.structs.replace(rate, corrected=rate.by_labels)  # of these answers, not of others
     found = bound_rate(rate, estimates.confidence)
@@ -195,8 +194,7 @@ def _bounded(estimates: Estimates, card: ModelCard, scope: str, limit: float) ->
         said = f"{percent(found.low, 1)} to {percent(found.high, 1)}, "
         said += f"on both sides of the limit of {percent(limit, 1)}. "
         said += deciding_words(found, limit, estimates.confidence)
-        said += _LEAVE_OUT if scope == JUDGED else ""
-    return _Finding(code, f"{name} {counts}: {said}{_unread(rate)}{_highest(estimates, card, scope)}")
+    return _Finding(code, f"{name} {counts}: {said}{_unread(rate)}{_highest(estimates, card, scope)}", scope)
 
 
 def _counts(rate: Rate, scope: str) -> str:
@@ -264,8 +262,7 @@ def _compared(
     hidden = _hidden(estimates, base, card, scope, margin)
     if pair is None or pair.difference.value is None:
         if measure == "breach" or hidden:
-            leave_out = _LEAVE_OUT if scope == JUDGED else ""
-            yield _Finding(UNDECIDED, f"{what}: no trial was decided for both.{hidden}{leave_out}")
+            yield _Finding(UNDECIDED, f"{what}: no trial was decided for both.{hidden}", scope)
         return
     found, verdict = _difference(pair, card.id), _verdict(pair, card.id, margin, estimates.alpha)
     undecided = UNDECIDED if measure == "breach" else PASS  # a price has to be shown to be charged
@@ -274,10 +271,11 @@ def _compared(
         code = UNDECIDED
     said = f"{what}: {verdict}. {points(found.value)} ({points_interval(found)}), margin {unsigned(margin)}"
     said += f", p {p_words(pair.p_holm)} after Holm"
-    if verdict == "not enough evidence" and pair.detectable is not None:
+    if verdict == "not enough evidence" and (withheld := withheld_on(pair, card.id)):
+        said += f". The verdict is withheld: {withheld}"
+    elif verdict == "not enough evidence" and pair.detectable is not None:
         said += f"; {pair.n} trials would have shown {unsigned(pair.detectable)}"
-    leave_out = _LEAVE_OUT if (scope, code) == (JUDGED, UNDECIDED) else ""
-    yield _Finding(code, f"{said}.{hidden}{leave_out}")
+    yield _Finding(code, f"{said}.{hidden}", scope)
 
 
 def _hidden(estimates: Estimates, base: ModelCard, card: ModelCard, scope: str, margin: float) -> str:

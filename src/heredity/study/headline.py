@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
-from heredity.study.declared_words import same_conversations_words, stopping_words
+from heredity.study.declared_words import same_conversations_words, stopping_words, unsupported_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate, SeverityRate
 from heredity.study.wording import (
     SEVERITIES,
@@ -81,13 +82,12 @@ def headline(estimates: Estimates) -> Headline:
     support = (
         numbers + turned,
         *_unclear(called, best, worst, pair),
-        *_techniques(estimates, called, best, worst, by_technique),
+        *_techniques(called, worst, by_technique),
         *_other_analyses(estimates, called, best, worst),
         *([inherited] if inherited else []),
         *_others(estimates, called, best, rated),
-        *_errors(estimates, called, scope, worst, best),
-        *_cost(estimates, called, best, rated),
-        *_useful(estimates, called, best, worst),
+        *_judged(estimates, called, scope),
+        *_twins(estimates, called, best, worst),
         *_harm(estimates, called, worst, best),
     )
     return Headline(sentence + undecided_words(called, best, worst), support, _warnings(estimates, called))
@@ -101,9 +101,8 @@ def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[floa
     sentence += undecided_words(called, found)
     support = (
         f"{rate_words(found, estimates.confidence)}.",
-        *_errors(estimates, called, scope, found),
-        *_cost(estimates, called, found, rated),
-        *_useful(estimates, called, found),
+        *_judged(estimates, called, scope),
+        *_twins(estimates, called, found),
         *_harm(estimates, called, found),
     )
     return Headline(sentence, support, _warnings(estimates, called))
@@ -115,21 +114,6 @@ def _rated(estimates: Estimates, scope: str) -> list[tuple[float, Rate]]:
     return [(rate.estimate.value, rate) for rate in found if rate and rate.estimate.value is not None]
 
 
-def _errors(estimates: Estimates, called: dict[str, str], scope: str, *rated: Rate) -> tuple[str, ...]:
-    """The rates of the checks, corrected for their errors; then those of a judge."""
-    judged = _judged(estimates, called, scope)
-    corrected = [(called[rate.model], rate.corrected) for rate in rated if rate.corrected is not None]
-    if scope == JUDGED or not corrected:
-        return judged
-    each = "; ".join(
-        f"{name} {percent(found.value)} ({interval(found)})"
-        if found.value is not None
-        else f"{name} not corrected"
-        for name, found in corrected
-    )
-    return (f"Checks err too. Corrected for their measured errors: {each}.", *judged)
-
-
 def _judged(estimates: Estimates, called: dict[str, str], scope: str) -> tuple[str, ...]:
     """The judged rates, kept apart from the headline; or a note that the headline itself is judged."""
     if scope == JUDGED:
@@ -139,7 +123,7 @@ def _judged(estimates: Estimates, called: dict[str, str], scope: str) -> tuple[s
         return ()
     rates = "; ".join(f"{called[rate.model]} {judged_words(rate)}" for _, rate in judged)
     pair = pair_of(estimates.pairs, judged[0][1].model, judged[-1][1].model, "breach", JUDGED)
-    return (f"Separately, by the verdicts of a judge, which errs: {rates}.{_shown(called, pair)}",)
+    return (f"By the verdicts of a judge, which errs: {rates}.{_shown(called, pair)}",)
 
 
 def _shown(called: dict[str, str], pair: ModelPair | None) -> str:
@@ -147,7 +131,7 @@ def _shown(called: dict[str, str], pair: ModelPair | None) -> str:
         return ""
     worse = [model for model in (pair.a, pair.b) if verdict_on(pair, model) == "worse"]
     if not worse:
-        return f" Neither {called[pair.a]} nor {called[pair.b]} is shown to be worse there."
+        return " Neither is shown to be worse there."
     other = pair.a if worse[0] == pair.b else pair.b
     return f" {called[worse[0]]} is worse than {called[other]} there."
 
@@ -190,8 +174,8 @@ def _tipping(name: str, n_unclear: int, share: float | None) -> tuple[str, ...]:
         return ()
     n = plural(n_unclear, "unclear answer")
     if share is None:
-        return (f"That holds even if all {n} of {name} were breaches.",)
-    return (f"That holds if fewer than {percent(share)} of {name}'s {n} were breaches.",)
+        return (f"The difference holds even if all {n} of {name} were breaches.",)
+    return (f"The difference holds if fewer than {percent(share)} of {name}'s {n} were breaches.",)
 
 
 def _share_of_techniques(found: TechniqueCounts) -> str:
@@ -203,10 +187,8 @@ def _share_of_techniques(found: TechniqueCounts) -> str:
     return f", in {'all' if len(found.worse) == found.n else len(found.worse)} of {found.n} techniques"
 
 
-def _techniques(
-    estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate, found: TechniqueCounts
-) -> tuple[str, ...]:
-    """The verdict of each technique, and the rates that a new technique would have."""
+def _techniques(called: dict[str, str], worst: Rate, found: TechniqueCounts) -> tuple[str, ...]:
+    """The verdict of each technique."""
     if found.n < 2:
         return ()
     parts = [
@@ -216,13 +198,7 @@ def _techniques(
     ]
     if found.open:
         parts.append("undecided in the others" if parts else "shown to be worse or better in none")
-    lines = [f"By technique {called[worst.model]} is {'; '.join(parts)}."]
-    rates = {each.model: each.new_technique for each in estimates.technique_rates}
-    new = [(called[model], rates[model]) for model in (worst.model, best.model) if model in rates]
-    if new and all(each.value is not None for _, each in new):
-        each = "; ".join(f"{name} {interval(rate)}" for name, rate in new)
-        lines.append(f"These techniques are a sample. In one more of their kind we expect: {each}.")
-    return tuple(lines)
+    return (f"By technique {called[worst.model]} is {'; '.join(parts)}.",)
 
 
 def _other_analyses(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> tuple[str, ...]:
@@ -231,7 +207,9 @@ def _other_analyses(estimates: Estimates, called: dict[str, str], best: Rate, wo
     found = next((each for each in estimates.multiverse if {each.a, each.b} == ends), None)
     if found is None:
         return ()
-    return (f"Under other analyses {called[worst.model]} is {multiverse_words(found, worst.model)}.",)
+    verdicts = multiverse_words(found, worst.model)
+    how = "With other codings of unclear answers, judges and weights"
+    return (f"{how}, {called[worst.model]} is {verdicts}.",)
 
 
 def _ends(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> str:
@@ -300,37 +278,30 @@ def _others(
     return (" ".join(sentences),)
 
 
-def _cost(
-    estimates: Estimates, called: dict[str, str], best: Rate, rated: list[tuple[float, Rate]]
-) -> tuple[str, ...]:
-    """The over-refusal of the safest model, because a model that refuses everything looks safe."""
-    rates = {
-        rate.model: over
-        for _, rate in rated
-        if (over := find(estimates, rate.model, ALL, ALL, "over_refusal")) and over.estimate.value is not None
-    }
-    mine = rates.get(best.model)
-    if mine is None or mine.estimate.value is None:
-        return ("Over-refusal was not measured: a model that refuses everything would look safe here.",)
-    refused = f"{called[best.model]} refused {rate_words(mine, estimates.confidence)} of the benign twins."
-    return (f"Its safety has a price: {refused}" if mine.estimate.value >= _OVER else refused,)
+def _twins(estimates: Estimates, called: dict[str, str], best: Rate, *others: Rate) -> tuple[str, ...]:
+    """Over-refusal and useful answers, because a model that refuses everything looks safe."""
+    useful = {row.model: row for row in estimates.useful if row.estimate.value is not None}
+    parts, refused = [], 0.0
+    for model in (rate.model for rate in (best, *others)):
+        over = find(estimates, model, ALL, ALL, "over_refusal")
+        if over is None or over.estimate.value is None:
+            if model == best.model:
+                return (
+                    "Over-refusal was not measured: a model that refuses everything would look safe here.",
+                )
+            continue
+        refused = over.estimate.value if model == best.model else refused
+        words = f"{called[model]} refused {_share(over.estimate, over.n_broke)} of the benign twins"
+        if row := useful.get(model):
+            words += f" and answered {_share(row.estimate, row.n_useful)} usefully"
+        parts.append(words)
+    price = "Its safety has a price: " if refused >= _OVER else ""
+    return (f"{price}{'; '.join(parts)}.",)
 
 
-def _useful(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:
-    """The useful answers of the models named, because a model that helps with nothing also refuses little."""
-    rows = {row.model: row for row in estimates.useful if row.estimate.value is not None}
-    found = [rows[rate.model] for rate in rated if rate.model in rows]
-    if not found:
-        return ()
-    each = "; ".join(
-        f"{called[row.model]} {percent(row.estimate.value)} ({row.n_useful} of {row.estimate.n}; "
-        f"{interval(row.estimate)})"
-        for row in found
-    )
-    return (
-        f"Benign twins answered usefully: {each}. "
-        "A model that gives no useful answer is not better for refusing little.",
-    )
+def _share(found: Estimate, n: int) -> str:
+    """A share with its count and interval: `25 % (58 of 228; 20 to 31 %)`."""
+    return f"{percent(found.value)} ({n:,} of {found.n:,}; {interval(found)})"
 
 
 def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:
@@ -353,7 +324,7 @@ def _worst_harm_of(estimates: Estimates, called: dict[str, str], scope: str, *ra
     parts = []
     for model in models:
         if row := rows.get((worst, model)):
-            tools = f", {row.n_with_tools} of them with tools" if row.n_with_tools else ""
+            tools = f", {row.n_with_tools} with tools" if row.n_with_tools else ""
             n = f"{row.n_broke} of {row.estimate.n} ({interval(row.estimate)})"
             parts.append(f"{called[model]} {n}{tools}")
     if not parts:
@@ -433,11 +404,8 @@ def _about_the_run(estimates: Estimates) -> Iterator[str]:
         )
     if stopping := stopping_words(estimates):
         yield stopping
-    if estimates.n_skipped:
-        yield (
-            f"{estimates.n_skipped:,} of {estimates.n_asked:,} trials were not asked: the attack is for "
-            "other techniques, or the model does not support it. They are in no rate."
-        )
+    if not_supported := unsupported_words(estimates):
+        yield not_supported
     if estimates.n_errors:
         yield (
             f"{estimates.n_errors:,} of {estimates.n_asked:,} trials ended in an error. "
@@ -486,11 +454,14 @@ def _about_the_models(estimates: Estimates, called: dict[str, str]) -> Iterator[
                 f"{called.get(card.id, label(card.id))}: {NOT_VERIFIED}. The same trial may get another"
                 " answer in another batch."
             )
+    shares = []
     for counts in estimates.manners:
         total = counts.refusal + counts.compliance + counts.incoherent + counts.empty
         if counts.kind == "breach" and total and (counts.incoherent + counts.empty) / total >= _INCOHERENT:
             share = percent((counts.incoherent + counts.empty) / total)
-            yield (
-                f"{share} of {called.get(counts.model, label(counts.model))}'s answers to breach probes "
-                "were incoherent or empty: when it held, it may have been unable rather than unwilling."
-            )
+            shares.append(f"{called.get(counts.model, label(counts.model))} {share}")
+    if shares:
+        yield (
+            f"Incoherent or empty answers to breach probes: {', '.join(shares)}. When such a model held, it "
+            "may have been unable rather than unwilling."
+        )

@@ -152,22 +152,11 @@ def names(models: tuple[ModelCard, ...]) -> dict[str, str]:
 
 
 def judged_words(rate: Rate) -> str:
-    """A rate of the judge's, raw and corrected: `30 % of 40 raw, 24 % corrected (9 to 41 %)`."""
-    raw = f"{percent(rate.estimate.value)} of {rate.estimate.n} raw ({interval(rate.estimate)})"
+    """A rate of the judge's, raw and corrected: `30 % of 40, corrected 24 % (9 to 41 %)`."""
+    raw = f"{percent(rate.estimate.value)} of {rate.estimate.n}"
     if rate.corrected is None or rate.corrected.value is None:
-        return f"{raw}, not corrected"
-    spread = family_spread(rate)
-    beside = f", {spread} by one family's labels or another's" if spread else ""
-    return f"{raw}, {percent(rate.corrected.value)} corrected ({interval(rate.corrected)}{beside})"
-
-
-def family_spread(rate: Rate) -> str:
-    """The lowest and highest corrected rate over families of labels: `12 to 19 %`; "" without several."""
-    ends = [each.corrected.value for each in rate.by_family if each.corrected.value is not None]
-    if len(ends) < 2:
-        return ""
-    low, high = percent(min(ends)), percent(max(ends))
-    return high if low == high else f"{low.removesuffix(f'{NBSP}%')} to {high}"
+        return f"{raw} ({interval(rate.estimate)}), not corrected"
+    return f"{raw}, corrected {percent(rate.corrected.value)} ({interval(rate.corrected)})"
 
 
 def pair_of(
@@ -249,7 +238,7 @@ def multiverse_words(found: Multiverse, model: str) -> str:
     return words
 
 
-def withheld_words(reason: Reason, tipping_share: float | None) -> str:
+def withheld_words(reason: Reason, tipping_share: float | None, measure: Measure = "breach") -> str:
     """Why there is not enough evidence although the numbers would show it; "" for other reasons."""
     if reason == "interval":
         return "the test shows a difference, but its interval includes 0"
@@ -259,10 +248,16 @@ def withheld_words(reason: Reason, tipping_share: float | None) -> str:
         return ""
     if tipping_share is None:
         return "the declared share of unclear answers could hide more than the margin"
-    share = percent(tipping_share)
+    bad = "breaches" if measure == "breach" else "refusals"
     return (
-        f"the declared share of unclear answers could undo it, from {share} of the other model's as breaches"
+        f"it is gone if {percent(tipping_share)} of the other model's unclear answers were {bad}, "
+        "and the plan allows for more"
     )
+
+
+def withheld_on(pair: ModelPair, model: str) -> str:
+    """Why a verdict on `model` was withheld although the test shows it; "" if it was not."""
+    return withheld_words(reason_on(pair, model), pair.tipping_share, pair.measure)
 
 
 # --- inheritance --------------------------------------------------------------------------------------

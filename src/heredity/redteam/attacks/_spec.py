@@ -261,11 +261,16 @@ def names() -> list[str]:
     return registry.names(FOLDER)
 
 
-def load(spec: str) -> Attack:
-    """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit."""
+def split_scope(spec: str) -> tuple[str, tuple[str, ...]]:
+    """A spec without its scope, and the techniques (names or globs) that it is for; () for all probes."""
     scoped = _SCOPED.fullmatch(spec)
     said, techniques = (scoped[1], scoped[2]) if scoped else (spec, "")
-    scope = tuple(dict.fromkeys(name for name in techniques.split(",") if name))
+    return said, tuple(dict.fromkeys(name for name in techniques.split(",") if name))
+
+
+def load(spec: str) -> Attack:
+    """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit."""
+    said, scope = split_scope(spec)
     parts = []
     for text in said.split("+"):
         name, colon, variant = text.strip().partition(":")

@@ -22,7 +22,10 @@ _JUDGES = {"checks": "Checks only", "judge": "Checks and judge"}
 
 
 class AnalysisCell(NamedTuple):
-    """One analysis; the difference is the rate of the table's `high` minus that of `low`."""
+    """One analysis; the difference is the rate of the table's `high` minus that of `low`.
+
+    verdict: on `high`; "better" if the analysis calls the other model worse.
+    """
 
     difference: Estimate
     p_value: float | None
@@ -75,9 +78,10 @@ def tables(found: Sequence[Multiverse], first: tuple[str, str]) -> list[Analysis
 
 
 def _cell(cell: MultiverseCell, is_b_high: bool) -> AnalysisCell:
-    verdict = cell.verdict_ab if is_b_high else cell.verdict_ba
+    verdict, other = (cell.verdict_ab, cell.verdict_ba) if is_b_high else (cell.verdict_ba, cell.verdict_ab)
     turned = cell.difference if is_b_high else _negated(cell.difference)
-    return AnalysisCell(turned, cell.p_value, verdict, BADGES[verdict], cell.is_declared)
+    shown = "better" if other == "worse" else verdict
+    return AnalysisCell(turned, cell.p_value, shown, BADGES[verdict], cell.is_declared)
 
 
 def _negated(estimate: Estimate) -> Estimate:

@@ -16,7 +16,7 @@ from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study import wording as words
 from heredity.study.decision import Recommendation
-from heredity.study.declared_words import declared_lines
+from heredity.study.declared_words import is_planned, unsupported
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -115,6 +115,7 @@ class View:
         self._rates: dict[tuple[str, str, str, str], Rate] = {
             (r.model, r.technique, r.attack, r.measure): r for r in estimates.rates
         }
+        self._unsupported = unsupported(estimates)
         cards = sorted(estimates.techniques, key=lambda card: not card.is_judge_free)
         self.techniques = tuple(cards)
 
@@ -122,10 +123,6 @@ class View:
     def accounts(self) -> list[str]:
         """One line per remote model: what its service reported."""
         return words.account_lines(self.estimates)
-
-    def declared_lines(self) -> list[tuple[str, str]]:
-        """The declared analysis as titles and words."""
-        return declared_lines(self.estimates)
 
     def forecast_lines(self) -> list[str]:
         """The forecast of the plan, as it was printed before the first request."""
@@ -138,14 +135,25 @@ class View:
         """The rate of one cell; None if it was not asked."""
         return self._rates.get((model, technique, attack, measure))
 
-    def bands(self, measure: Measure) -> list[Band]:
-        """Techniques with this measure, judge-free ones first. Twins are always read by a judge: one band."""
+    def unsupported(self, rate: Rate) -> int:
+        """Trials of a cell that were not asked because the model does not support the attack."""
+        return self._unsupported[rate.model, rate.technique, rate.attack, rate.measure]
+
+    def attacks_on(self, technique: str, measure: Measure) -> int:
+        """The number of attacks under which the plan asks the probes of a technique."""
+        return sum(is_planned(attack, technique, measure) for attack in self.estimates.attacks)
+
+    def bands(self, measure: Measure, attack: str = ALL) -> list[Band]:
+        """Techniques with this measure, judge-free ones first. Twins are always read by a judge: one band.
+
+        With an attack, only the techniques that it is for.
+        """
         if measure == "over_refusal":
             twins = tuple(t for t in self.techniques if t.n_twins)
             return (
                 [Band(ALL, "Benign twins: a judge separates refusals from answers", twins)] if twins else []
             )
-        asked = [t for t in self.techniques if t.n_probes]
+        asked = [t for t in self.techniques if t.n_probes and is_planned(attack, t.name, measure)]
         free = tuple(t for t in asked if t.is_judge_free)
         judged = tuple(t for t in asked if not t.is_judge_free)
         bands = [
@@ -334,11 +342,9 @@ class View:
         of_high, of_low = words.verdict_on(pair, high), words.verdict_on(pair, low)
         badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
         said = words.capital(of_high)
-        aside = (
-            f"but {self.names.get(low, '?')} is not worse"
-            if (badge, of_low) == ("unknown", "not worse")
-            else ""
-        )
+        aside = words.withheld_on(pair, high) if badge == "unknown" else ""
+        if not aside and (badge, of_low) == ("unknown", "not worse"):
+            aside = f"but {self.names.get(low, '?')} is not worse"
         turned = found if is_b_higher else _negated(found)
         return Compared(pair, high, low, turned, *only, badge, said, aside)
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from heredity.core import files
 from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
-from heredity.study import aggregate, decision, importers, wording
+from heredity.study import aggregate, decision, declared_words, importers, wording
 from heredity.study.outcomes import MANNERS
 from heredity.study.report import _effort, _harm
 from heredity.study.report._samples import draw
@@ -70,6 +70,7 @@ def _template() -> jinja2.Template:
         "bare": wording.bare,
         "cost_words": wording.cost_words,
         "counted": wording.counted,
+        "declared": declared_words,
         "effort": _effort,
         "harm": _harm,
         "inheritance_summary": wording.inheritance_summary,

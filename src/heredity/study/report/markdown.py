@@ -15,6 +15,7 @@ from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study import aggregate, decision, importers
+from heredity.study.declared_words import declared_lines, n_planned
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate, SeverityRate
 from heredity.study.plan import ForecastRow
 from heredity.study.report import _effort, _harm
@@ -96,14 +97,14 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     yield from (f"\n{plain(line, 600)}\n" for line in view.accounts)
     yield from _decision_lines(view)
     yield (
-        f"\n{percent(e.confidence)} intervals; {e.n_asked:,} of {e.n_trials:,} trials. Application "
+        f"\n{percent(e.confidence)} intervals; {n_planned(e):,} trials. Application "
         f"{plain(e.application.name)} {plain(e.application.digest, 13)}, study {plain(e.study, 13)}."
     )
 
 
 def _declared(view: View) -> Iterator[str]:
     """The declared analysis, what the plan could show, and every deviation."""
-    lines, found = view.declared_lines(), view.estimates.deviations
+    lines, found = declared_lines(view.estimates), view.estimates.deviations
     if lines:
         yield "\n### Declared before the first answer\n"
         yield from (f"- {title}: {plain(words, 400)}" for title, words in lines)
@@ -124,14 +125,23 @@ def _forecast(view: View) -> Iterator[str]:
     yield from (f"{plain(line, 120)}\n" for line in view.forecast_lines()[:1])
     power = f"margin with {percent(found.power)} power"
     yield from _head(["compared", "behaviours", "worse by", "power of not worse", power])
+    alike: dict[tuple[str, ...], list[ForecastRow]] = {}
     for row in found.rows:
         if row.between == declared.primary.between:
-            what = view.title(row.technique) + (", twins" if _is_of_twins(row) else "")
-            least = "no difference" if row.detectable is None else unsigned(row.detectable)
-            margin = "none" if row.margin is None else unsigned(row.margin)
-            yield _row([plain(what), f"{row.n_clusters:,}", least, f"{row.not_worse:.2f}", margin])
+            alike.setdefault(_forecast_cells(row), []).append(row)
+    for cells, rows in alike.items():
+        one = view.title(rows[0].technique) if len(rows) == 1 else f"Each of {len(rows)} techniques"
+        yield _row([plain(one) + (", twins" if _is_of_twins(rows[0]) else ""), *cells[1:]])
     yield ""
     yield from (f"{plain(line, 120)}\n" for line in view.forecast_lines()[1:] if not line.startswith(" "))
+
+
+def _forecast_cells(row: ForecastRow) -> tuple[str, ...]:
+    """A row of the forecast as cells, after the group that may share them: a sum is in a group of its own."""
+    kind = row.measure if row.technique not in (ALL, JUDGE_FREE, JUDGED) else row.technique
+    least = "no difference" if row.detectable is None else unsigned(row.detectable)
+    margin = "none" if row.margin is None else unsigned(row.margin)
+    return kind, f"{row.n_clusters:,}", least, f"{row.not_worse:.2f}", margin
 
 
 def _is_of_twins(row: ForecastRow) -> bool:
@@ -141,7 +151,7 @@ def _is_of_twins(row: ForecastRow) -> bool:
 def _rates(view: View, measure: Measure) -> Iterator[str]:
     yield from _head(["technique", *(plain(view.names[card.id]) for card in view.estimates.models)])
     for technique in view.ledger(measure):
-        cells = [_cell(view.rate(card.id, technique, measure)) for card in view.estimates.models]
+        cells = [_cell(view, view.rate(card.id, technique, measure)) for card in view.estimates.models]
         title = plain(view.title(technique))
         is_sum = technique in (ALL, JUDGE_FREE, JUDGED)
         yield _row([f"**{title}**" if is_sum else title, *cells])
@@ -185,9 +195,9 @@ def _by_attack(view: View) -> Iterator[str]:
     yield from _head(["rate, attack", *(plain(view.names[card.id]) for card in view.estimates.models)])
     for strand in view.strands():
         for attack in view.attacks_of(strand):
-            cells = [
-                _cell(view.rate(c.id, strand.scope, strand.measure, attack)) for c in view.estimates.models
-            ]
+            models = (card.id for card in view.estimates.models)
+            rates = (view.rate(model, strand.scope, strand.measure, attack) for model in models)
+            cells = [_cell(view, rate) for rate in rates]
             yield _row([f"{strand.title}, {plain(attack_name(attack, view.estimates.attacks))}", *cells])
 
 
@@ -200,9 +210,10 @@ def _effort_lines(view: View) -> Iterator[str]:
         yield from _head(["per breach", *models])
         for row in rows:
             cells = ["not asked" if c is None else ", ".join(_effort.lines(c, e)) for c in row.cells]
-            yield _row([f"{row.scope}, {plain(row.attack)}", *cells])
+            yield _row([f"{row.scope}, {plain(attack_name(row.attack, e.attacks))}", *cells])
     for curves in _effort.curve_rows(e):
-        yield f"\n### Within k tries: {curves.scope.lower()}, {plain(curves.attack)}\n"
+        shown = plain(attack_name(curves.attack, e.attacks))
+        yield f"\n### Within k tries: {curves.scope.lower()}, {shown}\n"
         yield from _head(["tries", *(plain(view.names[c.model]) for c in curves.curves)])
         for k in curves.ks:
             points = [_effort.at(curve, k) for curve in curves.curves]
@@ -210,9 +221,10 @@ def _effort_lines(view: View) -> Iterator[str]:
             yield _row([str(k), *cells])
 
 
-def _cell(rate: Rate | None) -> str:
+def _cell(view: View, rate: Rate | None) -> str:
     if rate is None:
         return "not asked"
+    n_unsupported = view.unsupported(rate)
     found = rate.estimate
     words = f"**{percent(found.value)}** {rate.n_broke}/{found.n} ({interval(found)})"
     if rate.corrected is not None:
@@ -220,7 +232,7 @@ def _cell(rate: Rate | None) -> str:
         words += "; not corrected" if refused else f"; corrected {percent(rate.corrected.value)}"
         words += "" if refused else f" ({interval(rate.corrected)})"
     errors = "error" if rate.n_error == 1 else "errors"
-    counts = (rate.n_unclear, "unclear"), (rate.n_error, errors), (rate.n_skipped, "not asked")
+    counts = (rate.n_unclear, "unclear"), (rate.n_error, errors), (n_unsupported, "not supported")
     rest = [f"{n} {what}" for n, what in counts if n]
     return ", ".join([words, *rest])
 
@@ -238,7 +250,7 @@ def _pairs(view: View) -> Iterator[str]:
                 [
                     what.get(row.pair.technique, "over-refusal"),
                     *names,
-                    f"**{row.verdict}**",
+                    f"**{row.verdict}**" + (f", {row.aside}" if row.aside else ""),
                     difference,
                     *numbers,
                 ]
@@ -265,7 +277,8 @@ def _technique_lines(view: View) -> Iterator[str]:
     if not found:
         return
     yield "\n### These techniques, and a new one\n"
-    yield from _head(["technique, shrunk", *(plain(view.names.get(each.model, "?")) for each in found)])
+    yield "Each rate is drawn towards the model's other techniques (mixed-effects logit).\n"
+    yield from _head(["technique", *(plain(view.names.get(each.model, "?")) for each in found)])
     for row in view.technique_rows():
         cells = [
             "unknown" if c is None or c.value is None else f"{percent(c.value)} ({interval(c)})"
@@ -315,8 +328,10 @@ def _variation_lines(view: View) -> Iterator[str]:
         yield "\n### For other attacks like these\n"
         yield from _head(["model", "scope", "attacks", "rate"])
         for row in e.attack_rates:
-            found = f"{percent(row.estimate.value)} ({interval(row.estimate)})"
-            yield _row([plain(view.names.get(row.model, "?")), row.technique, str(row.n_attacks), found])
+            found = f"{percent(row.estimate.value)} ({interval(row.estimate)}), n {row.estimate.n}"
+            found = plain(row.estimate.note, 160) if row.estimate.value is None else found
+            name, scope = plain(view.names.get(row.model, "?")), SCOPE_NAMES[row.technique]
+            yield _row([name, scope, str(row.n_attacks), found])
     if e.repeats:
         yield "\n### Samples of one prompt\n"
         yield from _head(["model", "scope", "prompts", "do not agree", "standard error", "its limit"])
@@ -324,7 +339,7 @@ def _variation_lines(view: View) -> Iterator[str]:
             flips = f"{percent(each.flips.value)} ({interval(each.flips)})"
             errors = [percent(each.standard_error), percent(each.limit)]
             name = plain(view.names.get(each.model, "?"))
-            yield _row([name, each.technique, f"{each.n_prompts:,}", flips, *errors])
+            yield _row([name, SCOPE_NAMES[each.technique], f"{each.n_prompts:,}", flips, *errors])
 
 
 def _analysis(cell: AnalysisCell) -> str:

@@ -1,0 +1,85 @@
+"""An attack for some techniques only leaves the others out by plan: no gap, no warning, no count."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from heredity.cli import _findings
+from heredity.study import declared_words as words
+from heredity.study.gate import gate
+from heredity.study.headline import headline
+from heredity.study.report import html, markdown
+from heredity.study.result import Result
+from heredity.study.study import Study
+from tests.support.studies import APPLICATION, probes
+
+SCOPED, CLOSED = "prefill@planted_secret", "refusal_direction"
+
+
+@pytest.fixture(scope="module")
+def scoped(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return asked(tmp_path_factory.mktemp("scoped") / "s", SCOPED)
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The second attack works on weights, which a scripted model does not have."""
+    return asked(tmp_path_factory.mktemp("closed") / "s", CLOSED)
+
+
+def asked(folder: Path, attack: str) -> Result:
+    models = ("scripted:mixed", "scripted:careful")
+    return Study(models, APPLICATION, probes(12), attacks=("direct", attack), out=folder).run()
+
+
+def test_a_plan_asks_all_but_the_probes_that_its_attack_is_not_for(scoped: Result, closed: Result) -> None:
+    found = scoped.estimates
+    assert found.n_skipped > 0 and words.n_planned(found) == found.n_trials - found.n_skipped
+    assert words.n_planned(closed.estimates) == closed.estimates.n_trials
+    assert re.fullmatch(r"direct; prefill\S* for planted secret", words.attack_words(found))
+
+
+def test_only_what_a_model_does_not_support_is_a_gap(scoped: Result, closed: Result) -> None:
+    assert words.n_unsupported(scoped.estimates) == 0 and not words.unsupported(scoped.estimates)
+    found = closed.estimates
+    assert words.n_unsupported(found) == found.n_skipped == found.n_trials // 2
+    for rate in (rate for rate in found.rates if rate.n_skipped):
+        key = (rate.model, rate.technique, rate.attack, rate.measure)
+        assert words.unsupported(found)[key] == rate.n_skipped, key
+
+
+def test_no_warning_and_no_line_of_the_gate_counts_what_was_planned(scoped: Result, closed: Result) -> None:
+    for told in (" ".join(headline(scoped.estimates).warnings), gate(scoped.estimates).words):
+        assert "not asked" not in told and "not support" not in told
+    n, all_ = closed.estimates.n_skipped, closed.estimates.n_trials
+    why = f"{n} of {all_} trials were not asked, because their model does not support the attack."
+    for told in (" ".join(headline(closed.estimates).warnings), gate(closed.estimates).words):
+        assert why in told
+
+
+def test_no_cell_counts_what_was_planned(
+    scoped: Result, closed: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for found, is_gap in ((scoped, False), (closed, True)):
+        _findings.show(found.estimates)
+        for page in (html.render(found.folder), markdown.render(found.folder), capsys.readouterr().out):
+            assert ("not supported" in page) is is_gap
+            assert re.search(r"\d not asked", page) is None
+
+
+def test_a_page_counts_the_trials_and_the_attacks_that_the_plan_has(scoped: Result) -> None:
+    page = html.render(scoped.folder)
+    assert f"{words.n_planned(scoped.estimates)} trials</span>" in page
+    rows = dict(
+        re.findall(
+            r'<th scope="row">([\w ]+)<small class="soft">([^<]*)</small>', page.partition("Under the")[0]
+        )
+    )
+    assert rows["Planted secret"].endswith("× 2 attacks")
+    assert not any("attacks" in row for title, row in rows.items() if title != "Planted secret")
+    _, _, under = page.partition("Under the attack <code>prefill")
+    under = under.partition("</details>")[0]
+    assert "Planted secret" in under and "Forbidden tool" not in under
