@@ -196,3 +196,37 @@ def test_a_training_that_does_not_fit_is_one_line(place: Path) -> None:
     command = ["derive", "finetune", "tiny", "--data", str(place / "rows.jsonl"), "--memory", "0.0001"]
     check_refused(run_here(*command), "memory-foreseen", ["finetune"], after_progress=True)
     assert [model.name for model in Store().models()] == ["tiny"]
+
+
+def test_the_answers_of_a_model_train_another_student(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heredity.core.records import Reply
+    from heredity.engines.torch.engine import TorchEngine
+
+    Store().pull(str(make_model(place / "other", "llama", intermediate_size=96)))
+    no = "I'm sorry, but I can't help with that."
+    monkeypatch.setattr(
+        TorchEngine,
+        "reply",
+        lambda engine, asked: (Reply(r.key, "", no if r.key == 1 else "a fox jumps over it") for r in asked),
+    )
+    (place / "asked.csv").write_text("prompt\n" + "\n".join(f"fox {i}" for i in range(4)))
+    steps, data = ["--steps", "1", "--name"], ["--data", str(place / "asked.csv")]
+    assert main(["derive", "instruct", "tiny", "other", *data, "--leave-out", "nothing", *steps, "all"]) == 0
+    shown = capsys.readouterr()
+    assert "the teacher writes" in shown.err and "answers: 4 learned of 4" in shown.err
+    both = ["--leave-out", "refusals", "--leave-out", "unfinished"]
+    assert main(["derive", "finetune", "tiny", "--answers", "all", *both, *steps, "clean"]) == 0
+    assert "answers: 3 learned of 4" in capsys.readouterr().err
+    record = Store().get("clean").record
+    assert record.parents == (Store().get("tiny").record.id, Store().get("other").record.id)
+    assert record.recipe.settings["leave_out"] == ["refusals", "unfinished"]
+    assert main(["show", "all"]) == 0 and "answers.jsonl" in capsys.readouterr().out
+    assert main(["models"]) == 0 and "answers" in capsys.readouterr().out
+    lora = ["derive", "lora", "tiny", "--rank", "2"]
+    check_refused(run_here(*lora, "--answers", "clean"), "no-answers-kept", ["clean"], after_progress=True)
+    check_refused(run_here(*lora, "--answers", "all", *data), "", ["--data", "--answers"])
+    check_refused(
+        run_here(*lora, *data, "--leave-out", "nothing", "--leave-out", "refusals"), "", ["nothing"]
+    )

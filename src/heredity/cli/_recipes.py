@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain
 
 R = TypeVar("R", bound="DerivableRecipe | Pretrain")
+_NOTHING = "nothing"  # of a flag that may be repeated: none of its words
 LONGEST = 120  # characters of a name: a table of models has room for no more
 
 # --- flags and settings ---
@@ -139,6 +140,9 @@ def _options_of(setting: _Setting) -> list[click.Option]:
         return [Option([flag, key], former=old, type=kinds, **common)]
     if typing.get_origin(kind) is Literal:
         return [Option([flag, key], former=old, type=click.Choice(typing.get_args(kind)), **common)]
+    if typing.get_origin(kind) is tuple and typing.get_origin(typing.get_args(kind)[0]) is Literal:
+        words = click.Choice([*typing.get_args(typing.get_args(kind)[0]), _NOTHING])
+        return [click.Option([flag, key], type=words, multiple=True, callback=_chosen, **common)]
     if typing.get_origin(kind) is tuple:
         shown = ",".join(setting.default) if setting.default else None
         common |= {"default": shown, "callback": lambda _c, _p, value: _names(value)}
@@ -146,6 +150,13 @@ def _options_of(setting: _Setting) -> list[click.Option]:
     if kind is str and setting.default == "":
         common |= {"default": None, "show_default": False}
     return [Option([flag, key], former=old, type=_plain(kind), **common)]
+
+
+def _chosen(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a flag that may be repeated; `nothing` is the empty choice."""
+    if _NOTHING in value and len(value) > 1:
+        raise click.BadParameter(f"'{_NOTHING}' stands alone.", ctx, param)
+    return tuple(each for each in value if each != _NOTHING)
 
 
 def _plain(kind: Any) -> Any:
@@ -167,7 +178,7 @@ def _flag(name: str) -> str:
     return "--" + _key(name).replace("_", "-")
 
 
-def _is_data(kind: Any) -> bool:
+def _is_data(kind: object) -> bool:
     return kind is Data or Data in typing.get_args(kind)
 
 

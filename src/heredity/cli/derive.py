@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from heredity.cli import Lister, Name, Verb, open_store
 from heredity.core import registry
+
+if TYPE_CHECKING:
+    from heredity.lineage.store import Store
 
 
 class _Kinds(Lister):
@@ -25,6 +29,9 @@ class _Kinds(Lister):
         from heredity.recipes import derivable_class
 
         recipe_class = derivable_class(cmd_name)
+        settings = _recipes.options(recipe_class)
+        if recipe_class.LEARNS_ANSWERS:
+            settings = _with_answers(settings)
         return Verb(
             cmd_name,
             help=(registry.load("recipes", cmd_name).__doc__ or "").strip(),
@@ -33,7 +40,7 @@ class _Kinds(Lister):
                 click.Argument(
                     ["parents"], type=Name(), nargs=-1, required=True, metavar=recipe_class.PARENTS
                 ),
-                *_recipes.options(recipe_class),
+                *settings,
                 click.Option(["--name"], type=Name(), help="Name of the child."),
             ],
             example=recipe_class.EXAMPLE or f"heredity derive {cmd_name} smollm2-135m-instruct",
@@ -59,6 +66,36 @@ def command(ctx: click.Context) -> None:
         out().print(grid)
 
 
+def _with_answers(settings: list[click.Option]) -> list[click.Option]:
+    """The flags of a recipe with --answers, which stands in place of --data."""
+    data = next(option for option in settings if option.name == "data")
+    data.required = False
+    data.help = f"{data.help} Or give --answers."
+    answers = click.Option(
+        ["--answers"],
+        type=Name(),
+        metavar="MODEL",
+        help="Learn the answers that this model keeps: those of the teacher of an `instruct` child.",
+    )
+    at = settings.index(data) + 1
+    return [*settings[:at], answers, *settings[at:]]
+
+
+def _answers_of(store: Store, name: str) -> Path:
+    """The file in which a model keeps its teacher's answers. Raises UsageError if it keeps none."""
+    from heredity.core.errors import UsageError
+    from heredity.train.data.chat import ANSWERS
+
+    path = store.get(name).folder / ANSWERS
+    if not path.is_file():
+        raise UsageError(
+            f"'{name}' keeps no answers of a teacher. The children of `heredity derive instruct` do; "
+            "heredity models lists them.",
+            code="no-answers-kept",
+        )
+    return path
+
+
 def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any) -> None:
     from heredity.cli import _recipes
     from heredity.core import terminal
@@ -68,11 +105,16 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
     from heredity.recipes import DerivableRecipe, derivable_class
 
     store, recipe_class = open_store(), derivable_class(kind)
+    if "answers" in given:
+        answers = given.pop("answers")
+        if (answers is None) == (given["data"] is None):
+            raise click.UsageError("Give either '--data' or '--answers'.")
+        given["data"] = given["data"] or _answers_of(store, answers)
     if recipe_class.PARENTS == DerivableRecipe.PARENTS and len(parents) != 1:
         raise UsageError(f"'{kind}' takes one parent, not {len(parents)}.")
     with Display() as display:
         watch = display.training(f"{kind} of {parents[0]}")
-        recipe = _recipes.build(recipe_class, given, name=name or "", watch=watch)
+        recipe = _recipes.build(recipe_class, given, name=name or "", watch=watch, warn=terminal.warn)
         grown = [store.get(parent) for parent in parents]
         if name:
             _recipes.refuse_taken(store, name, recipe, grown)

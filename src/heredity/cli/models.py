@@ -39,17 +39,23 @@ def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
 
 def _show_models(store: Store) -> None:
     from heredity.core.terminal import cell, note, out, size, table
+    from heredity.train.data.chat import ANSWERS
 
     models = store.models()
     if not models:
         note(f"No model in {store.root} yet. See what can be pulled: heredity models --catalog")
         return
-    grid = table("name", "id", "format", "size", "licence", right=["size"], whole=["name", "id", "format"])
-    for model in models:
+    answers = [next((size(f.bytes) for f in model.files if f.path == ANSWERS), "") for model in models]
+    more = ["answers"] if any(answers) else []
+    grid = table(
+        "name", "id", "format", "size", "licence", *more,
+        right=["size", *more], whole=["name", "id", "format"],
+    )  # fmt: skip
+    for model, kept in zip(models, answers, strict=True):
         total = size(sum(file.bytes for file in model.files))
         grid.add_row(
             cell(model.name, "bold"), cell(model.id[:8]), cell(model.format), total,
-            cell(model.licence),
+            cell(model.licence), *([kept] if more else []),
         )  # fmt: skip
     out().print(grid)
 

@@ -23,7 +23,7 @@ Unit = Literal["trials", "answers", "tokens", "bytes"]
 class Progress(NamedTuple):
     """The progress of a step. `n_done` includes what earlier runs did; `per_second` is recent."""
 
-    step: str  # "ask", "judge", "estimate"; "train", "read" (a teacher's pass); "download"
+    step: str  # "ask", "judge", "estimate"; "train"; "read", "write" (by a teacher); "download"
     model: str  # what the step is about: the model being asked, the file being fetched; "" if nothing
     n_done: int
     n_total: int  # 0: not known

@@ -69,6 +69,11 @@ def note(line: str) -> None:
     err().print(plain(line), soft_wrap=True)
 
 
+def warn(line: str) -> None:
+    """Print one line on stderr that begins with "warning:"."""
+    note(f"warning: {line}")
+
+
 def write(text: str) -> None:
     """Print text on stdout, unwrapped, so that it can be copied and piped. Untrusted text must be plain."""
     sys.stdout.write(text + "\n")
@@ -206,7 +211,7 @@ class Display:
             words, step = _training_words(progress), progress.model or progress.step
         else:
             words = trial_words(progress)
-            step = f"{_VERBS.get(progress.step, progress.step)} {progress.model}".rstrip()
+            step = f"{_VERBS.get(progress.step, progress.step)} {progress.model}".strip()
         self.show(step, progress.n_done, progress.n_total, words)
 
     def show(self, step: str, done: int, total: int, words: str) -> None:
@@ -228,8 +233,8 @@ class Display:
         """The `watch` of a recipe: its events under this title."""
 
         def show(progress: Progress) -> None:
-            is_teacher = progress.step == "read"
-            self(progress._replace(model=f"{title}: the teacher reads" if is_teacher else title))
+            verb = {"read": ": the teacher reads", "write": ": the teacher writes"}.get(progress.step, "")
+            self(progress._replace(step="" if verb else progress.step, model=title + verb))
 
         return show
 

@@ -15,8 +15,8 @@ from heredity.core.records import Model, Record
 FORMS = ("dequantize", "merge_adapter", "engine")
 # Recipes that teach nothing: a base that was made here, and what is of one, goes on with a text.
 TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", *FORMS)
-# What the parents of a recipe are to the child, in their order; others are only its parents.
-ROLES = {"distill": ("start", "teacher"), "instruct": ("start", "teacher")}
+# Recipes of which further parents are teachers: what they wrote or computed is learned.
+TAUGHT = ("distill", "instruct", "finetune", "lora")
 
 
 class Edge(Record, frozen=True):
@@ -24,7 +24,7 @@ class Edge(Record, frozen=True):
 
     `recipe` is the child's recipe. If models between them are not in the study, it lists every step, as in
     "finetune > lora", without mere changes of form. `role` is the parent's part: "start" or "teacher" of a
-    distilled child, else "".
+    child that learned what a teacher wrote or computed, else "".
     """
 
     parent: str
@@ -118,9 +118,10 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
     asked = {model.id for model in models}
     found: dict[tuple[str, str], Edge] = {}
     for child in models:
-        roles = ROLES.get(child.recipe.kind, ())
-        for number, parent in enumerate(_parents(child)):
-            role = roles[number] if number < len(roles) else ""
+        parents = _parents(child)
+        has_teacher = child.recipe.kind in TAUGHT and len(parents) > 1
+        for number, parent in enumerate(parents):
+            role = "" if not has_teacher else "teacher" if number else "start"
             for ident, steps in _nearest(parent, child, asked, known):
                 found.setdefault((ident, child.id), Edge(ident, child.id, _recipe(steps), role))
     return tuple(found.values())

@@ -54,6 +54,7 @@ from heredity.lineage.types import (
     Recipe,
     Resuming,
     Target,
+    Taught,
 )
 
 
@@ -103,14 +104,14 @@ class Store:
             raise self._unreadable(name) or self._unknown(name, [model.name for model in models])
         return self._only_one(found, name)
 
-    def by_id(self, ident: str) -> Grown:
+    def by_id(self, ident: str, kind: str = "model") -> Grown:
         """The model with exactly this id. For ids that a file holds: nothing else is looked up.
 
         Raises UnknownName if the store has no such model, or the error of a record that cannot be read.
         """
         path = self.root / "models" / ident / "model.json"
         if not is_digest(ident) or not path.is_file():
-            raise UnknownName("model", ident[:80], (), "heredity models")
+            raise UnknownName(kind, ident[:80], (), "heredity models")
         record = read_record(path)
         return Grown(record, self.folder(record))
 
@@ -144,7 +145,7 @@ class Store:
         Damaged if a parent's files are not the recorded ones or the result is empty.
         """
         _refuse_other_than_recipe(recipe)
-        parents = [parents] if isinstance(parents, Grown) else parents
+        parents = self._with_teachers(recipe, [parents] if isinstance(parents, Grown) else parents)
         for parent in parents:
             if problems := self.verify(parent.record):
                 raise Damaged(
@@ -207,7 +208,7 @@ class Store:
         for name, why in ((p.record.name, why_not_generative(p.record)) for p in parents):
             if why:
                 raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
-        whole = [self.whole(parent) for parent in parents]
+        whole = self._with_teachers(recipe, [self.whole(parent) for parent in parents])
         return self.made_by(recipe, whole) or self.grow(recipe, whole)
 
     def ready(self, model: Grown | Model) -> Grown:
@@ -281,13 +282,17 @@ class Store:
 
     # --- inside ---
 
+    def _with_teachers(self, recipe: Recipe, parents: Sequence[Grown]) -> list[Grown]:
+        """The parents, and behind them the models that wrote the answers, unless they are among them."""
+        there = {parent.record.id for parent in parents}
+        more = [each for each in (recipe.teachers if isinstance(recipe, Taught) else ()) if each not in there]
+        return [*parents, *(self.by_id(each, "teacher of these answers") for each in more)]
+
     def _only_one(self, found: Sequence[Model], name: str) -> Grown:
         if len(found) > 1:
             ids = ", ".join(model.id[:12] for model in found)
-            raise UsageError(
-                f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id.",
-                code="name-ambiguous",
-            )
+            message = f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id."
+            raise UsageError(message, code="name-ambiguous")
         return Grown(found[0], self.folder(found[0]))
 
     def _scan(self) -> tuple[list[Model], list[tuple[Path, HeredityError]]]:
@@ -335,7 +340,7 @@ class Store:
 
     def made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
         """The newest whole model that this recipe made from these parents."""
-        want = _wanted(recipe, parents)
+        want = _wanted(recipe, self._with_teachers(recipe, parents))
         for model in sorted(self.models(), key=lambda model: model.made.at, reverse=True):
             if _key(model.recipe, model.parents) == want and sizes_fit(self.folder(model), model):
                 return Grown(model, self.folder(model))

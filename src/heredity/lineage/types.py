@@ -60,6 +60,15 @@ class Resuming(Protocol):
         recorded."""
 
 
+@runtime_checkable
+class Taught(Protocol):
+    """A recipe that learns answers which recorded models wrote."""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Ids of these models. They become parents of the child, behind those that are given."""
+
+
 class Pull(Recipe, Protocol):
     """A recipe without parents that fetches a model."""
 

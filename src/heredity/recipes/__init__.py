@@ -101,6 +101,7 @@ class DerivableRecipe:
     kind: ClassVar[str]
     PARENTS: ClassVar[str] = "PARENT"  # as the help names them; "STUDENT TEACHER" if there are two
     EXAMPLE: ClassVar[str] = ""  # a command line, for the help
+    LEARNS_ANSWERS: ClassVar[bool] = False  # --answers MODEL may stand in place of --data
 
     def settings(self) -> dict[str, Any]:
         """The settings that change the result, under the names that ids hash.

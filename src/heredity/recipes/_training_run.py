@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from heredity.core.errors import UsageError
 from heredity.core.progress import Watch
@@ -22,7 +23,7 @@ from heredity.core.records import digest, encode
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import DerivableRecipe, setting
-from heredity.train.data.chat import Data
+from heredity.train.data.chat import Data, Dialogue
 
 if TYPE_CHECKING:
     from heredity.train.data.chat import ConversationEncoder, PreparedExamples, TokenizedExample
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 280, 56, 30  # of the loss curve, in pixels
 _MAX_POINTS = 400  # of the loss curve
+
+
+class Lessons(NamedTuple):
+    """The examples that are learned, notes about those that are not, and a warning about them or ""."""
+
+    dialogues: tuple[Dialogue, ...]
+    notes: Mapping[str, str] = {}
+    warning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,7 @@ class TrainingRecipe(DerivableRecipe):
     memory: float = setting(0.0, "GiB that may be used; 0: what is free.", is_recorded=False)
     name: str = field(default="", compare=False)
     watch: Watch | None = field(default=None, compare=False)
+    warn: Callable[[str], None] | None = field(default=None, compare=False)
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +100,18 @@ class TrainingRecipe(DerivableRecipe):
         """The data, read."""
         return as_data(self.data)
 
+    @property
+    def lessons(self) -> Lessons:
+        """The examples that are learned: all of the data, unless the recipe leaves some out."""
+        return Lessons(self.examples.dialogues)
+
+    def say(self, warning: str) -> None:
+        """Give a warning to `warn`, or as a UserWarning of Python. Nothing for ""."""
+        if warning and self.warn is not None:
+            self.warn(warning)
+        elif warning:
+            warnings.warn(warning, stacklevel=2)
+
     def at(self, folder: Path) -> Self:
         """This recipe, its checkpoints in a folder."""
         return dataclasses.replace(self, folder=folder)
@@ -107,9 +129,9 @@ def as_data(value: Data | Path | str, has_answers: bool = True) -> Data:
 def read_examples(recipe: DerivableRecipe) -> None:
     """Put the examples in place of each path that a recipe was given. Raises BadInput."""
     for each in dataclasses.fields(recipe):
-        if (has_answers := each.metadata.get("has_answers")) is not None:
-            read = as_data(getattr(recipe, each.name), has_answers)
-            object.__setattr__(recipe, each.name, read)
+        given = getattr(recipe, each.name)
+        if (has_answers := each.metadata.get("has_answers")) is not None and given is not None:
+            object.__setattr__(recipe, each.name, as_data(given, has_answers))
 
 
 def run(
@@ -131,9 +153,11 @@ def run(
     from heredity.train.data.chat import ConversationEncoder
     from heredity.train.models import causal_lm
 
+    lessons = recipe.lessons
+    recipe.say(lessons.warning)
     network = causal_lm.load(parent.folder, recipe.dtype)
     encoder = ConversationEncoder(parent.folder)
-    prepared = encoder.prepare(recipe.examples.dialogues, recipe.max_length)
+    prepared = encoder.prepare(lessons.dialogues, recipe.max_length)
     batches: BatchSource = BatchSampler(prepared.examples, recipe.batch_size, recipe.seed)
     if make_batches is not None:
         batches = make_batches(network, encoder)
@@ -152,7 +176,7 @@ def run(
         licence=parent.record.licence,
         format=trainable.FORMAT,
         modality=parent.record.modality,
-        notes=_notes(network, prepared, metrics),
+        notes={**_notes(network, prepared, metrics), **lessons.notes},
         versions={name: version(name) for name in ("torch", "transformers", "safetensors")},
     )
 

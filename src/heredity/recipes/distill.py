@@ -25,8 +25,9 @@ from heredity.core.files import hash_file
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
+from heredity.recipes._answers import AnswerRecipe
 from heredity.recipes._tokenizers import refuse_other_tokens
-from heredity.recipes._training_run import TrainingRecipe, run
+from heredity.recipes._training_run import run
 
 if TYPE_CHECKING:
     from heredity.train.data.chat import ConversationEncoder
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(TrainingRecipe):
+class Distill(AnswerRecipe):
     """Tune all weights of the student on the teacher's distributions over the answers of `data`."""
 
     lr: float = setting(5e-5, "Peak learning rate.")
@@ -98,9 +99,13 @@ class Distill(TrainingRecipe):
         from heredity.train.models.lora import FullFinetune
         from heredity.train.objectives.distill import Distillation
 
-        if len(parents) != 2:
-            raise UsageError(f"Distillation needs two parents, student and teacher, not {len(parents)}.")
-        student, teacher = parents
+        writers = [each.record.id for each in parents[2:]]  # of the answers, if not the teacher itself
+        if len(parents) < 2 or writers not in ([], list(self.teachers)):
+            raise UsageError(
+                f"Distillation needs two parents, student and teacher, not {len(parents)}.",
+                code="wrong-parents",
+            )
+        student, teacher = parents[:2]
         refuse_other_tokens(student, teacher)
 
         notes: dict[str, str] = {}
@@ -129,7 +134,7 @@ class Distill(TrainingRecipe):
         from heredity.train.models import causal_lm
 
         examples = (
-            ConversationEncoder(student.folder).prepare(self.examples.dialogues, self.max_length).examples
+            ConversationEncoder(student.folder).prepare(self.lessons.dialogues, self.max_length).examples
         )
         shown = hashlib.sha256(repr([e.document for e in examples]).encode()).hexdigest()
         tokenizer = hash_file(teacher.folder / "tokenizer.json")
@@ -156,7 +161,7 @@ class Distill(TrainingRecipe):
 
         max_prompt_tokens = self.max_length - self.max_new_tokens
         prompts = prompt_sampler(
-            encoder, self.examples.dialogues, self.batch_size, self.seed, max_prompt_tokens
+            encoder, self.lessons.dialogues, self.batch_size, self.seed, max_prompt_tokens
         )
         return OnPolicyBatches(net, prompts, encoder.stops, self.max_new_tokens, self.sampling_temperature)
 

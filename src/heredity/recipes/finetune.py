@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._training_run import TrainingRecipe, run
+from heredity.recipes._answers import AnswerRecipe
+from heredity.recipes._training_run import run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(TrainingRecipe):
+class Finetune(AnswerRecipe):
     """Fine-tune all weights of one parent on `data`."""
 
     kind = "finetune"
@@ -22,8 +23,7 @@ class Finetune(TrainingRecipe):
         from heredity.train.models.lora import FullFinetune
         from heredity.train.objectives.causal import Causal
 
-        (parent,) = parents
-        return run(self, parent, out, FullFinetune(), lambda _: Causal())
+        return run(self, self.start(parents), out, FullFinetune(), lambda _: Causal())
 
 
 DERIVES = Finetune

@@ -12,12 +12,13 @@ from pathlib import Path
 from heredity.core.errors import UsageError
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
-from heredity.recipes._training_run import TrainingRecipe, run
+from heredity.recipes._answers import AnswerRecipe
+from heredity.recipes._training_run import run
 from heredity.train.models.shapes import LINEAR_LAYERS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora(TrainingRecipe):
+class Lora(AnswerRecipe):
     """Train a LoRA adapter of one parent on `data`."""
 
     lr: float = setting(2e-4, "Peak learning rate.")
@@ -44,9 +45,8 @@ class Lora(TrainingRecipe):
         from heredity.train.models.lora import LowRankAdapters
         from heredity.train.objectives.causal import Causal
 
-        (parent,) = parents
         adapters = LowRankAdapters(self.rank, self.alpha, self.use_rslora, self.target_modules)
-        return run(self, parent, out, adapters, lambda _: Causal())
+        return run(self, self.start(parents), out, adapters, lambda _: Causal())
 
 
 DERIVES = Lora

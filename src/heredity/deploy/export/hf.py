@@ -19,7 +19,7 @@ from heredity.train.data.chat import ConversationEncoder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SKIPPED = ("training.jsonl", "training.svg", "README.md")
+_SKIPPED = ("training.jsonl", "training.svg", "answers.jsonl", "README.md")
 _GIVEN = {"trust_remote_code": False, "local_files_only": True}
 _ROWS = 32  # positions whose distribution is computed at once
 _TOLERANCE = 2e-3  # nats: both in float32, but they sum in different orders

@@ -34,10 +34,11 @@ class DocumentEncoder:
         self._stops = self.chat.stops(folder)
         self._end = self.chat.answer_end(folder)
 
-    def document(self, messages: Sequence[Message], begun: str = "") -> Document:
+    def document(self, messages: Sequence[Message], begun: str = "", is_finished: bool = True) -> Document:
         """Encode a conversation. The assistant's answers and the tokens that end them are learned.
 
-        Other messages are not learned, and neither is `begun`, the prefill of the last answer.
+        Other messages are not learned, and neither is `begun`, the prefill of the last answer. is_finished:
+        False leaves out the token that would end the last answer.
         """
         answers = [i for i, m in enumerate(messages) if m.role == "assistant" and m.content.strip()]
         pieces, rendered = self._pieces(messages, answers, begun)
@@ -52,6 +53,8 @@ class DocumentEncoder:
             ends_answer = after_answer and ids[:1] and ids[0] in self._stops
             is_learned += [is_answer or (bool(ends_answer) and at == 0) for at in range(len(ids))]
             tokens += ids
+        if not is_finished:
+            return Document(tuple(tokens), tuple(is_learned))
         return Document((*tokens, self._end), (*is_learned, True))
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Change = Callable[
     [str, "torch.Tensor"], "torch.Tensor"
 ]  # name, tensor -> the tensor to write under that name
-_SKIPPED = ("training.jsonl", "training.svg")  # they describe how the parent was made
+_SKIPPED = ("training.jsonl", "training.svg", "answers.jsonl")  # they describe how the parent was made
 
 
 def rewrite(folder: Path, out: Path, change: Change) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError, nearest
-from heredity.core.records import Message, digest
+from heredity.core.records import Message, Record, Stop, digest, encode, is_digest
 from heredity.engines.chat.documents import Document, DocumentEncoder
 
 # Column names of prompt, optional input, and answer; the first that a row has is used.
@@ -33,25 +33,50 @@ class Dialogue(NamedTuple):
     """One example. Only the assistant's messages are targets. `rejected`: a worse last answer, if any.
 
     `prefill`: the beginning of the last answer. It is input, not a target.
+    `stop`: why the last answer ends. The token that ends an answer is a target only behind a finished one.
+    `is_added`: a refusal that was added to a teacher's answers on purpose.
     """
 
     messages: tuple[Message, ...]
     where: str  # "tickets.jsonl:12"
     rejected: str | None = None
     prefill: str = ""
+    stop: Stop = "end"
+    is_added: bool = False
+
+
+ANSWERS = "answers.jsonl"  # the file of a model that keeps the answers of its teacher
+
+
+class WrittenAnswer(Record, frozen=True):
+    """A row of a model's answers.jsonl: a conversation whose last message a teacher wrote.
+
+    Every answer that is not an error is kept, also one that the model did not learn.
+    """
+
+    messages: tuple[Message, ...]
+    written_by: str  # the teacher's id
+    stop: Stop
+    is_added: bool = False
+    schema: int = 1
 
 
 class Data(NamedTuple):
-    """The data of a tuning: examples in the order of the file, and their digest."""
+    """The data of a tuning: examples in the order of the file, and their digest.
+
+    `teacher`: the id of the recorded model that wrote the answers; "" for other data.
+    """
 
     name: str
     dialogues: tuple[Dialogue, ...]
     digest: str
+    teacher: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
         """The fields that a recipe records: name, rows and digest. The path does not change the result."""
-        return {"name": self.name, "rows": len(self.dialogues), "digest": self.digest}
+        found = {"name": self.name, "rows": len(self.dialogues), "digest": self.digest}
+        return {**found, "teacher": self.teacher} if self.teacher else found
 
     @classmethod
     def read(
@@ -75,22 +100,59 @@ def read_data(path: Path, columns: Mapping[str, str] | None = None, has_answers:
     """Read a file of chats ("messages"), or of prompts with answers, under common column names.
 
     columns: maps "prompt", "completion" and "rejected" to the names in the file. has_answers: False reads
-    prompts only, as one message each. Raises BadInput with file and line.
+    prompts only, as one message each. A model's answers.jsonl is read whole. Raises BadInput with file and
+    line.
     """
     columns = columns or {}
     of_row = _dialogue if has_answers else _question
-    found = [_whole(path, line, of_row(path, line, row, columns)) for line, row in readers.rows(path)]
+    found: list[Dialogue] = []
+    teachers: set[str] = set()
+    for line, row in readers.rows(path):
+        teacher = _teacher(row)
+        made = _answer(path, line, row) if teacher else of_row(path, line, row, columns)
+        found.append(_whole(path, line, made))
+        teachers.add(teacher)
+        if len(teachers) > 1:
+            raise BadInput(path, "is not by the teacher of the rows before it", line, code="several-teachers")
     if not found:
         raise BadInput(path, "has no rows", code="empty-file")
-    return make_data(path.name, found)
+    return make_data(path.name, found, *teachers)
 
 
-def make_data(name: str, dialogues: Sequence[Dialogue]) -> Data:
+def make_data(name: str, dialogues: Sequence[Dialogue], teacher: str = "") -> Data:
     """Data from conversations, with their digest."""
-    content = [
-        (each.messages, each.rejected, *([each.prefill] if each.prefill else [])) for each in dialogues
-    ]
-    return Data(name, tuple(dialogues), digest(content))
+    return Data(name, tuple(dialogues), digest([_content(each) for each in dialogues]), teacher)
+
+
+def _content(dialogue: Dialogue) -> tuple[object, ...]:
+    """What the digest covers. Fields that came later enter it only if they are set."""
+    found: tuple[object, ...] = (dialogue.messages, dialogue.rejected)
+    if dialogue.prefill:
+        found += (dialogue.prefill,)
+    if dialogue.stop != "end" or dialogue.is_added:
+        found += ({"stop": dialogue.stop, "is_added": dialogue.is_added},)
+    return found
+
+
+def write_answers(data: Data, path: Path) -> None:
+    """Write a teacher's answers so that `read_data` gives them back."""
+    rows = (WrittenAnswer(e.messages, data.teacher, e.stop, e.is_added) for e in data.dialogues)
+    path.write_bytes(b"".join(encode(row) + b"\n" for row in rows))
+
+
+def _teacher(row: Mapping[str, object]) -> str:
+    """The id of the recorded model that wrote this row; "" for a row of other data."""
+    written_by = row.get("written_by", "")
+    return written_by if isinstance(written_by, str) and is_digest(written_by) else ""
+
+
+def _answer(path: Path, line: int, row: Mapping[str, object]) -> Dialogue:
+    messages = tuple(_message(path, line, each) for each in _listed(path, line, row.get("messages")))
+    stop = row.get("stop")
+    if messages[-1].role != "assistant" or stop not in get_args(Stop):
+        raise BadInput(path, "is not an answer of a teacher", line, code="not-an-answer")
+    is_added = row.get("is_added") is True
+    return Dialogue(messages, f"{path.name}:{line}", stop=stop, is_added=is_added)  # type: ignore[arg-type]
 
 
 def _whole(path: Path, line: int, dialogue: Dialogue) -> Dialogue:
@@ -234,4 +296,5 @@ class ConversationEncoder(DocumentEncoder):
         if dialogue.rejected is not None:
             worse = (*dialogue.messages[:-1], Message("assistant", dialogue.rejected))
             rejected = self.document(worse, dialogue.prefill)
-        return TokenizedExample(self.document(dialogue.messages, dialogue.prefill), rejected)
+        is_finished = dialogue.stop == "end"
+        return TokenizedExample(self.document(dialogue.messages, dialogue.prefill, is_finished), rejected)
