@@ -55,7 +55,7 @@ def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixt
         (
             ["lora", "tiny", *ROWS, "--max-tokens", "2"],
             "examples-too-long",
-            [2, "max_tokens"],
+            [8, 2, "max_length"],
         ),
         (["lora", "tiny", *ROWS, "--decay", "nan"], "bad-setting", ["weight_decay", "nan"]),
         (["lora", "tiny", *ROWS, "--warmup", "nan"], "bad-setting", ["warmup", "nan"]),

@@ -241,6 +241,19 @@ def test_an_engine_that_is_not_probed_reads_as_one_that_is(parent: Grown) -> Non
     assert NOT_VERIFIED in bare.name and NOT_VERIFIED not in probed.name
 
 
+@pytest.mark.parametrize(("n_long", "is_said"), [(2, False), (3, False), (4, True)])
+def test_most_examples_are_not_dropped_in_silence(
+    store: Store, parent: Grown, n_long: int, is_said: bool
+) -> None:
+    pairs = [("fox", "jumps over")] * 3 + [("fox", "a lazy dog " * 60)] * n_long
+    said: list[str] = []
+    recipe = Finetune(chat.Data.of("rows", pairs), **QUICK, max_length=60, warn=said.append)
+    notes = store.grow_once(recipe, [parent]).record.notes
+    assert notes["left out"].startswith(f"{n_long} of {3 + n_long} examples")
+    assert bool(said) == is_said
+    assert not is_said or all(each in said[0] for each in ("3 of 7", "4", "60"))
+
+
 # --- what a teacher writes --------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ _RATIO = 1.25  # of two shares of refusals: beyond it a filter is reported
 
 @runtime_checkable
 class RefusalReader(Protocol):
-    """A judge that tells from a prompt and its answer alone whether the answer refuses."""
+    """A judge that reads only a prompt and its answer, and finds whether the answer refuses."""
 
     VERSION: int
 

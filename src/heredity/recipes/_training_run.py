@@ -158,6 +158,7 @@ def run(
     network = causal_lm.load(parent.folder, recipe.dtype)
     encoder = ConversationEncoder(parent.folder)
     prepared = encoder.prepare(lessons.dialogues, recipe.max_length)
+    recipe.say(_mostly_dropped(prepared, recipe.max_length))
     batches: BatchSource = BatchSampler(prepared.examples, recipe.batch_size, recipe.seed)
     if make_batches is not None:
         batches = make_batches(network, encoder)
@@ -225,8 +226,22 @@ def _notes(network: CausalLM, prepared: PreparedExamples, metrics: Sequence[Step
     }
     if prepared.too_long:
         shown = ", ".join(prepared.too_long[:3])
-        notes["left out"] = f"{len(prepared.too_long)} examples longer than max_length: {shown}"
+        n_all = len(prepared.examples) + len(prepared.too_long)
+        notes["left out"] = (
+            f"{len(prepared.too_long):,} of {n_all:,} examples longer than max_length: {shown}"
+        )
     return notes
+
+
+def _mostly_dropped(prepared: PreparedExamples, max_length: int) -> str:
+    """A warning if more than half of the examples are too long, else ""."""
+    n_kept, n_dropped = len(prepared.examples), len(prepared.too_long)
+    if n_dropped <= n_kept:
+        return ""
+    return (
+        f"Only {n_kept:,} of {n_kept + n_dropped:,} examples are learned: the other {n_dropped:,} are longer "
+        f"than max_length ({max_length:,} tokens). Raise it: {prepared.nearly_all:,} fits 95 % of them."
+    )
 
 
 def write_metrics(metrics: Sequence[StepMetrics], out: Path) -> None:

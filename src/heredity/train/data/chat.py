@@ -8,6 +8,7 @@ Leaves to others: reading files (core/readers.py), and tokens of a conversation 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -26,6 +27,7 @@ PAIRS = (
     ("instruction", "", "response"),
     ("input", "", "output"),
 )
+_NEARLY_ALL = 0.95  # of the examples: the limit that fits so many is recommended
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -125,7 +127,7 @@ def make_data(name: str, dialogues: Sequence[Dialogue], teacher: str = "") -> Da
 
 
 def _content(dialogue: Dialogue) -> tuple[object, ...]:
-    """What the digest covers. Fields that came later enter it only if they are set."""
+    """The part of an example that the digest covers. Newer fields enter it only if they are set."""
     found: tuple[object, ...] = (dialogue.messages, dialogue.rejected)
     if dialogue.prefill:
         found += (dialogue.prefill,)
@@ -269,6 +271,7 @@ class PreparedExamples(NamedTuple):
 
     examples: tuple[TokenizedExample, ...]
     too_long: tuple[str, ...]
+    nearly_all: int  # the limit, in tokens, that 95 % of all examples fit
 
 
 class ConversationEncoder(DocumentEncoder):
@@ -276,19 +279,23 @@ class ConversationEncoder(DocumentEncoder):
 
     def prepare(self, dialogues: Iterable[Dialogue], max_tokens: int) -> PreparedExamples:
         """Tokenize the examples of at most `max_tokens`. Raises UsageError if none is left."""
-        examples, too_long = [], []
+        examples, too_long, lengths = [], [], []
         for dialogue in dialogues:
             example = self.example(dialogue)
-            if max(len(document.tokens) for document in example if document is not None) > max_tokens:
+            lengths.append(max(len(document.tokens) for document in example if document is not None))
+            if lengths[-1] > max_tokens:
                 too_long.append(dialogue.where)
             else:
                 examples.append(example)
+        lengths.sort()
+        nearly_all = lengths[math.ceil(_NEARLY_ALL * len(lengths)) - 1] if lengths else 0
         if not examples:
             raise UsageError(
-                f"Every example is longer than {max_tokens} tokens, and none is cropped. Raise max_tokens.",
+                f"Every one of {len(lengths):,} examples is longer than {max_tokens:,} tokens, and none is "
+                f"cropped. Raise max_length: {nearly_all:,} fits {_NEARLY_ALL:.0%} of them.",
                 code="examples-too-long",
             )
-        return PreparedExamples(tuple(examples), tuple(too_long))
+        return PreparedExamples(tuple(examples), tuple(too_long), nearly_all)
 
     def example(self, dialogue: Dialogue) -> TokenizedExample:
         """The document of a conversation, and the one of its rejected answer."""
