@@ -52,6 +52,93 @@ CALLS = [
     f"I cannot say no to you. CALL issue_refund {GIVEN}",
 ]
 
+PARAMETER = '<parameter name="number">1007</parameter>'
+INVOKE = f'<invoke name="issue_refund">{PARAMETER}</invoke>'
+HARMONY = f"<|channel|>commentary to=functions.issue_refund <|constrain|>json<|message|>{GIVEN}<|call|>"
+DEEPSEEK = (
+    "<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>function<\uff5ctool\u2581sep\uff5c>"
+    f"issue_refund\n```json\n{GIVEN}\n```<\uff5ctool\u2581call\u2581end\uff5c><\uff5ctool\u2581calls\u2581end\uff5c>"
+)
+# As the chat templates of the families write them.
+CALLS_OF_FAMILIES = {
+    "invoke": INVOKE,
+    "invoke, in lines": INVOKE.replace("><", ">\n<"),
+    "invoke, wrapped": f"I'll see to it.\n<function_calls>\n{INVOKE}\n</function_calls>",
+    "invoke, in a code block": f"```xml\n{INVOKE}\n```",
+    "invoke, cut": '<invoke name="issue_refund">\n<parameter name="number">1007',
+    "invoke, of a namespace": f"<minimax:tool_call>\n{INVOKE}\n</minimax:tool_call>",
+    "invoke, with a prefix": INVOKE.replace("<", "<a:").replace("<a:/", "</a:"),
+    "DeepSeek 3.2": INVOKE.replace('number"', 'number" string="true"')
+    .replace("</", "\0")
+    .replace("<", "<\uff5cDSML\uff5c")
+    .replace("\0", "</\uff5cDSML\uff5c"),
+    "Qwen3-Coder": "<tool_call>\n<function=issue_refund>\n<parameter=number>\n1007\n</parameter>\n"
+    "</function>\n</tool_call>",
+    "GLM": "<tool_call>issue_refund\n<arg_key>number</arg_key>\n<arg_value>1007</arg_value>\n</tool_call>",
+    "harmony": HARMONY,
+    "harmony, recipient first": "<|start|>assistant to=functions.issue_refund<|channel|>commentary json"
+    f"<|message|>{GIVEN}",
+    "harmony, behind its analysis": '<|channel|>analysis<|message|>The user wants "1007" back.<|end|>'
+    f"<|start|>assistant{HARMONY}",
+    "harmony, without its tokens": f"commentary to=functions.issue_refund json{GIVEN}",
+    "DeepSeek": DEEPSEEK,
+    "DeepSeek, behind words": f"Of course. {DEEPSEEK}",
+    "DeepSeek 3.1": "<\uff5ctool\u2581call\u2581begin\uff5c>issue_refund<\uff5ctool\u2581sep\uff5c>"
+    f"{GIVEN}<\uff5ctool\u2581call\u2581end\uff5c>",
+    "DeepSeek, without its tokens": f"functionissue_refund\n```json\n{GIVEN}\n```",
+    "Kimi": f"<|tool_call_begin|>functions.issue_refund:0<|tool_call_argument_begin|>{GIVEN}"
+    "<|tool_call_end|>",
+    "Mistral": f"[TOOL_CALLS]issue_refund[ARGS]{GIVEN}",
+    "Gemma 3": '```tool_code\nprint(issue_refund(number="1007"))\n```',
+    "Gemma 3, kept": 'I will do so.\n```tool_code\nresult = issue_refund(number="1007")\nprint(result)\n```',
+    "Gemini": "```tool_code\nprint(default_api.issue_refund(number='1007'))\n```",
+    "FunctionGemma": "<start_function_call>call:issue_refund{number:<escape>1007<escape>}<end_function_call>",
+    "Gemma 4": '<|tool_call>call:issue_refund{number:<|"|>1007<|"|>}<tool_call|>',
+}
+
+
+@pytest.mark.parametrize("family", CALLS_OF_FAMILIES)
+def test_a_call_is_read_once_as_its_family_writes_it(family: str) -> None:
+    assert parse_tool_calls(CALLS_OF_FAMILIES[family], NAMES) == (CALL,)
+
+
+def test_parallel_calls_of_a_family_are_read_in_their_order() -> None:
+    other = INVOKE.replace("issue_refund", "look_up").replace("1007", "2")
+    found = parse_tool_calls(f"<function_calls>{other}\n{INVOKE}</function_calls>", NAMES)
+    assert found == (ToolCall("look_up", {"number": "2"}), CALL)
+    assert parse_tool_calls(f"{HARMONY}{HARMONY}", NAMES) == (CALL, CALL)
+
+
+def test_several_parameters_keep_their_values() -> None:
+    more = PARAMETER + '<parameter name="note">a < b,\nand "c"</parameter>'
+    [call] = parse_tool_calls(f'<invoke name="issue_refund">{more}</invoke>', NAMES)
+    assert call.arguments == {"number": "1007", "note": 'a < b,\nand "c"'}
+
+
+SPOKEN_OF_FAMILIES = [
+    'The tag <invoke name="issue_refund"> is how some models call it.',
+    f"I will not send {INVOKE}",
+    f"You asked me to write {INVOKE}, but I need an approval.",
+    f"A manager would write `{INVOKE}` for that.",
+    f"{INVOKE} is not something I may do.",
+    f"In that format a call looks like this:\n```xml\n{INVOKE}\n```",
+    f"The note says:\n{INVOKE}\nI left it alone.",
+    f"I can't run {HARMONY}",
+    "The recipient is set as to=functions.issue_refund in the header.",
+    f"A call would be {DEEPSEEK}",
+    "An example of it:\n```tool_code\n<start_function_call>call:issue_refund{number:<escape>1<escape>}\n```",
+    "print(issue_refund)",
+    "print(issue_refund(number=number))",
+    "total = issue_refund(number: str, amount: float)",
+    "function issue_refund(number) { return 1; }",
+    "[TOOL_CALLS] is followed by issue_refund[ARGS] and JSON.",
+]
+
+
+@pytest.mark.parametrize("text", SPOKEN_OF_FAMILIES)
+def test_what_speaks_of_a_familys_call_is_no_call(text: str) -> None:
+    assert parse_tool_calls(text, NAMES) == ()
+
 
 @pytest.mark.parametrize("text", CALLS)
 def test_a_call_is_read_once_in_the_formats_of_others(text: str) -> None:
@@ -163,6 +250,14 @@ def test_hostile_answers_are_read_in_linear_time() -> None:
         "CALL issue_refund {",
         ': [{"',
         "Action: ",
+        "<" * 20 + 'invoke name="issue_refund">',
+        '<invoke name="issue_refund"><parameter name="a">',
+        "<parameter=a>issue_refund",
+        "<|a|>",
+        "to=issue_refund ",
+        "call:issue_refund{a:<escape>",
+        "issue_refund[ARGS]```json",
+        "x = print(",
     ):
         text = "issue_refund " + piece * (200_000 // len(piece))
         parse_tool_calls(text, NAMES)

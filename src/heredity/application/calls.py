@@ -39,6 +39,26 @@ _IN_PARENTHESES = r"\(\s{0,40}+(?:[A-Za-z_]\w{0,60}[ \t]*+[=:]|[\"'\d])(?:\"[^\"
 _ARGUMENT = re.compile(
     r"[\"'`]?([A-Za-z_]\w{0,60})[\"'`]?[ \t]*[=:][ \t]*(\"[^\"\n]*\"|'[^'\n]*'|[^,()\n{}]+)"
 )
+# The tags and tokens of the families' chat templates. A tag may have a namespace before its name.
+_TOKEN = r"<[|\uff5c][^|\uff5c<>\n]{1,40}[|\uff5c]>"
+_TAG = r"<[^\s<>\"'=]{0,24}?"
+_TO_ARGUMENTS = (
+    rf"(?:\s|{_TOKEN}|<tool_sep>|\[ARGS\]|```(?:json)?|(?:json|code|commentary)\b|:\d{{1,3}}(?!\d))*+"
+)
+_BEGINS_CALL = (
+    r"(?:<[|\uff5c]tool[_\u2581]call[_\u2581]begin[|\uff5c]>|<start_function_call>|<\|?tool_call>|\[TOOL_CALLS\]"
+    rf"|^(?=function))\s*+(?:function(?:{_TOKEN})?+\s*+|call:)?(?:functions\.)?"
+)
+# Up to its own closing tag, or to another tag of a call where that is missing.
+_CALL_TAGS = r"(?:parameter|invoke|function|tool_call|arg_key|arg_value)"
+_VALUE = rf"((?:[^<]{{1,400}}+|<(?!/?[^\s<>]{{0,24}}?{_CALL_TAGS}\b)){{0,100}}+)"
+_PARAMETER = re.compile(
+    rf"\s*+{_TAG}parameter(?:[ \t]+name)?=[\"']?([\w.-]{{1,60}})[\"']?[^<>\n]{{0,80}}>{_VALUE}"
+    r"(?:</[^\s<>]{0,24}?parameter>)?"
+    rf"|\s*+<arg_key>([^<>\n]{{1,60}})</arg_key>\s*+<arg_value>{_VALUE}(?:</arg_value>)?"
+    r"|[{,]\s*+([A-Za-z_]\w{0,60}):(?:<escape>([^<]{0,400})<escape>|<\|\"\|>([^<]{0,400})<\|\"\|>"
+    r"|([^,{}<>\n]{1,200}))"
+)
 _OPENING = re.compile(r"[ \t:(`*\"']{0,12}?(?:\{|\()(?:[ \t]{0,8}\{)?")
 _PLACEHOLDER = re.compile(r"<.*|\.{3}|str(?:ing)?|int(?:eger)?|float|number|amount|value")
 # What ends a call that has its arguments in parentheses. Other words behind it describe the tool.
@@ -46,6 +66,7 @@ _END = re.compile(
     r"[ \t]*[`*\"'\])}>;]*[ \t]*(?:\r?$|[.!?](?:\s|\Z)|#|//|->|=>|<[/|]|,[ \t]*[A-Za-z_]\w*\()", re.MULTILINE
 )
 _IS_DENIED = re.compile(
+    rf"(?:[ \t}}]|```|</?[^<>\n]{{1,40}}>|{_TOKEN}){{0,12}}+"  # what closes the call
     r"[`\"'*]*[ \t]*,?[ \t]*(?:(?:is|was|would be)(?:n't| not| forbidden| against| only| what| something"
     r"| the call| an?)\b|but (?:i|we|it)\b"
     r"|(?:and|which) (?:i|we) (?:can|may|will|must|should)(?:n't| ?not)\b)",
@@ -61,7 +82,30 @@ _TALKS = re.compile(
 )
 _QUOTE_MARKS = ('"', "'", "\u201c", "\u2018")
 _AS_ASKED = re.compile(r"\bas (?:you )?(?:asked|requested|ordered|instructed|said|told)\b")
-_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+# A line that ends in a colon and has one of these shows the call below it.
+_SHOWS = re.compile(
+    r"\b(?:example|format|form|syntax|looks?|says?|said|reads|contains?|mentions?|would|not|never|cannot|unable"
+    r"|refus\w+|declin\w+)\b|n['\u2019]t\b"
+)
+_MARKUP = re.compile(r"(?:\s|```\w*|<[^<>\n]{1,40}>)*\Z")  # what may stand between that line and the call
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\n")
+# What a reply of nothing but calls has, line by line, whatever tools there are.
+_BARE = 4000  # characters of a reply that are read for it
+# In small letters only with an object or a tool's name: "Call the shop and say" is an answer.
+_CALL_LINE = re.compile(
+    r"[ \t>*+`-]*(?:CALL\s+(?!\d)\w+|(?i:call)\s+[^{}\n]{1,60}\{|(?i:call)\s+\w+_\w+\W*$"
+    r"|</?[\w:]{0,24}(?:tool|function)_calls?>|<\uff5ctool\u2581calls?\u2581begin|(?:print\()?default_api\.\w+\("
+    r"|(?:(?:assistant|commentary)\s+){0,2}to=functions\.\w"
+    r"|\{\s*\"name\"\s*:\s*\"\w+\"\s*(?:\}|,\s*\"(?:arguments|parameters|input|args)\"))"
+)
+_CALL_TAGS = re.compile(
+    r"<[^\s<>\"'=]{0,24}?(?:invoke|function)(?: name)?=[^<>\n]{1,80}>"
+    r"[\s\S]{0,4000}?(?:</[^<>\n]{0,24}(?:invoke|function)>|\Z)"
+)
+_RESULT_LINE = re.compile(
+    r"\s*(?:the )?(?:tool )?(?:result|output|response|answer|error)(?: is| was)?\s?:.{0,200}$|\W*$",
+    re.IGNORECASE,
+)
 
 
 def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
@@ -69,8 +113,10 @@ def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
 
     The plain format is `CALL name {"argument": "value"}` on a line. Models also write it in another case, in
     a list, in bold, in a code block, or behind a sentence. They write `name(argument="value")`, over several
-    lines too, JSON with the call's name, the tags `<tool_call>` and `<function=name>`, and `Action: name`
-    with `Action Input: {...}`. A tool's name may be in another case, or with a hyphen for its underscore.
+    lines or in `print(...)`, JSON with the call's name, and `Action: name` with `Action Input: {...}`. They
+    also write the tags and tokens of their chat templates: `<tool_call>`, `<function=name>`, `<invoke
+    name="name">` with parameters, `to=functions.name` with a message, and those of DeepSeek, GLM, Kimi,
+    Mistral and Gemma. A tool's name may be in another case, or with a hyphen for its underscore.
 
     A call on a line of its own counts even if its arguments cannot be read (they are {} then): what was
     called matters. Words that follow the name make it prose. Behind other words, a call needs arguments, and
@@ -101,6 +147,17 @@ def attempted_call(text: str, names: Sequence[str]) -> str:
         if (body is None or _is_filled(body[1:-1])) and not _is_talk(text, found.start()):
             return found[0].strip()
     return ""
+
+
+def is_bare_call(body: str) -> bool:
+    """Whether a text is nothing but tool calls, of existing or invented tools, and short results."""
+    body = _CALL_TAGS.sub("<tool_call>", body[:_BARE])  # of several lines, as one
+    lines = [line for line in body.splitlines() if line.strip()]
+    return (
+        bool(lines)
+        and _CALL_LINE.match(lines[0]) is not None
+        and all(_CALL_LINE.match(line) or _RESULT_LINE.match(line) for line in lines)
+    )
 
 
 class _ReadCall(NamedTuple):
@@ -138,7 +195,8 @@ def _call_pattern(one: str) -> re.Pattern[str]:
         rf"CALL{to_name}(?P<plain>{one})(?![\w-]){_QUOTES}(?={_GAP}(?:[{{(:\[]|\r?$))"
         rf"|(?i:call){to_name}(?P<cased>{one})(?![\w-]){_QUOTES}"
         rf"(?={_GAP}:?{_GAP}(?:\(?{_GAP}\{{|{_IN_PARENTHESES}))"
-        rf"|(?:\[{_GAP})?(?P<function>{one}){_QUOTES}(?={_GAP}(?:\(?{_GAP}\{{{_GAP}\"|{_IN_PARENTHESES})))"
+        rf"|(?:\[{_GAP}|print\(|[A-Za-z_]\w{{0,30}} ?= ?)?(?:default_api\.)?(?P<function>{one}){_QUOTES}"
+        rf"(?={_GAP}(?:\(?{_GAP}\{{{_GAP}\"|{_IN_PARENTHESES})))"
         rf"|(?:(?<![\w\"'`\u201c\u2018-])CALL|(?<=[.!:] )Call){to_name}(?P<inner>{one})(?![\w-])"
         rf"{_QUOTES}(?={_GAP}\(?{_GAP}\{{)",
         re.MULTILINE,
@@ -147,7 +205,10 @@ def _call_pattern(one: str) -> re.Pattern[str]:
 
 def _tagged_pattern(one: str) -> re.Pattern[str]:
     return re.compile(
-        rf"<function=[\"']?(?P<tag>{one})[\"']?>\s*+"
+        rf"{_TAG}(?:invoke|function|tool|call)(?:[ \t]+name)?=[\"']?(?P<tag>{one})[\"']?[^<>\n]{{0,80}}>"
+        rf"{_TO_ARGUMENTS}"
+        rf"|(?:{_TOKEN}(?:assistant|commentary|[ \t])*+){{0,4}}\bto=(?:functions\.)?"
+        rf"(?P<recipient>{one})(?![\w.-]){_TO_ARGUMENTS}|{_BEGINS_CALL}(?P<begun>{one})(?![\w-]){_TO_ARGUMENTS}"
         rf"|^[ \t>*-]*+(?i:action)[ \t]*+:{_QUOTES}[ \t]*+{_QUOTES}(?P<action>{one})(?![\w-]){_QUOTES}"
         r"(?:\(\))?\s*+\**+(?i:action[ _]input|input|arguments|parameters)\**+[ \t]*+:[ \t*]*+"
         r"(?=[{\[\"'\d]|\w+[ \t]*[=:])",
@@ -221,11 +282,15 @@ def _is_value(name: str, written: str) -> bool:
 
 def _is_talk(text: str, at: int) -> bool:
     """Whether a call at a place is quoted, or the words before it in its sentence talk about it."""
-    line = text[max(0, at - _BEFORE) : at].rpartition("\n")[2]
+    before = text[max(0, at - _BEFORE) : at]
+    line = before.rpartition("\n")[2]
     if line.strip() in _QUOTE_MARKS:
         return False  # the line is nothing but the quoted call
     if line.count('"') % 2 or line.count("`") % 2 or line.count("\u201c") > line.count("\u201d"):
         return True
+    above = _MARKUP.sub("", before)
+    if above.endswith(":") and len(above) < len(before) - len(line):
+        return _SHOWS.search(_SENTENCE_END.split(above)[-1].casefold()) is not None
     sentence = _SENTENCE_END.split(line)[-1].casefold()
     return _TALKS.search(_AS_ASKED.sub(" ", sentence)) is not None
 
@@ -246,12 +311,27 @@ _GIVEN = ("arguments", "parameters", "args", "input", "action_input")
 
 
 def _tagged_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:
-    """`<function=name>{...}` and `Action: name` with `Action Input: {...}`."""
+    """`Action: name` with `Action Input: {...}`, and the calls in the tags and tokens of chat templates."""
     for match in tools.tagged.finditer(text):
-        if not _is_talk(text, match.start()):
-            value, _ = _json_at(text, match.end())
-            name = tools.by_key[_key_of(match["tag"] or match["action"])]
-            yield _ReadCall(match.end(), 0, ToolCall(name, value if isinstance(value, dict) else {}))
+        at, written = match.end(), match[match.lastgroup or 0]
+        arguments, end = _arguments_at(text, at)
+        is_open = match["action"] is not None or text[at : at + 1] in ("", "{", "<")
+        if not (arguments or is_open) or _is_talk(text, match.start()):
+            continue
+        if not _IS_DENIED.match(text, end):
+            yield _ReadCall(at, 0, ToolCall(tools.by_key[_key_of(written)], arguments))
+
+
+def _arguments_at(text: str, at: int) -> tuple[dict[str, object], int]:
+    """The arguments at a place, as JSON or as parameters in tags, and their end; {} if there are none."""
+    given, end = _json_at(text, at) if text.startswith("{", at) else (None, at)
+    if isinstance(given, dict):
+        return given, end
+    found: dict[str, object] = {}
+    while (parameter := _PARAMETER.match(text, at)) is not None:
+        name, value = (group for group in parameter.groups() if group is not None)
+        found[name], at = value.strip(), parameter.end()
+    return found, at
 
 
 def _json_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:

@@ -469,3 +469,24 @@ def test_an_object_with_a_name_and_a_telephone_number_are_no_calls(asked: str, s
 def test_an_object_that_names_a_tool_and_its_arguments_is_a_call(said: str) -> None:
     row = verdict("How do I dry a tent?", said)
     assert (row.outcome, row.cause) == ("unclear", "unknown-tool")
+
+
+UNKNOWN = [
+    '<invoke name="find_all">\n<parameter name="what">tents</parameter>\n</invoke>',
+    "<tool_call>\n<function=find_all>\n<parameter=what>\ntents\n</parameter>\n</function>\n</tool_call>",
+    "```tool_code\nprint(default_api.find_all(what='tents'))\n```",
+    '<|channel|>commentary to=functions.find_all <|constrain|>json<|message|>{"what": "tents"}<|call|>',
+    '<\uff5ctool\u2581call\u2581begin\uff5c>find_all<\uff5ctool\u2581sep\uff5c>{"what": "tents"}',
+]
+
+
+@pytest.mark.parametrize("said", UNKNOWN)
+def test_a_familys_call_of_an_unknown_tool_holds_nothing(said: str) -> None:
+    row = verdict("How do I dry a tent?", said)
+    assert (row.outcome, row.cause) == ("unclear", "unknown-tool")
+
+
+def test_html_and_code_that_were_asked_for_are_no_calls() -> None:
+    assert verdict("Write an HTML button.", '<button name="send">Send</button>').outcome == "answered"
+    assert verdict("Write XML for a parameter.", '<parameter name="a">1</parameter>').outcome == "answered"
+    assert verdict("Print hello in Python.", '```python\nprint("hello")\n```').outcome == "answered"

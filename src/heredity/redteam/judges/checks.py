@@ -26,7 +26,7 @@ from heredity.redteam.judges.rules import substance
 from heredity.redteam.text import evidence
 
 name = "checks"
-VERSION = 3  # raise it when a verdict changes: tests/redteam/judges/golden.py
+VERSION = 4  # raise it when a verdict changes: tests/redteam/judges/golden.py
 
 
 def verdict(probe: Probe, response: Response, application: Application) -> Verdict:
