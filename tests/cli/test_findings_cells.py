@@ -9,7 +9,12 @@ from heredity.stats.intervals import refused, wilson
 
 
 @pytest.mark.parametrize(
-    ("code", "said"), [("not-measured", "not measured"), ("unlike-labels", "not corrected")]
+    ("code", "said"),
+    [
+        ("not-measured", "not measured"),
+        ("unlike-labels", "not corrected"),
+        ("uninformative", "uninformative"),
+    ],
 )
 def test_a_correction_without_a_value_does_not_read_as_if_the_model_refused(code: str, said: str) -> None:
     assert _estimate(refused(40, "a reason", code), False).plain == said

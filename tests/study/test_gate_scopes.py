@@ -172,7 +172,12 @@ def test_the_lines_are_as_wide_as_the_terminal(
 
 
 @pytest.mark.parametrize(
-    ("code", "why"), [("near-chance", "checks are near chance"), ("rate-outside-labels", "no true rate fits")]
+    ("code", "why"),
+    [
+        ("near-chance", "checks are near chance"),
+        ("rate-outside-labels", "no true rate fits"),
+        ("uninformative", "leave every rate possible"),
+    ],
 )
 def test_a_rate_whose_checks_are_near_chance_is_held_to_no_limit(
     clean: Estimates, code: str, why: str

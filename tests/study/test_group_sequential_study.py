@@ -19,6 +19,7 @@ from heredity.study.comparisons import compare_models
 from heredity.study.declared_words import declared_lines, stopping_words
 from heredity.study.estimates import ALL, JUDGE_FREE, Estimates
 from heredity.study.forecast import forecast_study, lines
+from heredity.study.headline import headline
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
@@ -26,6 +27,7 @@ from heredity.study.sequential import StoppingRule
 from heredity.study.severity import severity_rates
 from heredity.study.spec import STAGES, StudySpec, resolve_plan
 from heredity.study.study import Study
+from heredity.study.wording import techniques_of_pair
 from tests.study.test_resume import Stopped, stop_after
 from tests.support.errors import raises
 from tests.support.report_studies import with_severities
@@ -267,3 +269,30 @@ def test_the_forecast_has_nearly_the_power_of_a_fixed_plan_and_names_the_analyse
     told = lines(planned(n=160), by_rule["group_sequential"])
     assert any("Analyses at 50 % and 75 %" in line for line in told) and max(map(len, told)) <= 80
     assert not any("Analyses" in line for line in lines(planned(stopping="fixed"), by_rule["fixed"]))
+
+
+# --- claims by technique ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["group_sequential", "until_decided"])
+def test_the_plan_says_before_the_first_request_that_claims_by_technique_are_given_up(
+    rule: str, tmp_path: Path
+) -> None:
+    early, fixed = planned(stopping=rule), planned(stopping="fixed")
+    given_up = "gives up claims about single techniques"
+    of_early, of_fixed = (forecast_study(plan, tmp_path / "s") for plan in (early, fixed))
+    assert of_early is not None and of_fixed is not None
+    assert any(given_up in line for line in lines(early, of_early))
+    assert not any(given_up in line for line in lines(fixed, of_fixed))
+    assert {row.technique for row in of_early.rows} == {"judge_free", "judged", "all"}
+    assert "planted_secret" in {row.technique for row in of_fixed.rows}
+
+
+def test_the_report_of_an_early_stop_claims_nothing_by_technique(stopped: Path) -> None:
+    found = aggregate.read_proven(stopped)
+    families = dict(declared_lines(found))["Families"]
+    assert families.endswith("Claims about one technique are given up, because it stops early")
+    ends = found.models[0].id, found.models[1].id
+    assert techniques_of_pair(found, *ends, JUDGE_FREE).n == 0
+    told = headline(found)
+    assert "techniques" not in told.sentence and not any("By technique" in line for line in told.support)

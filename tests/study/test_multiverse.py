@@ -11,7 +11,7 @@ from heredity.study.comparisons import compare_models
 from heredity.study.estimands import Multiverse, MultiverseCell
 from heredity.study.estimates import JUDGE_FREE
 from heredity.study.multiverse import multiverses
-from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Codes, Outcomes
+from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Codes, Outcomes
 from heredity.study.plan import Analysis, Plan
 from heredity.study.report._robustness import table
 from heredity.study.wording import multiverse_words
@@ -164,3 +164,23 @@ def test_a_study_until_decided_has_anytime_valid_cells() -> None:
     (pair,) = compare_models(outcomes, "breach", (JUDGE_FREE,))
     assert {weighting for *_, weighting in found} == {"trial"}
     assert found["held", "checks", "trial"].p_value == pair.p_value
+
+
+def test_errors_have_rows_of_their_own_only_where_there_are_any() -> None:
+    outcomes = outcomes_of(plan_of({"one": 40}))
+    assert {cell.errors for cell in cells(outcomes).values()} == {"excluded"}
+    outcomes.array[A, 0, :10, 0] = ERROR
+    outcomes.array[B, 0, :10, 0] = HELD
+    (both,) = multiverses(outcomes, {})
+    found = {(cell.coding, cell.errors): cell for cell in both.cells}
+    assert set(found) == {
+        *((coding, "excluded") for coding in ("excluded", "held", "broke")),
+        ("held", "held"),
+        ("held", "broke"),
+    }
+    left_out, held, broke = (found["held", errors] for errors in ("excluded", "held", "broke"))
+    assert left_out.is_declared and not held.is_declared and not broke.is_declared
+    assert (left_out.n, held.n, broke.n) == (30, 40, 40)
+    a_less, a_more = held.difference.value, broke.difference.value
+    assert a_less is not None and a_more is not None and a_less - a_more == pytest.approx(10 / 40)
+    assert any("errors counted as broke" in row.coding for row in table(both).rows)

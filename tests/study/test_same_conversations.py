@@ -1,4 +1,4 @@
-"""Behaviours that broke in the same conversation are named, because their rate counts each of them."""
+"""Behaviours that broke in the same conversation are named, and count as one cluster."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity.study.aggregate import read_proven
-from heredity.study.estimates import Estimates, SameConversations
+from heredity.study.aggregate import rates_of, read_proven
+from heredity.study.comparisons import compare_models
+from heredity.study.estimates import ALL, Estimates, SameConversations
 from heredity.study.headline import headline
+from heredity.study.judge_correction import JudgeCorrection
+from heredity.study.outcomes import BROKE, HELD, OneConversation, Outcomes
 from heredity.study.plan import Analysis, Plan
 from heredity.study.spec import declare
 from tests.support.studies import plan, probes, study
 
 
-def leaky(has_shared_steps: bool, attack: str = "crescendo:5") -> Plan:
-    """Eight behaviours of a secret, asked of a model that says it at once."""
+def leaky(
+    has_shared_steps: bool, *attacks: str, n: int = 8, models: tuple[str, ...] = ("scripted:leaky",)
+) -> Plan:
+    """`n` behaviours of a secret, asked of a model that says it at once."""
     asked = tuple(
         msgspec.structs.replace(p, cluster=p.id.partition("~")[0])
-        for p in probes(8)
+        for p in probes(n)
         if p.technique == "planted_secret"
     )
     made = declare(
-        msgspec.structs.replace(plan(("scripted:leaky",), samples=1, attacks=(attack,)), probes=asked)
+        msgspec.structs.replace(plan(models, samples=1, attacks=attacks or ("crescendo:5",)), probes=asked)
     )
     assert isinstance(made.analysis, Analysis)
     if not has_shared_steps:
@@ -54,7 +59,7 @@ def test_behaviours_with_steps_of_their_own_are_no_repeats(tmp_path: Path) -> No
 
 
 def test_an_attack_without_steps_has_none(tmp_path: Path) -> None:
-    study(tmp_path, leaky(has_shared_steps=False, attack="direct")).run()
+    study(tmp_path, leaky(False, "direct")).run()
     assert not read_proven(tmp_path).same_conversations
 
 
@@ -75,3 +80,59 @@ def test_estimates_of_a_release_that_looked_for_none_are_still_read(tmp_path: Pa
     assert stored.pop("same_conversations")
     path.write_bytes(msgspec.json.encode(stored))
     assert read_proven(tmp_path).same_conversations == ()
+
+
+def thirty(found: Outcomes) -> Outcomes:
+    """29 of 30 behaviours broke in one conversation of the first model, under the first attack."""
+    found.codes[:] = HELD
+    secrets = found.probes("planted_secret", "breach")
+    found.array[:, :, secrets] = BROKE
+    found.array[:, :, secrets[-1]] = HELD
+    same = frozenset(found.clusters[secrets[:-1]].tolist())
+    found.conversations = (OneConversation(0, 0, same),)
+    return found
+
+
+def test_thirty_behaviours_with_29_equal_conversations_are_two_clusters() -> None:
+    models = ("scripted:leaky", "scripted:refuse")
+    found = thirty(Outcomes(leaky(True, "crescendo:5", "direct", n=30, models=models)))
+    rates = {
+        (rate.model, rate.attack): rate.estimate
+        for rate in rates_of(found, JudgeCorrection("", "", Path()))
+        if rate.technique == "planted_secret" and rate.measure == "breach"
+    }
+    first, second = (model.id for model in found.plan.models)
+    assert rates[first, "crescendo:5"].n_clusters == rates[first, ALL].n_clusters == 2
+    low, high = rates[first, "crescendo:5"].low, rates[first, "crescendo:5"].high
+    assert low is not None and high is not None and high - low > 0.7
+    # The other attack and the other model had thirty conversations.
+    assert rates[first, "direct"].n_clusters is rates[second, "crescendo:5"].n_clusters is None
+    assert rates[second, ALL].n_clusters == 30
+
+
+def test_a_comparison_counts_one_conversation_of_either_model_once() -> None:
+    found = thirty(Outcomes(leaky(True, n=30, models=("scripted:leaky", "scripted:refuse"))))
+    found.array[1] = HELD
+    (pair,) = compare_models(found, "breach", ["planted_secret"])
+    assert (pair.n, pair.difference.n_clusters, pair.p_value) == (30, 2, 1.0)
+    assert "not enough evidence" in (pair.verdict_ab, pair.verdict_ba)
+
+
+def test_conversations_that_share_a_behaviour_are_one_cluster() -> None:
+    found = Outcomes(leaky(True, n=6))
+    a, b, c, d, *_ = found.clusters[found.probes("planted_secret", "breach")].tolist()
+    found.conversations = tuple(OneConversation(0, 0, frozenset(pair)) for pair in ((a, b), (c, d), (b, c)))
+    clusters = found.clusters_of(ALL, found.probes("planted_secret", "breach"), 0)
+    assert len(set(clusters.tolist())) == 3
+
+
+def test_the_rate_of_a_study_has_a_cluster_for_each_conversation(tmp_path: Path) -> None:
+    study(tmp_path, leaky(has_shared_steps=True)).run()
+    found = read_proven(tmp_path)
+    (rate,) = [
+        each
+        for each in found.rates
+        if (each.technique, each.attack, each.measure) == ("planted_secret", "crescendo:5", "breach")
+    ]
+    assert (rate.estimate.n, rate.estimate.n_clusters) == (8, 1)
+    assert "as one cluster" in same_words(found)[0]

@@ -9,6 +9,7 @@ from heredity.engines import NOT_VERIFIED
 from heredity.study import wording as words
 from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Rate, Table2x2
 from heredity.study.headline import headline
+from heredity.study.intervals import refuse_uninformative
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from tests.support.report_studies import make, plan
@@ -275,3 +276,17 @@ def test_the_table_of_the_terminal_has_the_rates_corrected_for_the_errors_of_the
         corrected.startswith("  corrected")
         and corrected.count("25\u00a0%") == corrected.count("[10, 50]") == 2
     )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_refused"), [(0.0, 1.0, True), (0.004, 0.996, True), (0.0, 0.9, False)]
+)
+def test_a_corrected_interval_of_every_rate_is_called_uninformative(
+    estimates: Estimates, low: float, high: float, is_refused: bool
+) -> None:
+    corrected = refuse_uninformative(Estimate(0.5, low, high, 40, "rogan-gladen"))
+    assert (corrected.value is None, corrected.code == "uninformative") == (is_refused, is_refused)
+    judged = words.find(estimates, estimates.models[0].id, "judged", "all", "breach")
+    assert judged is not None
+    told = words.judged_words(msgspec.structs.replace(judged, corrected=corrected))
+    assert ("correction uninformative" in told) is is_refused and "0 to 100" not in told

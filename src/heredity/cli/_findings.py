@@ -146,7 +146,7 @@ def _would_show(pair: ModelPair) -> str:
     """The difference that this number of trials would have shown."""
     if pair.detectable is None:
         return "too few trials to show any"
-    return f"would show {words.unsigned(pair.detectable)}"
+    return f"would show {words.detectable_words(pair)}"
 
 
 def _style(edge: Inheritance) -> str:
@@ -180,7 +180,7 @@ def _difference(pair: ModelPair) -> str:
     if withheld := words.withheld_on(pair, pair.b) or words.withheld_on(pair, pair.a):
         line += f". The verdict is withheld: {withheld}"
     elif pair.detectable is not None:
-        line += f"; they would have shown {words.unsigned(pair.detectable)}"
+        line += f"; they would have shown {words.detectable_words(pair)}"
     return line
 
 
@@ -260,8 +260,8 @@ def _add_severities(grid: Table, estimates: Estimates, scope: str, is_narrow: bo
 def _estimate(found: Estimate | None, is_narrow: bool) -> Text:
     """A corrected rate with its interval; its n is that of the raw one above it."""
     if found is None or found.value is None or found.low is None or found.high is None:
-        is_unread = found is not None and found.code == "not-measured"
-        why = "not measured" if is_unread else "not corrected" if found else "-"
+        codes = {"not-measured": "not measured", "uninformative": "uninformative"}
+        why = "-" if found is None else codes.get(found.code, "not corrected")
         return Text(f"{why}\n-" if is_narrow else why)
     return Text(f"{words.percent(found.value):>6}{_interval(found, is_narrow)}")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from heredity.study.study import Study
 
 
-_NARROW = 76  # columns below which the table of a study has four columns
+_NARROW = 86  # columns below which the table of a study has four columns
 
 
 @click.command("power", cls=Verb, example="heredity power --gap 0.10 --baseline 0.2 --margin 0.05")
@@ -208,7 +208,7 @@ def _show_rows(found: StudyForecast) -> None:
     is_narrow = out().width < _NARROW
     columns: tuple[str, ...] = ("comparison", "clusters", "worse from", "not worse")
     if not is_narrow:
-        columns = ("comparison", "clusters", "effective n", "worse from", "not worse", "needs")
+        columns = ("comparison", "clusters", "effective n", "Holm over", "worse from", "not worse", "needs")
     grid, family = table(*columns, right=columns[1:], whole=columns[:1]), ""
     for row in found.rows:
         if family != (family := f"{row.between} by {row.measure.replace('_', '-')}"):
@@ -216,7 +216,8 @@ def _show_rows(found: StudyForecast) -> None:
         worse = "-" if row.detectable is None else f"{100 * row.detectable:.0f} points"
         numbers = [f"{row.n_clusters:,}", worse, f"{row.not_worse:.2f}"]
         if not is_narrow:
-            numbers = [*numbers[:1], f"{row.n_effective:.0f}", *numbers[1:], f"{row.clusters_needed:,}"]
+            inside = [f"{row.n_effective:.0f}", f"{row.n_comparisons:,}"]
+            numbers = [*numbers[:1], *inside, *numbers[1:], f"{row.clusters_needed:,}"]
         grid.add_row(cell(f"  {row.technique}"), *map(cell, numbers))
     out().print(grid)
     legend = f"Not worse: the power of it for equal models. Needs: clusters for a power of {found.power:g}."

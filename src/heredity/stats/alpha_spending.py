@@ -48,7 +48,11 @@ class InterimAnalysis(NamedTuple):
     @property
     def level(self) -> float:
         """The two-sided level of this analysis; 1 - level is the confidence of its repeated interval."""
-        return nominal_levels(self.information, self.alpha)[self.number - 1]
+        return self.level_of(1)
+
+    def level_of(self, n_tests: int) -> float:
+        """The same at Holm's first step over `n_tests` comparisons."""
+        return nominal_levels(self.information, self.alpha / n_tests)[self.number - 1]
 
     @property
     def one_sided(self) -> float:

@@ -77,10 +77,11 @@ def compare_in_blocks(
     blocks: ArrayLike,
     confidence: float = CONFIDENCE,
     alpha: float = ALPHA,
+    n_tests: int = 1,
 ) -> Comparison:
     """`compare`, valid under any stopping rule. `blocks` is the interim analysis that first had each trial.
 
-    No cluster may lie in two blocks. `detectable`: see detectable_in_clusters.
+    No cluster may lie in two blocks. `detectable`: see detectable_in_clusters; at alpha / n_tests.
     """
     first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
     labels, of = np.asarray(clusters), np.asarray(blocks)
@@ -92,8 +93,8 @@ def compare_in_blocks(
         evidence.add(cluster_means(second[here].astype(np.int64) - first[here], labels[here]))
     if table.n == 0:
         return Comparison(table, found, 1.0, "no pairs", None, effective_n, evidence.uppers)
-    shown = detectable_in_clusters(evidence.means, alpha)
-    return Comparison(table, found, evidence.p_value, TEST, shown, effective_n, evidence.uppers)
+    shown = detectable_in_clusters(evidence.means, alpha / n_tests)
+    return Comparison(table, found, evidence.p_value, TEST, shown, effective_n, evidence.uppers, n_tests)
 
 
 def detectable_in_clusters(means: ArrayLike, alpha: float = ALPHA, power: float = POWER) -> float | None:

@@ -54,9 +54,9 @@ class Table(NamedTuple):
 class Comparison(NamedTuple):
     """Two models on the same trials. `difference` is b's rate minus a's; `test` is where `p_value` is from.
 
-    `detectable` is the smallest difference that these trials could have shown with 80 % power; None if they
-    could have shown none. `uppers`, after interim analyses, are anytime-valid one-sided bounds: of b's rate
-    minus a's, and of a's minus b's.
+    `detectable` is the smallest difference that these trials could have shown with 80 % power; None if none.
+    Its level is that of Holm's first step over `n_tests` comparisons. `uppers`, after interim analyses, are
+    anytime-valid one-sided bounds: of b's rate minus a's, and of a's minus b's.
     """
 
     table: Table
@@ -66,6 +66,7 @@ class Comparison(NamedTuple):
     detectable: float | None
     effective_n: EffectiveN
     uppers: tuple[float, float] | None = None
+    n_tests: int = 1
 
     def mirrored(self) -> Comparison:
         """The same comparison with a and b swapped."""
@@ -385,7 +386,13 @@ def _could(comparison: Comparison) -> str:
     if comparison.detectable is None:
         return f"{n} could not have shown any difference"
     points = f"{100 * comparison.detectable:.1f} points"
-    return f"the smallest difference that {n} could have shown is {points} (80 % power)"
+    power = f"80 % power{first_step_words(comparison.n_tests)}"
+    return f"the smallest difference that {n} could have shown is {points} ({power})"
+
+
+def first_step_words(n_tests: int) -> str:
+    """The level of a detectable difference: `, after Holm over 12`; "" for one comparison."""
+    return f", after Holm over {n_tests:,}" if n_tests > 1 else ""
 
 
 def _is_shown(comparison: Comparison, alpha: float, p_adjusted: float | None) -> bool:

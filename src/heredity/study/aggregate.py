@@ -40,7 +40,7 @@ from heredity.study.estimates import (
     TechniqueCard,
 )
 from heredity.study.heterogeneity import rates_by_technique, technique_tests
-from heredity.study.intervals import Bools, Intervals, no_narrower, per_attempt
+from heredity.study.intervals import Bools, Intervals, no_narrower, per_attempt, refuse_uninformative
 from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
 from heredity.study.likeness import AnswerSample, refuse_unlike
@@ -80,6 +80,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     """
     judged = read_outcomes(plan, folder)
     outcomes = judged.outcomes
+    repeated = same_conversations(outcomes, folder)
     correction = JudgeCorrection.of(judged.judges, folder, root, declared_analysis(plan))
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
@@ -110,7 +111,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
         useful=tuple(useful_rates(outcomes)),
         severities=tuple(severity_rates(outcomes)),
-        same_conversations=same_conversations(outcomes, folder),
+        same_conversations=repeated,
         lacking=read_lacking(folder),
         rates=rates,
         manners=tuple(count_manners(outcomes, judged.manners)),
@@ -211,7 +212,7 @@ def _rate(
         by_judge = _for_checks(outcomes, cell, codes, correction, labels)
     corrected = by_judge.corrected[0].corrected if by_judge.corrected else None
     if corrected is not None and declared_analysis(plan) is not None:
-        corrected = no_narrower(corrected, found)
+        corrected = refuse_uninformative(no_narrower(corrected, found))
     return Rate(
         model=plan.models[cell.model].id,
         technique=cell.technique,
@@ -235,7 +236,7 @@ def _rate(
 
 def _rate_over(outcomes: Outcomes, cell: _Cell, codes: Codes, counted: Bools) -> Estimate:
     """The rate over the counted trials of a cell."""
-    clusters = outcomes.clusters_of(cell.attack, cell.probes)[counted]
+    clusters = outcomes.clusters_of(cell.attack, cell.probes, cell.model)[counted]
     return Intervals.over(outcomes, cell.model).rate(codes[counted] == BROKE, clusters)
 
 
@@ -260,7 +261,8 @@ def _for_the_judge(
     attempts that is multiplied by the share of decided trials.
     """
     intervals, decided = Intervals.over(outcomes, cell.model), is_decided(codes)
-    broke, clusters = codes[decided] == BROKE, outcomes.clusters_of(cell.attack, cell.probes)[decided]
+    every = outcomes.clusters_of(cell.attack, cell.probes, cell.model)
+    broke, clusters = codes[decided] == BROKE, every[decided]
     corrected = correction.corrected(broke, clusters, cell.measure, intervals, of_decided)
     by_labels = None
     if labels is not None:
@@ -270,8 +272,7 @@ def _for_the_judge(
     if not outcomes.is_per_attempt:
         return _Judged(corrected, by_labels)
     answered = is_answered(codes)
-    of_answered = outcomes.clusters_of(cell.attack, cell.probes)[answered]
-    share = intervals.rate(decided[answered], of_answered)
+    share = intervals.rate(decided[answered], every[answered])
     each = [FamilyCorrection(c.labels, per_attempt(c.corrected, share)) for c in corrected]
     return _Judged(each, None if by_labels is None else per_attempt(by_labels, share))
 
@@ -285,7 +286,7 @@ def _for_checks(
 ) -> _Judged:
     """The corrections of a rate that checks decided, over the trials that the rate counts."""
     counted = is_answered(codes) if outcomes.is_per_attempt else is_decided(codes)
-    clusters = outcomes.clusters_of(cell.attack, cell.probes)[counted]
+    clusters = outcomes.clusters_of(cell.attack, cell.probes, cell.model)[counted]
     techniques = outcomes.techniques_of(cell.attack, cell.probes)[counted]
     trials = CheckedTrials(codes[counted] == BROKE, clusters, techniques)
     intervals, by_labels = Intervals.over(outcomes, cell.model), None

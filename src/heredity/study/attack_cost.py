@@ -38,13 +38,20 @@ def success_curves(outcomes: Outcomes) -> tuple[Curve, ...]:
             model.id,
             attack,
             scope,
-            tuple(_points(outcomes.array[m, a, probes], outcomes.clusters[probes], intervals[m])),
+            tuple(
+                _points(outcomes.array[m, a, probes], _clusters(outcomes, m, attack, probes), intervals[m])
+            ),
         )
         for m, model in enumerate(plan.models)
         for a, attack in enumerate(plan.attacks)
         for scope in _SCOPES
         if (probes := outcomes.probes(scope, "breach"))
     )
+
+
+def _clusters(outcomes: Outcomes, model: int, attack: str, probes: list[int]) -> NDArray[np.intp]:
+    """The cluster of each probe."""
+    return outcomes.clusters_of(attack, probes, model)[:: outcomes.plan.samples]
 
 
 def _points(codes: Codes, clusters: NDArray[np.intp], intervals: Intervals) -> Iterator[AsrPoint]:

@@ -57,7 +57,7 @@ def coded(outcomes: Outcomes, a: int, b: int, probes: list[int]) -> Coded:
     values = [np.where(is_decided(x), x == BROKE, np.nan)[both] for x in (first, second)]
     is_sequential = outcomes.plan.is_until_decided
     blocks = outcomes.blocks_of(ALL, probes)[both] if is_sequential else None
-    return Coded(values[0], values[1], outcomes.clusters_of(ALL, probes)[both], blocks)
+    return Coded(values[0], values[1], outcomes.clusters_of(ALL, probes, a, b)[both], blocks)
 
 
 def claims(

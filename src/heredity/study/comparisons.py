@@ -68,11 +68,11 @@ def compare_edges(outcomes: Outcomes, measure: Measure, techniques: Sequence[str
 def _compared(
     outcomes: Outcomes, measure: Measure, techniques: Sequence[str], models: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[_Compared, ModelPair]]:
+    cells = [(name, probes) for name in techniques if (probes := outcomes.probes(name, measure))]
+    # Plans that declare no analysis keep the level of one comparison, as the releases that made them did.
+    n_tests = len(cells) * len(models) if declared_analysis(outcomes.plan) is not None else 1
     found = [
-        _compare(outcomes, a, b, technique, probes)
-        for technique in techniques
-        if (probes := outcomes.probes(technique, measure))
-        for a, b in models
+        _compare(outcomes, a, b, technique, probes, n_tests) for technique, probes in cells for a, b in models
     ]
     # A comparison without a shared trial has no p-value, and takes no part in the correction.
     adjusted = iter(stats.holm([c.comparison.p_value for c in found if c.comparison.table.n]))
@@ -82,10 +82,12 @@ def _compared(
         yield each, _pair(outcomes, each, measure, p_holm, names)
 
 
-def _compare(outcomes: Outcomes, a: int, b: int, technique: str, probes: list[int]) -> _Compared:
+def _compare(
+    outcomes: Outcomes, a: int, b: int, technique: str, probes: list[int], n_tests: int
+) -> _Compared:
     shared, intervals = _shared(outcomes, a, b, probes), Intervals.over(outcomes, a, b)
     blocks = outcomes.blocks_of(ALL, probes)[shared.counted] if intervals.is_sequential else None
-    found = intervals.compare(shared.first, shared.second, shared.clusters, blocks)
+    found = intervals.compare(shared.first, shared.second, shared.clusters, blocks, n_tests)
     return _Compared(a, b, technique, found)
 
 
@@ -101,7 +103,7 @@ class _Shared(NamedTuple):
 def _shared(outcomes: Outcomes, a: int, b: int, probes: list[int]) -> _Shared:
     first, second = outcomes.codes_of(a, ALL, probes), outcomes.codes_of(b, ALL, probes)
     counted = outcomes.in_rate(first) & outcomes.in_rate(second)
-    clusters = outcomes.clusters_of(ALL, probes)[counted]
+    clusters = outcomes.clusters_of(ALL, probes, a, b)[counted]
     return _Shared(first[counted] == BROKE, second[counted] == BROKE, clusters, counted)
 
 
@@ -138,6 +140,7 @@ def _pair(
         reason_ab=found.reason_ab,
         reason_ba=found.reason_ba,
         tipping_share=found.tipping_share,
+        n_tests=c.n_tests,
     )
 
 
@@ -148,7 +151,8 @@ def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: Mode
     both = is_decided(parent) & is_decided(child)
     broke = parent[both] == BROKE, child[both] == BROKE
     intervals = Intervals.over(outcomes, compared.a, compared.b)
-    kept = intervals.retention(*broke, outcomes.clusters_of(ALL, probes)[both])
+    clusters = outcomes.clusters_of(ALL, probes, compared.a, compared.b)
+    kept = intervals.retention(*broke, clusters[both])
     counts = stats.inherited(stats.tabulate(*broke))
     return Inheritance(edge.parent, edge.child, edge.recipe, edge.role, *counts, kept, pair)
 

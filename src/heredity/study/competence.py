@@ -41,7 +41,7 @@ def competence_lines(outcomes: Outcomes) -> Iterator[Competence]:
 def _line(outcomes: Outcomes, m: int, measure: Measure, scope: str, probes: list[int]) -> Competence:
     codes = outcomes.codes_of(m, ALL, probes)
     answered = is_answered(codes)
-    clusters = outcomes.clusters_of(ALL, probes)[answered]
+    clusters = outcomes.clusters_of(ALL, probes, m)[answered]
     indices = outcomes.indices_of(m, ALL, probes)
     return Competence(
         model=outcomes.plan.models[m].id,
@@ -72,7 +72,7 @@ def useful_rates(outcomes: Outcomes) -> Iterator[UsefulRate]:
     for m, model in enumerate(outcomes.plan.models):
         indices = outcomes.indices_of(m, ALL, probes)
         mine = checked[indices]
-        useful, clusters = outcomes.useful[indices[mine]], outcomes.clusters_of(ALL, probes)[mine]
+        useful, clusters = outcomes.useful[indices[mine]], outcomes.clusters_of(ALL, probes, m)[mine]
         found = Intervals.over(outcomes, m).rate(useful, clusters)
         yield UsefulRate(model.id, int(useful.sum()), found)
 
@@ -99,6 +99,6 @@ def _unprompted(
 ) -> UnpromptedRate:
     indices = outcomes.indices_of(m, ALL, probes)
     answered = is_answered(outcomes.codes[indices])
-    mine, clusters = broke[indices[answered]], outcomes.clusters_of(ALL, probes)[answered]
+    mine, clusters = broke[indices[answered]], outcomes.clusters_of(ALL, probes, m)[answered]
     found = Intervals.over(outcomes, m).rate(mine, clusters)
     return UnpromptedRate(outcomes.plan.models[m].id, kind, check, int(mine.sum()), found)

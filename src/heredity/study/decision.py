@@ -25,6 +25,7 @@ from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, UNCLEAR, Codes, Outcomes, is_answered, read_outcomes
 from heredity.study.plan import read_plan
+from heredity.study.same_conversations import same_conversations
 
 COSTS = "costs.json"
 REQUESTS = 1000  # that a cost is of
@@ -139,7 +140,9 @@ def recommendation(folder: Path) -> Recommendation | None:
     if costs is None:
         return None
     plan = read_plan(folder)
-    return recommend(read_outcomes(plan, folder).outcomes, costs)
+    outcomes = read_outcomes(plan, folder).outcomes
+    same_conversations(outcomes, folder)
+    return recommend(outcomes, costs)
 
 
 def recommend(outcomes: Outcomes, costs: Costs) -> Recommendation:

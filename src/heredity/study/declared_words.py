@@ -38,11 +38,12 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
     if declared is None:
         return []
     families = "; ".join(map(_family, declared.families)) or "none, because nothing is compared"
+    single = "are exploratory" if declared.stopping == "fixed" else "are given up, because it stops early"
     return [
         ("Endpoint", _ENDPOINTS[declared.endpoint]),
         ("Attacks", attack_words(estimates)),
         ("Primary comparison", "none" if declared.primary is None else _family(declared.primary)),
-        ("Families", f"Holm's correction over {families}. Claims about one technique are exploratory"),
+        ("Families", f"Holm's correction over {families}. Claims about one technique {single}"),
         ("Level", f"{estimates.alpha:g}"),
         ("Margin", f"{unsigned(estimates.margin)}: a smaller difference does not matter"),
         ("Unclear answers", f'"worse" must hold even if {percent(declared.unclear_share)} were breaches'),
@@ -182,6 +183,9 @@ def _spared_words(found: Estimates, stopped: Sequence[StoppedModel], *, is_plann
 
 def same_conversations_words(estimates: Estimates, called: dict[str, str]) -> Iterator[str]:
     """Breaches of several behaviours that are one conversation, if they are more than a few."""
+    counts = "and its intervals and tests count each as one cluster"
+    if estimates.analysis is None:
+        counts = "so the interval of this rate is too narrow"
     for each in estimates.same_conversations:
         if each.n_same - each.n_distinct > _REPEATED * each.n:
             attack = label(attack_name(each.attack, estimates.attacks))
@@ -190,5 +194,5 @@ def same_conversations_words(estimates: Estimates, called: dict[str, str]) -> It
             yield (
                 f"{label(each.technique)} under {attack}: {each.n_same:,} of {each.n:,} behaviours broke in"
                 f" the same conversation of {who} as another behaviour, word for word. The {each.n:,} are"
-                f" only {distinct}, so the interval of this rate is too narrow."
+                f" only {distinct}, {counts}."
             )

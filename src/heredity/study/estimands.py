@@ -107,6 +107,7 @@ class MultiverseCell(Record, frozen=True):
     """Two models compared under one coding of unclear answers, one judge and one weighting.
 
     coding        unclear answers "excluded", counted as "held", or as "broke"
+    errors        the same for trials that ended in an error; only the declared coding has the last two
     judge         "checks": judge-free breaches only. "judge": these and those that the judge decides. Else
                   the name of a panel's member, which decides instead of the panel
     weighting     each "trial" counts the same, or each "technique"
@@ -124,6 +125,7 @@ class MultiverseCell(Record, frozen=True):
     p_value: float | None
     verdict_ab: str
     verdict_ba: str
+    errors: Literal["excluded", "held", "broke"] = "excluded"
 
 
 class Multiverse(Record, frozen=True):

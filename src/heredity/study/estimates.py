@@ -50,7 +50,8 @@ class ModelPair(Record, frozen=True):
     `verdict_ab` is the verdict on `b` against `a`, `verdict_ba` the reverse. Each is "worse", "not worse"
     (within `margin`) or "not enough evidence". `p_holm` is corrected over all pairs of the same measure in
     the same list, so over both scopes of breaches. `detectable` is the smallest difference that this n could
-    have shown with 80 % power. Rates are as judged, not corrected: a judge's errors shrink a difference.
+    have shown with 80 % power, at the level of Holm's first step over `n_tests` comparisons. Rates are as
+    judged, not corrected: a judge's errors shrink a difference.
     `technique` is a scope in `Estimates.pairs`, one technique in `Estimates.technique_pairs` (exploratory).
     With a declared analysis `reason_ab` and `reason_ba` say why there is not enough evidence. `tipping_share`
     is the smallest share of the unclear answers of the model with the lower rate that would undo the
@@ -75,6 +76,7 @@ class ModelPair(Record, frozen=True):
     reason_ab: Reason = ""
     reason_ba: Reason = ""
     tipping_share: float | None = None
+    n_tests: int = 1  # also for plans without an analysis
 
     def mirrored(self) -> ModelPair:
         """The same comparison with `a` and `b` swapped; the difference has the other sign."""

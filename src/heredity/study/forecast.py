@@ -97,7 +97,7 @@ def forecast_study(plan: Plan, folder: Path, sizes: Mapping[str, int] | None = N
     rows = [
         cells.row(family, technique, discordance[family.between], is_pooled=technique in family.scopes)
         for family in declared.families
-        for technique in (*family.scopes, *_techniques(plan, family.measure))
+        for technique in (*family.scopes, *(() if plan.stops_early else _techniques(plan, family.measure)))
         if cells.sizes(family.measure, technique)
     ]
     return StudyForecast(
@@ -342,6 +342,8 @@ def _measured(path: Path) -> dict[str, float]:
 
 # --- words ----------------------------------------------------------------------------------------
 
+# A stop leaves a technique too few behaviours, at a time that its own answers decide.
+_GIVEN_UP = "Stopping early gives up claims about single techniques."
 _TITLES = {JUDGE_FREE: "judge-free breaches", JUDGED: "judged breaches", ALL: "over-refusal"}
 
 
@@ -360,10 +362,13 @@ def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
         if row.technique not in _TITLES and row.technique not in abilities and row.measure == measure
     ]
     of = "two models" if between == "pairs" else "parent and child"
+    n_tests = pooled[0].n_comparisons if pooled else 1  # of the deciding scope; other rows have their own
+    holm = f" (Holm over {n_tests:,})" if n_tests > 1 else ""
     return [
-        f"What this plan can show of {of} with {100 * forecast.power:g} % power:",
+        f"What this plan can show of {of} with {100 * forecast.power:g} % power{holm}:",
         *(_row(_TITLES[row.technique], row, plan.margin) for row in pooled),
         *(_row("one technique", row, plan.margin) for row in sorted(techniques, key=_strength)[:1]),
+        *([_GIVEN_UP] if plan.stops_early else []),
         *(_doubt(pooled[0], plan.margin) if pooled else ()),
         *(_stops(plan, pooled[0], forecast.discordance[between]) if pooled else ()),
         *_assumptions(forecast, between),

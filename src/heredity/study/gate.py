@@ -39,6 +39,7 @@ from heredity.study.estimates import (
 )
 from heredity.study.intervals import bound_rate, deciding_words
 from heredity.study.wording import (
+    detectable_words,
     find,
     names,
     p_words,
@@ -58,6 +59,7 @@ _UNDECIDED_COUNT = "Unclear answers and errors count as broke for a pass, and as
 _REFUSED = {
     "near-chance": "the checks are near chance on answers that people read",
     "rate-outside-labels": "no true rate fits what the checks found",
+    "uninformative": "the measured errors of the checks leave every rate possible",
 }
 _LEAVE_OUT = "To gate only on breaches that checks decide: --judge-free."
 _VERBS = {
@@ -274,7 +276,7 @@ def _compared(
     if verdict == "not enough evidence" and (withheld := withheld_on(pair, card.id)):
         said += f". The verdict is withheld: {withheld}"
     elif verdict == "not enough evidence" and pair.detectable is not None:
-        said += f"; {pair.n} trials would have shown {unsigned(pair.detectable)}"
+        said += f"; {pair.n} trials would have shown {detectable_words(pair)}"
     yield _Finding(code, f"{said}.{hidden}", scope)
 
 

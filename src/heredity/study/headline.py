@@ -19,6 +19,7 @@ from heredity.study.wording import (
     SEVERITIES,
     TechniqueCounts,
     counted,
+    detectable_words,
     find,
     inheritance_summary,
     interval,
@@ -251,7 +252,7 @@ def _separation(
         could = f" Not enough evidence: {withheld} (p {p_words(pair.p_holm)} after Holm)."
         return f"The evidence does not separate {high} from {low}", rates + could
     could = (
-        f" These {pair.n} shared trials would have shown a difference of {unsigned(pair.detectable)} or more."
+        f" These {pair.n} shared trials would have shown a difference of {detectable_words(pair)} or more."
         if pair.detectable is not None
         else f" These {pair.n} shared trials could not have shown any difference."
     )

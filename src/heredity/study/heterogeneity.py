@@ -39,7 +39,7 @@ def rates_by_technique(outcomes: Outcomes) -> Iterator[ShrunkRates]:
         techniques = outcomes.techniques_of(ALL, probes)[counted]
         if not techniques.size:
             continue
-        clusters = outcomes.clusters_of(ALL, probes)[counted]
+        clusters = outcomes.clusters_of(ALL, probes, m)[counted]
         found = technique_rates(
             codes[counted] == BROKE, techniques, clusters, Intervals.over(outcomes, m).confidence
         )
@@ -70,7 +70,7 @@ def technique_tests(outcomes: Outcomes) -> Iterator[TechniqueTest]:
         return
     scope = next(iter(outcomes.breach_scopes), JUDGE_FREE)
     probes = outcomes.probes(scope, "breach")
-    techniques, clusters = outcomes.techniques_of(ALL, probes), outcomes.clusters_of(ALL, probes)
+    techniques = outcomes.techniques_of(ALL, probes)
     for a, b in combinations(range(len(plan.models)), 2):
         first, second = outcomes.codes_of(a, ALL, probes), outcomes.codes_of(b, ALL, probes)
         counted = outcomes.in_rate(first) & outcomes.in_rate(second)
@@ -81,7 +81,7 @@ def technique_tests(outcomes: Outcomes) -> Iterator[TechniqueTest]:
             first[counted] == BROKE,
             second[counted] == BROKE,
             techniques[counted],
-            clusters[counted],
+            outcomes.clusters_of(ALL, probes, a, b)[counted],
             np.random.default_rng(0),
             plan.margin,
             1 - intervals.confidence,

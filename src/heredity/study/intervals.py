@@ -121,15 +121,22 @@ class Intervals(NamedTuple):
         method = clustered_rate_sequence if self.is_sequential else stats.clustered_rate
         return stats.retention(parent, child, clusters, self.confidence, method)
 
-    def compare(self, a: Bools, b: Bools, clusters: Places, blocks: Places | None = None) -> stats.Comparison:
+    def level(self, n_tests: int) -> float:
+        """The level of a two-sided test of these trials, at Holm's first step over `n_tests` comparisons."""
+        return self.alpha / n_tests if self.interim is None else self.interim.level_of(n_tests)
+
+    def compare(
+        self, a: Bools, b: Bools, clusters: Places, blocks: Places | None = None, n_tests: int = 1
+    ) -> stats.Comparison:
         """The difference of two models on the trials that both decided, with its test.
 
         blocks: the interim analysis that first had each trial; None: one analysis had all of them.
+        n_tests: comparisons that Holm corrects together, for the detectable difference.
         """
         if self.is_sequential:
             of = np.zeros_like(clusters) if blocks is None else blocks
-            return compare_in_blocks(a, b, clusters, of, self.confidence, self.alpha)
-        found = stats.compare(a, b, clusters, self.confidence, round(1 - self.confidence, 12))
+            return compare_in_blocks(a, b, clusters, of, self.confidence, self.alpha, n_tests)
+        found = stats.compare(a, b, clusters, self.confidence, self.level(n_tests))._replace(n_tests=n_tests)
         if self.interim is None:
             return found
         uppers = tuple(upper_bound(each, self.one_sided) for each in (found, found.mirrored()))
@@ -229,6 +236,9 @@ def _means_by_block(d: Floats, trials: Coded) -> Iterator[Floats]:
         yield cluster_means(d[here], trials.clusters[here])
 
 
+_NOTHING = 0.005  # a bound this near to 0 or 1 is shown as 0 or 100 %
+
+
 def per_attempt(of_decided: Estimate, share: Estimate) -> Estimate:
     """A rate of decided trials as one of all answered trials; `share` is the share that was decided.
 
@@ -261,6 +271,15 @@ def no_narrower(corrected: Estimate, raw: Estimate) -> Estimate:
         return corrected
     low, high = min(corrected.low, raw.low), max(corrected.high, raw.high)
     return msgspec.structs.replace(corrected, low=low, high=high)
+
+
+def refuse_uninformative(corrected: Estimate) -> Estimate:
+    """The corrected rate, refused if its interval has every rate, as far as whole per cents show."""
+    if corrected.low is None or corrected.high is None:
+        return corrected
+    if corrected.low > _NOTHING or corrected.high < 1 - _NOTHING:
+        return corrected
+    return refused(corrected.n, "the measured errors leave every rate possible", "uninformative")
 
 
 def per_breach(total: int, rate: Rate) -> Estimate:

@@ -1,4 +1,4 @@
-"""One comparison under every defensible analysis: coding of unclear answers, judge, and weighting.
+"""One comparison under every defensible analysis: coding of unclear answers and errors, judge, and weighting.
 
 Promises: the cell that the plan declared is marked. A cell's verdict follows the rule of the study's, but
 without a correction for many comparisons, and without a declared share. Nothing is drawn at random.
@@ -10,7 +10,7 @@ Source: Steegen et al. 2016, Perspect. Psychol. Sci. 11:702 (multiverse analysis
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations, product
+from itertools import combinations
 from typing import NamedTuple
 
 import msgspec
@@ -51,7 +51,7 @@ class _DecidedBy(NamedTuple):
 
     judge: str
     codes: Codes
-    clusters: Places
+    probes: list[int]
     techniques: Places
     blocks: Places
 
@@ -68,7 +68,9 @@ def _views(outcomes: Outcomes, members: Mapping[str, Codes]) -> Iterator[_Decide
         mine = Outcomes(outcomes.plan, outcomes.codes.copy())
         own = opinions.reshape(outcomes.plan.shape)[:, :, judged]
         answered = is_answered(mine.array[:, :, judged])
-        mine.array[:, :, judged] = np.where(answered, np.where(own == 0, UNCLEAR, own), ERROR)
+        mine.array[:, :, judged] = np.where(
+            answered, np.where(own == 0, UNCLEAR, own), mine.array[:, :, judged]
+        )
         yield _view(outcomes, name, every, mine)
 
 
@@ -77,7 +79,7 @@ def _view(outcomes: Outcomes, judge: str, probes: list[int], decided: Outcomes) 
     return _DecidedBy(
         judge,
         np.array([decided.codes_of(m, ALL, probes) for m in range(len(plan.models))]),
-        outcomes.clusters_of(ALL, probes),
+        probes,
         outcomes.techniques_of(ALL, probes),
         outcomes.blocks_of(ALL, probes),
     )
@@ -85,24 +87,38 @@ def _view(outcomes: Outcomes, judge: str, probes: list[int], decided: Outcomes) 
 
 def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Iterator[MultiverseCell]:
     plan = outcomes.plan
-    declared = ("held" if outcomes.is_per_attempt else "excluded", views[0].judge, "trial") if views else None
-    for view, coding in product(views, CODINGS):
-        shared = _shared(view, coding, a, b)
+    declared: _Codings = _Codings("held" if outcomes.is_per_attempt else "excluded")
+    every = [(view, coding) for view in views for coding in _codings(view, declared, a, b)]
+    for view, coding in every:
+        shared = _shared(outcomes, view, coding, a, b)
         n_techniques = np.unique(shared.techniques).size
         for weighting in _WEIGHTINGS if n_techniques > 1 and not plan.is_until_decided else ("trial",):
             intervals = Intervals.over(outcomes, a, b)
             found = _found(shared, weighting, intervals)
             yield MultiverseCell(
-                coding=coding,
+                coding=coding.unclear,
+                errors=coding.errors,
                 judge=view.judge,
                 weighting=weighting,
-                is_declared=(coding, view.judge, weighting) == declared,
+                is_declared=(coding, view, weighting) == (declared, views[0], "trial"),
                 n=shared.clusters.size,
                 difference=found.difference,
                 p_value=found.p_value,
                 verdict_ab=found.verdict(plan.margin, intervals.alpha),
                 verdict_ba=found.mirrored().verdict(plan.margin, intervals.alpha),
             )
+
+
+class _Codings(NamedTuple):
+    unclear: Coding
+    errors: Coding = "excluded"
+
+
+def _codings(view: _DecidedBy, declared: _Codings, a: int, b: int) -> Iterator[_Codings]:
+    """Every coding of unclear answers; then, if a trial ended in an error, the other codings of errors."""
+    yield from map(_Codings, CODINGS)
+    if (view.codes[[a, b]] == ERROR).any():
+        yield from (declared._replace(errors=errors) for errors in CODINGS if errors != declared.errors)
 
 
 class _SharedTrials(NamedTuple):
@@ -113,14 +129,19 @@ class _SharedTrials(NamedTuple):
     blocks: Places
 
 
-def _shared(view: _DecidedBy, coding: Coding, a: int, b: int) -> _SharedTrials:
+def _shared(outcomes: Outcomes, view: _DecidedBy, coding: _Codings, a: int, b: int) -> _SharedTrials:
     first, second = view.codes[a], view.codes[b]
-    counts = is_decided if coding == "excluded" else is_answered
-    counted = counts(first) & counts(second)
-    if coding == "broke":
-        first, second = (np.where(x == UNCLEAR, BROKE, x) for x in (first, second))
-    axes = (view.clusters[counted], view.techniques[counted], view.blocks[counted])
+    counted = _counted(first, coding) & _counted(second, coding)
+    as_broke = [code for code, as_ in ((UNCLEAR, coding.unclear), (ERROR, coding.errors)) if as_ == "broke"]
+    first, second = (np.where(np.isin(x, as_broke), BROKE, x) for x in (first, second))
+    clusters = outcomes.clusters_of(ALL, view.probes, a, b)
+    axes = (clusters[counted], view.techniques[counted], view.blocks[counted])
     return _SharedTrials(first[counted] == BROKE, second[counted] == BROKE, *axes)
+
+
+def _counted(codes: Codes, coding: _Codings) -> Bools:
+    counted = is_decided(codes) if coding.unclear == "excluded" else is_answered(codes)
+    return counted if coding.errors == "excluded" else counted | (codes == ERROR)
 
 
 # --- one cell -------------------------------------------------------------------------------------

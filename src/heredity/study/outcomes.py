@@ -65,6 +65,14 @@ def is_part(probe: Probe, technique: str) -> bool:
     return probe.technique == technique
 
 
+class OneConversation(NamedTuple):
+    """Behaviours, by their numbers in `Outcomes.clusters`, that broke in the same conversation."""
+
+    model: int
+    attack: int
+    clusters: frozenset[int]
+
+
 class Outcomes:
     """One code per trial (HELD, BROKE, UNCLEAR, ERROR, SKIPPED; 0: no verdict), with the axes of the plan.
 
@@ -90,6 +98,8 @@ class Outcomes:
         # A twin's answer was checked for use, and has none, or has some.
         self.useless: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.useful: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        # One cluster each under their attack (same_conversations.py).
+        self.conversations: tuple[OneConversation, ...] = ()
 
     def note(self, index: int, outcome: Outcome | None) -> None:
         """Set the outcome of one trial; None is an error."""
@@ -151,9 +161,22 @@ class Outcomes:
         grid = np.ix_([model], self._attacks(attack), list(probes), range(self.plan.samples))
         return np.asarray(np.ravel_multi_index(grid, self.plan.shape)).ravel()
 
-    def clusters_of(self, attack: str, probes: Sequence[int]) -> Places:
-        """The behaviour of each trial that `codes_of` returns."""
-        return self._per_trial(self.clusters[list(probes)], attack)
+    def clusters_of(self, attack: str, probes: Sequence[int], *models: int) -> Places:
+        """The cluster of each trial that `codes_of` returns, for estimates of these models; none: of all.
+
+        A cluster is a behaviour. Behaviours that broke in one conversation of such a model are one cluster.
+        """
+        return self._per_trial(self._clusters(attack, models)[list(probes)], attack)
+
+    def _clusters(self, attack: str, models: Sequence[int]) -> Places:
+        """(probe,) clusters of the probes under an attack, or under all."""
+        clusters, attacks = self.clusters, self._attacks(attack)
+        for each in self.conversations:
+            if each.attack in attacks and (not models or each.model in models):
+                same = np.isin(self.clusters, list(each.clusters))
+                joined = np.unique(clusters[same])
+                clusters = np.where(np.isin(clusters, joined), joined[:1], clusters)
+        return clusters
 
     def techniques_of(self, attack: str, probes: Sequence[int]) -> Places:
         """The place in `techniques` of each trial that `codes_of` returns."""
@@ -173,7 +196,12 @@ class Outcomes:
     def until(self, interim: int) -> Outcomes:
         """The outcomes as the interim analysis number `interim`, from 1, saw them."""
         seen = Outcomes(self.plan, self.codes.copy())
-        seen.array[:, :, self.plan.ends[interim - 1] :] = 0
+        end = self.plan.ends[interim - 1]
+        seen.array[:, :, end:] = 0
+        known = frozenset(self.clusters[:end].tolist())
+        seen.conversations = tuple(
+            c._replace(clusters=c.clusters & known) for c in self.conversations if len(c.clusters & known) > 1
+        )
         return seen
 
     def _per_trial(self, per_probe: Places, attack: str) -> Places:

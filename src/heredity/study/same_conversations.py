@@ -1,10 +1,12 @@
-"""Behaviours that broke in the same conversation, which a rate counts as several.
+"""Behaviours that broke in the same conversation: they are one observation, and so one cluster.
 
 An attack that leads up to a demand may cause the breach before it makes the demand. If its steps are the same
-for two behaviours, their conversations are the same up to that breach, and they are one observation.
+for two behaviours, their conversations are the same up to that breach.
 
 Promises: nothing is read for a study without such an attack, or without a breach that a check decided.
-Leaves to others: the check (redteam/judges), the steps (redteam/attacks), and the warning (headline.py).
+Intervals and tests of a plan that declares its analysis count such behaviours as one cluster.
+Leaves to others: the check (redteam/judges), the steps (redteam/attacks), the clusters of an estimate
+(outcomes.py), and the words (declared_words.py).
 """
 
 from __future__ import annotations
@@ -19,25 +21,30 @@ from heredity.core.records import Exchange, Response, digest
 from heredity.redteam import attacks
 from heredity.redteam.judges import default_verdict, needs_judge
 from heredity.study.estimands import SameConversations
-from heredity.study.outcomes import BROKE, Outcomes
-from heredity.study.plan import Grid, Plan
+from heredity.study.outcomes import BROKE, OneConversation, Outcomes
+from heredity.study.plan import Grid, Plan, declared_analysis
 from heredity.study.storage import open_responses
 
 _Cell = tuple[int, int, str]  # places of the model and of the attack, and the technique
 
 
 def same_conversations(outcomes: Outcomes, folder: Path) -> tuple[SameConversations, ...]:
-    """By model, attack and technique, where two behaviours or more broke in the same conversation."""
-    plan, found = outcomes.plan, list[SameConversations]()
+    """By model, attack and technique, where two behaviours or more broke in the same conversation.
+
+    Sets `conversations` of the outcomes, if their plan declares its analysis.
+    """
+    plan, found, one = outcomes.plan, list[SameConversations](), list[OneConversation]()
     for (m, a, technique), by_words in sorted(_broken(outcomes, folder).items()):
         groups = [behaviours for behaviours in by_words.values() if len(behaviours) > 1]
         if groups:
+            one += [OneConversation(m, a, frozenset(group)) for group in groups]
             asked = [i for i in outcomes.probes(technique, "breach") if _is_in_rate(outcomes, m, a, i)]
             n_same = len(set().union(*groups))
             n = len(np.unique(outcomes.clusters[asked]))
             found.append(
                 SameConversations(plan.models[m].id, plan.attacks[a], technique, n_same, len(groups), n)
             )
+    outcomes.conversations = tuple(one) if declared_analysis(plan) is not None else ()
     return tuple(found)
 
 

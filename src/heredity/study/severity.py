@@ -47,7 +47,7 @@ def _row(
         n_broke=int(broke.sum()),
         n_with_tools=int(with_tools.sum()),
         estimate=Intervals.over(outcomes, model).rate(
-            broke[counted], outcomes.clusters_of(ALL, probes)[counted]
+            broke[counted], outcomes.clusters_of(ALL, probes, model)[counted]
         ),
         trials=tuple(indices[:_MOST].tolist()),
     )

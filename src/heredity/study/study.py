@@ -55,6 +55,7 @@ from heredity.study.plan import (
 )
 from heredity.study.result import Result
 from heredity.study.runner import JudgingStep, ModelSlot, RunContext, loaded_model
+from heredity.study.same_conversations import same_conversations
 from heredity.study.sequential import StoppingRule
 from heredity.study.spec import (
     ENDPOINTS,
@@ -274,6 +275,7 @@ class Study:
             for m in sorted(rule.open_models, key=lambda m: m != slot.model):
                 slot.ask(m, earlier.still_to_ask(grid.of_probes(m, *rule.block())))
             judging.run()
+            same_conversations(rule.outcomes, self.folder)
             rule.analyse()
             meter.spare(rule.n_spared - n_spared)
             n_spared = rule.n_spared

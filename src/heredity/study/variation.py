@@ -34,7 +34,7 @@ def repeated_samples(outcomes: Outcomes) -> Iterator[RepeatedSamples]:
             probes = outcomes.probes(scope, "breach")
             codes = outcomes.codes_of(m, ALL, probes)
             values = np.where(outcomes.in_rate(codes), codes == BROKE, np.nan).reshape(-1, plan.samples)
-            clusters = outcomes.clusters_of(ALL, probes)[:: plan.samples]
+            clusters = outcomes.clusters_of(ALL, probes, m)[:: plan.samples]
             found = repeats(values, clusters, Intervals.over(outcomes, m).confidence)
             yield RepeatedSamples(
                 model.id, scope, found.n_prompts, found.n_samples, found.flips, found.disagreement,
@@ -45,10 +45,11 @@ def repeated_samples(outcomes: Outcomes) -> Iterator[RepeatedSamples]:
 def attack_rates(outcomes: Outcomes) -> Iterator[AttackRate]:
     """By model and scope: the rate with an interval for other attacks like these, if the plan has several."""
     for scope, probes in _crossed(outcomes):
-        rows, columns = outcomes.clusters_of(ALL, probes), _attacks_of(outcomes, probes)
+        columns = _attacks_of(outcomes, probes)
         for m, model in enumerate(outcomes.plan.models):
             codes = outcomes.codes_of(m, ALL, probes)
             counted = outcomes.in_rate(codes)
+            rows = outcomes.clusters_of(ALL, probes, m)
             trials = codes[counted] == BROKE, rows[counted], columns[counted]
             if trials[0].size:
                 rng = np.random.default_rng(_SEED)
@@ -59,11 +60,12 @@ def attack_rates(outcomes: Outcomes) -> Iterator[AttackRate]:
 def attack_pairs(outcomes: Outcomes) -> Iterator[AttackPair]:
     """By pair and scope: the difference and its test for other attacks like these; exploratory."""
     for scope, probes in _crossed(outcomes):
-        rows, columns = outcomes.clusters_of(ALL, probes), _attacks_of(outcomes, probes)
+        columns = _attacks_of(outcomes, probes)
         for a, b in combinations(range(len(outcomes.plan.models)), 2):
             first, second = (outcomes.codes_of(m, ALL, probes) for m in (a, b))
             counted = outcomes.in_rate(first) & outcomes.in_rate(second)
             if counted.any():
+                rows = outcomes.clusters_of(ALL, probes, a, b)
                 trials = first[counted] == BROKE, second[counted] == BROKE, rows[counted], columns[counted]
                 rng = np.random.default_rng(_SEED)
                 intervals = Intervals.over(outcomes, a, b)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
+from heredity.stats.paired import first_step_words
 from heredity.study.decision import REQUESTS, CostedModel, Costs, Recommendation
 from heredity.study.estimates import (
     ALL,
@@ -67,6 +68,11 @@ def points_interval(estimate: Estimate) -> str:
 def unsigned(value: float | None) -> str:
     """A margin or a detectable difference, without a sign: `5.0 points`."""
     return points(value).lstrip("+")
+
+
+def detectable_words(pair: ModelPair) -> str:
+    """The difference that a comparison would have shown, and its level: `9.0 points, after Holm over 12`."""
+    return unsigned(pair.detectable) + first_step_words(pair.n_tests)
 
 
 def plural(n: int, noun: str) -> str:
@@ -155,8 +161,14 @@ def judged_words(rate: Rate) -> str:
     """A rate of the judge's, raw and corrected: `30 % of 40, corrected 24 % (9 to 41 %)`."""
     raw = f"{percent(rate.estimate.value)} of {rate.estimate.n}"
     if rate.corrected is None or rate.corrected.value is None:
-        return f"{raw} ({interval(rate.estimate)}), not corrected"
+        return f"{raw} ({interval(rate.estimate)}), {uncorrected_words(rate.corrected)}"
     return f"{raw}, corrected {percent(rate.corrected.value)} ({interval(rate.corrected)})"
+
+
+def uncorrected_words(found: Estimate | None) -> str:
+    """The words in place of a corrected rate that has no value."""
+    is_uninformative = found is not None and found.code == "uninformative"
+    return "correction uninformative" if is_uninformative else "not corrected"
 
 
 def pair_of(
@@ -196,12 +208,16 @@ class TechniqueCounts(NamedTuple):
 
 
 def techniques_of_pair(found: Estimates, model: str, other: str, scope: str) -> TechniqueCounts:
-    """The verdicts on `model` by technique, after Holm over techniques; empty without a declared analysis."""
+    """The verdicts on `model` by technique, after Holm over techniques.
+
+    Empty without a declared analysis, and for a study that stops early, which gives these claims up.
+    """
     counts = TechniqueCounts([], [], [], [])
     mine = {
         t.name for t in found.techniques if t.is_judge_free == (scope == JUDGE_FREE) and not t.is_baseline
     }
-    for pair in found.technique_pairs if found.analysis is not None else ():
+    is_claimed = found.analysis is not None and found.analysis.stopping == "fixed"
+    for pair in found.technique_pairs if is_claimed else ():
         if pair.measure != "breach" or {pair.a, pair.b} != {model, other} or pair.technique not in mine:
             continue
         if pair.verdict_ab == pair.verdict_ba == "not worse":

@@ -58,18 +58,25 @@ def table(found: Multiverse) -> AnalysisTable:
     is_b_high = (declared.difference.value or 0.0) >= 0
     high, low = (found.b, found.a) if is_b_high else (found.a, found.b)
     judges = tuple(dict.fromkeys(cell.judge for cell in found.cells))
-    by_key = {(cell.coding, cell.weighting, cell.judge): cell for cell in found.cells}
+    by_key = {(_coding(cell), cell.weighting, cell.judge): cell for cell in found.cells}
+    codings = dict.fromkeys(map(_coding, found.cells))
     weightings = dict.fromkeys(cell.weighting for cell in found.cells)
     rows = tuple(
         AnalysisRow(
-            _CODINGS[coding],
+            coding,
             _WEIGHTINGS[weighting],
             tuple(_cell(by_key[key], is_b_high) for j in judges if (key := (coding, weighting, j)) in by_key),
         )
-        for coding, weighting in product(_CODINGS, weightings)
+        for coding, weighting in product(codings, weightings)
     )
     names = tuple(_JUDGES.get(judge, f"Checks and {judge}") for judge in judges)
     return AnalysisTable(high, low, multiverse_words(found, high), names, rows)
+
+
+def _coding(cell: MultiverseCell) -> str:
+    """The coding of unclear answers; that of errors too, if they are not left out."""
+    errors = "" if cell.errors == "excluded" else f", errors {_CODINGS[cell.errors]}"
+    return _CODINGS[cell.coding] + errors
 
 
 def tables(found: Sequence[Multiverse], first: tuple[str, str]) -> list[AnalysisTable]:

@@ -32,6 +32,7 @@ from heredity.study.wording import (
     percent,
     points,
     points_interval,
+    uncorrected_words,
     unsigned,
 )
 
@@ -229,7 +230,11 @@ def _cell(view: View, rate: Rate | None) -> str:
     words = f"**{percent(found.value)}** {rate.n_broke}/{found.n} ({interval(found)})"
     if rate.corrected is not None:
         refused = rate.corrected.value is None
-        words += "; not corrected" if refused else f"; corrected {percent(rate.corrected.value)}"
+        words += (
+            f"; {uncorrected_words(rate.corrected)}"
+            if refused
+            else f"; corrected {percent(rate.corrected.value)}"
+        )
         words += "" if refused else f" ({interval(rate.corrected)})"
     errors = "error" if rate.n_error == 1 else "errors"
     counts = (rate.n_unclear, "unclear"), (rate.n_error, errors), (n_unsupported, "not supported")
