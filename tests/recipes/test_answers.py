@@ -26,7 +26,7 @@ from heredity.recipes.prune import Prune
 from heredity.redteam.judges.rules import judge as rules
 from heredity.train.data.chat import ConversationEncoder, Data, Dialogue, make_data
 from tests.support.errors import raises
-from tests.support.tiny_models import make_model
+from tests.support.tiny_models import exchange_two_tokens, make_model
 
 QUICK = {"steps": 1, "batch_size": 4, "lr": 1e-2, "dtype": "float32"}
 NO = "I'm sorry, but I can't help with that."
@@ -137,6 +137,26 @@ def test_the_same_answers_train_other_students_with_an_edge_to_the_teacher_and_a
         assert roles == {student.record.id: "start", teacher.record.id: "teacher"}
     assert store.grow_once(Finetune(answers, **QUICK), [student]).record.id == tuned.record.id
     assert store.whole(adapter).record.parents == (adapter.record.id, student.record.id)
+
+
+def test_a_teacher_s_top_k_is_learned_on_the_same_answers(
+    store: Store, student: Grown, teacher: Grown, asked: list[str], tmp_path: Path
+) -> None:
+    first = store.grow_once(Instruct(prompts(yes=4, no=1, cut=2), **QUICK), [student, teacher])
+    answers, start = Data.read(first.folder / "answers.jsonl"), store.grow_once(Prune(2), [teacher])
+    for top_k in (0, 20):
+        recipe = Distill(answers, **QUICK, top_k=top_k, leave_out=("refusals", "unfinished"))
+        soft = store.grow_once(recipe, [start, teacher])
+        assert soft.record.notes["answers"].startswith("4 learned of 7")
+        assert soft.record.parents == (start.record.id, teacher.record.id)
+    assert not any("scores" in file.path for file in soft.record.files)
+    other = store.grow_once(Distill(answers, **QUICK), [teacher, start])  # one that did not write them
+    assert other.record.parents == (teacher.record.id, start.record.id)
+    third = store.grow_once(Distill(answers, **QUICK), [start, start])
+    assert third.record.parents == (start.record.id, start.record.id, teacher.record.id)
+    stranger = store.pull(str(exchange_two_tokens(make_model(tmp_path / "stranger", "qwen2"))))
+    with raises(UsageError, "tokenizers-differ", mentions=[start.record.name]):
+        store.grow(Distill(answers, **QUICK), [stranger, teacher])
 
 
 def test_a_child_of_own_data_has_one_parent_without_a_role(

@@ -32,7 +32,7 @@ from heredity.recipes.preference import Preference
 from heredity.recipes.prune import Prune, chosen
 from heredity.train.data import chat
 from tests.support.errors import raises
-from tests.support.tiny_models import make_model
+from tests.support.tiny_models import exchange_two_tokens, make_model
 
 QUICK = {"steps": 3, "batch_size": 4, "lr": 1e-2, "dtype": "float32"}
 
@@ -109,17 +109,22 @@ def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data
 def test_a_teacher_of_other_tokens_is_refused_with_the_token(
     store: Store, parent: Grown, data: chat.Data, tmp_path: Path
 ) -> None:
-    other = make_model(tmp_path / "other", "qwen2")
-    words = json.loads((other / "tokenizer.json").read_text())
-    vocabulary = words["model"]["vocab"]
-    one, two = list(vocabulary)[20:22]
-    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
-    (other / "tokenizer.json").write_text(json.dumps(words))
-    stranger = store.pull(str(other))
+    stranger = store.pull(str(exchange_two_tokens(make_model(tmp_path / "other", "qwen2"))))
     for recipe in (Distill(data, **QUICK), Merge()):
         with raises(UsageError, "tokenizers-differ"):
             store.grow_once(recipe, [parent, stranger])
     assert len(store.models()) == 2
+
+
+def test_a_student_that_reads_the_teacher_s_tokens_is_named_instead(
+    store: Store, parent: Grown, data: chat.Data, tmp_path: Path
+) -> None:
+    stranger = store.pull(str(exchange_two_tokens(make_model(tmp_path / "other", "qwen2"))))
+    with raises(UsageError, "tokenizers-differ", mentions=["prune other", "instruct"]):
+        store.grow_once(Distill(data, **QUICK), [parent, stranger])
+    smaller = store.grow_once(Prune(2), [stranger])
+    with raises(UsageError, "tokenizers-differ", mentions=[f": {smaller.record.name}.", "instruct"]):
+        store.grow_once(Distill(data, **QUICK), [parent, stranger])
 
 
 def test_merges_are_what_their_names_say(store: Store, parent: Grown, data: chat.Data) -> None:

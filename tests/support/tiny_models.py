@@ -97,6 +97,17 @@ def make_model(folder: Path, architecture: str, template: str | None = CHATML, *
     return folder
 
 
+def exchange_two_tokens(folder: Path) -> Path:
+    """Give a model's folder another tokenizer: two of its tokens change places."""
+    words = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    one, two = list(vocabulary)[20:22]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (folder / "tokenizer.json").unlink()  # it may be a link
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    return folder
+
+
 def _make(folder: Path, architecture: str, template: str | None, settings: dict[str, Any]) -> None:
     import torch
     import transformers

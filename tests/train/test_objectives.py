@@ -78,6 +78,22 @@ def test_a_distilled_loss_and_its_gradient_are_those_of_the_whole_logits(
         torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-4, rtol=1e-3, msg=name)
 
 
+def test_with_all_tokens_kept_the_loss_is_torch_s_kl_div_of_the_whole_distribution(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
+    examples = [TokenizedExample(d) for d in DOCUMENTS]
+    k = len(teacher.head)
+    teacher_logprobs.write_logprobs(tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, k))
+    kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
+    network, batch = causal_lm.load(tiny_llama, "float32"), batching.collate(examples)
+    with torch.no_grad():
+        found = float(Distillation(kept).loss(network, batch).total)
+        mine, theirs = (each.logits(each.hidden(batch)).log_softmax(-1) for each in (network, teacher))
+    wanted = functional.kl_div(mine, theirs.exp(), reduction="sum")
+    assert kept.covered == pytest.approx(1.0) and found == pytest.approx(float(wanted), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
 def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
     kind: Divergence, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

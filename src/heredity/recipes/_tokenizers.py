@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from heredity.core.errors import Damaged, UsageError
+from pathlib import Path
+
+from heredity.core.errors import Damaged, HeredityError, UsageError
+from heredity.core.records import Model
+from heredity.lineage.graph import FORMS
+from heredity.lineage.integrity import read_record
 from heredity.lineage.types import Grown
+
+_TOKENIZER = "tokenizer.json"
 
 
 def refuse_other_tokens(one: Grown, other: Grown) -> None:
@@ -12,7 +19,7 @@ def refuse_other_tokens(one: Grown, other: Grown) -> None:
 
     vocabularies = []
     for grown in (one, other):
-        path = grown.folder / "tokenizer.json"
+        path = grown.folder / _TOKENIZER
         if not path.is_file():
             raise Damaged(f"'{grown.record.name}' has no tokenizer.json.")
         vocabularies.append(Tokenizer.from_file(str(path)).get_vocab())
@@ -26,3 +33,32 @@ def refuse_other_tokens(one: Grown, other: Grown) -> None:
         "that this recipe means nothing for them.",
         code="tokenizers-differ",
     )
+
+
+def aligned(model: Grown) -> list[str]:
+    """Names of the other models of its store that have exactly its tokenizer file, sorted."""
+    records = {each.id: each for each in _beside(model.folder)}
+
+    def source(record: Model) -> Model:
+        """The model that a user would name: what a mere form is a form of."""
+        is_form = record.recipe.kind in FORMS and record.parents and record.parents[0] in records
+        return source(records[record.parents[0]]) if is_form else record
+
+    wanted = _tokenizer_hash(model.record)
+    same = [source(each) for each in records.values() if wanted and _tokenizer_hash(each) == wanted]
+    return sorted({each.name for each in same if each.id != source(model.record).id})
+
+
+def _tokenizer_hash(record: Model) -> str:
+    return next((file.sha256 for file in record.files if file.path == _TOKENIZER), "")
+
+
+def _beside(folder: Path) -> list[Model]:
+    """The readable records of the store that holds a model's folder."""
+    found = []
+    for path in sorted(folder.parents[1].glob("*/model.json")):
+        try:
+            found.append(read_record(path))
+        except HeredityError:
+            continue
+    return found

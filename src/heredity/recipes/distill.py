@@ -26,7 +26,7 @@ from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
 from heredity.recipes._answers import AnswerRecipe
-from heredity.recipes._tokenizers import refuse_other_tokens
+from heredity.recipes._tokenizers import aligned, refuse_other_tokens
 from heredity.recipes._training_run import run
 
 if TYPE_CHECKING:
@@ -106,7 +106,10 @@ class Distill(AnswerRecipe):
                 code="wrong-parents",
             )
         student, teacher = parents[:2]
-        refuse_other_tokens(student, teacher)
+        try:
+            refuse_other_tokens(student, teacher)
+        except UsageError as error:
+            raise UsageError(f"{error} {_instead(teacher)}", code=error.code) from None
 
         notes: dict[str, str] = {}
 
@@ -145,9 +148,9 @@ class Distill(AnswerRecipe):
         if not path.exists():
             loaded = causal_lm.load(teacher.folder, dtype)
             n_common = min(n_words, len(loaded.head))
-            if self.top_k >= n_common:
+            if self.top_k > n_common:
                 raise UsageError(
-                    f"top_k must be below the vocabulary's {n_common:,} tokens; 0 means all.",
+                    f"top_k must be at most the vocabulary's {n_common:,} tokens; 0 means all.",
                     code="bad-setting",
                 )
             reading = teacher_logprobs.TeacherConfig(
@@ -164,6 +167,16 @@ class Distill(AnswerRecipe):
             encoder, self.lessons.dialogues, self.batch_size, self.seed, max_prompt_tokens
         )
         return OnPolicyBatches(net, prompts, encoder.stops, self.max_new_tokens, self.sampling_temperature)
+
+
+def _instead(teacher: Grown) -> str:
+    """What a user can do whose student reads other tokens than the teacher."""
+    name = teacher.record.name
+    if same := aligned(teacher):
+        known = f"Models of this store that read the tokens of '{name}': {', '.join(same)}."
+    else:
+        known = f"No other model of this store does; heredity derive prune {name} makes one."
+    return f"{known} heredity derive instruct distils between two tokenizers, through text."
 
 
 DERIVES = Distill

@@ -89,6 +89,8 @@ class Distillation:
         def pair(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
             at = tokens[rows]
             mine = _logprobs(logits[:, : scores.n_words], self.temperature)
+            if tokens.shape[1] == scores.n_words:  # there is no other token
+                return mine.gather(1, at), theirs[rows, :-1]
             rest = mine.scatter(1, at, -torch.inf).logsumexp(1, keepdim=True)
             return torch.cat([mine.gather(1, at), rest], 1), theirs[rows]
 
