@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from heredity.cli import main
+from heredity.lineage.store import Store
 from tests.recipes.test_pretrain import recipe as recipe
 from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import check_refused, run_here
@@ -48,3 +49,12 @@ def test_a_shape_that_cannot_be_is_one_line_with_the_file(
     text = "".join(line for line in recipe.read_text().splitlines(True) if not line.startswith("kv_heads"))
     recipe.write_text(text + "kv_heads = 2\n")
     check_refused(run_here("pretrain", str(recipe), *given), code, ["base.toml", *named])
+
+
+def test_a_base_is_continued_with_from(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", str(recipe), *SHORT]) == 0
+    assert main(["pretrain", str(recipe), *SHORT, "--from", "tiny", "--name", "further"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("further  ")
+    assert Store().get("further").record.parents == (Store().get("tiny").record.id,)
+    assert main(["models", "--tree"]) == 0 and "└─ further" in capsys.readouterr().out
+    check_refused(run_here("pretrain", str(recipe), *SHORT, "--from", "nobody"), "unknown-name", ["nobody"])

@@ -1,4 +1,4 @@
-"""`heredity pretrain`: train a base model from random weights."""
+"""`heredity pretrain`: train a base model from random weights, or continue from a base."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Pretrain(Verb):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self._has_settings:
-            self.params[2:2] = _options()
+            self.params[3:3] = _options()
             self._has_settings = True
         return super().get_params(ctx)
 
@@ -39,9 +39,16 @@ class _Pretrain(Verb):
 @click.option(
     "--corpus", type=PathArgument(), metavar="DIR", help="Folder of the corpus; RECIPE.toml may name it."
 )
+@click.option(
+    "--from",
+    "base",
+    type=Name(),
+    metavar="BASE",
+    help="Continue from this model, which becomes the parent. It sets size, shape and architecture.",
+)
 @click.option("--name", type=Name(), help="Name of the model.")
-def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -> None:
-    """Train a new model from random weights on a corpus.
+def command(recipe: Path, corpus: Path | None, base: str | None, name: str | None, **given: Any) -> None:
+    """Train a new model from random weights on a corpus, or with --from a base that exists.
 
     RECIPE.toml may set every flag under the same name; flags override it. After a stop, even by kill -9, the
     same command resumes to the same bits. For many GPUs or machines: torchrun ... -m heredity pretrain
@@ -54,12 +61,16 @@ def command(recipe: Path, corpus: Path | None, name: str | None, **given: Any) -
     from heredity.recipes.pretrain import recipe as pretrain
 
     settings = {key: value for key, value in given.items() if value is not None}
-    beside = {key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None}
+    beside: dict[str, object] = {
+        key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None
+    }
     store = open_store()
+    if base is not None:
+        beside["base"] = store.whole(store.get(base))
     with Display() as display:
         made = pretrain.read(recipe, settings | beside, display.training(f"pretrain {recipe.stem}"))
         if made.name:
-            _recipes.refuse_taken(store, made.name, made, [])
+            _recipes.refuse_taken(store, made.name, made, made.parents)
         grown = made.grow(store)
     if grown is None:  # of several processes, only the first reports
         return

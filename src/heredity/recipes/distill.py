@@ -170,7 +170,7 @@ class Distill(AnswerRecipe):
 
 
 def _instead(teacher: Grown) -> str:
-    """What a user can do whose student reads other tokens than the teacher."""
+    """Advice to a user whose student reads other tokens than the teacher."""
     name = teacher.record.name
     if same := aligned(teacher):
         known = f"Models of this store that read the tokens of '{name}': {', '.join(same)}."

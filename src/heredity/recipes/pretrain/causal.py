@@ -9,7 +9,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heredity.engines.formats.rewrite import copy_rest
 from heredity.recipes._training_run import canary_notes
+from heredity.recipes.pretrain import continued
 from heredity.recipes.pretrain.training import (
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -37,7 +39,10 @@ _TEMPERATURE = 0.8
 
 
 def train(recipe: Pretrain, folder: Path) -> PretrainRun:
-    """Draw weights from the seed and run every step. Raises OutOfMemory before the first."""
+    """Draw weights from the seed, or load the base, and run every step.
+
+    Raises UsageError for a corpus of other tokens than the base's, and OutOfMemory before the first step.
+    """
     corpus = recipe.text
     check = perplexity.PerplexityCheck(
         corpus.split("validation"),
@@ -49,7 +54,12 @@ def train(recipe: Pretrain, folder: Path) -> PretrainRun:
         dist_of(recipe),
     )
 
+    if recipe.base is not None:
+        continued.refuse_other_tokens(corpus.folder, recipe.base)
+
     def init_network(dtype: str) -> CausalLM:
+        if recipe.base is not None:
+            return causal_lm.load(recipe.base.folder, dtype)
         return causal_lm.from_config(config_of(recipe, corpus), recipe.seed, dtype, recipe.is_fused)
 
     source = packed(recipe, "train", recipe.context)
@@ -60,8 +70,12 @@ def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
     """Write weights, configuration, tokenizer, curve and samples. Returns the notes of the child's record."""
     prediction_notes = run.prediction_notes()
     write_weights(run, out)
-    for name in (TOKENIZER, TOKENIZER_CONFIG):
-        shutil.copyfile(recipe.text.folder / name, out / name)
+    if recipe.base is not None:
+        copy_rest(recipe.base.folder, out)
+        (out / "samples.json").unlink(missing_ok=True)  # a link to the base's
+    else:
+        for name in (TOKENIZER, TOKENIZER_CONFIG):
+            shutil.copyfile(recipe.text.folder / name, out / name)
     write_samples(samples(recipe, run.network), out)
     return _notes(recipe, run) | prediction_notes | throughput_notes(recipe, run)
 

@@ -86,7 +86,8 @@ def checked_memory(recipe: Pretrain, dist: DistContext) -> Iterator[Prediction |
         return
     shape = recipe.dial.shape
     doing, second = f"The pre-training of '{recipe.size}'", recipe.spec.lower_instead(recipe)
-    advice = f"Lower size ({recipe.size}) or {second}, or take more devices: heredity plan"
+    lower = second if recipe.base is not None else f"size ({recipe.size}) or {second}"
+    advice = f"Lower {lower}, or take more devices: heredity plan"
     has = round(recipe.memory * host.GIB) or None
 
     def fitting(size: int) -> dict[str, int]:

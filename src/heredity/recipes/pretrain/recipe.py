@@ -1,9 +1,9 @@
-"""Pre-train a new model from random weights on a corpus: a root of the lineage.
+"""Pre-train a new model from random weights on a corpus, a root of the lineage, or continue from a base.
 
 Promises: the record holds the corpus's fingerprint and every figure that the size set. A killed run resumes
 to the same bits. A run that does not fit is refused before its first step. Only growing loads torch.
-Leaves to others: the objectives (objectives/), the corpus (corpus/), sizes (train/models/shapes.py), and the
-loop (train/loop.py).
+Leaves to others: the objectives (objectives/), a base that is continued (continued.py), the corpus (corpus/),
+sizes (train/models/shapes.py), and the loop (train/loop.py).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from heredity.core.readers import naming, toml_line, toml_of
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import choice, first_name, setting, to_current, to_hashed
+from heredity.recipes.pretrain import continued
 from heredity.recipes.pretrain.objectives.protocols import PretrainObjective
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
     from heredity.train.models.shapes import SizePreset, TransformerShape
     from heredity.train.planning.workload import Workload
 
-_UNSET = ("file", "watch", "folder", "dist")  # fields that no file sets
+_UNSET = ("base", "file", "watch", "folder", "dist")  # fields that no file sets
 _SHAPE = ("layers", "hidden_size", "heads", "kv_heads", "head_dim", "ffn_size")
+_SET_BY_BASE = ("size", "architecture", *_SHAPE)
 _POSITIVE = ("context", "validation_tokens", "checkpoint_every", "evaluations", "patch_size", "replicas")
 _NOT_NEGATIVE = (
     "tokens", "pairs", "batch_size", "lr", "weight_decay", "grad_clip", "z_loss", "seed", "memory", *_SHAPE
@@ -229,6 +231,7 @@ class Pretrain:
     memory: float = setting(0.0, "GiB that may be used; 0: what is free.", is_recorded=False)
     licence: str = setting("unknown", "Licence of the model: the corpus's, if it has one.")
     name: str = field(default="", compare=False)
+    base: Grown | None = field(default=None, compare=False)  # it is continued; it becomes the parent
     file: Path | None = field(default=None, compare=False)  # the TOML file that it was read from
     watch: Watch | None = field(default=None, compare=False)
     folder: Path | None = field(default=None, compare=False)
@@ -261,6 +264,30 @@ class Pretrain:
     def _fit(self) -> None:
         """Fill in the default architecture. Raises UsageError for settings of another objective."""
         objective = load_objective(self.objective)
+        if self.base is not None:
+            self._fit_to(self.base)
+        else:
+            self._choose_architecture(objective)
+        for each in dataclasses.fields(self):
+            is_given = getattr(self, each.name) != each.default
+            if is_given and not _is_of(each.name, self.objective):
+                raise UsageError(
+                    _not_of(each.name, self.objective), code="setting-of-another-objective", key=each.name
+                )
+        objective.check(self)
+
+    def _fit_to(self, base: Grown) -> None:
+        """Take the base's architecture. Raises UsageError for what only a new model can have."""
+        found = continued.architecture(base)
+        if self.objective != "causal":
+            raise _bad_setting("objective", 'Only a base of objective = "causal" is continued.')
+        if self.architecture not in ("", found):
+            raise _bad_setting("architecture", f"'{base.record.name}' is of architecture = \"{found}\".")
+        if self.compile == "yes":
+            raise _bad_setting("compile", 'A continued base is not compiled. Set compile = "no".')
+        object.__setattr__(self, "architecture", found)
+
+    def _choose_architecture(self, objective: PretrainObjective) -> None:
         if not self.architecture:
             object.__setattr__(self, "architecture", objective.ARCHITECTURE)
         if self.architecture not in (known := registry.names("train.models.architectures")):
@@ -278,13 +305,6 @@ class Pretrain:
                 code="setting-of-another-objective",
                 key="architecture",
             )
-        for each in dataclasses.fields(self):
-            is_given = getattr(self, each.name) != each.default
-            if is_given and not _is_of(each.name, self.objective):
-                raise UsageError(
-                    _not_of(each.name, self.objective), code="setting-of-another-objective", key=each.name
-                )
-        objective.check(self)
 
     @cached_property
     def text(self) -> Corpus:
@@ -317,7 +337,7 @@ class Pretrain:
     def dial(self) -> SizePreset:
         """Shape, tokens (or pairs), batch and learning rate. Raises UsageError."""
         with _naming(self.file, vars(self)):
-            return self.spec.preset(self)
+            return self.spec.preset(self) if self.base is None else continued.preset(self, self.base)
 
     @property
     def made_of(self) -> type[TransformerShape]:
@@ -335,7 +355,7 @@ class Pretrain:
         from heredity.train.kernels import compile as fused
         from heredity.train.models import shapes
 
-        if self.compile == "no" or "compile" not in self.spec.SETTINGS:
+        if self.base is not None or self.compile == "no" or "compile" not in self.spec.SETTINGS:
             return False
         is_single_process = self.dist is None or (
             self.dist.is_single_process and self.dist.device.type == "cpu"
@@ -367,6 +387,8 @@ class Pretrain:
         dial, unit = self.dial, self.spec.UNIT
         found |= {unit: dial.tokens, "batch_size": dial.batch, "lr": dial.rate}
         found["corpus"] = self.spec.fingerprint(self)
+        if self.base is not None:  # the parent sets them
+            return to_hashed(self.kind, {k: v for k, v in found.items() if k not in _SET_BY_BASE})
         shape: dict[str, Any] = msgspec.to_builtins(dial.shape)  # its fields have the names that are hashed
         if not _is_of("context", self.objective):
             del shape["context"]
@@ -380,7 +402,10 @@ class Pretrain:
         """
         from heredity.train.planning.workload import ARCHITECTURES
 
-        if self.architecture not in ARCHITECTURES:
+        architecture = self.architecture
+        if self.base is not None and architecture not in ARCHITECTURES:
+            architecture = "llama"  # the costs of the other decoders are nearly the same
+        if architecture not in ARCHITECTURES:
             raise UsageError(
                 f"'{self.architecture}' cannot be planned yet; these can: {', '.join(ARCHITECTURES)}.",
                 key="architecture",
@@ -396,7 +421,7 @@ class Pretrain:
             work,
             n_evaluated=n_evaluations * work.n_evaluated,
             optimizer=self.optimizer,
-            architecture=self.architecture,
+            architecture=architecture,
             bytes=4 if self.dtype == "float32" else 2,
             is_on_cpu=is_on_cpu,
         )
@@ -412,11 +437,16 @@ class Pretrain:
             recipe = dataclasses.replace(self, dist=dist)
             if not dist.is_main_process:
                 if dist.broadcast([]) == [1.0]:
-                    recipe.join(store.training(recipe))
+                    recipe.join(store.training(recipe, self.parents))
                 return None
-            known = store.made_by(recipe, [])
+            known = store.made_by(recipe, self.parents)
             dist.broadcast([float(known is None)])
-            return known or store.grow(recipe, [])
+            return known or store.grow(recipe, self.parents)
+
+    @property
+    def parents(self) -> list[Grown]:
+        """The base that is continued, if there is one."""
+        return [] if self.base is None else [self.base]
 
     def at(self, folder: Path) -> Pretrain:
         """This recipe, with its checkpoints in a folder."""
@@ -428,16 +458,22 @@ class Pretrain:
         return made
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
-        """Train; write weights, tokenizer, training curve and samples into `out`. There are no parents."""
-        assert not parents
+        """Train; write weights, tokenizer, training curve and samples into `out`."""
+        if [each.record.id for each in parents] != [each.record.id for each in self.parents]:
+            raise UsageError("Pretrain has no parent, or only its `base`.", code="wrong-parents")
         folder = self.folder or out.parent / "training"
         with _naming(self.file), explain_full_disk(folder, 0):
             notes = self.spec.write(self, self.spec.train(self, folder), out)
         name = self.name or f"{self.spec.child_name(self)}-{self.size.lower()}"
+        family, licence = name, self.licence
+        if self.base is not None:
+            base = self.base.record
+            name, family = self.name or f"{base.name}-continued", base.family
+            licence = base.licence if licence == "unknown" else licence
         return Description(
             name=name,
-            family=name,
-            licence=self.licence,
+            family=family,
+            licence=licence,
             format="safetensors",
             modality=self.spec.MODALITY,
             notes=notes,
@@ -452,4 +488,4 @@ class Pretrain:
     @property
     def training(self) -> str:
         """The digest in its checkpoints."""
-        return digest([self.kind, self.settings()])
+        return digest([self.kind, self.settings(), *(each.record.id for each in self.parents)])

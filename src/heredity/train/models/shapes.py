@@ -107,7 +107,12 @@ def size_preset(
     Raises UsageError for an impossible size.
     """
     overrides = {name: value for name, value in (given or {}).items() if value}
-    shape = shape_for(parse_size(size), vocabulary, context, overrides, kind)
+    return preset_of(shape_for(parse_size(size), vocabulary, context, overrides, kind), overrides)
+
+
+def preset_of(shape: TransformerShape, overrides: Mapping[str, float]) -> SizePreset:
+    """The preset of a shape. overrides: tokens, batch and rate. Raises UsageError for an impossible batch."""
+    context = shape.context
     tokens = int(overrides.get("tokens") or _TOKENS_PER_PARAMETER * n_parameters(shape))
     compute = tokens * flops_per_token(shape)
     batch = int(overrides.get("batch") or _batch_tokens(compute, context, tokens))

@@ -36,7 +36,8 @@ def workload(recipe: Pretrain, vocabulary: int, head_share: float) -> Workload:
     """The workload, for a plan; the corpus is only needed if no vocabulary is given. Raises UsageError."""
     from heredity.train.planning.workload import Workload
 
-    dial = preset(recipe, vocabulary or _vocabulary(recipe))
+    is_new = recipe.base is None
+    dial = preset(recipe, vocabulary or _vocabulary(recipe)) if is_new else recipe.dial
     n_evaluated = _validation_tokens(recipe)
     return Workload(dial.shape, dial.tokens, dial.batch, head_share=head_share, n_evaluated=n_evaluated)
 
