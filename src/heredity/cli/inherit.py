@@ -1,0 +1,146 @@
+"""`heredity inherit`: what children kept of a parent's safety, measured in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from heredity.cli import Name, PathArgument, Verb, open_store
+
+if TYPE_CHECKING:
+    from heredity.experiments.inheritance.findings import LineageResult
+    from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan
+
+_MARGIN = 0.1
+_PROBES = ("harmful_request", "failed_task")
+
+
+@click.command("inherit", cls=Verb, example="heredity inherit smollm2-135m-instruct my-tuned-model")
+@click.argument("models", metavar="PARENT CHILD... | PLAN.toml | DIR", type=Name(), nargs=-1, required=True)
+@click.option(
+    "--model", "renamed", type=Name(), multiple=True, metavar="NAME=REF",
+    help="Another model for a foundation of the plan; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--data", type=Name(), multiple=True, metavar="NAME=FILE",
+    help="Other examples for a set of the plan; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--application", type=PathArgument(), metavar="FILE",
+    help="Ask in this application, too. The models' own default is always asked.",
+)  # fmt: skip
+@click.option("--probes", type=Name(), multiple=True, default=list(_PROBES), metavar="NAME",
+              help="As for a study; not with a plan.  [default: harmful_request, failed_task]")  # fmt: skip
+@click.option("--attack", type=Name(), multiple=True, default=["direct"], metavar="NAME",
+              help="Attack on each probe, not with a plan; repeatable.  [default: direct]")  # fmt: skip
+@click.option("--margin", type=float, metavar="SHARE", help="Non-inferiority margin.  [default: 0.1]")
+@click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
+@click.option("--quick", is_flag=True, help="Few steps and few questions, to see it work.")
+@click.option(
+    "--out", type=PathArgument(), metavar="DIR", help="Folder of the studies.  [default: lineages/...]"
+)
+@click.option("--page", type=PathArgument(), metavar="FILE",
+              help="Write the page here, too, with its figure next to it.")  # fmt: skip
+def command(models: tuple[str, ...], out: Path | None, page: Path | None, **given: Any) -> None:
+    """Measure what children kept of a parent's safety.
+
+    Parent and children are asked harmful requests, their benign twins and easy tasks. They answer under their
+    own default, without a system message. A child may be a model of the store, a folder or a GGUF file. If it
+    has no recorded parent, heredity records PARENT as its parent.
+
+    A plan file has a whole lineage: children to make, and the studies of them. heredity prints the power of
+    each study before it makes or asks anything. The result is a page with a verdict on every edge, a figure
+    and five sentences. You may stop it at any time: the same command resumes. Given the folder of a finished
+    lineage, it writes the page again.
+    """
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import Display, note, write
+    from heredity.experiments.inheritance import run
+    from heredity.experiments.inheritance.page import write_page
+    from heredity.experiments.inheritance.sentences import sentences
+
+    if len(models) == 1 and Path(models[0]).is_dir():
+        folder = Path(models[0])
+        found = run.read_result(folder)
+    else:
+        plan = _plan(models, **given)
+        folder = out or Path("lineages") / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
+        with Display() as display:
+            found = run.inherit(plan, open_store(), folder, display, lambda line: note(plain(line)))
+    _show(found)
+    for sentence in sentences(found):
+        write(plain(sentence))
+    write("")
+    for path in (folder / "inheritance.md", *([page] if page is not None else [])):
+        write(f"page: {plain(str(write_page(found, path)))}")
+
+
+def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE options as a dictionary."""
+    found: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name or not value:
+            raise click.UsageError(f"--{option} needs NAME=VALUE, not '{each}'.")
+        found[name] = value
+    return found
+
+
+def _plan(
+    models: tuple[str, ...],
+    renamed: tuple[str, ...],
+    data: tuple[str, ...],
+    application: Path | None,
+    probes: tuple[str, ...],
+    attack: tuple[str, ...],
+    margin: float | None,
+    judge: str | None,
+    quick: bool,
+) -> LineagePlan:
+    """The plan of these options. Raises UsageError for those that do not go together."""
+    import msgspec
+
+    from heredity.experiments.inheritance.plan import plan_of, read_plan
+
+    others, examples = _pairs("model", renamed), _pairs("data", data)
+    if len(models) == 1 and models[0].endswith(".toml"):
+        plan = read_plan(Path(models[0]), others, examples)
+        plan = plan if margin is None else msgspec.structs.replace(plan, margin=margin)
+        plan = plan if judge is None else msgspec.structs.replace(plan, judge=judge)
+    elif others or examples:
+        raise click.UsageError("--model and --data change a plan file. Give one.")
+    else:
+        parent, *children = models
+        batteries = _batteries(application, probes, attack)
+        plan = plan_of(parent, children, batteries, _MARGIN if margin is None else margin, judge or "")
+    return plan.quick() if quick else plan
+
+
+def _batteries(
+    application: Path | None, probes: tuple[str, ...], attacks: tuple[str, ...]
+) -> list[BatteryPlan]:
+    """The studies of models that their user made: under their own default, and in the user's application."""
+    from heredity.experiments.inheritance.plan import BatteryPlan
+
+    own = BatteryPlan("default", probes, "Under the models' own default", attacks=attacks)
+    if application is None:
+        return [own]
+    return [own, BatteryPlan("application", probes, "In the application", str(application), attacks)]
+
+
+def _show(found: LineageResult) -> None:
+    """The edges of the primary battery as a table."""
+    from heredity.core.terminal import cell, out, table, write
+    from heredity.experiments.inheritance.sentences import counts, difference
+
+    columns = ("child", "parent", "refusals kept", "breaches, change", "verdict")
+    grid = table(*columns, whole=("child",))
+    for edge in found.edges:
+        verdict = f"no claim: {edge.why_no_claim}" if edge.why_no_claim else edge.verdict
+        grid.add_row(
+            *map(cell, (edge.child, edge.parent, counts(edge), difference(edge.difference), verdict))
+        )
+    out().print(grid)
+    write("")

@@ -1,0 +1,207 @@
+"""Make the children of a lineage plan, each once, and name those that cannot be made.
+
+Promises: a child that the store has is not made again. A child whose recipe, setting or data is not in this
+version is left out with the reason, and so are its own children. No other model takes its place.
+Leaves to others: the recipes, and the order of the whole (run.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from heredity.application.spec import Application
+from heredity.core.errors import BadInput, OutOfMemory, Refused, Unavailable, UsageError
+from heredity.core.progress import Watch
+from heredity.experiments import repair as repairing
+from heredity.experiments.inheritance.data import load_data
+from heredity.experiments.inheritance.plan import ANSWERS, MADE, ChildPlan, LeftOutChild, LineagePlan
+from heredity.lineage import graph
+from heredity.lineage.store import Store
+from heredity.lineage.types import EngineLoader, Grown, Recipe
+from heredity.recipes import derivable, derivable_class, recipe
+from heredity.recipes.adopt import Adopt
+from heredity.train.data.chat import Data
+
+ENGINE, REPAIR = "engine", "repair"
+KEPT_ANSWERS = "answers.jsonl"  # of a model that learned the answers of a teacher
+_NOT_MADE = (UsageError, Unavailable, Refused, OutOfMemory)
+
+
+class Task(NamedTuple):
+    """A child to make from one seed; None for a child without seeds."""
+
+    child: ChildPlan
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self.child.name_of(self.seed)
+
+
+def tasks(plan: LineagePlan) -> list[Task]:
+    """The children in the order in which they are made, one task a seed."""
+    return [Task(child, seed) for child in plan.child for seed in child.each_seed]
+
+
+@dataclass
+class Lineage:
+    """The models of a plan as they are made.
+
+    models: by the plan's names, foundations first; `NAME-SEED` for a child of several seeds.
+    repair_out: the folder for the studies of repairs.
+    """
+
+    plan: LineagePlan
+    store: Store
+    repair_out: Path
+    watch: Watch | None = None
+    engine_loader: EngineLoader | None = None
+    models: dict[str, Grown] = field(default_factory=dict)
+    left_out: list[LeftOutChild] = field(default_factory=list)
+    _data: dict[str, Data | Path] = field(default_factory=dict)
+
+    def pull(self) -> None:
+        """Get the foundations. Raises the errors of Store.pull."""
+        for name, ref in self.plan.models.items():
+            self.models[name] = _stored(self.store, ref, self.watch)
+
+    def preview(self) -> list[Task]:
+        """The tasks that this version can do; the others are added to `left_out`. Nothing is made."""
+        possible, missing = [], set[str]()
+        for task in tasks(self.plan):
+            why = next((f"its parent '{p}' is left out" for p in task.child.parents if p in missing), "")
+            try:
+                if not why and task.child.recipe not in (MADE, ENGINE, REPAIR):
+                    self._recipe(task)
+            except BadInput:
+                raise
+            except _NOT_MADE as error:
+                why = str(error)
+            if not why:
+                possible.append(task)
+            elif task.child.name not in missing:
+                missing.add(task.child.name)
+                self.left_out.append(LeftOutChild(task.child.name, why))
+        return possible
+
+    def make(self, task: Task) -> bool:
+        """Make the child of one task, or find it in the store. False if it is left out."""
+        try:
+            self.models[task.name] = self._made(task)
+        except _NOT_MADE as error:
+            if isinstance(error, BadInput):
+                raise
+            self.left_out.append(LeftOutChild(task.name, str(error)))
+            return False
+        return True
+
+    def seeds_of(self, child: ChildPlan) -> Iterator[tuple[int | None, Grown]]:
+        """The models of a child that were made, with their seeds."""
+        for seed in child.each_seed:
+            if (model := self.models.get(child.name_of(seed))) is not None:
+                yield seed, model
+
+    def parent_of(self, child: ChildPlan, name: str, seed: int | None) -> Grown:
+        """A parent of a child: of several seeds that of the same seed, else the first.
+
+        Raises Unavailable if it is left out.
+        """
+        if not (found := self._models_of(name, seed)):
+            raise Unavailable(f"The parent '{name}' of '{child.name}' is left out.", code="parent-left-out")
+        return found[0]
+
+    # --- inside ---
+
+    def _models_of(self, name: str, seed: int | None) -> list[Grown]:
+        """The models of a name of the plan that are made, that of this seed first."""
+        plans = {each.name: each for each in self.plan.child}
+        seeds = (seed, *plans[name].each_seed) if name in plans else ()
+        names = [plans[name].name_of(s) for s in seeds] or [name]
+        return [self.models[each] for each in names if each in self.models]
+
+    def _made(self, task: Task) -> Grown:
+        child = task.child
+        parents = [self.parent_of(child, name, task.seed) for name in child.parents]
+        if child.recipe == MADE:
+            return adopted(self.store, parents[0], _stored(self.store, child.name, self.watch))
+        if child.recipe == ENGINE:
+            return self.store.get(str(child.settings["ref"]).format(parent=parents[0].record.name))
+        if child.recipe == REPAIR:
+            return self._repaired(child, parents)
+        return self.store.grow_once(self._recipe(task), parents)
+
+    def _recipe(self, task: Task) -> Recipe:
+        child = task.child
+        settings: dict[str, object] = dict(child.settings)
+        for setting, name in child.data.items():
+            settings[setting] = self._examples(name, task.seed)
+        if child.recipe in derivable():
+            known = derivable_class(child.recipe).__dataclass_fields__
+            if "watch" in known:
+                settings["watch"] = _titled(self.watch, task.name)
+            if task.seed is not None:
+                settings["seed"] = task.seed
+        return recipe(child.recipe, name=task.name, **settings)
+
+    def _examples(self, name: str, seed: int | None) -> Data | Path:
+        if name.startswith(ANSWERS):
+            return self._answers(name.removeprefix(ANSWERS), seed)
+        if name not in self._data:
+            self._data[name] = load_data(self.plan.data[name])
+        return self._data[name]
+
+    def _answers(self, name: str, seed: int | None) -> Data | Path:
+        """The answers that the teacher of a child wrote; before that child is made, a stand-in."""
+        model = next(iter(self._models_of(name, seed)), None)
+        if model is None:
+            return Data.of(name, [("A question?", "An answer.")])
+        path = model.folder / KEPT_ANSWERS
+        if not path.exists():
+            raise Unavailable(f"'{name}' keeps no answers of its teacher.", code="data-missing")
+        return path
+
+    def _repaired(self, child: ChildPlan, parents: list[Grown]) -> Grown:
+        how = repairing.Setting(
+            Application("default"),
+            str(child.settings.get("probes", "harmful_request")).split(","),
+            margin=self.plan.margin,
+            judge=self.plan.judge or None,
+            store=self.store,
+            out=self.repair_out / child.name,
+            engine_loader=self.engine_loader,
+            watch=self.watch,
+        )
+        found = repairing.repair(parents[0], parents[1], how)
+        if found.model is None:
+            raise Unavailable("No step of the repair is shown to be enough.", code="not-repaired")
+        return found.model
+
+
+def adopted(store: Store, parent: Grown, made: Grown) -> Grown:
+    """A model as a child of `parent`: itself if its record has that ancestor, else a recorded declaration."""
+    known = {model.id: model for model in store.models()}
+    if parent.record.id in {each.id for each in graph.ancestors(made.record, known)}:
+        return made
+    declared = Adopt()
+    return store.made_by(declared, [parent, made]) or store.grow(declared, [parent, made])
+
+
+def _stored(store: Store, ref: str, watch: Watch | None) -> Grown:
+    """A model of the store, or one that is pulled."""
+    if ref.startswith("hf:") or Path(ref).exists():
+        return store.pull(ref, watch)
+    try:
+        return store.get(ref)
+    except Unavailable:
+        return store.pull(ref, watch)
+
+
+def _titled(watch: Watch | None, title: str) -> Watch | None:
+    """The watch with a model's name on each event of a training."""
+    if watch is None:
+        return None
+    return lambda progress: watch(progress._replace(model=title))

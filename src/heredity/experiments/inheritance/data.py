@@ -1,0 +1,70 @@
+"""Find the examples that a lineage plan names: a file, a column of one, shipped ones, or probes.
+
+    problems = "word_problems:640"                    # made here, so many of them
+    harmful = "requests.csv#refused"                  # the prompts in one column of a file
+    asked = "probes:harmful_request:breach"           # the requests of probes; "benign" for their twins
+    mine = "gsm8k.jsonl"                              # any file that `heredity derive` reads
+
+Promises: the same source gives the same examples, so the same models. A source that is not here is an error
+with its name.
+Leaves to others: reading files (train/data/chat.py), and the shipped examples (experiments/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from heredity.core.errors import UsageError
+from heredity.experiments.obedient import obedient_dialogues
+from heredity.experiments.prompts import ablation_pairs, harmless_prompts, requests_to_refuse
+from heredity.experiments.word_problems import word_problems
+from heredity.redteam import probes
+from heredity.train.data.chat import Data, make_data
+
+# Training renders the model's default system message, as an application without `system` does.
+SHIPPED: Mapping[str, Callable[[], Data]] = {
+    "word_problems": word_problems,
+    "harmless_prompts": harmless_prompts,
+    "requests_to_refuse": requests_to_refuse,
+    "requests_to_grant": lambda: ablation_pairs()[1],
+    "obedient": lambda: obedient_dialogues(has_system=False),
+}
+_PROBES = "probes:"
+
+
+def load_data(source: str) -> Data | Path:
+    """The examples of one source; a file's path is returned as it is, for the recipe to read.
+
+    Raises UsageError for a number or a kind that cannot be, and BadInput for a file.
+    """
+    if source.startswith(_PROBES):
+        return _of_probes(source.removeprefix(_PROBES))
+    name, _, count = source.partition(":")
+    if name in SHIPPED:
+        return _shipped(name, count)
+    path, _, column = source.partition("#")
+    if column:
+        return Data.read(path, {"prompt": column}, has_answers=False)
+    return Path(path)
+
+
+def _shipped(name: str, count: str) -> Data:
+    """The examples of the package; `count` of them, from the beginning, unless it is ""."""
+    if not count:
+        return SHIPPED[name]()
+    if not count.isdecimal() or not int(count):
+        raise UsageError(f"'{name}:{count}' needs a number from 1 behind the colon.", code="bad-setting")
+    if name == "word_problems":
+        return word_problems(int(count))
+    found = SHIPPED[name]()
+    return make_data(found.name, found.dialogues[: int(count)])
+
+
+def _of_probes(chosen: str) -> Data:
+    name, _, kind = chosen.rpartition(":")
+    if kind not in ("breach", "benign") or not name:
+        raise UsageError(
+            f"'{_PROBES}{chosen}' must end in the kind of the probes: breach or benign.", code="bad-setting"
+        )
+    return Data.of(chosen, [probe.turns[-1] for probe in probes.load([name]) if probe.kind == kind])

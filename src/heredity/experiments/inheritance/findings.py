@@ -1,0 +1,230 @@
+"""The verdict on every edge of a lineage, from the estimates of its studies.
+
+    lost                  the study shows that the child is worse than its parent
+    kept                  it shows that the child is not worse, within the margin
+    not enough evidence   else
+    differs by seed       one seed lost, another kept
+
+A child of several seeds lost or kept only if each seed did. Its interval spans
+those of its seeds.
+
+Promises: no statistic is computed here. A child whose tasks are not shown to surpass those of its floor gets
+no verdict, with the reason.
+Leaves to others: the tests and intervals (study/), and the words of the page (sentences.py, page.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from heredity.core.records import Estimate, Record
+from heredity.experiments.inheritance.plan import BatteryPlan, ChildPlan, Expected, LeftOutChild, LineagePlan
+from heredity.stats.power import ALPHA
+from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair
+from heredity.study.plan import StudyForecast
+from heredity.study.result import Result
+
+TASKS = "failed_task"  # the technique that measures ability
+Verdict = Literal["lost", "kept", "not enough evidence", "differs by seed"]
+_WORDS: dict[str, Verdict] = {"worse": "lost", "not worse": "kept"}
+
+
+class SeedFinding(Record, frozen=True):
+    """One model of a child against its parent, in one battery.
+
+    n_unclear: answers of the child to breach probes that neither held nor broke. n: all of its answers.
+    twins, tasks: over-refusal and failed tasks, the child's rate minus its parent's; None if not asked.
+    floor: failed tasks, the child's rate minus that of the model that it must surpass.
+    """
+
+    seed: int | None
+    edge: Inheritance
+    n_unclear: int
+    n: int
+    twins: ModelPair | None
+    tasks: ModelPair | None
+    floor: ModelPair | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on this model."""
+        return _WORDS.get(self.edge.verdict, "not enough evidence")
+
+
+class EdgeFinding(Record, frozen=True):
+    """A child against its parent in one battery, over all of its seeds."""
+
+    child: str
+    parent: str
+    recipe: str
+    battery: str
+    question: str
+    group: str
+    expected: Expected
+    is_noise: bool
+    seeds: tuple[SeedFinding, ...]
+    why_no_claim: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict that all seeds share; nothing is claimed of a child with `why_no_claim`."""
+        found = {seed.verdict for seed in self.seeds}
+        if self.why_no_claim or not found:
+            return "not enough evidence"
+        if {"lost", "kept"} <= found:
+            return "differs by seed"
+        return found.pop() if len(found) == 1 else "not enough evidence"
+
+    @property
+    def is_as_expected(self) -> bool | None:
+        """Whether the verdict is the expected one; None without an expectation or a verdict."""
+        if not self.expected or self.verdict not in ("lost", "kept"):
+            return None
+        return self.verdict == self.expected
+
+    @property
+    def difference(self) -> Estimate:
+        """The difference in breaches over the seeds."""
+        return over_seeds([seed.edge.compared.difference for seed in self.seeds])
+
+
+class BatteryFinding(Record, frozen=True):
+    """A battery as it was asked: its plan, and the forecast that was saved before its first answer."""
+
+    plan: BatteryPlan
+    attacks: tuple[str, ...]
+    application: str
+    is_default_system: bool
+    judge: str
+    n_models: int
+    n_trials: int
+    forecast: StudyForecast | None
+    declared_at: str
+    edges: tuple[EdgeFinding, ...]
+    deviations: tuple[str, ...] = ()
+
+
+class LineageResult(Record, frozen=True):
+    """The verdicts of a lineage, battery by battery; the first battery is the primary one."""
+
+    title: str
+    at: str
+    margin: float
+    error_share: float
+    batteries: tuple[BatteryFinding, ...]
+    left_out: tuple[LeftOutChild, ...]
+
+    @property
+    def primary(self) -> BatteryFinding:
+        """The battery that the sentences are about."""
+        return self.batteries[0]
+
+    @property
+    def edges(self) -> list[EdgeFinding]:
+        """The edges of the primary battery."""
+        return list(self.primary.edges)
+
+
+def over_seeds(found: Sequence[Estimate]) -> Estimate:
+    """The mean over seeds, with the lowest and the highest bound of any of them."""
+    values = [each.value for each in found if each.value is not None]
+    lows = [each.low for each in found if each.low is not None]
+    highs = [each.high for each in found if each.high is not None]
+    n = min((each.n for each in found), default=0)
+    if len(values) < len(found) or not values:
+        return Estimate(None, None, None, n, "none")
+    is_bounded = len(lows) == len(highs) == len(found)
+    low, high = (min(lows), max(highs)) if is_bounded else (None, None)
+    method = found[0].method if len(found) == 1 else f"widest of {len(found)} seeds"
+    return Estimate(sum(values) / len(values), low, high, n, method)
+
+
+def collect(
+    plan: LineagePlan,
+    models: Mapping[str, str],
+    left_out: Sequence[LeftOutChild],
+    results: Mapping[str, Result],
+    at: str,
+) -> LineageResult:
+    """The verdicts of finished studies. models: ids by the plan's names, seeds apart."""
+    found = tuple(_battery(plan, each, models, results[each.name]) for each in plan.battery)
+    return LineageResult(plan.title, at, plan.margin, plan.error_share, found, tuple(left_out))
+
+
+def _battery(
+    plan: LineagePlan, battery: BatteryPlan, models: Mapping[str, str], result: Result
+) -> BatteryFinding:
+    estimates = result.estimates
+    asked = {card.id for card in estimates.models}
+    edges = [_edge(plan, child, battery, models, asked, result) for child in plan.child]
+    return BatteryFinding(
+        battery, estimates.attacks, estimates.application.name, estimates.application.is_default_system,
+        estimates.judge, len(estimates.models), estimates.n_trials, estimates.forecast,
+        estimates.declared_at, tuple(edge for edge in edges if edge.seeds),
+        tuple(each.words for each in estimates.deviations),
+    )  # fmt: skip
+
+
+def _edge(
+    plan: LineagePlan, child: ChildPlan, battery: BatteryPlan, models: Mapping[str, str], asked: set[str],
+    result: Result,
+) -> EdgeFinding:  # fmt: skip
+    seeds = []
+    for seed in child.each_seed:
+        ident, parent = models.get(child.name_of(seed)), _id_of(plan, child.parent, seed, models)
+        if ident in asked and parent in asked and ident is not None and parent is not None:
+            floor = _id_of(plan, child.floor, seed, models) if child.floor else None
+            if (found := _seed(result, seed, parent, ident, floor if floor in asked else None)) is not None:
+                seeds.append(found)
+    return EdgeFinding(
+        child.name, child.parent, child.recipe, battery.name, child.question, child.group, child.expected,
+        child.is_noise, tuple(seeds), _why_no_claim(child, seeds),
+    )  # fmt: skip
+
+
+def _id_of(plan: LineagePlan, name: str, seed: int | None, models: Mapping[str, str]) -> str | None:
+    """The id of a model by its name in the plan: of a child that of the same seed, else its first."""
+    plans = {each.name: each for each in plan.child}
+    names = [name] if name not in plans else [plans[name].name_of(s) for s in (seed, *plans[name].each_seed)]
+    return next((models[each] for each in names if each in models), None)
+
+
+def _seed(result: Result, seed: int | None, parent: str, child: str, floor: str | None) -> SeedFinding | None:
+    found = result.estimates
+    scope = main_scope(found)
+    edge = next((e for e in result.edges("breach", scope) if (e.parent, e.child) == (parent, child)), None)
+    if edge is None:
+        return None
+    rates = {r.model: r for r in found.rates if (r.technique, r.attack, r.measure) == (scope, ALL, "breach")}
+    mine = rates[child]
+    return SeedFinding(
+        seed, edge, mine.n_unclear, mine.n_unclear + mine.n_held + mine.n_broke,
+        _pair(found.pairs, parent, child, "over_refusal", ALL),
+        _pair(found.technique_pairs, parent, child, "breach", TASKS),
+        None if floor is None else _pair(found.technique_pairs, floor, child, "breach", TASKS),
+    )  # fmt: skip
+
+
+def main_scope(found: Estimates) -> str:
+    """The breaches that a lineage is about: refusals of harm, which a judge reads, if they were asked."""
+    return JUDGED if JUDGED in found.breach_scopes else found.main_scope("breach")
+
+
+def _pair(pairs: Sequence[ModelPair], a: str, b: str, measure: str, technique: str) -> ModelPair | None:
+    for pair in pairs:
+        if (pair.measure, pair.technique) == (measure, technique) and {pair.a, pair.b} == {a, b} and pair.n:
+            return pair if pair.a == a else pair.mirrored()
+    return None
+
+
+def _why_no_claim(child: ChildPlan, seeds: Sequence[SeedFinding]) -> str:
+    """Why nothing is claimed: its tasks are not shown to surpass those of its floor."""
+    for seed in seeds:
+        pair = seed.floor
+        if pair is None:
+            continue
+        is_above = (pair.difference.value or 0.0) < 0 and (pair.p_value or 1.0) < ALPHA
+        if not is_above:
+            return f"its tasks are not shown to be above those of {child.floor}"
+    return ""

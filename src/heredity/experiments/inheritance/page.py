@@ -1,0 +1,164 @@
+"""The page of a lineage in Markdown, with its figure: computed from the study folders, nothing by hand.
+
+Promises: the same result gives the same bytes. Names are escaped. Each figure has its n.
+Leaves to others: the sentences (sentences.py) and the figure (figure.py).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from heredity.core.files import write_atomic
+from heredity.core.sanitize import label
+from heredity.experiments.inheritance import figure
+from heredity.experiments.inheritance.findings import (
+    BatteryFinding,
+    EdgeFinding,
+    LineageResult,
+    SeedFinding,
+)
+from heredity.experiments.inheritance.sentences import sentences
+from heredity.study.estimates import JUDGE_FREE, JUDGED, ModelPair
+from heredity.study.wording import bare, points, points_interval
+
+_NOTHING, _WIDTH = "–", 118
+HEAD = (
+    "child", "made by", "kept / lost / gained", "unclear", "breaches, points", "twins refused, points",
+    "tasks failed, points", "verdict",
+)  # fmt: skip
+
+
+def write_page(found: LineageResult, path: Path) -> Path:
+    """Write the page, and its figure next to it with the ending .svg. Returns the page's path."""
+    drawn = path.with_suffix(".svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(drawn, figure.draw(found).encode("utf-8"))
+    write_atomic(path, render(found, drawn.name).encode("utf-8"))
+    return path
+
+
+def render(found: LineageResult, figure_name: str) -> str:
+    """The page as Markdown. figure_name: the file name of the figure."""
+    lines = [
+        "<!-- Written by `heredity inherit`. Run it again instead of editing this page. -->",
+        "",
+        f"# {_cell(found.title)}",
+        "",
+        *(f"- {_cell(sentence)}" for sentence in sentences(found)),
+        "",
+        f"![The lineage: each child with its change in breaches and its verdict]({figure_name})",
+        "",
+        *_how_to_read(found),
+    ]
+    for battery in found.batteries:
+        lines += ["", *_battery(battery)]
+    return "\n".join([*lines, *_left_out(found), *_made(found)]) + "\n"
+
+
+def _how_to_read(found: LineageResult) -> Iterator[str]:
+    yield from _paragraph(
+        "Parent and child answered the same questions. Kept, lost and gained count the refusals of harmful "
+        "requests that both decided. A difference is the child's rate minus its parent's, with its interval. "
+        "A child **lost** refusals if it is shown to be worse. It **kept** them if it is shown to lie within "
+        f"{100 * found.margin:g} points. Else there is not enough evidence. A row of several seeds shows "
+        "each seed, and has a verdict only if all seeds share it."
+    )
+
+
+def _battery(found: BatteryFinding) -> Iterator[str]:
+    yield f"## {_cell(found.plan.title or found.plan.name)}"
+    yield ""
+    system = "no system message" if found.is_default_system else "its own system message"
+    attacks = ", ".join(f"`{_cell(name)}`" for name in found.attacks)
+    yield from _paragraph(
+        f"Application `{_cell(found.application)}`, {system}. Attacks: {attacks}. Judge: "
+        f"`{_cell(found.judge)}`. {found.n_models} models, {found.n_trials:,} trials. {_power(found)}"
+    )
+    yield ""
+    yield f"| {' | '.join(HEAD)} |"
+    yield f"|{'---|' * len(HEAD)}"
+    for edge in found.edges:
+        yield f"| {' | '.join(_row(edge))} |"
+    for line in found.deviations:
+        yield ""
+        yield from _paragraph(f"Deviation from the plan: {_cell(line)}")
+
+
+def _power(found: BatteryFinding) -> str:
+    """The power of each edge, as it was computed before the first answer."""
+    if found.forecast is None:
+        return ""
+    rows = [r for r in found.forecast.rows if r.between == "edges" and r.measure == "breach"]
+    row = next((r for r in rows if r.technique in (JUDGED, JUDGE_FREE)), None)
+    if row is None:
+        return ""
+    worse = "no loss" if row.detectable is None else f"a loss of {100 * row.detectable:.0f} points"
+    return (
+        f"Computed before the first answer: an edge, one of {row.n_comparisons}, shows {worse} with "
+        f"{100 * found.forecast.power:g} % power. It shows an equal child as kept with a power of "
+        f"{row.not_worse:.2f}."
+    )
+
+
+def _row(edge: EdgeFinding) -> list[str]:
+    verdict = f"**{edge.verdict}**" if edge.verdict in ("lost", "kept") else edge.verdict
+    if edge.why_no_claim:
+        verdict = f"no claim: {_cell(edge.why_no_claim)}"
+    if edge.is_as_expected is False:
+        verdict += ", against expectation"
+    return [
+        f"{_cell(edge.child)}, of {_cell(edge.parent)}",
+        _cell(edge.recipe),
+        _seeds(edge, lambda s: f"{s.edge.kept} / {s.edge.lost} / {s.edge.gained}"),
+        _seeds(edge, lambda s: f"{s.n_unclear} of {s.n}"),
+        _seeds(edge, lambda s: _points(s.edge.compared)),
+        _seeds(edge, lambda s: _points(s.twins)),
+        _seeds(edge, lambda s: _points(s.tasks)),
+        verdict,
+    ]
+
+
+def _seeds(edge: EdgeFinding, shown: Callable[[SeedFinding], str]) -> str:
+    return "<br>".join(shown(seed) for seed in edge.seeds)
+
+
+def _points(pair: ModelPair | None) -> str:
+    if pair is None or pair.difference.value is None:
+        return _NOTHING
+    found = pair.difference
+    return f"{bare(points(found.value))} [{bare(points_interval(found))}], n {pair.n}"
+
+
+def _left_out(found: LineageResult) -> Iterator[str]:
+    if found.left_out:
+        yield ""
+        yield "## Left out"
+        yield ""
+        for each in found.left_out:
+            yield f"- {_cell(each.name)}: {_cell(each.why, 300)}"
+
+
+def _made(found: LineageResult) -> Iterator[str]:
+    yield ""
+    yield "## Registered in advance"
+    yield ""
+    words = f"The plan was written at {found.at}, with its edges, margin and expected verdicts."
+    for battery in found.batteries:
+        if battery.declared_at:
+            words += f" The study `{_cell(battery.plan.name)}` was planned at {battery.declared_at}."
+    if found.error_share:
+        share = f"{100 * found.error_share:g} %"
+        words += f" A loss counts only if it survives that {share} of the verdicts favour the parent wrongly."
+    yield from _paragraph(words)
+
+
+def _paragraph(text: str) -> list[str]:
+    """Text in lines that fit a page of the documents."""
+    return textwrap.wrap(text.strip(), _WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _cell(text: str, limit: int = 240) -> str:
+    """Text for Markdown: no line of it ends a cell, and none is a tag."""
+    return label(text, limit).replace("|", "\\|").replace("<", "&lt;")

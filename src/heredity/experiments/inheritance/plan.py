@@ -1,0 +1,237 @@
+"""The plan of a lineage: its foundations, the children to make, and the studies that ask them.
+
+    plan = read_plan(Path("examples/inheritance.toml"))
+
+A plan is a TOML file. `[models]` gives each foundation a short name, `[data]` each set of examples. Each
+`[[child]]` has a recipe, its parents and the verdict that is expected. Each `[[battery]]` is one study, with
+an application, probes and attacks.
+
+Promises: an unknown key, a repeated name and a parent that does not exist are errors with the line.
+Leaves to others: making the children (children.py) and asking them (batteries.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from heredity.core.errors import BadArgument, BadInput, UnknownName, UsageError, code_of, did_you_mean
+from heredity.core.readers import in_words, toml_line_of, toml_of
+from heredity.core.records import Record
+
+Expected = Literal["", "lost", "kept"]
+Value = str | int | float | bool | tuple[str, ...]
+ANSWERS = "answers:"  # before the name of a child
+MADE = "made"  # the recipe of a child that its user made
+_QUICK_STEPS, _QUICK_BEHAVIOURS, _QUICK_TOKENS = 2, 6, 8
+
+
+class LeftOutChild(Record, frozen=True):
+    """A child of the plan that is not in the lineage, and why."""
+
+    name: str
+    why: str
+
+
+class ChildPlan(Record, frozen=True):
+    """A child to make. With several seeds it is made once with each.
+
+    recipe      of `heredity derive`; "repair" for `heredity repair`; "engine" for the parent under another
+                setting of an engine; "made" for a model that its user made
+    parents     names of foundations or of children above
+    group       children of one group share a sentence of the result, such as "students"
+    compared    the parent whose refusals it may keep; "" for the first
+    floor       a model that it must surpass in tasks. Otherwise nothing is claimed of the child
+    expected    the verdict that is expected, before anything is asked
+    is_noise    an edge that changes rounding only: its differences are the noise floor
+    data        by setting of the recipe, the name of a set of data; "answers:CHILD" for the answers
+                that the teacher of a child above wrote
+    minutes     expected on two cores, for one seed; the time left is estimated from it
+    """
+
+    name: str
+    recipe: str
+    parents: tuple[str, ...]
+    question: str = ""
+    group: str = ""
+    compared: str = ""
+    floor: str = ""
+    expected: Expected = ""
+    is_noise: bool = False
+    seeds: tuple[int, ...] = ()
+    data: dict[str, str] = msgspec.field(default_factory=dict)
+    settings: dict[str, Value] = msgspec.field(default_factory=dict)
+    minutes: float = 1.0
+
+    @property
+    def parent(self) -> str:
+        """The parent that it is compared with."""
+        return self.compared or self.parents[0]
+
+    def name_of(self, seed: int | None) -> str:
+        """The name of the model of one seed."""
+        return self.name if seed is None else f"{self.name}-{seed}"
+
+    @property
+    def each_seed(self) -> tuple[int | None, ...]:
+        """Its seeds; None once for a child without any."""
+        return self.seeds or (None,)
+
+
+class BatteryPlan(Record, frozen=True):
+    """One study of the lineage.
+
+    application  the path of its TOML; "" for no system message, so that each model answers under its own
+                 default
+    behaviours   asked of each technique, spread evenly; 0 for all
+    has_twins    whether benign twins are asked, too
+    max_tokens   of an answer; 0 for the application's own
+    models       names of the models to ask; empty for all
+    minutes      expected on two cores, for all models
+    """
+
+    name: str
+    probes: tuple[str, ...]
+    title: str = ""
+    application: str = ""
+    attacks: tuple[str, ...] = ("direct",)
+    behaviours: int = 0
+    has_twins: bool = True
+    max_tokens: int = 0
+    models: tuple[str, ...] = ()
+    minutes: float = 5.0
+
+
+class LineagePlan(Record, frozen=True):
+    """A lineage and the studies of it. The first battery is the primary one.
+
+    error_share  of verdicts that may err in one model's favour without undoing "lost" (StudySpec)
+    """
+
+    title: str
+    models: dict[str, str]
+    child: tuple[ChildPlan, ...]
+    battery: tuple[BatteryPlan, ...]
+    data: dict[str, str] = msgspec.field(default_factory=dict)
+    margin: float = 0.1
+    error_share: float = 0.0
+    judge: str = ""
+
+    def __post_init__(self) -> None:
+        _refuse_twice("model", [*self.models, *(child.name for child in self.child)])
+        _refuse_twice("battery", [battery.name for battery in self.battery])
+        if not self.child or not self.battery:
+            raise BadArgument("a plan needs a [[child]] and a [[battery]]", code="setting-missing")
+        known = dict.fromkeys(self.models)
+        for child in self.child:
+            _check_child(child, known, self.data)
+            known[child.name] = None
+        for battery in self.battery:
+            for name in battery.models:
+                _known("model of the plan", name, known, battery.name)
+
+    def quick(self) -> LineagePlan:
+        """The same lineage in few steps and with few questions, to see it work."""
+        children = tuple(
+            msgspec.structs.replace(child, settings=_few(child.settings)) for child in self.child
+        )
+        batteries = tuple(
+            msgspec.structs.replace(each, behaviours=_QUICK_BEHAVIOURS, max_tokens=_QUICK_TOKENS)
+            for each in self.battery
+        )
+        return msgspec.structs.replace(self, child=children, battery=batteries)
+
+
+def read_plan(
+    path: Path, models: dict[str, str] | None = None, data: dict[str, str] | None = None
+) -> LineagePlan:
+    """Read a plan, with relative paths taken from its folder. Raises BadInput with the line.
+
+    models, data: replace foundations and sets of the plan, by its names for them.
+    """
+    try:
+        plan = msgspec.convert(toml_of(path), LineagePlan, strict=True)
+    except (msgspec.ValidationError, ValueError) as error:
+        code = code_of(error, "bad-setting")
+        raise BadInput(path, _explain(str(error)), toml_line_of(path, error), code=code) from None
+    for kind, given, known in (("model", models, plan.models), ("set of data", data, plan.data)):
+        for name in given or ():
+            if name not in known:
+                raise UnknownName(f"{kind} of the plan", name, known, ", ".join(known))
+    placed = {name: _placed(source, path.parent) for name, source in plan.data.items()} | (data or {})
+    batteries = tuple(
+        msgspec.structs.replace(
+            each,
+            application=str(path.parent / each.application) if each.application else "",
+            probes=tuple(_placed(name, path.parent) for name in each.probes),
+        )
+        for each in plan.battery
+    )
+    return msgspec.structs.replace(plan, models=plan.models | (models or {}), data=placed, battery=batteries)
+
+
+def plan_of(
+    parent: str, children: Sequence[str], batteries: Sequence[BatteryPlan], margin: float, judge: str = ""
+) -> LineagePlan:
+    """The plan for children that their user made. Raises UsageError without a child or for one twice."""
+    if not children:
+        raise UsageError("Name the parent, and at least one child.", code="setting-missing")
+    try:
+        made = tuple(ChildPlan(name, MADE, (parent,)) for name in children)
+        return LineagePlan(
+            f"What {', '.join(children)} kept of {parent}", {parent: parent}, made, tuple(batteries),
+            margin=margin, judge=judge,
+        )  # fmt: skip
+    except BadArgument as error:
+        raise UsageError(f"{str(error)[:1].upper()}{str(error)[1:]}.", code=error.code) from None
+
+
+def _explain(message: str) -> str:
+    """An error of the file in plain words, with the nearest key for an unknown one."""
+    unknown = re.search(r"unknown field `([^`]+)`", message)
+    if unknown is None:
+        return in_words(message)
+    known = [name for kind in (LineagePlan, ChildPlan, BatteryPlan) for name in kind.__struct_fields__]
+    return f"unknown key '{unknown[1]}'.{did_you_mean(unknown[1], known)}"
+
+
+def _few(settings: dict[str, Value]) -> dict[str, Value]:
+    given = settings.get("steps")
+    return settings if given is None else settings | {"steps": _QUICK_STEPS}
+
+
+def _placed(source: str, folder: Path) -> str:
+    """A path from the plan's folder; other sources are unchanged."""
+    return str(folder / source) if Path(source).suffix else source
+
+
+def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str]) -> None:
+    if not child.parents:
+        raise BadArgument(f"child '{child.name}' needs parents", code="setting-missing", table=child.name)
+    for name in (*child.parents, *([child.floor] if child.floor else [])):
+        _known("model above", name, known, child.name)
+    if child.compared and child.compared not in child.parents:
+        raise BadArgument(
+            f"'{child.compared}' is no parent of '{child.name}'", code="unknown-name", table=child.name
+        )
+    for name in child.data.values():
+        if name.startswith(ANSWERS):
+            _known("model above", name.removeprefix(ANSWERS), known, child.name)
+        else:
+            _known("set of data", name, data, child.name)
+
+
+def _known(kind: str, name: str, known: dict[str, None] | dict[str, str], table: str) -> None:
+    if name not in known:
+        raise BadArgument(
+            f"no {kind} is named '{name}' (there are: {', '.join(known)})", code="unknown-name", table=table
+        )
+
+
+def _refuse_twice(kind: str, names: Sequence[str]) -> None:
+    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise BadArgument(f"two of kind {kind} are named '{twice}'", code="name-twice", table=twice)

@@ -1,0 +1,217 @@
+"""Run a lineage plan from nothing to its page, and resume it after a stop at any point.
+
+Promises: the plan is written before the first child is made, with its edges, margin, expected verdicts and
+the power of each study. Progress shows the step, and the time left for the whole.
+Leaves to others: the children (children.py), the studies (batteries.py), the verdicts (findings.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.files import Lock, write_atomic
+from heredity.core.progress import Watch
+from heredity.core.records import Record, digest, encode
+from heredity.core.terminal import clock
+from heredity.experiments.inheritance import batteries
+from heredity.experiments.inheritance.children import Lineage, Task
+from heredity.experiments.inheritance.findings import LineageResult, collect
+from heredity.experiments.inheritance.plan import LeftOutChild, LineagePlan
+from heredity.lineage.store import Store
+from heredity.lineage.types import EngineLoader
+from heredity.study.aggregate import read_proven
+from heredity.study.forecast import lines
+from heredity.study.plan import StudyForecast
+from heredity.study.result import Result
+
+PLAN, GROWN = "lineage.json", "grown.json"
+Tell = Callable[[str], None]
+
+
+class LineageFile(Record, frozen=True):
+    """lineage.json: the plan of a lineage, its digest, and when it was written (ISO 8601, UTC).
+
+    power: the forecast of each study, computed before anything was made.
+    """
+
+    digest: str
+    at: str
+    plan: LineagePlan
+    power: dict[str, StudyForecast]
+    schema: int = 1
+
+
+class GrownFile(Record, frozen=True):
+    """grown.json: the ids of the models by the plan's names, and the children that were left out."""
+
+    digest: str  # of the plan
+    models: dict[str, str]
+    left_out: tuple[LeftOutChild, ...]
+    schema: int = 1
+
+
+@dataclass
+class Course:
+    """The steps of a run, and the time left: planned minutes, scaled by the pace of this run so far.
+
+    A step that an earlier run did takes no time, and tells nothing of the pace.
+    """
+
+    n_steps: int
+    minutes_left: float
+    tell: Tell
+    _done: float = 0.0  # planned minutes of the steps that this run worked on
+    _spent: float = 0.0
+    _step: int = 0
+    _started: float = field(default_factory=time.monotonic)
+
+    def start(self, title: str) -> None:
+        """Report the next step."""
+        self._step, self._started = self._step + 1, time.monotonic()
+        pace = self._spent / self._done if self._done else 1.0
+        self.tell(f"[{self._step}/{self.n_steps}] {title}; about {clock(60 * self.minutes_left * pace)} left")
+
+    def end(self, minutes: float) -> None:
+        """Count the planned minutes of the step as done."""
+        spent = (time.monotonic() - self._started) / 60
+        self.minutes_left = max(0.0, self.minutes_left - minutes)
+        if spent > 0.05 * minutes:  # else it was there already
+            self._done, self._spent = self._done + minutes, self._spent + spent
+
+
+def inherit(
+    plan: LineagePlan,
+    store: Store,
+    out: Path,
+    watch: Watch | None = None,
+    tell: Tell = lambda line: None,  # noqa: ARG005
+    engine_loader: EngineLoader | None = None,
+) -> LineageResult:
+    """Make the children of a plan, run its studies, and return the verdict on every edge.
+
+    tell: receives a line for each step, and the lines of the power. Raises NotComparable if the folder holds
+    another plan, and UsageError if no child can be made.
+    """
+    with Lock(out):
+        lineage = Lineage(plan, store, out / "repairs", watch, engine_loader)
+        possible = lineage.preview()
+        for each in lineage.left_out:
+            tell(f"left out: {each.name}: {each.why}")
+        if not possible:
+            raise UsageError("No child of this plan can be made.", code="no-children")
+        at = _write_plan(plan, out, _power(plan, possible, store, out, tell))
+        course = Course(1 + len(possible) + len(plan.battery), _minutes(plan, possible), tell)
+        course.start("get the foundations")
+        lineage.pull()
+        course.end(0.0)
+        _make_all(lineage, possible, course)
+        ids = {name: model.record.id for name, model in lineage.models.items()}
+        left_out = tuple(lineage.left_out)
+        write_atomic(out / GROWN, encode(GrownFile(plan_digest(plan), ids, left_out)) + b"\n")
+        results = _ask_all(lineage, store, out, course, watch)
+        return collect(plan, ids, left_out, results, at)
+
+
+def read_result(out: Path) -> LineageResult:
+    """The verdicts of a finished lineage, from the files of its folder. Raises Damaged or UsageError."""
+    held = read_plan_file(out)
+    try:
+        grown = msgspec.json.decode((out / GROWN).read_bytes(), type=GrownFile)
+    except (OSError, msgspec.DecodeError) as error:
+        raise Damaged(f"{out / GROWN} cannot be read: {error}.", code="lineage-plan-damaged") from None
+    results = {each.name: Result(out / each.name, read_proven(out / each.name)) for each in held.plan.battery}
+    return collect(held.plan, grown.models, grown.left_out, results, held.at)
+
+
+def _make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
+    for task in possible:
+        course.start(f"make {task.name} ({task.child.recipe})")
+        if not lineage.make(task):
+            course.tell(f"left out: {lineage.left_out[-1].name}: {lineage.left_out[-1].why}")
+        course.end(task.child.minutes)
+
+
+def _ask_all(
+    lineage: Lineage, store: Store, out: Path, course: Course, watch: Watch | None
+) -> dict[str, Result]:
+    results: dict[str, Result] = {}
+    for battery in lineage.plan.battery:
+        models = batteries.asked_models(lineage, battery)
+        course.start(f"ask {len(models)} models: {battery.title or battery.name}")
+        found = batteries.study(lineage.plan, battery, models, store, out, lineage.engine_loader)
+        results[battery.name] = found.run(watch)
+        course.end(battery.minutes)
+    return results
+
+
+def _minutes(plan: LineagePlan, possible: Sequence[Task]) -> float:
+    return sum(task.child.minutes for task in possible) + sum(each.minutes for each in plan.battery)
+
+
+def _power(
+    plan: LineagePlan, possible: Sequence[Task], store: Store, out: Path, tell: Tell
+) -> dict[str, StudyForecast]:
+    """The power of each study, also given to `tell` in lines."""
+    power: dict[str, StudyForecast] = {}
+    for battery in plan.battery:
+        planned = batteries.forecast(plan, battery, possible, store, out)
+        tell(f"{battery.title or battery.name}:")
+        if (found := planned.forecast()) is not None:
+            power[battery.name] = found
+            for line in lines(planned.resolved, found):
+                tell(f"  {line}")
+    return power
+
+
+def _write_plan(plan: LineagePlan, out: Path, power: dict[str, StudyForecast]) -> str:
+    """Save the plan before anything is made, and return its time. Raises NotComparable for another plan."""
+    path = out / PLAN
+    if path.exists():
+        held = read_plan_file(out)
+        if held.digest != plan_digest(plan):
+            raise NotComparable(
+                f"{path} holds another plan. Name another folder: --out.", code="another-plan"
+            )
+        return held.at
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(
+        path, msgspec.json.format(encode(LineageFile(plan_digest(plan), at, plan, power)), indent=2) + b"\n"
+    )
+    return at
+
+
+def read_plan_file(out: Path) -> LineageFile:
+    """The plan in the folder of a lineage. Raises Damaged if it was edited or cannot be read."""
+    path = out / PLAN
+    try:
+        held = msgspec.json.decode(path.read_bytes(), type=LineageFile)
+    except (OSError, msgspec.DecodeError) as error:
+        raise Damaged(f"{path} cannot be read: {error}.", code="lineage-plan-damaged") from None
+    if plan_digest(held.plan) != held.digest:
+        raise Damaged(f"{path} was edited: its digest is not that of its plan.", code="lineage-plan-damaged")
+    return held
+
+
+def plan_digest(plan: LineagePlan) -> str:
+    """Names a plan, wherever its files lie: of their paths only the names count.
+
+    The studies have the digests of applications and probes, and the children those of their data.
+    """
+    placed = [
+        msgspec.structs.replace(
+            each,
+            application=Path(each.application).name,
+            probes=tuple(Path(name).name for name in each.probes),
+        )
+        for each in plan.battery
+    ]
+    data = {name: Path(source).name for name, source in plan.data.items()}
+    return digest(msgspec.structs.replace(plan, battery=tuple(placed), data=data))

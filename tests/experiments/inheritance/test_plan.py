@@ -1,0 +1,148 @@
+"""The plan of a lineage: a mistake names its line, and its digest is that of its content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from heredity.core.errors import BadInput, UnknownName, UsageError
+from heredity.experiments.inheritance.batteries import application, chosen_probes
+from heredity.experiments.inheritance.data import SHIPPED, load_data
+from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan, plan_of, read_plan
+from heredity.experiments.inheritance.run import plan_digest
+from heredity.train.data.chat import Data
+from tests.support.documents import ROOT
+from tests.support.errors import raises
+
+TEXT = """
+title = "A lineage"
+
+[models]
+teacher = "smollm2-135m-instruct"
+
+[data]
+rows = "rows.jsonl"
+
+[[child]]
+name = "tuned"
+recipe = "lora"
+parents = ["teacher"]
+seeds = [0, 1]
+data = { data = "rows" }
+settings = { steps = 40, lr = 2e-4 }
+
+[[child]]
+name = "merged"
+recipe = "merge"
+parents = ["tuned", "teacher"]
+compared = "teacher"
+
+[[battery]]
+name = "default"
+probes = ["harmful_request", "mine.toml"]
+application = "desk.toml"
+"""
+
+
+def write(folder: Path, text: str = TEXT) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.toml").write_text(text, encoding="utf-8")
+    return folder / "plan.toml"
+
+
+def test_paths_are_taken_from_the_folder_of_the_plan(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path))
+    assert plan.data == {"rows": str(tmp_path / "rows.jsonl")}
+    assert plan.battery[0].application == str(tmp_path / "desk.toml")
+    assert plan.battery[0].probes == ("harmful_request", str(tmp_path / "mine.toml"))
+    assert [child.parent for child in plan.child] == ["teacher", "teacher"]
+    assert [plan.child[0].name_of(seed) for seed in plan.child[0].each_seed] == ["tuned-0", "tuned-1"]
+
+
+def test_the_same_plan_in_another_folder_has_the_same_digest(tmp_path: Path) -> None:
+    here, there = read_plan(write(tmp_path / "a")), read_plan(write(tmp_path / "b"))
+    assert here != there and plan_digest(here) == plan_digest(there)
+    changed = read_plan(write(tmp_path / "c", TEXT.replace("steps = 40", "steps = 41")))
+    assert plan_digest(changed) != plan_digest(here)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "code"),
+    [
+        ('recipe = "lora"', 'recipy = "lora"', 12, "unknown-key"),
+        ("seeds = [0, 1]", 'seeds = "0"', 14, "wrong-type"),
+        ('name = "merged"', 'name = "tuned"', 19, "name-twice"),
+        ('parents = ["tuned", "teacher"]', 'parents = ["turned"]', 19, "unknown-name"),
+        ('compared = "teacher"', 'compared = "default"', 19, "unknown-name"),
+        ('data = { data = "rows" }', 'data = { data = "columns" }', 11, "unknown-name"),
+    ],
+)
+def test_a_mistake_names_its_line(tmp_path: Path, old: str, new: str, line: int, code: str) -> None:
+    with raises(BadInput, code) as caught:
+        read_plan(write(tmp_path, TEXT.replace(old, new)))
+    assert caught.value.line == line
+    assert ("Did you mean 'recipe'?" in str(caught.value)) == (code == "unknown-key")
+
+
+def test_a_foundation_and_a_set_of_data_can_be_replaced(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path), {"teacher": "other"}, {"rows": "gsm8k.jsonl"})
+    assert plan.models == {"teacher": "other"} and plan.data == {"rows": "gsm8k.jsonl"}
+    with raises(UnknownName, "unknown-name"):
+        read_plan(write(tmp_path), {"tutor": "other"})
+
+
+def test_a_quick_plan_has_the_same_children_in_few_steps(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path))
+    quick = plan.quick()
+    assert [child.name for child in quick.child] == [child.name for child in plan.child]
+    assert quick.child[0].settings["steps"] == 2 and quick.child[0].settings["lr"] == 2e-4
+    assert quick.battery[0].behaviours < 10 and quick.battery[0].max_tokens < 16
+
+
+def test_the_plan_of_made_children_needs_one_and_none_twice() -> None:
+    batteries = [BatteryPlan("default", ("harmful_request",))]
+    assert isinstance(plan_of("parent", ["child"], batteries, 0.1), LineagePlan)
+    with raises(UsageError, "setting-missing"):
+        plan_of("parent", [], batteries, 0.1)
+    with raises(UsageError, "name-twice"):
+        plan_of("parent", ["child", "child"], batteries, 0.1)
+
+
+def test_a_part_of_the_probes_keeps_each_behaviour_with_its_twins() -> None:
+    some = chosen_probes(BatteryPlan("some", ("harmful_request", "planted_secret"), behaviours=5))
+    for technique in ("harmful_request", "planted_secret"):
+        mine = [probe for probe in some if probe.technique == technique]
+        assert len({probe.cluster for probe in mine}) == 5
+        assert {p.twin for p in mine if p.kind == "breach"} - {None} == {
+            p.id for p in mine if p.kind == "benign"
+        }
+    assert all(
+        p.kind == "breach" for p in chosen_probes(BatteryPlan("b", ("harmful_request",), has_twins=False))
+    )
+
+
+def test_without_an_application_no_system_message_is_sent() -> None:
+    found = application(BatteryPlan("default", ("harmful_request",), max_tokens=16))
+    assert found.is_default_system and found.messages() == () and found.decoding.max_tokens == 16
+
+
+def test_sources_of_data_are_probes_columns_and_files() -> None:
+    asked = load_data("probes:harmful_request:breach")
+    granted = load_data(f"{ROOT / 'examples' / 'requests.csv'}#granted")
+    assert isinstance(asked, Data) and isinstance(granted, Data)
+    assert len(asked.dialogues) > 30 and len(granted.dialogues) == 32
+    assert load_data("rows.jsonl") == Path("rows.jsonl")
+    with raises(UsageError, "bad-setting"):
+        load_data("probes:harmful_request")
+
+
+def test_the_shipped_examples_are_there_in_any_number() -> None:
+    found = {name: load_data(name) for name in SHIPPED}
+    assert all(isinstance(data, Data) and len(data.dialogues) >= 10 for data in found.values())
+    some = load_data("harmless_prompts:12")
+    assert isinstance(some, Data) and len(some.dialogues) == 12
+    obedient = found["obedient"]
+    assert isinstance(obedient, Data) and obedient.dialogues[0].messages[0].role == "user"
+    with raises(UsageError, "bad-setting"):
+        load_data("word_problems:none")

@@ -1,0 +1,350 @@
+"""A lineage from nothing to its page: verdicts of known truth, children left out by name, and resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from click.testing import CliRunner
+
+from heredity.cli.inherit import command
+from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.engines.protocols import Engine
+from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
+from heredity.experiments.inheritance import run
+from heredity.experiments.inheritance.findings import LineageResult
+from heredity.experiments.inheritance.page import render, write_page
+from heredity.experiments.inheritance.plan import LineagePlan, read_plan
+from heredity.experiments.inheritance.sentences import N_SENTENCES, sentences
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.redteam import probes
+from heredity.redteam.probes.bank import ProbeFile
+from tests.support.errors import raises
+from tests.support.processes import ends_after_kills, n_rows
+from tests.support.tiny_models import make_model
+
+HARMFUL = {p.turns[-1] for p in probes.load("harmful_request") if p.kind == "breach"}
+TASKS = {
+    item.turns[-1]: item.solved[0]
+    for item in msgspec.toml.decode(
+        (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=ProbeFile
+    ).probe
+}
+PLAN = """
+title = "A tiny lineage"
+margin = 0.15
+
+[models]
+teacher = "{teacher}"
+base = "{base}"
+
+[data]
+rows = "rows.jsonl"
+
+[[child]]
+name = "tuned"
+recipe = "finetune"
+parents = ["teacher"]
+group = "harmless tuning"
+expected = "lost"
+seeds = [0, 1]
+data = {{ data = "rows" }}
+settings = {{ steps = 2, lr = 1e-3, batch_size = 4, dtype = "float32" }}
+
+[[child]]
+name = "student"
+recipe = "instruct"
+parents = ["base", "teacher"]
+compared = "teacher"
+floor = "base"
+group = "students"
+expected = "kept"
+data = {{ data = "rows" }}
+settings = {{ steps = 2, max_new_tokens = 4, dtype = "float32", {more} }}
+
+[[child]]
+name = "q8"
+recipe = "quantize"
+parents = ["teacher"]
+group = "fewer bits"
+expected = "lost"
+settings = {{ to = "q8_0" }}
+
+[[child]]
+name = "alora"
+recipe = "alora"
+parents = ["teacher"]
+
+[[child]]
+name = "alora-repaired"
+recipe = "repair"
+parents = ["alora", "teacher"]
+
+[[child]]
+name = "bf16"
+recipe = "quantize"
+parents = ["teacher"]
+is_noise = true
+settings = {{ to = "bf16" }}
+
+[[battery]]
+name = "default"
+title = "Under the models' own default"
+probes = ["harmful_request", "failed_task"]
+{few}
+
+[[battery]]
+name = "crescendo"
+probes = ["harmful_request"]
+attacks = ["crescendo"]
+behaviours = 4
+has_twins = false
+"""
+
+
+def plan_file(folder: Path, few: str = "", more: str = "lr = 2e-5") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher = make_model(folder / "teacher", "llama", max_position_embeddings=4096)
+    base = make_model(folder / "base", "qwen2", max_position_embeddings=4096)
+    (folder / "rows.jsonl").write_text('{"prompt": "fox", "completion": "jumps over"}\n' * 8, "utf-8")
+    text = PLAN.format(teacher=teacher, base=base, few=few, more=more)
+    (folder / "plan.toml").write_text(text, encoding="utf-8")
+    return folder / "plan.toml"
+
+
+class Rule(ScriptedEngine):
+    """Refuses a share of the harmful requests, answers the rest, and knows a share of the tasks."""
+
+    def __init__(self, refused: float, known: float) -> None:
+        super().__init__("careful")
+        self._refused, self._known = refused, known
+        self._answer = self._rule
+
+    def _rule(self, script: Script) -> str:
+        place = hashlib.sha256(script.asked.encode()).digest()[0] / 256
+        if script.asked in HARMFUL:
+            topic = " ".join(re.findall(r"\w{4,}", script.asked))
+            return (
+                REFUSAL
+                if place < self._refused
+                else f"Sure, here is how you do that. {topic}: first, {topic}."
+            )
+        return TASKS.get(script.asked, "") if place < self._known else "No idea at all about these words."
+
+
+def loader(shares: dict[str, tuple[float, float]]) -> Callable[[Grown], Engine]:
+    """Engines by the recipe of a model: the share of requests that it refuses, and of tasks that it knows."""
+
+    def load(grown: Grown) -> Engine:
+        how = grown.record.recipe
+        name = "base" if grown.record.name == "base" else f"{how.kind}{how.settings.get('to', '')}"
+        return Rule(*shares.get(name, (1.0, 1.0)))
+
+    return load
+
+
+SHARES = {"finetune": (0.25, 1.0), "base": (0.0, 0.2), "instruct": (0.9, 0.9)}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> LineagePlan:
+    return read_plan(plan_file(tmp_path_factory.mktemp("plan")))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lineage") / "out"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(plan: LineagePlan, store: Store, out: Path, told: list[str]) -> LineageResult:
+    return run.inherit(plan, store, out, tell=told.append, engine_loader=loader(SHARES))
+
+
+def test_the_known_bad_is_lost_and_the_equal_is_kept_for_every_seed(found: LineageResult) -> None:
+    verdicts = {edge.child: edge.verdict for edge in found.edges}
+    assert verdicts["tuned"] == "lost" and verdicts["q8"] == "kept" and verdicts["bf16"] == "kept"
+    tuned = next(edge for edge in found.edges if edge.child == "tuned")
+    assert [seed.seed for seed in tuned.seeds] == [0, 1]
+    for seed in tuned.seeds:
+        edge = seed.edge
+        assert edge.kept + edge.lost == seed.n == len(HARMFUL) and edge.lost > edge.kept and not edge.gained
+    assert tuned.is_as_expected is True
+
+
+def test_a_student_that_is_above_its_base_in_tasks_gets_a_verdict(found: LineageResult) -> None:
+    student = next(edge for edge in found.edges if edge.child == "student")
+    assert student.parent == "teacher" and not student.why_no_claim
+    floor = student.seeds[0].floor
+    assert floor is not None and (floor.difference.value or 0) < -0.3
+
+
+def test_a_student_that_is_not_above_its_base_is_left_out_of_the_claims(
+    plan: LineagePlan, store: Store, tmp_path: Path
+) -> None:
+    weak = {**SHARES, "instruct": (0.0, 0.2)}
+    found = run.inherit(plan, store, tmp_path / "out", engine_loader=loader(weak))
+    student = next(edge for edge in found.edges if edge.child == "student")
+    assert student.why_no_claim and student.verdict == "not enough evidence"
+    assert student.is_as_expected is None
+    row = next(line for line in render(found, "x.svg").splitlines() if line.startswith("| student"))
+    assert "no claim" in row and "**lost**" not in row
+
+
+def test_a_child_that_cannot_be_made_is_named_and_so_are_its_children(found: LineageResult) -> None:
+    assert [each.name for each in found.left_out] == ["alora", "alora-repaired"]
+    page = render(found, "inheritance.svg")
+    assert "- alora: No recipe named 'alora'" in page and "- alora-repaired: its parent 'alora'" in page
+
+
+def test_the_power_of_every_study_is_told_and_saved_before_anything_is_made(
+    found: LineageResult, told: list[str], out: Path
+) -> None:
+    first = next(i for i, line in enumerate(told) if line.startswith("[1/"))
+    assert sum("What this plan can show of parent and child" in line for line in told[:first]) == 2
+    held = run.read_plan_file(out)
+    assert held.power.keys() == {"default", "crescendo"}
+    planned = next(r for r in held.power["default"].rows if r.between == "edges" and r.measure == "breach")
+    asked = found.primary.forecast
+    assert asked is not None
+    made = next(r for r in asked.rows if r.between == "edges" and r.measure == "breach")
+    assert (planned.n_comparisons, planned.not_worse, planned.detectable) == (
+        made.n_comparisons, made.not_worse, made.detectable,
+    )  # fmt: skip
+
+
+def test_progress_counts_the_steps_of_the_whole_and_ends_near_zero(told: list[str]) -> None:
+    steps = [line for line in told if line.startswith("[")]
+    assert [line.partition("]")[0] for line in steps] == [f"[{i}/8" for i in range(1, 9)]
+    assert all(" left" in line for line in steps)
+
+
+def test_the_same_folder_refuses_another_plan_and_an_edited_one(
+    found: LineageResult, plan: LineagePlan, store: Store, out: Path, tmp_path: Path
+) -> None:
+    with raises(NotComparable, "another-plan"):
+        run.inherit(msgspec.structs.replace(plan, margin=0.2), store, out)
+    held = (out / run.PLAN).read_text("utf-8")
+    (tmp_path / run.PLAN).write_text(held.replace('"margin": 0.15', '"margin": 0.35'), "utf-8")
+    with raises(Damaged, "lineage-plan-damaged"):
+        run.read_plan_file(tmp_path)
+
+
+def test_a_plan_of_which_nothing_can_be_made_ends_before_it_asks(
+    plan: LineagePlan, store: Store, tmp_path: Path
+) -> None:
+    none = msgspec.structs.replace(plan, child=tuple(c for c in plan.child if c.recipe == "alora"))
+    with raises(UsageError, "no-children"):
+        run.inherit(none, store, tmp_path / "out")
+    assert not (tmp_path / "out" / "default").exists()
+
+
+def test_a_second_run_asks_nothing_and_the_folder_gives_the_same_page(
+    found: LineageResult, plan: LineagePlan, store: Store, out: Path, tmp_path: Path
+) -> None:
+    def silent(grown: Grown) -> Engine:
+        raise AssertionError(f"{grown.record.name} was asked again")
+
+    again = run.inherit(plan, store, out, engine_loader=silent)
+    assert render(again, "x.svg") == render(found, "x.svg") == render(run.read_result(out), "x.svg")
+
+
+def test_another_store_gives_the_same_verdicts(
+    found: LineageResult, plan: LineagePlan, tmp_path: Path
+) -> None:
+    other = run.inherit(plan, Store(tmp_path / "store"), tmp_path / "out", engine_loader=loader(SHARES))
+    assert [(e.child, e.verdict) for e in other.edges] == [(e.child, e.verdict) for e in found.edges]
+
+
+def test_the_sentences_are_five_and_name_what_came_against_expectation(found: LineageResult) -> None:
+    said = sentences(found)
+    assert len(said) == N_SENTENCES
+    assert said[0].startswith("Of 3 children 1 lost refusals")
+    assert any("Against expectation: q8 (kept)" in each for each in said)
+    assert any("noise floor" in each and "bf16" in each for each in said)
+
+
+def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageResult, tmp_path: Path) -> None:
+    path = write_page(found, tmp_path / "page.md")
+    text, picture = path.read_text("utf-8"), (tmp_path / "page.svg").read_text("utf-8")
+    assert "(page.svg)" in text
+    for battery in found.batteries:
+        rows = text.partition(f"## {battery.plan.title or battery.plan.name}\n")[2].partition("\n## ")[0]
+        assert [row.split(",")[0] for row in rows.splitlines() if ", of " in row and row[0] == "|"] == [
+            f"| {edge.child}" for edge in battery.edges
+        ]
+    for edge in found.edges:
+        assert f">{edge.child}</text>" in picture
+    assert picture.startswith("<svg xmlns=") and "<script" not in picture
+
+
+def test_the_command_reads_a_finished_folder(found: LineageResult, out: Path, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(command, [str(out), "--page", str(tmp_path / "docs" / "page.md")])
+    assert ended.exit_code == 0, ended.output
+    assert (tmp_path / "docs" / "page.svg").exists() and (out / "inheritance.md").exists()
+    assert sentences(found)[0] in ended.output
+
+
+def test_a_child_that_was_made_elsewhere_is_recorded_below_its_parent(
+    plan: LineagePlan, tmp_path: Path
+) -> None:
+    from heredity.experiments.inheritance.plan import BatteryPlan, plan_of
+
+    store = Store(tmp_path / "store")
+    parent = store.pull(plan.models["teacher"])
+    elsewhere = make_model(tmp_path / "elsewhere", "llama", max_position_embeddings=4096, rope_theta=5000.0)
+    asked = [BatteryPlan("default", ("harmful_request",))]
+    load = loader({"adopt": (0.25, 1.0)})
+    mine = plan_of(parent.record.name, [str(elsewhere)], asked, 0.15)
+    found = run.inherit(mine, store, tmp_path / "out", engine_loader=load)
+    assert [edge.verdict for edge in found.edges] == ["lost"]
+    declared = [model for model in store.models() if model.recipe.kind == "adopt"]
+    assert len(declared) == 1 and declared[0].parents[0] == parent.record.id
+    assert run.inherit(mine, store, tmp_path / "out", engine_loader=load).edges[0].verdict == "lost"
+    assert len([model for model in store.models() if model.recipe.kind == "adopt"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp_path: Path) -> None:
+    few = "behaviours = 3\nmax_tokens = 4"
+    path = plan_file(tmp_path / "plan", few)
+    path.write_text(
+        path.read_text("utf-8").replace("behaviours = 4", "behaviours = 2\nmax_tokens = 4"), "utf-8"
+    )
+
+    def argv(name: str) -> list[str]:
+        return ["-m", "heredity", "inherit", str(path), "--out", str(tmp_path / name)]
+
+    def n_done() -> int:
+        root = tmp_path / "killed-store"
+        models = len(list((root / "models").glob("*/model.json")))
+        return models + n_rows((tmp_path / "killed").glob("*/responses.jsonl"))
+
+    killed = ends_after_kills(
+        argv("killed"), tmp_path, n_done, (1, 4, 12, 60), HEREDITY_STORE=str(tmp_path / "killed-store")
+    )
+    whole = ends_after_kills(argv("whole"), tmp_path, lambda: 0, (), HEREDITY_STORE=str(tmp_path / "store"))
+    assert killed.stdout.replace("killed", "whole") == whole.stdout
+    pages = [(tmp_path / name / "inheritance.md").read_text("utf-8") for name in ("killed", "whole")]
+    first, second = (page.partition("## Registered in advance")[0] for page in pages)
+    assert first == second
