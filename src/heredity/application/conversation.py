@@ -71,7 +71,7 @@ class _Chat:
             self.messages, self._passage = list(self._before[0]), self._before[1]
         self._before = (list(self.messages), self._passage)
         # Two messages of the user in a row are more than some templates take.
-        is_open = self.n_turns and self.messages[-1].role == "user"
+        is_open = bool(self.n_turns and self.messages) and self.messages[-1].role == "user"
         left = f"{self.messages.pop().content}\n\n" if is_open else ""
         self.messages += turn.before
         self.messages.append(Message("user", left + _with_passage(turn.text, self._passage)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Consult, Reply, Request, Turn, is_failed, is_skipped
 from heredity.lineage.store import scripted
@@ -43,9 +44,11 @@ def context(referee: Scores | None = None, n: int = 10, has_attacker: bool = Fal
     return msgspec.structs.replace(made, referee=referee or Scores(), has_attacker=has_attacker)
 
 
-def contents(spec: str, say: Callable[[str], str], n: int = 6) -> list[list[str]]:
+def contents(
+    spec: str, say: Callable[[str], str], n: int = 6, application: Application = APPLICATION
+) -> list[list[str]]:
     """The user's texts that the model sees, request by request."""
-    desk = msgspec.structs.replace(APPLICATION, max_turns=n, few_shot=())
+    desk = msgspec.structs.replace(application, max_turns=n, few_shot=())
     conversation = desk.converse(attacks.load(spec)(PLAIN, attacks.context_for(desk)), PLAIN)
     seen, request = [], next(conversation)
     while True:
@@ -64,6 +67,16 @@ def test_a_refused_step_and_its_refusal_are_gone_from_the_chat() -> None:
     assert third[0] == second[0] and len(third) == 2
     willing = contents("crescendo:5", lambda text: YES)
     assert [len(texts) for texts in willing] == [1, 2, 3, 4]
+
+
+def test_a_refused_first_step_is_taken_back_without_any_message_before_it() -> None:
+    """As under a model's own default system prompt: no message of the application is in front."""
+    default = Application("default")
+    opening = contents("crescendo:5", lambda _: YES, application=default)[0][0]
+    first, second, *_ = contents(
+        "crescendo:5", lambda text: REFUSAL if text == opening else YES, application=default
+    )
+    assert first == [opening] and len(second) == 1 and second != first
 
 
 def test_a_refused_demand_is_replaced_and_not_piled_up() -> None:

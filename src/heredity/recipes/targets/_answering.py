@@ -9,14 +9,17 @@ Leaves to others: answering (engines/).
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from heredity.core.errors import UsageError
+from heredity.core.files import explain_full_disk
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
-from heredity.recipes.adopt import link_files
 
 _FORMS = ("dequantize", "merge_adapter")  # recipes whose child holds the same weights as its parent
 
@@ -29,14 +32,21 @@ class EngineTarget:
 
     kind = "engine"
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """The engine."""
         return {"engine": self.engine}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Link the one parent's files into `out`."""
         (parent,) = parents
-        link_files(parent, out)
+        for file in parent.record.files:
+            source, target = parent.folder / file.path, out / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:  # another file system, or one without links
+                with explain_full_disk(out, file.bytes):
+                    shutil.copyfile(source, target)
         model = parent.record
         return Description(
             f"{self.engine}:{model.name}",
