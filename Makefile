@@ -20,18 +20,24 @@ empty :=
 slug = $(subst /,_,$(subst :,_,$(subst $(empty) $(empty),+,$(strip $(1)))))
 OUT ?= runs/$(basename $(notdir $(APPLICATION)))$(if $(subst $(DEFAULT_MODELS),,$(strip $(MODELS))),-$(call slug,$(MODELS)))$(if $(filter-out fixed,$(STOPPING)),-$(STOPPING))
 
+# `make inheritance`: another teacher (FLAGSHIP=1.5b) or other word problems (DATA=gsm8k.jsonl) have another folder.
+FLAGSHIP ?=
+DATA ?=
+LINEAGE ?= runs/inheritance$(if $(FLAGSHIP),-$(FLAGSHIP))$(if $(DATA),-$(call slug,$(basename $(notdir $(DATA)))))$(if $(findstring --quick,$(ARGS)),-quick)
+
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
 
-.PHONY: help study descent pretrain test test-fast prose shape bench proofs judges learned head docs reference clean
+.PHONY: help study inheritance pretrain test test-fast prose shape bench proofs judges learned head docs reference clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo; echo '  Examples: make study MODELS="smollm2-135m-instruct qwen2.5-coder-1.5b-instruct"'
 	@echo '            make study ARGS="--probes quick"'
+	@echo '            make inheritance FLAGSHIP=1.5b'
 	@echo '            make test ARGS="tests/stats -x -n 0"'
 	@echo '            make bench BENCH=runner ARGS="--trials 20000 --rows 100000"'
 
@@ -39,8 +45,10 @@ study: $(VENV)/.torch ## pull real models, ask them the probes of the example ap
 	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") \
 	  $(foreach a,$(ATTACKS),--attack "$(a)") --margin "$(MARGIN)" --stopping "$(STOPPING)" --out "$(OUT)" --yes $(ARGS)
 
-descent: $(VENV)/.torch ## grow children of two real models, and measure what each inherited
-	@$(BIN)/python examples/descent.py $(ARGS)
+inheritance: $(VENV)/.torch ## grow children of real models, and measure what each kept of their safety (about an hour)
+	@$(BIN)/heredity inherit examples/inheritance.toml --out "$(LINEAGE)" \
+	  $(if $(FLAGSHIP),--model "teacher=qwen2.5-coder-$(FLAGSHIP)-instruct") \
+	  $(if $(DATA),--data "problems=$(DATA)") $(ARGS)
 
 pretrain: $(VENV)/.corpus ## a base from random weights, its children, and what they know and keep
 	@$(BIN)/python examples/home_grown.py $(ARGS)

@@ -19,6 +19,9 @@ from types import ModuleType
 import pytest
 
 import heredity as h
+from heredity.experiments.inheritance.batteries import application, chosen_probes
+from heredity.experiments.inheritance.children import Lineage
+from heredity.experiments.inheritance.plan import read_plan
 from tests.support.documents import ROOT, Block, blocks, pages
 
 SCRIPTS = [
@@ -136,12 +139,22 @@ class _Recording:
 
 
 def test_the_recipes_of_the_examples_take_their_settings() -> None:
-    places = (str(ROOT / "examples" / f"{name}.py") for name in ("descent", "home_grown"))
-    descent, home = map(runpy.run_path, places)
+    home = runpy.run_path(str(ROOT / "examples" / "home_grown.py"))
     store = _Recording()
     with h.Display() as display:
-        made = descent["children"](store, 0.1, display)
         answering, others = home["family"](store, "base", 0.1, display)
-    assert len(made) == 12 and len(answering) == 5 and len(others) == 4
-    kinds = {"lora", "guard", "ablate", "quantize", "finetune", "instruct", "prune", "distill", "merge"}
-    assert set(store.kinds) == kinds
+    assert len(answering) == 5 and len(others) == 4
+    assert set(store.kinds) == {"lora", "quantize", "finetune", "prune", "distill"}
+
+
+def test_the_recipes_of_the_plan_of_inheritance_take_their_settings(tmp_path: Path) -> None:
+    plan = read_plan(ROOT / "examples" / "inheritance.toml")
+    lineage = Lineage(plan, h.Store(tmp_path), tmp_path)
+    possible = lineage.preview()
+    assert [each.name for each in lineage.left_out] == ["benign-alora"]
+    kinds = {"lora", "ablate", "quantize", "finetune", "instruct", "distill", "merge"}
+    assert {task.child.recipe for task in possible} - {"engine"} == kinds
+    assert all(len(c.seeds) >= 2 for c in plan.child if {"steps", "top_k"} & set(c.settings))
+    for battery in plan.battery:
+        assert application(battery).decoding.max_tokens <= 64 and chosen_probes(battery)
+    assert plan.margin == 0.10 and application(plan.battery[0]).is_default_system

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -43,7 +43,11 @@ _PROBES = ("harmful_request", "failed_task")
 )
 @click.option("--page", type=PathArgument(), metavar="FILE",
               help="Write the page here, too, with its figure next to it.")  # fmt: skip
-def command(models: tuple[str, ...], out: Path | None, page: Path | None, **given: Any) -> None:
+def command(
+    models: tuple[str, ...], renamed: tuple[str, ...], data: tuple[str, ...], application: Path | None,
+    probes: tuple[str, ...], attack: tuple[str, ...], margin: float | None, judge: str | None, quick: bool,
+    out: Path | None, page: Path | None,
+) -> None:  # fmt: skip
     """Measure what children kept of a parent's safety.
 
     Parent and children are asked harmful requests, their benign twins and easy tasks. They answer under their
@@ -65,7 +69,9 @@ def command(models: tuple[str, ...], out: Path | None, page: Path | None, **give
         folder = Path(models[0])
         found = run.read_result(folder)
     else:
-        plan = _plan(models, **given)
+        batteries = _batteries(application, probes, attack)
+        plan = _plan(models, _pairs("model", renamed), _pairs("data", data), batteries, margin, judge or "")
+        plan = plan.quick() if quick else plan
         folder = out or Path("lineages") / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         with Display() as display:
             found = run.inherit(plan, open_store(), folder, display, lambda line: note(plain(line)))
@@ -89,33 +95,21 @@ def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _plan(
-    models: tuple[str, ...],
-    renamed: tuple[str, ...],
-    data: tuple[str, ...],
-    application: Path | None,
-    probes: tuple[str, ...],
-    attack: tuple[str, ...],
-    margin: float | None,
-    judge: str | None,
-    quick: bool,
-) -> LineagePlan:
-    """The plan of these options. Raises UsageError for those that do not go together."""
+    models: tuple[str, ...], others: dict[str, str], examples: dict[str, str], batteries: list[BatteryPlan],
+    margin: float | None, judge: str,
+) -> LineagePlan:  # fmt: skip
+    """The plan of a file, or of models that exist. Raises UsageError for options that do not go together."""
     import msgspec
 
     from heredity.experiments.inheritance.plan import plan_of, read_plan
 
-    others, examples = _pairs("model", renamed), _pairs("data", data)
-    if len(models) == 1 and models[0].endswith(".toml"):
-        plan = read_plan(Path(models[0]), others, examples)
-        plan = plan if margin is None else msgspec.structs.replace(plan, margin=margin)
-        plan = plan if judge is None else msgspec.structs.replace(plan, judge=judge)
-    elif others or examples:
-        raise click.UsageError("--model and --data change a plan file. Give one.")
-    else:
-        parent, *children = models
-        batteries = _batteries(application, probes, attack)
-        plan = plan_of(parent, children, batteries, _MARGIN if margin is None else margin, judge or "")
-    return plan.quick() if quick else plan
+    if len(models) > 1 or not models[0].endswith(".toml"):
+        if others or examples:
+            raise click.UsageError("--model and --data change a plan file. Give one.")
+        return plan_of(models[0], models[1:], batteries, _MARGIN if margin is None else margin, judge)
+    plan = read_plan(Path(models[0]), others, examples)
+    margin = plan.margin if margin is None else margin
+    return msgspec.structs.replace(plan, margin=margin, judge=judge or plan.judge)
 
 
 def _batteries(

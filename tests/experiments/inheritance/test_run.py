@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from heredity.redteam import probes
 from heredity.redteam.probes.bank import ProbeFile
 from tests.support.errors import raises
 from tests.support.processes import ends_after_kills, n_rows
-from tests.support.tiny_models import make_model
+from tests.support.tiny_models import WORDS, make_model
 
 HARMFUL = {p.turns[-1] for p in probes.load("harmful_request") if p.kind == "breach"}
 TASKS = {
@@ -69,7 +70,7 @@ floor = "base"
 group = "students"
 expected = "kept"
 data = {{ data = "rows" }}
-settings = {{ steps = 2, max_new_tokens = 4, dtype = "float32", {more} }}
+settings = {{ steps = 2, max_new_tokens = 12, dtype = "float32", {more} }}
 
 [[child]]
 name = "q8"
@@ -111,11 +112,12 @@ has_twins = false
 """
 
 
-def plan_file(folder: Path, few: str = "", more: str = "lr = 2e-5") -> Path:
+def plan_file(folder: Path, few: str = "", more: str = "leave_out = []") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     teacher = make_model(folder / "teacher", "llama", max_position_embeddings=4096)
     base = make_model(folder / "base", "qwen2", max_position_embeddings=4096)
-    (folder / "rows.jsonl").write_text('{"prompt": "fox", "completion": "jumps over"}\n' * 8, "utf-8")
+    rows = [{"prompt": f"the {word}", "completion": "jumps over"} for word in WORDS]
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
     text = PLAN.format(teacher=teacher, base=base, few=few, more=more)
     (folder / "plan.toml").write_text(text, encoding="utf-8")
     return folder / "plan.toml"
@@ -187,7 +189,8 @@ def test_the_known_bad_is_lost_and_the_equal_is_kept_for_every_seed(found: Linea
     assert [seed.seed for seed in tuned.seeds] == [0, 1]
     for seed in tuned.seeds:
         edge = seed.edge
-        assert edge.kept + edge.lost == seed.n == len(HARMFUL) and edge.lost > edge.kept and not edge.gained
+        assert edge.kept + edge.lost + seed.n_unclear == seed.n == len(HARMFUL)
+        assert edge.lost > edge.kept and not edge.gained
     assert tuned.is_as_expected is True
 
 
@@ -245,7 +248,7 @@ def test_the_same_folder_refuses_another_plan_and_an_edited_one(
         run.inherit(msgspec.structs.replace(plan, margin=0.2), store, out)
     held = (out / run.PLAN).read_text("utf-8")
     (tmp_path / run.PLAN).write_text(held.replace('"margin": 0.15', '"margin": 0.35'), "utf-8")
-    with raises(Damaged, "lineage-plan-damaged"):
+    with raises(Damaged, "plan-damaged"):
         run.read_plan_file(tmp_path)
 
 

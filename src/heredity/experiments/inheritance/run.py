@@ -125,7 +125,7 @@ def read_result(out: Path) -> LineageResult:
     try:
         grown = msgspec.json.decode((out / GROWN).read_bytes(), type=GrownFile)
     except (OSError, msgspec.DecodeError) as error:
-        raise Damaged(f"{out / GROWN} cannot be read: {error}.", code="lineage-plan-damaged") from None
+        raise Damaged(f"{out / GROWN} cannot be read: {error}.", code="plan-damaged") from None
     results = {each.name: Result(out / each.name, read_proven(out / each.name)) for each in held.plan.battery}
     return collect(held.plan, grown.models, grown.left_out, results, held.at)
 
@@ -194,9 +194,9 @@ def read_plan_file(out: Path) -> LineageFile:
     try:
         held = msgspec.json.decode(path.read_bytes(), type=LineageFile)
     except (OSError, msgspec.DecodeError) as error:
-        raise Damaged(f"{path} cannot be read: {error}.", code="lineage-plan-damaged") from None
+        raise Damaged(f"{path} cannot be read: {error}.", code="plan-damaged") from None
     if plan_digest(held.plan) != held.digest:
-        raise Damaged(f"{path} was edited: its digest is not that of its plan.", code="lineage-plan-damaged")
+        raise Damaged(f"{path} was edited: its digest is not that of its plan.", code="plan-damaged")
     return held
 
 
