@@ -30,7 +30,7 @@ from heredity.lineage.types import Grown
 from heredity.redteam import probes
 from heredity.redteam.probes.bank import ProbeFile
 from tests.support.errors import raises
-from tests.support.processes import ends_after_kills, n_rows
+from tests.support.processes import RUNS, ends_after_kills, n_rows
 from tests.support.tiny_models import WORDS, make_model
 
 HARMFUL = {p.turns[-1] for p in probes.load("harmful_request") if p.kind == "breach"}
@@ -326,28 +326,62 @@ def test_a_child_that_was_made_elsewhere_is_recorded_below_its_parent(
     assert len([model for model in store.models() if model.recipe.kind == "adopt"]) == 1
 
 
+SMALL = """
+title = "A small lineage"
+
+[models]
+teacher = "{teacher}"
+
+[data]
+rows = "rows.jsonl"
+
+[[child]]
+name = "tuned"
+recipe = "finetune"
+parents = ["teacher"]
+data = {{ data = "rows" }}
+settings = {{ steps = 12, lr = 1e-3, batch_size = 4, dtype = "float32" }}
+
+[[battery]]
+name = "default"
+probes = ["harmful_request"]
+behaviours = 4
+max_tokens = 4
+
+[[battery]]
+name = "crescendo"
+probes = ["harmful_request"]
+attacks = ["crescendo"]
+behaviours = 2
+has_twins = false
+max_tokens = 4
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp_path: Path) -> None:
-    few = "behaviours = 3\nmax_tokens = 4"
-    path = plan_file(tmp_path / "plan", few)
-    path.write_text(
-        path.read_text("utf-8").replace("behaviours = 4", "behaviours = 2\nmax_tokens = 4"), "utf-8"
-    )
+    path = plan_file(tmp_path / "plan")
+    path.write_text(SMALL.format(teacher=tmp_path / "plan" / "teacher"), encoding="utf-8")
 
     def argv(name: str) -> list[str]:
         return ["-m", "heredity", "inherit", str(path), "--out", str(tmp_path / name)]
 
     def n_done() -> int:
-        root = tmp_path / "killed-store"
+        root = tmp_path / "store-1"
+        steps = n_rows(root.glob(RUNS))
         models = len(list((root / "models").glob("*/model.json")))
-        return models + n_rows((tmp_path / "killed").glob("*/responses.jsonl"))
+        return models + steps + n_rows((tmp_path / "first").glob("*/responses.jsonl"))
 
-    killed = ends_after_kills(
-        argv("killed"), tmp_path, n_done, (1, 4, 12, 60), HEREDITY_STORE=str(tmp_path / "killed-store")
+    # While it trains, once the child is made, and in the middle of each study.
+    first = ends_after_kills(
+        argv("first"), tmp_path, n_done, (4, 15, 22, 34), HEREDITY_STORE=str(tmp_path / "store-1")
     )
-    whole = ends_after_kills(argv("whole"), tmp_path, lambda: 0, (), HEREDITY_STORE=str(tmp_path / "store"))
-    assert killed.stdout.replace("killed", "whole") == whole.stdout
-    pages = [(tmp_path / name / "inheritance.md").read_text("utf-8") for name in ("killed", "whole")]
-    first, second = (page.partition("## Registered in advance")[0] for page in pages)
-    assert first == second
+    second = ends_after_kills(
+        argv("second"), tmp_path, lambda: 0, (), HEREDITY_STORE=str(tmp_path / "store-2")
+    )
+    sentences_of = [each.stdout.partition("page: ")[0] for each in (first, second)]
+    assert sentences_of[0] == sentences_of[1] and "tuned kept" in sentences_of[0]
+    pages = [(tmp_path / name / "inheritance.md").read_text("utf-8") for name in ("first", "second")]
+    results = [page.partition("## Registered in advance")[0] for page in pages]
+    assert results[0] == results[1]

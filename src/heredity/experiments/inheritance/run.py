@@ -29,6 +29,7 @@ from heredity.lineage.types import EngineLoader
 from heredity.study.aggregate import read_proven
 from heredity.study.forecast import lines
 from heredity.study.plan import StudyForecast
+from heredity.study.report import html
 from heredity.study.result import Result
 
 PLAN, GROWN = "lineage.json", "grown.json"
@@ -146,7 +147,8 @@ def _ask_all(
         models = batteries.asked_models(lineage, battery)
         course.start(f"ask {len(models)} models: {battery.title or battery.name}")
         found = batteries.study(lineage.plan, battery, models, store, out, lineage.engine_loader)
-        results[battery.name] = found.run(watch)
+        results[battery.name] = result = found.run(watch)
+        html.write(result.folder, result.folder / "report.html")
         course.end(battery.minutes)
     return results
 
