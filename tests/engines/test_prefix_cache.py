@@ -14,6 +14,7 @@ from heredity.engines.formats import weights
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.batch import BatchRow, ContinuousBatch, PrefixCache, Sampler
 from heredity.engines.torch.decoder import CHUNK, Decoder
+from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
 
 
 def tokens(n: int, seed: int) -> tuple[int, ...]:
@@ -35,10 +36,15 @@ def left_by(
 
 
 @pytest.mark.parametrize("n_prefix", [0, 70])
+@pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_kept_beginning_has_the_bits_of_a_computed_one(any_model: Path, dtype: str, n_prefix: int) -> None:
+def test_a_kept_beginning_has_the_bits_of_a_computed_one(
+    any_model: Path, dtype: str, bits: KvBits | None, n_prefix: int
+) -> None:
     kind = getattr(torch, dtype)
-    decoder, prefix = Decoder(weights.read_weights(any_model, kind), kind), tokens(n_prefix, 9)
+    read = weights.read_weights(any_model, kind)
+    decoder = Decoder(read, kind) if bits is None else KvQuantizedDecoder(read, kind, bits)
+    prefix = tokens(n_prefix, 9)
     shared = tokens(2 * CHUNK, 1)
     rows = [shared + tokens(n, n) for n in (1, 40, CHUNK, CHUNK + 7)] + [shared[:CHUNK] + tokens(30, 3)]
     kept = PrefixCache(1 << 30)

@@ -21,6 +21,7 @@ from heredity.engines.protocols import AlterableEngine, BatchReporter, Engine, E
 _ALTERED = " | "
 _UNKNOWN_MEMORY = 16 << 30  # bytes, where the system reports none
 NOT_VERIFIED = "batch invariance not verified"  # in the name of an engine with `is_batch_unverified`
+KV_CACHE, DTYPE = "kv_cache", "dtype"  # recipes of a model that the torch engine computes otherwise
 BY_FORMAT = {
     "safetensors": "torch",
     "gguf": "torch",

@@ -12,11 +12,13 @@ from typing import NamedTuple
 from heredity.core.records import Model, Record
 
 # Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.
-FORMS = ("dequantize", "merge_adapter", "engine")
+FORMS = ("dequantize", "merge_adapter", "engine", "dtype")
 # Recipes that teach nothing: a base that was made here, and what is of one, goes on with a text.
-TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", *FORMS)
+TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", "kv_cache", *FORMS)
 # Recipes of which further parents are teachers: what they wrote or computed is learned.
 TAUGHT = ("distill", "instruct", "finetune", "lora")
+# What the parents of a recipe are to the child, in their order; others are only its parents.
+ROLES = {"distill": ("start", "teacher"), "instruct": ("start", "teacher")}
 
 
 class Edge(Record, frozen=True):

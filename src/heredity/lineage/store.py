@@ -84,7 +84,7 @@ class Store:
     def get(self, name: str | Callable[..., Any]) -> Grown:
         """A model by its name, by the start of its id, by its catalogue alias, or as "scripted:NAME".
 
-        A target that needs no download ("call:...", "url:...", "remote:...", "llamacpp:NAME", "vllm:NAME";
+        A target that needs no download ("call:...", "url:...", "llamacpp:NAME", "kv4:NAME", ...;
         recipes/targets) is recorded unless it is already. So is a function given as a value.
 
         Raises UnknownName with the nearest name, Unavailable if it is in the catalogue
@@ -205,7 +205,7 @@ class Store:
         Raises Unavailable if a parent does not generate text.
         """
         _refuse_other_than_recipe(recipe)
-        for name, why in ((p.record.name, why_not_generative(p.record)) for p in parents):
+        for name, why in ((p.record.name, _why_childless(p.record)) for p in parents):
             if why:
                 raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
         whole = self._with_teachers(recipe, [self.whole(parent) for parent in parents])
@@ -360,6 +360,12 @@ class Store:
             os.replace(child, home)  # noqa: PTH105
         sync_folder(home.parent)
         return Grown(record, self.folder(record))
+
+
+def _why_childless(model: Model) -> str:
+    if model.recipe.kind in (engines.KV_CACHE, engines.DTYPE):
+        return "it is its parent with a setting of the engine, so derive from the parent"
+    return why_not_generative(model)
 
 
 def _refuse_other_than_recipe(recipe: object) -> None:

@@ -8,10 +8,10 @@ arithmetic.
 int8: safetensors whose layers' matrices are whole numbers with one scale an output; embedding and head stay.
 The torch engine multiplies them as whole numbers, what comes in rounded to int8 by token (dynamic).
 
-gptq4, gptq3: the layers' matrices in 4 or 3 bits with a scale for each group of inputs, calibrated on `data`
-(GPTQ, Frantar et al. 2022, 2210.17323). rtn4, rtn3: the same grid without calibration, each weight rounded to
-nearest. Embedding and head stay. The child holds the rounded numbers as full-precision safetensors: it
-answers as a packed model would, and its files are NOT smaller than the parent's.
+gptq4, gptq3: the layers' matrices in 4 or 3 bits, with a scale for each group of inputs. `data` calibrates
+them (GPTQ, Frantar et al. 2022, 2210.17323). rtn4, rtn3: the same grid without calibration, each weight
+rounded to nearest. Embedding and head stay. The child holds the rounded numbers as full-precision
+safetensors: it answers as a packed model would, and its files are NOT smaller than the parent's.
 """
 
 from __future__ import annotations

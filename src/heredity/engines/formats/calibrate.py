@@ -75,7 +75,7 @@ def calibrate(
     files = TensorFiles(folder, torch.float32)
     found = Calibrated()
     layers = list(decoder.get_submodule("layers").children())
-    meter = Meter(watch, "quantize", len(layers))
+    meter = Meter(watch, "calibrate", len(layers))
     with torch.no_grad():
         states, arguments = _first_inputs(decoder, sequences)
         for number, layer in enumerate(layers):

@@ -1,7 +1,7 @@
 """Matrices rounded to a few bits in groups with a shared scale: to nearest, or by GPTQ.
 
-Rounding to nearest (RTN) looks at each weight alone. GPTQ rounds one input column after another. It moves the
-error of a column into the columns that are not rounded yet, so that the outputs on calibration inputs X
+Rounding to nearest (RTN) looks at each weight by itself. GPTQ rounds one input column after another. It moves
+the error of a column into the columns that are not rounded yet, so that the outputs on calibration inputs X
 change least. The Hessian of that error is H = 2 X X'.
 
 Promises: both round to the same grid, so that they compare. A Hessian of zeros gives RTN.
@@ -95,8 +95,8 @@ def gptq(
     """Return a matrix (outputs, inputs) rounded by GPTQ; fp32.
 
     hessian: (inputs, inputs), in any scale. damp: this share of its mean diagonal is added to the diagonal.
-    act_order: columns with the largest diagonal first. The scales of all groups then come from the weights as
-    they are; else those of a group come from its weights as the groups before have left them.
+    act_order: columns with the largest diagonal first. All scales then come from the weights as they are.
+    Otherwise a group's scale comes from its weights after the updates by earlier groups.
     Raises Damaged for NaN or infinity, and Refused for inputs without whole groups.
     """
     columns = _columns(weight)

@@ -84,6 +84,8 @@ class Decoder:
     order. A pass calls it 1 + 2 n_layers times. It must treat each row by itself.
     """
 
+    cache_form = ""  # how keys and values are kept, if not in full precision; part of `numerics`
+
     def __init__(self, weights: Weights, dtype: torch.dtype, hook: ResidualHook | None = None) -> None:
         self.weights, self.shape, self.dtype, self._hook = weights, weights.shape, dtype, hook
         self._cos: list[torch.Tensor] = []
@@ -92,13 +94,13 @@ class Decoder:
 
     def hooked(self, hook: ResidualHook) -> Decoder:
         """Return the same weights with a hook on the residual stream."""
-        return Decoder(self.weights, self.dtype, hook)
+        return self._like(self.weights, hook)
 
     def until(self, n_layers: int) -> Decoder:
         """Return the first layers only: a prefill then returns the residual stream after the last of them."""
         shape = replace(self.shape, n_layers=n_layers, windows=self.shape.windows[:n_layers])
         weights = replace(self.weights, shape=shape, blocks=self.weights.blocks[:n_layers])
-        return Decoder(weights, self.dtype, self._hook)
+        return self._like(weights, self._hook)
 
     def slots(self, width: int, capacity: int) -> KvSlots:
         """Return empty slots. They are zeroed: masked positions must be finite."""
@@ -163,6 +165,10 @@ class Decoder:
         return self.weights.head(self._norm(hidden, self.weights.norm))
 
     # --- inside ------------------------------------------------------------------------------------
+
+    def _like(self, weights: Weights, hook: ResidualHook | None) -> Decoder:
+        """Return a decoder of the same kind."""
+        return Decoder(weights, self.dtype, hook)
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         shape, hook = self.shape, self._hook

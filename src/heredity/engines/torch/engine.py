@@ -17,7 +17,7 @@ import torch
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure
 from heredity.core.records import Model, Reply, Request, encode, is_digest
-from heredity.engines import NOT_VERIFIED, altered
+from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
 from heredity.engines.formats import peft, weights
 from heredity.engines.protocols import Listener, TokenScores
@@ -25,6 +25,7 @@ from heredity.engines.torch import autotune, layerwise, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.batch import PrefixPool, Session
 from heredity.engines.torch.decoder import BLOCK, Decoder, SharedPrefix, padded, round_up
+from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +38,11 @@ def load(model: Model, folder: Path, tuning: Path | None = None) -> TorchEngine:
     """Load a recorded model. An adapter is applied to its base, which is in memory once for all adapters.
 
     tuning: None measures nothing; the engine then has one narrow batch width.
+    A record of the recipe `kv_cache` or `dtype` sets how it computes (recipes/targets).
     """
+    settings = model.recipe.settings
+    kv_bits = settings["bits"] if model.recipe.kind == KV_CACHE else None
+    dtype = settings["dtype"] if model.recipe.kind == DTYPE else None
     if model.format == "adapter":
         if not model.parents or not is_digest(model.parents[0]):  # an id, never a path
             raise Damaged(
@@ -46,7 +51,7 @@ def load(model: Model, folder: Path, tuning: Path | None = None) -> TorchEngine:
             )
         base = folder.parents[1] / model.parents[0] / folder.name
         return open_folder(base, tuning, adapter=folder, is_probed=tuning is not None)
-    return open_folder(folder, tuning, is_probed=tuning is not None)
+    return open_folder(folder, tuning, dtype, is_probed=tuning is not None, kv_bits=kv_bits)
 
 
 def open_folder(
@@ -57,6 +62,7 @@ def open_folder(
     adapter: Path | None = None,
     is_probed: bool = True,
     is_streamed: bool = False,
+    kv_bits: KvBits | None = None,
 ) -> TorchEngine:
     """Load the safetensors in a folder, with the adapter of another folder.
 
@@ -66,6 +72,7 @@ def open_folder(
     is_probed: False skips the probe, for an engine that answers one request at a time or only reads prompts.
         Its name reports that its batch invariance is not verified.
     is_streamed: each prefill reads the weights layer by layer, which needs the memory of one layer.
+    kv_bits: round keys and values to so many bits (kv_cache.py).
     Raises Unavailable for an architecture that this engine does not have.
     """
     host.keep_freed_memory()
@@ -75,7 +82,7 @@ def open_folder(
         loaded = (layerwise.read_weights if is_streamed else weights.resident)(folder, chosen)
         if adapter is not None:
             loaded = peft.apply_adapter(loaded, adapter, chosen)
-        decoder = Decoder(loaded, chosen)
+        decoder = Decoder(loaded, chosen) if kv_bits is None else KvQuantizedDecoder(loaded, chosen, kv_bits)
         host.trim_memory()
         found = autotune.tune(decoder, tuning) if is_probed else None
         host.trim_memory()
@@ -112,7 +119,10 @@ class TorchEngine:
         dtype = str(decoder.dtype).removeprefix("torch.")
         # The batching rule is part of it: answers under another rule are not mixed with these.
         self.numerics = f"torch {dtype} {fingerprint} {_RULE}"
+        if decoder.cache_form:
+            self.numerics += f" {decoder.cache_form}"
         dtype += f" ({how})" if (how := decoder.weights.how) else ""
+        dtype += f" ({decoder.cache_form})" if decoder.cache_form else ""
         self.name = f"torch {torch.__version__} {dtype} width {widths[-1]} arithmetic {fingerprint}"
         self.base_numerics = self.numerics
         self.is_batch_unverified = tuning is None or not tuning.is_proven

@@ -1,7 +1,8 @@
-"""Run a model in another engine: "llamacpp:NAME", "vllm:NAME". The child has its parent's files.
+"""Run a model in other arithmetic: "llamacpp:NAME", "kv4:NAME", "float32:NAME". The child has its files.
 
-Two engines compute one model's answers in different arithmetic, so they are two models of the lineage. A
-study has a row for each, and a paired comparison shows the effect of the arithmetic.
+Two engines compute one model's answers in different arithmetic, so they are two models of the lineage. So are
+two settings of the torch engine: a rounded KV cache, another dtype. A study has a row for each, and a paired
+comparison shows the effect of the arithmetic.
 
 Promises: the files are hard links if the file system allows, otherwise copies; their hashes are the parent's.
 Leaves to others: answering (engines/).
@@ -12,12 +13,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from heredity import engines
 from heredity.core.errors import UsageError
 from heredity.core.files import explain_full_disk
+from heredity.core.records import why_not_generative
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 
@@ -39,14 +42,7 @@ class EngineTarget:
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Link the one parent's files into `out`."""
         (parent,) = parents
-        for file in parent.record.files:
-            source, target = parent.folder / file.path, out / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source, target)
-            except OSError:  # another file system, or one without links
-                with explain_full_disk(out, file.bytes):
-                    shutil.copyfile(source, target)
+        link_files(parent, out)
         model = parent.record
         return Description(
             f"{self.engine}:{model.name}",
@@ -56,6 +52,39 @@ class EngineTarget:
             model.modality,
             model.notes,
         )
+
+
+@dataclass(frozen=True)
+class TorchTarget:
+    """The parent unchanged, run in the torch engine with one setting. `name` is not recorded as a setting."""
+
+    kind: str
+    setting: dict[str, Any]
+    name: str = field(compare=False)
+
+    def settings(self) -> dict[str, Any]:
+        """The one setting."""
+        return self.setting
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Link the one parent's files into `out`."""
+        (parent,) = parents
+        link_files(parent, out)
+        model = parent.record
+        form: Literal["int8", "safetensors"] = "int8" if model.format == "int8" else "safetensors"
+        return Description(self.name, model.family, model.licence, form, model.modality, model.notes)
+
+
+def link_files(parent: Grown, out: Path) -> None:
+    """Link the recorded files of a model into `out`, or copy them."""
+    for file in parent.record.files:
+        source, target = parent.folder / file.path, out / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without links
+            with explain_full_disk(out, file.bytes):
+                shutil.copyfile(source, target)
 
 
 def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
@@ -79,3 +108,25 @@ def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
             return f" The same weights in that format: {engine}:{model.name}"
     is_made_by_asking = engine == "vllm" and parent.record.format == "gguf"
     return f" To make it: heredity ask {parent.record.name} hello" if is_made_by_asking else ""
+
+
+def computed_with(
+    prefix: str, kind: str, setting: dict[str, Any], store: Store, ref: str
+) -> tuple[TorchTarget, list[Grown]]:
+    """The recipe and the parent of "PREFIX:NAME": a setting of the torch engine.
+
+    A GGUF is dequantized first, as always in this engine. Raises UsageError for a model of another engine,
+    for an adapter, and for one that has such a setting already.
+    """
+    named = store.get(ref.removeprefix(f"{prefix}:"))
+    record = named.record
+    name, why = f"{prefix}:{record.name}", ""
+    if engines.choose(record) != "torch" or why_not_generative(record):
+        why = "only a model that the torch engine answers can have this setting"
+    elif record.format == "adapter":
+        why = f"merge the adapter first: heredity derive merge_adapter {record.name} BASE"
+    elif record.recipe.kind in (engines.KV_CACHE, engines.DTYPE):
+        why = "a model has one setting of the engine, not two"
+    if why:
+        raise UsageError(f"'{name}': {why}.", code="engine-format")
+    return TorchTarget(kind, setting, name), [store.ready(named)]
