@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from heredity.core.records import Model, Record
+from heredity.core.records import Model, Record, why_not_generative
+from heredity.engines import DTYPE, KV_CACHE
 
 # Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.
-FORMS = ("dequantize", "merge_adapter", "engine", "dtype")
+FORMS = ("dequantize", "merge_adapter", "engine", DTYPE)
 # Recipes that teach nothing: a base that was made here, and what is of one, goes on with a text.
-TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", "kv_cache", *FORMS)
+TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", KV_CACHE, *FORMS)
 # Recipes of which further parents are teachers: what they wrote or computed is learned.
 TAUGHT = ("distill", "instruct", "finetune", "lora")
 # What the parents of a recipe are to the child, in their order; others are only its parents.
@@ -66,6 +67,13 @@ def is_base(model: Model, by_id: Mapping[str, Model]) -> bool:
     line = [model, *ancestors(model, by_id)]
     is_whole = all(parent in by_id for each in line for parent in each.parents)
     return is_whole and all(each.recipe.kind in TEXT_ALONE for each in line)
+
+
+def why_childless(model: Model) -> str:
+    """Why nothing can be derived from a model; "" if something can."""
+    if model.recipe.kind in (KV_CACHE, DTYPE):
+        return "it is its parent with a setting of the engine, so derive from the parent"
+    return why_not_generative(model)
 
 
 def descendants(model: Model, models: Iterable[Model]) -> list[Model]:

@@ -205,7 +205,7 @@ class Store:
         Raises Unavailable if a parent does not generate text.
         """
         _refuse_other_than_recipe(recipe)
-        for name, why in ((p.record.name, _why_childless(p.record)) for p in parents):
+        for name, why in ((p.record.name, graph.why_childless(p.record)) for p in parents):
             if why:
                 raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
         whole = self._with_teachers(recipe, [self.whole(parent) for parent in parents])
@@ -360,12 +360,6 @@ class Store:
             os.replace(child, home)  # noqa: PTH105
         sync_folder(home.parent)
         return Grown(record, self.folder(record))
-
-
-def _why_childless(model: Model) -> str:
-    if model.recipe.kind in (engines.KV_CACHE, engines.DTYPE):
-        return "it is its parent with a setting of the engine, so derive from the parent"
-    return why_not_generative(model)
 
 
 def _refuse_other_than_recipe(recipe: object) -> None:

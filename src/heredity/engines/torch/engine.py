@@ -72,7 +72,7 @@ def open_folder(
     is_probed: False skips the probe, for an engine that answers one request at a time or only reads prompts.
         Its name reports that its batch invariance is not verified.
     is_streamed: each prefill reads the weights layer by layer, which needs the memory of one layer.
-    kv_bits: round keys and values to so many bits (kv_cache.py).
+    kv_bits: the bits to which keys and values are rounded (kv_cache.py).
     Raises Unavailable for an architecture that this engine does not have.
     """
     host.keep_freed_memory()

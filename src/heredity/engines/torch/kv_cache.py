@@ -8,7 +8,7 @@ shared prefix is rounded whole; its last block may be shorter.
 The rounding is simulated: rounded numbers are kept in the dtype of the decoder, and no memory is saved.
 
 Promises: a block is rounded from its own positions only, once its last token is known. So the numbers of a
-row still depend only on that row, and a prefill, a cached chunk and decode steps attend to the same numbers.
+row still depend only on that row. A prefill, a cached chunk and decode steps attend to the same numbers.
 Leaves to others: the arithmetic of attention (decoder.py).
 
 Source: Liu et al. 2024 (KIVI, 2402.02750): keys have outliers in fixed channels, values have none.

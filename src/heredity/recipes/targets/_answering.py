@@ -59,10 +59,10 @@ class TorchTarget:
     """The parent unchanged, run in the torch engine with one setting. `name` is not recorded as a setting."""
 
     kind: str
-    setting: dict[str, Any]
+    setting: dict[str, object]
     name: str = field(compare=False)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """The one setting."""
         return self.setting
 
@@ -111,7 +111,7 @@ def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
 
 
 def computed_with(
-    prefix: str, kind: str, setting: dict[str, Any], store: Store, ref: str
+    prefix: str, kind: str, setting: dict[str, object], store: Store, ref: str
 ) -> tuple[TorchTarget, list[Grown]]:
     """The recipe and the parent of "PREFIX:NAME": a setting of the torch engine.
 
