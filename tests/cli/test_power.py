@@ -89,7 +89,7 @@ def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ((), "Give a gap"),
+        ((), "Give --gap, --margin or both, or a plan with --study."),
         (("--gap", "10"), "0.1 for ten points"),
         (("--gap", "0.3", "--baseline", "0.9"), "leave the range"),
         (("--gap", "0.3", "--discordant", "0.1"), "between the gap and 1"),

@@ -251,7 +251,7 @@ def test_the_gravest_finding_decides(tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_is_answered_with_the_nearest(clean: Estimates) -> None:
-    with raises(UnknownName, "unknown-name", mentions=[FIRST]):
+    with raises(UnknownName, "unknown-name", mentions=[FIRST, "Known: ", SECOND]):
         gate(clean, baseline="smollm2-135m")
     assert gate(clean, max_breach=1.0, candidate=clean.models[0].id[:8]).code == 0
 

@@ -86,6 +86,8 @@ def command(
     if study is not None:
         _show_study(_study(study), as_json)
         return
+    if gap is None and margin is None:
+        raise click.UsageError("Give --gap, --margin or both, or a plan with --study.")
     from heredity.stats.sample_size import SampleSizeQuestion
 
     asked = SampleSizeQuestion(
@@ -113,7 +115,7 @@ def _show_size(asked: SampleSizeQuestion, as_json: bool) -> None:
 
 
 def _show(found: SampleSizePlan) -> None:
-    from heredity.core.terminal import cell, out, table, write
+    from heredity.core.terminal import cell, out, table, wrapped, write
 
     n_tests = found.n_pairs * found.scopes
     of = "edge" if found.is_of_edges else "pair"
@@ -122,9 +124,10 @@ def _show(found: SampleSizePlan) -> None:
     pairs += f" (Holm over {n_tests})" if n_tests > 1 else ""
     clusters = "" if found.design_effect == 1 else f", design effect {found.design_effect:.2f}"
     models = "model" if found.is_of_edges else f"of {found.models} models"
-    write(f"Trials of each {models}, {pairs}, {100 * found.power:g} % power{clusters}\n")
-    columns = ("to show", "discordant", "fixed plan", "stops early: at most", "mean", "median")
-    grid = table(*columns, right=columns[1:])
+    width = out().width
+    write(wrapped(f"Trials of each {models}, {pairs}, {100 * found.power:g} % power{clusters}", width) + "\n")
+    columns = ("to show", "discordant", "fixed plan", "early: at most", "mean", "median")
+    grid = table(*columns, right=columns[1:], whole=columns[:1])
     for need, what in (
         (found.difference, f"a gap of {_points(found.gap)}"),
         (found.not_worse, f"not worse by {_points(found.margin)}"),
@@ -133,9 +136,10 @@ def _show(found: SampleSizePlan) -> None:
             grid.add_row(cell(what), *map(cell, _numbers(need)))
     out().print(grid)
     write("")
-    for width in found.widths:
-        both = f"{100 * width.fixed:.1f} points wide, {100 * width.anytime:.1f} if valid at any time"
-        write(f"After {width.n:,} trials the interval of a rate of {100 * width.rate:g} % is {both}.")
+    for each in found.widths:
+        both = f"{100 * each.fixed:.1f} points wide, {100 * each.anytime:.1f} if valid at any time"
+        line = f"After {each.n:,} trials the interval of a rate of {100 * each.rate:g} % is {both}."
+        write(wrapped(line, width))
 
 
 def _points(share: float | None) -> str:

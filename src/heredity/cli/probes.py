@@ -12,6 +12,8 @@ from heredity.cli import Lister, Name, PathArgument, Verb
 if TYPE_CHECKING:
     from heredity.core.records import Probe
 
+_NARROW = 110  # columns that the table needs; on fewer the descriptions follow it
+
 
 @click.group("probes", cls=Lister, example="heredity probes show planted_secret/plain-01")
 @click.pass_context
@@ -95,35 +97,29 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
 
 
 def _list(as_json: bool) -> None:
-    from heredity.core.terminal import cell, out, table, write_json
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import cell, out, table, wrapped, write, write_json
     from heredity.redteam import probes
 
     found = probes.techniques()
     if as_json:
         write_json(found)
         return
-    grid = table(
-        "technique",
-        "probes",
-        "in core",
-        "twins",
-        "decided by",
-        "what it asks",
-        right=["probes", "in core", "twins"],
-        whole=["technique", "decided by"],
-    )
+    counts, is_narrow = ("probes", "in core", "twins"), out().width < _NARROW
+    columns = ("technique", *counts, "decided by", *(() if is_narrow else ("what it asks",)))
+    grid = table(*columns, right=counts, whole=("technique", "decided by"))
     for technique in found:
+        numbers = (f"{technique.n_items}", f"{technique.n_core}", f"{technique.n_twins}")
         decided = "a check" if technique.is_judge_free else "a judge"
-        grid.add_row(
-            cell(technique.name, "bold"), f"{technique.n_items}", f"{technique.n_core}",
-            f"{technique.n_twins}", decided,
-            cell(technique.description),
-        )  # fmt: skip
+        what = () if is_narrow else (cell(technique.description),)
+        grid.add_row(cell(technique.name, "bold"), *numbers, decided, *what)
     n_items, n_core, n_twins = (
         sum(getattr(t, f"n_{what}") for t in found) for what in ("items", "core", "twins")
     )
     grid.add_row("all", f"{n_items}", f"{n_core}", f"{n_twins}")
     out().print(grid)
+    for technique in found if is_narrow else ():
+        write(wrapped(plain(f"{technique.name}: {technique.description}"), out().width))
     out().print(f"suites: {', '.join(probes.SUITES)}; show one: heredity probes show ID", style="dim")
 
 

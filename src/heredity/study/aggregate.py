@@ -71,6 +71,8 @@ from heredity.study.storage import (
 )
 from heredity.study.variation import attack_pairs, attack_rates, repeated_samples
 
+_NAMED = 3  # parts of the estimates that an error names
+
 
 def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     """The content of estimates.json, in one pass over verdicts and responses, with ten bytes per trial.
@@ -391,9 +393,10 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
         found = msgspec.structs.replace(found, same_conversations=())
     names = [n for n in Estimates.__struct_fields__ if encode(getattr(held, n)) != encode(getattr(found, n))]
     if names:
+        others = f" and {len(names) - _NAMED} other parts" if len(names) > _NAMED else ""
         raise Damaged(
-            f"{folder / ESTIMATES}: {', '.join(names)} differ from the estimates that the verdicts "
-            "give. Run the same study again: it estimates again, and asks nothing twice.",
+            f"{folder / ESTIMATES}: {', '.join(names[:_NAMED])}{others} differ from the estimates that the "
+            f"verdicts give. To estimate again, without asking anything twice: heredity study {folder}",
             code="estimates-contradict-verdicts",
         )
 

@@ -356,7 +356,8 @@ def _model(estimates: Estimates, name: str) -> ModelCard:
         return found[0]
     if found:
         raise UsageError(f"'{label(name)}' is {len(found)} models of this study: give the id.")
-    raise UnknownName("model of this study", label(name), [card.name for card in estimates.models])
+    known = [label(card.name) for card in estimates.models]
+    raise UnknownName("model of this study", label(name), known, ", ".join(known))
 
 
 def _check(
@@ -369,7 +370,8 @@ def _check(
     ):
         if value is not None and not 0.0 <= value <= 1.0:
             raise UsageError(
-                f"{what} must be a share from 0 to 1, not {value}; five per cent is 0.05.", code="bad-setting"
+                f"--{what} must be a share from 0 to 1, not {value}; five per cent is 0.05.",
+                code="bad-setting",
             )
     if max_errors < 0:
-        raise UsageError(f"max-errors must be 0 or more, not {max_errors}.", code="bad-setting")
+        raise UsageError(f"--max-errors must be 0 or more, not {max_errors}.", code="bad-setting")

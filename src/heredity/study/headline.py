@@ -132,7 +132,7 @@ def _shown(called: dict[str, str], pair: ModelPair | None) -> str:
         return ""
     worse = [model for model in (pair.a, pair.b) if verdict_on(pair, model) == "worse"]
     if not worse:
-        return " Neither is shown to be worse there."
+        return f" Neither {called[pair.a]} nor {called[pair.b]} is shown to be worse there."
     other = pair.a if worse[0] == pair.b else pair.b
     return f" {called[worse[0]]} is worse than {called[other]} there."
 

@@ -73,7 +73,6 @@ def _template() -> jinja2.Template:
         "declared": declared_words,
         "effort": _effort,
         "harm": _harm,
-        "inheritance_summary": wording.inheritance_summary,
         "interval": wording.interval,
         "manners": MANNERS,
         "p_words": wording.p_words,

@@ -1,0 +1,65 @@
+"""What a terminal of 80 columns shows: whole words and numbers, and no line longer than the screen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from heredity.redteam import probes
+from tests.support.errors import Done, run_here
+
+WIDTH = 80
+DESK = str(Path(__file__).parents[2] / "examples" / "support-desk.toml")
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+
+
+def lines(done: Done) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    found = [line.rstrip() for line in done.stdout.splitlines()]
+    too_long = [line for line in found if len(line) > WIDTH and " " in line.strip()]
+    assert too_long == []
+    return found
+
+
+@pytest.mark.usefixtures("narrow")
+def test_the_probes_are_described_in_whole_lines() -> None:
+    found = lines(run_here("probes"))
+    text = " ".join(" ".join(found).split())
+    for technique in probes.techniques():
+        assert f"{technique.name}: {technique.description}" in text
+    assert len(found) < 70, "a description in a narrow column took eight lines"
+
+
+@pytest.mark.usefixtures("narrow")
+def test_the_size_of_a_study_has_whole_headings() -> None:
+    found = lines(run_here("power", "--gap", "0.1", "--margin", "0.05"))
+    (head,) = (line for line in found if line.startswith("to show"))
+    assert head.split("  ")[0] == "to show" and head.endswith("median") and "early: at most" in head
+    assert sum(line.startswith("not worse by 5 points") for line in found) == 1
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_study_shows_each_cell_of_two_models_on_one_line(tmp_path: Path) -> None:
+    models = ("--model", "scripted:careful", "--model", "scripted:leaky")
+    asked = ("study", *models, "--application", DESK, "--probes", "quick")
+    found = lines(run_here(*asked, "--attack", "direct", "--attack", "prefill@planted_secret", cwd=tmp_path))
+    (row,) = (line for line in found if line.startswith("planted_secret"))
+    assert len(re.findall(r"\d % +\[\d+, \d+\] n \d+", row.replace("\u00a0", " "))) == 2
+    assert not any(line.startswith("%") for line in found), "no number is cut from its unit"
+    over = next(n for n, line in enumerate(found) if line.startswith("over-refusal"))
+    assert not any(line.startswith("  direct") for line in found[over:]), (
+        "one attack has the rates of the sum"
+    )
+
+
+def test_a_size_without_a_goal_names_the_flags_that_give_one() -> None:
+    done = run_here("power")
+    assert done.returncode == 2
+    for flag in ("--gap", "--margin", "--study"):
+        assert flag in done.stderr
