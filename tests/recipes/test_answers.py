@@ -247,15 +247,32 @@ def test_a_filter_that_raises_the_share_of_refusals_is_reported() -> None:
 @pytest.mark.parametrize(
     ("counts", "leave_out"),
     [
-        ({"yes": 57, "no": 6, "cut": 75}, ("refusals", "unfinished")),  # left out on purpose
+        ({"yes": 57, "no": 6, "cut": 50}, ("refusals", "unfinished")),  # left out on purpose
         ({"yes": 57, "no": 6, "cut": 75}, ()),
         ({"yes": 57, "no": 6, "cut": 5}, ("unfinished",)),  # 8.8 to 9.5 %
         ({"yes": 1, "no": 1, "cut": 1}, ("unfinished",)),  # less than one answer
-        ({"yes": 57, "cut": 75}, ("unfinished",)),
+        ({"yes": 57, "cut": 50}, ("unfinished",)),
     ],
 )
 def test_a_filter_that_does_not_is_not(counts: dict[str, int], leave_out: tuple[str, ...]) -> None:
     assert not choose(_written(**counts), leave_out).warning
+
+
+def test_a_filter_that_leaves_out_most_answers_is_reported() -> None:
+    found = choose(_written(yes=4, cut=5, empty=9), ("refusals", "unfinished"))
+    assert "5 of 9" in found.warning and "max_new_tokens" in found.warning
+    assert not choose(_written(yes=4, cut=4), ("refusals", "unfinished")).warning
+
+
+def test_a_student_that_would_learn_mostly_refusals_is_reported_and_one_of_refusals_alone_is_refused() -> (
+    None
+):
+    yes, no = (_written(yes=2).dialogues, _written(no=3).dialogues)
+    added = [each._replace(is_added=True) for each in no]
+    found = choose(make_data("x", [*yes, *added], "0" * 32), ("refusals",))
+    assert "3 of 5 (60.0%)" in found.warning
+    with raises(UsageError, "no-answer-left", mentions=[3, "3 refusals"]):
+        choose(make_data("x", [*no, *added], "0" * 32), ("refusals",))
 
 
 def test_the_warning_comes_before_training(

@@ -23,6 +23,7 @@ from heredity.train.data.chat import Data, Dialogue
 LeftOut = Literal["refusals", "unfinished"]
 
 _JUDGE = "rules"
+_LONGER = "raise max_new_tokens"
 _RATIO = 1.25  # of two shares of refusals: beyond it a filter is reported
 
 
@@ -131,20 +132,28 @@ def choose(data: Data, leave_out: Sequence[str]) -> Lessons:
     learned = [each for each in found if not each.reason]
     reasons = Counter(each.reason for each in found if each.reason)
     left = ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items())) or "none"
-    if not learned:
-        raise UsageError(
-            f"None of {len(found):,} answers is learned. Left out: {left}.", code="no-answer-left"
-        )
-    notes = {"answers": f"{len(learned):,} learned of {len(found):,}; left out: {left}"}
     written = _Share.among([e for e in found if e.reason != "empty" and not e.dialogue.is_added])
     kept = _Share.among([e for e in learned if not e.dialogue.is_added])
-    notes["refusals"] = f"{_Share.among(learned)} of the answers learned, {written} of those written"
+    if not kept.n_answers:
+        raise UsageError(
+            f"None of {sum(not e.dialogue.is_added for e in found):,} answers is learned. Left out: {left}.",
+            code="no-answer-left",
+        )
+    notes = {"answers": f"{len(learned):,} learned of {len(found):,}; left out: {left}"}
+    among_learned = _Share.among(learned)
+    notes["refusals"] = f"{among_learned} of the answers learned, {written} of those written"
     if n_added := len(learned) - kept.n_answers:
         notes["refusals"] += f"; {n_added:,} were added"
-    is_shifted = "refusals" not in leave_out and written.differs(kept)
-    return Lessons(
-        tuple(e.dialogue for e in learned), notes, _shifted(written, kept, left) if is_shifted else ""
-    )
+    warnings = []
+    if 2 * (n_cut := reasons["unfinished"]) > written.n_answers:
+        warnings.append(f"{n_cut:,} of {written.n_answers:,} answers are unfinished and left out: {_LONGER}.")
+    if "refusals" not in leave_out and written.differs(kept):
+        warnings.append(_shifted(written, kept, left))
+    elif 2 * among_learned.n > among_learned.n_answers:
+        warnings.append(
+            f"Refusals are {among_learned} of the answers learned: it can learn to refuse everything."
+        )
+    return Lessons(tuple(e.dialogue for e in learned), notes, " ".join(warnings))
 
 
 def _read(dialogue: Dialogue, leave_out: Sequence[str]) -> _Read:
@@ -164,5 +173,5 @@ def _shifted(written: _Share, kept: _Share, left: str) -> str:
     return (
         f"Refusals are {written} of the answers written, but {kept} of those learned (left out: {left}). "
         "Refusals are short, so more of them are finished. A base can learn from this to refuse everything: "
-        "raise max_new_tokens, or leave out refusals too."
+        f"{_LONGER}, or leave out refusals too."
     )
