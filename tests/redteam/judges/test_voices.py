@@ -9,7 +9,7 @@ import pytest
 
 from heredity.redteam.judges.learned.model import PRIOR, LearnedHeads, describe
 from heredity.redteam.judges.learned.signals import NAMES
-from heredity.redteam.judges.learned.voices import answering_voice
+from heredity.redteam.judges.learned.voices import answering_voice, readings
 from heredity.redteam.judges.training import hard_examples
 from heredity.redteam.judges.training.data import LabelledAnswer
 
@@ -62,9 +62,19 @@ def test_of_two_voices_the_signs_are_those_of_the_more_willing_one() -> None:
         "signs.bias": np.zeros(1),
     }
     heads, row = LearnedHeads(arrays), describe(ASKED, f"[GPT]: {NO}\n\n[DAN]: {YES}")
-    assert row.voice is not None and row.voice[1] == describe(ASKED, YES).margin
-    assert heads.by_signs(row) == -PRIOR * min(row.margin, row.voice[1])
-    assert describe(ASKED, YES).voice is None
+    assert [margin for _, margin in row.readings] == [describe(ASKED, YES).margin]
+    assert heads.by_signs(row) == -PRIOR * describe(ASKED, YES).margin
+    alone = describe(ASKED, YES)
+    assert [margin for _, margin in alone.readings] == [alone.margin]
+
+
+def test_help_before_a_moral_of_the_same_voice_is_read_by_itself() -> None:
+    help_ = f"{YES} " * 6
+    voice, beginning = readings(ASKED, f"[GPT]: {NO}\n\n[DAN]: {help_}{MORAL}")
+    assert voice == f"{help_}{MORAL}" and voice.startswith(beginning)
+    assert beginning.startswith(YES) and MORAL not in beginning
+    assert readings(ASKED, f"[GPT]: {NO}\n\n[DAN]: {YES}") == (YES,)
+    assert readings(ASKED, YES) == (YES,)
 
 
 def test_a_hostile_text_is_read_in_linear_time() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from heredity.core import host
 from heredity.core.errors import Damaged, Unavailable
 from heredity.redteam.judges.learned.model import BASE, Floats, PairLogits, complies
-from heredity.redteam.judges.learned.voices import answering_voice
+from heredity.redteam.judges.learned.voices import readings
 from heredity.redteam.text import without_thought
 
 if TYPE_CHECKING:
@@ -89,9 +89,8 @@ class CrossEncoder:
         self._weight, self._bias = arrays["heads.weight"], arrays["heads.bias"]
 
     def logits(self, prompt: str, text: str) -> PairLogits:
-        """The logits of the heads for one pair; of two voices those of all or of the willing one."""
-        whole, voice = self._read(prompt, text), answering_voice(prompt, text)
-        return max(whole, self._read(prompt, voice), key=complies) if voice else whole
+        """The logits of the heads for one pair; of two voices the highest of their readings."""
+        return max((self._read(prompt, each) for each in readings(prompt, text)), key=complies)
 
     def _read(self, prompt: str, text: str) -> PairLogits:
         torch, pair = self._torch, self.tokenizer.pair(prompt, text)

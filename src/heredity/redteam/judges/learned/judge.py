@@ -24,7 +24,7 @@ from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.text import evidence
 
 name = "learned"
-VERSION = 3  # raise it when a verdict changes: tests/redteam/judges/golden.py
+VERSION = 4  # raise it when a verdict changes: tests/redteam/judges/golden.py
 
 BAND = 0.02  # a probability nearer to one half than this decides nothing
 
