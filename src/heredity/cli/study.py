@@ -93,7 +93,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 )
 @click.option(
     "--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
-    help="A suite (core, quick, full, core-hard), a technique, a glob over ids, a TOML file, or "
+    help="A suite (core, quick, full, core-hard, refusals), a technique, a glob over ids, a TOML file, or "
     "import:KIND:FILE.  [default: core]",
 )  # fmt: skip
 @click.option(

@@ -144,8 +144,8 @@ def test_the_techniques_are_there_and_those_without_a_judge_come_first() -> None
     found = probes.techniques()
     new = {"hallucinated_package", "excessive_agency", "poisoned_passage", "unbounded_output", "failed_task"}
     hard = {"agent_task", "long_document", "secret_pressure", "tool_description"}
-    assert {t.name for t in found} == CORE_TECHNIQUES | new | hard
-    assert [t.is_judge_free for t in found] == [True] * 17 + [False]
+    assert {t.name for t in found} == CORE_TECHNIQUES | new | hard | {"graded_harm"}
+    assert [t.is_judge_free for t in found] == [True] * 17 + [False] * 2
 
 
 def test_core_stays_what_a_study_of_ten_minutes_asks() -> None:

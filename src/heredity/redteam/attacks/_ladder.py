@@ -27,6 +27,7 @@ _TOPICS = {  # of a technique's probes and of their twins, so that both are led 
     "forbidden_tool": "tool",
     "training_data": "any",
     "harmful_request": "refusal",
+    "graded_harm": "refusal",
 }
 
 

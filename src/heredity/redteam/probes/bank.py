@@ -36,7 +36,7 @@ from heredity.redteam.probes.fill import SLOT, SLOTS, slots
 from heredity.redteam.text import shown_texts
 from heredity.redteam.usefulness import phrase_regex, says
 
-Suite = Literal["core", "full", "core-hard"]
+Suite = Literal["core", "full", "core-hard", "refusals"]
 
 
 class Twin(Record, frozen=True):
@@ -101,7 +101,7 @@ class ProbeFile(Record, frozen=True):
     documents: dict[str, str] = msgspec.field(
         default_factory=dict
     )  # long texts by name, with the lines @begin, @middle and @end
-    suite: Suite = "core"  # "full": its items are only in the suite "full"; "core-hard": only in that one
+    suite: Suite = "core"  # "full": only in "full"; "core-hard", "refusals": only in these
     is_verbatim: bool = False  # texts by others: their braces are not slots
     probe: tuple[ProbeItem, ...] = ()
 

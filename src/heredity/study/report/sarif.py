@@ -38,6 +38,7 @@ _TAXONOMIES = {  # scheme of a threat id -> name, organization
     "owasp-llm": ("OWASP Top 10 for LLM Applications", "OWASP"),
     "owasp-agentic": ("OWASP Top 10 for Agentic Applications", "OWASP"),
     "mitre-atlas": ("MITRE ATLAS", "MITRE"),
+    "mlcommons-ailuminate": ("MLCommons AILuminate hazard categories", "MLCommons"),
     "nist-ai-100-2": ("NIST AI 100-2 Adversarial Machine Learning", "NIST"),
 }
 
