@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from heredity.core.errors import UsageError
 from heredity.core.records import Message, Request
 from heredity.engines.formats import gptq
-from heredity.engines.formats.calibrate import calibrate
+from heredity.engines.formats.calibrate import GptqSettings, calibrate
 from heredity.engines.formats.gptq import RoundingGrid
 from heredity.engines.formats.rewrite import read_all
 from heredity.engines.torch.engine import open_folder
@@ -55,9 +55,10 @@ def test_a_calibrated_child_changes_its_layers_outputs_less_than_a_plain_one(
     parent = store.pull(str(make_model(tmp_path / "tiny", architecture)))
     child = store.grow_once(Quantize("gptq3", data, group_size=32, dtype="float32"), [parent])
     assert child.record.format == "safetensors" and not store.verify(child.record)
-    tokens = [tuple(range(3 + 40 * i, 43 + 40 * i)) for i in range(5)]
-    errors = calibrate(parent.folder, tokens, RoundingGrid(3, 32), 0.01, False, "float32").errors
-    assert len(errors) == 3 * 4 and all(0 < each.gptq < each.nearest for each in errors)
+    stream = torch.randint(3, 40, (20, 128), generator=torch.Generator().manual_seed(2)).tolist()
+    tokens = [tuple(each) for each in stream]
+    found = calibrate(parent.folder, tokens, 4, GptqSettings(RoundingGrid(3, 32)), "float32")
+    assert len(found.errors) == 3 * 4 and 0 < found.mean_error.gptq < 0.9 * found.mean_error.nearest
     before, after = read_all(parent.folder), read_all(child.folder)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "_proj.weight" in name}
@@ -88,7 +89,7 @@ def test_the_second_layer_is_calibrated_on_what_the_rounded_first_one_gives(
 
     tokens = [tuple(range(3 + 40 * i, 43 + 40 * i)) for i in range(5)]
     grid = RoundingGrid(3, 32)
-    found = calibrate(parent.folder, tokens, grid, 0.01, False, "float32").weights
+    found = calibrate(parent.folder, [*tokens, tokens[0]], 1, GptqSettings(grid), "float32").weights
     model = AutoModelForCausalLM.from_pretrained(parent.folder, dtype=torch.float32)
     first = {name: each for name, each in found.items() if ".layers.0." in name}
     model.load_state_dict(first, strict=False)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _GROUPED = {"gptq4": 4, "gptq3": 3, "rtn4": 4, "rtn3": 3}  # bits
 _MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 _FEWEST = 256  # calibration tokens
+_HELD_OUT = 8  # one sequence in so many measures the error instead
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Quantize(DerivableRecipe):
         False, "Round the inputs with the largest activations first (gptq).", is_new=True
     )
     damp: float = setting(0.01, "Share of the mean added to the Hessian's diagonal (gptq).", is_new=True)
-    sequences: int = setting(32, "Calibration sequences, from the beginning of the data (gptq).", is_new=True)
+    sequences: int = setting(32, "Sequences from the beginning of the data (gptq).", is_new=True)
     sequence_length: int = setting(512, "Tokens of a calibration sequence (gptq).", is_new=True)
     dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto", "Compute dtype of the calibration (gptq); auto takes the faster one.", is_new=True
@@ -153,14 +154,18 @@ class Quantize(DerivableRecipe):
     def _calibrated(
         self, parent: Grown, data: Data, grid: RoundingGrid, notes: dict[str, str]
     ) -> dict[str, Tensor]:
-        from heredity.engines.formats.calibrate import calibrate, resolve_dtype
+        from heredity.engines.formats.calibrate import GptqSettings, calibrate, resolve_dtype
 
         tokens = _sequences(parent.folder, data, self.sequences, self.sequence_length)
-        dtype = resolve_dtype(parent.folder, self.dtype)
-        found = calibrate(parent.folder, tokens, grid, self.damp, self.act_order, dtype, self.watch)
-        mean = found.mean_error
-        notes["calibration"] = f"{len(tokens)} sequences of {len(tokens[0])} tokens, in {dtype}"
-        notes["output error"] = f"{mean.gptq:.3%} of the squared outputs; to nearest {mean.nearest:.3%}"
+        n_held_out, dtype = len(tokens) // _HELD_OUT, resolve_dtype(parent.folder, self.dtype)
+        settings = GptqSettings(grid, self.damp, self.act_order)
+        found = calibrate(parent.folder, tokens, n_held_out, settings, dtype, self.watch)
+        used = f"{len(tokens) - n_held_out} sequences of {len(tokens[0])} tokens, in {dtype}"
+        notes["calibration"] = used
+        if n_held_out:
+            mean = found.mean_error
+            share = f"{mean.gptq:.3%} of the squared outputs on {n_held_out} held-out sequences"
+            notes["output error"] = f"{share}; rounded to nearest {mean.nearest:.3%}"
         return found.weights
 
 

@@ -37,8 +37,16 @@ Tokens = tuple[int, ...]
 Arguments = dict[str, object]  # of a layer beside the states
 
 
+class GptqSettings(NamedTuple):
+    """The grid, and the settings of gptq.gptq."""
+
+    grid: RoundingGrid
+    damp: float = 0.01
+    act_order: bool = False
+
+
 class MatrixError(NamedTuple):
-    """Squared change of a matrix's outputs on the calibration inputs, as a share of the squared outputs."""
+    """Squared change of a matrix's outputs on held-out inputs, as a share of the squared outputs."""
 
     gptq: float
     nearest: float  # rounded to nearest on the same grid
@@ -53,7 +61,7 @@ class Calibrated:
 
     @property
     def mean_error(self) -> MatrixError:
-        """The mean over all groups."""
+        """The mean over all groups, of which there must be one."""
         n = len(self.errors)
         return MatrixError(sum(e.gptq for e in self.errors) / n, sum(e.nearest for e in self.errors) / n)
 
@@ -61,29 +69,34 @@ class Calibrated:
 def calibrate(
     folder: Path,
     sequences: Sequence[Tokens],
-    grid: RoundingGrid,
-    damp: float,
-    act_order: bool,
+    n_held_out: int,
+    settings: GptqSettings,
     dtype: str,
     watch: Watch | None = None,
 ) -> Calibrated:
     """Round every matrix of the layers in `folder`.
 
-    sequences: calibration tokens, all of one length.
+    sequences: tokens, all of one length. The last `n_held_out` do not calibrate: they measure the error.
     """
     decoder = _decoder(folder, dtype)
     files = TensorFiles(folder, torch.float32)
     found = Calibrated()
     layers = list(decoder.get_submodule("layers").children())
     meter = Meter(watch, "calibrate", len(layers))
+    n = len(sequences) - n_held_out
     with torch.no_grad():
         states, arguments = _first_inputs(decoder, sequences)
         for number, layer in enumerate(layers):
-            hessians = _hessians(layer, states, arguments[number])
+            hessians = _hessians(layer, states[:n], arguments[number])
+            held_out = _hessians(layer, states[n:], arguments[number])
             for names in _GROUPS:
-                whole = [f"model.layers.{number}.{name}.weight" for name in names]
-                rounded = _round(files, whole, hessians[names[0]], grid, damp, act_order, found)
-                for name, matrix in zip(names, rounded, strict=True):
+                parts = [files.read(f"model.layers.{number}.{name}.weight") for name in names]
+                weight = torch.cat(parts)
+                rounded = gptq.gptq(weight, hessians[names[0]], *settings)
+                if n_held_out:
+                    found.errors.append(_error(weight, rounded, held_out[names[0]], settings.grid))
+                for name, matrix in zip(names, rounded.split([len(part) for part in parts]), strict=True):
+                    found.weights[f"model.layers.{number}.{name}.weight"] = matrix
                     layer.get_parameter(f"{name}.weight").copy_(matrix)
             states = [_output(layer, each, arguments[number]) for each in states]
             meter.tick()
@@ -91,26 +104,9 @@ def calibrate(
     return found
 
 
-def _round(
-    files: TensorFiles,
-    names: Sequence[str],
-    hessian: Tensor,
-    grid: RoundingGrid,
-    damp: float,
-    act_order: bool,
-    found: Calibrated,
-) -> tuple[Tensor, ...]:
-    """Round matrices of the same inputs as one, and keep them under their names."""
-    parts = [files.read(name) for name in names]
-    weight = torch.cat(parts)
-    rounded = gptq.gptq(weight, hessian, grid, damp, act_order)
+def _error(weight: Tensor, rounded: Tensor, hessian: Tensor, grid: RoundingGrid) -> MatrixError:
     nearest = gptq.round_to_nearest(weight, grid)
-    found.errors.append(
-        MatrixError(*(gptq.output_error(weight, each, hessian) for each in (rounded, nearest)))
-    )
-    split: tuple[Tensor, ...] = rounded.split([len(part) for part in parts])
-    found.weights.update(zip(names, split, strict=True))
-    return split
+    return MatrixError(*(gptq.output_error(weight, each, hessian) for each in (rounded, nearest)))
 
 
 def _decoder(folder: Path, dtype: str) -> nn.Module:
