@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from heredity.core.errors import Unavailable
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.formats import weights
 from heredity.engines.torch.engine import open_folder
@@ -17,6 +18,7 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
 from heredity.train.data import batching, chat
 from heredity.train.models import causal_lm, lora
+from tests.support.errors import raises
 from tests.train.test_causal_lm import DOCUMENTS, TokenizedExample
 
 ASK = Request(0, (Message("user", "the quick brown fox"),), Decoding(max_tokens=12))
@@ -51,6 +53,22 @@ def test_peft_reads_the_files_and_gives_the_engines_logits(child: Grown, parent:
         hidden = decoder.prefill(decoder.prefix(()), slots, 0, ids)[len(ids) - 1]
         ours = decoder.logits(hidden[None])[0]
     torch.testing.assert_close(ours, theirs.detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"alora_invocation_tokens": [5, 6]}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}]
+)
+def test_an_adapter_that_would_be_applied_otherwise_than_it_was_trained_is_refused(
+    child: Grown, parent: Grown, tmp_path: Path, setting: dict[str, object]
+) -> None:
+    (copy := tmp_path / "adapter").mkdir()
+    config = json.loads((child.folder / "adapter_config.json").read_text()) | setting
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    (copy / "adapter_model.safetensors").write_bytes(
+        (child.folder / "adapter_model.safetensors").read_bytes()
+    )
+    with raises(Unavailable, "unavailable", mentions=list(setting)):
+        open_folder(parent.folder, dtype="float32", adapter=copy)
 
 
 def test_the_merged_model_says_what_base_and_adapter_say(store: Store, child: Grown, parent: Grown) -> None:

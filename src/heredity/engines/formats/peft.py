@@ -26,6 +26,10 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PLACE = re.compile(
     r"base_model\.model\.(?:model\.)*layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
 )
+# Of an activated adapter (aLoRA, 2504.12397) only the tokens behind its invocation are adapted, not all.
+_OTHER_THAN_PLAIN = (
+    "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "alora_invocation_tokens",
+)  # fmt: skip
 _FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "out": ("o_proj",), "gate_up": ("gate_proj", "up_proj")}
 _FUSED |= {"down": ("down_proj",)}
 
@@ -44,7 +48,7 @@ def scale_of(config: Mapping[str, object]) -> float:
 
     Raises Unavailable for an adapter that is not plain LoRA.
     """
-    odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
+    odd = [key for key in _OTHER_THAN_PLAIN if config.get(key)]
     if config.get("peft_type") != "LORA" or odd or config.get("bias", "none") != "none":
         raise Unavailable(f"The adapter is not plain LoRA ({', '.join(odd) or config.get('peft_type')}).")
     try:
