@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 
 from heredity.cli import main
+from heredity.cli.power import command
+from heredity.core.errors import UsageError
+from heredity.lineage.store import Store
 from heredity.stats import n_for_difference, n_for_margin
 from heredity.stats.sample_size import SampleSizeQuestion, plan_sample_size
 from heredity.study.outcomes import Outcomes
 from heredity.study.sequential import StoppingRule
+from tests.lineage.test_store import Toy
+from tests.support.errors import raises
 from tests.support.studies import plan, study
 
 
@@ -83,6 +88,59 @@ def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         and "a gap of 20 points" in said
         and "if valid at any time" in said
     )
+
+
+@pytest.fixture
+def lineage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A base with four children, and a grandchild: five edges, fifteen pairs."""
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    store = Store(tmp_path / "store")
+    base = store.grow(Toy(0.0, "base"))
+    children = [store.grow(Toy(float(i), f"child-{i}"), [base]) for i in range(1, 5)]
+    store.grow(Toy(9.0, "grandchild"), [children[0]])
+    return store
+
+
+def test_a_lineage_of_the_store_is_planned_by_its_edges(
+    lineage: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--gap", "0.24", "--discordant", "0.36", "--judge-free")
+    found = told(capsys, *asked, "--lineage", "base")
+    assert found["is_of_edges"] and found["n_pairs"] == 5
+    assert found["difference"]["alpha"] == pytest.approx(0.05 / 5)
+    assert found["difference"]["fixed"] == told(capsys, *asked, "--edges", "5")["difference"]["fixed"]
+    assert found["difference"]["fixed"] < told(capsys, *asked, "--models", "6")["difference"]["fixed"]
+    assert main(["power", *asked, "--lineage", "child-1"]) == 0
+    said = capsys.readouterr().out
+    assert "1 edge" in said and "grandchild of child-1, toy" in said
+
+
+def test_the_models_of_a_plan_file_are_planned_by_their_edges(
+    lineage: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "desk.toml").write_text('name = "desk"\nsystem = "You help."\n')
+    models = 'models = ["base", "child-1", "grandchild"]'
+    (tmp_path / "plan.toml").write_text(
+        f'{models}\napplication = "desk.toml"\nprobes = ["harmful_request"]\n'
+    )
+    asked = ("--gap", "0.2", "--lineage", str(tmp_path / "plan.toml"))
+    assert told(capsys, *asked)["n_pairs"] == 2
+    forecast = told(capsys, "--study", str(tmp_path / "plan.toml"))
+    rows = [r for r in forecast["rows"] if r["between"] == "edges" and r["technique"] == "judged"]
+    assert [row["n_comparisons"] for row in rows] == [2]
+    assert main(["power", "--study", str(tmp_path / "plan.toml")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of parent and child with 80 % power (Holm over 2):" in said
+    assert "Its 3 pairs of models are a second family; no verdict on a child uses it." in said
+
+
+@pytest.mark.parametrize(("more", "code"), [(("--edges", "3"), "bad-setting"), ((), "nothing-to-decide")])
+def test_a_lineage_without_edges_or_with_two_numbers_of_them_is_refused(
+    lineage: Store, more: tuple[str, ...], code: str, tmp_path: Path
+) -> None:
+    reference = "base" if more else "grandchild"
+    with raises(UsageError, code):
+        command.main(["--gap", "0.2", "--lineage", reference, *more], standalone_mode=False)
 
 
 @pytest.mark.slow

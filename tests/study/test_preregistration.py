@@ -11,6 +11,9 @@ import pytest
 from heredity.core.errors import NotComparable, UsageError
 from heredity.core.records import digest
 from heredity.study import plan as plans
+from heredity.study.declared_words import declared_lines
+from heredity.study.forecast import lines
+from heredity.study.headline import headline
 from heredity.study.plan import ComparisonFamily, Plan
 from heredity.study.spec import StudySpec, declare, families_of
 from heredity.study.storage import run_records
@@ -160,3 +163,20 @@ def test_the_command_and_a_plan_file_declare_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     analysis = declared(plans.read_plan(tmp_path / "a"))
     assert (analysis.endpoint, analysis.unclear_share) == ("decided_trials", 0.5)
+
+
+def test_a_study_of_a_lineage_is_about_its_edges_and_says_what_the_pairs_are(tmp_path: Path) -> None:
+    study = Study(list(family()), APPLICATION, "planted_secret", out=tmp_path)
+    forecast = study.forecast()
+    assert forecast is not None
+    told = lines(study.resolved, forecast)
+    assert told[0].endswith("of parent and child with 80 % power (Holm over 2):")
+    assert "Its 3 pairs of models are a second family; no verdict on a child uses it." in told
+    assert max(map(len, told)) <= 80
+    found = study.run().estimates
+    declared = dict(declared_lines(found))
+    assert "parents and children" in declared["Primary comparison"]
+    assert "No verdict on a child uses it" in declared["Pairs of models"]
+    sentence, support, _ = headline(found)
+    assert sentence.startswith("In 1 of 2 edges the child is worse than its parent (scripted:leaky than")
+    assert any(line.startswith("Among all models: ") for line in support)

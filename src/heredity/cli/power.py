@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import PathArgument, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, open_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +47,11 @@ _NARROW = 86  # columns below which the table of a study has four columns
     "--edges", type=int, default=0, metavar="N",
     help="Compare N parents and children, instead of all pairs of models.",
 )  # fmt: skip
+@click.option(
+    "--lineage", type=Name(), multiple=True, metavar="REF|PLAN.toml",
+    help="Compare parents and children: of this model and its descendants in the store, or of the study of "
+    "this plan file. May be repeated.",
+)  # fmt: skip
 @click.option("--per-cluster", type=float, default=1.0, show_default=True, help="Trials per behaviour.")
 @click.option("--correlation", type=float, default=0.0, show_default=True, help="Intra-cluster correlation.")
 @click.option(
@@ -67,6 +72,7 @@ def command(
     alpha: float,
     models: int,
     edges: int,
+    lineage: tuple[str, ...],
     per_cluster: float,
     correlation: float,
     judge_free: bool,
@@ -79,6 +85,8 @@ def command(
     The assumptions are those of an earlier study of these models next to its folder, or defaults. The other
     options do not apply.
 
+    A plan file with related models has their edges as its primary family, and so has its forecast.
+
     Without it, the goal is to detect a gap, to show "not worse" within a margin, or both. The result has a
     plan of fixed size, and one that stops early (study --until-decided). For a large gap the second needs far
     fewer trials, but its maximum must be larger for the same power.
@@ -90,11 +98,53 @@ def command(
         raise click.UsageError("Give --gap, --margin or both, or a plan with --study.")
     from heredity.stats.sample_size import SampleSizeQuestion
 
+    found = _edges_of(lineage, edges) if lineage else []
     asked = SampleSizeQuestion(
         gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation,
-        scopes=1 if judge_free else 2, edges=edges,
+        scopes=1 if judge_free else 2, edges=len(found) or edges,
     )  # fmt: skip
     _show_size(asked, as_json)
+    if found and not as_json:
+        _show_edges(found)
+
+
+def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
+    """The edges among these models, their descendants and the models of these plan files, each as a line."""
+    from pathlib import Path
+
+    from heredity.core.errors import UsageError
+    from heredity.lineage import graph
+
+    if n_given:
+        raise UsageError("--edges and --lineage both set the number of edges: give one.", code="bad-setting")
+    models: dict[str, Model] = {}
+    store = open_store()
+    for ref in lineage:
+        if ref.endswith(".toml"):
+            ids = {model.id for model in _study(Path(ref)).resolved.models}
+            models |= {model.id: model for model in store.models() if model.id in ids}
+        else:
+            models |= {model.id: model for model in store.family(store.get(ref).record).asked}
+    edges = graph.edges(list(models.values()), {model.id: model for model in store.models()} | models)
+    if not edges:
+        raise UsageError(
+            f"No model of {', '.join(lineage)} descends from another one in the store. "
+            "Give the number of edges that you plan: --edges N.",
+            code="nothing-to-decide",
+        )
+    found = {
+        (e.parent, e.child): f"{models[e.child].name} of {models[e.parent].name}, {e.recipe}" for e in edges
+    }
+    return list(found.values())
+
+
+def _show_edges(edges: list[str]) -> None:
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
+
+    write("\nThese edges are one family. Pairs of models that are no edge are not planned for.")
+    for line in edges:
+        write(f"  {plain(line)}")
 
 
 def _show_size(asked: SampleSizeQuestion, as_json: bool) -> None:

@@ -44,6 +44,7 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
         ("Attacks", attack_words(estimates)),
         ("Primary comparison", "none" if declared.primary is None else _family(declared.primary)),
         ("Families", f"Holm's correction over {families}. Claims about one technique {single}"),
+        *_second_family(declared),
         ("Level", f"{estimates.alpha:g}"),
         ("Margin", f"{unsigned(estimates.margin)}: a smaller difference does not matter"),
         ("Unclear answers", f'"worse" must hold even if {percent(declared.unclear_share)} were breaches'),
@@ -60,6 +61,13 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
         ("Stopping", _STOPPING[declared.stopping] + _planned_analyses(declared)),
         ("Judge", declared.judge or "none"),
     ]
+
+
+def _second_family(declared: Analysis) -> Iterator[tuple[str, str]]:
+    """The part of the pairs of models, if the primary comparisons are those of parents and children."""
+    if declared.primary is not None and declared.primary.between == "edges":
+        words = "a second family, with the same level of its own. No verdict on a child uses it"
+        yield "Pairs of models", words
 
 
 def _planned_analyses(declared: Analysis) -> str:

@@ -52,6 +52,7 @@ from heredity.study.plan import (
     read_plan,
 )
 from heredity.study.storage import ESTIMATES, read_estimates, run_records
+from heredity.study.wording import plural
 
 BASELINE, UNCLEAR = 0.2, 0.25
 CORRELATION = 0.4  # of the wordings of one behaviour
@@ -369,6 +370,7 @@ def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
         *(_row(_TITLES[row.technique], row, plan.margin) for row in pooled),
         *(_row("one technique", row, plan.margin) for row in sorted(techniques, key=_strength)[:1]),
         *([_GIVEN_UP] if plan.stops_early else []),
+        *_other_pairs(declared),
         *(_doubt(pooled[0], plan.margin) if pooled else ()),
         *(_stops(plan, pooled[0], forecast.discordance[between]) if pooled else ()),
         *_assumptions(forecast, between),
@@ -393,6 +395,14 @@ def _row(title: str, row: ForecastRow, margin: float) -> str:
     worse = "cannot show worse" if row.detectable is None else f"worse by {100 * row.detectable:.0f} points"
     not_worse = f"not worse by {100 * margin:g}: {row.not_worse:.2f}"
     return f"  {title:<19} {row.n_clusters:>5,} clusters  {worse:<18}  {not_worse}"
+
+
+def _other_pairs(declared: Analysis) -> Iterator[str]:
+    """In a plan whose primary comparisons are edges: the part of the pairs of models."""
+    pairs = [each for each in declared.families if each.between == "pairs" and each.measure == "breach"]
+    if declared.primary is not None and declared.primary.between == "edges" and pairs:
+        n = pairs[0].n // len(pairs[0].scopes)
+        yield f"Its {plural(n, 'pair')} of models are a second family; no verdict on a child uses it."
 
 
 def _doubt(row: ForecastRow, margin: float) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
 from heredity.study.declared_words import same_conversations_words, stopping_words, unsupported_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate, SeverityRate
+from heredity.study.inherited_words import edges_sentence, is_of_edges
 from heredity.study.wording import (
     SEVERITIES,
     TechniqueCounts,
@@ -91,7 +92,11 @@ def headline(estimates: Estimates) -> Headline:
         *_twins(estimates, called, best, worst),
         *_harm(estimates, called, worst, best),
     )
-    return Headline(sentence + undecided_words(called, best, worst), support, _warnings(estimates, called))
+    sentence += undecided_words(called, best, worst)
+    if is_of_edges(estimates) and (of_edges := edges_sentence(estimates)):
+        # What the plan is about comes first. The extremes among all models are of its second family.
+        sentence, support = of_edges, (inherited, f"Among all models: {sentence}.", *support)
+    return Headline(sentence, tuple(dict.fromkeys(support)), _warnings(estimates, called))
 
 
 def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[float, Rate]]) -> Headline:
