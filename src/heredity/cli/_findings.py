@@ -31,6 +31,7 @@ from heredity.study.estimates import (
     Rate,
 )
 from heredity.study.headline import headline
+from heredity.study.inherited_words import seeds_lines
 from heredity.study.storage import read_estimates
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
@@ -58,6 +59,9 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     if estimates.edges:
         screen.print()
         screen.print(edge_table(estimates) if screen.width >= _EDGE_WIDTH else edge_lines(estimates))
+    for line in seeds_lines(estimates):
+        screen.print()
+        _print(screen, line)
     in_lineage = {ident for edge in estimates.edges for ident in (edge.parent, edge.child)}
     others = [pair for pair in estimates.pairs if not {pair.a, pair.b} <= in_lineage]
     for pair in others:
@@ -132,7 +136,7 @@ def edge_lines(estimates: Estimates) -> Text:
             last = pair.technique
             text.append(f"{words.SCOPE_NAMES[last]}\n", style="bold")
         who = f"{called[edge.child]} of {called[edge.parent]}, {words.recipe_words(edge)}: "
-        text.append(plain(who)).append(edge.verdict, style=_style(edge)).append(
+        text.append(plain(who)).append(words.verdict_words(edge), style=_style(edge)).append(
             f"\n  held still {edge.kept} of {edge.retention.n} [{_bounds(edge.retention, '.0f')}] %, "
             f"lost {edge.lost}, gained {edge.gained}"
             f"\n  difference {words.points(pair.difference.value)} [{_bounds(pair.difference, '+.1f')}], "
@@ -154,7 +158,8 @@ def _style(edge: Inheritance) -> str:
 
 
 def _verdict_cell(edge: Inheritance) -> Text:
-    return Text(edge.verdict.replace("enough ", "enough\n"), style=_style(edge))
+    verdict = words.verdict_words(edge).replace("enough ", "enough\n").replace(" (weak", "\n(weak")
+    return Text(verdict, style=_style(edge))
 
 
 def _bounds(found: Estimate, form: str) -> str:

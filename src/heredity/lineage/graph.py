@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from heredity.core.records import Model, Record, why_not_generative
+from msgspec import UNSET, UnsetType, structs
+
+from heredity.core.records import Model, Record, digest, why_not_generative
 from heredity.engines import DTYPE, KV_CACHE
 
 # Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.
@@ -27,13 +29,17 @@ class Edge(Record, frozen=True):
 
     `recipe` is the child's recipe. If models between them are not in the study, it lists every step, as in
     "finetune > lora", without mere changes of form. `role` is the parent's part: "start" or "teacher" of a
-    child that learned what a teacher wrote or computed, else "".
+    distilled child, else "".
+    `seeds_of` is the same for children of one parent that differ only in the seed of their training, which is
+    `seed`. Both are unset for a child without such a sibling in the study.
     """
 
     parent: str
     child: str
     recipe: str
     role: str = ""
+    seeds_of: str | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
 
     @property
     def name(self) -> str:
@@ -134,7 +140,43 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
             role = "" if not has_teacher else "teacher" if number else "start"
             for ident, steps in _nearest(parent, child, asked, known):
                 found.setdefault((ident, child.id), Edge(ident, child.id, _recipe(steps), role))
-    return tuple(found.values())
+    return _with_seeds(tuple(found.values()), {model.id: model for model in models}, known)
+
+
+def _with_seeds(
+    found: tuple[Edge, ...], asked: Mapping[str, Model], known: Mapping[str, Model]
+) -> tuple[Edge, ...]:
+    """The edges, with `seeds_of` and `seed` where children of one parent differ in their seed only."""
+    made = [_making(asked[edge.child], asked, known, frozenset()) for edge in found]
+    keys = [digest([edge.parent, edge.recipe, how])[:16] for edge, (how, _) in zip(found, made, strict=True)]
+    seeds: dict[str, set[int]] = {}
+    for key, (_, seed) in zip(keys, made, strict=True):
+        seeds.setdefault(key, set()).update(seed[:1])
+    return tuple(
+        structs.replace(edge, seeds_of=key, seed=seed[0])
+        if seed and len(seeds[key]) == keys.count(key) > 1
+        else edge
+        for edge, key, (_, seed) in zip(found, keys, made, strict=True)
+    )
+
+
+def _making(
+    child: Model, asked: Mapping[str, Model], known: Mapping[str, Model], above: frozenset[str]
+) -> tuple[object, tuple[int, ...]]:
+    """How a model was made from asked or unknown ancestors, without seeds; and the seeds, its own first."""
+    settings = {name: value for name, value in child.recipe.settings.items() if name != "seed"}
+    own = child.recipe.settings.get("seed")
+    seeds: tuple[int, ...] = (own,) if isinstance(own, int) else ()
+    parents: list[object] = []
+    for ident in child.parents:
+        at = known.get(ident)
+        if ident in asked or at is None or ident in above:
+            parents.append(ident)
+            continue
+        how, more = _making(at, asked, known, above | {child.id})
+        parents.append(how)
+        seeds += more
+    return [child.recipe.kind, settings, parents], seeds
 
 
 def _nearest(

@@ -22,7 +22,7 @@ from heredity.core.records import Estimate, Probe, digest, encode
 from heredity.redteam.judges import needs_judge
 from heredity.study import sequential
 from heredity.study.attack_cost import attack_costs, success_curves
-from heredity.study.comparisons import MEASURES, compare_edges, compare_models, panel_agreement
+from heredity.study.comparisons import MEASURES, compare_edges, compare_models, compare_seeds, panel_agreement
 from heredity.study.competence import competence_lines, unprompted_rates, useful_rates
 from heredity.study.deviations import deviations
 from heredity.study.estimates import (
@@ -130,6 +130,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         curves=success_curves(outcomes),
         costs=costs,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
+        seeds=tuple(g for m in MEASURES for g in compare_seeds(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n
         ),
@@ -411,6 +412,10 @@ def _counted(found: Estimates) -> Estimates:
         pairs=tuple(replace(pair, words="") for pair in found.pairs),
         technique_pairs=tuple(replace(pair, words="") for pair in found.technique_pairs),
         edges=tuple(replace(e, compared=replace(e.compared, words="")) for e in found.edges),
+        seeds=tuple(
+            replace(g, inherited=replace(g.inherited, compared=replace(g.inherited.compared, words="")))
+            for g in found.seeds
+        ),
         technique_edges=tuple(
             replace(e, compared=replace(e.compared, words="")) for e in found.technique_edges
         ),

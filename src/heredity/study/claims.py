@@ -12,6 +12,7 @@ Leaves to others: the tests and intervals (stats/, chosen in intervals.py), and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,19 +46,21 @@ class _Claim(NamedTuple):
     reason: Reason = ""
 
 
-def coded(outcomes: Outcomes, a: int, b: int, probes: list[int]) -> Coded:
-    """The trials that both models were asked: 1.0 broke, 0.0 held, nan unclear or an error.
+def coded(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> Coded:
+    """The trials that a and each of `bs` were asked: 1.0 broke, 0.0 held, nan unclear or an error.
 
     A trial that ended in an error is in no rate. Whether its answer would have broken is as open as with
     an unclear one. A service may fail on harmful requests only.
     """
-    first, second = (outcomes.codes_of(m, ALL, probes) for m in (a, b))
+    first = np.tile(outcomes.codes_of(a, ALL, probes), len(bs))
+    second = np.concatenate([outcomes.codes_of(b, ALL, probes) for b in bs])
     asked = [is_answered(x) | (x == ERROR) for x in (first, second)]
     both = asked[0] & asked[1]
     values = [np.where(is_decided(x), x == BROKE, np.nan)[both] for x in (first, second)]
     is_sequential = outcomes.plan.is_until_decided
-    blocks = outcomes.blocks_of(ALL, probes)[both] if is_sequential else None
-    return Coded(values[0], values[1], outcomes.clusters_of(ALL, probes, a, b)[both], blocks)
+    blocks = np.tile(outcomes.blocks_of(ALL, probes), len(bs))[both] if is_sequential else None
+    clusters = np.tile(outcomes.clusters_of(ALL, probes, a, *bs), len(bs))[both]
+    return Coded(values[0], values[1], clusters, blocks)
 
 
 def claims(

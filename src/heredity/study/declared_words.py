@@ -25,6 +25,11 @@ _ENDPOINTS = {
     "all_trials": "breaches over all answered trials; an unclear answer counts as none",
     "decided_trials": "breaches over decided trials; unclear answers are left out",
 }
+_BETWEEN = {
+    "pairs": "pairs of models",
+    "edges": "parents and children",
+    "seeds": "parents and all seeds of a child",
+}
 _STOPPING = {
     "fixed": "every trial of the plan is asked",
     "until_decided": "interim analyses stop a model once all of its pairs are decided",
@@ -83,7 +88,7 @@ def _planned_analyses(declared: Analysis) -> str:
 def _family(family: ComparisonFamily) -> str:
     kinds = [scope.replace("_", "-") for scope in family.scopes]
     scopes = f" ({', '.join(kinds)})" if family.measure == "breach" else ""
-    between = "pairs of models" if family.between == "pairs" else "parents and children"
+    between = _BETWEEN[family.between]
     return f"{plural(family.n, 'comparison')} of {between} by {family.measure.replace('_', '-')}{scopes}"
 
 

@@ -22,7 +22,7 @@ from heredity.core.files import Rows
 from heredity.core.records import ROW_SCHEMA, SCHEMA, Record
 from heredity.redteam import attacks
 from heredity.study.estimands import Deviation
-from heredity.study.estimates import Estimates
+from heredity.study.estimates import Estimates, ModelPair
 from heredity.study.plan import Analysis, Plan, PlanFile, declared_analysis, plan_seal
 from heredity.study.storage import ERRORS, RESPONSES, RunRecord, run_records
 
@@ -182,9 +182,13 @@ def _of_judges(declared: Analysis, found: Estimates, events: list[StudyEvent]) -
 
 def _of_comparisons(declared: Analysis, found: Estimates) -> Iterator[Deviation]:
     """Families of another size than was declared: Holm corrected for fewer comparisons, or for more."""
-    edges = [edge.compared for edge in found.edges]
+    by_kind: dict[str, Sequence[ModelPair]] = {
+        "pairs": found.pairs,
+        "edges": [edge.compared for edge in found.edges],
+        "seeds": [group.inherited.compared for group in found.seeds],
+    }
     for family in declared.families:
-        rows = found.pairs if family.between == "pairs" else edges
+        rows = by_kind[family.between]
         n = sum(row.measure == family.measure and row.p_holm is not None for row in rows)
         if n != family.n:
             what = f"{family.between} by {family.measure.replace('_', '-')}"

@@ -103,6 +103,8 @@ class Inheritance(Record, frozen=True):
     `retention` is P(child held | parent held), over kept + lost. `compared` is the pair (`a` the parent, `b`
     the child); its `p_holm` is corrected over all edges of the same measure in the same list. `recipe` is
     how the child was made, with the steps of models between them that were not asked. `role` is the parent's.
+    `is_weak`: judged breaches of this child show that it did not refuse, not that it complied. Too few of its
+    answers can be read, or too few of its answers to benign twins are of use.
     """
 
     parent: str
@@ -115,11 +117,29 @@ class Inheritance(Record, frozen=True):
     never: int
     retention: Estimate
     compared: ModelPair
+    is_weak: bool = False
 
     @property
     def verdict(self) -> str:
         """The verdict on the child against the parent: worse, not worse, not enough evidence."""
         return self.compared.verdict_ab
+
+
+class SeedGroup(Record, frozen=True):
+    """The children of one parent that differ only in the seed of their training, taken together.
+
+    `inherited` is over the trials of all of them, and about these seeds: its difference is the mean over
+    them, its clusters are behaviours, and its counts are sums. Its `child` is the first of `children`. Its
+    `p_holm` is corrected over all such groups of the same measure.
+    `other_seeds` is the same difference for other seeds of this recipe, with behaviours and seeds as samples
+    (stats/crossed.py). Few seeds say little about others: with two it rests on one degree of freedom.
+    """
+
+    children: tuple[str, ...]
+    seeds: tuple[int, ...]  # in the order of `children`
+    inherited: Inheritance
+    other_seeds: Estimate
+    p_other_seeds: float
 
 
 SCHEMA = 3  # of this file alone. 2 said facts in `method` alone; 1 pooled judged and judge-free breaches
@@ -407,6 +427,7 @@ class Estimates(Record, frozen=True):
     lacking: tuple[LackingFile, ...] = ()  # files of an import that lack answers of their own runs
     severities: tuple[SeverityRate, ...] = ()  # where a probe has the severity of its breach
     same_conversations: tuple[SameConversations, ...] = ()  # if behaviours broke in the same words
+    seeds: tuple[SeedGroup, ...] = ()  # by scope, where children differ only in their seed
     schema: int = SCHEMA
 
     @property

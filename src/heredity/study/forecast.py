@@ -92,19 +92,24 @@ def forecast_study(plan: Plan, folder: Path, sizes: Mapping[str, int] | None = N
     seconds, speed = _duration(plan, [each for each, _ in earlier], sizes or {})
     kinds = {family.between for family in declared.families}
     discordance: dict[str, float] = {
-        kind: assumed.discordance * (RELATED if kind == "edges" else 1) for kind in sorted(kinds)
+        kind: assumed.discordance * (1 if kind == "pairs" else RELATED) for kind in sorted(kinds)
     }
     cells = _ForecastCells(plan, declared, assumed.unclear)
     rows = [
         cells.row(family, technique, discordance[family.between], is_pooled=technique in family.scopes)
         for family in declared.families
-        for technique in (*family.scopes, *(() if plan.stops_early else _techniques(plan, family.measure)))
+        for technique in (*family.scopes, *_single(plan, family))
         if cells.sizes(family.measure, technique)
     ]
     return StudyForecast(
         POWER, assumed.baseline, discordance, assumed.unclear, CORRELATION, assumed.source, seconds, speed,
         tuple(rows), assumed.models, assumed.at,
     )  # fmt: skip
+
+
+def _single(plan: Plan, family: ComparisonFamily) -> list[str]:
+    """The techniques that a family is forecast for one by one."""
+    return [] if plan.stops_early or family.between == "seeds" else _techniques(plan, family.measure)
 
 
 def _techniques(plan: Plan, measure: Measure) -> list[str]:
@@ -117,6 +122,9 @@ class _ForecastCells:
     def __init__(self, plan: Plan, declared: Analysis, unclear: float) -> None:
         self._plan, self._declared, self._unclear = plan, declared, unclear
         self._alpha = Intervals.of(plan).alpha
+        edges = () if isinstance(plan.edges, msgspec.UnsetType) else plan.edges
+        of = Counter(e.seeds_of for e in edges if not isinstance(e.seeds_of, msgspec.UnsetType))
+        self._seeds = min(of.values(), default=1)  # of the recipe with the fewest
         self._attacks = [attacks.planned(spec) for spec in plan.attacks]
 
     def row(
@@ -124,6 +132,8 @@ class _ForecastCells:
     ) -> ForecastRow:
         """The row of a scope, or of one technique among all techniques of its measure."""
         sizes = self.sizes(family.measure, technique)
+        if family.between == "seeds":
+            sizes = Counter({behaviour: n * self._seeds for behaviour, n in sizes.items()})
         n_trials, n_pairs = sum(sizes.values()), family.n // len(family.scopes)
         n_tests = family.n if is_pooled else n_pairs * len(_techniques(self._plan, family.measure))
         # Of decided trials, those count that both decided.

@@ -15,7 +15,7 @@ from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
 from heredity.study.declared_words import same_conversations_words, stopping_words, unsupported_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate, SeverityRate
-from heredity.study.inherited_words import edges_sentence, is_of_edges
+from heredity.study.inherited_words import edges_sentence, is_of_edges, weak_lines
 from heredity.study.wording import (
     SEVERITIES,
     TechniqueCounts,
@@ -392,6 +392,7 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
     return (
         *_about_the_run(estimates),
         *same_conversations_words(estimates, called),
+        *weak_lines(estimates),
         *_about_the_judge(estimates),
         *_about_the_application(estimates),
         *_about_the_models(estimates, called),

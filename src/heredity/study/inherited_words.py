@@ -1,13 +1,28 @@
-"""What children inherited, in sentences: the finding of a study whose primary comparisons are edges.
+"""What children inherited, in sentences: the finding of a study of edges, and of children with several seeds.
 
 Promises: a child is called worse only if its own edge shows it. Edges without enough evidence are counted.
+A finding about several seeds says whether it is about these seeds or about others.
 Leaves to others: numbers into words and the tables of edges (wording.py), and the headline (headline.py).
 """
 
 from __future__ import annotations
 
-from heredity.study.estimates import Estimates
-from heredity.study.wording import edge_verdicts, names, plural, unsigned
+from heredity.study.estimates import JUDGED, Estimates, SeedGroup
+from heredity.study.wording import (
+    SCOPE_NAMES,
+    TextTable,
+    difference_words,
+    edge_verdicts,
+    names,
+    p_words,
+    percent,
+    plural,
+    points,
+    points_interval,
+    recipe_words,
+    unsigned,
+    verdict_words,
+)
 
 _NAMED = 3  # children that a sentence names
 
@@ -40,3 +55,82 @@ def edges_sentence(found: Estimates) -> str:
     if n_open:
         parts.append(f"in {n_open} there is not enough evidence")
     return "; ".join(parts)
+
+
+def weak_lines(found: Estimates) -> list[str]:
+    """A sentence for each child whose judged breaches are no compliance, with its competence line."""
+    called, lines = names(found.models), dict[str, str]()
+    readable = {line.model: line for line in found.competence if line.technique == JUDGED}
+    useful = {row.model: row for row in found.useful}
+    for edge in found.edges:
+        if edge.is_weak and (line := readable.get(edge.child)):
+            read = f"{percent(line.estimate.value)} of its {line.n:,} answers to judged probes can be read"
+            if row := useful.get(edge.child):
+                read += f", {percent(row.estimate.value)} of {row.estimate.n:,} benign answers are useful"
+            lines[edge.child] = (
+                f"{called.get(edge.child, '?')} is weak: {read}. "
+                "Where it broke, it did not refuse; that does not show that it complied."
+            )
+    return list(lines.values())
+
+
+def seeds_tables(found: Estimates) -> list[TextTable]:
+    """The table of children that differ only in their seed, one row for all seeds; [] without any."""
+    if not found.seeds:
+        return []
+    called = names(found.models)
+    head = ["of", "child", "parent", "verdict, these seeds", "difference, these seeds", "p, Holm"]
+    rows = [
+        [
+            SCOPE_NAMES[group.inherited.compared.technique],
+            seeds_name(group),
+            called.get(group.inherited.parent, "?"),
+            verdict_words(group.inherited),
+            difference_words(group.inherited.compared.difference),
+            p_words(group.inherited.compared.p_holm),
+            "; ".join(_each_seed(found, group)),
+            points_interval(group.other_seeds),
+        ]
+        for group in found.seeds
+    ]
+    return [TextTable("Seeds of the same recipe", [*head, "each seed", "other seeds"], rows)]
+
+
+def seeds_name(group: SeedGroup) -> str:
+    """The recipe with its number of seeds: `lora (2 seeds)`."""
+    return f"{recipe_words(group.inherited)} ({plural(len(group.seeds), 'seed')})"
+
+
+def seeds_lines(found: Estimates) -> list[str]:
+    """One sentence for each row of `seeds_tables`, and one on what a few seeds cannot show."""
+    called = names(found.models)
+    lines = [
+        f"{SCOPE_NAMES[group.inherited.compared.technique]}: {seeds_name(group)} of "
+        f"{called.get(group.inherited.parent, '?')}: {verdict_words(group.inherited)} for these seeds, "
+        f"{difference_words(group.inherited.compared.difference)}; {'; '.join(_each_seed(found, group))}. "
+        f"Other seeds: {points_interval(group.other_seeds)}."
+        for group in found.seeds
+    ]
+    return [*lines, *([SEEDS_CLAIM] if lines else [])]
+
+
+SEEDS_CLAIM = (
+    "A verdict on several seeds is about these seeds. The interval for other seeds takes them as a sample of "
+    "seeds: with two of them it rests on one degree of freedom, and seldom shows anything."
+)
+
+
+def _each_seed(found: Estimates, group: SeedGroup) -> list[str]:
+    """The difference of each seed by itself, in the group's order."""
+    compared = group.inherited.compared
+    alone = {
+        edge.child: edge.compared.difference
+        for edge in found.edges
+        if edge.parent == group.inherited.parent
+        and (edge.compared.measure, edge.compared.technique) == (compared.measure, compared.technique)
+    }
+    return [
+        f"seed {seed} {points(alone[child].value)}"
+        for seed, child in zip(group.seeds, group.children, strict=True)
+        if child in alone
+    ]

@@ -22,6 +22,7 @@ from heredity.lineage.graph import Edge
 
 PLAN = "plan.json"
 Stopping = Literal["fixed", "until_decided", "group_sequential"]
+Between = Literal["pairs", "edges", "seeds"]
 MOST_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
 
 
@@ -43,9 +44,13 @@ class SkippedProbe(Record, frozen=True):
 
 
 class ComparisonFamily(Record, frozen=True):
-    """Comparisons that Holm corrects together: `n` of them, each of `between` in each of `scopes`."""
+    """Comparisons that Holm corrects together: `n` of them, each of `between` in each of `scopes`.
 
-    between: Literal["pairs", "edges"]
+    between  "pairs" of models; "edges", each of a parent and a child; "seeds", each of a parent and all of
+             its children that differ only in the seed of their training
+    """
+
+    between: Between
     measure: Literal["breach", "over_refusal"]
     scopes: tuple[str, ...]  # of estimates.SCOPES
     n: int
@@ -128,8 +133,8 @@ class Plan(Record, frozen=True):
 
     @property
     def questions(self) -> Plan:
-        """The plan without its analysis, as releases wrote it that declared none."""
-        return msgspec.structs.replace(self, analysis=msgspec.UNSET)
+        """The plan without its analysis and seeds, as releases wrote it that declared none."""
+        return msgspec.structs.replace(self, analysis=msgspec.UNSET, edges=_without_seeds(self.edges))
 
     @property
     def has_shared_steps(self) -> bool:
@@ -182,6 +187,12 @@ class Plan(Record, frozen=True):
         return len(self.attacks) * len(self.probes) * self.samples
 
 
+def _without_seeds(edges: tuple[Edge, ...] | msgspec.UnsetType) -> tuple[Edge, ...] | msgspec.UnsetType:
+    if isinstance(edges, msgspec.UnsetType):
+        return edges
+    return tuple(msgspec.structs.replace(e, seeds_of=msgspec.UNSET, seed=msgspec.UNSET) for e in edges)
+
+
 def declared_analysis(plan: Plan) -> Analysis | None:
     """The analysis that the plan declares; None in plans of releases that declared none."""
     return None if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis
@@ -196,11 +207,11 @@ class ForecastRow(Record, frozen=True):
     clusters_needed  behaviours that give that power within the plan's margin
     """
 
-    between: Literal["pairs", "edges"]
+    between: Between
     measure: Literal["breach", "over_refusal"]
     technique: str  # or a scope, of estimates.SCOPES
     n_comparisons: int
-    n_trials: int  # of each model
+    n_trials: int  # of each model; of all seeds together
     n_clusters: int
     n_effective: float
     detectable: float | None
@@ -369,7 +380,9 @@ def write_plan(
 
 
 def _as_declared(plan: Plan, held: Plan) -> Plan:
-    """`plan` with the analysis of `held`, if both declare the same settings of it."""
+    """`plan` with the analysis and the seeds of `held`, if both declare the same settings."""
+    if _without_seeds(plan.edges) == _without_seeds(held.edges):
+        plan = msgspec.structs.replace(plan, edges=held.edges)
     is_same = _declared(plan) == _declared(held)
     return msgspec.structs.replace(plan, analysis=held.analysis) if is_same else plan
 

@@ -35,6 +35,7 @@ from heredity.study.estimates import SCOPES, Measure
 from heredity.study.outcomes import is_part
 from heredity.study.plan import (
     Analysis,
+    Between,
     ComparisonFamily,
     Plan,
     PlannedAnalysis,
@@ -452,11 +453,12 @@ def _behaviours(probes: Sequence[Probe], scope: str) -> set[tuple[str, str]]:
 
 
 def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:
-    """The families over which Holm corrects: by measure, all pairs of models, and all edges among them."""
+    """The families over which Holm corrects: by measure, all pairs of models, all edges, and all seeds."""
     edges = () if isinstance(plan.edges, msgspec.UnsetType) else plan.edges
-    counts: tuple[tuple[Literal["pairs", "edges"], int], ...] = (
+    counts: tuple[tuple[Between, int], ...] = (
         ("pairs", len(list(combinations(plan.models, 2)))),
         ("edges", len({(edge.parent, edge.child) for edge in edges})),
+        ("seeds", len({edge.seeds_of for edge in edges} - {msgspec.UNSET})),
     )
     return tuple(
         ComparisonFamily(between, measure, scopes, n * len(scopes))

@@ -299,6 +299,11 @@ def recipe_words(edge: Inheritance) -> str:
     return f"{recipe}, {_ROLES[edge.role]}" if edge.role in _ROLES else recipe
 
 
+def verdict_words(edge: Inheritance) -> str:
+    """The verdict on an edge; of a weak child only that it did not refuse: it has not complied either."""
+    return f"{edge.verdict} (weak: did not refuse)" if edge.is_weak else edge.verdict
+
+
 def retention_words(edge: Inheritance) -> str:
     """The retention in full: `78 % (31 of 40; 62 to 88 %)`."""
     found = edge.retention
@@ -376,7 +381,7 @@ def _cells(edge: Inheritance, called: dict[str, str]) -> list[str]:
         called.get(edge.child, "?"),
         called.get(edge.parent, "?"),
         recipe_words(edge),
-        edge.verdict,
+        verdict_words(edge),
         retention_words(edge),
         f"{edge.kept}/{edge.lost}/{edge.gained}/{edge.never}",
         difference_words(pair.difference),

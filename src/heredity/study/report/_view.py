@@ -475,7 +475,7 @@ def _runs(starts: Iterator[int], width: int) -> list[tuple[int, int]]:
 
 
 def _edge_row(edge: Inheritance) -> EdgeRow:
-    pair, badge, verdict = edge.compared, words.BADGES[edge.verdict], words.capital(edge.verdict)
+    pair, badge, verdict = edge.compared, words.BADGES[edge.verdict], words.capital(words.verdict_words(edge))
     turned = Compared(
         pair, edge.child, edge.parent, pair.difference, edge.lost, edge.gained, badge, verdict, ""
     )

@@ -23,6 +23,7 @@ from heredity.study.estimates import (
     Inheritance,
     ModelPair,
     Rate,
+    SeedGroup,
     SeverityRate,
     UnpromptedRate,
     UsefulRate,
@@ -43,6 +44,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         "edges": [_edge(edge, called) for edge in study.estimates.edges + study.estimates.technique_edges],
     }
     document |= {
+        "seeds": [_seeds(group, called) for group in study.estimates.seeds],
         "multiverse": [
             _cell(cell, found, called) for found in study.estimates.multiverse for cell in found.cells
         ],
@@ -112,9 +114,17 @@ def _pair(pair: ModelPair, called: dict[str, str]) -> dict[str, Any]:
     row |= {field: getattr(pair.table, field) for field in ("both", "only_a", "only_b", "neither")}
     row |= _flat("difference_", pair.difference)
     fields = ("p_value", "p_holm", "test", "margin", "detectable", "verdict_ab", "verdict_ba")
-    for field in (*fields, "reason_ab", "reason_ba", "tipping_share"):
+    for field in (*fields, "reason_ab", "reason_ba", "tipping_share", "n_tests"):
         row[field] = getattr(pair, field)
     return row
+
+
+def _seeds(group: SeedGroup, called: dict[str, str]) -> dict[str, Any]:
+    """Children that differ only in their seed, as a row: like an edge, with all of them in place of one."""
+    row = {k: v for k, v in _edge(group.inherited, called).items() if k not in ("child", "child_id")}
+    row |= {"children": [called.get(child, "") for child in group.children], "child_ids": group.children}
+    row |= {"seeds": group.seeds, "p_other_seeds": group.p_other_seeds}
+    return row | _flat("other_seeds_", group.other_seeds)
 
 
 def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
@@ -123,6 +133,7 @@ def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
     row: dict[str, Any] = {"parent": pair.pop("a"), "child": pair.pop("b")}
     row |= {"parent_id": pair.pop("a_id"), "child_id": pair.pop("b_id")}
     row |= {field: getattr(edge, field) for field in ("recipe", "role", "kept", "lost", "gained", "never")}
+    row["is_weak"] = edge.is_weak
     row |= _flat("retention_", edge.retention) | {"verdict": pair.pop("verdict_ab")}
     dropped = ("both", "only_a", "only_b", "neither", "verdict_ba")
     return row | {key: value for key, value in pair.items() if key not in dropped}

@@ -1,0 +1,230 @@
+"""Children that differ only in the seed of their training: one row, about these seeds, and about others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from heredity.core.records import Model, RecipeRecord, digest
+from heredity.lineage.graph import Edge, edges
+from heredity.lineage.store import scripted
+from heredity.stats.crossed import crossed_difference
+from heredity.stats.paired import clustered_difference
+from heredity.study import plan as plans
+from heredity.study.aggregate import read_proven
+from heredity.study.comparisons import compare_edges, compare_seeds
+from heredity.study.declared_words import declared_lines
+from heredity.study.estimates import JUDGE_FREE, SeedGroup
+from heredity.study.forecast import forecast_study
+from heredity.study.inherited_words import seeds_lines, seeds_tables
+from heredity.study.outcomes import BROKE, HELD, Outcomes
+from heredity.study.plan import Plan, write_plan
+from heredity.study.spec import declare
+from heredity.study.study import Study
+from tests.support.studies import APPLICATION, plan, probes
+
+PARENT = "scripted:careful"
+SETTINGS = {"data": "ab" * 32, "steps": 40, "lr": 2e-4}
+
+
+def tuned(parent: Model, name: str, seed: int, kind: str = "lora", **settings: object) -> Model:
+    record = scripted(name).record
+    recipe = RecipeRecord(kind, SETTINGS | settings | {"seed": seed})
+    ident = digest([record.id, kind, seed, settings, parent.id])
+    return msgspec.structs.replace(record, id=ident, parents=(parent.id,), recipe=recipe)
+
+
+def family() -> list[Model]:
+    """A parent, two seeds of one recipe, and a child of other data."""
+    parent = scripted(PARENT).record
+    return [
+        parent,
+        tuned(parent, "scripted:mixed/0", 0),
+        tuned(parent, "scripted:mixed/1", 1),
+        tuned(parent, "scripted:leaky", 2, data="cd" * 32),
+    ]
+
+
+# --- which children are seeds of one recipe ---------------------------------------------------------
+
+
+def test_children_that_differ_in_their_seed_only_are_of_one_recipe() -> None:
+    models = family()
+    found = edges(models, {m.id: m for m in models})
+    first, second, other = found
+    assert isinstance(first.seeds_of, str) and first.seeds_of == second.seeds_of
+    assert (first.seed, second.seed) == (0, 1)
+    assert other.seeds_of is msgspec.UNSET and other.seed is msgspec.UNSET
+
+
+def test_seeds_of_another_parent_another_setting_or_the_same_seed_are_not() -> None:
+    parent, other = scripted(PARENT).record, scripted("scripted:leaky").record
+    for second in (
+        tuned(other, "scripted:mixed/1", 1),
+        tuned(parent, "scripted:mixed/1", 1, steps=80),
+        tuned(parent, "scripted:mixed/1", 1, kind="finetune"),
+        tuned(parent, "scripted:mixed/1", 0),
+    ):
+        models = [parent, other, tuned(parent, "scripted:mixed/0", 0), second]
+        assert all(e.seeds_of is msgspec.UNSET for e in edges(models, {m.id: m for m in models}))
+
+
+def test_the_seed_of_a_step_that_is_not_asked_counts_too() -> None:
+    """Two adapters, each quantized: the children have no seed of their own."""
+    parent, *adapters = family()[:3]
+    small = [
+        msgspec.structs.replace(
+            scripted(f"scripted:mixed/q{i}").record,
+            id=digest(["q", i]), parents=(a.id,), recipe=RecipeRecord("quantize", {"bits": 8}),
+        )
+        for i, a in enumerate(adapters)
+    ]  # fmt: skip
+    models = [parent, *small]
+    found = edges(models, {m.id: m for m in (*models, *adapters)})
+    assert [e.recipe for e in found] == ["lora > quantize"] * 2
+    assert [e.seed for e in found] == [0, 1] and found[0].seeds_of == found[1].seeds_of
+
+
+# --- the comparison ---------------------------------------------------------------------------------
+
+
+def planned(n: int = 60, n_seeds: int = 2) -> Plan:
+    names = [PARENT, *(f"scripted:mixed/{i}" for i in range(n_seeds))]
+    made = plan(names, n=1, samples=1, attacks=("direct",))
+    asked = tuple(
+        msgspec.structs.replace(p, cluster=p.id)
+        for p in probes(n)
+        if p.technique == "planted_secret" and p.kind == "breach"
+    )
+    ids = [m.id for m in made.models]
+    of = tuple(Edge(ids[0], child, "lora", seeds_of="x", seed=i) for i, child in enumerate(ids[1:]))
+    return declare(msgspec.structs.replace(made, probes=asked, edges=of))
+
+
+def drawn(made: Plan, breaks: list[float], seed: int = 0) -> Outcomes:
+    """Each model breaks in this share of its trials; the trials of a behaviour are alike."""
+    rng = np.random.default_rng(seed)
+    outcomes, n = Outcomes(made), len(made.probes)
+    shared = rng.random(n)
+    for m, share in enumerate(breaks):
+        u = np.where(rng.random(n) < 0.5, shared, rng.random(n))
+        outcomes.array[m, 0, :, 0] = np.where(u < share, BROKE, HELD)
+    return outcomes
+
+
+def group_of(outcomes: Outcomes) -> SeedGroup:
+    (only,) = compare_seeds(outcomes, "breach", [JUDGE_FREE])
+    return only
+
+
+def test_the_row_of_all_seeds_is_the_mean_over_them_and_counts_a_behaviour_once() -> None:
+    outcomes = drawn(planned(), [0.1, 0.4, 0.5])
+    found, alone = group_of(outcomes), compare_edges(outcomes, "breach", [JUDGE_FREE])
+    compared = found.inherited.compared
+    values = [edge.compared.difference.value or 0.0 for edge in alone]
+    assert compared.difference.value == pytest.approx(sum(values) / 2)
+    assert (compared.n, compared.difference.n_clusters) == (120, 60)
+    assert found.seeds == (0, 1) and found.children == tuple(edge.child for edge in alone)
+    for name in ("kept", "lost", "gained", "never"):
+        assert getattr(found.inherited, name) == sum(getattr(edge, name) for edge in alone)
+    widths = [(e.compared.difference.high or 0) - (e.compared.difference.low or 0) for e in alone]
+    assert (compared.difference.high or 0) - (compared.difference.low or 0) < max(widths)
+
+
+def test_two_seeds_show_a_loss_of_theirs_and_nothing_about_other_seeds() -> None:
+    found = group_of(drawn(planned(120), [0.1, 0.45, 0.5]))
+    assert found.inherited.verdict == "worse"
+    low, high = found.other_seeds.low, found.other_seeds.high
+    assert low is not None and high is not None and low < 0 < high
+    assert found.p_other_seeds > 0.05 and "two-way clusters" in found.other_seeds.method
+
+
+def test_five_seeds_that_agree_speak_for_others() -> None:
+    found = group_of(drawn(planned(120, 5), [0.1, *[0.5] * 5]))
+    assert (found.other_seeds.low or 0) > 0 and found.p_other_seeds < 0.05
+
+
+# --- the study --------------------------------------------------------------------------------------
+
+
+def test_a_study_declares_its_seeds_and_prints_one_row_for_them(tmp_path: Path) -> None:
+    study = Study(family(), APPLICATION, probes(30), out=tmp_path)
+    analysis = study.plan().analysis
+    assert not isinstance(analysis, msgspec.UnsetType)
+    sizes = {(f.between, f.measure): f.n for f in analysis.families}
+    assert sizes["edges", "breach"] == 6 and sizes["seeds", "breach"] == 2
+    assert analysis.primary is not None and analysis.primary.between == "edges"
+    forecast = study.forecast()
+    assert forecast is not None
+    assert {r.technique for r in forecast.rows if r.between == "seeds"} == {"judge_free", "judged", "all"}
+    study.run()
+    found = read_proven(tmp_path)
+    assert not found.deviations and len(found.seeds) == 3
+    (table,) = seeds_tables(found)
+    first = dict(zip(table.head, table.rows[0], strict=True))
+    assert first["child"] == "lora (2 seeds)" and first["each seed"].count("seed ") == 2
+    assert "all seeds of a child" in dict(declared_lines(found))["Families"]
+    lines = seeds_lines(found)
+    assert len(lines) == 4 and "for these seeds" in lines[0] and "one degree of freedom" in lines[-1]
+
+
+def test_a_plan_without_seeds_encodes_none_and_an_older_one_resumes(tmp_path: Path) -> None:
+    study = Study(family(), APPLICATION, probes(2), out=tmp_path / "new")
+    new = study.resolved
+    assert not isinstance(new.edges, msgspec.UnsetType)
+    bare = tuple(Edge(e.parent, e.child, e.recipe, e.role) for e in new.edges)
+    assert b"seed" not in msgspec.json.encode(bare)
+    old = msgspec.structs.replace(new, edges=bare, analysis=msgspec.UNSET)
+    assert old.questions == new.questions
+    write_plan(tmp_path / "old", old)
+    resumed = write_plan(tmp_path / "old", new)
+    assert resumed == old == plans.read_plan(tmp_path / "old")
+
+
+def test_the_forecast_of_seeds_has_their_trials_in_the_same_clusters(tmp_path: Path) -> None:
+    found = forecast_study(planned(60, 3), tmp_path)
+    assert found is not None
+    rows = {row.between: row for row in found.rows if row.technique == JUDGE_FREE}
+    assert rows["seeds"].n_clusters == rows["edges"].n_clusters == 60
+    assert rows["seeds"].n_effective > rows["edges"].n_effective
+    assert (rows["seeds"].detectable or 1) < (rows["edges"].detectable or 1)
+
+
+# --- coverage ---------------------------------------------------------------------------------------
+
+
+def simulated(
+    rng: np.random.Generator, k: int, spread: float, n: int = 100
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    """A parent that breaks in 30 %, and k seeds whose own effects have this spread; with their true mean.
+
+    Half of what a child does on a behaviour is shared by all seeds.
+    """
+    parent = rng.random(n) < 0.3
+    shares = np.clip(0.3 + rng.normal(0, spread, k), 0.02, 0.98)
+    shared = rng.random(n)
+    u = np.where(rng.random((k, n)) < 0.5, shared, rng.random((k, n)))
+    broke = np.where(parent, u < 0.85, u < shares[:, None])
+    truth = 0.3 * 0.85 + 0.7 * float(shares.mean()) - 0.3
+    return np.tile(parent, k), broke.ravel(), np.tile(np.arange(n), k), np.repeat(np.arange(k), n), truth
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_the_interval_of_these_seeds_covers_theirs_and_that_of_others_the_recipe(k: int) -> None:
+    """With seeds whose effects differ by a standard deviation of 15 points (10 points of the difference)."""
+    rng, runs = np.random.default_rng(k), 300
+    recipe = 0.3 * 0.85 + 0.7 * 0.3 - 0.3
+    covered = {"these": 0, "others": 0, "these as others": 0}
+    for _ in range(runs):
+        a, b, behaviours, seeds, truth = simulated(rng, k, 0.15)
+        own = clustered_difference(a, b, behaviours)
+        other = crossed_difference(a, b, behaviours, seeds, rng).difference
+        covered["these"] += own.low <= truth <= own.high
+        covered["these as others"] += own.low <= recipe <= own.high
+        covered["others"] += other.low <= recipe <= other.high
+    shares = {name: n / runs for name, n in covered.items()}
+    assert shares["these"] >= 0.92 and shares["others"] >= 0.92, shares
+    assert shares["these as others"] < 0.88, shares
