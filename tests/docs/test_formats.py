@@ -20,7 +20,16 @@ RESULTS = (storage.RunRecord, estimates.Rate, estimates.ModelPair, estimates.Inh
 TYPES = [
     *(
         getattr(estimates, name)
-        for name in ("Estimates", "Rate", "ModelPair", "Inheritance", "Manners", "Bounds", "Table2x2")
+        for name in (
+            "Estimates",
+            "Rate",
+            "ModelPair",
+            "Inheritance",
+            "SeedGroup",
+            "Manners",
+            "Bounds",
+            "Table2x2",
+        )
     ),
     *(getattr(estimates, name) for name in ("ModelCard", "ApplicationCard", "TechniqueCard", "JudgeQuality")),
     *(

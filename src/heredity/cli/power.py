@@ -83,9 +83,7 @@ def command(
 
     With --study, heredity prints what that plan can show, as `heredity study` does before its first request.
     The assumptions are those of an earlier study of these models next to its folder, or defaults. The other
-    options do not apply.
-
-    A plan file with related models has their edges as its primary family, and so has its forecast.
+    options do not apply. The edges of related models are its primary family.
 
     Without it, the goal is to detect a gap, to show "not worse" within a margin, or both. The result has a
     plan of fixed size, and one that stops early (study --until-decided). For a large gap the second needs far
@@ -98,14 +96,12 @@ def command(
         raise click.UsageError("Give --gap, --margin or both, or a plan with --study.")
     from heredity.stats.sample_size import SampleSizeQuestion
 
-    found = _edges_of(lineage, edges) if lineage else []
     asked = SampleSizeQuestion(
         gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation,
-        scopes=1 if judge_free else 2, edges=len(found) or edges,
+        scopes=1 if judge_free else 2, edges=edges,
     )  # fmt: skip
-    _show_size(asked, as_json)
-    if found and not as_json:
-        _show_edges(found)
+    found = _edges_of(lineage, edges) if lineage else []
+    _show_size(asked._replace(edges=len(found) or edges), found, as_json)
 
 
 def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
@@ -147,7 +143,7 @@ def _show_edges(edges: list[str]) -> None:
         write(f"  {plain(line)}")
 
 
-def _show_size(asked: SampleSizeQuestion, as_json: bool) -> None:
+def _show_size(asked: SampleSizeQuestion, edges: list[str], as_json: bool) -> None:
     import numpy as np
 
     from heredity.core.errors import UsageError
@@ -160,8 +156,10 @@ def _show_size(asked: SampleSizeQuestion, as_json: bool) -> None:
         raise UsageError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
     if as_json:
         write_json(found)
-    else:
-        _show(found)
+        return
+    _show(found)
+    if edges:
+        _show_edges(edges)
 
 
 def _show(found: SampleSizePlan) -> None:

@@ -20,8 +20,6 @@ FORMS = ("dequantize", "merge_adapter", "engine", DTYPE)
 TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", KV_CACHE, *FORMS)
 # Recipes of which further parents are teachers: what they wrote or computed is learned.
 TAUGHT = ("distill", "instruct", "finetune", "lora")
-# What the parents of a recipe are to the child, in their order; others are only its parents.
-ROLES = {"distill": ("start", "teacher"), "instruct": ("start", "teacher")}
 
 
 class Edge(Record, frozen=True):
@@ -158,6 +156,13 @@ def _with_seeds(
         else edge
         for edge, key, (_, seed) in zip(found, keys, made, strict=True)
     )
+
+
+def without_seeds(found: tuple[Edge, ...] | UnsetType) -> tuple[Edge, ...] | UnsetType:
+    """The edges as releases recorded them that did not look for seeds."""
+    if isinstance(found, UnsetType):
+        return found
+    return tuple(structs.replace(edge, seeds_of=UNSET, seed=UNSET) for edge in found)
 
 
 def _making(

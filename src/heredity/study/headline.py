@@ -92,11 +92,17 @@ def headline(estimates: Estimates) -> Headline:
         *_twins(estimates, called, best, worst),
         *_harm(estimates, called, worst, best),
     )
-    sentence += undecided_words(called, best, worst)
-    if is_of_edges(estimates) and (of_edges := edges_sentence(estimates)):
-        # What the plan is about comes first. The extremes among all models are of its second family.
-        sentence, support = of_edges, (inherited, f"Among all models: {sentence}.", *support)
-    return Headline(sentence, tuple(dict.fromkeys(support)), _warnings(estimates, called))
+    found = Headline(sentence + undecided_words(called, best, worst), support, _warnings(estimates, called))
+    return _about_edges(estimates, found)
+
+
+def _about_edges(estimates: Estimates, found: Headline) -> Headline:
+    """The same with the edges first, if the plan is about them: the pairs are then its second family."""
+    of_edges = edges_sentence(estimates) if is_of_edges(estimates) else ""
+    if not of_edges:
+        return found
+    first = inheritance_summary(estimates), f"Among all models: {found.sentence}."
+    return Headline(of_edges, tuple(dict.fromkeys((*first, *found.support))), found.warnings)
 
 
 def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[float, Rate]]) -> Headline:

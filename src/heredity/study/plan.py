@@ -18,7 +18,7 @@ from heredity.application.spec import Application
 from heredity.core import files
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import SCHEMA, Probe, Record, digest, encode
-from heredity.lineage.graph import Edge
+from heredity.lineage.graph import Edge, without_seeds
 
 PLAN = "plan.json"
 Stopping = Literal["fixed", "until_decided", "group_sequential"]
@@ -134,7 +134,7 @@ class Plan(Record, frozen=True):
     @property
     def questions(self) -> Plan:
         """The plan without its analysis and seeds, as releases wrote it that declared none."""
-        return msgspec.structs.replace(self, analysis=msgspec.UNSET, edges=_without_seeds(self.edges))
+        return msgspec.structs.replace(self, analysis=msgspec.UNSET, edges=without_seeds(self.edges))
 
     @property
     def has_shared_steps(self) -> bool:
@@ -185,12 +185,6 @@ class Plan(Record, frozen=True):
     def n_per_model(self) -> int:
         """Trials of one model; model number i has the indices from i times this."""
         return len(self.attacks) * len(self.probes) * self.samples
-
-
-def _without_seeds(edges: tuple[Edge, ...] | msgspec.UnsetType) -> tuple[Edge, ...] | msgspec.UnsetType:
-    if isinstance(edges, msgspec.UnsetType):
-        return edges
-    return tuple(msgspec.structs.replace(e, seeds_of=msgspec.UNSET, seed=msgspec.UNSET) for e in edges)
 
 
 def declared_analysis(plan: Plan) -> Analysis | None:
@@ -381,7 +375,7 @@ def write_plan(
 
 def _as_declared(plan: Plan, held: Plan) -> Plan:
     """`plan` with the analysis and the seeds of `held`, if both declare the same settings."""
-    if _without_seeds(plan.edges) == _without_seeds(held.edges):
+    if without_seeds(plan.edges) == without_seeds(held.edges):
         plan = msgspec.structs.replace(plan, edges=held.edges)
     is_same = _declared(plan) == _declared(held)
     return msgspec.structs.replace(plan, analysis=held.analysis) if is_same else plan

@@ -119,9 +119,11 @@ def _pair(pair: ModelPair, called: dict[str, str]) -> dict[str, Any]:
     return row
 
 
-def _seeds(group: SeedGroup, called: dict[str, str]) -> dict[str, Any]:
+def _seeds(group: SeedGroup, called: dict[str, str]) -> dict[str, object]:
     """Children that differ only in their seed, as a row: like an edge, with all of them in place of one."""
-    row = {k: v for k, v in _edge(group.inherited, called).items() if k not in ("child", "child_id")}
+    row: dict[str, object] = {
+        k: v for k, v in _edge(group.inherited, called).items() if k not in ("child", "child_id")
+    }
     row |= {"children": [called.get(child, "") for child in group.children], "child_ids": group.children}
     row |= {"seeds": group.seeds, "p_other_seeds": group.p_other_seeds}
     return row | _flat("other_seeds_", group.other_seeds)
