@@ -14,8 +14,8 @@ from functools import lru_cache
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks._frame import is_frame, plain
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
+from heredity.redteam.frame import is_frame, plain
 from heredity.redteam.text import evidence, fold, squeeze, words
 
 READ = 4000  # characters of a reply that are read

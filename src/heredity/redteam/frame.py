@@ -1,7 +1,7 @@
 """The frame of an ordered text, which adds nothing to it: openings, labels, courtesies, markup.
 
 Promises: linear time, never raises.
-Leaves to others: the text that was ordered (only.py, word.py).
+Leaves to others: the text that was ordered (checks/).
 """
 
 from __future__ import annotations
