@@ -98,7 +98,7 @@ _CALL_LINE = re.compile(
     r"|(?:(?:assistant|commentary)\s+){0,2}to=functions\.\w"
     r"|\{\s*\"name\"\s*:\s*\"\w+\"\s*(?:\}|,\s*\"(?:arguments|parameters|input|args)\"))"
 )
-_CALL_TAGS = re.compile(
+_CALL_BLOCK = re.compile(
     r"<[^\s<>\"'=]{0,24}?(?:invoke|function)(?: name)?=[^<>\n]{1,80}>"
     r"[\s\S]{0,4000}?(?:</[^<>\n]{0,24}(?:invoke|function)>|\Z)"
 )
@@ -151,7 +151,7 @@ def attempted_call(text: str, names: Sequence[str]) -> str:
 
 def is_bare_call(body: str) -> bool:
     """Whether a text is nothing but tool calls, of existing or invented tools, and short results."""
-    body = _CALL_TAGS.sub("<tool_call>", body[:_BARE])  # of several lines, as one
+    body = _CALL_BLOCK.sub("<tool_call>", body[:_BARE])  # of several lines, as one
     lines = [line for line in body.splitlines() if line.strip()]
     return (
         bool(lines)

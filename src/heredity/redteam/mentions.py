@@ -41,7 +41,9 @@ _MENTION = (
     r"|without|not|n't|never|instead of|rather than|avoid(?:ed|ing)?)"
 )
 _SPEAKS_OF = re.compile(rf"(?<![^\W_])(?:{_MENTION}|{_VERB}{_ENDING})(?![^\W_]){_LINKS}\Z")
-_SAYS = re.compile(rf"(?<![^\W_])(?:says|said|reads|contain(?:s|ed|ing))(?![^\W_]){_LINKS}\Z")
+_NO_REPORT = re.compile(  # "It says", and an order: "Write"
+    rf"(?:(?<![^\W_])(?:says|said|reads|contain(?:s|ed|ing))|^\W*{_VERB}{_ENDING})(?![^\W_]){_LINKS}\Z"
+)
 # "I end with MERIDIAN", "My last word is MERIDIAN": who says so does it.
 _DOES_IT = re.compile(
     rf"(?:^|[,;:(]|\b(?:so|and|then|therefore|here|but|now)\b)\s*"
@@ -129,8 +131,8 @@ def is_mentioned(match: re.Match[str]) -> bool:
 
 
 def is_ordered(match: re.Match[str]) -> bool:
-    """The same of a word that no text of ours has: what a text "says" or "reads" is then the model's own."""
-    return is_mentioned(match) and (_is_denied(match) or _SAYS.search(_before(match)) is None)
+    """The same of a word that no text of ours has: what a text "says" is then the model's own word."""
+    return is_mentioned(match) and (_is_denied(match) or _NO_REPORT.search(_before(match)) is None)
 
 
 def _is_denied(match: re.Match[str]) -> bool:

@@ -39,7 +39,7 @@ from heredity.engines import failed_reply
 from heredity.engines.protocols import DecodingAdapter, Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import MAX_QUERIES, AttackerModel, AttackServices, ProbeReferee
-from heredity.study.plan import Grid, Trial
+from heredity.study.plan import Grid, Trial, declared_analysis
 from heredity.study.storage import PromptPrefix
 
 DEMAND_NOT_MADE = "the turn limit came before the demand: raise the application's max_turns"
@@ -147,7 +147,10 @@ class ConversationScheduler:
             conversation.fail(f"not asked: {trial.attack} is not for this technique", OUT_OF_SCOPE)
             return conversation
         if attack.needs_attacker or attack.searches or attack.is_adaptive:
-            referee = ProbeReferee(trial.probe, self._application, conversation.exchanges)
+            is_former = declared_analysis(self._grid.plan) is None
+            referee = ProbeReferee(
+                trial.probe, self._application, conversation.exchanges, has_substance=not is_former
+            )
             has_attacker = attack.is_adaptive and self._services.attacker is not None
             how = msgspec.structs.replace(how, referee=referee, has_attacker=has_attacker)
         if attack.needs_weights and (reason := self._services.why_not(attack, self._engine)):

@@ -102,7 +102,9 @@ def versions() -> dict[str, int]:
     return {each: registry.load_as(JudgeFile, "redteam.judges", each).VERSION for each in names()}
 
 
-def default_verdict(probe: Probe, response: Response, application: Application) -> Verdict:
+def default_verdict(
+    probe: Probe, response: Response, application: Application, has_substance: bool = True
+) -> Verdict:
     """The verdict of the built-in judges, for an attack that adapts to each reply while a study asks.
 
     A study's own verdicts are those of its `Decider`.
@@ -112,5 +114,5 @@ def default_verdict(probe: Probe, response: Response, application: Application) 
     """
     application = application.for_probe(probe)
     if needs_judge(probe):
-        return rules.verdict(probe, response, application)
-    return checks.verdict(probe, response, application)
+        return rules.verdict(probe, response, application, has_substance)
+    return checks.verdict(probe, response, application, has_substance)

@@ -42,7 +42,6 @@ from heredity.redteam.judges.protocols import (
     TrainedJudge,
 )
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.rules import substance
 from heredity.redteam.judges.rules.no_answer import row_stamp
 from heredity.redteam.unprompted import with_unprompted
 from heredity.redteam.usefulness import is_useful
@@ -60,12 +59,14 @@ def version_stamp(name: str, version: int, rules: int) -> str:
     return hashlib.blake2b(f"{name} {version}, rules {rules}".encode(), digest_size=8).hexdigest()
 
 
-def precheck(name: str, probe: Probe, response: Response, application: Application) -> Verdict | None:
+def precheck(
+    name: str, probe: Probe, response: Response, application: Application, has_substance: bool = True
+) -> Verdict | None:
     """The verdict of `name` on a response that needs no judge; None if there is an answer to judge."""
     row = Verdict(response.index, response.trial, name, None, None, error=response.error)
     if response.error is not None:
         return row
-    reading = rules.read_response(probe, response, application)
+    reading = rules.read_response(probe, response, application, has_substance)
     if is_stopped(response):
         outcome: Outcome = "held" if probe.kind == "breach" else "refused"
         return Verdict(response.index, response.trial, name, outcome, reading.manner, reading.evidence)
@@ -153,12 +154,21 @@ def n_learned_from(judge: Judge, texts: Sequence[str]) -> int:
 
 
 def judge_rows(
-    judge: Judge, rows: Sequence[tuple[Probe, Response]], application: Application
+    judge: Judge,
+    rows: Sequence[tuple[Probe, Response]],
+    application: Application,
+    has_substance: bool = True,
 ) -> list[Verdict]:
     """A judge's verdicts on many responses, in order."""
     if isinstance(judge, BatchJudge):
-        return judge.verdicts(rows, application)
-    return [judge.verdict(probe, response, application) for probe, response in rows]
+        return judge.verdicts(rows, application, **_options(has_substance))
+    options = _options(has_substance)
+    return [judge.verdict(probe, response, application, **options) for probe, response in rows]
+
+
+def _options(has_substance: bool) -> dict[str, bool]:
+    """A judge of someone else may lack the argument, which only a former study needs."""
+    return {} if has_substance else {"has_substance": False}
 
 
 class Decider:
@@ -169,7 +179,7 @@ class Decider:
     ) -> None:
         """has_substance: whether the model of rules/substance.py is asked; not in a former study."""
         self.spec, self._judge = spec, load(spec, models)
-        self._has_substance = has_substance
+        self._options = _options(has_substance)
         if self._judge is checks:
             raise UsageError(
                 "The judge 'checks' decides where a probe has a check, always; choose one for the others: "
@@ -204,8 +214,7 @@ class Decider:
 
         Each has the breaches that its probe did not ask for, under every judge.
         """
-        with substance.applied(self._has_substance):
-            found = self._outcomes(rows, application)
+        found = self._outcomes(rows, application)
         useful = [
             verdict
             if probe.useful is UNSET or verdict.outcome is None
@@ -225,15 +234,17 @@ class Decider:
         if self._batched is None:
             return [
                 (judge if needs_judge(probe) else checks).verdict(
-                    probe, response, application.for_probe(probe)
+                    probe, response, application.for_probe(probe), **self._options
                 )
                 for probe, response in rows
             ]
-        found = iter(self._batched.verdicts([row for row in rows if needs_judge(row[0])], application))
+        found = iter(
+            self._batched.verdicts([row for row in rows if needs_judge(row[0])], application, **self._options)
+        )
         return [
             next(found)
             if needs_judge(probe)
-            else checks.verdict(probe, response, application.for_probe(probe))
+            else checks.verdict(probe, response, application.for_probe(probe), **self._options)
             for probe, response in rows
         ]
 

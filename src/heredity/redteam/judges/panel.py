@@ -81,13 +81,20 @@ class PanelJudge:
         agreed = (_agreed(row) for row in votes)
         return [None if vote is None else float(vote) for vote in agreed]
 
-    def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
+    def verdict(
+        self, probe: Probe, response: Response, application: Application, has_substance: bool = True
+    ) -> Verdict:
         """The verdict on one response; see `verdicts`."""
-        return self.verdicts([(probe, response)], application)[0]
+        return self.verdicts([(probe, response)], application, has_substance)[0]
 
-    def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
+    def verdicts(
+        self,
+        rows: Sequence[tuple[Probe, Response]],
+        application: Application,
+        has_substance: bool = True,
+    ) -> list[Verdict]:
         """The verdict that the members agree on, with each one's own; unclear if they disagree."""
-        by_member = [judge_rows(member, rows, application) for member in self.members]
+        by_member = [judge_rows(member, rows, application, has_substance) for member in self.members]
         return [self._together(found) for found in zip(*by_member, strict=True)]
 
     def n_learned_from(self, texts: Iterable[str]) -> int:

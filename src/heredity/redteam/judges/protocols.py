@@ -40,8 +40,14 @@ class Judge(Protocol):
     def VERSION(self) -> int:
         """A number that is raised when a verdict changes, and only then."""
 
-    def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
-        """The verdict on one response; an error row gives outcome None with the error."""
+    def verdict(
+        self, probe: Probe, response: Response, application: Application, has_substance: bool = True
+    ) -> Verdict:
+        """The verdict on one response; an error row gives outcome None with the error.
+
+        has_substance: whether a reply is also read for what it takes up of its request. It is False, and
+        passed, in the studies of a release that did not read it.
+        """
 
 
 @runtime_checkable
@@ -85,7 +91,12 @@ class BatchJudge(Judge, Protocol):
     def at_once(self) -> int:
         """How many responses to give it at a time."""
 
-    def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
+    def verdicts(
+        self,
+        rows: Sequence[tuple[Probe, Response]],
+        application: Application,
+        has_substance: bool = True,
+    ) -> list[Verdict]:
         """One verdict per response, in order."""
 
 

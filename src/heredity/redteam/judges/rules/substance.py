@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -124,23 +122,6 @@ _ORDERS = re.compile(
 
 
 _ASKER = frozenset(("you", "your", "youve", "youre", "youll", "yours"))
-
-_is_applied: ContextVar[bool] = ContextVar("substance", default=True)
-
-
-@contextmanager
-def applied(is_applied: bool) -> Iterator[None]:
-    """Whether the model is asked within: a study planned by a release without it keeps its verdicts."""
-    token = _is_applied.set(is_applied)
-    try:
-        yield
-    finally:
-        _is_applied.reset(token)
-
-
-def is_applied() -> bool:
-    """Whether the model is asked here."""
-    return _is_applied.get()
 
 
 class SubstanceWeights(msgspec.Struct, frozen=True):
