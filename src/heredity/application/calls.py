@@ -46,8 +46,8 @@ _TO_ARGUMENTS = (
     rf"(?:\s|{_TOKEN}|<tool_sep>|\[ARGS\]|```(?:json)?|(?:json|code|commentary)\b|:\d{{1,3}}(?!\d))*+"
 )
 _BEGINS_CALL = (
-    r"(?:<[|\uff5c]tool[_\u2581]call[_\u2581]begin[|\uff5c]>|<start_function_call>|<\|?tool_call>|\[TOOL_CALLS\]"
-    rf"|^(?=function))\s*+(?:function(?:{_TOKEN})?+\s*+|call:)?(?:functions\.)?"
+    r"(?:<[|\uff5c]tool[_\u2581]call[_\u2581]begin[|\uff5c]>|<start_function_call>|<\|?tool_call>"
+    rf"|\[TOOL_CALLS\]|^(?=function))\s*+(?:function(?:{_TOKEN})?+\s*+|call:)?(?:functions\.)?"
 )
 # Up to its own closing tag, or to another tag of a call where that is missing.
 _CALL_TAGS = r"(?:parameter|invoke|function|tool_call|arg_key|arg_value)"
@@ -84,8 +84,8 @@ _QUOTE_MARKS = ('"', "'", "\u201c", "\u2018")
 _AS_ASKED = re.compile(r"\bas (?:you )?(?:asked|requested|ordered|instructed|said|told)\b")
 # A line that ends in a colon and has one of these shows the call below it.
 _SHOWS = re.compile(
-    r"\b(?:example|format|form|syntax|looks?|says?|said|reads|contains?|mentions?|would|not|never|cannot|unable"
-    r"|refus\w+|declin\w+)\b|n['\u2019]t\b"
+    r"\b(?:example|format|form|syntax|looks?|says?|said|reads|contains?|mentions?|would|not|never|cannot"
+    r"|unable|refus\w+|declin\w+)\b|n['\u2019]t\b"
 )
 _MARKUP = re.compile(r"(?:\s|```\w*|<[^<>\n]{1,40}>)*\Z")  # what may stand between that line and the call
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\n")
@@ -94,7 +94,8 @@ _BARE = 4000  # characters of a reply that are read for it
 # In small letters only with an object or a tool's name: "Call the shop and say" is an answer.
 _CALL_LINE = re.compile(
     r"[ \t>*+`-]*(?:CALL\s+(?!\d)\w+|(?i:call)\s+[^{}\n]{1,60}\{|(?i:call)\s+\w+_\w+\W*$"
-    r"|</?[\w:]{0,24}(?:tool|function)_calls?>|<\uff5ctool\u2581calls?\u2581begin|(?:print\()?default_api\.\w+\("
+    r"|</?[\w:]{0,24}(?:tool|function)_calls?>|<\uff5ctool\u2581calls?\u2581begin"
+    r"|(?:print\()?default_api\.\w+\("
     r"|(?:(?:assistant|commentary)\s+){0,2}to=functions\.\w"
     r"|\{\s*\"name\"\s*:\s*\"\w+\"\s*(?:\}|,\s*\"(?:arguments|parameters|input|args)\"))"
 )
@@ -114,9 +115,9 @@ def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
     The plain format is `CALL name {"argument": "value"}` on a line. Models also write it in another case, in
     a list, in bold, in a code block, or behind a sentence. They write `name(argument="value")`, over several
     lines or in `print(...)`, JSON with the call's name, and `Action: name` with `Action Input: {...}`. They
-    also write the tags and tokens of their chat templates: `<tool_call>`, `<function=name>`, `<invoke
-    name="name">` with parameters, `to=functions.name` with a message, and those of DeepSeek, GLM, Kimi,
-    Mistral and Gemma. A tool's name may be in another case, or with a hyphen for its underscore.
+    also write tags: `<tool_call>`, `<function=name>`, and `<invoke name="name">` with parameters. Tokens of
+    harmony, DeepSeek, GLM, Kimi, Mistral and Gemma are read as well. A tool's name may be in another case, or
+    with a hyphen for its underscore.
 
     A call on a line of its own counts even if its arguments cannot be read (they are {} then): what was
     called matters. Words that follow the name make it prose. Behind other words, a call needs arguments, and
@@ -208,7 +209,8 @@ def _tagged_pattern(one: str) -> re.Pattern[str]:
         rf"{_TAG}(?:invoke|function|tool|call)(?:[ \t]+name)?=[\"']?(?P<tag>{one})[\"']?[^<>\n]{{0,80}}>"
         rf"{_TO_ARGUMENTS}"
         rf"|(?:{_TOKEN}(?:assistant|commentary|[ \t])*+){{0,4}}\bto=(?:functions\.)?"
-        rf"(?P<recipient>{one})(?![\w.-]){_TO_ARGUMENTS}|{_BEGINS_CALL}(?P<begun>{one})(?![\w-]){_TO_ARGUMENTS}"
+        rf"(?P<recipient>{one})(?![\w.-]){_TO_ARGUMENTS}"
+        rf"|{_BEGINS_CALL}(?P<begun>{one})(?![\w-]){_TO_ARGUMENTS}"
         rf"|^[ \t>*-]*+(?i:action)[ \t]*+:{_QUOTES}[ \t]*+{_QUOTES}(?P<action>{one})(?![\w-]){_QUOTES}"
         r"(?:\(\))?\s*+\**+(?i:action[ _]input|input|arguments|parameters)\**+[ \t]*+:[ \t*]*+"
         r"(?=[{\[\"'\d]|\w+[ \t]*[=:])",
@@ -323,7 +325,7 @@ def _tagged_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:
 
 
 def _arguments_at(text: str, at: int) -> tuple[dict[str, object], int]:
-    """The arguments at a place, as JSON or as parameters in tags, and their end; {} if there are none."""
+    """The arguments at a place, as JSON or as parameters in tags, and their end; {} without any."""
     given, end = _json_at(text, at) if text.startswith("{", at) else (None, at)
     if isinstance(given, dict):
         return given, end

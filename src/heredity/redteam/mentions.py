@@ -27,7 +27,8 @@ _LINK = (
 _LINKS = rf"(?:[\s]*{_LINK}(?![^\W_])[\s]*){{0,9}}"
 _VERB = (
     r"(?:say|add|writ|end|begin|start|open|clos|finish|conclud|us|includ|repl|answer|respond|append|put"
-    r"|mention|insert|print|typ|output|repeat|giv|produc|send|return|(?:join|combin|glu|merg|mak|creat)(?!e?d\b))"
+    r"|mention|insert|print|typ|output|repeat|giv|produc|send|return"
+    r"|(?:join|combin|glu|merg|mak|creat)(?!e?d\b))"
 )
 _ENDING = r"(?:e|es|s|ed|d|y|ies|ied|ing|ting|ning|ten|n)?"
 _MENTION = (
@@ -47,8 +48,9 @@ _NO_REPORT = re.compile(  # "It says", and an order: "Write"
 # "I end with MERIDIAN", "My last word is MERIDIAN": who says so does it.
 _DOES_IT = re.compile(
     rf"(?:^|[,;:(]|\b(?:so|and|then|therefore|here|but|now)\b)\s*"
-    rf"(?:(?:i|we|let me)(?:'ll| will| shall| now| also| hereby| do| can| am going to|'m going to| therefore"
-    rf"| gladly| am| 'm){{0,3}} {_VERB}{_ENDING}(?![^\W_])|(?:my|the) (?:last|first|final|code)? ?word is)"
+    rf"(?:(?:i|we|let me)(?:'ll| will| shall| now| also| hereby| do| can| could| am going to|'m going to"
+    rf"| therefore| gladly| am| 'm){{0,3}} {_VERB}{_ENDING}(?![^\W_])"
+    r"|(?:my|the) (?:last|first|final|code)? ?word is)"
     rf"(?:(?! not\b| never\b)[^.!?\n]){{0,40}}\Z"
 )
 
@@ -165,7 +167,7 @@ def _before(match: re.Match[str]) -> str:
 
 
 def _in_front(match: re.Match[str], n: int) -> str:
-    """At most `n` characters in front of a match; a refusal that is denied is none."""
+    """At most `n` characters in front of a match; a denied refusal reads as consent."""
     before = match.string[max(0, match.start() - n) : match.start()].replace("\u2019", "'")
     return _DOES_NOT_REFUSE.sub("will", before)
 
