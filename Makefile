@@ -46,7 +46,7 @@ study: $(VENV)/.torch ## pull real models, ask them the probes of the example ap
 	  $(foreach a,$(ATTACKS),--attack "$(a)") --margin "$(MARGIN)" --stopping "$(STOPPING)" --out "$(OUT)" --yes $(ARGS)
 
 inheritance: $(VENV)/.torch ## grow children of real models, and measure what each kept of their safety (about an hour)
-	@$(BIN)/heredity inherit examples/inheritance.toml --out "$(LINEAGE)" \
+	@$(BIN)/heredity inherit examples/inheritance.toml --yes --out "$(LINEAGE)" \
 	  $(if $(FLAGSHIP),--model "teacher=qwen2.5-coder-$(FLAGSHIP)-instruct") \
 	  $(if $(DATA),--data "problems=$(DATA)") $(ARGS)
 

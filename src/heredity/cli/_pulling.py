@@ -6,11 +6,19 @@ Leaves to others: getting the bytes and checking them (recipes/pull/recipe.py).
 
 from __future__ import annotations
 
+import sys
+
+import click
+
 from heredity import engines
+from heredity.core.errors import UsageError
 from heredity.core.sanitize import plain
 from heredity.core.terminal import Display, err, note, size
+from heredity.lineage import catalog
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
+
+_FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that need no consent
 
 
 def pull(store: Store, ref: str) -> Grown:
@@ -36,3 +44,19 @@ def ready(store: Store, grown: Grown) -> Grown:
         if not any(known):
             note(f"converting {grown.record.name} to safetensors, once (a recorded child in the lineage) ...")
     return store.ready(grown)
+
+
+def ask_first(ref: str, yes: bool) -> None:
+    """Ask before a model of the catalogue is downloaded. Without a terminal, free licences need no consent.
+
+    Raises UsageError for another licence without `yes`, and Abort if the user declines.
+    """
+    entry = catalog.catalogue()[catalog.canonical(ref)]
+    offer = f"{ref} is not in the store: {size(entry.n_bytes)}, licence {entry.licence}."
+    has_person = sys.stdin.isatty() and sys.stderr.isatty()
+    if not yes and not has_person and entry.licence not in _FREE:
+        raise UsageError(f"{offer} Its licence needs your consent: add --yes, or run heredity pull {ref}.")
+    if yes or not has_person:
+        note(f"{offer} Pulling it.")
+    elif not click.confirm(f"{offer} Pull it?", default=True, err=True):
+        raise click.Abort

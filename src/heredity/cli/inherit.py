@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from heredity.cli import Name, PathArgument, Verb, open_store
 if TYPE_CHECKING:
     from heredity.experiments.inheritance.findings import LineageResult
     from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan
+    from heredity.lineage.store import Store
 
 _MARGIN = 0.1
 _PROBES = ("harmful_request", "failed_task")
@@ -37,6 +39,7 @@ _PROBES = ("harmful_request", "failed_task")
               help="Attack on each probe, not with a plan; repeatable.  [default: direct]")  # fmt: skip
 @click.option("--margin", type=float, metavar="SHARE", help="Non-inferiority margin.  [default: 0.1]")
 @click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
+@click.option("--yes", is_flag=True, help="Download missing models without asking.")
 @click.option("--quick", is_flag=True, help="Few steps and few questions, to see it work.")
 @click.option(
     "--out", type=PathArgument(), metavar="DIR", help="Folder of the studies.  [default: lineages/...]"
@@ -45,8 +48,8 @@ _PROBES = ("harmful_request", "failed_task")
               help="Write the page here, too, with its figure next to it.")  # fmt: skip
 def command(
     models: tuple[str, ...], renamed: tuple[str, ...], data: tuple[str, ...], application: Path | None,
-    probes: tuple[str, ...], attack: tuple[str, ...], margin: float | None, judge: str | None, quick: bool,
-    out: Path | None, page: Path | None,
+    probes: tuple[str, ...], attack: tuple[str, ...], margin: float | None, judge: str | None, yes: bool,
+    quick: bool, out: Path | None, page: Path | None,
 ) -> None:  # fmt: skip
     """Measure what children kept of a parent's safety.
 
@@ -60,10 +63,8 @@ def command(
     lineage, it writes the page again.
     """
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import Display, note, write
+    from heredity.core.terminal import Display, note
     from heredity.experiments.inheritance import run
-    from heredity.experiments.inheritance.page import write_page
-    from heredity.experiments.inheritance.sentences import sentences
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
@@ -73,14 +74,27 @@ def command(
         plan = _plan(models, _pairs("model", renamed), _pairs("data", data), batteries, margin, judge or "")
         plan = plan.quick() if quick else plan
         folder = out or Path("lineages") / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
+        store = open_store()
+        for ref in plan.models.values():
+            _consent(store, ref, yes)
         with Display() as display:
-            found = run.inherit(plan, open_store(), folder, display, lambda line: note(plain(line)))
-    _show(found)
-    for sentence in sentences(found):
-        write(plain(sentence))
-    write("")
-    for path in (folder / "inheritance.md", *([page] if page is not None else [])):
-        write(f"page: {plain(str(write_page(found, path)))}")
+            found = run.inherit(plan, store, folder, display, lambda line: note(plain(line)))
+    _show(found, [folder / "inheritance.md", *([page] if page is not None else [])])
+
+
+def _consent(store: Store, ref: str, yes: bool) -> None:
+    """Ask before a foundation is downloaded. Raises UnknownName for a model that does not exist."""
+    from heredity.cli import _pulling
+    from heredity.core.errors import Unavailable
+
+    if ref.startswith("hf:") or Path(ref).exists():
+        return
+    try:
+        store.get(ref)
+    except Unavailable:
+        if ":" in ref:
+            raise
+        _pulling.ask_first(ref, yes)
 
 
 def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
@@ -124,10 +138,12 @@ def _batteries(
     return [own, BatteryPlan("application", probes, "In the application", str(application), attacks)]
 
 
-def _show(found: LineageResult) -> None:
-    """The edges of the primary battery as a table."""
+def _show(found: LineageResult, pages: Sequence[Path]) -> None:
+    """Print the edges of the primary battery and the sentences, and write the pages."""
+    from heredity.core.sanitize import plain
     from heredity.core.terminal import cell, out, table, write
-    from heredity.experiments.inheritance.sentences import counts, difference
+    from heredity.experiments.inheritance.page import write_page
+    from heredity.experiments.inheritance.sentences import counts, difference, sentences
 
     columns = ("child", "parent", "refusals kept", "breaches, change", "verdict")
     grid = table(*columns, whole=("child",))
@@ -138,3 +154,8 @@ def _show(found: LineageResult) -> None:
         )
     out().print(grid)
     write("")
+    for sentence in sentences(found):
+        write(plain(sentence))
+    write("")
+    for path in pages:
+        write(f"page: {plain(str(write_page(found, path)))}")

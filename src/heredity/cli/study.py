@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _MOST_ERRORS = 5  # distinct ones that are printed
 _UNDECIDED = 4  # exit code, as of `heredity gate` for errors in the run
-_FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that need no consent
 _OPTIONS = {"models": "model", "attacks": "attack"}  # the options of settings that have another name
 _KINDS = (
     (click.types.BoolParamType, bool),
@@ -341,23 +340,5 @@ def _stored(store: Store, ref: str, yes: bool) -> Grown:
     except Unavailable:
         if ":" in ref:
             raise
-        _ask_first(ref, yes)
+        _pulling.ask_first(ref, yes)
         return _pulling.pull(store, ref)
-
-
-def _ask_first(ref: str, yes: bool) -> None:
-    import sys
-
-    from heredity.core.errors import UsageError
-    from heredity.core.terminal import note, size
-    from heredity.lineage import catalog
-
-    entry = catalog.catalogue()[catalog.canonical(ref)]
-    offer = f"{ref} is not in the store: {size(entry.n_bytes)}, licence {entry.licence}."
-    has_person = sys.stdin.isatty() and sys.stderr.isatty()
-    if not yes and not has_person and entry.licence not in _FREE:
-        raise UsageError(f"{offer} Its licence needs your consent: add --yes, or run heredity pull {ref}.")
-    if yes or not has_person:
-        note(f"{offer} Pulling it.")
-    elif not click.confirm(f"{offer} Pull it?", default=True, err=True):
-        raise click.Abort

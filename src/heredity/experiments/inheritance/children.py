@@ -19,7 +19,7 @@ from heredity.experiments import repair as repairing
 from heredity.experiments.inheritance.data import load_data
 from heredity.experiments.inheritance.plan import ANSWERS, MADE, ChildPlan, LeftOutChild, LineagePlan
 from heredity.lineage import graph
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
@@ -75,8 +75,7 @@ class Lineage:
         for task in tasks(self.plan):
             why = next((f"its parent '{p}' is left out" for p in task.child.parents if p in missing), "")
             try:
-                if not why and task.child.recipe not in (MADE, ENGINE, REPAIR):
-                    self._recipe(task)
+                why = why or self._why_not(task)
             except BadInput:
                 raise
             except _NOT_MADE as error:
@@ -129,10 +128,20 @@ class Lineage:
         if child.recipe == MADE:
             return adopted(self.store, parents[0], _stored(self.store, child.name, self.watch))
         if child.recipe == ENGINE:
-            return self.store.get(str(child.settings["ref"]).format(parent=parents[0].record.name))
+            return self.store.get(str(child.settings["ref"]).format(parent=parents[0].record.id))
         if child.recipe == REPAIR:
             return self._repaired(child, parents)
         return self.store.grow_once(self._recipe(task), parents)
+
+    def _why_not(self, task: Task) -> str:
+        """Why this version cannot make the child; "" if it can. Raises the error of an unknown recipe."""
+        child = task.child
+        if child.recipe == ENGINE:
+            prefix = str(child.settings.get("ref", "")).partition(":")[0]
+            return "" if prefix in target_prefixes() else f"no engine or setting is named '{prefix}'"
+        if child.recipe not in (MADE, REPAIR):
+            self._recipe(task)
+        return ""
 
     def _recipe(self, task: Task) -> Recipe:
         child = task.child

@@ -10,8 +10,6 @@ Leaves to others: answering (engines/).
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +17,10 @@ from typing import Any, Literal
 
 from heredity import engines
 from heredity.core.errors import UsageError
-from heredity.core.files import explain_full_disk
 from heredity.core.records import why_not_generative
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
+from heredity.recipes.adopt import link_files
 
 _FORMS = ("dequantize", "merge_adapter")  # recipes whose child holds the same weights as its parent
 
@@ -73,18 +71,6 @@ class TorchTarget:
         model = parent.record
         form: Literal["int8", "safetensors"] = "int8" if model.format == "int8" else "safetensors"
         return Description(self.name, model.family, model.licence, form, model.modality, model.notes)
-
-
-def link_files(parent: Grown, out: Path) -> None:
-    """Link the recorded files of a model into `out`, or copy them."""
-    for file in parent.record.files:
-        source, target = parent.folder / file.path, out / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:  # another file system, or one without links
-            with explain_full_disk(out, file.bytes):
-                shutil.copyfile(source, target)
 
 
 def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
