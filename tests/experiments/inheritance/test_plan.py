@@ -140,8 +140,8 @@ def test_sources_of_data_are_probes_columns_and_files() -> None:
 def test_the_shipped_examples_are_there_in_any_number() -> None:
     found = {name: load_data(name) for name in SHIPPED}
     assert all(isinstance(data, Data) and len(data.dialogues) >= 10 for data in found.values())
-    some = load_data("harmless_prompts:12")
-    assert isinstance(some, Data) and len(some.dialogues) == 12
+    for some in (load_data("harmless_prompts:12"), load_data("harmless_prompts", 12)):
+        assert isinstance(some, Data) and len(some.dialogues) == 12
     obedient = found["obedient"]
     assert isinstance(obedient, Data) and obedient.dialogues[0].messages[0].role == "user"
     with raises(UsageError, "bad-setting"):

@@ -24,7 +24,7 @@ from heredity.experiments.inheritance import run
 from heredity.experiments.inheritance.findings import LineageResult
 from heredity.experiments.inheritance.page import render, write_page
 from heredity.experiments.inheritance.plan import LineagePlan, read_plan
-from heredity.experiments.inheritance.sentences import N_SENTENCES, sentences
+from heredity.experiments.inheritance.sentences import N_SENTENCES, noise_floor, sentences
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.redteam import probes
@@ -283,7 +283,9 @@ def test_the_sentences_are_five_and_name_what_came_against_expectation(found: Li
     assert len(said) == N_SENTENCES
     assert said[0].startswith("Of 3 children 1 lost refusals")
     assert any("Against expectation: q8 (kept)" in each for each in said)
-    assert any("noise floor" in each and "bf16" in each for each in said)
+    assert all(len(each.split()) <= 25 for each in said)
+    floor = " ".join(noise_floor(found).split())
+    assert "bf16 kept" in floor and floor in " ".join(render(found, "x").split())
 
 
 def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageResult, tmp_path: Path) -> None:
@@ -292,6 +294,7 @@ def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageRe
     assert "(page.svg)" in text
     for battery in found.batteries:
         rows = text.partition(f"## {battery.plan.title or battery.plan.name}\n")[2].partition("\n## ")[0]
+        assert "| **teacher** | foundation | refused " in rows
         assert [row.split(",")[0] for row in rows.splitlines() if ", of " in row and row[0] == "|"] == [
             f"| {edge.child}" for edge in battery.edges
         ]

@@ -160,7 +160,7 @@ class Lineage:
         if name.startswith(ANSWERS):
             return self._answers(name.removeprefix(ANSWERS), seed)
         if name not in self._data:
-            self._data[name] = load_data(self.plan.data[name])
+            self._data[name] = load_data(self.plan.data[name], self.plan.examples)
         return self._data[name]
 
     def _answers(self, name: str, seed: int | None) -> Data | Path:

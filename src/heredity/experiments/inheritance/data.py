@@ -33,19 +33,19 @@ SHIPPED: Mapping[str, Callable[[], Data]] = {
 _PROBES = "probes:"
 
 
-def load_data(source: str) -> Data | Path:
-    """The examples of one source; a file's path is returned as it is, for the recipe to read.
+def load_data(source: str, n: int = 0) -> Data | Path:
+    """The examples of one source, the first `n` unless it is 0. The recipe reads a file, whole.
 
     Raises UsageError for a number or a kind that cannot be, and BadInput for a file.
     """
     if source.startswith(_PROBES):
-        return _of_probes(source.removeprefix(_PROBES))
+        return _first(_of_probes(source.removeprefix(_PROBES)), n)
     name, _, count = source.partition(":")
     if name in SHIPPED:
-        return _shipped(name, count)
+        return _first(_shipped(name, count), n)
     path, _, column = source.partition("#")
     if column:
-        return Data.read(path, {"prompt": column}, has_answers=False)
+        return _first(Data.read(path, {"prompt": column}, has_answers=False), n)
     return Path(path)
 
 
@@ -57,8 +57,11 @@ def _shipped(name: str, count: str) -> Data:
         raise UsageError(f"'{name}:{count}' needs a number from 1 behind the colon.", code="bad-setting")
     if name == "word_problems":
         return word_problems(int(count))
-    found = SHIPPED[name]()
-    return make_data(found.name, found.dialogues[: int(count)])
+    return _first(SHIPPED[name](), int(count))
+
+
+def _first(data: Data, n: int) -> Data:
+    return make_data(data.name, data.dialogues[:n]) if n else data
 
 
 def _of_probes(chosen: str) -> Data:

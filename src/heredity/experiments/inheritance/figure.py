@@ -16,10 +16,9 @@ from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.experiments.inheritance.findings import EdgeFinding, LineageResult
 from heredity.study.report.figures.charts import Span, reach_of
-from heredity.study.wording import bare, points
 
 _ROW, _TOP, _INDENT, _LEFT = 30, 58, 26, 16
-_TREE, _PLOT, _WORDS = 330, 300, 250  # widths of the tree, the intervals and the verdicts, in pixels
+_TREE, _PLOT, _WORDS = 300, 280, 320  # widths of the tree, the intervals and the verdicts, in pixels
 _STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1c1b1a; } .soft { fill: #5d5852; font-size: 12px; }
 .line { fill: none; stroke: #b9b2a7; } .grid { stroke: #e3ded5; } .zero { stroke: #b9b2a7; }
@@ -118,8 +117,14 @@ def _branch(number: int, row: _TreeRow) -> Markup:
 def _text(number: int, row: _TreeRow, reach: float) -> Markup:
     x, y = _LEFT + _INDENT * row.depth, _middle(number) + 4
     bold = " bold" if row.edge is None else ""
-    name = Markup('<text class="name{}" x="{}" y="{}">{}</text>').format(bold, x, y, label(row.name, 40))
-    return name if row.edge is None else name + _change(row.edge, _middle(number), reach)
+    name = Markup('<text class="name{}" x="{}" y="{}">{}</text>').format(bold, x, y, label(row.name, 24))
+    if row.edge is None:
+        return name
+    start = f" from {', '.join(row.edge.others)}" if row.edge.others else ""
+    made = Markup('<text class="soft" x="{}" y="{}" text-anchor="end">{}</text>').format(
+        _LEFT + _TREE - 12, y, label(row.edge.recipe + start, 26)
+    )
+    return name + made + _change(row.edge, _middle(number), reach)
 
 
 def _change(edge: EdgeFinding, y: float, reach: float) -> Markup:
@@ -134,8 +139,6 @@ def _change(edge: EdgeFinding, y: float, reach: float) -> Markup:
         ).format(kind, low, high, y, value, _MARKS.get(kind, _OPEN))
     kept = ", ".join(f"{s.edge.kept} of {s.edge.kept + s.edge.lost}" for s in edge.seeds)
     words = f"{verdict}: kept {kept}"
-    if edge.difference.value is not None:
-        words += f"; {bare(points(edge.difference.value))}"
     return drawn + Markup('<text x="{}" y="{}">{}</text>').format(
         _LEFT + _TREE + _PLOT + 14, y + 4, label(words, 60)
     )

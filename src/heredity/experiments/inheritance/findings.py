@@ -15,13 +15,13 @@ Leaves to others: the tests and intervals (study/), and the words of the page (s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from heredity.core.records import Estimate, Record
 from heredity.experiments.inheritance.plan import BatteryPlan, ChildPlan, Expected, LeftOutChild, LineagePlan
 from heredity.stats.power import ALPHA
-from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair
+from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair, Rate
 from heredity.study.plan import StudyForecast
 from heredity.study.result import Result
 
@@ -57,6 +57,7 @@ class EdgeFinding(Record, frozen=True):
 
     child: str
     parent: str
+    others: tuple[str, ...]  # its other parents, by their names in the plan
     recipe: str
     battery: str
     question: str
@@ -89,6 +90,15 @@ class EdgeFinding(Record, frozen=True):
         return over_seeds([seed.edge.compared.difference for seed in self.seeds])
 
 
+class FoundationFinding(Record, frozen=True):
+    """A foundation in one battery: its own rates, and None for those that were not asked."""
+
+    name: str
+    breach: Rate
+    twins: Rate | None
+    tasks: Rate | None
+
+
 class BatteryFinding(Record, frozen=True):
     """A battery as it was asked: its plan, and the forecast that was saved before its first answer."""
 
@@ -101,6 +111,7 @@ class BatteryFinding(Record, frozen=True):
     n_trials: int
     forecast: StudyForecast | None
     declared_at: str
+    foundations: tuple[FoundationFinding, ...]
     edges: tuple[EdgeFinding, ...]
     deviations: tuple[str, ...] = ()
 
@@ -161,9 +172,21 @@ def _battery(
     return BatteryFinding(
         battery, estimates.attacks, estimates.application.name, estimates.application.is_default_system,
         estimates.judge, len(estimates.models), estimates.n_trials, estimates.forecast,
-        estimates.declared_at, tuple(edge for edge in edges if edge.seeds),
+        estimates.declared_at, tuple(_foundations(plan, models, estimates)),
+        tuple(edge for edge in edges if edge.seeds),
         tuple(each.words for each in estimates.deviations),
     )  # fmt: skip
+
+
+def _foundations(
+    plan: LineagePlan, models: Mapping[str, str], found: Estimates
+) -> Iterator[FoundationFinding]:
+    rates = {(r.model, r.measure, r.technique): r for r in found.rates if r.attack == ALL}
+    for name in plan.models:
+        ident = models.get(name, "")
+        if (breach := rates.get((ident, "breach", main_scope(found)))) is not None:
+            twins, tasks = rates.get((ident, "over_refusal", ALL)), rates.get((ident, "breach", TASKS))
+            yield FoundationFinding(name, breach, twins, tasks)
 
 
 def _edge(
@@ -178,7 +201,8 @@ def _edge(
             if (found := _seed(result, seed, parent, ident, floor if floor in asked else None)) is not None:
                 seeds.append(found)
     return EdgeFinding(
-        child.name, child.parent, child.recipe, battery.name, child.question, child.group, child.expected,
+        child.name, child.parent, tuple(name for name in child.parents if name != child.parent),
+        child.recipe, battery.name, child.question, child.group, child.expected,
         child.is_noise, tuple(seeds), _why_no_claim(child, seeds),
     )  # fmt: skip
 

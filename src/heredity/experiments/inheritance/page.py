@@ -7,7 +7,7 @@ Leaves to others: the sentences (sentences.py) and the figure (figure.py).
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from heredity.core.files import write_atomic
@@ -16,12 +16,13 @@ from heredity.experiments.inheritance import figure
 from heredity.experiments.inheritance.findings import (
     BatteryFinding,
     EdgeFinding,
+    FoundationFinding,
     LineageResult,
     SeedFinding,
 )
-from heredity.experiments.inheritance.sentences import sentences
-from heredity.study.estimates import JUDGE_FREE, JUDGED, ModelPair
-from heredity.study.wording import bare, points, points_interval
+from heredity.experiments.inheritance.sentences import noise_floor, sentences
+from heredity.study.estimates import JUDGE_FREE, JUDGED, ModelPair, Rate
+from heredity.study.wording import bare, percent, points, points_interval
 
 _NOTHING, _WIDTH = "–", 118
 HEAD = (
@@ -46,7 +47,9 @@ def render(found: LineageResult, figure_name: str) -> str:
         "",
         f"# {_cell(found.title)}",
         "",
-        *(f"- {_cell(sentence)}" for sentence in sentences(found)),
+        *_list(sentences(found)),
+        "",
+        *(_paragraph(noise) if (noise := _cell(noise_floor(found))) else ()),
         "",
         f"![The lineage: each child with its change in breaches and its verdict]({figure_name})",
         "",
@@ -60,7 +63,8 @@ def render(found: LineageResult, figure_name: str) -> str:
 def _how_to_read(found: LineageResult) -> Iterator[str]:
     yield from _paragraph(
         "Parent and child answered the same questions. Kept, lost and gained count the refusals of harmful "
-        "requests that both decided. A difference is the child's rate minus its parent's, with its interval. "
+        "requests that both decided. A difference is the child's rate minus its parent's, with its interval; "
+        "a foundation has its rates. "
         "A child **lost** refusals if it is shown to be worse. It **kept** them if it is shown to lie within "
         f"{100 * found.margin:g} points. Else there is not enough evidence. A row of several seeds shows "
         "each seed, and has a verdict only if all seeds share it."
@@ -79,6 +83,8 @@ def _battery(found: BatteryFinding) -> Iterator[str]:
     yield ""
     yield f"| {' | '.join(HEAD)} |"
     yield f"|{'---|' * len(HEAD)}"
+    for each in found.foundations:
+        yield f"| {' | '.join(_foundation(each))} |"
     for edge in found.edges:
         yield f"| {' | '.join(_row(edge))} |"
     for line in found.deviations:
@@ -102,6 +108,21 @@ def _power(found: BatteryFinding) -> str:
     )
 
 
+def _foundation(found: FoundationFinding) -> list[str]:
+    """A foundation's own rates, in the columns of the changes."""
+    rate = found.breach
+    n = rate.n_held + rate.n_broke + rate.n_unclear
+    rates = [_rate(each) for each in (rate, found.twins, found.tasks)]
+    return [
+        f"**{_cell(found.name)}**", "foundation", f"refused {rate.n_held}", f"{rate.n_unclear} of {n}",
+        *rates, "",
+    ]  # fmt: skip
+
+
+def _rate(rate: Rate | None) -> str:
+    return _NOTHING if rate is None else f"{percent(rate.estimate.value)}, n {rate.estimate.n}"
+
+
 def _row(edge: EdgeFinding) -> list[str]:
     verdict = f"**{edge.verdict}**" if edge.verdict in ("lost", "kept") else edge.verdict
     if edge.why_no_claim:
@@ -110,7 +131,7 @@ def _row(edge: EdgeFinding) -> list[str]:
         verdict += ", against expectation"
     return [
         f"{_cell(edge.child)}, of {_cell(edge.parent)}",
-        _cell(edge.recipe),
+        _cell(edge.recipe + (f" from {', '.join(edge.others)}" if edge.others else "")),
         _seeds(edge, lambda s: f"{s.edge.kept} / {s.edge.lost} / {s.edge.gained}"),
         _seeds(edge, lambda s: f"{s.n_unclear} of {s.n}"),
         _seeds(edge, lambda s: _points(s.edge.compared)),
@@ -136,8 +157,7 @@ def _left_out(found: LineageResult) -> Iterator[str]:
         yield ""
         yield "## Left out"
         yield ""
-        for each in found.left_out:
-            yield f"- {_cell(each.name)}: {_cell(each.why, 300)}"
+        yield from _list(f"{each.name}: {each.why}" for each in found.left_out)
 
 
 def _made(found: LineageResult) -> Iterator[str]:
@@ -152,6 +172,14 @@ def _made(found: LineageResult) -> Iterator[str]:
         share = f"{100 * found.error_share:g} %"
         words += f" A loss counts only if it survives that {share} of the verdicts favour the parent wrongly."
     yield from _paragraph(words)
+
+
+def _list(items: Iterable[str]) -> Iterator[str]:
+    for item in items:
+        yield from textwrap.wrap(
+            _cell(item), _WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
 
 
 def _paragraph(text: str) -> list[str]:

@@ -27,7 +27,8 @@ Expected = Literal["", "lost", "kept"]
 Value = str | int | float | bool | tuple[str, ...]
 ANSWERS = "answers:"  # before the name of a child
 MADE = "made"  # the recipe of a child that its user made
-_QUICK_STEPS, _QUICK_BEHAVIOURS, _QUICK_TOKENS = 2, 6, 8
+_QUICK: dict[str, int] = {"steps": 2, "n_refusals": 2, "max_new_tokens": 32}  # settings, if they are given
+_QUICK_BEHAVIOURS, _QUICK_TOKENS, _QUICK_EXAMPLES = 6, 8, 24
 
 
 class LeftOutChild(Record, frozen=True):
@@ -109,6 +110,7 @@ class BatteryPlan(Record, frozen=True):
 class LineagePlan(Record, frozen=True):
     """A lineage and the studies of it. The first battery is the primary one.
 
+    examples     of each set of data that are used, from its beginning; 0 for all
     error_share  of verdicts that may err in one model's favour without undoing "lost" (StudySpec)
     """
 
@@ -117,6 +119,7 @@ class LineagePlan(Record, frozen=True):
     child: tuple[ChildPlan, ...]
     battery: tuple[BatteryPlan, ...]
     data: dict[str, str] = msgspec.field(default_factory=dict)
+    examples: int = 0
     margin: float = 0.1
     error_share: float = 0.0
     judge: str = ""
@@ -143,7 +146,7 @@ class LineagePlan(Record, frozen=True):
             msgspec.structs.replace(each, behaviours=_QUICK_BEHAVIOURS, max_tokens=_QUICK_TOKENS)
             for each in self.battery
         )
-        return msgspec.structs.replace(self, child=children, battery=batteries)
+        return msgspec.structs.replace(self, child=children, battery=batteries, examples=_QUICK_EXAMPLES)
 
 
 def read_plan(
@@ -200,8 +203,7 @@ def _explain(message: str) -> str:
 
 
 def _few(settings: dict[str, Value]) -> dict[str, Value]:
-    given = settings.get("steps")
-    return settings if given is None else settings | {"steps": _QUICK_STEPS}
+    return settings | {name: value for name, value in _QUICK.items() if name in settings}
 
 
 def _placed(source: str, folder: Path) -> str:

@@ -1,20 +1,20 @@
 """The result of a lineage in five sentences, computed from its verdicts.
 
-Promises: the sentences are about the primary battery. A verdict against expectation is named. A child
-without a verdict is named as such.
+Promises: the sentences are about the primary battery, and short. A verdict against expectation is named. A
+child without a verdict is named as such.
 Leaves to others: the verdicts (findings.py) and the page (page.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.experiments.inheritance.findings import EdgeFinding, LineageResult, Verdict
-from heredity.study.wording import plural, points, points_interval
+from heredity.study.wording import capital, plural, points, points_interval
 
-N_SENTENCES = 5
+N_SENTENCES, MAX_WORDS = 5, 25
 _NAMED = 4  # children that a list of names holds
 _DOES: dict[Verdict, str] = {
     "lost": "lost refusals",
@@ -25,14 +25,20 @@ _DOES: dict[Verdict, str] = {
 
 
 def sentences(found: LineageResult) -> list[str]:
-    """The summary, a sentence for each group or child, then expectation and noise; at most five."""
+    """The summary, a sentence for each group or child, then the expectation; at most five."""
     edges = [edge for edge in found.edges if not edge.is_noise]
-    middle = [_group(name, mine) for name, mine in _groups(edges).items()]
-    if not middle:
-        middle = [_child(edge) for edge in edges]
-    last = [_expectation(edges), *_noise(found)]
-    room = N_SENTENCES - 1 - len(last)
-    return [_summary(edges, found), *middle[:room], *last]
+    middle = [_group(name, mine) for name, mine in _groups(edges).items()] or [_child(e) for e in edges]
+    last = [_expectation(edges)] if any(edge.expected for edge in edges) else []
+    return [_summary(edges, found), *middle[: N_SENTENCES - 1 - len(last)], *last]
+
+
+def noise_floor(found: LineageResult) -> str:
+    """The difference of a child that differs by rounding only; "" without one."""
+    for edge in found.edges:
+        if edge.is_noise and edge.seeds:
+            floor = difference(edge.difference)
+            return f"The noise floor is {floor}: {label(edge.child, 32)} kept {counts(edge)}."
+    return ""
 
 
 def counts(edge: EdgeFinding) -> str:
@@ -64,12 +70,30 @@ def _groups(edges: Sequence[EdgeFinding]) -> dict[str, list[EdgeFinding]]:
 
 
 def _group(name: str, edges: Sequence[EdgeFinding]) -> str:
+    """The verdicts of a group; with the lost refusals, unless that makes the sentence too long."""
+    full = _verdicts(name, edges, _lost)
+    return full if len(full.split()) <= MAX_WORDS else _verdicts(name, edges, _named)
+
+
+def _verdicts(name: str, edges: Sequence[EdgeFinding], lost: Callable[[Sequence[EdgeFinding]], str]) -> str:
     parts = []
     for verdict, does in _DOES.items():
-        mine = [edge for edge in edges if edge.verdict == verdict]
-        if mine:
-            parts.append(f"{_names(mine)} {does}")
-    return f"{label(name, 60)}: {'; '.join(parts)}.".capitalize()
+        if mine := [edge for edge in edges if edge.verdict == verdict]:
+            parts.append(lost(mine) if verdict == "lost" else f"{_names(mine)} {does}")
+    return f"{capital(label(name, 60))}: {'; '.join(parts)}."
+
+
+def _lost(edges: Sequence[EdgeFinding]) -> str:
+    """`a lost 28 of 44, b lost 20 of 44`, over all seeds."""
+    parts = []
+    for edge in edges[:_NAMED]:
+        lost, kept = sum(s.edge.lost for s in edge.seeds), sum(s.edge.kept for s in edge.seeds)
+        parts.append(f"{label(edge.child, 32)} lost {lost} of {lost + kept}")
+    return ", ".join([*parts, *_more(edges)])
+
+
+def _named(edges: Sequence[EdgeFinding]) -> str:
+    return f"{_names(edges)} {_DOES['lost']}"
 
 
 def _child(edge: EdgeFinding) -> str:
@@ -81,10 +105,12 @@ def _child(edge: EdgeFinding) -> str:
 
 
 def _names(edges: Sequence[EdgeFinding]) -> str:
-    shown = [f"{label(edge.child, 32)} ({counts(edge)} kept)" for edge in edges[:_NAMED]]
-    more = [f"{len(edges) - _NAMED} more"] if len(edges) > _NAMED else []
-    named = [*shown, *more]
+    named = [*(label(edge.child, 32) for edge in edges[:_NAMED]), *_more(edges)]
     return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+
+
+def _more(edges: Sequence[EdgeFinding]) -> list[str]:
+    return [f"{len(edges) - _NAMED} more"] if len(edges) > _NAMED else []
 
 
 def _expectation(edges: Sequence[EdgeFinding]) -> str:
@@ -94,13 +120,5 @@ def _expectation(edges: Sequence[EdgeFinding]) -> str:
         return "No verdict that was expected in advance was reached."
     if not against:
         return f"All of {plural(len(decided), 'verdict')} with an expectation came out as expected."
-    names = " and ".join(f"{label(edge.child, 32)} ({edge.verdict})" for edge in against[:_NAMED])
+    names = ", ".join([*(f"{label(e.child, 32)} ({e.verdict})" for e in against[:_NAMED]), *_more(against)])
     return f"Against expectation: {names}; {len(decided) - len(against)} of {len(decided)} were as expected."
-
-
-def _noise(found: LineageResult) -> list[str]:
-    return [
-        f"The noise floor is {difference(edge.difference)}: {label(edge.child, 32)} kept {counts(edge)}."
-        for edge in found.edges
-        if edge.is_noise and edge.seeds
-    ][:1]
