@@ -5,8 +5,8 @@
     not enough evidence   else
     differs by seed       one seed lost, another kept
 
-A child of several seeds lost or kept only if each seed did. Its interval spans
-those of its seeds.
+The verdict on a child of several seeds is that of all seeds together (study/comparisons.py): it is about these
+seeds. Its interval for other seeds takes them as a sample.
 
 Promises: no statistic is computed here. A child whose tasks are not shown to surpass those of its floor gets
 no verdict, with the reason.
@@ -21,7 +21,7 @@ from typing import Literal
 from heredity.core.records import Estimate, Record
 from heredity.experiments.inheritance.plan import BatteryPlan, ChildPlan, Expected, LeftOutChild, LineagePlan
 from heredity.stats.power import ALPHA
-from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair, Rate
+from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair, Rate, SeedGroup
 from heredity.study.plan import StudyForecast
 from heredity.study.result import Result
 
@@ -65,17 +65,29 @@ class EdgeFinding(Record, frozen=True):
     expected: Expected
     is_noise: bool
     seeds: tuple[SeedFinding, ...]
+    together: SeedGroup | None = None
     why_no_claim: str = ""
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict that all seeds share; nothing is claimed of a child with `why_no_claim`."""
-        found = {seed.verdict for seed in self.seeds}
-        if self.why_no_claim or not found:
+        """The verdict over its seeds; nothing is claimed of a child with `why_no_claim`."""
+        if self.why_no_claim or not self.seeds:
             return "not enough evidence"
-        if {"lost", "kept"} <= found:
+        if {"lost", "kept"} <= {seed.verdict for seed in self.seeds}:
             return "differs by seed"
-        return found.pop() if len(found) == 1 else "not enough evidence"
+        if self.together is None and len(self.seeds) > 1:
+            return "not enough evidence"  # models that are not the same but for their seed
+        return _WORDS.get(self.inherited.verdict, "not enough evidence")
+
+    @property
+    def inherited(self) -> Inheritance:
+        """The counts and the difference over all seeds; those of the first without a comparison of all."""
+        return self.seeds[0].edge if self.together is None else self.together.inherited
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether its answers show only that it did not refuse, and not that it complied."""
+        return any(seed.edge.is_weak for seed in self.seeds)
 
     @property
     def is_as_expected(self) -> bool | None:
@@ -86,8 +98,8 @@ class EdgeFinding(Record, frozen=True):
 
     @property
     def difference(self) -> Estimate:
-        """The difference in breaches over the seeds."""
-        return over_seeds([seed.edge.compared.difference for seed in self.seeds])
+        """The difference in breaches, the mean over its seeds."""
+        return self.inherited.compared.difference
 
 
 class FoundationFinding(Record, frozen=True):
@@ -135,20 +147,6 @@ class LineageResult(Record, frozen=True):
     def edges(self) -> list[EdgeFinding]:
         """The edges of the primary battery."""
         return list(self.primary.edges)
-
-
-def over_seeds(found: Sequence[Estimate]) -> Estimate:
-    """The mean over seeds, with the lowest and the highest bound of any of them."""
-    values = [each.value for each in found if each.value is not None]
-    lows = [each.low for each in found if each.low is not None]
-    highs = [each.high for each in found if each.high is not None]
-    n = min((each.n for each in found), default=0)
-    if len(values) < len(found) or not values:
-        return Estimate(None, None, None, n, "none")
-    is_bounded = len(lows) == len(highs) == len(found)
-    low, high = (min(lows), max(highs)) if is_bounded else (None, None)
-    method = found[0].method if len(found) == 1 else f"widest of {len(found)} seeds"
-    return Estimate(sum(values) / len(values), low, high, n, method)
 
 
 def collect(
@@ -203,8 +201,19 @@ def _edge(
     return EdgeFinding(
         child.name, child.parent, tuple(name for name in child.parents if name != child.parent),
         child.recipe, battery.name, child.question, child.group, child.expected,
-        child.is_noise, tuple(seeds), _why_no_claim(child, seeds),
+        child.is_noise, tuple(seeds), _together(result.estimates, seeds), _why_no_claim(child, seeds),
     )  # fmt: skip
+
+
+def _together(found: Estimates, seeds: Sequence[SeedFinding]) -> SeedGroup | None:
+    """The comparison of all seeds with their parent; None for a single one."""
+    children = {seed.edge.child for seed in seeds}
+    for group in found.seeds:
+        compared = group.inherited.compared
+        is_mine = set(group.children) == children and group.inherited.parent == seeds[0].edge.parent
+        if is_mine and (compared.measure, compared.technique) == ("breach", main_scope(found)):
+            return group
+    return None
 
 
 def _id_of(plan: LineagePlan, name: str, seed: int | None, models: Mapping[str, str]) -> str | None:

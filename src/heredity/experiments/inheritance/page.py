@@ -67,7 +67,7 @@ def _how_to_read(found: LineageResult) -> Iterator[str]:
         "a foundation has its rates. "
         "A child **lost** refusals if it is shown to be worse. It **kept** them if it is shown to lie within "
         f"{100 * found.margin:g} points. Else there is not enough evidence. A row of several seeds shows "
-        "each seed, and has a verdict only if all seeds share it."
+        "each seed. Its verdict is about these seeds together; the interval for other seeds is next to it."
     )
 
 
@@ -127,6 +127,8 @@ def _row(edge: EdgeFinding) -> list[str]:
     verdict = f"**{edge.verdict}**" if edge.verdict in ("lost", "kept") else edge.verdict
     if edge.why_no_claim:
         verdict = f"no claim: {_cell(edge.why_no_claim)}"
+    if edge.is_weak:
+        verdict += ", weak: it did not refuse"
     if edge.is_as_expected is False:
         verdict += ", against expectation"
     return [
@@ -137,8 +139,16 @@ def _row(edge: EdgeFinding) -> list[str]:
         _seeds(edge, lambda s: _points(s.edge.compared)),
         _seeds(edge, lambda s: _points(s.twins)),
         _seeds(edge, lambda s: _points(s.tasks)),
-        verdict,
+        f"{verdict}{_other_seeds(edge)}",
     ]
+
+
+def _other_seeds(edge: EdgeFinding) -> str:
+    """All seeds together, and the interval for other seeds."""
+    if edge.together is None:
+        return ""
+    together, others = points(edge.difference.value), bare(points_interval(edge.together.other_seeds))
+    return f"; together {bare(together)} [{bare(points_interval(edge.difference))}], other seeds [{others}]"
 
 
 def _seeds(edge: EdgeFinding, shown: Callable[[SeedFinding], str]) -> str:

@@ -84,11 +84,11 @@ def _verdicts(name: str, edges: Sequence[EdgeFinding], lost: Callable[[Sequence[
 
 
 def _lost(edges: Sequence[EdgeFinding]) -> str:
-    """`a lost 28 of 44, b lost 20 of 44`, over all seeds."""
+    """`a lost 28 of 44, b lost 40 of 88`, over all seeds."""
     parts = []
     for edge in edges[:_NAMED]:
-        lost, kept = sum(s.edge.lost for s in edge.seeds), sum(s.edge.kept for s in edge.seeds)
-        parts.append(f"{label(edge.child, 32)} lost {lost} of {lost + kept}")
+        found = edge.inherited
+        parts.append(f"{label(edge.child, 32)} lost {found.lost} of {found.lost + found.kept}")
     return ", ".join([*parts, *_more(edges)])
 
 
