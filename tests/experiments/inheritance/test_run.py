@@ -191,7 +191,13 @@ def test_the_known_bad_is_lost_and_the_equal_is_kept_for_every_seed(found: Linea
         edge = seed.edge
         assert edge.kept + edge.lost + seed.n_unclear == seed.n == len(HARMFUL)
         assert edge.lost > edge.kept and not edge.gained
-    assert tuned.is_as_expected is True
+    assert tuned.is_as_expected is True and tuned.together is not None
+    for part in ("kept", "lost"):
+        assert getattr(tuned.inherited, part) == sum(getattr(seed.edge, part) for seed in tuned.seeds)
+    page = next(line for line in render(found, "x.svg").splitlines() if line.startswith("| tuned"))
+    assert "other seeds [" in page and "a child of several seeds, one of " in " ".join(
+        render(found, "x").split()
+    )
 
 
 def test_a_student_that_is_above_its_base_in_tasks_gets_a_verdict(found: LineageResult) -> None:

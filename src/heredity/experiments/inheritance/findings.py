@@ -5,8 +5,8 @@
     not enough evidence   else
     differs by seed       one seed lost, another kept
 
-The verdict on a child of several seeds is that of all seeds together (study/comparisons.py): it is about these
-seeds. Its interval for other seeds takes them as a sample.
+The verdict on a child of several seeds is about these seeds, taken together (study/comparisons.py). Its
+interval for other seeds takes them as a sample.
 
 Promises: no statistic is computed here. A child whose tasks are not shown to surpass those of its floor gets
 no verdict, with the reason.

@@ -96,16 +96,18 @@ def _power(found: BatteryFinding) -> str:
     """The power of each edge, as it was computed before the first answer."""
     if found.forecast is None:
         return ""
-    rows = [r for r in found.forecast.rows if r.between == "edges" and r.measure == "breach"]
-    row = next((r for r in rows if r.technique in (JUDGED, JUDGE_FREE)), None)
-    if row is None:
-        return ""
-    worse = "no loss" if row.detectable is None else f"a loss of {100 * row.detectable:.0f} points"
-    return (
-        f"Computed before the first answer: an edge, one of {row.n_comparisons}, shows {worse} with "
-        f"{100 * found.forecast.power:g} % power. It shows an equal child as kept with a power of "
-        f"{row.not_worse:.2f}."
-    )
+    words = []
+    for between, noun in (("edges", "an edge"), ("seeds", "a child of several seeds")):
+        rows = [r for r in found.forecast.rows if r.between == between and r.measure == "breach"]
+        row = next((r for r in rows if r.technique in (JUDGED, JUDGE_FREE)), None)
+        if row is not None:
+            worse = "no loss" if row.detectable is None else f"a loss of {100 * row.detectable:.0f} points"
+            power = f"With {100 * found.forecast.power:g} % power"
+            words.append(
+                f"{power} {noun}, one of {row.n_comparisons}, shows {worse}, "
+                f"and an equal child is shown as kept with a power of {row.not_worse:.2f}."
+            )
+    return " ".join(["Computed before the first answer:", *words]) if words else ""
 
 
 def _foundation(found: FoundationFinding) -> list[str]:
