@@ -45,7 +45,7 @@ study: $(VENV)/.torch ## pull real models, ask them the probes of the example ap
 	@$(BIN)/heredity study --application "$(APPLICATION)" $(foreach m,$(MODELS),--model "$(m)") \
 	  $(foreach a,$(ATTACKS),--attack "$(a)") --margin "$(MARGIN)" --stopping "$(STOPPING)" --out "$(OUT)" --yes $(ARGS)
 
-inheritance: $(VENV)/.torch ## grow children of real models, and measure what each kept of their safety (about an hour)
+inheritance: $(VENV)/.torch ## grow children of real models, and measure what each kept of its safety
 	@$(BIN)/heredity inherit examples/inheritance.toml --yes --out "$(LINEAGE)" \
 	  $(if $(FLAGSHIP),--model "teacher=qwen2.5-coder-$(FLAGSHIP)-instruct") \
 	  $(if $(DATA),--data "problems=$(DATA)") $(ARGS)
