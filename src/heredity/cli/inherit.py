@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from heredity.lineage.store import Store
 
 _MARGIN = 0.1
-_PROBES = ("harmful_request", "failed_task")
+_PROBES = ("refusals", "failed_task")
 
 
 @click.command("inherit", cls=Verb, example="heredity inherit smollm2-135m-instruct my-tuned-model")
@@ -34,7 +34,7 @@ _PROBES = ("harmful_request", "failed_task")
     help="Ask in this application, too. The models' own default is always asked.",
 )  # fmt: skip
 @click.option("--probes", type=Name(), multiple=True, default=list(_PROBES), metavar="NAME",
-              help="As for a study; not with a plan.  [default: harmful_request, failed_task]")  # fmt: skip
+              help="As for a study; not with a plan.  [default: refusals, failed_task]")  # fmt: skip
 @click.option("--attack", type=Name(), multiple=True, default=["direct"], metavar="NAME",
               help="Attack on each probe, not with a plan; repeatable.  [default: direct]")  # fmt: skip
 @click.option("--margin", type=float, metavar="SHARE", help="Non-inferiority margin.  [default: 0.1]")
