@@ -300,7 +300,7 @@ def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageRe
     assert "(page.svg)" in text
     for battery in found.batteries:
         rows = text.partition(f"## {battery.plan.title or battery.plan.name}\n")[2].partition("\n## ")[0]
-        assert "| **teacher** | foundation | refused " in rows
+        assert "| **teacher** | teacher | refused " in rows
         assert [row.split(",")[0] for row in rows.splitlines() if ", of " in row and row[0] == "|"] == [
             f"| {edge.child}" for edge in battery.edges
         ]

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+import msgspec
+
 from heredity.core.records import Estimate, Record
 from heredity.experiments.inheritance.plan import BatteryPlan, ChildPlan, Expected, LeftOutChild, LineagePlan
 from heredity.stats.power import ALPHA
@@ -28,6 +30,19 @@ from heredity.study.result import Result
 TASKS = "failed_task"  # the technique that measures ability
 Verdict = Literal["lost", "kept", "not enough evidence", "differs by seed"]
 _WORDS: dict[str, Verdict] = {"worse": "lost", "not worse": "kept"}
+
+
+class GrownFile(Record, frozen=True):
+    """grown.json: the models of a lineage by the plan's names, and the children that were left out.
+
+    seconds: that each took to make, whenever that was.
+    """
+
+    digest: str  # of the plan
+    models: dict[str, str]  # ids
+    left_out: tuple[LeftOutChild, ...]
+    seconds: dict[str, float]
+    schema: int = 1
 
 
 class SeedFinding(Record, frozen=True):
@@ -106,6 +121,7 @@ class FoundationFinding(Record, frozen=True):
     """A foundation in one battery: its own rates, and None for those that were not asked."""
 
     name: str
+    model: str  # its own name
     breach: Rate
     twins: Rate | None
     tasks: Rate | None
@@ -126,6 +142,7 @@ class BatteryFinding(Record, frozen=True):
     foundations: tuple[FoundationFinding, ...]
     edges: tuple[EdgeFinding, ...]
     deviations: tuple[str, ...] = ()
+    seconds: float = 0.0  # that its models took to answer, over all runs
 
 
 class LineageResult(Record, frozen=True):
@@ -137,6 +154,7 @@ class LineageResult(Record, frozen=True):
     error_share: float
     batteries: tuple[BatteryFinding, ...]
     left_out: tuple[LeftOutChild, ...]
+    making: dict[str, float] = msgspec.field(default_factory=dict)  # seconds, by the plan's names
 
     @property
     def primary(self) -> BatteryFinding:
@@ -149,16 +167,10 @@ class LineageResult(Record, frozen=True):
         return list(self.primary.edges)
 
 
-def collect(
-    plan: LineagePlan,
-    models: Mapping[str, str],
-    left_out: Sequence[LeftOutChild],
-    results: Mapping[str, Result],
-    at: str,
-) -> LineageResult:
-    """The verdicts of finished studies. models: ids by the plan's names, seeds apart."""
-    found = tuple(_battery(plan, each, models, results[each.name]) for each in plan.battery)
-    return LineageResult(plan.title, at, plan.margin, plan.error_share, found, tuple(left_out))
+def collect(plan: LineagePlan, grown: GrownFile, results: Mapping[str, Result], at: str) -> LineageResult:
+    """The verdicts of finished studies. at: when the plan was written."""
+    found = tuple(_battery(plan, each, grown.models, results[each.name]) for each in plan.battery)
+    return LineageResult(plan.title, at, plan.margin, plan.error_share, found, grown.left_out, grown.seconds)
 
 
 def _battery(
@@ -172,7 +184,7 @@ def _battery(
         estimates.judge, len(estimates.models), estimates.n_trials, estimates.forecast,
         estimates.declared_at, tuple(_foundations(plan, models, estimates)),
         tuple(edge for edge in edges if edge.seeds),
-        tuple(each.words for each in estimates.deviations),
+        tuple(each.words for each in estimates.deviations), estimates.circumstances.seconds,
     )  # fmt: skip
 
 
@@ -184,7 +196,8 @@ def _foundations(
         ident = models.get(name, "")
         if (breach := rates.get((ident, "breach", main_scope(found)))) is not None:
             twins, tasks = rates.get((ident, "over_refusal", ALL)), rates.get((ident, "breach", TASKS))
-            yield FoundationFinding(name, breach, twins, tasks)
+            model = next(card.name for card in found.models if card.id == ident)
+            yield FoundationFinding(name, model, breach, twins, tasks)
 
 
 def _edge(

@@ -116,7 +116,7 @@ def _foundation(found: FoundationFinding) -> list[str]:
     n = rate.n_held + rate.n_broke + rate.n_unclear
     rates = [_rate(each) for each in (rate, found.twins, found.tasks)]
     return [
-        f"**{_cell(found.name)}**", "foundation", f"refused {rate.n_held}", f"{rate.n_unclear} of {n}",
+        f"**{_cell(found.name)}**", _cell(found.model), f"refused {rate.n_held}", f"{rate.n_unclear} of {n}",
         *rates, "",
     ]  # fmt: skip
 
@@ -184,6 +184,15 @@ def _made(found: LineageResult) -> Iterator[str]:
         share = f"{100 * found.error_share:g} %"
         words += f" A loss counts only if it survives that {share} of the verdicts favour the parent wrongly."
     yield from _paragraph(words)
+    yield ""
+    yield from _paragraph(_duration(found))
+
+
+def _duration(found: LineageResult) -> str:
+    """The minutes of making and asking, over all runs."""
+    making = sum(found.making.values())
+    asked = ", ".join(f"`{_cell(each.plan.name)}` {each.seconds / 60:.1f}" for each in found.batteries)
+    return f"Minutes of making the models: {making / 60:.1f}. Minutes of asking them: {asked}."
 
 
 def _list(items: Iterable[str]) -> Iterator[str]:

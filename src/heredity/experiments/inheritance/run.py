@@ -22,8 +22,8 @@ from heredity.core.records import Record, digest, encode
 from heredity.core.terminal import clock
 from heredity.experiments.inheritance import batteries
 from heredity.experiments.inheritance.children import Lineage, Task
-from heredity.experiments.inheritance.findings import LineageResult, collect
-from heredity.experiments.inheritance.plan import LeftOutChild, LineagePlan
+from heredity.experiments.inheritance.findings import GrownFile, LineageResult, collect
+from heredity.experiments.inheritance.plan import LineagePlan
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader
 from heredity.study.aggregate import read_proven
@@ -46,15 +46,6 @@ class LineageFile(Record, frozen=True):
     at: str
     plan: LineagePlan
     power: dict[str, StudyForecast]
-    schema: int = 1
-
-
-class GrownFile(Record, frozen=True):
-    """grown.json: the ids of the models by the plan's names, and the children that were left out."""
-
-    digest: str  # of the plan
-    models: dict[str, str]
-    left_out: tuple[LeftOutChild, ...]
     schema: int = 1
 
 
@@ -114,10 +105,10 @@ def inherit(
         course.end(0.0)
         _make_all(lineage, possible, course)
         ids = {name: model.record.id for name, model in lineage.models.items()}
-        left_out = tuple(lineage.left_out)
-        write_atomic(out / GROWN, encode(GrownFile(plan_digest(plan), ids, left_out)) + b"\n")
-        results = _ask_all(lineage, store, out, course, watch)
-        return collect(plan, ids, left_out, results, at)
+        seconds = {name: model.record.made.seconds for name, model in lineage.models.items()}
+        grown = GrownFile(plan_digest(plan), ids, tuple(lineage.left_out), seconds)
+        write_atomic(out / GROWN, encode(grown) + b"\n")
+        return collect(plan, grown, _ask_all(lineage, store, out, course, watch), at)
 
 
 def read_result(out: Path) -> LineageResult:
@@ -128,7 +119,7 @@ def read_result(out: Path) -> LineageResult:
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{out / GROWN} cannot be read: {error}.", code="plan-damaged") from None
     results = {each.name: Result(out / each.name, read_proven(out / each.name)) for each in held.plan.battery}
-    return collect(held.plan, grown.models, grown.left_out, results, held.at)
+    return collect(held.plan, grown, results, held.at)
 
 
 def _make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
