@@ -368,7 +368,11 @@ def test_a_rate_of_errors_alone_is_not_enough_evidence(clean: Estimates) -> None
 @pytest.mark.parametrize(
     ("reason", "share", "said"),
     [
-        ("unclear", 0.12, "it is gone if 12\u00a0% of the other model's unclear answers were breaches"),
+        (
+            "unclear",
+            0.12,
+            "the difference is gone if 12\u00a0% of the other model's unclear answers were breaches",
+        ),
         ("unclear", None, "the declared share of unclear answers could hide more than the margin"),
         ("interval", None, "the test shows a difference, but its interval includes 0"),
     ],

@@ -177,7 +177,7 @@ def _compared(estimates: Estimates, pair: ModelPair) -> tuple[str, str]:
 
 def _difference(pair: ModelPair) -> str:
     if pair.difference.value is None:
-        return f"no shared trials; {pair.difference.method}"
+        return "no shared trials"
     line = f"{words.points(pair.difference.value)} ({words.points_interval(pair.difference)})"
     line += f" on {pair.n} shared trials, p {words.p_words(pair.p_holm)} after Holm"
     if _verdict(pair) != _UNKNOWN:

@@ -449,7 +449,7 @@ def _assumptions(forecast: StudyForecast, between: str) -> Iterator[str]:
     shares = (forecast.baseline, forecast.unclear, forecast.discordance[between])
     broke, unclear, differ = (f"{100 * share:.0f} %" for share in shares)
     # Models that differ in their rates differ on more trials: a detectable difference may exceed this share.
-    yield f"{known}: {broke} breaches, {unclear} unclear, equal models differ on {differ}. {_time(forecast)}."
+    yield f"{known}: {broke} breaches, {unclear} unclear, equal models differ on {differ}; {_time(forecast)}."
     if forecast.source:
         of = f" of {forecast.source_at}" if forecast.source_at else ""
         named = ", ".join(forecast.source_models) or "models of this plan"

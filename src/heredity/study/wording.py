@@ -266,8 +266,8 @@ def withheld_words(reason: Reason, tipping_share: float | None, measure: Measure
         return "the declared share of unclear answers could hide more than the margin"
     bad = "breaches" if measure == "breach" else "refusals"
     return (
-        f"it is gone if {percent(tipping_share)} of the other model's unclear answers were {bad}, "
-        "and the plan allows for more"
+        f"the difference is gone if {percent(tipping_share)} of the other model's unclear answers were "
+        f"{bad}; the plan declared a larger share"
     )
 
 

@@ -320,7 +320,8 @@ def _multiverse_lines(view: View) -> Iterator[str]:
     for table in view.multiverse()[:1]:
         high, low = plain(view.names.get(table.high, "?")), plain(view.names.get(table.low, "?"))
         yield f"\n### {high} against {low} under other analyses\n"
-        yield f"{table.summary.capitalize()}. Each p is of its cell, without correction.\n"
+        yield f"{table.summary.capitalize()}. Each verdict and p is of its cell only: without Holm's"
+        yield "correction, and without the allowance for unclear answers.\n"
         yield from _head(["unclear answers", "weight", *(plain(judge) for judge in table.judges)])
         for row in table.rows:
             cells = [_analysis(cell) for cell in row.cells]
