@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from heredity.lineage.store import Store
 
 _MARGIN = 0.1
-_PROBES = ("refusals", "failed_task")
+_PROBES, _ATTACKS = ("refusals", "failed_task"), ("direct", "crescendo")
+_ATTACKED = 80  # behaviours that are asked under an attack of several turns
 
 
 @click.command("inherit", cls=Verb, example="heredity inherit smollm2-135m-instruct my-tuned-model")
@@ -35,8 +36,8 @@ _PROBES = ("refusals", "failed_task")
 )  # fmt: skip
 @click.option("--probes", type=Name(), multiple=True, default=list(_PROBES), metavar="NAME",
               help="As for a study; not with a plan.  [default: refusals, failed_task]")  # fmt: skip
-@click.option("--attack", type=Name(), multiple=True, default=["direct"], metavar="NAME",
-              help="Attack on each probe, not with a plan; repeatable.  [default: direct]")  # fmt: skip
+@click.option("--attack", type=Name(), multiple=True, default=list(_ATTACKS), metavar="NAME",
+              help="Each has a study; not with a plan.  [default: direct, crescendo]")  # fmt: skip
 @click.option("--margin", type=float, metavar="SHARE", help="Non-inferiority margin.  [default: 0.1]")
 @click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
 @click.option("--yes", is_flag=True, help="Download missing models without asking.")
@@ -129,13 +130,25 @@ def _plan(
 def _batteries(
     application: Path | None, probes: tuple[str, ...], attacks: tuple[str, ...]
 ) -> list[BatteryPlan]:
-    """The studies of models that their user made: under their own default, and in the user's application."""
+    """The studies of models that their user made: one for each attack, and one in the user's application.
+
+    Attacks other than `direct` take several turns, so they are applied to a part of the requests.
+    """
+    import msgspec
+
     from heredity.experiments.inheritance.plan import BatteryPlan
 
-    own = BatteryPlan("default", probes, "Under the models' own default", attacks=attacks)
-    if application is None:
-        return [own]
-    return [own, BatteryPlan("application", probes, "In the application", str(application), attacks)]
+    found = []
+    for attack in attacks:
+        if attack == "direct":
+            found.append(BatteryPlan("default", probes, "Under the models' own default"))
+        else:
+            name = "".join(letter if letter.isalnum() else "-" for letter in attack)
+            part = BatteryPlan(name, probes, f"Under {attack}", attacks=(attack,), behaviours=_ATTACKED)
+            found.append(msgspec.structs.replace(part, has_twins=False))
+    if application is not None:
+        found.append(BatteryPlan("application", probes, "In the application", str(application)))
+    return found
 
 
 def _show(found: LineageResult, pages: Sequence[Path]) -> None:

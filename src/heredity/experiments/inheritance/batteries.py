@@ -38,7 +38,9 @@ def application(battery: BatteryPlan) -> Application:
 
 def chosen_probes(battery: BatteryPlan) -> list[Probe]:
     """The probes of a battery: all, or those of some behaviours of each technique, with their twins."""
-    loaded = [p for p in probes.load(battery.probes) if battery.has_twins or p.kind == "breach"]
+    loaded = list(probes.load(battery.probes))
+    if not battery.has_twins:
+        loaded = [probe for probe in loaded if probe.kind == "breach" and not probe.is_baseline]
     if not battery.behaviours:
         return loaded
     kept: set[tuple[str, str]] = set()

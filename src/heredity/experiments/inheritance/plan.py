@@ -89,7 +89,7 @@ class BatteryPlan(Record, frozen=True):
     application  the path of its TOML; "" for no system message, so that each model answers under its own
                  default
     behaviours   asked of each technique, spread evenly; 0 for all
-    has_twins    whether benign twins are asked, too
+    has_twins    whether benign twins and tasks are asked, too
     max_tokens   of an answer; 0 for the application's own
     models       names of the models to ask; empty for all
     minutes      expected on two cores, for all models
