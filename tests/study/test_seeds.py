@@ -11,8 +11,6 @@ import pytest
 from heredity.core.records import Model, RecipeRecord, digest
 from heredity.lineage.graph import Edge, edges
 from heredity.lineage.store import scripted
-from heredity.stats.crossed import crossed_difference
-from heredity.stats.paired import clustered_difference
 from heredity.study import plan as plans
 from heredity.study.aggregate import read_proven
 from heredity.study.comparisons import compare_edges, compare_seeds
@@ -24,6 +22,7 @@ from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Plan, write_plan
 from heredity.study.spec import declare
 from heredity.study.study import Study
+from tests.stats.simulate_seeds import SeedWorld, cover
 from tests.support.studies import APPLICATION, plan, probes
 
 PARENT = "scripted:careful"
@@ -196,35 +195,9 @@ def test_the_forecast_of_seeds_has_their_trials_in_the_same_clusters(tmp_path: P
 # --- coverage ---------------------------------------------------------------------------------------
 
 
-def simulated(
-    rng: np.random.Generator, k: int, spread: float, n: int = 100
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
-    """A parent that breaks in 30 %, and k seeds whose own effects have this spread; with their true mean.
-
-    Half of what a child does on a behaviour is shared by all seeds.
-    """
-    parent = rng.random(n) < 0.3
-    shares = np.clip(0.3 + rng.normal(0, spread, k), 0.02, 0.98)
-    shared = rng.random(n)
-    u = np.where(rng.random((k, n)) < 0.5, shared, rng.random((k, n)))
-    broke = np.where(parent, u < 0.85, u < shares[:, None])
-    truth = 0.3 * 0.85 + 0.7 * float(shares.mean()) - 0.3
-    return np.tile(parent, k), broke.ravel(), np.tile(np.arange(n), k), np.repeat(np.arange(k), n), truth
-
-
-@pytest.mark.parametrize("k", [2, 3, 5])
-def test_the_interval_of_these_seeds_covers_theirs_and_that_of_others_the_recipe(k: int) -> None:
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+def test_the_interval_of_these_seeds_covers_theirs_and_that_of_others_the_recipe(n_seeds: int) -> None:
     """With seeds whose effects differ by a standard deviation of 15 points (10 points of the difference)."""
-    rng, runs = np.random.default_rng(k), 300
-    recipe = 0.3 * 0.85 + 0.7 * 0.3 - 0.3
-    covered = {"these": 0, "others": 0, "these as others": 0}
-    for _ in range(runs):
-        a, b, behaviours, seeds, truth = simulated(rng, k, 0.15)
-        own = clustered_difference(a, b, behaviours)
-        other = crossed_difference(a, b, behaviours, seeds, rng).difference
-        covered["these"] += own.low <= truth <= own.high
-        covered["these as others"] += own.low <= recipe <= own.high
-        covered["others"] += other.low <= recipe <= other.high
-    shares = {name: n / runs for name, n in covered.items()}
-    assert shares["these"] >= 0.92 and shares["others"] >= 0.92, shares
-    assert shares["these as others"] < 0.88, shares
+    found = cover(SeedWorld(n_seeds, 0.15), 300, np.random.default_rng(n_seeds))
+    assert found.these >= 0.92 and found.others >= 0.92
+    assert found.these_as_others < 0.88
