@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch")
 
 import heredity as h
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.torch.engine import TorchEngine, load
+from heredity.engines.torch.engine import TorchEngine, load, open_folder
+from heredity.engines.torch.kv_cache import KvBits
 from tests.support import real_models
 from tests.support.batch_caches import caches
 
@@ -90,3 +91,21 @@ def test_the_shared_prefix_is_found_and_used(engine: TorchEngine) -> None:
     shared = engine.codec.shared(requests()[0])
     assert len(shared) > 300
     assert all(engine.codec.encode(engine.render(r))[: len(shared)] == shared for r in requests())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_with_a_rounded_cache_keep_their_bits_in_company_and_are_near(
+    engine: TorchEngine, bits: KvBits
+) -> None:
+    ours = open_folder(engine.folder, dtype="bfloat16", is_probed=False, kv_bits=bits)
+    asked = [Request(i, (Message("user", text * 20),)) for i, text in enumerate(QUESTIONS[:4])]
+    together, backwards = caches(ours, asked, 70), caches(ours, asked[::-1], 70)
+    alone = caches(ours, asked[2:3], 70)[2]
+    assert torch.equal(alone, together[2]) and torch.equal(alone, backwards[2])
+    plain = open_folder(engine.folder, dtype="bfloat16", is_probed=False)
+    words = [" Returns are free within thirty days of delivery."]
+    far = [
+        abs(a - b)
+        for a, b in zip(plain.score(asked[0], words)[0], ours.score(asked[0], words)[0], strict=True)
+    ]
+    assert 0 < sum(far) / len(far) < {4: 1.0, 8: 0.2}[bits]
