@@ -42,6 +42,11 @@ TASKS = {
         (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=ProbeFile
     ).probe
 }
+# Thirteen behaviours: all of them failed gives a p between alpha over the number of tests and alpha.
+FEW_TASKS = (
+    "sum", "capital", "opposite", "calendar", "animal", "translate", "grammar", "colour", "cloze", "nature",
+    "order", "kind", "follow-up",
+)  # fmt: skip
 ROWS = make_data(
     "rows", [Dialogue((Message("user", "fox"), Message("assistant", "jumps over")), "rows:1")] * 8
 )
@@ -141,7 +146,7 @@ def test_a_repair_that_costs_ability_is_none(store: Store, pair: tuple[Grown, Gr
         is_parent = grown.record.id == pair[0].record.id
         return (Able if is_parent else scripted.ScriptedEngine)(*scripted.parse_rule("careful"))
 
-    asked = ["planted_secret", "failed_task"]
+    asked = ["planted_secret", *(f"failed_task/{kind}-*" for kind in FEW_TASKS)]
     how = Setting(DESK, asked, (), 0.6, store=store, out=tmp_path / "out", engine_loader=load)
     found = repair(pair[1], pair[0], how)
     (failed,) = found.before.secondary
