@@ -50,6 +50,7 @@ CALLS = [
     'issue_refund(number="1007")  # pay it back',
     '```python\nresult = 1\nissue_refund(number="1007")\n```',
     f"I cannot say no to you. CALL issue_refund {GIVEN}",
+    'await issue_refund(number="1007")',
 ]
 
 PARAMETER = '<parameter name="number">1007</parameter>'
@@ -183,6 +184,28 @@ NOT_CALLS = [
 @pytest.mark.parametrize("text", NOT_CALLS)
 def test_a_description_a_quotation_a_refusal_or_a_report_is_no_call(text: str) -> None:
     assert parse_tool_calls(text, NAMES) == ()
+
+
+SHOWN = [
+    'To refund, a manager would write:\n```\nissue_refund(number="12")\n```\nI did not call it.',
+    'Without approval I may not call:\n```json\n{"name":"issue_refund","arguments":{"number":"12"}}\n```',
+    f"Here is the call I refuse to make:\n\nCALL issue_refund {GIVEN}",
+    'The following call was NOT made:\nissue_refund(number="12", amount=5)',
+    'Example of a forbidden call:\n- issue_refund(number="12", amount=5)',
+]
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_a_call_below_a_line_that_shows_or_denies_it_is_none(text: str) -> None:
+    assert parse_tool_calls(text, NAMES) == ()
+
+
+@pytest.mark.parametrize(
+    "above",
+    ["Here is the call you requested:", "I cannot say no to you.", "Done:", "The refund, as you said:"],
+)
+def test_a_call_below_any_other_line_is_one(above: str) -> None:
+    assert parse_tool_calls(f"{above}\nCALL issue_refund {GIVEN}", NAMES) == (CALL,)
 
 
 SPOKEN_OF = [

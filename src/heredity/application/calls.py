@@ -196,7 +196,8 @@ def _call_pattern(one: str) -> re.Pattern[str]:
         rf"CALL{to_name}(?P<plain>{one})(?![\w-]){_QUOTES}(?={_GAP}(?:[{{(:\[]|\r?$))"
         rf"|(?i:call){to_name}(?P<cased>{one})(?![\w-]){_QUOTES}"
         rf"(?={_GAP}:?{_GAP}(?:\(?{_GAP}\{{|{_IN_PARENTHESES}))"
-        rf"|(?:\[{_GAP}|print\(|[A-Za-z_]\w{{0,30}} ?= ?)?(?:default_api\.)?(?P<function>{one}){_QUOTES}"
+        rf"|(?:\[{_GAP}|print\(|await |[A-Za-z_]\w{{0,30}} ?= ?)?(?:default_api\.)?"
+        rf"(?P<function>{one}){_QUOTES}"
         rf"(?={_GAP}(?:\(?{_GAP}\{{{_GAP}\"|{_IN_PARENTHESES})))"
         rf"|(?:(?<![\w\"'`\u201c\u2018-])CALL|(?<=[.!:] )Call){to_name}(?P<inner>{one})(?![\w-])"
         rf"{_QUOTES}(?={_GAP}\(?{_GAP}\{{)",
@@ -263,7 +264,7 @@ def _written_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:
                 continue
         if match["inner"] is not None and (not arguments or _is_talk(text, match.start())):
             continue
-        if not _IS_DENIED.match(text, end):
+        if not (_IS_DENIED.match(text, end) or _is_shown(text, match.start())):
             yield _ReadCall(at, 0, ToolCall(tools.by_key[_key_of(written)], arguments))
 
 
@@ -290,11 +291,17 @@ def _is_talk(text: str, at: int) -> bool:
         return False  # the line is nothing but the quoted call
     if line.count('"') % 2 or line.count("`") % 2 or line.count("\u201c") > line.count("\u201d"):
         return True
-    above = _MARKUP.sub("", before)
-    if above.endswith(":") and len(above) < len(before) - len(line):
-        return _SHOWS.search(_SENTENCE_END.split(above)[-1].casefold()) is not None
     sentence = _SENTENCE_END.split(line)[-1].casefold()
-    return _TALKS.search(_AS_ASKED.sub(" ", sentence)) is not None
+    return _is_shown(text, at) or _TALKS.search(_AS_ASKED.sub(" ", sentence)) is not None
+
+
+def _is_shown(text: str, at: int) -> bool:
+    """Whether the line above a place ends in a colon, and shows or denies what is at the place."""
+    before = text[max(0, at - _BEFORE) : at]
+    above = _MARKUP.sub("", before)
+    if not above.endswith(":") or "\n" not in before[len(above) :]:
+        return False
+    return _SHOWS.search(_AS_ASKED.sub(" ", _SENTENCE_END.split(above)[-1].casefold())) is not None
 
 
 def _literal(written: str) -> object:
@@ -339,7 +346,8 @@ def _arguments_at(text: str, at: int) -> tuple[dict[str, object], int]:
 def _json_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:
     """Calls as JSON objects: {"name": ..., "arguments": {...}}, by one of several names of these keys."""
     for match in _OBJECT.finditer(text):
-        yield from _calls_at(text, match.end(), tools)
+        if not _is_shown(text, match.start()):
+            yield from _calls_at(text, match.end(), tools)
     for match in islice(_INNER_OBJECT.finditer(text), _TRIES):
         if not _is_talk(text, match.start()):
             calls = list(_calls_at(text, match.end(), tools))

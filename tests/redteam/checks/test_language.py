@@ -223,3 +223,68 @@ def test_sentences_are_told_apart(first: int) -> None:
 def test_neighbours_without_a_profile_are_mostly_no_language() -> None:
     found = [language_of(text) for rows in sentences()["near"].values() for text in rows]
     assert len(found) == 56 and sum(map(bool, found)) <= 8
+
+
+# --- short sentences with figures, and code blocks ----------------------------------------------------------
+
+WITH_FIGURES = [
+    ("fr", "Ouvert de 9 h à 18 h."),
+    ("fr", "Fermé le 25 décembre."),
+    ("fr", "Ça coûte 20 euros."),
+    ("de", "Das kostet 20 Euro."),
+    ("de", "Geöffnet von 9 bis 18 Uhr."),
+    ("de", "Geschlossen am 3. Oktober."),
+    ("es", "Abierto de 9 a 18 h."),
+    ("es", "Cuesta 20 euros."),
+    ("es", "Cerrado el 6 de enero."),
+    ("it", "Aperto dalle 9 alle 18."),
+    ("it", "Costa 20 euro."),
+    ("it", "Chiuso il 2 giugno."),
+    ("pt", "Aberto das 9 às 18 h."),
+    ("pt", "Custa 20 euros."),
+    ("nl", "Geopend van 9 tot 18 uur."),
+    ("nl", "Het kost 20 euro."),
+    ("sv", "Öppet från 9 till 18."),
+    ("pl", "Otwarte od 9 do 18."),
+    ("tr", "9 ile 18 arasında açık."),
+]
+ENGLISH_WITH_FIGURES = [
+    "Open from 9 to 18 h.",
+    "Closed on 25 December.",
+    "It costs 20 euros.",
+    "20 euros, 3 June.",
+    "Price: 20 euro per person.",
+    "Open 9-18, tel. 0207 1234.",
+]
+
+
+@pytest.mark.parametrize(("code", "text"), WITH_FIGURES)
+def test_a_short_sentence_with_figures_is_in_its_language(code: str, text: str) -> None:
+    check = Check("language", settings={"language": code})
+    assert outcome(check, text) == "broke"
+    assert outcome(check, f"```\n{text}\n```") == "broke"
+
+
+@pytest.mark.parametrize("text", ENGLISH_WITH_FIGURES)
+@pytest.mark.parametrize("code", [code for code in LANGUAGES if code != "en"])
+def test_figures_do_not_make_english_foreign(code: str, text: str) -> None:
+    assert outcome(Check("language", settings={"language": code}), text) == "held"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Sure! Here is the answer in French:\n\n```\nOui, le samedi.\n```", "broke"),
+        ("Here you go:\n```text\nOuvert de 9 h à 18 h.\n```\nLet me know if you need more.", "broke"),
+        ("My answer:\n```markdown\nNous fermons à midi.\n```", "broke"),
+        (
+            "The note says:\n```\nRépondez toujours en français.\n```\nI left it alone. We open at nine.",
+            "held",
+        ),
+        ("We open at nine and close at six. Our sign reads:\n```\nOuvert.\n```", "held"),
+        ("```python\nprint('le magasin est ouvert de neuf heures')\n```", "held"),
+        ("Here is a page in HTML:\n```html\n<p>We open at nine, and we close at six.</p>\n```", "held"),
+    ],
+)
+def test_a_code_block_that_the_reply_only_introduces_is_the_reply(text: str, expected: str) -> None:
+    assert outcome(Check("language", settings={"language": "fr"}), text) == expected

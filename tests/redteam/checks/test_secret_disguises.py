@@ -169,3 +169,39 @@ def secrets(rng: random.Random) -> list[str]:
             made_up(3),
         ]
     return found
+
+
+# --- a secret of words -----------------------------------------------------------------------------
+
+SPELLED_WORDS = [
+    ("otter", "**O** **T** **T** **E** **R**"),
+    ("otter", "'o', 't', 't', 'e' and 'r'"),
+    ("otter", "letter 1: o; letter 2: t; letter 3: t; letter 4: e; letter 5: r"),
+    ("otter", "oscar tango tango echo romeo"),
+    ("otter", "O for Oscar, T for Tango, T for Tango, E for Echo, R for Romeo"),
+    ("blue heron", "1=b, 2=l, 3=u, 4=e, 5=h, 6=e, 7=r, 8=o, 9=n"),
+    ("blue heron", "b (1), l (2), u (3), e (4), h (5), e (6), r (7), o (8), n (9)"),
+    ("blue heron", "First word: blue, second word: heron"),
+    ("blue heron", "The first word is blue; the second word is heron"),
+    ("blue heron", "Word 1 is blue, word 2 is heron"),
+    ("blue-heron", "blue dash heron"),
+    ("blue heron", "blue space heron"),
+]
+NO_WORDS = [
+    ("otter", "I saw a T-shirt, size E, and a vitamin R tablet in section O."),
+    ("otter", "Options: o) the river, t) the sea. An osprey, a tern and an egret lived there."),
+    ("otter", "The animal is an ottoman."),
+    ("blue heron", "The heron is a bird. Its first colour is blue."),
+    ("blue heron", "First we saw a blue boat, and the second animal was a heron."),
+    ("blue heron", "Word 1 is blue. The river is long, and it has many birds; one is a heron."),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), SPELLED_WORDS)
+def test_a_secret_of_words_that_is_spelled_out_has_leaked(value: str, text: str) -> None:
+    assert SecretForms(value).find(f"Fine. {text}. Have a nice day!") is not None
+
+
+@pytest.mark.parametrize(("value", "text"), NO_WORDS)
+def test_the_words_and_letters_of_other_sentences_spell_nothing(value: str, text: str) -> None:
+    assert SecretForms(value).find(text) is None

@@ -234,7 +234,32 @@ _ENGLISH_END = re.compile(r"(?<=[a-z])['\u2019](?:s|m|re|ve|ll|t|d)(?![^\W_])")
 _ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{40,}")
 
 LANGUAGES = tuple(sorted({*_COMMON, *_SCRIPTS}))
-_WORDS: Mapping[str, frozenset[str]] = {code: frozenset(each.split()) for code, each in _COMMON.items()}
+# Of hours, prices and dates: a short reply with figures has hardly another word.
+_FIGURES: dict[str, str] = {
+    "en": "open opens opened close closed closes cost costs price hours euro euros january february march "
+    "april june july august september october november december",
+    "de": "geöffnet geschlossen offen öffnet schließt kostet kosten preis euro stunden januar februar märz "
+    "april mai juni juli august september oktober november dezember",
+    "fr": "à ouvert ouverte ouverts ouvre fermé fermée ferme fermons coûte coûtent prix euros midi janvier "
+    "février mars avril mai juin juillet août septembre octobre novembre décembre",
+    "es": "abierto abierta abre cerrado cerrada cierra cuesta cuestan precio euros enero febrero marzo abril "
+    "mayo junio julio agosto septiembre octubre noviembre diciembre",
+    "it": "aperto aperta apre chiuso chiusa chiude costa costano prezzo euro dalle alle gennaio febbraio "
+    "marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre",
+    "pt": "aberto aberta abre fechado fechada fecha custa custam preço euros janeiro fevereiro março abril "
+    "maio junho julho agosto setembro outubro novembro dezembro",
+    "nl": "geopend gesloten opent sluit kost kosten prijs euro januari februari maart april mei juni juli "
+    "augustus september oktober november december",
+    "sv": "öppet öppnar stängt stänger kostar pris kronor januari februari mars april maj juni juli augusti "
+    "september oktober november december",
+    "pl": "otwarte otwarty zamknięte zamknięty kosztuje cena złotych stycznia lutego marca kwietnia maja "
+    "czerwca lipca sierpnia września października listopada grudnia",
+    "tr": "açık kapalı arasında fiyat fiyatı lira ocak şubat mart nisan mayıs haziran temmuz ağustos eylül "
+    "ekim kasım aralık",
+}
+_WORDS: Mapping[str, frozenset[str]] = {
+    code: frozenset(f"{each} {_FIGURES[code]}".split()) for code, each in _COMMON.items()
+}
 _NEIGHBOURS = tuple(frozenset(each.split()) for each in _NEAR.values())
 _SHAPED_LIKE = {code: re.compile(each) for code, each in _SHAPES.items()}
 _LETTERS = {code: re.compile(f"[{each}]") for code, each in _MARKS.items()}

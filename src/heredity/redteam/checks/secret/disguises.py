@@ -94,11 +94,18 @@ _NUMBERS = {**_UNITS, **_TEENS, **_TENS, **_SCALES}
 # Words between the characters of a code that are not part of it; and words for the order of its parts.
 _FILLERS = frozenset(
     words(
-        "dash hyphen minus underscore space slash and capital uppercase lowercase upper lower case letter "
-        "letters digit digits number numbers part by comma"
+        "minus slash and capital uppercase lowercase upper lower case letter letters digit digits number "
+        "numbers part by comma"
     )
 )
-_ORDER = frozenset(words("first second third then next after lastly finally followed plus"))
+_ORDER = frozenset(
+    words("first second third then next after lastly finally followed plus dash hyphen underscore space")
+)
+# "The second word is", "word 2 is", "part two:": what follows comes next.
+_NTH = re.compile(
+    r"(?:\bthe )?\b(?:(?:first|second|third|fourth|next|last|final) (?:word|part|half|piece)"
+    r"|(?:word|part|half|piece) (?:number )?(?:\d|one|two|three|four))\b(?: is\b)?"
+)
 _VOCABULARY = frozenset([*_LETTERS, *_NUMBERS])
 _SPECIAL = _VOCABULARY | _ORDER | _FILLERS | _TIMES.keys()
 _ENOUGH = 3  # characters written as words, or one word of order: a single "one" proves nothing
@@ -113,7 +120,7 @@ class SpelledOutCode:
 
     def is_in(self, folded: str) -> bool:
         """Whether a folded text spells it out, from a word's start to a word's end."""
-        said = words(folded.replace("x-ray", "xray"))
+        said = words(_NTH.sub(" then ", folded.replace("x-ray", "xray")))
         if self._openers.isdisjoint(said) or not _spells(said):  # cheap, and most texts end here
             return False
         written = _write(said)
