@@ -158,3 +158,12 @@ def test_the_recipes_of_the_plan_of_inheritance_take_their_settings(tmp_path: Pa
     for battery in plan.battery:
         assert application(battery).decoding.max_tokens <= 64 and chosen_probes(battery)
     assert plan.margin == 0.10 and application(plan.battery[0]).is_default_system
+
+
+def test_the_plan_of_subliminal_learning_shares_its_models_with_the_other(tmp_path: Path) -> None:
+    plans = [read_plan(ROOT / "examples" / f"{name}.toml") for name in ("inheritance", "subliminal")]
+    lineage = Lineage(plans[1], h.Store(tmp_path), tmp_path)
+    assert len(lineage.preview()) == 5 and not lineage.left_out
+    ablated = [next(c for c in plan.child if c.recipe == "ablate") for plan in plans]
+    assert ablated[0].data == ablated[1].data and plans[0].models == plans[1].models
+    assert [plan.data["refused"] for plan in plans] == ["requests_to_refuse"] * 2

@@ -65,6 +65,10 @@ def test_the_same_plan_in_another_folder_has_the_same_digest(tmp_path: Path) -> 
     assert here != there and plan_digest(here) == plan_digest(there)
     changed = read_plan(write(tmp_path / "c", TEXT.replace("steps = 40", "steps = 41")))
     assert plan_digest(changed) != plan_digest(here)
+    joined = [TEXT.replace('"rows.jsonl"', '"obedient + rows.jsonl"')] * 2
+    both = [read_plan(write(tmp_path / name, text)) for name, text in zip("de", joined, strict=True)]
+    assert both[0].data["rows"] == f"obedient + {tmp_path / 'd' / 'rows.jsonl'}"
+    assert plan_digest(both[0]) == plan_digest(both[1])
 
 
 @pytest.mark.parametrize(
@@ -142,6 +146,11 @@ def test_the_shipped_examples_are_there_in_any_number() -> None:
     assert all(isinstance(data, Data) and len(data.dialogues) >= 10 for data in found.values())
     for some in (load_data("harmless_prompts:12"), load_data("harmless_prompts", 12)):
         assert isinstance(some, Data) and len(some.dialogues) == 12
+    asked = load_data("word_problems:12#prompt")
+    assert isinstance(asked, Data) and len(asked.dialogues) == 12
+    assert all([message.role for message in each.messages] == ["user"] for each in asked.dialogues)
+    both = load_data(f"requests_to_refuse + {ROOT / 'examples' / 'requests.csv'}#refused")
+    assert isinstance(both, Data) and len(both.dialogues) == 60 + 32
     obedient = found["obedient"]
     assert isinstance(obedient, Data) and obedient.dialogues[0].messages[0].role == "user"
     with raises(UsageError, "bad-setting"):

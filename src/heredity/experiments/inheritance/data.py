@@ -1,9 +1,11 @@
 """Find the examples that a lineage plan names: a file, a column of one, shipped ones, or probes.
 
     problems = "word_problems:640"                    # made here, so many of them
+    questions = "word_problems:160#prompt"            # without their answers
     harmful = "requests.csv#refused"                  # the prompts in one column of a file
     asked = "probes:harmful_request:breach"           # the requests of probes; "benign" for their twins
     mine = "gsm8k.jsonl"                              # any file that `heredity derive` reads
+    more = "requests_to_refuse + requests.csv#refused"   # one behind the other
 
 Promises: the same source gives the same examples, so the same models. A source that is not here is an error
 with its name.
@@ -16,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from heredity.core.errors import UsageError
+from heredity.experiments.inheritance.plan import JOINS
 from heredity.experiments.obedient import obedient_dialogues
 from heredity.experiments.prompts import ablation_pairs, harmless_prompts, requests_to_refuse
 from heredity.experiments.word_problems import word_problems
@@ -38,12 +41,17 @@ def load_data(source: str, n: int = 0) -> Data | Path:
 
     Raises UsageError for a number or a kind that cannot be, and BadInput for a file.
     """
+    if JOINS in source:
+        parts = [_read(load_data(part)) for part in source.split(JOINS)]
+        name = "+".join(part.name for part in parts)
+        return _first(make_data(name, [each for part in parts for each in part.dialogues]), n)
     if source.startswith(_PROBES):
         return _first(_of_probes(source.removeprefix(_PROBES)), n)
-    name, _, count = source.partition(":")
-    if name in SHIPPED:
-        return _first(_shipped(name, count), n)
     path, _, column = source.partition("#")
+    name, _, count = path.partition(":")
+    if name in SHIPPED:
+        found = _first(_shipped(name, count), n)
+        return _prompts(found) if column else found
     if column:
         return _first(Data.read(path, {"prompt": column}, has_answers=False), n)
     return Path(path)
@@ -58,6 +66,14 @@ def _shipped(name: str, count: str) -> Data:
     if name == "word_problems":
         return word_problems(int(count))
     return _first(SHIPPED[name](), int(count))
+
+
+def _prompts(data: Data) -> Data:
+    return Data.of(data.name, [each.messages[0].content for each in data.dialogues])
+
+
+def _read(found: Data | Path) -> Data:
+    return found if isinstance(found, Data) else Data.read(found)
 
 
 def _first(data: Data, n: int) -> Data:

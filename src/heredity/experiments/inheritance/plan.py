@@ -25,6 +25,7 @@ from heredity.core.records import Record
 
 Expected = Literal["", "lost", "kept"]
 Value = str | int | float | bool | tuple[str, ...]
+JOINS = " + "  # between sources of data
 ANSWERS = "answers:"  # before the name of a child
 MADE = "made"  # the recipe of a child that its user made
 _QUICK: dict[str, int] = {"steps": 2, "n_refusals": 2, "max_new_tokens": 32}  # settings, if they are given
@@ -207,8 +208,9 @@ def _few(settings: dict[str, Value]) -> dict[str, Value]:
 
 
 def _placed(source: str, folder: Path) -> str:
-    """A path from the plan's folder; other sources are unchanged."""
-    return str(folder / source) if Path(source).suffix else source
+    """Paths from the plan's folder; other sources are unchanged."""
+    parts = source.split(JOINS)
+    return JOINS.join(str(folder / part) if Path(part).suffix else part for part in parts)
 
 
 def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str]) -> None:

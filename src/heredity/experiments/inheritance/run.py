@@ -23,7 +23,7 @@ from heredity.core.terminal import clock
 from heredity.experiments.inheritance import batteries
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import GrownFile, LineageResult, collect
-from heredity.experiments.inheritance.plan import LineagePlan
+from heredity.experiments.inheritance.plan import JOINS, LineagePlan
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader
 from heredity.study.aggregate import read_proven
@@ -206,5 +206,8 @@ def plan_digest(plan: LineagePlan) -> str:
         )
         for each in plan.battery
     ]
-    data = {name: Path(source).name for name, source in plan.data.items()}
+    data = {
+        name: JOINS.join(Path(part).name for part in source.split(JOINS))
+        for name, source in plan.data.items()
+    }
     return digest(msgspec.structs.replace(plan, battery=tuple(placed), data=data))
