@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from heredity.core import registry
@@ -36,8 +36,9 @@ class RefusalReader(Protocol):
     def manner(self, prompt: str, text: str) -> str: ...
 
 
+@cache
 def refusal_reader() -> RefusalReader:
-    """The judge that finds refusals: `rules`, which needs no model."""
+    """The judge that finds refusals: `rules`, which needs no model. Loaded once: it is asked of every row."""
     return registry.load_as(RefusalReader, "redteam.judges", _JUDGE)
 
 
