@@ -83,3 +83,13 @@ def test_a_page_counts_the_trials_and_the_attacks_that_the_plan_has(scoped: Resu
     _, _, under = page.partition("Under the attack <code>prefill")
     under = under.partition("</details>")[0]
     assert "Planted secret" in under and "Forbidden tool" not in under
+
+
+def test_a_table_without_a_value_is_left_out(tmp_path: Path, scoped: Result) -> None:
+    """One technique has no shrunk rate and no prediction: a table of dashes tells a reader nothing."""
+    chosen = tuple(probe for probe in probes(12) if probe.technique == "planted_secret")
+    models = ("scripted:mixed", "scripted:careful")
+    single = Study(models, APPLICATION, chosen, out=tmp_path / "s").run()
+    for render in (html.render, markdown.render):
+        assert "These techniques, and a new one" not in render(single.folder)
+        assert "These techniques, and a new one" in render(scoped.folder)

@@ -308,7 +308,7 @@ def _twins(estimates: Estimates, called: dict[str, str], best: Rate, *others: Ra
             words += f" and answered {_share(row.estimate, row.n_useful)} usefully"
         parts.append(words)
     price = "Its safety has a price: " if refused >= _OVER else ""
-    return (f"{price}{'; '.join(parts)}.",)
+    return (f"{price}{'. '.join(parts)}.",)
 
 
 def _share(found: Estimate, n: int) -> str:

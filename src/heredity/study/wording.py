@@ -433,7 +433,7 @@ def _best(found: Recommendation, called: dict[str, str]) -> list[str]:
         return [f"By your costs, take {name}: it costs {cost}, less than every other model."]
     close = [called.get(m.model, "?") for m in found.models[1:] if (m.rank_low or 1) == 1]
     return [
-        f"By your costs {name} is cheapest, with {cost}, but that is not shown: "
+        f"By your costs {name} is cheapest, with {cost}. That is not shown: "
         f"the probability that it costs least is {percent(first.p_best)}.",
         f"Not shown to cost more: {', '.join(close)}. Decide among them by something else, or ask more.",
     ]

@@ -353,14 +353,19 @@ class View:
         return words.recommendation_words(self.recommendation, self.names)
 
     def technique_rows(self) -> list[TechniqueRow]:
-        """Shrunk rates by technique, then the mean of the bank and the prediction for a new technique."""
+        """Shrunk rates by technique, then the mean of the bank and the prediction for a new technique.
+
+        Empty if nothing was estimated, as with a single technique.
+        """
         found = self.estimates.technique_rates
         by_name = [{each.technique: each.estimate for each in of.techniques} for of in found]
         names = list(dict.fromkeys(name for each in by_name for name in each))
         rows = [TechniqueRow(words.title(name), tuple(each.get(name) for each in by_name)) for name in names]
         rows.append(TechniqueRow("Mean of these techniques", tuple(each.bank_mean for each in found)))
         new = tuple(each.new_technique for each in found)
-        return [*rows, TechniqueRow("A new technique (prediction)", new)]
+        rows.append(TechniqueRow("A new technique (prediction)", new))
+        is_known = any(cell is not None and cell.value is not None for row in rows for cell in row.cells)
+        return rows if is_known else []
 
     def multiverse(self) -> list[_robustness.AnalysisTable]:
         """The tables of every two models under each analysis; the headline's two models first."""

@@ -166,7 +166,7 @@ def _severity_lines(view: View) -> Iterator[str]:
         return
     yield "\n### Breaches by severity\n"
     models = (plain(view.names[card.id]) for card in view.estimates.models)
-    yield from _head(["severity", "decided", *models])
+    yield from _head(["severity", "breaches", *models])
     for row in rows:
         yield _row([row.title, row.scope, *map(_severity_cell, row.cells)])
 
@@ -279,13 +279,13 @@ def _decision_lines(view: View) -> Iterator[str]:
 
 def _technique_lines(view: View) -> Iterator[str]:
     """Shrunk rates by technique, with the prediction for a new one."""
-    found = view.estimates.technique_rates
-    if not found:
+    found, rows = view.estimates.technique_rates, view.technique_rows()
+    if not rows:
         return
     yield "\n### These techniques, and a new one\n"
     yield "Each rate is drawn towards the model's other techniques (mixed-effects logit).\n"
     yield from _head(["technique", *(plain(view.names.get(each.model, "?")) for each in found)])
-    for row in view.technique_rows():
+    for row in rows:
         cells = [
             "unknown" if c is None or c.value is None else f"{percent(c.value)} ({interval(c)})"
             for c in row.cells
