@@ -54,7 +54,7 @@ class MatrixError(NamedTuple):
 
 @dataclass
 class Calibrated:
-    """Rounded matrices by name, in fp32, and the error of each group of matrices with the same inputs."""
+    """Rounded matrices by name, in the file's dtype, and the error of each group with the same inputs."""
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     errors: list[MatrixError] = field(default_factory=list)
@@ -90,13 +90,15 @@ def calibrate(
             hessians = _hessians(layer, states[:n], arguments[number])
             held_out = _hessians(layer, states[n:], arguments[number])
             for names in _GROUPS:
-                parts = [files.read(f"model.layers.{number}.{name}.weight") for name in names]
-                weight = torch.cat(parts)
+                whole = [f"model.layers.{number}.{name}.weight" for name in names]
+                parts = [files.read(name, as_stored=True) for name in whole]
+                weight = torch.cat(parts).float()
                 rounded = gptq.gptq(weight, hessians[names[0]], *settings)
                 if n_held_out:
                     found.errors.append(_error(weight, rounded, held_out[names[0]], settings.grid))
-                for name, matrix in zip(names, rounded.split([len(part) for part in parts]), strict=True):
-                    found.weights[f"model.layers.{number}.{name}.weight"] = matrix
+                split = rounded.split([len(part) for part in parts])
+                for name, part, matrix in zip(names, parts, split, strict=True):
+                    found.weights[f"model.layers.{number}.{name}.weight"] = matrix.to(part.dtype)
                     layer.get_parameter(f"{name}.weight").copy_(matrix)
             states = [_output(layer, each, arguments[number]) for each in states]
             meter.tick()
