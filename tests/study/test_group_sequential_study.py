@@ -28,6 +28,7 @@ from heredity.study.severity import severity_rates
 from heredity.study.spec import STAGES, StudySpec, resolve_plan
 from heredity.study.study import Study
 from heredity.study.wording import techniques_of_pair
+from tests.study.test_inherited import family
 from tests.study.test_resume import Stopped, stop_after
 from tests.support.errors import raises
 from tests.support.report_studies import with_severities
@@ -296,3 +297,35 @@ def test_the_report_of_an_early_stop_claims_nothing_by_technique(stopped: Path) 
     assert techniques_of_pair(found, *ends, JUDGE_FREE).n == 0
     told = headline(found)
     assert "techniques" not in told.sentence and not any("By technique" in line for line in told.support)
+
+
+# --- a lineage --------------------------------------------------------------------------------------
+
+
+def test_the_edges_of_a_lineage_decide_when_its_models_stop(tmp_path: Path) -> None:
+    """A parent, a worse child and a copy: the pair of the two children decides nothing."""
+    models = family()
+    made = Study(models, APPLICATION, probes(80), out=tmp_path, margin=0.1, stopping="group_sequential")
+    found = made.run().estimates
+    course, ids = found.sequential, [model.id for model in models]
+    assert course is not None and {(d.a, d.b) for d in course.decisions} == {
+        (ids[0], ids[1]),
+        (ids[0], ids[2]),
+    }
+    by_edge = {
+        (e.parent, e.child): (e.compared.verdict_ab, e.compared.verdict_ba)
+        for e in found.edges
+        if (e.compared.measure, e.compared.technique) == ("breach", JUDGE_FREE)
+    }
+    for decision in course.decisions:
+        is_open = "not enough evidence" in by_edge[decision.a, decision.b]
+        assert (decision.interim is None) is is_open
+    assert any(stop.model == ids[2] for stop in course.stopped), "the worse child is decided early"
+
+
+def test_a_model_without_an_edge_is_asked_to_the_end(tmp_path: Path) -> None:
+    stranger = lineage.scripted("scripted:refuser").record
+    models = [*family(), stranger]
+    made = Study(models, APPLICATION, probes(80), out=tmp_path, margin=0.1, stopping="group_sequential")
+    course = made.run().estimates.sequential
+    assert course is not None and stranger.id not in {stop.model for stop in course.stopped}

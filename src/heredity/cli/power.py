@@ -262,7 +262,8 @@ def _show_rows(found: StudyForecast) -> None:
     if not is_narrow:
         columns = ("comparison", "clusters", "effective n", "Holm over", "worse from", "not worse", "needs")
     grid, family = table(*columns, right=columns[1:], whole=columns[:1]), ""
-    for row in found.rows:
+    order = {"edges": 0, "seeds": 1, "pairs": 2}  # the primary family comes first
+    for row in sorted(found.rows, key=lambda row: order[row.between]):
         if family != (family := f"{row.between} by {row.measure.replace('_', '-')}"):
             grid.add_row(cell(family, "bold"))
         worse = "-" if row.detectable is None else f"{100 * row.detectable:.0f} points"

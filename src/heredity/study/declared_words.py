@@ -70,7 +70,7 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
 
 def _second_family(declared: Analysis) -> Iterator[tuple[str, str]]:
     """The part of the pairs of models, if the primary comparisons are those of parents and children."""
-    if declared.primary is not None and declared.primary.between == "edges":
+    if declared.is_of_edges:
         words = "a second family, with the same level of its own. No verdict on a child uses it"
         yield "Pairs of models", words
 

@@ -128,7 +128,7 @@ class Inheritance(Record, frozen=True):
 class SeedGroup(Record, frozen=True):
     """The children of one parent that differ only in the seed of their training, taken together.
 
-    `inherited` is over the trials of all of them, and about these seeds: its difference is the mean over
+    `inherited` is over the trials of all of them, and about these seeds. Its difference is the mean over
     them, its clusters are behaviours, and its counts are sums. Its `child` is the first of `children`. Its
     `p_holm` is corrected over all such groups of the same measure.
     `other_seeds` is the same difference for other seeds of this recipe, with behaviours and seeds as samples

@@ -410,7 +410,7 @@ def _row(title: str, row: ForecastRow, margin: float) -> str:
 def _other_pairs(declared: Analysis) -> Iterator[str]:
     """In a plan whose primary comparisons are edges: the part of the pairs of models."""
     pairs = [each for each in declared.families if each.between == "pairs" and each.measure == "breach"]
-    if declared.primary is not None and declared.primary.between == "edges" and pairs:
+    if declared.is_of_edges and pairs:
         n = pairs[0].n // len(pairs[0].scopes)
         yield f"Its {plural(n, 'pair')} of models are a second family; no verdict on a child uses it."
 

@@ -15,7 +15,7 @@ from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
 from heredity.study.declared_words import same_conversations_words, stopping_words, unsupported_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate, SeverityRate
-from heredity.study.inherited_words import edges_sentence, is_of_edges, weak_lines
+from heredity.study.inherited_words import edges_sentence, weak_lines
 from heredity.study.wording import (
     SEVERITIES,
     TechniqueCounts,
@@ -98,7 +98,8 @@ def headline(estimates: Estimates) -> Headline:
 
 def _about_edges(estimates: Estimates, found: Headline) -> Headline:
     """The same with the edges first, if the plan is about them: the pairs are then its second family."""
-    of_edges = edges_sentence(estimates) if is_of_edges(estimates) else ""
+    is_first = estimates.analysis is not None and estimates.analysis.is_of_edges
+    of_edges = edges_sentence(estimates) if is_first else ""
     if not of_edges:
         return found
     first = inheritance_summary(estimates), f"Among all models: {found.sentence}."

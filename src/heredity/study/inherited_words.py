@@ -1,7 +1,7 @@
-"""What children inherited, in sentences: the finding of a study of edges, and of children with several seeds.
+"""Sentences about inheritance: all edges of a study, weak children, and children with several seeds.
 
 Promises: a child is called worse only if its own edge shows it. Edges without enough evidence are counted.
-A finding about several seeds says whether it is about these seeds or about others.
+A finding about several seeds names the seeds that it is about: these, or others.
 Leaves to others: numbers into words and the tables of edges (wording.py), and the headline (headline.py).
 """
 
@@ -25,12 +25,6 @@ from heredity.study.wording import (
 )
 
 _NAMED = 3  # children that a sentence names
-
-
-def is_of_edges(found: Estimates) -> bool:
-    """Whether the plan declared comparisons of parents and children as its primary ones."""
-    declared = found.analysis
-    return declared is not None and declared.primary is not None and declared.primary.between == "edges"
 
 
 def edges_sentence(found: Estimates) -> str:
@@ -58,7 +52,7 @@ def edges_sentence(found: Estimates) -> str:
 
 
 def weak_lines(found: Estimates) -> list[str]:
-    """A sentence for each child whose judged breaches are no compliance, with its competence line."""
+    """A sentence for each weak child, with its competence line: it did not refuse, nor did it comply."""
     called, lines = names(found.models), dict[str, str]()
     readable = {line.model: line for line in found.competence if line.technique == JUDGED}
     useful = {row.model: row for row in found.useful}

@@ -46,8 +46,7 @@ class SkippedProbe(Record, frozen=True):
 class ComparisonFamily(Record, frozen=True):
     """Comparisons that Holm corrects together: `n` of them, each of `between` in each of `scopes`.
 
-    between  "pairs" of models; "edges", each of a parent and a child; "seeds", each of a parent and all of
-             its children that differ only in the seed of their training
+    between  "pairs" of models, "edges" of parent and child, or all "seeds" of a child against its parent
     """
 
     between: Between
@@ -101,6 +100,11 @@ class Analysis(Record, frozen=True):
     interim: tuple[PlannedAnalysis, ...] | msgspec.UnsetType = msgspec.UNSET
     error_share: float | msgspec.UnsetType = msgspec.UNSET
     steps: Literal["by_behaviour"] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def is_of_edges(self) -> bool:
+        """Whether its primary comparisons are those of parents and children."""
+        return self.primary is not None and self.primary.between == "edges"
 
     @property
     def errors(self) -> float:

@@ -3,7 +3,8 @@
 Promises: an analysis uses the answers of the blocks so far and nothing else, so a resumed study decides the
 same. In a plan that declares its analysis, a pair is decided exactly if the report would decide it. So
 "worse" survives the declared share of unclear answers. Over all analyses and pairs together, a
-false difference has a chance of at most alpha (Holm on p-values that are valid at every analysis).
+false difference has a chance of at most alpha (Holm on p-values that are valid at every analysis). In a plan
+whose primary comparisons are edges, a pair is a parent and its child.
 Leaves to others: the order and the blocks (spec.py), asking and judging (study.py), the evidence (stats/),
 and the verdicts (comparisons.py, claims.py).
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,13 +21,27 @@ from heredity.redteam import attacks
 from heredity.stats import holm
 from heredity.stats.group_sequential import SequentialComparison
 from heredity.stats.sequential import cluster_means
-from heredity.study.comparisons import compare_models
-from heredity.study.estimates import JUDGE_FREE, PairDecision, Sequential, StoppedModel
+from heredity.study.comparisons import compare_edges, compare_models
+from heredity.study.estimates import JUDGE_FREE, ModelPair, PairDecision, Sequential, StoppedModel
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Outcomes, is_part
-from heredity.study.plan import declared_analysis
+from heredity.study.plan import Plan, declared_analysis
 
 WHY = "every pair of their model was decided"
+
+
+def _is_of_edges(plan: Plan) -> bool:
+    declared = declared_analysis(plan)
+    return declared is not None and declared.is_of_edges
+
+
+def _deciding_pairs(plan: Plan) -> list[tuple[int, int]]:
+    """The places of the models of each pair that decides: parents and children in a plan about edges."""
+    edges = plan.edges
+    if isinstance(edges, msgspec.UnsetType) or not _is_of_edges(plan):
+        return list(combinations(range(len(plan.models)), 2))
+    places = {model.id: m for m, model in enumerate(plan.models)}
+    return list(dict.fromkeys((places[edge.parent], places[edge.child]) for edge in edges))
 
 
 class StoppingRule:
@@ -37,7 +53,8 @@ class StoppingRule:
         self._is_declared = declared_analysis(self._plan) is not None
         scopes = outcomes.breach_scopes
         self.scope = scopes[0] if scopes else JUDGE_FREE  # the deciding one: judge-free if there is any
-        self._pairs = list(combinations(range(len(self._plan.models)), 2))
+        self._is_of_edges = _is_of_edges(self._plan)
+        self._pairs = _deciding_pairs(self._plan)
         n_most = int(outcomes.clusters.max()) + 1
         self._evidence = {
             (pair, scope): SequentialComparison(self._alpha, n_most)
@@ -97,7 +114,9 @@ class StoppingRule:
         waiting = (
             pair for pair in self._pairs if pair not in self._decided and not self._stopped.keys() & pair
         )
-        needed = {m for pair in waiting for m in pair}
+        # A model in no deciding pair has nothing that could stop it.
+        compared = {m for pair in self._pairs for m in pair}
+        needed = {m for pair in waiting for m in pair} | (set(range(len(self._plan.models))) - compared)
         for m in self.open_models:
             if m not in needed:
                 self._stopped[m] = self.n_interim
@@ -134,7 +153,7 @@ class StoppingRule:
         """Decide each pair whose verdicts, both ways round, are those that the report would give now."""
         seen = self.outcomes.until(self.n_interim)
         places = {model.id: m for m, model in enumerate(self._plan.models)}
-        for found in compare_models(seen, "breach", self.outcomes.breach_scopes):
+        for found in self._compared(seen):
             pair = places[found.a], places[found.b]
             if found.technique != self.scope:
                 continue
@@ -142,6 +161,12 @@ class StoppingRule:
                 self._decided.pop(pair, None)
             elif pair not in self._decided:
                 self._decided[pair] = (self.n_interim, self._n_both(pair, n_probes))
+
+    def _compared(self, seen: Outcomes) -> list[ModelPair]:
+        scopes = self.outcomes.breach_scopes
+        if self._is_of_edges:
+            return [edge.compared for edge in compare_edges(seen, "breach", scopes)]
+        return compare_models(seen, "breach", scopes)
 
     def _n_both(self, pair: tuple[int, int], n_probes: int) -> int:
         a, b = (self.outcomes.array[m][:, :n_probes] for m in pair)
