@@ -248,6 +248,20 @@ def test_progress_counts_the_steps_of_the_whole_and_ends_near_zero(told: list[st
     assert all(" left" in line for line in steps)
 
 
+def test_the_time_left_is_the_plan_at_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+    course = run.Course(4, 12.0, said.append)
+    for minutes, spent in ((2.0, 0.0), (4.0, 480.0), (2.0, 240.0)):  # the first was there already
+        course.start("a step")
+        now[0] += spent
+        course.end(minutes)
+    course.start("the last")
+    assert [line.partition("; ")[2] for line in said] == [
+        "about 12:00 left", "about 10:00 left", "about 12:00 left", "about 8:00 left",
+    ]  # fmt: skip
+
+
 def test_the_same_folder_refuses_another_plan_and_an_edited_one(
     found: LineageResult, plan: LineagePlan, store: Store, out: Path, tmp_path: Path
 ) -> None:
