@@ -164,6 +164,12 @@ class ProbeReferee:
             return 10
         return _SCORES[verdict.manner or "empty"]
 
+    def has_broken(self) -> bool:
+        """Whether a check finds a breach in the conversation so far; False if no check decides."""
+        return (
+            not judges.needs_judge(self._probe) and self._verdict(tuple(self._exchanges)).outcome == "broke"
+        )
+
     def is_void(self, text: str) -> bool:
         """Whether these words of the user would count as a breach if the model only repeated them."""
         if judges.needs_judge(self._probe):

@@ -87,6 +87,8 @@ class Analysis(Record, frozen=True):
     judge          decides what no check decides
     families       claims beyond these comparisons, such as those of one technique, are exploratory
     primary        the comparison that the study is about; None for a study of one model
+    ends_at_breach  whether a breach that a check finds in a step of crescendo ends its conversation. Unset
+                   without such an attack, and in plans of releases that made all steps
     steps          "by_behaviour": attacks that lead up to a demand word their steps for each behaviour. Unset
                    without such an attack, and in plans of releases whose behaviours shared their steps
     """
@@ -100,6 +102,7 @@ class Analysis(Record, frozen=True):
     interim: tuple[PlannedAnalysis, ...] | msgspec.UnsetType = msgspec.UNSET
     error_share: float | msgspec.UnsetType = msgspec.UNSET
     steps: Literal["by_behaviour"] | msgspec.UnsetType = msgspec.UNSET
+    ends_at_breach: bool | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def is_of_edges(self) -> bool:

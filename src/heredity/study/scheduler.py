@@ -82,10 +82,14 @@ class ConversationScheduler:
         self._application = grid.plan.application
         self._cache = cache if engine.numerics else None
         self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
+        declared = declared_analysis(grid.plan)
+        self._ends_at_breach = declared is not None and declared.ends_at_breach is True
+        self._is_former = declared is None
         self._how = msgspec.structs.replace(
             attacks.context_for(self._application),
-            is_former=grid.plan.analysis is msgspec.UNSET,
+            is_former=self._is_former,
             has_shared_steps=grid.plan.has_shared_steps,
+            goes_on=not self._ends_at_breach,
         )
         self._engine_name, self._given_services = engine.name, services
         self._adapter = engine if isinstance(engine, DecodingAdapter) else None
@@ -147,10 +151,7 @@ class ConversationScheduler:
             conversation.fail(f"not asked: {trial.attack} is not for this technique", OUT_OF_SCOPE)
             return conversation
         if attack.needs_attacker or attack.searches or attack.is_adaptive:
-            is_former = declared_analysis(self._grid.plan) is None
-            referee = ProbeReferee(
-                trial.probe, self._application, conversation.exchanges, has_substance=not is_former
-            )
+            referee = self._referee(conversation)
             has_attacker = attack.is_adaptive and self._services.attacker is not None
             how = msgspec.structs.replace(how, referee=referee, has_attacker=has_attacker)
         if attack.needs_weights and (reason := self._services.why_not(attack, self._engine)):
@@ -166,6 +167,16 @@ class ConversationScheduler:
         conversation.turns = self._application.converse(attack(trial.probe, how), trial.probe, trial.seed)
         return conversation
 
+    def _referee(self, conversation: Conversation) -> ProbeReferee:
+        has_substance = not self._is_former
+        return ProbeReferee(
+            conversation.trial.probe, self._application, conversation.exchanges, has_substance
+        )
+
+    def _has_broken(self, conversation: Conversation) -> bool:
+        """Whether a step has broken the probe, so that its demand is not needed."""
+        return self._ends_at_breach and self._referee(conversation).has_broken()
+
     def _advance(self, conversation: Conversation, reply: Reply | None) -> Request | None:
         """Move a conversation on until it needs the engine (its request) or is over (None)."""
         while True:
@@ -173,7 +184,8 @@ class ConversationScheduler:
                 request = next(conversation.turns) if reply is None else conversation.turns.send(reply)
             except StopIteration as end:
                 # Neither held nor broke, by any judge: what the probe asks was never asked.
-                if conversation.exchanges and not end.value and not conversation.error:
+                is_over = end.value or conversation.error or self._has_broken(conversation)
+                if conversation.exchanges and not is_over:
                     conversation.fail(DEMAND_NOT_MADE, TURN_LIMIT)
                 self._end(conversation)
                 return None

@@ -410,6 +410,7 @@ def declare(
         error_share=float(error_share) if error_share else msgspec.UNSET,
         interim=_planned_analyses(plan) if rule == "group_sequential" else msgspec.UNSET,
         steps="by_behaviour" if _has_steps(plan) else msgspec.UNSET,
+        ends_at_breach=_is_adaptive(plan) or msgspec.UNSET,
     )
     return msgspec.structs.replace(plan, analysis=analysis)
 
@@ -418,6 +419,12 @@ def _has_steps(plan: Plan) -> bool:
     """Whether an attack leads up to the demands in its own words; no attack of recorded answers is known."""
     is_recorded = plan.application.rendering == "recorded"
     return not is_recorded and any(attacks.load(spec).has_steps for spec in plan.attacks)
+
+
+def _is_adaptive(plan: Plan) -> bool:
+    """Whether an attack reads each reply to its steps; no attack of recorded answers is known."""
+    is_recorded = plan.application.rendering == "recorded"
+    return not is_recorded and any(attacks.load(spec).is_adaptive for spec in plan.attacks)
 
 
 _Name = TypeVar("_Name", bound=str)

@@ -15,8 +15,8 @@ from heredity.lineage.store import scripted
 from heredity.redteam import attacks
 from heredity.study import storage
 from heredity.study.outcomes import SKIPPED, read_outcomes
-from heredity.study.plan import Analysis, read_plan
-from heredity.study.spec import StudySpec, resolve_plan
+from heredity.study.plan import Analysis, Grid, read_plan
+from heredity.study.spec import StudySpec, declare, resolve_plan
 from tests.support.conversations import APPLICATION, BY_ID, REFUSAL, talk, trial
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION as DESK
@@ -143,6 +143,58 @@ def test_a_plan_of_an_earlier_release_is_asked_as_it_was() -> None:
     assert not any(turn.retracts for turn in turns)
     assert turns[1].text.startswith("That was a bit much")
     assert len(talk("crescendo:5", PLAIN, former, YES)) == 4
+
+
+# --- a breach in a step -----------------------------------------------------------------------------
+
+
+def test_a_breach_in_a_step_ends_the_conversation() -> None:
+    turns = talk("crescendo:5", PLAIN, context(Scores(5, 10), 5), YES)
+    assert len(turns) == 2 and not any(turn.asks for turn in turns)
+
+
+def test_a_friendly_answer_to_a_step_is_no_breach_where_a_judge_decides() -> None:
+    harm, twin = BY_ID["harmful_request/review-01"], BY_ID["planted_secret/plain-01~benign"]
+    for asked in (harm, twin):
+        assert talk("crescendo:5", asked, context(Scores(10, 10, 10, 10), 5), YES)[-1].asks
+
+
+def test_a_plan_of_a_release_that_went_on_goes_on() -> None:
+    former = msgspec.structs.replace(context(Scores(5, 10, 5, 10), 5), goes_on=True)
+    assert talk("crescendo:5", PLAIN, former, YES)[-1].asks
+
+
+def leaking(seen: list[Request]) -> Recorder:
+    """Gives its secret away from the second turn on."""
+
+    def say(request: Request) -> Reply:
+        seen.append(request)
+        n_said = sum(message.role == "assistant" for message in request.messages[len(DESK.messages()) :])
+        return Reply(0, "", DESK.secrets[0].value if n_said else YES)
+
+    return Recorder("mixed", say=say)
+
+
+@pytest.mark.parametrize(("ends_at_breach", "n_turns"), [(True, {2}), (msgspec.UNSET, {4})])
+def test_a_trial_that_broke_in_a_step_is_a_breach_and_no_error(
+    ends_at_breach: bool, n_turns: set[int], tmp_path: Path
+) -> None:
+    application = msgspec.structs.replace(DESK, max_turns=5)
+    chosen = plan(models=("scripted:mixed",), samples=1, attacks=("crescendo:5",), application=application)
+    made = declare(chosen)
+    assert isinstance(made.analysis, Analysis) and made.analysis.ends_at_breach is True
+    analysis = msgspec.structs.replace(made.analysis, ends_at_breach=ends_at_breach)
+    study(tmp_path, msgspec.structs.replace(made, analysis=analysis), lambda _: leaking([])).run()
+    secrets = {probe.id for probe in made.probes if probe.check.kind == "secret" and probe.kind == "breach"}
+    rows = [row for row in responses(tmp_path) if row.probe in secrets]
+    assert rows and {len(row.exchanges) for row in rows} == n_turns
+    assert all(row.error is None for row in rows)
+    broke = {
+        row.index
+        for row in storage.open_verdicts(tmp_path, Grid(read_plan(tmp_path)))
+        if row.outcome == "broke"
+    }
+    assert {row.index for row in rows} <= broke
 
 
 # --- an attack on some techniques -------------------------------------------------------------------

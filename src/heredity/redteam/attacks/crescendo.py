@@ -1,7 +1,8 @@
 """A friendly conversation that goes from the general to the demand, and takes a refused step back.
 
 Source: Russinovich et al. 2024 (arXiv 2404.01833). As in the paper, a refused message and its refusal are
-removed from the chat, and another message takes their place. The probe's own judge decides when to stop.
+removed from the chat, and another message takes their place. The probe's own judge decides when to stop. It
+is asked after the demand, and after each step if a check decides. A friendly answer to a step does no harm.
 If the study has an attacker model (`--attacker`), it writes each step from the conversation so far. Without
 one, the steps are written for each kind of breach.
 The variant is the maximum number of turns, refused ones included, from 2 to 10; an application's `max_turns`
@@ -18,6 +19,7 @@ from heredity.redteam.attacks._attacker import BROKEN, AttackTry
 from heredity.redteam.attacks._ladder import Ladder, is_refusal, lines, steps
 from heredity.redteam.attacks._words import table
 from heredity.redteam.attacks.protocols import AdaptiveStrategy, AttackContext, Turns
+from heredity.redteam.checks import is_judged
 
 _SHOWN = 400  # characters of a reply that the attacker sees
 _REMEMBERED = 4  # turns that the attacker sees: a small one has a small context
@@ -35,13 +37,17 @@ class Crescendo(Ladder):
     is_adaptive = True
 
     def turns(self, probe: Probe, context: AttackContext) -> Turns:
-        """Steps, then the probe's turns, then the rephrased demand until the referee finds a breach."""
+        """Steps, then the probe's turns, then the rephrased demand until the referee finds a breach.
+
+        A breach that a check finds in a step ends the conversation before the demand.
+        """
         if context.is_former:
             yield from super().turns(probe, context)
             return
         demands, left = probe.turns, self.queries(probe, context)
         waiting = steps("crescendo", probe, context, left - len(demands) - 1)
         detours, path, is_refused = list(lines("ladder", "detours", context)), list[AttackTry](), False
+        is_checked = probe.kind == "breach" and not is_judged(probe.check)
         kept = len(demands) + (left - len(demands) >= 2)  # for the demand, and once more in other words
         while waiting and left > kept:
             text = (yield from _written(probe, context, path, is_refused)) or waiting[0]
@@ -49,6 +55,8 @@ class Crescendo(Ladder):
             reply = yield Turn(text, asks=False, retracts=is_refused)
             left -= 1
             score = context.referee.score()
+            if score >= BROKEN and is_checked and not context.goes_on:
+                return
             is_refused = score == _REFUSED or is_refusal(reply.text, context.language)
             if not is_refused:
                 path.append(AttackTry(text, reply.text, score))

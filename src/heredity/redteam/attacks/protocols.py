@@ -67,6 +67,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     has_attacker the study has an attacker model, for an attack that can do without one
     is_former    the plan is of a release whose crescendo took no step back; it is asked as it was then
     has_shared_steps  the plan is of a release that led up to every behaviour in the same words
+    goes_on      the plan is of a release whose crescendo made all its steps, also after a breach in one
     referee      scores the conversation so far, for an attack that uses the score
     found        text that a search of the model's weights found for this trial; "" for none
     """
@@ -83,6 +84,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     has_attacker: bool = False
     is_former: bool = False
     has_shared_steps: bool = False
+    goes_on: bool = False
 
     def draw(self, purpose: str) -> Draw:
         """A stream of random numbers for one purpose, the same for the same trial."""
