@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.lineage import store as lineage
 from heredity.study.aggregate import rates_of, read_proven
 from heredity.study.comparisons import compare_models
 from heredity.study.estimates import ALL, Estimates, SameConversations
@@ -14,8 +15,8 @@ from heredity.study.headline import headline
 from heredity.study.judge_correction import JudgeCorrection
 from heredity.study.outcomes import BROKE, HELD, OneConversation, Outcomes
 from heredity.study.plan import Analysis, Plan
-from heredity.study.spec import declare
-from tests.support.studies import plan, probes, study
+from heredity.study.spec import StudySpec, declare, resolve_plan
+from tests.support.studies import APPLICATION, plan, probes, study
 
 
 def leaky(
@@ -136,3 +137,25 @@ def test_the_rate_of_a_study_has_a_cluster_for_each_conversation(tmp_path: Path)
     ]
     assert (rate.estimate.n, rate.estimate.n_clusters) == (8, 1)
     assert "as one cluster" in same_words(found)[0]
+
+
+def test_an_early_stop_counts_them_once_too_and_its_replay_decides_the_same(tmp_path: Path) -> None:
+    """Forty behaviours in which the one model breaks, all in one conversation: nothing stops it early."""
+    records = [lineage.scripted(ref).record for ref in ("scripted:leaky", "scripted:careful")]
+    asked = tuple(
+        msgspec.structs.replace(p, cluster=p.id)
+        for p in probes(40)
+        if p.technique == "planted_secret" and p.kind == "breach"
+    )
+    asked = tuple(msgspec.structs.replace(p, twin=None, why_no_twin="of a test") for p in asked)
+    settings = {"attacks": ["crescendo:5"], "stopping": "group_sequential", "margin": 0.1}
+    own = resolve_plan(StudySpec(records, APPLICATION, asked, **settings))  # type: ignore[arg-type]
+    assert isinstance(own.analysis, Analysis)
+    shared = msgspec.structs.replace(own.analysis, steps=msgspec.UNSET)
+    n_interim = {}
+    for name, made in (("own", own), ("shared", msgspec.structs.replace(own, analysis=shared))):
+        study(tmp_path / name, made).run()
+        course = read_proven(tmp_path / name).sequential
+        assert course is not None
+        n_interim[name] = course.n_interim
+    assert n_interim == {"own": 1, "shared": 3}
