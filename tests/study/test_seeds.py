@@ -59,6 +59,17 @@ def test_children_that_differ_in_their_seed_only_are_of_one_recipe() -> None:
     assert other.seeds_of is msgspec.UNSET and other.seed is msgspec.UNSET
 
 
+def test_the_name_of_the_data_file_is_no_difference() -> None:
+    parent = scripted(PARENT).record
+    named = [
+        tuned(parent, f"scripted:mixed/{i}", i, data={"name": f"rows-{i}.jsonl", "rows": 8, "digest": digest})
+        for i, digest in enumerate(("ab", "ab", "cd"))
+    ]
+    first, second, other = edges([parent, *named], {m.id: m for m in (parent, *named)})
+    assert isinstance(first.seeds_of, str) and first.seeds_of == second.seeds_of
+    assert other.seeds_of is msgspec.UNSET
+
+
 def test_seeds_of_another_parent_another_setting_or_the_same_seed_are_not() -> None:
     parent, other = scripted(PARENT).record, scripted("scripted:leaky").record
     for second in (

@@ -158,6 +158,13 @@ def _with_seeds(
     )
 
 
+def _unnamed(value: object) -> object:
+    """A setting; of data only what a digest is of, because the same rows may lie in files of two names."""
+    if isinstance(value, Mapping) and "digest" in value:
+        return {name: each for name, each in value.items() if name != "name"}
+    return value
+
+
 def without_seeds(found: tuple[Edge, ...] | UnsetType) -> tuple[Edge, ...] | UnsetType:
     """The edges as releases recorded them that did not look for seeds."""
     if isinstance(found, UnsetType):
@@ -169,7 +176,7 @@ def _making(
     child: Model, asked: Mapping[str, Model], known: Mapping[str, Model], above: frozenset[str]
 ) -> tuple[object, tuple[int, ...]]:
     """How a model was made from asked or unknown ancestors, without seeds; and the seeds, its own first."""
-    settings = {name: value for name, value in child.recipe.settings.items() if name != "seed"}
+    settings = {name: _unnamed(value) for name, value in child.recipe.settings.items() if name != "seed"}
     own = child.recipe.settings.get("seed")
     seeds: tuple[int, ...] = (own,) if isinstance(own, int) else ()
     parents: list[object] = []
