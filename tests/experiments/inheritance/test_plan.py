@@ -65,6 +65,8 @@ def test_the_same_plan_in_another_folder_has_the_same_digest(tmp_path: Path) -> 
     assert here != there and plan_digest(here) == plan_digest(there)
     changed = read_plan(write(tmp_path / "c", TEXT.replace("steps = 40", "steps = 41")))
     assert plan_digest(changed) != plan_digest(here)
+    slower = read_plan(write(tmp_path / "f", TEXT.replace("seeds = [0, 1]", "seeds = [0, 1]\nminutes = 9")))
+    assert plan_digest(slower) == plan_digest(here)
     joined = [TEXT.replace('"rows.jsonl"', '"obedient + rows.jsonl"')] * 2
     both = [read_plan(write(tmp_path / name, text)) for name, text in zip("de", joined, strict=True)]
     assert both[0].data["rows"] == f"obedient + {tmp_path / 'd' / 'rows.jsonl'}"

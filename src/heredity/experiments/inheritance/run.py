@@ -194,7 +194,7 @@ def read_plan_file(out: Path) -> LineageFile:
 
 
 def plan_digest(plan: LineagePlan) -> str:
-    """Names a plan, wherever its files lie: of their paths only the names count.
+    """Names a plan, wherever its files lie: of their paths only the names count. Expected minutes do not.
 
     The studies have the digests of applications and probes, and the children those of their data.
     """
@@ -203,6 +203,7 @@ def plan_digest(plan: LineagePlan) -> str:
             each,
             application=Path(each.application).name,
             probes=tuple(Path(name).name for name in each.probes),
+            minutes=0.0,
         )
         for each in plan.battery
     ]
@@ -210,4 +211,5 @@ def plan_digest(plan: LineagePlan) -> str:
         name: JOINS.join(Path(part).name for part in source.split(JOINS))
         for name, source in plan.data.items()
     }
-    return digest(msgspec.structs.replace(plan, battery=tuple(placed), data=data))
+    children = tuple(msgspec.structs.replace(child, minutes=0.0) for child in plan.child)
+    return digest(msgspec.structs.replace(plan, child=children, battery=tuple(placed), data=data))
