@@ -28,7 +28,7 @@ Value = str | int | float | bool | tuple[str, ...]
 JOINS = " + "  # between sources of data
 ANSWERS = "answers:"  # before the name of a child
 MADE = "made"  # the recipe of a child that its user made
-_QUICK: dict[str, int] = {"steps": 2, "n_refusals": 2, "max_new_tokens": 32}  # settings, if they are given
+_QUICK: dict[str, int] = {"steps": 2, "n_refusals": 1, "max_new_tokens": 32}  # settings, if they are given
 _QUICK_BEHAVIOURS, _QUICK_TOKENS, _QUICK_EXAMPLES = 6, 8, 24
 
 
