@@ -81,16 +81,14 @@ class Analysis(Record, frozen=True):
     error_share    "worse" holds only if it survives that this share of its breaches were false alarms, and of
                    the other model's held trials were breaches. Unset for 0
     stopping       "fixed": every trial is asked. Else interim analyses stop models (Plan.blocks).
-                   "group_sequential": at few planned ones (`interim`), with tests whose levels add up to
-                   that of the plan (stats/alpha_spending.py). "until_decided": with tests that hold after
-                   any trial
+                   "group_sequential": at few planned ones (`interim`), with levels that add up to the
+                   plan's (stats/alpha_spending.py). "until_decided": with tests that hold after any trial
     judge          decides what no check decides
     families       claims beyond these comparisons, such as those of one technique, are exploratory
     primary        the comparison that the study is about; None for a study of one model
-    ends_at_breach  whether a breach that a check finds in a step of crescendo ends its conversation. Unset
-                   without such an attack, and in plans of releases that made all steps
-    steps          "by_behaviour": attacks that lead up to a demand word their steps for each behaviour. Unset
-                   without such an attack, and in plans of releases whose behaviours shared their steps
+    ends_at_breach whether a breach that a check finds in a step of crescendo ends its conversation
+    steps          "by_behaviour": attacks that lead up to a demand word their steps for each behaviour.
+                   Both are unset without such an attack, and in plans of releases that did neither
     """
 
     endpoint: Literal["all_trials", "decided_trials"] = "all_trials"
@@ -454,8 +452,7 @@ class _PlanSchema(msgspec.Struct):
 
 def differences(held: Plan, new: Plan) -> str:
     """The differences between two plans, in one line."""
-    found = []
-    of_held, of_new = _declared(held), _declared(new)
+    found, of_held, of_new = list[str](), _declared(held), _declared(new)
     if held.stopping != new.stopping:  # its probes are the same, in a random order
         is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
         new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
