@@ -60,7 +60,7 @@ class Quantize(DerivableRecipe):
     group_size: int = setting(128, "Inputs that share a scale (gptq, rtn).", is_new=True)
     symmetric: bool = setting(False, "No zero point of its own for each group (gptq, rtn).", is_new=True)
     act_order: bool = setting(
-        False, "Round the inputs with the largest activations first (gptq).", is_new=True
+        True, "Round the inputs with the largest activations first (gptq).", is_new=True
     )
     damp: float = setting(0.01, "Share of the mean added to the Hessian's diagonal (gptq).", is_new=True)
     sequences: int = setting(32, "Sequences from the beginning of the data (gptq).", is_new=True)

@@ -42,7 +42,7 @@ class GptqSettings(NamedTuple):
 
     grid: RoundingGrid
     damp: float = 0.01
-    act_order: bool = False
+    act_order: bool = True
 
 
 class MatrixError(NamedTuple):

@@ -90,7 +90,7 @@ def gptq(
     hessian: torch.Tensor,
     grid: RoundingGrid,
     damp: float = 0.01,
-    act_order: bool = False,
+    act_order: bool = True,
 ) -> torch.Tensor:
     """Return a matrix (outputs, inputs) rounded by GPTQ; fp32.
 
