@@ -424,7 +424,7 @@ def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp
 
     # While it trains, once the child is made, and in the middle of each study.
     first = ends_after_kills(
-        argv("first"), tmp_path, n_done, (4, 15, 22, 34), HEREDITY_STORE=str(tmp_path / "store-1")
+        argv("first"), tmp_path, n_done, (4, 15, 30, 56), HEREDITY_STORE=str(tmp_path / "store-1")
     )
     second = ends_after_kills(
         argv("second"), tmp_path, lambda: 0, (), HEREDITY_STORE=str(tmp_path / "store-2")
