@@ -124,7 +124,7 @@ def no_answer(
         return _unasked_call(probe, response, body, application)
     if fault is not None:
         return fault
-    if says_back(asked, body):
+    if says_back(asked, body, last.prompt):
         return NoAnswer("echo", evidence("says the request back:", body[:100]))
     if replayed := _replay(probe, response, body, application):
         return NoAnswer("replay", evidence(f"says {replayed} back, not an answer:", body[:100]))
