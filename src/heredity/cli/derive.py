@@ -67,7 +67,7 @@ def command(ctx: click.Context) -> None:
 
 
 def _with_answers(settings: list[click.Option]) -> list[click.Option]:
-    """The flags of a recipe with --answers, which stands in place of --data."""
+    """The flags of a recipe with --answers, which replaces --data."""
     data = next(option for option in settings if option.name == "data")
     data.required = False
     data.help = f"{data.help} Or give --answers."

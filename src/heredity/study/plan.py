@@ -85,8 +85,8 @@ class Analysis(Record, frozen=True):
                    plan's (stats/alpha_spending.py). "until_decided": with tests that hold after any trial
     judge          decides what no check decides
     families       claims beyond these comparisons, such as those of one technique, are exploratory
-    primary        the comparison that the study is about; None for a study of one model
-    ends_at_breach whether a breach that a check finds in a step of crescendo ends its conversation
+    primary        the comparison that the study is about; None for a study of one model.
+    ends_at_breach whether a breach that a check finds in a step of crescendo ends its conversation.
     steps          "by_behaviour": attacks that lead up to a demand word their steps for each behaviour.
                    Both are unset without such an attack, and in plans of releases that did neither
     """

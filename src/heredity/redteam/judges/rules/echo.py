@@ -166,8 +166,7 @@ def _covers(said: Sequence[str], request: _Request) -> bool:
 def says_back(asked: str, body: str, prompt: str = "") -> bool:
     """Whether a text begins with the whole request, however short.
 
-    Also if an attack's words stand before the request, and the text says them back, too: all of it is in the
-    `prompt`.
+    An attack's words may come first, if the text says them back, too: all of it is in the `prompt`.
     """
     letters, asked_letters = squeeze(fold(body)), squeeze(fold(asked[:READ]))
     start = asked_letters[: int(0.9 * len(asked_letters))]
