@@ -8,9 +8,11 @@ import pytest
 
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.experiments.inheritance.batteries import application, chosen_probes
+from heredity.experiments.inheritance.children import Lineage
 from heredity.experiments.inheritance.data import SHIPPED, load_data
 from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan, plan_of, read_plan
 from heredity.experiments.inheritance.run import plan_digest
+from heredity.lineage.store import Store
 from heredity.train.data.chat import Data
 from tests.support.documents import ROOT
 from tests.support.errors import raises
@@ -89,6 +91,61 @@ def test_a_mistake_names_its_line(tmp_path: Path, old: str, new: str, line: int,
         read_plan(write(tmp_path, TEXT.replace(old, new)))
     assert caught.value.line == line
     assert ("Did you mean 'recipe'?" in str(caught.value)) == (code == "unknown-key")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('name = "default"', 'name = "../../outside"'),
+        ('name = "default"', 'name = "/tmp/outside"'),
+        ('name = "default"', 'name = ".."'),
+        ('name = "default"', 'name = ""'),
+        ('name = "default"', 'name = "Repairs"'),
+        ('name = "default"', 'name = "lineage.json"'),
+        ('name = "default"', 'name = "red\\u001b[31m"'),
+        ('name = "merged"', 'name = "../merged"'),
+        ('name = "merged"', 'name = "<b>merged</b>"'),
+    ],
+)
+def test_a_name_leads_to_no_place_outside_the_lineage(tmp_path: Path, old: str, new: str) -> None:
+    with raises(BadInput, "bad-setting", mentions=["cannot be named"]):
+        read_plan(write(tmp_path, TEXT.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"),
+    [
+        ('title = "A lineage"', 'title = "A lineage"\nexamples = -3', "bad-setting"),
+        ('name = "default"', 'name = "default"\nbehaviours = -1', "bad-setting"),
+        ('name = "default"', 'name = "default"\nmax_tokens = -1', "bad-setting"),
+        ('name = "default"', 'name = "default"\nminutes = nan', "bad-setting"),
+        ("seeds = [0, 1]", "seeds = [0, 1]\nminutes = inf", "bad-setting"),
+        ("seeds = [0, 1]", "seeds = [0, 1]\nminutes = -5", "bad-setting"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "name-twice"),
+        ('name = "merged"', 'name = "tuned-0"', "name-twice"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(tmp_path: Path, old: str, new: str, code: str) -> None:
+    with raises(BadInput, code):
+        read_plan(write(tmp_path, TEXT.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    "ref", ["call:os:system", "url:http://127.0.0.1", "kv4:{parent.__class__}", "kv4:other", "kv4"]
+)
+def test_an_engine_of_a_plan_answers_its_parent_and_runs_no_code(tmp_path: Path, ref: str) -> None:
+    changed = TEXT.replace('recipe = "merge"', f'recipe = "engine"\nsettings = {{ ref = "{ref}" }}')
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 5, "utf-8")
+    lineage = Lineage(read_plan(write(tmp_path, changed)), Store(tmp_path / "store"), tmp_path / "repairs")
+    assert "merged" not in {task.name for task in lineage.preview()}
+    assert [each.name for each in lineage.left_out] == ["merged"]
+
+
+def test_a_setting_of_another_type_leaves_its_child_out(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path, TEXT.replace("steps = 40", 'steps = "forty"')))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 5, "utf-8")
+    lineage = Lineage(plan, Store(tmp_path / "store"), tmp_path / "repairs")
+    assert lineage.preview() == [] and "another type" in lineage.left_out[0].why
 
 
 def test_a_foundation_and_a_set_of_data_can_be_replaced(tmp_path: Path) -> None:

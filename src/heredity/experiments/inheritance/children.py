@@ -19,7 +19,7 @@ from heredity.experiments import repair as repairing
 from heredity.experiments.inheritance.data import load_data
 from heredity.experiments.inheritance.plan import ANSWERS, MADE, ChildPlan, LeftOutChild, LineagePlan
 from heredity.lineage import graph
-from heredity.lineage.store import Store, target_prefixes
+from heredity.lineage.store import Store, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
@@ -128,7 +128,8 @@ class Lineage:
         if child.recipe == MADE:
             return adopted(self.store, parents[0], _stored(self.store, child.name, self.watch))
         if child.recipe == ENGINE:
-            return self.store.get(str(child.settings["ref"]).format(parent=parents[0].record.id))
+            ref = str(child.settings["ref"]).replace("{parent}", parents[0].record.id)
+            return self.store.get(ref)
         if child.recipe == REPAIR:
             return self._repaired(child, parents)
         return self.store.grow_once(self._recipe(task), parents)
@@ -137,8 +138,13 @@ class Lineage:
         """Why this version cannot make the child; "" if it can. Raises the error of an unknown recipe."""
         child = task.child
         if child.recipe == ENGINE:
-            prefix = str(child.settings.get("ref", "")).partition(":")[0]
-            return "" if prefix in target_prefixes() else f"no engine or setting is named '{prefix}'"
+            prefix, _, ref = str(child.settings.get("ref", "")).partition(":")
+            if prefix not in target_prefixes():
+                return f"no engine or setting is named '{prefix}'"
+            target = target_of(f"{prefix}:")
+            if target is None or not target.WRAPS_MODEL or ref != "{parent}":  # "call:" would run code
+                return f"its ref is not 'ENGINE:{{parent}}' but '{prefix}:{ref}'"
+            return ""
         if child.recipe not in (MADE, REPAIR):
             self._recipe(task)
         return ""
@@ -154,7 +160,13 @@ class Lineage:
                 settings["watch"] = _titled(self.watch, task.name)
             if task.seed is not None:
                 settings["seed"] = task.seed
-        return recipe(child.recipe, name=task.name, **settings)
+        try:
+            return recipe(child.recipe, name=task.name, **settings)
+        except TypeError as error:  # of a text where the recipe compares numbers
+            raise UsageError(
+                f"A setting of '{child.name}' has another type than '{child.recipe}' takes: {error}.",
+                code="wrong-type",
+            ) from None
 
     def _examples(self, name: str, seed: int | None) -> Data | Path:
         if name.startswith(ANSWERS):

@@ -12,6 +12,7 @@ Leaves to others: making the children (children.py) and asking them (batteries.p
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ Value = str | int | float | bool | tuple[str, ...]
 JOINS = " + "  # between sources of data
 ANSWERS = "answers:"  # before the name of a child
 MADE = "made"  # the recipe of a child that its user made
+RESERVED = ("repairs",)  # a folder of the lineage next to those of its studies
+_FOLDER = re.compile(r"(?!\.)[\w.+-]{1,80}")
 _QUICK: dict[str, int] = {"steps": 2, "n_refusals": 1, "max_new_tokens": 32}  # settings, if they are given
 _QUICK_BEHAVIOURS, _QUICK_TOKENS, _QUICK_EXAMPLES = 6, 8, 24
 
@@ -130,11 +133,15 @@ class LineagePlan(Record, frozen=True):
         _refuse_twice("battery", [battery.name for battery in self.battery])
         if not self.child or not self.battery:
             raise BadArgument("a plan needs a [[child]] and a [[battery]]", code="setting-missing")
+        _refuse_twice("model", [child.name_of(seed) for child in self.child for seed in child.each_seed])
+        if self.examples < 0:
+            raise BadArgument(f"examples must be 0 or more, and is {self.examples}", code="bad-setting")
         known = dict.fromkeys(self.models)
         for child in self.child:
             _check_child(child, known, self.data)
             known[child.name] = None
         for battery in self.battery:
+            _check_battery(battery)
             for name in battery.models:
                 _known("model of the plan", name, known, battery.name)
 
@@ -214,6 +221,9 @@ def _placed(source: str, folder: Path) -> str:
 
 
 def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str]) -> None:
+    if child.recipe != MADE:  # whose name is a reference
+        _check_folder("child", child.name)
+    _check_minutes(child.name, child.minutes)
     if not child.parents:
         raise BadArgument(f"child '{child.name}' needs parents", code="setting-missing", table=child.name)
     for name in (*child.parents, *([child.floor] if child.floor else [])):
@@ -227,6 +237,33 @@ def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str])
             _known("model above", name.removeprefix(ANSWERS), known, child.name)
         else:
             _known("set of data", name, data, child.name)
+
+
+def _check_battery(battery: BatteryPlan) -> None:
+    _check_folder("battery", battery.name)
+    _check_minutes(battery.name, battery.minutes)
+    for name in ("behaviours", "max_tokens"):
+        if (value := getattr(battery, name)) < 0:
+            raise BadArgument(
+                f"{name} must be 0 or more, and is {value}", code="bad-setting", table=battery.name
+            )
+
+
+def _check_folder(kind: str, name: str) -> None:
+    """A name that becomes a folder of the lineage leads to no other place. Raises BadArgument."""
+    if _FOLDER.fullmatch(name) is None or name.casefold() in RESERVED or name.endswith(".json"):
+        raise BadArgument(
+            f"a {kind} cannot be named {name[:80]!r}: its name is that of a folder. Take letters and digits",
+            code="bad-setting",
+            table=name,
+        )
+
+
+def _check_minutes(table: str, minutes: float) -> None:
+    if not (math.isfinite(minutes) and minutes >= 0):
+        raise BadArgument(
+            f"minutes must be a number from 0, and is {minutes}", code="bad-setting", table=table
+        )
 
 
 def _known(kind: str, name: str, known: dict[str, None] | dict[str, str], table: str) -> None:
