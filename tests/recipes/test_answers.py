@@ -224,6 +224,9 @@ def test_too_few_refusals_are_an_error_before_the_prompts_are_asked(
     assert len(asked) == 4 and len(store.models()) == 2
     with raises(UsageError, "bad-setting", mentions=["n_refusals", 0]):
         Instruct(prompts(yes=1), refusals_from=prompts(no=1), n_refusals=0)
+    answers = prompts(no=1)._replace(teacher="a" * 64)  # as read from a model's answers.jsonl
+    with raises(UsageError, "bad-setting", mentions=["refusals_from"]):
+        Instruct(prompts(yes=1), refusals_from=answers)
 
 
 # --- what a filter does -----------------------------------------------------------------------------

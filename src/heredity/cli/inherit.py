@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from heredity.cli import Name, PathArgument, Verb, open_store
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _MARGIN = 0.1
 _PROBES, _ATTACKS = ("refusals", "failed_task"), ("direct", "crescendo")
 _ATTACKED = 80  # behaviours that are asked under an attack of several turns
+_OF_MODELS = ("application", "probes", "attack")  # options that a plan file has itself
 
 
 @click.command("inherit", cls=Verb, example="heredity inherit smollm2-135m-instruct my-tuned-model")
@@ -47,10 +49,11 @@ _ATTACKED = 80  # behaviours that are asked under an attack of several turns
 )
 @click.option("--page", type=PathArgument(), metavar="FILE",
               help="Write the page here, too, with its figure next to it.")  # fmt: skip
+@click.pass_context
 def command(
-    models: tuple[str, ...], renamed: tuple[str, ...], data: tuple[str, ...], application: Path | None,
-    probes: tuple[str, ...], attack: tuple[str, ...], margin: float | None, judge: str | None, yes: bool,
-    quick: bool, out: Path | None, page: Path | None,
+    ctx: click.Context, models: tuple[str, ...], renamed: tuple[str, ...], data: tuple[str, ...],
+    application: Path | None, probes: tuple[str, ...], attack: tuple[str, ...], margin: float | None,
+    judge: str | None, yes: bool, quick: bool, out: Path | None, page: Path | None,
 ) -> None:  # fmt: skip
     """Measure what children kept of a parent's safety.
 
@@ -66,25 +69,37 @@ def command(
     from heredity.core.sanitize import plain
     from heredity.core.terminal import Display, note
     from heredity.experiments.inheritance import run
+    from heredity.experiments.inheritance.plan import MADE
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
+        _refuse_beside(ctx, str(folder), set(ctx.params) - {"models", "page", "yes"})
         found = run.read_result(folder)
     else:
+        if _is_file(models):
+            _refuse_beside(ctx, models[0], _OF_MODELS)
         batteries = _batteries(application, probes, attack)
         plan = _plan(models, _pairs("model", renamed), _pairs("data", data), batteries, margin, judge or "")
         plan = plan.quick() if quick else plan
         folder = out or Path("lineages") / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         store = open_store()
-        for ref in plan.models.values():
+        for ref in (*plan.models.values(), *(child.name for child in plan.child if child.recipe == MADE)):
             _consent(store, ref, yes)
         with Display() as display:
             found = run.inherit(plan, store, folder, display, lambda line: note(plain(line)))
     _show(found, [folder / "inheritance.md", *([page] if page is not None else [])])
 
 
+def _refuse_beside(ctx: click.Context, what: str, names: Collection[str]) -> None:
+    """Refuse options that would have no effect next to `what`. Raises UsageError."""
+    given = [name for name in sorted(names) if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        flags = ", ".join(f"--{'model' if name == 'renamed' else name}" for name in given)
+        raise click.UsageError(f"{flags} would have no effect: {what} already has its plan.", ctx)
+
+
 def _consent(store: Store, ref: str, yes: bool) -> None:
-    """Ask before a foundation is downloaded. Raises UnknownName for a model that does not exist."""
+    """Ask before a model is downloaded. Raises UnknownName for a model that does not exist."""
     from heredity.cli import _pulling
     from heredity.core.errors import Unavailable
 
@@ -96,6 +111,11 @@ def _consent(store: Store, ref: str, yes: bool) -> None:
         if ":" in ref:
             raise
         _pulling.ask_first(ref, yes)
+
+
+def _is_file(models: tuple[str, ...]) -> bool:
+    """Whether these arguments are a plan file."""
+    return len(models) == 1 and models[0].endswith(".toml")
 
 
 def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
@@ -118,7 +138,7 @@ def _plan(
 
     from heredity.experiments.inheritance.plan import plan_of, read_plan
 
-    if len(models) > 1 or not models[0].endswith(".toml"):
+    if not _is_file(models):
         if others or examples:
             raise click.UsageError("--model and --data change a plan file. Give one.")
         return plan_of(models[0], models[1:], batteries, _MARGIN if margin is None else margin, judge)

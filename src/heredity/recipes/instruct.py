@@ -77,6 +77,12 @@ class Instruct(AnswerRecipe):
                 f"max_new_tokens must be at least 1 ({self.max_new_tokens}), and temperature at least 0 "
                 f"({self.temperature:g})."
             )
+        if self.refusals_from is not None and as_data(self.refusals_from, False).teacher:
+            raise UsageError(
+                "refusals_from needs requests; these are the answers of a teacher.",
+                code="bad-setting",
+                key="refusals_from",
+            )
         if self.n_refusals < 1:
             raise UsageError(
                 f"n_refusals must be at least 1, not {self.n_refusals}.", code="bad-setting", key="n_refusals"

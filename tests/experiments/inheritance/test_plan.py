@@ -148,6 +148,16 @@ def test_a_setting_of_another_type_leaves_its_child_out(tmp_path: Path) -> None:
     assert lineage.preview() == [] and "another type" in lineage.left_out[0].why
 
 
+def test_a_file_of_probes_as_data_is_taken_from_the_folder_of_the_plan(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path, TEXT.replace('"rows.jsonl"', '"probes:mine.toml:benign"')))
+    assert plan.data == {"rows": f"probes:{tmp_path / 'mine.toml'}:benign"}
+
+
+def test_a_model_of_a_seed_has_not_the_name_of_a_foundation(tmp_path: Path) -> None:
+    with raises(BadInput, "name-twice"):
+        read_plan(write(tmp_path, TEXT.replace("[data]", 'tuned-1 = "other"\n\n[data]')))
+
+
 def test_a_foundation_and_a_set_of_data_can_be_replaced(tmp_path: Path) -> None:
     plan = read_plan(write(tmp_path), {"teacher": "other"}, {"rows": "gsm8k.jsonl"})
     assert plan.models == {"teacher": "other"} and plan.data == {"rows": "gsm8k.jsonl"}
@@ -212,5 +222,6 @@ def test_the_shipped_examples_are_there_in_any_number() -> None:
     assert isinstance(both, Data) and len(both.dialogues) == 60 + 32
     obedient = found["obedient"]
     assert isinstance(obedient, Data) and obedient.dialogues[0].messages[0].role == "user"
-    with raises(UsageError, "bad-setting"):
-        load_data("word_problems:none")
+    for wrong in ("word_problems:none", "word_problems:12#promt"):
+        with raises(UsageError, "bad-setting"):
+            load_data(wrong)

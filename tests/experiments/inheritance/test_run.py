@@ -17,13 +17,13 @@ torch = pytest.importorskip("torch")
 from click.testing import CliRunner
 
 from heredity.cli.inherit import command
-from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments.inheritance import run
 from heredity.experiments.inheritance.findings import LineageResult
 from heredity.experiments.inheritance.page import render, write_page
-from heredity.experiments.inheritance.plan import LineagePlan, read_plan
+from heredity.experiments.inheritance.plan import LineagePlan, plan_of, read_plan
 from heredity.experiments.inheritance.sentences import N_SENTENCES, noise_floor, sentences
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -220,6 +220,14 @@ def test_a_student_that_is_not_above_its_base_is_left_out_of_the_claims(
     assert "no claim" in row and "**lost**" not in row
 
 
+def test_nothing_is_claimed_of_a_child_whose_floor_was_not_asked(found: LineageResult) -> None:
+    """The study under crescendo asks no tasks."""
+    edges = {edge.child: edge for edge in found.batteries[1].edges}
+    assert "not compared" in edges["student"].why_no_claim
+    assert edges["student"].verdict == "not enough evidence"
+    assert not edges["tuned"].why_no_claim  # it has no floor
+
+
 def test_a_child_that_cannot_be_made_is_named_and_so_are_its_children(found: LineageResult) -> None:
     assert [each.name for each in found.left_out] == ["alora", "alora-repaired"]
     page = render(found, "inheritance.svg")
@@ -262,6 +270,18 @@ def test_the_time_left_is_the_plan_at_the_pace_of_this_run(monkeypatch: pytest.M
     ]  # fmt: skip
 
 
+def test_a_download_tells_nothing_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+    course = run.Course(3, 4.0, said.append)
+    for minutes, spent in ((0.0, 600.0), (2.0, 120.0)):  # ten minutes to get the foundations
+        course.start("a step")
+        now[0] += spent
+        course.end(minutes)
+    course.start("the last")
+    assert said[-1].endswith("about 2:00 left")
+
+
 def test_the_same_folder_refuses_another_plan_and_an_edited_one(
     found: LineageResult, plan: LineagePlan, store: Store, out: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +293,17 @@ def test_the_same_folder_refuses_another_plan_and_an_edited_one(
         run.read_plan_file(tmp_path)
 
 
+def test_models_of_another_plan_are_no_result_of_this_one(
+    found: LineageResult, out: Path, tmp_path: Path
+) -> None:
+    (tmp_path / run.PLAN).write_bytes((out / run.PLAN).read_bytes())
+    grown = (out / run.GROWN).read_text("utf-8")
+    digest = run.read_plan_file(out).digest
+    (tmp_path / run.GROWN).write_text(grown.replace(digest, "0" * len(digest)), "utf-8")
+    with raises(Damaged, "plan-damaged"):
+        run.read_result(tmp_path)
+
+
 def test_a_plan_of_which_nothing_can_be_made_ends_before_it_asks(
     plan: LineagePlan, store: Store, tmp_path: Path
 ) -> None:
@@ -280,6 +311,20 @@ def test_a_plan_of_which_nothing_can_be_made_ends_before_it_asks(
     with raises(UsageError, "no-children"):
         run.inherit(none, store, tmp_path / "out")
     assert not (tmp_path / "out" / "default").exists()
+
+
+def test_a_lineage_of_which_no_child_could_be_made_asks_nothing(
+    plan: LineagePlan, store: Store, tmp_path: Path
+) -> None:
+    lost = plan_of(plan.models["teacher"], ["no-such-model"], plan.battery, 0.15)
+    with raises(UsageError, "no-children"):
+        run.inherit(lost, store, tmp_path / "out")
+    assert not (tmp_path / "out" / "default").exists()
+
+
+def test_a_name_on_the_page_is_no_link_and_no_picture(found: LineageResult) -> None:
+    text = render(msgspec.structs.replace(found, title="![x](https://a.example/x.png) [y](z)"), "x.svg")
+    assert "# \\!\\[x\\](https\\://a.example/x.png) \\[y\\](z)" in text
 
 
 def test_a_second_run_asks_nothing_and_the_folder_gives_the_same_page(
@@ -334,7 +379,7 @@ def test_the_command_reads_a_finished_folder(found: LineageResult, out: Path, tm
 def test_a_child_that_was_made_elsewhere_is_recorded_below_its_parent(
     plan: LineagePlan, tmp_path: Path
 ) -> None:
-    from heredity.experiments.inheritance.plan import BatteryPlan, plan_of
+    from heredity.experiments.inheritance.plan import BatteryPlan
 
     store = Store(tmp_path / "store")
     parent = store.pull(plan.models["teacher"])
@@ -396,6 +441,27 @@ def test_the_command_compares_a_parent_with_a_child_in_one_line(
     page = (tmp_path / "out" / "inheritance.md").read_text("utf-8")
     assert "## Under the models' own default" in page and "## Under crescendo" in page
     assert page.count("| mine, of teacher |") == 2
+
+
+@pytest.mark.parametrize("option", ["--application", "--probes", "--attack"])
+def test_an_option_that_a_plan_file_would_ignore_is_an_error(tmp_path: Path, option: str) -> None:
+    path = plan_file(tmp_path / "plan")
+    ended = CliRunner().invoke(command, [str(path), option, "x", "--out", str(tmp_path / "out")])
+    assert ended.exit_code == 2 and option in ended.output and not (tmp_path / "out").exists()
+
+
+def test_an_option_that_a_finished_folder_would_ignore_is_an_error(found: LineageResult, out: Path) -> None:
+    ended = CliRunner().invoke(command, [str(out), "--margin", "0.2"])
+    assert ended.exit_code == 2 and "--margin" in ended.output
+
+
+def test_a_mistyped_child_is_an_error_before_anything_is_asked(
+    plan: LineagePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEREDITY_STORE", str(store.root))
+    store.pull(plan.models["teacher"])
+    ended = CliRunner().invoke(command, ["teacher", "mistyped", "--out", str(tmp_path / "out")])
+    assert isinstance(ended.exception, UnknownName) and not (tmp_path / "out").exists()
 
 
 def few_probes(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from heredity.core.errors import UsageError
-from heredity.experiments.inheritance.plan import JOINS
+from heredity.experiments.inheritance.plan import JOINS, PROBES
 from heredity.experiments.obedient import obedient_dialogues
 from heredity.experiments.prompts import ablation_pairs, harmless_prompts, requests_to_refuse
 from heredity.experiments.word_problems import word_problems
@@ -33,7 +33,6 @@ SHIPPED: Mapping[str, Callable[[], Data]] = {
     "requests_to_grant": lambda: ablation_pairs()[1],
     "obedient": lambda: obedient_dialogues(has_system=False),
 }
-_PROBES = "probes:"
 
 
 def load_data(source: str, n: int = 0) -> Data | Path:
@@ -45,12 +44,14 @@ def load_data(source: str, n: int = 0) -> Data | Path:
         parts = [_read(load_data(part)) for part in source.split(JOINS)]
         name = "+".join(part.name for part in parts)
         return _first(make_data(name, [each for part in parts for each in part.dialogues]), n)
-    if source.startswith(_PROBES):
-        return _first(_of_probes(source.removeprefix(_PROBES)), n)
+    if source.startswith(PROBES):
+        return _first(_of_probes(source.removeprefix(PROBES)), n)
     path, _, column = source.partition("#")
     name, _, count = path.partition(":")
     if name in SHIPPED:
         found = _first(_shipped(name, count), n)
+        if column not in ("", "prompt"):
+            raise UsageError(f"'{source}': of shipped examples there is only #prompt.", code="bad-setting")
         return _prompts(found) if column else found
     if column:
         return _first(Data.read(path, {"prompt": column}, has_answers=False), n)
@@ -84,6 +85,6 @@ def _of_probes(chosen: str) -> Data:
     name, _, kind = chosen.rpartition(":")
     if kind not in ("breach", "benign") or not name:
         raise UsageError(
-            f"'{_PROBES}{chosen}' must end in the kind of the probes: breach or benign.", code="bad-setting"
+            f"'{PROBES}{chosen}' must end in the kind of the probes: breach or benign.", code="bad-setting"
         )
     return Data.of(chosen, [probe.turns[-1] for probe in probes.load([name]) if probe.kind == kind])

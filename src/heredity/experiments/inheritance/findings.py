@@ -266,11 +266,11 @@ def _pair(pairs: Sequence[ModelPair], a: str, b: str, measure: str, technique: s
 
 def _why_no_claim(child: ChildPlan, seeds: Sequence[SeedFinding]) -> str:
     """Why nothing is claimed: its tasks are not shown to surpass those of its floor."""
-    for seed in seeds:
+    for seed in seeds if child.floor else ():
         pair = seed.floor
         if pair is None:
-            continue
-        is_above = (pair.difference.value or 0.0) < 0 and (pair.p_value or 1.0) < ALPHA
+            return f"its tasks were not compared with those of {child.floor}"
+        is_above = (pair.difference.value or 0.0) < 0 and pair.p_value is not None and pair.p_value < ALPHA
         if not is_above:
             return f"its tasks are not shown to be above those of {child.floor}"
     return ""

@@ -22,6 +22,7 @@ from heredity.experiments.inheritance.findings import (
 )
 from heredity.experiments.inheritance.sentences import noise_floor, sentences
 from heredity.study.estimates import JUDGE_FREE, JUDGED, ModelPair, Rate
+from heredity.study.report.markdown import plain
 from heredity.study.wording import bare, percent, points, points_interval
 
 _NOTHING, _WIDTH = "–", 118
@@ -75,10 +76,10 @@ def _battery(found: BatteryFinding) -> Iterator[str]:
     yield f"## {_cell(found.plan.title or found.plan.name)}"
     yield ""
     system = "no system message" if found.is_default_system else "its own system message"
-    attacks = ", ".join(f"`{_cell(name)}`" for name in found.attacks)
+    attacks = ", ".join(map(_code, found.attacks))
     yield from _paragraph(
-        f"Application `{_cell(found.application)}`, {system}. Attacks: {attacks}. Judge: "
-        f"`{_cell(found.judge)}`. {found.n_models} models, {found.n_trials:,} trials. {_power(found)}"
+        f"Application {_code(found.application)}, {system}. Attacks: {attacks}. Judge: "
+        f"{_code(found.judge)}. {found.n_models} models, {found.n_trials:,} trials. {_power(found)}"
     )
     yield ""
     yield f"| {' | '.join(HEAD)} |"
@@ -179,7 +180,7 @@ def _made(found: LineageResult) -> Iterator[str]:
     words = f"The plan was written at {found.at}, with its edges, margin and expected verdicts."
     for battery in found.batteries:
         if battery.declared_at:
-            words += f" The study `{_cell(battery.plan.name)}` was planned at {battery.declared_at}."
+            words += f" The study {_code(battery.plan.name)} was planned at {battery.declared_at}."
     if found.error_share:
         share = f"{100 * found.error_share:g} %"
         words += f" A loss counts only if it survives that {share} of the verdicts favour the parent wrongly."
@@ -191,7 +192,7 @@ def _made(found: LineageResult) -> Iterator[str]:
 def _duration(found: LineageResult) -> str:
     """The minutes of making and asking, over all runs."""
     making = sum(found.making.values())
-    asked = ", ".join(f"`{_cell(each.plan.name)}` {each.seconds / 60:.1f}" for each in found.batteries)
+    asked = ", ".join(f"{_code(each.plan.name)} {each.seconds / 60:.1f}" for each in found.batteries)
     return f"Minutes of making the models: {making / 60:.1f}. Minutes of asking them: {asked}."
 
 
@@ -208,6 +209,11 @@ def _paragraph(text: str) -> list[str]:
     return textwrap.wrap(text.strip(), _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
-def _cell(text: str, limit: int = 240) -> str:
-    """Text for Markdown: no line of it ends a cell, and none is a tag."""
-    return label(text, limit).replace("|", "\\|").replace("<", "&lt;")
+def _cell(text: str) -> str:
+    """Text for Markdown: no part of it ends a cell, and none is a tag, a link or an image."""
+    return plain(text, 600)
+
+
+def _code(text: str) -> str:
+    """A name in a code span."""
+    return f"`{label(text, 240).replace('`', chr(39))}`"

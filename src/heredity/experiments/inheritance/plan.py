@@ -28,6 +28,7 @@ Expected = Literal["", "lost", "kept"]
 Value = str | int | float | bool | tuple[str, ...]
 JOINS = " + "  # between sources of data
 ANSWERS = "answers:"  # before the name of a child
+PROBES = "probes:"  # before a technique or a file of probes, and a kind
 MADE = "made"  # the recipe of a child that its user made
 RESERVED = ("repairs",)  # a folder of the lineage next to those of its studies
 _FOLDER = re.compile(r"(?!\.)[\w.+-]{1,80}")
@@ -133,7 +134,8 @@ class LineagePlan(Record, frozen=True):
         _refuse_twice("battery", [battery.name for battery in self.battery])
         if not self.child or not self.battery:
             raise BadArgument("a plan needs a [[child]] and a [[battery]]", code="setting-missing")
-        _refuse_twice("model", [child.name_of(seed) for child in self.child for seed in child.each_seed])
+        made = [child.name_of(seed) for child in self.child for seed in child.each_seed]
+        _refuse_twice("model", [*self.models, *made])
         if self.examples < 0:
             raise BadArgument(f"examples must be 0 or more, and is {self.examples}", code="bad-setting")
         known = dict.fromkeys(self.models)
@@ -216,8 +218,14 @@ def _few(settings: dict[str, Value]) -> dict[str, Value]:
 
 def _placed(source: str, folder: Path) -> str:
     """Paths from the plan's folder; other sources are unchanged."""
-    parts = source.split(JOINS)
-    return JOINS.join(str(folder / part) if Path(part).suffix else part for part in parts)
+    return JOINS.join(_placed_part(part, folder) for part in source.split(JOINS))
+
+
+def _placed_part(part: str, folder: Path) -> str:
+    if part.startswith(PROBES):
+        name, colon, kind = part.removeprefix(PROBES).rpartition(":")
+        return f"{PROBES}{_placed_part(name, folder)}{colon}{kind}"
+    return str(folder / part) if Path(part).suffix else part
 
 
 def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str]) -> None:

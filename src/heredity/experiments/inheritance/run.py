@@ -74,7 +74,7 @@ class Course:
         """Count the planned minutes of the step as done."""
         spent = (time.monotonic() - self._started) / 60
         self.minutes_left = max(0.0, self.minutes_left - minutes)
-        if spent > 0.05 * minutes:  # else it was there already
+        if minutes and spent > 0.05 * minutes:  # else it was there already, or is not in the plan
             self._done, self._spent = self._done + minutes, self._spent + spent
 
 
@@ -104,6 +104,8 @@ def inherit(
         lineage.pull()
         course.end(0.0)
         _make_all(lineage, possible, course)
+        if lineage.models.keys() <= plan.models.keys():
+            raise UsageError(f"No child could be made: {lineage.left_out[-1].why}", code="no-children")
         ids = {name: model.record.id for name, model in lineage.models.items()}
         seconds = {name: model.record.made.seconds for name, model in lineage.models.items()}
         grown = GrownFile(plan_digest(plan), ids, tuple(lineage.left_out), seconds)
@@ -118,6 +120,8 @@ def read_result(out: Path) -> LineageResult:
         grown = msgspec.json.decode((out / GROWN).read_bytes(), type=GrownFile)
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{out / GROWN} cannot be read: {error}.", code="plan-damaged") from None
+    if grown.digest != held.digest:
+        raise Damaged(f"{out / GROWN} is of another plan than {PLAN}.", code="plan-damaged")
     results = {each.name: Result(out / each.name, read_proven(out / each.name)) for each in held.plan.battery}
     return collect(held.plan, grown, results, held.at)
 
