@@ -43,7 +43,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "corpus": "Build a pre-training corpus.",
         "derive": "Derive a child from one or more models.",
         "plan": "Estimate what a pre-training run costs, or fit a scaling law.",
-        "pretrain": "Train a new model from random weights on a corpus.",
+        "pretrain": "Train a model on a corpus, from random weights or a base.",
         "export": "Export a model for other software, and check the files.",
         "models": "List the models in the store, or those that can be pulled.",
         "verify": "Check that a model's files are the recorded ones.",

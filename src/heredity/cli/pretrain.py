@@ -48,7 +48,7 @@ class _Pretrain(Verb):
 )
 @click.option("--name", type=Name(), help="Name of the model.")
 def command(recipe: Path, corpus: Path | None, base: str | None, name: str | None, **given: Any) -> None:
-    """Train a new model from random weights on a corpus, or with --from a base that exists.
+    """Train a model on a corpus, from random weights or a base.
 
     RECIPE.toml may set every flag under the same name; flags override it. After a stop, even by kill -9, the
     same command resumes to the same bits. For many GPUs or machines: torchrun ... -m heredity pretrain

@@ -1,4 +1,4 @@
-"""Round the weights to fewer bits: as a GGUF, as int8, or in groups with GPTQ.
+"""Round the weights to fewer bits: GGUF, int8, or groups (GPTQ).
 
 GGUF, which llama.cpp, Ollama and others load: matrices in the chosen format, in blocks of 32 numbers with a
 shared scale. At four and five bits the embedding and the head keep eight. The torch engine asks the child
