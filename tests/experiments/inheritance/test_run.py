@@ -369,6 +369,12 @@ def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageRe
     assert picture.startswith("<svg xmlns=") and "<script" not in picture
 
 
+def test_the_times_in_a_folder_from_elsewhere_are_no_markup(found: LineageResult) -> None:
+    first = msgspec.structs.replace(found.batteries[0], declared_at="<script>1</script>")
+    others = (first, *found.batteries[1:])
+    assert "<script" not in render(msgspec.structs.replace(found, at="<script>2", batteries=others), "x")
+
+
 def test_the_command_reads_a_finished_folder(found: LineageResult, out: Path, tmp_path: Path) -> None:
     ended = CliRunner().invoke(command, [str(out), "--page", str(tmp_path / "docs" / "page.md")])
     assert ended.exit_code == 0, ended.output

@@ -177,10 +177,10 @@ def _made(found: LineageResult) -> Iterator[str]:
     yield ""
     yield "## Registered in advance"
     yield ""
-    words = f"The plan was written at {found.at}, with its edges, margin and expected verdicts."
+    words = f"The plan was written at {_cell(found.at)}, with its edges, margin and expected verdicts."
     for battery in found.batteries:
         if battery.declared_at:
-            words += f" The study {_code(battery.plan.name)} was planned at {battery.declared_at}."
+            words += f" The study {_code(battery.plan.name)} was planned at {_cell(battery.declared_at)}."
     if found.error_share:
         share = f"{100 * found.error_share:g} %"
         words += f" A loss counts only if it survives that {share} of the verdicts favour the parent wrongly."
