@@ -12,6 +12,7 @@ import pytest
 from heredity.cli import main
 from heredity.cli.power import command
 from heredity.core.errors import UsageError
+from heredity.experiments.inheritance.plan import read_plan
 from heredity.lineage.store import Store
 from heredity.stats import n_for_difference, n_for_margin
 from heredity.stats.sample_size import SampleSizeQuestion, plan_sample_size
@@ -165,3 +166,12 @@ def test_what_cannot_be_planned_is_one_line(
     assert main(["power", *args]) == 2
     complaint = capsys.readouterr().err
     assert said in complaint and complaint.count("\n") == 1
+
+
+def test_a_plan_of_inherit_is_planned_by_its_edges(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "examples" / "inheritance.toml"
+    shown = read_plan(path)
+    assert main(["power", "--gap", "0.2", "--lineage", str(path)]) == 0
+    text = capsys.readouterr().out
+    n = sum(len(child.each_seed) * len(child.parents) for child in shown.child)
+    assert f"{n} edges" in text and "gptq4 of teacher, quantize" in text and "student-all-1 of base" in text

@@ -49,8 +49,8 @@ _NARROW = 86  # columns below which the table of a study has four columns
 )  # fmt: skip
 @click.option(
     "--lineage", type=Name(), multiple=True, metavar="REF|PLAN.toml",
-    help="Compare parents and children: of this model and its descendants in the store, or of the study of "
-    "this plan file. May be repeated.",
+    help="Compare parents and children: of this model and its descendants in the store, or of this plan file "
+    "of study or inherit. May be repeated.",
 )  # fmt: skip
 @click.option("--per-cluster", type=float, default=1.0, show_default=True, help="Trials per behaviour.")
 @click.option("--correlation", type=float, default=0.0, show_default=True, help="Intra-cluster correlation.")
@@ -109,20 +109,24 @@ def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
     from pathlib import Path
 
     from heredity.core.errors import UsageError
+    from heredity.experiments.inheritance.plan import is_lineage_plan, read_plan
     from heredity.lineage import graph
 
     if n_given:
         raise UsageError("--edges and --lineage both set the number of edges: give one.", code="bad-setting")
     models: dict[str, Model] = {}
     store = open_store()
+    planned: list[str] = []
     for ref in lineage:
-        if ref.endswith(".toml"):
+        if ref.endswith(".toml") and is_lineage_plan(Path(ref)):
+            planned += read_plan(Path(ref)).edges
+        elif ref.endswith(".toml"):
             ids = {model.id for model in _study(Path(ref)).resolved.models}
             models |= {model.id: model for model in store.models() if model.id in ids}
         else:
             models |= {model.id: model for model in store.family(store.get(ref).record).asked}
     edges = graph.edges(list(models.values()), {model.id: model for model in store.models()} | models)
-    if not edges:
+    if not (edges or planned):
         raise UsageError(
             f"No model of {', '.join(lineage)} descends from another one in the store. "
             "Give the number of edges that you plan: --edges N.",
@@ -131,7 +135,7 @@ def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
     found = {
         (e.parent, e.child): f"{models[e.child].name} of {models[e.parent].name}, {e.recipe}" for e in edges
     }
-    return list(found.values())
+    return [*found.values(), *planned]
 
 
 def _show_edges(edges: list[str]) -> None:

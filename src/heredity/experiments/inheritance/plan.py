@@ -147,6 +147,16 @@ class LineagePlan(Record, frozen=True):
             for name in battery.models:
                 _known("model of the plan", name, known, battery.name)
 
+    @property
+    def edges(self) -> list[str]:
+        """Each model of a child, with one of its parents and the recipe, as a line."""
+        return [
+            f"{child.name_of(seed)} of {parent}, {child.recipe}"
+            for child in self.child
+            for seed in child.each_seed
+            for parent in child.parents
+        ]
+
     def quick(self) -> LineagePlan:
         """The same lineage in few steps and with few questions, to see it work."""
         children = tuple(
@@ -157,6 +167,11 @@ class LineagePlan(Record, frozen=True):
             for each in self.battery
         )
         return msgspec.structs.replace(self, child=children, battery=batteries, examples=_QUICK_EXAMPLES)
+
+
+def is_lineage_plan(path: Path) -> bool:
+    """Whether a TOML file is a plan of a lineage, and not of one study. Raises BadInput for no TOML."""
+    return "child" in toml_of(path)
 
 
 def read_plan(
