@@ -13,6 +13,7 @@ from heredity.stats.intervals import wilson_bounds
 from heredity.study import aggregate
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
+from heredity.study.intervals import bound_rate, deciding_words
 from heredity.study.storage import read_estimates
 from tests.support import gate_estimates, studies
 from tests.support.errors import raises
@@ -408,3 +409,15 @@ def test_what_was_asked_and_is_not_gated_is_said(clean: Estimates) -> None:
     assert "--margin has no effect without --baseline." in gate(clean, margin=0.05).words
     assert "--margin" not in gate(clean, margin=0.05, baseline=FIRST).words
     assert "--margin" not in gate(clean).words
+
+
+def test_answers_that_are_mostly_unclear_are_named_and_not_the_number_of_behaviours(clean: Estimates) -> None:
+    rate = msgspec.structs.replace(
+        clean.rates[0],
+        estimate=stats.clustered_rate([1.0] * 4 + [0.0] * 56, list(range(60))),
+        corrected=None, n_held=0, n_broke=4, n_unclear=56, n_error=0,
+    )  # fmt: skip
+    found = bound_rate(rate, 0.95)
+    assert found.low < 0.05 < found.best
+    words = deciding_words(found, 0.05, 0.95)
+    assert words == "56 of 60 answers are unclear and leave it open: more trials will not decide."

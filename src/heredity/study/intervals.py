@@ -370,6 +370,9 @@ def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
         if found.has_errors:
             return f"The {n} undecided trials decide: ask the errors again (--retry-errors)."
         return f"The {n} unclear {'answer decides' if n == 1 else 'answers decide'}: more trials will not."
+    n_open = round((found.worst - found.best) * found.n)
+    if n_open > found.n / 2 and not found.has_errors and found.raw.low <= limit:
+        return f"{n_open} of {found.n} answers are unclear and leave it open: more trials will not decide."
     if found.raw.high <= limit or found.raw.low > limit:
         source = f"The measured errors of {found.decided_by} leave it open"
         return f"{source}: more or closer labels decide, not more trials."
