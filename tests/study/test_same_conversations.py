@@ -51,6 +51,10 @@ def test_one_conversation_of_eight_behaviours_is_named(tmp_path: Path) -> None:
     assert (
         "planted_secret under crescendo:5: 8 of 8 behaviours" in line and "are only 1 conversation," in line
     )
+    assert "count each as one cluster" in line and found.analysis is not None
+    until = msgspec.structs.replace(found.analysis, stopping="until_decided")
+    (line,) = same_words(msgspec.structs.replace(found, analysis=until))
+    assert "each interim analysis counts one of them again" in line
 
 
 def test_behaviours_with_steps_of_their_own_are_no_repeats(tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ def same_conversations_words(estimates: Estimates, called: dict[str, str]) -> It
     counts = "and its intervals and tests count each as one cluster"
     if estimates.analysis is None:
         counts = "so the interval of this rate is too narrow"
+    elif estimates.analysis.stopping == "until_decided":
+        counts = "but each interim analysis counts one of them again, so they look more certain than they are"
     for each in estimates.same_conversations:
         if each.n_same - each.n_distinct > _REPEATED * each.n:
             attack = label(attack_name(each.attack, estimates.attacks))
