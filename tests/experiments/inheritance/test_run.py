@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,9 +21,10 @@ from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments.inheritance import run
+from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import LineageResult
 from heredity.experiments.inheritance.page import render, write_page
-from heredity.experiments.inheritance.plan import LineagePlan, plan_of, read_plan
+from heredity.experiments.inheritance.plan import ChildPlan, LineagePlan, plan_of, read_plan
 from heredity.experiments.inheritance.sentences import N_SENTENCES, noise_floor, sentences
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -335,6 +336,33 @@ def test_a_second_run_asks_nothing_and_the_folder_gives_the_same_page(
 
     again = run.inherit(plan, store, out, engine_loader=silent)
     assert render(again, "x.svg") == render(found, "x.svg") == render(run.read_result(out), "x.svg")
+
+
+def test_a_child_that_one_run_left_out_stays_out_of_its_studies(
+    plan: LineagePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The studies of the folder were planned without it; another run that could make it goes on with them."""
+    few = msgspec.structs.replace(plan, battery=plan.battery[1:], child=tuple(_quantized_and_tuned(plan)))
+    made = Lineage._made
+
+    def too_large(self: Lineage, task: Task) -> Grown:
+        if task.child.recipe == "quantize":
+            raise UsageError("no memory is left", code="bad-setting")
+        return made(self, task)
+
+    monkeypatch.setattr(Lineage, "_made", too_large)
+    first = run.inherit(few, store, tmp_path / "out", engine_loader=loader(SHARES))
+    monkeypatch.undo()
+    told: list[str] = []
+    again = run.inherit(few, store, tmp_path / "out", tell=told.append, engine_loader=loader(SHARES))
+    assert [each.why for each in again.left_out] == ["no memory is left"] and again == first
+    assert any(line.startswith("left out: ") and "no memory is left" in line for line in told)
+
+
+def _quantized_and_tuned(plan: LineagePlan) -> Iterator[ChildPlan]:
+    """The first child of each of the two recipes."""
+    for recipe in ("finetune", "quantize"):
+        yield next(child for child in plan.child if child.recipe == recipe)
 
 
 def test_another_store_gives_the_same_verdicts(

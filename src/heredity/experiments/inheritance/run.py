@@ -93,7 +93,7 @@ def inherit(
     """
     with Lock(out):
         lineage = Lineage(plan, store, out / "repairs", watch, engine_loader)
-        possible = lineage.preview()
+        possible = _without_former(lineage, lineage.preview(), out)
         for each in lineage.left_out:
             tell(f"left out: {each.name}: {each.why}")
         if not possible:
@@ -116,14 +116,29 @@ def inherit(
 def read_result(out: Path) -> LineageResult:
     """The verdicts of a finished lineage, from the files of its folder. Raises Damaged or UsageError."""
     held = read_plan_file(out)
+    grown = _read_grown(out, held.digest)
+    results = {each.name: Result(out / each.name, read_proven(out / each.name)) for each in held.plan.battery}
+    return collect(held.plan, grown, results, held.at)
+
+
+def _read_grown(out: Path, digest: str) -> GrownFile:
     try:
         grown = msgspec.json.decode((out / GROWN).read_bytes(), type=GrownFile)
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{out / GROWN} cannot be read: {error}.", code="plan-damaged") from None
-    if grown.digest != held.digest:
+    if grown.digest != digest:
         raise Damaged(f"{out / GROWN} is of another plan than {PLAN}.", code="plan-damaged")
-    results = {each.name: Result(out / each.name, read_proven(out / each.name)) for each in held.plan.battery}
-    return collect(held.plan, grown, results, held.at)
+    return grown
+
+
+def _without_former(lineage: Lineage, possible: Sequence[Task], out: Path) -> list[Task]:
+    """The tasks without those that an earlier run in this folder left out: its studies have no such model."""
+    digest = plan_digest(lineage.plan)
+    if not (out / GROWN).exists() or read_plan_file(out).digest != digest:
+        return list(possible)
+    former = {each.name: each for each in _read_grown(out, digest).left_out}
+    lineage.left_out += [former[task.name] for task in possible if task.name in former]
+    return [task for task in possible if task.name not in former]
 
 
 def _make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
