@@ -102,8 +102,9 @@ def _consent(store: Store, ref: str, yes: bool) -> None:
     """Ask before a model is downloaded. Raises UnknownName for a model that does not exist."""
     from heredity.cli import _pulling
     from heredity.core.errors import Unavailable
+    from heredity.experiments.inheritance.children import is_elsewhere
 
-    if ref.startswith("hf:") or Path(ref).exists():
+    if is_elsewhere(ref):
         return
     try:
         store.get(ref)

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from click.testing import CliRunner
 
 from heredity.cli.inherit import command
-from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments.inheritance import run
@@ -31,7 +31,7 @@ from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
 from heredity.redteam import probes
 from heredity.redteam.probes.bank import ProbeFile
-from tests.support.errors import raises
+from tests.support.errors import check_refused, raises, run_here
 from tests.support.processes import RUNS, ends_after_kills, n_rows
 from tests.support.tiny_models import WORDS, make_model
 
@@ -314,13 +314,30 @@ def test_a_plan_of_which_nothing_can_be_made_ends_before_it_asks(
     assert not (tmp_path / "out" / "default").exists()
 
 
-def test_a_lineage_of_which_no_child_could_be_made_asks_nothing(
-    plan: LineagePlan, store: Store, tmp_path: Path
+def no_hub(*asked: object) -> None:
+    raise Unavailable("the model hub: offline")
+
+
+@pytest.mark.parametrize(
+    ("child", "code"),
+    [
+        ("no-such-model", "unknown-name"),
+        ("kv5:teacher", "unknown-name"),
+        ("./missing", "path-missing"),
+        ("empty", "no-weight-format"),
+        ("hf:nobody/nothing", "unavailable"),
+    ],
+)
+def test_a_child_that_its_user_named_and_that_cannot_be_had_is_an_error_before_anything_is_asked(
+    plan: LineagePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: str, code: str
 ) -> None:
-    lost = plan_of(plan.models["teacher"], ["no-such-model"], plan.battery, 0.15)
-    with raises(UsageError, "no-children"):
-        run.inherit(lost, store, tmp_path / "out")
-    assert not (tmp_path / "out" / "default").exists()
+    monkeypatch.setenv("HEREDITY_STORE", str(store.root))
+    mine = store.grow_once(Quantize("q4_0", name="mine"), [store.pull(plan.models["teacher"])])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("heredity.recipes.pull.recipe.look_up", no_hub)
+    ended = run_here("inherit", "teacher", mine.record.id, child, "--out", "out", cwd=tmp_path)
+    check_refused(ended, code, after_progress=True)
+    assert not (tmp_path / "out" / run.PLAN).exists() and "page: " not in ended.stdout
 
 
 def test_a_name_on_the_page_is_no_link_and_no_picture(found: LineageResult) -> None:
@@ -400,7 +417,8 @@ def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageRe
 def test_the_times_in_a_folder_from_elsewhere_are_no_markup(found: LineageResult) -> None:
     first = msgspec.structs.replace(found.batteries[0], declared_at="<script>1</script>")
     others = (first, *found.batteries[1:])
-    assert "<script" not in render(msgspec.structs.replace(found, at="<script>2", batteries=others), "x")
+    page = render(msgspec.structs.replace(found, at="<script>2", batteries=others), "x")
+    assert page.count("\\<script") == page.count("<script") == 2
 
 
 def test_the_command_reads_a_finished_folder(found: LineageResult, out: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Make the children of a lineage plan, each once, and name those that cannot be made.
 
 Promises: a child that the store has is not made again. A child whose recipe, setting or data is not in this
-version is left out with the reason, and so are its own children. No other model takes its place.
+version is left out with the reason, and so are its own children. No other model takes its place. Where the
+user made every child, none is left out: one that cannot be had is an error.
 Leaves to others: the recipes, and the order of the whole (run.py).
 """
 
@@ -65,9 +66,10 @@ class Lineage:
     _data: dict[str, Data | Path] = field(default_factory=dict)
 
     def pull(self) -> None:
-        """Get the foundations. Raises the errors of Store.pull."""
+        """Get the foundations, each once. Raises the errors of Store.pull."""
         for name, ref in self.plan.models.items():
-            self.models[name] = _stored(self.store, ref, self.watch)
+            if name not in self.models:
+                self.models[name] = _stored(self.store, ref, self.watch)
 
     def preview(self) -> list[Task]:
         """The tasks that this version can do; the others are added to `left_out`. Nothing is made."""
@@ -88,11 +90,16 @@ class Lineage:
         return possible
 
     def make(self, task: Task) -> bool:
-        """Make the child of one task, or find it in the store. False if it is left out."""
+        """Make the child of one task, or find it in the store. False if it is left out.
+
+        Raises its error instead if the user made every child of the plan.
+        """
+        if task.name in self.models:
+            return True
         try:
             self.models[task.name] = self._made(task)
         except _NOT_MADE as error:
-            if isinstance(error, BadInput):
+            if isinstance(error, BadInput) or self.plan.is_of_models:
                 raise
             self.left_out.append(LeftOutChild(task.name, str(error)))
             return False
@@ -213,12 +220,18 @@ def adopted(store: Store, parent: Grown, made: Grown) -> Grown:
 
 def _stored(store: Store, ref: str, watch: Watch | None) -> Grown:
     """A model of the store, or one that is pulled."""
-    if ref.startswith("hf:") or Path(ref).exists():
+    if is_elsewhere(ref):
         return store.pull(ref, watch)
     try:
         return store.get(ref)
     except Unavailable:
         return store.pull(ref, watch)
+
+
+def is_elsewhere(ref: str) -> bool:
+    """Whether a reference names the hub, or a path (of a file or folder that may be missing)."""
+    is_path = target_of(ref) is None and any(slash in ref for slash in "/\\")
+    return ref.startswith("hf:") or is_path or Path(ref).exists()
 
 
 def _titled(watch: Watch | None, title: str) -> Watch | None:

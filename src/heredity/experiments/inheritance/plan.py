@@ -148,6 +148,11 @@ class LineagePlan(Record, frozen=True):
                 _known("model of the plan", name, known, battery.name)
 
     @property
+    def is_of_models(self) -> bool:
+        """Whether the user made every child, as on a command line that names parent and children."""
+        return all(child.recipe == MADE for child in self.child)
+
+    @property
     def edges(self) -> list[str]:
         """Each model of a child, with one of its parents and the recipe, as a line."""
         return [

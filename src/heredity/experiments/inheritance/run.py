@@ -89,7 +89,8 @@ def inherit(
     """Make the children of a plan, run its studies, and return the verdict on every edge.
 
     tell: receives a line for each step, and the lines of the power. Raises NotComparable if the folder holds
-    another plan, and UsageError if no child can be made.
+    another plan, and UsageError if no child can be made. If the user made every child, the error of one that
+    cannot be had is raised.
     """
     with Lock(out):
         lineage = Lineage(plan, store, out / "repairs", watch, engine_loader)
@@ -98,6 +99,10 @@ def inherit(
             tell(f"left out: {each.name}: {each.why}")
         if not possible:
             raise UsageError("No child of this plan can be made.", code="no-children")
+        if plan.is_of_models:  # one that cannot be had ends the command before the folder has a plan
+            lineage.pull()
+            for task in possible:
+                lineage.make(task)
         at = _write_plan(plan, out, _power(plan, possible, store, out, tell))
         course = Course(1 + len(possible) + len(plan.battery), _minutes(plan, possible), tell)
         course.start("get the foundations")
