@@ -323,6 +323,8 @@ def no_hub(*asked: object) -> None:
     [
         ("no-such-model", "unknown-name"),
         ("kv5:teacher", "unknown-name"),
+        ("teacher", "wrong-parents"),
+        ("scripted:careful", "not-adopted"),
         ("./missing", "path-missing"),
         ("empty", "no-weight-format"),
         ("hf:nobody/nothing", "unavailable"),
@@ -514,6 +516,17 @@ def test_a_mistyped_child_is_an_error_before_anything_is_asked(
     store.pull(plan.models["teacher"])
     ended = CliRunner().invoke(command, ["teacher", "mistyped", "--out", str(tmp_path / "out")])
     assert isinstance(ended.exception, UnknownName) and not (tmp_path / "out").exists()
+
+
+def test_a_child_of_another_architecture_is_named_in_a_warning(plan: LineagePlan, tmp_path: Path) -> None:
+    from heredity.experiments.inheritance.plan import BatteryPlan
+
+    said = list[str]()
+    asked = [BatteryPlan("default", (str(few_probes(tmp_path)),))]
+    mine = plan_of(plan.models["teacher"], [plan.models["base"]], asked, 0.15)
+    run.inherit(mine, Store(tmp_path / "store"), tmp_path / "out", None, said.append, loader(SHARES))
+    doubts = [line for line in said if line.startswith("warning: ")]
+    assert len(doubts) == 1 and "base is of another architecture" in doubts[0] and "teacher?" in doubts[0]
 
 
 def few_probes(folder: Path) -> Path:

@@ -8,6 +8,7 @@ Leaves to others: the recipes, and the order of the whole (run.py).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from heredity.core.progress import Watch
 from heredity.experiments import repair as repairing
 from heredity.experiments.inheritance.data import load_data
 from heredity.experiments.inheritance.plan import ANSWERS, MADE, ChildPlan, LeftOutChild, LineagePlan
-from heredity.lineage import graph
+from heredity.lineage import catalog, graph
 from heredity.lineage.store import Store, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
@@ -28,6 +29,7 @@ from heredity.train.data.chat import Data
 
 ENGINE, REPAIR = "engine", "repair"
 KEPT_ANSWERS = "answers.jsonl"  # of a model that learned the answers of a teacher
+_SHAPES = {"model_type": "of another architecture", "vocab_size": "of another vocabulary size"}
 _NOT_MADE = (UsageError, Unavailable, Refused, OutOfMemory)
 
 
@@ -104,6 +106,22 @@ class Lineage:
             self.left_out.append(LeftOutChild(task.name, str(error)))
             return False
         return True
+
+    def doubt(self, task: Task) -> str:
+        """Why the model that a user named may be no child of its parent, as a question; "" without doubt."""
+        parent, made = self.models[task.child.parents[0]], self.models[task.name]
+        known = {model.id: model for model in self.store.models()}
+        if made.record.recipe.kind != Adopt.kind or made.record.parents[1] not in known:
+            return ""
+        given = self.store.by_id(made.record.parents[1])
+        source = given.record.recipe
+        is_known = source.kind == "pull" and source.settings.get("name") in catalog.catalogue()
+        first, second = _shape(parent), _shape(given)
+        differ = [_SHAPES[key] for key in first.keys() & second.keys() if first[key] != second[key]]
+        parts = [*(["a foundation of the catalogue"] if is_known else []), *sorted(differ)[:1]]
+        if not parts:
+            return ""
+        return f"{given.record.name} is {', '.join(parts)}: is it a child of {parent.record.name}?"
 
     def seeds_of(self, child: ChildPlan) -> Iterator[tuple[int | None, Grown]]:
         """The models of a child that were made, with their seeds."""
@@ -211,11 +229,24 @@ class Lineage:
 
 def adopted(store: Store, parent: Grown, made: Grown) -> Grown:
     """A model as a child of `parent`: itself if its record has that ancestor, else a recorded declaration."""
+    if made.record.id == parent.record.id:
+        raise UsageError(f"{made.record.name} cannot be its own child.", code="wrong-parents")
+    if made.record.format == "scripted":
+        raise Refused(f"'{made.record.name}': scripted models have no weights.", code="not-adopted")
     known = {model.id: model for model in store.models()}
     if parent.record.id in {each.id for each in graph.ancestors(made.record, known)}:
         return made
     declared = Adopt()
     return store.made_by(declared, [parent, made]) or store.grow(declared, [parent, made])
+
+
+def _shape(model: Grown) -> dict[str, object]:
+    """The architecture and the size of the vocabulary, from the config of a model; {} without one."""
+    try:
+        config = json.loads((model.folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {key: config[key] for key in _SHAPES if key in config} if isinstance(config, dict) else {}
 
 
 def _stored(store: Store, ref: str, watch: Watch | None) -> Grown:

@@ -213,6 +213,8 @@ def plan_of(
     """The plan for children that their user made. Raises UsageError without a child or for one twice."""
     if not children:
         raise UsageError("Name the parent, and at least one child.", code="setting-missing")
+    if parent in children:
+        raise UsageError(f"{parent} cannot be its own child.", code="wrong-parents")
     try:
         made = tuple(ChildPlan(name, MADE, (parent,)) for name in children)
         return LineagePlan(

@@ -99,11 +99,10 @@ def inherit(
             tell(f"left out: {each.name}: {each.why}")
         if not possible:
             raise UsageError("No child of this plan can be made.", code="no-children")
-        if plan.is_of_models:  # one that cannot be had ends the command before the folder has a plan
-            lineage.pull()
-            for task in possible:
-                lineage.make(task)
-        at = _write_plan(plan, out, _power(plan, possible, store, out, tell))
+        power = _power(plan, possible, store, out, tell)
+        if plan.is_of_models:
+            _get_named(lineage, possible, tell)
+        at = _write_plan(plan, out, power)
         course = Course(1 + len(possible) + len(plan.battery), _minutes(plan, possible), tell)
         course.start("get the foundations")
         lineage.pull()
@@ -144,6 +143,15 @@ def _without_former(lineage: Lineage, possible: Sequence[Task], out: Path) -> li
     former = {each.name: each for each in _read_grown(out, digest).left_out}
     lineage.left_out += [former[task.name] for task in possible if task.name in former]
     return [task for task in possible if task.name not in former]
+
+
+def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
+    """Get the models that a user named. One that cannot be had ends the run before its folder has a plan."""
+    lineage.pull()
+    for task in possible:
+        lineage.make(task)
+        if doubt := lineage.doubt(task):
+            tell(f"warning: {doubt}")
 
 
 def _make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
