@@ -174,7 +174,7 @@ class Study:
 
         retry_errors: ask trials again that ended in an error; their rows are kept in errors.jsonl.
         """
-        _ = self._decider  # a missing judge is reported before anything is written
+        self.require_judge()  # before anything is written
         self._refuse_unloadable()
         with Lock(self.folder):
             self._save_plan()
@@ -182,6 +182,10 @@ class Study:
             if not self._plan.stops_early:  # else every block was judged before the next was asked
                 self._judge(progress)
             return self._estimate(progress)
+
+    def require_judge(self) -> None:
+        """Raise the error of a judge that does not exist; nothing is asked."""
+        _ = self._decider
 
     @property
     def resolved(self) -> Plan:

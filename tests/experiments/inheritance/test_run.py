@@ -518,6 +518,15 @@ def test_a_mistyped_child_is_an_error_before_anything_is_asked(
     assert isinstance(ended.exception, UnknownName) and not (tmp_path / "out").exists()
 
 
+def test_a_judge_that_does_not_exist_is_an_error_before_anything_is_made(
+    plan: LineagePlan, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    with pytest.raises(UnknownName):
+        run.inherit(msgspec.structs.replace(plan, judge="nosuch"), store, tmp_path / "out")
+    assert not store.models() and not (tmp_path / "out" / run.PLAN).exists()
+
+
 def test_a_child_of_another_architecture_is_named_in_a_warning(plan: LineagePlan, tmp_path: Path) -> None:
     from heredity.experiments.inheritance.plan import BatteryPlan
 

@@ -187,6 +187,8 @@ def _power(
     power: dict[str, StudyForecast] = {}
     for battery in plan.battery:
         planned = batteries.forecast(plan, battery, possible, store, out)
+        if plan.judge:
+            planned.require_judge()
         tell(f"{battery.title or battery.name}:")
         if (found := planned.forecast()) is not None:
             power[battery.name] = found
