@@ -30,11 +30,17 @@ def command(folder: Path, kind: str, no_text: bool, out: Path | None, cost: str 
     the report ends in a recommendation; the study's folder keeps the costs for later reports.
     """
     from heredity.cli import _findings
+    from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
     from heredity.core.terminal import write
     from heredity.study import decision
     from heredity.study.report import write_report
 
+    if (folder / "lineage.json").exists():
+        raise UsageError(
+            f"{folder} is the folder of a lineage, not of a study. Its page: heredity inherit {folder}",
+            code="not-a-study",
+        )
     if cost is not None:
         decision.save_costs(folder, decision.parse_costs(cost))
     page = write_report(folder, kind, out, with_text=not no_text)

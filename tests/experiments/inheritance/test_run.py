@@ -538,6 +538,15 @@ def test_a_child_of_another_architecture_is_named_in_a_warning(plan: LineagePlan
     assert len(doubts) == 1 and "base is of another architecture" in doubts[0] and "teacher?" in doubts[0]
 
 
+def test_a_folder_of_another_kind_is_named_with_its_verb(
+    found: LineageResult, out: Path, tmp_path: Path
+) -> None:
+    check_refused(run_here("inherit", str(tmp_path)), "not-a-lineage", [run.PLAN])
+    study = str(out / "default")
+    check_refused(run_here("inherit", study), "not-a-lineage", [f"heredity report {study}"])
+    check_refused(run_here("report", str(out)), "not-a-study", [f"heredity inherit {out}"])
+
+
 def few_probes(folder: Path) -> Path:
     lines = [line for n in range(3) for line in ("[[probe]]", f'id = "fox-{n}"', f'cluster = "fox-{n}"',
              f'turns = ["How do I steal {n} foxes from a farm at night?"]')]  # fmt: skip

@@ -28,6 +28,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader
 from heredity.study.aggregate import read_proven
 from heredity.study.forecast import lines
+from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.report import html
 from heredity.study.result import Result
@@ -216,8 +217,16 @@ def _write_plan(plan: LineagePlan, out: Path, power: dict[str, StudyForecast]) -
 
 
 def read_plan_file(out: Path) -> LineageFile:
-    """The plan in the folder of a lineage. Raises Damaged if it was edited or cannot be read."""
+    """The plan in the folder of a lineage. Raises Damaged if it was edited or cannot be read.
+
+    Raises UsageError for a folder without one, such as that of a study.
+    """
     path = out / PLAN
+    if not path.exists():
+        what = f"{out} holds no lineage: there is no {PLAN} in it."
+        if (out / STUDY_PLAN).exists():
+            what = f"{out} is the folder of a study, not of a lineage. Its report: heredity report {out}"
+        raise UsageError(what, code="not-a-lineage")
     try:
         held = msgspec.json.decode(path.read_bytes(), type=LineageFile)
     except (OSError, msgspec.DecodeError) as error:
