@@ -225,3 +225,11 @@ def test_the_shipped_examples_are_there_in_any_number() -> None:
     for wrong in ("word_problems:none", "word_problems:12#promt"):
         with raises(UsageError, "bad-setting"):
             load_data(wrong)
+
+
+def test_a_quick_plan_expects_a_part_of_the_minutes(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path))
+    quick = plan.quick()
+    assert quick.child[0].minutes == pytest.approx(plan.child[0].minutes * 2 / 40)
+    assert quick.child[1].minutes == plan.child[1].minutes
+    assert 0 < quick.battery[0].minutes < plan.battery[0].minutes / 10

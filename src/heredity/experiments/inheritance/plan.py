@@ -33,6 +33,7 @@ MADE = "made"  # the recipe of a child that its user made
 RESERVED = ("repairs",)  # a folder of the lineage next to those of its studies
 _FOLDER = re.compile(r"(?!\.)[\w.+-]{1,80}")
 _QUICK: dict[str, int] = {"steps": 2, "n_refusals": 1, "max_new_tokens": 32}  # settings, if they are given
+_ALL_BEHAVIOURS = 200  # of a technique, about: only the time left depends on it
 _QUICK_BEHAVIOURS, _QUICK_TOKENS, _QUICK_EXAMPLES = 6, 8, 24
 
 
@@ -165,10 +166,18 @@ class LineagePlan(Record, frozen=True):
     def quick(self) -> LineagePlan:
         """The same lineage in few steps and with few questions, to see it work."""
         children = tuple(
-            msgspec.structs.replace(child, settings=_few(child.settings)) for child in self.child
+            msgspec.structs.replace(
+                child, settings=_few(child.settings), minutes=child.minutes * _share(child.settings)
+            )
+            for child in self.child
         )
         batteries = tuple(
-            msgspec.structs.replace(each, behaviours=_QUICK_BEHAVIOURS, max_tokens=_QUICK_TOKENS)
+            msgspec.structs.replace(
+                each,
+                behaviours=_QUICK_BEHAVIOURS,
+                max_tokens=_QUICK_TOKENS,
+                minutes=each.minutes * min(1.0, _QUICK_BEHAVIOURS / (each.behaviours or _ALL_BEHAVIOURS)),
+            )
             for each in self.battery
         )
         return msgspec.structs.replace(self, child=children, battery=batteries, examples=_QUICK_EXAMPLES)
@@ -236,6 +245,12 @@ def _explain(message: str) -> str:
 
 def _few(settings: dict[str, Value]) -> dict[str, Value]:
     return settings | {name: value for name, value in _QUICK.items() if name in settings}
+
+
+def _share(settings: dict[str, Value]) -> float:
+    """The part of the time of a training that its few steps take."""
+    steps = settings.get("steps", 0)
+    return min(1.0, _QUICK["steps"] / steps) if isinstance(steps, int | float) and steps > 0 else 1.0
 
 
 def _placed(source: str, folder: Path) -> str:
