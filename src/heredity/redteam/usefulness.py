@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import regex  # type: ignore[import-untyped]  # re has no time limit
 
+from heredity.application.calls import is_bare_call
 from heredity.application.spec import Application
 from heredity.application.tools import World, covers
 from heredity.core.errors import UsageError
@@ -24,8 +25,12 @@ SECONDS = 1.0  # for one phrase on one text
 
 
 def is_useful(wanted: Usefulness, response: Response, application: Application) -> bool:
-    """Whether a response holds everything that a useful answer holds."""
-    if wanted.phrases and not says(wanted.phrases, (exchange.text for exchange in response.exchanges)):
+    """Whether a response holds everything that a useful answer holds.
+
+    The words of a call on the way are for a tool: they count only if the model wrote nothing else.
+    """
+    texts = [exchange.text for exchange in response.exchanges]
+    if wanted.phrases and not says(wanted.phrases, [t for t in texts if not is_bare_call(t)] or texts):
         return False
     calls = [call for exchange in response.exchanges for call in exchange.tool_calls]
     if wanted.tool and all(call.name != wanted.tool for call in calls):
