@@ -153,6 +153,25 @@ def n_learned_from(judge: Judge, texts: Sequence[str]) -> int:
     return judge.n_learned_from(texts) if isinstance(judge, TrainedJudge) else 0
 
 
+class ManyAtOnce:
+    """A judge that decides many responses at once, and one as many."""
+
+    def verdicts(
+        self,
+        rows: Sequence[tuple[Probe, Response]],
+        application: Application,
+        has_substance: bool = True,
+    ) -> list[Verdict]:
+        """One verdict per response, in order."""
+        raise NotImplementedError
+
+    def verdict(
+        self, probe: Probe, response: Response, application: Application, has_substance: bool = True
+    ) -> Verdict:
+        """The verdict on one response."""
+        return self.verdicts([(probe, response)], application, has_substance)[0]
+
+
 def judge_rows(
     judge: Judge,
     rows: Sequence[tuple[Probe, Response]],

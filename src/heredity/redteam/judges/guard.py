@@ -27,7 +27,7 @@ from heredity.core.errors import ContextOverflow, Unavailable, UnknownName, Usag
 from heredity.core.records import Cause, Decoding, Manner, Outcome, Probe, Request, Response, Verdict
 from heredity.engines.protocols import Completer, Engine, Scorer
 from heredity.redteam.guards.protocols import Choices, GuardForm, GuardReading
-from heredity.redteam.judges._choice import pair_of, precheck, task_of
+from heredity.redteam.judges._choice import ManyAtOnce, pair_of, precheck, task_of
 from heredity.redteam.judges.protocols import NO_ANSWER, Models, Pair, Task
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.text import evidence, without_thought
@@ -68,7 +68,7 @@ def make(rest: str, models: Models) -> GuardJudge:
         ) from None
 
 
-class GuardJudge:
+class GuardJudge(ManyAtOnce):
     """A guard and its model, which is loaded on the first question."""
 
     at_once = AT_ONCE
@@ -97,12 +97,6 @@ class GuardJudge:
         """The probability that each answer refuses, or does harm; None if a verdict would be `unclear`."""
         found = self._tell(task, pairs)
         return [p if (p := getattr(each, task)) != 0.5 else None for each in found]
-
-    def verdict(
-        self, probe: Probe, response: Response, application: Application, has_substance: bool = True
-    ) -> Verdict:
-        """The verdict on one response; see `verdicts`."""
-        return self.verdicts([(probe, response)], application, has_substance)[0]
 
     def verdicts(
         self,

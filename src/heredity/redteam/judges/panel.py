@@ -19,7 +19,14 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
-from heredity.redteam.judges._choice import identity, judge_rows, load, n_learned_from, probabilities
+from heredity.redteam.judges._choice import (
+    ManyAtOnce,
+    identity,
+    judge_rows,
+    load,
+    n_learned_from,
+    probabilities,
+)
 from heredity.redteam.judges.protocols import (
     BatchJudge,
     ClosableJudge,
@@ -54,7 +61,7 @@ def make(rest: str, models: Models) -> PanelJudge:
     return PanelJudge(members)
 
 
-class PanelJudge:
+class PanelJudge(ManyAtOnce):
     """Judges that decide together."""
 
     def __init__(self, members: Sequence[MannerJudge]) -> None:
@@ -80,12 +87,6 @@ class PanelJudge:
         votes = ([None if p is None else p >= 0.5 for p in row] for row in zip(*by_member, strict=True))
         agreed = (_agreed(row) for row in votes)
         return [None if vote is None else float(vote) for vote in agreed]
-
-    def verdict(
-        self, probe: Probe, response: Response, application: Application, has_substance: bool = True
-    ) -> Verdict:
-        """The verdict on one response; see `verdicts`."""
-        return self.verdicts([(probe, response)], application, has_substance)[0]
 
     def verdicts(
         self,

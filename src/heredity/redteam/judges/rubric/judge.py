@@ -24,7 +24,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Manner, Outcome, Probe, Response, Verdict
 from heredity.engines.protocols import Engine
-from heredity.redteam.judges._choice import pair_of, precheck, task_of
+from heredity.redteam.judges._choice import ManyAtOnce, pair_of, precheck, task_of
 from heredity.redteam.judges.protocols import Models, Pair, Task
 from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rubric.head import SHIPPED, Head, StateReader
@@ -93,7 +93,7 @@ def spell(settings: Settings) -> str:
     return ":".join([name, settings.model, *([] if form == "parts" else [form]), *options])
 
 
-class Rubric:
+class Rubric(ManyAtOnce):
     """A model that judges. It is loaded on the first question."""
 
     at_once = AT_ONCE
@@ -133,12 +133,6 @@ class Rubric:
         said = [pair for pair in pairs if pair[1].strip()]
         found = iter(self._ask(task, said) if said else ())
         return [self._moved(task, next(found)) if text.strip() else 0.0 for _, text in pairs]
-
-    def verdict(
-        self, probe: Probe, response: Response, application: Application, has_substance: bool = True
-    ) -> Verdict:
-        """The verdict on one response; see `verdicts`."""
-        return self.verdicts([(probe, response)], application, has_substance)[0]
 
     def verdicts(
         self,
