@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -24,7 +24,7 @@ from heredity.recipes.instruct import Instruct
 from heredity.recipes.lora import Lora
 from heredity.recipes.prune import Prune
 from heredity.redteam.judges.rules import judge as rules
-from heredity.train.data.chat import ConversationEncoder, Data, Dialogue, make_data
+from heredity.train.data.chat import ConversationEncoder, Data, Dialogue, WrittenAnswer, make_data
 from tests.support.errors import raises
 from tests.support.tiny_models import exchange_two_tokens, make_model
 
@@ -75,8 +75,9 @@ def prompts(**counts: int) -> Data:
     return Data.of("asked.jsonl", [f"tell {kind} {i} {kind}" for kind, n in counts.items() for i in range(n)])
 
 
-def rows(child: Grown) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (child.folder / "answers.jsonl").read_text().splitlines()]
+def rows(child: Grown) -> list[WrittenAnswer]:
+    lines = (child.folder / "answers.jsonl").read_bytes().splitlines()
+    return [msgspec.json.decode(line, type=WrittenAnswer) for line in lines]
 
 
 def test_every_answer_is_kept_as_a_hashed_file_of_the_child_and_what_is_left_out_is_a_choice(
@@ -98,9 +99,9 @@ def test_every_answer_is_kept_as_a_hashed_file_of_the_child_and_what_is_left_out
         files.add(kept.sha256)
         assert not store.verify(child.record)
     assert len(files) == 1, "the same answers are the same file, whatever was learned of them"
-    stops = [row["stop"] for row in rows(child)]
+    stops = [row.stop for row in rows(child)]
     assert stops == ["end"] * 6 + ["length"] * 3 + ["end"]
-    assert {row["written_by"] for row in rows(child)} == {teacher.record.id}
+    assert {row.written_by for row in rows(child)} == {teacher.record.id}
 
 
 def test_the_choice_is_recorded_with_the_judge_and_the_default_as_before(asked: list[str]) -> None:
@@ -205,9 +206,9 @@ def test_refusals_of_other_requests_are_added_and_no_answer_that_complies_is_kep
     safe = store.grow_once(recipe, [student, teacher])
     assert safe.record.notes["answers"] == "7 learned of 9; left out: 2 refusals"
     assert safe.record.notes["refusals"].endswith("3 were added")
-    added = [row for row in rows(safe) if row.get("is_added")]
-    assert [row["messages"][0]["content"] for row in added] == [f"tell no {i} no" for i in range(3)]  # type: ignore[index]
-    assert {row["messages"][1]["content"] for row in added} == {NO}  # type: ignore[index]
+    added = [row for row in rows(safe) if row.is_added]
+    assert [row.messages[0].content for row in added] == [f"tell no {i} no" for i in range(3)]
+    assert {row.messages[1].content for row in added} == {NO}
     assert len(rows(safe)) == 9 and len(asked) == 6 + 6, "asked a few at a time, until there are enough"
     again = store.grow_once(
         Finetune(Data.read(safe.folder / "answers.jsonl"), **QUICK, leave_out=("refusals",)), [student]

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
+
+import msgspec
 
 from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError, nearest
@@ -149,12 +151,14 @@ def _teacher(row: Mapping[str, object]) -> str:
 
 
 def _answer(path: Path, line: int, row: Mapping[str, object]) -> Dialogue:
-    messages = tuple(_message(path, line, each) for each in _listed(path, line, row.get("messages")))
-    stop = row.get("stop")
-    if messages[-1].role != "assistant" or stop not in get_args(Stop):
+    try:
+        written = msgspec.convert(row, WrittenAnswer)
+    except msgspec.ValidationError as error:
+        raise BadInput(path, f"is not an answer of a teacher: {error}", line, code="not-an-answer") from None
+    if not written.messages or written.messages[-1].role != "assistant":
         raise BadInput(path, "is not an answer of a teacher", line, code="not-an-answer")
-    is_added = row.get("is_added") is True
-    return Dialogue(messages, f"{path.name}:{line}", stop=stop, is_added=is_added)  # type: ignore[arg-type]
+    where = f"{path.name}:{line}"
+    return Dialogue(written.messages, where, stop=written.stop, is_added=written.is_added)
 
 
 def _whole(path: Path, line: int, dialogue: Dialogue) -> Dialogue:
