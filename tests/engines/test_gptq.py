@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -51,15 +53,16 @@ def test_gptq_is_the_surgeon_s_step_column_by_column(bits: int, is_symmetric: bo
     grid = RoundingGrid(bits, 16, is_symmetric)
     by_size = torch.argsort(hessian.diagonal(), descending=True, stable=True).tolist()
     wanted = _reference(weight, hessian, grid, 0.01, by_size if act_order else list(range(48)))
-    found = gptq.gptq(weight, hessian, grid, 0.01, act_order)
+    found = gptq.gptq(weight, hessian, grid, 0.01, act_order).weight
     assert np.abs(found.double().numpy() - wanted).max() < 1e-4
 
 
 def test_the_updates_by_block_are_those_of_one_pass_over_all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, _, hessian = _problem(8, 256)
-    found = gptq.gptq(weight, hessian, RoundingGrid(4, 32), act_order=False)
+    found = gptq.gptq(weight, hessian, RoundingGrid(4, 32), act_order=False).weight
     monkeypatch.setattr(gptq, "BLOCK", 256)
-    assert torch.allclose(gptq.gptq(weight, hessian, RoundingGrid(4, 32), act_order=False), found, atol=1e-4)
+    again = gptq.gptq(weight, hessian, RoundingGrid(4, 32), act_order=False).weight
+    assert torch.allclose(again, found, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -67,7 +70,8 @@ def test_the_updates_by_block_are_those_of_one_pass_over_all_columns(monkeypatch
 def test_the_outputs_change_less_than_by_rounding_to_nearest(bits: int, act_order: bool) -> None:
     weight, x, hessian = _problem(64, 128, seed=1)
     grid = RoundingGrid(bits, 64)
-    plain, ours = gptq.round_to_nearest(weight, grid), gptq.gptq(weight, hessian, grid, act_order=act_order)
+    plain = gptq.round_to_nearest(weight, grid)
+    ours = gptq.gptq(weight, hessian, grid, act_order=act_order).weight
     lost = [float((x @ (each - weight).T).square().sum()) for each in (ours, plain)]
     assert lost[0] < 0.8 * lost[1]
     share = gptq.output_error(weight, plain, hessian)
@@ -78,15 +82,15 @@ def test_without_activations_gptq_rounds_to_nearest() -> None:
     weight, _, hessian = _problem(8, 64)
     grid = RoundingGrid(4, 32)
     nearest = gptq.round_to_nearest(weight, grid)
-    assert torch.equal(gptq.gptq(weight, torch.zeros_like(hessian), grid), nearest)
-    assert torch.allclose(gptq.gptq(weight, torch.eye(64), grid), nearest)
+    assert torch.equal(gptq.gptq(weight, torch.zeros_like(hessian), grid).weight, nearest)
+    assert torch.allclose(gptq.gptq(weight, torch.eye(64), grid).weight, nearest)
 
 
 @pytest.mark.parametrize("is_symmetric", [False, True])
 def test_a_group_has_as_many_numbers_as_its_bits_allow(is_symmetric: bool) -> None:
     weight, _, hessian = _problem(5, 96)
     grid = RoundingGrid(3, 32, is_symmetric)
-    for rounded in (gptq.round_to_nearest(weight, grid), gptq.gptq(weight, hessian, grid)):
+    for rounded in (gptq.round_to_nearest(weight, grid), gptq.gptq(weight, hessian, grid).weight):
         for group in rounded.split(32, dim=1):
             assert max(len(set(row.tolist())) for row in group) <= 8
     error = (gptq.round_to_nearest(weight, grid) - weight).abs().max()
@@ -105,7 +109,12 @@ def test_a_singular_hessian_is_damped_until_it_can_be_inverted() -> None:
     weight, x, _ = _problem(8, 64)
     hessian = 2 * x[:3].T @ x[:3]  # of rank 3
     found = gptq.gptq(weight, hessian, RoundingGrid(4, 32), damp=1e-9)
-    assert torch.isfinite(found).all()
+    assert torch.isfinite(found.weight).all()
+    assert found.damp > 1e-9 and math.log10(found.damp / 1e-9) == pytest.approx(
+        round(math.log10(found.damp / 1e-9))
+    )
+    whole = _problem(8, 64)
+    assert gptq.gptq(whole[0], whole[2], RoundingGrid(4, 32), damp=0.02).damp == 0.02
 
 
 def test_numbers_that_are_none_are_not_rounded() -> None:

@@ -100,8 +100,19 @@ def test_the_second_layer_is_calibrated_on_what_the_rounded_first_one_gives(
             x = model.model.layers[1].input_layernorm(x)[0]
             hessian += 2 * x.T @ x
         names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"]
-        wanted = gptq.gptq(torch.cat([model.get_parameter(name).float() for name in names]), hessian, grid)
+        whole = torch.cat([model.get_parameter(name).float() for name in names])
+        wanted = gptq.gptq(whole, hessian, grid).weight
     assert torch.allclose(torch.cat([found[name] for name in names]), wanted, atol=1e-3)
+
+
+def test_the_record_says_where_the_damping_was_raised(store: Store, parent: Grown, data: Data) -> None:
+    """The same few words again and again: a Hessian of low rank, which 1e-9 of its mean does not mend."""
+    same = Data.of("same", [("the fox", "jumps")] * 60)
+    raised = Quantize("gptq4", same, group_size=32, damp=1e-9, sequence_length=16, dtype="float32")
+    note = store.grow_once(raised, [parent]).record.notes["damping"]
+    assert note.startswith("1e-09 of the mean diagonal; raised to up to ") and " of 12 Hessians" in note
+    enough = store.grow_once(Quantize("gptq4", data, group_size=32, damp=0.05, dtype="float32"), [parent])
+    assert enough.record.notes["damping"] == "0.05 of the mean diagonal, in all 12 Hessians"
 
 
 def test_the_same_data_gives_the_same_child_and_other_settings_another(

@@ -162,11 +162,22 @@ class Quantize(DerivableRecipe):
         found = calibrate(parent.folder, tokens, n_held_out, settings, dtype, self.watch)
         used = f"{len(tokens) - n_held_out} sequences of {len(tokens[0])} tokens, in {dtype}"
         notes["calibration"] = used
+        notes["damping"] = _damping(self.damp, found.damps)
         if n_held_out:
             mean = found.mean_error
             share = f"{mean.gptq:.3%} of the squared outputs on {n_held_out} held-out sequences"
             notes["output error"] = f"{share}; rounded to nearest {mean.nearest:.3%}"
         return found.weights
+
+
+def _damping(asked: float, used: Sequence[float]) -> str:
+    """The damping of the Hessians, and where more was needed than asked for."""
+    raised = [damp for damp in used if damp > asked]
+    share = f"{asked:g} of the mean diagonal"
+    if not raised:
+        return f"{share}, in all {len(used)} Hessians"
+    n = f"{len(raised)} of {len(used)} Hessians"
+    return f"{share}; raised to up to {max(raised):g} in {n}, which could not be inverted"
 
 
 def _sequences(folder: Path, data: Data, n: int, length: int) -> list[tuple[int, ...]]:

@@ -54,10 +54,11 @@ class MatrixError(NamedTuple):
 
 @dataclass
 class Calibrated:
-    """Rounded matrices by name, in the file's dtype, and the error of each group with the same inputs."""
+    """Rounded matrices by name, in the file's dtype; error and damping of each group with the same inputs."""
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     errors: list[MatrixError] = field(default_factory=list)
+    damps: list[float] = field(default_factory=list)
 
     @property
     def mean_error(self) -> MatrixError:
@@ -93,7 +94,8 @@ def calibrate(
                 whole = [f"model.layers.{number}.{name}.weight" for name in names]
                 parts = [files.read(name, as_stored=True) for name in whole]
                 weight = torch.cat(parts).float()
-                rounded = gptq.gptq(weight, hessians[names[0]], *settings)
+                rounded, damp = gptq.gptq(weight, hessians[names[0]], *settings)
+                found.damps.append(damp)
                 if n_held_out:
                     found.errors.append(_error(weight, rounded, held_out[names[0]], settings.grid))
                 split = rounded.split([len(part) for part in parts])

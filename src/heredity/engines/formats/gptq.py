@@ -75,6 +75,13 @@ class RoundingGrid(NamedTuple):
         return (whole - zero) * scale
 
 
+class Rounded(NamedTuple):
+    """A matrix (outputs, inputs) rounded by GPTQ, in fp32, and the damping that its Hessian needed."""
+
+    weight: torch.Tensor
+    damp: float
+
+
 def round_to_nearest(weight: torch.Tensor, grid: RoundingGrid) -> torch.Tensor:
     """Return a matrix (outputs, inputs), each weight rounded by itself; fp32. Raises Damaged, Refused."""
     columns = _columns(weight)
@@ -91,10 +98,11 @@ def gptq(
     grid: RoundingGrid,
     damp: float = 0.01,
     act_order: bool = True,
-) -> torch.Tensor:
-    """Return a matrix (outputs, inputs) rounded by GPTQ; fp32.
+) -> Rounded:
+    """Round a matrix (outputs, inputs) by GPTQ.
 
-    hessian: (inputs, inputs), in any scale. damp: this share of its mean diagonal is added to the diagonal.
+    hessian: (inputs, inputs), in any scale. damp: this share of its mean diagonal is added to the diagonal;
+    ten times as much, again and again, until the Hessian can be inverted.
     act_order: columns with the largest diagonal first. All scales then come from the weights as they are.
     Otherwise a group's scale comes from its weights after the updates by earlier groups.
     Raises Damaged for NaN or infinity, and Refused for inputs without whole groups.
@@ -106,7 +114,7 @@ def gptq(
     if act_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
         columns, hessian = columns[order], hessian[order][:, order]
-    factor = _inverse_factor(hessian, damp)
+    factor, damp = _inverse_factor(hessian, damp)
     step = width * max(1, BLOCK // width)  # whole groups
     for start in range(0, len(columns), step):
         block, inside = columns[start : start + step], factor[start : start + step, start : start + step]
@@ -121,7 +129,7 @@ def gptq(
             block[i + 1 :].addr_(inside[i, i + 1 :], errors[i], alpha=-1)
             block[i] = rounded
         columns[start + step :].addmm_(factor[start : start + step, start + step :].t(), errors, alpha=-1)
-    return columns[torch.argsort(order)].t().contiguous()
+    return Rounded(columns[torch.argsort(order)].t().contiguous(), damp)
 
 
 def output_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> float:
@@ -140,8 +148,8 @@ def _columns(weight: torch.Tensor) -> torch.Tensor:
     return columns
 
 
-def _inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
-    """Return U, upper triangular, with U' U the inverse of the damped Hessian.
+def _inverse_factor(hessian: torch.Tensor, damp: float) -> tuple[torch.Tensor, float]:
+    """Return U, upper triangular, with U' U the inverse of the damped Hessian, and the damping.
 
     Row i of U, over its diagonal, is that of the inverse Hessian of the columns from i on: what OBS needs.
     """
@@ -149,7 +157,7 @@ def _inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
         raise Damaged("The calibration inputs hold values that are no numbers.", code="not-finite")
     mean = float(hessian.diagonal().mean())
     if mean <= 0:
-        return torch.eye(len(hessian))
+        return torch.eye(len(hessian)), damp
     while True:  # in fp32 a damping of 1 % is not always enough
         damped = hessian.clone()
         damped.diagonal().add_(damp * mean)
@@ -157,6 +165,5 @@ def _inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                inverse_factor: torch.Tensor = upper
-                return inverse_factor
+                return upper, damp
         damp *= 10
