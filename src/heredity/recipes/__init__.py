@@ -40,6 +40,11 @@ def derivable_class(kind: str) -> type[DerivableRecipe]:
     return found
 
 
+def is_random(kind: str) -> bool:
+    """Whether a derivable recipe takes a seed, so that another seed gives another model."""
+    return "seed" in {each.name for each in dataclasses.fields(derivable_class(kind))}
+
+
 def recipe(kind: str, **settings: Any) -> Recipe:
     """A recipe by its kind, with the settings of `heredity derive KIND --help`; also `name` and `watch`.
 

@@ -148,6 +148,19 @@ def test_a_setting_of_another_type_leaves_its_child_out(tmp_path: Path) -> None:
     assert lineage.preview() == [] and "another type" in lineage.left_out[0].why
 
 
+@pytest.mark.parametrize("recipe", ["engine", "repair", "merge", "quantize", "made"])
+def test_seeds_of_a_child_without_anything_random_are_refused(tmp_path: Path, recipe: str) -> None:
+    """They would count one model several times, as if it were several."""
+    text = TEXT.replace('recipe = "merge"', f'recipe = "{recipe}"\nseeds = [0, 1]')
+    with raises(
+        BadInput, "seeds-without-randomness", mentions=["merged", recipe, "lora", "distill"]
+    ) as caught:
+        read_plan(write(tmp_path, text))
+    assert caught.value.line == 19
+    later = TEXT.replace('recipe = "merge"', 'recipe = "of-a-later-version"\nseeds = [0, 1]')
+    assert read_plan(write(tmp_path, later)).child[1].seeds == (0, 1)
+
+
 def test_a_file_of_probes_as_data_is_taken_from_the_folder_of_the_plan(tmp_path: Path) -> None:
     plan = read_plan(write(tmp_path, TEXT.replace('"rows.jsonl"', '"probes:mine.toml:benign"')))
     assert plan.data == {"rows": f"probes:{tmp_path / 'mine.toml'}:benign"}

@@ -378,6 +378,33 @@ def test_a_child_that_one_run_left_out_stays_out_of_its_studies(
     assert any(line.startswith("left out: ") and "no memory is left" in line for line in told)
 
 
+def test_a_child_that_is_another_one_again_is_left_out_by_name(
+    plan: LineagePlan, store: Store, tmp_path: Path
+) -> None:
+    few = list(_quantized_and_tuned(plan))
+    twice = msgspec.structs.replace(few[1], name="again")
+    double = msgspec.structs.replace(plan, battery=plan.battery[1:], child=(*few, twice))
+    found = run.inherit(double, store, tmp_path / "out", engine_loader=loader(SHARES))
+    assert [each.name for each in found.left_out] == ["again"] and "'q8'" in found.left_out[0].why
+    assert [edge.child for edge in found.edges] == ["tuned", "q8"]
+
+
+def test_a_child_that_its_user_names_twice_is_an_error(
+    plan: LineagePlan, store: Store, tmp_path: Path
+) -> None:
+    from heredity.experiments.inheritance.plan import BatteryPlan
+
+    store.pull(plan.models["teacher"])
+    mine = store.grow_once(Quantize("q4_0", name="mine"), [store.get("teacher")])
+    asked = [BatteryPlan("default", (str(few_probes(tmp_path)),))]
+    with raises(UsageError, "same-model-twice", mentions=["mine"]):
+        run.inherit(
+            plan_of("teacher", ["mine", mine.record.id], asked, 0.15), store, tmp_path / "out",
+            engine_loader=loader(SHARES),
+        )  # fmt: skip
+    assert not (tmp_path / "out" / run.PLAN).exists()
+
+
 def _quantized_and_tuned(plan: LineagePlan) -> Iterator[ChildPlan]:
     """The first child of each of the two recipes."""
     for recipe in ("finetune", "quantize"):

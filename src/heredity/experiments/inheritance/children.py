@@ -1,8 +1,9 @@
 """Make the children of a lineage plan, each once, and name those that cannot be made.
 
 Promises: a child that the store has is not made again. A child whose recipe, setting or data is not in this
-version is left out with the reason, and so are its own children. No other model takes its place. Where the
-user made every child, none is left out: one that cannot be had is an error.
+version is left out with the reason, and so are its own children. No other model takes its place. A child
+that is the same model as another one is left out, too: it would count twice. Where the user made every
+child, none is left out: one that cannot be had is an error.
 Leaves to others: the recipes, and the order of the whole (run.py).
 """
 
@@ -19,7 +20,15 @@ from heredity.core.errors import BadInput, OutOfMemory, Refused, Unavailable, Us
 from heredity.core.progress import Watch
 from heredity.experiments import repair as repairing
 from heredity.experiments.inheritance.data import load_data
-from heredity.experiments.inheritance.plan import ANSWERS, MADE, ChildPlan, LeftOutChild, LineagePlan
+from heredity.experiments.inheritance.plan import (
+    ANSWERS,
+    ENGINE,
+    MADE,
+    REPAIR,
+    ChildPlan,
+    LeftOutChild,
+    LineagePlan,
+)
 from heredity.lineage import catalog, graph
 from heredity.lineage.store import Store, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
@@ -27,7 +36,6 @@ from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
 from heredity.train.data.chat import Data
 
-ENGINE, REPAIR = "engine", "repair"
 KEPT_ANSWERS = "answers.jsonl"  # of a model that learned the answers of a teacher
 _SHAPES = {"model_type": "of another architecture", "vocab_size": "of another vocabulary size"}
 _NOT_MADE = (UsageError, Unavailable, Refused, OutOfMemory)
@@ -99,7 +107,9 @@ class Lineage:
         if task.name in self.models:
             return True
         try:
-            self.models[task.name] = self._made(task)
+            made = self._made(task)
+            self._refuse_twice(task, made)
+            self.models[task.name] = made
         except _NOT_MADE as error:
             if isinstance(error, BadInput) or self.plan.is_of_models:
                 raise
@@ -139,6 +149,12 @@ class Lineage:
         return found[0]
 
     # --- inside ---
+
+    def _refuse_twice(self, task: Task, made: Grown) -> None:
+        """Refuse a child that is the same model as one that is there, which would count twice."""
+        for name, model in self.models.items():
+            if model.record.id == made.record.id:
+                raise UsageError(f"'{task.name}' is the same model as '{name}'.", code="same-model-twice")
 
     def _models_of(self, name: str, seed: int | None) -> list[Grown]:
         """The models of a name of the plan that are made, that of this seed first."""

@@ -23,6 +23,7 @@ import msgspec
 from heredity.core.errors import BadArgument, BadInput, UnknownName, UsageError, code_of, did_you_mean
 from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import Record
+from heredity.recipes import derivable, is_random
 
 Expected = Literal["", "lost", "kept"]
 Value = str | int | float | bool | tuple[str, ...]
@@ -30,6 +31,7 @@ JOINS = " + "  # between sources of data
 ANSWERS = "answers:"  # before the name of a child
 PROBES = "probes:"  # before a technique or a file of probes, and a kind
 MADE = "made"  # the recipe of a child that its user made
+ENGINE, REPAIR = "engine", "repair"  # recipes that `heredity derive` does not have
 RESERVED = ("repairs",)  # a folder of the lineage next to those of its studies
 _FOLDER = re.compile(r"(?!\.)[\w.+-]{1,80}")
 _QUICK: dict[str, int] = {"steps": 2, "n_refusals": 1, "max_new_tokens": 32}  # settings, if they are given
@@ -58,6 +60,7 @@ class ChildPlan(Record, frozen=True):
     data        by setting of the recipe, the name of a set of data; "answers:CHILD" for the answers
                 that the teacher of a child above wrote
     minutes     expected on two cores, for one seed; the time left is estimated from it
+    seeds       only for a recipe that takes a seed
     """
 
     name: str
@@ -197,6 +200,8 @@ def read_plan(
     """
     try:
         plan = msgspec.convert(toml_of(path), LineagePlan, strict=True)
+        for child in plan.child:
+            _refuse_useless_seeds(child)
     except (msgspec.ValidationError, ValueError) as error:
         code = code_of(error, "bad-setting")
         raise BadInput(path, _explain(str(error)), toml_line_of(path, error), code=code) from None
@@ -282,6 +287,23 @@ def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str])
             _known("model above", name.removeprefix(ANSWERS), known, child.name)
         else:
             _known("set of data", name, data, child.name)
+
+
+def _refuse_useless_seeds(child: ChildPlan) -> None:
+    """Refuse seeds that all give one model, which would then count as several. Raises BadArgument.
+
+    A recipe of a later version is not known here: its child is left out.
+    """
+    if not child.seeds:
+        return
+    kinds = derivable()
+    if child.recipe in (MADE, ENGINE, REPAIR) or (child.recipe in kinds and not is_random(child.recipe)):
+        raise BadArgument(
+            f"'{child.name}' cannot have seeds. Nothing in '{child.recipe}' is random, so each gives one "
+            f"model. Recipes with seeds: {', '.join(filter(is_random, kinds))}",
+            code="seeds-without-randomness",
+            table=child.name,
+        )
 
 
 def _check_battery(battery: BatteryPlan) -> None:
