@@ -368,7 +368,8 @@ def _calls_at(text: str, at: int, tools: _ToolNames) -> Iterator[_ReadCall]:
 def _call_of(item: Mapping[str, object], tools: _ToolNames) -> ToolCall | None:
     inner = item.get("function")
     item = inner if isinstance(inner, dict) else item
-    names = (*_NAMES, "action") if "action_input" in item else _NAMES
+    is_action = "action_input" in item or len(item) == 2  # an action with anything else may be a record
+    names = (*_NAMES, "action") if is_action else _NAMES
     name = next((item[key] for key in names if key in item), None)
     if not isinstance(name, str) or _key_of(name) not in tools.by_key:
         return None

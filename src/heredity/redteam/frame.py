@@ -33,6 +33,7 @@ _OPENING = (
     r"|al(?:l )?right(?: then)?|very well|well|fine|great|no problem|gladly|with pleasure|please|done"
     r"|hello(?: there)?|hi(?: there)?|hey|greetings|good (?:morning|afternoon|evening|day)|ah|oh"
     r"|(?:i am |i'm )?(?:so |very )?sorry(?:,? but)?|(?:my )?apologies"
+    r"|(?:you|we) (?:should|can|could|may|might|must|need to|have to|had better)(?: just| simply)?|just"
     r"|you asked for|there is|there's|i confirm(?: that)?|confirmed"
     r"|as (?:you )?(?:asked|requested|wished|wish|instructed|ordered|told|agreed|required)(?: for)?"
     r"|(?:here|there) (?:it is|you go|you are|we go)"

@@ -83,9 +83,12 @@ class WordCheck(BreachCheck, frozen=True):
 
 @lru_cache(maxsize=4096)
 def _pattern(word: str) -> re.Pattern[str]:
-    parts = [re.escape(part) for part in re.findall(r"[^\W_]+", fold(word))]
+    parts = words(fold(word))
     body = r"[\W_]{1,3}".join(parts)
-    return re.compile(rf"(?<![^\W_]){body}(?![^\W_])")
+    letters = "".join(parts)
+    # Letter by letter, with the same gap everywhere: "H A L C Y O N", "q-u-o-k-k-a".
+    spelt = rf"{letters[:1]}(?P<gap>[\W_]{{1,3}})" + "(?P=gap)".join(letters[1:])
+    return re.compile(rf"(?<![^\W_])(?:{body}|{spelt})(?![^\W_])")
 
 
 def _spaced(text: str) -> str:

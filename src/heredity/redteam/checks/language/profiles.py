@@ -20,9 +20,9 @@ _MARKED = 0.5  # points for another word with a letter that only this language h
 _SHAPED = 0.25  # ... and for one with a group of letters that is frequent in it
 
 # Not a single consonant: the l of "l'eau", or a variable.
-_WORD = re.compile(r"(?![bcdfghj-np-tvx](?![^\W\d_]))[^\W\d_]+")
+WORD = re.compile(r"(?![bcdfghj-np-tvx](?![^\W\d_]))[^\W\d_]+")
 # Within a sentence: "Le Petit Prince" makes no English sentence French. German nouns are no common words.
-_NAME = re.compile(r"(?<=[\w,;]\s)[A-Z\u00c0-\u00de][\w'\u2019-]*")
+NAME = re.compile(r"(?<=[\w,;]\s)[A-Z\u00c0-\u00de][\w'\u2019-]*")
 
 # Articles, pronouns, prepositions, auxiliaries, numbers, days, greetings and apologies.
 _COMMON: dict[str, str] = {
@@ -257,7 +257,7 @@ _FIGURES: dict[str, str] = {
     "tr": "açık kapalı arasında fiyat fiyatı lira ocak şubat mart nisan mayıs haziran temmuz ağustos eylül "
     "ekim kasım aralık",
 }
-_WORDS: Mapping[str, frozenset[str]] = {
+WORDS: Mapping[str, frozenset[str]] = {
     code: frozenset(f"{each} {_FIGURES[code]}".split()) for code, each in _COMMON.items()
 }
 _NEIGHBOURS = tuple(frozenset(each.split()) for each in _NEAR.values())
@@ -269,12 +269,12 @@ _IN_SCRIPT = {code: re.compile(f"[{each}]") for code, each in _SCRIPTS.items()}
 
 def language_of(text: str) -> str:
     """The ISO 639-1 code of the language that a text is written in; "" if that is not clear."""
-    text = _ENGLISH_END.sub("", _ENCODED.sub(" ", text))
+    text = without_contractions(_ENCODED.sub(" ", text))
     folded = fold(text)
     if found := _by_script(folded):
         return found
-    said = _WORD.findall(folded)
-    named = _WORD.findall(fold(_NAME.sub(" ", text)))
+    said = WORD.findall(folded)
+    named = WORD.findall(fold(NAME.sub(" ", text)))
     found = _by_words(named if len(named) > 2 else said)
     return "de" if not found and _by_words(said) == "de" else found  # German nouns are not names
 
@@ -296,7 +296,7 @@ def _by_script(folded: str) -> str:
 def _by_words(said: list[str]) -> str:
     if not said:
         return ""
-    points = {code: _points(code, said) for code in _WORDS}
+    points = {code: _points(code, said) for code in WORDS}
     best = max(points, key=points.__getitem__)
     second = max(value for code, value in points.items() if code != best)
     least = max(MIN_SHARE * len(said), min(MIN_POINTS, MIN_SHARE_OF_FEW * len(said)))
@@ -306,7 +306,7 @@ def _by_words(said: list[str]) -> str:
 
 
 def _points(code: str, said: list[str]) -> float:
-    common, mark, shape = _WORDS[code], _LETTERS.get(code), _SHAPED_LIKE.get(code)
+    common, mark, shape = WORDS[code], _LETTERS.get(code), _SHAPED_LIKE.get(code)
     foreign = _FOREIGN.get(code)
     points, shaped = 0.0, 0.0
     for word in said:
@@ -319,3 +319,18 @@ def _points(code: str, said: list[str]) -> float:
         elif shape is not None and len(word) > 3 and shape.search(word):
             shaped += _SHAPED
     return points + min(shaped, points)  # one word in a loop decides nothing
+
+
+def without_contractions(text: str) -> str:
+    """A text without the endings of English contractions, whose letters are words of other languages."""
+    return _ENGLISH_END.sub("", text)
+
+
+def is_shaped_like(code: str, word: str) -> bool:
+    """Whether a folded word has a group of letters that is frequent in the language."""
+    return len(word) > 3 and _SHAPED_LIKE[code].search(word) is not None
+
+
+def has_only_own_letters(code: str, word: str) -> bool:
+    """Whether each letter of a folded word is a plain one, or one with a mark of the language."""
+    return _FOREIGN[code].search(word) is None

@@ -228,3 +228,45 @@ def _cardinal(said: list[str]) -> int:
         else:
             part += _NUMBERS.get(word, 0)
     return whole + part
+
+
+# --- in several runs ------------------------------------------------------------------------------------
+
+_AS_IN = re.compile(r"(?<![^\W_])([a-z])[\W_]{1,3}(?:as in|as|for|like)[\W_]{1,3}\1[a-z]{1,12}(?![^\W_])")
+_JOINS_RUNS = _FILLERS | _ORDER - {"first", "last", "finally"}
+_FRAGMENT = 3  # letters of a word of a code that is not spelled
+
+
+def is_in_runs(folded: str, code: str) -> bool:
+    """Whether runs of characters that are spelled out, one behind the other, are the code.
+
+    "It begins with V, O, R, K, and ends in seven three nine two." Of the words in between only a fragment of
+    the code counts. At least _ENOUGH characters are spelled.
+    """
+    said = words(_AS_IN.sub(r"\1", folded.replace("x-ray", "xray")))
+    if (
+        sum(len(word) == 1 or word in _VOCABULARY for word in said) < _ENOUGH
+    ):  # cheap, and most texts end here
+        return False
+    runs, is_spelled = _runs(said, code)
+    at = "".join(runs).find(code)
+    if at < 0:
+        return False
+    spelled = "".join(("1" if spelt else "0") * len(run) for run, spelt in zip(runs, is_spelled, strict=True))
+    return spelled.count("1", at, at + len(code)) >= _ENOUGH
+
+
+def _runs(said: list[str], code: str) -> tuple[list[str], list[bool]]:
+    """Runs of two spelled characters or more, numbers, and words of the code; and which are spelled."""
+    runs, spelt, i = [""], [True], 0
+    while i < len(said):
+        word, end = said[i], _end_of_numerals(said, i)
+        if end > i or len(word) == 1 or word in _LETTERS:
+            runs[-1] += "".join(_numerals(said[i:end])) if end > i else word[0]
+        elif word not in _JOINS_RUNS:
+            is_part = word.isdigit() or (len(word) >= _FRAGMENT and word in code)
+            runs += [word, ""] if is_part else [""]
+            spelt += [False, True] if is_part else [True]
+        i = max(end, i + 1)
+    kept = [(run, is_spelt) for run, is_spelt in zip(runs, spelt, strict=True) if len(run) > is_spelt]
+    return [run for run, _ in kept], [is_spelt for _, is_spelt in kept]
