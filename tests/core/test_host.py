@@ -246,6 +246,31 @@ def test_what_fits_is_not_refused() -> None:
     assert re.search(r"a 1\.00, b 2\.00", _refused({"a": 2**30, "b": 2**31, "none": 0}))
 
 
+def test_memory_that_this_process_freed_counts_as_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = [50]
+    monkeypatch.setattr(host, "available_memory", lambda: room[0])
+    monkeypatch.setattr(host, "trim_memory", lambda: room.__setitem__(0, 100))
+    host.require_memory("It", {"a": 100}, "")
+    with pytest.raises(OutOfMemory):
+        host.require_memory("It", {"a": 101}, "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc and /proc")
+def test_trimming_returns_the_memory_that_the_heap_kept() -> None:
+    words = (
+        "from heredity.core import host\n"
+        "kept = host.keep_freed_memory()\n"
+        "blocks = [bytes(1 << 20) for _ in range(256)]; last = bytes(1 << 20)\n"
+        "del blocks\n"
+        "before = host.resident_memory(); host.trim_memory()\n"
+        "print(kept, before - host.resident_memory())\n"
+    )
+    kept, returned = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert kept == "False" or int(returned) > 200 << 20
+
+
 def _refused(parts: dict[str, int]) -> str:
     with pytest.raises(OutOfMemory) as caught:
         host.require_memory("It", parts, "", limit=0)

@@ -307,9 +307,12 @@ def _of_process(name: str) -> int | None:
 def require_memory(what: str, parts: Mapping[str, int], advice: str, limit: int | None = None) -> None:
     """Raise OutOfMemory if the bytes of all parts together exceed the memory.
 
-    limit: bytes that may be used; None: what is available.
+    limit: bytes that may be used; None: what is available, once this process has returned what it freed.
     """
     room, needed = available_memory() if limit is None else limit, sum(parts.values())
+    if limit is None and room is not None and needed > room:
+        trim_memory()
+        room = available_memory()
     if room is None or needed <= room:
         return
     named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
