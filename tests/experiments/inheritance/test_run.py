@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from click.testing import CliRunner
 
 from heredity.cli.inherit import command
-from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
+from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments.inheritance import run
@@ -375,7 +375,35 @@ def test_a_child_that_one_run_left_out_stays_out_of_its_studies(
     told: list[str] = []
     again = run.inherit(few, store, tmp_path / "out", tell=told.append, engine_loader=loader(SHARES))
     assert [each.why for each in again.left_out] == ["no memory is left"] and again == first
-    assert any(line.startswith("left out: ") and "no memory is left" in line for line in told)
+    line = next(line for line in told if line.startswith("left out: ") and "no memory is left" in line)
+    assert "--out" in line
+
+
+def test_a_child_that_one_run_left_out_is_made_if_no_study_has_begun(
+    plan: LineagePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = msgspec.structs.replace(plan, battery=plan.battery[1:], child=tuple(_quantized_and_tuned(plan)))
+    made = Lineage._made
+
+    def too_large(self: Lineage, task: Task) -> Grown:
+        if task.child.recipe == "quantize":
+            raise OutOfMemory("no memory is left")
+        return made(self, task)
+
+    def stopped(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    told: list[str] = []
+    monkeypatch.setattr(Lineage, "_made", too_large)
+    monkeypatch.setattr(run, "_ask_all", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.inherit(few, store, tmp_path / "out", tell=told.append)
+    assert (tmp_path / "out" / run.GROWN).exists()
+    line = next(line for line in told if line.startswith("left out: q8") and "no memory is left" in line)
+    assert "Ctrl-C" in line
+    monkeypatch.undo()
+    again = run.inherit(few, store, tmp_path / "out", engine_loader=loader(SHARES))
+    assert not again.left_out and [edge.child for edge in again.edges] == ["tuned", "q8"]
 
 
 def test_a_child_that_is_another_one_again_is_left_out_by_name(

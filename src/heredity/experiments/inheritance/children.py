@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity.application.spec import Application
-from heredity.core.errors import BadInput, OutOfMemory, Refused, Unavailable, UsageError
+from heredity.core.errors import BadInput, HeredityError, OutOfMemory, Refused, Unavailable, UsageError
 from heredity.core.progress import Watch
 from heredity.experiments import repair as repairing
 from heredity.experiments.inheritance.data import load_data
@@ -99,13 +99,13 @@ class Lineage:
                 self.left_out.append(LeftOutChild(task.child.name, why))
         return possible
 
-    def make(self, task: Task) -> bool:
-        """Make the child of one task, or find it in the store. False if it is left out.
+    def make(self, task: Task) -> HeredityError | None:
+        """Make the child of one task, or find it in the store. Returns the error for which it is left out.
 
-        Raises its error instead if the user made every child of the plan.
+        Raises it instead if the user made every child of the plan.
         """
         if task.name in self.models:
-            return True
+            return None
         try:
             made = self._made(task)
             self._refuse_twice(task, made)
@@ -114,8 +114,8 @@ class Lineage:
             if isinstance(error, BadInput) or self.plan.is_of_models:
                 raise
             self.left_out.append(LeftOutChild(task.name, str(error)))
-            return False
-        return True
+            return error
+        return None
 
     def doubt(self, task: Task) -> str:
         """Why the model that a user named may be no child of its parent, as a question; "" without doubt."""

@@ -299,7 +299,7 @@ def _refuse_useless_seeds(child: ChildPlan) -> None:
     kinds = derivable()
     if child.recipe in (MADE, ENGINE, REPAIR) or (child.recipe in kinds and not is_random(child.recipe)):
         raise BadArgument(
-            f"'{child.name}' cannot have seeds. Nothing in '{child.recipe}' is random, so each gives one "
+            f"'{child.name}' cannot have seeds. Nothing in '{child.recipe}' is random, so all give the same "
             f"model. Recipes with seeds: {', '.join(filter(is_random, kinds))}",
             code="seeds-without-randomness",
             table=child.name,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.errors import Damaged, NotComparable, OutOfMemory, UsageError
 from heredity.core.files import Lock, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import Record, digest, encode
@@ -35,6 +35,8 @@ from heredity.study.result import Result
 
 PLAN, GROWN = "lineage.json", "grown.json"
 Tell = Callable[[str], None]
+_NOW = "To try again, stop by Ctrl-C and give the same command, before the first study begins."
+_LATER = "The studies of this folder began without it. For studies with it, name another folder: --out."
 
 
 class LineageFile(Record, frozen=True):
@@ -95,9 +97,11 @@ def inherit(
     """
     with Lock(out):
         lineage = Lineage(plan, store, out / "repairs", watch, engine_loader)
-        possible = _without_former(lineage, lineage.preview(), out)
-        for each in lineage.left_out:
-            tell(f"left out: {each.name}: {each.why}")
+        possible = lineage.preview()
+        n_never = len(lineage.left_out)
+        possible = _without_former(lineage, possible, out)
+        for number, each in enumerate(lineage.left_out):
+            tell(f"left out: {each.name}: {each.why}{'' if number < n_never else f' {_LATER}'}")
         if not possible:
             raise UsageError("No child of this plan can be made.", code="no-children")
         power = _power(plan, possible, store, out, tell)
@@ -137,9 +141,10 @@ def _read_grown(out: Path, digest: str) -> GrownFile:
 
 
 def _without_former(lineage: Lineage, possible: Sequence[Task], out: Path) -> list[Task]:
-    """The tasks without those that an earlier run in this folder left out: its studies have no such model."""
+    """The tasks without those that an earlier run in this folder left out, if a study of it has begun."""
     digest = plan_digest(lineage.plan)
-    if not (out / GROWN).exists() or read_plan_file(out).digest != digest:
+    has_begun = any((out / battery.name / STUDY_PLAN).exists() for battery in lineage.plan.battery)
+    if not (has_begun and (out / GROWN).exists()) or read_plan_file(out).digest != digest:
         return list(possible)
     former = {each.name: each for each in _read_grown(out, digest).left_out}
     lineage.left_out += [former[task.name] for task in possible if task.name in former]
@@ -158,8 +163,9 @@ def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
 def _make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
     for task in possible:
         course.start(f"make {task.name} ({task.child.recipe})")
-        if not lineage.make(task):
-            course.tell(f"left out: {lineage.left_out[-1].name}: {lineage.left_out[-1].why}")
+        if (error := lineage.make(task)) is not None:
+            advice = f" {_NOW}" if isinstance(error, OutOfMemory) else ""
+            course.tell(f"left out: {task.name}: {error}{advice}")
         course.end(task.child.minutes)
 
 
