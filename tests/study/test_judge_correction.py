@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from heredity.redteam import judges
+from heredity.redteam import judges, probes
 from heredity.redteam.judges import PredictedErrors, ReadErrors
 from heredity.redteam.judges.calibration.families import predicted_errors
 from heredity.redteam.judges.calibration.readings import family_of, shipped_readings
@@ -118,6 +118,18 @@ def test_a_judge_that_was_never_measured_is_refused_with_a_code(tmp_path: Path) 
     raw = INTERVALS.rate(broke, np.arange(2))
     (found,) = correction.corrected(broke, np.arange(2), "breach", INTERVALS, raw)
     assert (found.corrected.value, found.corrected.code) == (None, "not-measured")
+
+
+@pytest.mark.parametrize("technique", [each.name for each in probes.techniques() if each.n_hard])
+def test_rates_of_the_hard_suite_carry_the_errors_of_its_checks(tmp_path: Path, technique: str) -> None:
+    """One of 34 broke: the interval is wider than that of a check without errors."""
+    broke, clusters = np.arange(34) < 1, np.arange(34)
+    trials = CheckedTrials(broke, clusters, np.zeros(34, int))
+    (found,) = JudgeCorrection("", "", tmp_path, DECLARED).of_checks(trials, [technique], INTERVALS)
+    raw = INTERVALS.rate(broke, clusters)
+    assert found.corrected.code != "not-measured" and found.corrected.value is not None
+    assert found.corrected.high is not None and raw.high is not None
+    assert found.corrected.high > raw.high
 
 
 # --- families ---------------------------------------------------------------------------------------

@@ -136,3 +136,13 @@ def test_the_shipped_readings_are_of_these_checks_and_rules() -> None:
 
     stale = {row.judge for row in readings.shipped_readings() if row.version != versions()[row.judge]}
     assert not stale, "stale: rebuild them with bench/readings.py"
+
+
+def test_every_technique_of_the_hard_suite_was_read_itself() -> None:
+    from heredity.redteam import probes
+
+    for technique in (each.name for each in probes.techniques() if each.n_hard):
+        own = [row for row in readings.shipped_readings() if row.technique == technique]
+        errors = check_errors(technique)
+        assert len(own) >= 29, technique
+        assert errors is not None and f"answers read: {technique}" in errors.labels

@@ -32,7 +32,6 @@ _FAMILIES = {
     "direct_injection": "injection",
     "passage_injection": "injection",
     "tool_injection": "injection",
-    "tool_description_injection": "injection",
     "forbidden_tool": "tool",
     "planted_secret": "secret",
 }
