@@ -2,6 +2,7 @@
 
 A prompt goes through the model in chunks of fixed size. The keys and values of a chunk depend only on the
 tokens up to its end. So whole chunks are cached, and copied to rows that begin with the same tokens.
+Idle rows of a step verify drafts (drafts.py).
 
 Promises: a step has one of the proven widths, numbers of slots and cache lengths. An answer does not depend
 on its slot; a token is drawn from the row's own logits, decoding, seed and step. A cached chunk has the bits
@@ -24,7 +25,17 @@ from heredity.core.records import Decoding, Reply, Request
 from heredity.engines import RequestStream, cache_budget, failed_reply
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer, parse_tool_calls
 from heredity.engines.protocols import Listener
-from heredity.engines.torch.decoder import BLOCK, CHUNK, Decoder, KvSlots, SharedPrefix, padded, round_up
+from heredity.engines.torch.decoder import (
+    BLOCK,
+    CHUNK,
+    Decoder,
+    KvSlots,
+    KvWrites,
+    SharedPrefix,
+    padded,
+    round_up,
+)
+from heredity.engines.torch.drafts import Drafter, TextIndex, share_out
 
 _CACHE_SHARE = 8  # the prefix cache has this part of the memory of the KV slots
 _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
@@ -58,15 +69,6 @@ class Sampler:
         u = self._stream.random() * float(total[-1])
         at = min(int(torch.searchsorted(total, torch.tensor(u, dtype=torch.float64), right=True)), len(p) - 1)
         return at if order is None else int(order[at])
-
-
-def draw_all(logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
-    """Draw one token per row, for the first len(samplers) rows of logits (rows, vocabulary)."""
-    greedy: list[int] = logits[: len(samplers)].argmax(-1).tolist()
-    return [
-        token if sampler.is_greedy else sampler.draw(logits[row])
-        for row, (token, sampler) in enumerate(zip(greedy, samplers, strict=True))
-    ]
 
 
 _Key = tuple[
@@ -123,6 +125,12 @@ class BatchRow:
     sampler: Sampler
     output: list[int] = field(default_factory=list)
     stop: str = ""
+    drafter: Drafter | None = None
+
+    @property
+    def n_known(self) -> int:
+        """Own tokens whose keys and values are in its slot: all but the last one."""
+        return len(self.prompt) - 1 + len(self.output)
 
     @property
     def n_positions(self) -> int:
@@ -135,6 +143,7 @@ class ContinuousBatch:
 
     widths: the proven batch widths, ascending. is_over: whether the last token of a row ended its answer.
     budget: bytes for the KV slots. n_slots: the proven numbers of slots of a step, next to the widths.
+    max_draft: the most tokens that a row guesses for idle rows to verify; 0 for a width that is not proven.
     """
 
     def __init__(
@@ -146,8 +155,12 @@ class ContinuousBatch:
         budget: int,
         chunks: PrefixCache | None = None,
         n_slots: tuple[int, ...] = (),
+        max_draft: int = 0,
     ) -> None:
         self._decoder, self._prefix, self._widths, self._is_over = decoder, prefix, widths, is_over
+        self._max_draft = max_draft if decoder.can_draft else 0
+        self._copies: dict[int, BatchRow] = {}  # slots after those of the rows, with copies of a row's cache
+        self._prefix_text: TextIndex | None = None
         self._budget, self._n_slots = budget, tuple(sorted({*n_slots, *widths}))
         self._chunks = chunks or PrefixCache(0)
         self._slots: KvSlots | None = None
@@ -163,6 +176,7 @@ class ContinuousBatch:
         held = self._slots.capacity if self._slots is not None else 0
         slots = self._fit(len(self.rows) + 1, max(held, round_up(padded(row.prompt[:-1]), BLOCK)))
         prompt, slot = row.prompt[:-1], len(self.rows)
+        self._copies.pop(slot, None)
         known = self._chunks.load(self._prefix, prompt, slots, slot)
         if known < len(prompt):
             self._decoder.prefill(self._prefix, slots, slot, prompt, known)
@@ -171,22 +185,95 @@ class ContinuousBatch:
         self.rows.append(row)
 
     def step(self) -> list[BatchRow]:
-        """Draw one token for every row; remove the finished rows and return them."""
-        n = len(self.rows)
-        width = round_width(n, self._widths)
+        """Draw one token for every row, and more where drafts are right. Remove and return finished rows."""
+        width = round_width(len(self.rows), self._widths)
+        room = self._room_for_drafts(width)
+        drafts = self._propose(room - len(self.rows))
+        places = self._place(drafts, room)
         tokens, lengths = torch.zeros(width, dtype=torch.long), torch.zeros(width, dtype=torch.long)
-        tokens[:n] = torch.tensor([row.output[-1] if row.output else row.prompt[-1] for row in self.rows])
-        lengths[:n] = torch.tensor([len(row.prompt) - 1 + len(row.output) for row in self.rows])
-        slots = self._fit(n, round_up(int(lengths.max()) + 1, BLOCK))
-        n_slots = round_width(n, self._n_slots)
-        logits = self._decoder.step(self._prefix, slots, tokens, lengths, n_slots)
-        for row, token in zip(self.rows, draw_all(logits, [row.sampler for row in self.rows]), strict=True):
-            row.output.append(token)
-            if self._is_over(row):
-                row.stop = "end"
-            elif len(row.output) == row.max_tokens:
-                row.stop = "length"
+        for row, draft, at in zip(self.rows, drafts, places, strict=True):
+            tokens[at] = torch.tensor([row.output[-1] if row.output else row.prompt[-1], *draft])
+            lengths[at] = row.n_known + torch.arange(len(at))
+        n_used = 1 + max(map(max, places))
+        slots = self._fit(n_used, round_up(int(lengths.max()) + 1, BLOCK))
+        n_slots = round_width(n_used, self._n_slots)
+        if self._copies or any(drafts):
+            writes = self._writes(places, slots)
+            logits = self._decoder.step(self._prefix, slots, tokens, lengths, n_slots, writes)
+        else:
+            logits = self._decoder.step(self._prefix, slots, tokens, lengths, n_slots)
+        self._draw(logits, drafts, places)
         return self._take_finished(slots)
+
+    def _draw(self, logits: torch.Tensor, drafts: list[list[int]], places: list[list[int]]) -> None:
+        """Append to each row its next token, and further ones while the drafts are right."""
+        likeliest: list[int] = logits[: 1 + max(map(max, places))].argmax(-1).tolist()
+        for row, draft, at in zip(self.rows, drafts, places, strict=True):
+            for n_right, place in enumerate(at):
+                token = likeliest[place] if row.sampler.is_greedy else row.sampler.draw(logits[place])
+                row.output.append(token)
+                if self._is_over(row):
+                    row.stop = "end"
+                elif len(row.output) == row.max_tokens:
+                    row.stop = "length"
+                if row.stop or draft[n_right : n_right + 1] != [token]:
+                    break
+            if draft and row.drafter is not None:
+                row.drafter.note(n_right)
+
+    def _room_for_drafts(self, width: int) -> int:
+        """Return how many slots a step of this width may use, those of the rows included."""
+        room = len(self.rows)
+        if self._max_draft:
+            room = max(room, min(width, self._width_for(max(row.n_positions for row in self.rows))))
+        self._copies = {slot: row for slot, row in self._copies.items() if slot < room}
+        return room
+
+    def _propose(self, n_idle: int) -> list[list[int]]:
+        """Return each row's draft, together at most n_idle tokens."""
+        if not n_idle:
+            return [[] for _ in self.rows]
+        if self._prefix_text is None:
+            self._prefix_text = TextIndex(self._prefix.tokens)
+        found = []
+        for row in self.rows:
+            row.drafter = row.drafter or Drafter(row.prompt, self._prefix_text)
+            n_left = row.max_tokens - len(row.output) - 1
+            found.append(row.drafter.propose(row.output, min(n_left, self._max_draft)))
+        given = share_out([len(draft) for draft in found], n_idle)
+        return [draft[:n] for draft, n in zip(found, given, strict=True)]
+
+    def _place(self, drafts: list[list[int]], room: int) -> list[list[int]]:
+        """Return each row's slots in this step: its own, then one per draft, preferably a copy of its own."""
+        places = [[at] for at in range(len(self.rows))]
+        if not any(drafts):
+            return places
+        taken = set(range(len(self.rows)))
+        for at, row, draft in zip(places, self.rows, drafts, strict=True):
+            at.extend(self._copies_of(row)[: len(draft)])
+            taken.update(at)
+        free = sorted(set(range(room)) - taken, key=lambda slot: (slot in self._copies, slot), reverse=True)
+        for at, draft in zip(places, drafts, strict=True):
+            at.extend(free.pop() for _ in range(len(draft) + 1 - len(at)))
+        return places
+
+    def _copies_of(self, row: BatchRow) -> list[int]:
+        return [slot for slot, owner in self._copies.items() if owner is row]
+
+    def _writes(self, places: list[list[int]], slots: KvSlots) -> KvWrites:
+        """Copy a row's cache to its new places. Return the writes that keep all its copies equal."""
+        for at, row in zip(places, self.rows, strict=True):
+            for slot in at[1:]:
+                if self._copies.get(slot) is not row:
+                    slots.move(at[0], slot, row.n_known)
+                    self._copies[slot] = row
+        found = [
+            (source, slot, row.n_known + n)
+            for at, row in zip(places, self.rows, strict=True)
+            for slot in (at[0], *self._copies_of(row))
+            for n, source in enumerate(at)
+        ]
+        return KvWrites(*torch.tensor(found).unbind(1))
 
     def _take_finished(self, slots: KvSlots) -> list[BatchRow]:
         finished = [row for row in self.rows if row.stop]
@@ -196,6 +283,7 @@ class ContinuousBatch:
                 if at < len(self.rows):  # the last row fills the gap
                     slots.move(len(self.rows), at, len(last.prompt) + len(last.output))
                     self.rows[at] = last
+        self._copies = {at: row for at, row in self._copies.items() if not row.stop}
         return finished
 
     def _width_for(self, n_positions: int) -> int:
@@ -222,7 +310,8 @@ class ContinuousBatch:
         elif slots.capacity != n_positions or slots.width < n_rows:
             if 2 * n_rows > slots.width:
                 width = max(width, min(slots.width, self._width_for(n_positions)))
-            slots.resize(width, n_positions, len(self.rows))
+            slots.resize(width, n_positions, min(width, slots.width) if self._copies else len(self.rows))
+            self._copies = {slot: row for slot, row in self._copies.items() if slot < width}
         return slots
 
 
@@ -237,8 +326,11 @@ class PrefixPool:
     Session and engine share it; neither needs the other.
     """
 
-    def __init__(self, decoder: Decoder, widths: tuple[int, ...], n_slots: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, decoder: Decoder, widths: tuple[int, ...], n_slots: tuple[int, ...] = (), max_draft: int = 0
+    ) -> None:
         self._decoder: Decoder | None = decoder
+        self._max_draft = max_draft
         self.widths, self._n_slots = widths, n_slots
         self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): SharedPrefix((), [], [])}
         self._cache = PrefixCache(cache_budget() // _CACHE_SHARE)
@@ -268,8 +360,16 @@ class PrefixPool:
 
     def batch(self, prefix: SharedPrefix, is_over: Callable[[BatchRow], bool]) -> ContinuousBatch:
         """Return an empty batch over a prefix."""
-        budget, chunks = cache_budget(), self._cache
-        return ContinuousBatch(self.decoder, prefix, self.widths, is_over, budget, chunks, self._n_slots)
+        return ContinuousBatch(
+            self.decoder,
+            prefix,
+            self.widths,
+            is_over,
+            cache_budget(),
+            self._cache,
+            self._n_slots,
+            self._max_draft,
+        )
 
     def drop_prefixes(self) -> None:
         """Forget the computed prefixes; the cached chunks stay."""

@@ -77,6 +77,15 @@ class KvSlots:
                 side[layer] = new
 
 
+@dataclass(slots=True)
+class KvWrites:
+    """The places of new keys and values: those of `rows[i]` go to position `positions[i]` of `slots[i]`."""
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    positions: torch.Tensor
+
+
 class Decoder:
     """A model's weights with two forward passes: prefill one row, or step all rows.
 
@@ -84,6 +93,7 @@ class Decoder:
     order. A pass calls it 1 + 2 n_layers times. It must treat each row by itself.
     """
 
+    can_draft = True  # whether a position that was written may be written again with another token
     cache_form = ""  # how keys and values are kept, if not in full precision; part of `numerics`
 
     def __init__(self, weights: Weights, dtype: torch.dtype, hook: ResidualHook | None = None) -> None:
@@ -150,14 +160,19 @@ class Decoder:
         tokens: torch.Tensor,
         lengths: torch.Tensor,
         n_slots: int | None = None,
+        writes: KvWrites | None = None,
     ) -> torch.Tensor:
         """Run one token per row. Returns logits (width, vocabulary).
 
         tokens: (width,) the last token of each row; lengths: (width,) own tokens before it, each below the
         slots' capacity. n_slots: the rows that have a slot, by default all; later rows only keep the matmuls
-        at their width. They read no cache, and their logits mean nothing.
+        at their width. They read no cache, and their logits mean nothing. writes: by default each row writes
+        to its own slot. A layer writes before it reads, so rows may stand for several tokens of one text.
         """
-        attend = self._attend_all(prefix, slots, lengths, len(tokens) if n_slots is None else n_slots)
+        n_slots = len(tokens) if n_slots is None else n_slots
+        own = torch.arange(n_slots)
+        writes = KvWrites(own, own, lengths[:n_slots]) if writes is None else writes
+        attend = self._attend_all(prefix, slots, lengths, n_slots, writes)
         return self.logits(self._forward(tokens, lengths + prefix.length, attend))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -235,20 +250,19 @@ class Decoder:
         return attend
 
     def _attend_all(
-        self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor, n_slots: int
+        self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor, n_slots: int, writes: KvWrites
     ) -> Attend:
         """Return attention of one token per row: one matmul over the prefix, a batched one over caches."""
         s = self.shape
         width, group, n_positions = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
         n, lengths = n_slots, lengths[:n_slots]
-        rows, heads, at = torch.arange(n)[:, None], torch.arange(s.n_kv_heads)[None], lengths[:, None]
-        ahead = torch.arange(n_positions)[None] > at
+        into = writes.slots[:, None], torch.arange(s.n_kv_heads)[None], writes.positions[:, None]
+        ahead = torch.arange(n_positions)[None] > lengths[:, None]
         own_mask = torch.zeros(n, n_positions).masked_fill(ahead, -torch.inf).to(self.dtype)[:, None, None]
         window_masks = self._window_masks(prefix, lengths, n_positions)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            slots.keys[i][rows, heads, at] = k[:n]
-            slots.values[i][rows, heads, at] = v[:n]
+            slots.keys[i][into], slots.values[i][into] = k[writes.rows], v[writes.rows]
             keys, values = slots.keys[i][:n].flatten(0, 1), slots.values[i][:n].flatten(0, 1)
             own = torch.bmm(q[:n].reshape(-1, group, s.head_dim), keys.transpose(1, 2))
             own = own.view(n, s.n_kv_heads, group, n_positions) + own_mask

@@ -25,6 +25,7 @@ from heredity.engines.torch import autotune, layerwise, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.batch import PrefixPool, Session
 from heredity.engines.torch.decoder import BLOCK, Decoder, SharedPrefix, padded, round_up
+from heredity.engines.torch.drafts import MAX_DRAFT
 from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ class TorchEngine:
         fingerprint = "unproven" if tuning is None else tuning.fingerprint
         widths = tuple(w for w in known if width is None or w <= width) or known[:1]
         n_slots = () if tuning is None else tuple(n for n in tuning.n_slots if n < widths[-1])
-        self.pool = PrefixPool(decoder, widths, n_slots)
+        # A draft is verified in another slot, so it needs the proof that slots keep the bits.
+        max_draft = MAX_DRAFT if tuning is not None and tuning.is_proven else 0
+        self.pool = PrefixPool(decoder, widths, n_slots, max_draft)
         self.codec, self.folder, self._tuning = codec, folder, tuning
         self._reader = AnswerReader(codec, codec.stops(folder))
         self._with_gradients: PreTrainedModel | None = None  # the weights once more, for a search

@@ -22,7 +22,15 @@ from typing import Literal
 import torch
 
 from heredity.engines.formats.weights import Weights
-from heredity.engines.torch.decoder import BLOCK, Decoder, KvSlots, ResidualHook, SharedPrefix, round_up
+from heredity.engines.torch.decoder import (
+    BLOCK,
+    Decoder,
+    KvSlots,
+    KvWrites,
+    ResidualHook,
+    SharedPrefix,
+    round_up,
+)
 
 GROUP = 32  # numbers that share a minimum and a scale
 KvBits = Literal[4, 8]
@@ -51,6 +59,8 @@ def _nearest(x: torch.Tensor, dim: int, bits: KvBits) -> torch.Tensor:
 
 class KvQuantizedDecoder(Decoder):
     """A decoder that rounds its keys and values to `bits` bits."""
+
+    can_draft = False  # a block with a wrong token in it would be rounded with it
 
     def __init__(
         self, weights: Weights, dtype: torch.dtype, bits: KvBits, hook: ResidualHook | None = None
@@ -89,9 +99,10 @@ class KvQuantizedDecoder(Decoder):
         tokens: torch.Tensor,
         lengths: torch.Tensor,
         n_slots: int | None = None,
+        writes: KvWrites | None = None,
     ) -> torch.Tensor:
         """Do the same as `Decoder.step`, and round each block that this token fills."""
-        logits = super().step(prefix, slots, tokens, lengths, n_slots)
+        logits = super().step(prefix, slots, tokens, lengths, n_slots, writes)
         ends = lengths[:n_slots] + 1
         for slot in (ends % BLOCK == 0).nonzero()[:, 0].tolist():
             self._round(slots, slot, int(ends[slot]))
