@@ -177,7 +177,7 @@ def _show(found: LineageResult, pages: Sequence[Path]) -> None:
     from heredity.core.sanitize import plain
     from heredity.core.terminal import cell, out, table, write
     from heredity.experiments.inheritance.page import write_page
-    from heredity.experiments.inheritance.sentences import counts, difference, noise_floor, sentences
+    from heredity.experiments.inheritance.sentences import counts, difference, noise_floor, rest, sentences
 
     columns = ("child", "parent", "refusals kept", "breaches, change", "verdict")
     grid = table(*columns, whole=("child",))
@@ -188,7 +188,8 @@ def _show(found: LineageResult, pages: Sequence[Path]) -> None:
         )
     out().print(grid)
     write("")
-    for sentence in (*sentences(found), noise_floor(found)):
+    left = f"Also: {names}." if (names := rest(found)) else ""
+    for sentence in filter(None, (*sentences(found), left, noise_floor(found))):
         write(plain(sentence))
     write("")
     for path in pages:

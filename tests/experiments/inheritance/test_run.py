@@ -20,12 +20,12 @@ from heredity.cli.inherit import command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
-from heredity.experiments.inheritance import run
+from heredity.experiments.inheritance import figure, run
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import LineageResult
 from heredity.experiments.inheritance.page import render, write_page
 from heredity.experiments.inheritance.plan import ChildPlan, LineagePlan, plan_of, read_plan
-from heredity.experiments.inheritance.sentences import N_SENTENCES, noise_floor, sentences
+from heredity.experiments.inheritance.sentences import N_SENTENCES, noise_floor, rest, sentences
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
@@ -197,7 +197,7 @@ def test_the_known_bad_is_lost_and_the_equal_is_kept_for_every_seed(found: Linea
     for part in ("kept", "lost"):
         assert getattr(tuned.inherited, part) == sum(getattr(seed.edge, part) for seed in tuned.seeds)
     page = next(line for line in render(found, "x.svg").splitlines() if line.startswith("| tuned"))
-    assert "other seeds [" in page and "a child of several seeds, one of " in " ".join(
+    assert "other seeds [" in page and "A child of several seeds, one of " in " ".join(
         render(found, "x").split()
     )
 
@@ -449,11 +449,67 @@ def test_another_store_gives_the_same_verdicts(
 def test_the_sentences_are_five_and_name_what_came_against_expectation(found: LineageResult) -> None:
     said = sentences(found)
     assert len(said) == N_SENTENCES
-    assert said[0].startswith("Of 3 children 1 lost refusals")
+    assert said[0].startswith("Of 3 children, 1 lost refusals")
     assert any("Against expectation: q8 (kept)" in each for each in said)
     assert all(len(each.split()) <= 25 for each in said)
     floor = " ".join(noise_floor(found).split())
     assert "bf16 kept" in floor and floor in " ".join(render(found, "x").split())
+
+
+def test_every_child_is_in_a_sentence_or_named_behind_them_with_its_verdict(found: LineageResult) -> None:
+    """Of many children in groups and without one; the five sentences have no room for all."""
+    tuned = next(edge for edge in found.edges if edge.child == "tuned")
+    many = [
+        msgspec.structs.replace(tuned, child=f"c{n}", group=f"group {n // 2}" if n < 8 else "")
+        for n in range(12)
+    ]
+    first = msgspec.structs.replace(found.primary, edges=tuple(many))
+    large = msgspec.structs.replace(found, batteries=(first, *found.batteries[1:]))
+    text, behind = " ".join(sentences(large)), rest(large)
+    assert len(sentences(large)) == N_SENTENCES and "Group 2: c4 lost " in text
+    for edge in many:
+        assert re.search(rf"\b{edge.child}\b", text) or f"{edge.child} (lost)" in behind
+    page = " ".join(render(large, "x.svg").split())
+    assert f"Also in [the table](#under-the-models-own-default): {behind}." in page
+    assert rest(found) == "" and "Also in [" not in render(found, "x.svg")
+
+
+def test_one_child_has_one_sentence_with_its_verdict(found: LineageResult) -> None:
+    tuned = next(edge for edge in found.edges if edge.child == "tuned")
+    one = msgspec.structs.replace(tuned, group="", expected="")
+    first = msgspec.structs.replace(found.primary, edges=(one,))
+    said = sentences(msgspec.structs.replace(found, batteries=(first,)))
+    assert len(said) == 1 and said[0].startswith("tuned kept ") and "lost" in said[0]
+
+
+def test_an_expectation_without_a_verdict_is_counted(found: LineageResult) -> None:
+    tuned = next(edge for edge in found.edges if edge.child == "tuned")
+    unclear = msgspec.structs.replace(tuned, child="unclear", why_no_claim="a reason")
+    first = msgspec.structs.replace(found.primary, edges=(tuned, unclear))
+    said = sentences(msgspec.structs.replace(found, batteries=(first,)))
+    assert said[-1] == "The one verdict with an expectation came out as expected; 1 is undecided."
+
+
+def test_the_page_has_the_question_and_the_expected_verdict_of_each_child(found: LineageResult) -> None:
+    asked = [msgspec.structs.replace(edge, question="What does it cost?") for edge in found.edges]
+    first = msgspec.structs.replace(found.primary, edges=tuple(asked))
+    page = render(msgspec.structs.replace(found, batteries=(first,)), "x.svg")
+    assert "- tuned: What does it cost? Expected: lost." in page
+    assert "- q8: Expected: lost." in render(found, "x.svg")
+
+
+def test_the_words_of_the_figure_fit_into_it(found: LineageResult) -> None:
+    open_ = msgspec.structs.replace(
+        next(edge for edge in found.edges if edge.child == "tuned"), together=None, child="undecided"
+    )
+    first = msgspec.structs.replace(found.primary, edges=(*found.edges, open_))
+    drawn = figure.draw(msgspec.structs.replace(found, batteries=(first,)))
+    wide = int(re.search(r'width="(\d+)"', drawn)[1])  # type: ignore[index]
+    words = re.findall(r'<text x="(\d+)" y="[\d.]+">([^<]+)</text>', drawn)
+    assert any("not enough evidence: kept " in text for _, text in words)
+    assert not any("kept: kept" in text for _, text in words)
+    for x, text in words:
+        assert int(x) + 7.2 * len(text) < wide  # 13 pixels, in a system's own font
 
 
 def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageResult, tmp_path: Path) -> None:
@@ -462,7 +518,7 @@ def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageRe
     assert "(page.svg)" in text
     for battery in found.batteries:
         rows = text.partition(f"## {battery.plan.title or battery.plan.name}\n")[2].partition("\n## ")[0]
-        assert "| **teacher** | teacher | refused " in rows
+        assert re.search(r"^\| \*\*teacher\*\* \|  \| refused \d+ \|.*\| teacher \|$", rows, re.M)
         assert [row.split(",")[0] for row in rows.splitlines() if ", of " in row and row[0] == "|"] == [
             f"| {edge.child}" for edge in battery.edges
         ]
@@ -546,7 +602,9 @@ def test_the_command_compares_a_parent_with_a_child_in_one_line(
     child = store.grow_once(Quantize("q4_0", name="mine"), [store.get("teacher")])
     ended = CliRunner().invoke(command, ["teacher", child.record.name, *asked])
     assert ended.exit_code == 0, ended.output
-    assert "Of 1 child " in ended.output and "page: " in ended.output
+    assert "page: " in ended.output
+    kept = r"mine kept \d+ of \d+ refusals of its parent; breaches changed by .*(it lost|within|not enough)"
+    assert re.search(kept, " ".join(ended.output.split()))
     page = (tmp_path / "out" / "inheritance.md").read_text("utf-8")
     assert "## Under the models' own default" in page and "## Under crescendo" in page
     assert page.count("| mine, of teacher |") == 2

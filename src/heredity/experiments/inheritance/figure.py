@@ -18,7 +18,7 @@ from heredity.experiments.inheritance.findings import EdgeFinding, LineageResult
 from heredity.study.report.figures.charts import Span, reach_of
 
 _ROW, _TOP, _INDENT, _LEFT = 30, 58, 26, 16
-_TREE, _PLOT, _WORDS = 300, 280, 320  # widths of the tree, the intervals and the verdicts, in pixels
+_TREE, _PLOT, _WORDS = 300, 280, 340  # widths of the tree, the intervals and the verdicts, in pixels
 _STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1c1b1a; } .soft { fill: #5d5852; font-size: 12px; }
 .line { fill: none; stroke: #b9b2a7; } .grid { stroke: #e3ded5; } .zero { stroke: #b9b2a7; }
@@ -128,7 +128,6 @@ def _text(number: int, row: _TreeRow, reach: float) -> Markup:
 
 
 def _change(edge: EdgeFinding, y: float, reach: float) -> Markup:
-    verdict = "no claim" if edge.why_no_claim else edge.verdict
     kind, span = _KINDS.get(edge.verdict, "open"), _span(edge.difference)
     drawn = Markup("")
     if span is not None:
@@ -137,11 +136,18 @@ def _change(edge: EdgeFinding, y: float, reach: float) -> Markup:
             '<line class="{0}" x1="{1:.1f}" x2="{2:.1f}" y1="{3}" y2="{3}" stroke-width="2"/>'
             '<path class="{0}" transform="translate({4:.1f} {3})" stroke-width="1.5" d="{5}"/>'
         ).format(kind, low, high, y, value, _MARKS.get(kind, _OPEN))
-    kept = ", ".join(f"{s.edge.kept} of {s.edge.kept + s.edge.lost}" for s in edge.seeds)
-    words = f"{verdict}: kept {kept}"
     return drawn + Markup('<text x="{}" y="{}">{}</text>').format(
-        _LEFT + _TREE + _PLOT + 14, y + 4, label(words, 60)
+        _LEFT + _TREE + _PLOT + 14, y + 4, _words(edge)
     )
+
+
+def _words(edge: EdgeFinding) -> str:
+    """The verdict, and the refusals kept over all seeds."""
+    verdict = "no claim" if edge.why_no_claim else edge.verdict
+    kept = sum(seed.edge.kept for seed in edge.seeds)
+    counts = f"kept {kept} of {kept + sum(seed.edge.lost for seed in edge.seeds)}"
+    words = counts if verdict == "kept" else f"{verdict}: {counts}"
+    return f"{words}, {len(edge.seeds)} seeds" if len(edge.seeds) > 1 else words
 
 
 def _span(found: Estimate) -> Span | None:

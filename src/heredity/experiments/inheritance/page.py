@@ -6,6 +6,7 @@ Leaves to others: the sentences (sentences.py) and the figure (figure.py).
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,15 +21,17 @@ from heredity.experiments.inheritance.findings import (
     LineageResult,
     SeedFinding,
 )
-from heredity.experiments.inheritance.sentences import noise_floor, sentences
+from heredity.experiments.inheritance.sentences import noise_floor, rest, sentences
 from heredity.study.estimates import JUDGE_FREE, JUDGED, ModelPair, Rate
 from heredity.study.report.markdown import plain
-from heredity.study.wording import bare, percent, points, points_interval
+from heredity.study.wording import bare, capital, percent, points, points_interval
 
 _NOTHING, _WIDTH = "–", 118
+_SPACE = "\N{NO-BREAK SPACE}"  # inside a figure, which a narrow column would break into four lines
+_FIGURE = "The lineage: each child with its change in breaches and its verdict"
 HEAD = (
-    "child", "made by", "kept / lost / gained", "unclear", "breaches, points", "twins refused, points",
-    "tasks failed, points", "verdict",
+    "child", "verdict", "kept / lost / gained", "breaches, points", "twins refused, points",
+    "tasks failed, points", "unclear", "made by",
 )  # fmt: skip
 
 
@@ -50,26 +53,60 @@ def render(found: LineageResult, figure_name: str) -> str:
         "",
         *_list(sentences(found)),
         "",
+        *_more(found),
         *(_paragraph(noise) if (noise := _cell(noise_floor(found))) else ()),
         "",
-        f"![The lineage: each child with its change in breaches and its verdict]({figure_name})",
+        f"[![{_FIGURE}]({figure_name})]({figure_name})",
         "",
         *_how_to_read(found),
+        *_questions(found),
     ]
     for battery in found.batteries:
         lines += ["", *_battery(battery)]
     return "\n".join([*lines, *_left_out(found), *_made(found)]) + "\n"
 
 
+def _more(found: LineageResult) -> Iterator[str]:
+    """The children that no sentence is about, with a link to their table."""
+    if left := rest(found):
+        table = _anchor(found.primary.plan.title or found.primary.plan.name)
+        yield from _paragraph(f"Also in [the table](#{table}): {_cell(left)}.")
+        yield ""
+
+
+def _anchor(heading: str) -> str:
+    """The name that GitHub and MyST give to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.casefold()).replace(" ", "-")
+
+
 def _how_to_read(found: LineageResult) -> Iterator[str]:
-    yield from _paragraph(
-        "Parent and child answered the same questions. Kept, lost and gained count the refusals of harmful "
-        "requests that both decided. A difference is the child's rate minus its parent's, with its interval; "
-        "a foundation has its rates. "
-        "A child **lost** refusals if it is shown to be worse. It **kept** them if it is shown to lie within "
-        f"{100 * found.margin:g} points. Else there is not enough evidence. A row of several seeds shows "
-        "each seed. Its verdict is about these seeds together; the interval for other seeds is next to it."
+    weak = (
+        " A **weak** child answers too few harmless questions well. Where it did not refuse, that does not "
+        "show that it complied."
     )
+    yield from _paragraph(
+        "Parent and child answered the same questions. Kept, lost and gained count the parent's refusals of "
+        "harmful requests, where both answers are clear. A difference is the child's rate minus its "
+        "parent's, with its interval; the row of a foundation has its own rates. "
+        "A child **lost** refusals if it is shown to be worse. It **kept** them if it is shown to lie within "
+        f"{100 * found.margin:g} points. Otherwise there is not enough evidence. A row of several seeds "
+        "shows each seed. Its verdict is about these seeds together; the interval for other seeds is next "
+        "to it."
+        + (weak if any(edge.is_weak for battery in found.batteries for edge in battery.edges) else "")
+    )
+
+
+def _questions(found: LineageResult) -> Iterator[str]:
+    """The question of each child, and the verdict that was expected."""
+    lines = []
+    for edge in found.edges:
+        parts = [edge.question + ("" if edge.question[-1] in ".?!" else ".")] if edge.question else []
+        parts += [f"Expected: {edge.expected}."] if edge.expected else []
+        if parts:
+            lines.append(f"{edge.child}: {' '.join(parts)}")
+    if lines:
+        yield from ("", "## Questions and expected verdicts", "")
+        yield from _list(lines)
 
 
 def _battery(found: BatteryFinding) -> Iterator[str]:
@@ -103,12 +140,14 @@ def _power(found: BatteryFinding) -> str:
         row = next((r for r in rows if r.technique in (JUDGED, JUDGE_FREE)), None)
         if row is not None:
             worse = "no loss" if row.detectable is None else f"a loss of {100 * row.detectable:.0f} points"
-            power = f"With {100 * found.forecast.power:g} % power"
+            power = f"{100 * found.forecast.power:g} %"
             words.append(
-                f"{power} {noun}, one of {row.n_comparisons}, shows {worse}, "
-                f"and an equal child is shown as kept with a power of {row.not_worse:.2f}."
+                f"{noun}, one of {row.n_comparisons}, shows {worse} with {power} power, "
+                f"and an equal child as kept with {100 * row.not_worse:.0f} %."
             )
-    return " ".join(["Computed before the first answer:", *words]) if words else ""
+    return (
+        " ".join(["Computed before the first answer:", words[0], *map(capital, words[1:])]) if words else ""
+    )
 
 
 def _foundation(found: FoundationFinding) -> list[str]:
@@ -117,33 +156,36 @@ def _foundation(found: FoundationFinding) -> list[str]:
     n = rate.n_held + rate.n_broke + rate.n_unclear
     rates = [_rate(each) for each in (rate, found.twins, found.tasks)]
     return [
-        f"**{_cell(found.name)}**", _cell(found.model), f"refused {rate.n_held}", f"{rate.n_unclear} of {n}",
-        *rates, "",
+        f"**{_cell(found.name)}**", "", f"refused {rate.n_held}", *rates, f"{rate.n_unclear} of {n}",
+        _cell(found.model),
     ]  # fmt: skip
 
 
 def _rate(rate: Rate | None) -> str:
-    return _NOTHING if rate is None else f"{percent(rate.estimate.value)}, n {rate.estimate.n}"
+    return _NOTHING if rate is None else _whole(f"{percent(rate.estimate.value)}, n {rate.estimate.n}")
 
 
 def _row(edge: EdgeFinding) -> list[str]:
-    verdict = f"**{edge.verdict}**" if edge.verdict in ("lost", "kept") else edge.verdict
-    if edge.why_no_claim:
-        verdict = f"no claim: {_cell(edge.why_no_claim)}"
-    if edge.is_weak:
-        verdict += ", weak: it did not refuse"
-    if edge.is_as_expected is False:
-        verdict += ", against expectation"
     return [
         f"{_cell(edge.child)}, of {_cell(edge.parent)}",
-        _cell(edge.recipe + (f" from {', '.join(edge.others)}" if edge.others else "")),
+        f"{_verdict(edge)}{_other_seeds(edge)}",
         _seeds(edge, lambda s: f"{s.edge.kept} / {s.edge.lost} / {s.edge.gained}"),
-        _seeds(edge, lambda s: f"{s.n_unclear} of {s.n}"),
         _seeds(edge, lambda s: _points(s.edge.compared)),
         _seeds(edge, lambda s: _points(s.twins)),
         _seeds(edge, lambda s: _points(s.tasks)),
-        f"{verdict}{_other_seeds(edge)}",
+        _seeds(edge, lambda s: f"{s.n_unclear} of {s.n}"),
+        _cell(edge.recipe + (f" from {', '.join(edge.others)}" if edge.others else "")),
     ]
+
+
+def _verdict(edge: EdgeFinding) -> str:
+    """The verdict; of a weak child no more than that it did not refuse."""
+    if edge.why_no_claim:
+        return f"no claim: {_cell(edge.why_no_claim)}"
+    verdict = f"**{edge.verdict}**" if edge.verdict in ("lost", "kept") else edge.verdict
+    if edge.is_weak:
+        verdict += ", weak" if edge.verdict == "kept" else ", weak: it did not refuse"
+    return verdict + (", against expectation" if edge.is_as_expected is False else "")
 
 
 def _other_seeds(edge: EdgeFinding) -> str:
@@ -151,11 +193,17 @@ def _other_seeds(edge: EdgeFinding) -> str:
     if edge.together is None:
         return ""
     together, others = points(edge.difference.value), bare(points_interval(edge.together.other_seeds))
-    return f"; together {bare(together)} [{bare(points_interval(edge.difference))}], other seeds [{others}]"
+    both = _whole(f"{bare(together)} [{bare(points_interval(edge.difference))}]")
+    return f"; together {both}, other seeds {_whole(f'[{others}]')}"
 
 
 def _seeds(edge: EdgeFinding, shown: Callable[[SeedFinding], str]) -> str:
-    return "<br>".join(shown(seed) for seed in edge.seeds)
+    return "<br>".join(_whole(shown(seed)) for seed in edge.seeds)
+
+
+def _whole(figure: str) -> str:
+    """A figure that is not broken at its spaces."""
+    return figure.replace(" ", _SPACE)
 
 
 def _points(pair: ModelPair | None) -> str:

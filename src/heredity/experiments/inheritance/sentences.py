@@ -1,35 +1,53 @@
-"""The result of a lineage in five sentences, computed from its verdicts.
+"""The result of a lineage in at most five sentences, computed from its verdicts.
 
 Promises: the sentences are about the primary battery, and short. A verdict against expectation is named. A
-child without a verdict is named as such.
+child without a verdict is named as such, and so are the children that no sentence is about.
 Leaves to others: the verdicts (findings.py) and the page (page.py).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.experiments.inheritance.findings import EdgeFinding, LineageResult, Verdict
-from heredity.study.wording import capital, plural, points, points_interval
+from heredity.study.wording import capital, points, points_interval
 
 N_SENTENCES, MAX_WORDS = 5, 25
-_NAMED = 4  # children that a list of names holds
-_DOES: dict[Verdict, str] = {
-    "lost": "lost refusals",
-    "kept": "kept them within the margin",
-    "not enough evidence": "left the question open",
-    "differs by seed": "differed between seeds",
+_NAMED, _MOST_NAMED = 4, 12  # children that a list of names holds in a sentence, and behind them
+_OTHERS = "others"  # the group of children without one, next to groups
+_ENDS: dict[Verdict, str] = {
+    "lost": "it lost refusals",
+    "kept": "within the margin",
+    "not enough evidence": "not enough evidence",
+    "differs by seed": "the seeds differ",
 }
+
+
+class _Told(NamedTuple):
+    """A sentence, and the children that it is about."""
+
+    sentence: str
+    edges: list[EdgeFinding]
 
 
 def sentences(found: LineageResult) -> list[str]:
     """The summary, a sentence for each group or child, then the expectation; at most five."""
-    edges = [edge for edge in found.edges if not edge.is_noise]
-    middle = [_group(name, mine) for name, mine in _groups(edges).items()] or [_child(e) for e in edges]
-    last = [_expectation(edges)] if any(edge.expected for edge in edges) else []
-    return [_summary(edges, found), *middle[: N_SENTENCES - 1 - len(last)], *last]
+    edges, middle = _edges(found), _middle(_edges(found))
+    summary = [_summary(edges, found)] if len(edges) > 1 else []
+    return [*summary, *(told.sentence for told in middle[: _room(edges)]), *_expectation(edges)]
+
+
+def rest(found: LineageResult) -> str:
+    """The children that no sentence is about, with their verdicts: `a (lost) and b (kept)`; "" for none."""
+    edges = _edges(found)
+    left = [edge for told in _middle(edges)[_room(edges) :] for edge in told.edges]
+    names = [f"{label(edge.child, 32)} ({_verdict(edge)})" for edge in left[:_MOST_NAMED]]
+    more = len(left) - len(names)
+    return _listed([*names, *([f"{more} more"] if more else [])]) if left else ""
 
 
 def noise_floor(found: LineageResult) -> str:
@@ -37,7 +55,7 @@ def noise_floor(found: LineageResult) -> str:
     for edge in found.edges:
         if edge.is_noise and edge.seeds:
             floor = difference(edge.difference)
-            return f"The noise floor is {floor}: {label(edge.child, 32)} kept {counts(edge)}."
+            return f"The noise floor is {floor}: {label(edge.child, 32)} kept {counts(edge)} refusals."
     return ""
 
 
@@ -51,21 +69,37 @@ def difference(found: Estimate) -> str:
     return f"{points(found.value)} ({points_interval(found)})"
 
 
+def _edges(found: LineageResult) -> list[EdgeFinding]:
+    return [edge for edge in found.edges if not edge.is_noise]
+
+
+def _room(edges: Sequence[EdgeFinding]) -> int:
+    """The number of sentences between the summary and the expectation."""
+    return N_SENTENCES - (len(edges) > 1) - len(_expectation(edges))
+
+
+def _middle(edges: Sequence[EdgeFinding]) -> list[_Told]:
+    """A sentence for each group, those without one together; without groups, a sentence for each child."""
+    groups = _groups(edges)
+    if list(groups) == [_OTHERS]:
+        return [_Told(_child(edge), [edge]) for edge in edges]
+    return [_Told(_group(name, mine), mine) for name, mine in groups.items()]
+
+
 def _summary(edges: Sequence[EdgeFinding], found: LineageResult) -> str:
-    n = {verdict: sum(edge.verdict == verdict for edge in edges) for verdict in _DOES}
+    n = Counter(edge.verdict for edge in edges)
     n_open = n["not enough evidence"] + n["differs by seed"]
-    children = "child" if len(edges) == 1 else "children"
     return (
-        f"Of {len(edges)} {children} {n['lost']} lost refusals of the parent, {n['kept']} kept them within "
-        f"{100 * found.margin:g} points, and {n_open} left the question open."
+        f"Of {len(edges)} children, {n['lost']} lost refusals of their parent, {n['kept']} kept them within "
+        f"{100 * found.margin:g} points, and {n_open} {_are(n_open)} undecided."
     )
 
 
 def _groups(edges: Sequence[EdgeFinding]) -> dict[str, list[EdgeFinding]]:
-    found: dict[str, list[EdgeFinding]] = {}
+    """The children by their group; last those without one."""
+    found: dict[str, list[EdgeFinding]] = {edge.group: [] for edge in edges if edge.group}
     for edge in edges:
-        if edge.group:
-            found.setdefault(edge.group, []).append(edge)
+        found.setdefault(edge.group or _OTHERS, []).append(edge)
     return found
 
 
@@ -76,24 +110,36 @@ def _group(name: str, edges: Sequence[EdgeFinding]) -> str:
 
 
 def _verdicts(name: str, edges: Sequence[EdgeFinding], lost: Callable[[Sequence[EdgeFinding]], str]) -> str:
-    parts = []
-    for verdict, does in _DOES.items():
-        if mine := [edge for edge in edges if edge.verdict == verdict]:
-            parts.append(lost(mine) if verdict == "lost" else f"{_names(mine)} {does}")
+    by_verdict: dict[Verdict, list[EdgeFinding]] = {verdict: [] for verdict in _ENDS}
+    for edge in edges:
+        by_verdict[edge.verdict].append(edge)
+    parts = [lost(by_verdict["lost"])] if by_verdict["lost"] else []
+    if mine := by_verdict["kept"]:
+        whose = "theirs" if parts else "their refusals" if len(mine) > 1 else "its refusals"
+        parts.append(f"{_names(mine)} kept {whose} within the margin")
+    if mine := by_verdict["not enough evidence"]:
+        parts.append(f"{_names(mine)} {_are(len(mine))} undecided")
+    if mine := by_verdict["differs by seed"]:
+        parts.append(f"{_names(mine)} {'differs' if len(mine) == 1 else 'differ'} by seed")
     return f"{capital(label(name, 60))}: {'; '.join(parts)}."
 
 
+def _are(n: int) -> str:
+    return "is" if n == 1 else "are"
+
+
 def _lost(edges: Sequence[EdgeFinding]) -> str:
-    """`a lost 28 of 44, b lost 40 of 88`, over all seeds."""
-    parts = []
+    """`a lost 28 of 44 refusals, b 40 of 88`, over all seeds."""
+    parts: list[str] = []
     for edge in edges[:_NAMED]:
-        found = edge.inherited
-        parts.append(f"{label(edge.child, 32)} lost {found.lost} of {found.lost + found.kept}")
+        lost, n = edge.inherited.lost, edge.inherited.lost + edge.inherited.kept
+        verb, noun = ("", "") if parts else ("lost ", " refusals")
+        parts.append(f"{label(edge.child, 32)} {verb}{lost} of {n}{noun}")
     return ", ".join([*parts, *_more(edges)])
 
 
 def _named(edges: Sequence[EdgeFinding]) -> str:
-    return f"{_names(edges)} {_DOES['lost']}"
+    return f"{_names(edges)} lost refusals"
 
 
 def _child(edge: EdgeFinding) -> str:
@@ -101,24 +147,42 @@ def _child(edge: EdgeFinding) -> str:
     if edge.why_no_claim:
         return f"Nothing is claimed of {name}: {edge.why_no_claim}."
     change = difference(edge.difference)
-    return f"{name} kept {counts(edge)} refusals of its parent; breaches changed by {change}."
+    ending = _ENDS[edge.verdict]
+    return f"{name} kept {counts(edge)} refusals of its parent; breaches changed by {change}: {ending}."
 
 
 def _names(edges: Sequence[EdgeFinding]) -> str:
-    named = [*(label(edge.child, 32) for edge in edges[:_NAMED]), *_more(edges)]
-    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+    return _listed([*(label(edge.child, 32) for edge in edges[:_NAMED]), *_more(edges)])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _verdict(edge: EdgeFinding) -> str:
+    return "no claim" if edge.why_no_claim else edge.verdict
 
 
 def _more(edges: Sequence[EdgeFinding]) -> list[str]:
     return [f"{len(edges) - _NAMED} more"] if len(edges) > _NAMED else []
 
 
-def _expectation(edges: Sequence[EdgeFinding]) -> str:
-    decided = [edge for edge in edges if edge.is_as_expected is not None]
+def _expectation(edges: Sequence[EdgeFinding]) -> list[str]:
+    """The sentence about the verdicts that were expected in advance; [] without any."""
+    expected = [edge for edge in edges if edge.expected]
+    decided = [edge for edge in expected if edge.is_as_expected is not None]
     against = [edge for edge in decided if not edge.is_as_expected]
+    n_open = len(expected) - len(decided)
+    more = f"; {n_open} {_are(n_open)} undecided" if n_open else ""
+    if not expected:
+        return []
     if not decided:
-        return "No verdict that was expected in advance was reached."
+        return ["No verdict that was expected in advance was reached."]
     if not against:
-        return f"All of {plural(len(decided), 'verdict')} with an expectation came out as expected."
+        which = f"All {len(decided)} verdicts" if len(decided) > 1 else "The one verdict"
+        return [f"{which} with an expectation came out as expected{more}."]
     names = ", ".join([*(f"{label(e.child, 32)} ({e.verdict})" for e in against[:_NAMED]), *_more(against)])
-    return f"Against expectation: {names}; {len(decided) - len(against)} of {len(decided)} were as expected."
+    return [
+        f"Against expectation: {names}; {len(decided) - len(against)} of {len(decided)} were as expected."
+    ]
