@@ -63,6 +63,15 @@ def test_a_saved_plan_is_the_plan_of_its_settings(place: Path) -> None:
     assert study.folder == place / "out" and Study.open(study.folder).plan() == made
 
 
+def test_the_path_of_a_model_is_taken_from_the_folder_of_the_plan(place: Path) -> None:
+    models = 'models = ["./mine", "kv4:parts/mine", "scripted:careful", "hf:a/b"]'
+    (place / "paths.toml").write_text(f'{models}\nattacker = "./writer.gguf"\napplication = "desk.toml"\n')
+    spec = StudySpec.read(place / "paths.toml")
+    mine, parts = place / "mine", place / "parts" / "mine"
+    assert list(spec.models) == [str(mine), f"kv4:{parts}", "scripted:careful", "hf:a/b"]
+    assert spec.attacker == str(place / "writer.gguf")
+
+
 def test_one_text_stands_for_a_list_of_one_and_option_names_are_accepted(place: Path) -> None:
     (place / "old.toml").write_text(
         'model = "scripted:mixed"\nattack = "direct"\napplication = "desk.toml"\n'

@@ -102,7 +102,7 @@ def _consent(store: Store, ref: str, yes: bool) -> None:
     """Ask before a model is downloaded. Raises UnknownName for a model that does not exist."""
     from heredity.cli import _pulling
     from heredity.core.errors import Unavailable
-    from heredity.experiments.inheritance.children import is_elsewhere
+    from heredity.lineage.references import is_elsewhere
 
     if is_elsewhere(ref):
         return

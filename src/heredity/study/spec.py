@@ -4,7 +4,7 @@
     StudySpec.read("plan.toml")
 
 A plan file is TOML, or JSON, whose keys are the fields of StudySpec. One model or attack may be a plain text.
-Files that it names are found relative to it.
+Files and models that it reads are found relative to it; `out`, which it writes, to the working directory.
 
 Promises: an unknown key, a wrong type and a repeated entry are errors that name the line or the setting. The
 same settings resolve to the same plan.
@@ -27,6 +27,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadInput, UsageError, did_you_mean
 from heredity.core.readers import toml_line, toml_of
 from heredity.core.records import Model, Probe, digest
+from heredity.lineage.references import placed
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, probes
 from heredity.redteam.judges import DEFAULT
@@ -179,7 +180,9 @@ def _placed(name: str, value: Any, folder: Path) -> Any:
         return str(folder / value)
     if name == "probes":
         return [str(folder / each) if each.endswith(".toml") else each for each in value]
-    return value
+    if name == "models":
+        return [placed(each, folder) for each in value]
+    return placed(value, folder) if name == "attacker" else value
 
 
 # --- the plan -------------------------------------------------------------------------------------

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from heredity.core.errors import BadInput, UnknownName, UsageError
+from heredity.core.errors import BadInput, Damaged, UnknownName, UsageError
+from heredity.core.records import digest, encode
 from heredity.experiments.inheritance.batteries import application, chosen_probes
 from heredity.experiments.inheritance.children import Lineage
 from heredity.experiments.inheritance.data import SHIPPED, load_data
 from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan, plan_of, read_plan
-from heredity.experiments.inheritance.run import plan_digest
+from heredity.experiments.inheritance.run import LineageFile, plan_digest, read_plan_file
 from heredity.lineage.store import Store
 from heredity.train.data.chat import Data
 from tests.support.documents import ROOT
@@ -161,6 +163,11 @@ def test_seeds_of_a_child_without_anything_random_are_refused(tmp_path: Path, re
     assert read_plan(write(tmp_path, later)).child[1].seeds == (0, 1)
 
 
+def test_a_file_of_data_without_an_ending_is_taken_from_the_folder_of_the_plan(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path, TEXT.replace('"rows.jsonl"', '"data/rows + harmless_prompts"')))
+    assert plan.data == {"rows": f"{tmp_path / 'data' / 'rows'} + harmless_prompts"}
+
+
 def test_a_file_of_probes_as_data_is_taken_from_the_folder_of_the_plan(tmp_path: Path) -> None:
     plan = read_plan(write(tmp_path, TEXT.replace('"rows.jsonl"', '"probes:mine.toml:benign"')))
     assert plan.data == {"rows": f"probes:{tmp_path / 'mine.toml'}:benign"}
@@ -176,6 +183,53 @@ def test_a_foundation_and_a_set_of_data_can_be_replaced(tmp_path: Path) -> None:
     assert plan.models == {"teacher": "other"} and plan.data == {"rows": "gsm8k.jsonl"}
     with raises(UnknownName, "unknown-name"):
         read_plan(write(tmp_path), {"tutor": "other"})
+
+
+def test_the_path_of_a_model_is_taken_from_the_folder_of_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "next").mkdir()
+    named = {
+        "./mine": str(tmp_path / "mine"),
+        "models/mine.gguf": str(tmp_path / "models" / "mine.gguf"),
+        "next": str(tmp_path / "next"),
+        str(tmp_path / "whole"): str(tmp_path / "whole"),
+        "kv4:./mine": f"kv4:{tmp_path / 'mine'}",
+        "smollm2-135m-instruct": "smollm2-135m-instruct",
+        "hf:owner/name": "hf:owner/name",
+        "kv4:smollm2-135m-instruct": "kv4:smollm2-135m-instruct",
+        "call:module:function": "call:module:function",
+    }
+    for ref, wanted in named.items():
+        text = TEXT.replace('"smollm2-135m-instruct"', f'"{ref}"')
+        assert read_plan(write(tmp_path, text)).models == {"teacher": wanted}
+    assert read_plan(write(tmp_path), {"teacher": "./mine"}).models == {"teacher": "./mine"}
+
+
+def test_a_plan_with_the_path_of_a_model_has_one_digest_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TEXT.replace('"smollm2-135m-instruct"', '"./mine"')
+    digests = {plan_digest(read_plan(write(tmp_path / name, text))) for name in "ab"}
+    monkeypatch.chdir(tmp_path / "a")
+    assert {plan_digest(read_plan(Path("plan.toml")))} == digests and len(digests) == 1
+    assert digests != {plan_digest(read_plan(write(tmp_path, text.replace("./mine", "./yours"))))}
+
+
+def test_a_folder_in_which_the_path_of_a_model_counted_is_still_read(tmp_path: Path) -> None:
+    """The first folders of lineages: their digest is that of the plan as it was written."""
+    plan = read_plan(write(tmp_path, TEXT.replace('"smollm2-135m-instruct"', f'"{tmp_path / "mine"}"')))
+    child = tuple(msgspec.structs.replace(each, minutes=0.0) for each in plan.child)
+    battery = msgspec.structs.replace(
+        plan.battery[0], application="desk.toml", probes=("harmful_request", "mine.toml"), minutes=0.0
+    )
+    bare = msgspec.structs.replace(plan, child=child, battery=(battery,), data={"rows": "rows.jsonl"})
+    former = LineageFile(digest(bare), "2026-11-27T00:00:00+00:00", plan, {})
+    assert former.digest != plan_digest(plan)
+    (tmp_path / "lineage.json").write_bytes(encode(former))
+    assert read_plan_file(tmp_path) == former
+    edited = msgspec.structs.replace(former, plan=msgspec.structs.replace(plan, margin=0.4))
+    (tmp_path / "lineage.json").write_bytes(encode(edited))
+    with raises(Damaged, "plan-damaged"):
+        read_plan_file(tmp_path)
 
 
 def test_a_quick_plan_has_the_same_children_in_few_steps(tmp_path: Path) -> None:

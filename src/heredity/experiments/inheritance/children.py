@@ -30,6 +30,7 @@ from heredity.experiments.inheritance.plan import (
     LineagePlan,
 )
 from heredity.lineage import catalog, graph
+from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
@@ -273,12 +274,6 @@ def _stored(store: Store, ref: str, watch: Watch | None) -> Grown:
         return store.get(ref)
     except Unavailable:
         return store.pull(ref, watch)
-
-
-def is_elsewhere(ref: str) -> bool:
-    """Whether a reference names the hub, or a path (of a file or folder that may be missing)."""
-    is_path = target_of(ref) is None and any(slash in ref for slash in "/\\")
-    return ref.startswith("hf:") or is_path or Path(ref).exists()
 
 
 def _titled(watch: Watch | None, title: str) -> Watch | None:

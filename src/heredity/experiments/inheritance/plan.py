@@ -23,6 +23,7 @@ import msgspec
 from heredity.core.errors import BadArgument, BadInput, UnknownName, UsageError, code_of, did_you_mean
 from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import Record
+from heredity.lineage import references
 from heredity.recipes import derivable, is_random
 
 Expected = Literal["", "lost", "kept"]
@@ -194,7 +195,7 @@ def is_lineage_plan(path: Path) -> bool:
 def read_plan(
     path: Path, models: dict[str, str] | None = None, data: dict[str, str] | None = None
 ) -> LineagePlan:
-    """Read a plan, with relative paths taken from its folder. Raises BadInput with the line.
+    """Read a plan, with all relative paths taken from its folder. Raises BadInput with the line.
 
     models, data: replace foundations and sets of the plan, by its names for them.
     """
@@ -218,7 +219,8 @@ def read_plan(
         )
         for each in plan.battery
     )
-    return msgspec.structs.replace(plan, models=plan.models | (models or {}), data=placed, battery=batteries)
+    known = {name: references.placed(ref, path.parent) for name, ref in plan.models.items()} | (models or {})
+    return msgspec.structs.replace(plan, models=known, data=placed, battery=batteries)
 
 
 def plan_of(
@@ -267,7 +269,7 @@ def _placed_part(part: str, folder: Path) -> str:
     if part.startswith(PROBES):
         name, colon, kind = part.removeprefix(PROBES).rpartition(":")
         return f"{PROBES}{_placed_part(name, folder)}{colon}{kind}"
-    return str(folder / part) if Path(part).suffix else part
+    return str(folder / part) if Path(part).suffix or "/" in part else part
 
 
 def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str]) -> None:

@@ -24,6 +24,7 @@ from heredity.experiments.inheritance import batteries
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import GrownFile, LineageResult, collect
 from heredity.experiments.inheritance.plan import JOINS, LineagePlan
+from heredity.lineage.references import without_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader
 from heredity.study.aggregate import read_proven
@@ -107,7 +108,7 @@ def inherit(
         power = _power(plan, possible, store, out, tell)
         if plan.is_of_models:
             _get_named(lineage, possible, tell)
-        at = _write_plan(plan, out, power)
+        held = _write_plan(plan, out, power)
         course = Course(1 + len(possible) + len(plan.battery), _minutes(plan, possible), tell)
         course.start("get the foundations")
         lineage.pull()
@@ -117,9 +118,9 @@ def inherit(
             raise UsageError(f"No child could be made: {lineage.left_out[-1].why}", code="no-children")
         ids = {name: model.record.id for name, model in lineage.models.items()}
         seconds = {name: model.record.made.seconds for name, model in lineage.models.items()}
-        grown = GrownFile(plan_digest(plan), ids, tuple(lineage.left_out), seconds)
+        grown = GrownFile(held.digest, ids, tuple(lineage.left_out), seconds)
         write_atomic(out / GROWN, encode(grown) + b"\n")
-        return collect(plan, grown, _ask_all(lineage, store, out, course, watch), at)
+        return collect(plan, grown, _ask_all(lineage, store, out, course, watch), held.at)
 
 
 def read_result(out: Path) -> LineageResult:
@@ -142,11 +143,10 @@ def _read_grown(out: Path, digest: str) -> GrownFile:
 
 def _without_former(lineage: Lineage, possible: Sequence[Task], out: Path) -> list[Task]:
     """The tasks without those that an earlier run in this folder left out, if a study of it has begun."""
-    digest = plan_digest(lineage.plan)
     has_begun = any((out / battery.name / STUDY_PLAN).exists() for battery in lineage.plan.battery)
-    if not (has_begun and (out / GROWN).exists()) or read_plan_file(out).digest != digest:
+    if not (has_begun and (out / GROWN).exists() and _is_of(held := read_plan_file(out), lineage.plan)):
         return list(possible)
-    former = {each.name: each for each in _read_grown(out, digest).left_out}
+    former = {each.name: each for each in _read_grown(out, held.digest).left_out}
     lineage.left_out += [former[task.name] for task in possible if task.name in former]
     return [task for task in possible if task.name not in former]
 
@@ -204,22 +204,20 @@ def _power(
     return power
 
 
-def _write_plan(plan: LineagePlan, out: Path, power: dict[str, StudyForecast]) -> str:
-    """Save the plan before anything is made, and return its time. Raises NotComparable for another plan."""
+def _write_plan(plan: LineagePlan, out: Path, power: dict[str, StudyForecast]) -> LineageFile:
+    """Save the plan before anything is made, or find it there. Raises NotComparable for another plan."""
     path = out / PLAN
     if path.exists():
         held = read_plan_file(out)
-        if held.digest != plan_digest(plan):
+        if not _is_of(held, plan):
             raise NotComparable(
                 f"{path} holds another plan. Name another folder: --out.", code="another-plan"
             )
-        return held.at
-    at = datetime.now(UTC).isoformat(timespec="seconds")
+        return held
+    held = LineageFile(plan_digest(plan), datetime.now(UTC).isoformat(timespec="seconds"), plan, power)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(
-        path, msgspec.json.format(encode(LineageFile(plan_digest(plan), at, plan, power)), indent=2) + b"\n"
-    )
-    return at
+    write_atomic(path, msgspec.json.format(encode(held), indent=2) + b"\n")
+    return held
 
 
 def read_plan_file(out: Path) -> LineageFile:
@@ -237,7 +235,7 @@ def read_plan_file(out: Path) -> LineageFile:
         held = msgspec.json.decode(path.read_bytes(), type=LineageFile)
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{path} cannot be read: {error}.", code="plan-damaged") from None
-    if plan_digest(held.plan) != held.digest:
+    if not _is_of(held, held.plan):
         raise Damaged(f"{path} was edited: its digest is not that of its plan.", code="plan-damaged")
     return held
 
@@ -245,8 +243,20 @@ def read_plan_file(out: Path) -> LineageFile:
 def plan_digest(plan: LineagePlan) -> str:
     """Names a plan, wherever its files lie: of their paths only the names count. Expected minutes do not.
 
-    The studies have the digests of applications and probes, and the children those of their data.
+    The studies have the digests of applications, probes and models, and the children those of their data. A
+    model that is its own name in the plan, as on the command line, counts with its path.
     """
+    models = {name: ref if ref == name else without_folder(ref) for name, ref in plan.models.items()}
+    return _digest_with_paths(msgspec.structs.replace(plan, models=models))
+
+
+def _is_of(held: LineageFile, plan: LineagePlan) -> bool:
+    """Whether the folder is of this plan. In the first ones the path of a model counted as it was written."""
+    return held.digest in (plan_digest(plan), _digest_with_paths(plan))
+
+
+def _digest_with_paths(plan: LineagePlan) -> str:
+    """The digest of a plan whose models count with their paths."""
     placed = [
         msgspec.structs.replace(
             each,

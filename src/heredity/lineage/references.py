@@ -1,0 +1,52 @@
+"""References of models in plan files: a name, a path, or an engine in front of one of them.
+
+    "smollm2-135m-instruct"     a model of the store or of the catalogue
+    "models/mine", "mine.gguf"  a path, if it has a slash or lies next to the plan
+    "hf:owner/name"             a model of the hub
+    "kv4:models/mine"           the model behind an engine or a setting of one
+
+Promises: nothing is loaded or pulled.
+Leaves to others: finding the model (store.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from heredity.lineage.store import target_of
+
+HUB = "hf:"
+
+
+def is_elsewhere(ref: str) -> bool:
+    """Whether a reference names the hub, or a path (of a file or folder that may be missing)."""
+    return ref.startswith(HUB) or _is_path(ref) or Path(ref).exists()
+
+
+def placed(ref: str, folder: Path) -> str:
+    """The reference in a plan file of `folder`, with a relative path taken from there."""
+    engine, model = _split(ref)
+    is_path = _is_path(model) or _is_next_to(model, folder)
+    return f"{engine}{folder / model}" if is_path else ref
+
+
+def without_folder(ref: str) -> str:
+    """The reference with only the last name of its path. It is the same wherever the files lie."""
+    engine, model = _split(ref)
+    return f"{engine}{Path(model).name}" if _is_path(model) else ref
+
+
+def _split(ref: str) -> tuple[str, str]:
+    """The engine with its colon, or "", and the model that it answers."""
+    engine, colon, model = ref.partition(":")
+    target = target_of(ref)
+    return (f"{engine}{colon}", model) if target is not None and target.WRAPS_MODEL else ("", ref)
+
+
+def _is_path(ref: str) -> bool:
+    has_slash = any(slash in ref for slash in "/\\")
+    return has_slash and not ref.startswith(HUB) and target_of(ref) is None
+
+
+def _is_next_to(ref: str, folder: Path) -> bool:
+    return bool(ref) and target_of(ref) is None and not ref.startswith(HUB) and (folder / ref).exists()
