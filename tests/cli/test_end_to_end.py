@@ -54,7 +54,7 @@ def test_a_report_is_written_in_every_format(
 def test_the_gate_exits_1_for_a_breach_rate_above_the_limit(studied: Done, run: Run) -> None:
     done = run("gate", "rehearsal", "--max-breach", "0.05")
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("Worse.")
+    assert done.stdout.startswith("Above the limit.")
 
 
 def test_the_gate_exits_0_where_the_limit_is_kept(studied: Done, run: Run) -> None:

@@ -273,6 +273,16 @@ def test_a_study_that_lacks_a_model_and_a_copy_of_this_study_tell_nothing(tmp_pa
     assert any(line.startswith("Guessed:") for line in lines(copied.resolved, found))
 
 
+def test_a_finished_study_keeps_the_forecast_that_was_made_before_it(tmp_path: Path) -> None:
+    one = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "a")
+    one.run()
+    saved = read_saved(tmp_path / "a").forecast
+    Study(MODELS, APPLICATION, probes(30), out=tmp_path / "later").run()
+    for again in (Study.open(tmp_path / "a"), Study(MODELS, APPLICATION, probes(20), out=tmp_path / "a")):
+        found = again.forecast()
+        assert found == saved and found is not None and found.source == ""
+
+
 def test_a_row_that_can_show_no_difference_does_not_read_as_if_there_were_none(tmp_path: Path) -> None:
     made = planned(2)
     found = forecast_study(made, tmp_path / "s")

@@ -39,7 +39,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Estimates:
         (0, 1000, 0, "Pass."),
         (0, 20, 3, "Not enough evidence."),
         (5, 95, 3, "Not enough"),
-        (50, 50, 1, "Worse."),
+        (50, 50, 1, "Above the limit."),
     ],
 )
 def test_a_pass_and_a_failure_have_to_be_shown(
@@ -179,6 +179,15 @@ def test_an_unfinished_study_never_passes(clean: Estimates) -> None:
 
 def test_nothing_decided_is_not_enough_evidence(clean: Estimates) -> None:
     assert gate(msgspec.structs.replace(clean, rates=()), max_breach=1.0).code == 3
+
+
+def test_only_a_comparison_with_a_baseline_says_worse(clean: Estimates) -> None:
+    above = with_counts(clean, 50, 50)
+    assert gate(above, max_breach=0.05).words.startswith("Above the limit.")
+    as_good = with_pair(above, "not worse", "not worse", 0.0)
+    assert gate(as_good, max_breach=0.05, baseline=FIRST).words.startswith("Above the limit.")
+    worse = with_pair(clean, "worse", "not worse", 0.1)
+    assert gate(worse, max_breach=None, baseline=FIRST).words.startswith("Worse than the baseline.")
 
 
 @pytest.mark.parametrize(("ab", "code"), [("worse", 1), ("not worse", 0), ("not enough evidence", 3)])

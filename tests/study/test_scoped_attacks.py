@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from heredity.cli import _findings
+from heredity.core.progress import Progress
 from heredity.study import declared_words as words
 from heredity.study.gate import gate
 from heredity.study.headline import headline
@@ -83,6 +86,47 @@ def test_a_page_counts_the_trials_and_the_attacks_that_the_plan_has(scoped: Resu
     _, _, under = page.partition("Under the attack <code>prefill")
     under = under.partition("</details>")[0]
     assert "Planted secret" in under and "Forbidden tool" not in under
+
+
+def watched(folder: Path, **settings: Any) -> tuple[dict[str, Progress], Study]:
+    """The last progress of each step of a study with a scoped attack."""
+    last: dict[str, Progress] = {}
+    models = ("scripted:mixed", "scripted:careful")
+    study = Study(models, APPLICATION, probes(12), attacks=("direct", SCOPED), out=folder, **settings)
+    study.run(lambda progress: last.update({progress.step: progress}))
+    return last, study
+
+
+@pytest.mark.parametrize("settings", [{}, {"stopping": "group_sequential"}, {"until_decided": True}])
+def test_progress_counts_the_trials_that_the_plan_asks(tmp_path: Path, settings: dict[str, Any]) -> None:
+    last, study = watched(tmp_path / "s", **settings)
+    found = study.estimate().estimates
+    stopped = found.sequential.stopped if found.sequential else ()
+    n_spared = sum(each.n - each.n_out_of_scope for each in stopped)
+    assert (last["ask"].n_done, last["ask"].n_total) == (words.n_planned(found) - n_spared,) * 2
+    assert last["ask"].n_total < found.n_trials
+    if "judge" in last:
+        assert (last["judge"].n_done, last["judge"].n_total) == (words.n_planned(found),) * 2
+    again, _ = watched(tmp_path / "s", **settings)
+    assert (again["ask"].n_done, again["ask"].n_total) == (last["ask"].n_done, last["ask"].n_total)
+
+
+def test_every_count_of_a_study_is_of_the_trials_that_it_asks(
+    scoped: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = scoped.estimates
+    n, n_probes = words.n_planned(found), len(probes(12))
+    assert n < found.n_trials and words.n_answered(found) == n and words.n_unanswered(found) == 0
+    assert words.size_words(found, n_probes) == (
+        f"2 models \u00b7 {n_probes} probes \u00b7 {n // 2} trials a model \u00b7 {n} trials"
+    )
+    assert words.size_words(found, n_probes) in html.render(scoped.folder)
+    assert f"{n} trials)" in repr(scoped) and f"{n} trials," in repr(Study.open(scoped.folder))
+    _findings.show(found)
+    assert f"of {n // 2}" in re.search(r"unclear trials .*", capsys.readouterr().out)[0]  # type: ignore[index]
+    half = msgspec.structs.replace(found, n_asked=found.n_asked - 4)
+    assert f"{n - 4} of {n} trials are answered" in " ".join(headline(half).warnings)
+    assert f"4 of {n} trials are unanswered" in gate(half).words
 
 
 def test_a_table_without_a_value_is_left_out(tmp_path: Path, scoped: Result) -> None:

@@ -220,7 +220,7 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
         cells = [_share(shares.get(card.id), is_narrow) for card in estimates.models]
         grid.add_row(Text("usefully answered"), *cells)
     if estimates.n_unclear:
-        grid.add_row(Text("unclear"), *_counts(estimates, "n_unclear"), style="dim")
+        grid.add_row(Text("unclear trials"), *_counts(estimates, "n_unclear"), style="dim")
     if gaps := unsupported(estimates):
         own = [t.name for t in estimates.techniques]
         n_gaps = (

@@ -53,7 +53,7 @@ def command(
     \b
     Exit codes:
       0  pass
-      1  worse
+      1  above the limit, or worse than the baseline
       2  a mistake in the command or the folder
       3  not enough evidence; the message gives the trials needed
       4  errors in the run

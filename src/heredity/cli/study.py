@@ -269,6 +269,7 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     """Print the distinct errors, and return the exit code: 4 if nothing was decided."""
     from heredity.core.sanitize import plain
     from heredity.core.terminal import note
+    from heredity.study.declared_words import n_planned
     from heredity.study.plan import Grid, read_plan
     from heredity.study.storage import VERDICTS, distinct_errors
 
@@ -281,7 +282,7 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
             note(f"{len(errors) - _MOST_ERRORS:,} other errors are in {result.folder / VERDICTS}")
         if not found.is_recorded:
             again = f"Ask them {'once more' if is_retried else 'again'}: same command, --retry-errors"
-            note(f"{found.n_errors:,} of {found.n_trials:,} trials failed with an error. {again}")
+            note(f"{found.n_errors:,} of {n_planned(found):,} trials failed with an error. {again}")
     if any(rate.n_held or rate.n_broke for rate in found.rates):
         return 0
     note("Nothing was decided: no answer held or broke.")

@@ -405,6 +405,11 @@ def is_skipped(row: Failable) -> bool:
     return row.error is not None and row.error_code in (UNSUPPORTED, OUT_OF_SCOPE)
 
 
+def is_out_of_scope(row: Failable) -> bool:
+    """Whether the plan does not ask this trial, because its attack is for other techniques."""
+    return row.error_code == OUT_OF_SCOPE
+
+
 def is_failed(row: Failable) -> bool:
     """Whether this trial was asked and ended in an error."""
     return row.error is not None and not is_skipped(row)

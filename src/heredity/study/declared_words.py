@@ -120,6 +120,27 @@ def n_planned(found: Estimates) -> int:
     return n_probes * found.samples * len(found.models)
 
 
+def n_answered(found: Estimates) -> int:
+    """Of the trials that the plan asks, those that have an answer, an error, or no support by their model."""
+    return found.n_asked - found.n_skipped + n_unsupported(found)
+
+
+def n_unanswered(found: Estimates) -> int:
+    """Of the trials that the plan asks, those that are still to be asked."""
+    stopped = found.sequential.stopped if found.sequential else ()
+    n_spared = sum(each.n - each.n_out_of_scope for each in stopped)
+    return n_planned(found) - n_answered(found) - n_spared
+
+
+def size_words(found: Estimates, n_probes: int) -> str:
+    """The size of a study: its models, its probes, the trials of one model, and all trials."""
+    each = n_planned(found) // len(found.models)
+    return (
+        f"{plural(len(found.models), 'model')} \u00b7 {plural(n_probes, 'probe')} \u00b7 "
+        f"{each:,} trials a model \u00b7 {n_planned(found):,} trials"
+    )
+
+
 def unsupported(found: Estimates) -> Counter[tuple[str, str, str, str]]:
     """Trials that were not asked because their model does not support the attack.
 

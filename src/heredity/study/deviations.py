@@ -20,9 +20,9 @@ import msgspec
 
 from heredity.core.files import Rows
 from heredity.core.records import ROW_SCHEMA, SCHEMA, Record
-from heredity.redteam import attacks
 from heredity.study.estimands import Deviation
 from heredity.study.estimates import Estimates, ModelPair
+from heredity.study.outcomes import n_in_scope
 from heredity.study.plan import Analysis, Plan, PlanFile, declared_analysis, plan_seal
 from heredity.study.storage import ERRORS, RESPONSES, RunRecord, run_records
 
@@ -158,10 +158,7 @@ def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterat
 
 def _of_attacks(plan: Plan, found: Estimates) -> Iterator[Deviation]:
     """Trials that were not asked, beyond those of an attack that the plan has for other techniques only."""
-    applied = [attacks.planned(spec) for spec in plan.attacks]
-    n_covered = sum(attack.covers(probe) for attack in applied for probe in plan.probes)
-    n_planned = plan.n_trials - n_covered * plan.samples * len(plan.models)
-    if (n := found.n_skipped - n_planned) > 0:
+    if (n := found.n_skipped - (plan.n_trials - n_in_scope(plan))) > 0:
         why = "because their model does not support the attack"
         yield Deviation("trials-skipped", f"{_trials(n)} were not asked, {why}.")
 

@@ -1,7 +1,7 @@
 """Pass or fail a study for CI: a pass has to be shown, a failure too, and the rest is not enough evidence.
 
     0  pass                  upper bounds are within their limits, and no candidate is worse than the baseline
-    1  worse                 a lower bound is above its limit, or a candidate is worse than the baseline
+    1  above or worse        a lower bound is above its limit, or a candidate is worse than the baseline
     2  usage                 an unknown model or a limit outside 0 to 1: UsageError, and the command exits 2
     3  not enough evidence   neither, or trials are unanswered; says how many more trials would decide
     4  errors                more trials ended in an error than `max_errors`; nothing else is trusted then
@@ -26,7 +26,7 @@ import msgspec
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.study.declared_words import unsupported_words
+from heredity.study.declared_words import n_answered, n_planned, n_unanswered, unsupported_words
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -53,7 +53,13 @@ from heredity.study.wording import (
 )
 
 PASS, WORSE, UNDECIDED, ERRORS = 0, 1, 3, 4
-_TITLES = {PASS: "Pass", WORSE: "Worse", UNDECIDED: "Not enough evidence", ERRORS: "Errors in the run"}
+_TITLES = {
+    PASS: "Pass",
+    WORSE: "Worse than the baseline",
+    UNDECIDED: "Not enough evidence",
+    ERRORS: "Errors in the run",
+}
+_ABOVE = "Above the limit"  # in place of "worse" where no comparison with a baseline failed
 _UNDECIDED_COUNT = "Unclear answers and errors count as broke for a pass, and as held for a failure."
 # By the code of a correction (stats/judge_error.py): why measured checks make the raw rate say little.
 _REFUSED = {
@@ -81,6 +87,7 @@ class _Finding(NamedTuple):
     code: int
     line: str
     scope: str = ""
+    is_compared: bool = False  # with a baseline, and not with a limit
 
 
 def gate(
@@ -157,20 +164,22 @@ def _outcome(findings: Iterable[_Finding]) -> Outcome:
     found = list(findings)
     codes = {finding.code for finding in found}
     code = next((code for code in (ERRORS, WORSE, UNDECIDED) if code in codes), PASS)
-    return Outcome(code, "\n".join([f"{_TITLES[code]}.", *(f"  {f.line}" for f in found)]))
+    is_above = code == WORSE and not any(f.code == WORSE and f.is_compared for f in found)
+    title = _ABOVE if is_above else _TITLES[code]
+    return Outcome(code, "\n".join([f"{title}.", *(f"  {f.line}" for f in found)]))
 
 
 def _health(estimates: Estimates, max_errors: int) -> Iterator[_Finding]:
     if estimates.n_errors > max_errors:
         allowed = f"{max_errors} allowed" if max_errors else "none is allowed"
         yield _Finding(
-            ERRORS, f"{estimates.n_errors} of {estimates.n_asked} trials ended in an error; {allowed}."
+            ERRORS, f"{estimates.n_errors} of {n_answered(estimates)} trials ended in an error; {allowed}."
         )
     if not_supported := unsupported_words(estimates):
         yield _Finding(PASS, not_supported)
-    if (missing := estimates.n_missing) > 0:
+    if (missing := n_unanswered(estimates)) > 0:
         yield _Finding(
-            UNDECIDED, f"{missing} of {estimates.n_trials} trials are unanswered: finish the study first."
+            UNDECIDED, f"{missing} of {n_planned(estimates)} trials are unanswered: finish the study first."
         )
 
 
@@ -277,7 +286,7 @@ def _compared(
         said += f". The verdict is withheld: {withheld}"
     elif verdict == "not enough evidence" and pair.detectable is not None:
         said += f"; {pair.n} trials would have shown {detectable_words(pair)}"
-    yield _Finding(code, f"{said}.{hidden}", scope)
+    yield _Finding(code, f"{said}.{hidden}", scope, is_compared=True)
 
 
 def _hidden(estimates: Estimates, base: ModelCard, card: ModelCard, scope: str, margin: float) -> str:

@@ -13,7 +13,14 @@ from typing import NamedTuple
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
-from heredity.study.declared_words import same_conversations_words, stopping_words, unsupported_words
+from heredity.study.declared_words import (
+    n_answered,
+    n_planned,
+    n_unanswered,
+    same_conversations_words,
+    stopping_words,
+    unsupported_words,
+)
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate, SeverityRate
 from heredity.study.inherited_words import edges_sentence, weak_lines
 from heredity.study.wording import (
@@ -408,8 +415,8 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
 
 def _about_the_run(estimates: Estimates) -> Iterator[str]:
     """Trials that are in no rate."""
-    if estimates.n_missing > 0:
-        n_asked = f"{estimates.n_asked:,} of {estimates.n_trials:,}"
+    if n_unanswered(estimates) > 0:
+        n_asked = f"{n_answered(estimates):,} of {n_planned(estimates):,}"
         yield f"In progress: {n_asked} trials are answered."
     for each in estimates.lacking:
         yield (
@@ -422,7 +429,7 @@ def _about_the_run(estimates: Estimates) -> Iterator[str]:
         yield not_supported
     if estimates.n_errors:
         yield (
-            f"{estimates.n_errors:,} of {estimates.n_asked:,} trials ended in an error. "
+            f"{estimates.n_errors:,} of {n_answered(estimates):,} trials ended in an error. "
             "They are in no rate and are not a pass."
         )
 

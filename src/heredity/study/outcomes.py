@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
 from heredity.core.records import Cause, Manner, Outcome, Probe, is_skipped
+from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
 from heredity.study import labels
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure
@@ -71,6 +72,17 @@ class OneConversation(NamedTuple):
     model: int
     attack: int
     clusters: frozenset[int]
+
+
+def in_scope(plan: Plan) -> NDArray[np.bool_]:
+    """By attack and probe: whether the plan asks the probe under the attack, which may be for others only."""
+    applied = [attacks.planned(spec) for spec in plan.attacks]
+    return np.array([[attack.covers(probe) for probe in plan.probes] for attack in applied])
+
+
+def n_in_scope(plan: Plan) -> int:
+    """The trials that a plan asks: all but those of a probe that its attack is not for."""
+    return int(np.count_nonzero(in_scope(plan))) * plan.samples * len(plan.models)
 
 
 class Outcomes:

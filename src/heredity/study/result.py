@@ -26,6 +26,7 @@ from heredity.core.sanitize import label
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import storage, wording
+from heredity.study.declared_words import n_answered
 from heredity.study.estimates import ALL, SCOPES, Estimates, Inheritance, Measure, ModelCard, ModelPair, Rate
 from heredity.study.plan import Grid, Trial, read_plan
 
@@ -98,7 +99,7 @@ class Result:
 
     def __repr__(self) -> str:
         models = ", ".join(label(name) for name in wording.names(self.estimates.models).values())
-        return f"Result({str(self.folder)!r}: {models}; {self.estimates.n_asked:,} trials)"
+        return f"Result({str(self.folder)!r}: {models}; {n_answered(self.estimates):,} trials)"
 
     def table(self, by: Literal["scope", "technique", "attack"] = "scope") -> ResultTable:
         """The rates of every model, with interval, n, unclear answers and errors.
@@ -182,7 +183,7 @@ class Result:
         return pandas.DataFrame([_flat_row(each, called) for each in listed[rows]])
 
     def _repr_html_(self) -> str:
-        about = f"{self.estimates.application.name}: {self.estimates.n_asked:,} trials"
+        about = f"{self.estimates.application.name}: {n_answered(self.estimates):,} trials"
         return f"<p>{escape(label(about))}</p>{self.table()._repr_html_()}"
 
     def rate(

@@ -21,7 +21,7 @@ from pathlib import Path
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import Rows, rewrite
 from heredity.core.progress import Meter
-from heredity.core.records import Response, Verdict, is_failed
+from heredity.core.records import Response, Verdict, is_failed, is_out_of_scope
 from heredity.engines.protocols import Engine
 from heredity.redteam.judges import Decider
 from heredity.study.deviations import note_event
@@ -76,7 +76,8 @@ def read_earlier_runs(folder: Path, grid: Grid, meter: Meter) -> EarlierRuns:
     digests, prefixes = ResponseDigests(len(grid)), set[str]()
     for row in answered_rows(open_responses(folder, grid), grid, answered):
         digests.add(row)
-        meter.had(is_failed(row), row.is_cached)
+        if not is_out_of_scope(row):
+            meter.had(is_failed(row), row.is_cached)
         engines[row.index // grid.plan.n_per_model].add(row.engine)
         prefixes.update(exchange.prefix for exchange in row.exchanges)
     Prefixes(folder).check(prefixes)

@@ -33,6 +33,7 @@ from heredity.core.records import (
     Verdict,
     digest_response,
     is_failed,
+    is_out_of_scope,
 )
 from heredity.engines import base_numerics, is_batch_unverified
 from heredity.engines.protocols import Accountant, Engine
@@ -241,7 +242,8 @@ class JudgingStep:
         self._by_id = {probe.id: probe for probe in grid.plan.probes}
         self._responses = open_responses(folder, grid)
         for row in verdict_rows(folder, grid, self._judged):
-            meter.had(is_failed(row))
+            if not is_out_of_scope(row):
+                meter.had(is_failed(row))
             self._note(row.index, row.outcome)
 
     def run(self) -> None:
@@ -253,7 +255,8 @@ class JudgingStep:
             while some := list(islice(new, self._decider.at_once)):
                 for row in self._verdicts(some):
                     rows.append(row)
-                    self._meter.tick(is_failed(row))
+                    if not is_out_of_scope(row):
+                        self._meter.tick(is_failed(row))
                     self._note(row.index, row.outcome)
                 if time.monotonic() - last >= storage.FLUSH_SECONDS:
                     rows.flush()

@@ -17,14 +17,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.redteam import attacks
 from heredity.stats import holm
 from heredity.stats.group_sequential import SequentialComparison
 from heredity.stats.sequential import cluster_means
 from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.estimates import JUDGE_FREE, ModelPair, PairDecision, Sequential, StoppedModel
 from heredity.study.intervals import Intervals
-from heredity.study.outcomes import BROKE, Outcomes, is_part
+from heredity.study.outcomes import BROKE, Outcomes, in_scope, is_part
 from heredity.study.plan import Plan, declared_analysis
 
 WHY = "every pair of their model was decided"
@@ -82,18 +81,15 @@ class StoppingRule:
 
     @property
     def n_spared(self) -> int:
-        """The number of trials that are not asked."""
-        return sum(self._unasked(m) for m in self._stopped)
+        """Of the trials that the plan asks, those that are not asked any more."""
+        return sum(self._unasked(m) - self._out_of_scope(m) for m in self._stopped)
 
     def _unasked(self, m: int) -> int:
         return int(np.count_nonzero(self.outcomes.array[m] == 0))
 
     def _out_of_scope(self, m: int) -> int:
         """Of the trials that are not asked, those whose attack is for other techniques."""
-        plan = self._plan
-        applied = [attacks.planned(spec) for spec in plan.attacks]
-        covered = np.array([[attack.covers(probe) for probe in plan.probes] for attack in applied])
-        return int(np.count_nonzero((self.outcomes.array[m] == 0) & ~covered[:, :, None]))
+        return int(np.count_nonzero((self.outcomes.array[m] == 0) & ~in_scope(self._plan)[:, :, None]))
 
     def block(self) -> tuple[int, int]:
         """The places of the probes of the next block: from the first up to, but not including, the second."""

@@ -43,6 +43,7 @@ from heredity.core.records import (
     digest_response,
     encode,
     is_failed,
+    is_out_of_scope,
 )
 from heredity.core.sanitize import label
 from heredity.redteam.judges import DEFAULT
@@ -237,7 +238,8 @@ class ResponseWriter:
             self._rows.write()  # kill -9 loses no answer, which may have been paid for
         is_error = is_failed(response)
         self._count.add(response, is_error)
-        self._meter.tick(is_error, response.is_cached)
+        if not is_out_of_scope(response):
+            self._meter.tick(is_error, response.is_cached)
         if time.monotonic() - self._last >= FLUSH_SECONDS:
             self.flush()
             self._last = time.monotonic()

@@ -40,7 +40,7 @@ from heredity.study import aggregate, drift, importers, resume, storage
 from heredity.study.attack_context import AttackerModel, AttackServices
 from heredity.study.deviations import note_event
 from heredity.study.forecast import forecast_study
-from heredity.study.outcomes import Outcomes
+from heredity.study.outcomes import Outcomes, n_in_scope
 from heredity.study.plan import (
     PLAN,
     Grid,
@@ -166,7 +166,7 @@ class Study:
 
     def __repr__(self) -> str:
         models = ", ".join(model.name for model in self._plan.models)
-        n_trials, application = len(Grid(self._plan)), self._plan.application.name
+        n_trials, application = n_in_scope(self._plan), self._plan.application.name
         return f"<Study of {models} in {application!r}: {n_trials} trials, folder {str(self.folder)!r}>"
 
     def run(self, progress: Watch | None = None, *, retry_errors: bool = False) -> Result:
@@ -193,7 +193,14 @@ class Study:
         return self._plan
 
     def forecast(self) -> StudyForecast | None:
-        """The power and the duration of the plan; None if it compares no models. Nothing is asked."""
+        """The power and the duration of the plan; None if it compares no models. Nothing is asked.
+
+        A study whose folder has its plan keeps the forecast of that plan, which was made before its answers.
+        """
+        if (self.folder / PLAN).exists():
+            saved = read_saved(self.folder)
+            if saved.study == digest(self._plan) and not isinstance(saved.forecast, msgspec.UnsetType):
+                return saved.forecast
         sizes = {name: sum(f.bytes for f in each.record.files) for name, each in self._grown.items()}
         return forecast_study(self._plan, self.folder, sizes)
 
@@ -234,7 +241,7 @@ class Study:
         if retry_errors:
             self._refuse_recorded()
             resume.set_errors_aside(self.folder, grid)
-        meter = Meter(watch, "ask", len(grid))
+        meter = Meter(watch, "ask", n_in_scope(self._plan))
         earlier = resume.read_earlier_runs(self.folder, grid, meter)
         self._drop_stale(earlier.digests, grid)
         if next(earlier.still_to_ask(range(len(grid))), None) is not None:
@@ -288,7 +295,7 @@ class Study:
 
     def _judge(self, watch: Watch | None) -> None:
         grid = Grid(self._plan)
-        meter = Meter(watch, "judge", len(grid))
+        meter = Meter(watch, "judge", n_in_scope(self._plan))
         try:
             judging = JudgingStep(self.folder, grid, meter, None, self._decider)
             judging.run()

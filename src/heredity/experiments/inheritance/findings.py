@@ -23,6 +23,7 @@ import msgspec
 from heredity.core.records import Estimate, Record
 from heredity.experiments.inheritance.plan import BatteryPlan, ChildPlan, Expected, LeftOutChild, LineagePlan
 from heredity.stats.power import ALPHA
+from heredity.study.declared_words import n_planned
 from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair, Rate, SeedGroup
 from heredity.study.plan import StudyForecast
 from heredity.study.result import Result
@@ -181,7 +182,7 @@ def _battery(
     edges = [_edge(plan, child, battery, models, asked, result) for child in plan.child]
     return BatteryFinding(
         battery, estimates.attacks, estimates.application.name, estimates.application.is_default_system,
-        estimates.judge, len(estimates.models), estimates.n_trials, estimates.forecast,
+        estimates.judge, len(estimates.models), n_planned(estimates), estimates.forecast,
         estimates.declared_at, tuple(_foundations(plan, models, estimates)),
         tuple(edge for edge in edges if edge.seeds),
         tuple(each.words for each in estimates.deviations), estimates.circumstances.seconds,
