@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import heredity
 from heredity.application.spec import Application, Secret
-from heredity.core.errors import BadInput, EngineFailure, Unavailable, UsageError
+from heredity.core.errors import BadInput, EngineFailure, Unavailable, UnknownName, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Message, Reply, Request, Verdict
 from heredity.engines import url
@@ -250,6 +250,25 @@ def test_an_address_with_a_pointer_is_enough(server: Server, store: Store) -> No
     assert isinstance(engine, url.UrlEngine) and ask(engine, "hello")[0].text == "You said hello"
     with pytest.raises(UsageError):
         store.get("url:https://desk.example#reply")
+
+
+def test_a_model_elsewhere_is_recorded_when_it_first_answers(server: Server, store: Store) -> None:
+    gone = store.get("url:http://127.0.0.1:9/nothing#/reply")
+    engine = load_engine(gone, store)
+    assert ask(engine, "hello")[0].error is not None
+    engine.close()
+    there = store.get(f"url:{server.address}#/reply")
+    engine = load_engine(there, store)
+    assert store.models() == []
+    assert ask(engine, "hello")[0].text == "You said hello"
+    engine.close()
+    (kept,) = store.models()
+    assert kept.id == there.record.id and store.verify(kept) == []
+    assert store.get(f"url:{server.address}#/reply") == store.by_id(there.record.id)
+    with raises(UnknownName, "unknown-name"):
+        store.by_id(gone.record.id)
+    assert store.pull("url:http://127.0.0.1:9/nothing#/reply").record.id == gone.record.id
+    assert store.by_id(gone.record.id).record.id == gone.record.id
 
 
 def test_an_application_that_sees_only_the_text_is_not_measured_on_a_prompt_it_never_saw(

@@ -28,9 +28,9 @@ REFS = [
 def test_a_reference_is_read_and_spelt_back(ref: str, tmp_path: Path) -> None:
     recipe = parse(ref)
     assert parse(recipe.name) == recipe and recipe.name == ref
-    grown = Store(tmp_path).get(ref)
+    grown = Store(tmp_path).pull(ref)
     assert (grown.record.name, grown.record.format, grown.record.files) == (ref, "remote", ())
-    assert Store(tmp_path).get(grown.record.id[:10]) == grown
+    assert Store(tmp_path).get(grown.record.id[:10]) == grown == Store(tmp_path).get(ref)
 
 
 def test_the_parts_of_a_reference(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_a_folder_with_an_adapters_config_is_not_pulled(store: Store, tmp_path: 
 
 
 def test_exact_lookups_resolve_nothing(store: Store, trap: Path) -> None:
-    kept = store.get("remote:openai:gpt-4o")
+    kept = store.pull("remote:openai:gpt-4o")
     assert store.by_id(kept.record.id) == store.named(kept.record.id) == store.named(kept.record.name) == kept
     for name in (kept.record.id[:8], kept.record.id.upper(), f" {kept.record.id}", f"{kept.record.id}\n",
                  "remote:openai:gpt-4o\n", " remote:openai:gpt-4o", "remote:openai:gpt-4O",

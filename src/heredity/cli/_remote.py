@@ -85,13 +85,15 @@ def loader(
 
     def load(grown: Grown) -> Engine:
         from heredity import engines
-        from heredity.lineage.store import load_engine
+        from heredity.lineage.store import load_engine, record_at_answer
 
         if grown.record.format == "remote" and engines.choose(grown.record) == "remote":
             from heredity.engines.remote import engine as remote
 
             ready = store.ready(grown)
-            return remote.load(ready.record, ready.folder, calls=how)
+            engine = remote.load(ready.record, ready.folder, calls=how)
+            record_at_answer(engine, ready, store)
+            return engine
         return load_engine(grown, store, needs_text, is_batched)
 
     return load

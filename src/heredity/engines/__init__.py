@@ -9,7 +9,7 @@ Leaves to others: the questions (redteam/attacks, application/) and the verdicts
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from heredity.core import host, registry
@@ -120,3 +120,18 @@ class RequestStream:
 def cache_budget() -> int:
     """Return the bytes for keys and values: a quarter of the memory of the machine or container."""
     return (host.total_memory() or _UNKNOWN_MEMORY) // 4
+
+
+def ignore_answer() -> None:
+    """The default of `ServiceEngine.answered`: do nothing."""
+
+
+def announce_first(replies: Iterator[Reply], answered: Callable[[], None]) -> Iterator[Reply]:
+    """The replies, with a call of `answered` before the first one without an error."""
+    for reply in replies:
+        if reply.error is None:
+            answered()
+            yield reply
+            break
+        yield reply
+    yield from replies

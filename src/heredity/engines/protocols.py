@@ -6,7 +6,7 @@ A file `engines/NAME.py`, or `engines/NAME/engine.py`, is an `EngineModule`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -108,6 +108,13 @@ class Accountant(Protocol):
 
     def account(self) -> dict[str, object]:
         """Return counts (`n_...`, `cost`) and lists of texts, such as the `served` models of a service."""
+
+
+@runtime_checkable
+class ServiceEngine(Protocol):
+    """An engine of a model elsewhere, which may not exist."""
+
+    answered: Callable[[], None]  # called at the first answer of each stream, errors aside
 
 
 @runtime_checkable

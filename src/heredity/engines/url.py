@@ -16,7 +16,7 @@ import secrets
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ import truststore
 
 from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
 from heredity.core.records import Model, Reply, Request, Stop
-from heredity.engines import call
+from heredity.engines import announce_first, call, ignore_answer
 from heredity.engines._workers import WorkerPool, conversation_id, conversation_text, error_row
 from heredity.engines.call import MOST_TEXT, NO_PREFILL, as_dicts
 from heredity.engines.remote.retry import retry_after
@@ -284,6 +284,7 @@ class UrlEngine:
     def __init__(self, web: WebEndpoint, takes_messages: bool, width: int, timeout_seconds: float) -> None:
         self._web, self._takes_messages = web, takes_messages
         self._width, self._timeout = width, timeout_seconds
+        self.answered: Callable[[], None] = ignore_answer
         self._nonce = secrets.token_hex(8)
         self.name = f"url {web.url} width {width}"
         self.numerics = ""  # the answer of an application may depend on anything
@@ -295,7 +296,8 @@ class UrlEngine:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         # Later than the request's own limit, whose error names the cause.
-        return WorkerPool(self._answer, self._width, self._timeout + 5, self.render).reply(requests)
+        pool = WorkerPool(self._answer, self._width, self._timeout + 5, self.render)
+        return announce_first(pool.reply(requests), self.answered)
 
     def close(self) -> None:
         self._web.close()

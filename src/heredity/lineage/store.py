@@ -13,29 +13,23 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from heredity import engines
 from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
-from heredity.core.files import Lock, default_root, sync_folder, write_atomic
+from heredity.core.files import Lock, default_root, sync_folder
 from heredity.core.progress import Watch
 from heredity.core.records import (
-    FileHash,
     Made,
     Model,
     RecipeRecord,
-    digest,
-    encode,
     is_digest,
     why_not_generative,
 )
-from heredity.engines.protocols import Engine, EngineModule
+from heredity.engines.protocols import Engine, EngineModule, ServiceEngine
 from heredity.lineage import catalog, graph, integrity
 from heredity.lineage.integrity import (
     hash_files,
@@ -44,10 +38,10 @@ from heredity.lineage.integrity import (
     sizes_fit,
     workshop,
 )
+from heredity.lineage.record import is_service, key_of, now, record_of, wanted_key, write_record
 from heredity.lineage.types import (
     AdapterMerger,
     Dequantizer,
-    Description,
     FunctionTarget,
     Grown,
     Puller,
@@ -84,8 +78,9 @@ class Store:
     def get(self, name: str | Callable[..., Any]) -> Grown:
         """A model by its name, by the start of its id, by its catalogue alias, or as "scripted:NAME".
 
-        A target that needs no download ("call:...", "url:...", "llamacpp:NAME", "kv4:NAME", ...;
-        recipes/targets) is recorded unless it is already. So is a function given as a value.
+        A target that needs no download ("call:...", "llamacpp:NAME", "kv4:NAME", ...; recipes/targets) is
+        recorded unless it is already. So is a function given as a value. A model elsewhere ("remote:...",
+        "url:...") is recorded when it first answers, because it may not exist (`load_engine`), or by `pull`.
 
         Raises UnknownName with the nearest name, Unavailable if it is in the catalogue
         but not pulled. A record that cannot be read raises its own error.
@@ -96,7 +91,10 @@ class Store:
             return scripted(name)
         if (target := target_of(name)) is not None:
             recipe, parents = target.resolve(self, name)
-            return self.made_by(recipe, parents) or self.grow(recipe, parents)
+            known = self.made_by(recipe, parents)
+            return known or (
+                self._grow(recipe, (), False) if is_service(recipe) else self.grow(recipe, parents)
+            )
         models = self.models()
         found = _named(models, name)
         found = found or [model for model in models if len(name) >= 4 and model.id.startswith(name)]
@@ -161,9 +159,18 @@ class Store:
 
     def training(self, recipe: Recipe, parents: Sequence[Grown] = ()) -> Path:
         """The folder in which a long recipe keeps its checkpoints, for processes that help it."""
-        return self.root / "training" / _wanted(recipe, parents)
+        return self.root / "training" / wanted_key(recipe, parents)
 
-    def _grow(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
+    def keep(self, grown: Grown) -> Grown:
+        """Record a model elsewhere, unless it is recorded already."""
+        if (self.root / "models" / grown.record.id / "model.json").exists():
+            return grown
+        with workshop(self.root / "tmp") as bench:
+            (out := bench / "child" / "files").mkdir(parents=True)
+            write_record(grown.record, out.parent)
+            return self._move_in(grown.record, out.parent)
+
+    def _grow(self, recipe: Recipe, parents: Sequence[Grown], is_recorded: bool = True) -> Grown:
         started = time.monotonic()
         with workshop(self.root / "tmp") as bench:
             (out := bench / "child" / "files").mkdir(parents=True)
@@ -173,14 +180,16 @@ class Store:
                 description = recipe.apply(parents, out)
             files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
             made = Made(
-                _now(),
+                now(),
                 platform.node(),
                 round(time.monotonic() - started, 3),
                 integrity.versions(description.versions),
             )
-            record = _record(recipe, parents, files, description, made)
+            record = record_of(recipe, parents, files, description, made)
             integrity.refuse_strays(self.root / "models" / record.id / "model.json", record)
-            write_atomic(out.parent / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")
+            if not is_recorded:
+                return Grown(record, self.folder(record))
+            write_record(record, out.parent)
             return self._move_in(record, out.parent)
 
     def pull(self, ref: str, progress: Watch | None = None) -> Grown:
@@ -190,7 +199,8 @@ class Store:
         recipes/pull/recipe.py.
         """
         if ref.partition(":")[0] in target_prefixes():
-            return self.get(ref)  # nothing to fetch
+            found = self.get(ref)  # nothing to fetch
+            return self.keep(found) if found.record.format == "remote" else found
         recipe = registry.load_as(Puller, "recipes", "pull").resolve(
             ref, self.downloads, progress, self.mirrors
         )
@@ -340,9 +350,9 @@ class Store:
 
     def made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
         """The newest whole model that this recipe made from these parents."""
-        want = _wanted(recipe, self._with_teachers(recipe, parents))
+        want = wanted_key(recipe, self._with_teachers(recipe, parents))
         for model in sorted(self.models(), key=lambda model: model.made.at, reverse=True):
-            if _key(model.recipe, model.parents) == want and sizes_fit(self.folder(model), model):
+            if key_of(model.recipe, model.parents) == want and sizes_fit(self.folder(model), model):
                 return Grown(model, self.folder(model))
         return None
 
@@ -408,7 +418,19 @@ def load_engine(
     store = store if isinstance(store, Store) else store()
     ready = store.ready(grown)
     tuning = store.root / "tuning" / ready.record.id
-    return load(ready.record, ready.folder, tuning if is_batched or tuning.exists() else None)
+    engine = load(ready.record, ready.folder, tuning if is_batched or tuning.exists() else None)
+    record_at_answer(engine, ready, store)
+    return engine
+
+
+def record_at_answer(engine: Engine, grown: Grown, store: Store) -> None:
+    """Let a model elsewhere be recorded in the store when it first answers."""
+    if isinstance(engine, ServiceEngine):
+
+        def record() -> None:
+            store.keep(grown)
+
+        engine.answered = record
 
 
 def engine_loader(model: Model, needs_text: bool = True) -> Callable[..., Engine]:
@@ -460,40 +482,3 @@ def _named(models: Sequence[Model], name: str) -> list[Model]:
     """The models with this name, or else those with the catalogue's name that it is short for."""
     found = [model for model in models if model.name == name]
     return found or [model for model in models if model.name == catalog.canonical(name)]
-
-
-def _record(
-    recipe: Recipe,
-    parents: Sequence[Grown],
-    files: tuple[FileHash, ...],
-    description: Description,
-    made: Made,
-) -> Model:
-    how = RecipeRecord(recipe.kind, recipe.settings())
-    ids = tuple(parent.record.id for parent in parents)
-    return Model(
-        id=identity(how, ids, files),
-        name=description.name,
-        family=description.family,
-        modality=description.modality,
-        licence=description.licence,
-        format=description.format,
-        parents=ids,
-        recipe=how,
-        files=files,
-        made=made,
-        notes=dict(description.notes),
-    )
-
-
-def _wanted(recipe: Recipe, parents: Sequence[Grown]) -> str:
-    return _key(RecipeRecord(recipe.kind, recipe.settings()), [parent.record.id for parent in parents])
-
-
-def _key(recipe: RecipeRecord, parents: Sequence[str]) -> str:
-    """The digest of a recipe and its parents, the same for values just made and values read from JSON."""
-    return digest([recipe, list(parents)])
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

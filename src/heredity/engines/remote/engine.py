@@ -11,7 +11,7 @@ Leaves to others: the record of the model (recipes/targets/remote.py) and the qu
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ import msgspec
 from heredity.core import registry
 from heredity.core.errors import Damaged, EngineFailure, UnknownName
 from heredity.core.records import Decoding, Model, Reply, Request, digest
-from heredity.engines import RequestStream, failed_reply
+from heredity.engines import RequestStream, announce_first, failed_reply, ignore_answer
 from heredity.engines._workers import ASK_AGAIN
 from heredity.engines.remote.budget import HOMES, Budget, Calls, Price, Usage
 
@@ -70,6 +70,7 @@ class RemoteEngine:
     ) -> None:
         self.endpoint, self.api, self.transport = endpoint, api, transport
         self.budget, self.price = calls.budget, price
+        self.answered: Callable[[], None] = ignore_answer
         address = digest([endpoint.base_url, dict(endpoint.options)])[:12]
         self.numerics = f"remote {endpoint.api} {endpoint.model} {address}"
         host = "" if endpoint.base_url == HOMES[endpoint.api] else f" at {endpoint.base_url}"
@@ -87,7 +88,7 @@ class RemoteEngine:
         Raises EngineFailure or BudgetSpent.
         """
         try:
-            yield from _Session(self, iter(requests)).run()
+            yield from announce_first(_Session(self, iter(requests)).run(), self.answered)
         finally:
             self.transport.give_up()
 
