@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from heredity.cli import main
+from heredity.lineage.store import Store
 from tests.support.errors import check_refused, run_here
 
 RECIPE = 'size = "1B"\ncontext = 4096\nbatch = 1_048_576\n'
@@ -47,6 +48,32 @@ def test_looks_at_held_out_text_are_said_where_they_count(
         Path(recipe).write_text(f"{RECIPE}checks = {checks}\n")
         assert main(["plan", recipe, "--vocabulary", "65536", "--gpus", "64"]) == 0
         assert ("validation" in (told := capsys.readouterr().out)) == bool(said) and said in told
+
+
+def test_a_continued_base_is_planned_from_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its recipe names neither size nor shape: the base sets them."""
+    pytest.importorskip("torch")
+    from tests.support.tiny_models import make_model
+
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    made = Store(tmp_path / "store").pull(str(make_model(tmp_path / "tiny", "llama")))
+    (tmp_path / "more.toml").write_text("tokens = 65536\nbatch = 1024\ncontext = 128\n")
+    asked = ["plan", str(tmp_path / "more.toml"), "--vocab-size", "320", "--json"]
+    assert main([*asked, "--from", made.record.name]) == 0
+    shape = json.loads(capsys.readouterr().out)["plan"]["work"]["shape"]
+    config = json.loads((made.folder / "config.json").read_text())
+    assert (shape["layers"], shape["width"]) == (config["num_hidden_layers"], config["hidden_size"])
+    assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["work"]["shape"]["width"] != shape["width"]
+
+
+@pytest.mark.parametrize("text", ["[[child]]\nname = 'a'\n", "models = ['a']\nprobes = 'core'\n"])
+def test_the_plan_of_a_study_or_a_lineage_is_named_with_its_verb(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    path = tmp_path / "plan.toml"
+    check_refused(run_here("plan", str(path)), "plan-of-another-verb", [f"heredity power --study {path}"])
 
 
 def test_json_holds_every_figure(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

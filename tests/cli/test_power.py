@@ -168,6 +168,21 @@ def test_what_cannot_be_planned_is_one_line(
     assert said in complaint and complaint.count("\n") == 1
 
 
+def test_the_studies_of_a_plan_of_inherit_are_shown_before_anything_is_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    path = Path(__file__).parents[2] / "examples" / "inheritance.toml"
+    assert main(["power", "--study", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "Under the models' own default:" in text and "In the support desk:" in text
+    assert text.count("What this plan can show of parent and child") == 3
+    assert main(["power", "--study", str(path), "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["default", "crescendo", "support-desk"]
+    assert not [each for each in tmp_path.rglob("*") if each.is_file()]
+
+
 def test_a_plan_of_inherit_is_planned_by_its_edges(capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(__file__).parents[2] / "examples" / "inheritance.toml"
     shown = read_plan(path)

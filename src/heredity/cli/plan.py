@@ -14,6 +14,8 @@ from heredity.cli import Amount, Name, Option, Verb, open_store
 @click.argument("what", metavar="RECIPE.toml | RUN...", type=Name(), nargs=-1, required=True)
 @click.option("--gpu", type=Name(), default="h100", show_default=True, metavar="NAME",
               help="h100, h200, b200, a100-80, rtx4090, or cpu (this machine, measured).")  # fmt: skip
+@click.option("--from", "base", type=Name(), metavar="BASE",
+              help="Plan to continue this model of the store, which sets size and shape.")  # fmt: skip
 @click.option("--gpus", type=int, default=1, show_default=True, help="Number of devices.")
 @click.option("--vocab-size", "vocabulary", cls=Option, former=["--vocabulary"], type=click.IntRange(1),
               help="Vocabulary size, if there is no corpus yet.")  # fmt: skip
@@ -33,6 +35,7 @@ from heredity.cli import Amount, Name, Option, Verb, open_store
 def command(
     what: tuple[str, ...],
     gpu: str,
+    base: str | None,
     gpus: int,
     vocabulary: int | None,
     side: int | None,
@@ -46,7 +49,7 @@ def command(
 
     From a recipe: parameters, FLOPs, memory per device, the best sharding, time, energy and money. It needs
     no corpus. With --fit: how the loss of runs made here falls with compute, and the loss to expect from a
-    larger budget.
+    larger budget. For a plan file of study or inherit: heredity power --study.
     """
     from heredity.cli import _plans
     from heredity.core.errors import UsageError
@@ -65,7 +68,10 @@ def command(
     from heredity.train.planning import forecast
     from heredity.train.planning import gpus as known
 
-    recipe = pretrain.read(Path(what[0]), needs_corpus=False)
+    _refuse_other_plans(Path(what[0]))
+    store = open_store()
+    beside = {} if base is None else {"base": store.whole(store.get(base))}
+    recipe = pretrain.read(Path(what[0]), beside, needs_corpus=False)
     work = recipe.workload(vocabulary or 0, side or 0, is_on_cpu=gpu == known.CPU)
     found = forecast.forecast(work, known.find_gpu(gpu, work), gpus, forecast.Assumptions(**terms))
     rehearsed = None
@@ -74,3 +80,15 @@ def command(
 
         rehearsed = run(work, found.best)
     _plans.show(found, rehearsed, as_json)
+
+
+def _refuse_other_plans(path: Path) -> None:
+    """Name the verb for the plan of a lineage or of a study. Raises BadInput."""
+    from heredity.core.errors import BadInput
+    from heredity.core.readers import toml_of
+
+    if path.suffix == ".toml" and not toml_of(path).keys().isdisjoint(("child", "probes")):
+        raise BadInput(
+            path, f"this is no recipe of a pre-training. What it can show: heredity power --study {path}",
+            code="plan-of-another-verb",
+        )  # fmt: skip

@@ -82,15 +82,16 @@ def command(
     """Plan how many trials a study needs.
 
     With --study, heredity prints what that plan can show, as `heredity study` does before its first request.
-    The assumptions are those of an earlier study of these models next to its folder, or defaults. The other
-    options do not apply. The edges of related models are its primary family.
+    A plan file of inherit has several studies, and no child of it is made. The assumptions are those of an
+    earlier study of these models next to its folder, or defaults. The other options do not apply. The edges
+    of related models are its primary family.
 
     Without it, the goal is to detect a gap, to show "not worse" within a margin, or both. The result has a
     plan of fixed size, and one that stops early (study --until-decided). For a large gap the second needs far
     fewer trials, but its maximum must be larger for the same power.
     """
     if study is not None:
-        _show_study(_study(study), as_json)
+        _show_planned(study, as_json)
         return
     if gap is None and margin is None:
         raise click.UsageError("Give --gap, --margin or both, or a plan with --study.")
@@ -235,6 +236,29 @@ def _model(store: Store, ref: str) -> Grown | Model:
     except (Unavailable, UnknownName):
         made, recipe = Made("", "", 0.0, {}), RecipeRecord("stand-in", {})
         return Model(digest(["stand-in", ref]), ref, ref, "text", "", "safetensors", (), recipe, (), made)
+
+
+def _show_planned(path: Path, as_json: bool) -> None:
+    """Show the study of a plan or a folder, or each study of a lineage."""
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
+    from heredity.experiments.inheritance import run
+    from heredity.experiments.inheritance.plan import is_lineage_plan, read_plan
+
+    if path.suffix != ".toml" or not is_lineage_plan(path):
+        _show_study(_study(path), as_json)
+        return
+    plan = read_plan(path)
+    planned = run.planned_studies(plan, open_store())
+    if as_json:
+        from heredity.core.terminal import write_json
+
+        write_json({name: study.forecast() for name, study in planned.items()})
+        return
+    for battery in plan.battery:
+        write(plain(f"{battery.title or battery.name}:"))
+        _show_study(planned[battery.name], as_json=False)
+        write("")
 
 
 def _show_study(study: Study, as_json: bool) -> None:

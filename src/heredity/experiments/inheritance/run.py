@@ -33,6 +33,7 @@ from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.report import html
 from heredity.study.result import Result
+from heredity.study.study import Study
 
 PLAN, GROWN = "lineage.json", "grown.json"
 Tell = Callable[[str], None]
@@ -121,6 +122,12 @@ def inherit(
         grown = GrownFile(held.digest, ids, tuple(lineage.left_out), seconds)
         write_atomic(out / GROWN, encode(grown) + b"\n")
         return collect(plan, grown, _ask_all(lineage, store, out, course, watch), held.at)
+
+
+def planned_studies(plan: LineagePlan, store: Store) -> dict[str, Study]:
+    """The studies of a plan by name, with stand-ins for its models. Nothing is made, asked or written."""
+    possible = Lineage(plan, store, Path()).preview()
+    return {each.name: batteries.forecast(plan, each, possible, store, Path()) for each in plan.battery}
 
 
 def read_result(out: Path) -> LineageResult:
