@@ -118,6 +118,18 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
         torch.testing.assert_close(taken.at_targets(batch)[1].exp().sum(1), torch.ones(len(taken)))
 
 
+def test_a_position_takes_as_many_bytes_as_the_guide_says(tiny_llama: Path, tmp_path: Path) -> None:
+    teacher, path = causal_lm.load(tiny_llama, "float32"), tmp_path / "mine-64.safetensors"
+    examples = [TokenizedExample(d) for d in DOCUMENTS]
+    teacher_logprobs.write_logprobs(path, "mine", teacher, examples, TeacherConfig(64, 1.0, tmp_path))
+    found, state = (
+        teacher_logprobs.read_logprobs(path, "mine"),
+        checkpoint.read_tensors(path, "", "").state,
+    )
+    stored = [state[name] for name in ("tokens", "logs")]
+    assert sum(each.numel() * each.element_size() for each in stored) == 516 * len(found)
+
+
 def test_a_student_of_fewer_tokens_needs_no_teacher(
     store: Store, parent: Grown, data_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,31 @@ def test_seeds_of_a_child_without_anything_random_are_refused(tmp_path: Path, re
     assert read_plan(write(tmp_path, later)).child[1].seeds == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "parents", "needed"),
+    [
+        ("quantize", ["tuned", "teacher"], 1),
+        ("finetune", ["tuned", "teacher"], 1),
+        ("distill", ["teacher"], 2),
+        ("merge", ["teacher"], 2),
+        ("repair", ["teacher"], 2),
+    ],
+)
+def test_a_wrong_number_of_parents_is_an_error_before_anything_is_made(
+    tmp_path: Path, recipe: str, parents: list[str], needed: int
+) -> None:
+    old = 'recipe = "merge"\nparents = ["tuned", "teacher"]\ncompared = "teacher"'
+    text = TEXT.replace(old, f'recipe = "{recipe}"\nparents = {parents}')
+    with raises(BadInput, "wrong-parents", ["merged", recipe, needed, len(parents)]) as caught:
+        read_plan(write(tmp_path, text))
+    assert caught.value.line == 19
+
+
+def test_the_plans_that_ship_have_the_parents_and_seeds_of_their_recipes() -> None:
+    for name in ("inheritance", "subliminal"):
+        assert read_plan(ROOT / "examples" / f"{name}.toml").child
+
+
 def test_a_file_of_data_without_an_ending_is_taken_from_the_folder_of_the_plan(tmp_path: Path) -> None:
     plan = read_plan(write(tmp_path, TEXT.replace('"rows.jsonl"', '"data/rows + harmless_prompts"')))
     assert plan.data == {"rows": f"{tmp_path / 'data' / 'rows'} + harmless_prompts"}

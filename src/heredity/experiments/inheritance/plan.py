@@ -24,7 +24,7 @@ from heredity.core.errors import BadArgument, BadInput, UnknownName, UsageError,
 from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import Record
 from heredity.lineage import references
-from heredity.recipes import derivable, is_random
+from heredity.recipes import derivable, derivable_class, is_random
 
 Expected = Literal["", "lost", "kept"]
 Value = str | int | float | bool | tuple[str, ...]
@@ -203,6 +203,7 @@ def read_plan(
         plan = msgspec.convert(toml_of(path), LineagePlan, strict=True)
         for child in plan.child:
             _refuse_useless_seeds(child)
+            _refuse_wrong_parents(child)
     except (msgspec.ValidationError, ValueError) as error:
         code = code_of(error, "bad-setting")
         raise BadInput(path, _explain(str(error)), toml_line_of(path, error), code=code) from None
@@ -304,6 +305,21 @@ def _refuse_useless_seeds(child: ChildPlan) -> None:
             f"'{child.name}' cannot have seeds. Nothing in '{child.recipe}' is random, so all give the same "
             f"model. Recipes with seeds: {', '.join(filter(is_random, kinds))}",
             code="seeds-without-randomness",
+            table=child.name,
+        )
+
+
+def _refuse_wrong_parents(child: ChildPlan) -> None:
+    """Refuse parents that the recipe does not take. Raises BadArgument."""
+    takes = {REPAIR: "CHILD PARENT"}.get(child.recipe, "")
+    if child.recipe in derivable():
+        takes = derivable_class(child.recipe).PARENTS
+    n, least, is_open = len(child.parents), len(takes.split()), takes.endswith("...")
+    if takes and (n < least or (n > least and not is_open)):
+        needed = f"{least}{' or more' if is_open else ''} parent{'' if least == 1 else 's'}"
+        raise BadArgument(
+            f"'{child.name}' has {n}, and '{child.recipe}' takes {needed}",
+            code="wrong-parents",
             table=child.name,
         )
 
