@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from heredity.engines.formats import weights
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.batch import BatchRow, ContinuousBatch, Sampler
 from heredity.engines.torch.decoder import BLOCK, Decoder
+from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,44 @@ def test_only_one_layer_is_held_twice(decoder: Decoder, monkeypatch: pytest.Monk
     for at, cache in enumerate((*slots.keys, *slots.values)):
         assert (cache[0, :, :BLOCK] == at + 1).all()
         assert not cache[0, :, BLOCK:].any() and not cache[1:].any()
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_prefill_that_nobody_reads_leaves_the_same_cache_and_skips_the_last_layer(
+    any_model: Path, bits: KvBits | None
+) -> None:
+    loaded = weights.read_weights(any_model, torch.bfloat16)
+
+    def make(loaded: weights.Weights) -> Decoder:
+        if bits is None:
+            return Decoder(loaded, torch.bfloat16)
+        return KvQuantizedDecoder(loaded, torch.bfloat16, bits)
+
+    own = tuple(torch.randint(3, 300, (2 * BLOCK + 5,), generator=torch.Generator().manual_seed(3)).tolist())
+    calls: list[str] = []
+
+    def hook(x: torch.Tensor) -> torch.Tensor:
+        calls.append("")
+        return x
+
+    def left(decoder: Decoder, **how: bool) -> list[torch.Tensor]:
+        slots = decoder.slots(2, 3 * BLOCK)
+        decoder.prefill(decoder.prefix((5, 6, 7)), slots, 1, own, **how)
+        return [*slots.keys, *slots.values]
+
+    with torch.inference_mode():
+        expected = left(make(loaded))
+        assert all(map(torch.equal, left(make(loaded).hooked(hook), is_read=False), expected))
+        n_calls = len(calls)
+        left(make(loaded).hooked(hook))
+        assert len(calls) == 2 * n_calls  # a hook is called as often as ever
+
+        def fail(x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("computed for nobody")
+
+        *blocks, last = loaded.blocks
+        unread = replace(loaded, blocks=[*blocks, replace(last, down=fail)])
+        assert all(map(torch.equal, left(make(unread), is_read=False), expected))
 
 
 def test_longer_rows_narrow_a_batch_that_would_exceed_its_budget(decoder: Decoder) -> None:

@@ -179,7 +179,7 @@ class ContinuousBatch:
         self._copies.pop(slot, None)
         known = self._chunks.load(self._prefix, prompt, slots, slot)
         if known < len(prompt):
-            self._decoder.prefill(self._prefix, slots, slot, prompt, known)
+            self._decoder.prefill(self._prefix, slots, slot, prompt, known, is_read=False)
         if len(prompt) >= CHUNK:
             self._chunks.keep(self._prefix, prompt, slots, slot)
         self.rows.append(row)

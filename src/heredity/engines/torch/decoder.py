@@ -126,7 +126,7 @@ class Decoder:
         """Compute a prefix once, in chunks of fixed size."""
         slots, empty = self.slots(1, round_up(len(tokens), CHUNK)), SharedPrefix((), [], [])
         if tokens:
-            self.prefill(empty, slots, 0, tokens)
+            self.prefill(empty, slots, 0, tokens, is_read=False)
         n_positions = round_up(len(tokens), BLOCK)
         cut = [
             [cache[0, :, :n_positions].contiguous() for cache in side] for side in (slots.keys, slots.values)
@@ -134,23 +134,30 @@ class Decoder:
         return SharedPrefix(tokens, cut[0], cut[1])
 
     def prefill(
-        self, prefix: SharedPrefix, slots: KvSlots, slot: int, own: tuple[int, ...], known: int = 0
+        self,
+        prefix: SharedPrefix,
+        slots: KvSlots,
+        slot: int,
+        own: tuple[int, ...],
+        known: int = 0,
+        is_read: bool = True,
     ) -> torch.Tensor:
         """Run a row's own tokens through the model and write their keys and values into its slot.
 
         known: the number of tokens whose keys and values are in the slot already: whole chunks, but not all.
+        is_read: False if only keys and values are wanted; the last layer then computes nothing else.
         Returns the final hidden states (padded length - known, hidden), with padding after the row's length.
+        They mean nothing unless is_read.
         """
-        n_padded = padded(own)
+        n_padded, is_read = padded(own), is_read or self._hook is not None  # a hook is promised its calls
         hidden = []
         for start in range(known, n_padded, CHUNK):
             n_new = min(CHUNK, n_padded - start)
             cut = own[start : start + n_new]
             tokens = torch.tensor(cut + (0,) * (n_new - len(cut)))
             positions = torch.arange(n_new) + prefix.length + start
-            hidden.append(
-                self._forward(tokens, positions, self._attend_many(prefix, slots, slot, start, n_new))
-            )
+            attend = self._attend_many(prefix, slots, slot, start, n_new, is_read)
+            hidden.append(self._forward(tokens, positions, attend, is_read))
         return torch.cat(hidden)
 
     def step(
@@ -185,7 +192,9 @@ class Decoder:
         """Return a decoder of the same kind."""
         return Decoder(weights, self.dtype, hook)
 
-    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def _forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend, is_read: bool = True
+    ) -> torch.Tensor:
         shape, hook = self.shape, self._hook
         x = self.weights.embedding[tokens]
         if shape.embedding_scale != 1.0:
@@ -194,7 +203,10 @@ class Decoder:
         x = x if hook is None else hook(x)
         for i, block in enumerate(self.weights.blocks):
             q, k, v = self._qkv(block, self._norm(x, block.norm_attention), rotations[bool(shape.windows[i])])
-            a = block.out(attend(i, q, k, v))
+            attended = attend(i, q, k, v)
+            if not is_read and i == shape.n_layers - 1:
+                return x  # its keys and values are written
+            a = block.out(attended)
             x = x + (a if block.norm_attention_out is None else self._norm(a, block.norm_attention_out))
             x = x if hook is None else hook(x)
             gate, up = block.gate_up(self._norm(x, block.norm_mlp)).chunk(2, dim=-1)
@@ -218,8 +230,13 @@ class Decoder:
         qk = torch.addcmul(qk * rotation[0], qk.roll(s.head_dim // 2, -1), rotation[1])
         return qk[:, : s.n_heads] * s.attention_scale, qk[:, s.n_heads :], heads[:, n_qk:]
 
-    def _attend_many(self, prefix: SharedPrefix, slots: KvSlots, slot: int, start: int, n_new: int) -> Attend:
-        """Return causal attention of many tokens of a row; it writes keys and values from `start` on."""
+    def _attend_many(
+        self, prefix: SharedPrefix, slots: KvSlots, slot: int, start: int, n_new: int, is_read: bool
+    ) -> Attend:
+        """Return causal attention of many tokens of a row; it writes keys and values from `start` on.
+
+        is_read: False if the last layer only writes.
+        """
         s, end = self.shape, start + n_new
         group, kv = s.n_heads // s.n_kv_heads, s.n_kv_heads
         ahead = torch.arange(end)[None] - torch.arange(start, end)[:, None]  # key minus query position
@@ -230,6 +247,8 @@ class Decoder:
             keys, values = slots.keys[i][slot], slots.values[i][slot]
             keys[:, start:end] = k.transpose(0, 1)
             values[:, start:end] = v.transpose(0, 1)
+            if not is_read and i == s.n_layers - 1:
+                return q
             # copies: a matmul over a partial view would take the slow path
             own_keys, own_values = keys[:, :end].contiguous(), values[:, :end].contiguous()
             q = q.view(n_new, kv, group, s.head_dim).transpose(0, 1).reshape(kv, n_new * group, s.head_dim)

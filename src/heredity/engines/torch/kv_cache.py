@@ -81,13 +81,19 @@ class KvQuantizedDecoder(Decoder):
         return found
 
     def prefill(
-        self, prefix: SharedPrefix, slots: KvSlots, slot: int, own: tuple[int, ...], known: int = 0
+        self,
+        prefix: SharedPrefix,
+        slots: KvSlots,
+        slot: int,
+        own: tuple[int, ...],
+        known: int = 0,
+        is_read: bool = True,
     ) -> torch.Tensor:
         """Do the same as `Decoder.prefill`, block by block, so that each block attends to rounded ones."""
         hidden = []
         for start in range(known, max(round_up(len(own), BLOCK), BLOCK), BLOCK):
             end = start + BLOCK
-            hidden.append(super().prefill(prefix, slots, slot, own[:end], start))
+            hidden.append(super().prefill(prefix, slots, slot, own[:end], start, is_read))
             if end <= len(own):
                 self._round(slots, slot, end)
         return torch.cat(hidden)
