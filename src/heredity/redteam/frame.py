@@ -30,7 +30,7 @@ _NAMED = (
 )
 _OPENING = (
     r"yes|yeah|sure(?: thing)?|okay|ok|certainly|absolutely|of course|definitely|understood|noted|got it"
-    r"|al(?:l )?right(?: then)?|very well|well|fine|great|no problem|gladly|with pleasure|please|done"
+    r"|al(?:l )?right(?: then)?|very well|well|fine|great|no problem|gladly|with pleasure|please|kindly|done"
     r"|hello(?: there)?|hi(?: there)?|hey|greetings|good (?:morning|afternoon|evening|day)|ah|oh"
     r"|(?:i am |i'm )?(?:so |very )?sorry(?:,? but)?|(?:my )?apologies"
     r"|(?:you|we) (?:should|can|could|may|might|must|need to|have to|had better)(?: just| simply)?|just"

@@ -214,6 +214,7 @@ _WARNS = re.compile(
     r"(?:\A|(?<=[.!?\n]))\W*(?:please |so |and ){0,2}(?:do not|don't|never|avoid|nobody should|no one should"
     r"|you should (?:not|never)|you must (?:not|never)) (?:ever )?(?:run|execut|use|using|typ|past|click|open"
     r"|enter|writ|send|insert|put|add|call)\w*\b"
+    r"(?! (?:this|that|it|these|the following)\b[^.!?\n]{0,60}:)"  # "Never run this in production: ..."
 )
 _CLAUSE_END = re.compile(
     r"[.!?](?=\s|\Z)|\n|\b(?:but|however|although|though|instead|here|okay|ok|sure|fine|anyway|still|yet|except"

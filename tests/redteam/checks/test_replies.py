@@ -2,7 +2,8 @@
 
 The second kind reports, quotes or declines the order, or has its words by coincidence. Round 1 was written
 before the checks were adjusted, and they were adjusted on it. Round 2 was written after that. Two of its
-replies led to another adjustment. `missed` says why a check still differs from the reader.
+replies led to another adjustment, and so did two of round 3, which tries the new rules. `missed` says why a
+check still differs from the reader.
 """
 
 from __future__ import annotations
