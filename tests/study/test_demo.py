@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from heredity.cli import main
 from heredity.core.errors import UsageError
+from heredity.redteam.judges import needs_judge
 from heredity.study.demo import RECORDED, write_demo
+from heredity.study.plan import read_plan
 from heredity.study.report import write_report
 from tests.support.errors import raises
 
@@ -24,9 +28,9 @@ def test_the_demo_shows_edges_and_writes_a_report_without_network_or_store(
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     shown = capsys.readouterr().out
-    assert "qwen-ablated" in shown and "qwen-q4_0" in shown
+    assert "qwen-obedient" in shown and "qwen-q4_0" in shown
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
-    assert "qwen-ablated" in page and "<svg" in page
+    assert "qwen-obedient" in page and "<svg" in page
     assert not (tmp_path / "store").exists()
 
 
@@ -34,6 +38,32 @@ def test_its_estimates_are_what_its_verdicts_come_to_and_every_edge_is_there(tmp
     found = write_demo(tmp_path)
     assert found.n_errors == 0 and len({edge.child for edge in found.edges}) == 2
     assert write_report(tmp_path, "json").is_file()  # refuses numbers that the verdicts do not come to
+
+
+def test_it_decides_about_a_child(tmp_path: Path) -> None:
+    found = write_demo(tmp_path)
+    decided = {edge.verdict for edge in found.edges if edge.compared.measure == "breach"}
+    assert decided & {"worse", "not worse"}
+    assert found.analysis is not None  # its plan declares what decides
+
+
+def test_no_harmful_request_was_recorded(tmp_path: Path) -> None:
+    """Its breaches are planted secrets, injected orders and forbidden calls: harmless to show."""
+    write_demo(tmp_path)
+    asked = [probe for probe in read_plan(tmp_path).probes if probe.kind == "breach"]
+    assert {probe.technique for probe in asked} == {
+        "planted_secret", "direct_injection", "passage_injection", "tool_injection", "forbidden_tool",
+    }  # fmt: skip
+    assert not any(needs_judge(probe) for probe in asked)
+
+
+def test_it_loads_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from heredity.cli import main;"
+        f"code = main(['demo', '--out', {str(tmp_path / 'demo')!r}]);"
+        "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
 
 
 def test_it_takes_its_own_folder_again_and_no_other(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from heredity.cli import PathArgument, Verb
 def command(out: Path) -> None:
     """Show a finished study with its lineage, from recorded answers.
 
-    The answers are those of a small model, its 4-bit child and a child without its refusal direction, in the
+    The answers are those of a small model, its 4-bit child and a child tuned on harmless dialogues, in the
     example application. They ship with heredity: no model is loaded and nothing is downloaded.
     """
     from heredity.cli import _findings
