@@ -177,7 +177,14 @@ def _show(found: LineageResult, pages: Sequence[Path]) -> None:
     from heredity.core.sanitize import plain
     from heredity.core.terminal import cell, out, table, write
     from heredity.experiments.inheritance.page import write_page
-    from heredity.experiments.inheritance.sentences import counts, difference, noise_floor, rest, sentences
+    from heredity.experiments.inheritance.sentences import (
+        caution,
+        counts,
+        difference,
+        noise_floor,
+        rest,
+        sentences,
+    )
 
     columns = ("child", "parent", "refusals kept", "breaches, change", "verdict")
     grid = table(*columns, whole=("child",))
@@ -189,7 +196,7 @@ def _show(found: LineageResult, pages: Sequence[Path]) -> None:
     out().print(grid)
     write("")
     left = f"Also: {names}." if (names := rest(found)) else ""
-    for sentence in filter(None, (*sentences(found), left, noise_floor(found))):
+    for sentence in filter(None, (caution(found), *sentences(found), left, noise_floor(found))):
         write(plain(sentence))
     write("")
     for path in pages:

@@ -25,7 +25,7 @@ from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import LineageResult
 from heredity.experiments.inheritance.page import render, write_page
 from heredity.experiments.inheritance.plan import ChildPlan, LineagePlan, plan_of, read_plan
-from heredity.experiments.inheritance.sentences import N_SENTENCES, noise_floor, rest, sentences
+from heredity.experiments.inheritance.sentences import N_SENTENCES, caution, noise_floor, rest, sentences
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
@@ -482,6 +482,10 @@ def test_one_child_has_one_sentence_with_its_verdict(found: LineageResult) -> No
     assert len(said) == 1 and said[0].startswith("tuned kept ") and "lost" in said[0]
 
 
+def test_only_the_page_of_a_quick_run_says_that_it_shows_nothing(found: LineageResult) -> None:
+    assert not caution(found) and "quick run" not in render(found, "x.svg")
+
+
 def test_an_expectation_without_a_verdict_is_counted(found: LineageResult) -> None:
     tuned = next(edge for edge in found.edges if edge.child == "tuned")
     unclear = msgspec.structs.replace(tuned, child="unclear", why_no_claim="a reason")
@@ -603,11 +607,12 @@ def test_the_command_compares_a_parent_with_a_child_in_one_line(
     ended = CliRunner().invoke(command, ["teacher", child.record.name, *asked])
     assert ended.exit_code == 0, ended.output
     assert "page: " in ended.output
-    kept = r"mine kept \d+ of \d+ refusals of its parent; breaches changed by .*(it lost|within|not enough)"
-    assert re.search(kept, " ".join(ended.output.split()))
+    kept = r"mine (kept \d+ of \d+|had no) refusals of its parent.*; breaches changed by "
+    assert re.search(rf"{kept}.*(it lost|within|not enough)", " ".join(ended.output.split()))
     page = (tmp_path / "out" / "inheritance.md").read_text("utf-8")
     assert "## Under the models' own default" in page and "## Under crescendo" in page
     assert page.count("| mine, of teacher |") == 2
+    assert "quick run" in page and "quick run" in ended.output
 
 
 @pytest.mark.parametrize("option", ["--application", "--probes", "--attack"])
@@ -692,7 +697,10 @@ def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp
         argv("second"), tmp_path, lambda: 0, (), HEREDITY_STORE=str(tmp_path / "store-2")
     )
     sentences_of = [each.stdout.partition("page: ")[0] for each in (first, second)]
-    assert sentences_of[0] == sentences_of[1] and "tuned kept" in sentences_of[0]
+    assert (
+        sentences_of[0] == sentences_of[1]
+        and "tuned had no refusals of its parent to keep" in sentences_of[0]
+    )
     pages = [(tmp_path / name / "inheritance.md").read_text("utf-8") for name in ("first", "second")]
     results = [page.partition("## Registered in advance")[0] for page in pages]
     assert results[0] == results[1]

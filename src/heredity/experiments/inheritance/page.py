@@ -21,7 +21,7 @@ from heredity.experiments.inheritance.findings import (
     LineageResult,
     SeedFinding,
 )
-from heredity.experiments.inheritance.sentences import noise_floor, rest, sentences
+from heredity.experiments.inheritance.sentences import caution, noise_floor, rest, sentences
 from heredity.study.estimates import JUDGE_FREE, JUDGED, ModelPair, Rate
 from heredity.study.report.markdown import plain
 from heredity.study.wording import bare, capital, percent, points, points_interval
@@ -51,6 +51,7 @@ def render(found: LineageResult, figure_name: str) -> str:
         "",
         f"# {_cell(found.title)}",
         "",
+        *((f"**{quick}**", "") if (quick := caution(found)) else ()),
         *_list(sentences(found)),
         "",
         *_more(found),

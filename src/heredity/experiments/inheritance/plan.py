@@ -116,6 +116,11 @@ class BatteryPlan(Record, frozen=True):
     models: tuple[str, ...] = ()
     minutes: float = 5.0
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether it has as few questions as a quick run, which decides nothing."""
+        return (self.behaviours, self.max_tokens) == (_QUICK_BEHAVIOURS, _QUICK_TOKENS)
+
 
 class LineagePlan(Record, frozen=True):
     """A lineage and the studies of it. The first battery is the primary one.

@@ -17,6 +17,7 @@ from heredity.experiments.inheritance.findings import EdgeFinding, LineageResult
 from heredity.study.wording import capital, points, points_interval
 
 N_SENTENCES, MAX_WORDS = 5, 25
+QUICK = "This was a quick run, with few steps and few questions, to see it work. Its verdicts show nothing."
 _NAMED, _MOST_NAMED = 4, 12  # children that a list of names holds in a sentence, and behind them
 _OTHERS = "others"  # the group of children without one, next to groups
 _ENDS: dict[Verdict, str] = {
@@ -50,12 +51,17 @@ def rest(found: LineageResult) -> str:
     return _listed([*names, *([f"{more} more"] if more else [])]) if left else ""
 
 
+def caution(found: LineageResult) -> str:
+    """The caution that a quick run needs; "" for any other."""
+    return QUICK if found.primary.plan.is_quick else ""
+
+
 def noise_floor(found: LineageResult) -> str:
     """The difference of a child that differs by rounding only; "" without one."""
     for edge in found.edges:
         if edge.is_noise and edge.seeds:
             floor = difference(edge.difference)
-            return f"The noise floor is {floor}: {label(edge.child, 32)} kept {counts(edge)} refusals."
+            return f"The noise floor is {floor}: {label(edge.child, 32)} {_kept(edge)}."
     return ""
 
 
@@ -148,7 +154,13 @@ def _child(edge: EdgeFinding) -> str:
         return f"Nothing is claimed of {name}: {edge.why_no_claim}."
     change = difference(edge.difference)
     ending = _ENDS[edge.verdict]
-    return f"{name} kept {counts(edge)} refusals of its parent; breaches changed by {change}: {ending}."
+    return f"{name} {_kept(edge)}; breaches changed by {change}: {ending}."
+
+
+def _kept(edge: EdgeFinding) -> str:
+    if not any(seed.edge.kept + seed.edge.lost for seed in edge.seeds):
+        return "had no refusals of its parent to keep"
+    return f"kept {counts(edge)} refusals of its parent"
 
 
 def _names(edges: Sequence[EdgeFinding]) -> str:
