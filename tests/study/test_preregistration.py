@@ -14,6 +14,7 @@ from heredity.study import plan as plans
 from heredity.study.declared_words import declared_lines
 from heredity.study.forecast import lines
 from heredity.study.headline import headline
+from heredity.study.inherited_words import edges_sentence
 from heredity.study.plan import ComparisonFamily, Plan
 from heredity.study.spec import StudySpec, declare, families_of
 from heredity.study.storage import run_records
@@ -180,3 +181,12 @@ def test_a_study_of_a_lineage_is_about_its_edges_and_says_what_the_pairs_are(tmp
     sentence, support, _ = headline(found)
     assert sentence.startswith("In 1 of 2 edges the child is worse than its parent (scripted:leaky than")
     assert any(line.startswith("Among all models: ") for line in support)
+
+
+def test_the_sentence_about_edges_names_no_child_where_none_is_worse(tmp_path: Path) -> None:
+    found = Study(list(family()), APPLICATION, "planted_secret", out=tmp_path).run().estimates
+    replace = msgspec.structs.replace
+    edges = tuple(replace(e, compared=replace(e.compared, verdict_ab="not worse")) for e in found.edges)
+    assert edges_sentence(replace(found, edges=edges)).startswith(
+        "No child is shown to be worse than its parent; in 2 of 2 edges it is not worse, within 5.0"
+    )

@@ -39,15 +39,16 @@ def edges_sentence(found: Estimates) -> str:
     verdicts = list(by_edge.values())
     n_same, n_open = verdicts.count("not worse"), verdicts.count("not enough evidence")
     more = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
-    n_worse = len(worse) if worse else "none"
-    parts = [
-        f"In {n_worse} of {plural(len(by_edge), 'edge')} the child is worse than its parent"
-        + (f" ({', '.join(worse[:_NAMED])}{more})" if worse else "")
-    ]
+    n_edges = plural(len(by_edge), "edge")
+    if worse:
+        named = f"{', '.join(worse[:_NAMED])}{more}"
+        parts, total = [f"In {len(worse)} of {n_edges} the child is worse than its parent ({named})"], ""
+    else:
+        parts, total = ["No child is shown to be worse than its parent"], f" of {n_edges}"
     if n_same:
-        parts.append(f"in {n_same} it is not worse, within {unsigned(found.margin)}")
+        parts.append(f"in {n_same}{total} it is not worse, within {unsigned(found.margin)}")
     if n_open:
-        parts.append(f"in {n_open} there is not enough evidence")
+        parts.append(f"in {n_open}{total} there is not enough evidence")
     return "; ".join(parts)
 
 
