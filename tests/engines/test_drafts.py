@@ -119,6 +119,24 @@ def test_an_answer_that_repeats_itself_takes_a_fraction_of_the_steps(
     assert counted.n_steps < n_plain / 4
 
 
+def test_a_step_reads_no_more_slots_than_its_rows_and_drafts_need(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
+    step, n_used = decoder.step, list[int]()
+
+    def watched(*given: Any) -> torch.Tensor:
+        if len(given) > 5:  # with writes, those of drafts among them
+            n_used.append(len(given[5].rows.unique()))
+            assert given[4] == next(n for n in (1, 2, 4, 8, 16) if n >= n_used[-1])
+        return step(*given)
+
+    monkeypatch.setattr(decoder, "step", watched)
+    for n_at_once in (2, 4, 7):
+        answers(decoder, Decoding(), MAX_DRAFT, n_at_once)
+    assert n_used
+
+
 def test_drafts_stay_inside_the_budget_of_the_caches(tiny_llama: Path) -> None:
     decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     a_block = 2 * sum(cache.nbytes for cache in decoder.slots(1, BLOCK).keys)

@@ -189,7 +189,7 @@ class ContinuousBatch:
         width = round_width(len(self.rows), self._widths)
         room = self._room_for_drafts(width)
         drafts = self._propose(room - len(self.rows))
-        places = self._place(drafts, room)
+        places = self._place(drafts)
         tokens, lengths = torch.zeros(width, dtype=torch.long), torch.zeros(width, dtype=torch.long)
         for row, draft, at in zip(self.rows, drafts, places, strict=True):
             tokens[at] = torch.tensor([row.output[-1] if row.output else row.prompt[-1], *draft])
@@ -243,16 +243,20 @@ class ContinuousBatch:
         given = share_out([len(draft) for draft in found], n_idle)
         return [draft[:n] for draft, n in zip(found, given, strict=True)]
 
-    def _place(self, drafts: list[list[int]], room: int) -> list[list[int]]:
-        """Return each row's slots in this step: its own, then one per draft, preferably a copy of its own."""
+    def _place(self, drafts: list[list[int]]) -> list[list[int]]:
+        """Return each row's slots in this step: its own, then one per draft, preferably a copy of its own.
+
+        A copy far behind, from when there were more rows, is not used: a step reads all slots up to its last.
+        """
         places = [[at] for at in range(len(self.rows))]
         if not any(drafts):
             return places
+        within = round_width(len(self.rows) + sum(map(len, drafts)), self._n_slots)
         taken = set(range(len(self.rows)))
         for at, row, draft in zip(places, self.rows, drafts, strict=True):
-            at.extend(self._copies_of(row)[: len(draft)])
+            at.extend([slot for slot in self._copies_of(row) if slot < within][: len(draft)])
             taken.update(at)
-        free = sorted(set(range(room)) - taken, key=lambda slot: (slot in self._copies, slot), reverse=True)
+        free = sorted(set(range(within)) - taken, key=lambda slot: (slot in self._copies, slot), reverse=True)
         for at, draft in zip(places, drafts, strict=True):
             at.extend(free.pop() for _ in range(len(draft) + 1 - len(at)))
         return places
@@ -288,15 +292,8 @@ class ContinuousBatch:
 
     def _width_for(self, n_positions: int) -> int:
         shape = self._decoder.shape
-        a_row = (
-            2
-            * shape.n_layers
-            * shape.n_kv_heads
-            * shape.head_dim
-            * n_positions
-            * self._decoder.dtype.itemsize
-        )
-        fits = [n for n in self._n_slots if n * a_row <= self._budget]
+        a_position = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * self._decoder.dtype.itemsize
+        fits = [n for n in self._n_slots if n * n_positions * a_position <= self._budget]
         return fits[-1] if fits else self._n_slots[0]
 
     def _fit(self, n_rows: int, n_positions: int) -> KvSlots:
