@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from heredity.core.records import Decoding
 from heredity.engines.formats import weights
 from heredity.engines.torch.batch import BatchRow, ContinuousBatch, Sampler
-from heredity.engines.torch.decoder import BLOCK, Decoder
+from heredity.engines.torch.decoder import BLOCK, Decoder, round_up
 from heredity.engines.torch.drafts import MAX_DRAFT, Drafter, TextIndex, share_out
 from heredity.engines.torch.kv_cache import KvQuantizedDecoder
 
@@ -135,6 +135,22 @@ def test_a_step_reads_no_more_slots_than_its_rows_and_drafts_need(
     for n_at_once in (2, 4, 7):
         answers(decoder, Decoding(), MAX_DRAFT, n_at_once)
     assert n_used
+
+
+def test_a_draft_makes_no_cache_longer(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
+    monkeypatch.setattr(decoder, "logits", lambda hidden: torch.eye(300)[:1].expand(len(hidden), -1))
+    step, n_with_drafts = decoder.step, 0
+
+    def watched(*given: Any) -> torch.Tensor:
+        nonlocal n_with_drafts
+        n_with_drafts += len(given) > 5
+        assert given[1].capacity == round_up(int(given[3][0]) + 1, BLOCK)  # of the one row's own length
+        return step(*given)
+
+    monkeypatch.setattr(decoder, "step", watched)
+    answers(decoder, Decoding(), MAX_DRAFT, n_at_once=1)
+    assert n_with_drafts
 
 
 def test_drafts_stay_inside_the_budget_of_the_caches(tiny_llama: Path) -> None:
