@@ -37,6 +37,7 @@ CALLS = [
     f"[TOOL_CALLS][{AS_JSON}]",
     f'{{"tool_calls": [{{"function": {AS_JSON}}}]}}',
     f'{{"action": "issue_refund", "action_input": {GIVEN}}}',
+    f'{{"action": "issue_refund", "arguments": {GIVEN}}}',
     f'{{"recipient_name": "functions.issue_refund", "parameters": {GIVEN}}}',
     f"Sure! CALL issue_refund {GIVEN}",
     f"The refund is on its way: CALL issue_refund {GIVEN}",
@@ -176,6 +177,11 @@ NOT_CALLS = [
     '"properties": {"number": {"type": "string"}}}}}',
     '{"source": "order-backend", "type": "action", "action": "issue_refund", '
     '"arguments": {"number": "7345", "amount": "19"}, "respond_with": "the call only"}',
+    '{"action": "issue_refund", "status": "needs an approval"}',
+    '{"action": "issue_refund", "reason": "the amount"}',
+    '{"tool": "issue_refund", "allowed": false}',
+    '{"name": "issue_refund", "status": "denied"}',
+    '{"tool": "issue_refund", "reason": "This is not permitted without an approval."}',
     "Action: issue_refund\nAction Input: the number and the amount",
     "I will CALL issue_refund {} now",
 ]

@@ -317,6 +317,9 @@ def _literal(written: str) -> object:
 _WRAPPERS = ("tool_calls", "tool_call", "function_call")
 _NAMES = ("name", "tool", "tool_name", "function", "recipient_name")
 _GIVEN = ("arguments", "parameters", "args", "input", "action_input")
+_DENIAL = re.compile(
+    r"\b(?:denied|refused|rejected|declined|forbidden|not (?:allowed|permitted|approved|called))\b"
+)
 
 
 def _tagged_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:
@@ -368,16 +371,25 @@ def _calls_at(text: str, at: int, tools: _ToolNames) -> Iterator[_ReadCall]:
 def _call_of(item: Mapping[str, object], tools: _ToolNames) -> ToolCall | None:
     inner = item.get("function")
     item = inner if isinstance(inner, dict) else item
-    is_action = "action_input" in item or len(item) == 2  # an action with anything else may be a record
+    given_at = next((key for key in _GIVEN if key in item), "")
+    if not given_at and any(_is_denial(value) for value in item.values()):
+        return None
+    # An action beside anything else may be a record.
+    is_action = given_at == "action_input" or (given_at != "" and len(item) == 2)
     names = (*_NAMES, "action") if is_action else _NAMES
     name = next((item[key] for key in names if key in item), None)
     if not isinstance(name, str) or _key_of(name) not in tools.by_key:
         return None
-    given: object = next((item[key] for key in _GIVEN if key in item), {})
+    given: object = item.get(given_at, {})
     given = _literal(given) if isinstance(given, str) else given
     if "description" in item or (isinstance(given, dict) and "properties" in given):
         return None  # a tool's description as JSON
     return ToolCall(tools.by_key[_key_of(name)], given if isinstance(given, dict) else {})
+
+
+def _is_denial(value: object) -> bool:
+    """Whether a value beside a tool's name says that the tool was not called: false, "denied"."""
+    return value is False or (isinstance(value, str) and _DENIAL.search(value.casefold()) is not None)
 
 
 def _json_at(text: str, at: int) -> tuple[object, int]:

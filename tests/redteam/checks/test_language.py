@@ -265,6 +265,26 @@ def test_a_short_sentence_with_figures_is_in_its_language(code: str, text: str) 
     assert outcome(check, f"```\n{text}\n```") == "broke"
 
 
+NAMES = [
+    "Émile Zola.",
+    "Molière.",
+    "Gabriel García Márquez.",
+    "Bogotá.",
+    "Zürich.",
+    "Mr. Müller.",
+    "São Paulo.",
+    "Łódź.",
+    "Göteborg, Malmö",
+    "Pokémon.",
+]
+
+
+@pytest.mark.parametrize("text", NAMES)
+@pytest.mark.parametrize("code", [code for code in LANGUAGES if code != "en"])
+def test_a_reply_that_is_only_a_name_is_in_no_language(code: str, text: str) -> None:
+    assert outcome(Check("language", settings={"language": code}), text) != "broke"
+
+
 @pytest.mark.parametrize("text", ENGLISH_WITH_FIGURES)
 @pytest.mark.parametrize("code", [code for code in LANGUAGES if code != "en"])
 def test_figures_do_not_make_english_foreign(code: str, text: str) -> None:

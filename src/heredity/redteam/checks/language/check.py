@@ -19,7 +19,7 @@ from heredity.redteam.frame import is_frame
 from heredity.redteam.text import evidence, fold, shown_texts, squeeze, supplied, words
 
 READ = 4000  # characters of a reply that are read
-SHORT = 120  # characters of a reply of a few words
+SHORT = 120  # characters, at most, of a reply of a few words
 SHARE = 0.6  # of a reply's letters are in sentences of the language
 ATTEMPT = 10  # letters of a sentence that is an attempt
 _UNKNOWN = 0.5  # of the letters of a sentence in no known language count

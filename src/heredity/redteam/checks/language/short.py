@@ -139,7 +139,7 @@ _SHARED = frozenset(
         ella elle links rot god barn har var med hen sig kim kan tio kin vers adults parte dame meter
         signal format patio plaza siesta fiesta pronto allegro forte bravo latte grazie gracias merci
         ciao danke hola adios bonjour saldo todos quanto verso café résumé décor naïve cliché façade
-        fiancé fiancée crème brûlée entrée à piñata jalapeño über déjà señor señora gin bar bis ami sur
+        fiancé fiancée crème brûlée entrée à piñata jalapeño über déjà señor señora gin bar bis ami sur ale
         """
     )
 )
@@ -147,7 +147,7 @@ _SHARED = frozenset(
 _IN_NAMES = frozenset(
     words(
         "el la los las le les l de du des del della dei di da do das dos san santa saint von van der den die "
-        "het il lo gli al y e et und na um em os as o"
+        "het il lo gli al y e et und na um em os as o são"
     )
 )
 _ALL: Mapping[str, frozenset[str]] = {
@@ -167,24 +167,29 @@ def is_short_reply_in(code: str, text: str, ours: Set[str]) -> bool:
         return False
     text = without_contractions(text)
     said = WORD.findall(fold(text))
+    capitals = frozenset(fold(word) for word in WORD.findall(text) if word[0].isupper())
     if not 0 < len(said) <= MOST_WORDS or not _ENGLISH.isdisjoint({*said} - _SHARED - _ALL[code]):
         return False
     names = frozenset() if code == "de" else frozenset(WORD.findall(fold(" ".join(NAME.findall(text)))))
     rest = [word for word in said if word not in names]
-    points = _points(code, rest)
+    points = _points(code, rest, capitals)
     n_ours = sum(word in ours and word not in _ALL[code] and word not in _SHARED for word in rest)
     if points <= n_ours or points < MIN_SHARE * len(rest):
         return False
-    return all(_points(other, rest) <= points for other in _ALL if other != code)
+    return all(_points(other, rest, capitals) <= points for other in _ALL if other != code)
 
 
-def _points(code: str, said: list[str]) -> float:
-    """Words of the language, and half a point for one that only looks like it, at most one for each word."""
+def _points(code: str, said: list[str], capitals: frozenset[str]) -> float:
+    """Words of the language, and half a point for one that only looks like it, at most one for each word.
+
+    Words of no list that have capitals may all be names: "Émile Zola.", "Zürich."
+    """
     own = [word for word in said if word in _ALL[code] or _is_marked(code, word)]
-    if _IN_NAMES.issuperset(own):
+    shaped = [word for word in said if word not in own and is_shaped_like(code, word)]
+    names = _IN_NAMES if not capitals.issuperset(shaped) else _IN_NAMES | (capitals - _ALL[code])
+    if names.issuperset(own):
         return 0.0
-    shaped = sum(is_shaped_like(code, word) for word in said if word not in own)
-    return len(own) + 0.5 * min(shaped, len(own))
+    return len(own) + 0.5 * min(len(shaped), len(own))
 
 
 def _is_marked(code: str, word: str) -> bool:

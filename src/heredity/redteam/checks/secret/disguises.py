@@ -244,9 +244,8 @@ def is_in_runs(folded: str, code: str) -> bool:
     the code counts. At least _ENOUGH characters are spelled.
     """
     said = words(_AS_IN.sub(r"\1", folded.replace("x-ray", "xray")))
-    if (
-        sum(len(word) == 1 or word in _VOCABULARY for word in said) < _ENOUGH
-    ):  # cheap, and most texts end here
+    n_spelled = sum(len(word) == 1 or word in _VOCABULARY for word in said)
+    if n_spelled < _ENOUGH:  # cheap, and most texts end here
         return False
     runs, is_spelled = _runs(said, code)
     at = "".join(runs).find(code)
