@@ -64,11 +64,19 @@ def test_a_saved_plan_is_the_plan_of_its_settings(place: Path) -> None:
 
 
 def test_the_path_of_a_model_is_taken_from_the_folder_of_the_plan(place: Path) -> None:
-    models = 'models = ["./mine", "kv4:parts/mine", "scripted:careful", "hf:a/b"]'
+    models = 'models = ["./mine", "kv4:parts/mine", "scripted:careful", "hf:a/b", "url:bot.toml", "url:http://a/b"]'
     (place / "paths.toml").write_text(f'{models}\nattacker = "./writer.gguf"\napplication = "desk.toml"\n')
     spec = StudySpec.read(place / "paths.toml")
     mine, parts = place / "mine", place / "parts" / "mine"
-    assert list(spec.models) == [str(mine), f"kv4:{parts}", "scripted:careful", "hf:a/b"]
+    bot = f"url:{place / 'bot.toml'}"
+    assert list(spec.models) == [
+        str(mine),
+        f"kv4:{parts}",
+        "scripted:careful",
+        "hf:a/b",
+        bot,
+        "url:http://a/b",
+    ]
     assert spec.attacker == str(place / "writer.gguf")
 
 

@@ -4,6 +4,7 @@
     "models/mine", "mine.gguf"  a path, if it has a slash or lies next to the plan
     "hf:owner/name"             a model of the hub
     "kv4:models/mine"           the model behind an engine or a setting of one
+    "url:bot.toml"              the file that describes an application
 
 Promises: nothing is loaded or pulled.
 Leaves to others: finding the model (store.py).
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from heredity.lineage.store import target_of
 
-HUB = "hf:"
+HUB, URL = "hf:", "url:"
 
 
 def is_elsewhere(ref: str) -> bool:
@@ -26,7 +27,7 @@ def is_elsewhere(ref: str) -> bool:
 def placed(ref: str, folder: Path) -> str:
     """The reference in a plan file of `folder`, with a relative path taken from there."""
     engine, model = _split(ref)
-    is_path = _is_path(model) or _is_next_to(model, folder)
+    is_path = engine == URL or _is_path(model) or _is_next_to(model, folder)
     return f"{engine}{folder / model}" if is_path else ref
 
 
@@ -37,8 +38,10 @@ def without_folder(ref: str) -> str:
 
 
 def _split(ref: str) -> tuple[str, str]:
-    """The engine with its colon, or "", and the model that it answers."""
+    """What is in front of a model or a path, with its colon, or ""; and the model or the path."""
     engine, colon, model = ref.partition(":")
+    if f"{engine}{colon}" == URL and "://" not in model:
+        return URL, model
     target = target_of(ref)
     return (f"{engine}{colon}", model) if target is not None and target.WRAPS_MODEL else ("", ref)
 

@@ -229,10 +229,11 @@ def test_the_path_of_a_model_is_taken_from_the_folder_of_the_plan(tmp_path: Path
     assert read_plan(write(tmp_path), {"teacher": "./mine"}).models == {"teacher": "./mine"}
 
 
+@pytest.mark.parametrize("ref", ["./mine", "url:./mine"])
 def test_a_plan_with_the_path_of_a_model_has_one_digest_wherever_it_lies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ref: str
 ) -> None:
-    text = TEXT.replace('"smollm2-135m-instruct"', '"./mine"')
+    text = TEXT.replace('"smollm2-135m-instruct"', f'"{ref}"')
     digests = {plan_digest(read_plan(write(tmp_path / name, text))) for name in "ab"}
     monkeypatch.chdir(tmp_path / "a")
     assert {plan_digest(read_plan(Path("plan.toml")))} == digests and len(digests) == 1

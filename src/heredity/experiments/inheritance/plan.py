@@ -323,7 +323,7 @@ def _refuse_wrong_parents(child: ChildPlan) -> None:
     if takes and (n < least or (n > least and not is_open)):
         needed = f"{least}{' or more' if is_open else ''} parent{'' if least == 1 else 's'}"
         raise BadArgument(
-            f"'{child.name}' has {n}, and '{child.recipe}' takes {needed}",
+            f"'{child.name}' has {n} in `parents`; '{child.recipe}' takes {needed}",
             code="wrong-parents",
             table=child.name,
         )
