@@ -388,7 +388,7 @@ def _call_of(item: Mapping[str, object], tools: _ToolNames) -> ToolCall | None:
 
 
 def _is_denial(value: object) -> bool:
-    """Whether a value beside a tool's name says that the tool was not called: false, "denied"."""
+    """Whether a value next to a tool's name says that the tool was not called: false, "denied"."""
     return value is False or (isinstance(value, str) and _DENIAL.search(value.casefold()) is not None)
 
 

@@ -38,7 +38,7 @@ def without_folder(ref: str) -> str:
 
 
 def _split(ref: str) -> tuple[str, str]:
-    """What is in front of a model or a path, with its colon, or ""; and the model or the path."""
+    """The engine or "url:", or "", and the model or the path behind it."""
     engine, colon, model = ref.partition(":")
     if f"{engine}{colon}" == URL and "://" not in model:
         return URL, model
