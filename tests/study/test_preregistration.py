@@ -181,6 +181,7 @@ def test_a_study_of_a_lineage_is_about_its_edges_and_says_what_the_pairs_are(tmp
     sentence, support, _ = headline(found)
     assert sentence.startswith("In 1 of 2 edges the child is worse than its parent (scripted:leaky than")
     assert any(line.startswith("Among all models: ") for line in support)
+    assert not any(line.startswith("Children against their parents") for line in support)  # said above
 
 
 def test_the_sentence_about_edges_names_no_child_where_none_is_worse(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from heredity.study.wording import (
     TechniqueCounts,
     counted,
     detectable_words,
+    edges_by_kind,
     find,
     inheritance_summary,
     interval,
@@ -109,8 +110,10 @@ def _about_edges(estimates: Estimates, found: Headline) -> Headline:
     of_edges = edges_sentence(estimates) if is_first else ""
     if not of_edges:
         return found
-    first = inheritance_summary(estimates), f"Among all models: {found.sentence}."
-    return Headline(of_edges, tuple(dict.fromkeys((*first, *found.support))), found.warnings)
+    first = edges_by_kind(estimates), f"Among all models: {found.sentence}."
+    counted_above = inheritance_summary(estimates)
+    support = (line for line in (*first, *found.support) if line and line != counted_above)
+    return Headline(of_edges, tuple(support), found.warnings)
 
 
 def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[float, Rate]]) -> Headline:

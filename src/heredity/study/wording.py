@@ -345,12 +345,15 @@ def inheritance_summary(found: Estimates) -> str:
         f"{len(groups['not worse'])} not worse in every kind, within {unsigned(found.margin)}",
         f"{len(groups['not enough evidence'])} without enough evidence",
     ]
-    edges = plural(len(by_edge), "edge")
-    return f"Children against their parents, {edges}: {', '.join(parts)}.{_by_kind(found)}"
+    counts = f"Children against their parents, {plural(len(by_edge), 'edge')}: {', '.join(parts)}."
+    return f"{counts} {edges_by_kind(found)}".rstrip()
 
 
-def _by_kind(found: Estimates) -> str:
-    """The verdicts of each kind of breach, because a child may be "not worse" in one of them only."""
+def edges_by_kind(found: Estimates) -> str:
+    """The verdicts of each kind of breach, because a child may be "not worse" in one of them only.
+
+    "" if there is one kind.
+    """
     kinds = dict.fromkeys(e.compared.technique for e in found.edges if e.compared.measure == "breach")
     if len(kinds) < 2:
         return ""
@@ -359,7 +362,7 @@ def _by_kind(found: Estimates) -> str:
         verdicts = [e.verdict for e in found.edges if e.compared.technique == kind and e.compared.n]
         counts = [f"{n} {verdict}" for verdict in BADGES if (n := verdicts.count(verdict))]
         parts.append(f"{title(kind).lower().removeprefix('all ')} {', '.join(counts) or 'none compared'}")
-    return f" By kind: {'; '.join(parts)}."
+    return f"By kind: {'; '.join(parts)}."
 
 
 def inheritance_tables(found: Estimates) -> list[TextTable]:

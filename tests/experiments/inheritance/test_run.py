@@ -357,19 +357,24 @@ def test_a_second_run_asks_nothing_and_the_folder_gives_the_same_page(
     assert render(again, "x.svg") == render(found, "x.svg") == render(run.read_result(out), "x.svg")
 
 
+def _refuse_to_quantize(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let every child that `quantize` makes end in this error."""
+    made = Lineage._made
+
+    def refuse(self: Lineage, task: Task) -> Grown:
+        if task.child.recipe == "quantize":
+            raise error
+        return made(self, task)
+
+    monkeypatch.setattr(Lineage, "_made", refuse)
+
+
 def test_a_child_that_one_run_left_out_stays_out_of_its_studies(
     plan: LineagePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The studies of the folder were planned without it; another run that could make it goes on with them."""
     few = msgspec.structs.replace(plan, battery=plan.battery[1:], child=tuple(_quantized_and_tuned(plan)))
-    made = Lineage._made
-
-    def too_large(self: Lineage, task: Task) -> Grown:
-        if task.child.recipe == "quantize":
-            raise UsageError("no memory is left", code="bad-setting")
-        return made(self, task)
-
-    monkeypatch.setattr(Lineage, "_made", too_large)
+    _refuse_to_quantize(monkeypatch, UsageError("no memory is left", code="bad-setting"))
     first = run.inherit(few, store, tmp_path / "out", engine_loader=loader(SHARES))
     monkeypatch.undo()
     told: list[str] = []
@@ -383,18 +388,12 @@ def test_a_child_that_one_run_left_out_is_made_if_no_study_has_begun(
     plan: LineagePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = msgspec.structs.replace(plan, battery=plan.battery[1:], child=tuple(_quantized_and_tuned(plan)))
-    made = Lineage._made
-
-    def too_large(self: Lineage, task: Task) -> Grown:
-        if task.child.recipe == "quantize":
-            raise OutOfMemory("no memory is left")
-        return made(self, task)
 
     def stopped(*given: object) -> None:
         raise KeyboardInterrupt
 
     told: list[str] = []
-    monkeypatch.setattr(Lineage, "_made", too_large)
+    _refuse_to_quantize(monkeypatch, OutOfMemory("no memory is left"))
     monkeypatch.setattr(run, "_ask_all", stopped)
     with pytest.raises(KeyboardInterrupt):
         run.inherit(few, store, tmp_path / "out", tell=told.append)
@@ -508,7 +507,7 @@ def test_the_words_of_the_figure_fit_into_it(found: LineageResult) -> None:
     )
     first = msgspec.structs.replace(found.primary, edges=(*found.edges, open_))
     drawn = figure.draw(msgspec.structs.replace(found, batteries=(first,)))
-    wide = int(re.search(r'width="(\d+)"', drawn)[1])  # type: ignore[index]
+    wide = int(re.findall(r'width="(\d+)"', drawn)[0])
     words = re.findall(r'<text x="(\d+)" y="[\d.]+">([^<]+)</text>', drawn)
     assert any("not enough evidence: kept " in text for _, text in words)
     assert not any("kept: kept" in text for _, text in words)

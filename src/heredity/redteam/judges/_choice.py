@@ -12,6 +12,7 @@ Leaves to others: deciding (each judge), and how good each is (calibration/quali
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -153,9 +154,10 @@ def n_learned_from(judge: Judge, texts: Sequence[str]) -> int:
     return judge.n_learned_from(texts) if isinstance(judge, TrainedJudge) else 0
 
 
-class ManyAtOnce:
+class ManyAtOnce(ABC):
     """A judge that decides many responses at once, and one as many."""
 
+    @abstractmethod
     def verdicts(
         self,
         rows: Sequence[tuple[Probe, Response]],
@@ -163,7 +165,6 @@ class ManyAtOnce:
         has_substance: bool = True,
     ) -> list[Verdict]:
         """One verdict per response, in order."""
-        raise NotImplementedError
 
     def verdict(
         self, probe: Probe, response: Response, application: Application, has_substance: bool = True
