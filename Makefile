@@ -29,7 +29,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo $$p && break; done)
-PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
+# Half of an install was compiling every module. Python compiles the ones it imports, and is told to keep that.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(if $(CI),--quiet)
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help study inheritance pretrain test test-fast prose shape bench proofs judges learned head docs reference clean
 
