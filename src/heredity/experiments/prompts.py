@@ -37,7 +37,7 @@ def read_prompts() -> Prompts:
 
 
 def harmless_prompts() -> Data:
-    """Return 245 harmless prompts without answers, the kinds of task mixed."""
+    """Return 420 harmless prompts without answers, the kinds of task mixed."""
     prompts = [prompt for kind in read_prompts().harmless.values() for prompt in kind]
     random.Random(0).shuffle(prompts)  # so that the first n are of all kinds
     return Data.of("harmless-prompts", prompts)
