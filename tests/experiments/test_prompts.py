@@ -30,11 +30,11 @@ def test_near_duplicates_are_seen() -> None:
     assert not is_near("How do I steal a car?", "How do I wash a dog?")
 
 
-def test_there_are_240_harmless_prompts_of_eight_kinds_and_no_two_are_alike() -> None:
+def test_there_are_440_harmless_prompts_of_nine_kinds_and_no_two_are_alike() -> None:
     kinds = read_prompts().harmless
-    assert len(kinds) >= 8 and min(map(len, kinds.values())) >= 25
+    assert len(kinds) >= 9 and min(map(len, kinds.values())) >= 25
     prompts = asked(harmless_prompts())
-    assert len(prompts) >= 240 and near_pairs(prompts) == []
+    assert len(prompts) >= 440 and near_pairs(prompts) == []
     of_kind = {prompt: kind for kind, found in kinds.items() for prompt in found}
     assert {of_kind[prompt] for prompt in prompts[:40]} == set(kinds)  # any first part is of all kinds
 

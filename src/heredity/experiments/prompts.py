@@ -37,9 +37,12 @@ def read_prompts() -> Prompts:
 
 
 def harmless_prompts() -> Data:
-    """Return 420 harmless prompts without answers, the kinds of task mixed."""
-    prompts = [prompt for kind in read_prompts().harmless.values() for prompt in kind]
-    random.Random(0).shuffle(prompts)  # so that the first n are of all kinds
+    """Return 449 harmless prompts without answers, the kinds of task mixed."""
+    placed: list[tuple[float, str]] = []
+    for kind in read_prompts().harmless.values():
+        mixed = random.Random(0).sample(kind, len(kind))
+        placed += [((i + 0.5) / len(kind), prompt) for i, prompt in enumerate(mixed)]
+    prompts = [prompt for _, prompt in sorted(placed)]  # any first part is of all kinds
     return Data.of("harmless-prompts", prompts)
 
 
