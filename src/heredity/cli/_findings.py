@@ -116,7 +116,7 @@ def edge_table(estimates: Estimates) -> Table:
         pair = edge.compared
         if pair.technique != last:
             last = pair.technique
-            grid.add_row(Text(words.SCOPE_NAMES[last]), style="bold")
+            grid.add_row(Text(words.scope_name(estimates, last)), style="bold")
         kept = f"{edge.kept} of {edge.retention.n}\n[{_bounds(edge.retention, '.0f')}] %"
         difference = f"{words.points(pair.difference.value)}\n[{_bounds(pair.difference, '+.1f')}]"
         child = f"{called[edge.child]}\n  of {called[edge.parent]}, {words.recipe_words(edge)}"
@@ -134,7 +134,7 @@ def edge_lines(estimates: Estimates) -> Text:
         pair = edge.compared
         if pair.technique != last:
             last = pair.technique
-            text.append(f"{words.SCOPE_NAMES[last]}\n", style="bold")
+            text.append(f"{words.scope_name(estimates, last)}\n", style="bold")
         who = f"{called[edge.child]} of {called[edge.parent]}, {words.recipe_words(edge)}: "
         text.append(plain(who)).append(words.verdict_words(edge), style=_style(edge)).append(
             f"\n  held still {edge.kept} of {edge.retention.n} [{_bounds(edge.retention, '.0f')}] %, "
@@ -171,7 +171,8 @@ def _bounds(found: Estimate, form: str) -> str:
 def _compared(estimates: Estimates, pair: ModelPair) -> tuple[str, str]:
     """A pair's verdict, and its numbers; without a verdict, the difference that could have been shown."""
     called = words.names(estimates.models)
-    head = f"{words.SCOPE_NAMES[pair.technique]}: {called[pair.b]} is {_verdict(pair)} than {called[pair.a]}"
+    what = words.scope_name(estimates, pair.technique)
+    head = f"{what}: {called[pair.b]} is {_verdict(pair)} than {called[pair.a]}"
     return head, f"  {_difference(pair)}"
 
 
@@ -236,6 +237,7 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
 def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is_narrow: bool) -> None:
     """All techniques of a scope together, raw and corrected; then each attack, if there are several."""
     name, models = _NAMES[scope], [card.id for card in estimates.models]
+    name = "judged, not refused *" if estimates.counts_refusals(measure, scope) else name
     grid.add_row(Text(name), *_cells(estimates, scope, measure, is_narrow), style="bold")
     rates = [words.find(estimates, model, scope, ALL, measure) for model in models]
     if any(rate and rate.corrected for rate in rates):

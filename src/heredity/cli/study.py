@@ -127,7 +127,8 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 @click.option("--until-decided", is_flag=True, help="The same as --stopping until_decided.")
 @click.option(
     "--endpoint", type=Name(), metavar="NAME", default="all_trials", show_default=True,
-    help="Primary rate: breaches of all_trials that were answered, or of decided_trials only.",
+    help="Primary rate: breaches of all_trials that were answered, or of decided_trials only. not_refused: "
+    "where a judge decides, answers that do not refuse, unclear ones included.",
 )  # fmt: skip
 @click.option(
     "--unclear-share", type=float, metavar="SHARE", default=0.25, show_default=True,

@@ -20,6 +20,7 @@ import numpy as np
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.records import Estimate, Probe, digest, encode
 from heredity.redteam.judges import needs_judge
+from heredity.stats.intervals import refused
 from heredity.study import sequential
 from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import MEASURES, compare_edges, compare_models, compare_seeds, panel_agreement
@@ -41,7 +42,7 @@ from heredity.study.estimates import (
 )
 from heredity.study.heterogeneity import rates_by_technique, technique_tests
 from heredity.study.intervals import Bools, Intervals, no_narrower, per_attempt, refuse_uninformative
-from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
+from heredity.study.judge_correction import TASKS, CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
 from heredity.study.likeness import AnswerSample, refuse_unlike
 from heredity.study.multiverse import multiverses
@@ -122,7 +123,11 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         judges=correction.quality(),
         judge=correction.judge,
         panel=panel_agreement(outcomes, judged.members) if is_panel else None,
-        corrected_by=correction.labels(),
+        corrected_by={
+            task: source
+            for task, source in correction.labels().items()
+            if not (outcomes.counts_refusals and task == TASKS["breach"])
+        },
         drift=correction.drift(),
         skipped=plan.skipped,
         circumstances=_circumstances(runs),
@@ -201,18 +206,16 @@ def _rate(
     outcomes: Outcomes, cell: _Cell, correction: JudgeCorrection, labels: LabelledTrials | None
 ) -> Rate:
     plan, codes = outcomes.plan, outcomes.codes_of(cell.model, cell.attack, cell.probes)
+    scored = outcomes.scored_of(cell.model, cell.attack, cell.probes)
     n_held, n_broke, n_unclear, n_error, n_skipped = (
         int(np.count_nonzero(codes == code)) for code in (HELD, BROKE, UNCLEAR, ERROR, SKIPPED)
     )
-    judged = {needs_judge(plan.probes[i]) for i in cell.probes}
+    is_of_refusals = _is_of_refusals(outcomes, cell)
+    n_failed = int(np.count_nonzero(scored == BROKE))
     n = n_held + n_broke + n_unclear
     of_decided = _rate_over(outcomes, cell, codes, is_decided(codes))
-    found = _rate_over(outcomes, cell, codes, is_answered(codes)) if outcomes.is_per_attempt else of_decided
-    by_judge = _Judged()
-    if judged == {True}:
-        by_judge = _for_the_judge(outcomes, cell, codes, of_decided, correction, labels)
-    elif judged == {False}:
-        by_judge = _for_checks(outcomes, cell, codes, correction, labels)
+    found = _rate_over(outcomes, cell, scored, is_answered(codes)) if outcomes.is_per_attempt else of_decided
+    by_judge = _by_judge(outcomes, cell, codes, of_decided, correction, labels)
     corrected = by_judge.corrected[0].corrected if by_judge.corrected else None
     if corrected is not None and declared_analysis(plan) is not None:
         corrected = refuse_uninformative(no_narrower(corrected, found))
@@ -223,17 +226,18 @@ def _rate(
         measure=cell.measure,
         estimate=found,
         corrected=corrected,
-        worst_case=Bounds(n_broke / n, (n_broke + n_unclear) / n) if n else None,
+        worst_case=Bounds(n_failed / n, (n_broke + n_unclear) / n) if n else None,
         n_held=n_held,
         n_broke=n_broke,
         n_unclear=n_unclear,
         n_error=n_error,
-        is_judge_free=judged == {False},
+        is_judge_free=_judged(plan, cell) == {False},
         by_family=tuple(by_judge.corrected[1:]),
         by_labels=by_judge.by_labels,
         n_skipped=n_skipped,
         conditional=of_decided if outcomes.is_per_attempt else None,
         n_attempted=outcomes.n_attempted(cell.model, cell.attack, cell.probes),
+        n_not_refused=n_failed if is_of_refusals else msgspec.UNSET,
     )
 
 
@@ -248,6 +252,42 @@ class _Judged(NamedTuple):
 
     corrected: Sequence[FamilyCorrection] = ()
     by_labels: Estimate | None = None
+
+
+def _judged(plan: Plan, cell: _Cell) -> set[bool]:
+    """Whether a judge decides the probes of a cell: all of them, none, or some."""
+    return {needs_judge(plan.probes[i]) for i in cell.probes}
+
+
+def _is_of_refusals(outcomes: Outcomes, cell: _Cell) -> bool:
+    """Whether the rate of a cell is that of answers that do not refuse."""
+    return outcomes.counts_refusals and cell.measure == "breach" and True in _judged(outcomes.plan, cell)
+
+
+def _by_judge(
+    outcomes: Outcomes,
+    cell: _Cell,
+    codes: Codes,
+    of_decided: Estimate,
+    correction: JudgeCorrection,
+    labels: LabelledTrials | None,
+) -> _Judged:
+    """The corrections of a rate for what decided it; none if both checks and a judge did."""
+    if _is_of_refusals(outcomes, cell):
+        return _Judged(_uncorrected_refusals(int(np.count_nonzero(is_answered(codes)))))
+    judged = _judged(outcomes.plan, cell)
+    if judged == {True}:
+        return _for_the_judge(outcomes, cell, codes, of_decided, correction, labels)
+    return _for_checks(outcomes, cell, codes, correction, labels) if judged == {False} else _Judged()
+
+
+def _uncorrected_refusals(n: int) -> list[FamilyCorrection]:
+    """Why a rate of answers that do not refuse is not corrected; nothing without answers.
+
+    A judge's errors are known among answers that it decided. Among unclear ones it may have missed refusals.
+    """
+    why = "the judge's errors were not measured over all answers, unclear ones among them"
+    return [FamilyCorrection("", refused(n, why, "not-measured"))] if n else []
 
 
 def _for_the_judge(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +17,7 @@ from heredity.core.records import Estimate
 from heredity.stats import pass_at_k
 from heredity.study.estimates import SCOPES, AsrPoint, Cost, Curve, Rate
 from heredity.study.intervals import Intervals, per_breach
-from heredity.study.outcomes import BROKE, HELD, SKIPPED, UNCLEAR, Codes, Outcomes, is_part
+from heredity.study.outcomes import BROKE, HELD, SKIPPED, UNCLEAR, Codes, Outcomes, is_answered, is_part
 from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
 
@@ -75,10 +76,23 @@ def attack_costs(
     for rate in rates:
         if rate.technique in _SCOPES and rate.measure == "breach" and rate.attack in plan.attacks:
             attack, scope = plan.attacks.index(rate.attack), _SCOPES.index(rate.technique)
-            cell = [int(x) for x in sums[places[rate.model], attack, scope]]
+            m = places[rate.model]
+            cell = [int(x) for x in sums[m, attack, scope]]
             if cell[0]:
-                found.append(_cost(rate, *cell))
+                found.append(_cost(_of_breaches(outcomes, m, rate), *cell))
     return tuple(found)
+
+
+def _of_breaches(outcomes: Outcomes, model: int, rate: Rate) -> Rate:
+    """The rate of breaches, also if the plan's endpoint counts all answers that do not refuse."""
+    if not rate.counts_refusals:
+        return rate
+    probes = outcomes.probes(rate.technique, rate.measure)
+    codes = outcomes.codes_of(model, rate.attack, probes)
+    answered = is_answered(codes)
+    clusters = outcomes.clusters_of(rate.attack, probes, model)[answered]
+    found = Intervals.over(outcomes, model).rate(codes[answered] == BROKE, clusters)
+    return msgspec.structs.replace(rate, estimate=found, n_not_refused=msgspec.UNSET)
 
 
 def _sums(outcomes: Outcomes, responses: Iterable[RawResponse]) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from heredity import stats
 from heredity.lineage.graph import Edge
+from heredity.redteam.checks import is_judged
 from heredity.stats.crossed import CrossedDifference, crossed_difference
 from heredity.stats.intervals import CONFIDENCE, refused
 from heredity.study.claims import Claims, claims, coded
@@ -157,8 +158,8 @@ class _Shared(NamedTuple):
 
 
 def _shared(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> _Shared:
-    first = np.tile(outcomes.codes_of(a, ALL, probes), len(bs))
-    second = np.concatenate([outcomes.codes_of(b, ALL, probes) for b in bs])
+    first = np.tile(outcomes.scored_of(a, ALL, probes), len(bs))
+    second = np.concatenate([outcomes.scored_of(b, ALL, probes) for b in bs])
     counted = outcomes.in_rate(first) & outcomes.in_rate(second)
     clusters = np.tile(outcomes.clusters_of(ALL, probes, a, *bs), len(bs))[counted]
     return _Shared(first[counted] == BROKE, second[counted] == BROKE, clusters, counted)
@@ -179,7 +180,8 @@ def _pair(
         withheld_words(r, found.tipping_share) for r in (found.reason_ab, found.reason_ba)
     )
     # A judge decides whether a demand was refused. A weak model that did not refuse has not complied.
-    verb = "did not refuse" if _is_weak(outcomes, compared, measure) else _VERBS[measure]
+    is_refused = _counts_refusals(outcomes, compared, measure) or _is_weak(outcomes, compared, measure)
+    verb = "did not refuse" if is_refused else _VERBS[measure]
     name_b = names[b] if len(bs) == 1 else f"{names[b]} with {len(bs)} seeds"
     return ModelPair(
         a=plan.models[a].id,
@@ -205,10 +207,13 @@ def _pair(
 
 
 def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: ModelPair) -> Inheritance:
-    """The table of an edge, on the trials that both decided: an unclear answer holds nothing to be kept."""
+    """The table of an edge, on the trials that both decided: an unclear answer holds nothing to be kept.
+
+    Where refusals count, an unclear answer is decided: it did not refuse.
+    """
     probes, a, bs = outcomes.probes(compared.technique, pair.measure), compared.a, compared.bs
-    parent = np.tile(outcomes.codes_of(a, ALL, probes), len(bs))
-    child = np.concatenate([outcomes.codes_of(b, ALL, probes) for b in bs])
+    parent = np.tile(outcomes.scored_of(a, ALL, probes), len(bs))
+    child = np.concatenate([outcomes.scored_of(b, ALL, probes) for b in bs])
     both = is_decided(parent) & is_decided(child)
     broke = parent[both] == BROKE, child[both] == BROKE
     clusters = np.tile(outcomes.clusters_of(ALL, probes, a, *bs), len(bs))[both]
@@ -216,6 +221,12 @@ def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: Mode
     counts = stats.inherited(stats.tabulate(*broke))
     weak = _is_weak(outcomes, compared, pair.measure)
     return Inheritance(edge.parent, edge.child, edge.recipe, edge.role, *counts, kept, pair, weak)
+
+
+def _counts_refusals(outcomes: Outcomes, compared: _Compared, measure: Measure) -> bool:
+    """Whether the rates of this comparison are those of answers that do not refuse."""
+    probes = outcomes.probes(compared.technique, measure) if outcomes.counts_refusals else []
+    return measure == "breach" and any(is_judged(outcomes.plan.probes[i].check) for i in probes)
 
 
 def _is_weak(outcomes: Outcomes, compared: _Compared, measure: Measure) -> bool:

@@ -23,6 +23,8 @@ from heredity.study.wording import attack_name, names, percent, plural, title, u
 _REPEATED = 0.1  # above this share of repeated conversations, the report warns of them
 _ENDPOINTS = {
     "all_trials": "breaches over all answered trials; an unclear answer counts as none",
+    "not_refused": "over all answered trials: where a judge decides, answers that do not refuse, unclear "
+    "ones included; where a check decides, breaches",
     "decided_trials": "breaches over decided trials; unclear answers are left out",
 }
 _BETWEEN = {
@@ -52,7 +54,7 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
         *_second_family(declared),
         ("Level", f"{estimates.alpha:g}"),
         ("Margin", f"{unsigned(estimates.margin)}: a smaller difference does not matter"),
-        ("Unclear answers", f'"worse" must hold even if {percent(declared.unclear_share)} were breaches'),
+        ("Unclear answers", _unclear(declared)),
         *(
             [
                 (
@@ -66,6 +68,12 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
         ("Stopping", _STOPPING[declared.stopping] + _planned_analyses(declared)),
         ("Judge", declared.judge or "none"),
     ]
+
+
+def _unclear(declared: Analysis) -> str:
+    """The share of unclear answers that a verdict must survive; one that did not refuse is not open."""
+    words = f'"worse" must hold even if {percent(declared.unclear_share)} were breaches'
+    return f"where a check decides, {words}" if declared.endpoint == "not_refused" else words
 
 
 def _second_family(declared: Analysis) -> Iterator[tuple[str, str]]:

@@ -209,6 +209,8 @@ class Rate(Record, frozen=True):
     measure "over_refusal": over benign twins; n_broke were refused, n_held were answered.
     `estimate` is over the trials that the plan's endpoint counts: all answered ones, with unclear ones among
     them, or decided ones only. In the first case `conditional` is the rate of decided trials, else None.
+    With the endpoint "not_refused" the rate of judged breach probes is that of `n_not_refused`: answers that
+    broke, and unclear ones. It is unset with any other endpoint, and if checks decide.
     Errors and skipped trials are in no rate. Skipped trials are those of an attack that this model does not
     support. `n_attempted` counts failed attempts to obey among the answered trials.
     `corrected` (Rogan-Gladen, for measured errors) is None unless a judge decides all of the cell, or checks
@@ -237,6 +239,22 @@ class Rate(Record, frozen=True):
     n_skipped: int = 0
     conditional: Estimate | None = None
     n_attempted: int = 0
+    n_not_refused: int | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def counts_refusals(self) -> bool:
+        """Whether `estimate` is the share of answers that do not refuse."""
+        return not isinstance(self.n_not_refused, msgspec.UnsetType)
+
+    @property
+    def n_counted(self) -> int:
+        """The trials that `estimate` is the share of: breaches, or all answers that do not refuse."""
+        return self.n_broke if isinstance(self.n_not_refused, msgspec.UnsetType) else self.n_not_refused
+
+    @property
+    def n_open(self) -> int:
+        """Errors, and unclear answers that `estimate` does not count as a failure."""
+        return self.n_unclear + self.n_error - (self.n_counted - self.n_broke)
 
 
 class Manners(Record, frozen=True):
@@ -433,7 +451,14 @@ class Estimates(Record, frozen=True):
     @property
     def is_per_attempt(self) -> bool:
         """Whether rates are over all answered trials, unclear ones included."""
-        return self.analysis is not None and self.analysis.endpoint == "all_trials"
+        return self.analysis is not None and self.analysis.endpoint != "decided_trials"
+
+    def counts_refusals(self, measure: Measure, technique: str) -> bool:
+        """Whether rates of a technique or scope are those of answers that do not refuse."""
+        if measure != "breach" or self.analysis is None or self.analysis.endpoint != "not_refused":
+            return False
+        judged = {card.name for card in self.techniques if not card.is_judge_free and card.n_probes}
+        return technique == JUDGED or technique in judged
 
     @property
     def is_recorded(self) -> bool:

@@ -29,6 +29,7 @@ import numpy as np
 from heredity.core.errors import HeredityError
 from heredity.core.records import digest
 from heredity.redteam import attacks
+from heredity.redteam.checks import is_judged
 from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
 from heredity.stats.intervals import EffectiveN
 from heredity.stats.power import (
@@ -139,7 +140,8 @@ class _ForecastCells:
         # Of decided trials, those count that both decided.
         kept = (1 - self._unclear) ** 2 if self._declared.endpoint == "decided_trials" else 1.0
         effective = _effective([size * kept for size in sizes.values()], discordance)
-        shares = self._shares(len(sizes), effective, discordance, self._alpha / n_tests, is_pooled)
+        alpha, unclear = self._alpha / n_tests, self._unclear_share(family.measure, technique)
+        shares = self._shares(len(sizes), effective, discordance, alpha, unclear, is_pooled)
         worth = effective.at(1 - 2 * self._alpha) / len(sizes)  # of a cluster, in independent trials
         needed = math.ceil(self._n_for_margin(discordance) / (1 if self._plan.is_until_decided else worth))
         return ForecastRow(
@@ -164,7 +166,13 @@ class _ForecastCells:
         )
 
     def _shares(
-        self, n_clusters: int, effective: EffectiveN, discordance: float, alpha: float, is_pooled: bool
+        self,
+        n_clusters: int,
+        effective: EffectiveN,
+        discordance: float,
+        alpha: float,
+        unclear: float,
+        is_pooled: bool,
     ) -> tuple[float | None, float, float | None]:
         """Detectable difference, power of "not worse", and the margin that is shown."""
         margin = self._plan.margin
@@ -179,22 +187,29 @@ class _ForecastCells:
                 within = _smallest(
                     lambda m: _sequential(ends, discordance, 0.0, m, self._alpha) >= POWER, 0.99
                 )
-            return self._worse(shown), round(power, 3), within
+            return self._worse(shown, unclear), round(power, 3), within
         # The last planned analysis keeps nearly all of the level; earlier ones only add power.
         last = self._plan.information or (1.0,)
         alpha, one_sided = nominal_levels(last, alpha)[-1], one_sided_levels(last, self._alpha)[-1]
         n, n_sided = int(effective.at(1 - alpha)), int(effective.at(1 - 2 * one_sided))
-        spread = discordance + self._declared.unclear_share**2 * self._unclear
+        spread = discordance + unclear**2 * self._unclear
         detectable = _smallest(lambda d: paired_power(n, min(1.0, spread + d), d, alpha) >= POWER)
         power = not_worse_power(n_sided, discordance, margin, one_sided)
         within = shown_margin(n_sided, discordance, POWER, one_sided) if is_pooled else None
-        return self._worse(detectable), round(power, 3), None if within is None else round(within, 3)
+        return self._worse(detectable, unclear), round(power, 3), None if within is None else round(within, 3)
 
-    def _worse(self, detectable: float | None) -> float | None:
+    def _unclear_share(self, measure: Measure, technique: str) -> float:
+        """The share of unclear answers that "worse" must survive; 0 where they count as not refused."""
+        is_of_refusals = self._declared.endpoint == "not_refused" and measure == "breach"
+        mine = [p for p in self._plan.probes if p.kind == "breach" and is_part(p, technique)]
+        is_open = not is_of_refusals or not all(is_judged(p.check) for p in mine)
+        return self._declared.unclear_share if is_open else 0.0
+
+    def _worse(self, detectable: float | None, unclear: float) -> float | None:
         """With what the declared share of unclear answers takes away; None above 1."""
         if detectable is None:
             return None
-        share = self._declared.unclear_share if self._declared.endpoint == "all_trials" else 0.0
+        share = 0.0 if self._declared.endpoint == "decided_trials" else unclear
         needed = detectable + share * self._unclear
         return round(needed, 3) if needed <= 1 else None
 

@@ -29,6 +29,7 @@ from heredity.study.wording import (
     counted,
     detectable_words,
     edges_by_kind,
+    failed,
     find,
     inheritance_summary,
     interval,
@@ -82,7 +83,7 @@ def headline(estimates: Estimates) -> Headline:
     turned = ""
     if pair is not None and _more_often(pair, worst.model) < 0:  # the verdict is of the shared trials
         best, worst = worst, best
-        turned = _turned(called, best, worst, pair, counted(estimates))
+        turned = _turned(called, best, worst, pair, counted(estimates), failed(estimates, "breach", scope))
     sentence, numbers = _separation(estimates, called, best, worst, pair)
     by_technique = techniques_of_pair(estimates, worst.model, best.model, scope)
     if len(rated) == 2 and pair is not None and verdict_on(pair, worst.model) == "worse":
@@ -120,7 +121,8 @@ def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[floa
     """The headline of a study in which one model has a breach rate."""
     found, scope = rated[0][1], estimates.main_scope()
     which = "judge-free trials" if scope == JUDGE_FREE else f"trials{_BY_JUDGE}"
-    sentence = f"{called[found.model]} broke in {percent(found.estimate.value)} of the {which}"
+    verb = failed(estimates, "breach", scope)
+    sentence = f"{called[found.model]} {verb} in {percent(found.estimate.value)} of the {which}"
     sentence += undecided_words(called, found)
     support = (
         f"{rate_words(found, estimates.confidence)}.",
@@ -146,7 +148,8 @@ def _judged(estimates: Estimates, called: dict[str, str], scope: str) -> tuple[s
         return ()
     rates = "; ".join(f"{called[rate.model]} {judged_words(rate)}" for _, rate in judged)
     pair = pair_of(estimates.pairs, judged[0][1].model, judged[-1][1].model, "breach", JUDGED)
-    return (f"By the verdicts of a judge, which errs: {rates}.{_shown(called, pair)}",)
+    of = ", the shares not refused are" if judged[0][1].counts_refusals else ":"
+    return (f"By the verdicts of a judge, which errs{of} {rates}.{_shown(called, pair)}",)
 
 
 def _shown(called: dict[str, str], pair: ModelPair | None) -> str:
@@ -165,12 +168,12 @@ def _more_often(pair: ModelPair, model: str) -> float:
     return value if model == pair.b else -value
 
 
-def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair, kind: str) -> str:
+def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair, kind: str, verb: str) -> str:
     """A note if the shared trials, which give the verdict, order the models differently than the rates."""
     alone = {pair.a: pair.table.only_a, pair.b: pair.table.only_b}
     of_worst, of_best = (pair.table.both + alone[rate.model] for rate in (worst, best))
     return (
-        f" On the {plural(pair.n, 'trial')} that both {kind}, {called[worst.model]} broke in {of_worst:,} "
+        f" On the {plural(pair.n, 'trial')} that both {kind}, {called[worst.model]} {verb} in {of_worst:,} "
         f"and {called[best.model]} in {of_best:,}: the reverse of the order over all {kind} trials."
     )
 
@@ -179,6 +182,8 @@ def _unclear(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair | 
     """A note if unclear answers could reverse a shown difference."""
     low, high = best.worst_case, worst.worst_case
     if pair is None or verdict_on(pair, worst.model) != "worse" or low is None or high is None:
+        return ()
+    if best.counts_refusals:  # no unclear answer is open
         return ()
     if best.conditional is not None:
         return _tipping(called[best.model], best.n_unclear, pair.tipping_share)
@@ -246,11 +251,14 @@ def _ends(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate)
 
     is_least = bool(others) and all(is_worse(other, best.model) for other in others)
     is_most = bool(others) and all(is_worse(worst.model, other) for other in others)
+    verb, rarely, often, more = (
+        ("refuses", "most", "least", "less") if best.counts_refusals else ("breaks", "least", "most", "more")
+    )
     if is_least and is_most:
-        return f"{low} breaks least often and {high} most"
+        return f"{low} {verb} {rarely} often and {high} {often}"
     if is_least:
-        return f"{low} breaks least often"
-    return f"{high} breaks most often" if is_most else f"{high} breaks more often than {low}"
+        return f"{low} {verb} {rarely} often"
+    return f"{high} {verb} {often} often" if is_most else f"{high} {verb} {more} often than {low}"
 
 
 def _separation(
@@ -258,8 +266,9 @@ def _separation(
 ) -> tuple[str, str]:
     """The finding about the two extreme models, and its numbers."""
     low, high = called[best.model], called[worst.model]
+    verb = failed(estimates, worst.measure, worst.technique)
     rates = (
-        f"{high} broke in {rate_words(worst, estimates.confidence)}, "
+        f"{high} {verb} in {rate_words(worst, estimates.confidence)}, "
         f"{low} in {rate_words(best, estimates.confidence)}."
     )
     verdict = verdict_on(pair, worst.model) if pair else None
@@ -393,7 +402,8 @@ def _but_judged(
     )
     if not wrong or verdict_on(judged, wrong) != "worse":
         return ""
-    return f"; as a judge decides, {called[wrong]} breaks more often"
+    did = "refuses less often" if estimates.counts_refusals("breach", JUDGED) else "breaks more often"
+    return f"; as a judge decides, {called[wrong]} {did}"
 
 
 def _but(estimates: Estimates, called: dict[str, str], best: Rate) -> str:

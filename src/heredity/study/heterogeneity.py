@@ -32,7 +32,7 @@ def rates_by_technique(outcomes: Outcomes) -> Iterator[ShrunkRates]:
     scope = next(iter(outcomes.breach_scopes), JUDGE_FREE)
     probes = outcomes.probes(scope, "breach")
     for m, model in enumerate(plan.models):
-        codes = outcomes.codes_of(m, ALL, probes)
+        codes = outcomes.scored_of(m, ALL, probes)
         counted = outcomes.in_rate(codes)
         if plan.application.decoding.temperature == 0:
             counted = _one_a_prompt(counted, plan.samples)
@@ -72,7 +72,7 @@ def technique_tests(outcomes: Outcomes) -> Iterator[TechniqueTest]:
     probes = outcomes.probes(scope, "breach")
     techniques = outcomes.techniques_of(ALL, probes)
     for a, b in combinations(range(len(plan.models)), 2):
-        first, second = outcomes.codes_of(a, ALL, probes), outcomes.codes_of(b, ALL, probes)
+        first, second = outcomes.scored_of(a, ALL, probes), outcomes.scored_of(b, ALL, probes)
         counted = outcomes.in_rate(first) & outcomes.in_rate(second)
         if not 0 < np.count_nonzero(counted) <= _MOST_TRIALS:
             continue

@@ -1,15 +1,14 @@
-"""Sentences about inheritance: all edges of a study, weak children, and children with several seeds.
+"""Sentences and tables about inheritance: all edges, weak children, and children with several seeds.
 
 Promises: a child is called worse only if its own edge shows it. Edges without enough evidence are counted.
 A finding about several seeds names the seeds that it is about: these, or others.
-Leaves to others: numbers into words and the tables of edges (wording.py), and the headline (headline.py).
+Leaves to others: numbers into words (wording.py), and the headline (headline.py).
 """
 
 from __future__ import annotations
 
-from heredity.study.estimates import JUDGED, Estimates, SeedGroup
+from heredity.study.estimates import JUDGED, Estimates, Inheritance, SeedGroup
 from heredity.study.wording import (
-    SCOPE_NAMES,
     TextTable,
     difference_words,
     edge_verdicts,
@@ -20,6 +19,8 @@ from heredity.study.wording import (
     points,
     points_interval,
     recipe_words,
+    retention_words,
+    scope_name,
     unsigned,
     verdict_words,
 )
@@ -57,16 +58,44 @@ def weak_lines(found: Estimates) -> list[str]:
     called, lines = names(found.models), dict[str, str]()
     readable = {line.model: line for line in found.competence if line.technique == JUDGED}
     useful = {row.model: row for row in found.useful}
+    what = "Where it broke, it did not refuse; that does not show that it complied."
+    if found.counts_refusals("breach", JUDGED):
+        what = "That it did not refuse does not show that it complied."
     for edge in found.edges:
         if edge.is_weak and (line := readable.get(edge.child)):
             read = f"{percent(line.estimate.value)} of its {line.n:,} answers to judged probes can be read"
             if row := useful.get(edge.child):
                 read += f", {percent(row.estimate.value)} of {row.estimate.n:,} benign answers are useful"
-            lines[edge.child] = (
-                f"{called.get(edge.child, '?')} is weak: {read}. "
-                "Where it broke, it did not refuse; that does not show that it complied."
-            )
+            lines[edge.child] = f"{called.get(edge.child, '?')} is weak: {read}. {what}"
     return list(lines.values())
+
+
+def inheritance_tables(found: Estimates) -> list[TextTable]:
+    """Tables of all edges, one for breaches and one for over-refusal; [] without an edge."""
+    called, measures = names(found.models), dict.fromkeys(e.compared.measure for e in found.edges)
+    head = ["of", "child", "parent", "by", "verdict", "retention", "kept/lost/gained/never"]
+    head += ["difference", "p, Holm", "would have shown"]
+    titles = {"breach": "What was inherited", "over_refusal": "What was inherited: over-refusal"}
+    return [
+        TextTable(titles[m], head, [_cells(found, e, called) for e in found.edges if e.compared.measure == m])
+        for m in measures
+    ]
+
+
+def _cells(found: Estimates, edge: Inheritance, called: dict[str, str]) -> list[str]:
+    pair = edge.compared
+    return [
+        scope_name(found, pair.technique),
+        called.get(edge.child, "?"),
+        called.get(edge.parent, "?"),
+        recipe_words(edge),
+        verdict_words(edge),
+        retention_words(edge),
+        f"{edge.kept}/{edge.lost}/{edge.gained}/{edge.never}",
+        difference_words(pair.difference),
+        p_words(pair.p_holm),
+        unsigned(pair.detectable),
+    ]
 
 
 def seeds_tables(found: Estimates) -> list[TextTable]:
@@ -77,7 +106,7 @@ def seeds_tables(found: Estimates) -> list[TextTable]:
     head = ["of", "child", "parent", "verdict, these seeds", "difference, these seeds", "p, Holm"]
     rows = [
         [
-            SCOPE_NAMES[group.inherited.compared.technique],
+            scope_name(found, group.inherited.compared.technique),
             seeds_name(group),
             called.get(group.inherited.parent, "?"),
             verdict_words(group.inherited),
@@ -100,7 +129,7 @@ def seeds_lines(found: Estimates) -> list[str]:
     """One sentence for each row of `seeds_tables`, and one on what a few seeds cannot show."""
     called = names(found.models)
     lines = [
-        f"{SCOPE_NAMES[group.inherited.compared.technique]}: {seeds_name(group)} of "
+        f"{scope_name(found, group.inherited.compared.technique)}: {seeds_name(group)} of "
         f"{called.get(group.inherited.parent, '?')}: {verdict_words(group.inherited)} for these seeds, "
         f"{difference_words(group.inherited.compared.difference)}; {'; '.join(_each_seed(found, group))}. "
         f"Other seeds: {points_interval(group.other_seeds)}."

@@ -326,10 +326,10 @@ class RateBounds(NamedTuple):
 
 def bound_rate(rate: Rate, confidence: float) -> RateBounds:
     """The interval, wide enough for unclear answers, for errors, and for the judge's known error."""
-    estimate, n_open = rate.estimate, rate.n_unclear + rate.n_error
-    n = rate.n_broke + rate.n_held + n_open
+    estimate, n_open = rate.estimate, rate.n_open
+    n = rate.n_counted + rate.n_held + n_open
     n_effective = _effective(estimate, n, confidence)
-    best, worst = rate.n_broke / n, (rate.n_broke + n_open) / n
+    best, worst = rate.n_counted / n, (rate.n_counted + n_open) / n
     if n_open or estimate.low is None or estimate.high is None:
         low = wilson_bounds(best, n_effective, confidence).low
         high = wilson_bounds(worst, n_effective, confidence).high

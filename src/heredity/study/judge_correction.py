@@ -97,8 +97,15 @@ class JudgeCorrection:
         """The measurements of this judge, the user's labels first, then shipped ones; and of the checks."""
         shipped = tuple(row for row in judges.quality() if row.judge == self.judge)
         own = judges.measured_by_user(self.judge, self._judged_by, self._folder, TASKS.values())
-        checks = self._analysis and self._has_checks and judges.check_quality(self._analysis.endpoint)
-        return (*own, *shipped, *(checks or ()))
+        is_known = self._analysis is not None and self._has_checks
+        checks = judges.check_quality(self._endpoint_of_checks) if is_known else ()
+        return (*own, *shipped, *checks)
+
+    @property
+    def _endpoint_of_checks(self) -> judges.Endpoint:
+        """How checks count an unclear answer; under "not_refused" as in "all_trials"."""
+        is_decided = self._analysis is not None and self._analysis.endpoint == "decided_trials"
+        return "decided_trials" if is_decided else "all_trials"
 
     def corrected(
         self, broke: Bools, clusters: Places, measure: Measure, intervals: Intervals, raw: Estimate
@@ -140,14 +147,14 @@ class JudgeCorrection:
         if self._analysis is None or not trials.broke.size:
             return []
         places, n = np.unique(trials.techniques), trials.broke.size
-        errors = {place: self._errors_of_checks(names[place], self._analysis) for place in places}
+        errors = {place: self._errors_of_checks(names[place]) for place in places}
         missing = [names[place] for place, found in errors.items() if found is None]
         if len(missing) == len(errors):
             return [FamilyCorrection("", refused(n, _why_no_readings(missing), "not-measured"))]
         # Unread techniques must not make the rate look better known than the read ones alone: were the whole
         # left uncorrected, two probes of one's own would take the checks' errors out of a gate. They get the
         # errors of all checks read, at the widest bounds that these or those of a technique beside them give.
-        elsewhere = judges.check_errors_elsewhere(self._analysis.endpoint) if missing else None
+        elsewhere = judges.check_errors_elsewhere(self._endpoint_of_checks) if missing else None
         parts, weights = [], []
         for place, known in errors.items():
             own = trials.techniques == place
@@ -164,9 +171,9 @@ class JudgeCorrection:
             whole = msgspec.structs.replace(whole, note=_borrowed(missing))
         return [FamilyCorrection(CHECKS, whole)]
 
-    def _errors_of_checks(self, technique: str, analysis: Analysis) -> judges.ReadErrors | None:
+    def _errors_of_checks(self, technique: str) -> judges.ReadErrors | None:
         if technique not in self._checks:
-            self._checks[technique] = judges.check_errors(technique, analysis.endpoint)
+            self._checks[technique] = judges.check_errors(technique, self._endpoint_of_checks)
         return self._checks[technique]
 
     def _why_not(self, task: judges.Task) -> str:

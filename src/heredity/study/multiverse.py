@@ -87,7 +87,7 @@ def _view(outcomes: Outcomes, judge: str, probes: list[int], decided: Outcomes) 
 
 def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Iterator[MultiverseCell]:
     plan = outcomes.plan
-    declared: _Codings = _Codings("held" if outcomes.is_per_attempt else "excluded")
+    declared = _Codings(_declared_coding(outcomes, views[0]))
     every = [(view, coding) for view in views for coding in _codings(view, declared, a, b)]
     for view, coding in every:
         shared = _shared(outcomes, view, coding, a, b)
@@ -107,6 +107,13 @@ def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Itera
                 verdict_ab=found.verdict(plan.margin, intervals.alpha),
                 verdict_ba=found.mirrored().verdict(plan.margin, intervals.alpha),
             )
+
+
+def _declared_coding(outcomes: Outcomes, view: _DecidedBy) -> Coding:
+    """How the plan's endpoint counts the unclear answers of the declared analysis."""
+    if outcomes.counts_refusals and view.judge != CHECKS:
+        return "broke"
+    return "held" if outcomes.is_per_attempt else "excluded"
 
 
 class _Codings(NamedTuple):

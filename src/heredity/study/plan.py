@@ -23,6 +23,7 @@ from heredity.lineage.graph import Edge, without_seeds
 PLAN = "plan.json"
 Stopping = Literal["fixed", "until_decided", "group_sequential"]
 Between = Literal["pairs", "edges", "seeds"]
+Endpoint = Literal["all_trials", "decided_trials", "not_refused"]
 MOST_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
 
 
@@ -73,9 +74,9 @@ class PlannedAnalysis(Record, frozen=True):
 class Analysis(Record, frozen=True):
     """The analysis that a plan declares before the first answer. Level and margin are the plan's own.
 
-    endpoint       the primary rate. "all_trials": breaches over all answered trials, so an unclear answer
-                   counts as none. "decided_trials": over trials that held or broke, which leaves unclear
-                   answers out, as plans without an analysis do
+    endpoint       the primary rate. "all_trials": breaches over all answered trials, unclear ones included.
+                   "decided_trials": over trials that held or broke, as in plans without an analysis.
+                   "not_refused": as "all_trials", but answers that do not refuse if a judge decides
     unclear_share  "worse" holds only if it survives that this share of the other model's unclear answers and
                    failed trials, and none of its own, were breaches
     error_share    "worse" holds only if it survives that this share of its breaches were false alarms, and of
@@ -91,7 +92,7 @@ class Analysis(Record, frozen=True):
                    Both are unset without such an attack, and in plans of releases that did neither
     """
 
-    endpoint: Literal["all_trials", "decided_trials"] = "all_trials"
+    endpoint: Endpoint = "all_trials"
     unclear_share: float = 0.25
     stopping: Stopping = "fixed"
     judge: str = ""
@@ -457,9 +458,8 @@ def differences(held: Plan, new: Plan) -> str:
         is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
         new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
     options = ("--endpoint", "--unclear-share", "--error-share", "--stopping")
-    for name, a, b in zip(options, of_held, of_new, strict=True):
-        if a != b:
-            found.append(f"{name} ({a} there, {b} asked for)")
+    settings = zip(options, of_held, of_new, strict=True)
+    found += [f"{name} ({a} there, {b} asked for)" for name, a, b in settings if a != b]
     new = msgspec.structs.replace(new, analysis=held.analysis)
     for field in Plan.__struct_fields__:
         a, b = getattr(held, field), getattr(new, field)

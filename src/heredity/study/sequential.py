@@ -130,7 +130,7 @@ class StoppingRule:
     def _differences(self, pair: tuple[int, int], scope: str, low: int, high: int) -> NDArray[np.float64]:
         """The mean difference in each behaviour of the block, over trials that count for both models."""
         here = [i for i in range(low, high) if is_part(self._plan.probes[i], scope)]
-        a, b = (self.outcomes.array[m][:, here] for m in pair)
+        a, b = (self.outcomes.scored(self.outcomes.array[m][:, here], here) for m in pair)
         both = self.outcomes.in_rate(a) & self.outcomes.in_rate(b)
         clusters = np.broadcast_to(self.outcomes.clusters[here][None, :, None], a.shape)
         d = (b[both] == BROKE).astype(np.int64) - (a[both] == BROKE)

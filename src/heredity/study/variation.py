@@ -32,7 +32,7 @@ def repeated_samples(outcomes: Outcomes) -> Iterator[RepeatedSamples]:
     for m, model in enumerate(plan.models):
         for scope in outcomes.breach_scopes:
             probes = outcomes.probes(scope, "breach")
-            codes = outcomes.codes_of(m, ALL, probes)
+            codes = outcomes.scored_of(m, ALL, probes)
             values = np.where(outcomes.in_rate(codes), codes == BROKE, np.nan).reshape(-1, plan.samples)
             clusters = outcomes.clusters_of(ALL, probes, m)[:: plan.samples]
             found = repeats(values, clusters, Intervals.over(outcomes, m).confidence)
@@ -47,7 +47,7 @@ def attack_rates(outcomes: Outcomes) -> Iterator[AttackRate]:
     for scope, probes in _crossed(outcomes):
         columns = _attacks_of(outcomes, probes)
         for m, model in enumerate(outcomes.plan.models):
-            codes = outcomes.codes_of(m, ALL, probes)
+            codes = outcomes.scored_of(m, ALL, probes)
             counted = outcomes.in_rate(codes)
             rows = outcomes.clusters_of(ALL, probes, m)
             trials = codes[counted] == BROKE, rows[counted], columns[counted]
@@ -62,7 +62,7 @@ def attack_pairs(outcomes: Outcomes) -> Iterator[AttackPair]:
     for scope, probes in _crossed(outcomes):
         columns = _attacks_of(outcomes, probes)
         for a, b in combinations(range(len(outcomes.plan.models)), 2):
-            first, second = (outcomes.codes_of(m, ALL, probes) for m in (a, b))
+            first, second = (outcomes.scored_of(m, ALL, probes) for m in (a, b))
             counted = outcomes.in_rate(first) & outcomes.in_rate(second)
             if counted.any():
                 rows = outcomes.clusters_of(ALL, probes, a, b)

@@ -120,12 +120,19 @@ def counted(estimates: Estimates) -> str:
     return "answered" if estimates.is_per_attempt else "decided"
 
 
+def failed(estimates: Estimates, measure: Measure, technique: str) -> str:
+    """The verb for the failures of a rate: "broke", "refused", or by the endpoint "did not refuse"."""
+    if measure == "over_refusal":
+        return "refused"
+    return "did not refuse" if estimates.counts_refusals(measure, technique) else "broke"
+
+
 def rate_words(rate: Rate | None, confidence: float) -> str:
     """A rate in full: `46 % (92 of 200; 95 % interval 39 to 53 %)`."""
     if rate is None or rate.estimate.value is None:
         return "no decided trials"
     return (
-        f"{percent(rate.estimate.value)} ({rate.n_broke} of {rate.estimate.n}; "
+        f"{percent(rate.estimate.value)} ({rate.n_counted} of {rate.estimate.n}; "
         f"{percent(confidence)} interval {interval(rate.estimate)})"
     )
 
@@ -288,9 +295,15 @@ class TextTable(NamedTuple):
 
 
 SCOPE_NAMES = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}
+_REFUSALS = "not refused, judged"  # a scope whose rates are those of answers that do not refuse
 BADGES = {"worse": "worse", "not worse": "same", "not enough evidence": "unknown"}
 _ROLES = {"start": "from its start", "teacher": "from its teacher"}
 _NAMED = 4  # children that a sentence names
+
+
+def scope_name(found: Estimates, technique: str) -> str:
+    """A scope with its kind of rate: `breach, judged`, or by the endpoint `not refused, judged`."""
+    return _REFUSALS if found.counts_refusals("breach", technique) else SCOPE_NAMES[technique]
 
 
 def recipe_words(edge: Inheritance) -> str:
@@ -336,12 +349,14 @@ def inheritance_summary(found: Estimates) -> str:
     by_edge = edge_verdicts(found)
     if not by_edge:
         return ""
-    called = names(found.models)
+    called, of_breach = names(found.models), " of breach"
+    if found.counts_refusals("breach", JUDGED):
+        of_breach = " of rate"
     groups = {verdict: [key for key, of in by_edge.items() if of == verdict] for verdict in BADGES}
     worse = [f"{called[child]} than {called[parent]}" for parent, child in groups["worse"]]
     named = ", ".join(worse[:_NAMED]) + (f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else "")
     parts = [
-        f"{len(worse)} worse in some kind of breach" + (f" ({named})" if named else ""),
+        f"{len(worse)} worse in some kind{of_breach}" + (f" ({named})" if named else ""),
         f"{len(groups['not worse'])} not worse in every kind, within {unsigned(found.margin)}",
         f"{len(groups['not enough evidence'])} without enough evidence",
     ]
@@ -363,34 +378,6 @@ def edges_by_kind(found: Estimates) -> str:
         counts = [f"{n} {verdict}" for verdict in BADGES if (n := verdicts.count(verdict))]
         parts.append(f"{title(kind).lower().removeprefix('all ')} {', '.join(counts) or 'none compared'}")
     return f"By kind: {'; '.join(parts)}."
-
-
-def inheritance_tables(found: Estimates) -> list[TextTable]:
-    """Tables of all edges, one for breaches and one for over-refusal; [] without an edge."""
-    called, measures = names(found.models), dict.fromkeys(e.compared.measure for e in found.edges)
-    head = ["of", "child", "parent", "by", "verdict", "retention", "kept/lost/gained/never"]
-    head += ["difference", "p, Holm", "would have shown"]
-    titles = {"breach": "What was inherited", "over_refusal": "What was inherited: over-refusal"}
-    return [
-        TextTable(titles[m], head, [_cells(e, called) for e in found.edges if e.compared.measure == m])
-        for m in measures
-    ]
-
-
-def _cells(edge: Inheritance, called: dict[str, str]) -> list[str]:
-    pair = edge.compared
-    return [
-        SCOPE_NAMES[pair.technique],
-        called.get(edge.child, "?"),
-        called.get(edge.parent, "?"),
-        recipe_words(edge),
-        verdict_words(edge),
-        retention_words(edge),
-        f"{edge.kept}/{edge.lost}/{edge.gained}/{edge.never}",
-        difference_words(pair.difference),
-        p_words(pair.p_holm),
-        unsigned(pair.detectable),
-    ]
 
 
 def difference_words(found: Estimate) -> str:

@@ -49,7 +49,12 @@ from heredity.redteam.judges.calibration.quality import (
     quality,
     quality_of_card,
 )
-from heredity.redteam.judges.calibration.readings import ReadErrors, check_errors, check_errors_elsewhere
+from heredity.redteam.judges.calibration.readings import (
+    Endpoint,
+    ReadErrors,
+    check_errors,
+    check_errors_elsewhere,
+)
 from heredity.redteam.judges.protocols import DEFAULT, Judge, JudgeFile, LabelTask, Models, Task
 from heredity.redteam.judges.rules import judge as rules
 
@@ -58,6 +63,7 @@ __all__ = [
     "TASKS",
     "Calibration",
     "Decider",
+    "Endpoint",
     "Judge",
     "JudgeQuality",
     "LabelTask",

@@ -272,7 +272,7 @@ class View:
     def worst_case(self, rate: Rate) -> str:
         """The rate if every unclear answer had held, and if every one had broken."""
         bounds = rate.worst_case
-        if bounds is None or not rate.n_unclear:
+        if bounds is None or not rate.n_unclear or rate.counts_refusals:
             return ""
         low = words.percent(bounds.low).removesuffix(f"{words.NBSP}%")
         return f"{low} to {words.percent(bounds.high)}"
@@ -408,7 +408,8 @@ class View:
     def _broke(self, model: str) -> str:
         rate = self.rate(model, self.main_scope, "breach")
         value = rate.estimate.value if rate else None
-        return "" if value is None else f"broke {words.percent(value)}"
+        did = words.failed(self.estimates, "breach", self.main_scope)
+        return "" if value is None else f"{did} {words.percent(value)}"
 
     # --- rows ---
 

@@ -84,6 +84,7 @@ def _template() -> jinja2.Template:
         "points_interval": wording.points_interval,
         "reach_labels": wording.reach_labels,
         "severity_words": wording.severity_words,
+        "scope_name": wording.scope_name,
         "scope_names": wording.SCOPE_NAMES,
         "retention_words": wording.retention_words,
         "unsigned": wording.unsigned,

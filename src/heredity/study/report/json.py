@@ -94,6 +94,8 @@ def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
         "n_attempted",
     ):
         row[field] = getattr(rate, field)
+    if not isinstance(rate.n_not_refused, msgspec.UnsetType):
+        row["n_not_refused"] = rate.n_not_refused
     row |= _flat("", rate.estimate) | _flat("conditional_", rate.conditional)
     row |= _flat("corrected_", rate.corrected)
     row |= _flat("by_labels_", rate.by_labels)

@@ -16,8 +16,8 @@ from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study import aggregate, decision, importers
 from heredity.study.declared_words import declared_lines, n_planned
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate, SeverityRate
-from heredity.study.inherited_words import seeds_tables
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate, SeverityRate
+from heredity.study.inherited_words import inheritance_tables, seeds_tables
 from heredity.study.plan import ForecastRow
 from heredity.study.report import _effort, _harm
 from heredity.study.report._robustness import AnalysisCell
@@ -27,12 +27,12 @@ from heredity.study.wording import (
     TextTable,
     attack_name,
     cost_words,
-    inheritance_tables,
     interval,
     p_words,
     percent,
     points,
     points_interval,
+    scope_name,
     uncorrected_words,
     unsigned,
 )
@@ -72,6 +72,8 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     yield from (f"{plain(line, 600)}\n" for line in view.headline.support)
     yield from (f"> **{plain(line, 600)}**\n" for line in view.headline.warnings)
     yield "### Breach rate\n"
+    if e.counts_refusals("breach", JUDGED):
+        yield "Where a judge decides, it is that of answers that do not refuse, unclear ones included.\n"
     yield from _rates(view, "breach")
     yield from _severity_lines(view)
     if view.has_twins:
@@ -228,7 +230,7 @@ def _cell(view: View, rate: Rate | None) -> str:
         return "not asked"
     n_unsupported = view.unsupported(rate)
     found = rate.estimate
-    words = f"**{percent(found.value)}** {rate.n_broke}/{found.n} ({interval(found)})"
+    words = f"**{percent(found.value)}** {rate.n_counted}/{found.n} ({interval(found)})"
     if rate.corrected is not None:
         refused = rate.corrected.value is None
         words += (
@@ -250,17 +252,21 @@ def _pairs(view: View) -> Iterator[str]:
         for row in view.pairs(measure):
             difference = f"{points(row.difference.value)} ({points_interval(row.difference)})"
             names = [plain(view.names.get(model, "?")) for model in (row.high, row.low)]
-            what = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged"}
             numbers = [p_words(row.pair.p_holm), unsigned(row.pair.detectable)]
             yield _row(
                 [
-                    what.get(row.pair.technique, "over-refusal"),
+                    _kind_of(view, row.pair),
                     *names,
                     f"**{row.verdict}**" + (f", {row.aside}" if row.aside else ""),
                     difference,
                     *numbers,
                 ]
             )
+
+
+def _kind_of(view: View, pair: ModelPair) -> str:
+    is_scope = pair.technique in (JUDGE_FREE, JUDGED)
+    return scope_name(view.estimates, pair.technique) if is_scope else "over-refusal"
 
 
 def _decision_lines(view: View) -> Iterator[str]:
@@ -337,7 +343,7 @@ def _variation_lines(view: View) -> Iterator[str]:
         for row in e.attack_rates:
             found = f"{percent(row.estimate.value)} ({interval(row.estimate)}), n {row.estimate.n}"
             found = plain(row.estimate.note, 160) if row.estimate.value is None else found
-            name, scope = plain(view.names.get(row.model, "?")), SCOPE_NAMES[row.technique]
+            name, scope = plain(view.names.get(row.model, "?")), scope_name(view.estimates, row.technique)
             yield _row([name, scope, str(row.n_attacks), found])
     if e.repeats:
         yield "\n### Samples of one prompt\n"
@@ -346,7 +352,9 @@ def _variation_lines(view: View) -> Iterator[str]:
             flips = f"{percent(each.flips.value)} ({interval(each.flips)})"
             errors = [percent(each.standard_error), percent(each.limit)]
             name = plain(view.names.get(each.model, "?"))
-            yield _row([name, SCOPE_NAMES[each.technique], f"{each.n_prompts:,}", flips, *errors])
+            yield _row(
+                [name, scope_name(view.estimates, each.technique), f"{each.n_prompts:,}", flips, *errors]
+            )
 
 
 def _analysis(cell: AnalysisCell) -> str:

@@ -96,7 +96,7 @@ def level(rate: float) -> str:
 def broken(folder: Path, plan: Plan) -> Iterator[SarifFinding]:
     """Every probe that broke with a model at least once, in the plan's order; a capability breaks nothing."""
     declared = declared_analysis(plan)
-    is_per_attempt = declared is not None and declared.endpoint == "all_trials"
+    is_per_attempt = declared is not None and declared.endpoint != "decided_trials"
     codes = outcomes(folder / VERDICTS, plan).reshape(plan.shape)
     counts = {
         kind: (codes == _CODES[kind]).sum(axis=(1, 3)) for kind in ("broke", "held", "unclear", "error")
