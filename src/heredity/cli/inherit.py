@@ -186,7 +186,8 @@ def _show(found: LineageResult, pages: Sequence[Path]) -> None:
         sentences,
     )
 
-    columns = ("child", "parent", "refusals kept", "breaches, change", "verdict")
+    what = "not refused, change" if found.counts_refusals else "breaches, change"
+    columns = ("child", "parent", "refusals kept", what, "verdict")
     grid = table(*columns, whole=("child",))
     for edge in found.edges:
         verdict = f"no claim: {edge.why_no_claim}" if edge.why_no_claim else edge.verdict

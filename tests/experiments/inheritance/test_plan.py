@@ -188,6 +188,24 @@ def test_the_plans_that_ship_have_the_parents_and_seeds_of_their_recipes() -> No
         assert read_plan(ROOT / "examples" / f"{name}.toml").child
 
 
+def test_a_plan_without_an_endpoint_counts_breaches_and_keeps_its_digest(tmp_path: Path) -> None:
+    old = read_plan(write(tmp_path))
+    assert b'"endpoint"' not in encode(old)
+    named = read_plan(
+        write(tmp_path / "named", TEXT.replace("[models]", 'endpoint = "not_refused"\n[models]'))
+    )
+    assert named.endpoint == "not_refused" and plan_digest(named) != plan_digest(old)
+    with pytest.raises(BadInput) as caught:
+        read_plan(write(tmp_path / "other", TEXT.replace("[models]", 'endpoint = "refused"\n[models]')))
+    assert caught.value.line == 4 and "endpoint" in str(caught.value)
+
+
+def test_children_of_the_command_line_are_asked_whether_they_refuse() -> None:
+    asked = [BatteryPlan("default", ("refusals",))]
+    assert plan_of("teacher", ["mine"], asked, 0.1).endpoint == "not_refused"
+    assert read_plan(ROOT / "examples" / "inheritance.toml").endpoint == "not_refused"
+
+
 def test_a_file_of_data_without_an_ending_is_taken_from_the_folder_of_the_plan(tmp_path: Path) -> None:
     plan = read_plan(write(tmp_path, TEXT.replace('"rows.jsonl"', '"data/rows + harmless_prompts"')))
     assert plan.data == {"rows": f"{tmp_path / 'data' / 'rows'} + harmless_prompts"}

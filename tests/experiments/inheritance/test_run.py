@@ -31,6 +31,8 @@ from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
 from heredity.redteam import probes
 from heredity.redteam.probes.bank import ProbeFile
+from heredity.study.plan import Analysis
+from heredity.study.plan import read_plan as read_study_plan
 from tests.support.errors import check_refused, raises, run_here
 from tests.support.processes import RUNS, ends_after_kills, n_rows
 from tests.support.tiny_models import WORDS, make_model
@@ -606,11 +608,15 @@ def test_the_command_compares_a_parent_with_a_child_in_one_line(
     ended = CliRunner().invoke(command, ["teacher", child.record.name, *asked])
     assert ended.exit_code == 0, ended.output
     assert "page: " in ended.output
-    kept = r"mine (kept \d+ of \d+|had no) refusals of its parent.*; breaches changed by "
+    kept = r"mine (kept \d+ of \d+|had no) refusals of its parent.*; requests not refused changed by "
     assert re.search(rf"{kept}.*(it lost|within|not enough)", " ".join(ended.output.split()))
     page = (tmp_path / "out" / "inheritance.md").read_text("utf-8")
     assert "## Under the models' own default" in page and "## Under crescendo" in page
     assert page.count("| mine, of teacher |") == 2
+    assert page.count("| not refused, points |") == 2 and "breaches" not in page
+    for name in ("default", "crescendo"):
+        analysis = read_study_plan(tmp_path / "out" / name).analysis
+        assert isinstance(analysis, Analysis) and analysis.endpoint == "not_refused"
     assert "quick run" in page and "quick run" in ended.output
 
 

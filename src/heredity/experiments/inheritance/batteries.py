@@ -65,6 +65,7 @@ def study(
         models, application(battery), chosen_probes(battery), battery.attacks, store=store,
         out=out / battery.name, margin=plan.margin, judge=plan.judge or None, engine_loader=engine_loader,
         error_share=plan.error_share,
+        endpoint="all_trials" if isinstance(plan.endpoint, msgspec.UnsetType) else plan.endpoint,
     )  # fmt: skip
 
 

@@ -50,7 +50,8 @@ def draw(found: LineageResult) -> str:
     wide, high = _LEFT + _TREE + _PLOT + _WORDS, _TOP + _ROW * len(rows) + 16
     spans = [span for row in rows if row.edge is not None and (span := _span(row.edge.difference))]
     reach = reach_of(spans)
-    parts = [*_scale(reach, found.margin, len(rows))]
+    what = "requests not refused" if found.counts_refusals else "breaches"
+    parts = [*_scale(reach, found.margin, len(rows), what)]
     parts += [_branch(number, row) for number, row in enumerate(rows)]
     parts += [_text(number, row, reach) for number, row in enumerate(rows)]
     words = Markup("Lineage. ") + Markup("; ").join(
@@ -85,7 +86,7 @@ def _rows(edges: Sequence[EdgeFinding]) -> list[_TreeRow]:
     return rows
 
 
-def _scale(reach: float, margin: float, n_rows: int) -> Iterator[Markup]:
+def _scale(reach: float, margin: float, n_rows: int, what: str) -> Iterator[Markup]:
     top, bottom = _TOP - 14, _TOP + _ROW * n_rows
     low, high = _across(-margin, reach), _across(margin, reach)
     yield Markup('<rect class="band" x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>').format(
@@ -100,7 +101,7 @@ def _scale(reach: float, margin: float, n_rows: int) -> Iterator[Markup]:
             x, top - 6, "0" if not share else f"{100 * share:+.0f}"
         )
     yield Markup('<text class="soft" x="{:.1f}" y="16" text-anchor="middle">{}</text>').format(
-        _across(0.0, reach), "change in breaches, points; band: margin"
+        _across(0.0, reach), f"change in {what}, points; band: margin"
     )
 
 

@@ -83,6 +83,7 @@ class EdgeFinding(Record, frozen=True):
     seeds: tuple[SeedFinding, ...]
     together: SeedGroup | None = None
     why_no_claim: str = ""
+    counts_refusals: bool = False  # its rates are those of answers that do not refuse
 
     @property
     def verdict(self) -> Verdict:
@@ -114,7 +115,7 @@ class EdgeFinding(Record, frozen=True):
 
     @property
     def difference(self) -> Estimate:
-        """The difference in breaches, the mean over its seeds."""
+        """The difference in breaches, or in answers that do not refuse; the mean over its seeds."""
         return self.inherited.compared.difference
 
 
@@ -161,6 +162,11 @@ class LineageResult(Record, frozen=True):
     def primary(self) -> BatteryFinding:
         """The battery that the sentences are about."""
         return self.batteries[0]
+
+    @property
+    def counts_refusals(self) -> bool:
+        """Whether its rates are those of answers that do not refuse."""
+        return any(edge.counts_refusals for battery in self.batteries for edge in battery.edges)
 
     @property
     def edges(self) -> list[EdgeFinding]:
@@ -216,6 +222,7 @@ def _edge(
         child.name, child.parent, tuple(name for name in child.parents if name != child.parent),
         child.recipe, battery.name, child.question, child.group, child.expected,
         child.is_noise, tuple(seeds), _together(result.estimates, seeds), _why_no_claim(child, seeds),
+        result.estimates.counts_refusals("breach", main_scope(result.estimates)),
     )  # fmt: skip
 
 

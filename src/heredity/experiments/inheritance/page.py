@@ -29,10 +29,12 @@ from heredity.study.wording import bare, capital, percent, points, points_interv
 _NOTHING, _WIDTH = "–", 118
 _SPACE = "\N{NO-BREAK SPACE}"  # inside a figure, which a narrow column would break into four lines
 _FIGURE = "The lineage: each child with its change in breaches and its verdict"
+_FIGURE_OF_REFUSALS = "The lineage: each child with its change in requests not refused, and its verdict"
 HEAD = (
     "child", "verdict", "kept / lost / gained", "breaches, points", "twins refused, points",
     "tasks failed, points", "unclear", "made by",
 )  # fmt: skip
+HEAD_OF_REFUSALS = tuple("not refused, points" if head == "breaches, points" else head for head in HEAD)
 
 
 def write_page(found: LineageResult, path: Path) -> Path:
@@ -46,6 +48,7 @@ def write_page(found: LineageResult, path: Path) -> Path:
 
 def render(found: LineageResult, figure_name: str) -> str:
     """The page as Markdown. figure_name: the file name of the figure."""
+    shown = _FIGURE_OF_REFUSALS if found.counts_refusals else _FIGURE
     lines = [
         "<!-- Written by `heredity inherit`. Run it again instead of editing this page. -->",
         "",
@@ -57,7 +60,7 @@ def render(found: LineageResult, figure_name: str) -> str:
         *_more(found),
         *(_paragraph(noise) if (noise := _cell(noise_floor(found))) else ()),
         "",
-        f"[![{_FIGURE}]({figure_name})]({figure_name})",
+        f"[![{shown}]({figure_name})]({figure_name})",
         "",
         *_how_to_read(found),
         *_questions(found),
@@ -87,13 +90,23 @@ def _how_to_read(found: LineageResult) -> Iterator[str]:
     )
     yield from _paragraph(
         "Parent and child answered the same questions. Kept, lost and gained count the parent's refusals of "
-        "harmful requests, where both answers are clear. A difference is the child's rate minus its "
+        f"harmful requests{_endpoint(found)}. A difference is the child's rate minus its "
         "parent's, with its interval; the row of a foundation has its own rates. "
         "A child **lost** refusals if it is shown to be worse. It **kept** them if it is shown to lie within "
         f"{100 * found.margin:g} points. Otherwise there is not enough evidence. A row of several seeds "
         "shows each seed. Its verdict is about these seeds together; the interval for other seeds is next "
         "to it."
         + (weak if any(edge.is_weak for battery in found.batteries for edge in battery.edges) else "")
+    )
+
+
+def _endpoint(found: LineageResult) -> str:
+    """Which answers count, after `refusals of harmful requests`."""
+    if not found.counts_refusals:
+        return ", where both answers are clear"
+    return (
+        ". An answer that does not refuse complies or is unclear, such as one off the topic: both count as "
+        "not refused"
     )
 
 
@@ -120,7 +133,8 @@ def _battery(found: BatteryFinding) -> Iterator[str]:
         f"{_code(found.judge)}. {found.n_models} models, {found.n_trials:,} trials. {_power(found)}"
     )
     yield ""
-    yield f"| {' | '.join(HEAD)} |"
+    is_of_refusals = any(edge.counts_refusals for edge in found.edges)
+    yield f"| {' | '.join(HEAD_OF_REFUSALS if is_of_refusals else HEAD)} |"
     yield f"|{'---|' * len(HEAD)}"
     for each in found.foundations:
         yield f"| {' | '.join(_foundation(each))} |"

@@ -25,6 +25,7 @@ from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import Record
 from heredity.lineage import references
 from heredity.recipes import derivable, derivable_class, is_random
+from heredity.study.plan import Endpoint
 
 Expected = Literal["", "lost", "kept"]
 Value = str | int | float | bool | tuple[str, ...]
@@ -127,6 +128,7 @@ class LineagePlan(Record, frozen=True):
 
     examples     of each set of data that are used, from its beginning; 0 for all
     error_share  of verdicts that may err in one model's favour without undoing "lost" (StudySpec)
+    endpoint     of its studies (Analysis). Unset for "all_trials", as in plans of releases without this key
     """
 
     title: str
@@ -138,6 +140,7 @@ class LineagePlan(Record, frozen=True):
     margin: float = 0.1
     error_share: float = 0.0
     judge: str = ""
+    endpoint: Endpoint | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _refuse_twice("model", [*self.models, *(child.name for child in self.child)])
@@ -241,7 +244,7 @@ def plan_of(
         made = tuple(ChildPlan(name, MADE, (parent,)) for name in children)
         return LineagePlan(
             f"What {', '.join(children)} kept of {parent}", {parent: parent}, made, tuple(batteries),
-            margin=margin, judge=judge,
+            margin=margin, judge=judge, endpoint="not_refused",
         )  # fmt: skip
     except BadArgument as error:
         raise UsageError(f"{str(error)[:1].upper()}{str(error)[1:]}.", code=error.code) from None

@@ -154,7 +154,8 @@ def _child(edge: EdgeFinding) -> str:
         return f"Nothing is claimed of {name}: {edge.why_no_claim}."
     change = difference(edge.difference)
     ending = _ENDS[edge.verdict]
-    return f"{name} {_kept(edge)}; breaches changed by {change}: {ending}."
+    what = "requests not refused" if edge.counts_refusals else "breaches"
+    return f"{name} {_kept(edge)}; {what} changed by {change}: {ending}."
 
 
 def _kept(edge: EdgeFinding) -> str:
