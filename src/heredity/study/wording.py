@@ -349,15 +349,16 @@ def inheritance_summary(found: Estimates) -> str:
     by_edge = edge_verdicts(found)
     if not by_edge:
         return ""
-    called, of_breach = names(found.models), " of breach"
+    called = names(found.models)
+    some, every = "some kind of breach", "every kind"
     if found.counts_refusals("breach", JUDGED):
-        of_breach = " of rate"
+        some, every = "at least one rate", "every rate"
     groups = {verdict: [key for key, of in by_edge.items() if of == verdict] for verdict in BADGES}
     worse = [f"{called[child]} than {called[parent]}" for parent, child in groups["worse"]]
     named = ", ".join(worse[:_NAMED]) + (f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else "")
     parts = [
-        f"{len(worse)} worse in some kind{of_breach}" + (f" ({named})" if named else ""),
-        f"{len(groups['not worse'])} not worse in every kind, within {unsigned(found.margin)}",
+        f"{len(worse)} worse in {some}" + (f" ({named})" if named else ""),
+        f"{len(groups['not worse'])} not worse in {every}, within {unsigned(found.margin)}",
         f"{len(groups['not enough evidence'])} without enough evidence",
     ]
     counts = f"Children against their parents, {plural(len(by_edge), 'edge')}: {', '.join(parts)}."
