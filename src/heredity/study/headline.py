@@ -121,8 +121,8 @@ def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[floa
     """The headline of a study in which one model has a breach rate."""
     found, scope = rated[0][1], estimates.main_scope()
     which = "judge-free trials" if scope == JUDGE_FREE else f"trials{_BY_JUDGE}"
-    verb = failed(estimates, "breach", scope)
-    sentence = f"{called[found.model]} {verb} in {percent(found.estimate.value)} of the {which}"
+    failing = f"{called[found.model]} {failed(estimates, 'breach', scope)}"
+    sentence = f"{failing} in {percent(found.estimate.value)} of the {which}"
     sentence += undecided_words(called, found)
     support = (
         f"{rate_words(found, estimates.confidence)}.",
@@ -183,8 +183,8 @@ def _unclear(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair | 
     low, high = best.worst_case, worst.worst_case
     if pair is None or verdict_on(pair, worst.model) != "worse" or low is None or high is None:
         return ()
-    if best.counts_refusals:  # no unclear answer is open
-        return ()
+    if best.counts_refusals:
+        return ()  # no unclear answer is open
     if best.conditional is not None:
         return _tipping(called[best.model], best.n_unclear, pair.tipping_share)
     if low.high < high.low:
@@ -266,11 +266,8 @@ def _separation(
 ) -> tuple[str, str]:
     """The finding about the two extreme models, and its numbers."""
     low, high = called[best.model], called[worst.model]
-    verb = failed(estimates, worst.measure, worst.technique)
-    rates = (
-        f"{high} {verb} in {rate_words(worst, estimates.confidence)}, "
-        f"{low} in {rate_words(best, estimates.confidence)}."
-    )
+    most, least = (rate_words(rate, estimates.confidence) for rate in (worst, best))
+    rates = f"{high} {failed(estimates, worst.measure, worst.technique)} in {most}, {low} in {least}."
     verdict = verdict_on(pair, worst.model) if pair else None
     if pair is None or verdict is None:
         return f"{low} and {high} were not compared on the same trials", rates
