@@ -13,7 +13,7 @@ from heredity.cli._findings import breach_table
 from heredity.core.records import Check, Probe, digest, encode
 from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
-from heredity.study import aggregate
+from heredity.study import aggregate, forecast
 from heredity.study.attack_cost import attack_costs
 from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.decision import Costs, recommend
@@ -150,6 +150,17 @@ def test_no_unclear_answer_takes_from_what_a_plan_can_show(tmp_path: Path) -> No
 
     assert detectable("not_refused", HARM) < detectable("all_trials", HARM)
     assert detectable("not_refused", MARK) == detectable("all_trials", MARK)
+
+
+def test_the_forecast_names_what_the_plan_counts(tmp_path: Path) -> None:
+    def first_row(endpoint: Endpoint) -> str:
+        plan = declare(planned(endpoint), endpoint)
+        found = forecast_study(plan, tmp_path / "s")
+        assert found is not None
+        return forecast.lines(plan, found)[1]
+
+    assert first_row("not_refused").startswith("  not refused ")
+    assert first_row("all_trials").startswith("  judged breaches ")
 
 
 # --- rates -----------------------------------------------------------------------------------------

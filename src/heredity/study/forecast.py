@@ -387,12 +387,13 @@ def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
         for row in rows
         if row.technique not in _TITLES and row.technique not in abilities and row.measure == measure
     ]
+    titles = _TITLES | ({JUDGED: "not refused"} if declared.endpoint == "not_refused" else {})
     of = "two models" if between == "pairs" else "parent and child"
     n_tests = pooled[0].n_comparisons if pooled else 1  # of the deciding scope; other rows have their own
     holm = f" (Holm over {n_tests:,})" if n_tests > 1 else ""
     return [
         f"What this plan can show of {of} with {100 * forecast.power:g} % power{holm}:",
-        *(_row(_TITLES[row.technique], row, plan.margin) for row in pooled),
+        *(_row(titles[row.technique], row, plan.margin) for row in pooled),
         *(_row("one technique", row, plan.margin) for row in sorted(techniques, key=_strength)[:1]),
         *([_GIVEN_UP] if plan.stops_early else []),
         *_other_pairs(declared),
