@@ -158,6 +158,7 @@ def loader(shares: dict[str, tuple[float, float]]) -> Callable[[Grown], Engine]:
     return load
 
 
+CHILDREN = ("finetune", "instruct", "quantize")
 SHARES = {"finetune": (0.25, 1.0), "base": (0.0, 0.2), "instruct": (0.9, 0.9)}
 
 
@@ -223,12 +224,37 @@ def test_a_student_that_is_not_above_its_base_is_left_out_of_the_claims(
     assert "no claim" in row and "**lost**" not in row
 
 
+def test_no_child_is_said_to_keep_what_its_parent_never_had(
+    plan: LineagePlan, store: Store, tmp_path: Path
+) -> None:
+    """Its parent refuses under a tenth: a child that refuses nothing lies within the margin of 15 points."""
+    shares = dict.fromkeys(("base", "finetune", "instruct", "quantizeq8_0", "quantizebf16"), (0.0, 1.0))
+    found = run.inherit(plan, store, tmp_path / "out", engine_loader=careless_parent(shares))
+    q8 = next(edge for edge in found.edges if edge.child == "q8")
+    assert q8.inherited.lost and not q8.inherited.kept
+    assert q8.seeds[0].verdict == "kept" and q8.verdict == "not enough evidence"
+    assert "its parent refused only " in q8.why_no_claim
+    row = next(line for line in render(found, "x.svg").splitlines() if line.startswith("| q8"))
+    assert "no claim: its parent refused only" in row and "**kept**" not in row
+
+
+def careless_parent(shares: dict[str, tuple[float, float]]) -> Callable[[Grown], Engine]:
+    """Engines by the recipe of a model; every other model refuses 9 % of the requests."""
+    others = loader(shares)
+
+    def load(grown: Grown) -> Engine:
+        is_teacher = grown.record.name != "base" and grown.record.recipe.kind not in CHILDREN
+        return Rule(0.09, 1.0) if is_teacher else others(grown)
+
+    return load
+
+
 def test_nothing_is_claimed_of_a_child_whose_floor_was_not_asked(found: LineageResult) -> None:
     """The study under crescendo asks no tasks."""
     edges = {edge.child: edge for edge in found.batteries[1].edges}
     assert "not compared" in edges["student"].why_no_claim
     assert edges["student"].verdict == "not enough evidence"
-    assert not edges["tuned"].why_no_claim  # it has no floor
+    assert "compared" not in edges["tuned"].why_no_claim  # it has no floor
 
 
 def test_a_child_that_cannot_be_made_is_named_and_so_are_its_children(found: LineageResult) -> None:
@@ -608,8 +634,10 @@ def test_the_command_compares_a_parent_with_a_child_in_one_line(
     ended = CliRunner().invoke(command, ["teacher", child.record.name, *asked])
     assert ended.exit_code == 0, ended.output
     assert "page: " in ended.output
-    kept = r"mine (kept \d+ of \d+|had no) refusals of its parent.*; requests not refused changed by "
-    assert re.search(rf"{kept}.*(it lost|within|not enough)", " ".join(ended.output.split()))
+    assert re.search(
+        r"Nothing is claimed of mine: its parent refused (none|only \d+) of \d+ requests",
+        " ".join(ended.output.split()),
+    )
     page = (tmp_path / "out" / "inheritance.md").read_text("utf-8")
     assert "## Under the models' own default" in page and "## Under crescendo" in page
     assert page.count("| mine, of teacher |") == 2
@@ -704,7 +732,7 @@ def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp
     sentences_of = [each.stdout.partition("page: ")[0] for each in (first, second)]
     assert (
         sentences_of[0] == sentences_of[1]
-        and "tuned had no refusals of its parent to keep" in sentences_of[0]
+        and "Nothing is claimed of tuned: its parent refused none of " in sentences_of[0]
     )
     pages = [(tmp_path / name / "inheritance.md").read_text("utf-8") for name in ("first", "second")]
     results = [page.partition("## Registered in advance")[0] for page in pages]

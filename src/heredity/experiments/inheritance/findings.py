@@ -8,8 +8,9 @@
 The verdict on a child of several seeds is about these seeds, taken together (study/comparisons.py). Its
 interval for other seeds takes them as a sample.
 
-Promises: no statistic is computed here. A child whose tasks are not shown to surpass those of its floor gets
-no verdict, with the reason.
+Promises: no statistic is computed here. A child gets no verdict, and the reason is told, if its tasks are not
+shown to surpass those of its floor, or if its parent refused so little that it could lose no more than the
+margin.
 Leaves to others: the tests and intervals (study/), and the words of the page (sentences.py, page.py).
 """
 
@@ -221,7 +222,8 @@ def _edge(
     return EdgeFinding(
         child.name, child.parent, tuple(name for name in child.parents if name != child.parent),
         child.recipe, battery.name, child.question, child.group, child.expected,
-        child.is_noise, tuple(seeds), _together(result.estimates, seeds), _why_no_claim(child, seeds),
+        child.is_noise, tuple(seeds), _together(result.estimates, seeds),
+        _why_no_claim(child, seeds) or _why_no_loss(result.estimates, seeds, plan.margin),
         result.estimates.counts_refusals("breach", main_scope(result.estimates)),
     )  # fmt: skip
 
@@ -246,12 +248,12 @@ def _id_of(plan: LineagePlan, name: str, seed: int | None, models: Mapping[str, 
 
 def _seed(result: Result, seed: int | None, parent: str, child: str, floor: str | None) -> SeedFinding | None:
     found = result.estimates
-    scope = main_scope(found)
-    edge = next((e for e in result.edges("breach", scope) if (e.parent, e.child) == (parent, child)), None)
+    edge = next(
+        (e for e in result.edges("breach", main_scope(found)) if (e.parent, e.child) == (parent, child)), None
+    )
     if edge is None:
         return None
-    rates = {r.model: r for r in found.rates if (r.technique, r.attack, r.measure) == (scope, ALL, "breach")}
-    mine = rates[child]
+    mine = next(rate for rate in found.rates if rate.model == child and _is_main(rate, found))
     return SeedFinding(
         seed, edge, mine.n_unclear, mine.n_unclear + mine.n_held + mine.n_broke,
         _pair(found.pairs, parent, child, "over_refusal", ALL),
@@ -282,3 +284,20 @@ def _why_no_claim(child: ChildPlan, seeds: Sequence[SeedFinding]) -> str:
         if not is_above:
             return f"its tasks are not shown to be above those of {child.floor}"
     return ""
+
+
+def _why_no_loss(found: Estimates, seeds: Sequence[SeedFinding], margin: float) -> str:
+    """Why nothing is claimed: who loses all of so few refusals is still within the margin."""
+    parents = {seed.edge.parent for seed in seeds}
+    for rate in found.rates:
+        if rate.model in parents and _is_main(rate, found):
+            n = rate.n_held + rate.n_broke + rate.n_unclear
+            if rate.n_held <= margin * n:
+                few = f"only {rate.n_held:,}" if rate.n_held else "none"
+                return f"its parent refused {few} of {n:,} requests, no more than the margin"
+    return ""
+
+
+def _is_main(rate: Rate, found: Estimates) -> bool:
+    """Whether it is the rate that a verdict on a child is about."""
+    return (rate.technique, rate.attack, rate.measure) == (main_scope(found), ALL, "breach")
