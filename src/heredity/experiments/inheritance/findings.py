@@ -8,9 +8,8 @@
 The verdict on a child of several seeds is about these seeds, taken together (study/comparisons.py). Its
 interval for other seeds takes them as a sample.
 
-Promises: no statistic is computed here. A child gets no verdict, and the reason is told, if its tasks are not
-shown to surpass those of its floor, or if its parent refused so little that it could lose no more than the
-margin.
+Promises: no statistic is computed here. A child gets a reason in place of a verdict if its tasks are not
+shown to surpass those of its floor. It also does if its parent refused no more than the margin.
 Leaves to others: the tests and intervals (study/), and the words of the page (sentences.py, page.py).
 """
 
