@@ -249,16 +249,19 @@ def _show_planned(path: Path, as_json: bool) -> None:
         _show_study(_study(path), as_json)
         return
     plan = read_plan(path)
-    planned = run.planned_studies(plan, open_store())
+    found = run.planned_work(plan, open_store())
     if as_json:
         from heredity.core.terminal import write_json
 
-        write_json({name: study.forecast() for name, study in planned.items()})
+        write_json({name: study.forecast() for name, study in found.studies.items()})
         return
     for battery in plan.battery:
         write(plain(f"{battery.title or battery.name}:"))
-        _show_study(planned[battery.name], as_json=False)
+        _show_study(found.studies[battery.name], as_json=False)
         write("")
+    making, asking = (f"{max(1, round(each))} min" for each in (found.minutes_to_make, found.minutes_to_ask))
+    children = f"{found.n_children:,} child{'' if found.n_children == 1 else 'ren'}"
+    write(f"The plan expects {making} to make {children} on two cores, and {asking} to ask.")
 
 
 def _show_study(study: Study, as_json: bool) -> None:

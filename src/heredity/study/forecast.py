@@ -481,7 +481,8 @@ def _time(forecast: StudyForecast) -> str:
     if high < 60:
         return "under 1 min"
     if high < 5400:
-        return f"{low / 60:.0f} to {math.ceil(high / 60):.0f} min"
+        at_most = f"{math.ceil(high / 60)} min"
+        return f"{low / 60:.0f} to {at_most}" if low >= 30 else f"under {at_most}"
     return f"{low / 3600:.1f} to {high / 3600:.1f} h"
 
 

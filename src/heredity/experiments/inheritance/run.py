@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -124,10 +125,21 @@ def inherit(
         return collect(plan, grown, _ask_all(lineage, store, out, course, watch), held.at)
 
 
-def planned_studies(plan: LineagePlan, store: Store) -> dict[str, Study]:
-    """The studies of a plan by name, with stand-ins for its models. Nothing is made, asked or written."""
+class Planned(NamedTuple):
+    """What a plan would do: its studies by name, with stand-ins for its models, and the planned minutes."""
+
+    studies: dict[str, Study]
+    n_children: int
+    minutes_to_make: float
+    minutes_to_ask: float
+
+
+def planned_work(plan: LineagePlan, store: Store) -> Planned:
+    """What a plan would do with this store. Nothing is made, asked or written."""
     possible = Lineage(plan, store, Path()).preview()
-    return {each.name: batteries.forecast(plan, each, possible, store, Path()) for each in plan.battery}
+    studies = {each.name: batteries.forecast(plan, each, possible, store, Path()) for each in plan.battery}
+    asking = sum(each.minutes for each in plan.battery)
+    return Planned(studies, len(possible), _minutes(plan, possible) - asking, asking)
 
 
 def read_result(out: Path) -> LineageResult:
