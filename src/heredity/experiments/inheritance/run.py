@@ -126,7 +126,7 @@ def inherit(
 
 
 class Planned(NamedTuple):
-    """What a plan would do: its studies by name, with stand-ins for its models, and the planned minutes."""
+    """The studies of a plan by name, with stand-ins for its models, and the minutes that it expects."""
 
     studies: dict[str, Study]
     n_children: int
@@ -135,7 +135,7 @@ class Planned(NamedTuple):
 
 
 def planned_work(plan: LineagePlan, store: Store) -> Planned:
-    """What a plan would do with this store. Nothing is made, asked or written."""
+    """The studies and minutes of a plan with this store. Nothing is made, asked or written."""
     possible = Lineage(plan, store, Path()).preview()
     studies = {each.name: batteries.forecast(plan, each, possible, store, Path()) for each in plan.battery}
     asking = sum(each.minutes for each in plan.battery)
