@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rubric import ask
 from heredity.redteam.judges.rubric import head as _head
 from heredity.redteam.judges.rubric import judge as rubric
+from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import head as head_train
 from heredity.redteam.judges.training.learned import versions
 from tests.support.errors import raises
@@ -144,6 +146,22 @@ def test_answers_that_were_read_are_not_read_again(learned: Any, tiny: Path) -> 
     assert train(folder, tiny, said) == card  # the same weights to the bit, and the same counts
     n = card["n"]["trained on"]
     assert said == [f"{n} of {n} answers were read before"]
+
+
+def test_states_are_kept_when_the_rules_change(
+    learned: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, card = learned
+    place = tmp_path / "again"
+    shutil.copytree(folder, place)
+    monkeypatch.setattr(rules, "VERSION", rules.VERSION + 1)
+    monkeypatch.setattr(rules, "manner", lambda prompt, text: "compliance")
+    said: list[str] = []
+    again = train(place, tiny, said)
+    n = card["n"]["trained on"]
+    assert said == [f"{n} of {n} answers were read before"]
+    assert again["judges"]["rules"] == card["judges"]["rules"] + 1
+    assert again["measured"] != card["measured"]  # counted again, by the rules of now
 
 
 def test_a_verdict_comes_from_the_state_and_hangs_on_no_other_answer(learned: Any, tiny: Path) -> None:
