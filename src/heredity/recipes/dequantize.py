@@ -13,11 +13,11 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from heredity.core import host
 from heredity.core.errors import Damaged, Refused, Unavailable, first_line
 from heredity.engines.formats import gguf_gemma, int8_write
 from heredity.engines.formats.gguf import GgufHeader, read_gguf
@@ -81,9 +81,11 @@ class Dequantize:
             raise Refused(
                 f"{gguf.name}: transformers reads a Llama without its biases; it would answer otherwise."
             )
+        host.keep_freed_memory()  # each tensor takes the memory of the one before
         with _quiet_transformers():
             _write_weights(gguf, header, out, self.dtype)
             _write_tokenizer(gguf, header, out)
+        host.trim_memory()
         _remove_versions(out)
         _check_tokens(header, out)
 
@@ -100,32 +102,30 @@ def _only_gguf(parent: Grown) -> Path:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """A library prints nothing: silence transformers' bars and advice, and put its settings back.
-
-    transformers reads the file three times, each 5 to 15 s for a large vocabulary: here it is read once.
-    """
+    """A library prints nothing: silence transformers' bars and advice, and put its settings back."""
     try:
-        import gguf
         import torch  # noqa: F401  # transformers imports without it and then fails late
         from transformers import modeling_gguf_pytorch_utils as legacy
         from transformers.utils import logging
+
+        from heredity.engines.formats.gguf_reader import quick_gguf
     except ImportError as error:
         raise Unavailable(
             "Dequantizing a GGUF needs torch and transformers. Install them: pip install 'heredity[torch]'"
         ) from error
     level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    reader, bar = gguf.GGUFReader, getattr(legacy, "tqdm", None)
+    bar = getattr(legacy, "tqdm", None)
     qwen3 = legacy.GGUF_CONFIG_MAPPING.get("qwen3", {})
     had_width = "attention.key_length" in qwen3
     qwen3.setdefault("attention.key_length", "head_dim")  # 5.24 forgets it, and then takes another
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
-    gguf.GGUFReader = cache(reader)
     legacy.tqdm = lambda items, **_: items  # this bar asks no setting
     try:
-        yield
+        with quick_gguf():
+            yield
     finally:
-        gguf.GGUFReader, legacy.tqdm = reader, bar
+        legacy.tqdm = bar
         if not had_width:
             del qwen3["attention.key_length"]
         logging.set_verbosity(level)
