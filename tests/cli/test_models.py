@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from heredity.cli import study
 from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
 from tests.support.cli import Run
 from tests.support.errors import check_refused
 from tests.support.model_sources import tiny_gguf  # noqa: F401  (a fixture)
@@ -87,3 +91,33 @@ def test_a_truncated_file_is_refused_in_one_line_and_leaves_nothing(
     assert done.stdout == ""
     check_refused(done, "gguf-damaged", mentions=["cut.gguf"])
     assert sorted((place / "store" / "models").iterdir()) == before
+
+
+def test_a_model_of_a_study_is_converted_while_the_next_one_is_pulled(
+    tmp_path: Path,
+    tiny_gguf: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refs = [str(shutil.copy(tiny_gguf, tmp_path / f"{name}.gguf")) for name in ("first", "second")]
+    is_next_pulled, convert, pull = Event(), Store.ready, Store.pull
+
+    def late(store: Store, model: Grown) -> Grown:
+        assert model.record.name == "second" or is_next_pulled.wait(60)
+        return convert(store, model)
+
+    def pull_and_tell(store: Store, ref: str, *rest: object) -> Grown:
+        grown = pull(store, ref)
+        if grown.record.name == "second":
+            is_next_pulled.set()
+        return grown
+
+    monkeypatch.setattr(Store, "ready", late)
+    monkeypatch.setattr(Store, "pull", pull_and_tell)
+    store = Store(tmp_path / "store")
+    models = study._models(store, [*refs, "scripted:careful"], yes=True)
+    assert [each if isinstance(each, str) else each.record.name for each in models] == [
+        "first",
+        "second",
+        "scripted:careful",
+    ]
+    assert sorted(model.name for model in store.models()) == ["first", "first-bf16", "second", "second-bf16"]

@@ -35,6 +35,12 @@ def pull(store: Store, ref: str) -> Grown:
 
 def ready(store: Store, grown: Grown) -> Grown:
     """The form that the model's engine loads; a note is shown if it has to be made first."""
+    announce(store, grown)
+    return store.ready(grown)
+
+
+def announce(store: Store, grown: Grown) -> None:
+    """Show a note if `store.ready` has to convert the model first."""
     if grown.record.format == "gguf" and engines.choose(grown.record) == "torch":
         known = (
             model.parents == (grown.record.id,)
@@ -43,7 +49,6 @@ def ready(store: Store, grown: Grown) -> Grown:
         )
         if not any(known):
             note(f"converting {grown.record.name} to safetensors, once (a recorded child in the lineage) ...")
-    return store.ready(grown)
 
 
 def ask_first(ref: str, yes: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,8 +210,8 @@ def command(
         study = Study.open(plan, store=store, engine_loader=loader, judge=judge)
     else:
         layer = Application.load(str(application))
-        grown = _with_families(store, [_model(store, ref, yes) for ref in model], lineage, yes)
-        writer = _model(store, attacker, yes) if attacker is not None else None
+        grown = _with_families(store, _models(store, model, yes), lineage, yes)
+        writer = _models(store, [attacker], yes)[0] if attacker is not None else None
         _remote.check([*grown, *([writer] if writer is not None else [])], how)
         spec = StudySpec(
             grown,
@@ -290,15 +291,28 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     return _UNDECIDED
 
 
-def _model(store: Store, ref: str, yes: bool) -> Grown | str:
-    """The model in the form that the engine loads; it is pulled first if the store does not have it."""
+def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
+    """The models, each in the store with the form that its engine loads.
+
+    One that is missing is pulled first, and converted while the next one is pulled.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
     from heredity.cli import _pulling
 
-    if ref.startswith("scripted:"):
-        return ref  # in no store
-    grown = _stored(store, ref, yes)
-    _pulling.ready(store, grown)
-    return grown
+    found: list[Grown | str] = []
+    with ThreadPoolExecutor(1) as worker:
+        converted = []
+        for ref in refs:
+            if found and not isinstance(last := found[-1], str):
+                _pulling.announce(store, last)
+                converted.append(worker.submit(store.ready, last))
+            found.append(ref if ref.startswith("scripted:") else _stored(store, ref, yes))  # in no store
+        for each in converted:
+            each.result()
+    if found and not isinstance(last := found[-1], str):
+        _pulling.ready(store, last)  # in this thread, which an interrupt stops at once
+    return found
 
 
 def _with_families(

@@ -136,7 +136,7 @@ def _fewer_slots(
 
 
 class _Caches:
-    """The slots of all tries, over one memory: to make them anew takes a third of the time of a probe."""
+    """The slots of all tries, over one memory: making them again takes a third of the time of a probe."""
 
     def __init__(self, decoder: Decoder, max_slots: int) -> None:
         self.decoder, shape = decoder, decoder.shape
