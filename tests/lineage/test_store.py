@@ -27,6 +27,7 @@ from heredity.core.errors import (
     UnknownName,
     UsageError,
 )
+from heredity.core.files import hash_file
 from heredity.core.records import Model, digest
 from heredity.lineage.store import Store, grow, scripted
 from heredity.lineage.types import Description, Grown
@@ -305,6 +306,35 @@ def test_files_that_nobody_touched_are_hashed_once(store: Store, monkeypatch: py
         "heredity.lineage.integrity.hash_file", lambda path: pytest.fail(f"hashed {path} again")
     )
     assert store.ready(child) == child
+
+
+def test_what_was_hashed_to_be_recorded_is_not_hashed_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = store.grow(Toy())
+    with monkeypatch.context() as changed:
+        changed.setattr("heredity.lineage.integrity.hash_file", lambda path: pytest.fail(f"hashed {path}"))
+        assert store.ready(child).record == child.record
+    weights = child.folder / "sub" / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # of the same size
+    with raises(Damaged, "model-damaged", mentions=["toy"]):
+        store.ready(child)
+
+
+def test_a_file_that_was_written_while_it_was_hashed_is_hashed_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hash_then_write(path: Path) -> str:
+        found = hash_file(path)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        return found
+
+    with monkeypatch.context() as changed:
+        changed.setattr("heredity.lineage.integrity.hash_file", hash_then_write)
+        child = store.grow(Toy())
+    with raises(Damaged, "model-damaged", mentions=["toy"]):
+        store.ready(child)
 
 
 def test_a_child_grows_in_its_parents_store(

@@ -132,7 +132,7 @@ def require_intact(folder: Path, model: Model, note: Path) -> None:
     note: a file that keeps the stamps of verified files, so that they are not hashed every time.
     """
     refuse_redirection(model, folder)
-    stamp = encode({path: stamp_file(folder / path) for path in walk(folder)})
+    stamp = stamp_files(folder)
     is_same = identity(model.recipe, model.parents, model.files) == model.id
     if is_same and note.is_file() and note.read_bytes() == stamp:
         return
@@ -142,6 +142,16 @@ def require_intact(folder: Path, model: Model, note: Path) -> None:
             f" {folder.parent} and pull or grow it again.",
             code="model-damaged",
         )
+    keep_stamp(note, stamp)
+
+
+def stamp_files(folder: Path) -> bytes:
+    """The stamps of all files of a folder; they outlive a move of the folder on its disk."""
+    return encode({path: stamp_file(folder / path) for path in walk(folder)})
+
+
+def keep_stamp(note: Path, stamp: bytes) -> None:
+    """Note that the files with this stamp have the recorded hashes."""
     with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
         write_atomic(note, stamp)
 

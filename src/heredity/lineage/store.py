@@ -178,6 +178,7 @@ class Store:
                 f"'{recipe.kind}'", "Close other programs, or take a smaller model."
             ):
                 description = recipe.apply(parents, out)
+            stamp = integrity.stamp_files(out)
             files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
             made = Made(
                 now(),
@@ -190,7 +191,10 @@ class Store:
             if not is_recorded:
                 return Grown(record, self.folder(record))
             write_record(record, out.parent)
-            return self._move_in(record, out.parent)
+            grown = self._move_in(record, out.parent)
+            if integrity.stamp_files(grown.folder) == stamp:  # the files that were just hashed
+                integrity.keep_stamp(self._note(grown.record), stamp)
+            return grown
 
     def pull(self, ref: str, progress: Watch | None = None) -> Grown:
         """Get a foundation model: a catalogue name, "hf:ORG/REPO[@revision]", a .gguf file, or a folder.
@@ -338,7 +342,11 @@ class Store:
     def _trust(self, model: Model) -> None:
         """Raise Damaged if the files of a model that is about to answer are not the recorded ones."""
         if model.format != "scripted":
-            integrity.require_intact(self.folder(model), model, self.root / "verified" / f"{model.id}.json")
+            integrity.require_intact(self.folder(model), model, self._note(model))
+
+    def _note(self, model: Model) -> Path:
+        """The file that keeps the stamps of the model's files when they were last hashed."""
+        return self.root / "verified" / f"{model.id}.json"
 
     def _unknown(self, name: str, stored: list[str]) -> Exception:
         if catalog.canonical(name) in catalog.catalogue():
