@@ -7,9 +7,9 @@ last rows of a batch read only their own caches: the numbers of slots that keep 
 `fingerprint` is a hash of the witness's logits: an equal one means equal arithmetic. The result is kept, so a
 busy moment must not decide: each time is the best of several tries.
 
-Prefills are not probed: each row is prefilled by itself. Whether prefilling two rows together keeps their
-bits was found to depend on the length of the prefix. Bfloat16 hides most differences, so it depends on the
-rows too.
+Packed prefills are probed by the keys and values of a witness text, cut in many places, in every layer.
+Bfloat16 hides most differences in the order of a sum. So attention is also probed with terms that cancel: the
+result is then only rounding errors. Where a probe fails, each row is prefilled by itself.
 """
 
 from __future__ import annotations
@@ -28,10 +28,22 @@ import torch
 from heredity.core.files import write_atomic
 from heredity.core.host import Clock, machine_name
 from heredity.core.records import Record
-from heredity.engines.torch.decoder import BLOCK, Decoder, KvSlots, SharedPrefix, round_up
+from heredity.engines.torch.decoder import (
+    BLOCK,
+    FEWEST_QUERIES,
+    PAD,
+    Decoder,
+    KvSlots,
+    Segment,
+    SharedPrefix,
+    round_up,
+)
 
-SCHEMA = 3  # 2: a step reads as many slots as it is wide; 1: rows prefilled together, over one prefix
+SCHEMA = 4  # 3: no packed prefills; 2: a step reads as many slots as it is wide; 1: over one prefix
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
+PASS_WIDTHS = (64, 96, 128, 192)  # tokens of a packed prefill
+_N_TEXT = 10 * PAD  # tokens of the witness text
+_N_KEYS = (2 * BLOCK, 11 * BLOCK, 64 * BLOCK)
 _N_OWN = 2 * BLOCK - 9
 _N_PREFIX = (448, 603)  # as in studies: one fills the tiles of a matmul kernel, one does not
 
@@ -51,6 +63,7 @@ class Tuning(Record, frozen=True):
     """The result of the probe. `tokens_per_second` is by width, at the time of the probe.
 
     n_slots: the numbers of slots, other than the widths, that a step may read with the same bits.
+    pass_widths: the numbers of tokens of a packed prefill with the same bits; () if rows stay apart.
     """
 
     schema: int
@@ -61,6 +74,7 @@ class Tuning(Record, frozen=True):
     machine: str
     is_proven: bool  # False: the bits changed within one width, so answers may depend on the batch
     n_slots: tuple[int, ...] = ()
+    pass_widths: tuple[int, ...] = ()
 
 
 def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
@@ -113,6 +127,7 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = tim
         machine=machine_name(),
         is_proven=is_proven,
         n_slots=_fewer_slots(caches, witnesses, agreeing, seen, clock) if is_proven else (),
+        pass_widths=_pass_widths(decoder, witnesses[_N_PREFIX[1]][0]) if is_proven else (),
     )
 
 
@@ -160,6 +175,83 @@ class _Caches:
             self._n_filled = n
         keys, values = ([cache[:n].view(size) for cache in side] for side in self._sides)
         return KvSlots(keys, values)
+
+
+def _pass_widths(decoder: Decoder, prefix: SharedPrefix) -> tuple[int, ...]:
+    """Return the widths of a packed prefill that give a text the same keys and values wherever it is cut."""
+    if not decoder.can_pack or not has_steady_sums(decoder):
+        return ()
+    usual = PASS_WIDTHS[-2]
+    expected = _text_bits(decoder, prefix, usual, usual)
+    found = tuple(  # cut elsewhere, and after a segment of another row
+        width
+        for width in PASS_WIDTHS
+        if _text_bits(decoder, prefix, width, width - PAD, is_alone=False) == expected
+    )
+    return found if usual in found else ()
+
+
+def _text_bits(
+    decoder: Decoder, prefix: SharedPrefix, width: int, n_at_once: int, is_alone: bool = True
+) -> str:
+    """Return a hash of the witness text's keys and values, prefilled in passes of this width."""
+    slots, slot = decoder.slots(2, round_up(_N_TEXT, BLOCK)), 0 if is_alone else 1
+    stream = torch.Generator().manual_seed(1)
+    text = torch.randint(decoder.shape.vocab_size, (_N_TEXT,), generator=stream).tolist()
+    others = [] if is_alone else [Segment(0, 0, tuple(text[-PAD:]))]
+    for start in range(0, _N_TEXT, n_at_once):
+        segment = Segment(slot, start, tuple(text[start : start + n_at_once]))
+        decoder.prefill_packed(prefix, slots, [*others, segment], width)
+    bits = hashlib.sha256()
+    for cache in (*slots.keys, *slots.values):
+        bits.update(cache[slot, :, :_N_TEXT].float().numpy().tobytes())
+    return bits.hexdigest()
+
+
+def has_steady_sums(decoder: Decoder) -> bool:
+    """Return True if attention sums a query's terms in one order, among any queries and before any keys."""
+    stream = torch.Generator().manual_seed(1)
+    return all(
+        _is_steady(decoder, n_keys, is_cancelling, stream)
+        for n_keys in _N_KEYS
+        for is_cancelling in (False, True)
+    )
+
+
+def _is_steady(decoder: Decoder, n_keys: int, is_cancelling: bool, stream: torch.Generator) -> bool:
+    """Return True if fewer queries, fewer keys, and keys of no weight leave attention's sums as they are."""
+    n_queries, head_dim = 8 * FEWEST_QUERIES, decoder.shape.head_dim
+    p, values = _factors(decoder, (n_queries, n_keys, head_dim), is_cancelling, stream)
+    q, keys = _factors(decoder, (n_queries, head_dim, n_keys), is_cancelling, stream)
+    keys = keys.mT.contiguous().mT  # as a cache has them
+    sums, scores, beyond = torch.bmm(p, values), torch.bmm(q, keys), p.new_zeros(len(p), n_queries, BLOCK)
+    longer = torch.bmm(torch.cat([p, beyond], -1), torch.cat([values, values[:, :BLOCK]], 1))
+    masked = torch.softmax(torch.cat([p, beyond - torch.inf], -1), -1)[..., :n_keys]
+    pairs = [
+        (longer, sums),
+        (torch.bmm(q, keys[..., :BLOCK].mT.contiguous().mT), scores[..., :BLOCK]),
+        (masked, torch.softmax(p, -1)),
+    ]
+    for some in (slice(0, FEWEST_QUERIES), slice(PAD, PAD + 3 * BLOCK)):
+        pairs.append((torch.bmm(p[:, some].contiguous(), values), sums[:, some]))
+        pairs.append((torch.bmm(q[:, some].contiguous(), keys), scores[:, some]))
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def _factors(
+    decoder: Decoder, size: tuple[int, int, int], is_cancelling: bool, stream: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return matrices (kv heads, rows, terms) and (kv heads, terms, columns) of random numbers.
+
+    is_cancelling: each term occurs with both signs. The product is then the rounding errors of its order.
+    """
+    (n_rows, n_terms, n_columns), kv = size, decoder.shape.n_kv_heads
+    left = torch.randn((kv, n_rows, n_terms // 2), generator=stream).to(decoder.dtype)
+    right = torch.randn((kv, n_terms // 2, n_columns), generator=stream).to(decoder.dtype)
+    order = torch.randperm(n_terms, generator=stream)
+    return torch.cat([left, left], 2)[..., order], torch.cat([right, -right if is_cancelling else right], 1)[
+        :, order
+    ]
 
 
 def _upwards(widths: tuple[int, ...], seconds: Mapping[int, float]) -> Iterator[int]:

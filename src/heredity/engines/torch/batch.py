@@ -1,19 +1,15 @@
 """Continuous batching: requests are pulled, sorted and batched; a waiting one replaces a finished one.
 
-A prompt goes through the model in chunks of fixed size. The keys and values of a chunk depend only on the
-tokens up to its end. So whole chunks are cached, and copied to rows that begin with the same tokens.
 Idle rows of a step verify drafts (drafts.py).
 
 Promises: a step has one of the proven widths, numbers of slots and cache lengths. An answer does not depend
-on its slot; a token is drawn from the row's own logits, decoding, seed and step. A cached chunk has the bits
-of a prefill.
-Leaves to others: the arithmetic (decoder.py), and text (chat/codec.py).
+on its slot; a token is drawn from the row's own logits, decoding, seed and step.
+Leaves to others: the arithmetic (decoder.py), prompts (prefill.py), and text (chat/codec.py).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +23,6 @@ from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer, 
 from heredity.engines.protocols import Listener
 from heredity.engines.torch.decoder import (
     BLOCK,
-    CHUNK,
     Decoder,
     KvSlots,
     KvWrites,
@@ -36,6 +31,7 @@ from heredity.engines.torch.decoder import (
     round_up,
 )
 from heredity.engines.torch.drafts import Drafter, TextIndex, share_out
+from heredity.engines.torch.prefill import Prefiller, PrefixCache
 
 _CACHE_SHARE = 8  # the prefix cache has this part of the memory of the KV slots
 _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
@@ -71,50 +67,6 @@ class Sampler:
         return at if order is None else int(order[at])
 
 
-_Key = tuple[
-    tuple[int, ...], tuple[int, ...]
-]  # tokens of the shared prefix, and of the prompt up to the end of the chunk
-
-
-class PrefixCache:
-    """Keys and values of whole prompt chunks: (kv heads, CHUNK, head_dim) per layer and side.
-
-    budget: bytes; the chunks that were unused for longest are dropped first.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self._budget, self._size = budget, 0
-        self._kept: OrderedDict[_Key, list[torch.Tensor]] = OrderedDict()
-
-    def load(self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int) -> int:
-        """Copy the cached beginning of a prompt into a slot; return its number of tokens."""
-        known = 0
-        while known + CHUNK <= len(prompt) and (
-            kept := self._kept.get((prefix.tokens, prompt[: known + CHUNK]))
-        ):
-            for cache, part in zip((*slots.keys, *slots.values), kept, strict=True):
-                cache[slot, :, known : known + CHUNK] = part
-            known += CHUNK
-        return known
-
-    def keep(self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int) -> None:
-        """Cache the chunks that a prefill has written into a slot."""
-        caches = (*slots.keys, *slots.values)
-        # The last chunk first, so that it is dropped before the chunks that it depends on.
-        for start in range((len(prompt) // CHUNK - 1) * CHUNK, -1, -CHUNK):
-            key = prefix.tokens, prompt[: start + CHUNK]
-            if key not in self._kept:
-                self._kept[key] = [cache[slot, :, start : start + CHUNK].clone() for cache in caches]
-                self._size += _size(self._kept[key])
-            self._kept.move_to_end(key)
-        while self._size > self._budget:
-            self._size -= _size(self._kept.popitem(last=False)[1])
-
-
-def _size(parts: list[torch.Tensor]) -> int:
-    return sum(part.nbytes for part in parts)
-
-
 @dataclass(slots=True)
 class BatchRow:
     """A request in flight. `prompt` follows the shared prefix; `output` grows by one token per step."""
@@ -144,6 +96,7 @@ class ContinuousBatch:
     widths: the proven batch widths, ascending. is_over: whether the last token of a row ended its answer.
     budget: bytes for the KV slots. n_slots: the proven numbers of slots of a step, next to the widths.
     max_draft: the most tokens that a row guesses for idle rows to verify; 0 for a width that is not proven.
+    pass_widths: the proven widths of a packed prefill; none if each row is prefilled by itself.
     """
 
     def __init__(
@@ -156,13 +109,15 @@ class ContinuousBatch:
         chunks: PrefixCache | None = None,
         n_slots: tuple[int, ...] = (),
         max_draft: int = 0,
+        pass_widths: tuple[int, ...] = (),
     ) -> None:
         self._decoder, self._prefix, self._widths, self._is_over = decoder, prefix, widths, is_over
         self._max_draft = max_draft if decoder.can_draft else 0
         self._copies: dict[int, BatchRow] = {}  # slots after those of the rows, with copies of a row's cache
         self._prefix_text: TextIndex | None = None
         self._budget, self._n_slots = budget, tuple(sorted({*n_slots, *widths}))
-        self._chunks = chunks or PrefixCache(0)
+        self._prefiller = Prefiller(decoder, prefix, chunks or PrefixCache(0), pass_widths)
+        self._n_prefilled = 0  # rows; those after them wait for the next step
         self._slots: KvSlots | None = None
         self.rows: list[BatchRow] = []
 
@@ -172,20 +127,15 @@ class ContinuousBatch:
         return not self.rows or len(self.rows) + 1 <= self._width_for(n_positions)
 
     def admit(self, row: BatchRow) -> None:
-        """Prefill a row into the next slot. Its last prompt token belongs to the first step."""
+        """Give a row the next slot. The next step prefills its prompt but for the last token."""
         held = self._slots.capacity if self._slots is not None else 0
-        slots = self._fit(len(self.rows) + 1, max(held, round_up(padded(row.prompt[:-1]), BLOCK)))
-        prompt, slot = row.prompt[:-1], len(self.rows)
-        self._copies.pop(slot, None)
-        known = self._chunks.load(self._prefix, prompt, slots, slot)
-        if known < len(prompt):
-            self._decoder.prefill(self._prefix, slots, slot, prompt, known, is_read=False)
-        if len(prompt) >= CHUNK:
-            self._chunks.keep(self._prefix, prompt, slots, slot)
+        self._fit(len(self.rows) + 1, max(held, round_up(padded(row.prompt[:-1]), BLOCK)))
+        self._copies.pop(len(self.rows), None)
         self.rows.append(row)
 
     def step(self) -> list[BatchRow]:
         """Draw one token for every row, and more where drafts are right. Remove and return finished rows."""
+        self._prefill_new()
         width = round_width(len(self.rows), self._widths)
         room = self._room_for_drafts(width)
         drafts = self._propose(room - len(self.rows))
@@ -204,6 +154,12 @@ class ContinuousBatch:
             logits = self._decoder.step(self._prefix, slots, tokens, lengths, n_slots)
         self._draw(logits, drafts, places)
         return self._take_finished(slots)
+
+    def _prefill_new(self) -> None:
+        if self._slots is not None:
+            new = range(self._n_prefilled, len(self.rows))
+            self._prefiller.fill(self._slots, {at: self.rows[at].prompt[:-1] for at in new})
+        self._n_prefilled = len(self.rows)
 
     def _draw(self, logits: torch.Tensor, drafts: list[list[int]], places: list[list[int]]) -> None:
         """Append to each row its next token, and further ones while the drafts are right."""
@@ -291,6 +247,7 @@ class ContinuousBatch:
                     slots.move(len(self.rows), at, len(last.prompt) + len(last.output))
                     self.rows[at] = last
         self._copies = {at: row for at, row in self._copies.items() if not row.stop}
+        self._n_prefilled = len(self.rows)
         return finished
 
     def _width_for(self, n_positions: int) -> int:
@@ -327,13 +284,18 @@ class PrefixPool:
     """
 
     def __init__(
-        self, decoder: Decoder, widths: tuple[int, ...], n_slots: tuple[int, ...] = (), max_draft: int = 0
+        self,
+        decoder: Decoder,
+        widths: tuple[int, ...],
+        n_slots: tuple[int, ...] = (),
+        max_draft: int = 0,
+        pass_widths: tuple[int, ...] = (),
     ) -> None:
         self._decoder: Decoder | None = decoder
         self._max_draft = max_draft
-        self.widths, self._n_slots = widths, n_slots
+        self.widths, self._n_slots, self.pass_widths = widths, n_slots, pass_widths
         self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): SharedPrefix((), [], [])}
-        self._cache = PrefixCache(cache_budget() // _CACHE_SHARE)
+        self._cache = PrefixCache(cache_budget() // _CACHE_SHARE, is_fine=bool(pass_widths))
 
     @property
     def decoder(self) -> Decoder:
@@ -369,6 +331,7 @@ class PrefixPool:
             self._cache,
             self._n_slots,
             self._max_draft,
+            self.pass_widths,
         )
 
     def drop_prefixes(self) -> None:

@@ -5,15 +5,18 @@ matmul for all rows of the batch. Each row keeps only its own keys and values af
 runs over both parts, so the result is plain attention. Both parts have whole blocks, masked after their ends.
 A softmax sums the remainder of a vector in another order than the same numbers in a longer row.
 
-Promises: the numbers of a row depend only on that row. A prefill takes one row, so its shapes are its own. A
-decode step has one of a few widths, and autotune.py proves which of them give equal bits.
-Leaves to others: the slot of a row (batch.py), and which token is drawn (`Sampler`).
+Promises: the numbers of a row depend only on that row. A decode step has one of a few widths, and autotune.py
+proves which of them give equal bits. `prefill` takes one row, so its shapes are its own. `prefill_packed`
+takes segments of several rows. Its proven widths keep the bits wherever a row is cut.
+Leaves to others: the slot of a row (batch.py), what is prefilled together (prefill.py), and which token is
+drawn (`Sampler`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -23,6 +26,7 @@ from heredity.engines.formats.weights import Block, Weights
 CHUNK = 256  # tokens per prefill pass; longer prompts need several
 PAD = 16  # prefill lengths are rounded up to this
 BLOCK = 64  # cache lengths are rounded up to this
+FEWEST_QUERIES = 64  # rows of a segment's matmul in attention: fewer were found to be summed otherwise
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 ResidualHook = Callable[[torch.Tensor], torch.Tensor]
@@ -86,13 +90,27 @@ class KvWrites:
     positions: torch.Tensor
 
 
+class Segment(NamedTuple):
+    """New tokens of a row, a multiple of PAD: their keys and values go to its slot, from `start` on."""
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """The number of the row's own positions up to the last of these tokens."""
+        return self.start + len(self.tokens)
+
+
 class Decoder:
-    """A model's weights with two forward passes: prefill one row, or step all rows.
+    """A model's weights with two forward passes: prefill rows, or step all rows.
 
     hook: changes the residual stream (rows, hidden) after the embedding, each attention and each MLP, in this
     order. A pass calls it 1 + 2 n_layers times. It must treat each row by itself.
     """
 
+    can_pack = True  # whether keys and values depend on nothing but the tokens before them
     can_draft = True  # whether a position that was written may be written again with another token
     cache_form = ""  # how keys and values are kept, if not in full precision; part of `numerics`
 
@@ -159,6 +177,22 @@ class Decoder:
             attend = self._attend_many(prefix, slots, slot, start, n_new, is_read)
             hidden.append(self._forward(tokens, positions, attend, is_read))
         return torch.cat(hidden)
+
+    def prefill_packed(
+        self, prefix: SharedPrefix, slots: KvSlots, segments: Sequence[Segment], width: int
+    ) -> None:
+        """Write the keys and values of segments in one pass of `width` tokens, at least as many as they have.
+
+        A segment attends to the positions before it in its slot, which must be written.
+        """
+        tokens, positions = torch.zeros(width, dtype=torch.long), torch.zeros(width, dtype=torch.long)
+        at = 0
+        for segment in segments:
+            rows = slice(at, at := at + len(segment.tokens))
+            tokens[rows] = torch.tensor(segment.tokens)
+            positions[rows] = torch.arange(segment.start, segment.end) + prefix.length
+        is_read = self._hook is not None  # a hook is promised its calls
+        self._forward(tokens, positions, self._attend_segments(prefix, slots, segments, is_read), is_read)
 
     def step(
         self,
@@ -268,6 +302,58 @@ class Decoder:
 
         return attend
 
+    def _attend_segments(
+        self, prefix: SharedPrefix, slots: KvSlots, segments: Sequence[Segment], is_read: bool
+    ) -> Attend:
+        """Return causal attention of packed segments, each by itself; it writes their keys and values.
+
+        is_read: False if the last layer only writes.
+        """
+        s = self.shape
+        masks = [self._segment_masks(prefix, segment) for segment in segments]
+
+        def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            out, at = q.new_zeros(len(q), s.n_heads * s.head_dim), 0
+            for segment, mask in zip(segments, masks, strict=True):
+                rows = slice(at, at := at + len(segment.tokens))
+                keys, values = slots.keys[i][segment.slot], slots.values[i][segment.slot]
+                keys[:, segment.start : segment.end] = k[rows].transpose(0, 1)
+                values[:, segment.start : segment.end] = v[rows].transpose(0, 1)
+                if is_read or i < s.n_layers - 1:
+                    keys = _joined(prefix, prefix.keys, i, keys[:, : segment.end])
+                    values = _joined(prefix, prefix.values, i, values[:, : segment.end])
+                    out[rows] = self._attend_segment(q[rows], keys, values, mask[s.windows[i]])
+            return out
+
+        return attend
+
+    def _segment_masks(self, prefix: SharedPrefix, segment: Segment) -> dict[int, torch.Tensor]:
+        """For each window size in use, and 0: (tokens, 1, last keys), -inf for a key that is not seen.
+
+        Without a window these are the keys from the segment's first token on: all of it sees those before.
+        """
+        first, end = prefix.length + segment.start, prefix.length + segment.end
+        queries = torch.arange(first, end)[:, None, None]
+        found = {}
+        for size in {0, *self.shape.windows}:
+            ages = queries - torch.arange(0 if size else first, round_up(end, BLOCK))
+            is_hidden = (ages < 0) | (ages >= size) if size else ages < 0
+            found[size] = torch.zeros(ages.shape).masked_fill(is_hidden, -torch.inf).to(self.dtype)
+        return found
+
+    def _attend_segment(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what a segment's queries (tokens, heads, head_dim) attend to: (tokens, heads * head_dim)."""
+        n, (kv, _, head_dim) = len(q), keys.shape
+        n_queries = q.shape[1] // kv * n
+        q = q.view(n, kv, -1, head_dim).transpose(0, 1).reshape(kv, n_queries, head_dim)
+        q = _filled(q, max(n_queries, FEWEST_QUERIES), 1)
+        scores = torch.bmm(q, keys.transpose(1, 2))
+        scores[:, :n_queries].view(kv, n, -1, keys.shape[1])[..., -mask.shape[-1] :] += mask
+        o = torch.bmm(torch.softmax(scores, dim=-1), values)[:, :n_queries]
+        return o.reshape(kv, n, -1, head_dim).transpose(0, 1).reshape(n, -1)
+
     def _attend_all(
         self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor, n_slots: int, writes: KvWrites
     ) -> Attend:
@@ -341,6 +427,14 @@ def _filled(x: torch.Tensor, width: int, dim: int) -> torch.Tensor:
     if x.shape[dim] == width:
         return x
     return torch.cat([x, x.new_zeros([*x.shape[:dim], width - x.shape[dim], *x.shape[dim + 1 :]])], dim)
+
+
+def _joined(prefix: SharedPrefix, side: list[torch.Tensor], layer: int, own: torch.Tensor) -> torch.Tensor:
+    """Return a row's own keys or values after those of the prefix, and zeros after them: whole blocks."""
+    n = prefix.length + own.shape[1]
+    shared = [side[layer][:, : prefix.length]] if prefix.length else []
+    rest = own.new_zeros(own.shape[0], round_up(n, BLOCK) - n, own.shape[2])
+    return torch.cat([*shared, own, rest], dim=1)
 
 
 def _over_prefix(queries: torch.Tensor, prefix: SharedPrefix, layer: int) -> torch.Tensor:

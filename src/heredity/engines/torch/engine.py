@@ -1,8 +1,9 @@
 """A model's weights in PyTorch: a shared prefix, continuous batching, batch-invariant answers.
 
-Promises: a short probe of this machine chooses dtype and batch widths, and `name` records them. A prompt is
-prefilled by itself. Only widths that give a witness row the same bits are used (autotune.py). So an answer is
-the same by itself, in any batch, in any order and after a restart. `numerics` carries the fingerprint.
+Promises: a short probe of this machine chooses dtype and batch widths, and `name` records them. Only widths
+that give a witness row the same bits are used (autotune.py). Prompts are prefilled together only where that
+keeps the bits. So an answer is the same by itself, in any batch, in any order and after a restart. `numerics`
+carries the fingerprint.
 Leaves to others: the questions, and storing the replies.
 """
 
@@ -31,7 +32,7 @@ from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Prompts are prefilled one by one, and a softmax sums whole blocks. Part of `numerics`: stored keys hold it.
+# A row attends by itself, and a softmax sums whole blocks. Part of `numerics`: stored keys hold it.
 _RULE = "rows apart"
 
 
@@ -114,14 +115,15 @@ class TorchEngine:
         n_slots = () if tuning is None else tuple(n for n in tuning.n_slots if n < widths[-1])
         # A draft is verified in another slot, so it needs the proof that slots keep the bits.
         max_draft = MAX_DRAFT if tuning is not None and tuning.is_proven else 0
-        self.pool = PrefixPool(decoder, widths, n_slots, max_draft)
+        pass_widths = () if tuning is None else tuning.pass_widths
+        self.pool = PrefixPool(decoder, widths, n_slots, max_draft, pass_widths)
         self.codec, self.folder, self._tuning = codec, folder, tuning
         self._reader = AnswerReader(codec, codec.stops(folder))
         self._with_gradients: PreTrainedModel | None = None  # the weights once more, for a search
         self.is_adapted = False
         dtype = str(decoder.dtype).removeprefix("torch.")
         # The batching rule is part of it: answers under another rule are not mixed with these.
-        self.numerics = f"torch {dtype} {fingerprint} {_RULE}"
+        self.numerics = f"torch {dtype} {fingerprint} {'packed ' if pass_widths else ''}{_RULE}"
         if decoder.cache_form:
             self.numerics += f" {decoder.cache_form}"
         dtype += f" ({how})" if (how := decoder.weights.how) else ""

@@ -60,6 +60,7 @@ def _nearest(x: torch.Tensor, dim: int, bits: KvBits) -> torch.Tensor:
 class KvQuantizedDecoder(Decoder):
     """A decoder that rounds its keys and values to `bits` bits."""
 
+    can_pack = False  # tokens attend to blocks that were rounded before them, so a block is a pass
     can_draft = False  # a block with a wrong token in it would be rounded with it
 
     def __init__(

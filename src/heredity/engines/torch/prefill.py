@@ -1,0 +1,170 @@
+"""Prefilling of new rows: a cached beginning is copied, and the rest goes through the model.
+
+In most studies a prompt begins as an earlier one did: a turn follows the turns before it. Where autotune.py
+proves that a prompt may be cut anywhere, the segments of several rows share a pass, and the cache keeps whole
+prompts. Elsewhere a row goes through the model by itself, in chunks of fixed size. The keys and values of a
+chunk then depend only on the tokens up to its end, so whole chunks are cached.
+
+Promises: cached keys and values have the bits of a prefill.
+Leaves to others: the arithmetic (decoder.py), and which rows are prefilled at once (batch.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from heredity.engines.torch.decoder import CHUNK, PAD, Decoder, KvSlots, Segment, SharedPrefix, padded
+
+_Key = tuple[
+    tuple[int, ...], tuple[int, ...]
+]  # tokens of the shared prefix, and of the prompt up to the end of the part
+
+
+class PrefixCache:
+    """Keys and values of parts of prompts: (kv heads, tokens, head_dim) per layer and side.
+
+    A part ends at a whole chunk or, if `is_fine`, also at the last multiple of PAD in a prompt.
+    budget: bytes; the parts that were unused for longest are dropped first.
+    """
+
+    def __init__(self, budget: int, is_fine: bool = False) -> None:
+        self._budget, self._size, self._is_fine = budget, 0, is_fine
+        self._kept: OrderedDict[_Key, list[torch.Tensor]] = OrderedDict()
+
+    def known(self, prefix: SharedPrefix, prompt: tuple[int, ...]) -> int:
+        """Return how many tokens of a prompt, from its beginning, are cached."""
+        return max((len(tokens) for _, tokens in self._chain(prefix, prompt)), default=0)
+
+    def load(self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int) -> int:
+        """Copy the cached beginning of a prompt into a slot; return its number of tokens."""
+        start = 0
+        for key in self._chain(prefix, prompt):
+            end = len(key[1])
+            for cache, part in zip((*slots.keys, *slots.values), self._kept[key], strict=True):
+                cache[slot, :, start:end] = part
+            start = end
+        return start
+
+    def keep(self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int) -> None:
+        """Cache the parts that a prefill has written into a slot."""
+        chain = self._chain(prefix, prompt)
+        start = len(chain[-1][1]) if chain else 0
+        ends = [end for end in self.ends(len(prompt)) if end > start]
+        # The last part first, so that it is dropped before the parts that it depends on.
+        for first, end in reversed(list(itertools.pairwise([start, *ends]))):
+            self._put((prefix.tokens, prompt[:end]), first, slots, slot)
+        for key in reversed(chain):
+            self._kept.move_to_end(key)
+        while self._size > self._budget:
+            self._size -= _size(self._kept.popitem(last=False)[1])
+
+    def ends(self, n: int) -> list[int]:
+        """Return where the parts of a prompt of n tokens end."""
+        chunks = list(range(CHUNK, n + 1, CHUNK))
+        last = n // PAD * PAD if self._is_fine else 0
+        return [*chunks, last] if last % CHUNK else chunks
+
+    def _put(self, key: _Key, start: int, slots: KvSlots, slot: int) -> None:
+        end = len(key[1])
+        held = self._kept.get(key)
+        if held is None or held[0].shape[1] != end - start:
+            self._size -= _size(held or [])
+            caches = (*slots.keys, *slots.values)
+            self._kept[key] = [cache[slot, :, start:end].clone() for cache in caches]
+            self._size += _size(self._kept[key])
+        self._kept.move_to_end(key)
+
+    def _chain(self, prefix: SharedPrefix, prompt: tuple[int, ...]) -> list[_Key]:
+        """Return the longest sequence of cached parts with which a prompt begins."""
+        grain = PAD if self._is_fine else CHUNK
+        for end in range(len(prompt) // grain * grain, 0, -grain):
+            found: list[_Key] = []
+            while end and (held := self._kept.get(key := (prefix.tokens, prompt[:end]))):
+                found.insert(0, key)
+                end -= held[0].shape[1]
+            if not end:
+                return found
+        return []
+
+
+def _size(parts: list[torch.Tensor]) -> int:
+    return sum(part.nbytes for part in parts)
+
+
+class Prefiller:
+    """Writes the keys and values of prompts over one shared prefix.
+
+    pass_widths: the proven widths of a packed pass, ascending; none if each row is prefilled by itself.
+    """
+
+    def __init__(
+        self, decoder: Decoder, prefix: SharedPrefix, cache: PrefixCache, pass_widths: tuple[int, ...]
+    ) -> None:
+        self._decoder, self._prefix, self._cache = decoder, prefix, cache
+        self._widths = pass_widths if decoder.can_pack else ()
+
+    def fill(self, slots: KvSlots, prompts: Mapping[int, tuple[int, ...]]) -> None:
+        """Write the prompt of each slot."""
+        waiting = {slot: prompt for slot, prompt in prompts.items() if prompt}
+        while waiting:
+            now = self._apart(waiting) if self._widths else dict([next(iter(waiting.items()))])
+            known = {slot: self._cache.load(self._prefix, now[slot], slots, slot) for slot in now}
+            new = {slot: prompt for slot, prompt in now.items() if known[slot] < len(prompt)}
+            self._compute(slots, new, known)
+            for slot, prompt in now.items():
+                self._cache.keep(self._prefix, prompt, slots, slot)
+                del waiting[slot]
+
+    def _compute(
+        self, slots: KvSlots, prompts: Mapping[int, tuple[int, ...]], known: Mapping[int, int]
+    ) -> None:
+        """Compute what is not known of the prompts."""
+        if not self._widths:
+            for slot, prompt in prompts.items():
+                self._decoder.prefill(self._prefix, slots, slot, prompt, known[slot], is_read=False)
+            return
+        segments = []
+        for slot, prompt in prompts.items():
+            filled = prompt + (0,) * (padded(prompt) - len(prompt))
+            segments.append(Segment(slot, known[slot], filled[known[slot] :]))
+        for together in packed(segments, self._widths[-1]):
+            n = sum(len(segment.tokens) for segment in together)
+            width = next(width for width in self._widths if width >= n)
+            self._decoder.prefill_packed(self._prefix, slots, together, width)
+
+    def _apart(self, waiting: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+        """Return the prompts but those that can copy a part from one before them, once it is cached."""
+        begun: set[tuple[int, ...]] = set()
+        found = {}
+        for slot, prompt in waiting.items():
+            known = self._cache.known(self._prefix, prompt)
+            if all(prompt[:end] not in begun for end in range(known + PAD, len(prompt) + 1, PAD)):
+                found[slot] = prompt
+                begun.update(prompt[:end] for end in self._cache.ends(len(prompt)) if end > known)
+        return found
+
+
+def packed(segments: Iterable[Segment], width: int) -> list[list[Segment]]:
+    """Return passes of at most `width` tokens: full ones of long segments, then the rest together."""
+    passes: list[list[Segment]] = []
+    rest: list[Segment] = []
+    for slot, start, tokens in segments:
+        while len(tokens) > width:
+            passes.append([Segment(slot, start, tokens[:width])])
+            start, tokens = start + width, tokens[width:]
+        rest.append(Segment(slot, start, tokens))
+    room: list[int] = []  # in each pass of the rest, which come after all whole parts
+    together: list[list[Segment]] = []
+    for segment in sorted(rest, key=lambda segment: -len(segment.tokens)):
+        n = len(segment.tokens)
+        at = next((at for at, left in enumerate(room) if left >= n), len(room))
+        if at == len(room):
+            room.append(width)
+            together.append([])
+        room[at] -= n
+        together[at].append(segment)
+    return passes + together
