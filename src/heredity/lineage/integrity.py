@@ -126,34 +126,30 @@ def problems(folder: Path, model: Model) -> list[str]:
     return found
 
 
-def require_intact(folder: Path, model: Model, note: Path) -> None:
+def require_intact(folder: Path, model: Model, note: Path, hashed: bytes | None = None) -> None:
     """Raise Damaged or Refused if the files are not the recorded ones.
 
     note: a file that keeps the stamps of verified files, so that they are not hashed every time.
+    hashed: the stamps of the files when they were hashed for the record.
     """
     refuse_redirection(model, folder)
     stamp = stamp_files(folder)
     is_same = identity(model.recipe, model.parents, model.files) == model.id
     if is_same and note.is_file() and note.read_bytes() == stamp:
         return
-    if damage := problems(folder, model):
+    if not (is_same and stamp == hashed) and (damage := problems(folder, model)):
         raise Damaged(
             f"'{model.name}' does not answer: {damage[0]}. Its bytes are not the ones of its id; delete"
             f" {folder.parent} and pull or grow it again.",
             code="model-damaged",
         )
-    keep_stamp(note, stamp)
+    with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
+        write_atomic(note, stamp)
 
 
 def stamp_files(folder: Path) -> bytes:
     """The stamps of all files of a folder; they outlive a move of the folder on its disk."""
     return encode({path: stamp_file(folder / path) for path in walk(folder)})
-
-
-def keep_stamp(note: Path, stamp: bytes) -> None:
-    """Note that the files with this stamp have the recorded hashes."""
-    with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
-        write_atomic(note, stamp)
 
 
 def sizes_fit(folder: Path, model: Model) -> bool:

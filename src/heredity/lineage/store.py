@@ -66,6 +66,7 @@ class Store:
         self.downloads = self.root / "downloads"
         named = mirrors or os.environ.get("HEREDITY_MIRRORS")
         self.mirrors = Path(named).expanduser() if named else None
+        self._hashed: dict[str, bytes] = {}  # by id: the stamps of files that were hashed for a record
 
     def models(self) -> list[Model]:
         """Every model of the store whose record can be read, by name and then id; the others: `damaged`."""
@@ -191,10 +192,8 @@ class Store:
             if not is_recorded:
                 return Grown(record, self.folder(record))
             write_record(record, out.parent)
-            grown = self._move_in(record, out.parent)
-            if integrity.stamp_files(grown.folder) == stamp:  # the files that were just hashed
-                integrity.keep_stamp(self._note(grown.record), stamp)
-            return grown
+            self._hashed[record.id] = stamp
+            return self._move_in(record, out.parent)
 
     def pull(self, ref: str, progress: Watch | None = None) -> Grown:
         """Get a foundation model: a catalogue name, "hf:ORG/REPO[@revision]", a .gguf file, or a folder.
@@ -342,11 +341,8 @@ class Store:
     def _trust(self, model: Model) -> None:
         """Raise Damaged if the files of a model that is about to answer are not the recorded ones."""
         if model.format != "scripted":
-            integrity.require_intact(self.folder(model), model, self._note(model))
-
-    def _note(self, model: Model) -> Path:
-        """The file that keeps the stamps of the model's files when they were last hashed."""
-        return self.root / "verified" / f"{model.id}.json"
+            note = self.root / "verified" / f"{model.id}.json"
+            integrity.require_intact(self.folder(model), model, note, self._hashed.get(model.id))
 
     def _unknown(self, name: str, stored: list[str]) -> Exception:
         if catalog.canonical(name) in catalog.catalogue():
