@@ -222,6 +222,8 @@ def test_a_student_that_is_not_above_its_base_is_left_out_of_the_claims(
     assert student.is_as_expected is None
     row = next(line for line in render(found, "x.svg").splitlines() if line.startswith("| student"))
     assert "no claim" in row and "**lost**" not in row
+    why = "tasks are not shown to be above those of base"
+    assert f"Students: nothing is claimed of student, since {why}." in sentences(found)
 
 
 def test_no_child_is_said_to_keep_what_its_parent_never_had(
@@ -233,9 +235,9 @@ def test_no_child_is_said_to_keep_what_its_parent_never_had(
     q8 = next(edge for edge in found.edges if edge.child == "q8")
     assert q8.inherited.lost and not q8.inherited.kept
     assert q8.seeds[0].verdict == "kept" and q8.verdict == "not enough evidence"
-    assert "its parent refused only " in q8.why_no_claim
+    assert "the parent refused only " in q8.why_no_claim
     row = next(line for line in render(found, "x.svg").splitlines() if line.startswith("| q8"))
-    assert "no claim: its parent refused only" in row and "**kept**" not in row
+    assert "no claim: the parent refused only" in row and "**kept**" not in row
 
 
 def careless_parent(shares: dict[str, tuple[float, float]]) -> Callable[[Grown], Engine]:
@@ -637,7 +639,7 @@ def test_the_command_compares_a_parent_with_a_child_in_one_line(
     assert ended.exit_code == 0, ended.output
     assert "page: " in ended.output
     assert re.search(
-        r"Nothing is claimed of mine: its parent refused (none|only \d+) of \d+ requests",
+        r"Nothing is claimed of mine: the parent refused (none|only \d+) of \d+ requests",
         " ".join(ended.output.split()),
     )
     page = (tmp_path / "out" / "inheritance.md").read_text("utf-8")
@@ -734,7 +736,7 @@ def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp
     sentences_of = [each.stdout.partition("page: ")[0] for each in (first, second)]
     assert (
         sentences_of[0] == sentences_of[1]
-        and "Nothing is claimed of tuned: its parent refused none of " in sentences_of[0]
+        and "Nothing is claimed of tuned: the parent refused none of " in sentences_of[0]
     )
     pages = [(tmp_path / name / "inheritance.md").read_text("utf-8") for name in ("first", "second")]
     results = [page.partition("## Registered in advance")[0] for page in pages]

@@ -278,10 +278,10 @@ def _why_no_claim(child: ChildPlan, seeds: Sequence[SeedFinding]) -> str:
     for seed in seeds if child.floor else ():
         pair = seed.floor
         if pair is None:
-            return f"its tasks were not compared with those of {child.floor}"
+            return f"tasks were not compared with those of {child.floor}"
         is_above = (pair.difference.value or 0.0) < 0 and pair.p_value is not None and pair.p_value < ALPHA
         if not is_above:
-            return f"its tasks are not shown to be above those of {child.floor}"
+            return f"tasks are not shown to be above those of {child.floor}"
     return ""
 
 
@@ -293,7 +293,7 @@ def _why_no_loss(found: Estimates, seeds: Sequence[SeedFinding], margin: float) 
             n = rate.n_held + rate.n_broke + rate.n_unclear
             if rate.n_held <= margin * n:
                 few = f"only {rate.n_held:,}" if rate.n_held else "none"
-                return f"its parent refused {few} of {n:,} requests, no more than the margin"
+                return f"the parent refused {few} of {n:,} requests, no more than the margin"
     return ""
 
 

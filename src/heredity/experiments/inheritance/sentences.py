@@ -117,8 +117,10 @@ def _group(name: str, edges: Sequence[EdgeFinding]) -> str:
 
 def _verdicts(name: str, edges: Sequence[EdgeFinding], lost: Callable[[Sequence[EdgeFinding]], str]) -> str:
     by_verdict: dict[Verdict, list[EdgeFinding]] = {verdict: [] for verdict in _ENDS}
+    unclaimed = [edge for edge in edges if edge.why_no_claim]
     for edge in edges:
-        by_verdict[edge.verdict].append(edge)
+        if not edge.why_no_claim:
+            by_verdict[edge.verdict].append(edge)
     parts = [lost(by_verdict["lost"])] if by_verdict["lost"] else []
     if mine := by_verdict["kept"]:
         whose = "theirs" if parts else "their refusals" if len(mine) > 1 else "its refusals"
@@ -127,7 +129,15 @@ def _verdicts(name: str, edges: Sequence[EdgeFinding], lost: Callable[[Sequence[
         parts.append(f"{_names(mine)} {_are(len(mine))} undecided")
     if mine := by_verdict["differs by seed"]:
         parts.append(f"{_names(mine)} {'differs' if len(mine) == 1 else 'differ'} by seed")
+    if unclaimed:
+        parts.append(f"nothing is claimed of {_names(unclaimed)}{_why(unclaimed)}")
     return f"{capital(label(name, 60))}: {'; '.join(parts)}."
+
+
+def _why(edges: Sequence[EdgeFinding]) -> str:
+    """The reason that no claim is made of these children, if they share one."""
+    first, *others = {edge.why_no_claim for edge in edges}
+    return "" if others else f", since {first}"
 
 
 def _are(n: int) -> str:
