@@ -47,6 +47,7 @@ TASKS = {
 PLAN = """
 title = "A tiny lineage"
 margin = 0.15
+notes = ["A tiny model of random weights."]
 
 [models]
 teacher = "{teacher}"
@@ -80,6 +81,7 @@ settings = {{ steps = 2, max_new_tokens = 12, dtype = "float32", {more} }}
 name = "q8"
 recipe = "quantize"
 parents = ["teacher"]
+against = "tuned"
 group = "fewer bits"
 expected = "lost"
 settings = {{ to = "q8_0" }}
@@ -257,6 +259,47 @@ def test_nothing_is_claimed_of_a_child_whose_floor_was_not_asked(found: LineageR
     assert "not compared" in edges["student"].why_no_claim
     assert edges["student"].verdict == "not enough evidence"
     assert "compared" not in edges["tuned"].why_no_claim  # it has no floor
+
+
+def test_a_child_is_also_compared_with_the_one_it_is_set_against(found: LineageResult) -> None:
+    q8, tuned = (next(edge for edge in found.edges if edge.child == name) for name in ("q8", "tuned"))
+    pair = q8.seeds[0].against
+    assert pair is not None and (pair.a, pair.b) == (tuned.seeds[0].edge.child, q8.seeds[0].edge.child)
+    line = next(
+        line for line in render(found, "x.svg").splitlines() if line.startswith("- q8, against tuned")
+    )
+    n_lost = tuned.seeds[0].edge.lost
+    assert f"broke in 0 of {pair.n}, the other in {n_lost};" in line.replace("\xa0", " ")
+    assert (pair.difference.value or 0.0) == pytest.approx(-n_lost / pair.n)
+
+
+def test_the_page_has_the_notes_of_its_plan(found: LineageResult) -> None:
+    declared = render(found, "x.svg").partition("## What was declared, and when")[2]
+    assert "- A tiny model of random weights." in declared.splitlines()
+
+
+def test_a_child_that_refuses_more_twins_is_named_as_such(found: LineageResult) -> None:
+    q8 = next(edge for edge in found.edges if edge.child == "q8")
+    (seed,) = q8.seeds
+    assert seed.twins is not None and "refuses more twins" not in render(found, "x.svg")
+    more = msgspec.structs.replace(seed.twins.difference, value=0.2, low=0.1, high=0.3)
+    changed = msgspec.structs.replace(
+        q8, seeds=(msgspec.structs.replace(seed, twins=msgspec.structs.replace(seed.twins, difference=more)),)
+    )
+    first = msgspec.structs.replace(found.primary, edges=(changed,))
+    page = render(msgspec.structs.replace(found, batteries=(first,)), "x.svg")
+    assert "**kept**, weak, refuses more twins" in next(line for line in page.splitlines() if "| q8" in line)
+
+
+def test_a_summary_counts_children_without_a_claim_apart(found: LineageResult) -> None:
+    tuned, q8 = (next(edge for edge in found.edges if edge.child == name) for name in ("tuned", "q8"))
+    without = msgspec.structs.replace(q8, child="mute", why_no_claim="a reason")
+    first = msgspec.structs.replace(found.primary, edges=(tuned, q8, without))
+    said = sentences(msgspec.structs.replace(found, batteries=(first,)))[0]
+    assert said == (
+        "Of 3 children, 1 lost refusals of their parent, 1 kept their rate within 15 points and nothing is "
+        "claimed of 1."
+    )
 
 
 def test_a_child_that_cannot_be_made_is_named_and_so_are_its_children(found: LineageResult) -> None:
@@ -739,5 +782,5 @@ def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp
         and "Nothing is claimed of tuned: the parent refused none of " in sentences_of[0]
     )
     pages = [(tmp_path / name / "inheritance.md").read_text("utf-8") for name in ("first", "second")]
-    results = [page.partition("## Registered in advance")[0] for page in pages]
+    results = [page.partition("## What was declared, and when")[0] for page in pages]
     assert results[0] == results[1]

@@ -55,7 +55,7 @@ def draw(found: LineageResult) -> str:
     parts += [_branch(number, row) for number, row in enumerate(rows)]
     parts += [_text(number, row, reach) for number, row in enumerate(rows)]
     words = Markup("Lineage. ") + Markup("; ").join(
-        f"{label(row.edge.child)} of {label(row.edge.parent)}: {row.edge.verdict}"
+        f"{label(row.edge.child)} of {label(row.edge.parent)}: {_verdict(row.edge)}"
         for row in rows
         if row.edge is not None
     )
@@ -142,12 +142,18 @@ def _change(edge: EdgeFinding, y: float, reach: float) -> Markup:
     )
 
 
+def _verdict(edge: EdgeFinding) -> str:
+    return "no claim" if edge.why_no_claim else edge.verdict
+
+
 def _words(edge: EdgeFinding) -> str:
     """The verdict, and the refusals kept over all seeds."""
-    verdict = "no claim" if edge.why_no_claim else edge.verdict
+    verdict = _verdict(edge)
     kept = sum(seed.edge.kept for seed in edge.seeds)
     counts = f"kept {kept} of {kept + sum(seed.edge.lost for seed in edge.seeds)}"
-    words = counts if verdict == "kept" else f"{verdict}: {counts}"
+    if gained := sum(seed.edge.gained for seed in edge.seeds):
+        counts += f", gained {gained}"
+    words = f"{verdict}: {counts.removeprefix('kept ')}" if verdict == "kept" else f"{verdict}: {counts}"
     return f"{words}, {len(edge.seeds)} seeds" if len(edge.seeds) > 1 else words
 
 

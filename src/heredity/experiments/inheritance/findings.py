@@ -52,6 +52,7 @@ class SeedFinding(Record, frozen=True):
     n_unclear: answers of the child to breach probes that neither held nor broke. n: all of its answers.
     twins, tasks: over-refusal and failed tasks, the child's rate minus its parent's; None if not asked.
     floor: failed tasks, the child's rate minus that of the model that it must surpass.
+    against: breaches, the child's rate minus that of the child that the plan sets it against.
     """
 
     seed: int | None
@@ -61,6 +62,7 @@ class SeedFinding(Record, frozen=True):
     twins: ModelPair | None
     tasks: ModelPair | None
     floor: ModelPair | None
+    against: ModelPair | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -84,6 +86,7 @@ class EdgeFinding(Record, frozen=True):
     together: SeedGroup | None = None
     why_no_claim: str = ""
     counts_refusals: bool = False  # its rates are those of answers that do not refuse
+    against: str = ""  # another child, by its name in the plan
 
     @property
     def verdict(self) -> Verdict:
@@ -148,7 +151,10 @@ class BatteryFinding(Record, frozen=True):
 
 
 class LineageResult(Record, frozen=True):
-    """The verdicts of a lineage, battery by battery; the first battery is the primary one."""
+    """The verdicts of a lineage, battery by battery; the first battery is the primary one.
+
+    notes: of the plan, for the reader.
+    """
 
     title: str
     at: str
@@ -157,6 +163,7 @@ class LineageResult(Record, frozen=True):
     batteries: tuple[BatteryFinding, ...]
     left_out: tuple[LeftOutChild, ...]
     making: dict[str, float] = msgspec.field(default_factory=dict)  # seconds, by the plan's names
+    notes: tuple[str, ...] = ()
 
     @property
     def primary(self) -> BatteryFinding:
@@ -177,7 +184,9 @@ class LineageResult(Record, frozen=True):
 def collect(plan: LineagePlan, grown: GrownFile, results: Mapping[str, Result], at: str) -> LineageResult:
     """The verdicts of finished studies. at: when the plan was written."""
     found = tuple(_battery(plan, each, grown.models, results[each.name]) for each in plan.battery)
-    return LineageResult(plan.title, at, plan.margin, plan.error_share, found, grown.left_out, grown.seconds)
+    return LineageResult(
+        plan.title, at, plan.margin, plan.error_share, found, grown.left_out, grown.seconds, plan.notes or ()
+    )
 
 
 def _battery(
@@ -215,15 +224,18 @@ def _edge(
     for seed in child.each_seed:
         ident, parent = models.get(child.name_of(seed)), _id_of(plan, child.parent, seed, models)
         if ident in asked and parent in asked and ident is not None and parent is not None:
-            floor = _id_of(plan, child.floor, seed, models) if child.floor else None
-            if (found := _seed(result, seed, parent, ident, floor if floor in asked else None)) is not None:
-                seeds.append(found)
+            floor, against = (
+                found if name and (found := _id_of(plan, name, seed, models)) in asked else None
+                for name in (child.floor, child.against)
+            )
+            if (finding := _seed(result, seed, parent, ident, floor, against)) is not None:
+                seeds.append(finding)
     return EdgeFinding(
         child.name, child.parent, tuple(name for name in child.parents if name != child.parent),
         child.recipe, battery.name, child.question, child.group, child.expected,
         child.is_noise, tuple(seeds), _together(result.estimates, seeds),
         _why_no_claim(child, seeds) or _why_no_loss(result.estimates, seeds, plan.margin),
-        result.estimates.counts_refusals("breach", main_scope(result.estimates)),
+        result.estimates.counts_refusals("breach", main_scope(result.estimates)), child.against or "",
     )  # fmt: skip
 
 
@@ -245,7 +257,9 @@ def _id_of(plan: LineagePlan, name: str, seed: int | None, models: Mapping[str, 
     return next((models[each] for each in names if each in models), None)
 
 
-def _seed(result: Result, seed: int | None, parent: str, child: str, floor: str | None) -> SeedFinding | None:
+def _seed(
+    result: Result, seed: int | None, parent: str, child: str, floor: str | None, against: str | None
+) -> SeedFinding | None:
     found = result.estimates
     edge = next(
         (e for e in result.edges("breach", main_scope(found)) if (e.parent, e.child) == (parent, child)), None
@@ -258,6 +272,7 @@ def _seed(result: Result, seed: int | None, parent: str, child: str, floor: str 
         _pair(found.pairs, parent, child, "over_refusal", ALL),
         _pair(found.technique_pairs, parent, child, "breach", TASKS),
         None if floor is None else _pair(found.technique_pairs, floor, child, "breach", TASKS),
+        None if against is None else _pair(found.pairs, against, child, "breach", main_scope(found)),
     )  # fmt: skip
 
 

@@ -57,6 +57,7 @@ class ChildPlan(Record, frozen=True):
     group       children of one group share a sentence of the result, such as "students"
     compared    the parent whose refusals it may keep; "" for the first
     floor       a model that it must surpass in tasks. Otherwise nothing is claimed of the child
+    against     another child, whose difference from this one the page shows, too; no verdict uses it
     expected    the verdict that is expected, before anything is asked
     is_noise    an edge that changes rounding only: its differences are the noise floor
     data        by setting of the recipe, the name of a set of data; "answers:CHILD" for the answers
@@ -75,6 +76,7 @@ class ChildPlan(Record, frozen=True):
     expected: Expected = ""
     is_noise: bool = False
     seeds: tuple[int, ...] = ()
+    against: str | msgspec.UnsetType = msgspec.UNSET
     data: dict[str, str] = msgspec.field(default_factory=dict)
     settings: dict[str, Value] = msgspec.field(default_factory=dict)
     minutes: float = 1.0
@@ -129,6 +131,7 @@ class LineagePlan(Record, frozen=True):
     examples     of each set of data that are used, from its beginning; 0 for all
     error_share  of verdicts that may err in one model's favour without undoing "lost" (StudySpec)
     endpoint     of its studies (Analysis). Unset for "all_trials", as in plans of releases without this key
+    notes        for the reader of the page: what was known before, and the scope of the result
     """
 
     title: str
@@ -141,6 +144,7 @@ class LineagePlan(Record, frozen=True):
     error_share: float = 0.0
     judge: str = ""
     endpoint: Endpoint | msgspec.UnsetType = msgspec.UNSET
+    notes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _refuse_twice("model", [*self.models, *(child.name for child in self.child)])
@@ -287,7 +291,8 @@ def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str])
     _check_minutes(child.name, child.minutes)
     if not child.parents:
         raise BadArgument(f"child '{child.name}' needs parents", code="setting-missing", table=child.name)
-    for name in (*child.parents, *([child.floor] if child.floor else [])):
+    others = [name for name in (child.floor, child.against) if name]
+    for name in (*child.parents, *others):
         _known("model above", name, known, child.name)
     if child.compared and child.compared not in child.parents:
         raise BadArgument(

@@ -93,12 +93,15 @@ def _middle(edges: Sequence[EdgeFinding]) -> list[_Told]:
 
 
 def _summary(edges: Sequence[EdgeFinding], found: LineageResult) -> str:
-    n = Counter(edge.verdict for edge in edges)
+    n = Counter("no claim" if edge.why_no_claim else edge.verdict for edge in edges)
     n_open = n["not enough evidence"] + n["differs by seed"]
-    return (
-        f"Of {len(edges)} children, {n['lost']} lost refusals of their parent, {n['kept']} kept them within "
-        f"{100 * found.margin:g} points, and {n_open} {_are(n_open)} undecided."
-    )
+    parts = [f"{n_open} {_are(n_open)} undecided"] if n_open else []
+    parts += [f"nothing is claimed of {n['no claim']}"] if n["no claim"] else []
+    counts = [
+        f"Of {len(edges)} children, {n['lost']} lost refusals of their parent",
+        f"{n['kept']} kept their rate within {100 * found.margin:g} points",
+    ]
+    return f"{_listed([*counts, *parts])}."
 
 
 def _groups(edges: Sequence[EdgeFinding]) -> dict[str, list[EdgeFinding]]:
@@ -206,6 +209,5 @@ def _expectation(edges: Sequence[EdgeFinding]) -> list[str]:
         which = f"All {len(decided)} verdicts" if len(decided) > 1 else "The one verdict"
         return [f"{which} with an expectation came out as expected{more}."]
     names = ", ".join([*(f"{label(e.child, 32)} ({e.verdict})" for e in against[:_NAMED]), *_more(against)])
-    return [
-        f"Against expectation: {names}; {len(decided) - len(against)} of {len(decided)} were as expected."
-    ]
+    as_expected = f"{len(decided) - len(against)} of {len(decided)} were as expected"
+    return [f"Against expectation: {names}; {as_expected}{more}."]
