@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from threading import Event
 
+import msgspec
 import pytest
 
 from heredity.cli import study
-from heredity.lineage.store import Store
+from heredity.core.errors import Unavailable
+from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
 from tests.support.cli import Run
 from tests.support.errors import check_refused
@@ -121,3 +124,57 @@ def test_a_model_of_a_study_is_converted_while_the_next_one_is_pulled(
         "scripted:careful",
     ]
     assert sorted(model.name for model in store.models()) == ["first", "first-bf16", "second", "second-bf16"]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, Unavailable])
+def test_an_interrupted_pull_converts_no_model_that_still_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    refs, asked = [str(tmp_path / name) for name in ("first", "second", "third")], Event()
+    begun: list[str] = []
+
+    def convert(_: Store, model: Grown) -> Grown:
+        begun.append(model.record.name)
+        asked.wait(60)
+        time.sleep(0.3)  # so that the others wait while the pull ends
+        return model
+
+    def pull(_: Store, ref: str, _yes: bool) -> Grown:
+        if ref == refs[2]:
+            asked.set()
+            raise end
+        return named(Path(ref).name)
+
+    monkeypatch.setattr(Store, "ready", convert)
+    monkeypatch.setattr(study, "_stored", pull)
+    with pytest.raises(end):
+        study._models(Store(tmp_path / "store"), refs, yes=True)
+    assert begun == ["first"]
+
+
+def test_after_a_failed_conversion_nothing_more_is_pulled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulled: list[str] = []
+    has_failed = Event()
+
+    def convert(_: Store, _model: Grown) -> Grown:
+        has_failed.set()
+        raise Unavailable("no such tokenizer")
+
+    def pull(_: Store, ref: str, _yes: bool) -> Grown:
+        pulled.append(ref)
+        if len(pulled) == 2:
+            assert has_failed.wait(60)
+            time.sleep(0.1)
+        return named(ref)
+
+    monkeypatch.setattr(Store, "ready", convert)
+    monkeypatch.setattr(study, "_stored", pull)
+    with pytest.raises(Unavailable):
+        study._models(Store(tmp_path / "store"), ["first", "second", "third"], yes=True)
+    assert pulled == ["first", "second"]
+
+
+def named(name: str) -> Grown:
+    return Grown(msgspec.structs.replace(scripted("scripted:careful").record, name=name), Path(name))

@@ -294,22 +294,29 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
 def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
     """The models, each in the store with the form that its engine loads.
 
-    One that is missing is pulled first, and converted while the next one is pulled.
+    One that is missing is pulled first, and converted while the next one is pulled. After an error or an
+    interrupt no further one is converted or pulled.
     """
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from heredity.cli import _pulling
 
     found: list[Grown | str] = []
     with ThreadPoolExecutor(1) as worker:
-        converted = []
-        for ref in refs:
-            if found and not isinstance(last := found[-1], str):
-                _pulling.announce(store, last)
-                converted.append(worker.submit(store.ready, last))
-            found.append(ref if ref.startswith("scripted:") else _stored(store, ref, yes))  # in no store
-        for each in converted:
-            each.result()
+        converted: list[Future[Grown]] = []
+        try:
+            for ref in refs:
+                for each in converted:
+                    if each.done():
+                        each.result()
+                if found and not isinstance(last := found[-1], str):
+                    _pulling.announce(store, last)
+                    converted.append(worker.submit(store.ready, last))
+                found.append(ref if ref.startswith("scripted:") else _stored(store, ref, yes))  # in no store
+            for each in converted:
+                each.result()
+        finally:
+            worker.shutdown(wait=False, cancel_futures=True)
     if found and not isinstance(last := found[-1], str):
         _pulling.ready(store, last)  # in this thread, which an interrupt stops at once
     return found
