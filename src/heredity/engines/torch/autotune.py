@@ -9,7 +9,8 @@ busy moment must not decide: each time is the best of several tries.
 
 Packed prefills are probed by the keys and values of a witness text, cut in many places, in every layer.
 Bfloat16 hides most differences in the order of a sum. So attention is also probed with terms that cancel: the
-result is then only rounding errors. Where a probe fails, each row is prefilled by itself.
+result is then only rounding errors. The linear layers of a block are also probed with many rows. Where a
+probe fails, each row is prefilled by itself.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ from heredity.engines.torch.decoder import (
     round_up,
 )
 
-SCHEMA = 4  # 3: no packed prefills; 2: a step reads as many slots as it is wide; 1: over one prefix
+# 4: layers unprobed; 3: no packed prefills; 2: a step reads as many slots as it is wide; 1: over one prefix
+SCHEMA = 5
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
 PASS_WIDTHS = (64, 96, 128, 192)  # tokens of a packed prefill
 _N_TEXT = 10 * PAD  # tokens of the witness text
+_N_OUTPUTS = 1 << 19  # numbers of each linear layer that are compared
 _N_KEYS = (2 * BLOCK, 11 * BLOCK, 64 * BLOCK)
 _N_OWN = 2 * BLOCK - 9
 _N_PREFIX = (448, 603)  # as in studies: one fills the tiles of a matmul kernel, one does not
@@ -187,8 +190,29 @@ def _pass_widths(decoder: Decoder, prefix: SharedPrefix) -> tuple[int, ...]:
         width
         for width in PASS_WIDTHS
         if _text_bits(decoder, prefix, width, width - PAD, is_alone=False) == expected
+        and _keeps_layers(decoder, width, usual)
     )
     return found if usual in found else ()
+
+
+def _keeps_layers(decoder: Decoder, width: int, usual: int) -> bool:
+    """Return True if the linear layers of a block give each row the same bits at both widths."""
+    if width == usual:
+        return True
+    s, block, stream = decoder.shape, next(iter(decoder.weights.blocks)), torch.Generator().manual_seed(1)
+    n_attended = s.n_heads * s.head_dim
+    for layer, n_in, n_out in (
+        (block.qkv, s.hidden_size, n_attended + 2 * s.n_kv_heads * s.head_dim),
+        (block.out, n_attended, s.hidden_size),
+        (block.gate_up, s.hidden_size, 2 * s.intermediate_size),
+        (block.down, s.intermediate_size, s.hidden_size),
+    ):
+        n_rows = round_up(max(1, _N_OUTPUTS // n_out), math.lcm(width, usual))
+        rows = torch.randn((n_rows, n_in), generator=stream).to(decoder.dtype)
+        one, other = (torch.cat([layer(some) for some in rows.split(n)]) for n in (width, usual))
+        if not torch.equal(one, other):
+            return False
+    return True
 
 
 def _text_bits(
