@@ -577,14 +577,19 @@ def test_the_page_has_the_question_and_the_expected_verdict_of_each_child(found:
 
 
 def test_the_words_of_the_figure_fit_into_it(found: LineageResult) -> None:
-    open_ = msgspec.structs.replace(
-        next(edge for edge in found.edges if edge.child == "tuned"), together=None, child="undecided"
+    tuned = next(edge for edge in found.edges if edge.child == "tuned")
+    seeds = tuple(
+        msgspec.structs.replace(
+            seed, edge=msgspec.structs.replace(seed.edge, kept=139, lost=861, gained=268, never=0)
+        )
+        for seed in tuned.seeds
     )
+    open_ = msgspec.structs.replace(tuned, together=None, child="open", seeds=seeds)
     first = msgspec.structs.replace(found.primary, edges=(*found.edges, open_))
     drawn = figure.draw(msgspec.structs.replace(found, batteries=(first,)))
     wide = int(re.findall(r'width="(\d+)"', drawn)[0])
     words = re.findall(r'<text x="(\d+)" y="[\d.]+">([^<]+)</text>', drawn)
-    assert any("not enough evidence: kept " in text for _, text in words)
+    assert any("undecided: kept 278 of 2000, gained 536, 2 seeds" in text for _, text in words)
     assert not any("kept: kept" in text for _, text in words)
     for x, text in words:
         assert int(x) + 7.2 * len(text) < wide  # 13 pixels, in a system's own font

@@ -18,7 +18,7 @@ from heredity.experiments.inheritance.findings import EdgeFinding, LineageResult
 from heredity.study.report.figures.charts import Span, reach_of
 
 _ROW, _TOP, _INDENT, _LEFT = 30, 58, 26, 16
-_TREE, _PLOT, _WORDS = 300, 280, 340  # widths of the tree, the intervals and the verdicts, in pixels
+_TREE, _PLOT, _WORDS = 300, 280, 380  # widths of the tree, the intervals and the verdicts, in pixels
 _STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1c1b1a; } .soft { fill: #5d5852; font-size: 12px; }
 .line { fill: none; stroke: #b9b2a7; } .grid { stroke: #e3ded5; } .zero { stroke: #b9b2a7; }
@@ -143,7 +143,9 @@ def _change(edge: EdgeFinding, y: float, reach: float) -> Markup:
 
 
 def _verdict(edge: EdgeFinding) -> str:
-    return "no claim" if edge.why_no_claim else edge.verdict
+    if edge.why_no_claim:
+        return "no claim"
+    return "undecided" if edge.verdict == "not enough evidence" else edge.verdict
 
 
 def _words(edge: EdgeFinding) -> str:

@@ -297,7 +297,10 @@ def _duration(found: LineageResult) -> str:
     """The minutes of making and asking, over all runs."""
     making = sum(found.making.values())
     asked = ", ".join(f"{_code(each.plan.name)} {each.seconds / 60:.1f}" for each in found.batteries)
-    return f"Minutes of making the models: {making / 60:.1f}. Minutes of asking them: {asked}."
+    return (
+        f"Minutes of making the models: {making / 60:.1f}. Minutes of asking them, without answers that were "
+        f"stored before: {asked}."
+    )
 
 
 def _list(items: Iterable[str]) -> Iterator[str]:
