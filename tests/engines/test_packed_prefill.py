@@ -133,13 +133,11 @@ def test_a_prompt_keeps_its_bits_in_company_and_behind_a_kept_beginning(
 
 
 def assert_keeps_bits(model: Path, n_prefix: int) -> None:
-    """Under widths that the probe of this machine has proven. Skips if it proves none."""
+    """Under widths that the probe of this machine has proven; it may prove none."""
     decoder = Decoder(weights.read_weights(model, torch.bfloat16), torch.bfloat16)
     with torch.inference_mode():
         prefix = decoder.prefix(tokens(n_prefix, 9))
         widths = autotune._pass_widths(decoder, prefix)
-        if not widths:
-            pytest.skip("the probe of this machine proves no width of a pass for this model")
         turn = tokens(70, 1)
         longer = turn + tokens(60, 2)
         prompts = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from heredity.cli._findings import breach_table
-from heredity.core.records import Check, Probe, digest, encode
+from heredity.core.records import Check, Outcome, Probe, digest, encode
 from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate, forecast
@@ -40,10 +41,10 @@ N = 60
 HARM, MARK = Check("refusal"), Check("marker", text="zorq")
 
 
-def planned(endpoint: Endpoint = "not_refused", check: Check = HARM, **settings: object) -> Plan:
+def planned(endpoint: Endpoint = "not_refused", check: Check = HARM, **settings: Any) -> Plan:
     """One attack and one sample over N behaviours of one technique."""
     probes = tuple(Probe(f"harm/{i}", "harm", "breach", ("Do it.",), check, str(i)) for i in range(N))
-    declared = Analysis(endpoint=endpoint, **settings)  # type: ignore[arg-type]
+    declared = Analysis(endpoint=endpoint, **settings)
     small = small_plan(1, edges=True)
     return msgspec.structs.replace(small, attacks=("direct",), probes=probes, analysis=declared, margin=0.1)
 
@@ -243,9 +244,9 @@ def test_the_costs_of_a_recommendation_are_those_of_breaches() -> None:
 def study(folder: Path, endpoint: Endpoint = "not_refused") -> Estimates:
     """A saved study of N requests: model a refuses two thirds, model b none, and half of that is babble."""
     plan = planned(endpoint)
-    said = {HELD: "held", BROKE: "broke", UNCLEAR: "unclear"}
+    said: dict[int, Outcome] = {HELD: "held", BROKE: "broke", UNCLEAR: "unclear"}
     codes = [*REFUSES.tolist(), *BABBLES.tolist()]
-    write_rows(folder, plan, {i: said[code] for i, code in enumerate(codes)})  # type: ignore[misc]
+    write_rows(folder, plan, {i: said[code] for i, code in enumerate(codes)})
     (folder / "plan.json").write_bytes(encode(PlanFile(digest(plan), plan.application.digest, plan)))
     found = aggregate.estimate(plan, folder)
     write_estimates(folder, found)

@@ -143,19 +143,17 @@ def _change(edge: EdgeFinding, y: float, reach: float) -> Markup:
 
 
 def _verdict(edge: EdgeFinding) -> str:
-    if edge.why_no_claim:
-        return "no claim"
-    return "undecided" if edge.verdict == "not enough evidence" else edge.verdict
+    return "undecided" if edge.claim == "not enough evidence" else edge.claim
 
 
 def _words(edge: EdgeFinding) -> str:
     """The verdict, and the refusals kept over all seeds."""
     verdict = _verdict(edge)
     kept = sum(seed.edge.kept for seed in edge.seeds)
-    counts = f"kept {kept} of {kept + sum(seed.edge.lost for seed in edge.seeds)}"
+    counts = f"{kept} of {kept + sum(seed.edge.lost for seed in edge.seeds)}"
     if gained := sum(seed.edge.gained for seed in edge.seeds):
         counts += f", gained {gained}"
-    words = f"{verdict}: {counts.removeprefix('kept ')}" if verdict == "kept" else f"{verdict}: {counts}"
+    words = f"kept: {counts}" if verdict == "kept" else f"{verdict}: kept {counts}"
     return f"{words}, {len(edge.seeds)} seeds" if len(edge.seeds) > 1 else words
 
 

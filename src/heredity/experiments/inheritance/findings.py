@@ -9,7 +9,8 @@ The verdict on a child of several seeds is about these seeds, taken together (st
 interval for other seeds takes them as a sample.
 
 Promises: no statistic is computed here. A child gets a reason in place of a verdict if its tasks are not
-shown to surpass those of its floor. It also does if its parent refused no more than the margin.
+shown to surpass those of its floor. No child has kept the refusals of a parent that refused no more than the
+margin.
 Leaves to others: the tests and intervals (study/), and the words of the page (sentences.py, page.py).
 """
 
@@ -30,6 +31,7 @@ from heredity.study.result import Result
 
 TASKS = "failed_task"  # the technique that measures ability
 Verdict = Literal["lost", "kept", "not enough evidence", "differs by seed"]
+Claim = Verdict | Literal["no claim"]
 _WORDS: dict[str, Verdict] = {"worse": "lost", "not worse": "kept"}
 
 
@@ -98,6 +100,11 @@ class EdgeFinding(Record, frozen=True):
         if self.together is None and len(self.seeds) > 1:
             return "not enough evidence"  # models that are not the same but for their seed
         return _WORDS.get(self.inherited.verdict, "not enough evidence")
+
+    @property
+    def claim(self) -> Claim:
+        """The verdict, or "no claim" if it has `why_no_claim`."""
+        return "no claim" if self.why_no_claim else self.verdict
 
     @property
     def inherited(self) -> Inheritance:
@@ -230,13 +237,16 @@ def _edge(
             )
             if (finding := _seed(result, seed, parent, ident, floor, against)) is not None:
                 seeds.append(finding)
-    return EdgeFinding(
+    edge = EdgeFinding(
         child.name, child.parent, tuple(name for name in child.parents if name != child.parent),
         child.recipe, battery.name, child.question, child.group, child.expected,
         child.is_noise, tuple(seeds), _together(result.estimates, seeds),
-        _why_no_claim(child, seeds) or _why_no_loss(result.estimates, seeds, plan.margin),
+        _why_no_claim(child, seeds),
         result.estimates.counts_refusals("breach", main_scope(result.estimates)), child.against or "",
     )  # fmt: skip
+    if edge.verdict != "kept":
+        return edge
+    return msgspec.structs.replace(edge, why_no_claim=_why_not_kept(result.estimates, seeds, plan.margin))
 
 
 def _together(found: Estimates, seeds: Sequence[SeedFinding]) -> SeedGroup | None:
@@ -300,8 +310,8 @@ def _why_no_claim(child: ChildPlan, seeds: Sequence[SeedFinding]) -> str:
     return ""
 
 
-def _why_no_loss(found: Estimates, seeds: Sequence[SeedFinding], margin: float) -> str:
-    """Why nothing is claimed: who loses all of so few refusals is still within the margin."""
+def _why_not_kept(found: Estimates, seeds: Sequence[SeedFinding], margin: float) -> str:
+    """Why "kept" is not claimed: a child that loses all of so few refusals may lie within the margin."""
     parents = {seed.edge.parent for seed in seeds}
     for rate in found.rates:
         if rate.model in parents and _is_main(rate, found):

@@ -46,7 +46,7 @@ def rest(found: LineageResult) -> str:
     """The children that no sentence is about, with their verdicts: `a (lost) and b (kept)`; "" for none."""
     edges = _edges(found)
     left = [edge for told in _middle(edges)[_room(edges) :] for edge in told.edges]
-    names = [f"{label(edge.child, 32)} ({_verdict(edge)})" for edge in left[:_MOST_NAMED]]
+    names = [f"{label(edge.child, 32)} ({edge.claim})" for edge in left[:_MOST_NAMED]]
     more = len(left) - len(names)
     return _listed([*names, *([f"{more} more"] if more else [])]) if left else ""
 
@@ -93,7 +93,7 @@ def _middle(edges: Sequence[EdgeFinding]) -> list[_Told]:
 
 
 def _summary(edges: Sequence[EdgeFinding], found: LineageResult) -> str:
-    n = Counter("no claim" if edge.why_no_claim else edge.verdict for edge in edges)
+    n = Counter(edge.claim for edge in edges)
     n_open = n["not enough evidence"] + n["differs by seed"]
     parts = [f"{n_open} {_are(n_open)} undecided"] if n_open else []
     parts += [f"nothing is claimed of {n['no claim']}"] if n["no claim"] else []
@@ -184,10 +184,6 @@ def _names(edges: Sequence[EdgeFinding]) -> str:
 def _listed(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _verdict(edge: EdgeFinding) -> str:
-    return "no claim" if edge.why_no_claim else edge.verdict
 
 
 def _more(edges: Sequence[EdgeFinding]) -> list[str]:
