@@ -126,6 +126,26 @@ def test_a_model_of_a_study_is_converted_while_the_next_one_is_pulled(
     assert sorted(model.name for model in store.models()) == ["first", "first-bf16", "second", "second-bf16"]
 
 
+def test_a_model_that_wraps_another_waits_for_its_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[str] = []
+
+    def convert(_: Store, model: Grown) -> Grown:
+        time.sleep(0.2)
+        states.append(f"{model.record.name} converted")
+        return model
+
+    def stored(_: Store, ref: str, _yes: bool) -> Grown:
+        states.append(f"{ref} taken")
+        return named(ref)
+
+    monkeypatch.setattr(Store, "ready", convert)
+    monkeypatch.setattr(study, "_stored", stored)
+    study._models(Store(tmp_path / "store"), ["small", "kv4:small"], yes=True)
+    assert states == ["small taken", "small converted", "kv4:small taken", "kv4:small converted"]
+
+
 @pytest.mark.parametrize("end", [KeyboardInterrupt, Unavailable])
 def test_an_interrupted_pull_converts_no_model_that_still_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]

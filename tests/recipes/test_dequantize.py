@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from heredity.core.errors import Damaged, Refused
 from heredity.engines.formats.gguf import read_gguf
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
+from heredity.recipes import dequantize
 from heredity.recipes.dequantize import Dequantize
 from tests.support.errors import raises
 from tests.support.model_sources import SPECIALS, TEMPLATE
@@ -49,6 +52,31 @@ def test_the_child_is_recorded_under_its_parent_and_made_once(
 def test_making_it_again_elsewhere_gives_the_same_id(child: Grown, tiny_gguf: Path, tmp_path: Path) -> None:
     elsewhere = Store(tmp_path)
     assert elsewhere.ready(elsewhere.pull(str(tiny_gguf))).record.id == child.record.id
+
+
+def test_two_threads_load_one_after_the_other(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[str] = []
+
+    def load(*_: object) -> None:
+        inside.append("begins")
+        time.sleep(0.2)
+        inside.append("ends")
+
+    store = Store(tmp_path)
+    parent = store.pull(str(tiny_gguf))
+    monkeypatch.setattr(dequantize, "_write_weights", load)
+    with ThreadPoolExecutor(2) as pool:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        list(
+            pool.map(
+                lambda name: Dequantize()._read_gguf(dequantize._only_gguf(parent), tmp_path / name),
+                ("one", "two"),
+            )
+        )
+    assert inside == ["begins", "ends"] * 2
 
 
 def test_the_weights_are_those_of_the_gguf_package(tiny_gguf: Path, child: Grown) -> None:

@@ -294,12 +294,14 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
 def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
     """The models, each in the store with the form that its engine loads.
 
-    One that is missing is pulled first, and converted while the next one is pulled. After an error or an
-    interrupt no further one is converted or pulled.
+    One that is missing is pulled first, and converted while the next one is pulled. Only a pull overlaps a
+    conversion: a ref such as "kv4:NAME" makes a model itself, and waits. After an error or an interrupt no
+    further one is converted or pulled.
     """
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from heredity.cli import _pulling
+    from heredity.lineage.store import target_of
 
     found: list[Grown | str] = []
     with ThreadPoolExecutor(1) as worker:
@@ -312,6 +314,9 @@ def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
                 if found and not isinstance(last := found[-1], str):
                     _pulling.announce(store, last)
                     converted.append(worker.submit(store.ready, last))
+                if (target := target_of(ref)) is not None and target.WRAPS_MODEL:
+                    for each in converted:
+                        each.result()
                 found.append(ref if ref.startswith("scripted:") else _stored(store, ref, yes))  # in no store
             for each in converted:
                 each.result()

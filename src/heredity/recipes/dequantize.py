@@ -10,6 +10,7 @@ Leaves to others: downloading (pull/recipe.py) and answering
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ _CIRCUMSTANCES = (
 )
 # Tokens that end an answer whatever the file names as its one EOS (llama.cpp does the same).
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>")
+
+
+# While transformers loads a model, torch's default dtype and device are those of that model in every thread.
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Dequantize:
                 f"{gguf.name}: transformers reads a Llama without its biases; it would answer otherwise."
             )
         host.keep_freed_memory()  # each tensor takes the memory of the one before
-        with _quiet_transformers():
+        with _LOADING, _quiet_transformers():
             _write_weights(gguf, header, out, self.dtype)
             _write_tokenizer(gguf, header, out)
         host.trim_memory()
