@@ -115,7 +115,7 @@ def test_other_kinds_have_the_same_table_and_keys(
     assert plan["best"]["memory"].keys() == causal["best"]["memory"].keys()
     assert main(["plan", recipe, *more, "--gpus", "8"]) == 0
     said = capsys.readouterr().out
-    for word in (f"FLOPs per {unit}", f"{unit}s at once", f"{unit}s/s", "kWh", "run it", "hsdp"):
+    for word in (f"FLOPs per {unit}", f"{unit}s", "recompute", f"{unit}s/s", "kWh", "run it", "hsdp"):
         assert word in said
 
 

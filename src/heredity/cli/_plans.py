@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from heredity.train.planning.rehearsal import Rehearsal
 
 _GB = 1e9
+_LAYERS = {0: "none", 1: "all", 2: "half"}  # by LayoutForecast.recompute
 
 
 def show(found: Forecast, rehearsed: Rehearsal | None, as_json: bool) -> None:
@@ -92,12 +93,12 @@ def _ways(found: Forecast) -> None:
         "sharding",
         "shards",
         "replicas",
-        "layers",
-        f"{found.unit}s at once",
-        "microbatches",
+        "recompute",
+        f"{found.unit}s",
+        "batches",
         "GB",
-        "s matmuls",
-        "s communication",
+        "matmul s",
+        "comm. s",
     )
     grid = table(*columns, right=columns[4:])
     for way in found.ways:
@@ -110,7 +111,7 @@ def _numbers(way: LayoutForecast) -> tuple[str, ...]:
     return (
         f"{way.layout.shards:,}",
         f"{way.layout.replicas:,}",
-        "recomputed" if way.recompute else "kept",
+        _LAYERS[way.recompute],
         f"{way.microbatch:,}",
         f"{way.n_microbatches:,}",
         f"{way.needed / _GB:.1f}",
@@ -120,10 +121,11 @@ def _numbers(way: LayoutForecast) -> tuple[str, ...]:
 
 
 def _lines(found: Forecast) -> list[str]:
-    from heredity.train.planning.forecast import chunks_per_device
+    from heredity.train.planning.forecast import LEFT_OUT, chunks_per_device
 
     best, work, units = found.best, found.work, f"{found.unit}s"
-    each = chunks_per_device(work, found.n_gpus) * work.chunk
+    n_groups = best.layout.shards * best.layout.replicas
+    each = chunks_per_device(work, n_groups) * work.chunk
     lines = [
         f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} {units}, "
         f"{each:,} per device",
@@ -135,19 +137,34 @@ def _lines(found: Forecast) -> list[str]:
         f"MFU     {found.mfu:.0%} {'estimated from measurements' if found.is_measured else 'stated'} for "
         f"matmuls, {found.reached_mfu:.0%} for the whole run",
     ]
-    if (busy := work.batch / (each * found.n_gpus)) < 0.95:
+    lines += _parallel(best)
+    if (busy := work.batch / (each * n_groups)) < 0.95:
         chunks = "contexts" if found.unit == "token" else units
         lines.append(
             f"note    devices are busy {busy:.0%} of the time, because a step's {chunks} do not divide "
-            f"evenly: a batch of {each * found.n_gpus:,} takes no longer"
+            f"evenly: a batch of {each * n_groups:,} takes no longer"
         )
-    return lines
+    return [*lines, f"without {LEFT_OUT}"]
+
+
+def _parallel(way: LayoutForecast) -> list[str]:
+    """The time that tensor and pipeline parallelism cost, if the layout has one."""
+    layout = way.layout
+    if layout.tensor * layout.pipeline == 1:
+        return []
+    return [
+        f"split   {layout.tensor} devices per matrix, {layout.pipeline} stages: {way.waiting_seconds:.3f} s "
+        f"per step waiting, {way.bubble:.0%} more for the pipeline's bubble"
+    ]
 
 
 def _settings(found: Forecast) -> str:
     """The recipe's settings for the best layout (docs/how-to/pretrain-distributed.md)."""
     way = found.best
+    if way.layout.tensor * way.layout.pipeline > 1:
+        return "a trainer that splits matrices and layers (torchtitan, Megatron-LM): heredity shards only"
     settings = f"replicas = {way.layout.replicas}, recompute = {'true' if way.recompute else 'false'}"
+    settings += f", recompute_every = {way.recompute}" if way.recompute > 1 else ""
     return settings + (', reduce = "each"' if way.layout.shards > 1 and way.n_microbatches > 1 else "")
 
 

@@ -21,6 +21,10 @@ from heredity.cli import Amount, Name, Option, Verb, open_store
               help="Vocabulary size, if there is no corpus yet.")  # fmt: skip
 @click.option("--image-size", "side", cls=Option, former=["--side"], type=click.IntRange(1),
               help="Image size in pixels, if there is no corpus yet.")  # fmt: skip
+@click.option("--tensor-parallel", "tensor", type=click.IntRange(1), default=1, show_default=True,
+              metavar="N", help="Devices that split each matrix; only planned.")  # fmt: skip
+@click.option("--pipeline-parallel", "pipeline", type=click.IntRange(1), default=1, show_default=True,
+              metavar="N", help="Stages of layers; only planned.")  # fmt: skip
 @click.option("--mfu", type=float, metavar="SHARE",
               help="Share of the peak FLOPs that matmuls reach.  [default: 0.4; cpu: measured]")  # fmt: skip
 @click.option("--reserve", type=float, default=0.1, show_default=True, help="Share of memory to leave free.")
@@ -76,6 +80,10 @@ def command(
     found = forecast.forecast(work, known.find_gpu(gpu, work), gpus, forecast.Assumptions(**terms))
     rehearsed = None
     if rehearse:
+        if terms["tensor"] * terms["pipeline"] > 1:
+            raise UsageError(
+                "--rehearse runs a step of heredity's own loop, which has no tensor or pipeline parallelism."
+            )
         from heredity.train.planning.rehearsal import rehearse as run
 
         rehearsed = run(work, found.best)

@@ -112,20 +112,24 @@ def _shard_with_fsdp(net: CausalLM, dist: DistContext) -> Any:
 
 def transformer_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a transformers model, from its module lists "layers" (BERT: "layer")."""
+    return [layer for stack in _stacks(model) for layer in stack]
+
+
+def _stacks(model: nn.Module) -> list[nn.ModuleList]:
     return [
-        layer
+        module
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in ("layer", "layers") and isinstance(module, nn.ModuleList)
-        for layer in module
     ]
 
 
-def recompute_activations(model: nn.Module) -> None:
-    """Keep only the input of each layer, and recompute the rest in the backward pass."""
+def recompute_activations(model: nn.Module, every: int = 1) -> None:
+    """Keep only the input of every n-th layer, and recompute the rest of it in the backward pass."""
     from torch.utils.checkpoint import checkpoint
 
-    for layer in transformer_layers(model):
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    for stack in _stacks(model):
+        for layer in list(stack)[every - 1 :: every]:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 class ShardedMuon(torch.optim.Optimizer):

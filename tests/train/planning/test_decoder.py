@@ -62,11 +62,10 @@ def test_layers_that_run_again_cost_a_third_less_the_head() -> None:
     headless = TransformerShape(
         **{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"vocabulary": 1}
     )
-    assert cost_models.cost_model_of(Workload(headless, 1, 1)).again == pytest.approx(1 / 3, rel=0.01)
-    assert (
-        cost_models.cost_model_of(Workload(TINY, 1, 1)).again
-        < cost_models.cost_model_of(Workload(headless, 1, 1)).again
-    )
+    assert cost_models.cost_model_of(Workload(headless, 1, 1)).again(1) == pytest.approx(1 / 3, rel=0.01)
+    assert cost_models.cost_model_of(Workload(TINY, 1, 1)).again(1) < cost_models.cost_model_of(
+        Workload(headless, 1, 1)
+    ).again(1)
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -117,6 +116,9 @@ def test_shards_divide_what_lasts_and_running_again_spares_activations() -> None
     assert half["masters"] * 2 == whole["masters"] and half["optimizer"] * 2 == whole["optimizer"]
     again = memory.training_memory(work, 8192, recompute=True)
     assert again["activations"] < whole["activations"] / 4
+    half = memory.training_memory(work, 8192, recompute=2)
+    assert again["activations"] < half["activations"] < 0.6 * whole["activations"]
+    assert cost_models.cost_model_of(work).again(2) == cost_models.cost_model_of(work).again(1) / 2
 
 
 def born(work: Workload) -> causal_lm.CausalLM:

@@ -19,7 +19,7 @@ from tests.support.errors import raises
 from tests.train.planning.test_cost_models import born, forward, pairs, text
 
 
-def way(layout: Layout, product: int, runs_again: bool = False) -> LayoutForecast:
+def way(layout: Layout, product: int, runs_again: int = False) -> LayoutForecast:
     return LayoutForecast(layout, runs_again, product, 1, {}, 1.0, 0.0, 0.0)
 
 
@@ -49,6 +49,8 @@ def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_
     [
         (text("30M", 512), Layout("none", 1, 8), 8192, False),
         (text("30M", 512), Layout("fsdp", 8, 1), 8192, True),
+        (text("30M", 512), Layout("fsdp", 8, 1), 8192, 2),
+        (pairs("clip", "20M", batch=512), Layout("hsdp", 4, 2), 64, 2),
         (text("30M", 512, "bert"), Layout("none", 1, 8), 8192, False),
         (text("30M", 512, "bert"), Layout("fsdp", 8, 1), 8192, True),
         (pairs("clip", "20M", batch=512), Layout("hsdp", 4, 2), 64, False),
@@ -58,7 +60,7 @@ def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_
     ids=lambda value: value.architecture if isinstance(value, Workload) else "",
 )
 def test_encoders_and_pairs_are_rehearsed_in_the_memory_that_was_reckoned(
-    work: Workload, layout: Layout, product: int, runs_again: bool
+    work: Workload, layout: Layout, product: int, runs_again: int
 ) -> None:
     found = rehearse(work, way(layout, product, runs_again))
     assert found.parameters == memory.n_parameters(work)

@@ -60,7 +60,8 @@ def needed(recipe: Pretrain, size: int, dist: DistContext = SINGLE_PROCESS) -> d
     shards = dist.n_shards
     own = -(-work.batch // dist.world_size)
     at_once = own if work.is_whole else min(own, max(PRETRAIN_MICROBATCH_TOKENS, recipe.context))
-    parts = training_memory(work, at_once, shards, recipe.recompute, -(-own // at_once))
+    again = recipe.recompute_every if recipe.recompute else 0
+    parts = training_memory(work, at_once, shards, again, -(-own // at_once))
     if shards > 1 and recipe.reduce == "once":  # they stay unsharded until the last matmul
         parts["gradients"] += FP32_BYTES * n_parameters(work)
     if not is_on_cpu:

@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 _UNSET = ("base", "file", "watch", "folder", "dist")  # fields that no file sets
 _SHAPE = ("layers", "hidden_size", "heads", "kv_heads", "head_dim", "ffn_size")
 _SET_BY_BASE = ("size", "architecture", *_SHAPE)
-_POSITIVE = ("context", "validation_tokens", "checkpoint_every", "evaluations", "patch_size", "replicas")
+_POSITIVE = (
+    "context", "validation_tokens", "checkpoint_every", "evaluations", "patch_size", "replicas",
+    "recompute_every",
+)  # fmt: skip
 _NOT_NEGATIVE = (
     "tokens", "pairs", "batch_size", "lr", "weight_decay", "grad_clip", "z_loss", "seed", "memory", *_SHAPE
 )  # fmt: skip
@@ -223,6 +226,7 @@ class Pretrain:
     recompute: bool = setting(
         False, "Recompute activations in the backward pass, which takes less memory.", is_recorded=False
     )
+    recompute_every: int = setting(1, "With recompute: every n-th layer only.", is_recorded=False)
     compile: Literal["auto", "yes", "no"] = setting(
         "auto",
         "Compile chains of small operations on a CPU; auto: if the run is long enough (causal only).",

@@ -74,7 +74,7 @@ def learn(
         dtype = _dtype(recipe, dist)
         network = init_network(dtype)
         if recipe.recompute:
-            recompute_activations(network.model)
+            recompute_activations(network.model, recipe.recompute_every)
         trained = network if dist.is_single_process else shard_model(network, dist, recipe.reduce == "once")
         guard = loop.DivergenceGuard(recipe.checkpoint_every, recipe.spike)
         meter = ThroughputMeter(recipe.watch if dist.is_main_process else None)

@@ -1,8 +1,9 @@
 """A forecast of a pre-training on given devices: the best layout, steps, time, energy and money.
 
-The best layout fits and has the shortest step; among equals, the least communication. Communication overlaps
-with matmuls, so a step takes the longer of both. The stated utilization (MFU) is of the matmuls; recomputed
-layers are added to it.
+The best layout fits and has the shortest step; among equals, the least communication. The communication of
+sharding overlaps with matmuls, so a step takes the longer of both. Matmuls wait for that of tensor and
+pipeline parallelism. The stated utilization (MFU) is of the matmuls; recomputed layers, waiting and a
+pipeline's bubble come on top. A plan is of one clean run: LEFT_OUT names what it does not count.
 
 On this machine's CPU, matmuls run at the measured limit of their shapes. Norms, gates, rotations, softmax and
 sums are bound by memory: they pass a number of times over activations and logits. Muon adds matmuls per step.
@@ -17,6 +18,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from heredity.core.errors import OutOfMemory, UsageError
 from heredity.core.records import Record
@@ -42,7 +45,9 @@ def cpu_seconds(work: Workload, flops: float, limit: float, rate: float) -> floa
     return flops / limit + MEMORY_PASSES * (memory.activation_memory(work) + logits) / rate
 
 
+RECOMPUTE = (0, 2, 1)  # every n-th layer: none, every second one (selective), all
 GB = 1e9  # as devices are sold
+LEFT_OUT = "failures, restarts, checkpoints, loading, start-up and trial runs"
 MFU = 0.4  # Llama 3 (2407.21783, table 4): 0.38 to 0.43 on 8,192 to 16,384 H100
 
 
@@ -54,6 +59,8 @@ class Assumptions:
     reserve: float = 0.1  # of a device's memory, for libraries and fragmentation
     pue: float = 1.2  # watts of a data centre per watt of its machines
     price: float | None = None  # dollars per device hour; None: from the table
+    tensor: int = 1  # devices that split each matrix
+    pipeline: int = 1  # stages
 
     def __post_init__(self) -> None:
         mfu = MFU if self.mfu is None else self.mfu
@@ -65,19 +72,27 @@ class Assumptions:
             )
         if self.price is not None and not 0 <= self.price < math.inf:
             raise UsageError(f"price must be at least 0, not {self.price:g}.", code="bad-setting")
+        if self.tensor < 1 or self.pipeline < 1:
+            raise UsageError(
+                f"Tensor and pipeline parallelism take at least 1 device each, not {self.tensor} and "
+                f"{self.pipeline}.",
+                code="bad-setting",
+            )
 
 
 class LayoutForecast(Record, frozen=True):
     """One layout. Seconds are per step, bytes per device."""
 
     layout: Layout
-    recompute: bool  # activation checkpointing: layers are recomputed in the backward pass
+    recompute: int  # activation checkpointing: every n-th layer is recomputed in the backward pass; 0: none
     microbatch: int  # tokens or pairs of a microbatch
     n_microbatches: int  # microbatches per device and step
     memory: dict[str, int]
     matmul_seconds: float
     communication_seconds: float
     communication_bytes: float
+    waiting_seconds: float = 0.0  # matmuls wait for tensor and pipeline parallelism
+    bubble: float = 0.0  # idle time of a pipeline, over the busy time
 
     @property
     def needed(self) -> int:
@@ -85,7 +100,8 @@ class LayoutForecast(Record, frozen=True):
 
     @property
     def seconds(self) -> float:
-        return max(self.matmul_seconds, self.communication_seconds)
+        busy = self.matmul_seconds + self.waiting_seconds
+        return max(busy * (1 + self.bubble), self.communication_seconds)
 
 
 class Forecast(Record, frozen=True):
@@ -162,26 +178,73 @@ def fitting_layouts(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -
 
 
 def _layout_forecasts(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> Iterator[LayoutForecast]:
-    each, made = chunks_per_device(work, n_gpus), cost_models.cost_model_of(work)
-    once = each * work.chunk * sum(made.flops.values()) / (_expected_mfu(work, gpu, terms) * gpu.flops)
-    for layout in sharding.layouts(n_gpus):
-        at_once = each if work.is_whole else min(each, max(1, PRETRAIN_MICROBATCH_TOKENS // work.chunk))
-        n_microbatches = -(-each // at_once)
-        communication_cost = sharding.communication(work, layout, n_microbatches, gpu)
-        for recompute in (False, True):
-            microbatch = at_once * work.chunk
-            needed = memory.training_memory(work, microbatch, layout.shards, recompute, n_microbatches)
-            seconds = once * (1 + made.again * recompute)
+    stage = _stage(work, terms)
+    n_groups = _groups(n_gpus, terms)
+    each, made = chunks_per_device(work, n_groups, terms), cost_models.cost_model_of(stage)
+    flops = sum(made.flops.values()) / terms.tensor
+    once = each * work.chunk * flops / (_expected_mfu(work, gpu, terms) * gpu.flops)
+    at_once = each if work.is_whole else min(each, max(1, PRETRAIN_MICROBATCH_TOKENS // work.chunk))
+    n_microbatches, microbatch = -(-each // at_once), at_once * work.chunk
+    for layout in sharding.layouts(n_groups, terms.tensor, terms.pipeline):
+        cost = sharding.communication(stage, layout, n_microbatches, gpu)
+        for recompute in RECOMPUTE:
+            waiting = sharding.waiting(stage, layout, microbatch, recompute, gpu)
             yield LayoutForecast(
                 layout,
                 recompute,
                 microbatch,
                 n_microbatches,
-                needed,
-                seconds,
-                communication_cost.seconds,
-                communication_cost.bytes,
+                _needed(stage, layout, microbatch, recompute, n_microbatches),
+                once * (1 + made.again(recompute)),
+                cost.seconds,
+                cost.bytes + n_microbatches * waiting.bytes,
+                n_microbatches * waiting.seconds,
+                (terms.pipeline - 1) / (n_microbatches * stage.shape.layers),
             )
+
+
+def _needed(
+    stage: Workload, layout: Layout, microbatch: int, recompute: int, n_microbatches: int
+) -> dict[str, int]:
+    """Bytes by part on a device of the first stage, which holds the activations of the most microbatches.
+
+    Embedding and head are counted on it, although a stage in the middle of a pipeline has neither. An
+    interleaved schedule holds somewhat more than one microbatch per stage (2104.04473, section 2.2).
+    """
+    parts = memory.training_memory(stage, microbatch, layout.shards, recompute, n_microbatches)
+    n_stages = layout.pipeline
+    held = min(n_stages, n_microbatches) * (1 + (n_stages - 1) / (n_stages * stage.shape.layers)) - 1
+    parts["activations"] += round(held * microbatch * memory.activation_memory(stage, recompute))
+    return {name: -(-size // layout.tensor) for name, size in parts.items()}
+
+
+def _stage(work: Workload, terms: Assumptions) -> Workload:
+    """The work of the largest stage of a pipeline. Raises UsageError if layers or heads cannot be split."""
+    if terms.tensor * terms.pipeline == 1:
+        return work
+    if work.unit == "pair":
+        raise UsageError(
+            "Tensor and pipeline parallelism are planned for text models only.", code="bad-setting"
+        )
+    if terms.pipeline > work.shape.layers or work.shape.kv_heads % terms.tensor:
+        raise UsageError(
+            f"{work.shape.layers} layers and {work.shape.kv_heads} key and value heads cannot be split into "
+            f"{terms.pipeline} stages of {terms.tensor} devices. Take at most {work.shape.layers} stages, and"
+            " a divisor of the heads.",
+            code="bad-setting",
+        )
+    shape = msgspec.structs.replace(work.shape, layers=-(-work.shape.layers // terms.pipeline))
+    return msgspec.structs.replace(work, shape=shape)
+
+
+def _groups(n_gpus: int, terms: Assumptions) -> int:
+    """Groups of devices that each hold one split copy. Raises UsageError if the devices do not divide."""
+    n_groups, rest = divmod(n_gpus, terms.tensor * terms.pipeline)
+    if rest or n_gpus < 1:
+        each = f"{terms.tensor} x {terms.pipeline}"
+        whole = "at least one device" if n_gpus < 1 else f"a multiple of {each} devices"
+        raise UsageError(f"A plan needs {whole}, not {n_gpus}.", code="bad-setting")
+    return n_groups
 
 
 def _expected_mfu(work: Workload, gpu: Gpu, terms: Assumptions) -> float:
@@ -197,21 +260,21 @@ def _is_measured(gpu: Gpu, terms: Assumptions) -> bool:
     return gpu.rate is not None and terms.mfu is None
 
 
-def chunks_per_device(work: Workload, n_gpus: int) -> int:
-    """Contexts or pairs per device and step. Raises UsageError if there are too few."""
-    if n_gpus < 1:
-        raise UsageError(f"A plan needs at least one device, not {n_gpus}.", code="bad-setting")
-    chunks = max(1, work.batch // work.chunk)
-    if chunks < n_gpus:
+def chunks_per_device(work: Workload, n_groups: int, terms: Assumptions | None = None) -> int:
+    """Contexts or pairs per group of devices and step; a group is one device without tensor or pipeline
+    parallelism. Raises UsageError if there are too few."""
+    size = 1 if terms is None else terms.tensor * terms.pipeline
+    chunks, n_gpus = max(1, work.batch // work.chunk), n_groups * size
+    if chunks < n_groups:
         has = (
             f"has {chunks:,} contexts of {work.chunk:,}, too few" if work.unit == "token" else "is too small"
         )
         raise UsageError(
             f"A step of {work.batch:,} {work.unit}s {has} for {n_gpus:,} devices. "
-            f"Take at most --gpus {chunks}, or a batch of {n_gpus * work.chunk:,}.",
+            f"Take at most --gpus {chunks * size}, or a batch of {n_groups * work.chunk:,}.",
             code="batch-too-small",
         )
-    return math.ceil(chunks / n_gpus)
+    return math.ceil(chunks / n_groups)
 
 
 def _preference(way: LayoutForecast) -> tuple[float, float, int]:
@@ -252,7 +315,7 @@ def _what_would_fit(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -
 
 def _enough_devices(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> int | None:
     """The smallest doubling of devices on which the run fits, with a chunk for each, or None."""
-    most = work.batch // work.chunk
+    most = work.batch // work.chunk * terms.tensor * terms.pipeline
     while gpu.node > 1 and (n_gpus := 2 * n_gpus) <= most:
         if any(fitting_layouts(work, gpu, n_gpus, terms)):
             return n_gpus

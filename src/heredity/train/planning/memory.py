@@ -19,12 +19,12 @@ from heredity.train.resources import FP32_BYTES
 
 
 def training_memory(
-    work: Workload, n: int, shards: int = 1, recompute: bool = False, n_microbatches: int = 2
+    work: Workload, n: int, shards: int = 1, recompute: int = 0, n_microbatches: int = 2
 ) -> dict[str, int]:
     """Bytes by part in the largest phase of a step, with microbatches of `n` tokens or pairs.
 
-    runs_again: layers keep only their input. n_products: microbatches per step; from the second one on, the
-    gradients of the first are held.
+    recompute: every n-th layer keeps its input only; 0: none. n_microbatches: per step; from the second one
+    on, the gradients of the first are held.
     """
     step = _StepMemory(work, cost_models.cost_model_of(work), n, shards, recompute, n_microbatches > 1)
     return max(step.phases(), key=lambda parts: sum(parts.values()))
@@ -38,7 +38,7 @@ class _StepMemory:
     made: CostModel
     n: int
     shards: int
-    recompute: bool
+    recompute: int
     is_later: bool
 
     def phases(self) -> Iterator[dict[str, int]]:
@@ -76,7 +76,7 @@ class _StepMemory:
         flying = (size + FP32_BYTES) * whole if self.shards > 1 else size * made.loose
         return self._lasting(n_gathered=2) | {
             "gradients": self._gradients(made.n_parameters) + flying,
-            "activations": self.n * (tower.most + tower.back + tower.entry * self.recompute),
+            "activations": self.n * (tower.most + tower.back + tower.entry * bool(self.recompute)),
             "logits": 0,
         }
 
@@ -111,7 +111,7 @@ def logits_memory(work: Workload, n: int) -> int:
     return cost_models.cost_model_of(work).logits(n)
 
 
-def activation_memory(work: Workload, recompute: bool = False) -> int:
+def activation_memory(work: Workload, recompute: int = 0) -> int:
     """Bytes per token or pair that a forward pass keeps for the backward pass."""
     return cost_models.cost_model_of(work).left(0, recompute)
 

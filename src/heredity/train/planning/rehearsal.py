@@ -40,7 +40,7 @@ from heredity.train.planning.forecast import LayoutForecast
 from heredity.train.planning.sharding import Layout
 from heredity.train.planning.workload import Workload
 from heredity.train.resources import FP32_BYTES, LOGIT_ROWS_HELD
-from heredity.train.sharded import transformer_layers
+from heredity.train.sharded import recompute_activations, transformer_layers
 
 _ATTENTION_NAMES = {"causal": "heredity_documents", "masked": "heredity_encoder", "contrastive": "sdpa"}
 OutputAndGradient = tuple[torch.Tensor, torch.Tensor]
@@ -120,7 +120,7 @@ def _gradient(scores: torch.Tensor) -> torch.Tensor:
 _REHEARSALS = {"causal": _CausalRehearsal, "masked": _MaskedRehearsal, "contrastive": _ContrastiveRehearsal}
 
 
-def build_model(work: Workload, recompute: bool, dtype: torch.dtype) -> RehearsalModel:
+def build_model(work: Workload, recompute: int, dtype: torch.dtype) -> RehearsalModel:
     """The model of a workload, with weights of a dtype."""
     made = registry.load("train.models.architectures", work.architecture)
     shape = work.shape if work.unit == "token" else work.towers
@@ -135,7 +135,7 @@ def build_model(work: Workload, recompute: bool, dtype: torch.dtype) -> Rehearsa
         model = kind.from_config(config, dtype=dtype, attn_implementation=_ATTENTION_NAMES[made.OBJECTIVE])
     model.tie_weights()
     if recompute:
-        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        recompute_activations(model, recompute)
     if work.is_on_cpu:
         patch.patch_norms(model)
     return _REHEARSALS[made.OBJECTIVE](model.train(), work)

@@ -4,6 +4,10 @@ none   every device has all weights, and gradients are all-reduced
 fsdp   one shard per device (ZeRO-3, 1910.02054; FSDP, 2304.11277)
 hsdp   shards within a group of devices; gradients are all-reduced over groups, once per step
 
+Tensor parallelism (1909.08053) splits the matrices of a layer over devices of a node, and its activations
+along the sequence (2205.05198). Pipeline parallelism (2104.04473) splits the layers into stages; its schedule
+is interleaved 1F1B with one layer per virtual stage. heredity plans both and trains with neither.
+
 The time of a collective is that of NCCL's tuning model (src/graph/tuning.cc). It is bytes over the slowest
 link of a ring, plus a latency per step of a ring or a tree, whichever is less.
 
@@ -32,6 +36,13 @@ class Layout(Record, frozen=True):
     kind: Literal["none", "fsdp", "hsdp"]
     shards: int
     replicas: int
+    tensor: int = 1  # devices that split each matrix
+    pipeline: int = 1  # stages
+
+    @property
+    def n_devices(self) -> int:
+        """All devices of the layout."""
+        return self.shards * self.replicas * self.tensor * self.pipeline
 
 
 class CommunicationCost(NamedTuple):
@@ -41,39 +52,60 @@ class CommunicationCost(NamedTuple):
     seconds: float
 
 
-def layouts(n: int) -> Iterator[Layout]:
-    """All layouts of `n` devices."""
-    yield Layout("none", 1, n)
+def layouts(n: int, tensor: int = 1, pipeline: int = 1) -> Iterator[Layout]:
+    """All layouts of `n` groups of `tensor` x `pipeline` devices."""
+    beside = tensor, pipeline
+    yield Layout("none", 1, n, *beside)
     for shards in range(2, n):
         if n % shards == 0:
-            yield Layout("hsdp", shards, n // shards)
+            yield Layout("hsdp", shards, n // shards, *beside)
     if n > 1:
-        yield Layout("fsdp", n, 1)
+        yield Layout("fsdp", n, 1, *beside)
 
 
 def communication(work: Workload, layout: Layout, n_microbatches: int, gpu: Gpu) -> CommunicationCost:
-    """The communication of a step of `n_products` microbatches."""
+    """The communication of a step of `n_microbatches` that sharding adds, for one stage's part of `work`."""
     made = cost_models.cost_model_of(work)
-    n, calls = made.n_parameters, made.n_layers + 1
+    n, calls = made.n_parameters / layout.tensor, made.n_layers + 1
+    in_node = max(1, gpu.node // layout.tensor)  # of the devices with equal parts of the matrices
     embeddings = _embeddings_cost(work, layout, gpu)
     if layout.kind == "none":
-        alike = _all_reduce_cost(FP32_BYTES * n, calls, layout.replicas, min(gpu.node, layout.replicas), gpu)
+        alike = _all_reduce_cost(FP32_BYTES * n, calls, layout.replicas, min(in_node, layout.replicas), gpu)
         return _total(alike, embeddings)
-    spread = layout.shards, min(gpu.node, layout.shards), gpu
+    spread = layout.shards, min(in_node, layout.shards), gpu
     there = _ring_cost(
-        work.bytes * (made.root + 2 * made.in_layers), 2 * calls - 1, *spread
+        work.bytes * (made.root + 2 * made.in_layers) / layout.tensor, 2 * calls - 1, *spread
     )  # the root stays gathered
     back = _ring_cost(FP32_BYTES * n, calls, *spread)
     within = CommunicationCost(
         n_microbatches * (there.bytes + back.bytes), n_microbatches * (there.seconds + back.seconds)
     )
-    apart = max(1, gpu.node // layout.shards)  # devices of a node with the same shard
+    apart = max(1, in_node // layout.shards)  # devices of a node with the same shard
     over = _all_reduce_cost(
         FP32_BYTES * n / layout.shards, calls, layout.replicas, min(apart, layout.replicas), gpu
     )
-    muon = made.matrices if work.optimizer == "muon" else 0  # Muon needs whole matrices
+    muon = made.matrices / layout.tensor if work.optimizer == "muon" else 0  # Muon needs whole matrices
     stepped = _ring_cost(FP32_BYTES * muon, made.n_layers, *spread)
     return _total(within, over, stepped, embeddings)
+
+
+def waiting(work: Workload, layout: Layout, microbatch: int, recompute: int, gpu: Gpu) -> CommunicationCost:
+    """The communication of a microbatch of one stage for which matmuls wait: bytes and seconds per device.
+
+    Tensor parallel: two all-gathers and two reduce-scatters of a layer's activations forward, as many
+    backward, and the forward ones once more where layers are recomputed. Pipeline: after each layer,
+    activations to the next stage, and their gradients back.
+    """
+    made = cost_models.cost_model_of(work)
+    size = work.bytes * microbatch * work.shape.width
+    passes = 2 + (made.n_layers // recompute / made.n_layers if recompute else 0)
+    calls = round(4 * passes * made.n_layers)
+    within = _ring_cost(float(calls * size), calls, layout.tensor, min(gpu.node, layout.tensor), gpu)
+    if layout.pipeline == 1:
+        return within
+    handed = 2 * made.n_layers * size / layout.tensor
+    link = gpu.link if layout.tensor * layout.pipeline <= gpu.node else gpu.network
+    return _total(within, CommunicationCost(handed, handed / link + 2 * made.n_layers * _BASE))
 
 
 def _total(*costs: CommunicationCost) -> CommunicationCost:

@@ -38,6 +38,11 @@ class TowerCosts:
     entry: int  # a layer's input: all that it keeps if recomputed
     back: int  # what the backward pass of a layer takes in addition
 
+    def layers_kept(self, recompute: int) -> int:
+        """Bytes that the layers keep if every `recompute`-th one keeps its input only; 0: none does."""
+        again = self.layers // recompute if recompute else 0
+        return again * self.entry + -(-self.kept * (self.layers - again) // self.layers)
+
 
 @dataclass(frozen=True)
 class CostModel:
@@ -70,17 +75,19 @@ class CostModel:
         """Parameters outside the layers."""
         return self.n_parameters - self.in_layers
 
-    @property
-    def again(self) -> float:
-        """The additional share of FLOPs if layers are recomputed."""
-        return sum(self.flops.get(part, 0.0) for part in LAYER_PARTS) / 3 / sum(self.flops.values())
+    def again(self, recompute: int) -> float:
+        """The additional share of FLOPs if every `recompute`-th layer is recomputed; 0: none."""
+        if not recompute:
+            return 0.0
+        share = sum(tower.layers // recompute for tower in self.towers) / self.n_layers
+        return share * sum(self.flops.get(part, 0.0) for part in LAYER_PARTS) / 3 / sum(self.flops.values())
 
-    def left(self, n: int, recompute: bool) -> int:
-        """Activation bytes per unit that are held once `n` towers have done their backward pass."""
-        return sum(
-            tower.begin + tower.end + (tower.layers * tower.entry if recompute else tower.kept)
-            for tower in self.towers[n:]
-        )
+    def left(self, n: int, recompute: int) -> int:
+        """Activation bytes per unit that are held once `n` towers have done their backward pass.
+
+        recompute: every `recompute`-th layer keeps its input only; 0: none.
+        """
+        return sum(tower.begin + tower.end + tower.layers_kept(recompute) for tower in self.towers[n:])
 
 
 def norm_statistics(work: Workload) -> int:
