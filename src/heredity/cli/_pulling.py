@@ -56,8 +56,10 @@ def ask_first(ref: str, yes: bool) -> None:
 
     Raises UsageError for another licence without `yes`, and Abort if the user declines.
     """
-    entry = catalog.catalogue()[catalog.canonical(ref)]
-    offer = f"{ref} is not in the store: {size(entry.n_bytes)}, licence {entry.licence}."
+    entry = catalog.find(ref)
+    assert entry is not None  # the store said so
+    about = "" if entry.is_pinned else "about "
+    offer = f"{ref} is not in the store: {about}{size(entry.n_bytes)}, licence {entry.licence}."
     has_person = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not has_person and entry.licence not in _FREE:
         raise UsageError(f"{offer} Its licence needs your consent: add --yes, or run heredity pull {ref}.")

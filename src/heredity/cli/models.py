@@ -9,6 +9,9 @@ import click
 from heredity.cli import Verb, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from heredity.lineage.catalog import Entry
     from heredity.lineage.store import Store
 
 
@@ -70,15 +73,70 @@ def _show_tree(store: Store) -> None:
 
 
 def _show_catalog(store: Store, as_json: bool) -> None:
-    from heredity.core.terminal import cell, out, size, table, write_json
+    from heredity.core.terminal import write_json
     from heredity.lineage import catalog
 
     held = {model.name for model in store.models()}
     missing = {name: entry for name, entry in catalog.catalogue().items() if name not in held}
     if as_json:
-        write_json(missing)
+        write_json({name: _as_json(entry) for name, entry in missing.items()})
         return
+    _show_pinned({name: entry for name, entry in missing.items() if entry.is_pinned})
+    _show_families({name: entry for name, entry in missing.items() if not entry.is_pinned})
+
+
+def _as_json(entry: Entry) -> dict[str, object]:
+    import msgspec
+
+    more = {"n_bytes": entry.n_bytes, "is_exact": entry.is_pinned, "memory": entry.memory()}
+    return {**msgspec.to_builtins(entry), **more}
+
+
+def _show_pinned(entries: Mapping[str, Entry]) -> None:
+    """Print the models whose files the catalogue pins."""
+    from heredity.core.terminal import cell, out, size, table
+
     grid = table("name", "size", "licence", "note", right=["size"], whole=["name"])
-    for name, entry in missing.items():
+    for name, entry in entries.items():
         grid.add_row(cell(name, "bold"), size(entry.n_bytes), cell(entry.licence), cell(entry.about))
     out().print(grid)
+
+
+def _show_families(entries: Mapping[str, Entry]) -> None:
+    """Print the open families: a heading for each licence, and a line per model of 80 columns at most."""
+    from itertools import groupby
+
+    from heredity.core.terminal import cell, note, out
+
+    line = "  {:<35}{:>7}{:>9}{:>8}  {}".format
+    groups = groupby(entries.items(), lambda each: (each[1].family, each[1].licence, each[1].hub.gated))
+    for (family, licence, gated), models in groups:
+        out().print()
+        out().print(cell(f"{family}: {licence}{', gated' if gated else ''}", "bold"))
+        for name, entry in models:
+            kind = "" if entry.chat else "base" if entry.modality == "text" else entry.modality
+            numbers = _billions(entry.parameters), _about(entry.n_bytes), _thousands(entry.context)
+            out().print(cell(line(name, *numbers, kind).rstrip()), soft_wrap=True)
+    if entries:
+        note("The columns are parameters, approximate size of the files, and context in tokens.")
+        note("Weights take 2 bytes per parameter in bfloat16, 4 in float32, 1 in int8.")
+
+
+def _billions(parameters: float) -> str:
+    """`135M`, `8.0B`, `406B`."""
+    if parameters < 1e9:
+        return f"{parameters / 1e6:.0f}M"
+    return f"{parameters / 1e9:.1f}B" if parameters < 1e11 else f"{parameters / 1e9:.0f}B"
+
+
+def _about(n_bytes: int) -> str:
+    """`~16 GB`: two digits of a size that only the hub knows exactly."""
+    from heredity.core.terminal import size
+
+    digits = len(str(n_bytes)) - 2
+    amount, unit = size(round(n_bytes, -digits)).split()
+    return f"~{amount.removesuffix('.0')} {unit}"
+
+
+def _thousands(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)

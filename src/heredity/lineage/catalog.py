@@ -1,11 +1,15 @@
-"""The foundation models that are known by name: catalog.toml, read into typed entries.
+"""The foundation models that are known by name: catalog.toml and families.toml, read into typed entries.
 
-Promises: an entry pins every file's size and hash; an unknown field in the catalogue is an error.
-Leaves to others: fetching (recipes/pull/).
+    catalog.toml    models whose files are pinned by size and SHA-256
+    families.toml   the open families; what their files are is recorded when one is first pulled
+
+Promises: an unknown field in a file of the catalogue is an error; a name has one entry.
+Leaves to others: fetching (recipes/pull/), and what is recorded at the first pull (recipes/pull/held.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -14,7 +18,12 @@ import msgspec
 
 from heredity.core.errors import BadInput
 
-_PATH = Path(__file__).with_name("catalog.toml")
+_PINNED = Path(__file__).with_name("catalog.toml")
+_FAMILIES = Path(__file__).with_name("families.toml")
+# Bytes of a weight. MXFP4 has 4 bits and a scale of 8 bits for each 32 weights.
+BYTES_PER_WEIGHT: Mapping[str, float] = {
+    "float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1, "mxfp4": 0.53
+}  # fmt: skip
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,37 +36,120 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hub(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A repository of the model hub."""
+    """A repository of the model hub. `gated`: it asks for consent to its licence before it gives a file."""
 
     repo: str
     revision: str = ""
+    gated: bool = False
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A foundation model. `about` is shown with it."""
+    """A foundation model. `about` is shown with it.
+
+    files         pinned files; () if they are recorded at the first pull
+    architecture  the `model_type` of its config.json
+    parameters    all of them, rounded; 0 if not known
+    dtype         of the files; download: their bytes, if parameters and dtype do not give them
+    context       the longest text in tokens; 0 if not known
+    chat          has a chat template
+    own_code      the repository brings code, which is left out
+    """
 
     family: str
     licence: str
     format: Literal["safetensors", "gguf"]
     hub: Hub
-    files: tuple[File, ...]
+    files: tuple[File, ...] = ()
     modality: str = "text"
     aliases: tuple[str, ...] = ()
     about: str = ""
+    architecture: str = ""
+    parameters: float = 0
+    dtype: str = "bfloat16"
+    download: float = 0
+    context: int = 0
+    chat: bool = True
+    own_code: bool = False
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all files together."""
-        return sum(file.bytes for file in self.files)
+        """Bytes of all files together. Exact only if the files are pinned."""
+        if self.files:
+            return sum(file.bytes for file in self.files)
+        return round(self.download or self.parameters * BYTES_PER_WEIGHT[self.dtype])
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the catalogue itself holds the size and hash of every file."""
+        return bool(self.files)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the weights take, by the dtype they are computed in; {} if the size is not known."""
+        kinds = ("float32", "bfloat16", "int8") if self.parameters else ()
+        return {kind: round(self.parameters * BYTES_PER_WEIGHT[kind]) for kind in kinds}
+
+
+class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A model of a family; None: the family's value."""
+
+    name: str
+    repo: str
+    parameters: float
+    licence: str | None = None
+    architecture: str | None = None
+    dtype: str | None = None
+    download: float = 0
+    context: int | None = None
+    chat: bool | None = None
+    gated: bool | None = None
+    own_code: bool = False
+
+
+class _Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    licence: str
+    architecture: str
+    models: tuple[_Model, ...]
+    modality: str = "text"
+    dtype: str = "bfloat16"
+    context: int = 0
+    chat: bool = True
+    gated: bool = False
+
+    def entry(self, model: _Model) -> Entry:
+        def of(own: str | None, shared: str) -> str:
+            return shared if own is None else own
+
+        gated = self.gated if model.gated is None else model.gated
+        return Entry(
+            self.name,
+            of(model.licence, self.licence),
+            "safetensors",
+            Hub(model.repo, gated=gated),
+            modality=self.modality,
+            architecture=of(model.architecture, self.architecture),
+            parameters=model.parameters,
+            dtype=of(model.dtype, self.dtype),
+            download=model.download,
+            context=self.context if model.context is None else model.context,
+            chat=self.chat if model.chat is None else model.chat,
+            own_code=model.own_code,
+        )
+
+
+class _Families(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    family: tuple[_Family, ...]
 
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """Name -> entry, in the catalogue's order."""
+    """Name -> entry: the pinned models, then the families, each in its file's order."""
     try:
-        return msgspec.toml.decode(_PATH.read_bytes(), type=dict[str, Entry])
+        pinned = msgspec.toml.decode(_PINNED.read_bytes(), type=dict[str, Entry])
+        families = msgspec.toml.decode(_FAMILIES.read_bytes(), type=_Families).family
     except msgspec.DecodeError as error:
-        raise BadInput(_PATH.name, str(error)) from error
+        raise BadInput(_PINNED.parent.name, str(error)) from error
+    return pinned | {model.name: family.entry(model) for family in families for model in family.models}
 
 
 @cache
@@ -69,6 +161,11 @@ def aliases() -> dict[str, str]:
 def canonical(name: str) -> str:
     """The name that a short name stands for; any other name as it is."""
     return aliases().get(name, name)
+
+
+def find(ref: str) -> Entry | None:
+    """The entry of "NAME" or "NAME@REVISION"; None for any other reference."""
+    return catalogue().get(canonical(ref.partition("@")[0]))
 
 
 def names() -> list[str]:

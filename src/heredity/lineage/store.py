@@ -345,7 +345,7 @@ class Store:
             integrity.require_intact(self.folder(model), model, note, self._hashed.get(model.id))
 
     def _unknown(self, name: str, stored: list[str]) -> Exception:
-        if catalog.canonical(name) in catalog.catalogue():
+        if catalog.find(name) is not None:
             return Unavailable(
                 f"Model '{name}' is not in this store yet. Get it: heredity pull {name}",
                 code="model-not-pulled",

@@ -23,8 +23,10 @@ from heredity.engines.formats.safetensors_io import read_safetensors
 WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".nemo", ".keras")
+_FILES = (".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model", ".md", ".py", *_PICKLES, *_ARCHIVES)
 _MAX_TEXT = 256 << 20  # bytes; the largest tokenizer.json known is a tenth of it
 _NEST = 32  # levels of a config
+_CODE = ("auto_map", "custom_pipelines", "trust_remote_code")  # keys that ask for code of the model's own
 
 
 def choose_files(folder: Path) -> list[str]:
@@ -47,6 +49,11 @@ def choose_files(folder: Path) -> list[str]:
         if any(PurePosixPath(name).match(pattern) for pattern in WANTED):
             chosen.append(name)
     return chosen
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name ends as a file of a model does, with weights or without."""
+    return PurePosixPath(name).suffix.lower() in _FILES
 
 
 def refuse_name(place: Path | str, name: str) -> None:
@@ -157,7 +164,7 @@ def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
     if not isinstance(value, dict) or level > _NEST:
         return
     for key, inner in value.items():
-        if key in ("auto_map", "custom_pipelines", "trust_remote_code") and inner:
+        if key in _CODE and inner:
             raise Refused(
                 f"{path}: its '{key}' asks for remote code; heredity never runs it.", code="own-code-named"
             )
@@ -167,6 +174,20 @@ def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
                 code="kernel-named",
             )
         _refuse_code(path, inner, level + 1)
+
+
+def drop_code(folder: Path) -> list[str]:
+    """Take out of every JSON file what names code of the model's own. Returns the files that changed.
+
+    For models whose architecture transformers has itself. All other settings stay as they are.
+    """
+    changed = []
+    for path in sorted(folder.rglob("*.json")):
+        value = _decode(path)
+        if isinstance(value, dict) and (kept := {k: v for k, v in value.items() if k not in _CODE}) != value:
+            path.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+            changed.append(path.relative_to(folder).as_posix())
+    return changed
 
 
 def _refuse_pickle(path: Path) -> None:

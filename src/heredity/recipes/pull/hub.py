@@ -28,34 +28,66 @@ class HubFile(NamedTuple):
 
 
 class Repository(NamedTuple):
-    """A repository at one commit."""
+    """A repository at one commit. `is_gated`: its files need consent to its licence."""
 
     repo: str
     commit: str
     licence: str
     files: tuple[HubFile, ...]
+    is_gated: bool = False
 
 
 def look_up(repo: str, revision: str | None) -> Repository:
-    """Ask the hub for the files of a repository. Raises Unavailable, with the reason."""
-    from huggingface_hub import HfApi
+    """Ask the hub for the files of a repository. Raises Unavailable, with the reason and what would help."""
+    from huggingface_hub import HfApi, errors
 
     try:
         info = HfApi(library_name="heredity").model_info(
             repo, revision=revision, timeout=_SECONDS, files_metadata=True
         )
-    except Exception as error:  # its errors share no base: network, gated, missing, offline mode, bad name
+    except errors.GatedRepoError as error:
+        raise ask_for_consent(repo) from error
+    except errors.RevisionNotFoundError as error:
+        raise Unavailable(
+            f"the model hub: {repo} has no revision '{revision}'. Its newest is hf:{repo}@main.",
+            code="hub-revision-missing",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise Unavailable(
+            f"the model hub: it has no '{repo}', or shows it to other accounts only"
+            f" ({error.response.status_code}). Look its name up there; for a private one set HF_TOKEN.",
+            code="hub-repository-missing",
+        ) from error
+    except Exception as error:  # its other errors share no base: network, offline mode, bad name
         raise Unavailable(f"the model hub: {first_line(error)}") from error
     card = info.card_data
     licence = str((card.get("license") if card else None) or "").strip() or "not stated"
     files = tuple(
         HubFile(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else "") for f in info.siblings or ()
     )
-    return Repository(repo, info.sha or revision or "main", licence, files)
+    return Repository(repo, info.sha or revision or "main", licence, files, bool(info.gated))
 
 
-def choose(repository: Repository, file: str | None) -> list[HubFile]:
-    """The files that make up the model. Raises Refused, and UsageError if a GGUF must be named."""
+def ask_for_consent(repo: str) -> Unavailable:
+    """The error for a gated repository whose files this account may not read yet."""
+    return Unavailable(
+        f"the model hub: {repo} is gated. Accept its licence at {_page(repo)} with your account, and set"
+        " HF_TOKEN to a token of it that may read gated repositories.",
+        code="hub-gated",
+    )
+
+
+def _page(repo: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repo}"
+
+
+def choose(repository: Repository, file: str | None, leave_code: bool = False) -> list[HubFile]:
+    """The files that make up the model. Raises Refused, and UsageError if a GGUF must be named.
+
+    leave_code: leave out code that the repository brings, rather than refuse the repository.
+    """
     by_path = {f.path: f for f in repository.files}
     if file:
         if file not in by_path:
@@ -63,11 +95,12 @@ def choose(repository: Repository, file: str | None) -> list[HubFile]:
         return [by_path[file]]
     wanted = [f for f in repository.files if any(PurePosixPath(f.path).match(p) for p in WANTED)]
     if any(f.path.endswith(".safetensors") for f in wanted):
-        if code := [f.path for f in repository.files if f.path.endswith(".py")]:
+        code = [f.path for f in repository.files if f.path.endswith(".py")]
+        if code and not leave_code:
             raise Refused(
                 f"{repository.repo} brings its own code ({code[0]}); heredity never runs it.", code="own-code"
             )
-        return [f for f in wanted if not f.path.endswith(".gguf")]
+        return [f for f in _without_copies(wanted) if not f.path.endswith(".gguf")]
     ggufs = [f for f in wanted if f.path.endswith(".gguf")]
     if len(ggufs) > 1:
         raise UsageError(
@@ -89,10 +122,21 @@ def download(
     repository: Repository, files: list[HubFile], downloads: Path, progress: Watch | None
 ) -> dict[str, Path]:
     """Fetch the files. Returns the local path of each, by its path in the repository."""
+    check_room(downloads, 2 * sum(f.n_bytes for f in files))
+    try:
+        return _fetch(repository, files, downloads, progress)
+    except Unavailable as error:
+        if repository.is_gated and error.code == "download-refused":
+            raise ask_for_consent(repository.repo) from error
+        raise
+
+
+def _fetch(
+    repository: Repository, files: list[HubFile], downloads: Path, progress: Watch | None
+) -> dict[str, Path]:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
-    check_room(downloads, 2 * sum(f.n_bytes for f in files))
     # Only the token is sent, and only to the hub: its own user agent would list the installed packages.
     headers = {k: v for k, v in build_hf_headers().items() if k.lower() == "authorization"}
     found = {}
@@ -103,6 +147,18 @@ def download(
         name = f"{repository.commit[:12]}-{f.path.replace('/', '--')}.part"
         found[f.path] = fetch(address, downloads / name, progress)
     return found
+
+
+def _without_copies(files: list[HubFile]) -> list[HubFile]:
+    """Leave out weights that are there twice: Mistral's "consolidated" file, OpenAI's and Meta's folders."""
+    has_model = any(PurePosixPath(f.path).match("model*.safetensors") for f in files)
+
+    def is_copy(path: PurePosixPath) -> bool:
+        if path.suffix != ".safetensors":
+            return path.parts[0] in ("original", "metal") and len(path.parts) > 1
+        return path.parts[0] in ("original", "metal") or path.name.startswith("consolidated")
+
+    return [f for f in files if not (has_model and is_copy(PurePosixPath(f.path)))]
 
 
 def _some(paths: Iterable[str]) -> str:

@@ -1,12 +1,13 @@
 """Bring a foundation model into the lineage: a recipe without parents.
 
-    NAME                     the catalogue (catalog.toml), with pinned hashes: from the model hub, or else
-                             from a file of mirrors, if the user names one (mirrors.py)
+    NAME                     the catalogue: from the model hub. Pinned models also from a file of mirrors, if
+                             the user names one (mirrors.py); others as they were first seen (held.py)
+    NAME@REVISION            the same repository as it is at this revision
     hf:ORG/REPO[@REVISION]   a repository of the model hub; hf:ORG/REPO/FILE.gguf for one file
     FILE.gguf, FOLDER        files on this disk
 
 Promises: only complete, checked safetensors and GGUF files are stored; no code, pickle, link or stray path. A
-pinned hash holds for every source, and every failed source is reported.
+pinned or recorded hash holds for every source, and every failed source is reported.
 Leaves to others: recording and hashing (lineage/store.py), the transfers (hub.py, mirrors.py).
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -36,19 +37,30 @@ from heredity.core.progress import Watch
 from heredity.engines.formats.gguf import read_gguf
 from heredity.lineage.catalog import Entry, aliases, catalogue, names
 from heredity.lineage.types import Description, Grown, Pull
-from heredity.recipes.pull import folder
-from heredity.recipes.pull.hub import HubFile, choose, download, look_up
+from heredity.recipes.pull import folder, held
+from heredity.recipes.pull.hub import HubFile, Repository, choose, download, look_up
 from heredity.recipes.pull.mirrors import assemble, download_wheels, read_mirrors
 
 _HUB_REF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>[\w./-]+))?")
 _UNSTATED = "not stated"
+_NO_REVISION = {
+    True: "the catalogue pins the files of '{name}', so that it has one revision. Leave @... out.",
+    False: "write the revision behind the @, or leave the @ out: {name}@main",
+}
 
 
 def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: Path | None = None) -> Pull:
     """The recipe that fetches `ref`. Raises UnknownName with the nearest name, UsageError or Refused."""
-    name = aliases().get(ref, ref)
-    if name in catalogue():
-        return FromCatalogue(name, catalogue()[name], downloads, progress, mirrors)
+    name, _, revision = ref.partition("@")
+    name = aliases().get(name, name)
+    if entry := catalogue().get(name):
+        if entry.is_pinned and not revision:
+            return FromCatalogue(name, entry, downloads, progress, mirrors)
+        if entry.is_pinned or ref.endswith("@"):
+            raise UsageError(
+                f"'{ref}': {_NO_REVISION[entry.is_pinned].format(name=name)}", code="revision-not-taken"
+            )
+        return FromFamily(name, entry, revision or None, downloads, progress)
     if ref.startswith("hf:"):
         return _resolve_hub(ref, downloads, progress)
     path = Path(ref).expanduser()
@@ -56,7 +68,7 @@ def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: P
         return FromFolder(path)
     if path.is_file():
         return _resolve_file(path)
-    if path.suffix or "/" in ref or "\\" in ref:
+    if folder.is_file_name(path.name) or "/" in ref or "\\" in ref:
         raise UsageError(
             f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.", code="path-missing"
         )
@@ -180,6 +192,77 @@ class FromCatalogue:
 
 
 @dataclass(frozen=True)
+class FromFamily:
+    """A model of the catalogue whose files are held as they were first seen; see held.py."""
+
+    name: str
+    entry: Entry
+    revision: str | None  # that the user names: what is held does not bind it
+    downloads: Path = field(repr=False)
+    progress: Watch | None = field(default=None, repr=False)
+
+    kind = "pull"
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """Path -> SHA-256 of each file of the first pull; {} before it, and for a named revision."""
+        return {} if self.revision or (seen := self._held()) is None else seen.files
+
+    def settings(self) -> dict[str, object]:
+        """The name. The bytes are hashed as files."""
+        return {"name": self.name}
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
+        """Fetch the revision that is held, or hold the newest. Raises Unavailable, WrongHash or Refused."""
+        parts = self.downloads / self._label.replace("/", "--")
+        with Lock(parts):
+            seen = None if self.revision else self._held()
+            repository = self._look_up(seen)
+            files = [f for f in choose(repository, None, self.entry.own_code) if f.n_bytes]
+            if not self.revision:
+                seen = held.hold_listing(self._place, self.name, repository, files, seen)
+            _move(download(repository, files, parts, self.progress), out)
+            dropped = folder.drop_code(out) if self.entry.own_code else []
+            folder.check_files(out, self.entry.hub.repo)
+            if seen is not None:
+                held.hold_files(self._place, seen, out)
+            _remove_parts(parts)
+        return self._describe(out, repository, dropped)
+
+    @property
+    def _label(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    @property
+    def _place(self) -> Path:
+        return self.downloads.parent / held.FOLDER
+
+    def _held(self) -> held.Held | None:
+        return held.read(self._place, self.name)
+
+    def _look_up(self, seen: held.Held | None) -> Repository:
+        hub = self.entry.hub
+        if seen is None:
+            return look_up(hub.repo, self.revision or hub.revision or None)
+        try:
+            return look_up(seen.repo, seen.revision)
+        except Unavailable as error:
+            if error.code != "hub-revision-missing":
+                raise
+            raise held.gone(seen) from error
+
+    def _describe(self, out: Path, repository: Repository, dropped: list[str]) -> Description:
+        entry = self.entry
+        notes = {"source": f"model hub: {repository.repo} at {repository.commit}"}
+        if entry.about:
+            notes["about"] = entry.about
+        if dropped:
+            notes["code"] = f"left out: the repository's code, and what names it in {', '.join(dropped)}"
+        found = _describe_files(out, self._label, entry.licence, notes)
+        return replace(found, family=entry.family, modality=entry.modality)
+
+
+@dataclass(frozen=True)
 class FromHub:
     """A repository of the model hub, or one GGUF file of it."""
 
@@ -202,9 +285,7 @@ class FromHub:
         with Lock(parts):
             repository = look_up(self.repo, self.revision)
             files = [f for f in choose(repository, self.file) if f.n_bytes]
-            for path, part in download(repository, files, parts, self.progress).items():
-                (out / path).parent.mkdir(parents=True, exist_ok=True)
-                part.replace(out / path)
+            _move(download(repository, files, parts, self.progress), out)
             folder.check_files(out, self.repo)
             _remove_parts(parts)
         notes = {"source": f"model hub: {self.repo} at {repository.commit}"}
@@ -303,6 +384,12 @@ def _licence_of_card(out: Path) -> str:
     parts = card.read_text("utf-8").split("---", 2)
     found = re.search(r"^license:[ \t]*[\"']?([\w.+ -]+)", parts[1], re.M) if len(parts) == 3 else None
     return (found[1].strip() if found else "") or _UNSTATED
+
+
+def _move(parts: Mapping[str, Path], out: Path) -> None:
+    for path, part in parts.items():
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        part.replace(out / path)
 
 
 def _remove_parts(downloads: Path) -> None:
