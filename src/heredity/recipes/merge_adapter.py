@@ -1,25 +1,34 @@
 """Fold an adapter into its base: W + scale * B A, in the base's dtype. Of it come whole weights.
 
-Promises: the sum is computed in fp32 and rounded once, to the base's dtype. Every other file is the base's.
-Leaves to others: the adapter itself (lora.py).
+Promises: the sum is computed in fp32 and rounded once, to the base's dtype. Every other file is the base's;
+an adapter with a tokenizer of its own brings it. Any architecture is merged: modules are found by name.
+Leaves to others: the adapter itself (lora.py, adopt.py), and its files (engines/formats/peft.py).
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heredity.core.errors import Damaged, UsageError
-from heredity.engines.formats.rewrite import rewrite
+from heredity.core.errors import Unavailable, UsageError
+from heredity.engines.chat.folder import has_tokenizer
+from heredity.engines.formats.rewrite import replace_json, rewrite
 from heredity.lineage.types import Description, Grown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WHERE = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn"}
+    from heredity.engines.formats.peft import Adapter
+
+# The files of a tokenizer and of its chat template.
+TOKENIZER = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,31 +43,74 @@ class MergeAdapter:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the merged weights. Parents: the adapter, its base. Raises Damaged if they do not fit."""
-        from heredity.engines.formats.peft import CONFIG, pairs, scale_of
-        from heredity.engines.formats.weights import read_json
-
         adapter, base = parents
         if adapter.record.format != "adapter" or adapter.record.parents[0] != base.record.id:
             raise UsageError(f"'{adapter.record.name}' is no adapter over '{base.record.name}'.")
-        scale = scale_of(read_json(adapter.folder / CONFIG))
-        left = {
-            f"model.layers.{layer}.{WHERE.get(name, 'mlp')}.{name}.weight": pair
-            for (layer, name), pair in pairs(adapter.folder).items()
-        }
-
-        def merged(name: str, tensor: Tensor) -> Tensor:
-            if (pair := left.pop(name, None)) is None:
-                return tensor
-            a, b = pair
-            if (b.shape[0], a.shape[1]) != tuple(tensor.shape):
-                raise Damaged(f"{adapter.folder}: the adapter of {name} does not fit {tuple(tensor.shape)}.")
-            return (tensor.float() + scale * (b @ a)).to(tensor.dtype)
-
-        rewrite(base.folder, out, merged)
-        if left:
-            raise Damaged(f"{adapter.folder}: it adapts {min(left)}, which its base does not have.")
+        merge(adapter.folder, base.folder, out)
         record = adapter.record
         versions = {name: version(name) for name in ("torch", "safetensors")}
         return Description(
             f"{record.name}-merged", record.family, record.licence, "safetensors", versions=versions
         )
+
+
+def merge(adapter: Path, base: Path, out: Path) -> None:
+    """Write the whole weights of an adapter's folder over a base's folder into `out`."""
+    from heredity.engines.formats.adapted import tensor_names
+    from heredity.engines.formats.peft import HEAD, read_adapter
+    from heredity.engines.formats.weights import CONFIG, read_json
+
+    names, config = tensor_names(base), read_json(base / CONFIG)
+    is_tied = bool(config.get("tie_word_embeddings", True)) and HEAD not in names
+    fitted = read_adapter(adapter).fitted(names, is_tied, adapter)
+    for module, low in fitted.low_rank.items():
+        if low.bias is not None and f"{module}.bias" not in names:
+            raise Unavailable(f"{adapter}: lora_bias has no place in whole weights: {module} has no bias.")
+    added = _own_head(fitted, names, base) if is_tied else {}
+    changes: dict[str, object] = {}
+    rewrite(base, out, fitted.changed, added)
+    if added:
+        changes["tie_word_embeddings"] = False
+    rows = {len(each) for name, each in fitted.whole.items() if name == _embedding(names)}
+    if rows and config.get("vocab_size") not in rows:
+        changes["vocab_size"] = rows.pop()
+    if changes:
+        replace_json(out / CONFIG, config | changes)
+    if has_tokenizer(adapter):
+        _bring_tokenizer(adapter, out)
+
+
+def _embedding(names: set[str]) -> str:
+    from heredity.engines.formats.peft import embedding_of
+
+    return embedding_of(names)
+
+
+def _own_head(adapter: Adapter, names: set[str], base: Path) -> dict[str, Tensor]:
+    """The head of a model that ties it to its embedding, where the adapter makes them two; else {}."""
+    import torch
+
+    from heredity.engines.formats.peft import HEAD
+    from heredity.engines.formats.weights import TensorFiles
+
+    module, embedding = HEAD.removesuffix(".weight"), _embedding(names)
+    is_changed = embedding in adapter.whole or embedding.removesuffix(".weight") in adapter.low_rank
+    is_apart = is_changed and not (embedding in adapter.whole and adapter.keeps_ties)
+    if not (is_apart or HEAD in adapter.whole or module in adapter.low_rank):
+        return {}
+    new = adapter.whole.get(embedding)
+    is_one = adapter.keeps_ties and module not in adapter.low_rank
+    if new is not None and is_one and torch.equal(adapter.whole.get(HEAD, new), new):
+        return {}
+    source = TensorFiles(base, torch.float32).read(embedding, as_stored=True)
+    if HEAD not in adapter.whole and embedding in adapter.whole and adapter.keeps_ties:
+        source = adapter.whole[embedding].to(source.dtype)
+    return {HEAD: adapter.changed(HEAD, source).contiguous().clone()}
+
+
+def _bring_tokenizer(adapter: Path, out: Path) -> None:
+    """Replace the base's tokenizer and template by those of the adapter."""
+    for name in TOKENIZER:
+        (out / name).unlink(missing_ok=True)
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, out / name)

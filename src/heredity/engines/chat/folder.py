@@ -36,9 +36,9 @@ class FolderChat:
         self._template = Template(template_source(folder), specials=specials)
         with_tools = template_source(folder, "tool_use")
         self._with_tools = Template(with_tools, specials=specials) if with_tools else self._template
-        vocabulary = _vocabulary(folder)
-        own = {vocabulary[end] for end in (specials.get("eos_token", ""),) if end in vocabulary}
-        self.stop_tokens = sorted(stop_tokens(folder, vocabulary) | own)
+        known = vocabulary(folder)
+        own = {known[end] for end in (specials.get("eos_token", ""),) if end in known}
+        self.stop_tokens = sorted(stop_tokens(folder, known) | own)
 
     @property
     def is_base(self) -> bool:
@@ -53,6 +53,11 @@ class FolderChat:
     def render(self, request: Request) -> str:
         """Return the prompt of a request. Raises EngineFailure if the template refuses the messages."""
         return (self._with_tools if request.tools else self._template).render(request)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer of its own; that of an adapter then replaces its base's."""
+    return (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file()
 
 
 def template_source(folder: Path, name: str = "default") -> str:
@@ -98,7 +103,7 @@ def _specials(folder: Path) -> dict[str, str]:
     return found
 
 
-def _vocabulary(folder: Path) -> dict[str, int]:
+def vocabulary(folder: Path) -> dict[str, int]:
     """Return token ids by text, from the files: the vocabulary and the added tokens."""
     tokenizer = _read(folder / "tokenizer.json")
     model = tokenizer.get("model")

@@ -1,125 +1,355 @@
-"""A low-rank adapter applied to a resident base: x W' + scale * (x A') B', in the file format of PEFT.
+"""A LoRA adapter in PEFT's files: its matrices, DoRA's magnitudes, and the tensors that it replaces.
 
-Promises: the weights of the base are in memory once for any number of adapters. Only safetensors and JSON are
-opened. An adapter with anything but low-rank matrices is refused.
-Leaves to others: the base (weights.py) and making adapters (train/).
+Promises: only safetensors and JSON are opened. A setting of `adapter_config.json` that changes the forward
+pass has the effect that it has in PEFT, or is refused by name. All values are finite.
+Leaves to others: a matmul with an adapter (adapted.py), merged files (recipes/merge_adapter.py).
+
+Sources: Hu et al. 2021 (2106.09685); rsLoRA, Kalajdzievski 2023 (2312.03732); DoRA, Liu et al. 2024
+(2402.09353).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import torch
 from safetensors import safe_open
-from torch.nn import functional
 
 from heredity.core.errors import Damaged, Unavailable
-from heredity.engines.formats.weights import Linear, Weights, read_json
+from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.engines.formats.weights import read_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-_PLACE = re.compile(
-    r"base_model\.model\.(?:model\.)*layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
-)
-# Of an activated adapter (aLoRA, 2504.12397) only the tokens behind its invocation are adapted, not all.
-_OTHER_THAN_PLAIN = (
-    "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "alora_invocation_tokens",
-)  # fmt: skip
-_FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "out": ("o_proj",), "gate_up": ("gate_proj", "up_proj")}
-_FUSED |= {"down": ("down_proj",)}
+ADVICE = "Merge it with PEFT's merge_and_unload, save the result and adopt that."
+# Fields that say how an adapter was trained, or which layers got one: the tensors say that too.
+_HARMLESS = frozenset({
+    "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version",
+    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "init_lora_weights", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "runtime_config", "qalora_group_size",
+})  # fmt: skip
+# Other initializations change the base as well, so that the adapter is of another model than its base.
+_INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
+_MOST_PATTERNS, _LONGEST_PATTERN = 4096, 300
+_SAFE_PATTERN = re.compile(r"(?:[\w.\\|()\[\]^$-]|(?<=[d.\]])[*+](?![*+?{]))*")
+_MOST_REPEATS = 2  # in one pattern; each may cost a factor of the name's length
+_PREFIX = "base_model.model."
+_LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
+_BIAS, _MAGNITUDE = ".lora_B.bias", re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
+_OTHER = re.compile(r"(.+?)(?:\.modules_to_save(?:\.default)?)?(\.base_layer)?\.(weight|bias)")
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+_HEADS = ("lm_head", "embed_out")
+HEAD = "lm_head.weight"
 
 
-class _LoraShape(msgspec.Struct):
+class AdapterConfig(msgspec.Struct, frozen=True):
+    """The fields of adapter_config.json that change what an adapter computes."""
+
+    peft_type: str
     r: Annotated[int, msgspec.Meta(gt=0)]
     lora_alpha: float
+    task_type: str | None = None
+    bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool | None = False
+    use_dora: bool | None = False
+    lora_bias: bool | None = False
+    fan_in_fan_out: bool | None = False
+    ensure_weight_tying: bool | None = False
+    rank_pattern: dict[str, Annotated[int, msgspec.Meta(gt=0)]] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    modules_to_save: list[str] | None = None
+    init_lora_weights: bool | str | None = True
+
+    def scale(self, module: str) -> tuple[int, float]:
+        """Return rank and scale of a module: alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter."""
+        rank = _matched(self.rank_pattern, module, self.r)
+        alpha = _matched(self.alpha_pattern, module, self.lora_alpha)
+        return int(rank), alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-Pair = tuple[torch.Tensor, torch.Tensor]  # A (rank, in) and B (out, rank)
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The update of one linear layer: scale * B A, in fp32."""
+
+    a: torch.Tensor  # (rank, in)
+    b: torch.Tensor  # (out, rank)
+    scale: float
+    bias: torch.Tensor | None = None  # (out,) of B, before the scale
+    magnitude: torch.Tensor | None = None  # (out,) DoRA's length of each row of the updated matrix
+    is_transposed: bool = False  # the base keeps this matrix as (in, out)
+
+    def delta(self) -> torch.Tensor:
+        """Return scale * B A, shaped as the matrix that it is added to."""
+        product = self.scale * (self.b @ self.a)
+        return product.T if self.is_transposed else product
+
+    def updated(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the updated matrix in fp32; of DoRA with each row at its magnitude."""
+        found = weight.float() + self.delta()
+        if self.magnitude is None:
+            return found
+        factor = row_factor(self.magnitude, found.T if self.is_transposed else found)
+        return found * (factor if self.is_transposed else factor[:, None])
 
 
-def scale_of(config: Mapping[str, object]) -> float:
-    """Return alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter.
+def row_factor(magnitude: torch.Tensor, updated: torch.Tensor) -> torch.Tensor:
+    """Return DoRA's factor (out,) on the rows of an updated matrix (out, in)."""
+    return magnitude / torch.linalg.norm(updated, dim=1)
 
-    Raises Unavailable for an adapter that is not plain LoRA.
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter: its updates by module, and the base's tensors that it replaces, by name."""
+
+    low_rank: Mapping[str, LowRank]
+    whole: Mapping[str, torch.Tensor]
+    keeps_ties: bool = True  # a new embedding is also the head of a model in which they are one
+
+    def fitted(self, names: Collection[str], is_tied: bool, place: Path) -> Adapter:
+        """Return the adapter under the names of its base's tensors.
+
+        Raises Damaged for a tensor or module that the base lacks. The head of a tied base has no tensor: its
+        update keeps the name of the module, "lm_head".
+        """
+        ends = set(names)
+        low = {_found(each, ".weight", ends, is_tied, place): value for each, value in self.low_rank.items()}
+        whole = {
+            f"{_found(module, f'.{kind}', ends, is_tied, place)}.{kind}": value
+            for (module, _, kind), value in ((n.rpartition("."), v) for n, v in self.whole.items())
+        }
+        return replace(self, low_rank=low, whole=whole)
+
+    def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the base with the adapter merged: computed in fp32 and rounded once.
+
+        Of a linear layer's bias with `lora_bias` too. Raises Damaged if the shapes differ.
+        """
+        module, _, kind = name.rpartition(".")
+        if (new := self.whole.get(name)) is not None:
+            has_tokens = _is_embedding(module) or module.rpartition(".")[2] in _HEADS  # their number may grow
+            if new.shape != tensor.shape and not (has_tokens and new.shape[1:] == tensor.shape[1:]):
+                raise _no_fit(name, new.shape, tensor.shape)
+            tensor = new.to(tensor.dtype)
+        if (low := self.low_rank.get(module)) is None:
+            return tensor
+        if kind == "bias":
+            return tensor if low.bias is None else (tensor.float() + low.scale * low.bias).to(tensor.dtype)
+        shape = (low.b.shape[0], low.a.shape[1])
+        if (shape[::-1] if low.is_transposed else shape) != tuple(tensor.shape):
+            raise _no_fit(name, shape, tensor.shape)
+        return low.updated(tensor).to(tensor.dtype)
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """Read and check adapter_config.json.
+
+    Raises Unavailable, which names the setting, for an adapter of another form. Raises Damaged for a config
+    that makes no sense.
     """
-    odd = [key for key in _OTHER_THAN_PLAIN if config.get(key)]
-    if config.get("peft_type") != "LORA" or odd or config.get("bias", "none") != "none":
-        raise Unavailable(f"The adapter is not plain LoRA ({', '.join(odd) or config.get('peft_type')}).")
+    path = folder / CONFIG
+    raw = read_json(path)
+    if raw.get("peft_type") != "LORA":
+        raise Unavailable(f"{path}: peft_type is {str(raw.get('peft_type'))[:40]}, not LORA. {ADVICE}")
+    known = {*_HARMLESS, *AdapterConfig.__struct_fields__}
+    if odd := sorted(key for key, value in raw.items() if value and key not in known):
+        raise Unavailable(f"{path}: heredity does not read {', '.join(odd)[:200]}. {ADVICE}")
     try:
-        shape = msgspec.convert(config, _LoraShape)
+        config = msgspec.convert({k: v for k, v in raw.items() if k in known}, AdapterConfig)
     except msgspec.ValidationError as error:
-        raise Damaged(f"The adapter's {CONFIG} does not read: {error}.") from None
-    return shape.lora_alpha / (math.sqrt(shape.r) if shape.use_rslora else shape.r)
-
-
-def pairs(folder: Path) -> dict[tuple[int, str], Pair]:
-    """Return the matrices of an adapter by layer and projection, in fp32. Raises Damaged."""
-    found: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
-    try:
-        with safe_open(folder / TENSORS, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                place = _PLACE.fullmatch(name)
-                if place is None:
-                    raise Unavailable(f"{folder / TENSORS} adapts {name[:80]!r}, which is not known here.")
-                key = (int(place[1]), place[2])
-                found.setdefault(key, {})[place[3]] = file.get_tensor(name).float()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Damaged(f"{folder / TENSORS}: cannot be read ({error}).") from None
-    if any(len(both) != 2 for both in found.values()) or not found:
-        raise Damaged(f"{folder / TENSORS}: not the matrices A and B of an adapter.")
-    return {key: (both["A"], both["B"]) for key, both in found.items()}
-
-
-def apply_adapter(weights: Weights, folder: Path, dtype: torch.dtype) -> Weights:
-    """Return the base with an adapter added to its matmuls; the tensors of the base are shared."""
-    scale, matrices = scale_of(read_json(folder / CONFIG)), pairs(folder)
-    blocks = []
-    for i, block in enumerate(weights.blocks):
-
-        def adapted(base: Linear, field: str, layer: int = i) -> Linear:
-            parts = [matrices.get((layer, name)) for name in _FUSED[field]]
-            return add_low_rank(base, parts, scale, sizes(weights, field), dtype) if any(parts) else base
-
-        blocks.append(
-            dataclasses.replace(
-                block,
-                qkv=adapted(block.qkv, "qkv"),
-                out=adapted(block.out, "out"),
-                gate_up=adapted(block.gate_up, "gate_up"),
-                down=adapted(block.down, "down"),
-            )
+        raise Damaged(f"{path}: does not read: {error}.") from None
+    if config.init_lora_weights not in _INITIAL:
+        raise Unavailable(
+            f"{path}: init_lora_weights is {str(config.init_lora_weights)[:40]}, which changed the base too. "
+            "Save it with PEFT's path_initial_model_for_weight_conversion, or merge it and adopt the result."
         )
-    return dataclasses.replace(weights, blocks=tuple(blocks), base=weights)
+    if config.task_type not in (None, "CAUSAL_LM"):
+        raise Unavailable(f"{path}: task_type is {config.task_type[:40]}: such a model writes no text.")
+    for patterns in (config.rank_pattern, config.alpha_pattern):
+        _check_patterns(path, patterns or {})
+    if not all(math.isfinite(each) for each in (config.lora_alpha, *(config.alpha_pattern or {}).values())):
+        raise Damaged(f"{path}: lora_alpha must be a number.")
+    return config
 
 
-def sizes(weights: Weights, field: str) -> list[int]:
-    """Return the number of outputs of each part of a fused matmul; [] for a single part."""
-    shape = weights.shape
-    if field == "qkv":
-        return [shape.n_heads * shape.head_dim, *[shape.n_kv_heads * shape.head_dim] * 2]
-    return [shape.intermediate_size] * 2 if field == "gate_up" else []
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter.
+
+    Raises Unavailable as `read_config` does, and Damaged for tensors that contradict the config.
+    """
+    config, path = read_config(folder), folder / TENSORS
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    whole: dict[str, torch.Tensor] = {}
+    in_place: set[str] = set()
+    for name, tensor in _tensors(path):
+        if (part := _part(name)) is not None:
+            parts.setdefault(part[0], {})[part[1]] = tensor.float()
+            continue
+        module, is_base, kind = _whole(path, name, config)
+        whole[f"{module}.{kind}"] = tensor
+        in_place |= {module} if is_base else set()
+    _refuse_missing(path, config, parts, whole)
+    low_rank = {module: _low_rank(path, module, each, config) for module, each in parts.items()}
+    saved = [each for each in whole if _is_embedding(each.rpartition(".")[0])]
+    keeps = bool(config.ensure_weight_tying) or any(n.rpartition(".")[0] in in_place for n in saved)
+    return Adapter(low_rank, whole, keeps)
 
 
-def add_low_rank(
-    base: Linear, parts: Sequence[Pair | None], scale: float, n_out: Sequence[int], dtype: torch.dtype
-) -> Linear:
-    """Return one matmul with the stacked A of all parts, and one with their B as blocks."""
-    there = [pair for pair in parts if pair is not None]
-    a = torch.cat([pair[0] for pair in there]).to(dtype).contiguous()
-    rows, column = [], 0
-    n_columns = len(a)
-    for pair, size in zip(parts, n_out or [len(there[0][1])], strict=True):
-        block = torch.zeros(size, n_columns)
-        if pair is not None:
-            rank = pair[0].shape[0]
-            block[:, column : column + rank] = pair[1] * scale
-            column += rank
-        rows.append(block)
-    b = torch.cat(rows).to(dtype).contiguous()
-    return lambda x: base(x) + functional.linear(functional.linear(x, a), b)
+def embedding_of(names: Collection[str]) -> str:
+    """Return the name of the token embedding among a model's tensors; "" if it is unknown."""
+    found = [name for name in names if name.endswith(".weight") and _is_embedding(name[: -len(".weight")])]
+    return found[0] if len(found) == 1 else ""
+
+
+# --- names -----------------------------------------------------------------------------------------
+
+
+def _part(name: str) -> tuple[str, str] | None:
+    """Return the module and the part ("A", "B", "bias", "magnitude") of a tensor of an update."""
+    if match := _LOW_RANK.fullmatch(name):
+        return match[1], match[2]
+    if name.endswith(_BIAS):
+        return name.removesuffix(_BIAS), "bias"
+    match = _MAGNITUDE.fullmatch(name)
+    return (match[1], "magnitude") if match else None
+
+
+def _whole(path: Path, name: str, config: AdapterConfig) -> tuple[str, bool, str]:
+    """Return module, whether it replaces the base's own tensor, and kind of a tensor that is kept whole.
+
+    Raises Unavailable for a tensor that the config does not explain.
+    """
+    match = _OTHER.fullmatch(name)
+    if match is None or ".lora_" in name:
+        raise Unavailable(f"{path} holds {name[:80]!r}, which heredity does not read. {ADVICE}")
+    module, kind = match[1], match[3]
+    is_saved = any(module.endswith(each) for each in config.modules_to_save or ())
+    is_end = _is_embedding(module) or module.rpartition(".")[2] in _HEADS  # saved when the vocabulary grew
+    if not (is_saved or is_end or (kind == "bias" and config.bias != "none")):
+        raise Unavailable(f"{path} holds {name[:80]!r}, which its {CONFIG} does not explain. {ADVICE}")
+    return module, not is_saved, kind
+
+
+def _is_embedding(module: str) -> bool:
+    return module.rpartition(".")[2] in _EMBEDDINGS
+
+
+def _found(module: str, end: str, names: set[str], is_tied: bool, place: Path) -> str:
+    """Return the base's name of a module: a checkpoint may leave out the name of the inner model, or add
+    it."""
+    if f"{module}{end}" in names:
+        return module
+    words = module.split(".")
+    for at in range(1, len(words)):
+        if f"{'.'.join(words[at:])}{end}" in names:
+            return ".".join(words[at:])
+    inner = module.removeprefix("model.")
+    longer = [name for name in names if name.endswith(f".{inner}{end}")]
+    if len(longer) == 1:
+        return longer[0][: -len(end)]
+    if is_tied and words[-1] in _HEADS:
+        return HEAD.rpartition(".")[0]
+    raise Damaged(f"{place}: it adapts {module[:80]}, which its base does not have.", code="adapter-misfit")
+
+
+def _no_fit(name: str, found: Collection[int], base: Collection[int]) -> Damaged:
+    shapes = f"{[*found]}, and the base's {[*base]}"
+    return Damaged(f"The adapter does not fit its base: {name[:80]} has {shapes}.", code="adapter-misfit")
+
+
+# --- tensors ---------------------------------------------------------------------------------------
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor by its name without PEFT's prefix. Raises Damaged."""
+    if not path.is_file():
+        raise Damaged(f"{path}: missing", code="adapter-missing")
+    read_safetensors(path)  # its sizes, before anything is allocated
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                tensor: torch.Tensor = file.get_tensor(name)
+                if not tensor.is_floating_point():
+                    raise Damaged(f"{path}: {name[:80]!r} has the type {tensor.dtype}.")
+                if not bool(torch.isfinite(tensor.float()).all()):
+                    raise Damaged(f"{path}: {name[:80]!r} holds NaN or infinity.", code="not-finite")
+                yield name.removeprefix(_PREFIX), tensor
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Damaged(f"{path}: cannot be read ({error}).") from None
+
+
+def _low_rank(path: Path, module: str, parts: Mapping[str, torch.Tensor], config: AdapterConfig) -> LowRank:
+    """Return the update of a module. Raises Damaged if its tensors do not go together."""
+    if not {"A", "B"} <= parts.keys() or parts["A"].ndim != 2 or parts["B"].ndim != 2:
+        raise Damaged(f"{path}: not the matrices A and B of an adapter: {module[:80]}.")
+    a, b, magnitude = parts["A"], parts["B"], parts.get("magnitude")
+    rank, scale = config.scale(module)
+    if not len(a) == b.shape[1] == rank:
+        raise Damaged(
+            f"{path}: {module[:80]} has the rank {len(a)} and {b.shape[1]}, and {CONFIG} says {rank}.",
+            code="adapter-rank",
+        )
+    for vector in (parts.get("bias"), magnitude):
+        if vector is not None and vector.numel() != len(b):
+            raise Damaged(f"{path}: {module[:80]} has a vector of {vector.numel()} for {len(b)} outputs.")
+    is_embedding = _is_embedding(module)
+    return LowRank(
+        a, b, scale, parts.get("bias"), None if magnitude is None else magnitude.flatten(),
+        is_transposed=is_embedding or bool(config.fan_in_fan_out),
+    )  # fmt: skip
+
+
+def _refuse_missing(
+    path: Path, config: AdapterConfig, parts: Mapping[str, Mapping[str, object]], whole: Collection[str]
+) -> None:
+    """Raise Unavailable where the config announces tensors that are not there, or keeps silent of some."""
+    if not parts and not whole:
+        raise Damaged(f"{path}: not the matrices A and B of an adapter.")
+    pairs = {"use_dora": "magnitude", "lora_bias": "bias"}
+    for key, part in pairs.items():
+        is_set = bool(config.use_dora if key == "use_dora" else config.lora_bias)
+        for module, each in parts.items():
+            if (part in each) != is_set:
+                raise Unavailable(
+                    f"{path}: {key} is {is_set} in {CONFIG}, unlike the tensors of {module[:80]}."
+                )
+            if is_set and part == "magnitude" and _is_embedding(module):
+                raise Unavailable(f"{path}: heredity does not read use_dora on an embedding. {ADVICE}")
+    modules = {name.rpartition(".")[0] for name in whole}
+    for name in config.modules_to_save or ():
+        if not any(module.endswith(name) for module in modules):
+            raise Unavailable(f"{path}: modules_to_save names {name[:80]}, and no tensor of it is there.")
+
+
+# --- patterns --------------------------------------------------------------------------------------
+
+
+def _check_patterns(path: Path, patterns: Mapping[str, float]) -> None:
+    """Raise Unavailable for patterns whose matching could take long: they are regular expressions."""
+    if len(patterns) > _MOST_PATTERNS:
+        raise Unavailable(f"{path}: {len(patterns):,} patterns are more than {_MOST_PATTERNS:,}.")
+    for pattern in patterns:
+        n_repeats = sum(pattern.count(sign) for sign in "*+")
+        if (
+            len(pattern) > _LONGEST_PATTERN
+            or n_repeats > _MOST_REPEATS
+            or not _SAFE_PATTERN.fullmatch(pattern)
+        ):
+            raise Unavailable(f"{path}: the pattern {pattern[:80]!r} is too complex to match. {ADVICE}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise Damaged(f"{path}: the pattern {pattern[:80]!r} does not read ({error}).") from None
+
+
+def _matched(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """Return the value of the first pattern that matches the end of a module's name, as PEFT does."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

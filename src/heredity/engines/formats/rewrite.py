@@ -6,10 +6,12 @@ Leaves to others: the change of a tensor.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from heredity.core.errors import Damaged
@@ -21,11 +23,17 @@ if TYPE_CHECKING:
 Change = Callable[
     [str, "torch.Tensor"], "torch.Tensor"
 ]  # name, tensor -> the tensor to write under that name
+INDEX = "model.safetensors.index.json"
 _SKIPPED = ("training.jsonl", "training.svg", "answers.jsonl")  # they describe how the parent was made
 
 
-def rewrite(folder: Path, out: Path, change: Change) -> None:
-    """Write the model in `folder` into `out`, with each tensor changed by `change`."""
+def rewrite(
+    folder: Path, out: Path, change: Change, added: Mapping[str, torch.Tensor] = MappingProxyType({})
+) -> None:
+    """Write the model in `folder` into `out`, with each tensor changed by `change`.
+
+    added: further tensors, which go into the last shard.
+    """
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -37,8 +45,20 @@ def rewrite(folder: Path, out: Path, change: Change) -> None:
         with safe_open(shard, framework="pt") as file:
             names = list(file.keys())
             tensors = {name: change(name, file.get_tensor(name)).contiguous() for name in names}
+        if shard == shards[-1]:
+            tensors |= added
         with explain_full_disk(out, shard.stat().st_size):
             save_file(tensors, out / shard.name, metadata={"format": "pt"})
+    if added and (index := out / INDEX).is_file():
+        entries = json.loads(index.read_text("utf-8"))
+        entries["weight_map"] |= dict.fromkeys(added, shards[-1].name)
+        replace_json(index, entries)
+
+
+def replace_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write a JSON object in place of a file, which may be a link to the parent's."""
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def copy_rest(folder: Path, out: Path) -> None:

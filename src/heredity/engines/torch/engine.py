@@ -20,7 +20,8 @@ from heredity.core.errors import ContextOverflow, Damaged, EngineFailure
 from heredity.core.records import Model, Reply, Request, encode, is_digest
 from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
-from heredity.engines.formats import peft, weights
+from heredity.engines.chat.folder import has_tokenizer
+from heredity.engines.formats import adapted, weights
 from heredity.engines.protocols import Listener, TokenScores
 from heredity.engines.torch import autotune, layerwise, refusal_direction
 from heredity.engines.torch.autotune import Tuning
@@ -83,12 +84,13 @@ def open_folder(
     with torch.inference_mode():
         loaded = (layerwise.read_weights if is_streamed else weights.resident)(folder, chosen)
         if adapter is not None:
-            loaded = peft.apply_adapter(loaded, adapter, chosen)
+            loaded = adapted.apply_adapter(loaded, adapter, folder, chosen)
         decoder = Decoder(loaded, chosen) if kv_bits is None else KvQuantizedDecoder(loaded, chosen, kv_bits)
         host.trim_memory()
         found = autotune.tune(decoder, tuning) if is_probed else None
         host.trim_memory()
-    engine = TorchEngine(decoder, ChatCodec(folder), folder, found, width)
+    chat = adapter if adapter is not None and has_tokenizer(adapter) else folder
+    engine = TorchEngine(decoder, ChatCodec(chat), folder, found, width)
     engine.is_adapted = adapter is not None
     return engine
 

@@ -1,0 +1,203 @@
+"""An adapter applied to a resident base: x W' + scale * (x A') B', with DoRA's factors and replaced tensors.
+
+Promises: the weights of the base are in memory once for any number of adapters; a layer with replaced tensors
+is read again.
+Leaves to others: the files of an adapter (peft.py) and of its base (weights.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from heredity.core.errors import Damaged, Unavailable
+from heredity.engines.formats import weights as base_weights
+from heredity.engines.formats.peft import ADVICE, HEAD, Adapter, LowRank, read_adapter, row_factor
+from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.engines.formats.weights import EMBEDDING, Block, Linear, TensorFiles, Weights
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_FUSED = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+NORM = "model.norm.weight"
+_MODULE, _HEAD_MODULE = EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".weight")
+
+
+class _Overlaid(TensorFiles):
+    """The tensors of a base, some of them replaced."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, whole: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(folder, dtype)
+        self._whole = whole
+
+    def read(self, name: str, as_stored: bool = False) -> torch.Tensor:
+        if (own := self._whole.get(name)) is None:
+            return super().read(name, as_stored)
+        return own if as_stored else own.to(self.dtype)
+
+    def of_base(self, name: str) -> torch.Tensor:
+        """Return the tensor of the base, as it is stored."""
+        return super().read(name, as_stored=True)
+
+    def get(self, name: str) -> torch.Tensor | None:
+        return self.read(name) if name in self._whole else super().get(name)
+
+
+def apply_adapter(weights: Weights, folder: Path, base: Path, dtype: torch.dtype) -> Weights:
+    """Return the base, whose files are in `base`, with an adapter; tensors that it keeps are shared.
+
+    Raises Damaged if the adapter does not fit, and Unavailable for a layer that this engine cannot adapt.
+    """
+    names, is_tied = tensor_names(base), base_weights.read_shape(base)[3]
+    adapter = read_adapter(folder).fitted(names, is_tied, folder)
+    _refuse_others(adapter, folder, weights.shape.n_layers)
+    files = _Overlaid(base, dtype, adapter.whole)
+    blocks = tuple(_block(weights, i, adapter, files) for i in range(weights.shape.n_layers))
+    found = dataclasses.replace(weights, blocks=blocks, base=weights)
+    return _ends(found, adapter, files, is_tied)
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Return the names of all tensors of a folder, from the headers of its files."""
+    return {name for path in sorted(folder.glob("*.safetensors")) for name in read_safetensors(path)}
+
+
+def _refuse_others(adapter: Adapter, folder: Path, n_layers: int) -> None:
+    """Raise Unavailable for a linear layer that is not one of a decoder's fused matmuls."""
+    known = {name for names in _FUSED.values() for name in names}
+    for module in adapter.low_rank:
+        match = _LAYER.fullmatch(module)
+        is_known = match is not None and match[2] in known and int(match[1]) < n_layers
+        if not is_known and module not in (_MODULE, _HEAD_MODULE):
+            raise Unavailable(f"{folder} adapts {module[:80]!r}, which the torch engine cannot. {ADVICE}")
+
+
+def _block(weights: Weights, layer: int, adapter: Adapter, files: TensorFiles) -> Block:
+    """Return a layer with its updates; read again if tensors of it are replaced."""
+    at, block = f"model.layers.{layer}.", weights.blocks[layer]
+    if any(name.startswith(at) for name in adapter.whole):
+        block = base_weights.block(weights.shape, files, layer)
+
+    def adapted(linear: Linear, field: str) -> Linear:
+        modules = [f"{at}{name}" for name in _FUSED[field]]
+        parts = [adapter.low_rank.get(module) for module in modules]
+        if not any(parts):
+            return linear
+        n_out = sizes(weights, field)
+        return _extended(add_low_rank(linear, parts, n_out, files.dtype), parts, modules, n_out, files)
+
+    return dataclasses.replace(
+        block,
+        qkv=adapted(block.qkv, "qkv"),
+        out=adapted(block.out, "out"),
+        gate_up=adapted(block.gate_up, "gate_up"),
+        down=adapted(block.down, "down"),
+    )
+
+
+def sizes(weights: Weights, field: str) -> list[int]:
+    """Return the number of outputs of each part of a fused matmul; [] for a single part."""
+    shape = weights.shape
+    if field == "qkv":
+        return [shape.n_heads * shape.head_dim, *[shape.n_kv_heads * shape.head_dim] * 2]
+    return [shape.intermediate_size] * 2 if field == "gate_up" else []
+
+
+def add_low_rank(
+    base: Linear, parts: Sequence[LowRank | None], n_out: Sequence[int], dtype: torch.dtype
+) -> Linear:
+    """Return one matmul with the stacked A of all parts, and one with their B as blocks."""
+    there = [part for part in parts if part is not None]
+    a = torch.cat([part.a for part in there]).to(dtype).contiguous()
+    rows, column = [], 0
+    n_columns = len(a)
+    for part, size in zip(parts, n_out or [len(there[0].b)], strict=True):
+        block = torch.zeros(size, n_columns)
+        if part is not None:
+            _refuse_size(part, size)
+            rank = part.a.shape[0]
+            block[:, column : column + rank] = part.b * part.scale
+            column += rank
+        rows.append(block)
+    b = torch.cat(rows).to(dtype).contiguous()
+    return lambda x: base(x) + functional.linear(functional.linear(x, a), b)
+
+
+def _refuse_size(part: LowRank, size: int) -> None:
+    if len(part.b) != size:
+        raise Damaged(
+            f"The adapter does not fit its base: {len(part.b)} outputs, and the base has {size}.",
+            code="adapter-misfit",
+        )
+
+
+def _extended(
+    linear: Linear, parts: Sequence[LowRank | None], modules: Sequence[str], n_out: Sequence[int],
+    files: TensorFiles,
+) -> Linear:  # fmt: skip
+    """Return a matmul with the biases of B added, and the rows of DoRA at their magnitudes."""
+    there = [part for part in parts if part is not None]
+    n_outputs = n_out or [len(there[0].b)]
+    if any(part.bias is not None for part in there):
+        added = torch.cat([
+            torch.zeros(size) if part is None or part.bias is None else part.scale * part.bias
+            for part, size in zip(parts, n_outputs, strict=True)
+        ]).to(files.dtype)  # fmt: skip
+        plain = linear
+        linear = lambda x: plain(x) + added  # noqa: E731
+    if all(part.magnitude is None for part in there):
+        return linear
+    factors, kept = [], []
+    for part, module, size in zip(parts, modules, n_outputs, strict=True):
+        factor, bias = torch.ones(size), files.get(f"{module}.bias")
+        if part is not None and part.magnitude is not None:
+            factor = row_factor(part.magnitude, _matrix(files, module).float() + part.delta())
+        factors.append(factor)
+        # The bias of the base is not scaled: (y - bias) * factor + bias.
+        kept.append(torch.zeros(size) if bias is None else bias.float() * (1 - factor))
+    scale, rest = torch.cat(factors).to(files.dtype), torch.cat(kept).to(files.dtype)
+    updated = linear
+    return lambda x: updated(x) * scale + rest
+
+
+def _matrix(files: TensorFiles, module: str) -> torch.Tensor:
+    found = files.read(f"{module}.weight", as_stored=True)
+    if not found.is_floating_point():
+        raise Unavailable(f"DoRA needs the base in full precision, and {module} is {found.dtype}.")
+    return found
+
+
+def _ends(weights: Weights, adapter: Adapter, files: _Overlaid, is_tied: bool) -> Weights:
+    """Return the weights with the adapter's embedding, head and last norm."""
+    low, whole = adapter.low_rank, adapter.whole
+    embedding, head, norm, shape = weights.embedding, weights.head, weights.norm, weights.shape
+    if EMBEDDING in whole or _MODULE in low:
+        embedding = adapter.changed(EMBEDDING, files.of_base(EMBEDDING)).to(files.dtype)
+        shape = dataclasses.replace(shape, vocab_size=len(embedding))
+    new_head = whole.get(HEAD)
+    if new_head is None and is_tied and adapter.keeps_ties:
+        new_head = whole.get(EMBEDDING)
+    if new_head is not None:
+        head = base_weights.linear(new_head.to(files.dtype))
+    n_outputs = weights.shape.vocab_size if new_head is None else len(new_head)
+    if n_outputs != shape.vocab_size:
+        raise Damaged(
+            f"The adapter's embedding has {shape.vocab_size} tokens, and the head {n_outputs}.",
+            code="adapter-misfit",
+        )
+    if (part := low.get(_HEAD_MODULE)) is not None:
+        place = [_MODULE if is_tied and HEAD not in whole else _HEAD_MODULE]
+        head = add_low_rank(head, [part], [n_outputs], files.dtype)
+        head = _extended(head, [part], place, [n_outputs], files)
+    if NORM in whole:
+        norm = base_weights.norm_of(weights.shape, files)
+    return dataclasses.replace(weights, shape=shape, embedding=embedding, head=head, norm=norm)

@@ -1,0 +1,269 @@
+"""The torch engine reads what PEFT writes: its logits are PEFT's, applied and merged. The rest is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from heredity.core.errors import Damaged, Unavailable
+from heredity.engines.formats.peft import read_adapter
+from heredity.recipes.merge_adapter import merge
+from tests.support.errors import raises
+from tests.support.peft_adapters import engine_logits, make_adapter, peft_logits
+from tests.support.tiny_models import make_model
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "all-linear": {"target_modules": "all-linear"},
+    "regex": {"target_modules": r".*\.(q|down)_proj"},
+    "rank_pattern": {"target_modules": "all-linear", "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\..*": 3}},
+    "alpha_pattern": {
+        "target_modules": "all-linear",
+        "alpha_pattern": {"q_proj": 20, "model.layers.0.mlp.down_proj": 1},
+        "rank_pattern": {r"layers\.\d+\.self_attn\.q_proj": 3},
+        "use_rslora": True,
+    },
+    "layers": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
+    "dora": {"target_modules": "all-linear", "use_dora": True},
+    "dora-part": {"target_modules": ["k_proj", "gate_proj"], "use_dora": True, "use_rslora": True},
+    "bias-all": {"bias": "all", "target_modules": ["q_proj"]},
+    "bias-dora": {"bias": "lora_only", "target_modules": ["q_proj", "k_proj"], "use_dora": True},
+    "embedding": {"modules_to_save": ["embed_tokens"]},
+    "tied-embedding": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "both-ends": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "head": {"modules_to_save": ["lm_head"]},
+    "norms": {"modules_to_save": ["norm", "input_layernorm"]},
+    "linear-saved": {"modules_to_save": ["mlp.up_proj"], "target_modules": ["q_proj"]},
+    "low-rank-ends": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+    "low-rank-head": {"target_modules": ["lm_head"]},
+}
+ARCHITECTURES = ("llama", "qwen2")  # tied and without biases; untied and with biases
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base"), request.param)
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_an_adapter_of_peft_gives_its_logits_applied_and_merged(
+    base: Path, tmp_path: Path, form: str
+) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter", **FORMS[form])
+    expected = peft_logits(base, adapter)
+    if not (form.startswith("bias-all") and _is_without_bias(base)):
+        assert (expected - engine_logits(base)).abs().max() > 1e-2, "the adapter changes nothing"
+    torch.testing.assert_close(engine_logits(base, adapter), expected, atol=1e-4, rtol=1e-4)
+    (out := tmp_path / "merged").mkdir()
+    merge(adapter, base, out)
+    torch.testing.assert_close(engine_logits(out), expected, atol=1e-4, rtol=1e-4)
+
+
+def _is_without_bias(base: Path) -> bool:
+    return json.loads((base / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_the_bias_of_b_is_applied_and_merged_where_there_is_a_place(base: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj"], lora_bias=True)
+    expected = peft_logits(base, adapter)
+    torch.testing.assert_close(engine_logits(base, adapter), expected, atol=1e-4, rtol=1e-4)
+    (out := tmp_path / "merged").mkdir()
+    if _is_without_bias(base):
+        with raises(Unavailable, "unavailable", mentions=["lora_bias"]):
+            merge(adapter, base, out)
+    else:
+        merge(adapter, base, out)
+        torch.testing.assert_close(engine_logits(out), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_vocabulary_that_grew_brings_its_embedding_and_head(base: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    from tests.support.peft_adapters import IDS
+
+    network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    network.resize_token_embeddings(330)
+    adapted = peft.get_peft_model(network, peft.LoraConfig(task_type="CAUSAL_LM", r=4))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    with torch.inference_mode():
+        expected = adapted.eval()(torch.tensor([IDS])).logits[0, -1]
+    assert len(expected) == 330
+    torch.testing.assert_close(engine_logits(base, tmp_path / "adapter"), expected, atol=1e-4, rtol=1e-4)
+    (out := tmp_path / "merged").mkdir()
+    merge(tmp_path / "adapter", base, out)
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 330
+    torch.testing.assert_close(engine_logits(out), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_merged_files_are_read_by_transformers(tmp_path: Path) -> None:
+    """A tied model whose embedding alone was trained: the head stays as it was, as in PEFT's forward."""
+    import transformers
+
+    from tests.support.peft_adapters import IDS
+
+    base = make_model(tmp_path / "base", "llama")
+    adapter = make_adapter(base, tmp_path / "adapter", modules_to_save=["embed_tokens"])
+    (out := tmp_path / "merged").mkdir()
+    merge(adapter, base, out)
+    network = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.inference_mode():
+        found = network(torch.tensor([IDS])).logits[0, -1]
+    torch.testing.assert_close(found, peft_logits(base, adapter), atol=1e-4, rtol=1e-4)
+    assert json.loads((base / "config.json").read_text())["tie_word_embeddings"] is True, "the base changed"
+
+
+def test_an_adapter_is_merged_into_an_architecture_that_the_engine_lacks(tmp_path: Path) -> None:
+    """GPT-2 keeps its matrices as (in, out), and its files leave out the name of the inner model."""
+    import transformers
+
+    from tests.support.peft_adapters import IDS
+
+    torch.manual_seed(1)
+    config = transformers.GPT2Config(
+        vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    base = tmp_path / "base"
+    adapter = make_adapter(
+        base, tmp_path / "adapter", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, use_dora=True
+    )
+    (out := tmp_path / "merged").mkdir()
+    merge(adapter, base, out)
+    network = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.inference_mode():
+        found = network(torch.tensor([IDS])).logits[0, -1]
+    torch.testing.assert_close(found, peft_logits(base, adapter), atol=1e-4, rtol=1e-4)
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    base = make_model(tmp_path / "base", "llama")
+    return make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+
+
+def _set(folder: Path, **settings: object) -> Path:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"alora_invocation_tokens": [5, 6]},
+        {"layer_replication": [[0, 2], [1, 3]]},
+        {"use_qalora": True},
+        {"target_parameters": ["mlp.experts.gate_up_proj"]},
+        {"trainable_token_indices": [1, 2]},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "loftq"},
+        {"peft_type": "LOHA"},
+        {"task_type": "SEQ_CLS"},
+        {"a_setting_of_tomorrow": True},
+        {"alpha_pattern": {"(a+)+b": 3}},
+        {"alpha_pattern": {".*.*.*x": 3}},
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+    ],
+    ids=lambda each: f"{next(iter(each))}-{str(next(iter(each.values())))[:10]}",
+)
+def test_a_form_that_is_not_read_is_refused_by_its_name(plain: Path, setting: dict[str, Any]) -> None:
+    ((key, value),) = setting.items()
+    named = next(iter(value)) if key == "alpha_pattern" else key
+    with raises(Unavailable, "unavailable", mentions=[named]):
+        read_adapter(_set(plain, **setting))
+
+
+def test_an_adapter_of_an_unread_form_says_what_would_work(plain: Path) -> None:
+    with raises(Unavailable, "unavailable", mentions=["merge_and_unload"]):
+        read_adapter(_set(plain, use_qalora=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [({"r": 0}, "damaged"), ({"r": 5}, "adapter-rank"), ({"r": 2**40}, "adapter-rank"),
+     ({"rank_pattern": {"q_proj": 9}}, "adapter-rank"), ({"lora_alpha": "x"}, "damaged"),
+     ({"alpha_pattern": {"q_proj": "x"}}, "damaged")],
+)  # fmt: skip
+def test_a_config_that_contradicts_the_tensors_is_damaged(
+    plain: Path, setting: dict[str, object], code: str
+) -> None:
+    with raises(Damaged, code):
+        read_adapter(_set(plain, **setting))
+
+
+def test_an_adapter_of_other_shapes_does_not_fit(plain: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", "llama", num_attention_heads=8, head_dim=16)
+    with raises(Damaged, "adapter-misfit", mentions=["128"]):
+        engine_logits(other, plain)
+    (out := tmp_path / "merged").mkdir()
+    with raises(Damaged, "adapter-misfit", mentions=["128"]):
+        merge(plain, other, out)
+
+
+def test_an_adapter_of_more_layers_does_not_fit(plain: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", "llama", num_hidden_layers=2)
+    for refused in (lambda: engine_logits(other, plain), lambda: merge(plain, other, tmp_path)):
+        with raises(Damaged, "adapter-misfit", mentions=["model.layers.2.self_attn.q_proj"]):
+            refused()
+
+
+def _rewritten(folder: Path, **tensors: torch.Tensor | None) -> Path:
+    path = folder / "adapter_model.safetensors"
+    kept = load_file(path) | {name.replace("__", "."): each for name, each in tensors.items()}
+    save_file({name: each for name, each in kept.items() if each is not None}, path)
+    return folder
+
+
+def test_values_that_are_no_numbers_are_refused(plain: Path) -> None:
+    tensors = load_file(plain / "adapter_model.safetensors")
+    name = min(tensors)
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, plain / "adapter_model.safetensors")
+    with raises(Damaged, "not-finite"):
+        read_adapter(plain)
+
+
+def test_a_tensor_that_the_config_does_not_explain_is_refused(plain: Path) -> None:
+    name = "base_model.model.model.layers.0.mlp.up_proj.weight"
+    _rewritten(plain, **{name: torch.zeros(96, 64)})
+    with raises(Unavailable, "unavailable", mentions=["model.layers.0.mlp.up_proj.weight"]):
+        read_adapter(plain)
+
+
+def test_half_an_adapter_is_refused(plain: Path) -> None:
+    _rewritten(plain, **{"base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": None})
+    with raises(Damaged, "damaged", mentions=["model.layers.0.self_attn.q_proj"]):
+        read_adapter(plain)
+
+
+def test_a_header_that_promises_more_than_the_file_holds_is_refused(plain: Path) -> None:
+    path = plain / "adapter_model.safetensors"
+    header = json.dumps(
+        {"x.lora_A.weight": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 4]}}
+    )
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\0" * 4)
+    with raises(Damaged, "safetensors-damaged"):
+        read_adapter(plain)
+
+
+def test_an_adapter_without_tensors_names_the_file(plain: Path) -> None:
+    shutil.move(plain / "adapter_model.safetensors", plain / "adapter_model.bin")
+    with raises(Damaged, "adapter-missing", mentions=["adapter_model.safetensors"]):
+        read_adapter(plain)
