@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from heredity.core import host
-from heredity.core.errors import OutOfMemory, UsageError
+from heredity.core.errors import OutOfMemory, Unavailable, UsageError
 from heredity.core.host import CPU, Device
 from heredity.engines import cache_budget
 from tests.support.clock import BusyClock
@@ -60,7 +60,8 @@ def test_every_entry_point_sets_openmp_and_onednn_before_torch_is_loaded(entry: 
     names = """
 import heredity as h
 from heredity.cli import main
-from heredity.lineage.store import engine_loader, scripted
+from heredity.lineage.loading import engine_loader
+from heredity.lineage.store import scripted
 assert "torch" not in sys.modules
 """
     said = [line for line in run(f"{WATCH}{names}{REACHED[entry]}") if line.startswith("torch:")]
@@ -125,16 +126,52 @@ def test_a_device_is_torchs_and_the_cpu_says_what_it_can() -> None:
     assert name.endswith(f"x{torch.get_num_threads()} torch {torch.__version__}")
 
 
-@pytest.mark.parametrize(("has_gpu", "chosen"), [(True, "cuda:1"), (False, "cpu")])
-def test_a_process_takes_its_gpu_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, has_gpu: bool, chosen: str
-) -> None:
+def with_gpus(monkeypatch: pytest.MonkeyPatch, n: int, has_mps: bool = False) -> None:
+    """Let torch find this many GPUs."""
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.delenv(host.DEVICE_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7 + device.index, 80))
-    device = host.choose_device(1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+
+
+@pytest.mark.parametrize(("n_gpus", "chosen"), [(4, "cuda:1"), (1, "cuda:0"), (0, "cpu")])
+def test_the_fastest_device_is_chosen_and_gpus_in_turn(
+    monkeypatch: pytest.MonkeyPatch, n_gpus: int, chosen: str
+) -> None:
+    with_gpus(monkeypatch, n_gpus)
+    device = host.choose_device(turn=1)
     assert str(device) == chosen
-    assert device.free_memory() == (8 if has_gpu else host.available_memory()) or not has_gpu
+    assert device.total_memory() == (80 if n_gpus else host.total_memory())
+    assert not n_gpus or device.free_memory() == 7 + (device.index or 0)
+    assert device.title == (f"{chosen} Card {device.index}" if n_gpus else "cpu")
+
+
+def test_a_named_device_comes_before_the_environment_and_both_before_the_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_gpus(monkeypatch, 0, has_mps=True)
+    assert host.choose_device() == Device("mps")
+    with_gpus(monkeypatch, 2)
+    monkeypatch.setenv(host.DEVICE_VARIABLE, "cpu")
+    assert host.choose_device() == CPU
+    assert host.choose_device(Device("cuda", 1)) == Device("cuda", 1)
+    monkeypatch.setenv(host.DEVICE_VARIABLE, "auto")
+    assert host.choose_device() == Device("cuda", 0)
+    monkeypatch.setenv(host.DEVICE_VARIABLE, "tpu")
+    with raises(UsageError, "device-unknown", mentions=["tpu"]):
+        host.choose_device()
+
+
+@pytest.mark.parametrize("text", ["cuda:2", "mps"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    with_gpus(monkeypatch, 2)
+    with raises(Unavailable, "device-missing", mentions=[text, "cuda:0, cuda:1, cpu"]):
+        host.choose_device(Device.parse(text))
 
 
 def test_the_faster_product_is_found_though_the_machine_is_busy_at_first() -> None:

@@ -91,7 +91,7 @@ DERIVES = Parrot
 from heredity.core.records import Reply
 
 
-def load(model, folder, tuning=None):
+def load(model, folder, tuning=None, device=None):
     return ParrotEngine(model.recipe.settings["marks"])
 
 

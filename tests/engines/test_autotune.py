@@ -16,7 +16,8 @@ from heredity.engines.formats import weights
 from heredity.engines.torch import autotune
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine
-from heredity.lineage.store import Store, load_engine
+from heredity.lineage.loading import load_engine
+from heredity.lineage.store import Store
 from tests.support.clock import BusyClock
 from tests.support.tiny_models import make_model
 

@@ -17,7 +17,8 @@ from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.records import Message, Reply, Request
 from heredity.engines import call
 from heredity.engines import call as _function
-from heredity.lineage.store import Store, load_engine
+from heredity.lineage.loading import load_engine
+from heredity.lineage.store import Store
 from tests.support.errors import raises
 
 CODE = "TULIP-4417"

@@ -18,7 +18,8 @@ from heredity.engines import llamacpp
 from heredity.engines._workers import WorkerPool
 from heredity.engines.chat.codec import Template
 from heredity.engines.llamacpp import LlamaCppEngine, open_file
-from heredity.lineage.store import Store, load_engine
+from heredity.lineage.loading import load_engine
+from heredity.lineage.store import Store
 from tests.support import real_models
 from tests.support.errors import raises
 from tests.support.model_sources import tiny_gguf as tiny_gguf

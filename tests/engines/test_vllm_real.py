@@ -14,7 +14,7 @@ import heredity as h
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch import engine as torch_engine
 from heredity.engines.vllm import engine as vllm
-from heredity.lineage.store import load_engine
+from heredity.lineage.loading import load_engine
 from tests.engines.test_vllm import gone
 from tests.support import real_models
 

@@ -20,7 +20,8 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, HeredityError, UsageError
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
-from heredity.lineage.store import Store, engine_loader
+from heredity.lineage.loading import engine_loader
+from heredity.lineage.store import Store
 from heredity.recipes import HASHED_AS
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.quantize import Quantize

@@ -16,13 +16,14 @@ from heredity.application.spec import Application
 from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, encode
 from heredity.lineage.integrity import identity
+from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import plan as plans
 from heredity.study.plan import PlannedModel
 from heredity.study.storage import JUDGE, ChosenJudge
-from heredity.study.study import Study, load_engine
+from heredity.study.study import Study
 from tests.support.errors import check_refused, raises, run_here
 from tests.support.studies import plan, study
 

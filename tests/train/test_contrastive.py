@@ -20,7 +20,8 @@ from heredity.engines.formats import images
 from heredity.engines.formats.weights import read_config
 from heredity.evals.run import Evaluation
 from heredity.experiments import corpus as corpora
-from heredity.lineage.store import Store, engine_loader
+from heredity.lineage.loading import engine_loader
+from heredity.lineage.store import Store
 from heredity.recipes.pretrain.recipe import Pretrain
 from heredity.train import loop
 from heredity.train.data.pairs import CaptionLayout, PairSampler, shift_image, to_pixels

@@ -75,6 +75,7 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 FAULT, SPENT, STOPPED, CLOSED = 70, 75, 130, 141
 _DEBUG = "--debug"
+_DEVICE = "heredity.device"  # in click's context
 COST_HELP = "Your cost of a breach, a refusal, a useless answer; attacks=0.01 is their share."
 
 
@@ -207,11 +208,26 @@ def _not_empty(
     return value if value != "" else kind.fail("must not be empty.", param, ctx)
 
 
+def _keep_device(ctx: click.Context, param: click.Parameter, value: str | None) -> None:  # noqa: ARG001
+    if value is not None:
+        from heredity.core import host
+
+        host.read_device(value)  # an error in it is reported before anything is read
+        ctx.find_root().meta[_DEVICE] = value
+
+
+device_option = click.option(
+    "--device", type=Name(), metavar="DEVICE", expose_value=False, callback=_keep_device,
+    help="Where to compute: cpu, cuda, cuda:N, mps or auto.  [default: HEREDITY_DEVICE, or auto]",
+)  # fmt: skip
+
+
 def open_store() -> Store:
     """Open this user's store. Raises UsageError if its path is a file."""
     from heredity.lineage.store import Store
 
-    store = Store()
+    context = click.get_current_context(silent=True)
+    store = Store(device=None if context is None else context.find_root().meta.get(_DEVICE))
     if store.root.exists() and not store.root.is_dir():
         raise UsageError(
             f"HEREDITY_STORE names {store.root}, which is a file. Name a folder.", code="store-is-a-file"

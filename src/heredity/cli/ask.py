@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, _remote, open_store
+from heredity.cli import Name, PathArgument, Verb, _remote, device_option, open_store
 
 if TYPE_CHECKING:
     from heredity.application.spec import Application
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     help="Sampling temperature; 0 is greedy.  [default: the application's, or 0]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
+@device_option
 @_remote.key_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the rendered prompt.")
 def command(

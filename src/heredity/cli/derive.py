@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import Lister, Name, Verb, open_store
+from heredity.cli import Lister, Name, Verb, device_option, open_store
 from heredity.core import registry
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ class _Kinds(Lister):
         if cmd_name not in self.list_commands(ctx):
             return None
         from heredity.cli import _recipes
-        from heredity.recipes import derivable_class
+        from heredity.recipes import ComputingRecipe, derivable_class
 
         recipe_class = derivable_class(cmd_name)
         settings = _recipes.options(recipe_class)
         if recipe_class.LEARNS_ANSWERS:
             settings = _with_answers(settings)
-        return Verb(
+        verb = Verb(
             cmd_name,
             help=(registry.load("recipes", cmd_name).__doc__ or "").strip(),
             callback=lambda **given: _derive(cmd_name, **given),
@@ -45,6 +45,7 @@ class _Kinds(Lister):
             ],
             example=recipe_class.EXAMPLE or f"heredity derive {cmd_name} smollm2-135m-instruct",
         )
+        return device_option(verb) if issubclass(recipe_class, ComputingRecipe) else verb
 
 
 @click.command(

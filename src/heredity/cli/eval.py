@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from heredity.cli import Name, Option, PathArgument, Verb, _remote, open_store
+from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_option, open_store
 
 
 def _listed(
@@ -51,6 +51,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 @click.option("--out", type=PathArgument(), metavar="DIR", help="Folder for the answers.  [default: evals]")
 @click.option("--retry-errors", is_flag=True, help="Ask again the items that failed with an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the grades as JSON.")
+@device_option
 @_remote.options
 def command(
     models: tuple[str, ...],

@@ -6,7 +6,7 @@ from functools import partial
 
 import click
 
-from heredity.cli import Name, Verb, open_store
+from heredity.cli import Name, Verb, device_option, open_store
 from heredity.core.progress import Progress
 from heredity.core.terminal import Display, trial_words
 
@@ -24,6 +24,7 @@ from heredity.core.terminal import Display, trial_words
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the candidates.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@device_option
 def command(
     models: tuple[str, ...], canary: str | None, secret: str | None, candidates: int, seed: int, as_json: bool
 ) -> None:

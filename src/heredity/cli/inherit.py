@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from heredity.cli import Name, PathArgument, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store
 
 if TYPE_CHECKING:
     from heredity.experiments.inheritance.findings import LineageResult
@@ -49,6 +49,7 @@ _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has
 )
 @click.option("--page", type=PathArgument(), metavar="FILE",
               help="Write the page here, too, with its figure next to it.")  # fmt: skip
+@device_option
 @click.pass_context
 def command(
     ctx: click.Context, models: tuple[str, ...], renamed: tuple[str, ...], data: tuple[str, ...],

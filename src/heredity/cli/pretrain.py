@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store
 
 
 def _options() -> list[click.Option]:
@@ -47,6 +47,7 @@ class _Pretrain(Verb):
     help="Continue from this model, which becomes the parent. It sets size, shape and architecture.",
 )
 @click.option("--name", type=Name(), help="Name of the model.")
+@device_option
 def command(recipe: Path, corpus: Path | None, base: str | None, name: str | None, **given: Any) -> None:
     """Train a model on a corpus, from random weights or a base.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store
 
 
 @click.command(
@@ -39,6 +39,7 @@ from heredity.cli import Name, PathArgument, Verb, open_store
 @click.option(
     "--out", type=PathArgument(), metavar="DIR", help="Folder for the studies.  [default: repair/CHILD]"
 )
+@device_option
 def command(
     child: str,
     parent: str,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, Option, PathArgument, Verb, _remote, open_store
+from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_option, open_store
 
 if TYPE_CHECKING:
     import socket
@@ -47,6 +47,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
     show_default=True, metavar="N",
     help="Maximum queued requests per model; beyond it the server answers 429.",
 )  # fmt: skip
+@device_option
 @_remote.key_option
 def command(
     models: tuple[str, ...],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import COST_HELP, Name, PathArgument, Verb, _remote, open_store
+from heredity.cli import COST_HELP, Name, PathArgument, Verb, _remote, device_option, open_store
 
 if TYPE_CHECKING:
     from heredity.lineage.store import Store
@@ -151,6 +151,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 )
 @click.option("--cost", type=Name(), help=COST_HELP, metavar="NAME=COST,...")
 @click.option("--retry-errors", is_flag=True, help="Ask again the trials that failed with an error.")
+@device_option
 @_remote.options
 def command(
     plan: Path | None,  # a plan file is read by its callback

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, Option, PathArgument, Verb, open_store
+from heredity.cli import Name, Option, PathArgument, Verb, device_option, open_store
 
 
 @click.command(
@@ -45,6 +45,7 @@ from heredity.cli import Name, Option, PathArgument, Verb, open_store
 @click.option(
     "--out", type=PathArgument(), metavar="DIR", help="Folder for the studies.  [default: tamper/MODEL-...]"
 )
+@device_option
 def command(
     model: str,
     data: Path,

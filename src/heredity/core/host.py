@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from heredity.core.errors import OutOfMemory, UsageError, first_line
+from heredity.core.errors import OutOfMemory, Unavailable, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,7 @@ _FAILED_ALLOCATION = (
     "cannot allocate memory",
 )
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+DEVICE_VARIABLE, AUTO = "HEREDITY_DEVICE", "auto"
 _DEVICE = re.compile(r"(cpu|mps)|cuda(?::(\d+))?")
 _CUDA_INDEX = re.compile(r"\bGPU (\d+)\b")  # in torch's message of a failed allocation
 _FEW_WEIGHTS = 2**16  # of a matrix; its dtype hardly matters below that
@@ -115,31 +116,108 @@ class Device:
 
         return torch.device(self.kind) if self.index is None else torch.device(self.kind, self.index)
 
+    @property
+    def title(self) -> str:
+        """The device for people: "cpu", or "cuda:0 NVIDIA H100 80GB HBM3"."""
+        return f"{self} {name}" if (name := self.card) else str(self)
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name of an engine: " on " and the title; "" for the processor."""
+        return "" if self.is_cpu else f" on {self.title}"
+
+    @property
+    def card(self) -> str:
+        """The name of the GPU; "" for other devices."""
+        if self.kind != "cuda":
+            return ""
+        import torch
+
+        return torch.cuda.get_device_name(self.torch)
+
     def free_memory(self) -> int | None:
         """Bytes that can be allocated there now; None if the system does not report it."""
-        if self.kind != "cuda":
-            return available_memory()
+        return self._card_memory()[0] if self.kind == "cuda" else available_memory()
+
+    def total_memory(self) -> int | None:
+        """Bytes of memory of the device; None if unknown. An mps device shares the machine's."""
+        return self._card_memory()[1] if self.kind == "cuda" else total_memory()
+
+    def _card_memory(self) -> tuple[int, int] | tuple[None, None]:
+        """Free and all bytes of a GPU."""
         import torch
 
         with suppress(RuntimeError, AssertionError):  # no driver; a torch without CUDA
-            return int(torch.cuda.mem_get_info(self.torch)[0])
-        return None
+            free, everything = torch.cuda.mem_get_info(self.torch)
+            return int(free), int(everything)
+        return None, None
 
 
 CPU = Device()
 
 
-def choose_device(index: int | None = None) -> Device:
-    """The GPU of this index if torch finds one, else the processor."""
+def read_device(text: str) -> Device | None:
+    """The device that a text names; None for "auto". Raises UsageError if it names none."""
+    return None if text.strip().lower() == AUTO else Device.parse(text)
+
+
+def cards() -> tuple[Device, ...]:
+    """The GPUs that torch finds, in order; () on a machine without one."""
     import torch
 
-    return Device("cuda", index) if torch.cuda.is_available() else CPU
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return tuple(Device("cuda", i) for i in range(n))
 
 
-def machine_name() -> str:
-    """This machine's processor, threads and torch, as far as they can change a result or its speed."""
+def choose_device(wanted: Device | None = None, turn: int = 0) -> Device:
+    """The device to compute on: `wanted`, else that of HEREDITY_DEVICE, else the fastest that torch finds.
+
+    The order is a GPU, mps, the processor. turn: with several GPUs and none named, the n-th in turn.
+    Raises Unavailable if this machine does not have the device, UsageError if HEREDITY_DEVICE names none.
+    """
     import torch
 
+    wanted = wanted or read_device(os.environ.get(DEVICE_VARIABLE) or AUTO)
+    if wanted is not None and wanted.is_cpu:
+        return wanted
+    found, has_mps = cards(), torch.backends.mps.is_available()
+    if wanted is None:
+        return found[turn % len(found)] if found else Device("mps") if has_mps else CPU
+    is_there = has_mps if wanted.kind == "mps" else (wanted.index or 0) < len(found)
+    if not is_there:
+        known = ", ".join(map(str, (*found, *([Device("mps")] if has_mps else ()), CPU)))
+        raise Unavailable(
+            f"torch finds no device '{wanted}' on this machine. There are: {known}.",
+            code="device-missing",
+        )
+    return wanted
+
+
+def prepare_device(device: Device) -> None:
+    """Compute in full on a GPU: without TF32, and without sums of bfloat16 in less than float32."""
+    if device.kind != "cuda":
+        return
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has computed what it was given; the processor always has."""
+    import torch
+
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def machine_name(device: Device = CPU) -> str:
+    """The hardware and torch, as far as they can change a result or its speed."""
+    import torch
+
+    if not device.is_cpu:
+        return f"{device.card or device.kind} torch {torch.__version__} cuda {torch.version.cuda}"
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{platform.machine()} {capability} x{torch.get_num_threads()} torch {torch.__version__}"
 
@@ -170,12 +248,14 @@ def torch_threads(n: int) -> Iterator[None]:
 # --- dtype and speed ---
 
 
-def choose_dtype(hidden_size: int, ffn_size: int, n_rows: int = 128) -> str:
+def choose_dtype(hidden_size: int, ffn_size: int, n_rows: int = 128, device: Device = CPU) -> str:
     """Return "bfloat16" if its matrix product is clearly faster at the model's shape, else "float32".
 
     The processor's features decide if they settle it: a clock errs on a busy machine, and the dtype is part
-    of every answer. Otherwise both products are timed.
+    of every answer. Otherwise both products are timed. A GPU that has bfloat16 takes it.
     """
+    if not device.is_cpu:
+        return _dtype_of_gpu(device)
     if (known := _dtype_by_features(hidden_size * ffn_size)) is not None:
         return known
     import torch
@@ -187,6 +267,14 @@ def choose_dtype(hidden_size: int, ffn_size: int, n_rows: int = 128) -> str:
 
     seconds = shortest({name: product(name) for name in ("float32", "bfloat16")})
     return "bfloat16" if seconds["bfloat16"] < 0.9 * seconds["float32"] else "float32"
+
+
+def _dtype_of_gpu(device: Device) -> str:
+    import torch
+
+    # Ampere is the first with a bfloat16 product. On mps float32 is the dtype that every operation has.
+    is_new = device.kind == "cuda" and torch.cuda.get_device_capability(device.torch) >= (8, 0)
+    return "bfloat16" if is_new else "float32"
 
 
 def _dtype_by_features(n_weights: int) -> str | None:
@@ -358,10 +446,13 @@ def keep_freed_memory() -> bool:
 
 
 def trim_memory() -> None:
-    """Return free memory to the kernel, after a model was read and after it was closed."""
+    """Return free memory to the kernel and to GPUs, after a model was read and after it was closed."""
     import ctypes
 
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     if trim := _glibc("malloc_trim"):
         trim(ctypes.c_size_t(0))
 

@@ -87,6 +87,7 @@ class Made(Record, frozen=True):
     host: str
     seconds: float
     versions: dict[str, str]
+    device: str | UnsetType = UNSET  # with the name of a GPU; unset for a recipe that computes on none
 
 
 class Model(Record, frozen=True):

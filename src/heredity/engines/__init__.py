@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
-from heredity.core import host, registry
+from heredity.core import registry
 from heredity.core.errors import EngineFailure, HeredityError, UnknownName
+from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
 from heredity.core.sanitize import clean_text
 from heredity.engines.protocols import AlterableEngine, BatchReporter, Engine, EngineModule, TextOnlyModule
@@ -31,6 +32,7 @@ BY_FORMAT = {
     "scripted": "scripted",
 }
 _BY_OBJECTIVE = {"masked": "encoder", "contrastive": "dual"}
+_COMPUTE_HERE = ("torch", "encoder", "dual")  # engines that torch computes in this process
 EXTRAS = {"encoder": "torch", "dual": "torch"}  # of engines whose extra has another name
 
 
@@ -48,6 +50,11 @@ def choose(model: Model) -> str:
 def holds_weights(model: Model) -> bool:
     """Return True if the engine of this model is a WhiteBoxEngine."""
     return choose(model) == "torch"
+
+
+def computes_here(model: Model) -> bool:
+    """Return True if torch computes the engine of this model in this process, so that it has a device."""
+    return choose(model) in _COMPUTE_HERE
 
 
 def refuse_text_only(model: Model) -> None:
@@ -117,9 +124,14 @@ class RequestStream:
             )
 
 
-def cache_budget() -> int:
-    """Return the bytes for keys and values: a quarter of the memory of the machine or container."""
-    return (host.total_memory() or _UNKNOWN_MEMORY) // 4
+def cache_budget(device: Device = CPU) -> int:
+    """Return the bytes for keys and values.
+
+    A quarter of the memory of the machine or container; of a GPU half of what is free once weights are there.
+    """
+    if device.kind == "cuda":
+        return (device.free_memory() or _UNKNOWN_MEMORY) // 2
+    return (device.total_memory() or _UNKNOWN_MEMORY) // 4
 
 
 def ignore_answer() -> None:

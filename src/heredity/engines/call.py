@@ -20,6 +20,7 @@ from types import CodeType, ModuleType
 from typing import NamedTuple
 
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
+from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, ToolCall
 from heredity.engines import failed_reply
 from heredity.engines._workers import WorkerPool, conversation_id, conversation_text, error_row
@@ -260,6 +261,7 @@ def load(
     model: Model,
     folder: Path,  # noqa: ARG001 (there are no files)
     tuning: Path | None = None,  # noqa: ARG001
+    device: Device | None = None,  # noqa: ARG001
 ) -> CallEngine:
     """Load a recorded function. Raises Unavailable if it is missing, or differs from the recorded one."""
     settings = model.recipe.settings

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from heredity.core import host
 from heredity.core.errors import Damaged, EngineFailure, UsageError
+from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
 from heredity.engines.formats import images as pixels
 
@@ -36,12 +37,17 @@ class ImagePreparation(msgspec.Struct):
     background: int = 255  # of transparent pixels
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> DualEngine:  # noqa: ARG001
+def load(
+    model: Model,  # noqa: ARG001
+    folder: Path,
+    tuning: Path | None = None,  # noqa: ARG001
+    device: Device | None = None,
+) -> DualEngine:
     """Load a recorded dual encoder."""
-    return open_folder(folder)
+    return open_folder(folder, host.choose_device(device))
 
 
-def open_folder(folder: Path) -> DualEngine:
+def open_folder(folder: Path, device: Device = CPU) -> DualEngine:
     """Load the dual encoder in a folder. Raises Damaged if it does not describe how images are prepared."""
     import transformers
 
@@ -53,7 +59,7 @@ def open_folder(folder: Path) -> DualEngine:
         raise Damaged(f"{folder / _PREPARATION}: {error}. It describes how images are prepared.") from None
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **here)
-    return DualEngine(model.eval(), tokenizer, preparation)
+    return DualEngine(model.eval().to(device.torch), tokenizer, preparation, device)
 
 
 class DualEngine:
@@ -62,11 +68,15 @@ class DualEngine:
     is_base = True
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, preparation: ImagePreparation
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        preparation: ImagePreparation,
+        device: Device = CPU,
     ) -> None:
         self._model: PreTrainedModel | None = model
-        self._tokenizer, self._preparation = tokenizer, preparation
-        self.name = f"dual torch {torch.__version__} float32"
+        self._tokenizer, self._preparation, self._device = tokenizer, preparation, device.torch
+        self.name = f"dual torch {torch.__version__} float32{device.suffix}"
         self.numerics = self.name
 
     def match(self, images: Sequence[Path | bytes], texts: Sequence[str]) -> list[list[float]]:
@@ -103,7 +113,7 @@ class DualEngine:
         longest = self._loaded.config.text_config.max_position_embeddings
         row = self._tokenizer(
             text, padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
-        ).input_ids
+        ).input_ids.to(self._device)
         return functional.normalize(self._loaded.get_text_features(input_ids=row).pooler_output, dim=1)
 
     def _of_image(self, image: Path | bytes) -> torch.Tensor:
@@ -117,5 +127,6 @@ class DualEngine:
             ) from None
         mean, deviation = torch.tensor([how.image_mean, how.image_std])[:, :, None, None]
         scaled = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
-        found = self._loaded.get_image_features(pixel_values=((scaled - mean) / deviation)[None])
+        prepared = ((scaled - mean) / deviation)[None].to(self._device)
+        found = self._loaded.get_image_features(pixel_values=prepared)
         return functional.normalize(found.pooler_output, dim=1)

@@ -20,18 +20,24 @@ import torch
 
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, UsageError
+from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> EncoderEngine:  # noqa: ARG001
+def load(
+    model: Model,  # noqa: ARG001
+    folder: Path,
+    tuning: Path | None = None,  # noqa: ARG001
+    device: Device | None = None,
+) -> EncoderEngine:
     """Load a recorded encoder."""
-    return open_folder(folder)
+    return open_folder(folder, host.choose_device(device))
 
 
-def open_folder(folder: Path) -> EncoderEngine:
+def open_folder(folder: Path, device: Device = CPU) -> EncoderEngine:
     """Load the encoder in a folder. Raises Damaged if its tokenizer has no mask token."""
     import transformers
 
@@ -41,7 +47,7 @@ def open_folder(folder: Path) -> EncoderEngine:
     if tokenizer.mask_token_id is None:
         raise Damaged(f"{folder}: the tokenizer of an encoder names no mask_token.")
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, **here)
-    return EncoderEngine(model.eval(), tokenizer)
+    return EncoderEngine(model.eval().to(device.torch), tokenizer, device)
 
 
 class EncoderEngine:
@@ -49,10 +55,12 @@ class EncoderEngine:
 
     is_base = True
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device = CPU
+    ) -> None:
         self._model: PreTrainedModel | None = model
-        self._tokenizer = tokenizer
-        self.name = f"encoder torch {torch.__version__} float32"
+        self._tokenizer, self._device = tokenizer, device.torch
+        self.name = f"encoder torch {torch.__version__} float32{device.suffix}"
         self.numerics = self.name
 
     def fill(self, text: str, mark: str, options: Sequence[str]) -> list[float]:
@@ -120,4 +128,4 @@ class EncoderEngine:
         context = self._loaded.config.max_position_embeddings
         if len(whole) > context:
             raise ContextOverflow(f"{len(whole)} tokens needed, {context} there")
-        return torch.tensor(whole), len(front) + len(ids[0]), len(ids[1])
+        return torch.tensor(whole, device=self._device), len(front) + len(ids[0]), len(ids[1])

@@ -24,6 +24,7 @@ import xllamacpp
 
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
+from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.engines import cache_budget, failed_reply
 from heredity.engines._workers import WorkerPool, error_row
@@ -84,7 +85,12 @@ class LlamaCompletion(msgspec.Struct):
     error: object = None
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> LlamaCppEngine:  # noqa: ARG001
+def load(
+    model: Model,
+    folder: Path,
+    tuning: Path | None = None,  # noqa: ARG001
+    device: Device | None = None,  # noqa: ARG001 (its wheel decides)
+) -> LlamaCppEngine:
     """Load a recorded GGUF."""
     (path,) = [folder / file.path for file in model.files if file.path.endswith(".gguf")]
     return open_file(path)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from heredity.core.host import Device
 from heredity.core.records import Decoding, Model, Reply, Request
 
 if TYPE_CHECKING:
@@ -61,11 +62,14 @@ class Engine(Protocol):
 class EngineModule(Protocol):
     """The module of an engine: it defines `load`."""
 
-    def load(self, model: Model, folder: Path, tuning: Path | None = None) -> Engine:
+    def load(
+        self, model: Model, folder: Path, tuning: Path | None = None, device: Device | None = None
+    ) -> Engine:
         """Load a model. Raises Unavailable, with advice, if this machine cannot.
 
         folder: the verified files of the model; empty for a remote model.
         tuning: a file for the engine's measurements of this model on this machine; it may not exist yet.
+        device: where the model computes; None: `host.choose_device`. A model elsewhere ignores it.
         """
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity.core.errors import EngineFailure, UnknownName
+from heredity.core.host import Device
 from heredity.core.records import Message, Model, Reply, Request, Stop
 from heredity.engines import failed_reply
 
@@ -49,6 +50,7 @@ def load(
     model: Model,
     folder: Path,  # noqa: ARG001 (there are no files)
     tuning: Path | None = None,  # noqa: ARG001
+    device: Device | None = None,  # noqa: ARG001
 ) -> ScriptedEngine:
     """Load a scripted record."""
     return ScriptedEngine(*parse_rule(model.name))

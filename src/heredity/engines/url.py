@@ -25,6 +25,7 @@ import msgspec
 import truststore
 
 from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
+from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import announce_first, call, ignore_answer
 from heredity.engines._workers import WorkerPool, conversation_id, conversation_text, error_row
@@ -249,6 +250,7 @@ def load(
     model: Model,
     folder: Path,  # noqa: ARG001 (there are no files)
     tuning: Path | None = None,  # noqa: ARG001
+    device: Device | None = None,  # noqa: ARG001
 ) -> UrlEngine:
     """Load a recorded address. Raises Unavailable if the variable of a header is not set."""
     try:

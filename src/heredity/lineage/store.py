@@ -7,6 +7,7 @@ Leaves to others: how a child is made (recipes/) and how a model answers (engine
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shutil
@@ -16,11 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from heredity import engines
 from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root, sync_folder
+from heredity.core.host import Device
 from heredity.core.progress import Watch
 from heredity.core.records import (
     Made,
@@ -29,7 +33,6 @@ from heredity.core.records import (
     is_digest,
     why_not_generative,
 )
-from heredity.engines.protocols import Engine, EngineModule, ServiceEngine
 from heredity.lineage import catalog, graph, integrity
 from heredity.lineage.integrity import (
     hash_files,
@@ -38,9 +41,11 @@ from heredity.lineage.integrity import (
     sizes_fit,
     workshop,
 )
+from heredity.lineage.loading import engine_loader
 from heredity.lineage.record import is_service, key_of, now, record_of, wanted_key, write_record
 from heredity.lineage.types import (
     AdapterMerger,
+    Computing,
     Dequantizer,
     FunctionTarget,
     Grown,
@@ -58,10 +63,20 @@ class Store:
     root     None: HEREDITY_STORE, or ~/.cache/heredity.
     mirrors  A file of other sources for the catalogue's models, such as examples/mirrors.toml. None:
              HEREDITY_MIRRORS, or no mirrors, so that `pull` goes to the model hub only.
+    device   Where models of this store answer and learn: "cpu", "cuda", "cuda:1", "mps". None: the fastest
+             that torch finds (host.choose_device); with several GPUs each model that is loaded takes the
+             next.
     """
 
-    def __init__(self, root: Path | str | None = None, mirrors: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | str | None = None,
+        mirrors: Path | str | None = None,
+        device: Device | str | None = None,
+    ) -> None:
         host.configure()
+        self.wanted_device = host.read_device(device) if isinstance(device, str) else device
+        self._turns = itertools.count()
         self.root = Path(root) if root is not None else default_root()
         self.downloads = self.root / "downloads"
         named = mirrors or os.environ.get("HEREDITY_MIRRORS")
@@ -81,7 +96,7 @@ class Store:
 
         A target that needs no download ("call:...", "llamacpp:NAME", "kv4:NAME", ...; recipes/targets) is
         recorded unless it is already. So is a function given as a value. A model elsewhere ("remote:...",
-        "url:...") is recorded when it first answers, because it may not exist (`load_engine`), or by `pull`.
+        "url:...") is recorded when it first answers, because it may not exist (loading.py), or by `pull`.
 
         Raises UnknownName with the nearest name, Unavailable if it is in the catalogue
         but not pulled. A record that cannot be read raises its own error.
@@ -94,7 +109,9 @@ class Store:
             recipe, parents = target.resolve(self, name)
             known = self.made_by(recipe, parents)
             return known or (
-                self._grow(recipe, (), False) if is_service(recipe) else self.grow(recipe, parents)
+                self._grow(recipe, (), is_recorded=False)
+                if is_service(recipe)
+                else self.grow(recipe, parents)
             )
         models = self.models()
         found = _named(models, name)
@@ -132,18 +149,33 @@ class Store:
         """The folder that holds the model's files."""
         return self.root / "models" / model.id / "files"
 
+    def device(self, wanted: Device | None = None) -> Device:
+        """The device for the next model: `wanted`, the store's own, or the GPUs in turn.
+
+        Raises Unavailable if this machine does not have it.
+        """
+        return host.choose_device(wanted or self.wanted_device, next(self._turns))
+
     def cache(self) -> ResponseCache:
         """The answers that the studies of this store share."""
         return ResponseCache(self.root / "cache.sqlite")
 
-    def grow(self, recipe: Recipe, parents: Grown | Sequence[Grown] = ()) -> Grown:
+    def grow(
+        self,
+        recipe: Recipe,
+        parents: Grown | Sequence[Grown] = (),
+        device: Device | str | None = None,
+    ) -> Grown:
         """Make a child from its parents, hash its files and record it; an existing id is returned as it is.
 
         `parents` may be one model. The recipe runs each time, on the parents in the form that they are
-        stored in. See `grow_once`, which avoids both. Raises UsageError if `recipe` is not a recipe, and
+        stored in. See `grow_once`, which avoids both. device: the one that computes; None: the store's. The
+        record keeps it, and the id does not depend on it. Raises UsageError if `recipe` is not a recipe, and
         Damaged if a parent's files are not the recorded ones or the result is empty.
         """
         _refuse_other_than_recipe(recipe)
+        if isinstance(device, str):
+            device = host.read_device(device)
         parents = self._with_teachers(recipe, [parents] if isinstance(parents, Grown) else parents)
         for parent in parents:
             if problems := self.verify(parent.record):
@@ -153,10 +185,10 @@ class Store:
                 )
         if isinstance(recipe, Resuming):
             with Lock(folder := self.training(recipe, parents)):
-                grown = self._grow(recipe.at(folder), parents)
+                grown = self._grow(recipe.at(folder), parents, device)
             shutil.rmtree(folder, ignore_errors=True)
             return grown
-        return self._grow(recipe, parents)
+        return self._grow(recipe, parents, device)
 
     def training(self, recipe: Recipe, parents: Sequence[Grown] = ()) -> Path:
         """The folder in which a long recipe keeps its checkpoints, for processes that help it."""
@@ -171,8 +203,17 @@ class Store:
             write_record(grown.record, out.parent)
             return self._move_in(grown.record, out.parent)
 
-    def _grow(self, recipe: Recipe, parents: Sequence[Grown], is_recorded: bool = True) -> Grown:
-        started = time.monotonic()
+    def _grow(
+        self,
+        recipe: Recipe,
+        parents: Sequence[Grown],
+        device: Device | None = None,
+        is_recorded: bool = True,
+    ) -> Grown:
+        started, made_on = time.monotonic(), None
+        if isinstance(recipe, Computing):
+            made_on = self.device(device)
+            recipe = recipe.on(made_on)
         with workshop(self.root / "tmp") as bench:
             (out := bench / "child" / "files").mkdir(parents=True)
             with host.explain_out_of_memory(
@@ -186,6 +227,7 @@ class Store:
                 platform.node(),
                 round(time.monotonic() - started, 3),
                 integrity.versions(description.versions),
+                UNSET if made_on is None else made_on.title,
             )
             record = record_of(recipe, parents, files, description, made)
             integrity.refuse_strays(self.root / "models" / record.id / "model.json", record)
@@ -212,7 +254,9 @@ class Store:
             return known
         return self.grow(recipe)
 
-    def grow_once(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
+    def grow_once(
+        self, recipe: Recipe, parents: Sequence[Grown], device: Device | str | None = None
+    ) -> Grown:
         """Make a child of the whole weights (`whole`) of its parents with `grow`, unless the store has it.
 
         Raises Unavailable if a parent does not generate text.
@@ -222,7 +266,7 @@ class Store:
             if why:
                 raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
         whole = self._with_teachers(recipe, [self.whole(parent) for parent in parents])
-        return self.made_by(recipe, whole) or self.grow(recipe, whole)
+        return self.made_by(recipe, whole) or self.grow(recipe, whole, device)
 
     def ready(self, model: Grown | Model) -> Grown:
         """The form that its engine loads: for torch the dequantized child of a GGUF (made once), else itself.
@@ -385,10 +429,15 @@ def _refuse_other_than_recipe(recipe: object) -> None:
         )
 
 
-def grow(recipe: Recipe, parents: Grown | Sequence[Grown] = (), store: Store | None = None) -> Grown:
+def grow(
+    recipe: Recipe,
+    parents: Grown | Sequence[Grown] = (),
+    store: Store | None = None,
+    device: Device | str | None = None,
+) -> Grown:
     """Make a child in `store` (None: its parents' store, or the default one). See Store.grow."""
     parents = [parents] if isinstance(parents, Grown) else parents
-    return (store or _store_of(parents)).grow(recipe, parents)
+    return (store or _store_of(parents)).grow(recipe, parents, device)
 
 
 def _store_of(parents: Sequence[Grown]) -> Store:
@@ -400,63 +449,6 @@ def _store_of(parents: Sequence[Grown]) -> Store:
             code="parents-in-two-stores",
         )
     return Store(homes.pop()) if homes else Store()
-
-
-def load_engine(
-    grown: Grown,
-    store: Store | Callable[[], Store],
-    needs_text: bool = True,
-    is_batched: bool = True,
-) -> Engine:
-    """The engine of a model (engines.choose); the caller closes it.
-
-    store: where the model's form is looked up and made; a function is called only if it is needed.
-    needs_text: False for an engine that only scores texts.
-    is_batched: False for requests that come one at a time. The engine then measures no batch widths; it uses
-        those that an earlier run has kept.
-    Raises Unavailable if that engine, or what it is made of, is not on this machine.
-    """
-    load = engine_loader(grown.record, needs_text)
-    if grown.record.format == "scripted":
-        return load(grown.record, grown.folder)
-    store = store if isinstance(store, Store) else store()
-    ready = store.ready(grown)
-    tuning = store.root / "tuning" / ready.record.id
-    engine = load(ready.record, ready.folder, tuning if is_batched or tuning.exists() else None)
-    record_at_answer(engine, ready, store)
-    return engine
-
-
-def record_at_answer(engine: Engine, grown: Grown, store: Store) -> None:
-    """Let a model elsewhere be recorded in the store when it first answers."""
-    if isinstance(engine, ServiceEngine):
-
-        def record() -> None:
-            store.keep(grown)
-
-        engine.answered = record
-
-
-def engine_loader(model: Model, needs_text: bool = True) -> Callable[..., Engine]:
-    """The `load` function of a model's engine (engines/protocols.EngineModule).
-
-    needs_text: refuse a model that cannot generate text.
-    Raises Unavailable if the engine is not installed, or the model is refused.
-    """
-    if needs_text and (why := why_not_generative(model)):
-        raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
-    name = engines.choose(model)
-    host.configure()  # the module of the engine may load torch
-    try:
-        return registry.load_as(EngineModule, "engines", name).load
-    except UnknownName as error:
-        raise Unavailable(f"'{model.name}' cannot answer here: {error}", code="engine-missing") from error
-    except ImportError as error:
-        raise Unavailable(
-            f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
-            f"Install it: pip install 'heredity[{engines.EXTRAS.get(name, name)}]'",
-            code="package-missing",
-        ) from error
 
 
 def target_prefixes() -> list[str]:

@@ -11,6 +11,7 @@ from heredity.core.progress import Watch
 from heredity.core.records import Model
 
 if TYPE_CHECKING:
+    from heredity.core.host import Device
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
 
@@ -58,6 +59,14 @@ class Resuming(Protocol):
     def at(self, folder: Path) -> Recipe:
         """This recipe, which resumes from the files of the folder. It is deleted once the child is
         recorded."""
+
+
+@runtime_checkable
+class Computing(Protocol):
+    """A recipe that computes with torch, on any device."""
+
+    def on(self, device: Device) -> Recipe:
+        """This recipe, which computes there."""
 
 
 @runtime_checkable

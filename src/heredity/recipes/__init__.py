@@ -18,10 +18,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 from heredity.core import registry
 from heredity.core.errors import Unavailable, UnknownName, UsageError
+from heredity.core.host import CPU, Device
 
 if TYPE_CHECKING:
     from heredity.lineage.types import Description, Grown, Recipe
@@ -135,6 +136,17 @@ class DerivableRecipe:
                 raise UsageError(
                     f"{each.name} must be a number, and is {value}.", code="bad-setting", key=each.name
                 )
+
+
+@dataclass(frozen=True)
+class ComputingRecipe(DerivableRecipe):
+    """A derivable recipe that computes with torch. `Store.grow` sets the device, which is not a setting."""
+
+    device: Device = field(default=CPU, compare=False, kw_only=True)
+
+    def on(self, device: Device) -> Self:
+        """This recipe, which computes on a device."""
+        return dataclasses.replace(self, device=device)
 
 
 # --- names of settings ---

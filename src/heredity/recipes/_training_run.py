@@ -22,7 +22,7 @@ from heredity.core.progress import Watch
 from heredity.core.records import digest, encode
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.lineage.types import Description, Grown
-from heredity.recipes import DerivableRecipe, setting
+from heredity.recipes import ComputingRecipe, DerivableRecipe, setting
 from heredity.train.data.chat import Data, Dialogue
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Lessons(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecipe(DerivableRecipe):
+class TrainingRecipe(ComputingRecipe):
     """The settings of every recipe that trains on examples.
 
     data: conversations, or the path of a file of them. Raises BadInput for a file that cannot be read, and

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from heredity.core.errors import Refused, UsageError
 from heredity.core.records import Message, Request
 from heredity.lineage.types import Description, Grown
-from heredity.recipes import DerivableRecipe, setting
+from heredity.recipes import ComputingRecipe, setting
 from heredity.recipes._training_run import as_data, read_examples
 from heredity.train.data.chat import Data, Dialogue
 
@@ -31,7 +31,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
-class Ablate(DerivableRecipe):
+class Ablate(ComputingRecipe):
     """One parent without the direction that separates refused from granted requests."""
 
     harmful: Data | Path | str = field(

@@ -26,12 +26,14 @@ from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, Rows, default_root
+from heredity.core.host import Device
 from heredity.core.progress import Meter, Progress, Watch
 from heredity.core.records import Model, Probe, Response, digest
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
-from heredity.lineage.store import Store, engine_loader, load_engine
+from heredity.lineage.loading import engine_loader, load_engine
+from heredity.lineage.store import Store
 from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam import attacks
@@ -78,6 +80,7 @@ class Study:
 
     store          finds the models that are given by name; None: the default one
     engine_loader  makes the Engine of a Grown model, in place of the usual one
+    device         where the models answer: "cpu", "cuda", "cuda:1", "mps"; None: the store's own
 
     Another judge than before judges the answers again, and asks nothing again. Models that descend from each
     other get an estimate of inheritance; see Result.edge. Nothing is written before a step runs. Raises
@@ -105,26 +108,38 @@ class Study:
         unclear_share: float = UNCLEAR_SHARE,
         stopping: str = STOPPINGS[0],
         error_share: float = 0.0,
+        device: Device | str | None = None,
     ) -> None:
         spec = StudySpec(
             models, application, probes, attacks, samples, seed, margin, confidence, until_decided, judge,
             attacker, lineage, out, endpoint, unclear_share, stopping,
             error_share,
         )  # fmt: skip
-        self._resolve(spec, store, engine_loader)
+        self._resolve(spec, store, engine_loader, device)
 
     @classmethod
     def from_spec(
-        cls, spec: StudySpec, store: Store | None = None, engine_loader: EngineLoader | None = None
+        cls,
+        spec: StudySpec,
+        store: Store | None = None,
+        engine_loader: EngineLoader | None = None,
+        device: Device | str | None = None,
     ) -> Self:
         """The study of these settings, as a plan file has them: `Study.from_spec(StudySpec.read(path))`."""
         study = cls.__new__(cls)
-        study._resolve(spec, store, engine_loader)
+        study._resolve(spec, store, engine_loader, device)
         return study
 
-    def _resolve(self, spec: StudySpec, store: Store | None, loader: EngineLoader | None) -> None:
+    def _resolve(
+        self,
+        spec: StudySpec,
+        store: Store | None,
+        loader: EngineLoader | None,
+        device: Device | str | None,
+    ) -> None:
         host.configure()
         self._store, self._loader, self._judge_name = store, loader, spec.judge
+        self._device = host.read_device(device) if isinstance(device, str) else device
         grown = self._with_families([self._find(model) for model in spec.models], spec.lineage)
         attacker = None if spec.attacker is None else self._find(spec.attacker)
         application = spec.application
@@ -155,6 +170,7 @@ class Study:
         store: Store | None = None,
         engine_loader: EngineLoader | None = None,
         judge: str | None = None,
+        device: Device | str | None = None,
     ) -> Self:
         """The study in a folder, with its saved plan. Models are looked up when they are asked."""
         host.configure()
@@ -162,6 +178,7 @@ class Study:
         study.folder = Path(folder)
         study._plan = read_plan(study.folder)
         study._store, study._loader, study._grown, study._judge_name = store, engine_loader, {}, judge
+        study._device = host.read_device(device) if isinstance(device, str) else device
         return study
 
     def __repr__(self) -> str:
@@ -321,8 +338,7 @@ class Study:
         find = self._find if self._judge_name else self._find_for_judge
 
         def load(name: str) -> Engine:
-            grown = find(name)
-            return self._loader(grown) if self._loader else load_engine(grown, self._open_store)
+            return self._load(find(name))
 
         models = Models(lambda name: find(name).record.id, load)
         name = self._judge_name or storage.chosen_judge(self.folder)
@@ -414,11 +430,16 @@ class Study:
             self._store = Store()
         return self._store
 
+    def _load(self, grown: Grown) -> Engine:
+        if self._loader is not None:
+            return self._loader(grown)
+        return load_engine(grown, self._open_store, device=self._device)
+
     @contextmanager
     def _engine(self, model: PlannedModel) -> Iterator[Engine]:
         """The model, loaded; one at a time, closed before the next."""
         grown = self._planned(model)
-        engine = self._loader(grown) if self._loader is not None else load_engine(grown, self._open_store)
+        engine = self._load(grown)
         try:
             yield engine
         finally:

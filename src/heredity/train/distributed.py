@@ -23,6 +23,7 @@ import torch
 
 from heredity.core import host
 from heredity.core.errors import HeredityError, Unavailable, UsageError
+from heredity.core.host import Device
 from heredity.train.data.batching import PackedBatch
 
 if TYPE_CHECKING:
@@ -103,6 +104,11 @@ class DistContext:
 SINGLE_PROCESS = DistContext()
 
 
+def single_process(device: Device) -> DistContext:
+    """A single process that computes on a device."""
+    return DistContext(device=device.torch)
+
+
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """This process's shard of a tensor; the whole tensor if it is not sharded."""
     mine: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -121,22 +127,23 @@ def is_torchrun() -> bool:
 
 
 @contextmanager
-def process_group(replicas: int = 1) -> Iterator[DistContext]:
+def process_group(replicas: int = 1, device: Device | None = None) -> Iterator[DistContext]:
     """Join the processes that torchrun started, and leave them at the end; otherwise a single process.
 
     replicas: groups of processes that hold all weights each; 1: weights are sharded over all processes.
+    device: where to compute (host.choose_device). Of several processes each has the GPU of its local rank.
     Raises UsageError if replicas do not divide the processes, HeredityError if another process has ended.
     """
     if not is_torchrun():
         _check_replicas(replicas, 1)
-        yield SINGLE_PROCESS
+        yield single_process(host.choose_device(device))
         return
     _check_replicas(replicas, int(os.environ["WORLD_SIZE"]))
     if not torch.distributed.is_available():
         raise Unavailable(
             "This torch has no distributed support. Install one that has, or run without torchrun."
         )
-    joined = _join(replicas)
+    joined = _join(replicas, device)
     try:
         yield joined
     except RuntimeError as error:
@@ -170,20 +177,30 @@ def _check_replicas(replicas: int, world_size: int) -> None:
         )
 
 
-def _join(replicas: int) -> DistContext:
-    chosen = host.choose_device(int(os.environ["LOCAL_RANK"]))
-    device = chosen.torch
+def _join(replicas: int, device: Device | None) -> DistContext:
+    chosen = _device_of_rank(host.choose_device(device))
+    where = chosen.torch
     if not chosen.is_cpu:
-        torch.cuda.set_device(device)
-    bound = None if chosen.is_cpu else device
+        torch.cuda.set_device(where)
+    bound = None if chosen.is_cpu else where
     backend = "gloo" if chosen.is_cpu else "nccl"
     torch.distributed.init_process_group(backend, timeout=_TIMEOUT, device_id=bound)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     shape = (replicas, world_size // replicas)
     mesh = torch.distributed.device_mesh.init_device_mesh(
-        device.type, shape, mesh_dim_names=("replicas", "shards")
+        where.type, shape, mesh_dim_names=("replicas", "shards")
     )
-    return DistContext(rank, world_size, replicas, device, mesh)
+    return DistContext(rank, world_size, replicas, where, mesh)
+
+
+def _device_of_rank(chosen: Device) -> Device:
+    """The processor, or the GPU of this process's local rank. Raises Unavailable if there are too few."""
+    if chosen.kind == "mps":
+        raise Unavailable(
+            "Several processes train on processors or on CUDA devices, not on mps. Add --device cpu.",
+            code="device-missing",
+        )
+    return chosen if chosen.is_cpu else host.choose_device(Device("cuda", int(os.environ["LOCAL_RANK"])))
 
 
 def _is_peer_failure(error: RuntimeError) -> bool:

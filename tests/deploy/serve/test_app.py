@@ -28,7 +28,8 @@ from heredity.deploy.serve import app, server
 from heredity.deploy.serve.responses import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import HELP, ScriptedEngine
-from heredity.lineage.store import Store, engine_loader, scripted
+from heredity.lineage.loading import engine_loader
+from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
 from tests.support.errors import raises
 

@@ -35,8 +35,10 @@ _MODULE, _HEAD_MODULE = EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".w
 class _Overlaid(TensorFiles):
     """The tensors of a base, some of them replaced."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, whole: Mapping[str, torch.Tensor]) -> None:
-        super().__init__(folder, dtype)
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: torch.device, whole: Mapping[str, torch.Tensor]
+    ) -> None:
+        super().__init__(folder, dtype, device)
         self._whole = whole
 
     def read(self, name: str, as_stored: bool = False) -> torch.Tensor:
@@ -58,12 +60,27 @@ def apply_adapter(weights: Weights, folder: Path, base: Path, dtype: torch.dtype
     Raises Damaged if the adapter does not fit, and Unavailable for a layer that this engine cannot adapt.
     """
     names, is_tied = tensor_names(base), base_weights.read_shape(base)[3]
-    adapter = read_adapter(folder).fitted(names, is_tied, folder)
+    device = weights.norm.device
+    adapter = _moved(read_adapter(folder).fitted(names, is_tied, folder), device)
     _refuse_others(adapter, folder, weights.shape.n_layers)
-    files = _Overlaid(base, dtype, adapter.whole)
+    files = _Overlaid(base, dtype, device, adapter.whole)
     blocks = tuple(_block(weights, i, adapter, files) for i in range(weights.shape.n_layers))
     found = dataclasses.replace(weights, blocks=blocks, base=weights)
     return _ends(found, adapter, files, is_tied)
+
+
+def _moved(adapter: Adapter, device: torch.device) -> Adapter:
+    """Return the adapter with its tensors on a device."""
+
+    def moved(part: LowRank) -> LowRank:
+        bias = None if part.bias is None else part.bias.to(device)
+        magnitude = None if part.magnitude is None else part.magnitude.to(device)
+        a, b = part.a.to(device), part.b.to(device)
+        return dataclasses.replace(part, a=a, b=b, bias=bias, magnitude=magnitude)
+
+    low_rank = {name: moved(part) for name, part in adapter.low_rank.items()}
+    whole = {name: tensor.to(device) for name, tensor in adapter.whole.items()}
+    return dataclasses.replace(adapter, low_rank=low_rank, whole=whole)
 
 
 def tensor_names(folder: Path) -> set[str]:
@@ -121,7 +138,7 @@ def add_low_rank(
     rows, column = [], 0
     n_columns = len(a)
     for part, size in zip(parts, n_out or [len(there[0].b)], strict=True):
-        block = torch.zeros(size, n_columns)
+        block = torch.zeros(size, n_columns, device=a.device)
         if part is not None:
             _refuse_size(part, size)
             rank = part.a.shape[0]
@@ -149,7 +166,9 @@ def _extended(
     n_outputs = n_out or [len(there[0].b)]
     if any(part.bias is not None for part in there):
         added = torch.cat([
-            torch.zeros(size) if part is None or part.bias is None else part.scale * part.bias
+            torch.zeros(size, device=files.device)
+            if part is None or part.bias is None
+            else part.scale * part.bias
             for part, size in zip(parts, n_outputs, strict=True)
         ]).to(files.dtype)  # fmt: skip
         plain = linear
@@ -158,12 +177,12 @@ def _extended(
         return linear
     factors, kept = [], []
     for part, module, size in zip(parts, modules, n_outputs, strict=True):
-        factor, bias = torch.ones(size), files.get(f"{module}.bias")
+        factor, bias = torch.ones(size, device=files.device), files.get(f"{module}.bias")
         if part is not None and part.magnitude is not None:
             factor = row_factor(part.magnitude, _matrix(files, module).float() + part.delta())
         factors.append(factor)
         # The bias of the base is not scaled: (y - bias) * factor + bias.
-        kept.append(torch.zeros(size) if bias is None else bias.float() * (1 - factor))
+        kept.append(torch.zeros_like(factor) if bias is None else bias.float() * (1 - factor))
     scale, rest = torch.cat(factors).to(files.dtype), torch.cat(kept).to(files.dtype)
     updated = linear
     return lambda x: updated(x) * scale + rest

@@ -89,29 +89,31 @@ class Weights:
     base: Weights | None = None  # the base of an adapter: held, so that it stays resident
 
 
-_RESIDENT: WeakValueDictionary[tuple[Path, torch.dtype], Weights] = WeakValueDictionary()
+ON_CPU = torch.device("cpu")
+_RESIDENT: WeakValueDictionary[tuple[Path, torch.dtype, torch.device], Weights] = WeakValueDictionary()
 
 
-def resident(folder: Path, dtype: torch.dtype) -> Weights:
+def resident(folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU) -> Weights:
     """Read weights once: while they are in use, every caller gets the same object."""
-    weights = _RESIDENT.get((folder, dtype))
+    weights = _RESIDENT.get((folder, dtype, device))
     if weights is None:
-        weights = _RESIDENT[folder, dtype] = read_weights(folder, dtype)
+        weights = _RESIDENT[folder, dtype, device] = read_weights(folder, dtype, device)
     return weights
 
 
-def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
-    """The weights in `folder` (config.json and *.safetensors), as `dtype`.
+def read_weights(folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU) -> Weights:
+    """The weights in `folder` (config.json and *.safetensors), as `dtype`, read straight onto the device.
 
     Raises Unavailable for an architecture that is not one of KNOWN, Damaged for a config.json that makes no
     sense and for missing tensors.
     """
     shape, rope, rope_scale, is_tied = read_shape(folder)
-    files = TensorFiles(folder, dtype)
+    files = TensorFiles(folder, dtype, device)
     embedding = files.read(EMBEDDING)
     check_hidden_size(folder, shape, embedding)
     blocks = tuple(block(shape, files, i) for i in range(shape.n_layers))
     head = linear(embedding if is_tied else files.read(HEAD))
+    rope = rope[0].to(device), rope[1].to(device)
     return Weights(shape, embedding, blocks, norm_of(shape, files), head, rope, rope_scale, how(files))
 
 
@@ -143,7 +145,7 @@ def how(files: TensorFiles) -> str:
     """Return how matrices are multiplied; "" for their own dtype."""
     if files.read("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype != torch.int8:
         return ""
-    return int8.EXACT if int8.is_exact() else int8.WIDENED
+    return int8.EXACT if int8.is_exact(files.device) else int8.WIDENED
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -216,7 +218,8 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
 
 def _pack(weight: torch.Tensor) -> torch.Tensor | None:
     """Return the weight in oneDNN's blocked layout: the same results without reordering at every call."""
-    if weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+    is_bfloat16_on_cpu = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    if not is_bfloat16_on_cpu or not torch.backends.mkldnn.is_available():
         return None
     try:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 64)  # type: ignore[no-any-return]
@@ -260,7 +263,7 @@ def block(shape: DecoderShape, files: TensorFiles, layer: int) -> Block:
         if weight.dtype != torch.int8:
             return linear(weight.to(dtype), bias)
         scale = torch.cat([files.read(f"{at}{name}.weight{int8.SCALE}", as_stored=True) for name in names])
-        if int8.is_exact():
+        if int8.is_exact(files.device):
             return int8.quantized_linear(weight, scale, bias)
         return linear(int8.dequantize(weight, scale, dtype), bias)
 
@@ -288,13 +291,16 @@ def _norm(shape: DecoderShape, weight: torch.Tensor) -> torch.Tensor:
 
 
 class TensorFiles:
-    """The tensors in all safetensors files of a folder, as `dtype`. Raises Damaged if there is no file."""
+    """The tensors in all safetensors files of a folder, as `dtype`, on a device.
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self.dtype, self._folder = dtype, folder
+    Raises Damaged if there is no file.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU) -> None:
+        self.dtype, self.device, self._folder = dtype, device, folder
         self._where = {}
         for path in sorted(folder.glob("*.safetensors")):
-            file = safe_open(path, framework="pt")
+            file = safe_open(path, framework="pt", device=str(device))
             self._where.update(dict.fromkeys(file.keys(), file))
         if not self._where:
             raise Damaged(f"{folder}: there is no safetensors file", code="weights-missing")

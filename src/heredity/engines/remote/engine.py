@@ -20,6 +20,7 @@ import msgspec
 
 from heredity.core import registry
 from heredity.core.errors import Damaged, EngineFailure, UnknownName
+from heredity.core.host import Device
 from heredity.core.records import Decoding, Model, Reply, Request, digest
 from heredity.engines import RequestStream, announce_first, failed_reply, ignore_answer
 from heredity.engines._workers import ASK_AGAIN
@@ -38,6 +39,7 @@ def load(
     model: Model,
     folder: Path,  # noqa: ARG001 (there are no files)
     tuning: Path | None = None,  # noqa: ARG001
+    device: Device | None = None,  # noqa: ARG001
     *,
     calls: Calls | None = None,
 ) -> RemoteEngine:

@@ -26,8 +26,9 @@ from typing import NamedTuple
 import msgspec
 import torch
 
+from heredity.core import host
 from heredity.core.files import write_atomic
-from heredity.core.host import Clock, machine_name
+from heredity.core.host import CPU, Clock, Device
 from heredity.core.records import Record
 from heredity.engines.torch.decoder import (
     BLOCK,
@@ -82,7 +83,7 @@ class Tuning(Record, frozen=True):
 
 def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
     """Return the tuning kept at `path` if it matches this machine's arithmetic, else that of a new probe."""
-    kept = None if path is None else read_tuning(path)
+    kept = None if path is None else read_tuning(path, _device(decoder))
     dtype = str(decoder.dtype).removeprefix("torch.")
     if (
         kept is not None
@@ -127,7 +128,7 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = tim
         widths=agreeing if is_proven else (best,),
         tokens_per_second={str(w): round(w / seconds[w], 1) for w in sorted(seconds)},
         fingerprint=_fingerprint(decoder, best),
-        machine=machine_name(),
+        machine=host.machine_name(_device(decoder)),
         is_proven=is_proven,
         n_slots=_fewer_slots(caches, witnesses, agreeing, seen, clock) if is_proven else (),
         pass_widths=_pass_widths(decoder, witnesses[_N_PREFIX[1]][0]) if is_proven else (),
@@ -163,7 +164,8 @@ class _Caches:
             max_slots * shape.n_kv_heads * max(place.n_blocks for place in _PLACES) * BLOCK * shape.head_dim
         )
         self._sides = [
-            [torch.empty(size, dtype=decoder.dtype) for _ in range(shape.n_layers)] for _ in range(2)
+            [torch.empty(size, dtype=decoder.dtype, device=decoder.device) for _ in range(shape.n_layers)]
+            for _ in range(2)
         ]
 
     def slots(self, n_slots: int, capacity: int) -> KvSlots:
@@ -172,7 +174,7 @@ class _Caches:
         size = n_slots, shape.n_kv_heads, capacity, shape.head_dim
         n = math.prod(size)
         if n > self._n_filled:
-            filler = torch.randn(n - self._n_filled, generator=self._stream).to(self.decoder.dtype)
+            filler = _drawn(self.decoder, (n - self._n_filled,), self._stream)
             for cache in chain(*self._sides):
                 cache[self._n_filled : n] = filler
             self._n_filled = n
@@ -208,7 +210,7 @@ def _keeps_layers(decoder: Decoder, width: int, usual: int) -> bool:
         (block.down, s.intermediate_size, s.hidden_size),
     ):
         n_rows = round_up(max(1, _N_OUTPUTS // n_out), math.lcm(width, usual))
-        rows = torch.randn((n_rows, n_in), generator=stream).to(decoder.dtype)
+        rows = _drawn(decoder, (n_rows, n_in), stream)
         one, other = (torch.cat([layer(some) for some in rows.split(n)]) for n in (width, usual))
         if not torch.equal(one, other):
             return False
@@ -228,7 +230,7 @@ def _text_bits(
         decoder.prefill_packed(prefix, slots, [*others, segment], width)
     bits = hashlib.sha256()
     for cache in (*slots.keys, *slots.values):
-        bits.update(cache[slot, :, :_N_TEXT].float().numpy().tobytes())
+        bits.update(cache[slot, :, :_N_TEXT].float().cpu().numpy().tobytes())
     return bits.hexdigest()
 
 
@@ -270,9 +272,9 @@ def _factors(
     is_cancelling: each term occurs with both signs. The product is then the rounding errors of its order.
     """
     (n_rows, n_terms, n_columns), kv = size, decoder.shape.n_kv_heads
-    left = torch.randn((kv, n_rows, n_terms // 2), generator=stream).to(decoder.dtype)
-    right = torch.randn((kv, n_terms // 2, n_columns), generator=stream).to(decoder.dtype)
-    order = torch.randperm(n_terms, generator=stream)
+    left = _drawn(decoder, (kv, n_rows, n_terms // 2), stream)
+    right = _drawn(decoder, (kv, n_terms // 2, n_columns), stream)
+    order = torch.randperm(n_terms, generator=stream).to(decoder.device)
     return torch.cat([left, left], 2)[..., order], torch.cat([right, -right if is_cancelling else right], 1)[
         :, order
     ]
@@ -306,8 +308,10 @@ def _try(
         at[slot, :, : one.shape[2]] = one[0]
     lengths = torch.full((width,), _N_OWN)
     lengths[torch.arange(width) != slot] -= torch.arange(width - 1) % 50
+    host.synchronize(caches.decoder.device)
     began = clock()
     logits = caches.decoder.step(prefix, slots, torch.full((width,), 7), lengths, n_slots)[slot]
+    host.synchronize(caches.decoder.device)
     return clock() - began, _hash(logits)
 
 
@@ -326,7 +330,7 @@ def _witness(decoder: Decoder, n_prefix: int) -> tuple[SharedPrefix, KvSlots]:
     shape, stream = decoder.shape, torch.Generator().manual_seed(1)
 
     def make(*size: int) -> torch.Tensor:
-        return torch.randn(size, generator=stream).to(decoder.dtype)
+        return _drawn(decoder, size, stream)
 
     layers = range(shape.n_layers)
     shared = [
@@ -336,16 +340,25 @@ def _witness(decoder: Decoder, n_prefix: int) -> tuple[SharedPrefix, KvSlots]:
     return SharedPrefix((0,) * n_prefix, shared[0], shared[1]), KvSlots(own[0], own[1])
 
 
+def _drawn(decoder: Decoder, size: tuple[int, ...], stream: torch.Generator) -> torch.Tensor:
+    """Return normal numbers that are the same on every device."""
+    return torch.randn(size, generator=stream).to(decoder.device, decoder.dtype)
+
+
 def _hash(logits: torch.Tensor) -> str:
-    return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def read_tuning(path: Path) -> Tuning | None:
+def _device(decoder: Decoder) -> Device:
+    return Device.parse(str(decoder.device))
+
+
+def read_tuning(path: Path, device: Device = CPU) -> Tuning | None:
     """Return the tuning kept at `path` if it has this schema, machine and torch; else None."""
     if not path.exists():
         return None
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=Tuning)
-        return kept if kept.schema == SCHEMA and kept.machine == machine_name() else None
+        return kept if kept.schema == SCHEMA and kept.machine == host.machine_name(device) else None
     except msgspec.DecodeError:  # it can be measured again
         return None

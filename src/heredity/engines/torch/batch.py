@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from heredity.core.errors import ContextOverflow, EngineFailure
+from heredity.core.host import Device
 from heredity.core.records import Decoding, Reply, Request
 from heredity.engines import RequestStream, cache_budget, failed_reply
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer, parse_tool_calls
@@ -163,7 +164,10 @@ class ContinuousBatch:
 
     def _draw(self, logits: torch.Tensor, drafts: list[list[int]], places: list[list[int]]) -> None:
         """Append to each row its next token, and further ones while the drafts are right."""
-        likeliest: list[int] = logits[: 1 + max(map(max, places))].argmax(-1).tolist()
+        n_used = 1 + max(map(max, places))
+        likeliest: list[int] = logits[:n_used].argmax(-1).tolist()
+        if not all(row.sampler.is_greedy for row in self.rows):
+            logits = logits[:n_used].cpu()  # once for all rows; a GPU would sum in no fixed order
         for row, draft, at in zip(self.rows, drafts, places, strict=True):
             for n_right, place in enumerate(at):
                 token = likeliest[place] if row.sampler.is_greedy else row.sampler.draw(logits[place])
@@ -295,7 +299,8 @@ class PrefixPool:
         self._max_draft = max_draft
         self.widths, self._n_slots, self.pass_widths = widths, n_slots, pass_widths
         self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): SharedPrefix((), [], [])}
-        self._cache = PrefixCache(cache_budget() // _CACHE_SHARE, is_fine=bool(pass_widths))
+        self.budget = cache_budget(Device.parse(str(decoder.device)))  # bytes, for the KV slots
+        self._cache = PrefixCache(self.budget // _CACHE_SHARE, is_fine=bool(pass_widths))
 
     @property
     def decoder(self) -> Decoder:
@@ -327,7 +332,7 @@ class PrefixPool:
             prefix,
             self.widths,
             is_over,
-            cache_budget(),
+            self.budget,
             self._cache,
             self._n_slots,
             self._max_draft,

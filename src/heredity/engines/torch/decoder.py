@@ -76,7 +76,7 @@ class KvSlots:
             for layer in range(len(side)):
                 _, n_heads, held, head_dim = side[layer].shape
                 n_kept = min(held, capacity)
-                new = torch.zeros((width, n_heads, capacity, head_dim), dtype=side[layer].dtype)
+                new = side[layer].new_zeros((width, n_heads, capacity, head_dim))
                 new[:n_rows, :, :n_kept] = side[layer][:n_rows, :, :n_kept]
                 side[layer] = new
 
@@ -88,6 +88,10 @@ class KvWrites:
     rows: torch.Tensor
     slots: torch.Tensor
     positions: torch.Tensor
+
+    def to(self, device: torch.device) -> KvWrites:
+        """The same on a device."""
+        return KvWrites(self.rows.to(device), self.slots.to(device), self.positions.to(device))
 
 
 class Segment(NamedTuple):
@@ -116,6 +120,7 @@ class Decoder:
 
     def __init__(self, weights: Weights, dtype: torch.dtype, hook: ResidualHook | None = None) -> None:
         self.weights, self.shape, self.dtype, self._hook = weights, weights.shape, dtype, hook
+        self.device = weights.norm.device
         self._cos: list[torch.Tensor] = []
         self._sin: list[torch.Tensor] = []
         self._has_windows = any(self.shape.windows)
@@ -136,7 +141,7 @@ class Decoder:
         size = (width, shape.n_kv_heads, capacity, shape.head_dim)
 
         def make() -> list[torch.Tensor]:
-            return [torch.zeros(size, dtype=self.dtype) for _ in range(shape.n_layers)]
+            return [torch.zeros(size, dtype=self.dtype, device=self.device) for _ in range(shape.n_layers)]
 
         return KvSlots(make(), make())
 
@@ -172,8 +177,8 @@ class Decoder:
         for start in range(known, n_padded, CHUNK):
             n_new = min(CHUNK, n_padded - start)
             cut = own[start : start + n_new]
-            tokens = torch.tensor(cut + (0,) * (n_new - len(cut)))
-            positions = torch.arange(n_new) + prefix.length + start
+            tokens = torch.tensor(cut + (0,) * (n_new - len(cut)), device=self.device)
+            positions = self._range(0, n_new) + prefix.length + start
             attend = self._attend_many(prefix, slots, slot, start, n_new, is_read)
             hidden.append(self._forward(tokens, positions, attend, is_read))
         return torch.cat(hidden)
@@ -192,6 +197,7 @@ class Decoder:
             tokens[rows] = torch.tensor(segment.tokens)
             positions[rows] = torch.arange(segment.start, segment.end) + prefix.length
         is_read = self._hook is not None  # a hook is promised its calls
+        tokens, positions = tokens.to(self.device), positions.to(self.device)
         self._forward(tokens, positions, self._attend_segments(prefix, slots, segments, is_read), is_read)
 
     def step(
@@ -211,8 +217,8 @@ class Decoder:
         to its own slot. A layer writes before it reads, so rows may stand for several tokens of one text.
         """
         n_slots = len(tokens) if n_slots is None else n_slots
-        own = torch.arange(n_slots)
-        writes = KvWrites(own, own, lengths[:n_slots]) if writes is None else writes
+        tokens, lengths, own = tokens.to(self.device), lengths.to(self.device), self._range(0, n_slots)
+        writes = KvWrites(own, own, lengths[:n_slots]) if writes is None else writes.to(self.device)
         attend = self._attend_all(prefix, slots, lengths, n_slots, writes)
         return self.logits(self._forward(tokens, lengths + prefix.length, attend))
 
@@ -221,6 +227,15 @@ class Decoder:
         return self.weights.head(self._norm(hidden, self.weights.norm))
 
     # --- inside ------------------------------------------------------------------------------------
+
+    def _range(self, start: int, end: int) -> torch.Tensor:
+        """Return whole numbers on the device."""
+        return torch.arange(start, end, device=self.device)
+
+    def _mask(self, is_hidden: torch.Tensor) -> torch.Tensor:
+        """Return -inf for each hidden key, and 0 for the others."""
+        zero = torch.zeros(is_hidden.shape, dtype=self.dtype, device=self.device)
+        return zero.masked_fill_(is_hidden, -torch.inf)
 
     def _like(self, weights: Weights, hook: ResidualHook | None) -> Decoder:
         """Return a decoder of the same kind."""
@@ -273,9 +288,9 @@ class Decoder:
         """
         s, end = self.shape, start + n_new
         group, kv = s.n_heads // s.n_kv_heads, s.n_kv_heads
-        ahead = torch.arange(end)[None] - torch.arange(start, end)[:, None]  # key minus query position
-        own_mask = torch.zeros(n_new, 1, end).masked_fill(ahead[:, None] > 0, -torch.inf).to(self.dtype)
-        window_masks = self._window_masks(prefix, torch.arange(start, end), end)
+        queries = self._range(start, end)
+        own_mask = self._mask(self._range(0, end)[None] > queries[:, None])[:, None]
+        window_masks = self._window_masks(prefix, queries, end)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             keys, values = slots.keys[i][slot], slots.values[i][slot]
@@ -333,12 +348,11 @@ class Decoder:
         Without a window these are the keys from the segment's first token on: all of it sees those before.
         """
         first, end = prefix.length + segment.start, prefix.length + segment.end
-        queries = torch.arange(first, end)[:, None, None]
+        queries = self._range(first, end)[:, None, None]
         found = {}
         for size in {0, *self.shape.windows}:
-            ages = queries - torch.arange(0 if size else first, round_up(end, BLOCK))
-            is_hidden = (ages < 0) | (ages >= size) if size else ages < 0
-            found[size] = torch.zeros(ages.shape).masked_fill(is_hidden, -torch.inf).to(self.dtype)
+            ages = queries - self._range(0 if size else first, round_up(end, BLOCK))
+            found[size] = self._mask((ages < 0) | (ages >= size) if size else ages < 0)
         return found
 
     def _attend_segment(
@@ -361,9 +375,8 @@ class Decoder:
         s = self.shape
         width, group, n_positions = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
         n, lengths = n_slots, lengths[:n_slots]
-        into = writes.slots[:, None], torch.arange(s.n_kv_heads)[None], writes.positions[:, None]
-        ahead = torch.arange(n_positions)[None] > lengths[:, None]
-        own_mask = torch.zeros(n, n_positions).masked_fill(ahead, -torch.inf).to(self.dtype)[:, None, None]
+        into = writes.slots[:, None], self._range(0, s.n_kv_heads)[None], writes.positions[:, None]
+        own_mask = self._mask(self._range(0, n_positions)[None] > lengths[:, None])[:, None, None]
         window_masks = self._window_masks(prefix, lengths, n_positions)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -399,12 +412,10 @@ class Decoder:
         if not self._has_windows:
             return {}
         keys = torch.cat(
-            [torch.arange(prefix.n_positions), torch.arange(n_own) + prefix.length]
+            [self._range(0, prefix.n_positions), self._range(0, n_own) + prefix.length]
         )  # their positions
         ages = (queries[:, None] + prefix.length) - keys[None]
-        zero = torch.zeros(ages.shape)
-        sizes = {size for size in self.shape.windows if size}
-        return {size: zero.masked_fill(ages >= size, -torch.inf).to(self.dtype) for size in sizes}
+        return {size: self._mask(ages >= size) for size in {size for size in self.shape.windows if size}}
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.rms_norm_eps)

@@ -17,6 +17,7 @@ import torch
 
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure
+from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request, encode, is_digest
 from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
@@ -37,13 +38,19 @@ if TYPE_CHECKING:
 _RULE = "rows apart"
 
 
-def load(model: Model, folder: Path, tuning: Path | None = None) -> TorchEngine:
+def load(
+    model: Model,
+    folder: Path,
+    tuning: Path | None = None,
+    device: Device | None = None,
+) -> TorchEngine:
     """Load a recorded model. An adapter is applied to its base, which is in memory once for all adapters.
 
     tuning: None measures nothing; the engine then has one narrow batch width.
+    device: where it computes; None: `host.choose_device`.
     A record of the recipe `kv_cache` or `dtype` sets how it computes (recipes/targets).
     """
-    settings = model.recipe.settings
+    settings, where = model.recipe.settings, host.choose_device(device)
     kv_bits = settings["bits"] if model.recipe.kind == KV_CACHE else None
     dtype = settings["dtype"] if model.recipe.kind == DTYPE else None
     if model.format == "adapter":
@@ -53,8 +60,8 @@ def load(model: Model, folder: Path, tuning: Path | None = None) -> TorchEngine:
                 code="adapter-without-base",
             )
         base = folder.parents[1] / model.parents[0] / folder.name
-        return open_folder(base, tuning, adapter=folder, is_probed=tuning is not None)
-    return open_folder(folder, tuning, dtype, is_probed=tuning is not None, kv_bits=kv_bits)
+        return open_folder(base, tuning, adapter=folder, is_probed=tuning is not None, device=where)
+    return open_folder(folder, tuning, dtype, is_probed=tuning is not None, kv_bits=kv_bits, device=where)
 
 
 def open_folder(
@@ -66,6 +73,7 @@ def open_folder(
     is_probed: bool = True,
     is_streamed: bool = False,
     kv_bits: KvBits | None = None,
+    device: Device = CPU,
 ) -> TorchEngine:
     """Load the safetensors in a folder, with the adapter of another folder.
 
@@ -76,13 +84,17 @@ def open_folder(
         Its name reports that its batch invariance is not verified.
     is_streamed: each prefill reads the weights layer by layer, which needs the memory of one layer.
     kv_bits: the bits to which keys and values are rounded (kv_cache.py).
+    device: where it computes. On a GPU the weights are read straight into its memory.
     Raises Unavailable for an architecture that this engine does not have.
     """
     host.keep_freed_memory()
-    kept = None if tuning is None else autotune.read_tuning(tuning)
-    chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder))
+    host.prepare_device(device)
+    tuning = _tuning_file(tuning, device)
+    kept = None if tuning is None else autotune.read_tuning(tuning, device)
+    chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder, device))
     with torch.inference_mode():
-        loaded = (layerwise.read_weights if is_streamed else weights.resident)(folder, chosen)
+        read = layerwise.read_weights if is_streamed else weights.resident
+        loaded = read(folder, chosen, device.torch)
         if adapter is not None:
             loaded = adapted.apply_adapter(loaded, adapter, folder, chosen)
         decoder = Decoder(loaded, chosen) if kv_bits is None else KvQuantizedDecoder(loaded, chosen, kv_bits)
@@ -95,9 +107,16 @@ def open_folder(
     return engine
 
 
-def _faster_dtype(folder: Path) -> str:
+def _tuning_file(tuning: Path | None, device: Device) -> Path | None:
+    """The file for the measurements on this device: a GPU has its own, next to that of the processor."""
+    if tuning is None or device.is_cpu:
+        return tuning
+    return tuning.with_name(f"{tuning.name}-{device.kind}")
+
+
+def _faster_dtype(folder: Path, device: Device) -> str:
     config = weights.read_config(folder)
-    return host.choose_dtype(config.hidden_size, config.intermediate_size)
+    return host.choose_dtype(config.hidden_size, config.intermediate_size, device=device)
 
 
 class TorchEngine:
@@ -128,9 +147,14 @@ class TorchEngine:
         self.numerics = f"torch {dtype} {fingerprint} {'packed ' if pass_widths else ''}{_RULE}"
         if decoder.cache_form:
             self.numerics += f" {decoder.cache_form}"
+        device = Device.parse(str(decoder.device))
+        if not device.is_cpu:
+            self.numerics += f" on {device.card or device.kind}"
         dtype += f" ({how})" if (how := decoder.weights.how) else ""
         dtype += f" ({decoder.cache_form})" if decoder.cache_form else ""
-        self.name = f"torch {torch.__version__} {dtype} width {widths[-1]} arithmetic {fingerprint}"
+        self.name = (
+            f"torch {torch.__version__} {dtype} width {widths[-1]} arithmetic {fingerprint}{device.suffix}"
+        )
         self.base_numerics = self.numerics
         self.is_batch_unverified = tuning is None or not tuning.is_proven
         if self.is_batch_unverified:
@@ -192,7 +216,7 @@ class TorchEngine:
             texts = [self.codec.continuation(text) for text in continuations]
             prefix, prompt = self._prompt(request, max(map(len, texts)))
             if all(len(one) == 1 for one in texts):
-                logs = self._log_probabilities(decoder, prefix, prompt, ())[0]
+                logs = self._log_probabilities(decoder, prefix, prompt, ())[0].cpu()
                 likeliest = int(logs.argmax())
                 return [TokenScores([float(logs[token])], token == likeliest) for (token,) in texts]
             return [self._scored(decoder, prefix, prompt, one) for one in texts]
@@ -204,7 +228,9 @@ class TorchEngine:
         with torch.inference_mode():
             prefix, prompt = self._prompt(request, len(output))
             logs = self._log_probabilities(self.decoder, prefix, prompt, tuple(output))
-            return [float(logs[place, token]) for place, token in picked]
+            places, tokens = (torch.tensor(each, device=logs.device) for each in zip(*picked, strict=True))
+            found: list[float] = logs[places, tokens].tolist()
+            return found
 
     def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the tokens of the prompt, and those of a text that follows it."""
@@ -220,7 +246,8 @@ class TorchEngine:
     def _scored(
         self, decoder: Decoder, prefix: SharedPrefix, prompt: tuple[int, ...], output: tuple[int, ...]
     ) -> TokenScores:
-        logs, tokens = self._log_probabilities(decoder, prefix, prompt, output[:-1]), torch.tensor(output)
+        logs = self._log_probabilities(decoder, prefix, prompt, output[:-1])
+        tokens = torch.tensor(output, device=logs.device)
         is_greedy = bool((logs.argmax(dim=1) == tokens).all())
         return TokenScores(logs.gather(1, tokens[:, None])[:, 0].tolist(), is_greedy)
 
@@ -252,7 +279,7 @@ class TorchEngine:
 
     def without(self, direction: str) -> TorchEngine:
         """Return this engine with a direction projected out of its residual stream at every addition."""
-        decoder = self.decoder.hooked(refusal_direction.projection(direction))
+        decoder = self.decoder.hooked(refusal_direction.projection(direction, self.decoder.device))
         return self._altered(decoder, f"without direction {refusal_direction.digest_of(direction)}")
 
     @property
@@ -284,7 +311,7 @@ class TorchEngine:
         with torch.inference_mode():
             prefix, prompt = self._prompt(request, 0)
             slots = self.decoder.slots(1, round_up(padded(prompt), BLOCK))
-            return self.decoder.prefill(prefix, slots, 0, prompt)[len(prompt) - 1].float()
+            return self.decoder.prefill(prefix, slots, 0, prompt)[len(prompt) - 1].float().cpu()
 
     def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
         """Search a text in place of `mark` after which the answer begins with `target`, as JSON (gcg.py)."""
@@ -298,7 +325,7 @@ class TorchEngine:
                 code="search-needs-floats",
             )
         if self._with_gradients is None:
-            self._with_gradients = gcg.load(self.folder)
+            self._with_gradients = gcg.load(self.folder, self.decoder.device)
         tokenizer = gcg.TokenizerView(self.codec.encode, self.codec.continuation, self.codec.decode)
         before, _, after = self.render(request).partition(mark)
         found = gcg.search(self._with_gradients, tokenizer, before, after, target, steps, seed)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,8 +60,8 @@ class TokenizerView(NamedTuple):
     decode: Callable[[list[int]], str]
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """Load the model in float32, for gradients."""
+def load(folder: Path, device: torch.device) -> PreTrainedModel:
+    """Load the model in float32 on a device, for gradients."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -70,7 +70,7 @@ def load(folder: Path) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )
-        return model.eval().requires_grad_(False)
+        return model.eval().to(device).requires_grad_(False)
 
 
 def search(
@@ -114,8 +114,8 @@ class _SuffixSearch:
         self._before, self._after = before, after
         self._draw = torch.Generator().manual_seed(seed)
         self._matrix = model.get_input_embeddings().weight
-        self._allowed = _printable(tokenizer, len(self._matrix))
-        head = torch.tensor([place.before])
+        self._allowed = _printable(tokenizer, len(self._matrix)).to(model.device)
+        head = torch.tensor([place.before], device=model.device)
         self._cache = model(head, use_cache=True, logits_to_keep=1).past_key_values
 
     def run(self, tokens: list[int], steps: int) -> Suffix:
@@ -139,13 +139,15 @@ class _SuffixSearch:
         return whole == (*place.before, *tokens, *place.after)
 
     def _candidates(self, tokens: list[int]) -> list[list[int]]:
-        likely = (-self._gradient(tokens)).masked_fill(~self._allowed, -torch.inf).topk(_LIKELY).indices
+        likely = (
+            (-self._gradient(tokens)).masked_fill(~self._allowed, -torch.inf).topk(_LIKELY).indices.tolist()
+        )
         places = torch.randint(len(tokens), (CANDIDATES,), generator=self._draw).tolist()
         picks = torch.randint(_LIKELY, (CANDIDATES,), generator=self._draw).tolist()
         found = []
         for place, pick in zip(places, picks, strict=True):
             one = list(tokens)
-            one[place] = int(likely[place, pick])
+            one[place] = likely[place][pick]
             if one != tokens and one not in found and self.is_stable(one):
                 found.append(one)
         return found
@@ -153,7 +155,7 @@ class _SuffixSearch:
     def _gradient(self, tokens: list[int]) -> torch.Tensor:
         """Return the gradient of the loss with respect to each token: (positions, vocabulary)."""
         with torch.enable_grad():
-            one_hot = functional.one_hot(torch.tensor(tokens), len(self._matrix)).float().requires_grad_()
+            one_hot = functional.one_hot(self._tensor(tokens), len(self._matrix)).float().requires_grad_()
             rest = self._matrix[list(self._place.after + self._place.target)]
             embedded = torch.cat([one_hot @ self._matrix, rest])[None]
             loss = self._loss(embedded, copy.deepcopy(self._cache))
@@ -167,8 +169,11 @@ class _SuffixSearch:
             if len(some) > 1:
                 cache.batch_repeat_interleave(len(some))
             whole = [[*one, *self._place.after, *self._place.target] for one in some]
-            found.append(self._loss(self._matrix[torch.tensor(whole)], cache))
+            found.append(self._loss(self._matrix[self._tensor(whole)], cache))
         return torch.cat(found)
+
+    def _tensor(self, tokens: Sequence[int] | Sequence[list[int]]) -> torch.Tensor:
+        return torch.tensor(tokens, device=self._matrix.device)
 
     def _loss(self, embedded: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Return the mean loss of the target's tokens, per row."""
@@ -177,7 +182,7 @@ class _SuffixSearch:
         logits = self._model(
             inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=n + 1
         ).logits[:, :-1]
-        wanted = torch.tensor(self._place.target).expand(len(embedded), n)
+        wanted = self._tensor(self._place.target).expand(len(embedded), n)
         return functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(dim=1)
 
     @property

@@ -21,15 +21,16 @@ from heredity.engines.formats.weights import Block, DecoderShape, Weights
 _ROWS = 16_384  # rows of the head in one matmul
 
 
-def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
+def read_weights(folder: Path, dtype: torch.dtype, device: torch.device = weights.ON_CPU) -> Weights:
     """Return the weights in `folder`; only the last norm is in memory. Raises as `weights.read_weights`."""
     shape, rope, rope_scale, is_tied = weights.read_shape(folder)
-    files = weights.TensorFiles(folder, dtype)
+    files = weights.TensorFiles(folder, dtype, device)
+    rope = rope[0].to(device), rope[1].to(device)
     embedding = files.read(weights.EMBEDDING, as_stored=True)
     weights.check_hidden_size(folder, shape, embedding)
     head = embedding if is_tied else files.read(weights.HEAD, as_stored=True)
     norm = weights.norm_of(shape, files)
-    blocks = _Layers(shape, folder, dtype)
+    blocks = _Layers(shape, folder, dtype, device)
     rows = _Widened(embedding, dtype)
     return Weights(shape, rows, blocks, norm, _parts(head, dtype), rope, rope_scale, weights.how(files))
 
@@ -37,8 +38,8 @@ def read_weights(folder: Path, dtype: torch.dtype) -> Weights:
 class _Layers(Sequence[Block]):
     """All layers; each is read again at every access."""
 
-    def __init__(self, shape: DecoderShape, folder: Path, dtype: torch.dtype) -> None:
-        self._shape, self._folder, self._dtype = shape, folder, dtype
+    def __init__(self, shape: DecoderShape, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape, self._folder, self._dtype, self._device = shape, folder, dtype, device
 
     def __len__(self) -> int:
         return self._shape.n_layers
@@ -53,7 +54,7 @@ class _Layers(Sequence[Block]):
         if not 0 <= at < len(self):
             raise IndexError(at)
         # The file is opened again, so that the pages of another layer do not stay mapped.
-        return weights.block(self._shape, weights.TensorFiles(self._folder, self._dtype), at)
+        return weights.block(self._shape, weights.TensorFiles(self._folder, self._dtype, self._device), at)
 
 
 class _Widened:
@@ -70,7 +71,7 @@ def _parts(matrix: torch.Tensor, dtype: torch.dtype) -> weights.Linear:
     """Return x -> x W', computed for some rows of W at a time."""
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
-        out = torch.empty(*x.shape[:-1], len(matrix), dtype=dtype)
+        out = torch.empty(*x.shape[:-1], len(matrix), dtype=dtype, device=matrix.device)
         for start in range(0, len(matrix), _ROWS):
             some = matrix[start : start + _ROWS].to(dtype)
             out[..., start : start + len(some)] = torch.nn.functional.linear(x, some)

@@ -62,12 +62,12 @@ def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequen
     near = [one for one in found if one.kl <= MOST_KL]
     # If all change the model, take the smallest change: an ablation that breaks a model shows nothing.
     best = min(near, key=lambda one: one.refusal) if near else min(found, key=lambda one: one.kl)
-    return base64.b64encode(best.direction.numpy().astype("<f4").tobytes()).decode()
+    return base64.b64encode(best.direction.cpu().numpy().astype("<f4").tobytes()).decode()
 
 
-def projection(text: str) -> ResidualHook:
+def projection(text: str, device: torch.device) -> ResidualHook:
     """Return a hook that removes the direction from every row of the residual stream."""
-    return _projected_from(vector(text))
+    return _projected_from(vector(text).to(device))
 
 
 def vector(text: str) -> torch.Tensor:
@@ -103,7 +103,8 @@ def _spread(apart: torch.Tensor) -> list[torch.Tensor]:
 
 def _means(decoder: Decoder, prompts: Prompts) -> torch.Tensor:
     """Return the mean residual after each layer at the last positions: (layers, positions, hidden), fp32."""
-    total = torch.zeros(decoder.shape.n_layers, N_POSITIONS, decoder.shape.hidden_size)
+    size = decoder.shape.n_layers, N_POSITIONS, decoder.shape.hidden_size
+    total = torch.zeros(size, device=decoder.device)
     for prompt in prompts:
         seen: list[torch.Tensor] = []
 

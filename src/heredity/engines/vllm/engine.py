@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from heredity.core.errors import EngineFailure, Unavailable
+from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.core.sanitize import clean_text
 from heredity.engines import NOT_VERIFIED, failed_reply
@@ -44,7 +45,12 @@ _END_SECONDS = 10.0  # a server whose connection broke has ended within this tim
 
 
 def load(
-    model: Model, folder: Path, tuning: Path | None = None, *, start_seconds: float = START_SECONDS
+    model: Model,
+    folder: Path,
+    tuning: Path | None = None,
+    device: Device | None = None,
+    *,
+    start_seconds: float = START_SECONDS,
 ) -> VllmEngine:
     """Load recorded weights. Raises Unavailable if vLLM is missing or does not start."""
     where = os.environ.get(WHERE, "").strip()
@@ -64,6 +70,8 @@ def load(
     log = tuning.with_suffix(".vllm.log") if tuning else Path(tempfile.mkdtemp()) / "vllm.log"
     own = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     own[KEY] = key  # a new key: the port is open to the whole machine
+    if device is not None and device.index is not None:
+        own["CUDA_VISIBLE_DEVICES"] = _visible(device.index)
     own["PYTHONSAFEPATH"] = "1"  # a folder "vllm" in the current directory is not vLLM
     server = ServerProgram(command, f"http://127.0.0.1:{port}/health", log, start_seconds, own)
     try:
@@ -71,6 +79,12 @@ def load(
     except BaseException:
         server.close()
         raise
+
+
+def _visible(index: int) -> str:
+    """The name of a GPU for CUDA. An index counts among the GPUs that are visible to this process."""
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return names[index] if index < len(names) else str(index)
 
 
 def _command(where: str) -> list[str]:

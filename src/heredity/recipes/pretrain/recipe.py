@@ -13,7 +13,7 @@ import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from heredity.recipes.pretrain import continued
 from heredity.recipes.pretrain.objectives.protocols import PretrainObjective
 
 if TYPE_CHECKING:
+    from heredity.core.host import Device
     from heredity.corpus import Corpus
     from heredity.corpus.images import ImageCorpus
     from heredity.lineage.store import Store
@@ -361,13 +362,11 @@ class Pretrain:
 
         if self.base is not None or self.compile == "no" or "compile" not in self.spec.SETTINGS:
             return False
-        is_single_process = self.dist is None or (
-            self.dist.is_single_process and self.dist.device.type == "cpu"
-        )
+        is_here = self.dist is None or (self.dist.is_single_process and self.dist.device.type == "cpu")
         is_long = 6.0 * shapes.n_parameters(self.dial.shape) * self.dial.tokens > _LONG
         if self.compile == "auto":
-            return is_single_process and is_long and not fused.why_unavailable()
-        if why := fused.why_unavailable() if is_single_process else "only one process on a CPU compiles":
+            return is_here and is_long and not fused.why_unavailable()
+        if why := fused.why_unavailable() if is_here else "only one process on a CPU compiles":
             raise UsageError(
                 f'Nothing can be compiled here ({why}). Set compile = "no".', code="nothing-compiles"
             )
@@ -437,8 +436,8 @@ class Pretrain:
         """
         from heredity.train.distributed import process_group
 
-        with process_group(self.replicas) as dist:
-            recipe = dataclasses.replace(self, dist=dist)
+        with process_group(self.replicas, store.wanted_device) as dist:
+            recipe = replace(self, dist=dist)
             if not dist.is_main_process:
                 if dist.broadcast([]) == [1.0]:
                     recipe.join(store.training(recipe, self.parents))
@@ -452,12 +451,21 @@ class Pretrain:
         """The base that is continued, if there is one."""
         return [] if self.base is None else [self.base]
 
+    def on(self, device: Device) -> Pretrain:
+        """This recipe, which computes on a device, unless it computes in several processes."""
+        from heredity.train.distributed import single_process
+
+        is_alone = self.dist is None or self.dist.is_single_process
+        return self._copied(replace(self, dist=single_process(device))) if is_alone else self
+
     def at(self, folder: Path) -> Pretrain:
         """This recipe, with its checkpoints in a folder."""
-        made = dataclasses.replace(self, folder=folder)
-        # A corpus may be large: it is not opened and hashed again.
+        return self._copied(replace(self, folder=folder), "is_fused")
+
+    def _copied(self, made: Pretrain, *names: str) -> Pretrain:
+        """`made` with the corpus that this recipe has opened and hashed: it may be large."""
         vars(made).update(
-            {name: vars(self)[name] for name in ("text", "images", "is_fused") if name in vars(self)}
+            {name: vars(self)[name] for name in ("text", "images", *names) if name in vars(self)}
         )
         return made
 

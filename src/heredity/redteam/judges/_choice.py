@@ -283,7 +283,8 @@ def stored_models() -> Models:
         return Store().get(ref).record.id
 
     def load_model(ref: str) -> Engine:
-        from heredity.lineage.store import Store, load_engine
+        from heredity.lineage.loading import load_engine
+        from heredity.lineage.store import Store
 
         store = Store()
         return load_engine(store.get(ref), store)

@@ -1,0 +1,81 @@
+"""Load the engine of a recorded model: the right one, on its device, from the form that it reads.
+
+Promises: an engine gets verified files only. A model elsewhere is recorded when it first answers.
+Leaves to others: which engine answers (engines/), and making the form that it reads (store.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from heredity import engines
+from heredity.core import host, registry
+from heredity.core.errors import Unavailable, UnknownName
+from heredity.core.host import Device
+from heredity.core.records import Model, why_not_generative
+from heredity.engines.protocols import Engine, EngineModule, ServiceEngine
+from heredity.lineage.types import Grown
+
+if TYPE_CHECKING:
+    from heredity.lineage.store import Store
+
+
+def load_engine(
+    grown: Grown,
+    store: Store | Callable[[], Store],
+    needs_text: bool = True,
+    is_batched: bool = True,
+    device: Device | None = None,
+) -> Engine:
+    """The engine of a model (engines.choose); the caller closes it.
+
+    store: where the model's form is looked up and made; a function is called only if it is needed.
+    needs_text: False for an engine that only scores texts.
+    is_batched: False for requests that come one at a time. The engine then measures no batch widths; it uses
+        those that an earlier run has kept.
+    device: where it computes; None: the store's.
+    Raises Unavailable if that engine, or what it is made of, is not on this machine.
+    """
+    load = engine_loader(grown.record, needs_text)
+    if grown.record.format == "scripted":
+        return load(grown.record, grown.folder)
+    store = store() if callable(store) else store
+    ready = store.ready(grown)
+    tuning = store.root / "tuning" / ready.record.id
+    where = store.device(device) if engines.computes_here(ready.record) else device
+    engine = load(ready.record, ready.folder, tuning if is_batched or tuning.exists() else None, where)
+    record_at_answer(engine, ready, store)
+    return engine
+
+
+def record_at_answer(engine: Engine, grown: Grown, store: Store) -> None:
+    """Let a model elsewhere be recorded in the store when it first answers."""
+    if isinstance(engine, ServiceEngine):
+
+        def record() -> None:
+            store.keep(grown)
+
+        engine.answered = record
+
+
+def engine_loader(model: Model, needs_text: bool = True) -> Callable[..., Engine]:
+    """The `load` function of a model's engine (engines/protocols.EngineModule).
+
+    needs_text: refuse a model that cannot generate text.
+    Raises Unavailable if the engine is not installed, or the model is refused.
+    """
+    if needs_text and (why := why_not_generative(model)):
+        raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
+    name = engines.choose(model)
+    host.configure()  # the module of the engine may load torch
+    try:
+        return registry.load_as(EngineModule, "engines", name).load
+    except UnknownName as error:
+        raise Unavailable(f"'{model.name}' cannot answer here: {error}", code="engine-missing") from error
+    except ImportError as error:
+        raise Unavailable(
+            f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
+            f"Install it: pip install 'heredity[{engines.EXTRAS.get(name, name)}]'",
+            code="package-missing",
+        ) from error
