@@ -100,7 +100,8 @@ class LowRank:
 
 def row_factor(magnitude: torch.Tensor, updated: torch.Tensor) -> torch.Tensor:
     """Return DoRA's factor (out,) on the rows of an updated matrix (out, in)."""
-    return magnitude / torch.linalg.norm(updated, dim=1)
+    length: torch.Tensor = torch.linalg.norm(updated, dim=1)
+    return magnitude / length
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,12 @@ def how(files: TensorFiles) -> str:
     """Return how matrices are multiplied; "" for their own dtype."""
     if files.read("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype != torch.int8:
         return ""
-    return int8.EXACT if int8.is_exact(files.device) else int8.WIDENED
+    return int8.EXACT if _has_int8(files.device) else int8.WIDENED
+
+
+def _has_int8(device: torch.device) -> bool:
+    """Whether integers are multiplied. A GPU's int8 matmul takes only some numbers of rows."""
+    return device.type == "cpu" and int8.is_exact()
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -263,7 +268,7 @@ def block(shape: DecoderShape, files: TensorFiles, layer: int) -> Block:
         if weight.dtype != torch.int8:
             return linear(weight.to(dtype), bias)
         scale = torch.cat([files.read(f"{at}{name}.weight{int8.SCALE}", as_stored=True) for name in names])
-        if int8.is_exact(files.device):
+        if _has_int8(files.device):
             return int8.quantized_linear(weight, scale, bias)
         return linear(int8.dequantize(weight, scale, dtype), bias)
 

@@ -13,12 +13,12 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from heredity.core.errors import ContextOverflow, EngineFailure
+from heredity.core import host
+from heredity.core.errors import ContextOverflow, EngineFailure, OutOfMemory, first_line
 from heredity.core.host import Device
-from heredity.core.records import Decoding, Reply, Request
+from heredity.core.records import Reply, Request
 from heredity.engines import RequestStream, cache_budget, failed_reply
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer, parse_tool_calls
 from heredity.engines.protocols import Listener
@@ -33,39 +33,10 @@ from heredity.engines.torch.decoder import (
 )
 from heredity.engines.torch.drafts import Drafter, TextIndex, share_out
 from heredity.engines.torch.prefill import Prefiller, PrefixCache
+from heredity.engines.torch.sampling import Sampler
 
 _CACHE_SHARE = 8  # the prefix cache has this part of the memory of the KV slots
 _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
-
-
-class Sampler:
-    """Draws the tokens of one row: greedy at temperature 0, else by inverse CDF with its own generator."""
-
-    def __init__(self, decoding: Decoding, seed: int) -> None:
-        self._decoding = decoding
-        self._stream = np.random.Generator(np.random.PCG64(seed)) if decoding.temperature > 0 else None
-
-    @property
-    def is_greedy(self) -> bool:
-        return self._stream is None
-
-    def draw(self, logits: torch.Tensor) -> int:
-        """Draw one token from logits (vocabulary,)."""
-        if self._stream is None:
-            return int(logits.argmax())
-        scaled = (wide := logits.to(torch.float64)) / self._decoding.temperature
-        if not torch.isfinite(scaled).all():  # at a temperature close to zero
-            scaled = (wide - wide.max()) / self._decoding.temperature
-        p = torch.softmax(scaled, dim=-1)
-        order = None
-        if self._decoding.top_p < 1:
-            p, order = p.sort(descending=True, stable=True)
-            before = p.cumsum(0) - p
-            p = p[: max(1, int((before < self._decoding.top_p).sum()))]
-        total = p.cumsum(0)
-        u = self._stream.random() * float(total[-1])
-        at = min(int(torch.searchsorted(total, torch.tensor(u, dtype=torch.float64), right=True)), len(p) - 1)
-        return at if order is None else int(order[at])
 
 
 @dataclass(slots=True)
@@ -79,6 +50,10 @@ class BatchRow:
     output: list[int] = field(default_factory=list)
     stop: str = ""
     drafter: Drafter | None = None
+
+    def restarted(self) -> BatchRow:
+        """Return the same row before its first token; it will have the same answer."""
+        return BatchRow(self.key, self.prompt, self.max_tokens, self.sampler.restarted())
 
     @property
     def n_known(self) -> int:
@@ -98,6 +73,7 @@ class ContinuousBatch:
     budget: bytes for the KV slots. n_slots: the proven numbers of slots of a step, next to the widths.
     max_draft: the most tokens that a row guesses for idle rows to verify; 0 for a width that is not proven.
     pass_widths: the proven widths of a packed prefill; none if each row is prefilled by itself.
+    most_rows: a bound on the slots, for a GPU that ran out of memory with more; 0: none.
     """
 
     def __init__(
@@ -111,7 +87,9 @@ class ContinuousBatch:
         n_slots: tuple[int, ...] = (),
         max_draft: int = 0,
         pass_widths: tuple[int, ...] = (),
+        most_rows: int = 0,
     ) -> None:
+        self._most_rows = most_rows or max(widths)
         self._decoder, self._prefix, self._widths, self._is_over = decoder, prefix, widths, is_over
         self._max_draft = max_draft if decoder.can_draft else 0
         self._copies: dict[int, BatchRow] = {}  # slots after those of the rows, with copies of a row's cache
@@ -257,7 +235,8 @@ class ContinuousBatch:
     def _width_for(self, n_positions: int) -> int:
         shape = self._decoder.shape
         a_position = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * self._decoder.dtype.itemsize
-        fits = [n for n in self._n_slots if n * n_positions * a_position <= self._budget]
+        most = min(self._most_rows, self._budget // (n_positions * a_position))
+        fits = [n for n in self._n_slots if n <= most]
         return fits[-1] if fits else self._n_slots[0]
 
     def _fit(self, n_rows: int, n_positions: int) -> KvSlots:
@@ -299,6 +278,7 @@ class PrefixPool:
         self._max_draft = max_draft
         self.widths, self._n_slots, self.pass_widths = widths, n_slots, pass_widths
         self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): SharedPrefix((), [], [])}
+        self._most_rows = widths[-1]
         self.budget = cache_budget(Device.parse(str(decoder.device)))  # bytes, for the KV slots
         self._cache = PrefixCache(self.budget // _CACHE_SHARE, is_fine=bool(pass_widths))
 
@@ -337,7 +317,21 @@ class PrefixPool:
             self._n_slots,
             self._max_draft,
             self.pass_widths,
+            self._most_rows,
         )
+
+    def retreat(self, failure: str) -> None:
+        """Use less memory after a GPU ran out of it: drop cached chunks, and halve the rows in flight.
+
+        Raises OutOfMemory if a step already has the fewest slots that are proven.
+        """
+        if self._most_rows <= min((*self._n_slots, *self.widths)):
+            raise OutOfMemory(
+                f"The GPU ran out of memory with {self._most_rows} requests in flight ({failure}). Close "
+                "what else uses it, take --device cpu, or serve the model with vllm: (docs/how-to/targets.md)."
+            )
+        self._most_rows //= 2
+        self._cache = PrefixCache(self.budget // _CACHE_SHARE, is_fine=bool(self.pass_widths))
 
     def drop_prefixes(self) -> None:
         """Forget the computed prefixes; the cached chunks stay."""
@@ -385,19 +379,38 @@ class Session:
                 batch = self._pool.batch(
                     self._prefixes[current], lambda row: self._reader.is_over(row.output)
                 )
-            heap = self._waiting.get(current, [])
-            while heap and (not self._is_wanted(heap[0][2]) or batch.has_room(heap[0][2])):
-                row = heapq.heappop(heap)[2]
-                if self._is_wanted(row):
-                    batch.admit(row)
-                else:
-                    yield _cancelled(row, *self._prompts.pop(row.key))
-            if not batch.rows:
+            failure = ""
+            try:
+                yield from self._fill(batch, current)
+                finished = batch.step() if batch.rows else []
+            except torch.OutOfMemoryError as error:  # of a GPU; it holds tensors until this block ends
+                failure = first_line(error)
+            if failure:
+                self._pool.retreat(failure)
+                for row in batch.rows:
+                    self._wait(current, row.restarted())
+                batch = None
+                host.trim_memory()
                 continue
-            finished = batch.step()
             self._report(batch.rows)
             for row in finished:
                 yield self._reply(row)
+
+    def _fill(self, batch: ContinuousBatch, prefix: int) -> Iterator[Reply]:
+        """Move waiting rows into the batch; one that nobody wants gets its reply."""
+        heap = self._waiting.get(prefix, [])
+        while heap and (not self._is_wanted(heap[0][2]) or batch.has_room(heap[0][2])):
+            row, is_wanted = heap[0][2], self._is_wanted(heap[0][2])
+            if is_wanted:
+                batch.admit(row)  # before it is popped: this allocates memory
+            heapq.heappop(heap)
+            if not is_wanted:
+                yield _cancelled(row, *self._prompts.pop(row.key))
+
+    def _wait(self, prefix: int, row: BatchRow) -> None:
+        """Let a row wait for a place."""
+        heapq.heappush(self._waiting.setdefault(prefix, []), (-len(row.prompt), self._n_pulled, row))
+        self._n_pulled += 1
 
     def _is_wanted(self, row: BatchRow) -> bool:
         return self._listener is None or self._listener.is_wanted(row.key)
@@ -440,9 +453,7 @@ class Session:
         sampler = Sampler(request.decoding, request.seed)
         row = BatchRow(request.key, rest, request.decoding.max_tokens, sampler)
         self._prefixes[id(prefix)] = prefix
-        heap = self._waiting.setdefault(id(prefix), [])
-        heapq.heappush(heap, (-len(rest), self._n_pulled, row))
-        self._n_pulled += 1
+        self._wait(id(prefix), row)
         self._prompts[request.key] = (prompt, len(tokens))
         return None
 

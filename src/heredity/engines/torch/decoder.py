@@ -76,7 +76,8 @@ class KvSlots:
             for layer in range(len(side)):
                 _, n_heads, held, head_dim = side[layer].shape
                 n_kept = min(held, capacity)
-                new = side[layer].new_zeros((width, n_heads, capacity, head_dim))
+                size = (width, n_heads, capacity, head_dim)
+                new = torch.zeros(size, dtype=side[layer].dtype, device=side[layer].device)
                 new[:n_rows, :, :n_kept] = side[layer][:n_rows, :, :n_kept]
                 side[layer] = new
 

@@ -228,8 +228,8 @@ class TorchEngine:
         with torch.inference_mode():
             prefix, prompt = self._prompt(request, len(output))
             logs = self._log_probabilities(self.decoder, prefix, prompt, tuple(output))
-            places, tokens = (torch.tensor(each, device=logs.device) for each in zip(*picked, strict=True))
-            found: list[float] = logs[places, tokens].tolist()
+            at = torch.tensor(picked, dtype=torch.long, device=logs.device).view(-1, 2)
+            found: list[float] = logs[at[:, 0], at[:, 1]].tolist()
             return found
 
     def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Record
+from heredity.engines.formats.weights import ON_CPU
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -60,7 +61,7 @@ class TokenizerView(NamedTuple):
     decode: Callable[[list[int]], str]
 
 
-def load(folder: Path, device: torch.device) -> PreTrainedModel:
+def load(folder: Path, device: torch.device = ON_CPU) -> PreTrainedModel:
     """Load the model in float32 on a device, for gradients."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from heredity.core.errors import EngineFailure, UsageError
+from heredity.engines.formats.weights import ON_CPU
 from heredity.engines.torch.decoder import BLOCK, Decoder, ResidualHook, SharedPrefix, padded, round_up
 
 OPENINGS = ("I", "I'm", "Sorry", "As an", "Unfortunately", "No")  # the first words of a refusal, in English
@@ -65,7 +66,7 @@ def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequen
     return base64.b64encode(best.direction.cpu().numpy().astype("<f4").tobytes()).decode()
 
 
-def projection(text: str, device: torch.device) -> ResidualHook:
+def projection(text: str, device: torch.device = ON_CPU) -> ResidualHook:
     """Return a hook that removes the direction from every row of the residual stream."""
     return _projected_from(vector(text).to(device))
 
