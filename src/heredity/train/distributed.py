@@ -104,9 +104,10 @@ class DistContext:
 SINGLE_PROCESS = DistContext()
 
 
-def single_process(device: Device) -> DistContext:
-    """A single process that computes on a device."""
-    return DistContext(device=device.torch)
+def placed(dist: DistContext | None, device: Device) -> DistContext:
+    """A single process on a device; several processes stay on theirs."""
+    host.prepare_device(device)
+    return DistContext(device=device.torch) if dist is None or dist.is_single_process else dist
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
@@ -136,7 +137,7 @@ def process_group(replicas: int = 1, device: Device | None = None) -> Iterator[D
     """
     if not is_torchrun():
         _check_replicas(replicas, 1)
-        yield single_process(host.choose_device(device))
+        yield placed(None, host.choose_device(device))
         return
     _check_replicas(replicas, int(os.environ["WORLD_SIZE"]))
     if not torch.distributed.is_available():

@@ -93,8 +93,7 @@ def open_folder(
     kept = None if tuning is None else autotune.read_tuning(tuning, device)
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder, device))
     with torch.inference_mode():
-        read = layerwise.read_weights if is_streamed else weights.resident
-        loaded = read(folder, chosen, device.torch)
+        loaded = (layerwise.read_weights if is_streamed else weights.resident)(folder, chosen, device.torch)
         if adapter is not None:
             loaded = adapted.apply_adapter(loaded, adapter, folder, chosen)
         decoder = Decoder(loaded, chosen) if kv_bits is None else KvQuantizedDecoder(loaded, chosen, kv_bits)

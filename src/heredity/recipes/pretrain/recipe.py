@@ -419,10 +419,9 @@ class Pretrain:
             )
         with naming(self.file):
             work = self.spec.workload(self, vocabulary, side)
-        n_evaluations = -(-work.n_steps // _every(work.n_steps, self.evaluations))
         return msgspec.structs.replace(
             work,
-            n_evaluated=n_evaluations * work.n_evaluated,
+            n_evaluated=-(-work.n_steps // _every(work.n_steps, self.evaluations)) * work.n_evaluated,
             optimizer=self.optimizer,
             architecture=architecture,
             bytes=4 if self.dtype == "float32" else 2,
@@ -453,20 +452,17 @@ class Pretrain:
 
     def on(self, device: Device) -> Pretrain:
         """This recipe, which computes on a device, unless it computes in several processes."""
-        from heredity.train.distributed import single_process
+        from heredity.train.distributed import placed
 
-        is_alone = self.dist is None or self.dist.is_single_process
-        return self._copied(replace(self, dist=single_process(device))) if is_alone else self
+        return self._copied(replace(self, dist=placed(self.dist, device)), "text", "images")
 
     def at(self, folder: Path) -> Pretrain:
         """This recipe, with its checkpoints in a folder."""
-        return self._copied(replace(self, folder=folder), "is_fused")
+        return self._copied(replace(self, folder=folder), "text", "images", "is_fused")
 
     def _copied(self, made: Pretrain, *names: str) -> Pretrain:
-        """`made` with the corpus that this recipe has opened and hashed: it may be large."""
-        vars(made).update(
-            {name: vars(self)[name] for name in ("text", "images", *names) if name in vars(self)}
-        )
+        """`made` with values that this recipe has read: a corpus may be large, and is opened once."""
+        vars(made).update({name: vars(self)[name] for name in names if name in vars(self)})
         return made
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
