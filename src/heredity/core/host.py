@@ -305,10 +305,12 @@ def shortest(work: Mapping[str, Callable[[], object]], clock: Clock = time.perf_
     return seconds
 
 
-def matmul_flops(products: Iterable[tuple[int, int, int]], dtype: torch.dtype) -> float:
-    """FLOP/s of matmuls (inputs, outputs, rows), each forward and backward, measured now."""
+def matmul_flops(
+    products: Iterable[tuple[int, int, int]], dtype: torch.dtype, device: torch.device | None = None
+) -> float:
+    """FLOP/s of matmuls (inputs, outputs, rows), each forward and backward, measured now on a device."""
     all_of_them = list(products)
-    seconds = {size: _fastest(_forward_and_backward(*size, dtype)) for size in set(all_of_them)}
+    seconds = {size: _fastest(_forward_and_backward(*size, dtype, device)) for size in set(all_of_them)}
     return sum(6.0 * a * b * n for a, b, n in all_of_them) / sum(seconds[size] for size in all_of_them)
 
 
@@ -321,12 +323,21 @@ def memory_bandwidth(n_rows: int, width: int, dtype: torch.dtype) -> float:
     return x.numel() * x.element_size() / _fastest(lambda: torch.mul(x, 2, out=y))
 
 
-def _forward_and_backward(n_in: int, n_out: int, n_rows: int, dtype: torch.dtype) -> Callable[[], object]:
+def _forward_and_backward(
+    n_in: int, n_out: int, n_rows: int, dtype: torch.dtype, device: torch.device | None
+) -> Callable[[], object]:
     import torch
 
-    x, w = torch.ones(n_rows, n_in, dtype=dtype), torch.ones(n_out, n_in, dtype=dtype)
-    y = torch.ones(n_rows, n_out, dtype=dtype)
-    return lambda: (x @ w.T, y @ w, y.T @ x)
+    def ones(*size: int) -> torch.Tensor:
+        return torch.ones(size, dtype=dtype, device=device)
+
+    x, w, y = ones(n_rows, n_in), ones(n_out, n_in), ones(n_rows, n_out)
+
+    def multiply() -> None:
+        _ = x @ w.T, y @ w, y.T @ x
+        synchronize(x.device)
+
+    return multiply
 
 
 def _fastest(do: Callable[[], object]) -> float:

@@ -151,11 +151,12 @@ def run(
     from heredity.train import loop
     from heredity.train.data.batching import BatchSampler
     from heredity.train.data.chat import ConversationEncoder
+    from heredity.train.distributed import placed
     from heredity.train.models import causal_lm
 
     lessons = recipe.lessons
     recipe.say(lessons.warning)
-    network = causal_lm.load(parent.folder, recipe.dtype)
+    network = causal_lm.load(parent.folder, recipe.dtype, recipe.device)
     encoder = ConversationEncoder(parent.folder)
     prepared = encoder.prepare(lessons.dialogues, recipe.max_length)
     recipe.say(_mostly_dropped(prepared, recipe.max_length))
@@ -163,10 +164,10 @@ def run(
     if make_batches is not None:
         batches = make_batches(network, encoder)
     plan = _plan(recipe, parent, recipe.n_steps(len(prepared.examples)))
-    folder = recipe.folder or out.parent / "training"
+    folder, dist = recipe.folder or out.parent / "training", placed(None, recipe.device)
     objective = make_objective(network)
     with _explaining_memory(recipe, network, trainable, prepared.examples):
-        metrics = loop.train(network, trainable, objective, batches, plan, folder, recipe.watch)
+        metrics = loop.train(network, trainable, objective, batches, plan, folder, recipe.watch, dist=dist)
         trainable.save(network, out)
     if trainable.FORMAT == "safetensors":
         copy_rest(parent.folder, out)
@@ -212,6 +213,8 @@ def _explaining_memory(
     parts = estimate_memory(network, trainable, recipe.optimizer, examples, recipe.batch_size)
     limit = round(recipe.memory * host.GIB) or None
     what = f"The training of '{recipe.kind}'"
+    if limit is None and not recipe.device.is_cpu:
+        limit = recipe.device.free_memory()
     host.require_memory(what, parts, f"{advice}; or allow more with memory (GiB).", limit)
     with host.explain_out_of_memory(what, f"{advice}."):
         yield

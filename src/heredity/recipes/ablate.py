@@ -71,7 +71,7 @@ class Ablate(ComputingRecipe):
         if str(config.get("model_type", "")).startswith("gemma"):
             raise Refused("Gemma norms what it adds, so that its weights alone cannot lose a direction.")
         dtype = None if self.dtype == "auto" else self.dtype
-        engine = open_folder(parent.folder, dtype=dtype, is_probed=False)
+        engine = open_folder(parent.folder, dtype=dtype, is_probed=False, device=self.device)
         text = engine.direction(_asked(harmful), _asked(harmless))
         engine.close()
         direction = refusal_direction.vector(text)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from heredity.core.errors import UsageError
 from heredity.core.files import Rows
+from heredity.core.host import CPU, Device
 from heredity.core.progress import Meter
 from heredity.core.records import Decoding, Message, Record, Request, Stop
 from heredity.lineage.types import Description, Grown
@@ -165,7 +166,7 @@ class Instruct(AnswerRecipe):
         requests = [self._request(i, each) for i, each in enumerate((*self._prompts, *further))]
         folder.mkdir(parents=True, exist_ok=True)
         with Rows(folder / ANSWERS, TeacherAnswer) as rows:
-            asking = _Asking(teacher, rows, requests, Meter(self.watch, "write", len(requests)))
+            asking = _Asking(teacher, rows, requests, Meter(self.watch, "write", len(requests)), self.device)
             try:
                 yield asking
             finally:
@@ -182,9 +183,14 @@ class _Asking:
     """The teacher at work. Each answer is written to `rows` at once, and nothing in them is asked again."""
 
     def __init__(
-        self, teacher: Grown, rows: Rows[TeacherAnswer], requests: Sequence[Request], meter: Meter
+        self,
+        teacher: Grown,
+        rows: Rows[TeacherAnswer],
+        requests: Sequence[Request],
+        meter: Meter,
+        device: Device = CPU,
     ) -> None:
-        self._teacher, self._rows = teacher, rows
+        self._teacher, self._rows, self._device = teacher, rows, device
         self.requests, self.meter = requests, meter
         self._there = {row.index: row for row in rows}
         self._engine: TorchEngine | None = None  # loaded only if there is something to ask
@@ -197,7 +203,7 @@ class _Asking:
 
         if left := [i for i in indices if i not in self._there]:
             if self._engine is None:
-                self._engine = open_folder(self._teacher.folder, _tuning(self._teacher))
+                self._engine = open_folder(self._teacher.folder, _tuning(self._teacher), device=self._device)
             for reply in self._engine.reply(self.requests[i] for i in left):
                 self._there[reply.key] = row = TeacherAnswer(reply.key, reply.text, reply.stop)
                 self._rows.append(row)

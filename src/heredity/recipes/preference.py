@@ -50,7 +50,8 @@ class Preference(TrainingRecipe):
         (parent,) = parents
 
         def objective(net: CausalLM) -> PreferenceObjective:
-            reference = causal_lm.load(parent.folder, str(net.model.dtype).removeprefix("torch."))
+            dtype = str(net.model.dtype).removeprefix("torch.")
+            reference = causal_lm.load(parent.folder, dtype, self.device)
             reference.model.requires_grad_(False)
             return PreferenceObjective(reference, self.beta)
 

@@ -72,7 +72,7 @@ class CheckpointState(NamedTuple):
 
 def write_single_file(folder: Path, training: str, kept: CheckpointState) -> None:
     """Write the state of a run, and torch's random state, as one file. training: the run's digest."""
-    tensors = {name: tensor.contiguous() for name, tensor in kept.state.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in kept.state.items()}
     tensors[RANDOM_STATE] = torch.get_rng_state()
     about = {"training": training, "n_steps": str(kept.n_steps), "n_tokens": str(kept.n_tokens)}
     about["n_skipped"] = str(kept.n_skipped)

@@ -93,12 +93,7 @@ class DistContext:
 
     def to_device(self, batch: PackedBatch) -> PackedBatch:
         """The batch on this process's device."""
-        if self.device.type == "cpu":
-            return batch
-        moved: dict[str, Any] = {
-            name: x.to(self.device) for name, x in batch._asdict().items() if isinstance(x, torch.Tensor)
-        }
-        return batch._replace(**moved)
+        return batch if self.device.type == "cpu" else batch.to(self.device)
 
 
 SINGLE_PROCESS = DistContext()

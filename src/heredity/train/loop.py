@@ -252,15 +252,15 @@ def _optimizer_step(
 ) -> StepMetrics:
     dist = masters.dist
     (weight,) = dist.sum([sum(objective.weight(batch) for batch in batches)])
-    total, terms = 0.0, dict[str, float]()
+    losses, terms = list[torch.Tensor](), dict[str, float]()
     for left, batch in reversed(list(enumerate(reversed(batches)))):
         network.begin(is_last=left == 0)
         loss = objective.loss(network, dist.to_device(batch))
         (loss.total / weight).backward()
-        total += float(loss.total.detach())
+        losses.append(loss.total.detach())
         for name, value in loss.terms.items():
             terms[name] = terms.get(name, 0.0) + value / weight
-    mine = [total, sum(len(batch.tokens) for batch in batches), *terms.values()]
+    mine = [sum(map(float, losses)), sum(len(batch.tokens) for batch in batches), *terms.values()]
     total, n_tokens, *summed = dist.sum(mine)
     terms = dict(zip(terms, summed, strict=True))
     if not math.isfinite(total) or trips(total / weight):

@@ -164,15 +164,19 @@ def matmul_limit(
     shape: TransformerShape,
     dtype: torch.dtype,
     of_head: float = 1.0,
+    device: torch.device | None = None,
 ) -> float:
-    """The measured FLOP/s of the model's matmuls, forward and backward. of_head: its share of rows."""
+    """The measured FLOP/s of the model's matmuls, forward and backward. of_head: its share of rows.
+
+    device: None: the processor.
+    """
     columns = shape.head * (shape.heads + 2 * shape.kv_heads)
     layer = [(shape.width, columns), (shape.head * shape.heads, shape.width)]
     layer += [(shape.width, (shape.feeds - 1) * shape.wide), (shape.wide, shape.width)]
     n_rows = PRETRAIN_MICROBATCH_TOKENS
     products = [(*size, n_rows) for size in layer * shape.layers]
     products.append((shape.width, shape.vocabulary, max(1, round(of_head * n_rows))))
-    return host.matmul_flops(products, dtype)
+    return host.matmul_flops(products, dtype, device)
 
 
 def memory_bandwidth(width: int, dtype: torch.dtype, n_rows: int = PRETRAIN_MICROBATCH_TOKENS) -> float:

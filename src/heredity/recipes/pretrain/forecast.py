@@ -130,6 +130,7 @@ def _predict(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Pre
     return Prediction(parts, limit, seconds, host.resident_memory())
 
 
-def limit_of(recipe: Pretrain, dtype: torch.dtype) -> float:
-    """FLOP/s that matmuls of the recipe's shapes reach on this machine (text objectives)."""
-    return resources.matmul_limit(recipe.dial.shape, dtype, of_head=recipe.spec.head_share(recipe))
+def limit_of(recipe: Pretrain, dtype: torch.dtype, device: torch.device | None = None) -> float:
+    """FLOP/s that matmuls of the recipe's shapes reach on a device; None: the processor (text objectives)."""
+    of_head = recipe.spec.head_share(recipe)
+    return resources.matmul_limit(recipe.dial.shape, dtype, of_head, device)

@@ -102,7 +102,8 @@ def samples(recipe: Pretrain, network: CausalLM) -> list[dict[str, str]]:
     for number in range(min(_N_SAMPLES, len(documents.lengths))):
         chunk = mask_chunk(documents.tokens(number)[:_N_TOKENS].astype(np.int64), how, [0, 0, number])
         with torch.no_grad():
-            likeliest = network.logits(network.hidden(collate_masked([chunk]))).argmax(1).numpy()
+            batch = collate_masked([chunk]).to(network.head.device)
+            likeliest = network.logits(network.hidden(batch)).argmax(1).cpu().numpy()
         filled = chunk.shown.copy()
         filled[chunk.at] = likeliest
         n_right = int((likeliest == chunk.hidden).sum())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.core import host, registry
 from heredity.core.files import write_atomic
+from heredity.core.host import Device
 from heredity.recipes._training_run import write_metrics
 from heredity.recipes.pretrain import forecast
 from heredity.train import loop
@@ -73,6 +74,7 @@ def learn(
     with forecast.checked_memory(recipe, dist) as prediction:
         dtype = _dtype(recipe, dist)
         network = init_network(dtype)
+        network.model.to(dist.device)
         if recipe.recompute:
             recompute_activations(network.model, recipe.recompute_every)
         trained = network if dist.is_single_process else shard_model(network, dist, recipe.reduce == "once")
@@ -102,11 +104,11 @@ def _plan(recipe: Pretrain) -> loop.TrainingPlan:
 
 def _dtype(recipe: Pretrain, dist: DistContext) -> str:
     """The compute dtype. All processes use the choice of the first, because each could measure another."""
+    shape = recipe.dial.shape
+    if recipe.dtype == "auto" and dist.device.type != "cpu":
+        return host.choose_dtype(shape.width, shape.wide, device=Device.parse(str(dist.device)))
     if dist.is_single_process or recipe.dtype != "auto":
         return recipe.dtype
-    if dist.device.type == "cuda":
-        return "bfloat16"
-    shape = recipe.dial.shape
     is_fast = dist.is_main_process and host.choose_dtype(shape.width, shape.wide, 1024) == "bfloat16"
     return "bfloat16" if dist.broadcast([float(is_fast)])[0] else "float32"
 
@@ -194,7 +196,11 @@ def throughput_notes(recipe: Pretrain, run: PretrainRun) -> dict[str, str]:
     """Throughput; for one process also its share of this machine's matmul limit."""
     meter, prediction = run.meter, run.prediction
     if dist_of(recipe).is_single_process:
-        limit = prediction.limit if prediction else forecast.limit_of(recipe, run.network.model.dtype)
+        limit = (
+            prediction.limit
+            if prediction
+            else forecast.limit_of(recipe, run.network.model.dtype, dist_of(recipe).device)
+        )
         return meter.notes(recipe.spec.flops_per_token(recipe), limit)
     rate = meter.last.per_second
     return process_notes(recipe) | ({"speed": f"{rate:,.0f} tokens/s"} if rate else {})

@@ -46,6 +46,14 @@ class PackedBatch(NamedTuple):
     def n_documents(self) -> int:
         return len(self.lengths)
 
+    def to(self, device: torch.device) -> PackedBatch:
+        """The batch on a device."""
+        images = None if self.images is None else self.images.to(device)
+        tokens, positions, at, targets, document = (
+            each.to(device) for each in (self.tokens, self.positions, self.at, self.targets, self.document)
+        )
+        return PackedBatch(tokens, positions, self.lengths, at, targets, document, self.has_rejected, images)
+
     @property
     def padded(self) -> PackedBatch:
         """The batch padded to a multiple of PADDING_MULTIPLE tokens, by one document without targets."""

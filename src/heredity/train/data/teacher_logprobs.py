@@ -96,7 +96,8 @@ class TeacherLogprobs:
         places = torch.cat(
             [torch.arange(n) + self._starts[key] for key, n in _document_keys(batch)] or [torch.arange(0)]
         )
-        return self._tokens[places].long(), self._logs[places]
+        where = batch.tokens.device
+        return self._tokens[places].long().to(where), self._logs[places].to(where)
 
     @property
     def covered(self) -> float:
@@ -203,13 +204,13 @@ def _score_batches(
 @torch.no_grad()
 def _score_batch(teacher: CausalLM, batch: PackedBatch, reading: TeacherConfig, n_words: int) -> bytes:
     """The bytes of a batch: tokens (targets, k) int32, then log-probabilities (targets, k + 1) float32."""
-    hidden = teacher.hidden(batch)
+    hidden = teacher.hidden(batch.to(teacher.head.device))
     tokens, logs = [torch.empty((0, reading.k), dtype=torch.int32)], [torch.empty((0, reading.k + 1))]
     for at in range(0, len(hidden), LOGIT_ROWS):
         logits = teacher.logits(hidden[at : at + LOGIT_ROWS]).float()[:, :n_words]
         best, ids, rest = _top_k(logits, reading.k, reading.temperature)
-        tokens.append(ids.int())
-        logs.append(torch.cat([best, rest], 1))
+        tokens.append(ids.int().cpu())
+        logs.append(torch.cat([best, rest], 1).cpu())
     return torch.cat(tokens).numpy().tobytes() + torch.cat(logs).numpy().tobytes()
 
 
@@ -244,7 +245,7 @@ def _top_k(
 
 def _document_keys(batch: PackedBatch) -> Iterator[tuple[bytes, int]]:
     """Of each document: a digest of its tokens and targets, and the number of targets."""
-    tokens, at, document = batch.tokens.numpy(), batch.at.numpy(), batch.document.numpy()
+    tokens, at, document = (each.cpu().numpy() for each in (batch.tokens, batch.at, batch.document))
     start = 0
     for number, length in enumerate(batch.lengths):
         places = at[np.searchsorted(document, number) : np.searchsorted(document, number, "right")] - start

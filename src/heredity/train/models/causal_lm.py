@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from heredity.core import host
 from heredity.core.errors import Unavailable
+from heredity.core.host import CPU, Device
 from heredity.engines.formats.weights import KNOWN
 from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
 from heredity.train.kernels import patch
@@ -62,12 +63,12 @@ def init_model(
     return model.to(getattr(torch, chosen)).train()
 
 
-def resolve_dtype(config: Any, dtype: str) -> str:
+def resolve_dtype(config: Any, dtype: str, device: Device = CPU) -> str:
     """The dtype of a model of this configuration: `dtype`, or the faster one for "auto"."""
     if dtype != "auto":
         return dtype
     inner = getattr(config, "text_config", None) or config
-    return host.choose_dtype(inner.hidden_size, inner.intermediate_size, 1024)
+    return host.choose_dtype(inner.hidden_size, inner.intermediate_size, 1024, device)
 
 
 class CausalLM:
@@ -130,8 +131,9 @@ class CausalLM:
         Samples depend only on the seed. temperature 0: greedy decoding.
         """
         width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        device = self.head.device
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         ends = sorted(stops)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         self.model.set_attn_implementation("sdpa")
@@ -154,8 +156,8 @@ class CausalLM:
         return functional.linear(hidden, self.head, self.bias)
 
 
-def load(folder: Path, dtype: str = "auto") -> CausalLM:
-    """Load the safetensors of a folder for training.
+def load(folder: Path, dtype: str = "auto", device: Device = CPU) -> CausalLM:
+    """Load the safetensors of a folder for training on a device.
 
     dtype: "auto" takes bfloat16 if its matmul was measured to be faster than that of float32.
     Raises Unavailable for an unsupported architecture.
@@ -167,14 +169,14 @@ def load(folder: Path, dtype: str = "auto") -> CausalLM:
     inner = getattr(config, "text_config", None) or config
     if inner.model_type not in KNOWN:
         raise Unavailable(f"Training '{inner.model_type}' is not supported. Supported: {', '.join(KNOWN)}.")
-    chosen = resolve_dtype(config, dtype)
+    host.prepare_device(device)
+    chosen = resolve_dtype(config, dtype, device)
     transformers.AttentionInterface.register(_ATTENTION, causal_attention)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, chosen), attn_implementation=_ATTENTION, trust_remote_code=False,
         local_files_only=True,
     )  # fmt: skip
-    model.train()
-    return CausalLM(model, folder)
+    return CausalLM(model.to(device.torch).train(), folder)
 
 
 def from_config(
@@ -242,5 +244,5 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scale = out.item()
+        scale = out.item() if out.is_cpu else out  # on a GPU a number would have to be waited for
         return (*(None if each is None else each * scale for each in ctx.saved_tensors), None, None)

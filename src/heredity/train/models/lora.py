@@ -123,8 +123,8 @@ class LoraLinear(nn.Module):
         n_out, n_in = base.weight.shape
         bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as in PEFT
         initial = (torch.rand((rank, n_in), generator=generator) * 2 - 1) * bound
-        self.lora_a = nn.Parameter(initial.to(base.weight.dtype))
-        self.lora_b = nn.Parameter(torch.zeros((n_out, rank), dtype=base.weight.dtype))
+        self.lora_a = nn.Parameter(initial.to(base.weight.device, base.weight.dtype))
+        self.lora_b = nn.Parameter(base.weight.new_zeros((n_out, rank)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)"""

@@ -77,8 +77,13 @@ class _LossWithGradient(torch.autograd.Function):
         ctx.logs = None  # it was overwritten
         if ctx.z_loss:
             grad.mul_((1 + 2 * ctx.z_loss * ctx.log_z)[:, None])
-        grad[torch.arange(len(ctx.targets)), ctx.targets] -= 1
-        return (grad if out.item() == 1 else grad.mul_(out)), None, None
+        grad[torch.arange(len(ctx.targets), device=grad.device), ctx.targets] -= 1
+        return _scaled(grad, out), None, None
+
+
+def _scaled(grad: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The gradient times a factor, nearly always 1: on a CPU to look at it is cheaper than to multiply."""
+    return grad if factor.is_cpu and factor.item() == 1 else grad.mul_(factor)
 
 
 class _CompiledLoss(torch.autograd.Function):
@@ -96,7 +101,7 @@ class _CompiledLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         grad, ctx.grad = ctx.grad, None
-        return (grad if out.item() == 1 else grad.mul_(out)), None, None
+        return _scaled(grad, out), None, None
 
 
 def _loss_rows(

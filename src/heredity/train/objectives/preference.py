@@ -41,7 +41,7 @@ class PreferenceObjective:
         """The log-probability of each document's targets: (documents,)."""
         logits = network.logits(network.hidden(batch)).float()
         each = -functional.cross_entropy(logits, batch.targets, reduction="none")
-        return torch.zeros(batch.n_documents).index_add(0, batch.document, each)
+        return torch.zeros(batch.n_documents, device=each.device).index_add(0, batch.document, each)
 
     def weight(self, batch: PackedBatch) -> float:
         """The number of pairs."""
