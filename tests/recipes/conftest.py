@@ -5,3 +5,5 @@ from tests.support.model_sources import server as server
 from tests.support.model_sources import store as store
 from tests.support.model_sources import tiny_gguf as tiny_gguf
 from tests.support.model_sources import tiny_llama as tiny_llama
+from tests.support.played_hub import files as files
+from tests.support.played_hub import play as play

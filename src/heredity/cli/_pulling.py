@@ -7,30 +7,92 @@ Leaves to others: getting the bytes and checking them (recipes/pull/recipe.py).
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
 from heredity import engines
+from heredity.core import host
 from heredity.core.errors import UsageError
 from heredity.core.sanitize import plain
 from heredity.core.terminal import Display, err, note, size
 from heredity.lineage import catalog
 from heredity.lineage.store import Store
-from heredity.lineage.types import Grown
+from heredity.lineage.types import Grown, Preview
 
+_NVIDIA = Path("/dev/nvidiactl")  # there if the driver of a GPU is loaded
 _FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that need no consent
 
 
 def pull(store: Store, ref: str) -> Grown:
-    """Pull the model that `ref` names, and show the progress, its licence and its warnings."""
+    """Pull the model that `ref` names, and show the progress, its licence and its warnings.
+
+    Before any weights are fetched, it is shown which engine will answer, and in how much memory.
+    """
     with Display() as display:
-        grown = store.pull(ref, display)
+        grown = store.pull(ref, display, show_preview)
     model, screen = grown.record, err()
     total = sum(file.bytes for file in model.files)
     note(f"{model.name}: {size(total)}, licence: {model.licence}")
     for kind, text in model.notes.items():
         screen.print(plain(f"  {kind}: {text}"), style="yellow" if kind == "warning" else "", soft_wrap=True)
     return grown
+
+
+def show_preview(found: Preview) -> None:
+    """Show a model before its weights are fetched."""
+    for line in preview_lines(found, *_free_memory()):
+        err().print(plain(line), soft_wrap=True, markup=False, highlight=False)
+
+
+def preview_lines(found: Preview, free: int | None, where: str) -> list[str]:
+    """A model in a few lines: its size, the engine that will answer, its memory, and other ways to ask it.
+
+    free: bytes of memory that are free on the device named `where`; None if not known.
+    """
+    about = "" if found.is_exact else "about "
+    facts = [found.architecture, f"{_billions(found.parameters)} parameters" if found.parameters else ""]
+    facts += [f"{about}{size(found.n_bytes)} of files", _kind(found.chat)]
+    facts += [f"licence: {found.licence}" if found.licence else ""]
+    lines = [f"{found.name}: {', '.join(each for each in facts if each)}"]
+    lines.append(f"  engine: {_ENGINES.get(found.engine, found.engine)}{_because(found)}")
+    is_short = free is not None and found.memory > free
+    if found.memory:
+        room = f"; {size(free)} are free on {where}" if free is not None else ""
+        short = ": not enough" if is_short else ""
+        lines.append(f"  memory: about {size(found.memory)} of weights in {found.dtype}{room}{short}")
+    if found.instead and (is_short or found.engine != "torch"):
+        lines.append(f"  instead: {' or '.join(found.instead)}")
+    if found.is_gated:
+        lines.append("  gated: this account has accepted its licence on the hub")
+    return lines
+
+
+_ENGINES = {
+    "torch": "the fast one (torch)",
+    "transformers": "transformers, which is slower",
+    "": "none on this machine",
+}
+
+
+def _because(found: Preview) -> str:
+    return f": {found.reason}" if found.reason else ""
+
+
+def _kind(chat: bool | None) -> str:
+    return "" if chat is None else "with a chat template" if chat else "a base model"
+
+
+def _billions(parameters: int) -> str:
+    return f"{parameters / 1e6:.0f}M" if parameters < 1e9 else f"{parameters / 1e9:.1f}B"
+
+
+def _free_memory() -> tuple[int | None, str]:
+    """Bytes that are free where a model will be loaded, and the name of that device."""
+    if not _NVIDIA.exists():  # torch takes seconds to load, only to find no GPU
+        return host.available_memory(), "this machine"
+    device = host.choose_device()
+    return device.free_memory(), str(device)
 
 
 def ready(store: Store, grown: Grown) -> Grown:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from heredity.engines.remote.engine import Calls, Price
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
+    from heredity.study.plan import Plan
 
 _KEY = click.option(
     "--key-env", type=Name(), multiple=True, metavar="[REF=]NAME",
@@ -35,7 +36,7 @@ _BOUNDS = (
     ),
     click.option(
         "--max-cost", type=Amount(), metavar="X",
-        help="Budget of money for this run; needs --price.",
+        help="Budget of money for this run; needs a price: the listed one of a known model, or --price.",
     ),
     click.option(
         "--price", type=Name(), multiple=True, metavar="[REF=]IN,OUT[,CACHED]",
@@ -99,9 +100,11 @@ def loader(
     return load
 
 
-def check(models: Sequence[str | Grown], how: Calls) -> None:
-    """Raise before anything is asked if a remote model has no key or no price."""
+def check(models: Sequence[str | Grown], how: Calls, needs_keys: bool = True) -> None:
+    """Raise before anything is asked if a remote model has no key or no price. A listed price is shown."""
     from heredity import engines
+    from heredity.core.terminal import note
+    from heredity.engines.remote import services
     from heredity.lineage.types import Grown
 
     for model in models:
@@ -110,8 +113,36 @@ def check(models: Sequence[str | Grown], how: Calls) -> None:
         record = model.record
         if record.format == "remote" and engines.choose(record) == "remote":
             settings = record.recipe.settings
-            how.key(record.name, str(settings.get("api")), str(settings.get("base_url")))
-            how.price(record.name)
+            api, base_url, served = (str(settings.get(key)) for key in ("api", "base_url", "model"))
+            if needs_keys:
+                how.key(record.name, api, base_url)
+            price = how.price(record.name, api, base_url, served)
+            if price is not None and price.as_of:
+                name = services.name_of(record.name) or record.name
+                note(
+                    f"{name}: {price.prompt:g} dollars per million input tokens, {price.answer:g} per million"
+                    f" output tokens, as of {price.as_of}. If that has changed: --price {name}=IN,OUT"
+                )
+
+
+def show_costs(plan: Plan, models: Sequence[str | Grown], how: Calls) -> None:
+    """Show what a study costs at most, for each remote model with a price."""
+    from heredity.core.terminal import note
+    from heredity.lineage.types import Grown
+    from heredity.study.usage import expected_usage
+
+    for model in models:
+        settings = model.record.recipe.settings if isinstance(model, Grown) else {}
+        if not isinstance(model, Grown) or settings.get("engine") != "remote":
+            continue
+        api, base_url, served = (str(settings.get(key)) for key in ("api", "base_url", "model"))
+        if (price := how.price(model.record.name, api, base_url, served)) is None:
+            continue
+        used = expected_usage(plan, int((settings.get("options") or {}).get("think", 0)))
+        note(
+            f"{served}: at most about {used.n_prompt:,} input and {used.n_answer:,} output tokens,"
+            f" which cost {price.of(used):,.2f}"
+        )
 
 
 def _key(entry: str) -> tuple[str, str]:
@@ -122,7 +153,14 @@ def _key(entry: str) -> tuple[str, str]:
     ref, _, name = entry.rpartition("=")
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # it may be a key: it is not repeated
         raise UsageError("--key-env takes the name of an environment variable, never a key: --key-env NAME")
-    return ref, name
+    return _spelt_out(ref), name
+
+
+def _spelt_out(ref: str) -> str:
+    """The reference that the name of a known model stands for; any other as it is."""
+    from heredity.engines.remote import services
+
+    return services.reference(ref) or ref
 
 
 def _price(entry: str) -> tuple[str, Price]:
@@ -136,4 +174,5 @@ def _price(entry: str) -> tuple[str, Price]:
             raise ValueError
     except ValueError:
         raise UsageError(f"--price {entry}: give IN,OUT or IN,OUT,CACHED per million tokens.") from None
-    return ref, Price(*values)
+    prompt, answer, *cached = values
+    return _spelt_out(ref), Price(prompt, answer, cached[0] if cached else None)

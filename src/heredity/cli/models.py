@@ -11,6 +11,7 @@ from heredity.cli import Verb, open_store
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from heredity.engines.remote.services import KnownModel
     from heredity.lineage.catalog import Entry
     from heredity.lineage.store import Store
 
@@ -74,15 +75,18 @@ def _show_tree(store: Store) -> None:
 
 def _show_catalog(store: Store, as_json: bool) -> None:
     from heredity.core.terminal import write_json
+    from heredity.engines.remote.services import known_models
     from heredity.lineage import catalog
 
     held = {model.name for model in store.models()}
     missing = {name: entry for name, entry in catalog.catalogue().items() if name not in held}
     if as_json:
-        write_json({name: _as_json(entry) for name, entry in missing.items()})
+        models = {name: _as_json(entry) for name, entry in missing.items()}
+        write_json(models | {name: _service_as_json(known) for name, known in known_models().items()})
         return
     _show_pinned({name: entry for name, entry in missing.items() if entry.is_pinned})
     _show_families({name: entry for name, entry in missing.items() if not entry.is_pinned})
+    _show_services()
 
 
 def _as_json(entry: Entry) -> dict[str, object]:
@@ -122,6 +126,32 @@ def _show_families(entries: Mapping[str, Entry]) -> None:
         note("Weights take 2 bytes per parameter in bfloat16, 4 in float32, 1 in int8.")
 
 
+def _service_as_json(known: KnownModel) -> dict[str, object]:
+    import msgspec
+
+    return {**msgspec.to_builtins(known), "reference": known.reference}
+
+
+def _show_services() -> None:
+    """Print the known models behind APIs: a heading for each vendor, and a line per model."""
+    from itertools import groupby
+
+    from heredity.core.terminal import cell, note, out
+    from heredity.engines.remote.services import known_models
+
+    line = "  {:<35}{:>7}{:>9}{:>8}  {}".format
+    vendors = groupby(known_models().values(), lambda known: (known.vendor, known.variable, known.as_of))
+    for (vendor, variable, as_of), models in vendors:
+        out().print()
+        dated = f", prices as of {as_of}" if as_of else ""
+        out().print(cell(f"{vendor}{f': key in {variable}' if variable else ''}{dated}", "bold"))
+        for known in models:
+            prices = [f"${each:g}" for each in known.price[:2]] if known.price else ["", ""]
+            text = line(known.name, *prices, _thousands(known.context), known.about)
+            out().print(cell(text.rstrip()), soft_wrap=True)
+    note("The columns are dollars per million tokens of input and of output, and context in tokens.")
+
+
 def _billions(parameters: float) -> str:
     """`135M`, `8.0B`, `406B`."""
     if parameters < 1e9:
@@ -139,4 +169,6 @@ def _about(n_bytes: int) -> str:
 
 
 def _thousands(tokens: int) -> str:
-    return f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
+    if tokens < 1000:
+        return str(tokens)
+    return f"{tokens // 1000}k" if tokens % 1000 == 0 else f"{tokens // 1024}k"

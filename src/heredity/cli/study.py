@@ -24,7 +24,7 @@ _KINDS = (
     (click.types.IntParamType, int),
     (click.types.FloatParamType, float),
 )
-_NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors"}
+_NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors", "dry_run"}
 # The options that a study's folder fixes: another value would be another study.
 _PLANNED = (
     "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
@@ -151,6 +151,9 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 )
 @click.option("--cost", type=Name(), help=COST_HELP, metavar="NAME=COST,...")
 @click.option("--retry-errors", is_flag=True, help="Ask again the trials that failed with an error.")
+@click.option(
+    "--dry-run", is_flag=True, help="Write the plan, show what it can show and cost, and ask nothing."
+)
 @device_option
 @_remote.options
 def command(
@@ -174,6 +177,7 @@ def command(
     attacker: str | None,
     yes: bool,
     retry_errors: bool,
+    dry_run: bool,
     cost: str | None,
     **calls: Any,
 ) -> int:
@@ -213,7 +217,7 @@ def command(
         layer = Application.load(str(application))
         grown = _with_families(store, _models(store, model, yes), lineage, yes)
         writer = _models(store, [attacker], yes)[0] if attacker is not None else None
-        _remote.check([*grown, *([writer] if writer is not None else [])], how)
+        _remote.check([*grown, *([writer] if writer is not None else [])], how, needs_keys=not dry_run)
         spec = StudySpec(
             grown,
             layer,
@@ -233,7 +237,10 @@ def command(
             error_share=error_share,
         )
         study = Study.from_spec(spec, store=store, engine_loader=loader)
+        _remote.show_costs(study.plan(), grown, how)
     _warn(study)
+    if dry_run:
+        return 0
     with Display() as display:
         result = study.run(display, retry_errors=retry_errors)
     if costs is not None:
@@ -356,13 +363,14 @@ def _with_families(
 def _stored(store: Store, ref: str, yes: bool) -> Grown:
     from heredity.cli import _pulling
     from heredity.core.errors import Unavailable
+    from heredity.lineage.references import is_elsewhere
     from heredity.lineage.store import target_of
 
     engine, _, inner = ref.partition(":")
     target = target_of(ref)
     if target is not None and target.WRAPS_MODEL and inner:  # its model must be in the store first
         return store.get(f"{engine}:{_stored(store, inner, yes).record.name}")
-    if ref.startswith("hf:") or Path(ref).exists():
+    if is_elsewhere(ref):
         return _pulling.pull(store, ref)
     try:
         return store.get(ref)

@@ -2,6 +2,7 @@
 
     catalog.toml    models whose files are pinned by size and SHA-256
     families.toml   the open families; what their files are is recorded when one is first pulled
+    models.toml     the user's own (core/user_models.py), in the form of catalog.toml
 
 Promises: an unknown field in a file of the catalogue is an error; a name has one entry.
 Leaves to others: fetching (recipes/pull/), and what is recorded at the first pull (recipes/pull/held.py).
@@ -9,21 +10,29 @@ Leaves to others: fetching (recipes/pull/), and what is recorded at the first pu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from heredity.core.errors import BadInput
+from heredity.core import user_models
+from heredity.core.errors import BadInput, UsageError
+from heredity.core.records import Model
 
+_MAX_REFERENCE = 4096  # characters, the most that a path may have
+_MAX_NESTED = 8  # engines in front of a model
 _PINNED = Path(__file__).with_name("catalog.toml")
 _FAMILIES = Path(__file__).with_name("families.toml")
 # Bytes of a weight. MXFP4 has 4 bits and a scale of 8 bits for each 32 weights.
 BYTES_PER_WEIGHT: Mapping[str, float] = {
     "float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1, "mxfp4": 0.53
 }  # fmt: skip
+
+
+Dtype = Literal["float32", "float16", "bfloat16", "float8", "int8", "mxfp4"]
+Count = Annotated[float, msgspec.Meta(ge=0, lt=1e15)]
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +47,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Hub(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A repository of the model hub. `gated`: it asks for consent to its licence before it gives a file."""
 
-    repo: str
+    repo: Annotated[str, msgspec.Meta(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: str = ""
     gated: bool = False
 
@@ -64,9 +73,9 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: tuple[str, ...] = ()
     about: str = ""
     architecture: str = ""
-    parameters: float = 0
-    dtype: str = "bfloat16"
-    download: float = 0
+    parameters: Count = 0
+    dtype: Dtype = "bfloat16"
+    download: Count = 0
     context: int = 0
     chat: bool = True
     own_code: bool = False
@@ -97,7 +106,7 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     parameters: float
     licence: str | None = None
     architecture: str | None = None
-    dtype: str | None = None
+    dtype: Dtype | None = None
     download: float = 0
     context: int | None = None
     chat: bool | None = None
@@ -111,7 +120,7 @@ class _Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     architecture: str
     models: tuple[_Model, ...]
     modality: str = "text"
-    dtype: str = "bfloat16"
+    dtype: Dtype = "bfloat16"
     context: int = 0
     chat: bool = True
     gated: bool = False
@@ -129,7 +138,7 @@ class _Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             modality=self.modality,
             architecture=of(model.architecture, self.architecture),
             parameters=model.parameters,
-            dtype=of(model.dtype, self.dtype),
+            dtype=model.dtype or self.dtype,
             download=model.download,
             context=self.context if model.context is None else model.context,
             chat=self.chat if model.chat is None else model.chat,
@@ -143,13 +152,15 @@ class _Families(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """Name -> entry: the pinned models, then the families, each in its file's order."""
+    """Name -> entry: the pinned models, the families, then the user's own, each in its file's order."""
     try:
         pinned = msgspec.toml.decode(_PINNED.read_bytes(), type=dict[str, Entry])
         families = msgspec.toml.decode(_FAMILIES.read_bytes(), type=_Families).family
     except msgspec.DecodeError as error:
         raise BadInput(_PINNED.parent.name, str(error)) from error
-    return pinned | {model.name: family.entry(model) for family in families for model in family.models}
+    known = pinned | {model.name: family.entry(model) for family in families for model in family.models}
+    taken = {*known, *(alias for entry in known.values() for alias in entry.aliases)}
+    return known | dict(user_models.entries(Entry, is_remote=False, taken=taken))
 
 
 @cache
@@ -171,3 +182,32 @@ def find(ref: str) -> Entry | None:
 def names() -> list[str]:
     """Every name that `pull` knows, short ones last."""
     return [*catalogue(), *aliases()]
+
+
+def refuse_malformed(ref: str, engines: Collection[str]) -> None:
+    """Raise UsageError for text that cannot be a reference of a model, before anything looks it up.
+
+    engines: the words that may come before a colon and a model.
+    """
+    why = ""
+    if not ref.strip():
+        why = "a reference of a model is empty"
+    elif len(ref) > _MAX_REFERENCE:
+        why = f"a reference of {len(ref):,} characters is too long"
+    elif "\0" in ref or any("\ud800" <= each <= "\udfff" for each in ref):
+        why = "a reference holds bytes that are not text"
+    else:
+        heads = ref.split(":", _MAX_NESTED)[:-1]
+        if len(heads) == _MAX_NESTED and set(heads) <= set(engines):
+            why = f"'{ref[:40]}...' names an engine in front of an engine, again and again"
+    if why:
+        raise UsageError(
+            f"{why}. Write a name (heredity models --catalog), hf:ORG/REPO, a path, or ENGINE:NAME.",
+            code="reference-malformed",
+        )
+
+
+def named(models: Sequence[Model], name: str) -> list[Model]:
+    """The models with this name, or else those with the catalogue's name that it is short for."""
+    found = [model for model in models if model.name == name]
+    return found or [model for model in models if model.name == canonical(name)]

@@ -18,10 +18,11 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, Refused
+from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, Refused, UsageError
 from heredity.core.files import Lock, hash_file, stamp_file, write_atomic
 from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest, encode
 from heredity.core.version import __version__
+from heredity.lineage.types import Recipe
 
 _REDIRECTION = "adapter_config.json"
 
@@ -208,3 +209,13 @@ def _clear_dead(tmp: Path) -> None:
 def versions(used: Mapping[str, str]) -> dict[str, str]:
     """The versions that made a model: heredity, Python, the system, and the recipe's packages."""
     return {"heredity": __version__, "python": platform.python_version(), **used, "system": sys.platform}
+
+
+def refuse_other_than_recipe(recipe: object) -> None:
+    """Raise UsageError for a value that is not a recipe."""
+    if isinstance(recipe, type) or not isinstance(recipe, Recipe):
+        raise UsageError(
+            f"{str(recipe)[:80]!r} is not a recipe. Give a value such as h.Lora(data=...) or, by its kind, "
+            'h.recipe("lora", data=...).',
+            code="not-a-recipe",
+        )

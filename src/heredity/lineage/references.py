@@ -21,7 +21,15 @@ HUB, URL = "hf:", "url:"
 
 def is_elsewhere(ref: str) -> bool:
     """Whether a reference names the hub, or a path (of a file or folder that may be missing)."""
-    return ref.startswith(HUB) or _is_path(ref) or Path(ref).exists()
+    return ref.startswith(HUB) or _is_path(ref) or is_there(Path(ref))
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path exists; False for text that cannot be a path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def placed(ref: str, folder: Path) -> str:
@@ -52,4 +60,4 @@ def _is_path(ref: str) -> bool:
 
 
 def _is_next_to(ref: str, folder: Path) -> bool:
-    return bool(ref) and target_of(ref) is None and not ref.startswith(HUB) and (folder / ref).exists()
+    return bool(ref) and target_of(ref) is None and not ref.startswith(HUB) and is_there(folder / ref)

@@ -33,6 +33,7 @@ from heredity.core.records import (
     is_digest,
     why_not_generative,
 )
+from heredity.engines.remote import services
 from heredity.lineage import catalog, graph, integrity
 from heredity.lineage.integrity import (
     hash_files,
@@ -45,10 +46,13 @@ from heredity.lineage.loading import engine_loader
 from heredity.lineage.record import is_service, key_of, now, record_of, wanted_key, write_record
 from heredity.lineage.types import (
     AdapterMerger,
+    Announce,
     Computing,
     Dequantizer,
     FunctionTarget,
     Grown,
+    Preview,
+    Pull,
     Puller,
     Recipe,
     Resuming,
@@ -94,6 +98,8 @@ class Store:
     def get(self, name: str | Callable[..., Any]) -> Grown:
         """A model by its name, by the start of its id, by its catalogue alias, or as "scripted:NAME".
 
+        The name of a known model behind an API ("gpt-5") stands for its reference "remote:...".
+
         A target that needs no download ("call:...", "llamacpp:NAME", "kv4:NAME", ...; recipes/targets) is
         recorded unless it is already. So is a function given as a value. A model elsewhere ("remote:...",
         "url:...") is recorded when it first answers, because it may not exist (loading.py), or by `pull`.
@@ -103,6 +109,7 @@ class Store:
         """
         if callable(name):
             name = registry.load_as(FunctionTarget, "recipes.targets", "call").keep(name)
+        catalog.refuse_malformed(name, target_prefixes())
         if name.startswith("scripted:"):
             return scripted(name)
         if (target := target_of(name)) is not None:
@@ -114,7 +121,9 @@ class Store:
                 else self.grow(recipe, parents)
             )
         models = self.models()
-        found = _named(models, name)
+        found = catalog.named(models, name)
+        if not found and (ref := services.reference(name)) is not None:
+            return self.get(ref)
         found = found or [model for model in models if len(name) >= 4 and model.id.startswith(name)]
         if not found:
             raise self._unreadable(name) or self._unknown(name, [model.name for model in models])
@@ -141,7 +150,7 @@ class Store:
         if is_digest(name):
             return self.by_id(name)
         models = self.models()
-        if not (found := _named(models, name)):
+        if not (found := catalog.named(models, name)):
             raise UnknownName("model", name, [model.name for model in models], "heredity models")
         return self._only_one(found, name)
 
@@ -173,7 +182,7 @@ class Store:
         record keeps it, and the id does not depend on it. Raises UsageError if `recipe` is not a recipe, and
         Damaged if a parent's files are not the recorded ones or the result is empty.
         """
-        _refuse_other_than_recipe(recipe)
+        integrity.refuse_other_than_recipe(recipe)
         if isinstance(device, str):
             device = host.read_device(device)
         parents = self._with_teachers(recipe, [parents] if isinstance(parents, Grown) else parents)
@@ -237,22 +246,38 @@ class Store:
             self._hashed[record.id] = stamp
             return self._move_in(record, out.parent)
 
-    def pull(self, ref: str, progress: Watch | None = None) -> Grown:
+    def pull(self, ref: str, progress: Watch | None = None, announce: Announce | None = None) -> Grown:
         """Get a foundation model: a catalogue name, "hf:ORG/REPO[@revision]", a .gguf file, or a folder.
 
-        Files that exist already are not downloaded again. Sources, hashes and errors: see
-        recipes/pull/recipe.py.
+        Files that exist already are not downloaded again. `announce` is called before any weights are
+        fetched. Sources, hashes and errors: see recipes/pull/recipe.py.
         """
-        if ref.partition(":")[0] in target_prefixes():
-            found = self.get(ref)  # nothing to fetch
+        if (recipe := self._puller(ref, progress)) is None:
+            found = self.get(ref)
             return self.keep(found) if found.record.format == "remote" else found
-        recipe = registry.load_as(Puller, "recipes", "pull").resolve(
-            ref, self.downloads, progress, self.mirrors
-        )
         known = self.made_by(recipe, []) if recipe.pins else None
         if known and {file.path: file.sha256 for file in known.record.files} == recipe.pins:
             return known
+        if announce is not None:
+            announce(recipe.preview())
         return self.grow(recipe)
+
+    def preview(self, ref: str) -> Preview:
+        """The model that `pull` would fetch: its engine, memory and terms, without a byte of its weights.
+
+        Raises what `pull` raises before the weights, and UsageError for a target that needs no pull.
+        """
+        if (recipe := self._puller(ref)) is None:
+            raise UsageError(f"'{ref}' needs no pull: name it wherever a model goes.", code="nothing-to-pull")
+        return recipe.preview()
+
+    def _puller(self, ref: str, progress: Watch | None = None) -> Pull | None:
+        """The recipe that fetches `ref`; None for a target, of which there is nothing to fetch."""
+        catalog.refuse_malformed(ref, target_prefixes())
+        if ref.partition(":")[0] in target_prefixes() or services.reference(ref) is not None:
+            return None
+        puller = registry.load_as(Puller, "recipes", "pull")
+        return puller.resolve(ref, self.downloads, progress, self.mirrors)
 
     def grow_once(
         self, recipe: Recipe, parents: Sequence[Grown], device: Device | str | None = None
@@ -261,7 +286,7 @@ class Store:
 
         Raises Unavailable if a parent does not generate text.
         """
-        _refuse_other_than_recipe(recipe)
+        integrity.refuse_other_than_recipe(recipe)
         for name, why in ((p.record.name, graph.why_childless(p.record)) for p in parents):
             if why:
                 raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
@@ -394,7 +419,8 @@ class Store:
                 f"Model '{name}' is not in this store yet. Get it: heredity pull {name}",
                 code="model-not-pulled",
             )
-        return UnknownName("model", name, [*stored, *catalog.names()], "heredity models")
+        known = [*stored, *catalog.names(), *services.known_models()]
+        return UnknownName("model", name, known, "heredity models")
 
     def made_by(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown | None:
         """The newest whole model that this recipe made from these parents."""
@@ -418,15 +444,6 @@ class Store:
             os.replace(child, home)  # noqa: PTH105
         sync_folder(home.parent)
         return Grown(record, self.folder(record))
-
-
-def _refuse_other_than_recipe(recipe: object) -> None:
-    if isinstance(recipe, type) or not isinstance(recipe, Recipe):
-        raise UsageError(
-            f"{str(recipe)[:80]!r} is not a recipe. Give a value such as h.Lora(data=...) or, by its kind, "
-            'h.recipe("lora", data=...).',
-            code="not-a-recipe",
-        )
 
 
 def grow(
@@ -472,9 +489,3 @@ def scripted(ref: str) -> Grown:
         identity(recipe, (), ()), ref, "scripted", "text", "none", "scripted", (), recipe, (), made
     )
     return Grown(record, Path())
-
-
-def _named(models: Sequence[Model], name: str) -> list[Model]:
-    """The models with this name, or else those with the catalogue's name that it is short for."""
-    found = [model for model in models if model.name == name]
-    return found or [model for model in models if model.name == catalog.canonical(name)]

@@ -37,6 +37,40 @@ class Grown:
     folder: Path
 
 
+@dataclass(frozen=True)
+class Preview:
+    """A model before its weights are here: the engine that would answer it, its size, and its terms.
+
+    engine        "torch" (the fast one), "transformers", "remote", ...; "" if no engine of this machine would
+    reason        why it is not the fast one, or why no engine fits
+    architecture, quantization
+                  as the model's files name them; "" if they name none
+    n_bytes       of its files; parameters: 0 if not known; is_exact: False for a catalogue's rounded figures
+    memory        bytes that its weights take once they are loaded in `dtype`; 0 if not known
+    chat          None if not known
+    instead       references that another engine answers, with the model's name in them
+    """
+
+    name: str
+    engine: str
+    reason: str = ""
+    architecture: str = ""
+    quantization: str = ""
+    n_bytes: int = 0
+    parameters: int = 0
+    is_exact: bool = True
+    dtype: str = ""
+    memory: int = 0
+    context: int = 0
+    chat: bool | None = None
+    licence: str = ""
+    is_gated: bool = False
+    instead: tuple[str, ...] = ()
+
+
+Announce = Callable[[Preview], None]
+
+
 @runtime_checkable
 class Recipe(Protocol):
     """How a child is made: a frozen value with one method that does it."""
@@ -84,6 +118,9 @@ class Pull(Recipe, Protocol):
     @property
     def pins(self) -> dict[str, str]:
         """Path -> SHA-256 of each file that it must give; {} if none is pinned."""
+
+    def preview(self) -> Preview:
+        """The model before its weights are fetched. Raises what `apply` raises before that."""
 
 
 @runtime_checkable

@@ -328,7 +328,7 @@ def _duration(
         if found.keys() & {model.id for model in plan.models}:
             measured |= found
             source = source or path.name
-    n_requests, low, high = _n_requests(plan), 0.0, 0.0
+    n, low, high = n_requests(plan), 0.0, 0.0
     for model in plan.models:
         if model.format == "scripted":
             continue
@@ -340,11 +340,11 @@ def _duration(
                 max(0.25, sizes.get(model.id, _USUAL) / _USUAL) * plan.application.decoding.max_tokens / 128
             )
             fast, slow = (each * size for each in _SECONDS)
-        low, high = low + fast * n_requests, high + slow * n_requests
+        low, high = low + fast * n, high + slow * n
     return (round(low, 1), round(high, 1)), source if len(measured) else ""
 
 
-def _n_requests(plan: Plan) -> float:
+def n_requests(plan: Plan) -> float:
     """The most requests of one model: the turns of each attack, over all probes and samples."""
     context, some = attacks.context_for(plan.application), plan.probes[:_COUNTED]
     loaded = [attacks.planned(spec) for spec in plan.attacks]
@@ -360,7 +360,7 @@ def _measured(path: Path) -> dict[str, float]:
             if run.host == platform.node() and run.seconds:
                 seconds, n = totals.get(run.model, (0.0, 0))
                 totals[run.model] = (seconds + run.seconds, n + run.n_asked - run.n_cached)
-        each = _n_requests(plan) / plan.n_per_model
+        each = n_requests(plan) / plan.n_per_model
     except (HeredityError, OSError):
         return {}
     return {model: seconds / n / each for model, (seconds, n) in totals.items() if n >= _MIN_PAIRS}

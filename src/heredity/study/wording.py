@@ -477,7 +477,9 @@ def _account_counts(account: dict[str, Any]) -> list[str]:
     if account.get("n_usage_estimated"):
         found.append(f"estimated for {account['n_usage_estimated']:,} answers that the service did not count")
     if account.get("cost"):
-        found.append(f"cost {account['cost']:,.4f} by the prices given")
+        dates = ", ".join(account.get("price_as_of", ()))
+        prices = f"the vendor's price list of {dates}" if dates else "the prices given"
+        found.append(f"cost {account['cost']:,.4f} by {prices}")
     n_filtered = sum(n for name, n in account.items() if name.startswith("n_filtered"))
     if n_filtered:
         found.append(f"{n_filtered:,} answers stopped by the service's own filter, counted as refusals")

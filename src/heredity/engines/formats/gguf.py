@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -91,10 +92,28 @@ def read_gguf(path: Path) -> GgufHeader:
         ) from error
 
 
+def read_gguf_start(start: bytes) -> GgufHeader:
+    """The settings at the beginning of a GGUF of which only the first bytes are here, without its tensors.
+
+    Stops where the bytes end: settings come before the vocabulary. Raises Damaged for another kind of file.
+    """
+    cursor = _Cursor(start)
+    try:
+        version, _, n_metadata = _read_counts(cursor)
+    except Damaged as error:
+        raise Damaged(f"not a GGUF file: {error}", code="gguf-damaged") from error
+    metadata: dict[str, GgufValue] = {}
+    with suppress(Damaged):  # the file goes on
+        for _ in range(n_metadata):
+            key, value = _entry(cursor)
+            metadata[key] = value
+    return GgufHeader(version, metadata, ())
+
+
 class _Cursor:
     """A place in the bytes that refuses to step past their end."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap | bytes) -> None:
         self.data, self.at, self.size = data, 0, len(data)
 
     def need(self, n_bytes: int, what: str) -> None:
@@ -120,7 +139,8 @@ class _Cursor:
         return raw.decode("utf-8", errors="replace")  # vocabularies hold lone bytes
 
 
-def _read(cursor: _Cursor) -> GgufHeader:
+def _read_counts(cursor: _Cursor) -> tuple[int, int, int]:
+    """Read the version, and the numbers of tensors and of metadata entries."""
     cursor.need(4, "the magic number")
     if cursor.data[:4] != b"GGUF":
         raise Damaged("it does not begin with GGUF")
@@ -128,7 +148,11 @@ def _read(cursor: _Cursor) -> GgufHeader:
     version = cursor.count("the version", "<I")
     if version not in (2, 3):
         raise Damaged(f"version {version} is not 2 or 3 (little endian)")
-    n_tensors, n_metadata = cursor.count("the counts"), cursor.count("the counts")
+    return version, cursor.count("the counts"), cursor.count("the counts")
+
+
+def _read(cursor: _Cursor) -> GgufHeader:
+    version, n_tensors, n_metadata = _read_counts(cursor)
     # The smallest entries: an empty key, a type, a byte; an empty name, one axis, a type, an offset.
     cursor.need(13 * n_metadata, f"{n_metadata:,} metadata entries")
     metadata = dict(_entry(cursor) for _ in range(n_metadata))

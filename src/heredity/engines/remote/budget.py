@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from heredity.core.errors import BudgetSpent, Unavailable, UsageError
+from heredity.engines.remote import services
 
 KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "gemini": "GEMINI_API_KEY"}
 HOMES = {
@@ -25,11 +26,15 @@ _WRITTEN = 1.25  # price of a prompt token that Anthropic writes into its cache,
 
 @dataclass(frozen=True)
 class Price:
-    """Money per million tokens, as the user gave it. `cached` None: the price of `prompt`."""
+    """Money per million tokens. `cached` None: the price of `prompt`.
+
+    as_of: the date of a price of services.toml; "" for one that the user gave.
+    """
 
     prompt: float
     answer: float
     cached: float | None = None
+    as_of: str = ""
 
     def of(self, usage: Usage) -> float:
         """Return the cost of a usage."""
@@ -104,7 +109,7 @@ class Calls:
     patience_seconds for one request with all its attempts; a longer wait ends the run
     first_wait       seconds before the first retry; doubled each time, drawn between half of it and all
     keys             environment variable with the key, by model name; "" for all others
-    prices           by model name; "" for all others
+    prices           by model name; "" for all others. A known model has a price without them
     """
 
     concurrency: int = 64
@@ -118,9 +123,13 @@ class Calls:
     prices: Mapping[str, Price] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
 
-    def price(self, model: str) -> Price | None:
-        """Return the price of a model. Raises UsageError if a bound on cost needs one that is missing."""
-        price = self.prices.get(model, self.prices.get(""))
+    def price(self, model: str, api: str = "", base_url: str = "", served: str = "") -> Price | None:
+        """Return the price of a model: the user's, or else that of services.toml.
+
+        api, base_url, served: where the model is, and its name there.
+        Raises UsageError if a bound on cost needs a price that is missing.
+        """
+        price = self.prices.get(model, self.prices.get("", _listed_price(api, base_url, served)))
         if price is None and self.budget.max_cost is not None:
             raise UsageError(
                 f"A bound on cost needs the price of '{model}'. Give it: --price {model}=IN,OUT",
@@ -135,7 +144,7 @@ class Calls:
         only if the user names it for that model.
         """
         named = self.keys.get(model, self.keys.get(""))
-        variable = named or (KEYS[api] if base_url == HOMES[api] else "")
+        variable = named or (KEYS[api] if base_url == HOMES[api] else services.variable_of(base_url))
         if not variable:
             return NO_KEY
         key = os.environ.get(variable, "").strip()
@@ -151,3 +160,12 @@ class Calls:
                 code="key-malformed",
             )
         return key
+
+
+def _listed_price(api: str, base_url: str, served: str) -> Price | None:
+    known = services.find(api, "" if base_url == HOMES.get(api) else base_url, served)
+    if known is None or known.price is None:
+        return None
+    prompt, answer, *cached = known.price
+    as_of = known.as_of.isoformat() if known.as_of else ""
+    return Price(prompt, answer, cached[0] if cached else None, as_of)

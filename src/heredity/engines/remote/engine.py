@@ -58,7 +58,8 @@ def load(
         module = registry.load_as(ApiModule, "engines.remote.apis", api)
     except (KeyError, UnknownName) as error:
         raise Damaged(f"The record of '{model.name}' does not name its API or address: {error}.") from None
-    key, price = calls.key(model.name, api, base_url), calls.price(model.name)
+    key = calls.key(model.name, api, base_url)
+    price = calls.price(model.name, api, base_url, name)
     endpoint = Endpoint(model.name, api, base_url, name, settings.get("options") or {})
     opened = module.open_api(endpoint, key)
     return RemoteEngine(endpoint, opened, calls, price, Transport(opened, name, key, calls, key_mask(key)))
@@ -109,6 +110,8 @@ class RemoteEngine:
             found["cost"] = round(budget.cost, 6)
         if self.price is not None:
             found["price"] = [f"{self.price.prompt:g},{self.price.answer:g}"]  # a list: runs may differ
+            if self.price.as_of:
+                found["price_as_of"] = [self.price.as_of]
         return found
 
     def close(self) -> None:

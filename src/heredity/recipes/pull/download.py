@@ -61,6 +61,35 @@ def fetch(address: Address, part: Path, progress: Watch | None = None) -> Path:
     )
 
 
+def fetch_start(address: Address, n_bytes: int) -> bytes:
+    """The first bytes of a file, without keeping them. Raises Unavailable."""
+    import httpx
+
+    headers = {**address.headers, "Accept-Encoding": "identity", "Range": f"bytes=0-{n_bytes - 1}"}
+    start = b""
+    try:
+        with _client() as client, client.stream("GET", address.url, headers=headers) as response:
+            if response.status_code not in (200, 206):
+                raise _refused(address, response.status_code)
+            for block in response.iter_bytes(n_bytes):
+                start += block
+                if len(start) >= n_bytes:
+                    break
+    except httpx.TransportError as error:
+        raise _unreachable(address, error) from error
+    return start[:n_bytes]
+
+
+def _refused(address: Address, status: int) -> Unavailable:
+    return Unavailable(f"{address.label}: {_host(address)} answered {status}.", code="download-refused")
+
+
+def _unreachable(address: Address, error: Exception) -> Unavailable:
+    return Unavailable(
+        f"{address.label}: {_host(address)} cannot be reached ({error}).", code="host-unreachable"
+    )
+
+
 def check_room(folder: Path, n_bytes: int) -> None:
     """Raise HeredityError if the disk has no room for `n_bytes`; called before the download."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,9 +111,7 @@ def _download(address: Address, part: Path, progress: Watch | None) -> None:
                 return _stream(client, address, part, progress)
         except httpx.TransportError as error:
             if attempt == _TRIES or isinstance(error, httpx.ConnectError):
-                raise Unavailable(
-                    f"{address.label}: {_host(address)} cannot be reached ({error}).", code="host-unreachable"
-                ) from error
+                raise _unreachable(address, error) from error
             time.sleep(attempt)
     return None
 
@@ -114,9 +141,7 @@ def _stream(client: httpx.Client, address: Address, part: Path, progress: Watch 
         if response.status_code == 416:  # the part is complete already, and the hash decides
             return
         if response.status_code not in (200, 206):
-            raise Unavailable(
-                f"{address.label}: {_host(address)} answered {response.status_code}.", code="download-refused"
-            )
+            raise _refused(address, response.status_code)
         if response.status_code == 200:
             have = 0  # the server does not resume
         _write(response, address, part, have, progress)

@@ -58,15 +58,11 @@ def read(folder: Path, name: str) -> Held | None:
         ) from error
 
 
-def hold_listing(
-    folder: Path, name: str, repository: Repository, files: Sequence[HubFile], seen: Held | None
-) -> Held:
-    """Record what the hub lists, or compare it with what is held. Raises WrongHash."""
+def compare(name: str, repository: Repository, files: Sequence[HubFile], seen: Held | None) -> Held:
+    """The record of a model as the hub lists it, which must be the one that is held. Raises WrongHash."""
     listed = tuple(sorted((Listed(f.path, f.n_bytes, f.sha256) for f in files), key=lambda f: f.path))
     if seen is None:
-        found = Held(name, repository.repo, repository.commit, listed, now())
-        _write(folder, found)
-        return found
+        return Held(name, repository.repo, repository.commit, listed, now())
     if repository.commit != seen.revision:
         raise _other(seen, f"the hub answers with commit {repository.commit[:12]}")
     known = {f.path: f for f in seen.listed}
@@ -76,6 +72,12 @@ def hold_listing(
         if file != known[file.path]:
             raise _other(seen, f"'{file.path}' has other bytes")
     return seen
+
+
+def hold_listing(folder: Path, seen: Held) -> None:
+    """Record the listing of a first pull, before any file is fetched."""
+    if read(folder, seen.name) is None:
+        _write(folder, seen)
 
 
 def hold_files(folder: Path, seen: Held, out: Path) -> None:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from heredity.core.errors import Refused, Unavailable, UsageError, first_line
 from heredity.core.progress import Watch
-from heredity.recipes.pull.download import Address, check_room, fetch
+from heredity.recipes.pull.download import Address, check_room, fetch, fetch_start
 from heredity.recipes.pull.folder import WANTED, refuse_name, refuse_outside
 
 _SECONDS = 10.0
+_MAX_CONFIG, _START = 4 << 20, 1 << 16  # bytes
 
 
 class HubFile(NamedTuple):
@@ -126,7 +127,31 @@ def download(
     try:
         return _fetch(repository, files, downloads, progress)
     except Unavailable as error:
-        if repository.is_gated and error.code == "download-refused":
+        if _wants_consent(repository, error):
+            raise ask_for_consent(repository.repo) from error
+        raise
+
+
+def _wants_consent(repository: Repository, error: Unavailable) -> bool:
+    return repository.is_gated and error.code == "download-refused"
+
+
+def read_json(repository: Repository, file: HubFile, downloads: Path) -> Path:
+    """Fetch one small JSON file to where `download` finds it again. Raises Refused if it is large."""
+    if file.n_bytes > _MAX_CONFIG:
+        raise Refused(
+            f"{repository.repo}/{file.path}: {file.n_bytes:,} bytes are too many for a config.",
+            code="file-too-large",
+        )
+    return download(repository, [file], downloads, None)[file.path]
+
+
+def read_start(repository: Repository, file: HubFile) -> bytes:
+    """The first bytes of a file: enough for the settings in the header of a GGUF, without its vocabulary."""
+    try:
+        return fetch_start(_address(repository, file), _START)
+    except Unavailable as error:
+        if _wants_consent(repository, error):
             raise ask_for_consent(repository.repo) from error
         raise
 
@@ -134,19 +159,22 @@ def download(
 def _fetch(
     repository: Repository, files: list[HubFile], downloads: Path, progress: Watch | None
 ) -> dict[str, Path]:
+    found = {}
+    for f in files:
+        name = f"{repository.commit[:12]}-{f.path.replace('/', '--')}.part"
+        found[f.path] = fetch(_address(repository, f), downloads / name, progress)
+    return found
+
+
+def _address(repository: Repository, file: HubFile) -> Address:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
+    refuse_outside(repository.repo, file.path)
     # Only the token is sent, and only to the hub: its own user agent would list the installed packages.
     headers = {k: v for k, v in build_hf_headers().items() if k.lower() == "authorization"}
-    found = {}
-    for f in files:
-        refuse_outside(repository.repo, f.path)
-        url = hf_hub_url(repository.repo, f.path, revision=repository.commit)
-        address = Address(url, f.sha256, f"{repository.repo}/{f.path}", f.n_bytes, headers=headers)
-        name = f"{repository.commit[:12]}-{f.path.replace('/', '--')}.part"
-        found[f.path] = fetch(address, downloads / name, progress)
-    return found
+    url = hf_hub_url(repository.repo, file.path, revision=repository.commit)
+    return Address(url, file.sha256, f"{repository.repo}/{file.path}", file.n_bytes, headers=headers)
 
 
 def _without_copies(files: list[HubFile]) -> list[HubFile]:

@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -35,10 +36,11 @@ from heredity.core.errors import (
 from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch
 from heredity.engines.formats.gguf import read_gguf
+from heredity.engines.remote.services import known_models
 from heredity.lineage.catalog import Entry, aliases, catalogue, names
-from heredity.lineage.types import Description, Grown, Pull
-from heredity.recipes.pull import folder, held
-from heredity.recipes.pull.hub import HubFile, Repository, choose, download, look_up
+from heredity.lineage.types import Description, Grown, Preview, Pull
+from heredity.recipes.pull import folder, held, preview
+from heredity.recipes.pull.hub import HubFile, Repository, choose, download, look_up, read_json, read_start
 from heredity.recipes.pull.mirrors import assemble, download_wheels, read_mirrors
 
 _HUB_REF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>[\w./-]+))?")
@@ -63,16 +65,20 @@ def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: P
         return FromFamily(name, entry, revision or None, downloads, progress)
     if ref.startswith("hf:"):
         return _resolve_hub(ref, downloads, progress)
-    path = Path(ref).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(ref).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name; ~ of nobody
+        raise UsageError(f"{ref}: not a path of this machine ({error}).", code="path-missing") from error
+    if is_folder:
         return FromFolder(path)
-    if path.is_file():
+    if is_file:
         return _resolve_file(path)
     if folder.is_file_name(path.name) or "/" in ref or "\\" in ref:
         raise UsageError(
             f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.", code="path-missing"
         )
-    raise UnknownName("model", ref, names(), "heredity models --catalog")
+    raise UnknownName("model", ref, [*names(), *known_models()], "heredity models --catalog")
 
 
 def _resolve_hub(ref: str, downloads: Path, progress: Watch | None) -> FromHub:
@@ -124,6 +130,10 @@ class FromCatalogue:
         """The name. The bytes are pinned, and hashed as files."""
         return {"name": self.name}
 
+    def preview(self) -> Preview:
+        """The model, by the catalogue."""
+        return preview.of_pinned(self.name, self.entry)
+
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
         """Try the sources in order. Raises WrongHash or Unavailable with every source's reason."""
         parts = self.downloads / self.name
@@ -158,6 +168,7 @@ class FromCatalogue:
         wanted = [HubFile(f.hub or f.path, f.bytes, f.sha256) for f in self.entry.files]
         found = download(repository, wanted, parts, self.progress)
         for file in self.entry.files:
+            folder.refuse_outside(self.name, file.path)
             (out / file.path).parent.mkdir(parents=True, exist_ok=True)
             found[file.hub or file.path].replace(out / file.path)
         return _Fetched(f"model hub: {hub.repo} at {repository.commit}")
@@ -214,13 +225,11 @@ class FromFamily:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
         """Fetch the revision that is held, or hold the newest. Raises Unavailable, WrongHash or Refused."""
-        parts = self.downloads / self._label.replace("/", "--")
+        parts = self._parts
         with Lock(parts):
-            seen = None if self.revision else self._held()
-            repository = self._look_up(seen)
-            files = [f for f in choose(repository, None, self.entry.own_code) if f.n_bytes]
-            if not self.revision:
-                seen = held.hold_listing(self._place, self.name, repository, files, seen)
+            repository, files, seen = self._listing
+            if seen is not None:
+                held.hold_listing(self._place, seen)
             _move(download(repository, files, parts, self.progress), out)
             dropped = folder.drop_code(out) if self.entry.own_code else []
             folder.check_files(out, self.entry.hub.repo)
@@ -228,6 +237,27 @@ class FromFamily:
                 held.hold_files(self._place, seen, out)
             _remove_parts(parts)
         return self._describe(out, repository, dropped)
+
+    def preview(self) -> Preview:
+        """The model as the hub lists it. Raises what `apply` raises before it fetches the weights."""
+        repository, files, _ = self._listing
+        found = _preview(self._label, repository, files, self._parts)
+        chat = self.entry.chat if self.entry.modality == "text" else None
+        return replace(found, licence=self.entry.licence, chat=chat)
+
+    @cached_property
+    def _listing(self) -> tuple[Repository, list[HubFile], held.Held | None]:
+        """The repository, the files that make up the model, and what is held from now on."""
+        seen = None if self.revision else self._held()
+        repository = self._look_up(seen)
+        files = [f for f in choose(repository, None, self.entry.own_code) if f.n_bytes]
+        if self.revision:
+            return repository, files, None
+        return repository, files, held.compare(self.name, repository, files, seen)
+
+    @property
+    def _parts(self) -> Path:
+        return self.downloads / self._label.replace("/", "--")
 
     @property
     def _label(self) -> str:
@@ -243,9 +273,9 @@ class FromFamily:
     def _look_up(self, seen: held.Held | None) -> Repository:
         hub = self.entry.hub
         if seen is None:
-            return look_up(hub.repo, self.revision or hub.revision or None)
+            return _look_up(hub.repo, self.revision or hub.revision or None)
         try:
-            return look_up(seen.repo, seen.revision)
+            return _look_up(seen.repo, seen.revision)
         except Unavailable as error:
             if error.code != "hub-revision-missing":
                 raise
@@ -281,15 +311,27 @@ class FromHub:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
         """Look the repository up, fetch its files and check them. Raises Unavailable or Refused."""
-        parts = self.downloads / f"hf--{self.repo.replace('/', '--')}"
-        with Lock(parts):
-            repository = look_up(self.repo, self.revision)
-            files = [f for f in choose(repository, self.file) if f.n_bytes]
-            _move(download(repository, files, parts, self.progress), out)
+        repository, files = self._listing
+        with Lock(self._parts):
+            _move(download(repository, files, self._parts, self.progress), out)
             folder.check_files(out, self.repo)
-            _remove_parts(parts)
+            _remove_parts(self._parts)
         notes = {"source": f"model hub: {self.repo} at {repository.commit}"}
         return _describe_files(out, self.repo.split("/")[1], repository.licence, notes)
+
+    def preview(self) -> Preview:
+        """The model as the hub lists it. Raises what `apply` raises before it fetches the weights."""
+        repository, files = self._listing
+        return _preview(self.repo.split("/")[1], repository, files, self._parts)
+
+    @cached_property
+    def _listing(self) -> tuple[Repository, list[HubFile]]:
+        repository = _look_up(self.repo, self.revision)
+        return repository, [f for f in choose(repository, self.file) if f.n_bytes]
+
+    @property
+    def _parts(self) -> Path:
+        return self.downloads / f"hf--{self.repo.replace('/', '--')}"
 
 
 @dataclass(frozen=True)
@@ -304,6 +346,10 @@ class FromFile:
     def settings(self) -> dict[str, Any]:
         """The file's name, without its folder."""
         return {"file": self.path.name}
+
+    def preview(self) -> Preview:
+        """The model, by the header. Raises Damaged."""
+        return preview.of_gguf(self.path)
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
         """Copy and check. Raises Damaged."""
@@ -329,15 +375,22 @@ class FromFolder:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
         """Choose, copy and check the files. Raises Refused or Damaged."""
+        folder.copy_checked(self.path, self._chosen(), out)
+        name = self.path.resolve().name
+        return _describe_files(out, name, None, {"source": f"folder: {name}"})
+
+    def preview(self) -> Preview:
+        """The model, by its config.json or header. Raises Refused or Damaged."""
+        return preview.of_folder(self.path, self._chosen())
+
+    def _chosen(self) -> list[str]:
         chosen = folder.choose_files(self.path)
         if not any(name.endswith((".safetensors", ".gguf")) for name in chosen):
             raise Refused(
                 f"{self.path} holds neither safetensors nor GGUF; nothing else is opened.",
                 code="no-weight-format",
             )
-        folder.copy_checked(self.path, chosen, out)
-        name = self.path.resolve().name
-        return _describe_files(out, name, None, {"source": f"folder: {name}"})
+        return chosen
 
 
 def _describe_files(out: Path, name: str, licence: str | None, notes: dict[str, str]) -> Description:
@@ -384,6 +437,34 @@ def _licence_of_card(out: Path) -> str:
     parts = card.read_text("utf-8").split("---", 2)
     found = re.search(r"^license:[ \t]*[\"']?([\w.+ -]+)", parts[1], re.M) if len(parts) == 3 else None
     return (found[1].strip() if found else "") or _UNSTATED
+
+
+def _look_up(repo: str, revision: str | None) -> Repository:
+    """`look_up` for the models that only the hub has."""
+    try:
+        return look_up(repo, revision)
+    except Unavailable as error:
+        if error.code != Unavailable.code:
+            raise
+        raise Unavailable(
+            f"{str(error).rstrip('.')}. Check the network (HF_ENDPOINT names another hub), or copy the"
+            " model's folder here and pull its path.",
+            code="hub-unreachable",
+        ) from error
+
+
+def _preview(name: str, repository: Repository, files: Sequence[HubFile], parts: Path) -> Preview:
+    """A model of the hub, by its config.json or by the first bytes of its GGUF."""
+    if files and files[0].path.endswith(".gguf"):
+        found = preview.of_start(name, read_start(repository, files[0]), files[0].n_bytes)
+    else:
+        config = next((f for f in files if f.path == preview.CONFIG), None)
+        if config is None:
+            raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
+        with Lock(parts):
+            settings = preview.read_config(read_json(repository, config, parts))
+        found = preview.of_listing(name, files, settings)
+    return replace(found, licence=repository.licence, is_gated=repository.is_gated)
 
 
 def _move(parts: Mapping[str, Path], out: Path) -> None:

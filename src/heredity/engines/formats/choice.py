@@ -1,0 +1,140 @@
+"""The engine that would answer a model, by its config.json or GGUF header, before any weights are there.
+
+Promises: loads neither torch nor transformers. The architectures of transformers are read from the source of
+the installed version, which is not run. An engine that is not installed is not named.
+Leaves to others: choosing for a recorded model (engines.choose), and loading.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from heredity.core import registry
+
+FAST = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")  # model types of the torch engine
+_ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip", "siglip2")  # they write no text
+_SLOW = "transformers"  # the engine for all other architectures
+_OWN = "int8"  # the quantization that heredity writes itself
+# The package that transformers needs in order to read weights of a method, as it is imported.
+_PACKAGES = {
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed_tensors",
+}
+
+
+class EngineChoice(NamedTuple):
+    """The engine that would answer: "torch", "transformers", or "" for none.
+
+    reason: why it is not the fast one, or why no engine fits; "" for the fast one.
+    architecture, quantization: as the model's files name them; "" if they name none.
+    """
+
+    engine: str
+    reason: str
+    architecture: str
+    quantization: str = ""
+
+
+def choose_by_config(config: Mapping[str, object]) -> EngineChoice:
+    """The engine for safetensors with this config.json."""
+    inner = config.get("text_config")
+    outer = _text(config, "model_type")
+    name = (_text(inner, "model_type") if isinstance(inner, dict) else "") or outer
+    method = _text(config.get("quantization_config"), "quant_method")
+    if not name:
+        return EngineChoice("", "its config.json names no architecture (model_type)", "", method)
+    if encoder := next((each for each in (name, outer) if each in _ENCODERS), ""):
+        return EngineChoice("", f"'{encoder}' is an encoder, which writes no text", encoder, method)
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return EngineChoice("", "torch is not installed: pip install 'heredity[torch]'", name, method)
+    is_quantized = method not in ("", _OWN)
+    if name in FAST and not is_quantized:
+        return EngineChoice("torch", "", name, method)
+    why = f"weights quantized by '{method}'" if name in FAST else f"the architecture '{name}'"
+    if _SLOW not in registry.names("engines"):
+        return EngineChoice("", f"the fast engine does not read {why}", name, method)
+    if (known := causal_types()) and not {name, outer} & known:
+        return EngineChoice(
+            "", f"neither the fast engine nor transformers has '{outer or name}'", name, method
+        )
+    package = _PACKAGES.get(method, "")
+    if package and find_spec(package) is None:
+        return EngineChoice("", f"transformers needs the package '{package}' for '{method}'", name, method)
+    return EngineChoice(_SLOW, f"the fast engine does not read {why}", name, method)
+
+
+def choose_for_gguf(architecture: str) -> EngineChoice:
+    """The engine for a GGUF of this architecture, through the safetensors that heredity makes of it."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return EngineChoice("", "torch is not installed: pip install 'heredity[torch]'", architecture, "gguf")
+    name = _MODEL_TYPES.get(architecture, architecture)
+    if (known := gguf_types()) and not {architecture, name} & known:
+        why = f"transformers does not read a GGUF of '{architecture}'"
+        return EngineChoice("", why, architecture, "gguf")
+    return choose_by_config({"model_type": name})._replace(architecture=architecture, quantization="gguf")
+
+
+_MODEL_TYPES = {
+    "gemma3": "gemma3_text",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "gpt-oss": "gpt_oss",
+}
+
+
+def _text(table: object, key: str) -> str:
+    found = table.get(key) if isinstance(table, dict) else None
+    return found[:80] if isinstance(found, str) else ""
+
+
+@cache
+def causal_types() -> frozenset[str]:
+    """The model types that the installed transformers has a causal language model for."""
+    return _keys("models/auto/modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+
+
+@cache
+def gguf_types() -> frozenset[str]:
+    """The architectures of a GGUF that the installed transformers reads."""
+    return _keys("integrations/ggml.py", "GGUF_CONFIG_MAPPING")
+
+
+def _keys(path: str, name: str) -> frozenset[str]:
+    """The keys of a mapping in the source of transformers: a dictionary, or a call with a list of pairs.
+
+    {} if this version keeps it elsewhere: then nothing is ruled out.
+    """
+    spec = find_spec("transformers")
+    source = Path(spec.origin).parent / path if spec is not None and spec.origin else None
+    if source is None or not source.is_file():
+        return frozenset()
+    for node in ast.parse(source.read_bytes()).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        target = node.target if isinstance(node, ast.AnnAssign) else target
+        if (
+            isinstance(target, ast.Name)
+            and target.id == name
+            and isinstance(node, (ast.Assign, ast.AnnAssign))
+        ):
+            return frozenset(
+                each.value
+                for each in _key_nodes(node.value)
+                if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            )
+    return frozenset()
+
+
+def _key_nodes(value: ast.expr | None) -> list[ast.expr | None]:
+    if isinstance(value, ast.Dict):
+        return list(value.keys)
+    pairs = value.args[0] if isinstance(value, ast.Call) and value.args else None
+    if isinstance(pairs, (ast.List, ast.Tuple)):
+        return [pair.elts[0] for pair in pairs.elts if isinstance(pair, ast.Tuple) and pair.elts]
+    return []

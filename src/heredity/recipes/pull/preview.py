@@ -1,0 +1,180 @@
+"""A model before its weights are fetched: the engine that would answer it, its size, and its terms.
+
+Promises: of a repository only the list of files and the config.json are read, of a GGUF on this disk only the
+header. The figures of the hub are taken, and else those of the catalogue.
+Leaves to others: the choice of the engine (engines/formats/choice.py), and showing it (cli/_pulling.py).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from heredity.core.errors import Damaged
+from heredity.engines.chat.folder import template_source
+from heredity.engines.formats.choice import EngineChoice, choose_by_config, choose_for_gguf
+from heredity.engines.formats.gguf import GgufHeader, read_gguf, read_gguf_start
+from heredity.lineage.catalog import BYTES_PER_WEIGHT, Entry
+from heredity.lineage.types import Preview
+from heredity.recipes.pull.hub import HubFile
+
+CONFIG = "config.json"
+_DTYPE = "bfloat16"  # that weights without quantization are computed in, unless float32 is faster
+_INT8 = "int8"
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+
+
+def of_config(name: str, config: Mapping[str, object], n_weight_bytes: int) -> Preview:
+    """The model of a config.json, with this many bytes of safetensors."""
+    choice = choose_by_config(config)
+    stored = _stored_dtype(config)
+    is_whole = choice.quantization in ("", _INT8)
+    width = BYTES_PER_WEIGHT.get(choice.quantization or stored, 0) if is_whole else 0
+    parameters = round(n_weight_bytes / width) if width else 0
+    found = Preview(
+        name,
+        choice.engine,
+        choice.reason,
+        choice.architecture,
+        choice.quantization,
+        n_bytes=n_weight_bytes,
+        parameters=parameters,
+        dtype=_DTYPE if parameters else choice.quantization,
+        memory=round(parameters * BYTES_PER_WEIGHT[_DTYPE]) or n_weight_bytes,
+        context=_context(config),
+    )
+    return replace(found, instead=_instead(name, choice, "safetensors"))
+
+
+def of_header(name: str, header: GgufHeader, n_bytes: int) -> Preview:
+    """The model of a GGUF. The engine answers it through the bfloat16 weights that heredity makes of it."""
+    parameters = sum(math.prod(tensor.shape) for tensor in header.tensors)
+    return _of_metadata(name, header, n_bytes, parameters or _by_label(header.text("general.size_label")))
+
+
+def _of_metadata(name: str, header: GgufHeader, n_bytes: int, parameters: int) -> Preview:
+    architecture = header.text("general.architecture")
+    choice = choose_for_gguf(architecture)
+    context = header.metadata.get(f"{architecture}.context_length")
+    return Preview(
+        name,
+        choice.engine,
+        choice.reason,
+        architecture[:80],
+        "gguf",
+        n_bytes=n_bytes,
+        parameters=parameters,
+        dtype=_DTYPE,
+        memory=round(parameters * BYTES_PER_WEIGHT[_DTYPE]),
+        context=context if isinstance(context, int) else 0,
+        chat=bool(header.text("tokenizer.chat_template")),
+        licence=header.text("general.license")[:80],
+        instead=_instead(name, choice, "gguf"),
+    )
+
+
+def of_start(name: str, start: bytes, n_bytes: int) -> Preview:
+    """The model of a GGUF elsewhere, by its first bytes. Raises Damaged."""
+    header = read_gguf_start(start)
+    return _of_metadata(name, header, n_bytes, _by_label(header.text("general.size_label")))
+
+
+def of_gguf(path: Path) -> Preview:
+    """The model of a GGUF file on this disk. Raises Damaged."""
+    return of_header(path.stem, read_gguf(path), path.stat().st_size)
+
+
+def of_folder(folder: Path, names: Sequence[str]) -> Preview:
+    """The model of a folder, as `pull` chose its files. Raises Damaged."""
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if not weights:
+        found = of_gguf(folder / next(name for name in names if name.endswith(".gguf")))
+        return replace(found, name=folder.resolve().name)
+    config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    n_bytes = sum((folder / name).stat().st_size for name in weights)
+    found = of_config(folder.resolve().name, config, n_bytes)
+    return replace(found, chat=bool(template_source(folder)))
+
+
+def of_listing(name: str, files: Sequence[HubFile], config: Mapping[str, object]) -> Preview:
+    """The model of a repository with safetensors, by its files and its config.json."""
+    weights = sum(f.n_bytes for f in files if f.path.endswith(".safetensors"))
+    found = of_config(name, config, weights)
+    has_template = any(f.path.startswith("chat_template.") for f in files)
+    return replace(found, n_bytes=sum(f.n_bytes for f in files), chat=True if has_template else None)
+
+
+def of_pinned(name: str, entry: Entry) -> Preview:
+    """A model of the catalogue whose files are pinned: nothing needs to be asked."""
+    if entry.format == "gguf":
+        choice = choose_for_gguf(entry.architecture)
+    else:
+        choice = EngineChoice("", entry.about, entry.architecture)
+    memory = entry.memory().get(_DTYPE, 0)
+    return Preview(
+        name,
+        choice.engine,
+        choice.reason,
+        entry.architecture,
+        choice.quantization,
+        n_bytes=entry.n_bytes,
+        parameters=round(entry.parameters),
+        is_exact=False,
+        dtype=_DTYPE,
+        memory=memory,
+        context=entry.context,
+        chat=entry.chat if entry.modality == "text" else None,
+        licence=entry.licence,
+        is_gated=entry.hub.gated,
+        instead=_instead(name, choice, entry.format) if choice.quantization else (),
+    )
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """The settings of a config.json. Raises Damaged."""
+    try:
+        found = msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        raise Damaged(f"{path.name}: malformed JSON: {error}", code="malformed-json") from error
+    if not isinstance(found, dict):
+        raise Damaged(f"{path.name}: it is not a table of settings.", code="config-invalid")
+    return found
+
+
+def _instead(name: str, choice: EngineChoice, form: str) -> tuple[str, ...]:
+    """Other references to the same weights: an engine that reads the form, or a server that has the model."""
+    server = f"remote:openai:{name.rsplit('/', 1)[-1]}@http://HOST:PORT/v1"
+    own = f"llamacpp:{name}" if form == "gguf" else f"vllm:{name}"
+    return (own, server) if choice.architecture or form == "gguf" else (server,)
+
+
+def _stored_dtype(config: Mapping[str, object]) -> str:
+    inner = config.get("text_config")
+    for table in (config, inner if isinstance(inner, dict) else {}):
+        for key in ("dtype", "torch_dtype"):
+            if (found := str(table.get(key, "")).removeprefix("torch.")) in BYTES_PER_WEIGHT:
+                return found
+    return _DTYPE
+
+
+def _context(config: Mapping[str, object]) -> int:
+    inner = config.get("text_config")
+    for table in (config, inner if isinstance(inner, dict) else {}):
+        for key in _CONTEXTS:
+            if isinstance(found := table.get(key), int) and not isinstance(found, bool) and found > 0:
+                return found
+    return 0
+
+
+def _by_label(label: str) -> int:
+    """The parameters that a label such as "135M" or "8x7B" means; 0 for any other text."""
+    found = re.fullmatch(r"(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,3})?)([KMBT])", label)
+    if found is None:
+        return 0
+    unit = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[3]]
+    return round(int(found[1] or 1) * float(found[2]) * unit)

@@ -1,0 +1,230 @@
+"""Which engine will answer, in how much memory and on which terms: known before a byte of weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from heredity.cli._pulling import preview_lines
+from heredity.core import registry
+from heredity.core.errors import Damaged, Refused, Unavailable, UsageError
+from heredity.engines.formats import choice
+from heredity.engines.formats.choice import choose_by_config, choose_for_gguf
+from heredity.engines.formats.gguf import read_gguf_start
+from heredity.lineage.store import Store
+from heredity.lineage.types import Preview
+from tests.support.errors import raises
+from tests.support.model_sources import Server
+from tests.support.played_hub import FIRST, REPO, Play
+
+WEIGHTS = f"{REPO}/resolve/{FIRST}/model.safetensors"
+
+
+@pytest.fixture
+def has_slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine `transformers`, whether this version has it or not."""
+    found = registry.names("engines")
+    monkeypatch.setattr(
+        registry, "names", lambda place: sorted({*found, "transformers"}) if place == "engines" else found
+    )
+
+
+# --- the choice ---
+
+
+@pytest.mark.parametrize("name", choice.FAST)
+def test_the_fast_engine_reads_what_it_says(name: str) -> None:
+    from heredity.engines.formats.weights import KNOWN
+
+    assert name in KNOWN and choose_by_config({"model_type": name}).engine == "torch"
+
+
+def test_an_architecture_that_only_transformers_has_is_slower(has_slow_engine: None) -> None:
+    found = choose_by_config({"model_type": "mixtral"})
+    assert (found.engine, found.architecture) == ("transformers", "mixtral") and "mixtral" in found.reason
+
+
+def test_the_language_model_of_several_decides() -> None:
+    found = choose_by_config({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}})
+    assert (found.engine, found.architecture) == ("torch", "gemma3_text")
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({}, "model_type"),
+        ({"model_type": ["llama"]}, "model_type"),
+        ({"model_type": "bert"}, "encoder"),
+        ({"model_type": "of-tomorrow"}, "of-tomorrow"),
+        ({"model_type": "x" * 9999}, "xxx"),
+    ],
+)
+def test_where_no_engine_fits_the_reason_is_named(config: dict[str, object], word: str) -> None:
+    found = choose_by_config(config)
+    assert found.engine == "" and word in found.reason and len(found.reason) < 200
+
+
+def test_quantized_weights_need_their_package(has_slow_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    real = choice.find_spec
+    monkeypatch.setattr(choice, "find_spec", lambda name: None if name == "gptqmodel" else real(name))
+    found = choose_by_config(config)
+    assert found.engine == "" and "gptqmodel" in found.reason and found.quantization == "gptq"
+    there = ModuleSpec("gptqmodel", None)
+    monkeypatch.setattr(choice, "find_spec", lambda name: there if name == "gptqmodel" else real(name))
+    assert choose_by_config(config).engine == "transformers"
+
+
+def test_without_torch_the_reason_is_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    for found in (choose_by_config({"model_type": "llama"}), choose_for_gguf("llama")):
+        assert found.engine == "" and "heredity[torch]" in found.reason
+
+
+def test_what_transformers_has_is_read_without_loading_it() -> None:
+    import subprocess
+
+    code = (
+        "import sys; from heredity.engines.formats import choice;"
+        "assert {'llama', 'mixtral', 'phi3', 'gpt_neox'} <= choice.causal_types();"
+        "assert {'llama', 'qwen2'} <= choice.gguf_types();"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+# --- the hub ---
+
+
+def test_a_pull_tells_engine_memory_and_licence_before_it_asks_for_weights(
+    store: Store, play: Play, files: dict[str, bytes], server: Server
+) -> None:
+    play(files)
+    told: list[tuple[Preview, bool]] = []
+    store.pull(f"hf:{REPO}", announce=lambda found: told.append((found, WEIGHTS in server.asked)))
+    ((found, has_asked),) = told
+    assert not has_asked and WEIGHTS in server.asked
+    assert (found.name, found.engine, found.architecture) == ("tiny", "torch", "llama")
+    assert found.licence == "mit" and not found.is_gated and found.is_exact
+    assert found.n_bytes == sum(map(len, files.values()))
+    assert found.parameters > 0 and found.memory == 2 * found.parameters and found.dtype == "bfloat16"
+
+
+def test_a_preview_fetches_the_config_and_nothing_else(
+    store: Store, play: Play, files: dict[str, bytes], server: Server
+) -> None:
+    play(files)
+    assert store.preview("tiny").engine == "torch"
+    assert [path for path in server.asked if "resolve" in path] == [f"{REPO}/resolve/{FIRST}/config.json"]
+    assert store.models() == []
+
+
+def test_a_model_that_is_there_is_not_announced(store: Store, play: Play, files: dict[str, bytes]) -> None:
+    play(files)
+    told: list[Preview] = []
+    for _ in range(2):
+        store.pull("tiny", announce=told.append)
+    assert len(told) == 1
+
+
+def test_a_gated_model_is_refused_before_its_weights(
+    store: Store, play: Play, files: dict[str, bytes], server: Server
+) -> None:
+    play(files, gated="auto")
+    server.errors |= {f"{REPO}/resolve/{FIRST}/{name}": (401, "GatedRepo") for name in files}
+    with raises(Unavailable, "hub-gated", mentions=["HF_TOKEN"]):
+        store.preview("tiny")
+    assert WEIGHTS not in server.asked
+
+
+def test_a_gguf_of_the_hub_is_known_by_its_first_bytes(
+    store: Store, play: Play, server: Server, tiny_gguf: Path
+) -> None:
+    play({"a.gguf": tiny_gguf.read_bytes(), "b.gguf": b"GGUF"})
+    found = store.preview(f"hf:{REPO}/a.gguf")
+    assert (found.engine, found.architecture, found.quantization) == ("torch", "llama", "gguf")
+    assert found.n_bytes == tiny_gguf.stat().st_size and "llamacpp:tiny" in found.instead
+    assert server.ranges == ["bytes=0-65535"]
+    with raises(Damaged, "gguf-damaged"):
+        store.preview(f"hf:{REPO}/b.gguf")
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "code"),
+    [
+        (b"{", Damaged, "malformed-json"),
+        (b"[]", Damaged, "config-invalid"),
+        (b"[" * 100_000, Damaged, "malformed-json"),
+        (b" " * (5 << 20), Refused, "file-too-large"),
+    ],
+    ids=["torn", "list", "deep", "large"],
+)
+def test_a_config_that_makes_no_sense_ends_before_the_weights(
+    store: Store, play: Play, files: dict[str, bytes], server: Server,
+    config: bytes, error: type[Exception], code: str,
+) -> None:  # fmt: skip
+    play({**files, "config.json": config})
+    with raises(error, code):
+        store.preview(f"hf:{REPO}")
+    assert WEIGHTS not in server.asked
+
+
+# --- this disk and the catalogue ---
+
+
+def test_a_file_and_a_folder_are_known_by_their_headers(
+    store: Store, tiny_gguf: Path, tiny_llama: Path
+) -> None:
+    of_file, of_folder = store.preview(str(tiny_gguf)), store.preview(str(tiny_llama))
+    assert of_file.engine == of_folder.engine == "torch"
+    assert of_file.parameters > 0 and of_file.memory == 2 * of_file.parameters
+    assert of_folder.memory == 2 * of_folder.parameters and of_folder.chat is not None
+    config = json.loads((tiny_llama / "config.json").read_text())
+    assert of_folder.context == config["max_position_embeddings"]
+
+
+def test_the_start_of_a_gguf_gives_its_settings(tiny_gguf: Path) -> None:
+    data = tiny_gguf.read_bytes()
+    for n in (24, 100, 1000, len(data)):
+        assert read_gguf_start(data[:n]).tensors == ()
+    assert read_gguf_start(data).text("general.architecture") == "llama"
+    with raises(Damaged, "gguf-damaged"):
+        read_gguf_start(b"GGUF")
+
+
+def test_a_pinned_model_is_known_without_the_network(store: Store) -> None:
+    found = store.preview("smollm2")
+    assert (found.engine, found.parameters, found.licence) == ("torch", 135_000_000, "Apache-2.0")
+    assert store.preview("all-minilm-l6-v2").engine == ""
+
+
+def test_a_target_has_nothing_to_preview(store: Store) -> None:
+    with raises(UsageError, "nothing-to-pull", mentions=["remote:openai:gpt-5"]):
+        store.preview("remote:openai:gpt-5")
+
+
+# --- words ---
+
+LLAMA = Preview(
+    "big", "torch", "", "llama", n_bytes=16_060_000_000, parameters=8_030_000_000, dtype="bfloat16",
+    memory=16_060_000_000, licence="mit", instead=("vllm:big", "remote:openai:big@http://HOST:PORT/v1"),
+)  # fmt: skip
+
+
+def test_too_little_memory_names_the_other_ways() -> None:
+    lines = preview_lines(LLAMA, 8 << 30, "this machine")
+    assert "8.0B" in lines[0] and "16.1 GB" in lines[2] and "8.6 GB" in lines[2]
+    assert "vllm:big" in lines[3] and "remote:openai:big" in lines[3]
+    assert len(preview_lines(LLAMA, 64 << 30, "cuda:0")) == 3
+    assert len(preview_lines(LLAMA, None, "")) == 3
+
+
+def test_a_slower_engine_and_none_say_why_and_what_else() -> None:
+    slow = Preview("m", "transformers", "the fast engine does not read 'mixtral'", instead=("vllm:m",))
+    none = Preview("m", "", "'bert' is an encoder, which writes no text", is_gated=True)
+    assert "slower" in preview_lines(slow, None, "")[1] and "vllm:m" in preview_lines(slow, None, "")[2]
+    assert "encoder" in preview_lines(none, None, "")[1] and "gated" in preview_lines(none, None, "")[2]
