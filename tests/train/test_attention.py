@@ -144,7 +144,7 @@ def test_to_both_sides_blocks_give_what_the_kernel_gives(
         return (out.detach(), *(x.grad for x in given if x.grad is not None))
 
     monkeypatch.setattr(attention_blocks, "_MIN_QUERIES", 16)
-    assert attention._row_groups(LENGTHS)[0] == ((40, 31, 31, 30), 48)
+    assert attention.row_groups(LENGTHS)[0] == ((40, 31, 31, 30), 48)
     for one, other in zip(found(False), found(True), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
@@ -158,4 +158,4 @@ def test_another_device_is_taken_to_be_quick_and_leaves_no_mask_behind(
     with attention.assume_accelerator():
         assert attention.is_fused_kernel_fast(given[0])
         ours(*given)
-    assert not attention.is_fused_kernel_fast(given[0]) and not attention._row_indices.cache_info().currsize
+    assert not attention.is_fused_kernel_fast(given[0]) and not attention.row_indices.cache_info().currsize

@@ -170,7 +170,7 @@ def run(
         metrics = loop.train(network, trainable, objective, batches, plan, folder, recipe.watch, dist=dist)
         trainable.save(network, out)
     if trainable.FORMAT == "safetensors":
-        copy_rest(parent.folder, out)
+        _copy_rest(parent.folder, out)
     write_metrics(metrics, out)
     return Description(
         name=recipe.name or f"{parent.record.name}-{recipe.kind}",
@@ -181,6 +181,16 @@ def run(
         notes={**_notes(network, prepared, metrics), **lessons.notes},
         versions={name: version(name) for name in ("torch", "transformers", "safetensors")},
     )
+
+
+def _copy_rest(folder: Path, out: Path) -> None:
+    """Copy the parent's other files, but not its index, which lists other shards."""
+    index = out / "model.safetensors.index.json"
+    own = index.read_bytes() if index.exists() else None
+    copy_rest(folder, out)
+    index.unlink(missing_ok=True)
+    if own is not None:
+        index.write_bytes(own)
 
 
 def _plan(recipe: TrainingRecipe, parent: Grown, n_steps: int) -> TrainingPlan:

@@ -27,7 +27,10 @@ class Lora(AnswerRecipe):
         16.0, "The update is scaled by alpha / sqrt(rank), or by alpha / rank without use_rslora."
     )
     use_rslora: bool = setting(True, "Divide alpha by the square root of the rank (rsLoRA).")
-    target_modules: tuple[str, ...] = setting(LINEAR_LAYERS, "The linear layers that get an adapter.")
+    target_modules: tuple[str, ...] = setting(
+        LINEAR_LAYERS,
+        "The linear layers that get an adapter; in an architecture without these, all but routers.",
+    )
 
     kind = "lora"
     EXAMPLE = "heredity derive lora smollm2-135m-instruct --data tickets.jsonl --rank 8"

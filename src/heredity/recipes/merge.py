@@ -150,7 +150,26 @@ def _refuse_other_shapes(first: Grown, others: Sequence[Grown]) -> None:
                 f"{one.get(differs)} and {two.get(differs)}. Only models of one foundation can be merged.",
                 code="shapes-differ",
             )
+        _refuse_other_tensors(first, other)
         refuse_other_tokens(first, other)
+
+
+def _refuse_other_tensors(first: Grown, other: Grown) -> None:
+    """Raise UsageError if a tensor of the first is missing in the other, or has another shape there."""
+    one, two = (_shapes(each.folder) for each in (first, other))
+    if differs := sorted(name for name, shape in one.items() if two.get(name) != shape):
+        raise UsageError(
+            f"'{first.record.name}' and '{other.record.name}' are not of one shape: {differs[0]} is"
+            f" {one.get(differs[0])} and {two.get(differs[0])}. Only models of one foundation can be merged.",
+            code="shapes-differ",
+        )
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    from heredity.engines.formats.safetensors_io import read_safetensors
+
+    shards = [read_safetensors(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {name: each.shape for shard in shards for name, each in shard.items()}
 
 
 DERIVES = Merge

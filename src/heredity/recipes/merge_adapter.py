@@ -1,14 +1,17 @@
-"""Fold an adapter into its base: W + scale * B A, in the base's dtype. Of it come whole weights.
+"""Fold an adapter into its base: W + scale * B A. The child has whole weights.
 
-Promises: the sum is computed in fp32 and rounded once, to the base's dtype. Every other file is the base's;
-an adapter with a tokenizer of its own brings it. Any architecture is merged: modules are found by name.
+Promises: the sum is computed in fp32 and rounded once. A small change may fall between two numbers of
+bfloat16. The note `rounding` has the norm of the rounding as a share of that of the adapter's change. Every
+other file is the base's; an adapter with a tokenizer of its own brings it. Any architecture is merged:
+modules are found by name.
 Leaves to others: the adapter itself (lora.py, adopt.py), and its files (engines/formats/peft.py).
 """
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,29 +36,41 @@ TOKENIZER = (
 
 @dataclass(frozen=True)
 class MergeAdapter:
-    """Merge an adapter into its base, and return whole weights."""
+    """Merge an adapter into its base, and return whole weights.
+
+    dtype: of all merged weights ("float32", "bfloat16", "float16"); "" keeps that of each of the base's.
+    """
+
+    dtype: str = ""
 
     kind = "merge_adapter"
 
     def settings(self) -> dict[str, Any]:
-        """Nothing to choose."""
-        return {}
+        """The dtype, if one was chosen."""
+        return {"dtype": self.dtype} if self.dtype else {}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the merged weights. Parents: the adapter, its base. Raises Damaged if they do not fit."""
         adapter, base = parents
         if adapter.record.format != "adapter" or adapter.record.parents[0] != base.record.id:
             raise UsageError(f"'{adapter.record.name}' is no adapter over '{base.record.name}'.")
-        merge(adapter.folder, base.folder, out)
+        rounding = merge(adapter.folder, base.folder, out, self.dtype)
         record = adapter.record
-        versions = {name: version(name) for name in ("torch", "safetensors")}
         return Description(
-            f"{record.name}-merged", record.family, record.licence, "safetensors", versions=versions
+            f"{record.name}-merged{f'-{self.dtype}' if self.dtype else ''}",
+            record.family,
+            record.licence,
+            "safetensors",
+            notes={"rounding": f"{rounding:.3g} of the norm of the adapter's change"},
+            versions={name: version(name) for name in ("torch", "safetensors")},
         )
 
 
-def merge(adapter: Path, base: Path, out: Path) -> None:
-    """Write the whole weights of an adapter's folder over a base's folder into `out`."""
+def merge(adapter: Path, base: Path, out: Path, dtype: str = "") -> float:
+    """Write the whole weights of an adapter's folder over a base's folder into `out`.
+
+    Returns the norm of the rounding as a share of that of the adapter's change.
+    """
     from heredity.engines.formats.adapted import tensor_names
     from heredity.engines.formats.peft import HEAD, read_adapter
     from heredity.engines.formats.weights import CONFIG, read_json
@@ -67,17 +82,68 @@ def merge(adapter: Path, base: Path, out: Path) -> None:
         if low.bias is not None and f"{module}.bias" not in names:
             raise Unavailable(f"{adapter}: lora_bias has no place in whole weights: {module} has no bias.")
     added = _own_head(fitted, names, base) if is_tied else {}
-    changes: dict[str, object] = {}
-    rewrite(base, out, fitted.changed, added)
+    changes: dict[str, object] = {"dtype": dtype} if dtype else {}
+    sums = _Sums(fitted, dtype)
+    rewrite(base, out, sums.changed, {name: sums.cast(each) for name, each in added.items()})
     if added:
         changes["tie_word_embeddings"] = False
     rows = {len(each) for name, each in fitted.whole.items() if name == _embedding(names)}
     if rows and config.get("vocab_size") not in rows:
         changes["vocab_size"] = rows.pop()
     if changes:
-        replace_json(out / CONFIG, config | changes)
+        replace_json(out / CONFIG, _without_old_dtype(config, dtype) | changes)
     if has_tokenizer(adapter):
         _bring_tokenizer(adapter, out)
+    return sums.rounding
+
+
+class _Sums:
+    """The tensors of the base with an adapter merged, and the squares of its change and of the rounding."""
+
+    def __init__(self, adapter: Adapter, dtype: str) -> None:
+        self._adapter, self._dtype = adapter, dtype
+        self._change = self._rounding = 0.0
+
+    @property
+    def rounding(self) -> float:
+        """The norm of the rounding as a share of that of the change."""
+        return math.sqrt(self._rounding / self._change) if self._change else 0.0
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """A tensor in the dtype that was chosen."""
+        import torch
+
+        return (
+            tensor.to(getattr(torch, self._dtype)) if self._dtype and tensor.is_floating_point() else tensor
+        )
+
+    def changed(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor to write under this name: summed in fp32 and rounded once."""
+        module, _, kind = name.rpartition(".")
+        if kind != "weight" or module not in self._adapter.low_rank:
+            return self.cast(self._adapter.changed(name, tensor))
+        whole = self._adapter.changed(name, tensor.float())
+        merged = self.cast(whole) if self._dtype else whole.to(tensor.dtype)
+        if whole.shape == tensor.shape:
+            self._change += float((whole - tensor.float()).square().sum())
+            self._rounding += float((merged.float() - whole).square().sum())
+        return merged
+
+
+def cast_folder(folder: Path, out: Path, dtype: str) -> None:
+    """Write the model in `folder` with every number rounded to `dtype`, into the empty folder `out`."""
+    import torch
+
+    from heredity.engines.formats.weights import CONFIG, read_json
+
+    kind: torch.dtype = getattr(torch, dtype)
+    rewrite(folder, out, lambda _, tensor: tensor.to(kind) if tensor.is_floating_point() else tensor)
+    replace_json(out / CONFIG, _without_old_dtype(read_json(folder / CONFIG), dtype) | {"dtype": dtype})
+
+
+def _without_old_dtype(config: Mapping[str, object], dtype: str) -> dict[str, object]:
+    """A configuration without the name that transformers 4 gave to the dtype, if there is another dtype."""
+    return {key: value for key, value in config.items() if key != "torch_dtype" or not dtype}
 
 
 def _embedding(names: set[str]) -> str:

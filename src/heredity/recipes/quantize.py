@@ -10,14 +10,14 @@ The torch engine multiplies them as whole numbers, what comes in rounded to int8
 
 gptq4, gptq3: the layers' matrices in 4 or 3 bits, with a scale for each group of inputs. `data` calibrates
 them (GPTQ, Frantar et al. 2022, 2210.17323). rtn4, rtn3: the same grid without calibration, each weight
-rounded to nearest. Embedding and head stay. The child holds the rounded numbers as full-precision
-safetensors: it answers as a packed model would, and its files are NOT smaller than the parent's.
+rounded to nearest; of any architecture. Embedding, head and routers stay. The child holds the rounded
+numbers as full-precision safetensors: it answers as a packed model would, and its files are NOT smaller
+than the parent's.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from heredity.engines.formats.gptq import RoundingGrid
 
 _GROUPED = {"gptq4": 4, "gptq3": 3, "rtn4": 4, "rtn3": 3}  # bits
-_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 _FEWEST = 256  # calibration tokens
 _HELD_OUT = 8  # one sequence in so many measures the error instead
 
@@ -126,10 +125,15 @@ class Quantize(DerivableRecipe):
     def _write_grouped(self, parent: Grown, out: Path) -> dict[str, str]:
         """Write the rounded numbers in the parent's dtype, and return the notes about them."""
         from heredity.engines.formats.gptq import RoundingGrid, round_to_nearest
+        from heredity.engines.formats.linear_layers import stored_matrices
         from heredity.engines.formats.rewrite import rewrite
-        from heredity.engines.formats.weights import read_config
 
-        read_config(parent.folder)
+        matrices = stored_matrices(parent.folder)
+        if self.is_calibrated and (experts := [name for name in matrices if ".experts." in name]):
+            raise Unavailable(
+                f"GPTQ does not calibrate experts, such as {experts[0]}. --to rtn4 rounds them.",
+                code="experts-not-calibrated",
+            )
         grid = RoundingGrid(_GROUPED[self.to], self.group_size, self.symmetric)
         notes: dict[str, str] = {}
         known: dict[str, Tensor] = {}
@@ -139,12 +143,15 @@ class Quantize(DerivableRecipe):
 
         def change(name: str, tensor: Tensor) -> Tensor:
             nonlocal n_bits, n_weights
-            if not _MATRIX.fullmatch(name):
+            if name not in matrices:
                 return tensor
-            n_bits += grid.bits_per_weight(tensor.shape[1]) * tensor.numel()
+            is_turned = matrices[name]  # (in, out); the grid has groups of inputs
+            n_bits += grid.bits_per_weight(tensor.shape[0 if is_turned else 1]) * tensor.numel()
             n_weights += tensor.numel()
-            rounded = known.pop(name) if self.is_calibrated else round_to_nearest(tensor, grid)
-            return rounded.to(tensor.dtype)
+            if self.is_calibrated:
+                return known.pop(name).to(tensor.dtype)
+            rounded = round_to_nearest(tensor.t() if is_turned else tensor, grid)
+            return (rounded.t() if is_turned else rounded).to(tensor.dtype)
 
         rewrite(parent.folder, out, change)
         packed = f"{n_bits / n_weights:.2f} bits a weight of {n_weights:,} if packed"
@@ -182,11 +189,11 @@ def _damping(asked: float, used: Sequence[float]) -> str:
 
 def _sequences(folder: Path, data: Data, n: int, length: int) -> list[tuple[int, ...]]:
     """The first conversations of the data as one stream of tokens, cut to at most `n` of one length."""
-    from heredity.engines.formats.weights import read_config
+    from heredity.engines.formats.linear_layers import number_of, read_settings
     from heredity.train.data.chat import ConversationEncoder
 
     encoder, stream = ConversationEncoder(folder), list[int]()
-    length = min(length, int(read_config(folder).max_position_embeddings))
+    length = min(length, number_of(read_settings(folder), "max_position_embeddings") or length)
     for dialogue in data.dialogues:
         stream += encoder.example(dialogue).document.tokens
         if len(stream) >= n * length:

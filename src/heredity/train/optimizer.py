@@ -25,6 +25,7 @@ from heredity.train.distributed import SINGLE_PROCESS, DistContext, local_shard
 Schedule = Literal["cosine", "wsd", "constant"]
 OptimizerName = Literal["adamw", "muon"]
 BETAS = (0.9, 0.95)
+_EMBEDDINGS = ("embed", "wte", "wpe")  # in the names of embeddings, of tokens and of positions
 
 
 class MasterWeights:
@@ -50,7 +51,8 @@ class MasterWeights:
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             parameter.register_post_accumulate_grad_hook(_gradient_hook(master))
         decays = [
-            m.ndim == 2 and "embed" not in name for name, m in zip(self.names, self.masters, strict=True)
+            m.ndim == 2 and not any(each in name for each in _EMBEDDINGS)
+            for name, m in zip(self.names, self.masters, strict=True)
         ]
         hidden = [
             does and kind == "muon" and "lm_head" not in name

@@ -114,11 +114,20 @@ def largest_microbatch(examples: Sequence[TokenizedExample], batch_size: int) ->
 
 
 def _activations(network: CausalLM) -> DecoderActivations:
+    from heredity.engines.formats.linear_layers import number_of, settings_of
+
     config = getattr(network.model.config, "text_config", None) or network.model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    settings, width = settings_of(config), config.hidden_size
+
+    def number(name: str) -> int:
+        return number_of(settings, name) or 0
+
+    heads = number("num_attention_heads") or 1
+    wide = number("moe_intermediate_size") or number("intermediate_size") or 4 * width
     shape = TransformerShape(
-        config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.num_key_value_heads,
-        head_dim, config.intermediate_size, config.max_position_embeddings, len(network.head),
+        config.num_hidden_layers, width, heads, number("num_key_value_heads") or heads,
+        number("head_dim") or width // heads, wide * (number("num_experts_per_tok") or 1),
+        number("max_position_embeddings"), len(network.head),
     )  # fmt: skip
     is_on_cpu = network.head.device.type == "cpu"
     return DecoderActivations(

@@ -9,23 +9,35 @@ Leaves to others: the rounding of a matrix (gptq.py), and writing the child (rec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from heredity.core import host
-from heredity.core.errors import Refused
 from heredity.core.progress import Meter, Watch
 from heredity.engines.formats import gptq
 from heredity.engines.formats.gptq import RoundingGrid
-from heredity.engines.formats.weights import TensorFiles, read_config
+from heredity.engines.formats.linear_layers import (
+    decoder_layers,
+    decoder_of,
+    is_transposed,
+    linear_layers,
+    number_of,
+    read_settings,
+    stored_name,
+)
+from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.engines.formats.weights import TensorFiles
 
-# The matrices of a layer that have the same inputs.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# The matrices of a layer that have the same inputs, in the names of most architectures. Others stand alone.
 _GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -34,7 +46,13 @@ _GROUPS = (
 )
 
 Tokens = tuple[int, ...]
-Arguments = dict[str, object]  # of a layer beside the states
+
+
+class Arguments(NamedTuple):
+    """The arguments of a layer, without the states: by position, and by name."""
+
+    rest: tuple[object, ...]
+    named: dict[str, object]
 
 
 class GptqSettings(NamedTuple):
@@ -79,33 +97,63 @@ def calibrate(
 
     sequences: tokens, all of one length. The last `n_held_out` do not calibrate: they measure the error.
     """
-    decoder = _decoder(folder, dtype)
+    model = _model(folder, dtype)
     files = TensorFiles(folder, torch.float32)
     found = Calibrated()
-    layers = list(decoder.get_submodule("layers").children())
+    layers = list(decoder_layers(model))
+    names = {id(module): name for name, module in linear_layers(model).items()}
+    stored = {name: () for path in folder.glob("*.safetensors") for name in read_safetensors(path)}
     meter = Meter(watch, "calibrate", len(layers))
     n = len(sequences) - n_held_out
     with torch.no_grad():
-        states, arguments = _first_inputs(decoder, sequences)
-        for number, layer in enumerate(layers):
-            hessians = _hessians(layer, states[:n], arguments[number])
-            held_out = _hessians(layer, states[n:], arguments[number])
-            for names in _GROUPS:
-                whole = [f"model.layers.{number}.{name}.weight" for name in names]
-                parts = [files.read(name, as_stored=True) for name in whole]
-                weight = torch.cat(parts).float()
-                rounded, damp = gptq.gptq(weight, hessians[names[0]], *settings)
-                found.damps.append(damp)
-                if n_held_out:
-                    found.errors.append(_error(weight, rounded, held_out[names[0]], settings.grid))
-                split = rounded.split([len(part) for part in parts])
-                for name, part, matrix in zip(names, parts, split, strict=True):
-                    found.weights[f"model.layers.{number}.{name}.weight"] = matrix.to(part.dtype)
-                    layer.get_parameter(f"{name}.weight").copy_(matrix)
-            states = [_output(layer, each, arguments[number]) for each in states]
+        states, arguments = _first_inputs(model, layers, sequences)
+        for layer, given in zip(layers, arguments, strict=True):
+            groups = _groups(layer, names)
+            hessians = _hessians(groups, layer, states[:n], given)
+            held_out = _hessians(groups, layer, states[n:], given)
+            for group in groups:
+                whole = {stored_name(names[id(module)], stored): module for module in group}
+                first = id(group[0])
+                _round_group(found, whole, files, settings, hessians[first], held_out.get(first))
+            states = [_output(layer, each, given) for each in states]
             meter.tick()
     meter.close()
     return found
+
+
+def _round_group(
+    found: Calibrated,
+    group: Mapping[str, nn.Module],
+    files: TensorFiles,
+    settings: GptqSettings,
+    hessian: Tensor,
+    held_out: Tensor | None,
+) -> None:
+    """Round the matrices of a group, by their stored names, in `found` and in the model."""
+    parts = [_oriented(files.read(name, as_stored=True), module) for name, module in group.items()]
+    weight = torch.cat(parts).float()
+    rounded, damp = gptq.gptq(weight, hessian, *settings)
+    found.damps.append(damp)
+    if held_out is not None:
+        found.errors.append(_error(weight, rounded, held_out, settings.grid))
+    split = rounded.split([len(part) for part in parts])
+    for (name, module), part, matrix in zip(group.items(), parts, split, strict=True):
+        found.weights[name] = _oriented(matrix.to(part.dtype), module).contiguous()
+        module.get_parameter("weight").copy_(_oriented(matrix, module))
+
+
+def _groups(layer: nn.Module, names: Mapping[int, str]) -> list[tuple[nn.Module, ...]]:
+    """The linear layers of a decoder layer; those of a group have the same inputs."""
+    there = {name: module for name, module in layer.named_modules() if id(module) in names}
+    fused = [group for group in _GROUPS if all(name in there for name in group)]
+    joined = {name for group in fused for name in group}
+    alone = [(module,) for name, module in there.items() if name not in joined]
+    return [*(tuple(there[name] for name in group) for group in fused), *alone]
+
+
+def _oriented(matrix: Tensor, module: nn.Module) -> Tensor:
+    """A stored matrix as (out, in), or back."""
+    return matrix.t() if is_transposed(module) else matrix
 
 
 def _error(weight: Tensor, rounded: Tensor, hessian: Tensor, grid: RoundingGrid) -> MatrixError:
@@ -113,74 +161,89 @@ def _error(weight: Tensor, rounded: Tensor, hessian: Tensor, grid: RoundingGrid)
     return MatrixError(*(gptq.output_error(weight, each, hessian) for each in (rounded, nearest)))
 
 
-def _decoder(folder: Path, dtype: str) -> nn.Module:
+def _model(folder: Path, dtype: str) -> PreTrainedModel:
     import transformers
 
     host.prepare_transformers()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False,
-        local_files_only=True,
-    )  # fmt: skip
-    decoder: nn.Module = model.eval().get_decoder()
-    return decoder
+    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), trust_remote_code=False, local_files_only=True
+    )
+    return model.eval()
 
 
 def resolve_dtype(folder: Path, dtype: str) -> str:
     """The dtype to calibrate in: `dtype`, or the faster one for "auto"."""
     if dtype != "auto":
         return dtype
-    config = read_config(folder)
-    return host.choose_dtype(config.hidden_size, config.intermediate_size)
+    settings = read_settings(folder)
+    width = number_of(settings, "hidden_size") or 0
+    return host.choose_dtype(width, number_of(settings, "intermediate_size") or 4 * width)
 
 
-def _first_inputs(decoder: nn.Module, sequences: Sequence[Tokens]) -> tuple[list[Tensor], list[Arguments]]:
+class _FirstInput(Exception):
+    """The states before the first layer."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def _split(positional: tuple[Tensor, ...], named: dict[str, object]) -> tuple[Tensor, Arguments]:
+    """The states that a layer is called with, and the other arguments."""
+    if positional:
+        return positional[0], Arguments(positional[1:], named)
+    states = named["hidden_states"]
+    assert isinstance(states, Tensor)
+    return states, Arguments((), {name: each for name, each in named.items() if name != "hidden_states"})
+
+
+def _first_inputs(
+    model: PreTrainedModel, layers: Sequence[nn.Module], sequences: Sequence[Tokens]
+) -> tuple[list[Tensor], list[Arguments]]:
     """The states before the first layer, by sequence, and the other arguments of each layer.
 
     Those (rotations, mask) depend on the length only, which all sequences share.
     """
     arguments: list[Arguments] = []
-    inputs: list[Tensor] = []
+    states: list[Tensor] = []
 
-    def keep(_: nn.Module, positional: tuple[Tensor, ...], named: Arguments) -> None:
-        inputs.append(positional[0])
-        arguments.append(named)
+    def keep(_: nn.Module, positional: tuple[Tensor, ...], named: dict[str, object]) -> None:
+        arguments.append(_split(positional, named)[1])
 
-    with _hooked(
-        [
-            layer.register_forward_pre_hook(keep, with_kwargs=True)
-            for layer in decoder.get_submodule("layers").children()
-        ]
-    ):
-        decoder(input_ids=torch.tensor([sequences[0]]), use_cache=False)
-    embed = decoder.get_submodule("embed_tokens")
-    states = [embed(torch.tensor([each])) for each in sequences]
-    if not torch.equal(states[0], inputs[0]):
-        raise Refused("The first layer of this architecture does not read the embeddings as they are.")
+    def stop(_: nn.Module, positional: tuple[Tensor, ...], named: dict[str, object]) -> None:
+        raise _FirstInput(_split(positional, named)[0])
+
+    with _hooked([layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]):
+        decoder_of(model)(input_ids=torch.tensor([sequences[0]]), use_cache=False)
+    with _hooked([layers[0].register_forward_pre_hook(stop, with_kwargs=True)]):
+        for each in sequences:
+            try:
+                decoder_of(model)(input_ids=torch.tensor([each]), use_cache=False)
+            except _FirstInput as found:
+                states.append(found.states)
     return states, arguments
 
 
-def _hessians(layer: nn.Module, states: Sequence[Tensor], arguments: Arguments) -> dict[str, Tensor]:
-    """2 X X' of the inputs of each group of matrices, by the name of the first."""
-    found: dict[str, Tensor] = {}
+def _hessians(
+    groups: Sequence[tuple[nn.Module, ...]], layer: nn.Module, states: Sequence[Tensor], given: Arguments
+) -> dict[int, Tensor]:
+    """2 X X' of the inputs of each group of matrices, by the identity of its first module."""
+    found: dict[int, Tensor] = {}
 
-    def adding(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
-            x = inputs[0].flatten(0, -2).float()
-            if name not in found:
-                found[name] = torch.zeros(x.shape[1], x.shape[1])
-            found[name].addmm_(x.t(), x, alpha=2)
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        x = inputs[0].flatten(0, -2).float()
+        if id(module) not in found:
+            found[id(module)] = torch.zeros(x.shape[1], x.shape[1])
+        found[id(module)].addmm_(x.t(), x, alpha=2)
 
-        return add
-
-    firsts = [names[0] for names in _GROUPS]
-    with _hooked([layer.get_submodule(name).register_forward_hook(adding(name)) for name in firsts]):
+    with _hooked([group[0].register_forward_hook(add) for group in groups]):
         for state in states:
-            layer(state, **arguments)
+            _output(layer, state, given)
     return found
 
 
-def _output(layer: nn.Module, state: Tensor, arguments: Arguments) -> Tensor:
-    found = layer(state, **arguments)
+def _output(layer: nn.Module, state: Tensor, given: Arguments) -> Tensor:
+    found = layer(state, *given.rest, **given.named)
     output: Tensor = found[0] if isinstance(found, tuple) else found
     return output
 

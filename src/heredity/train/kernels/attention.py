@@ -291,10 +291,10 @@ def attend_by_rows(
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim). of_rows: queries, keys and
     values (rows, heads, longest, head_dim), and the length of each row -> (rows, heads, longest, head_dim).
     """
-    groups = _row_groups(lengths)
+    groups = row_groups(lengths)
     sizes = [len(group) * longest for group, longest in groups]
     tokens = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
-    places = _row_indices(lengths, query.device) if sum(sizes) > sum(lengths) else ()
+    places = row_indices(lengths, query.device) if sum(sizes) > sum(lengths) else ()
     if places:
         tokens = [_ToRows.apply(x, *places) for x in tokens]  # type: ignore[no-untyped-call]
     done: list[torch.Tensor] = []
@@ -308,18 +308,18 @@ def attend_by_rows(
 
 
 @lru_cache(maxsize=8)  # the same for every layer
-def _row_groups(lengths: Lengths) -> tuple[tuple[Lengths, int], ...]:
+def row_groups(lengths: Lengths) -> tuple[tuple[Lengths, int], ...]:
     """Groups of documents, and the padded row length of each, a multiple of ROW_MULTIPLE."""
     return tuple((group, max(group) + -max(group) % ROW_MULTIPLE) for group in group_by_length_ratio(lengths))
 
 
 @lru_cache(maxsize=8)
-def _row_indices(lengths: Lengths, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def row_indices(lengths: Lengths, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The token of each row position, with a token of the same document as padding; and the inverse."""
     tokens: list[int] = []
     places: list[int] = []
     start = at = 0
-    for group, longest in _row_groups(lengths):
+    for group, longest in row_groups(lengths):
         for n in group:
             tokens += [*range(start, start + n), *[start] * (longest - n)]
             places += range(at, at + n)
@@ -368,7 +368,7 @@ def assume_accelerator() -> Iterator[None]:
 
 
 def _clear_caches() -> None:
-    _row_indices.cache_clear()
+    row_indices.cache_clear()
     clear_mask_caches()
 
 

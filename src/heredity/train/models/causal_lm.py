@@ -10,28 +10,39 @@ Leaves to others: which weights change (lora.py), and the loss (objectives/).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
 from heredity.core import host
-from heredity.core.errors import Unavailable
+from heredity.core.errors import Unavailable, UsageError, first_line
 from heredity.core.host import CPU, Device
-from heredity.engines.formats.weights import KNOWN
+from heredity.engines.formats.linear_layers import decoder_of, number_of, settings_of
 from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
 from heredity.train.kernels import patch
-from heredity.train.kernels.attention import causal_attention
+from heredity.train.kernels.attention import causal_attention, row_groups, row_indices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOGIT_ROWS = 256  # rows of logits at once, so that they stay in the processor's cache
 GRADIENT_ROWS = 1024  # rows whose gradient is summed at once: bfloat16 sums lose small summands
 _ATTENTION = "heredity_documents"
+# Architectures whose attention takes packed documents; AnyCausalLM has the others.
+PACKED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")
+_PROBED = 12  # tokens of the two texts that are compared when a model is loaded
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest number
+
+_HERE = {"trust_remote_code": False, "local_files_only": True}
 
 # (rows of logits, which rows of the batch they are) -> the sum of their losses
 RowLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 WeightChange = Callable[[Any], None]
+LogitFunction = Callable[[torch.Tensor], torch.Tensor]
 
 
 def init_model(
@@ -68,7 +79,8 @@ def resolve_dtype(config: Any, dtype: str, device: Device = CPU) -> str:
     if dtype != "auto":
         return dtype
     inner = getattr(config, "text_config", None) or config
-    return host.choose_dtype(inner.hidden_size, inner.intermediate_size, 1024, device)
+    wide = number_of(settings_of(inner), "intermediate_size") or 4 * inner.hidden_size
+    return host.choose_dtype(inner.hidden_size, wide, 1024, device)
 
 
 class CausalLM:
@@ -136,47 +148,167 @@ class CausalLM:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         ends = sorted(stops)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        self.model.set_attn_implementation("sdpa")
-        try:
-            with torch.no_grad(), torch.random.fork_rng():
-                torch.manual_seed(seed)
-                generated = self.model.generate(
-                    ids, attention_mask=mask, max_new_tokens=max_new_tokens,
-                    pad_token_id=0, eos_token_id=ends,
-                    **(sampling if temperature else {"do_sample": False}),
-                )  # fmt: skip
-        finally:
-            self.model.set_attn_implementation(_ATTENTION)
+        with self.generating(), torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            generated = self.model.generate(
+                ids, attention_mask=mask, max_new_tokens=max_new_tokens,
+                pad_token_id=0, eos_token_id=ends,
+                **(sampling if temperature else {"do_sample": False}),
+            )  # fmt: skip
         rows = [row[width:].tolist() for row in generated]
         cut = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
         return [tuple(row[:n]) for row, n in zip(rows, cut, strict=True)]
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Let the model attend to padded rows, as its `generate` needs."""
+        self.model.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(_ATTENTION)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, hidden) -> (rows, vocabulary)"""
         return functional.linear(hidden, self.head, self.bias)
 
 
+class AnyCausalLM(CausalLM):
+    """A model of any architecture, with its own attention: documents are rows, each followed by padding.
+
+    A causal model computes nothing from later tokens, so the padding changes no document, and no mask is
+    needed. That holds for rotary and learned positions, ALiBi, windows, experts and recurrent layers. Dropout
+    is off, so that a run that resumes ends with the same bits.
+
+    A model whose states depend on later tokens is refused when it is loaded. So is one whose logits are an
+    unknown function of its states.
+    """
+
+    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
+        super().__init__(model, folder)
+        settings = settings_of(model.config)
+        self._finished = logit_function(settings)
+        self._decoder = decoder_of(model)
+        self._limit = number_of(settings, "max_position_embeddings")
+        model.eval()  # no dropout; gradients are computed all the same
+        self._refuse_other_than_known()
+
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """Final hidden states at the target positions: (targets, hidden)."""
+        tokens, places = row_indices(batch.lengths, batch.tokens.device)
+        self._refuse_too_long(max(batch.lengths))
+        rows = batch.tokens.index_select(0, tokens)
+        states, start = [], 0
+        for group, longest in row_groups(batch.lengths):
+            n = len(group) * longest
+            states.append(self._states(rows[start : start + n].view(len(group), longest)).flatten(0, 1))
+            start += n
+        return torch.cat(states).index_select(0, places).index_select(0, batch.at)
+
+    def loss(self, hidden: torch.Tensor, of_rows: RowLoss, is_narrow: bool = False) -> torch.Tensor:
+        """The sum of `of_rows` over all logits, as of CausalLM."""
+        return super().loss(hidden, lambda logits, rows: of_rows(self._finished(logits), rows), is_narrow)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, vocabulary)"""
+        return self._finished(super().logits(hidden))
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Nothing: the model has its own attention anyway."""
+        yield
+
+    def _states(self, rows: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens) -> (rows, tokens, hidden)"""
+        # Padding up to a round length may exceed the positions that the model has learned.
+        n, cut = rows.shape[1], rows[:, : self._limit]
+        found: torch.Tensor = self._decoder(input_ids=cut, use_cache=False).last_hidden_state
+        return torch.nn.functional.pad(found, (0, 0, 0, n - found.shape[1]))
+
+    def _refuse_too_long(self, n_tokens: int) -> None:
+        if self._limit is not None and n_tokens > self._limit:
+            raise UsageError(
+                f"An example has {n_tokens:,} tokens, and the context of this model {self._limit:,}. Lower"
+                " max_length.",
+                code="examples-too-long",
+            )
+
+    @torch.no_grad()
+    def _refuse_other_than_known(self) -> None:
+        """Raise Unavailable if later tokens change a state, or if the logits are computed in another way."""
+        n_tokens = len(self.head)
+        text = torch.arange(1, _PROBED + 1, device=self.head.device)[None] * 7919 % n_tokens
+        half = self._states(text[:, : _PROBED // 2])[0]
+        states = self._states(text)[0]
+        kind = self.model.config.model_type
+        if not _is_near(states[: len(half)], half):
+            raise Unavailable(
+                f"'{kind}' is not causal: a token changes those before it. heredity trains causal language"
+                " models of transformers.",
+                code="not-causal",
+            )
+        wanted = self.model(input_ids=text, use_cache=False).logits[0]
+        if not _is_near(self.logits(states), wanted):
+            raise Unavailable(
+                f"'{kind}' computes its logits in a way that heredity does not know, so it cannot be trained"
+                " here. Train it with another tool, and adopt the result.",
+                code="logits-unknown",
+            )
+
+
+def logit_function(settings: Mapping[str, object]) -> LogitFunction:
+    """The function on the product of states and head, by the settings of transformers' configurations."""
+    cap, divisor, factor = (
+        settings.get(name) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    )
+    cap = cap or settings.get("logits_soft_cap")  # RecurrentGemma
+    if isinstance(cap, float | int) and cap:  # Gemma
+        return lambda logits: torch.tanh(logits / cap) * cap
+    if isinstance(divisor, float | int) and divisor:  # Granite
+        return lambda logits: logits / divisor
+    if isinstance(factor, float | int) and factor:  # Cohere
+        return lambda logits: logits * factor
+    return lambda logits: logits
+
+
+def _is_near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    allowed = _ROUNDING[wanted.dtype] * float(wanted.abs().max())
+    return found.shape == wanted.shape and float((found - wanted).abs().max()) <= allowed
+
+
 def load(folder: Path, dtype: str = "auto", device: Device = CPU) -> CausalLM:
     """Load the safetensors of a folder for training on a device.
 
     dtype: "auto" takes bfloat16 if its matmul was measured to be faster than that of float32.
-    Raises Unavailable for an unsupported architecture.
+    Raises Unavailable for an architecture that transformers does not load, or that is not trained here.
     """
     import transformers
 
     host.prepare_transformers()
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, **_HERE)
     inner = getattr(config, "text_config", None) or config
-    if inner.model_type not in KNOWN:
-        raise Unavailable(f"Training '{inner.model_type}' is not supported. Supported: {', '.join(KNOWN)}.")
     host.prepare_device(device)
     chosen = resolve_dtype(config, dtype, device)
-    transformers.AttentionInterface.register(_ATTENTION, causal_attention)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, chosen), attn_implementation=_ATTENTION, trust_remote_code=False,
-        local_files_only=True,
-    )  # fmt: skip
-    return CausalLM(model.to(device.torch).train(), folder)
+    if inner.model_type in PACKED:
+        transformers.AttentionInterface.register(_ATTENTION, causal_attention)
+        model = _loaded(folder, chosen, attn_implementation=_ATTENTION)
+        return CausalLM(model.to(device.torch).train(), folder)
+    return AnyCausalLM(_loaded(folder, chosen).to(device.torch), folder)
+
+
+def _loaded(folder: Path, dtype: str, **how: str) -> PreTrainedModel:
+    """transformers' model. Raises Unavailable for one that it does not load without remote code."""
+    import transformers
+
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), **how, **_HERE
+        )
+    except (ImportError, ValueError, KeyError, NotImplementedError) as error:
+        raise Unavailable(
+            f"transformers does not load {folder} for training: {first_line(error)}",
+            code="transformers-cannot-load",
+        ) from error
 
 
 def from_config(

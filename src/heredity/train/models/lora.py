@@ -13,15 +13,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from heredity.core.errors import UsageError
+from heredity.engines.formats.linear_layers import is_linear, is_transposed, linear_layers, shape_of
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.shapes import LINEAR_LAYERS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_READ_AS_EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # by PEFT 0.21
 
 
 @dataclass(frozen=True)
@@ -61,36 +67,60 @@ class LowRankAdapters:
 
     def open(self, network: CausalLM, seed: int) -> list[tuple[str, nn.Parameter]]:
         """Freeze the model, add adapters and return their weights. Raises UsageError for unknown modules."""
-        network.model.requires_grad_(False)
-        found = [
-            (parent, name, child)
-            for parent in list(network.model.modules())
-            for name, child in parent.named_children()
-            if name in self.target_modules and isinstance(child, nn.Linear)
-        ]
-        missing = set(self.target_modules) - {name for _, name, _ in found}
-        if missing:
-            raise UsageError(f"The model has no linear layer '{min(missing)}' for an adapter.")
+        model = network.model
+        found = self._adapted(model)
+        model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
-        for parent, name, child in found:
-            setattr(parent, name, LoraLinear(child, self.rank, self.scale, generator))
-        return [(name, p) for name, p in network.model.named_parameters() if p.requires_grad]
+        for full_name in found:
+            parent, _, name = full_name.rpartition(".")
+            owner = model.get_submodule(parent)
+            child = owner.get_submodule(name)
+            setattr(owner, name, LoraLinear(child, self.rank, self.scale, generator))
+        return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def _adapted(self, model: PreTrainedModel) -> list[str]:
+        """The names of the layers that get an adapter.
+
+        An architecture that has other linear layers than the default ones gets an adapter on all of its own.
+        In a mixture of experts the feed-forward layers get none, since PEFT reads their names as the experts.
+        """
+        names = {id(module): name for name, module in model.named_modules()}
+        found = [
+            f"{names[id(parent)]}.{name}".removeprefix(".")
+            for parent in model.modules()
+            for name, child in parent.named_children()
+            if name in self.target_modules and is_linear(child)
+        ]
+        missing = set(self.target_modules) - {name.rpartition(".")[2] for name in found}
+        has_experts = any(".experts." in name for name, _ in model.named_parameters())
+        if not missing and not has_experts:
+            return found
+        left_out = _READ_AS_EXPERTS if has_experts else ()
+        layers = [name for name in linear_layers(model) if name.rpartition(".")[2] not in left_out]
+        if self.target_modules == LINEAR_LAYERS and layers:
+            return layers
+        there = sorted({name.rpartition(".")[2] for name in layers})
+        missing |= set(self.target_modules) - set(there)
+        if not missing:
+            return found
+        raise UsageError(
+            f"The model has no linear layer '{min(missing)}' for an adapter. It has: {', '.join(there)}.",
+            code="adapter-target-unknown",
+        )
 
     def n_trainable(self, network: CausalLM) -> int:
         """The number of parameters that the adapters will have. Call it before `open`."""
-        layers = [
-            module
-            for name, module in network.model.named_modules()
-            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in self.target_modules
-        ]
-        return sum(self.rank * (each.in_features + each.out_features) for each in layers)
+        layers = [network.model.get_submodule(name) for name in self._adapted(network.model)]
+        return sum(self.rank * sum(shape_of(each)) for each in layers)
 
     def save(self, network: CausalLM, out: Path) -> None:
         """Write adapter_model.safetensors and adapter_config.json, as PEFT does."""
         from safetensors.torch import save_file
 
-        tensors = {}
+        tensors, names, is_turned = dict[str, torch.Tensor](), set[str](), False
         for name, module in _lora_layers(network.model):
+            names.add(name.rpartition(".")[2])
+            is_turned = is_turned or module.is_transposed
             tensors[f"base_model.model.{name}.lora_A.weight"] = module.lora_a.detach().float().contiguous()
             tensors[f"base_model.model.{name}.lora_B.weight"] = module.lora_b.detach().float().contiguous()
         save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -101,12 +131,13 @@ class LowRankAdapters:
             "r": self.rank,
             "lora_alpha": self.alpha,
             "use_rslora": self.use_rslora,
-            "target_modules": sorted(self.target_modules),
+            "target_modules": sorted(names),
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_lora_weights": True,
+            **({"fan_in_fan_out": True} if is_turned else {}),
         }
         (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -117,20 +148,25 @@ Trainable = FullFinetune | LowRankAdapters
 class LoraLinear(nn.Module):
     """A frozen linear layer and its adapter: x W' + b + scale * (x A') B'."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator) -> None:
+    def __init__(self, base: nn.Module, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
-        self.base, self.scale = base, scale
-        n_out, n_in = base.weight.shape
+        self.base, self.scale, self.is_transposed = base, scale, is_transposed(base)
+        (n_in, n_out), weight = shape_of(base), base.get_parameter("weight").detach()
         bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as in PEFT
         initial = (torch.rand((rank, n_in), generator=generator) * 2 - 1) * bound
-        self.lora_a = nn.Parameter(initial.to(base.weight.device, base.weight.dtype))
-        self.lora_b = nn.Parameter(base.weight.new_zeros((n_out, rank)))
+        self.lora_a = nn.Parameter(initial.to(weight))
+        self.lora_b = nn.Parameter(weight.new_zeros((n_out, rank)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)"""
-        rows = x.reshape(-1, x.shape[-1])
+        rows, weight = x.reshape(-1, x.shape[-1]), self.base.get_parameter("weight")
         out: torch.Tensor = _LoraFunction.apply(  # type: ignore[no-untyped-call]
-            rows, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
+            rows,
+            weight.t() if self.is_transposed else weight,
+            self.base.bias,
+            self.lora_a,
+            self.lora_b,
+            self.scale,
         )
         return out.view(*x.shape[:-1], -1)
 
