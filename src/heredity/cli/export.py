@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from heredity.cli import Name, PathArgument, Verb, open_store
 
+if TYPE_CHECKING:
+    from heredity.deploy.export import Fidelity
+
 
 @click.command("export", cls=Verb, example="heredity export tickets-lora --to gguf handed-out/")
 @click.argument("model", metavar="MODEL", type=Name())
 @click.argument("folder", metavar="DIR", type=PathArgument())
-@click.option("--to", "form", type=Name(), required=True, help="hf (safetensors) or gguf.")
+@click.option("--to", "form", type=Name(), required=True, help="hf (safetensors), gguf, or adapter (PEFT).")
+@click.option(
+    "--dtype",
+    type=Name(),
+    help="float32, bfloat16 or float16; default: the model's own, float32 for a merged adapter.",
+)
 @click.option("--study", type=PathArgument(), metavar="DIR", help="Study whose rates the model card quotes.")
-def command(model: str, folder: Path, form: str, study: Path | None) -> None:
+def command(model: str, folder: Path, form: str, dtype: str | None, study: Path | None) -> None:
     """Export a model for other software, and check the files.
 
     The folder also gets a model card and a bill of materials of the whole lineage. The files are read back
     before they are released. The export fails if a reader computes other log-probabilities, renders a
-    conversation differently, or uses other begin or end tokens.
+    conversation differently, or uses other begin or end tokens. An adapter goes out by itself (--to adapter),
+    or merged into its base in float32. If the files have other numbers than a study asks, both answer 32
+    prompts, and the card reports the difference.
     """
     from heredity.core import terminal
     from heredity.core.sanitize import plain
     from heredity.deploy import export
 
     store = open_store()
-    done = export.export(store, store.get(model), form, folder, study)
+    done = export.export(store, store.get(model), form, folder, study, dtype=dtype or "")
     for parity in done.parities:
         result = parity.left_out or (
             f"agrees within {parity.largest:.2g} nats over {parity.n} tokens ({parity.tolerance:g} allowed)"
         )
         terminal.note(plain(f"{parity.reader} {result}"))
+    if done.fidelity is not None:
+        terminal.note(plain(_distance(done.fidelity)))
     if done.form:
         terminal.note(plain(done.form))
     terminal.write(plain(str(done.folder)))
+
+
+def _distance(found: Fidelity) -> str:
+    if found.left_out:
+        return f"not compared with the model as it is studied: {found.left_out}"
+    return (
+        f"from the model as it is studied ({found.engine}) the files differ by {found.mean:.2g} nats a token,"
+        f" {found.worst:.2g} at most; {found.shared:.1f} of {found.length:.1f} greedy tokens are the same"
+        f" (n {found.n_prompts} prompts)"
+    )

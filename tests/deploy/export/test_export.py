@@ -21,7 +21,9 @@ from heredity.engines.formats import gguf_write
 from heredity.engines.formats.gguf import read_gguf
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
+from heredity.recipes.lora import Lora
 from heredity.recipes.quantize import Quantize
+from heredity.train.data.chat import Data
 from tests.support.errors import raises
 from tests.support.tiny_models import make_model
 
@@ -42,10 +44,12 @@ def model(store: Store, tmp_path: Path, request: pytest.FixtureRequest) -> Grown
 def test_every_format_is_read_back_by_every_reader(
     store: Store, model: Grown, form: str, tmp_path: Path
 ) -> None:
+    if form == "adapter":
+        model = store.grow_once(Lora(Data.of("rows", [("the fox", "jumps")]), steps=1, rank=2), [model])
     done = export.export(store, model, form, tmp_path / "out")
     assert done.parities and all(p.n > 0 or p.left_out for p in done.parities)
     assert all(p.largest <= p.tolerance for p in done.parities)
-    assert form == "hf" or done.parities[-1].reader == "llama.cpp"
+    assert done.parities[-1].reader == {"hf": "transformers", "adapter": "PEFT"}.get(form, "llama.cpp")
     assert {"README.md", "bom.cdx.json"} < {path.name for path in done.folder.iterdir()}
 
 
@@ -80,7 +84,7 @@ def test_a_quantized_child_is_the_same_bytes_again_and_near_its_parent(store: St
     children = [store.grow_once(Quantize(to), [parent]) for to in ("q8_0", "q4_0", "f32")]
     again = store.grow(Quantize("q4_0"), [parent])
     assert again.record.id == children[1].record.id
-    wanted = _parity.read_folder(parent.folder, "parent", 0).logs
+    wanted = _parity.read_folder(_parity.LoadedFolder(parent.folder), "parent", 0).logs
     far = []
     for child in children:
         source = _parity.ExportSource(store, child, store.whole(child), tmp_path / child.record.id, "gguf")
@@ -151,6 +155,37 @@ def test_what_is_not_known_is_refused_by_name(store: Store, tmp_path: Path) -> N
     (tmp_path / "full" / "note").write_text("mine")
     with raises(UsageError, "folder-not-empty"):
         export.export(store, model, "hf", tmp_path / "full")
+
+
+def _converter(place: Path, body: str) -> None:
+    """A stand-in for llama.cpp's program, which takes its arguments and runs `body`."""
+    import sys
+
+    program = place / "convert_hf_to_gguf.py"
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n{body}\n")
+    program.chmod(0o755)
+
+
+WRITES = """
+from heredity.engines.formats.gguf_write import write_gguf
+write_gguf(Path(sys.argv[1]), Path(sys.argv[3]), sys.argv[5], "converted")
+"""
+
+
+def test_another_architecture_is_converted_by_the_program_of_llama_cpp(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
+    monkeypatch.setattr(gguf_write, "_ARCHITECTURES", {})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with raises(Refused, "gguf-converter-missing", mentions=["llama", "convert_hf_to_gguf.py"]):
+        export.export(store, model, "gguf", tmp_path / "none")
+    _converter(tmp_path, "sys.exit('no such architecture')")
+    with raises(Refused, "gguf-converter-failed", mentions=["no such architecture"]):
+        export.export(store, model, "gguf", tmp_path / "failed")
+    _converter(tmp_path, WRITES)
+    done = export.export(store, model, "gguf", tmp_path / "out")
+    assert done.parities[0].n > 0 and done.parities[0].largest <= done.parities[0].tolerance
 
 
 def test_the_bill_of_materials_has_the_whole_ancestry_and_fits_the_schema(

@@ -1,11 +1,13 @@
 """Export a model to files that transformers or llama.cpp load, and check them against the model.
 
 A file `export/<name>.py` is one format. Its `write(source, out)` writes the files; `readings(source, out)`
-reads them back as other programs will.
+reads them back as other programs will; `loadable(source, out)` is their weights for the torch engine.
 
 Promises: exported files answer like the model. On a fixed text the log-probabilities agree within the
 reader's tolerance. A conversation renders to the same characters, and the BOS and EOS tokens are the same.
-The folder is complete, with its card and its bill of materials, or does not exist.
+Files with other weights than a study asks are compared with the model as a study runs it, in its dtype. An
+adapter is merged in float32. The folder is complete, with its card and its bill of materials, or does not
+exist.
 Leaves to others: making models (recipes/), and measuring their safety (study/), which the card quotes.
 """
 
@@ -24,10 +26,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity.core import registry
-from heredity.core.errors import ContextOverflow, Refused, UsageError
+from heredity.core.errors import ContextOverflow, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.host import GIB, available_memory, explain_out_of_memory, require_memory
 from heredity.core.records import Model, why_not_generative
-from heredity.deploy.export._documents import write_bill, write_card
+from heredity.deploy.export._documents import ExportCard, write_bill, write_card
+from heredity.deploy.export._fidelity import Fidelity, measure
 from heredity.deploy.export._parity import (
     ExportFormat,
     ExportSource,
@@ -39,10 +42,14 @@ from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
 from heredity.lineage.integrity import workshop
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
+from heredity.recipes.dequantize import Dequantize
+from heredity.recipes.merge_adapter import MergeAdapter, cast_folder
 from heredity.study.estimates import Estimates
 from heredity.study.storage import read_estimates
 
-__all__ = ["Exported", "Parity", "export", "names"]
+__all__ = ["DTYPES", "Exported", "Fidelity", "Parity", "export", "names"]
+
+DTYPES = ("float32", "bfloat16", "float16")  # of exported weights
 
 _OLD = 86_400.0  # seconds after which a copy is abandoned
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -51,12 +58,15 @@ _ADVICE = "No setting lowers this: close other programs, or export on a machine 
 
 
 class Exported(NamedTuple):
-    """An exported model: its folder, the parity of each reader, and the form of its weights if it
-    differs."""
+    """An exported model: its folder, the parity of each reader, and the form of its weights if it differs.
+
+    fidelity: the distance of the files from the model as a study runs it.
+    """
 
     folder: Path
     parities: tuple[Parity, ...]
     form: str = ""
+    fidelity: Fidelity | None = None  # None: the files have the very weights that a study asks
 
 
 def names() -> tuple[str, ...]:
@@ -65,31 +75,85 @@ def names() -> tuple[str, ...]:
 
 
 def export(
-    store: Store, model: Grown, to: str, out: Path, study: Path | None = None, memory: int | None = None
+    store: Store,
+    model: Grown,
+    to: str,
+    out: Path,
+    study: Path | None = None,
+    memory: int | None = None,
+    dtype: str = "",
 ) -> Exported:
     """Write `model` as `to` into the folder `out`, which must be new or empty.
 
     study: a study folder whose rates of this model the card quotes. memory: bytes that may be used; None
-    means all free memory. Raises UnknownName for an unknown format, OutOfMemory, and Refused if a reader
-    disagrees. Raises UsageError if the folder is not empty, or if the model generates no text or is not in
-    the study.
+    means all free memory. dtype: of the weights ("float32", "bfloat16", "float16"); "" keeps the model's own,
+    and float32 for an adapter that is merged. Raises UnknownName for an unknown format, OutOfMemory, and
+    Refused if a reader disagrees. Raises UsageError if the folder is not empty, and for a model that writes
+    no text or is not in the study. It is also raised for a dtype that the format does not take.
     """
     form = registry.load_as(ExportFormat, "deploy.export", to)
     _refuse(model, out)
+    _refuse_dtype(model, to, dtype)
     measured = None if study is None else _measured(study, model.record)
     doing = f"Exporting '{model.record.name}'"
     with workshop(store.root / "tmp") as bench, explain_out_of_memory(doing, _ADVICE):
-        source = ExportSource(store, model, store.whole(model), bench, to)
+        source = _source(store, model, to, bench, dtype)
         _refuse_too_large(source, doing, memory)
         (made := bench / "export").mkdir(parents=True)
         form.write(source, made)
         parities = _checked(form, source, made)
+        fidelity = _distance(form, source, made, memory)
         descent = _descent(source, store.ancestors(model.record))
-        form_of = _form(source)
-        write_card(made, to, model.record, descent, parities, measured, form_of)
+        card = ExportCard(to, model.record, descent, parities, measured, _form(source), fidelity)
+        write_card(made, card)
         write_bill(made, model.record, descent)
         _move(made, out)
-    return Exported(out, parities, form_of)
+    return Exported(out, parities, card.form_of, fidelity)
+
+
+def _source(store: Store, model: Grown, to: str, bench: Path, dtype: str) -> ExportSource:
+    """The weights to write. An adapter is merged for this export only, and other weights are cast."""
+    store.ready(model)  # raises Damaged if the files are not the recorded ones
+    if model.record.format != "adapter":
+        whole = store.whole(model)
+        if dtype:
+            (cast := bench / "cast").mkdir(parents=True)
+            if model.record.format == "safetensors":
+                cast_folder(whole.folder, cast, dtype)
+            else:
+                Dequantize(dtype).apply([model], cast)
+            whole = Grown(whole.record, cast)
+        return ExportSource(store, model, whole, bench, to, dtype)
+    base = store.base(model)
+    if to == "adapter":
+        return ExportSource(store, model, base, bench, to)
+    (merged := bench / "merged").mkdir(parents=True)
+    MergeAdapter(dtype or "float32").apply([model, base], merged)
+    return ExportSource(store, model, Grown(model.record, merged), bench, to, dtype or "float32")
+
+
+def _refuse_dtype(model: Grown, to: str, dtype: str) -> None:
+    """Raise UsageError for a dtype of weights that go out as they are."""
+    if dtype and dtype not in DTYPES:
+        raise UnknownName("dtype", dtype, DTYPES, "heredity export --help")
+    if dtype and (to == "adapter" or (to == "gguf" and model.record.format == "gguf")):
+        raise UsageError(
+            f"'{model.record.name}' goes out as {to} with its own numbers. Leave out the dtype.",
+            code="bad-setting",
+            key="dtype",
+        )
+
+
+def _distance(form: ExportFormat, source: ExportSource, made: Path, memory: int | None) -> Fidelity | None:
+    """The distance of the files from the model as a study runs it; None if they are its own weights."""
+    is_own = source.whole.record.id == source.model.record.id and not source.dtype
+    if source.to == "adapter" or (source.to == "hf" and is_own):
+        return None
+    try:
+        files = form.loadable(source, made)
+    except (Refused, Unavailable) as error:  # a GGUF that only llama.cpp reads
+        return Fidelity(left_out=str(error))
+    return measure(source, files, memory)
 
 
 def _refuse(model: Grown, out: Path) -> None:
@@ -130,6 +194,12 @@ def _checked(form: ExportFormat, source: ExportSource, made: Path) -> tuple[Pari
             code="export-context-short",
         ) from None
     parities = tuple(compare(expected, each) for each in found)
+    if all(p.left_out for p in parities):
+        raise Refused(
+            f"Not exported: nothing here reads the files ({parities[0].left_out}; {parities[-1].reader}"
+            f" {parities[-1].left_out}).",
+            code="export-not-checked",
+        )
     if bad := [p for p in parities if p.problem]:
         raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.", code=bad[0].code)
     return parities
@@ -139,6 +209,8 @@ def _is_another(source: ExportSource) -> bool:
     """Return True if the files hold full-precision weights converted from the model, not its own
     weights."""
     own, whole = source.model.record, source.whole.record
+    if source.is_adapter:
+        return False
     return own.id != whole.id and not (source.to == "gguf" and own.format == "gguf")
 
 
@@ -152,6 +224,16 @@ def _descent(source: ExportSource, ancestors: Sequence[Model]) -> list[Model]:
 def _form(source: ExportSource) -> str:
     """Describe the weights in the files if they are not the recorded ones; "" otherwise."""
     own, whole = source.model.record, source.whole.record
+    if source.is_adapter:
+        base = source.store.base(source.model).record
+        if source.to == "adapter":
+            return f"The files are the adapter '{own.name}'; load it over its base '{base.name}'."
+        return (
+            f"The files hold '{own.name}' merged into its base '{base.name}': summed in float32 and rounded"
+            f" once to {source.dtype}."
+        )
+    if source.dtype and not _is_another(source):
+        return f"The files hold the weights of '{own.name}', rounded once to {source.dtype}."
     if not _is_another(source):
         return ""
     held = f"The files hold '{whole.name}', the full-precision weights of '{own.name}' ({whole.recipe.kind})"
@@ -205,10 +287,12 @@ def peak_memory(source: ExportSource, to: str) -> dict[str, int]:
 
     hf: transformers holds the embedding or the head in fp32, and one layer at a time. gguf: transformers
     reads the whole file back, in the precision that was written. The torch engine, the reference, holds one
-    layer.
+    layer. Of an adapter it holds the whole base.
     """
     tensors = _tensors(source.whole.folder)
     sizes = {name: math.prod(each.shape) for name, each in tensors.items()}
+    if source.is_adapter:
+        return {"the base in fp32": 4 * sum(sizes.values())}
     if to == "gguf":
         kinds = {each.dtype for each in tensors.values()}
         is_rounded = source.model.record.format == "gguf"  # its blocks dequantize to any value
@@ -224,7 +308,7 @@ def peak_memory(source: ExportSource, to: str) -> dict[str, int]:
 
 def _fitting(source: ExportSource, takes: int, limit: int) -> str:
     """Name an export that fits into `limit` bytes."""
-    for other in registry.names("deploy.export"):
+    for other in () if source.is_adapter else ("hf", "gguf"):
         if other != source.to and (less := sum(peak_memory(source, other).values())) <= limit:
             return f"--to {other} takes about {less / GIB:.2f} GiB, which is available. {_ADVICE}"
     return f"A model of this shape with {limit / takes:.0%} of the weights would fit. {_ADVICE}"

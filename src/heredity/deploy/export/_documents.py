@@ -14,11 +14,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from heredity.core.files import hash_file, write_atomic
 from heredity.core.records import FileHash, Model, digest, encode
+from heredity.deploy.export._fidelity import Fidelity
 from heredity.deploy.export._parity import Parity
 from heredity.lineage.integrity import walk
 from heredity.recipes import to_current
@@ -26,25 +28,31 @@ from heredity.study.estimates import Estimates, Rate
 from heredity.study.report.markdown import plain
 
 _SPDX = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0", "GPL-3.0-only")
+_LIBRARIES = {"hf": "transformers", "adapter": "peft"}
 _SCOPES = {"judge_free": "breach, as checks decide", "judged": "breach, as a judge decides", "all": "refused"}
 
 
-def write_card(
-    out: Path,
-    form: str,
-    model: Model,
-    descent: Sequence[Model],
-    parities: Sequence[Parity],
-    measured: Estimates | None,
-    form_of: str = "",
-) -> None:
-    """Write README.md into `out`.
+class ExportCard(NamedTuple):
+    """The contents of a model card.
 
     descent: the models that the files come from, nearest first, `model` among them. form_of: a description of
-    the weights in the files, if they are another form of the model.
+    the weights in the files, if they are another form of the model. fidelity: their distance from the model
+    as a study runs it; None if they are its own weights.
     """
-    lines = [_metadata(form, model, descent), *_body(model, descent, parities, form_of)]
-    lines += _measured(model, measured)
+
+    form: str
+    model: Model
+    descent: Sequence[Model]
+    parities: Sequence[Parity]
+    measured: Estimates | None
+    form_of: str = ""
+    fidelity: Fidelity | None = None
+
+
+def write_card(out: Path, card: ExportCard) -> None:
+    """Write README.md into `out`."""
+    lines = [_metadata(card.form, card.model, card.descent)]
+    lines += [*_body(card), *_against_studied(card), *_measured(card.model, card.measured)]
     write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
 
 
@@ -57,23 +65,24 @@ def _metadata(form: str, model: Model, descent: Sequence[Model]) -> str:
         license=known.lower() if known else "other",
         license_name=None if known else model.licence,
         base_model=[root for root in roots if "/" in root] or None,
-        library_name="transformers" if form == "hf" else None,
+        library_name=_LIBRARIES.get(form),
         pipeline_tag="text-generation",
         tags=["heredity", model.recipe.kind, *(["gguf"] if form == "gguf" else [])],
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _body(model: Model, descent: Sequence[Model], parities: Sequence[Parity], form_of: str) -> Iterator[str]:
+def _body(card: ExportCard) -> Iterator[str]:
+    model = card.model
     yield f"# {plain(model.name)}\n"
     yield f"Family {plain(model.family)}, licence {plain(model.licence)}, id `{model.id}`.\n"
     yield from (f"> {plain(key)}: {plain(value, 300)}\n" for key, value in model.notes.items())
-    if form_of:
-        yield f"{plain(form_of, 600)}\n"
+    if card.form_of:
+        yield f"{plain(card.form_of, 600)}\n"
     yield "## Descent\n"
     yield "Each model and the recipe that made it, nearest first.\n"
     yield "| model | recipe | settings | licence | id |\n|---|---|---|---|---|"
-    for each in descent:
+    for each in card.descent:
         named = to_current(each.recipe.kind, each.recipe.settings)
         settings = ", ".join(f"{k} {v}" for k, v in sorted(named.items()))
         row = [each.name, each.recipe.kind, settings, each.licence, each.id[:12]]
@@ -83,11 +92,28 @@ def _body(model: Model, descent: Sequence[Model], parities: Sequence[Parity], fo
     yield "Log-probabilities of one fixed text, against the torch engine in float32; a rendered conversation"
     yield "and the tokens that begin and end a text are the same.\n"
     yield "| reader | tokens | largest difference, nats | allowed |\n|---|---|---|---|"
-    for p in parities:
+    for p in card.parities:
         numbers = (
             p.left_out and f"0 | {plain(p.left_out)} | "
         ) or f"{p.n} | {p.largest:.2g} | {p.tolerance:g}"
         yield f"| {plain(p.reader)} | {numbers} |"
+
+
+def _against_studied(card: ExportCard) -> Iterator[str]:
+    yield "\n## Against the model as it is studied\n"
+    name, found = plain(card.model.name), card.fidelity
+    if found is None:
+        yield f"The files hold the numbers of '{name}' that a study asks."
+    elif found.left_out:
+        yield f"Not compared: {plain(found.left_out, 300)}."
+    else:
+        yield f"`{name}` answered {found.n_prompts} prompts greedily as {plain(found.engine, 300)}."
+        yield f"The files read the same {found.n:,} tokens in {found.dtype}.\n"
+        yield "| measure | value |\n|---|---|"
+        yield f"| Kullback-Leibler divergence of a token, mean, nats | {found.mean:.2g} |"
+        yield f"| the same, largest | {found.worst:.2g} |"
+        shared = f"{found.shared:.1f} of {found.length:.1f}"
+        yield f"| greedy tokens before the first that differs, mean | {shared} |"
 
 
 def _measured(model: Model, found: Estimates | None) -> Iterator[str]:
@@ -100,6 +126,9 @@ def _measured(model: Model, found: Estimates | None) -> Iterator[str]:
         f"Study `{found.study[:12]}`, application {plain(found.application.name)} "
         f"(`{found.application.digest[:12]}`), {100 * found.confidence:g} % intervals.\n"
     )
+    engine = next((each.engine for each in found.models if each.id == model.id), "")
+    answered = f", answered by {plain(engine, 300)}" if engine else ""
+    yield f"The rates are of `{plain(model.name)}` (`{model.id[:12]}`){answered}.\n"
     yield "| rate | value | interval | n | unclear | errors |\n|---|---|---|---|---|---|"
     for r in rates:
         e = r.estimate

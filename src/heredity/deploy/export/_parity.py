@@ -1,9 +1,10 @@
 """Check that exported files answer like the model: every reader scores one fixed text.
 
-Promises: the reference is the torch engine in float32 over the model's own weights, with one layer in
-memory at a time. Only one reader holds weights at a time. A reader that is not installed is reported, not
-skipped silently.
-Leaves to others: the readers (hf.py, gguf.py).
+Promises: the reference is the torch engine in float32 over the model's own weights, an adapter over its base.
+It holds one layer at a time, or the whole base of an adapter. Only one reader holds weights at a time. A
+reader that is not installed is reported, not skipped silently.
+Leaves to others: the readers (hf.py, gguf.py, adapter.py), and the distance from the model as a study runs it
+(_fidelity.py).
 """
 
 from __future__ import annotations
@@ -36,15 +37,43 @@ TALK = (
 _REQUEST = Request(0, (Message("user", ASKED),))
 
 
+class LoadedFolder(NamedTuple):
+    """Safetensors that the torch engine loads, with the adapter of another folder if there is one."""
+
+    folder: Path
+    adapter: Path | None = None
+
+
 @dataclass(frozen=True)
 class ExportSource:
-    """The model to export, its full-precision safetensors (`whole`), and a work folder (`bench`)."""
+    """The model to export, its full-precision safetensors (`whole`), and a work folder (`bench`).
+
+    dtype: of the exported weights; "" for the model's own. An adapter that is merged has float32.
+    """
 
     store: Store
     model: Grown
     whole: Grown
     bench: Path
     to: str
+    dtype: str = ""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the model is an adapter over another model of the store."""
+        return self.model.record.format == "adapter"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the files should compute what the model computes, up to the order of sums."""
+        return self.to == "adapter" or (self.is_adapter and self.dtype == "float32")
+
+    @property
+    def loaded(self) -> LoadedFolder:
+        """The weights of the reference: an adapter over its base if the files are exact, else `reference`."""
+        if self.is_adapter and self.is_exact:
+            return LoadedFolder(self.store.base(self.model).folder, self.model.folder)
+        return LoadedFolder(self.reference)
 
     @property
     def reference(self) -> Path:
@@ -86,6 +115,9 @@ class ExportFormat(Protocol):
     def readings(self, source: ExportSource, out: Path) -> Iterator[ParityReading]:
         """Read the files back, as each program that loads them would; one reading at a time."""
 
+    def loadable(self, source: ExportSource, out: Path) -> LoadedFolder:
+        """The exported weights in a form that the torch engine loads."""
+
 
 class Parity(NamedTuple):
     """The agreement of a reader: the largest difference of log-probabilities, in nats, over `n` tokens."""
@@ -101,20 +133,23 @@ class Parity(NamedTuple):
 
 def reference(source: ExportSource, picked: Iterable[tuple[int, int]] = ()) -> ParityReading:
     """Score TEXT, and each (position in TEXT, token) in `picked`, with the torch engine in float32."""
-    return read_folder(source.reference, "heredity's torch engine", 0.0, picked)
+    return read_folder(source.loaded, "heredity's torch engine", 0.0, picked)
 
 
 def read_folder(
-    folder: Path, reader: str, tolerance: float, picked: Iterable[tuple[int, int]] = ()
+    loaded: LoadedFolder, reader: str, tolerance: float, picked: Iterable[tuple[int, int]] = ()
 ) -> ParityReading:
     """Score a folder of safetensors with the torch engine in float32."""
     from heredity.engines.torch import engine as engines
 
+    folder = loaded.folder
     writer = ConversationEncoder(folder)
     chat = writer.chat
     text = chat.continuation(TEXT)
     places = [*enumerate(text), *picked]
-    engine = engines.open_folder(folder, dtype="float32", is_probed=False, is_streamed=True)
+    engine = engines.open_folder(
+        folder, dtype="float32", adapter=loaded.adapter, is_probed=False, is_streamed=loaded.adapter is None
+    )
     try:
         logs = engine.log_probability(_REQUEST, text[:-1], places)
     finally:

@@ -12,22 +12,22 @@ from jinja2 import TemplateError
 
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request
-from heredity.deploy.export._parity import ASKED, TALK, TEXT, ExportSource, ParityReading
+from heredity.deploy.export._parity import ASKED, TALK, TEXT, ExportSource, LoadedFolder, ParityReading
 from heredity.engines.chat.codec import DAY, Template, merge_system
 from heredity.train.data.chat import ConversationEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SKIPPED = ("training.jsonl", "training.svg", "answers.jsonl", "README.md")
-_GIVEN = {"trust_remote_code": False, "local_files_only": True}
+SKIPPED = ("training.jsonl", "training.svg", "answers.jsonl", "README.md")
+GIVEN = {"trust_remote_code": False, "local_files_only": True}
 _ROWS = 32  # positions whose distribution is computed at once
 _TOLERANCE = 2e-3  # nats: both in float32, but they sum in different orders
 
 
 def write(source: ExportSource, out: Path) -> None:
     """Write the full-precision weights and all files that come with them."""
-    files = [p for p in sorted(source.whole.folder.iterdir()) if p.is_file() and p.name not in _SKIPPED]
+    files = [p for p in sorted(source.whole.folder.iterdir()) if p.is_file() and p.name not in SKIPPED]
     for path in files:  # never links: a user may edit the export, but not the store
         shutil.copyfile(path, out / path.name)
     writer = ConversationEncoder(source.whole.folder)
@@ -50,6 +50,11 @@ def _ends(folder: Path) -> set[int] | None:
     return None
 
 
+def loadable(source: ExportSource, out: Path) -> LoadedFolder:  # noqa: ARG001 (the files are enough)
+    """The files as they are."""
+    return LoadedFolder(out)
+
+
 def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
     """Yield the reading of the files by transformers."""
     yield read(out, source.bench / "offloaded")
@@ -58,15 +63,21 @@ def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
 def read(out: Path, bench: Path) -> ParityReading:
     """Score the folder with transformers in float32, one layer at a time; `bench`: a new folder to offload
     to."""
+    from heredity.core import host
+
+    host.quiet_transformers()
+    return score("transformers", _model(out, bench), out)
+
+
+def score(reader: str, model: PreTrainedModel, folder: Path) -> ParityReading:
+    """Score a model that transformers holds, with the tokenizer and the template of `folder`."""
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoTokenizer
 
     from heredity.core import host
 
-    host.quiet_transformers()
-    tokenizer = AutoTokenizer.from_pretrained(out, **_GIVEN)
-    model = _model(out, bench)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **GIVEN)
     is_base = not tokenizer.chat_template
     prompt = _plain() if is_base else _rendered(tokenizer, (Message("user", ASKED),))
     before = tokenizer.encode(prompt, add_special_tokens=is_base)
@@ -82,9 +93,7 @@ def read(out: Path, bench: Path) -> ParityReading:
     found = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
     del model, rows
     host.trim_memory()
-    return ParityReading(
-        "transformers", _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id
-    )
+    return ParityReading(reader, _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id)
 
 
 def _model(out: Path, bench: Path) -> PreTrainedModel:
@@ -94,14 +103,14 @@ def _model(out: Path, bench: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(out, **_GIVEN).get_text_config()
+    config = AutoConfig.from_pretrained(out, **GIVEN).get_text_config()
     ends = "cpu" if config.tie_word_embeddings else "disk"  # a tied matrix is held once
     places = {"model.embed_tokens": ends, "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": ends}
     places |= {f"model.layers.{at}": "disk" for at in range(config.num_hidden_layers)}
     # accelerate warns of the offloading that is requested here
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     return AutoModelForCausalLM.from_pretrained(
-        out, dtype=torch.float32, device_map=places, offload_folder=bench, **_GIVEN
+        out, dtype=torch.float32, device_map=places, offload_folder=bench, **GIVEN
     ).eval()
 
 

@@ -22,6 +22,7 @@ from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
 from heredity.engines.formats import gguf_gemma, gguf_tokenizer
 from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.engines.formats.weights import read_json
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -40,6 +41,11 @@ _BLOCK = 32  # numbers per scale, in every quantized format here
 _UNBLOCKED = ("F32", "F16", "BF16")
 
 Array = NDArray[Any]
+
+
+def is_written(folder: Path) -> bool:
+    """Whether a GGUF of the architecture in `folder` is written here."""
+    return read_json(folder / "config.json").get("model_type") in _ARCHITECTURES
 
 
 def write_gguf(folder: Path, out: Path, form: str, name: str) -> None:

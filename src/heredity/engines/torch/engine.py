@@ -224,12 +224,19 @@ class TorchEngine:
         self, request: Request, output: Sequence[int], picked: Sequence[tuple[int, int]]
     ) -> list[float]:
         """Return the natural-log probability of each (i, token) picked, after prompt and `output[:i]`."""
+        logs = self.log_probabilities(request, output)
+        at = torch.tensor(picked, dtype=torch.long, device=logs.device).view(-1, 2)
+        found: list[float] = logs[at[:, 0], at[:, 1]].tolist()
+        return found
+
+    def log_probabilities(self, request: Request, output: Sequence[int]) -> torch.Tensor:
+        """Return the natural-log probability of every token after the prompt and each `output[:i]`.
+
+        (1 + output, vocabulary), float32. Raises ContextOverflow.
+        """
         with torch.inference_mode():
             prefix, prompt = self._prompt(request, len(output))
-            logs = self._log_probabilities(self.decoder, prefix, prompt, tuple(output))
-            at = torch.tensor(picked, dtype=torch.long, device=logs.device).view(-1, 2)
-            found: list[float] = logs[at[:, 0], at[:, 1]].tolist()
-            return found
+            return self._log_probabilities(self.decoder, prefix, prompt, tuple(output))
 
     def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the tokens of the prompt, and those of a text that follows it."""
