@@ -70,7 +70,6 @@ def command(
     from heredity.core.sanitize import plain
     from heredity.core.terminal import Display, note
     from heredity.experiments.inheritance import run
-    from heredity.experiments.inheritance.plan import MADE
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
@@ -84,7 +83,7 @@ def command(
         plan = plan.quick() if quick else plan
         folder = out or Path("lineages") / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         store = open_store()
-        for ref in (*plan.models.values(), *(child.name for child in plan.child if child.recipe == MADE)):
+        for ref in plan.references:
             _consent(store, ref, yes)
         with Display() as display:
             found = run.inherit(plan, store, folder, display, lambda line: note(plain(line)))

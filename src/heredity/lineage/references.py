@@ -36,7 +36,10 @@ def placed(ref: str, folder: Path) -> str:
     """The reference in a plan file of `folder`, with a relative path taken from there."""
     engine, model = _split(ref)
     is_path = engine == URL or _is_path(model) or _is_next_to(model, folder)
-    return f"{engine}{folder / model}" if is_path else ref
+    if not is_path:
+        return ref
+    path = str(folder / model)
+    return f"{engine}{path if _is_path(path) else f'./{path}'}"  # without a slash it would be a name
 
 
 def without_folder(ref: str) -> str:

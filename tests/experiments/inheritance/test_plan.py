@@ -12,8 +12,9 @@ from heredity.core.records import digest, encode
 from heredity.experiments.inheritance.batteries import application, chosen_probes
 from heredity.experiments.inheritance.children import Lineage
 from heredity.experiments.inheritance.data import SHIPPED, load_data
-from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan, plan_of, read_plan
+from heredity.experiments.inheritance.plan import BatteryPlan, ChildPlan, LineagePlan, plan_of, read_plan
 from heredity.experiments.inheritance.run import LineageFile, plan_digest, read_plan_file
+from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store
 from heredity.train.data.chat import Data
 from tests.support.documents import ROOT
@@ -256,6 +257,54 @@ def test_a_plan_with_the_path_of_a_model_has_one_digest_wherever_it_lies(
     monkeypatch.chdir(tmp_path / "a")
     assert {plan_digest(read_plan(Path("plan.toml")))} == digests and len(digests) == 1
     assert digests != {plan_digest(read_plan(write(tmp_path, text.replace("./mine", "./yours"))))}
+
+
+MADE = """
+[[child]]
+name = "{name}"
+recipe = "made"
+parents = ["teacher"]
+{settings}
+"""
+
+
+def made_child(folder: Path, name: str, settings: str = "") -> ChildPlan:
+    return read_plan(write(folder, f"{TEXT}{MADE.format(name=name, settings=settings)}")).child[-1]
+
+
+def test_the_path_of_a_child_that_its_user_made_is_taken_from_the_folder_of_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "next").mkdir()
+    for name in ("./mine", "next", "kv4:./mine"):
+        child = made_child(tmp_path, name)
+        engine, _, path = name.rpartition(":")
+        assert child.reference == f"{engine}{':' if engine else ''}{tmp_path / path}" and child.name == name
+    assert made_child(tmp_path, "in-the-store").reference == "in-the-store"
+    named = made_child(tmp_path, "mine", 'settings = { ref = "../models/mine" }')
+    assert (named.name, named.reference) == ("mine", str(tmp_path / "../models/mine"))
+
+
+def test_a_plan_next_to_its_models_names_paths_and_not_models_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TEXT.replace('"smollm2-135m-instruct"', '"./mine"') + MADE.format(name="./child", settings="")
+    write(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    plan = read_plan(Path("plan.toml"))
+    assert is_elsewhere(plan.models["teacher"]) and is_elsewhere(plan.child[-1].reference)
+
+
+def test_a_plan_with_a_child_that_its_user_made_has_one_digest_wherever_it_lies(tmp_path: Path) -> None:
+    def digest_in(folder: str, name: str, settings: str = "") -> str:
+        made_child(tmp_path / folder, name, settings)
+        return plan_digest(read_plan(tmp_path / folder / "plan.toml"))
+
+    assert digest_in("a", "./mine") == digest_in("b", "./mine") != digest_in("c", "./yours")
+    first, second = 'settings = { ref = "./first" }', 'settings = { ref = "./second" }'
+    assert digest_in("d", "mine", first) == digest_in("e", "mine", first) != digest_in("f", "mine", second)
+    plain = read_plan(write(tmp_path, f"{TEXT}{MADE.format(name='./mine', settings='')}"))
+    written = msgspec.structs.replace(plain.child[-1], settings={})  # as in folders of earlier releases
+    former = msgspec.structs.replace(plain, child=(*plain.child[:-1], written))
+    assert plan_digest(former) == plan_digest(plain)
 
 
 def test_a_folder_in_which_the_path_of_a_model_counted_is_still_read(tmp_path: Path) -> None:

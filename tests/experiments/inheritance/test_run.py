@@ -343,30 +343,59 @@ def test_progress_counts_the_steps_of_the_whole_and_ends_near_zero(told: list[st
     assert all(" left" in line for line in steps)
 
 
-def test_the_time_left_is_the_plan_at_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def course_of(
+    monkeypatch: pytest.MonkeyPatch,
+    minutes: float,
+    steps: list[tuple[float, float, float, float | None]],
+    is_resumed: bool = False,
+) -> list[str]:
+    """The time left that is told at each step. A step: planned minutes, seconds, share done, share worked."""
     now, said = [0.0], list[str]()
     monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
-    course = run.Course(4, 12.0, said.append)
-    for minutes, spent in ((2.0, 0.0), (4.0, 480.0), (2.0, 240.0)):  # the first was there already
-        course.start("a step")
+    course = run.Course(len(steps), minutes, said.append, is_resumed)
+    for planned, spent, done, share in steps:
+        course.start("a step", planned, done)
         now[0] += spent
-        course.end(minutes)
-    course.start("the last")
-    assert [line.partition("; ")[2] for line in said] == [
-        "about 12:00 left", "about 10:00 left", "about 12:00 left", "about 8:00 left",
-    ]  # fmt: skip
+        course.end(share)
+    course.start("the last", 0.0)
+    return [re.findall(r"about (\S+) left", line)[0] for line in said]
+
+
+def test_the_time_left_is_the_plan_at_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [(2.0, 0.0, 0.0, None), (4.0, 480.0, 0.0, None), (2.0, 240.0, 0.0, None)]  # the first was there
+    assert course_of(monkeypatch, 12.0, steps) == ["12:00", "10:00", "12:00", "8:00"]
 
 
 def test_a_download_tells_nothing_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, said = [0.0], list[str]()
-    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
-    course = run.Course(3, 4.0, said.append)
-    for minutes, spent in ((0.0, 600.0), (2.0, 120.0)):  # ten minutes to get the foundations
-        course.start("a step")
-        now[0] += spent
-        course.end(minutes)
-    course.start("the last")
-    assert said[-1].endswith("about 2:00 left")
+    steps = [(0.0, 600.0, 0.0, None), (2.0, 120.0, 0.0, None)]  # ten minutes to get the foundations
+    assert course_of(monkeypatch, 4.0, steps)[-1] == "2:00"
+
+
+def test_a_step_that_an_earlier_run_began_tells_nothing_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that goes on from its last checkpoint takes a part of its time."""
+    steps = [(0.0, 1.0, 0.0, None), (4.0, 1.0, 0.0, None), (4.0, 30.0, 0.0, None), (4.0, 240.0, 0.0, None)]
+    assert course_of(monkeypatch, 32.0, steps, is_resumed=True)[-2:] == ["24:00", "20:00"]
+    assert course_of(monkeypatch, 32.0, steps)[-2] == "3:00"  # of a run from the beginning it does
+
+
+def test_answers_that_are_there_are_no_work_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 minutes of asking three quarters are there: 5 minutes are left, and take 10."""
+    steps = [(20.0, 600.0, 0.75, 0.25)]
+    assert course_of(monkeypatch, 30.0, steps, is_resumed=True) == ["15:00", "20:00"]
+    stored = [(20.0, 300.0, 0.0, 0.5)]  # half of the answers came from an earlier study
+    assert course_of(monkeypatch, 30.0, stored) == ["30:00", "5:00"]
+
+
+def test_a_resumed_run_tells_the_time_of_the_answers_that_it_lacks(
+    plan: LineagePlan, store: Store, tmp_path: Path
+) -> None:
+    """A study that has all of its answers is no time that is left."""
+    few = msgspec.structs.replace(plan, battery=plan.battery[1:], child=tuple(_quantized_and_tuned(plan)))
+    run.inherit(few, store, tmp_path / "out", engine_loader=loader(SHARES))
+    told: list[str] = []
+    run.inherit(few, store, tmp_path / "out", tell=told.append, engine_loader=loader(SHARES))
+    asked = next(line for line in told if "ask " in line)
+    assert asked.endswith("about 0:00 left"), asked
 
 
 def test_the_same_folder_refuses_another_plan_and_an_edited_one(

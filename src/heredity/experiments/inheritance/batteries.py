@@ -19,6 +19,7 @@ from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam import probes
+from heredity.study.storage import RESPONSES, RUNS, run_records
 from heredity.study.study import Study
 
 DEFAULT_TOKENS = 64  # of an answer under the models' own default
@@ -67,6 +68,19 @@ def study(
         error_share=plan.error_share,
         endpoint="all_trials" if isinstance(plan.endpoint, msgspec.UnsetType) else plan.endpoint,
     )  # fmt: skip
+
+
+def n_stored(folder: Path) -> int:
+    """The answers in the folder of a study; 0 if it has not begun."""
+    path = folder / RESPONSES
+    return sum(1 for _ in path.open("rb")) if path.exists() else 0
+
+
+def n_computed(folder: Path) -> int:
+    """The answers that models computed for this folder, without those that an earlier study had stored."""
+    if not (folder / RUNS).exists():
+        return 0
+    return sum(row.n_asked - row.n_cached for row in run_records(folder))
 
 
 def asked_models(lineage: Lineage, battery: BatteryPlan) -> list[Grown]:

@@ -168,7 +168,7 @@ class Lineage:
         child = task.child
         parents = [self.parent_of(child, name, task.seed) for name in child.parents]
         if child.recipe == MADE:
-            return adopted(self.store, parents[0], _stored(self.store, child.name, self.watch))
+            return adopted(self.store, parents[0], _stored(self.store, child.reference, self.watch))
         if child.recipe == ENGINE:
             ref = str(child.settings["ref"]).replace("{parent}", parents[0].record.id)
             return self.store.get(ref)

@@ -34,6 +34,7 @@ ANSWERS = "answers:"  # before the name of a child
 PROBES = "probes:"  # before a technique or a file of probes, and a kind
 MADE = "made"  # the recipe of a child that its user made
 ENGINE, REPAIR = "engine", "repair"  # recipes that `heredity derive` does not have
+REF = "ref"  # the setting of "engine" and "made" that names a model
 RESERVED = ("repairs",)  # a folder of the lineage next to those of its studies
 _FOLDER = re.compile(r"(?!\.)[\w.+-]{1,80}")
 _QUICK: dict[str, int] = {"steps": 2, "n_refusals": 1, "max_new_tokens": 32}  # settings, if they are given
@@ -52,7 +53,8 @@ class ChildPlan(Record, frozen=True):
     """A child to make. With several seeds it is made once with each.
 
     recipe      of `heredity derive`; "repair" for `heredity repair`; "engine" for the parent under another
-                setting of an engine; "made" for a model that its user made
+                setting of an engine; "made" for a model that its user made. Such a model is found by the
+                setting `ref`, or else by the name
     parents     names of foundations or of children above
     group       children of one group share a sentence of the result, such as "students"
     compared    the parent whose refusals it may keep; "" for the first
@@ -89,6 +91,11 @@ class ChildPlan(Record, frozen=True):
     def name_of(self, seed: int | None) -> str:
         """The name of the model of one seed."""
         return self.name if seed is None else f"{self.name}-{seed}"
+
+    @property
+    def reference(self) -> str:
+        """The reference of the model that its user made: a name of the store, or a path."""
+        return str(self.settings.get(REF, self.name))
 
     @property
     def each_seed(self) -> tuple[int | None, ...]:
@@ -170,6 +177,11 @@ class LineagePlan(Record, frozen=True):
         return all(child.recipe == MADE for child in self.child)
 
     @property
+    def references(self) -> list[str]:
+        """The references of models that are not made here: foundations, and children that their user made."""
+        return [*self.models.values(), *(child.reference for child in self.child if child.recipe == MADE)]
+
+    @property
     def edges(self) -> list[str]:
         """Each model of a child, with one of its parents and the recipe, as a line."""
         return [
@@ -233,7 +245,8 @@ def read_plan(
         for each in plan.battery
     )
     known = {name: references.placed(ref, path.parent) for name, ref in plan.models.items()} | (models or {})
-    return msgspec.structs.replace(plan, models=known, data=placed, battery=batteries)
+    children = tuple(_placed_child(child, path.parent) for child in plan.child)
+    return msgspec.structs.replace(plan, models=known, data=placed, child=children, battery=batteries)
 
 
 def plan_of(
@@ -271,6 +284,24 @@ def _share(settings: dict[str, Value]) -> float:
     """The part of the time of a training that its few steps take."""
     steps = settings.get("steps", 0)
     return min(1.0, _QUICK["steps"] / steps) if isinstance(steps, int | float) and steps > 0 else 1.0
+
+
+def _placed_child(child: ChildPlan, folder: Path) -> ChildPlan:
+    """A child with the path of the model that its user made taken from the plan's folder."""
+    if child.recipe != MADE or (ref := references.placed(child.reference, folder)) == child.reference:
+        return child
+    return msgspec.structs.replace(child, settings=child.settings | {REF: ref})
+
+
+def without_place(child: ChildPlan) -> ChildPlan:
+    """The child as it is wherever its plan lies: of the path of a model that its user made only the name."""
+    if child.recipe != MADE or REF not in child.settings:
+        return child
+    ref, others = references.without_folder(child.reference), dict(child.settings)
+    others.pop(REF)
+    if ref != references.without_folder(child.name):
+        others[REF] = ref
+    return msgspec.structs.replace(child, settings=others)
 
 
 def _placed(source: str, folder: Path) -> str:

@@ -24,7 +24,7 @@ from heredity.core.terminal import clock
 from heredity.experiments.inheritance import batteries
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import GrownFile, LineageResult, collect
-from heredity.experiments.inheritance.plan import JOINS, LineagePlan
+from heredity.experiments.inheritance.plan import JOINS, LineagePlan, without_place
 from heredity.lineage.references import without_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader
@@ -39,6 +39,7 @@ from heredity.study.study import Study
 PLAN, GROWN = "lineage.json", "grown.json"
 Tell = Callable[[str], None]
 _NOW = "To try again, stop by Ctrl-C and give the same command, before the first study begins."
+_INSTANT = 0.05  # a share of the planned work or time under which a step says nothing of the pace
 _LATER = "The studies of this folder began without it. For studies with it, name another folder: --out."
 
 
@@ -59,29 +60,40 @@ class LineageFile(Record, frozen=True):
 class Course:
     """The steps of a run, and the time left: planned minutes, scaled by the pace of this run so far.
 
-    A step that an earlier run did takes no time, and tells nothing of the pace.
+    Only work of this run counts for the pace: a step that an earlier run did, or a part of it, does not.
+
+    is_resumed  an earlier run was stopped, so the first step that takes time may be half done
     """
 
     n_steps: int
     minutes_left: float
     tell: Tell
-    _done: float = 0.0  # planned minutes of the steps that this run worked on
+    is_resumed: bool = False
+    _done: float = 0.0  # planned minutes of the work of this run
     _spent: float = 0.0
     _step: int = 0
+    _minutes: float = 0.0  # planned, of the step that runs
+    _left: float = 0.0  # those that are not done
     _started: float = field(default_factory=time.monotonic)
 
-    def start(self, title: str) -> None:
-        """Report the next step."""
+    def start(self, title: str, minutes: float, done: float = 0.0) -> None:
+        """Report the next step, which is planned to take `minutes`. done: the share of it that is there."""
         self._step, self._started = self._step + 1, time.monotonic()
+        self._minutes, self._left = minutes, minutes * (1.0 - done)
+        self.minutes_left = max(0.0, self.minutes_left - minutes * done)
         pace = self._spent / self._done if self._done else 1.0
         self.tell(f"[{self._step}/{self.n_steps}] {title}; about {clock(60 * self.minutes_left * pace)} left")
 
-    def end(self, minutes: float) -> None:
-        """Count the planned minutes of the step as done."""
+    def end(self, share: float | None = None) -> None:
+        """End the step. share: of its work that this run did; None if that is not known."""
         spent = (time.monotonic() - self._started) / 60
-        self.minutes_left = max(0.0, self.minutes_left - minutes)
-        if minutes and spent > 0.05 * minutes:  # else it was there already, or is not in the plan
-            self._done, self._spent = self._done + minutes, self._spent + spent
+        self.minutes_left = max(0.0, self.minutes_left - self._left)
+        if share is None and self._minutes:
+            has_worked = spent > _INSTANT * self._minutes
+            share = float(has_worked and not self.is_resumed)
+            self.is_resumed = self.is_resumed and not has_worked
+        if self._minutes and share and share > _INSTANT:
+            self._done, self._spent = self._done + share * self._minutes, self._spent + spent
 
 
 def inherit(
@@ -110,11 +122,11 @@ def inherit(
         power = _power(plan, possible, store, out, tell)
         if plan.is_of_models:
             _get_named(lineage, possible, tell)
+        course = _course(plan, possible, out, tell)
         held = _write_plan(plan, out, power)
-        course = Course(1 + len(possible) + len(plan.battery), _minutes(plan, possible), tell)
-        course.start("get the foundations")
+        course.start("get the foundations", 0.0)
         lineage.pull()
-        course.end(0.0)
+        course.end()
         _make_all(lineage, possible, course)
         if lineage.models.keys() <= plan.models.keys():
             raise UsageError(f"No child could be made: {lineage.left_out[-1].why}", code="no-children")
@@ -170,6 +182,11 @@ def _without_former(lineage: Lineage, possible: Sequence[Task], out: Path) -> li
     return [task for task in possible if task.name not in former]
 
 
+def _course(plan: LineagePlan, possible: Sequence[Task], out: Path, tell: Tell) -> Course:
+    n_steps = 1 + len(possible) + len(plan.battery)
+    return Course(n_steps, _minutes(plan, possible), tell, is_resumed=(out / PLAN).exists())
+
+
 def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
     """Get the models that a user named. One that cannot be had ends the run before its folder has a plan."""
     lineage.pull()
@@ -181,11 +198,11 @@ def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
 
 def _make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
     for task in possible:
-        course.start(f"make {task.name} ({task.child.recipe})")
+        course.start(f"make {task.name} ({task.child.recipe})", task.child.minutes)
         if (error := lineage.make(task)) is not None:
             advice = f" {_NOW}" if isinstance(error, OutOfMemory) else ""
             course.tell(f"left out: {task.name}: {error}{advice}")
-        course.end(task.child.minutes)
+        course.end()
 
 
 def _ask_all(
@@ -194,11 +211,13 @@ def _ask_all(
     results: dict[str, Result] = {}
     for battery in lineage.plan.battery:
         models = batteries.asked_models(lineage, battery)
-        course.start(f"ask {len(models)} models: {battery.title or battery.name}")
         found = batteries.study(lineage.plan, battery, models, store, out, lineage.engine_loader)
+        n, n_before = found.resolved.n_trials, batteries.n_computed(found.folder)
+        title = f"ask {len(models)} models: {battery.title or battery.name}"
+        course.start(title, battery.minutes, batteries.n_stored(found.folder) / n)
         results[battery.name] = result = found.run(watch)
         html.write(result.folder, result.folder / "report.html")
-        course.end(battery.minutes)
+        course.end((batteries.n_computed(found.folder) - n_before) / n)
     return results
 
 
@@ -289,5 +308,5 @@ def _digest_with_paths(plan: LineagePlan) -> str:
         name: JOINS.join(Path(part).name for part in source.split(JOINS))
         for name, source in plan.data.items()
     }
-    children = tuple(msgspec.structs.replace(child, minutes=0.0) for child in plan.child)
+    children = tuple(msgspec.structs.replace(without_place(child), minutes=0.0) for child in plan.child)
     return digest(msgspec.structs.replace(plan, child=children, battery=tuple(placed), data=data))
