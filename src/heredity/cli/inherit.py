@@ -179,25 +179,24 @@ def _show(found: LineageResult, pages: Sequence[Path]) -> None:
     from heredity.experiments.inheritance.page import write_page
     from heredity.experiments.inheritance.sentences import (
         caution,
+        change,
         counts,
-        difference,
         noise_floor,
+        open_claims,
         rest,
         sentences,
     )
 
-    what = "not refused, change" if found.counts_refusals else "breaches, change"
+    what = "not refused, points" if found.counts_refusals else "breaches, points"
     columns = ("child", "parent", "refusals kept", what, "verdict")
     grid = table(*columns, whole=("child",))
     for edge in found.edges:
-        verdict = f"no claim: {edge.why_no_claim}" if edge.why_no_claim else edge.verdict
-        grid.add_row(
-            *map(cell, (edge.child, edge.parent, counts(edge), difference(edge.difference), verdict))
-        )
+        grid.add_row(*map(cell, (edge.child, edge.parent, counts(edge), change(edge.difference), edge.word)))
     out().print(grid)
     write("")
     left = f"Also: {names}." if (names := rest(found)) else ""
-    for sentence in filter(None, (caution(found), *sentences(found), left, noise_floor(found))):
+    said = (caution(found), *sentences(found), left, *open_claims(found.edges), noise_floor(found))
+    for sentence in filter(None, said):
         write(plain(sentence))
     write("")
     for path in pages:

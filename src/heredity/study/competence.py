@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from heredity.study.estimands import Competence, UnpromptedRate, UsefulRate
-from heredity.study.estimates import ALL, SCOPES, Measure
+from heredity.study.estimates import ALL, SCOPES, Measure, Rate
 from heredity.study.intervals import Bools, Intervals, Places
 from heredity.study.outcomes import (
     CAUSES,
@@ -63,14 +63,23 @@ def is_weak(outcomes: Outcomes, model: int, probes: Sequence[int]) -> bool:
     checked answers to benign twins are useful.
     """
     codes = outcomes.codes_of(model, ALL, probes)
-    n_answered = np.count_nonzero(is_answered(codes))
-    if np.count_nonzero(is_decided(codes)) < _READABLE * n_answered:
-        return True
+    n_decided, n_answered = (int(np.count_nonzero(each(codes))) for each in (is_decided, is_answered))
     twins = outcomes.indices_of(model, ALL, outcomes.probes(ALL, "over_refusal"))
-    if not outcomes.useful.size:
-        return False
-    n_useful, n_useless = (np.count_nonzero(each[twins]) for each in (outcomes.useful, outcomes.useless))
-    return bool(n_useful < _USEFUL * (n_useful + n_useless))
+    n_useful, n_useless = (
+        int(np.count_nonzero(each[twins])) if each.size else 0 for each in (outcomes.useful, outcomes.useless)
+    )
+    return _is_weak(n_decided, n_answered, n_useful, n_useful + n_useless)
+
+
+def is_weak_rate(rate: Rate, useful: UsefulRate | None) -> bool:
+    """The same from the rates of a finished study. useful: of the same model, if its twins were checked."""
+    n_decided = rate.n_held + rate.n_broke
+    n_useful, n_checked = (0, 0) if useful is None else (useful.n_useful, useful.estimate.n)
+    return _is_weak(n_decided, n_decided + rate.n_unclear, n_useful, n_checked)
+
+
+def _is_weak(n_decided: int, n_answered: int, n_useful: int, n_checked: int) -> bool:
+    return n_decided < _READABLE * n_answered or n_useful < _USEFUL * n_checked
 
 
 def _causes(outcomes: Outcomes, unclear: Places) -> dict[str, int]:

@@ -73,7 +73,10 @@ def study(
 def n_stored(folder: Path) -> int:
     """The answers in the folder of a study; 0 if it has not begun."""
     path = folder / RESPONSES
-    return sum(1 for _ in path.open("rb")) if path.exists() else 0
+    if not path.exists():
+        return 0
+    with path.open("rb") as rows:
+        return sum(1 for _ in rows)
 
 
 def n_computed(folder: Path) -> int:

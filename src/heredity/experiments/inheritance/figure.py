@@ -18,7 +18,7 @@ from heredity.experiments.inheritance.findings import EdgeFinding, LineageResult
 from heredity.study.report.figures.charts import Span, reach_of
 
 _ROW, _TOP, _INDENT, _LEFT = 30, 58, 26, 16
-_TREE, _PLOT, _WORDS = 300, 280, 380  # widths of the tree, the intervals and the verdicts, in pixels
+_TREE, _PLOT, _WORDS = 320, 280, 360  # widths of the tree, the intervals and the verdicts, in pixels
 _STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1c1b1a; } .soft { fill: #5d5852; font-size: 12px; }
 .line { fill: none; stroke: #b9b2a7; } .grid { stroke: #e3ded5; } .zero { stroke: #b9b2a7; }
@@ -98,10 +98,13 @@ def _scale(reach: float, margin: float, n_rows: int, what: str) -> Iterator[Mark
             kind, x, x, top, bottom
         )
         yield Markup('<text class="soft" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-            x, top - 6, "0" if not share else f"{100 * share:+.0f}"
+            x, top - 6, "0" if not share else f"{100 * share:+.0f}".replace("-", "−")
         )
     yield Markup('<text class="soft" x="{:.1f}" y="16" text-anchor="middle">{}</text>').format(
         _across(0.0, reach), f"change in {what}, points; band: margin"
+    )
+    yield Markup('<text class="soft" x="{}" y="16">{}</text>').format(
+        _LEFT + _TREE + _PLOT + 14, "verdict: refusals of the parent"
     )
 
 
@@ -122,8 +125,9 @@ def _text(number: int, row: _TreeRow, reach: float) -> Markup:
     if row.edge is None:
         return name
     start = f" from {', '.join(row.edge.others)}" if row.edge.others else ""
+    times = f"{len(row.edge.seeds)} × " if len(row.edge.seeds) > 1 else ""
     made = Markup('<text class="soft" x="{}" y="{}" text-anchor="end">{}</text>').format(
-        _LEFT + _TREE - 12, y, label(row.edge.recipe + start, 26)
+        _LEFT + _TREE - 12, y, label(times + row.edge.recipe + start, 28)
     )
     return name + made + _change(row.edge, _middle(number), reach)
 
@@ -143,7 +147,7 @@ def _change(edge: EdgeFinding, y: float, reach: float) -> Markup:
 
 
 def _verdict(edge: EdgeFinding) -> str:
-    return "undecided" if edge.claim == "not enough evidence" else edge.claim
+    return f"{edge.word}, weak" if edge.is_weak and not edge.why_no_claim else edge.word
 
 
 def _words(edge: EdgeFinding) -> str:
@@ -153,8 +157,7 @@ def _words(edge: EdgeFinding) -> str:
     counts = f"{kept} of {kept + sum(seed.edge.lost for seed in edge.seeds)}"
     if gained := sum(seed.edge.gained for seed in edge.seeds):
         counts += f", gained {gained}"
-    words = f"kept: {counts}" if verdict == "kept" else f"{verdict}: kept {counts}"
-    return f"{words}, {len(edge.seeds)} seeds" if len(edge.seeds) > 1 else words
+    return f"{verdict}: {'' if edge.claim == 'kept' else 'kept '}{counts}"
 
 
 def _span(found: Estimate) -> Span | None:

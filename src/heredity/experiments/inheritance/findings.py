@@ -22,8 +22,18 @@ from typing import Literal
 import msgspec
 
 from heredity.core.records import Estimate, Record
-from heredity.experiments.inheritance.plan import BatteryPlan, ChildPlan, Expected, LeftOutChild, LineagePlan
+from heredity.experiments.inheritance.plan import (
+    ENGINE,
+    REF,
+    BatteryPlan,
+    ChildPlan,
+    Expected,
+    LeftOutChild,
+    LineagePlan,
+)
+from heredity.experiments.inheritance.truncation import Truncation, read_truncation
 from heredity.stats.power import ALPHA
+from heredity.study.competence import is_weak_rate
 from heredity.study.declared_words import n_planned
 from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair, Rate, SeedGroup
 from heredity.study.plan import StudyForecast
@@ -52,6 +62,7 @@ class SeedFinding(Record, frozen=True):
     """One model of a child against its parent, in one battery.
 
     n_unclear: answers of the child to breach probes that neither held nor broke. n: all of its answers.
+    n_cut: those that ended at the token limit.
     twins, tasks: over-refusal and failed tasks, the child's rate minus its parent's; None if not asked.
     floor: failed tasks, the child's rate minus that of the model that it must surpass.
     against: breaches, the child's rate minus that of the child that the plan sets it against.
@@ -65,6 +76,7 @@ class SeedFinding(Record, frozen=True):
     tasks: ModelPair | None
     floor: ModelPair | None
     against: ModelPair | None = None
+    n_cut: int = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -107,6 +119,11 @@ class EdgeFinding(Record, frozen=True):
         return "no claim" if self.why_no_claim else self.verdict
 
     @property
+    def word(self) -> str:
+        """The claim as a reader finds it."""
+        return "undecided" if self.claim == "not enough evidence" else self.claim
+
+    @property
     def inherited(self) -> Inheritance:
         """The counts and the difference over all seeds; those of the first without a comparison of all."""
         return self.seeds[0].edge if self.together is None else self.together.inherited
@@ -130,13 +147,18 @@ class EdgeFinding(Record, frozen=True):
 
 
 class FoundationFinding(Record, frozen=True):
-    """A foundation in one battery: its own rates, and None for those that were not asked."""
+    """A foundation in one battery: its own rates, and None for those that were not asked.
+
+    is_weak: as of a child. n_cut: its answers to breach probes that ended at the token limit.
+    """
 
     name: str
     model: str  # its own name
     breach: Rate
     twins: Rate | None
     tasks: Rate | None
+    is_weak: bool = False
+    n_cut: int = 0
 
 
 class BatteryFinding(Record, frozen=True):
@@ -155,6 +177,13 @@ class BatteryFinding(Record, frozen=True):
     edges: tuple[EdgeFinding, ...]
     deviations: tuple[str, ...] = ()
     seconds: float = 0.0  # that its models took to answer, over all runs
+    confidence: float = 0.95  # of its intervals
+    truncation: Truncation | None = None
+
+    @property
+    def title(self) -> str:
+        """Its title, or else its name."""
+        return self.plan.title or self.plan.name
 
 
 class LineageResult(Record, frozen=True):
@@ -200,32 +229,36 @@ def _battery(
     plan: LineagePlan, battery: BatteryPlan, models: Mapping[str, str], result: Result
 ) -> BatteryFinding:
     estimates = result.estimates
+    cut = read_truncation(result, _main_techniques(estimates))
     asked = {card.id for card in estimates.models}
-    edges = [_edge(plan, child, battery, models, asked, result) for child in plan.child]
+    edges = [_edge(plan, child, battery, models, asked, result, cut) for child in plan.child]
     return BatteryFinding(
         battery, estimates.attacks, estimates.application.name, estimates.application.is_default_system,
         estimates.judge, len(estimates.models), n_planned(estimates), estimates.forecast,
-        estimates.declared_at, tuple(_foundations(plan, models, estimates)),
+        estimates.declared_at, tuple(_foundations(plan, models, estimates, cut)),
         tuple(edge for edge in edges if edge.seeds),
         tuple(each.words for each in estimates.deviations), estimates.circumstances.seconds,
+        estimates.confidence, cut,
     )  # fmt: skip
 
 
 def _foundations(
-    plan: LineagePlan, models: Mapping[str, str], found: Estimates
+    plan: LineagePlan, models: Mapping[str, str], found: Estimates, cut: Truncation
 ) -> Iterator[FoundationFinding]:
+    useful = {each.model: each for each in found.useful}
     rates = {(r.model, r.measure, r.technique): r for r in found.rates if r.attack == ALL}
     for name in plan.models:
         ident = models.get(name, "")
         if (breach := rates.get((ident, "breach", main_scope(found)))) is not None:
             twins, tasks = rates.get((ident, "over_refusal", ALL)), rates.get((ident, "breach", TASKS))
             model = next(card.name for card in found.models if card.id == ident)
-            yield FoundationFinding(name, model, breach, twins, tasks)
+            weak = not breach.is_judge_free and is_weak_rate(breach, useful.get(ident))
+            yield FoundationFinding(name, model, breach, twins, tasks, weak, cut.n_cut.get(ident, 0))
 
 
 def _edge(
     plan: LineagePlan, child: ChildPlan, battery: BatteryPlan, models: Mapping[str, str], asked: set[str],
-    result: Result,
+    result: Result, cut: Truncation,
 ) -> EdgeFinding:  # fmt: skip
     seeds = []
     for seed in child.each_seed:
@@ -236,10 +269,10 @@ def _edge(
                 for name in (child.floor, child.against)
             )
             if (finding := _seed(result, seed, parent, ident, floor, against)) is not None:
-                seeds.append(finding)
+                seeds.append(msgspec.structs.replace(finding, n_cut=cut.n_cut.get(ident, 0)))
     edge = EdgeFinding(
         child.name, child.parent, tuple(name for name in child.parents if name != child.parent),
-        child.recipe, battery.name, child.question, child.group, child.expected,
+        _recipe(child), battery.name, child.question, child.group, child.expected,
         child.is_noise, tuple(seeds), _together(result.estimates, seeds),
         _why_no_claim(child, seeds),
         result.estimates.counts_refusals("breach", main_scope(result.estimates)), child.against or "",
@@ -247,6 +280,12 @@ def _edge(
     if edge.verdict != "kept":
         return edge
     return msgspec.structs.replace(edge, why_no_claim=_why_not_kept(result.estimates, seeds, plan.margin))
+
+
+def _recipe(child: ChildPlan) -> str:
+    """The recipe; with its setting, such as "engine kv4", if the model itself is unchanged."""
+    engine = str(child.settings.get(REF, "")).partition(":")[0]
+    return f"{child.recipe} {engine}" if child.recipe == ENGINE else child.recipe
 
 
 def _together(found: Estimates, seeds: Sequence[SeedFinding]) -> SeedGroup | None:
@@ -291,6 +330,14 @@ def main_scope(found: Estimates) -> str:
     return JUDGED if JUDGED in found.breach_scopes else found.main_scope("breach")
 
 
+def _main_techniques(found: Estimates) -> set[str]:
+    """The techniques of the scope that a lineage is about."""
+    is_judged = main_scope(found) == JUDGED
+    return {
+        card.name for card in found.techniques if not card.is_baseline and card.is_judge_free != is_judged
+    }
+
+
 def _pair(pairs: Sequence[ModelPair], a: str, b: str, measure: str, technique: str) -> ModelPair | None:
     for pair in pairs:
         if (pair.measure, pair.technique) == (measure, technique) and {pair.a, pair.b} == {a, b} and pair.n:
@@ -299,15 +346,23 @@ def _pair(pairs: Sequence[ModelPair], a: str, b: str, measure: str, technique: s
 
 
 def _why_no_claim(child: ChildPlan, seeds: Sequence[SeedFinding]) -> str:
-    """Why nothing is claimed: its tasks are not shown to surpass those of its floor."""
-    for seed in seeds if child.floor else ():
-        pair = seed.floor
-        if pair is None:
-            return f"tasks were not compared with those of {child.floor}"
-        is_above = (pair.difference.value or 0.0) < 0 and pair.p_value is not None and pair.p_value < ALPHA
-        if not is_above:
-            return f"tasks are not shown to be above those of {child.floor}"
-    return ""
+    """Why nothing is claimed: it is not shown, of every seed, to surpass its floor at tasks."""
+    if not child.floor or not seeds:
+        return ""
+    if any(seed.floor is None for seed in seeds):
+        return f"its tasks were not compared with those of {child.floor}"
+    below = [str(seed.seed) for seed in seeds if not _is_above(seed.floor)]
+    if not below:
+        return ""
+    which = "it is" if len(seeds) == 1 else f"seed {below[0]} is" if len(below) == 1 else "its seeds are"
+    return f"{which} not shown to surpass {child.floor} at tasks"
+
+
+def _is_above(floor: ModelPair | None) -> bool:
+    """Whether the child is shown to fail fewer tasks than its floor."""
+    if floor is None or floor.p_value is None:
+        return False
+    return (floor.difference.value or 0.0) < 0 and floor.p_value < ALPHA
 
 
 def _why_not_kept(found: Estimates, seeds: Sequence[SeedFinding], margin: float) -> str:

@@ -14,11 +14,11 @@ from typing import NamedTuple
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.experiments.inheritance.findings import EdgeFinding, LineageResult, Verdict
-from heredity.study.wording import capital, points, points_interval
+from heredity.study.wording import bare, capital, points, points_interval
 
 N_SENTENCES, MAX_WORDS = 5, 25
 QUICK = "This was a quick run, with few steps and few questions, to see it work. Its verdicts show nothing."
-_NAMED, _MOST_NAMED = 4, 12  # children that a list of names holds in a sentence, and behind them
+_NAMED, _MOST_NAMED = 6, 12  # children that a list of names holds in a sentence, and behind them
 _OTHERS = "others"  # the group of children without one, next to groups
 _ENDS: dict[Verdict, str] = {
     "lost": "it lost refusals",
@@ -46,7 +46,7 @@ def rest(found: LineageResult) -> str:
     """The children that no sentence is about, with their verdicts: `a (lost) and b (kept)`; "" for none."""
     edges = _edges(found)
     left = [edge for told in _middle(edges)[_room(edges) :] for edge in told.edges]
-    names = [f"{label(edge.child, 32)} ({edge.claim})" for edge in left[:_MOST_NAMED]]
+    names = [f"{label(edge.child, 32)} ({edge.word})" for edge in left[:_MOST_NAMED]]
     more = len(left) - len(names)
     return _listed([*names, *([f"{more} more"] if more else [])]) if left else ""
 
@@ -60,8 +60,10 @@ def noise_floor(found: LineageResult) -> str:
     """The difference of a child that differs by rounding only; "" without one."""
     for edge in found.edges:
         if edge.is_noise and edge.seeds:
-            floor = difference(edge.difference)
-            return f"The noise floor is {floor}: {label(edge.child, 32)} {_kept(edge)}."
+            by = difference(edge.difference)
+            return (
+                f"Noise floor, from rounding only: {label(edge.child, 32)} {_kept(edge)}, a change of {by}."
+            )
     return ""
 
 
@@ -71,8 +73,25 @@ def counts(edge: EdgeFinding) -> str:
 
 
 def difference(found: Estimate) -> str:
-    """A difference with its interval: `+24.4 points (+11.6 to +36.8 points)`."""
-    return f"{points(found.value)} ({points_interval(found)})"
+    """A difference with its interval: `+24.4 points (+11.6 to +36.8)`."""
+    return f"{points(found.value)} ({bare(points_interval(found))})"
+
+
+def change(found: Estimate) -> str:
+    """The same for a column of points: `+24.4 [+11.6 to +36.8]`."""
+    return f"{bare(points(found.value))} [{bare(points_interval(found))}]"
+
+
+def open_claims(edges: Sequence[EdgeFinding]) -> list[str]:
+    """Why there is no claim about some children, a line for each reason."""
+    by_reason: dict[str, list[EdgeFinding]] = {}
+    for edge in edges:
+        if edge.why_no_claim:
+            by_reason.setdefault(edge.why_no_claim, []).append(edge)
+    return [
+        f"No claim about {_listed([label(edge.child, 48) for edge in mine])}: {why}."
+        for why, mine in by_reason.items()
+    ]
 
 
 def _edges(found: LineageResult) -> list[EdgeFinding]:
@@ -96,7 +115,7 @@ def _summary(edges: Sequence[EdgeFinding], found: LineageResult) -> str:
     n = Counter(edge.claim for edge in edges)
     n_open = n["not enough evidence"] + n["differs by seed"]
     parts = [f"{n_open} {_are(n_open)} undecided"] if n_open else []
-    parts += [f"nothing is claimed of {n['no claim']}"] if n["no claim"] else []
+    parts += [f"{n['no claim']} {'has' if n['no claim'] == 1 else 'have'} no claim"] if n["no claim"] else []
     counts = [
         f"Of {len(edges)} children, {n['lost']} lost refusals of their parent",
         f"{n['kept']} kept their rate within {100 * found.margin:g} points",
@@ -127,13 +146,14 @@ def _verdicts(name: str, edges: Sequence[EdgeFinding], lost: Callable[[Sequence[
     parts = [lost(by_verdict["lost"])] if by_verdict["lost"] else []
     if mine := by_verdict["kept"]:
         whose = "theirs" if parts else "their refusals" if len(mine) > 1 else "its refusals"
-        parts.append(f"{_names(mine)} kept {whose} within the margin")
+        parts.append(f"{_names(mine, marks_weak=True)} kept {whose} within the margin")
     if mine := by_verdict["not enough evidence"]:
         parts.append(f"{_names(mine)} {_are(len(mine))} undecided")
     if mine := by_verdict["differs by seed"]:
         parts.append(f"{_names(mine)} {'differs' if len(mine) == 1 else 'differ'} by seed")
     if unclaimed:
-        parts.append(f"nothing is claimed of {_names(unclaimed)}{_why(unclaimed)}")
+        has = "has" if len(unclaimed) == 1 else "have"
+        parts.append(f"{_names(unclaimed)} {has} no claim{_why(unclaimed)}")
     return f"{capital(label(name, 60))}: {'; '.join(parts)}."
 
 
@@ -164,11 +184,11 @@ def _named(edges: Sequence[EdgeFinding]) -> str:
 def _child(edge: EdgeFinding) -> str:
     name = label(edge.child, 48)
     if edge.why_no_claim:
-        return f"Nothing is claimed of {name}: {edge.why_no_claim}."
-    change = difference(edge.difference)
+        return f"No claim about {name}: {edge.why_no_claim}."
+    by = difference(edge.difference)
     ending = _ENDS[edge.verdict]
     what = "requests not refused" if edge.counts_refusals else "breaches"
-    return f"{name} {_kept(edge)}; {what} changed by {change}: {ending}."
+    return f"{name} {_kept(edge)}; {what} changed by {by}: {ending}."
 
 
 def _kept(edge: EdgeFinding) -> str:
@@ -177,8 +197,13 @@ def _kept(edge: EdgeFinding) -> str:
     return f"kept {counts(edge)} refusals of its parent"
 
 
-def _names(edges: Sequence[EdgeFinding]) -> str:
-    return _listed([*(label(edge.child, 32) for edge in edges[:_NAMED]), *_more(edges)])
+def _names(edges: Sequence[EdgeFinding], marks_weak: bool = False) -> str:
+    """`a, b (weak) and c`. marks_weak: for a verdict that weak children might get for another reason."""
+    named = [
+        f"{label(edge.child, 32)}{' (weak)' if marks_weak and edge.is_weak else ''}"
+        for edge in edges[:_NAMED]
+    ]
+    return _listed([*named, *_more(edges)])
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -204,6 +229,6 @@ def _expectation(edges: Sequence[EdgeFinding]) -> list[str]:
     if not against:
         which = f"All {len(decided)} verdicts" if len(decided) > 1 else "The one verdict"
         return [f"{which} with an expectation came out as expected{more}."]
-    names = ", ".join([*(f"{label(e.child, 32)} ({e.verdict})" for e in against[:_NAMED]), *_more(against)])
-    as_expected = f"{len(decided) - len(against)} of {len(decided)} were as expected"
-    return [f"Against expectation: {names}; {as_expected}{more}."]
+    names = [f"{label(e.child, 32)} ({e.verdict})" for e in against[:_NAMED]]
+    as_expected = f"{len(decided) - len(against)} of {len(decided)} verdicts were as expected"
+    return [f"Against expectation: {_listed([*names, *_more(against)])}; {as_expected}{more}."]
