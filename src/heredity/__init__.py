@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from heredity.core.terminal import Display as Display
     from heredity.experiments.corpus import build_corpus as build_corpus
     from heredity.experiments.exposure import expose as expose
+    from heredity.lineage.adoption import adopt as adopt
     from heredity.lineage.store import Store as Store
     from heredity.lineage.store import grow as grow
     from heredity.lineage.types import Grown as Grown
@@ -94,6 +95,7 @@ _HOME = {
     "StudySpec": "study.spec",
     "Tool": "core.records",
     "Verdict": "core.records",
+    "adopt": "lineage.adoption",
     "build_corpus": "experiments.corpus",
     "expose": "experiments.exposure",
     "grow": "lineage.store",

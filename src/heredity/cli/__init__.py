@@ -40,6 +40,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Grow": {
         "pull": "Download a foundation model into the store.",
+        "adopt": "Record a model that another tool made as the child of its parent.",
         "corpus": "Build a pre-training corpus.",
         "derive": "Derive a child from one or more models.",
         "plan": "Estimate what a pre-training run costs, or fit a scaling law.",

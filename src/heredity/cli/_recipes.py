@@ -187,13 +187,7 @@ def _is_data(kind: object) -> bool:
 
 def refuse_taken(store: Store, name: str, recipe: Recipe, parents: Sequence[Grown]) -> None:
     """Raise UsageError for a name with invisible characters, or one that names another model or a target."""
-    if label(name, LONGEST) != name:
-        rule = f"A name has at most {LONGEST} visible characters, without spaces around it"
-        raise UsageError(f"{rule}: {name[:60]!r}.")
-    if (prefix := name.partition(":")[0]) in {*target_prefixes(), "scripted", "hf"} and prefix != name:
-        raise UsageError(
-            f"'{name}' names a target of the kind '{prefix}:'. Choose a name without the prefix."
-        )
+    refuse_bad_name(name)
     try:
         held = store.get(name).record
     except Unavailable:
@@ -203,6 +197,17 @@ def refuse_taken(store: Store, name: str, recipe: Recipe, parents: Sequence[Grow
     known = store.made_by(recipe, [store.whole(parent) for parent in parents])
     if known is None or known.record.id != held.id:
         raise UsageError(f"'{name}' already names another model ({held.id[:12]}). Choose another name.")
+
+
+def refuse_bad_name(name: str) -> None:
+    """Raise UsageError for a name with invisible characters, or with the prefix of a target."""
+    if label(name, LONGEST) != name:
+        rule = f"A name has at most {LONGEST} visible characters, without spaces around it"
+        raise UsageError(f"{rule}: {name[:60]!r}.")
+    if (prefix := name.partition(":")[0]) in {*target_prefixes(), "scripted", "hf"} and prefix != name:
+        raise UsageError(
+            f"'{name}' names a target of the kind '{prefix}:'. Choose a name without the prefix."
+        )
 
 
 def not_given(name: str | None, record: Model) -> str:

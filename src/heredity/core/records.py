@@ -90,6 +90,45 @@ class Made(Record, frozen=True):
     device: str | UnsetType = UNSET  # with the name of a GPU; unset for a recipe that computes on none
 
 
+Relation = Literal["lora", "finetune", "quantize", "merge", "distill"]  # how another tool made a child
+Level = Literal["claimed", "consistent", "shown"]
+
+
+class Evidence(Record, frozen=True, omit_defaults=True):
+    """The evidence that a model descends from one parent; it was made by another tool.
+
+    claimed     its user names the parent, or its own files do
+    consistent  shapes and tokens are those of the parent, too
+    shown       its values are the parent's, changed: models that were trained apart share no direction
+    """
+
+    level: Level
+    claims: dict[str, str] = {}  # where in its files -> the parent that is named there
+    agrees: tuple[str, ...] = ()  # "shapes", "tokens", "chat template": the same as the parent's
+    differs: tuple[str, ...] = ()  # of the same: those that differ, which speaks against nothing
+    n_tensors: int = 0  # whose values were compared with the parent's; constant ones say nothing
+    n_equal: int = 0  # of them: equal in every bit
+    cosine: float | None = None  # of the matrices with the parent's: 0 of unrelated models
+    distance: float | None = None  # |child - parent| / |parent|, of the same
+    ranks: tuple[int, ...] = ()  # of sampled matrices: singular values that hold 99 % of the change
+    sizes: tuple[int, ...] = ()  # of the same: all singular values
+    worst_step: float | None = None  # largest distance of a parent's weight from its quantized one, in steps
+    within_step: float | None = None  # share of these weights that are at most one step away
+
+
+class Descent(Record, frozen=True):
+    """How another tool made a model, and the evidence of it, one of each parent."""
+
+    made: Relation
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def level(self) -> Level:
+        """The lowest level of all parents."""
+        levels: tuple[Level, ...] = ("claimed", "consistent", "shown")
+        return min((each.level for each in self.evidence), key=levels.index, default="claimed")
+
+
 class Model(Record, frozen=True):
     """A model in the lineage. `id` is a digest over recipe, parent ids and files."""
 
@@ -107,6 +146,7 @@ class Model(Record, frozen=True):
     made: Made
     notes: dict[str, str] = {}  # e.g. {"warning": "anonymous uploader; the hash is pinned"}
     schema: int = SCHEMA
+    descent: Descent | UnsetType = UNSET  # of an adopted model
 
 
 def why_not_generative(model: Model) -> str:

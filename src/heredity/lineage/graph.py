@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType, structs
 
 from heredity.core.records import Model, Record, digest, why_not_generative
 from heredity.engines import DTYPE, KV_CACHE
+from heredity.lineage.descent import how
 
 # Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.
 FORMS = ("dequantize", "merge_adapter", "engine", DTYPE)
@@ -133,7 +134,8 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
     found: dict[tuple[str, str], Edge] = {}
     for child in models:
         parents = _parents(child)
-        has_teacher = child.recipe.kind in TAUGHT and len(parents) > 1
+        is_taught = child.recipe.kind in TAUGHT or child.recipe.settings.get("made") == "distill"
+        has_teacher = is_taught and len(parents) > 1
         for number, parent in enumerate(parents):
             role = "" if not has_teacher else "teacher" if number else "start"
             for ident, steps in _nearest(parent, child, asked, known):
@@ -232,7 +234,7 @@ def draw(model: Model, by_id: Mapping[str, Model]) -> str:
 
 
 def _branches(model: Model, by_id: Mapping[str, Model], lead: str, below: str) -> Iterator[str]:
-    yield f"{lead}{model.name}  {model.id[:12]}  {model.recipe.kind}, {model.format}, {model.licence}"
+    yield f"{lead}{model.name}  {model.id[:12]}  {how(model)}, {model.format}, {model.licence}"
     for number, ident in enumerate(model.parents, 1):
         is_last = number == len(model.parents)
         first, rest = (below + "└─ ", below + "   ") if is_last else (below + "├─ ", below + "│  ")
@@ -270,7 +272,7 @@ def _downward(
         drawn.add(model.id)
         missing = [ident[:12] for ident in model.parents if ident not in known]
         gone = f"  (of {', '.join(missing)}, not in this store)" if missing else ""
-        yield f"{lead}{model.name}  {model.id[:12]}  {model.recipe.kind}, {model.format}{gone}"
+        yield f"{lead}{model.name}  {model.id[:12]}  {how(model)}, {model.format}{gone}"
         children = by_parent.get(model.id, [])
         for number, child in enumerate(reversed(children)):
             first, rest = ("├─ ", "│  ") if number else ("└─ ", "   ")

@@ -40,6 +40,7 @@ def record_of(
         files=files,
         made=made,
         notes=dict(description.notes),
+        descent=description.descent,
     )
 
 

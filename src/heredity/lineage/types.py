@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from msgspec import UNSET, UnsetType
 
 from heredity.core.progress import Watch
-from heredity.core.records import Model
+from heredity.core.records import Descent, Model, Relation
 
 if TYPE_CHECKING:
     from heredity.core.host import Device
@@ -27,6 +29,7 @@ class Description:
     modality: str = "text"
     notes: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    descent: Descent | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,40 @@ class Puller(Protocol):
         self, ref: str, downloads: Path, progress: Watch | None = None, mirrors: Path | None = None
     ) -> Pull:
         """The recipe that fetches `ref`. Raises UnknownName with the nearest name, UsageError or Refused."""
+
+
+class KnownParent(NamedTuple):
+    """The names of a parent and of its ancestors (lineage/descent.py), and whether one is a hub's name."""
+
+    names: frozenset[str]
+    is_from_hub: bool
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """The claim of a user about a model that another tool made.
+
+    made: how; None lets its files decide. is_declared: the user vouches for the descent although the model's
+    own files name another parent.
+    """
+
+    made: Relation | None
+    parents: tuple[KnownParent, ...]
+    name: str = ""
+    is_declared: bool = False
+
+
+@runtime_checkable
+class Adopter(Protocol):
+    """The plug-in `recipes/adopt`."""
+
+    def resolve_files(
+        self, ref: str, adoption: Adoption, downloads: Path, progress: Watch | None = None
+    ) -> Recipe:
+        """The recipe that records the files of `ref` as a child. Raises UsageError or Refused."""
+
+    def of_stored(self, adoption: Adoption) -> Recipe:
+        """The recipe that records its last parent, a stored model, as a child of the first."""
 
 
 @runtime_checkable

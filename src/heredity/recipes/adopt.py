@@ -1,28 +1,82 @@
 """Record a model that was made elsewhere as the child of a model of the store.
 
-The first parent is its parent, the second is the model itself, as it was pulled. Its user declares the
-descent: no file can prove it. Files are hard links if the file system allows, otherwise copies.
+`Adopt` takes a stored model as its second parent, and `AdoptFiles` a folder, a file or a hub's repository.
+Files of the store are hard links if the file system allows, otherwise copies.
+
+Promises: only adapter and model files are opened, and each is checked as `pull` checks it. Leftovers of a
+training (optimizer.pt, training_args.bin, checkpoint-*) are left out by name. A descent that the files
+contradict is refused.
+Leaves to others: finding the evidence (lineage/evidence.py).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple, Protocol
 
 from heredity.core.errors import Refused, UsageError
-from heredity.core.files import explain_full_disk
-from heredity.lineage.types import Description, Grown
+from heredity.core.files import Lock, explain_full_disk
+from heredity.core.progress import Watch
+from heredity.core.records import Descent, Evidence, Level, Model, Relation
+from heredity.lineage import evidence
+from heredity.lineage.descent import is_quantized_name, plain_name
+from heredity.lineage.evidence import Findings
+from heredity.lineage.types import Adoption, Description, Grown, KnownParent, Recipe
+from heredity.recipes.merge_adapter import TOKENIZER
+from heredity.recipes.pull import folder
+from heredity.recipes.pull.hub import HubFile, Repository, choose, download, look_up
+from heredity.recipes.pull.recipe import (
+    FromFile,
+    describe_files,
+    licence_of_card,
+    move_parts,
+    parse_hub,
+    remove_parts,
+)
+
+_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_ADAPTER = (_CONFIG, _TENSORS, *TOKENIZER, "README.md", "LICENSE*", "NOTICE*")
+_LEFTOVERS = ("trainer_state.json", "*_results.json", "training_args.json")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_SHOWN = 12  # names of left-out files in a record
+
+
+class _Source(Protocol):
+    """Where the files of a model come from."""
+
+    @property
+    def is_adapter(self) -> bool: ...
+
+    def settings(self) -> dict[str, object]:
+        """The name of the source, without folders of this machine."""
+
+    def bring(self, out: Path) -> _Brought:
+        """Write the files into `out`, checked."""
+
+
+class _Brought(NamedTuple):
+    name: str
+    licence: str | None
+    notes: dict[str, str]
+
+
+# --- recipes ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Adopt:
-    """The second parent unchanged, as a declared child of the first."""
+    """The second parent unchanged, as a declared child of the first.
+
+    adoption: None records the declaration without looking for evidence.
+    """
 
     name: str = field(default="", compare=False)
+    adoption: Adoption | None = field(default=None, compare=False)
 
     kind = "adopt"
 
@@ -46,7 +100,308 @@ class Adopt:
         if made.format == "gguf" or made.format == "int8":
             form = made.format
         name = self.name or f"{made.name}-of-{parents[0].record.name}"
-        return Description(name, made.family, made.licence, form, made.modality, made.notes)
+        found = Description(name, made.family, made.licence, form, made.modality, made.notes)
+        if self.adoption is None:
+            return found
+        relation = self.adoption.made or _relation(out, False)
+        return Description(
+            name, made.family, made.licence, form, made.modality, made.notes,
+            descent=find_descent(out, parents[:1], self.adoption, relation, made.name),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdoptFiles:
+    """Files that another tool wrote, as a child of the parents."""
+
+    source: _Source
+    adoption: Adoption = field(compare=False)
+    made: Relation = "finetune"
+
+    kind = "adopt"
+
+    def settings(self) -> dict[str, object]:
+        """The source by name, and how the child was made."""
+        return {**self.source.settings(), "made": self.made}
+
+    def apply(self, parents: Sequence[Grown], out: Path) -> Description:
+        """Bring the files and look for evidence. Raises Refused if they contradict the descent."""
+        from importlib.metadata import version
+
+        brought = self.source.bring(out)
+        name = self.adoption.name or brought.name
+        descent = find_descent(out, parents, self.adoption, self.made, brought.name)
+        notes = brought.notes | _base_note(descent, parents[0].record)
+        parent = parents[0].record
+        if self.source.is_adapter:
+            licence = brought.licence or licence_of_card(out)
+            found = Description(name, parent.family, licence, "adapter", parent.modality, notes)
+        else:
+            found = describe_files(out, name, brought.licence, notes)
+        versions = {each: version(each) for each in ("torch", "safetensors")}
+        return Description(
+            name, found.family, found.licence, found.format, found.modality, found.notes, versions, descent
+        )
+
+
+def of_stored(adoption: Adoption) -> Recipe:
+    """The recipe that records its second parent, a stored model, as a child of the first."""
+    return Adopt(adoption.name, adoption)
+
+
+def resolve_files(ref: str, adoption: Adoption, downloads: Path, progress: Watch | None = None) -> Recipe:
+    """The recipe that records the files of `ref` as a child.
+
+    Raises UsageError for a path that does not exist, and Refused for a form that is never opened.
+    """
+    source = _source(ref, downloads, progress)
+    if source.is_adapter and adoption.made not in (None, "lora"):
+        raise UsageError(f"{ref} is an adapter, so it was made by 'lora', not '{adoption.made}'.")
+    if not source.is_adapter and adoption.made == "lora":
+        raise UsageError(f"{ref} has no {_CONFIG}. A merged adapter is a 'finetune'.")
+    relation = adoption.made or ("lora" if source.is_adapter else _relation(Path(ref), ref.endswith(".gguf")))
+    return AdoptFiles(source, adoption, relation)
+
+
+def _relation(place: Path, is_gguf: bool) -> Relation:
+    """How whole weights were made, by their files: quantized, or else tuned."""
+    if is_gguf or any(place.glob("*.gguf")):
+        return "quantize"
+    return "quantize" if evidence.is_quantized(place) else "finetune"
+
+
+def _base_note(descent: Descent, parent: Model) -> dict[str, str]:
+    """A note on an adapter that was trained over a base in 4 or 8 bits, as by QLoRA."""
+    claims = {name for each in descent.evidence for name in each.claims.values()}
+    if descent.made != "lora" or not (found := sorted(filter(is_quantized_name, claims))):
+        return {}
+    words = f"it was trained over {found[0]}; here it applies to '{parent.name}' in full precision"
+    return {"base": words}
+
+
+# --- evidence --------------------------------------------------------------------------------------
+
+
+def find_descent(
+    child: Path, parents: Sequence[Grown], adoption: Adoption, made: Relation, name: str
+) -> Descent:
+    """Compare the files of a child with its parents. Raises Refused with everything that contradicts."""
+    claims = evidence.read_claims(child)
+    found = [_compare(child, parent.folder, made) for parent in parents]
+    if against := [why for each in found for why in each.against]:
+        shown = "; ".join(against)
+        raise Refused(
+            f"'{name}' is not adopted as a child of {_names(parents)}: {shown[:900]}. Give the model that it"
+            " was made from with --parent.",
+            code="descent-contradicted",
+        )
+    _refuse_other_claims(claims, adoption, parents, name)
+    return Descent(made, tuple(
+        _evidence(f, _claims_of(claims, known, is_first=number == 0), made)
+        for number, (f, known) in enumerate(zip(found, adoption.parents, strict=True))
+    ))  # fmt: skip
+
+
+def _compare(child: Path, parent: Path, made: Relation) -> Findings:
+    found = Findings()
+    evidence.compare_chat(child, parent, found, must_agree=made != "distill")
+    if (child / _CONFIG).is_file():
+        evidence.compare_adapter(child, parent, found)
+    elif any(child.glob("*.gguf")) or evidence.is_quantized(child):
+        evidence.compare_quantized(child, parent, found)
+    else:
+        evidence.compare_whole(child, parent, found)
+    if made == "distill":  # a student may have any shape, and weights of its own
+        found.against.clear()
+    return found
+
+
+def _evidence(found: Findings, claims: dict[str, str], made: Relation) -> Evidence:
+    is_related = found.cosine is not None and found.cosine >= evidence.RELATED
+    fits = "tokens" in found.agrees if made == "distill" else "shapes" in found.agrees
+    level: Level = "shown" if is_related else "consistent" if fits else "claimed"
+    return Evidence(
+        level, claims, tuple(found.agrees), tuple(found.differs), found.n_tensors, found.n_equal,
+        found.cosine, found.distance, tuple(found.ranks), tuple(found.sizes), found.worst_step,
+        found.within_step,
+    )  # fmt: skip
+
+
+def _claims_of(claims: dict[str, list[str]], parent: KnownParent, is_first: bool) -> dict[str, str]:
+    """The claims that name a parent, and for the first one also those that name nobody who is known."""
+    found = {}
+    for place, names in claims.items():
+        if match := [name for name in names if plain_name(name) in parent.names]:
+            found[place] = match[0]
+        elif is_first:
+            found[place] = ", ".join(names[:3])
+    return found
+
+
+def _refuse_other_claims(
+    claims: dict[str, list[str]], adoption: Adoption, parents: Sequence[Grown], name: str
+) -> None:
+    """Raise Refused if a file names a model of the hub, and the parents are other models of a hub."""
+    if adoption.is_declared or not all(parent.is_from_hub for parent in adoption.parents):
+        return
+    known = {each for parent in adoption.parents for each in parent.names}
+    for place, names in claims.items():
+        if all(each.count("/") == 1 for each in names) and not any(plain_name(n) in known for n in names):
+            raise Refused(
+                f"'{name}' is not adopted: its {place} names {names[0]} as its parent, and {_names(parents)}"
+                " was given. Pull that parent and give it with --parent. If both are one, add --declared.",
+                code="descent-names-another",
+            )
+
+
+def _names(parents: Sequence[Grown]) -> str:
+    return " and ".join(f"'{parent.record.name}'" for parent in parents)
+
+
+# --- sources ---------------------------------------------------------------------------------------
+
+
+def _source(ref: str, downloads: Path, progress: Watch | None) -> _Source:
+    if ref.startswith("hf:"):
+        repo, file, revision = parse_hub(ref)
+        repository = look_up(repo, revision)
+        names = {each.path for each in repository.files}
+        if _CONFIG in names and not file:
+            refuse_pickled_adapter(repo, names)
+        return _FromHub(repository, file, _CONFIG in names and not file, downloads, progress)
+    path = Path(ref).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return _FromGguf(path)
+    if not path.is_dir():
+        raise UsageError(
+            f"{ref}: no such folder, nor a .gguf file. A model of the hub is written hf:ORG/REPO.",
+            code="path-missing",
+        )
+    names = {each.name for each in path.iterdir()}
+    if _CONFIG in names:
+        refuse_pickled_adapter(path, names)
+    elif not any(name.endswith((".safetensors", ".gguf")) for name in names):
+        _refuse_without_weights(path, names)
+    return _FromFolder(path, _CONFIG in names)
+
+
+def refuse_pickled_adapter(place: Path | str, names: Iterable[str]) -> None:
+    """Raise Refused for an adapter whose tensors are not safetensors, with the way to convert them."""
+    if _TENSORS in names:
+        return
+    found = sorted(name for name in names if name.startswith("adapter_model"))
+    what = f"{found[0]} can run code when it is read" if found else f"it has no {_TENSORS}"
+    raise Refused(
+        f"{place}: {what}. Load it with PEFT where you trust it, and save it again with "
+        "save_pretrained(FOLDER), which writes safetensors.",
+        code="unsafe-format" if found else "no-weight-format",
+    )
+
+
+def _refuse_without_weights(path: Path, names: Iterable[str]) -> None:
+    steps = sorted((int(m[1]), name) for name in names if (m := _CHECKPOINT.fullmatch(name)))
+    if steps:
+        raise UsageError(
+            f"{path} holds {len(steps)} checkpoints and no finished model. Adopt one of them: "
+            f"{path / steps[-1][1]}",
+            code="only-checkpoints",
+        )
+    for name in sorted(names):
+        folder.refuse_name(path / name, name)
+    raise Refused(
+        f"{path} holds neither safetensors nor GGUF; nothing else is opened.", code="no-weight-format"
+    )
+
+
+def _wanted(names: Iterable[str], is_adapter: bool) -> list[str]:
+    """The files at the top of a folder that make up the model; code is refused by the caller."""
+    patterns = _ADAPTER if is_adapter else folder.WANTED
+    return [
+        name
+        for name in sorted(names)
+        if any(PurePosixPath(name).match(pattern) for pattern in patterns)
+        and not any(PurePosixPath(name).match(pattern) for pattern in _LEFTOVERS)
+    ]
+
+
+def _left_out(names: Iterable[str]) -> dict[str, str]:
+    found = sorted(names)
+    if not found:
+        return {}
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return {"left out": ", ".join(name[:80] for name in found[:_SHOWN]) + more}
+
+
+@dataclass(frozen=True)
+class _FromFolder:
+    """A folder as PEFT, TRL or transformers write it."""
+
+    path: Path = field(compare=False)
+    is_adapter: bool
+
+    def settings(self) -> dict[str, object]:
+        return {"folder": self.path.resolve().name}
+
+    def bring(self, out: Path) -> _Brought:
+        there = {each.name: each for each in self.path.iterdir() if not each.name.startswith(".")}
+        if code := sorted(name for name in there if name.endswith(".py")):
+            folder.refuse_name(self.path / code[0], code[0])
+        files = {name for name, each in there.items() if each.is_symlink() or not each.is_dir()}
+        chosen = _wanted(files, self.is_adapter)
+        for name in chosen:
+            folder.refuse_link(there[name])
+        folder.copy_checked(self.path, chosen, out, self.is_adapter)
+        left = [f"{name}/" if name not in files else name for name in there.keys() - set(chosen)]
+        name = self.path.resolve().name
+        return _Brought(name, None, {"source": f"folder: {name}"} | _left_out(left))
+
+
+@dataclass(frozen=True)
+class _FromGguf:
+    """A GGUF file on this disk."""
+
+    path: Path = field(compare=False)
+    is_adapter: bool = False
+
+    def settings(self) -> dict[str, object]:
+        return {"file": self.path.name}
+
+    def bring(self, out: Path) -> _Brought:
+        found = FromFile(self.path).apply((), out)
+        return _Brought(found.name, found.licence, dict(found.notes))
+
+
+@dataclass(frozen=True)
+class _FromHub:
+    """A repository of the hub, or one GGUF file of it."""
+
+    repository: Repository = field(compare=False)
+    file: str | None
+    is_adapter: bool
+    downloads: Path = field(compare=False, repr=False)
+    progress: Watch | None = field(default=None, compare=False, repr=False)
+
+    def settings(self) -> dict[str, object]:
+        return {"repo": self.repository.repo, **({"file": self.file} if self.file else {})}
+
+    def bring(self, out: Path) -> _Brought:
+        repo, name = self.repository.repo, self.repository.repo.split("/")[1]
+        parts = self.downloads / f"hf--{repo.replace('/', '--')}"
+        files = [each for each in self._files() if each.n_bytes]
+        with Lock(parts):
+            move_parts(download(self.repository, files, parts, self.progress), out)
+            folder.check_files(out, repo, self.is_adapter)
+            remove_parts(parts)
+        top = {each.path for each in self.repository.files if "/" not in each.path and each.path[:1] != "."}
+        left = _left_out(top - {each.path for each in files})
+        notes = {"source": f"model hub: {repo} at {self.repository.commit}"} | left
+        return _Brought(name, self.repository.licence, notes)
+
+    def _files(self) -> list[HubFile]:
+        if not self.is_adapter:
+            return choose(self.repository, self.file)
+        by_path = {each.path: each for each in self.repository.files if "/" not in each.path}
+        return [by_path[name] for name in _wanted(by_path, is_adapter=True)]
 
 
 def link_files(model: Grown, out: Path) -> None:

@@ -22,6 +22,7 @@ from heredity.core.files import hash_file, write_atomic
 from heredity.core.records import FileHash, Model, digest, encode
 from heredity.deploy.export._fidelity import Fidelity
 from heredity.deploy.export._parity import Parity
+from heredity.lineage.descent import facts, how
 from heredity.lineage.integrity import walk
 from heredity.recipes import to_current
 from heredity.study.estimates import Estimates, Rate
@@ -77,6 +78,8 @@ def _body(card: ExportCard) -> Iterator[str]:
     yield f"# {plain(model.name)}\n"
     yield f"Family {plain(model.family)}, licence {plain(model.licence)}, id `{model.id}`.\n"
     yield from (f"> {plain(key)}: {plain(value, 300)}\n" for key, value in model.notes.items())
+    for each in card.descent:
+        yield from (f"> {plain(each.name)}, {key}: {plain(value, 600)}\n" for key, value in facts(each))
     if card.form_of:
         yield f"{plain(card.form_of, 600)}\n"
     yield "## Descent\n"
@@ -85,7 +88,7 @@ def _body(card: ExportCard) -> Iterator[str]:
     for each in card.descent:
         named = to_current(each.recipe.kind, each.recipe.settings)
         settings = ", ".join(f"{k} {v}" for k, v in sorted(named.items()))
-        row = [each.name, each.recipe.kind, settings, each.licence, each.id[:12]]
+        row = [each.name, how(each), settings, each.licence, each.id[:12]]
         yield f"| {' | '.join(plain(cell, 300) for cell in row)} |"
     yield "\n`bom.cdx.json` lists the files and their SHA-256.\n"
     yield "## Checked at export\n"
@@ -171,7 +174,8 @@ def bom(files: Sequence[FileHash], model: Model, descent: Sequence[Model]) -> di
 def _component(model: Model, ref: str, files: Sequence[FileHash]) -> dict[str, object]:
     licence = spdx(model.licence)
     settings = encode(model.recipe.settings).decode()
-    facts = {"recipe": model.recipe.kind, "settings": settings, "family": model.family, **model.notes}
+    known = {"recipe": model.recipe.kind, "settings": settings, "family": model.family}
+    known |= {**model.notes, **dict(facts(model))}
     return {
         "type": "machine-learning-model",
         "bom-ref": ref,
@@ -191,7 +195,7 @@ def _component(model: Model, ref: str, files: Sequence[FileHash]) -> dict[str, o
             "bom-ref": f"{ref}/card",
             "modelParameters": {"task": "text-generation", "architectureFamily": model.family},
         },
-        "properties": [{"name": f"heredity:{key}", "value": value} for key, value in sorted(facts.items())],
+        "properties": [{"name": f"heredity:{key}", "value": value} for key, value in sorted(known.items())],
     }
 
 

@@ -190,8 +190,13 @@ def _turned(name: str, array: Array, config: PreTrainedConfig) -> Array:
         n_heads = int(setting(config, "num_key_value_heads", n_heads))
     elif ".q_proj." not in name:
         return array
-    halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, *array.shape[1:])
-    return halves.swapaxes(1, 2).reshape(array.shape)
+    return in_gguf_order(array, n_heads)
+
+
+def in_gguf_order(rows: Array, n_heads: int) -> Array:
+    """Return the rows of a Llama's queries or keys as a GGUF has them: neighbours rotate, not halves."""
+    halves = rows.reshape(n_heads, 2, rows.shape[0] // n_heads // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _in_order(name: str) -> tuple[int, str]:

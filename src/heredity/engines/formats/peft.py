@@ -86,7 +86,7 @@ class LowRank:
 
     def delta(self) -> torch.Tensor:
         """Return scale * B A, shaped as the matrix that it is added to."""
-        product = self.scale * (self.b @ self.a)
+        product: torch.Tensor = self.scale * (self.b @ self.a)
         return product.T if self.is_transposed else product
 
     def updated(self, weight: torch.Tensor) -> torch.Tensor:

@@ -122,7 +122,8 @@ class Lineage:
         """Why the model that a user named may be no child of its parent, as a question; "" without doubt."""
         parent, made = self.models[task.child.parents[0]], self.models[task.name]
         known = {model.id: model for model in self.store.models()}
-        if made.record.recipe.kind != Adopt.kind or made.record.parents[1] not in known:
+        is_declared = made.record.recipe.kind == Adopt.kind and not made.record.recipe.settings
+        if not is_declared or made.record.parents[1] not in known:
             return ""
         given = self.store.by_id(made.record.parents[1])
         source = given.record.recipe

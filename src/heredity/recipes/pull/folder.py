@@ -37,12 +37,7 @@ def choose_files(folder: Path) -> list[str]:
     chosen = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            raise Refused(
-                f"{path} is a link; a model's folder holds its own files. Copy it with cp -rL first.",
-                code="link-in-model",
-            )
-        _refuse_special(path)
+        refuse_link(path)
         if any(part.startswith(".") for part in PurePosixPath(name).parts) or not path.is_file():
             continue
         refuse_name(path, name)
@@ -71,7 +66,13 @@ def refuse_name(place: Path | str, name: str) -> None:
         raise Refused(f"{place}: an archive is not opened. Unpack it and pull the folder.", code="archive")
 
 
-def _refuse_special(path: Path) -> None:
+def refuse_link(path: Path) -> None:
+    """Raise Refused for a link, a pipe, a socket or a device."""
+    if path.is_symlink():
+        raise Refused(
+            f"{path} is a link; a model's folder holds its own files. Copy it with cp -rL first.",
+            code="link-in-model",
+        )
     mode = path.lstat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise Refused(
@@ -89,7 +90,7 @@ def refuse_outside(place: Path | str, name: str) -> None:
         )
 
 
-def copy_checked(folder: Path, names: list[str], out: Path) -> None:
+def copy_checked(folder: Path, names: list[str], out: Path, is_adapter: bool = False) -> None:
     """Copy the chosen files and check every copy. The checked file is the stored file."""
     for name in names:
         refuse_outside(folder, name)
@@ -99,18 +100,21 @@ def copy_checked(folder: Path, names: list[str], out: Path) -> None:
             continue  # an empty README says nothing
         with explain_full_disk(out, (folder / name).stat().st_size):
             shutil.copyfile(folder / name, target, follow_symlinks=False)
-    check_files(out, str(folder))
+    check_files(out, str(folder), is_adapter)
 
 
-def check_files(folder: Path, place: str) -> None:
-    """Check every file by its content. Raises Damaged or Refused, which name the folder as `place`."""
+def check_files(folder: Path, place: str, is_adapter: bool = False) -> None:
+    """Check every file by its content. Raises Damaged or Refused, which name the folder as `place`.
+
+    is_adapter: an adapter's config may be there. In a folder of whole weights it is refused.
+    """
     try:
         for path in sorted(folder.rglob("*")):
             if path.is_symlink():
                 raise Refused(f"{path} is a link; a model holds its own files.")
             if path.is_file():
                 refuse_name(path, path.name)
-                _check_file(path)
+                _check_file(path, is_adapter)
     except (Damaged, Refused) as error:  # the user does not know this temporary folder
         raise type(error)(str(error).replace(str(folder), place), code=error.code) from error
     _check_templates(folder, place)
@@ -123,8 +127,8 @@ def _check_templates(folder: Path, place: str) -> None:
             check_template(each, place)
 
 
-def _check_file(path: Path) -> None:
-    if path.name == "adapter_config.json":
+def _check_file(path: Path, is_adapter: bool) -> None:
+    if path.name == "adapter_config.json" and not is_adapter:
         raise Refused(
             f"{path}: an adapter's config names other weights, which would be loaded in place of these. "
             "Merge the adapter into its base, or take the file out.",

@@ -64,7 +64,7 @@ def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: P
             )
         return FromFamily(name, entry, revision or None, downloads, progress)
     if ref.startswith("hf:"):
-        return _resolve_hub(ref, downloads, progress)
+        return FromHub(*parse_hub(ref), downloads, progress)
     try:
         path = Path(ref).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -81,14 +81,23 @@ def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: P
     raise UnknownName("model", ref, [*names(), *known_models()], "heredity models --catalog")
 
 
-def _resolve_hub(ref: str, downloads: Path, progress: Watch | None) -> FromHub:
+class HubRef(NamedTuple):
+    """The parts of "hf:ORG/REPO/FILE@REVISION"."""
+
+    repo: str
+    file: str | None
+    revision: str | None
+
+
+def parse_hub(ref: str) -> HubRef:
+    """Split the reference of a repository, or of one file of it. Raises UsageError."""
     match = _HUB_REF.fullmatch(ref)
     if not match:
         raise UsageError(
             f"'{ref}' is not a model of the hub. Write hf:ORG/REPO, hf:ORG/REPO@REVISION.",
             code="hub-name-malformed",
         )
-    return FromHub(match["repo"], match["file"], match["revision"], downloads, progress)
+    return HubRef(match["repo"], match["file"], match["revision"])
 
 
 def _resolve_file(path: Path) -> FromFile:
@@ -140,7 +149,7 @@ class FromCatalogue:
         with Lock(parts):
             fetched = self._fetch(parts, out)
             folder.check_files(out, self.name)
-            _remove_parts(parts)
+            remove_parts(parts)
         return self._describe(fetched)
 
     def _fetch(self, parts: Path, out: Path) -> _Fetched:
@@ -230,12 +239,12 @@ class FromFamily:
             repository, files, seen = self._listing
             if seen is not None:
                 held.hold_listing(self._place, seen)
-            _move(download(repository, files, parts, self.progress), out)
+            move_parts(download(repository, files, parts, self.progress), out)
             dropped = folder.drop_code(out) if self.entry.own_code else []
             folder.check_files(out, self.entry.hub.repo)
             if seen is not None:
                 held.hold_files(self._place, seen, out)
-            _remove_parts(parts)
+            remove_parts(parts)
         return self._describe(out, repository, dropped)
 
     def preview(self) -> Preview:
@@ -288,7 +297,7 @@ class FromFamily:
             notes["about"] = entry.about
         if dropped:
             notes["code"] = f"left out: the repository's code, and what names it in {', '.join(dropped)}"
-        found = _describe_files(out, self._label, entry.licence, notes)
+        found = describe_files(out, self._label, entry.licence, notes)
         return replace(found, family=entry.family, modality=entry.modality)
 
 
@@ -313,11 +322,11 @@ class FromHub:
         """Look the repository up, fetch its files and check them. Raises Unavailable or Refused."""
         repository, files = self._listing
         with Lock(self._parts):
-            _move(download(repository, files, self._parts, self.progress), out)
+            move_parts(download(repository, files, self._parts, self.progress), out)
             folder.check_files(out, self.repo)
-            _remove_parts(self._parts)
+            remove_parts(self._parts)
         notes = {"source": f"model hub: {self.repo} at {repository.commit}"}
-        return _describe_files(out, self.repo.split("/")[1], repository.licence, notes)
+        return describe_files(out, self.repo.split("/")[1], repository.licence, notes)
 
     def preview(self) -> Preview:
         """The model as the hub lists it. Raises what `apply` raises before it fetches the weights."""
@@ -357,7 +366,7 @@ class FromFile:
         with explain_full_disk(out, self.path.stat().st_size):
             shutil.copyfile(self.path, out / self.path.name)
         folder.check_files(out, str(self.path.parent))
-        return _describe_files(out, self.path.stem, None, {"source": f"file: {self.path.name}"})
+        return describe_files(out, self.path.stem, None, {"source": f"file: {self.path.name}"})
 
 
 @dataclass(frozen=True)
@@ -377,7 +386,7 @@ class FromFolder:
         """Choose, copy and check the files. Raises Refused or Damaged."""
         folder.copy_checked(self.path, self._chosen(), out)
         name = self.path.resolve().name
-        return _describe_files(out, name, None, {"source": f"folder: {name}"})
+        return describe_files(out, name, None, {"source": f"folder: {name}"})
 
     def preview(self) -> Preview:
         """The model, by its config.json or header. Raises Refused or Damaged."""
@@ -393,7 +402,7 @@ class FromFolder:
         return chosen
 
 
-def _describe_files(out: Path, name: str, licence: str | None, notes: dict[str, str]) -> Description:
+def describe_files(out: Path, name: str, licence: str | None, notes: dict[str, str]) -> Description:
     """Describe a model by the metadata in its files."""
     ggufs = sorted(out.rglob("*.gguf"))
     if ggufs and not list(out.rglob("*.safetensors")):
@@ -409,7 +418,7 @@ def _describe_files(out: Path, name: str, licence: str | None, notes: dict[str, 
     _check_shards(out, name)
     settings = msgspec.json.decode(config.read_bytes())
     family = str(settings.get("model_type", "unknown")) if isinstance(settings, dict) else "unknown"
-    return Description(name, family[:80], licence or _licence_of_card(out), "safetensors", notes=notes)
+    return Description(name, family[:80], licence or licence_of_card(out), "safetensors", notes=notes)
 
 
 def _check_shards(out: Path, name: str) -> None:
@@ -429,7 +438,7 @@ def _check_shards(out: Path, name: str) -> None:
             )
 
 
-def _licence_of_card(out: Path) -> str:
+def licence_of_card(out: Path) -> str:
     """The licence in the front matter of the model card."""
     card = out / "README.md"
     if not card.is_file():
@@ -467,12 +476,14 @@ def _preview(name: str, repository: Repository, files: Sequence[HubFile], parts:
     return replace(found, licence=repository.licence, is_gated=repository.is_gated)
 
 
-def _move(parts: Mapping[str, Path], out: Path) -> None:
+def move_parts(parts: Mapping[str, Path], out: Path) -> None:
+    """Move downloaded files to their paths below `out`."""
     for path, part in parts.items():
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         part.replace(out / path)
 
 
-def _remove_parts(downloads: Path) -> None:
+def remove_parts(downloads: Path) -> None:
+    """Delete the rest of a download."""
     for part in downloads.glob("*.part"):
         part.unlink()

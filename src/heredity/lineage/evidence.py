@@ -1,0 +1,484 @@
+"""The evidence that a model descends from another: claims of its files, shapes, tokens, and values.
+
+Promises: a few million numbers are in memory at a time. Tensors are compared bit by bit; cosine, distance and
+ranks are of samples. A contradiction is returned as text, for the refusal.
+Leaves to others: refusing (recipes/adopt.py), and the words of evidence (descent.py).
+
+Models that were trained apart share no direction in the space of weights. The cosine of their matrices is
+near zero; tuning, merging and quantizing keep it near one (HuRef, Zeng et al. 2023, 2312.04828).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heredity.core.errors import Damaged
+from heredity.engines.chat.folder import template_source, vocabulary
+from heredity.engines.formats.gguf import GgufHeader, read_gguf
+from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from heredity.engines.formats.grids import QuantizedRows
+    from heredity.engines.formats.peft import LowRank
+
+RELATED = 0.5  # the smallest cosine of a descendant's matrices with its ancestor's
+_CHUNK = 1 << 20  # numbers that are compared at once
+_SAMPLES = 4  # matrices whose change is decomposed
+_SAMPLE = 512  # rows and columns of such a matrix
+_HELD = 0.99  # share of the change that the counted singular values hold
+_MOST_CARD = 1 << 16  # bytes of a card's metadata
+_NAME = 120  # characters of a claimed name
+_LAYER = re.compile(r"(?:layers|h|blocks|block)\.(\d+)\.")
+_BASE_OF_CARD = re.compile(r"^base_model:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)
+_COARSE = {"F64": 0, "F32": 1, "F16": 2, "BF16": 2}  # of two types, the rounder one decides equality
+
+
+@dataclass
+class Findings:
+    """The evidence so far: the fields of core.records.Evidence, and `against`, the contradictions."""
+
+    agrees: list[str] = field(default_factory=list)
+    differs: list[str] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
+    n_tensors: int = 0
+    n_equal: int = 0
+    cosine: float | None = None
+    distance: float | None = None
+    ranks: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    worst_step: float | None = None
+    within_step: float | None = None
+
+
+# --- claims ----------------------------------------------------------------------------------------
+
+
+def read_claims(folder: Path) -> dict[str, list[str]]:
+    """Return the parents that a model's own files name, by the file and field."""
+    found: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError, AttributeError):
+        base = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+        found["adapter_config.json"] = [base] if isinstance(base, str) else []
+    with suppress(OSError):
+        found["README.md"] = _bases_of_card(folder / "README.md")
+    for path in sorted(folder.glob("*.gguf")):
+        found[path.name] = _bases_of_gguf(read_gguf(path))
+    shown = {place: [_shown(name) for name in names if name.strip()] for place, names in found.items()}
+    return {place: names for place, names in shown.items() if names}
+
+
+def _bases_of_card(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        text = file.read(_MOST_CARD).decode("utf-8", "replace")
+    parts = text.split("---", 2)
+    match = _BASE_OF_CARD.search(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    if match is None:
+        return []
+    return [name for line in match[1].splitlines() if (name := line.strip().lstrip("-").strip(" '\"[]"))]
+
+
+def _bases_of_gguf(header: GgufHeader) -> list[str]:
+    count = header.metadata.get("general.base_model.count", 0)
+    n = count if isinstance(count, int) else 0
+    keys = [f"general.base_model.{at}" for at in range(min(n, 16))]
+    return [header.text(f"{key}.repo_url") or header.text(f"{key}.name") for key in keys]
+
+
+def _shown(name: str) -> str:
+    """A claimed name without the folders of another machine's path."""
+    name = name.strip()
+    if re.match(r"https?://", name):
+        name = "/".join(name.rstrip("/").split("/")[-2:])
+    if name.startswith(("/", "~", ".")) or "\\" in name or name.count("/") > 1:
+        name = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    return "".join(c if c.isprintable() else "?" for c in name)[:_NAME]
+
+
+# --- tokens and templates --------------------------------------------------------------------------
+
+
+def compare_chat(child: Path, parent: Path, found: Findings, must_agree: bool) -> None:
+    """Compare tokens and chat template; other tokens speak against the descent if they must agree."""
+    ours, theirs = _tokens(child), _tokens(parent)
+    if ours and theirs:
+        both = ours.keys() & theirs.keys()
+        if differ := sorted(ident for ident in both if ours[ident] != theirs[ident]):
+            at = differ[0]
+            words = f"another tokenizer ({len(differ):,} of {len(both):,} tokens; id {at} is"
+            words += f" {ours[at][:20]!r}, and {theirs[at][:20]!r} to the parent)"
+            (found.against if must_agree else found.differs).append(words if must_agree else "tokens")
+        else:
+            found.agrees.append("tokens")
+    template, base = _template(child), _template(parent)
+    if template and template == base:
+        found.agrees.append("chat template")
+    elif template and template != base:
+        found.differs.append("chat template")
+
+
+def _tokens(folder: Path) -> dict[int, str]:
+    """Token texts by id; {} where the files do not list them. Padding of a GGUF is left out."""
+    for path in sorted(folder.glob("*.gguf")):
+        padding = re.compile(r"\[PAD\d+\]|<unused\d+>")
+        return {n: text for n, text in enumerate(read_gguf(path).tokens) if not padding.fullmatch(text)}
+    try:
+        return {int(ident): str(text) for text, ident in vocabulary(folder).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Damaged(
+            f"{folder}: its tokenizer makes no sense ({error}).", code="tokenizer-damaged"
+        ) from None
+
+
+def _template(folder: Path) -> str:
+    for path in sorted(folder.glob("*.gguf")):
+        return read_gguf(path).text("tokenizer.chat_template").strip()
+    return template_source(folder).strip()
+
+
+# --- values ----------------------------------------------------------------------------------------
+
+
+class _Sums:
+    """Products of two models' matrices."""
+
+    def __init__(self) -> None:
+        self.dot = self.own = self.other = self.change = 0.0
+        self.n = 0
+
+    def add(self, child: torch.Tensor, parent: torch.Tensor) -> None:
+        a, b = child.double().flatten(), parent.double().flatten()
+        self.dot += float(a @ b)
+        self.own += float(a @ a)
+        self.other += float(b @ b)
+        self.change += float((a - b).square().sum())
+        self.n += 1
+
+    def put(self, found: Findings) -> None:
+        """Write cosine and distance. Unrelated values speak against the descent."""
+        if not self.n or not self.own or not self.other:
+            return
+        found.cosine = self.dot / math.sqrt(self.own * self.other)
+        found.distance = math.sqrt(self.change / self.other)
+        if not found.cosine >= RELATED:
+            found.against.append(
+                f"its matrices have the cosine {found.cosine:.3f} with the parent's, and a descendant's have"
+                f" at least {RELATED} (distance {found.distance:.3g})"
+            )
+
+
+Places = Mapping[str, tuple[Path, SafeTensor]]
+
+
+def places(folder: Path) -> dict[str, tuple[Path, SafeTensor]]:
+    """Every tensor of a folder by name: its file, and its entry of the header."""
+    return {
+        name: (path, entry)
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, entry in read_safetensors(path).items()
+    }
+
+
+def compare_whole(child: Path, parent: Path, found: Findings) -> None:
+    """Compare two folders of whole weights: shapes, equal tensors, cosine, and the rank of the change."""
+    ours, theirs = places(child), places(parent)
+    if why := other_shapes(ours, theirs):
+        found.against.append(why)
+        return
+    found.agrees.append("shapes")
+    sums, changed = _Sums(), []
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name][1].shape != theirs[name][1].shape:
+            continue  # the vocabulary grew
+        is_equal = _compare(name, ours, theirs, found, sums)
+        if is_equal is False and _is_layer_matrix(name, theirs[name][1]):
+            changed.append(name)
+    sums.put(found)
+    for at in range(min(_SAMPLES, len(changed))):
+        name = changed[at * len(changed) // _SAMPLES if len(changed) > _SAMPLES else at]
+        rank, size = _rank(_corner(ours, name) - _corner(theirs, name))
+        found.ranks.append(rank)
+        found.sizes.append(size)
+
+
+def other_shapes(ours: Places, theirs: Places) -> str:
+    """How the shapes of two models' layers differ; "" if they do not. The number of tokens may differ."""
+    layers = [{name for name in each if _LAYER.search(name)} for each in (ours, theirs)]
+    if not layers[0] or not layers[1]:
+        return "it has no layers that could be compared"
+    if odd := sorted(layers[0] ^ layers[1]):
+        who = "the parent lacks" if odd[0] in layers[0] else "it lacks"
+        return f"other layers: {who} {odd[0][:80]} ({len(odd):,} tensors of layers differ)"
+    for name in sorted(ours.keys() & theirs.keys()):
+        a, b = ours[name][1].shape, theirs[name][1].shape
+        if a != b and (_LAYER.search(name) or a[1:] != b[1:]):
+            return f"other shapes: {name[:80]} is {a}, and {b} in the parent"
+    return ""
+
+
+def _layer_matrices(where: Places) -> set[str]:
+    return {name for name, (_, each) in where.items() if _is_layer_matrix(name, each)}
+
+
+def _is_layer_matrix(name: str, entry: SafeTensor) -> bool:
+    return len(entry.shape) == 2 and _LAYER.search(name) is not None
+
+
+def _compare(name: str, ours: Places, theirs: Places, found: Findings, sums: _Sums) -> bool | None:
+    """Whether a tensor is equal in every bit; None for a constant one.
+
+    Of types of two precisions, the values are compared as the rounder one holds them.
+    """
+    import torch
+
+    if not ours[name][1].shape or not math.prod(ours[name][1].shape):
+        return None
+    kinds = (ours[name][1].dtype, theirs[name][1].dtype)
+    is_equal = True
+    for number, (a, b) in enumerate(zip(_chunks(ours, name), _chunks(theirs, name), strict=True)):
+        if number == 0:
+            if not (a.is_floating_point() and b.is_floating_point()) or bool((b == b.flatten()[0]).all()):
+                return None
+            if _is_layer_matrix(name, theirs[name][1]):
+                sums.add(a, b)
+        if kinds[0] != kinds[1]:
+            kind = a.dtype if _COARSE.get(kinds[0], 0) >= _COARSE.get(kinds[1], 0) else b.dtype
+            a, b = a.to(kind), b.to(kind)
+        if not torch.equal(a, b):
+            is_equal = False
+            break
+    found.n_tensors += 1
+    found.n_equal += is_equal
+    return is_equal
+
+
+def _chunks(where: Places, name: str) -> Iterator[torch.Tensor]:
+    """Some rows of a tensor at a time."""
+    from safetensors import safe_open
+
+    path, entry = where[name]
+    n = max(1, _CHUNK // max(1, math.prod(entry.shape[1:])))
+    with safe_open(path, framework="pt") as file:
+        part = file.get_slice(name)
+        for start in range(0, entry.shape[0], n):
+            yield part[start : start + n]
+
+
+def _corner(where: Places, name: str) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(where[name][0], framework="pt") as file:
+        corner: torch.Tensor = file.get_slice(name)[:_SAMPLE, :_SAMPLE]
+    return corner.float()
+
+
+def _rank(change: torch.Tensor) -> tuple[int, int]:
+    """The number of singular values that hold most of a change, and the number of all."""
+    import torch
+
+    if not bool(torch.isfinite(change).all()):
+        raise Damaged("A matrix holds values that are no numbers.", code="not-finite")
+    energy = torch.linalg.svdvals(change.double()).square().cumsum(0)
+    return int((energy < _HELD * energy[-1]).sum()) + 1, len(energy)
+
+
+# --- quantized -------------------------------------------------------------------------------------
+
+
+class _Steps:
+    """Distances of a parent's weights from their quantized values, in steps of the grid."""
+
+    def __init__(self) -> None:
+        self.worst, self.n_within, self.n = 0.0, 0, 0
+
+    def add(self, grid: QuantizedRows, parent: torch.Tensor) -> None:
+        steps = grid.steps.expand(grid.values.shape)
+        away = (grid.values - parent).abs() / steps
+        away = away[steps.isfinite() & (steps > 0)]
+        if away.numel():
+            self.worst = max(self.worst, float(away.max()))
+            self.n_within += int((away <= 1).sum())
+            self.n += away.numel()
+
+    def put(self, found: Findings) -> None:
+        if self.n:
+            found.worst_step, found.within_step = self.worst, self.n_within / self.n
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether the config of a folder says that its weights are quantized."""
+    return bool(_config(folder).get("quantization_config"))
+
+
+def compare_quantized(child: Path, parent: Path, found: Findings) -> None:
+    """Compare a folder or GGUF of quantized weights with whole ones, matrix by matrix."""
+    sums, steps = _Sums(), _Steps()
+    ggufs = sorted(child.glob("*.gguf"))
+    why = _compare_gguf(ggufs[0], parent, found, sums, steps) if ggufs else ""
+    if not ggufs:
+        why = _compare_folder(child, parent, found, sums, steps)
+    if why or not sums.n:
+        found.against.append(why or "it has no matrix that could be compared")
+        return
+    found.agrees.insert(0, "shapes")
+    steps.put(found)
+    sums.put(found)
+
+
+def _compare_folder(child: Path, parent: Path, found: Findings, sums: _Sums, steps: _Steps) -> str:
+    """Compare a folder of safetensors; returns how its shapes differ."""
+    from heredity.engines.formats.grids import read_grids
+
+    ours, theirs = places(child), places(parent)
+    how = _config(child).get("quantization_config")
+    readers = read_grids(ours, how if isinstance(how, dict) else {})
+    matrices = _layer_matrices(theirs)
+    if odd := sorted((readers.keys() - theirs.keys()) | (matrices - readers.keys() - ours.keys())):
+        return f"other layers: {odd[0][:80]} is in one of the two"
+    for name, read in sorted(readers.items()):
+        grid, shape = read(_CHUNK), theirs[name][1].shape
+        if grid.values.shape[1] != shape[-1]:
+            return (
+                f"other shapes: {name[:80]} has {grid.values.shape[1]} inputs, and {shape[-1]} in the parent"
+            )
+        _add(grid, _rows(theirs, name, len(grid.values)), found, sums, steps)
+    for name in sorted((ours.keys() & theirs.keys()) - readers.keys()):
+        if ours[name][1].shape == theirs[name][1].shape:
+            _compare(name, ours, theirs, found, sums)
+    return ""
+
+
+def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps: _Steps) -> str:
+    """Compare a GGUF; returns how its shapes differ."""
+    from heredity.engines.formats.grids import gguf_places, read_gguf_grid
+
+    header, theirs, config = read_gguf(path), places(parent), _config(parent)
+    is_llama = header.text("general.architecture") == "llama"
+    where = gguf_places(header, list(theirs))
+    known = {each.name for each in where.values()}
+    if odd := sorted(each.name for each in header.tensors if "blk." in each.name and each.name not in known):
+        return f"other layers: the parent has no place for {odd[0][:80]}"
+    if odd := sorted(_layer_matrices(theirs) - where.keys()):
+        return f"other layers: it lacks {odd[0][:80]}"
+    for name, tensor in sorted(where.items()):
+        shape, own = theirs[name][1].shape, list(tensor.shape)[::-1]
+        if len(shape) != 2:
+            continue
+        if own[1:] != shape[1:] or (_LAYER.search(name) and own != shape):
+            return f"other shapes: {name[:80]} is {own}, and {shape} in the parent"
+        is_turned = is_llama and (".q_proj." in name or ".k_proj." in name)
+        grid = read_gguf_grid(path, tensor, math.prod(shape) if is_turned else _CHUNK)
+        rows = _rows(theirs, name, len(grid.values))
+        _add(grid, _turned(name, rows, config) if is_turned else rows, found, sums, steps)
+    return ""
+
+
+def _turned(name: str, rows: torch.Tensor, config: Mapping[str, object]) -> torch.Tensor:
+    """Queries and keys in the order in which a GGUF of a Llama has them."""
+    import torch
+
+    from heredity.engines.formats.gguf_write import in_gguf_order
+
+    key = "num_key_value_heads" if ".k_proj." in name else "num_attention_heads"
+    n_heads = config.get(key) or config.get("num_attention_heads")
+    if not isinstance(n_heads, int) or not n_heads or len(rows) % (2 * n_heads):
+        raise Damaged(f"{name[:80]}: {len(rows)} rows are not those of {n_heads} heads.")
+    return torch.from_numpy(in_gguf_order(rows.numpy(), n_heads))
+
+
+def _add(grid: QuantizedRows, rows: torch.Tensor, found: Findings, sums: _Sums, steps: _Steps) -> None:
+    import torch
+
+    n = min(len(rows), len(grid.values))
+    values = grid.values[:n]
+    found.n_tensors += 1
+    found.n_equal += torch.equal(values, rows[:n])
+    sums.add(values, rows[:n])
+    steps.add(grid._replace(values=values, steps=grid.steps[:n] if grid.steps.ndim else grid.steps), rows[:n])
+
+
+def _rows(where: Places, name: str, n: int) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(where[name][0], framework="pt") as file:
+        rows: torch.Tensor = file.get_slice(name)[:n]
+    return rows.float()
+
+
+def _config(folder: Path) -> dict[str, object]:
+    path = folder / "config.json"
+    found = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+# --- adapters --------------------------------------------------------------------------------------
+
+
+def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
+    """Check that an adapter fits its base. Replaced tensors and DoRA's magnitudes show the base, too.
+
+    The matrices of plain LoRA hold nothing of the base: such an adapter is at most consistent.
+    Raises Unavailable for a form that is not read.
+    """
+    from heredity.engines.formats.peft import HEAD, embedding_of, read_adapter
+
+    theirs = places(parent)
+    is_tied = bool(_config(parent).get("tie_word_embeddings", True)) and HEAD not in theirs
+    try:
+        adapter = read_adapter(child).fitted(theirs.keys(), is_tied, child)
+    except Damaged as error:
+        if error.code != "adapter-misfit":
+            raise
+        found.against.append(f"other layers: {error}")
+        return
+    embedding, sums = embedding_of(theirs.keys()), _Sums()
+    why = ""
+    for module, low in adapter.low_rank.items():
+        name = f"{module}.weight"
+        why = why or _compare_update(name if name in theirs else embedding, low, theirs, sums)
+    for name, tensor in adapter.whole.items():
+        why = why or _compare_saved(name if name in theirs else embedding, tensor, theirs, found, sums)
+    if why:
+        found.against.append(why)
+        return
+    found.agrees.insert(0, "shapes")
+    sums.put(found)
+
+
+def _compare_update(name: str, low: LowRank, theirs: Places, sums: _Sums) -> str:
+    """Compare an update with the matrix that it is added to; returns how the shapes differ."""
+    import torch
+
+    shape, own = theirs[name][1].shape, [low.b.shape[0], low.a.shape[1]]
+    if shape != (own[::-1] if low.is_transposed else own):
+        return f"other shapes: {name[:80]} is {shape} in the parent, and its adapter is for {own}"
+    if low.magnitude is not None:
+        updated = _rows(theirs, name, shape[0]) + low.delta()
+        lengths = torch.linalg.norm(updated.T if low.is_transposed else updated, dim=1)
+        # The lengths of any two models are alike in their mean.
+        sums.add(low.magnitude - low.magnitude.mean(), lengths - lengths.mean())
+    return ""
+
+
+def _compare_saved(name: str, tensor: torch.Tensor, theirs: Places, found: Findings, sums: _Sums) -> str:
+    """Compare a replaced tensor with that of the parent; returns how the shapes differ."""
+    import torch
+
+    shape, own = theirs[name][1].shape, list(tensor.shape)
+    if own[1:] != shape[1:] or (own != shape and len(shape) != 2):
+        return f"other shapes: {name[:80]} is {shape} in the parent, and {own} in the adapter"
+    n = min(own[0], shape[0], max(1, _CHUNK // max(1, math.prod(shape[1:]))))
+    rows = _rows(theirs, name, n)
+    found.n_tensors += 1
+    found.n_equal += torch.equal(tensor[:n].float(), rows)
+    if len(shape) == 2:
+        sums.add(tensor[:n].float(), rows)
+    return ""

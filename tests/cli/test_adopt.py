@@ -1,0 +1,96 @@
+"""The first how-to: from an adapter that PEFT wrote, in TRL's folder, to what it changed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from heredity.cli import main
+from heredity.deploy.export._documents import bom, write_card
+from heredity.lineage.graph import Edge
+from heredity.lineage.store import Store
+from heredity.study import plan as plans
+from tests.support.cli import DESK
+from tests.support.documents import ROOT
+from tests.support.errors import check_refused, run_here
+from tests.support.peft_adapters import make_adapter
+from tests.support.tiny_models import make_model
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base, and the folder that TRL leaves of an adapter over it."""
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(tmp_path)
+    base = make_model(tmp_path / "base", "llama")
+    out = make_adapter(base, tmp_path / "out" / "my-adapter", target_modules="all-linear", use_dora=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(base / name, out / name)
+    for name in ("training_args.bin", "checkpoint-10/optimizer.pt", "runs/events.out"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    Path("desk.toml").write_text(DESK + "\n[decoding]\nmax_tokens = 2\n")
+    return tmp_path
+
+
+def test_three_commands_lead_from_an_adapter_to_the_study_of_its_edge(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pull", "./base"]) == 0
+    assert main(["adopt", "out/my-adapter", "--parent", "base"]) == 0
+    shown = capsys.readouterr()
+    assert "training_args.bin" in shown.err and "checkpoint-10/" in shown.err and "shown" in shown.err
+    ask = ["--application", "desk.toml", "--probes", "planted_secret/*-01", "--out", "study"]
+    assert main(["study", "--lineage", "base", *ask]) == 0
+    store, plan = Store(), plans.read_plan(place / "study")
+    parent, child = (store.get(name).record for name in ("base", "my-adapter"))
+    assert [model.id for model in plan.models] == [parent.id, child.id]
+    assert plan.edges == (Edge(parent.id, child.id, "adopt"),)
+    capsys.readouterr()
+    assert main(["models", "--tree"]) == 0
+    assert "adopt lora (shown), adapter" in capsys.readouterr().out
+    assert main(["show", "my-adapter"]) == 0
+    assert "cosine" in capsys.readouterr().out
+
+
+def test_the_how_to_has_these_commands_and_comes_first() -> None:
+    text = (ROOT / "docs" / "how-to" / "adopt.md").read_text("utf-8")
+    verbs = re.findall(r"^    heredity (\w+)", text, re.MULTILINE)
+    assert verbs == ["pull", "adopt", "inherit"]
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    assert re.findall(r"\]\((how-to/[\w-]+\.md)\)", index)[0] == "how-to/adopt.md"
+
+
+def test_card_and_bill_state_the_evidence(place: Path) -> None:
+    assert main(["pull", "./base"]) == 0 and main(["adopt", "out/my-adapter", "--parent", "base"]) == 0
+    store = Store()
+    descent = [store.get(name).record for name in ("my-adapter", "base")]
+    (out := place / "export").mkdir()
+    write_card(out, "hf", descent[0], descent, (), None)
+    card = (out / "README.md").read_text("utf-8")
+    assert "adopt lora (shown)" in card and "cosine" in card
+    properties = bom([], descent[0], descent)["components"][0]["properties"]  # type: ignore[index]
+    (found,) = [each["value"] for each in properties if each["name"] == "heredity:descent"]
+    assert found.startswith("shown: ") and "adapter_config.json names base" in found
+
+
+def test_a_wrong_parent_is_one_line_and_a_name_must_be_free(place: Path) -> None:
+    make_model(place / "wide", "llama", intermediate_size=128)
+    assert main(["pull", "./base", "./wide"]) == 0
+    done = run_here("adopt", "out/my-adapter", "--parent", "wide")
+    check_refused(done, "descent-contradicted", mentions=["wide", "[128, 64]"])
+    done = run_here("adopt", "out/my-adapter", "--parent", "base", "--name", "wide")
+    check_refused(done, "bad-usage", mentions=["wide"])
+    done = run_here("adopt", "out/my-adapter", "--parent", "base", "--kind", "merge")
+    check_refused(done, "bad-usage", mentions=["lora", "merge"])
+    assert main(["adopt", "out/my-adapter", "--parent", "base", "--name", "mine"]) == 0
+    assert main(["adopt", "out/my-adapter", "--parent", "base", "--name", "mine"]) == 0
+    assert [m["name"] for m in json.loads(run_here("models", "--json").stdout)] == ["base", "mine", "wide"]
