@@ -31,7 +31,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(tmp_path)
     base = make_model(tmp_path / "base", "llama")
-    out = make_adapter(base, tmp_path / "out" / "my-adapter", target_modules="all-linear", use_dora=True)
+    out = make_adapter(
+        base, tmp_path / "out" / "my-adapter", strength=0.02, target_modules="all-linear", use_dora=True
+    )
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(base / name, out / name)
     for name in ("training_args.bin", "checkpoint-10/optimizer.pt", "runs/events.out"):
@@ -86,7 +88,7 @@ def test_a_wrong_parent_is_one_line_and_a_name_must_be_free(place: Path) -> None
     make_model(place / "wide", "llama", intermediate_size=128)
     assert main(["pull", "./base", "./wide"]) == 0
     done = run_here("adopt", "out/my-adapter", "--parent", "wide")
-    check_refused(done, "descent-contradicted", mentions=["wide", "[128, 64]"])
+    check_refused(done, "descent-contradicted", mentions=["wide", "[64, 128]"])
     done = run_here("adopt", "out/my-adapter", "--parent", "base", "--name", "wide")
     check_refused(done, "bad-usage", mentions=["wide"])
     done = run_here("adopt", "out/my-adapter", "--parent", "base", "--kind", "merge")

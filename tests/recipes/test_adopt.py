@@ -53,6 +53,11 @@ def adapter(base: Grown, tmp_path: Path) -> Path:
     return out
 
 
+def left(store: Store) -> list[str]:
+    """Every file that is neither a model's nor the note that the base was hashed."""
+    return [path for path in left_over(store) if "/verified/" not in path]
+
+
 def tuned(base: Path, out: Path, **settings: Any) -> Path:
     """Whole weights of a base with an adapter merged."""
     adapter = make_adapter(base, out.with_name(f"{out.name}-adapter"), **settings)
@@ -120,7 +125,8 @@ def test_an_adapter_is_consistent_and_says_which_base_it_names(
 
 
 def test_dora_and_saved_modules_show_the_base(store: Store, base: Grown, tmp_path: Path) -> None:
-    dora = make_adapter(base.folder, tmp_path / "dora", target_modules=["q_proj", "up_proj"], use_dora=True)
+    settings = {"target_modules": ["q_proj", "up_proj"], "use_dora": True}
+    dora = make_adapter(base.folder, tmp_path / "dora", strength=0.02, **settings)
     saved = make_adapter(base.folder, tmp_path / "saved", modules_to_save=["embed_tokens"])
     for each in (dora, saved):
         found = evidence(adopt(str(each), base, store))
@@ -171,6 +177,7 @@ def _config(folder: Path, **settings: object) -> None:
         ("TheBloke/Mistral-7B-v0.1-GPTQ", "mistral-7b-v0-1"),
         ("/home/me/models/base/", "base"),
         ("smollm2-135m-instruct-bf16", "smollm2-135m-instruct"),
+        ("qwen3-8b@main", "qwen3-8b"),
     ],
 )
 def test_a_name_is_compared_without_owner_and_format(name: str, plain: str) -> None:
@@ -242,14 +249,14 @@ def test_weights_rounded_to_bfloat16_are_equal_to_their_parent(
 def test_an_unrelated_model_of_the_same_shape_is_refused(store: Store, base: Grown, tmp_path: Path) -> None:
     with raises(Refused, "descent-contradicted", mentions=["cosine", "0.5", base.record.name]):
         adopt(str(unrelated(base.folder, tmp_path / "other")), base, store)
-    assert left_over(store) == [] and len(store.models()) == 1
+    assert left(store) == [] and len(store.models()) == 1
 
 
 def test_other_shapes_layers_and_tokens_are_refused_together(
     store: Store, base: Grown, tmp_path: Path
 ) -> None:
     other = exchange_two_tokens(make_model(tmp_path / "wide", "llama", intermediate_size=128))
-    with raises(Refused, "descent-contradicted", mentions=["[128, 64]", "[96, 64]", "another tokenizer"]):
+    with raises(Refused, "descent-contradicted", mentions=["[64, 128]", "[64, 96]", "another tokenizer"]):
         adopt(str(other), base, store)
     deep = make_model(tmp_path / "deep", "llama", num_hidden_layers=4)
     with raises(Refused, "descent-contradicted", mentions=["model.layers.3.input_layernorm.weight"]):
@@ -490,6 +497,21 @@ def test_a_link_is_refused_and_a_file_it_hides_is_not_read(store: Store, base: G
         adopt(str(adapter), base, store)
 
 
+def test_a_tokenizer_that_does_not_load_is_refused(store: Store, base: Grown, adapter: Path) -> None:
+    words = json.loads((adapter / "tokenizer.json").read_text())
+    (adapter / "tokenizer.json").write_text(json.dumps(words | {"model": words["model"] | {"type": "Magic"}}))
+    with raises(Refused, "tokenizer-unreadable", mentions=["my-adapter"]):
+        adopt(str(adapter), base, store)
+
+
+def test_pull_says_how_an_adapter_comes_in(store: Store, adapter: Path) -> None:
+    (adapter / "training_args.bin").unlink()
+    for path in (*adapter.glob("*.pt"), *adapter.glob("*.pth"), *adapter.glob("checkpoint-10/*")):
+        path.unlink()
+    with raises(Refused, "adapter-config", mentions=["heredity adopt"]):
+        store.pull(str(adapter))
+
+
 def test_code_of_the_model_is_refused(store: Store, base: Grown, adapter: Path) -> None:
     (adapter / "modeling_custom.py").write_text("raise SystemExit")
     with raises(Refused, "own-code", mentions=["modeling_custom.py"]):
@@ -538,7 +560,7 @@ def test_a_hostile_adapter_is_refused_and_leaves_nothing(
         _config(adapter, rank_pattern={"(x+x+)+y": 3})
     with pytest.raises((Damaged, Refused, Unavailable)):
         adopt(str(adapter), base, store)
-    assert left_over(store) == [] and len(store.models()) == 1
+    assert left(store) == [] and len(store.models()) == 1
 
 
 def test_adopt_is_public() -> None:

@@ -24,7 +24,7 @@ _FOUR_BIT = re.compile(r"[-_.]bnb-[48]bit$")
 
 def plain_name(name: str) -> str:
     """A name for comparing: the last part in lower case, without the marks of a format."""
-    found = re.split(r"[/\\]", name.strip().rstrip("/\\"))[-1].lower()
+    found = re.split(r"[/\\]", name.partition("@")[0].strip().rstrip("/\\"))[-1].lower()
     while (shorter := _FORMAT.sub("", found)) != found:
         found = shorter
     return re.sub(r"[\s_.]+", "-", found)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from heredity.engines.formats.peft import LowRank
 
 RELATED = 0.5  # the smallest cosine of a descendant's matrices with its ancestor's
+_UNRELATED = 0.1  # of DoRA's magnitudes: training moves them, so that between the two they show nothing
 _CHUNK = 1 << 20  # numbers that are compared at once
 _SAMPLES = 4  # matrices whose change is decomposed
 _SAMPLE = 512  # rows and columns of such a matrix
@@ -162,16 +163,17 @@ class _Sums:
         self.change += float((a - b).square().sum())
         self.n += 1
 
-    def put(self, found: Findings) -> None:
-        """Write cosine and distance. Unrelated values speak against the descent."""
+    def put(self, found: Findings, what: str = "matrices", least: float = RELATED) -> None:
+        """Write cosine and distance of related values. A cosine below `least` contradicts the descent."""
         if not self.n or not self.own or not self.other:
             return
-        found.cosine = self.dot / math.sqrt(self.own * self.other)
-        found.distance = math.sqrt(self.change / self.other)
-        if not found.cosine >= RELATED:
+        cosine, distance = self.dot / math.sqrt(self.own * self.other), math.sqrt(self.change / self.other)
+        if cosine >= RELATED:
+            found.cosine, found.distance = cosine, distance
+        elif not cosine >= least:  # of NaN, too
             found.against.append(
-                f"its matrices have the cosine {found.cosine:.3f} with the parent's, and a descendant's have"
-                f" at least {RELATED} (distance {found.distance:.3g})"
+                f"its {what} have the cosine {cosine:.3f} with the parent's, and those of a descendant have"
+                f" at least {RELATED} (distance {distance:.3g})"
             )
 
 
@@ -439,21 +441,22 @@ def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
             raise
         found.against.append(f"other layers: {error}")
         return
-    embedding, sums = embedding_of(theirs.keys()), _Sums()
+    embedding, sums, lengths = embedding_of(theirs.keys()), _Sums(), _Sums()
     why = ""
     for module, low in adapter.low_rank.items():
         name = f"{module}.weight"
-        why = why or _compare_update(name if name in theirs else embedding, low, theirs, sums)
+        why = why or _compare_update(name if name in theirs else embedding, low, theirs, lengths)
     for name, tensor in adapter.whole.items():
         why = why or _compare_saved(name if name in theirs else embedding, tensor, theirs, found, sums)
     if why:
         found.against.append(why)
         return
     found.agrees.insert(0, "shapes")
+    lengths.put(found, "magnitudes", _UNRELATED)
     sums.put(found)
 
 
-def _compare_update(name: str, low: LowRank, theirs: Places, sums: _Sums) -> str:
+def _compare_update(name: str, low: LowRank, theirs: Places, magnitudes: _Sums) -> str:
     """Compare an update with the matrix that it is added to; returns how the shapes differ."""
     import torch
 
@@ -464,7 +467,7 @@ def _compare_update(name: str, low: LowRank, theirs: Places, sums: _Sums) -> str
         updated = _rows(theirs, name, shape[0]) + low.delta()
         lengths = torch.linalg.norm(updated.T if low.is_transposed else updated, dim=1)
         # The lengths of any two models are alike in their mean.
-        sums.add(low.magnitude - low.magnitude.mean(), lengths - lengths.mean())
+        magnitudes.add(low.magnitude - low.magnitude.mean(), lengths - lengths.mean())
     return ""
 
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Protocol
 
-from heredity.core.errors import Refused, UsageError
+from heredity.core.errors import Refused, UsageError, first_line
 from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
+from heredity.engines.chat.folder import has_tokenizer
 from heredity.lineage import evidence
 from heredity.lineage.descent import is_quantized_name, plain_name
 from heredity.lineage.evidence import Findings
@@ -129,6 +130,8 @@ class AdoptFiles:
         from importlib.metadata import version
 
         brought = self.source.bring(out)
+        if self.source.is_adapter and has_tokenizer(out):
+            _check_tokenizer(out, brought.name)
         name = self.adoption.name or brought.name
         descent = find_descent(out, parents, self.adoption, self.made, brought.name)
         notes = brought.notes | _base_note(descent, parents[0].record)
@@ -142,6 +145,20 @@ class AdoptFiles:
         return Description(
             name, found.family, found.licence, found.format, found.modality, found.notes, versions, descent
         )
+
+
+def _check_tokenizer(folder: Path, name: str) -> None:
+    """Raise Refused if the tokenizer of an adapter does not load: it replaces that of its base."""
+    from heredity.engines.chat.codec import ChatCodec
+
+    try:
+        ChatCodec(folder)
+    except Exception as error:  # of transformers and tokenizers, whose errors share no base
+        raise Refused(
+            f"'{name}' is not adopted: its tokenizer does not load ({first_line(error)}). Take its files out"
+            " of the folder to use that of the parent.",
+            code="tokenizer-unreadable",
+        ) from error
 
 
 def of_stored(adoption: Adoption) -> Recipe:
@@ -158,7 +175,7 @@ def resolve_files(ref: str, adoption: Adoption, downloads: Path, progress: Watch
     if source.is_adapter and adoption.made not in (None, "lora"):
         raise UsageError(f"{ref} is an adapter, so it was made by 'lora', not '{adoption.made}'.")
     if not source.is_adapter and adoption.made == "lora":
-        raise UsageError(f"{ref} has no {_CONFIG}. A merged adapter is a 'finetune'.")
+        raise UsageError(f"{ref} has no {_CONFIG}, as 'lora' leaves it; a merged one is a 'finetune'.")
     relation = adoption.made or ("lora" if source.is_adapter else _relation(Path(ref), ref.endswith(".gguf")))
     return AdoptFiles(source, adoption, relation)
 

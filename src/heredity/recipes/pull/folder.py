@@ -131,7 +131,7 @@ def _check_file(path: Path, is_adapter: bool) -> None:
     if path.name == "adapter_config.json" and not is_adapter:
         raise Refused(
             f"{path}: an adapter's config names other weights, which would be loaded in place of these. "
-            "Merge the adapter into its base, or take the file out.",
+            "An adapter needs its base: heredity adopt FOLDER --parent MODEL. Next to weights, delete it.",
             code="adapter-config",
         )
     if path.suffix == ".safetensors":
