@@ -21,6 +21,7 @@ from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, Usa
 from heredity.core.records import Descent, Evidence
 from heredity.lineage.adoption import adopt
 from heredity.lineage.descent import facts, plain_name
+from heredity.lineage.evidence import read_claims
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 from heredity.recipes.adopt import Adopt
@@ -199,6 +200,37 @@ def test_an_adapter_of_the_hub_brings_its_own_files_alone(
     play_hub(server, {**files, "adapter_model.bin": b"cos"})
     with raises(Refused, "unsafe-format", mentions=["adapter_model.bin"]):
         adopt("hf:someone/tiny", base, store)
+
+
+@pytest.mark.parametrize(
+    ("card", "names"),
+    [
+        ("---\nlicense: mit\nbase_model: org/Base\ntags:\n- x\n---\n# Mine\n", ["org/Base"]),
+        ("---\nbase_model:\n- org/One\n- 'org/Two'\nlibrary_name: peft\n---\n", ["org/One", "org/Two"]),
+        ("---\nbase_model: /home/me/models/base\n---\n", ["base"]),
+        ("# base_model: org/Base\n", []),
+        ("---\nbase_model: &a [*a, *a]\n---\n", ["&a [*a, *a"]),
+    ],
+)
+def test_a_card_names_the_parents_without_being_run(tmp_path: Path, card: str, names: list[str]) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert read_claims(tmp_path) == ({"README.md": names} if names else {})
+
+
+def test_a_gguf_names_its_base(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    import numpy as np
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_base_model_count(2)
+    writer.add_base_model_repo_url(0, "https://huggingface.co/org/Base")
+    writer.add_base_model_name(1, "Other Base")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert read_claims(tmp_path) == {"x.gguf": ["org/Base", "Other Base"]}
 
 
 # --- whole weights ---------------------------------------------------------------------------------
