@@ -78,7 +78,7 @@ def test_card_and_bill_state_the_evidence(place: Path) -> None:
     (out := place / "export").mkdir()
     write_card(out, "hf", descent[0], descent, (), None)
     card = (out / "README.md").read_text("utf-8")
-    assert "adopt lora (shown)" in card and "cosine" in card
+    assert "adopt lora (shown)" in card.replace("\\", "") and "cosine" in card
     properties = bom([], descent[0], descent)["components"][0]["properties"]  # type: ignore[index]
     (found,) = [each["value"] for each in properties if each["name"] == "heredity:descent"]
     assert found.startswith("shown: ") and "adapter_config.json names base" in found

@@ -128,7 +128,7 @@ def test_an_adapter_is_consistent_and_says_which_base_it_names(
 def test_dora_and_saved_modules_show_the_base(store: Store, base: Grown, tmp_path: Path) -> None:
     settings = {"target_modules": ["q_proj", "up_proj"], "use_dora": True}
     dora = make_adapter(base.folder, tmp_path / "dora", strength=0.02, **settings)
-    saved = make_adapter(base.folder, tmp_path / "saved", modules_to_save=["embed_tokens"])
+    saved = make_adapter(base.folder, tmp_path / "saved", strength=0.02, modules_to_save=["embed_tokens"])
     for each in (dora, saved):
         found = evidence(adopt(str(each), base, store))
         assert found.level == "shown" and found.cosine is not None and found.cosine > 0.5
