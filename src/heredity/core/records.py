@@ -126,7 +126,7 @@ class Descent(Record, frozen=True):
     def level(self) -> Level:
         """The lowest level of all parents."""
         levels: tuple[Level, ...] = ("claimed", "consistent", "shown")
-        return min((each.level for each in self.evidence), key=levels.index, default="claimed")
+        return levels[min((levels.index(each.level) for each in self.evidence), default=0)]
 
 
 class Model(Record, frozen=True):

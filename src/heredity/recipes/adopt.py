@@ -176,7 +176,9 @@ def resolve_files(ref: str, adoption: Adoption, downloads: Path, progress: Watch
         raise UsageError(f"{ref} is an adapter, so it was made by 'lora', not '{adoption.made}'.")
     if not source.is_adapter and adoption.made == "lora":
         raise UsageError(f"{ref} has no {_CONFIG}, as 'lora' leaves it; a merged one is a 'finetune'.")
-    relation = adoption.made or ("lora" if source.is_adapter else _relation(Path(ref), ref.endswith(".gguf")))
+    relation: Relation | None = adoption.made or ("lora" if source.is_adapter else None)
+    if relation is None:
+        relation = _relation(Path(ref), ref.endswith(".gguf"))
     return AdoptFiles(source, adoption, relation)
 
 

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 
 from heredity.engines.formats.gguf import GgufHeader, GgufTensor
+from heredity.engines.formats.gguf_write import Array
 from heredity.engines.formats.safetensors_io import SafeTensor
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # of the eight numbers in a word
@@ -71,6 +72,7 @@ def read_gguf_grid(path: Path, tensor: GgufTensor, most: int) -> QuantizedRows:
     n_rows = min(math.prod(tensor.shape[1:]), max(1, most // columns))
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     n_bytes = columns // per_block * block_bytes * n_rows
+    wide: Array
     raw = np.fromfile(path, np.uint8, n_bytes, offset=tensor.start).reshape(n_rows, -1)
     if kind.name == "BF16":
         wide = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
