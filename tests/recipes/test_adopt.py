@@ -145,7 +145,7 @@ def test_a_dora_adapter_of_an_unrelated_base_is_refused(store: Store, base: Grow
 
 def test_an_adapter_brings_its_own_template(store: Store, base: Grown, adapter: Path) -> None:
     from heredity.core.records import Message, Request
-    from heredity.lineage.store import load_engine
+    from heredity.lineage.loading import load_engine
 
     (adapter / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
     child = adopt(str(adapter), base, store)
