@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from heredity.cli import main
-from heredity.deploy.export._documents import bom, write_card
+from heredity.deploy.export._documents import ExportCard, bom, write_card
 from heredity.lineage.graph import Edge
 from heredity.lineage.store import Store
 from heredity.study import plan as plans
@@ -76,7 +76,7 @@ def test_card_and_bill_state_the_evidence(place: Path) -> None:
     store = Store()
     descent = [store.get(name).record for name in ("my-adapter", "base")]
     (out := place / "export").mkdir()
-    write_card(out, "hf", descent[0], descent, (), None)
+    write_card(out, ExportCard("hf", descent[0], descent, (), None))
     card = (out / "README.md").read_text("utf-8")
     assert "adopt lora (shown)" in card.replace("\\", "") and "cosine" in card
     properties = bom([], descent[0], descent)["components"][0]["properties"]  # type: ignore[index]
