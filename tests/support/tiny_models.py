@@ -56,6 +56,47 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 24, "sliding_window": 24, "query_pre_attn_scalar": 24, "pad_token_id": 0},
     ),
 }
+NEWER: dict[str, tuple[str, dict[str, Any]]] = {  # of the torch engine too
+    "phi3": ("Phi3Config", {"sliding_window": 24, "pad_token_id": 0}),
+    "olmo2": ("Olmo2Config", {}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.11,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 24,
+            "moe_intermediate_size": 32,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "llama4_text": (
+        "Llama4TextConfig",
+        {
+            "head_dim": 16,
+            "intermediate_size_mlp": 80,
+            "num_local_experts": 4,
+            "pad_token_id": 0,
+            "moe_layers": [0, 2],
+            "no_rope_layers": [1, 1, 0],
+            "attention_chunk_size": 24,
+            "floor_scale": 40,
+            "attn_scale": 0.3,
+        },
+    ),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
+    "olmo3": ("Olmo3Config", {"sliding_window": 24}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24}),
+}
 
 _MADE: dict[str, tuple[Path, Any]] = {}  # by architecture, template and settings
 
@@ -112,7 +153,7 @@ def _make(folder: Path, architecture: str, template: str | None, settings: dict[
     import torch
     import transformers
 
-    name, extra = ARCHITECTURES[architecture]
+    name, extra = {**ARCHITECTURES, **NEWER}[architecture]
     config = getattr(transformers, name)(
         **{**SMALL, **extra, **settings, "eos_token_id": 2, "bos_token_id": 1}
     )

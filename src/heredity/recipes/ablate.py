@@ -10,6 +10,7 @@ Source: Arditi et al. 2024 (2406.11717, section 4.1).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from heredity.core.errors import Refused, UsageError
 from heredity.core.records import Message, Request
+from heredity.engines.formats.architectures import ARCHITECTURES
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, setting
 from heredity.recipes._training_run import as_data, read_examples
@@ -25,8 +27,10 @@ from heredity.train.data.chat import Data, Dialogue
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
-_WRITES = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+# Matrices whose outputs are added to the residual stream, of experts too.
+_WRITES = re.compile(r".*\.(self_attn\.o_proj|down_proj|experts\.\d+\.w2)\.weight")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -57,6 +61,7 @@ class Ablate(ComputingRecipe):
         import torch
 
         from heredity.engines.formats.rewrite import rewrite
+        from heredity.engines.formats.weights import read_config
         from heredity.engines.torch import refusal_direction
         from heredity.engines.torch.engine import open_folder
 
@@ -68,8 +73,7 @@ class Ablate(ComputingRecipe):
                 f"{len(both)} requests are in both sets ({min(both)[:60]!r}): what differs is the direction."
             )
         config = json.loads((parent.folder / "config.json").read_text("utf-8"))
-        if str(config.get("model_type", "")).startswith("gemma"):
-            raise Refused("Gemma norms what it adds, so that its weights alone cannot lose a direction.")
+        _check(read_config(parent.folder))
         dtype = None if self.dtype == "auto" else self.dtype
         engine = open_folder(parent.folder, dtype=dtype, is_probed=False, device=self.device)
         text = engine.direction(_asked(harmful), _asked(harmless))
@@ -80,7 +84,7 @@ class Ablate(ComputingRecipe):
             wide = tensor.float()
             if name == _EMBEDDING:
                 return (wide - torch.outer(wide @ direction, direction)).to(tensor.dtype)
-            if name.endswith(_WRITES):
+            if _WRITES.fullmatch(name):
                 return (wide - torch.outer(direction, direction @ wide)).to(tensor.dtype)
             return tensor
 
@@ -95,6 +99,21 @@ class Ablate(ComputingRecipe):
             "safetensors",
             notes={"direction": refusal_direction.digest_of(text)},
             versions={each: version(each) for each in ("torch", "safetensors")},
+        )
+
+
+def _check(config: PreTrainedConfig) -> None:
+    """Raise Refused for an architecture from whose weights a direction cannot be removed."""
+    names = ARCHITECTURES[config.model_type]
+    if names.norms.attention_out:
+        raise Refused(
+            f"'{config.model_type}' norms what it adds, so that its weights alone cannot lose a direction.",
+            code="ablate-normed",
+        )
+    if names.experts is not None and names.experts.is_stacked:
+        raise Refused(
+            f"The experts of '{config.model_type}' are in one tensor, which loses no direction here.",
+            code="experts-stacked",
         )
 
 

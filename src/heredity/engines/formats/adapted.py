@@ -8,26 +8,20 @@ Leaves to others: the files of an adapter (peft.py) and of its base (weights.py)
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from heredity.core.errors import Damaged, Unavailable
 from heredity.engines.formats import weights as base_weights
+from heredity.engines.formats.architectures import ARCHITECTURES
 from heredity.engines.formats.peft import ADVICE, HEAD, Adapter, LowRank, read_adapter, row_factor
 from heredity.engines.formats.safetensors_io import read_safetensors
 from heredity.engines.formats.weights import EMBEDDING, Block, Linear, TensorFiles, Weights
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-_FUSED = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "out": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
 NORM = "model.norm.weight"
 _MODULE, _HEAD_MODULE = EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".weight")
 
@@ -62,7 +56,7 @@ def apply_adapter(weights: Weights, folder: Path, base: Path, dtype: torch.dtype
     names, is_tied = tensor_names(base), base_weights.read_shape(base)[3]
     device = weights.norm.device
     adapter = _moved(read_adapter(folder).fitted(names, is_tied, folder), device)
-    _refuse_others(adapter, folder, weights.shape.n_layers)
+    _refuse_others(adapter, folder, weights)
     files = _Overlaid(base, dtype, device, adapter.whole)
     blocks = tuple(_block(weights, i, adapter, files) for i in range(weights.shape.n_layers))
     found = dataclasses.replace(weights, blocks=blocks, base=weights)
@@ -88,45 +82,58 @@ def tensor_names(folder: Path) -> set[str]:
     return {name for path in sorted(folder.glob("*.safetensors")) for name in read_safetensors(path)}
 
 
-def _refuse_others(adapter: Adapter, folder: Path, n_layers: int) -> None:
+class _Names(NamedTuple):
+    """The matrices of a layer that can be adapted, by the fields of its block. Experts are left out."""
+
+    qkv: Sequence[str]
+    out: Sequence[str]
+    gate_up: Sequence[str]
+    down: Sequence[str]
+
+
+def _names(weights: Weights, block: Block) -> _Names:
+    of = ARCHITECTURES[weights.shape.model_type]
+    if block.experts is None or of.experts is None:
+        return _Names(of.qkv, of.out, of.gate_up, of.down)
+    return _Names(of.qkv, of.out, of.experts.shared_gate_up, of.experts.shared_down)
+
+
+def _refuse_others(adapter: Adapter, folder: Path, weights: Weights) -> None:
     """Raise Unavailable for a linear layer that is not one of a decoder's fused matmuls."""
-    known = {name for names in _FUSED.values() for name in names}
+    known = {
+        f"model.layers.{i}.{name}"
+        for i, block in enumerate(weights.blocks)
+        for names in _names(weights, block)
+        for name in names
+    }
     for module in adapter.low_rank:
-        match = _LAYER.fullmatch(module)
-        is_known = match is not None and match[2] in known and int(match[1]) < n_layers
-        if not is_known and module not in (_MODULE, _HEAD_MODULE):
+        if module not in known and module not in (_MODULE, _HEAD_MODULE):
             raise Unavailable(f"{folder} adapts {module[:80]!r}, which the torch engine cannot. {ADVICE}")
 
 
 def _block(weights: Weights, layer: int, adapter: Adapter, files: TensorFiles) -> Block:
     """Return a layer with its updates; read again if tensors of it are replaced."""
-    at, block = f"model.layers.{layer}.", weights.blocks[layer]
+    at, block, shape = f"model.layers.{layer}.", weights.blocks[layer], weights.shape
     if any(name.startswith(at) for name in adapter.whole):
-        block = base_weights.block(weights.shape, files, layer)
+        block = base_weights.block(shape, files, layer)
 
-    def adapted(linear: Linear, field: str) -> Linear:
-        modules = [f"{at}{name}" for name in _FUSED[field]]
+    def adapted(linear: Linear, names: Sequence[str], n_out: Sequence[int] = ()) -> Linear:
+        modules = [f"{at}{name}" for name in names]
         parts = [adapter.low_rank.get(module) for module in modules]
         if not any(parts):
             return linear
-        n_out = sizes(weights, field)
+        n_out = n_out if len(parts) > 1 else ()
         return _extended(add_low_rank(linear, parts, n_out, files.dtype), parts, modules, n_out, files)
 
-    return dataclasses.replace(
-        block,
-        qkv=adapted(block.qkv, "qkv"),
-        out=adapted(block.out, "out"),
-        gate_up=adapted(block.gate_up, "gate_up"),
-        down=adapted(block.down, "down"),
-    )
-
-
-def sizes(weights: Weights, field: str) -> list[int]:
-    """Return the number of outputs of each part of a fused matmul; [] for a single part."""
-    shape = weights.shape
-    if field == "qkv":
-        return [shape.n_heads * shape.head_dim, *[shape.n_kv_heads * shape.head_dim] * 2]
-    return [shape.intermediate_size] * 2 if field == "gate_up" else []
+    names = _names(weights, block)
+    of_heads = [n * shape.head_dim for n in (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)]
+    gate_up, down = block.gate_up, block.down
+    if gate_up is not None and down is not None:
+        row = torch.zeros((1, shape.hidden_size), dtype=files.dtype, device=weights.norm.device)
+        gate_up = adapted(gate_up, names.gate_up, [gate_up(row).shape[-1] // 2] * 2)
+        down = adapted(down, names.down)
+    qkv, out = adapted(block.qkv, names.qkv, of_heads), adapted(block.out, names.out)
+    return dataclasses.replace(block, qkv=qkv, out=out, gate_up=gate_up, down=down)
 
 
 def add_low_rank(

@@ -10,20 +10,19 @@ Format: see int8.py; config.json names it under `quantization_config`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from heredity.core.errors import Damaged
+from heredity.engines.formats.architectures import MATRIX
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.engines.formats.safetensors_io import read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     import torch
 
-_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 _INDEX = "model.safetensors.index.json"
 _KEY = "quantization_config"
 Shapes = dict[str, tuple[str, list[int]]]  # name -> dtype in the words of the format, and shape
@@ -39,19 +38,19 @@ class Make(Protocol):
 def write_int8(folder: Path, out: Path) -> None:
     """Write the model in `folder` with rounded matrices. Raises Unavailable for an unknown architecture."""
     from heredity.engines.formats.int8 import HOW, SCALE, quantize
-    from heredity.engines.formats.weights import read_config
+    from heredity.engines.formats.weights import check_roundable, read_config
 
-    read_config(folder)
+    check_roundable(read_config(folder))
 
     def shapes(found: Shapes) -> Shapes:
-        matrices = [name for name in found if _MATRIX.fullmatch(name)]
+        matrices = [name for name in found if MATRIX.fullmatch(name)]
         there = {name: ("I8" if name in matrices else kind, size) for name, (kind, size) in found.items()}
         return there | {name + SCALE: ("F32", [found[name][1][0], 1]) for name in matrices}
 
     def make(name: str, take: Take) -> torch.Tensor:
         if name.endswith(SCALE):
             return quantize(take(name.removesuffix(SCALE)))[1]
-        return quantize(take(name))[0] if _MATRIX.fullmatch(name) else take(name)
+        return quantize(take(name))[0] if MATRIX.fullmatch(name) else take(name)
 
     _rewrite(folder, out, shapes, make)
     _configure(out, lambda config: {**config, _KEY: HOW})

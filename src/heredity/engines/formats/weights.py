@@ -17,9 +17,13 @@ from weakref import WeakValueDictionary
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
+from torch.nn import functional
 
-from heredity.core.errors import Damaged, Unavailable
+from heredity.core.errors import Damaged, Refused, Unavailable
 from heredity.engines.formats import int8
+from heredity.engines.formats.architectures import ARCHITECTURES, ExpertNames
+from heredity.engines.formats.decoder_shape import NOT_ROTATED, DecoderShape, Rope, with_own_settings
+from heredity.engines.formats.experts import Expert, Experts, steady_tile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -28,44 +32,36 @@ CONFIG = "config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Linear = Callable[[torch.Tensor], torch.Tensor]
 Setting = TypeVar("Setting")
-KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")
+KNOWN = tuple(ARCHITECTURES)
 ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip")  # of text, or of text and images
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderShape:
-    """The shape of a decoder, in the words of transformers' configurations."""
-
-    model_type: str
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    intermediate_size: int  # of the MLP
-    vocab_size: int
-    context_length: int  # tokens
-    rms_norm_eps: float
-    attention_scale: float  # factor on the scores
-    windows: tuple[int, ...]  # by layer: the attention window in tokens, 0 for all tokens
-    embedding_scale: float  # factor on the embeddings
-    is_gemma: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Block:
-    """One layer: norms are (hidden_size,) vectors; `qkv` and `gate_up` are fused matmuls."""
+    """One layer: norms are (hidden_size,) vectors, None if missing; `qkv` and `gate_up` are fused matmuls."""
 
-    norm_attention: torch.Tensor
+    norm_attention: torch.Tensor | None
     qkv: Linear
     norm_q: torch.Tensor | None
     norm_k: torch.Tensor | None
     out: Linear
     norm_attention_out: torch.Tensor | None
-    norm_mlp: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    norm_mlp: torch.Tensor | None
+    gate_up: Linear | None  # None if only experts compute the MLP
+    down: Linear | None
     norm_mlp_out: torch.Tensor | None
+    experts: Experts | None = None
+    norm_rotated: torch.Tensor | None = None  # of queries and keys after their rotation: (head_dim,)
+
+    def mlp(self, x: torch.Tensor, is_gelu: bool) -> torch.Tensor:
+        """(rows, hidden) -> (rows, hidden)"""
+        routed = None if self.experts is None else self.experts(x)
+        if self.gate_up is None or self.down is None:
+            return torch.zeros_like(x) if routed is None else routed
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate = functional.gelu(gate, approximate="tanh") if is_gelu else functional.silu(gate)
+        out = self.down(gate * up)
+        return out if routed is None else out + routed
 
 
 class RowMatrix(Protocol):
@@ -83,8 +79,8 @@ class Weights:
     blocks: Sequence[Block]
     norm: torch.Tensor
     head: Linear
-    rope: tuple[torch.Tensor, torch.Tensor]  # inverse frequencies (head_dim / 2,): global, windowed layers
-    rope_scale: float
+    rope: Rope
+    rope_scale: tuple[float, float]  # factors on cos and sin
     how: str = ""  # how matrices are multiplied, if not in their own dtype
     base: Weights | None = None  # the base of an adapter: held, so that it stays resident
 
@@ -114,10 +110,11 @@ def read_weights(folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU
     blocks = tuple(block(shape, files, i) for i in range(shape.n_layers))
     head = linear(embedding if is_tied else files.read(HEAD))
     rope = rope[0].to(device), rope[1].to(device)
-    return Weights(shape, embedding, blocks, norm_of(shape, files), head, rope, rope_scale, how(files))
+    norm, words = norm_of(shape, files), how(shape, files)
+    return Weights(shape, embedding, blocks, norm, head, rope, rope_scale, words)
 
 
-def read_shape(folder: Path) -> tuple[DecoderShape, tuple[torch.Tensor, torch.Tensor], float, bool]:
+def read_shape(folder: Path) -> tuple[DecoderShape, Rope, tuple[float, float], bool]:
     """Read config.json: the shape, the rotary settings, and whether the head is the embedding."""
     config = read_config(folder)
     with _sense(folder / CONFIG):
@@ -141,9 +138,10 @@ def norm_of(shape: DecoderShape, files: TensorFiles) -> torch.Tensor:
     return _norm(shape, files.read("model.norm.weight"))
 
 
-def how(files: TensorFiles) -> str:
+def how(shape: DecoderShape, files: TensorFiles) -> str:
     """Return how matrices are multiplied; "" for their own dtype."""
-    if files.read("model.layers.0.self_attn.q_proj.weight", as_stored=True).dtype != torch.int8:
+    first = f"model.layers.0.{ARCHITECTURES[shape.model_type].qkv[0]}.weight"
+    if files.read(first, as_stored=True).dtype != torch.int8:
         return ""
     return int8.EXACT if _has_int8(files.device) else int8.WIDENED
 
@@ -192,6 +190,16 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return found
 
 
+def check_roundable(config: PreTrainedConfig) -> None:
+    """Raise Refused for a model whose experts are in one tensor, most of which no recipe would round."""
+    names = ARCHITECTURES[config.model_type].experts
+    if names is not None and names.is_stacked:
+        raise Refused(
+            f"The experts of '{config.model_type}' are in one tensor, which is not rounded here.",
+            code="experts-stacked",
+        )
+
+
 def setting(config: PreTrainedConfig, name: str, default: Setting) -> Setting:
     """Return a setting of transformers' configuration that some architectures lack, or leave empty."""
     found: Setting = getattr(config, name, None) or default
@@ -233,13 +241,15 @@ def _pack(weight: torch.Tensor) -> torch.Tensor | None:
 
 
 def _shape(config: PreTrainedConfig) -> DecoderShape:
+    architecture = ARCHITECTURES[config.model_type]
     head_dim = setting(config, "head_dim", config.hidden_size // config.num_attention_heads)
     is_gemma = config.model_type.startswith("gemma3")
     window = setting(config, "sliding_window", 0)
-    every = "sliding_attention" if window and config.model_type == "mistral" else "full_attention"
+    every = "sliding_attention" if window and architecture.has_one_window else "full_attention"
     kinds = setting(config, "layer_types", [every] * config.num_hidden_layers)
     scalar = config.query_pre_attn_scalar if is_gemma else head_dim
-    return DecoderShape(
+    windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    shape = DecoderShape(
         model_type=config.model_type,
         n_layers=config.num_hidden_layers,
         n_heads=config.num_attention_heads,
@@ -251,48 +261,108 @@ def _shape(config: PreTrainedConfig) -> DecoderShape:
         context_length=config.max_position_embeddings,
         rms_norm_eps=config.rms_norm_eps,
         attention_scale=float(scalar) ** -0.5,
-        windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds),
+        windows=windows,
+        rotations=tuple(int(bool(size)) for size in windows),
         embedding_scale=float(config.hidden_size) ** 0.5 if is_gemma else 1.0,
         is_gemma=is_gemma,
     )
+    has_own = architecture.settings or architecture.experts
+    return with_own_settings(shape, config) if has_own else shape
 
 
 def block(shape: DecoderShape, files: TensorFiles, layer: int) -> Block:
     """Return the weights of one layer, ready to multiply."""
-    at, dtype = f"model.layers.{layer}.", files.dtype
-
-    def fused(names: tuple[str, ...]) -> Linear:
-        has_bias = files.get(f"{at}{names[0]}.bias") is not None
-        bias = torch.cat([files.read(f"{at}{name}.bias") for name in names]) if has_bias else None
-        weight = torch.cat([files.read(f"{at}{name}.weight", as_stored=True) for name in names])
-        if weight.dtype != torch.int8:
-            return linear(weight.to(dtype), bias)
-        scale = torch.cat([files.read(f"{at}{name}.weight{int8.SCALE}", as_stored=True) for name in names])
-        if _has_int8(files.device):
-            return int8.quantized_linear(weight, scale, bias)
-        return linear(int8.dequantize(weight, scale, dtype), bias)
+    at, names = f"model.layers.{layer}.", ARCHITECTURES[shape.model_type]
 
     def norm(name: str) -> torch.Tensor | None:
-        found = files.get(f"{at}{name}.weight")
-        return None if found is None else _norm(shape, found)
+        return _norm(shape, files.read(f"{at}{name}.weight")) if name else None
 
-    after, before = ("post_attention_layernorm", "pre_feedforward_layernorm")
+    experts = _experts(shape, files, at)
+    gate_up, down = names.gate_up, names.down
+    if experts is not None and names.experts is not None:
+        gate_up, down = names.experts.shared_gate_up, names.experts.shared_down
+    has_rotated_norm = shape.has_rotated_norm and shape.rotations[layer] != NOT_ROTATED
     return Block(
-        norm_attention=_norm(shape, files.read(f"{at}input_layernorm.weight")),
-        qkv=fused(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        norm_q=norm("self_attn.q_norm"),
-        norm_k=norm("self_attn.k_norm"),
-        out=fused(("self_attn.o_proj",)),
-        norm_attention_out=norm(after) if shape.is_gemma else None,
-        norm_mlp=_norm(shape, files.read(f"{at}{before if shape.is_gemma else after}.weight")),
-        gate_up=fused(("mlp.gate_proj", "mlp.up_proj")),
-        down=fused(("mlp.down_proj",)),
-        norm_mlp_out=norm("post_feedforward_layernorm") if shape.is_gemma else None,
+        norm_attention=norm(names.norms.attention),
+        qkv=_fused(files, at, names.qkv),
+        norm_q=_norm_of_heads(shape, files, f"{at}self_attn.q_norm.weight", shape.n_heads),
+        norm_k=_norm_of_heads(shape, files, f"{at}self_attn.k_norm.weight", shape.n_kv_heads),
+        out=_fused(files, at, names.out),
+        norm_attention_out=norm(names.norms.attention_out),
+        norm_mlp=norm(names.norms.mlp),
+        gate_up=_fused(files, at, gate_up) if gate_up else None,
+        down=_fused(files, at, down) if down else None,
+        norm_mlp_out=norm(names.norms.mlp_out),
+        experts=experts,
+        norm_rotated=torch.ones(shape.head_dim, dtype=files.dtype, device=files.device)
+        if has_rotated_norm
+        else None,
     )
+
+
+def _fused(files: TensorFiles, at: str, names: Sequence[str]) -> Linear:
+    """Return one matmul by the matrices of these names."""
+    has_bias = files.get(f"{at}{names[0]}.bias") is not None
+    bias = torch.cat([files.read(f"{at}{name}.bias") for name in names]) if has_bias else None
+    weight = torch.cat([files.read(f"{at}{name}.weight", as_stored=True) for name in names])
+    if weight.dtype != torch.int8:
+        return linear(weight.to(files.dtype), bias)
+    scale = torch.cat([files.read(f"{at}{name}.weight{int8.SCALE}", as_stored=True) for name in names])
+    if _has_int8(files.device):
+        return int8.quantized_linear(weight, scale, bias)
+    return linear(int8.dequantize(weight, scale, files.dtype), bias)
+
+
+def _experts(shape: DecoderShape, files: TensorFiles, at: str) -> Experts | None:
+    """Return the experts of a layer; None for a layer without a router."""
+    names, routing = ARCHITECTURES[shape.model_type].experts, shape.routing
+    if names is None or routing is None or not files.has(f"{at}{names.router}.weight"):
+        return None
+    router = files.read(f"{at}{names.router}.weight")
+    if not routing.n_chosen <= len(router):
+        raise Damaged(
+            f"{files.folder / CONFIG}: {routing.n_chosen} experts of {len(router)} are chosen for a token.",
+            code="config-contradicts-weights",
+        )
+    if names.is_stacked:
+        stacks = [files.read(f"{at}{name}").unbind() for name in (*names.gate_up, *names.down)]
+        each = [Expert(*(linear(one.t().contiguous()) for one in pair)) for pair in zip(*stacks, strict=True)]
+    else:
+        each = [_expert(files, at, names, i) for i in range(len(router))]
+    if len(each) != len(router):
+        raise Damaged(f"{files.folder}: {len(router)} experts are routed to, {len(each)} there.")
+    kind = "" if names.is_stacked else how(shape, files)
+    return Experts(linear(router), each, routing, steady_tile(each[0], router, kind))
+
+
+def _expert(files: TensorFiles, at: str, names: ExpertNames, i: int) -> Expert:
+    gate_up, down = ([name.format(i) for name in some] for some in (names.gate_up, names.down))
+    return Expert(_fused(files, at, gate_up), _fused(files, at, down))
+
+
+def _norm_of_heads(shape: DecoderShape, files: TensorFiles, name: str, n_heads: int) -> torch.Tensor | None:
+    """Return the weights of a norm of queries or keys: (head_dim,), or (heads, head_dim) for all at once."""
+    if not files.has(name):
+        return None
+    weight = _norm(shape, files.read(name))
+    if tuple(weight.shape) == (shape.head_dim,):
+        return weight
+    if tuple(weight.shape) != (n_heads * shape.head_dim,):
+        raise Damaged(
+            f"{files.folder / CONFIG}: {n_heads} heads of {shape.head_dim} do not fit {name},"
+            f" {list(weight.shape)}.",
+            code="config-contradicts-weights",
+        )
+    return weight.view(n_heads, shape.head_dim)
 
 
 def _norm(shape: DecoderShape, weight: torch.Tensor) -> torch.Tensor:
     return weight + 1 if shape.is_gemma else weight  # Gemma keeps its norms' weights around zero
+
+
+def _plain(name: str) -> str:
+    """Return the name that a tensor of the language model has in models without images."""
+    return name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
 
 
 class TensorFiles:
@@ -302,44 +372,55 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU) -> None:
-        self.dtype, self.device, self._folder = dtype, device, folder
+        self.dtype, self.device, self.folder = dtype, device, folder
         self._where = {}
         for path in sorted(folder.glob("*.safetensors")):
             file = safe_open(path, framework="pt", device=str(device))
-            self._where.update(dict.fromkeys(file.keys(), file))
+            self._where.update({_plain(name): (file, name) for name in file.keys()})  # noqa: SIM118
         if not self._where:
             raise Damaged(f"{folder}: there is no safetensors file", code="weights-missing")
 
     def read(self, name: str, as_stored: bool = False) -> torch.Tensor:
         """Return a tensor, in the dtype of the file if `as_stored`. Raises Damaged if it is missing."""
         if name not in self._where:
-            raise Damaged(f"{self._folder}: the tensor {name} is missing")
-        found: torch.Tensor = self._where[name].get_tensor(name)
+            raise Damaged(f"{self.folder}: the tensor {name} is missing")
+        file, stored = self._where[name]
+        found: torch.Tensor = file.get_tensor(stored)
         return found if as_stored else found.to(self.dtype)
+
+    def has(self, name: str) -> bool:
+        """Return True if there is a tensor of this name."""
+        return name in self._where
 
     def get(self, name: str) -> torch.Tensor | None:
         """Return a tensor; None if there is no such tensor."""
         return self.read(name) if name in self._where else None
 
 
-def _rope(config: PreTrainedConfig, shape: DecoderShape) -> tuple[tuple[torch.Tensor, torch.Tensor], float]:
-    """Return inverse frequencies for global and windowed layers, and the factor on cos and sin."""
+def _rope(config: PreTrainedConfig, shape: DecoderShape) -> tuple[Rope, tuple[float, float]]:
+    """Return inverse frequencies for global and windowed layers, and their factors on cos and sin."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     parameters = config.rope_parameters
-    if "rope_theta" in parameters or "rope_type" in parameters:
+    if is_one := "rope_theta" in parameters or "rope_type" in parameters:
         parameters = {"full_attention": parameters, "sliding_attention": parameters}
+    is_partial = "partial_rotary_factor" in ARCHITECTURES[shape.model_type].settings
     found = []
     for kind in ("full_attention", "sliding_attention"):
-        chosen = parameters.get(kind) or parameters["full_attention"]
+        kind = kind if parameters.get(kind) else "full_attention"
+        chosen = parameters[kind]
         rope_type = chosen.get("rope_type", "default")
         if rope_type in ("default", "linear"):
-            steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
+            n_rotated = (
+                int(shape.head_dim * chosen["partial_rotary_factor"]) if is_partial else shape.head_dim
+            )
+            steps = torch.arange(0, n_rotated, 2, dtype=torch.float32) / n_rotated
             inverse = 1.0 / chosen["rope_theta"] ** steps
             found.append((inverse / chosen.get("factor", 1.0) if rope_type == "linear" else inverse, 1.0))
         else:
-            found.append(ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu")))
-    return (found[0][0], found[1][0]), float(found[0][1])
+            of_kind = {} if is_one else {"layer_type": kind}
+            found.append(ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"), **of_kind))
+    return (found[0][0], found[1][0]), (float(found[0][1]), float(found[1][1]))
 
 
 def read_json(path: Path) -> dict[str, Any]:

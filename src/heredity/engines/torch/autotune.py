@@ -30,6 +30,7 @@ from heredity.core import host
 from heredity.core.files import write_atomic
 from heredity.core.host import CPU, Clock, Device
 from heredity.core.records import Record
+from heredity.engines.formats.weights import Linear
 from heredity.engines.torch.decoder import (
     BLOCK,
     FEWEST_QUERIES,
@@ -201,20 +202,35 @@ def _keeps_layers(decoder: Decoder, width: int, usual: int) -> bool:
     """Return True if the linear layers of a block give each row the same bits at both widths."""
     if width == usual:
         return True
-    s, block, stream = decoder.shape, next(iter(decoder.weights.blocks)), torch.Generator().manual_seed(1)
-    n_attended = s.n_heads * s.head_dim
-    for layer, n_in, n_out in (
-        (block.qkv, s.hidden_size, n_attended + 2 * s.n_kv_heads * s.head_dim),
-        (block.out, n_attended, s.hidden_size),
-        (block.gate_up, s.hidden_size, 2 * s.intermediate_size),
-        (block.down, s.intermediate_size, s.hidden_size),
-    ):
+    stream = torch.Generator().manual_seed(1)
+    for layer, n_in in _layers(decoder):
+        n_out = _n_out(decoder, layer, n_in)
         n_rows = round_up(max(1, _N_OUTPUTS // n_out), math.lcm(width, usual))
         rows = _drawn(decoder, (n_rows, n_in), stream)
         one, other = (torch.cat([layer(some) for some in rows.split(n)]) for n in (width, usual))
         if not torch.equal(one, other):
             return False
     return True
+
+
+def _layers(decoder: Decoder) -> Iterator[tuple[Linear, int]]:
+    """Yield the linear layers of a block whose rows are those of the batch, with their numbers of inputs.
+
+    The tiles of experts have one size at all widths.
+    """
+    s, block = decoder.shape, next(iter(decoder.weights.blocks))
+    yield block.qkv, s.hidden_size
+    yield block.out, s.n_heads * s.head_dim
+    if block.gate_up is not None and block.down is not None:
+        yield block.gate_up, s.hidden_size
+        yield block.down, _n_out(decoder, block.gate_up, s.hidden_size) // 2
+    experts = next((block.experts for block in decoder.weights.blocks if block.experts is not None), None)
+    if experts is not None:
+        yield experts.router, s.hidden_size
+
+
+def _n_out(decoder: Decoder, layer: Linear, n_in: int) -> int:
+    return layer(torch.zeros((1, n_in), dtype=decoder.dtype, device=decoder.device)).shape[-1]
 
 
 def _text_bits(

@@ -21,7 +21,10 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from heredity.engines.formats.architectures import ARCHITECTURES
 from heredity.engines.formats.weights import Block, Weights
+from heredity.engines.torch import rotation
+from heredity.engines.torch.rotation import Rotation
 
 CHUNK = 256  # tokens per prefill pass; longer prompts need several
 PAD = 16  # prefill lengths are rounded up to this
@@ -125,6 +128,9 @@ class Decoder:
         self._cos: list[torch.Tensor] = []
         self._sin: list[torch.Tensor] = []
         self._has_windows = any(self.shape.windows)
+        n_pairs, head_dim = len(weights.rope[0]), self.shape.head_dim
+        is_usual = 2 * n_pairs == head_dim and not ARCHITECTURES[self.shape.model_type].rotates_neighbours
+        self._partners = None if is_usual else rotation.partners(self.shape, n_pairs).to(self.device)
 
     def hooked(self, hook: ResidualHook) -> Decoder:
         """Return the same weights with a hook on the residual stream."""
@@ -132,7 +138,8 @@ class Decoder:
 
     def until(self, n_layers: int) -> Decoder:
         """Return the first layers only: a prefill then returns the residual stream after the last of them."""
-        shape = replace(self.shape, n_layers=n_layers, windows=self.shape.windows[:n_layers])
+        windows, rotations = (of[:n_layers] for of in (self.shape.windows, self.shape.rotations))
+        shape = replace(self.shape, n_layers=n_layers, windows=windows, rotations=rotations)
         weights = replace(self.weights, shape=shape, blocks=self.weights.blocks[:n_layers])
         return self._like(weights, self._hook)
 
@@ -225,7 +232,8 @@ class Decoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and head: (rows, hidden) -> (rows, vocabulary)."""
-        return self.weights.head(self._norm(hidden, self.weights.norm))
+        logits = self.weights.head(self._norm(hidden, self.weights.norm))
+        return logits if self.shape.logits_scale == 1.0 else logits / self.shape.logits_scale
 
     # --- inside ------------------------------------------------------------------------------------
 
@@ -247,27 +255,30 @@ class Decoder:
     ) -> torch.Tensor:
         shape, hook = self.shape, self._hook
         x = self.weights.embedding[tokens]
-        if shape.embedding_scale != 1.0:
+        if shape.is_gemma:  # in the dtype of the weights, as Gemma is computed
             x = x * torch.tensor(shape.embedding_scale, dtype=self.dtype)
+        elif shape.embedding_scale != 1.0:
+            x = x * shape.embedding_scale
         rotations = self._rotation(positions)
         x = x if hook is None else hook(x)
         for i, block in enumerate(self.weights.blocks):
-            q, k, v = self._qkv(block, self._norm(x, block.norm_attention), rotations[bool(shape.windows[i])])
+            q, k, v = self._qkv(block, self._norm(x, block.norm_attention), rotations[shape.rotations[i]])
             attended = attend(i, q, k, v)
             if not is_read and i == shape.n_layers - 1:
                 return x  # its keys and values are written
-            a = block.out(attended)
-            x = x + (a if block.norm_attention_out is None else self._norm(a, block.norm_attention_out))
+            x = x + self._added(block.out(attended), block.norm_attention_out)
             x = x if hook is None else hook(x)
-            gate, up = block.gate_up(self._norm(x, block.norm_mlp)).chunk(2, dim=-1)
-            gate = functional.gelu(gate, approximate="tanh") if shape.is_gemma else functional.silu(gate)
-            m = block.down(gate * up)
-            x = x + (m if block.norm_mlp_out is None else self._norm(m, block.norm_mlp_out))
+            x = x + self._added(block.mlp(self._norm(x, block.norm_mlp), shape.is_gemma), block.norm_mlp_out)
             x = x if hook is None else hook(x)
         return x
 
+    def _added(self, x: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+        """Return what a part of a layer adds to the residual stream."""
+        x = self._norm(x, norm)
+        return x if self.shape.residual_scale == 1.0 else x * self.shape.residual_scale
+
     def _qkv(
-        self, block: Block, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
+        self, block: Block, x: torch.Tensor, turn: Rotation
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (rows, heads, head_dim), scaled; keys and values (rows, kv heads, head_dim)."""
         s = self.shape
@@ -277,8 +288,15 @@ class Decoder:
         if block.norm_q is not None and block.norm_k is not None:
             q, k = qk[:, : s.n_heads], qk[:, s.n_heads :]
             qk = torch.cat([self._norm(q, block.norm_q), self._norm(k, block.norm_k)], dim=1)
-        qk = torch.addcmul(qk * rotation[0], qk.roll(s.head_dim // 2, -1), rotation[1])
-        return qk[:, : s.n_heads] * s.attention_scale, qk[:, s.n_heads :], heads[:, n_qk:]
+        if turn.cos is not None and turn.sin is not None:
+            order = self._partners
+            partner = qk.roll(s.head_dim // 2, -1) if order is None else qk[..., order]
+            qk = torch.addcmul(qk * turn.cos, partner, turn.sin)
+        if block.norm_rotated is not None:
+            qk = self._norm(qk, block.norm_rotated)
+        q = qk[:, : s.n_heads] * s.attention_scale
+        q = q if turn.temperature is None else q * turn.temperature
+        return q, qk[:, s.n_heads :], heads[:, n_qk:]
 
     def _attend_many(
         self, prefix: SharedPrefix, slots: KvSlots, slot: int, start: int, n_new: int, is_read: bool
@@ -353,7 +371,8 @@ class Decoder:
         found = {}
         for size in {0, *self.shape.windows}:
             ages = queries - self._range(0 if size else first, round_up(end, BLOCK))
-            found[size] = self._mask((ages < 0) | (ages >= size) if size else ages < 0)
+            is_hidden = (ages < 0) | (ages >= self._reach(queries, size)) if size else ages < 0
+            found[size] = self._mask(is_hidden)
         return found
 
     def _attend_segment(
@@ -415,23 +434,35 @@ class Decoder:
         keys = torch.cat(
             [self._range(0, prefix.n_positions), self._range(0, n_own) + prefix.length]
         )  # their positions
-        ages = (queries[:, None] + prefix.length) - keys[None]
-        return {size: self._mask(ages >= size) for size in {size for size in self.shape.windows if size}}
+        queries = (queries + prefix.length)[:, None]
+        ages, sizes = queries - keys[None], {size for size in self.shape.windows if size}
+        return {size: self._mask(ages >= self._reach(queries, size)) for size in sizes}
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(x, (x.shape[-1],), weight, self.shape.rms_norm_eps)
+    def _reach(self, queries: torch.Tensor, size: int) -> torch.Tensor | int:
+        """Return how many positions a query sees, from its own backwards, by a window of this size."""
+        return queries % size + 1 if self.shape.has_chunks else size
 
-    def _rotation(self, positions: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """cos and signed sin, (rows, 1, head_dim) each, for global and for windowed layers."""
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        return x if weight is None else functional.rms_norm(x, weight.shape, weight, self.shape.rms_norm_eps)
+
+    def _rotation(self, positions: torch.Tensor) -> tuple[Rotation, Rotation, Rotation]:
+        """Return the rotations of global layers, of windowed layers, and of those that rotate nothing."""
         rotations = []
-        for inverse in self.weights.rope[: 1 + self._has_windows]:
+        kinds = zip(self.weights.rope, self.weights.rope_scale, strict=True)
+        for inverse, scale in list(kinds)[: 1 + self._has_windows]:
             angles = (positions.to(torch.float32)[:, None] * inverse)[:, None]
-            cos, sin = angles.cos() * self.weights.rope_scale, angles.sin() * self.weights.rope_scale
-            # roll(x) puts the second half first; its sign is the rotation's
-            rotations.append(
-                (torch.cat([cos, cos], -1).to(self.dtype), torch.cat([-sin, sin], -1).to(self.dtype))
+            cos, sin = angles.cos() * scale, angles.sin() * scale
+            if self._partners is None:  # roll(x) puts the second half first; its sign is the rotation's
+                cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+            else:
+                cos, sin = rotation.spread(self.shape, cos, sin)
+            rotations.append(Rotation(cos.to(self.dtype), sin.to(self.dtype)))
+        none = Rotation()
+        if self.shape.temperature is not None:
+            none = Rotation(
+                temperature=rotation.temperatures(*self.shape.temperature, positions).to(self.dtype)
             )
-        return tuple(rotations)
+        return rotations[0], rotations[-1], none
 
 
 def _filled(x: torch.Tensor, width: int, dim: int) -> torch.Tensor:

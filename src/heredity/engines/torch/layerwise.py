@@ -16,7 +16,8 @@ from typing import overload
 import torch
 
 from heredity.engines.formats import weights
-from heredity.engines.formats.weights import Block, DecoderShape, Weights
+from heredity.engines.formats.decoder_shape import DecoderShape
+from heredity.engines.formats.weights import Block, Weights
 
 _ROWS = 16_384  # rows of the head in one matmul
 
@@ -32,7 +33,8 @@ def read_weights(folder: Path, dtype: torch.dtype, device: torch.device = weight
     norm = weights.norm_of(shape, files)
     blocks = _Layers(shape, folder, dtype, device)
     rows = _Widened(embedding, dtype)
-    return Weights(shape, rows, blocks, norm, _parts(head, dtype), rope, rope_scale, weights.how(files))
+    how = weights.how(shape, files)
+    return Weights(shape, rows, blocks, norm, _parts(head, dtype), rope, rope_scale, how)
 
 
 class _Layers(Sequence[Block]):
