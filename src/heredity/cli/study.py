@@ -24,7 +24,7 @@ _KINDS = (
     (click.types.IntParamType, int),
     (click.types.FloatParamType, float),
 )
-_NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors", "dry_run"}
+_NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors", "dry_run", "gather", "shard"}
 # The options that a study's folder fixes: another value would be another study.
 _PLANNED = (
     "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
@@ -155,6 +155,21 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     "--dry-run", is_flag=True, help="Write the plan, show what it can show and cost, and ask nothing."
 )
 @device_option
+@click.option(
+    "--workers", type=click.IntRange(1), metavar="N",
+    help="Processes that ask at once, each with a model of its own. The rows are those of one process.",
+)  # fmt: skip
+@click.option(
+    "--shard", type=Name(), metavar="I/N",
+    help="Ask part I of N only, as a task of a Slurm array. `heredity study DIR` then collects the parts.",
+)  # fmt: skip
+@click.option(
+    "--gather", is_flag=True, help="Collect the parts of --shard and show their progress; ask nothing."
+)
+@click.option(
+    "--on", type=Name(), metavar="ray[://HOST:PORT]",
+    help="Run the workers on a Ray cluster: one of this machine, or a running one that asks for a token.",
+)  # fmt: skip
 @_remote.options
 def command(
     plan: Path | None,  # a plan file is read by its callback
@@ -178,6 +193,10 @@ def command(
     yes: bool,
     retry_errors: bool,
     dry_run: bool,
+    workers: int | None,
+    on: str | None,
+    shard: str | None,
+    gather: bool,
     cost: str | None,
     **calls: Any,
 ) -> int:
@@ -201,15 +220,22 @@ def command(
         raise click.UsageError(f"A study needs {', and '.join(missing)}.", click.get_current_context())
     from heredity.application.spec import Application
     from heredity.cli import _findings
-    from heredity.core.terminal import Display
-    from heredity.study import decision
+    from heredity.core.terminal import Display, note
+    from heredity.study import decision, shards
     from heredity.study.report import html
     from heredity.study.spec import StudySpec
     from heredity.study.study import Study
+    from heredity.study.workers.start import Workers
 
     costs = None if cost is None else decision.parse_costs(cost)  # a mistake shows before anything is asked
     store = open_store()
     how = _remote.calls(**calls)
+    if on is not None and workers is None:
+        raise click.UsageError("--on needs --workers N.", click.get_current_context())
+    part = None if shard is None else shards.StudyPart.parse(shard)
+    if part is not None and (workers is not None or gather):
+        raise click.UsageError("--shard stands without --workers and --gather.", click.get_current_context())
+    several = None if workers is None else Workers(workers, on=on or "", calls=how)
     loader = _remote.loader(store, how)
     if plan is not None and is_folder:
         study = Study.open(plan, store=store, engine_loader=loader, judge=judge)
@@ -237,12 +263,20 @@ def command(
             error_share=error_share,
         )
         study = Study.from_spec(spec, store=store, engine_loader=loader)
-        _remote.show_costs(study.plan(), grown, how)
+        if part is None:  # the tasks of an array make the plan one after the other
+            _remote.show_costs(study.plan(), grown, how)
+    if gather:
+        return _show_parts(study)
+    if part is not None:
+        with Display() as display:
+            folder = shards.ask_part(study, part, display, retry_errors=retry_errors)
+        note(f"Part {part.i} of {part.n} is in {folder}. Collect all parts: heredity study {study.folder}")
+        return 0
     _warn(study)
     if dry_run:
         return 0
     with Display() as display:
-        result = study.run(display, retry_errors=retry_errors)
+        result = study.run(display, retry_errors=retry_errors, workers=several)
     if costs is not None:
         decision.save_costs(result.folder, costs)
     page = html.write(result.folder, result.folder / "report.html")
@@ -250,6 +284,24 @@ def command(
     if costs is not None:
         _findings.show_recommendation(result.folder)
     return _tell_errors(result, retry_errors)
+
+
+def _show_parts(study: Study) -> int:
+    """Collect the parts and print their progress; exit code 4 while one is not complete."""
+    from heredity.core.errors import UsageError
+    from heredity.core.terminal import out, table
+    from heredity.study.shards import collect
+
+    found = collect(study)
+    if not found:
+        raise UsageError(f"{study.folder} has no parts: --shard I/N asks one.", code="shards-missing")
+    shown = table("part", "done", "trials", right=("part", "done", "trials"))
+    for each in found:
+        shown.add_row(f"{each.part.i}/{each.part.n}", f"{each.n_done:,}", f"{each.n_total:,}")
+    n_done, n_total = sum(each.n_done for each in found), study.resolved.n_trials
+    shown.add_row("all", f"{n_done:,}", f"{n_total:,}")
+    out().print(shown)
+    return 0 if n_done == n_total else _UNDECIDED
 
 
 def _warn(study: Study) -> None:

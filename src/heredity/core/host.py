@@ -245,6 +245,17 @@ def torch_threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that a child process can be given, as CUDA_VISIBLE_DEVICES names them; [] for none.
+
+    It loads no torch. The variable itself limits them if it is set.
+    """
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    found = Path("/proc/driver/nvidia/gpus")
+    return [str(n) for n in range(len(list(found.iterdir())))] if found.is_dir() else []
+
+
 # --- dtype and speed ---
 
 

@@ -20,6 +20,15 @@ ENOUGH = 10  # items done before the time left is estimated
 Unit = Literal["trials", "answers", "tokens", "bytes"]
 
 
+class ModelProgress(NamedTuple):
+    """The trials of one model of a study with several workers. `n_failed` are errors of this run."""
+
+    name: str
+    n_done: int
+    n_leased: int
+    n_failed: int
+
+
 class Progress(NamedTuple):
     """The progress of a step. `n_done` includes what earlier runs did; `per_second` is recent."""
 
@@ -33,6 +42,8 @@ class Progress(NamedTuple):
     seconds_left: float | None = None  # None: not known yet
     unit: Unit = "trials"
     loss: float | None = None  # of a training's last step
+    n_workers: int = 0  # 0: this process does the work
+    models: tuple[ModelProgress, ...] = ()  # with workers: by model
 
 
 Watch = Callable[[Progress], None]
@@ -47,6 +58,7 @@ class Meter:
         self._n_done = self._n_errors = self._n_cached = 0
         self._last = 0.0
         self._recent: deque[tuple[float, int]] = deque()
+        self._n_workers, self._models = 0, tuple[ModelProgress, ...]()
 
     def had(self, is_error: bool = False, is_cached: bool = False) -> None:
         """Count one that an earlier run did."""
@@ -67,6 +79,12 @@ class Meter:
             now = time.monotonic()
             if now - self._last >= EVERY_SECONDS:
                 self._report(now)
+
+    def workers(self, n: int, models: tuple[ModelProgress, ...]) -> None:
+        """Note how many workers there are, and the state of the models."""
+        self._n_workers, self._models = n, models
+        if self._watch is not None and time.monotonic() - self._last >= EVERY_SECONDS:
+            self._report(time.monotonic())
 
     def spare(self, n: int) -> None:
         """Take `n` off the total: they are not needed."""
@@ -98,5 +116,7 @@ class Meter:
                 self._n_cached,
                 rate,
                 left,
+                n_workers=self._n_workers,
+                models=self._models,
             )
         )

@@ -36,11 +36,15 @@ Severity = Literal[1, 2, 3, 4]
 UNSUPPORTED = "unsupported-attack"  # not asked: the model cannot have this attack. No error
 OUT_OF_SCOPE = "attack-not-for-technique"  # not asked: the attack's spec names other techniques. No error
 ATTACKER_FAILED = "attacker-failed"
+WORKER_DIED = "worker-died"
 TURN_LIMIT = "turn-limit"  # of the application, before the probe's demand was made
 NOTHING_ASKED = "nothing-asked"
 RECORDED = "recorded-error"  # of an imported answer
 JUDGE_FAILED = "judge-failed"
-ROW_CODES = (UNSUPPORTED, OUT_OF_SCOPE, ATTACKER_FAILED, TURN_LIMIT, NOTHING_ASKED, RECORDED, JUDGE_FAILED)
+ROW_CODES = (
+    UNSUPPORTED, OUT_OF_SCOPE, ATTACKER_FAILED, WORKER_DIED, TURN_LIMIT, NOTHING_ASKED, RECORDED,
+    JUDGE_FAILED,
+)  # fmt: skip
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -389,6 +393,7 @@ class Response(Record, frozen=True):
     is_cached: bool = False
     consulted: tuple[Consulted, ...] | UnsetType = UNSET  # of an attack with an attacker model
     error_code: str | UnsetType = UNSET  # set exactly where `error` is: an error's code, or one of ROW_CODES
+    machine: str | UnsetType = UNSET  # of a worker that computed it: the kind of its machine
     schema: int = ROW_SCHEMA
 
 

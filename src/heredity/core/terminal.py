@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heredity.core import registry
-from heredity.core.progress import WINDOW_SECONDS, Progress, Watch
+from heredity.core.progress import WINDOW_SECONDS, ModelProgress, Progress, Watch
 from heredity.core.records import Estimate, encode
 from heredity.core.sanitize import plain, shorten
 
@@ -35,6 +35,7 @@ _WIDE = 104  # columns that a bar needs beside a name and the words
 _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SPARKLINE_WIDTH = 60  # characters
+_MOST_MODELS = 3  # on the line of a step with workers
 _VERBS = {"ask": "asking", "judge": "judging", "estimate": "estimating"}
 
 # --- consoles, tables and JSON ---
@@ -211,7 +212,8 @@ class Display:
             words, step = _training_words(progress), progress.model or progress.step
         else:
             words = trial_words(progress)
-            step = f"{_VERBS.get(progress.step, progress.step)} {progress.model}".strip()
+            workers = f"with {progress.n_workers} workers" if progress.n_workers else progress.model
+            step = f"{_VERBS.get(progress.step, progress.step)} {workers}".strip()
         self.show(step, progress.n_done, progress.n_total, words)
 
     def show(self, step: str, done: int, total: int, words: str) -> None:
@@ -269,7 +271,16 @@ def trial_words(progress: Progress) -> str:
         parts.append(f"{progress.n_cached:,} cached")
     if progress.n_errors:
         parts.append(f"{progress.n_errors:,} error{'s' if progress.n_errors > 1 else ''}")
+    parts += [_model_words(model) for model in progress.models[:_MOST_MODELS]]
+    if len(progress.models) > _MOST_MODELS:
+        parts.append(f"and {len(progress.models) - _MOST_MODELS} models")
     return "  ".join(parts)
+
+
+def _model_words(model: ModelProgress) -> str:
+    """`careful 120 done, 64 leased, 2 failed`."""
+    failed = f", {model.n_failed:,} failed" if model.n_failed else ""
+    return f"{shorten(model.name, 24)} {model.n_done:,} done, {model.n_leased:,} leased{failed}"
 
 
 def _training_words(progress: Progress) -> str:

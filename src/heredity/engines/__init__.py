@@ -17,9 +17,17 @@ from heredity.core.errors import EngineFailure, HeredityError, UnknownName
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
 from heredity.core.sanitize import clean_text
-from heredity.engines.protocols import AlterableEngine, BatchReporter, Engine, EngineModule, TextOnlyModule
+from heredity.engines.protocols import (
+    AlterableEngine,
+    BatchReporter,
+    Engine,
+    EngineModule,
+    ServerModule,
+    TextOnlyModule,
+)
 
 _ALTERED = " | "
+_ON_SERVERS = ("remote", "vllm")  # no other module is loaded only to ask it
 _UNKNOWN_MEMORY = 16 << 30  # bytes, where the system reports none
 NOT_VERIFIED = "batch invariance not verified"  # in the name of an engine with `is_batch_unverified`
 KV_CACHE, DTYPE = "kv_cache", "dtype"  # recipes of a model that the torch engine computes otherwise
@@ -65,6 +73,17 @@ def refuse_text_only(model: Model) -> None:
         module = registry.load_as(EngineModule, "engines", choose(model))
         if isinstance(module, TextOnlyModule):
             module.refuse_text_only(model)
+
+
+def shared_address(model: Model) -> str:
+    """The address of the server that answers for a model and may hold others; "" for none."""
+    with suppress(ImportError, UnknownName):  # an engine that is missing is reported when it is loaded
+        name = choose(model)
+        if name in _ON_SERVERS and isinstance(
+            module := registry.load_as(EngineModule, "engines", name), ServerModule
+        ):
+            return module.shared_address(model)
+    return ""
 
 
 def altered(name: str, change: str) -> str:

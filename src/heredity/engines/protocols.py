@@ -122,6 +122,14 @@ class ServiceEngine(Protocol):
 
 
 @runtime_checkable
+class ServerModule(Protocol):
+    """The module of an engine whose models may be answered by one server."""
+
+    def shared_address(self, model: Model) -> str:
+        """The address of the server of somebody else that answers for this model; "" for none."""
+
+
+@runtime_checkable
 class DecodingAdapter(Protocol):
     """An engine whose service does not use every decoding parameter."""
 

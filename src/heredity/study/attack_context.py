@@ -7,8 +7,8 @@ Leaves to others: when the attacker is asked (scheduler.py), and what it is aske
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Self, cast
 
@@ -33,9 +33,9 @@ from heredity.core.records import (
 from heredity.core.sanitize import clean, clean_text
 from heredity.engines import failed_reply
 from heredity.engines.protocols import Engine, WhiteBoxEngine
-from heredity.redteam import judges
+from heredity.redteam import attacks, judges
 from heredity.redteam.attacks import MARK, Attack, AttackContext, why_unsupported
-from heredity.study.plan import PlannedModel, Trial
+from heredity.study.plan import Plan, PlannedModel, Trial
 
 FOUND = "found.jsonl"
 MAX_QUERIES = 64  # this many waiting queries go to the attacker, even if the target has work left
@@ -51,7 +51,7 @@ class SearchResult(Record, frozen=True):
 
 
 class SearchCache:
-    """found.jsonl: directions and suffixes, searched for once per folder; without a folder, once per run."""
+    """Directions and suffixes, each searched for once: per folder (found.jsonl); without one, per run."""
 
     def __init__(self, folder: Path | None) -> None:
         self._path = folder / FOUND if folder is not None else None
@@ -63,19 +63,29 @@ class SearchCache:
 
         def kept(search: Callable[[], str]) -> str:
             if self._values is None:
-                rows = Rows(self._path, SearchResult) if self._path is not None else ()
-                self._values = {row.key: row.value for row in rows}
+                self._values = {row.key: row.value for row in self._known()}
             if key not in self._values:
-                self._values[key] = self._written(key, search())
+                found = SearchResult(key, search())
+                self.write(found)
+                self._values[key] = found.value
             return self._values[key]
 
         return kept
 
-    def _written(self, key: str, value: str) -> str:
+    def learn(self, found: Iterable[SearchResult]) -> None:
+        """Add the results of other workers' searches."""
+        if self._values is None:
+            self._values = {row.key: row.value for row in self._known()}
+        self._values.update((row.key, row.value) for row in found)
+
+    def _known(self) -> Iterable[SearchResult]:
+        return Rows(self._path, SearchResult) if self._path is not None else ()
+
+    def write(self, found: SearchResult) -> None:
+        """Put a result on the disk."""
         if self._path is not None:
             with Rows(self._path, SearchResult) as rows:
-                rows.append(SearchResult(key, value))
-        return value
+                rows.append(found)
 
 
 class AttackerModel:
@@ -186,8 +196,8 @@ class ProbeReferee:
 class AttackServices:
     """The attacker model and the search cache of a study."""
 
-    def __init__(self, folder: Path | None = None, attacker: AttackerModel | None = None) -> None:
-        self.searches, self.attacker = SearchCache(folder), attacker
+    def __init__(self, attacker: AttackerModel | None = None, searches: SearchCache | None = None) -> None:
+        self.searches, self.attacker = searches or SearchCache(None), attacker
 
     def why_not(self, attack: Attack, engine: Engine) -> str:
         """The reason why this engine does not support the attack; "" if it does."""
@@ -226,3 +236,22 @@ def _marked(application: Application, attack: Attack, trial: Trial, how: AttackC
         except StopIteration:
             break
     raise EngineFailure(f"{attack.spec}: no turn of this conversation has a place for what it searches for")
+
+
+@contextmanager
+def attack_services(
+    plan: Plan,
+    load: Callable[[PlannedModel], AbstractContextManager[Engine]],
+    cache: Callable[[Engine], AbstractContextManager[ResponseCache | None]],
+    searches: SearchCache,
+) -> Iterator[AttackServices | None]:
+    """The services of a plan's attacks; None if it has no attack that needs any."""
+    model = plan.attacker
+    planned = [attacks.planned(spec) for spec in plan.attacks]
+    if isinstance(model, PlannedModel):
+        with AttackerModel(lambda: load(model), cache, model) as attacker:
+            yield AttackServices(attacker, searches)
+    elif any(attack.needs_weights or attack.searches for attack in planned):
+        yield AttackServices(None, searches)
+    else:
+        yield None

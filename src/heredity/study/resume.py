@@ -22,7 +22,6 @@ from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import Rows, rewrite
 from heredity.core.progress import Meter
 from heredity.core.records import Response, Verdict, is_failed, is_out_of_scope
-from heredity.engines.protocols import Engine
 from heredity.redteam.judges import Decider
 from heredity.study.deviations import note_event
 from heredity.study.legacy import RowsFromSchema1
@@ -64,6 +63,10 @@ class EarlierRuns:
         trial whose answer is in the response cache is asked, but reaches no engine (scheduler.py).
         """
         return self.answered.missing(indices)
+
+    def of_block(self, grid: Grid, m: int, low: int, high: int) -> Iterator[int]:
+        """The trials of a model in a block of probes that are still to ask."""
+        return self.still_to_ask(grid.of_probes(m, low, high))
 
 
 def read_earlier_runs(folder: Path, grid: Grid, meter: Meter) -> EarlierRuns:
@@ -134,13 +137,13 @@ def drop_stale_verdicts(
 # --- the arithmetic of earlier answers --------------------------------------------------------------
 
 
-def refuse_other_arithmetic(folder: Path, model: PlannedModel, engine: Engine, earlier: set[str]) -> None:
-    """Raise NotComparable if `earlier` engines of this model have another arithmetic than `engine`."""
+def refuse_other_arithmetic(folder: Path, model: PlannedModel, numerics: str, earlier: set[str]) -> None:
+    """Raise NotComparable if `earlier` engines of this model have other numerics than these."""
     held = {run.base_numerics for run in run_records(folder) if run.engine in earlier}
-    if held - {engine.numerics}:
+    if held - {numerics}:
         raise NotComparable(
             f"Model '{model.name}' answered in {folder} as '{held.pop()}' computes, this engine is "
-            f"'{engine.numerics}': its answers would not belong together. Ask on the machine and with the "
+            f"'{numerics}': its answers would not belong together. Ask on the machine and with the "
             "versions of before, or in another folder.",
             code="numerics-differ",
         )

@@ -2,7 +2,8 @@
 
 Promises: one model is loaded at a time, and only if it has trials left. A model that an attack has changed
 shares the weights of the loaded one. It has its own engine name, and its own row among the runs.
-Leaves to others: the order of the trials (study.py), conversations (scheduler.py), files (storage.py).
+Leaves to others: the order of the trials (study.py), conversations (scheduler.py), files (storage.py), and
+several processes that ask at once (workers/).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, groupby, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
@@ -40,8 +41,8 @@ from heredity.engines.protocols import Accountant, Engine
 from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, needs_judge
 from heredity.study import storage
-from heredity.study.attack_context import AttackServices
-from heredity.study.plan import Grid, PlannedModel, TrialSet
+from heredity.study.attack_context import AttackServices, SearchCache, attack_services
+from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
 from heredity.study.resume import refuse_other_arithmetic
 from heredity.study.scheduler import ConversationScheduler, shared_prefix
 from heredity.study.storage import (
@@ -59,20 +60,52 @@ from heredity.study.storage import (
 
 OpenCache = Callable[[Engine], AbstractContextManager[ResponseCache | None]]
 AskTrials = Callable[[Iterable[int]], None]  # asks one loaded model the trials at these indices
+StillToAsk = Callable[[], Iterator[int]]  # the trials of one model that have no row yet
+
+
+class RowWriter(Protocol):
+    """Takes the finished responses of one engine."""
+
+    def __call__(self, response: Response) -> None: ...
+
+    def flush(self) -> None:
+        """Put the rows so far on the disk."""
+
+
+class Recorder(Protocol):
+    """Where the rows of a run go: the study's folder, or the process that writes there."""
+
+    def loading(self, m: int) -> None:
+        """Model number `m` is about to be loaded."""
+
+    def loaded(self, m: int, engine: Engine, prefix: PromptPrefix) -> None:
+        """Model number `m` is loaded. Raises NotComparable if it computes otherwise than in earlier runs."""
+
+    def run(self, m: int, engine: Engine, cache: ResponseCache | None) -> AbstractContextManager[RowWriter]:
+        """Record a run of one engine of model `m`; its writer takes the responses."""
+
+
+class Asker(Protocol):
+    """Asks the models of a study their trials: in this process, or in others."""
+
+    @property
+    def model(self) -> int | None:
+        """A model that is loaded, by its place in the plan."""
+
+    def ask(self, work: Sequence[tuple[int, StillToAsk]]) -> None:
+        """Ask models their trials; returns when every trial has its row."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """The folder of a study, and access to its models, caches and attack services."""
+    """Access to the models, caches and attack services of a study, and the place of its rows."""
 
-    folder: Path
+    folder: Path  # where the answers are kept, for messages
     grid: Grid
-    rows: Rows[Response]  # responses.jsonl, for writing
-    meter: Meter
+    recorder: Recorder
     services: AttackServices | None  # None: no attack needs any
     open_model: Callable[[PlannedModel], AbstractContextManager[Engine]]
     open_cache: OpenCache
-    plan_seal: str = ""
 
 
 # --- asking ---------------------------------------------------------------------------------------
@@ -85,7 +118,12 @@ class ModelSlot:
         self._load, self._open = load, ExitStack()
         self.model: int | None = None  # the loaded model, by its place in the plan
 
-    def ask(self, m: int, indices: Iterator[int]) -> None:
+    def ask(self, work: Sequence[tuple[int, StillToAsk]]) -> None:
+        """Ask models their trials, one model after the other."""
+        for m, still_to_ask in work:
+            self.ask_one(m, still_to_ask())
+
+    def ask_one(self, m: int, indices: Iterator[int]) -> None:
         """Ask model `m` its trials at `indices`; without any, it is not loaded."""
         if (first := next(indices, None)) is None:
             return
@@ -104,16 +142,30 @@ class ModelSlot:
 
 
 @contextmanager
-def loaded_model(context: RunContext, m: int, earlier: set[str]) -> Iterator[AskTrials]:
-    """Model `m`, loaded, as a function that asks it trials. `earlier`: its engines in earlier runs."""
+def one_process(
+    grid: Grid,
+    recorder: FolderRecorder,
+    open_model: Callable[[PlannedModel], AbstractContextManager[Engine]],
+    open_cache: OpenCache,
+) -> Iterator[ModelSlot]:
+    """An Asker that loads the models in this process, one at a time."""
+    folder = recorder.folder
+    with attack_services(grid.plan, open_model, open_cache, SearchCache(folder)) as services:
+        context = RunContext(folder, grid, recorder, services, open_model, open_cache)
+        with ModelSlot(lambda m: loaded_model(context, m)) as slot:
+            yield slot
+
+
+@contextmanager
+def loaded_model(context: RunContext, m: int) -> Iterator[AskTrials]:
+    """Model `m`, loaded, as a function that asks it trials."""
     model = context.grid.plan.models[m]
-    context.meter.of(model.name)
+    context.recorder.loading(m)
     try:
         with context.open_model(model) as engine, context.open_cache(engine) as cache, ExitStack() as stack:
-            refuse_other_arithmetic(context.folder, model, engine, earlier)
             prefix = shared_prefix(engine, context.grid.plan.application)
-            Prefixes(context.folder).add(prefix)
-            yield _LoadedModel(context, model, engine, prefix, cache, stack)
+            context.recorder.loaded(m, engine, prefix)
+            yield _LoadedModel(context, m, engine, prefix, cache, stack)
     except EngineFailure as error:
         kind = BudgetSpent if isinstance(error, BudgetSpent) else EngineFailure
         raise kind(
@@ -129,13 +181,13 @@ class _LoadedModel:
     def __init__(
         self,
         context: RunContext,
-        model: PlannedModel,
+        m: int,
         engine: Engine,
         prefix: PromptPrefix,
         cache: ResponseCache | None,
         stack: ExitStack,
     ) -> None:
-        self._context, self._model, self._prefix, self._cache = context, model, prefix, cache
+        self._context, self._m, self._prefix, self._cache = context, m, prefix, cache
         self._stack = stack
         self._engines = {"": (engine, self._writer(engine))}  # by the change to the model; "" for none
         loaded = [attacks.planned(spec) for spec in context.grid.plan.attacks]
@@ -164,48 +216,92 @@ class _LoadedModel:
         finally:
             writer.flush()
 
-    def _engine(self, change: str) -> tuple[Engine, ResponseWriter]:
+    def _engine(self, change: str) -> tuple[Engine, RowWriter]:
         if change not in self._engines:
             base, writer = self._engines[""]
-            services = self._context.services or AttackServices(self._context.folder)
-            engine = services.changed_engine(self._attacks[change], self._model, base)
+            services = self._context.services or AttackServices()
+            model = self._context.grid.plan.models[self._m]
+            engine = services.changed_engine(self._attacks[change], model, base)
             if engine is not base:
                 self._stack.callback(engine.close)
                 writer = self._writer(engine)
             self._engines[change] = (engine, writer)
         return self._engines[change]
 
-    def _writer(self, engine: Engine) -> ResponseWriter:
-        count = self._stack.enter_context(recorded_run(self._context, self._model, engine))
-        return ResponseWriter(self._context.rows, self._cache, self._context.meter, count)
+    def _writer(self, engine: Engine) -> RowWriter:
+        return self._stack.enter_context(self._context.recorder.run(self._m, engine, self._cache))
 
 
-@contextmanager
-def recorded_run(context: RunContext, model: PlannedModel, engine: Engine) -> Iterator[RunCount]:
-    """Write a row of runs.jsonl at the start, so that a killed run is recorded, and one at the end."""
-    started, count = time.monotonic(), RunCount()
+class FolderRecorder:
+    """Writes the rows of runs into a study's folder, whose lock this process holds.
+
+    engines: those that answered in earlier runs, by model
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        rows: Rows[Response],
+        meter: Meter,
+        engines: Sequence[set[str]],
+        seal: str,
+    ) -> None:
+        self.folder, self.plan, self.rows, self.meter = folder, plan, rows, meter
+        self.engines, self.seal = engines, seal
+
+    def loading(self, m: int) -> None:
+        self.meter.of(self.plan.models[m].name)
+
+    def loaded(self, m: int, engine: Engine, prefix: PromptPrefix) -> None:
+        refuse_other_arithmetic(self.folder, self.plan.models[m], engine.numerics, self.engines[m])
+        Prefixes(self.folder).add(prefix)
+
+    @contextmanager
+    def run(self, m: int, engine: Engine, cache: ResponseCache | None) -> Iterator[ResponseWriter]:
+        run = OpenRun(self.folder, begun_run(self.plan.models[m], engine, self.seal))
+        try:
+            yield ResponseWriter(self.rows, cache, self.meter, run.count)
+        finally:
+            run.close(account(engine))
+
+
+def begun_run(model: PlannedModel, engine: Engine, seal: str) -> RunRecord:
+    """The row of runs.jsonl at the start of a run, with zeros."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    begun = RunRecord(
+    return RunRecord(
         model.id, engine.name, at, platform.node(), 0.0, 0, 0, 0, _versions(), engine.numerics,
         base_numerics=base_numerics(engine), is_batch_unverified=is_batch_unverified(engine),
-        plan_seal=context.plan_seal,
+        plan_seal=seal,
     )  # fmt: skip
-    folder = context.folder
-    with Rows(folder / RUNS, RunRecord) as rows:
-        rows.append(begun)
-    try:
-        yield count
-    finally:
+
+
+def account(engine: Engine) -> dict[str, object]:
+    """The engine's account of a run; {} if it keeps none."""
+    return engine.account() if isinstance(engine, Accountant) else {}
+
+
+class OpenRun:
+    """Writes a row of runs.jsonl at the start, so that a killed run is recorded, and one at the end."""
+
+    def __init__(self, folder: Path, begun: RunRecord) -> None:
+        self.begun, self._folder, self._started = begun, folder, time.monotonic()
+        self.count = RunCount()
+        with Rows(folder / RUNS, RunRecord) as rows:
+            rows.append(begun)
+
+    def close(self, account: dict[str, object]) -> None:
+        """Write the row of the end."""
         ended = msgspec.structs.replace(
-            begun,
-            seconds=round(time.monotonic() - started, 3),
-            n_asked=count.n_asked,
-            n_errors=count.n_errors,
-            n_cached=count.n_cached,
-            account=engine.account() if isinstance(engine, Accountant) else {},
+            self.begun,
+            seconds=round(time.monotonic() - self._started, 3),
+            n_asked=self.count.n_asked,
+            n_errors=self.count.n_errors,
+            n_cached=self.count.n_cached,
+            account=account,
         )
         # A full disk was reported by the responses already; this row is only a record.
-        with suppress(HeredityError, OSError), Rows(folder / RUNS, RunRecord) as rows:
+        with suppress(HeredityError, OSError), Rows(self._folder / RUNS, RunRecord) as rows:
             rows.append(ended)
 
 

@@ -113,6 +113,7 @@ class RunRecord(Record, frozen=True):
     base_numerics: str = ""  # the numerics of the unchanged model, if an attack has changed it
     is_batch_unverified: bool = False  # an answer may depend on the other requests of its batch
     plan_seal: str = ""  # of plan.json when this run began (plan.plan_seal); "": not known, as in older runs
+    machine: str | msgspec.UnsetType = msgspec.UNSET  # of a worker: the kind of machine (host.machine_name)
     schema: int = ROW_SCHEMA
 
 
@@ -170,13 +171,14 @@ def answered_rows(rows: Rows[Response], grid: Grid, answered: TrialSet) -> Itera
     Raises Damaged for a response of another trial, or a second one.
     """
     for row in rows:
-        if not _is_of_its_trial(row, grid):
+        if not is_of_its_trial(row, grid):
             raise _not_of_this_plan(rows, row.index)
         _add(answered, row.index, rows)
         yield row
 
 
-def _is_of_its_trial(row: Response, grid: Grid) -> bool:
+def is_of_its_trial(row: Response, grid: Grid) -> bool:
+    """Whether a response is to the trial of its index, in every part that names it."""
     if not 0 <= row.index < len(grid):
         return False
     trial = grid.trial(row.index)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
@@ -36,10 +36,8 @@ from heredity.lineage.loading import engine_loader, load_engine
 from heredity.lineage.store import Store
 from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import EngineLoader, Grown
-from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, Models
-from heredity.study import aggregate, drift, importers, resume, storage
-from heredity.study.attack_context import AttackerModel, AttackServices
+from heredity.study import aggregate, drift, importers, resume, shards, storage
 from heredity.study.deviations import note_event
 from heredity.study.forecast import forecast_study
 from heredity.study.outcomes import Outcomes, n_in_scope
@@ -56,9 +54,11 @@ from heredity.study.plan import (
     write_plan,
 )
 from heredity.study.result import Result
-from heredity.study.runner import JudgingStep, ModelSlot, RunContext, loaded_model
+from heredity.study.resume import EarlierRuns
+from heredity.study.runner import Asker, FolderRecorder, JudgingStep, one_process
 from heredity.study.same_conversations import same_conversations
 from heredity.study.sequential import StoppingRule
+from heredity.study.shards import StudyPart
 from heredity.study.spec import (
     ENDPOINTS,
     STOPPINGS,
@@ -69,6 +69,8 @@ from heredity.study.spec import (
     resolve_plan,
 )
 from heredity.study.storage import ResponseDigests
+from heredity.study.who_answered import require_own_answers
+from heredity.study.workers.start import Place, Workers, asked_models
 
 __all__ = ["Progress", "Result", "Study", "StudySpec"]
 
@@ -86,6 +88,8 @@ class Study:
     other get an estimate of inheritance; see Result.edge. Nothing is written before a step runs. Raises
     UsageError for a model, probe or setting that does not exist or does not fit.
     """
+
+    part: StudyPart | None = None  # asks only this part of its trials (shards.py)
 
     def __init__(
         self,
@@ -186,16 +190,25 @@ class Study:
         n_trials, application = n_in_scope(self._plan), self._plan.application.name
         return f"<Study of {models} in {application!r}: {n_trials} trials, folder {str(self.folder)!r}>"
 
-    def run(self, progress: Watch | None = None, *, retry_errors: bool = False) -> Result:
+    def run(
+        self,
+        progress: Watch | None = None,
+        *,
+        retry_errors: bool = False,
+        workers: Workers | int | None = None,
+    ) -> Result:
         """Run every step, each from where it stopped. `progress` is called at most ten times a second.
 
         retry_errors: ask trials again that ended in an error; their rows are kept in errors.jsonl.
+        workers: how many processes ask, or where they run (Workers); None: this process asks. The rows are
+            the same.
         """
+        several = Workers.of(workers, has_own_loader=self._loader is not None)
         self.require_judge()  # before anything is written
         self._refuse_unloadable()
         with Lock(self.folder):
             self._save_plan()
-            self._ask(progress, retry_errors)
+            self._ask(progress, retry_errors, several)
             if not self._plan.stops_early:  # else every block was judged before the next was asked
                 self._judge(progress)
             return self._estimate(progress)
@@ -227,11 +240,18 @@ class Study:
             self._save_plan()
         return self._plan
 
-    def ask(self, progress: Watch | None = None, *, retry_errors: bool = False) -> None:
+    def ask(
+        self,
+        progress: Watch | None = None,
+        *,
+        retry_errors: bool = False,
+        workers: Workers | int | None = None,
+    ) -> None:
         """Ask every trial that has no response yet. Raises EngineFailure; earlier responses are kept."""
+        several = Workers.of(workers, has_own_loader=self._loader is not None)
         with Lock(self.folder):
             self._save_plan()
-            self._ask(progress, retry_errors)
+            self._ask(progress, retry_errors, several)
 
     def judge(self, progress: Watch | None = None) -> None:
         """Judge every response that has no verdict of the current judges."""
@@ -253,8 +273,9 @@ class Study:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._plan = write_plan(self.folder, self._plan, at, self.forecast)
 
-    def _ask(self, watch: Watch | None, retry_errors: bool) -> None:
+    def _ask(self, watch: Watch | None, retry_errors: bool, workers: Workers | None) -> None:
         grid = Grid(self._plan)
+        shards.gather(self.folder, grid)
         if retry_errors:
             self._refuse_recorded()
             resume.set_errors_aside(self.folder, grid)
@@ -263,16 +284,38 @@ class Study:
         self._drop_stale(earlier.digests, grid)
         if next(earlier.still_to_ask(range(len(grid))), None) is not None:
             self._decider.prepare(self._plan.probes)
-        with Rows(self.folder / storage.RESPONSES, Response) as rows, self._services() as services:
-            seal = plan_seal(read_saved(self.folder))
-            context = RunContext(self.folder, grid, rows, meter, services, self._engine, self._cache, seal)
-            with ModelSlot(lambda m: loaded_model(context, m, earlier.engines[m])) as slot:
+            asked = {model.id: model for model in asked_models(self._plan)}
+            records = [self._planned(model).record for model in asked.values()]
+            require_own_answers(records, lambda record: self._engine(asked[record.id]))
+        seal = plan_seal(read_saved(self.folder))
+        with Rows(self.folder / storage.RESPONSES, Response) as rows:
+            recorder = FolderRecorder(self.folder, self._plan, rows, meter, earlier.engines, seal)
+            with self._asker(grid, recorder, earlier, workers) as asker:
                 if self._plan.stops_early:
-                    self._ask_until_decided(grid, earlier, meter, slot)
+                    self._ask_until_decided(grid, earlier, meter, asker)
                 else:
-                    for m in range(len(self._plan.models)):
-                        slot.ask(m, earlier.still_to_ask(grid.of_model(m)))
+                    every = range(len(self._plan.models))
+                    asker.ask([(m, partial(self._still_to_ask, grid, earlier, m)) for m in every])
         meter.close()
+
+    def _still_to_ask(self, grid: Grid, earlier: EarlierRuns, m: int) -> Iterator[int]:
+        found = earlier.still_to_ask(grid.of_model(m))
+        return found if self.part is None else self.part.of(grid, found)
+
+    @contextmanager
+    def _asker(
+        self, grid: Grid, recorder: FolderRecorder, earlier: EarlierRuns, workers: Workers | None
+    ) -> Iterator[Asker]:
+        """Asks the trials: of the models in this process, one at a time, or with several workers."""
+        if workers is not None:
+            records = [self._planned(model).record for model in asked_models(self._plan)]
+            store = self._open_store()
+            where = Place(store.root, self._device or store.wanted_device)
+            with workers.driver(grid, recorder, earlier, records, where) as driver:
+                yield driver
+            return
+        with one_process(grid, recorder, self._engine, self._cache) as slot:
+            yield slot
 
     def _refuse_unloadable(self) -> None:
         """Raise Unavailable for a model that could never answer, before its study takes a folder."""
@@ -288,9 +331,7 @@ class Study:
                 code="answers-imported",
             )
 
-    def _ask_until_decided(
-        self, grid: Grid, earlier: resume.EarlierRuns, meter: Meter, slot: ModelSlot
-    ) -> None:
+    def _ask_until_decided(self, grid: Grid, earlier: EarlierRuns, meter: Meter, asker: Asker) -> None:
         """Ask block by block, with an interim analysis after each; only models of undecided pairs are asked.
 
         A resumed study analyses the answers of earlier runs in the same steps, so it decides the same.
@@ -300,8 +341,8 @@ class Study:
         judging = JudgingStep(self.folder, grid, meter_of_judge, rule.outcomes.note, self._decider)
         while not rule.is_over:
             # The loaded model comes first, so that each analysis loads one model less.
-            for m in sorted(rule.open_models, key=lambda m: m != slot.model):
-                slot.ask(m, earlier.still_to_ask(grid.of_probes(m, *rule.block())))
+            models, block = sorted(rule.open_models, key=lambda m: m != asker.model), rule.block()
+            asker.ask([(m, partial(earlier.of_block, grid, m, *block)) for m in models])
             judging.run()
             same_conversations(rule.outcomes, self.folder)
             rule.analyse()
@@ -446,21 +487,9 @@ class Study:
             engine.close()
 
     @contextmanager
-    def _services(self) -> Iterator[AttackServices | None]:
-        """The services of the attacks; None if the plan has no attack that needs any."""
-        model = self._plan.attacker
-        planned = [attacks.planned(spec) for spec in self._plan.attacks]
-        if isinstance(model, PlannedModel):
-            with AttackerModel(lambda: self._engine(model), self._cache, model) as attacker:
-                yield AttackServices(self.folder, attacker)
-        elif any(attack.needs_weights or attack.searches for attack in planned):
-            yield AttackServices(self.folder)
-        else:
-            yield None
-
-    @contextmanager
     def _cache(self, engine: Engine) -> Iterator[ResponseCache | None]:
-        if not engine.numerics:
+        # SQLite's log works among processes of one machine only, and parts are on several.
+        if not engine.numerics or self.part is not None:
             yield None
             return
         with self._open_store().cache() as cache:

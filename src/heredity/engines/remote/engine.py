@@ -65,6 +65,12 @@ def load(
     return RemoteEngine(endpoint, opened, calls, price, Transport(opened, name, key, calls, key_mask(key)))
 
 
+def shared_address(model: Model) -> str:
+    """The address and API of a server that is not the vendor's own; "" for the vendor's."""
+    address, api = (str(model.recipe.settings.get(key, "")) for key in ("base_url", "api"))
+    return "" if address in ("", HOMES.get(api)) else f"{address} ({api})"
+
+
 class RemoteEngine:
     """A remote model behind the Engine protocol."""
 

@@ -87,6 +87,12 @@ def _visible(index: int) -> str:
     return names[index] if index < len(names) else str(index)
 
 
+def shared_address(model: Model) -> str:  # noqa: ARG001
+    """The address of a running server, which may hold other models and adapters; "" for one of our own."""
+    where = os.environ.get(WHERE, "").strip()
+    return where.rstrip("/") if where.startswith(("http://", "https://")) else ""
+
+
 def _command(where: str) -> list[str]:
     """Return the program and its options; the whole text is the program if it is a file."""
     return [where] if Path(where).is_file() else shlex.split(where)

@@ -1,0 +1,213 @@
+"""Ask a study in parts that know nothing of each other, such as the tasks of a Slurm array.
+
+    heredity study plan.toml --out DIR --shard 3/64     asks part 3 of 64, into DIR/shards/03-of-64
+    heredity study DIR                                  collects the rows of all parts, and continues
+
+Promises: all parts have one plan.json. A trial is in one part, by a digest that all models share, so both
+members of a pair are. Collecting copies rows and changes no part.
+Leaves to others: asking (study.py), and starting the tasks (the user's scheduler).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.files import Lock, Rows
+from heredity.core.progress import Watch
+from heredity.core.records import Response, encode
+from heredity.study.attack_context import FOUND, SearchResult
+from heredity.study.plan import PLAN, Grid, TrialSet, read_saved
+from heredity.study.storage import (
+    PREFIXES,
+    RESPONSES,
+    RUNS,
+    Prefixes,
+    PromptPrefix,
+    RunRecord,
+    answered_rows,
+    open_responses,
+    run_records,
+)
+
+if TYPE_CHECKING:
+    from heredity.study.study import Study
+
+SHARDS = "shards"
+MOST_SHARDS = 10_000
+_FOLDER = re.compile(r"(\d{1,5})-of-(\d{1,5})")
+_WAIT_SECONDS = 120.0  # for the task that writes the plan
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """Part `i` of `n` of a plan's trials; the first part is 1."""
+
+    i: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> StudyPart:
+        """The part that "3/64" names. Raises UsageError."""
+        i, separator, n = text.partition("/")
+        if separator and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) <= MOST_SHARDS:
+            return cls(int(i), int(n))
+        raise UsageError(
+            f"'{text[:40]}' is not a part. Write I/N with 1 <= I <= N <= {MOST_SHARDS:,}, such as 3/64.",
+            code="shard-malformed",
+        )
+
+    def folder(self, study: Path) -> Path:
+        """The folder of this part."""
+        return study / SHARDS / f"{self.i:0{len(str(self.n))}}-of-{self.n}"
+
+    def of(self, grid: Grid, indices: Iterator[int]) -> Iterator[int]:
+        """Those of `indices` that are in this part."""
+        return (index for index in indices if _part(grid, index, self.n) == self.i)
+
+
+class PartProgress(NamedTuple):
+    """The progress of one part: answered trials of all that it has."""
+
+    part: StudyPart
+    n_done: int
+    n_total: int
+
+
+def ask_part(
+    study: Study, part: StudyPart, progress: Watch | None = None, *, retry_errors: bool = False
+) -> Path:
+    """Ask one part of the trials, in a folder of its own, which is returned; `Study.run` collects all parts.
+
+    Raises UsageError for a study that stops early, and if it has parts of another number.
+    """
+    if study.resolved.stops_early:
+        raise UsageError(
+            "A study that stops early decides from all answers, so it has no parts. Use --stopping fixed.",
+            code="shard-stops-early",
+        )
+    with Lock(study.folder / SHARDS, wait_seconds=_WAIT_SECONDS):
+        if not (study.folder / PLAN).exists():
+            study.plan()
+        folder = _prepare(study.folder, part)
+    asked = copy(study)
+    asked.folder, asked.part = folder, part
+    asked.ask(progress, retry_errors=retry_errors)
+    return folder
+
+
+def collect(study: Study) -> list[PartProgress]:
+    """Collect the rows of all parts so far, and return the progress of each. Nothing is asked."""
+    study.plan()
+    with Lock(study.folder):
+        return gather(study.folder, Grid(study.resolved))
+
+
+def _prepare(study: Path, part: StudyPart) -> Path:
+    """Make the folder of a part with the plan.json of its study, and return it."""
+    if other := {found.n for found in shards_of(study)} - {part.n}:
+        raise UsageError(
+            f"{study / SHARDS} has parts of {other.pop()}, not of {part.n}. Use the same number in "
+            "every task, or another --out.",
+            code="shards-differ",
+        )
+    folder = part.folder(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / PLAN).exists():
+        shutil.copyfile(study / PLAN, folder / f"{PLAN}.new")
+        (folder / f"{PLAN}.new").replace(folder / PLAN)
+    return folder
+
+
+def shards_of(study: Path) -> list[StudyPart]:
+    """The parts of a study that have a folder, in order."""
+    if not (study / SHARDS).is_dir():
+        return []
+    matches = (_FOLDER.fullmatch(each.name) for each in (study / SHARDS).iterdir())
+    return sorted((StudyPart(int(m[1]), int(m[2])) for m in matches if m), key=lambda part: part.i)
+
+
+def gather(study: Path, grid: Grid) -> list[PartProgress]:
+    """Copy the rows of all parts that the study has not yet; returns the progress of each part.
+
+    The caller holds the study's lock. Rows of tasks that still run are copied too, as far as they are. Raises
+    Damaged for a part with another plan, and NotComparable if two parts computed one model differently.
+    """
+    found = shards_of(study)
+    if not found:
+        return []
+    answered = TrialSet(len(grid))
+    for _ in answered_rows(open_responses(study, grid), grid, answered):
+        pass
+    own, folders = read_saved(study), [part.folder(study) for part in found]
+    for folder in folders:
+        if read_saved(folder) != own:
+            raise Damaged(
+                f"{folder / PLAN} is not the plan of {study}. Remove the folder, and ask the part again.",
+                code="another-plan",
+            )
+    n_done = [_copy(folder, study, grid, answered) for folder in folders]
+    # After the answers: a task that still runs has recorded the run of each.
+    for name, kind in ((RUNS, RunRecord), (FOUND, SearchResult)):
+        _append_new([folder / name for folder in folders], study / name, kind)
+    _refuse_mixed_numerics(study, grid)
+    n_total = _sizes(grid, found[0].n)
+    return [PartProgress(part, n, n_total[part.i - 1]) for part, n in zip(found, n_done, strict=True)]
+
+
+def _copy(folder: Path, study: Path, grid: Grid, answered: TrialSet) -> int:
+    """Copy the rows of one part; returns how many responses it has."""
+    prefixes, n = Prefixes(study), 0
+    for prefix in Rows(folder / PREFIXES, PromptPrefix):
+        prefixes.add(prefix)
+    with Rows(study / RESPONSES, Response) as rows:
+        for row in answered_rows(open_responses(folder, grid), grid, TrialSet(len(grid))):
+            n += 1
+            if answered.add(row.index):
+                rows.append(row)
+    return n
+
+
+def _append_new(sources: list[Path], target: Path, kind: type[RunRecord] | type[SearchResult]) -> None:
+    """Append the few rows of `sources` that `target` lacks; of equal rows as many as the sources have."""
+    known = Counter(encode(row) for row in Rows(target, kind))
+    with Rows(target, kind) as rows:
+        for row in (row for source in sources for row in Rows(source, kind)):
+            spelt = encode(row)
+            if known[spelt]:
+                known[spelt] -= 1
+            else:
+                rows.append(row)
+
+
+def _sizes(grid: Grid, n: int) -> list[int]:
+    """The number of trials in each of `n` parts."""
+    sizes = [0] * n
+    for index in grid.of_model(0):
+        sizes[_part(grid, index, n) - 1] += 1
+    return [size * len(grid.plan.models) for size in sizes]
+
+
+def _part(grid: Grid, index: int, n: int) -> int:
+    """The part, from 1 to `n`, of a trial: by a digest of the plan's seed and the cell, without the model."""
+    cell = f"{grid.plan.seed}\0{index % grid.plan.n_per_model}".encode()
+    return int.from_bytes(hashlib.blake2b(cell, digest_size=8).digest(), "big") % n + 1
+
+
+def _refuse_mixed_numerics(study: Path, grid: Grid) -> None:
+    for model in grid.plan.models:
+        held = {run.base_numerics for run in run_records(study) if run.model == model.id}
+        if len(held) > 1:
+            raise NotComparable(
+                f"Parts of {study} computed '{model.name}' differently: '{held.pop()}' and '{held.pop()}'. "
+                "Run all tasks on one kind of machine, and ask the parts of the other kind again.",
+                code="numerics-differ",
+            )
