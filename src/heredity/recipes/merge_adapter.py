@@ -93,7 +93,7 @@ def merge(adapter: Path, base: Path, out: Path, dtype: str = "") -> float:
     if changes:
         replace_json(out / CONFIG, _without_old_dtype(config, dtype) | changes)
     if has_tokenizer(adapter):
-        _bring_tokenizer(adapter, out)
+        bring_tokenizer(adapter, out)
     return sums.rounding
 
 
@@ -174,7 +174,7 @@ def _own_head(adapter: Adapter, names: set[str], base: Path) -> dict[str, Tensor
     return {HEAD: adapter.changed(HEAD, source).contiguous().clone()}
 
 
-def _bring_tokenizer(adapter: Path, out: Path) -> None:
+def bring_tokenizer(adapter: Path, out: Path) -> None:
     """Replace the base's tokenizer and template by those of the adapter."""
     for name in TOKENIZER:
         (out / name).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ from heredity.core.records import Made, Model, RecipeRecord
 from heredity.deploy import export
 from heredity.deploy.export import adapter as adapter_form
 from heredity.engines.formats.rewrite import read_all
+from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.lora import Lora
 from heredity.recipes.merge_adapter import MergeAdapter
 from heredity.train.data import chat
 from tests.support.errors import raises
+from tests.support.peft_adapters import make_adapter
 from tests.support.tiny_models import make_model
 
 ROWS = [(f"the quick fox {i}", "jumps over a lazy dog") for i in range(8)]
@@ -67,6 +70,21 @@ def test_an_adapter_goes_out_as_peft_loads_it_and_names_its_base(
     assert config["base_model_name_or_path"] == base.record.name
     card = (done.folder / "README.md").read_text("utf-8")
     assert "library_name: peft" in card
+
+
+def test_an_adopted_adapter_goes_out_with_its_own_template(store: Store, base: Grown, tmp_path: Path) -> None:
+    """TRL and unsloth save the tokenizer beside the adapter; the child was measured with that one."""
+    pytest.importorskip("peft")
+    folder = make_adapter(base.folder, tmp_path / "mine", strength=0.02)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base.folder / name, folder / name)
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<|im_end|>{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    child = adopt(str(folder), base, store)
+    for form in ("adapter", "hf"):
+        done = export.export(store, child, form, tmp_path / form)
+        assert (done.folder / "chat_template.jinja").read_text("utf-8") == template
+        assert all(each.n > 0 or each.left_out for each in done.parities)
 
 
 def test_auto_peft_model_finds_the_exported_base_by_its_name(

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from heredity.core.records import Message, Request
 from heredity.engines.chat.codec import ChatCodec
+from heredity.engines.chat.folder import has_tokenizer
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
@@ -144,7 +145,8 @@ def read_folder(
 
     folder = loaded.folder
     writer = ConversationEncoder(folder)
-    chat = writer.chat
+    adapter = loaded.adapter
+    chat = ChatCodec(adapter) if adapter is not None and has_tokenizer(adapter) else writer.chat
     text = chat.continuation(TEXT)
     places = [*enumerate(text), *picked]
     engine = engines.open_folder(

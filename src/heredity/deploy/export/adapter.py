@@ -16,8 +16,10 @@ from heredity.core.errors import UsageError
 from heredity.core.records import Model
 from heredity.deploy.export import hf
 from heredity.deploy.export._parity import ExportSource, LoadedFolder, ParityReading, read_folder
+from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.formats.peft import CONFIG, TENSORS
 from heredity.lineage.catalog import catalogue
+from heredity.recipes.merge_adapter import bring_tokenizer
 from heredity.train.data.chat import ConversationEncoder
 
 _OF_BASE = ("config.json", "generation_config.json", "README.md", "model.safetensors.index.json")
@@ -26,7 +28,7 @@ _BACK = 1e-3  # nats: the same weights in the same arithmetic
 
 
 def write(source: ExportSource, out: Path) -> None:
-    """Write the adapter, and the tokenizer and template of its base."""
+    """Write the adapter, and its tokenizer and template: those of its base if it has none."""
     record = source.model.record
     if not source.is_adapter:
         raise UsageError(
@@ -37,6 +39,8 @@ def write(source: ExportSource, out: Path) -> None:
     for path in sorted(base.folder.iterdir()):
         if path.is_file() and path.suffix != ".safetensors" and path.name not in (*hf.SKIPPED, *_OF_BASE):
             shutil.copyfile(path, out / path.name)
+    if has_tokenizer(source.model.folder):
+        bring_tokenizer(source.model.folder, out)
     shutil.copyfile(source.model.folder / TENSORS, out / TENSORS)
     config = json.loads((source.model.folder / CONFIG).read_text("utf-8"))
     config["base_model_name_or_path"] = name_of_base(base.record)
