@@ -153,6 +153,15 @@ def test_a_gguf_of_the_hub_is_known_by_its_first_bytes(
         store.preview(f"hf:{REPO}/b.gguf")
 
 
+def test_an_adapter_is_told_to_be_adopted_before_it_is_fetched(
+    store: Store, play: Play, server: Server
+) -> None:
+    play({"adapter_config.json": b"{}", "adapter_model.safetensors": b"0" * 99})
+    with raises(Refused, "adapter-config", mentions=[f"heredity adopt hf:{REPO}"]):
+        store.preview(f"hf:{REPO}")
+    assert not any("resolve" in path for path in server.asked)
+
+
 @pytest.mark.parametrize(
     ("config", "error", "code"),
     [

@@ -468,6 +468,12 @@ def _preview(name: str, repository: Repository, files: Sequence[HubFile], parts:
         found = preview.of_start(name, read_start(repository, files[0]), files[0].n_bytes)
     else:
         config = next((f for f in files if f.path == preview.CONFIG), None)
+        if config is None and any(f.path == "adapter_config.json" for f in files):
+            raise Refused(
+                f"{repository.repo} is an adapter, which needs its base:"
+                f" heredity adopt hf:{repository.repo} --parent MODEL",
+                code="adapter-config",
+            )
         if config is None:
             raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
         with Lock(parts):
