@@ -7,13 +7,14 @@ Leaves to others: getting the bytes and checking them (recipes/pull/recipe.py).
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from heredity import engines
 from heredity.core import host
-from heredity.core.errors import UsageError
+from heredity.core.errors import Damaged, Refused, UsageError
 from heredity.core.sanitize import plain
 from heredity.core.terminal import Display, err, note, size
 from heredity.lineage import catalog
@@ -43,6 +44,14 @@ def show_preview(found: Preview) -> None:
     """Show a model before its weights are fetched."""
     for line in preview_lines(found, *_free_memory()):
         err().print(plain(line), soft_wrap=True, markup=False, highlight=False)
+
+
+def show_before_adoption(store: Store, ref: str) -> None:
+    """Show a model of the hub before it is adopted; not an adapter, which its parent's engine answers."""
+    if not ref.startswith("hf:"):
+        return
+    with suppress(Damaged, Refused, UsageError):  # what pull refuses may be adopted: adopt decides
+        show_preview(store.preview(ref))
 
 
 def preview_lines(found: Preview, free: int | None, where: str) -> list[str]:

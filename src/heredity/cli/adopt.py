@@ -38,7 +38,7 @@ def command(
     it, or a .gguf file. Leftovers of the training are left out. heredity compares the files with the parent
     and records the evidence: claimed, consistent or shown. It refuses a model that contradicts its parent.
     """
-    from heredity.cli import _recipes
+    from heredity.cli import _pulling, _recipes
     from heredity.core import terminal
     from heredity.core.sanitize import plain
     from heredity.core.terminal import Display
@@ -50,6 +50,7 @@ def command(
     if name:
         _recipes.refuse_bad_name(name)
         _refuse_held(store, name)
+    _pulling.show_before_adoption(store, ref)
     with Display() as display:
         record = adopt(ref, given, store, made, name or "", declared, display).record
     for key, value in (*record.notes.items(), *facts(record)):

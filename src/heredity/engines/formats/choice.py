@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity.core import registry
+from heredity.engines.formats.architectures import ARCHITECTURES
 
-FAST = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3")  # model types of the torch engine
 _ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip", "siglip2")  # they write no text
 _SLOW = "transformers"  # the engine for all other architectures
 _OWN = "int8"  # the quantization that heredity writes itself
@@ -55,9 +55,9 @@ def choose_by_config(config: Mapping[str, object]) -> EngineChoice:
     if find_spec("torch") is None or find_spec("transformers") is None:
         return EngineChoice("", "torch is not installed: pip install 'heredity[torch]'", name, method)
     is_quantized = method not in ("", _OWN)
-    if name in FAST and not is_quantized:
+    if name in ARCHITECTURES and not is_quantized:
         return EngineChoice("torch", "", name, method)
-    why = f"weights quantized by '{method}'" if name in FAST else f"the architecture '{name}'"
+    why = f"weights quantized by '{method}'" if name in ARCHITECTURES else f"the architecture '{name}'"
     if _SLOW not in registry.names("engines"):
         return EngineChoice("", f"the fast engine does not read {why}", name, method)
     if (known := causal_types()) and not {name, outer} & known:
