@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from heredity.engines.formats import weights
+from heredity.engines.formats import experts, weights
 
 GPU = torch.device("meta")
 _COPIES = {torch.ops.aten._to_copy, torch.ops.aten.copy_}
@@ -48,7 +48,16 @@ class _File:
         return self._file.get_tensor(name).to(GPU)
 
 
+def _first_has_all(chosen: torch.Tensor, minlength: int) -> torch.Tensor:
+    return torch.tensor([len(chosen)] + [0] * (minlength - 1))
+
+
 def read_weights(folder: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> weights.Weights:
-    """The weights of a folder on the imitated GPU."""
+    """The weights of a folder on the imitated GPU.
+
+    A mixture of experts must read how many rows each of them has: here the first has all.
+    """
     monkeypatch.setattr(weights, "safe_open", _File)
+    monkeypatch.setattr(experts, "_is_steady", lambda expert, x: True)
+    monkeypatch.setattr(torch, "bincount", _first_has_all)
     return weights.read_weights(folder, dtype, GPU)
