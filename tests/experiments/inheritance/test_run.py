@@ -223,9 +223,7 @@ def test_the_known_bad_is_lost_and_the_equal_is_kept_for_every_seed(found: Linea
     together = tuned.together
     bounds = f"[{bare(points_interval(together.other_seeds))}]"
     assert f"| tuned, other seeds | {bounds} |" in page
-    power = (
-        r"before the first answer: [^.]+ \(Holm over \d+\)\. With several seeds: [^.]+ \(Holm over \d+\)\."
-    )
+    power = r"before the first answer: [^.]+ \(Holm over \d+\)\. With several seeds: [^.]+ to show an equal"
     assert re.search(power, page)
     row = next(line for line in render(found, "x").splitlines() if line.startswith("| tuned, 2\xa0seeds |"))
     counts = f"| {tuned.inherited.kept} / {tuned.inherited.lost} / {tuned.inherited.gained} |"
@@ -539,7 +537,7 @@ def no_hub(*asked: object) -> None:
         ("scripted:careful", "not-adopted"),
         ("./missing", "path-missing"),
         ("empty", "no-weight-format"),
-        ("hf:nobody/nothing", "unavailable"),
+        ("hf:nobody/nothing", "hub-unreachable"),
     ],
 )
 def test_a_child_that_its_user_named_and_that_cannot_be_had_is_an_error_before_anything_is_asked(
@@ -830,9 +828,11 @@ def test_the_command_compares_a_parent_with_a_child_in_one_line(
     assert "page: " in ended.output
     kept = r"mine (kept \d+ of \d+|had no) refusals of its parent.*; requests not refused changed by "
     assert re.search(rf"{kept}.*(it lost|within|not enough)", " ".join(ended.output.split()))
+    assert f"] get {child.record.name};" in ended.output
     page = (tmp_path / "out" / "inheritance.md").read_text("utf-8")
     assert "## Under the models' own default" in page and "## Under crescendo" in page
     assert page.count("| child of teacher | verdict | not refused, points") == 2 and "breaches" not in page
+    assert "Power, computed before the first answer" in page and "Holm over 1)" not in " ".join(page.split())
     assert len(re.findall(r"^\| mine \| (\*\*kept|\*\*lost|undecided|no claim)", page, re.M)) == 2
     for name in ("default", "crescendo"):
         analysis = read_study_plan(tmp_path / "out" / name).analysis

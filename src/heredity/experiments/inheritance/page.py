@@ -58,8 +58,7 @@ def render(found: LineageResult, figure_name: str) -> str:
         *_list(sentences(found)),
         "",
         *_more(found),
-        *(_paragraph(noise) if (noise := escaped(noise_floor(found))) else ()),
-        "",
+        *((*_paragraph(noise), "") if (noise := escaped(noise_floor(found))) else ()),
         f"[![{shown}]({figure_name})]({figure_name})",
         "",
         *_how_to_read(found),
@@ -210,7 +209,8 @@ def _power(found: BatteryFinding) -> str:
         if row.detectable is not None:
             loss = f"{percent(found.forecast.power)} for a loss of {100 * row.detectable:.0f} points"
         kept = f"{percent(row.not_worse)} to show an equal child as kept"
-        words.append(f"{whose}: {loss}, and {kept} (Holm over {row.n_comparisons}).")
+        family = f" (Holm over {row.n_comparisons})" if row.n_comparisons > 1 else ""
+        words.append(f"{whose}: {loss}, and {kept}{family}.")
     return " ".join(words)
 
 

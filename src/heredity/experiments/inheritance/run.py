@@ -24,7 +24,7 @@ from heredity.core.terminal import clock
 from heredity.experiments.inheritance import batteries
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import GrownFile, LineageResult, collect
-from heredity.experiments.inheritance.plan import JOINS, LineagePlan, without_place
+from heredity.experiments.inheritance.plan import JOINS, MADE, LineagePlan, without_place
 from heredity.lineage.references import without_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader
@@ -198,7 +198,9 @@ def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
 
 def _make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
     for task in possible:
-        course.start(f"make {task.name} ({task.child.recipe})", task.child.minutes)
+        is_there = task.child.recipe == MADE
+        title = f"get {task.name}" if is_there else f"make {task.name} ({task.child.recipe})"
+        course.start(title, task.child.minutes)
         if (error := lineage.make(task)) is not None:
             advice = f" {_NOW}" if isinstance(error, OutOfMemory) else ""
             course.tell(f"left out: {task.name}: {error}{advice}")
