@@ -68,14 +68,22 @@ def test_where_no_engine_fits_the_reason_is_named(config: dict[str, object], wor
 
 
 def test_quantized_weights_need_their_package(has_slow_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "aqlm", "in_group_size": 8}}
     real = choice.find_spec
-    monkeypatch.setattr(choice, "find_spec", lambda name: None if name == "gptqmodel" else real(name))
+    monkeypatch.setattr(choice, "find_spec", lambda name: None if name == "aqlm" else real(name))
     found = choose_by_config(config)
-    assert found.engine == "" and "gptqmodel" in found.reason and found.quantization == "gptq"
-    there = ModuleSpec("gptqmodel", None)
-    monkeypatch.setattr(choice, "find_spec", lambda name: there if name == "gptqmodel" else real(name))
+    assert found.engine == "" and "aqlm" in found.reason and found.quantization == "aqlm"
+    there = ModuleSpec("aqlm", None)
+    monkeypatch.setattr(choice, "find_spec", lambda name: there if name == "aqlm" else real(name))
     assert choose_by_config(config).engine == "transformers"
+
+
+@pytest.mark.parametrize("method", choice.PACKED)
+def test_packed_weights_need_no_package(method: str, has_slow_engine: None) -> None:
+    config = {"model_type": "llama", "quantization_config": {"quant_method": method}}
+    found = choose_by_config(config)
+    assert (found.engine, found.quantization) == ("torch", method)
+    assert choose_by_config({**config, "model_type": "falcon"}).engine == "transformers"
 
 
 def test_without_torch_the_reason_is_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

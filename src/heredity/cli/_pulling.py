@@ -111,8 +111,12 @@ def ready(store: Store, grown: Grown) -> Grown:
 
 
 def announce(store: Store, grown: Grown) -> None:
-    """Show a note if `store.ready` has to convert the model first."""
-    if grown.record.format == "gguf" and engines.choose(grown.record) == "torch":
+    """Show a note if `store.ready` has to convert the model first, or if the slower engine answers."""
+    record = grown.record
+    if engines.choose(record) == engines.GENERAL and not engines.is_set(record):
+        what = record.quantization or record.architecture
+        note(f"{record.name}: the engine torch does not read '{what}'; transformers answers, slower.")
+    if engines.is_converted(record):
         known = (
             model.parents == (grown.record.id,)
             for model in store.models()

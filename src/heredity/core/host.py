@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +42,9 @@ _FEW_WEIGHTS = 2**16  # of a matrix; its dtype hardly matters below that
 _REPEATS, _LEAST_REPEATS, _LONG_SECONDS = 40, 16, 4.0  # timings of `shortest`: fewer if they take long
 _TRIES = 5  # timings of a throughput
 
+# While transformers loads a model, torch's default dtype and device are those of that model in every thread.
+LOADING = threading.Lock()
+
 Clock = Callable[[], float]
 
 # --- before torch is loaded ---
@@ -56,6 +60,7 @@ def configure() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")  # transformers would load compiled code from a hub
 
 
 def prepare_transformers() -> None:

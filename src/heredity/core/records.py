@@ -151,6 +151,9 @@ class Model(Record, frozen=True):
     notes: dict[str, str] = {}  # e.g. {"warning": "anonymous uploader; the hash is pinned"}
     schema: int = SCHEMA
     descent: Descent | UnsetType = UNSET  # of an adopted model
+    # Of the files' config.json; UNSET in a record from before these fields, and for a model without one.
+    architecture: str | UnsetType = UNSET
+    quantization: str | UnsetType = UNSET
 
 
 def why_not_generative(model: Model) -> str:

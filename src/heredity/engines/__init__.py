@@ -17,6 +17,8 @@ from heredity.core.errors import EngineFailure, HeredityError, UnknownName
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
 from heredity.core.sanitize import clean_text
+from heredity.engines._architectures import FAST, PACKED
+from heredity.engines._architectures import form_of as form_of
 from heredity.engines.protocols import (
     AlterableEngine,
     BatchReporter,
@@ -30,6 +32,8 @@ _ALTERED = " | "
 _ON_SERVERS = ("remote", "vllm")  # no other module is loaded only to ask it
 _UNKNOWN_MEMORY = 16 << 30  # bytes, where the system reports none
 NOT_VERIFIED = "batch invariance not verified"  # in the name of an engine with `is_batch_unverified`
+GENERAL = "transformers"  # the engine of models that `torch` does not read ...
+NOT_READ = ("architecture-unsupported", "quantization-unsupported")  # ... and so refuses with these codes
 KV_CACHE, DTYPE = "kv_cache", "dtype"  # recipes of a model that the torch engine computes otherwise
 BY_FORMAT = {
     "safetensors": "torch",
@@ -40,19 +44,41 @@ BY_FORMAT = {
     "scripted": "scripted",
 }
 _BY_OBJECTIVE = {"masked": "encoder", "contrastive": "dual"}
-_COMPUTE_HERE = ("torch", "encoder", "dual")  # engines that torch computes in this process
-EXTRAS = {"encoder": "torch", "dual": "torch"}  # of engines whose extra has another name
+_COMPUTE_HERE = ("torch", "transformers", "encoder", "dual")  # engines that torch computes in this process
+# Of engines whose extra has another name.
+EXTRAS = {"encoder": "torch", "dual": "torch", "transformers": "torch"}
 
 
 def choose(model: Model) -> str:
     """Return the name of the engine that answers for a model.
 
     A model's recipe may record it as the setting `engine`. Otherwise the objective decides for encoders, and
-    the format for other models. A GGUF is answered by `torch`, through its dequantized child.
+    the format for other models. A GGUF and packed weights are answered through their dequantized child.
+    Safetensors that `torch` does not read, by their architecture or quantization, go to `transformers`.
     """
     settings = model.recipe.settings
     by_objective = _BY_OBJECTIVE.get(str(settings.get("objective")))
-    return str(settings.get("engine") or by_objective or BY_FORMAT[model.format])
+    found = str(settings.get("engine") or by_objective or BY_FORMAT[model.format])
+    return GENERAL if found == "torch" and _is_beyond_torch(model) else found
+
+
+def _is_beyond_torch(model: Model) -> bool:
+    is_other = bool(model.architecture) and model.architecture not in FAST
+    is_packed = bool(model.quantization) and model.quantization not in PACKED
+    return model.format == "safetensors" and (is_other or is_packed)
+
+
+def is_converted(model: Model) -> bool:
+    """Return True if the engine loads the dequantized child of a model instead of its own files."""
+    if is_set(model):
+        return False
+    is_packed = model.format == "safetensors" and model.quantization in PACKED
+    return is_packed or (model.format == "gguf" and choose(model) == "torch")
+
+
+def is_set(model: Model) -> bool:
+    """Return True if a record names its engine, or a setting that only `torch` has."""
+    return "engine" in model.recipe.settings or model.recipe.kind in (KV_CACHE, DTYPE)
 
 
 def holds_weights(model: Model) -> bool:

@@ -138,7 +138,7 @@ class _Reply:
 class _Score:
     def why_not(self, model: Model) -> str:
         engine = engines.choose(model)
-        if engine in ("torch", "encoder"):
+        if engine in ("torch", "encoder", engines.GENERAL):
             return ""
         if why := why_not_generative(model):
             return why

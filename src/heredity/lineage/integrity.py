@@ -17,11 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 import msgspec
+from msgspec import UNSET
 
 from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, Refused, UsageError
 from heredity.core.files import Lock, hash_file, stamp_file, write_atomic
 from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest, encode
 from heredity.core.version import __version__
+from heredity.engines import form_of
 from heredity.lineage.types import Recipe
 
 _REDIRECTION = "adapter_config.json"
@@ -181,7 +183,17 @@ def read_record(path: Path) -> Model:
             code="record-damaged",
         ) from error
     refuse_strays(path, model)
-    return model
+    return with_form(model, path.parent / "files")
+
+
+def with_form(model: Model, folder: Path) -> Model:
+    """The record with the architecture and the quantization of its safetensors, unless it has them."""
+    if model.format != "safetensors" or model.architecture is not UNSET:
+        return model
+    form = form_of(folder)
+    return msgspec.structs.replace(
+        model, architecture=form.architecture or UNSET, quantization=form.quantization or UNSET
+    )
 
 
 @contextmanager

@@ -37,14 +37,20 @@ def load_engine(
     device: where it computes; None: the store's.
     Raises Unavailable if that engine, or what it is made of, is not on this machine.
     """
-    load = engine_loader(grown.record, needs_text)
+    load = engine_loader(grown.record, needs_text)  # before a conversion, which would be in vain
     if grown.record.format == "scripted":
         return load(grown.record, grown.folder)
     store = store() if callable(store) else store
     ready = store.ready(grown)
     tuning = store.root / "tuning" / ready.record.id
     where = store.device(device) if engines.computes_here(ready.record) else device
-    engine = load(ready.record, ready.folder, tuning if is_batched or tuning.exists() else None, where)
+    given = ready.record, ready.folder, tuning if is_batched or tuning.exists() else None, where
+    try:
+        engine = engine_loader(ready.record, needs_text)(*given)
+    except Unavailable as error:
+        if error.code not in engines.NOT_READ or engines.is_set(ready.record):
+            raise
+        engine = engine_loader(ready.record, needs_text, engines.GENERAL)(*given)
     record_at_answer(engine, ready, store)
     return engine
 
@@ -59,15 +65,16 @@ def record_at_answer(engine: Engine, grown: Grown, store: Store) -> None:
         engine.answered = record
 
 
-def engine_loader(model: Model, needs_text: bool = True) -> Callable[..., Engine]:
+def engine_loader(model: Model, needs_text: bool = True, name: str = "") -> Callable[..., Engine]:
     """The `load` function of a model's engine (engines/protocols.EngineModule).
 
     needs_text: refuse a model that cannot generate text.
+    name: another engine than the model's own.
     Raises Unavailable if the engine is not installed, or the model is refused.
     """
     if needs_text and (why := why_not_generative(model)):
         raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
-    name = engines.choose(model)
+    name = name or engines.choose(model)
     host.configure()  # the module of the engine may load torch
     try:
         return registry.load_as(EngineModule, "engines", name).load

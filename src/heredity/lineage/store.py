@@ -238,7 +238,7 @@ class Store:
                 integrity.versions(description.versions),
                 UNSET if made_on is None else made_on.title,
             )
-            record = record_of(recipe, parents, files, description, made)
+            record = integrity.with_form(record_of(recipe, parents, files, description, made), out)
             integrity.refuse_strays(self.root / "models" / record.id / "model.json", record)
             if not is_recorded:
                 return Grown(record, self.folder(record))
@@ -294,17 +294,15 @@ class Store:
         return self.made_by(recipe, whole) or self.grow(recipe, whole, device)
 
     def ready(self, model: Grown | Model) -> Grown:
-        """The form that its engine loads: for torch the dequantized child of a GGUF (made once), else itself.
+        """The form that its engine loads: of a GGUF or packed weights the dequantized child, made once.
 
-        Its files are the recorded ones: hashed once, and again if one was touched. Raises Damaged.
+        Otherwise itself. Its files are the recorded ones: hashed once, again if touched. Raises Damaged.
         """
         grown = Grown(model, self.folder(model)) if isinstance(model, Model) else model
         self._trust(grown.record)
         if grown.record.format == "adapter":
             self._trust(self.base(grown).record)
-        if grown.record.format != "gguf" or engines.choose(grown.record) != "torch":
-            return grown
-        return self._once(registry.load_as(Dequantizer, "recipes", "dequantize").Dequantize(), [grown])
+        return self._dequantized(grown) if engines.is_converted(grown.record) else grown
 
     def whole(self, model: Grown) -> Grown:
         """The form that can be learned from and changed: whole safetensors.
@@ -314,10 +312,13 @@ class Store:
         """
         ready = self.ready(model)
         if ready.record.format == "int8":
-            return self._once(registry.load_as(Dequantizer, "recipes", "dequantize").Dequantize(), [ready])
+            return self._dequantized(ready)
         if ready.record.format == "adapter":
             merge = registry.load_as(AdapterMerger, "recipes", "merge_adapter").MergeAdapter()
             return self._once(merge, [ready, self.base(ready)])
+        if how := ready.record.quantization:
+            message = f"Nothing is grown from '{model.record.name}': its format '{how}' is not dequantized."
+            raise Unavailable(message, code="quantization-unsupported")
         if ready.record.format != "safetensors":
             raise Unavailable(f"The weights of '{model.record.name}' are not here; nothing is grown from it.")
         return ready
@@ -331,6 +332,9 @@ class Store:
                 code="adapter-without-base",
             )
         return self.by_id(parents[0])
+
+    def _dequantized(self, parent: Grown) -> Grown:
+        return self._once(registry.load_as(Dequantizer, "recipes", "dequantize").Dequantize(), [parent])
 
     def _once(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
         child = self.made_by(recipe, parents) or self.grow(recipe, parents)

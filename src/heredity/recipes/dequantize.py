@@ -1,4 +1,4 @@
-"""Turn a GGUF, or int8, into bf16 safetensors that others load: once, and as a recorded child.
+"""Turn a GGUF, int8 or packed weights into bf16 safetensors that others load: once, and as a recorded child.
 
 Promises: the child loads with transformers without remote code. Its config agrees with its tensors; a head
 equal to the embedding is tied and dropped. Its chat template is the GGUF's own, unchanged. Every control
@@ -10,7 +10,6 @@ Leaves to others: downloading (pull/recipe.py) and answering
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 from heredity.core import host
 from heredity.core.errors import Damaged, Refused, Unavailable, first_line
-from heredity.engines.formats import gguf_gemma, int8_write
+from heredity.engines.formats import gguf_gemma, int8_write, packed_write
 from heredity.engines.formats.gguf import GgufHeader, read_gguf
 from heredity.lineage.types import Description, Grown
 
@@ -41,13 +40,9 @@ _CIRCUMSTANCES = (
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>")
 
 
-# While transformers loads a model, torch's default dtype and device are those of that model in every thread.
-_LOADING = threading.Lock()
-
-
 @dataclass(frozen=True)
 class Dequantize:
-    """GGUF or int8 in, safetensors of `dtype` out. The arithmetic of every GGUF block is ggml's own."""
+    """GGUF, int8 or packed weights in, safetensors of `dtype` out. GGUF blocks in ggml's own arithmetic."""
 
     dtype: str = "bfloat16"
 
@@ -66,6 +61,8 @@ class Dequantize:
         (parent,) = parents
         if parent.record.format == "int8":
             int8_write.dequantize_int8(parent.folder, out, self.dtype)
+        elif parent.record.format == "safetensors":
+            packed_write.unpack_folder(parent.folder, out, self.dtype)
         else:
             self._read_gguf(_only_gguf(parent), out)
         record = parent.record
@@ -87,7 +84,7 @@ class Dequantize:
                 f"{gguf.name}: transformers reads a Llama without its biases; it would answer otherwise."
             )
         host.keep_freed_memory()  # each tensor takes the memory of the one before
-        with _LOADING, _quiet_transformers():
+        with host.LOADING, _quiet_transformers():
             _write_weights(gguf, header, out, self.dtype)
             _write_tokenizer(gguf, header, out)
         host.trim_memory()

@@ -293,7 +293,7 @@ _MARK = "\x02answer\x03"
 class ChatCodec:
     """The tokenizer and chat template of a model folder, as transformers reads them.
 
-    The torch engine uses it. The other engines take their template from elsewhere:
+    The torch and transformers engines use it. The others take their template from elsewhere:
 
         torch              chat_template.jinja, else tokenizer_config.json     ChatCodec
         vllm               the same files, without a tokenizer                 folder.FolderChat

@@ -15,18 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity.core import registry
-from heredity.engines.formats.architectures import ARCHITECTURES
+from heredity.engines._architectures import FAST, PACKED
 
 _ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip", "siglip2")  # they write no text
 _SLOW = "transformers"  # the engine for all other architectures
 _OWN = "int8"  # the quantization that heredity writes itself
 # The package that transformers needs in order to read weights of a method, as it is imported.
-_PACKAGES = {
-    "gptq": "gptqmodel",
-    "awq": "gptqmodel",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed_tensors",
-}
+_PACKAGES = {"aqlm": "aqlm", "hqq": "hqq", "quanto": "optimum"}
 
 
 class EngineChoice(NamedTuple):
@@ -54,10 +49,12 @@ def choose_by_config(config: Mapping[str, object]) -> EngineChoice:
         return EngineChoice("", f"'{encoder}' is an encoder, which writes no text", encoder, method)
     if find_spec("torch") is None or find_spec("transformers") is None:
         return EngineChoice("", "torch is not installed: pip install 'heredity[torch]'", name, method)
-    is_quantized = method not in ("", _OWN)
-    if name in ARCHITECTURES and not is_quantized:
+    is_quantized = method not in ("", _OWN, *PACKED)  # packed weights are dequantized once
+    if name in FAST and not is_quantized:
         return EngineChoice("torch", "", name, method)
-    why = f"weights quantized by '{method}'" if name in ARCHITECTURES else f"the architecture '{name}'"
+    why = (
+        f"weights quantized by '{method}'" if is_quantized and name in FAST else f"the architecture '{name}'"
+    )
     if _SLOW not in registry.names("engines"):
         return EngineChoice("", f"the fast engine does not read {why}", name, method)
     if (known := causal_types()) and not {name, outer} & known:

@@ -20,25 +20,12 @@ from functools import cache
 import torch
 
 from heredity.core.errors import Damaged
+from heredity.engines._architectures import INT8
 
+HOW = INT8
 MOST = 127
 SCALE = "_scale"  # suffix of the name of a matrix: its scales
 EXACT, WIDENED = "int8 products", "int8 weights widened"
-
-_NUMBERS = {"num_bits": 8, "type": "int", "symmetric": True}
-HOW: dict[str, object] = {
-    "quant_method": "compressed-tensors",
-    "format": "int-quantized",
-    "quantization_status": "compressed",
-    "ignore": ["lm_head"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {**_NUMBERS, "strategy": "channel", "dynamic": False},
-            "input_activations": {**_NUMBERS, "strategy": "token", "dynamic": True},
-        }
-    },
-}
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 

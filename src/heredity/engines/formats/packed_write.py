@@ -1,0 +1,97 @@
+"""A folder of packed weights written as whole safetensors.
+
+Promises: one file of SHARD bytes is in memory at a time; the same folder gives the same bytes. Norms, biases,
+embedding and head are rounded to the dtype and otherwise as they were.
+Leaves to others: the arithmetic (packed.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heredity.core.errors import Damaged
+from heredity.core.files import explain_full_disk
+from heredity.engines.formats.rewrite import copy_rest
+from heredity.engines.formats.safetensors_io import read_safetensors
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD = 2 << 30
+_INDEX = "model.safetensors.index.json"
+_KEY = "quantization_config"
+
+
+def unpack_folder(folder: Path, out: Path, dtype: str, shard: int = SHARD) -> None:
+    """Write the numbers that the packed weights stand for, in `dtype`.
+
+    Raises Unavailable for a packing that is not read here, Damaged for tensors that do not fit each other.
+    """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    copy_rest(folder, out)
+    (out / _INDEX).unlink(missing_ok=True)
+    held: dict[str, torch.Tensor] = {}
+    n_bytes, where = 0, dict[str, str]()
+    for name, tensor in _tensors(folder, config[_KEY], dtype):
+        if held and n_bytes + tensor.nbytes > shard:
+            _save(held, out, where)
+            held, n_bytes = {}, 0
+        held[name] = tensor
+        n_bytes += tensor.nbytes
+    _save(held, out, where)
+    files = sorted(set(where.values()))
+    if len(files) == 1:
+        (out / files[0]).rename(out / "model.safetensors")
+    else:
+        _replace(out / _INDEX, {"metadata": {}, "weight_map": where})
+    _replace(out / "config.json", {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
+
+
+def _tensors(folder: Path, how: dict[str, object], dtype: str) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+    from safetensors import safe_open
+
+    from heredity.engines.formats.packed import packing_of, unpack
+
+    headers = {path: read_safetensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    where = {name: path for path, header in headers.items() for name in header}
+    if not where:
+        raise Damaged(f"{folder}: there is no safetensors file", code="weights-missing")
+    files = {path: safe_open(path, framework="pt") for path in headers}
+
+    def take(name: str) -> torch.Tensor:
+        found: torch.Tensor = files[where[name]].get_tensor(name)
+        return found
+
+    packing, kept = packing_of(how, where), getattr(torch, dtype)
+    mains = {
+        name: name.removesuffix(end) for end in packing.main for name in sorted(where) if name.endswith(end)
+    }
+    if not mains:
+        raise Damaged(
+            f"{folder}: config.json names packed weights, and there are none.", code="packed-damaged"
+        )
+    weights = {f"{base}.weight" for base in mains.values()}
+    for name in sorted(where):
+        if name in mains:
+            yield f"{mains[name]}.weight", unpack(packing, mains[name], take).to(kept).contiguous()
+        elif name not in weights and not name.endswith(packing.parts):
+            tensor = take(name)
+            yield name, tensor.to(kept) if tensor.is_floating_point() else tensor
+
+
+def _save(tensors: dict[str, torch.Tensor], out: Path, where: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    path = out / f"model-{len(set(where.values())) + 1:05}.safetensors"
+    with explain_full_disk(out, sum(tensor.nbytes for tensor in tensors.values())):
+        save_file(tensors, path, metadata={"format": "pt"})
+    where |= dict.fromkeys(sorted(tensors), path.name)
+
+
+def _replace(path: Path, content: dict[str, object]) -> None:
+    path.unlink(missing_ok=True)  # a link to the parent's
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")

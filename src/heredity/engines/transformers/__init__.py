@@ -1,0 +1,1 @@
+"""Any causal language model that transformers loads: the engine of architectures that `torch` lacks."""

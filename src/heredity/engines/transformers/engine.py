@@ -1,0 +1,227 @@
+"""Any causal language model that transformers loads without remote code: slower than `torch`.
+
+Promises: an answer depends on its request only. Rows are decoded together (rows.py) if a probe finds the same
+bits in any slot and company, otherwise each by itself (single.py). `numerics` carries versions, dtype, width
+and a fingerprint of the arithmetic.
+Leaves to others: attacks on weights, which only the torch engine has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import torch
+
+from heredity.core import host
+from heredity.core.errors import ContextOverflow, Damaged, EngineFailure
+from heredity.core.files import write_atomic
+from heredity.core.host import CPU, Device
+from heredity.core.records import Model, Record, Reply, Request, is_digest
+from heredity.engines.chat.codec import AnswerReader, ChatCodec
+from heredity.engines.chat.folder import has_tokenizer
+from heredity.engines.protocols import Listener, TokenScores
+from heredity.engines.transformers import loading, rows
+from heredity.engines.transformers.adapter import apply_adapter
+from heredity.engines.transformers.session import GenerateSession
+from heredity.engines.transformers.single import SingleBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_WITNESS = 24  # tokens behind the fingerprint
+
+
+class RowTuning(Record, frozen=True):
+    """The result of the probe of a model on a machine."""
+
+    numerics: str
+    machine: str
+    width: int
+
+
+def load(
+    model: Model, folder: Path, tuning: Path | None = None, device: Device | None = None
+) -> TransformersEngine:
+    """Load a recorded model. An adapter is applied to its base.
+
+    tuning: None measures nothing; the engine then answers one request at a time.
+    device: where it computes; None: `host.choose_device`.
+    """
+    is_probed, where = tuning is not None, host.choose_device(device)
+    if model.format != "adapter":
+        return open_folder(folder, tuning, is_probed=is_probed, device=where)
+    if not model.parents or not is_digest(model.parents[0]):  # an id, never a path
+        raise Damaged(
+            f"The record of '{model.name}', an adapter, names no model as its base.",
+            code="adapter-without-base",
+        )
+    base = folder.parents[1] / model.parents[0] / folder.name
+    return open_folder(base, tuning, is_probed=is_probed, adapter=folder, device=where)
+
+
+def open_folder(
+    folder: Path,
+    tuning: Path | None = None,
+    dtype: str | None = None,
+    is_probed: bool = True,
+    adapter: Path | None = None,
+    device: Device = CPU,
+) -> TransformersEngine:
+    """Load the safetensors in a folder, with the adapter of another folder.
+
+    tuning: a file that keeps the result of the probe.
+    dtype: "float32" or "bfloat16" instead of the faster one.
+    is_probed: False answers one request at a time.
+    device: where it computes.
+    Raises Unavailable for a model that transformers does not load here, Damaged for missing weights.
+    """
+    host.keep_freed_memory()
+    host.prepare_device(device)
+    config = loading.read_config(folder)
+    chosen = dtype or loading.faster_dtype(config, device)
+    model = loading.load_model(folder, config, getattr(torch, chosen), device)
+    if adapter is not None:
+        apply_adapter(model, adapter, folder)
+    source = folder if adapter is None or not has_tokenizer(adapter) else adapter
+    engine = TransformersEngine(model, ChatCodec(source), folder)
+    return engine.batched(_proven_width(engine, tuning)) if is_probed else engine
+
+
+def _proven_width(engine: TransformersEngine, path: Path | None) -> int:
+    """Return the width kept at `path` if it was found in this arithmetic, else that of a new probe."""
+    numerics, machine = engine.numerics, host.machine_name()
+    if path is not None and path.exists():
+        with suppress(msgspec.DecodeError):  # it can be measured again
+            kept = msgspec.json.decode(path.read_bytes(), type=RowTuning)
+            if kept.numerics == numerics and kept.machine == machine:
+                return kept.width
+    with torch.inference_mode():
+        width = rows.WIDTH if rows.prove(engine.model) else 1
+    if path is not None:
+        new = RowTuning(numerics, machine, width)
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(new)))
+    return width
+
+
+class TransformersEngine:
+    """The engine of a model of transformers: it answers and scores."""
+
+    def __init__(self, model: PreTrainedModel, codec: ChatCodec, folder: Path, width: int = 1) -> None:
+        self._model: PreTrainedModel | None = model
+        self.codec, self.folder, self.width = codec, folder, width
+        self._reader = AnswerReader(codec, codec.stops(folder))
+        self.context_length = loading.context_length(model.config)
+        self._has_short_head = "logits_to_keep" in inspect.signature(model.forward).parameters
+        dtype = str(model.dtype).removeprefix("torch.")
+        versions = f"transformers {loading.version()} torch {torch.__version__} {dtype}"
+        with torch.inference_mode():
+            fingerprint = self._fingerprint()
+        where = Device.parse(str(model.device)).suffix
+        self.numerics = f"{versions} width {width} {fingerprint}{where}"
+        self.name = f"{versions} {model.config.model_type} width {width} arithmetic {fingerprint}{where}"
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the model has no chat template."""
+        return self.codec.is_base
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model. Raises EngineFailure after `close`."""
+        if self._model is None:
+            raise EngineFailure("this engine is closed")
+        return self._model
+
+    @property
+    def boundary(self) -> str:
+        """The token between texts, as text: an empty context consists of it.
+
+        "" if the prompt of an empty text has a token already.
+        """
+        if self.codec.encode(self.codec.render(Request(0, ()))):
+            return ""
+        return self.codec.decode((self.codec.end if self.codec.start is None else self.codec.start,))
+
+    def render(self, request: Request) -> str:
+        """Return the full prompt of a request, prefill included."""
+        return self.codec.render(request)
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        """Answer a stream of requests."""
+        return self._session(requests, None)
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        """Answer a stream of requests and report the answers while they grow."""
+        return self._session(requests, listener)
+
+    def _session(self, requests: Iterable[Request | None], listener: Listener | None) -> Iterator[Reply]:
+        batch = rows.RowBatch(self.model, self.width) if self.width > 1 else SingleBatch(self.model)
+        with torch.inference_mode():
+            session = GenerateSession(
+                batch, self.codec, self._reader, self.context_length, requests, listener
+            )
+            yield from session.run()
+
+    # --- scores ---------------------------------------------------------------------------------------
+
+    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
+        """Return the natural-log probability of every token of each continuation of the prompt.
+
+        Raises ContextOverflow.
+        """
+        return [one.logs for one in self.scored(request, continuations)]
+
+    def scored(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
+        """Return the scores, and whether greedy decoding would give each continuation."""
+        texts = [self.codec.continuation(text) for text in continuations]
+        prompt = self.codec.encode(self.render(request))
+        n_needed, context = len(prompt) + max(map(len, texts)), self.context_length
+        if context is not None and n_needed > context:
+            raise ContextOverflow(f"{n_needed} tokens needed, {context} there")
+        with torch.inference_mode():
+            if all(len(text) == 1 for text in texts):
+                logs = self._log_probabilities(prompt, ())
+                return [_scores(logs, text) for text in texts]
+            return [_scores(self._log_probabilities(prompt, text[:-1]), text) for text in texts]
+
+    def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the tokens of the prompt, and those of a text that follows it."""
+        return self.codec.encode(self.render(request)), self.codec.continuation(text)
+
+    def _log_probabilities(self, prompt: tuple[int, ...], output: tuple[int, ...]) -> torch.Tensor:
+        """Return log-probabilities of the next token, at the end of the prompt and after each output token.
+
+        (1 + output, vocabulary), float32.
+        """
+        ids = torch.tensor([prompt + output], device=self.model.device)
+        n_kept = 1 + len(output)
+        short = {"logits_to_keep": n_kept} if self._has_short_head else {}
+        logits = self.model(ids, attention_mask=torch.ones_like(ids), use_cache=False, **short).logits[0]
+        return torch.log_softmax(logits[-n_kept:].float(), dim=-1).cpu()
+
+    def batched(self, width: int) -> TransformersEngine:
+        """Return this engine with another number of rows that are decoded together."""
+        return TransformersEngine(self.model, self.codec, self.folder, width)
+
+    def _fingerprint(self) -> str:
+        n_tokens = int(self.model.get_input_embeddings().weight.shape[0])
+        tokens = tuple(at * 7919 % n_tokens for at in range(1, _WITNESS + 1))
+        logs = self._log_probabilities(tokens[:-8], tokens[-8:])
+        return hashlib.sha256(logs.numpy().tobytes()).hexdigest()[:16]
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._model = None
+        host.trim_memory()
+
+
+def _scores(logs: torch.Tensor, text: tuple[int, ...]) -> TokenScores:
+    tokens = torch.tensor(text)
+    is_greedy = bool((logs.argmax(dim=1) == tokens).all())
+    return TokenScores(logs.gather(1, tokens[:, None])[:, 0].tolist(), is_greedy)

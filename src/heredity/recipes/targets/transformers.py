@@ -1,0 +1,14 @@
+"""Run a model in transformers: "transformers:NAME"."""
+
+from __future__ import annotations
+
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.recipes.targets._answering import EngineTarget, answered_by
+
+WRAPS_MODEL = True
+
+
+def resolve(store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
+    """The recipe and the parent of "transformers:NAME". The format must be safetensors."""
+    return answered_by("transformers", "safetensors", store, ref)
