@@ -18,6 +18,7 @@ from heredity.engines.formats.choice import choose_by_config, choose_for_gguf
 from heredity.engines.formats.gguf import read_gguf_start
 from heredity.lineage.store import Store
 from heredity.lineage.types import Preview
+from heredity.recipes.pull import preview
 from tests.support.errors import raises
 from tests.support.model_sources import Server
 from tests.support.played_hub import FIRST, REPO, Play
@@ -216,6 +217,21 @@ def test_a_pinned_model_is_known_without_the_network(store: Store) -> None:
     found = store.preview("smollm2")
     assert (found.engine, found.parameters, found.licence) == ("torch", 135_000_000, "Apache-2.0")
     assert store.preview("all-minilm-l6-v2").engine == ""
+
+
+@pytest.mark.parametrize(
+    ("how", "memory"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, 4000),
+        ({"quant_method": "fp8"}, 2000),
+        ({"quant_method": "mxfp4"}, 1000),
+        ({"quant_method": "gptq", "bits": "four"}, 1000),
+        ({"quant_method": "gptq", "bits": -1}, 1000),
+    ],
+)
+def test_packed_weights_take_the_memory_of_bfloat16(how: dict[str, object], memory: int) -> None:
+    config = {"model_type": "llama", "quantization_config": how}
+    assert preview.of_config("m", config, 1000).memory == memory
 
 
 def test_a_target_has_nothing_to_preview(store: Store) -> None:

@@ -25,7 +25,6 @@ from heredity.recipes.pull.hub import HubFile
 
 CONFIG = "config.json"
 _DTYPE = "bfloat16"  # that weights without quantization are computed in, unless float32 is faster
-_INT8 = "int8"
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
@@ -33,8 +32,7 @@ def of_config(name: str, config: Mapping[str, object], n_weight_bytes: int) -> P
     """The model of a config.json, with this many bytes of safetensors."""
     choice = choose_by_config(config)
     stored = _stored_dtype(config)
-    is_whole = choice.quantization in ("", _INT8)
-    width = BYTES_PER_WEIGHT.get(choice.quantization or stored, 0) if is_whole else 0
+    width = _packed_width(config) if choice.quantization else BYTES_PER_WEIGHT.get(stored, 0)
     parameters = round(n_weight_bytes / width) if width else 0
     found = Preview(
         name,
@@ -151,6 +149,15 @@ def _instead(name: str, choice: EngineChoice, form: str) -> tuple[str, ...]:
     server = f"remote:openai:{name.rsplit('/', 1)[-1]}@http://HOST:PORT/v1"
     own = f"llamacpp:{name}" if form == "gguf" else f"vllm:{name}"
     return (own, server) if choice.architecture or form == "gguf" else (server,)
+
+
+def _packed_width(config: Mapping[str, object]) -> float:
+    """Bytes of a weight of 4 or 8 bits, which is computed in bfloat16; 0 if its bits are not named."""
+    how = config.get("quantization_config")
+    if not isinstance(how, dict):
+        return 0
+    bits = how.get("bits", 8 if "fp8" in str(how.get("quant_method")) else 0)
+    return bits / 8 if isinstance(bits, int) and 0 < bits <= 8 else 0
 
 
 def _stored_dtype(config: Mapping[str, object]) -> str:
