@@ -1,0 +1,182 @@
+"""Workers that a driver must not mix, and messages that a worker must not follow."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from queue import SimpleQueue
+
+import msgspec
+import pytest
+
+from heredity.core.errors import Damaged, NotComparable
+from heredity.core.records import FileHash
+from heredity.core.version import __version__
+from heredity.engines.scripted import ScriptedEngine
+from heredity.lineage.store import Store
+from heredity.lineage.store import scripted as scripted_model
+from heredity.lineage.types import Grown
+from heredity.study.plan import Grid, Plan, PlannedModel
+from heredity.study.storage import run_records
+from heredity.study.workers import messages, start, worker
+from heredity.study.workers.leases import digest_trials
+from heredity.study.workers.messages import Failed, Hello, Lease, Setup, Stop
+from heredity.study.workers.pool import Arrived
+from tests.support.errors import raises
+from tests.support.studies import by_index, plan, responses, study
+from tests.support.worker_threads import ThreadChannel, ThreadPool
+
+WEIGHTS = FileHash(path="model.safetensors", bytes=8, sha256="0" * 64)
+MADE = plan(["scripted:mixed", "scripted:careful"], n=2)
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "ProcessPool", ThreadPool)
+
+
+def machines(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let the workers run on machines of these kinds, in turn."""
+    turns = itertools.cycle(names)
+    monkeypatch.setattr(worker, "machine", lambda *_: next(turns))
+
+
+def test_only_machines_of_the_first_kind_answer_and_each_row_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines(monkeypatch, "kind A", "kind B")
+    study(tmp_path / "several", MADE).ask(workers=4)
+    named = {row.machine for row in responses(tmp_path / "several")}
+    assert len(named) == 1 and named <= {"kind A", "kind B"}
+    assert {run.machine for run in run_records(tmp_path / "several")} == named
+    study(tmp_path / "one", MADE).ask()
+    unnamed = {
+        index: msgspec.structs.replace(row, machine=msgspec.UNSET)
+        for index, row in by_index(tmp_path / "several").items()
+    }
+    assert unnamed == by_index(tmp_path / "one")
+
+
+def test_a_study_is_not_finished_on_another_kind_of_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "several"
+    machines(monkeypatch, "kind A")
+    study(folder, MADE).ask(workers=2)
+    path = folder / "responses.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:50]))
+    machines(monkeypatch, "kind B")
+    with raises(NotComparable, "machine-differs", ["kind A", "kind B"]):
+        study(folder, MADE).ask(workers=2)
+    assert len(responses(folder)) == 50
+    machines(monkeypatch, "kind A")
+    study(folder, MADE).ask(workers=2)
+    assert len(responses(folder)) == MADE.n_trials
+
+
+def test_workers_that_compute_differently_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = itertools.count()
+
+    class Differing(ScriptedEngine):
+        def __init__(self, grown: Grown) -> None:
+            super().__init__("mixed", seconds=0.005)
+            self.numerics = self.base_numerics = f"numerics {next(turns)}"
+
+    monkeypatch.setattr(worker, "load_engine", lambda grown, store: Differing(grown))
+    with raises(NotComparable, "numerics-differ", ["scripted:mixed", "numerics 0", "numerics 1"]):
+        study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(workers=2)
+
+
+def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "__version__", "0.0.1")
+    with raises(NotComparable, "worker-version", ["0.0.1", __version__]):
+        study(tmp_path / "several", MADE).ask(workers=2)
+    assert not responses(tmp_path / "several")
+
+
+# --- the worker's side -----------------------------------------------------------------------------
+
+
+def setup(store: Path, made: Plan = MADE, **changed: object) -> Setup:
+    records = tuple(scripted_model(model.name).record for model in made.models)
+    given = Setup(made, "", records, str(store), "folder", "host", __version__)
+    return msgspec.structs.replace(given, **changed)
+
+
+def served(*sent: Setup | Lease | Stop) -> list[messages.ToDriver]:
+    """Everything that a worker sends after these messages."""
+    arrived: SimpleQueue[Arrived] = SimpleQueue()
+    channel = ThreadChannel(0, arrived)
+    for message in (*sent, Stop()):
+        channel.incoming.put(messages.encode(message))
+    worker.serve(channel)
+    return [messages.for_driver(arrived.get().frame or b"") for _ in range(arrived.qsize())]
+
+
+def error_of(found: list[messages.ToDriver]) -> Failed:
+    assert isinstance(found[-1], Failed)
+    return found[-1]
+
+
+def lease(indices: tuple[int, ...], made: Plan = MADE) -> Lease:
+    return Lease(1, 0, indices, digest_trials(Grid(made), indices))
+
+
+def test_a_lease_of_another_plan_is_refused(tmp_path: Path) -> None:
+    other = msgspec.structs.replace(MADE, seed=1)
+    assert error_of(served(setup(tmp_path), lease((0, 1), other))).code == "lease-other-plan"
+
+
+def of_function(store: Store) -> Grown:
+    """A model that is recorded in the store: the function `reply` of this module."""
+    return store.get("call:tests.study.workers.test_driver:reply")
+
+
+def reply(messages: list[dict[str, str]]) -> str:
+    return f"I read: {messages[-1]['content']}"
+
+
+def of_model(grown: Grown) -> Plan:
+    record = grown.record
+    model = PlannedModel(record.id, record.name, record.family, record.licence, record.format)
+    return msgspec.structs.replace(plan(n=2), models=(model,))
+
+
+def test_a_worker_refuses_files_that_are_not_those_of_the_driver(tmp_path: Path) -> None:
+    grown = of_function(Store(tmp_path / "store"))
+    made = of_model(grown)
+    other = msgspec.structs.replace(
+        grown.record, files=(FileHash(path="model.safetensors", sha256="0" * 64, bytes=8),)
+    )
+    sent = setup(tmp_path / "store", plan(), plan=made, models=(other,))
+    found = error_of(served(sent, lease((0,), made)))
+    assert (found.kind, found.code) == ("WrongHash", "worker-other-files")
+
+
+def test_a_worker_without_the_store_says_what_it_needs(tmp_path: Path) -> None:
+    grown = of_function(Store(tmp_path / "store"))
+    made = of_model(grown)
+    other = msgspec.structs.replace(
+        grown.record, files=(FileHash(path="model.safetensors", sha256="0" * 64, bytes=8),)
+    )
+    sent = setup(tmp_path / "elsewhere", plan(), plan=made, models=(other,))
+    found = error_of(served(sent, lease((0,), made)))
+    assert (found.kind, found.code) == ("Unavailable", "model-not-in-store")
+    assert str(tmp_path / "elsewhere") in found.message
+
+
+def test_a_worker_loads_a_model_of_the_store_by_its_id(tmp_path: Path) -> None:
+    made = of_model(grown := of_function(Store(tmp_path / "store")))
+    found = served(setup(tmp_path / "store", plan(), plan=made, models=(grown.record,)), lease((0, 1), made))
+    answered = [each for each in found if isinstance(each, messages.Answered)]
+    assert sorted(each.response.index for each in answered) == [0, 1]
+    assert isinstance(found[0], Hello) and isinstance(found[-1], messages.Closed)
+
+
+@pytest.mark.parametrize("frame", [b"", b"\x80", b"\x81\xa4type\xa4Evil", b"\xff" * 40])
+def test_a_frame_that_is_no_message_is_damage(frame: bytes) -> None:
+    for read in (messages.for_worker, messages.for_driver):
+        with raises(Damaged, "worker-message"):
+            read(frame)
