@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments.inheritance import figure, run
 from heredity.experiments.inheritance.children import Lineage, Task
-from heredity.experiments.inheritance.findings import LineageResult
+from heredity.experiments.inheritance.findings import BatteryFinding, LineageResult
 from heredity.experiments.inheritance.page import render, write_page
 from heredity.experiments.inheritance.plan import ChildPlan, LineagePlan, plan_of, read_plan
 from heredity.experiments.inheritance.sentences import (
@@ -733,6 +734,27 @@ def test_the_words_of_the_figure_fit_into_it(found: LineageResult) -> None:
     assert ">2 × finetune</text>" in drawn
     for x, text in words:
         assert int(x) + 7.2 * len(text) < wide  # 13 pixels, in a system's own font
+
+
+def test_no_words_of_the_figure_lie_on_others(found: LineageResult) -> None:
+    """Words in one line of it, at seven pixels a letter."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    text = r'<text class="([^"]*)" x="([\d.]+)" y="([\d.]+)"(?: text-anchor="(\w+)")?>([^<]+)</text>'
+    mine = msgspec.structs.replace(found, batteries=tuple(map(_counting_refusals, found.batteries)))
+    for _, x, y, anchor, words in re.findall(text, figure.draw(mine)):
+        wide = 7.0 * len(words)
+        start = float(x) - {"": 0.0, "middle": wide / 2, "end": wide}[anchor]
+        lines.setdefault(y, []).append((start, start + wide))
+    assert len(lines) > 5
+    for spans in lines.values():
+        spans.sort()
+        assert all(first[1] <= second[0] for first, second in pairwise(spans))
+
+
+def _counting_refusals(battery: BatteryFinding) -> BatteryFinding:
+    """The study as if its rates were those of answers that do not refuse, which has the longest headings."""
+    edges = tuple(msgspec.structs.replace(edge, counts_refusals=True) for edge in battery.edges)
+    return msgspec.structs.replace(battery, edges=edges)
 
 
 def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageResult, tmp_path: Path) -> None:

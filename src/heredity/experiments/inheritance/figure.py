@@ -103,8 +103,8 @@ def _scale(reach: float, margin: float, n_rows: int, what: str) -> Iterator[Mark
     yield Markup('<text class="soft" x="{:.1f}" y="16" text-anchor="middle">{}</text>').format(
         _across(0.0, reach), f"change in {what}, points; band: margin"
     )
-    yield Markup('<text class="soft" x="{}" y="16">{}</text>').format(
-        _LEFT + _TREE + _PLOT + 14, "verdict: refusals of the parent"
+    yield Markup('<text class="soft" x="{}" y="{}">{}</text>').format(
+        _LEFT + _TREE + _PLOT + 14, top - 6, "verdict: refusals of the parent"
     )
 
 
