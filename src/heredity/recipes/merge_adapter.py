@@ -83,7 +83,7 @@ def merge(adapter: Path, base: Path, out: Path, dtype: str = "") -> float:
             raise Unavailable(f"{adapter}: lora_bias has no place in whole weights: {module} has no bias.")
     added = _own_head(fitted, names, base) if is_tied else {}
     changes: dict[str, object] = {"dtype": dtype} if dtype else {}
-    sums = _Sums(fitted, dtype)
+    sums = _DeltaSums(fitted, dtype)
     rewrite(base, out, sums.changed, {name: sums.cast(each) for name, each in added.items()})
     if added:
         changes["tie_word_embeddings"] = False
@@ -97,7 +97,7 @@ def merge(adapter: Path, base: Path, out: Path, dtype: str = "") -> float:
     return sums.rounding
 
 
-class _Sums:
+class _DeltaSums:
     """The tensors of the base with an adapter merged, and the squares of its change and of the rounding."""
 
     def __init__(self, adapter: Adapter, dtype: str) -> None:
