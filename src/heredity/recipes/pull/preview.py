@@ -152,7 +152,7 @@ def _instead(name: str, choice: EngineChoice, form: str) -> tuple[str, ...]:
 
 
 def _packed_width(config: Mapping[str, object]) -> float:
-    """Bytes of a weight of 4 or 8 bits, which is computed in bfloat16; 0 if its bits are not named."""
+    """Bytes of a quantized weight, which is computed in bfloat16; 0 if its bits are not named."""
     how = config.get("quantization_config")
     if not isinstance(how, dict):
         return 0
