@@ -206,6 +206,42 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
     assert theirs.config.tie_word_embeddings is False
 
 
+@pytest.mark.parametrize("architecture", ["phi3", "qwen3_moe", "mixtral", "smollm3"])
+def test_the_matrices_that_write_to_the_residual_stream_are_ablated(
+    store: Store, tmp_path: Path, architecture: str
+) -> None:
+    from heredity.recipes.ablate import Ablate, _asked
+
+    parent = store.pull(str(make_model(tmp_path / architecture, architecture)))
+    files = []
+    for kind, word in (("harmful", "dog"), ("harmless", "oak tree")):
+        path = tmp_path / f"{kind}.csv"
+        path.write_text("prompt\n" + "\n".join(f"the {word} number {i}" for i in range(12)))
+        files.append(chat.read_data(path, has_answers=False))
+    child = store.grow_once(Ablate(*files, dtype="float32"), [parent])
+    engine, ablated = (open_folder(each.folder, dtype="float32", is_probed=False) for each in (parent, child))
+    touched = engine.without(engine.direction(_asked(files[0]), _asked(files[1])))
+    ask = Request(0, (Message("user", "the quick brown fox"),))
+    (one,), (two,) = (each.score(ask, ["jumps over a lazy dog"]) for each in (ablated, touched))
+    assert one == pytest.approx(two, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "code"), [("olmo2", "ablate-normed"), ("llama4_text", "experts-stacked")]
+)
+def test_a_model_whose_weights_cannot_lose_a_direction_is_refused(
+    store: Store, tmp_path: Path, architecture: str, code: str
+) -> None:
+    from heredity.recipes.ablate import Ablate
+
+    parent = store.pull(str(make_model(tmp_path / architecture, architecture)))
+    (tmp_path / "one.csv").write_text("prompt\n" + "\n".join(f"the dog number {i}" for i in range(12)))
+    (tmp_path / "two.csv").write_text("prompt\n" + "\n".join(f"the oak number {i}" for i in range(12)))
+    files = [chat.read_data(tmp_path / f"{name}.csv", has_answers=False) for name in ("one", "two")]
+    with raises(Refused, code):
+        store.grow_once(Ablate(*files, dtype="float32"), [parent])
+
+
 def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_canary(
     store: Store, parent: Grown, data: chat.Data
 ) -> None:
