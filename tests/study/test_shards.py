@@ -103,7 +103,7 @@ def test_a_part_with_another_plan_is_refused(tmp_path: Path) -> None:
     part = ask_part(study(folder, MADE), StudyPart(1, 2))
     shutil.rmtree(part)
     study(part, msgspec.structs.replace(MADE, seed=9)).run()
-    with raises(Damaged, "another-plan"):
+    with raises(Damaged, "part-of-another-plan"):
         collect(study(folder, MADE))
 
 

@@ -73,16 +73,20 @@ class HangingEngine(NotingEngine):
 
 
 class FailingEngine(NotingEngine):
-    """It fails as a whole, after a few answers of each process or at once."""
+    """It fails as a whole, after as many answers as the file `good` has."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._n_left = int((_folder() / "good").read_text())
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        for n, reply in enumerate(super().reply(requests)):
-            if n == self._good():
+        for reply in super().reply(requests):
+            if self._n_left == 0:
+                with (_folder() / "failed").open("a") as file:
+                    file.write(f"{os.getpid()}\n")
                 raise EngineFailure("the device is lost", code="server-gone")
+            self._n_left -= 1
             yield reply
-
-    def _good(self) -> int:
-        return int((_folder() / "good").read_text())
 
 
 def noting(grown: Grown) -> ScriptedEngine:

@@ -152,7 +152,7 @@ def gather(study: Path, grid: Grid) -> list[PartProgress]:
         if read_saved(folder) != own:
             raise Damaged(
                 f"{folder / PLAN} is not the plan of {study}. Remove the folder, and ask the part again.",
-                code="another-plan",
+                code="part-of-another-plan",
             )
     n_done = [_copy(folder, study, grid, answered) for folder in folders]
     # After the answers: a task that still runs has recorded the run of each.

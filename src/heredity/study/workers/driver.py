@@ -391,7 +391,7 @@ class Driver:
             raise EngineFailure(
                 f"{MOST_DEATHS} workers in a row died while they answered as "
                 f"'{self._grid.plan.models[state.model].name}': {reason}",
-                code=WORKER_DIED,
+                code="worker-died",
             )
 
     def _lost_loading(self, m: int, reason: str) -> None:
