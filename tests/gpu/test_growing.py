@@ -27,6 +27,11 @@ def parent(store: h.Store, tmp_path: Path) -> Grown:
     return store.pull(str(make_model(tmp_path / "model", "llama")))
 
 
+@pytest.fixture
+def teacher(store: h.Store, tmp_path: Path) -> Grown:
+    return store.pull(str(make_model(tmp_path / "teacher", "llama", num_hidden_layers=2)))
+
+
 def rows(folder: Path, **more: str) -> Path:
     lines = [
         {"prompt": f"the {word} fox", "completion": "jumps over a lazy dog", **more}
@@ -41,15 +46,17 @@ def losses(child: Grown) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["lora", "finetune", "distill", "instruct"])
-def test_a_recipe_trains_and_its_loss_falls(store: h.Store, parent: Grown, tmp_path: Path, kind: str) -> None:
+def test_a_recipe_trains_and_its_loss_falls(
+    store: h.Store, parent: Grown, teacher: Grown, tmp_path: Path, kind: str
+) -> None:
     settings: dict[str, Any] = {"steps": 12, "batch_size": 4, "lr": 1e-3, "dtype": "float32"}
     if kind == "instruct":
-        settings |= {"max_new_tokens": 16, "leave_out": ()}
-    parents = [parent, parent] if kind in ("distill", "instruct") else [parent]
+        settings |= {"max_new_tokens": 16, "temperature": 1.0, "leave_out": ()}
+    parents = [parent, teacher] if kind in ("distill", "instruct") else [parent]
     child = store.grow(h.recipe(kind, data=rows(tmp_path), **settings), parents)
     assert child.record.made.device == GPU.title
     found = losses(child)
-    assert found[-1] <= found[0] + 1e-6
+    assert found[-1] < found[0]
 
 
 def test_preference_trains(store: h.Store, parent: Grown, tmp_path: Path) -> None:
