@@ -44,7 +44,7 @@ def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixt
         (["lora", "nobody", *ROWS], "unknown-name", ["nobody"]),
         (["lorra", "tiny"], "unknown-name", ["lorra", "lora"]),
         (["lora", "tiny", *ROWS, "--rank", "0"], "bad-usage", ["rank", 0]),
-        (["lora", "tiny", *ROWS, "--targets", "q_prj"], "bad-usage", ["q_prj"]),
+        (["lora", "tiny", *ROWS, "--targets", "q_prj"], "adapter-target-unknown", ["q_prj"]),
         (["lora", "tiny", *ROWS, "--rate", "99"], "bad-usage", ["lr", 99]),
         (["lora", "tiny", "--data", "nothing.jsonl"], "unreadable-file", ["nothing.jsonl"]),
         (
