@@ -61,7 +61,7 @@ class Dequantize:
         (parent,) = parents
         if parent.record.format == "int8":
             int8_write.dequantize_int8(parent.folder, out, self.dtype)
-        elif parent.record.format == "safetensors":
+        elif parent.record.format == "safetensors" and packed_write.is_packed(parent.folder):
             packed_write.unpack_folder(parent.folder, out, self.dtype)
         else:
             self._read_gguf(_only_gguf(parent), out)

@@ -25,6 +25,11 @@ _INDEX = "model.safetensors.index.json"
 _KEY = "quantization_config"
 
 
+def is_packed(folder: Path) -> bool:
+    """Whether config.json names a quantization."""
+    return bool(json.loads((folder / "config.json").read_text("utf-8")).get(_KEY))
+
+
 def unpack_folder(folder: Path, out: Path, dtype: str, shard: int = SHARD) -> None:
     """Write the numbers that the packed weights stand for, in `dtype`.
 
