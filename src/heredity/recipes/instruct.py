@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heredity.core.errors import UsageError
+from heredity.core.errors import Unavailable, UsageError
 from heredity.core.files import Rows
 from heredity.core.host import CPU, Device
 from heredity.core.progress import Meter
@@ -28,7 +28,7 @@ from heredity.recipes._training_run import as_data, run
 from heredity.train.data.chat import ANSWERS, Data, Dialogue, make_data, write_answers
 
 if TYPE_CHECKING:
-    from heredity.engines.torch.engine import TorchEngine
+    from heredity.engines.protocols import Engine
 
 
 class TeacherAnswer(Record, frozen=True):
@@ -193,17 +193,15 @@ class _Asking:
         self._teacher, self._rows, self._device = teacher, rows, device
         self.requests, self.meter = requests, meter
         self._there = {row.index: row for row in rows}
-        self._engine: TorchEngine | None = None  # loaded only if there is something to ask
+        self._engine: Engine | None = None  # loaded only if there is something to ask
         for _ in self._there:
             meter.had()
 
     def answers(self, indices: Sequence[int]) -> list[TeacherAnswer]:
         """The answers to these requests, in order."""
-        from heredity.engines.torch.engine import open_folder
-
         if left := [i for i in indices if i not in self._there]:
             if self._engine is None:
-                self._engine = open_folder(self._teacher.folder, _tuning(self._teacher), device=self._device)
+                self._engine = _opened(self._teacher, self._device)
             for reply in self._engine.reply(self.requests[i] for i in left):
                 self._there[reply.key] = row = TeacherAnswer(reply.key, reply.text, reply.stop)
                 self._rows.append(row)
@@ -226,6 +224,21 @@ class _Asking:
             self.meter.close()
         if self._engine is not None:
             self._engine.close()
+
+
+def _opened(model: Grown, device: Device) -> Engine:
+    """The engine of a teacher: the fast one, or that of any architecture."""
+    from heredity import engines
+    from heredity.engines.torch import engine as fast
+
+    try:
+        return fast.open_folder(model.folder, _tuning(model), device=device)
+    except Unavailable as error:
+        if error.code not in engines.NOT_READ:
+            raise
+    from heredity.engines.transformers import engine as general
+
+    return general.open_folder(model.folder, _tuning(model), device=device)
 
 
 def _tuning(model: Grown) -> Path | None:

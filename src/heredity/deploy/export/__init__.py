@@ -39,6 +39,7 @@ from heredity.deploy.export._parity import (
     reference,
 )
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
+from heredity.engines.formats.weights import KNOWN, read_json
 from heredity.lineage.integrity import workshop
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -287,12 +288,12 @@ def peak_memory(source: ExportSource, to: str) -> dict[str, int]:
 
     hf: transformers holds the embedding or the head in fp32, and one layer at a time. gguf: transformers
     reads the whole file back, in the precision that was written. The torch engine, the reference, holds one
-    layer. Of an adapter it holds the whole base.
+    layer. Of an adapter, and of an architecture that it lacks, all weights are held.
     """
     tensors = _tensors(source.whole.folder)
     sizes = {name: math.prod(each.shape) for name, each in tensors.items()}
-    if source.is_adapter:
-        return {"the base in fp32": 4 * sum(sizes.values())}
+    if source.is_adapter or read_json(source.whole.folder / "config.json").get("model_type") not in KNOWN:
+        return {"all weights in fp32": 4 * sum(sizes.values())}
     if to == "gguf":
         kinds = {each.dtype for each in tensors.values()}
         is_rounded = source.model.record.format == "gguf"  # its blocks dequantize to any value

@@ -17,18 +17,15 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from heredity import engines
 from heredity.core import host
 from heredity.core.records import Decoding, Message, Request
-from heredity.deploy.export._parity import ExportSource, LoadedFolder
+from heredity.deploy.export._parity import DistributionEngine, ExportSource, LoadedFolder, open_files
 from heredity.engines.formats.safetensors_io import read_safetensors
-from heredity.engines.protocols import Engine
 from heredity.lineage.loading import load_engine
 
 if TYPE_CHECKING:
     import torch
 
-    from heredity.engines.torch.engine import TorchEngine
 
 N_NEW = 32  # tokens of an answer, at most
 _TASKS = (
@@ -71,16 +68,15 @@ class _Answered(NamedTuple):
 
 def measure(source: ExportSource, files: LoadedFolder, memory: int | None) -> Fidelity:
     """Compare the files with the model as a study runs it. memory: as of `export`."""
-    name = engines.choose(source.model.record)
-    if name != "torch":
-        return Fidelity(left_out=f"the engine '{name}', which studies ask, gives no distributions")
     dtype = _dtype(files.folder)
     needed = max(_n_bytes(files, dtype), _n_bytes(_studied(source), "float32"))
     limit = host.available_memory() if memory is None else memory
     if limit is not None and needed > limit:
         return Fidelity(left_out=f"it needs about {needed / host.GIB:.2f} GiB of memory")
-    engine = _torch(load_engine(source.model, source.store, is_batched=False))
+    engine = load_engine(source.model, source.store, is_batched=False)
     try:
+        if not isinstance(engine, DistributionEngine):
+            return Fidelity(left_out=f"the engine of studies ({engine.name}) gives no distributions")
         answered, of_engine = _answers(engine, source.bench), engine.name
     finally:
         engine.close()
@@ -92,13 +88,6 @@ def _studied(source: ExportSource) -> LoadedFolder:
     return LoadedFolder(source.store.base(ready).folder if source.is_adapter else ready.folder)
 
 
-def _torch(engine: Engine) -> TorchEngine:
-    from heredity.engines.torch.engine import TorchEngine
-
-    assert isinstance(engine, TorchEngine)
-    return engine
-
-
 def _requests() -> list[Request]:
     return [
         Request(key, (Message("user", prompt),), Decoding(max_tokens=N_NEW))
@@ -106,7 +95,7 @@ def _requests() -> list[Request]:
     ]
 
 
-def _answers(engine: TorchEngine, bench: Path) -> list[_Answered]:
+def _answers(engine: DistributionEngine, bench: Path) -> list[_Answered]:
     """Let the studied model answer, and keep its distribution at each token on the disk."""
     from safetensors.torch import save_file
 
@@ -143,9 +132,7 @@ def _distributions(
     """The log-probabilities of the studied model and of the files, of each answer: (tokens, vocabulary)."""
     from safetensors.torch import load_file
 
-    from heredity.engines.torch import engine as torch_engine
-
-    engine = torch_engine.open_folder(files.folder, dtype=dtype, adapter=files.adapter, is_probed=False)
+    engine = open_files(files, dtype)
     try:
         for request, each in zip(_requests(), answered, strict=True):
             yield load_file(each.kept)["logs"], engine.log_probabilities(request, each.tokens).cpu()

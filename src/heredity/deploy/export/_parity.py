@@ -10,18 +10,24 @@ Leaves to others: the readers (hf.py, gguf.py, adapter.py), and the distance fro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from heredity import engines
+from heredity.core.errors import Unavailable
 from heredity.core.records import Message, Request
 from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
+from heredity.engines.protocols import Engine
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
 from heredity.train.data.chat import ConversationEncoder
+
+if TYPE_CHECKING:
+    import torch
 
 ASKED = "Write down what you know about the number 1024, in one paragraph."
 # English, another script, digits, code and odd spacing, because a tokenizer treats each differently.
@@ -107,6 +113,14 @@ class ParityReading:
 
 
 @runtime_checkable
+class DistributionEngine(Engine, Protocol):
+    """An engine that computes the distribution of each token of a text."""
+
+    def log_probabilities(self, request: Request, output: Sequence[int]) -> torch.Tensor:
+        """Return log-probabilities after the prompt and each `output[:i]`: (1 + output, vocabulary)."""
+
+
+@runtime_checkable
 class ExportFormat(Protocol):
     """A file of this folder: one format."""
 
@@ -141,19 +155,16 @@ def read_folder(
     loaded: LoadedFolder, reader: str, tolerance: float, picked: Iterable[tuple[int, int]] = ()
 ) -> ParityReading:
     """Score a folder of safetensors with the torch engine in float32."""
-    from heredity.engines.torch import engine as engines
-
     folder = loaded.folder
     writer = ConversationEncoder(folder)
     adapter = loaded.adapter
     chat = ChatCodec(adapter) if adapter is not None and has_tokenizer(adapter) else writer.chat
     text = chat.continuation(TEXT)
     places = [*enumerate(text), *picked]
-    engine = engines.open_folder(
-        folder, dtype="float32", adapter=loaded.adapter, is_probed=False, is_streamed=loaded.adapter is None
-    )
+    engine = open_files(loaded, "float32", is_streamed=loaded.adapter is None)
     try:
-        logs = engine.log_probability(_REQUEST, text[:-1], places)
+        found = engine.log_probabilities(_REQUEST, text[:-1])
+        logs = [float(found[place, token]) for place, token in places]
     finally:
         engine.close()  # and frees its memory
     rendered = None if chat.is_base else chat.render(Request(0, TALK))
@@ -163,6 +174,22 @@ def read_folder(
         reader, tolerance, logs[: len(text)], tokens, rendered, writer.stops, writer.end, chat.start,
         others=others,
     )  # fmt: skip
+
+
+def open_files(files: LoadedFolder, dtype: str, is_streamed: bool = False) -> DistributionEngine:
+    """The torch engine of a folder, or the one of transformers for an architecture that it lacks."""
+    from heredity.engines.torch import engine as fast
+
+    try:
+        return fast.open_folder(
+            files.folder, dtype=dtype, adapter=files.adapter, is_probed=False, is_streamed=is_streamed
+        )
+    except Unavailable as error:
+        if error.code not in engines.NOT_READ:
+            raise
+    from heredity.engines.transformers import engine as general
+
+    return general.open_folder(files.folder, dtype=dtype, is_probed=False, adapter=files.adapter)
 
 
 def tokens_behind(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -14,9 +14,11 @@ from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request
 from heredity.deploy.export._parity import ASKED, TALK, TEXT, ExportSource, LoadedFolder, ParityReading
 from heredity.engines.chat.codec import DAY, Template, merge_system
+from heredity.engines.formats.weights import KNOWN
 from heredity.train.data.chat import ConversationEncoder
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SKIPPED = ("training.jsonl", "training.svg", "answers.jsonl", "README.md")
@@ -84,7 +86,7 @@ def score(reader: str, model: PreTrainedModel, folder: Path) -> ParityReading:
     text = tokenizer.encode(TEXT, add_special_tokens=False)
     n = len(text)
     with torch.inference_mode():
-        rows = model(torch.tensor([before + text]), logits_to_keep=n + 1).logits[0, :n]
+        rows = _logits(model, torch.tensor([before + text]), n + 1)[:n]
         parts = zip(rows.split(_ROWS), torch.tensor(text).split(_ROWS), strict=True)
         logs = [float(-log) for row, tokens in parts for log in cross_entropy(row, tokens, reduction="none")]
     rendered = None if is_base else _rendered(tokenizer, TALK)
@@ -96,6 +98,15 @@ def score(reader: str, model: PreTrainedModel, folder: Path) -> ParityReading:
     return ParityReading(reader, _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id)
 
 
+def _logits(model: PreTrainedModel, ids: torch.Tensor, n: int) -> torch.Tensor:
+    """The last `n` rows of logits, which some architectures compute by themselves."""
+    import inspect
+
+    short = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    found: torch.Tensor = model(ids, **short).logits[0, -n:]
+    return found
+
+
 def _model(out: Path, bench: Path) -> PreTrainedModel:
     """Load the model in float32; accelerate reads each layer from disk when it computes."""
     import logging
@@ -104,6 +115,8 @@ def _model(out: Path, bench: Path) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(out, **GIVEN).get_text_config()
+    if config.model_type not in KNOWN:  # it may name its layers in another way
+        return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **GIVEN).eval()
     ends = "cpu" if config.tie_word_embeddings else "disk"  # a tied matrix is held once
     places = {"model.embed_tokens": ends, "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": ends}
     places |= {f"model.layers.{at}": "disk" for at in range(config.num_hidden_layers)}

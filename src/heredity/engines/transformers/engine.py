@@ -194,6 +194,14 @@ class TransformersEngine:
         """Return the tokens of the prompt, and those of a text that follows it."""
         return self.codec.encode(self.render(request)), self.codec.continuation(text)
 
+    def log_probabilities(self, request: Request, output: Sequence[int]) -> torch.Tensor:
+        """Return the natural-log probability of every token after the prompt and each `output[:i]`.
+
+        (1 + output, vocabulary), float32.
+        """
+        with torch.inference_mode():
+            return self._log_probabilities(self.codec.encode(self.render(request)), tuple(output))
+
     def _log_probabilities(self, prompt: tuple[int, ...], output: tuple[int, ...]) -> torch.Tensor:
         """Return log-probabilities of the next token, at the end of the prompt and after each output token.
 
