@@ -369,6 +369,16 @@ class ChatCodec:
         """Return the tokens of a prompt; nothing is added to a rendered template."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=self.is_base))
 
+    @property
+    def boundary(self) -> str:
+        """The token between texts, as text: an empty context consists of it.
+
+        "" if the prompt of an empty text has a token already.
+        """
+        if self.encode(self.render(Request(0, ()))):
+            return ""
+        return self.decode((self.end if self.start is None else self.start,))
+
     def continuation(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text that follows a prompt: nothing is prepended."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))

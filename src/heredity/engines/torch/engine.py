@@ -176,13 +176,8 @@ class TorchEngine:
 
     @property
     def boundary(self) -> str:
-        """The token between texts, as text: an empty context consists of it.
-
-        "" if the prompt of an empty text has a token already.
-        """
-        if self.codec.encode(self.codec.render(Request(0, ()))):
-            return ""
-        return self.codec.decode((self.codec.end if self.codec.start is None else self.codec.start,))
+        """The token between texts, as text: an empty context consists of it."""
+        return self.codec.boundary
 
     def render(self, request: Request) -> str:
         """Return the full prompt of a request, prefill included."""

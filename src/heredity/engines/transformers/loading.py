@@ -73,6 +73,8 @@ def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, devic
             model, found = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_HERE
             )
+    except torch.OutOfMemoryError:  # a RuntimeError, and no fault of the model
+        raise
     except ImportError as error:
         raise Unavailable(
             f"transformers does not load this model here: {first_line(error)}", code="package-missing"
