@@ -204,6 +204,13 @@ def test_a_file_and_a_folder_are_known_by_their_headers(
     assert of_folder.context == config["max_position_embeddings"]
 
 
+def test_a_folder_with_an_adapter_has_no_preview_and_names_adopt(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with raises(Refused, "adapter-config", mentions=["heredity adopt"]):
+        store.preview(str(tmp_path))
+
+
 def test_the_start_of_a_gguf_gives_its_settings(tiny_gguf: Path) -> None:
     data = tiny_gguf.read_bytes()
     for n in (24, 100, 1000, len(data)):

@@ -24,6 +24,7 @@ WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".nemo", ".keras")
 _FILES = (".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model", ".md", ".py", *_PICKLES, *_ARCHIVES)
+ADAPTER_CONFIG = "adapter_config.json"
 _MAX_TEXT = 256 << 20  # bytes; the largest tokenizer.json known is a tenth of it
 _NEST = 32  # levels of a config
 _CODE = ("auto_map", "custom_pipelines", "trust_remote_code")  # keys that ask for code of the model's own
@@ -120,6 +121,15 @@ def check_files(folder: Path, place: str, is_adapter: bool = False) -> None:
     _check_templates(folder, place)
 
 
+def adapter_config_refused(path: Path) -> Refused:
+    """The error for an adapter's config in a folder of whole weights."""
+    return Refused(
+        f"{path}: an adapter's config names other weights, which would be loaded in place of these. "
+        "An adapter needs its base: heredity adopt FOLDER --parent MODEL. Next to weights, delete it.",
+        code="adapter-config",
+    )
+
+
 def _check_templates(folder: Path, place: str) -> None:
     """Raise Refused if a chat template exceeds the limits, or renders differently from run to run."""
     for each in dict.fromkeys((template_source(folder), template_source(folder, "tool_use"))):
@@ -128,12 +138,8 @@ def _check_templates(folder: Path, place: str) -> None:
 
 
 def _check_file(path: Path, is_adapter: bool) -> None:
-    if path.name == "adapter_config.json" and not is_adapter:
-        raise Refused(
-            f"{path}: an adapter's config names other weights, which would be loaded in place of these. "
-            "An adapter needs its base: heredity adopt FOLDER --parent MODEL. Next to weights, delete it.",
-            code="adapter-config",
-        )
+    if path.name == ADAPTER_CONFIG and not is_adapter:
+        raise adapter_config_refused(path)
     if path.suffix == ".safetensors":
         read_safetensors(path)
     elif path.suffix == ".gguf":

@@ -399,6 +399,8 @@ class FromFolder:
                 f"{self.path} holds neither safetensors nor GGUF; nothing else is opened.",
                 code="no-weight-format",
             )
+        if folder.ADAPTER_CONFIG in chosen:  # before a preview of weights that have no config.json
+            raise folder.adapter_config_refused(self.path / folder.ADAPTER_CONFIG)
         return chosen
 
 
