@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -138,6 +140,76 @@ def test_a_number_of_slots_that_moves_the_bits_is_not_used(
         TorchEngine(decoder, ChatCodec(tiny_llama), tiny_llama, found, width).pool for width in (None, 4)
     ]
     assert [pool._n_slots for pool in pools] == [(4,), (4,)]
+
+
+def _decoder_of(folder: Path) -> _decoder.Decoder:
+    return _decoder.Decoder(weights.read_weights(folder, torch.float32), torch.float32)
+
+
+def _parent_and_child(folder: Path) -> list[_decoder.Decoder]:
+    """Two models of one shape, with other numbers."""
+    spreads = 0.02, 0.04
+    return [
+        _decoder_of(make_model(folder / str(spread), "llama", initializer_range=spread)) for spread in spreads
+    ]
+
+
+def test_a_model_of_a_known_shape_takes_its_tuning_after_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[_decoder.Decoder] = []
+    probe = autotune.probe
+
+    def counted(decoder: _decoder.Decoder, widths: tuple[int, ...] = (4, 8)) -> autotune.Tuning:
+        probed.append(decoder)
+        return probe(decoder, widths)
+
+    monkeypatch.setattr(autotune, "probe", counted)
+    parent, child = _parent_and_child(tmp_path)
+    other = _decoder_of(make_model(tmp_path / "qwen", "qwen2"))
+    home = tmp_path / "tuning"
+    with torch.inference_mode():
+        first = autotune.tune(parent, home / "parent", widths=(4, 8))
+        second = autotune.tune(child, home / "child", widths=(4, 8))
+        assert probed == [parent]
+        assert second.widths == first.widths and second.pass_widths == first.pass_widths
+        assert second.fingerprint != first.fingerprint  # its own numbers
+        assert autotune.tune(child, home / "child") == second  # as kept
+        autotune.tune(other, home / "other", widths=(4, 8))
+    assert probed == [parent, other]
+
+
+@pytest.mark.parametrize("at_fault", ["step", "prefill_packed"])
+def test_a_model_that_fails_the_check_of_its_shapes_tuning_is_probed_itself(
+    at_fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, child = _parent_and_child(tmp_path)
+    right = getattr(child, at_fault)
+    is_crooked = [4, autotune.PASS_WIDTHS[0]]
+
+    def crooked_step(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: Any = None) -> torch.Tensor:
+        logits: torch.Tensor = right(prefix, slots, tokens, lengths, n_slots)
+        return logits + (len(tokens) in is_crooked)
+
+    def crooked_pass(prefix: Any, slots: Any, segments: Any, width: int) -> Any:
+        result = right(prefix, slots, segments, width)
+        slots.keys[0].add_(float(width in is_crooked))
+        return result
+
+    with torch.inference_mode():
+        kept = autotune.probe(parent, (4, 8), itertools.count().__next__)  # each width takes as long
+        if kept.widths != (4, 8) or autotune.PASS_WIDTHS[0] not in kept.pass_widths:
+            pytest.skip("this processor proves too few widths")
+        monkeypatch.setattr(autotune, "probe", lambda *_: kept)
+        autotune.tune(parent, tmp_path / "tuning" / "parent")
+        monkeypatch.undo()
+        autotune.tune(child, tmp_path / "tuning" / "right", widths=(4,))
+        assert autotune.read_tuning(tmp_path / "tuning" / "right") == msgspec.structs.replace(
+            kept, fingerprint=autotune._fingerprint(child, 8)
+        )
+        monkeypatch.setattr(child, at_fault, crooked_step if at_fault == "step" else crooked_pass)
+        own = autotune.tune(child, tmp_path / "tuning" / "child", widths=(4,))
+    assert own.widths == (4,)  # of its own probe
 
 
 def test_an_engine_for_single_requests_measures_nothing_and_uses_what_was_kept(tmp_path: Path) -> None:

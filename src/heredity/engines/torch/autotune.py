@@ -1,6 +1,6 @@
 """The batch widths that are fast on this machine and give the same bits: measured once and kept.
 
-A short probe, once per model and machine, times decode steps of several widths at the model's own shapes. It
+A short probe, once per shape and machine, times decode steps of several widths at the model's own shapes. It
 compares the logits of a witness row bit by bit: in three slots, in different batches, with caches of several
 lengths, over two prefixes. Only widths that agree are used, so an answer does not depend on the batch. The
 last rows of a batch read only their own caches: the numbers of slots that keep the bits are probed likewise.
@@ -11,6 +11,9 @@ Packed prefills are probed by the keys and values of a witness text, cut in many
 Bfloat16 hides most differences in the order of a sum. So attention is also probed with terms that cancel: the
 result is then only rounding errors. The linear layers of a block are also probed with many rows. Where a
 probe fails, each row is prefilled by itself.
+
+Which widths agree depends on shapes and kernels, not on the numbers in the weights. So a model of a shape
+that was probed before takes that result, after a short check with its own weights.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +65,7 @@ class WitnessPlace(NamedTuple):
 
 
 _PLACES = tuple(WitnessPlace(n, share, c) for share, c in ((0, 2), (1, 3), (0.5, 4)) for n in _N_PREFIX)
+_CHECKED = WitnessPlace(_N_PREFIX[1], 0.5, 2)  # the one place at which a tuning of another model is checked
 
 
 class Tuning(Record, frozen=True):
@@ -83,19 +87,67 @@ class Tuning(Record, frozen=True):
 
 
 def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
-    """Return the tuning kept at `path` if it matches this machine's arithmetic, else that of a new probe."""
-    kept = None if path is None else read_tuning(path, _device(decoder))
-    dtype = str(decoder.dtype).removeprefix("torch.")
+    """Return the tuning kept at `path` if it matches this machine's arithmetic, else a new one.
+
+    The folder of `path` also keeps the tuning of each shape. It is taken if a check shows that it holds for
+    this model. Otherwise the model is probed.
+    """
+    if path is None:
+        return probe(decoder, widths)
+    kept, dtype = read_tuning(path, _device(decoder)), str(decoder.dtype).removeprefix("torch.")
     if (
         kept is not None
         and kept.dtype == dtype
         and _fingerprint(decoder, kept.widths[-1]) == kept.fingerprint
     ):
         return kept
-    new = probe(decoder, widths)
-    if path is not None:
-        write_atomic(path, msgspec.json.format(msgspec.json.encode(new)))
+    shared = _path_of_shape(decoder, path.parent)
+    # where this model's own result no longer matches, the arithmetic changed, and that of others is old too
+    found = None if shared is None or kept is not None else read_tuning(shared, _device(decoder))
+    if found is not None and _holds(decoder, found):
+        new = msgspec.structs.replace(found, fingerprint=_fingerprint(decoder, found.widths[-1]))
+    else:
+        new = probe(decoder, widths)
+        if shared is not None:
+            _keep(new, shared)
+    _keep(new, path)
     return new
+
+
+def _keep(tuning: Tuning, path: Path) -> None:
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(tuning)))
+
+
+def _path_of_shape(decoder: Decoder, folder: Path) -> Path | None:
+    """The file of all models that multiply the same shapes. None with an adapter, whose rank counts."""
+    if decoder.weights.base is not None:
+        return None
+    parts = decoder.shape, decoder.dtype, decoder.weights.how, decoder.cache_form, _device(decoder)
+    return folder / f"shape-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+def _holds(decoder: Decoder, tuning: Tuning) -> bool:
+    """Return True if this model's witness has equal bits at all widths of the tuning, at one place each."""
+    if not tuning.is_proven:
+        return False
+    witness, caches = _witness(decoder, _CHECKED.n_prefix), _Caches(decoder, tuning.widths[-1], (_CHECKED,))
+    wider = {
+        n: next(width for width in tuning.widths if width >= n) for n in (*tuning.widths, *tuning.n_slots)
+    }
+    steps = (_try(caches, witness, wider[n], _CHECKED, time.perf_counter, n)[1] for n in wider)
+    return len(set(steps)) == 1 and _hold_passes(decoder, witness[0], tuning.pass_widths)
+
+
+def _hold_passes(decoder: Decoder, prefix: SharedPrefix, widths: tuple[int, ...]) -> bool:
+    """Return True if the narrowest and the widest packed prefill give a text the bits of the usual one."""
+    if not widths:
+        return True
+    usual = PASS_WIDTHS[-2]
+    expected = _text_bits(decoder, prefix, usual, usual)
+    return all(
+        _text_bits(decoder, prefix, width, width - PAD, is_alone=False) == expected
+        for width in {widths[0], widths[-1]}
+    )
 
 
 def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = time.perf_counter) -> Tuning:
@@ -158,12 +210,11 @@ def _fewer_slots(
 class _Caches:
     """The slots of all tries, over one memory: making them again takes a third of the time of a probe."""
 
-    def __init__(self, decoder: Decoder, max_slots: int) -> None:
+    def __init__(self, decoder: Decoder, max_slots: int, places: Sequence[WitnessPlace] = _PLACES) -> None:
         self.decoder, shape = decoder, decoder.shape
         self._n_filled, self._stream = 0, torch.Generator().manual_seed(2)
-        size = (
-            max_slots * shape.n_kv_heads * max(place.n_blocks for place in _PLACES) * BLOCK * shape.head_dim
-        )
+        n_blocks = max(place.n_blocks for place in places)
+        size = max_slots * shape.n_kv_heads * n_blocks * BLOCK * shape.head_dim
         self._sides = [
             [torch.empty(size, dtype=decoder.dtype, device=decoder.device) for _ in range(shape.n_layers)]
             for _ in range(2)
