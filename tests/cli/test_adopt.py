@@ -32,7 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     base = make_model(tmp_path / "base", "llama")
     out = make_adapter(
-        base, tmp_path / "out" / "my-adapter", strength=0.02, target_modules="all-linear", use_dora=True
+        base, tmp_path / "out" / "my-adapter", strength=0.003, target_modules="all-linear", use_dora=True
     )
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(base / name, out / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +21,19 @@ import heredity as h
 from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.records import Descent, Evidence
 from heredity.lineage.adoption import adopt
+from heredity.lineage.claims import read_claims
 from heredity.lineage.descent import facts, plain_name
-from heredity.lineage.evidence import read_claims
+from heredity.lineage.evidence import Findings, compare_quantized
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 from heredity.recipes.adopt import Adopt
 from heredity.recipes.merge_adapter import merge
 from heredity.recipes.quantize import Quantize
 from tests.recipes.test_pull_sources import play_hub, use_index
+from tests.support.architectures import make as make_any
 from tests.support.errors import raises
 from tests.support.model_sources import Server, left_over
+from tests.support.packed_models import pack_folder
 from tests.support.peft_adapters import engine_logits, make_adapter, peft_logits
 from tests.support.tiny_models import exchange_two_tokens, make_model
 
@@ -127,7 +131,7 @@ def test_an_adapter_is_consistent_and_says_which_base_it_names(
 
 def test_dora_and_saved_modules_show_the_base(store: Store, base: Grown, tmp_path: Path) -> None:
     settings = {"target_modules": ["q_proj", "up_proj"], "use_dora": True}
-    dora = make_adapter(base.folder, tmp_path / "dora", strength=0.02, **settings)
+    dora = make_adapter(base.folder, tmp_path / "dora", strength=0.003, **settings)
     saved = make_adapter(base.folder, tmp_path / "saved", strength=0.02, modules_to_save=["embed_tokens"])
     for each in (dora, saved):
         found = evidence(adopt(str(each), base, store))
@@ -284,6 +288,82 @@ def test_an_unrelated_model_of_the_same_shape_is_refused(store: Store, base: Gro
     assert left(store) == [] and len(store.models()) == 1
 
 
+def reseeded(folder: Path, out: Path) -> Path:
+    """A model of the same configuration, initialized with another seed."""
+    import transformers
+
+    shutil.copytree(folder, out)
+    (out / "model.safetensors").unlink()
+    torch.manual_seed(5)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba"])
+def test_a_pattern_that_every_model_starts_from_shows_no_parent(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    """A_log of a state space model has the same large numbers after any seed."""
+    folder = make_any(tmp_path / "one", name)
+    with raises(Refused, "descent-contradicted", mentions=["cosine"]):
+        adopt(str(reseeded(folder, tmp_path / "other")), store.pull(str(folder)), store)
+
+
+def test_one_copied_matrix_shows_no_parent(store: Store, base: Grown, tmp_path: Path) -> None:
+    folder, name = unrelated(base.folder, tmp_path / "other"), "model.layers.0.mlp.down_proj.weight"
+    own = load_file(base.folder / "model.safetensors")
+    save_over(folder, load_file(folder / "model.safetensors") | {name: own[name] * 40})
+    with raises(Refused, "descent-contradicted", mentions=["cosine"]):
+        adopt(str(folder), base, store)
+
+
+def save_over(folder: Path, tensors: dict[str, Any]) -> None:
+    copied = {name: each.clone() for name, each in tensors.items()}
+    (folder / "model.safetensors").unlink()
+    save_file(copied, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", ["zeros", "int8", "complex64"])
+def test_weights_that_compare_with_nothing_are_refused(
+    store: Store, base: Grown, tmp_path: Path, dtype: str
+) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(base.folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_over(
+        folder,
+        {n: each * 0 if dtype == "zeros" else each.to(getattr(torch, dtype)) for n, each in tensors.items()},
+    )
+    with raises(Refused, "descent-contradicted"):
+        adopt(str(folder), base, store)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("is_old_child", [False, True])
+def test_a_file_of_an_old_version_has_other_names_and_buffers(
+    store: Store, tmp_path: Path, name: str, is_old_child: bool
+) -> None:
+    """gpt2 and Pythia are on the hub as older versions of transformers saved them."""
+    new = make_any(tmp_path / "new", name)
+    old = tmp_path / "old"
+    shutil.copytree(new, old)
+    tensors = load_file(new / "model.safetensors")
+    mask, layers = torch.ones(1, 1, 8, 8).tril(), range(3)
+    if name == "gpt2":
+        tensors = {each.removeprefix("transformer."): value for each, value in tensors.items()}
+        tensors |= {f"h.{i}.attn.bias": mask for i in layers}
+    else:
+        at = "gpt_neox.layers.{}.attention."
+        tensors |= {f"{at.format(i)}bias": mask.bool() for i in layers}
+        tensors |= {f"{at.format(i)}masked_bias": torch.tensor(-1e9) for i in layers}
+        tensors |= {f"{at.format(i)}rotary_emb.inv_freq": torch.rand(8) for i in layers}
+    save_over(old, tensors)
+    child, parent = (old, new) if is_old_child else (new, old)
+    found = evidence(adopt(str(child), store.pull(str(parent)), store))
+    assert found.level == "shown" and found.n_equal == found.n_tensors > 30
+
+
 def test_other_shapes_layers_and_tokens_are_refused_together(
     store: Store, base: Grown, tmp_path: Path
 ) -> None:
@@ -375,10 +455,84 @@ def test_a_quantized_folder_is_compared_in_its_own_grid(
         adopt(str(folder), store.pull(str(unrelated(base.folder, tmp_path / "unrelated"))), store)
 
 
+@pytest.mark.parametrize(
+    "form", ["fp8", "pack-4-asymmetric", "bnb-int8", "int8", "gptq-act-order", "nf4-nested"]
+)
+def test_each_grid_has_its_zero_points_blocks_and_scales(
+    store: Store, base: Grown, tmp_path: Path, form: str
+) -> None:
+    folder = tmp_path / form
+    shutil.copytree(base.folder, folder, copy_function=shutil.copy)
+    pack_folder(folder, form)
+    found = evidence(adopt(str(folder), base, store))
+    assert found.worst_step is not None and 0.3 < found.worst_step <= 0.52 and found.within_step == 1
+
+
+@pytest.mark.parametrize("change", ["scales", "shape", "3 bits"])
+def test_packed_weights_that_do_not_read_are_refused_in_one_line(
+    store: Store, base: Grown, tmp_path: Path, change: str
+) -> None:
+    folder = packed_folder(base.folder, tmp_path / "packed", "gptq")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj."
+    if change == "3 bits":
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"]["bits"] = 3
+        (folder / "config.json").write_text(json.dumps(config))
+    elif change == "shape":
+        tensors[f"{name}g_idx"] += 1000
+    else:
+        del tensors[f"{name}scales"]
+    save_over(folder, tensors)
+    with pytest.raises((Damaged, Unavailable)):
+        adopt(str(folder), base, store)
+
+
+def test_a_gguf_of_experts_is_compared_by_the_first_of_each_layer(store: Store, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    import numpy as np
+
+    parent = store.pull(str(make_model(tmp_path / "moe", "qwen3_moe", mlp_only_layers=[])))
+    tensors = load_file(parent.folder / "model.safetensors")
+    table, stacks = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3MOE, 3), dict[str, list[Any]]()
+    for name in sorted(tensors, key=lambda each: (len(each), each)):
+        plain = re.sub(r"\.experts\.\d+\.", ".experts.", name)
+        place = table.get_name(plain, try_suffixes=(".weight", ".bias"))
+        stacks.setdefault(str(place), []).append(tensors[name].numpy())
+    path = tmp_path / "moe.gguf"
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    writer.add_block_count(3)
+    for place, each in stacks.items():
+        value = np.stack(each) if place.endswith("_exps.weight") else each[0]
+        is_whole = value.ndim == 1 or value.shape[-1] % 32
+        kind = gguf.GGMLQuantizationType.F32 if is_whole else gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(place, gguf.quants.quantize(value, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = Findings()
+    compare_quantized(_alone(path, tmp_path / "child"), parent.folder, found)
+    assert not found.against and found.cosine is not None and found.cosine > 0.999
+    other = store.pull(str(unrelated(parent.folder, tmp_path / "other")))
+    compare_quantized(tmp_path / "child", other.folder, found)
+    assert found.against
+
+
+def _alone(path: Path, folder: Path) -> Path:
+    folder.mkdir()
+    path.rename(folder / path.name)
+    return folder
+
+
 HOW = {
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 32},
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"},
-    "packed": {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    "packed": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}},
+    },
     "fp8": {"quant_method": "fp8"},
     "nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
 }

@@ -1,7 +1,7 @@
 """The evidence of a descent in words, and the names under which a parent may be claimed.
 
 Promises: only records are read. A name is compared without its owner and without marks of a format.
-Leaves to others: finding the evidence (recipes/_evidence.py).
+Leaves to others: finding the evidence (evidence.py).
 """
 
 from __future__ import annotations

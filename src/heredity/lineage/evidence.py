@@ -1,11 +1,12 @@
-"""The evidence that a model descends from another: claims of its files, shapes, tokens, and values.
+"""The evidence that a model descends from another: its shapes, tokens, and values.
 
 Promises: a few million numbers are in memory at a time. Tensors are compared bit by bit; cosine, distance and
 ranks are of samples. A contradiction is returned as text, for the refusal.
-Leaves to others: refusing (recipes/adopt.py), and the words of evidence (descent.py).
+Leaves to others: claims of its files (claims.py), refusing (recipes/adopt.py), and words (descent.py).
 
 Models that were trained apart share no direction in the space of weights. The cosine of their matrices is
-near zero; tuning, merging and quantizing keep it near one (HuRef, Zeng et al. 2023, 2312.04828).
+near zero; tuning, merging and quantizing keep it near one (HuRef, Zeng et al. 2023, 2312.04828). Its mean
+counts every matrix once: some hold a pattern of large numbers from the start, such as A_log of a Mamba.
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heredity.core.errors import Damaged
 from heredity.engines.chat.folder import template_source, vocabulary
-from heredity.engines.formats.gguf import GgufHeader, read_gguf
+from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
 
 if TYPE_CHECKING:
     import torch
 
-    from heredity.engines.formats.grids import QuantizedRows
+    from heredity.engines.formats.grids import QuantizedRows, Reader
     from heredity.engines.formats.peft import LowRank
 
 RELATED = 0.5  # the smallest cosine of a descendant's matrices with its ancestor's
-_UNRELATED = 0.1  # of DoRA's magnitudes: training moves them, so that between the two they show nothing
+# Of DoRA's magnitudes. Training moves them, and position codes and outliers make the lengths of rows alike in
+# unrelated layers, too. Between the two numbers they show nothing.
+_UNRELATED, _MAGNITUDES = 0.1, 0.9
 _CHUNK = 1 << 20  # numbers that are compared at once
 _SAMPLES = 4  # matrices whose change is decomposed
 _SAMPLE = 512  # rows and columns of such a matrix
 _HELD = 0.99  # share of the change that the counted singular values hold
-_MOST_CARD = 1 << 16  # bytes of a card's metadata
-_NAME = 120  # characters of a claimed name
 _LAYER = re.compile(r"(?:layers|h|blocks|block)\.(\d+)\.")
-_BASE_OF_CARD = re.compile(r"^base_model:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)
+# Masks and position codes that older versions of transformers saved with the weights.
+_BUFFER, _MASK = re.compile(r"\.(?:inv_freq|masked_bias)$"), re.compile(r"\.(?:attn|attention)\.bias$")
 _COARSE = {"F64": 0, "F32": 1, "F16": 2, "BF16": 2}  # of two types, the rounder one decides equality
 
 
@@ -58,50 +59,6 @@ class Findings:
     sizes: list[int] = field(default_factory=list)
     worst_step: float | None = None
     within_step: float | None = None
-
-
-# --- claims ----------------------------------------------------------------------------------------
-
-
-def read_claims(folder: Path) -> dict[str, list[str]]:
-    """Return the parents that a model's own files name, by the file and field."""
-    found: dict[str, list[str]] = {}
-    with suppress(OSError, ValueError, AttributeError):
-        base = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
-        found["adapter_config.json"] = [base] if isinstance(base, str) else []
-    with suppress(OSError):
-        found["README.md"] = _bases_of_card(folder / "README.md")
-    for path in sorted(folder.glob("*.gguf")):
-        found[path.name] = _bases_of_gguf(read_gguf(path))
-    shown = {place: [_shown(name) for name in names if name.strip()] for place, names in found.items()}
-    return {place: names for place, names in shown.items() if names}
-
-
-def _bases_of_card(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        text = file.read(_MOST_CARD).decode("utf-8", "replace")
-    parts = text.split("---", 2)
-    match = _BASE_OF_CARD.search(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    if match is None:
-        return []
-    return [name for line in match[1].splitlines() if (name := line.strip().lstrip("-").strip(" '\"[]"))]
-
-
-def _bases_of_gguf(header: GgufHeader) -> list[str]:
-    count = header.metadata.get("general.base_model.count", 0)
-    n = count if isinstance(count, int) else 0
-    keys = [f"general.base_model.{at}" for at in range(min(n, 16))]
-    return [header.text(f"{key}.repo_url") or header.text(f"{key}.name") for key in keys]
-
-
-def _shown(name: str) -> str:
-    """A claimed name without the folders of another machine's path."""
-    name = name.strip()
-    if re.match(r"https?://", name):
-        name = "/".join(name.rstrip("/").split("/")[-2:])
-    if name.startswith(("/", "~", ".")) or "\\" in name or name.count("/") > 1:
-        name = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-    return "".join(c if c.isprintable() else "?" for c in name)[:_NAME]
 
 
 # --- tokens and templates --------------------------------------------------------------------------
@@ -152,28 +109,33 @@ class _Sums:
     """Products of two models' matrices."""
 
     def __init__(self) -> None:
-        self.dot = self.own = self.other = self.change = 0.0
+        self.cosines = self.other = self.change = 0.0
         self.n = 0
 
     def add(self, child: torch.Tensor, parent: torch.Tensor) -> None:
+        """Add two matrices of one shape. Zeros are unrelated to anything but zeros."""
         a, b = child.double().flatten(), parent.double().flatten()
-        self.dot += float(a @ b)
-        self.own += float(a @ a)
-        self.other += float(b @ b)
-        self.change += float((a - b).square().sum())
-        self.n += 1
+        own, other = float(a @ a), float(b @ b)
+        if own or other:
+            self.cosines += float(a @ b) / math.sqrt(own * other) if own and other else 0.0
+            self.other += other
+            self.change += float((a - b).square().sum())
+            self.n += 1
 
-    def put(self, found: Findings, what: str = "matrices", least: float = RELATED) -> None:
-        """Write cosine and distance of related values. A cosine below `least` contradicts the descent."""
-        if not self.n or not self.own or not self.other:
+    def put(
+        self, found: Findings, what: str = "matrices", least: float = RELATED, shown: float = RELATED
+    ) -> None:
+        """Write cosine and distance from `shown` on. A cosine below `least` contradicts the descent."""
+        if not self.n:
             return
-        cosine, distance = self.dot / math.sqrt(self.own * self.other), math.sqrt(self.change / self.other)
-        if cosine >= RELATED:
+        cosine = self.cosines / self.n
+        distance = math.sqrt(self.change / self.other) if self.other else math.inf
+        if cosine >= shown:
             found.cosine, found.distance = cosine, distance
         elif not cosine >= least:  # of NaN, too
             found.against.append(
                 f"its {what} have the cosine {cosine:.3f} with the parent's, and those of a descendant have"
-                f" at least {RELATED} (distance {distance:.3g})"
+                f" at least {shown} (distance {distance:.3g})"
             )
 
 
@@ -191,7 +153,10 @@ def places(folder: Path) -> dict[str, tuple[Path, SafeTensor]]:
 
 def compare_whole(child: Path, parent: Path, found: Findings) -> None:
     """Compare two folders of whole weights: shapes, equal tensors, cosine, and the rank of the change."""
-    ours, theirs = places(child), places(parent)
+    stored, theirs = _weights(places(child)), _weights(places(parent))
+    names = _parent_names(stored, theirs)
+    ours = {new: stored[name] for name, new in names.items()}
+    own = {new: name for name, new in names.items()}
     if why := other_shapes(ours, theirs):
         found.against.append(why)
         return
@@ -200,15 +165,36 @@ def compare_whole(child: Path, parent: Path, found: Findings) -> None:
     for name in sorted(ours.keys() & theirs.keys()):
         if ours[name][1].shape != theirs[name][1].shape:
             continue  # the vocabulary grew
-        is_equal = _compare(name, ours, theirs, found, sums)
+        is_equal = _compare(name, ours, theirs, found, sums, own[name])
         if is_equal is False and _is_layer_matrix(name, theirs[name][1]):
             changed.append(name)
+    if not sums.n:
+        found.against.append("it has no matrix that could be compared")
     sums.put(found)
     for at in range(min(_SAMPLES, len(changed))):
         name = changed[at * len(changed) // _SAMPLES if len(changed) > _SAMPLES else at]
-        rank, size = _rank(_corner(ours, name) - _corner(theirs, name))
+        rank, size = _rank(_corner(ours[name][0], own[name]) - _corner(theirs[name][0], name))
         found.ranks.append(rank)
         found.sizes.append(size)
+
+
+def _weights(where: Places) -> Places:
+    """The tensors without the buffers that older files hold, too."""
+    return {
+        name: each
+        for name, each in where.items()
+        if not (_BUFFER.search(name) or (_MASK.search(name) and len(each[1].shape) == 4))
+    }
+
+
+def _parent_names(ours: Places, theirs: Places) -> dict[str, str]:
+    """The parent's name of each tensor of a child: a file may leave out the name of the inner model."""
+    starts = [{name[: m.start()] for name in each if (m := _LAYER.search(name))} for each in (ours, theirs)]
+    if len(starts[0]) != 1 or len(starts[1]) != 1 or starts[0] == starts[1]:
+        return {name: name for name in ours}
+    (own,), (other,) = starts
+    moved = {name: f"{other}{name[len(own) :]}" if name.startswith(own) else name for name in ours}
+    return {name: new if new in theirs else name for name, new in moved.items()}
 
 
 def other_shapes(ours: Places, theirs: Places) -> str:
@@ -234,9 +220,12 @@ def _is_layer_matrix(name: str, entry: SafeTensor) -> bool:
     return len(entry.shape) == 2 and _LAYER.search(name) is not None
 
 
-def _compare(name: str, ours: Places, theirs: Places, found: Findings, sums: _Sums) -> bool | None:
+def _compare(
+    name: str, ours: Places, theirs: Places, found: Findings, sums: _Sums, own: str = ""
+) -> bool | None:
     """Whether a tensor is equal in every bit; None for a constant one.
 
+    own: its name in the child's file, if that is another one.
     Of types of two precisions, the values are compared as the rounder one holds them.
     """
     import torch
@@ -245,7 +234,9 @@ def _compare(name: str, ours: Places, theirs: Places, found: Findings, sums: _Su
         return None
     kinds = (ours[name][1].dtype, theirs[name][1].dtype)
     is_equal = True
-    for number, (a, b) in enumerate(zip(_chunks(ours, name), _chunks(theirs, name), strict=True)):
+    for number, (a, b) in enumerate(
+        zip(_chunks(*ours[name], own or name), _chunks(*theirs[name], name), strict=True)
+    ):
         if number == 0:
             if not (a.is_floating_point() and b.is_floating_point()) or bool((b == b.flatten()[0]).all()):
                 return None
@@ -262,11 +253,10 @@ def _compare(name: str, ours: Places, theirs: Places, found: Findings, sums: _Su
     return is_equal
 
 
-def _chunks(where: Places, name: str) -> Iterator[torch.Tensor]:
+def _chunks(path: Path, entry: SafeTensor, name: str) -> Iterator[torch.Tensor]:
     """Some rows of a tensor at a time."""
     from safetensors import safe_open
 
-    path, entry = where[name]
     n = max(1, _CHUNK // max(1, math.prod(entry.shape[1:])))
     with safe_open(path, framework="pt") as file:
         part = file.get_slice(name)
@@ -274,10 +264,10 @@ def _chunks(where: Places, name: str) -> Iterator[torch.Tensor]:
             yield part[start : start + n]
 
 
-def _corner(where: Places, name: str) -> torch.Tensor:
+def _corner(path: Path, name: str) -> torch.Tensor:
     from safetensors import safe_open
 
-    with safe_open(where[name][0], framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         corner: torch.Tensor = file.get_slice(name)[:_SAMPLE, :_SAMPLE]
     return corner.float()
 
@@ -336,17 +326,22 @@ def compare_quantized(child: Path, parent: Path, found: Findings) -> None:
 
 
 def _compare_folder(child: Path, parent: Path, found: Findings, sums: _Sums, steps: _Steps) -> str:
-    """Compare a folder of safetensors; returns how its shapes differ."""
+    """Compare a folder of safetensors; returns how its shapes differ. Raises Unavailable."""
     from heredity.engines.formats.grids import read_grids
+    from heredity.engines.formats.packed import packing_of
 
     ours, theirs = places(child), places(parent)
-    how = _config(child).get("quantization_config")
-    readers = read_grids(ours, how if isinstance(how, dict) else {})
+    config = _config(child).get("quantization_config")
+    how: dict[str, object] = config if isinstance(config, dict) else {}
+    readers = read_grids(ours, how)
     matrices = _layer_matrices(theirs)
-    if odd := sorted((readers.keys() - theirs.keys()) | (matrices - readers.keys() - ours.keys())):
+    odd = sorted((readers.keys() - theirs.keys()) | (matrices - readers.keys() - ours.keys()))
+    if odd or readers:
+        packing_of(how, ours)  # refuses packed weights that are not read here
+    if odd:
         return f"other layers: {odd[0][:80]} is in one of the two"
     for name, read in sorted(readers.items()):
-        grid, shape = read(_CHUNK), theirs[name][1].shape
+        grid, shape = _read_grid(name, read), theirs[name][1].shape
         if grid.values.shape[1] != shape[-1]:
             return (
                 f"other shapes: {name[:80]} has {grid.values.shape[1]} inputs, and {shape[-1]} in the parent"
@@ -358,9 +353,19 @@ def _compare_folder(child: Path, parent: Path, found: Findings, sums: _Sums, ste
     return ""
 
 
+def _read_grid(name: str, read: Reader) -> QuantizedRows:
+    """The first rows of a packed matrix. Raises Damaged for tensors that do not fit each other."""
+    try:
+        return read(_CHUNK)
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError, ArithmeticError) as error:
+        raise Damaged(
+            f"The matrix {name[:80]!r} does not read as packed: {str(error)[:200]}.", code="packed-damaged"
+        ) from None
+
+
 def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps: _Steps) -> str:
     """Compare a GGUF; returns how its shapes differ."""
-    from heredity.engines.formats.grids import gguf_places, read_gguf_grid
+    from heredity.engines.formats.grids import EXPERT, gguf_places, read_gguf_grid
 
     header, theirs, config = read_gguf(path), places(parent), _config(parent)
     is_llama = header.text("general.architecture") == "llama"
@@ -372,7 +377,9 @@ def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps:
         return f"other layers: it lacks {odd[0][:80]}"
     for name, tensor in sorted(where.items()):
         shape, own = theirs[name][1].shape, list(tensor.shape)[::-1]
-        if len(shape) != 2:
+        if (expert := EXPERT.search(name)) and len(own) == 3:
+            own = own[1:]  # all experts of a layer; the first one is compared
+        if len(shape) != 2 or (expert and expert[1] != "0"):
             continue
         if own[1:] != shape[1:] or (_LAYER.search(name) and own != shape):
             return f"other shapes: {name[:80]} is {own}, and {shape} in the parent"
@@ -452,7 +459,7 @@ def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
         found.against.append(why)
         return
     found.agrees.insert(0, "shapes")
-    lengths.put(found, "magnitudes", _UNRELATED)
+    lengths.put(found, "magnitudes", _UNRELATED, _MAGNITUDES)
     sums.put(found)
 
 

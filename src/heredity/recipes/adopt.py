@@ -6,7 +6,7 @@ Files of the store are hard links if the file system allows, otherwise copies.
 Promises: only adapter and model files are opened, and each is checked as `pull` checks it. Leftovers of a
 training (optimizer.pt, training_args.bin, checkpoint-*) are left out by name. A descent that the files
 contradict is refused.
-Leaves to others: finding the evidence (lineage/evidence.py).
+Leaves to others: finding the evidence (lineage/evidence.py, claims.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from heredity.core.progress import Watch
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.lineage import evidence
+from heredity.lineage.claims import read_claims
 from heredity.lineage.descent import is_quantized_name, plain_name
 from heredity.lineage.evidence import Findings
 from heredity.lineage.types import Adoption, Description, Grown, KnownParent, Recipe
@@ -205,7 +206,7 @@ def find_descent(
     child: Path, parents: Sequence[Grown], adoption: Adoption, made: Relation, name: str
 ) -> Descent:
     """Compare the files of a child with its parents. Raises Refused with everything that contradicts."""
-    claims = evidence.read_claims(child)
+    claims = read_claims(child)
     found = [_compare(child, parent.folder, made) for parent in parents]
     if against := [why for each in found for why in each.against]:
         shown = "; ".join(against)

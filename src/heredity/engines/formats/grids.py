@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,13 @@ from safetensors import safe_open
 
 from heredity.engines.formats.gguf import GgufHeader, GgufTensor
 from heredity.engines.formats.gguf_write import Array
+from heredity.engines.formats.packed import block_of
 from heredity.engines.formats.safetensors_io import SafeTensor
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # of the eight numbers in a word
 _BITS = (2, 4, 8)
 _PLAIN = ("F32", "F16", "BF16", "F64")
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _SUB_BLOCK = {"Q2_K": 16, "Q3_K": 16, "Q6_K": 16}  # numbers that share a scale; 32 in other formats
 
 
@@ -57,9 +60,9 @@ def read_grids(places: Places, quantization: Mapping[str, object]) -> dict[str, 
         elif kind == "weight" and f"{name}.absmax" in places:
             found[name] = partial(_read_nf4, places, name)
         elif kind == "weight" and places[name][1].dtype == "I8":
-            found[name] = partial(_read_int8, places, name)
+            found[name] = partial(_read_int8, places, name, quantization)
         elif kind == "weight" and places[name][1].dtype == "F8_E4M3":
-            found[name] = partial(_read_fp8, places, name)
+            found[name] = partial(_read_fp8, places, name, quantization)
     return found
 
 
@@ -87,7 +90,10 @@ def read_gguf_grid(path: Path, tensor: GgufTensor, most: int) -> QuantizedRows:
 
 
 def gguf_places(header: GgufHeader, names: Sequence[str]) -> dict[str, GgufTensor]:
-    """Return the tensor of a GGUF of each of transformers' names; {} for an architecture without a map."""
+    """Return the tensor of a GGUF of each of transformers' names; {} for an architecture without a map.
+
+    All experts of a layer are in one tensor.
+    """
     import gguf
 
     known = {word: number for number, word in gguf.MODEL_ARCH_NAMES.items()}
@@ -97,7 +103,10 @@ def gguf_places(header: GgufHeader, names: Sequence[str]) -> dict[str, GgufTenso
         return {}
     table = gguf.get_tensor_name_map(known[kind], n_layers)
     tensors = {each.name: each for each in header.tensors}
-    written = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+    written = {
+        name: table.get_name(EXPERT.sub(".experts.", name), try_suffixes=(".weight", ".bias"))
+        for name in names
+    }
     return {name: tensors[place] for name, place in written.items() if place in tensors}
 
 
@@ -111,68 +120,108 @@ def _get(places: Places, name: str, rows: int | None = None) -> torch.Tensor:
         return found
 
 
+def _outputs(places: Places, name: str, n: int) -> torch.Tensor:
+    """The first n columns of a tensor (inputs, outputs)."""
+    with safe_open(places[name][0], framework="pt") as file:
+        found: torch.Tensor = file.get_slice(name)[:, :n]
+        return found
+
+
 def _read_gptq(places: Places, module: str, how: Mapping[str, object], most: int) -> QuantizedRows:
     """Return rows of (out, in) from words of (in / n, out). v1 keeps each zero point less one."""
     bits = _bits(how)
-    words, scales = _get(places, f"{module}.qweight"), _get(places, f"{module}.scales").float()
-    numbers = _unpacked(words, bits, 0)
-    zeros = _unpacked(_get(places, f"{module}.qzeros"), bits, 1)
+    n_words, n_out = places[f"{module}.qweight"][1].shape
+    n_in = n_words * 32 // bits
+    n = min(n_out, max(1, most // n_in))
+    numbers = _unpacked(_outputs(places, f"{module}.qweight", n), bits, 0)
+    scales = _outputs(places, f"{module}.scales", n).float()
+    zeros = _unpacked(_outputs(places, f"{module}.qzeros", -(-n * bits // 32)), bits, 1)[:, :n]
     zeros = zeros + (0 if how.get("checkpoint_format") == "gptq_v2" else 1)
-    n_in, n_out = numbers.shape
     if f"{module}.g_idx" in places:
         group = _get(places, f"{module}.g_idx").long()
     else:
         group = torch.arange(n_in) // max(1, n_in // len(scales))
-    n = min(n_out, max(1, most // n_in))
-    scale = scales[group][:, :n]
-    return QuantizedRows(((numbers[:, :n] - zeros[group][:, :n]) * scale).T, scale.abs().T)
+    scale = scales[group]
+    return QuantizedRows(((numbers - zeros[group]) * scale).T, scale.abs().T)
 
 
 def _read_awq(places: Places, module: str, how: Mapping[str, object], most: int) -> QuantizedRows:
     bits = _bits(how)
-    scales = _get(places, f"{module}.scales").float()
+    n_in, n_words = places[f"{module}.qweight"][1].shape
+    n_each = 32 // bits
+    n = n_each * min(n_words, max(1, most // (n_in * n_each)))
     numbers, zeros = (
-        _reordered(_unpacked(_get(places, f"{module}.{kind}"), bits, 1)) for kind in ("qweight", "qzeros")
+        _reordered(_unpacked(_outputs(places, f"{module}.{kind}", n // n_each), bits, 1))
+        for kind in ("qweight", "qzeros")
     )
-    n_in, n_out = numbers.shape
+    scales = _outputs(places, f"{module}.scales", n).float()
     group = torch.arange(n_in) // max(1, n_in // len(scales))
-    n = min(n_out, max(1, most // n_in))
-    scale = scales[group][:, :n]
-    return QuantizedRows(((numbers[:, :n] - zeros[group][:, :n]) * scale).T, scale.abs().T)
+    scale = scales[group]
+    return QuantizedRows(((numbers - zeros[group]) * scale).T, scale.abs().T)
 
 
 def _read_packed(places: Places, module: str, most: int) -> QuantizedRows:
-    """Return rows of compressed-tensors' `pack-quantized`: symmetric 4-bit or 8-bit numbers."""
+    """Return rows of compressed-tensors' `pack-quantized`: 4-bit or 8-bit numbers, with or without zero."""
     rows, columns = (int(each) for each in _get(places, f"{module}.weight_shape"))
     n = min(rows, max(1, most // columns))
     words = _get(places, f"{module}.weight_packed", n)
     bits = 32 * words.shape[1] // columns
-    numbers = _unpacked(words, bits, 1)[:, :columns] - (1 << (bits - 1))
+    middle = 1 << (bits - 1)
+    numbers = _unpacked(words, bits, 1)[:, :columns] - middle
     scale = _get(places, f"{module}.weight_scale", n).float()
-    scale = scale.repeat_interleave(columns // scale.shape[1], dim=1)
+    group = torch.arange(columns) // max(1, columns // scale.shape[1])
+    if f"{module}.weight_g_idx" in places:
+        chosen = _get(places, f"{module}.weight_g_idx").long()
+        group = chosen if bool((chosen >= 0).all()) else group
+    scale = scale[:, group]
+    if f"{module}.weight_zero_point" in places:
+        zeros = _get(places, f"{module}.weight_zero_point")
+        if zeros.dtype == torch.int32:  # packed along the outputs
+            zeros = _unpacked(zeros, bits, 0) - middle
+        numbers = numbers - zeros[:n].float()[:, group]
     return QuantizedRows(numbers * scale, scale.abs())
 
 
-def _read_int8(places: Places, name: str, most: int) -> QuantizedRows:
-    n = max(1, most // places[name][1].shape[-1])
-    scale = _get(places, f"{name}_scale", n).float().reshape(-1, 1)
-    return QuantizedRows(_get(places, name, n).float() * scale, scale.abs())
+def _read_int8(places: Places, name: str, how: Mapping[str, object], most: int) -> QuantizedRows:
+    """Return rows of compressed-tensors' integers, or of those of bitsandbytes with their largest values."""
+    shape = places[name][1].shape
+    n = min(shape[0], max(1, most // shape[1]))
+    if (largest := f"{name.removesuffix('weight')}SCB") in places:
+        scale = _get(places, largest).float()[:n, None] / 127
+    else:
+        scale = _of_rows(_get(places, f"{name}_scale").float(), n, shape, block_of(how))
+    numbers = _get(places, name, n).float()
+    if f"{name}_zero_point" in places:
+        numbers -= _of_rows(_get(places, f"{name}_zero_point").float(), n, shape, block_of(how))
+    return QuantizedRows(numbers * scale, scale.abs())
 
 
-def _read_fp8(places: Places, name: str, most: int) -> QuantizedRows:
+def _read_fp8(places: Places, name: str, how: Mapping[str, object], most: int) -> QuantizedRows:
     """Return rows of E4M3 with one scale, one a row, or one a square block."""
-    rows, columns = places[name][1].shape
-    n = min(rows, max(1, most // columns))
+    shape = places[name][1].shape
+    n = min(shape[0], max(1, most // shape[1]))
     numbers = _get(places, name, n).float()
     scale_name = next((f"{name}_{end}" for end in ("scale", "scale_inv") if f"{name}_{end}" in places), "")
-    scale = _get(places, scale_name).float() if scale_name else torch.ones(1)
-    if scale.ndim == 2 and scale.shape[1] > 1:
-        tall, wide = -(-rows // scale.shape[0]), -(-columns // scale.shape[1])
-        scale = scale.repeat_interleave(tall, 0)[:n].repeat_interleave(wide, 1)[:, :columns]
-    elif scale.numel() > 1:
-        scale = scale.reshape(-1, 1)[:n]
+    scale = torch.ones(1, 1)
+    if scale_name:
+        scale = _of_rows(_get(places, scale_name).float(), n, shape, block_of(how))
     exponent = torch.floor(torch.log2(numbers.abs().clamp_min(2.0**-6)))
     return QuantizedRows(numbers * scale, torch.exp2(exponent - 3) * scale.abs())
+
+
+def _of_rows(scale: torch.Tensor, n: int, shape: list[int], block: tuple[int, int] | None) -> torch.Tensor:
+    """Return the scale of each number of the first n rows, in a shape that broadcasts to them.
+
+    scale: of all, of each row, of groups of a row, or of blocks, of which the last may be cut off.
+    """
+    if scale.numel() == 1:
+        return scale.reshape(1, 1)
+    wide = scale[:, None] if scale.ndim == 1 else scale
+    tall, broad = (
+        1 if have == size else size if have == 1 else block[axis] if block else -(-size // have)
+        for axis, (have, size) in enumerate(zip(wide.shape, shape, strict=True))
+    )
+    return wide[torch.arange(n) // tall].repeat_interleave(broad, 1)[:, : shape[1]]
 
 
 def _read_nf4(places: Places, name: str, most: int) -> QuantizedRows:
@@ -197,8 +246,11 @@ def _read_nf4(places: Places, name: str, most: int) -> QuantizedRows:
 
 
 def _bits(how: Mapping[str, object]) -> int:
+    """Bits of a number. Raises ValueError for an unknown size."""
     found = how.get("bits", 4)
-    return found if isinstance(found, int) else 0
+    if found not in _BITS:
+        raise ValueError(f"{found} bits")
+    return int(str(found))
 
 
 def _unpacked(words: torch.Tensor, bits: int, axis: int) -> torch.Tensor:

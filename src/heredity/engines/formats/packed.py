@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ def packing_of(config: Mapping[str, object], names: Iterable[str]) -> Packing:
         return Packing(
             scales,
             (*scales, *_dotted(_ACTIVATIONS)),
-            _scaled(scales, _block(config.get("weight_block_size"))),
+            _scaled(scales, block_of(config)),
         )
     if method == "bitsandbytes" or method.startswith("bitsandbytes_"):
         return _bitsandbytes(names)
@@ -97,7 +98,10 @@ def _gptq(bits: int, n_off: int) -> Unpack:
     def unpack(base: str, take: Take) -> torch.Tensor:
         numbers = unpacked_bits(take(f"{base}.qweight").t().contiguous(), bits).t()  # (inputs, outputs)
         zeros = unpacked_bits(take(f"{base}.qzeros"), bits) + n_off
-        scales, groups = take(f"{base}.scales").float(), take(f"{base}.g_idx").long()
+        scales, groups = take(f"{base}.scales").float(), _optional(take, f"{base}.g_idx")
+        if groups is None:
+            groups = torch.arange(len(numbers)) // _size_of_group(len(numbers), len(scales))
+        groups = groups.long()
         return ((numbers - zeros[groups]).float() * scales[groups]).t()
 
     return unpack
@@ -130,8 +134,7 @@ def _compressed(config: Mapping[str, object]) -> Packing:
     if form == "pack-quantized" and sizes in ({4}, {8}):
         main, unpack = (".weight_packed",), _pack_quantized(int(sizes.pop()))
     elif form in ("int-quantized", "naive-quantized", "float-quantized") and sizes == {8}:
-        structure = next((each.get("block_structure") for each in weights if isinstance(each, dict)), None)
-        main, unpack = (".weight_scale",), _scaled((".weight_scale",), _block(structure))
+        main, unpack = (".weight_scale",), _scaled((".weight_scale",), block_of(config))
     else:
         raise Unavailable(
             f"compressed-tensors of the format '{form}' and bits {sorted(map(str, sizes))} are not read here."
@@ -175,8 +178,18 @@ def _optional(take: Take, name: str) -> torch.Tensor | None:
         return None
 
 
-def _block(sizes: object) -> tuple[int, int] | None:
+def block_of(config: Mapping[str, object]) -> tuple[int, int] | None:
     """Return the (outputs, inputs) that share a scale; None if the scales divide the matrix evenly."""
+    groups = config.get("config_groups")
+    schemes = (
+        [each.get("weights") for each in groups.values() if isinstance(each, dict)]
+        if isinstance(groups, dict)
+        else []
+    )
+    structures = [each.get("block_structure") for each in schemes if isinstance(each, dict)]
+    sizes = config.get("weight_block_size") or next(iter(structures), None)
+    if isinstance(sizes, str) and (match := re.fullmatch(r"(\d{1,6})x(\d{1,6})", sizes)):  # of older versions
+        sizes = [int(match[1]), int(match[2])]
     if isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(n, int) and n > 0 for n in sizes):
         return sizes[0], sizes[1]
     return None
