@@ -40,6 +40,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Grow": {
         "pull": "Download a foundation model into the store.",
+        "push": "Copy models to a bucket or a shared folder.",
         "adopt": "Record a model that another tool made as the child of its parent.",
         "corpus": "Build a pre-training corpus.",
         "derive": "Derive a child from one or more models.",

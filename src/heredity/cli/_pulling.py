@@ -32,12 +32,26 @@ def pull(store: Store, ref: str) -> Grown:
     """
     with Display() as display:
         grown = store.pull(ref, display, show_preview)
+    _show_terms(grown)
+    return grown
+
+
+def pull_from(store: Store, name: str, url: str) -> Grown:
+    """Copy a model and its ancestors from storage, and show its licence and its warnings."""
+    from heredity.recipes.pull.storage import Storage
+
+    with Display() as display:
+        grown = Storage(url).pull(store, name, display)
+    _show_terms(grown)
+    return grown
+
+
+def _show_terms(grown: Grown) -> None:
     model, screen = grown.record, err()
     total = sum(file.bytes for file in model.files)
     note(f"{model.name}: {size(total)}, licence: {model.licence}")
     for kind, text in model.notes.items():
         screen.print(plain(f"  {kind}: {text}"), style="yellow" if kind == "warning" else "", soft_wrap=True)
-    return grown
 
 
 def show_preview(found: Preview) -> None:

@@ -210,7 +210,7 @@ class Store:
         with workshop(self.root / "tmp") as bench:
             (out := bench / "child" / "files").mkdir(parents=True)
             write_record(grown.record, out.parent)
-            return self._move_in(grown.record, out.parent)
+            return self.receive(grown.record, out.parent)
 
     def _grow(
         self,
@@ -244,7 +244,7 @@ class Store:
                 return Grown(record, self.folder(record))
             write_record(record, out.parent)
             self._hashed[record.id] = stamp
-            return self._move_in(record, out.parent)
+            return self.receive(record, out.parent)
 
     def pull(self, ref: str, progress: Watch | None = None, announce: Announce | None = None) -> Grown:
         """Get a foundation model: a catalogue name, "hf:ORG/REPO[@revision]", a .gguf file, or a folder.
@@ -434,7 +434,7 @@ class Store:
                 return Grown(model, self.folder(model))
         return None
 
-    def _move_in(self, record: Model, child: Path) -> Grown:
+    def receive(self, record: Model, child: Path) -> Grown:
         home = self.root / "models" / record.id
         home.parent.mkdir(parents=True, exist_ok=True)
         with Lock(self.root / "tmp", wait_seconds=60):
