@@ -42,6 +42,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "norms": {"modules_to_save": ["norm", "input_layernorm"]},
     "linear-saved": {"modules_to_save": ["mlp.up_proj"], "target_modules": ["q_proj"]},
     "low-rank-ends": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+    "low-rank-embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "low-rank-head": {"target_modules": ["lm_head"]},
 }
 ARCHITECTURES = ("llama", "qwen2")  # tied and without biases; untied and with biases
@@ -124,8 +125,15 @@ def test_the_merged_files_are_read_by_transformers(tmp_path: Path) -> None:
     assert json.loads((base / "config.json").read_text())["tie_word_embeddings"] is True, "the base changed"
 
 
-def test_an_adapter_is_merged_into_an_architecture_that_the_engine_lacks(tmp_path: Path) -> None:
-    """GPT-2 keeps its matrices as (in, out), and its files leave out the name of the inner model."""
+@pytest.mark.parametrize("targets", [["c_attn", "c_fc"], ["attn.c_proj", "lm_head"]])
+@pytest.mark.parametrize("is_dora", [True, False])
+def test_an_adapter_is_merged_into_an_architecture_that_the_engine_lacks(
+    tmp_path: Path, targets: list[str], is_dora: bool
+) -> None:
+    """GPT-2 keeps its matrices as (in, out), and its files leave out the name of the inner model.
+
+    PEFT looks at each layer of the base. Its file has the `fan_in_fan_out` of the last one, here of the head.
+    """
     import transformers
 
     from tests.support.peft_adapters import IDS
@@ -136,9 +144,9 @@ def test_an_adapter_is_merged_into_an_architecture_that_the_engine_lacks(tmp_pat
     )
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
     base = tmp_path / "base"
-    adapter = make_adapter(
-        base, tmp_path / "adapter", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, use_dora=True
-    )
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=targets, use_dora=is_dora)
+    saved = json.loads((adapter / "adapter_config.json").read_text())
+    assert saved["fan_in_fan_out"] is ("lm_head" not in targets)
     (out := tmp_path / "merged").mkdir()
     merge(adapter, base, out)
     network = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)

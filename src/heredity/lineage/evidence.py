@@ -442,7 +442,7 @@ def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
     theirs = places(parent)
     is_tied = bool(_config(parent).get("tie_word_embeddings", True)) and HEAD not in theirs
     try:
-        adapter = read_adapter(child).fitted(theirs.keys(), is_tied, child)
+        adapter = read_adapter(child).fitted(theirs.keys(), is_tied, child, _config(parent).get("model_type"))
     except Damaged as error:
         if error.code != "adapter-misfit":
             raise

@@ -77,7 +77,7 @@ def merge(adapter: Path, base: Path, out: Path, dtype: str = "") -> float:
 
     names, config = tensor_names(base), read_json(base / CONFIG)
     is_tied = bool(config.get("tie_word_embeddings", True)) and HEAD not in names
-    fitted = read_adapter(adapter).fitted(names, is_tied, adapter)
+    fitted = read_adapter(adapter).fitted(names, is_tied, adapter, config.get("model_type"))
     for module, low in fitted.low_rank.items():
         if low.bias is not None and f"{module}.bias" not in names:
             raise Unavailable(f"{adapter}: lora_bias has no place in whole weights: {module} has no bias.")
@@ -160,12 +160,12 @@ def _own_head(adapter: Adapter, names: set[str], base: Path) -> dict[str, Tensor
     from heredity.engines.formats.weights import TensorFiles
 
     module, embedding = HEAD.removesuffix(".weight"), _embedding(names)
-    is_changed = embedding in adapter.whole or embedding.removesuffix(".weight") in adapter.low_rank
-    is_apart = is_changed and not (embedding in adapter.whole and adapter.keeps_ties)
+    is_updated = embedding.removesuffix(".weight") in adapter.low_rank  # not the head, in PEFT's forward
+    is_apart = is_updated or (embedding in adapter.whole and not adapter.keeps_ties)
     if not (is_apart or HEAD in adapter.whole or module in adapter.low_rank):
         return {}
     new = adapter.whole.get(embedding)
-    is_one = adapter.keeps_ties and module not in adapter.low_rank
+    is_one = adapter.keeps_ties and not is_updated and module not in adapter.low_rank
     if new is not None and is_one and torch.equal(adapter.whole.get(HEAD, new), new):
         return {}
     source = TensorFiles(base, torch.float32).read(embedding, as_stored=True)

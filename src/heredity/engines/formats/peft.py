@@ -44,6 +44,7 @@ _LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 _BIAS, _MAGNITUDE = ".lora_B.bias", re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 _OTHER = re.compile(r"(.+?)(?:\.modules_to_save(?:\.default)?)?(\.base_layer)?\.(weight|bias)")
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+_BLOCK = re.compile(r"(?:^|\.)h\.\d+\.")
 _HEADS = ("lm_head", "embed_out")
 HEAD = "lm_head.weight"
 
@@ -112,14 +113,22 @@ class Adapter:
     whole: Mapping[str, torch.Tensor]
     keeps_ties: bool = True  # a new embedding is also the head of a model in which they are one
 
-    def fitted(self, names: Collection[str], is_tied: bool, place: Path) -> Adapter:
-        """Return the adapter under the names of its base's tensors.
+    def fitted(
+        self, names: Collection[str], is_tied: bool, place: Path, model_type: object = None
+    ) -> Adapter:
+        """Return the adapter under the names of its base's tensors, turned as they are.
 
+        model_type: of the base's config.json. PEFT asks each layer of the base whether it is turned:
+        `fan_in_fan_out` in the file is that of its last one.
         Raises Damaged for a tensor or module that the base lacks. The head of a tied base has no tensor: its
         update keeps the name of the module, "lm_head".
         """
         ends = set(names)
         low = {_found(each, ".weight", ends, is_tied, place): value for each, value in self.low_rank.items()}
+        low = {
+            name: replace(value, is_transposed=_is_embedding(name) or _is_turned(name, model_type))
+            for name, value in low.items()
+        }
         whole = {
             f"{_found(module, f'.{kind}', ends, is_tied, place)}.{kind}": value
             for (module, _, kind), value in ((n.rpartition("."), v) for n, v in self.whole.items())
@@ -238,6 +247,11 @@ def _whole(path: Path, name: str, config: AdapterConfig) -> tuple[str, bool, str
 
 def _is_embedding(module: str) -> bool:
     return module.rpartition(".")[2] in _EMBEDDINGS
+
+
+def _is_turned(module: str, model_type: object) -> bool:
+    """Whether a base keeps a linear layer as (in, out): the Conv1D of GPT-2."""
+    return model_type in ("gpt2", "openai-gpt") and _BLOCK.search(module) is not None
 
 
 def _found(module: str, end: str, names: set[str], is_tied: bool, place: Path) -> str:

@@ -30,7 +30,7 @@ def apply_adapter(model: PreTrainedModel, folder: Path, base: Path) -> None:
     """
     names = tensor_names(base)
     is_tied = bool(model.config.get_text_config().tie_word_embeddings) and HEAD not in names
-    adapter = read_adapter(folder).fitted(names, is_tied, folder)
+    adapter = read_adapter(folder).fitted(names, is_tied, folder, model.config.model_type)
     if adapter.whole or any(low.magnitude is not None for low in adapter.low_rank.values()):
         raise _must_be_merged(folder, "it replaces tensors or is DoRA")
     modules = dict(model.named_modules())
