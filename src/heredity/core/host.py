@@ -419,12 +419,15 @@ def _of_process(name: str) -> int | None:
     return None
 
 
-def require_memory(what: str, parts: Mapping[str, int], advice: str, limit: int | None = None) -> None:
+def require_memory(
+    what: str, parts: Mapping[str, int], advice: str, limit: int | None = None, held: int = 0
+) -> None:
     """Raise OutOfMemory if the bytes of all parts together exceed the memory.
 
-    limit: bytes that may be used; None: what is available, once this process has returned what it freed.
+    limit: bytes that may be used; None: `held`, and what is available once this process has returned what
+        it freed. held: bytes of the parts that it holds already.
     """
-    room, needed = available_memory() if limit is None else limit, sum(parts.values())
+    room, needed = available_memory() if limit is None else limit - held, sum(parts.values()) - held
     if limit is None and room is not None and needed > room:
         trim_memory()
         room = available_memory()
@@ -432,7 +435,8 @@ def require_memory(what: str, parts: Mapping[str, int], advice: str, limit: int 
         return
     named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
     raise OutOfMemory(
-        f"{what} needs about {needed / GIB:.2f} GiB of memory ({named}), and {room / GIB:.2f} GiB are there."
+        f"{what} needs about {(needed + held) / GIB:.2f} GiB of memory ({named}), and "
+        f"{(room + held) / GIB:.2f} GiB are there."
         f" {advice}",
         code="memory-foreseen",
     )

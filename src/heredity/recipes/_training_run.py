@@ -223,9 +223,10 @@ def _explaining_memory(
     parts = estimate_memory(network, trainable, recipe.optimizer, examples, recipe.batch_size)
     limit = round(recipe.memory * host.GIB) or None
     what = f"The training of '{recipe.kind}'"
-    if limit is None and not recipe.device.is_cpu:
-        limit = recipe.device.free_memory()
-    host.require_memory(what, parts, f"{advice}; or allow more with memory (GiB).", limit)
+    held = parts["weights"]
+    if limit is None and not recipe.device.is_cpu and (free := recipe.device.free_memory()) is not None:
+        limit = free + held
+    host.require_memory(what, parts, f"{advice}; or allow more with memory (GiB).", limit, held)
     with host.explain_out_of_memory(what, f"{advice}."):
         yield
 

@@ -1,6 +1,7 @@
 """The memory of a training, estimated before it begins, and its throughput against the machine's limit.
 
-Memory is counted without the loaded weights: masters, gradients, optimizer state and activations.
+Memory is that of weights, masters, gradients, optimizer state, activations and logits. Python and its
+libraries are left out.
 
 Activations are counted tensor by tensor, as transformers' decoder keeps them for the backward pass. A norm
 keeps its input in fp32 and what it scales; on a CPU only the latter (kernels/patch.py). A matmul keeps
@@ -95,15 +96,21 @@ def estimate_memory(
     examples: Sequence[TokenizedExample],
     batch_size: int,
 ) -> dict[str, int]:
-    """Bytes of a training step by part, without the loaded weights. A lower bound."""
+    """Bytes of a training step by part; "weights" are those that are loaded already.
+
+    The gradient of a trained head exists twice when the backward pass begins: as made, and scaled.
+    """
     n_trainable = trainable.n_trainable(network)
     n_moments = 1 if optimizer == "muon" else 2  # at least: Muon leaves embedding and vectors to AdamW
     n_tokens, activations = largest_microbatch(examples, batch_size), _activations(network)
+    head = network.head.nbytes if trainable.FORMAT == "safetensors" else 0
+    at_head = max(activations.logits(n_tokens) + head, 2 * head)
     return {
+        "weights": sum(each.nbytes for each in network.model.parameters()),
         "masters": FP32_BYTES * n_trainable,
         "gradients": FP32_BYTES * n_trainable,
         "optimizer": n_moments * FP32_BYTES * n_trainable,
-        f"a step of {n_tokens:,} tokens": n_tokens * activations.per_token + activations.logits(n_tokens),
+        f"a step of {n_tokens:,} tokens": n_tokens * activations.per_token + at_head,
     }
 
 
@@ -113,7 +120,8 @@ def largest_microbatch(examples: Sequence[TokenizedExample], batch_size: int) ->
     return max(longest[0], min(MICROBATCH_TOKENS, sum(longest[:batch_size])))
 
 
-def _activations(network: CausalLM) -> DecoderActivations:
+def shape_of_model(network: CausalLM) -> TransformerShape:
+    """The shape of a loaded model. Of experts those count that a token is sent to."""
     from heredity.engines.formats.linear_layers import number_of, settings_of
 
     config = getattr(network.model.config, "text_config", None) or network.model.config
@@ -124,15 +132,20 @@ def _activations(network: CausalLM) -> DecoderActivations:
 
     heads = number("num_attention_heads") or 1
     wide = number("moe_intermediate_size") or number("intermediate_size") or 4 * width
-    shape = TransformerShape(
+    return TransformerShape(
         config.num_hidden_layers, width, heads, number("num_key_value_heads") or heads,
         number("head_dim") or width // heads, wide * (number("num_experts_per_tok") or 1),
         number("max_position_embeddings"), len(network.head),
     )  # fmt: skip
+
+
+def _activations(network: CausalLM) -> DecoderActivations:
+    config = getattr(network.model.config, "text_config", None) or network.model.config
     is_on_cpu = network.head.device.type == "cpu"
     return DecoderActivations(
-        shape, network.head.element_size(), is_on_cpu, has_qk_norm=config.model_type == "qwen3"
-    )
+        shape_of_model(network), network.head.element_size(), is_on_cpu,
+        has_qk_norm=config.model_type == "qwen3",
+    )  # fmt: skip
 
 
 # --- throughput ---

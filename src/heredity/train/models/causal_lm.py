@@ -365,12 +365,14 @@ class _ChunkedLoss(torch.autograd.Function):
                 total += loss.detach()
                 if len(grad):
                     grad[rows] = torch.autograd.grad(loss, logits)[0]
+                del logits, loss  # before the next ones are made: they are the largest tensors of a step
             if of_hidden is not None:
                 of_hidden[group] = (grad @ head)[: group.stop - first]
             if of_head is not None:
                 of_head.addmm_(grad.T, part)
             if of_bias is not None:
                 of_bias += grad.sum(0, dtype=torch.float32)
+            del grad
         ctx.save_for_backward(of_hidden, of_head, of_bias)
         return total
 
