@@ -6,8 +6,8 @@
 All answer the same prompts greedily, in the same dtype, with the same number of tokens for each answer.
 transformers' `generate` has the batch size that is fastest on a part of the prompts. vLLM is measured if this
 environment has it. Training is LoRA, full tuning, and pre-training from new weights of the same shape. MFU
-is the share of the FLOP/s that the device's matmuls reach at the model's own shapes, measured here. Attention
-is left out of a token's FLOPs. The last lines are the results, and `--out` writes them as JSON.
+is the share of the FLOP/s that the device's matmuls reach at the shapes of the model's layers and head. They
+are timed with the rows of a microbatch of pre-training. The last lines are the results; `--out` writes JSON.
 """
 
 from __future__ import annotations
@@ -95,10 +95,11 @@ def answers(folder: Path, device: Any, options: argparse.Namespace) -> dict[str,
 
     engine = open_folder(folder, device=device)
     stream = random.Random(1)
-    system = Message("system", " ".join(stream.choices(WORDS, k=N_SHARED)))
+    n_shared, n_most = (20, 12) if options.quick else (N_SHARED, 120)
+    system = Message("system", " ".join(stream.choices(WORDS, k=n_shared)))
     asked = [
         Request(
-            i, (system, Message("user", " ".join(stream.choices(WORDS, k=stream.randint(5, 120))))),
+            i, (system, Message("user", " ".join(stream.choices(WORDS, k=stream.randint(5, n_most))))),
             Decoding(options.tokens), n_shared=1,
         )
         for i in range(options.requests)
@@ -109,6 +110,8 @@ def answers(folder: Path, device: Any, options: argparse.Namespace) -> dict[str,
     began = time.perf_counter()
     replies = {reply.key: reply for reply in engine.reply(asked)}
     seconds = time.perf_counter() - began
+    if failed := [reply.error for reply in replies.values() if reply.error is not None]:
+        raise SystemExit(f"{len(failed)} of {len(asked)} requests failed: {failed[0]}")
     alone = [next(iter(engine.reply([request]))) for request in asked[:: max(1, len(asked) // 8)]]
     load = {
         "folder": str(folder), "dtype": str(engine.decoder.dtype).removeprefix("torch."),
@@ -194,9 +197,10 @@ def with_vllm(load: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(folder: Path, device: Any, options: argparse.Namespace) -> dict[str, Any]:
-    from heredity.core import host
+    from heredity.train import resources
     from heredity.train.models import causal_lm
     from heredity.train.models.lora import FullFinetune, LowRankAdapters
+    from heredity.train.models.shapes import flops_per_token, n_matrix_parameters
 
     found: dict[str, Any] = {}
     for name, trainable, n_words in (
@@ -207,17 +211,13 @@ def training(folder: Path, device: Any, options: argparse.Namespace) -> dict[str
         if name == "pretrain":
             network = causal_lm.from_config(config.to_dict(), 0, str(network.head.dtype).split(".")[1])
             network.model.to(device.torch)
-        n_weights = sum(p.numel() for p in network.model.parameters()) - network.head.numel()
         n_words = min(n_words, config.max_position_embeddings, 64 if options.quick else n_words)
         speed = tokens_per_second(network, trainable, n_words, config.vocab_size, device, options.steps)
-        a_layer = [
-            (config.hidden_size, config.intermediate_size), (config.intermediate_size, config.hidden_size),
-            (config.hidden_size, config.hidden_size),
-        ]  # fmt: skip
-        products = [(*size, 64 if options.quick else 4096) for size in a_layer]
-        limit = host.matmul_flops(products, network.head.dtype, device.torch)
-        # The head counts at every token; frozen weights have no gradient of their own.
-        flops = (4 if name == "lora" else 6) * (n_weights + network.head.numel())
+        shape = resources.shape_of_model(network)
+        limit = resources.matmul_limit(shape, network.head.dtype, device=device.torch)
+        flops = flops_per_token(shape, n_words)
+        if name == "lora":  # frozen weights have no gradient of their own
+            flops -= 2 * n_matrix_parameters(shape) + 2 * shape.vocabulary * shape.width
         found |= {f"{name} tokens/s": speed, f"{name} MFU": speed * flops / limit}
         found["matmul FLOP/s"] = limit
         del network
