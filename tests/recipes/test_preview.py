@@ -12,6 +12,7 @@ import pytest
 from heredity.cli._pulling import preview_lines
 from heredity.core import registry
 from heredity.core.errors import Damaged, Refused, Unavailable, UsageError
+from heredity.core.terminal import parameters
 from heredity.engines.formats import choice
 from heredity.engines.formats.architectures import ARCHITECTURES
 from heredity.engines.formats.choice import choose_by_config, choose_for_gguf
@@ -267,3 +268,11 @@ def test_a_slower_engine_and_none_say_why_and_what_else() -> None:
     none = Preview("m", "", "'bert' is an encoder, which writes no text", is_gated=True)
     assert "slower" in preview_lines(slow, None, "")[1] and "vllm:m" in preview_lines(slow, None, "")[2]
     assert "encoder" in preview_lines(none, None, "")[1] and "gated" in preview_lines(none, None, "")[2]
+
+
+@pytest.mark.parametrize(
+    ("n", "shown"),
+    [(0, "0"), (52_416, "52K"), (134_515_008, "135M"), (8.03e9, "8.0B"), (4.06e11, "406B")],
+)
+def test_the_number_of_parameters_has_a_unit_that_shows_it(n: float, shown: str) -> None:
+    assert parameters(n) == shown

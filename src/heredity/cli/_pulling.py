@@ -16,7 +16,7 @@ from heredity import engines
 from heredity.core import host
 from heredity.core.errors import Damaged, Refused, UsageError
 from heredity.core.sanitize import plain
-from heredity.core.terminal import Display, err, note, size
+from heredity.core.terminal import Display, err, note, parameters, size
 from heredity.lineage import catalog
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown, Preview
@@ -74,7 +74,7 @@ def preview_lines(found: Preview, free: int | None, where: str) -> list[str]:
     free: bytes of memory that are free on the device named `where`; None if not known.
     """
     about = "" if found.is_exact else "about "
-    facts = [found.architecture, f"{_billions(found.parameters)} parameters" if found.parameters else ""]
+    facts = [found.architecture, f"{parameters(found.parameters)} parameters" if found.parameters else ""]
     facts += [f"{about}{size(found.n_bytes)} of files", _kind(found.chat)]
     facts += [f"licence: {found.licence}" if found.licence else ""]
     lines = [f"{found.name}: {', '.join(each for each in facts if each)}"]
@@ -104,10 +104,6 @@ def _because(found: Preview) -> str:
 
 def _kind(chat: bool | None) -> str:
     return "" if chat is None else "with a chat template" if chat else "a base model"
-
-
-def _billions(parameters: int) -> str:
-    return f"{parameters / 1e6:.0f}M" if parameters < 1e9 else f"{parameters / 1e9:.1f}B"
 
 
 def _free_memory() -> tuple[int | None, str]:

@@ -110,7 +110,7 @@ def _show_families(entries: Mapping[str, Entry]) -> None:
     """Print the open families: a heading for each licence, and a line per model of 80 columns at most."""
     from itertools import groupby
 
-    from heredity.core.terminal import cell, note, out
+    from heredity.core.terminal import cell, note, out, parameters
 
     line = "  {:<35}{:>7}{:>9}{:>8}  {}".format
     groups = groupby(entries.items(), lambda each: (each[1].family, each[1].licence, each[1].hub.gated))
@@ -119,7 +119,7 @@ def _show_families(entries: Mapping[str, Entry]) -> None:
         out().print(cell(f"{family}: {licence}{', gated' if gated else ''}", "bold"))
         for name, entry in models:
             kind = "" if entry.chat else "base" if entry.modality == "text" else entry.modality
-            numbers = _billions(entry.parameters), _about(entry.n_bytes), _thousands(entry.context)
+            numbers = parameters(entry.parameters), _about(entry.n_bytes), _thousands(entry.context)
             out().print(cell(line(name, *numbers, kind).rstrip()), soft_wrap=True)
     if entries:
         note("The columns are parameters, approximate size of the files, and context in tokens.")
@@ -150,13 +150,6 @@ def _show_services() -> None:
             text = line(known.name, *prices, _thousands(known.context), known.about)
             out().print(cell(text.rstrip()), soft_wrap=True)
     note("The columns are dollars per million tokens of input and of output, and context in tokens.")
-
-
-def _billions(parameters: float) -> str:
-    """`135M`, `8.0B`, `406B`."""
-    if parameters < 1e9:
-        return f"{parameters / 1e6:.0f}M"
-    return f"{parameters / 1e9:.1f}B" if parameters < 1e11 else f"{parameters / 1e9:.0f}B"
 
 
 def _about(n_bytes: int) -> str:

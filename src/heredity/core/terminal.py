@@ -161,6 +161,14 @@ def size(n_bytes: int) -> str:
     raise AssertionError  # the last unit always returns
 
 
+def parameters(n: float) -> str:
+    """A number of parameters: `52K`, `135M`, `8.0B`, `406B`."""
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if n >= factor:
+            return f"{n / factor:.1f}B" if 1e9 <= n < 1e11 else f"{n / factor:.0f}{unit}"
+    return f"{n:.0f}"
+
+
 def sparkline(values: Sequence[float]) -> str:
     """A series as a line of block characters, each the mean of its neighbours."""
     n = min(_SPARKLINE_WIDTH, len(values))
