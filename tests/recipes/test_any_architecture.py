@@ -121,7 +121,7 @@ def test_the_matrices_of_any_architecture_are_rounded_on_a_grid(
 
 def test_experts_in_one_tensor_are_refused(store: Store, tmp_path: Path) -> None:
     parent = pulled(store, tmp_path, "gpt_oss")
-    with raises(Unavailable, "experts-are-one-tensor", mentions=["experts"]):
+    with raises(Refused, "experts-stacked", mentions=["experts"]):
         store.grow_once(Quantize("rtn4", group_size=32), [parent])
 
 

@@ -215,7 +215,7 @@ def _rate(
     n = n_held + n_broke + n_unclear
     of_decided = _rate_over(outcomes, cell, codes, is_decided(codes))
     found = _rate_over(outcomes, cell, scored, is_answered(codes)) if outcomes.is_per_attempt else of_decided
-    by_judge = _by_judge(outcomes, cell, codes, of_decided, correction, labels)
+    by_judge = _by_judge(_CellRate(outcomes, cell, codes, correction, labels), of_decided)
     corrected = by_judge.corrected[0].corrected if by_judge.corrected else None
     if corrected is not None and declared_analysis(plan) is not None:
         corrected = refuse_uninformative(no_narrower(corrected, found))
@@ -247,6 +247,16 @@ def _rate_over(outcomes: Outcomes, cell: _Cell, codes: Codes, counted: Bools) ->
     return Intervals.over(outcomes, cell.model).rate(codes[counted] == BROKE, clusters)
 
 
+class _CellRate(NamedTuple):
+    """The codes of a cell, and what corrects the rate over them."""
+
+    outcomes: Outcomes
+    cell: _Cell
+    codes: Codes
+    correction: JudgeCorrection
+    labels: LabelledTrials | None
+
+
 class _Judged(NamedTuple):
     """A judged rate corrected by all labels, then by each family's; and the rate by labels of this study."""
 
@@ -264,21 +274,14 @@ def _is_of_refusals(outcomes: Outcomes, cell: _Cell) -> bool:
     return outcomes.counts_refusals and cell.measure == "breach" and True in _judged(outcomes.plan, cell)
 
 
-def _by_judge(
-    outcomes: Outcomes,
-    cell: _Cell,
-    codes: Codes,
-    of_decided: Estimate,
-    correction: JudgeCorrection,
-    labels: LabelledTrials | None,
-) -> _Judged:
+def _by_judge(at: _CellRate, of_decided: Estimate) -> _Judged:
     """The corrections of a rate for what decided it; none if both checks and a judge did."""
-    if _is_of_refusals(outcomes, cell):
-        return _Judged(_uncorrected_refusals(int(np.count_nonzero(is_answered(codes)))))
-    judged = _judged(outcomes.plan, cell)
+    if _is_of_refusals(at.outcomes, at.cell):
+        return _Judged(_uncorrected_refusals(int(np.count_nonzero(is_answered(at.codes)))))
+    judged = _judged(at.outcomes.plan, at.cell)
     if judged == {True}:
-        return _for_the_judge(outcomes, cell, codes, of_decided, correction, labels)
-    return _for_checks(outcomes, cell, codes, correction, labels) if judged == {False} else _Judged()
+        return _for_the_judge(at, of_decided)
+    return _for_checks(at) if judged == {False} else _Judged()
 
 
 def _uncorrected_refusals(n: int) -> list[FamilyCorrection]:
@@ -290,19 +293,13 @@ def _uncorrected_refusals(n: int) -> list[FamilyCorrection]:
     return [FamilyCorrection("", refused(n, why, "not-measured"))] if n else []
 
 
-def _for_the_judge(
-    outcomes: Outcomes,
-    cell: _Cell,
-    codes: Codes,
-    of_decided: Estimate,
-    correction: JudgeCorrection,
-    labels: LabelledTrials | None,
-) -> _Judged:
+def _for_the_judge(at: _CellRate, of_decided: Estimate) -> _Judged:
     """The corrections of a rate that a judge decided.
 
     A judge's errors were measured on answers that it decided, so the conditional rate is corrected. Over all
     attempts that is multiplied by the share of decided trials.
     """
+    outcomes, cell, codes, correction, labels = at
     intervals, decided = Intervals.over(outcomes, cell.model), is_decided(codes)
     every = outcomes.clusters_of(cell.attack, cell.probes, cell.model)
     broke, clusters = codes[decided] == BROKE, every[decided]
@@ -320,14 +317,9 @@ def _for_the_judge(
     return _Judged(each, None if by_labels is None else per_attempt(by_labels, share))
 
 
-def _for_checks(
-    outcomes: Outcomes,
-    cell: _Cell,
-    codes: Codes,
-    correction: JudgeCorrection,
-    labels: LabelledTrials | None,
-) -> _Judged:
+def _for_checks(at: _CellRate) -> _Judged:
     """The corrections of a rate that checks decided, over the trials that the rate counts."""
+    outcomes, cell, codes, correction, labels = at
     counted = is_answered(codes) if outcomes.is_per_attempt else is_decided(codes)
     clusters = outcomes.clusters_of(cell.attack, cell.probes, cell.model)[counted]
     techniques = outcomes.techniques_of(cell.attack, cell.probes)[counted]

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import jinja2
 
-from heredity.core.errors import EngineFailure
-from heredity.core.records import Message, Request, Tool, ToolCall
+from heredity.core.errors import ContextOverflow, EngineFailure
+from heredity.core.records import Message, Reply, Request, Tool, ToolCall
+from heredity.engines import failed_reply
 from heredity.engines.chat.sandbox import BoundedEnvironment, TemplateStopped, metered
 
 if TYPE_CHECKING:
@@ -290,6 +291,13 @@ class GrowingAnswer:
 _MARK = "\x02answer\x03"
 
 
+class Prompt(NamedTuple):
+    """A rendered request, and its tokens."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
 class ChatCodec:
     """The tokenizer and chat template of a model folder, as transformers reads them.
 
@@ -364,6 +372,24 @@ class ChatCodec:
         except ValueError as error:
             raise EngineFailure(f"the model has no chat template for this: {error}") from None
         return Template(source, specials=dict(self._tokenizer.special_tokens_map))
+
+    def prompt(self, request: Request, context: int | None) -> Prompt | Reply:
+        """The prompt of a request, or the reply to one that cannot be asked.
+
+        context: the most tokens of prompt and answer together; None: no limit.
+        """
+        text = ""
+        try:
+            text = self.render(request)
+            tokens = self.encode(text)
+            n_needed = len(tokens) + request.decoding.max_tokens
+            if context is not None and n_needed > context:
+                raise ContextOverflow(f"context overflow: {n_needed} tokens needed, {context} there")
+            if not tokens:
+                raise EngineFailure("the prompt is empty: there is nothing to continue")
+        except EngineFailure as error:
+            return failed_reply(request, text, error)
+        return Prompt(text, tokens)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a prompt; nothing is added to a rendered template."""

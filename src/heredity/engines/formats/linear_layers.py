@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from heredity.core.errors import Refused, Unavailable
+from heredity.core.errors import Refused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -112,7 +112,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 def stored_matrices(folder: Path) -> Mapping[str, bool]:
     """The stored tensors that are matrices of linear layers; True for one that is (in, out).
 
-    The matrices of experts are among them if the files have one for each. Raises Unavailable for experts that
+    The matrices of experts are among them if the files have one for each. Raises Refused for experts that
     are stored as one tensor of three axes.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -126,10 +126,10 @@ def stored_matrices(folder: Path) -> Mapping[str, bool]:
     shards = [read_safetensors(path) for path in sorted(folder.glob("*.safetensors"))]
     stored = {name: each.shape for shard in shards for name, each in shard.items()}
     if joined := [name for name, shape in stored.items() if "experts" in name and len(shape) == 3]:
-        raise Unavailable(
+        raise Refused(
             f"{min(joined)} holds all experts of a layer as one tensor, which is not rounded here. Pull a"
             " quantized repository of this model instead.",
-            code="experts-are-one-tensor",
+            code="experts-stacked",
         )
     found = {stored_name(name, stored): is_transposed(module) for name, module in layers.items()}
     there = {name: turned for name, turned in found.items() if name in stored} | dict(_experts(stored))

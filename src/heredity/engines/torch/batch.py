@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 
 from heredity.core import host
-from heredity.core.errors import ContextOverflow, EngineFailure, OutOfMemory, first_line
+from heredity.core.errors import EngineFailure, OutOfMemory, first_line
 from heredity.core.host import Device
 from heredity.core.records import Reply, Request
-from heredity.engines import RequestStream, cache_budget, failed_reply
+from heredity.engines import RequestStream, cache_budget
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer, parse_tool_calls
 from heredity.engines.protocols import Listener
 from heredity.engines.torch.decoder import (
@@ -437,18 +437,10 @@ class Session:
                 yield failed
 
     def _accept(self, request: Request) -> Reply | None:
-        prompt = ""
-        try:
-            prompt = self._codec.render(request)
-            tokens = self._codec.encode(prompt)
-            n_needed = len(tokens) + request.decoding.max_tokens
-            context = self._pool.decoder.shape.context_length
-            if n_needed > context:
-                raise ContextOverflow(f"context overflow: {n_needed} tokens needed, {context} there")
-            if not tokens:
-                raise EngineFailure("the prompt is empty: there is nothing to continue")
-        except EngineFailure as error:
-            return failed_reply(request, prompt, error)
+        found = self._codec.prompt(request, self._pool.decoder.shape.context_length)
+        if isinstance(found, Reply):
+            return found
+        prompt, tokens = found
         prefix, rest = self._pool.split(self._codec.shared(request), tokens)
         sampler = Sampler(request.decoding, request.seed)
         row = BatchRow(request.key, rest, request.decoding.max_tokens, sampler)

@@ -13,9 +13,8 @@ from typing import Protocol
 
 import torch
 
-from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.records import Reply, Request
-from heredity.engines import RequestStream, failed_reply
+from heredity.engines import RequestStream
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer, parse_tool_calls
 from heredity.engines.protocols import Listener
 from heredity.engines.torch.sampling import Sampler
@@ -103,17 +102,10 @@ class GenerateSession:
             self._waiting = None
 
     def _accept(self, request: Request) -> Row | Reply:
-        prompt = ""
-        try:
-            prompt = self._codec.render(request)
-            tokens = self._codec.encode(prompt)
-            n_needed = len(tokens) + request.decoding.max_tokens
-            if self._context is not None and n_needed > self._context:
-                raise ContextOverflow(f"context overflow: {n_needed} tokens needed, {self._context} there")
-            if not tokens:
-                raise EngineFailure("the prompt is empty: there is nothing to continue")
-        except EngineFailure as error:
-            return failed_reply(request, prompt, error)
+        found = self._codec.prompt(request, self._context)
+        if isinstance(found, Reply):
+            return found
+        prompt, tokens = found
         if self._listener is not None and not self._listener.is_wanted(request.key):
             return Reply(request.key, prompt, "", stop="length", n_prompt_tokens=len(tokens))
         shared = self._codec.shared(request)
