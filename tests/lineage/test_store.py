@@ -29,6 +29,7 @@ from heredity.core.errors import (
 )
 from heredity.core.files import hash_file
 from heredity.core.records import Model, digest
+from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store, grow, scripted
 from heredity.lineage.types import Description, Grown
 from tests.support.errors import names, raises
@@ -407,3 +408,15 @@ def test_the_lineage_and_its_recipes_load_no_torch() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert heredity.Store is Store and issubclass(Damaged, HeredityError)
+
+
+def test_a_name_means_the_recorded_model_whatever_lies_in_the_working_folder(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("toy", "smollm2-135m-instruct"):
+        (tmp_path / name).mkdir()
+    assert is_elsewhere("toy", store)  # only the folder exists
+    store.grow(Toy())
+    assert not is_elsewhere("toy", store) and is_elsewhere("./toy", store)
+    assert not is_elsewhere("smollm2-135m-instruct", store)  # of the catalogue

@@ -71,7 +71,8 @@ def _fetches_weights(ref: str) -> bool:
 @MANY
 @given(ref=REFERENCES)
 def test_a_reference_of_a_plan_file_is_placed_without_an_error(tmp_path: Path, ref: str) -> None:
-    for do in (lambda ref: placed(ref, tmp_path), without_folder, is_elsewhere):
+    store = Store(tmp_path / "store")
+    for do in (lambda ref: placed(ref, tmp_path), without_folder, lambda ref: is_elsewhere(ref, store)):
         _ends_well(do, ref)
 
 

@@ -104,7 +104,7 @@ def _consent(store: Store, ref: str, yes: bool) -> None:
     from heredity.core.errors import Unavailable
     from heredity.lineage.references import is_elsewhere
 
-    if is_elsewhere(ref):
+    if is_elsewhere(ref, store):
         return
     try:
         store.get(ref)

@@ -422,7 +422,7 @@ def _stored(store: Store, ref: str, yes: bool) -> Grown:
     target = target_of(ref)
     if target is not None and target.WRAPS_MODEL and inner:  # its model must be in the store first
         return store.get(f"{engine}:{_stored(store, inner, yes).record.name}")
-    if is_elsewhere(ref):
+    if is_elsewhere(ref, store):
         return _pulling.pull(store, ref)
     try:
         return store.get(ref)

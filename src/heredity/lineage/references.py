@@ -14,14 +14,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heredity.lineage.store import target_of
+from heredity.lineage import catalog
+from heredity.lineage.store import Store, target_of
 
 HUB, URL = "hf:", "url:"
 
 
-def is_elsewhere(ref: str) -> bool:
-    """Whether a reference names the hub, or a path (of a file or folder that may be missing)."""
-    return ref.startswith(HUB) or _is_path(ref) or is_there(Path(ref))
+def is_elsewhere(ref: str, store: Store) -> bool:
+    """Whether a reference names the hub, or a path (of a file or folder that may be missing).
+
+    A name of the store or of the catalogue is that model, whatever lies in the working folder. "./NAME" is
+    the folder.
+    """
+    if ref.startswith(HUB) or _is_path(ref):
+        return True
+    return is_there(Path(ref)) and not (catalog.find(ref) or catalog.named(store.models(), ref))
 
 
 def is_there(path: Path) -> bool:

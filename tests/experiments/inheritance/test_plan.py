@@ -290,7 +290,8 @@ def test_a_plan_next_to_its_models_names_paths_and_not_models_of_the_store(
     write(tmp_path, text)
     monkeypatch.chdir(tmp_path)
     plan = read_plan(Path("plan.toml"))
-    assert is_elsewhere(plan.models["teacher"]) and is_elsewhere(plan.child[-1].reference)
+    store = Store(tmp_path / "store")
+    assert is_elsewhere(plan.models["teacher"], store) and is_elsewhere(plan.child[-1].reference, store)
 
 
 def test_a_plan_with_a_child_that_its_user_made_has_one_digest_wherever_it_lies(tmp_path: Path) -> None:

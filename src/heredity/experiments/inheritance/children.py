@@ -269,7 +269,7 @@ def _shape(model: Grown) -> dict[str, object]:
 
 def _stored(store: Store, ref: str, watch: Watch | None) -> Grown:
     """A model of the store, or one that is pulled."""
-    if is_elsewhere(ref):
+    if is_elsewhere(ref, store):
         return store.pull(ref, watch)
     try:
         return store.get(ref)
