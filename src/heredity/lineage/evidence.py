@@ -73,7 +73,10 @@ def compare_chat(child: Path, parent: Path, found: Findings, must_agree: bool) -
             at = differ[0]
             words = f"another tokenizer ({len(differ):,} of {len(both):,} tokens; id {at} is"
             words += f" {ours[at][:20]!r}, and {theirs[at][:20]!r} to the parent)"
-            (found.against if must_agree else found.differs).append(words if must_agree else "tokens")
+            if must_agree:
+                found.against.append(words)
+            else:
+                found.differs.append("tokens")
         else:
             found.agrees.append("tokens")
     template, base = _template(child), _template(parent)

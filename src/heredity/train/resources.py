@@ -122,9 +122,9 @@ def largest_microbatch(examples: Sequence[TokenizedExample], batch_size: int) ->
 
 def shape_of_model(network: CausalLM) -> TransformerShape:
     """The shape of a loaded model. Of experts those count that a token is sent to."""
-    from heredity.engines.formats.linear_layers import number_of, settings_of
+    from heredity.engines.formats.linear_layers import number_of, settings_of, text_config
 
-    config = getattr(network.model.config, "text_config", None) or network.model.config
+    config = text_config(network.model.config)
     settings, width = settings_of(config), config.hidden_size
 
     def number(name: str) -> int:
@@ -140,12 +140,12 @@ def shape_of_model(network: CausalLM) -> TransformerShape:
 
 
 def _activations(network: CausalLM) -> DecoderActivations:
-    config = getattr(network.model.config, "text_config", None) or network.model.config
-    is_on_cpu = network.head.device.type == "cpu"
+    from heredity.engines.formats.linear_layers import text_config
+
+    head, kind = network.head, text_config(network.model.config).model_type
     return DecoderActivations(
-        shape_of_model(network), network.head.element_size(), is_on_cpu,
-        has_qk_norm=config.model_type == "qwen3",
-    )  # fmt: skip
+        shape_of_model(network), head.element_size(), head.device.type == "cpu", has_qk_norm=kind == "qwen3"
+    )
 
 
 # --- throughput ---

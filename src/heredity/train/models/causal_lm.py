@@ -21,7 +21,7 @@ from torch.nn import functional
 from heredity.core import host
 from heredity.core.errors import Unavailable, UsageError, first_line
 from heredity.core.host import CPU, Device
-from heredity.engines.formats.linear_layers import decoder_of, number_of, settings_of
+from heredity.engines.formats.linear_layers import decoder_of, number_of, settings_of, text_config
 from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
 from heredity.train.kernels import patch
 from heredity.train.kernels.attention import causal_attention, row_groups, row_indices
@@ -78,7 +78,7 @@ def resolve_dtype(config: Any, dtype: str, device: Device = CPU) -> str:
     """The dtype of a model of this configuration: `dtype`, or the faster one for "auto"."""
     if dtype != "auto":
         return dtype
-    inner = getattr(config, "text_config", None) or config
+    inner = text_config(config)
     wide = number_of(settings_of(inner), "intermediate_size") or 4 * inner.hidden_size
     return host.choose_dtype(inner.hidden_size, wide, 1024, device)
 
@@ -286,7 +286,7 @@ def load(folder: Path, dtype: str = "auto", device: Device = CPU) -> CausalLM:
 
     host.prepare_transformers()
     config = transformers.AutoConfig.from_pretrained(folder, **_HERE)
-    inner = getattr(config, "text_config", None) or config
+    inner = text_config(config)
     host.prepare_device(device)
     chosen = resolve_dtype(config, dtype, device)
     if inner.model_type in PACKED:
