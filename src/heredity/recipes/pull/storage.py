@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -169,7 +169,7 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
     from fsspec.core import url_to_fs
 
     try:
-        found: tuple[Any, str] = url_to_fs(url)
+        found: tuple[AbstractFileSystem, str] = url_to_fs(url)
     except ImportError as error:
         raise Unavailable(f"{url} needs another package: {error}", code="package-missing") from error
     except ValueError as error:
