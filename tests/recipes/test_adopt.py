@@ -707,6 +707,8 @@ def test_code_of_the_model_is_refused(store: Store, base: Grown, adapter: Path) 
 def test_what_cannot_be_adopted_is_said_in_one_line(store: Store, base: Grown, tmp_path: Path) -> None:
     with raises(UsageError, "path-missing"):
         adopt(str(tmp_path / "nowhere"), base, store)
+    with raises(UsageError, "path-missing"):
+        adopt(f"x/{'a' * 5000}", base, store)
     with raises(UnknownName, "unknown-name"):
         adopt("nobody", base, store)
     (tmp_path / "empty").mkdir()

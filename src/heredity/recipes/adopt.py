@@ -28,6 +28,7 @@ from heredity.lineage import evidence
 from heredity.lineage.claims import read_claims
 from heredity.lineage.descent import is_quantized_name, plain_name
 from heredity.lineage.evidence import Findings
+from heredity.lineage.references import is_there
 from heredity.lineage.types import Adoption, Description, Grown, KnownParent, Recipe
 from heredity.recipes.merge_adapter import TOKENIZER
 from heredity.recipes.pull import folder
@@ -290,11 +291,12 @@ def _source(ref: str, downloads: Path, progress: Watch | None) -> _Source:
             refuse_pickled_adapter(repo, names)
         return _FromHub(repository, file, _CONFIG in names and not file, downloads, progress)
     path = Path(ref).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
+    is_real = is_there(path)  # a text can be too long for a path
+    if is_real and path.is_file() and path.suffix == ".gguf":
         return _FromGguf(path)
-    if not path.is_dir():
+    if not (is_real and path.is_dir()):
         raise UsageError(
-            f"{ref}: no such folder, nor a .gguf file. A model of the hub is written hf:ORG/REPO.",
+            f"{ref[:200]}: no such folder, nor a .gguf file. A model of the hub is written hf:ORG/REPO.",
             code="path-missing",
         )
     names = {each.name for each in path.iterdir()}
