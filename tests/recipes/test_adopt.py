@@ -147,6 +147,16 @@ def test_a_dora_adapter_of_an_unrelated_base_is_refused(store: Store, base: Grow
         adopt(str(adapter), base, store)
 
 
+def test_tokens_without_an_id_in_common_are_not_the_same(store: Store, base: Grown, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(base.folder, folder)
+    words = json.loads((folder / "tokenizer.json").read_text())
+    words["model"]["vocab"] = {each: n + 10**9 for each, n in words["model"]["vocab"].items()}
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    assert "tokens" not in evidence(adopt(str(folder), base, store)).agrees
+
+
 def test_an_adapter_brings_its_own_template(store: Store, base: Grown, adapter: Path) -> None:
     from heredity.core.records import Message, Request
     from heredity.lineage.loading import load_engine

@@ -77,7 +77,7 @@ def compare_chat(child: Path, parent: Path, found: Findings, must_agree: bool) -
                 found.against.append(words)
             else:
                 found.differs.append("tokens")
-        else:
+        elif 2 * len(both) >= len(theirs):  # fewer in common show nothing
             found.agrees.append("tokens")
     template, base = _template(child), _template(parent)
     if template and template == base:
