@@ -96,3 +96,50 @@ def test_a_wrong_parent_is_one_line_and_a_name_must_be_free(place: Path) -> None
     assert main(["adopt", "out/my-adapter", "--parent", "base", "--name", "mine"]) == 0
     assert main(["adopt", "out/my-adapter", "--parent", "base", "--name", "mine"]) == 0
     assert [m["name"] for m in json.loads(run_here("models", "--json").stdout)] == ["base", "mine", "wide"]
+
+
+@pytest.mark.parametrize("command", ["study", "plan", "inherit"])
+def test_an_adopted_folder_is_meant_by_its_name_where_it_lies(
+    place: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    assert main(["pull", "./base"]) == 0 and main(["adopt", "out/my-adapter", "--parent", "base"]) == 0
+    monkeypatch.chdir(place / "out")
+    if command == "inherit":
+        tiny = ["--quick", "--probes", "refusals", "--attack", "direct", "--out", "found"]
+        assert main(["inherit", "base", "my-adapter", *tiny]) == 0
+    else:
+        models = 'models = ["base", "my-adapter"]\napplication = "../desk.toml"\n'
+        Path("plan.toml").write_text(models + 'probes = ["planted_secret/*-01"]\n')
+        named = ["--model", "base", "--model", "my-adapter", "--application", "../desk.toml"]
+        given = ["plan.toml"] if command == "plan" else named
+        assert main(["study", *given, "--dry-run", "--out", "found"]) == 0
+        ids = [model.id for model in plans.read_plan(Path("found")).models]
+        assert ids == [Store().get(name).record.id for name in ("base", "my-adapter")]
+    assert [model.name for model in Store().models()] == ["base", "my-adapter"]
+
+
+def test_an_adapter_that_names_another_model_of_the_store_is_not_a_child_of_this_one(place: Path) -> None:
+    make_model(place / "twin", "llama", rms_norm_eps=1e-5)
+    assert main(["pull", "./base", "./twin"]) == 0
+    wrong = ("adopt", "out/my-adapter", "--parent", "twin")
+    check_refused(run_here(*wrong), "descent-names-another", mentions=["base", "twin"])
+    declared = run_here(*wrong, "--declared")
+    assert declared.returncode == 0 and "names base, not a name of the parent" in declared.stderr
+    right = run_here("adopt", "out/my-adapter", "--parent", "base")
+    assert "not a name" not in right.stderr
+    assert "Another model is named 'my-adapter', too" in right.stderr
+
+
+def test_a_refusal_names_the_command_that_works(place: Path) -> None:
+    done = run_here("adopt", "out/my-adapter", "--parent", "./base")
+    check_refused(done, "model-not-pulled", mentions=["heredity pull ./base", "--parent base"])
+    done = run_here("pull", "out/my-adapter")
+    check_refused(done, "adapter-config", mentions=["heredity adopt out/my-adapter --parent MODEL"])
+    assert main(["pull", "./base"]) == 0
+    check_refused(run_here("adopt", "./base", "--parent", "base"), "bad-usage", mentions=["base", "--name"])
+    assert main(["adopt", "./base", "--parent", "base", "--name", "same"]) == 0
+    make_model(place / "deep", "llama", num_hidden_layers=1)
+    assert main(["pull", "./deep"]) == 0
+    done = run_here("adopt", "out/my-adapter", "--parent", "deep", "--declared")
+    check_refused(done, "descent-contradicted", mentions=["its base does not have. Give"])
+    assert str(Store().root) not in done.stderr

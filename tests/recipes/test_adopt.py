@@ -163,7 +163,7 @@ def test_an_adapter_brings_its_own_template(store: Store, base: Grown, adapter: 
 
     (adapter / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
     child = adopt(str(adapter), base, store)
-    assert evidence(child).differs == ("chat template",)
+    assert evidence(child).differs == ("chat template", "name")
     for model in (child, store.whole(child)):
         engine = load_engine(model, store, is_batched=False)
         assert engine.render(Request(0, (Message("user", "hi"),))) == "[hi]"

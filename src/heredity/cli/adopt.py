@@ -12,6 +12,7 @@ from heredity.core.records import Relation
 if TYPE_CHECKING:
     from heredity.core.records import Model
     from heredity.lineage.store import Store
+    from heredity.lineage.types import Grown
 
 
 @click.command("adopt", cls=Verb, example="heredity adopt out/my-adapter --parent hf:org/base")
@@ -46,10 +47,12 @@ def command(
     from heredity.lineage.descent import facts
 
     store = open_store()
-    given = [store.get(parent) for parent in parents]
+    given = [_parent(store, parent) for parent in parents]
     if name:
         _recipes.refuse_bad_name(name)
         _refuse_held(store, name)
+    elif default := _default_name(ref):
+        _refuse_taken(store, default)
     _pulling.show_before_adoption(store, ref)
     with Display() as display:
         record = adopt(ref, given, store, made, name or "", declared, display).record
@@ -57,7 +60,41 @@ def command(
         terminal.note(plain(f"{key}: {value}"))
     if message := _recipes.not_given(name, record):
         terminal.note(plain(message))
+    if any(each.name == record.name and each.id != record.id for each in store.models()):
+        terminal.note(plain(f"Another model is named '{record.name}', too: use the id {record.id[:12]}."))
     terminal.out().print(terminal.cell(f"{record.name}  {record.id}"), soft_wrap=True)
+
+
+def _parent(store: Store, ref: str) -> Grown:
+    """A parent of the store. Raises UsageError for one that must be pulled first, with the command."""
+    from pathlib import Path
+
+    from heredity.core.errors import UnknownName, UsageError
+    from heredity.lineage.references import is_elsewhere
+
+    try:
+        return store.get(ref)
+    except UnknownName:
+        if not is_elsewhere(ref, store):
+            raise
+    name = Path(ref.partition(":")[2].partition("@")[0] if ref.startswith("hf:") else ref).name
+    raise UsageError(
+        f"The parent {ref} is not in this store yet. Get it with heredity pull {ref}, and give its name:"
+        f" --parent {name.removesuffix('.gguf')}",
+        code="model-not-pulled",
+    )
+
+
+def _default_name(ref: str) -> str:
+    """The name of a child that is given as a folder or a .gguf file; "" for the hub and for stored models."""
+    from pathlib import Path
+
+    from heredity.lineage.references import is_there
+
+    path = Path(ref)
+    if ref.startswith("hf:") or not is_there(path):
+        return ""
+    return path.stem if path.suffix == ".gguf" else path.resolve().name
 
 
 def _refuse_held(store: Store, name: str) -> None:
@@ -72,3 +109,15 @@ def _refuse_held(store: Store, name: str) -> None:
         raise UsageError(f"'{name}' is a model of the catalogue. Choose another name.") from None
     if held.recipe.kind != "adopt":
         raise UsageError(f"'{name}' already names another model ({held.id[:12]}). Choose another name.")
+
+
+def _refuse_taken(store: Store, name: str) -> None:
+    """Raise UsageError if the name of the folder is that of a model that was not adopted."""
+    from heredity.core.errors import UsageError
+
+    for held in store.models():
+        if held.name == name and held.recipe.kind != "adopt":
+            raise UsageError(
+                f"'{name}' already names another model ({held.id[:12]}, {held.recipe.kind}). Give the child"
+                " another name with --name."
+            )

@@ -54,7 +54,8 @@ def adopt(
         if why := graph.why_childless(parent.record):
             raise Unavailable(f"Nothing is adopted as a child of '{parent.record.name}': {why}.")
     whole = [store.whole(parent) for parent in given]
-    adoption = Adoption(made, tuple(_known(store, each) for each in whole), name, is_declared)
+    known = tuple(_known(store, each) for each in whole)
+    adoption = Adoption(made, known, name, is_declared, _others(store, whole))
     adopter = registry.load_as(Adopter, "recipes", "adopt")
     if not (ref.startswith(HUB) or "/" in ref or "\\" in ref or Path(ref).exists()):
         return _stored(store, ref, whole, adopter, adoption)
@@ -64,6 +65,16 @@ def adopt(
 def _known(store: Store, parent: Grown) -> KnownParent:
     models = [parent.record, *store.ancestors(parent.record)]
     return KnownParent(names_of(models), is_from_hub(models))
+
+
+def _others(store: Store, parents: Sequence[Grown]) -> frozenset[str]:
+    """The plain names of models that are unrelated to these parents."""
+    related = {
+        each.id
+        for parent in parents
+        for each in (parent.record, *store.ancestors(parent.record), *store.descendants(parent.record))
+    }
+    return names_of(model for model in store.models() if model.id not in related and not model.parents)
 
 
 def _stored(store: Store, ref: str, whole: Sequence[Grown], adopter: Adopter, adoption: Adoption) -> Grown:

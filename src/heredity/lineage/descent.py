@@ -76,11 +76,12 @@ def facts(model: Model) -> Iterator[tuple[str, str]]:
 
 def _parts(evidence: Evidence) -> Iterator[str]:
     claims = ", ".join(f"{place} names {name}" for place, name in evidence.claims.items())
-    yield claims or "its files name no parent"
+    no_match = ", not a name of the parent" if "name" in evidence.differs else ""
+    yield f"{claims}{no_match}" if claims else "its files name no parent"
     if evidence.agrees:
         yield f"same {', '.join(evidence.agrees)}"
-    if evidence.differs:
-        yield f"other {', '.join(evidence.differs)}"
+    if others := [each for each in evidence.differs if each != "name"]:
+        yield f"other {', '.join(others)}"
     if evidence.n_tensors:
         yield f"{evidence.n_equal} of {evidence.n_tensors} compared tensors are equal"
     if evidence.cosine is not None and evidence.distance is not None:

@@ -449,7 +449,7 @@ def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
     except Damaged as error:
         if error.code != "adapter-misfit":
             raise
-        found.against.append(f"other layers: {error}")
+        found.against.append(f"other layers: {str(error).removeprefix(f'{child}: ').rstrip('.')}")
         return
     embedding, sums, lengths = embedding_of(theirs.keys()), _Sums(), _Sums()
     why = ""

@@ -35,6 +35,7 @@ from heredity.core.records import (
 )
 from heredity.engines.remote import services
 from heredity.lineage import catalog, graph, integrity
+from heredity.lineage.descent import how
 from heredity.lineage.integrity import (
     hash_files,
     identity,
@@ -376,7 +377,7 @@ class Store:
 
     def _only_one(self, found: Sequence[Model], name: str) -> Grown:
         if len(found) > 1:
-            ids = ", ".join(model.id[:12] for model in found)
+            ids = ", ".join(f"{model.id[:12]} ({how(model)})" for model in found)
             message = f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id."
             raise UsageError(message, code="name-ambiguous")
         return Grown(found[0], self.folder(found[0]))

@@ -148,13 +148,15 @@ class Adoption:
     """The claim of a user about a model that another tool made.
 
     made: how; None lets its files decide. is_declared: the user vouches for the descent although the model's
-    own files name another parent.
+    own files name another parent. others: the plain names of the store's models that are neither these
+    parents nor related to them.
     """
 
     made: Relation | None
     parents: tuple[KnownParent, ...]
     name: str = ""
     is_declared: bool = False
+    others: frozenset[str] = frozenset()
 
 
 @runtime_checkable

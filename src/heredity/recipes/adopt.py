@@ -217,6 +217,9 @@ def find_descent(
             code="descent-contradicted",
         )
     _refuse_other_claims(claims, adoption, parents, name)
+    known = {each for parent in adoption.parents for each in parent.names}
+    if claims and not any(plain_name(name) in known for names in claims.values() for name in names):
+        found[0].differs.append("name")
     return Descent(made, tuple(
         _evidence(f, _claims_of(claims, known, is_first=number == 0), made)
         for number, (f, known) in enumerate(zip(found, adoption.parents, strict=True))
@@ -262,12 +265,15 @@ def _claims_of(claims: dict[str, list[str]], parent: KnownParent, is_first: bool
 def _refuse_other_claims(
     claims: dict[str, list[str]], adoption: Adoption, parents: Sequence[Grown], name: str
 ) -> None:
-    """Raise Refused if a file names a model of the hub, and the parents are other models of a hub."""
-    if adoption.is_declared or not all(parent.is_from_hub for parent in adoption.parents):
+    """Raise Refused if a file names another model of the store, or of the hub if the parents are of a hub."""
+    if adoption.is_declared:
         return
     known = {each for parent in adoption.parents for each in parent.names}
+    are_from_hub = all(parent.is_from_hub for parent in adoption.parents)
     for place, names in claims.items():
-        if all(each.count("/") == 1 for each in names) and not any(plain_name(n) in known for n in names):
+        plain = {plain_name(each) for each in names}
+        is_of_hub = are_from_hub and all(each.count("/") == 1 for each in names)
+        if not plain & known and (is_of_hub or plain <= adoption.others):
             raise Refused(
                 f"'{name}' is not adopted: its {place} names {names[0]} as its parent, and {_names(parents)}"
                 " was given. Pull that parent and give it with --parent. If both are one, add --declared.",

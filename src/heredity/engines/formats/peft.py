@@ -168,7 +168,7 @@ def read_config(folder: Path) -> AdapterConfig:
         raise Unavailable(f"{path}: peft_type is {str(raw.get('peft_type'))[:40]}, not LORA. {ADVICE}")
     known = {*_HARMLESS, *AdapterConfig.__struct_fields__}
     if odd := sorted(key for key, value in raw.items() if value and key not in known):
-        raise Unavailable(f"{path}: heredity does not read {', '.join(odd)[:200]}. {ADVICE}")
+        raise Unavailable(f"{path.name}: heredity does not read {', '.join(odd)[:200]}. {ADVICE}")
     try:
         config = msgspec.convert({k: v for k, v in raw.items() if k in known}, AdapterConfig)
     except msgspec.ValidationError as error:

@@ -123,6 +123,11 @@ def check_files(folder: Path, place: str, is_adapter: bool = False) -> None:
 
 def adapter_config_refused(path: Path) -> Refused:
     """The error for an adapter's config in a folder of whole weights."""
+    if not (path.parent / "config.json").is_file():
+        return Refused(
+            f"{path.parent} is an adapter, which needs its base: heredity adopt {path.parent} --parent MODEL",
+            code="adapter-config",
+        )
     return Refused(
         f"{path}: an adapter's config names other weights, which would be loaded in place of these. "
         "An adapter needs its base: heredity adopt FOLDER --parent MODEL. Next to weights, delete it.",

@@ -393,14 +393,14 @@ class FromFolder:
         return preview.of_folder(self.path, self._chosen())
 
     def _chosen(self) -> list[str]:
+        if (config := self.path / folder.ADAPTER_CONFIG).is_file():  # before the leftovers of its training
+            raise folder.adapter_config_refused(config)
         chosen = folder.choose_files(self.path)
         if not any(name.endswith((".safetensors", ".gguf")) for name in chosen):
             raise Refused(
                 f"{self.path} holds neither safetensors nor GGUF; nothing else is opened.",
                 code="no-weight-format",
             )
-        if folder.ADAPTER_CONFIG in chosen:  # before a preview of weights that have no config.json
-            raise folder.adapter_config_refused(self.path / folder.ADAPTER_CONFIG)
         return chosen
 
 

@@ -31,6 +31,11 @@ _AT_ONCE = 64  # frames that a call of an actor returns
 _WAIT_SECONDS = 2.0  # of a call that has no frame to return
 _MOST_WAITING = 1024  # frames that the driver has not taken
 _OBJECT_STORE = 100 << 20  # bytes of a cluster of our own: frames are small
+_ADVICE = {  # by whether the cluster was running
+    False: "Its logs are in /tmp/ray/session_latest/logs. --workers without --on needs no cluster.",
+    True: "Run heredity on a machine of the cluster, with the cluster's token in RAY_AUTH_TOKEN or"
+    " RAY_AUTH_TOKEN_PATH.",
+}
 _TOKEN_SECONDS = 180.0
 # Asks the cluster at argv[1] without a token. An answer means that it asks nobody for one.
 _WITHOUT_TOKEN = """
@@ -151,8 +156,7 @@ class RayPool:
             raise
         except Exception as error:
             raise Unavailable(
-                f"{self.place} cannot be used: {first_line(error)}. Run heredity on a machine of the "
-                "cluster, with the cluster's token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.",
+                f"{self.place} cannot be used: {first_line(error).rstrip('.')}. {_ADVICE[bool(address)]}",
                 code="cluster-unreachable",
             ) from error
         found = ray.cluster_resources()
