@@ -66,10 +66,10 @@ def command(
 
 
 def _parent(store: Store, ref: str) -> Grown:
-    """A parent of the store. Raises UsageError for one that must be pulled first, with the command."""
+    """A parent of the store. Raises Unavailable for one that must be pulled first, with the command."""
     from pathlib import Path
 
-    from heredity.core.errors import UnknownName, UsageError
+    from heredity.core.errors import Unavailable, UnknownName
     from heredity.lineage.references import is_elsewhere
 
     try:
@@ -78,7 +78,7 @@ def _parent(store: Store, ref: str) -> Grown:
         if not is_elsewhere(ref, store):
             raise
     name = Path(ref.partition(":")[2].partition("@")[0] if ref.startswith("hf:") else ref).name
-    raise UsageError(
+    raise Unavailable(
         f"The parent {ref} is not in this store yet. Get it with heredity pull {ref}, and give its name:"
         f" --parent {name.removesuffix('.gguf')}",
         code="model-not-pulled",
