@@ -18,6 +18,7 @@ from heredity.lineage import catalog
 from heredity.lineage.store import Store, target_of
 
 HUB, URL = "hf:", "url:"
+_ADAPTER = "adapter_config.json"  # its folder is adopted, never pulled: its name is that of the model
 
 
 def is_elsewhere(ref: str, store: Store) -> bool:
@@ -70,4 +71,6 @@ def _is_path(ref: str) -> bool:
 
 
 def _is_next_to(ref: str, folder: Path) -> bool:
-    return bool(ref) and target_of(ref) is None and not ref.startswith(HUB) and is_there(folder / ref)
+    if not ref or target_of(ref) is not None or ref.startswith(HUB):
+        return False
+    return is_there(folder / ref) and not is_there(folder / ref / _ADAPTER)
