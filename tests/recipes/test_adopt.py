@@ -157,6 +157,18 @@ def test_tokens_without_an_id_in_common_are_not_the_same(store: Store, base: Gro
     assert "tokens" not in evidence(adopt(str(folder), base, store)).agrees
 
 
+def test_settings_that_compute_otherwise_are_named(store: Store, base: Grown, tmp_path: Path) -> None:
+    folder = tmp_path / "longer"
+    shutil.copytree(base.folder, folder)
+    assert evidence(adopt(str(folder), base, store, name="same")).differs == ()
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"max_position_embeddings": 4096, "num_attention_heads": 2 * config["num_attention_heads"]}
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    found = evidence(adopt(str(folder), base, store, name="longer"))
+    assert found.differs == ("num_attention_heads", "max_position_embeddings")
+
+
 def test_an_adapter_brings_its_own_template(store: Store, base: Grown, adapter: Path) -> None:
     from heredity.core.records import Message, Request
     from heredity.lineage.loading import load_engine

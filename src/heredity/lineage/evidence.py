@@ -1,8 +1,9 @@
-"""The evidence that a model descends from another: its shapes, tokens, and values.
+"""The evidence that a model descends from another: the shapes and values of its weights.
 
 Promises: a few million numbers are in memory at a time. Tensors are compared bit by bit; cosine, distance and
 ranks are of samples. A contradiction is returned as text, for the refusal.
-Leaves to others: claims of its files (claims.py), refusing (recipes/adopt.py), and words (descent.py).
+Leaves to others: claims of its files (claims.py), tokens and settings (likeness.py), refusing
+(recipes/adopt.py), and words (descent.py).
 
 Models that were trained apart share no direction in the space of weights. The cosine of their matrices is
 near zero; tuning, merging and quantizing keep it near one (HuRef, Zeng et al. 2023, 2312.04828). Its mean
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heredity.core.errors import Damaged
-from heredity.engines.chat.folder import template_source, vocabulary
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
 
@@ -59,50 +59,6 @@ class Findings:
     sizes: list[int] = field(default_factory=list)
     worst_step: float | None = None
     within_step: float | None = None
-
-
-# --- tokens and templates --------------------------------------------------------------------------
-
-
-def compare_chat(child: Path, parent: Path, found: Findings, must_agree: bool) -> None:
-    """Compare tokens and chat template; other tokens speak against the descent if they must agree."""
-    ours, theirs = _tokens(child), _tokens(parent)
-    if ours and theirs:
-        both = ours.keys() & theirs.keys()
-        if differ := sorted(ident for ident in both if ours[ident] != theirs[ident]):
-            at = differ[0]
-            words = f"another tokenizer ({len(differ):,} of {len(both):,} tokens; id {at} is"
-            words += f" {ours[at][:20]!r}, and {theirs[at][:20]!r} to the parent)"
-            if must_agree:
-                found.against.append(words)
-            else:
-                found.differs.append("tokens")
-        elif 2 * len(both) >= len(theirs):  # fewer in common show nothing
-            found.agrees.append("tokens")
-    template, base = _template(child), _template(parent)
-    if template and template == base:
-        found.agrees.append("chat template")
-    elif template and template != base:
-        found.differs.append("chat template")
-
-
-def _tokens(folder: Path) -> dict[int, str]:
-    """Token texts by id; {} where the files do not list them. Padding of a GGUF is left out."""
-    for path in sorted(folder.glob("*.gguf")):
-        padding = re.compile(r"\[PAD\d+\]|<unused\d+>")
-        return {n: text for n, text in enumerate(read_gguf(path).tokens) if not padding.fullmatch(text)}
-    try:
-        return {int(ident): str(text) for text, ident in vocabulary(folder).items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Damaged(
-            f"{folder}: its tokenizer makes no sense ({error}).", code="tokenizer-damaged"
-        ) from None
-
-
-def _template(folder: Path) -> str:
-    for path in sorted(folder.glob("*.gguf")):
-        return read_gguf(path).text("tokenizer.chat_template").strip()
-    return template_source(folder).strip()
 
 
 # --- values ----------------------------------------------------------------------------------------
@@ -310,7 +266,7 @@ class _Steps:
 
 def is_quantized(folder: Path) -> bool:
     """Whether the config of a folder says that its weights are quantized."""
-    return bool(_config(folder).get("quantization_config"))
+    return bool(read_config(folder).get("quantization_config"))
 
 
 def compare_quantized(child: Path, parent: Path, found: Findings) -> None:
@@ -334,7 +290,7 @@ def _compare_folder(child: Path, parent: Path, found: Findings, sums: _Sums, ste
     from heredity.engines.formats.packed import packing_of
 
     ours, theirs = places(child), places(parent)
-    config = _config(child).get("quantization_config")
+    config = read_config(child).get("quantization_config")
     how: dict[str, object] = config if isinstance(config, dict) else {}
     readers = read_grids(ours, how)
     matrices = _layer_matrices(theirs)
@@ -370,7 +326,7 @@ def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps:
     """Compare a GGUF; returns how its shapes differ."""
     from heredity.engines.formats.grids import EXPERT, gguf_places, read_gguf_grid
 
-    header, theirs, config = read_gguf(path), places(parent), _config(parent)
+    header, theirs, config = read_gguf(path), places(parent), read_config(parent)
     is_llama = header.text("general.architecture") == "llama"
     where = gguf_places(header, list(theirs))
     known = {each.name for each in where.values()}
@@ -425,7 +381,8 @@ def _rows(where: Places, name: str, n: int) -> torch.Tensor:
     return rows.float()
 
 
-def _config(folder: Path) -> dict[str, object]:
+def read_config(folder: Path) -> dict[str, object]:
+    """The config.json of a folder; {} without one."""
     path = folder / "config.json"
     found = json.loads(path.read_bytes()) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
@@ -443,9 +400,11 @@ def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
     from heredity.engines.formats.peft import HEAD, embedding_of, read_adapter
 
     theirs = places(parent)
-    is_tied = bool(_config(parent).get("tie_word_embeddings", True)) and HEAD not in theirs
+    is_tied = bool(read_config(parent).get("tie_word_embeddings", True)) and HEAD not in theirs
     try:
-        adapter = read_adapter(child).fitted(theirs.keys(), is_tied, child, _config(parent).get("model_type"))
+        adapter = read_adapter(child).fitted(
+            theirs.keys(), is_tied, child, read_config(parent).get("model_type")
+        )
     except Damaged as error:
         if error.code != "adapter-misfit":
             raise

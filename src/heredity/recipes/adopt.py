@@ -24,7 +24,7 @@ from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
 from heredity.engines.chat.folder import has_tokenizer
-from heredity.lineage import evidence
+from heredity.lineage import evidence, likeness
 from heredity.lineage.claims import read_claims
 from heredity.lineage.descent import is_quantized_name, plain_name
 from heredity.lineage.evidence import Findings
@@ -228,7 +228,8 @@ def find_descent(
 
 def _compare(child: Path, parent: Path, made: Relation) -> Findings:
     found = Findings()
-    evidence.compare_chat(child, parent, found, must_agree=made != "distill")
+    likeness.compare_chat(child, parent, found, must_agree=made != "distill")
+    likeness.compare_settings(child, parent, found)
     if (child / _CONFIG).is_file():
         evidence.compare_adapter(child, parent, found)
     elif any(child.glob("*.gguf")) or evidence.is_quantized(child):
