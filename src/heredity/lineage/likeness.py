@@ -1,4 +1,4 @@
-"""How the files beside the weights compare with the parent's: tokens, chat template, settings.
+"""How the files next to the weights compare with the parent's: tokens, chat template, settings.
 
 Leaves to others: the weights themselves (evidence.py).
 """
