@@ -61,8 +61,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What was loaded to collect the tests stays: no collection of garbage looks at it again."""
+    _freeze()
+
+
+_N_FROZEN = [0]  # modules that were loaded when garbage was last told to leave them alone
+_MANY = 50
+
+
+def _freeze() -> None:
+    """Let no later collection of garbage look at what is loaded. Engines collect at each opening."""
     gc.collect()
     gc.freeze()
+    _N_FROZEN[0] = len(sys.modules)
+
+
+@pytest.fixture(autouse=True)
+def _leave_modules_alone() -> None:
+    """Libraries of models are loaded by the first tests that need them, and have most of all objects."""
+    if len(sys.modules) > _N_FROZEN[0] + _MANY:
+        _freeze()
 
 
 @pytest.hookimpl(wrapper=True)
