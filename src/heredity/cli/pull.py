@@ -10,7 +10,11 @@ from heredity.cli import Name, Verb, open_store
 @click.command("pull", cls=Verb, example="heredity pull smollm2-135m-instruct")
 @click.argument("refs", metavar="REF...", type=Name(), nargs=-1, required=True)
 @click.option(
-    "--from", "source", metavar="URL", help="Take models and their ancestors from this storage (push)."
+    "--from",
+    "source",
+    type=Name(),
+    metavar="URL",
+    help="Take models and their ancestors from this storage (push).",
 )
 @click.option("--dry-run", is_flag=True, help="Show engine, memory and licence, and fetch no weights.")
 def command(refs: tuple[str, ...], source: str | None, dry_run: bool) -> None:

@@ -9,12 +9,15 @@ from heredity.cli import Name, Verb, open_store
 
 @click.command("push", cls=Verb, example="heredity push tickets-lora --to s3://team-models")
 @click.argument("models", metavar="MODEL...", type=Name(), nargs=-1, required=True)
-@click.option("--to", "url", metavar="URL", required=True, help="s3://, gs://, az://, sftp:// or a folder.")
+@click.option(
+    "--to", "url", type=Name(), metavar="URL", required=True, help="s3://, gs://, az://, sftp:// or a folder."
+)
 def command(models: tuple[str, ...], url: str) -> None:
-    """Copy models with their ancestors to storage, from which `heredity pull --from` takes them.
+    """Copy models to a bucket or a shared folder.
 
-    Models that are there already are not copied again. The protocol's package (s3fs, gcsfs, adlfs) reads the
-    credentials from the environment. Each model's files are checked against its record first.
+    Their ancestors go with them, and `heredity pull --from` takes them from there. Models that are there
+    already are not copied again. The protocol's package (s3fs, gcsfs, adlfs) reads the credentials from the
+    environment. Each model's files are checked against its record first.
     """
     from heredity.core import terminal
     from heredity.core.terminal import Display, note
