@@ -10,6 +10,7 @@ Leaves to others: reading (outcomes.py, storage.py), every interval (intervals.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
-from heredity.core.records import Estimate, Probe, digest, encode
+from heredity.core.records import Estimate, Probe, digest
 from heredity.redteam.judges import needs_judge
 from heredity.stats.intervals import refused
 from heredity.study import sequential
@@ -424,7 +425,11 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
     found = msgspec.structs.replace(found, circumstances=held.circumstances, drift=held.drift)
     if not held.same_conversations:  # an older release looked for none
         found = msgspec.structs.replace(found, same_conversations=())
-    names = [n for n in Estimates.__struct_fields__ if encode(getattr(held, n)) != encode(getattr(found, n))]
+    parts = (
+        (n, *(msgspec.to_builtins(getattr(each, n)) for each in (held, found)))
+        for n in Estimates.__struct_fields__
+    )
+    names = [name for name, one, other in parts if not _are_same(one, other)]
     if names:
         others = f" and {len(names) - _NAMED} other parts" if len(names) > _NAMED else ""
         raise Damaged(
@@ -432,6 +437,17 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
             f"verdicts give. To estimate again, without asking anything twice: heredity study {folder}",
             code="estimates-contradict-verdicts",
         )
+
+
+def _are_same(one: object, other: object) -> bool:
+    """Whether two values are equal, but for the last digits of numbers: processors round differently."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_are_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_are_same, one, other))
+    return type(one) is type(other) and one == other
 
 
 def _counted(found: Estimates) -> Estimates:
