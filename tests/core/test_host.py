@@ -292,6 +292,7 @@ def test_memory_that_this_process_freed_counts_as_available(monkeypatch: pytest.
         host.require_memory("It", {"a": 101}, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc and /proc")
 def test_trimming_returns_the_memory_that_the_heap_kept() -> None:
     words = (

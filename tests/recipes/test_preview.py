@@ -94,6 +94,7 @@ def test_without_torch_the_reason_is_how_to_install_it(monkeypatch: pytest.Monke
         assert found.engine == "" and "heredity[torch]" in found.reason
 
 
+@pytest.mark.slow
 def test_what_transformers_has_is_read_without_loading_it() -> None:
     import subprocess
 

@@ -57,6 +57,7 @@ def test_no_harmful_request_was_recorded(tmp_path: Path) -> None:
     assert not any(needs_judge(probe) for probe in asked)
 
 
+@pytest.mark.slow
 def test_it_loads_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from heredity.cli import main;"
