@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -179,37 +178,28 @@ def test_a_model_of_a_known_shape_takes_its_tuning_after_a_check(
     assert probed == [parent, other]
 
 
-@pytest.mark.parametrize("at_fault", ["step", "prefill_packed"])
-def test_a_model_that_fails_the_check_of_its_shapes_tuning_is_probed_itself(
+@pytest.mark.parametrize("at_fault", ["", "step", "prefill_packed"])
+def test_the_tuning_of_a_shape_is_taken_only_where_the_check_holds(
     at_fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parent, child = _parent_and_child(tmp_path)
-    right = getattr(child, at_fault)
-    is_crooked = [4, autotune.PASS_WIDTHS[0]]
+    child = _decoder_of(make_model(tmp_path / "child", "llama"))
+    crooked = 4, autotune.PASS_WIDTHS[0]  # one of the widths of a step, one of a packed prefill
 
-    def crooked_step(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: Any = None) -> torch.Tensor:
-        logits: torch.Tensor = right(prefix, slots, tokens, lengths, n_slots)
-        return logits + (len(tokens) in is_crooked)
+    def step(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: Any = None) -> torch.Tensor:
+        return torch.full((len(tokens), 8), float(at_fault == "step" and len(tokens) in crooked))
 
-    def crooked_pass(prefix: Any, slots: Any, segments: Any, width: int) -> Any:
-        result = right(prefix, slots, segments, width)
-        slots.keys[0].add_(float(width in is_crooked))
-        return result
+    def prefill_packed(prefix: Any, slots: Any, segments: Any, width: int) -> None:
+        slots.keys[0].fill_(float(at_fault == "prefill_packed" and width in crooked))
 
+    monkeypatch.setattr(child, "step", step)  # so that no width depends on this processor
+    monkeypatch.setattr(child, "prefill_packed", prefill_packed)
     with torch.inference_mode():
-        kept = autotune.probe(parent, (4, 8), itertools.count().__next__)  # each width takes as long
-        if kept.widths != (4, 8) or autotune.PASS_WIDTHS[0] not in kept.pass_widths:
-            pytest.skip("this processor proves too few widths")
-        monkeypatch.setattr(autotune, "probe", lambda *_: kept)
-        autotune.tune(parent, tmp_path / "tuning" / "parent")
-        monkeypatch.undo()
-        autotune.tune(child, tmp_path / "tuning" / "right", widths=(4,))
-        assert autotune.read_tuning(tmp_path / "tuning" / "right") == msgspec.structs.replace(
-            kept, fingerprint=autotune._fingerprint(child, 8)
-        )
-        monkeypatch.setattr(child, at_fault, crooked_step if at_fault == "step" else crooked_pass)
-        own = autotune.tune(child, tmp_path / "tuning" / "child", widths=(4,))
-    assert own.widths == (4,)  # of its own probe
+        own = autotune.probe(child, (8,))
+        shared = autotune._path_of_shape(child, tmp_path)
+        assert shared is not None
+        autotune._keep(msgspec.structs.replace(own, widths=(4, 8), pass_widths=autotune.PASS_WIDTHS), shared)
+        found = autotune.tune(child, tmp_path / "tuning", widths=(8,))
+    assert found.widths == ((8,) if at_fault else (4, 8))
 
 
 def test_an_engine_for_single_requests_measures_nothing_and_uses_what_was_kept(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from heredity.study.aggregate import _are_same
     ("other", "is_same"),
     [
         ({"rate": 0.123456789012346, "n": 3, "by": [0.5, None]}, True),
-        ({"rate": 0.123456, "n": 3, "by": [0.5, None]}, False),
+        ({"rate": 0.12345678, "n": 3, "by": [0.5, None]}, False),
         ({"rate": 0.123456789012345, "n": 4, "by": [0.5, None]}, False),
         ({"rate": 0.123456789012345, "n": 3, "by": [0.5]}, False),
         ({"rate": 0.123456789012345, "n": 3}, False),

@@ -440,9 +440,9 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
 
 
 def _are_same(one: object, other: object) -> bool:
-    """Whether two values are equal, but for the last digits of numbers: processors round differently."""
+    """Whether two values are equal up to the rounding of numbers, which is the processor's."""
     if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_are_same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
