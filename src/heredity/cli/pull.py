@@ -36,12 +36,9 @@ def command(refs: tuple[str, ...], source: str | None, dry_run: bool) -> None:
     if source is not None and dry_run:
         raise UsageError("--dry-run does not go with --from.")
     for ref in refs:
-        if source is not None:
-            model = _pulling.pull_from(store, ref, source).record
-            terminal.out().print(terminal.cell(f"{model.name}  {model.id}"), soft_wrap=True)
-            continue
         if dry_run:
             _pulling.show_preview(store.preview(ref))
             continue
-        model = _pulling.pull(store, ref).record
+        grown = _pulling.pull(store, ref) if source is None else _pulling.pull_from(store, ref, source)
+        model = grown.record
         terminal.out().print(terminal.cell(f"{model.name}  {model.id}"), soft_wrap=True)

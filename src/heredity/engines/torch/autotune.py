@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +49,7 @@ from heredity.engines.torch.decoder import (
 SCHEMA = 5
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
 PASS_WIDTHS = (64, 96, 128, 192)  # tokens of a packed prefill
+_USUAL_PASS = PASS_WIDTHS[-2]
 _N_TEXT = 10 * PAD  # tokens of the witness text
 _N_OUTPUTS = 1 << 19  # numbers of each linear layer that are compared
 _N_KEYS = (2 * BLOCK, 11 * BLOCK, 64 * BLOCK)
@@ -135,19 +136,8 @@ def _holds(decoder: Decoder, tuning: Tuning) -> bool:
         n: next(width for width in tuning.widths if width >= n) for n in (*tuning.widths, *tuning.n_slots)
     }
     steps = (_try(caches, witness, wider[n], _CHECKED, time.perf_counter, n)[1] for n in wider)
-    return len(set(steps)) == 1 and _hold_passes(decoder, witness[0], tuning.pass_widths)
-
-
-def _hold_passes(decoder: Decoder, prefix: SharedPrefix, widths: tuple[int, ...]) -> bool:
-    """Return True if the narrowest and the widest packed prefill give a text the bits of the usual one."""
-    if not widths:
-        return True
-    usual = PASS_WIDTHS[-2]
-    expected = _text_bits(decoder, prefix, usual, usual)
-    return all(
-        _text_bits(decoder, prefix, width, width - PAD, is_alone=False) == expected
-        for width in {widths[0], widths[-1]}
-    )
+    ends = {*tuning.pass_widths[:1], *tuning.pass_widths[-1:]}
+    return len(set(steps)) == 1 and set(_keeping_text(decoder, witness[0], ends)) == ends
 
 
 def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = time.perf_counter) -> Tuning:
@@ -238,19 +228,26 @@ def _pass_widths(decoder: Decoder, prefix: SharedPrefix) -> tuple[int, ...]:
     """Return the widths of a packed prefill that give a text the same keys and values wherever it is cut."""
     if not decoder.can_pack or not has_steady_sums(decoder):
         return ()
-    usual = PASS_WIDTHS[-2]
-    expected = _text_bits(decoder, prefix, usual, usual)
-    found = tuple(  # cut elsewhere, and after a segment of another row
+    same = _keeping_text(decoder, prefix, PASS_WIDTHS)
+    found = tuple(width for width in same if _keeps_layers(decoder, width))
+    return found if _USUAL_PASS in found else ()
+
+
+def _keeping_text(decoder: Decoder, prefix: SharedPrefix, widths: Collection[int]) -> list[int]:
+    """Return the widths that give a text the bits of the usual one, cut elsewhere and after another row."""
+    if not widths:
+        return []
+    expected = _text_bits(decoder, prefix, _USUAL_PASS, _USUAL_PASS)
+    return [
         width
-        for width in PASS_WIDTHS
+        for width in widths
         if _text_bits(decoder, prefix, width, width - PAD, is_alone=False) == expected
-        and _keeps_layers(decoder, width, usual)
-    )
-    return found if usual in found else ()
+    ]
 
 
-def _keeps_layers(decoder: Decoder, width: int, usual: int) -> bool:
-    """Return True if the linear layers of a block give each row the same bits at both widths."""
+def _keeps_layers(decoder: Decoder, width: int) -> bool:
+    """Return True if the linear layers of a block give each row the bits that it has at the usual width."""
+    usual = _USUAL_PASS
     if width == usual:
         return True
     stream = torch.Generator().manual_seed(1)
