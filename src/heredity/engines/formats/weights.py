@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -230,14 +231,21 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor | None:
-    """Return the weight in oneDNN's blocked layout: the same results without reordering at every call."""
-    is_bfloat16_on_cpu = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    if not is_bfloat16_on_cpu or not torch.backends.mkldnn.is_available():
+    """Return the weight in oneDNN's blocked layout, which no call then reorders. None: not faster here."""
+    if weight.device.type != "cpu" or not _is_packed_faster(weight.dtype):
         return None
     try:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 64)  # type: ignore[no-any-return]
     except (RuntimeError, AttributeError):  # an older processor or torch: the plain matmul is equivalent
         return None
+
+
+@cache
+def _is_packed_faster(dtype: torch.dtype) -> bool:
+    """Return True for bfloat16, and for float32 on x86 without AVX-512, where torch's own product is slow."""
+    if dtype not in (torch.bfloat16, torch.float32) or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.bfloat16 or torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def _shape(config: PreTrainedConfig) -> DecoderShape:
