@@ -275,3 +275,100 @@ def test_an_adapter_without_tensors_names_the_file(plain: Path) -> None:
     shutil.move(plain / "adapter_model.safetensors", plain / "adapter_model.bin")
     with raises(Damaged, "adapter-missing", mentions=["adapter_model.safetensors"]):
         read_adapter(plain)
+
+
+# --- experts ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe"])
+def moe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files with one matrix for each expert. transformers has all experts of a layer in one parameter."""
+    return make_model(tmp_path_factory.mktemp("moe"), request.param)
+
+
+EXPERT_FORMS: dict[str, dict[str, Any]] = {
+    "all-linear": {"target_modules": "all-linear"},
+    "up": {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]},
+    "down": {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]},
+    "router": {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]},
+    "ranks": {
+        "target_modules": ["q_proj"],
+        "target_parameters": ["gate.weight", "gate_up_proj", "down_proj"],
+        "rank_pattern": {r".*\.gate_up_proj": 6, "gate.weight": 2, "down_proj": 1},
+        "alpha_pattern": {r".*\.gate_up_proj": 5, "mlp.gate": 40},
+        "use_rslora": True,
+    },
+    "one-layer": {"target_modules": ["q_proj"], "target_parameters": ["layers.0.mlp.experts.down_proj"]},
+}
+
+
+@pytest.mark.parametrize("form", sorted(EXPERT_FORMS))
+def test_an_adapter_of_experts_gives_the_logits_of_peft_applied_and_merged(
+    moe: Path, tmp_path: Path, form: str
+) -> None:
+    adapter = make_adapter(moe, tmp_path / "adapter", strength=0.3, **EXPERT_FORMS[form])
+    assert "target_parameters" in (adapter / "adapter_config.json").read_text()
+    expected = peft_logits(moe, adapter)
+    assert (expected - engine_logits(moe)).abs().max() > 1e-2, "the adapter changes nothing"
+    torch.testing.assert_close(engine_logits(moe, adapter), expected, atol=1e-4, rtol=1e-4)
+    (out := tmp_path / "merged").mkdir()
+    merge(adapter, moe, out)
+    torch.testing.assert_close(engine_logits(out), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_of_experts_that_the_base_keeps_in_one_tensor_is_refused(
+    moe: Path, tmp_path: Path
+) -> None:
+    adapter = make_adapter(moe, tmp_path / "adapter", **EXPERT_FORMS["down"])
+    names = {"model.layers.0.mlp.experts.down_proj", "model.layers.0.self_attn.q_proj.weight"}
+    with raises(Unavailable, "experts-stacked", mentions=["merge_and_unload"]):
+        read_adapter(adapter).fitted(names, False, adapter)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+        {"target_parameters": None},
+        {"r": 5},
+        {"r": 10**9},
+    ],
+    ids=str,
+)
+def test_stacks_of_experts_that_the_config_does_not_explain_are_refused(
+    moe: Path, tmp_path: Path, setting: dict[str, object]
+) -> None:
+    adapter = make_adapter(moe, tmp_path / "adapter", **EXPERT_FORMS["down"])
+    with raises(Unavailable, "unavailable", mentions=["mlp.experts"]):
+        read_adapter(_set(adapter, **setting))
+
+
+def _turned(folder: Path, version: str) -> Path:
+    """Write the stacks of experts as PEFT 0.18 did, which took outputs for inputs."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for name in [each for each in tensors if ".experts." in each and each.endswith("lora_A.weight")]:
+        other = name.replace("lora_A", "lora_B")
+        a, b = tensors[name], tensors[other]
+        assert len(a) == b.shape[1]
+        rank, n = 4, len(a) // 4  # the rank of every adapter that is turned here
+        tensors[name] = b.reshape(len(b), rank, n).permute(2, 1, 0).reshape(n * rank, -1).contiguous()
+        tensors[other] = a.reshape(n, rank, -1).permute(2, 1, 0).reshape(-1, rank * n).contiguous()
+    save_file(tensors, path)
+    return _set(folder, peft_version=version)
+
+
+@pytest.mark.parametrize("form", ["both", "down"])
+def test_stacks_that_an_older_peft_turned_are_read(moe: Path, tmp_path: Path, form: str) -> None:
+    both = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+    adapter = make_adapter(moe, tmp_path / "adapter", **(both if form == "both" else EXPERT_FORMS[form]))
+    expected = peft_logits(moe, adapter)
+    version = "" if form == "both" else "0.18.1"  # both together show it by their sizes
+    found = engine_logits(moe, _turned(adapter, version))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_one_stack_of_experts_without_a_version_is_refused(moe: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(moe, tmp_path / "adapter", **EXPERT_FORMS["down"])
+    with raises(Unavailable, "unavailable", mentions=["peft_version", "merge_and_unload"]):
+        read_adapter(_set(adapter, peft_version=None))

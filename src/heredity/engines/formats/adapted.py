@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from torch.nn import functional
 
 from heredity.core.errors import Damaged, Unavailable
 from heredity.engines.formats import weights as base_weights
-from heredity.engines.formats.architectures import ARCHITECTURES
+from heredity.engines.formats.architectures import ARCHITECTURES, ExpertNames
+from heredity.engines.formats.experts import Expert, Experts, steady_tile
 from heredity.engines.formats.peft import ADVICE, HEAD, Adapter, LowRank, read_adapter, row_factor
 from heredity.engines.formats.safetensors_io import read_safetensors
 from heredity.engines.formats.weights import EMBEDDING, Block, Linear, TensorFiles, Weights
@@ -83,7 +85,7 @@ def tensor_names(folder: Path) -> set[str]:
 
 
 class _Names(NamedTuple):
-    """The matrices of a layer that can be adapted, by the fields of its block. Experts are left out."""
+    """The matrices of a layer that can be adapted, by the fields of its block; those of experts apart."""
 
     qkv: Sequence[str]
     out: Sequence[str]
@@ -98,6 +100,12 @@ def _names(weights: Weights, block: Block) -> _Names:
     return _Names(of.qkv, of.out, of.experts.shared_gate_up, of.experts.shared_down)
 
 
+def _names_of_experts(weights: Weights) -> ExpertNames | None:
+    """The names of a model's experts. None: it has none, or its files keep those of a layer in one tensor."""
+    names = ARCHITECTURES[weights.shape.model_type].experts
+    return None if names is None or names.is_stacked else names
+
+
 def _refuse_others(adapter: Adapter, folder: Path, weights: Weights) -> None:
     """Raise Unavailable for a linear layer that is not one of a decoder's fused matmuls."""
     known = {
@@ -106,9 +114,40 @@ def _refuse_others(adapter: Adapter, folder: Path, weights: Weights) -> None:
         for names in _names(weights, block)
         for name in names
     }
+    of = _names_of_experts(weights)
+    for i, block in enumerate(weights.blocks):
+        if of is not None and block.experts is not None:
+            n_experts = len(block.experts.each)
+            each = [name.format(n) for name in (*of.gate_up, *of.down) for n in range(n_experts)]
+            known |= {f"model.layers.{i}.{name}" for name in (of.router, *each)}
     for module in adapter.low_rank:
         if module not in known and module not in (_MODULE, _HEAD_MODULE):
             raise Unavailable(f"{folder} adapts {module[:80]!r}, which the torch engine cannot. {ADVICE}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The updates of one layer. at: what its names begin with."""
+
+    at: str
+    adapter: Adapter
+    files: TensorFiles
+
+    def parts(self, names: Sequence[str]) -> list[LowRank | None]:
+        """Return the updates of matrices; None for one that has none."""
+        return [self.adapter.low_rank.get(f"{self.at}{name}") for name in names]
+
+    def adapted(self, linear: Linear, names: Sequence[str], n_out: Sequence[int] = ()) -> Linear:
+        """Return the matmul of these matrices with their updates; itself if it has no update.
+
+        n_out: the outputs of each matrix, if there are several.
+        """
+        parts, modules = self.parts(names), [f"{self.at}{name}" for name in names]
+        if not any(parts):
+            return linear
+        n_out = n_out if len(parts) > 1 else ()
+        added = add_low_rank(linear, parts, n_out, self.files.dtype)
+        return _extended(added, parts, modules, n_out, self.files)
 
 
 def _block(weights: Weights, layer: int, adapter: Adapter, files: TensorFiles) -> Block:
@@ -116,24 +155,42 @@ def _block(weights: Weights, layer: int, adapter: Adapter, files: TensorFiles) -
     at, block, shape = f"model.layers.{layer}.", weights.blocks[layer], weights.shape
     if any(name.startswith(at) for name in adapter.whole):
         block = base_weights.block(shape, files, layer)
-
-    def adapted(linear: Linear, names: Sequence[str], n_out: Sequence[int] = ()) -> Linear:
-        modules = [f"{at}{name}" for name in names]
-        parts = [adapter.low_rank.get(module) for module in modules]
-        if not any(parts):
-            return linear
-        n_out = n_out if len(parts) > 1 else ()
-        return _extended(add_low_rank(linear, parts, n_out, files.dtype), parts, modules, n_out, files)
-
-    names = _names(weights, block)
+    updates, names = _Layer(at, adapter, files), _names(weights, block)
     of_heads = [n * shape.head_dim for n in (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)]
-    gate_up, down = block.gate_up, block.down
+    gate_up, down, experts = block.gate_up, block.down, block.experts
     if gate_up is not None and down is not None:
         row = torch.zeros((1, shape.hidden_size), dtype=files.dtype, device=weights.norm.device)
-        gate_up = adapted(gate_up, names.gate_up, [gate_up(row).shape[-1] // 2] * 2)
-        down = adapted(down, names.down)
-    qkv, out = adapted(block.qkv, names.qkv, of_heads), adapted(block.out, names.out)
-    return dataclasses.replace(block, qkv=qkv, out=out, gate_up=gate_up, down=down)
+        gate_up = updates.adapted(gate_up, names.gate_up, [gate_up(row).shape[-1] // 2] * 2)
+        down = updates.adapted(down, names.down)
+    if experts is not None and (of := _names_of_experts(weights)) is not None:
+        experts = _experts(updates, experts, of, base_weights.how(shape, files))
+    return dataclasses.replace(
+        block,
+        qkv=updates.adapted(block.qkv, names.qkv, of_heads),
+        out=updates.adapted(block.out, names.out),
+        gate_up=gate_up,
+        down=down,
+        experts=experts,
+    )
+
+
+def _experts(updates: _Layer, experts: Experts, names: ExpertNames, how: str) -> Experts:
+    """Return the experts of a layer with their updates. how: the kind of matmul of the base."""
+    router = updates.files.read(f"{updates.at}{names.router}.weight")
+    n_inner = experts.each[0].gate_up(router[:1]).shape[-1] // 2
+    each, tile = list(experts.each), experts.tile
+    for i, expert in enumerate(experts.each):
+        gate_up, down = ([name.format(i) for name in some] for some in (names.gate_up, names.down))
+        parts = updates.parts([*gate_up, *down])
+        if any(parts):
+            each[i] = Expert(
+                updates.adapted(expert.gate_up, gate_up, [n_inner] * 2), updates.adapted(expert.down, down)
+            )
+            ranks = [0 if part is None else len(part.a) for part in parts]
+            tile = min(tile, steady_tile(each[i], router, f"{how} with ranks {ranks}"))
+    return dataclasses.replace(
+        experts, router=updates.adapted(experts.router, [names.router]), each=each, tile=tile
+    )
 
 
 def add_low_rank(

@@ -2,7 +2,8 @@
 
 Promises: only safetensors and JSON are opened. A setting of `adapter_config.json` that changes the forward
 pass has the effect that it has in PEFT, or is refused by name. All values are finite.
-Leaves to others: a matmul with an adapter (adapted.py), merged files (recipes/merge_adapter.py).
+Leaves to others: a matmul with an adapter (adapted.py), merged files (recipes/merge_adapter.py), and the
+matrices of all experts of a layer (peft_experts.py).
 
 Sources: Hu et al. 2021 (2106.09685); rsLoRA, Kalajdzievski 2023 (2312.03732); DoRA, Liu et al. 2024
 (2402.09353).
@@ -22,6 +23,8 @@ import torch
 from safetensors import safe_open
 
 from heredity.core.errors import Damaged, Unavailable
+from heredity.engines.formats import peft_experts
+from heredity.engines.formats.peft_experts import Misfit
 from heredity.engines.formats.safetensors_io import read_safetensors
 from heredity.engines.formats.weights import read_json
 
@@ -29,7 +32,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ADVICE = "Merge it with PEFT's merge_and_unload, save the result and adopt that."
 # Fields that say how an adapter was trained, or which layers got one: the tensors say that too.
 _HARMLESS = frozenset({
-    "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version",
+    "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode",
     "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
     "init_lora_weights", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "runtime_config", "qalora_group_size",
@@ -65,10 +68,14 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     rank_pattern: dict[str, Annotated[int, msgspec.Meta(gt=0)]] | None = None
     alpha_pattern: dict[str, float] | None = None
     modules_to_save: list[str] | None = None
+    target_parameters: list[str] | None = None
+    peft_version: str | None = None
     init_lora_weights: bool | str | None = True
 
     def scale(self, module: str) -> tuple[int, float]:
         """Return rank and scale of a module: alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter."""
+        if peft_experts.is_of_parameter(module, "weight", self.target_parameters or ()):
+            module += ".weight"  # PEFT matches the name of the parameter
         rank = _matched(self.rank_pattern, module, self.r)
         alpha = _matched(self.alpha_pattern, module, self.lora_alpha)
         return int(rank), alpha / (math.sqrt(rank) if self.use_rslora else rank)
@@ -204,7 +211,11 @@ def read_adapter(folder: Path) -> Adapter:
         whole[f"{module}.{kind}"] = tensor
         in_place |= {module} if is_base else set()
     _refuse_missing(path, config, parts, whole)
-    low_rank = {module: _low_rank(path, module, each, config) for module, each in parts.items()}
+    try:
+        low_rank = dict(_of_experts(parts, config))
+    except Misfit as error:
+        raise Unavailable(f"{path}: {error}. {ADVICE}") from None
+    low_rank |= {module: _low_rank(path, module, each, config) for module, each in parts.items()}
     saved = [each for each in whole if _is_embedding(each.rpartition(".")[0])]
     keeps = bool(config.ensure_weight_tying) or any(n.rpartition(".")[0] in in_place for n in saved)
     return Adapter(low_rank, whole, keeps)
@@ -259,6 +270,13 @@ def _found(module: str, end: str, names: set[str], is_tied: bool, place: Path) -
     it."""
     if f"{module}{end}" in names:
         return module
+    if (other := peft_experts.name_in_files(module)) and f"{other}{end}" in names:
+        return other
+    if one := peft_experts.joined(module, names):
+        raise Unavailable(
+            f"{place}: it adapts each expert, and its base keeps them in one tensor, {one[:80]}. {ADVICE}",
+            code="experts-stacked",
+        )
     words = module.split(".")
     for at in range(1, len(words)):
         if f"{'.'.join(words[at:])}{end}" in names:
@@ -296,6 +314,17 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name.removeprefix(_PREFIX), tensor
     except (OSError, ValueError, RuntimeError) as error:
         raise Damaged(f"{path}: cannot be read ({error}).") from None
+
+
+def _of_experts(
+    parts: dict[str, dict[str, torch.Tensor]], config: AdapterConfig
+) -> Iterator[tuple[str, LowRank]]:
+    """Take the stacks of experts out of an adapter's parts, and yield the update of each expert's matrix."""
+    version = config.peft_version or ""
+    for stack in peft_experts.take_stacks(parts, config.target_parameters or (), version):
+        rank, scale = config.scale(f"{stack.module}.{stack.parameter}")
+        for module, a, b in peft_experts.of_each_expert(stack, rank):
+            yield module, LowRank(a, b, scale)
 
 
 def _low_rank(path: Path, module: str, parts: Mapping[str, torch.Tensor], config: AdapterConfig) -> LowRank:
@@ -339,6 +368,9 @@ def _refuse_missing(
     for name in config.modules_to_save or ():
         if not any(module.endswith(name) for module in modules):
             raise Unavailable(f"{path}: modules_to_save names {name[:80]}, and no tensor of it is there.")
+    for name in config.target_parameters or ():
+        if not peft_experts.is_there(name, parts):
+            raise Unavailable(f"{path}: target_parameters names {name[:80]}, and no tensor of it is there.")
 
 
 # --- patterns --------------------------------------------------------------------------------------
