@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,3 +188,41 @@ def test_an_address_where_no_cluster_is_is_an_error(
     port = free_port()
     with raises(Unavailable, "cluster-unreachable", [port]):
         ray_cluster.require_token(f"127.0.0.1:{port}")
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_one_process_starts_cluster_after_cluster_and_keeps_its_environment(
+    tmp_path: Path, environment: dict[str, str], is_imported: bool
+) -> None:
+    """Ray reads its token once. A notebook has imported Ray before, or asks a second study."""
+    program = TWICE.replace("# import", "import ray" if is_imported else "")
+    plain = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
+    for name in ("first", "second"):
+        plans.write_plan(tmp_path / name, MADE)
+    command = [sys.executable, "-c", program, str(tmp_path), "tests.support.worker_engines:noting"]
+    ran = subprocess.run(command, env=plain, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert by_index(tmp_path / "second") == by_index(tmp_path / "first")
+    assert len(by_index(tmp_path / "first")) == MADE.n_trials
+
+
+TWICE = """
+import os, sys
+from pathlib import Path
+# import
+from heredity.study.study import Study
+from heredity.study.workers.ray_cluster import SETTINGS
+from heredity.study.workers.start import Workers
+before = dict(os.environ)
+for name in ("first", "second"):
+    Study.open(Path(sys.argv[1]) / name).run(workers=Workers(2, on="ray", loader=sys.argv[2]))
+    assert all(before.get(key) == os.environ.get(key) for key in SETTINGS)
+"""
+
+
+def test_a_process_that_is_connected_to_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = types.SimpleNamespace(is_initialized=lambda: True)
+    monkeypatch.setitem(sys.modules, "ray", connected)
+    with raises(Unavailable, "cluster-connected", mentions=["ray.shutdown()"]):
+        ray_cluster.RayPool("", 1, has_weights=False)

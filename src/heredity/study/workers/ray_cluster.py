@@ -133,16 +133,37 @@ class RayPool:
         self._arrived: Queue[Arrived] = Queue(_MOST_WAITING)
         self._actors: dict[int, _Actor] = {}
         self._n_started, self._is_closed = 0, False
-        _settle(address)
+        _refuse_connected()
+        self._environment = _Environment()
+        self._environment.settle(address)  # before Ray is imported: it reads this once
         try:
             import ray
         except ImportError as error:
+            self._environment.restore()
             raise Unavailable(
                 f"Workers on Ray need ray, which is not installed ({error}). "
                 "Install it: pip install 'heredity[ray]'",
                 code="package-missing",
             ) from error
         self._ray = ray
+        try:
+            self._connect(address, n)
+        except BaseException:
+            self._environment.restore()
+            _read_settings_again()
+            raise
+        found = ray.cluster_resources()
+        gpus = 1 if has_weights and found.get("GPU", 0) >= 1 else 0
+        cpus = max(1, int(found.get("CPU", n) // n))
+        # Three calls at a time: one that waits for frames, and one that brings them, never wait for another.
+        self._remote = ray.remote(RayWorker).options(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=3
+        )
+
+    def _connect(self, address: str, n: int) -> None:
+        """Connect this process to the cluster, or start one. Raises Unavailable or Refused."""
+        ray = self._ray
+        _read_settings_again()
         try:
             if address:
                 require_token(address)
@@ -159,13 +180,6 @@ class RayPool:
                 f"{self.place} cannot be used: {first_line(error).rstrip('.')}. {_ADVICE[bool(address)]}",
                 code="cluster-unreachable",
             ) from error
-        found = ray.cluster_resources()
-        gpus = 1 if has_weights and found.get("GPU", 0) >= 1 else 0
-        cpus = max(1, int(found.get("CPU", n) // n))
-        # Three calls at a time: one that waits for frames, and one that brings them, never wait for another.
-        self._remote = ray.remote(RayWorker).options(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=3
-        )
 
     def start(self) -> int:
         """Start a worker and return its number. It waits until the cluster has room for it."""
@@ -207,6 +221,8 @@ class RayPool:
             with suppress(self._ray.exceptions.RayError):
                 actor.kill()
         self._ray.shutdown()
+        self._environment.restore()
+        _read_settings_again()
 
     def _read(self, number: int, actor: _Actor) -> None:
         why = ""
@@ -231,14 +247,52 @@ class RayPool:
                 continue
 
 
-def _settle(address: str) -> None:
-    """The environment of Ray in this process and in those that it starts."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AUTH_MODE"] = "token"
-    if not address:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        os.environ.pop("RAY_ADDRESS", None)
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for loopback, on Linux too
+SETTINGS = (
+    "RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+)  # fmt: skip
+
+
+class _Environment:
+    """The variables of Ray in this process and in those that it starts, and what they were before."""
+
+    def __init__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in SETTINGS}
+
+    def settle(self, address: str) -> None:
+        """Ask for a token, and turn usage statistics off. A cluster of our own gets a new token."""
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if not address:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            os.environ.pop("RAY_ADDRESS", None)
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for loopback, on Linux too
+
+    def restore(self) -> None:
+        """Set the variables as they were."""
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _refuse_connected() -> None:
+    """Raise Unavailable if this process uses a cluster already: Ray connects a process to one."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        raise Unavailable(
+            "This process is connected to a Ray cluster already. Call ray.shutdown() first: heredity connects"
+            " to the cluster of --on by itself.",
+            code="cluster-connected",
+        )
+
+
+def _read_settings_again() -> None:
+    """Let Ray read mode and token again: it keeps those of its import, or of an earlier cluster."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def require_token(address: str) -> None:
