@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 
 from heredity.core import host
-from tests.support.marks import FIXTURES, Watch, is_fast_run, loads_models, names_models
+from tests.support.marks import FIXTURES, Watch, is_fast_run, is_slow_bfloat16, loads_models, names_models
 
 # pytest imports readline, which sets both for the workers of a run and for all that a test starts.
 for _name in ("COLUMNS", "LINES"):
@@ -56,6 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         makes = FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if loading[item.path] or makes or names_models(getattr(item, "function", None)):
             item.add_marker(pytest.mark.slow)
+        if is_slow_bfloat16(item):
+            item.add_marker(
+                pytest.mark.skip("this processor has no bfloat16 product: two architectures are tested")
+            )
     items.sort(key=lambda item: not loading[item.path])
 
 

@@ -7,19 +7,25 @@ is not read, and a test that starts a process, sleeps or loads such a library fa
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import CodeType
 
 import pytest
 
+from heredity.engines._architectures import FAST
+
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "peft", "gguf", "xllamacpp", "lm_eval", "sklearn", "datatrove",
     "uvicorn",
 )  # fmt: skip
+# Architectures that are tested in bfloat16 only on a processor that has its product.
+_OTHERS = frozenset(FAST) - {"llama", "qwen3_moe"}
 FIXTURES = frozenset({"any_model", "tiny_llama", "tiny_gguf", "built", "small_corpus", "make_wheel"})
 PROCESSES = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 _NAMES = "|".join(map(re.escape, (*LIBRARIES, "tests.support.tiny_models")))
@@ -46,6 +52,30 @@ def names_models(function: Callable[..., object] | None) -> bool:
         return False
     texts = (*code.co_names, *(each for each in code.co_consts if isinstance(each, str)))
     return any(text.split(".")[0] in LIBRARIES for text in texts)
+
+
+def is_slow_bfloat16(item: pytest.Item) -> bool:
+    """Whether a test is of bfloat16, on a processor that computes it by loops, for one of many architectures.
+
+    Two architectures are tested in it everywhere. Where the processor has the product, all are.
+    """
+    given = {str(value).removeprefix("torch.") for value in _parameters(item).values()}
+    return "bfloat16" in given and bool(given & _OTHERS) and not _has_bfloat16()
+
+
+def _parameters(item: pytest.Item) -> Mapping[str, object]:
+    callspec = getattr(item, "callspec", None)
+    return {} if callspec is None else callspec.params
+
+
+@cache
+def _has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16; True if torch does not say. torch is loaded already."""
+    torch = sys.modules["torch"]
+    features = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
+    if platform.machine().lower() not in ("x86_64", "amd64") or None in features:
+        return True
+    return any(each() for each in features if each is not None)
 
 
 class Watch:

@@ -256,7 +256,7 @@ def run(corpus: Path, work: Path, architecture: str) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-@BOTH
+@pytest.mark.parametrize("architecture", [pytest.param("modernbert", marks=pytest.mark.proof), "bert"])
 def test_killed_again_and_again_it_comes_to_the_same_bits(
     architecture: str, corpus: Path, tmp_path: Path
 ) -> None:
