@@ -30,6 +30,7 @@ PREFIX = "ray"
 _AT_ONCE = 64  # frames that a call of an actor returns
 _WAIT_SECONDS = 2.0  # of a call that has no frame to return
 _MOST_WAITING = 1024  # frames that the driver has not taken
+_START_SECONDS = "90"  # until a cluster of our own answers; Ray's 20 are too few on a busy machine
 _OBJECT_STORE = 100 << 20  # bytes of a cluster of our own: frames are small
 _ADVICE = {  # by whether the cluster was running
     False: "Its logs are in /tmp/ray/session_latest/logs. --workers without --on needs no cluster.",
@@ -170,6 +171,7 @@ class RayPool:
                 ray.init(address=address, log_to_driver=False, configure_logging=False)
             else:
                 ray.init(
+                    address="local",  # without it, Ray connects to any cluster of this machine
                     num_cpus=max(n, host.n_cores()), include_dashboard=False, log_to_driver=False,
                     configure_logging=False, object_store_memory=_OBJECT_STORE,
                 )  # fmt: skip
@@ -249,7 +251,7 @@ class RayPool:
 
 SETTINGS = (
     "RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_NUM_REDIS_GET_RETRIES", "PYTHONBREAKPOINT",
 )  # fmt: skip
 
 
@@ -267,6 +269,7 @@ class _Environment:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             os.environ.pop("RAY_ADDRESS", None)
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for loopback, on Linux too
+            os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", _START_SECONDS)
 
     def restore(self) -> None:
         """Set the variables as they were."""
