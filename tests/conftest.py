@@ -24,6 +24,9 @@ for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
     os.unsetenv(_name)
 os.environ.setdefault("HEREDITY_MIRRORS", str(Path(__file__).parents[1] / "examples" / "mirrors.toml"))
+# Workers share the cores: with more threads than cores, each waits for the others several times as long.
+if _n_workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, host.n_cores() // int(_n_workers))))
 host.configure()  # as every entry point does: before any test loads torch
 
 settings.register_profile("desk", deadline=None, max_examples=50)
