@@ -112,6 +112,15 @@ def test_a_known_api_model_is_not_replaced(write: Write) -> None:
         ("parameters = 8e9", "parameters = nan", "wrong-type", 7, "parameters"),
         ("parameters = 8e9", "parameters = -1", "wrong-type", 7, "parameters"),
         ('"me/support-8b"', '"../../etc"', "wrong-type", 6, "repo"),
+        ('"me/support-8b"', '"../.."', "wrong-type", 6, "repo"),
+        (
+            '"MIT"',
+            f'"MIT"\nfiles = [{{ path = "../x", bytes = 1, sha256 = "{"a" * 64}" }}]',
+            "wrong-type",
+            5,
+            "files",
+        ),
+        ('licence = "MIT"', 'licence = "MIT"\nrepo = "a/b"', "unknown-key", 5, "an entry has family"),
         ('["support-8b"]', '["a:b"]', "bad-models", 2, "a:b"),
     ],
 )
@@ -129,6 +138,8 @@ def test_an_entry_that_does_not_fit_names_file_and_line(
         ('api = "openai"', 'api = "opnai"', "unknown-choice", 10),
         ('base_url = "https://desk.example/v1/"\n', "", "bad-argument", 12),
         ("price = [1.0, 2.0]", "price = [1.0]", "wrong-type", 15),
+        ("price = [1.0, 2.0]", "price = [-1.0, 2.0]", "wrong-type", 15),
+        ("price = [1.0, 2.0]", "price = [nan, 2.0]", "wrong-type", 15),
         ('model = "desk"', 'model = "desk@http://elsewhere"', "wrong-type", 11),
     ],
 )

@@ -21,7 +21,7 @@ from heredity.core.errors import BadInput, code_of, origin_of
 from heredity.core.readers import in_words, toml_line, toml_of
 
 VARIABLE = "HEREDITY_MODELS"
-Entry = TypeVar("Entry")
+Entry = TypeVar("Entry", bound=msgspec.Struct)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -63,9 +63,13 @@ def _convert(file: Path, name: str, table: dict[str, object], kind: type[Entry])
         own = origin_of(error)
         found = re.search(r"unknown field `([^`]+)`|\$\.(\w+)", str(error))
         key = own.key if own else next(filter(None, found.groups()), "") if found else ""
+        why = in_words(str(error))
+        if found is not None and found[1] and "$" not in why:
+            known = [each.encode_name for each in msgspec.structs.fields(kind)]
+            why = f"there is no key `{key}`; an entry has {', '.join(known)}"
         raise BadInput(
             file,
-            f"{name}: {in_words(str(error))}",
+            f"{name}: {why}",
             toml_line(file, key, head=name),
             code=code_of(error, "bad-models"),
         ) from None

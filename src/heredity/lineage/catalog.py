@@ -32,22 +32,24 @@ BYTES_PER_WEIGHT: Mapping[str, float] = {
 
 
 Dtype = Literal["float32", "float16", "bfloat16", "float8", "int8", "mxfp4"]
+# No place outside of the model's folder: parts begin with a letter or a digit.
+_FilePath = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
 Count = Annotated[float, msgspec.Meta(ge=0, lt=1e15)]
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of a model: its path here, what it must be, and its name in the hub's repository."""
 
-    path: str
-    bytes: int
-    sha256: str
+    path: _FilePath
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
     hub: str = ""
 
 
 class Hub(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A repository of the model hub. `gated`: it asks for consent to its licence before it gives a file."""
 
-    repo: Annotated[str, msgspec.Meta(pattern=r"^[\w.-]+/[\w.-]+$")]
+    repo: Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*/\w[\w.-]*$")]
     revision: str = ""
     gated: bool = False
 

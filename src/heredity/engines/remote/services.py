@@ -19,7 +19,8 @@ from heredity.core.errors import BadArgument, BadInput
 
 _PATH = Path(__file__).with_name("services.toml")
 PREFIX = "remote:"
-Prices = Annotated[tuple[float, ...], msgspec.Meta(min_length=2, max_length=3)]
+_Dollars = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
+Prices = Annotated[tuple[_Dollars, ...], msgspec.Meta(min_length=2, max_length=3)]
 
 
 class KnownModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
