@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -262,6 +263,28 @@ def test_too_little_memory_names_the_other_ways() -> None:
     assert "vllm:big" in lines[3] and "remote:openai:big" in lines[3]
     assert len(preview_lines(LLAMA, 64 << 30, "cuda:0")) == 3
     assert len(preview_lines(LLAMA, None, "")) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("fpu avx2 fma", "float32"),
+        ("avx2 avx512_bf16", "bfloat16"),
+        ("amx_bf16", "bfloat16"),
+        ("", "bfloat16"),
+    ],
+)
+def test_the_memory_is_that_of_the_dtype_in_which_this_processor_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, dtype: str
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    (tmp_path / "cpuinfo").write_text(
+        f"processor\t: 0\nflags\t\t: {flags}\n" if flags else "processor\t: 0\n"
+    )
+    found = preview.on_this_processor(LLAMA, tmp_path / "cpuinfo")
+    assert (found.dtype, found.memory) == (dtype, LLAMA.memory * (2 if dtype == "float32" else 1))
+    packed = replace(LLAMA, dtype="int8")
+    assert preview.on_this_processor(packed, tmp_path / "cpuinfo") == packed
 
 
 def test_a_slower_engine_and_none_say_why_and_what_else() -> None:

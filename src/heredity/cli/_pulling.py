@@ -21,6 +21,7 @@ from heredity.lineage import catalog
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown, Preview
 
+_HERE = "this machine"
 _NVIDIA = Path("/dev/nvidiactl")  # there if the driver of a GPU is loaded
 _FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that need no consent
 
@@ -56,7 +57,12 @@ def _show_terms(grown: Grown) -> None:
 
 def show_preview(found: Preview) -> None:
     """Show a model before its weights are fetched."""
-    for line in preview_lines(found, *_free_memory()):
+    free, where = _free_memory()
+    if where == _HERE:
+        from heredity.recipes.pull.preview import on_this_processor
+
+        found = on_this_processor(found)
+    for line in preview_lines(found, free, where):
         err().print(plain(line), soft_wrap=True, markup=False, highlight=False)
 
 
@@ -109,7 +115,7 @@ def _kind(chat: bool | None) -> str:
 def _free_memory() -> tuple[int | None, str]:
     """Bytes that are free where a model will be loaded, and the name of that device."""
     if not _NVIDIA.exists():  # torch takes seconds to load, only to find no GPU
-        return host.available_memory(), "this machine"
+        return host.available_memory(), _HERE
     device = host.choose_device()
     return device.free_memory(), str(device)
 

@@ -8,6 +8,7 @@ Leaves to others: the choice of the engine (engines/formats/choice.py), and show
 from __future__ import annotations
 
 import math
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -85,6 +86,21 @@ def of_start(name: str, start: bytes, n_bytes: int) -> Preview:
 def of_gguf(path: Path) -> Preview:
     """The model of a GGUF file on this disk. Raises Damaged."""
     return of_header(path.stem, read_gguf(path), path.stat().st_size)
+
+
+def on_this_processor(found: Preview, cpuinfo: Path = Path("/proc/cpuinfo")) -> Preview:
+    """The model with the memory that it takes on this processor: in float32 if that lacks a bfloat16 product.
+
+    Unchanged if the system does not list the processor's features.
+    """
+    if found.dtype != _DTYPE or platform.machine().lower() not in ("x86_64", "amd64"):
+        return found
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    features = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    if not features or features & {"amx_bf16", "avx512_bf16"}:
+        return found
+    ratio = BYTES_PER_WEIGHT["float32"] / BYTES_PER_WEIGHT[_DTYPE]
+    return replace(found, dtype="float32", memory=round(ratio * found.memory))
 
 
 def of_folder(folder: Path, names: Sequence[str]) -> Preview:
