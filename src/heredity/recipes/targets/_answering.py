@@ -92,8 +92,17 @@ def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
         is_form = model.recipe.kind in _FORMS and parent.record.id in model.parents
         if is_form and model.format == reads:
             return f" The same weights in that format: {engine}:{model.name}"
+    if parent.record.format == "adapter":
+        name = parent.record.name
+        return f" Merge it, and name the result: heredity derive merge_adapter {name} {_base(store, parent)}"
     is_made_by_asking = engine == "vllm" and parent.record.format == "gguf"
     return f" To make it: heredity ask {parent.record.name} hello" if is_made_by_asking else ""
+
+
+def _base(store: Store, adapter: Grown) -> str:
+    """The name of an adapter's base; BASE if the store does not have it."""
+    ids = {model.id: model.name for model in store.models()}
+    return next((ids[parent] for parent in adapter.record.parents if parent in ids), "BASE")
 
 
 def computed_with(
