@@ -321,7 +321,7 @@ def test_an_adapter_of_experts_that_the_base_keeps_in_one_tensor_is_refused(
 ) -> None:
     adapter = make_adapter(moe, tmp_path / "adapter", **EXPERT_FORMS["down"])
     names = {"model.layers.0.mlp.experts.down_proj", "model.layers.0.self_attn.q_proj.weight"}
-    with raises(Unavailable, "experts-stacked", mentions=["merge_and_unload"]):
+    with raises(Unavailable, "adapter-to-be-merged", mentions=["merge_and_unload"]):
         read_adapter(adapter).fitted(names, False, adapter)
 
 

@@ -275,7 +275,7 @@ def _found(module: str, end: str, names: set[str], is_tied: bool, place: Path) -
     if one := peft_experts.joined(module, names):
         raise Unavailable(
             f"{place}: it adapts each expert, and its base keeps them in one tensor, {one[:80]}. {ADVICE}",
-            code="experts-stacked",
+            code="adapter-to-be-merged",
         )
     words = module.split(".")
     for at in range(1, len(words)):
