@@ -292,7 +292,7 @@ def _refuse_connected() -> None:
 
 def _read_settings_again() -> None:
     """Let Ray read mode and token again: it keeps those of its import, or of an earlier cluster."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationTokenLoader, Config
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
