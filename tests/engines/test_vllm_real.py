@@ -11,12 +11,18 @@ import pytest
 pytest.importorskip("torch")
 
 import heredity as h
+from heredity.core.errors import Refused
 from heredity.core.records import Decoding, Message, Request
+from heredity.engines.protocols import Engine
 from heredity.engines.torch import engine as torch_engine
 from heredity.engines.vllm import engine as vllm
+from heredity.engines.vllm.server import ServerProgram, free_port
 from heredity.lineage.loading import load_engine
+from heredity.study.who_answered import check_server
 from tests.engines.test_vllm import gone
 from tests.support import real_models
+from tests.support.errors import raises
+from tests.support.peft_adapters import make_adapter
 
 pytestmark = [
     pytest.mark.models,
@@ -86,3 +92,70 @@ def test_vllm_sees_the_tokens_that_the_torch_engine_sees_and_ends_with_its_worke
     assert workers
     engine.close()
     assert all(gone(pid) for pid in (program, *workers))
+
+
+@pytest.fixture
+def own(weights: h.Grown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> h.Store:
+    """A store with a base and two adapters of it, answered in float32."""
+    monkeypatch.setenv(vllm.WHERE, f"{os.environ[vllm.WHERE]} --dtype float32")
+    own = h.Store(tmp_path / "store")
+    base = own.pull(str(weights.folder))
+    for seed, name in enumerate(("first", "second")):
+        place = make_adapter(base.folder, tmp_path / name, seed=seed, strength=0.1, r=12)
+        h.adopt(str(place), base, own, name=name)
+    return own
+
+
+ESSAYS = [
+    Request(i, (Message("user", f"Write a sentence about {topic}."),), Decoding(16))
+    for i, topic in enumerate(("rain", "bread", "a bridge", "the moon"))
+]
+
+
+def answers(engine: Engine) -> dict[int, str]:
+    """The answers to all of ESSAYS; the engine is closed."""
+    try:
+        return {reply.key: reply.text for reply in engine.reply(ESSAYS)}
+    finally:
+        engine.close()
+
+
+def here(store: h.Store, name: str) -> dict[int, str]:
+    """The answers of an adapter in the torch engine."""
+    adapter = store.get(name)
+    base, folder = store.base(adapter).folder, adapter.folder
+    return answers(torch_engine.open_folder(base, dtype="float32", adapter=folder, is_probed=False))
+
+
+def test_vllm_answers_an_adapter_as_the_torch_engine_does(own: h.Store) -> None:
+    expected = here(own, "first")
+    assert answers(load_engine(own.get("vllm:first"), own)) == expected
+    base = own.base(own.get("first")).folder
+    assert answers(torch_engine.open_folder(base, dtype="float32", is_probed=False)) != expected
+
+
+def test_a_server_with_two_adapters_answers_each_under_its_name(
+    own: h.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, *options = os.environ[vllm.WHERE].split()
+    folders = {name: own.get(name).folder for name in ("first", "second")}
+    port = free_port()
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", *options, "--port", str(port)]
+    command += ["--model", str(own.base(own.get("first")).folder), "--served-model-name", "ours"]
+    command += ["--enable-lora", "--max-loras", "2", "--host", "127.0.0.1", "--lora-modules"]
+    command += [f"{name}={folder}" for name, folder in folders.items()]
+    health = f"http://127.0.0.1:{port}/health"
+    server = ServerProgram(command, health, tmp_path / "log", 600.0, {"HF_HUB_OFFLINE": "1"})
+    try:
+        monkeypatch.setenv(vllm.WHERE, f"http://127.0.0.1:{port}/v1")
+        engines = {name: load_engine(own.get(f"vllm:{name}"), own) for name in folders}
+        check_server(health, engines)
+        for name, engine in engines.items():
+            assert answers(engine) == here(own, name)
+        twins = {name: load_engine(own.get("vllm:first"), own) for name in ("one", "two")}
+        with raises(Refused, "models-answer-alike"):
+            check_server(health, twins)
+        for engine in twins.values():
+            engine.close()
+    finally:
+        server.close()

@@ -49,6 +49,30 @@ def test_steps_that_were_not_asked_are_named_on_the_edge_without_mere_forms() ->
     assert edges(GGUF, OTHER) == [("base", "llamacpp:base", "engine", "")]
 
 
+def test_a_child_in_an_engine_is_compared_with_its_ancestor_in_that_engine() -> None:
+    def form(of: Model, kind: str, **settings: object) -> Model:
+        made = model(f"{kind}-{settings}-{of.name}", of, kind=kind, format="safetensors")
+        return msgspec.structs.replace(made, recipe=RecipeRecord(kind, settings))
+
+    def found(*models: Model) -> list[Edge]:
+        return list(graph.edges(models, KNOWN | {each.id: each for each in models}))
+
+    base, tuned, grand = (form(each, "engine", engine="vllm") for each in (PLAIN, TUNED, GRAND))
+    assert found(base, tuned) == [Edge(base.id, tuned.id, "lora")]
+    assert found(PLAIN, base, tuned) == [Edge(PLAIN.id, base.id, "engine"), Edge(base.id, tuned.id, "lora")]
+    assert found(base, grand) == [Edge(base.id, grand.id, "lora > finetune")]
+    assert found(base, tuned, grand)[1:] == [Edge(tuned.id, grand.id, "finetune")]
+    # What a form is a form of comes first, and an ancestor in another engine is no match.
+    assert found(base, TUNED, tuned)[-1] == Edge(TUNED.id, tuned.id, "engine")
+    other = form(PLAIN, "engine", engine="transformers")
+    assert found(other, tuned) == []
+    assert found(PLAIN, other, tuned)[-1] == Edge(PLAIN.id, tuned.id, "lora")
+    for kind, settings in (("kv_cache", {"bits": 4}), ("dtype", {"dtype": "float32"})):
+        parent, child = form(PLAIN, kind, **settings), form(FOLDED, kind, **settings)
+        assert found(parent, child) == [Edge(parent.id, child.id, "lora")]
+        assert found(form(PLAIN, kind, bits=8), child) == []
+
+
 def test_a_form_that_is_asked_stands_between() -> None:
     assert edges(GGUF, PLAIN, TUNED) == [
         ("base", "base-bf16", "dequantize", ""),

@@ -88,8 +88,8 @@ def test_what_has_no_such_setting_is_refused(store: Store, tiny: Grown) -> None:
     for name in ("kv4:tuned", "kv4:scripted:careful", "kv4:kv8:tiny", "float32:kv4:tiny"):
         with raises(UsageError, "engine-format", mentions=[name]):
             store.get(name)
-    with raises(UsageError, "engine-format", mentions=["heredity derive merge_adapter tuned tiny"]):
-        store.get("vllm:tuned")
+    with raises(UsageError, "engine-format", mentions=["reads gguf"]):
+        store.get("llamacpp:tuned")
     with raises(Unavailable, "nothing-derived", mentions=["kv4:tiny"]):
         store.grow_once(Prune(2), [store.get("kv4:tiny")])
 

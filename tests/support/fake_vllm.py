@@ -12,7 +12,12 @@ import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
+given = [each for each in sys.argv[1:] if each != "--enable-lora"]
+options = dict(zip(given[::2], given[1::2], strict=False))
+served = [options["--served-model-name"]]
+if "--lora-modules" in options:
+    assert "--enable-lora" in sys.argv, "vLLM wants both"
+    served.append(json.loads(options["--lora-modules"])["name"])
 key = os.environ.get("VLLM_API_KEY", "")
 state = {"is_well": True}
 LONG = "This model's maximum context length is 8 tokens. However, you requested 9 tokens."
@@ -37,7 +42,7 @@ class Api(BaseHTTPRequestHandler):
         elif self._is_refused():
             self._send({"error": "Unauthorized"}, 401)
         elif self.path == "/v1/models":
-            self._send({"data": [{"id": options["--served-model-name"]}]})
+            self._send({"data": [{"id": name} for name in served]})
         else:
             self._send({}, 404)
 
@@ -47,6 +52,8 @@ class Api(BaseHTTPRequestHandler):
         log(f"POST {self.path}")
         if self._is_refused():
             self._send({"error": "Unauthorized"}, 401)
+        elif body["model"] not in served:
+            self._send({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
         elif body["max_tokens"] > N_CONTEXT:
             self._refuse(WIDE.format(body["max_tokens"], N_CONTEXT))
         elif "LONG" in prompt:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from heredity.core import registry
-from heredity.core.errors import EngineFailure, HeredityError, UnknownName
+from heredity.core.errors import Damaged, EngineFailure, HeredityError, UnknownName
 from heredity.core.host import CPU, Device
-from heredity.core.records import Model, Reply, Request
+from heredity.core.records import Model, Reply, Request, is_digest
 from heredity.core.sanitize import clean_text
 from heredity.engines._architectures import FAST, PACKED
 from heredity.engines._architectures import form_of as form_of
@@ -79,6 +80,26 @@ def is_converted(model: Model) -> bool:
 def is_set(model: Model) -> bool:
     """Return True if a record names its engine, or a setting that only `torch` has."""
     return "engine" in model.recipe.settings or model.recipe.kind in (KV_CACHE, DTYPE)
+
+
+def base_of(model: Model) -> str:
+    """Return the id of the model that an adapter applies to; "" if the record names none.
+
+    In another engine ("vllm:NAME") the first parent is the adapter, and the second its base.
+    """
+    place = 1 if model.recipe.kind == "engine" else 0
+    found = model.parents[place] if len(model.parents) > place else ""
+    return found if is_digest(found) else ""  # an id, never a path
+
+
+def base_folder(model: Model, folder: Path) -> Path:
+    """Return the folder of an adapter's base, in the same store. Raises Damaged if the record names none."""
+    if not (base := base_of(model)):
+        raise Damaged(
+            f"The record of '{model.name}', an adapter, names no model as its base.",
+            code="adapter-without-base",
+        )
+    return folder.parents[1] / base / folder.name
 
 
 def holds_weights(model: Model) -> bool:

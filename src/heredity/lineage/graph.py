@@ -128,9 +128,15 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
     """Every child among `models` with its nearest ancestors among them, along each of its parents.
 
     known: models by id, those between a child and its ancestor among them. Of a mere form the one parent is
-    what it is a form of.
+    what it is a form of. A child in a named engine ("vllm:NAME") has an edge from its ancestor in the same
+    one, if `models` has that. The edge then shows the descent, not the engine.
     """
     asked = {model.id for model in models}
+    computed = {
+        (model.parents[0], arithmetic): model.id
+        for model in models
+        if model.parents and (arithmetic := _arithmetic(model))
+    }
     found: dict[tuple[str, str], Edge] = {}
     for child in models:
         parents = _parents(child)
@@ -138,7 +144,7 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
         has_teacher = is_taught and len(parents) > 1
         for number, parent in enumerate(parents):
             role = "" if not has_teacher else "teacher" if number else "start"
-            for ident, steps in _nearest(parent, child, asked, known):
+            for ident, steps in _nearest(parent, child, asked, computed, known):
                 found.setdefault((ident, child.id), Edge(ident, child.id, _recipe(steps), role))
     return _with_seeds(tuple(found.values()), {model.id: model for model in models}, known)
 
@@ -194,20 +200,35 @@ def _making(
 
 
 def _nearest(
-    parent: str, child: Model, asked: set[str], known: Mapping[str, Model]
+    parent: str,
+    child: Model,
+    asked: set[str],
+    computed: Mapping[tuple[str, str], str],
+    known: Mapping[str, Model],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The nearest asked models at or above `parent`, each with the recipes from it down to the child."""
-    seen = {child.id}
+    """The nearest asked models at or above `parent`, each with the recipes from it down to the child.
+
+    computed: the asked forms of models in other arithmetic, by the model's id and `_arithmetic`.
+    """
+    seen, arithmetic = {child.id}, _arithmetic(child)
     waiting: list[tuple[str, tuple[str, ...]]] = [(parent, (child.recipe.kind,))]
     while waiting:
         ident, steps = waiting.pop(0)
         if ident in seen:
             continue
         seen.add(ident)
-        if ident in asked:
+        if (same := computed.get((ident, arithmetic), child.id)) != child.id:
+            yield same, steps[:-1]
+        elif ident in asked:
             yield ident, steps
         elif (at := known.get(ident)) is not None:
             waiting += [(above, (at.recipe.kind, *steps)) for above in _parents(at)]
+
+
+def _arithmetic(model: Model) -> str:
+    """The engine, or the setting of one, in which a record has its parent computed; "" for other recipes."""
+    is_computed = model.recipe.kind in ("engine", DTYPE, KV_CACHE)
+    return digest([model.recipe.kind, model.recipe.settings]) if is_computed else ""
 
 
 def _parents(model: Model) -> tuple[str, ...]:

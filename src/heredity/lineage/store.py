@@ -326,13 +326,12 @@ class Store:
 
     def base(self, adapter: Grown) -> Grown:
         """The model that an adapter applies to. Raises UnknownName if it is not in this store."""
-        parents = adapter.record.parents
-        if not parents:
+        if not (base := engines.base_of(adapter.record)):
             raise Damaged(
                 f"'{adapter.record.name}' is an adapter, and its record names no base.",
                 code="adapter-without-base",
             )
-        return self.by_id(parents[0])
+        return self.by_id(base)
 
     def _dequantized(self, parent: Grown) -> Grown:
         return self._once(registry.load_as(Dequantizer, "recipes", "dequantize").Dequantize(), [parent])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heredity.core.errors import Unavailable, UsageError
+from heredity.engines import base_of
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.formats.rewrite import replace_json, rewrite
 from heredity.lineage.types import Description, Grown
@@ -52,7 +53,7 @@ class MergeAdapter:
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the merged weights. Parents: the adapter, its base. Raises Damaged if they do not fit."""
         adapter, base = parents
-        if adapter.record.format != "adapter" or adapter.record.parents[0] != base.record.id:
+        if adapter.record.format != "adapter" or base_of(adapter.record) != base.record.id:
             raise UsageError(f"'{adapter.record.name}' is no adapter over '{base.record.name}'.")
         rounding = merge(adapter.folder, base.folder, out, self.dtype)
         record = adapter.record

@@ -29,16 +29,19 @@ _PROBES = (
 
 
 class FolderChat:
-    """Templates, special tokens and stop tokens of the model in a folder."""
+    """Templates, special tokens and stop tokens of the model in a folder.
 
-    def __init__(self, folder: Path) -> None:
+    weights: the folder with its configuration, if that is another one: an adapter has that of its base.
+    """
+
+    def __init__(self, folder: Path, weights: Path | None = None) -> None:
         specials = _specials(folder)
         self._template = Template(template_source(folder), specials=specials)
         with_tools = template_source(folder, "tool_use")
         self._with_tools = Template(with_tools, specials=specials) if with_tools else self._template
         known = vocabulary(folder)
         own = {known[end] for end in (specials.get("eos_token", ""),) if end in known}
-        self.stop_tokens = sorted(stop_tokens(folder, known) | own)
+        self.stop_tokens = sorted(stop_tokens(weights or folder, known) | own)
 
     @property
     def is_base(self) -> bool:

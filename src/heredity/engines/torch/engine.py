@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from heredity.core import host
-from heredity.core.errors import ContextOverflow, Damaged, EngineFailure
+from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.host import CPU, Device
-from heredity.core.records import Model, Reply, Request, encode, is_digest
-from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered
+from heredity.core.records import Model, Reply, Request, encode
+from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered, base_folder
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.formats import adapted, weights
@@ -54,12 +54,7 @@ def load(
     kv_bits = settings["bits"] if model.recipe.kind == KV_CACHE else None
     dtype = settings["dtype"] if model.recipe.kind == DTYPE else None
     if model.format == "adapter":
-        if not model.parents or not is_digest(model.parents[0]):  # an id, never a path
-            raise Damaged(
-                f"The record of '{model.name}', an adapter, names no model as its base.",
-                code="adapter-without-base",
-            )
-        base = folder.parents[1] / model.parents[0] / folder.name
+        base = base_folder(model, folder)
         return open_folder(base, tuning, adapter=folder, is_probed=tuning is not None, device=where)
     return open_folder(folder, tuning, dtype, is_probed=tuning is not None, kv_bits=kv_bits, device=where)
 

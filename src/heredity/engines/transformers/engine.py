@@ -19,10 +19,11 @@ import msgspec
 import torch
 
 from heredity.core import host
-from heredity.core.errors import ContextOverflow, Damaged, EngineFailure
+from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.files import write_atomic
 from heredity.core.host import CPU, Device
-from heredity.core.records import Model, Record, Reply, Request, is_digest
+from heredity.core.records import Model, Record, Reply, Request
+from heredity.engines import base_folder
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.protocols import Listener, TokenScores
@@ -56,12 +57,7 @@ def load(
     is_probed, where = tuning is not None, host.choose_device(device)
     if model.format != "adapter":
         return open_folder(folder, tuning, is_probed=is_probed, device=where)
-    if not model.parents or not is_digest(model.parents[0]):  # an id, never a path
-        raise Damaged(
-            f"The record of '{model.name}', an adapter, names no model as its base.",
-            code="adapter-without-base",
-        )
-    base = folder.parents[1] / model.parents[0] / folder.name
+    base = base_folder(model, folder)
     return open_folder(base, tuning, is_probed=is_probed, adapter=folder, device=where)
 
 

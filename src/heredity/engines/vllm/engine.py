@@ -2,7 +2,7 @@
 
 HEREDITY_VLLM names the python of an environment that has vLLM, with options for its server ("venv/bin/python
 --dtype float32"). Or it is the address of a running server ("http://host:8000/v1") that serves this model
-under its name in the store. Without it, vLLM in this environment is used.
+under its name in the store. Without it, vLLM in this environment is used. An adapter is served over its base.
 
 The server gets texts to continue, not messages. Prompts are rendered and tool calls are parsed here, as for
 every engine. vLLM's chat endpoint would refuse tools without a parser, give the template the real date, and
@@ -29,10 +29,11 @@ from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.core.sanitize import clean_text
-from heredity.engines import NOT_VERIFIED, failed_reply
+from heredity.engines import NOT_VERIFIED, base_folder, failed_reply
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.codec import parse_tool_calls
-from heredity.engines.chat.folder import FolderChat
+from heredity.engines.chat.folder import FolderChat, has_tokenizer
+from heredity.engines.vllm.adapter import server_options
 from heredity.engines.vllm.completions import CompletionLost, CompletionRefused, Completions
 from heredity.engines.vllm.server import ServerProgram, free_port
 
@@ -41,6 +42,7 @@ WIDTH = 64  # requests in flight; the server decides how many it computes at onc
 START_SECONDS = 900.0  # it reads large weights and compiles kernels
 _ANSWER_SECONDS = 4 * 3600.0  # a busy machine is slow, but it answers
 _SEEDS = 2**31
+_BASE = "-base"  # behind the name of an adapter: its base, on the same server
 _END_SECONDS = 10.0  # a server whose connection broke has ended within this time, if it ends
 
 
@@ -55,8 +57,13 @@ def load(
     """Load recorded weights. Raises Unavailable if vLLM is missing or does not start."""
     where = os.environ.get(WHERE, "").strip()
     served = model.name.removeprefix("vllm:")
+    weights, names = folder, ["--served-model-name", served]
+    if model.format == "adapter":
+        weights = base_folder(model, folder)
+        names = ["--served-model-name", f"{served}{_BASE}", *server_options(served, folder, weights)]
+    chat = FolderChat(folder if has_tokenizer(folder) else weights, weights)
     if where.startswith(("http://", "https://")):
-        return _opened(served, folder, where, os.environ.get(KEY, ""), None, where.rstrip("/"))
+        return _opened(served, chat, where, os.environ.get(KEY, ""), None, where.rstrip("/"))
     python, *options = _command(where) or ([sys.executable] if find_spec("vllm") else [""])
     if not python:
         raise Unavailable(
@@ -65,8 +72,8 @@ def load(
             code="vllm-missing",
         )
     port, key = free_port(), secrets.token_hex(16)
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", *options, "--model", str(folder)]
-    command += ["--served-model-name", served, "--host", "127.0.0.1", "--port", str(port)]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", *options, "--model", str(weights)]
+    command += [*names, "--host", "127.0.0.1", "--port", str(port)]
     log = tuning.with_suffix(".vllm.log") if tuning else Path(tempfile.mkdtemp()) / "vllm.log"
     own = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     own[KEY] = key  # a new key: the port is open to the whole machine
@@ -75,7 +82,7 @@ def load(
     own["PYTHONSAFEPATH"] = "1"  # a folder "vllm" in the current directory is not vLLM
     server = ServerProgram(command, f"http://127.0.0.1:{port}/health", log, start_seconds, own)
     try:
-        return _opened(served, folder, f"http://127.0.0.1:{port}/v1", key, server, _whose(options))
+        return _opened(served, chat, f"http://127.0.0.1:{port}/v1", key, server, _whose(options))
     except BaseException:
         server.close()
         raise
@@ -109,7 +116,7 @@ def _whose(options: list[str]) -> str:
 
 
 def _opened(
-    served: str, folder: Path, base_url: str, key: str, server: ServerProgram | None, whose: str
+    served: str, chat: FolderChat, base_url: str, key: str, server: ServerProgram | None, whose: str
 ) -> VllmEngine:
     """Return the engine of a ready server. Raises Unavailable if it does not serve the model."""
     client = Completions(base_url, key, WIDTH, _ANSWER_SECONDS)
@@ -119,10 +126,10 @@ def _opened(
             there = ", ".join(names)[:300] or "nothing"
             raise Unavailable(
                 f"The server at {client.base_url} serves {there}, not '{served}'. Start it with"
-                f" --served-model-name {served}",
+                f" --served-model-name {served}, or an adapter with --lora-modules {served}=FOLDER",
                 code="server-serves-another",
             )
-        return VllmEngine(client, served, FolderChat(folder), server, f"{client.version()} {whose}")
+        return VllmEngine(client, served, chat, server, f"{client.version()} {whose}")
     except BaseException:
         client.close()
         raise

@@ -38,15 +38,17 @@ class EngineTarget:
         return {"engine": self.engine}
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
-        """Link the one parent's files into `out`."""
-        (parent,) = parents
-        link_files(parent, out)
-        model = parent.record
+        """Link the first parent's files into `out`. Of an adapter the second is its base."""
+        link_files(parents[0], out)
+        model = parents[0].record
+        form: Literal["gguf", "adapter", "safetensors"] = "safetensors"
+        if model.format in ("gguf", "adapter"):
+            form = model.format
         return Description(
             f"{self.engine}:{model.name}",
             model.family,
             model.licence,
-            model.format if model.format == "gguf" else "safetensors",
+            form,
             model.modality,
             model.notes,
         )
@@ -73,17 +75,23 @@ class TorchTarget:
         return Description(self.name, model.family, model.licence, form, model.modality, model.notes)
 
 
-def answered_by(engine: str, reads: str, store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
-    """The recipe and the parent of "ENGINE:NAME". Raises UsageError unless its format is `reads`."""
+def answered_by(
+    engine: str, reads: Sequence[str], store: Store, ref: str
+) -> tuple[EngineTarget, list[Grown]]:
+    """The recipe and the parents of "ENGINE:NAME": the model, and of an adapter its base behind it.
+
+    Raises UsageError unless its format is one of `reads`.
+    """
     name = ref.removeprefix(f"{engine}:")
     parent = store.get(name)
-    if parent.record.format != reads:
+    if parent.record.format not in reads:
         raise UsageError(
             f"'{name}' has the format {parent.record.format}; the engine {engine} reads"
-            f" {reads}.{_advice(store, engine, reads, parent)}",
+            f" {reads[0]}.{_advice(store, engine, reads[0], parent)}",
             code="engine-format",
         )
-    return EngineTarget(engine), [parent]
+    base = [store.base(parent)] if parent.record.format == "adapter" else []
+    return EngineTarget(engine), [parent, *base]
 
 
 def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
@@ -92,17 +100,8 @@ def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
         is_form = model.recipe.kind in _FORMS and parent.record.id in model.parents
         if is_form and model.format == reads:
             return f" The same weights in that format: {engine}:{model.name}"
-    if parent.record.format == "adapter":
-        name = parent.record.name
-        return f" Merge it, and name the result: heredity derive merge_adapter {name} {_base(store, parent)}"
-    is_made_by_asking = engine == "vllm" and parent.record.format == "gguf"
+    is_made_by_asking = engine != "llamacpp" and parent.record.format == "gguf"
     return f" To make it: heredity ask {parent.record.name} hello" if is_made_by_asking else ""
-
-
-def _base(store: Store, adapter: Grown) -> str:
-    """The name of an adapter's base; BASE if the store does not have it."""
-    ids = {model.id: model.name for model in store.models()}
-    return next((ids[parent] for parent in adapter.record.parents if parent in ids), "BASE")
 
 
 def computed_with(

@@ -11,4 +11,4 @@ WRAPS_MODEL = True
 
 def resolve(store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
     """The recipe and the parent of "llamacpp:NAME". The format must be gguf."""
-    return answered_by("llamacpp", "gguf", store, ref)
+    return answered_by("llamacpp", ("gguf",), store, ref)

@@ -10,5 +10,5 @@ WRAPS_MODEL = True
 
 
 def resolve(store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
-    """The recipe and the parent of "transformers:NAME". The format must be safetensors."""
-    return answered_by("transformers", "safetensors", store, ref)
+    """The recipe and the parent of "transformers:NAME". The format must be safetensors or adapter."""
+    return answered_by("transformers", ("safetensors", "adapter"), store, ref)
