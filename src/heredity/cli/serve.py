@@ -15,7 +15,7 @@ from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_optio
 if TYPE_CHECKING:
     import socket
 
-    from heredity.deploy.serve.responses import Served
+    from heredity.deploy.serve.answers import Served
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -30,6 +30,11 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 )
 @click.option(
     "--free-decoding", is_flag=True, help="Let callers override the application's decoding settings."
+)
+@click.option(
+    "--ignore-settings",
+    is_flag=True,
+    help="Ignore sampling settings that are held or not supported, instead of refusing them.",
 )
 @click.option("--host", type=Name(), default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -53,6 +58,7 @@ def command(
     models: tuple[str, ...],
     application: Path | None,
     free_decoding: bool,
+    ignore_settings: bool,
     host: str,
     port: int,
     api_key_env: str | None,
@@ -81,7 +87,7 @@ def command(
         )
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
-        served = _served(stack, models, application, free_decoding, waiting, key_env)
+        served = _served(stack, models, application, free_decoding, ignore_settings, waiting, key_env)
         _listen(served, listening, host, key, is_local)
     note("closed")
 
@@ -91,6 +97,7 @@ def _served(
     models: tuple[str, ...],
     application: Path | None,
     may_draw: bool,
+    ignores: bool,
     most: int,
     key_env: tuple[str, ...],
 ) -> list[Served]:
@@ -98,7 +105,7 @@ def _served(
     from heredity.cli import _pulling
     from heredity.core.errors import UsageError
     from heredity.core.terminal import note
-    from heredity.deploy.serve.responses import Served
+    from heredity.deploy.serve.answers import Served
     from heredity.deploy.serve.worker import EngineWorker
 
     layer = None if application is None else Application.load(application)
@@ -114,7 +121,7 @@ def _served(
         note(f"loading {one.record.name} ...")
         service = EngineWorker(load(ready), most)
         stack.callback(service.close)
-        served.append(Served(one.record, service, layer, may_draw))
+        served.append(Served(one.record, service, layer, may_draw, ignores))
     return served
 
 

@@ -213,6 +213,12 @@ class Tool(Record, frozen=True):
     reads: str | UnsetType = UNSET
     effects: tuple[Effect, ...] | UnsetType = UNSET
 
+    @property
+    def arguments_schema(self) -> dict[str, object]:
+        """The JSON schema of its arguments."""
+        properties = {name: {"type": "string", "description": what} for name, what in self.parameters.items()}
+        return {"type": "object", "properties": properties, "required": list(properties)}
+
 
 class Message(Record, frozen=True):
     """One message of a conversation, in the order and the roles that every chat template knows."""

@@ -28,7 +28,8 @@ from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.engines import cache_budget, failed_reply
 from heredity.engines._workers import WorkerPool, error_row
-from heredity.engines.chat.codec import StopTexts, Template, parse_tool_calls
+from heredity.engines.chat.codec import StopTexts, Template
+from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.formats.gguf import GgufHeader, GgufValue, read_gguf
 from heredity.engines.protocols import Listener
 

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +24,22 @@ uvicorn = pytest.importorskip("uvicorn")
 
 from heredity.application.spec import Application
 from heredity.core.records import Decoding, Message, Reply, Request, Tool
-from heredity.deploy.serve import app, server
-from heredity.deploy.serve.responses import Served
+from heredity.deploy.serve import app
+from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import HELP, ScriptedEngine
 from heredity.lineage.loading import engine_loader
 from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
+from tests.deploy.serve.serving import HELLO, client, listening, named, until
 from tests.support.errors import raises
 
 DESK = Application("desk", "You help.", tools=(Tool("issue_refund", "Refunds."),), max_turns=2)
-HELLO = [{"role": "user", "content": "hello"}]
-CLIENTS: list[Any] = []  # closed with the server that they ask
 JSON = {"content-type": "application/json"}
-
-
-@contextmanager
-def listening(*served: Served, header_seconds: float = server.HEADER_SECONDS, **how: Any) -> Iterator[str]:
-    """The address of a real server over these models."""
-    running = server.server(app.app(served, **how), header_seconds, log_level="warning")
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
-        bound.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
-        thread.start()
-        try:
-            until(lambda: running.started)
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            thread.join()
-            while CLIENTS:
-                CLIENTS.pop().close()
-            for one in served:
-                one.service.close()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for it, not for ever."""
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def named(behaviour: str, application: Application | None = None) -> Served:
-    model = scripted(f"scripted:{behaviour}").record
-    return Served(model, EngineWorker(ScriptedEngine(behaviour)), application)
 
 
 def held(engine: Any, most: int = 256) -> Served:
     return Served(scripted("scripted:helpful").record, EngineWorker(engine, most))
-
-
-def client(address: str, key: str = "none") -> Any:
-    CLIENTS.append(openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0))
-    return CLIENTS[-1]
 
 
 def text_of(chunks: Iterable[Any]) -> str:
@@ -134,6 +95,19 @@ def test_what_is_served_says_where_it_came_from(desk: str) -> None:
     assert first.heredity["application"] == {"name": "desk", "digest": DESK.digest}
     assert first.heredity["id"] == scripted("scripted:helpful").record.id and first.id != second.id
     assert httpx.get(f"{desk}/health").json()["failed"] == {}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_what_is_ignored_is_named_in_a_header(is_streamed: bool) -> None:
+    """garak sends a temperature with each request, and counts a refused one as no attempt."""
+    with listening(named("helpful", DESK, ignores=True)) as address:
+        ask = client(address).chat.completions.with_raw_response.create
+        held = {"temperature": 0.7, "frequency_penalty": 0.5, "stream": is_streamed}
+        found = ask(model="scripted:helpful", messages=HELLO, **held)
+        assert found.headers[app.IGNORED] == "temperature,frequency_penalty"
+        answer = found.parse()
+        assert (text_of(answer) if is_streamed else answer.choices[0].message.content) == HELP
+        assert app.IGNORED not in ask(model="scripted:helpful", messages=HELLO).headers
 
 
 @pytest.mark.parametrize("stop", ["help", ["nowhere", "help"]])

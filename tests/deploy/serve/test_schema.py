@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -10,9 +12,10 @@ import pytest
 
 from heredity.application.spec import Application, Passage
 from heredity.core.errors import UsageError
-from heredity.core.records import Check, Decoding, Message, Probe, Reply, Request, Tool, ToolCall, Turn
-from heredity.deploy.serve import schema
-from heredity.engines.chat import codec
+from heredity.core.records import Check, Decoding, Message, Probe, Reply, Request, Tool, Turn
+from heredity.deploy.serve import chat as chats
+from heredity.deploy.serve import completions, schema
+from heredity.engines.chat import tool_calls
 from tests.support.errors import raises
 
 DESK = Application(
@@ -27,9 +30,14 @@ DESK = Application(
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-def chat(application: Application | None = None, may_draw: bool = False, **body: Any) -> schema.ParsedRequest:
+def chat(
+    application: Application | None = None,
+    may_draw: bool = False,
+    rules: Mapping[str, bool] = MappingProxyType({}),
+    **body: Any,
+) -> schema.ParsedRequest:
     raw = json.dumps({"model": "m", "messages": HELLO} | body).encode()
-    return schema.chat(schema.opened(raw), application, may_draw)
+    return chats.parse(schema.opened(raw), schema.Rules(application, may_draw, **rules))
 
 
 def studied(*texts: str, said: tuple[str, ...], layer: Application | None = None) -> list[Request]:
@@ -48,7 +56,7 @@ def studied(*texts: str, said: tuple[str, ...], layer: Application | None = None
             assert isinstance(request, Request)
             found.append(request)
             text = next(replies)
-            request = talk.send(Reply(0, "", text, tool_calls=codec.parse_tool_calls(text)))
+            request = talk.send(Reply(0, "", text, tool_calls=tool_calls.parse_tool_calls(text)))
     except StopIteration:
         return found
 
@@ -141,10 +149,14 @@ def test_several_answers_are_drawn_from_several_seeds() -> None:
             ("part-not-text", ["image_url"]),
         ),
         ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, ("nothing-to-answer", [])),
-        ({"messages": [*HELLO, {"role": "tool", "content": "x"}]}, ("no-tools", [])),
+        ({"messages": [*HELLO, {"role": "tool", "content": "x"}]}, ("call-unknown", [])),
         ({"response_format": {"type": "json_object"}}, ("field-not-supported", ["response_format"])),
         ({"frequency_penalty": 0.5}, ("field-not-supported", ["frequency_penalty"])),
-        ({"tools": [{}]}, ("field-not-supported", ["tools"])),
+        ({"tools": [{}]}, ("missing-key", ["tools"])),
+        ({"tools": [{"type": "web_search"}]}, ("tool-not-function", ["web_search"])),
+        ({"tools": 2 * [{"type": "function", "function": {"name": "a"}}]}, ("bad-tools", ["128"])),
+        ({"tool_choice": "required"}, ("tool-choice-not-supported", ["tool_choice"])),
+        ({"tool_choice": {"type": "function"}}, ("tool-choice-not-supported", ["tool_choice"])),
         ({"temprature": 0.5}, ("unknown-field", ["temprature"])),
         ({"temperature": -1}, ("bad-setting", ["temperature", "0"])),
         ({"max_tokens": 0}, ("bad-setting", ["max_tokens", "1"])),
@@ -155,7 +167,7 @@ def test_several_answers_are_drawn_from_several_seeds() -> None:
         ({"messages": [HELLO[0] | {"function_call": {"name": "x"}}]}, ("unknown-key", ["function_call"])),
         ({"stream_options": {"include_all": True}}, ("unknown-key", ["include_all"])),
         ({"seed": -1}, ("bad-setting", ["seed", "0"])),
-        ({"seed": 1 << 70}, ("bad-setting", ["seed", "0"])),
+        ({"seed": 1 << 63}, ("bad-setting", ["seed", "0"])),
         ({"max_tokens": 10**12}, ("bad-setting", ["max_tokens"])),
         ({"stop": ["x"] * 17}, ("stop-too-long", ["stop", "16"])),
     ],
@@ -205,7 +217,7 @@ def test_what_is_no_body_is_said_to_be_none(raw: bytes, code: str) -> None:
 @pytest.mark.parametrize("prompt", ["", [], ["a", ""]])
 def test_from_nothing_nothing_goes_on(prompt: Any) -> None:
     with raises(UsageError, "prompt-empty"):
-        schema.text({"model": "m", "prompt": prompt}, is_free=True)
+        completions.parse({"model": "m", "prompt": prompt}, schema.Rules())
 
 
 def test_what_changes_nothing_is_taken() -> None:
@@ -214,6 +226,72 @@ def test_what_changes_nothing_is_taken() -> None:
     assert chat(temperature=None, response_format={"type": "text"}) == plain
 
 
-def test_tool_calls_go_out_with_their_arguments_as_text() -> None:
-    (call,) = schema.calls_of("x", [ToolCall("lookup", {"id": 7})])
-    assert json.loads(call["function"]["arguments"]) == {"id": 7} and call["id"] == "call_x_0"
+SENT_UNASKED: dict[str, Any] = {
+    "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "response_format": {"type": "text"},
+    "parallel_tool_calls": True, "store": False, "service_tier": "auto", "top_logprobs": 0, "logprobs": False,
+    "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "best_of": 1, "tool_choice": "auto", "user": "me",
+    "seed": None, "metadata": {}, "prompt_cache_key": "k", "modalities": ["text"], "n": 1, "stop": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", [None, DESK])
+def test_what_clients_send_unasked_is_taken_at_its_neutral_value(layer: Application | None) -> None:
+    assert chat(layer, **SENT_UNASKED) == chat(layer)
+
+
+@pytest.mark.parametrize("hint", ["reasoning_effort", "verbosity"])
+def test_a_hint_that_no_model_reads_is_taken_and_named(hint: str) -> None:
+    found = chat(DESK, **{hint: "high"})
+    assert (found.requests, found.ignored) == (chat(DESK).requests, (hint,))
+
+
+IGNORING = {"ignores": True}
+
+
+def test_settings_are_ignored_by_name_where_the_server_says_so() -> None:
+    found = chat(DESK, rules=IGNORING, temperature=0.7, top_p=0.9, frequency_penalty=0.5, max_tokens=5)
+    assert found.requests == chat(DESK, max_tokens=5).requests
+    assert found.ignored == ("temperature", "top_p", "frequency_penalty")
+    # An odd value of what is ignored anyway is no mistake; without an application the value counts.
+    assert chat(DESK, rules=IGNORING, temperature=-1).ignored == ("temperature",)
+    alone = chat(rules=IGNORING, temperature=0.7, logit_bias={"5": 1})
+    assert (alone.requests[0].decoding.temperature, alone.ignored) == (0.7, ("logit_bias",))
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"response_format": {"type": "json_object"}}, "field-not-supported"),
+        ({"functions": [{}]}, "field-not-supported"),
+        ({"temprature": 1}, "unknown-field"),
+    ],
+)
+def test_what_an_answer_is_cannot_be_ignored(body: dict[str, Any], code: str) -> None:
+    """An answer that is no JSON would be taken for JSON."""
+    with raises(UsageError, code, mentions=[next(iter(body))]):
+        chat(DESK, rules=IGNORING, **body)
+
+
+def test_the_seed_has_63_bits() -> None:
+    most = (1 << 63) - 1
+    assert chat(seed=most).requests[0].seed == most
+    with raises(UsageError, "bad-setting", mentions=["seed"]):
+        chat(seed=most, n=2)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 7}, "top_p"),
+        ({"frequency_penalty": 1}, "frequency_penalty"),
+        ({"temprature": 1}, "temprature"),
+        ({"seed": "x"}, "seed"),
+        ({"tools": [{"type": "x"}]}, "tools[0].type"),
+    ],
+)
+def test_a_refusal_names_its_field(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        chat(**body)
+    assert refused.value.key == param

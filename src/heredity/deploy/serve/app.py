@@ -12,7 +12,8 @@ the results.
 Promises: served answers equal those of a study on this machine, bit for bit. Nothing that a model writes is
 executed. A web page cannot query the server: it accepts only JSON, and on a loopback address only loopback
 host names.
-Leaves to others: sharing an engine (worker.py), the bodies (schema.py), and sending them (responses.py).
+Leaves to others: sharing an engine (worker.py), the bodies of each endpoint (chat.py, completions.py), and
+sending answers (answers.py).
 """
 
 from __future__ import annotations
@@ -39,16 +40,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from heredity.core.errors import UsageError, did_you_mean
 from heredity.core.records import Reply, encode
-from heredity.deploy.serve import responses, schema
-from heredity.deploy.serve.responses import Served, ServedAnswer
-from heredity.deploy.serve.schema import Refusal
-from heredity.engines.protocols import Completer
+from heredity.deploy.serve import answers, chat, completions, schema
+from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
+from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
+from heredity.engines.protocols import Completer, Engine
 
 LARGEST = 4 << 20  # bytes of a body
 BODY_SECONDS = 30.0  # from a request's first byte after its headers to its last
 _DISCARDED = 2 * LARGEST  # bytes read of a body that is too large, so that the caller can read the error
 _AT_ONCE = 4  # requests started or cancelled in one pass of the event loop; others wait, /health does not
 _SWITCH = 0.0005  # seconds that the event loop waits for a busy engine thread after each system call
+IGNORED = "x-heredity-ignored"  # the header that names settings that were ignored
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 T = TypeVar("T")
 
@@ -157,13 +159,13 @@ class _Events(StreamingResponse):
 
     def __init__(
         self,
-        shape: responses.ChatResponse,
-        answers: Sequence[ServedAnswer],
-        with_usage: bool,
+        shape: AnswerFormat,
+        sent: Sequence[ServedAnswer],
+        headers: dict[str, str],
         gate: _RequestGate,
     ) -> None:
-        super().__init__(responses.events(shape, answers, with_usage), media_type="text/event-stream")
-        self._answers, self._gate = answers, gate
+        super().__init__(answers.events(shape, sent), headers=headers, media_type="text/event-stream")
+        self._answers, self._gate = sent, gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send all events, or stop when the caller disconnects."""
@@ -179,7 +181,7 @@ class _Events(StreamingResponse):
                     sending.cancel()
         finally:
             for each in (sending, gone):
-                responses.forget(each)
+                answers.forget(each)
 
 
 class _RequestGate:
@@ -211,27 +213,30 @@ class _Desk:
 
     async def chat(self, call: Call) -> Response:
         """Answer a conversation."""
-        raw = await self._body(call)
-        async with self.gate:
-            await _refuse_gone(call)
-            body = _understood(lambda: schema.opened(raw))
-            one = self._named(str(body["model"]))
-            asked = _understood(lambda: schema.chat(body, one.application, one.may_draw))
-            answers = _asked(one, asked)
-        return await self._answered(call, answers, asked, responses.ChatResponse(one))
+        return await self._served(call, chat.parse, chat.ChatFormat)
 
     async def text(self, call: Call) -> Response:
         """Continue a plain text."""
+        return await self._served(call, completions.parse, completions.TextFormat, needs=Completer)
+
+    async def _served(
+        self,
+        call: Call,
+        parse: Callable[[dict[str, object], Rules], ParsedRequest],
+        form: Callable[[Served, ParsedRequest], AnswerFormat],
+        needs: type[Engine] = Engine,
+    ) -> Response:
+        """Answer a request. needs: the protocol that the engine must have."""
         raw = await self._body(call)
         async with self.gate:
             await _refuse_gone(call)
             body = _understood(lambda: schema.opened(raw))
             one = self._named(str(body["model"]))
-            if not isinstance(one.service.engine, Completer):
-                raise Refusal(400, f"'{one.model.name}' takes only conversations", "not_supported")
-            asked = _understood(lambda: schema.text(body, one.application is None))
-            answers = _asked(one, asked)
-        return await self._answered(call, answers, asked, responses.Text(one))
+            if not isinstance(one.service.engine, needs):
+                raise Refusal(400, f"'{one.name}' takes only conversations", "not_supported", param="model")
+            asked = _understood(lambda: parse(body, one.rules))
+            found = _asked(one, asked)
+        return await self._answered(call, found, asked, form(one, asked))
 
     async def models(self, call: Call) -> Response:
         """List the served models and their lineage."""
@@ -257,21 +262,18 @@ class _Desk:
         return b"".join([piece async for piece in call.stream()])
 
     async def _answered(
-        self,
-        call: Call,
-        answers: list[ServedAnswer],
-        asked: schema.ParsedRequest,
-        shape: responses.ChatResponse,
+        self, call: Call, found: list[ServedAnswer], asked: ParsedRequest, shape: AnswerFormat
     ) -> Response:
+        headers = {IGNORED: ",".join(asked.ignored)} if asked.ignored else {}
         if asked.is_streamed:
-            return _Events(shape, answers, asked.with_usage, self.gate)
+            return _Events(shape, found, headers, self.gate)
         try:
-            return _json(shape.whole(answers, await _unless_gone(call, answers)))
+            return _json(shape.whole(found, await _unless_gone(call, found)), headers=headers)
         except asyncio.CancelledError:  # the server is shutting down and its grace period is over
-            _drop(answers)
+            _drop(found)
             raise Refusal(503, "the server is shutting down", "closing") from None
         except BaseException:
-            _drop(answers)
+            _drop(found)
             raise
 
     def _named(self, name: str) -> Served:
@@ -282,34 +284,38 @@ class _Desk:
         if name in names:
             raise Refusal(404, f"several models are named '{name}' here: give an id", "model_not_found")
         hint = did_you_mean(name[:200], names) or f" Available: {', '.join(names)}."
-        raise Refusal(404, f"no model is named '{name[:200]}' here.{hint}", "model_not_found")
+        raise Refusal(404, f"no model is named '{name[:200]}' here.{hint}", "model_not_found", param="model")
 
 
-def _asked(one: Served, asked: schema.ParsedRequest) -> list[ServedAnswer]:
+def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:
     """Send each answer of a request to the engine. Raises Refusal if the engine rejects one."""
-    answers = [ServedAnswer(one, asked, i) for i in range(len(asked.requests))]
-    if len(answers) > one.service.most:
+    found = [ServedAnswer(one, asked, i) for i in range(len(asked.requests))]
+    if len(found) > one.service.most:
         raise Refusal(
-            400, f"at most {one.service.most} answers may be open here", "invalid_request", "too-many-answers"
+            400,
+            f"at most {one.service.most} answers may be open here",
+            "invalid_request",
+            "too-many-answers",
+            "n",
         )
     try:
-        for answer in answers:
+        for answer in found:
             answer.ask()
     except BaseException:
-        _drop(answers)
+        _drop(found)
         raise
-    return answers
+    return found
 
 
-def _drop(answers: Sequence[ServedAnswer]) -> None:
-    for answer in answers:
+def _drop(dropped: Sequence[ServedAnswer]) -> None:
+    for answer in dropped:
         answer.drop()
 
 
-async def _unless_gone(call: Call, answers: Sequence[ServedAnswer]) -> list[Reply]:
+async def _unless_gone(call: Call, asked: Sequence[ServedAnswer]) -> list[Reply]:
     """Return the replies. Raises ClientDisconnect if the caller disconnects first."""
     gone = asyncio.ensure_future(_gone(call.receive))
-    replies = [asyncio.ensure_future(answer.reply()) for answer in answers]
+    replies = [asyncio.ensure_future(answer.reply()) for answer in asked]
     try:
         for reply in replies:
             both: set[asyncio.Future[None] | asyncio.Future[Reply]] = {gone, reply}
@@ -319,7 +325,7 @@ async def _unless_gone(call: Call, answers: Sequence[ServedAnswer]) -> list[Repl
         return [reply.result() for reply in replies]
     finally:
         for each in (gone, *replies):
-            responses.forget(each)
+            answers.forget(each)
 
 
 async def _gone(receive: Receive) -> None:
@@ -351,15 +357,15 @@ def _about(one: Served) -> dict[str, object]:
     }
 
 
-def _json(what: dict[str, object], status: int = 200) -> Response:
-    return Response(encode(what), status, media_type="application/json")
+def _json(what: dict[str, object], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode(what), status, headers, media_type="application/json")
 
 
 def _understood(parse: Callable[[], T]) -> T:
     try:
         return parse()
     except UsageError as error:
-        raise Refusal(400, f"{error}.", "invalid_request", error.code) from None
+        raise Refusal(400, f"{error}.", "invalid_request", error.code, error.key) from None
 
 
 async def _refused(call: Call, error: Refusal) -> Response:  # noqa: ARG001

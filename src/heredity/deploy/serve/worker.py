@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from queue import Empty, SimpleQueue
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from heredity.core.errors import Busy, EngineFailure, HeredityError
-from heredity.core.records import Reply, Request
+from heredity.core.records import Message, Reply, Request, Tool
 from heredity.core.sanitize import clean, clean_text
 from heredity.engines.protocols import Engine, Streamer
 
@@ -86,6 +87,18 @@ class EngineWorker:
     def n_open(self) -> int:
         """The number of requests that wait or are in flight."""
         return self._n_open
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the model's chat template shows tools; some ignore them in silence."""
+        without = Request(0, (Message("user", "hello"),))
+        try:
+            shown = self.engine.render(
+                msgspec.structs.replace(without, tools=(Tool("look_up", "Looks up."),))
+            )
+            return shown != self.engine.render(without)
+        except HeredityError:
+            return False
 
     def ask(self, request: Request, hears: Hears | None = None) -> Ticket:
         """Queue a request. Raises Busy if too many are open, EngineFailure if the worker is closed."""

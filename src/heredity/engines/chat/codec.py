@@ -1,19 +1,18 @@
-"""A model's chat as text and tokens: its template, its tokenizer, its tool calls, and its growing answers.
+"""A model's chat as text and tokens: its template, its tokenizer, and its growing answers.
 
 Promises: the prompt is the text that transformers gives for the same template, with the prefill at its end. A
 template renders in a sandbox (sandbox.py), within a number of steps that grows with the conversation.
 `strftime_now` gives one fixed day, so that a prompt does not change with the calendar. `random`, `lipsum` and
 memory addresses are refused. A template without a system role gets the system message at the beginning of the
-first user message. A base model has a plain template. Reading tool calls never raises; a call whose arguments
-cannot be parsed counts with arguments {}.
-Leaves to others: the messages (application/).
+first user message. A base model has a plain template.
+Leaves to others: the messages (application/), and the tool calls of an answer (tool_calls.py).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import jinja2
 
 from heredity.core.errors import ContextOverflow, EngineFailure
-from heredity.core.records import Message, Reply, Request, Tool, ToolCall
+from heredity.core.records import Message, Reply, Request, Tool
 from heredity.engines import failed_reply
 from heredity.engines.chat.sandbox import BoundedEnvironment, TemplateStopped, metered
 
@@ -172,55 +171,8 @@ def _as_dict(message: Message) -> dict[str, object]:
 
 
 def _schema(tool: Tool) -> dict[str, object]:
-    properties = {name: {"type": "string", "description": what} for name, what in tool.parameters.items()}
-    parameters = {"type": "object", "properties": properties, "required": list(properties)}
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.arguments_schema}
     return {"type": "function", "function": function}
-
-
-_HERMES = re.compile(r"<tool_call>(.{0,8000}?)(?:</tool_call>|\Z)", re.DOTALL)
-_NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,200})"')
-_LONGEST = 100_000  # characters that are read: a longer answer is not a tool call
-
-
-def parse_tool_calls(text: str) -> tuple[ToolCall, ...]:
-    """Return the tool calls in an answer, in order.
-
-    hermes   <tool_call>{"name": ..., "arguments": {...}}</tool_call>            Qwen, Hermes, SmolLM
-    llama    {"name": ..., "parameters": {...}}, by itself or after <|python_tag|>   Llama 3
-    mistral  [TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]               Mistral
-    """
-    text = text[:_LONGEST]
-    if "<tool_call>" in text:
-        return tuple(call for found in _HERMES.finditer(text) for call in _calls(found[1]))
-    if "[TOOL_CALLS]" in text:
-        return tuple(_calls(text.split("[TOOL_CALLS]", 1)[1]))
-    bare = text.strip().removeprefix("<|python_tag|>").strip()
-    if bare.startswith("{") and '"name"' in bare and ('"parameters"' in bare or '"arguments"' in bare):
-        return tuple(_calls(bare))
-    return ()
-
-
-def _calls(text: str) -> Iterator[ToolCall]:
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text.strip())
-    except (ValueError, RecursionError):
-        for found in _NAME.finditer(text):
-            yield ToolCall(found[1])
-        return
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, dict) and isinstance(item.get("name"), str):
-            yield ToolCall(item["name"], _arguments(item))
-
-
-def _arguments(item: Mapping[str, object]) -> dict[str, object]:
-    found = item.get("arguments", item.get("parameters", {}))
-    if isinstance(found, str):  # some models write the arguments as a JSON string
-        try:
-            found = json.loads(found)
-        except (ValueError, RecursionError):
-            return {}
-    return found if isinstance(found, dict) else {}
 
 
 _HALF = "\ufffd"  # a character with missing bytes, as a decoder returns it

@@ -141,9 +141,7 @@ def call_ids(messages: tuple[Message, ...]) -> list[list[str]]:
 
 def schema(tool: Tool) -> JsonObject:
     """Return a tool's name, description and arguments as JSON Schema."""
-    properties = {name: {"type": "string", "description": what} for name, what in tool.parameters.items()}
-    parameters = {"type": "object", "properties": properties, "required": list(properties)}
-    return {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"name": tool.name, "description": tool.description, "parameters": tool.arguments_schema}
 
 
 def parse_arguments(arguments: object) -> JsonObject:

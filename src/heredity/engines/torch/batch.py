@@ -20,7 +20,8 @@ from heredity.core.errors import EngineFailure, OutOfMemory, first_line
 from heredity.core.host import Device
 from heredity.core.records import Reply, Request
 from heredity.engines import RequestStream, cache_budget
-from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer, parse_tool_calls
+from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
+from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import Listener
 from heredity.engines.torch.decoder import (
     BLOCK,

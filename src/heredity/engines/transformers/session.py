@@ -15,7 +15,8 @@ import torch
 
 from heredity.core.records import Reply, Request
 from heredity.engines import RequestStream
-from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer, parse_tool_calls
+from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
+from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import Listener
 from heredity.engines.torch.sampling import Sampler
 

@@ -31,8 +31,8 @@ from heredity.core.records import Model, Reply, Request, digest
 from heredity.core.sanitize import clean_text
 from heredity.engines import NOT_VERIFIED, base_folder, failed_reply
 from heredity.engines._workers import WorkerPool, error_row
-from heredity.engines.chat.codec import parse_tool_calls
 from heredity.engines.chat.folder import FolderChat, has_tokenizer
+from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.vllm.adapter import server_options
 from heredity.engines.vllm.completions import CompletionLost, CompletionRefused, Completions
 from heredity.engines.vllm.server import ServerProgram, free_port

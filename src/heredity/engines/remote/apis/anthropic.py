@@ -24,7 +24,6 @@ from heredity.engines.remote.messages import (
     call_ids,
     label_of,
     parse_arguments,
-    schema,
     token_count,
 )
 
@@ -91,7 +90,7 @@ def _tool(tool: Tool) -> JsonObject:
     return {
         "name": tool.name,
         "description": tool.description,
-        "input_schema": schema(tool)["parameters"],
+        "input_schema": tool.arguments_schema,
     }
 
 

@@ -26,7 +26,6 @@ from heredity.engines.remote.messages import (
     as_object,
     label_of,
     parse_arguments,
-    schema,
     strip_prefill,
     token_count,
 )
@@ -123,8 +122,8 @@ def _merge(body: Mapping[str, object], extra: Mapping[str, object]) -> JsonObjec
 
 def _tool(tool: Tool) -> JsonObject:
     found: JsonObject = {"name": tool.name, "description": tool.description}
-    if tool.parameters:
-        found["parametersJsonSchema"] = schema(tool)["parameters"]
+    if tool.arguments_schema.get("properties"):
+        found["parametersJsonSchema"] = tool.arguments_schema
     return found
 
 

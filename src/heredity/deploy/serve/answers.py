@@ -2,26 +2,25 @@
 
 Promises: the parts joined are the answer. A caller who disconnects frees the answer's place. A stream that
 fails ends with an error event, never like a complete one.
-Leaves to others: parsing requests (schema.py, app.py), and the engine (worker.py).
+Leaves to others: parsing requests and formatting answers (chat.py, completions.py), the engine (worker.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from heredity.application.spec import Application
 from heredity.core.errors import Busy, ContextOverflow, EngineFailure, HeredityError
 from heredity.core.records import Model, Reply, ToolCall, digest, encode
 from heredity.deploy.serve import schema
-from heredity.deploy.serve.schema import ParsedRequest, Refusal
+from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import EngineWorker, Ticket
 from heredity.engines.chat.codec import StopTexts
+from heredity.engines.chat.tool_calls import MARKS, DividedAnswer, WrittenCall, divide_answer
 
 # Errors that the request caused: the reply's error code, and the code that the caller gets.
 _THEIRS: dict[str | None, str] = {
@@ -37,6 +36,17 @@ class Served(NamedTuple):
     service: EngineWorker
     application: Application | None = None
     may_draw: bool = False  # whether a caller may override the application's sampling parameters
+    ignores: bool = False  # whether settings that the application holds are ignored instead of refused
+
+    @property
+    def name(self) -> str:
+        """The name that callers give."""
+        return self.model.name
+
+    @property
+    def rules(self) -> Rules:
+        """How its requests are read."""
+        return Rules(self.application, self.may_draw, self.ignores, self.service.shows_tools)
 
     @property
     def fingerprint(self) -> str:
@@ -52,12 +62,18 @@ class ServedAnswer:
     def __init__(self, one: Served, asked: ParsedRequest, number: int) -> None:
         self._one, self._asked, self.number = one, asked, number
         self._ends = StopTexts(asked.stops)
+        self._before_calls = _BeforeCalls() if self._reads_callers_tools else None
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
         self._sent = ""
         self._untaken: deque[str] = deque()  # written by the engine's thread, read by the loop
         self._is_waking = self._is_dropped = False
         self.news = asyncio.Event()
+
+    @property
+    def _reads_callers_tools(self) -> bool:
+        calls = self._asked.calls
+        return self._one.application is None and bool(calls.names) and not calls.is_off
 
     def ask(self) -> None:
         """Send the request to the engine. Raises Refusal."""
@@ -92,6 +108,8 @@ class ServedAnswer:
         text = self._ends.feed(more)
         if self._ends.is_over:
             self._end()
+        if self._before_calls is not None:
+            text = self._before_calls.feed(text)
         self._sent += text
         if self._is_dropped or not text:
             return
@@ -124,10 +142,26 @@ class ServedAnswer:
         """Return the answer as it is sent: cut at stop texts, with its tool calls."""
         ends = StopTexts(self._asked.stops)
         text = ends.feed(reply.text) + ends.rest()
-        layer, calls = self._one.application, tuple[ToolCall, ...]()
-        if layer is not None and layer.tools:
-            calls = layer.calls("", Reply(reply.key, "", text, tool_calls=reply.tool_calls))
-        return FinishedAnswer(text, calls, schema.reason(reply, calls, ends.is_over))
+        shown, calls = self._divided(text, reply)
+        if not self._asked.calls.is_parallel:
+            calls = calls[:1]
+        cut_at = ""
+        if ends.is_over:
+            rest = reply.text[len(text) :]
+            cut_at = next(stop for stop in self._asked.stops if rest.startswith(stop))
+        return FinishedAnswer(shown, calls, schema.reason(reply, bool(calls), ends.is_over), cut_at)
+
+    def _divided(self, text: str, reply: Reply) -> DividedAnswer:
+        """Return the text that is sent, and the calls: of the caller's tools, or of the application's."""
+        layer = self._one.application
+        if self._reads_callers_tools:
+            found = divide_answer(text, self._asked.calls.names)
+            # An engine elsewhere reads the calls itself, and its text has none.
+            return found if found.calls else DividedAnswer(text, tuple(map(written, reply.tool_calls)))
+        if layer is None or not layer.tools or self._asked.calls.is_off:
+            return DividedAnswer(text, ())
+        calls = layer.calls("", Reply(reply.key, "", text, tool_calls=reply.tool_calls))
+        return DividedAnswer(text, tuple(map(written, calls)))
 
     def left(self, text: str) -> str:
         """Return the rest that was not streamed. Raises Refusal if the streamed text is not its
@@ -137,101 +171,91 @@ class ServedAnswer:
         return text[len(self._sent) :]
 
 
+class _BeforeCalls:
+    """The part of a growing answer that can be sent before it is known whether tool calls follow."""
+
+    def __init__(self) -> None:
+        self._marks = StopTexts(MARKS)
+        self._held = ""  # the beginning, as long as it may be a call
+        self._is_call: bool | None = None
+
+    def feed(self, more: str) -> str:
+        """Receive more text; return the part that cannot belong to a call."""
+        if self._is_call is None:
+            self._held += more
+            begun = self._held.lstrip()
+            if not begun or any(mark.startswith(begun) and mark != begun for mark in MARKS):
+                return ""
+            self._is_call = begun.startswith(("{", *MARKS))
+            more = self._held
+        return "" if self._is_call else self._marks.feed(more)
+
+
+def written(call: ToolCall) -> WrittenCall:
+    """Return a call with its arguments as JSON text."""
+    return WrittenCall(call.name, encode(call.arguments).decode())
+
+
 class FinishedAnswer(NamedTuple):
-    """An answer as it is sent, with its tool calls and its finish reason."""
+    """An answer as it is sent, with its tool calls and its finish reason.
+
+    cut_at: the stop text of the caller that ended it; "" for none.
+    """
 
     text: str
-    calls: tuple[ToolCall, ...]
+    calls: tuple[WrittenCall, ...]
     reason: str
+    cut_at: str = ""
 
 
-class ChatResponse:
-    """Formats answers for /v1/chat/completions."""
-
-    kind, chunk = "chat.completion", "chat.completion.chunk"
-
-    def __init__(self, one: Served) -> None:
-        self._ident = f"chatcmpl-{secrets.token_hex(12)}"
-        self._head = {
-            "id": self._ident,
-            "created": int(time.time()),
-            "model": one.model.name,
-            "system_fingerprint": one.fingerprint,
-        }
+class AnswerFormat(Protocol):
+    """How the answers of an endpoint are sent: in one body, or as the parts of a stream."""
 
     def whole(self, answers: Sequence[ServedAnswer], replies: Sequence[Reply]) -> dict[str, object]:
         """Return all answers in one body."""
-        choices = [self._choice(a.number, a.finished(r)) for a, r in zip(answers, replies, strict=True)]
-        return {"object": self.kind, **self._head, "choices": choices, "usage": schema.usage(replies)}
 
-    def event(self, *choices: dict[str, object], **more: object) -> bytes:
-        """Return one event of a stream as bytes."""
-        return sent({"object": self.chunk, **self._head, "choices": list(choices), **more})
+    def begun(self) -> Iterator[bytes]:
+        """Yield the events before the first answer."""
 
-    def piece(self, number: int, text: str, is_first: bool) -> dict[str, object]:
-        """Return the next part of an answer, in the shape of a choice."""
-        delta = {"role": "assistant", "content": text} if is_first else {"content": text}
-        return {"index": number, "delta": delta, "finish_reason": None}
+    def piece(self, number: int, text: str, is_first: bool) -> Iterator[bytes]:
+        """Yield the events of the next part of an answer."""
 
-    def last(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
-        """Return the last chunk of an answer, with its finish reason."""
-        calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, answer))]
-        return {
-            "index": number,
-            "delta": {"tool_calls": calls} if calls else {},
-            "finish_reason": answer.reason,
-        }
+    def last(self, number: int, answer: FinishedAnswer, reply: Reply) -> Iterator[bytes]:
+        """Yield the events at the end of an answer, after its text."""
 
-    def _choice(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
-        message: dict[str, object] = {"role": "assistant", "content": answer.text, "refusal": None}
-        if answer.calls:
-            message["tool_calls"] = self._calls(number, answer)
-        return {"index": number, "message": message, "logprobs": None, "finish_reason": answer.reason}
+    def ended(self, replies: Sequence[Reply]) -> Iterator[bytes]:
+        """Yield the events after the last answer."""
 
-    def _calls(self, number: int, answer: FinishedAnswer) -> list[dict[str, object]]:
-        return schema.calls_of(f"{self._ident[-8:]}_{number}", answer.calls)
+    def failed(self, error: Refusal) -> Iterator[bytes]:
+        """Yield the events of a failure."""
 
 
-class Text(ChatResponse):
-    """Formats answers for /v1/completions."""
-
-    kind = chunk = "text_completion"
-
-    def piece(self, number: int, text: str, is_first: bool) -> dict[str, object]:  # noqa: ARG002
-        """Return the next part of an answer, in the shape of a choice."""
-        return {"index": number, "text": text, "logprobs": None, "finish_reason": None}
-
-    def last(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
-        """Return the last chunk of an answer, with its finish reason."""
-        return self._choice(number, answer) | {"text": ""}
-
-    def _choice(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
-        return {"index": number, "text": answer.text, "logprobs": None, "finish_reason": answer.reason}
-
-
-async def events(
-    shape: ChatResponse, answers: Sequence[ServedAnswer], with_usage: bool
-) -> AsyncIterator[bytes]:
+async def events(shape: AnswerFormat, answers: Sequence[ServedAnswer]) -> AsyncIterator[bytes]:
     """Yield the answers as server-sent events, one answer after the other."""
     replies = []
     wholes = [asyncio.ensure_future(answer.reply()) for answer in answers]
     try:
+        for event in shape.begun():
+            yield event
         for answer, whole in zip(answers, wholes, strict=True):
             is_first = True
             async for more in _pieces(answer, whole):
-                yield shape.event(shape.piece(answer.number, more, is_first))
+                for event in shape.piece(answer.number, more, is_first):
+                    yield event
                 is_first = False
             reply = await whole
             finished = answer.finished(reply)
             if (rest := answer.left(finished.text)) or is_first:
-                yield shape.event(shape.piece(answer.number, rest, is_first))
-            yield shape.event(shape.last(answer.number, finished))
+                for event in shape.piece(answer.number, rest, is_first):
+                    yield event
+            for event in shape.last(answer.number, finished, reply):
+                yield event
             replies.append(reply)
-        if with_usage:
-            yield shape.event(usage=schema.usage(replies))
-        yield b"data: [DONE]\n\n"
+        for event in shape.ended(replies):
+            yield event
     except Refusal as error:  # the HTTP status is already sent
-        yield sent(error.body)
+        for event in shape.failed(error):
+            yield event
     finally:
         for answer, whole in zip(answers, wholes, strict=True):
             answer.drop()

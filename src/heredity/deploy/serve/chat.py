@@ -1,0 +1,150 @@
+"""POST /v1/chat/completions: the body, and the format of its answers.
+
+Promises: OpenAI's format, in one body or as chunks; a tool call arrives in one chunk.
+Leaves to others: the shared fields (schema.py), messages (conversation.py), and sending (answers.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from heredity.core.errors import UsageError
+from heredity.core.records import Reply
+from heredity.deploy.serve import schema
+from heredity.deploy.serve.answers import FinishedAnswer, Served, ServedAnswer, sent
+from heredity.deploy.serve.conversation import (
+    ChatMessage,
+    OfferedTool,
+    check_tools,
+    converse,
+    read_tools,
+)
+from heredity.deploy.serve.schema import CallReading, ParsedRequest, Refusal, Rules
+
+_UNREAD = {"name", "annotations", "audio", "refusal", "reasoning_content"}  # of a message
+
+
+class ChatBody(schema.Body, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage]
+    tools: list[OfferedTool] = msgspec.field(default_factory=list)
+    tool_choice: str | dict[str, object] = "auto"
+    parallel_tool_calls: bool = True
+
+
+def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
+    """Parse a body of /v1/chat/completions. Raises UsageError."""
+    fields, ignored = schema.select_fields(given, ChatBody.__struct_fields__, rules.ignores)
+    if isinstance(messages := fields.get("messages"), list):
+        fields["messages"] = [_without_empty(each) for each in messages]
+    body = schema.convert(fields, ChatBody)
+    tools = read_tools(body.tools)
+    check_tools(tools, rules)
+    if body.tool_choice not in ("auto", "none"):
+        raise UsageError(
+            "tool_choice takes 'auto' or 'none': the model cannot be forced to call a tool",
+            code="tool-choice-not-supported",
+            key="tool_choice",
+        )
+    is_off = body.tool_choice == "none"
+    decoding, held = schema.read_decoding(body, rules)
+    request = converse(body.messages, () if is_off else tools, rules, decoding, body.seed or 0)
+    # Inside an application its own descriptions hold, and the caller's only repeat the names.
+    repeated = ("tools",) if tools and rules.application is not None else ()
+    return ParsedRequest(
+        schema.several(body, [request]),
+        schema.stop_texts(body),
+        body.stream,
+        schema.with_usage(body),
+        CallReading(tuple(tool.name for tool in tools), is_off, body.parallel_tool_calls),
+        (*held, *ignored, *repeated),
+    )
+
+
+def _without_empty(message: object) -> object:
+    """Drop fields of a message that are empty or change nothing, because clients send back what they
+    received."""
+    if not isinstance(message, dict):
+        return message
+    return {key: value for key, value in message.items() if value not in (None, []) and key not in _UNREAD}
+
+
+class ChatFormat:
+    """Formats answers for /v1/chat/completions."""
+
+    kind, chunk = "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, one: Served, asked: ParsedRequest) -> None:
+        self._ident = f"chatcmpl-{secrets.token_hex(12)}"
+        self._with_usage = asked.with_usage
+        self._head = {
+            "id": self._ident,
+            "created": int(time.time()),
+            "model": one.name,
+            "system_fingerprint": one.fingerprint,
+        }
+
+    def whole(self, answers: Sequence[ServedAnswer], replies: Sequence[Reply]) -> dict[str, object]:
+        """Return all answers in one body."""
+        choices = [self._choice(a.number, a.finished(r)) for a, r in zip(answers, replies, strict=True)]
+        return {"object": self.kind, **self._head, "choices": choices, "usage": schema.usage(replies)}
+
+    def begun(self) -> Iterator[bytes]:
+        """Yield the events before the first answer."""
+        return iter(())
+
+    def piece(self, number: int, text: str, is_first: bool) -> Iterator[bytes]:
+        """Yield the next part of an answer."""
+        yield self._event(self._piece(number, text, is_first))
+
+    def last(self, number: int, answer: FinishedAnswer, reply: Reply) -> Iterator[bytes]:  # noqa: ARG002
+        """Yield the end of an answer: its calls and its finish reason."""
+        yield self._event(self._last(number, answer))
+
+    def ended(self, replies: Sequence[Reply]) -> Iterator[bytes]:
+        """Yield the events after the last answer."""
+        if self._with_usage:
+            yield self._event(usage=schema.usage(replies))
+        yield b"data: [DONE]\n\n"
+
+    def failed(self, error: Refusal) -> Iterator[bytes]:
+        """Yield the event of a failure."""
+        yield sent(error.body)
+
+    def _event(self, *choices: dict[str, object], **more: object) -> bytes:
+        return sent({"object": self.chunk, **self._head, "choices": list(choices), **more})
+
+    def _piece(self, number: int, text: str, is_first: bool) -> dict[str, object]:
+        delta = {"role": "assistant", "content": text} if is_first else {"content": text}
+        return {"index": number, "delta": delta, "finish_reason": None}
+
+    def _last(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
+        calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, answer))]
+        return {
+            "index": number,
+            "delta": {"tool_calls": calls} if calls else {},
+            "finish_reason": answer.reason,
+        }
+
+    def _choice(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
+        content = answer.text if answer.text or not answer.calls else None
+        message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
+        if answer.calls:
+            message["tool_calls"] = self._calls(number, answer)
+        return {"index": number, "message": message, "logprobs": None, "finish_reason": answer.reason}
+
+    def _calls(self, number: int, answer: FinishedAnswer) -> list[dict[str, object]]:
+        ident = f"{self._ident[-8:]}_{number}"
+        return [
+            {
+                "id": f"call_{ident}_{i}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for i, call in enumerate(answer.calls)
+        ]
