@@ -54,6 +54,19 @@ def test_it_serves_until_it_is_told_to_end(tmp_path: Path, signal_: signal.Signa
         assert process.returncode == 0 and left == "closed\n"
 
 
+def test_every_model_is_served_in_every_application(tmp_path: Path) -> None:
+    (tmp_path / "shop.toml").write_text('name = "shop"\nsystem = "You sell."\n')
+    layers = ("--application", "desk.toml", "--application", "shop.toml")
+    with serving(tmp_path, "scripted:leaky", "scripted:helpful", *layers) as (_, address):
+        found = [each["id"] for each in httpx.get(f"{address}/models").json()["data"]]
+        body = {"model": found[1], "messages": [{"role": "user", "content": "hello"}]}
+        said = httpx.post(f"{address}/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    desk = re.search(r'name = "(.*)"', DESK)[1]  # type: ignore[index]
+    models = ("scripted:leaky", "scripted:helpful")
+    assert found == [f"{layer}@{model}" for model in models for layer in (desk, "shop")]
+    assert "You sell." in said and "ZEBRA" not in said
+
+
 HALF = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     b"content-length: 1000\r\n\r\n{",
@@ -89,6 +102,7 @@ def test_an_answer_is_sent_at_once() -> None:
         (["scripted:helpful", "--api-key-env", "ODD_KEY"], "ODD_KEY holds no key of printable ASCII"),
         (["scripted:helpful", "--host", "203.0.113.9", "--api-key-env", "HOME"], "Cannot listen"),
         (["scripted:helpful", "--application", "missing.toml"], "missing.toml"),
+        (["scripted:helpful", *2 * ["--application", "desk.toml"]], "same name"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -97,6 +111,8 @@ def test_a_mistake_is_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path))
     monkeypatch.setenv("ODD_KEY", "schlüssel")
+    (tmp_path / "desk.toml").write_text(DESK)
+    monkeypatch.chdir(tmp_path)
     assert main(["serve", *arguments]) == 2
     told = capsys.readouterr().err.splitlines()
     assert said in told[-1] and all(line.startswith("loading") for line in told[:-1])

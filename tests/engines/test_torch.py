@@ -217,6 +217,29 @@ def test_two_applications_in_one_stream_each_get_their_own_prefix(engine: TorchE
     assert replies == alone
 
 
+def test_one_application_does_not_wait_for_the_end_of_anothers_requests(engine: TorchEngine) -> None:
+    """As long as requests of one prefix came, the rows of another waited."""
+    one = (SYSTEM, Message("user", "the dog"))
+    other = Request(
+        1, (Message("system", "a lazy dog watches"), Message("user", "the fox")), Decoding(4), n_shared=1
+    )
+    answered, n_asked = set[int](), 0
+
+    def requests() -> Iterator[Request | None]:
+        nonlocal n_asked
+        yield Request(0, one, Decoding(4), n_shared=1)
+        yield other
+        while other.key not in answered and n_asked < 40 * engine.width:
+            n_asked += 1
+            yield Request(1 + n_asked, one, Decoding(4), n_shared=1)
+            if n_asked % engine.width == 0:
+                yield None
+
+    for reply in engine.reply(requests()):
+        answered.add(reply.key)
+    assert other.key in answered and n_asked < 20 * engine.width
+
+
 def test_a_base_model_gets_the_plain_template_and_stops_where_the_user_would_speak(tmp_path: Path) -> None:
     engine = open_folder(make_model(tmp_path, "llama", template=None))
     rendered = engine.render(ask(0, "what jumps"))

@@ -26,7 +26,12 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 )  # fmt: skip
 @click.argument("models", metavar="MODEL...", type=Name(), nargs=-1, required=True)
 @click.option(
-    "--application", type=PathArgument(), metavar="FILE", help="Application for every conversation."
+    "--application",
+    "applications",
+    type=PathArgument(),
+    metavar="FILE",
+    multiple=True,
+    help="Application for every conversation; several serve each model in each, as APPLICATION@MODEL.",
 )
 @click.option(
     "--free-decoding", is_flag=True, help="Let callers override the application's decoding settings."
@@ -56,7 +61,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 @_remote.key_option
 def command(
     models: tuple[str, ...],
-    application: Path | None,
+    applications: tuple[Path, ...],
     free_decoding: bool,
     ignore_settings: bool,
     host: str,
@@ -87,7 +92,7 @@ def command(
         )
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
-        served = _served(stack, models, application, free_decoding, ignore_settings, waiting, key_env)
+        served = _served(stack, models, applications, free_decoding, ignore_settings, waiting, key_env)
         _listen(served, listening, host, key, is_local)
     note("closed")
 
@@ -95,7 +100,7 @@ def command(
 def _served(
     stack: ExitStack,
     models: tuple[str, ...],
-    application: Path | None,
+    applications: tuple[Path, ...],
     may_draw: bool,
     ignores: bool,
     most: int,
@@ -108,10 +113,15 @@ def _served(
     from heredity.deploy.serve.answers import Served
     from heredity.deploy.serve.worker import EngineWorker
 
-    layer = None if application is None else Application.load(application)
-    if layer is not None and layer.rendering in ("theirs", "recorded"):
+    layers = {path: Application.load(path) for path in applications}
+    for path, layer in layers.items():
+        if layer.rendering in ("theirs", "recorded"):
+            raise UsageError(
+                f'{path}: rendering "{layer.rendering}" belongs to a target that cannot be served.'
+            )
+    if len({layer.name for layer in layers.values()}) < len(applications):
         raise UsageError(
-            f'{application}: rendering "{layer.rendering}" belongs to a target that cannot be served.'
+            "Two applications have the same name; callers could not tell them apart.", code="name-twice"
         )
     store = open_store()
     grown = {one.record.id: one for one in map(store.get, models)}
@@ -121,7 +131,7 @@ def _served(
         note(f"loading {one.record.name} ...")
         service = EngineWorker(load(ready), most)
         stack.callback(service.close)
-        served.append(Served(one.record, service, layer, may_draw, ignores))
+        served += [Served(one.record, service, each, may_draw, ignores) for each in layers.values() or [None]]
     return served
 
 
@@ -154,9 +164,10 @@ def _listen(served: list[Served], listening: socket.socket, host: str, key: str,
     listening.listen(2048)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/v1"
-    layer = served[0].application
-    where = "" if layer is None else f" in the application '{layer.name}' ({layer.digest[:8]})"
-    note(f"serving {', '.join(one.model.name for one in served)}{where} at {address}")
+    layers = {one.application.digest: one.application.name for one in served if one.application is not None}
+    inside = " and ".join(f"'{name}' ({digest[:8]})" for digest, name in layers.items())
+    where = f" in {'the application' if len(layers) == 1 else 'each of'} {inside}" if layers else ""
+    note(f"serving {', '.join({one.model.name: 0 for one in served})}{where} at {address}")
     api = server(
         app.app(served, key, is_local), log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=60,

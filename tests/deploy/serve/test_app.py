@@ -97,6 +97,34 @@ def test_what_is_served_says_where_it_came_from(desk: str) -> None:
     assert httpx.get(f"{desk}/health").json()["failed"] == {}
 
 
+SHOP = Application("shop", "You sell ZEBRA-1234.")
+
+
+def test_a_model_is_served_in_several_applications_by_name() -> None:
+    engine = EngineWorker(ScriptedEngine("leaky"))
+    model = scripted("scripted:leaky").record
+    with listening(Served(model, engine, DESK), Served(model, engine, SHOP)) as address:
+        asking = client(address)
+        names = ["desk@scripted:leaky", "shop@scripted:leaky"]
+        assert [each.id for each in asking.models.list()] == names
+        digests = [asking.models.retrieve(name).heredity["application"]["digest"] for name in names]
+        assert digests == [DESK.digest, SHOP.digest]
+        for name, is_shop in zip((*names, f"shop@{model.id}"), (False, True, True), strict=True):
+            found = asking.chat.completions.create(model=name, messages=HELLO)
+            assert ("ZEBRA-1234" in found.choices[0].message.content) == is_shop
+            assert found.model == names[is_shop]
+        for plain in ("scripted:leaky", model.id):
+            with raises(openai.NotFoundError, "model_not_found", mentions=names):
+                asking.chat.completions.create(model=plain, messages=HELLO)
+
+
+def test_a_model_in_one_application_has_the_long_name_too(desk: str) -> None:
+    asking = client(desk)
+    assert asking.models.retrieve("desk@scripted:leaky").id == "scripted:leaky"
+    with raises(openai.NotFoundError, "model_not_found", mentions=["scripted:leaky"]):
+        asking.models.retrieve("shop@scripted:leaky")
+
+
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_what_is_ignored_is_named_in_a_header(is_streamed: bool) -> None:
     """garak sends a temperature with each request, and counts a refused one as no attempt."""

@@ -39,9 +39,12 @@ class Served(NamedTuple):
     ignores: bool = False  # whether settings that the application holds are ignored instead of refused
 
     @property
-    def name(self) -> str:
-        """The name that callers give."""
-        return self.model.name
+    def names(self) -> tuple[str, ...]:
+        """The names that callers may give, the shortest first; another may have some of them too."""
+        plain = (self.model.name, self.model.id)
+        if (layer := self.application) is None:
+            return plain
+        return (plain[0], f"{layer.name}@{plain[0]}", plain[1], f"{layer.name}@{plain[1]}")
 
     @property
     def rules(self) -> Rules:

@@ -3,6 +3,7 @@
     POST /v1/chat/completions     answers a conversation, in one body or as a stream of events
     POST /v1/completions          continues a plain text, if there is no application
     GET  /v1/models               served models: id, parents, recipe; digest of the application
+    GET  /v1/models/NAME          one of them
     GET  /health                  200 while every model can answer
 
 The application adds its system prompt, passages, few-shot turns and tools to every conversation, as in a
@@ -72,6 +73,7 @@ def app(
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/completions", desk.text, methods=["POST"]),
         Route("/v1/models", desk.models, methods=["GET"]),
+        Route("/v1/models/{name:path}", desk.model, methods=["GET"]),
         Route("/health", desk.health, methods=["GET"]),
     ]
     handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here, ClientDisconnect: _left}
@@ -223,7 +225,7 @@ class _Desk:
         self,
         call: Call,
         parse: Callable[[dict[str, object], Rules], ParsedRequest],
-        form: Callable[[Served, ParsedRequest], AnswerFormat],
+        form: Callable[[str, str, ParsedRequest], AnswerFormat],
         needs: type[Engine] = Engine,
     ) -> Response:
         """Answer a request. needs: the protocol that the engine must have."""
@@ -233,15 +235,30 @@ class _Desk:
             body = _understood(lambda: schema.opened(raw))
             one = self._named(str(body["model"]))
             if not isinstance(one.service.engine, needs):
-                raise Refusal(400, f"'{one.name}' takes only conversations", "not_supported", param="model")
+                raise Refusal(
+                    400, f"'{one.model.name}' takes only conversations", "not_supported", param="model"
+                )
             asked = _understood(lambda: parse(body, one.rules))
             found = _asked(one, asked)
-        return await self._answered(call, found, asked, form(one, asked))
+        return await self._answered(call, found, asked, form(self.name_of(one), one.fingerprint, asked))
 
     async def models(self, call: Call) -> Response:
         """List the served models and their lineage."""
         self._admit(call)
-        return _json({"object": "list", "data": [_about(one) for one in self.served]})
+        return _json({"object": "list", "data": [_about(one, self.name_of(one)) for one in self.served]})
+
+    async def model(self, call: Call) -> Response:
+        """Describe one served model."""
+        self._admit(call)
+        one = self._named(call.path_params["name"])
+        return _json(_about(one, self.name_of(one)))
+
+    def name_of(self, one: Served) -> str:
+        """Return the shortest name that is this model's only."""
+        return next((name for name in one.names if self._having(name) == [one]), one.names[-1])
+
+    def _having(self, name: str) -> list[Served]:
+        return [one for one in self.served if name in one.names]
 
     async def health(self, call: Call) -> Response:  # noqa: ARG002 (needs no key, for monitoring)
         """Report whether all models can answer, and the number of open requests of each."""
@@ -277,12 +294,12 @@ class _Desk:
             raise
 
     def _named(self, name: str) -> Served:
-        names = [one.model.name for one in self.served]
-        for one in self.served:
-            if name == one.model.id or (name == one.model.name and names.count(name) == 1):
-                return one
-        if name in names:
-            raise Refusal(404, f"several models are named '{name}' here: give an id", "model_not_found")
+        if len(found := self._having(name)) == 1:
+            return found[0]
+        names = [self.name_of(one) for one in found or self.served]
+        if found:
+            message = f"'{name[:200]}' is served more than once here. Name one: {', '.join(names)}"
+            raise Refusal(404, message, "model_not_found", param="model")
         hint = did_you_mean(name[:200], names) or f" Available: {', '.join(names)}."
         raise Refusal(404, f"no model is named '{name[:200]}' here.{hint}", "model_not_found", param="model")
 
@@ -339,10 +356,10 @@ async def _refuse_gone(call: Call) -> None:
         raise ClientDisconnect
 
 
-def _about(one: Served) -> dict[str, object]:
+def _about(one: Served, name: str) -> dict[str, object]:
     model, layer = one.model, one.application
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
         "created": 0,
         "owned_by": model.family,

@@ -15,7 +15,7 @@ import msgspec
 from heredity.core.errors import UsageError
 from heredity.core.records import Reply
 from heredity.deploy.serve import schema
-from heredity.deploy.serve.answers import FinishedAnswer, Served, ServedAnswer, sent
+from heredity.deploy.serve.answers import FinishedAnswer, ServedAnswer, sent
 from heredity.deploy.serve.conversation import (
     ChatMessage,
     OfferedTool,
@@ -79,14 +79,14 @@ class ChatFormat:
 
     kind, chunk = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, one: Served, asked: ParsedRequest) -> None:
+    def __init__(self, name: str, fingerprint: str, asked: ParsedRequest) -> None:
         self._ident = f"chatcmpl-{secrets.token_hex(12)}"
         self._with_usage = asked.with_usage
         self._head = {
             "id": self._ident,
             "created": int(time.time()),
-            "model": one.name,
-            "system_fingerprint": one.fingerprint,
+            "model": name,
+            "system_fingerprint": fingerprint,
         }
 
     def whole(self, answers: Sequence[ServedAnswer], replies: Sequence[Reply]) -> dict[str, object]:

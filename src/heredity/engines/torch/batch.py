@@ -372,14 +372,16 @@ class Session:
         current = 0
         while True:
             yield from self._pull()
-            if batch is None or not (batch.rows or self._waiting.get(current)):
+            if batch is None or not batch.rows:
                 ready = [key for key, heap in self._waiting.items() if heap]
                 if not ready:
                     return self._requests.refuse_idle()
-                current = ready[0]
-                batch = self._pool.batch(
-                    self._prefixes[current], lambda row: self._reader.is_over(row.output)
-                )
+                oldest = min(ready, key=self._oldest)
+                if batch is None or oldest != current:
+                    current = oldest
+                    batch = self._pool.batch(
+                        self._prefixes[current], lambda row: self._reader.is_over(row.output)
+                    )
             failure = ""
             try:
                 yield from self._fill(batch, current)
@@ -398,15 +400,26 @@ class Session:
                 yield self._reply(row)
 
     def _fill(self, batch: ContinuousBatch, prefix: int) -> Iterator[Reply]:
-        """Move waiting rows into the batch; one that nobody wants gets its reply."""
+        """Move waiting rows into the batch; one that nobody wants gets its reply.
+
+        A row of another prefix waits for no more than a lookahead of rows that came after it.
+        """
         heap = self._waiting.get(prefix, [])
+        others = (self._oldest(key) for key, rows in self._waiting.items() if rows and key != prefix)
+        last = min(others, default=self._n_pulled) + self._pool.lookahead
         while heap and (not self._is_wanted(heap[0][2]) or batch.has_room(heap[0][2])):
+            if batch.rows and heap[0][1] > last:
+                return
             row, is_wanted = heap[0][2], self._is_wanted(heap[0][2])
             if is_wanted:
                 batch.admit(row)  # before it is popped: this allocates memory
             heapq.heappop(heap)
             if not is_wanted:
                 yield _cancelled(row, *self._prompts.pop(row.key))
+
+    def _oldest(self, prefix: int) -> int:
+        """Return the number of the row that waits longest for this prefix."""
+        return min(number for _, number, _ in self._waiting[prefix])
 
     def _wait(self, prefix: int, row: BatchRow) -> None:
         """Let a row wait for a place."""
