@@ -235,6 +235,46 @@ class GreedyScorer(Engine, Scorer, Protocol):
         """Return the tokens of the prompt, and those of a text that follows it."""
 
 
+class TokenLog(NamedTuple):
+    """A token of a text, and the natural-log probability that the model gave it there.
+
+    log: None for the first token of a text. top: the likeliest tokens there, as text, with theirs.
+    """
+
+    token: int
+    text: str
+    log: float | None
+    top: tuple[tuple[str, float], ...]
+
+
+@runtime_checkable
+class TokenScorer(Engine, Protocol):
+    """An engine that scores every token of a text, given as tokens."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a text."""
+
+    def prompt_tokens(self, request: Request) -> tuple[int, ...]:
+        """Return the tokens of a request's prompt."""
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the plain text whose prompt has exactly these tokens.
+
+        Raises UsageError if no text has them, or a token is not in the vocabulary.
+        """
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return tokens as text. Raises UsageError if one is not in the vocabulary."""
+
+    def token_logs(self, tokens: Sequence[int], start: int, n_top: int) -> list[TokenLog]:
+        """Return the scores of `tokens[start:]`, and of the likeliest token after them.
+
+        n_top: how many of the likeliest tokens to list at each place.
+        Raises ContextOverflow, and UsageError if a token is not in the vocabulary.
+        """
+
+
 @runtime_checkable
 class Completer(Engine, Protocol):
     """An engine that also continues a plain text: a request without messages, the text as its prefill."""

@@ -148,7 +148,12 @@ def test_several_answers_are_drawn_from_several_seeds() -> None:
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             ("part-not-text", ["image_url"]),
         ),
-        ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, ("nothing-to-answer", [])),
+        ({"messages": [*HELLO, {"role": "assistant", "content": ""}]}, ("nothing-to-answer", [])),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, ("messages-empty", [])),
+        ({"continue_final_message": True}, ("nothing-to-answer", [])),
+        ({"add_generation_prompt": False}, ("nothing-to-answer", [])),
+        ({"logprobs": True}, ("logprobs-not-supported", [])),
+        ({"top_logprobs": 2}, ("bad-setting", ["top_logprobs"])),
         ({"messages": [*HELLO, {"role": "tool", "content": "x"}]}, ("call-unknown", [])),
         ({"response_format": {"type": "json_object"}}, ("field-not-supported", ["response_format"])),
         ({"frequency_penalty": 0.5}, ("field-not-supported", ["frequency_penalty"])),
@@ -214,7 +219,16 @@ def test_what_is_no_body_is_said_to_be_none(raw: bytes, code: str) -> None:
         schema.opened(raw)
 
 
-@pytest.mark.parametrize("prompt", ["", [], ["a", ""]])
+@pytest.mark.parametrize("layer", [None, DESK])
+def test_a_last_message_of_the_assistant_is_continued(layer: Application | None) -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "Sure, "}]
+    (plain,), (request,) = chat(layer).requests, chat(layer, messages=begun).requests
+    assert request == msgspec.structs.replace(plain, prefill="Sure, ")
+    vllms = {"continue_final_message": True, "add_generation_prompt": False}
+    assert chat(layer, messages=begun, **vllms).requests == [request]
+
+
+@pytest.mark.parametrize("prompt", ["", [], ["a", ""], [[]]])
 def test_from_nothing_nothing_goes_on(prompt: Any) -> None:
     with raises(UsageError, "prompt-empty"):
         completions.parse({"model": "m", "prompt": prompt}, schema.Rules())

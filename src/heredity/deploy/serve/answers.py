@@ -8,23 +8,28 @@ Leaves to others: parsing requests and formatting answers (chat.py, completions.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from heredity.application.spec import Application
-from heredity.core.errors import Busy, ContextOverflow, EngineFailure, HeredityError
+from heredity.core.errors import Busy, ContextOverflow, EngineFailure, HeredityError, UsageError
 from heredity.core.records import Model, Reply, ToolCall, digest, encode
 from heredity.deploy.serve import schema
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import EngineWorker, Ticket
 from heredity.engines.chat.codec import StopTexts
 from heredity.engines.chat.tool_calls import MARKS, DividedAnswer, WrittenCall, divide_answer
+from heredity.engines.protocols import Engine, TokenLog, TokenScorer
 
 # Errors that the request caused: the reply's error code, and the code that the caller gets.
+CONTEXT = "context_length_exceeded"
+_CONTEXT_WORDS = "This model's maximum context length is exceeded"  # clients look for the first five words
 _THEIRS: dict[str | None, str] = {
-    ContextOverflow.code: "context_length_exceeded",
+    ContextOverflow.code: CONTEXT,
     "template-refuses": "invalid_request",
 }
 
@@ -49,7 +54,9 @@ class Served(NamedTuple):
     @property
     def rules(self) -> Rules:
         """How its requests are read."""
-        return Rules(self.application, self.may_draw, self.ignores, self.service.shows_tools)
+        engine = self.service.engine
+        scorer = engine if isinstance(engine, TokenScorer) else None
+        return Rules(self.application, self.may_draw, self.ignores, self.service.shows_tools, scorer)
 
     @property
     def fingerprint(self) -> str:
@@ -68,8 +75,12 @@ class ServedAnswer:
         self._before_calls = _BeforeCalls() if self._reads_callers_tools else None
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
-        self._sent = ""
-        self._untaken: deque[str] = deque()  # written by the engine's thread, read by the loop
+        self._echo = asked.echoes[number] if asked.echoes else None
+        self._sent = "" if self._echo is None else self._echo.text
+        # Written by the engine's thread, read by the loop.
+        self._untaken: deque[str] = deque([self._sent] if self._sent else [])
+        self._scores: Future[list[TokenLog]] | None = None
+        self._logs: list[TokenLog] | None = None
         self._is_waking = self._is_dropped = False
         self.news = asyncio.Event()
 
@@ -83,6 +94,9 @@ class ServedAnswer:
         is_heard = self._asked.is_streamed or bool(self._asked.stops)
         request = self._asked.requests[self.number]
         try:
+            if self._echo is not None and self._echo.n_new is not None:
+                self._scores = self._scored(())
+                return
             self._ticket = self._one.service.ask(request, self._hear if is_heard else None)
         except HeredityError as error:
             raise _refusal(error) from None
@@ -91,6 +105,17 @@ class ServedAnswer:
         """Cancel the answer: the caller no longer waits."""
         self._is_dropped = True
         self._end()
+
+    def _scored(self, output: Sequence[int]) -> Future[list[TokenLog]]:
+        """Queue the scores of the answer's tokens, and of its prompt's if the caller wants them."""
+        request, echo, n_top = self._asked.requests[self.number], self._echo, self._asked.n_top or 0
+
+        def score(engine: Engine) -> list[TokenLog]:
+            assert isinstance(engine, TokenScorer)
+            prompt = (echo and echo.tokens) or engine.prompt_tokens(request)
+            return engine.token_logs((*prompt, *output), 0 if echo is not None else len(prompt), n_top)
+
+        return self._one.service.compute(score)
 
     def take(self) -> str:
         """The text that the engine produced since the last call."""
@@ -102,6 +127,8 @@ class ServedAnswer:
     def _end(self) -> None:
         if self._ticket is not None:
             self._ticket.drop()
+        if self._scores is not None:
+            self._scores.cancel()
 
     def _hear(self, more: str) -> None:
         """Receive the next text, in the engine's thread; text that may begin a stop text is held back.
@@ -128,18 +155,54 @@ class ServedAnswer:
 
     async def reply(self) -> Reply:
         """Return the engine's reply. Raises Refusal if it failed."""
-        assert self._ticket is not None
-        engine_reply = asyncio.wrap_future(self._ticket.reply)
-        engine_reply.add_done_callback(_ignore)  # a disconnected caller retrieves no error
         try:
+            if self._ticket is None:
+                return self._read_off(await self._awaited_scores())
+            engine_reply = asyncio.wrap_future(self._ticket.reply)
+            engine_reply.add_done_callback(_ignore)  # a disconnected caller retrieves no error
             reply = await asyncio.shield(engine_reply)
+            if reply.stop != "error" and self._asked.n_top is not None:
+                self._scores = self._scored(reply.tokens)
+                self._logs = await self._awaited_scores()
         except HeredityError as error:
             raise _refusal(error) from None
         if reply.stop == "error":
             code = _THEIRS.get(reply.error_code, "engine_error")
             message = reply.error or "the engine gave no reason"
+            if code == CONTEXT:
+                message = f"{_CONTEXT_WORDS}: {message}"
             raise Refusal(500 if code == "engine_error" else 400, message, code)
         return reply
+
+    async def _awaited_scores(self) -> list[TokenLog]:
+        assert self._scores is not None
+        scores = asyncio.wrap_future(self._scores)
+        scores.add_done_callback(_ignore)
+        return await asyncio.shield(scores)
+
+    def _read_off(self, scores: list[TokenLog]) -> Reply:
+        """Return the reply that the scores of a prompt contain: no token, or the likeliest one."""
+        assert self._echo is not None
+        n_new, new = self._echo.n_new or 0, scores[-1]
+        self._logs = scores if n_new else scores[:-1]
+        text = new.text if n_new else ""
+        tokens = (new.token,) * n_new
+        return Reply(0, self._echo.text, text, tokens, stop="length", n_prompt_tokens=len(scores) - 1)
+
+    def _logs_of(self, text: str, reply: Reply) -> tuple[TokenLog, ...] | None:
+        """Return the scores of the tokens that are sent; `text` may be cut, and an end token is not sent."""
+        logs = self._logs
+        if logs is None or self._asked.n_top is None:
+            return None
+        if self._ticket is None:
+            return tuple(logs)
+        n_before = len(logs) - 1 - len(reply.tokens)  # the last is of the token after the answer
+        engine = self._one.service.engine
+        assert isinstance(engine, TokenScorer)
+        n = bisect_left(
+            range(len(reply.tokens)), len(text), key=lambda i: len(engine.decode(reply.tokens[:i]))
+        )
+        return tuple(logs[: n_before + n])
 
     def finished(self, reply: Reply) -> FinishedAnswer:
         """Return the answer as it is sent: cut at stop texts, with its tool calls."""
@@ -152,7 +215,10 @@ class ServedAnswer:
         if ends.is_over:
             rest = reply.text[len(text) :]
             cut_at = next(stop for stop in self._asked.stops if rest.startswith(stop))
-        return FinishedAnswer(shown, calls, schema.reason(reply, bool(calls), ends.is_over), cut_at)
+        if self._echo is not None:
+            shown = self._echo.text + shown
+        reason = schema.reason(reply, bool(calls), ends.is_over)
+        return FinishedAnswer(shown, calls, reason, cut_at, self._logs_of(text, reply))
 
     def _divided(self, text: str, reply: Reply) -> DividedAnswer:
         """Return the text that is sent, and the calls: of the caller's tools, or of the application's."""
@@ -209,6 +275,7 @@ class FinishedAnswer(NamedTuple):
     calls: tuple[WrittenCall, ...]
     reason: str
     cut_at: str = ""
+    logs: tuple[TokenLog, ...] | None = None
 
 
 class AnswerFormat(Protocol):
@@ -297,6 +364,10 @@ def sent(what: dict[str, object]) -> bytes:
 
 
 def _refusal(error: HeredityError) -> Refusal:
+    if isinstance(error, ContextOverflow):
+        return Refusal(400, f"{_CONTEXT_WORDS}: {error}", CONTEXT, error.code)
+    if isinstance(error, UsageError):
+        return Refusal(400, f"{error}.", "invalid_request", error.code, error.key)
     if isinstance(error, Busy):
         return Refusal(429, str(error), "too_many_requests", error.code)
     status = 503 if isinstance(error, EngineFailure) else 500

@@ -39,7 +39,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from heredity.core.errors import UsageError, did_you_mean
+from heredity.core.errors import ContextOverflow, UsageError, did_you_mean
 from heredity.core.records import Reply, encode
 from heredity.deploy.serve import answers, chat, completions, schema
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
@@ -382,7 +382,8 @@ def _understood(parse: Callable[[], T]) -> T:
     try:
         return parse()
     except UsageError as error:
-        raise Refusal(400, f"{error}.", "invalid_request", error.code, error.key) from None
+        code = answers.CONTEXT if error.code == ContextOverflow.code else "invalid_request"
+        raise Refusal(400, f"{error}.", code, error.code, error.key) from None
 
 
 async def _refused(call: Call, error: Refusal) -> Response:  # noqa: ARG001

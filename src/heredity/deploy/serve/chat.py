@@ -24,6 +24,7 @@ from heredity.deploy.serve.conversation import (
     read_tools,
 )
 from heredity.deploy.serve.schema import CallReading, ParsedRequest, Refusal, Rules
+from heredity.engines.protocols import TokenLog
 
 _UNREAD = {"name", "annotations", "audio", "refusal", "reasoning_content"}  # of a message
 
@@ -35,6 +36,10 @@ class ChatBody(schema.Body, kw_only=True):
     tools: list[OfferedTool] = msgspec.field(default_factory=list)
     tool_choice: str | dict[str, object] = "auto"
     parallel_tool_calls: bool = True
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
 
 
 def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
@@ -52,6 +57,11 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
             key="tool_choice",
         )
     is_off = body.tool_choice == "none"
+    _check_prefill(body)
+    if body.top_logprobs and not body.logprobs:
+        raise UsageError("top_logprobs needs logprobs: true", code="bad-setting", key="top_logprobs")
+    n_top = (body.top_logprobs or 0) if body.logprobs else None
+    schema.check_logs(n_top, rules)
     decoding, held = schema.read_decoding(body, rules)
     request = converse(body.messages, () if is_off else tools, rules, decoding, body.seed or 0)
     # Inside an application its own descriptions hold, and the caller's only repeat the names.
@@ -63,7 +73,25 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
         schema.with_usage(body),
         CallReading(tuple(tool.name for tool in tools), is_off, body.parallel_tool_calls),
         (*held, *ignored, *repeated),
+        n_top,
     )
+
+
+def _check_prefill(body: ChatBody) -> None:
+    """Raise UsageError if vLLM's fields ask for another end of the prompt than the messages give it."""
+    is_begun = bool(body.messages) and body.messages[-1].role == "assistant"
+    if body.continue_final_message not in (None, is_begun):
+        raise UsageError(
+            "a last message of the assistant is continued, and no other one is",
+            code="nothing-to-answer",
+            key="continue_final_message",
+        )
+    if body.add_generation_prompt not in (None, not is_begun):
+        raise UsageError(
+            "the assistant's turn is opened, unless the last message is a part of it",
+            code="nothing-to-answer",
+            key="add_generation_prompt",
+        )
 
 
 def _without_empty(message: object) -> object:
@@ -128,6 +156,7 @@ class ChatFormat:
         return {
             "index": number,
             "delta": {"tool_calls": calls} if calls else {},
+            "logprobs": _logprobs(answer.logs),
             "finish_reason": answer.reason,
         }
 
@@ -136,7 +165,8 @@ class ChatFormat:
         message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
         if answer.calls:
             message["tool_calls"] = self._calls(number, answer)
-        return {"index": number, "message": message, "logprobs": None, "finish_reason": answer.reason}
+        logs = _logprobs(answer.logs)
+        return {"index": number, "message": message, "logprobs": logs, "finish_reason": answer.reason}
 
     def _calls(self, number: int, answer: FinishedAnswer) -> list[dict[str, object]]:
         ident = f"{self._ident[-8:]}_{number}"
@@ -148,3 +178,18 @@ class ChatFormat:
             }
             for i, call in enumerate(answer.calls)
         ]
+
+
+def _logprobs(logs: Sequence[TokenLog] | None) -> dict[str, object] | None:
+    if logs is None:
+        return None
+    content = [
+        _token(each.text, each.log) | {"top_logprobs": [_token(text, log) for text, log in each.top]}
+        for each in logs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(text: str, log: float | None) -> dict[str, object]:
+    is_part = "\ufffd" in text  # of a character: its bytes are not in the text
+    return {"token": text, "logprob": log, "bytes": None if is_part else list(text.encode())}

@@ -142,17 +142,22 @@ def converse(
     decoding: Decoding,
     seed: int,
 ) -> Request:
-    """Return the request for the next message. Raises UsageError."""
+    """Return the request for the next message. A last message of the assistant is continued.
+
+    Raises UsageError.
+    """
+    prefill, layer = "", rules.application
+    if messages and (last := messages[-1]).role == "assistant" and last.text and not last.tool_calls:
+        messages, prefill = messages[:-1], last.text
     if not messages:
-        raise UsageError("messages is empty", code="messages-empty", key="messages")
-    layer = rules.application
+        raise UsageError("messages has nothing to answer", code="messages-empty", key="messages")
     if layer is None:
-        request = Request(0, tuple(_alone(messages)), decoding, seed, tools=tuple(tools))
+        request = Request(0, tuple(_alone(messages)), decoding, seed, prefill, tuple(tools))
     else:
-        request = layer.request(_within(layer, messages), seed=seed, decoding=decoding)
+        request = layer.request(_within(layer, messages), prefill, seed, decoding)
     if request.messages[-1].role == "assistant":
         raise UsageError(
-            "the last message is from the assistant: there is nothing to answer",
+            "the last message is from the assistant, and is not a text to continue",
             code="nothing-to-answer",
             key="messages",
         )

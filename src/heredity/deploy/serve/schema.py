@@ -17,7 +17,9 @@ import msgspec
 from heredity.application.spec import Application, check_decoding
 from heredity.core.errors import BadArgument, UsageError, code_of
 from heredity.core.records import Decoding, Reply, Request
+from heredity.engines.protocols import TokenScorer
 
+MOST_LOGS = 20  # likeliest tokens listed at each place
 LONGEST = 512  # tokens of an answer, if neither the caller nor an application sets a limit
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOPS = 16, 16, 4096
 _MOST_SEED, _MOST_TOKENS = 1 << 63, 1 << 31
@@ -36,8 +38,8 @@ _SETTINGS: dict[str, Sequence[object]] = {
 # These change what an answer is, so that it could not be taken for what was asked:
 _FORMS: dict[str, Sequence[object]] = {
     "response_format": ({"type": "text"},), "functions": ([],), "function_call": ("none", "auto"),
-    "suffix": ("",), "modalities": (["text"],), "skip_special_tokens": (True,), "logprobs": (False, 0),
-    "top_logprobs": (0,), "echo": (False,),
+    "suffix": ("",), "modalities": (["text"],), "skip_special_tokens": (True,), "top_logprobs": (0,),
+    "echo": (False,),
 }  # fmt: skip
 _PLACE = re.compile(r"at `\$\.?([^`]+)`|required field `([^`]+)`")
 
@@ -73,6 +75,20 @@ class Rules:
     may_draw: bool = False
     ignores: bool = False
     shows_tools: bool = True
+    scorer: TokenScorer | None = None  # the engine, if it scores tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The prompt of an answer, which the caller wants in front of it.
+
+    tokens: the prompt, if the caller sent tokens; else `text` is. n_new: tokens to add, if the answer is read
+    off the scores of the prompt; None: it is generated.
+    """
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    n_new: int | None = None
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -124,6 +140,8 @@ class ParsedRequest:
     with_usage: bool = False
     calls: CallReading = field(default_factory=CallReading)
     ignored: tuple[str, ...] = ()
+    n_top: int | None = None  # likeliest tokens to list at each place; None: no log-probabilities
+    echoes: tuple[Echo, ...] = ()  # one per answer, or none
 
 
 class ReadBody(NamedTuple):
@@ -267,6 +285,22 @@ def stop_texts(body: Body) -> tuple[str, ...]:
             key="stop",
         )
     return stops
+
+
+def check_logs(n_top: int | None, rules: Rules) -> None:
+    """Raise UsageError if these log-probabilities cannot be given under these rules."""
+    if n_top is None:
+        return
+    if rules.scorer is None:
+        raise UsageError(
+            "this model's engine gives no log-probabilities", code="logprobs-not-supported", key="logprobs"
+        )
+    if not 0 <= n_top <= MOST_LOGS:
+        raise UsageError(
+            f"0 to {MOST_LOGS} likeliest tokens can be listed, not {n_top}",
+            code="bad-setting",
+            key="top_logprobs",
+        )
 
 
 def with_usage(body: Body) -> bool:

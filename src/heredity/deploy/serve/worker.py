@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from queue import Empty, SimpleQueue
-from typing import Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -32,6 +32,7 @@ WIDTH = 8  # requests in flight for an engine that does not report its own width
 MOST = 256  # open requests
 _CLOSED = "the service is closed"
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -68,13 +69,34 @@ class Ticket:
             self.left(self)
 
 
+@dataclass(eq=False)
+class _Work(Generic[T]):
+    """A function of the engine that runs in its thread, between two steps of the answers."""
+
+    function: Callable[[Engine], T]
+    result: Future[T] = field(default_factory=Future)
+
+    def run(self, engine: Engine) -> None:
+        """Run it, unless its caller has left."""
+        if not self.result.set_running_or_notify_cancel():
+            return
+        try:
+            self.result.set_result(self.function(engine))
+        except HeredityError as error:
+            self.result.set_exception(error)
+        except Exception as error:
+            _log.error("an engine failed", exc_info=error)
+            failure = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}", code="engine-fault")
+            self.result.set_exception(failure)
+
+
 class EngineWorker:
     """An engine in its own thread. `close` refuses the requests that still wait."""
 
     def __init__(self, engine: Engine, most: int = MOST) -> None:
         self.engine, self.most = engine, most
         self._width = engine.width if isinstance(engine, BatchedEngine) else WIDTH
-        self._asked: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._asked: SimpleQueue[Ticket | _Work[object] | None] = SimpleQueue()
         self._under_way: dict[int, Ticket] = {}
         self._n_asked = self._n_open = 0
         self._lock = threading.Lock()
@@ -103,15 +125,35 @@ class EngineWorker:
     def ask(self, request: Request, hears: Hears | None = None) -> Ticket:
         """Queue a request. Raises Busy if too many are open, EngineFailure if the worker is closed."""
         with self._lock:
-            if self._is_closing:
-                raise EngineFailure(_CLOSED, code="service-closed")
-            if self._n_open >= self.most:
-                raise Busy(f"{self._n_open:,} requests are already open. Try again later.", code="queue-full")
-            self._n_open += 1
+            self._open()
             self._n_asked += 1
             ticket = Ticket(msgspec.structs.replace(request, key=self._n_asked), hears, left=self._leave)
             self._asked.put(ticket)
         return ticket
+
+    def compute(self, function: Callable[[Engine], T]) -> Future[T]:
+        """Queue a function of the engine, which runs between two steps. It counts as an open request.
+
+        Raises Busy if too many are open, EngineFailure if the worker is closed.
+        """
+        with self._lock:
+            self._open()
+            work = _Work(function)
+            work.result.add_done_callback(self._end_work)
+            self._asked.put(work)  # type: ignore[arg-type]  # its result stays with the caller
+        return work.result
+
+    def _open(self) -> None:
+        """Count one more open request. The caller holds the lock."""
+        if self._is_closing:
+            raise EngineFailure(_CLOSED, code="service-closed")
+        if self._n_open >= self.most:
+            raise Busy(f"{self._n_open:,} requests are already open. Try again later.", code="queue-full")
+        self._n_open += 1
+
+    def _end_work(self, _: Future[T]) -> None:
+        with self._lock:
+            self._n_open -= 1
 
     def close(self) -> None:
         """Finish the requests in flight, refuse those that wait, and free the engine."""
@@ -175,6 +217,8 @@ class EngineWorker:
             return None
         if ticket is None:
             self._has_ended = True
+        elif isinstance(ticket, _Work):
+            ticket.run(self.engine)
         elif self._is_closing:
             self._settle(ticket, EngineFailure(_CLOSED, code="service-closed"))
         else:

@@ -306,6 +306,10 @@ class PrefixPool:
             self._prefixes[shared] = self.decoder.prefix(shared)
         return self._prefixes[shared], tokens[len(shared) :]
 
+    def computed(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the longest computed prefix that these tokens begin with."""
+        return max((each for each in self._prefixes if tokens[: len(each)] == each), key=len)
+
     def batch(self, prefix: SharedPrefix, is_over: Callable[[BatchRow], bool]) -> ContinuousBatch:
         """Return an empty batch over a prefix."""
         return ContinuousBatch(

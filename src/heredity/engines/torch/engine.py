@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from heredity.core import host
-from heredity.core.errors import ContextOverflow, EngineFailure
+from heredity.core.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request, encode
 from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered, base_folder
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.formats import adapted, weights
-from heredity.engines.protocols import Listener, TokenScores
+from heredity.engines.protocols import Listener, TokenLog, TokenScores
 from heredity.engines.torch import autotune, layerwise, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.batch import PrefixPool, Session
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # A row attends by itself, and a softmax sums whole blocks. Part of `numerics`: stored keys hold it.
 _RULE = "rows apart"
+_HEAD_ROWS = 64  # places at which the logits of a whole vocabulary are held at once
 
 
 def load(
@@ -227,6 +228,62 @@ class TorchEngine:
         with torch.inference_mode():
             prefix, prompt = self._prompt(request, len(output))
             return self._log_probabilities(self.decoder, prefix, prompt, tuple(output))
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a text."""
+        return self.decoder.shape.context_length
+
+    def prompt_tokens(self, request: Request) -> tuple[int, ...]:
+        """Return the tokens of a request's prompt."""
+        return self.codec.encode(self.render(request))
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the plain text whose prompt has exactly these tokens. Raises UsageError if no text has."""
+        self.decode(tokens)
+        for behind in (tokens, tokens[1:]):  # the second without a first token that every prompt has
+            text = self.codec.decode(tuple(behind))
+            if text and self.prompt_tokens(Request(0, (), prefill=text)) == tuple(tokens):
+                return text
+        raise UsageError(
+            "no text has exactly these tokens: send the text, or fewer of its tokens", code="tokens-not-text"
+        )
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return tokens as text. Raises UsageError if one is not in the vocabulary."""
+        size = self.decoder.shape.vocab_size
+        if (other := next((token for token in tokens if not 0 <= token < size), None)) is not None:
+            raise UsageError(f"the vocabulary has no token {other}", code="token-unknown")
+        return self.codec.decode(tuple(tokens))
+
+    def token_logs(self, tokens: Sequence[int], start: int, n_top: int) -> list[TokenLog]:
+        """Return the scores of `tokens[start:]`, and of the likeliest token after them."""
+        decoder, tokens = self.decoder, tuple(tokens)
+        self.decode(tokens)
+        if len(tokens) > self.context_length:
+            raise ContextOverflow(f"{len(tokens)} tokens needed, {self.context_length} there")
+        first = max(start, 1)
+        found = [] if start else [TokenLog(tokens[0], self.codec.decode(tokens[:1]), None, ())]
+        with torch.inference_mode():
+            prefix, own = self.pool.split(self.pool.computed(tokens[: first - 1]), tokens)
+            hidden = decoder.prefill(prefix, decoder.slots(1, round_up(padded(own), BLOCK)), 0, own)
+            hidden = hidden[first - 1 - (len(tokens) - len(own)) : len(own)]
+            for at in range(0, len(hidden), _HEAD_ROWS):
+                logs = torch.log_softmax(decoder.logits(hidden[at : at + _HEAD_ROWS]).float(), dim=-1).cpu()
+                found += self._listed(logs, tokens[first + at :], n_top)
+        return found
+
+    def _listed(self, logs: torch.Tensor, tokens: tuple[int, ...], n_top: int) -> Iterator[TokenLog]:
+        """Yield the scores of tokens; behind the last one, of the likeliest token.
+
+        logs: (places, vocabulary).
+        """
+        top = logs.topk(n_top)
+        for i, row in enumerate(logs):
+            token = tokens[i] if i < len(tokens) else int(row.argmax())
+            pairs = zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
+            listed = tuple((self.codec.decode((each,)), log) for each, log in pairs)
+            yield TokenLog(token, self.codec.decode((token,)), float(row[token]), listed)
 
     def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the tokens of the prompt, and those of a text that follows it."""
