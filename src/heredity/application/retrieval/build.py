@@ -1,0 +1,309 @@
+"""Build or update the index of a folder.
+
+Promises: an unchanged file, by its hash, is neither parsed nor embedded again. The result is the one of a
+build from the start. A crash leaves the old index or the new one, whole.
+Leaves to others: the formats (readers/), the cuts (chunks.py), and searching (index.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, UnsetType
+
+from heredity.application.retrieval.chunks import Chunk, cut
+from heredity.application.retrieval.conversion import Converter
+from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
+from heredity.application.retrieval.folder import (
+    MANIFEST,
+    Candidate,
+    Limits,
+    SkippedFile,
+    is_index,
+    place_of,
+    read_bytes,
+    walk,
+)
+from heredity.application.retrieval.lexical import Bm25
+from heredity.application.retrieval.manifest import (
+    EmbeddingModel,
+    IndexedFile,
+    IndexManifest,
+    IndexSettings,
+    check_files,
+    read_chunks,
+    read_manifest,
+    write_manifest,
+)
+from heredity.application.retrieval.readers import Reason, Unreadable, load
+from heredity.core.errors import BadInput, Damaged, NotComparable, UsageError
+from heredity.core.files import Lock, hash_file, replacing, sync_folder
+from heredity.core.progress import Meter, Progress, Watch
+from heredity.core.records import FileHash, encode
+from heredity.lineage.store import Store
+
+_TRY_AGAIN: tuple[Reason, ...] = ("needs-package", "unreadable", "too-slow", "too-much-memory", "crashed")
+
+
+class Built(NamedTuple):
+    """An index that was written. `n_kept`: documents that were taken from the index before it."""
+
+    manifest: IndexManifest
+    n_read: int
+    n_kept: int
+    n_embedded: int  # chunks
+
+
+class _Before(NamedTuple):
+    """The content of the index before: of each file, and the embedding of each text."""
+
+    chunks: dict[tuple[str, str], list[Chunk]]  # by path and SHA-256
+    left_out: dict[tuple[str, str], SkippedFile]
+    embeddings: dict[str, Floats]
+
+
+def build(
+    folder: Path,
+    out: Path,
+    *,
+    embed: str | None = None,
+    words: int | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    store: Store | None = None,
+    watch: Watch | None = None,
+) -> Built:
+    """Index the documents in `folder` into the folder `out`, or update the index that is there.
+
+    embed: the name of an embedding model of the store; "" for BM25 only. words: of a chunk, at most. None
+    for either: as in the index that is there, or else BM25 only and 160 words.
+
+    Raises UsageError for a folder that does not exist, or an `out` that holds something else. Raises BadInput
+    if there is nothing to index, and Unavailable without a package.
+    """
+    folder, out = folder.resolve(), out.resolve()
+    if is_index(folder):
+        raise UsageError(
+            f'{folder} is an index. Search it: heredity index {folder} --ask "..."', code="folder-is-index"
+        )
+    there = _settings_before(out)
+    embedder = _embedder(there, embed, store)
+    model = UNSET if embedder is None else EmbeddingModel(embedder.model.id, embedder.model.name)
+    settings = IndexSettings(there.words if words is None else words, model)
+    _refuse_other_folder(out)
+    candidates, left_out = walk(folder, out, limits)
+    with Lock(out):
+        read = _Reading(_read_before(out, settings), settings, limits, watch)
+        read.left_out += left_out
+        with Converter(limits) as converter:
+            read.all(candidates, converter)
+        return _write(folder, out, read, embedder)
+
+
+def _write(folder: Path, out: Path, read: _Reading, embedder: Embedder | None) -> Built:
+    """Write the index of what was read, manifest last, and remove the files of the index before."""
+    if not read.chunks:
+        n_left = len(read.left_out)
+        raise BadInput(folder, f"no document in it can be read ({n_left} files left out)", code="index-empty")
+    vectors, n_embedded = _embeddings(read.chunks, read.before, embedder, read.watch)
+    files = _write_files(out, read.chunks, vectors)
+    manifest = write_manifest(out, read.manifest(files, place_of(folder, out)))
+    _remove_others(out, manifest)
+    return Built(manifest, read.n_read, len(read.sources) - read.n_read, n_embedded)
+
+
+def _settings_before(out: Path) -> IndexSettings:
+    """The settings of the index at `out`, or the usual ones if there is no such index."""
+    try:
+        return read_manifest(out).settings
+    except (UsageError, Damaged, NotComparable):
+        return IndexSettings()
+
+
+def _embedder(there: IndexSettings, embed: str | None, store: Store | None) -> Embedder | None:
+    if embed is None and not isinstance(there.embedding, UnsetType):
+        embed = there.embedding.name
+    return open_embedder(embed, store) if embed else None
+
+
+def _refuse_other_folder(out: Path) -> None:
+    """Raise UsageError rather than write among files of something else."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out names {out}, which is a file. Name a folder.", code="out-is-a-file")
+    if (out / MANIFEST).exists() or not out.exists():
+        return
+    if other := next((each.name for each in sorted(out.iterdir()) if not _is_own(each.name)), None):
+        raise UsageError(
+            f"{out} is no index and is not empty ({other} is in it). Name another folder.",
+            code="out-not-empty",
+        )
+
+
+def _is_own(name: str) -> bool:
+    kind, dash, _ = name.partition("-")
+    return name.startswith(".") or (bool(dash) and kind in ("chunks", "terms", "bm25", "embeddings"))
+
+
+def _read_before(out: Path, settings: IndexSettings) -> _Before:
+    """The parts of the index at `out` that can be used again: none if it is damaged or of other settings."""
+    nothing = _Before({}, {}, {})
+    if not (out / MANIFEST).exists():
+        return nothing
+    try:
+        manifest = read_manifest(out)
+        check_files(out, manifest)
+        chunks = read_chunks(out, manifest)
+    except (Damaged, NotComparable):  # it is built from the start, and its files are replaced
+        return nothing
+    if msgspec.structs.replace(manifest.settings, embedding=UNSET) != msgspec.structs.replace(
+        settings, embedding=UNSET
+    ):
+        return nothing
+    found: dict[tuple[str, str], list[Chunk]] = {}
+    at = 0
+    for source in manifest.sources:
+        found[source.path, source.sha256] = chunks[at : at + source.n_chunks]
+        at += source.n_chunks
+    left = {
+        (each.path, each.sha256): each
+        for each in manifest.left_out
+        if each.sha256 and each.reason not in _TRY_AGAIN
+    }
+    vectors: dict[str, Floats] = {}
+    path = manifest.file(out, "embeddings")
+    if path is not None and manifest.settings.embedding == settings.embedding:
+        rows = np.load(path, allow_pickle=False)
+        vectors = {chunk.searched: row for chunk, row in zip(chunks, rows, strict=True)}
+    return _Before(found, left, vectors)
+
+
+class _Reading:
+    """Reads the candidates, or takes them from the index before."""
+
+    def __init__(self, before: _Before, settings: IndexSettings, limits: Limits, watch: Watch | None):
+        self.before, self._settings, self._limits, self.watch = before, settings, limits, watch
+        self.chunks: list[Chunk] = []
+        self.sources: list[IndexedFile] = []
+        self.left_out: list[SkippedFile] = []
+        self.n_read = 0
+
+    def all(self, candidates: Sequence[Candidate], converter: Converter) -> None:
+        """Read every candidate, in order."""
+        n_done, n_total = 0, sum(each.bytes for each in candidates)
+        for candidate in candidates:
+            self._show(n_done, n_total)
+            self._one(candidate, converter)
+            n_done += candidate.bytes
+        self._show(n_total, n_total)
+
+    def manifest(self, files: tuple[FileHash, ...], place: str) -> IndexManifest:
+        """The manifest of an index of what was read, with these files of its own."""
+        left = tuple(sorted(self.left_out, key=lambda each: each.path))
+        return IndexManifest(self._settings, files, tuple(self.sources), left, place, self._limits.max_bytes)
+
+    def _show(self, n_done: int, n_total: int) -> None:
+        if self.watch is not None:
+            self.watch(Progress("read", "reading", n_done, n_total, unit="bytes"))
+
+    def _one(self, candidate: Candidate, converter: Converter) -> None:
+        sha256 = ""
+        try:
+            data = read_bytes(candidate.file, self._limits)
+            sha256 = hashlib.sha256(data).hexdigest()
+            key = (candidate.path, sha256)
+            if known := self.before.left_out.get(key):
+                self.left_out.append(known)
+                return
+            chunks = self.before.chunks.get(key)
+            if chunks is None:
+                blocks = converter.read(candidate.reader, data)
+                unit = load(candidate.reader).UNIT
+                chunks = cut(candidate.path, unit, blocks, self._settings.words)
+                self.n_read += 1
+        except Unreadable as error:
+            self.left_out.append(
+                SkippedFile(candidate.path, error.reason, error.detail, candidate.bytes, sha256)
+            )
+            return
+        self.chunks += chunks
+        self.sources.append(IndexedFile(candidate.path, len(data), sha256, len(chunks)))
+
+
+def _embeddings(
+    chunks: Sequence[Chunk], before: _Before, embedder: Embedder | None, watch: Watch | None
+) -> tuple[Floats | None, int]:
+    """The embedding of each chunk (chunk, hidden), and how many were computed now; None without a model."""
+    if embedder is None:
+        return None, 0
+    known = before.embeddings
+    texts = [chunk.searched for chunk in chunks]
+    new = [text for text in dict.fromkeys(texts) if text not in known]
+    meter = Meter(watch, "embed", len(new))
+    made: dict[str, Floats] = {}
+    for text in new:
+        made[text] = embedder.embed(text)
+        meter.tick()
+    meter.close()
+    rows = [made[text] if text in made else known[text] for text in texts]
+    return np.stack(rows).astype(np.float32), len(new)
+
+
+def _write_files(out: Path, chunks: Sequence[Chunk], vectors: Floats | None) -> tuple[FileHash, ...]:
+    """Write the index's own files. Their names hold their hash, so that none replaces one in use."""
+    lexical = Bm25.of(chunk.searched for chunk in chunks)
+    files = [_NewFile(out, "chunks", ".jsonl")]
+    files[-1].bytes(b"".join(encode(chunk) + b"\n" for chunk in chunks))
+    files.append(_NewFile(out, "terms", ".json"))
+    files[-1].bytes(msgspec.json.encode(lexical.vocabulary))
+    for name in ("data", "indices", "indptr"):
+        files.append(_NewFile(out, f"bm25-{name}", ".npy"))
+        files[-1].array(lexical.arrays[name])
+    if vectors is not None:
+        files.append(_NewFile(out, "embeddings", ".npy"))
+        files[-1].array(vectors)
+    sync_folder(out)
+    return tuple(file.hash for file in files)
+
+
+class _NewFile:
+    """A file of the index, written under a passing name and then named by its hash."""
+
+    def __init__(self, out: Path, kind: str, suffix: str) -> None:
+        self._out, self._kind, self._suffix = out, kind, suffix
+        self.hash = FileHash("", 0, "")
+
+    def bytes(self, data: bytes) -> None:
+        """Write bytes."""
+        with replacing(self._new) as temporary:
+            temporary.write_bytes(data)
+        self._name()
+
+    def array(self, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
+        """Write an array, without pickle."""
+        with replacing(self._new) as temporary, temporary.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+        self._name()
+
+    @property
+    def _new(self) -> Path:
+        return self._out / f"{self._kind}-new{self._suffix}"
+
+    def _name(self) -> None:
+        sha256 = hash_file(self._new)
+        named = f"{self._kind}-{sha256[:12]}{self._suffix}"
+        self.hash = FileHash(named, self._new.stat().st_size, sha256)
+        self._new.replace(self._out / named)
+
+
+def _remove_others(out: Path, manifest: IndexManifest) -> None:
+    """Remove the files of the index before."""
+    own = {each.path for each in manifest.files}
+    for path in out.iterdir():
+        if path.name not in own and not path.name.startswith(".") and _is_own(path.name):
+            with suppress(OSError):
+                path.unlink()

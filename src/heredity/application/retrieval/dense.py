@@ -1,0 +1,103 @@
+"""Embeddings of texts by a sentence encoder of the store: the mean or first hidden state, as its files say.
+
+Promises: fp32, one text at a time, so that an embedding depends only on its text (on one kind of machine).
+The end of a text that exceeds the model's length is not read.
+Leaves to others: which texts, and comparing them (index.py).
+
+Source: Sentence-BERT, Reimers and Gurevych 2019 (1908.10084).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from heredity.core import host
+from heredity.core.errors import Damaged, Unavailable, UsageError, first_line
+from heredity.core.readers import json_of
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Floats = npt.NDArray[np.float32]
+DEFAULT = "all-minilm-l6-v2"
+_POOLING = "1_Pooling/config.json"
+_KNOWN = ("pooling_mode_mean_tokens", "pooling_mode_cls_token")
+
+
+def open_embedder(name: str, store: Store | None = None) -> Embedder:
+    """The embedder of a model of the store. Raises UnknownName, Unavailable, UsageError or Damaged."""
+    grown = (store or Store()).named(name)
+    if grown.record.modality != "text-embedding" or grown.record.format != "safetensors":
+        raise UsageError(
+            f"'{grown.record.name}' is no sentence encoder (modality {grown.record.modality}, "
+            f"{grown.record.format}). Take one, such as {DEFAULT}.",
+            code="not-an-embedder",
+        )
+    return Embedder(grown)
+
+
+class Embedder:
+    """A loaded sentence encoder."""
+
+    def __init__(self, grown: Grown) -> None:
+        self.model = grown.record
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise Unavailable(
+                f"Embeddings need {error.name}, which is not installed. "
+                "Install it: pip install 'heredity[torch]', or search by bm25."
+            ) from None
+        host.configure()
+        host.prepare_transformers()
+        here = {"trust_remote_code": False, "local_files_only": True}
+        self._torch = torch
+        try:
+            self._is_mean = _pooling(grown.folder) == _KNOWN[0]
+            self._n_tokens = _longest(grown.folder)
+            self._tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+                grown.folder, **here
+            )
+            self._network: PreTrainedModel = transformers.AutoModel.from_pretrained(
+                grown.folder, dtype=torch.float32, use_safetensors=True, **here
+            ).eval()
+        except (OSError, ValueError, KeyError) as error:
+            raise Damaged(
+                f"{grown.folder}: not a sentence encoder: {first_line(error)}. Pull it again."
+            ) from None
+
+    def embed(self, text: str) -> Floats:
+        """The embedding of a text, of length 1. (hidden,)"""
+        torch = self._torch
+        tokens = self._tokenizer(text, truncation=True, max_length=self._n_tokens, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = self._network(**tokens).last_hidden_state[0]  # (token, hidden)
+            pooled = hidden.mean(0) if self._is_mean else hidden[0]
+            found: Floats = torch.nn.functional.normalize(pooled, dim=0).numpy()
+        return found
+
+
+def _pooling(folder: Path) -> str:
+    """The one way of pooling that the model's files name. Raises ValueError for another one."""
+    if not (folder / _POOLING).is_file():
+        return _KNOWN[0]
+    modes = json_of(folder / _POOLING)
+    named = [key for key, is_on in modes.items() if key.startswith("pooling_mode_") and is_on is True]
+    if len(named) != 1 or named[0] not in _KNOWN:
+        raise ValueError(f"its pooling is {', '.join(named) or 'unknown'}; known: {', '.join(_KNOWN)}")
+    return str(named[0])
+
+
+def _longest(folder: Path) -> int:
+    """The tokens that the model reads: of its sentence_bert_config.json, or of its positions."""
+    own = folder / "sentence_bert_config.json"
+    if own.is_file():
+        return int(json_of(own)["max_seq_length"])
+    return int(json_of(folder / "config.json")["max_position_embeddings"])

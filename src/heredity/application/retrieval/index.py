@@ -1,0 +1,241 @@
+"""Search an index: BM25, embeddings, or both by reciprocal rank fusion.
+
+Promises: equal text gives equal chunks in equal order; equal scores are ordered by the chunk's id. An index
+that is damaged, or older than its documents, is refused. Search is exact. No pickle is loaded.
+Leaves to others: making an index (build.py).
+
+Source: reciprocal rank fusion, Cormack et al. 2009, with its constant 60.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import UnsetType
+
+from heredity.application.retrieval.chunks import Chunk
+from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
+from heredity.application.retrieval.folder import Limits, folder_of, read_bytes, walk
+from heredity.application.retrieval.lexical import Bm25
+from heredity.application.retrieval.manifest import (
+    IndexManifest,
+    check_files,
+    damaged,
+    read_chunks,
+    read_manifest,
+)
+from heredity.application.retrieval.readers import Unreadable
+from heredity.core.errors import NotComparable, Refused, UnknownName, UsageError
+from heredity.lineage.store import Store
+
+Method = Literal["bm25", "dense", "hybrid"]
+METHODS: tuple[Method, ...] = get_args(Method)
+FUSED = 60  # the constant of reciprocal rank fusion
+DEPTH = 100  # chunks of each ranking that are fused
+_SPARE = 64  # chunks beyond those wanted whose similarity is computed again, in a fixed order
+
+
+class Match(NamedTuple):
+    """A chunk that matches. `score` compares only within one search."""
+
+    chunk: Chunk
+    score: float
+
+
+class _Ranked(NamedTuple):
+    at: int  # in the order of the index
+    score: float
+
+
+class PassageIndex:
+    """An index on disk, opened for searching."""
+
+    def __init__(self, out: Path, manifest: IndexManifest, store: Store | None = None) -> None:
+        self.out, self.manifest, self._store = out, manifest, store
+        self.chunks = read_chunks(out, manifest)
+        self._lexical = _read_lexical(out, manifest)
+        self._vectors = _read_vectors(out, manifest)
+
+    @classmethod
+    def open(cls, out: Path | str, store: Store | None = None, may_be_stale: bool = False) -> PassageIndex:
+        """Open an index. Raises UsageError if it does not exist, Damaged, or Refused for a stale one.
+
+        may_be_stale: open it also if its documents changed.
+        """
+        out = Path(out).resolve()
+        manifest = read_manifest(out)
+        check_files(out, manifest)
+        if not may_be_stale:
+            refuse_stale(out, manifest)
+        return cls(out, manifest, store)
+
+    @property
+    def hash(self) -> str:
+        """Names what a search can find (IndexManifest.hash)."""
+        return self.manifest.hash
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether it was made with an embedding model."""
+        return self._vectors is not None
+
+    @property
+    def usual_method(self) -> Method:
+        """The method of a search that names no other: hybrid if there are embeddings, and else bm25."""
+        return "hybrid" if self.has_embeddings else "bm25"
+
+    def check_method(self, method: str) -> Method:
+        """The method, if this index can search by it. Raises UnknownName or UsageError."""
+        if method not in METHODS:
+            raise UnknownName("retrieval method", method, METHODS, ", ".join(METHODS))
+        if method != "bm25" and not self.has_embeddings:
+            raise UsageError(
+                f"The index {self.out} has no embeddings, which {method} needs. Add them: "
+                f"heredity index {folder_of(self.manifest.folder, self.out)} --out {self.out} --embed MODEL",
+                code="index-no-embeddings",
+            )
+        return method
+
+    def search(self, query: str, n: int = 4, method: str | None = None) -> list[Match]:
+        """The best `n` chunks, best first; fewer if no more match.
+
+        method: None for `usual_method`.
+        """
+        method = self.check_method(method or self.usual_method)
+        if method == "bm25":
+            ranked = self._by_terms(query, n)
+        elif method == "dense":
+            ranked = self._by_meaning(query, n)
+        else:
+            depth = max(n, DEPTH)
+            ranked = self._fused(self._by_terms(query, depth), self._by_meaning(query, depth))[:n]
+        return [Match(self.chunks[each.at], each.score) for each in ranked]
+
+    def _by_terms(self, query: str, n: int) -> list[_Ranked]:
+        scores = self._lexical.scores(query)
+        return self._best(np.flatnonzero(scores > 0), scores, n)
+
+    def _by_meaning(self, query: str, n: int) -> list[_Ranked]:
+        assert self._vectors is not None
+        asked = self._embedder.embed(query)
+        rough = self._vectors @ asked
+        n_near = min(len(rough), n + _SPARE)
+        near = np.argpartition(-rough, n_near - 1)[:n_near]
+        # A BLAS product may round the same row differently at another place: sum these in a fixed order.
+        exact = np.zeros(len(rough))
+        exact[near] = (self._vectors[near].astype(np.float64) * asked.astype(np.float64)).sum(axis=1)
+        return self._best(near, exact.round(6), n)
+
+    def _fused(self, *rankings: list[_Ranked]) -> list[_Ranked]:
+        total: dict[int, float] = {}
+        for ranking in rankings:
+            for rank, each in enumerate(ranking, 1):
+                total[each.at] = total.get(each.at, 0.0) + 1 / (FUSED + rank)
+        return sorted((_Ranked(*each) for each in total.items()), key=self._order)
+
+    def _best(self, among: npt.NDArray[np.intp], scores: npt.NDArray[np.floating], n: int) -> list[_Ranked]:
+        """The best `n` of the chunks `among`, equal scores by id."""
+        if len(among) > n:
+            least = np.partition(scores[among], len(among) - n)[len(among) - n]
+            among = among[scores[among] >= least]  # with all that are equal to the last one
+        found = [_Ranked(int(at), float(scores[at])) for at in among]
+        return sorted(found, key=self._order)[:n]
+
+    def _order(self, ranked: _Ranked) -> tuple[float, str]:
+        return -ranked.score, self.chunks[ranked.at].id
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        model = self.manifest.settings.embedding
+        assert not isinstance(model, UnsetType)
+        embedder = open_embedder(model.name, self._store)
+        if embedder.model.id != model.id:
+            raise NotComparable(
+                f"The index {self.out} was made with {model.name} {model.id[:12]}, and the store has "
+                f"{embedder.model.id[:12]} under this name. Build the index again.",
+                code="index-other-model",
+            )
+        return embedder
+
+
+@lru_cache(maxsize=4)
+def opened(out: Path, wanted: str) -> PassageIndex:
+    """The index at `out`, opened once per process. Raises NotComparable unless its hash is `wanted`."""
+    index = PassageIndex.open(out, may_be_stale=True)  # staleness was refused when the application was read
+    if index.hash != wanted:
+        raise NotComparable(
+            f"The index {out} has hash {index.hash[:12]}, and the application was read with "
+            f"{wanted[:12]}. Restore that index, or start a new study.",
+            code="index-other-hash",
+        )
+    return index
+
+
+def refuse_stale(out: Path, manifest: IndexManifest) -> None:
+    """Raise Refused if the documents are still there and are no longer those of the index."""
+    folder = folder_of(manifest.folder, out)
+    if not folder.is_dir():
+        return
+    if change := _change(folder, out, manifest):
+        raise Refused(
+            f"The index {out} is stale: {change}. Update it: heredity index {folder} --out {out}",
+            code="index-stale",
+        )
+
+
+def _change(folder: Path, out: Path, manifest: IndexManifest) -> str:
+    """The first difference between the documents and those of the index, in words; "" for none."""
+    limits = Limits(manifest.max_bytes)
+    candidates, _ = walk(folder, out, limits)
+    known = {each.path: each.sha256 for each in manifest.sources}
+    known_left = {each.path: each.sha256 for each in manifest.left_out}
+    for candidate in candidates:
+        recorded = known.pop(candidate.path, None)
+        if recorded is None and candidate.path not in known_left:
+            return f"{candidate.path} is new"
+        recorded = recorded or known_left[candidate.path]
+        try:
+            found = hashlib.sha256(read_bytes(candidate.file, limits)).hexdigest()
+        except Unreadable:
+            found = ""
+        if recorded != found:
+            return f"{candidate.path} has changed"
+    return next((f"{path} is gone" for path in known), "")
+
+
+def _read_lexical(out: Path, manifest: IndexManifest) -> Bm25:
+    arrays = {name: _array(out, manifest, f"bm25-{name}") for name in ("data", "indices", "indptr")}
+    path = manifest.file(out, "terms")
+    try:
+        words = [] if path is None else msgspec.json.decode(path.read_bytes(), type=list[str])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise damaged(out, f"the terms cannot be read: {error}", manifest) from None
+    if len(arrays["indptr"]) != len(words) + 1:
+        raise damaged(out, "the terms and their scores differ in number", manifest)
+    return Bm25(words, arrays, manifest.n_chunks)
+
+
+def _read_vectors(out: Path, manifest: IndexManifest) -> Floats | None:
+    if isinstance(manifest.settings.embedding, UnsetType):
+        return None
+    vectors: Floats = _array(out, manifest, "embeddings")
+    if vectors.ndim != 2 or len(vectors) != manifest.n_chunks:
+        raise damaged(out, "the embeddings and the chunks differ in number", manifest)
+    return vectors
+
+
+def _array(out: Path, manifest: IndexManifest, kind: str) -> npt.NDArray[np.float32]:
+    path = manifest.file(out, kind)
+    try:
+        if path is None:
+            raise ValueError("it is not recorded")
+        found: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
+        return found
+    except (OSError, ValueError, EOFError) as error:
+        raise damaged(out, f"{kind} cannot be read: {error}", manifest) from None
