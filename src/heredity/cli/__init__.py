@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "verify": "Check that a model's files are the recorded ones.",
     },
     "Measure": {
+        "index": "Index a folder of documents for retrieval, or search an index.",
         "ask": "Ask a model one question.",
         "eval": "Evaluate models on small tasks, without any tuning.",
         "study": "Ask the same probes of several models in one application.",

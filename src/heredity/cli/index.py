@@ -1,0 +1,155 @@
+"""`heredity index`: make documents searchable for an application, and try a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Name, PathArgument, Verb, open_store
+
+if TYPE_CHECKING:
+    from heredity.application.retrieval.build import Built
+    from heredity.application.retrieval.index import Match, PassageIndex
+    from heredity.application.retrieval.manifest import IndexManifest
+
+_SHOWN = 20  # files left out that are printed; all are in index.json
+
+
+@click.command("index", cls=Verb, example="heredity index manuals --embed all-minilm-l6-v2")
+@click.argument("folder", metavar="FOLDER", type=PathArgument())
+@click.option(
+    "--out", type=PathArgument(), metavar="DIR", help="Write the index here.  [default: NAME.index]"
+)
+@click.option("--embed", type=Name(), metavar="MODEL", help="Also embed each passage with this model.")
+@click.option("--words", type=click.IntRange(20, 2000), help="Maximum words per passage.  [default: 160]")
+@click.option("--max-bytes", type=click.IntRange(1), help="Leave out larger files.  [default: 50000000]")
+@click.option("--ask", type=Name(), metavar="TEXT", help="Search: FOLDER is an index.")
+@click.option("--passages", type=click.IntRange(1), default=4, show_default=True, help="Of a search.")
+@click.option("--method", type=Name(), help="Of a search: bm25, dense or hybrid.  [default: the best there]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    folder: Path,
+    out: Path | None,
+    embed: str | None,
+    words: int | None,
+    max_bytes: int | None,
+    ask: str | None,
+    passages: int,
+    method: str | None,
+    as_json: bool,
+) -> None:
+    """Index a folder of documents for retrieval, or search an index.
+
+    Text, Markdown, HTML, PDF and DOCX are read. A file that cannot be read is named and left out, with the
+    reason. Links are not followed, and hidden files are left out. The same command updates an index: only
+    files that changed are read again. Without --embed or --words an update keeps the index's own.
+
+    With --ask, FOLDER is an index; the passages found are shown with their file and lines, or page.
+    """
+    from heredity.application.retrieval.build import build
+    from heredity.application.retrieval.folder import Limits
+    from heredity.application.retrieval.index import PassageIndex
+    from heredity.core import terminal
+    from heredity.core.terminal import Display
+
+    if ask is not None:
+        index = PassageIndex.open(folder, open_store())
+        found = index.search(ask, passages, method)
+        _show_found(index, found, method or index.usual_method, as_json)
+        return
+    out = out or Path(f"{folder.resolve().name}.index")
+    limits = Limits() if max_bytes is None else Limits(max_bytes)
+    with Display() as display:
+        built = build(folder, out, embed=embed, words=words, limits=limits, store=open_store(), watch=display)
+    if as_json:
+        terminal.write_json(_summary(built, out))
+    else:
+        _show_built(built, out)
+
+
+def _show_found(index: PassageIndex, found: list[Match], method: str, as_json: bool) -> None:
+    from heredity.core import terminal
+    from heredity.core.sanitize import plain
+
+    if as_json:
+        rows = [{"citation": each.chunk.citation, "score": each.score, "chunk": each.chunk} for each in found]
+        terminal.write_json({"index": index.hash, "method": method, "passages": rows})
+        return
+    for number, (chunk, score) in enumerate(found, 1):
+        terminal.out().print(terminal.cell(f"{number}. {chunk.citation}", "bold"), soft_wrap=True)
+        if chunk.heading:
+            terminal.write(plain(f"   {chunk.heading}"))
+        terminal.write(plain(chunk.text, lines=True) + "\n")
+        terminal.note(f"({method} {score:.4g})")
+    if not found:
+        terminal.note(f"No passage matches, of {index.manifest.n_chunks:,} (method {method}).")
+
+
+def _show_built(built: Built, out: Path) -> None:
+    from heredity.core import terminal
+    from heredity.core.sanitize import plain
+
+    manifest = built.manifest
+    terminal.out().print(_documents(manifest))
+    if manifest.left_out:
+        terminal.write("")
+        terminal.out().print(_left_out(manifest))
+        if (n_more := len(manifest.left_out) - _SHOWN) > 0:
+            terminal.write(plain(f"and {n_more:,} more: {out}/index.json"))
+        terminal.write("")
+        terminal.warn(f"{len(manifest.left_out):,} files or folders were left out.")
+    terminal.note(
+        f"{built.n_read:,} documents read, {built.n_kept:,} unchanged, {built.n_embedded:,} passages embedded"
+    )
+    terminal.write(plain(f"{out}  {manifest.hash}"))
+
+
+def _documents(manifest: IndexManifest) -> object:
+    """The table of documents and passages by the ending of the file's name."""
+    from collections import Counter
+
+    from heredity.core import terminal
+
+    n_files, n_bytes, n_chunks = Counter[str](), Counter[str](), Counter[str]()
+    for each in manifest.sources:
+        ending = Path(each.path).suffix.lower() or "(no ending)"
+        n_files[ending] += 1
+        n_bytes[ending] += each.bytes
+        n_chunks[ending] += each.n_chunks
+    grid = terminal.table(
+        "read", "documents", "size", "passages", right=("documents", "size", "passages"), whole=("read",)
+    )
+    for ending, n in n_files.most_common():
+        size = terminal.size(n_bytes[ending])
+        grid.add_row(terminal.cell(ending), f"{n:,}", size, f"{n_chunks[ending]:,}")
+    return grid
+
+
+def _left_out(manifest: IndexManifest) -> object:
+    """The table of files that were left out."""
+    from heredity.application.retrieval.readers import REASONS
+    from heredity.core import terminal
+
+    grid = terminal.table("left out", "reason")
+    for each in manifest.left_out[:_SHOWN]:
+        detail = f" ({each.detail})" if each.detail else ""
+        grid.add_row(terminal.cell(each.path), terminal.cell(REASONS[each.reason] + detail))
+    return grid
+
+
+def _summary(built: Built, out: Path) -> dict[str, object]:
+    manifest = built.manifest
+    return {
+        "index": str(out),
+        "hash": manifest.hash,
+        "n_documents": len(manifest.sources),
+        "n_passages": manifest.n_chunks,
+        "n_read": built.n_read,
+        "n_kept": built.n_kept,
+        "n_embedded": built.n_embedded,
+        "left_out": [
+            {"path": each.path, "reason": each.reason, "detail": each.detail} for each in manifest.left_out
+        ],
+    }
