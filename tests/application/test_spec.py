@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.application.calls import attempted_call, parse_tool_calls
+from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
@@ -224,6 +225,7 @@ def test_the_digest_names_every_field(tmp_path: Path) -> None:
         "max_turns": 3,
         "rendering": "native",
         "state": {"files": {}},
+        "guards": (GuardSpec("links"),),
     }
     assert set(changes) == set(Application.__struct_fields__)
     digests = {msgspec.structs.replace(APPLICATION, **{key: value}).digest for key, value in changes.items()}
@@ -261,7 +263,8 @@ def test_native_rendering_leaves_the_tools_to_the_models_template() -> None:
 
 def test_turns_follow_each_other_with_what_was_said_between_them() -> None:
     first, second = talk(APPLICATION, ["One.", "Two."])
-    assert first.messages[-1] == Message("user", "Retrieved document:\nA retrieved text.\n\nQuestion: First?")
+    asked = "Retrieved document:\nA retrieved text.\n\nQuestion: First?"
+    assert first.messages[-1] == Message("user", asked, data=((20, 37),))
     assert second.messages[-2:] == (Message("assistant", "One."), Message("user", "Second?"))
     assert second.messages[: len(first.messages)] == first.messages
     assert (first.seed, first.decoding) == (5, APPLICATION.decoding)
@@ -270,10 +273,10 @@ def test_turns_follow_each_other_with_what_was_said_between_them() -> None:
 def test_a_tool_call_is_answered_before_the_next_turn() -> None:
     call = 'CALL find_order {"number": "7"}'
     requests = talk(APPLICATION, [call, "It is lost.", "Bye."])
-    assert requests[1].messages[-1] == Message("user", "Result of find_order:\nThe probe's own result.")
+    assert requests[1].messages[-1].content == "Result of find_order:\nThe probe's own result."
     assert requests[2].messages[-1] == Message("user", "Second?")
     other = talk(APPLICATION, ["CALL pay_back {}"])
-    assert other[1].messages[-1] == Message("user", "Result of pay_back:\nPaid.")
+    assert other[1].messages[-1].content == "Result of pay_back:\nPaid."
 
 
 def test_two_calls_in_one_answer_are_answered_together() -> None:

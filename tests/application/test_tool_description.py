@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from heredity.application.spec import Application
-from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolDescription
+from heredity.core.records import Check, Probe, Reply, Request, ToolCall, ToolDescription
 from heredity.redteam import attacks, probes
 from heredity.redteam.attacks._ladder import topic
 from heredity.redteam.text import shown_texts
@@ -50,7 +50,7 @@ def test_an_added_tool_is_offered_parsed_and_answered() -> None:
     conversation = APPLICATION.converse(attacks.load("direct")(ADDED), ADDED)
     assert "- forecast: Tells the weather." in system(next(conversation))
     asked = conversation.send(Reply(0, "", "CALL forecast {}"))
-    assert asked.messages[-1] == Message("user", "Result of forecast:\nOK")
+    assert asked.messages[-1].content == "Result of forecast:\nOK"
     conversation.close()
 
 

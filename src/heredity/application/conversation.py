@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from heredity.application.tools import World
 from heredity.core.records import Consult, Message, Probe, Reply, Request, Turn
@@ -72,9 +72,9 @@ class _Chat:
         self._before = (list(self.messages), self._passage)
         # Two messages of the user in a row are more than some templates take.
         is_open = bool(self.n_turns and self.messages) and self.messages[-1].role == "user"
-        left = f"{self.messages.pop().content}\n\n" if is_open else ""
+        left = self.messages.pop() if is_open else None
         self.messages += turn.before
-        self.messages.append(Message("user", left + _with_passage(turn.text, self._passage)))
+        self.messages.append(_joined(left, _with_passage(turn.text, self._passage)))
         self._passage, self.n_turns = "", self.n_turns + 1
 
 
@@ -103,5 +103,22 @@ def _answer(
     return reply
 
 
-def _with_passage(text: str, passage: str) -> str:
-    return f"Retrieved document:\n{passage.strip()}\n\nQuestion: {text}" if passage else text
+def _with_passage(text: str, passage: str) -> Message:
+    """The user's words, behind the passage that is shown with them."""
+    if not passage:
+        return Message("user", text)
+    before, shown = "Retrieved document:\n", passage.strip()
+    return Message(
+        "user", f"{before}{shown}\n\nQuestion: {text}", data=((len(before), len(before) + len(shown)),)
+    )
+
+
+def _joined(first: Message | None, second: Message) -> Message:
+    """Two messages of the user as one."""
+    if first is None:
+        return second
+    text = f"{first.content}\n\n"
+    earlier = () if isinstance(first.data, UnsetType) else first.data
+    later = () if isinstance(second.data, UnsetType) else second.data
+    data = (*earlier, *((low + len(text), high + len(text)) for low, high in later))
+    return Message("user", text + second.content, data=data or UNSET)

@@ -19,6 +19,8 @@ from msgspec import UNSET, UnsetType
 
 from heredity.application.calls import parse_tool_calls
 from heredity.application.conversation import converse
+from heredity.application.guards import parse_guard
+from heredity.application.guards.protocols import GuardSpec
 from heredity.application.tools import World, check_world, is_answered_by, plain_tools
 from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean
 from heredity.core.readers import in_words, toml_line_of, toml_of
@@ -80,6 +82,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     max_turns: int = 4
     rendering: Literal["plain", "native", "theirs", "recorded"] = "plain"
     state: dict[str, Any] | UnsetType = UNSET  # what the tools read and change; see tools.py
+    guards: tuple[GuardSpec, ...] | UnsetType = UNSET  # see guards/
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
@@ -91,6 +94,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         _check_tools(self.tools)
         _check_secrets(self.secrets)
         check_world(self.state, self.tools)
+        _check_guards(self.all_guards)
 
     @classmethod
     def load(cls, path: Path | str) -> Application:
@@ -112,6 +116,11 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     def instructions(self) -> str:
         """The application's own system prompt; "" if it has none."""
         return "" if isinstance(self.system, UnsetType) else self.system
+
+    @property
+    def all_guards(self) -> tuple[GuardSpec, ...]:
+        """Its guards, also those that hold only where a study names them."""
+        return () if isinstance(self.guards, UnsetType) else self.guards
 
     def _check_system(self) -> None:
         is_needed = self.passages or (self.tools and self.rendering == "plain")
@@ -211,8 +220,12 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         if self.rendering == "native":
             return [Message("tool", result) for _, result in named]
         # One user message: not every template has a tool role, and the layer must be the same for all.
-        said = "\n\n".join(f"Result of {name}:\n{result}" for name, result in named)
-        return [Message("user", said)] if named else []
+        said, spans = "", []
+        for name, result in named:
+            said += ("\n\n" if said else "") + f"Result of {name}:\n"
+            spans.append((len(said), len(said) + len(result)))
+            said += result
+        return [Message("user", said, data=tuple(spans))] if named else []
 
     def tool_result(self, call: ToolCall, probe: Probe, world: World | None = None) -> str:
         """The result of a call: the probe's own if it has one, the tool world's, or the canned one."""
@@ -232,6 +245,8 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
 def parse(data: dict[str, Any], path: Path | str) -> Application:
     """An application from parsed TOML; raises BadInput naming the key, and the nearest known one."""
     try:
+        if isinstance(tables := data.get("guards"), list):
+            data = {**data, "guards": [msgspec.to_builtins(parse_guard(table)) for table in tables]}
         application = msgspec.convert(data, Application, strict=True)
         _ = application.digest  # values nested too deeply to be encoded fail here, not in a study
         return application
@@ -270,6 +285,14 @@ def _check_tools(tools: Sequence[Tool]) -> None:
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise BadArgument(
             f"two tools are named '{twice}'; give each a name of its own", code="name-twice", table=twice
+        )
+
+
+def _check_guards(guards: Sequence[GuardSpec]) -> None:
+    labels = [guard.label for guard in guards]
+    if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
+        raise BadArgument(
+            f"two guards are named '{twice}'; give each a name of its own", code="name-twice", key="guards"
         )
 
 

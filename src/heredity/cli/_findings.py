@@ -30,6 +30,7 @@ from heredity.study.estimates import (
     ModelPair,
     Rate,
 )
+from heredity.study.guard_words import guard_lines
 from heredity.study.headline import headline
 from heredity.study.inherited_words import seeds_lines
 from heredity.study.storage import read_estimates
@@ -56,10 +57,10 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     _print(screen, f"{found.sentence}.", "bold")
     for line in found.support:
         _print(screen, line)
-    if estimates.edges:
+    if not all(edge.is_of_guard for edge in estimates.edges):
         screen.print()
         screen.print(edge_table(estimates) if screen.width >= _EDGE_WIDTH else edge_lines(estimates))
-    for line in seeds_lines(estimates):
+    for line in (*guard_lines(estimates), *seeds_lines(estimates)):
         screen.print()
         _print(screen, line)
     in_lineage = {ident for edge in estimates.edges for ident in (edge.parent, edge.child)}
@@ -112,7 +113,7 @@ def edge_table(estimates: Estimates) -> Table:
         number = name in ("lost", "gained")
         grid.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=name != "child")
     last = ""
-    for edge in estimates.edges:
+    for edge in (each for each in estimates.edges if not each.is_of_guard):
         pair = edge.compared
         if pair.technique != last:
             last = pair.technique
@@ -130,7 +131,7 @@ def edge_table(estimates: Estimates) -> Table:
 def edge_lines(estimates: Estimates) -> Text:
     """The content of `edge_table` as lines, for a terminal in which its columns would break names."""
     called, text, last = words.names(estimates.models), Text(), ""
-    for edge in estimates.edges:
+    for edge in (each for each in estimates.edges if not each.is_of_guard):
         pair = edge.compared
         if pair.technique != last:
             last = pair.technique

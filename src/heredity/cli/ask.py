@@ -54,6 +54,7 @@ def command(
     """
     import msgspec
 
+    from heredity.application.guarded import guarded
     from heredity.application.spec import Application, check_decoding
     from heredity.core.errors import UsageError
     from heredity.core.records import Decoding
@@ -68,6 +69,8 @@ def command(
         raise UsageError(f"{error}.") from None
     conversation = _converse(layer, text, prefill or "", decoding, seed)
     engine = _load(open_store(), model, key_env)
+    if layer is not None:
+        engine = guarded(engine, layer)
     try:
         said = list(_answers(engine, conversation))
     finally:
@@ -133,7 +136,9 @@ def _show(said: list[tuple[Request, Reply]], engine: str, as_json: bool) -> None
         if number:
             note(f"[{request.messages[-1].role}] {request.messages[-1].content}")
         write(plain(request.prefill + reply.text, lines=True))
-        if reply.stop == "filter":
+        if reply.guarded:
+            note(f"(guarded: {plain('; '.join(reply.guarded))})")
+        elif reply.stop == "filter":
             note("(stopped by the service's own filter)")
         if reply.stop == "length":
             note(f"(cut at {request.decoding.max_tokens} tokens; --max-tokens raises that)")

@@ -15,6 +15,7 @@ from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_optio
 if TYPE_CHECKING:
     import socket
 
+    from heredity.application.spec import Application
     from heredity.deploy.serve.answers import Served
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -115,6 +116,7 @@ def _served(
 
     layers = {path: Application.load(path) for path in applications}
     for path, layer in layers.items():
+        _refuse_guarded(path, layer)
         if layer.rendering in ("theirs", "recorded"):
             raise UsageError(
                 f'{path}: rendering "{layer.rendering}" belongs to a target that cannot be served.'
@@ -133,6 +135,16 @@ def _served(
         stack.callback(service.close)
         served += [Served(one.record, service, each, may_draw, ignores) for each in layers.values() or [None]]
     return served
+
+
+def _refuse_guarded(path: Path, layer: Application) -> None:
+    from heredity.core.errors import UsageError
+
+    if any(guard.is_on for guard in layer.all_guards):
+        raise UsageError(
+            f"{path}: its guards are not served yet. Write is_on = false to serve it without them.",
+            code="guards-not-served",
+        )
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 _MOST_ERRORS = 5  # distinct ones that are printed
 _UNDECIDED = 4  # exit code, as of `heredity gate` for errors in the run
-_OPTIONS = {"models": "model", "attacks": "attack"}  # the options of settings that have another name
+_OPTIONS = {
+    "models": "model",
+    "attacks": "attack",
+    "guards": "guard",
+}  # the options of settings that have another name
 _KINDS = (
     (click.types.BoolParamType, bool),
     (click.types.IntParamType, int),
@@ -28,7 +32,7 @@ _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors", "dry_run", "gather",
 # The options that a study's folder fixes: another value would be another study.
 _PLANNED = (
     "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
-    "until_decided", "stopping", "error_share", "attacker", "endpoint", "unclear_share",
+    "until_decided", "stopping", "error_share", "attacker", "endpoint", "unclear_share", "guard",
 )  # fmt: skip
 
 
@@ -104,6 +108,10 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     metavar="NAME[@TECHNIQUE,...]",
     help="Attack on each probe, or on those of some techniques; repeatable.  [default: direct]",
 )
+@click.option(
+    "--guard", type=Name(), multiple=True, metavar="NAME[+NAME...]",
+    help="Ask each model again behind a guard of the application, or a kind of guard; repeatable.",
+)  # fmt: skip
 @click.option("--samples", type=int, default=1, show_default=True, help="Samples per trial.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--margin", type=float, default=0.05, show_default=True, help="Non-inferiority margin.")
@@ -178,6 +186,7 @@ def command(
     application: Path | None,
     probes: tuple[str, ...],
     attack: tuple[str, ...],
+    guard: tuple[str, ...],
     samples: int,
     seed: int,
     margin: float,
@@ -256,6 +265,7 @@ def command(
             until_decided,
             judge,
             writer,
+            guards=guard,
             out=out,
             endpoint=endpoint,
             unclear_share=unclear_share,

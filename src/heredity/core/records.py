@@ -16,7 +16,7 @@ SCHEMA = 1  # of every row and file below; a folder of another schema is refused
 ROW_SCHEMA = 2  # of responses, verdicts and runs; rows of schema 1 are read by legacy.py
 
 Role = Literal["system", "user", "assistant", "tool"]
-Stop = Literal["end", "length", "filter", "error"]  # filter: the service's own filter stopped the answer
+Stop = Literal["end", "length", "filter", "error"]  # filter: a service's filter or a guard stopped it
 Outcome = Literal[
     "held", "broke", "answered", "refused", "unclear"
 ]  # held/broke: probes; answered/refused: twins
@@ -226,6 +226,9 @@ class Message(Record, frozen=True):
     role: Role
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
+    # The parts of `content` from outside, by first and last character + 1: documents, results of tools. A
+    # message of the role "tool" is all from outside.
+    data: tuple[tuple[int, int], ...] | UnsetType = UNSET
 
 
 class Decoding(Record, frozen=True):
@@ -265,6 +268,8 @@ class Reply(Record, frozen=True):
     is_cached: bool = False
     n_tokens: int | None = None  # of the answer; None: as many as `tokens`. A remote model tells no tokens
     error_code: str | None = None  # of an error, its `code` (errors.py); None means "engine-failure"
+    guarded: tuple[str, ...] | UnsetType = UNSET  # what guards found, each "NAME: why"
+    withheld: str | UnsetType = UNSET  # the model's own text where guards changed it
 
 
 # --- probes --------------------------------------------------------------------------------------
@@ -372,6 +377,8 @@ class Exchange(Record, frozen=True):
     stop: Stop
     n_prompt_tokens: int
     n_tokens: int
+    guarded: tuple[str, ...] | UnsetType = UNSET  # as in Reply
+    withheld: str | UnsetType = UNSET
 
 
 class Consulted(Record, frozen=True):

@@ -120,6 +120,11 @@ class Inheritance(Record, frozen=True):
     is_weak: bool = False
 
     @property
+    def is_of_guard(self) -> bool:
+        """Whether the child is its parent behind guards, so that nothing was inherited."""
+        return self.recipe == "behind_guards"
+
+    @property
     def verdict(self) -> str:
         """The verdict on the child against the parent: worse, not worse, not enough evidence."""
         return self.compared.verdict_ab

@@ -22,6 +22,7 @@ from heredity.study.declared_words import (
     unsupported_words,
 )
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate, SeverityRate
+from heredity.study.guard_words import guards_sentence
 from heredity.study.inherited_words import edges_sentence, weak_lines
 from heredity.study.wording import (
     SEVERITIES,
@@ -108,13 +109,14 @@ def headline(estimates: Estimates) -> Headline:
 def _about_edges(estimates: Estimates, found: Headline) -> Headline:
     """The same with the edges first, if the plan is about them: the pairs are then its second family."""
     is_first = estimates.analysis is not None and estimates.analysis.is_of_edges
-    of_edges = edges_sentence(estimates) if is_first else ""
-    if not of_edges:
+    sentences = list(filter(None, (edges_sentence(estimates), guards_sentence(estimates))))
+    if not is_first or not sentences:
         return found
-    first = edges_by_kind(estimates), f"Among all models: {found.sentence}."
+    more = [f"{sentence}." for sentence in sentences[1:]]
+    first = *more, edges_by_kind(estimates), f"Among all models: {found.sentence}."
     counted_above = inheritance_summary(estimates)
     support = (line for line in (*first, *found.support) if line and line != counted_above)
-    return Headline(of_edges, tuple(support), found.warnings)
+    return Headline(sentences[0], tuple(support), found.warnings)
 
 
 def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[float, Rate]]) -> Headline:

@@ -72,12 +72,13 @@ def weak_lines(found: Estimates) -> list[str]:
 
 def inheritance_tables(found: Estimates) -> list[TextTable]:
     """Tables of all edges, one for breaches and one for over-refusal; [] without an edge."""
-    called, measures = names(found.models), dict.fromkeys(e.compared.measure for e in found.edges)
+    edges = [edge for edge in found.edges if not edge.is_of_guard]
+    called, measures = names(found.models), dict.fromkeys(e.compared.measure for e in edges)
     head = ["of", "child", "parent", "by", "verdict", "retention", "kept/lost/gained/never"]
     head += ["difference", "p, Holm", "would have shown"]
     titles = {"breach": "What was inherited", "over_refusal": "What was inherited: over-refusal"}
     return [
-        TextTable(titles[m], head, [_cells(found, e, called) for e in found.edges if e.compared.measure == m])
+        TextTable(titles[m], head, [_cells(found, e, called) for e in edges if e.compared.measure == m])
         for m in measures
     ]
 

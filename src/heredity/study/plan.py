@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core import files
 from heredity.core.errors import Damaged, NotComparable, UsageError
@@ -35,6 +36,8 @@ class PlannedModel(Record, frozen=True):
     family: str
     licence: str
     format: str
+    of: str | msgspec.UnsetType = msgspec.UNSET  # behind guards: the id of the model that is loaded
+    guards: tuple[GuardSpec, ...] | msgspec.UnsetType = msgspec.UNSET  # beyond the application's
 
 
 class SkippedProbe(Record, frozen=True):
@@ -45,12 +48,9 @@ class SkippedProbe(Record, frozen=True):
 
 
 class ComparisonFamily(Record, frozen=True):
-    """Comparisons that Holm corrects together: `n` of them, each of `between` in each of `scopes`.
+    """Comparisons that Holm corrects together: `n` of them, each of `between` in each of `scopes`."""
 
-    between  "pairs" of models, "edges" of parent and child, or all "seeds" of a child against its parent
-    """
-
-    between: Between
+    between: Between  # pairs of models, edges of parent and child, or all seeds of a child and its parent
     measure: Literal["breach", "over_refusal"]
     scopes: tuple[str, ...]  # of estimates.SCOPES
     n: int

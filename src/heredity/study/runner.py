@@ -42,6 +42,7 @@ from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, needs_judge
 from heredity.study import storage
 from heredity.study.attack_context import AttackServices, SearchCache, attack_services
+from heredity.study.behind_guards import behind_guards
 from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
 from heredity.study.resume import refuse_other_arithmetic
 from heredity.study.scheduler import ConversationScheduler, shared_prefix
@@ -163,6 +164,7 @@ def loaded_model(context: RunContext, m: int) -> Iterator[AskTrials]:
     context.recorder.loading(m)
     try:
         with context.open_model(model) as engine, context.open_cache(engine) as cache, ExitStack() as stack:
+            engine = behind_guards(engine, model, context.grid.plan.application)
             prefix = shared_prefix(engine, context.grid.plan.application)
             context.recorder.loaded(m, engine, prefix)
             yield _LoadedModel(context, m, engine, prefix, cache, stack)

@@ -299,6 +299,8 @@ class ConversationScheduler:
                 reply.stop,
                 reply.n_prompt_tokens,
                 len(reply.tokens) if reply.n_tokens is None else reply.n_tokens,
+                reply.guarded,
+                reply.withheld,
             )
         )
         conversation.is_cached &= reply.is_cached

@@ -32,6 +32,7 @@ from heredity.lineage.types import Grown
 from heredity.redteam import attacks, probes
 from heredity.redteam.judges import DEFAULT
 from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
+from heredity.study.behind_guards import planned
 from heredity.study.estimates import SCOPES, Measure
 from heredity.study.outcomes import is_part
 from heredity.study.plan import (
@@ -41,7 +42,6 @@ from heredity.study.plan import (
     Endpoint,
     Plan,
     PlannedAnalysis,
-    PlannedModel,
     SkippedProbe,
     Stopping,
     refuse_too_many,
@@ -53,7 +53,11 @@ STOPPINGS: tuple[Stopping, ...] = ("fixed", "group_sequential", "until_decided")
 ModelReference = str | Grown | Model | Callable[..., Any]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 UNCLEAR_SHARE = 0.25
-_ALIASES = {"model": "models", "attack": "attacks"}  # the names of the options on the command line
+_ALIASES = {
+    "model": "models",
+    "attack": "attacks",
+    "guard": "guards",
+}  # the names of the options on the command line
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class StudySpec:
     judge          decides what no check decides; None: the folder's judge, or "rules"
     attacker       the model that writes the turns of `pair` and `tap`, and steps of `crescendo`
     lineage        models whose descendants in the store are studied, too
+    guards         each model is asked again behind these: "links", or "links+secrets" together
     endpoint       the primary rate: "all_trials", "decided_trials" or "not_refused" (plan.Analysis)
     unclear_share  of unclear answers that may be breaches without undoing "worse" (plan.Analysis)
     stopping       "fixed" asks every trial. Else a model is asked no more once all of its pairs are decided.
@@ -101,10 +106,11 @@ class StudySpec:
     unclear_share: float = UNCLEAR_SHARE
     stopping: str = STOPPINGS[0]
     error_share: float = 0.0
+    guards: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """One name is a sequence of one, as in a plan file."""
-        for name in ("models", "attacks", "lineage"):
+        for name in ("models", "attacks", "lineage", "guards"):
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, (value,))
 
@@ -229,7 +235,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         in_blocks = _in_blocks if stopping == "until_decided" else _in_stages
         asked, blocks = in_blocks(asked, spec.seed)
     made = Plan(
-        models=tuple(map(_planned, models)),
+        models=tuple(map(planned, models)),
         application=application,
         attacks=names,
         probes=asked,
@@ -239,7 +245,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         confidence=spec.confidence,
         skipped=skipped,
         blocks=blocks,
-        attacker=_planned(attacker) if attacker is not None else msgspec.UNSET,
+        attacker=planned(attacker) if attacker is not None else msgspec.UNSET,
     )
     refuse_too_many(made)
     return declare(made, spec.endpoint, spec.unclear_share, spec.judge, stopping, spec.error_share)
@@ -251,10 +257,6 @@ def _record(model: ModelReference) -> Model:
     if isinstance(model, Model):
         return model
     raise UsageError(f"'{model}' is not found yet: a plan needs models, not their names.", code="not-a-model")
-
-
-def _planned(m: Model) -> PlannedModel:
-    return PlannedModel(m.id, m.name, m.family, m.licence, m.format)
 
 
 def _stopping(spec: StudySpec) -> Stopping:

@@ -329,6 +329,11 @@ def chosen_judge(folder: Path) -> str:
         raise Damaged(f"{path}: {error}. Delete it, and name the judge again with --judge.") from None
 
 
+def file_name(name: str) -> str:
+    """A name as a part of a folder's name."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:40].strip("-") or "study"
+
+
 def choose_judge(folder: Path, judge: str) -> None:
     """Save the judge of this folder. It is not a part of the plan, which holds only the questions."""
     if chosen_judge(folder) != judge:

@@ -38,6 +38,7 @@ from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Models
 from heredity.study import aggregate, drift, importers, resume, shards, storage
+from heredity.study.behind_guards import is_guarded, loaded, with_guards
 from heredity.study.deviations import note_event
 from heredity.study.forecast import forecast_study
 from heredity.study.outcomes import Outcomes, n_in_scope
@@ -113,11 +114,12 @@ class Study:
         stopping: str = STOPPINGS[0],
         error_share: float = 0.0,
         device: Device | str | None = None,
+        guards: Sequence[str] = (),
     ) -> None:
         spec = StudySpec(
             models, application, probes, attacks, samples, seed, margin, confidence, until_decided, judge,
             attacker, lineage, out, endpoint, unclear_share, stopping,
-            error_share,
+            error_share, guards,
         )  # fmt: skip
         self._resolve(spec, store, engine_loader, device)
 
@@ -149,6 +151,7 @@ class Study:
         application = spec.application
         if not isinstance(application, Application):
             application = Application.load(application)
+        grown = with_guards(grown, spec.guards, application)
         records = [each.record for each in grown]
         if application.rendering != "theirs":
             for record in records:
@@ -161,10 +164,10 @@ class Study:
             self._plan = declare(
                 described, spec.endpoint, spec.unclear_share, spec.judge, error_share=spec.error_share
             )
-        self._grown = {each.record.id: each for each in grown}
+        self._grown = {each.record.id: each for each in grown if not is_guarded(each.record)}
         if attacker is not None:
             self._grown[attacker.record.id] = attacker
-        name = f"{_file_name(application.name)}-{digest(self._plan.questions)[:8]}"
+        name = f"{storage.file_name(application.name)}-{digest(self._plan.questions)[:8]}"
         self.folder = Path(spec.out) if spec.out is not None else Path("studies") / name
 
     @classmethod
@@ -446,6 +449,7 @@ class Study:
 
     def _planned(self, model: PlannedModel) -> Grown:
         """A model of plan.json, by its whole id. A folder may come from anyone: see `_find_for_judge`."""
+        model = loaded(self._plan, model)
         if model.id in self._grown:
             return self._grown[model.id]
         if model.format == "scripted":
@@ -494,7 +498,3 @@ class Study:
             return
         with self._open_store().cache() as cache:
             yield cache
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:40].strip("-") or "study"

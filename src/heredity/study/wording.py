@@ -332,6 +332,8 @@ def edge_verdicts(found: Estimates) -> dict[tuple[str, str], str]:
     """
     by_edge: dict[tuple[str, str], list[str]] = {}
     for edge in found.edges:
+        if edge.is_of_guard:
+            continue
         by_kind = by_edge.setdefault((edge.parent, edge.child), [])
         if edge.compared.measure == "breach" and edge.compared.n:
             by_kind.append(edge.verdict)
@@ -370,12 +372,13 @@ def edges_by_kind(found: Estimates) -> str:
 
     "" if there is one kind.
     """
-    kinds = dict.fromkeys(e.compared.technique for e in found.edges if e.compared.measure == "breach")
+    own = [edge for edge in found.edges if not edge.is_of_guard]
+    kinds = dict.fromkeys(e.compared.technique for e in own if e.compared.measure == "breach")
     if len(kinds) < 2:
         return ""
     parts = []
     for kind in kinds:
-        verdicts = [e.verdict for e in found.edges if e.compared.technique == kind and e.compared.n]
+        verdicts = [e.verdict for e in own if e.compared.technique == kind and e.compared.n]
         counts = [f"{n} {verdict}" for verdict in BADGES if (n := verdicts.count(verdict))]
         parts.append(f"{title(kind).lower().removeprefix('all ')} {', '.join(counts) or 'none compared'}")
     return f"By kind: {'; '.join(parts)}."
@@ -445,8 +448,16 @@ _VERSIONS = 6  # of one model that are named; more are counted
 
 def account_lines(estimates: Estimates) -> list[str]:
     """One line per remote model, in the study's order."""
-    accounts = estimates.circumstances.accounts
+    accounts = {
+        ident: {key: value for key, value in of.items() if not is_of_guard(key)}
+        for ident, of in estimates.circumstances.accounts.items()
+    }
     return [f"{card.name}: {_account(of)}." for card in estimates.models if (of := accounts.get(card.id))]
+
+
+def is_of_guard(key: str) -> bool:
+    """Whether a key of an account is a guard's (application/guards)."""
+    return key.startswith("n_stopped_by_") or key == "guard_seconds"
 
 
 def _account(account: dict[str, Any]) -> str:

@@ -381,7 +381,7 @@ class View:
     ) -> list[EdgeRow]:
         """The edges of one measure, in one scope or in all."""
         held = self.estimates.technique_edges if exploratory else self.estimates.edges
-        wanted = (e for e in held if e.compared.measure == measure)
+        wanted = (e for e in held if e.compared.measure == measure and not e.is_of_guard)
         return [_edge_row(edge) for edge in wanted if scope in (None, edge.compared.technique)]
 
     def retention_bar(self, edge: Inheritance) -> Markup:

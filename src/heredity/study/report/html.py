@@ -19,7 +19,15 @@ from markupsafe import Markup
 from heredity.core import files
 from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
-from heredity.study import aggregate, decision, declared_words, importers, inherited_words, wording
+from heredity.study import (
+    aggregate,
+    decision,
+    declared_words,
+    guard_words,
+    importers,
+    inherited_words,
+    wording,
+)
 from heredity.study.outcomes import MANNERS
 from heredity.study.report import _effort, _harm
 from heredity.study.report._samples import draw
@@ -73,6 +81,8 @@ def _template() -> jinja2.Template:
         "declared": declared_words,
         "effort": _effort,
         "harm": _harm,
+        "guard_tables": guard_words.guard_tables,
+        "guards_sentence": guard_words.guards_sentence,
         "seeds_tables": inherited_words.seeds_tables,
         "seeds_claim": inherited_words.SEEDS_CLAIM,
         "interval": wording.interval,

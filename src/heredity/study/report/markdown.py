@@ -17,6 +17,7 @@ from heredity.core.sanitize import label
 from heredity.study import aggregate, decision, importers
 from heredity.study.declared_words import declared_lines, n_planned
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate, SeverityRate
+from heredity.study.guard_words import guard_tables
 from heredity.study.inherited_words import inheritance_tables, seeds_tables
 from heredity.study.plan import ForecastRow
 from heredity.study.report import _effort, _harm
@@ -50,7 +51,11 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
 def render(folder: Path) -> str:
     """The summary itself."""
     study = aggregate.read_study(folder)
-    grids = [*inheritance_tables(study.estimates), *seeds_tables(study.estimates)]
+    grids = [
+        *guard_tables(study.estimates),
+        *inheritance_tables(study.estimates),
+        *seeds_tables(study.estimates),
+    ]
     if study.estimates.is_recorded:
         grids += importers.judge_tables(folder, study.estimates)
     return (

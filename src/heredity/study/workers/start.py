@@ -131,6 +131,6 @@ class Workers:
 
 
 def asked_models(plan: Plan) -> list[PlannedModel]:
-    """The models that answer in a study: those of the plan, and the attacker."""
+    """The models that are loaded in a study: those of the plan without guards, and the attacker."""
     attacker = [plan.attacker] if isinstance(plan.attacker, PlannedModel) else []
-    return [*plan.models, *attacker]
+    return [*(model for model in plan.models if not model.of), *attacker]

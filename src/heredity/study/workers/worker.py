@@ -133,7 +133,7 @@ class StudyWorker:
 
     @contextmanager
     def _open_model(self, model: PlannedModel) -> Iterator[Engine]:
-        engine = self._load(self._find(self._records[model.id]))
+        engine = self._load(self._find(self._records[model.of or model.id]))
         try:
             yield engine
         finally:

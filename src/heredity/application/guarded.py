@@ -1,0 +1,281 @@
+"""A model behind guards: an Engine that checks questions and answers.
+
+Promises: a blocked question never reaches the model. The reply names each guard that found something, and has
+the model's own text. A guard that raises an error blocks, unless its spec says "open". The same request gives
+the same reply.
+Leaves to others: the findings themselves (guards/).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from typing import NamedTuple, TypeVar
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from heredity.application.guards import load_guard, standing
+from heredity.application.guards.protocols import GuardRule, GuardSpan, GuardSpec, Side
+from heredity.application.spec import Application
+from heredity.core.errors import EngineFailure
+from heredity.core.records import Decoding, Message, Reply, Request, ToolCall, digest
+from heredity.core.sanitize import clean_text
+from heredity.engines import is_batch_unverified
+from heredity.engines.protocols import Accountant, DecodingAdapter, Engine
+
+BLOCKED = "I'm sorry, but I can't help with that."
+REMOVED = "[removed]"
+_AT_ONCE = 64  # blocked questions that are answered before the engine is asked again
+T = TypeVar("T")
+
+
+def guarded(engine: Engine, application: Application, more: Sequence[GuardSpec] = ()) -> Engine:
+    """The engine behind the guards of an application that are on, and `more`; itself without any."""
+    guards = [*standing(application), *more]
+    return GuardedEngine(engine, application, guards) if guards else engine
+
+
+class _Filtered(NamedTuple):
+    """A text without the findings, whether it is blocked, and the notes of the guards."""
+
+    text: str
+    is_blocked: bool
+    notes: tuple[str, ...]
+
+
+class _Admitted(NamedTuple):
+    """A request, what the model gets of it, what guards found in it, and the reply if it is blocked."""
+
+    request: Request
+    prepared: Request
+    notes: tuple[str, ...]
+    blocked: Reply | None
+
+
+class GuardedEngine:
+    """An engine behind guards. It does not stream, and has no access to weights."""
+
+    def __init__(self, inner: Engine, application: Application, specs: Sequence[GuardSpec]) -> None:
+        self._inner, self._application = inner, application
+        self._guards: list[tuple[GuardSpec, GuardRule]] = [(spec, load_guard(spec)) for spec in specs]
+        names = "+".join(spec.label for spec in specs)
+        self.name = f"{inner.name} behind {names}"
+        self.numerics = f"{inner.numerics} behind {digest(list(specs))[:12]}" if inner.numerics else ""
+        self.is_batch_unverified = is_batch_unverified(inner)
+        self._seconds, self._counts = 0.0, dict.fromkeys((spec.label for spec in specs), 0)
+
+    def render(self, request: Request) -> str:
+        """The prompt that the model gets."""
+        return self._inner.render(self._prepared(request))
+
+    def as_sent(self, decoding: Decoding) -> Decoding:
+        """The decoding that the engine uses."""
+        return self._inner.as_sent(decoding) if isinstance(self._inner, DecodingAdapter) else decoding
+
+    def account(self) -> dict[str, object]:
+        """The engine's account, with how many texts each guard stopped or changed, and their seconds."""
+        own = self._inner.account() if isinstance(self._inner, Accountant) else {}
+        stopped = {f"n_stopped_by_{name}": n for name, n in self._counts.items()}
+        return {**own, **stopped, "guard_seconds": round(self._seconds, 3)}
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._inner.close()
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        """Answer a stream of requests (protocols.Engine)."""
+        stream = _Stream(iter(requests), self._admitted)
+        while not stream.is_over:
+            with closing(_generator(self._inner.reply(stream.passed()))) as replies:
+                for found in replies:
+                    yield self._counted(self._checked(stream.asked(found.key), found))
+                    yield from map(self._counted, stream.blocked())
+            yield from map(self._counted, stream.blocked())
+
+    # --- what goes in ---
+
+    def _admitted(self, request: Request) -> _Admitted:
+        """The request for the model, or a reply in its place if a guard blocks one of the newest messages."""
+        newest: list[Message] = []
+        for message in reversed(request.messages[request.n_shared :]):
+            if message.role == "assistant":
+                break
+            newest.append(message)
+        parts = ((m.content[low:high], side) for m in reversed(newest) for low, high, side in _parts(m))
+        found = [self._filtered(text, side) for text, side in parts]
+        notes = tuple(dict.fromkeys(note for each in found for note in each.notes))
+        prepared = self._prepared(request)
+        if not any(each.is_blocked for each in found):
+            return _Admitted(request, prepared, notes, None)
+        prompt = ""
+        with suppress(EngineFailure):  # a prompt that does not fit, of a question that is not asked
+            prompt = self._inner.render(prepared)
+        return _Admitted(
+            request,
+            prepared,
+            notes,
+            Reply(request.key, prompt, BLOCKED, stop="filter", n_tokens=0, guarded=notes),
+        )
+
+    def _prepared(self, request: Request) -> Request:
+        """The request without what guards take out, as they rewrite it."""
+        shared, own = request.messages[: request.n_shared], request.messages[request.n_shared :]
+        request = replace(request, messages=(*shared, *map(self._cleaned, own)))
+        for _, guard in self._guards:
+            request = guard.prepare(request, self._application)
+        return request
+
+    def _cleaned(self, message: Message) -> Message:
+        """A message without the findings in its parts. The model never sees a text that was blocked."""
+        if message.role not in ("user", "tool"):
+            return message
+        text, spans = "", []
+        for low, high, side in _parts(message):
+            start = len(text)
+            text += self._filtered(message.content[low:high], side).text
+            if side == "data":
+                spans.append((start, len(text)))
+        is_marked = not isinstance(message.data, UnsetType)
+        return replace(message, content=text, data=tuple(spans) if is_marked else UNSET)
+
+    # --- what comes out ---
+
+    def _checked(self, admitted: _Admitted, reply: Reply) -> Reply:
+        """The reply as guards let it pass."""
+        request = admitted.request
+        if reply.error is not None or reply.stop == "error":
+            return reply
+        notes = self._notes_of_calls(self._application.calls(request.prefill, reply))
+        start, stop = len(request.prefill), reply.stop
+        found = self._filtered(request.prefill + reply.text, "answer", start)
+        if notes or found.is_blocked:
+            text, calls, stop = BLOCKED, tuple[ToolCall, ...](), "filter"
+        elif found.notes:
+            text, calls = found.text[start:], reply.tool_calls
+        else:
+            return replace(reply, guarded=admitted.notes) if admitted.notes else reply
+        n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
+        return replace(
+            reply, text=text, tool_calls=calls, stop=stop, tokens=(), n_tokens=n_tokens,
+            guarded=(*admitted.notes, *notes, *found.notes), withheld=clean_text(reply.text),
+        )  # fmt: skip
+
+    def _notes_of_calls(self, calls: Sequence[ToolCall]) -> tuple[str, ...]:
+        notes: list[str] = []
+        for spec, guard in self._guards:
+            for call in calls:
+                why, error = self._tried(spec, lambda: guard.forbids(call, self._application), "")  # noqa: B023
+                if why or error:
+                    notes.append(self._note(spec, error or why))
+        return tuple(dict.fromkeys(notes))
+
+    def _filtered(self, text: str, side: Side, start: int = 0) -> _Filtered:
+        """A text as the guards of this side let it pass, one after the other. Before `start` all passes."""
+        notes: list[str] = []
+        for spec, guard in self._guards:
+            if side not in guard.SIDES:
+                continue
+            nothing: Sequence[GuardSpan] = ()
+            found, error = self._tried(spec, lambda: guard.find(text, side, self._application), nothing)  # noqa: B023
+            if error:
+                return _Filtered(REMOVED, True, (*notes, self._note(spec, error)))
+            spans = [span._replace(start=max(span.start, start)) for span in found if span.end > start]
+            if not spans:
+                continue
+            notes += dict.fromkeys(self._note(spec, span.why) for span in spans)
+            if guard.acts == "block":
+                return _Filtered(REMOVED, True, tuple(notes))
+            text = _without(text, spans)
+        return _Filtered(text, False, tuple(notes))
+
+    def _tried(self, spec: GuardSpec, check: Callable[[], T], passing: T) -> tuple[T, str]:
+        """The result of a guard's check, and its error if that blocks."""
+        start = time.monotonic()
+        try:
+            return check(), ""
+        except Exception as error:
+            return passing, f"failed: {type(error).__name__}" if spec.fails == "closed" else ""
+        finally:
+            self._seconds += time.monotonic() - start
+
+    def _note(self, spec: GuardSpec, why: str) -> str:
+        return f"{spec.label}: {why}"
+
+    def _counted(self, reply: Reply) -> Reply:
+        """The reply, counted for each guard that found something."""
+        for label in {note.partition(":")[0] for note in reply.guarded or ()}:
+            self._counts[label] += 1
+        return reply
+
+
+class _Stream:
+    """The requests that pass to the engine, and the replies of those that do not."""
+
+    def __init__(self, source: Iterator[Request | None], admit: Callable[[Request], _Admitted]) -> None:
+        self._source, self._admit = source, admit
+        self._asked: dict[int, _Admitted] = {}  # in the engine
+        self._blocked: deque[Reply] = deque()
+        self.is_over = False
+
+    def passed(self) -> Iterator[Request | None]:
+        """The requests for one call of the engine. It ends early to let blocked questions be answered."""
+        for request in self._source:
+            if request is None:
+                if self._blocked and not self._asked:
+                    return
+                yield None
+                continue
+            admitted = self._admit(request)
+            if admitted.blocked is None:
+                self._asked[request.key] = admitted
+                yield admitted.prepared
+                continue
+            self._blocked.append(admitted.blocked)
+            if len(self._blocked) >= _AT_ONCE and not self._asked:
+                return
+        self.is_over = True
+
+    def asked(self, key: int) -> _Admitted:
+        """The request of a reply of the engine. Raises EngineFailure for one that was not asked."""
+        if (found := self._asked.pop(key, None)) is None:
+            raise EngineFailure(
+                f"the engine answered request {key}, which was not asked", code="reply-not-asked"
+            )
+        return found
+
+    def blocked(self) -> Iterator[Reply]:
+        """The replies of blocked questions so far."""
+        while self._blocked:
+            yield self._blocked.popleft()
+
+
+def _generator(replies: Iterator[Reply]) -> Generator[Reply, None, None]:
+    """The replies as a generator, which can be closed."""
+    yield from replies
+
+
+def _parts(message: Message) -> Iterator[tuple[int, int, Side]]:
+    """The parts of a message by who wrote them: (start, end, side), in order and without a gap."""
+    if message.role == "tool":
+        yield 0, len(message.content), "data"
+        return
+    at = 0
+    for low, high in () if isinstance(message.data, UnsetType) else message.data:
+        if at < low:
+            yield at, low, "user"
+        yield low, high, "data"
+        at = high
+    if at < len(message.content) or not message.content:
+        yield at, len(message.content), "user"
+
+
+def _without(text: str, spans: Sequence[GuardSpan]) -> str:
+    """A text with REMOVED in place of the spans."""
+    found, at = "", 0
+    for span in spans:
+        found += text[at : span.start] + REMOVED
+        at = span.end
+    return found + text[at:]

@@ -1,0 +1,108 @@
+"""Guards: checks and rewrites between a user, a model and the outside. Each file here is one kind.
+
+To add a kind, add one file. It defines a struct of its settings, a GuardRule (protocols.py), and names it as
+`GUARD`. The struct's fields are the keys that an application's file may give:
+
+    [[guards]]
+    kind = "NAME"
+
+Promises: a guard depends on the text and the application only, so a guarded model answers the same again.
+Leaves to others: the engine behind guards (../guarded.py), and their effect on a study (study/).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from heredity.application.guards.protocols import GuardModule, GuardRule, GuardSpec
+from heredity.core import registry
+from heredity.core.errors import BadArgument, UnknownName, code_of, did_you_mean
+
+if TYPE_CHECKING:
+    from heredity.application.spec import Application
+
+__all__ = ["GuardRule", "GuardSpec", "chosen", "kinds", "load_guard", "parse_guard"]
+
+FOLDER = "application.guards"
+_NAME = re.compile(r"[\w-]{1,40}")
+_OWN = {"kind", "name", "is_on", "fails"}  # keys of a table that are not settings of its kind
+
+
+def kinds() -> list[str]:
+    """The kinds of guards, sorted."""
+    return registry.names(FOLDER)
+
+
+@cache
+def guard_class(kind: str) -> type[GuardRule]:
+    """The struct of a kind. Raises UnknownName with the nearest kind."""
+    return registry.load_as(GuardModule, FOLDER, kind).GUARD
+
+
+def load_guard(spec: GuardSpec) -> GuardRule:
+    """The guard of a stored spec. Raises UnknownName for its kind, BadArgument for its settings."""
+    kind = guard_class(spec.kind)
+    try:
+        return msgspec.convert(spec.settings, kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        unknown = sorted(set(spec.settings) - set(kind.__struct_fields__))
+        known = ", ".join(sorted(kind.__struct_fields__)) or "none"
+        text = (
+            f"unknown key '{unknown[0]}'.{did_you_mean(unknown[0], kind.__struct_fields__)}"
+            if unknown
+            else ""
+        )
+        raise BadArgument(
+            f"guard '{spec.label}': {text or str(error)} Its settings: {known}",
+            code=code_of(error, "bad-setting"),
+            key="guards",
+        ) from None
+
+
+def parse_guard(table: object) -> GuardSpec:
+    """The guard that a table `[[guards]]` describes. Raises BadArgument with the key at fault."""
+    if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
+        raise BadArgument('a guard needs `kind`, such as kind = "links"', code="bad-setting", key="guards")
+    own = {key: value for key, value in table.items() if key in _OWN}
+    settings = {key: value for key, value in table.items() if key not in _OWN}
+    try:
+        spec = msgspec.convert({**own, "settings": settings}, GuardSpec)
+        if not _NAME.fullmatch(spec.label):
+            raise BadArgument(
+                f"the guard name {spec.label[:40]!r} may have letters, digits, - and _",
+                code="bad-setting",
+                key="guards",
+            )
+        load_guard(spec)
+    except UnknownName as error:
+        raise BadArgument(str(error), code=error.code, key="guards") from None
+    except msgspec.ValidationError as error:
+        raise BadArgument(
+            f"a guard of kind '{table['kind']}': {error}", code="bad-setting", key="guards"
+        ) from None
+    return spec
+
+
+def chosen(names: str, application: Application) -> tuple[GuardSpec, ...]:
+    """The guards that a study switches on together: "links", or "links+secrets".
+
+    A name is that of a guard of the application, or a kind with its defaults. Raises UnknownName.
+    """
+    there = {spec.label: spec for spec in application.all_guards}
+    found = []
+    for name in names.split("+"):
+        if name not in there and name not in kinds():
+            raise UnknownName("guard", name, [*there, *kinds()], ", ".join(dict.fromkeys([*there, *kinds()])))
+        found.append(msgspec.structs.replace(there.get(name, GuardSpec(name)), is_on=True))
+        load_guard(found[-1])
+    return tuple(found)
+
+
+def standing(application: Application) -> Sequence[GuardSpec]:
+    """The guards of an application that hold for every model."""
+    return [spec for spec in application.all_guards if spec.is_on]

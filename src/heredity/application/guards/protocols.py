@@ -1,0 +1,90 @@
+"""The kinds of guards, and the record by which a file or a study names one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+import msgspec
+
+from heredity.core.records import Record, Request, ToolCall
+
+if TYPE_CHECKING:
+    from heredity.application.spec import Application
+
+Side = Literal["user", "data", "answer"]
+Action = Literal["block", "redact"]
+
+
+class GuardSpec(Record, frozen=True):
+    """A guard with its settings, as an application or a plan stores it.
+
+    kind      a file of this folder
+    name      what `--guard` and the rows call it; "" is the kind
+    is_on     whether it holds for every model; otherwise only where a study names it
+    fails     what an error in the guard does: "closed" blocks, "open" lets pass
+    settings  of the kind
+    """
+
+    kind: str
+    name: str = ""
+    is_on: bool = True
+    fails: Literal["closed", "open"] = "closed"
+    settings: dict[str, object] = msgspec.field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name; without one, the kind."""
+        return self.name or self.kind
+
+
+class GuardSpan(NamedTuple):
+    """A part of a text, by its first character and the one behind its last, and why it was found."""
+
+    start: int
+    end: int
+    why: str
+
+
+def apart(spans: Sequence[GuardSpan]) -> list[GuardSpan]:
+    """The spans in order; those that overlap are one, with the words of the first."""
+    found: list[GuardSpan] = []
+    for span in sorted(spans):
+        if found and span.start < found[-1].end:
+            found[-1] = found[-1]._replace(end=max(found[-1].end, span.end))
+        else:
+            found.append(span)
+    return found
+
+
+class GuardRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A kind of guard; its fields are its settings. A subclass overrides what it does.
+
+    SIDES  the texts that `find` reads: the user's, data from outside (documents, results of tools), answers
+    """
+
+    SIDES: ClassVar[tuple[Side, ...]] = ()
+
+    def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
+        """The request that the model gets instead. It depends on nothing but its arguments."""
+        return request
+
+    def find(self, text: str, side: Side, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
+        """The parts of a text that must not pass, in order and apart. Takes linear time."""
+        return ()
+
+    def forbids(self, call: ToolCall, application: Application) -> str:  # noqa: ARG002
+        """Why a call must not be made; "" if it may."""
+        return ""
+
+    @property
+    def acts(self) -> Action:
+        """Whether a text with a finding is blocked, or loses the parts."""
+        return "block"
+
+
+@runtime_checkable
+class GuardModule(Protocol):
+    """A file of this folder: it names its kind as `GUARD`."""
+
+    GUARD: type[GuardRule]

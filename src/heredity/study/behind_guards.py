@@ -1,0 +1,90 @@
+"""Models behind guards as models of a study: each is compared with itself without them, trial by trial.
+
+    --model A --guard links --guard secrets+spotlight      A, A+links, A+secrets+spotlight
+
+Promises: a guarded model is not in the store. Its id covers the model and every setting of its guards.
+Leaves to others: the guards (application/guarded.py), and the comparison, which is an edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from heredity.application import guards
+from heredity.application.guarded import guarded
+from heredity.application.guards import GuardSpec
+from heredity.application.spec import Application
+from heredity.core.errors import Damaged, UsageError
+from heredity.core.records import Model, RecipeRecord, digest
+from heredity.lineage.types import Grown
+from heredity.study.plan import Plan, PlannedModel
+
+if TYPE_CHECKING:
+    from heredity.engines.protocols import Engine
+
+RECIPE = "behind_guards"
+
+
+def with_guards(models: Sequence[Grown], named: Sequence[str], application: Application) -> list[Grown]:
+    """The models, each followed by itself behind each of the guards.
+
+    named: guards that a study switches on together, as "links" or "links+secrets". Raises UnknownName, and
+    UsageError for one that holds for all models anyway.
+    """
+    chosen = [guards.chosen(names, application) for names in named]
+    standing = {spec.label for spec in guards.standing(application)}
+    if twice := next((s.label for some in chosen for s in some if s.label in standing), None):
+        raise UsageError(
+            f"The guard '{twice}' of application '{application.name}' is always on. Write is_on = false there"
+            " to compare a model with it and without.",
+            code="guard-always-on",
+        )
+    found: list[Grown] = []
+    for model in models:
+        found.append(model)
+        found += [Grown(_behind(model.record, some), model.folder) for some in chosen]
+    return found
+
+
+def planned(model: Model) -> PlannedModel:
+    """A model as a plan holds it."""
+    found = PlannedModel(model.id, model.name, model.family, model.licence, model.format)
+    if model.recipe.kind != RECIPE:
+        return found
+    specs = msgspec.convert(model.recipe.settings["guards"], tuple[GuardSpec, ...])
+    return replace(found, of=model.parents[0], guards=specs)
+
+
+def loaded(plan: Plan, model: PlannedModel) -> PlannedModel:
+    """The model of a plan that is loaded for one of its models. Raises Damaged if the plan lacks it."""
+    attacker = [plan.attacker] if isinstance(plan.attacker, PlannedModel) else []
+    for each in (*plan.models, *attacker):
+        if each.id == (model.of or model.id) and not each.of:
+            return each
+    raise Damaged(f"The plan has '{model.name}', but not the model behind its guards.", code="plan-broken")
+
+
+def is_guarded(model: Model) -> bool:
+    """Whether a record is that of a model behind guards."""
+    return model.recipe.kind == RECIPE
+
+
+def behind_guards(engine: Engine, model: PlannedModel, application: Application) -> Engine:
+    """The engine of a planned model: behind the application's guards and its own."""
+    return guarded(engine, application, () if isinstance(model.guards, msgspec.UnsetType) else model.guards)
+
+
+def _behind(model: Model, specs: tuple[GuardSpec, ...]) -> Model:
+    labels = "+".join(spec.label for spec in specs)
+    settings = {"guards": msgspec.to_builtins(specs)}
+    return replace(
+        model,
+        id=digest([RECIPE, model.id, settings]),
+        name=f"{model.name}+{labels}",
+        parents=(model.id,),
+        recipe=RecipeRecord(RECIPE, settings),
+    )

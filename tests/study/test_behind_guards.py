@@ -1,0 +1,166 @@
+"""Models behind guards in a study: compared with themselves without, trial by trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from heredity.application.guards import GuardSpec
+from heredity.core.errors import Damaged, UnknownName, UsageError
+from heredity.core.records import Reply, Request
+from heredity.study import aggregate
+from heredity.study.guard_words import guard_lines, guard_tables, guards_sentence
+from heredity.study.plan import PlannedModel, read_plan, write_plan
+from heredity.study.report import html, markdown
+from heredity.study.result import Result
+from heredity.study.study import Study
+from heredity.study.workers.start import Workers
+from tests.support.errors import raises
+from tests.support.studies import APPLICATION, SECRET, by_index, drop_circumstances, plan, probes
+
+LEAK = f"Of course: {SECRET}, and it is a good pan of ours."
+CALL = '<tool_call>{"name": "pay_back", "arguments": {"number": "1"}}</tool_call>'
+
+
+class Careless:
+    """An engine that says the secret to whoever asks for a code, and calls the forbidden tool."""
+
+    name, numerics = "careless", ""
+
+    def __init__(self) -> None:
+        self.n_asked = 0
+
+    def render(self, request: Request) -> str:
+        return "".join(m.content for m in request.messages)
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        for request in requests:
+            assert request is not None
+            self.n_asked += 1
+            asked = request.messages[-1].content
+            text = LEAK if "code" in asked else CALL if "pay_back" in asked else "A pan is 30 euros."
+            yield Reply(request.key, self.render(request), text)
+
+    def close(self) -> None: ...
+
+
+def study(folder: Path, *named: str, engine: Careless | None = None, **settings: object) -> Study:
+    made = engine or Careless()
+    return Study(
+        ["scripted:helpful"],
+        settings.pop("application", APPLICATION),  # type: ignore[arg-type]
+        probes(10),
+        out=folder,
+        guards=named,
+        engine_loader=lambda _: made,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("guards") / "study"
+    study(folder, "secrets", "tools", "secrets+tools").run()
+    return folder
+
+
+def test_each_guard_makes_a_model_of_its_own_that_is_compared_with_the_one_without(place: Path) -> None:
+    made = read_plan(place)
+    plain, *behind = made.models
+    assert [model.name.removeprefix(f"{plain.name}+") for model in behind] == [
+        "secrets",
+        "tools",
+        "secrets+tools",
+    ]
+    assert [model.of or model.id for model in made.models] == [plain.id] * 4
+    assert len({model.id for model in made.models}) == 4
+    assert [(edge.parent, edge.child, edge.recipe) for edge in made.edges] == [
+        (plain.id, model.id, "behind_guards") for model in behind
+    ]
+
+
+def test_a_guard_stops_what_it_is_for_and_nothing_else(place: Path) -> None:
+    made = read_plan(place)
+    broken = {model.name.partition("+")[2]: set[str]() for model in made.models}
+    names = {model.id: model.name.partition("+")[2] for model in made.models}
+    for row in by_index(place).values():
+        said = "".join(exchange.text for exchange in row.exchanges)
+        broken[names[row.model]] |= {SECRET} if SECRET in said else set()
+        broken[names[row.model]] |= {"call"} if any(e.tool_calls for e in row.exchanges) else set()
+        withheld = [e.withheld for e in row.exchanges if e.guarded]
+        assert all(text in (LEAK, CALL) for text in withheld)
+    assert broken == {"": {SECRET, "call"}, "secrets": {"call"}, "tools": {SECRET}, "secrets+tools": set()}
+
+
+def test_the_report_says_what_each_buys_and_costs(place: Path) -> None:
+    found = aggregate.read_study(place).estimates
+    (table,) = guard_tables(found)
+    assert [row[1] for row in table.rows] == ["secrets", "tools", "secrets+tools"]
+    assert [int(row[-1]) for row in table.rows] == [10, 10, 20]
+    assert "fewer breaches" in table.rows[2][2]
+    sentence = guards_sentence(found)
+    assert "Of 3 guarded models" in sentence and "(scripted:helpful+secrets+tools)" in sentence
+    assert "What guards buy and cost" in markdown.render(place)
+    assert "What guards buy and cost" in html.write(place, place / "page.html").read_text()
+    assert len(guard_lines(found)) == 3
+    headline = Result(place, found).estimates
+    assert headline.edges and all(edge.is_of_guard for edge in headline.edges)
+
+
+def test_a_study_without_guards_has_no_such_table(tmp_path: Path) -> None:
+    made = study(tmp_path / "study")
+    made.run()
+    found = aggregate.read_study(tmp_path / "study").estimates
+    assert not guard_tables(found) and not guards_sentence(found)
+    assert b'"guards"' not in (tmp_path / "study" / "plan.json").read_bytes()
+
+
+def test_the_same_command_and_the_folder_resume_without_a_question(place: Path) -> None:
+    before = (place / "responses.jsonl").read_bytes()
+    engine = Careless()
+    study(place, "secrets", "tools", "secrets+tools", engine=engine).run()
+    Study.open(place, engine_loader=lambda _: engine).run()
+    assert engine.n_asked == 0 and (place / "responses.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_workers_write_the_rows_of_one_process(tmp_path: Path) -> None:
+    def made(name: str) -> Study:
+        return Study(
+            ["scripted:mixed"], APPLICATION, probes(2), out=tmp_path / name, guards=["secrets", "injection"]
+        )
+
+    made("one").run()
+    made("two").run(workers=Workers(2))
+    one, two = (by_index(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(one[i].exchanges == two[i].exchanges for i in one)
+    assert drop_circumstances(tmp_path / "one") == drop_circumstances(tmp_path / "two")
+
+
+def test_a_guard_of_the_application_stands_before_every_model(tmp_path: Path) -> None:
+    desk = msgspec.structs.replace(
+        APPLICATION, guards=(GuardSpec("secrets"), GuardSpec("tools", is_on=False))
+    )
+    study(tmp_path / "study", "tools", application=desk).run()
+    rows = by_index(tmp_path / "study").values()
+    assert not any(SECRET in e.text for row in rows for e in row.exchanges)
+    assert any(e.tool_calls for row in rows for e in row.exchanges)
+    with raises(UsageError, "guard-always-on", mentions=["secrets", "is_on"]):
+        study(tmp_path / "other", "secrets", application=desk)
+    with raises(UnknownName, "unknown-name", mentions=["tools"]):
+        study(tmp_path / "other", "tool", application=desk)
+
+
+def test_a_plan_whose_guarded_model_has_no_model_is_refused(tmp_path: Path) -> None:
+    lonely = PlannedModel(
+        "f" * 32, "x+tools", "f", "x", "scripted", of="e" * 32, guards=(GuardSpec("tools"),)
+    )
+    made = msgspec.structs.replace(plan(["scripted:mixed"], n=1), models=(lonely,))
+    (tmp_path / "study").mkdir()
+    write_plan(tmp_path / "study", made)
+    with raises(Damaged, "plan-broken", mentions=["x+tools"]):
+        Study.open(tmp_path / "study").run()
