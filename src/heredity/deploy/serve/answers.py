@@ -363,6 +363,11 @@ def sent(what: dict[str, object]) -> bytes:
     return b"data: " + encode(what) + b"\n\n"
 
 
+def named_event(name: str, what: dict[str, object]) -> bytes:
+    """Return a server-sent event with a name as bytes."""
+    return f"event: {name}\n".encode() + sent(what)
+
+
 def _refusal(error: HeredityError) -> Refusal:
     if isinstance(error, ContextOverflow):
         return Refusal(400, f"{_CONTEXT_WORDS}: {error}", CONTEXT, error.code)

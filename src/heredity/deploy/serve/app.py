@@ -2,6 +2,8 @@
 
     POST /v1/chat/completions     answers a conversation, in one body or as a stream of events
     POST /v1/completions          continues a plain text, if there is no application
+    POST /v1/responses            the same as chat, in the form of OpenAI's Responses API
+    POST /v1/messages             the same as chat, in the form of Anthropic's Messages API
     GET  /v1/models               served models: id, parents, recipe; digest of the application
     GET  /v1/models/NAME          one of them
     GET  /health                  200 while every model can answer
@@ -41,7 +43,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from heredity.core.errors import ContextOverflow, UsageError, did_you_mean
 from heredity.core.records import Reply, encode
-from heredity.deploy.serve import answers, chat, completions, schema
+from heredity.deploy.serve import answers, chat, completions, messages, responses, schema
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.engines.protocols import Completer, Engine
@@ -51,6 +53,7 @@ BODY_SECONDS = 30.0  # from a request's first byte after its headers to its last
 _DISCARDED = 2 * LARGEST  # bytes read of a body that is too large, so that the caller can read the error
 _AT_ONCE = 4  # requests started or cancelled in one pass of the event loop; others wait, /health does not
 _SWITCH = 0.0005  # seconds that the event loop waits for a busy engine thread after each system call
+MESSAGES = "/v1/messages"
 IGNORED = "x-heredity-ignored"  # the header that names settings that were ignored
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 T = TypeVar("T")
@@ -72,6 +75,8 @@ def app(
     routes = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/completions", desk.text, methods=["POST"]),
+        Route("/v1/responses", desk.responses, methods=["POST"]),
+        Route(MESSAGES, desk.messages, methods=["POST"]),
         Route("/v1/models", desk.models, methods=["GET"]),
         Route("/v1/models/{name:path}", desk.model, methods=["GET"]),
         Route("/health", desk.health, methods=["GET"]),
@@ -221,6 +226,14 @@ class _Desk:
         """Continue a plain text."""
         return await self._served(call, completions.parse, completions.TextFormat, needs=Completer)
 
+    async def responses(self, call: Call) -> Response:
+        """Answer a conversation in the form of the Responses API."""
+        return await self._served(call, responses.parse, responses.ResponsesFormat)
+
+    async def messages(self, call: Call) -> Response:
+        """Answer a conversation in the form of the Messages API."""
+        return await self._served(call, messages.parse, messages.MessagesFormat)
+
     async def _served(
         self,
         call: Call,
@@ -268,8 +281,9 @@ class _Desk:
 
     def _admit(self, call: Call) -> None:
         scheme, _, given = call.headers.get("authorization", "").partition(" ")
-        is_right = secrets.compare_digest(given.strip().encode("latin-1"), self.key.encode("ascii"))
-        if self.key and not (is_right and scheme.lower() == "bearer"):
+        if scheme.lower() != "bearer":
+            given = call.headers.get("x-api-key", "")  # as Anthropic's clients send it
+        if self.key and not secrets.compare_digest(given.strip().encode("latin-1"), self.key.encode("ascii")):
             raise Refusal(401, "this server requires a key: Authorization: Bearer KEY", "invalid_api_key")
 
     async def _body(self, call: Call) -> bytes:
@@ -386,8 +400,9 @@ def _understood(parse: Callable[[], T]) -> T:
         raise Refusal(400, f"{error}.", code, error.code, error.key) from None
 
 
-async def _refused(call: Call, error: Refusal) -> Response:  # noqa: ARG001
-    response = _json(error.body, error.status)
+async def _refused(call: Call, error: Refusal) -> Response:
+    is_anthropic = call.url.path == MESSAGES
+    response = _json(messages.error_body(error) if is_anthropic else error.body, error.status)
     if error.status == 429:
         response.headers["retry-after"] = "1"
     return response
@@ -400,4 +415,4 @@ async def _left(call: Call, error: ClientDisconnect) -> Response:  # noqa: ARG00
 
 async def _not_here(call: Call, error: HTTPException) -> Response:
     message = f"{call.method} {call.url.path} is not served here"
-    return _json(Refusal(error.status_code, message, "not_found").body, error.status_code)
+    return await _refused(call, Refusal(error.status_code, message, "not_found"))
