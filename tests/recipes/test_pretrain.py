@@ -148,6 +148,7 @@ def test_held_out_text_that_is_told_no_number_ends_a_run_in_words(tmp_path: Path
         Store(tmp_path / "store").grow_once(pretrain.read(recipe, {"lr": 1e30, "spike": 1e30}), [])
 
 
+@pytest.mark.proof  # the loop is killed in tests/train/test_loop.py
 def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: Path) -> None:
     """The id is a hash over every file, weights and rows of metrics among them."""
     whole = Store(tmp_path / "whole").grow_once(pretrain.read(recipe), []).record.id

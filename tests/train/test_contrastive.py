@@ -269,6 +269,7 @@ def run(corpus: Path, work: Path) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
+@pytest.mark.proof  # the loop is killed in test_loop.py
 def test_killed_again_and_again_it_comes_to_the_same_bits(pictures: Path, tmp_path: Path) -> None:
     whole = run(pictures, tmp_path / "whole")
     program = (
