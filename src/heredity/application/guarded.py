@@ -103,7 +103,8 @@ class GuardedEngine:
         for message in reversed(request.messages[request.n_shared :]):
             if message.role == "assistant":
                 break
-            newest.append(message)
+            if message.role != "system":
+                newest.append(message)
         parts = ((m.content[low:high], side) for m in reversed(newest) for low, high, side in _parts(m))
         found = [self._filtered(text, side) for text, side in parts]
         notes = tuple(dict.fromkeys(note for each in found for note in each.notes))
