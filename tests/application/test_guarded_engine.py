@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+import msgspec
 import pytest
 
-from heredity.application.guarded import BLOCKED, REMOVED, GuardedEngine, guarded
+from heredity.application.guarded import BLOCKED, REMOVED, GuardedEngine, KnownAnswers, guarded
 from heredity.application.guards import GuardSpec
 from heredity.application.guards.links import LinkGuard
 from heredity.application.spec import Application, Secret
+from heredity.core.cache import ResponseCache
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.engines.scripted import ScriptedEngine
@@ -177,6 +180,37 @@ def test_a_guard_that_fails_blocks_unless_it_is_open(
     (reply,) = behind(Recorder(), GuardSpec("links", fails=fails)).reply([said(0, "a")])  # type: ignore[arg-type]
     assert reply.text == text
     assert reply.guarded == ("links: failed: RuntimeError",) if fails == "closed" else not reply.guarded
+
+
+def test_the_model_s_own_answers_are_asked_once_for_all_guards(tmp_path: Path) -> None:
+    engine, asked = (
+        Recorder("See https://evil.example/, do."),
+        [said(key, f"Price of {key}?") for key in range(9)],
+    )
+    with ResponseCache(tmp_path / "cache.sqlite") as cache:
+        for specs in (
+            [GuardSpec("secrets")],
+            [GuardSpec("links")],
+            [GuardSpec("secrets"), GuardSpec("links")],
+        ):
+            made = guarded(engine, DESK, specs, KnownAnswers(cache, "m"))
+            replies = list(made.reply(asked))
+            assert sorted(reply.key for reply in replies) == list(range(9))
+            assert {reply.text for reply in replies} == {
+                f"See {REMOVED} do." if "links" in made.name else engine.text
+            }
+        assert len(engine.asked) == 9
+        list(guarded(engine, DESK, [GuardSpec("spotlight")], KnownAnswers(cache, "m")).reply(asked))
+        assert len(engine.asked) == 9, "nothing to mark, so nothing new to ask"
+        list(guarded(engine, DESK, [GuardSpec("secrets")], KnownAnswers(cache, "other")).reply(asked))
+        assert len(engine.asked) == 18
+
+
+def test_the_layer_is_a_part_of_the_numerics() -> None:
+    """A guard knows the secrets and tools of its application, which need not be in the prompt."""
+    other = msgspec.structs.replace(DESK, secrets=())
+    made = [guarded(Recorder(), layer, [GuardSpec("secrets")]).numerics for layer in (DESK, other)]
+    assert made[0] != made[1]
 
 
 def test_an_error_of_the_engine_passes_as_it_is() -> None:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from heredity.application.guards import load_guard, standing
 from heredity.application.guards.protocols import GuardRule, GuardSpan, GuardSpec, Side
 from heredity.application.spec import Application
+from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Decoding, Message, Reply, Request, ToolCall, digest
 from heredity.core.sanitize import clean_text
@@ -32,10 +33,25 @@ _AT_ONCE = 64  # blocked questions that are answered before the engine is asked 
 T = TypeVar("T")
 
 
-def guarded(engine: Engine, application: Application, more: Sequence[GuardSpec] = ()) -> Engine:
-    """The engine behind the guards of an application that are on, and `more`; itself without any."""
+class KnownAnswers(NamedTuple):
+    """The cache of answers, and the id of the model whose answers without guards are in it."""
+
+    cache: ResponseCache
+    model: str
+
+
+def guarded(
+    engine: Engine,
+    application: Application,
+    more: Sequence[GuardSpec] = (),
+    known: KnownAnswers | None = None,
+) -> Engine:
+    """The engine behind the guards of an application that are on, and `more`; itself without any.
+
+    known: the model's own answers. A guard that only checks answers then costs no further ones.
+    """
     guards = [*standing(application), *more]
-    return GuardedEngine(engine, application, guards) if guards else engine
+    return GuardedEngine(engine, application, guards, known) if guards else engine
 
 
 class _Filtered(NamedTuple):
@@ -47,7 +63,7 @@ class _Filtered(NamedTuple):
 
 
 class _Admitted(NamedTuple):
-    """A request, what the model gets of it, what guards found in it, and the reply if it is blocked."""
+    """A request, the one for the model, the findings in it, and the reply if the model is not asked."""
 
     request: Request
     prepared: Request
@@ -58,12 +74,20 @@ class _Admitted(NamedTuple):
 class GuardedEngine:
     """An engine behind guards. It does not stream, and has no access to weights."""
 
-    def __init__(self, inner: Engine, application: Application, specs: Sequence[GuardSpec]) -> None:
+    def __init__(
+        self,
+        inner: Engine,
+        application: Application,
+        specs: Sequence[GuardSpec],
+        known: KnownAnswers | None = None,
+    ) -> None:
         self._inner, self._application = inner, application
+        self._answers = known if inner.numerics else None
         self._guards: list[tuple[GuardSpec, GuardRule]] = [(spec, load_guard(spec)) for spec in specs]
         names = "+".join(spec.label for spec in specs)
         self.name = f"{inner.name} behind {names}"
-        self.numerics = f"{inner.numerics} behind {digest(list(specs))[:12]}" if inner.numerics else ""
+        layer = digest([list(specs), application.digest])[:12]  # a guard knows its secrets and tools
+        self.numerics = f"{inner.numerics} behind {layer}" if inner.numerics else ""
         self.is_batch_unverified = is_batch_unverified(inner)
         self._seconds, self._counts = 0.0, dict.fromkeys((spec.label for spec in specs), 0)
 
@@ -91,7 +115,9 @@ class GuardedEngine:
         while not stream.is_over:
             with closing(_generator(self._inner.reply(stream.passed()))) as replies:
                 for found in replies:
-                    yield self._counted(self._checked(stream.asked(found.key), found))
+                    admitted = stream.asked(found.key)
+                    self._keep(admitted.prepared, found)
+                    yield self._counted(self._checked(admitted, found))
                     yield from map(self._counted, stream.blocked())
             yield from map(self._counted, stream.blocked())
 
@@ -110,7 +136,10 @@ class GuardedEngine:
         notes = tuple(dict.fromkeys(note for each in found for note in each.notes))
         prepared = self._prepared(request)
         if not any(each.is_blocked for each in found):
-            return _Admitted(request, prepared, notes, None)
+            admitted = _Admitted(request, prepared, notes, None)
+            if (known := self._known(prepared)) is None:
+                return admitted
+            return admitted._replace(blocked=self._checked(admitted, known))
         prompt = ""
         with suppress(EngineFailure):  # a prompt that does not fit, of a question that is not asked
             prompt = self._inner.render(prepared)
@@ -141,6 +170,29 @@ class GuardedEngine:
                 spans.append((start, len(text)))
         is_marked = not isinstance(message.data, UnsetType)
         return replace(message, content=text, data=tuple(spans) if is_marked else UNSET)
+
+    # --- the model's own answers ---
+
+    def _known(self, request: Request) -> Reply | None:
+        """The model's answer from the cache."""
+        if self._answers is None:
+            return None
+        try:
+            prompt = clean_text(self._inner.render(request))
+        except EngineFailure:  # the engine reports it
+            return None
+        found = self._answers.cache.get(self._key(request, prompt))
+        return None if found is None else replace(found, key=request.key)
+
+    def _keep(self, request: Request, reply: Reply) -> None:
+        if self._answers is not None:
+            self._answers.cache.put(self._key(request, clean_text(reply.prompt)), reply)
+
+    def _key(self, request: Request, prompt: str) -> str:
+        """The key of the model without guards, as a study has it."""
+        model = "" if self._answers is None else self._answers.model
+        decoding = self.as_sent(request.decoding)
+        return cache_key(self._inner.numerics, model, prompt, decoding, request.seed)
 
     # --- what comes out ---
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from heredity.application import guards
-from heredity.application.guarded import guarded
+from heredity.application.guarded import KnownAnswers, guarded
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, UsageError
@@ -24,6 +24,7 @@ from heredity.lineage.types import Grown
 from heredity.study.plan import Plan, PlannedModel
 
 if TYPE_CHECKING:
+    from heredity.core.cache import ResponseCache
     from heredity.engines.protocols import Engine
 
 RECIPE = "behind_guards"
@@ -73,9 +74,13 @@ def is_guarded(model: Model) -> bool:
     return model.recipe.kind == RECIPE
 
 
-def behind_guards(engine: Engine, model: PlannedModel, application: Application) -> Engine:
+def behind_guards(
+    engine: Engine, model: PlannedModel, application: Application, cache: ResponseCache | None
+) -> Engine:
     """The engine of a planned model: behind the application's guards and its own."""
-    return guarded(engine, application, () if isinstance(model.guards, msgspec.UnsetType) else model.guards)
+    own = () if isinstance(model.guards, msgspec.UnsetType) else model.guards
+    known = None if cache is None else KnownAnswers(cache, model.of or model.id)
+    return guarded(engine, application, own, known)
 
 
 def _behind(model: Model, specs: tuple[GuardSpec, ...]) -> Model:

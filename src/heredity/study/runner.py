@@ -164,7 +164,7 @@ def loaded_model(context: RunContext, m: int) -> Iterator[AskTrials]:
     context.recorder.loading(m)
     try:
         with context.open_model(model) as engine, context.open_cache(engine) as cache, ExitStack() as stack:
-            engine = behind_guards(engine, model, context.grid.plan.application)
+            engine = behind_guards(engine, model, context.grid.plan.application, cache)
             prefix = shared_prefix(engine, context.grid.plan.application)
             context.recorder.loaded(m, engine, prefix)
             yield _LoadedModel(context, m, engine, prefix, cache, stack)
