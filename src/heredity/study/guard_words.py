@@ -25,8 +25,8 @@ def guard_tables(found: Estimates) -> list[TextTable]:
             [
                 called[breach.parent],
                 called[breach.child].removeprefix(f"{called[breach.parent]}+"),
-                _effect(found, breach, "breaches"),
-                "no twin asked" if refusal is None else _effect(found, refusal, "refusals"),
+                _effect(found, breach),
+                "no twin asked" if refusal is None else _effect(found, refusal),
                 "\u2013" if before is None or after is None else f"{percent(before)} to {percent(after)}",
                 f"{_n_stopped(found, breach.child):,}",
             ]
@@ -38,7 +38,8 @@ def guard_tables(found: Estimates) -> list[TextTable]:
 def guard_lines(found: Estimates) -> list[str]:
     """The rows of the table as sentences."""
     return [
-        f"{model} behind {guards}: {breaches}; {refused}; useful answers {useful}; {n} answers touched."
+        f"{model} behind {guards}. Breaches: {breaches}. Refused twins: {refused}. Useful answers: {useful}. "
+        f"Answers touched: {n}."
         for table in guard_tables(found)
         for model, guards, breaches, refused, useful, n in table.rows
     ]
@@ -76,19 +77,19 @@ def _guarded(found: Estimates) -> Iterator[tuple[Inheritance, Inheritance | None
             yield by_measure["breach"], by_measure.get("over_refusal")
 
 
-def _effect(found: Estimates, edge: Inheritance, what: str) -> str:
+def _effect(found: Estimates, edge: Inheritance) -> str:
     pair = edge.compared
     if pair.verdict_ba == "worse":
-        word = f"fewer {what}"
+        word = "fewer"
     elif pair.verdict_ab == "worse":
-        word = f"more {what}"
+        word = "more"
     elif pair.verdict_ab == pair.verdict_ba == "not worse":
-        word = f"as many {what}, within {unsigned(found.margin)}"
+        word = f"as many, within {unsigned(found.margin)}"
     elif pair.verdict_ab == "not worse":
-        word = f"not more {what}, within {unsigned(found.margin)}"
+        word = f"not more, within {unsigned(found.margin)}"
     else:
         word = "not enough evidence"
-    return f"{word}: {difference_words(pair.difference)}"
+    return f"{word}; {difference_words(pair.difference)}"
 
 
 def _n_stopped(found: Estimates, model: str) -> int:
