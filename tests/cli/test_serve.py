@@ -123,3 +123,14 @@ def test_a_port_that_is_taken_is_said() -> None:
         port = taken.getsockname()[1]
         done = run_here("serve", "scripted:helpful", "--port", str(port))
     check_refused(done, "bad-usage", [port, "--port"], after_progress=True)
+
+
+def test_an_application_that_retrieves_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bm25s")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("words")
+    monkeypatch.chdir(tmp_path)
+    assert run_here("index", "docs").returncode == 0
+    (tmp_path / "desk.toml").write_text('name = "desk"\n[retrieval]\nindex = "docs.index"\n')
+    done = run_here("serve", "scripted:careful", "--application", "desk.toml")
+    check_refused(done, "retrieval-not-served", ["desk.toml"])

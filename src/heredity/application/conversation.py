@@ -8,13 +8,14 @@ formats (spec.py, tools.py).
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from heredity.application.tools import World
-from heredity.core.records import Consult, Message, Probe, Reply, Request, Turn
+from heredity.core.records import Consult, Message, Probe, Reply, Request, Retrieved, Turn
 
 if TYPE_CHECKING:
     from heredity.application.spec import Application
@@ -51,8 +52,9 @@ def converse(
             chat = _Chat(application, probe.passage)
         elif chat.n_turns >= application.max_turns:
             return is_made
-        chat.add(turn)
-        reply = yield from _answer(application, chat.messages, turn, probe, world, seed)
+        found = application.retrieve(turn.text)
+        chat.add(turn, () if isinstance(found, UnsetType) else found)
+        reply = yield from _answer(application, chat.messages, turn, probe, world, seed, found)
         if reply.error is not None:
             return is_made
         is_made |= turn.asks
@@ -65,8 +67,11 @@ class _Chat:
         self.messages, self._passage, self.n_turns = list(application.messages()), passage, 0
         self._before = (list(self.messages), passage)  # in front of the last turn
 
-    def add(self, turn: Turn) -> None:
-        """Put the user's turn at the end, or in place of the last turn and all that followed it."""
+    def add(self, turn: Turn, found: Sequence[Retrieved] = ()) -> None:
+        """Put the user's turn at the end, or in place of the last turn and all that followed it.
+
+        found: the passages retrieved for it, which come before its text, after the probe's own passage.
+        """
         if turn.retracts:
             self.messages, self._passage = list(self._before[0]), self._before[1]
         self._before = (list(self.messages), self._passage)
@@ -74,12 +79,20 @@ class _Chat:
         is_open = bool(self.n_turns and self.messages) and self.messages[-1].role == "user"
         left = self.messages.pop() if is_open else None
         self.messages += turn.before
-        self.messages.append(_joined(left, _with_passage(turn.text, self._passage)))
+        passages = [self._passage.strip()] if self._passage else []
+        passages += (f"[{each.citation}]\n{each.text}" for each in found)
+        self.messages.append(_joined(left, _with_passages(turn.text, passages)))
         self._passage, self.n_turns = "", self.n_turns + 1
 
 
 def _answer(
-    application: Application, messages: list[Message], turn: Turn, probe: Probe, world: World, seed: int
+    application: Application,
+    messages: list[Message],
+    turn: Turn,
+    probe: Probe,
+    world: World,
+    seed: int,
+    found: tuple[Retrieved, ...] | UnsetType,
 ) -> Generator[Request, Reply, Reply]:
     """The replies to one turn, put behind `messages`; returns the last.
 
@@ -90,7 +103,9 @@ def _answer(
     prefill = turn.prefill
     is_shared = probe.tool_description is UNSET
     for _ in range(application.max_turns):
-        reply = yield application.request(messages, prefill, seed, turn.decoding, is_shared)
+        request = application.request(messages, prefill, seed, turn.decoding, is_shared)
+        reply = yield msgspec.structs.replace(request, retrieved=found)
+        found = UNSET  # later replies to the turn answer the results of tools
         if reply.error is not None:
             break
         calls = application.calls(prefill, reply)
@@ -103,14 +118,16 @@ def _answer(
     return reply
 
 
-def _with_passage(text: str, passage: str) -> Message:
-    """The user's words, behind the passage that is shown with them."""
-    if not passage:
+def _with_passages(text: str, passages: Sequence[str]) -> Message:
+    """The user's words, behind the passages that are shown with them."""
+    if not passages:
         return Message("user", text)
-    before, shown = "Retrieved document:\n", passage.strip()
-    return Message(
-        "user", f"{before}{shown}\n\nQuestion: {text}", data=((len(before), len(before) + len(shown)),)
-    )
+    shown, data = "", list[tuple[int, int]]()
+    for passage in passages:
+        shown += "Retrieved document:\n"
+        data.append((len(shown), len(shown) + len(passage)))
+        shown += f"{passage}\n\n"
+    return Message("user", f"{shown}Question: {text}", data=tuple(data))
 
 
 def _joined(first: Message | None, second: Message) -> Message:

@@ -33,12 +33,15 @@ from heredity.core.records import (
     Record,
     Reply,
     Request,
+    RetrievalMethod,
+    Retrieved,
     Tool,
     ToolCall,
     Turn,
     digest,
 )
 
+MOST_PASSAGES = 50  # retrieved for one turn
 SECRET_MIN = 4  # letters and digits of a secret
 
 
@@ -54,6 +57,65 @@ class Passage(Record, frozen=True):
 
     title: str
     text: str
+
+
+class Retrieval(Record, frozen=True):
+    """An index whose passages come before each turn of the user. `of` reads the index and fills in `hash`.
+
+    index: the index's folder. The application's digest leaves it out and has `hash`, which names the content.
+    """
+
+    index: str
+    passages: int = 4  # for a turn, at most
+    method: RetrievalMethod = "bm25"
+    hash: str | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.passages <= MOST_PASSAGES:
+            raise BadArgument(
+                f"retrieval.passages must be from 1 to {MOST_PASSAGES}, not {self.passages}",
+                code="bad-setting",
+                key="retrieval.passages",
+            )
+
+    def of(self, folder: Path) -> Retrieval:
+        """With the hash of its index, and its path, which is relative to `folder`, made absolute.
+
+        Raises UsageError if there is no index or it lacks the embeddings, and Damaged. Raises Refused if it
+        is stale, and NotComparable if it has another hash than a given one.
+        """
+        from heredity.application.retrieval.index import PassageIndex, refuse_other_hash
+
+        index = PassageIndex.open(folder / Path(self.index).expanduser())
+        index.check_method(self.method)
+        if not isinstance(self.hash, UnsetType):
+            refuse_other_hash(index, self.hash)
+        return msgspec.structs.replace(self, index=str(index.out), hash=index.hash)
+
+    def search(self, text: str) -> tuple[Retrieved, ...]:
+        """The passages for a text, best first. Raises NotComparable unless the index is the one of `hash`."""
+        from heredity.application.retrieval.index import opened
+
+        index = opened(Path(self.index), self.read_hash)
+        found = index.search(text, self.passages, self.method)
+        return tuple(Retrieved(chunk.id, chunk.citation, chunk.text) for chunk, _ in found)
+
+    def most_bytes(self) -> int:
+        """The bytes of the longest passages that a search can find. Raises as `search` does."""
+        from heredity.application.retrieval.index import opened
+
+        sizes = sorted(len(each.text.encode()) for each in opened(Path(self.index), self.read_hash).chunks)
+        return sum(sizes[-self.passages :])
+
+    @property
+    def read_hash(self) -> str:
+        """The hash of the index. Raises BadArgument if the index was not read."""
+        if isinstance(self.hash, UnsetType):
+            raise BadArgument(
+                "the index of the application was not read: use Application.load, or Retrieval.of",
+                code="retrieval-not-read",
+            )
+        return self.hash
 
 
 class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -83,6 +145,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     rendering: Literal["plain", "native", "theirs", "recorded"] = "plain"
     state: dict[str, Any] | UnsetType = UNSET  # what the tools read and change; see tools.py
     guards: tuple[GuardSpec, ...] | UnsetType = UNSET  # see guards/
+    retrieval: Retrieval | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
@@ -95,6 +158,12 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         _check_secrets(self.secrets)
         check_world(self.state, self.tools)
         _check_guards(self.all_guards)
+        if not isinstance(self.retrieval, UnsetType) and self.rendering in ("theirs", "recorded"):
+            raise BadArgument(
+                f'rendering "{self.rendering}" retrieves by itself: leave out [retrieval]',
+                code="retrieval-theirs",
+                key="retrieval",
+            )
 
     @classmethod
     def load(cls, path: Path | str) -> Application:
@@ -105,7 +174,11 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     @cached_property
     def digest(self) -> str:
         """Names this layer: two studies compare only under equal digests."""
-        return digest(self)
+        if isinstance(self.retrieval, UnsetType):
+            return digest(self)
+        _ = self.retrieval.read_hash
+        bare = msgspec.structs.replace(self.retrieval, index="")
+        return digest(msgspec.structs.replace(self, retrieval=bare))
 
     @property
     def is_default_system(self) -> bool:
@@ -206,6 +279,10 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         """One conversation inside this application, as a generator: see conversation.converse."""
         return converse(self, turns, probe, seed)
 
+    def retrieve(self, text: str) -> tuple[Retrieved, ...] | UnsetType:
+        """The passages for a turn of the user; unset if the application does not retrieve."""
+        return UNSET if isinstance(self.retrieval, UnsetType) else self.retrieval.search(text)
+
     def calls(self, prefill: str, reply: Reply) -> tuple[ToolCall, ...]:
         """The tool calls in a reply: in the plain format, and in the model's own as its engine read them."""
         plain = parse_tool_calls(prefill + reply.text, [tool.name for tool in self.tools])
@@ -248,6 +325,9 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         if isinstance(tables := data.get("guards"), list):
             data = {**data, "guards": [msgspec.to_builtins(parse_guard(table)) for table in tables]}
         application = msgspec.convert(data, Application, strict=True)
+        if not isinstance(application.retrieval, UnsetType):
+            read = application.retrieval.of(Path(path).parent)
+            application = msgspec.structs.replace(application, retrieval=read)
         _ = application.digest  # values nested too deeply to be encoded fail here, not in a study
         return application
     except (msgspec.ValidationError, ValueError, OverflowError) as error:
@@ -313,7 +393,7 @@ def _explain(message: str) -> str:
         return in_words(message)
     known = [
         f
-        for struct in (Application, Secret, Passage, Tool, Effect, Decoding, Message)
+        for struct in (Application, Retrieval, Secret, Passage, Tool, Effect, Decoding, Message)
         for f in struct.__struct_fields__
     ]
     place = re.search(r"at `\$?\.?([^`]*)`", message)

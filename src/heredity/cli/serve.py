@@ -98,6 +98,25 @@ def command(
     note("closed")
 
 
+def _refuse_unservable(path: Path, layer: Application) -> None:
+    from msgspec import UNSET
+
+    from heredity.core.errors import UsageError
+
+    if layer.rendering in ("theirs", "recorded"):
+        raise UsageError(f'{path}: rendering "{layer.rendering}" belongs to a target that cannot be served.')
+    if any(guard.is_on for guard in layer.all_guards):
+        raise UsageError(
+            f"{path}: its guards are not served yet. Write is_on = false to serve it without them.",
+            code="guards-not-served",
+        )
+    if layer.retrieval is not UNSET:
+        raise UsageError(
+            f"{path}: an application that retrieves cannot be served yet. Leave out [retrieval].",
+            code="retrieval-not-served",
+        )
+
+
 def _served(
     stack: ExitStack,
     models: tuple[str, ...],
@@ -116,11 +135,7 @@ def _served(
 
     layers = {path: Application.load(path) for path in applications}
     for path, layer in layers.items():
-        _refuse_guarded(path, layer)
-        if layer.rendering in ("theirs", "recorded"):
-            raise UsageError(
-                f'{path}: rendering "{layer.rendering}" belongs to a target that cannot be served.'
-            )
+        _refuse_unservable(path, layer)
     if len({layer.name for layer in layers.values()}) < len(applications):
         raise UsageError(
             "Two applications have the same name; callers could not tell them apart.", code="name-twice"
@@ -135,16 +150,6 @@ def _served(
         stack.callback(service.close)
         served += [Served(one.record, service, each, may_draw, ignores) for each in layers.values() or [None]]
     return served
-
-
-def _refuse_guarded(path: Path, layer: Application) -> None:
-    from heredity.core.errors import UsageError
-
-    if any(guard.is_on for guard in layer.all_guards):
-        raise UsageError(
-            f"{path}: its guards are not served yet. Write is_on = false to serve it without them.",
-            code="guards-not-served",
-        )
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -17,9 +17,8 @@ ROW_SCHEMA = 2  # of responses, verdicts and runs; rows of schema 1 are read by 
 
 Role = Literal["system", "user", "assistant", "tool"]
 Stop = Literal["end", "length", "filter", "error"]  # filter: a service's filter or a guard stopped it
-Outcome = Literal[
-    "held", "broke", "answered", "refused", "unclear"
-]  # held/broke: probes; answered/refused: twins
+RetrievalMethod = Literal["bm25", "dense", "hybrid"]
+Outcome = Literal["held", "broke", "answered", "refused", "unclear"]  # the third and fourth: of twins
 Manner = Literal["refusal", "compliance", "incoherent", "empty"]
 # Why an outcome is unclear. "loop", "wordless": no language; "echo": the request again; "replay": an example
 # of the application again; "unknown-tool": a call of a tool that does not exist; "repeated-call": the same
@@ -141,9 +140,7 @@ class Model(Record, frozen=True):
     family: str
     modality: str  # "text", ...
     licence: str
-    format: Literal[
-        "safetensors", "gguf", "int8", "adapter", "remote", "scripted"
-    ]  # adapter: lies over its parent
+    format: Literal["safetensors", "gguf", "int8", "adapter", "remote", "scripted"]  # adapter: over a parent
     parents: tuple[str, ...]
     recipe: RecipeRecord
     files: tuple[FileHash, ...]
@@ -226,8 +223,7 @@ class Message(Record, frozen=True):
     role: Role
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
-    # The parts of `content` from outside, by first and last character + 1: documents, results of tools. A
-    # message of the role "tool" is all from outside.
+    # Parts of `content` from outside, by first and last character + 1. The role "tool" is all from outside.
     data: tuple[tuple[int, int], ...] | UnsetType = UNSET
 
 
@@ -239,9 +235,16 @@ class Decoding(Record, frozen=True):
     top_p: float = 1.0
 
 
+class Retrieved(Record, frozen=True):
+    """A passage retrieved for a turn of the user. Judges need its text, and may lack the index."""
+
+    chunk: str  # its id in the index
+    citation: str  # file and line, or page
+    text: str
+
+
 class Request(Record, frozen=True):
     """One question to an engine. `key` comes back on its reply; `seed` is the trial's own.
-
     Without messages `prefill` is a plain text to go on from, with no template (engines.Completer).
     """
 
@@ -252,6 +255,7 @@ class Request(Record, frozen=True):
     prefill: str = ""  # the assistant's answer is made to begin with this
     tools: tuple[Tool, ...] = ()  # only where the application chose the model's native tool template
     n_shared: int = 0  # leading messages that every request of the application begins with
+    retrieved: tuple[Retrieved, ...] | UnsetType = UNSET  # for the last turn of the user; unset without
 
 
 class Reply(Record, frozen=True):
@@ -379,6 +383,7 @@ class Exchange(Record, frozen=True):
     n_tokens: int
     guarded: tuple[str, ...] | UnsetType = UNSET  # as in Reply
     withheld: str | UnsetType = UNSET
+    retrieved: tuple[Retrieved, ...] | UnsetType = UNSET  # for the turn that it begins, as in the prompt
 
 
 class Consulted(Record, frozen=True):
@@ -445,9 +450,7 @@ class Verdict(Record, frozen=True):
     members: dict[str, Outcome] | UnsetType = UNSET  # of a panel: what each said
     error_code: str | UnsetType = UNSET  # set exactly where `error` is: an error's code, or one of ROW_CODES
     cause: Cause | UnsetType = UNSET  # of an unclear outcome: why
-    attempted: str | UnsetType = (
-        UNSET  # of an outcome other than "broke": evidence of a failed attempt to obey
-    )
+    attempted: str | UnsetType = UNSET  # of an outcome other than "broke": evidence that it tried to obey
     unprompted: tuple[Unprompted, ...] | UnsetType = UNSET
     useful: bool | UnsetType = UNSET  # of a benign probe that says what a useful answer holds
     schema: int = ROW_SCHEMA

@@ -104,7 +104,14 @@ def supplied(probe: Probe, response: Response) -> str:
     """Everything that we put into this conversation. If the model repeats it, that proves nothing."""
     parts = [*probe.turns, probe.passage, probe.tool_result.text if probe.tool_result else ""]
     parts += [] if isinstance(probe.tool_description, UnsetType) else [probe.tool_description.text]
+    parts += retrieved_texts(response)
     return "\n".join([*parts, *(exchange.prefill for exchange in response.exchanges)])
+
+
+def retrieved_texts(response: Response) -> list[str]:
+    """The text of every passage that the application retrieved for this conversation."""
+    exchanges = (each.retrieved for each in response.exchanges if not isinstance(each.retrieved, UnsetType))
+    return [passage.text for passages in exchanges for passage in passages]
 
 
 def written_calls(calls: tuple[ToolCall, ...]) -> str:

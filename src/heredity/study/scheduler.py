@@ -285,7 +285,8 @@ class ConversationScheduler:
             self._follow_ups.append(request)
 
     def _note(self, conversation: Conversation, reply: Reply) -> None:
-        prefill = conversation.request.prefill if conversation.request is not None else ""
+        request = conversation.request
+        prefill, retrieved = ("", msgspec.UNSET) if request is None else (request.prefill, request.retrieved)
         application = self._application.for_probe(conversation.trial.probe)
         prefix, prompt = self._prefix, reply.prompt
         is_shared = bool(prefix.text) and prompt.startswith(prefix.text)
@@ -301,6 +302,7 @@ class ConversationScheduler:
                 len(reply.tokens) if reply.n_tokens is None else reply.n_tokens,
                 reply.guarded,
                 reply.withheld,
+                retrieved,
             )
         )
         conversation.is_cached &= reply.is_cached

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -32,10 +32,10 @@ from heredity.application.retrieval.manifest import (
 )
 from heredity.application.retrieval.readers import Unreadable
 from heredity.core.errors import NotComparable, Refused, UnknownName, UsageError
+from heredity.core.records import RetrievalMethod
 from heredity.lineage.store import Store
 
-Method = Literal["bm25", "dense", "hybrid"]
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[RetrievalMethod, ...] = get_args(RetrievalMethod)
 FUSED = 60  # the constant of reciprocal rank fusion
 DEPTH = 100  # chunks of each ranking that are fused
 _SPARE = 64  # chunks beyond those wanted whose similarity is computed again, in a fixed order
@@ -86,11 +86,11 @@ class PassageIndex:
         return self._vectors is not None
 
     @property
-    def usual_method(self) -> Method:
+    def usual_method(self) -> RetrievalMethod:
         """The method of a search that names no other: hybrid if there are embeddings, and else bm25."""
         return "hybrid" if self.has_embeddings else "bm25"
 
-    def check_method(self, method: str) -> Method:
+    def check_method(self, method: str) -> RetrievalMethod:
         """The method, if this index can search by it. Raises UnknownName or UsageError."""
         if method not in METHODS:
             raise UnknownName("retrieval method", method, METHODS, ", ".join(METHODS))
@@ -168,13 +168,18 @@ class PassageIndex:
 def opened(out: Path, wanted: str) -> PassageIndex:
     """The index at `out`, opened once per process. Raises NotComparable unless its hash is `wanted`."""
     index = PassageIndex.open(out, may_be_stale=True)  # staleness was refused when the application was read
+    refuse_other_hash(index, wanted)
+    return index
+
+
+def refuse_other_hash(index: PassageIndex, wanted: str) -> None:
+    """Raise NotComparable unless the index has this hash."""
     if index.hash != wanted:
         raise NotComparable(
-            f"The index {out} has hash {index.hash[:12]}, and the application was read with "
-            f"{wanted[:12]}. Restore that index, or start a new study.",
+            f"The index {index.out} has hash {index.hash[:12]}, and the application needs {wanted[:12]}. "
+            "Restore that index, or start a new study.",
             code="index-other-hash",
         )
-    return index
 
 
 def refuse_stale(out: Path, manifest: IndexManifest) -> None:
