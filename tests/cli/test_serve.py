@@ -103,6 +103,7 @@ def test_an_answer_is_sent_at_once() -> None:
         (["scripted:helpful", "--host", "203.0.113.9", "--api-key-env", "HOME"], "Cannot listen"),
         (["scripted:helpful", "--application", "missing.toml"], "missing.toml"),
         (["scripted:helpful", *2 * ["--application", "desk.toml"]], "same name"),
+        (["scripted:helpful", "--application", "guarded.toml"], "guards are not served"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -112,6 +113,7 @@ def test_a_mistake_is_one_line(
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path))
     monkeypatch.setenv("ODD_KEY", "schlüssel")
     (tmp_path / "desk.toml").write_text(DESK)
+    (tmp_path / "guarded.toml").write_text(f'{DESK}\n[[guards]]\nkind = "secrets"\n')
     monkeypatch.chdir(tmp_path)
     assert main(["serve", *arguments]) == 2
     told = capsys.readouterr().err.splitlines()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from heredity.application.spec import Application
     from heredity.deploy.serve.answers import Served
+    from heredity.deploy.serve.embeddings import EmbeddingService
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -93,9 +95,67 @@ def command(
         )
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
-        served = _served(stack, models, applications, free_decoding, ignore_settings, waiting, key_env)
-        _listen(served, listening, host, key, is_local)
+        rules = (free_decoding, ignore_settings)
+        found = _loaded(stack, models, _layers(applications), rules, waiting, key_env)
+        _listen(found, listening, host, key, is_local)
     note("closed")
+
+
+class _Loaded(NamedTuple):
+    """The models to serve, loaded."""
+
+    served: list[Served]
+    encoders: list[EmbeddingService]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the models."""
+        encoders = [each.model.name for each in self.encoders]
+        return list(dict.fromkeys([*(one.model.name for one in self.served), *encoders]))
+
+
+def _loaded(
+    stack: ExitStack, models: tuple[str, ...], layers: Sequence[Application | None], rules: tuple[bool, bool],
+    most: int, key_env: tuple[str, ...],
+) -> _Loaded:  # fmt: skip
+    """Load each model once. rules: whether callers set the decoding, and whether settings are ignored."""
+    from heredity.cli import _pulling
+    from heredity.core.terminal import note
+    from heredity.deploy.serve.answers import Served
+    from heredity.deploy.serve.embeddings import EmbeddingService, Encoder
+    from heredity.deploy.serve.worker import EngineWorker
+
+    store = open_store()
+    grown = {one.record.id: one for one in map(store.get, models)}
+    load, found = _remote.loader(store, _remote.calls(key_env)), _Loaded([], [])
+    for one in grown.values():
+        is_encoder = one.record.modality == "text-embedding"
+        ready = one if is_encoder or one.record.format == "scripted" else _pulling.ready(store, one)
+        note(f"loading {one.record.name} ...")
+        if is_encoder:
+            encoder = EmbeddingService(Encoder(one), most)
+            stack.callback(encoder.close)
+            found.encoders.append(encoder)
+            continue
+        service = EngineWorker(load(ready), most)
+        stack.callback(service.close)
+        found.served.extend(Served(one.record, service, layer, *rules) for layer in layers)
+    return found
+
+
+def _layers(paths: Sequence[Path]) -> Sequence[Application | None]:
+    """Read the applications; none is the model by itself. Raises UsageError."""
+    from heredity.application.spec import Application
+    from heredity.core.errors import UsageError
+
+    layers = [Application.load(path) for path in paths]
+    for path, layer in zip(paths, layers, strict=True):
+        _refuse_unservable(path, layer)
+    if len({layer.name for layer in layers}) < len(layers):
+        raise UsageError(
+            "Two applications have the same name; callers could not tell them apart.", code="name-twice"
+        )
+    return layers or [None]
 
 
 def _refuse_unservable(path: Path, layer: Application) -> None:
@@ -117,41 +177,6 @@ def _refuse_unservable(path: Path, layer: Application) -> None:
         )
 
 
-def _served(
-    stack: ExitStack,
-    models: tuple[str, ...],
-    applications: tuple[Path, ...],
-    may_draw: bool,
-    ignores: bool,
-    most: int,
-    key_env: tuple[str, ...],
-) -> list[Served]:
-    from heredity.application.spec import Application
-    from heredity.cli import _pulling
-    from heredity.core.errors import UsageError
-    from heredity.core.terminal import note
-    from heredity.deploy.serve.answers import Served
-    from heredity.deploy.serve.worker import EngineWorker
-
-    layers = {path: Application.load(path) for path in applications}
-    for path, layer in layers.items():
-        _refuse_unservable(path, layer)
-    if len({layer.name for layer in layers.values()}) < len(applications):
-        raise UsageError(
-            "Two applications have the same name; callers could not tell them apart.", code="name-twice"
-        )
-    store = open_store()
-    grown = {one.record.id: one for one in map(store.get, models)}
-    load, served = _remote.loader(store, _remote.calls(key_env)), []
-    for one in grown.values():
-        ready = one if one.record.format == "scripted" else _pulling.ready(store, one)
-        note(f"loading {one.record.name} ...")
-        service = EngineWorker(load(ready), most)
-        stack.callback(service.close)
-        served += [Served(one.record, service, each, may_draw, ignores) for each in layers.values() or [None]]
-    return served
-
-
 def _bound(host: str, port: int) -> socket.socket:
     """A socket that is bound to the address but does not listen yet."""
     import socket
@@ -171,7 +196,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def _listen(served: list[Served], listening: socket.socket, host: str, key: str, is_local: bool) -> None:
+def _listen(found: _Loaded, listening: socket.socket, host: str, key: str, is_local: bool) -> None:
     import signal
 
     from heredity.core.terminal import note
@@ -181,13 +206,15 @@ def _listen(served: list[Served], listening: socket.socket, host: str, key: str,
     listening.listen(2048)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/v1"
-    layers = {one.application.digest: one.application.name for one in served if one.application is not None}
+    layers = {
+        one.application.digest: one.application.name for one in found.served if one.application is not None
+    }
     inside = " and ".join(f"'{name}' ({digest[:8]})" for digest, name in layers.items())
     where = f" in {'the application' if len(layers) == 1 else 'each of'} {inside}" if layers else ""
-    note(f"serving {', '.join({one.model.name: 0 for one in served})}{where} at {address}")
+    note(f"serving {', '.join(found.names)}{where} at {address}")
     api = server(
-        app.app(served, key, is_local), log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=60,
+        app.app(found.served, key, is_local, embedders=found.encoders), log_level="warning", access_log=False,
+        server_header=False, timeout_graceful_shutdown=60,
     )  # fmt: skip
     # uvicorn raises the signal again after the last answer; then models are closed and the exit code is 0.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -3,6 +3,7 @@
     POST /v1/chat/completions     answers a conversation, in one body or as a stream of events
     POST /v1/completions          continues a plain text, if there is no application
     POST /v1/responses            the same as chat, in the form of OpenAI's Responses API
+    POST /v1/embeddings           embeddings of texts by a sentence encoder
     POST /v1/messages             the same as chat, in the form of Anthropic's Messages API
     GET  /v1/models               served models: id, parents, recipe; digest of the application
     GET  /v1/models/NAME          one of them
@@ -31,7 +32,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -39,18 +39,17 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Call
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from heredity.core.errors import ContextOverflow, UsageError, did_you_mean
-from heredity.core.records import Reply, encode
-from heredity.deploy.serve import answers, chat, completions, messages, responses, schema
+from heredity.core.records import Model, Reply, encode
+from heredity.deploy.serve import answers, chat, completions, embeddings, messages, responses, schema
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
+from heredity.deploy.serve.embeddings import EmbeddingService
+from heredity.deploy.serve.limits import BODY_SECONDS, BoundedBody
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.engines.protocols import Completer, Engine
 
-LARGEST = 4 << 20  # bytes of a body
-BODY_SECONDS = 30.0  # from a request's first byte after its headers to its last
-_DISCARDED = 2 * LARGEST  # bytes read of a body that is too large, so that the caller can read the error
 _AT_ONCE = 4  # requests started or cancelled in one pass of the event loop; others wait, /health does not
 _SWITCH = 0.0005  # seconds that the event loop waits for a busy engine thread after each system call
 MESSAGES = "/v1/messages"
@@ -60,16 +59,20 @@ T = TypeVar("T")
 
 
 def app(
-    served: Sequence[Served], key: str = "", is_local: bool = True, body_seconds: float = BODY_SECONDS
+    served: Sequence[Served],
+    key: str = "",
+    is_local: bool = True,
+    body_seconds: float = BODY_SECONDS,
+    embedders: Sequence[EmbeddingService] = (),
 ) -> Starlette:
     """Return the API for these models as an ASGI application.
 
     key: the API key that callers send as `Authorization: Bearer KEY`; "" disables the check. is_local:
     accept only requests whose Host header names a loopback address. body_seconds: time limit for a body to
-    arrive.
+    arrive. embedders: sentence encoders for /v1/embeddings.
     """
-    desk = _Desk(tuple(served), key)
-    guard = [Middleware(_BoundedBody, seconds=body_seconds)]
+    desk = _Desk(tuple(served), key, tuple(embedders))
+    guard = [Middleware(BoundedBody, seconds=body_seconds)]
     if is_local:
         guard.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK)))
     routes = [
@@ -77,6 +80,7 @@ def app(
         Route("/v1/completions", desk.text, methods=["POST"]),
         Route("/v1/responses", desk.responses, methods=["POST"]),
         Route(MESSAGES, desk.messages, methods=["POST"]),
+        Route("/v1/embeddings", desk.embeddings, methods=["POST"]),
         Route("/v1/models", desk.models, methods=["GET"]),
         Route("/v1/models/{name:path}", desk.model, methods=["GET"]),
         Route("/health", desk.health, methods=["GET"]),
@@ -101,63 +105,6 @@ async def _short_pauses(_: Starlette) -> AsyncIterator[None]:
     finally:
         gc.unfreeze()
         sys.setswitchinterval(before)
-
-
-class _BoundedBody:
-    """ASGI middleware that limits the size and the arrival time of request bodies.
-
-    A connection whose body was not read completely is closed after the response.
-    """
-
-    def __init__(self, inner: ASGIApp, seconds: float) -> None:
-        self._inner, self._seconds = inner, seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward a request with its body limited."""
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-        body = _Body(scope, receive, send, self._seconds)
-        await self._inner(scope, body.receive, body.send)
-
-
-class _Body:
-    """The body of one request, counted and timed."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float) -> None:
-        self._receive, self._send, self._seconds = receive, send, seconds
-        self._end = asyncio.get_running_loop().time() + seconds
-        given = Headers(scope=scope)
-        self._stated = given.get("content-length", "0")
-        self._is_whole = "transfer-encoding" not in given and self._stated == "0"
-        self._n_bytes = 0
-
-    async def receive(self) -> Message:
-        """Return the next message. Raises Refusal: 413 if the body is too large, 408 if it is too slow."""
-        if self._is_whole:
-            return await self._receive()
-        message = await self._timed()
-        if self._n_bytes > LARGEST or (self._stated.isdecimal() and int(self._stated[:12]) > LARGEST):
-            while not self._is_whole and self._n_bytes <= LARGEST + _DISCARDED:
-                await self._timed()
-            raise Refusal(413, f"a body has at most {LARGEST:,} bytes", "too_large")
-        return message
-
-    async def _timed(self) -> Message:
-        try:
-            async with asyncio.timeout_at(self._end):
-                message = await self._receive()
-        except TimeoutError:
-            raise Refusal(408, f"the body did not arrive within {self._seconds:g} s", "too_slow") from None
-        self._n_bytes += len(message.get("body", b""))
-        self._is_whole = not message.get("more_body", False)
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Send a message; if the body is incomplete, add `Connection: close` to the response."""
-        if message["type"] == "http.response.start" and not self._is_whole:
-            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-        await self._send(message)
 
 
 class _Events(StreamingResponse):
@@ -216,6 +163,7 @@ class _Desk:
 
     served: tuple[Served, ...]
     key: str
+    embedders: tuple[EmbeddingService, ...] = ()
     gate: _RequestGate = field(default_factory=_RequestGate)
 
     async def chat(self, call: Call) -> Response:
@@ -255,16 +203,55 @@ class _Desk:
             found = _asked(one, asked)
         return await self._answered(call, found, asked, form(self.name_of(one), one.fingerprint, asked))
 
+    async def embeddings(self, call: Call) -> Response:
+        """Embed texts, one at a time, so that requests take turns."""
+        raw = await self._body(call)
+        async with self.gate:
+            await _refuse_gone(call)
+            body = _understood(lambda: schema.opened(raw))
+            service = self._embedder(str(body["model"]))
+            asked = _understood(lambda: embeddings.parse(body))
+        service.admit()
+        try:
+            found = []
+            for text in asked.texts:
+                found.append(await service.embed(text))
+                await _refuse_gone(call)
+        except UsageError as error:
+            raise _theirs(error) from None
+        finally:
+            service.n_open -= 1
+        return _json(_understood(lambda: embeddings.formatted(service.model.name, asked, found)))
+
+    def _embedder(self, name: str) -> EmbeddingService:
+        for each in self.embedders:
+            if name in (each.model.name, each.model.id):
+                return each
+        one = self._named(name)
+        message = f"'{one.model.name}' is not a sentence encoder, and gives no embeddings"
+        raise Refusal(400, message, "not_supported", param="model")
+
     async def models(self, call: Call) -> Response:
         """List the served models and their lineage."""
         self._admit(call)
-        return _json({"object": "list", "data": [_about(one, self.name_of(one)) for one in self.served]})
+        encoders = [_described(each.model) for each in self.embedders]
+        return _json({"object": "list", "data": [*map(self._about, self.served), *encoders]})
 
     async def model(self, call: Call) -> Response:
         """Describe one served model."""
         self._admit(call)
-        one = self._named(call.path_params["name"])
-        return _json(_about(one, self.name_of(one)))
+        name = call.path_params["name"]
+        if encoder := next((each for each in self.embedders if each.model.name == name), None):
+            return _json(_described(encoder.model))
+        return _json(self._about(self._named(name)))
+
+    def _about(self, one: Served) -> dict[str, object]:
+        layer = one.application
+        about = {
+            "engine": one.service.engine.name,
+            "application": None if layer is None else {"name": layer.name, "digest": layer.digest},
+        }
+        return _described(one.model, self.name_of(one), **about)
 
     def name_of(self, one: Served) -> str:
         """Return the shortest name that is this model's only."""
@@ -277,6 +264,7 @@ class _Desk:
         """Report whether all models can answer, and the number of open requests of each."""
         failed = {s.model.name: str(s.service.failure) for s in self.served if s.service.failure is not None}
         n_open = {one.model.name: one.service.n_open for one in self.served}
+        n_open |= {each.model.name: each.n_open for each in self.embedders}
         return _json({"failed": failed, "open": n_open}, 503 if failed else 200)
 
     def _admit(self, call: Call) -> None:
@@ -310,6 +298,8 @@ class _Desk:
     def _named(self, name: str) -> Served:
         if len(found := self._having(name)) == 1:
             return found[0]
+        if any(name in (each.model.name, each.model.id) for each in self.embedders):
+            raise Refusal(400, "a sentence encoder answers at /v1/embeddings", "not_supported", param="model")
         names = [self.name_of(one) for one in found or self.served]
         if found:
             message = f"'{name[:200]}' is served more than once here. Name one: {', '.join(names)}"
@@ -370,22 +360,16 @@ async def _refuse_gone(call: Call) -> None:
         raise ClientDisconnect
 
 
-def _about(one: Served, name: str) -> dict[str, object]:
-    model, layer = one.model, one.application
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": model.family,
-        "heredity": {
-            "id": model.id,
-            "parents": model.parents,
-            "recipe": model.recipe.kind,
-            "licence": model.licence,
-            "engine": one.service.engine.name,
-            "application": None if layer is None else {"name": layer.name, "digest": layer.digest},
-        },
+def _described(model: Model, name: str = "", **more: object) -> dict[str, object]:
+    about = {
+        "id": model.id,
+        "parents": model.parents,
+        "recipe": model.recipe.kind,
+        "licence": model.licence,
+        **more,
     }
+    head = {"id": name or model.name, "object": "model", "created": 0, "owned_by": model.family}
+    return {**head, "heredity": about}
 
 
 def _json(what: dict[str, object], status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -396,8 +380,13 @@ def _understood(parse: Callable[[], T]) -> T:
     try:
         return parse()
     except UsageError as error:
-        code = answers.CONTEXT if error.code == ContextOverflow.code else "invalid_request"
-        raise Refusal(400, f"{error}.", code, error.code, error.key) from None
+        raise _theirs(error) from None
+
+
+def _theirs(error: UsageError) -> Refusal:
+    """Return the refusal of a request with a mistake."""
+    code = answers.CONTEXT if error.code == ContextOverflow.code else "invalid_request"
+    return Refusal(400, f"{error}.", code, error.code, error.key)
 
 
 async def _refused(call: Call, error: Refusal) -> Response:
