@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,6 +23,8 @@ from heredity.cli import main, serve
 from tests.support.cli import DESK
 from tests.support.errors import check_refused, run_here
 
+PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
 
 @contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
@@ -28,7 +32,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
     (folder / "desk.toml").write_text(DESK)
     command = [sys.executable, "-m", "heredity", "serve", *arguments, "--port", "0"]
     environment = os.environ | {"HEREDITY_STORE": str(folder / "store")}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=folder, env=environment, text=True, **PIPES)
     try:
         assert process.stderr is not None
         said = ""
@@ -67,6 +71,17 @@ def test_every_model_is_served_in_every_application(tmp_path: Path) -> None:
     assert "You sell." in said and "ZEBRA" not in said
 
 
+def test_what_an_operator_turns_on_is_on(tmp_path: Path) -> None:
+    turned_on = ("--metrics", "--access-log", "--cors", "https://a.example", "--requests-per-minute", "60")
+    with serving(tmp_path, "scripted:helpful", *turned_on) as (process, address):
+        found = httpx.get(f"{address}/models", headers={"origin": "https://a.example"})
+        assert found.headers["access-control-allow-origin"] == "https://a.example"
+        assert "heredity_requests_total" in httpx.get(address.removesuffix("/v1") + "/metrics").text
+        process.send_signal(signal.SIGINT)
+        lines, _ = process.communicate(timeout=30)
+        assert [json.loads(line)["route"] for line in lines.splitlines()] == ["/v1/models", "/metrics"]
+
+
 HALF = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     b"content-length: 1000\r\n\r\n{",
@@ -103,6 +118,8 @@ def test_an_answer_is_sent_at_once() -> None:
         (["scripted:helpful", "--host", "203.0.113.9", "--api-key-env", "HOME"], "Cannot listen"),
         (["scripted:helpful", "--application", "missing.toml"], "missing.toml"),
         (["scripted:helpful", *2 * ["--application", "desk.toml"]], "same name"),
+        (["scripted:helpful", "--cors", "*"], "one origin"),
+        (["scripted:helpful", "--cors", "https://a.example/page"], "one origin"),
         (["scripted:helpful", "--application", "guarded.toml"], "guards are not served"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from heredity.application.spec import Application
     from heredity.deploy.serve.answers import Served
+    from heredity.deploy.serve.app import ServerSettings
     from heredity.deploy.serve.embeddings import EmbeddingService
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -53,26 +55,35 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
     help="Port; 0 chooses a free one.",
 )
 @click.option(
-    "--api-key-env", type=Name(), metavar="NAME", help="Environment variable with the key callers must send."
-)
+    "--api-key-env", "key_names", type=Name(), multiple=True, metavar="NAME",
+    help="Environment variable with a key; callers must send one of the keys.",
+)  # fmt: skip
 @click.option(
     "--max-queue", "waiting", cls=Option, former=["--waiting"], type=click.IntRange(1), default=256,
     show_default=True, metavar="N",
     help="Maximum queued requests per model; beyond it the server answers 429.",
 )  # fmt: skip
+@click.option(
+    "--requests-per-minute", "per_minute", type=click.IntRange(1), metavar="N",
+    help="Requests per minute for each key, or each address without keys.  [default: no limit]",
+)  # fmt: skip
+@click.option(
+    "--max-body", type=click.IntRange(1, 1024), default=4, show_default=True, metavar="MIB",
+    help="Largest body of a request, in MiB.",
+)  # fmt: skip
+@click.option(
+    "--cors", "origins", type=Name(), multiple=True, metavar="ORIGIN",
+    help="Let the scripts of this web page ask, e.g. https://app.example.com.",
+)  # fmt: skip
+@click.option("--metrics", is_flag=True, help="Serve counts for Prometheus at /metrics.")
+@click.option("--access-log", is_flag=True, help="Print a line of JSON per request, without its contents.")
 @device_option
 @_remote.key_option
 def command(
-    models: tuple[str, ...],
-    applications: tuple[Path, ...],
-    free_decoding: bool,
-    ignore_settings: bool,
-    host: str,
-    port: int,
-    api_key_env: str | None,
-    waiting: int,
-    key_env: tuple[str, ...],
-) -> None:
+    models: tuple[str, ...], applications: tuple[Path, ...], free_decoding: bool, ignore_settings: bool,
+    host: str, port: int, key_names: tuple[str, ...], waiting: int, per_minute: int | None, max_body: int,
+    origins: tuple[str, ...], metrics: bool, access_log: bool, key_env: tuple[str, ...],
+) -> None:  # fmt: skip
     """Serve models behind an OpenAI-compatible API.
 
     Any client of that API can connect. Answers equal those of a study on this machine, bit for bit. With
@@ -85,11 +96,13 @@ def command(
     for name in ("starlette", "uvicorn"):
         if find_spec(name) is None:
             raise Unavailable(f"The server needs {name}. Install it: pip install 'heredity[serve]'")
-    key = os.environ.get(api_key_env, "") if api_key_env else ""
-    if api_key_env and not (key.isascii() and key.isprintable() and key == key.strip() and key):
-        raise UsageError(f"The environment variable {api_key_env} holds no key of printable ASCII.")
-    is_local = host in _LOOPBACK
-    if not is_local and not key:
+    from heredity.deploy.serve.app import ServerSettings
+
+    settings = ServerSettings(
+        keys=_keys(key_names), is_local=host in _LOOPBACK, largest=max_body << 20, per_minute=per_minute or 0,
+        origins=tuple(map(_origin, origins)), has_metrics=metrics, log=click.echo if access_log else None,
+    )  # fmt: skip
+    if not settings.is_local and not settings.keys:
         raise UsageError(
             f"At {host} any machine could connect. Require a key from callers: --api-key-env NAME."
         )
@@ -97,8 +110,31 @@ def command(
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
         rules = (free_decoding, ignore_settings)
         found = _loaded(stack, models, _layers(applications), rules, waiting, key_env)
-        _listen(found, listening, host, key, is_local)
+        _listen(found, listening, host, settings)
     note("closed")
+
+
+def _keys(names: Sequence[str]) -> tuple[str, ...]:
+    """Read the keys that callers may send. Raises UsageError."""
+    from heredity.core.errors import UsageError
+
+    keys = tuple(os.environ.get(name, "") for name in names)
+    for name, key in zip(names, keys, strict=True):
+        if not (key.isascii() and key.isprintable() and key == key.strip() and key):
+            raise UsageError(f"The environment variable {name} holds no key of printable ASCII.")
+    return keys
+
+
+def _origin(origin: str) -> str:
+    """Check an origin of web pages. Raises UsageError."""
+    from heredity.core.errors import UsageError
+
+    if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?", origin):
+        raise UsageError(
+            f"--cors takes one origin, such as https://app.example.com, and not '{origin}'.",
+            code="not-an-origin",
+        )
+    return origin.lower()
 
 
 class _Loaded(NamedTuple):
@@ -196,7 +232,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def _listen(found: _Loaded, listening: socket.socket, host: str, key: str, is_local: bool) -> None:
+def _listen(found: _Loaded, listening: socket.socket, host: str, settings: ServerSettings) -> None:
     import signal
 
     from heredity.core.terminal import note
@@ -213,7 +249,7 @@ def _listen(found: _Loaded, listening: socket.socket, host: str, key: str, is_lo
     where = f" in {'the application' if len(layers) == 1 else 'each of'} {inside}" if layers else ""
     note(f"serving {', '.join(found.names)}{where} at {address}")
     api = server(
-        app.app(found.served, key, is_local, embedders=found.encoders), log_level="warning", access_log=False,
+        app.app(found.served, settings, found.encoders), log_level="warning", access_log=False,
         server_header=False, timeout_graceful_shutdown=60,
     )  # fmt: skip
     # uvicorn raises the signal again after the last answer; then models are closed and the exit code is 0.

@@ -26,7 +26,9 @@ _CLIENTS: list[Any] = []  # closed with the server that they ask
 @contextmanager
 def listening(*served: Served, header_seconds: float = server.HEADER_SECONDS, **how: Any) -> Iterator[str]:
     """The address of a real server over these models."""
-    running = server.server(app.app(served, **how), header_seconds, log_level="warning")
+    embedders, key = how.pop("embedders", ()), how.pop("key", "")
+    settings = app.ServerSettings(**({"keys": (key,) if key else ()} | how))
+    running = server.server(app.app(served, settings, embedders), header_seconds, log_level="warning")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
         bound.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})

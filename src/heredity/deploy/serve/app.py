@@ -7,6 +7,7 @@
     POST /v1/messages             the same as chat, in the form of Anthropic's Messages API
     GET  /v1/models               served models: id, parents, recipe; digest of the application
     GET  /v1/models/NAME          one of them
+    GET  /metrics                 counts for Prometheus, if they are on
     GET  /health                  200 while every model can answer
 
 The application adds its system prompt, passages, few-shot turns and tools to every conversation, as in a
@@ -34,11 +35,12 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Call
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from heredity.core.errors import ContextOverflow, UsageError, did_you_mean
@@ -46,7 +48,8 @@ from heredity.core.records import Model, Reply, encode
 from heredity.deploy.serve import answers, chat, completions, embeddings, messages, responses, schema
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
 from heredity.deploy.serve.embeddings import EmbeddingService
-from heredity.deploy.serve.limits import BODY_SECONDS, BoundedBody
+from heredity.deploy.serve.limits import BODY_SECONDS, LARGEST, BoundedBody, MemoryFloor, RateLimit
+from heredity.deploy.serve.observing import CONTENT_TYPE, Metrics, Observed
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.engines.protocols import Completer, Engine
 
@@ -58,24 +61,41 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How a server is run. Everything that opens something is off by default.
+
+    keys: the API keys that callers send as `Authorization: Bearer KEY`; none disables the check.
+    is_local: accept only requests whose Host header names a loopback address.
+    body_seconds, largest: time for a body to arrive, and its most bytes.
+    per_minute: requests per minute for each key, or each address without keys; 0: no limit.
+    origins: the pages whose scripts may ask, as scheme://host:port.
+    has_metrics: whether GET /metrics is served. log: receives a line per request.
+    """
+
+    keys: tuple[str, ...] = ()
+    is_local: bool = True
+    body_seconds: float = BODY_SECONDS
+    largest: int = LARGEST
+    per_minute: int = 0
+    origins: tuple[str, ...] = ()
+    has_metrics: bool = False
+    log: Callable[[str], None] | None = None
+
+
 def app(
     served: Sequence[Served],
-    key: str = "",
-    is_local: bool = True,
-    body_seconds: float = BODY_SECONDS,
+    settings: ServerSettings | None = None,
     embedders: Sequence[EmbeddingService] = (),
 ) -> Starlette:
     """Return the API for these models as an ASGI application.
 
-    key: the API key that callers send as `Authorization: Bearer KEY`; "" disables the check. is_local:
-    accept only requests whose Host header names a loopback address. body_seconds: time limit for a body to
-    arrive. embedders: sentence encoders for /v1/embeddings.
+    embedders: sentence encoders for /v1/embeddings.
     """
-    desk = _Desk(tuple(served), key, tuple(embedders))
-    guard = [Middleware(BoundedBody, seconds=body_seconds)]
-    if is_local:
-        guard.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK)))
-    routes = [
+    settings = settings or ServerSettings()
+    metrics = Metrics()
+    desk = _Desk(tuple(served), settings.keys, tuple(embedders), metrics, RateLimit(settings.per_minute))
+    routes: list[BaseRoute] = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/completions", desk.text, methods=["POST"]),
         Route("/v1/responses", desk.responses, methods=["POST"]),
@@ -85,8 +105,29 @@ def app(
         Route("/v1/models/{name:path}", desk.model, methods=["GET"]),
         Route("/health", desk.health, methods=["GET"]),
     ]
+    if settings.has_metrics:
+        routes.append(Route("/metrics", desk.counts, methods=["GET"]))
     handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here, ClientDisconnect: _left}
+    guard = _guard(settings, routes, metrics)
     return Starlette(routes=routes, middleware=guard, exception_handlers=handlers, lifespan=_short_pauses)
+
+
+def _guard(settings: ServerSettings, routes: list[BaseRoute], metrics: Metrics) -> list[Middleware]:
+    """Return what a request passes before its handler, the outermost first."""
+    guard = []
+    if settings.has_metrics or settings.log is not None:
+        guard.append(Middleware(Observed, routes=routes, metrics=metrics, log=settings.log))
+    guard.append(Middleware(BoundedBody, seconds=settings.body_seconds, largest=settings.largest))
+    if settings.is_local:
+        guard.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK)))
+    if settings.origins:
+        told = [IGNORED, "retry-after"]
+        cors = Middleware(
+            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["GET", "POST"],
+            allow_headers=["*"], expose_headers=told,
+        )  # fmt: skip
+        guard.append(cors)
+    return guard
 
 
 @asynccontextmanager
@@ -162,8 +203,11 @@ class _Desk:
     """The handlers of the routes."""
 
     served: tuple[Served, ...]
-    key: str
-    embedders: tuple[EmbeddingService, ...] = ()
+    keys: tuple[str, ...]
+    embedders: tuple[EmbeddingService, ...]
+    counted: Metrics
+    rate: RateLimit
+    memory: MemoryFloor = field(default_factory=MemoryFloor)
     gate: _RequestGate = field(default_factory=_RequestGate)
 
     async def chat(self, call: Call) -> Response:
@@ -260,6 +304,17 @@ class _Desk:
     def _having(self, name: str) -> list[Served]:
         return [one for one in self.served if name in one.names]
 
+    async def counts(self, call: Call) -> Response:
+        """Return counts for Prometheus."""
+        self._admit(call)
+        services = {one.model.name: one.service for one in self.served}
+        gauges = {
+            "heredity_open_requests": {name: each.n_open for name, each in services.items()},
+            "heredity_prompt_tokens_total": {name: each.n_prompt_tokens for name, each in services.items()},
+            "heredity_completion_tokens_total": {name: each.n_tokens for name, each in services.items()},
+        }
+        return Response(self.counted.text(gauges), media_type=CONTENT_TYPE)
+
     async def health(self, call: Call) -> Response:  # noqa: ARG002 (needs no key, for monitoring)
         """Report whether all models can answer, and the number of open requests of each."""
         failed = {s.model.name: str(s.service.failure) for s in self.served if s.service.failure is not None}
@@ -271,11 +326,19 @@ class _Desk:
         scheme, _, given = call.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = call.headers.get("x-api-key", "")  # as Anthropic's clients send it
-        if self.key and not secrets.compare_digest(given.strip().encode("latin-1"), self.key.encode("ascii")):
-            raise Refusal(401, "this server requires a key: Authorization: Bearer KEY", "invalid_api_key")
+        caller = "" if call.client is None else call.client.host
+        if self.keys:
+            sent = given.strip().encode("latin-1")
+            # All are compared, so that the time does not tell which one was close.
+            right = [key for key in self.keys if secrets.compare_digest(sent, key.encode("ascii"))]
+            if not right:
+                raise Refusal(401, "this server requires a key: Authorization: Bearer KEY", "invalid_api_key")
+            caller = right[0]
+        self.rate.admit(caller)
 
     async def _body(self, call: Call) -> bytes:
         self._admit(call)
+        self.memory.admit()
         if call.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "send JSON, with content-type: application/json", "not_json")
         return b"".join([piece async for piece in call.stream()])
@@ -393,7 +456,7 @@ async def _refused(call: Call, error: Refusal) -> Response:
     is_anthropic = call.url.path == MESSAGES
     response = _json(messages.error_body(error) if is_anthropic else error.body, error.status)
     if error.status == 429:
-        response.headers["retry-after"] = "1"
+        response.headers["retry-after"] = str(error.wait)
     return response
 
 

@@ -1,21 +1,71 @@
-"""Limits on what a caller sends: the size of a body, and the time in which it arrives.
+"""Limits on what callers send: the size of a body, its time to arrive, requests per minute, free memory.
 
-Promises: a body that is too large or too slow is refused while others are answered.
+Promises: what exceeds a limit is refused while others are answered. One caller's requests use up no other's.
 Leaves to others: headers (server.py), and the number of open requests (worker.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections import OrderedDict
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from heredity.core.host import available_memory
 from heredity.deploy.serve.schema import Refusal
 
 LARGEST = 4 << 20  # bytes of a body
 BODY_SECONDS = 30.0  # from a request's first byte after its headers to its last
 _DISCARDED = 2 * LARGEST  # bytes read of a body that is too large, so that the caller can read the error
+FLOOR = 256 << 20  # bytes of memory that new requests leave free
+_FRESH = 0.5  # seconds
+_CALLERS = 4096
+
+
+class RateLimit:
+    """Requests per minute for each caller: a bucket that holds a minute's requests and refills steadily.
+
+    per_minute: 0 for no limit. A caller is a key, or an address without keys; the callers that were seen last
+    are remembered.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, and when
+
+    def admit(self, caller: str) -> None:
+        """Count a request. Raises Refusal with the seconds to wait."""
+        if not self._per_minute:
+            return
+        now, rate = time.monotonic(), self._per_minute / 60
+        left, then = self._buckets.pop(caller, (float(self._per_minute), now))
+        left = min(self._per_minute, left + (now - then) * rate)
+        self._buckets[caller] = (max(left - 1, 0.0) if left >= 1 else left, now)
+        if len(self._buckets) > _CALLERS:
+            self._buckets.popitem(last=False)
+        if left < 1:
+            message = f"rate limit: {self._per_minute} requests per minute. Try again later."
+            raise Refusal(429, message, "rate_limit_exceeded", wait=math.ceil((1 - left) / rate))
+
+
+class MemoryFloor:
+    """Refuses requests while little memory is free, so that those in flight can finish."""
+
+    def __init__(self, n_bytes: int = FLOOR) -> None:
+        self._n_bytes, self._read_at, self._free = n_bytes, -math.inf, 0
+
+    def admit(self) -> None:
+        """Raise Refusal if less memory is free than the floor. The number is at most half a second old."""
+        if time.monotonic() - self._read_at > _FRESH:
+            found = available_memory()
+            self._free = self._n_bytes if found is None else found
+            self._read_at = time.monotonic()
+        if self._free < self._n_bytes:
+            message = "this machine has little free memory. Try again later."
+            raise Refusal(429, message, "too_many_requests", "memory-short", wait=5)
 
 
 class BoundedBody:
@@ -24,22 +74,23 @@ class BoundedBody:
     A connection whose body was not read completely is closed after the response.
     """
 
-    def __init__(self, inner: ASGIApp, seconds: float) -> None:
-        self._inner, self._seconds = inner, seconds
+    def __init__(self, inner: ASGIApp, seconds: float, largest: int = LARGEST) -> None:
+        self._inner, self._seconds, self._largest = inner, seconds, largest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request with its body limited."""
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
-        body = _Body(scope, receive, send, self._seconds)
+        body = _Body(scope, receive, send, self._seconds, self._largest)
         await self._inner(scope, body.receive, body.send)
 
 
 class _Body:
     """The body of one request, counted and timed."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float, largest: int) -> None:
+        self._largest = largest
         self._receive, self._send, self._seconds = receive, send, seconds
         self._end = asyncio.get_running_loop().time() + seconds
         given = Headers(scope=scope)
@@ -52,10 +103,12 @@ class _Body:
         if self._is_whole:
             return await self._receive()
         message = await self._timed()
-        if self._n_bytes > LARGEST or (self._stated.isdecimal() and int(self._stated[:12]) > LARGEST):
-            while not self._is_whole and self._n_bytes <= LARGEST + _DISCARDED:
+        if self._n_bytes > self._largest or (
+            self._stated.isdecimal() and int(self._stated[:12]) > self._largest
+        ):
+            while not self._is_whole and self._n_bytes <= self._largest + _DISCARDED:
                 await self._timed()
-            raise Refusal(413, f"a body has at most {LARGEST:,} bytes", "too_large")
+            raise Refusal(413, f"a body has at most {self._largest:,} bytes", "too_large")
         return message
 
     async def _timed(self) -> Message:

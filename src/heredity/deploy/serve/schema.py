@@ -47,12 +47,14 @@ _PLACE = re.compile(r"at `\$\.?([^`]+)`|required field `([^`]+)`")
 class Refusal(Exception):
     """An error response: an HTTP status, a message, and a machine-readable code.
 
-    param: the field of the body that it is about; "" for none.
+    param: the field of the body that it is about; "" for none. wait: seconds after which to retry.
     """
 
-    def __init__(self, status: int, message: str, code: str, reason: str = "", param: str = "") -> None:
+    def __init__(
+        self, status: int, message: str, code: str, reason: str = "", param: str = "", wait: int = 1
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.reason, self.param = status, code, reason, param
+        self.status, self.code, self.reason, self.param, self.wait = status, code, reason, param, wait
 
     @property
     def body(self) -> dict[str, object]:

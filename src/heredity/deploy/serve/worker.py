@@ -99,6 +99,7 @@ class EngineWorker:
         self._asked: SimpleQueue[Ticket | _Work[object] | None] = SimpleQueue()
         self._under_way: dict[int, Ticket] = {}
         self._n_asked = self._n_open = 0
+        self.n_prompt_tokens = self.n_tokens = 0  # of all answers since the start
         self._lock = threading.Lock()
         self.failure: HeredityError | None = None  # the last failure, until an answer succeeds
         self._is_closing = self._has_ended = False
@@ -241,6 +242,9 @@ class EngineWorker:
                 return
             ticket.is_settled = True
             self._n_open -= 1
+            if isinstance(outcome, Reply):
+                self.n_prompt_tokens += outcome.n_prompt_tokens
+                self.n_tokens += len(outcome.tokens) if outcome.n_tokens is None else outcome.n_tokens
         with suppress(InvalidStateError):  # the caller has disconnected
             if isinstance(outcome, HeredityError):
                 ticket.reply.set_exception(outcome)
