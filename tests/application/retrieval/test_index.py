@@ -13,7 +13,7 @@ from heredity.application.retrieval import build as building
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex, opened
 from heredity.application.retrieval.lexical import Bm25, terms
-from heredity.application.retrieval.manifest import read_manifest
+from heredity.application.retrieval.manifest import read_manifest, write_manifest
 from heredity.core.errors import BadInput, Damaged, NotComparable, Refused, UnknownName, UsageError
 from tests.support.errors import raises
 
@@ -173,7 +173,6 @@ def test_an_array_with_pickled_objects_is_refused(out: Path):
     path = manifest.file(out, "bm25-data")
     assert path is not None
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    from heredity.application.retrieval.manifest import write_manifest
     from heredity.core.files import hash_file
     from heredity.core.records import FileHash
 
@@ -235,6 +234,28 @@ def test_an_index_of_another_hash_is_refused(docs: Path, out: Path):
 def test_terms_are_folded_words_and_pairs_of_ideographs():
     assert terms("Größe GRÖSSE ﬁne, e-mail") == ["grösse", "grösse", "fine", "e", "mail"]
     assert terms("日本語 と x") == ["日本", "本語", "と", "x"]
+
+
+def test_a_plural_and_its_singular_are_one_term():
+    assert terms("pumps policies classes status analysis gas") == [
+        "pump", "policy", "classe", "status", "analysis", "gas",
+    ]  # fmt: skip
+
+
+def test_function_words_of_a_question_count_only_if_there_are_no_others():
+    index = Bm25.of(["what does it do", "the noise of pumps"])
+    assert index.scores("what does the noise do").argmax() == 1
+    assert index.scores("what does it do").argmax() == 0
+
+
+def test_an_index_of_other_terms_is_refused_and_built_again(docs: Path, out: Path):
+    manifest = read_manifest(out)
+    other = msgspec.structs.replace(manifest.settings, terms=0)
+    write_manifest(out, msgspec.structs.replace(manifest, settings=other))
+    with raises(NotComparable, "index-other-terms", ["heredity index"]):
+        PassageIndex.open(out)
+    assert build(docs, out).n_read == 3
+    PassageIndex.open(out)
 
 
 def test_scores_are_those_of_the_formula():

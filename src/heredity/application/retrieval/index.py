@@ -22,7 +22,7 @@ from msgspec import UnsetType
 from heredity.application.retrieval.chunks import Chunk
 from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
 from heredity.application.retrieval.folder import Limits, folder_of, read_bytes, walk
-from heredity.application.retrieval.lexical import Bm25
+from heredity.application.retrieval.lexical import TERMS, Bm25
 from heredity.application.retrieval.manifest import (
     IndexManifest,
     check_files,
@@ -58,6 +58,12 @@ class PassageIndex:
 
     def __init__(self, out: Path, manifest: IndexManifest, store: Store | None = None) -> None:
         self.out, self.manifest, self._store = out, manifest, store
+        if manifest.settings.terms != TERMS:
+            raise NotComparable(
+                f"The index {out} has terms of version {manifest.settings.terms}, and this heredity searches "
+                f"version {TERMS}. Update it: heredity index {folder_of(manifest.folder, out)} --out {out}",
+                code="index-other-terms",
+            )
         self.chunks = read_chunks(out, manifest)
         self._lexical = _read_lexical(out, manifest)
         self._vectors = _read_vectors(out, manifest)

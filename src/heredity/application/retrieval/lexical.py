@@ -1,11 +1,12 @@
 """BM25 over the chunks of an index, by bm25s. Terms are folded words, and pairs of characters of Chinese,
 Japanese and Korean.
 
-Promises: equal chunks give equal scores on every machine. No stop words and no stemmer: the index serves any
-language.
+Promises: equal chunks give equal scores on every machine. An English plural and its singular are one term.
+English function words of a question do not count. Both leave other languages nearly as they are.
 Leaves to others: the order of chunks with equal scores (index.py).
 
-Source: Robertson and Zaragoza 2009; bm25s, Lù 2024 (2407.03618), its method "lucene" with k1 1.5 and b 0.75.
+Sources: the rule "S" for plurals, Harman 1991. BM25, Robertson and Zaragoza 2009. bm25s, Lù 2024
+(2407.03618): its method "lucene", with the usual k1 and b.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _TERM = re.compile(rf"[{_IDEOGRAPHS}]+|[^\W{_IDEOGRAPHS}]+")
 _IS_IDEOGRAPH = re.compile(rf"[{_IDEOGRAPHS}]")
 K1, B = 1.5, 0.75
+TERMS = 1  # raise this where an edit changes the terms of a text: an index of another version is refused
 
 
 def terms(text: str) -> list[str]:
@@ -35,8 +37,25 @@ def terms(text: str) -> list[str]:
         if len(run) > 1 and _IS_IDEOGRAPH.match(run):
             found += (run[at : at + 2] for at in range(len(run) - 1))
         else:
-            found.append(run)
+            found.append(_singular(run))
     return found
+
+
+def _singular(word: str) -> str:
+    if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
+        return word
+    return f"{word[:-3]}y" if word.endswith("ies") and len(word) > 4 else word[:-1]
+
+
+# They say nothing of the subject, and a question has more of them than a document.
+_WORDS = (
+    "a about after all also am an and any are as at be because been before being but by can could "
+    "did do does doing for from had has have how i if in into is it its may me more most my no not "
+    "of on once one only or our out own same she should so some such than that the their them then "
+    "there these they this those through to too under until up very was we were what when where "
+    "which while who whom why will with would you your"
+)
+_FUNCTION_WORDS = frozenset(map(_singular, _WORDS.split()))
 
 
 class Bm25:
@@ -62,8 +81,9 @@ class Bm25:
 
     def scores(self, query: str) -> Floats:
         """The score of each chunk; 0 for one without a term of the query. (chunk,)"""
-        known = [self._ids[term] for term in terms(query) if term in self._ids]
-        found: Floats = self._scorer.get_scores_from_ids(known)
+        known = [term for term in terms(query) if term in self._ids]
+        telling = [term for term in known if term not in _FUNCTION_WORDS] or known
+        found: Floats = self._scorer.get_scores_from_ids([self._ids[term] for term in telling])
         return found
 
 

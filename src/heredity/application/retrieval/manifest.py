@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from heredity.application.retrieval.chunks import WORDS, Chunk
 from heredity.application.retrieval.folder import MANIFEST, SkippedFile
+from heredity.application.retrieval.lexical import TERMS
 from heredity.core.errors import BadArgument, Damaged, NotComparable, UsageError
 from heredity.core.files import hash_file, write_atomic
 from heredity.core.records import FileHash, Record, digest
@@ -38,6 +39,7 @@ class IndexSettings(Record, frozen=True):
     words: int = WORDS  # of a chunk, at most
     embedding: EmbeddingModel | UnsetType = UNSET
     chunking: int = CHUNKING
+    terms: int = TERMS
 
     def __post_init__(self) -> None:
         if not LEAST_WORDS <= self.words <= MOST_WORDS:
