@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 _WORD = r"[\w'-]{1,20}"
 _PATTERNS = {
     "an order to ignore instructions": re.compile(
-        rf"\b(?:ignore|disregard|forget|override|bypass)\s(?:{_WORD}\s){{0,4}}?"
+        rf"\b(?:ignore|disregard|forget|override|bypass)\s{{1,4}}(?:{_WORD}\s{{1,4}}){{0,4}}?"
         r"(?:instructions?|prompts?|rules?|guidelines?|directions?|restrictions?|policy|policies)\b",
         re.IGNORECASE,
     ),
     "an order about the system prompt": re.compile(
-        rf"\b(?:print|reveal|repeat|show|output|reproduce|recite|display)\s(?:{_WORD}\s){{0,4}}?"
-        r"(?:system|hidden|initial)\s(?:prompt|message|instructions?)\b",
+        rf"\b(?:print|reveal|repeat|show|output|reproduce|recite|display)\s{{1,4}}(?:{_WORD}\s{{1,4}}){{0,4}}?"
+        r"(?:system|hidden|initial)\s{1,4}(?:prompt|message|instructions?)\b",
         re.IGNORECASE,
     ),
     "a new role": re.compile(
@@ -65,11 +65,17 @@ class InjectionGuard(GuardRule, frozen=True):
         """The sentences with such an order."""
         if side not in self.sides:
             return ()
-        found = []
-        for why, pattern in _PATTERNS.items():
-            for match in pattern.finditer(text):
-                end = _END_OF_SENTENCE.search(text, match.end())
-                found.append(GuardSpan(match.start(), len(text) if end is None else end.end(), why))
+        matches = [
+            GuardSpan(match.start(), match.end(), why)
+            for why, pattern in _PATTERNS.items()
+            for match in pattern.finditer(text)
+        ]
+        found: list[GuardSpan] = []
+        for match in sorted(matches):
+            if found and match.end <= found[-1].end:
+                continue  # in a sentence that was found: its end is not sought again
+            end = _END_OF_SENTENCE.search(text, match.end)
+            found.append(match._replace(end=len(text) if end is None else end.end()))
         return apart(found)
 
 
