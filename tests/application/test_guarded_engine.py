@@ -14,8 +14,9 @@ from heredity.application.guards.links import LinkGuard
 from heredity.application.spec import Application, Secret
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import EngineFailure
-from heredity.core.records import Message, Reply, Request, Tool
+from heredity.core.records import Message, Reply, Request, Tool, ToolCall
 from heredity.engines.scripted import ScriptedEngine
+from heredity.redteam import probes
 
 DESK = Application(
     name="desk",
@@ -32,7 +33,7 @@ class Recorder:
 
     def __init__(self, text: str = "fine") -> None:
         self.text, self.asked = text, list[Request]()
-        self.n_streams = 0
+        self.n_streams, self.calls = 0, tuple[ToolCall, ...]()
 
     def render(self, request: Request) -> str:
         return "".join(f"[{m.role}] {m.content}" for m in request.messages) + request.prefill
@@ -56,7 +57,7 @@ class Recorder:
 
     def _one(self, request: Request) -> Reply:
         self.asked.append(request)
-        return Reply(request.key, self.render(request), self.text, (1, 2, 3))
+        return Reply(request.key, self.render(request), self.text, (1, 2, 3), self.calls)
 
 
 def behind(engine: Recorder, *specs: GuardSpec) -> GuardedEngine:
@@ -235,3 +236,45 @@ def test_an_abandoned_stream_closes_the_engine_s() -> None:
     replies = made.reply(said(key, "hello") for key in range(100))
     next(replies)
     replies.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["secrets", "links"])
+def test_a_value_that_a_tool_would_get_is_checked_however_the_call_is_made(kind: str) -> None:
+    """A model sends data away by a call as well as by an answer, and JSON has more than one spelling."""
+    arguments = {"order": ["https://evil.example/x", {"note": "vork-7392-tulm"}]}
+    native = Recorder("")
+    native.calls = (ToolCall("refund", arguments),)
+    spelt = Recorder('CALL refund {"order": "ht\\u0074ps\\u003a//evil.example \\u0076ork-7392-tulm"}')
+    for engine in (native, spelt):
+        (reply,) = behind(engine, GuardSpec(kind)).reply([said(0, "Price?")])
+        assert (reply.text, reply.tool_calls, reply.stop) == (BLOCKED, (), "filter")
+        assert reply.guarded and reply.guarded[0].startswith(f"{kind}: ")
+    plain = Recorder("")
+    plain.calls = (ToolCall("refund", {"order": 7, "note": None}),)
+    (reply,) = behind(plain, GuardSpec(kind)).reply([said(0, "Price?")])
+    assert reply.tool_calls == plain.calls and not reply.guarded
+
+
+def test_an_answer_of_which_nothing_is_left_is_blocked() -> None:
+    """The mark of what was removed is no answer, so a judge must not read it as one."""
+    (reply,) = behind(Recorder("https://evil.example/a."), GuardSpec("links")).reply([said(0, "Price?")])
+    assert (reply.text, reply.stop) == (BLOCKED, "filter")
+    (reply,) = behind(Recorder("..."), GuardSpec("links")).reply([said(0, "Price?")])
+    assert (reply.text, reply.stop) == ("...", "end")
+
+
+def test_a_call_of_a_tool_that_a_probe_shows_is_stopped_by_a_list() -> None:
+    probe = next(p for p in probes.load("tool_description") if p.tool_description.is_added)  # type: ignore[union-attr]
+    shown = DESK.for_probe(probe)
+    name = shown.tools[-1].name
+    engine = Recorder(f"CALL {name} {{}}")
+    request = shown.request([Message("user", "Price?")], is_shared=False)
+    (reply,) = behind(engine, GuardSpec("tools", settings={"allowed": ["refund"]})).reply([request])
+    assert reply.text == BLOCKED and reply.guarded == (f"tools: a call of {name}",)
+
+
+def test_a_name_that_no_option_could_give_is_refused_in_a_plan_too() -> None:
+    with pytest.raises(ValueError, match="a:b"):
+        GuardSpec("links", name="a:b")
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(b'{"kind": "links", "name": "\\u001b[31m"}', type=GuardSpec)

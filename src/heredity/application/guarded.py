@@ -127,7 +127,7 @@ class GuardedEngine:
         """The request for the model, or a reply in its place if a guard blocks one of the newest messages."""
         newest: list[Message] = []
         for message in reversed(request.messages[request.n_shared :]):
-            if message.role == "assistant":
+            if message.role not in ("user", "tool"):
                 break
             if message.role != "system":
                 newest.append(message)
@@ -201,19 +201,26 @@ class GuardedEngine:
         request = admitted.request
         if reply.error is not None or reply.stop == "error":
             return reply
-        notes = self._notes_of_calls(self._application.calls(request.prefill, reply))
-        start, stop = len(request.prefill), reply.stop
+        start, names = len(request.prefill), request.tool_names
+        notes = self._notes_of_calls(self._application.calls(request.prefill, reply, names))
         found = self._filtered(request.prefill + reply.text, "answer", start)
-        if notes or found.is_blocked:
-            text, calls, stop = BLOCKED, tuple[ToolCall, ...](), "filter"
-        elif found.notes:
-            text, calls = found.text[start:], reply.tool_calls
-        else:
-            return replace(reply, guarded=admitted.notes) if admitted.notes else reply
+        text, calls, stop = found.text[start:], reply.tool_calls, reply.stop
+        is_blocked = bool(notes) or found.is_blocked or (text != reply.text and is_removed(text))
+        if not is_blocked and (
+            left := self._application.calls(request.prefill, replace(reply, text=text), names)
+        ):
+            # A tool would get these values, which JSON may have spelt otherwise in the text.
+            notes = self._filtered("\n".join(_values(left)), "answer").notes
+            is_blocked = bool(notes)
+        every = tuple(dict.fromkeys((*admitted.notes, *notes, *found.notes)))
+        if is_blocked:
+            text, calls, stop = BLOCKED, (), "filter"
+        elif not found.notes:
+            return replace(reply, guarded=every) if every else reply
         n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
         return replace(
             reply, text=text, tool_calls=calls, stop=stop, tokens=(), n_tokens=n_tokens,
-            guarded=(*admitted.notes, *notes, *found.notes), withheld=clean_text(reply.text),
+            guarded=every, withheld=clean_text(reply.text),
         )  # fmt: skip
 
     def _notes_of_calls(self, calls: Sequence[ToolCall]) -> tuple[str, ...]:
@@ -255,7 +262,7 @@ class GuardedEngine:
             self._seconds += time.monotonic() - start
 
     def _note(self, spec: GuardSpec, why: str) -> str:
-        return f"{spec.label}: {why}"
+        return clean_text(f"{spec.label}: {why}")
 
     def _counted(self, reply: Reply) -> Reply:
         """The reply, counted for each guard that found something."""
@@ -323,6 +330,24 @@ def _parts(message: Message) -> Iterator[tuple[int, int, Side]]:
         at = high
     if at < len(message.content) or not message.content:
         yield at, len(message.content), "user"
+
+
+def is_removed(text: str) -> bool:
+    """Whether nothing but marks of what was removed is left of an answer."""
+    return not any(map(str.isalnum, text.replace(REMOVED, "")))
+
+
+def _values(calls: Sequence[ToolCall]) -> Iterator[str]:
+    """The texts and numbers of calls, however deep."""
+    left: list[object] = [value for call in reversed(calls) for value in (call.arguments, call.name)]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [part for pair in value.items() for part in pair][::-1]
+        elif isinstance(value, list | tuple):
+            left += reversed(value)
+        elif value is not None and not isinstance(value, bool):
+            yield str(value)
 
 
 def _without(text: str, spans: Sequence[GuardSpan]) -> str:

@@ -256,6 +256,7 @@ class Request(Record, frozen=True):
     tools: tuple[Tool, ...] = ()  # only where the application chose the model's native tool template
     n_shared: int = 0  # leading messages that every request of the application begins with
     retrieved: tuple[Retrieved, ...] | UnsetType = UNSET  # for the last turn of the user; unset without
+    tool_names: tuple[str, ...] = ()  # of the tools shown, where a probe shows others than the application
 
 
 class Reply(Record, frozen=True):

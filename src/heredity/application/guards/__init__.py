@@ -12,7 +12,6 @@ Leaves to others: the engine behind guards (../guarded.py), and their effect on 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["GuardRule", "GuardSpec", "chosen", "kinds", "load_guard", "parse_guard"]
 
 FOLDER = "application.guards"
-_NAME = re.compile(r"[\w-]{1,40}")
 _OWN = {"kind", "name", "is_on", "fails"}  # keys of a table that are not settings of its kind
 
 
@@ -72,12 +70,6 @@ def parse_guard(table: object) -> GuardSpec:
     settings = {key: value for key, value in table.items() if key not in _OWN}
     try:
         spec = msgspec.convert({**own, "settings": settings}, GuardSpec)
-        if not _NAME.fullmatch(spec.label):
-            raise BadArgument(
-                f"the guard name {spec.label[:40]!r} may have letters, digits, - and _",
-                code="bad-setting",
-                key="guards",
-            )
         load_guard(spec)
     except UnknownName as error:
         raise BadArgument(str(error), code=error.code, key="guards") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ from heredity.core.records import Record, Request, ToolCall
 if TYPE_CHECKING:
     from heredity.application.spec import Application
 
+_NAME = re.compile(r"[\w-]{1,40}")
 Side = Literal["user", "data", "answer"]
 Action = Literal["block", "redact"]
 
@@ -31,6 +33,11 @@ class GuardSpec(Record, frozen=True):
     is_on: bool = True
     fails: Literal["closed", "open"] = "closed"
     settings: dict[str, object] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a name that rows and options cannot hold."""
+        if not _NAME.fullmatch(self.label):
+            raise ValueError(f"the guard name {self.label[:40]!r} may have letters, digits, - and _")
 
     @property
     def label(self) -> str:

@@ -1,6 +1,6 @@
 """Keeps the application's secrets out of answers.
 
-A secret is found by its letters and digits, so that spaces, dashes, another case and wide letters hide nothing.
+A secret is found by its letters and digits, so that spaces, dashes, capitals and wide letters hide nothing.
 It is found backwards too. An encoding of it (base64, a riddle) is not found.
 """
 
