@@ -278,3 +278,10 @@ def test_a_name_that_no_option_could_give_is_refused_in_a_plan_too() -> None:
         GuardSpec("links", name="a:b")
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"kind": "links", "name": "\\u001b[31m"}', type=GuardSpec)
+
+
+def test_an_answer_that_no_file_can_hold_is_kept_in_a_form_that_one_can(tmp_path: Path) -> None:
+    with ResponseCache(tmp_path / "cache.sqlite") as cache:
+        made = guarded(Recorder("a\ud800"), DESK, [GuardSpec("secrets")], KnownAnswers(cache, "m"))
+        list(made.reply([said(0, "Price?")]))
+        cache.flush()

@@ -23,7 +23,7 @@ from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Decoding, Message, Reply, Request, ToolCall, digest
-from heredity.core.sanitize import clean_text
+from heredity.core.sanitize import clean, clean_text
 from heredity.engines import is_batch_unverified
 from heredity.engines.protocols import Accountant, DecodingAdapter, Engine
 
@@ -127,7 +127,7 @@ class GuardedEngine:
         """The request for the model, or a reply in its place if a guard blocks one of the newest messages."""
         newest: list[Message] = []
         for message in reversed(request.messages[request.n_shared :]):
-            if message.role not in ("user", "tool"):
+            if message.role == "assistant":
                 break
             if message.role != "system":
                 newest.append(message)
@@ -186,7 +186,8 @@ class GuardedEngine:
 
     def _keep(self, request: Request, reply: Reply) -> None:
         if self._answers is not None:
-            self._answers.cache.put(self._key(request, clean_text(reply.prompt)), reply)
+            reply = clean(reply)
+            self._answers.cache.put(self._key(request, reply.prompt), reply)
 
     def _key(self, request: Request, prompt: str) -> str:
         """The key of the model without guards, as a study has it."""

@@ -62,6 +62,11 @@ def planned(model: Model) -> PlannedModel:
 
 def loaded(plan: Plan, model: PlannedModel) -> PlannedModel:
     """The model of a plan that is loaded for one of its models. Raises Damaged if the plan lacks it."""
+    if (model.of or model.guards) and model.id != _id(model.of or "", model.guards or ()):
+        raise Damaged(
+            f"The id of '{model.name}' in the plan is not that of a model behind these guards.",
+            code="plan-broken",
+        )
     attacker = [plan.attacker] if isinstance(plan.attacker, PlannedModel) else []
     for each in (*plan.models, *attacker):
         if each.id == (model.of or model.id) and not each.of:
@@ -85,11 +90,15 @@ def behind_guards(
 
 def _behind(model: Model, specs: tuple[GuardSpec, ...]) -> Model:
     labels = "+".join(spec.label for spec in specs)
-    settings = {"guards": msgspec.to_builtins(specs)}
+    settings: dict[str, object] = {"guards": msgspec.to_builtins(specs)}
     return replace(
         model,
-        id=digest([RECIPE, model.id, settings]),
+        id=_id(model.id, specs),
         name=f"{model.name}+{labels}",
         parents=(model.id,),
         recipe=RecipeRecord(RECIPE, settings),
     )
+
+
+def _id(of: str, specs: tuple[GuardSpec, ...]) -> str:
+    return digest([RECIPE, of, {"guards": msgspec.to_builtins(specs)}])

@@ -16,6 +16,7 @@ from functools import cached_property
 
 import msgspec
 
+from heredity.application.guarded import GuardedEngine
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import ContextOverflow, EngineFailure, HeredityError
@@ -80,7 +81,10 @@ class ConversationScheduler:
     ) -> None:
         self._engine, self._grid, self._prefix, self._finished = engine, grid, prefix, finished
         self._application = grid.plan.application
-        self._cache = cache if engine.numerics else None
+        # Behind guards the model keeps its own answers (application/guarded.py). A guarded one depends on
+        # more than the prompt: two blocked questions are one prompt, with other findings.
+        is_cached_below = isinstance(engine, GuardedEngine)
+        self._cache = cache if engine.numerics and not is_cached_below else None
         self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
         declared = declared_analysis(grid.plan)
         self._ends_at_breach = declared is not None and declared.ends_at_breach is True

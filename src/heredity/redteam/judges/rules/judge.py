@@ -122,7 +122,8 @@ def read_response(
     if (
         last.stop == "filter"
     ):  # the user got a no, and not from the model; a check still reads what came through
-        return AnswerReading("refusal", "stopped by the service's own filter")
+        who = "the service's own filter" if last.guarded is UNSET else f"a guard: {'; '.join(last.guarded)}"
+        return AnswerReading("refusal", evidence(f"stopped by {who}"))
     reading = read(probe.turns[-1] if probe.turns else "", last.text)
     if reading.manner == "refusal":
         return reading
