@@ -261,7 +261,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         if is_shared and self.rendering != "theirs":
             n_shared = len(self.few_shot) + (not self.is_default_system)
         drawn = self.decoding if decoding is None else decoding
-        names = () if is_shared else tuple(tool.name for tool in self.tools)
+        names = UNSET if is_shared else tuple(tool.name for tool in self.tools)
         return Request(0, tuple(messages), drawn, seed, prefill, tools, n_shared, tool_names=names)
 
     @overload
@@ -284,12 +284,17 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         """The passages for a turn of the user; unset if the application does not retrieve."""
         return UNSET if isinstance(self.retrieval, UnsetType) else self.retrieval.search(text)
 
-    def calls(self, prefill: str, reply: Reply, names: Sequence[str] = ()) -> tuple[ToolCall, ...]:
+    def calls(
+        self, prefill: str, reply: Reply, names: Sequence[str] | UnsetType = UNSET
+    ) -> tuple[ToolCall, ...]:
         """The tool calls in a reply: in the plain format, and in the model's own as its engine read them.
 
-        names: of the tools that were shown; without any, the application's.
+        names: of the tools that were shown; unset: the application's.
         """
-        plain = parse_tool_calls(prefill + reply.text, names or [tool.name for tool in self.tools])
+        plain = parse_tool_calls(
+            prefill + reply.text,
+            names if not isinstance(names, UnsetType) else [tool.name for tool in self.tools],
+        )
         return plain + tuple(call for call in reply.tool_calls if call not in plain)
 
     def said(self, text: str, calls: tuple[ToolCall, ...] = ()) -> Message:

@@ -223,8 +223,7 @@ class Message(Record, frozen=True):
     role: Role
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
-    # Parts of `content` from outside, by first and last character + 1. The role "tool" is all from outside.
-    data: tuple[tuple[int, int], ...] | UnsetType = UNSET
+    data: tuple[tuple[int, int], ...] | UnsetType = UNSET  # what is from outside: (first, last + 1)
 
 
 class Decoding(Record, frozen=True):
@@ -256,7 +255,7 @@ class Request(Record, frozen=True):
     tools: tuple[Tool, ...] = ()  # only where the application chose the model's native tool template
     n_shared: int = 0  # leading messages that every request of the application begins with
     retrieved: tuple[Retrieved, ...] | UnsetType = UNSET  # for the last turn of the user; unset without
-    tool_names: tuple[str, ...] = ()  # of the tools shown, where a probe shows others than the application
+    tool_names: tuple[str, ...] | UnsetType = UNSET  # of the tools shown, where a probe shows others
 
 
 class Reply(Record, frozen=True):

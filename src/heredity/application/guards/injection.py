@@ -23,7 +23,8 @@ _PATTERNS = {
         re.IGNORECASE,
     ),
     "an order about the system prompt": re.compile(
-        rf"\b(?:print|reveal|repeat|show|output|reproduce|recite|display)\s{{1,4}}(?:{_WORD}\s{{1,4}}){{0,4}}?"
+        r"\b(?:print|reveal|repeat|show|output|reproduce|recite|display)\s{1,4}"
+        rf"(?:{_WORD}\s{{1,4}}){{0,4}}?"
         r"(?:system|hidden|initial)\s{1,4}(?:prompt|message|instructions?)\b",
         re.IGNORECASE,
     ),

@@ -39,7 +39,7 @@ class LinkGuard(GuardRule, frozen=True):
     action: Action = "redact"
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what is no host."""
+        """Raise ValueError for what is not a host."""
         for each in self.allowed:
             if not each.strip(".") or re.search(r"[/\\@\s]", each):
                 raise ValueError(f"{each[:60]!r} is not a host, such as 'shop.example'")
