@@ -89,7 +89,7 @@ def test_an_encoder_is_listed_and_does_not_converse(place: Place) -> None:
         ({"input": []}, "prompt-empty", "input"),
         ({"input": ["a", ""]}, "prompt-empty", "input"),
         ({"input": ["a"] * 2049}, "prompt-empty", "input"),
-        ({"input": "tea " * 40}, "context-overflow", "input"),
+        ({"input": "tea " * 40}, "prompt-too-long", "input"),
         ({"dimensions": 8}, "bad-setting", "dimensions"),
         ({"encoding_format": "int8"}, "unknown-choice", "encoding_format"),
         ({"temprature": 1}, "unknown-field", "temprature"),

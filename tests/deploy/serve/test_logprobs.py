@@ -144,7 +144,7 @@ def test_scores_between_the_steps_of_answers_change_none_of_them(place: Place) -
         ({"prompt": [1, 2, 10**6], "echo": True, "max_tokens": 0}, "token-unknown", None),
         ({"prompt": [-1], "max_tokens": 4}, "token-unknown", None),
         ({"prompt": [1, "a"]}, "prompt-mixed", "prompt"),
-        ({"prompt": [7] * 600}, "context-overflow", "prompt"),
+        ({"prompt": [7] * 600}, "prompt-too-long", "prompt"),
         ({"prompt": "a", "max_tokens": 0}, "bad-setting", "max_tokens"),
         ({"prompt": "a", "max_tokens": 0, "echo": True, "temperature": 1}, "bad-setting", "max_tokens"),
         ({"prompt": "a", "logprobs": 21}, "bad-setting", "top_logprobs"),
@@ -155,7 +155,8 @@ def test_what_cannot_be_scored_is_refused(
     place: Place, body: dict[str, Any], reason: str, param: str
 ) -> None:
     refused = raises(
-        openai.BadRequestError, "context_length_exceeded" if "context" in reason else "invalid_request"
+        openai.BadRequestError,
+        "context_length_exceeded" if reason in ("context-overflow", "prompt-too-long") else "invalid_request",
     )
     with refused as caught:
         client(place.address).completions.create(model=place.model, **({"temperature": 0} | body))

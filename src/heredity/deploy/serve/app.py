@@ -448,7 +448,8 @@ def _understood(parse: Callable[[], T]) -> T:
 
 def _theirs(error: UsageError) -> Refusal:
     """Return the refusal of a request with a mistake."""
-    code = answers.CONTEXT if error.code == ContextOverflow.code else "invalid_request"
+    is_too_long = error.code in (ContextOverflow.code, "prompt-too-long")
+    code = answers.CONTEXT if is_too_long else "invalid_request"
     return Refusal(400, f"{error}.", code, error.code, error.key)
 
 

@@ -90,7 +90,7 @@ def _prompt(given: str | list[int], rules: Rules, is_scored: bool) -> Echo:
         raise UsageError(
             f"This model's maximum context length is {scorer.context_length} tokens. "
             f"However, your prompt has {len(given)} tokens",
-            code="context-overflow",
+            code="prompt-too-long",
             key="prompt",
         )
     return Echo(scorer.decode(given) if is_scored else scorer.text_of(given), tuple(given))

@@ -34,7 +34,7 @@ class Encoder(Embedder):
             raise UsageError(
                 f"This model's maximum context length is {self._n_tokens} tokens. "
                 f"However, a text has {n_tokens} tokens",
-                code="context-overflow",
+                code="prompt-too-long",
                 key="input",
             )
         return n_tokens
