@@ -82,19 +82,19 @@ def is_set(model: Model) -> bool:
     return "engine" in model.recipe.settings or model.recipe.kind in (KV_CACHE, DTYPE)
 
 
-def base_of(model: Model) -> str:
-    """Return the id of the model that an adapter applies to; "" if the record names none.
+def base_of(model: Model) -> str | None:
+    """Return the parent that an adapter applies to, as the record names it; None if it names none.
 
     In another engine ("vllm:NAME") the first parent is the adapter, and the second its base.
     """
     place = 1 if model.recipe.kind == "engine" else 0
-    found = model.parents[place] if len(model.parents) > place else ""
-    return found if is_digest(found) else ""  # an id, never a path
+    return model.parents[place] if len(model.parents) > place else None
 
 
 def base_folder(model: Model, folder: Path) -> Path:
     """Return the folder of an adapter's base, in the same store. Raises Damaged if the record names none."""
-    if not (base := base_of(model)):
+    base = base_of(model)
+    if base is None or not is_digest(base):  # an id, never a path
         raise Damaged(
             f"The record of '{model.name}', an adapter, names no model as its base.",
             code="adapter-without-base",

@@ -326,7 +326,7 @@ class Store:
 
     def base(self, adapter: Grown) -> Grown:
         """The model that an adapter applies to. Raises UnknownName if it is not in this store."""
-        if not (base := engines.base_of(adapter.record)):
+        if (base := engines.base_of(adapter.record)) is None:
             raise Damaged(
                 f"'{adapter.record.name}' is an adapter, and its record names no base.",
                 code="adapter-without-base",
