@@ -139,8 +139,41 @@ def test_other_tokens_than_the_base_are_refused(tiny: Grown, tmp_path: Path) -> 
         (folder / name).write_bytes((tiny.folder / name).read_bytes())
     assert "--enable-lora" in server_options("one", folder, tiny.folder)
     exchange_two_tokens(folder)
-    with raises(Unavailable, "adapter-to-be-merged", mentions=["tokens"]):
+    with raises(Unavailable, "adapter-to-be-merged", mentions=["tokenizer"]):
         server_options("one", folder, tiny.folder)
+    path = folder / "tokenizer.json"
+    same = json.loads((tiny.folder / "tokenizer.json").read_bytes())
+    path.write_text(json.dumps(same | {"truncation": None, "padding": None}))
+    assert "--enable-lora" in server_options("one", folder, tiny.folder)
+    path.write_text(json.dumps(same | {"normalizer": {"type": "Lowercase"}}))
+    with raises(Unavailable, "adapter-to-be-merged", mentions=["tokenizer"]):
+        server_options("one", folder, tiny.folder)
+    path.write_text("[]")
+    with raises(Damaged, "tokenizer-damaged"):
+        server_options("one", folder, tiny.folder)
+
+
+def test_names_that_differ_from_the_base_s_are_refused_since_the_server_would_skip_them(
+    tiny: Grown, tmp_path: Path
+) -> None:
+    """Our engine finds model.language_model.layers... in a base that has model.layers...; vLLM does not."""
+    folder = make_adapter(tiny.folder, tmp_path / "one", r=4)
+    path = folder / "adapter_model.safetensors"
+    renamed = {
+        name.replace("model.layers", "language_model.model.layers"): t for name, t in load_file(path).items()
+    }
+    save_file(renamed, path)
+    with raises(Unavailable, "adapter-to-be-merged", mentions=["language_model"]):
+        server_options("one", folder, tiny.folder)
+
+
+def test_an_adapter_that_vllm_cannot_serve_is_refused_where_it_is_named(
+    store: Store, tiny: Grown, tmp_path: Path
+) -> None:
+    folder = make_adapter(tiny.folder, tmp_path / "my dora", r=4, use_dora=True)
+    adopt(str(folder), tiny, store, name="dora")
+    with raises(Unavailable, "adapter-to-be-merged", mentions=["use_dora", "merge_adapter dora tiny"]):
+        store.get("vllm:dora")
 
 
 @pytest.mark.parametrize("rank", [513, "4", 0.5])

@@ -194,6 +194,16 @@ def test_a_plan_without_seeds_encodes_none_and_an_older_one_resumes(tmp_path: Pa
     assert resumed == old == plans.read_plan(tmp_path / "old")
 
 
+def test_a_plan_whose_release_found_other_edges_resumes_with_them(tmp_path: Path) -> None:
+    new = Study(family(), APPLICATION, probes(2), out=tmp_path / "new").resolved
+    assert not isinstance(new.edges, msgspec.UnsetType)
+    for found in (new.edges[:1], msgspec.UNSET):
+        old = msgspec.structs.replace(new, edges=found)
+        folder = tmp_path / str(len(found or ()))
+        write_plan(folder, old)
+        assert write_plan(folder, new) == old == plans.read_plan(folder)
+
+
 def test_the_forecast_of_seeds_has_their_trials_in_the_same_clusters(tmp_path: Path) -> None:
     found = forecast_study(planned(60, 3), tmp_path)
     assert found is not None

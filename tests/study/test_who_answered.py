@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
+import msgspec
 import pytest
 
 from heredity.core.errors import EngineFailure, Refused
-from heredity.lineage.store import Store
+from heredity.core.records import Model
+from heredity.engines.scripted import ScriptedEngine
+from heredity.lineage.store import Store, scripted
+from heredity.study import who_answered
 from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.fault_server import Asked, FaultServer, last_text
@@ -85,6 +91,21 @@ def test_a_server_that_answers_for_the_wrong_model_is_refused_before_any_row(
     with FaultServer(say=say()) as server, raises(Refused, code, [server.base_url("openai")]):
         study(server, tmp_path).ask()
     assert not responses(tmp_path / "study")
+
+
+def test_two_models_of_one_name_are_compared_though_a_server_takes_them_for_one(tmp_path: Path) -> None:
+    def model(ident: str) -> Model:
+        return msgspec.structs.replace(scripted("scripted:careful").record, id=ident * 32, name="vllm:tuned")
+
+    @contextmanager
+    def opened(_: Model) -> Iterator[ScriptedEngine]:
+        yield ScriptedEngine("careful")
+
+    with (
+        patch.object(who_answered, "shared_address", lambda _: "http://server"),
+        raises(Refused, "models-answer-alike", ["vllm:tuned (aaaaaaaa)", "vllm:tuned (bbbbbbbb)"]),
+    ):
+        who_answered.require_own_answers([model("a"), model("b")], opened)
 
 
 def test_one_model_of_a_server_needs_no_proof(tmp_path: Path) -> None:

@@ -128,8 +128,8 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
     """Every child among `models` with its nearest ancestors among them, along each of its parents.
 
     known: models by id, those between a child and its ancestor among them. Of a mere form the one parent is
-    what it is a form of. A child in a named engine ("vllm:NAME") has an edge from its ancestor in the same
-    one, if `models` has that. The edge then shows the descent, not the engine.
+    what it is a form of. If `models` lacks that, a child in a named engine ("vllm:NAME") has an edge from its
+    ancestor in the same engine, if `models` has one. The edge then shows the descent, not the engine.
     """
     asked = {model.id for model in models}
     computed = {

@@ -314,6 +314,8 @@ class Store:
         ready = self.ready(model)
         if ready.record.format == "int8":
             return self._dequantized(ready)
+        if ready.record.format == "adapter" and ready.record.recipe.kind == "engine":
+            return self.whole(self.by_id(ready.record.parents[0]))  # the adapter itself
         if ready.record.format == "adapter":
             merge = registry.load_as(AdapterMerger, "recipes", "merge_adapter").MergeAdapter()
             return self._once(merge, [ready, self.base(ready)])

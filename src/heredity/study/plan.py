@@ -380,9 +380,8 @@ def write_plan(
 
 
 def _as_declared(plan: Plan, held: Plan) -> Plan:
-    """`plan` with the analysis and the seeds of `held`, if both declare the same settings."""
-    if without_seeds(plan.edges) == without_seeds(held.edges):
-        plan = msgspec.structs.replace(plan, edges=held.edges)
+    """`plan` with the analysis of `held`, if both declare the same settings, and with its edges."""
+    plan = msgspec.structs.replace(plan, edges=held.edges)  # not every release finds the same
     is_same = _declared(plan) == _declared(held)
     return msgspec.structs.replace(plan, analysis=held.analysis) if is_same else plan
 

@@ -47,8 +47,14 @@ def require_own_answers(
     for address, models in by_server.items():
         if len(models) > 1:
             with ExitStack() as stack:
-                engines = {model.name: stack.enter_context(open_model(model)) for model in models}
+                engines = {_called(each, models): stack.enter_context(open_model(each)) for each in models}
                 check_server(address, engines)
+
+
+def _called(model: Model, models: Sequence[Model]) -> str:
+    """The name of a model, with its id if another has the name: a server may take both for one."""
+    is_only = sum(each.name == model.name for each in models) == 1
+    return model.name if is_only else f"{model.name} ({model.id[:8]})"
 
 
 def check_server(address: str, engines: Mapping[str, Engine]) -> None:

@@ -10,6 +10,7 @@ Leaves to others: answering (engines/).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,7 @@ def answered_by(
     if parent.record.format not in reads:
         raise UsageError(
             f"'{name}' has the format {parent.record.format}; the engine {engine} reads"
-            f" {reads[0]}.{_advice(store, engine, reads[0], parent)}",
+            f" {' or '.join(reads)}.{_advice(store, engine, reads[0], parent)}",
             code="engine-format",
         )
     base = [store.base(parent)] if parent.record.format == "adapter" else []
@@ -100,6 +101,8 @@ def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
         is_form = model.recipe.kind in _FORMS and parent.record.id in model.parents
         if is_form and model.format == reads:
             return f" The same weights in that format: {engine}:{model.name}"
+    if parent.record.format == "adapter":
+        return f" Write one, and pull it: heredity export {shlex.quote(parent.record.name)} --to gguf DIR"
     is_made_by_asking = engine != "llamacpp" and parent.record.format == "gguf"
     return f" To make it: heredity ask {parent.record.name} hello" if is_made_by_asking else ""
 

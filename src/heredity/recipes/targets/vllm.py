@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heredity.engines.vllm.adapter import check_adapter
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.targets._answering import EngineTarget, answered_by
@@ -11,4 +12,8 @@ WRAPS_MODEL = True
 
 def resolve(store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
     """The recipe and the parent of "vllm:NAME". The format must be safetensors or adapter."""
-    return answered_by("vllm", ("safetensors", "adapter"), store, ref)
+    recipe, parents = answered_by("vllm", ("safetensors", "adapter"), store, ref)
+    if len(parents) > 1:  # an adapter that vLLM cannot serve is refused before anything is asked
+        adapter, base = parents
+        check_adapter(adapter.record.name, adapter.folder, base.folder, base.record.name)
+    return recipe, parents
