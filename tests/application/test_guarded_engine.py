@@ -178,7 +178,9 @@ def test_a_guard_that_fails_blocks_unless_it_is_open(
         raise RuntimeError
 
     monkeypatch.setattr(LinkGuard, "find", broken)
-    (reply,) = behind(Recorder(), GuardSpec("links", fails=fails)).reply([said(0, "a")])  # type: ignore[arg-type]
+    made = behind(Recorder(), GuardSpec("links", fails=fails))  # type: ignore[arg-type]
+    (reply,) = made.reply([said(0, "a")])
+    assert made.account().get("n_failed_open", 0) == (fails == "open")
     assert reply.text == text
     assert reply.guarded == ("links: failed: RuntimeError",) if fails == "closed" else not reply.guarded
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from heredity.study.estimates import Estimates, Inheritance
-from heredity.study.wording import TextTable, difference_words, is_of_guard, names, percent, unsigned
+from heredity.study.wording import TextTable, difference_words, names, percent, unsigned
 
 _NAMED = 3  # guards that a sentence names
 
@@ -28,7 +28,7 @@ def guard_tables(found: Estimates) -> list[TextTable]:
                 _effect(found, breach),
                 "no twin asked" if refusal is None else _effect(found, refusal),
                 "\u2013" if before is None or after is None else f"{percent(before)} to {percent(after)}",
-                f"{_n_stopped(found, breach.child):,}",
+                f"{_n_stopped(found, breach.child):,}{_failed_open(found, breach.child)}",
             ]
         )
     head = ["model", "behind", "breaches", "refused twins", "useful answers", "answers touched"]
@@ -94,4 +94,9 @@ def _effect(found: Estimates, edge: Inheritance) -> str:
 
 def _n_stopped(found: Estimates, model: str) -> int:
     account = found.circumstances.accounts.get(model, {})
-    return sum(n for key, n in account.items() if is_of_guard(key) and key.startswith("n_"))
+    return sum(n for key, n in account.items() if key.startswith("n_stopped_by_"))
+
+
+def _failed_open(found: Estimates, model: str) -> str:
+    n = found.circumstances.accounts.get(model, {}).get("n_failed_open", 0)
+    return f" ({n:,} checks failed open)" if n else ""

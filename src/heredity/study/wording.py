@@ -457,7 +457,7 @@ def account_lines(estimates: Estimates) -> list[str]:
 
 def is_of_guard(key: str) -> bool:
     """Whether a key of an account is a guard's (application/guards)."""
-    return key.startswith("n_stopped_by_") or key == "guard_seconds"
+    return key.startswith("n_stopped_by_") or key in ("guard_seconds", "n_failed_open")
 
 
 def _account(account: dict[str, Any]) -> str:
