@@ -88,11 +88,13 @@ def test_a_wrong_parent_is_one_line_and_a_name_must_be_free(place: Path) -> None
     make_model(place / "wide", "llama", intermediate_size=128)
     assert main(["pull", "./base", "./wide"]) == 0
     done = run_here("adopt", "out/my-adapter", "--parent", "wide")
-    check_refused(done, "descent-contradicted", mentions=["wide", "[64, 128]"])
+    assert "engine: the fast one (torch)" in done.stderr and "my-adapter over wide: llama" in done.stderr
+    assert "  or: vllm:my-adapter or remote:openai:my-adapter@" in done.stderr
+    check_refused(done, "descent-contradicted", mentions=["wide", "[64, 128]"], after_progress=True)
     done = run_here("adopt", "out/my-adapter", "--parent", "base", "--name", "wide")
     check_refused(done, "bad-usage", mentions=["wide"])
     done = run_here("adopt", "out/my-adapter", "--parent", "base", "--kind", "merge")
-    check_refused(done, "bad-usage", mentions=["lora", "merge"])
+    check_refused(done, "bad-usage", mentions=["lora", "merge"], after_progress=True)
     assert main(["adopt", "out/my-adapter", "--parent", "base", "--name", "mine"]) == 0
     assert main(["adopt", "out/my-adapter", "--parent", "base", "--name", "mine"]) == 0
     assert [m["name"] for m in json.loads(run_here("models", "--json").stdout)] == ["base", "mine", "wide"]
@@ -122,7 +124,7 @@ def test_an_adapter_that_names_another_model_of_the_store_is_not_a_child_of_this
     make_model(place / "twin", "llama", rms_norm_eps=1e-5)
     assert main(["pull", "./base", "./twin"]) == 0
     wrong = ("adopt", "out/my-adapter", "--parent", "twin")
-    check_refused(run_here(*wrong), "descent-names-another", mentions=["base", "twin"])
+    check_refused(run_here(*wrong), "descent-names-another", ["base", "twin"], after_progress=True)
     declared = run_here(*wrong, "--declared")
     assert declared.returncode == 0 and "names base, not a name of the parent" in declared.stderr
     right = run_here("adopt", "out/my-adapter", "--parent", "base")
@@ -141,5 +143,5 @@ def test_a_refusal_names_the_command_that_works(place: Path) -> None:
     make_model(place / "deep", "llama", num_hidden_layers=1)
     assert main(["pull", "./deep"]) == 0
     done = run_here("adopt", "out/my-adapter", "--parent", "deep", "--declared")
-    check_refused(done, "descent-contradicted", mentions=["its base does not have. Give"])
+    check_refused(done, "descent-contradicted", ["its base does not have. Give"], after_progress=True)
     assert str(Store().root) not in done.stderr

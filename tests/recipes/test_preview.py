@@ -260,9 +260,10 @@ LLAMA = Preview(
 def test_too_little_memory_names_the_other_ways() -> None:
     lines = preview_lines(LLAMA, 8 << 30, "this machine")
     assert "8.0B" in lines[0] and "16.1 GB" in lines[2] and "8.6 GB" in lines[2]
-    assert "vllm:big" in lines[3] and "remote:openai:big" in lines[3]
-    assert len(preview_lines(LLAMA, 64 << 30, "cuda:0")) == 3
-    assert len(preview_lines(LLAMA, None, "")) == 3
+    assert lines[3].startswith("  instead: vllm:big or remote:openai:big@")
+    for free, where in ((64 << 30, "cuda:0"), (None, "")):
+        lines = preview_lines(LLAMA, free, where)
+        assert len(lines) == 4 and lines[3].startswith("  or: vllm:big or remote:")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ Leaves to others: getting the bytes and checking them (recipes/pull/recipe.py).
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +18,7 @@ from heredity.core.errors import Damaged, Refused, UsageError
 from heredity.core.sanitize import plain
 from heredity.core.terminal import Display, err, note, parameters, size
 from heredity.lineage import catalog
+from heredity.lineage.references import is_there
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown, Preview
 
@@ -66,12 +67,33 @@ def show_preview(found: Preview) -> None:
         err().print(plain(line), soft_wrap=True, markup=False, highlight=False)
 
 
-def show_before_adoption(store: Store, ref: str) -> None:
-    """Show a model of the hub before it is adopted; not an adapter, which its parent's engine answers."""
-    if not ref.startswith("hf:"):
+def show_before_adoption(store: Store, ref: str, parent: Grown) -> None:
+    """Show a model before it is adopted; of an adapter the engine and the memory of its parent.
+
+    Nothing is shown of what `pull` refuses, which may be adopted, nor of a model of the store.
+    """
+    if not (ref.startswith("hf:") or is_there(Path(ref))):
         return
-    with suppress(Damaged, Refused, UsageError):  # what pull refuses may be adopted: adopt decides
-        show_preview(store.preview(ref))
+    try:
+        found = store.preview(ref)
+    except (Damaged, Refused, UsageError) as error:
+        if error.code == "adapter-config":
+            _show_adapter(store, ref, parent)
+        return
+    show_preview(found)
+
+
+def _show_adapter(store: Store, ref: str, base: Grown) -> None:
+    from heredity.recipes.pull import preview
+
+    if base.record.format in ("adapter", "remote"):  # adopt merges the one, and refuses the other
+        return
+    folder, name = store.folder(base.record), Path(ref.partition("@")[0]).resolve().name
+    found = preview.of_folder(folder, [file.path for file in base.record.files])
+    others = tuple(
+        each.replace(found.name, name) for each in found.instead if not each.startswith("llamacpp:")
+    )
+    show_preview(replace(found, name=f"{name} over {base.record.name}", instead=others))
 
 
 def preview_lines(found: Preview, free: int | None, where: str) -> list[str]:
@@ -90,8 +112,9 @@ def preview_lines(found: Preview, free: int | None, where: str) -> list[str]:
         room = f"; {size(free)} are free on {where}" if free is not None else ""
         short = ": not enough" if is_short else ""
         lines.append(f"  memory: about {size(found.memory)} of weights in {found.dtype}{room}{short}")
-    if found.instead and (is_short or found.engine != "torch"):
-        lines.append(f"  instead: {' or '.join(found.instead)}")
+    if found.instead:
+        word = "instead" if is_short or found.engine != "torch" else "or"
+        lines.append(f"  {word}: {' or '.join(found.instead)}")
     if found.is_gated:
         lines.append("  gated: this account has accepted its licence on the hub")
     return lines

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from heredity.core import registry
 from heredity.engines._architectures import FAST, PACKED
 
-_ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip", "siglip2")  # they write no text
+ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip", "siglip2")  # they write no text
 _SLOW = "transformers"  # the engine for all other architectures
 _OWN = "int8"  # the quantization that heredity writes itself
 # The package that transformers needs in order to read weights of a method, as it is imported.
@@ -45,7 +45,7 @@ def choose_by_config(config: Mapping[str, object]) -> EngineChoice:
     method = _text(config.get("quantization_config"), "quant_method")
     if not name:
         return EngineChoice("", "its config.json names no architecture (model_type)", "", method)
-    if encoder := next((each for each in (name, outer) if each in _ENCODERS), ""):
+    if encoder := next((each for each in (name, outer) if each in ENCODERS), ""):
         return EngineChoice("", f"'{encoder}' is an encoder, which writes no text", encoder, method)
     if find_spec("torch") is None or find_spec("transformers") is None:
         return EngineChoice("", "torch is not installed: pip install 'heredity[torch]'", name, method)

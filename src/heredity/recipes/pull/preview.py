@@ -18,7 +18,7 @@ import msgspec
 
 from heredity.core.errors import Damaged
 from heredity.engines.chat.folder import template_source
-from heredity.engines.formats.choice import EngineChoice, choose_by_config, choose_for_gguf
+from heredity.engines.formats.choice import ENCODERS, EngineChoice, choose_by_config, choose_for_gguf
 from heredity.engines.formats.gguf import GgufHeader, read_gguf, read_gguf_start
 from heredity.lineage.catalog import BYTES_PER_WEIGHT, Entry
 from heredity.lineage.types import Preview
@@ -145,7 +145,7 @@ def of_pinned(name: str, entry: Entry) -> Preview:
         chat=entry.chat if entry.modality == "text" else None,
         licence=entry.licence,
         is_gated=entry.hub.gated,
-        instead=_instead(name, choice, entry.format) if choice.quantization else (),
+        instead=_instead(name, choice, entry.format) if entry.modality == "text" else (),
     )
 
 
@@ -162,6 +162,8 @@ def read_config(path: Path) -> dict[str, object]:
 
 def _instead(name: str, choice: EngineChoice, form: str) -> tuple[str, ...]:
     """Other references to the same weights: an engine that reads the form, or a server that has the model."""
+    if choice.architecture in ENCODERS:
+        return ()
     server = f"remote:openai:{name.rsplit('/', 1)[-1]}@http://HOST:PORT/v1"
     own = f"llamacpp:{name}" if form == "gguf" else f"vllm:{name}"
     return (own, server) if choice.architecture or form == "gguf" else (server,)
