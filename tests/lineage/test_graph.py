@@ -67,6 +67,13 @@ def test_a_child_in_an_engine_is_compared_with_its_ancestor_in_that_engine() -> 
     other = form(PLAIN, "engine", engine="transformers")
     assert found(other, tuned) == []
     assert found(PLAIN, other, tuned)[-1] == Edge(PLAIN.id, tuned.id, "lora")
+    # The parents of a taught child keep their parts, and no part goes on to a child of that child.
+    teacher, student = form(TEACHER, "engine", engine="vllm"), form(STUDENT, "engine", engine="vllm")
+    assert [(e.recipe, e.role) for e in found(base, teacher, student)] == [
+        ("distill", "start"),
+        ("distill", "teacher"),
+    ]
+    assert [e.role for e in found(TEACHER, model("tuned-student", STUDENT, kind="lora"))] == [""]
     for kind, settings in (("kv_cache", {"bits": 4}), ("dtype", {"dtype": "float32"})):
         parent, child = form(PLAIN, kind, **settings), form(FOLDED, kind, **settings)
         assert found(parent, child) == [Edge(parent.id, child.id, "lora")]

@@ -139,12 +139,8 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
     }
     found: dict[tuple[str, str], Edge] = {}
     for child in models:
-        parents = _parents(child)
-        is_taught = child.recipe.kind in TAUGHT or child.recipe.settings.get("made") == "distill"
-        has_teacher = is_taught and len(parents) > 1
-        for number, parent in enumerate(parents):
-            role = "" if not has_teacher else "teacher" if number else "start"
-            for ident, steps in _nearest(parent, child, asked, computed, known):
+        for number, parent in enumerate(_parents(child)):
+            for ident, steps, role in _nearest(parent, child, _role(child, number), asked, computed, known):
                 found.setdefault((ident, child.id), Edge(ident, child.id, _recipe(steps), role))
     return _with_seeds(tuple(found.values()), {model.id: model for model in models}, known)
 
@@ -199,30 +195,42 @@ def _making(
     return [child.recipe.kind, settings, parents], seeds
 
 
+def _role(child: Model, number: int) -> str:
+    """The part of the parent with this number: "start" or "teacher" of a taught child of several, else ""."""
+    is_taught = child.recipe.kind in TAUGHT or child.recipe.settings.get("made") == "distill"
+    return "" if not is_taught or len(_parents(child)) < 2 else "teacher" if number else "start"
+
+
 def _nearest(
     parent: str,
     child: Model,
+    role: str,
     asked: set[str],
     computed: Mapping[tuple[str, str], str],
     known: Mapping[str, Model],
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The nearest asked models at or above `parent`, each with the recipes from it down to the child.
+) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """The nearest asked models at or above `parent`, each with the recipes down to the child and its role.
 
+    role: the parent's. A mere form of a taught child has the roles of that child's parents.
     computed: the asked forms of models in other arithmetic, by the model's id and `_arithmetic`.
     """
     seen, arithmetic = {child.id}, _arithmetic(child)
-    waiting: list[tuple[str, tuple[str, ...]]] = [(parent, (child.recipe.kind,))]
+    waiting: list[tuple[str, tuple[str, ...], str]] = [(parent, (child.recipe.kind,), role)]
     while waiting:
-        ident, steps = waiting.pop(0)
+        ident, steps, role = waiting.pop(0)
         if ident in seen:
             continue
         seen.add(ident)
         if (same := computed.get((ident, arithmetic), child.id)) != child.id:
-            yield same, steps[:-1]
+            yield same, steps[:-1], role
         elif ident in asked:
-            yield ident, steps
+            yield ident, steps, role
         elif (at := known.get(ident)) is not None:
-            waiting += [(above, (at.recipe.kind, *steps)) for above in _parents(at)]
+            is_form = all(step in (KV_CACHE, *FORMS) for step in steps)
+            waiting += [
+                (above, (at.recipe.kind, *steps), _role(at, number) if is_form else role)
+                for number, above in enumerate(_parents(at))
+            ]
 
 
 def _arithmetic(model: Model) -> str:
