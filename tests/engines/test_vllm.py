@@ -145,6 +145,7 @@ def test_a_server_that_is_up_is_used_and_left_running(
     monkeypatch.setenv(vllm.KEY, standin._client._client.headers["authorization"].split()[1])
     second = vllm.load(MODEL, tmp_path)
     assert [reply.text for reply in second.reply(ASKED[:1])] == ["tiny heard [user] hello 0[assistant]"]
+    assert second.base_at_server() is None
     second.close()
     assert standin.server is not None and is_alive(standin.server.pid)
     other = msgspec.structs.replace(MODEL, name="vllm:large")

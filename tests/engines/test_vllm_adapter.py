@@ -18,6 +18,7 @@ from heredity.core.records import Message, Request
 from heredity.engines.transformers.engine import TransformersEngine
 from heredity.engines.vllm import engine as vllm
 from heredity.engines.vllm.adapter import server_options
+from heredity.engines.vllm.engine import VllmEngine
 from heredity.lineage.adoption import adopt
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
@@ -71,9 +72,14 @@ def test_a_server_has_the_adapter_over_its_base_and_is_asked_for_the_adapter(
     engine = load_engine(child, store)
     try:
         (reply,) = engine.reply([ASK])
+        assert isinstance(engine, VllmEngine)
+        base = engine.base_at_server()
+        assert base is not None
+        (of_base,) = base.reply([ASK])
     finally:
         engine.close()
     assert reply.error is None and reply.text.startswith(f"{name} heard ")
+    assert of_base.text.startswith(f"{name}-base heard ")
     given = server.read_text().split()
     assert given[given.index("--model") + 1] == str(tiny.folder)
     assert given[given.index("--max-lora-rank") + 1] == "8", "vLLM takes 8, 16, 32, ..."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,6 +13,7 @@ import pytest
 
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Model
+from heredity.engines.protocols import Engine
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import Store, scripted
 from heredity.study import who_answered
@@ -106,6 +107,41 @@ def test_two_models_of_one_name_are_compared_though_a_server_takes_them_for_one(
         raises(Refused, "models-answer-alike", ["vllm:tuned (aaaaaaaa)", "vllm:tuned (bbbbbbbb)"]),
     ):
         who_answered.require_own_answers([model("a"), model("b")], opened)
+
+
+class WithBase(ScriptedEngine):
+    """An adapter's engine, beside another one as its base."""
+
+    def __init__(self, model: str, base: str | None) -> None:
+        super().__init__(model)
+        self._base = None if base is None else ScriptedEngine(base)
+
+    def base_at_server(self) -> Engine | None:
+        return self._base
+
+
+@pytest.mark.parametrize(
+    ("format_", "base", "is_refused"),
+    [
+        ("adapter", "careful", True),
+        ("adapter", "leaky", False),
+        ("adapter", None, False),
+        ("safetensors", "careful", False),
+    ],
+)
+def test_an_adapter_alone_is_compared_with_its_base(format_: str, base: str | None, is_refused: bool) -> None:
+    record = scripted("scripted:careful").record
+    model = msgspec.structs.replace(record, name="vllm:tuned", format=format_)
+
+    @contextmanager
+    def opened(_: Model) -> Iterator[Engine]:
+        yield WithBase("careful", base)
+
+    expected = (
+        raises(Refused, "models-answer-alike", ["the base of vllm:tuned"]) if is_refused else nullcontext()
+    )
+    with patch.object(who_answered, "shared_address", lambda _: "http://server"), expected:
+        who_answered.require_own_answers([model], opened)
 
 
 def test_one_model_of_a_server_needs_no_proof(tmp_path: Path) -> None:

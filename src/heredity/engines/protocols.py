@@ -130,6 +130,14 @@ class ServerModule(Protocol):
 
 
 @runtime_checkable
+class SharedServer(Engine, Protocol):
+    """An engine whose server may hold the base of an adapter beside it."""
+
+    def base_at_server(self) -> Engine | None:
+        """Return an engine of the base at the same server; None if there is none. It ends with this one."""
+
+
+@runtime_checkable
 class DecodingAdapter(Protocol):
     """An engine whose service does not use every decoding parameter."""
 

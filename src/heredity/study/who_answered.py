@@ -2,7 +2,8 @@
 
 A server that holds several models or adapters may answer with another one (llama.cpp issue 26207, vLLM issue
 30931). Its reply does not show it. Each model is asked the same neutral prompts greedily: first one
-model after the other, then all at once. Each prompt has a planted label, which only its own answer may have.
+model after the other, then all at once. An adapter that is alone in the study is compared with its base.
+Each prompt has a planted label, which only its own answer may have.
 
     `models-answer-alike`         all answers of two models are the same
     `served-another-model`        under load, a model gives the answer of another one in place of its own
@@ -24,7 +25,7 @@ from itertools import combinations, permutations
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Decoding, Message, Model, Request
 from heredity.engines import shared_address
-from heredity.engines.protocols import Engine
+from heredity.engines.protocols import Engine, SharedServer
 
 TOPICS = (
     "a lighthouse", "an old bicycle", "the first snow", "a lost key", "a market in spring", "a long bridge",
@@ -49,6 +50,11 @@ def require_own_answers(
             with ExitStack() as stack:
                 engines = {_called(each, models): stack.enter_context(open_model(each)) for each in models}
                 check_server(address, engines)
+        elif models[0].format == "adapter":  # a server that lost an adapter answers with its base
+            with open_model(models[0]) as engine:
+                base = engine.base_at_server() if isinstance(engine, SharedServer) else None
+                if base is not None:
+                    check_server(address, {models[0].name: engine, f"the base of {models[0].name}": base})
 
 
 def _called(model: Model, models: Sequence[Model]) -> str:

@@ -146,6 +146,16 @@ class VllmEngine:
         self.name, self.is_batch_unverified = f"vllm {which} ({NOT_VERIFIED})", True
         self.numerics = f"vllm {which}"
 
+    def base_at_server(self) -> VllmEngine | None:
+        """Return the engine of the model that vLLM lists first, the base of all its adapters.
+
+        None if this model is the first itself.
+        """
+        first = self._client.serves()[0]
+        if first == self._served:
+            return None
+        return VllmEngine(self._client, first, self._chat, None, self.numerics.removeprefix("vllm "))
+
     @property
     def is_base(self) -> bool:
         return self._chat.is_base
