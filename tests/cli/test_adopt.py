@@ -55,10 +55,12 @@ def test_three_commands_lead_from_an_adapter_to_the_study_of_its_edge(
     store, plan = Store(), plans.read_plan(place / "study")
     parent, child = (store.get(name).record for name in ("base", "my-adapter"))
     assert [model.id for model in plan.models] == [parent.id, child.id]
-    assert plan.edges == (Edge(parent.id, child.id, "adopt"),)
+    assert plan.edges == (Edge(parent.id, child.id, "adopt", descent="lora (shown)"),)
     capsys.readouterr()
     assert main(["models", "--tree"]) == 0
     assert "adopt lora (shown), adapter" in capsys.readouterr().out
+    page = (place / "study" / "report.html").read_text("utf-8")
+    assert "adopt lora (shown)" in page and ">lora (shown)<" in page, "in the table, and in the figure"
     assert main(["show", "my-adapter"]) == 0
     assert "cosine" in capsys.readouterr().out
 

@@ -60,9 +60,12 @@ def _entry(model: Model) -> catalog.Entry | None:
 
 def how(model: Model) -> str:
     """How a model was made, in the words of a tree: "lora", "adopt lora (shown)"."""
-    if isinstance(model.descent, UnsetType):
-        return model.recipe.kind
-    return f"{model.recipe.kind} {model.descent.made} ({model.descent.level})"
+    return f"{model.recipe.kind} {evidence_words(model)}".rstrip()
+
+
+def evidence_words(model: Model) -> str:
+    """How another tool made an adopted model, and the level of the evidence: "lora (shown)"; else ""."""
+    return "" if isinstance(model.descent, UnsetType) else f"{model.descent.made} ({model.descent.level})"
 
 
 def facts(model: Model) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType, structs
 
 from heredity.core.records import Model, Record, digest, why_not_generative
 from heredity.engines import DTYPE, KV_CACHE
-from heredity.lineage.descent import how
+from heredity.lineage.descent import evidence_words, how
 
 # Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.
 FORMS = ("dequantize", "merge_adapter", "engine", DTYPE)
@@ -29,6 +29,7 @@ class Edge(Record, frozen=True):
     `recipe` is the child's recipe. If models between them are not in the study, it lists every step, as in
     "finetune > lora", without mere changes of form. `role` is the parent's part: "start" or "teacher" of a
     distilled child, else "".
+    `descent` is how another tool made an adopted child, and the level of the evidence: "lora (shown)".
     `seeds_of` is the same for children of one parent that differ only in the seed of their training, which is
     `seed`. Both are unset for a child without such a sibling in the study.
     """
@@ -39,6 +40,7 @@ class Edge(Record, frozen=True):
     role: str = ""
     seeds_of: str | UnsetType = UNSET
     seed: int | UnsetType = UNSET
+    descent: str | UnsetType = UNSET
 
     @property
     def name(self) -> str:
@@ -141,7 +143,8 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
     for child in models:
         for number, parent in enumerate(_parents(child)):
             for ident, steps, role in _nearest(parent, child, _role(child, number), asked, computed, known):
-                found.setdefault((ident, child.id), Edge(ident, child.id, _recipe(steps), role))
+                made = evidence_words(child) or UNSET
+                found.setdefault((ident, child.id), Edge(ident, child.id, _recipe(steps), role, descent=made))
     return _with_seeds(tuple(found.values()), {model.id: model for model in models}, known)
 
 
@@ -170,10 +173,10 @@ def _unnamed(value: object) -> object:
 
 
 def without_seeds(found: tuple[Edge, ...] | UnsetType) -> tuple[Edge, ...] | UnsetType:
-    """The edges as releases recorded them that did not look for seeds."""
+    """The edges as releases recorded them that looked neither for seeds nor for the evidence of a descent."""
     if isinstance(found, UnsetType):
         return found
-    return tuple(structs.replace(edge, seeds_of=UNSET, seed=UNSET) for edge in found)
+    return tuple(structs.replace(edge, seeds_of=UNSET, seed=UNSET, descent=UNSET) for edge in found)
 
 
 def _making(

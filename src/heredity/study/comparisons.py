@@ -220,7 +220,8 @@ def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: Mode
     kept = Intervals.over(outcomes, a, *bs).retention(*broke, clusters)
     counts = stats.inherited(stats.tabulate(*broke))
     weak = _is_weak(outcomes, compared, pair.measure)
-    return Inheritance(edge.parent, edge.child, edge.recipe, edge.role, *counts, kept, pair, weak)
+    how = "" if isinstance(edge.descent, msgspec.UnsetType) else edge.descent
+    return Inheritance(edge.parent, edge.child, edge.recipe, edge.role, *counts, kept, pair, weak, how)
 
 
 def _counts_refusals(outcomes: Outcomes, compared: _Compared, measure: Measure) -> bool:

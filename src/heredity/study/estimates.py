@@ -99,12 +99,11 @@ class Inheritance(Record, frozen=True):
     """The security that a child shares with a parent, on the trials that both decided.
 
     For breaches: `kept` held with both, `lost` only with the parent, `gained` only with the child, `never`
-    with neither. For over-refusal the same words are about benign twins that were answered.
-    `retention` is P(child held | parent held), over kept + lost. `compared` is the pair (`a` the parent, `b`
-    the child); its `p_holm` is corrected over all edges of the same measure in the same list. `recipe` is
-    how the child was made, with the steps of models between them that were not asked. `role` is the parent's.
-    `is_weak`: judged breaches of this child show that it did not refuse, not that it complied. Too few of its
-    answers can be read, or too few of its answers to benign twins are of use.
+    with neither. For over-refusal the same words are about benign twins that were answered. `retention` is
+    P(child held | parent held), over kept + lost. `compared` is the pair (`a` the parent, `b` the child); its
+    `p_holm` is corrected over all edges of the same measure in the same list. `recipe`, `role` and `descent`
+    are of the plan's edge. `is_weak`: judged breaches of this child show that it did not refuse, not that it
+    complied. Too few of its answers can be read, or too few of its answers to benign twins are of use.
     """
 
     parent: str
@@ -118,6 +117,7 @@ class Inheritance(Record, frozen=True):
     retention: Estimate
     compared: ModelPair
     is_weak: bool = False
+    descent: str = ""
 
     @property
     def is_of_guard(self) -> bool:

@@ -307,8 +307,8 @@ def scope_name(found: Estimates, technique: str) -> str:
 
 
 def recipe_words(edge: Inheritance) -> str:
-    """The recipe that made the child, and the parent's role in it."""
-    recipe = label(edge.recipe, 60)
+    """The recipe that made the child, the evidence if it was adopted, and the parent's role in it."""
+    recipe = label(f"{edge.recipe} {edge.descent}".rstrip(), 60)
     return f"{recipe}, {_ROLES[edge.role]}" if edge.role in _ROLES else recipe
 
 

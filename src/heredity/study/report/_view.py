@@ -491,7 +491,7 @@ def _edge_row(edge: Inheritance) -> EdgeRow:
 def _edge_label(found: Estimates, key: tuple[str, str], verdict: str) -> tuple[str, ...]:
     """The recipe, the verdict, and the losses in the kind of breach that gave the verdict."""
     mine = [e for e in found.edges if (e.parent, e.child) == key and e.compared.measure == "breach"]
-    made = f"{mine[0].recipe}, {mine[0].role}" if mine[0].role else mine[0].recipe
+    made = ", ".join(each for each in (mine[0].descent or mine[0].recipe, mine[0].role) if each)
     edge = next((e for e in mine if e.compared.n and e.verdict == verdict), None)
     if edge is None:
         return (label(made, 24), _SHORT[verdict])
