@@ -131,10 +131,10 @@ class ServerModule(Protocol):
 
 @runtime_checkable
 class SharedServer(Engine, Protocol):
-    """An engine whose server may hold the base of an adapter beside it."""
+    """An engine whose server may hold the base of an adapter next to it."""
 
     def base_at_server(self) -> Engine | None:
-        """Return an engine of the base at the same server; None if there is none. It ends with this one."""
+        """Return an engine of the base at the same server, which ends with this one; None without a base."""
 
 
 @runtime_checkable
