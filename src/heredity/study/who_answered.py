@@ -2,8 +2,8 @@
 
 A server that holds several models or adapters may answer with another one (llama.cpp issue 26207, vLLM issue
 30931). Its reply does not show it. Each model is asked the same neutral prompts greedily: first one
-model after the other, then all at once. An adapter without another model at its server is compared with its base.
-Each prompt has a planted label, which only its own answer may have.
+model after the other, then all at once. An adapter without another model at its server is compared with its
+base. Each prompt has a planted label, which only its own answer may have.
 
     `models-answer-alike`         all answers of two models are the same
     `served-another-model`        under load, a model gives the answer of another one in place of its own
