@@ -160,13 +160,12 @@ def test_a_call_that_is_stopped_is_no_call() -> None:
     assert DESK.calls("", Reply(0, "", engine.text)), "the stand-in makes a call"
 
 
-def test_guards_stand_in_their_order_and_are_counted() -> None:
+def test_guards_stand_in_their_order() -> None:
     engine = Recorder("See https://evil.example/vork-7392-tulm")
     made = behind(engine, GuardSpec("links"), GuardSpec("secrets"))
     replies = list(made.reply([said(0, "a"), said(1, "b")]))
     assert {reply.text for reply in replies} == {f"See {REMOVED}"}
-    account = made.account()
-    assert (account["n_stopped_by_links"], account["n_stopped_by_secrets"]) == (2, 0)
+    assert {note for reply in replies for note in reply.guarded or ()} == {"links: a link to another host"}
     assert made.numerics != behind(engine, GuardSpec("secrets"), GuardSpec("links")).numerics
 
 
@@ -180,9 +179,9 @@ def test_a_guard_that_fails_blocks_unless_it_is_open(
     monkeypatch.setattr(LinkGuard, "find", broken)
     made = behind(Recorder(), GuardSpec("links", fails=fails))  # type: ignore[arg-type]
     (reply,) = made.reply([said(0, "a")])
-    assert made.account().get("n_failed_open", 0) == (fails == "open")
-    assert reply.text == text
-    assert reply.guarded == ("links: failed: RuntimeError",) if fails == "closed" else not reply.guarded
+    how = "failed" if fails == "closed" else "failed open"
+    assert (reply.text, reply.guarded) == (text, (f"links: {how}: RuntimeError",))
+    assert bool(reply.withheld) == (fails == "closed")
 
 
 def test_the_model_s_own_answers_are_asked_once_for_all_guards(tmp_path: Path) -> None:

@@ -102,7 +102,12 @@ def test_the_report_says_what_each_buys_and_costs(place: Path) -> None:
     found = aggregate.read_study(place).estimates
     (table,) = guard_tables(found)
     assert [row[1] for row in table.rows] == ["secrets", "tools", "secrets+tools"]
-    assert [int(row[-1]) for row in table.rows] == [10, 10, 20]
+    assert [row[-1] for row in table.rows] == ["10 of 110", "10 of 80", "20 of 80"]
+    failed = msgspec.structs.replace(found.guarded[0], n_failed_open=3)
+    (said, *_) = guard_tables(msgspec.structs.replace(found, guarded=(failed,)))[0].rows
+    assert said[-1] == "10 of 110; a guard failed open in 3"
+    by_guard = [row.by_guard for row in found.guarded]
+    assert by_guard == [{"secrets": 10}, {"tools": 10}, {"secrets": 10, "tools": 10}]
     assert table.rows[2][2].startswith("fewer; ")
     sentence = guards_sentence(found)
     assert "Of 3 guarded models" in sentence and "(scripted:helpful+secrets+tools)" in sentence
@@ -208,7 +213,7 @@ def test_a_cached_answer_has_the_findings_of_its_own_question(tmp_path: Path) ->
         ).run()  # fmt: skip
         rows.append({i: row.exchanges for i, row in by_index(tmp_path / name).items()})
         (table, *_) = guard_tables(aggregate.read_study(tmp_path / name).estimates)
-        assert [int(row[-1]) for row in table.rows] == [4, 1]
+        assert [row[-1] for row in table.rows] == ["4 of 4", "1 of 7"]
     assert rows[0] == rows[1]
     notes = {exchange.guarded for row in rows[0].values() for exchange in row}
     assert {note for some in notes for note in some or ()} >= {

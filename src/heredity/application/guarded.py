@@ -1,8 +1,8 @@
 """A model behind guards: an Engine that checks questions and answers.
 
 Promises: a blocked question never reaches the model. The reply names each guard that found something, and has
-the model's own text. A guard that raises an error blocks, unless its spec says "open". The same request gives
-the same reply.
+the model's own text. A guard that raises an error blocks, unless its spec says "open"; then the reply names
+the error. The same request gives the same reply.
 Leaves to others: the findings themselves (guards/).
 """
 
@@ -18,7 +18,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from heredity.application.guards import load_guard, standing
-from heredity.application.guards.protocols import GuardRule, GuardSpan, GuardSpec, Side
+from heredity.application.guards.protocols import FAILED_OPEN, GuardRule, GuardSpan, GuardSpec, Side
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import EngineFailure
@@ -29,6 +29,7 @@ from heredity.engines.protocols import Accountant, DecodingAdapter, Engine
 
 BLOCKED = "I'm sorry, but I can't help with that."
 REMOVED = "[removed]"
+GUARD_SECONDS = "guard_seconds"  # of an account
 _AT_ONCE = 64  # blocked questions that are answered before the engine is asked again
 T = TypeVar("T")
 
@@ -55,11 +56,12 @@ def guarded(
 
 
 class _Filtered(NamedTuple):
-    """A text without the findings, whether it is blocked, and the notes of the guards."""
+    """A text without the findings, whether it is blocked, the notes of the guards, and if they changed it."""
 
     text: str
     is_blocked: bool
     notes: tuple[str, ...]
+    is_changed: bool = False
 
 
 class _Admitted(NamedTuple):
@@ -89,8 +91,7 @@ class GuardedEngine:
         layer = digest([list(specs), application.digest])[:12]  # a guard knows its secrets and tools
         self.numerics = f"{inner.numerics} behind {layer}" if inner.numerics else ""
         self.is_batch_unverified = is_batch_unverified(inner)
-        self._n_failed_open = 0
-        self._seconds, self._counts = 0.0, dict.fromkeys((spec.label for spec in specs), 0)
+        self._seconds = 0.0
 
     def render(self, request: Request) -> str:
         """The prompt that the model gets."""
@@ -101,12 +102,9 @@ class GuardedEngine:
         return self._inner.as_sent(decoding) if isinstance(self._inner, DecodingAdapter) else decoding
 
     def account(self) -> dict[str, object]:
-        """The engine's account, with how many texts each guard stopped or changed, and their seconds."""
+        """The engine's account, with the seconds of the guards."""
         own = self._inner.account() if isinstance(self._inner, Accountant) else {}
-        stopped = {f"n_stopped_by_{name}": n for name, n in self._counts.items()}
-        if self._n_failed_open:
-            stopped["n_failed_open"] = self._n_failed_open
-        return {**own, **stopped, "guard_seconds": round(self._seconds, 3)}
+        return {**own, GUARD_SECONDS: round(self._seconds, 3)}
 
     def close(self) -> None:
         """Close the engine."""
@@ -120,9 +118,9 @@ class GuardedEngine:
                 for found in replies:
                     admitted = stream.asked(found.key)
                     self._keep(admitted.prepared, found)
-                    yield self._counted(self._checked(admitted, found))
-                    yield from map(self._counted, stream.blocked())
-            yield from map(self._counted, stream.blocked())
+                    yield self._checked(admitted, found)
+                    yield from stream.blocked()
+            yield from stream.blocked()
 
     # --- what goes in ---
 
@@ -206,20 +204,21 @@ class GuardedEngine:
         if reply.error is not None or reply.stop == "error":
             return reply
         start, names = len(request.prefill), request.tool_names
-        notes = self._notes_of_calls(self._application.calls(request.prefill, reply, names))
+        called = self._filtered_calls(self._application.calls(request.prefill, reply, names))
         found = self._filtered(request.prefill + reply.text, "answer", start)
         text, calls, stop = found.text[start:], reply.tool_calls, reply.stop
-        is_blocked = bool(notes) or found.is_blocked or (text != reply.text and is_removed(text))
+        is_blocked = called.is_blocked or found.is_blocked or (text != reply.text and is_removed(text))
+        notes = called.notes
         if not is_blocked and (
             left := self._application.calls(request.prefill, replace(reply, text=text), names)
         ):
             # A tool would get these values, which JSON may have spelt otherwise in the text.
-            notes = self._filtered("\n".join(_values(left)), "answer").notes
-            is_blocked = bool(notes)
+            values = self._filtered("\n".join(_values(left)), "answer")
+            is_blocked, notes = values.is_changed, (*notes, *values.notes)
         every = tuple(dict.fromkeys((*admitted.notes, *notes, *found.notes)))
         if is_blocked:
             text, calls, stop = BLOCKED, (), "filter"
-        elif not found.notes:
+        elif not found.is_changed:
             return replace(reply, guarded=every) if every else reply
         n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
         return replace(
@@ -227,55 +226,55 @@ class GuardedEngine:
             guarded=every, withheld=clean_text(reply.text),
         )  # fmt: skip
 
-    def _notes_of_calls(self, calls: Sequence[ToolCall]) -> tuple[str, ...]:
+    def _filtered_calls(self, calls: Sequence[ToolCall]) -> _Filtered:
+        """Whether the guards block one of these calls."""
         notes: list[str] = []
+        is_blocked = False
         for spec, guard in self._guards:
             for call in calls:
-                why, error = self._tried(spec, lambda: guard.forbids(call, self._application), "")  # noqa: B023
+                why, error = self._tried(lambda: guard.forbids(call, self._application), "")  # noqa: B023
+                is_blocked |= bool(why) or (bool(error) and spec.fails == "closed")
                 if why or error:
-                    notes.append(self._note(spec, error or why))
-        return tuple(dict.fromkeys(notes))
+                    notes.append(self._note(spec, why, error))
+        return _Filtered("", is_blocked, tuple(dict.fromkeys(notes)))
 
     def _filtered(self, text: str, side: Side, start: int = 0) -> _Filtered:
         """A text as the guards of this side let it pass, one after the other. Before `start` all passes."""
         notes: list[str] = []
+        is_changed = False
         for spec, guard in self._guards:
             if side not in guard.SIDES:
                 continue
             nothing: Sequence[GuardSpan] = ()
-            found, error = self._tried(spec, lambda: guard.find(text, side, self._application), nothing)  # noqa: B023
+            found, error = self._tried(lambda: guard.find(text, side, self._application), nothing)  # noqa: B023
             if error:
-                return _Filtered(REMOVED, True, (*notes, self._note(spec, error)))
+                notes.append(self._note(spec, "", error))
+                if spec.fails == "closed":
+                    return _Filtered(REMOVED, True, tuple(notes), True)
             spans = [span._replace(start=max(span.start, start)) for span in found if span.end > start]
             if not spans:
                 continue
             notes += dict.fromkeys(self._note(spec, span.why) for span in spans)
             if guard.acts == "block":
-                return _Filtered(REMOVED, True, tuple(notes))
-            text = _without(text, spans)
-        return _Filtered(text, False, tuple(notes))
+                return _Filtered(REMOVED, True, tuple(notes), True)
+            text, is_changed = _without(text, spans), True
+        return _Filtered(text, False, tuple(notes), is_changed)
 
-    def _tried(self, spec: GuardSpec, check: Callable[[], T], passing: T) -> tuple[T, str]:
-        """The result of a guard's check, and its error if that blocks."""
+    def _tried(self, check: Callable[[], T], passing: T) -> tuple[T, str]:
+        """The result of a guard's check, and the kind of its error."""
         start = time.monotonic()
         try:
             return check(), ""
         except Exception as error:
-            if spec.fails == "closed":
-                return passing, f"failed: {type(error).__name__}"
-            self._n_failed_open += 1  # nothing in the row shows that this check was left out
-            return passing, ""
+            return passing, type(error).__name__
         finally:
             self._seconds += time.monotonic() - start
 
-    def _note(self, spec: GuardSpec, why: str) -> str:
+    def _note(self, spec: GuardSpec, why: str, error: str = "") -> str:
+        """What a guard found, or its error: a row must show that a check was left out."""
+        if error:
+            return clean_text(f"{spec.label}{FAILED_OPEN if spec.fails == 'open' else ': failed: '}{error}")
         return clean_text(f"{spec.label}: {why}")
-
-    def _counted(self, reply: Reply) -> Reply:
-        """The reply, counted for each guard that found something."""
-        for label in {note.partition(":")[0] for note in reply.guarded or ()}:
-            self._counts[label] += 1
-        return reply
 
 
 class _Stream:

@@ -41,6 +41,7 @@ from heredity.study.estimates import (
     Rate,
     TechniqueCard,
 )
+from heredity.study.guarded_answers import GuardCounts
 from heredity.study.heterogeneity import rates_by_technique, technique_tests
 from heredity.study.intervals import Bools, Intervals, no_narrower, per_attempt, refuse_uninformative
 from heredity.study.judge_correction import TASKS, CheckedTrials, JudgeCorrection
@@ -89,7 +90,8 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
     sample = AnswerSample(outcomes)
-    responses = sample.watch(judged_responses(folder, has_verdict, judged.digests))
+    guarded = GuardCounts(plan)
+    responses = guarded.watch(sample.watch(judged_responses(folder, has_verdict, judged.digests)))
     costs = attack_costs(outcomes, responses, rates)
     rates = tuple(refuse_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
@@ -136,6 +138,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         curves=success_curves(outcomes),
         costs=costs,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
+        guarded=guarded.found(),
         seeds=tuple(g for m in MEASURES for g in compare_seeds(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n

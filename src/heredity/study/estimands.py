@@ -50,6 +50,20 @@ class UnpromptedRate(Record, frozen=True):
     estimate: Estimate
 
 
+class GuardedAnswers(Record, frozen=True):
+    """The answers of a model in which guards found something, in them or in their question.
+
+    by_guard: the label of each guard that found something -> answers. An answer counts once for each guard.
+    n_failed_open: answers that a guard let pass unchecked, because it raised an error and fails open.
+    """
+
+    model: str
+    n_answers: int
+    n_touched: int
+    by_guard: dict[str, int]
+    n_failed_open: int
+
+
 class UsefulRate(Record, frozen=True):
     """How many benign twins a model answered usefully, of those that say what a useful answer holds.
 

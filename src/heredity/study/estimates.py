@@ -17,6 +17,7 @@ from heredity.study.estimands import AttackPair as AttackPair
 from heredity.study.estimands import AttackRate as AttackRate
 from heredity.study.estimands import Competence as Competence
 from heredity.study.estimands import Deviation as Deviation
+from heredity.study.estimands import GuardedAnswers as GuardedAnswers
 from heredity.study.estimands import LackingFile as LackingFile
 from heredity.study.estimands import Measure as Measure
 from heredity.study.estimands import Multiverse as Multiverse
@@ -441,9 +442,7 @@ class Estimates(Record, frozen=True):
     repeats: tuple[RepeatedSamples, ...] = ()  # the same, of plans with several samples
     attack_rates: tuple[AttackRate, ...] = ()  # the same, of plans with several attacks
     attack_pairs: tuple[AttackPair, ...] = ()
-    declared_at: str = (
-        ""  # when the plan was written, ISO 8601 in UTC; "": not before the answers, or unknown
-    )
+    declared_at: str = ""  # when the plan was written, ISO 8601 in UTC; "": after the answers, or unknown
     forecast: StudyForecast | None = None  # what the plan could show, computed before the first request
     deviations: tuple[Deviation, ...] = ()  # from the declared analysis
     useful: tuple[UsefulRate, ...] = ()  # where a benign twin says what a useful answer holds
@@ -451,6 +450,7 @@ class Estimates(Record, frozen=True):
     severities: tuple[SeverityRate, ...] = ()  # where a probe has the severity of its breach
     same_conversations: tuple[SameConversations, ...] = ()  # if behaviours broke in the same words
     seeds: tuple[SeedGroup, ...] = ()  # by scope, where children differ only in their seed
+    guarded: tuple[GuardedAnswers, ...] = ()  # where guards found something
     schema: int = SCHEMA
 
     @property

@@ -28,7 +28,7 @@ def guard_tables(found: Estimates) -> list[TextTable]:
                 _effect(found, breach),
                 "no twin asked" if refusal is None else _effect(found, refusal),
                 "\u2013" if before is None or after is None else f"{percent(before)} to {percent(after)}",
-                f"{_n_stopped(found, breach.child):,}{_failed_open(found, breach.child)}",
+                _touched(found, breach.child),
             ]
         )
     head = ["model", "behind", "breaches", "refused twins", "useful answers", "answers touched"]
@@ -92,11 +92,12 @@ def _effect(found: Estimates, edge: Inheritance) -> str:
     return f"{word}; {difference_words(pair.difference)}"
 
 
-def _n_stopped(found: Estimates, model: str) -> int:
-    account = found.circumstances.accounts.get(model, {})
-    return sum(n for key, n in account.items() if key.startswith("n_stopped_by_"))
-
-
-def _failed_open(found: Estimates, model: str) -> str:
-    n = found.circumstances.accounts.get(model, {}).get("n_failed_open", 0)
-    return f" ({n:,} checks failed open)" if n else ""
+def _touched(found: Estimates, model: str) -> str:
+    """The answers of a model in which guards found something: "12 of 150"."""
+    mine = next((row for row in found.guarded if row.model == model), None)
+    if mine is None:
+        return "none"
+    unchecked = (
+        f"; {mine.n_failed_open:,} unchecked, because a guard failed open" if mine.n_failed_open else ""
+    )
+    return f"{mine.n_touched:,} of {mine.n_answers:,}{unchecked}"

@@ -352,6 +352,7 @@ class RawExchange(msgspec.Struct):
     stop: msgspec.Raw
     n_prompt_tokens: int
     n_tokens: int
+    guarded: list[str] = []
 
 
 class AttackerTokens(msgspec.Struct):

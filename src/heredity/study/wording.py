@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from heredity.application.guarded import GUARD_SECONDS
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.stats.paired import first_step_words
@@ -449,15 +450,10 @@ _VERSIONS = 6  # of one model that are named; more are counted
 def account_lines(estimates: Estimates) -> list[str]:
     """One line per remote model, in the study's order."""
     accounts = {
-        ident: {key: value for key, value in of.items() if not is_of_guard(key)}
+        ident: {key: value for key, value in of.items() if key != GUARD_SECONDS}
         for ident, of in estimates.circumstances.accounts.items()
     }
     return [f"{card.name}: {_account(of)}." for card in estimates.models if (of := accounts.get(card.id))]
-
-
-def is_of_guard(key: str) -> bool:
-    """Whether a key of an account is a guard's (application/guards)."""
-    return key.startswith("n_stopped_by_") or key in ("guard_seconds", "n_failed_open")
 
 
 def _account(account: dict[str, Any]) -> str:

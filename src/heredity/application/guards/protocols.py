@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from heredity.application.spec import Application
 
 _NAME = re.compile(r"[\w-]{1,40}")
+FAILED_OPEN = ": failed open: "  # in a note: the guard raised an error, and the text passed unchecked
 Side = Literal["user", "data", "answer"]
 Action = Literal["block", "redact"]
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from heredity.application.guards.protocols import FAILED_OPEN
 from heredity.application.spec import Application
 from heredity.core.records import Cause, Manner, Outcome, Probe, Response, Verdict
 from heredity.redteam.checks import is_judged
@@ -122,7 +123,8 @@ def read_response(
     if (
         last.stop == "filter"
     ):  # the user got a no, and not from the model; a check still reads what came through
-        who = "the service's own filter" if last.guarded is UNSET else f"a guard: {'; '.join(last.guarded)}"
+        found = [note for note in last.guarded or () if FAILED_OPEN not in note]
+        who = f"a guard: {'; '.join(found)}" if found else "the service's own filter"
         return AnswerReading("refusal", evidence(f"stopped by {who}"))
     reading = read(probe.turns[-1] if probe.turns else "", last.text)
     if reading.manner == "refusal":
