@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from csv import DictReader
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from heredity.lineage.store import Store
 from heredity.study import aggregate
 from heredity.study.guard_words import guard_lines, guard_tables, guards_sentence
 from heredity.study.plan import PlannedModel, read_plan, write_plan
-from heredity.study.report import html, markdown
+from heredity.study.report import csv, html, markdown
 from heredity.study.result import Result
 from heredity.study.storage import VERDICTS
 from heredity.study.study import Study
@@ -116,6 +117,16 @@ def test_the_report_says_what_each_buys_and_costs(place: Path) -> None:
     assert len(guard_lines(found)) == 3
     headline = Result(place, found).estimates
     assert headline.edges and all(edge.is_of_guard for edge in headline.edges)
+
+
+def test_the_table_of_rows_has_the_findings_and_what_was_withheld(place: Path, tmp_path: Path) -> None:
+    with csv.write(place, tmp_path / "rows.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(DictReader(file))
+    touched = [row for row in rows if row["guarded"]]
+    assert {row["withheld"] for row in touched} == {LEAK, CALL}
+    assert {row["guarded"] for row in touched} == {"secrets: the override code", "tools: a call of pay_back"}
+    assert not any(row["withheld"] for row in rows if not row["guarded"])
+    assert "withheld" not in csv.write(place, tmp_path / "few.csv", with_text=False).read_text("utf-8")
 
 
 def test_a_study_without_guards_has_no_such_table(tmp_path: Path) -> None:

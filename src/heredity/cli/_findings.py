@@ -72,7 +72,9 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
         _print(screen, numbers)
     if page is not None and len(others) < len(estimates.pairs):
         screen.print()
-        _print(screen, "The report compares all pairs of these models, not only parent and child.", "dim")
+        _print(
+            screen, f"The report compares all pairs of these models, not only {_edge_ends(estimates)}.", "dim"
+        )
     if found.warnings:
         screen.print()
     for line in found.warnings:
@@ -103,6 +105,12 @@ def show_recommendation(folder: Path) -> None:
         screen.print()
     for line in words.recommendation_words(found, called):
         _print(screen, line)
+
+
+def _edge_ends(estimates: Estimates) -> str:
+    """What the compared edges are between."""
+    of_guards = {edge.is_of_guard for edge in estimates.edges}
+    return "a model with and without its guards" if of_guards == {True} else "parent and child"
 
 
 def edge_table(estimates: Estimates) -> Table:

@@ -97,7 +97,5 @@ def _touched(found: Estimates, model: str) -> str:
     mine = next((row for row in found.guarded if row.model == model), None)
     if mine is None:
         return "none"
-    unchecked = (
-        f"; {mine.n_failed_open:,} unchecked, because a guard failed open" if mine.n_failed_open else ""
-    )
-    return f"{mine.n_touched:,} of {mine.n_answers:,}{unchecked}"
+    failed = f"; a guard failed open in {mine.n_failed_open:,}" if mine.n_failed_open else ""
+    return f"{mine.n_touched:,} of {mine.n_answers:,}{failed}"

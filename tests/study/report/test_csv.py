@@ -22,6 +22,8 @@ WANTED = {
     "trial", "model", "application", "technique", "probe", "twin", "cluster", "attack", "sample", "seed",
     "outcome", "manner", "judge", "evidence", "stop", "n_prompt_tokens", "n_tokens", "error", "text",
     "severity",
+    "guarded",
+    "withheld",
 }  # fmt: skip
 
 

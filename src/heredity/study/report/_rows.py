@@ -39,6 +39,8 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
     n_prompt_tokens, n_tokens, text   of every exchange of the trial together
     stop          of the last exchange
     severity      of a breach of the probe, from 4 (critical) to 1
+    guarded       what guards found in all exchanges, separated by "; "
+    withheld      the model's own text of each exchange that guards changed
     """
 
     trial: str
@@ -64,9 +66,11 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None
     text: str | None
     severity: int | None = None
+    guarded: str | None = None
+    withheld: str | None = None
 
 
-TEXTS = ("evidence", "text")  # columns that only a report with text has
+TEXTS = ("evidence", "text", "withheld")  # columns that only a report with text has
 
 
 def columns(with_text: bool) -> list[str]:
@@ -147,6 +151,8 @@ class TrialTable:
             error=error if error is None or with_text else LEFT_OUT,
             text=_joined(exchanges) if with_text and exchanges else None,
             severity=probe.severity or None,
+            guarded="; ".join(dict.fromkeys(note for e in exchanges for note in e.guarded or ())) or None,
+            withheld="\n".join(e.withheld for e in exchanges if e.withheld) or None if with_text else None,
         )
 
 

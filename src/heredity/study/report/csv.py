@@ -23,7 +23,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:
     """Write every asked trial of the study in `folder` to `out`, in the plan's order, and return `out`.
 
-    Without text, there are no columns `evidence` and `text`, and `error` holds no message.
+    Without text, there are no columns `evidence`, `text` and `withheld`, and `error` holds no message.
     """
     study = aggregate.read_study(folder)
     called = wording.names(study.estimates.models)

@@ -25,14 +25,17 @@ _WHOLE = {
     "n_tokens": "int64",
     "severity": "int64",
 }
-_MAY_BE_MISSING = {"twin", "outcome", "manner", "judge", "evidence", "stop", "error", "text", "severity"}
+_MAY_BE_MISSING = {
+    "twin", "outcome", "manner", "judge", "evidence", "stop", "error", "text", "severity", "guarded",
+    "withheld",
+}  # fmt: skip
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:
     """Write every asked trial of the study in `folder` to `out`, in the plan's order, and return `out`.
 
-    Without text, there are no columns `evidence` and `text`, and `error` holds no message. Raises Unavailable
-    if pyarrow is not installed.
+    Without text, there are no columns `evidence`, `text` and `withheld`, and `error` holds no message.
+    Raises Unavailable if pyarrow is not installed.
     """
     try:
         import pyarrow
