@@ -108,7 +108,7 @@ def show_recommendation(folder: Path) -> None:
 
 
 def _edge_ends(estimates: Estimates) -> str:
-    """What the compared edges are between."""
+    """The two ends of the compared edges, in words."""
     of_guards = {edge.is_of_guard for edge in estimates.edges}
     return "a model with and without its guards" if of_guards == {True} else "parent and child"
 

@@ -1,4 +1,4 @@
-"""What guards found in the answers of a study, counted from its rows.
+"""Counts of the findings of guards in the answers of a study, from its rows.
 
 Promises: the counts are those of the recorded answers, however often the study was stopped and resumed.
 Leaves to others: the guards (application/guarded.py), and the words (guard_words.py).
