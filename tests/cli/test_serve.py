@@ -120,7 +120,6 @@ def test_an_answer_is_sent_at_once() -> None:
         (["scripted:helpful", *2 * ["--application", "desk.toml"]], "same name"),
         (["scripted:helpful", "--cors", "*"], "one origin"),
         (["scripted:helpful", "--cors", "https://a.example/page"], "one origin"),
-        (["scripted:helpful", "--application", "guarded.toml"], "guards are not served"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -130,7 +129,6 @@ def test_a_mistake_is_one_line(
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path))
     monkeypatch.setenv("ODD_KEY", "schlüssel")
     (tmp_path / "desk.toml").write_text(DESK)
-    (tmp_path / "guarded.toml").write_text(f'{DESK}\n[[guards]]\nkind = "secrets"\n')
     monkeypatch.chdir(tmp_path)
     assert main(["serve", *arguments]) == 2
     told = capsys.readouterr().err.splitlines()
@@ -142,14 +140,3 @@ def test_a_port_that_is_taken_is_said() -> None:
         port = taken.getsockname()[1]
         done = run_here("serve", "scripted:helpful", "--port", str(port))
     check_refused(done, "bad-usage", [port, "--port"], after_progress=True)
-
-
-def test_an_application_that_retrieves_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("bm25s")
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "a.txt").write_text("words")
-    monkeypatch.chdir(tmp_path)
-    assert run_here("index", "docs").returncode == 0
-    (tmp_path / "desk.toml").write_text('name = "desk"\n[retrieval]\nindex = "docs.index"\n')
-    done = run_here("serve", "scripted:careful", "--application", "desk.toml")
-    check_refused(done, "retrieval-not-served", ["desk.toml"])

@@ -79,9 +79,7 @@ class _Chat:
         is_open = bool(self.n_turns and self.messages) and self.messages[-1].role == "user"
         left = self.messages.pop() if is_open else None
         self.messages += turn.before
-        passages = [self._passage.strip()] if self._passage else []
-        passages += (f"[{each.citation}]\n{each.text}" for each in found)
-        self.messages.append(_joined(left, _with_passages(turn.text, passages)))
+        self.messages.append(user_message(turn.text, found, self._passage, left))
         self._passage, self.n_turns = "", self.n_turns + 1
 
 
@@ -118,16 +116,23 @@ def _answer(
     return reply
 
 
-def _with_passages(text: str, passages: Sequence[str]) -> Message:
-    """The user's words, behind the passages that are shown with them."""
-    if not passages:
-        return Message("user", text)
+def user_message(
+    text: str, found: Sequence[Retrieved] = (), passage: str = "", left: Message | None = None
+) -> Message:
+    """A turn of the user: its text behind the passages that are shown with it.
+
+    passage: that of a probe, which comes before those that were retrieved. left: the turn before, if it got
+    no answer.
+    """
+    passages = [passage.strip()] if passage else []
+    passages += (f"[{each.citation}]\n{each.text}" for each in found)
     shown, data = "", list[tuple[int, int]]()
-    for passage in passages:
+    for each in passages:
         shown += "Retrieved document:\n"
-        data.append((len(shown), len(shown) + len(passage)))
-        shown += f"{passage}\n\n"
-    return Message("user", f"{shown}Question: {text}", data=tuple(data))
+        data.append((len(shown), len(shown) + len(each)))
+        shown += f"{each}\n\n"
+    made = Message("user", f"{shown}Question: {text}", data=tuple(data)) if shown else Message("user", text)
+    return _joined(left, made)
 
 
 def _joined(first: Message | None, second: Message) -> Message:

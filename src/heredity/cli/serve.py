@@ -87,8 +87,8 @@ def command(
     """Serve models behind an OpenAI-compatible API.
 
     Any client of that API can connect. Answers equal those of a study on this machine, bit for bit. With
-    --application, its prompt, passages, tools and decoding settings apply to every conversation. Tool calls
-    go to the client, which sends their results. Ctrl-C stops the server after requests in flight.
+    --application, its prompt, passages, tools, guards and decoding settings apply to every conversation. Tool
+    calls go to the client, which sends their results. Ctrl-C stops the server after requests in flight.
     """
     from heredity.core.errors import Unavailable, UsageError
     from heredity.core.terminal import note
@@ -195,22 +195,10 @@ def _layers(paths: Sequence[Path]) -> Sequence[Application | None]:
 
 
 def _refuse_unservable(path: Path, layer: Application) -> None:
-    from msgspec import UNSET
-
     from heredity.core.errors import UsageError
 
     if layer.rendering in ("theirs", "recorded"):
         raise UsageError(f'{path}: rendering "{layer.rendering}" belongs to a target that cannot be served.')
-    if any(guard.is_on for guard in layer.all_guards):
-        raise UsageError(
-            f"{path}: its guards are not served yet. Write is_on = false to serve it without them.",
-            code="guards-not-served",
-        )
-    if layer.retrieval is not UNSET:
-        raise UsageError(
-            f"{path}: an application that retrieves cannot be served yet. Leave out [retrieval].",
-            code="retrieval-not-served",
-        )
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -70,7 +70,7 @@ def test_metrics_count_what_was_asked() -> None:
 
 
 def test_a_large_count_is_written_whole() -> None:
-    text = Metrics().text({"x_total": {'a"b': 123_456_789}})
+    text = Metrics().text({"x_total": {'a"b': 123_456_789}}, {})
     assert 'x_total{model="a\\"b"} 123456789' in text.splitlines()
 
 

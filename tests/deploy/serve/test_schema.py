@@ -107,7 +107,7 @@ def test_a_tools_result_comes_back_as_in_a_study(rendering: Any, written: str, i
 def test_two_messages_of_the_user_in_a_row_are_put_as_one() -> None:
     more = [*HELLO, calling("lookup"), {"role": "tool", "tool_call_id": "c1", "content": "42"}]
     (request,) = chat(DESK, messages=[*more, {"role": "user", "content": "Well?"}]).requests
-    assert request.messages[-1] == Message("user", "Result of lookup:\n42\n\nWell?")
+    assert request.messages[-1] == Message("user", "Result of lookup:\n42\n\nWell?", data=((18, 20),))
 
 
 def test_alone_a_model_is_put_the_callers_own_messages() -> None:

@@ -15,10 +15,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
+from heredity.application.guard_chain import Admission
 from heredity.application.spec import Application
 from heredity.core.errors import Busy, ContextOverflow, EngineFailure, HeredityError, UsageError
 from heredity.core.records import Model, Reply, ToolCall, digest, encode
 from heredity.deploy.serve import schema
+from heredity.deploy.serve.guarding import ServedGuards
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import EngineWorker, Ticket
 from heredity.engines.chat.codec import StopTexts
@@ -42,6 +44,7 @@ class Served(NamedTuple):
     application: Application | None = None
     may_draw: bool = False  # whether a caller may override the application's sampling parameters
     ignores: bool = False  # whether settings that the application holds are ignored instead of refused
+    guards: ServedGuards | None = None  # of the application; the server sets them (app.py)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,7 +58,8 @@ class Served(NamedTuple):
     def rules(self) -> Rules:
         """How its requests are read."""
         engine = self.service.engine
-        scorer = engine if isinstance(engine, TokenScorer) else None
+        # The log-probabilities of an answer would show a text that a guard withholds.
+        scorer = engine if isinstance(engine, TokenScorer) and self.guards is None else None
         return Rules(self.application, self.may_draw, self.ignores, self.service.shows_tools, scorer)
 
     @property
@@ -75,6 +79,7 @@ class ServedAnswer:
         self._before_calls = _BeforeCalls() if self._reads_callers_tools else None
         self._loop = asyncio.get_running_loop()
         self._ticket: Ticket | None = None
+        self._admission: Admission | None = None
         self._echo = asked.echoes[number] if asked.echoes else None
         self._sent = "" if self._echo is None else self._echo.text
         # Written by the engine's thread, read by the loop.
@@ -91,8 +96,14 @@ class ServedAnswer:
 
     def ask(self) -> None:
         """Send the request to the engine. Raises Refusal."""
-        is_heard = self._asked.is_streamed or bool(self._asked.stops)
-        request = self._asked.requests[self.number]
+        guards, request = self._one.guards, self._asked.requests[self.number]
+        # Behind guards, text is heard only for stop texts: it is sent when all of it was checked.
+        is_heard = (self._asked.is_streamed and guards is None) or bool(self._asked.stops)
+        if guards is not None:
+            self._admission = guards.admit(request)
+            if self._admission.is_blocked:
+                return
+            request = self._admission.prepared
         try:
             if self._echo is not None and self._echo.n_new is not None:
                 self._scores = self._scored(())
@@ -138,6 +149,8 @@ class ServedAnswer:
         text = self._ends.feed(more)
         if self._ends.is_over:
             self._end()
+        if self._one.guards is not None:
+            return
         if self._before_calls is not None:
             text = self._before_calls.feed(text)
         self._sent += text
@@ -155,6 +168,8 @@ class ServedAnswer:
 
     async def reply(self) -> Reply:
         """Return the engine's reply. Raises Refusal if it failed."""
+        if self._admission is not None and self._admission.is_blocked:
+            return self._guards.refused(self._admission)
         try:
             if self._ticket is None:
                 return self._read_off(await self._awaited_scores())
@@ -172,7 +187,12 @@ class ServedAnswer:
             if code == CONTEXT:
                 message = f"{_CONTEXT_WORDS}: {message}"
             raise Refusal(500 if code == "engine_error" else 400, message, code)
-        return reply
+        return reply if self._admission is None else self._guards.check(self._admission, reply)
+
+    @property
+    def _guards(self) -> ServedGuards:
+        assert self._one.guards is not None
+        return self._one.guards
 
     async def _awaited_scores(self) -> list[TokenLog]:
         assert self._scores is not None

@@ -11,8 +11,8 @@
     GET  /health                  200 while every model can answer
 
 The application adds its system prompt, passages, few-shot turns and tools to every conversation, as in a
-study. The server thus answers with the system that was measured. Tool calls go to the caller, who returns
-the results.
+study. Its guards check each question and each answer. The server thus answers with the system that was
+measured. Tool calls go to the caller, who returns the results.
 
 Promises: served answers equal those of a study on this machine, bit for bit. Nothing that a model writes is
 executed. A web page cannot query the server: it accepts only JSON, and on a loopback address only loopback
@@ -27,11 +27,13 @@ import asyncio
 import gc
 import secrets
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -43,11 +45,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from heredity.core.errors import ContextOverflow, UsageError, did_you_mean
+from heredity.core.errors import ContextOverflow, HeredityError, UsageError, did_you_mean
 from heredity.core.records import Model, Reply, encode
 from heredity.deploy.serve import answers, chat, completions, embeddings, messages, responses, schema
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
 from heredity.deploy.serve.embeddings import EmbeddingService
+from heredity.deploy.serve.guarding import ServedGuards
 from heredity.deploy.serve.limits import BODY_SECONDS, LARGEST, BoundedBody, MemoryFloor, RateLimit
 from heredity.deploy.serve.observing import CONTENT_TYPE, Metrics, Observed
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
@@ -94,7 +97,8 @@ def app(
     """
     settings = settings or ServerSettings()
     metrics = Metrics()
-    desk = _Desk(tuple(served), settings.keys, tuple(embedders), metrics, RateLimit(settings.per_minute))
+    guarded = tuple(one._replace(guards=ServedGuards.of(one.application)) for one in served)
+    desk = _Desk(guarded, settings.keys, tuple(embedders), metrics, RateLimit(settings.per_minute))
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/completions", desk.text, methods=["POST"]),
@@ -243,7 +247,7 @@ class _Desk:
                 raise Refusal(
                     400, f"'{one.model.name}' takes only conversations", "not_supported", param="model"
                 )
-            asked = _understood(lambda: parse(body, one.rules))
+            asked = await _read(parse, body, one.rules)
             found = _asked(one, asked)
         return await self._answered(call, found, asked, form(self.name_of(one), one.fingerprint, asked))
 
@@ -313,7 +317,9 @@ class _Desk:
             "heredity_prompt_tokens_total": {name: each.n_prompt_tokens for name, each in services.items()},
             "heredity_completion_tokens_total": {name: each.n_tokens for name, each in services.items()},
         }
-        return Response(self.counted.text(gauges), media_type=CONTENT_TYPE)
+        found = (one.guards.n_found for one in self.served if one.guards is not None)
+        guarded = sum(found, start=Counter[str]())
+        return Response(self.counted.text(gauges, guarded), media_type=CONTENT_TYPE)
 
     async def health(self, call: Call) -> Response:  # noqa: ARG002 (needs no key, for monitoring)
         """Report whether all models can answer, and the number of open requests of each."""
@@ -444,6 +450,21 @@ def _understood(parse: Callable[[], T]) -> T:
         return parse()
     except UsageError as error:
         raise _theirs(error) from None
+
+
+async def _read(
+    parse: Callable[[dict[str, object], Rules], ParsedRequest], body: dict[str, object], rules: Rules
+) -> ParsedRequest:
+    """Parse a body; in a thread if passages have to be retrieved, which takes time."""
+    layer = rules.application
+    if layer is None or layer.retrieval is UNSET:
+        return _understood(lambda: parse(body, rules))
+    try:
+        return await asyncio.to_thread(parse, body, rules)
+    except UsageError as error:
+        raise _theirs(error) from None
+    except HeredityError as error:  # the index is gone or damaged
+        raise Refusal(500, str(error), "engine_error", error.code) from None
 
 
 def _theirs(error: UsageError) -> Refusal:

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions: the body, and the format of its answers.
 
-Promises: OpenAI's format, in one body or as chunks; a tool call arrives in one chunk.
+Promises: OpenAI's format, in one body or as chunks; a tool call arrives in one chunk. If passages were
+retrieved, `citations` has their places, as in some other services.
 Leaves to others: the shared fields (schema.py), messages (conversation.py), and sending (answers.py).
 """
 
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
+from msgspec import UnsetType
 
 from heredity.core.errors import UsageError
 from heredity.core.records import Reply
@@ -116,11 +118,14 @@ class ChatFormat:
             "model": name,
             "system_fingerprint": fingerprint,
         }
+        found = asked.requests[0].retrieved
+        self._cited = {} if isinstance(found, UnsetType) else {"citations": [each.citation for each in found]}
 
     def whole(self, answers: Sequence[ServedAnswer], replies: Sequence[Reply]) -> dict[str, object]:
         """Return all answers in one body."""
         choices = [self._choice(a.number, a.finished(r)) for a, r in zip(answers, replies, strict=True)]
-        return {"object": self.kind, **self._head, "choices": choices, "usage": schema.usage(replies)}
+        usage = schema.usage(replies)
+        return {"object": self.kind, **self._head, "choices": choices, "usage": usage, **self._cited}
 
     def begun(self) -> Iterator[bytes]:
         """Yield the events before the first answer."""
@@ -132,7 +137,7 @@ class ChatFormat:
 
     def last(self, number: int, answer: FinishedAnswer, reply: Reply) -> Iterator[bytes]:  # noqa: ARG002
         """Yield the end of an answer: its calls and its finish reason."""
-        yield self._event(self._last(number, answer))
+        yield self._event(self._last(number, answer), **self._cited)
 
     def ended(self, replies: Sequence[Reply]) -> Iterator[bytes]:
         """Yield the events after the last answer."""

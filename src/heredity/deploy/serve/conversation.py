@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from heredity.application.conversation import user_message
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
-from heredity.core.records import Decoding, Message, Reply, Request, Tool, ToolCall, encode
+from heredity.core.records import Decoding, Message, Reply, Request, Retrieved, Tool, ToolCall, encode
 from heredity.deploy.serve.schema import Rules
 from heredity.engines.chat.tool_calls import parse_tool_calls
 
@@ -154,7 +156,8 @@ def converse(
     if layer is None:
         request = Request(0, tuple(_alone(messages)), decoding, seed, prefill, tuple(tools))
     else:
-        request = layer.request(_within(layer, messages), prefill, seed, decoding)
+        within, found = _within(layer, messages)
+        request = msgspec.structs.replace(layer.request(within, prefill, seed, decoding), retrieved=found)
     if request.messages[-1].role == "assistant":
         raise UsageError(
             "the last message is from the assistant, and is not a text to continue",
@@ -194,8 +197,40 @@ def _message(role: Literal["system", "user", "assistant", "tool"], given: ChatMe
 # --- inside an application ----------------------------------------------------------------------------
 
 
-def _within(application: Application, messages: Sequence[ChatMessage]) -> list[Message]:
-    """Append the conversation to the application's own messages, as a study does. Raises UsageError."""
+def _within(
+    application: Application, messages: Sequence[ChatMessage]
+) -> tuple[list[Message], tuple[Retrieved, ...] | UnsetType]:
+    """Append the conversation to the application's own messages, as a study does.
+
+    Return the messages, and the passages that were retrieved for the last one. Raises UsageError.
+    """
+    _check_held(application, messages)
+    found, names = list(application.messages()), dict[str, str]()
+    n_before, results = len(found), list[tuple[str, str]]()
+    retrieved: tuple[Retrieved, ...] | UnsetType = UNSET
+    for message in messages:
+        if message.role == "tool":
+            _check_id(message, names)
+            results.append((names.pop(message.tool_call_id), message.text))
+            continue
+        found += application.results(results)
+        results = []
+        if message.role == "assistant":
+            names = _named(application, message.tool_calls or [])
+            found.append(_answered(application, message))
+        else:
+            _refuse_callers(message)
+            # As in a study: some templates reject two user messages in a row.
+            left = found.pop() if len(found) > n_before and found[-1].role == "user" else None
+            retrieved = application.retrieve(message.text)
+            passages = () if isinstance(retrieved, UnsetType) else retrieved
+            found.append(user_message(message.text, passages, left=left))
+    is_last = messages[-1].role == "user"
+    return found + application.results(results), retrieved if is_last else UNSET
+
+
+def _check_held(application: Application, messages: Sequence[ChatMessage]) -> None:
+    """Raise UsageError for a system prompt of the caller, and for too many turns."""
     if any(each.role in ("system", "developer") for each in messages):
         raise UsageError(
             f"the application '{application.name}' has its own system prompt, which is held constant. "
@@ -211,24 +246,6 @@ def _within(application: Application, messages: Sequence[ChatMessage]) -> list[M
             code="too-many-turns",
             key="messages",
         )
-    found, names = list(application.messages()), dict[str, str]()
-    n_before, results = len(found), list[tuple[str, str]]()
-    for message in messages:
-        if message.role == "tool":
-            _check_id(message, names)
-            results.append((names.pop(message.tool_call_id), message.text))
-            continue
-        found += application.results(results)
-        results = []
-        if message.role == "assistant":
-            names = _named(application, message.tool_calls or [])
-            found.append(_answered(application, message))
-        else:
-            _refuse_callers(message)
-            # As in a study: some templates reject two user messages in a row.
-            left = f"{found.pop().content}\n\n" if len(found) > n_before and found[-1].role == "user" else ""
-            found.append(Message("user", left + message.text))
-    return found + application.results(results)
 
 
 def _named(application: Application, calls: Sequence[AssistantToolCall]) -> dict[str, str]:

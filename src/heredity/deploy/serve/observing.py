@@ -19,6 +19,7 @@ from heredity.core.host import resident_memory
 from heredity.core.records import encode
 
 BOUNDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # seconds, of the histogram of requests
+_GUARDED = "heredity_guarded_answers_total"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -37,8 +38,11 @@ class Metrics:
         for bound in BOUNDS:
             self._within[route, bound] += seconds <= bound
 
-    def text(self, gauges: Mapping[str, Mapping[str, float]]) -> str:
-        """Return all counts in Prometheus' text format. gauges: further values by name and model."""
+    def text(self, gauges: Mapping[str, Mapping[str, float]], guarded: Mapping[str, int]) -> str:
+        """Return all counts in Prometheus' text format.
+
+        gauges: further values by name and model. guarded: answers that each guard touched.
+        """
         lines = list(_typed("heredity_requests_total", "counter"))
         for (route, status), n in sorted(self._requests.items()):
             lines.append(f'heredity_requests_total{{route="{route}",status="{status}"}} {n}')
@@ -48,6 +52,9 @@ class Metrics:
         for name, by_model in gauges.items():
             lines += _typed(name, "counter" if name.endswith("_total") else "gauge")
             lines += [f'{name}{{model="{_escaped(model)}"}} {value}' for model, value in by_model.items()]
+        if guarded:
+            lines += _typed(_GUARDED, "counter")
+            lines += [f'{_GUARDED}{{guard="{_escaped(guard)}"}} {n}' for guard, n in sorted(guarded.items())]
         if (resident := resident_memory()) is not None:
             lines += [
                 *_typed("process_resident_memory_bytes", "gauge"),
