@@ -22,7 +22,7 @@ from heredity.application.conversation import converse
 from heredity.application.guards import parse_guard
 from heredity.application.guards.protocols import GuardSpec
 from heredity.application.tools import World, check_world, is_answered_by, plain_tools
-from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean
+from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean, first_line
 from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import (
     Consult,
@@ -39,6 +39,7 @@ from heredity.core.records import (
     ToolCall,
     Turn,
     digest,
+    encode,
 )
 
 MOST_PASSAGES = 50  # retrieved for one turn
@@ -153,6 +154,12 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
                 f"max_turns must be from 1 to 64, not {self.max_turns}", code="bad-setting", key="max_turns"
             )
         check_decoding(self.decoding)
+        if self.tools and self.decoding.json_schema is not UNSET:
+            raise BadArgument(
+                "an answer that matches decoding.json_schema calls no tools: leave out one of the two",
+                code="schema-with-tools",
+                key="decoding.json_schema",
+            )
         self._check_system()
         _check_tools(self.tools)
         _check_secrets(self.secrets)
@@ -333,6 +340,7 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
     try:
         if isinstance(tables := data.get("guards"), list):
             data = {**data, "guards": [msgspec.to_builtins(parse_guard(table)) for table in tables]}
+        data = _with_schema(data, Path(path).parent)
         application = msgspec.convert(data, Application, strict=True)
         if not isinstance(application.retrieval, UnsetType):
             read = application.retrieval.of(Path(path).parent)
@@ -347,8 +355,29 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         raise BadInput(path, "its values are nested too deeply", code="nested-too-deeply") from None
 
 
+def _with_schema(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The tables with `decoding.json_schema` as JSON text: of a table, or of a file in `folder`."""
+    decoding = data.get("decoding")
+    given = decoding.get("json_schema") if isinstance(decoding, dict) else None
+    if isinstance(given, dict):
+        return {**data, "decoding": {**data["decoding"], "json_schema": encode(given).decode()}}
+    if not isinstance(given, str) or given.lstrip().startswith("{"):
+        return data
+    try:
+        text = (folder / given).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise BadArgument(
+            f"decoding.json_schema names the file {given[:200]}, which does not read ({first_line(error)})",
+            code="path-missing",
+            key="decoding.json_schema",
+        ) from None
+    return {**data, "decoding": {**data["decoding"], "json_schema": text}}
+
+
 def check_decoding(decoding: Decoding) -> None:
-    """Raise BadArgument for a sampling setting out of its range."""
+    """Raise BadArgument for a setting out of its range."""
+    if not isinstance(decoding.json_schema, UnsetType):
+        _check_schema(decoding.json_schema)
     if decoding.max_tokens < 1:
         raise BadArgument(
             f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}",
@@ -366,6 +395,19 @@ def check_decoding(decoding: Decoding) -> None:
             f"decoding.top_p must be above 0 and at most 1, not {decoding.top_p}",
             code="bad-setting",
             key="decoding.top_p",
+        )
+
+
+def _check_schema(schema: str) -> None:
+    try:
+        found = msgspec.json.decode(schema)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadArgument(
+            f"decoding.json_schema is not JSON: {error}", code="malformed-json", key="decoding.json_schema"
+        ) from None
+    if not isinstance(found, dict):
+        raise BadArgument(
+            "decoding.json_schema must be a JSON object", code="bad-setting", key="decoding.json_schema"
         )
 
 

@@ -54,7 +54,6 @@ def command(
     """
     import msgspec
 
-    from heredity.application.guarded import guarded
     from heredity.application.spec import Application, check_decoding
     from heredity.core.errors import UsageError
     from heredity.core.records import Decoding
@@ -68,9 +67,7 @@ def command(
     except ValueError as error:
         raise UsageError(f"{error}.") from None
     conversation = _converse(layer, text, prefill or "", decoding, seed)
-    engine = _load(open_store(), model, key_env)
-    if layer is not None:
-        engine = guarded(engine, layer)
+    engine = _within(layer, _load(open_store(), model, key_env))
     try:
         said = list(_answers(engine, conversation))
     finally:
@@ -87,6 +84,17 @@ def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
         grown = _pulling.ready(store, grown)
         note(f"loading {grown.record.name} ...")
     return _remote.loader(store, _remote.calls(key_env), is_batched=False)(grown)
+
+
+def _within(layer: Application | None, engine: Engine) -> Engine:
+    """The engine behind the guards of an application. Raises Unavailable if it cannot hold the schema."""
+    from heredity.application.guarded import guarded
+    from heredity.engines import check_schema
+
+    if layer is None:
+        return engine
+    check_schema(engine, layer.decoding)
+    return guarded(engine, layer)
 
 
 def _converse(

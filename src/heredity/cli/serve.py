@@ -160,6 +160,7 @@ def _loaded(
     from heredity.deploy.serve.answers import Served
     from heredity.deploy.serve.embeddings import EmbeddingService, Encoder
     from heredity.deploy.serve.worker import EngineWorker
+    from heredity.engines import check_schema
 
     store = open_store()
     grown = {one.record.id: one for one in map(store.get, models)}
@@ -175,6 +176,9 @@ def _loaded(
             continue
         service = EngineWorker(load(ready), most)
         stack.callback(service.close)
+        for layer in layers:
+            if layer is not None:
+                check_schema(service.engine, layer.decoding)
         found.served.extend(Served(one.record, service, layer, *rules) for layer in layers)
     return found
 

@@ -232,6 +232,7 @@ class Decoding(Record, frozen=True):
     max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
+    json_schema: str | UnsetType = UNSET  # that each answer matches, as JSON text
 
 
 class Retrieved(Record, frozen=True):
@@ -243,14 +244,12 @@ class Retrieved(Record, frozen=True):
 
 
 class Request(Record, frozen=True):
-    """One question to an engine. `key` comes back on its reply; `seed` is the trial's own.
-    Without messages `prefill` is a plain text to go on from, with no template (engines.Completer).
-    """
+    """One question to an engine. Without messages `prefill` is a plain text to go on from (Completer)."""
 
-    key: int
+    key: int  # comes back on its reply
     messages: tuple[Message, ...]
     decoding: Decoding = Decoding()
-    seed: int = 0
+    seed: int = 0  # the trial's own
     prefill: str = ""  # the assistant's answer is made to begin with this
     tools: tuple[Tool, ...] = ()  # only where the application chose the model's native tool template
     n_shared: int = 0  # leading messages that every request of the application begins with

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from msgspec import UnsetType
+
 from heredity.core import registry
-from heredity.core.errors import Damaged, EngineFailure, HeredityError, UnknownName
+from heredity.core.errors import Damaged, EngineFailure, HeredityError, Unavailable, UnknownName
 from heredity.core.host import CPU, Device
-from heredity.core.records import Model, Reply, Request, is_digest
+from heredity.core.records import Decoding, Model, Reply, Request, is_digest
 from heredity.core.sanitize import clean_text
 from heredity.engines._architectures import FAST, PACKED
 from heredity.engines._architectures import form_of as form_of
@@ -25,6 +27,7 @@ from heredity.engines.protocols import (
     BatchReporter,
     Engine,
     EngineModule,
+    SchemaEngine,
     ServerModule,
     TextOnlyModule,
 )
@@ -131,6 +134,18 @@ def shared_address(model: Model) -> str:
         ):
             return module.shared_address(model)
     return ""
+
+
+def check_schema(engine: Engine, decoding: Decoding) -> None:
+    """Raise Unavailable, or BadArgument, if an engine cannot hold its answers to a decoding's JSON schema."""
+    if isinstance(decoding.json_schema, UnsetType):
+        return
+    if not isinstance(engine, SchemaEngine):
+        raise Unavailable(
+            f"The engine {engine.name} cannot hold its answers to a JSON schema; torch can.",
+            code="schema-not-held",
+        )
+    engine.check_schema(decoding.json_schema)
 
 
 def altered(name: str, change: str) -> str:

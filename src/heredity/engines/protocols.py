@@ -146,6 +146,14 @@ class DecodingAdapter(Protocol):
 
 
 @runtime_checkable
+class SchemaEngine(Protocol):
+    """An engine that holds answers to a JSON schema (Decoding.json_schema)."""
+
+    def check_schema(self, schema: str) -> None:
+        """Raise BadArgument for a schema that answers cannot be held to."""
+
+
+@runtime_checkable
 class BatchReporter(Protocol):
     """An engine that reports whether its batch invariance is unverified."""
 

@@ -36,7 +36,7 @@ from heredity.core.records import (
     is_failed,
     is_out_of_scope,
 )
-from heredity.engines import base_numerics, is_batch_unverified
+from heredity.engines import base_numerics, check_schema, is_batch_unverified
 from heredity.engines.protocols import Accountant, Engine
 from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, needs_judge
@@ -164,6 +164,7 @@ def loaded_model(context: RunContext, m: int) -> Iterator[AskTrials]:
     context.recorder.loading(m)
     try:
         with context.open_model(model) as engine, context.open_cache(engine) as cache, ExitStack() as stack:
+            check_schema(engine, context.grid.plan.application.decoding)
             engine = behind_guards(engine, model, context.grid.plan.application, cache)
             prefix = shared_prefix(engine, context.grid.plan.application)
             context.recorder.loaded(m, engine, prefix)

@@ -133,7 +133,7 @@ def test_hints_are_named_and_what_clients_send_unasked_is_taken() -> None:
             "input[0].content",
         ),
         ({"tools": [{"type": "web_search"}]}, "tool-not-function", "tools[0].type"),
-        ({"input": []}, "messages-empty", "messages"),
+        ({"input": []}, "messages-empty", "input"),
         ({"temprature": 1}, "unknown-field", "temprature"),
     ],
 )

@@ -275,7 +275,7 @@ def test_settings_are_ignored_by_name_where_the_server_says_so() -> None:
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ({"response_format": {"type": "json_object"}}, "field-not-supported"),
+        ({"response_format": {"type": "json_object"}}, "decoding-held"),
         ({"functions": [{}]}, "field-not-supported"),
         ({"temprature": 1}, "unknown-field"),
     ],

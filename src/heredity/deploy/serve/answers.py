@@ -25,7 +25,7 @@ from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import EngineWorker, Ticket
 from heredity.engines.chat.codec import StopTexts
 from heredity.engines.chat.tool_calls import MARKS, DividedAnswer, WrittenCall, divide_answer
-from heredity.engines.protocols import Engine, TokenLog, TokenScorer
+from heredity.engines.protocols import Engine, SchemaEngine, TokenLog, TokenScorer
 
 # Errors that the request caused: the reply's error code, and the code that the caller gets.
 CONTEXT = "context_length_exceeded"
@@ -60,7 +60,9 @@ class Served(NamedTuple):
         engine = self.service.engine
         # The log-probabilities of an answer would show a text that a guard withholds.
         scorer = engine if isinstance(engine, TokenScorer) and self.guards is None else None
-        return Rules(self.application, self.may_draw, self.ignores, self.service.shows_tools, scorer)
+        schemas = engine if isinstance(engine, SchemaEngine) else None
+        shows_tools = self.service.shows_tools
+        return Rules(self.application, self.may_draw, self.ignores, shows_tools, scorer, schemas)
 
     @property
     def fingerprint(self) -> str:

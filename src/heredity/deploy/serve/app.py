@@ -455,9 +455,10 @@ def _understood(parse: Callable[[], T]) -> T:
 async def _read(
     parse: Callable[[dict[str, object], Rules], ParsedRequest], body: dict[str, object], rules: Rules
 ) -> ParsedRequest:
-    """Parse a body; in a thread if passages have to be retrieved, which takes time."""
+    """Parse a body; in a thread if passages have to be retrieved or a schema compiled, which takes time."""
     layer = rules.application
-    if layer is None or layer.retrieval is UNSET:
+    is_quick = layer is None or layer.retrieval is UNSET
+    if is_quick and not (body.get("response_format") or body.get("text")):
         return _understood(lambda: parse(body, rules))
     try:
         return await asyncio.to_thread(parse, body, rules)

@@ -26,6 +26,7 @@ from heredity.deploy.serve.conversation import (
     read_tools,
 )
 from heredity.deploy.serve.schema import CallReading, ParsedRequest, Refusal, Rules
+from heredity.deploy.serve.structured import read_schema
 from heredity.engines.protocols import TokenLog
 
 _UNREAD = {"name", "annotations", "audio", "refusal", "reasoning_content"}  # of a message
@@ -40,6 +41,7 @@ class ChatBody(schema.Body, kw_only=True):
     parallel_tool_calls: bool = True
     logprobs: bool = False
     top_logprobs: int | None = None
+    response_format: dict[str, object] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 
@@ -65,6 +67,9 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     n_top = (body.top_logprobs or 0) if body.logprobs else None
     schema.check_logs(n_top, rules)
     decoding, held = schema.read_decoding(body, rules)
+    output = read_schema(body.response_format, rules, bool(tools) and not is_off)
+    if not isinstance(output, UnsetType):
+        decoding = msgspec.structs.replace(decoding, json_schema=output)
     request = converse(body.messages, () if is_off else tools, rules, decoding, body.seed or 0)
     # Inside an application its own descriptions hold, and the caller's only repeat the names.
     repeated = ("tools",) if tools and rules.application is not None else ()

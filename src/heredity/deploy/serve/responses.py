@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.core.errors import UsageError
 from heredity.core.records import Reply
-from heredity.deploy.serve import chat, schema
+from heredity.deploy.serve import chat, schema, structured
 from heredity.deploy.serve.answers import FinishedAnswer, ServedAnswer, named_event
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 
@@ -73,6 +73,10 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
     max_tool_calls: int | None = None
 
 
+# Fields of /v1/chat/completions that have another name here.
+_HERE = {structured.FIELD: "text", "messages": "input", "max_tokens": "max_output_tokens"}
+
+
 def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     """Parse a body of /v1/responses. Raises UsageError."""
     if (key := next((key for key in _REFERRING if given.get(key)), "")) != "":
@@ -102,18 +106,24 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
         "temperature": body.temperature,
         "top_p": body.top_p,
         "stream": body.stream,
+        "response_format": _form(body.text.get("format")),
     }
-    asked = chat.parse(same, rules)
+    try:
+        asked = chat.parse(same, rules)
+    except UsageError as error:
+        raise UsageError(str(error), code=error.code, key=_HERE.get(error.key, error.key)) from None
     return replace(asked, ignored=(*asked.ignored, *ignored, *hints))
+
+
+def _form(given: object) -> object:
+    """The form of an answer as /v1/chat/completions takes it."""
+    if isinstance(given, dict) and given.get("type") == "json_schema":
+        return {"type": "json_schema", "json_schema": given}
+    return given
 
 
 def _check(body: ResponsesBody) -> None:
     """Raise UsageError for a setting that would change the form of the answer."""
-    form = body.text.get("format") or {"type": "text"}
-    if form != {"type": "text"}:
-        raise UsageError(
-            "an answer is text here, and no other format", code="field-not-supported", key="text"
-        )
     if body.truncation != "disabled":
         raise UsageError(
             "a conversation is never truncated here", code="field-not-supported", key="truncation"

@@ -17,7 +17,7 @@ import msgspec
 from heredity.application.spec import Application, check_decoding
 from heredity.core.errors import BadArgument, UsageError, code_of
 from heredity.core.records import Decoding, Reply, Request
-from heredity.engines.protocols import TokenScorer
+from heredity.engines.protocols import SchemaEngine, TokenScorer
 
 MOST_LOGS = 20  # likeliest tokens listed at each place
 LONGEST = 512  # tokens of an answer, if neither the caller nor an application sets a limit
@@ -78,6 +78,7 @@ class Rules:
     ignores: bool = False
     shows_tools: bool = True
     scorer: TokenScorer | None = None  # the engine, if it scores tokens
+    schemas: SchemaEngine | None = None  # the engine, if it holds answers to JSON schemas
 
 
 @dataclass(frozen=True, slots=True)

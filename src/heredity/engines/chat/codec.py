@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import jinja2
 
-from heredity.core.errors import ContextOverflow, EngineFailure
+from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.engines import failed_reply
 from heredity.engines.chat.sandbox import BoundedEnvironment, TemplateStopped, metered
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PLAIN_STOP = "\nUser:"  # a base model that writes this begins to write for the user
 # Steps that a rendering may take. A known template takes about 200 per message, and 2 per 16 characters.
@@ -278,6 +278,15 @@ class ChatCodec:
     def stop_text(self) -> str:
         """Text that ends an answer, in addition to the stop tokens; "" if nothing does."""
         return self._template.stop_text
+
+    @property
+    def fast_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer of the library `tokenizers`. Raises Unavailable if the model has another one."""
+        from transformers import PreTrainedTokenizerFast
+
+        if not isinstance(self._tokenizer, PreTrainedTokenizerFast):
+            raise Unavailable(f"This needs a tokenizer.json; {type(self._tokenizer).__name__} has none.")
+        return self._tokenizer
 
     @property
     def start(self) -> int | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from msgspec import UnsetType
 
 from heredity.core import host
 from heredity.core.errors import EngineFailure, OutOfMemory, first_line
@@ -23,6 +24,7 @@ from heredity.engines import RequestStream, cache_budget
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
 from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import Listener
+from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.decoder import (
     BLOCK,
     Decoder,
@@ -153,7 +155,7 @@ class ContinuousBatch:
                 row.output.append(token)
                 if self._is_over(row):
                     row.stop = "end"
-                elif len(row.output) == row.max_tokens:
+                elif len(row.output) == row.max_tokens or row.sampler.is_lost:
                     row.stop = "length"
                 if row.stop or draft[n_right : n_right + 1] != [token]:
                     break
@@ -359,10 +361,11 @@ class Session:
         pool: PrefixPool,
         codec: ChatCodec,
         reader: AnswerReader,
+        constraints: Constraints,
         requests: Iterable[Request | None],
         listener: Listener | None = None,
     ) -> None:
-        self._pool, self._codec, self._reader = pool, codec, reader
+        self._pool, self._codec, self._reader, self._constraints = pool, codec, reader, constraints
         self._requests, self._listener = RequestStream(requests), listener
         self._streams: dict[int, GrowingAnswer] = {}
         self._waiting: dict[int, list[tuple[int, int, BatchRow]]] = {}  # by prefix: a heap, longest first
@@ -460,12 +463,16 @@ class Session:
             return found
         prompt, tokens = found
         prefix, rest = self._pool.split(self._codec.shared(request), tokens)
-        sampler = Sampler(request.decoding, request.seed)
-        row = BatchRow(request.key, rest, request.decoding.max_tokens, sampler)
+        row = BatchRow(request.key, rest, request.decoding.max_tokens, self._sampler(request))
         self._prefixes[id(prefix)] = prefix
         self._wait(id(prefix), row)
         self._prompts[request.key] = (prompt, len(tokens))
         return None
+
+    def _sampler(self, request: Request) -> Sampler:
+        schema = request.decoding.json_schema
+        constraint = None if isinstance(schema, UnsetType) else self._constraints.of(schema)
+        return Sampler(request.decoding, request.seed, constraint)
 
     def _reply(self, row: BatchRow) -> Reply:
         prompt, n_tokens = self._prompts.pop(row.key)

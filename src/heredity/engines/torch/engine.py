@@ -27,6 +27,7 @@ from heredity.engines.protocols import Listener, TokenLog, TokenScores
 from heredity.engines.torch import autotune, layerwise, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.batch import PrefixPool, Session
+from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.decoder import BLOCK, Decoder, SharedPrefix, padded, round_up
 from heredity.engines.torch.drafts import MAX_DRAFT
 from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
@@ -134,7 +135,9 @@ class TorchEngine:
         pass_widths = () if tuning is None else tuning.pass_widths
         self.pool = PrefixPool(decoder, widths, n_slots, max_draft, pass_widths)
         self.codec, self.folder, self._tuning = codec, folder, tuning
-        self._reader = AnswerReader(codec, codec.stops(folder))
+        stops = codec.stops(folder)
+        self._reader = AnswerReader(codec, stops)
+        self._constraints = Constraints(codec, stops, decoder.shape.vocab_size)
         self._with_gradients: PreTrainedModel | None = None  # the weights once more, for a search
         self.is_adapted = False
         dtype = str(decoder.dtype).removeprefix("torch.")
@@ -182,12 +185,19 @@ class TorchEngine:
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         """Answer a stream of requests."""
         with torch.inference_mode():
-            yield from Session(self.pool, self.codec, self._reader, requests).run()
+            yield from self._session(requests).run()
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
         """Answer a stream of requests and report the answers while they grow."""
         with torch.inference_mode():
-            yield from Session(self.pool, self.codec, self._reader, requests, listener).run()
+            yield from self._session(requests, listener).run()
+
+    def _session(self, requests: Iterable[Request | None], listener: Listener | None = None) -> Session:
+        return Session(self.pool, self.codec, self._reader, self._constraints, requests, listener)
+
+    def check_schema(self, schema: str) -> None:
+        """Raise BadArgument for a JSON schema that answers cannot be held to."""
+        self._constraints.of(schema)
 
     # --- scores ---------------------------------------------------------------------------------------
 

@@ -10,25 +10,43 @@ import numpy as np
 import torch
 
 from heredity.core.records import Decoding
+from heredity.engines.torch.constrained import Constraint
 
 
 class Sampler:
-    """Draws the tokens of one row: greedy at temperature 0, else by inverse CDF with its own generator."""
+    """Draws the tokens of one row: greedy at temperature 0, else by inverse CDF with its own generator.
 
-    def __init__(self, decoding: Decoding, seed: int) -> None:
-        self._decoding, self._seed = decoding, seed
+    constraint: the tokens that may come next; None: every one.
+    """
+
+    def __init__(self, decoding: Decoding, seed: int, constraint: Constraint | None = None) -> None:
+        self._decoding, self._seed, self._constraint = decoding, seed, constraint
         self._stream = np.random.Generator(np.random.PCG64(seed)) if decoding.temperature > 0 else None
 
     def restarted(self) -> Sampler:
         """Return a sampler that draws the same again."""
-        return Sampler(self._decoding, self._seed)
+        constraint = None if self._constraint is None else self._constraint.restarted()
+        return Sampler(self._decoding, self._seed, constraint)
 
     @property
     def is_greedy(self) -> bool:
-        return self._stream is None
+        """Whether the likeliest token is drawn, whatever it is."""
+        return self._stream is None and self._constraint is None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the answer cannot go on as its constraint demands."""
+        return self._constraint is not None and self._constraint.is_lost
 
     def draw(self, logits: torch.Tensor) -> int:
         """Draw one token from logits (vocabulary,)."""
+        if self._constraint is None:
+            return self._drawn(logits)
+        token = self._drawn(self._constraint.mask(logits))
+        self._constraint.accept(token)
+        return token
+
+    def _drawn(self, logits: torch.Tensor) -> int:
         if self._stream is None:
             return int(logits.argmax())
         scaled = (wide := logits.to(torch.float64)) / self._decoding.temperature

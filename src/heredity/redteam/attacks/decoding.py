@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from heredity.core.records import Decoding, Turn
+from heredity.core.records import Turn
 from heredity.redteam.attacks.protocols import AttackContext, TurnTransform
 
 _STEPS = 20
@@ -43,7 +43,7 @@ class DecodingSweep:
         """The turn, to be answered under this sample's setting."""
         settings = SETTINGS[context.variant or self.variants[0]]
         temperature, top_p = settings[context.sample % len(settings)]
-        decoding = Decoding(context.decoding.max_tokens, temperature, top_p)
+        decoding = msgspec.structs.replace(context.decoding, temperature=temperature, top_p=top_p)
         return msgspec.structs.replace(turn, decoding=decoding)
 
 

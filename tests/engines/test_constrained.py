@@ -1,0 +1,156 @@
+"""Answers of random models that match a JSON schema, which no random model would write by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("llguidance")
+
+from heredity.application.spec import Application
+from heredity.core.errors import BadArgument, BadInput, Unavailable
+from heredity.core.records import Decoding, Message, Reply, Request
+from heredity.engines import check_schema
+from heredity.engines.scripted import ScriptedEngine
+from heredity.engines.torch.engine import TorchEngine, open_folder
+from heredity.lineage.store import Store
+from heredity.study.plan import read_plan
+from heredity.study.study import Study
+from tests.support.errors import raises
+from tests.support.recording_listener import RecordingListener
+from tests.support.studies import by_index, probes
+
+TICKET = {
+    "type": "object",
+    "properties": {
+        "urgent": {"type": "boolean"},
+        "team": {"enum": ["sales", "support", "returns"]},
+        "number": {"type": "integer", "minimum": 1, "maximum": 999},
+        "words": {"type": "string", "maxLength": 6},
+    },
+    "required": ["urgent", "team", "number", "words"],
+    "additionalProperties": False,
+}
+SCHEMA = json.dumps(TICKET)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llama: Path) -> TorchEngine:
+    return open_folder(tiny_llama, dtype="float32")
+
+
+def question(key: int, schema: str | None = SCHEMA, temperature: float = 1.5, n_tokens: int = 150) -> Request:
+    decoding = Decoding(n_tokens, temperature)
+    if schema is not None:
+        decoding = Decoding(n_tokens, temperature, json_schema=schema)
+    return Request(key, (Message("user", f"the fox {key}"),), decoding, seed=key)
+
+
+def answered(engine: TorchEngine, requests: list[Request]) -> dict[int, Reply]:
+    return {reply.key: reply for reply in engine.reply(requests)}
+
+
+def check(reply: Reply) -> dict[str, Any]:
+    assert reply.stop == "end", reply.text
+    found: dict[str, Any] = json.loads(reply.text)
+    assert list(found) == list(TICKET["properties"])  # type: ignore[call-overload]
+    assert isinstance(found["urgent"], bool) and found["team"] in ("sales", "support", "returns")
+    assert 1 <= found["number"] <= 999 and len(found["words"]) <= 6
+    return found
+
+
+def test_every_answer_matches_the_schema_and_they_differ(engine: TorchEngine) -> None:
+    found = [check(reply) for reply in answered(engine, [question(key) for key in range(12)]).values()]
+    assert len({json.dumps(each) for each in found}) > 6
+    greedy = [check(reply) for reply in answered(engine, [question(0, temperature=0.0)]).values()]
+    assert len(greedy) == 1
+
+
+def test_an_answer_does_not_depend_on_the_rows_beside_it(engine: TorchEngine) -> None:
+    asked = [question(key, SCHEMA if key % 2 else None, 0.0 if key % 3 else 1.2) for key in range(9)]
+    together = answered(engine, asked)
+    for request in asked:
+        assert answered(engine, [request])[request.key] == together[request.key]
+
+
+def test_rows_without_a_schema_are_as_before(engine: TorchEngine) -> None:
+    plain = [question(key, None) for key in range(4)]
+    before = answered(engine, plain)
+    with_others = answered(engine, [*plain, *(question(10 + key) for key in range(4))])
+    assert {key: with_others[key] for key in before} == before
+
+
+def test_an_answer_that_is_cut_says_so(engine: TorchEngine) -> None:
+    (reply,) = answered(engine, [question(0, n_tokens=5)]).values()
+    assert reply.stop == "length" and '{"urgent": '.startswith(reply.text)
+
+
+def test_a_stream_is_the_same_answer(engine: TorchEngine) -> None:
+    listener = RecordingListener()
+    (reply,) = engine.stream([question(3)], listener)
+    assert "".join(listener.heard[3]) == reply.text == answered(engine, [question(3)])[3].text
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ("[1", "cannot be held"),
+        ('{"type": "number", "minimum": 3, "maximum": 2}', "cannot be held"),
+        ('{"not": {"type": "string"}}', "cannot be held"),
+    ],
+)
+def test_a_schema_that_cannot_be_held_is_refused(engine: TorchEngine, schema: str, said: str) -> None:
+    with pytest.raises(BadArgument, match=said) as refused:
+        engine.check_schema(schema)
+    assert refused.value.code == "bad-schema"
+
+
+def test_an_engine_that_cannot_hold_a_schema_is_refused() -> None:
+    check_schema(ScriptedEngine("careful"), Decoding())
+    with raises(Unavailable, "schema-not-held", ["torch"]):
+        check_schema(ScriptedEngine("careful"), Decoding(json_schema="{}"))
+
+
+def desk(folder: Path, decoding: str, more: str = "") -> Application:
+    (folder / "desk.toml").write_text(f'name = "desk"\n[decoding]\nmax_tokens = 150\n{decoding}\n{more}')
+    return Application.load(folder / "desk.toml")
+
+
+def test_an_application_takes_a_schema_as_text_as_a_file_and_as_a_table(tmp_path: Path) -> None:
+    (tmp_path / "ticket.json").write_text('{"type": "object"}')
+    as_text = desk(tmp_path, """json_schema = '{"type": "object"}'""")
+    as_file = desk(tmp_path, 'json_schema = "ticket.json"')
+    as_table = desk(tmp_path, '[decoding.json_schema]\ntype = "object"')
+    assert as_text.digest == as_file.digest
+    assert json.loads(str(as_table.decoding.json_schema)) == {"type": "object"}
+    assert desk(tmp_path, "").decoding == Decoding(150), "without one, nothing is recorded"
+
+
+@pytest.mark.parametrize(
+    ("decoding", "more", "code"),
+    [
+        ('json_schema = "missing.json"', "", "path-missing"),
+        ("json_schema = '{\"type\":'", "", "malformed-json"),
+        ("json_schema = '{}'", '[[tools]]\nname = "look_up"\ndescription = "Looks up."', "schema-with-tools"),
+    ],
+)
+def test_a_bad_schema_of_an_application_is_refused(
+    tmp_path: Path, decoding: str, more: str, code: str
+) -> None:
+    with raises(BadInput, code, ["json_schema"]):
+        desk(tmp_path, decoding, more)
+
+
+def test_a_study_has_the_schema_in_its_plan_and_only_such_answers(tiny_llama: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    model, layer = store.pull(str(tiny_llama)), desk(tmp_path, f"json_schema = '{SCHEMA}'")
+    Study([model], layer, probes(1), store=store, out=tmp_path / "study").run()
+    assert read_plan(tmp_path / "study").application.decoding.json_schema == SCHEMA
+    texts = [e.text for row in by_index(tmp_path / "study").values() for e in row.exchanges]
+    assert texts and all(json.loads(text)["team"] in ("sales", "support", "returns") for text in texts)
+    with raises(Unavailable, "schema-not-held", ["scripted:careful"]):
+        Study(["scripted:careful"], layer, probes(1), store=store, out=tmp_path / "other").run()
