@@ -28,8 +28,9 @@ PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
 @contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, and the address that it says."""
-    (folder / "desk.toml").write_text(DESK)
+    """The process, and the address that it says. An application `desk.toml` is written if there is none."""
+    if not (folder / "desk.toml").exists():
+        (folder / "desk.toml").write_text(DESK)
     command = [sys.executable, "-m", "heredity", "serve", *arguments, "--port", "0"]
     environment = os.environ | {"HEREDITY_STORE": str(folder / "store")}
     process = subprocess.Popen(command, cwd=folder, env=environment, text=True, **PIPES)
