@@ -12,7 +12,7 @@ pytest.importorskip("xllamacpp", reason="needs heredity[llamacpp]")
 
 import heredity as h
 from heredity import engines
-from heredity.core.errors import Damaged, EngineFailure, UsageError
+from heredity.core.errors import BadArgument, Damaged, EngineFailure, UsageError
 from heredity.core.records import Decoding, Message, Reply, Request, Tool
 from heredity.engines import llamacpp
 from heredity.engines._workers import WorkerPool
@@ -221,3 +221,15 @@ def test_smollm2_as_shipped_has_the_same_bits_alone_and_in_company() -> None:
     together = told(engine, asked, width=4)
     assert told(engine, asked, width=1) == together
     engine.close()
+
+
+def test_an_answer_matches_a_json_schema_and_a_bad_schema_is_refused(engine: LlamaCppEngine) -> None:
+    schema = """{"type": "object", "properties": {"team": {"enum": ["sales", "support"]}},
+        "required": ["team"], "additionalProperties": false}"""
+    decoding = Decoding(60, 1.2, json_schema=schema)
+    asked = [Request(i, (SYSTEM, Message("user", "hello")), decoding, seed=i) for i in range(3)]
+    texts = {reply.text for reply in engine.reply(asked)}
+    assert texts <= {'{"team": "sales"}', '{"team": "support"}'}
+    engine.check_schema(schema)
+    with raises(BadArgument, "bad-schema", ["cat"]):
+        engine.check_schema('{"type": "cat"}')

@@ -92,3 +92,18 @@ def test_anthropic_refuses_a_system_message_after_the_start() -> None:
 def test_an_answer_of_another_shape_is_malformed(api: str, answer: dict[str, Any]) -> None:
     with pytest.raises(MalformedAnswer):
         opened(api).read(answer, "")
+
+
+def test_a_json_schema_goes_to_an_api_that_takes_one_and_is_refused_by_others() -> None:
+    decoding = Decoding(json_schema='{"type": "object"}')
+    body = opened("openai").body(Request(0, (Message("user", "hello"),), decoding))
+    form = body["response_format"]
+    assert form == {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True},
+    }
+    assert {api: opened(api).holds_schemas for api in APIS} == {
+        "openai": True,
+        "anthropic": False,
+        "gemini": False,
+    }

@@ -272,6 +272,12 @@ def test_tools_and_the_beginning_of_an_answer_stand_in_the_prompt_and_calls_are_
     assert [(made.name, made.arguments) for made in reply.tool_calls] == [("pay", {"to": "me"})]
 
 
+def test_a_json_schema_goes_to_the_server(standin: vllm.VllmEngine) -> None:
+    request = Request(0, (Message("user", "hello"),), Decoding(json_schema='{"type": "object"}'))
+    assert standin.body(request, "hello")["structured_outputs"] == {"json": '{"type": "object"}'}
+    assert "structured_outputs" not in standin.body(said("hello"), "hello")
+
+
 def test_the_cause_of_an_end_is_told_and_not_that_there_was_one() -> None:
     log = """(EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:1203] EngineCore failed to start.
 (EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:1203] Traceback (most recent call last):

@@ -142,7 +142,7 @@ def check_schema(engine: Engine, decoding: Decoding) -> None:
         return
     if not isinstance(engine, SchemaEngine):
         raise Unavailable(
-            f"The engine {engine.name} cannot hold its answers to a JSON schema; torch can.",
+            f"The engine {engine.name} cannot hold its answers to a JSON schema; torch and llamacpp can.",
             code="schema-not-held",
         )
     engine.check_schema(decoding.json_schema)

@@ -21,12 +21,14 @@ from typing import Protocol
 
 import msgspec
 import xllamacpp
+from msgspec import UnsetType
 
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.engines import cache_budget, failed_reply
+from heredity.engines._json_schemas import FORM, grammar_of
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.codec import StopTexts, Template
 from heredity.engines.chat.tool_calls import parse_tool_calls
@@ -225,6 +227,10 @@ class LlamaCppEngine:
 
         return WorkerPool(answer, self._width, _HOURS, self.render).reply(requests)
 
+    def check_schema(self, schema: str) -> None:
+        """Raise BadArgument for a JSON schema that answers cannot be held to; llama.cpp would ignore it."""
+        grammar_of(schema)
+
     def likeliest(self, tokens: Sequence[int]) -> tuple[int, float] | None:
         """Return the likeliest next token with its natural-log probability.
 
@@ -304,6 +310,8 @@ class LlamaCppEngine:
             "seed": request.seed % 0x7FFFFFFF,  # its seeds have 32 bits, and the last one means "any"
             "cache_prompt": True,
         }
+        if not isinstance(decoding.json_schema, UnsetType):
+            body["json_schema"] = {**msgspec.json.decode(decoding.json_schema), "x-guidance": FORM}
         if self._template.stop_text:
             body["stop"] = [self._template.stop_text]
         return body

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from heredity.core import registry
-from heredity.core.errors import Damaged, EngineFailure, UnknownName
+from heredity.core.errors import Damaged, EngineFailure, Unavailable, UnknownName
 from heredity.core.host import Device
 from heredity.core.records import Decoding, Model, Reply, Request, digest
 from heredity.engines import RequestStream, announce_first, failed_reply, ignore_answer
@@ -100,6 +100,14 @@ class RemoteEngine:
             yield from announce_first(_Session(self, iter(requests)).run(), self.answered)
         finally:
             self.transport.give_up()
+
+    def check_schema(self, schema: str) -> None:  # noqa: ARG002
+        """Raise Unavailable for an API without schemas. A service refuses each request with a bad one."""
+        if not self.api.holds_schemas:
+            raise Unavailable(
+                f"{self.name}: heredity sends no JSON schema through the API '{self.endpoint.api}'.",
+                code="schema-not-held",
+            )
 
     def as_sent(self, decoding: Decoding) -> Decoding:
         """Return the decoding that the service uses: it samples if no temperature is sent."""

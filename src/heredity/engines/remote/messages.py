@@ -85,6 +85,10 @@ class RemoteApi(Protocol):
     """One API for one model: what is sent and how an answer is read. It does not send anything."""
 
     @property
+    def holds_schemas(self) -> bool:
+        """Whether it takes a JSON schema that the answer must match."""
+
+    @property
     def url(self) -> str:
         """The address that requests are posted to."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from heredity.core.errors import BadArgument, Unavailable, first_line
+from heredity.engines._json_schemas import grammar_of, refused
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from heredity.engines.chat.codec import ChatCodec
 
 _KEPT = 64  # compiled schemas
-# Free whitespace would let a small model write blanks until its answer is cut.
-_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_WHAT = "decoding.json_schema"
 
 
 class Constraint:
@@ -72,23 +69,14 @@ class Constraints:
             return Constraint(self._compiled[schema])
 
     def _compile(self, schema: str) -> LLMatcher:
-        try:
-            from llguidance import LLMatcher
-            from llguidance.hf import from_tokenizer
-        except ImportError:
-            raise Unavailable(
-                "Answers that match a JSON schema need llguidance. Install it: pip install 'heredity[torch]'",
-                code="package-missing",
-            ) from None
+        grammar = grammar_of(schema)
+        from llguidance import LLMatcher
+        from llguidance.hf import from_tokenizer
+
         if self._tokens is None:
-            self._tokens = from_tokenizer(self._codec.fast_tokenizer, self._n_vocabulary, sorted(self._stops))
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_FORM)  # type: ignore[arg-type]
-        except ValueError as error:
-            why = first_line(error)
-        else:
-            found = LLMatcher(self._tokens, grammar, log_level=0)
-            if not found.is_error():
-                return found
-            why = found.get_error().split("\n")[0]
-        raise BadArgument(f"this JSON schema cannot be held: {why[:300]}", code="bad-schema", key=_WHAT)
+            stops = sorted(self._stops)
+            self._tokens = from_tokenizer(self._codec.fast_tokenizer, self._n_vocabulary, stops)
+        found = LLMatcher(self._tokens, grammar, log_level=0)
+        if found.is_error():
+            raise refused(found.get_error())
+        return found

@@ -25,6 +25,8 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from msgspec import UnsetType
+
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
@@ -163,6 +165,9 @@ class VllmEngine:
     def render(self, request: Request) -> str:
         return self._chat.render(request)
 
+    def check_schema(self, schema: str) -> None:
+        """Nothing is checked here: the server refuses each request with a schema that it cannot hold."""
+
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         if self._is_closed:
             raise EngineFailure("this engine is closed", code="engine-closed")
@@ -191,6 +196,8 @@ class VllmEngine:
             "stop_token_ids": self._chat.stop_tokens,
             "skip_special_tokens": False,  # the control tokens that a model writes are part of its answer
         }
+        if not isinstance(decoding.json_schema, UnsetType):
+            body["structured_outputs"] = {"json": decoding.json_schema}
         if self._chat.stop_text and request.messages:
             body["stop"] = [self._chat.stop_text]
         return body

@@ -44,6 +44,8 @@ def open_api(endpoint: Endpoint, key: str) -> AnthropicMessages:
 class AnthropicMessages:
     """Anthropic's service."""
 
+    holds_schemas = False
+
     def __init__(self, endpoint: Endpoint, key: str) -> None:
         self._endpoint = endpoint
         self.url = f"{endpoint.base_url.rstrip('/')}/v1/messages"

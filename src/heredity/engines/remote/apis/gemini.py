@@ -43,6 +43,8 @@ def open_api(endpoint: Endpoint, key: str) -> Gemini:
 class Gemini:
     """Google's service."""
 
+    holds_schemas = False
+
     def __init__(self, endpoint: Endpoint, key: str) -> None:
         self._endpoint = endpoint
         model = endpoint.model if endpoint.model.startswith(_FOLDERS) else f"models/{endpoint.model}"

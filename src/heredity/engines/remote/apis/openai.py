@@ -17,6 +17,8 @@ from __future__ import annotations
 import json
 import os
 
+from msgspec import UnsetType
+
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Stop, ToolCall
 from heredity.core.sanitize import clean_text
@@ -50,6 +52,8 @@ def open_api(endpoint: Endpoint, key: str) -> ChatCompletions:
 class ChatCompletions:
     """An OpenAI-compatible service."""
 
+    holds_schemas = True
+
     def __init__(self, endpoint: Endpoint, key: str) -> None:
         self._endpoint, self._prefill = endpoint, endpoint.prefill_option
         self.url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
@@ -70,6 +74,9 @@ class ChatCompletions:
         if decoding.top_p != 1.0:
             values["top_p"] = ("top_p", decoding.top_p)
         body |= {name: value for parameter, (name, value) in values.items() if endpoint.sends(parameter)}
+        if not isinstance(decoding.json_schema, UnsetType):
+            form = {"name": "answer", "schema": json.loads(decoding.json_schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         if request.tools:
             body["tools"] = [{"type": "function", "function": schema(tool)} for tool in request.tools]
         return body | extra

@@ -1,0 +1,38 @@
+"""JSON schemas as grammars of llguidance, which the engines torch and llamacpp hold answers to.
+
+Promises: a schema that llguidance cannot hold is refused with its reason.
+Leaves to others: the tokens that a grammar allows (torch/constrained.py; llama.cpp has its own llguidance).
+"""
+
+from __future__ import annotations
+
+from heredity.core.errors import BadArgument, Unavailable, first_line
+
+# Free whitespace would let a small model write blanks until its answer is cut.
+FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def grammar_of(schema: str) -> str:
+    """The grammar of a JSON schema. Raises BadArgument, and Unavailable without llguidance."""
+    try:
+        from llguidance import LLMatcher
+    except ImportError:
+        raise Unavailable(
+            "Answers that match a JSON schema need llguidance. Install it: pip install llguidance",
+            code="package-missing",
+        ) from None
+    try:
+        grammar: str = LLMatcher.grammar_from_json_schema(schema, overrides=FORM)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise refused(first_line(error)) from None
+    if why := LLMatcher.validate_grammar(grammar):
+        raise refused(why)
+    return grammar
+
+
+def refused(why: str) -> BadArgument:
+    """The error for a schema that cannot be held."""
+    line = why.split("\n")[0][:300]
+    return BadArgument(
+        f"this JSON schema cannot be held: {line}", code="bad-schema", key="decoding.json_schema"
+    )
