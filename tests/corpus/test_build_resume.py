@@ -61,7 +61,7 @@ def undisturbed(recipe: Path, out: Path) -> Path:
 
 
 @not_windows
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.proof), 2])
 def test_a_killed_build_goes_on_to_the_same_bytes(recipe: Path, tmp_path: Path, workers: int) -> None:
     out, work = tmp_path / "killed", workspace.place_of(tmp_path / "killed")
     given = ["-m", "heredity", *command(recipe, out, workers)]

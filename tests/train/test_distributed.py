@@ -211,6 +211,7 @@ with processes.process_group() as dist:
 """
 
 
+@pytest.mark.proof  # which several processes with muon show, too
 def test_muon_over_pieces_is_torchs_muon_over_whole_matrices(tmp_path: Path) -> None:
     run_program(MUON, tmp_path)
 

@@ -54,6 +54,7 @@ def distil(store: Store, data: Path, names: list[str], n_read: int) -> subproces
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.proof
 def test_a_teacher_that_is_killed_reads_on_to_the_same_scores(data_file: Path, tmp_path: Path) -> None:
     made, stores = make_model(tmp_path / "tiny", "llama"), [Store(tmp_path / name) for name in ("a", "b")]
     for store in stores:

@@ -921,7 +921,7 @@ def few_probes(folder: Path) -> Path:
     return folder / "foxes.toml"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp_path: Path) -> None:
     path = plan_file(tmp_path / "plan")

@@ -51,10 +51,14 @@ def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_
         (text("30M", 512), Layout("fsdp", 8, 1), 8192, True),
         (text("30M", 512), Layout("fsdp", 8, 1), 8192, 2),
         (pairs("clip", "20M", batch=512), Layout("hsdp", 4, 2), 64, 2),
-        (text("30M", 512, "bert"), Layout("none", 1, 8), 8192, False),
+        pytest.param(*(text("30M", 512, "bert"), Layout("none", 1, 8), 8192, False), marks=pytest.mark.proof),
         (text("30M", 512, "bert"), Layout("fsdp", 8, 1), 8192, True),
-        (pairs("clip", "20M", batch=512), Layout("hsdp", 4, 2), 64, False),
-        (pairs("siglip", "20M", batch=64), Layout("none", 1, 1), 64, False),
+        pytest.param(
+            *(pairs("clip", "20M", batch=512), Layout("hsdp", 4, 2), 64, False), marks=pytest.mark.proof
+        ),
+        pytest.param(
+            *(pairs("siglip", "20M", batch=64), Layout("none", 1, 1), 64, False), marks=pytest.mark.proof
+        ),
         (pairs("siglip", "20M", batch=512), Layout("fsdp", 8, 1), 64, True),
     ],
     ids=lambda value: value.architecture if isinstance(value, Workload) else "",
