@@ -8,7 +8,7 @@ formats (spec.py, tools.py).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -116,6 +116,13 @@ def _answer(
     return reply
 
 
+_BEFORE, _BEHIND, _ASKS = (
+    "Retrieved document:\n",
+    "\n\n",
+    "Question: ",
+)  # around a passage, and the user's text
+
+
 def user_message(
     text: str, found: Sequence[Retrieved] = (), passage: str = "", left: Message | None = None
 ) -> Message:
@@ -125,14 +132,52 @@ def user_message(
     no answer.
     """
     passages = [passage.strip()] if passage else []
-    passages += (f"[{each.citation}]\n{each.text}" for each in found)
+    passages += map(shown_passage, found)
     shown, data = "", list[tuple[int, int]]()
     for each in passages:
-        shown += "Retrieved document:\n"
+        shown += _BEFORE
         data.append((len(shown), len(shown) + len(each)))
-        shown += f"{each}\n\n"
-    made = Message("user", f"{shown}Question: {text}", data=tuple(data)) if shown else Message("user", text)
+        shown += f"{each}{_BEHIND}"
+    made = Message("user", f"{shown}{_ASKS}{text}", data=tuple(data)) if shown else Message("user", text)
     return _joined(left, made)
+
+
+def shown_passage(found: Retrieved) -> str:
+    """A retrieved passage as the model sees it."""
+    return f"[{found.citation}]\n{found.text}"
+
+
+def without_passages(message: Message, is_left_out: Callable[[str], bool]) -> Message:
+    """A message of the user without some of the passages shown with it, as if they had not been found."""
+    content, text, data, at = message.content, "", list[tuple[int, int]](), 0
+    for spans in _turns(message):
+        are_passages = _is_passage(message, spans[0][0])
+        kept = [span for span in spans if not (are_passages and is_left_out(content[slice(*span)]))]
+        text += content[at : spans[0][0]].removesuffix(_BEFORE)
+        at = spans[-1][1] + len(_BEHIND) if are_passages else spans[-1][1]
+        for low, high in kept:
+            text += _BEFORE if are_passages else ""
+            data.append((len(text), len(text) + high - low))
+            text += content[low:high] + (_BEHIND if are_passages else "")
+        if not kept:
+            at += len(_ASKS)
+    return msgspec.structs.replace(message, content=text + content[at:], data=tuple(data) or UNSET)
+
+
+def _turns(message: Message) -> list[list[tuple[int, int]]]:
+    """The data of a message: the passages of one turn together, and each result of a tool by itself."""
+    turns: list[list[tuple[int, int]]] = []
+    for low, high in () if isinstance(message.data, UnsetType) else message.data:
+        between = message.content[turns[-1][-1][1] : low] if turns else ""
+        if between == _BEHIND + _BEFORE and _is_passage(message, turns[-1][0][0]):
+            turns[-1].append((low, high))
+        else:
+            turns.append([(low, high)])
+    return turns
+
+
+def _is_passage(message: Message, start: int) -> bool:
+    return message.content[:start].endswith(_BEFORE)
 
 
 def _joined(first: Message | None, second: Message) -> Message:

@@ -78,7 +78,11 @@ class GuardedEngine:
 
     def render(self, request: Request) -> str:
         """The prompt that the model gets."""
-        return self._inner.render(self._guards.prepared(request))
+        return self._inner.render(self.prepared(request))
+
+    def prepared(self, request: Request) -> Request:
+        """The request that the model gets in place of this one."""
+        return self._guards.prepared(request)
 
     def as_sent(self, decoding: Decoding) -> Decoding:
         """The decoding that the engine uses."""

@@ -108,6 +108,12 @@ class Retrieval(Record, frozen=True):
         sizes = sorted(len(each.text.encode()) for each in opened(Path(self.index), self.read_hash).chunks)
         return sum(sizes[-self.passages :])
 
+    def holds(self, shown: str) -> bool:
+        """Whether a text is a passage of the index as a model sees it. Raises as `search` does."""
+        from heredity.application.retrieval.index import shown_texts
+
+        return shown in shown_texts(Path(self.index), self.read_hash)
+
     @property
     def read_hash(self) -> str:
         """The hash of the index. Raises BadArgument if the index was not read."""

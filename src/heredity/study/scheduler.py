@@ -290,6 +290,8 @@ class ConversationScheduler:
 
     def _note(self, conversation: Conversation, reply: Reply) -> None:
         request = conversation.request
+        if request is not None and request.retrieved and isinstance(self._engine, GuardedEngine):
+            request = self._engine.prepared(request)  # a guard may leave passages out
         prefill, retrieved = ("", msgspec.UNSET) if request is None else (request.prefill, request.retrieved)
         application = self._application.for_probe(conversation.trial.probe)
         prefix, prompt = self._prefix, reply.prompt

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UnsetType
 
+from heredity.application.conversation import shown_passage
 from heredity.application.retrieval.chunks import Chunk
 from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
 from heredity.application.retrieval.folder import Limits, folder_of, read_bytes, walk
@@ -32,7 +33,7 @@ from heredity.application.retrieval.manifest import (
 )
 from heredity.application.retrieval.readers import Unreadable
 from heredity.core.errors import NotComparable, Refused, UnknownName, UsageError
-from heredity.core.records import RetrievalMethod
+from heredity.core.records import RetrievalMethod, Retrieved
 from heredity.lineage.store import Store
 
 METHODS: tuple[RetrievalMethod, ...] = get_args(RetrievalMethod)
@@ -176,6 +177,13 @@ def opened(out: Path, wanted: str) -> PassageIndex:
     index = PassageIndex.open(out, may_be_stale=True)  # staleness was refused when the application was read
     refuse_other_hash(index, wanted)
     return index
+
+
+@lru_cache(maxsize=4)
+def shown_texts(out: Path, wanted: str) -> frozenset[str]:
+    """All passages of an index as a model sees them. Raises as `opened` does."""
+    chunks = opened(out, wanted).chunks
+    return frozenset(shown_passage(Retrieved(each.id, each.citation, each.text)) for each in chunks)
 
 
 def refuse_other_hash(index: PassageIndex, wanted: str) -> None:

@@ -1,0 +1,37 @@
+"""Shows the model no retrieved passage: a study then measures what retrieval adds.
+
+Safety-tuned models were found to be less safe with retrieved documents, harmless ones too (An et al. 2025,
+arXiv 2504.18041). A passage of a probe stays, and so do results of tools.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from heredity.application.conversation import without_passages
+from heredity.application.guards.protocols import GuardRule
+from heredity.core.records import Request
+
+if TYPE_CHECKING:
+    from heredity.application.spec import Application
+
+
+class WithoutRetrieval(GuardRule, frozen=True):
+    """It has no settings."""
+
+    def prepare(self, request: Request, application: Application) -> Request:
+        """The request without the passages of the application's index."""
+        retrieval = application.retrieval
+        if retrieval is UNSET:
+            return request
+        kept = tuple(
+            message if message.data is UNSET else without_passages(message, retrieval.holds)
+            for message in request.messages
+        )
+        return replace(request, messages=kept, retrieved=UNSET)
+
+
+GUARD = WithoutRetrieval
