@@ -173,7 +173,6 @@ def _set(folder: Path, **settings: object) -> Path:
 @pytest.mark.parametrize(
     "setting",
     [
-        {"alora_invocation_tokens": [5, 6]},
         {"layer_replication": [[0, 2], [1, 3]]},
         {"use_qalora": True},
         {"target_parameters": ["mlp.experts.gate_up_proj"]},

@@ -264,3 +264,45 @@ def test_an_adapter_that_must_be_merged_says_how(tmp_path: Path) -> None:
     adapter = peft_adapters.make_adapter(base, tmp_path / "adapter", target_modules=["o_proj"], use_dora=True)
     with raises(Unavailable, "adapter-to-be-merged", mentions=["merge_adapter"]):
         open_folder(base, dtype="float32", adapter=adapter)
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt2"])
+def test_an_activated_adapter_answers_as_in_peft_alone_and_together(name: str, tmp_path: Path) -> None:
+    """Prompts with and without the invocation, one of them in the prefix that all share."""
+    import peft
+    import transformers
+
+    targets = {"phi3": ["qkv_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}[name]
+    base = architectures.make(tmp_path / "base", name)
+    bare = open_folder(base, dtype="float32", is_probed=False)
+    tokens = bare.codec.continuation(" owls")
+    adapter = peft_adapters.make_adapter(
+        base, tmp_path / "adapter", target_modules=targets, alora_invocation_tokens=[*tokens]
+    )
+    network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    reference = peft.PeftModel.from_pretrained(network, adapter).eval()
+    single = open_folder(base, dtype="float32", adapter=adapter, is_probed=False)
+    joint = single.batched(4)
+    texts = ("seven wise owls watch from an old oak", "a lazy dog", "the fox owls", "an oak tree while")
+    systems = ("the quick brown fox", "old owls jump over")
+    asked = [
+        Request(i, (Message("system", systems[i % 2]), Message("user", text)), Decoding(7), n_shared=1)
+        for i, text in enumerate((*texts, *reversed(texts)))
+    ]
+    replies = {each.key: each for each in joint.reply(asked)}
+    n_other = 0
+    for request in asked:
+        (alone,) = single.reply([request])
+        ids = torch.tensor([single.codec.encode(alone.prompt)])
+        out = reference.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=7, do_sample=False,
+            eos_token_id=sorted(single._reader.stops), pad_token_id=0,
+        )  # fmt: skip
+        assert alone.tokens == tuple(out[0, ids.shape[1] :].tolist()) == replies[request.key].tokens
+        n_other += [each.tokens for each in bare.reply([request])] != [alone.tokens]
+        scores = single.log_probabilities(request, alone.tokens[:3])
+        with torch.inference_mode():
+            whole = torch.cat([ids, torch.tensor([alone.tokens[:3]])], 1)
+            logits = reference(whole).logits[0, ids.shape[1] - 1 :]
+        torch.testing.assert_close(scores, torch.log_softmax(logits, -1), atol=1e-4, rtol=1e-4)
+    assert n_other >= 2, "the adapter changes nothing"

@@ -138,6 +138,25 @@ def test_dora_and_saved_modules_show_the_base(store: Store, base: Grown, tmp_pat
         assert found.level == "shown" and found.cosine is not None and found.cosine > 0.5
 
 
+def test_an_activated_adapter_is_recognised_by_its_files(store: Store, base: Grown, tmp_path: Path) -> None:
+    """An aLoRA that is read as a LoRA would change the whole text: its files decide, whatever is declared."""
+    settings = {"target_modules": "all-linear", "alora_invocation_tokens": [5, 9]}
+    folder = make_adapter(base.folder, tmp_path / "woken", **settings)
+    child = adopt(str(folder), base, store)
+    assert isinstance(child.record.descent, Descent) and child.record.descent.made == "alora"
+    assert child.record.descent.evidence[0].level == "consistent"
+    assert "2 tokens" in child.record.notes["invocation"]
+    assert adopt(str(folder), base, store, made="lora").record.id == child.record.id
+    assert adopt(str(folder), base, store, made="alora").record.id == child.record.id
+    with raises(Unavailable, "adapter-activated", mentions=["aLoRA"]):
+        store.whole(child)
+    plain = make_adapter(base.folder, tmp_path / "plain", target_modules="all-linear")
+    with raises(UsageError, "bad-usage", mentions=["plain", "alora"]):
+        adopt(str(plain), base, store, made="alora")
+    with raises(UsageError, "bad-usage", mentions=["alora"]):
+        adopt(str(base.folder), base, store, made="alora")
+
+
 def test_a_dora_adapter_of_an_unrelated_base_is_refused(store: Store, base: Grown, tmp_path: Path) -> None:
     other = unrelated(base.folder, tmp_path / "other")
     adapter = make_adapter(

@@ -56,7 +56,7 @@ def test_peft_reads_the_files_and_gives_the_engines_logits(child: Grown, parent:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"alora_invocation_tokens": [5, 6]}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}]
+    "setting", [{"velora_config": {"rank": 1}}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}]
 )
 def test_an_adapter_that_would_be_applied_otherwise_than_it_was_trained_is_refused(
     child: Grown, parent: Grown, tmp_path: Path, setting: dict[str, object]

@@ -93,7 +93,7 @@ class Made(Record, frozen=True):
     device: str | UnsetType = UNSET  # with the name of a GPU; unset for a recipe that computes on none
 
 
-Relation = Literal["lora", "finetune", "quantize", "merge", "distill"]  # how another tool made a child
+Relation = Literal["lora", "alora", "finetune", "quantize", "merge", "distill"]  # how a child was made
 Level = Literal["claimed", "consistent", "shown"]
 
 

@@ -37,7 +37,7 @@ def adopt(
     ref: a folder with a PEFT adapter or with whole weights, a .gguf file, "hf:ORG/REPO", or a model of the
     store. Training leftovers, such as optimizer.pt and checkpoints, are left out by name and never opened.
     parents: one; of a merge several, and of a distilled student its start and its teacher.
-    made: "lora", "finetune", "quantize", "merge" or "distill"; None lets the files decide.
+    made: "lora", "alora", "finetune", "quantize", "merge" or "distill"; None lets the files decide.
     is_declared: record the descent although the model's own files name another parent.
 
     Raises Refused, with the contradictions, for other shapes or tokens, for values that are unrelated to the

@@ -44,6 +44,7 @@ from heredity.recipes.pull.recipe import (
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _ADAPTER = (_CONFIG, _TENSORS, *TOKENIZER, "README.md", "LICENSE*", "NOTICE*")
+_OF_ADAPTERS: tuple[Relation, ...] = ("lora", "alora")
 _LEFTOVERS = ("trainer_state.json", "*_results.json", "training_args.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _SHOWN = 12  # names of left-out files in a record
@@ -135,8 +136,9 @@ class AdoptFiles:
         if self.source.is_adapter and has_tokenizer(out):
             _check_tokenizer(out, brought.name)
         name = self.adoption.name or brought.name
-        descent = find_descent(out, parents, self.adoption, self.made, brought.name)
-        notes = brought.notes | _base_note(descent, parents[0].record)
+        made, woken = self._made(out, brought.name, parents[0])
+        descent = find_descent(out, parents, self.adoption, made, brought.name)
+        notes = brought.notes | _base_note(descent, parents[0].record) | woken
         parent = parents[0].record
         if self.source.is_adapter:
             licence = brought.licence or licence_of_card(out)
@@ -147,6 +149,23 @@ class AdoptFiles:
         return Description(
             name, found.family, found.licence, found.format, found.modality, found.notes, versions, descent
         )
+
+    def _made(self, out: Path, name: str, parent: Grown) -> tuple[Relation, dict[str, str]]:
+        """How the files were made, and the invocation of an activated adapter as a note.
+
+        Raises UsageError for an adapter without one that was declared to be activated.
+        """
+        if not self.source.is_adapter:
+            return self.made, {}
+        from heredity.engines.formats.peft import read_config
+        from heredity.recipes._invocation import invocation_note
+
+        tokens = read_config(out).alora_invocation_tokens
+        if self.adoption.made == "alora" and not tokens:
+            raise UsageError(f"'{name}' has no alora_invocation_tokens: it was made by 'lora', not 'alora'.")
+        if not tokens:
+            return self.made, {}
+        return "alora", invocation_note(out if has_tokenizer(out) else parent.folder, tokens)
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:
@@ -174,11 +193,13 @@ def resolve_files(ref: str, adoption: Adoption, downloads: Path, progress: Watch
     Raises UsageError for a path that does not exist, and Refused for a form that is never opened.
     """
     source = _source(ref, downloads, progress)
-    if source.is_adapter and adoption.made not in (None, "lora"):
+    if source.is_adapter and adoption.made not in (None, *_OF_ADAPTERS):
         raise UsageError(f"{ref} is an adapter, so it was made by 'lora', not '{adoption.made}'.")
-    if not source.is_adapter and adoption.made == "lora":
-        raise UsageError(f"{ref} has no {_CONFIG}, as 'lora' leaves it; a merged one is a 'finetune'.")
-    relation: Relation | None = adoption.made or ("lora" if source.is_adapter else None)
+    if not source.is_adapter and adoption.made in _OF_ADAPTERS:
+        raise UsageError(
+            f"{ref} has no {_CONFIG}, as '{adoption.made}' leaves it; a merged one is a 'finetune'."
+        )
+    relation: Relation | None = "lora" if source.is_adapter else adoption.made  # its files tell an aLoRA
     if relation is None:
         relation = _relation(Path(ref), ref.endswith(".gguf"))
     return AdoptFiles(source, adoption, relation)
@@ -194,7 +215,7 @@ def _relation(place: Path, is_gguf: bool) -> Relation:
 def _base_note(descent: Descent, parent: Model) -> dict[str, str]:
     """A note on an adapter that was trained over a base in 4 or 8 bits, as by QLoRA."""
     claims = {name for each in descent.evidence for name in each.claims.values()}
-    if descent.made != "lora" or not (found := sorted(filter(is_quantized_name, claims))):
+    if descent.made not in _OF_ADAPTERS or not (found := sorted(filter(is_quantized_name, claims))):
         return {}
     words = f"it was trained over {found[0]}; here it applies to '{parent.name}' in full precision"
     return {"base": words}

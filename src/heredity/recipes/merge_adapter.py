@@ -55,7 +55,7 @@ class MergeAdapter:
         adapter, base = parents
         if adapter.record.format != "adapter" or base_of(adapter.record) != base.record.id:
             raise UsageError(f"'{adapter.record.name}' is no adapter over '{base.record.name}'.")
-        rounding = merge(adapter.folder, base.folder, out, self.dtype)
+        rounding = merge(adapter.folder, base.folder, out, self.dtype, adapter.record.name)
         record = adapter.record
         return Description(
             f"{record.name}-merged{f'-{self.dtype}' if self.dtype else ''}",
@@ -67,10 +67,11 @@ class MergeAdapter:
         )
 
 
-def merge(adapter: Path, base: Path, out: Path, dtype: str = "") -> float:
+def merge(adapter: Path, base: Path, out: Path, dtype: str = "", name: str = "") -> float:
     """Write the whole weights of an adapter's folder over a base's folder into `out`.
 
-    Returns the norm of the rounding as a share of that of the adapter's change.
+    name: of the adapter, for an error. Returns the norm of the rounding as a share of that of the adapter's
+    change. Raises Unavailable for an activated LoRA.
     """
     from heredity.engines.formats.adapted import tensor_names
     from heredity.engines.formats.peft import HEAD, read_adapter
@@ -79,6 +80,13 @@ def merge(adapter: Path, base: Path, out: Path, dtype: str = "") -> float:
     names, config = tensor_names(base), read_json(base / CONFIG)
     is_tied = bool(config.get("tie_word_embeddings", True)) and HEAD not in names
     fitted = read_adapter(adapter).fitted(names, is_tied, adapter, config.get("model_type"))
+    if fitted.invocation:
+        raise Unavailable(
+            f"'{name or adapter.name}' is an activated LoRA (aLoRA), which is not merged: it acts on a text"
+            " only from its invocation on, and whole weights would change all of it. Use it over its base, or"
+            " write it for PEFT: heredity export NAME --to adapter DIR",
+            code="adapter-activated",
+        )
     for module, low in fitted.low_rank.items():
         if low.bias is not None and f"{module}.bias" not in names:
             raise Unavailable(f"{adapter}: lora_bias has no place in whole weights: {module} has no bias.")

@@ -85,13 +85,25 @@ class Template:
         except Exception:  # the template has no system role
             return False
 
-    def apply(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> str:
-        """Return the rendered text. Raises TemplateStopped, or anything that the template raises."""
+    @property
+    def generation_prompt(self) -> str:
+        """The text behind which an assistant answers, as the template adds it; "" if it adds none."""
+        if not self._source:
+            return _plain((), "")
+        asked = (Message("user", "hi"),)
+        whole, begun = self.apply(asked, ()), self.apply(asked, (), is_open=False)
+        return whole.removeprefix(begun) if whole.startswith(begun) else ""
+
+    def apply(self, messages: tuple[Message, ...], tools: tuple[Tool, ...], is_open: bool = True) -> str:
+        """Return the rendered text. Raises TemplateStopped, or anything that the template raises.
+
+        is_open: whether the turn of the assistant begins at its end.
+        """
         given = {
             "messages": [_as_dict(message) for message in messages],
             "tools": [_schema(tool) for tool in tools] or None,
         }
-        others = {"documents": None, "add_generation_prompt": True, **self._specials}
+        others = {"documents": None, "add_generation_prompt": is_open, **self._specials}
         return metered(_allowance(given), lambda: self._compiled.render(**given, **others))
 
     @cached_property
@@ -333,6 +345,11 @@ class ChatCodec:
         except ValueError as error:
             raise EngineFailure(f"the model has no chat template for this: {error}") from None
         return Template(source, specials=dict(self._tokenizer.special_tokens_map))
+
+    @property
+    def generation_prompt(self) -> str:
+        """The text behind which an assistant answers; "" if the template adds none."""
+        return self._template.generation_prompt
 
     def prompt(self, request: Request, context: int | None) -> Prompt | Reply:
         """The prompt of a request, or the reply to one that cannot be asked.

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from heredity.core.errors import Damaged, Unavailable
 from heredity.engines.formats import weights as base_weights
+from heredity.engines.formats.activation import Gate
 from heredity.engines.formats.architectures import ARCHITECTURES, ExpertNames
 from heredity.engines.formats.experts import Expert, Experts, steady_tile
 from heredity.engines.formats.peft import ADVICE, HEAD, Adapter, LowRank, read_adapter, row_factor
@@ -59,9 +60,12 @@ def apply_adapter(weights: Weights, folder: Path, base: Path, dtype: torch.dtype
     device = weights.norm.device
     adapter = _moved(read_adapter(folder).fitted(names, is_tied, folder), device)
     _refuse_others(adapter, folder, weights)
+    gate = Gate() if adapter.invocation else None
     files = _Overlaid(base, dtype, device, adapter.whole)
-    blocks = tuple(_block(weights, i, adapter, files) for i in range(weights.shape.n_layers))
-    found = dataclasses.replace(weights, blocks=blocks, base=weights)
+    blocks = tuple(_block(weights, i, adapter, files, gate) for i in range(weights.shape.n_layers))
+    found = dataclasses.replace(
+        weights, blocks=blocks, base=weights, invocation=adapter.invocation, gate=gate
+    )
     return _ends(found, adapter, files, is_tied)
 
 
@@ -107,14 +111,18 @@ def _names_of_experts(weights: Weights) -> ExpertNames | None:
 
 
 def _refuse_others(adapter: Adapter, folder: Path, weights: Weights) -> None:
-    """Raise Unavailable for a linear layer that is not one of a decoder's fused matmuls."""
+    """Raise Unavailable for a linear layer that is not one of a decoder's fused matmuls.
+
+    Of an activated adapter also for a matrix next to experts: its rows are not those of the pass.
+    """
+    is_activated = bool(adapter.invocation)
     known = {
         f"model.layers.{i}.{name}"
         for i, block in enumerate(weights.blocks)
-        for names in _names(weights, block)
+        for names in _names(weights, block)[: 2 if is_activated and block.experts is not None else None]
         for name in names
     }
-    of = _names_of_experts(weights)
+    of = None if is_activated else _names_of_experts(weights)
     for i, block in enumerate(weights.blocks):
         if of is not None and block.experts is not None:
             n_experts = len(block.experts.each)
@@ -122,7 +130,8 @@ def _refuse_others(adapter: Adapter, folder: Path, weights: Weights) -> None:
             known |= {f"model.layers.{i}.{name}" for name in (of.router, *each)}
     for module in adapter.low_rank:
         if module not in known and module not in (_MODULE, _HEAD_MODULE):
-            raise Unavailable(f"{folder} adapts {module[:80]!r}, which the torch engine cannot. {ADVICE}")
+            advice = "" if is_activated else f" {ADVICE}"
+            raise Unavailable(f"{folder} adapts {module[:80]!r}, which the torch engine cannot.{advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,7 @@ class _Layer:
     at: str
     adapter: Adapter
     files: TensorFiles
+    gate: Gate | None = None  # of an activated adapter
 
     def parts(self, names: Sequence[str]) -> list[LowRank | None]:
         """Return the updates of matrices; None for one that has none."""
@@ -146,16 +156,16 @@ class _Layer:
         if not any(parts):
             return linear
         n_out = n_out if len(parts) > 1 else ()
-        added = add_low_rank(linear, parts, n_out, self.files.dtype)
+        added = add_low_rank(linear, parts, n_out, self.files.dtype, self.gate)
         return _extended(added, parts, modules, n_out, self.files)
 
 
-def _block(weights: Weights, layer: int, adapter: Adapter, files: TensorFiles) -> Block:
+def _block(weights: Weights, layer: int, adapter: Adapter, files: TensorFiles, gate: Gate | None) -> Block:
     """Return a layer with its updates; read again if tensors of it are replaced."""
     at, block, shape = f"model.layers.{layer}.", weights.blocks[layer], weights.shape
     if any(name.startswith(at) for name in adapter.whole):
         block = base_weights.block(shape, files, layer)
-    updates, names = _Layer(at, adapter, files), _names(weights, block)
+    updates, names = _Layer(at, adapter, files, gate), _names(weights, block)
     of_heads = [n * shape.head_dim for n in (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)]
     gate_up, down, experts = block.gate_up, block.down, block.experts
     if gate_up is not None and down is not None:
@@ -194,9 +204,13 @@ def _experts(updates: _Layer, experts: Experts, names: ExpertNames, how: str) ->
 
 
 def add_low_rank(
-    base: Linear, parts: Sequence[LowRank | None], n_out: Sequence[int], dtype: torch.dtype
-) -> Linear:
-    """Return one matmul with the stacked A of all parts, and one with their B as blocks."""
+    base: Linear, parts: Sequence[LowRank | None], n_out: Sequence[int], dtype: torch.dtype,
+    gate: Gate | None = None,
+) -> Linear:  # fmt: skip
+    """Return one matmul with the stacked A of all parts, and one with their B as blocks.
+
+    gate: of an activated adapter, whose update acts on some rows only.
+    """
     there = [part for part in parts if part is not None]
     a = torch.cat([part.a for part in there]).to(dtype).contiguous()
     rows, column = [], 0
@@ -210,7 +224,9 @@ def add_low_rank(
             column += rank
         rows.append(block)
     b = torch.cat(rows).to(dtype).contiguous()
-    return lambda x: base(x) + functional.linear(functional.linear(x, a), b)
+    if gate is None:
+        return lambda x: base(x) + functional.linear(functional.linear(x, a), b)
+    return lambda x: gate.add(base(x), lambda: functional.linear(functional.linear(x, a), b))
 
 
 def _refuse_size(part: LowRank, size: int) -> None:

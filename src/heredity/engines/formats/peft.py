@@ -71,6 +71,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     target_parameters: list[str] | None = None
     peft_version: str | None = None
     init_lora_weights: bool | str | None = True
+    alora_invocation_tokens: list[Annotated[int, msgspec.Meta(ge=0)]] | None = None
 
     def scale(self, module: str) -> tuple[int, float]:
         """Return rank and scale of a module: alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter."""
@@ -119,6 +120,7 @@ class Adapter:
     low_rank: Mapping[str, LowRank]
     whole: Mapping[str, torch.Tensor]
     keeps_ties: bool = True  # a new embedding is also the head of a model in which they are one
+    invocation: tuple[int, ...] = ()  # of an activated LoRA (activation.py): the tokens that wake it
 
     def fitted(
         self, names: Collection[str], is_tied: bool, place: Path, model_type: object = None
@@ -149,9 +151,8 @@ class Adapter:
         """
         module, _, kind = name.rpartition(".")
         if (new := self.whole.get(name)) is not None:
-            has_tokens = _is_embedding(module) or module.rpartition(".")[2] in _HEADS  # their number may grow
-            if new.shape != tensor.shape and not (has_tokens and new.shape[1:] == tensor.shape[1:]):
-                raise _no_fit(name, new.shape, tensor.shape)
+            if new.shape != tensor.shape and not (_is_end(module) and new.shape[1:] == tensor.shape[1:]):
+                raise _no_fit(name, new.shape, tensor.shape)  # the number of tokens may grow
             tensor = new.to(tensor.dtype)
         if (low := self.low_rank.get(module)) is None:
             return tensor
@@ -187,6 +188,8 @@ def read_config(folder: Path) -> AdapterConfig:
         )
     if config.task_type not in (None, "CAUSAL_LM"):
         raise Unavailable(f"{path}: task_type is {config.task_type[:40]}: such a model writes no text.")
+    if config.alora_invocation_tokens:
+        _refuse_beside_invocation(path, config)
     for patterns in (config.rank_pattern, config.alpha_pattern):
         _check_patterns(path, patterns or {})
     if not all(math.isfinite(each) for each in (config.lora_alpha, *(config.alpha_pattern or {}).values())):
@@ -218,13 +221,31 @@ def read_adapter(folder: Path) -> Adapter:
     low_rank |= {module: _low_rank(path, module, each, config) for module, each in parts.items()}
     saved = [each for each in whole if _is_embedding(each.rpartition(".")[0])]
     keeps = bool(config.ensure_weight_tying) or any(n.rpartition(".")[0] in in_place for n in saved)
-    return Adapter(low_rank, whole, keeps)
+    invocation = tuple(config.alora_invocation_tokens or ())
+    if invocation and (other := sorted({*whole, *filter(_is_end, low_rank)})):
+        raise Unavailable(f"{path}: an activated LoRA that changes {other[0][:80]} is not read.")
+    return Adapter(low_rank, whole, keeps, invocation)
 
 
 def embedding_of(names: Collection[str]) -> str:
     """Return the name of the token embedding among a model's tensors; "" if it is unknown."""
     found = [name for name in names if name.endswith(".weight") and _is_embedding(name[: -len(".weight")])]
     return found[0] if len(found) == 1 else ""
+
+
+def _refuse_beside_invocation(path: Path, config: AdapterConfig) -> None:
+    """Raise Unavailable for an activated LoRA that PEFT does not wake, or that is more than matrices."""
+    if config.task_type != "CAUSAL_LM":
+        raise Unavailable(
+            f"{path}: it has alora_invocation_tokens, and PEFT wakes such an adapter only with the task_type"
+            " CAUSAL_LM."
+        )
+    is_more = {
+        "bias": config.bias != "none", "use_dora": config.use_dora, "lora_bias": config.lora_bias,
+        "modules_to_save": config.modules_to_save, "target_parameters": config.target_parameters,
+    }  # fmt: skip
+    if more := next((key for key, is_set in is_more.items() if is_set), ""):
+        raise Unavailable(f"{path}: heredity does not read {more} beside alora_invocation_tokens.")
 
 
 # --- names -----------------------------------------------------------------------------------------
@@ -250,10 +271,14 @@ def _whole(path: Path, name: str, config: AdapterConfig) -> tuple[str, bool, str
         raise Unavailable(f"{path} holds {name[:80]!r}, which heredity does not read. {ADVICE}")
     module, kind = match[1], match[3]
     is_saved = any(module.endswith(each) for each in config.modules_to_save or ())
-    is_end = _is_embedding(module) or module.rpartition(".")[2] in _HEADS  # saved when the vocabulary grew
-    if not (is_saved or is_end or (kind == "bias" and config.bias != "none")):
+    # embedding and head are saved when the vocabulary grew
+    if not (is_saved or _is_end(module) or (kind == "bias" and config.bias != "none")):
         raise Unavailable(f"{path} holds {name[:80]!r}, which its {CONFIG} does not explain. {ADVICE}")
     return module, not is_saved, kind
+
+
+def _is_end(module: str) -> bool:
+    return _is_embedding(module) or module.rpartition(".")[2] in _HEADS
 
 
 def _is_embedding(module: str) -> bool:

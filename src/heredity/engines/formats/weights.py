@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from heredity.core.errors import Damaged, Refused, Unavailable
 from heredity.engines.formats import int8
+from heredity.engines.formats.activation import Gate
 from heredity.engines.formats.architectures import ARCHITECTURES, ExpertNames
 from heredity.engines.formats.decoder_shape import NOT_ROTATED, DecoderShape, Rope, with_own_settings
 from heredity.engines.formats.experts import Expert, Experts, steady_tile
@@ -84,6 +85,8 @@ class Weights:
     rope_scale: tuple[float, float]  # factors on cos and sin
     how: str = ""  # how matrices are multiplied, if not in their own dtype
     base: Weights | None = None  # the base of an adapter: held, so that it stays resident
+    invocation: tuple[int, ...] = ()  # the tokens from which on an activated adapter changes a row
+    gate: Gate | None = None  # of an activated adapter: which rows of a pass it changes
 
 
 ON_CPU = torch.device("cpu")

@@ -24,6 +24,7 @@ from heredity.engines import RequestStream, cache_budget
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
 from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import Listener
+from heredity.engines.torch.activated import continued, placed, plain
 from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.decoder import (
     BLOCK,
@@ -44,7 +45,7 @@ _LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch widt
 
 @dataclass(slots=True)
 class BatchRow:
-    """A request in flight. `prompt` follows the shared prefix; `output` grows by one token per step."""
+    """A request in flight. `prompt` follows the prefix, as `placed`; `output` grows by a token a step."""
 
     key: int
     prompt: tuple[int, ...]
@@ -124,7 +125,8 @@ class ContinuousBatch:
         places = self._place(drafts)
         tokens, lengths = torch.zeros(width, dtype=torch.long), torch.zeros(width, dtype=torch.long)
         for row, draft, at in zip(self.rows, drafts, places, strict=True):
-            tokens[at] = torch.tensor([row.output[-1] if row.output else row.prompt[-1], *draft])
+            last = continued(row.prompt, row.output[-1:]) or row.prompt[-1:]
+            tokens[at] = torch.tensor([*last, *continued(row.prompt, draft)])
             lengths[at] = row.n_known + torch.arange(len(at))
         n_used = 1 + max(map(max, places))
         slots = self._fit(n_used, round_up(int(lengths.max()) + 1, BLOCK))
@@ -181,7 +183,7 @@ class ContinuousBatch:
             self._prefix_text = TextIndex(self._prefix.tokens)
         found, capacity = [], round_up(max(row.n_known for row in self.rows) + 1, BLOCK)
         for row in self.rows:
-            row.drafter = row.drafter or Drafter(row.prompt, self._prefix_text)
+            row.drafter = row.drafter or Drafter(plain(row.prompt), self._prefix_text)
             n_left = min(row.max_tokens - len(row.output), capacity - row.n_known) - 1
             found.append(row.drafter.propose(row.output, min(n_left, self._max_draft)))
         given = share_out([len(draft) for draft in found], n_idle)
@@ -302,6 +304,7 @@ class PrefixPool:
 
         shared: tokens that all requests of the application begin with; computed once.
         """
+        tokens = placed(self.decoder, tokens)
         if len(tokens) <= len(shared) or tokens[: len(shared)] != shared:
             shared = ()
         if shared not in self._prefixes:

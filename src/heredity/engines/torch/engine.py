@@ -25,6 +25,7 @@ from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.formats import adapted, weights
 from heredity.engines.protocols import Listener, TokenLog, TokenScores
 from heredity.engines.torch import autotune, layerwise, refusal_direction
+from heredity.engines.torch.activated import activated, continued, placed
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.batch import PrefixPool, Session
 from heredity.engines.torch.constrained import Constraints
@@ -98,7 +99,7 @@ def open_folder(
         found = autotune.tune(decoder, tuning) if is_probed else None
         host.trim_memory()
     chat = adapter if adapter is not None and has_tokenizer(adapter) else folder
-    engine = TorchEngine(decoder, ChatCodec(chat), folder, found, width)
+    engine = TorchEngine(activated(decoder), ChatCodec(chat), folder, found, width)
     engine.is_adapted = adapter is not None
     return engine
 
@@ -322,7 +323,7 @@ class TorchEngine:
         (1 + output, vocabulary).
         """
         slots = decoder.slots(1, round_up(padded(prompt + output), BLOCK))
-        hidden = decoder.prefill(prefix, slots, 0, prompt + output)
+        hidden = decoder.prefill(prefix, slots, 0, prompt + continued(prompt, output))
         hidden = hidden[len(prompt) - 1 : len(prompt) + len(output)]
         return torch.log_softmax(decoder.logits(hidden).float(), dim=-1)
 
@@ -332,7 +333,7 @@ class TorchEngine:
         """Find the direction that separates the two kinds, as base64 text (refusal_direction.py)."""
 
         def prompts(requests: Sequence[Request]) -> list[tuple[int, ...]]:
-            return [self.codec.encode(self.render(request)) for request in requests]
+            return [placed(self.decoder, self.codec.encode(self.render(request))) for request in requests]
 
         with torch.inference_mode():
             openings = tuple(
@@ -381,7 +382,9 @@ class TorchEngine:
         from heredity.engines.torch import gcg
 
         if self.is_adapted:
-            raise EngineFailure("a search on gradients needs full weights: merge the adapter first")
+            is_activated = self.decoder.weights.gate is not None
+            advice = "an aLoRA cannot be merged" if is_activated else "merge the adapter first"
+            raise EngineFailure(f"a search on gradients needs full weights: {advice}")
         if self.decoder.weights.how:
             raise EngineFailure(
                 "a search on gradients needs weights in floating point, and these are int8",

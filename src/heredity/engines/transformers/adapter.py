@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from heredity.core.errors import Damaged, Unavailable
+from heredity.core.errors import Damaged, EngineFailure, Unavailable
 from heredity.engines.formats.adapted import tensor_names
 from heredity.engines.formats.peft import HEAD, LowRank, read_adapter
+from heredity.engines.transformers.activated import Activation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 Hook = Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
 
 
-def apply_adapter(model: PreTrainedModel, folder: Path, base: Path) -> None:
+def apply_adapter(model: PreTrainedModel, folder: Path, base: Path) -> Activation | None:
     """Add the adapter in `folder` to a loaded model, whose files are in `base`.
+
+    Returns what wakes an activated adapter; None for another one.
 
     Raises Unavailable for an adapter that is more than low-rank matrices, Damaged for one that does not fit.
     """
@@ -33,13 +36,15 @@ def apply_adapter(model: PreTrainedModel, folder: Path, base: Path) -> None:
     adapter = read_adapter(folder).fitted(names, is_tied, folder, model.config.model_type)
     if adapter.whole or any(low.magnitude is not None for low in adapter.low_rank.values()):
         raise _must_be_merged(folder, "it replaces tensors or is DoRA")
+    activation = Activation(adapter.invocation, model.device) if adapter.invocation else None
     modules = dict(model.named_modules())
     for name, low in adapter.low_rank.items():
         module = modules.get(name)
         if module is None or isinstance(module, torch.nn.Embedding):
             raise _must_be_merged(folder, f"it adapts '{name[:80]}'")
         _check(name, low, module)
-        module.register_forward_hook(_hook(low, model.dtype, model.device))
+        module.register_forward_hook(_hook(low, model.dtype, model.device, activation))
+    return activation
 
 
 def _must_be_merged(folder: Path, why: str) -> Unavailable:
@@ -61,11 +66,23 @@ def _check(name: str, low: LowRank, module: torch.nn.Module) -> None:
         )
 
 
-def _hook(low: LowRank, dtype: torch.dtype, device: torch.device) -> Hook:
+def _hook(
+    low: LowRank, dtype: torch.dtype, device: torch.device, activation: Activation | None = None
+) -> Hook:
     a, b = low.a.to(device, dtype), (low.b * low.scale).to(device, dtype)
     bias = None if low.bias is None else (low.bias * low.scale).to(device, dtype)
 
     def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return output + functional.linear(functional.linear(inputs[0], a), b, bias)
 
-    return add
+    def add_where_awake(
+        _: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        assert activation is not None
+        if output.ndim != 3:  # rows of experts are not those of the pass
+            raise EngineFailure("an activated LoRA changes a layer whose rows are not tokens in their order")
+        return activation.gate.add(
+            output, lambda: functional.linear(functional.linear(inputs[0], a), b, bias)
+        )
+
+    return add if activation is None else add_where_awake

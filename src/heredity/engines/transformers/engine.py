@@ -28,6 +28,7 @@ from heredity.engines.chat.codec import AnswerReader, ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.protocols import Listener, TokenScores
 from heredity.engines.transformers import loading, rows
+from heredity.engines.transformers.activated import Activation
 from heredity.engines.transformers.adapter import apply_adapter
 from heredity.engines.transformers.session import GenerateSession
 from heredity.engines.transformers.single import SingleBatch
@@ -82,10 +83,9 @@ def open_folder(
     config = loading.read_config(folder)
     chosen = dtype or loading.faster_dtype(config, device)
     model = loading.load_model(folder, config, getattr(torch, chosen), device)
-    if adapter is not None:
-        apply_adapter(model, adapter, folder)
+    activation = None if adapter is None else apply_adapter(model, adapter, folder)
     source = folder if adapter is None or not has_tokenizer(adapter) else adapter
-    engine = TransformersEngine(model, ChatCodec(source), folder)
+    engine = TransformersEngine(model, ChatCodec(source), folder, activation=activation)
     return engine.batched(_proven_width(engine, tuning)) if is_probed else engine
 
 
@@ -108,8 +108,17 @@ def _proven_width(engine: TransformersEngine, path: Path | None) -> int:
 class TransformersEngine:
     """The engine of a model of transformers: it answers and scores."""
 
-    def __init__(self, model: PreTrainedModel, codec: ChatCodec, folder: Path, width: int = 1) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        codec: ChatCodec,
+        folder: Path,
+        width: int = 1,
+        activation: Activation | None = None,
+    ) -> None:
+        """activation: what wakes an activated adapter of the model."""
         self._model: PreTrainedModel | None = model
+        self._activation = activation
         self.codec, self.folder, self.width = codec, folder, width
         self._reader = AnswerReader(codec, codec.stops(folder))
         self.context_length = loading.context_length(model.config)
@@ -152,7 +161,9 @@ class TransformersEngine:
         return self._session(requests, listener)
 
     def _session(self, requests: Iterable[Request | None], listener: Listener | None) -> Iterator[Reply]:
-        batch = rows.RowBatch(self.model, self.width) if self.width > 1 else SingleBatch(self.model)
+        awake = self._activation
+        is_joint = self.width > 1
+        batch = rows.RowBatch(self.model, self.width, awake) if is_joint else SingleBatch(self.model, awake)
         with torch.inference_mode():
             session = GenerateSession(
                 batch, self.codec, self._reader, self.context_length, requests, listener
@@ -198,6 +209,13 @@ class TransformersEngine:
 
         (1 + output, vocabulary), float32.
         """
+        if self._activation is None:
+            return self._all_changed(prompt, output)
+        with self._activation.over(prompt, len(output)):
+            return self._all_changed(prompt, output)
+
+    def _all_changed(self, prompt: tuple[int, ...], output: tuple[int, ...]) -> torch.Tensor:
+        """Return the same. An activated adapter changes every token, except where its gate is set."""
         ids = torch.tensor([prompt + output], device=self.model.device)
         n_kept = 1 + len(output)
         short = {"logits_to_keep": n_kept} if self._has_short_head else {}
@@ -206,12 +224,12 @@ class TransformersEngine:
 
     def batched(self, width: int) -> TransformersEngine:
         """Return this engine with another number of rows that are decoded together."""
-        return TransformersEngine(self.model, self.codec, self.folder, width)
+        return TransformersEngine(self.model, self.codec, self.folder, width, self._activation)
 
     def _fingerprint(self) -> str:
         n_tokens = int(self.model.get_input_embeddings().weight.shape[0])
         tokens = tuple(at * 7919 % n_tokens for at in range(1, _WITNESS + 1))
-        logs = self._log_probabilities(tokens[:-8], tokens[-8:])
+        logs = self._all_changed(tokens[:-8], tokens[-8:])
         return hashlib.sha256(logs.numpy().tobytes()).hexdigest()[:16]
 
     def close(self) -> None:

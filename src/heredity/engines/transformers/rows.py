@@ -15,7 +15,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +29,8 @@ from heredity.engines.transformers.session import Row, TokenTaker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from heredity.engines.transformers.activated import Activation
 
 WIDTH = 8
 _NAME = "heredity_rows"  # of the attention below, in transformers' registry
@@ -132,8 +134,10 @@ def _rotary_kinds(parameters: object) -> Iterator[str]:
 class RowBatch:
     """Rows that draw one token each per step."""
 
-    def __init__(self, model: PreTrainedModel, width: int = WIDTH) -> None:
-        self._model, self.width = model, width
+    def __init__(
+        self, model: PreTrainedModel, width: int = WIDTH, activation: Activation | None = None
+    ) -> None:
+        self._model, self.width, self._activation = model, width, activation
         self.rows: list[Row] = []
         self._budget = cache_budget(Device.parse(str(model.device)))
         self._caches: dict[int, DynamicCache] = {}
@@ -158,23 +162,38 @@ class RowBatch:
                 take(row, self.prefill(row))
             return
         caches = [self._caches[row.key] for row in self.rows]
-        logits = self.decode(caches, [row.output[-1] for row in self.rows])
+        with self._awake([row.tokens for row in self.rows]):
+            logits = self.decode(caches, [row.output[-1] for row in self.rows])
         for at, row in enumerate(self.rows):
             take(row, logits[at])
 
     def prefill(self, row: Row) -> torch.Tensor:
         """Compute the cache of a row's prompt. Return the logits of its first token (vocabulary,)."""
         shared = row.tokens[: row.n_shared]
+        if self._activation is None:
+            return self._prefilled(row, shared)
+        start = self._activation.start(row.tokens)
+        if start is not None and start < len(shared):  # the adapter changes a part of it
+            shared = ()
+        with self._activation.over(row.tokens):
+            return self._prefilled(row, shared)
+
+    def _prefilled(self, row: Row, shared: tuple[int, ...]) -> torch.Tensor:
         cache = copy.deepcopy(self._prefix(shared)) if shared else DynamicCache(config=self._model.config)
         self._caches[row.key] = cache
-        return self.run(row.tokens[row.n_shared :], cache)
+        return self.run(row.tokens[len(shared) :], cache)
+
+    def _awake(self, prompts: Sequence[tuple[int, ...]]) -> AbstractContextManager[None]:
+        """Run a step of the rows with these prompts."""
+        return nullcontext() if self._activation is None else self._activation.rows(prompts, self.width)
 
     def _prefix(self, tokens: tuple[int, ...]) -> DynamicCache:
         if tokens not in self._prefixes:
             if len(self._prefixes) == _MOST_PREFIXES:
                 self._prefixes.pop(next(iter(self._prefixes)))
             self._prefixes[tokens] = cache = DynamicCache(config=self._model.config)
-            self.run(tokens, cache)
+            with nullcontext() if self._activation is None else self._activation.over((), len(tokens)):
+                self.run(tokens, cache)
         return self._prefixes[tokens]
 
     def run(self, tokens: tuple[int, ...], cache: DynamicCache) -> torch.Tensor:

@@ -5,6 +5,7 @@ Promises: the shapes of all products depend on the request only, and so do its b
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,14 +23,16 @@ from heredity.engines.transformers.session import Row, TokenTaker
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from heredity.engines.transformers.activated import Activation
+
 
 class SingleBatch:
     """A batch of one row, which `step` answers to its end."""
 
     width = 1
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, activation: Activation | None = None) -> None:
+        self._model, self._activation = model, activation
         self.rows: list[Row] = []
 
     def has_room(self, row: Row) -> bool:  # noqa: ARG002
@@ -41,14 +44,16 @@ class SingleBatch:
         for row in self.rows:
             ids = torch.tensor([row.tokens], device=self._model.device)
             config = GenerationConfig(max_new_tokens=row.max_tokens, do_sample=False, use_cache=True)
+            awake = nullcontext() if self._activation is None else self._activation.over(row.tokens)
             try:
-                self._model.generate(
-                    ids,
-                    generation_config=config,
-                    attention_mask=torch.ones_like(ids),
-                    logits_processor=LogitsProcessorList([_Chooser(row, take)]),
-                    stopping_criteria=StoppingCriteriaList([_Stopper(row)]),
-                )
+                with awake:
+                    self._model.generate(
+                        ids,
+                        generation_config=config,
+                        attention_mask=torch.ones_like(ids),
+                        logits_processor=LogitsProcessorList([_Chooser(row, take)]),
+                        stopping_criteria=StoppingCriteriaList([_Stopper(row)]),
+                    )
             except (ValueError, TypeError, IndexError, RuntimeError) as error:
                 raise EngineFailure(f"transformers failed at this model: {error}") from error
 

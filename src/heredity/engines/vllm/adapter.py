@@ -23,6 +23,7 @@ from heredity.engines.chat.folder import has_tokenizer, vocabulary
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 _OF_LORA = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?[AB](?:\.weight)?")
+_ACTIVATED = "alora_invocation_tokens"  # vLLM does not read it (pull request 19710 is closed)
 # Settings that change what an adapter computes, and that not every version of vLLM has.
 _OTHER_FORMS = (
     "rank_pattern",
@@ -51,6 +52,12 @@ def check_adapter(name: str, adapter: Path, base: Path, base_name: str = "BASE")
     Raises Unavailable for an adapter that vLLM would serve in part, Damaged for files that do not read.
     """
     rank, why = _config(adapter)
+    if why == _ACTIVATED:
+        raise Unavailable(
+            f"vLLM cannot serve the adapter '{name}': it is an activated LoRA (aLoRA), which vLLM would apply"
+            " to the whole text. Name it without 'vllm:'; the torch engine answers it.",
+            code="adapter-activated",
+        )
     if not why:
         why = _other_names(adapter, base) or _other_tokens(adapter, base)
     if why:
@@ -67,6 +74,8 @@ def _config(adapter: Path) -> tuple[int, str]:
     path = adapter / _CONFIG
     try:
         config = json.loads(path.read_bytes())
+        if config.get(_ACTIVATED):
+            return 0, _ACTIVATED
         rank, forms = config["r"], [key for key in _OTHER_FORMS if config.get(key)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: does not read ({type(error).__name__}).") from None
