@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from heredity.lineage.types import Recipe as Recipe
     from heredity.recipes import recipe as recipe
     from heredity.recipes.ablate import Ablate as Ablate
+    from heredity.recipes.alora import Alora as Alora
     from heredity.recipes.distill import Distill as Distill
     from heredity.recipes.finetune import Finetune as Finetune
     from heredity.recipes.guard import Guard as Guard
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Ablate": "recipes.ablate",
+    "Alora": "recipes.alora",
     "Application": "application.spec",
     "Data": "train.data.chat",
     "Decoding": "core.records",

@@ -14,7 +14,7 @@ from heredity.core import registry
 from tests.support.errors import raises
 
 PUBLIC = [
-    "Ablate", "Application", "Data", "Decoding", "Display", "Distill", "Estimate", "Estimates",
+    "Ablate", "Alora", "Application", "Data", "Decoding", "Display", "Distill", "Estimate", "Estimates",
     "Finetune", "Grown", "Guard", "HeredityError", "Instruct", "Lora", "Merge", "Message", "Model",
     "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Reply",
     "Request", "Response", "Result", "Store", "Study", "StudySpec", "Tool", "Verdict", "__version__",

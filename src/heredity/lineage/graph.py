@@ -20,7 +20,7 @@ FORMS = ("dequantize", "merge_adapter", "engine", DTYPE)
 # Recipes that teach nothing: a base that was made here, and what is of one, goes on with a text.
 TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", KV_CACHE, *FORMS)
 # Recipes of which further parents are teachers: what they wrote or computed is learned.
-TAUGHT = ("distill", "instruct", "finetune", "lora")
+TAUGHT = ("distill", "instruct", "finetune", "lora", "alora")
 
 
 class Edge(Record, frozen=True):

@@ -23,6 +23,7 @@ from heredity.core.records import digest, encode
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, DerivableRecipe, setting
+from heredity.recipes._invocation import woken
 from heredity.train.data.chat import Data, Dialogue
 
 if TYPE_CHECKING:
@@ -141,12 +142,13 @@ def run(
     trainable: Trainable,
     make_objective: Callable[[CausalLM], Objective],
     make_batches: Callable[[CausalLM, ConversationEncoder], BatchSource] | None = None,
+    invocation: tuple[int, ...] = (),
 ) -> Description:
     """Train a copy of the one parent and write the child's files into `out`.
 
     make_objective: makes the objective from the network. make_batches: makes the batches from the network and
-    the encoder of conversations; None: the data's own answers. Raises UsageError, Diverged, Unavailable,
-    OutOfMemory.
+    the encoder of conversations; None: the data's own answers. invocation: of an activated adapter, which
+    learns each answer by itself. Raises UsageError, Diverged, Unavailable, OutOfMemory.
     """
     from heredity.train import loop
     from heredity.train.data.batching import BatchSampler
@@ -160,6 +162,9 @@ def run(
     encoder = ConversationEncoder(parent.folder)
     prepared = encoder.prepare(lessons.dialogues, recipe.max_length)
     recipe.say(_mostly_dropped(prepared, recipe.max_length))
+    if invocation:
+        prepared, asleep = woken(prepared, invocation, encoder.chat.decode(invocation))
+        lessons = lessons._replace(notes={**lessons.notes, **asleep})
     batches: BatchSource = BatchSampler(prepared.examples, recipe.batch_size, recipe.seed)
     if make_batches is not None:
         batches = make_batches(network, encoder)

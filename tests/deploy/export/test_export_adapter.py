@@ -12,14 +12,16 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("gguf")
 
 from heredity.cli import main
-from heredity.core.errors import UnknownName, UsageError
+from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Made, Model, RecipeRecord
 from heredity.deploy import export
 from heredity.deploy.export import adapter as adapter_form
+from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.formats.rewrite import read_all
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
+from heredity.recipes.alora import Alora
 from heredity.recipes.lora import Lora
 from heredity.recipes.merge_adapter import MergeAdapter
 from heredity.train.data import chat
@@ -85,6 +87,24 @@ def test_an_adopted_adapter_goes_out_with_its_own_template(store: Store, base: G
         done = export.export(store, child, form, tmp_path / form)
         assert (done.folder / "chat_template.jinja").read_text("utf-8") == template
         assert all(each.n > 0 or each.left_out for each in done.parities)
+
+
+def test_an_activated_adapter_goes_out_by_itself_and_not_merged(
+    store: Store, base: Grown, tmp_path: Path
+) -> None:
+    recipe = Alora(chat.Data.of("rows", ROWS), **TRAINING, lr=5e-3, name="woken")
+    child = store.grow_once(recipe, [base])
+    done = export.export(store, child, "adapter", tmp_path / "out")
+    assert all(p.left_out or (p.n and p.largest <= p.tolerance) for p in done.parities)
+    config = json.loads((done.folder / "adapter_config.json").read_text())
+    tokens = ChatCodec(base.folder).continuation("<|im_start|>assistant\n")
+    assert config["alora_invocation_tokens"] == [*tokens]
+    card, bill = ((done.folder / name).read_text("utf-8") for name in ("README.md", "bom.cdx.json"))
+    assert "invocation" in card and "alora" in card and "alora" in bill and "invocation" in bill
+    for form in ("hf", "gguf"):
+        with raises(Unavailable, "adapter-activated", mentions=["--to adapter"]):
+            export.export(store, child, form, tmp_path / form)
+        assert not (tmp_path / form).exists()
 
 
 def test_auto_peft_model_finds_the_exported_base_by_its_name(

@@ -100,14 +100,14 @@ expected = "lost"
 settings = {{ to = "q8_0" }}
 
 [[child]]
-name = "alora"
-recipe = "alora"
+name = "telepathy"
+recipe = "telepathy"
 parents = ["teacher"]
 
 [[child]]
-name = "alora-repaired"
+name = "telepathy-repaired"
 recipe = "repair"
-parents = ["alora", "teacher"]
+parents = ["telepathy", "teacher"]
 
 [[child]]
 name = "bf16"
@@ -412,9 +412,12 @@ def test_a_summary_counts_children_without_a_claim_apart(found: LineageResult) -
 
 
 def test_a_child_that_cannot_be_made_is_named_and_so_are_its_children(found: LineageResult) -> None:
-    assert [each.name for each in found.left_out] == ["alora", "alora-repaired"]
+    assert [each.name for each in found.left_out] == ["telepathy", "telepathy-repaired"]
     page = render(found, "inheritance.svg")
-    assert "- alora: No recipe named 'alora'" in page and "- alora-repaired: its parent 'alora'" in page
+    assert (
+        "- telepathy: No recipe named 'telepathy'" in page
+        and "- telepathy-repaired: its parent 'telepathy'" in page
+    )
 
 
 def test_the_power_of_every_study_is_told_and_saved_before_anything_is_made(
@@ -519,7 +522,7 @@ def test_models_of_another_plan_are_no_result_of_this_one(
 def test_a_plan_of_which_nothing_can_be_made_ends_before_it_asks(
     plan: LineagePlan, store: Store, tmp_path: Path
 ) -> None:
-    none = msgspec.structs.replace(plan, child=tuple(c for c in plan.child if c.recipe == "alora"))
+    none = msgspec.structs.replace(plan, child=tuple(c for c in plan.child if c.recipe == "telepathy"))
     with raises(UsageError, "no-children"):
         run.inherit(none, store, tmp_path / "out")
     assert not (tmp_path / "out" / "default").exists()

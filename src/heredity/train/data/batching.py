@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from heredity.engines.chat.documents import Document
 from heredity.train.data.chat import TokenizedExample
@@ -31,6 +32,7 @@ class PackedBatch(NamedTuple):
     document: (targets,) the document of each target.
     has_rejected: each document is followed by its rejected version.
     images: (documents, 3, side, side) float; the documents are their captions.
+    active: (tokens,) bool, those that an activated adapter changes; None for all.
     """
 
     tokens: torch.Tensor
@@ -41,6 +43,7 @@ class PackedBatch(NamedTuple):
     document: torch.Tensor
     has_rejected: bool = False
     images: torch.Tensor | None = None
+    active: torch.Tensor | None = None
 
     @property
     def n_documents(self) -> int:
@@ -48,11 +51,14 @@ class PackedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch on a device."""
-        images = None if self.images is None else self.images.to(device)
+        images, active = (None if each is None else each.to(device) for each in (self.images, self.active))
         tokens, positions, at, targets, document = (
             each.to(device) for each in (self.tokens, self.positions, self.at, self.targets, self.document)
         )
-        return PackedBatch(tokens, positions, self.lengths, at, targets, document, self.has_rejected, images)
+        return self._replace(
+            tokens=tokens, positions=positions, at=at, targets=targets, document=document,
+            images=images, active=active,
+        )  # fmt: skip
 
     @property
     def padded(self) -> PackedBatch:
@@ -65,6 +71,7 @@ class PackedBatch(NamedTuple):
             tokens=torch.cat([self.tokens, torch.zeros_like(filler)]),
             positions=torch.cat([self.positions, filler]),
             lengths=(*self.lengths, n),
+            active=None if self.active is None else functional.pad(self.active, (0, n)),
         )
 
 
@@ -136,4 +143,13 @@ def collate(examples: Sequence[TokenizedExample]) -> PackedBatch:
         positions += range(len(ids))
     columns = (tokens, positions, at, targets, document)
     t, p, a, y, d = (torch.tensor(each, dtype=torch.long) for each in columns)
-    return PackedBatch(t, p, tuple(len(ids) for ids, _ in documents), a, y, d, has_rejected)
+    lengths = tuple(len(ids) for ids, _ in documents)
+    return PackedBatch(t, p, lengths, a, y, d, has_rejected, active=_active(examples))
+
+
+def _active(examples: Sequence[TokenizedExample]) -> torch.Tensor | None:
+    """The tokens that an activated adapter changes; None if no example is one of such an adapter."""
+    if all(example.active_from is None for example in examples):
+        return None
+    starts = [(example.n_tokens, example.active_from or 0) for example in examples]
+    return torch.cat([torch.arange(n) >= start for n, start in starts])

@@ -260,10 +260,14 @@ def _message(path: Path, line: int, row: Mapping[str, object]) -> Message:
 
 
 class TokenizedExample(NamedTuple):
-    """One example: a document, and one with the rejected answer, if any."""
+    """One example: a document, and one with the rejected answer, if any.
+
+    active_from: the token from which on an activated adapter changes the document (activated.py).
+    """
 
     document: Document
     rejected: Document | None = None
+    active_from: int | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -286,7 +290,7 @@ class ConversationEncoder(DocumentEncoder):
         examples, too_long, lengths = [], [], []
         for dialogue in dialogues:
             example = self.example(dialogue)
-            lengths.append(max(len(document.tokens) for document in example if document is not None))
+            lengths.append(max(len(document.tokens) for document in example[:2] if document is not None))
             if lengths[-1] > max_tokens:
                 too_long.append(dialogue.where)
             else:

@@ -11,7 +11,7 @@ Leaves to others: which weights change (lora.py), and the loss (objectives/).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from torch.nn import functional
 from heredity.core import host
 from heredity.core.errors import Unavailable, UsageError, first_line
 from heredity.core.host import CPU, Device
+from heredity.engines.formats.activation import Gate
 from heredity.engines.formats.linear_layers import decoder_of, number_of, settings_of, text_config
 from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
 from heredity.train.kernels import patch
@@ -89,6 +90,7 @@ class CausalLM:
     def __init__(self, model: Any, folder: Path, is_fused: bool = False) -> None:
         """is_fused: whether chains of small operations are compiled (kernels/compile.py)."""
         self.model, self.folder, self.is_fused = model, folder, is_fused
+        self.gate: Gate | None = None  # of an activated adapter (lora.py)
         patch.patch_norms(model, is_fused)
         patch.patch_attention(model, is_fused)
         if is_fused:
@@ -111,14 +113,19 @@ class CausalLM:
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Final hidden states at the target positions: (targets, hidden)."""
         padded = batch.padded
-        states = self.model.model(
-            input_ids=padded.tokens[None],
-            position_ids=padded.positions[None],
-            use_cache=False,
-            lengths=padded.lengths,
-        ).last_hidden_state.squeeze(0)
+        with self._changing(padded.active):
+            states = self.model.model(
+                input_ids=padded.tokens[None],
+                position_ids=padded.positions[None],
+                use_cache=False,
+                lengths=padded.lengths,
+            ).last_hidden_state.squeeze(0)
         picked: torch.Tensor = states.index_select(0, batch.at)
         return picked
+
+    def _changing(self, active: torch.Tensor | None) -> AbstractContextManager[None]:
+        """Let an activated adapter change only these tokens (...) bool; None for all."""
+        return nullcontext() if self.gate is None or active is None else self.gate.only(active)
 
     def loss(self, hidden: torch.Tensor, of_rows: RowLoss, is_narrow: bool = False) -> torch.Tensor:
         """The sum of `of_rows` over all logits, computed a part at a time together with its gradient.
@@ -198,10 +205,14 @@ class AnyCausalLM(CausalLM):
         tokens, places = row_indices(batch.lengths, batch.tokens.device)
         self._refuse_too_long(max(batch.lengths))
         rows = batch.tokens.index_select(0, tokens)
+        active = None if batch.active is None else batch.active.index_select(0, tokens)
         states, start = [], 0
         for group, longest in row_groups(batch.lengths):
             n = len(group) * longest
-            states.append(self._states(rows[start : start + n].view(len(group), longest)).flatten(0, 1))
+            part, shape = slice(start, start + n), (len(group), longest)
+            woken = None if active is None else active[part].view(shape)[:, : self._limit]
+            with self._changing(woken):
+                states.append(self._states(rows[part].view(shape)).flatten(0, 1))
             start += n
         return torch.cat(states).index_select(0, places).index_select(0, batch.at)
 

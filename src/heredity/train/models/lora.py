@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from heredity.core.errors import UsageError
+from heredity.engines.formats.activation import Gate
 from heredity.engines.formats.linear_layers import is_linear, is_transposed, linear_layers, shape_of
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.shapes import LINEAR_LAYERS
@@ -52,7 +53,10 @@ class FullFinetune:
 
 @dataclass(frozen=True)
 class LowRankAdapters:
-    """Adapters of rank `rank` on the linear layers that `target_modules` names, as in PEFT."""
+    """Adapters of rank `rank` on the linear layers that `target_modules` names, as in PEFT.
+
+    invocation: the tokens that wake an activated LoRA; () for one that is always awake.
+    """
 
     FORMAT: ClassVar[Literal["adapter"]] = "adapter"
 
@@ -60,6 +64,7 @@ class LowRankAdapters:
     alpha: float = 16.0
     use_rslora: bool = True
     target_modules: tuple[str, ...] = LINEAR_LAYERS
+    invocation: tuple[int, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -71,11 +76,12 @@ class LowRankAdapters:
         found = self._adapted(model)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
+        network.gate = Gate() if self.invocation else None
         for full_name in found:
             parent, _, name = full_name.rpartition(".")
             owner = model.get_submodule(parent)
             child = owner.get_submodule(name)
-            setattr(owner, name, LoraLinear(child, self.rank, self.scale, generator))
+            setattr(owner, name, LoraLinear(child, self.rank, self.scale, generator, network.gate))
         return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
     def _adapted(self, model: PreTrainedModel) -> list[str]:
@@ -138,6 +144,7 @@ class LowRankAdapters:
             "inference_mode": True,
             "init_lora_weights": True,
             **({"fan_in_fan_out": True} if is_turned else {}),
+            **({"alora_invocation_tokens": [*self.invocation]} if self.invocation else {}),
         }
         (out / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -146,10 +153,21 @@ Trainable = FullFinetune | LowRankAdapters
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and its adapter: x W' + b + scale * (x A') B'."""
+    """A frozen linear layer and its adapter: x W' + b + scale * (x A') B'.
 
-    def __init__(self, base: nn.Module, rank: int, scale: float, generator: torch.Generator) -> None:
+    gate: of an activated adapter, which changes some of the rows.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        scale: float,
+        generator: torch.Generator,
+        gate: Gate | None = None,
+    ) -> None:
         super().__init__()
+        self.gate = gate
         self.base, self.scale, self.is_transposed = base, scale, is_transposed(base)
         (n_in, n_out), weight = shape_of(base), base.get_parameter("weight").detach()
         bound = 1 / math.sqrt(n_in)  # kaiming_uniform with a = sqrt(5), as in PEFT
@@ -160,6 +178,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)"""
         rows, weight = x.reshape(-1, x.shape[-1]), self.base.get_parameter("weight")
+        changed = None if self.gate is None else self.gate.rows
         out: torch.Tensor = _LoraFunction.apply(  # type: ignore[no-untyped-call]
             rows,
             weight.t() if self.is_transposed else weight,
@@ -167,6 +186,7 @@ class LoraLinear(nn.Module):
             self.lora_a,
             self.lora_b,
             self.scale,
+            None if changed is None else changed.reshape(-1, 1).to(x.dtype),
         )
         return out.view(*x.shape[:-1], -1)
 
@@ -183,18 +203,21 @@ class _LoraFunction(torch.autograd.Function):
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
+        changed: torch.Tensor | None,
     ) -> torch.Tensor:
         low = functional.linear(x, a)
+        low = low if changed is None else low.mul_(changed)
         ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scale = scale
+        ctx.scale, ctx.changed = scale, changed
         return functional.linear(x, weight, bias).addmm_(low, b.T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, a, b, low = ctx.saved_tensors
         of_low = (out @ b).mul_(ctx.scale)
+        of_low = of_low if ctx.changed is None else of_low.mul_(ctx.changed)
         of_x = torch.addmm(of_low @ a, out, weight) if ctx.needs_input_grad[0] else None
-        return of_x, None, None, of_low.T @ x, (out.T @ low).mul_(ctx.scale), None
+        return of_x, None, None, of_low.T @ x, (out.T @ low).mul_(ctx.scale), None, None
 
 
 def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
