@@ -100,6 +100,56 @@ def test_a_blocked_question_never_reaches_the_engine(is_streamed: bool) -> None:
     assert [m.content for m in engine.asked[-1].messages[1:2]] == [REMOVED]
 
 
+class Cut(Keeping):
+    """Ends an answer when its caller has heard enough, as an engine does that answers token by token."""
+
+    def stream(self, requests: Any, listener: Any) -> Iterator[Reply]:
+        for reply in self.reply(requests):
+            n_heard, is_wanted = len(reply.text), listener.is_wanted
+            if listener.is_heard(reply.key):
+                for n_heard in range(len(reply.text) + 1):
+                    if n_heard:
+                        listener.hear(reply.key, reply.text[n_heard - 1])
+                    if not is_wanted(reply.key):
+                        break
+            yield msgspec.structs.replace(reply, text=reply.text[:n_heard], stop="length")
+
+
+@pytest.mark.parametrize("is_streamed", STREAMED)
+def test_a_stop_text_inside_a_secret_shows_no_part_of_it(is_streamed: bool) -> None:
+    with listening(behind(Cut(LEAK), GuardSpec("secrets"))) as address:
+        for stop in (SECRET[:6], SECRET[-4:], BLOCKED[:9]):
+            assert said(address, is_streamed, stop=[stop]) == (BLOCKED, "content_filter")
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_an_answer_cannot_be_made_to_end_inside_a_secret(ignores: bool) -> None:
+    one = behind(Keeping(LEAK), GuardSpec("secrets"))._replace(ignores=ignores)
+    with listening(one) as address:
+        assert said(address, False, max_tokens=500) == (BLOCKED, "content_filter")
+        if ignores:
+            assert said(address, False, max_tokens=5) == (BLOCKED, "content_filter")
+            return
+        with pytest.raises(openai.BadRequestError, match="check whole answers") as refused:
+            said(address, False, max_tokens=5)
+    assert refused.value.body["param"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("text", "begun", "stop"),
+    [("CALL refund {} is forbidden.", "", " is forbidden"), ("CALL refund {}", "I will not write ", None)],
+)
+def test_words_that_decline_a_call_cannot_be_cut_off_or_given(
+    text: str, begun: str, stop: str | None
+) -> None:
+    messages = [*HELLO, *([{"role": "assistant", "content": begun}] if begun else [])]
+    with listening(behind(Keeping(text), GuardSpec("tools"))) as address:
+        found = client(address).chat.completions.create(
+            model="scripted:helpful", messages=messages, stop=stop
+        )
+    assert not found.choices[0].message.tool_calls
+
+
 def test_a_call_that_a_guard_forbids_is_not_handed_out() -> None:
     engine = Keeping('<tool_call>{"name": "refund", "arguments": {}}</tool_call>')
     with listening(behind(engine, GuardSpec("tools"))) as address:
@@ -118,7 +168,7 @@ def test_log_probabilities_are_refused_since_they_would_show_what_is_withheld() 
 def test_the_other_forms_of_the_api_are_guarded_too() -> None:
     with listening(behind(Keeping(LEAK), GuardSpec("secrets"))) as address:
         found = client(address).responses.create(model="scripted:helpful", input="hello")
-        asked = {"model": "scripted:helpful", "max_tokens": 50, "messages": HELLO}
+        asked = {"model": "scripted:helpful", "max_tokens": 500, "messages": HELLO}
         other = httpx.post(f"{address}/v1/messages", json=asked).json()
     assert found.output_text == BLOCKED and other["content"] == [{"type": "text", "text": BLOCKED}]
 

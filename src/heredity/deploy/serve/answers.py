@@ -61,8 +61,8 @@ class Served(NamedTuple):
         # The log-probabilities of an answer would show a text that a guard withholds.
         scorer = engine if isinstance(engine, TokenScorer) and self.guards is None else None
         schemas = engine if isinstance(engine, SchemaEngine) else None
-        shows_tools = self.service.shows_tools
-        return Rules(self.application, self.may_draw, self.ignores, shows_tools, scorer, schemas)
+        shown, is_guarded = self.service.shows_tools, self.guards is not None
+        return Rules(self.application, self.may_draw, self.ignores, shown, scorer, schemas, is_guarded)
 
     @property
     def fingerprint(self) -> str:
@@ -99,8 +99,9 @@ class ServedAnswer:
     def ask(self) -> None:
         """Send the request to the engine. Raises Refusal."""
         guards, request = self._one.guards, self._asked.requests[self.number]
-        # Behind guards, text is heard only for stop texts: it is sent when all of it was checked.
-        is_heard = (self._asked.is_streamed and guards is None) or bool(self._asked.stops)
+        # Behind guards the whole answer is checked, and cut at stop texts only then: a guard does not find a
+        # secret of which a caller cuts the end.
+        is_heard = guards is None and (self._asked.is_streamed or bool(self._asked.stops))
         if guards is not None:
             self._admission = guards.admit(request)
             if self._admission.is_blocked:
@@ -151,8 +152,6 @@ class ServedAnswer:
         text = self._ends.feed(more)
         if self._ends.is_over:
             self._end()
-        if self._one.guards is not None:
-            return
         if self._before_calls is not None:
             text = self._before_calls.feed(text)
         self._sent += text
@@ -228,7 +227,7 @@ class ServedAnswer:
 
     def finished(self, reply: Reply) -> FinishedAnswer:
         """Return the answer as it is sent: cut at stop texts, with its tool calls."""
-        ends = StopTexts(self._asked.stops)
+        ends = StopTexts(() if reply.stop == "filter" else self._asked.stops)
         text = ends.feed(reply.text) + ends.rest()
         shown, calls = self._divided(text, reply)
         if not self._asked.calls.is_parallel:
@@ -251,7 +250,11 @@ class ServedAnswer:
             return found if found.calls else DividedAnswer(text, tuple(map(written, reply.tool_calls)))
         if layer is None or not layer.tools or self._asked.calls.is_off:
             return DividedAnswer(text, ())
-        calls = layer.calls("", Reply(reply.key, "", text, tool_calls=reply.tool_calls))
+        prefill = self._asked.requests[self.number].prefill
+        calls = layer.calls(prefill, Reply(reply.key, "", text, tool_calls=reply.tool_calls))
+        if self._one.guards is not None:  # in a text that is cut there may be a call that no guard saw
+            seen = layer.calls(prefill, reply)
+            calls = tuple(call for call in calls if call in seen)
         return DividedAnswer(text, tuple(map(written, calls)))
 
     def left(self, text: str) -> str:

@@ -79,6 +79,7 @@ class Rules:
     shows_tools: bool = True
     scorer: TokenScorer | None = None  # the engine, if it scores tokens
     schemas: SchemaEngine | None = None  # the engine, if it holds answers to JSON schemas
+    is_guarded: bool = False  # whether the application has guards, which check whole answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,9 @@ def read_decoding(body: Body, rules: Rules) -> ReadDecoding:
     longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     given = {"max_tokens": longest, "temperature": body.temperature, "top_p": body.top_p}
     settings = {key: value for key, value in given.items() if value is not None}
+    short = _too_short(settings, usual, rules)
+    for key in short:
+        del settings[key]
     if is_held and "max_tokens" in settings:
         # Fewer tokens only truncate the same answer.
         settings["max_tokens"] = min(settings["max_tokens"], usual.max_tokens)
@@ -236,15 +240,29 @@ def read_decoding(body: Body, rules: Rules) -> ReadDecoding:
     found = msgspec.structs.replace(usual, **settings)
     _check(found)
     if layer is None or not is_held or not changed:
-        return ReadDecoding(found, ())
+        return ReadDecoding(found, short)
     if rules.ignores:
-        return ReadDecoding(found, tuple(changed))
+        return ReadDecoding(found, (*short, *changed))
     held = ", ".join(f"{key} {getattr(usual, key):g}" for key in changed)
     raise UsageError(
         f"the application '{layer.name}' fixes the sampling parameters ({held}). "
         "Leave it out, or serve with --free-decoding or --ignore-settings",
         code="decoding-held",
         key=changed[0],
+    )
+
+
+def _too_short(settings: Mapping[str, float], usual: Decoding, rules: Rules) -> tuple[str, ...]:
+    """The setting that would end an answer before guards saw all of it. Raises UsageError unless ignored."""
+    if not rules.is_guarded or settings.get("max_tokens", usual.max_tokens) >= usual.max_tokens:
+        return ()
+    if rules.ignores:
+        return ("max_tokens",)
+    raise UsageError(
+        f"guards check whole answers, here of up to {usual.max_tokens} tokens: a shorter one could end "
+        "inside what they look for. Leave it out, or serve with --ignore-settings",
+        code="decoding-held",
+        key="max_tokens",
     )
 
 
