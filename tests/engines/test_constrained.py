@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from heredity.core.errors import BadArgument, BadInput, Unavailable
 from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines import check_schema
 from heredity.engines.scripted import ScriptedEngine
+from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.lineage.store import Store
 from heredity.study.plan import read_plan
@@ -101,12 +104,42 @@ def test_a_stream_is_the_same_answer(engine: TorchEngine) -> None:
         ("[1", "cannot be held"),
         ('{"type": "number", "minimum": 3, "maximum": 2}', "cannot be held"),
         ('{"not": {"type": "string"}}', "cannot be held"),
+        ('{"$ref": "#"}', "cannot be held"),
     ],
 )
 def test_a_schema_that_cannot_be_held_is_refused(engine: TorchEngine, schema: str, said: str) -> None:
     with pytest.raises(BadArgument, match=said) as refused:
         engine.check_schema(schema)
     assert refused.value.code == "bad-schema"
+
+
+def test_an_answer_that_the_schema_lost_is_cut_and_not_ended(engine: TorchEngine) -> None:
+    wide = json.dumps({"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(600)}})
+    (reply,) = answered(engine, [question(0, wide)]).values()
+    assert reply.stop == "length" and reply.text == "{"
+
+
+def test_an_answer_does_not_wait_for_the_schema_of_another(
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.check_schema(SCHEMA)
+    compiling, done = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        compiling.set()
+        assert done.wait(30)
+        raise BadArgument("too slow", code="bad-schema")
+
+    monkeypatch.setattr(Constraints, "_compile", slow)
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(engine.check_schema, '{"const": 7}')
+        assert compiling.wait(30)
+        try:
+            check(pool.submit(answered, engine, [question(1)]).result(timeout=20)[1])
+        finally:
+            done.set()
+        with pytest.raises(BadArgument):
+            other.result()
 
 
 def test_an_engine_that_cannot_hold_a_schema_is_refused() -> None:

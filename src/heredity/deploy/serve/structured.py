@@ -16,7 +16,7 @@ from heredity.core.records import encode
 from heredity.deploy.serve.schema import Rules
 
 FIELD = "response_format"
-_LONGEST = 1 << 16  # bytes of a schema, which is compiled before anything is answered
+_LONGEST = 1 << 14  # bytes of a schema: a longer one takes seconds to compile, and time in each step
 _ANY_OBJECT = '{"type":"object"}'
 
 

@@ -155,9 +155,11 @@ class ContinuousBatch:
             for n_right, place in enumerate(at):
                 token = likeliest[place] if row.sampler.is_greedy else row.sampler.draw(logits[place])
                 row.output.append(token)
-                if self._is_over(row):
+                if row.sampler.is_lost:  # first: then only the end of the answer may come next
+                    row.stop = "length"
+                elif self._is_over(row):
                     row.stop = "end"
-                elif len(row.output) == row.max_tokens or row.sampler.is_lost:
+                elif len(row.output) == row.max_tokens:
                     row.stop = "length"
                 if row.stop or draft[n_right : n_right + 1] != [token]:
                     break

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from heredity.core.errors import Unavailable, first_line
 from heredity.engines._json_schemas import grammar_of, refused
 
 if TYPE_CHECKING:
@@ -61,12 +62,15 @@ class Constraints:
     def of(self, schema: str) -> Constraint:
         """A constraint for one answer. Raises BadArgument for a schema that cannot be held."""
         with self._lock:
-            if schema not in self._compiled:
-                self._compiled[schema] = self._compile(schema)
-                if len(self._compiled) > _KEPT:
-                    self._compiled.popitem(last=False)
+            found = self._compiled.get(schema)
+        if found is None:  # outside the lock: the answers of others do not wait for a schema that takes long
+            found = self._compile(schema)
+        with self._lock:
+            self._compiled[schema] = found
             self._compiled.move_to_end(schema)
-            return Constraint(self._compiled[schema])
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        return Constraint(found)
 
     def _compile(self, schema: str) -> LLMatcher:
         grammar = grammar_of(schema)
@@ -75,8 +79,15 @@ class Constraints:
 
         if self._tokens is None:
             stops = sorted(self._stops)
-            self._tokens = from_tokenizer(self._codec.fast_tokenizer, self._n_vocabulary, stops)
+            try:
+                self._tokens = from_tokenizer(self._codec.fast_tokenizer, self._n_vocabulary, stops)
+            except ValueError as error:
+                why = f"No JSON schema can be held with this model's tokenizer: {first_line(error)}"
+                raise Unavailable(why, code="schema-not-held") from None
         found = LLMatcher(self._tokens, grammar, log_level=0)
-        if found.is_error():
-            raise refused(found.get_error())
+        tried = found.deep_copy()
+        if not found.is_error():
+            tried.compute_bitmask()  # fails where no JSON at all can begin
+        if tried.is_error():
+            raise refused(tried.get_error())
         return found
