@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -14,10 +16,13 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 
 from heredity.deploy.serve import limits
+from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.limits import MemoryFloor, RateLimit
 from heredity.deploy.serve.observing import Metrics
 from heredity.deploy.serve.schema import Refusal
-from tests.deploy.serve.serving import HELLO, client, listening, named, until
+from heredity.deploy.serve.worker import EngineWorker
+from heredity.lineage.store import scripted
+from tests.deploy.serve.serving import HELLO, Saying, client, listening, named, until
 
 SECRET = "zebra-4417"
 BODY: Any = {"model": "scripted:helpful", "messages": [{"role": "user", "content": SECRET}]}
@@ -147,3 +152,24 @@ def test_the_largest_body_is_the_operators() -> None:
         found = httpx.post(f"{address}/v1/messages", json={"model": "scripted:helpful", "messages": said})
         assert (found.status_code, found.json()["error"]["type"]) == (413, "request_too_large")
         assert client(address).chat.completions.create(model="scripted:helpful", messages=HELLO).choices
+
+
+def test_schemas_that_take_long_to_compile_hold_up_nobody_else() -> None:
+    done = threading.Event()
+
+    class Slow(Saying):
+        def check_schema(self, schema: str) -> None:
+            assert done.wait(30)
+
+    one = Served(scripted("scripted:helpful").record, EngineWorker(Slow("fine")))
+    body = {"model": "scripted:helpful", "messages": HELLO}
+    with listening(one) as address, ThreadPoolExecutor() as pool:
+        slow = {**body, "response_format": {"type": "json_object"}}
+        url = f"{address}/v1/chat/completions"
+        waiting = [pool.submit(httpx.post, url, json=slow, timeout=40) for _ in range(6)]
+        try:
+            time.sleep(0.5)
+            assert httpx.post(url, json=body, timeout=10).status_code == 200
+        finally:
+            done.set()
+        assert {each.result().status_code for each in waiting} == {200}

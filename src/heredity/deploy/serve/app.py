@@ -29,7 +29,7 @@ import secrets
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -51,12 +51,19 @@ from heredity.deploy.serve import answers, chat, completions, embeddings, messag
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
 from heredity.deploy.serve.embeddings import EmbeddingService
 from heredity.deploy.serve.guarding import ServedGuards
-from heredity.deploy.serve.limits import BODY_SECONDS, LARGEST, BoundedBody, MemoryFloor, RateLimit
+from heredity.deploy.serve.limits import (
+    BODY_SECONDS,
+    LARGEST,
+    BoundedBody,
+    MemoryFloor,
+    RateLimit,
+    RequestGate,
+)
 from heredity.deploy.serve.observing import CONTENT_TYPE, Metrics, Observed
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.engines.protocols import Completer, Engine
 
-_AT_ONCE = 4  # requests started or cancelled in one pass of the event loop; others wait, /health does not
+_COMPILED = 2  # JSON schemas at once, so that slow ones leave threads for what else has to be read
 _SWITCH = 0.0005  # seconds that the event loop waits for a busy engine thread after each system call
 MESSAGES = "/v1/messages"
 IGNORED = "x-heredity-ignored"  # the header that names settings that were ignored
@@ -161,7 +168,7 @@ class _Events(StreamingResponse):
         shape: AnswerFormat,
         sent: Sequence[ServedAnswer],
         headers: dict[str, str],
-        gate: _RequestGate,
+        gate: RequestGate,
     ) -> None:
         super().__init__(answers.events(shape, sent), headers=headers, media_type="text/event-stream")
         self._answers, self._gate = sent, gate
@@ -183,25 +190,6 @@ class _Events(StreamingResponse):
                 answers.forget(each)
 
 
-class _RequestGate:
-    """Lets a few waiting tasks proceed in each pass of the event loop, so that other tasks get their
-    turn."""
-
-    def __init__(self) -> None:
-        self._places = asyncio.Semaphore(_AT_ONCE)
-
-    async def __aenter__(self) -> None:
-        await self._places.acquire()
-        try:
-            await asyncio.sleep(0)
-        except BaseException:
-            self._places.release()
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._places.release()
-
-
 @dataclass(frozen=True)
 class _Desk:
     """The handlers of the routes."""
@@ -212,7 +200,8 @@ class _Desk:
     counted: Metrics
     rate: RateLimit
     memory: MemoryFloor = field(default_factory=MemoryFloor)
-    gate: _RequestGate = field(default_factory=_RequestGate)
+    gate: RequestGate = field(default_factory=RequestGate)
+    compiling: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_COMPILED))
 
     async def chat(self, call: Call) -> Response:
         """Answer a conversation."""
@@ -247,8 +236,10 @@ class _Desk:
                 raise Refusal(
                     400, f"'{one.model.name}' takes only conversations", "not_supported", param="model"
                 )
-            asked = await _read(parse, body, one.rules)
-            found = _asked(one, asked)
+            asked = _read(parse, body, one.rules)
+        if asked is None:
+            asked = await _read_slowly(parse, body, one.rules, self.compiling)
+        found = _asked(one, asked)
         return await self._answered(call, found, asked, form(self.name_of(one), one.fingerprint, asked))
 
     async def embeddings(self, call: Call) -> Response:
@@ -452,16 +443,30 @@ def _understood(parse: Callable[[], T]) -> T:
         raise _theirs(error) from None
 
 
-async def _read(
+def _read(
     parse: Callable[[dict[str, object], Rules], ParsedRequest], body: dict[str, object], rules: Rules
-) -> ParsedRequest:
-    """Parse a body; in a thread if passages have to be retrieved or a schema compiled, which takes time."""
+) -> ParsedRequest | None:
+    """Parse a body; None if passages have to be retrieved or a schema compiled, which takes time."""
     layer = rules.application
-    is_quick = layer is None or layer.retrieval is UNSET
-    if is_quick and not (body.get("response_format") or body.get("text")):
-        return _understood(lambda: parse(body, rules))
+    is_slow = _has_form(body) or (layer is not None and layer.retrieval is not UNSET)
+    return None if is_slow else _understood(lambda: parse(body, rules))
+
+
+def _has_form(body: dict[str, object]) -> bool:
+    return bool(body.get("response_format") or body.get("text"))
+
+
+async def _read_slowly(
+    parse: Callable[[dict[str, object], Rules], ParsedRequest],
+    body: dict[str, object],
+    rules: Rules,
+    compiling: asyncio.Semaphore,
+) -> ParsedRequest:
+    """Parse a body in a thread."""
+    place: AbstractAsyncContextManager[object] = compiling if _has_form(body) else nullcontext()
     try:
-        return await asyncio.to_thread(parse, body, rules)
+        async with place:
+            return await asyncio.to_thread(parse, body, rules)
     except UsageError as error:
         raise _theirs(error) from None
     except HeredityError as error:  # the index is gone or damaged

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from heredity.core.host import available_memory
 from heredity.deploy.serve.schema import Refusal
 
+_AT_ONCE = 4  # requests started or cancelled in one pass of the event loop; others wait, /health does not
 LARGEST = 4 << 20  # bytes of a body
 BODY_SECONDS = 30.0  # from a request's first byte after its headers to its last
 _DISCARDED = 2 * LARGEST  # bytes read of a body that is too large, so that the caller can read the error
@@ -126,3 +127,22 @@ class _Body:
         if message["type"] == "http.response.start" and not self._is_whole:
             message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         await self._send(message)
+
+
+class RequestGate:
+    """Lets a few waiting tasks proceed in each pass of the event loop, so that other tasks get their
+    turn."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(_AT_ONCE)
+
+    async def __aenter__(self) -> None:
+        await self._places.acquire()
+        try:
+            await asyncio.sleep(0)
+        except BaseException:
+            self._places.release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
