@@ -1,4 +1,4 @@
-"""Train an activated low-rank adapter (aLoRA): it changes a conversation from its invocation on.
+"""Train an aLoRA adapter, which acts from its invocation on. The base stays as it is.
 
 Everything before the invocation keeps the keys and values of the base. A cache of the base serves all its
 activated adapters. By default the invocation is the template's generation prompt, the text
