@@ -1,4 +1,4 @@
-"""What other tools made, from its files to a study beside its parent, an export and a served model.
+"""What other tools made, from its files to a served model, and its study on one process and on several.
 
 A Phi-3, a Mixtral, an adapter that PEFT wrote, a GPTQ folder and a GGUF of unknown origin are adopted below
 their parents, studied beside them, exported and served, by the command line alone.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ from heredity.study import plan as plans
 from heredity.study.result import Result
 from heredity.study.storage import read_estimates
 from tests.cli.test_serve import serving
+from tests.support import killed_studies
 from tests.support.errors import Done, check_refused, run_command, run_here
 from tests.support.gguf_files import write_unknown
+from tests.support.killed_studies import assert_as_of_one_process, run_under_kills
 from tests.support.packed_models import pack_folder
 from tests.support.peft_adapters import make_adapter
 from tests.support.studies import by_index
@@ -101,7 +105,7 @@ def tuned(base: Path, out: Path) -> Path:
 
 
 class Place:
-    """A folder with a store, and `heredity` in it. Every process computes with one thread."""
+    """A folder with a store, and `heredity` in it. Every process computes with one thread, as workers do."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.whole = folder, folder / "whole"
@@ -118,6 +122,11 @@ class Place:
     @property
     def store(self) -> Store:
         return Store(self.folder / "store")
+
+    def forget(self) -> None:
+        """Take the answers from the store, so that each study asks for its own."""
+        for path in (self.folder / "store").glob("cache.sqlite*"):
+            path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +224,27 @@ def test_all_are_served_and_say_what_they_said_in_the_study(
             for messages, text in talks(place, name):
                 said = client.chat.completions.create(model=name, messages=messages[1:])
                 assert said.choices[0].message.content == text
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["whole", "killed"])
+@pytest.mark.parametrize("on", ["", "ray"], ids=["processes", "ray"])
+def test_three_workers_come_to_the_study_of_one_process(place: Place, on: str, is_killed: bool) -> None:
+    if on and find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    place.forget()
+    n_trials, name = len(by_index(place.whole)), f"{on or 'processes'}-{is_killed}"
+    args = (*STUDY, "--out", name, "--workers", "3", *(("--on", on) if on else ()))
+    if is_killed:
+        moments = [n_trials * share // 8 for share in (1, 2, 3, 5, 6)]
+        workers = killed_studies.actors if on else killed_studies.children
+        command = [sys.executable, "-m", "heredity", *args]
+        found = run_under_kills(command, place.folder / name, moments, workers, 3, **place.everywhere)
+        # A third worker that dies while it loads one model would end the study: its driver goes before that.
+        assert found[:3] == ["worker", "worker", "driver"]
+    else:
+        done = run_command(*args, **place.everywhere)
+        assert done.returncode == 0, done.stderr
+    rows = by_index(place.folder / name).values()
+    assert {type(row.machine) for row in rows} == {str}, "workers wrote them"
+    assert is_killed or not any(row.is_cached for row in rows)
+    assert_as_of_one_process(n_trials, place.folder / name, place.whole)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -22,7 +18,8 @@ from heredity.study.plan import Plan, PlannedModel
 from heredity.study.study import Study
 from heredity.study.workers.start import Workers
 from tests.support import worker_engines
-from tests.support.studies import by_index, drop_circumstances, plan, responses
+from tests.support.killed_studies import assert_as_of_one_process, run_under_kills
+from tests.support.studies import plan, responses
 
 pytestmark = [pytest.mark.proof, pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")]
 ROOT = Path(__file__).parents[3]
@@ -48,59 +45,12 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def workers_of(pid: int) -> list[int]:
-    """The worker processes of a driver."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def n_rows(folder: Path) -> int:
-    path = folder / "responses.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def run_under_kills(folder: Path, store: Path, loader: str, n_trials: int, on: str = "") -> list[str]:
+def run(folder: Path, store: Path, loader: str, n_trials: int, on: str = "") -> list[str]:
     """Run the study to its end; each kill falls after another share of its rows. Who was killed, in order."""
     command = [sys.executable, "-c", DRIVER, str(folder), str(store), loader, on]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     moments = sorted(random.sample(range(1, max(N_KILLS + 1, n_trials * 9 // 10)), N_KILLS))
-    process, found = subprocess.Popen(command, env=environment), list[str]()
-    for n, moment in enumerate(moments):
-        while n_rows(folder) < moment and process.poll() is None:
-            time.sleep(0.005)
-        if process.poll() is not None:
-            break
-        victims = workers_of(process.pid)
-        if n % 4 == 3 or not victims:
-            process.kill()
-            process.wait()
-            found.append("driver")
-            process = subprocess.Popen(command, env=environment)
-        else:
-            os.kill(random.choice(victims), signal.SIGKILL)
-            found.append("worker")
-    assert process.wait() == 0
-    return found
-
-
-def assert_as_of_one_process(made: Plan, killed: Path, whole: Path) -> None:
-    rows = responses(killed)
-    assert sorted(row.index for row in rows) == list(range(made.n_trials))
-    several, one = by_index(killed), by_index(whole)
-    assert {i: (row.exchanges, row.error) for i, row in several.items()} == {
-        i: (row.exchanges, row.error) for i, row in one.items()
-    }
-    assert numbers(killed) == numbers(whole)
-
-
-def numbers(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.json.decode(drop_circumstances(folder))
-    found.pop("forecast", None)
-    for card in found["models"]:
-        del card["engine"]  # its name has the width, which is measured
-    return found
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    return run_under_kills(command, folder, moments, env=environment)
 
 
 def test_scripted_models_under_kills_come_to_the_estimates_of_one_process(
@@ -110,11 +60,11 @@ def test_scripted_models_under_kills_come_to_the_estimates_of_one_process(
     (notes / "seconds").write_text("0.03")
     plans.write_plan(tmp_path / "killed", made)
     loader = "tests.support.worker_engines:noting"
-    found = run_under_kills(tmp_path / "killed", tmp_path / "store", loader, made.n_trials)
+    found = run(tmp_path / "killed", tmp_path / "store", loader, made.n_trials)
     assert {"driver", "worker"} <= set(found)
     plans.write_plan(tmp_path / "whole", made)
     Study.open(tmp_path / "whole").run()
-    assert_as_of_one_process(made, tmp_path / "killed", tmp_path / "whole")
+    assert_as_of_one_process(made.n_trials, tmp_path / "killed", tmp_path / "whole")
 
 
 def of_models(base: Plan, models: Sequence[Grown]) -> Plan:
@@ -136,13 +86,13 @@ def test_networks_under_kills_come_to_the_estimates_of_one_process(tmp_path: Pat
     store, made = tiny_study(tmp_path)
     plans.write_plan(tmp_path / "killed", made)
     loader = "tests.support.worker_engines:float32"
-    found = run_under_kills(tmp_path / "killed", store.root, loader, made.n_trials)
+    found = run(tmp_path / "killed", store.root, loader, made.n_trials)
     assert "worker" in found
     assert {row.machine for row in responses(tmp_path / "killed")} != {msgspec.UNSET}
     (store.root / "cache.sqlite").unlink(missing_ok=True)
     plans.write_plan(tmp_path / "whole", made)
     Study.open(tmp_path / "whole", store=store, engine_loader=worker_engines.float32).run()
-    assert_as_of_one_process(made, tmp_path / "killed", tmp_path / "whole")
+    assert_as_of_one_process(made.n_trials, tmp_path / "killed", tmp_path / "whole")
 
 
 def test_attacks_on_weights_search_once_and_the_driver_keeps_the_result(tmp_path: Path, notes: Path) -> None:
@@ -159,6 +109,6 @@ def test_attacks_on_weights_search_once_and_the_driver_keeps_the_result(tmp_path
     )  # fmt: skip
     (store.root / "cache.sqlite").unlink(missing_ok=True)
     whole.run()
-    assert_as_of_one_process(whole.resolved, folder, tmp_path / "whole")
+    assert_as_of_one_process(whole.resolved.n_trials, folder, tmp_path / "whole")
     found = [(f / "found.jsonl").read_text().splitlines() for f in (folder, tmp_path / "whole")]
     assert found[0] and sorted(found[0]) == sorted(found[1])
