@@ -165,11 +165,11 @@ def test_a_server_with_two_adapters_answers_each_under_its_name(
         engines = {name: load_engine(own.get(f"vllm:{name}"), own) for name in folders}
         check_server(health, engines)
         for name, engine in engines.items():
-            assert answers(engine) == here(own, name)
             assert isinstance(engine, vllm.VllmEngine)
             base = engine.base_at_server()
             assert base is not None
             check_server(health, {name: engine, "ours": base})
+            assert answers(engine) == here(own, name)  # which closes the engine
         twins = {name: load_engine(own.get("vllm:first"), own) for name in ("one", "two")}
         with raises(Refused, "models-answer-alike"):
             check_server(health, twins)
