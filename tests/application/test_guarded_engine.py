@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -172,13 +173,13 @@ def test_guards_stand_in_their_order() -> None:
 
 @pytest.mark.parametrize(("fails", "text"), [("closed", BLOCKED), ("open", "fine")])
 def test_a_guard_that_fails_blocks_unless_it_is_open(
-    monkeypatch: pytest.MonkeyPatch, fails: str, text: str
+    monkeypatch: pytest.MonkeyPatch, fails: Literal["closed", "open"], text: str
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(LinkGuard, "find", broken)
-    made = behind(Recorder(), GuardSpec("links", fails=fails))  # type: ignore[arg-type]
+    made = behind(Recorder(), GuardSpec("links", fails=fails))
     (reply,) = made.reply([said(0, "a")])
     how = "failed" if fails == "closed" else "failed open"
     assert (reply.text, reply.guarded) == (text, (f"links: {how}: RuntimeError",))

@@ -20,6 +20,9 @@ from heredity.core.records import Consult, Message, Probe, Reply, Request, Retri
 if TYPE_CHECKING:
     from heredity.application.spec import Application
 
+_BEFORE, _BEHIND = "Retrieved document:\n", "\n\n"  # a passage that is shown with a turn
+_ASKS = "Question: "  # before the user's text, where passages precede it
+
 
 def converse(
     application: Application,
@@ -114,13 +117,6 @@ def _answer(
         named = [(call.name, application.tool_result(call, probe, world)) for call in calls]
         messages += application.results(named)
     return reply
-
-
-_BEFORE, _BEHIND, _ASKS = (
-    "Retrieved document:\n",
-    "\n\n",
-    "Question: ",
-)  # around a passage, and the user's text
 
 
 def user_message(

@@ -6,10 +6,20 @@ Leaves to others: the tokens that a grammar allows (torch/constrained.py; llama.
 
 from __future__ import annotations
 
+import msgspec
+
 from heredity.core.errors import BadArgument, Unavailable, first_line
 
 # Free whitespace would let a small model write blanks until its answer is cut.
-FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def compact(schema: str) -> dict[str, object]:
+    """A schema that allows one space behind each comma and colon, and none elsewhere. Raises BadArgument."""
+    try:
+        return {**msgspec.json.decode(schema, type=dict[str, object]), "x-guidance": _FORM}
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise refused(first_line(error)) from None
 
 
 def grammar_of(schema: str) -> str:
@@ -21,10 +31,7 @@ def grammar_of(schema: str) -> str:
             "Answers that match a JSON schema need llguidance. Install it: pip install llguidance",
             code="package-missing",
         ) from None
-    try:
-        grammar: str = LLMatcher.grammar_from_json_schema(schema, overrides=FORM)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise refused(first_line(error)) from None
+    grammar = LLMatcher.grammar_from_json_schema(compact(schema))
     if why := LLMatcher.validate_grammar(grammar):
         raise refused(why)
     return grammar

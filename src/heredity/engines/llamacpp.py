@@ -28,7 +28,7 @@ from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.engines import cache_budget, failed_reply
-from heredity.engines._json_schemas import FORM, grammar_of
+from heredity.engines._json_schemas import compact, grammar_of
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.codec import StopTexts, Template
 from heredity.engines.chat.tool_calls import parse_tool_calls
@@ -311,7 +311,7 @@ class LlamaCppEngine:
             "cache_prompt": True,
         }
         if not isinstance(decoding.json_schema, UnsetType):
-            body["json_schema"] = {**msgspec.json.decode(decoding.json_schema), "x-guidance": FORM}
+            body["json_schema"] = compact(decoding.json_schema)
         if self._template.stop_text:
             body["stop"] = [self._template.stop_text]
         return body
