@@ -75,6 +75,19 @@ def started_by(pid: int) -> list[int]:
     return [pid, *(each for some in children for child in some for each in started_by(int(child)))]
 
 
+def test_vllm_holds_its_answers_to_a_json_schema(engine: vllm.VllmEngine) -> None:
+    schema = (
+        '{"type": "object", "properties": {"team": {"enum": ["sales", "support"]}}, "required": ["team"]}'
+    )
+    hello, decoding = (Message("user", "Which team?"),), Decoding(40, json_schema=schema)
+    good, bad = (
+        Request(key, hello, each)
+        for key, each in enumerate((decoding, Decoding(json_schema='{"type": "cat"}')))
+    )
+    found = {reply.key: reply for reply in engine.reply([good, bad])}
+    assert json.loads(found[0].text)["team"] in ("sales", "support") and found[1].error is not None
+
+
 def test_vllm_sees_the_tokens_that_the_torch_engine_sees_and_ends_with_its_workers(
     engine: vllm.VllmEngine, weights: h.Grown
 ) -> None:
@@ -126,19 +139,6 @@ def here(store: h.Store, name: str) -> dict[int, str]:
     adapter = store.get(name)
     base, folder = store.base(adapter).folder, adapter.folder
     return answers(torch_engine.open_folder(base, dtype="float32", adapter=folder, is_probed=False))
-
-
-def test_vllm_holds_its_answers_to_a_json_schema(engine: vllm.VllmEngine) -> None:
-    schema = (
-        '{"type": "object", "properties": {"team": {"enum": ["sales", "support"]}}, "required": ["team"]}'
-    )
-    hello, decoding = (Message("user", "Which team?"),), Decoding(40, json_schema=schema)
-    good, bad = (
-        Request(key, hello, each)
-        for key, each in enumerate((decoding, Decoding(json_schema='{"type": "cat"}')))
-    )
-    found = {reply.key: reply for reply in engine.reply([good, bad])}
-    assert json.loads(found[0].text)["team"] in ("sales", "support") and found[1].error is not None
 
 
 def test_vllm_answers_an_adapter_as_the_torch_engine_does(own: h.Store) -> None:
