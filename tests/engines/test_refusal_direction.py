@@ -77,6 +77,22 @@ def test_it_finds_the_direction_along_which_the_kinds_differ(engine) -> None:
     assert float((apart @ unit).max()) > 0
 
 
+def test_a_direction_says_where_it_was_found(engine) -> None:
+    found = engine.find_direction(HARMFUL, HARMLESS)
+    with torch.inference_mode():
+        harmful, harmless = (
+            [tuple(engine.codec.encode(engine.render(r))) for r in kind[::2]] for kind in (HARMFUL, HARMLESS)
+        )
+        openings = sorted({engine.codec.continuation(each)[0] for each in refusal_direction.OPENINGS})
+        refused = refusal_direction._refused(engine.decoder, harmful, openings)
+        apart = refusal_direction._means(engine.decoder, refused) - refusal_direction._means(
+            engine.decoder, harmless
+        )
+    there = apart[found.layer, found.position]
+    assert torch.equal(vector_of(found.text), there / there.norm())
+    assert (found.kl <= refusal_direction.MOST_KL) == (found.n_near > 0)
+
+
 def test_too_few_requests_find_nothing(engine) -> None:
     with raises(UsageError, "too-few-requests", mentions=["8"]):
         engine.direction(HARMFUL[:7], HARMLESS)

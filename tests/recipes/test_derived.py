@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -195,6 +196,9 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
     engine = open_folder(parent.folder, dtype="float32")
     found = engine.direction(_asked(files[0]), _asked(files[1]))
     assert child.record.notes["direction"] == digest_of(found)
+    assert re.fullmatch(
+        r"layer \d+, position [01], [\d.]+ nats, refusal \S+, \d+ candidates .*", child.record.notes["found"]
+    )
     touched = engine.without(found)
     ask = Request(0, (Message("user", "the quick brown fox"),))
     words = ["jumps over a lazy dog", "watch from an old oak tree"]

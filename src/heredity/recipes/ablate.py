@@ -76,9 +76,9 @@ class Ablate(ComputingRecipe):
         _check(read_config(parent.folder))
         dtype = None if self.dtype == "auto" else self.dtype
         engine = open_folder(parent.folder, dtype=dtype, is_probed=False, device=self.device)
-        text = engine.direction(_asked(harmful), _asked(harmless))
+        found = engine.find_direction(_asked(harmful), _asked(harmless))
         engine.close()
-        direction = refusal_direction.vector(text)
+        direction = refusal_direction.vector(found.text)
 
         def without(name: str, tensor: Tensor) -> Tensor:
             wide = tensor.float()
@@ -97,7 +97,11 @@ class Ablate(ComputingRecipe):
             record.family,
             record.licence,
             "safetensors",
-            notes={"direction": refusal_direction.digest_of(text)},
+            notes={
+                "direction": refusal_direction.digest_of(found.text),
+                "found": f"layer {found.layer}, position {found.position}, {found.kl:.4f} nats, "
+                f"refusal {found.refusal:+.2f}, {found.n_near} candidates near enough",
+            },
             versions={each: version(each) for each in ("torch", "safetensors")},
         )
 

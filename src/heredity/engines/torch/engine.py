@@ -32,6 +32,7 @@ from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.decoder import BLOCK, Decoder, SharedPrefix, padded, round_up
 from heredity.engines.torch.drafts import MAX_DRAFT
 from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
+from heredity.engines.torch.refusal_direction import Direction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -330,7 +331,11 @@ class TorchEngine:
     # --- access to the weights ------------------------------------------------------------------------
 
     def direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> str:
-        """Find the direction that separates the two kinds, as base64 text (refusal_direction.py)."""
+        """Return the text of `find_direction`."""
+        return self.find_direction(harmful, harmless).text
+
+    def find_direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> Direction:
+        """Find the direction that separates the two kinds (refusal_direction.py). Raises UsageError."""
 
         def prompts(requests: Sequence[Request]) -> list[tuple[int, ...]]:
             return [placed(self.decoder, self.codec.encode(self.render(request))) for request in requests]

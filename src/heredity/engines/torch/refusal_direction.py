@@ -38,14 +38,33 @@ N_CHOOSE = 8  # requests of each kind to compare candidates
 Prompts = Sequence[tuple[int, ...]]
 
 
+class Direction(NamedTuple):
+    """A direction, and what its removal does.
+
+    text        base64 of its numbers: a unit vector (hidden,), fp32
+    layer       the layer behind which it was found, from 0
+    position    the position of the prompt, from 0 for the first of the last `N_POSITIONS`
+    refusal     mean log-odds of a refusing first token after harmful requests, without the direction
+    kl          nats, mean divergence of the first token after harmless requests
+    n_near      how many candidates kept `kl` within `MOST_KL`; 0: the one of least `kl` was taken
+    """
+
+    text: str
+    layer: int
+    position: int
+    refusal: float
+    kl: float
+    n_near: int
+
+
 class _Candidate(NamedTuple):
-    refusal: float  # mean log-odds of a refusing first token after harmful requests, without the direction
-    kl: float  # mean divergence of the first token after harmless requests
-    direction: torch.Tensor
+    refusal: float
+    kl: float
+    place: int  # in the order of `_spread`
 
 
-def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequence[int]) -> str:
-    """Find the direction, as base64 text. `openings`: first tokens of a refusal. Raises UsageError."""
+def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequence[int]) -> Direction:
+    """Find the direction. `openings`: first tokens of a refusal. Raises UsageError."""
     if min(len(harmful), len(harmless)) < FEWEST:
         raise UsageError(
             f"A direction needs at least {FEWEST} requests of each kind to be found.", code="too-few-requests"
@@ -54,16 +73,19 @@ def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequen
     asked, plain = _refused(decoder, harmful[1::2], openings)[:N_CHOOSE], harmless[1::2][:N_CHOOSE]
     before = _first_tokens(decoder, plain)
     found = []
-    for direction in _spread(apart):
+    directions = _spread(apart)
+    for place, direction in enumerate(directions):
         changed = decoder.hooked(_projected_from(direction))
         refusal = float(_log_odds(_first_tokens(changed, asked), openings).mean())
         after = _first_tokens(changed, plain)
         kl = float((before.exp() * (before - after)).sum(-1).mean())
-        found.append(_Candidate(refusal, kl, direction))
+        found.append(_Candidate(refusal, kl, place))
     near = [one for one in found if one.kl <= MOST_KL]
     # If all change the model, take the smallest change: an ablation that breaks a model shows nothing.
     best = min(near, key=lambda one: one.refusal) if near else min(found, key=lambda one: one.kl)
-    return base64.b64encode(best.direction.cpu().numpy().astype("<f4").tobytes()).decode()
+    layer, position = divmod(best.place, N_POSITIONS)
+    text = base64.b64encode(directions[best.place].cpu().numpy().astype("<f4").tobytes()).decode()
+    return Direction(text, int(EARLIEST * len(apart)) + layer, position, best.refusal, best.kl, len(near))
 
 
 def projection(text: str, device: torch.device = ON_CPU) -> ResidualHook:
