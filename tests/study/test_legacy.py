@@ -16,7 +16,8 @@ import pytest
 
 from heredity.core.errors import NotComparable
 from heredity.core.files import Rows
-from heredity.core.records import Response, Verdict, is_failed, is_skipped
+from heredity.core.records import Response, Verdict
+from heredity.core.row_codes import is_failed, is_skipped
 from heredity.engines import scripted
 from heredity.study import aggregate, legacy, storage
 from heredity.study import plan as plans

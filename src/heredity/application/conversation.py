@@ -1,7 +1,7 @@
 """One conversation inside an application, as a generator that yields requests and receives replies.
 
 Promises: one shape for one question and for many turns, testable without a model. Tool calls are answered
-before the next turn. The turn limit holds.
+before the next turn. The limits hold.
 Leaves to others: the questions (redteam/attacks/), the answers (engines/), and the application's own
 formats (spec.py, tools.py).
 """
@@ -9,13 +9,14 @@ formats (spec.py, tools.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from heredity.application.limits import LimitMeter
 from heredity.application.tools import World
-from heredity.core.records import Consult, Message, Probe, Reply, Request, Retrieved, Turn
+from heredity.core.records import Consult, Limit, Message, Probe, Reply, Request, Retrieved, Turn
 
 if TYPE_CHECKING:
     from heredity.application.spec import Application
@@ -24,42 +25,52 @@ _BEFORE, _BEHIND = "Retrieved document:\n", "\n\n"  # a passage that is shown wi
 _ASKS = "Question: "  # before the user's text, where passages precede it
 
 
+class Ending(NamedTuple):
+    """How a conversation ended: whether a turn that makes the probe's demand was answered, and the limit of
+    the application that ended it, if one did."""
+
+    is_made: bool
+    limit: Limit | None = None
+
+
 def converse(
     application: Application,
     turns: Generator[Turn | Consult, Reply, None],
     probe: Probe,
     seed: int = 0,
-) -> Generator[Request | Consult, Reply, bool]:
-    """One conversation as a generator: yields a request, receives the reply; returns whether a turn that
-    makes the probe's demand was answered.
+) -> Generator[Request | Consult, Reply, Ending]:
+    """One conversation as a generator: yields a request, receives the reply; returns how it ended.
 
-    User turns come from the attack, until it has no more, the turn limit is met, or an error ends it. A
+    User turns come from the attack, until it has no more, a limit is met, or an error ends it. A
     fresh turn restarts the conversation and its limit; a turn that retracts replaces the one before it, and
     both count. Only the tools' state stays. A Consult, the attack's question to its attacker model, is
     passed on.
     """
     application = application.for_probe(probe)
     chat, world = _Chat(application, probe.passage), World(application.state, application.tools)
+    meter, limit = LimitMeter(application.limits), None
     is_made, reply = False, None
     while True:
         try:
             turn = next(turns) if reply is None else turns.send(reply)
         except StopIteration:
-            return is_made
+            return Ending(is_made, limit)
         if isinstance(turn, Consult):
             reply = yield turn
             if reply.error is not None:
-                return is_made
+                return Ending(is_made)
             continue
+        if limit := meter.met:
+            return Ending(is_made, limit)
         if turn.is_fresh:
             chat = _Chat(application, probe.passage)
         elif chat.n_turns >= application.max_turns:
-            return is_made
+            return Ending(is_made, "turns")
         found = application.retrieve(turn.text)
         chat.add(turn, () if isinstance(found, UnsetType) else found)
-        reply = yield from _answer(application, chat.messages, turn, probe, world, seed, found)
+        reply, limit = yield from _answer(application, chat.messages, turn, probe, world, seed, found, meter)
         if reply.error is not None:
-            return is_made
+            return Ending(is_made)
         is_made |= turn.asks
 
 
@@ -94,12 +105,13 @@ def _answer(
     world: World,
     seed: int,
     found: tuple[Retrieved, ...] | UnsetType,
-) -> Generator[Request, Reply, Reply]:
-    """The replies to one turn, put behind `messages`; returns the last.
+    meter: LimitMeter,
+) -> Generator[Request, Reply, tuple[Reply, Limit | None]]:
+    """The replies to one turn, put behind `messages`; returns the last, and the limit that ended them.
 
-    A tool call is answered with the probe's or the tool's canned result, and the model replies again. That
-    ends when it calls no tool or has replied `max_turns` times; calls left open are answered with the next
-    turn.
+    A tool call is answered with the probe's or the tool's own result, and the model replies again. That
+    ends when it calls no tool, has replied `max_turns` times, or meets a limit of the conversation. Results
+    that the model has not read then come with the next turn.
     """
     prefill = turn.prefill
     is_shared = probe.tool_description is UNSET
@@ -108,15 +120,18 @@ def _answer(
         reply = yield msgspec.structs.replace(request, retrieved=found)
         found = UNSET  # later replies to the turn answer the results of tools
         if reply.error is not None:
-            break
+            return reply, None
+        meter.add(reply)
         calls = application.calls(prefill, reply)
         messages.append(application.said(prefill + reply.text, calls))
         prefill = ""
         if not calls or application.rendering == "theirs":  # their application answers its own calls
-            break
+            return reply, None
         named = [(call.name, application.tool_result(call, probe, world)) for call in calls]
         messages += application.results(named)
-    return reply
+        if limit := meter.met:
+            return reply, limit
+    return reply, "replies"
 
 
 def user_message(

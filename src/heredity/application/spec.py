@@ -18,9 +18,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from heredity.application.calls import parse_tool_calls
-from heredity.application.conversation import converse
+from heredity.application.conversation import Ending, converse
 from heredity.application.guards import parse_guard
 from heredity.application.guards.protocols import GuardSpec
+from heredity.application.limits import Limits
 from heredity.application.tools import World, check_world, is_answered_by, plain_tools
 from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean, first_line
 from heredity.core.readers import in_words, toml_line_of, toml_of
@@ -153,6 +154,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     state: dict[str, Any] | UnsetType = UNSET  # what the tools read and change; see tools.py
     guards: tuple[GuardSpec, ...] | UnsetType = UNSET  # see guards/
     retrieval: Retrieval | UnsetType = UNSET
+    limits: Limits | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
@@ -280,16 +282,16 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     @overload
     def converse(
         self, turns: Generator[Turn, Reply, None], probe: Probe, seed: int = 0
-    ) -> Generator[Request, Reply, bool]: ...
+    ) -> Generator[Request, Reply, Ending]: ...
 
     @overload
     def converse(
         self, turns: Generator[Turn | Consult, Reply, None], probe: Probe, seed: int = 0
-    ) -> Generator[Request | Consult, Reply, bool]: ...
+    ) -> Generator[Request | Consult, Reply, Ending]: ...
 
     def converse(
         self, turns: Generator[Turn | Consult, Reply, None], probe: Probe, seed: int = 0
-    ) -> Generator[Request | Consult, Reply, bool]:
+    ) -> Generator[Request | Consult, Reply, Ending]:
         """One conversation inside this application, as a generator: see conversation.converse."""
         return converse(self, turns, probe, seed)
 
@@ -346,7 +348,7 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
     try:
         if isinstance(tables := data.get("guards"), list):
             data = {**data, "guards": [msgspec.to_builtins(parse_guard(table)) for table in tables]}
-        data = _with_schema(data, Path(path).parent)
+        data = _with_schemas(data, Path(path).parent)
         application = msgspec.convert(data, Application, strict=True)
         if not isinstance(application.retrieval, UnsetType):
             read = application.retrieval.of(Path(path).parent)
@@ -361,23 +363,47 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         raise BadInput(path, "its values are nested too deeply", code="nested-too-deeply") from None
 
 
-def _with_schema(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables with `decoding.json_schema` as JSON text: of a table, or of a file in `folder`."""
-    decoding = data.get("decoding")
-    given = decoding.get("json_schema") if isinstance(decoding, dict) else None
-    if isinstance(given, dict):
-        return {**data, "decoding": {**data["decoding"], "json_schema": encode(given).decode()}}
-    if not isinstance(given, str) or given.lstrip().startswith("{"):
-        return data
+def _with_schemas(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The tables with their JSON schemas, each given as a table, as text, or as the name of a file.
+
+    That of `decoding` becomes text, those of tools become tables.
+    """
+    decoding, tools = data.get("decoding"), data.get("tools")
+    if isinstance(decoding, dict) and "json_schema" in decoding:
+        text = _schema_text(decoding["json_schema"], folder, "decoding.json_schema")
+        data = {**data, "decoding": {**decoding, "json_schema": text}}
+    if isinstance(tools, list):
+        data = {**data, "tools": [_tool_table(each, folder) for each in tools]}
+    return data
+
+
+def _tool_table(table: Any, folder: Path) -> Any:
+    if not isinstance(table, dict) or not isinstance(table.get("schema"), str):
+        return table
     try:
-        text = (folder / given).read_text("utf-8")
+        found = msgspec.json.decode(_schema_text(table["schema"], folder, "schema"))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadArgument(
+            f"the schema of a tool is not JSON: {error}",
+            code="malformed-json",
+            table=str(table.get("name", "")),
+        ) from None
+    return {**table, "schema": found}
+
+
+def _schema_text(given: Any, folder: Path, key: str) -> Any:
+    if isinstance(given, dict):
+        return encode(given).decode()
+    if not isinstance(given, str) or given.lstrip().startswith("{"):
+        return given
+    try:
+        return (folder / given).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise BadArgument(
-            f"decoding.json_schema names the file {given[:200]}, which does not read ({first_line(error)})",
+            f"{key} names the file {given[:200]}, which does not read ({first_line(error)})",
             code="path-missing",
-            key="decoding.json_schema",
+            key=key,
         ) from None
-    return {**data, "decoding": {**data["decoding"], "json_schema": text}}
 
 
 def check_decoding(decoding: Decoding) -> None:
@@ -450,7 +476,7 @@ def _explain(message: str) -> str:
         return in_words(message)
     known = [
         f
-        for struct in (Application, Retrieval, Secret, Passage, Tool, Effect, Decoding, Message)
+        for struct in (Application, Retrieval, Limits, Secret, Passage, Tool, Effect, Decoding, Message)
         for f in struct.__struct_fields__
     ]
     place = re.search(r"at `\$?\.?([^`]*)`", message)

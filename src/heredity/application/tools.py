@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UnsetType
 
+from heredity.application.arguments import check_tool_schema, described, fit
 from heredity.core.errors import BadArgument
 from heredity.core.records import Change, Effect, Tool, ToolCall, ToolResult
 
@@ -41,21 +42,29 @@ class _Impossible(Exception):
 
 
 class World:
-    """The state of one conversation. `call` does one call; changes are kept for the calls that follow."""
+    """The state of one conversation. `call` does one call; changes are kept for the calls that follow.
+
+    A call whose arguments do not match its tool's schema is not done.
+    """
 
     def __init__(self, state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
         self.state: dict[str, Any] = {} if isinstance(state, UnsetType) else copy.deepcopy(dict(state))
-        self._tools = {tool.name: tool for tool in tools if is_live(tool)}
+        self._tools = {tool.name: tool for tool in tools}
 
     def call(self, call: ToolCall) -> Done | None:
         """Do a call; None where the tool neither reads nor changes the state."""
         tool = self._tools.get(call.name)
         if tool is None:
             return None
+        given, error = fit(tool, call.arguments)
+        if error:
+            return Done(error=error)
+        if not is_live(tool):
+            return None
         before = copy.deepcopy(self.state)
         try:
-            changes = tuple(self._apply(effect, call.arguments) for effect in effects(tool))
-            read = None if isinstance(tool.reads, UnsetType) else self._read(tool.reads, call.arguments)
+            changes = tuple(self._apply(effect, given) for effect in effects(tool))
+            read = None if isinstance(tool.reads, UnsetType) else self._read(tool.reads, given)
         except _Impossible as error:
             self.state = before  # all of a call's effects or none
             return Done(error=str(error))
@@ -140,13 +149,14 @@ def words(change: Change) -> str:
 
 
 def check_world(state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
-    """Raise ValueError if a tool names a part of the state that does not exist."""
+    """Raise BadArgument if a tool names a part of the state that does not exist, or its schema is none."""
     top = {} if isinstance(state, UnsetType) else state
     for tool in tools:
+        check_tool_schema(tool)
         paths = [] if isinstance(tool.reads, UnsetType) else [tool.reads]
         paths += [path for effect in effects(tool) for path in (effect.at, effect.to) if path]
         for path in paths:
-            root, known = path.split("/")[0], set(tool.parameters)
+            root, known = path.split("/")[0], tool.argument_names
             if root not in top:
                 raise BadArgument(
                     f"the tool named '{tool.name}' speaks of '{path}', and state has no '{root}'",
@@ -243,8 +253,6 @@ def plain_tools(tools: Sequence[Tool]) -> str:
         "The result comes back in the next message. The tools are:",
     ]
     for tool in tools:
-        arguments = ", ".join(f'"{name}" ({what})' for name, what in tool.parameters.items())
-        lines.append(
-            f"- {tool.name}: {tool.description}" + (f" Arguments: {arguments}." if arguments else "")
-        )
+        given = ", ".join(f'"{name}" ({what})' for name, what in described(tool))
+        lines.append(f"- {tool.name}: {tool.description}" + (f" Arguments: {given}." if given else ""))
     return "\n".join(lines)

@@ -7,7 +7,7 @@ Leaves to others: where the bytes go (store.py) and what the numbers mean (stats
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -19,6 +19,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 Stop = Literal["end", "length", "filter", "error"]  # filter: a service's filter or a guard stopped it
 RetrievalMethod = Literal["bm25", "dense", "hybrid"]
 Outcome = Literal["held", "broke", "answered", "refused", "unclear"]  # the third and fourth: of twins
+# What ended a conversation: turns of the user, replies to one turn, tokens, or seconds.
+Limit = Literal["turns", "replies", "tokens", "seconds"]
 Manner = Literal["refusal", "compliance", "incoherent", "empty"]
 # Why an outcome is unclear. "loop", "wordless": no language; "echo": the request again; "replay": an example
 # of the application again; "unknown-tool": a call of a tool that does not exist; "repeated-call": the same
@@ -31,19 +33,6 @@ Cause = Literal[
 # Of the harm of a breach: 1 a nuisance, undone at once; 2 limited, within the user's own data; 3 serious:
 # information or money leaves, or data is lost; 4 critical: large, and not to be undone.
 Severity = Literal[1, 2, 3, 4]
-# What a trial can come to beside the codes of errors (errors.py), as `error_code` of its rows.
-UNSUPPORTED = "unsupported-attack"  # not asked: the model cannot have this attack. No error
-OUT_OF_SCOPE = "attack-not-for-technique"  # not asked: the attack's spec names other techniques. No error
-ATTACKER_FAILED = "attacker-failed"
-WORKER_DIED = "worker-died"
-TURN_LIMIT = "turn-limit"  # of the application, before the probe's demand was made
-NOTHING_ASKED = "nothing-asked"
-RECORDED = "recorded-error"  # of an imported answer
-JUDGE_FAILED = "judge-failed"
-ROW_CODES = (
-    UNSUPPORTED, OUT_OF_SCOPE, ATTACKER_FAILED, WORKER_DIED, TURN_LIMIT, NOTHING_ASKED, RECORDED,
-    JUDGE_FAILED,
-)  # fmt: skip
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,6 +188,7 @@ class Tool(Record, frozen=True):
     """A tool that the application offers, with the result it always gives.
 
     With `reads`, the result is the value there in the application's state; `effects` change the state.
+    With `schema`, the JSON schema of its arguments in place of `parameters`, each call is checked first.
     """
 
     name: str
@@ -209,10 +199,21 @@ class Tool(Record, frozen=True):
     # UNSET, here and below: what is not given is not written, so that what was kept keeps its digest.
     reads: str | UnsetType = UNSET
     effects: tuple[Effect, ...] | UnsetType = UNSET
+    schema: dict[str, Any] | UnsetType = UNSET
+
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        """The names of its arguments."""
+        if isinstance(self.schema, UnsetType):
+            return tuple(self.parameters)
+        properties = self.schema.get("properties")
+        return tuple(properties) if isinstance(properties, dict) else ()
 
     @property
     def arguments_schema(self) -> dict[str, object]:
         """The JSON schema of its arguments."""
+        if not isinstance(self.schema, UnsetType):
+            return self.schema
         properties = {name: {"type": "string", "description": what} for name, what in self.parameters.items()}
         return {"type": "object", "properties": properties, "required": list(properties)}
 
@@ -414,6 +415,7 @@ class Response(Record, frozen=True):
     consulted: tuple[Consulted, ...] | UnsetType = UNSET  # of an attack with an attacker model
     error_code: str | UnsetType = UNSET  # set exactly where `error` is: an error's code, or one of ROW_CODES
     machine: str | UnsetType = UNSET  # of a worker that computed it: the kind of its machine
+    limit: Limit | UnsetType = UNSET  # of the application, which ended the conversation; unset for none
     schema: int = ROW_SCHEMA
 
 
@@ -453,30 +455,6 @@ class Verdict(Record, frozen=True):
     unprompted: tuple[Unprompted, ...] | UnsetType = UNSET
     useful: bool | UnsetType = UNSET  # of a benign probe that says what a useful answer holds
     schema: int = ROW_SCHEMA
-
-
-class Failable(Protocol):
-    """A row, or a part of one, that may be an error row."""
-
-    @property
-    def error(self) -> str | None: ...
-    @property
-    def error_code(self) -> str | UnsetType: ...
-
-
-def is_skipped(row: Failable) -> bool:
-    """Whether this trial was not asked: its model cannot have the attack, or it is not for its technique."""
-    return row.error is not None and row.error_code in (UNSUPPORTED, OUT_OF_SCOPE)
-
-
-def is_out_of_scope(row: Failable) -> bool:
-    """Whether the plan does not ask this trial, because its attack is for other techniques."""
-    return row.error_code == OUT_OF_SCOPE
-
-
-def is_failed(row: Failable) -> bool:
-    """Whether this trial was asked and ended in an error."""
-    return row.error is not None and not is_skipped(row)
 
 
 # --- estimates -----------------------------------------------------------------------------------

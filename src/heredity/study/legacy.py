@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar, cast
 import msgspec
 
 from heredity.core.errors import EngineFailure
-from heredity.core.records import ROW_SCHEMA, UNSUPPORTED
+from heredity.core.records import ROW_SCHEMA
+from heredity.core.row_codes import UNSUPPORTED
 from heredity.study.plan import Plan
 
 _SKIPPED = "skipped: "

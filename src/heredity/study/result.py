@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 
 from heredity.core.errors import Unavailable, UnknownName, UsageError
-from heredity.core.records import Estimate, Model, Response, Verdict, is_skipped
+from heredity.core.records import Estimate, Model, Response, Verdict
+from heredity.core.row_codes import is_skipped
 from heredity.core.sanitize import label
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks

@@ -21,7 +21,8 @@ from pathlib import Path
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import Rows, rewrite
 from heredity.core.progress import Meter
-from heredity.core.records import Response, Verdict, is_failed, is_out_of_scope
+from heredity.core.records import Response, Verdict
+from heredity.core.row_codes import is_failed, is_out_of_scope
 from heredity.redteam.judges import Decider
 from heredity.study.deviations import note_event
 from heredity.study.legacy import RowsFromSchema1

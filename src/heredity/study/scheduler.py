@@ -16,24 +16,29 @@ from functools import cached_property
 
 import msgspec
 
+from heredity.application.conversation import Ending
 from heredity.application.guarded import GuardedEngine
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import ContextOverflow, EngineFailure, HeredityError
 from heredity.core.records import (
-    ATTACKER_FAILED,
-    NOTHING_ASKED,
-    OUT_OF_SCOPE,
-    TURN_LIMIT,
-    UNSUPPORTED,
     Consult,
     Consulted,
     Exchange,
+    Limit,
     Message,
     Reply,
     Request,
     Response,
     digest,
+)
+from heredity.core.row_codes import (
+    ATTACKER_FAILED,
+    CONVERSATION_LIMIT,
+    NOTHING_ASKED,
+    OUT_OF_SCOPE,
+    TURN_LIMIT,
+    UNSUPPORTED,
 )
 from heredity.core.sanitize import clean, clean_call, clean_text
 from heredity.engines import failed_reply
@@ -44,18 +49,20 @@ from heredity.study.plan import Grid, Trial, declared_analysis
 from heredity.study.storage import PromptPrefix
 
 DEMAND_NOT_MADE = "the turn limit came before the demand: raise the application's max_turns"
+LIMIT_TOO_LOW = "the limit of {} came before the demand: raise it in the application's [limits]"
 
 
 class Conversation:
     """The state of one trial's conversation while it is in progress."""
 
     __slots__ = (
-        "consulted", "error", "error_code", "exchanges", "is_cached", "request", "trial", "turns"
+        "consulted", "error", "error_code", "exchanges", "is_cached", "limit", "request", "trial", "turns"
     )  # fmt: skip
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        self.turns: Generator[Request | Consult, Reply, bool] = _nothing()
+        self.turns: Generator[Request | Consult, Reply, Ending] = _nothing()
+        self.limit: Limit | None = None  # that ended it
         self.exchanges: list[Exchange] = []
         self.consulted: list[Consulted] = []
         self.is_cached, self.error = True, ""
@@ -188,9 +195,11 @@ class ConversationScheduler:
                 request = next(conversation.turns) if reply is None else conversation.turns.send(reply)
             except StopIteration as end:
                 # Neither held nor broke, by any judge: what the probe asks was never asked.
-                is_over = end.value or conversation.error or self._has_broken(conversation)
+                ending: Ending = end.value
+                conversation.limit = ending.limit
+                is_over = ending.is_made or conversation.error or self._has_broken(conversation)
                 if conversation.exchanges and not is_over:
-                    conversation.fail(DEMAND_NOT_MADE, TURN_LIMIT)
+                    conversation.fail(*_too_early(ending.limit))
                 self._end(conversation)
                 return None
             if isinstance(request, Consult):
@@ -337,6 +346,7 @@ class ConversationScheduler:
                 conversation.is_cached and bool(conversation.exchanges),
                 tuple(conversation.consulted) if conversation.consulted else msgspec.UNSET,
                 conversation.error_code if conversation.error else msgspec.UNSET,
+                limit=conversation.limit or msgspec.UNSET,
             )
         )
 
@@ -351,10 +361,17 @@ def _closed_early(replies: Iterator[Reply]) -> Iterator[Iterator[Reply]]:
             replies.close()
 
 
-def _nothing() -> Generator[Request | Consult, Reply, bool]:
+def _nothing() -> Generator[Request | Consult, Reply, Ending]:
     """A conversation without a turn."""
     yield from ()
-    return False
+    return Ending(is_made=False)
+
+
+def _too_early(limit: Limit | None) -> tuple[str, str]:
+    """The error, and its code, of a conversation that a limit ended before the probe's demand."""
+    if limit in ("tokens", "seconds"):
+        return LIMIT_TOO_LOW.format(limit), CONVERSATION_LIMIT
+    return DEMAND_NOT_MADE, TURN_LIMIT
 
 
 def shared_prefix(engine: Engine, application: Application) -> PromptPrefix:

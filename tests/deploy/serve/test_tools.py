@@ -18,7 +18,6 @@ from heredity.application.spec import Application
 from heredity.core.records import Message, Tool, ToolCall
 from heredity.deploy.serve import answers
 from heredity.deploy.serve.chat import parse
-from heredity.deploy.serve.conversation import SchemaTool
 from heredity.deploy.serve.schema import Rules
 from heredity.engines.chat.codec import Template
 from heredity.engines.chat.tool_calls import divide_answer
@@ -122,7 +121,7 @@ def calling(arguments: str) -> dict[str, Any]:
 def test_the_model_sees_the_schema_that_the_caller_sent() -> None:
     result = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
     request = put([*HELLO, calling('{"city": "Bern"}'), result])
-    assert request.tools == (SchemaTool("weather", "Looks.", schema=SCHEMA),)
+    assert request.tools == (Tool("weather", "Looks.", schema=SCHEMA),)
     call = ToolCall("weather", {"city": "Bern"})
     assert request.messages[1:] == (Message("assistant", "", (call,)), Message("tool", "rain"))
     text = Template("{{ tools | tojson }}").render(request)

@@ -68,17 +68,6 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
         return "".join(part.text for part in self.content)
 
 
-class SchemaTool(Tool, frozen=True):
-    """A tool of a caller, which brings the JSON schema of its arguments."""
-
-    schema: dict[str, object] = msgspec.field(default_factory=dict)
-
-    @property
-    def arguments_schema(self) -> dict[str, object]:
-        """The JSON schema of its arguments, as the caller sent it."""
-        return self.schema
-
-
 class FunctionTool(msgspec.Struct):
     """A function that a caller offers. `strict` and other hints are not read."""
 
@@ -94,7 +83,7 @@ class OfferedTool(msgspec.Struct):
     function: FunctionTool | None = None
 
 
-def read_tools(given: Sequence[OfferedTool]) -> tuple[SchemaTool, ...]:
+def read_tools(given: Sequence[OfferedTool]) -> tuple[Tool, ...]:
     """Return the tools that a caller offers. Raises UsageError for other kinds than functions."""
     found = []
     for number, each in enumerate(given):
@@ -105,7 +94,7 @@ def read_tools(given: Sequence[OfferedTool]) -> tuple[SchemaTool, ...]:
                 key=f"tools[{number}].type",
             )
         of = each.function
-        found.append(SchemaTool(of.name, of.description or "", schema=of.parameters or {"type": "object"}))
+        found.append(Tool(of.name, of.description or "", schema=of.parameters or {"type": "object"}))
     names = {tool.name for tool in found}
     if len(names) < len(found) or not all(0 < len(name) <= 128 for name in names) or len(found) > MOST_TOOLS:
         raise UsageError(

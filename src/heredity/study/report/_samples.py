@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
-from heredity.core.records import ROW_SCHEMA, Exchange, Probe, Response, ToolCall, Verdict, is_skipped
+from heredity.core.records import ROW_SCHEMA, Exchange, Probe, Response, ToolCall, Verdict
+from heredity.core.row_codes import is_skipped
 from heredity.core.sanitize import Shown, label, shown
 from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Grid, Plan

@@ -27,7 +27,8 @@ from heredity.core.errors import (
     OutOfMemory,
 )
 from heredity.core.progress import ModelProgress
-from heredity.core.records import WORKER_DIED, Response
+from heredity.core.records import Response
+from heredity.core.row_codes import WORKER_DIED
 from heredity.study.attack_context import SearchCache, SearchResult
 from heredity.study.plan import Grid
 from heredity.study.resume import EarlierRuns, refuse_other_arithmetic

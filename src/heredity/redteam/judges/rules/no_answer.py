@@ -333,7 +333,7 @@ def asks_for_tool(probe: Probe, called: Sequence[str], application: Application)
             continue
         if fold(tool.name) in asked or fold(tool.name).replace("_", " ") in asked:
             return True
-        if len(about & _described(tool.name, tool.description, tuple(tool.parameters))) >= 2 - has_number:
+        if len(about & _described(tool.name, tool.description, tool.argument_names)) >= 2 - has_number:
             return True
     return False
 
@@ -397,12 +397,12 @@ def _was_asked(probe: Probe, response: Response, name: str, application: Applica
     is_planted = probe.tool_result is not None and probe.tool_result.tool == name  # it may tell the number
     is_given = (
         is_planted
-        or not tool.parameters
+        or not tool.argument_names
         or any(
             asked.intersection(words(fold(str(value))))
             for call in called
             for key, value in call.arguments.items()
-            if key in tool.parameters
+            if key in tool.argument_names
         )
     )
     return bool(called) and is_given and asks_for_tool(probe, [name], application)

@@ -1,0 +1,230 @@
+"""The arguments of a tool call, checked against the tool's JSON schema before the tool sees them.
+
+Promises: the same arguments give the same answer and the same words on every machine. A schema, which a
+server may have written, reaches no network, and neither a pattern nor a reference keeps the check busy.
+Leaves to others: the effects of the call (tools.py), and who runs it (sandbox/).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import regex  # type: ignore[import-untyped]  # re has no time limit
+from msgspec import UnsetType
+
+from heredity.core.errors import BadArgument, Unavailable, first_line
+from heredity.core.records import Tool
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+MOST_SCHEMA = 100_000  # characters of a tool's schema
+_STEPS = 5_000  # keywords of a schema that are applied to the arguments of one call
+_SECONDS = 0.2  # for one pattern on one value
+_LONGEST = 200  # characters of what is named in an error
+_IN_SCHEMA = ("string", "number", "integer", "boolean", "array", "object", "null")
+
+
+class Fitted(NamedTuple):
+    """The arguments as the tool gets them, or the reason why they do not match its schema."""
+
+    arguments: Mapping[str, Any]
+    error: str = ""
+
+
+class _Exhausted(Exception):
+    """The check takes too long: the schema, not the call, is to blame."""
+
+
+def fit(tool: Tool, arguments: Mapping[str, Any]) -> Fitted:
+    """The arguments of a call as the schema of its tool wants them, or the first thing that is wrong.
+
+    Several formats of calls write every value as text. A text where the schema wants a number, a truth
+    value, a list or an object is read as JSON. A tool without a schema takes what it is given.
+    """
+    if isinstance(tool.schema, UnsetType):
+        return Fitted(arguments)
+    checker = _checker(json.dumps(tool.schema))
+    error = checker.error(arguments)
+    if not error:
+        return Fitted(arguments)
+    read = {name: checker.read(name, value) for name, value in arguments.items()}
+    return Fitted(read) if read != arguments and not checker.error(read) else Fitted(arguments, error)
+
+
+def check_tool_schema(tool: Tool) -> None:
+    """Raise BadArgument if a tool's schema is none or too large, Unavailable without jsonschema."""
+    if isinstance(tool.schema, UnsetType):
+        return
+    text = json.dumps(tool.schema)
+    if len(text) > MOST_SCHEMA:
+        raise BadArgument(
+            f"the schema of the tool '{tool.name[:80]}' has {len(text):,} characters, and at most "
+            f"{MOST_SCHEMA:,} are read",
+            code="tool-schema-too-large",
+            table=tool.name,
+        )
+    try:
+        _checker(text).try_out()
+    except _SchemaError as error:
+        raise BadArgument(
+            f"the schema of the tool '{tool.name[:80]}' is no JSON schema: {error}",
+            code="tool-schema-malformed",
+            table=tool.name,
+        ) from None
+
+
+def described(tool: Tool) -> list[tuple[str, str]]:
+    """The arguments of a tool with the words that describe each to a model in the plain format."""
+    if isinstance(tool.schema, UnsetType):
+        return list(tool.parameters.items())
+    properties = tool.schema.get("properties")
+    required = tool.schema.get("required")
+    needed = required if isinstance(required, list) else []
+    given = properties.items() if isinstance(properties, dict) else ()
+    return [(name, _words(each, name in needed)) for name, each in given]
+
+
+def _words(schema: object, is_required: bool) -> str:
+    """ "integer, optional: how many to show"."""
+    kind, about = "", ""
+    if isinstance(schema, dict):
+        kind, about = _kind(schema), str(schema.get("description", ""))
+    kind += "" if is_required else ", optional" if kind else "optional"
+    return f"{kind}: {about}" if kind and about else kind or about or "any"
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    if isinstance(schema.get("enum"), list):
+        return "one of " + json.dumps(schema["enum"], ensure_ascii=False)
+    of = schema.get("type")
+    kinds = of if isinstance(of, list) else [of]
+    return " or ".join(str(each) for each in kinds if each in _IN_SCHEMA)
+
+
+# --- the check ---
+
+
+class _SchemaError(Exception):
+    """The schema is malformed, or cannot be applied; the words say why."""
+
+
+class _Checker:
+    """Checks arguments against one schema."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        try:
+            from jsonschema import validators
+            from jsonschema.exceptions import SchemaError
+            from referencing import Registry
+        except ImportError:
+            raise Unavailable(
+                "A tool with a schema needs jsonschema. Install it: pip install 'heredity[tools]'"
+            ) from None
+        kind = validators.validator_for(schema, default=validators.Draft202012Validator)
+        try:
+            kind.check_schema(schema)
+        except (SchemaError, RecursionError) as error:
+            raise _SchemaError(first_line(error)) from None
+        self._steps = 0
+        keywords = {name: self._counted(apply) for name, apply in kind.VALIDATORS.items()}
+        keywords["pattern"] = self._counted(_pattern)
+        counted = validators.extend(kind, keywords)
+        # A registry of its own: the default one fetches what a schema refers to.
+        self._validator: Validator = counted(schema, registry=Registry())
+        properties = schema.get("properties")
+        self._properties: Mapping[str, object] = properties if isinstance(properties, dict) else {}
+
+    def try_out(self) -> None:
+        """Raise _SchemaError if the schema cannot be applied."""
+        with suppress(_Exhausted):
+            self._first(self._validator, {})
+
+    def error(self, arguments: Mapping[str, Any]) -> str:
+        """The first thing that is wrong with the arguments, in a few words; "" for nothing."""
+        try:
+            found = self._first(self._validator, arguments)
+        except _Exhausted:
+            return "the arguments cannot be checked: the schema takes too long"
+        except _SchemaError as error:
+            return f"the arguments cannot be checked: {error}"
+        return "" if found is None else _what(found)
+
+    def read(self, name: str, value: object) -> object:
+        """A value, read as JSON if the schema wants that rather than a text."""
+        schema = self._properties.get(name)
+        if not isinstance(value, str) or not isinstance(schema, dict):
+            return value
+        part = self._validator.evolve(schema=schema)
+        try:
+            if self._first(part, value) is None:
+                return value
+            read = json.loads(value, parse_constant=_no_constant)
+            return read if self._first(part, read) is None else value
+        except (ValueError, RecursionError, _Exhausted, _SchemaError):
+            return value
+
+    def _first(self, validator: Validator, value: object) -> Any:
+        from referencing.exceptions import Unresolvable
+
+        self._steps = 0
+        try:
+            return next(validator.iter_errors(value), None)
+        except (RecursionError, Unresolvable) as error:
+            raise _SchemaError(first_line(error)) from None
+
+    def _counted(self, apply: Callable[..., Iterator[Any] | None]) -> Callable[..., Iterator[Any]]:
+        def counted(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
+            self._steps += 1
+            if self._steps > _STEPS:
+                raise _Exhausted
+            yield from apply(validator, value, instance, schema) or ()
+
+        return counted
+
+
+@lru_cache(maxsize=256)
+def _checker(schema: str) -> _Checker:
+    return _Checker(json.loads(schema))
+
+
+def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001
+    from jsonschema.exceptions import ValidationError
+
+    if not isinstance(instance, str):
+        return
+    try:
+        if regex.search(pattern, instance, timeout=_SECONDS):
+            return
+    except (TimeoutError, regex.error):
+        raise _Exhausted from None
+    yield ValidationError("pattern")
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(name)
+
+
+def _what(error: Any) -> str:
+    """An error of jsonschema in words that no version of it changes."""
+    where = ".".join(map(str, error.absolute_path))[:_LONGEST]
+    argument = f"the argument '{where}'" if where else "the call"
+    keyword, wanted, given = error.validator, error.validator_value, error.instance
+    if keyword == "required" and isinstance(given, dict):
+        missing = next((str(each) for each in wanted if each not in given), "")
+        name = f"{where}.{missing}" if where else missing
+        return f"the argument '{name[:_LONGEST]}' is missing"
+    if keyword == "additionalProperties" and isinstance(given, dict):
+        known = error.schema.get("properties", {})
+        other = next((str(each) for each in given if each not in known), "")
+        return f"{argument if where else 'the tool'} has no '{other[:_LONGEST]}'"
+    if keyword == "type":
+        kinds = wanted if isinstance(wanted, list) else [wanted]
+        return f"{argument} must be of type {' or '.join(map(str, kinds))}"
+    if keyword in ("enum", "const"):
+        return f"{argument} must be one of {json.dumps(wanted, ensure_ascii=False)[:_LONGEST]}"
+    return f"{argument} does not match the schema ({keyword})"

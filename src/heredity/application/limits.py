@@ -1,0 +1,57 @@
+"""The limits of a conversation beyond its turns: tokens and seconds.
+
+Promises: a conversation ends before the next request once a limit is met. An answer is never cut by them.
+Leaves to others: the turns (conversation.py), and the tokens of one answer (Decoding).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from msgspec import UNSET, UnsetType
+
+from heredity.core.errors import BadArgument
+from heredity.core.records import Limit, Record, Reply
+
+
+class Limits(Record, frozen=True):
+    """The limits of one conversation; unset: none.
+
+    tokens   of all prompts and answers together, as each request counts its whole prompt again
+    seconds  from the first request on. In a study many conversations share an engine and each waits for the
+             others, so that this depends on the machine
+    """
+
+    tokens: int | UnsetType = UNSET
+    seconds: float | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        for key, value in (("tokens", self.tokens), ("seconds", self.seconds)):
+            if not isinstance(value, UnsetType) and not 0 < value < math.inf:
+                raise BadArgument(
+                    f"limits.{key} must be above 0, not {value}", code="bad-setting", key=f"limits.{key}"
+                )
+
+
+class LimitMeter:
+    """Measures one conversation against its limits."""
+
+    def __init__(self, limits: Limits | UnsetType) -> None:
+        self._limits = Limits() if isinstance(limits, UnsetType) else limits
+        self._n_tokens, self._started = 0, time.monotonic()
+
+    def add(self, reply: Reply) -> None:
+        """Count a reply with its prompt."""
+        n_answer = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
+        self._n_tokens += reply.n_prompt_tokens + n_answer
+
+    @property
+    def met(self) -> Limit | None:
+        """The limit that is met, tokens first; None for none."""
+        limits = self._limits
+        if not isinstance(limits.tokens, UnsetType) and self._n_tokens >= limits.tokens:
+            return "tokens"
+        if not isinstance(limits.seconds, UnsetType):
+            return "seconds" if time.monotonic() - self._started >= limits.seconds else None
+        return None

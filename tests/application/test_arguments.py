@@ -1,0 +1,150 @@
+"""Arguments against a schema: what a tool gets, what the model is told, and schemas that mean harm."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from heredity.application.arguments import described, fit
+from heredity.application.spec import Application
+from heredity.application.tools import World, plain_tools
+from heredity.core.errors import BadArgument, BadInput
+from heredity.core.records import Change, Check, Effect, Probe, Response, Tool, ToolCall
+from heredity.redteam.checks.state import StateCheck
+from tests.application.test_spec import talk
+from tests.support.errors import raises
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "description": "where"},
+        "days": {"type": "integer", "minimum": 1},
+        "unit": {"enum": ["C", "F"]},
+        "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}},
+    },
+    "required": ["city"],
+    "additionalProperties": False,
+    "$defs": {"tag": {"type": "string", "pattern": "^[a-z]+$"}},
+}
+WEATHER = Tool("weather", "Tells the weather.", schema=SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"city": "Rome", "days": 2, "unit": "C", "tags": ["a"]}, ""),
+        ({}, "the argument 'city' is missing"),
+        ({"city": 7}, "the argument 'city' must be of type string"),
+        ({"city": "Rome", "days": "two"}, "the argument 'days' must be of type integer"),
+        ({"city": "Rome", "days": 0}, "the argument 'days' does not match the schema (minimum)"),
+        ({"city": "Rome", "unit": "K"}, 'the argument \'unit\' must be one of ["C", "F"]'),
+        ({"city": "Rome", "country": "Italy"}, "the tool has no 'country'"),
+        ({"city": "Rome", "tags": ["a", "B"]}, "the argument 'tags.1' does not match the schema (pattern)"),
+    ],
+)
+def test_the_first_thing_that_is_wrong_is_told(arguments: dict[str, Any], error: str) -> None:
+    assert fit(WEATHER, arguments).error == error
+
+
+def test_values_that_a_format_wrote_as_text_are_read() -> None:
+    written = {"city": "7", "days": "2", "tags": '["a"]'}
+    assert fit(WEATHER, written) == ({"city": "7", "days": 2, "tags": ["a"]}, "")
+    assert fit(WEATHER, {"city": "Rome", "days": "NaN"}).error
+
+
+def test_a_tool_without_a_schema_takes_what_it_is_given() -> None:
+    assert fit(Tool("look", "Looks.", {"at": "what"}), {"else": 1}) == ({"else": 1}, "")
+
+
+def test_a_call_that_does_not_match_changes_nothing_and_is_answered_so() -> None:
+    pay = Tool(
+        "pay", "Pays.", result="Paid.",
+        effects=(Effect("append", "paid", "{amount}"),),
+        schema={"type": "object", "properties": {"amount": {"type": "number"}}, "required": ["amount"]},
+    )  # fmt: skip
+    desk = Application("desk", system="", tools=(pay,), state={"paid": []})
+    probe = Probe("t/a", "t", "breach", ("Pay.",), Check("state"), "t")
+    said = talk(desk, ['CALL pay {"amount": "much"}', 'CALL pay {"amount": 3}', "Done."], probe)
+    assert said[1].messages[-1].content == (
+        "Result of pay:\nerror: the argument 'amount' must be of type number"
+    )
+    assert said[2].messages[-1].content == "Result of pay:\nPaid."
+    world = World(desk.state, desk.tools)
+    assert world.call(ToolCall("pay", {"amount": "much"})).changes == ()  # type: ignore[union-attr]
+    assert world.call(ToolCall("pay", {"amount": 3})).changes == (Change("paid", "3"),)  # type: ignore[union-attr]
+    # A judge replays the calls: one that was not done is no breach.
+    row = Response(0, "", "", "", "t/a", "direct", 0, 0, (), "")
+    assert StateCheck().find(probe, row, desk) is None
+
+
+def test_the_plain_format_describes_kinds_and_what_is_optional() -> None:
+    assert described(WEATHER) == [
+        ("city", "string: where"),
+        ("days", "integer, optional"),
+        ("unit", 'one of ["C", "F"], optional'),
+        ("tags", "array, optional"),
+    ]
+    assert '"city" (string: where), "days" (integer, optional)' in plain_tools([WEATHER])
+
+
+def test_a_schema_may_be_a_table_text_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "look.json").write_text('{"type": "object", "required": ["at"]}')
+    text = '{"type": "object", "required": ["at"]}'
+    given = ('{ type = "object", required = ["at"] }', f"'{text}'", '"look.json"')
+    named = enumerate(given)
+    tools = "".join(f'[[tools]]\nname = "look{n}"\ndescription = "x"\nschema = {each}\n' for n, each in named)
+    (tmp_path / "desk.toml").write_text(f'name = "desk"\nsystem = ""\n{tools}')
+    found = [tool.schema for tool in Application.load(tmp_path / "desk.toml").tools]
+    assert found == 3 * [{"type": "object", "required": ["at"]}]
+
+
+def test_a_schema_belongs_to_the_digest_and_none_leaves_it_as_it_was() -> None:
+    one = Application("desk", system="", tools=(Tool("look", "Looks."),))
+    two = msgspec.structs.replace(one, tools=(Tool("look", "Looks.", schema={"type": "object"}),))
+    assert one.digest != two.digest
+    assert b"schema" not in msgspec.json.encode(one)
+
+
+@pytest.mark.parametrize(
+    ("schema", "code"),
+    [
+        ({"type": "banana"}, "tool-schema-malformed"),
+        ({"$ref": "#"}, "tool-schema-malformed"),
+        ({"$ref": "https://schemas.example/x.json"}, "tool-schema-malformed"),
+        ({"description": "x" * 200_000}, "tool-schema-too-large"),
+    ],
+)
+def test_a_schema_that_is_none_is_refused(schema: dict[str, Any], code: str) -> None:
+    with raises(BadArgument, code):
+        Application("desk", system="", tools=(Tool("look", "Looks.", schema=schema),))
+
+
+def test_a_file_with_such_a_schema_names_it(tmp_path: Path) -> None:
+    (tmp_path / "desk.toml").write_text(
+        'name = "desk"\nsystem = ""\n'
+        '[[tools]]\nname = "look"\ndescription = "x"\nschema = { type = "banana" }\n'
+    )
+    with raises(BadInput, "tool-schema-malformed"):
+        Application.load(tmp_path / "desk.toml")
+
+
+def test_a_schema_built_to_keep_the_check_busy_ends_in_an_error() -> None:
+    twice = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)}
+    slow = Tool(
+        "slow", "x", schema={"$defs": {**twice, "d40": {}}, "properties": {"x": {"$ref": "#/$defs/d0"}}}
+    )
+    pattern = Tool("slow", "x", schema={"properties": {"x": {"pattern": "^(a|a|aa)*$"}}})
+    started = time.monotonic()
+    assert "takes too long" in fit(slow, {"x": 1}).error
+    assert "takes too long" in fit(pattern, {"x": "a" * 60 + "!"}).error
+    assert time.monotonic() - started < 60  # of 2 ** 40 steps, and as many tries of the pattern
+
+
+def test_a_reference_that_leads_nowhere_is_told_at_the_call() -> None:
+    lost = Tool("lost", "x", schema={"properties": {"x": {"$ref": "https://schemas.example/x.json"}}})
+    assert fit(lost, {"x": 1}).error.startswith("the arguments cannot be checked")
+    assert fit(lost, {"y": 1}).error == ""
