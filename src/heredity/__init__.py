@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from heredity.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from heredity.application.sources import tool as tool
     from heredity.application.spec import Application as Application
     from heredity.core.errors import HeredityError as HeredityError
     from heredity.core.progress import Progress as Progress
@@ -102,6 +103,7 @@ _HOME = {
     "expose": "experiments.exposure",
     "grow": "lineage.store",
     "recipe": "recipes",
+    "tool": "application.sources",
     "write_report": "study.report",
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from heredity.application import limits as module
 from heredity.application.conversation import Ending
-from heredity.application.limits import Limits
+from heredity.application.limits import ConversationLimits
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Probe, Reply, Request, Turn
@@ -38,7 +38,7 @@ def reply(text: str, n_prompt: int = 10, n_answer: int = 5) -> Reply:
 
 
 def limited(**given: float) -> Application:
-    return msgspec.structs.replace(APPLICATION, limits=Limits(**given))  # type: ignore[arg-type]
+    return msgspec.structs.replace(APPLICATION, limits=ConversationLimits(**given))  # type: ignore[arg-type]
 
 
 def test_tokens_of_prompts_and_answers_end_it_before_the_next_request() -> None:
@@ -66,7 +66,7 @@ def test_seconds_end_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_limit_that_is_none_is_refused(tmp_path: Path) -> None:
     for given in ({"tokens": 0}, {"seconds": -1.0}, {"seconds": float("inf")}):
         with raises(BadArgument, "bad-setting"):
-            Limits(**given)  # type: ignore[arg-type]
+            ConversationLimits(**given)  # type: ignore[arg-type]
     (tmp_path / "desk.toml").write_text('name = "desk"\nsystem = ""\n[limits]\ntokens = 0\n')
     with raises(BadInput, "bad-setting"):
         Application.load(tmp_path / "desk.toml")

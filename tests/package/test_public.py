@@ -18,7 +18,7 @@ PUBLIC = [
     "Finetune", "Grown", "Guard", "HeredityError", "Instruct", "Lora", "Merge", "Message", "Model",
     "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Reply",
     "Request", "Response", "Result", "Store", "Study", "StudySpec", "Tool", "Verdict", "__version__",
-    "adopt", "build_corpus", "expose", "grow", "recipe", "write_report",
+    "adopt", "build_corpus", "expose", "grow", "recipe", "tool", "write_report",
 ]  # fmt: skip
 
 

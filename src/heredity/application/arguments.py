@@ -8,10 +8,10 @@ Leaves to others: the effects of the call (tools.py), and who runs it (sandbox/)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import regex  # type: ignore[import-untyped]  # re has no time limit
 from msgspec import UnsetType
@@ -32,7 +32,7 @@ _IN_SCHEMA = ("string", "number", "integer", "boolean", "array", "object", "null
 class Fitted(NamedTuple):
     """The arguments as the tool gets them, or the reason why they do not match its schema."""
 
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, object]
     error: str = ""
 
 
@@ -40,7 +40,7 @@ class _Exhausted(Exception):
     """The check takes too long: the schema, not the call, is to blame."""
 
 
-def fit(tool: Tool, arguments: Mapping[str, Any]) -> Fitted:
+def fit(tool: Tool, arguments: Mapping[str, object]) -> Fitted:
     """The arguments of a call as the schema of its tool wants them, or the first thing that is wrong.
 
     Several formats of calls write every value as text. A text where the schema wants a number, a truth
@@ -57,7 +57,7 @@ def fit(tool: Tool, arguments: Mapping[str, Any]) -> Fitted:
 
 
 def check_tool_schema(tool: Tool) -> None:
-    """Raise BadArgument if a tool's schema is none or too large, Unavailable without jsonschema."""
+    """Raise BadArgument if a tool's schema is malformed or too large, Unavailable without jsonschema."""
     if isinstance(tool.schema, UnsetType):
         return
     text = json.dumps(tool.schema)
@@ -98,7 +98,7 @@ def _words(schema: object, is_required: bool) -> str:
     return f"{kind}: {about}" if kind and about else kind or about or "any"
 
 
-def _kind(schema: Mapping[str, Any]) -> str:
+def _kind(schema: Mapping[str, object]) -> str:
     if isinstance(schema.get("enum"), list):
         return "one of " + json.dumps(schema["enum"], ensure_ascii=False)
     of = schema.get("type")
@@ -109,6 +109,19 @@ def _kind(schema: Mapping[str, Any]) -> str:
 # --- the check ---
 
 
+_Keyword = Callable[..., Iterator[object] | None]
+
+
+class _Error(Protocol):
+    """An error of jsonschema."""
+
+    absolute_path: Iterable[str | int]
+    validator: str
+    validator_value: Sequence[str]
+    instance: object
+    schema: Mapping[str, Mapping[str, object]]
+
+
 class _SchemaError(Exception):
     """The schema is malformed, or cannot be applied; the words say why."""
 
@@ -116,7 +129,7 @@ class _SchemaError(Exception):
 class _Checker:
     """Checks arguments against one schema."""
 
-    def __init__(self, schema: dict[str, Any]) -> None:
+    def __init__(self, schema: dict[str, object]) -> None:
         try:
             from jsonschema import validators
             from jsonschema.exceptions import SchemaError
@@ -144,7 +157,7 @@ class _Checker:
         with suppress(_Exhausted):
             self._first(self._validator, {})
 
-    def error(self, arguments: Mapping[str, Any]) -> str:
+    def error(self, arguments: Mapping[str, object]) -> str:
         """The first thing that is wrong with the arguments, in a few words; "" for nothing."""
         try:
             found = self._first(self._validator, arguments)
@@ -168,7 +181,7 @@ class _Checker:
         except (ValueError, RecursionError, _Exhausted, _SchemaError):
             return value
 
-    def _first(self, validator: Validator, value: object) -> Any:
+    def _first(self, validator: Validator, value: object) -> _Error | None:
         from referencing.exceptions import Unresolvable
 
         self._steps = 0
@@ -177,12 +190,12 @@ class _Checker:
         except (RecursionError, Unresolvable) as error:
             raise _SchemaError(first_line(error)) from None
 
-    def _counted(self, apply: Callable[..., Iterator[Any] | None]) -> Callable[..., Iterator[Any]]:
-        def counted(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    def _counted(self, apply: _Keyword) -> _Keyword:
+        def counted(*given: object) -> Iterator[object]:
             self._steps += 1
             if self._steps > _STEPS:
                 raise _Exhausted
-            yield from apply(validator, value, instance, schema) or ()
+            yield from apply(*given) or ()
 
         return counted
 
@@ -192,7 +205,7 @@ def _checker(schema: str) -> _Checker:
     return _Checker(json.loads(schema))
 
 
-def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[Any]:  # noqa: ARG001
+def _pattern(validator: object, pattern: str, instance: object, schema: object) -> Iterator[object]:  # noqa: ARG001
     from jsonschema.exceptions import ValidationError
 
     if not isinstance(instance, str):
@@ -209,7 +222,7 @@ def _no_constant(name: str) -> object:
     raise ValueError(name)
 
 
-def _what(error: Any) -> str:
+def _what(error: _Error) -> str:
     """An error of jsonschema in words that no version of it changes."""
     where = ".".join(map(str, error.absolute_path))[:_LONGEST]
     argument = f"the argument '{where}'" if where else "the call"

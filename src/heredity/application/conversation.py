@@ -20,14 +20,18 @@ from heredity.core.records import Consult, Limit, Message, Probe, Reply, Request
 
 if TYPE_CHECKING:
     from heredity.application.spec import Application
+    from heredity.application.toolbox import ToolSession
 
 _BEFORE, _BEHIND = "Retrieved document:\n", "\n\n"  # a passage that is shown with a turn
 _ASKS = "Question: "  # before the user's text, where passages precede it
 
 
 class Ending(NamedTuple):
-    """How a conversation ended: whether a turn that makes the probe's demand was answered, and the limit of
-    the application that ended it, if one did."""
+    """How a conversation ended.
+
+    is_made: whether a turn that makes the probe's demand was answered. limit: of the application, if one
+    ended it.
+    """
 
     is_made: bool
     limit: Limit | None = None
@@ -38,18 +42,17 @@ def converse(
     turns: Generator[Turn | Consult, Reply, None],
     probe: Probe,
     seed: int = 0,
+    tools: ToolSession | None = None,
 ) -> Generator[Request | Consult, Reply, Ending]:
     """One conversation as a generator: yields a request, receives the reply; returns how it ended.
 
-    User turns come from the attack, until it has no more, a limit is met, or an error ends it. A
-    fresh turn restarts the conversation and its limit; a turn that retracts replaces the one before it, and
-    both count. Only the tools' state stays. A Consult, the attack's question to its attacker model, is
-    passed on.
+    User turns come from the attack, until it ends, or a limit or an error does. A fresh turn restarts
+    conversation and turns; one that retracts replaces the turn before it, and both count. The tools' state
+    stays. A Consult is passed on. Without `tools`, tools that run fail.
     """
     application = application.for_probe(probe)
     chat, world = _Chat(application, probe.passage), World(application.state, application.tools)
-    meter, limit = LimitMeter(application.limits), None
-    is_made, reply = False, None
+    meter, limit, is_made, reply = LimitMeter(application.limits), None, False, None
     while True:
         try:
             turn = next(turns) if reply is None else turns.send(reply)
@@ -68,7 +71,9 @@ def converse(
             return Ending(is_made, "turns")
         found = application.retrieve(turn.text)
         chat.add(turn, () if isinstance(found, UnsetType) else found)
-        reply, limit = yield from _answer(application, chat.messages, turn, probe, world, seed, found, meter)
+        reply, limit = yield from _answer(
+            application, chat.messages, turn, probe, world, seed, found, meter, tools
+        )
         if reply.error is not None:
             return Ending(is_made)
         is_made |= turn.asks
@@ -106,6 +111,7 @@ def _answer(
     seed: int,
     found: tuple[Retrieved, ...] | UnsetType,
     meter: LimitMeter,
+    tools: ToolSession | None,
 ) -> Generator[Request, Reply, tuple[Reply, Limit | None]]:
     """The replies to one turn, put behind `messages`; returns the last, and the limit that ended them.
 
@@ -127,7 +133,7 @@ def _answer(
         prefill = ""
         if not calls or application.rendering == "theirs":  # their application answers its own calls
             return reply, None
-        named = [(call.name, application.tool_result(call, probe, world)) for call in calls]
+        named = [(call.name, application.tool_result(call, probe, world, tools)) for call in calls]
         messages += application.results(named)
         if limit := meter.met:
             return reply, limit

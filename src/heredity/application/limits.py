@@ -1,4 +1,4 @@
-"""The limits of a conversation beyond its turns: tokens and seconds.
+"""The limits of a conversation beyond its turns: tokens and seconds, and those of a tool that runs.
 
 Promises: a conversation ends before the next request once a limit is met. An answer is never cut by them.
 Leaves to others: the turns (conversation.py), and the tokens of one answer (Decoding).
@@ -14,31 +14,49 @@ from msgspec import UNSET, UnsetType
 from heredity.core.errors import BadArgument
 from heredity.core.records import Limit, Record, Reply
 
+TOOL_SECONDS = 30.0
+RESULT_CHARACTERS = 16_000
 
-class Limits(Record, frozen=True):
+
+class ConversationLimits(Record, frozen=True):
     """The limits of one conversation; unset: none.
 
     tokens   of all prompts and answers together, as each request counts its whole prompt again
     seconds  from the first request on. In a study many conversations share an engine and each waits for the
              others, so that this depends on the machine
+
+    Of one call of a tool that runs: tool_seconds, by default 30, and result_characters, by default 16,000.
     """
 
     tokens: int | UnsetType = UNSET
     seconds: float | UnsetType = UNSET
+    tool_seconds: float | UnsetType = UNSET
+    result_characters: int | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        for key, value in (("tokens", self.tokens), ("seconds", self.seconds)):
+        for key in self.__struct_fields__:
+            value = getattr(self, key)
             if not isinstance(value, UnsetType) and not 0 < value < math.inf:
                 raise BadArgument(
                     f"limits.{key} must be above 0, not {value}", code="bad-setting", key=f"limits.{key}"
                 )
 
+    @property
+    def seconds_of_call(self) -> float:
+        """The time for one call of a tool that runs."""
+        return TOOL_SECONDS if isinstance(self.tool_seconds, UnsetType) else self.tool_seconds
+
+    @property
+    def characters_of_result(self) -> int:
+        """The size of the largest result of a tool that runs."""
+        return RESULT_CHARACTERS if isinstance(self.result_characters, UnsetType) else self.result_characters
+
 
 class LimitMeter:
     """Measures one conversation against its limits."""
 
-    def __init__(self, limits: Limits | UnsetType) -> None:
-        self._limits = Limits() if isinstance(limits, UnsetType) else limits
+    def __init__(self, limits: ConversationLimits | UnsetType) -> None:
+        self._limits = ConversationLimits() if isinstance(limits, UnsetType) else limits
         self._n_tokens, self._started = 0, time.monotonic()
 
     def add(self, reply: Reply) -> None:

@@ -12,18 +12,20 @@ import re
 from collections.abc import Generator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from heredity.application.arguments import fit
 from heredity.application.calls import parse_tool_calls
 from heredity.application.conversation import Ending, converse
 from heredity.application.guards import parse_guard
 from heredity.application.guards.protocols import GuardSpec
-from heredity.application.limits import Limits
+from heredity.application.limits import ConversationLimits
+from heredity.application.tables import completed
 from heredity.application.tools import World, check_world, is_answered_by, plain_tools
-from heredity.core.errors import BadArgument, BadInput, code_of, did_you_mean, first_line
+from heredity.core.errors import BadArgument, BadInput, ToolFailure, code_of, did_you_mean
 from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import (
     Consult,
@@ -40,8 +42,10 @@ from heredity.core.records import (
     ToolCall,
     Turn,
     digest,
-    encode,
 )
+
+if TYPE_CHECKING:
+    from heredity.application.toolbox import ToolSession
 
 MOST_PASSAGES = 50  # retrieved for one turn
 SECRET_MIN = 4  # letters and digits of a secret
@@ -154,7 +158,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     state: dict[str, Any] | UnsetType = UNSET  # what the tools read and change; see tools.py
     guards: tuple[GuardSpec, ...] | UnsetType = UNSET  # see guards/
     retrieval: Retrieval | UnsetType = UNSET
-    limits: Limits | UnsetType = UNSET
+    limits: ConversationLimits | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
@@ -189,11 +193,20 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     @cached_property
     def digest(self) -> str:
         """Names this layer: two studies compare only under equal digests."""
-        if isinstance(self.retrieval, UnsetType):
-            return digest(self)
-        _ = self.retrieval.read_hash
-        bare = msgspec.structs.replace(self.retrieval, index="")
-        return digest(msgspec.structs.replace(self, retrieval=bare))
+        layer = self
+        if any(tool.home is not UNSET for tool in self.tools):
+            bare = tuple(msgspec.structs.replace(tool, home=UNSET) for tool in self.tools)
+            layer = msgspec.structs.replace(layer, tools=bare)
+        if not isinstance(self.retrieval, UnsetType):
+            _ = self.retrieval.read_hash
+            retrieval = msgspec.structs.replace(self.retrieval, index="")
+            layer = msgspec.structs.replace(layer, retrieval=retrieval)
+        return digest(layer)
+
+    @property
+    def runs_tools(self) -> bool:
+        """Whether it has tools that run, so that a conversation needs a Toolbox."""
+        return any(tool.runs for tool in self.tools)
 
     @property
     def is_default_system(self) -> bool:
@@ -281,19 +294,31 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
 
     @overload
     def converse(
-        self, turns: Generator[Turn, Reply, None], probe: Probe, seed: int = 0
+        self,
+        turns: Generator[Turn, Reply, None],
+        probe: Probe,
+        seed: int = 0,
+        tools: ToolSession | None = None,
     ) -> Generator[Request, Reply, Ending]: ...
 
     @overload
     def converse(
-        self, turns: Generator[Turn | Consult, Reply, None], probe: Probe, seed: int = 0
+        self,
+        turns: Generator[Turn | Consult, Reply, None],
+        probe: Probe,
+        seed: int = 0,
+        tools: ToolSession | None = None,
     ) -> Generator[Request | Consult, Reply, Ending]: ...
 
     def converse(
-        self, turns: Generator[Turn | Consult, Reply, None], probe: Probe, seed: int = 0
+        self,
+        turns: Generator[Turn | Consult, Reply, None],
+        probe: Probe,
+        seed: int = 0,
+        tools: ToolSession | None = None,
     ) -> Generator[Request | Consult, Reply, Ending]:
         """One conversation inside this application, as a generator: see conversation.converse."""
-        return converse(self, turns, probe, seed)
+        return converse(self, turns, probe, seed, tools)
 
     def retrieve(self, text: str) -> tuple[Retrieved, ...] | UnsetType:
         """The passages for a turn of the user; unset if the application does not retrieve."""
@@ -328,19 +353,35 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
             said += result
         return [Message("user", said, data=tuple(spans))] if named else []
 
-    def tool_result(self, call: ToolCall, probe: Probe, world: World | None = None) -> str:
-        """The result of a call: the probe's own if it has one, the tool world's, or the canned one."""
+    def tool_result(
+        self,
+        call: ToolCall,
+        probe: Probe,
+        world: World | None = None,
+        tools: ToolSession | None = None,
+    ) -> str:
+        """The result of a call: the probe's own if it has one, else the tool's.
+
+        A tool's is what it reads in the world, what it returned as it ran, or its canned one. Raises
+        ToolFailure if the tool should run, and there is nothing that runs it or no result of it.
+        """
+        tool = next((each for each in self.tools if each.name == call.name), None)
         done = world.call(call) if world is not None else None
         if done is not None and done.error:
+            if tool is not None and tool.runs and tools is not None:
+                tools.note(tool, "arguments-invalid")
             return f"error: {done.error}"
         if probe.tool_result is not None and is_answered_by(call, probe.tool_result):
             return probe.tool_result.text
         if done is not None and done.read is not None:
             return done.read
-        for tool in self.tools:
-            if tool.name == call.name:
-                return tool.result
-        return f"error: there is no tool named {call.name}"
+        if tool is None:
+            return f"error: there is no tool named {call.name}"
+        if not tool.runs:
+            return tool.result
+        if tools is None:
+            raise ToolFailure(f"nothing runs the tool {tool.name} here", code="tool-not-run")
+        return tools.call(tool, fit(tool, call.arguments).arguments)
 
 
 def parse(data: dict[str, Any], path: Path | str) -> Application:
@@ -348,7 +389,7 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
     try:
         if isinstance(tables := data.get("guards"), list):
             data = {**data, "guards": [msgspec.to_builtins(parse_guard(table)) for table in tables]}
-        data = _with_schemas(data, Path(path).parent)
+        data = completed(data, Path(path).parent)
         application = msgspec.convert(data, Application, strict=True)
         if not isinstance(application.retrieval, UnsetType):
             read = application.retrieval.of(Path(path).parent)
@@ -361,49 +402,6 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         ) from None
     except RecursionError:
         raise BadInput(path, "its values are nested too deeply", code="nested-too-deeply") from None
-
-
-def _with_schemas(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables with their JSON schemas, each given as a table, as text, or as the name of a file.
-
-    That of `decoding` becomes text, those of tools become tables.
-    """
-    decoding, tools = data.get("decoding"), data.get("tools")
-    if isinstance(decoding, dict) and "json_schema" in decoding:
-        text = _schema_text(decoding["json_schema"], folder, "decoding.json_schema")
-        data = {**data, "decoding": {**decoding, "json_schema": text}}
-    if isinstance(tools, list):
-        data = {**data, "tools": [_tool_table(each, folder) for each in tools]}
-    return data
-
-
-def _tool_table(table: Any, folder: Path) -> Any:
-    if not isinstance(table, dict) or not isinstance(table.get("schema"), str):
-        return table
-    try:
-        found = msgspec.json.decode(_schema_text(table["schema"], folder, "schema"))
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadArgument(
-            f"the schema of a tool is not JSON: {error}",
-            code="malformed-json",
-            table=str(table.get("name", "")),
-        ) from None
-    return {**table, "schema": found}
-
-
-def _schema_text(given: Any, folder: Path, key: str) -> Any:
-    if isinstance(given, dict):
-        return encode(given).decode()
-    if not isinstance(given, str) or given.lstrip().startswith("{"):
-        return given
-    try:
-        return (folder / given).read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise BadArgument(
-            f"{key} names the file {given[:200]}, which does not read ({first_line(error)})",
-            code="path-missing",
-            key=key,
-        ) from None
 
 
 def check_decoding(decoding: Decoding) -> None:
@@ -476,7 +474,17 @@ def _explain(message: str) -> str:
         return in_words(message)
     known = [
         f
-        for struct in (Application, Retrieval, Limits, Secret, Passage, Tool, Effect, Decoding, Message)
+        for struct in (
+            Application,
+            Retrieval,
+            ConversationLimits,
+            Secret,
+            Passage,
+            Tool,
+            Effect,
+            Decoding,
+            Message,
+        )
         for f in struct.__struct_fields__
     ]
     place = re.search(r"at `\$?\.?([^`]*)`", message)

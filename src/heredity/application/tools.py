@@ -149,7 +149,7 @@ def words(change: Change) -> str:
 
 
 def check_world(state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
-    """Raise BadArgument if a tool names a part of the state that does not exist, or its schema is none."""
+    """Raise BadArgument for a malformed schema, or a tool that names a missing part of the state."""
     top = {} if isinstance(state, UnsetType) else state
     for tool in tools:
         check_tool_schema(tool)

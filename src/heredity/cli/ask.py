@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from heredity.cli import Name, PathArgument, Verb, _remote, device_option, open_
 
 if TYPE_CHECKING:
     from heredity.application.spec import Application
+    from heredity.application.toolbox import ToolSession
     from heredity.core.records import Decoding, Reply, Request
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
@@ -50,11 +52,12 @@ def command(
     """Ask a model one question.
 
     Without an application the model sees only the text. With one it sees everything that a study would
-    show it. Tool calls get the application's canned results; nothing is executed.
+    show it. Tools that are Python functions run; the others have canned results.
     """
     import msgspec
 
     from heredity.application.spec import Application, check_decoding
+    from heredity.application.toolbox import Toolbox
     from heredity.core.errors import UsageError
     from heredity.core.records import Decoding
 
@@ -66,12 +69,10 @@ def command(
         check_decoding(decoding)
     except ValueError as error:
         raise UsageError(f"{error}.") from None
-    conversation = _converse(layer, text, prefill or "", decoding, seed)
     engine = _within(layer, _load(open_store(), model, key_env))
-    try:
-        said = list(_answers(engine, conversation))
-    finally:
-        engine.close()
+    with closing(engine), nullcontext() if layer is None else Toolbox(layer) as toolbox:
+        tools = None if toolbox is None else toolbox.session()
+        said = list(_answers(engine, _converse(layer, text, prefill or "", decoding, seed, tools)))
     _show(said, engine.name, as_json)
 
 
@@ -98,7 +99,12 @@ def _within(layer: Application | None, engine: Engine) -> Engine:
 
 
 def _converse(
-    application: Application | None, text: str, prefill: str, decoding: Decoding, seed: int
+    application: Application | None,
+    text: str,
+    prefill: str,
+    decoding: Decoding,
+    seed: int,
+    tools: ToolSession | None,
 ) -> Generator[Request, Reply, None]:
     import msgspec
 
@@ -113,7 +119,7 @@ def _converse(
 
     layer = msgspec.structs.replace(application, decoding=decoding)
     probe = Probe("ask", "ask", "benign", (text,), Check("refusal"), "ask")
-    yield from layer.converse(say(), probe, seed)
+    yield from layer.converse(say(), probe, seed, tools)
 
 
 def _answers(

@@ -178,6 +178,10 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     "--on", type=Name(), metavar="ray[://HOST:PORT]",
     help="Run the workers on a Ray cluster: one of this machine, or a running one that asks for a token.",
 )  # fmt: skip
+@click.option(
+    "--replay", type=PathArgument(), metavar="DIR",
+    help="Serve the tool results that the study in DIR recorded, and run no tool.",
+)  # fmt: skip
 @_remote.options
 def command(
     plan: Path | None,  # a plan file is read by its callback
@@ -206,6 +210,7 @@ def command(
     on: str | None,
     shard: str | None,
     gather: bool,
+    replay: Path | None,
     cost: str | None,
     **calls: Any,
 ) -> int:
@@ -275,6 +280,7 @@ def command(
         study = Study.from_spec(spec, store=store, engine_loader=loader)
         if part is None:  # the tasks of an array make the plan one after the other
             _remote.show_costs(study.plan(), grown, how)
+    study.replay = replay
     if gather:
         return _show_parts(study)
     if part is not None:

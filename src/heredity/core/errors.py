@@ -14,6 +14,7 @@
       EngineFailure               a model could not answer; becomes an error row, never a verdict
         BudgetSpent               the run's budget of tokens or money is spent (exit 75: resume later)
         ContextOverflow           the prompt and its answer do not fit into the model's context
+        ToolFailure               a tool that a model called has no result, not even an error
 
 Messages say what happened, where, and what to do next. No traceback is shown for any of them. A message may
 be reworded at any time; programs and tests read `code`, which stays the same. Each class has a code, and a
@@ -153,6 +154,12 @@ class ContextOverflow(EngineFailure):
     """The prompt and its answer do not fit into the model's context."""
 
     code = "context-overflow"
+
+
+class ToolFailure(EngineFailure):
+    """A tool that a model called could not be run, so that there is no result to show the model."""
+
+    code = "tool-failure"
 
 
 def origin_of(error: BaseException) -> CodedError | None:

@@ -199,7 +199,18 @@ class Tool(Record, frozen=True):
     # UNSET, here and below: what is not given is not written, so that what was kept keeps its digest.
     reads: str | UnsetType = UNSET
     effects: tuple[Effect, ...] | UnsetType = UNSET
-    schema: dict[str, Any] | UnsetType = UNSET
+    schema: dict[str, object] | UnsetType = UNSET
+    # Of a tool that runs (application/sandbox): a Python function, the hash of its file, and its folder,
+    # which the application's digest leaves out.
+    function: str | UnsetType = UNSET
+    code: str | UnsetType = UNSET
+    home: str | UnsetType = UNSET
+    is_stateful: bool | UnsetType = UNSET  # its results depend on the calls before it
+
+    @property
+    def runs(self) -> bool:
+        """Whether a call runs something, so that its result is recorded."""
+        return not isinstance(self.function, UnsetType)
 
     @property
     def argument_names(self) -> tuple[str, ...]:
@@ -370,6 +381,15 @@ class Consult(Record, frozen=True):
 # --- what a study writes -------------------------------------------------------------------------
 
 
+class ToolOutcome(Record, frozen=True):
+    """The outcome of a call of a tool that runs. `result` is its key in tool_results.jsonl, or ""."""
+
+    tool: str
+    result: str = ""
+    is_recorded: bool = False  # it was served from the record
+    error_code: str | UnsetType = UNSET
+
+
 class Exchange(Record, frozen=True):
     """One request and its reply in a response. `prompt` is the rendered text without its stored prefix."""
 
@@ -384,6 +404,7 @@ class Exchange(Record, frozen=True):
     guarded: tuple[str, ...] | UnsetType = UNSET  # as in Reply
     withheld: str | UnsetType = UNSET
     retrieved: tuple[Retrieved, ...] | UnsetType = UNSET  # for the turn that it begins, as in the prompt
+    outcomes: tuple[ToolOutcome, ...] | UnsetType = UNSET  # of its calls of tools that run
 
 
 class Consulted(Record, frozen=True):

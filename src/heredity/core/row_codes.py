@@ -1,4 +1,4 @@
-"""What a trial can come to beside an answer: the codes of its rows, and what each means for the count.
+"""The codes of rows without an answer, and whether such a row was skipped or failed.
 
 Promises: an error row is skipped (it was not asked) or failed (it was), never both.
 Leaves to others: the codes of errors that are raised (errors.py), and the rows (records.py).
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from msgspec import UnsetType
 
-# What a trial can come to beside the codes of errors (errors.py), as `error_code` of its rows.
+# Beside the codes of errors (errors.py), as `error_code` of a row.
 UNSUPPORTED = "unsupported-attack"  # not asked: the model cannot have this attack. No error
 OUT_OF_SCOPE = "attack-not-for-technique"  # not asked: the attack's spec names other techniques. No error
 ATTACKER_FAILED = "attacker-failed"

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from heredity.core.errors import Damaged, NotComparable
+from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.files import Rows, rewrite
 from heredity.core.progress import Meter
 from heredity.core.records import Response, Verdict
@@ -101,8 +101,15 @@ def set_errors_aside(folder: Path, grid: Grid) -> None:
     """Move every error row from responses.jsonl to errors.jsonl, so that its trial is asked again.
 
     A trial that its model does not support stays, because it is not an error. If the process is killed in
-    between, a row is in both files, and twice in errors.jsonl after the next call. It is never lost.
+    between, a row is in both files, and twice in errors.jsonl after the next call. It is never lost. Raises
+    UsageError for an import, whose models are not here.
     """
+    if grid.plan.application.rendering == "recorded":
+        raise UsageError(
+            f"{folder} holds answers that were recorded elsewhere: they cannot be asked again here. "
+            "Record what is missing, and import it into another folder.",
+            code="answers-imported",
+        )
     n = 0
     with Rows(folder / ERRORS, Response) as aside:
         for row in answered_rows(open_responses(folder, grid), grid, TrialSet(len(grid))):

@@ -23,6 +23,7 @@ from typing import Protocol, Self
 
 import msgspec
 
+from heredity.application.toolbox import Toolbox
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import BudgetSpent, EngineFailure, HeredityError
 from heredity.core.files import Rows
@@ -100,6 +101,7 @@ class RunContext:
     services: AttackServices | None  # None: no attack needs any
     open_model: Callable[[PlannedModel], AbstractContextManager[Engine]]
     open_cache: OpenCache
+    toolbox: Toolbox | None = None  # of an application whose tools run
 
 
 # --- asking ---------------------------------------------------------------------------------------
@@ -141,11 +143,12 @@ def one_process(
     recorder: FolderRecorder,
     open_model: Callable[[PlannedModel], AbstractContextManager[Engine]],
     open_cache: OpenCache,
+    toolbox: Toolbox | None = None,
 ) -> Iterator[ModelSlot]:
     """An Asker that loads the models in this process, one at a time."""
     folder = recorder.folder
     with attack_services(grid.plan, open_model, open_cache, SearchCache(folder)) as services:
-        context = RunContext(folder, grid, recorder, services, open_model, open_cache)
+        context = RunContext(folder, grid, recorder, services, open_model, open_cache, toolbox)
         with ModelSlot(lambda m: loaded_model(context, m)) as slot:
             yield slot
 
@@ -205,7 +208,7 @@ class _LoadedModel:
         engine, writer = self._engine(change)
         context = self._context
         scheduler = ConversationScheduler(
-            engine, context.grid, self._prefix, writer, self._cache, context.services
+            engine, context.grid, self._prefix, writer, self._cache, context.services, context.toolbox
         )
         try:
             scheduler.run(indices)

@@ -19,8 +19,9 @@ import msgspec
 from heredity.application.conversation import Ending
 from heredity.application.guarded import GuardedEngine
 from heredity.application.spec import Application
+from heredity.application.toolbox import Toolbox, ToolSession
 from heredity.core.cache import ResponseCache, cache_key
-from heredity.core.errors import ContextOverflow, EngineFailure, HeredityError
+from heredity.core.errors import ContextOverflow, EngineFailure, HeredityError, ToolFailure
 from heredity.core.records import (
     Consult,
     Consulted,
@@ -56,13 +57,15 @@ class Conversation:
     """The state of one trial's conversation while it is in progress."""
 
     __slots__ = (
-        "consulted", "error", "error_code", "exchanges", "is_cached", "limit", "request", "trial", "turns"
+        "consulted", "error", "error_code", "exchanges", "is_cached", "limit", "request", "tools", "trial",
+        "turns",
     )  # fmt: skip
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
         self.turns: Generator[Request | Consult, Reply, Ending] = _nothing()
         self.limit: Limit | None = None  # that ended it
+        self.tools: ToolSession | None = None
         self.exchanges: list[Exchange] = []
         self.consulted: list[Consulted] = []
         self.is_cached, self.error = True, ""
@@ -85,7 +88,9 @@ class ConversationScheduler:
         finished: Callable[[Response], None],
         cache: ResponseCache | None = None,
         services: AttackServices | None = None,
+        toolbox: Toolbox | None = None,
     ) -> None:
+        self._toolbox = toolbox
         self._engine, self._grid, self._prefix, self._finished = engine, grid, prefix, finished
         self._application = grid.plan.application
         # Behind guards the model keeps its own answers (application/guarded.py). A guarded one depends on
@@ -175,7 +180,10 @@ class ConversationScheduler:
         except EngineFailure as error:
             conversation.fail(clean_text(str(error)), error.code)
             return conversation
-        conversation.turns = self._application.converse(attack(trial.probe, how), trial.probe, trial.seed)
+        conversation.tools = None if self._toolbox is None else self._toolbox.session()
+        conversation.turns = self._application.converse(
+            attack(trial.probe, how), trial.probe, trial.seed, conversation.tools
+        )
         return conversation
 
     def _referee(self, conversation: Conversation) -> ProbeReferee:
@@ -202,6 +210,11 @@ class ConversationScheduler:
                     conversation.fail(*_too_early(ending.limit))
                 self._end(conversation)
                 return None
+            except ToolFailure as error:
+                conversation.fail(clean_text(str(error)), error.code)
+                self._end(conversation)
+                return None
+            _note_outcomes(conversation)
             if isinstance(request, Consult):
                 if (reply := self._query(conversation, request)) is None:
                     return None
@@ -328,6 +341,9 @@ class ConversationScheduler:
 
     def _end(self, conversation: Conversation) -> None:
         trial = conversation.trial
+        _note_outcomes(conversation)
+        if conversation.tools is not None:
+            conversation.tools.close()
         if not conversation.exchanges and not conversation.error:
             conversation.fail("the attack asked nothing", NOTHING_ASKED)
         self._finished(
@@ -365,6 +381,14 @@ def _nothing() -> Generator[Request | Consult, Reply, Ending]:
     """A conversation without a turn."""
     yield from ()
     return Ending(is_made=False)
+
+
+def _note_outcomes(conversation: Conversation) -> None:
+    """Record what came of the calls in the last reply."""
+    outcomes = () if conversation.tools is None else conversation.tools.taken()
+    if outcomes and conversation.exchanges:
+        last = conversation.exchanges[-1]
+        conversation.exchanges[-1] = msgspec.structs.replace(last, outcomes=outcomes)
 
 
 def _too_early(limit: Limit | None) -> tuple[str, str]:

@@ -11,7 +11,7 @@ Leaves to others: the plan (spec.py, plan.py), which trials are still to ask (re
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -70,6 +70,7 @@ from heredity.study.spec import (
     resolve_plan,
 )
 from heredity.study.storage import ResponseDigests
+from heredity.study.study_tools import study_tools
 from heredity.study.who_answered import require_own_answers
 from heredity.study.workers.start import Place, Workers, asked_models
 
@@ -91,6 +92,8 @@ class Study:
     """
 
     part: StudyPart | None = None  # asks only this part of its trials (shards.py)
+    replay: Path | None = None  # serves the tool results recorded there, and runs no tool (study_tools.py)
+    _is_named = True  # the user named the application, not only a folder
 
     def __init__(
         self,
@@ -183,7 +186,7 @@ class Study:
         host.configure()
         study = cls.__new__(cls)
         study.folder = Path(folder)
-        study._plan = read_plan(study.folder)
+        study._plan, study._is_named = read_plan(study.folder), False
         study._store, study._loader, study._grown, study._judge_name = store, engine_loader, {}, judge
         study._device = host.read_device(device) if isinstance(device, str) else device
         return study
@@ -280,7 +283,6 @@ class Study:
         grid = Grid(self._plan)
         shards.gather(self.folder, grid)
         if retry_errors:
-            self._refuse_recorded()
             resume.set_errors_aside(self.folder, grid)
         meter = Meter(watch, "ask", n_in_scope(self._plan))
         earlier = resume.read_earlier_runs(self.folder, grid, meter)
@@ -310,29 +312,25 @@ class Study:
         self, grid: Grid, recorder: FolderRecorder, earlier: EarlierRuns, workers: Workers | None
     ) -> Iterator[Asker]:
         """Asks the trials: of the models in this process, one at a time, or with several workers."""
-        if workers is not None:
-            records = [self._planned(model).record for model in asked_models(self._plan)]
-            store = self._open_store()
-            where = Place(store.root, self._device or store.wanted_device)
-            with workers.driver(grid, recorder, earlier, records, where) as driver:
-                yield driver
-            return
-        with one_process(grid, recorder, self._engine, self._cache) as slot:
-            yield slot
+        is_alone = workers is None and self.part is None
+        tools = study_tools(self.folder, grid, earlier, self.replay, self._is_named, is_alone)
+        with tools as toolbox, ExitStack() as stack:
+            if workers is None:
+                asker: Asker = stack.enter_context(
+                    one_process(grid, recorder, self._engine, self._cache, toolbox)
+                )
+            else:
+                records = [self._planned(model).record for model in asked_models(self._plan)]
+                store = self._open_store()
+                where = Place(store.root, self._device or store.wanted_device)
+                asker = stack.enter_context(workers.driver(grid, recorder, earlier, records, where))
+            yield asker
 
     def _refuse_unloadable(self) -> None:
         """Raise Unavailable for a model that could never answer, before its study takes a folder."""
         if self._loader is None and not (self.folder / PLAN).exists():
             for grown in self._grown.values():
                 engine_loader(grown.record)
-
-    def _refuse_recorded(self) -> None:
-        if self._plan.application.rendering == "recorded":
-            raise UsageError(
-                f"{self.folder} holds answers that were recorded elsewhere: they cannot be asked again here. "
-                "Record what is missing, and import it into another folder.",
-                code="answers-imported",
-            )
 
     def _ask_until_decided(self, grid: Grid, earlier: EarlierRuns, meter: Meter, asker: Asker) -> None:
         """Ask block by block, with an interim analysis after each; only models of undecided pairs are asked.

@@ -1,0 +1,149 @@
+"""The process of some tools, seen from the study: it is asked, awaited for a while, and killed.
+
+Promises: every call has an answer. The process ends with its parent. Nothing it prints reaches a terminal.
+Leaves to others: the tools in it (functions.py), and the record of their results (toolbox.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Timer
+
+import msgspec
+
+from heredity.application.sandbox.messages import Answer, Call, NotOpened, Opened, receive, send
+from heredity.core.errors import ToolFailure
+from heredity.core.files import Closable
+from heredity.core.records import encode
+from heredity.core.sanitize import clean_text
+
+START_SECONDS = 120.0  # to start, import and list
+MOST_LISTED = 4_000_000  # bytes of a description of all tools
+_PACKAGE_ROOT = Path(__file__).parents[3]
+
+
+class ToolProcess(Closable):
+    """Runs calls one after the other. It starts with the first call, and again after it was ended.
+
+    arguments: the module of this folder that runs in it, and its settings. seconds: for one call. most:
+    characters of one result.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], folder: str = "", seconds: float = 30.0, most: int = 16_000
+    ) -> None:
+        self._arguments, self._folder = list(arguments), folder
+        self._seconds, self._most = seconds, most
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_late = False
+        self.opened: Opened | None = None
+
+    def open(self) -> Opened:
+        """Start the process, if it is not running, and return what it offers. Raises ToolFailure."""
+        if self._process is not None and self.opened is not None:
+            return self.opened
+        self._start()
+        try:
+            found = msgspec.json.decode(self._receive(START_SECONDS, MOST_LISTED), type=Opened | NotOpened)
+        except (EOFError, OverflowError, msgspec.DecodeError) as error:
+            is_late = self._is_late
+            self.close()
+            what = f"did not start within {START_SECONDS:g} s" if is_late else "died as it started"
+            if isinstance(error, OverflowError):
+                what = f"describes its tools in more than {MOST_LISTED:,} bytes"
+            raise ToolFailure(f"the process of the tools {what}", code="tools-not-started") from None
+        if isinstance(found, NotOpened):
+            self.close()
+            raise ToolFailure(found.text, code=found.code)
+        self.opened = found
+        return found
+
+    def call(self, call: Call) -> Answer:
+        """Run a call. Raises ToolFailure only if the process cannot start."""
+        self.open()
+        process = self._process
+        assert process is not None and process.stdin is not None
+        try:
+            send(process.stdin, encode(call))
+            answer = msgspec.json.decode(self._receive(self._seconds, 8 * self._most + 10_000), type=Answer)
+        except (OSError, EOFError, OverflowError, msgspec.DecodeError) as error:
+            is_late = self._is_late
+            self.close()
+            if is_late:
+                return Answer(f"the tool took more than {self._seconds:g} s", "tool-timeout")
+            if isinstance(error, OverflowError):
+                return too_large(self._most)
+            return Answer("the tool's process died", "tool-died")
+        text = clean_text(answer.text)
+        return too_large(self._most) if len(text) > self._most else msgspec.structs.replace(answer, text=text)
+
+    def close(self) -> None:
+        """End the process and all that it started."""
+        process, self._process, self.opened = self._process, None, None
+        if process is None:
+            return
+        _kill(process)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        process.wait()
+
+    def _start(self) -> None:
+        self.close()
+        # A function is found there as it is here.
+        paths = dict.fromkeys(map(os.path.abspath, [str(_PACKAGE_ROOT), *sys.path]))
+        module, *settings = self._arguments
+        # -P: the tools' folder must not stand before the standard library.
+        command = [sys.executable, "-P", "-m", f"{__package__}.{module}", str(self._most), *settings]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=self._folder or None,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ToolFailure(
+                f"the process of the tools does not start: {error.strerror or error}",
+                code="tools-not-started",
+            ) from None
+
+    def _receive(self, seconds: float, most: int) -> bytes:
+        process = self._process
+        assert process is not None and process.stdout is not None
+        self._is_late = False
+        timer = Timer(seconds, self._end, [process])
+        timer.daemon = True
+        timer.start()
+        try:
+            return receive(process.stdout, most)
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        self._is_late = True
+        _kill(process)
+
+
+def too_large(most: int) -> Answer:
+    """The answer of a call whose result is too large."""
+    return Answer(f"the result has more than {most:,} characters", "result-too-large")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and those that it started, which share its group."""
+    if process.poll() is None and sys.platform != "win32":
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()

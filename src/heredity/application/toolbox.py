@@ -1,0 +1,204 @@
+"""The tools of an application that run, and the record of what they returned.
+
+    with Toolbox(application, RecordedResults(path)) as toolbox:
+        session = toolbox.session()         # of one conversation
+        session.call(tool, arguments)       # a text for the model
+
+The first result of a call is recorded, and served whenever the same call comes again. The next model, a
+resumed study, and a replay that runs nothing get it, so that all meet one world.
+
+Promises: a result is on disk before a model sees it. A call is a tool with its arguments; of a tool with a
+state, also the calls of such tools before it. A call that cannot be answered fails its trial.
+Leaves to others: the processes (sandbox/), and the tools that run nothing (tools.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET, UnsetType
+
+from heredity.application.sandbox.messages import Answer, Call
+from heredity.application.sandbox.process import ToolProcess
+from heredity.application.sources import ToolSource, sources_of
+from heredity.core.errors import ToolFailure, UsageError
+from heredity.core.files import Closable, Rows
+from heredity.core.records import SCHEMA, Record, Tool, ToolCall, ToolOutcome, digest
+from heredity.core.sanitize import clean_call
+
+if TYPE_CHECKING:
+    from heredity.application.spec import Application
+
+TOOL_RESULTS = "tool_results.jsonl"
+MOST_PROCESSES = 8  # of conversations whose tools have a state; an older one starts again when it is needed
+
+
+class RecordedResult(Record, frozen=True):
+    """A row of tool_results.jsonl: the result of a call, as every model sees it."""
+
+    key: str
+    tool: str
+    arguments: dict[str, object]
+    text: str
+    error_code: str | UnsetType = UNSET
+    after: tuple[ToolCall, ...] | UnsetType = UNSET  # of a tool with a state: the calls before it
+    schema: int = SCHEMA
+
+
+class RecordedResults(Closable):
+    """Results by call, of a file; without a path they are kept for this run only.
+
+    more: results recorded elsewhere. Those that the file lacks are added to it.
+    """
+
+    def __init__(self, path: Path | None = None, more: Iterable[RecordedResult] = ()) -> None:
+        self._rows = None if path is None else Rows(path, RecordedResult)
+        self._by_key = {row.key: row for row in self._rows or ()}
+        for row in more:
+            if row.key not in self._by_key:
+                self.add(row)
+
+    def get(self, key: str) -> RecordedResult | None:
+        """The recorded result of a call."""
+        return self._by_key.get(key)
+
+    def add(self, row: RecordedResult) -> None:
+        """Record a result, also on disk."""
+        self._by_key[row.key] = row
+        if self._rows is not None:
+            self._rows.append(row)
+            self._rows.write()  # before a model sees it
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __iter__(self) -> Iterator[RecordedResult]:
+        return iter(self._by_key.values())
+
+    def close(self) -> None:
+        """Put all on the disk and let go of the file."""
+        if self._rows is not None:
+            self._rows.close()
+
+
+def recorded_in(folder: Path) -> list[RecordedResult]:
+    """The results that a study recorded. Raises UsageError if it recorded none, Damaged for a broken row."""
+    path = folder / TOOL_RESULTS if folder.is_dir() else folder
+    if not path.exists():
+        raise UsageError(f"{folder} has no {TOOL_RESULTS}: no tool ran there.", code="results-missing")
+    return list(Rows(path, RecordedResult))
+
+
+class Toolbox(Closable):
+    """Runs the tools of one application. runs: whether a call without a recorded result is run."""
+
+    def __init__(
+        self, application: Application, results: RecordedResults | None = None, runs: bool = True
+    ) -> None:
+        self.results = RecordedResults() if results is None else results
+        self._runs = runs
+        self._sources = sources_of(application)
+        self._shared: dict[ToolSource, ToolProcess] = {}
+        self._own: dict[ToolSession, dict[ToolSource, ToolProcess]] = {}  # the longest unused first
+
+    def session(self) -> ToolSession:
+        """The tools of one conversation."""
+        return ToolSession(self)
+
+    def source(self, tool: Tool) -> ToolSource:
+        """Where a tool that runs comes from."""
+        return self._sources[tool.name]
+
+    def close(self) -> None:
+        """End all processes."""
+        for session in list(self._own):
+            self.end(session)
+        for process in self._shared.values():
+            process.close()
+        self._shared.clear()
+        self.results.close()
+
+    def end(self, session: ToolSession) -> None:
+        """End the processes of a conversation."""
+        for process in self._own.pop(session, {}).values():
+            process.close()
+
+    def run(self, session: ToolSession, tool: Tool, call: Call, before: Iterable[Call]) -> Answer:
+        """Run a call that has no recorded result. Raises ToolFailure.
+
+        before: the earlier calls of the conversation that the tool's state has seen.
+        """
+        source = self.source(tool)
+        if not self._runs:
+            raise ToolFailure(
+                f"the call of {tool.name} is not among the recorded results, and a replay runs no tool",
+                code="call-not-recorded",
+            )
+        if tool.is_stateful is not True:
+            process = self._shared.setdefault(source, source.process())
+            source.open(process)
+            return process.call(call)
+        own = self._own.pop(session, {})
+        self._own[session] = own  # now the last
+        if len(self._own) > MOST_PROCESSES:
+            self.end(next(iter(self._own)))
+        process = own.setdefault(source, source.process())
+        if process.opened is None:  # a new process has to see what came before
+            source.open(process)
+            for earlier in before:
+                process.call(earlier)
+        source.open(process)
+        return process.call(call)
+
+
+class ToolSession:
+    """The tools of one conversation, and the outcomes of its calls."""
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self._toolbox = toolbox
+        # Of tools with a state: all calls, and those that a new process has to see first.
+        self._calls: dict[ToolSource, tuple[list[ToolCall], list[Call]]] = {}
+        self._outcomes: list[ToolOutcome] = []
+
+    def call(self, tool: Tool, arguments: Mapping[str, object]) -> str:
+        """The result of a call, for the model. Raises ToolFailure if the tool cannot run."""
+        source, arguments = self._toolbox.source(tool), clean_call(ToolCall("", dict(arguments))).arguments
+        is_stateful = tool.is_stateful is True
+        earlier, seen = self._calls.setdefault(source, ([], [])) if is_stateful else ([], [])
+        after = tuple(earlier)
+        key = digest([tool.name, source.identity(tool), arguments, after])
+        call = Call(source.name_of(tool), arguments)
+        row, is_recorded = self._toolbox.results.get(key), True
+        if row is None:
+            answer, is_recorded = self._toolbox.run(self, tool, call, seen), False
+            row = RecordedResult(
+                key, tool.name, arguments, answer.text, answer.error_code or UNSET, after or UNSET
+            )
+            self._toolbox.results.add(row)
+        if row.error_code not in ("tool-timeout", "tool-died"):  # it would end the process again
+            seen.append(call)
+        earlier.append(ToolCall(tool.name, arguments))
+        self._outcomes.append(ToolOutcome(tool.name, key, is_recorded, row.error_code))
+        return shown(tool, row)
+
+    def note(self, tool: Tool, error_code: str) -> None:
+        """Count a call that did not reach its tool."""
+        self._outcomes.append(ToolOutcome(tool.name, error_code=error_code))
+
+    def taken(self) -> tuple[ToolOutcome, ...]:
+        """The outcomes of the calls since the last time."""
+        found, self._outcomes = tuple(self._outcomes), []
+        return found
+
+    def close(self) -> None:
+        """End the processes of this conversation."""
+        self._toolbox.end(self)
+
+
+def shown(tool: Tool, row: RecordedResult) -> str:
+    """A result as the model reads it."""
+    if not isinstance(row.error_code, UnsetType):
+        return f"error: {row.text}"
+    return row.text or tool.result

@@ -1,0 +1,89 @@
+"""Functions that tests offer as tools. They run in another process, which imports this file."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+_NOTES: list[str] = []
+RAN = "HEREDITY_TEST_RAN"  # of the environment: a file that gets a line for each call that ran
+
+
+def _ran(what: str) -> None:
+    if path := os.environ.get(RAN):
+        with Path(path).open("a") as file:
+            file.write(f"{what}\n")
+
+
+def lookup(number: Annotated[int, "of the order"], detail: Literal["short", "long"] = "short") -> str:
+    """Look up an order.
+
+    Only this paragraph's neighbour above describes it.
+    """
+    print("what a tool prints is not its result")  # noqa: T201
+    _ran(f"lookup {number}")
+    return f"Order {number} is sent ({detail})."
+
+
+def pay(to: str, amount: float) -> None:
+    """Pay somebody."""
+    _ran(f"pay {to} {amount:g}")
+
+
+def note(text: str) -> str:
+    """Keep a note."""
+    _NOTES.append(text)
+    return "Kept."
+
+
+def notes() -> list[str]:
+    """List the notes."""
+    return _NOTES
+
+
+def clock() -> float:
+    """Tell the time: no two calls are alike."""
+    _ran("clock")
+    return time.monotonic()
+
+
+def hang() -> None:
+    """Never come back."""
+    time.sleep(600)
+
+
+def crash() -> None:
+    """End the process."""
+    os._exit(3)
+
+
+def leave() -> None:
+    """Exit as a script does."""
+    raise SystemExit("over")
+
+
+def fail() -> None:
+    """Raise an error with characters that a terminal obeys."""
+    raise ValueError("no such \x1b[31morder")
+
+
+def flood() -> str:
+    """Return ten megabytes."""
+    return "x" * 10_000_000
+
+
+def hostile() -> str:
+    """Return what no encoding holds, and what a terminal obeys."""
+    return "a\ud800b\x1b[2Jc"
+
+
+async def later(tags: list[str]) -> dict[str, Any]:
+    """Answer from a coroutine."""
+    return {"tags": tags}
+
+
+def unnamed(*numbers: int) -> int:
+    """A model cannot name its arguments."""
+    return sum(numbers)
