@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from heredity.application.calls import attempted_call, parse_tool_calls
 from heredity.application.guards import GuardSpec
 from heredity.application.limits import ConversationLimits
+from heredity.application.servers import McpServer
 from heredity.application.spec import Application, Retrieval
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
@@ -229,6 +230,7 @@ def test_the_digest_names_every_field(tmp_path: Path) -> None:
         "guards": (GuardSpec("links"),),
         "retrieval": Retrieval("docs.index", hash="0" * 32),
         "limits": ConversationLimits(tokens=9),
+        "mcp": (McpServer("files", command=("x",)),),
     }
     assert set(changes) == set(Application.__struct_fields__)
     digests = {msgspec.structs.replace(APPLICATION, **{key: value}).digest for key, value in changes.items()}

@@ -1,4 +1,4 @@
-"""Where the tools that run come from: the Python functions that an application names.
+"""Where the tools that run come from: Python functions, and the servers of servers.py.
 
 Promises: a function is imported and described in a process of its own, and nothing is called. One whose file
 changed since is refused.
@@ -19,6 +19,7 @@ from msgspec import UNSET, UnsetType
 from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Offered
 from heredity.application.sandbox.process import ToolProcess
+from heredity.application.servers import ServerSource, digest_listed
 from heredity.core.errors import BadArgument, ToolFailure
 from heredity.core.records import Effect, Tool
 
@@ -90,6 +91,11 @@ def sources_of(application: Application) -> dict[str, ToolSource]:
         named = tuple((str(tool.function), tool.code or "") for tool in own)
         source = FunctionSource(folder, named, limits)
         found.update((tool.name, source) for tool in own)
+    for server in application.mcp or ():
+        tools = [tool for tool in application.tools if tool.server == server.name]
+        offered = [Offered(tool.name, tool.description, tool.schema or {}) for tool in tools]
+        listed = ServerSource(server, digest_listed(server.identity or "", offered), limits)
+        found.update((tool.name, listed) for tool in tools)
     return found
 
 

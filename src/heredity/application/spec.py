@@ -23,6 +23,7 @@ from heredity.application.conversation import Ending, converse
 from heredity.application.guards import parse_guard
 from heredity.application.guards.protocols import GuardSpec
 from heredity.application.limits import ConversationLimits
+from heredity.application.servers import McpServer
 from heredity.application.tables import completed
 from heredity.application.tools import World, check_world, is_answered_by, plain_tools
 from heredity.core.errors import BadArgument, BadInput, ToolFailure, code_of, did_you_mean
@@ -159,6 +160,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     guards: tuple[GuardSpec, ...] | UnsetType = UNSET  # see guards/
     retrieval: Retrieval | UnsetType = UNSET
     limits: ConversationLimits | UnsetType = UNSET
+    mcp: tuple[McpServer, ...] | UnsetType = UNSET  # see servers.py
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
@@ -173,7 +175,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
                 key="decoding.json_schema",
             )
         self._check_system()
-        _check_tools(self.tools)
+        _check_tools(self.tools, () if isinstance(self.mcp, UnsetType) else self.mcp)
         _check_secrets(self.secrets)
         check_world(self.state, self.tools)
         _check_guards(self.all_guards)
@@ -197,6 +199,8 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         if any(tool.home is not UNSET for tool in self.tools):
             bare = tuple(msgspec.structs.replace(tool, home=UNSET) for tool in self.tools)
             layer = msgspec.structs.replace(layer, tools=bare)
+        if not isinstance(self.mcp, UnsetType):
+            layer = msgspec.structs.replace(layer, mcp=tuple(server.bare for server in self.mcp))
         if not isinstance(self.retrieval, UnsetType):
             _ = self.retrieval.read_hash
             retrieval = msgspec.structs.replace(self.retrieval, index="")
@@ -441,7 +445,15 @@ def _check_schema(schema: str) -> None:
         )
 
 
-def _check_tools(tools: Sequence[Tool]) -> None:
+def _check_tools(tools: Sequence[Tool], servers: Sequence[McpServer]) -> None:
+    known = [server.name for server in servers]
+    for tool in tools:
+        if not isinstance(tool.server, UnsetType) and tool.server not in known:
+            raise BadArgument(
+                f"the tool named '{tool.name}' is of the MCP server '{tool.server}': [[mcp]] has none such",
+                code="server-missing",
+                table=tool.name,
+            )
     names = [tool.name for tool in tools]
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise BadArgument(
@@ -468,25 +480,16 @@ def _check_secrets(secrets: Sequence[Secret]) -> None:
             )
 
 
+_STRUCTS = (
+    Application, Retrieval, ConversationLimits, McpServer, Secret, Passage, Tool, Effect, Decoding, Message,
+)  # fmt: skip
+
+
 def _explain(message: str) -> str:
     unknown = re.search(r"unknown field `([^`]+)`", message)
     if unknown is None:
         return in_words(message)
-    known = [
-        f
-        for struct in (
-            Application,
-            Retrieval,
-            ConversationLimits,
-            Secret,
-            Passage,
-            Tool,
-            Effect,
-            Decoding,
-            Message,
-        )
-        for f in struct.__struct_fields__
-    ]
+    known = [field for struct in _STRUCTS for field in struct.__struct_fields__]
     place = re.search(r"at `\$?\.?([^`]*)`", message)
     where = f" in {place[1]}" if place and place[1] else ""
     return f"unknown key '{unknown[1]}'{where}.{did_you_mean(unknown[1], known)}"

@@ -10,13 +10,16 @@ Leaves to others: the values of the tables (spec.py), and the process that knows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import msgspec
+from msgspec import UnsetType
 
 from heredity.application import sources
 from heredity.application.sandbox.messages import Offered
+from heredity.application.servers import McpServer, listed
 from heredity.core.errors import BadArgument, ToolFailure, first_line
 from heredity.core.records import encode
 
@@ -36,7 +39,8 @@ def completed(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(tools, list):
         tables = [_tool_table(each, folder) for each in tools]
         data = {**data, "tools": _with_functions(tables, folder.absolute())}
-    return data
+    servers = data.get("mcp")
+    return _with_servers(data, servers, folder.absolute()) if isinstance(servers, list) else data
 
 
 def _tool_table(table: object, folder: Path) -> object:
@@ -83,18 +87,63 @@ def _with_functions(tables: list[object], folder: Path) -> list[object]:
     ]
 
 
+def _with_servers(data: dict[str, object], tables: list[object], folder: Path) -> dict[str, object]:
+    """The tables with the tools that MCP servers list, each with what the file says of it."""
+    given = data.get("tools")
+    tools: list[object] = given if isinstance(given, list) else []
+    found: list[object] = []
+    for table in tables:
+        server = msgspec.convert(table, McpServer)
+        if server.home or server.identity:
+            raise BadArgument("[[mcp]] has no key `home` or `identity`", code="unknown-key", key="mcp")
+        server = msgspec.structs.replace(server, home=str(folder))
+        identity, offered = listed(server)
+        tools = _joined(server, tools, {each.name: each for each in offered})
+        found.append(msgspec.to_builtins(msgspec.structs.replace(server, identity=identity)))
+    return {**data, "tools": tools, "mcp": found}
+
+
+def _joined(server: McpServer, tables: list[object], offered: dict[str, Offered]) -> list[object]:
+    """The tables of tools, with those of a server: what it lists, and what the file says of it."""
+    made: list[object] = []
+    for table in tables:
+        if not isinstance(table, dict) or table.get("server") != server.name:
+            made.append(table)
+            continue
+        _refuse_keys(table, (*_OF_FUNCTION, "description", "function"), "an MCP server")
+        name = str(table.get("name", ""))
+        if name not in offered:
+            raise BadArgument(
+                f"the MCP server '{server.name[:80]}' has no tool named '{name[:80]}'",
+                code="mcp-list",
+                table=server.name,
+            )
+        made.append({**_of_server(server, offered.pop(name)), **table})
+    return made + [_of_server(server, each) for each in offered.values()]
+
+
+def _of_server(server: McpServer, found: Offered) -> dict[str, object]:
+    """The table of a tool that a server lists."""
+    table = {"server": server.name, "name": found.name, "description": found.description}
+    more = {} if isinstance(server.is_stateful, UnsetType) else {"is_stateful": server.is_stateful}
+    return {**table, "schema": found.schema, **more}
+
+
+def _refuse_keys(table: dict[str, object], keys: Sequence[str], of: str) -> None:
+    if other := next((key for key in keys if key in table), None):
+        raise BadArgument(
+            f"the tool '{str(table.get('name', ''))[:80]}' has the key '{other}', which is not for {of}",
+            code="function-with-key",
+            key=other,
+            table=str(table.get("name", "")),
+        )
+
+
 def _has_function(table: object) -> TypeGuard[dict[str, object]]:
     return isinstance(table, dict) and isinstance(table.get("function"), str)
 
 
 def _of_function(table: dict[str, object], found: Offered, folder: Path) -> dict[str, object]:
-    if other := next((key for key in _OF_FUNCTION if key in table), None):
-        raise BadArgument(
-            f"the tool of the function {str(table['function'])[:200]} has the key '{other}', which "
-            "is not for a function",
-            code="function-with-key",
-            key=other,
-            table=str(table.get("name", "")),
-        )
+    _refuse_keys(table, _OF_FUNCTION, "a function")
     known = {"name": found.name, "description": found.description, "schema": found.schema}
     return {**known, **table, "code": found.code, "home": str(folder)}

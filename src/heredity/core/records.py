@@ -205,12 +205,13 @@ class Tool(Record, frozen=True):
     function: str | UnsetType = UNSET
     code: str | UnsetType = UNSET
     home: str | UnsetType = UNSET
+    server: str | UnsetType = UNSET  # of an MCP server: its name in the application
     is_stateful: bool | UnsetType = UNSET  # its results depend on the calls before it
 
     @property
     def runs(self) -> bool:
         """Whether a call runs something, so that its result is recorded."""
-        return not isinstance(self.function, UnsetType)
+        return not (isinstance(self.function, UnsetType) and isinstance(self.server, UnsetType))
 
     @property
     def argument_names(self) -> tuple[str, ...]:

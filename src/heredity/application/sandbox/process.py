@@ -80,6 +80,10 @@ class ToolProcess(Closable):
             if isinstance(error, OverflowError):
                 return too_large(self._most)
             return Answer("the tool's process died", "tool-died")
+        if answer.error_code in ("tool-died", "tool-changed"):
+            self.close()  # an MCP server is gone, and what talked to it is of no use
+        if answer.error_code == "tool-changed":
+            raise ToolFailure(answer.text, code=answer.error_code)
         text = clean_text(answer.text)
         return too_large(self._most) if len(text) > self._most else msgspec.structs.replace(answer, text=text)
 
