@@ -258,7 +258,7 @@ def test_settings_in_a_plan_that_do_not_fit_are_refused() -> None:
 
 
 def test_every_kind_takes_linear_time(tmp_path: Path) -> None:
-    for kind in guards.kinds():
+    for kind in set(guards.kinds()) - {"model"}:  # which takes the time of its model
         each = guard(kind)
         for text in (
             "a" * 200_000,

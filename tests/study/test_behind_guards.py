@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from csv import DictReader
 from pathlib import Path
 
@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from heredity.application.guards import GuardSpec
-from heredity.core.errors import Damaged, UnknownName, UsageError
+from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Reply, Request, Verdict
 from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
 from heredity.study import aggregate
 from heredity.study.guard_words import guard_lines, guard_tables, guards_sentence
 from heredity.study.plan import PlannedModel, read_plan, write_plan
@@ -23,6 +24,7 @@ from heredity.study.storage import VERDICTS
 from heredity.study.study import Study
 from heredity.study.workers.start import Workers
 from tests.support.errors import raises
+from tests.support.guard_models import LlamaGuard
 from tests.support.studies import APPLICATION, SECRET, by_index, drop_circumstances, plan, probes
 
 LEAK = f"Of course: {SECRET}, and it is a good pan of ours."
@@ -103,10 +105,11 @@ def test_the_report_says_what_each_buys_and_costs(place: Path) -> None:
     found = aggregate.read_study(place).estimates
     (table,) = guard_tables(found)
     assert [row[1] for row in table.rows] == ["secrets", "tools", "secrets+tools"]
-    assert [row[-1] for row in table.rows] == ["10 of 110", "10 of 80", "20 of 80"]
-    failed = msgspec.structs.replace(found.guarded[0], n_failed_open=3)
+    assert all(row[-1].endswith(" s an answer") for row in table.rows)
+    assert [row[-2] for row in table.rows] == ["10 of 110", "10 of 80", "20 of 80"]
+    failed = msgspec.structs.replace(found.guarded[0], n_failed_open=3, n_failed_closed=2)
     (said, *_) = guard_tables(msgspec.structs.replace(found, guarded=(failed,)))[0].rows
-    assert said[-1] == "10 of 110; a guard failed open in 3"
+    assert said[-2] == "10 of 110; a guard failed open in 3; a guard failed and blocked in 2"
     by_guard = [row.by_guard for row in found.guarded]
     assert by_guard == [{"secrets": 10}, {"tools": 10}, {"secrets": 10, "tools": 10}]
     assert table.rows[2][2].startswith("fewer; ")
@@ -224,7 +227,7 @@ def test_a_cached_answer_has_the_findings_of_its_own_question(tmp_path: Path) ->
         ).run()  # fmt: skip
         rows.append({i: row.exchanges for i, row in by_index(tmp_path / name).items()})
         (table, *_) = guard_tables(aggregate.read_study(tmp_path / name).estimates)
-        assert [row[-1] for row in table.rows] == ["4 of 4", "1 of 7"]
+        assert [row[-2] for row in table.rows] == ["4 of 4", "1 of 7"]
     assert rows[0] == rows[1]
     notes = {exchange.guarded for row in rows[0].values() for exchange in row}
     assert {note for some in notes for note in some or ()} >= {
@@ -236,3 +239,61 @@ def test_a_cached_answer_has_the_findings_of_its_own_question(tmp_path: Path) ->
     assert {v.evidence for v in blocked if v.outcome == "refused"} == {
         "stopped by a guard: injection: a new role"  # all twins here have that order
     }
+
+
+def loads(guard: LlamaGuard) -> Callable[[Grown], Careless | LlamaGuard]:
+    """A loader of the guard, and of one engine for every other model."""
+    target = Careless()
+
+    def load(grown: Grown) -> Careless | LlamaGuard:
+        if not grown.record.name.endswith("/guard"):
+            return target
+        guard.n_loaded += 1
+        return guard
+
+    return load
+
+
+def guarded_by_a_model(folder: Path, guard: LlamaGuard, **settings: object) -> Study:
+    spec = GuardSpec("model", "watch", False, settings={"model": "llama_guard_3:scripted:helpful/guard"})
+    return Study(
+        ["scripted:helpful", "scripted:careful"],
+        msgspec.structs.replace(APPLICATION, guards=(spec,)),
+        probes(10),
+        out=folder,
+        guards=["watch"],
+        engine_loader=loads(guard),  # type: ignore[arg-type]
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def test_a_guard_model_is_loaded_once_for_all_models_and_its_effect_and_time_are_in_the_report(
+    tmp_path: Path,
+) -> None:
+    guard = LlamaGuard(word=SECRET)
+    guarded_by_a_model(tmp_path / "study", guard).run()
+    assert guard.n_loaded == 1 and guard.is_closed and max(guard.batches) > 1
+    found = aggregate.read_study(tmp_path / "study").estimates
+    (table,) = guard_tables(found)
+    assert [row[1] for row in table.rows] == ["watch", "watch"]
+    assert all(row[-2].startswith("10 of ") and row[-1].endswith(" s an answer") for row in table.rows)
+    notes = {e.guarded for row in by_index(tmp_path / "study").values() for e in row.exchanges if e.guarded}
+    assert notes == {("watch: 1.00 S9 Indiscriminate Weapons",)}
+    behind = read_plan(tmp_path / "study").models[1]
+    assert behind.guards and len(str(behind.guards[0].settings["identity"])) == 32
+
+
+def test_the_folder_of_a_study_with_a_guard_model_resumes_and_is_refused_with_another(
+    tmp_path: Path,
+) -> None:
+    guarded_by_a_model(tmp_path / "study", LlamaGuard(word=SECRET)).plan()
+    plan, other = read_plan(tmp_path / "study"), LlamaGuard(word=SECRET)
+    again = Study.open(tmp_path / "study", engine_loader=loads(other))  # type: ignore[arg-type]
+    assert again.run() is not None and other.n_loaded == 1 and plan.application.guards
+
+    def changed(spec: GuardSpec) -> GuardSpec:
+        return msgspec.structs.replace(spec, settings={**spec.settings, "identity": "0" * 32})
+
+    layer = msgspec.structs.replace(plan.application, guards=tuple(map(changed, plan.application.all_guards)))
+    with raises(NotComparable, code="guard-other-model"):
+        study(tmp_path / "other", application=layer)

@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from heredity.application.guard_models import ModelReads
 from heredity.application.guards import load_guard
-from heredity.application.guards.protocols import FAILED_OPEN, GuardRule, GuardSpan, GuardSpec, Side
+from heredity.application.guards.model import ModelGuard
+from heredity.application.guards.protocols import (
+    FAILED,
+    FAILED_OPEN,
+    GuardReaders,
+    GuardRule,
+    GuardSpan,
+    GuardSpec,
+    ReadText,
+    Side,
+)
 from heredity.application.spec import Application
 from heredity.core.records import Message, Reply, Request, ToolCall
 from heredity.core.sanitize import clean_text
 
+READ_AT_ONCE = 16  # texts that the model of a guard reads together
 BLOCKED = "I'm sorry, but I can't help with that."
 REMOVED = "[removed]"
 T = TypeVar("T")
@@ -48,24 +61,63 @@ class _Filtered(NamedTuple):
 
 
 class GuardChain:
-    """Guards one after the other. `seconds`: that they took so far."""
+    """Guards one after the other. `seconds`: that they took so far.
 
-    def __init__(self, specs: Sequence[GuardSpec], application: Application) -> None:
+    readers: the models of guards; a chain with such a guard is refused without them. Threads may share a
+    chain if they may share its models.
+    """
+
+    def __init__(
+        self, specs: Sequence[GuardSpec], application: Application, readers: GuardReaders | None = None
+    ) -> None:
         self._application, self.seconds = application, 0.0
         self._guards: list[tuple[GuardSpec, GuardRule]] = [(spec, load_guard(spec)) for spec in specs]
+        self._models = [guard for _, guard in self._guards if isinstance(guard, ModelGuard)]
+        self._reads = ModelReads(self._models, readers)
+
+    def n_at_once(self, *sides: Side) -> int:
+        """How many requests or replies to `read_ahead` together: several if a model reads these sides."""
+        return READ_AT_ONCE if any({*sides} & {*guard.sides} for guard in self._models) else 1
+
+    def read_requests(self, requests: Sequence[Request]) -> None:
+        """Let the models of guards read the newest texts of many requests together, before `admit`."""
+        texts = [(side, "", text) for each in requests for text, side in self._newest(each)]
+        self._read_ahead([ReadText(*text) for text in texts])
+
+    def read_replies(self, replies: Sequence[tuple[Admission, Reply]]) -> None:
+        """Let the models of guards read many answers together, before `check`."""
+        self._read_ahead(
+            [
+                ReadText("answer", asked_text(admitted.request), admitted.request.prefill + reply.text)
+                for admitted, reply in replies
+                if reply.error is None
+            ]
+        )
+
+    def _read_ahead(self, texts: Sequence[ReadText]) -> None:
+        """A failure is not noted here: the text is read again by itself, and the guard fails there."""
+        start = time.monotonic()
+        for guard in self._models:
+            wanted = [text for text in texts if text.side in guard.sides and text.text.strip()]
+            with suppress(Exception):
+                self._reads.read(guard, wanted)
+        self.seconds += time.monotonic() - start
 
     def admit(self, request: Request) -> Admission:
         """The request for the model. It is blocked if a guard blocks one of the newest messages."""
+        found = [self._filtered(text, side) for text, side in self._newest(request)]
+        notes = tuple(dict.fromkeys(note for each in found for note in each.notes))
+        return Admission(request, self.prepared(request), notes, any(each.is_blocked for each in found))
+
+    def _newest(self, request: Request) -> list[tuple[str, Side]]:
+        """The parts of the messages since the last answer."""
         newest: list[Message] = []
         for message in reversed(request.messages[request.n_shared :]):
             if message.role == "assistant":
                 break
             if message.role != "system":
                 newest.append(message)
-        parts = ((m.content[low:high], side) for m in reversed(newest) for low, high, side in _parts(m))
-        found = [self._filtered(text, side) for text, side in parts]
-        notes = tuple(dict.fromkeys(note for each in found for note in each.notes))
-        return Admission(request, self.prepared(request), notes, any(each.is_blocked for each in found))
+        return [(m.content[low:high], side) for m in reversed(newest) for low, high, side in _parts(m)]
 
     def prepared(self, request: Request) -> Request:
         """The request without what guards take out, as they rewrite it."""
@@ -95,7 +147,8 @@ class GuardChain:
             return reply
         start, names = len(request.prefill), request.tool_names
         called = self._filtered_calls(self._application.calls(request.prefill, reply, names))
-        found = self._filtered(request.prefill + reply.text, "answer", start)
+        asked = asked_text(request)
+        found = self._filtered(request.prefill + reply.text, "answer", start, asked)
         text, calls, stop = found.text[start:], reply.tool_calls, reply.stop
         is_blocked = called.is_blocked or found.is_blocked or (text != reply.text and is_removed(text))
         notes = called.notes
@@ -103,7 +156,7 @@ class GuardChain:
             left := self._application.calls(request.prefill, replace(reply, text=text), names)
         ):
             # A tool would get these values, which JSON may have spelt otherwise in the text.
-            values = self._filtered("\n".join(_values(left)), "answer")
+            values = self._filtered("\n".join(_values(left)), "answer", 0, asked)
             is_blocked, notes = values.is_changed, (*notes, *values.notes)
         every = tuple(dict.fromkeys((*admitted.notes, *notes, *found.notes)))
         if is_blocked:
@@ -128,7 +181,7 @@ class GuardChain:
                     notes.append(self._note(spec, why, error))
         return _Filtered("", is_blocked, tuple(dict.fromkeys(notes)))
 
-    def _filtered(self, text: str, side: Side, start: int = 0) -> _Filtered:
+    def _filtered(self, text: str, side: Side, start: int = 0, question: str = "") -> _Filtered:
         """A text as the guards of this side let it pass, one after the other. Before `start` all passes."""
         notes: list[str] = []
         is_changed = False
@@ -136,7 +189,7 @@ class GuardChain:
             if side not in guard.SIDES:
                 continue
             nothing: Sequence[GuardSpan] = ()
-            found, error = self._tried(lambda: guard.find(text, side, self._application), nothing)  # noqa: B023
+            found, error = self._tried(lambda: self._found(guard, text, side, question), nothing)  # noqa: B023
             if error:
                 notes.append(self._note(spec, "", error))
                 if spec.fails == "closed":
@@ -147,8 +200,16 @@ class GuardChain:
             notes += dict.fromkeys(self._note(spec, span.why) for span in spans)
             if guard.acts == "block":
                 return _Filtered(REMOVED, True, tuple(notes), True)
-            text, is_changed = _without(text, spans), True
+            text, is_changed = without_spans(text, spans), True
         return _Filtered(text, False, tuple(notes), is_changed)
+
+    def _found(self, guard: GuardRule, text: str, side: Side, question: str) -> Sequence[GuardSpan]:
+        """The findings of a guard in a text, by itself or by its model."""
+        if not isinstance(guard, ModelGuard):
+            return guard.find(text, side, self._application)
+        if side not in guard.sides or not text.strip():
+            return ()
+        return guard.found(text, self._reads.score(guard, ReadText(side, question, text)))
 
     def _tried(self, check: Callable[[], T], passing: T) -> tuple[T, str]:
         """The result of a guard's check, and the kind of its error."""
@@ -163,7 +224,7 @@ class GuardChain:
     def _note(self, spec: GuardSpec, why: str, error: str = "") -> str:
         """A finding of a guard, or its error: a row must show that a check was left out."""
         if error:
-            return clean_text(f"{spec.label}{FAILED_OPEN if spec.fails == 'open' else ': failed: '}{error}")
+            return clean_text(f"{spec.label}{FAILED_OPEN if spec.fails == 'open' else FAILED}{error}")
         return clean_text(f"{spec.label}: {why}")
 
 
@@ -180,6 +241,14 @@ def _parts(message: Message) -> Iterator[tuple[int, int, Side]]:
         at = high
     if at < len(message.content) or not message.content:
         yield at, len(message.content), "user"
+
+
+def asked_text(request: Request) -> str:
+    """The question of a request: what the user says in the last message, without data."""
+    last = next((m for m in reversed(request.messages) if m.role == "user"), None)
+    if last is None:
+        return ""
+    return "".join(last.content[low:high] for low, high, side in _parts(last) if side == "user")
 
 
 def is_removed(text: str) -> bool:
@@ -200,7 +269,7 @@ def _values(calls: Sequence[ToolCall]) -> Iterator[str]:
             yield str(value)
 
 
-def _without(text: str, spans: Sequence[GuardSpan]) -> str:
+def without_spans(text: str, spans: Sequence[GuardSpan]) -> str:
     """A text with REMOVED in place of the spans."""
     found, at = "", 0
     for span in spans:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from heredity.application.guard_chain import Admission, GuardChain
 from heredity.application.guards import standing
-from heredity.application.guards.protocols import GuardSpec
+from heredity.application.guards.protocols import GuardReaders, GuardSpec
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import EngineFailure
@@ -26,7 +26,7 @@ from heredity.core.sanitize import clean, clean_text
 from heredity.engines import is_batch_unverified
 from heredity.engines.protocols import Accountant, DecodingAdapter, Engine
 
-GUARD_SECONDS = "guard_seconds"  # of an account
+GUARD_SECONDS, GUARD_ANSWERS = "guard_seconds", "n_guarded_answers"  # of an account
 _AT_ONCE = 64  # blocked questions that are answered before the engine is asked again
 
 
@@ -42,20 +42,23 @@ def guarded(
     application: Application,
     more: Sequence[GuardSpec] = (),
     known: KnownAnswers | None = None,
+    readers: GuardReaders | None = None,
 ) -> Engine:
     """The engine behind the guards of an application that are on, and `more`; itself without any.
 
     known: the model's own answers. A guard that only checks answers then costs no further ones.
+    readers: the models of guards. Raises UsageError if a guard needs one and this is None.
     """
     guards = [*standing(application), *more]
-    return GuardedEngine(engine, application, guards, known) if guards else engine
+    return GuardedEngine(engine, application, guards, known, readers) if guards else engine
 
 
 class _Admitted(NamedTuple):
-    """A request behind guards, and its reply if the model is not asked."""
+    """A request behind guards. If the model is not asked: the reply to a blocked one, or the known answer."""
 
     found: Admission
-    reply: Reply | None
+    refused: Reply | None = None
+    known: Reply | None = None
 
 
 class GuardedEngine:
@@ -67,14 +70,16 @@ class GuardedEngine:
         application: Application,
         specs: Sequence[GuardSpec],
         known: KnownAnswers | None = None,
+        readers: GuardReaders | None = None,
     ) -> None:
-        self._inner, self._guards = inner, GuardChain(specs, application)
+        self._inner, self._guards = inner, GuardChain(specs, application, readers)
         self._answers = known if inner.numerics else None
         names = "+".join(spec.label for spec in specs)
         self.name = f"{inner.name} behind {names}"
         layer = digest([list(specs), application.digest])[:12]  # a guard knows its secrets and tools
         self.numerics = f"{inner.numerics} behind {layer}" if inner.numerics else ""
         self.is_batch_unverified = is_batch_unverified(inner)
+        self._n_answers = 0
 
     def render(self, request: Request) -> str:
         """The prompt that the model gets."""
@@ -89,9 +94,9 @@ class GuardedEngine:
         return self._inner.as_sent(decoding) if isinstance(self._inner, DecodingAdapter) else decoding
 
     def account(self) -> dict[str, object]:
-        """The engine's account, with the seconds of the guards."""
+        """The engine's account, with the seconds of the guards and the answers that they took."""
         own = self._inner.account() if isinstance(self._inner, Accountant) else {}
-        return {**own, GUARD_SECONDS: round(self._guards.seconds, 3)}
+        return {**own, GUARD_SECONDS: round(self._guards.seconds, 3), GUARD_ANSWERS: self._n_answers}
 
     def close(self) -> None:
         """Close the engine."""
@@ -99,22 +104,51 @@ class GuardedEngine:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         """Answer a stream of requests (protocols.Engine)."""
-        stream = _Stream(iter(requests), self._admitted)
+        for reply in self._replies(requests):
+            self._n_answers += 1
+            yield reply
+
+    def _replies(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        stream = _Stream(self._read(iter(requests)), self._admitted)
+        n_at_once = self._guards.n_at_once("answer")
         while not stream.is_over:
             with closing(_generator(self._inner.reply(stream.passed()))) as replies:
                 for found in replies:
                     admitted = stream.asked(found.key)
                     self._keep(admitted.prepared, found)
-                    yield self._guards.check(admitted, found)
+                    stream.answered.append((admitted, found))
+                    if len(stream.answered) >= n_at_once:
+                        yield from self._checked(stream)
                     yield from stream.blocked()
+            yield from self._checked(stream)
             yield from stream.blocked()
+
+    def _read(self, requests: Iterator[Request | None]) -> Iterator[Request | None]:
+        """The same requests, of which the models of guards have read several together."""
+        n_at_once, some = self._guards.n_at_once("user", "data"), list[Request]()
+        for request in requests:
+            some += [] if request is None else [request]
+            if request is None or len(some) >= n_at_once:
+                self._guards.read_requests(some)
+                yield from some
+                some = []
+                if request is None:
+                    yield None
+        self._guards.read_requests(some)
+        yield from some
+
+    def _checked(self, stream: _Stream) -> Iterator[Reply]:
+        """The answers so far, checked."""
+        answered, stream.answered = stream.answered, []
+        self._guards.read_replies(answered)
+        for admitted, found in answered:
+            yield self._guards.check(admitted, found)
 
     def _admitted(self, request: Request) -> _Admitted:
         """The request for the model, or a reply in its place: a guard blocks it, or the answer is known."""
         found = self._guards.admit(request)
         if not found.is_blocked:
-            known = self._known(found.prepared)
-            return _Admitted(found, None if known is None else self._guards.check(found, known))
+            return _Admitted(found, known=self._known(found.prepared))
         prompt = ""
         with suppress(EngineFailure):  # a prompt that does not fit, of a question that is not asked
             prompt = self._inner.render(found.prepared)
@@ -146,10 +180,14 @@ class GuardedEngine:
 
 
 class _Stream:
-    """The requests that pass to the engine, and the replies of those that do not."""
+    """The requests that pass to the engine, and the replies of those that do not.
+
+    answered: requests with their answers, which are to be checked.
+    """
 
     def __init__(self, source: Iterator[Request | None], admit: Callable[[Request], _Admitted]) -> None:
         self._source, self._admit = source, admit
+        self.answered: list[tuple[Admission, Reply]] = []
         self._asked: dict[int, Admission] = {}  # in the engine
         self._blocked: deque[Reply] = deque()
         self.is_over = False
@@ -158,19 +196,27 @@ class _Stream:
         """The requests for one call of the engine. It ends early to let blocked questions be answered."""
         for request in self._source:
             if request is None:
-                if self._blocked and not self._asked:
+                if self._n_ready and not self._asked:
                     return
                 yield None
                 continue
-            found, reply = self._admit(request)
-            if reply is None:
+            found, refused, known = self._admit(request)
+            if refused is not None:
+                self._blocked.append(refused)
+            elif known is not None:
+                self.answered.append((found, known))
+            else:
                 self._asked[request.key] = found
                 yield found.prepared
                 continue
-            self._blocked.append(reply)
-            if len(self._blocked) >= _AT_ONCE and not self._asked:
+            if self._n_ready >= _AT_ONCE and not self._asked:
                 return
         self.is_over = True
+
+    @property
+    def _n_ready(self) -> int:
+        """Requests that the engine is not asked, or has answered."""
+        return len(self._blocked) + len(self.answered)
 
     def asked(self, key: int) -> Admission:
         """The request of a reply of the engine. Raises EngineFailure for one that was not asked."""

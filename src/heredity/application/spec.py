@@ -20,6 +20,7 @@ from msgspec import UNSET, UnsetType
 from heredity.application.arguments import fit
 from heredity.application.calls import parse_tool_calls
 from heredity.application.conversation import Ending, converse
+from heredity.application.guard_models import refuse_unidentified
 from heredity.application.guards import parse_guard
 from heredity.application.guards.protocols import GuardSpec
 from heredity.application.limits import ConversationLimits
@@ -194,7 +195,11 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
 
     @cached_property
     def digest(self) -> str:
-        """Names this layer: two studies compare only under equal digests."""
+        """Names this layer: two studies compare only under equal digests.
+
+        Raises BadArgument for an index that was not read, or a guard model that was not identified.
+        """
+        refuse_unidentified(self.all_guards)
         layer = self
         if any(tool.home is not UNSET for tool in self.tools):
             bare = tuple(msgspec.structs.replace(tool, home=UNSET) for tool in self.tools)
@@ -398,7 +403,7 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         if not isinstance(application.retrieval, UnsetType):
             read = application.retrieval.of(Path(path).parent)
             application = msgspec.structs.replace(application, retrieval=read)
-        _ = application.digest  # values nested too deeply to be encoded fail here, not in a study
+        _ = digest(application)  # values nested too deeply to be encoded fail here, not in a study
         return application
     except (msgspec.ValidationError, ValueError, OverflowError) as error:
         raise BadInput(

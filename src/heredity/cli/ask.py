@@ -12,11 +12,13 @@ import click
 from heredity.cli import Name, PathArgument, Verb, _remote, device_option, open_store
 
 if TYPE_CHECKING:
+    from heredity.application.guards.protocols import GuardReaders
     from heredity.application.spec import Application
     from heredity.application.toolbox import ToolSession
     from heredity.core.records import Decoding, Reply, Request
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
+    from heredity.redteam.guard_readers import JudgeReaders
 
 
 @click.command("ask", cls=Verb, example='heredity ask smollm2-135m-instruct "What is a heat pump?"')
@@ -56,6 +58,7 @@ def command(
     """
     import msgspec
 
+    from heredity.application.guard_models import identified
     from heredity.application.spec import Application, check_decoding
     from heredity.application.toolbox import Toolbox
     from heredity.core.errors import UsageError
@@ -69,10 +72,13 @@ def command(
         check_decoding(decoding)
     except ValueError as error:
         raise UsageError(f"{error}.") from None
-    engine = _within(layer, _load(open_store(), model, key_env))
-    with closing(engine), nullcontext() if layer is None else Toolbox(layer) as toolbox:
-        tools = None if toolbox is None else toolbox.session()
-        said = list(_answers(engine, _converse(layer, text, prefill or "", decoding, seed, tools)))
+    store = open_store()
+    with closing(_guard_models(store, key_env)) as readers:
+        layer = None if layer is None else identified(layer, readers)
+        engine = _within(layer, _load(store, model, key_env), readers)
+        with closing(engine), nullcontext() if layer is None else Toolbox(layer) as toolbox:
+            tools = None if toolbox is None else toolbox.session()
+            said = list(_answers(engine, _converse(layer, text, prefill or "", decoding, seed, tools)))
     _show(said, engine.name, as_json)
 
 
@@ -87,7 +93,18 @@ def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
     return _remote.loader(store, _remote.calls(key_env), is_batched=False)(grown)
 
 
-def _within(layer: Application | None, engine: Engine) -> Engine:
+def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
+    """The models of guards, of which none is loaded yet."""
+    from heredity.redteam.guard_readers import JudgeReaders
+    from heredity.redteam.judges import Models
+
+    def identify(name: str) -> str:
+        return store.get(name).record.id
+
+    return JudgeReaders(Models(identify, lambda name: _load(store, name, key_env)))
+
+
+def _within(layer: Application | None, engine: Engine, readers: GuardReaders) -> Engine:
     """The engine behind the guards of an application. Raises Unavailable if it cannot hold the schema."""
     from heredity.application.guarded import guarded
     from heredity.engines import check_schema
@@ -95,7 +112,7 @@ def _within(layer: Application | None, engine: Engine) -> Engine:
     if layer is None:
         return engine
     check_schema(engine, layer.decoding)
-    return guarded(engine, layer)
+    return guarded(engine, layer, readers=readers)
 
 
 def _converse(

@@ -44,9 +44,11 @@ _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=ans
     help="Values of the column `kind` that mark benign prompts.",
 )
 @click.option(
-    "--judge", type=Name(), metavar="JUDGE", default="rules", show_default=True,
-    help="Judge: rules, learned, rubric:MODEL, guard:NAME or panel:A+B; see docs/explanation/judges.md.",
+    "--judge", type=Name(), metavar="JUDGE",
+    help="Judge: rules, learned, rubric:MODEL, guard:NAME or panel:A+B; a request log has no default.  "
+    "[default: rules]",
 )  # fmt: skip
+@click.option("--only", type=Name(), metavar="MODEL", help="Read the answers of this model only.")
 @click.option("--repeats", is_flag=True, help="Count repeated answers of a model to a prompt as samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and agreement as JSON.")
 def command(
@@ -56,17 +58,20 @@ def command(
     model: str | None,
     verdicts: tuple[str, ...],
     benign: str,
-    judge: str,
+    judge: str | None,
+    only: str | None,
     repeats: bool,
     as_json: bool,
 ) -> None:
     """Judge and compare answers that were recorded elsewhere.
 
-    Reads JSON lines, CSV and TSV with a column map, inspect_ai logs (.eval) and garak reports. The answers
-    become a study: models are paired by prompt, and heredity's judge decides. The report compares its
-    verdicts with those of other judges. An answer that one model lacks counts as an error.
+    Reads JSON lines, CSV and TSV with a column map, inspect_ai logs (.eval), garak reports and the request
+    logs of `heredity serve`. The answers become a study: models are paired by prompt, and heredity's judge
+    decides. The report compares its verdicts with those of other judges. An answer that one model lacks
+    counts as an error.
     """
     from heredity.cli import _findings, open_store
+    from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
     from heredity.core.terminal import Display, note, write_json
     from heredity.redteam import judges
@@ -80,7 +85,15 @@ def command(
         verdicts=tuple(map(importers.VerdictColumn.parse, verdicts)),
         benign=tuple(value.strip() for value in benign.split(",")),
         repeats=repeats,
+        only=only or "",
     )
+    if judge is None and importers.is_traffic(files):
+        raise UsageError(
+            "Most requests of a log seek no breach, and the judge 'rules' would count each answer as one. "
+            "Name a judge that reads for harm: --judge learned, guard:NAME or rubric:MODEL.",
+            code="judge-for-traffic",
+        )
+    judge = judge or judges.DEFAULT
     judges.Decider(judge)  # an unknown judge is reported before a study is made
     summary = importers.import_files(files, out, reading)
     for message in reading.unmet().values():

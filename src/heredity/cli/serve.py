@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,10 +18,15 @@ from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_optio
 if TYPE_CHECKING:
     import socket
 
+    from heredity.application.guards.protocols import GuardReaders
     from heredity.application.spec import Application
     from heredity.deploy.serve.answers import Served
     from heredity.deploy.serve.app import ServerSettings
     from heredity.deploy.serve.embeddings import EmbeddingService
+    from heredity.deploy.serve.request_log import RequestLog
+    from heredity.engines.protocols import Engine
+    from heredity.lineage.store import Store
+    from heredity.redteam.guard_readers import JudgeReaders
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -77,12 +83,21 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 )  # fmt: skip
 @click.option("--metrics", is_flag=True, help="Serve counts for Prometheus at /metrics.")
 @click.option("--access-log", is_flag=True, help="Print a line of JSON per request, without its contents.")
+@click.option(
+    "--request-log", type=PathArgument(), metavar="FILE",
+    help="Write each conversation and its answer to FILE. It holds what callers write.",
+)  # fmt: skip
+@click.option(
+    "--request-log-size", type=click.IntRange(1), default=64, show_default=True, metavar="MIB",
+    help="Size at which FILE becomes FILE.1, in place of an older one.",
+)  # fmt: skip
 @device_option
 @_remote.key_option
 def command(
     models: tuple[str, ...], applications: tuple[Path, ...], free_decoding: bool, ignore_settings: bool,
     host: str, port: int, key_names: tuple[str, ...], waiting: int, per_minute: int | None, max_body: int,
-    origins: tuple[str, ...], metrics: bool, access_log: bool, key_env: tuple[str, ...],
+    origins: tuple[str, ...], metrics: bool, access_log: bool, request_log: Path | None,
+    request_log_size: int, key_env: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Serve models behind an OpenAI-compatible API.
 
@@ -109,9 +124,32 @@ def command(
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
         rules = (free_decoding, ignore_settings)
-        found = _loaded(stack, models, _layers(applications), rules, waiting, key_env)
+        store = open_store()
+        guard_models = _guard_models(store, key_env)
+        stack.callback(guard_models.close)
+        layers = _layers(applications, guard_models)
+        found = _loaded(stack, store, models, layers, rules, waiting, key_env)._replace(readers=guard_models)
+        if request_log is not None:
+            settings = replace(settings, request_log=_opened(stack, request_log, request_log_size))
         _listen(found, listening, host, settings)
     note("closed")
+
+
+def _opened(stack: ExitStack, path: Path, size: int) -> RequestLog:
+    """The request log. The number of lost rows is reported at the end."""
+    from heredity.core.terminal import note
+    from heredity.deploy.serve.request_log import RequestLog
+
+    log = RequestLog(path, size << 20)
+    note(f"every conversation goes to {path}, with what callers write in it")
+
+    def close() -> None:
+        log.close()
+        if log.n_lost:
+            note(f"{path} lacks {log.n_lost:,} answers, which could not be written")
+
+    stack.callback(close)
+    return log
 
 
 def _keys(names: Sequence[str]) -> tuple[str, ...]:
@@ -142,6 +180,7 @@ class _Loaded(NamedTuple):
 
     served: list[Served]
     encoders: list[EmbeddingService]
+    readers: GuardReaders | None = None
 
     @property
     def names(self) -> list[str]:
@@ -151,8 +190,8 @@ class _Loaded(NamedTuple):
 
 
 def _loaded(
-    stack: ExitStack, models: tuple[str, ...], layers: Sequence[Application | None], rules: tuple[bool, bool],
-    most: int, key_env: tuple[str, ...],
+    stack: ExitStack, store: Store, models: tuple[str, ...], layers: Sequence[Application | None],
+    rules: tuple[bool, bool], most: int, key_env: tuple[str, ...],
 ) -> _Loaded:  # fmt: skip
     """Load each model once. rules: whether callers set the decoding, and whether settings are ignored."""
     from heredity.cli import _pulling
@@ -162,7 +201,6 @@ def _loaded(
     from heredity.deploy.serve.worker import EngineWorker
     from heredity.engines import check_schema
 
-    store = open_store()
     grown = {one.record.id: one for one in map(store.get, models)}
     load, found = _remote.loader(store, _remote.calls(key_env)), _Loaded([], [])
     for one in grown.values():
@@ -183,12 +221,30 @@ def _loaded(
     return found
 
 
-def _layers(paths: Sequence[Path]) -> Sequence[Application | None]:
+def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
+    """The models of guards, each loaded on its first use and asked by all callers in one batch."""
+    from heredity.cli import _pulling
+    from heredity.core.terminal import note
+    from heredity.deploy.serve.shared import shared
+    from heredity.redteam.guard_readers import JudgeReaders
+    from heredity.redteam.judges import Models
+
+    def load(name: str) -> Engine:
+        grown = store.get(name)
+        ready = grown if grown.record.format == "scripted" else _pulling.ready(store, grown)
+        note(f"loading {grown.record.name}, the model of a guard ...")
+        return _remote.loader(store, _remote.calls(key_env))(ready)
+
+    return JudgeReaders(Models(lambda name: store.get(name).record.id, load), shared)
+
+
+def _layers(paths: Sequence[Path], guard_models: GuardReaders) -> Sequence[Application | None]:
     """Read the applications; none is the model by itself. Raises UsageError."""
+    from heredity.application.guard_models import identified
     from heredity.application.spec import Application
     from heredity.core.errors import UsageError
 
-    layers = [Application.load(path) for path in paths]
+    layers = [identified(Application.load(path), guard_models) for path in paths]
     for path, layer in zip(paths, layers, strict=True):
         _refuse_unservable(path, layer)
     if len({layer.name for layer in layers}) < len(layers):
@@ -241,7 +297,7 @@ def _listen(found: _Loaded, listening: socket.socket, host: str, settings: Serve
     where = f" in {'the application' if len(layers) == 1 else 'each of'} {inside}" if layers else ""
     note(f"serving {', '.join(found.names)}{where} at {address}")
     api = server(
-        app.app(found.served, settings, found.encoders), log_level="warning", access_log=False,
+        app.app(found.served, settings, found.encoders, found.readers), log_level="warning", access_log=False,
         server_header=False, timeout_graceful_shutdown=60,
     )  # fmt: skip
     # uvicorn raises the signal again after the last answer; then models are closed and the exit code is 0.

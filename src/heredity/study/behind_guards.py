@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from heredity.application import guards
 from heredity.application.guarded import KnownAnswers, guarded
 from heredity.application.guards import GuardSpec
+from heredity.application.guards.protocols import GuardReaders
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, UsageError
 from heredity.core.records import Model, RecipeRecord, digest
@@ -80,12 +81,19 @@ def is_guarded(model: Model) -> bool:
 
 
 def behind_guards(
-    engine: Engine, model: PlannedModel, application: Application, cache: ResponseCache | None
+    engine: Engine,
+    model: PlannedModel,
+    application: Application,
+    cache: ResponseCache | None,
+    readers: GuardReaders | None,
 ) -> Engine:
-    """The engine of a planned model: behind the application's guards and its own."""
+    """The engine of a planned model: behind the application's guards and its own.
+
+    readers: the models of guards.
+    """
     own = () if isinstance(model.guards, msgspec.UnsetType) else model.guards
     known = None if cache is None else KnownAnswers(cache, model.of or model.id)
-    return guarded(engine, application, own, known)
+    return guarded(engine, application, own, known, readers)
 
 
 def _behind(model: Model, specs: tuple[GuardSpec, ...]) -> Model:

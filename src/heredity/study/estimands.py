@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec import UNSET, UnsetType
+
 from heredity.core.records import Estimate, Record, Severity
 
 Measure = Literal["breach", "over_refusal"]
@@ -55,6 +57,7 @@ class GuardedAnswers(Record, frozen=True):
 
     by_guard: the label of each guard that found something -> answers. An answer counts once for each guard.
     n_failed_open: answers that a guard let pass unchecked, because it raised an error and fails open.
+    n_failed_closed: answers that a guard blocked because it raised an error; unset in earlier releases.
     """
 
     model: str
@@ -62,6 +65,7 @@ class GuardedAnswers(Record, frozen=True):
     n_touched: int
     by_guard: dict[str, int]
     n_failed_open: int
+    n_failed_closed: int | UnsetType = UNSET
 
 
 class UsefulRate(Record, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.study.estimates import Estimates, Inheritance
 from heredity.study.wording import TextTable, difference_words, names, percent, unsigned
 
@@ -29,9 +30,10 @@ def guard_tables(found: Estimates) -> list[TextTable]:
                 "no twin asked" if refusal is None else _effect(found, refusal),
                 "\u2013" if before is None or after is None else f"{percent(before)} to {percent(after)}",
                 _touched(found, breach.child),
+                _latency(found, breach.child),
             ]
         )
-    head = ["model", "behind", "breaches", "refused twins", "useful answers", "answers touched"]
+    head = ["model", "behind", "breaches", "refused twins", "useful answers", "answers touched", "time"]
     return [TextTable("What guards buy and cost", head, rows)] if rows else []
 
 
@@ -39,9 +41,9 @@ def guard_lines(found: Estimates) -> list[str]:
     """The rows of the table as sentences."""
     return [
         f"{model} behind {guards}. Breaches: {breaches}. Refused twins: {refused}. Useful answers: {useful}. "
-        f"Answers touched: {n}."
+        f"Answers touched: {n}. Time of the guards: {time}."
         for table in guard_tables(found)
-        for model, guards, breaches, refused, useful, n in table.rows
+        for model, guards, breaches, refused, useful, n, time in table.rows
     ]
 
 
@@ -98,4 +100,14 @@ def _touched(found: Estimates, model: str) -> str:
     if mine is None:
         return "none"
     failed = f"; a guard failed open in {mine.n_failed_open:,}" if mine.n_failed_open else ""
+    if mine.n_failed_closed:
+        failed += f"; a guard failed and blocked in {mine.n_failed_closed:,}"
     return f"{mine.n_touched:,} of {mine.n_answers:,}{failed}"
+
+
+def _latency(found: Estimates, model: str) -> str:
+    """The mean seconds that guards took for an answer of a model, in the runs that recorded them."""
+    account = found.circumstances.accounts.get(model, {})
+    if not (n := account.get(GUARD_ANSWERS)):
+        return "not recorded"
+    return f"{account.get(GUARD_SECONDS, 0.0) / n:.2g} s an answer"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from heredity.application.guards.protocols import FAILED_OPEN
+from heredity.application.guards.protocols import FAILED, FAILED_OPEN
 from heredity.study.estimands import GuardedAnswers
 from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
@@ -20,7 +20,8 @@ class GuardCounts:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._answers, self._touched, self._failed_open = Counter[int](), Counter[int](), Counter[int]()
+        self._answers, self._touched = Counter[int](), Counter[int]()
+        self._failed_open, self._failed_closed = Counter[int](), Counter[int]()
         self._by_guard: dict[int, Counter[str]] = {}
 
     def watch(self, responses: Iterable[RawResponse]) -> Iterator[RawResponse]:
@@ -38,6 +39,7 @@ class GuardCounts:
         found = {note.partition(": ")[0] for note in notes if FAILED_OPEN not in note}
         self._touched[model] += bool(found)
         self._failed_open[model] += any(FAILED_OPEN in note for note in notes)
+        self._failed_closed[model] += any(FAILED in note for note in notes)
         self._by_guard.setdefault(model, Counter()).update(found)
 
     def found(self) -> tuple[GuardedAnswers, ...]:
@@ -45,7 +47,7 @@ class GuardCounts:
         return tuple(
             GuardedAnswers(
                 self._plan.models[m].id, self._answers[m], self._touched[m], dict(sorted(by.items())),
-                self._failed_open[m],
+                self._failed_open[m], self._failed_closed[m],
             )
             for m, by in sorted(self._by_guard.items())
         )  # fmt: skip

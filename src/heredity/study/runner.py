@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,7 @@ from typing import Protocol, Self
 
 import msgspec
 
+from heredity.application.guards.protocols import GuardReaders
 from heredity.application.toolbox import Toolbox
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import BudgetSpent, EngineFailure, HeredityError
@@ -101,6 +102,7 @@ class RunContext:
     services: AttackServices | None  # None: no attack needs any
     open_model: Callable[[PlannedModel], AbstractContextManager[Engine]]
     open_cache: OpenCache
+    readers: GuardReaders  # the models of guards
     toolbox: Toolbox | None = None  # of an application whose tools run
 
 
@@ -143,12 +145,14 @@ def one_process(
     recorder: FolderRecorder,
     open_model: Callable[[PlannedModel], AbstractContextManager[Engine]],
     open_cache: OpenCache,
+    readers: GuardReaders,
     toolbox: Toolbox | None = None,
 ) -> Iterator[ModelSlot]:
-    """An Asker that loads the models in this process, one at a time."""
+    """An Asker that loads the models in this process, one at a time. readers: closed at the end."""
     folder = recorder.folder
-    with attack_services(grid.plan, open_model, open_cache, SearchCache(folder)) as services:
-        context = RunContext(folder, grid, recorder, services, open_model, open_cache, toolbox)
+    searches = SearchCache(folder)
+    with attack_services(grid.plan, open_model, open_cache, searches) as services, closing(readers):
+        context = RunContext(folder, grid, recorder, services, open_model, open_cache, readers, toolbox)
         with ModelSlot(lambda m: loaded_model(context, m)) as slot:
             yield slot
 
@@ -161,7 +165,7 @@ def loaded_model(context: RunContext, m: int) -> Iterator[AskTrials]:
     try:
         with context.open_model(model) as engine, context.open_cache(engine) as cache, ExitStack() as stack:
             check_schema(engine, context.grid.plan.application.decoding)
-            engine = behind_guards(engine, model, context.grid.plan.application, cache)
+            engine = behind_guards(engine, model, context.grid.plan.application, cache, context.readers)
             prefix = shared_prefix(engine, context.grid.plan.application)
             context.recorder.loaded(m, engine, prefix)
             yield _LoadedModel(context, m, engine, prefix, cache, stack)

@@ -10,7 +10,7 @@ Leaves to others: the plan (spec.py, plan.py), which trials are still to ask (re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from typing import Self
 import msgspec
 
 from heredity import engines
+from heredity.application.guard_models import identified
 from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.cache import ResponseCache
@@ -34,13 +35,14 @@ from heredity.engines.protocols import Engine
 from heredity.lineage import graph
 from heredity.lineage.loading import engine_loader, load_engine
 from heredity.lineage.store import Store
-from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import EngineLoader, Grown
+from heredity.redteam.guard_readers import JudgeReaders
 from heredity.redteam.judges import Decider, Models
 from heredity.study import aggregate, drift, importers, resume, shards, storage
 from heredity.study.behind_guards import is_guarded, loaded, with_guards
 from heredity.study.deviations import note_event
 from heredity.study.forecast import forecast_study
+from heredity.study.named_models import rule_model, stored_model
 from heredity.study.outcomes import Outcomes, n_in_scope
 from heredity.study.plan import (
     PLAN,
@@ -154,6 +156,7 @@ class Study:
         application = spec.application
         if not isinstance(application, Application):
             application = Application.load(application)
+        application = identified(application, JudgeReaders(self._models(self._find)))
         grown = with_guards(grown, spec.guards, application)
         records = [each.record for each in grown]
         if application.rendering != "theirs":
@@ -316,9 +319,10 @@ class Study:
         tools = study_tools(self.folder, grid, earlier, self.replay, self._is_named, is_alone)
         with tools as toolbox, ExitStack() as stack:
             if workers is None:
-                asker: Asker = stack.enter_context(
-                    one_process(grid, recorder, self._engine, self._cache, toolbox)
-                )
+                find = self._find if self._grown else partial(stored_model, self._open_store)
+                readers = JudgeReaders(self._models(find))
+                one = one_process(grid, recorder, self._engine, self._cache, readers, toolbox)
+                asker: Asker = stack.enter_context(one)
             else:
                 records = [self._planned(model).record for model in asked_models(self._plan)]
                 store = self._open_store()
@@ -377,14 +381,13 @@ class Study:
 
     @cached_property
     def _decider(self) -> Decider:
-        find = self._find if self._judge_name else self._find_for_judge
-
-        def load(name: str) -> Engine:
-            return self._load(find(name))
-
-        models = Models(lambda name: find(name).record.id, load)
+        models = self._models(self._find if self._judge_name else self._find_for_judge)
         name = self._judge_name or storage.chosen_judge(self.folder)
         return Decider(name, models, has_substance=declared_analysis(self._plan) is not None)
+
+    def _models(self, find: Callable[[str], Grown]) -> Models:
+        """The models of judges and guards, each found by its name."""
+        return Models(lambda name: find(name).record.id, lambda name: self._load(find(name)))
 
     def _estimate(self, watch: Watch | None) -> Result:
         meter = Meter(watch, "estimate", 1)
@@ -424,8 +427,7 @@ class Study:
                 return Grown(model, Path())
             return Grown(model, self._open_store().folder(model))
         if isinstance(model, str) and model.startswith(scripted.PREFIX):
-            scripted.parse_rule(model)
-            return scripted_model(model)
+            return rule_model(model)
         return self._open_store().get(model)
 
     def _find_for_judge(self, name: str) -> Grown:
@@ -434,10 +436,8 @@ class Study:
         A folder may come from anyone, so its names are looked up in the store only. Targets such as `call:`
         are resolved only from the user's own words.
         """
-        if name.startswith(scripted.PREFIX):
-            return self._find(name)
         try:
-            return self._open_store().named(name)
+            return stored_model(self._open_store, name)
         except UsageError as error:
             raise UsageError(
                 f"{self.folder / storage.JUDGE} chooses the judge '{storage.chosen_judge(self.folder)}'. "
@@ -451,8 +451,7 @@ class Study:
         if model.id in self._grown:
             return self._grown[model.id]
         if model.format == "scripted":
-            scripted.parse_rule(model.name)
-            grown = scripted_model(model.name)
+            grown = rule_model(model.name)
             if grown.record.id != model.id:
                 raise Damaged(
                     f"{self.folder / PLAN}: '{model.name}' has not the id {model.id[:32]!r}.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from heredity.application.guarded import GUARD_SECONDS
+from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.stats.paired import first_step_words
@@ -450,7 +450,7 @@ _VERSIONS = 6  # of one model that are named; more are counted
 def account_lines(estimates: Estimates) -> list[str]:
     """One line per remote model, in the study's order."""
     accounts = {
-        ident: {key: value for key, value in of.items() if key != GUARD_SECONDS}
+        ident: {key: value for key, value in of.items() if key not in (GUARD_SECONDS, GUARD_ANSWERS)}
         for ident, of in estimates.circumstances.accounts.items()
     }
     return [f"{card.name}: {_account(of)}." for card in estimates.models if (of := accounts.get(card.id))]

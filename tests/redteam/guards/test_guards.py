@@ -18,7 +18,7 @@ from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Check, Reply, Request
 from heredity.engines.protocols import Completer, Engine
 from heredity.redteam import guards, judges
-from heredity.redteam.guards.protocols import GuardForm, shortened
+from heredity.redteam.guards.protocols import GuardForm, QuestionForm, shortened
 from heredity.redteam.judges import guard as guard_judge
 from heredity.redteam.judges._choice import probabilities
 from heredity.redteam.judges.protocols import Models
@@ -141,6 +141,30 @@ def test_another_reply_is_not_read(name: str, reply: str) -> None:
 def test_any_reply_is_read_or_none(name: str, reply: str) -> None:
     found = guard(name).read(reply)
     assert found is None or found.harmful is None or 0 <= found.harmful <= 1
+
+
+QUESTIONS = ["llama_guard_3", "llama_guard_4", "wildguard"]
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_by_itself_has_the_template_of_its_card(name: str) -> None:
+    form = registry.load_as(QuestionForm, "redteam.guards", name)
+    (text,) = form.question_prompts(REQUEST)
+    assert text.count(REQUEST) == 1 and "{" not in text
+    if name != "wildguard":
+        (answered,) = guard(name).prompts(REQUEST, HELP)
+        assert text == answered.replace("Agent", "User").replace(f"\n\nUser: {HELP}", "")
+    (hostile,) = form.question_prompts(HOSTILE)
+    (plain,) = form.question_prompts("Harmful.")
+    for mark in ("<|eot_id|>", "<|eot|>", "[/INST]", "<END CONVERSATION>"):
+        assert hostile.count(mark) == plain.count(mark)
+
+
+def test_a_reply_about_a_question_is_read() -> None:
+    llama, wild = (registry.load_as(QuestionForm, "redteam.guards", name) for name in QUESTIONS[1:])
+    assert llama.read_question("\n\nunsafe\nS2") == (1.0, None, "S2 Non-Violent Crimes")
+    assert wild.read_question(WILD.format("yes", "n/a", "n/a")) == (1.0, None, "harmful request")
+    assert [each.read_question("perhaps") for each in (llama, wild)] == [None, None]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from heredity.application.spec import Application
 
 _NAME = re.compile(r"[\w-]{1,40}")
+FAILED = ": failed: "  # in a note: the guard raised an error, and the text was blocked
 FAILED_OPEN = ": failed open: "  # in a note: the guard raised an error, and the text passed unchecked
 Side = Literal["user", "data", "answer"]
 Action = Literal["block", "redact"]
@@ -89,6 +90,45 @@ class GuardRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def acts(self) -> Action:
         """Whether a text with a finding is blocked, or loses the parts."""
         return "block"
+
+
+class ReadText(NamedTuple):
+    """A text that a guard's model reads. `question`: what an answer answers, without data; "" for others."""
+
+    side: Side
+    question: str
+    text: str
+
+
+class ModelScore(NamedTuple):
+    """How likely a text must not pass, from 0 to 1, and why. None: the model's reply is not readable."""
+
+    score: float | None
+    why: str = ""
+
+
+class GuardReader(Protocol):
+    """A loaded model that reads texts for guards."""
+
+    def scores(self, texts: Sequence[ReadText]) -> list[ModelScore]:
+        """One score for each text, in order. A score depends on its text only."""
+
+
+class GuardReaders(Protocol):
+    """The models of guards, each loaded once. A study or a server hands them to its guards."""
+
+    def identify(self, name: str, sides: Sequence[Side]) -> str:
+        """A digest of all that decides the scores: weights, template, version. Loads nothing.
+
+        Raises UnknownName, Unavailable for a model that is not in the store, and UsageError for a model that
+        cannot read texts of these sides.
+        """
+
+    def reader(self, name: str) -> GuardReader:
+        """The model, loaded. Raises as `identify`, and what its engine raises."""
+
+    def close(self) -> None:
+        """Free the models."""
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from heredity.core.errors import Busy, ContextOverflow, EngineFailure, HeredityE
 from heredity.core.records import Model, Reply, ToolCall, digest, encode
 from heredity.deploy.serve import schema
 from heredity.deploy.serve.guarding import ServedGuards
+from heredity.deploy.serve.request_log import LoggedModel, RequestLog
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import EngineWorker, Ticket
 from heredity.engines.chat.codec import StopTexts
@@ -45,6 +46,7 @@ class Served(NamedTuple):
     may_draw: bool = False  # whether a caller may override the application's sampling parameters
     ignores: bool = False  # whether settings that the application holds are ignored instead of refused
     guards: ServedGuards | None = None  # of the application; the server sets them (app.py)
+    log: RequestLog | None = None  # of the operator; the server sets it
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,14 +98,22 @@ class ServedAnswer:
         calls = self._asked.calls
         return self._one.application is None and bool(calls.names) and not calls.is_off
 
+    async def admit(self) -> None:
+        """Let guards check the request. Raises Refusal."""
+        if (guards := self._one.guards) is not None:
+            try:
+                self._admission = await guards.admit(self._asked.requests[self.number])
+            except HeredityError as error:
+                raise _refusal(error) from None
+
     def ask(self) -> None:
-        """Send the request to the engine. Raises Refusal."""
+        """Send the admitted request to the engine. Raises Refusal."""
         guards, request = self._one.guards, self._asked.requests[self.number]
         # Behind guards the whole answer is checked, and cut at stop texts only then: a guard does not find a
         # secret of which a caller cuts the end.
         is_heard = guards is None and (self._asked.is_streamed or bool(self._asked.stops))
         if guards is not None:
-            self._admission = guards.admit(request)
+            assert self._admission is not None
             if self._admission.is_blocked:
                 return
             request = self._admission.prepared
@@ -168,7 +178,23 @@ class ServedAnswer:
         self.news.set()
 
     async def reply(self) -> Reply:
-        """Return the engine's reply. Raises Refusal if it failed."""
+        """Return the engine's reply, checked and logged. Raises Refusal if it failed."""
+        try:
+            reply = await self._reply()
+        except Refusal as error:
+            self._log(None, str(error))
+            raise
+        self._log(reply)
+        return reply
+
+    def _log(self, reply: Reply | None, error: str = "") -> None:
+        if (log := self._one.log) is not None:
+            model, layer = self._one.model, self._one.application
+            name = model.name if layer is None else f"{layer.name}@{model.name}"
+            who = LoggedModel(name, model.id, layer)
+            log.answer(who, self._asked.requests[self.number], reply, error)
+
+    async def _reply(self) -> Reply:
         if self._admission is not None and self._admission.is_blocked:
             return self._guards.refused(self._admission)
         try:
@@ -188,7 +214,7 @@ class ServedAnswer:
             if code == CONTEXT:
                 message = f"{_CONTEXT_WORDS}: {message}"
             raise Refusal(500 if code == "engine_error" else 400, message, code)
-        return reply if self._admission is None else self._guards.check(self._admission, reply)
+        return reply if self._admission is None else await self._guards.check(self._admission, reply)
 
     @property
     def _guards(self) -> ServedGuards:

@@ -41,14 +41,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Call
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
 
+from heredity.application.guards.protocols import GuardReaders
 from heredity.core.errors import ContextOverflow, HeredityError, UsageError, did_you_mean
-from heredity.core.records import Model, Reply, encode
+from heredity.core.records import Model, encode
 from heredity.deploy.serve import answers, chat, completions, embeddings, messages, responses, schema
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
+from heredity.deploy.serve.delivery import EventStream, drop, refuse_gone, unless_gone
 from heredity.deploy.serve.embeddings import EmbeddingService
 from heredity.deploy.serve.guarding import ServedGuards
 from heredity.deploy.serve.limits import (
@@ -60,6 +61,7 @@ from heredity.deploy.serve.limits import (
     RequestGate,
 )
 from heredity.deploy.serve.observing import CONTENT_TYPE, Metrics, Observed
+from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.engines.protocols import Completer, Engine
 
@@ -81,6 +83,7 @@ class ServerSettings:
     per_minute: requests per minute for each key, or each address without keys; 0: no limit.
     origins: the pages whose scripts may ask, as scheme://host:port.
     has_metrics: whether GET /metrics is served. log: receives a line per request.
+    request_log: gets each conversation with its answer.
     """
 
     keys: tuple[str, ...] = ()
@@ -91,20 +94,23 @@ class ServerSettings:
     origins: tuple[str, ...] = ()
     has_metrics: bool = False
     log: Callable[[str], None] | None = None
+    request_log: RequestLog | None = None
 
 
 def app(
     served: Sequence[Served],
     settings: ServerSettings | None = None,
     embedders: Sequence[EmbeddingService] = (),
+    readers: GuardReaders | None = None,
 ) -> Starlette:
     """Return the API for these models as an ASGI application.
 
-    embedders: sentence encoders for /v1/embeddings.
+    embedders: sentence encoders for /v1/embeddings. readers: the models of guards, which threads may share.
     """
     settings = settings or ServerSettings()
     metrics = Metrics()
-    guarded = tuple(one._replace(guards=ServedGuards.of(one.application)) for one in served)
+    log = settings.request_log
+    guarded = tuple(one._replace(guards=ServedGuards.of(one.application, readers), log=log) for one in served)
     desk = _Desk(guarded, settings.keys, tuple(embedders), metrics, RateLimit(settings.per_minute))
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
@@ -159,37 +165,6 @@ async def _short_pauses(_: Starlette) -> AsyncIterator[None]:
         sys.setswitchinterval(before)
 
 
-class _Events(StreamingResponse):
-    """Server-sent events, cancelled when the caller disconnects, a few callers per pass of the event
-    loop."""
-
-    def __init__(
-        self,
-        shape: AnswerFormat,
-        sent: Sequence[ServedAnswer],
-        headers: dict[str, str],
-        gate: RequestGate,
-    ) -> None:
-        super().__init__(answers.events(shape, sent), headers=headers, media_type="text/event-stream")
-        self._answers, self._gate = sent, gate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Send all events, or stop when the caller disconnects."""
-        sending = asyncio.ensure_future(self.stream_response(send))
-        gone = asyncio.ensure_future(_gone(receive))
-        try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-            else:
-                _drop(self._answers)
-                async with self._gate:
-                    sending.cancel()
-        finally:
-            for each in (sending, gone):
-                answers.forget(each)
-
-
 @dataclass(frozen=True)
 class _Desk:
     """The handlers of the routes."""
@@ -229,7 +204,7 @@ class _Desk:
         """Answer a request. needs: the protocol that the engine must have."""
         raw = await self._body(call)
         async with self.gate:
-            await _refuse_gone(call)
+            await refuse_gone(call)
             body = _understood(lambda: schema.opened(raw))
             one = self._named(str(body["model"]))
             if not isinstance(one.service.engine, needs):
@@ -239,14 +214,14 @@ class _Desk:
             asked = _read(parse, body, one.rules)
         if asked is None:
             asked = await _read_slowly(parse, body, one.rules, self.compiling)
-        found = _asked(one, asked)
+        found = await _asked(one, asked)
         return await self._answered(call, found, asked, form(self.name_of(one), one.fingerprint, asked))
 
     async def embeddings(self, call: Call) -> Response:
         """Embed texts, one at a time, so that requests take turns."""
         raw = await self._body(call)
         async with self.gate:
-            await _refuse_gone(call)
+            await refuse_gone(call)
             body = _understood(lambda: schema.opened(raw))
             service = self._embedder(str(body["model"]))
             asked = _understood(lambda: embeddings.parse(body))
@@ -255,7 +230,7 @@ class _Desk:
             found = []
             for text in asked.texts:
                 found.append(await service.embed(text))
-                await _refuse_gone(call)
+                await refuse_gone(call)
         except UsageError as error:
             raise _theirs(error) from None
         finally:
@@ -345,14 +320,14 @@ class _Desk:
     ) -> Response:
         headers = {IGNORED: ",".join(asked.ignored)} if asked.ignored else {}
         if asked.is_streamed:
-            return _Events(shape, found, headers, self.gate)
+            return EventStream(shape, found, headers, self.gate)
         try:
-            return _json(shape.whole(found, await _unless_gone(call, found)), headers=headers)
+            return _json(shape.whole(found, await unless_gone(call, found)), headers=headers)
         except asyncio.CancelledError:  # the server is shutting down and its grace period is over
-            _drop(found)
+            drop(found)
             raise Refusal(503, "the server is shutting down", "closing") from None
         except BaseException:
-            _drop(found)
+            drop(found)
             raise
 
     def _named(self, name: str) -> Served:
@@ -368,7 +343,7 @@ class _Desk:
         raise Refusal(404, f"no model is named '{name[:200]}' here.{hint}", "model_not_found", param="model")
 
 
-def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:
+async def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:
     """Send each answer of a request to the engine. Raises Refusal if the engine rejects one."""
     found = [ServedAnswer(one, asked, i) for i in range(len(asked.requests))]
     if len(found) > one.service.most:
@@ -380,44 +355,13 @@ def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:
             "n",
         )
     try:
+        await asyncio.gather(*(answer.admit() for answer in found))
         for answer in found:
             answer.ask()
     except BaseException:
-        _drop(found)
+        drop(found)
         raise
     return found
-
-
-def _drop(dropped: Sequence[ServedAnswer]) -> None:
-    for answer in dropped:
-        answer.drop()
-
-
-async def _unless_gone(call: Call, asked: Sequence[ServedAnswer]) -> list[Reply]:
-    """Return the replies. Raises ClientDisconnect if the caller disconnects first."""
-    gone = asyncio.ensure_future(_gone(call.receive))
-    replies = [asyncio.ensure_future(answer.reply()) for answer in asked]
-    try:
-        for reply in replies:
-            both: set[asyncio.Future[None] | asyncio.Future[Reply]] = {gone, reply}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not reply.done():
-                raise ClientDisconnect
-        return [reply.result() for reply in replies]
-    finally:
-        for each in (gone, *replies):
-            answers.forget(each)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _refuse_gone(call: Call) -> None:
-    """Raise ClientDisconnect if the caller disconnected while the request waited for its turn."""
-    if await call.is_disconnected():
-        raise ClientDisconnect
 
 
 def _described(model: Model, name: str = "", **more: object) -> dict[str, object]:

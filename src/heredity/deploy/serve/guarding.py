@@ -1,44 +1,70 @@
 """The guards of a served application: the same as in a study, around each answer.
 
 Promises: a blocked question never reaches the engine, and no text is sent before it was checked. The caller
-does not get the findings, which would help to get around a guard; the operator gets their number.
+does not get the findings, which would help to get around a guard; the operator gets their number. A guard
+that takes long, by its model or by the length of a text, delays no other caller.
 Leaves to others: the checks (application/guard_chain.py), and sending (answers.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from heredity.application.guard_chain import Admission, GuardChain
 from heredity.application.guards import standing
+from heredity.application.guards.protocols import GuardReaders
 from heredity.application.spec import Application
+from heredity.core.errors import Busy
 from heredity.core.records import Reply, Request
+
+THREADS = 16  # texts that are read at once; the model of a guard reads them in one batch
+MOST = 256  # texts that are read or wait for it
+T = TypeVar("T")
 
 
 class ServedGuards:
-    """The guards of an application. `n_found`: answers that each of them touched, by its label."""
+    """The guards of an application, in threads.
+
+    n_found: answers that each of them touched, by its label.
+    """
 
     def __init__(self, chain: GuardChain) -> None:
-        self._chain = chain
+        self._chain, self._n_open = chain, 0
+        self._threads = ThreadPoolExecutor(THREADS, "guards")
         self.n_found: Counter[str] = Counter()
 
     @classmethod
-    def of(cls, application: Application | None) -> ServedGuards | None:
-        """The guards of an application that are on; None without any."""
+    def of(cls, application: Application | None, readers: GuardReaders | None = None) -> ServedGuards | None:
+        """The guards of an application that are on; None without any. readers: the models of guards."""
         specs = standing(application) if application is not None else ()
-        return cls(GuardChain(specs, application)) if application is not None and specs else None
+        if application is None or not specs:
+            return None
+        return cls(GuardChain(specs, application, readers))
 
-    def admit(self, request: Request) -> Admission:
-        """The request for the engine, unless it is blocked."""
-        return self._chain.admit(request)
+    async def admit(self, request: Request) -> Admission:
+        """The request for the engine, unless it is blocked. Raises Busy if too many wait."""
+        if self._n_open >= MOST:
+            raise Busy(f"{self._n_open:,} requests are already open. Try again later.", code="queue-full")
+        return await self._in_thread(lambda: self._chain.admit(request))
 
     def refused(self, admission: Admission) -> Reply:
         """The reply to a blocked request."""
         return self._counted(admission.refused())
 
-    def check(self, admission: Admission, reply: Reply) -> Reply:
+    async def check(self, admission: Admission, reply: Reply) -> Reply:
         """The reply as the guards let it pass."""
-        return self._counted(self._chain.check(admission, reply))
+        return self._counted(await self._in_thread(lambda: self._chain.check(admission, reply)))
+
+    async def _in_thread(self, read: Callable[[], T]) -> T:
+        self._n_open += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+        finally:
+            self._n_open -= 1
 
     def _counted(self, reply: Reply) -> Reply:
         self.n_found.update({note.partition(": ")[0] for note in reply.guarded or ()})

@@ -335,8 +335,12 @@ def reason(reply: Reply, has_calls: bool = False, is_cut: bool = False) -> str:
 
 
 def usage(replies: Sequence[Reply]) -> dict[str, int]:
-    """Count prompt and completion tokens. Answers to the same prompt count it once."""
+    """Count prompt and completion tokens. Answers to the same prompt count it once.
+
+    An answer that guards changed counts none: its length would tell something of what was withheld.
+    """
     prompts = {reply.prompt: reply.n_prompt_tokens for reply in replies}
-    written = sum(len(r.tokens) if r.n_tokens is None else r.n_tokens for r in replies)
+    sent = (reply for reply in replies if reply.withheld is msgspec.UNSET)
+    written = sum(len(r.tokens) if r.n_tokens is None else r.n_tokens for r in sent)
     read = sum(prompts.values())
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

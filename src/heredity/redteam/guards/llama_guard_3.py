@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, filled
+from heredity.redteam.guards.protocols import Choices, GuardReading, filled, filled_question
 
 name = "llama_guard_3"
 hub = "hf:meta-llama/Llama-Guard-3-8B"
@@ -31,6 +31,16 @@ _SAID = re.compile(r"\s*(?:(safe)|unsafe\s*\n\s*(S\d{1,2}(?:\s?,\s?S\d{1,2})*))\
 def prompts(request: str, answer: str) -> tuple[str, ...]:
     """The text of the chat template for one request and its answer."""
     return (filled(__file__, request, answer),)
+
+
+def question_prompts(request: str) -> tuple[str, ...]:
+    """The text of the chat template for a question: the role `User` in place of `Agent`."""
+    return (filled_question(__file__, request),)
+
+
+def read_question(reply: str) -> GuardReading | None:
+    """As `read`."""
+    return read(reply)
 
 
 def read(reply: str) -> GuardReading | None:

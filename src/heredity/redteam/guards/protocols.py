@@ -20,6 +20,7 @@ _MARKS = re.compile(
     re.IGNORECASE,
 )
 _REQUEST, _ANSWER = (1500, 500), (3000, 1500)  # characters from the beginning and from the end
+LONGEST_REQUEST, LONGEST_ANSWER = sum(_REQUEST), sum(_ANSWER)  # characters of a text that is shown whole
 
 
 class GuardReading(NamedTuple):
@@ -80,6 +81,23 @@ class GuardForm(Protocol):
 
     def read(self, reply: str) -> GuardReading | None:
         """Read one reply; None if it is not of the documented form."""
+
+
+@runtime_checkable
+class QuestionForm(Protocol):
+    """A file of redteam/guards/ whose card has a template for a question by itself."""
+
+    def question_prompts(self, request: str) -> tuple[str, ...]:
+        """The whole prompt about a question; one for each policy that the model is asked about."""
+
+    def read_question(self, reply: str) -> GuardReading | None:
+        """Read one reply about a question; None if it is not of the documented form."""
+
+
+def filled_question(module: str, request: str) -> str:
+    """The template NAME_question.txt next to a guard's module, filled as by `filled`."""
+    path = Path(module)
+    return filled(str(path.with_name(f"{path.stem}_question.txt")), request, "")
 
 
 def filled(module: str, request: str, answer: str, **more: str) -> str:

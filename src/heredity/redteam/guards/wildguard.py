@@ -30,6 +30,17 @@ def prompts(request: str, answer: str) -> tuple[str, ...]:
     return (filled(__file__, request, answer),)
 
 
+def question_prompts(request: str) -> tuple[str, ...]:
+    """The classifier's own format with no answer, which it was trained on too."""
+    return (filled(__file__, request, ""),)
+
+
+def read_question(reply: str) -> GuardReading | None:
+    """The first of the three lines."""
+    said = _SAID.fullmatch(reply)
+    return None if said is None else GuardReading(_VALUE[said[1].lower()], None, "harmful request")
+
+
 def read(reply: str) -> GuardReading | None:
     """The three lines; a value that does not apply decides nothing."""
     if (said := _SAID.fullmatch(reply)) is None:

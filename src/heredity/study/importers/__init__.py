@@ -6,6 +6,7 @@ AnswerImporter (_record.py).
     rows         JSON lines, CSV or TSV with a column map
     inspect_ai   logs of inspect_ai (.eval, .json)
     garak        reports of garak (.report.jsonl)
+    request_log  the log of `heredity serve --request-log`
 
 Promises: the same files give the same study, and models are paired by prompt. An answer that one model lacks
 becomes an error row. Nothing here claims that all models had the same application.
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from heredity.core import registry
-from heredity.core.errors import BadInput, UsageError
+from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.study.estimates import LackingFile
 from heredity.study.importers._agreement import (
     Agreement,
@@ -35,6 +36,7 @@ from heredity.study.importers._record import (
     ImportOptions,
     Lacking,
     Recorded,
+    UnpairedImporter,
     VerdictColumn,
     columns,
     convert,
@@ -57,6 +59,7 @@ __all__ = [
     "agreements",
     "columns",
     "import_files",
+    "is_traffic",
     "judge_tables",
     "read",
 ]
@@ -89,17 +92,38 @@ def _lacking(paths: Iterable[Path]) -> Iterator[Lacking]:
 def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:
     """Every answer of every file, in order, read as a stream.
 
-    Raises UsageError after the last row if `reading` names a benign kind that no row has.
+    Raises BadInput for a log of several models. Raises UsageError after the last row if `reading` names a
+    model or a benign kind that no row has.
     """
+    models: dict[str, None] = {}
     for path in paths:
         kind = _kind(path)
         try:
             for raw in kind.read(path):
-                yield convert(path, raw, reading, kind.OWN)
+                row = convert(path, raw, reading, kind.OWN)
+                models[row.model] = None
+                if reading.only and row.model != reading.only:
+                    continue
+                if len(models) > 1 and not reading.only and isinstance(kind, UnpairedImporter):
+                    raise BadInput(
+                        path,
+                        f"has answers of {', '.join(models)}, to different requests, so they cannot be "
+                        "paired. Import one at a time: --only MODEL",
+                        raw.line,
+                        code="models-not-paired",
+                    )
+                yield row
         except OSError as error:
             raise BadInput(path, f"cannot be read: {error.strerror}") from None
+    if reading.only and reading.only not in models:
+        raise UnknownName("model", reading.only, models, ", ".join(models))
     if why := reading.unmet().get("--benign"):
         raise UsageError(why, code="unknown-value")
+
+
+def is_traffic(paths: Iterable[Path]) -> bool:
+    """Whether one of the files is a log of live requests, of which most seek no breach."""
+    return any(isinstance(_kind(path), UnpairedImporter) for path in paths)
 
 
 def _kind(path: Path) -> AnswerImporter:
@@ -117,6 +141,6 @@ def _kind(path: Path) -> AnswerImporter:
     raise BadInput(
         path,
         "unknown format. Supported: .jsonl, .csv, .tsv with --columns, an inspect_ai log (.eval, .json), "
-        "a garak .report.jsonl",
+        "a garak .report.jsonl, a request log of heredity serve",
         code="unknown-format",
     )

@@ -74,6 +74,15 @@ class CountsMissing(Protocol):
         """The answers that a file lacks; None if they cannot be counted."""
 
 
+@runtime_checkable
+class UnpairedImporter(Protocol):
+    """An importer of a format whose models were asked different things."""
+
+    @property
+    def IS_UNPAIRED(self) -> bool:
+        """Whether models of one file cannot be compared prompt by prompt."""
+
+
 class Recorded(NamedTuple):
     """One recorded answer. If `response` is None, `error` gives the reason."""
 
@@ -119,6 +128,7 @@ class ImportOptions:
     verdicts  columns of other judges
     benign    values of the column `kind` that mean a benign prompt
     repeats   the same prompt of one model again is another sample, not a mistake
+    only      the one model whose answers are read; "" for all
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -126,6 +136,7 @@ class ImportOptions:
     verdicts: tuple[VerdictColumn, ...] = ()
     benign: tuple[str, ...] = ("benign",)
     repeats: bool = False
+    only: str = ""
     met: dict[str, set[str]] = field(default_factory=dict, compare=False)  # values, by option and column
 
     def meet(self, option: str, value: str) -> None:

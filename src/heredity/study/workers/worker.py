@@ -12,7 +12,8 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -28,7 +29,10 @@ from heredity.engines.protocols import Engine
 from heredity.lineage.loading import load_engine, record_at_answer
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
+from heredity.redteam.guard_readers import JudgeReaders
+from heredity.redteam.judges import Models
 from heredity.study.attack_context import AttackServices, SearchCache, SearchResult, attack_services
+from heredity.study.named_models import stored_model
 from heredity.study.plan import Grid, PlannedModel
 from heredity.study.runner import ModelSlot, RunContext, account, begun_run, loaded_model
 from heredity.study.storage import PromptPrefix
@@ -86,10 +90,14 @@ class StudyWorker:
         """Answer leases, model by model, until the driver says stop."""
         self.send(Hello(self.machine, platform.node(), os.getpid(), __version__))
         recorder = _SentRows(self)
-        with attack_services(self._setup.plan, self._open_model, self._open_cache, self.searches) as services:
+        with (
+            attack_services(self._setup.plan, self._open_model, self._open_cache, self.searches) as services,
+            closing(JudgeReaders(self._models())) as readers,
+        ):
             context = RunContext(
                 Path(self._setup.folder), self.grid, recorder,
                 services or AttackServices(searches=self.searches), self._open_model, self._open_cache,
+                readers,
             )  # fmt: skip
             with ModelSlot(lambda m: loaded_model(context, m)) as slot:
                 while (lease := self._next(wait=True)) is not None:
@@ -138,6 +146,11 @@ class StudyWorker:
             yield engine
         finally:
             engine.close()
+
+    def _models(self) -> Models:
+        """The models of guards, which the plan names, in this worker's store."""
+        find = partial(stored_model, lambda: self._store)
+        return Models(lambda name: find(name).record.id, lambda name: self._load(find(name)))
 
     def _load(self, grown: Grown) -> Engine:
         if self._loader is not None:

@@ -1,0 +1,88 @@
+"""The request log of `heredity serve --request-log`: each conversation of live traffic with its answer.
+
+Each conversation is a prompt of its own, and equal ones are one cluster. Different models were asked
+different things, so that they cannot be paired: an import takes the answers of one.
+
+Promises: a line that a crash tore is left out and counted; the rest of the file is read.
+Leaves to others: writing it (deploy/serve/request_log.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from heredity.core.errors import BadInput
+from heredity.core.records import Stop, ToolCall, digest
+from heredity.study.importers._record import Lacking, Raw
+
+OWN: dict[str, str] = {}
+IS_UNPAIRED = True
+VERSION = 1
+_MARK = b'{"request_log":'
+_STOPS: dict[str, Stop] = {"end": "end", "length": "length", "filter": "filter"}
+
+
+def is_mine(path: Path, start: bytes) -> bool:  # noqa: ARG001 (FILE.1 has another ending)
+    """Whether a file is a request log, by its first bytes."""
+    return start.startswith(_MARK)
+
+
+def read(path: Path) -> Iterator[Raw]:
+    """Every conversation with its line. Raises BadInput for a row of another version."""
+    for line, row in _lines(path):
+        if row is not None:
+            yield _raw(path, line, row)
+
+
+def lacking(path: Path) -> Lacking:
+    """The torn lines."""
+    rows = [row is None for _, row in _lines(path)]
+    return Lacking(path, sum(rows), len(rows), "conversation")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, object] | None]]:
+    """The rows; None for a line that is torn. A row is written whole, as one JSON object."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield number, row if isinstance(row, dict) else None
+
+
+def _raw(path: Path, line: int, row: dict[str, object]) -> Raw:
+    if row.get("request_log") != VERSION:
+        raise BadInput(
+            path, f"a row of version {row.get('request_log')!r}; this heredity reads {VERSION}", line,
+            code="request-log-version",
+        )  # fmt: skip
+    calls = found if isinstance(found := row.get("tool_calls"), list) else []
+    cluster = digest([row.get("model"), row.get("prompt")])[:16]
+    return Raw(
+        line,
+        {**row, "cluster": cluster},
+        stop=_STOPS.get(str(row.get("stop")), "end"),
+        n_prompt_tokens=_number(row.get("n_prompt_tokens")),
+        n_tokens=_number(row.get("n_tokens")),
+        tool_calls=tuple(_call(call) for call in calls if isinstance(call, dict)),
+    )
+
+
+def _number(value: object) -> int:
+    return value if type(value) is int and value >= 0 else 0
+
+
+def _call(call: dict[str, object]) -> ToolCall:
+    """A call, without its arguments if they are not a JSON object any more: something was taken out."""
+    try:
+        arguments = msgspec.json.decode(str(call.get("arguments")), type=dict[str, object])
+    except (msgspec.DecodeError, RecursionError):
+        arguments = {}
+    return ToolCall(str(call.get("name")), arguments)

@@ -1,0 +1,151 @@
+"""A guard model around served answers: in threads, in one batch for all callers, and never in their way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("openai")
+pytest.importorskip("uvicorn")
+
+from heredity.application.guard_chain import BLOCKED
+from heredity.application.guard_models import identified
+from heredity.application.guards import GuardSpec
+from heredity.application.spec import Application
+from heredity.deploy.serve.answers import Served
+from heredity.deploy.serve.shared import SharedScorer, shared
+from heredity.deploy.serve.worker import EngineWorker
+from heredity.engines.protocols import Completer, Scorer
+from heredity.lineage.store import scripted
+from heredity.redteam.guard_readers import JudgeReaders
+from tests.deploy.serve.serving import Saying, listening, saying, until
+from tests.support.guard_models import NAME, Batched, LlamaGuard, models
+
+MODEL = "scripted:helpful"
+
+
+@contextmanager
+def guarded(guard: LlamaGuard, *sides: str, says: str = "fine") -> Iterator[str]:
+    """The address of a server whose application has this guard, and of another model without it."""
+    readers = JudgeReaders(models(guard), shared)
+    spec = GuardSpec("model", settings={"model": NAME, "sides": sides or ("user", "answer")})
+    layer = identified(Application("desk", "You help.", guards=(spec,)), readers)
+    one = Served(scripted(MODEL).record, EngineWorker(Saying(says)), layer)
+    other = saying("free")._replace(model=scripted("scripted:careful").record)
+    try:
+        with listening(one, other, readers=readers, has_metrics=True) as address:
+            yield address
+    finally:
+        guard.goes_on.set()
+        readers.close()
+
+
+def ask(address: str, text: str = "hello", model: str = MODEL, **how: Any) -> dict[str, Any]:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **how}
+    found = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+    return found.json()  # type: ignore[no-any-return]
+
+
+def text_of(found: dict[str, Any]) -> str:
+    return str(found["choices"][0]["message"]["content"])
+
+
+def test_a_question_and_an_answer_are_stopped_and_count_no_tokens_of_what_is_withheld() -> None:
+    with guarded(Batched()) as address:
+        assert text_of(ask(address, "Where is the plutonium?")) == BLOCKED
+        assert text_of(ask(address)) == "fine"
+    with guarded(Batched(), says="the plutonium is here " * 20) as address:
+        found = ask(address)
+        assert text_of(found) == BLOCKED and found["choices"][0]["finish_reason"] == "content_filter"
+        assert found["usage"]["completion_tokens"] == 0
+        metrics = httpx.get(f"{address}/metrics").text
+    assert 'heredity_guarded_answers_total{guard="model"} 1' in metrics
+
+
+def test_a_guard_that_is_slow_delays_no_other_caller() -> None:
+    guard = Batched()
+    with guarded(guard) as address:
+        guard.goes_on.clear()
+        waiting = [threading.Thread(target=ask, args=(address, f"question {n}")) for n in range(3)]
+        for each in waiting:
+            each.start()
+        time.sleep(0.3)
+        start = time.monotonic()
+        assert text_of(ask(address, model="scripted:careful")) == "free"
+        assert httpx.get(f"{address}/health").status_code == 200
+        assert time.monotonic() - start < 10 and all(each.is_alive() for each in waiting)
+        guard.goes_on.set()
+        for each in waiting:
+            each.join(30)
+        assert text_of(ask(address, "question 0")) == "fine"
+
+
+class Failing(Batched):
+    """A guard whose engine fails after its first text."""
+
+    def one(self, request: Any) -> Any:
+        if self.asked:
+            raise RuntimeError("out of memory")
+        return super().one(request)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_guard_that_fails_blocks_and_is_counted(is_streamed: bool) -> None:
+    with guarded(Failing()) as address:
+        if is_streamed:
+            body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "stream": True}
+            found = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).text
+            assert "content_filter" in found and "fine" not in found
+        else:
+            assert text_of(ask(address)) == BLOCKED
+        assert text_of(ask(address, model="scripted:careful")) == "free"
+        assert 'guarded_answers_total{guard="model"} 1' in httpx.get(f"{address}/metrics").text
+
+
+class Wide(Batched):
+    """Waits until three texts are in flight."""
+
+    width = 3
+
+    def reply(self, requests: Any) -> Any:
+        some: list[Any] = []
+        for request in requests:
+            some += [] if request is None else [request]
+            if len(some) == (3 if self.asked else 1):
+                self.batches.append(len(some))
+                yield from map(self.one, some)
+                some = []
+            elif request is None:
+                time.sleep(0.01)
+
+
+def test_texts_of_several_callers_are_read_in_one_batch() -> None:
+    guard = Wide()
+    with guarded(guard, "user") as address:
+        asking = [threading.Thread(target=ask, args=(address, f"question {n}")) for n in range(3)]
+        for each in asking:
+            each.start()
+        until(lambda: not any(each.is_alive() for each in asking))
+    assert guard.batches == [1, 3]
+
+
+class Scored(Batched):
+    def score(self, request: Any, continuations: Any) -> list[list[float]]:
+        return [[-1.0] for _ in continuations]
+
+
+def test_a_shared_engine_has_the_capabilities_of_its_own() -> None:
+    plain, scorer = shared(Batched()), shared(Scored())
+    try:
+        assert isinstance(plain, Completer) and not isinstance(plain, Scorer)
+        assert isinstance(scorer, SharedScorer) and isinstance(scorer, Scorer)
+        assert scorer.score(None, ["a", "b"]) == [[-1.0], [-1.0]]  # type: ignore[arg-type]
+    finally:
+        plain.close()
+        scorer.close()

@@ -1,0 +1,151 @@
+"""The request log: who can read it, what it holds, how large it gets, and the study that is made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("uvicorn")
+
+from heredity.application.guard_chain import BLOCKED, REMOVED
+from heredity.application.guards import GuardSpec
+from heredity.application.spec import Application, Secret
+from heredity.core.errors import BadInput, Busy, UnknownName, UsageError
+from heredity.core.records import Message, Reply, Request
+from heredity.deploy.serve.request_log import LoggedModel, RequestLog, redacted
+from heredity.study import importers
+from heredity.study.importers import ImportOptions
+from heredity.study.study import Study
+from tests.deploy.serve.serving import client, listening, saying
+from tests.support.errors import raises, run_here
+from tests.support.importer_files import made, responses
+
+SECRET = "vork-7392-tulm"
+DESK = Application("desk", "You help.", secrets=(Secret("the code", SECRET),))
+MODEL = "scripted:helpful"
+WHO = LoggedModel(MODEL, "an id", None)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def asked(text: str = "hello") -> Request:
+    return Request(0, (Message("user", text),))
+
+
+def test_each_answer_is_a_row_of_the_callers_words_and_of_what_was_sent(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "log.jsonl")
+    layer = msgspec.structs.replace(DESK, guards=(GuardSpec("secrets"),))
+    turns: list[Any] = [
+        {"role": "user", "content": "Do you sell tents?"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Write to me: jo@camping.org"},
+    ]
+    with listening(saying(f"The code is {SECRET}.", layer), request_log=log) as address:
+        client(address).chat.completions.create(model=MODEL, messages=turns)
+        list(client(address).chat.completions.create(model=MODEL, messages=turns[:1], stream=True))
+    log.close()
+    whole, streamed = rows(tmp_path / "log.jsonl")
+    assert whole["model"] == f"desk@{MODEL}" and whole["application_digest"] == layer.digest
+    assert [message["role"] for message in whole["prompt"]] == ["user", "assistant", "user"]
+    assert whole["prompt"][-1]["content"] == f"Write to me: {REMOVED}"
+    for row in (whole, streamed):
+        assert (row["response"], row["stop"], row["n_tokens"]) == (BLOCKED, "filter", 0)
+        assert row["guarded"] == ["secrets: the code"]
+    assert SECRET not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_secrets_and_personal_data_are_taken_out() -> None:
+    text = f"{SECRET}, +44 20 7946 0958, jo@camping.org, 4111 1111 1111 1111 and order 12"
+    assert redacted(text, DESK) == f"{REMOVED}, {REMOVED}, {REMOVED}, {REMOVED} and order 12"
+    assert redacted(SECRET) == SECRET
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("")
+    path.chmod(0o644)
+    log = RequestLog(path, largest=2_000)
+    for _ in range(20):
+        log.answer(WHO, asked(), Reply(0, "", "fine"))
+    with raises(Busy, code="request-log-busy"):
+        RequestLog(path)
+    log.close()
+    for each in (path, path.with_name("log.jsonl.1")):
+        assert stat.S_IMODE(each.stat().st_mode) == 0o600 and each.stat().st_size <= 2_000
+    (tmp_path / "link").symlink_to(path)
+    for bad in (tmp_path / "link", tmp_path, tmp_path / "none" / "log.jsonl"):
+        with raises(UsageError, code="request-log-unwritable"):
+            RequestLog(bad)
+
+
+def test_a_row_that_cannot_be_written_is_counted_and_delays_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = RequestLog(path)
+    log._file, own = os.open(path, os.O_RDONLY), log._file
+    os.close(own)
+    with listening(saying("fine"), request_log=log) as address:
+        hello: Any = [{"role": "user", "content": "hello"}]
+        found = client(address).chat.completions.create(model=MODEL, messages=hello)
+    assert found.choices[0].message.content == "fine"
+    log.close()
+    assert log.n_lost == 1 and path.read_text() == ""
+
+
+def logged(path: Path, *answers: tuple[str, str], who: LoggedModel = WHO) -> Path:
+    log = RequestLog(path)
+    for question, text in answers:
+        log.answer(who, asked(question), Reply(0, "", text, tuple(range(3))))
+    log.answer(who, asked("too long"), None, "the context is exceeded")
+    log.close()
+    return path
+
+
+def test_a_study_is_made_of_the_log_and_equal_conversations_are_one_cluster(tmp_path: Path) -> None:
+    path = logged(tmp_path / "log.jsonl", ("hello", "hi"), ("hello", "good day"), ("price?", "3 euros"))
+    summary = made(tmp_path / "s", path)
+    assert summary.models == (MODEL,) and (summary.n_prompts, summary.n_samples) == (4, 1)
+    assert not summary.n_missing and [each.n for each in summary.lacking] == []
+    found = responses(tmp_path / "s")
+    assert [row.exchanges[0].text for row in found if not row.error] == ["hi", "good day", "3 euros"]
+    assert [row.error for row in found if row.error] == ["the context is exceeded"]
+    clusters = [probe.cluster for probe in Study.open(tmp_path / "s").resolved.probes]
+    assert clusters[0] == clusters[1] and len(set(clusters)) == 3
+
+
+def test_torn_lines_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = logged(tmp_path / "log.jsonl", ("hello", "hi"))
+    with path.open("ab") as file:
+        file.write(b'{"request_log":1,"id":"torn')
+    logged(path, ("price?", "3 euros"))  # the server starts again
+    with path.open("ab") as file:
+        file.write(b'{"request_log":1,"id":"\xc3')
+    summary = made(tmp_path / "s", path)
+    assert summary.n_prompts == 4
+    (lacking,) = summary.lacking
+    assert (lacking.n, lacking.n_planned, lacking.noun) == (2, 6, "conversation")
+
+
+def test_models_that_were_asked_different_things_are_not_paired(tmp_path: Path) -> None:
+    path = logged(tmp_path / "log.jsonl", ("hello", "hi"))
+    logged(path, ("price?", "3 euros"), who=LoggedModel("other", "another id", None))
+    with raises(BadInput, code="models-not-paired"):
+        list(importers.read([path], ImportOptions()))
+    assert {row.model for row in importers.read([path], ImportOptions(only="other"))} == {"other"}
+    with pytest.raises(UnknownName):
+        list(importers.read([path], ImportOptions(only="othr")))
+
+
+def test_a_judge_of_refusals_is_not_the_default_for_live_requests(tmp_path: Path) -> None:
+    path = logged(tmp_path / "log.jsonl", ("hello", "hi"))
+    done = run_here("import", str(path), "--out", str(tmp_path / "s"))
+    assert done.code == "judge-for-traffic" and not (tmp_path / "s").exists()
