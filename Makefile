@@ -9,6 +9,7 @@ ATTACKS ?= direct crescendo@planted_secret,harmful_request
 # "group_sequential" stops at half or three quarters of the behaviours if the answer is clear (docs/explanation/sequential.md).
 STOPPING ?= fixed
 ARGS ?=
+TASK ?= examples/adapt/support.toml
 LABELS ?= ../shared/data
 # Benchmarks that need no data of one's own; corpus, head, judges, pretrain and train take a folder or a file.
 BENCH ?= runner engine serve remote fuzz grand sequential pipeline
@@ -33,7 +34,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(if $(CI),--quiet)
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help study inheritance pretrain test test-fast prose shape bench proofs judges learned head docs reference clean
+.PHONY: help study inheritance adapt pretrain test test-fast prose shape bench proofs judges learned head docs reference clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +52,9 @@ inheritance: $(VENV)/.torch ## grow children of real models, and measure what ea
 	@$(BIN)/heredity inherit examples/inheritance.toml --yes --out "$(LINEAGE)" \
 	  $(if $(FLAGSHIP),--model "teacher=qwen2.5-coder-$(FLAGSHIP)-instruct") \
 	  $(if $(DATA),--data "problems=$(DATA)") $(ARGS)
+
+adapt: $(VENV)/.retrieval ## prompt, retrieval, adapters and fine-tuning side by side on one task
+	@$(BIN)/heredity adapt "$(TASK)" --yes $(ARGS)
 
 pretrain: $(VENV)/.corpus ## a base from random weights, its children, and what they know and keep
 	@$(BIN)/python examples/home_grown.py $(ARGS)
@@ -122,6 +126,10 @@ $(VENV)/.corpus: $(VENV)/.torch
 	@$(PIP) -e '.[torch,corpus]'
 	@touch $@
 
+$(VENV)/.retrieval: pyproject.toml $(VENV)/.torch
+	@$(PIP) -e '.[torch,retrieval]'
+	@touch $@
+
 $(VENV)/.docs: pyproject.toml $(VENV)/.made
 	@$(PIP) -e '.[docs]'
 	@touch $@
@@ -129,4 +137,4 @@ $(VENV)/.docs: pyproject.toml $(VENV)/.made
 $(VENV)/.dev: pyproject.toml $(VENV)/.made
 	@echo "installing heredity, torch and the tools of development into $(VENV) (once; some minutes) ..."
 	@$(PIP) -e '.[torch,dev]'
-	@touch $@ $(VENV)/.torch $(VENV)/.corpus
+	@touch $@ $(VENV)/.torch $(VENV)/.corpus $(VENV)/.retrieval

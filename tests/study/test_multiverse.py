@@ -184,3 +184,11 @@ def test_errors_have_rows_of_their_own_only_where_there_are_any() -> None:
     a_less, a_more = held.difference.value, broke.difference.value
     assert a_less is not None and a_more is not None and a_less - a_more == pytest.approx(10 / 40)
     assert any("errors counted as broke" in row.coding for row in table(both).rows)
+
+
+def test_a_plan_that_asks_abilities_only_has_no_table() -> None:
+    plan = plan_of({"sums": 4})
+    probes = tuple(msgspec.structs.replace(probe, is_baseline=True) for probe in plan.probes)
+    outcomes = Outcomes(msgspec.structs.replace(plan, probes=probes))
+    outcomes.codes[:] = HELD
+    assert not list(multiverses(outcomes, {}))

@@ -181,6 +181,26 @@ def without_passages(message: Message, is_left_out: Callable[[str], bool]) -> Me
     return msgspec.structs.replace(message, content=text + content[at:], data=tuple(data) or UNSET)
 
 
+def with_passages(message: Message, found: Sequence[Retrieved]) -> Message:
+    """A message of the user with these passages in front, as if they had been retrieved for it."""
+    if not found:
+        return message
+    front = user_message("", found)
+    assert not isinstance(front.data, UnsetType)
+    own = () if isinstance(message.data, UnsetType) else message.data
+    before = front.content.removesuffix(_ASKS) if message.content.startswith(_BEFORE) else front.content
+    moved = ((low + len(before), high + len(before)) for low, high in own)
+    return msgspec.structs.replace(message, content=before + message.content, data=(*front.data, *moved))
+
+
+def own_words(message: Message) -> str:
+    """The words of the user in a message, without passages; "" for results of tools and other roles."""
+    if message.role != "user" or isinstance(message.data, UnsetType):
+        return message.content if message.role == "user" else ""
+    bare = without_passages(message, lambda _: True)
+    return bare.content if isinstance(bare.data, UnsetType) else ""
+
+
 def _turns(message: Message) -> list[list[tuple[int, int]]]:
     """The data of a message: the passages of one turn together, and each result of a tool by itself."""
     turns: list[list[tuple[int, int]]] = []

@@ -103,6 +103,11 @@ class GuardChain:
                 self._reads.read(guard, wanted)
         self.seconds += time.monotonic() - start
 
+    @property
+    def retrieves(self) -> bool:
+        """Whether one of the guards adds passages."""
+        return any(guard.RETRIEVES for _, guard in self._guards)
+
     def admit(self, request: Request) -> Admission:
         """The request for the model. It is blocked if a guard blocks one of the newest messages."""
         found = [self._filtered(text, side) for text, side in self._newest(request)]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from heredity.application.guard_chain import Admission, GuardChain
-from heredity.application.guards import standing
+from heredity.application.guards import content, standing
 from heredity.application.guards.protocols import GuardReaders, GuardSpec
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
@@ -76,7 +76,7 @@ class GuardedEngine:
         self._answers = known if inner.numerics else None
         names = "+".join(spec.label for spec in specs)
         self.name = f"{inner.name} behind {names}"
-        layer = digest([list(specs), application.digest])[:12]  # a guard knows its secrets and tools
+        layer = digest([content(specs), application.digest])[:12]  # a guard knows its secrets and tools
         self.numerics = f"{inner.numerics} behind {layer}" if inner.numerics else ""
         self.is_batch_unverified = is_batch_unverified(inner)
         self._n_answers = 0
@@ -88,6 +88,11 @@ class GuardedEngine:
     def prepared(self, request: Request) -> Request:
         """The request that the model gets in place of this one."""
         return self._guards.prepared(request)
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether `prepared` may add passages."""
+        return self._guards.retrieves
 
     def as_sent(self, decoding: Decoding) -> Decoding:
         """The decoding that the engine uses."""

@@ -14,11 +14,11 @@ import click
 
 from heredity import engines
 from heredity.core import host
-from heredity.core.errors import Damaged, Refused, UsageError
+from heredity.core.errors import Damaged, Refused, Unavailable, UsageError
 from heredity.core.sanitize import plain
 from heredity.core.terminal import Display, err, note, parameters, size
 from heredity.lineage import catalog
-from heredity.lineage.references import is_there
+from heredity.lineage.references import is_elsewhere, is_there
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown, Preview
 
@@ -36,6 +36,18 @@ def pull(store: Store, ref: str) -> Grown:
         grown = store.pull(ref, display, show_preview)
     _show_terms(grown)
     return grown
+
+
+def consent(store: Store, ref: str, yes: bool) -> None:
+    """Ask before a missing model is downloaded. Raises UnknownName for a model that does not exist."""
+    if is_elsewhere(ref, store):
+        return
+    try:
+        store.get(ref)
+    except Unavailable:
+        if ":" in ref:
+            raise
+        ask_first(ref, yes)
 
 
 def pull_from(store: Store, name: str, url: str) -> Grown:

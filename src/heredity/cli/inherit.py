@@ -14,7 +14,6 @@ from heredity.cli import Name, PathArgument, Verb, device_option, open_store
 if TYPE_CHECKING:
     from heredity.experiments.inheritance.findings import LineageResult
     from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan
-    from heredity.lineage.store import Store
 
 _MARGIN = 0.1
 _PROBES, _ATTACKS = ("refusals", "failed_task"), ("direct", "crescendo")
@@ -67,6 +66,7 @@ def command(
     and five sentences. You may stop it at any time: the same command resumes. Given the folder of a finished
     lineage, it writes the page again.
     """
+    from heredity.cli._pulling import consent
     from heredity.core.sanitize import plain
     from heredity.core.terminal import Display, note
     from heredity.experiments.inheritance import run
@@ -84,7 +84,7 @@ def command(
         folder = out or Path("lineages") / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         store = open_store()
         for ref in plan.references:
-            _consent(store, ref, yes)
+            consent(store, ref, yes)
         with Display() as display:
             found = run.inherit(plan, store, folder, display, lambda line: note(plain(line)))
     _show(found, [folder / "inheritance.md", *([page] if page is not None else [])])
@@ -96,22 +96,6 @@ def _refuse_beside(ctx: click.Context, what: str, names: Collection[str]) -> Non
     if given:
         flags = ", ".join(f"--{'model' if name == 'renamed' else name}" for name in given)
         raise click.UsageError(f"{flags} would have no effect: {what} already has its plan.", ctx)
-
-
-def _consent(store: Store, ref: str, yes: bool) -> None:
-    """Ask before a model is downloaded. Raises UnknownName for a model that does not exist."""
-    from heredity.cli import _pulling
-    from heredity.core.errors import Unavailable
-    from heredity.lineage.references import is_elsewhere
-
-    if is_elsewhere(ref, store):
-        return
-    try:
-        store.get(ref)
-    except Unavailable:
-        if ":" in ref:
-            raise
-        _pulling.ask_first(ref, yes)
 
 
 def _is_file(models: tuple[str, ...]) -> bool:

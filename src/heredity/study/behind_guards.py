@@ -48,7 +48,7 @@ def with_guards(models: Sequence[Grown], named: Sequence[str], application: Appl
     found: list[Grown] = []
     for model in models:
         found.append(model)
-        found += [Grown(_behind(model.record, some), model.folder) for some in chosen]
+        found += [behind(model, some) for some in chosen]
     return found
 
 
@@ -96,17 +96,19 @@ def behind_guards(
     return guarded(engine, application, own, known, readers)
 
 
-def _behind(model: Model, specs: tuple[GuardSpec, ...]) -> Model:
-    labels = "+".join(spec.label for spec in specs)
+def behind(model: Grown, specs: tuple[GuardSpec, ...]) -> Grown:
+    """A model behind these guards, as a model of a study."""
+    record, labels = model.record, "+".join(spec.label for spec in specs)
     settings: dict[str, object] = {"guards": msgspec.to_builtins(specs)}
-    return replace(
-        model,
-        id=_id(model.id, specs),
-        name=f"{model.name}+{labels}",
-        parents=(model.id,),
+    made = replace(
+        record,
+        id=_id(record.id, specs),
+        name=f"{record.name}+{labels}",
+        parents=(record.id,),
         recipe=RecipeRecord(RECIPE, settings),
     )
+    return Grown(made, model.folder)
 
 
 def _id(of: str, specs: tuple[GuardSpec, ...]) -> str:
-    return digest([RECIPE, of, {"guards": msgspec.to_builtins(specs)}])
+    return digest([RECIPE, of, {"guards": msgspec.to_builtins(guards.content(specs))}])

@@ -39,7 +39,8 @@ def multiverses(outcomes: Outcomes, members: Mapping[str, Codes]) -> Iterator[Mu
     models = list(combinations(range(len(outcomes.plan.models)), 2))
     if isinstance(outcomes.plan.analysis, msgspec.UnsetType) or len(models) > _MOST_PAIRS:
         return
-    views = list(_views(outcomes, members))
+    if not (views := list(_views(outcomes, members))):  # every probe measures an ability
+        return
     ids = [model.id for model in outcomes.plan.models]
     for a, b in models:
         if cells := tuple(_cells(outcomes, views, a, b)):

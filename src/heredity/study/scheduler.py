@@ -312,8 +312,13 @@ class ConversationScheduler:
 
     def _note(self, conversation: Conversation, reply: Reply) -> None:
         request = conversation.request
-        if request is not None and request.retrieved and isinstance(self._engine, GuardedEngine):
-            request = self._engine.prepared(request)  # a guard may leave passages out
+        engine = self._engine
+        if (
+            request is not None
+            and isinstance(engine, GuardedEngine)
+            and (request.retrieved or engine.retrieves)
+        ):
+            request = engine.prepared(request)  # a guard may leave passages out, or add some
         prefill, retrieved = ("", msgspec.UNSET) if request is None else (request.prefill, request.retrieved)
         application = self._application.for_probe(conversation.trial.probe)
         prefix, prompt = self._prefix, reply.prompt

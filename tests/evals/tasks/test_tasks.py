@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from heredity.core.answers import last_number
 from heredity.core.errors import BadInput, UnknownName
 from heredity.evals import metrics, tasks
 from heredity.evals.metrics import ItemAnswer
-from heredity.evals.metrics.number import last
 from heredity.evals.tasks import EvalTask
 from tests.support.errors import raises
 
@@ -129,7 +129,7 @@ def test_every_sum_is_right() -> None:
             n += 1
             a, sign, b = found.groups()
             value = {"*": int(a) * int(b), "/": int(a) / int(b), "+": int(a) + int(b), "-": int(a) - int(b)}
-            assert last(item.references[0]) == value[signs[sign]], item.id
+            assert last_number(item.references[0]) == value[signs[sign]], item.id
     assert n >= 40
 
 

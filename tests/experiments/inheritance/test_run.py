@@ -21,6 +21,7 @@ from heredity.cli.inherit import command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
+from heredity.experiments import course
 from heredity.experiments.inheritance import figure, run
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import BatteryFinding, LineageResult
@@ -450,13 +451,13 @@ def course_of(
 ) -> list[str]:
     """The time left that is told at each step. A step: planned minutes, seconds, share done, share worked."""
     now, said = [0.0], list[str]()
-    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
-    course = run.Course(len(steps), minutes, said.append, is_resumed)
+    monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
+    run_course = course.Course(len(steps), minutes, said.append, is_resumed)
     for planned, spent, done, share in steps:
-        course.start("a step", planned, done)
+        run_course.start("a step", planned, done)
         now[0] += spent
-        course.end(share)
-    course.start("the last", 0.0)
+        run_course.end(share)
+    run_course.start("the last", 0.0)
     return [re.findall(r"about (\S+) left", line)[0] for line in said]
 
 

@@ -25,7 +25,7 @@ from heredity.core.errors import BadArgument, UnknownName, code_of, did_you_mean
 if TYPE_CHECKING:
     from heredity.application.spec import Application
 
-__all__ = ["GuardRule", "GuardSpec", "chosen", "kinds", "load_guard", "parse_guard"]
+__all__ = ["GuardRule", "GuardSpec", "chosen", "content", "kinds", "load_guard", "parse_guard"]
 
 FOLDER = "application.guards"
 _OWN = {"kind", "name", "is_on", "fails"}  # keys of a table that are not settings of its kind
@@ -60,6 +60,16 @@ def load_guard(spec: GuardSpec) -> GuardRule:
             code=code_of(error, "bad-setting"),
             key="guards",
         ) from None
+
+
+def content(specs: Sequence[GuardSpec]) -> list[GuardSpec]:
+    """The guards without the places of their files: what a digest of them covers."""
+    return [
+        msgspec.structs.replace(
+            spec, settings={k: v for k, v in spec.settings.items() if k not in guard_class(spec.kind).PLACES}
+        )
+        for spec in specs
+    ]
 
 
 def parse_guard(table: object) -> GuardSpec:

@@ -69,10 +69,14 @@ def apart(spans: Sequence[GuardSpan]) -> list[GuardSpan]:
 class GuardRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A kind of guard; its fields are its settings. A subclass overrides what it does.
 
-    SIDES  the texts that `find` reads: the user's, data from outside (documents, results of tools), answers
+    SIDES      the texts that `find` reads: the user's, data from outside (documents, tools), answers
+    PLACES     settings that say where something lies; others say what it is, and name a guarded model
+    RETRIEVES  whether `prepare` adds passages, which it then sets as the request's `retrieved`
     """
 
     SIDES: ClassVar[tuple[Side, ...]] = ()
+    PLACES: ClassVar[frozenset[str]] = frozenset()
+    RETRIEVES: ClassVar[bool] = False
 
     def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
         """The request that the model gets instead. It depends on nothing but its arguments."""

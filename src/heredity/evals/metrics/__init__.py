@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from heredity.core import registry
+from heredity.core.answers import LONGEST as LONGEST
 from heredity.core.errors import UnknownName
 
 LETTERS = "ABCDEFGHIJ"
-LONGEST = 4000  # characters of an answer that are read
 
 
 class ItemAnswer(NamedTuple):

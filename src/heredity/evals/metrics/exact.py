@@ -6,28 +6,18 @@ of spaces become one, and surrounding quotes, backticks and one final full stop 
 
 from __future__ import annotations
 
-import unicodedata
-
-from heredity.evals.metrics import LONGEST, ItemAnswer, Marked
+from heredity.core.answers import plain_answer
+from heredity.evals.metrics import ItemAnswer, Marked
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "exact match", "%", True, "reply", False, False
-_AROUND = "`'\"“”‘’ "
 
 
 def score(item: Marked, answer: ItemAnswer) -> float | None:
     """1 if the answer is one of the references; None if it is empty."""
-    said = normal(answer.text)
-    return float(said in {normal(text) for text in item.references}) if said else None
+    said = plain_answer(answer.text)
+    return float(said in {plain_answer(text) for text in item.references}) if said else None
 
 
 def floor(item: Marked) -> float:  # noqa: ARG001
     """Nothing is right by chance."""
     return 0.0
-
-
-def normal(text: str) -> str:
-    """The text in the form in which it is compared."""
-    lines = (line.strip() for line in text[:LONGEST].splitlines())
-    first = next((line for line in lines if line and not line.startswith("```")), "")
-    plain = " ".join(unicodedata.normalize("NFKC", first).split())
-    return plain.strip(_AROUND).removesuffix(".").strip(_AROUND)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
+from heredity.core.answers import plain_answer
 from heredity.evals.metrics import LETTERS, LONGEST, ItemAnswer, Marked
-from heredity.evals.metrics.exact import normal
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "letter", "%", True, "reply", True, True
 _ALONE = re.compile(r"(?<![\w'’])([A-J])(?![\w'’])(?! [a-z])")
@@ -33,5 +33,5 @@ def chosen(item: Marked, text: str) -> int | None:
     found = next((letter for letter in _ALONE.findall(text) if letter in there), None)
     if found is not None:
         return there.index(found)
-    said = normal(text).casefold()
-    return next((i for i, option in enumerate(item.options) if normal(option).casefold() == said), None)
+    said = plain_answer(text).casefold()
+    return next((i for i, option in enumerate(item.options) if plain_answer(option).casefold() == said), None)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec import UnsetType
+
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, HeredityError, OutOfMemory, Refused, Unavailable, UsageError
 from heredity.core.progress import Watch
@@ -22,6 +24,7 @@ from heredity.experiments import repair as repairing
 from heredity.experiments.inheritance.data import load_data
 from heredity.experiments.inheritance.plan import (
     ANSWERS,
+    BEHIND,
     ENGINE,
     MADE,
     REPAIR,
@@ -35,6 +38,7 @@ from heredity.lineage.store import Store, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
+from heredity.study.behind_guards import behind
 from heredity.train.data.chat import Data
 
 KEPT_ANSWERS = "answers.jsonl"  # of a model that learned the answers of a teacher
@@ -65,6 +69,7 @@ class Lineage:
 
     models: by the plan's names, foundations first; `NAME-SEED` for a child of several seeds.
     repair_out: the folder for the studies of repairs.
+    data: the sets of the plan that are read.
     """
 
     plan: LineagePlan
@@ -74,13 +79,13 @@ class Lineage:
     engine_loader: EngineLoader | None = None
     models: dict[str, Grown] = field(default_factory=dict)
     left_out: list[LeftOutChild] = field(default_factory=list)
-    _data: dict[str, Data | Path] = field(default_factory=dict)
+    data: dict[str, Data | Path] = field(default_factory=dict)
 
     def pull(self) -> None:
         """Get the foundations, each once. Raises the errors of Store.pull."""
         for name, ref in self.plan.models.items():
             if name not in self.models:
-                self.models[name] = _stored(self.store, ref, self.watch)
+                self.models[name] = stored(self.store, ref, self.watch)
 
     def preview(self) -> list[Task]:
         """The tasks that this version can do; the others are added to `left_out`. Nothing is made."""
@@ -169,12 +174,14 @@ class Lineage:
         child = task.child
         parents = [self.parent_of(child, name, task.seed) for name in child.parents]
         if child.recipe == MADE:
-            return adopted(self.store, parents[0], _stored(self.store, child.reference, self.watch))
+            return adopted(self.store, parents[0], stored(self.store, child.reference, self.watch))
         if child.recipe == ENGINE:
             ref = str(child.settings["ref"]).replace("{parent}", parents[0].record.id)
             return self.store.get(ref)
         if child.recipe == REPAIR:
             return self._repaired(child, parents)
+        if not isinstance(child.guards, UnsetType):
+            return behind(parents[0], child.guards)
         return self.store.grow_once(self._recipe(task), parents)
 
     def _why_not(self, task: Task) -> str:
@@ -188,7 +195,7 @@ class Lineage:
             if target is None or not target.WRAPS_MODEL or ref != "{parent}":  # "call:" would run code
                 return f"its ref is not 'ENGINE:{{parent}}' but '{prefix}:{ref}'"
             return ""
-        if child.recipe not in (MADE, REPAIR):
+        if child.recipe not in (MADE, REPAIR, BEHIND):
             self._recipe(task)
         return ""
 
@@ -214,9 +221,9 @@ class Lineage:
     def _examples(self, name: str, seed: int | None) -> Data | Path:
         if name.startswith(ANSWERS):
             return self._answers(name.removeprefix(ANSWERS), seed)
-        if name not in self._data:
-            self._data[name] = load_data(self.plan.data[name], self.plan.examples)
-        return self._data[name]
+        if name not in self.data:
+            self.data[name] = load_data(self.plan.data[name], self.plan.examples)
+        return self.data[name]
 
     def _answers(self, name: str, seed: int | None) -> Data | Path:
         """The answers that the teacher of a child wrote; before that child is made, a stand-in."""
@@ -267,7 +274,7 @@ def _shape(model: Grown) -> dict[str, object]:
     return {key: config[key] for key in _SHAPES if key in config} if isinstance(config, dict) else {}
 
 
-def _stored(store: Store, ref: str, watch: Watch | None) -> Grown:
+def stored(store: Store, ref: str, watch: Watch | None) -> Grown:
     """A model of the store, or one that is pulled."""
     if is_elsewhere(ref, store):
         return store.pull(ref, watch)

@@ -7,20 +7,17 @@ Leaves to others: the sentences (sentences.py), the tables (tables.py) and the f
 from __future__ import annotations
 
 import re
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from heredity.core.files import write_atomic
-from heredity.core.sanitize import label
 from heredity.experiments.inheritance import figure, tables
 from heredity.experiments.inheritance.findings import BatteryFinding, EdgeFinding, LineageResult
 from heredity.experiments.inheritance.sentences import caution, noise_floor, open_claims, rest, sentences
-from heredity.experiments.inheritance.tables import escaped
+from heredity.experiments.pages import bullets, code, escaped, listed, paragraph, section
 from heredity.study.estimates import JUDGE_FREE, JUDGED
 from heredity.study.wording import percent
 
-_WIDTH = 118
 _FIGURE = "The lineage: each child with its change in breaches and its verdict"
 _FIGURE_OF_REFUSALS = "The lineage: each child with its change in requests not refused, and its verdict"
 DETAILS = "Details"
@@ -55,17 +52,17 @@ def render(found: LineageResult, figure_name: str) -> str:
         f"# {escaped(found.title)}",
         "",
         *((f"**{quick}**", "") if (quick := caution(found)) else ()),
-        *_list(sentences(found)),
+        *listed(sentences(found)),
         "",
         *_more(found),
-        *((*_paragraph(noise), "") if (noise := escaped(noise_floor(found))) else ()),
+        *((*paragraph(noise), "") if (noise := escaped(noise_floor(found))) else ()),
         f"[![{shown}]({figure_name})]({figure_name})",
         "",
         *_how_to_read(found),
     ]
     for battery in found.batteries:
         lines += ["", *_battery(battery, found.margin)]
-    lines += _section("## The children", tables.children(found.edges))
+    lines += section("## The children", tables.children(found.edges))
     return "\n".join([*lines, *_details(found), *_left_out(found), *_made(found)]) + "\n"
 
 
@@ -73,7 +70,7 @@ def _more(found: LineageResult) -> Iterator[str]:
     """The children that no sentence is about, with a link to their table."""
     if left := rest(found):
         table = _anchor(found.primary.title)
-        yield from _paragraph(f"The other children are in [the table](#{table}): {escaped(left)}.")
+        yield from paragraph(f"The other children are in [the table](#{table}): {escaped(left)}.")
         yield ""
 
 
@@ -87,7 +84,7 @@ def _how_to_read(found: LineageResult) -> Iterator[str]:
     clear = "" if found.counts_refusals else ", where both answers are clear"
     yield "## How to read this page"
     yield ""
-    yield from _items(
+    yield from bullets(
         [
             "A child answered the same questions as its parent: harmful requests, their benign **twins** and "
             "easy **tasks**.",
@@ -134,25 +131,25 @@ def _battery(found: BatteryFinding, margin: float) -> Iterator[str]:
     yield f"## {escaped(found.title)}"
     yield ""
     system = "no system message" if found.is_default_system else "its own system message"
-    attacks = ", ".join(map(_code, found.attacks))
-    yield from _paragraph(
-        f"Application {_code(found.application)}, {system}. Attacks: {attacks}. Judge: "
-        f"{_code(found.judge)}. {found.n_models} models, {found.n_trials:,} trials."
+    attacks = ", ".join(map(code, found.attacks))
+    yield from paragraph(
+        f"Application {code(found.application)}, {system}. Attacks: {attacks}. Judge: "
+        f"{code(found.judge)}. {found.n_models} models, {found.n_trials:,} trials."
     )
-    yield from _section("", _paragraph(_power(found)))
-    yield from _section("", tables.foundations(found))
-    yield from _section("", tables.verdicts(found))
-    yield from _section("", list(_notes(found, margin)))
+    yield from section("", paragraph(_power(found)))
+    yield from section("", tables.foundations(found))
+    yield from section("", tables.verdicts(found))
+    yield from section("", list(_notes(found, margin)))
     if contrasts := tables.against(found.edges):
-        yield from ("", *_paragraph(_AGAINST), "", *contrasts)
+        yield from ("", *paragraph(_AGAINST), "", *contrasts)
     for line in found.deviations:
         yield ""
-        yield from _paragraph(f"Deviation from the plan: {escaped(line)}")
+        yield from paragraph(f"Deviation from the plan: {escaped(line)}")
 
 
 def _notes(found: BatteryFinding, margin: float) -> Iterator[str]:
     """The limits of the verdicts of a study, as a list."""
-    yield from _list([*open_claims(found.edges), *_other_seeds(found, margin), *_length(found)])
+    yield from listed([*open_claims(found.edges), *_other_seeds(found, margin), *_length(found)])
 
 
 def _other_seeds(found: BatteryFinding, margin: float) -> Iterator[str]:
@@ -220,17 +217,17 @@ def _details(found: LineageResult) -> Iterator[str]:
     for battery in found.batteries:
         if by_seed := tables.seeds(battery.edges):
             yield from ("", f"### {escaped(battery.title)}: each seed", "")
-            yield from _paragraph(
+            yield from paragraph(
                 "*Other seeds*: the interval for the same recipe with seeds that were not run. Few seeds say "
                 "little about others."
             )
             yield from ("", *by_seed)
-        yield from _section(f"### {escaped(battery.title)}: each model", tables.details(battery))
+        yield from section(f"### {escaped(battery.title)}: each model", tables.details(battery))
 
 
 def _left_out(found: LineageResult) -> Iterator[str]:
     if found.left_out:
-        yield from _section("## Left out", list(_list(f"{each.name}: {each.why}" for each in found.left_out)))
+        yield from section("## Left out", list(listed(f"{each.name}: {each.why}" for each in found.left_out)))
 
 
 def _made(found: LineageResult) -> Iterator[str]:
@@ -240,57 +237,25 @@ def _made(found: LineageResult) -> Iterator[str]:
     words = f"The plan was written at {escaped(found.at)}, with its edges, margin and expected verdicts."
     for battery in found.batteries:
         if battery.declared_at:
-            words += f" The study {_code(battery.plan.name)} was planned at {escaped(battery.declared_at)}."
+            words += f" The study {code(battery.plan.name)} was planned at {escaped(battery.declared_at)}."
     if found.error_share:
         share = f"{100 * found.error_share:g} %"
         words += (
             f" A loss is shown only if it remains where {share} of the verdicts wrongly favour the parent."
         )
-    yield from _paragraph(words)
+    yield from paragraph(words)
     yield ""
     if found.notes:
-        yield from _list(found.notes)
+        yield from listed(found.notes)
         yield ""
-    yield from _paragraph(_duration(found))
+    yield from paragraph(_duration(found))
 
 
 def _duration(found: LineageResult) -> str:
     """The minutes of making and asking, over all runs."""
     making = sum(found.making.values())
-    asked = ", ".join(f"{_code(each.plan.name)} {each.seconds / 60:.1f}" for each in found.batteries)
+    asked = ", ".join(f"{code(each.plan.name)} {each.seconds / 60:.1f}" for each in found.batteries)
     return (
         f"Minutes of making the models: {making / 60:.1f}. Minutes of asking them, without answers that were "
         f"stored before: {asked}."
     )
-
-
-# --- Markdown -----------------------------------------------------------------------------------------
-
-
-def _section(heading: str, lines: Sequence[str]) -> Iterator[str]:
-    """Lines below a heading, if there are any."""
-    if lines:
-        yield from ("", *((heading, "") if heading else ()), *lines)
-
-
-def _list(items: Iterable[str]) -> Iterator[str]:
-    """A list of text in which nothing is markup."""
-    yield from _items(escaped(item) for item in items)
-
-
-def _items(items: Iterable[str]) -> Iterator[str]:
-    for item in items:
-        yield from textwrap.wrap(
-            item, _WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
-            break_on_hyphens=False,
-        )  # fmt: skip
-
-
-def _paragraph(text: str) -> list[str]:
-    """Text in lines that fit a page of the documents."""
-    return textwrap.wrap(text.strip(), _WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def _code(text: str) -> str:
-    """A name in a code span."""
-    return f"`{label(text, 240).replace('`', chr(39))}`"

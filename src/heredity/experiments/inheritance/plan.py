@@ -20,11 +20,13 @@ from typing import Literal
 
 import msgspec
 
+from heredity.application.guards import GuardSpec
 from heredity.core.errors import BadArgument, BadInput, UnknownName, UsageError, code_of, did_you_mean
 from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import Record
 from heredity.lineage import references
 from heredity.recipes import derivable, derivable_class, is_random
+from heredity.study.behind_guards import RECIPE as BEHIND
 from heredity.study.plan import Endpoint
 
 Expected = Literal["", "lost", "kept"]
@@ -53,8 +55,8 @@ class ChildPlan(Record, frozen=True):
     """A child to make. With several seeds it is made once with each.
 
     recipe      of `heredity derive`; "repair" for `heredity repair`; "engine" for the parent under another
-                setting of an engine; "made" for a model that its user made. Such a model is found by the
-                setting `ref`, or else by the name
+                setting of an engine; "behind_guards" for the parent behind `guards`. "made" is a model that
+                its user made. Such a model is found by the setting `ref`, or else by the name
     parents     names of foundations or of children above
     group       children of one group share a sentence of the result, such as "students"
     compared    the parent whose refusals it may keep; "" for the first
@@ -79,6 +81,7 @@ class ChildPlan(Record, frozen=True):
     is_noise: bool = False
     seeds: tuple[int, ...] = ()
     against: str | msgspec.UnsetType = msgspec.UNSET
+    guards: tuple[GuardSpec, ...] | msgspec.UnsetType = msgspec.UNSET
     data: dict[str, str] = msgspec.field(default_factory=dict)
     settings: dict[str, Value] = msgspec.field(default_factory=dict)
     minutes: float = 1.0
@@ -320,6 +323,12 @@ def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str])
     if child.recipe != MADE:  # whose name is a reference
         _check_folder("child", child.name)
     _check_minutes(child.name, child.minutes)
+    if (child.recipe == BEHIND) != bool(child.guards):
+        raise BadArgument(
+            f"`guards` belong to a child of the recipe {BEHIND}, and only to it",
+            code="bad-setting",
+            table=child.name,
+        )
     if not child.parents:
         raise BadArgument(f"child '{child.name}' needs parents", code="setting-missing", table=child.name)
     others = [name for name in (child.floor, child.against) if name]
@@ -344,7 +353,9 @@ def _refuse_useless_seeds(child: ChildPlan) -> None:
     if not child.seeds:
         return
     kinds = derivable()
-    if child.recipe in (MADE, ENGINE, REPAIR) or (child.recipe in kinds and not is_random(child.recipe)):
+    if child.recipe in (MADE, ENGINE, REPAIR, BEHIND) or (
+        child.recipe in kinds and not is_random(child.recipe)
+    ):
         raise BadArgument(
             f"'{child.name}' cannot have seeds. Nothing in '{child.recipe}' is random, so all give the same "
             f"model. Recipes with seeds: {', '.join(filter(is_random, kinds))}",

@@ -7,9 +7,7 @@ Leaves to others: the children (children.py), the studies (batteries.py), the ve
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +18,7 @@ from heredity.core.errors import Damaged, NotComparable, OutOfMemory, UsageError
 from heredity.core.files import Lock, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import Record, digest, encode
-from heredity.core.terminal import clock
+from heredity.experiments.course import Course, Tell
 from heredity.experiments.inheritance import batteries
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import GrownFile, LineageResult, collect
@@ -37,9 +35,7 @@ from heredity.study.result import Result
 from heredity.study.study import Study
 
 PLAN, GROWN = "lineage.json", "grown.json"
-Tell = Callable[[str], None]
 _NOW = "To try again, stop by Ctrl-C and give the same command, before the first study begins."
-_INSTANT = 0.05  # a share of the planned work or time under which a step says nothing of the pace
 _LATER = "The studies of this folder began without it. For studies with it, name another folder: --out."
 
 
@@ -54,46 +50,6 @@ class LineageFile(Record, frozen=True):
     plan: LineagePlan
     power: dict[str, StudyForecast]
     schema: int = 1
-
-
-@dataclass
-class Course:
-    """The steps of a run, and the time left: planned minutes, scaled by the pace of this run so far.
-
-    Only work of this run counts for the pace: a step that an earlier run did, or a part of it, does not.
-
-    is_resumed  an earlier run was stopped, so the first step that takes time may be half done
-    """
-
-    n_steps: int
-    minutes_left: float
-    tell: Tell
-    is_resumed: bool = False
-    _done: float = 0.0  # planned minutes of the work of this run
-    _spent: float = 0.0
-    _step: int = 0
-    _minutes: float = 0.0  # planned, of the step that runs
-    _left: float = 0.0  # those that are not done
-    _started: float = field(default_factory=time.monotonic)
-
-    def start(self, title: str, minutes: float, done: float = 0.0) -> None:
-        """Report the next step, which is planned to take `minutes`. done: the share of it that is there."""
-        self._step, self._started = self._step + 1, time.monotonic()
-        self._minutes, self._left = minutes, minutes * (1.0 - done)
-        self.minutes_left = max(0.0, self.minutes_left - minutes * done)
-        pace = self._spent / self._done if self._done else 1.0
-        self.tell(f"[{self._step}/{self.n_steps}] {title}; about {clock(60 * self.minutes_left * pace)} left")
-
-    def end(self, share: float | None = None) -> None:
-        """End the step. share: of its work that this run did; None if that is not known."""
-        spent = (time.monotonic() - self._started) / 60
-        self.minutes_left = max(0.0, self.minutes_left - self._left)
-        if share is None and self._minutes:
-            has_worked = spent > _INSTANT * self._minutes
-            share = float(has_worked and not self.is_resumed)
-            self.is_resumed = self.is_resumed and not has_worked
-        if self._minutes and share and share > _INSTANT:
-            self._done, self._spent = self._done + share * self._minutes, self._spent + spent
 
 
 def inherit(
@@ -119,7 +75,7 @@ def inherit(
             tell(f"left out: {each.name}: {each.why}{'' if number < n_never else f' {_LATER}'}")
         if not possible:
             raise UsageError("No child of this plan can be made.", code="no-children")
-        power = _power(plan, possible, store, out, tell)
+        power = power_of(plan, possible, store, out, tell)
         if plan.is_of_models:
             _get_named(lineage, possible, tell)
         course = _course(plan, possible, out, tell)
@@ -127,7 +83,7 @@ def inherit(
         course.start("get the foundations", 0.0)
         lineage.pull()
         course.end()
-        _make_all(lineage, possible, course)
+        make_all(lineage, possible, course)
         if lineage.models.keys() <= plan.models.keys():
             raise UsageError(f"No child could be made: {lineage.left_out[-1].why}", code="no-children")
         ids = {name: model.record.id for name, model in lineage.models.items()}
@@ -196,7 +152,8 @@ def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
             tell(f"warning: {doubt}")
 
 
-def _make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
+def make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
+    """Make the child of each task, as steps of the course; one that cannot be made is reported."""
     for task in possible:
         is_there = task.child.recipe == MADE
         title = f"get {task.name}" if is_there else f"make {task.name} ({task.child.recipe})"
@@ -227,7 +184,7 @@ def _minutes(plan: LineagePlan, possible: Sequence[Task]) -> float:
     return sum(task.child.minutes for task in possible) + sum(each.minutes for each in plan.battery)
 
 
-def _power(
+def power_of(
     plan: LineagePlan, possible: Sequence[Task], store: Store, out: Path, tell: Tell
 ) -> dict[str, StudyForecast]:
     """The power of each study, also given to `tell` in lines."""

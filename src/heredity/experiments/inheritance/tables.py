@@ -9,28 +9,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import compress
 
 from heredity.experiments.inheritance.findings import BatteryFinding, EdgeFinding, SeedFinding
 from heredity.experiments.inheritance.plan import MADE
 from heredity.experiments.inheritance.sentences import change
+from heredity.experiments.pages import NOTHING, SPACE, escaped, table, whole
 from heredity.study.estimates import Inheritance, ModelPair, Rate
-from heredity.study.report.markdown import plain
 from heredity.study.wording import bare, p_words, percent, points_interval
-
-NOTHING = "–"
-_SPACE = "\N{NO-BREAK SPACE}"  # inside a figure, which a narrow column would break into four lines
-
-
-def escaped(text: str) -> str:
-    """Text for Markdown: no part of it ends a cell, and none is a tag, a link or an image."""
-    return plain(text, 600)
 
 
 def foundations(found: BatteryFinding) -> list[str]:
     """The foundations with their own rates."""
     cut = _cut(found)
-    return _table(
+    return table(
         ["foundation", "model", _change(found), "twins refused", "tasks failed", "unclear", cut],
         [
             [
@@ -52,7 +43,7 @@ def verdicts(found: BatteryFinding) -> list[str]:
     parent = Counter(edge.parent for edge in found.edges).most_common(1)[0][0]
     every = [seed for edge in found.edges for seed in edge.seeds]
     n, n_tasks = _shared_n(seed.edge.compared for seed in every), _shared_n(seed.tasks for seed in every)
-    return _table(
+    return table(
         [
             f"child of {escaped(parent)}",
             "verdict",
@@ -88,7 +79,7 @@ def against(edges: Sequence[EdgeFinding]) -> list[str]:
                 ]
             )  # fmt: skip
     what = "not refused" if any(edge.counts_refusals for edge in edges) else "breaches"
-    return _table(["child", "against", f"{what}, of each", "difference, points", "p"], rows)
+    return table(["child", "against", f"{what}, of each", "difference, points", "p"], rows)
 
 
 def seeds(edges: Sequence[EdgeFinding]) -> list[str]:
@@ -99,19 +90,19 @@ def seeds(edges: Sequence[EdgeFinding]) -> list[str]:
             continue
         for seed in edge.seeds:
             counts = f"{seed.edge.kept} / {seed.edge.lost} / {seed.edge.gained}"
-            rows.append([_model(edge, seed), _difference(seed.edge.compared, None), _whole(counts)])
+            rows.append([_model(edge, seed), _difference(seed.edge.compared, None), whole(counts)])
         if edge.together is not None:
             bounds = f"[{bare(points_interval(edge.together.other_seeds))}]"
-            rows.append([f"{escaped(edge.child)}, other seeds", _whole(bounds), NOTHING])
+            rows.append([f"{escaped(edge.child)}, other seeds", whole(bounds), NOTHING])
     what = "not refused" if any(edge.counts_refusals for edge in edges) else "breaches"
-    return _table(["child", f"{what}, points", "kept / lost / gained"], rows)
+    return table(["child", f"{what}, points", "kept / lost / gained"], rows)
 
 
 def details(found: BatteryFinding) -> list[str]:
     """Refused twins, unclear answers and cut ones, model by model."""
     each, cut = [(edge, seed) for edge in found.edges for seed in edge.seeds], _cut(found)
     n = _shared_n(seed.twins for _, seed in each)
-    return _table(
+    return table(
         ["child", f"twins refused, points{_n(n)}", "unclear", cut],
         [
             [
@@ -127,7 +118,7 @@ def children(edges: Sequence[EdgeFinding]) -> list[str]:
     """How each child was made, its question and the verdict that was expected; [] without any of these."""
     if all(edge.recipe == MADE and not edge.question and not edge.expected for edge in edges):
         return []
-    return _table(
+    return table(
         ["child", "parent", "made by", "question", "expected"],
         [
             [
@@ -143,19 +134,12 @@ def children(edges: Sequence[EdgeFinding]) -> list[str]:
 # --- cells ------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table without the columns that have no value; [] without rows."""
-    has_value = [any(row[i].replace("<br>", "").strip(NOTHING) for row in rows) for i in range(len(head))]
-    lines = [head, ["---"] * len(head), *rows] if rows else []
-    return [f"| {' | '.join(compress(line, has_value))} |" for line in lines]
-
-
 def _child(edge: EdgeFinding, parent: str) -> str:
     words = [escaped(edge.child)]
     if edge.parent != parent:
-        words.append(f"of{_SPACE}{escaped(edge.parent)}")
+        words.append(f"of{SPACE}{escaped(edge.parent)}")
     if len(edge.seeds) > 1:
-        words.append(f"{len(edge.seeds)}{_SPACE}seeds")
+        words.append(f"{len(edge.seeds)}{SPACE}seeds")
     return ", ".join(words)
 
 
@@ -204,7 +188,7 @@ def _shared_n(pairs: Iterable[ModelPair | None]) -> int | None:
 
 
 def _n(shared: int | None) -> str:
-    return "" if shared is None else f"{_SPACE}(n{_SPACE}{shared:,})"
+    return "" if shared is None else f"{SPACE}(n{SPACE}{shared:,})"
 
 
 def _difference(pair: ModelPair | None, shared: int | None) -> str:
@@ -212,11 +196,11 @@ def _difference(pair: ModelPair | None, shared: int | None) -> str:
     if pair is None or pair.difference.value is None:
         return NOTHING
     found = change(pair.difference)
-    return _whole(found if shared else f"{found}, n {pair.n:,}")
+    return whole(found if shared else f"{found}, n {pair.n:,}")
 
 
 def _rate(rate: Rate | None) -> str:
-    return NOTHING if rate is None else _whole(f"{percent(rate.estimate.value)}, n {rate.estimate.n:,}")
+    return NOTHING if rate is None else whole(f"{percent(rate.estimate.value)}, n {rate.estimate.n:,}")
 
 
 def _answered(rate: Rate) -> int:
@@ -224,13 +208,8 @@ def _answered(rate: Rate) -> int:
 
 
 def _of(part: int, n: int) -> str:
-    return _whole(f"{part:,} of {n:,}")
+    return whole(f"{part:,} of {n:,}")
 
 
 def _lines(figures: Iterable[str]) -> str:
-    return "<br>".join(map(_whole, figures))
-
-
-def _whole(figure: str) -> str:
-    """A figure that is not broken at its spaces."""
-    return figure.replace(" ", _SPACE)
+    return "<br>".join(map(whole, figures))

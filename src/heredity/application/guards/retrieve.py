@@ -1,0 +1,51 @@
+"""Shows the passages of an index that match each question: a study then measures what retrieval adds.
+
+It is [retrieval] of an application for one model of a study; the others see no passages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from msgspec import UnsetType
+from msgspec.structs import replace
+
+from heredity.application.conversation import own_words, with_passages
+from heredity.application.guards.protocols import GuardRule
+from heredity.core.records import Request, RetrievalMethod, Retrieved
+
+if TYPE_CHECKING:
+    from heredity.application.spec import Application
+
+
+class RetrieveGuard(GuardRule, frozen=True):
+    """index: its folder. hash: of its content. passages: for a question, at most. method: of the search."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"index"})
+    RETRIEVES: ClassVar[bool] = True
+
+    index: str
+    hash: str
+    passages: int = 4
+    method: RetrievalMethod = "bm25"
+
+    def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
+        """The request with passages before the newest question. Raises as Retrieval.search does."""
+        messages = list(request.messages)
+        for at in range(len(messages) - 1, request.n_shared - 1, -1):
+            if asked := own_words(messages[at]):
+                found = self._found(asked)
+                messages[at] = with_passages(messages[at], found)
+                earlier = () if isinstance(request.retrieved, UnsetType) else request.retrieved
+                # A later reply to a turn answers results of tools: its row does not repeat the passages.
+                shown = (*found, *earlier) if at == len(messages) - 1 else request.retrieved
+                return replace(request, messages=tuple(messages), retrieved=shown)
+        return request
+
+    def _found(self, asked: str) -> tuple[Retrieved, ...]:
+        from heredity.application.spec import Retrieval
+
+        return Retrieval(self.index, self.passages, self.method, self.hash).search(asked)
+
+
+GUARD = RetrieveGuard

@@ -1,0 +1,121 @@
+"""`heredity adapt`: the ways to adapt a model to a task, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store
+
+if TYPE_CHECKING:
+    from heredity.experiments.adapt.findings import AdaptResult
+    from heredity.experiments.adapt.task import AdaptTask
+
+PAGE = "adapt.md"  # in the folder of a task
+
+
+@click.command("adapt", cls=Verb, example="heredity adapt examples/adapt/support.toml --dry-run")
+@click.argument("task", metavar="TASK.toml | DIR", type=PathArgument())
+@click.option("--model", type=Name(), metavar="REF", help="Another model than that of the task.")
+@click.option("--quick", is_flag=True, help="Few steps and few questions, to see it work.")
+@click.option("--dry-run", is_flag=True, help="Show what would be made and asked, and what it could show.")
+@click.option("--yes", is_flag=True, help="Download missing models without asking.")
+@click.option("--out", type=PathArgument(), metavar="DIR",
+              help="Folder of models' names and studies.  [default: adaptations/...]")  # fmt: skip
+@click.option("--page", type=PathArgument(), metavar="FILE",
+              help="Write the page here, too, with its figure next to it.")  # fmt: skip
+@device_option
+@click.pass_context
+def command(
+    ctx: click.Context, task: Path, model: str | None, quick: bool, dry_run: bool, yes: bool,
+    out: Path | None, page: Path | None,
+) -> None:  # fmt: skip
+    """Compare the ways to adapt a model to a task.
+
+    A task file names a model, an application, questions with answers, and a manual. The ways
+    are a prompt, few-shot examples, retrieval, LoRA, aLoRA, a full fine-tune and a distilled student. All
+    have the same budget, and answer the same held-out questions and probes. The result is a page with the
+    quality, cost, breaches and over-refusal of every way, against the untouched model.
+
+    You may stop it at any time: the same command resumes. Given the folder of a finished task, it writes the
+    page again.
+    """
+    from heredity.experiments.adapt import run
+    from heredity.experiments.adapt.task import read_task
+
+    if task.is_dir():
+        _refuse_beside(ctx, task)
+        _show(run.read_result(task), [task / PAGE, *([page] if page is not None else [])])
+        return
+    read = read_task(task, model or "")
+    read = read.quick() if quick else read
+    folder = out or run.task_folder(read, task.stem)
+    if dry_run:
+        run.dry_run(read, open_store(), _tell, folder)
+        return
+    _show(_compared(read, folder, yes), [folder / PAGE, *([page] if page is not None else [])])
+
+
+def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
+    """Ask before models are downloaded, then compare the ways."""
+    from heredity.cli._pulling import consent
+    from heredity.core.terminal import Display
+    from heredity.experiments.adapt import run
+
+    store = open_store()
+    for ref in filter(None, (task.model, task.teacher if "distilled" in task.ways else "")):
+        consent(store, ref, yes)
+    with Display() as display:
+        return run.adapt(task, store, folder, display, _tell)
+
+
+def _tell(line: str) -> None:
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import note
+
+    note(plain(line))
+
+
+def _refuse_beside(ctx: click.Context, folder: Path) -> None:
+    """Refuse options that would have no effect next to a finished folder. Raises UsageError."""
+    names = sorted(set(ctx.params) - {"task", "page", "yes"})
+    given = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{flags} would have no effect: {folder} already has its task.", ctx)
+
+
+def _show(found: AdaptResult, pages: Sequence[Path]) -> None:
+    """Print the ways and the sentences, and write the pages."""
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import cell, out, size, table, write
+    from heredity.experiments.adapt.page import (
+        QUICK,
+        answer_words,
+        breach_words,
+        quality_words,
+        seconds_words,
+        sentences,
+        write_page,
+    )
+
+    columns = ("way", "right", "breaches", "twins refused", "making", "an answer", "added")
+    grid = table(*columns, whole=("way",))
+    for way in found.ways:
+        cost = way.cost
+        grid.add_row(*map(cell, (
+            way.title, quality_words(way.quality[0]), breach_words(found.main(way)),
+            breach_words(way.over_refusal), seconds_words(cost.making_seconds), answer_words(cost),
+            size(cost.bytes),
+        )))  # fmt: skip
+    out().print(grid)
+    write("")
+    for sentence in (*((QUICK,) if found.task.is_quick else ()), *sentences(found)):
+        write(plain(sentence))
+    write("")
+    for path in pages:
+        write(f"page: {plain(str(write_page(found, path)))}")
