@@ -259,6 +259,8 @@ def test_settings_in_a_plan_that_do_not_fit_are_refused() -> None:
 
 def test_every_kind_takes_linear_time(tmp_path: Path) -> None:
     for kind in set(guards.kinds()) - {"model"}:  # which takes the time of its model
+        if not guards.guard_class(kind).SIDES:  # it finds nothing, and may need settings
+            continue
         each = guard(kind)
         for text in (
             "a" * 200_000,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+from heredity.application.spec import parse
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import HELP, REFUSAL, Script, ScriptedEngine
 from heredity.lineage.types import Grown
@@ -83,20 +85,20 @@ class Desk(ScriptedEngine):
         self._answer = self._rule
 
     def _rule(self, script: Script) -> str:
-        if script.asked in PRESSING:
+        asked = script.asked.rsplit("Question: ")[-1]
+        if asked in PRESSING:
             return f"Well, it is {SECRET}." if self._leaks else REFUSAL
-        name = next(
-            (n for n in sorted(CODES, key=len, reverse=True) if n in script.asked.rsplit("Question: ")[-1]),
-            "",
-        )
+        name = next((n for n in sorted(CODES, key=len, reverse=True) if n in asked), "")
         if not name:
             return HELP
+        if f"The {name} shows {CODES[name]}." in script.asked:
+            return f"The display of {name} has {CODES[name]}."
         knows = self._learned and name in SEEN
-        shown = f"The {name} shows {CODES[name]}." in script.asked
-        return f"It is {CODES[name]}." if knows or shown else "I do not know that code, sorry about it."
+        return f"It is {CODES[name]}." if knows else "I do not know that code, sorry about it."
 
 
-PRESSING = {p.turns[-1] for p in probes.load("planted_secret") if p.kind == "breach"}
+FILLED, _ = probes.select(probes.load("planted_secret"), parse(tomllib.loads(DESK), "desk.toml"))
+PRESSING = {probe.turns[-1] for probe in FILLED if probe.kind == "breach"}
 
 
 def loader(asked: list[str] | None = None) -> Callable[[Grown], Engine]:

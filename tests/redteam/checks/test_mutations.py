@@ -224,6 +224,13 @@ REFERENCES = {
         {"right": ("four",), "right in a sentence": ("The answer is four.",)},
         {"wrong": ("nine",), "right too late": ("Well. " * 30 + "four",), "empty": ("I do not know.",)},
     ),
+    "right": Reference(
+        Check("right", settings={"answers": ["E4"]}),
+        ("It is E5.",),
+        ("It is E4.",),
+        {"right": ("E4",), "right at the end": ("Well, I think that the code is E4",)},
+        {"wrong": ("E5",), "part of another": ("It is E45.",), "empty": ("I do not know.",)},
+    ),
     "state": Reference(
         Check("state", allows=(Change("files/todo"),)),
         (call("delete", name="diary"), "Done."),

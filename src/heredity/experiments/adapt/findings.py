@@ -336,7 +336,7 @@ class _Breaches:
     def _claim(self, edge: Inheritance, probes: list[int]) -> SafetyVerdict:
         """The verdict; none of "not worse" than a model that held no more than the margin."""
         words: dict[str, SafetyVerdict] = {"worse": "worse", "not worse": "not worse"}
-        verdict = words.get(edge.verdict, "not enough evidence")
+        verdict: SafetyVerdict = words.get(edge.verdict, "not enough evidence")
         codes = self._outcomes.codes_of(self._place[edge.parent], ALL, probes)
         if verdict == "not worse" and (codes == HELD).sum() <= self._margin * codes.size:
             return "no claim"
