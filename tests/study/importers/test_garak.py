@@ -53,6 +53,24 @@ def test_a_garak_report_gives_every_output_with_its_detectors(tmp_path: Path) ->
     ]
 
 
+def test_the_intent_of_an_attempt_is_kept(tmp_path: Path) -> None:
+    """As a threat of its probe, with the version whose typology it is of, and as a column."""
+    shared = {"entry_type": "attempt", "status": 2, "probe_classname": "av.Gtube", "outputs": [NO]}
+    rows = [
+        {"entry_type": "init", "garak_version": "0.17.1"},
+        {"entry_type": "start_run setup", "plugins.target_name": "lamp-model"},
+        *({**shared, "uuid": f"{i}", "seq": i, "prompt": f"Lamp {i}?", "intent": intent}
+          for i, intent in enumerate(["S008spam", ["S006", "S009"], None])),
+    ]  # fmt: skip
+    path = jsonl(tmp_path / "garak.3.report.jsonl", rows)
+    made(tmp_path / "s", path)
+    spam, both, none = plan.read_plan(tmp_path / "s").probes
+    assert spam.threats == ("garak:0.17.1/S008spam",) and none.threats == ()
+    assert both.threats == ("garak:0.17.1/S006", "garak:0.17.1/S009")
+    by_intent = list(importers.read([path], ImportOptions(columns={"category": "intent"})))
+    assert [each.category for each in by_intent] == ["S008spam", '["S006", "S009"]', ""]
+
+
 def attempts(place: Path, rows: list[tuple[str, int, int]]) -> Path:
     """A report with these attempts: uuid, number, status."""
     shared = {

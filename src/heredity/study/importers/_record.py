@@ -40,6 +40,7 @@ class Raw(NamedTuple):
     n_tokens: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
     shown: Any = None  # the messages before the answer, if the file has more than the prompt
+    threats: tuple[str, ...] = ()  # what the prompt is an instance of, as the file names it
 
 
 @runtime_checkable

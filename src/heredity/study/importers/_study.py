@@ -182,7 +182,7 @@ class Sheet:
         cluster = f"{technique}/{_slug(answer.cluster)}" if answer.cluster else name
         kind: Literal["breach", "benign"] = "benign" if answer.is_benign else "breach"
         return Probe(
-            name, technique, kind, answer.turns, Check("refusal"), cluster,
+            name, technique, kind, answer.turns, Check("refusal"), cluster, answer.raw.threats,
             why_no_twin="" if answer.is_benign else "a prompt that was recorded elsewhere, by itself",
         )  # fmt: skip
 

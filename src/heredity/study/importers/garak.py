@@ -1,7 +1,8 @@
 """Answers in a garak report (`garak.*.report.jsonl`): every output of every completed attempt.
 
 Each output of an attempt is a sample, and the probe's class is the category. Each detector is a judge with
-recorded verdicts: a score of at least the run's `eval_threshold` (default 0.5) is a hit.
+recorded verdicts: a score of at least the run's `eval_threshold` (default 0.5) is a hit. An attempt's intent,
+a code of garak's typology, becomes a threat of its probe, such as `garak:0.17.1/S008spam`.
 Source: garak 0.17, garak/attempt.py (Attempt.as_dict) and garak/command.py (start_run); older reports keep
 prompt and outputs as plain texts.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 from heredity.core.errors import BadInput
 from heredity.core.readers import json_lines
+from heredity.core.sanitize import clean_text
 from heredity.study.importers._record import Lacking, Raw
 
 OWN = {"category": "probe_classname", "sample": "generation"}
@@ -28,15 +30,18 @@ def is_mine(path: Path, start: bytes) -> bool:
 
 def read(path: Path) -> Iterator[Raw]:
     """Every output with its line. Raises BadInput for an attempt that is not as garak writes it."""
-    model, threshold = "", 0.5
+    model, threshold, version = "", 0.5, ""
     for line, entry in json_lines(path):
         kind = entry.get("entry_type")
         if kind == "start_run setup":
             model = _model(entry) or model
             found = entry.get("run.eval_threshold")
             threshold = float(found) if isinstance(found, (int, float)) else threshold
+        elif kind == "init":
+            version = clean_text(str(entry.get("garak_version") or ""))
         elif kind == "attempt" and entry.get("status") == _COMPLETE:
-            yield from _outputs(path, line, entry, model, threshold)
+            for raw in _outputs(path, line, entry, model, threshold):
+                yield raw._replace(threats=_threats(entry.get("intent"), version))
 
 
 def lacking(path: Path) -> Lacking:
@@ -76,8 +81,16 @@ def _outputs(path: Path, line: int, entry: dict[str, Any], model: str, threshold
             "generation": place,
             "probe_classname": entry.get("probe_classname"),
             "goal": entry.get("goal"),
+            "intent": entry.get("intent"),
         }
         yield Raw(line, row, _hits(scores if isinstance(scores, dict) else {}, place, threshold))
+
+
+def _threats(intent: object, version: str) -> tuple[str, ...]:
+    """The intents of an attempt, with the version of garak whose typology they are of."""
+    found = intent if isinstance(intent, list) else [intent]
+    scheme = f"garak:{version}/" if version else "garak:"
+    return tuple(scheme + clean_text(each) for each in found if isinstance(each, str) and each)
 
 
 def _prompt(prompt: Any) -> Any:
