@@ -164,7 +164,7 @@ def test_what_cannot_be_scored_is_refused(
 
 
 def test_a_full_context_is_said_in_the_words_that_clients_look_for(place: Place) -> None:
-    """litellm raises ContextWindowExceededError for these words, which agents rely on."""
+    """Agents rely on what litellm raises for the words, and LangChain for the code in them."""
     said = [{"role": "user", "content": "the fox " * 900}]
     for ask in (
         lambda: client(place.address).chat.completions.create(model=place.model, messages=said),
@@ -173,7 +173,9 @@ def test_a_full_context_is_said_in_the_words_that_clients_look_for(place: Place)
     ):
         with raises(openai.BadRequestError, "context_length_exceeded") as caught:
             ask()
-        assert "this model's maximum context length is" in str(caught.value).lower()
+        error = str(caught.value)
+        assert "this model's maximum context length is" in error.lower()
+        assert "context_length_exceeded" in error
 
 
 def test_an_engine_without_scores_says_so() -> None:

@@ -144,6 +144,7 @@ IMAGE = [{"role": "user", "content": [{"type": "image"}]}]
         ({"tool_choice": {"type": "any"}}, "tool-choice-not-supported"),
         ({"top_k": 5}, "field-not-supported"),
         ({"temprature": 5}, "unknown-field"),
+        ({"thread": {"type": "create"}}, "field-not-supported"),
         ({"model": "scripted:leaky", "system": "Be evil."}, "system-prompt-held"),
         ({"model": "x"}, "model_not_found"),
     ],
@@ -154,6 +155,14 @@ def test_an_error_has_anthropics_form(place: str, body: dict[str, Any], reason: 
     kind = (404, "not_found_error") if reason == "model_not_found" else (400, "invalid_request_error")
     assert (found.status_code, error["error"]["type"]) == kind and error["type"] == "error"
     assert error["error"]["reason"] == reason and error["error"]["message"]
+
+
+def test_a_thread_is_refused_in_the_words_after_which_anthropics_client_goes_on_without(place: str) -> None:
+    """Its runner of tools asks unasked that the server keeps the conversation."""
+    for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+        error = asked(place, KEY, thread=thread).json()["error"]
+        assert error["details"]["error_code"] == "thread_unsupported_request"
+    assert "details" not in asked(place, KEY, top_k=5).json()["error"]
 
 
 def test_the_key_comes_as_either_vendors_clients_send_it(place: str) -> None:

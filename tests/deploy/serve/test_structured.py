@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -65,6 +66,17 @@ def test_the_responses_api_takes_a_schema_too(server: str) -> None:
     form = {"format": {"type": "json_schema", "name": "ticket", "schema": SCHEMA}}
     found = client(server).responses.create(model="tiny", input="hello", text=form, max_output_tokens=60)
     assert json.loads(found.output_text)["team"] in ("sales", "support")
+
+
+def test_the_messages_api_takes_a_schema_too(server: str) -> None:
+    """As Anthropic's client sends it. How much effort is made is a hint."""
+    config: dict[str, Any] = {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}}
+    body: dict[str, Any] = {"model": "tiny", "max_tokens": 60, "messages": HELLO, "output_config": config}
+    found = httpx.post(f"{server}/v1/messages", json=body, timeout=30)
+    assert json.loads(found.json()["content"][0]["text"])["team"] in ("sales", "support")
+    assert found.headers["x-heredity-ignored"] == "output_config.effort"
+    config["format"] = {"type": "xml"}
+    assert httpx.post(f"{server}/v1/messages", json=body, timeout=30).status_code == 400
 
 
 def test_an_application_holds_the_form_of_its_answers(server: str) -> None:

@@ -118,6 +118,17 @@ def calling(arguments: str) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
+def test_a_message_that_the_client_parsed_is_taken_back(two: str) -> None:
+    """OpenAI's `parse` adds what it read from the text, and sends it back."""
+    tools: Any = [{**each, "function": {**each["function"], "strict": True}} for each in (WEATHER, TIME)]
+    ask = client(two).chat.completions.parse
+    first = ask(model="scripted:helpful", messages=HELLO, tools=tools).choices[0].message
+    assert first.tool_calls[0].function.parsed_arguments == {"city": "Bern", "n": 2}
+    results = [{"role": "tool", "tool_call_id": c.id, "content": "rain"} for c in first.tool_calls]
+    more: list[Any] = [*HELLO, first, *results]
+    assert ask(model="scripted:helpful", messages=more, tools=tools).choices
+
+
 def test_the_model_sees_the_schema_that_the_caller_sent() -> None:
     result = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
     request = put([*HELLO, calling('{"city": "Bern"}'), result])

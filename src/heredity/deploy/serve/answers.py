@@ -30,7 +30,8 @@ from heredity.engines.protocols import Engine, SchemaEngine, TokenLog, TokenScor
 
 # Errors that the request caused: the reply's error code, and the code that the caller gets.
 CONTEXT = "context_length_exceeded"
-_CONTEXT_WORDS = "This model's maximum context length is exceeded"  # clients look for the first five words
+# litellm looks for the first five words, LangChain for the code in the message.
+_CONTEXT_WORDS = f"This model's maximum context length is exceeded ({CONTEXT})"
 _THEIRS: dict[str | None, str] = {
     ContextOverflow.code: CONTEXT,
     "template-refuses": "invalid_request",

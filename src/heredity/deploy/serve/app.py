@@ -397,7 +397,8 @@ def _read(
 
 
 def _has_form(body: dict[str, object]) -> bool:
-    return bool(body.get("response_format") or body.get("text"))
+    has_form = any(body.get(key) for key in ("response_format", "text", "output_config"))
+    return has_form or body.get("tool_choice") not in (None, "auto", "none")  # a demanded call has one too
 
 
 async def _read_slowly(
@@ -420,8 +421,9 @@ async def _read_slowly(
 def _theirs(error: UsageError) -> Refusal:
     """Return the refusal of a request with a mistake."""
     is_too_long = error.code in (ContextOverflow.code, "prompt-too-long")
-    code = answers.CONTEXT if is_too_long else "invalid_request"
-    return Refusal(400, f"{error}.", code, error.code, error.key)
+    if is_too_long:  # with the code in words too, for clients that read only those
+        return Refusal(400, f"{error} ({answers.CONTEXT}).", answers.CONTEXT, error.code, error.key)
+    return Refusal(400, f"{error}.", "invalid_request", error.code, error.key)
 
 
 async def _refused(call: Call, error: Refusal) -> Response:

@@ -26,10 +26,10 @@ from heredity.deploy.serve.conversation import (
     read_tools,
 )
 from heredity.deploy.serve.schema import CallReading, ParsedRequest, Refusal, Rules
-from heredity.deploy.serve.structured import read_schema
+from heredity.deploy.serve.structured import demanded_call, read_schema
 from heredity.engines.protocols import TokenLog
 
-_UNREAD = {"name", "annotations", "audio", "refusal", "reasoning_content"}  # of a message
+_UNREAD = {"name", "annotations", "audio", "refusal", "reasoning_content", "parsed"}  # of a message
 
 
 class ChatBody(schema.Body, kw_only=True):
@@ -54,12 +54,7 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     body = schema.convert(fields, ChatBody)
     tools = read_tools(body.tools)
     check_tools(tools, rules)
-    if body.tool_choice not in ("auto", "none"):
-        raise UsageError(
-            "tool_choice takes 'auto' or 'none': the model cannot be forced to call a tool",
-            code="tool-choice-not-supported",
-            key="tool_choice",
-        )
+    call = demanded_call(body.tool_choice, tools, rules)
     is_off = body.tool_choice == "none"
     _check_prefill(body)
     if body.top_logprobs and not body.logprobs:
@@ -68,6 +63,7 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     schema.check_logs(n_top, rules)
     decoding, held = schema.read_decoding(body, rules)
     output = read_schema(body.response_format, rules, bool(tools) and not is_off)
+    output = call if isinstance(output, UnsetType) else output
     if not isinstance(output, UnsetType):
         decoding = msgspec.structs.replace(decoding, json_schema=output)
     request = converse(body.messages, () if is_off else tools, rules, decoding, body.seed or 0)
@@ -106,7 +102,17 @@ def _without_empty(message: object) -> object:
     received."""
     if not isinstance(message, dict):
         return message
-    return {key: value for key, value in message.items() if value not in (None, []) and key not in _UNREAD}
+    kept = {key: value for key, value in message.items() if value not in (None, []) and key not in _UNREAD}
+    if isinstance(calls := kept.get("tool_calls"), list):
+        kept["tool_calls"] = [_without_parsed(call) for call in calls]
+    return kept
+
+
+def _without_parsed(call: object) -> object:
+    """Drop the arguments that OpenAI's client parsed, which it sends back next to their text."""
+    if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
+        return call
+    return call | {"function": {key: value for key, value in function.items() if key != "parsed_arguments"}}
 
 
 class ChatFormat:

@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.core.errors import UsageError
 from heredity.core.records import Reply, encode
-from heredity.deploy.serve import chat, schema
+from heredity.deploy.serve import chat, schema, structured
 from heredity.deploy.serve.answers import FinishedAnswer, ServedAnswer, named_event
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.engines.chat.tool_calls import WrittenCall
@@ -26,6 +26,9 @@ _ERRORS = {
     400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error",
     413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
 }  # fmt: skip
+
+# Anthropic's client sends `thread` unasked when it runs tools. After these words it goes on without.
+_NO_THREADS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 
 
 class ContentBlock(msgspec.Struct):
@@ -60,7 +63,15 @@ class AnthropicToolChoice(msgspec.Struct):
     """Whether the model may call tools."""
 
     type: str
+    name: str = ""
     disable_parallel_tool_use: bool = False
+
+
+class OutputConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """The form of the answer. `effort` is a hint: no model here reads it."""
+
+    effort: str | None = None
+    format: dict[str, object] | None = None
 
 
 class MessagesBody(msgspec.Struct, kw_only=True):
@@ -77,14 +88,24 @@ class MessagesBody(msgspec.Struct, kw_only=True):
     tools: list[AnthropicTool] = msgspec.field(default_factory=list)
     tool_choice: AnthropicToolChoice | None = None
     thinking: dict[str, object] | None = None
+    output_config: OutputConfig | None = None
 
 
 def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     """Parse a body of /v1/messages. Raises UsageError."""
+    if given.get("thread") is not None:
+        raise UsageError(
+            "no conversation is kept here: send all its messages, without `thread`",
+            code="field-not-supported",
+            key="thread",
+        )
     fields, ignored = schema.select_fields(given, MessagesBody.__struct_fields__, rules.ignores)
     body = schema.convert(fields, MessagesBody)
     if body.thinking is not None and body.thinking.get("type") != "disabled":
         ignored = (*ignored, "thinking")  # a hint: no model here reads it
+    output = body.output_config or OutputConfig()
+    if output.effort is not None:
+        ignored = (*ignored, "output_config.effort")
     messages: list[dict[str, object]] = []
     if text := _text(body.system):
         messages.append({"role": "system", "content": text})
@@ -95,13 +116,14 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
         "model": body.model,
         "messages": messages,
         "tools": [_tool(number, each) for number, each in enumerate(body.tools)],
-        "tool_choice": choice.type,
+        "tool_choice": _choice(choice),
         "parallel_tool_calls": not choice.disable_parallel_tool_use,
         "max_tokens": body.max_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
         "stop": body.stop_sequences,
         "stream": body.stream,
+        "response_format": structured.nested(output.format),
     }
     asked = chat.parse(same, rules)
     return replace(asked, ignored=(*asked.ignored, *ignored))
@@ -134,6 +156,13 @@ def _messages(turn: AnthropicTurn) -> Iterator[dict[str, object]]:
         yield {"role": turn.role, "content": _text(texts), "tool_calls": calls}
 
 
+def _choice(given: AnthropicToolChoice) -> object:
+    """The choice as /v1/chat/completions takes it."""
+    if given.type == "tool":
+        return {"type": "function", "function": {"name": given.name}}
+    return "required" if given.type == "any" else given.type
+
+
 def _tool(number: int, given: AnthropicTool) -> dict[str, object]:
     if given.type != "custom":
         raise UsageError(
@@ -148,10 +177,10 @@ def _tool(number: int, given: AnthropicTool) -> dict[str, object]:
 def error_body(error: Refusal) -> dict[str, object]:
     """Return an error in Anthropic's form."""
     kind = _ERRORS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {
-        "type": "error",
-        "error": {"type": kind, "message": str(error), "reason": error.reason or error.code},
-    }
+    found: dict[str, object] = {"type": kind, "message": str(error), "reason": error.reason or error.code}
+    if error.param == "thread":
+        found["details"] = _NO_THREADS
+    return {"type": "error", "error": found}
 
 
 class MessagesFormat:

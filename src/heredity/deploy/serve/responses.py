@@ -100,13 +100,13 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
         "model": body.model,
         "messages": messages,
         "tools": [_tool(each) for each in body.tools],
-        "tool_choice": body.tool_choice,
+        "tool_choice": _choice(body.tool_choice),
         "parallel_tool_calls": body.parallel_tool_calls,
         "max_tokens": body.max_output_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
         "stream": body.stream,
-        "response_format": _form(body.text.get("format")),
+        "response_format": structured.nested(body.text.get("format")),
     }
     try:
         asked = chat.parse(same, rules)
@@ -115,10 +115,10 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     return replace(asked, ignored=(*asked.ignored, *ignored, *hints))
 
 
-def _form(given: object) -> object:
-    """The form of an answer as /v1/chat/completions takes it."""
-    if isinstance(given, dict) and given.get("type") == "json_schema":
-        return {"type": "json_schema", "json_schema": given}
+def _choice(given: str | dict[str, object]) -> object:
+    """The choice as /v1/chat/completions takes it."""
+    if isinstance(given, dict) and given.get("type") == "function":
+        return {"type": "function", "function": {"name": given.get("name")}}
     return given
 
 

@@ -1,4 +1,5 @@
-"""The JSON schema that a caller wants answers to match: `response_format` of OpenAI's API.
+"""The JSON schema that a caller wants answers to match: of `response_format`, or of a call that `tool_choice`
+demands.
 
 Promises: a schema that the engine cannot hold answers to is refused, with the reason. An application keeps
 its own.
@@ -7,17 +8,20 @@ Leaves to others: the tokens that may come next (engines/torch/constrained.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET, UnsetType
 
 from heredity.core.errors import BadArgument, UsageError
-from heredity.core.records import encode
+from heredity.core.records import Tool, encode
 from heredity.deploy.serve.schema import Rules
 
-FIELD = "response_format"
+FIELD, CHOICE = "response_format", "tool_choice"
 _LONGEST = 1 << 14  # bytes of a schema: a longer one takes seconds to compile, and time in each step
 _ANY_OBJECT = '{"type":"object"}'
+_SHARED = ("$defs", "definitions")  # parts of a schema that others refer to, from its root
+_ELSEWHERE = re.compile(r'"\$ref":"(?!#/(?:\$defs|definitions)/)')
 
 
 def read_schema(form: Mapping[str, object] | None, rules: Rules, has_tools: bool) -> str | UnsetType:
@@ -39,18 +43,93 @@ def read_schema(form: Mapping[str, object] | None, rules: Rules, has_tools: bool
             code="field-not-supported",
             key=FIELD,
         )
+    return _checked(schema, FIELD, rules)
+
+
+def nested(form: object) -> object:
+    """Return the form of an answer as /v1/chat/completions takes it, from an API that has it less nested."""
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        return {"type": "json_schema", "json_schema": form}
+    return form
+
+
+def demanded_call(choice: object, tools: Sequence[Tool], rules: Rules) -> str | UnsetType:
+    """Return the schema of an answer that is the call which `tool_choice` demands; unset if none is.
+
+    The call is written as a bare JSON object, {"name": ..., "arguments": ...}, which is read back as one.
+    Raises UsageError.
+    """
+    if choice in ("auto", "none"):
+        return UNSET
+    known = [tool.name for tool in tools]
+    match choice:
+        case "required":
+            demanded = list(tools)
+        case {"type": "function", "function": {"name": str(name)}} if name in known:
+            demanded = [tools[known.index(name)]]
+        case _:
+            demanded = []
+    if not demanded:
+        raise UsageError(
+            "tool_choice takes 'auto', 'none', 'required' with tools, or the function of one of the tools",
+            code="tool-choice-not-supported",
+            key=CHOICE,
+        )
+    if rules.application is not None or rules.schemas is None:
+        why = "this engine cannot hold it to one"
+        if rules.application is not None:
+            why = f"the application '{rules.application.name}' leaves that to it"
+        raise UsageError(
+            f"the model cannot be forced to call a tool here: {why}. Use 'auto'",
+            code="tool-choice-not-supported",
+            key=CHOICE,
+        )
+    return _checked(encode(_call(demanded)).decode(), CHOICE, rules)
+
+
+def _call(tools: Sequence[Tool]) -> dict[str, object]:
+    """Return the schema of a call of one of the tools. Parts that are referred to move to its root."""
+    shared: dict[str, dict[str, object]] = {}
+    calls: list[dict[str, object]] = []
+    for tool in tools:
+        given = dict(tool.arguments_schema)
+        given.pop("$schema", None)
+        for key in _SHARED:
+            found = given.pop(key, {})
+            parts = found if isinstance(found, dict) else {}
+            kept = shared.setdefault(key, {})
+            if any(kept.setdefault(name, part) != part for name, part in parts.items()):
+                raise UsageError(
+                    "two tools have another meaning of the same name in their schemas. Demand one of them",
+                    code="tool-choice-not-supported",
+                    key=CHOICE,
+                )
+        if _ELSEWHERE.search(encode(given).decode()):
+            raise UsageError(
+                f"the schema of '{tool.name}' refers to a part of itself outside of $defs",
+                code="tool-choice-not-supported",
+                key=CHOICE,
+            )
+        calls.append({
+            "type": "object", "properties": {"name": {"const": tool.name}, "arguments": given},
+            "required": ["name", "arguments"], "additionalProperties": False,
+        })  # fmt: skip
+    found: dict[str, object] = {key: parts for key, parts in shared.items() if parts}
+    return found | (calls[0] if len(calls) == 1 else {"anyOf": calls})
+
+
+def _checked(schema: str, key: str, rules: Rules) -> str:
+    """Return a schema that the engine can hold answers to. Raises UsageError for another."""
     if rules.schemas is None:
         raise UsageError(
-            f"this model's engine cannot hold answers to a {FIELD}", code="field-not-supported", key=FIELD
+            f"this model's engine cannot hold answers to a {key}", code="field-not-supported", key=key
         )
     if len(schema) > _LONGEST:
-        raise UsageError(
-            f"the schema of {FIELD} has at most {_LONGEST:,} bytes", code="bad-setting", key=FIELD
-        )
+        raise UsageError(f"the schema of {key} has at most {_LONGEST:,} bytes", code="bad-setting", key=key)
     try:
         rules.schemas.check_schema(schema)
     except BadArgument as error:
-        raise UsageError(str(error), code=error.code, key=FIELD) from None
+        raise UsageError(str(error), code=error.code, key=key) from None
     return schema
 
 
