@@ -97,6 +97,19 @@ def test_an_import_counts_the_attempts_that_its_report_lacks(tmp_path: Path) -> 
     assert (lacking.n, lacking.n_planned, lacking.noun) == (3, 5, "attempt")
 
 
+def test_an_attempt_that_asks_nothing_is_counted_and_left_out(tmp_path: Path) -> None:
+    """garak's probe `test.Test` has one. It made the whole report unreadable."""
+    rows = [
+        {"entry_type": "start_run setup", "plugins.target_name": "lamp-model"},
+        *({"entry_type": "attempt", "status": 2, "probe_classname": "test.Test", "outputs": [NO], "seq": i,
+           "uuid": f"{i}", "prompt": {"turns": [{"role": "user", "content": {"text": text}}]}}
+          for i, text in enumerate(["", "Where is the lamp?"])),
+    ]  # fmt: skip
+    summary = made(tmp_path / "s", jsonl(tmp_path / "garak.4.report.jsonl", rows))
+    (lacking,) = summary.lacking
+    assert (summary.n_prompts, lacking.n, lacking.n_planned) == (1, 1, 2)
+
+
 def test_a_whole_report_lacks_nothing(tmp_path: Path) -> None:
     assert made(tmp_path / "s", garak_report(tmp_path / "garak.1.report.jsonl")).lacking == ()
 

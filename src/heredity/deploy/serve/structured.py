@@ -114,8 +114,8 @@ def _call(tools: Sequence[Tool]) -> dict[str, object]:
             "type": "object", "properties": {"name": {"const": tool.name}, "arguments": given},
             "required": ["name", "arguments"], "additionalProperties": False,
         })  # fmt: skip
-    found: dict[str, object] = {key: parts for key, parts in shared.items() if parts}
-    return found | (calls[0] if len(calls) == 1 else {"anyOf": calls})
+    call: dict[str, object] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return {**{key: parts for key, parts in shared.items() if parts}, **call}
 
 
 def _checked(schema: str, key: str, rules: Rules) -> str:

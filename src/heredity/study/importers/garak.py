@@ -9,14 +9,14 @@ prompt and outputs as plain texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import BadInput
 from heredity.core.readers import json_lines
 from heredity.core.sanitize import clean_text
-from heredity.study.importers._record import Lacking, Raw
+from heredity.study.importers._record import Lacking, Raw, conversation
 
 OWN = {"category": "probe_classname", "sample": "generation"}
 _MOST_ATTEMPTS = 10_000_000  # of one probe; a larger number is not one of a run
@@ -39,18 +39,18 @@ def read(path: Path) -> Iterator[Raw]:
             threshold = float(found) if isinstance(found, (int, float)) else threshold
         elif kind == "init":
             version = clean_text(str(entry.get("garak_version") or ""))
-        elif kind == "attempt" and entry.get("status") == _COMPLETE:
+        elif kind == "attempt" and _is_complete(entry):
             for raw in _outputs(path, line, entry, model, threshold):
                 yield raw._replace(threats=_threats(entry.get("intent"), version))
 
 
 def lacking(path: Path) -> Lacking:
-    """The attempts that were begun and never detected, and those whose numbers are left out (`seq`)."""
+    """The attempts never detected, those that ask nothing, and those whose numbers (`seq`) are left out."""
     begun: set[tuple[str, str]] = set()
     complete: set[tuple[str, str]] = set()
     numbers: dict[str, set[int]] = {}
     for line, entry in json_lines(path):
-        is_complete = entry.get("status") == _COMPLETE
+        is_complete = _is_complete(entry)
         if entry.get("entry_type") != "attempt" or not (is_complete or entry.get("uuid")):
             continue  # without an id, nothing tells which rows are of one attempt
         probe, seq = str(entry.get("probe_classname")), entry.get("seq")
@@ -84,6 +84,14 @@ def _outputs(path: Path, line: int, entry: dict[str, Any], model: str, threshold
             "intent": entry.get("intent"),
         }
         yield Raw(line, row, _hits(scores if isinstance(scores, dict) else {}, place, threshold))
+
+
+def _is_complete(entry: Mapping[str, object]) -> bool:
+    """Whether an attempt was detected and asked anything: one of garak's `test.Test` has no words."""
+    if entry.get("status") != _COMPLETE:
+        return False
+    turns, _ = conversation(_prompt(entry.get("prompt", "?")))
+    return any(map(str.strip, turns))
 
 
 def _threats(intent: object, version: str) -> tuple[str, ...]:
