@@ -62,6 +62,7 @@ from heredity.study.outcomes import (
     read_outcomes,
 )
 from heredity.study.plan import PLAN, Analysis, Plan, PlanFile, declared_analysis, read_plan, read_saved
+from heredity.study.retrieved import RetrievedTrials
 from heredity.study.same_conversations import same_conversations
 from heredity.study.severity import severity_rates
 from heredity.study.storage import (
@@ -90,8 +91,10 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
     sample = AnswerSample(outcomes)
-    guarded = GuardCounts(plan)
-    responses = guarded.watch(sample.watch(judged_responses(folder, has_verdict, judged.digests)))
+    guarded, retrieved = GuardCounts(plan), RetrievedTrials(outcomes)
+    responses = retrieved.watch(
+        guarded.watch(sample.watch(judged_responses(folder, has_verdict, judged.digests)))
+    )
     costs = attack_costs(outcomes, responses, rates)
     rates = tuple(refuse_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
@@ -139,6 +142,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         costs=costs,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
         guarded=guarded.found(),
+        retrieved=tuple(retrieved.rows()),
         seeds=tuple(g for m in MEASURES for g in compare_seeds(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n
@@ -428,6 +432,8 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
     found = msgspec.structs.replace(found, circumstances=held.circumstances, drift=held.drift)
     if not held.same_conversations:  # an older release looked for none
         found = msgspec.structs.replace(found, same_conversations=())
+    if not held.retrieved:  # nor did it split breaches
+        found = msgspec.structs.replace(found, retrieved=())
     parts = (
         (n, *(msgspec.to_builtins(getattr(each, n)) for each in (held, found)))
         for n in Estimates.__struct_fields__

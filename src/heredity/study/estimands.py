@@ -112,6 +112,36 @@ class SeverityRate(Record, frozen=True):
     trials: tuple[int, ...]
 
 
+class RetrievedBreaches(Record, frozen=True):
+    """The breaches of a model in one scope or technique of a study with retrieval, in two factors.
+
+    retrieved   the share of its trials in which a passage came before a turn
+    obeyed      the breach rate of these trials; `n_broke` of them broke
+    without     the breach rate of its other trials; `n_broke_without` of them broke
+    The estimates are over the trials that the plan's endpoint counts.
+    """
+
+    model: str
+    technique: str  # or a scope
+    n_broke: int
+    n_broke_without: int
+    retrieved: Estimate
+    obeyed: Estimate
+    without: Estimate
+
+
+class JudgeDrift(Record, frozen=True):
+    """The judge's verdicts on the canary answers, against recorded ones; `changed` has the ids that differ.
+
+    `source` of the record: the user's "calibration", the package's "release" or the study's "first run".
+    """
+
+    judge: str
+    source: str
+    n: int
+    changed: tuple[str, ...]
+
+
 class LackingFile(Record, frozen=True):
     """A file of an import that lacks `n` of the `n_planned` attempts or samples (`noun`) of its own run."""
 

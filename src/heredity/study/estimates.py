@@ -18,12 +18,14 @@ from heredity.study.estimands import AttackRate as AttackRate
 from heredity.study.estimands import Competence as Competence
 from heredity.study.estimands import Deviation as Deviation
 from heredity.study.estimands import GuardedAnswers as GuardedAnswers
+from heredity.study.estimands import JudgeDrift as JudgeDrift
 from heredity.study.estimands import LackingFile as LackingFile
 from heredity.study.estimands import Measure as Measure
 from heredity.study.estimands import Multiverse as Multiverse
 from heredity.study.estimands import MultiverseCell as MultiverseCell
 from heredity.study.estimands import Reason as Reason
 from heredity.study.estimands import RepeatedSamples as RepeatedSamples
+from heredity.study.estimands import RetrievedBreaches as RetrievedBreaches
 from heredity.study.estimands import SameConversations as SameConversations
 from heredity.study.estimands import SeverityRate as SeverityRate
 from heredity.study.estimands import ShrunkRates as ShrunkRates
@@ -376,18 +378,6 @@ class Sequential(Record, frozen=True):
     stopped: tuple[StoppedModel, ...]
 
 
-class JudgeDrift(Record, frozen=True):
-    """The judge's verdicts on the canary answers, against recorded ones; `changed` has the ids that differ.
-
-    `source` of the record: the user's "calibration", the package's "release" or the study's "first run".
-    """
-
-    judge: str
-    source: str
-    n: int
-    changed: tuple[str, ...]
-
-
 class Circumstances(Record, frozen=True):
     """Time, host and speed, as sums over the runs that ended. They do not affect the numbers."""
 
@@ -451,6 +441,7 @@ class Estimates(Record, frozen=True):
     same_conversations: tuple[SameConversations, ...] = ()  # if behaviours broke in the same words
     seeds: tuple[SeedGroup, ...] = ()  # by scope, where children differ only in their seed
     guarded: tuple[GuardedAnswers, ...] = ()  # where guards found something
+    retrieved: tuple[RetrievedBreaches, ...] = ()  # where the application retrieves
     schema: int = SCHEMA
 
     @property

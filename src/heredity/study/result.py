@@ -28,7 +28,17 @@ from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import storage, wording
 from heredity.study.declared_words import n_answered
-from heredity.study.estimates import ALL, SCOPES, Estimates, Inheritance, Measure, ModelCard, ModelPair, Rate
+from heredity.study.estimates import (
+    ALL,
+    SCOPES,
+    Estimates,
+    Inheritance,
+    Measure,
+    ModelCard,
+    ModelPair,
+    Rate,
+    RetrievedBreaches,
+)
 from heredity.study.plan import Grid, Trial, read_plan
 
 if TYPE_CHECKING:
@@ -205,6 +215,19 @@ class Result:
                 return rate
         known = [*{r.technique for r in self.estimates.rates}, *self.estimates.attacks]
         raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known, code="unknown-rate")
+
+    def retrieved(self, model: str | Grown | Model, technique: str | None = None) -> RetrievedBreaches:
+        """The breaches of a study with retrieval, split: `.retrieved` times `.obeyed`, and `.without`.
+
+        `technique` is as for `rate`. Raises UnknownName without retrieval, or if there is no such technique.
+        """
+        technique = technique or self.estimates.main_scope()
+        key = (self._card(model).id, technique)
+        for row in self.estimates.retrieved:
+            if (row.model, row.technique) == key:
+                return row
+        known = list(dict.fromkeys(row.technique for row in self.estimates.retrieved))
+        raise UnknownName("technique with retrieval", technique, known, ", ".join(known), code="unknown-rate")
 
     def pair(
         self,

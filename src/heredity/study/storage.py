@@ -342,6 +342,12 @@ def choose_judge(folder: Path, judge: str) -> None:
 # --- the responses behind the verdicts --------------------------------------------------------------
 
 
+class RawPassage(msgspec.Struct):
+    """The id of a retrieved passage."""
+
+    chunk: str
+
+
 class RawExchange(msgspec.Struct):
     """An exchange as its file spells it: the fields that a judge reads are compared, not decoded."""
 
@@ -352,6 +358,7 @@ class RawExchange(msgspec.Struct):
     n_prompt_tokens: int
     n_tokens: int
     guarded: list[str] = []
+    retrieved: list[RawPassage] = []
 
 
 class AttackerTokens(msgspec.Struct):

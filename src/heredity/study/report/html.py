@@ -26,6 +26,7 @@ from heredity.study import (
     guard_words,
     importers,
     inherited_words,
+    retrieved_words,
     wording,
 )
 from heredity.study.outcomes import MANNERS
@@ -83,8 +84,7 @@ def _template() -> jinja2.Template:
         "harm": _harm,
         "guard_tables": guard_words.guard_tables,
         "guards_sentence": guard_words.guards_sentence,
-        "seeds_tables": inherited_words.seeds_tables,
-        "seeds_claim": inherited_words.SEEDS_CLAIM,
+        "inherited": inherited_words,
         "interval": wording.interval,
         "manners": MANNERS,
         "p_words": wording.p_words,
@@ -97,6 +97,7 @@ def _template() -> jinja2.Template:
         "scope_name": wording.scope_name,
         "scope_names": wording.SCOPE_NAMES,
         "retention_words": wording.retention_words,
+        "retrieval": retrieved_words,
         "unsigned": wording.unsigned,
         "version": __version__,
     }

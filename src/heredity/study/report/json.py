@@ -23,6 +23,7 @@ from heredity.study.estimates import (
     Inheritance,
     ModelPair,
     Rate,
+    RetrievedBreaches,
     SeedGroup,
     SeverityRate,
     UnpromptedRate,
@@ -76,6 +77,7 @@ def _by_model(found: Estimates, called: dict[str, str]) -> dict[str, Any]:
         "unprompted": [_of_model(row, called) for row in found.unprompted],
         "useful": [_of_model(row, called) for row in found.useful],
         "severities": [_of_model(row, called) for row in found.severities],
+        "retrieved": [_retrieved(row, called) for row in found.retrieved],
     }
 
 
@@ -165,6 +167,17 @@ def _of_model(
     row: dict[str, object] = {"model": called.get(record.model, ""), "model_id": record.model}
     fields = msgspec.structs.asdict(record)
     return row | {k: fields[k] for k in fields if k not in ("model", "estimate")} | _flat("", record.estimate)
+
+
+def _retrieved(row: RetrievedBreaches, called: dict[str, str]) -> dict[str, object]:
+    """The breaches of a model with retrieval as a row: an estimate's fields have its name as prefix."""
+    found: dict[str, object] = {"model": called.get(row.model, ""), "model_id": row.model}
+    found |= {"technique": row.technique, "n_broke": row.n_broke, "n_broke_without": row.n_broke_without}
+    return found | {
+        key: value
+        for name in ("retrieved", "obeyed", "without")
+        for key, value in _flat(f"{name}_", getattr(row, name)).items()
+    }
 
 
 def _flat(prefix: str, estimate: Estimate | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from heredity.study.plan import ForecastRow
 from heredity.study.report import _effort, _harm
 from heredity.study.report._robustness import AnalysisCell
 from heredity.study.report._view import View
+from heredity.study.retrieved_words import retrieved_tables
 from heredity.study.wording import (
     SCOPE_NAMES,
     TextTable,
@@ -81,6 +82,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
         yield "Where a judge decides, it is that of answers that do not refuse, unclear ones included.\n"
     yield from _rates(view, "breach")
     yield from _severity_lines(view)
+    yield from _retrieved_lines(view)
     if view.has_twins:
         yield "\n### Over-refusal rate\n"
         yield from _rates(view, "over_refusal")
@@ -164,6 +166,14 @@ def _rates(view: View, measure: Measure) -> Iterator[str]:
         title = plain(view.title(technique))
         is_sum = technique in (ALL, JUDGE_FREE, JUDGED)
         yield _row([f"**{title}**" if is_sum else title, *cells])
+
+
+def _retrieved_lines(view: View) -> Iterator[str]:
+    """Breaches by whether a passage was retrieved."""
+    for table in retrieved_tables(view.estimates):
+        yield f"\n### {table.title}\n"
+        yield from _head(list(table.head))
+        yield from (_row([plain(cell) for cell in row]) for row in table.rows)
 
 
 def _severity_lines(view: View) -> Iterator[str]:
