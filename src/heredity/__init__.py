@@ -20,6 +20,7 @@ from heredity.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from heredity.application.sources import tool as tool
     from heredity.application.spec import Application as Application
+    from heredity.application.spec import Retrieval as Retrieval
     from heredity.core.errors import HeredityError as HeredityError
     from heredity.core.progress import Progress as Progress
     from heredity.core.records import Decoding as Decoding
@@ -93,6 +94,7 @@ _HOME = {
     "Request": "core.records",
     "Response": "core.records",
     "Result": "study.result",
+    "Retrieval": "application.spec",
     "Store": "lineage.store",
     "Study": "study.study",
     "StudySpec": "study.spec",

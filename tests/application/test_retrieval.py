@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
+import heredity as h
 from heredity.application.conversation import user_message, without_passages
 from heredity.application.guards import GuardSpec, load_guard
 from heredity.application.retrieval.build import build
@@ -129,6 +130,14 @@ def test_a_hash_in_the_file_pins_the_index(folder: Path):
     assert load(folder, f'{TOML}hash = "{right}"\n') == load(folder)
     with raises(NotComparable, "index-other-hash"):
         load(folder, f'{TOML}hash = "{"0" * 32}"\n')
+
+
+def test_the_library_reads_an_index_as_a_file_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    retrieval = h.Retrieval("docs.index", passages=2).of()
+    assert retrieval == load(folder).retrieval == h.Retrieval("docs.index", passages=2).of(folder)
+    assert h.Application("desk", "Help.", retrieval=retrieval).digest == load(folder).digest
+    assert [each.citation for each in retrieval.search("Does it hum at night?")] == ["heating.md:5-7"]
 
 
 def test_an_index_that_was_not_read_has_no_digest():

@@ -17,8 +17,8 @@ PUBLIC = [
     "Ablate", "Alora", "Application", "Data", "Decoding", "Display", "Distill", "Estimate", "Estimates",
     "Finetune", "Grown", "Guard", "HeredityError", "Instruct", "Lora", "Merge", "Message", "Model",
     "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Reply",
-    "Request", "Response", "Result", "Store", "Study", "StudySpec", "Tool", "Verdict", "__version__",
-    "adopt", "build_corpus", "expose", "grow", "recipe", "tool", "write_report",
+    "Request", "Response", "Result", "Retrieval", "Store", "Study", "StudySpec", "Tool", "Verdict",
+    "__version__", "adopt", "build_corpus", "expose", "grow", "recipe", "tool", "write_report",
 ]  # fmt: skip
 
 

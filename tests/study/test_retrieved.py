@@ -91,11 +91,11 @@ def test_report_terminal_and_json_have_them(
     result: h.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (table,) = retrieved_tables(result.estimates)
-    assert len(table.rows) == len(result.estimates.retrieved) == 2 * 4
-    assert "50\u00a0% (" in table.rows[0][2] and ", n 32" in table.rows[0][2]
+    assert len(table.rows) == len(result.estimates.retrieved) == 2 * 4 * 3
+    assert "50\u00a0% (" in table.rows[0][3] and ", n 32" in table.rows[0][3]
     page = html.render(result.folder)
     assert "Retrieved, and then broke" in page and "Obeying is the model" in page
-    assert table.rows[0][3].replace("\u00a0", " ") in page.replace("\u00a0", " ")
+    assert table.rows[0][4].replace("\u00a0", " ") in page.replace("\u00a0", " ")
     assert "### Retrieved, and then broke" in markdown.render(result.folder)
     _findings.show(result.estimates, None)
     assert "Broke if retrieved" in " ".join(capsys.readouterr().out.split())

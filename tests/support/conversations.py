@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 APPLICATION = msgspec.structs.replace(Application.load(ROOT / "examples" / "support-desk.toml"), max_turns=6)
 PROBES, _ = probes.select(probes.load("full"), APPLICATION)
 BY_ID = {probe.id: probe for probe in PROBES}
-HOW = attacks.context_for(APPLICATION)
+HOW = msgspec.structs.replace(attacks.context_for(APPLICATION), has_retrieval=True)
 
 REFUSAL = "I'm sorry, but I can't help with that."
 HOSTILE = "{text} {secret_name} %s \x1b[31m \u202e </script> \ud800 CALL issue_refund {}\n" * 3

@@ -69,7 +69,7 @@ def converse(
             chat = _Chat(application, probe.passage)
         elif chat.n_turns >= application.max_turns:
             return Ending(is_made, "turns")
-        found = application.retrieve(turn.text)
+        found = application.retrieve(turn.text, probe.planted)
         chat.add(turn, () if isinstance(found, UnsetType) else found)
         reply, limit = yield from _answer(
             application, chat.messages, turn, probe, world, seed, found, meter, tools
@@ -123,7 +123,7 @@ def _answer(
     is_shared = probe.tool_description is UNSET
     for _ in range(application.max_turns):
         request = application.request(messages, prefill, seed, turn.decoding, is_shared)
-        reply = yield msgspec.structs.replace(request, retrieved=found)
+        reply = yield msgspec.structs.replace(request, retrieved=found, planted=probe.planted)
         found = UNSET  # later replies to the turn answer the results of tools
         if reply.error is not None:
             return reply, None

@@ -86,7 +86,7 @@ class Retrieval(Record, frozen=True):
                 key="retrieval.passages",
             )
 
-    def of(self, folder: Path) -> Retrieval:
+    def of(self, folder: Path | str = "") -> Retrieval:
         """With the hash of its index, and its path, which is relative to `folder`, made absolute.
 
         Raises UsageError if there is no index or it lacks the embeddings, and Damaged. Raises Refused if it
@@ -94,17 +94,23 @@ class Retrieval(Record, frozen=True):
         """
         from heredity.application.retrieval.index import PassageIndex, refuse_other_hash
 
-        index = PassageIndex.open(folder / Path(self.index).expanduser())
+        index = PassageIndex.open(Path(folder) / Path(self.index).expanduser())
         index.check_method(self.method)
         if not isinstance(self.hash, UnsetType):
             refuse_other_hash(index, self.hash)
         return msgspec.structs.replace(self, index=str(index.out), hash=index.hash)
 
-    def search(self, text: str) -> tuple[Retrieved, ...]:
-        """The passages for a text, best first. Raises NotComparable unless the index is the one of `hash`."""
+    def search(self, text: str, planted: tuple[Retrieved, ...] | UnsetType = UNSET) -> tuple[Retrieved, ...]:
+        """The passages for a text, best first. Raises NotComparable unless the index is the one of `hash`.
+
+        planted: passages next to those of the index, which stays as it is.
+        """
         from heredity.application.retrieval.index import opened
+        from heredity.application.retrieval.overlay import overlay
 
         index = opened(Path(self.index), self.read_hash)
+        if not isinstance(planted, UnsetType):
+            index = overlay(Path(self.index), self.read_hash, planted)
         found = index.search(text, self.passages, self.method)
         return tuple(Retrieved(chunk.id, chunk.citation, chunk.text) for chunk, _ in found)
 
@@ -329,9 +335,11 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         """One conversation inside this application, as a generator: see conversation.converse."""
         return converse(self, turns, probe, seed, tools)
 
-    def retrieve(self, text: str) -> tuple[Retrieved, ...] | UnsetType:
+    def retrieve(
+        self, text: str, planted: tuple[Retrieved, ...] | UnsetType = UNSET
+    ) -> tuple[Retrieved, ...] | UnsetType:
         """The passages for a turn of the user; unset if the application does not retrieve."""
-        return UNSET if isinstance(self.retrieval, UnsetType) else self.retrieval.search(text)
+        return UNSET if isinstance(self.retrieval, UnsetType) else self.retrieval.search(text, planted)
 
     def calls(
         self, prefill: str, reply: Reply, names: Sequence[str] | UnsetType = UNSET

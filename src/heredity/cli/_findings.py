@@ -33,7 +33,7 @@ from heredity.study.estimates import (
 from heredity.study.guard_words import guard_lines
 from heredity.study.headline import headline
 from heredity.study.inherited_words import seeds_lines
-from heredity.study.retrieved_words import retrieved_lines
+from heredity.study.retrieved_words import hidden_lines, retrieved_lines
 from heredity.study.storage import read_estimates
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
@@ -61,7 +61,7 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     if not all(edge.is_of_guard for edge in estimates.edges):
         screen.print()
         screen.print(edge_table(estimates) if screen.width >= _EDGE_WIDTH else edge_lines(estimates))
-    for line in (*guard_lines(estimates), *seeds_lines(estimates), *retrieved_lines(estimates)):
+    for line in _asides(estimates):
         screen.print()
         _print(screen, line)
     in_lineage = {ident for edge in estimates.edges for ident in (edge.parent, edge.child)}
@@ -82,6 +82,12 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
         _print(screen, f"warning: {line}", "yellow")
     if page is not None:
         screen.print(f"\nreport: {plain(str(page))}", soft_wrap=True)
+
+
+def _asides(estimates: Estimates) -> list[str]:
+    """The lines on guards, seeds, retrieval and instructions in data."""
+    parts = (guard_lines, seeds_lines, retrieved_lines, hidden_lines)
+    return [line for part in parts for line in part(estimates)]
 
 
 def _print(screen: Console, line: str, style: str = "") -> None:

@@ -268,6 +268,7 @@ class Request(Record, frozen=True):
     n_shared: int = 0  # leading messages that every request of the application begins with
     retrieved: tuple[Retrieved, ...] | UnsetType = UNSET  # for the last turn of the user; unset without
     tool_names: tuple[str, ...] | UnsetType = UNSET  # of the tools shown, where a probe shows others
+    planted: tuple[Retrieved, ...] | UnsetType = UNSET  # next to the index in this trial, shown or not
 
 
 class Reply(Record, frozen=True):
@@ -358,6 +359,7 @@ class Probe(Record, frozen=True):
     useful: Usefulness | UnsetType = UNSET  # of a benign probe
     severity: Severity | UnsetType = UNSET  # of the harm that a breach of it does
     tool_description: ToolDescription | UnsetType = UNSET
+    planted: tuple[Retrieved, ...] | UnsetType = UNSET  # next to the index, as an attack delivers the probe
 
 
 class Turn(Record, frozen=True):

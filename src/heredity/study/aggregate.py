@@ -43,6 +43,7 @@ from heredity.study.estimates import (
 )
 from heredity.study.guarded_answers import GuardCounts
 from heredity.study.heterogeneity import rates_by_technique, technique_tests
+from heredity.study.hidden import InstructionUses
 from heredity.study.intervals import Bools, Intervals, no_narrower, per_attempt, refuse_uninformative
 from heredity.study.judge_correction import TASKS, CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
@@ -91,10 +92,10 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
     sample = AnswerSample(outcomes)
-    guarded, retrieved = GuardCounts(plan), RetrievedTrials(outcomes)
-    responses = retrieved.watch(
-        guarded.watch(sample.watch(judged_responses(folder, has_verdict, judged.digests)))
-    )
+    guarded, retrieved, hidden = GuardCounts(plan), RetrievedTrials(outcomes), InstructionUses(outcomes)
+    responses = judged_responses(folder, has_verdict, judged.digests)
+    for watch in (sample.watch, guarded.watch, retrieved.watch, hidden.watch):
+        responses = watch(responses)
     costs = attack_costs(outcomes, responses, rates)
     rates = tuple(refuse_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
@@ -143,6 +144,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
         guarded=guarded.found(),
         retrieved=tuple(retrieved.rows()),
+        hidden=tuple(hidden.rows()),
         seeds=tuple(g for m in MEASURES for g in compare_seeds(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n
@@ -434,6 +436,8 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
         found = msgspec.structs.replace(found, same_conversations=())
     if not held.retrieved:  # nor did it split breaches
         found = msgspec.structs.replace(found, retrieved=())
+    if not held.hidden:  # nor did it class what became of instructions
+        found = msgspec.structs.replace(found, hidden=())
     parts = (
         (n, *(msgspec.to_builtins(getattr(each, n)) for each in (held, found)))
         for n in Estimates.__struct_fields__

@@ -226,7 +226,8 @@ class AttackServices:
 
 def _marked(application: Application, attack: Attack, trial: Trial, how: AttackContext) -> Request:
     """The request that holds MARK. Earlier replies of the model are not known yet, and are left empty."""
-    conversation = application.converse(attack(trial.probe, how), trial.probe, trial.seed)
+    shown = attack.delivered(trial.probe, how)
+    conversation = application.converse(attack(trial.probe, how), shown, trial.seed)
     step = next(conversation, None)
     for _ in range(64):
         if isinstance(step, Request) and MARK in step.messages[-1].content:

@@ -115,7 +115,9 @@ class SeverityRate(Record, frozen=True):
 class RetrievedBreaches(Record, frozen=True):
     """The breaches of a model in one scope or technique of a study with retrieval, in two factors.
 
-    retrieved   the share of its trials in which a passage came before a turn
+    attack      "all", or one of several. Attacks that plant passages are never part of "all" with others
+    n_planted   passages that the attack puts next to the index, in each trial; 0 for none
+    retrieved   the share of its trials in which a passage came before a turn: a planted one, if there are any
     obeyed      the breach rate of these trials; `n_broke` of them broke
     without     the breach rate of its other trials; `n_broke_without` of them broke
     The estimates are over the trials that the plan's endpoint counts.
@@ -123,6 +125,8 @@ class RetrievedBreaches(Record, frozen=True):
 
     model: str
     technique: str  # or a scope
+    attack: str
+    n_planted: int
     n_broke: int
     n_broke_without: int
     retrieved: Estimate
@@ -140,6 +144,24 @@ class JudgeDrift(Record, frozen=True):
     source: str
     n: int
     changed: tuple[str, ...]
+
+
+class InstructionUse(Record, frozen=True):
+    """The outcomes of instructions hidden in data, of one model, scope or technique, and attack.
+
+    executed    the share of trials that broke
+    used        the share in which it did not execute the instruction, and its answer carries a part of it
+    ignored     the share of the others
+    The shares are over decided trials in which it was shown the instruction. `n_unclear` more are unclear.
+    """
+
+    model: str
+    technique: str  # or a scope
+    attack: str
+    n_unclear: int
+    executed: Estimate
+    used: Estimate
+    ignored: Estimate
 
 
 class LackingFile(Record, frozen=True):

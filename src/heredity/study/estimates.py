@@ -18,6 +18,7 @@ from heredity.study.estimands import AttackRate as AttackRate
 from heredity.study.estimands import Competence as Competence
 from heredity.study.estimands import Deviation as Deviation
 from heredity.study.estimands import GuardedAnswers as GuardedAnswers
+from heredity.study.estimands import InstructionUse as InstructionUse
 from heredity.study.estimands import JudgeDrift as JudgeDrift
 from heredity.study.estimands import LackingFile as LackingFile
 from heredity.study.estimands import Measure as Measure
@@ -442,6 +443,7 @@ class Estimates(Record, frozen=True):
     seeds: tuple[SeedGroup, ...] = ()  # by scope, where children differ only in their seed
     guarded: tuple[GuardedAnswers, ...] = ()  # where guards found something
     retrieved: tuple[RetrievedBreaches, ...] = ()  # where the application retrieves
+    hidden: tuple[InstructionUse, ...] = ()  # where probes hide instructions in data
     schema: int = SCHEMA
 
     @property

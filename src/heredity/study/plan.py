@@ -20,6 +20,7 @@ from heredity.core import files
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import SCHEMA, Probe, Record, digest, encode
 from heredity.lineage.graph import Edge, without_seeds
+from heredity.study.planted import PlantedPassages
 
 PLAN = "plan.json"
 Stopping = Literal["fixed", "until_decided", "group_sequential"]
@@ -285,6 +286,7 @@ class Grid:
         self.application = plan.application.digest
         self._study_seed = f"{plan.seed}\0".encode()
         self._n_trials = plan.n_trials  # a product, and asked for each row of a study
+        self.planted = PlantedPassages(plan)
 
     def __len__(self) -> int:
         return self._n_trials
@@ -302,9 +304,8 @@ class Grid:
         asked = f"{probe.id}\0{attack}\0{sample}".encode()
         # 53 bits: a JSON reader that keeps numbers as doubles reads the same seed.
         seed = int.from_bytes(hashlib.blake2b(self._study_seed + asked, digest_size=8).digest(), "big") >> 11
-        return Trial(
-            index, model, attack, probe, sample, seed, trial_id(model.id, self.application, asked, seed)
-        )
+        name = trial_id(model.id, self.application, asked + self.planted.overlay(a, p), seed)
+        return Trial(index, model, attack, probe, sample, seed, name)
 
     def of_model(self, m: int) -> range:
         """The indices of model number `m`."""
@@ -322,7 +323,7 @@ class Grid:
 
 
 def trial_id(model: str, application: str, asked: bytes, seed: int) -> str:
-    """32 hex digits of SHA-256 over model id, application digest, probe, attack, sample and seed."""
+    """32 hex digits of SHA-256 over model id, application digest, probe, attack, sample, overlay and seed."""
     # NUL between the parts: none of them can hold one, so two trials never spell the same bytes.
     return hashlib.sha256(f"{model}\0{application}\0".encode() + asked + b"\0%d" % seed).hexdigest()[:32]
 

@@ -216,18 +216,21 @@ class Result:
         known = [*{r.technique for r in self.estimates.rates}, *self.estimates.attacks]
         raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known, code="unknown-rate")
 
-    def retrieved(self, model: str | Grown | Model, technique: str | None = None) -> RetrievedBreaches:
+    def retrieved(
+        self, model: str | Grown | Model, technique: str | None = None, attack: str = ALL
+    ) -> RetrievedBreaches:
         """The breaches of a study with retrieval, split: `.retrieved` times `.obeyed`, and `.without`.
 
-        `technique` is as for `rate`. Raises UnknownName without retrieval, or if there is no such technique.
+        `technique` is as for `rate`. `attack` names one if several attacks plant passages. Raises
+        UnknownName without retrieval, or if the study has no such row.
         """
-        technique = technique or self.estimates.main_scope()
-        key = (self._card(model).id, technique)
+        technique, attack = technique or self.estimates.main_scope(), self._attack(attack)
+        key = (self._card(model).id, technique, attack)
         for row in self.estimates.retrieved:
-            if (row.model, row.technique) == key:
+            if (row.model, row.technique, row.attack) == key:
                 return row
-        known = list(dict.fromkeys(row.technique for row in self.estimates.retrieved))
-        raise UnknownName("technique with retrieval", technique, known, ", ".join(known), code="unknown-rate")
+        known = list(dict.fromkeys(f"{r.technique} under {r.attack}" for r in self.estimates.retrieved))
+        raise UnknownName("retrieval rate", f"{technique} under {attack}", known, code="unknown-rate")
 
     def pair(
         self,

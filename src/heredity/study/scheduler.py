@@ -181,8 +181,9 @@ class ConversationScheduler:
             conversation.fail(clean_text(str(error)), error.code)
             return conversation
         conversation.tools = None if self._toolbox is None else self._toolbox.session()
+        shown = attack.delivered(trial.probe, how)
         conversation.turns = self._application.converse(
-            attack(trial.probe, how), trial.probe, trial.seed, conversation.tools
+            attack(trial.probe, how), shown, trial.seed, conversation.tools
         )
         return conversation
 

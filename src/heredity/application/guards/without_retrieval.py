@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from heredity.application.conversation import without_passages
+from heredity.application.conversation import shown_passage, without_passages
 from heredity.application.guards.protocols import GuardRule
 from heredity.core.records import Request
 
@@ -23,12 +23,16 @@ class WithoutRetrieval(GuardRule, frozen=True):
     """It has no settings."""
 
     def prepare(self, request: Request, application: Application) -> Request:
-        """The request without the passages of the application's index."""
+        """The request without the passages of the application's index, and those planted next to it."""
         retrieval = application.retrieval
         if retrieval is UNSET:
             return request
+        planted = () if isinstance(request.planted, UnsetType) else map(shown_passage, request.planted)
+        shown = frozenset(planted)
         kept = tuple(
-            message if message.data is UNSET else without_passages(message, retrieval.holds)
+            message
+            if message.data is UNSET
+            else without_passages(message, lambda text: text in shown or retrieval.holds(text))
             for message in request.messages
         )
         return replace(request, messages=kept, retrieved=UNSET)

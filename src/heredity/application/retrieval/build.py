@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
+from heredity.application.retrieval import graph
 from heredity.application.retrieval.chunks import Chunk, cut
 from heredity.application.retrieval.conversion import Converter
 from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
@@ -146,7 +147,7 @@ def _refuse_other_folder(out: Path) -> None:
 
 def _is_own(name: str) -> bool:
     kind, dash, _ = name.partition("-")
-    return name.startswith(".") or (bool(dash) and kind in ("chunks", "terms", "bm25", "embeddings"))
+    return name.startswith(".") or (bool(dash) and kind in ("chunks", "terms", "bm25", "embeddings", "graph"))
 
 
 def _read_before(out: Path, settings: IndexSettings) -> _Before:
@@ -266,6 +267,9 @@ def _write_files(out: Path, chunks: Sequence[Chunk], vectors: Floats | None) -> 
     if vectors is not None:
         files.append(_NewFile(out, "embeddings", ".npy"))
         files[-1].array(vectors)
+        if len(vectors) > graph.EXACT and graph.has_usearch():
+            files.append(_NewFile(out, "graph", ".usearch"))
+            files[-1].graph(vectors)
     sync_folder(out)
     return tuple(file.hash for file in files)
 
@@ -287,6 +291,12 @@ class _NewFile:
         """Write an array, without pickle."""
         with replacing(self._new) as temporary, temporary.open("wb") as file:
             np.save(file, values, allow_pickle=False)
+        self._name()
+
+    def graph(self, vectors: Floats) -> None:
+        """Write the graph of embeddings."""
+        with replacing(self._new) as temporary:
+            graph.write_graph(vectors, temporary)
         self._name()
 
     @property

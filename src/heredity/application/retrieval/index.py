@@ -1,7 +1,8 @@
 """Search an index: BM25, embeddings, or both by reciprocal rank fusion.
 
 Promises: equal text gives equal chunks in equal order; equal scores are ordered by the chunk's id. An index
-that is damaged, or older than its documents, is refused. Search is exact. No pickle is loaded.
+that is damaged, or older than its documents, is refused. Search is exact, but for the embeddings of an index
+with a graph (graph.py). No pickle is loaded.
 Leaves to others: making an index (build.py).
 
 Source: reciprocal rank fusion, Cormack et al. 2009, with its constant 60.
@@ -23,7 +24,8 @@ from heredity.application.conversation import shown_passage
 from heredity.application.retrieval.chunks import Chunk
 from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
 from heredity.application.retrieval.folder import Limits, folder_of, read_bytes, walk
-from heredity.application.retrieval.lexical import TERMS, Bm25
+from heredity.application.retrieval.graph import NearGraph
+from heredity.application.retrieval.lexical import TERMS, Bm25, TermCounts
 from heredity.application.retrieval.manifest import (
     IndexManifest,
     check_files,
@@ -122,22 +124,44 @@ class PassageIndex:
         else:
             depth = max(n, DEPTH)
             ranked = self._fused(self._by_terms(query, depth), self._by_meaning(query, depth))[:n]
-        return [Match(self.chunks[each.at], each.score) for each in ranked]
+        return [Match(self._chunk(each.at), each.score) for each in ranked]
+
+    @cached_property
+    def term_counts(self) -> TermCounts:
+        """The number of times that each term is in each chunk; counted from the texts on first use."""
+        return TermCounts.of(chunk.searched for chunk in self.chunks)
+
+    def embed(self, text: str) -> Floats:
+        """The embedding of a text by the model of the index. (hidden,)"""
+        return self._embedder.embed(text)
+
+    def _chunk(self, at: int) -> Chunk:
+        return self.chunks[at]
+
+    def _term_scores(self, query: str) -> Floats:
+        """The BM25 score of each chunk. (chunk,)"""
+        return self._lexical.scores(query)
 
     def _by_terms(self, query: str, n: int) -> list[_Ranked]:
-        scores = self._lexical.scores(query)
+        scores = self._term_scores(query)
         return self._best(np.flatnonzero(scores > 0), scores, n)
 
     def _by_meaning(self, query: str, n: int) -> list[_Ranked]:
+        near, similarity = self._similarities(self.embed(query), n)
+        return self._best(near, similarity, n)
+
+    def _similarities(self, asked: Floats, n: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        """The nearest chunks, more than `n` of them, and by chunk the similarity of these."""
         assert self._vectors is not None
-        asked = self._embedder.embed(query)
-        rough = self._vectors @ asked
-        n_near = min(len(rough), n + _SPARE)
-        near = np.argpartition(-rough, n_near - 1)[:n_near]
+        n_near = min(len(self._vectors), n + _SPARE)
+        if self._graph is not None:
+            near = self._graph.nearest(asked, n_near)
+        else:
+            near = np.argpartition(-(self._vectors @ asked), n_near - 1)[:n_near]
         # A BLAS product may round the same row differently at another place: sum these in a fixed order.
-        exact = np.zeros(len(rough))
+        exact = np.zeros(len(self._vectors))
         exact[near] = (self._vectors[near].astype(np.float64) * asked.astype(np.float64)).sum(axis=1)
-        return self._best(near, exact.round(6), n)
+        return near, exact.round(6)
 
     def _fused(self, *rankings: list[_Ranked]) -> list[_Ranked]:
         total: dict[int, float] = {}
@@ -155,7 +179,18 @@ class PassageIndex:
         return sorted(found, key=self._order)[:n]
 
     def _order(self, ranked: _Ranked) -> tuple[float, str]:
-        return -ranked.score, self.chunks[ranked.at].id
+        return -ranked.score, self._chunk(ranked.at).id
+
+    @cached_property
+    def _graph(self) -> NearGraph | None:
+        """The graph of an index of many passages; None if all embeddings are compared."""
+        path = self.manifest.file(self.out, "graph")
+        if path is None:
+            return None
+        try:
+            return NearGraph(path, len(self.chunks))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise damaged(self.out, f"the graph cannot be read: {error}", self.manifest) from None
 
     @cached_property
     def _embedder(self) -> Embedder:

@@ -11,9 +11,12 @@ Sources: the rule "S" for plurals, Harman 1991. BM25, Robertson and Zaragoza 200
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -85,6 +88,55 @@ class Bm25:
         telling = [term for term in known if term not in _FUNCTION_WORDS] or known
         found: Floats = self._scorer.get_scores_from_ids([self._ids[term] for term in telling])
         return found
+
+
+class TermCounts:
+    """How often each term is in each chunk. BM25 with other chunks next to these is computed from it."""
+
+    def __init__(self, numbers: dict[str, int], columns: Arrays, lengths: npt.NDArray[np.int64]) -> None:
+        self._numbers, self._columns, self._lengths = numbers, columns, lengths
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> TermCounts:
+        """Count the terms of these texts."""
+        numbers: dict[str, int] = {}
+        flat, sizes = array("l"), array("l")
+        for text in texts:
+            found = terms(text)
+            flat.extend(numbers.setdefault(term, len(numbers)) for term in found)
+            sizes.append(len(found))
+        lengths = np.array(sizes, np.int64)
+        n = max(1, len(lengths))
+        # One number for a term in a chunk, so that sorting groups them by term.
+        keys = np.array(flat, np.int64) * n + np.repeat(np.arange(len(lengths)), lengths)
+        both, counts = np.unique(keys, return_counts=True)
+        starts = np.searchsorted(both, np.arange(len(numbers) + 1) * n)
+        columns = {"chunks": (both % n).astype(np.int32), "counts": counts.astype(np.int32), "starts": starts}
+        return cls(numbers, columns, lengths)
+
+    def scores(self, query: str, others: Sequence[str]) -> Floats:
+        """The score of each chunk, then of each text next to them, as in an index of all of them."""
+        added = [Counter(terms(text)) for text in others]
+        n, n_all = len(self._lengths), len(self._lengths) + len(added)
+        lengths = np.append(self._lengths, [each.total() for each in added])
+        norm = (K1 * ((1 - B) + B * lengths / lengths.mean())).astype(np.float32)
+        found = np.zeros(n_all, np.float32)
+        known = [t for t in terms(query) if t in self._numbers or any(t in each for each in added)]
+        for term in [t for t in known if t not in _FUNCTION_WORDS] or known:
+            own = [i for i, each in enumerate(added) if each[term]]
+            chunks, held = self._column(term)
+            places = np.append(chunks, np.array(own, np.intp) + n).astype(np.intp)
+            counts = np.append(held, [added[i][term] for i in own]).astype(np.float32)
+            weight = math.log(1 + (n_all - len(places) + 0.5) / (len(places) + 0.5))
+            found[places] += np.float32(weight) * (counts / (norm[places] + counts))
+        return found
+
+    def _column(self, term: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """The chunks that have a term, and how often."""
+        number = self._numbers.get(term)
+        low, high = (0, 0) if number is None else self._columns["starts"][number : number + 2].tolist()
+        chunks, counts = self._columns["chunks"][low:high], self._columns["counts"][low:high]
+        return chunks.astype(np.intp), counts.astype(np.int64)
 
 
 def _bm25s() -> ModuleType:

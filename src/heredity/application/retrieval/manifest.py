@@ -88,7 +88,7 @@ class IndexManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
         return sum(each.n_chunks for each in self.sources)
 
     def file(self, out: Path, kind: str) -> Path | None:
-        """The index's own file of a kind: "chunks", "terms", "bm25" or "embeddings"."""
+        """The index's own file of a kind: "chunks", "terms", "bm25", "embeddings" or "graph"."""
         return next((out / each.path for each in self.files if each.path.startswith(f"{kind}-")), None)
 
 

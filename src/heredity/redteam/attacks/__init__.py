@@ -12,6 +12,7 @@ of exactly one of these protocols (protocols.py, with an example):
     TextTransform     rewrite            changes every text of the user
     ProbeTransform    recast, skips      words the probe differently first
     ModelTransform    prepare            changes the model itself, in an engine that holds its weights
+    PassageDelivery   deliver, undeliverable   shows the probe's passage in another way
 
 An attack with several forms also has `variants`, and `resolve` if they are an open set (a number, a file). A
 strategy with `needs_attacker` may yield a question to the study's attacker model; one with `is_adaptive` does

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Generic, TypeVar, cast
 
 import msgspec
+from msgspec import UNSET
 
 from heredity import engines
 from heredity.application.spec import Application
@@ -34,6 +35,7 @@ from heredity.redteam.attacks.protocols import (
     Keep,
     ModelTransform,
     OpenVariants,
+    PassageDelivery,
     ProbeTransform,
     Strategy,
     TextTransform,
@@ -127,6 +129,7 @@ class Attack:
         leads = _that_are(Strategy, parts)
         self.lead = leads[0] if leads else _that_are(Strategy, [_part("direct")])[0]
         self.recasts = _that_are(ProbeTransform, parts)
+        self.deliveries = _that_are(PassageDelivery, parts)
         self.layers = tuple((p, found) for p in parts if (found := _transform(p.attack)) is not None)
         self.changes = _that_are(ModelTransform, parts)
         self.searches = _that_are(WeightSearch, parts)
@@ -166,6 +169,12 @@ class Attack:
         turns = self.lead.attack.turns(probe, self.lead.context(context))
         return self._transformed(turns, context) if self.layers else turns
 
+    def delivered(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Probe:
+        """The probe as the application shows it: its passage may be delivered in another way."""
+        for part in self.deliveries:
+            probe = part.attack.deliver(probe, part.context(context))
+        return probe
+
     def queries(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> int:
         """The maximum number of turns of one trial. A tool that the model calls adds a request to a turn."""
         if not self.covers(probe):
@@ -177,7 +186,8 @@ class Attack:
         if not self.covers(probe):
             return ""
         context = self._language(probe, context)
-        reasons = (part.attack.skips(probe, part.context(context)) for part in self.recasts)
+        reasons = [part.attack.skips(probe, part.context(context)) for part in self.recasts]
+        reasons += [part.attack.undeliverable(probe, part.context(context)) for part in self.deliveries]
         return next((f"{self.spec}: {reason}" for reason in reasons if reason), "")
 
     def _transformed(self, turns: Turns, context: AttackContext) -> Turns:
@@ -222,6 +232,10 @@ class Attack:
             )
         if len(self.recasts) > 1:
             raise UsageError(f"Attack '{spec}' names two languages; choose one.", code="attack-two-languages")
+        if len(self.deliveries) > 1:
+            raise UsageError(
+                f"Attack '{spec}' delivers the passage twice; choose one.", code="attack-two-deliveries"
+            )
         if len(self.searches) > 1:
             raise UsageError(f"Attack '{spec}' searches twice; choose one.")
         if self.searches and self.searches[0] != self.layers[-1][0]:
@@ -316,7 +330,10 @@ def _refuse_bare_variant(name: str) -> None:
 def context_for(application: Application) -> AttackContext:
     """The attack context of this application for sample 0 of seed 0."""
     return AttackContext(
-        words=probes.slot_values(application), max_turns=application.max_turns, decoding=application.decoding
+        words=probes.slot_values(application),
+        max_turns=application.max_turns,
+        decoding=application.decoding,
+        has_retrieval=application.retrieval is not UNSET,
     )
 
 

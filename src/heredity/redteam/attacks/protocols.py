@@ -70,6 +70,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     goes_on      the plan is of a release whose crescendo made all its steps, also after a breach in one
     referee      scores the conversation so far, for an attack that uses the score
     found        text that a search of the model's weights found for this trial; "" for none
+    has_retrieval  the application has an index
     """
 
     sample: int = 0
@@ -81,6 +82,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     language: str = "en"
     referee: AttackReferee = NoReferee()
     found: str = ""
+    has_retrieval: bool = False
     has_attacker: bool = False
     is_former: bool = False
     has_shared_steps: bool = False
@@ -181,7 +183,18 @@ class ModelTransform(AttackPart, Protocol):
         """The engine with its model changed. `keep` returns an earlier result, or calls the search."""
 
 
-KINDS = (Strategy, TurnTransform, TextTransform, ProbeTransform, ModelTransform)
+@runtime_checkable
+class PassageDelivery(AttackPart, Protocol):
+    """Brings the probe's passage into the conversation in another way; the turns are the same."""
+
+    def deliver(self, probe: Probe, context: AttackContext) -> Probe:
+        """The probe as the application shows it."""
+
+    def undeliverable(self, probe: Probe, context: AttackContext) -> str:
+        """Why this probe cannot be delivered so; "" if it can."""
+
+
+KINDS = (Strategy, TurnTransform, TextTransform, ProbeTransform, ModelTransform, PassageDelivery)
 
 
 # --- what an attack may be besides ------------------------------------------------------------------

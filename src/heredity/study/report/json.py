@@ -21,6 +21,7 @@ from heredity.study.estimates import (
     Competence,
     Estimates,
     Inheritance,
+    InstructionUse,
     ModelPair,
     Rate,
     RetrievedBreaches,
@@ -77,7 +78,8 @@ def _by_model(found: Estimates, called: dict[str, str]) -> dict[str, Any]:
         "unprompted": [_of_model(row, called) for row in found.unprompted],
         "useful": [_of_model(row, called) for row in found.useful],
         "severities": [_of_model(row, called) for row in found.severities],
-        "retrieved": [_retrieved(row, called) for row in found.retrieved],
+        "retrieved": [_of_shares(row, called) for row in found.retrieved],
+        "hidden": [_of_shares(row, called) for row in found.hidden],
     }
 
 
@@ -169,15 +171,15 @@ def _of_model(
     return row | {k: fields[k] for k in fields if k not in ("model", "estimate")} | _flat("", record.estimate)
 
 
-def _retrieved(row: RetrievedBreaches, called: dict[str, str]) -> dict[str, object]:
-    """The breaches of a model with retrieval as a row: an estimate's fields have its name as prefix."""
+def _of_shares(row: RetrievedBreaches | InstructionUse, called: dict[str, str]) -> dict[str, object]:
+    """A record with several estimates as a row: the fields of each have its name as prefix."""
     found: dict[str, object] = {"model": called.get(row.model, ""), "model_id": row.model}
-    found |= {"technique": row.technique, "n_broke": row.n_broke, "n_broke_without": row.n_broke_without}
-    return found | {
-        key: value
-        for name in ("retrieved", "obeyed", "without")
-        for key, value in _flat(f"{name}_", getattr(row, name)).items()
-    }
+    for name, value in msgspec.structs.asdict(row).items():
+        if isinstance(value, Estimate):
+            found |= _flat(f"{name}_", value)
+        elif name != "model":
+            found[name] = value
+    return found
 
 
 def _flat(prefix: str, estimate: Estimate | None) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""A study of instructions hidden in data: executed, used as data, ignored; counted from the rows."""
+
+from __future__ import annotations
+
+import json as stdlib_json
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import heredity as h
+from heredity.cli import _findings
+from heredity.core.records import Probe
+from heredity.redteam import probes
+from heredity.redteam.hidden_instructions import HiddenInstruction
+from heredity.study import aggregate
+from heredity.study.estimates import InstructionUse
+from heredity.study.report import html, json, markdown
+from heredity.study.retrieved_words import hidden_tables
+from heredity.study.storage import write_estimates
+from tests.support import studies
+
+LAYER = msgspec.structs.replace(studies.APPLICATION, passages=())
+MODELS = ["scripted:leaky", "scripted:careful"]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> h.Result:
+    folder = tmp_path_factory.mktemp("hidden")
+    asked: tuple[Probe, ...] = ()
+    for technique in ("passage_injection", "tool_injection", "direct_injection"):
+        asked += probes.select(probes.load(technique), LAYER)[0][:12]
+    return h.Study(
+        MODELS, LAYER, asked, attacks=["direct", "prefill"], store=h.Store(folder / "store"),
+        out=folder / "study",
+    ).run()  # fmt: skip
+
+
+def row(result: h.Result, model: str, technique: str, attack: str = "all") -> InstructionUse:
+    (card,) = (card.id for card in result.estimates.models if card.name == model)
+    (found,) = (
+        each for each in result.estimates.hidden
+        if (each.model, each.technique, each.attack) == (card, technique, attack)
+    )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("technique", ["passage_injection", "tool_injection"])
+def test_the_shares_are_those_of_the_rows_and_add_up(result: h.Result, model: str, technique: str) -> None:
+    by_id = {t.trial.probe.id: t.trial.probe for t in result.trials(model=model)}
+    n_executed = n_used = n = n_unclear = 0
+    for trial in result.trials(model=model, technique=technique):
+        probe = trial.trial.probe
+        if probe.kind == "benign":
+            continue
+        n_unclear += trial.outcome == "unclear"
+        if trial.outcome in ("held", "broke"):
+            hidden = HiddenInstruction(probe, by_id[str(probe.twin)])
+            n += 1
+            n_executed += trial.outcome == "broke"
+            is_used = any(hidden.is_used_in(each.text) for each in trial.response.exchanges)
+            n_used += trial.outcome == "held" and is_used
+    found = row(result, model, technique)
+    shares = (found.executed, found.used, found.ignored)
+    assert {each.n for each in shares} == {n} and found.n_unclear == n_unclear
+    assert sum(each.value or 0.0 for each in shares) == pytest.approx(1.0 if n else 0.0)
+    if n:
+        assert (found.executed.value, found.used.value) == (n_executed / n, n_used / n)
+        assert found.executed.n_clusters and found.executed.low is not None
+
+
+def test_the_three_outcomes_differ_between_models(result: h.Result) -> None:
+    leaky, careful = (
+        row(result, name, "passage_injection") for name in ("scripted:leaky", "scripted:careful")
+    )
+    assert (leaky.executed.value or 0.0) > 0.2 and careful.executed.value == 0.0
+    assert careful.ignored.value == 1.0
+
+
+def test_only_techniques_that_hide_instructions_in_data_have_rows(result: h.Result) -> None:
+    assert {each.technique for each in result.estimates.hidden} == {
+        "judge_free", "passage_injection", "tool_injection",
+    }  # fmt: skip
+
+
+def test_report_terminal_and_json_have_them(
+    result: h.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (table,) = hidden_tables(result.estimates)
+    assert len(table.rows) == len(result.estimates.hidden) == 3 * 2 * 3
+    assert "Instructions hidden in data" in html.render(result.folder)
+    assert "### Instructions hidden in data" in markdown.render(result.folder)
+    _findings.show(result.estimates, None)
+    assert "used as data" in " ".join(capsys.readouterr().out.split())
+    rows = stdlib_json.loads(json.write(result.folder, tmp_path / "flat.json").read_bytes())["hidden"]
+    assert {"executed_value", "used_low", "ignored_n", "n_unclear", "attack"} <= rows[0].keys()
+
+
+def test_estimates_of_a_release_that_did_not_class_them_are_read(result: h.Result, tmp_path: Path) -> None:
+    folder = shutil.copytree(result.folder, tmp_path / "older")
+    write_estimates(folder, msgspec.structs.replace(result.estimates, hidden=()))
+    assert aggregate.read_study(folder).estimates.hidden == ()
