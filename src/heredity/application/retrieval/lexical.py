@@ -111,7 +111,11 @@ class TermCounts:
         keys = np.array(flat, np.int64) * n + np.repeat(np.arange(len(lengths)), lengths)
         both, counts = np.unique(keys, return_counts=True)
         starts = np.searchsorted(both, np.arange(len(numbers) + 1) * n)
-        columns = {"chunks": (both % n).astype(np.int32), "counts": counts.astype(np.int32), "starts": starts}
+        columns: Arrays = {
+            "chunks": (both % n).astype(np.int32),
+            "counts": counts.astype(np.int32),
+            "starts": starts,
+        }
         return cls(numbers, columns, lengths)
 
     def scores(self, query: str, others: Sequence[str]) -> Floats:
