@@ -105,12 +105,9 @@ class Retrieval(Record, frozen=True):
 
         planted: passages next to those of the index, which stays as it is.
         """
-        from heredity.application.retrieval.index import opened
-        from heredity.application.retrieval.overlay import overlay
+        from heredity.application.retrieval.overlay import index_with
 
-        index = opened(Path(self.index), self.read_hash)
-        if not isinstance(planted, UnsetType):
-            index = overlay(Path(self.index), self.read_hash, planted)
+        index = index_with(Path(self.index), self.read_hash, planted or ())
         found = index.search(text, self.passages, self.method)
         return tuple(Retrieved(chunk.id, chunk.citation, chunk.text) for chunk, _ in found)
 

@@ -481,9 +481,6 @@ class Verdict(Record, frozen=True):
     schema: int = ROW_SCHEMA
 
 
-# --- estimates -----------------------------------------------------------------------------------
-
-
 class Estimate(Record, frozen=True, omit_defaults=True):
     """A number with its n, interval and method. `value` None: nothing to estimate from, or refused.
 

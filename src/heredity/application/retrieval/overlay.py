@@ -74,3 +74,8 @@ class _PlantedChunk(Chunk, frozen=True):
 def overlay(out: Path, wanted: str, planted: tuple[Retrieved, ...]) -> IndexOverlay:
     """The overlay over the index at `out`, made once per process. Raises as `opened` does."""
     return IndexOverlay(opened(out, wanted), planted)
+
+
+def index_with(out: Path, wanted: str, planted: tuple[Retrieved, ...]) -> PassageIndex:
+    """The index at `out`, with these passages next to it if there are any. Raises as `opened` does."""
+    return overlay(out, wanted, planted) if planted else opened(out, wanted)
