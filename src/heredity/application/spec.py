@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from heredity.application.toolbox import ToolSession
 
 MOST_PASSAGES = 50  # retrieved for one turn
+Planted = tuple[Retrieved, ...] | UnsetType  # passages next to the index, in one search
 SECRET_MIN = 4  # letters and digits of a secret
 
 
@@ -100,16 +101,12 @@ class Retrieval(Record, frozen=True):
             refuse_other_hash(index, self.hash)
         return msgspec.structs.replace(self, index=str(index.out), hash=index.hash)
 
-    def search(self, text: str, planted: tuple[Retrieved, ...] | UnsetType = UNSET) -> tuple[Retrieved, ...]:
-        """The passages for a text, best first. Raises NotComparable unless the index is the one of `hash`.
-
-        planted: passages next to those of the index, which stays as it is.
-        """
+    def search(self, text: str, planted: Planted = UNSET) -> tuple[Retrieved, ...]:
+        """The passages for a text, best first. Raises NotComparable unless the index is the one of `hash`."""
         from heredity.application.retrieval.overlay import index_with
 
         index = index_with(Path(self.index), self.read_hash, planted or ())
-        found = index.search(text, self.passages, self.method)
-        return tuple(Retrieved(chunk.id, chunk.citation, chunk.text) for chunk, _ in found)
+        return index.retrieved(text, self.passages, self.method)
 
     def most_bytes(self) -> int:
         """The bytes of the longest passages that a search can find. Raises as `search` does."""
@@ -332,9 +329,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         """One conversation inside this application, as a generator: see conversation.converse."""
         return converse(self, turns, probe, seed, tools)
 
-    def retrieve(
-        self, text: str, planted: tuple[Retrieved, ...] | UnsetType = UNSET
-    ) -> tuple[Retrieved, ...] | UnsetType:
+    def retrieve(self, text: str, planted: Planted = UNSET) -> Planted:
         """The passages for a turn of the user; unset if the application does not retrieve."""
         return UNSET if isinstance(self.retrieval, UnsetType) else self.retrieval.search(text, planted)
 

@@ -126,6 +126,11 @@ class PassageIndex:
             ranked = self._fused(self._by_terms(query, depth), self._by_meaning(query, depth))[:n]
         return [Match(self._chunk(each.at), each.score) for each in ranked]
 
+    def retrieved(self, query: str, n: int, method: str) -> tuple[Retrieved, ...]:
+        """The same as records, which a request and its row hold."""
+        found = self.search(query, n, method)
+        return tuple(Retrieved(chunk.id, chunk.citation, chunk.text) for chunk, _ in found)
+
     @cached_property
     def term_counts(self) -> TermCounts:
         """The number of times that each term is in each chunk; counted from the texts on first use."""
