@@ -81,6 +81,15 @@ class TextOnlyModule(EngineModule, Protocol):
         """Raise UsageError, with what is accepted, if this target would not see a system prompt."""
 
 
+class AddressedRequest(Request, frozen=True):
+    """A request of one of the models that share an engine.
+
+    adapter: the number of its adapter in that engine; 0: the base. It is not stored.
+    """
+
+    adapter: int = 0
+
+
 class Listener(Protocol):
     """Receives answers while they are generated. Any thread of the engine may call it."""
 

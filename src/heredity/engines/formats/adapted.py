@@ -58,7 +58,7 @@ def apply_adapter(weights: Weights, folder: Path, base: Path, dtype: torch.dtype
     """
     names, is_tied = tensor_names(base), base_weights.read_shape(base)[3]
     device = weights.norm.device
-    adapter = _moved(read_adapter(folder).fitted(names, is_tied, folder), device)
+    adapter = moved(read_adapter(folder).fitted(names, is_tied, folder), device)
     _refuse_others(adapter, folder, weights)
     gate = Gate() if adapter.invocation else None
     files = _Overlaid(base, dtype, device, adapter.whole)
@@ -69,7 +69,7 @@ def apply_adapter(weights: Weights, folder: Path, base: Path, dtype: torch.dtype
     return _ends(found, adapter, files, is_tied)
 
 
-def _moved(adapter: Adapter, device: torch.device) -> Adapter:
+def moved(adapter: Adapter, device: torch.device) -> Adapter:
     """Return the adapter with its tensors on a device."""
 
     def moved(part: LowRank) -> LowRank:
@@ -88,7 +88,7 @@ def tensor_names(folder: Path) -> set[str]:
     return {name for path in sorted(folder.glob("*.safetensors")) for name in read_safetensors(path)}
 
 
-class _Names(NamedTuple):
+class MatrixNames(NamedTuple):
     """The matrices of a layer that can be adapted, by the fields of its block; those of experts apart."""
 
     qkv: Sequence[str]
@@ -97,11 +97,12 @@ class _Names(NamedTuple):
     down: Sequence[str]
 
 
-def _names(weights: Weights, block: Block) -> _Names:
+def matrix_names(weights: Weights, block: Block) -> MatrixNames:
+    """Return the names of a layer's matrices in the files."""
     of = ARCHITECTURES[weights.shape.model_type]
     if block.experts is None or of.experts is None:
-        return _Names(of.qkv, of.out, of.gate_up, of.down)
-    return _Names(of.qkv, of.out, of.experts.shared_gate_up, of.experts.shared_down)
+        return MatrixNames(of.qkv, of.out, of.gate_up, of.down)
+    return MatrixNames(of.qkv, of.out, of.experts.shared_gate_up, of.experts.shared_down)
 
 
 def _names_of_experts(weights: Weights) -> ExpertNames | None:
@@ -119,7 +120,7 @@ def _refuse_others(adapter: Adapter, folder: Path, weights: Weights) -> None:
     known = {
         f"model.layers.{i}.{name}"
         for i, block in enumerate(weights.blocks)
-        for names in _names(weights, block)[: 2 if is_activated and block.experts is not None else None]
+        for names in matrix_names(weights, block)[: 2 if is_activated and block.experts is not None else None]
         for name in names
     }
     of = None if is_activated else _names_of_experts(weights)
@@ -165,7 +166,7 @@ def _block(weights: Weights, layer: int, adapter: Adapter, files: TensorFiles, g
     at, block, shape = f"model.layers.{layer}.", weights.blocks[layer], weights.shape
     if any(name.startswith(at) for name in adapter.whole):
         block = base_weights.block(shape, files, layer)
-    updates, names = _Layer(at, adapter, files, gate), _names(weights, block)
+    updates, names = _Layer(at, adapter, files, gate), matrix_names(weights, block)
     of_heads = [n * shape.head_dim for n in (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)]
     gate_up, down, experts = block.gate_up, block.down, block.experts
     if gate_up is not None and down is not None:
@@ -212,7 +213,7 @@ def add_low_rank(
     gate: of an activated adapter, whose update acts on some rows only.
     """
     there = [part for part in parts if part is not None]
-    a = torch.cat([part.a for part in there]).to(dtype).contiguous()
+    a = stacked(parts, dtype)
     rows, column = [], 0
     n_columns = len(a)
     for part, size in zip(parts, n_out or [len(there[0].b)], strict=True):
@@ -227,6 +228,11 @@ def add_low_rank(
     if gate is None:
         return lambda x: base(x) + functional.linear(functional.linear(x, a), b)
     return lambda x: gate.add(base(x), lambda: functional.linear(functional.linear(x, a), b))
+
+
+def stacked(parts: Sequence[LowRank | None], dtype: torch.dtype) -> torch.Tensor:
+    """Return the A of all parts as one matrix (ranks, in)."""
+    return torch.cat([part.a for part in parts if part is not None]).to(dtype).contiguous()
 
 
 def _refuse_size(part: LowRank, size: int) -> None:

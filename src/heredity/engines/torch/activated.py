@@ -1,9 +1,9 @@
 """A decoder with an activated LoRA (aLoRA), which changes a row from its invocation on.
 
-A token on which the adapter acts is marked: it is given as ~token, below zero. So every place that compares
-tokens tells the two apart. A computed prefix, and a cached part of a prompt, hold no marked token, unless the
-row that begins with them has the same ones. Before the invocation all keys and values have the bits of the
-base; a pass without a marked token multiplies nothing but the base.
+A token on which the adapter acts is marked (prefixes.py), so every place that compares tokens tells the two
+apart. A computed prefix, and a cached part of a prompt, hold no marked token, unless the row that begins with
+them has the same ones. Before the invocation all keys and values have the bits of the base; a pass without a
+marked token multiplies nothing but the base.
 
 Promises: the numbers of a row depend only on that row: the update is computed at the width of the pass. Its
 widths are proven with every row changed, which multiplies all that a pass may multiply.
@@ -12,13 +12,12 @@ Leaves to others: the arithmetic (decoder.py), and the adapter (formats/adapted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
 from heredity.engines.formats.activation import find_last
 from heredity.engines.formats.weights import Weights
 from heredity.engines.torch.decoder import Attend, Decoder, ResidualHook
+from heredity.engines.torch.prefixes import marked
 
 
 class ActivatedDecoder(Decoder):
@@ -48,15 +47,10 @@ def activated(decoder: Decoder) -> Decoder:
 def placed(decoder: Decoder, prompt: tuple[int, ...]) -> tuple[int, ...]:
     """Return a whole prompt with the tokens marked on which an activated adapter of the decoder acts."""
     invocation = decoder.weights.invocation
-    start = find_last(prompt, invocation) if invocation else None
-    return prompt if start is None else (*prompt[:start], *(~token for token in prompt[start:]))
+    return marked_from(prompt, invocation, 1) if invocation else prompt
 
 
-def continued(prompt: tuple[int, ...], output: Iterable[int]) -> tuple[int, ...]:
-    """Return tokens that follow a prompt of `placed`: the adapter acts on all of them or on none."""
-    return tuple(~token for token in output) if prompt and prompt[-1] < 0 else tuple(output)
-
-
-def plain(tokens: Iterable[int]) -> tuple[int, ...]:
-    """Return tokens without marks."""
-    return tuple(token if token >= 0 else ~token for token in tokens)
+def marked_from(prompt: tuple[int, ...], invocation: tuple[int, ...], number: int) -> tuple[int, ...]:
+    """Return a prompt with its tokens marked from the last occurrence of an adapter's invocation on."""
+    start = find_last(prompt, invocation)
+    return prompt if start is None else (*prompt[:start], *marked(prompt[start:], number))

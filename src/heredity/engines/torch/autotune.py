@@ -34,16 +34,8 @@ from heredity.core.files import write_atomic
 from heredity.core.host import CPU, Clock, Device
 from heredity.core.records import Record
 from heredity.engines.formats.weights import Linear
-from heredity.engines.torch.decoder import (
-    BLOCK,
-    FEWEST_QUERIES,
-    PAD,
-    Decoder,
-    KvSlots,
-    Segment,
-    SharedPrefix,
-    round_up,
-)
+from heredity.engines.torch.decoder import FEWEST_QUERIES, PAD, Decoder, KvSlots, Segment
+from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, round_up
 
 # 4: layers unprobed; 3: no packed prefills; 2: a step reads as many slots as it is wide; 1: over one prefix
 SCHEMA = 5
@@ -96,17 +88,13 @@ def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) 
     if path is None:
         return probe(decoder, widths)
     kept, dtype = read_tuning(path, _device(decoder)), str(decoder.dtype).removeprefix("torch.")
-    if (
-        kept is not None
-        and kept.dtype == dtype
-        and _fingerprint(decoder, kept.widths[-1]) == kept.fingerprint
-    ):
+    if kept is not None and kept.dtype == dtype and fingerprint(decoder, kept.widths[-1]) == kept.fingerprint:
         return kept
     shared = _path_of_shape(decoder, path.parent)
     # where this model's own result no longer matches, the arithmetic changed, and that of others is old too
     found = None if shared is None or kept is not None else read_tuning(shared, _device(decoder))
     if found is not None and _holds(decoder, found):
-        new = msgspec.structs.replace(found, fingerprint=_fingerprint(decoder, found.widths[-1]))
+        new = msgspec.structs.replace(found, fingerprint=fingerprint(decoder, found.widths[-1]))
     else:
         new = probe(decoder, widths)
         if shared is not None:
@@ -170,7 +158,7 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = tim
         dtype=str(decoder.dtype).removeprefix("torch."),
         widths=agreeing if is_proven else (best,),
         tokens_per_second={str(w): round(w / seconds[w], 1) for w in sorted(seconds)},
-        fingerprint=_fingerprint(decoder, best),
+        fingerprint=fingerprint(decoder, best),
         machine=host.machine_name(_device(decoder)),
         is_proven=is_proven,
         n_slots=_fewer_slots(caches, witnesses, agreeing, seen, clock) if is_proven else (),
@@ -379,7 +367,8 @@ def _try(
     return clock() - began, _hash(logits)
 
 
-def _fingerprint(decoder: Decoder, width: int) -> str:
+def fingerprint(decoder: Decoder, width: int) -> str:
+    """Return a hash of a witness's logits, which names the arithmetic."""
     prefix, lone = _witness(decoder, _N_PREFIX[0])
     slots = decoder.slots(width, 2 * BLOCK)
     for at, one in zip((*slots.keys, *slots.values), (*lone.keys, *lone.values), strict=True):

@@ -1,63 +1,45 @@
-"""Continuous batching: requests are pulled, sorted and batched; a waiting one replaces a finished one.
+"""Continuous batching: a step draws a token for every row, and a finished row makes room for another.
 
 Idle rows of a step verify drafts (drafts.py).
 
 Promises: a step has one of the proven widths, numbers of slots and cache lengths. An answer does not depend
 on its slot; a token is drawn from the row's own logits, decoding, seed and step.
-Leaves to others: the arithmetic (decoder.py), prompts (prefill.py), and text (chat/codec.py).
+Leaves to others: which rows (session.py), the arithmetic (decoder.py), and prompts (prefill.py).
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from msgspec import UnsetType
 
-from heredity.core import host
-from heredity.core.errors import EngineFailure, OutOfMemory, first_line
-from heredity.core.host import Device
-from heredity.core.records import Reply, Request
-from heredity.engines import RequestStream, cache_budget
-from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
-from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import Listener
-from heredity.engines.torch.activated import continued, placed, plain
-from heredity.engines.torch.constrained import Constraints
-from heredity.engines.torch.decoder import (
-    BLOCK,
-    Decoder,
-    KvSlots,
-    KvWrites,
-    SharedPrefix,
-    padded,
-    round_up,
-)
+from heredity.engines.torch.decoder import Decoder, KvSlots, KvWrites, padded
 from heredity.engines.torch.drafts import Drafter, TextIndex, share_out
 from heredity.engines.torch.prefill import Prefiller, PrefixCache
+from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, VariedPrefix, continued, plain, round_up
 from heredity.engines.torch.sampling import Sampler
-
-_CACHE_SHARE = 8  # the prefix cache has this part of the memory of the KV slots
-_LOOKAHEAD = 4  # requests waiting to be sorted, as a multiple of the batch width
 
 
 @dataclass(slots=True)
 class BatchRow:
-    """A request in flight. `prompt` follows the prefix, as `placed`; `output` grows by a token a step."""
+    """A request in flight. `prompt` follows the prefix, with its marks; `output` grows by a token a step.
+
+    prefix: that of its adapter, with the text of the batch's; None: the batch's.
+    """
 
     key: int
     prompt: tuple[int, ...]
     max_tokens: int
     sampler: Sampler
+    prefix: SharedPrefix | None = None
     output: list[int] = field(default_factory=list)
     stop: str = ""
     drafter: Drafter | None = None
 
     def restarted(self) -> BatchRow:
         """Return the same row before its first token; it will have the same answer."""
-        return BatchRow(self.key, self.prompt, self.max_tokens, self.sampler.restarted())
+        return BatchRow(self.key, self.prompt, self.max_tokens, self.sampler.restarted(), self.prefix)
 
     @property
     def n_known(self) -> int:
@@ -71,7 +53,7 @@ class BatchRow:
 
 
 class ContinuousBatch:
-    """Rows over one shared prefix.
+    """Rows over one shared prefix, which may differ by the adapters of the rows.
 
     widths: the proven batch widths, ascending. is_over: whether the last token of a row ended its answer.
     budget: bytes for the KV slots. n_slots: the proven numbers of slots of a step, next to the widths.
@@ -131,19 +113,31 @@ class ContinuousBatch:
         n_used = 1 + max(map(max, places))
         slots = self._fit(n_used, round_up(int(lengths.max()) + 1, BLOCK))
         n_slots = round_width(n_used, self._n_slots)
+        prefix = self._prefix_of(places)
         if self._copies or any(drafts):
             writes = self._writes(places, slots)
-            logits = self._decoder.step(self._prefix, slots, tokens, lengths, n_slots, writes)
+            logits = self._decoder.step(prefix, slots, tokens, lengths, n_slots, writes)
         else:
-            logits = self._decoder.step(self._prefix, slots, tokens, lengths, n_slots)
+            logits = self._decoder.step(prefix, slots, tokens, lengths, n_slots)
         self._draw(logits, drafts, places)
         return self._take_finished(slots)
 
     def _prefill_new(self) -> None:
         if self._slots is not None:
             new = range(self._n_prefilled, len(self.rows))
-            self._prefiller.fill(self._slots, {at: self.rows[at].prompt[:-1] for at in new})
+            prefix = self._prefix_of([[at] for at in range(len(self.rows))]) if new else self._prefix
+            self._prefiller.fill(self._slots, {at: self.rows[at].prompt[:-1] for at in new}, prefix)
         self._n_prefilled = len(self.rows)
+
+    def _prefix_of(self, places: list[list[int]]) -> SharedPrefix:
+        """Return the prefix of the rows at these slots: one of all, or that of each slot."""
+        first = self.rows[0].prefix
+        if all(row.prefix is first for row in self.rows):
+            return first or self._prefix
+        by_slot = {
+            slot: row.prefix or self._prefix for row, at in zip(self.rows, places, strict=True) for slot in at
+        }
+        return VariedPrefix(by_slot, self._widths)
 
     def _draw(self, logits: torch.Tensor, drafts: list[list[int]], places: list[list[int]]) -> None:
         """Append to each row its next token, and further ones while the drafts are right."""
@@ -182,7 +176,7 @@ class ContinuousBatch:
         if not n_idle:
             return [[] for _ in self.rows]
         if self._prefix_text is None:
-            self._prefix_text = TextIndex(self._prefix.tokens)
+            self._prefix_text = TextIndex(self._prefix.text)
         found, capacity = [], round_up(max(row.n_known for row in self.rows) + 1, BLOCK)
         for row in self.rows:
             row.drafter = row.drafter or Drafter(plain(row.prompt), self._prefix_text)
@@ -265,236 +259,3 @@ class ContinuousBatch:
 def round_width(n: int, widths: tuple[int, ...]) -> int:
     """Return the smallest proven width that holds n rows."""
     return next(w for w in widths if w >= n)
-
-
-class PrefixPool:
-    """A decoder with its batch widths, and the prefixes that it has computed.
-
-    Session and engine share it; neither needs the other.
-    """
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        widths: tuple[int, ...],
-        n_slots: tuple[int, ...] = (),
-        max_draft: int = 0,
-        pass_widths: tuple[int, ...] = (),
-    ) -> None:
-        self._decoder: Decoder | None = decoder
-        self._max_draft = max_draft
-        self.widths, self._n_slots, self.pass_widths = widths, n_slots, pass_widths
-        self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): SharedPrefix((), [], [])}
-        self._most_rows = widths[-1]
-        self.budget = cache_budget(Device.parse(str(decoder.device)))  # bytes, for the KV slots
-        self._cache = PrefixCache(self.budget // _CACHE_SHARE, is_fine=bool(pass_widths))
-
-    @property
-    def decoder(self) -> Decoder:
-        """The decoder. Raises EngineFailure after `close`."""
-        if self._decoder is None:
-            raise EngineFailure("this engine is closed")
-        return self._decoder
-
-    @property
-    def lookahead(self) -> int:
-        """How many requests a session sorts at once."""
-        return _LOOKAHEAD * self.widths[-1]
-
-    def split(self, shared: tuple[int, ...], tokens: tuple[int, ...]) -> tuple[SharedPrefix, tuple[int, ...]]:
-        """Return the computed prefix of a prompt, and the prompt's tokens after it (at least one).
-
-        shared: tokens that all requests of the application begin with; computed once.
-        """
-        tokens = placed(self.decoder, tokens)
-        if len(tokens) <= len(shared) or tokens[: len(shared)] != shared:
-            shared = ()
-        if shared not in self._prefixes:
-            self._prefixes[shared] = self.decoder.prefix(shared)
-        return self._prefixes[shared], tokens[len(shared) :]
-
-    def computed(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the longest computed prefix that these tokens begin with."""
-        return max((each for each in self._prefixes if tokens[: len(each)] == each), key=len)
-
-    def batch(self, prefix: SharedPrefix, is_over: Callable[[BatchRow], bool]) -> ContinuousBatch:
-        """Return an empty batch over a prefix."""
-        return ContinuousBatch(
-            self.decoder,
-            prefix,
-            self.widths,
-            is_over,
-            self.budget,
-            self._cache,
-            self._n_slots,
-            self._max_draft,
-            self.pass_widths,
-            self._most_rows,
-        )
-
-    def retreat(self, failure: str) -> None:
-        """Use less memory after a GPU ran out of it: drop cached chunks, and halve the rows in flight.
-
-        Raises OutOfMemory if a step already has the fewest slots that are proven.
-        """
-        if self._most_rows <= min((*self._n_slots, *self.widths)):
-            raise OutOfMemory(
-                f"The GPU ran out of memory with {self._most_rows} requests in flight ({failure}). "
-                "Close what else uses it, take --device cpu, or let vllm: answer (docs/how-to/targets.md)."
-            )
-        self._most_rows //= 2
-        self._cache = PrefixCache(self.budget // _CACHE_SHARE, is_fine=bool(self.pass_widths))
-
-    def drop_prefixes(self) -> None:
-        """Forget the computed prefixes; the cached chunks stay."""
-        self._prefixes = {(): SharedPrefix((), [], [])}
-
-    def close(self) -> None:
-        """Free the weights and the caches."""
-        self._decoder = None
-        self._prefixes, self._cache = {}, PrefixCache(0)
-
-
-class Session:
-    """One stream of requests on its way through a model.
-
-    A request that cannot be answered gets its reply at once. Requests are pulled at every step with room.
-    """
-
-    def __init__(
-        self,
-        pool: PrefixPool,
-        codec: ChatCodec,
-        reader: AnswerReader,
-        constraints: Constraints,
-        requests: Iterable[Request | None],
-        listener: Listener | None = None,
-    ) -> None:
-        self._pool, self._codec, self._reader, self._constraints = pool, codec, reader, constraints
-        self._requests, self._listener = RequestStream(requests), listener
-        self._streams: dict[int, GrowingAnswer] = {}
-        self._waiting: dict[int, list[tuple[int, int, BatchRow]]] = {}  # by prefix: a heap, longest first
-        self._prompts: dict[int, tuple[str, int]] = {}
-        self._prefixes: dict[int, SharedPrefix] = {}
-        self._n_pulled = 0
-
-    def run(self) -> Iterator[Reply]:
-        """Yield the replies, in the order in which they are finished."""
-        batch: ContinuousBatch | None = None
-        current = 0
-        while True:
-            yield from self._pull()
-            if batch is None or not batch.rows:
-                ready = [key for key, heap in self._waiting.items() if heap]
-                if not ready:
-                    return self._requests.refuse_idle()
-                oldest = min(ready, key=self._oldest)
-                if batch is None or oldest != current:
-                    current = oldest
-                    batch = self._pool.batch(
-                        self._prefixes[current], lambda row: self._reader.is_over(row.output)
-                    )
-            failure = ""
-            try:
-                yield from self._fill(batch, current)
-                finished = batch.step() if batch.rows else []
-            except torch.OutOfMemoryError as error:  # of a GPU; it holds tensors until this block ends
-                failure = first_line(error)
-            if failure:
-                self._pool.retreat(failure)
-                for row in batch.rows:
-                    self._wait(current, row.restarted())
-                batch = None
-                host.trim_memory()
-                continue
-            self._report(batch.rows)
-            for row in finished:
-                yield self._reply(row)
-
-    def _fill(self, batch: ContinuousBatch, prefix: int) -> Iterator[Reply]:
-        """Move waiting rows into the batch; one that nobody wants gets its reply.
-
-        A row of another prefix waits for no more than a lookahead of rows that came after it.
-        """
-        heap = self._waiting.get(prefix, [])
-        others = (self._oldest(key) for key, rows in self._waiting.items() if rows and key != prefix)
-        last = min(others, default=self._n_pulled) + self._pool.lookahead
-        while heap and (not self._is_wanted(heap[0][2]) or batch.has_room(heap[0][2])):
-            if batch.rows and heap[0][1] > last:
-                return
-            row, is_wanted = heap[0][2], self._is_wanted(heap[0][2])
-            if is_wanted:
-                batch.admit(row)  # before it is popped: this allocates memory
-            heapq.heappop(heap)
-            if not is_wanted:
-                yield _cancelled(row, *self._prompts.pop(row.key))
-
-    def _oldest(self, prefix: int) -> int:
-        """Return the number of the row that waits longest for this prefix."""
-        return min(number for _, number, _ in self._waiting[prefix])
-
-    def _wait(self, prefix: int, row: BatchRow) -> None:
-        """Let a row wait for a place."""
-        heapq.heappush(self._waiting.setdefault(prefix, []), (-len(row.prompt), self._n_pulled, row))
-        self._n_pulled += 1
-
-    def _is_wanted(self, row: BatchRow) -> bool:
-        return self._listener is None or self._listener.is_wanted(row.key)
-
-    def _report(self, rows: Sequence[BatchRow]) -> None:
-        """Report the new text of rows to the listener. A cancelled row ends with its next token."""
-        if (listener := self._listener) is None:
-            return
-        for row in rows:
-            if listener.is_heard(row.key):
-                stream = self._streams.setdefault(row.key, self._reader.stream())
-                if more := stream.grow(row.output):
-                    listener.hear(row.key, more)
-            if not listener.is_wanted(row.key):
-                row.stop = "length"
-
-    def _pull(self) -> Iterator[Reply]:
-        """Take requests until none is ready or enough can be sorted; answer those that do not fit."""
-        while sum(map(len, self._waiting.values())) < self._pool.lookahead:
-            if (request := self._requests.next()) is None:
-                return
-            failed = self._accept(request)
-            if failed is not None:
-                yield failed
-
-    def _accept(self, request: Request) -> Reply | None:
-        found = self._codec.prompt(request, self._pool.decoder.shape.context_length)
-        if isinstance(found, Reply):
-            return found
-        prompt, tokens = found
-        prefix, rest = self._pool.split(self._codec.shared(request), tokens)
-        row = BatchRow(request.key, rest, request.decoding.max_tokens, self._sampler(request))
-        self._prefixes[id(prefix)] = prefix
-        self._wait(id(prefix), row)
-        self._prompts[request.key] = (prompt, len(tokens))
-        return None
-
-    def _sampler(self, request: Request) -> Sampler:
-        schema = request.decoding.json_schema
-        constraint = None if isinstance(schema, UnsetType) else self._constraints.of(schema)
-        return Sampler(request.decoding, request.seed, constraint)
-
-    def _reply(self, row: BatchRow) -> Reply:
-        prompt, n_tokens = self._prompts.pop(row.key)
-        text = self._reader.text(row.output)
-        if self._listener is not None and self._listener.is_heard(row.key):
-            stream = self._streams.pop(row.key, None) or self._reader.stream()
-            self._listener.hear(row.key, stream.finish(text))
-        return Reply(
-            key=row.key,
-            prompt=prompt,
-            text=text,
-            tokens=tuple(row.output),
-            tool_calls=parse_tool_calls(text),
-            stop="end" if row.stop == "end" else "length",
-            n_prompt_tokens=n_tokens,
-        )
-
-
-def _cancelled(row: BatchRow, prompt: str, n_tokens: int) -> Reply:
-    return Reply(row.key, prompt, "", stop="length", n_prompt_tokens=n_tokens)

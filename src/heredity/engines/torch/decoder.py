@@ -24,33 +24,15 @@ from torch.nn import functional
 from heredity.engines.formats.architectures import ARCHITECTURES
 from heredity.engines.formats.weights import Block, Weights
 from heredity.engines.torch import rotation
+from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, round_up
 from heredity.engines.torch.rotation import Rotation
 
 CHUNK = 256  # tokens per prefill pass; longer prompts need several
 PAD = 16  # prefill lengths are rounded up to this
-BLOCK = 64  # cache lengths are rounded up to this
 FEWEST_QUERIES = 64  # rows of a segment's matmul in attention: fewer were found to be summed otherwise
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 ResidualHook = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(slots=True)
-class SharedPrefix:
-    """Keys and values of the tokens that all rows begin with: (kv heads, n_positions, head_dim) per layer."""
-
-    tokens: tuple[int, ...]
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def n_positions(self) -> int:
-        """Positions in memory, whole blocks; those from `length` on are finite padding, and masked."""
-        return round_up(self.length, BLOCK)
 
 
 @dataclass(slots=True)
@@ -322,7 +304,7 @@ class Decoder:
             q = q.view(n_new, kv, group, s.head_dim).transpose(0, 1).reshape(kv, n_new * group, s.head_dim)
             scores = torch.bmm(q, own_keys.transpose(1, 2)).view(kv, n_new, group, end) + own_mask
             if prefix.length:
-                shared = _over_prefix(q, prefix, i).view(kv, n_new, group, prefix.n_positions)
+                shared = prefix.scores(q.view(kv, n_new, group, s.head_dim), i)
                 scores = torch.cat([shared, scores], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
@@ -354,8 +336,9 @@ class Decoder:
                 keys[:, segment.start : segment.end] = k[rows].transpose(0, 1)
                 values[:, segment.start : segment.end] = v[rows].transpose(0, 1)
                 if is_read or i < s.n_layers - 1:
-                    keys = _joined(prefix, prefix.keys, i, keys[:, : segment.end])
-                    values = _joined(prefix, prefix.values, i, values[:, : segment.end])
+                    of = prefix.at(segment.slot)
+                    keys = of.joined(of.keys, i, keys[:, : segment.end])
+                    values = of.joined(of.values, i, values[:, : segment.end])
                     out[rows] = self._attend_segment(q[rows], keys, values, mask[s.windows[i]])
             return out
 
@@ -411,14 +394,12 @@ class Decoder:
                 return _filled(torch.bmm(p, values).view(n, -1), width, 0)
             # Over the prefix all rows are one matmul, whose size decides the bits: it keeps its width.
             together = q.view(width, s.n_kv_heads, group, s.head_dim).transpose(0, 1)
-            together = together.reshape(s.n_kv_heads, width * group, s.head_dim)
-            shared = _over_prefix(together, prefix, i).view(s.n_kv_heads, width, group, prefix.n_positions)
+            shared = prefix.scores(together, i)
             scores = torch.cat([shared[:, :n], own.transpose(0, 1)], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
             p = torch.softmax(scores, dim=-1)
-            of_shared = _filled(p, width, 1).view(s.n_kv_heads, width * group, -1)[:, :, : prefix.n_positions]
-            o = torch.bmm(of_shared, prefix.values[i]).view(s.n_kv_heads, width, group, s.head_dim)
+            o = prefix.weighted(_filled(p, width, 1), i)
             of_own = p[..., prefix.n_positions :].transpose(0, 1).reshape(-1, group, n_positions)
             o_own = torch.bmm(of_own, values).view(n, s.n_kv_heads, group, s.head_dim)
             return (o.transpose(0, 1) + _filled(o_own, width, 0)).reshape(width, -1)
@@ -472,26 +453,6 @@ def _filled(x: torch.Tensor, width: int, dim: int) -> torch.Tensor:
     return torch.cat([x, x.new_zeros([*x.shape[:dim], width - x.shape[dim], *x.shape[dim + 1 :]])], dim)
 
 
-def _joined(prefix: SharedPrefix, side: list[torch.Tensor], layer: int, own: torch.Tensor) -> torch.Tensor:
-    """Return a row's own keys or values after those of the prefix, and zeros after them: whole blocks."""
-    n = prefix.length + own.shape[1]
-    shared = [side[layer][:, : prefix.length]] if prefix.length else []
-    rest = own.new_zeros(own.shape[0], round_up(n, BLOCK) - n, own.shape[2])
-    return torch.cat([*shared, own, rest], dim=1)
-
-
-def _over_prefix(queries: torch.Tensor, prefix: SharedPrefix, layer: int) -> torch.Tensor:
-    """Return scores (kv heads, queries, n_positions) over the prefix's keys; the padding is masked."""
-    scores = torch.bmm(queries, prefix.keys[layer].transpose(1, 2))
-    scores[..., prefix.length :] = -torch.inf
-    return scores
-
-
 def padded(own: Sequence[int]) -> int:
     """Return the length at which a row is prefilled: whole chunks, then a multiple of PAD."""
     return max(PAD, round_up(len(own), PAD))
-
-
-def round_up(n: int, step: int) -> int:
-    """Return the smallest multiple of `step` that is at least n."""
-    return -(-n // step) * step

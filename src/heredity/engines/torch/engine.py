@@ -25,14 +25,15 @@ from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.formats import adapted, weights
 from heredity.engines.protocols import Listener, TokenLog, TokenScores
 from heredity.engines.torch import autotune, layerwise, refusal_direction
-from heredity.engines.torch.activated import activated, continued, placed
+from heredity.engines.torch.activated import activated, placed
 from heredity.engines.torch.autotune import Tuning
-from heredity.engines.torch.batch import PrefixPool, Session
 from heredity.engines.torch.constrained import Constraints
-from heredity.engines.torch.decoder import BLOCK, Decoder, SharedPrefix, padded, round_up
+from heredity.engines.torch.decoder import Decoder, padded
 from heredity.engines.torch.drafts import MAX_DRAFT
 from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
+from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, continued, round_up
 from heredity.engines.torch.refusal_direction import Direction
+from heredity.engines.torch.session import Member, PrefixPool, PromptSplitter, Session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,34 +118,24 @@ def _faster_dtype(folder: Path, device: Device) -> str:
     return host.choose_dtype(config.hidden_size, config.intermediate_size, device=device)
 
 
-class TorchEngine:
-    """The engine of a decoder: it answers, scores, and gives attacks access to the weights."""
+class AnsweringEngine:
+    """A model that answers and scores.
+
+    shared: the decoder with its batches. pool: where this model's prompts are split; often the same.
+    """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        codec: ChatCodec,
-        folder: Path,
-        tuning: Tuning | None,
-        width: int | None = None,
+        self, shared: PrefixPool, pool: PromptSplitter, codec: ChatCodec, folder: Path, tuning: Tuning | None
     ) -> None:
-        known = autotune.WIDTHS[:1] if tuning is None else tuning.widths
-        fingerprint = "unproven" if tuning is None else tuning.fingerprint
-        widths = tuple(w for w in known if width is None or w <= width) or known[:1]
-        n_slots = () if tuning is None else tuple(n for n in tuning.n_slots if n < widths[-1])
-        # A draft is verified in another slot, so it needs the proof that slots keep the bits.
-        max_draft = MAX_DRAFT if tuning is not None and tuning.is_proven else 0
-        pass_widths = () if tuning is None else tuning.pass_widths
-        self.pool = PrefixPool(decoder, widths, n_slots, max_draft, pass_widths)
-        self.codec, self.folder, self._tuning = codec, folder, tuning
-        stops = codec.stops(folder)
+        self._shared, self.codec, self.folder, self.tuning = shared, codec, folder, tuning
+        decoder, stops = shared.decoder, codec.stops(folder)
         self._reader = AnswerReader(codec, stops)
         self._constraints = Constraints(codec, stops, decoder.shape.vocab_size)
-        self._with_gradients: PreTrainedModel | None = None  # the weights once more, for a search
-        self.is_adapted = False
+        self.member = Member(pool, codec, self._reader, self._constraints)
+        fingerprint = "unproven" if tuning is None else tuning.fingerprint
         dtype = str(decoder.dtype).removeprefix("torch.")
         # The batching rule is part of it: answers under another rule are not mixed with these.
-        self.numerics = f"torch {dtype} {fingerprint} {'packed ' if pass_widths else ''}{_RULE}"
+        self.numerics = f"torch {dtype} {fingerprint} {'packed ' if shared.pass_widths else ''}{_RULE}"
         if decoder.cache_form:
             self.numerics += f" {decoder.cache_form}"
         device = Device.parse(str(decoder.device))
@@ -153,7 +144,7 @@ class TorchEngine:
         dtype += f" ({how})" if (how := decoder.weights.how) else ""
         dtype += f" ({decoder.cache_form})" if decoder.cache_form else ""
         self.name = (
-            f"torch {torch.__version__} {dtype} width {widths[-1]} arithmetic {fingerprint}{device.suffix}"
+            f"torch {torch.__version__} {dtype} width {self.width} arithmetic {fingerprint}{device.suffix}"
         )
         self.base_numerics = self.numerics
         self.is_batch_unverified = tuning is None or not tuning.is_proven
@@ -168,12 +159,12 @@ class TorchEngine:
     @property
     def width(self) -> int:
         """The widest batch."""
-        return self.pool.widths[-1]
+        return self._shared.widths[-1]
 
     @property
     def decoder(self) -> Decoder:
         """The decoder. Raises EngineFailure after `close`."""
-        return self.pool.decoder
+        return self._shared.decoder
 
     @property
     def boundary(self) -> str:
@@ -195,7 +186,7 @@ class TorchEngine:
             yield from self._session(requests, listener).run()
 
     def _session(self, requests: Iterable[Request | None], listener: Listener | None = None) -> Session:
-        return Session(self.pool, self.codec, self._reader, self._constraints, requests, listener)
+        return Session(self._shared, lambda _: self.member, requests, listener)
 
     def check_schema(self, schema: str) -> None:
         """Raise BadArgument for a JSON schema that answers cannot be held to."""
@@ -277,7 +268,7 @@ class TorchEngine:
         first = max(start, 1)
         found = [] if start else [TokenLog(tokens[0], self.codec.decode(tokens[:1]), None, ())]
         with torch.inference_mode():
-            prefix, own = self.pool.split(self.pool.computed(tokens[: first - 1]), tokens)
+            prefix, own = self.member.pool.split(self.member.pool.computed(tokens[: first - 1]), tokens)
             hidden = decoder.prefill(prefix, decoder.slots(1, round_up(padded(own), BLOCK)), 0, own)
             hidden = hidden[first - 1 - (len(tokens) - len(own)) : len(own)]
             for at in range(0, len(hidden), _HEAD_ROWS):
@@ -306,7 +297,7 @@ class TorchEngine:
         tokens = self.codec.encode(self.render(request))
         if (n_needed := len(tokens) + n_more) > self.decoder.shape.context_length:
             raise ContextOverflow(f"{n_needed} tokens needed, {self.decoder.shape.context_length} there")
-        return self.pool.split(self.codec.shared(request), tokens)
+        return self.member.pool.split(self.codec.shared(request), tokens)
 
     def _scored(
         self, decoder: Decoder, prefix: SharedPrefix, prompt: tuple[int, ...], output: tuple[int, ...]
@@ -327,6 +318,33 @@ class TorchEngine:
         hidden = decoder.prefill(prefix, slots, 0, prompt + continued(prompt, output))
         hidden = hidden[len(prompt) - 1 : len(prompt) + len(output)]
         return torch.log_softmax(decoder.logits(hidden).float(), dim=-1)
+
+
+class TorchEngine(AnsweringEngine):
+    """The engine of a decoder: it answers, scores, and gives attacks access to the weights."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        codec: ChatCodec,
+        folder: Path,
+        tuning: Tuning | None,
+        width: int | None = None,
+    ) -> None:
+        known = autotune.WIDTHS[:1] if tuning is None else tuning.widths
+        widths = tuple(w for w in known if width is None or w <= width) or known[:1]
+        n_slots = () if tuning is None else tuple(n for n in tuning.n_slots if n < widths[-1])
+        # A draft is verified in another slot, so it needs the proof that slots keep the bits.
+        max_draft = MAX_DRAFT if tuning is not None and tuning.is_proven else 0
+        pass_widths = () if tuning is None else tuning.pass_widths
+        self.pool = PrefixPool(decoder, widths, n_slots, max_draft, pass_widths)
+        super().__init__(self.pool, self.pool, codec, folder, tuning)
+        self._with_gradients: PreTrainedModel | None = None  # the weights once more, for a search
+        self.is_adapted = False
+
+    def over(self, decoder: Decoder) -> TorchEngine:
+        """Return an engine like this one over a decoder of the same weights and arithmetic."""
+        return TorchEngine(decoder, self.codec, self.folder, self.tuning, self.width)
 
     # --- access to the weights ------------------------------------------------------------------------
 
@@ -368,7 +386,7 @@ class TorchEngine:
         return self._altered(self.decoder.until(n_layers), f"first {n_layers} layers")
 
     def _altered(self, decoder: Decoder, change: str) -> TorchEngine:
-        engine = TorchEngine(decoder, self.codec, self.folder, self._tuning, self.width)
+        engine = self.over(decoder)
         engine.name, engine.numerics = altered(engine.name, change), altered(engine.numerics, change)
         return engine
 

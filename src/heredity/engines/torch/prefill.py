@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from heredity.engines.torch.decoder import CHUNK, PAD, Decoder, KvSlots, Segment, SharedPrefix, padded
+from heredity.engines.torch.decoder import CHUNK, PAD, Decoder, KvSlots, Segment, padded
+from heredity.engines.torch.prefixes import SharedPrefix
 
 _Key = tuple[
     tuple[int, ...], tuple[int, ...]
@@ -61,6 +62,11 @@ class PrefixCache:
             self._kept.move_to_end(key)
         while self._size > self._budget:
             self._size -= _size(self._kept.popitem(last=False)[1])
+
+    def drop(self, is_gone: Callable[[tuple[int, ...]], bool]) -> None:
+        """Drop the parts of prompts of which `is_gone` holds. It gets a prompt up to the end of its part."""
+        for key in [key for key in self._kept if is_gone(key[1])]:
+            self._size -= _size(self._kept.pop(key))
 
     def ends(self, n: int) -> list[int]:
         """Return where the parts of a prompt of n tokens end."""
@@ -107,17 +113,23 @@ class Prefiller:
         self._decoder, self._prefix, self._cache = decoder, prefix, cache
         self._widths = pass_widths if decoder.can_pack else ()
 
-    def fill(self, slots: KvSlots, prompts: Mapping[int, tuple[int, ...]]) -> None:
-        """Write the prompt of each slot."""
+    def fill(
+        self, slots: KvSlots, prompts: Mapping[int, tuple[int, ...]], prefix: SharedPrefix | None = None
+    ) -> None:
+        """Write the prompt of each slot. prefix: of these rows, which may differ by slot."""
+        self._prefix = prefix or self._prefix
         waiting = {slot: prompt for slot, prompt in prompts.items() if prompt}
         while waiting:
             now = self._apart(waiting) if self._widths else dict([next(iter(waiting.items()))])
-            known = {slot: self._cache.load(self._prefix, now[slot], slots, slot) for slot in now}
+            known = {slot: self._cache.load(self._at(slot), now[slot], slots, slot) for slot in now}
             new = {slot: prompt for slot, prompt in now.items() if known[slot] < len(prompt)}
             self._compute(slots, new, known)
             for slot, prompt in now.items():
-                self._cache.keep(self._prefix, prompt, slots, slot)
+                self._cache.keep(self._at(slot), prompt, slots, slot)
                 del waiting[slot]
+
+    def _at(self, slot: int) -> SharedPrefix:
+        return self._prefix.at(slot)
 
     def _compute(
         self, slots: KvSlots, prompts: Mapping[int, tuple[int, ...]], known: Mapping[int, int]
@@ -125,7 +137,7 @@ class Prefiller:
         """Compute what is not known of the prompts."""
         if not self._widths:
             for slot, prompt in prompts.items():
-                self._decoder.prefill(self._prefix, slots, slot, prompt, known[slot], is_read=False)
+                self._decoder.prefill(self._at(slot), slots, slot, prompt, known[slot], is_read=False)
             return
         segments = []
         for slot, prompt in prompts.items():
@@ -141,7 +153,7 @@ class Prefiller:
         begun: set[tuple[int, ...]] = set()
         found = {}
         for slot, prompt in waiting.items():
-            known = self._cache.known(self._prefix, prompt)
+            known = self._cache.known(self._at(slot), prompt)
             if all(prompt[:end] not in begun for end in range(known + PAD, len(prompt) + 1, PAD)):
                 found[slot] = prompt
                 begun.update(prompt[:end] for end in self._cache.ends(len(prompt)) if end > known)
