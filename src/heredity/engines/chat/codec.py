@@ -292,6 +292,11 @@ class ChatCodec:
         return self._template.stop_text
 
     @property
+    def n_tokens(self) -> int:
+        """The number of tokens of the tokenizer."""
+        return len(self._tokenizer)
+
+    @property
     def fast_tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer of the library `tokenizers`. Raises Unavailable if the model has another one."""
         from transformers import PreTrainedTokenizerFast

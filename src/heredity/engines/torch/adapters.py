@@ -57,6 +57,11 @@ class AdapterEngine(AnsweringEngine):
     def __init__(self, base: TorchEngine, folder: Path, number: int, updates: Updates) -> None:
         pool = AdapterPool(base.pool, number, updates.invocation)
         codec = ChatCodec(folder if has_tokenizer(folder) else base.folder)
+        if codec.n_tokens > max(base.codec.n_tokens, base.decoder.shape.vocab_size):
+            raise Unavailable(
+                "It cannot share its base with other adapters: its tokenizer has more tokens than the base.",
+                code="adapter-not-shared",
+            )
         tuning = base.tuning
         if tuning is not None:
             with torch.inference_mode():

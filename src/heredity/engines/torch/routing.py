@@ -226,8 +226,8 @@ class AdapterSet:
                 rows.setdefault(self._places[number], []).append(at)
         if self.route.kind == "row":  # the product of an adapter by itself: all rows of the pass
             for (shape, place), own in rows.items():
-                at = torch.tensor(own, device=device)
-                yield Share(shape, place, at, torch.arange(len(numbers), device=device)[None], at)
+                there = torch.tensor(own, device=device)
+                yield Share(shape, place, there, torch.arange(len(numbers), device=device)[None], there)
             return
         for run in _runs(sorted(rows)):
             yield from self._shared({place: rows[place] for place in run}, device)

@@ -1,0 +1,180 @@
+"""Ten adapters over one base: memory and tokens per second, as ratios to the base by itself in one run.
+
+    python bench/serve_adapters.py [--model NAME | --tiny] [--adapters 10] [--rank 8] [--rows 32] [--rounds 3]
+
+The adapters are random and change every linear layer, or those of --targets. The engine answers the same
+requests for the base by itself, and then for the adapters in turn. Rows of all of them are in one batch. The
+two ways alternate, and the best round of each counts. Answers are drawn at temperature 1. With --prefix all
+rows share an application of that many words; each adapter has its own keys and values of it.
+
+The memory of the base is that of its weights as they are resident; that of an adapter is the growth of the
+process. `bytes` is the exact size of the matrices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WORDS = ("tent", "stove", "order", "refund", "boots", "leak", "rucksack", "delivery", "invoice", "sleeping")
+
+
+def main() -> None:
+    given = parse()
+    import torch
+
+    from heredity.core import host
+    from heredity.engines.torch.adapters import SharedBase
+    from heredity.engines.torch.engine import open_folder
+
+    print(
+        f"machine {host.machine_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, commit {commit()}"
+    )
+    with tempfile.TemporaryDirectory() as home:
+        folder = tiny(Path(home) / "base") if given.tiny else stored(given.model)
+        before = resident()
+        engine = open_folder(folder, dtype=given.dtype)
+        base = resident() - before
+        shared = SharedBase(engine)
+        first = resident()
+        members = []
+        for i in range(given.adapters):
+            adapter = random_adapter(folder, Path(home) / f"adapter-{i}", given.rank, given.targets, i)
+            members.append(shared.add(adapter, shared.read(adapter)))
+        added, n_bytes = resident() - first, sum(each.n_bytes for each in members)
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        print(f"{engine.name}; widths {shared.base.pool.widths}, pass widths {shared.base.pool.pass_widths}")
+        print(f"files of the base {mib(weights)}, resident {mib(base)}; {given.adapters} adapters of rank")
+        print(f"{given.rank}: bytes {mib(n_bytes)}, resident {mib(added)}")
+        print(f"memory: {(base + max(added, n_bytes)) / base:.3f} x the base")
+        alone, mixed = [], []
+        for _ in range(given.rounds + 1):  # the first one warms up
+            alone.append(rate(shared, given, 0))
+            mixed.append(rate(shared, given, given.adapters))
+        one, other = max(alone[1:]), max(mixed[1:])
+        print(
+            f"tokens/s: base alone {one:.1f}, {given.adapters} adapters mixed {other:.1f}, {given.rows} rows"
+        )
+        print(f"throughput: {other / one:.3f} x the base (best of {given.rounds} rounds each)")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--tiny", action="store_true", help="a random model of 3 layers, to see it work")
+    parser.add_argument("--adapters", type=int, default=10)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--targets", nargs="+", default=ALL)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer")
+    parser.add_argument("--prefix", type=int, default=0, help="words of an application that all rows share")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    return parser.parse_args()
+
+
+def rate(shared: object, given: argparse.Namespace, n_adapters: int) -> float:
+    """Tokens per second of all rows, half as many requests again waiting behind them."""
+    import torch
+
+    from heredity.core.records import Decoding, Message
+    from heredity.engines.protocols import AddressedRequest
+    from heredity.engines.torch.adapters import SharedBase
+
+    assert isinstance(shared, SharedBase)
+    text = " ".join(WORDS[i % 10] for i in range(given.prefix))
+    system = (Message("system", text),) if given.prefix else ()
+    decoding, requests = Decoding(given.tokens, 1.0), []
+    for i in range(given.rows * 3 // 2):
+        messages = (*system, Message("user", f"{WORDS[i % 10]} {i} " * (2 + i % 5)))
+        number = i % n_adapters + 1 if n_adapters else 0
+        requests.append(AddressedRequest(i, messages, decoding, i, n_shared=len(system), adapter=number))
+    started = time.perf_counter()
+    with torch.inference_mode():
+        n = sum(len(reply.tokens) for reply in shared.reply(requests))
+    return n / (time.perf_counter() - started)
+
+
+def random_adapter(base: Path, out: Path, rank: int, targets: Sequence[str], seed: int) -> Path:
+    """Write an adapter with PEFT's names: small random matrices for every layer of the base."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    stream, tensors = torch.Generator().manual_seed(seed), {}
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                module = name.removesuffix(".weight")
+                if module.rpartition(".")[2] in targets:
+                    n_out, n_in = file.get_slice(name).get_shape()
+                    sides = {"A": (rank, n_in), "B": (n_out, rank)}
+                    for side, size in sides.items():
+                        place = f"base_model.model.{module}.lora_{side}.weight"
+                        tensors[place] = torch.randn(size, generator=stream) * 0.02
+    out.mkdir(parents=True)
+    save_file(tensors, out / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank}
+    (out / "adapter_config.json").write_text(json.dumps({**config, "target_modules": list(targets)}))
+    return out
+
+
+def tiny(folder: Path) -> Path:
+    """A random model of the tests."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.support.tiny_models import make_model
+
+    return make_model(folder, "llama", hidden_size=256, intermediate_size=512, max_position_embeddings=1024)
+
+
+def stored(name: str) -> Path:
+    """The folder of a model of the store, in the form that the engine reads."""
+    from heredity.lineage.store import Store
+
+    store = Store()
+    return store.ready(store.pull(name)).folder
+
+
+def resident() -> int:
+    """Bytes of this process in memory, once freed memory is given back."""
+    import gc
+
+    from heredity.core import host
+
+    gc.collect()
+    host.trim_memory()
+    status = Path("/proc/self/status")
+    found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) << 10 if found else 0
+
+
+def mib(n: int) -> str:
+    return f"{n / (1 << 20):.1f} MiB"
+
+
+def commit() -> str:
+    """The commit that is measured, with a + if files have changed since."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return done.stdout.strip()
+
+    return (git("rev-parse", "--short", "HEAD") or "no commit") + (
+        "+" if git("status", "--porcelain") else ""
+    )
+
+
+if __name__ == "__main__":
+    main()
