@@ -7,8 +7,8 @@ requests for the base by itself, and then for the adapters in turn. Rows of all 
 two ways alternate, and the best round of each counts. Answers are drawn at temperature 1. With --prefix all
 rows share an application of that many words; each adapter has its own keys and values of it.
 
-The memory of the base is that of its weights as they are resident; that of an adapter is the growth of the
-process. `bytes` is the exact size of the matrices.
+Memory is that of the weights as the engine holds them: the bytes of the base and of all adapters, over those
+of the base. The growth of the process is a figure of its own: it has what libraries and trials keep, too.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def main() -> None:
             adapter = random_adapter(folder, Path(home) / f"adapter-{i}", given.rank, given.targets, i)
             members.append(shared.add(adapter, shared.read(adapter)))
         added, n_bytes = resident() - first, sum(each.n_bytes for each in members)
-        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        weights = n_weights(folder) * engine.decoder.dtype.itemsize
         print(f"{engine.name}; widths {shared.base.pool.widths}, pass widths {shared.base.pool.pass_widths}")
-        print(f"files of the base {mib(weights)}, resident {mib(base)}; {given.adapters} adapters of rank")
-        print(f"{given.rank}: bytes {mib(n_bytes)}, resident {mib(added)}")
-        print(f"memory: {(base + max(added, n_bytes)) / base:.3f} x the base")
+        print(f"weights: base {mib(weights)}, {given.adapters} adapters of rank {given.rank} {mib(n_bytes)}")
+        print(f"memory: {(weights + n_bytes) / weights:.3f} x the base (bytes of weights)")
+        print(f"growth of the process: {mib(base)} with the base, then {mib(added)} with the adapters")
         alone, mixed = [], []
         for _ in range(given.rounds + 1):  # the first one warms up
             alone.append(rate(shared, given, 0))
@@ -129,6 +129,19 @@ def random_adapter(base: Path, out: Path, rank: int, targets: Sequence[str], see
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank}
     (out / "adapter_config.json").write_text(json.dumps({**config, "target_modules": list(targets)}))
     return out
+
+
+def n_weights(folder: Path) -> int:
+    """The number of weights in the files of a model."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    n = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            n += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return n
 
 
 def tiny(folder: Path) -> Path:

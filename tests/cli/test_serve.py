@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,52 @@ def test_every_model_is_served_in_every_application(tmp_path: Path) -> None:
     models = ("scripted:leaky", "scripted:helpful")
     assert found == [f"{layer}@{model}" for model in models for layer in (desk, "shop")]
     assert "You sell." in said and "ZEBRA" not in said
+
+
+@pytest.mark.slow
+def test_a_base_and_an_adapter_in_one_process_answer_as_each_does_alone(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from heredity.core.records import Decoding, Message, Request
+    from heredity.lineage.adoption import adopt
+    from heredity.lineage.loading import load_engine
+    from heredity.lineage.store import Store
+    from tests.support.random_adapters import random_adapter
+    from tests.support.tiny_models import make_model
+
+    store = Store(tmp_path / "store")
+    base = store.pull(str(make_model(tmp_path / "base", "llama")))
+    models = {"base": base}
+    for seed, name in enumerate(("tickets", "late")):
+        models[name] = adopt(str(random_adapter(base.folder, tmp_path / name, seed, rank=8)), base, store)
+    alone = {}
+    for name, grown in models.items():
+        engine = load_engine(grown, store, is_batched=False)
+        (reply,) = engine.reply([Request(0, (Message("user", "the quick brown fox"),), Decoding(16))])
+        alone[name] = reply.text
+        engine.close()
+    assert len(set(alone.values())) == 3
+
+    def said(address: str, name: str) -> str:
+        turns = [{"role": "user", "content": "the quick brown fox"}]
+        body = {"model": name, "messages": turns, "max_tokens": 16, "temperature": 0}
+        found = httpx.post(f"{address}/chat/completions", json=body, timeout=60).json()
+        assert found["model"] == name
+        return str(found["choices"][0]["message"]["content"])
+
+    with serving(tmp_path, "base", "tickets", "--load-adapters") as (process, address):
+        with ThreadPoolExecutor(4) as callers:  # in one batch
+            asked = ["base", "tickets"] * 3
+            found = list(callers.map(lambda name: said(address, name), asked))
+        assert found == [alone[name] for name in asked]
+        more = httpx.post(f"{address}/load_lora_adapter", json={"lora_name": "late"}, timeout=60)
+        assert more.status_code == 200, more.text
+        assert said(address, "late") == alone["late"]
+        gone = httpx.post(f"{address}/unload_lora_adapter", json={"lora_name": "tickets"}, timeout=60)
+        assert gone.status_code == 200, gone.text
+        assert [each["id"] for each in httpx.get(f"{address}/models").json()["data"]] == ["base", "late"]
+        process.send_signal(signal.SIGINT)
+        _, left = process.communicate(timeout=60)
+        assert process.returncode == 0 and left.endswith("closed\n"), left
 
 
 def test_what_an_operator_turns_on_is_on(tmp_path: Path) -> None:

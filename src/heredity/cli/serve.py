@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
     from heredity.application.guards.protocols import GuardReaders
     from heredity.application.spec import Application
+    from heredity.deploy.serve.adapters import AdapterDesk, ServingRules
     from heredity.deploy.serve.answers import Served
     from heredity.deploy.serve.app import ServerSettings
     from heredity.deploy.serve.embeddings import EmbeddingService
     from heredity.deploy.serve.request_log import RequestLog
+    from heredity.deploy.serve.worker import Service
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
     from heredity.redteam.guard_readers import JudgeReaders
@@ -81,6 +83,11 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
     "--cors", "origins", type=Name(), multiple=True, metavar="ORIGIN",
     help="Let the scripts of this web page ask, e.g. https://app.example.com.",
 )  # fmt: skip
+@click.option(
+    "--load-adapters",
+    is_flag=True,
+    help="Let callers load, replace and unload adapters of the store while the server runs.",
+)
 @click.option("--metrics", is_flag=True, help="Serve counts for Prometheus at /metrics.")
 @click.option("--access-log", is_flag=True, help="Print a line of JSON per request, without its contents.")
 @click.option(
@@ -96,21 +103,21 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def command(
     models: tuple[str, ...], applications: tuple[Path, ...], free_decoding: bool, ignore_settings: bool,
     host: str, port: int, key_names: tuple[str, ...], waiting: int, per_minute: int | None, max_body: int,
-    origins: tuple[str, ...], metrics: bool, access_log: bool, request_log: Path | None,
-    request_log_size: int, key_env: tuple[str, ...],
+    origins: tuple[str, ...], load_adapters: bool, metrics: bool, access_log: bool,
+    request_log: Path | None, request_log_size: int, key_env: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Serve models behind an OpenAI-compatible API.
 
     Any client of that API can connect. Answers equal those of a study on this machine, bit for bit. With
     --application, its prompt, passages, tools, guards and decoding settings apply to every conversation. Tool
-    calls go to the client, which sends their results. Ctrl-C stops the server after requests in flight.
+    calls go to the client, which sends their results. Adapters of one base share it: it is in memory once.
+    Ctrl-C stops the server after requests in flight.
     """
-    from heredity.core.errors import Unavailable, UsageError
+    from heredity.core.errors import UsageError
     from heredity.core.terminal import note
 
-    for name in ("starlette", "uvicorn"):
-        if find_spec(name) is None:
-            raise Unavailable(f"The server needs {name}. Install it: pip install 'heredity[serve]'")
+    _check_installed()
+    from heredity.deploy.serve.adapters import ServingRules
     from heredity.deploy.serve.app import ServerSettings
 
     settings = ServerSettings(
@@ -123,16 +130,24 @@ def command(
         )
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
-        rules = (free_decoding, ignore_settings)
         store = open_store()
         guard_models = _guard_models(store, key_env)
         stack.callback(guard_models.close)
-        layers = _layers(applications, guard_models)
-        found = _loaded(stack, store, models, layers, rules, waiting, key_env)._replace(readers=guard_models)
+        rules = ServingRules(_layers(applications, guard_models), free_decoding, ignore_settings)
+        found = _loaded(stack, store, models, rules, waiting, key_env, load_adapters)
+        found.readers = guard_models
         if request_log is not None:
             settings = replace(settings, request_log=_opened(stack, request_log, request_log_size))
         _listen(found, listening, host, settings)
     note("closed")
+
+
+def _check_installed() -> None:
+    from heredity.core.errors import Unavailable
+
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise Unavailable(f"The server needs {name}. Install it: pip install 'heredity[serve]'")
 
 
 def _opened(stack: ExitStack, path: Path, size: int) -> RequestLog:
@@ -175,12 +190,14 @@ def _origin(origin: str) -> str:
     return origin.lower()
 
 
-class _Loaded(NamedTuple):
-    """The models to serve, loaded."""
+@dataclass
+class _Loaded:
+    """The models to serve, loaded. desk: loads more adapters; None if no caller may."""
 
-    served: list[Served]
-    encoders: list[EmbeddingService]
+    served: list[Served] = field(default_factory=list)
+    encoders: list[EmbeddingService] = field(default_factory=list)
     readers: GuardReaders | None = None
+    desk: AdapterDesk | None = None
 
     @property
     def names(self) -> list[str]:
@@ -190,34 +207,38 @@ class _Loaded(NamedTuple):
 
 
 def _loaded(
-    stack: ExitStack, store: Store, models: tuple[str, ...], layers: Sequence[Application | None],
-    rules: tuple[bool, bool], most: int, key_env: tuple[str, ...],
+    stack: ExitStack, store: Store, models: tuple[str, ...], rules: ServingRules, most: int,
+    key_env: tuple[str, ...], is_open: bool,
 ) -> _Loaded:  # fmt: skip
-    """Load each model once. rules: whether callers set the decoding, and whether settings are ignored."""
+    """Load each model once, and each base once. is_open: whether callers may load adapters."""
     from heredity.cli import _pulling
     from heredity.core.terminal import note
-    from heredity.deploy.serve.answers import Served
+    from heredity.deploy.serve.adapters import AdapterDesk, share
     from heredity.deploy.serve.embeddings import EmbeddingService, Encoder
     from heredity.deploy.serve.worker import EngineWorker
-    from heredity.engines import check_schema
 
-    grown = {one.record.id: one for one in map(store.get, models)}
-    load, found = _remote.loader(store, _remote.calls(key_env)), _Loaded([], [])
-    for one in grown.values():
-        is_encoder = one.record.modality == "text-embedding"
-        ready = one if is_encoder or one.record.format == "scripted" else _pulling.ready(store, one)
+    asked = {one.record.id: one for one in map(store.get, models)}
+    encoders = [one for one in asked.values() if one.record.modality == "text-embedding"]
+    ready = {
+        one.record.id: one if one.record.format == "scripted" else _pulling.ready(store, one)
+        for one in asked.values()
+        if one not in encoders
+    }
+    load, found = _remote.loader(store, _remote.calls(key_env)), _Loaded()
+    bases, services = share(stack, store, ready.values(), load, most, is_open, note)
+    for ident, form in ready.items():
+        service: Service | None = services.get(form.record.id)
+        if service is None:
+            note(f"loading {form.record.name} ...")
+            service = EngineWorker(load(form), most)
+            stack.callback(service.close)
+        found.served += rules.served(asked[ident].record, service)
+    for one in encoders:
         note(f"loading {one.record.name} ...")
-        if is_encoder:
-            encoder = EmbeddingService(Encoder(one), most)
-            stack.callback(encoder.close)
-            found.encoders.append(encoder)
-            continue
-        service = EngineWorker(load(ready), most)
-        stack.callback(service.close)
-        for layer in layers:
-            if layer is not None:
-                check_schema(service.engine, layer.decoding)
-        found.served.extend(Served(one.record, service, layer, *rules) for layer in layers)
+        encoder = EmbeddingService(Encoder(one), most)
+        stack.callback(encoder.close)
+        found.encoders.append(encoder)
+    found.desk = AdapterDesk(store, bases, rules) if is_open else None
     return found
 
 
@@ -297,7 +318,8 @@ def _listen(found: _Loaded, listening: socket.socket, host: str, settings: Serve
     where = f" in {'the application' if len(layers) == 1 else 'each of'} {inside}" if layers else ""
     note(f"serving {', '.join(found.names)}{where} at {address}")
     api = server(
-        app.app(found.served, settings, found.encoders, found.readers), log_level="warning", access_log=False,
+        app.app(found.served, settings, found.encoders, found.readers, found.desk),
+        log_level="warning", access_log=False,
         server_header=False, timeout_graceful_shutdown=60,
     )  # fmt: skip
     # uvicorn raises the signal again after the last answer; then models are closed and the exit code is 0.

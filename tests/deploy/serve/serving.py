@@ -27,9 +27,10 @@ _CLIENTS: list[Any] = []  # closed with the server that they ask
 def listening(*served: Served, header_seconds: float = server.HEADER_SECONDS, **how: Any) -> Iterator[str]:
     """The address of a real server over these models."""
     embedders, key, readers = how.pop("embedders", ()), how.pop("key", ""), how.pop("readers", None)
+    desk = how.pop("adapters", None)
     settings = app.ServerSettings(**({"keys": (key,) if key else ()} | how))
     running = server.server(
-        app.app(served, settings, embedders, readers), header_seconds, log_level="warning"
+        app.app(served, settings, embedders, readers, desk), header_seconds, log_level="warning"
     )
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
         bound.bind(("127.0.0.1", 0))

@@ -23,7 +23,7 @@ from heredity.deploy.serve import schema
 from heredity.deploy.serve.guarding import ServedGuards
 from heredity.deploy.serve.request_log import LoggedModel, RequestLog
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
-from heredity.deploy.serve.worker import EngineWorker, Ticket
+from heredity.deploy.serve.worker import Service, Ticket
 from heredity.engines.chat.codec import StopTexts
 from heredity.engines.chat.tool_calls import MARKS, DividedAnswer, WrittenCall, divide_answer
 from heredity.engines.protocols import Engine, SchemaEngine, TokenLog, TokenScorer
@@ -42,11 +42,11 @@ class Served(NamedTuple):
     """A served model, with or without an application."""
 
     model: Model
-    service: EngineWorker
+    service: Service
     application: Application | None = None
     may_draw: bool = False  # whether a caller may override the application's sampling parameters
     ignores: bool = False  # whether settings that the application holds are ignored instead of refused
-    guards: ServedGuards | None = None  # of the application; the server sets them (app.py)
+    guards: ServedGuards | None = None  # of the application; the server sets them (roster.py)
     log: RequestLog | None = None  # of the operator; the server sets it
 
     @property
@@ -93,6 +93,10 @@ class ServedAnswer:
         self._logs: list[TokenLog] | None = None
         self._is_waking = self._is_dropped = False
         self.news = asyncio.Event()
+        try:
+            one.service.hold()  # until `drop`: the scores of an answer come after it
+        except HeredityError as error:
+            raise _refusal(error) from None
 
     @property
     def _reads_callers_tools(self) -> bool:
@@ -127,9 +131,11 @@ class ServedAnswer:
             raise _refusal(error) from None
 
     def drop(self) -> None:
-        """Cancel the answer: the caller no longer waits."""
-        self._is_dropped = True
+        """End the answer: the caller no longer waits."""
+        was_dropped, self._is_dropped = self._is_dropped, True
         self._end()
+        if not was_dropped:
+            self._one.service.release()
 
     def _scored(self, output: Sequence[int]) -> Future[list[TokenLog]]:
         """Queue the scores of the answer's tokens, and of its prompt's if the caller wants them."""

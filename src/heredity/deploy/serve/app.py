@@ -7,6 +7,8 @@
     POST /v1/messages             the same as chat, in the form of Anthropic's Messages API
     GET  /v1/models               served models: id, parents, recipe; digest of the application
     GET  /v1/models/NAME          one of them
+    POST /v1/load_lora_adapter    serves another adapter; off by default, as is ...
+    POST /v1/unload_lora_adapter  which ends that
     GET  /metrics                 counts for Prometheus, if they are on
     GET  /health                  200 while every model can answer
 
@@ -27,8 +29,7 @@ import asyncio
 import gc
 import secrets
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -41,17 +42,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Call
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from heredity.application.guards.protocols import GuardReaders
-from heredity.core.errors import ContextOverflow, HeredityError, UsageError, did_you_mean
-from heredity.core.records import Model, encode
+from heredity.core.errors import ContextOverflow, HeredityError, UsageError
+from heredity.core.records import encode
 from heredity.deploy.serve import answers, chat, completions, embeddings, messages, responses, schema
+from heredity.deploy.serve.adapters import AdapterDesk, refusal
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
 from heredity.deploy.serve.delivery import EventStream, drop, refuse_gone, unless_gone
 from heredity.deploy.serve.embeddings import EmbeddingService
-from heredity.deploy.serve.guarding import ServedGuards
 from heredity.deploy.serve.limits import (
     BODY_SECONDS,
     LARGEST,
@@ -62,6 +63,7 @@ from heredity.deploy.serve.limits import (
 )
 from heredity.deploy.serve.observing import CONTENT_TYPE, Metrics, Observed
 from heredity.deploy.serve.request_log import RequestLog
+from heredity.deploy.serve.roster import Roster, described
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.engines.protocols import Completer, Engine
 
@@ -102,16 +104,17 @@ def app(
     settings: ServerSettings | None = None,
     embedders: Sequence[EmbeddingService] = (),
     readers: GuardReaders | None = None,
+    adapters: AdapterDesk | None = None,
 ) -> Starlette:
     """Return the API for these models as an ASGI application.
 
     embedders: sentence encoders for /v1/embeddings. readers: the models of guards, which threads may share.
+    adapters: loads adapters while the server runs; None: no caller may.
     """
     settings = settings or ServerSettings()
     metrics = Metrics()
-    log = settings.request_log
-    guarded = tuple(one._replace(guards=ServedGuards.of(one.application, readers), log=log) for one in served)
-    desk = _Desk(guarded, settings.keys, tuple(embedders), metrics, RateLimit(settings.per_minute))
+    roster = Roster(served, embedders, readers, settings.request_log)
+    desk = _Desk(roster, settings.keys, metrics, RateLimit(settings.per_minute))
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/completions", desk.text, methods=["POST"]),
@@ -122,6 +125,10 @@ def app(
         Route("/v1/models/{name:path}", desk.model, methods=["GET"]),
         Route("/health", desk.health, methods=["GET"]),
     ]
+    if adapters is not None:
+        adapters.roster = desk.roster
+        routes.append(Route("/v1/load_lora_adapter", desk.told(adapters.load), methods=["POST"]))
+        routes.append(Route("/v1/unload_lora_adapter", desk.told(adapters.unload), methods=["POST"]))
     if settings.has_metrics:
         routes.append(Route("/metrics", desk.counts, methods=["GET"]))
     handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here, ClientDisconnect: _left}
@@ -169,9 +176,8 @@ async def _short_pauses(_: Starlette) -> AsyncIterator[None]:
 class _Desk:
     """The handlers of the routes."""
 
-    served: tuple[Served, ...]
+    roster: Roster
     keys: tuple[str, ...]
-    embedders: tuple[EmbeddingService, ...]
     counted: Metrics
     rate: RateLimit
     memory: MemoryFloor = field(default_factory=MemoryFloor)
@@ -206,7 +212,7 @@ class _Desk:
         async with self.gate:
             await refuse_gone(call)
             body = _understood(lambda: schema.opened(raw))
-            one = self._named(str(body["model"]))
+            one = self.roster.named(str(body["model"]))
             if not isinstance(one.service.engine, needs):
                 raise Refusal(
                     400, f"'{one.model.name}' takes only conversations", "not_supported", param="model"
@@ -215,7 +221,8 @@ class _Desk:
         if asked is None:
             asked = await _read_slowly(parse, body, one.rules, self.compiling)
         found = await _asked(one, asked)
-        return await self._answered(call, found, asked, form(self.name_of(one), one.fingerprint, asked))
+        name = self.roster.name_of(one)
+        return await self._answered(call, found, asked, form(name, one.fingerprint, asked))
 
     async def embeddings(self, call: Call) -> Response:
         """Embed texts, one at a time, so that requests take turns."""
@@ -223,7 +230,7 @@ class _Desk:
         async with self.gate:
             await refuse_gone(call)
             body = _understood(lambda: schema.opened(raw))
-            service = self._embedder(str(body["model"]))
+            service = self.roster.embedder(str(body["model"]))
             asked = _understood(lambda: embeddings.parse(body))
         service.admit()
         try:
@@ -237,61 +244,48 @@ class _Desk:
             service.n_open -= 1
         return _json(_understood(lambda: embeddings.formatted(service.model.name, asked, found)))
 
-    def _embedder(self, name: str) -> EmbeddingService:
-        for each in self.embedders:
-            if name in (each.model.name, each.model.id):
-                return each
-        one = self._named(name)
-        message = f"'{one.model.name}' is not a sentence encoder, and gives no embeddings"
-        raise Refusal(400, message, "not_supported", param="model")
-
     async def models(self, call: Call) -> Response:
         """List the served models and their lineage."""
         self._admit(call)
-        encoders = [_described(each.model) for each in self.embedders]
-        return _json({"object": "list", "data": [*map(self._about, self.served), *encoders]})
+        return _json({"object": "list", "data": self.roster.about_all()})
 
     async def model(self, call: Call) -> Response:
         """Describe one served model."""
         self._admit(call)
         name = call.path_params["name"]
-        if encoder := next((each for each in self.embedders if each.model.name == name), None):
-            return _json(_described(encoder.model))
-        return _json(self._about(self._named(name)))
-
-    def _about(self, one: Served) -> dict[str, object]:
-        layer = one.application
-        about = {
-            "engine": one.service.engine.name,
-            "application": None if layer is None else {"name": layer.name, "digest": layer.digest},
-        }
-        return _described(one.model, self.name_of(one), **about)
-
-    def name_of(self, one: Served) -> str:
-        """Return the shortest name that is this model's only."""
-        return next((name for name in one.names if self._having(name) == [one]), one.names[-1])
-
-    def _having(self, name: str) -> list[Served]:
-        return [one for one in self.served if name in one.names]
+        if (encoder := self.roster.encoder(name)) is not None:
+            return _json(described(encoder.model))
+        return _json(self.roster.about(self.roster.named(name)))
 
     async def counts(self, call: Call) -> Response:
         """Return counts for Prometheus."""
         self._admit(call)
-        services = {one.model.name: one.service for one in self.served}
+        services = {one.model.name: one.service for one in self.roster.served}
         gauges = {
             "heredity_open_requests": {name: each.n_open for name, each in services.items()},
             "heredity_prompt_tokens_total": {name: each.n_prompt_tokens for name, each in services.items()},
             "heredity_completion_tokens_total": {name: each.n_tokens for name, each in services.items()},
         }
-        found = (one.guards.n_found for one in self.served if one.guards is not None)
-        guarded = sum(found, start=Counter[str]())
-        return Response(self.counted.text(gauges, guarded), media_type=CONTENT_TYPE)
+        return Response(self.counted.text(gauges, self.roster.n_found), media_type=CONTENT_TYPE)
+
+    def told(self, change: Callable[[bytes], Awaitable[str]]) -> Callable[[Call], Awaitable[Response]]:
+        """Return the handler of a change of the served models: it answers in words, as vLLM does."""
+
+        async def handle(call: Call) -> Response:
+            try:
+                return PlainTextResponse(await change(await self._body(call)))
+            except HeredityError as error:
+                raise refusal(error) from None
+
+        return handle
 
     async def health(self, call: Call) -> Response:  # noqa: ARG002 (needs no key, for monitoring)
         """Report whether all models can answer, and the number of open requests of each."""
-        failed = {s.model.name: str(s.service.failure) for s in self.served if s.service.failure is not None}
-        n_open = {one.model.name: one.service.n_open for one in self.served}
-        n_open |= {each.model.name: each.n_open for each in self.embedders}
+        failed = {
+            s.model.name: str(s.service.failure) for s in self.roster.served if s.service.failure is not None
+        }
+        n_open = {one.model.name: one.service.n_open for one in self.roster.served}
+        n_open |= {each.model.name: each.n_open for each in self.roster.embedders}
         return _json({"failed": failed, "open": n_open}, 503 if failed else 200)
 
     def _admit(self, call: Call) -> None:
@@ -324,29 +318,14 @@ class _Desk:
         try:
             return _json(shape.whole(found, await unless_gone(call, found)), headers=headers)
         except asyncio.CancelledError:  # the server is shutting down and its grace period is over
-            drop(found)
             raise Refusal(503, "the server is shutting down", "closing") from None
-        except BaseException:
+        finally:
             drop(found)
-            raise
-
-    def _named(self, name: str) -> Served:
-        if len(found := self._having(name)) == 1:
-            return found[0]
-        if any(name in (each.model.name, each.model.id) for each in self.embedders):
-            raise Refusal(400, "a sentence encoder answers at /v1/embeddings", "not_supported", param="model")
-        names = [self.name_of(one) for one in found or self.served]
-        if found:
-            message = f"'{name[:200]}' is served more than once here. Name one: {', '.join(names)}"
-            raise Refusal(404, message, "model_not_found", param="model")
-        hint = did_you_mean(name[:200], names) or f" Available: {', '.join(names)}."
-        raise Refusal(404, f"no model is named '{name[:200]}' here.{hint}", "model_not_found", param="model")
 
 
 async def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:
     """Send each answer of a request to the engine. Raises Refusal if the engine rejects one."""
-    found = [ServedAnswer(one, asked, i) for i in range(len(asked.requests))]
-    if len(found) > one.service.most:
+    if len(asked.requests) > one.service.most:
         raise Refusal(
             400,
             f"at most {one.service.most} answers may be open here",
@@ -354,7 +333,9 @@ async def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:
             "too-many-answers",
             "n",
         )
+    found: list[ServedAnswer] = []
     try:
+        found.extend(ServedAnswer(one, asked, i) for i in range(len(asked.requests)))
         await asyncio.gather(*(answer.admit() for answer in found))
         for answer in found:
             answer.ask()
@@ -362,18 +343,6 @@ async def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:
         drop(found)
         raise
     return found
-
-
-def _described(model: Model, name: str = "", **more: object) -> dict[str, object]:
-    about = {
-        "id": model.id,
-        "parents": model.parents,
-        "recipe": model.recipe.kind,
-        "licence": model.licence,
-        **more,
-    }
-    head = {"id": name or model.name, "object": "model", "created": 0, "owned_by": model.family}
-    return {**head, "heredity": about}
 
 
 def _json(what: dict[str, object], status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -47,12 +47,13 @@ class EventStream(StreamingResponse):
                 async with self._gate:
                     sending.cancel()
         finally:
+            drop(self._answers)  # a stream that never began ends none
             for each in (sending, gone):
                 answers.forget(each)
 
 
 def drop(dropped: Sequence[ServedAnswer]) -> None:
-    """Cancel answers."""
+    """End answers: their caller no longer waits."""
     for answer in dropped:
         answer.drop()
 

@@ -53,10 +53,14 @@ class Hears(Protocol):
 @dataclass(eq=False)
 class Ticket:
     """One request and its pending `reply`: a future of the answer, or of an error that fails all
-    requests."""
+    requests.
+
+    settled: called once, with the outcome; the request is then no longer in flight.
+    """
 
     request: Request
     hears: Hears | None = None
+    settled: Callable[[Reply | HeredityError], None] | None = None
     reply: Future[Reply] = field(default_factory=Future)
     is_wanted: bool = True
     is_settled: bool = False
@@ -90,6 +94,68 @@ class _Work(Generic[T]):
             self.result.set_exception(failure)
 
 
+class Service(Protocol):
+    """The part of a server that answers for one model: a worker, or a share of one (members.py)."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the model."""
+
+    @property
+    def most(self) -> int:
+        """The most requests that may be open."""
+
+    @property
+    def n_open(self) -> int:
+        """The number of requests of this model that wait or are in flight."""
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """The tokens of all prompts that were answered since the start."""
+
+    @property
+    def n_tokens(self) -> int:
+        """The tokens of all answers since the start."""
+
+    @property
+    def failure(self) -> HeredityError | None:
+        """The last failure, until an answer succeeds."""
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the model's chat template shows tools."""
+
+    def ask(self, request: Request, hears: Hears | None = None) -> Ticket:
+        """Queue a request. Raises Busy if too many are open, EngineFailure if the service is closed."""
+
+    def compute(self, function: Callable[[Engine], T]) -> Future[T]:
+        """Queue a function of the model's engine, which runs between two steps."""
+
+    def hold(self) -> None:
+        """Keep the model until `release`, for an answer that takes several steps."""
+
+    def release(self) -> None:
+        """End a `hold`."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+def shows_tools(engine: Engine) -> bool:
+    """Return True if the model's chat template shows tools; some ignore them in silence."""
+    without = Request(0, (Message("user", "hello"),))
+    try:
+        shown = engine.render(msgspec.structs.replace(without, tools=(Tool("look_up", "Looks up."),)))
+        return shown != engine.render(without)
+    except HeredityError:
+        return False
+
+
+def n_tokens(reply: Reply) -> int:
+    """Return the tokens of an answer."""
+    return len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
+
+
 class EngineWorker:
     """An engine in its own thread. `close` refuses the requests that still wait."""
 
@@ -113,22 +179,21 @@ class EngineWorker:
 
     @cached_property
     def shows_tools(self) -> bool:
-        """Whether the model's chat template shows tools; some ignore them in silence."""
-        without = Request(0, (Message("user", "hello"),))
-        try:
-            shown = self.engine.render(
-                msgspec.structs.replace(without, tools=(Tool("look_up", "Looks up."),))
-            )
-            return shown != self.engine.render(without)
-        except HeredityError:
-            return False
+        """Whether the model's chat template shows tools."""
+        return shows_tools(self.engine)
 
-    def ask(self, request: Request, hears: Hears | None = None) -> Ticket:
+    def ask(
+        self,
+        request: Request,
+        hears: Hears | None = None,
+        settled: Callable[[Reply | HeredityError], None] | None = None,
+    ) -> Ticket:
         """Queue a request. Raises Busy if too many are open, EngineFailure if the worker is closed."""
         with self._lock:
             self._open()
             self._n_asked += 1
-            ticket = Ticket(msgspec.structs.replace(request, key=self._n_asked), hears, left=self._leave)
+            keyed = msgspec.structs.replace(request, key=self._n_asked)
+            ticket = Ticket(keyed, hears, settled, left=self._leave)
             self._asked.put(ticket)
         return ticket
 
@@ -143,6 +208,18 @@ class EngineWorker:
             work.result.add_done_callback(self._end_work)
             self._asked.put(work)  # type: ignore[arg-type]  # its result stays with the caller
         return work.result
+
+    def post(self, function: Callable[[Engine], None]) -> None:
+        """Queue a function that has to run and that nobody waits for; a closed worker drops it."""
+        with self._lock:
+            if not self._is_closing:
+                self._asked.put(_Work(function))
+
+    def hold(self) -> None:
+        """Do nothing: the model stays as long as the worker."""
+
+    def release(self) -> None:
+        """Do nothing."""
 
     def _open(self) -> None:
         """Count one more open request. The caller holds the lock."""
@@ -244,7 +321,9 @@ class EngineWorker:
             self._n_open -= 1
             if isinstance(outcome, Reply):
                 self.n_prompt_tokens += outcome.n_prompt_tokens
-                self.n_tokens += len(outcome.tokens) if outcome.n_tokens is None else outcome.n_tokens
+                self.n_tokens += n_tokens(outcome)
+        if ticket.settled is not None:
+            ticket.settled(outcome)
         with suppress(InvalidStateError):  # the caller has disconnected
             if isinstance(outcome, HeredityError):
                 ticket.reply.set_exception(outcome)
