@@ -93,7 +93,8 @@ def test_the_shared_prefix_is_found_and_used(engine: TorchEngine) -> None:
     assert all(engine.codec.encode(engine.render(r))[: len(shared)] == shared for r in requests())
 
 
-@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.proof)])
+@pytest.mark.proof  # tests/engines/test_kv_cache.py has tiny models
+@pytest.mark.parametrize("bits", [4, 8])
 def test_rows_with_a_rounded_cache_keep_their_bits_in_company_and_are_near(
     engine: TorchEngine, bits: KvBits
 ) -> None:

@@ -96,6 +96,7 @@ def test_the_first_step_that_is_enough_ends_the_climb(
     assert in_words(found)[-1].startswith(f"repaired: {found.model.record.name}")
 
 
+@pytest.mark.proof  # makes and asks every child of the ladder
 def test_none_that_is_enough_is_said_and_every_step_is_recorded(
     store: Store, pair: tuple[Grown, Grown], tmp_path: Path
 ) -> None:

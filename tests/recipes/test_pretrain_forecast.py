@@ -69,6 +69,7 @@ def test_looks_are_foreseen_as_they_come(tmp_path: Path, recipe: Path) -> None:
     assert foretold == looks * min(2000, int(short.text.lengths("validation").sum()))
 
 
+@pytest.mark.proof  # trains five bases
 def test_a_law_is_fitted_over_runs_of_the_store_and_others_are_refused(tmp_path: Path, recipe: Path) -> None:
     store = Store(tmp_path / "store")
     runs = [
