@@ -24,7 +24,7 @@ FUNCTIONS = (
     given.lookup, given.pay, given.clock, given.hang, given.crash, given.leave, given.fail, given.flood,
     given.hostile, given.later,
 )  # fmt: skip
-STATEFUL = tuple(heredity.tool(each, is_stateful=True) for each in (given.note, given.notes))
+STATEFUL = tuple(heredity.tool(each, is_stateful=True) for each in (given.note, given.notes, given.once))
 DESK = Application(
     "desk", system="Be brief.", tools=(*map(heredity.tool, FUNCTIONS), *STATEFUL),
     limits=ConversationLimits(tool_seconds=5),
@@ -219,6 +219,31 @@ def test_a_state_begins_anew_in_each_conversation_and_earlier_calls_are_part_of_
         assert [each.is_recorded for each in third.taken()] == [True, True, False, False]
         for session in (one, other, third):
             session.close()
+
+
+def test_a_process_sees_the_calls_that_another_conversation_recorded_in_the_meantime() -> None:
+    with Toolbox(DESK) as toolbox:
+        one, other = toolbox.session(), toolbox.session()
+        one.call(tool("note"), {"text": "a"})
+        other.call(tool("note"), {"text": "a"})
+        other.call(tool("note"), {"text": "b"})
+        one.call(tool("note"), {"text": "b"})
+        assert [each.is_recorded for each in one.taken()] == [False, True]
+        assert one.call(tool("notes"), {}) == '["a","b"]'
+        assert one.call(tool("note"), {"text": "c"}) == "Kept."
+        assert one.call(tool("notes"), {}) == '["a","b","c"]'  # and each call once
+
+
+def test_a_state_that_is_not_made_again_fails_the_trial(ran: Path) -> None:
+    """A call that worked once ends the process when it is repeated: what follows would see half a state."""
+    with Toolbox(DESK) as toolbox:
+        session, other = toolbox.session(), toolbox.session()
+        session.call(tool("once"), {})
+        assert session.call(tool("notes"), {}) == '["once"]'
+        other.call(tool("once"), {})
+        with raises(ToolFailure, "tool-state-lost"):
+            other.call(tool("note"), {"text": "a"})
+    assert ran.read_text() == "once\nonce\n"
 
 
 def test_the_row_of_a_result_says_which_calls_came_before() -> None:

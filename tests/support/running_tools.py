@@ -43,6 +43,15 @@ def notes() -> list[str]:
     return _NOTES
 
 
+def once() -> str:
+    """Keep a note, but the second time end the process."""
+    has_run = Path(os.environ[RAN]).exists()
+    _ran("once")
+    if has_run:
+        os._exit(3)
+    return note("once")
+
+
 def clock() -> float:
     """Tell the time: no two calls are alike."""
     _ran("clock")

@@ -14,7 +14,8 @@ Leaves to others: the processes (sandbox/), and the tools that run nothing (tool
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,14 @@ def recorded_in(folder: Path) -> list[RecordedResult]:
     return list(Rows(path, RecordedResult))
 
 
+@dataclass
+class _Own:
+    """A process of one conversation, and how many of the conversation's calls it has run."""
+
+    process: ToolProcess
+    n_run: int = 0
+
+
 class Toolbox(Closable):
     """Runs the tools of one application. runs: whether a call without a recorded result is run."""
 
@@ -101,7 +110,7 @@ class Toolbox(Closable):
         self._runs = runs
         self._sources = sources_of(application)
         self._shared: dict[ToolSource, ToolProcess] = {}
-        self._own: dict[ToolSession, dict[ToolSource, ToolProcess]] = {}  # the longest unused first
+        self._own: dict[ToolSession, dict[ToolSource, _Own]] = {}  # the longest unused first
 
     def session(self) -> ToolSession:
         """The tools of one conversation."""
@@ -122,10 +131,10 @@ class Toolbox(Closable):
 
     def end(self, session: ToolSession) -> None:
         """End the processes of a conversation."""
-        for process in self._own.pop(session, {}).values():
-            process.close()
+        for own in self._own.pop(session, {}).values():
+            own.process.close()
 
-    def run(self, session: ToolSession, tool: Tool, call: Call, before: Iterable[Call]) -> Answer:
+    def run(self, session: ToolSession, tool: Tool, call: Call, before: Sequence[Call]) -> Answer:
         """Run a call that has no recorded result. Raises ToolFailure.
 
         before: the earlier calls of the conversation that the tool's state has seen.
@@ -140,17 +149,29 @@ class Toolbox(Closable):
             process = self._shared.setdefault(source, source.process())
             source.open(process)
             return process.call(call)
-        own = self._own.pop(session, {})
-        self._own[session] = own  # now the last
+        mine = self._own.pop(session, {})
+        self._own[session] = mine  # now the last
         if len(self._own) > MOST_PROCESSES:
             self.end(next(iter(self._own)))
-        process = own.setdefault(source, source.process())
-        if process.opened is None:  # a new process has to see what came before
-            source.open(process)
-            for earlier in before:
-                process.call(earlier)
-        source.open(process)
-        return process.call(call)
+        own = mine.setdefault(source, _Own(source.process()))
+        self._catch_up(own, source, tool, before)
+        answer = own.process.call(call)
+        own.n_run = len(before) + 1
+        return answer
+
+    def _catch_up(self, own: _Own, source: ToolSource, tool: Tool, before: Sequence[Call]) -> None:
+        """Run what the process has not seen: it may be new, or other conversations recorded some of these."""
+        if own.process.opened is None:
+            own.n_run = 0
+        source.open(own.process)
+        for earlier in before[own.n_run :]:
+            own.process.call(earlier)
+            if own.process.opened is None:
+                raise ToolFailure(
+                    f"the process of {tool.name} ended while it repeated the calls before this one: its "
+                    "state is lost",
+                    code="tool-state-lost",
+                )
 
 
 class ToolSession:
