@@ -115,6 +115,7 @@ def test_a_schema_belongs_to_the_digest_and_none_leaves_it_as_it_was() -> None:
         ({"type": "banana"}, "tool-schema-malformed"),
         ({"$ref": "#"}, "tool-schema-malformed"),
         ({"$ref": "https://schemas.example/x.json"}, "tool-schema-malformed"),
+        ({"patternProperties": {"a": {}}, "unevaluatedProperties": False}, "tool-schema-malformed"),
         ({"description": "x" * 200_000}, "tool-schema-too-large"),
     ],
 )
@@ -142,6 +143,33 @@ def test_a_schema_built_to_keep_the_check_busy_ends_in_an_error() -> None:
     assert "takes too long" in fit(slow, {"x": 1}).error
     assert "takes too long" in fit(pattern, {"x": "a" * 60 + "!"}).error
     assert time.monotonic() - started < 60  # of 2 ** 40 steps, and as many tries of the pattern
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments", "error"),
+    [
+        ({"patternProperties": {"(a|a|aa)*$": {"type": "string"}}}, {"a": 1}, "must be of type string"),
+        ({"patternProperties": {"^(a|a|aa)*$": {}}}, {"a" * 60 + "!": 1}, "takes too long"),
+        (
+            {"patternProperties": {"^(a|a|aa)*$": {}}, "additionalProperties": False},
+            {"a" * 60 + "!": 1},
+            "takes too long",
+        ),
+        ({"patternProperties": {"^x": {}}, "additionalProperties": False}, {"x1": 1, "y": 1}, "has no 'y'"),
+        ({"properties": {"x": {}}, "additionalProperties": {"type": "string"}}, {"x": 1, "y": 2}, "'y' must"),
+        ({"properties": {"x": {"multipleOf": 0.5}}}, {"x": 10**400}, "cannot be checked"),
+        ({"properties": {"x": {"uniqueItems": True}}}, {"x": [[i] for i in range(3000)]}, ""),
+        ({"properties": {"x": {"uniqueItems": True}}}, {"x": [1, True, "1", {"a": [1]}]}, ""),
+        ({"properties": {"x": {"uniqueItems": True}}}, {"x": [{"a": 1}, {"a": 1.0}]}, "(uniqueItems)"),
+    ],
+)
+def test_no_keyword_keeps_the_check_busy_or_ends_the_study(
+    schema: dict[str, Any], arguments: dict[str, Any], error: str
+) -> None:
+    started = time.monotonic()
+    found = fit(Tool("slow", "x", schema=schema), arguments).error
+    assert error in found and bool(found) is bool(error)
+    assert time.monotonic() - started < 10
 
 
 def test_a_reference_that_leads_nowhere_is_told_at_the_call() -> None:

@@ -119,7 +119,7 @@ class _Error(Protocol):
     validator: str
     validator_value: Sequence[str]
     instance: object
-    schema: Mapping[str, Mapping[str, object]]
+    message: str
 
 
 class _SchemaError(Exception):
@@ -145,7 +145,9 @@ class _Checker:
             raise _SchemaError(first_line(error)) from None
         self._steps = 0
         keywords = {name: self._counted(apply) for name, apply in kind.VALIDATORS.items()}
-        keywords["pattern"] = self._counted(_pattern)
+        if _has_key(schema, "patternProperties") and _has_key(schema, "unevaluatedProperties"):
+            raise _SchemaError("patternProperties and unevaluatedProperties are not checked together")
+        keywords |= {name: self._counted(apply) for name, apply in _BOUNDED.items() if name in keywords}
         counted = validators.extend(kind, keywords)
         # A registry of its own: the default one fetches what a schema refers to.
         self._validator: Validator = counted(schema, registry=Registry())
@@ -187,8 +189,8 @@ class _Checker:
         self._steps = 0
         try:
             return next(validator.iter_errors(value), None)
-        except (RecursionError, Unresolvable) as error:
-            raise _SchemaError(first_line(error)) from None
+        except (RecursionError, Unresolvable, ArithmeticError, ValueError) as error:
+            raise _SchemaError(first_line(error)) from None  # also a number that is too large to divide
 
     def _counted(self, apply: _Keyword) -> _Keyword:
         def counted(*given: object) -> Iterator[object]:
@@ -205,17 +207,77 @@ def _checker(schema: str) -> _Checker:
     return _Checker(json.loads(schema))
 
 
+# --- keywords whose own check in jsonschema has no limit of time ---
+
+
+def _matches(pattern: str, text: str) -> bool:
+    try:
+        return bool(regex.search(pattern, text, timeout=_SECONDS))
+    except (TimeoutError, regex.error):
+        raise _Exhausted from None
+
+
 def _pattern(validator: object, pattern: str, instance: object, schema: object) -> Iterator[object]:  # noqa: ARG001
     from jsonschema.exceptions import ValidationError
 
-    if not isinstance(instance, str):
-        return
-    try:
-        if regex.search(pattern, instance, timeout=_SECONDS):
-            return
-    except (TimeoutError, regex.error):
-        raise _Exhausted from None
-    yield ValidationError("pattern")
+    if isinstance(instance, str) and not _matches(pattern, instance):
+        yield ValidationError("pattern")
+
+
+def _pattern_properties(
+    validator: Validator,
+    patterns: Mapping[str, object],
+    instance: object,
+    schema: object,  # noqa: ARG001
+) -> Iterator[object]:
+    given = instance if isinstance(instance, dict) else {}
+    for pattern, part in patterns.items():
+        for key, value in given.items():
+            if _matches(pattern, key):
+                yield from validator.descend(value, part, path=key, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Validator, wanted: object, instance: object, schema: Mapping[str, Mapping[str, object]]
+) -> Iterator[object]:
+    from jsonschema.exceptions import ValidationError
+
+    known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    given = instance if isinstance(instance, dict) else {}
+    others = [k for k in given if k not in known and not any(_matches(pattern, k) for pattern in patterns)]
+    if isinstance(wanted, dict):
+        for key in others:
+            yield from validator.descend(given[key], wanted, path=key)
+    elif not wanted and others:
+        yield ValidationError(str(others[0]))
+
+
+def _unique_items(validator: object, is_wanted: object, instance: object, schema: object) -> Iterator[object]:  # noqa: ARG001
+    from jsonschema.exceptions import ValidationError
+
+    if is_wanted and isinstance(instance, list) and len(set(map(_hashable, instance))) < len(instance):
+        yield ValidationError("uniqueItems")
+
+
+def _hashable(value: object) -> object:
+    """A value of JSON as one that is equal to it under a schema: 1 is 1.0, and not true."""
+    if isinstance(value, dict):
+        return dict, frozenset((key, _hashable(each)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return list, tuple(map(_hashable, value))
+    return isinstance(value, bool), value
+
+
+_BOUNDED: Mapping[str, _Keyword] = {
+    "pattern": _pattern, "patternProperties": _pattern_properties,
+    "additionalProperties": _additional_properties, "uniqueItems": _unique_items,
+}  # fmt: skip
+
+
+def _has_key(schema: object, name: str) -> bool:
+    """Whether a key is anywhere in a schema."""
+    parts = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    return (isinstance(schema, dict) and name in schema) or any(_has_key(part, name) for part in parts)
 
 
 def _no_constant(name: str) -> object:
@@ -231,10 +293,8 @@ def _what(error: _Error) -> str:
         missing = next((str(each) for each in wanted if each not in given), "")
         name = f"{where}.{missing}" if where else missing
         return f"the argument '{name[:_LONGEST]}' is missing"
-    if keyword == "additionalProperties" and isinstance(given, dict):
-        known = error.schema.get("properties", {})
-        other = next((str(each) for each in given if each not in known), "")
-        return f"{argument if where else 'the tool'} has no '{other[:_LONGEST]}'"
+    if keyword == "additionalProperties":
+        return f"{argument if where else 'the tool'} has no '{error.message[:_LONGEST]}'"
     if keyword == "type":
         kinds = wanted if isinstance(wanted, list) else [wanted]
         return f"{argument} must be of type {' or '.join(map(str, kinds))}"
