@@ -101,6 +101,47 @@ def test_a_row_that_cannot_be_written_is_counted_and_delays_no_answer(tmp_path: 
     assert log.n_lost == 1 and path.read_text() == ""
 
 
+def test_a_full_disk_costs_the_row_that_did_not_fit_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RequestLog(tmp_path / "log.jsonl")
+    own, sizes = os.write, [40, 0]  # the second row: a part of it fits, and then nothing
+
+    def write(file: int, data: memoryview) -> int:
+        is_begun = b"second" in bytes(data) or len(sizes) == 1
+        if file != log._file or not (sizes and is_begun):
+            return own(file, data)
+        if n := sizes.pop(0):
+            return own(file, data[:n])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+    for question in ("first", "second", "third"):
+        log.answer(WHO, asked(question), Reply(0, "", "fine"))
+    log.close()
+    found = [row["prompt"][0]["content"] for row in rows(tmp_path / "log.jsonl")]
+    assert found == ["first", "third"] and log.n_lost == 1
+
+
+def test_a_log_that_could_not_be_begun_anew_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RequestLog(tmp_path / "log.jsonl", largest=1)
+    own, failures = log._open, [OSError(24, "Too many open files")]
+
+    def open_() -> int:
+        if failures:
+            raise failures.pop()
+        return own()
+
+    monkeypatch.setattr(log, "_open", open_)
+    for question in ("first", "second"):
+        log.answer(WHO, asked(question), Reply(0, "", "fine"))
+    log.close()
+    assert [row["prompt"][0]["content"] for row in rows(tmp_path / "log.jsonl")] == ["second"]
+    assert log.n_lost == 1
+
+
 def logged(path: Path, *answers: tuple[str, str], who: LoggedModel = WHO) -> Path:
     log = RequestLog(path)
     for question, text in answers:

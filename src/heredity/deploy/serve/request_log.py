@@ -134,9 +134,7 @@ class RequestLog:
             line = msgspec.json.encode(_row(who, request, reply, error)) + b"\n"
             if os.fstat(self._file).st_size + len(line) > self._largest:
                 self._rotate()
-            left = memoryview(line)
-            while left:
-                left = left[os.write(self._file, left) :]
+            self._append(line)
         except Exception as failure:
             if not self.n_lost:
                 _log.error("the request log lost a row: %s", failure)
@@ -146,8 +144,19 @@ class RequestLog:
             with self._count:
                 self._pending -= 1
 
+    def _append(self, line: bytes) -> None:
+        """Write a line, or nothing of it: the next one would be read as its rest."""
+        before, left = os.fstat(self._file).st_size, memoryview(line)
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
+
     def _rotate(self) -> None:
-        self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        with suppress(FileNotFoundError):  # moved away already, also where the new file could not be made
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
         old, self._file = self._file, self._open()
         os.close(old)
 
