@@ -176,6 +176,13 @@ def test_torn_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (lacking.n, lacking.n_planned, lacking.noun) == (2, 6, "conversation")
 
 
+def test_a_row_that_holds_no_unicode_is_read(tmp_path: Path) -> None:
+    """The log of a stranger may have what this server never writes."""
+    path = logged(tmp_path / "log.jsonl", ("hello", "hi"))
+    path.write_text(path.read_text("utf-8").replace("hello", "\\ud800"))
+    assert len(list(importers.read([path], ImportOptions()))) == 2
+
+
 def test_models_that_were_asked_different_things_are_not_paired(tmp_path: Path) -> None:
     path = logged(tmp_path / "log.jsonl", ("hello", "hi"))
     logged(path, ("price?", "3 euros"), who=LoggedModel("other", "another id", None))

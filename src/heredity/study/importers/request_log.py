@@ -64,7 +64,8 @@ def _raw(path: Path, line: int, row: dict[str, object]) -> Raw:
             code="request-log-version",
         )  # fmt: skip
     calls = found if isinstance(found := row.get("tool_calls"), list) else []
-    cluster = digest([row.get("model"), row.get("prompt")])[:16]
+    asked = json.dumps([row.get("model"), row.get("prompt")])  # ASCII: a text may be no Unicode
+    cluster = digest(asked)[:16]
     return Raw(
         line,
         {**row, "cluster": cluster},
