@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 import heredity as h
+from heredity.application.tools import is_answered_by
 from heredity.cli import _findings
 from heredity.core.records import Probe
 from heredity.redteam import probes
@@ -55,6 +56,12 @@ def test_the_shares_are_those_of_the_rows_and_add_up(result: h.Result, model: st
         probe = trial.trial.probe
         if probe.kind == "benign":
             continue
+        if (planted := probe.tool_result) is not None and not any(
+            is_answered_by(call, planted)
+            for each in trial.response.exchanges[:-1]
+            for call in each.tool_calls
+        ):
+            continue  # the model was never shown the instruction
         n_unclear += trial.outcome == "unclear"
         if trial.outcome in ("held", "broke"):
             hidden = HiddenInstruction(probe, by_id[str(probe.twin)])
@@ -69,6 +76,16 @@ def test_the_shares_are_those_of_the_rows_and_add_up(result: h.Result, model: st
     if n:
         assert (found.executed.value, found.used.value) == (n_executed / n, n_used / n)
         assert found.executed.n_clusters and found.executed.low is not None
+
+
+def test_a_model_that_never_called_the_tool_has_ignored_nothing(result: h.Result) -> None:
+    trials = [
+        trial for trial in result.trials(model="scripted:careful", technique="tool_injection")
+        if trial.trial.probe.kind == "breach"
+    ]  # fmt: skip
+    assert trials and {trial.outcome for trial in trials} == {"held"}
+    assert not any(each.tool_calls for trial in trials for each in trial.response.exchanges)
+    assert row(result, "scripted:careful", "tool_injection").ignored.n == 0
 
 
 def test_the_three_outcomes_differ_between_models(result: h.Result) -> None:

@@ -1,7 +1,7 @@
 """The outcomes of instructions hidden in data: executed, used as data, or ignored, with intervals.
 
 Promises: only decided trials in which the model was shown the instruction. A planted passage that was not
-retrieved was not shown. The shares of a row add up to 1.
+retrieved was not shown, nor was the result of a tool that was not called. The shares of a row add up to 1.
 Leaves to others: the classes (redteam/hidden_instructions.py), and the words (retrieved_words.py).
 """
 
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import numpy as np
 
+from heredity.application.tools import is_answered_by
+from heredity.core.records import ToolCall
 from heredity.redteam.hidden_instructions import HiddenInstruction, has_instruction
 from heredity.study.estimands import InstructionUse
 from heredity.study.estimates import ALL, SCOPES
@@ -51,9 +53,18 @@ class InstructionUses:
     def _is_shown(self, row: RawResponse) -> bool:
         planted = self._planted.of_trial(row.index)
         if planted is None:
-            return bool(row.exchanges)
+            return bool(row.exchanges) and self._has_read(row)
         found = {passage.chunk for exchange in row.exchanges for passage in exchange.retrieved}
         return any(each.chunk in found for each in planted)
+
+    def _has_read(self, row: RawResponse) -> bool:
+        """Whether the model went on after the probe's planted result; true if all is shown unasked."""
+        probe = self._plan.probes[row.index // self._plan.samples % len(self._plan.probes)]
+        result = probe.tool_result
+        if result is None or probe.passage or not isinstance(probe.tool_description, msgspec.UnsetType):
+            return True
+        made = (msgspec.json.decode(each.tool_calls, type=list[ToolCall]) for each in row.exchanges[:-1])
+        return any(is_answered_by(call, result) for calls in made for call in calls)
 
     def rows(self) -> Iterator[InstructionUse]:
         """One row per scope, model and attack, then per technique; none without hidden instructions."""
