@@ -190,6 +190,15 @@ def test_a_replay_runs_nothing_and_says_what_was_not_recorded(tmp_path: Path, ra
         recorded_in(tmp_path / "elsewhere")
 
 
+def test_of_two_rows_of_one_call_a_resumed_study_and_a_replay_serve_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "tool_results.jsonl"
+    rows = (RecordedResult("a key", "clock", {}, text) for text in ("first", "second"))
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    for results in (RecordedResults(path), RecordedResults(None, recorded_in(tmp_path))):
+        found = results.get("a key")
+        assert found is not None and found.text == "first"
+
+
 def test_a_torn_last_result_is_run_again(tmp_path: Path) -> None:
     path = tmp_path / "tool_results.jsonl"
     with Toolbox(DESK, RecordedResults(path)) as toolbox:

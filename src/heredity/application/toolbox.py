@@ -56,7 +56,9 @@ class RecordedResults(Closable):
 
     def __init__(self, path: Path | None = None, more: Iterable[RecordedResult] = ()) -> None:
         self._rows = None if path is None else Rows(path, RecordedResult)
-        self._by_key = {row.key: row for row in self._rows or ()}
+        self._by_key: dict[str, RecordedResult] = {}
+        for row in self._rows or ():
+            self._by_key.setdefault(row.key, row)  # the first result of a call is the one that was served
         for row in more:
             if row.key not in self._by_key:
                 self.add(row)

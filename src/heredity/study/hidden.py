@@ -58,7 +58,7 @@ class InstructionUses:
         return any(each.chunk in found for each in planted)
 
     def _has_read(self, row: RawResponse) -> bool:
-        """Whether the model went on after the probe's planted result; true if all is shown unasked."""
+        """Whether the model replied after the planted result of a tool; true for a probe without one."""
         probe = self._plan.probes[row.index // self._plan.samples % len(self._plan.probes)]
         result = probe.tool_result
         if result is None or probe.passage or not isinstance(probe.tool_description, msgspec.UnsetType):
