@@ -171,7 +171,7 @@ class RequestLog:
         if not stat.S_ISREG(about.st_mode):
             os.close(found)
             raise UsageError(f"{self._path} is not a file.", code="request-log-unwritable")
-        self._path.chmod(0o600)
+        os.fchmod(found, 0o600)
         if about.st_size and os.pread(found, 1, about.st_size - 1) != b"\n":
             os.write(found, b"\n")
         return found
