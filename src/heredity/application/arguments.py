@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import regex  # type: ignore[import-untyped]  # re has no time limit
+import regex  # re has no time limit
 from msgspec import UnsetType
 
 from heredity.core.errors import BadArgument, Unavailable, first_line

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-import regex  # type: ignore[import-untyped]  # re has no time limit
+import regex  # re has no time limit
 
 from heredity.application.calls import is_bare_call
 from heredity.application.spec import Application

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import regex  # type: ignore[import-untyped]  # re has no time limit
+import regex  # re has no time limit
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
