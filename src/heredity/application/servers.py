@@ -131,11 +131,9 @@ class ServerSource:
         except BadArgument:
             found = ""
         if found != self.listed:
-            process.close()
-            raise ToolFailure(
+            process.refuse_changed(
                 f"the MCP server '{self.server.name}' lists other tools, or has another version, than as the "
-                "application was read: its results would not belong together",
-                code="tool-changed",
+                "application was read"
             )
 
     def name_of(self, tool: Tool) -> str:

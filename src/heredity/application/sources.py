@@ -20,7 +20,7 @@ from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Offered
 from heredity.application.sandbox.process import ToolProcess
 from heredity.application.servers import ServerSource, digest_listed
-from heredity.core.errors import BadArgument, ToolFailure
+from heredity.core.errors import BadArgument
 from heredity.core.records import Effect, Tool
 
 if TYPE_CHECKING:
@@ -65,12 +65,7 @@ class FunctionSource:
         """Start a process of `process()`. Raises ToolFailure if a file has changed."""
         for (name, code), found in zip(self.functions, process.open().tools, strict=True):
             if found.code != code:
-                process.close()
-                raise ToolFailure(
-                    f"the file of {name} was changed since the application was read: its results would not "
-                    "belong together. Restore it, or make another study",
-                    code="tool-changed",
-                )
+                process.refuse_changed(f"the file of {name} was changed since the application was read")
 
     def name_of(self, tool: Tool) -> str:
         """The function of a tool."""

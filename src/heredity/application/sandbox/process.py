@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Timer
+from typing import NoReturn
 
 import msgspec
 
@@ -80,12 +81,20 @@ class ToolProcess(Closable):
             if isinstance(error, OverflowError):
                 return too_large(self._most)
             return Answer("the tool's process died", "tool-died")
-        if answer.error_code in ("tool-died", "tool-changed"):
-            self.close()  # an MCP server is gone, and what talked to it is of no use
         if answer.error_code == "tool-changed":
-            raise ToolFailure(answer.text, code=answer.error_code)
+            self.refuse_changed(answer.text)
+        if answer.error_code == "tool-died":
+            self.close()  # an MCP server is gone, and what talked to it is of no use
         text = clean_text(answer.text)
         return too_large(self._most) if len(text) > self._most else msgspec.structs.replace(answer, text=text)
+
+    def refuse_changed(self, what: str) -> NoReturn:
+        """End the process, whose tools are not those that the application has. Raises ToolFailure."""
+        self.close()
+        raise ToolFailure(
+            f"{what}: its results would not belong together. Restore it, or make another study",
+            code="tool-changed",
+        )
 
     def close(self) -> None:
         """End the process and all that it started."""
