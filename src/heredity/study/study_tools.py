@@ -30,8 +30,7 @@ def study_tools(
     without that.
     """
     application = grid.plan.application
-    is_asked = next(earlier.still_to_ask(range(len(grid))), None) is not None
-    if not application.runs_tools or not is_asked:
+    if not application.runs_tools or next(earlier.still_to_ask(range(len(grid))), None) is None:
         yield None
         return
     if replay is None and not is_named:
