@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from msgspec import UNSET, UnsetType
 
 from heredity.application.limits import ConversationLimits
-from heredity.application.sandbox.messages import Offered, Opened
+from heredity.application.sandbox.messages import Offered, Opened, ServerAddress
 from heredity.application.sandbox.process import ToolProcess
 from heredity.core.errors import BadArgument, ToolFailure
 from heredity.core.records import Record, Tool, digest, encode
@@ -68,12 +68,7 @@ class McpServer(Record, frozen=True):
 
     def process(self, limits: ConversationLimits) -> ToolProcess:
         """A process that talks to it, not started yet."""
-        address = {
-            "command": list(self.command or ()),
-            "url": self.url or "",
-            "env": list(self.env or ()),
-            "token_env": self.token_env or "",
-        }
+        address = ServerAddress(self.command or (), self.url or "", self.env or (), self.token_env or "")
         return ToolProcess(
             ["mcp_client", encode(address).decode()],
             self.home or "",

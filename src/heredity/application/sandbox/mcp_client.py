@@ -16,21 +16,11 @@ from contextlib import ExitStack, suppress
 import msgspec
 
 from heredity.application.sandbox.child import raised, serve, settings
-from heredity.application.sandbox.messages import Answer, Call, NotOpened, Offered, Opened
-from heredity.core.records import Record
+from heredity.application.sandbox.messages import Answer, Call, NotOpened, Offered, Opened, ServerAddress
 
 MOST_TOOLS = 500  # that one server lists
 _MOST_PAGES = 50
 _MEMORY = 4 * 2**30  # bytes of address space of this process
-
-
-class ServerAddress(Record, frozen=True):
-    """The address of a server: a command, or a URL. Values of the environment are given by name."""
-
-    command: tuple[str, ...] = ()
-    url: str = ""
-    env: tuple[str, ...] = ()
-    token_env: str = ""
 
 
 class _Connection:

@@ -10,6 +10,15 @@ from heredity.core.records import Record
 LENGTH = struct.Struct(">Q")
 
 
+class ServerAddress(Record, frozen=True):
+    """The address of an MCP server: a command, or a URL. Values of the environment are given by name."""
+
+    command: tuple[str, ...] = ()
+    url: str = ""
+    env: tuple[str, ...] = ()
+    token_env: str = ""
+
+
 class Offered(Record, frozen=True):
     """A tool as its process describes it. `code`: a hash of the file it is from; "" for none."""
 

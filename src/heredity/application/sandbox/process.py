@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import msgspec
 
+from heredity.application.limits import RESULT_CHARACTERS, TOOL_SECONDS
 from heredity.application.sandbox.messages import Answer, Call, NotOpened, Opened, receive, send
 from heredity.core.errors import ToolFailure
 from heredity.core.files import Closable
@@ -37,7 +38,11 @@ class ToolProcess(Closable):
     """
 
     def __init__(
-        self, arguments: Sequence[str], folder: str = "", seconds: float = 30.0, most: int = 16_000
+        self,
+        arguments: Sequence[str],
+        folder: str = "",
+        seconds: float = TOOL_SECONDS,
+        most: int = RESULT_CHARACTERS,
     ) -> None:
         self._arguments, self._folder = list(arguments), folder
         self._seconds, self._most = seconds, most
