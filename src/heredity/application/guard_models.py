@@ -83,9 +83,6 @@ class ModelReads:
         self._kept: dict[str, ModelScore] = {}
         self._lock = Lock()
 
-    def __bool__(self) -> bool:
-        return bool(self._readers)
-
     def score(self, rule: ModelGuard, text: ReadText) -> ModelScore:
         """The score of one text."""
         return self.read(rule, [text])[0]
