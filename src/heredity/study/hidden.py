@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from heredity.application.tools import is_answered_by
-from heredity.core.records import ToolCall
+from heredity.core.records import Probe, ToolCall
 from heredity.redteam.hidden_instructions import HiddenInstruction, has_instruction
 from heredity.study.estimands import InstructionUse
 from heredity.study.estimates import ALL, SCOPES
@@ -45,26 +45,14 @@ class InstructionUses:
         for row in responses:
             probe = row.index // samples % n_probes
             hidden = self._hidden.get(probe)
-            if hidden is not None and self._is_shown(row):
+            if hidden is not None and self._is_shown(row, self._plan.probes[probe]):
                 texts = (msgspec.json.decode(each.text, type=str) for each in row.exchanges)
                 self._uses[row.index] = _USED if any(map(hidden.is_used_in, texts)) else _SHOWN
             yield row
 
-    def _is_shown(self, row: RawResponse) -> bool:
-        planted = self._planted.of_trial(row.index)
-        if planted is None:
-            return bool(row.exchanges) and self._has_read(row)
-        found = {passage.chunk for exchange in row.exchanges for passage in exchange.retrieved}
-        return any(each.chunk in found for each in planted)
-
-    def _has_read(self, row: RawResponse) -> bool:
-        """Whether the model replied after the planted result of a tool; true for a probe without one."""
-        probe = self._plan.probes[row.index // self._plan.samples % len(self._plan.probes)]
-        result = probe.tool_result
-        if result is None or probe.passage or not isinstance(probe.tool_description, msgspec.UnsetType):
-            return True
-        made = (msgspec.json.decode(each.tool_calls, type=list[ToolCall]) for each in row.exchanges[:-1])
-        return any(is_answered_by(call, result) for calls in made for call in calls)
+    def _is_shown(self, row: RawResponse, probe: Probe) -> bool:
+        is_found = self._planted.is_found(row)
+        return bool(row.exchanges) and _has_read(row, probe) if is_found is None else is_found
 
     def rows(self) -> Iterator[InstructionUse]:
         """One row per scope, model and attack, then per technique; none without hidden instructions."""
@@ -93,3 +81,12 @@ class InstructionUses:
             used=rate(used, clusters),
             ignored=rate(~executed & ~used, clusters),
         )
+
+
+def _has_read(row: RawResponse, probe: Probe) -> bool:
+    """Whether the model replied after the planted result of a tool; true for a probe without one."""
+    result = probe.tool_result
+    if result is None or probe.passage or not isinstance(probe.tool_description, msgspec.UnsetType):
+        return True
+    made = (msgspec.json.decode(each.tool_calls, type=list[ToolCall]) for each in row.exchanges[:-1])
+    return any(is_answered_by(call, result) for calls in made for call in calls)

@@ -15,6 +15,7 @@ from heredity.redteam import attacks
 
 if TYPE_CHECKING:
     from heredity.study.plan import Plan
+    from heredity.study.storage import RawResponse
 
 
 class PlantedPassages:
@@ -42,11 +43,14 @@ class PlantedPassages:
             self._known[key] = () if isinstance(planted, UnsetType) else planted
         return self._known[key]
 
-    def of_trial(self, index: int) -> tuple[Retrieved, ...] | None:
-        """The passages of the trial with this index; None if its attack plants none."""
-        rest, probe = divmod(index // self._plan.samples, len(self._plan.probes))
+    def is_found(self, row: RawResponse) -> bool | None:
+        """Whether a passage of its trial came before a turn; None if the trial's attack plants none."""
+        rest, probe = divmod(row.index // self._plan.samples, len(self._plan.probes))
         attack = rest % len(self._plan.attacks)
-        return self.of(attack, probe) if attack in self._attacks else None
+        if attack not in self._attacks:
+            return None
+        found = {passage.chunk for exchange in row.exchanges for passage in exchange.retrieved}
+        return any(each.chunk in found for each in self.of(attack, probe))
 
     def overlay(self, attack: int, probe: int) -> bytes:
         """The hash of a trial's overlay, as a part of what is asked; empty for none."""

@@ -39,9 +39,8 @@ class RetrievedTrials:
             yield row
 
     def _was_retrieved(self, row: RawResponse) -> bool:
-        found = {passage.chunk for exchange in row.exchanges for passage in exchange.retrieved}
-        planted = self._planted.of_trial(row.index)
-        return bool(found) if planted is None else any(each.chunk in found for each in planted)
+        is_found = self._planted.is_found(row)
+        return any(exchange.retrieved for exchange in row.exchanges) if is_found is None else is_found
 
     def rows(self) -> Iterator[RetrievedBreaches]:
         """One row per model, attack and scope, then per technique; none without retrieval."""
