@@ -68,9 +68,10 @@ def _folded(text: str) -> str:
 
 def _field(text: str, field: str) -> str:
     """A field of the first JSON object in a text, as text; "" without one."""
-    for start in (match.start() for match in re.finditer(r"\{", text)):
+    decoder = json.JSONDecoder()
+    for match in re.finditer(r"\{", text):
         try:
-            found, _ = json.JSONDecoder().raw_decode(text[start:])
+            found, _ = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
             continue
         value = found.get(field)
