@@ -40,8 +40,18 @@ def asked(folder: Path) -> list[Probe]:
     return [p for p in loaded if len(p.turns) == 1][:16]
 
 
+def hashes(index: Path) -> dict[str, str]:
+    return {path.name: hash_file(path) for path in index.iterdir() if path.is_file()}
+
+
 @pytest.fixture(scope="module")
-def result(folder: Path) -> h.Result:
+def before(folder: Path) -> dict[str, str]:
+    """The files of the index before any study searched it."""
+    return hashes(folder / "docs.index")
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path, before: dict[str, str]) -> h.Result:
     return h.Study(
         ["scripted:leaky"], folder / "desk.toml", asked(folder), attacks=["direct", *POISONED],
         store=h.Store(folder / "store"), out=folder / "study", guards=["without_retrieval"],
@@ -98,11 +108,9 @@ def test_twins_get_the_same_documents_without_the_instruction(result: h.Result) 
     assert twins
 
 
-def test_the_index_on_disk_is_not_changed(result: h.Result, folder: Path) -> None:
-    index = folder / "docs.index"
-    before = {path.name: hash_file(path) for path in index.iterdir() if path.is_file()}
-    h.Study.open(result.folder, store=h.Store(folder / "store")).run()
-    assert {path.name: hash_file(path) for path in index.iterdir() if path.is_file()} == before
+def test_the_index_on_disk_is_not_changed(result: h.Result, folder: Path, before: dict[str, str]) -> None:
+    assert any(row.n_planted for row in result.estimates.retrieved)
+    assert before and hashes(folder / "docs.index") == before
 
 
 def test_the_overlay_is_part_of_a_trial_s_identity(result: h.Result) -> None:
