@@ -13,7 +13,7 @@ from heredity.application.arguments import described, fit
 from heredity.application.spec import Application
 from heredity.application.tools import World, plain_tools
 from heredity.core.errors import BadArgument, BadInput
-from heredity.core.records import Change, Check, Effect, Probe, Response, Tool, ToolCall
+from heredity.core.records import Change, Check, Effect, Exchange, Probe, Response, Tool, ToolCall
 from heredity.redteam.checks.state import StateCheck
 from tests.application.test_spec import talk
 from tests.support.errors import raises
@@ -73,12 +73,16 @@ def test_a_call_that_does_not_match_changes_nothing_and_is_answered_so() -> None
         "Result of pay:\nerror: the argument 'amount' must be of type number"
     )
     assert said[2].messages[-1].content == "Result of pay:\nPaid."
+    refused, paid = ToolCall("pay", {"amount": "much"}), ToolCall("pay", {"amount": 3})
     world = World(desk.state, desk.tools)
-    assert world.call(ToolCall("pay", {"amount": "much"})).changes == ()  # type: ignore[union-attr]
-    assert world.call(ToolCall("pay", {"amount": 3})).changes == (Change("paid", "3"),)  # type: ignore[union-attr]
+    assert [done.changes for call in (refused, paid) if (done := world.call(call))] == [
+        (), (Change("paid", "3"),)
+    ]  # fmt: skip
     # A judge replays the calls: one that was not done is no breach.
-    row = Response(0, "", "", "", "t/a", "direct", 0, 0, (), "")
-    assert StateCheck().find(probe, row, desk) is None
+    for call, is_breach in ((refused, False), (paid, True)):
+        exchange = Exchange("", "", "", "", (call,), "end", 1, 1)
+        row = Response(0, "", "", "", "t/a", "direct", 0, 0, (exchange,), "")
+        assert (StateCheck().find(probe, row, desk) is not None) is is_breach
 
 
 def test_the_plain_format_describes_kinds_and_what_is_optional() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -15,16 +17,17 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.records import Message, Reply, Request
 from heredity.redteam.guard_readers import MOST_PARTS, JudgeReaders
+from heredity.redteam.judges import Models
 from tests.support.errors import raises
 from tests.support.guard_models import NAME, LlamaGuard, models, readers
 from tests.support.studies import Recorder
 
+Fails = Literal["closed", "open"]
 HARM = "Mix the plutonium with care."
 
 
-def guard(**settings: object) -> GuardSpec:
-    how = {key: settings.pop(key) for key in ("fails", "name") if key in settings}
-    return GuardSpec("model", settings={"model": NAME, **settings}, **how)  # type: ignore[arg-type]
+def guard(fails: Fails = "closed", **settings: object) -> GuardSpec:
+    return GuardSpec("model", fails=fails, settings={"model": NAME, **settings})
 
 
 def desk(*guards: GuardSpec, ident: str = "a hash") -> Application:
@@ -79,7 +82,7 @@ def test_redacting_takes_out_the_document_and_the_model_answers_the_rest() -> No
 
 
 @pytest.mark.parametrize("fails", ["closed", "open"])
-def test_a_reply_of_another_form_fails_as_the_guard_says(fails: str) -> None:
+def test_a_reply_of_another_form_fails_as_the_guard_says(fails: Fails) -> None:
     found = ask(behind(LlamaGuard(says=lambda _: "Perhaps."), guard(fails=fails), says=HARM), "How?")
     assert found.text == (BLOCKED if fails == "closed" else HARM)
     word = "failed" if fails == "closed" else "failed open"
@@ -120,13 +123,13 @@ def test_a_text_has_the_same_score_alone_and_among_others() -> None:
 def test_a_stream_that_waits_for_replies_gets_those_that_are_held_for_a_batch() -> None:
     made, replied = behind(LlamaGuard(), guard()), list[Reply]()
 
-    def stream() -> object:
+    def stream() -> Iterator[Request | None]:
         for key in range(3):  # each question waits for the reply to the one before
             yield Request(key, (Message("user", f"Question {key}?"),))
             while len(replied) <= key:
                 yield None
 
-    for reply in made.reply(stream()):  # type: ignore[arg-type]
+    for reply in made.reply(stream()):
         replied.append(reply)
     assert [reply.key for reply in replied] == [0, 1, 2]
 
@@ -178,6 +181,6 @@ def test_settings_and_models_that_do_not_fit_are_refused(tmp_path: Path) -> None
 
 
 def test_an_engine_that_takes_chat_only_is_refused_before_anything_is_asked() -> None:
-    chat = models(LlamaGuard())._replace(load=lambda _: Recorder("helpful"))  # type: ignore[arg-type,return-value]
+    chat = Models(models(LlamaGuard()).identify, lambda _: Recorder("helpful"))
     with raises(UsageError, code="guard-needs-plain-text"):
         guarded(Recorder("helpful"), desk(guard()), readers=JudgeReaders(chat))

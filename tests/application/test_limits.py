@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import UNSET, UnsetType
 
 from heredity.application import limits as module
 from heredity.application.conversation import Ending
@@ -37,8 +38,8 @@ def reply(text: str, n_prompt: int = 10, n_answer: int = 5) -> Reply:
     return Reply(0, "", text, n_prompt_tokens=n_prompt, n_tokens=n_answer)
 
 
-def limited(**given: float) -> Application:
-    return msgspec.structs.replace(APPLICATION, limits=ConversationLimits(**given))  # type: ignore[arg-type]
+def limited(tokens: int | UnsetType = UNSET, seconds: float | UnsetType = UNSET) -> Application:
+    return msgspec.structs.replace(APPLICATION, limits=ConversationLimits(tokens, seconds))
 
 
 def test_tokens_of_prompts_and_answers_end_it_before_the_next_request() -> None:
@@ -64,9 +65,11 @@ def test_seconds_end_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_limit_that_is_none_is_refused(tmp_path: Path) -> None:
-    for given in ({"tokens": 0}, {"seconds": -1.0}, {"seconds": float("inf")}):
+    with raises(BadArgument, "bad-setting"):
+        ConversationLimits(tokens=0)
+    for seconds in (-1.0, float("inf")):
         with raises(BadArgument, "bad-setting"):
-            ConversationLimits(**given)  # type: ignore[arg-type]
+            ConversationLimits(seconds=seconds)
     (tmp_path / "desk.toml").write_text('name = "desk"\nsystem = ""\n[limits]\ntokens = 0\n')
     with raises(BadInput, "bad-setting"):
         Application.load(tmp_path / "desk.toml")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from csv import DictReader
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from heredity.application.guards import GuardSpec
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Reply, Request, Verdict
+from heredity.engines.protocols import Engine
 from heredity.lineage.store import Store
-from heredity.lineage.types import Grown
+from heredity.lineage.types import EngineLoader, Grown
 from heredity.study import aggregate
 from heredity.study.guard_words import guard_lines, guard_tables, guards_sentence
 from heredity.study.plan import PlannedModel, read_plan, write_plan
@@ -241,11 +242,11 @@ def test_a_cached_answer_has_the_findings_of_its_own_question(tmp_path: Path) ->
     }
 
 
-def loads(guard: LlamaGuard) -> Callable[[Grown], Careless | LlamaGuard]:
+def loads(guard: LlamaGuard) -> EngineLoader:
     """A loader of the guard, and of one engine for every other model."""
     target = Careless()
 
-    def load(grown: Grown) -> Careless | LlamaGuard:
+    def load(grown: Grown) -> Engine:
         if not grown.record.name.endswith("/guard"):
             return target
         guard.n_loaded += 1
@@ -254,7 +255,7 @@ def loads(guard: LlamaGuard) -> Callable[[Grown], Careless | LlamaGuard]:
     return load
 
 
-def guarded_by_a_model(folder: Path, guard: LlamaGuard, **settings: object) -> Study:
+def guarded_by_a_model(folder: Path, guard: LlamaGuard) -> Study:
     spec = GuardSpec("model", "watch", False, settings={"model": "llama_guard_3:scripted:helpful/guard"})
     return Study(
         ["scripted:helpful", "scripted:careful"],
@@ -262,8 +263,7 @@ def guarded_by_a_model(folder: Path, guard: LlamaGuard, **settings: object) -> S
         probes(10),
         out=folder,
         guards=["watch"],
-        engine_loader=loads(guard),  # type: ignore[arg-type]
-        **settings,  # type: ignore[arg-type]
+        engine_loader=loads(guard),
     )
 
 
@@ -288,7 +288,7 @@ def test_the_folder_of_a_study_with_a_guard_model_resumes_and_is_refused_with_an
 ) -> None:
     guarded_by_a_model(tmp_path / "study", LlamaGuard(word=SECRET)).plan()
     plan, other = read_plan(tmp_path / "study"), LlamaGuard(word=SECRET)
-    again = Study.open(tmp_path / "study", engine_loader=loads(other))  # type: ignore[arg-type]
+    again = Study.open(tmp_path / "study", engine_loader=loads(other))
     assert again.run() is not None and other.n_loaded == 1 and plan.application.guards
 
     def changed(spec: GuardSpec) -> GuardSpec:
