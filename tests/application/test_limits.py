@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
 import pytest
 from msgspec import UNSET, UnsetType
 
-from heredity.application import limits as module
 from heredity.application.conversation import Ending
 from heredity.application.limits import ConversationLimits
 from heredity.application.spec import Application
@@ -24,7 +24,12 @@ CALL = "CALL find_order {}"
 
 def ending(application: Application, said: list[Reply], n_turns: int = 1) -> tuple[Ending, int]:
     """How a conversation ends, and how many requests it took."""
-    conversation = application.converse((Turn("x", asks=i + 1 == n_turns) for i in range(n_turns)), PROBE)
+
+    def turns() -> Generator[Turn, Reply, None]:
+        for number in range(1, n_turns + 1):
+            yield Turn("x", asks=number == n_turns)
+
+    conversation = application.converse(turns(), PROBE)
     next(conversation)
     for n, reply in enumerate(said, 1):
         try:
@@ -60,7 +65,7 @@ def test_an_ending_of_its_own_names_no_limit() -> None:
 
 def test_seconds_end_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(0, 900, 3))
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("heredity.application.limits.time.monotonic", lambda: float(next(ticks)))
     assert ending(limited(seconds=8), 9 * [reply(CALL)]) == (Ending(True, "seconds"), 2)
 
 

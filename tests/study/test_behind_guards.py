@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from heredity.application.guards import GuardSpec
+from heredity.application.spec import Application
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Reply, Request, Verdict
@@ -54,16 +55,17 @@ class Careless:
     def close(self) -> None: ...
 
 
-def study(folder: Path, *named: str, engine: Careless | None = None, **settings: object) -> Study:
+def study(
+    folder: Path, *named: str, engine: Careless | None = None, application: Application = APPLICATION
+) -> Study:
     made = engine or Careless()
     return Study(
         ["scripted:helpful"],
-        settings.pop("application", APPLICATION),  # type: ignore[arg-type]
+        application,
         probes(10),
         out=folder,
         guards=named,
         engine_loader=lambda _: made,
-        **settings,  # type: ignore[arg-type]
     )
 
 
