@@ -168,9 +168,8 @@ class GuardChain:
             text, calls, stop = BLOCKED, (), "filter"
         elif not found.is_changed:
             return replace(reply, guarded=every) if every else reply
-        n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
         return replace(
-            reply, text=text, tool_calls=calls, stop=stop, tokens=(), n_tokens=n_tokens,
+            reply, text=text, tool_calls=calls, stop=stop, tokens=(), n_tokens=reply.n_answer_tokens,
             guarded=every, withheld=clean_text(reply.text),
         )  # fmt: skip
 

@@ -61,8 +61,7 @@ class LimitMeter:
 
     def add(self, reply: Reply) -> None:
         """Count a reply with its prompt."""
-        n_answer = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
-        self._n_tokens += reply.n_prompt_tokens + n_answer
+        self._n_tokens += reply.n_prompt_tokens + reply.n_answer_tokens
 
     @property
     def met(self) -> Limit | None:

@@ -288,6 +288,11 @@ class Reply(Record, frozen=True):
     guarded: tuple[str, ...] | UnsetType = UNSET  # what guards found, each "NAME: why"
     withheld: str | UnsetType = UNSET  # the model's own text where guards changed it
 
+    @property
+    def n_answer_tokens(self) -> int:
+        """The tokens of the answer, whichever field has them."""
+        return len(self.tokens) if self.n_tokens is None else self.n_tokens
+
 
 # --- probes --------------------------------------------------------------------------------------
 

@@ -128,10 +128,15 @@ class _Reply:
     def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
         requests = (msgspec.structs.replace(one.request, key=i) for i, one in enumerate(asked))
         for reply in engine.reply(requests):
-            n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
             error = None if reply.error is None else clean_text(reply.error)
             yield ItemResponse(
-                reply.key, clean_text(reply.text), (), reply.n_prompt_tokens, n_tokens, reply.stop, error
+                reply.key,
+                clean_text(reply.text),
+                (),
+                reply.n_prompt_tokens,
+                reply.n_answer_tokens,
+                reply.stop,
+                error,
             )
 
 

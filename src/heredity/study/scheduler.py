@@ -279,11 +279,10 @@ class ConversationScheduler:
 
     def _note_query(self, conversation: Conversation, reply: Reply) -> Reply:
         """Record the attacker's reply and return it; a failure ends the trial, as the target's would."""
-        n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
         name = self._attacker().engine.name
         at, n_prompt_tokens = len(conversation.exchanges), reply.n_prompt_tokens
         conversation.consulted.append(
-            Consulted(at, reply.prompt, reply.text, name, n_prompt_tokens, n_tokens)
+            Consulted(at, reply.prompt, reply.text, name, n_prompt_tokens, reply.n_answer_tokens)
         )
         if reply.error is None and reply.stop != "error":
             return reply
@@ -333,7 +332,7 @@ class ConversationScheduler:
                 tuple(map(clean_call, application.calls(prefill, reply))),
                 reply.stop,
                 reply.n_prompt_tokens,
-                len(reply.tokens) if reply.n_tokens is None else reply.n_tokens,
+                reply.n_answer_tokens,
                 reply.guarded,
                 reply.withheld,
                 retrieved,

@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.core.errors import EngineFailure, HeredityError
 from heredity.core.records import Reply, Request
-from heredity.deploy.serve.worker import EngineWorker, Hears, Ticket, n_tokens, shows_tools
+from heredity.deploy.serve.worker import EngineWorker, Hears, Ticket, shows_tools
 from heredity.engines.protocols import AddressedRequest, Engine
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class MemberService:
         if isinstance(outcome, Reply):
             with self._lock:
                 self.n_prompt_tokens += outcome.n_prompt_tokens
-                self.n_tokens += n_tokens(outcome)
+                self.n_tokens += outcome.n_answer_tokens
         self._count(-1)
 
     def _let_go(self) -> None:

@@ -209,7 +209,6 @@ def _row(who: LoggedModel, request: Request, reply: Reply | None, error: str) ->
     if reply is None or error:
         return head
     is_changed = not isinstance(reply.withheld, UnsetType)
-    n_tokens = len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
     calls = reply.tool_calls if layer is None else layer.calls(request.prefill, reply)
     return msgspec.structs.replace(
         head,
@@ -220,7 +219,7 @@ def _row(who: LoggedModel, request: Request, reply: Reply | None, error: str) ->
         ),
         stop=reply.stop,
         n_prompt_tokens=reply.n_prompt_tokens,
-        n_tokens=0 if is_changed else n_tokens,
+        n_tokens=0 if is_changed else reply.n_answer_tokens,
         guarded=tuple(map(shown, reply.guarded or ())),
     )
 

@@ -341,6 +341,6 @@ def usage(replies: Sequence[Reply]) -> dict[str, int]:
     """
     prompts = {reply.prompt: reply.n_prompt_tokens for reply in replies}
     sent = (reply for reply in replies if reply.withheld is msgspec.UNSET)
-    written = sum(len(r.tokens) if r.n_tokens is None else r.n_tokens for r in sent)
+    written = sum(each.n_answer_tokens for each in sent)
     read = sum(prompts.values())
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

@@ -151,11 +151,6 @@ def shows_tools(engine: Engine) -> bool:
         return False
 
 
-def n_tokens(reply: Reply) -> int:
-    """Return the tokens of an answer."""
-    return len(reply.tokens) if reply.n_tokens is None else reply.n_tokens
-
-
 class EngineWorker:
     """An engine in its own thread. `close` refuses the requests that still wait."""
 
@@ -321,7 +316,7 @@ class EngineWorker:
             self._n_open -= 1
             if isinstance(outcome, Reply):
                 self.n_prompt_tokens += outcome.n_prompt_tokens
-                self.n_tokens += n_tokens(outcome)
+                self.n_tokens += outcome.n_answer_tokens
         if ticket.settled is not None:
             ticket.settled(outcome)
         with suppress(InvalidStateError):  # the caller has disconnected
