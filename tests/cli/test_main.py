@@ -58,6 +58,12 @@ def test_help_of_a_verb_has_an_example_and_loads_no_torch(verb: str) -> None:
     assert example.strip().startswith(f"heredity {verb}")
 
 
+def test_a_question_loads_no_judge_unless_a_guard_needs_one() -> None:
+    modules = loaded("from heredity.cli import main\nassert main(['ask', 'scripted:helpful', 'hello']) == 0")
+    assert "heredity.engines.scripted" in modules
+    assert not {name for name in modules if name.startswith(("heredity.redteam.judges", "heredity.stats"))}
+
+
 def test_the_verbs_in_the_help_are_the_files_on_disk() -> None:
     listed = [verb for section in SECTIONS.values() for verb in section]
     assert sorted(listed) == registry.names("cli")

@@ -28,12 +28,17 @@ _KEPT = 4096  # scores of the texts that were read last
 KIND = "model"
 
 
+def has_guard_models(application: Application) -> bool:
+    """Whether any of its guards has a model. Then it needs a GuardReaders."""
+    return any(spec.kind == KIND for spec in application.all_guards)
+
+
 def identified(application: Application, readers: GuardReaders) -> Application:
     """The application with the identity of each guard model; itself without any.
 
     Raises as GuardReaders.identify does, and NotComparable if the application names another identity.
     """
-    if all(spec.kind != KIND for spec in application.all_guards):
+    if not has_guard_models(application):
         return application
     specs = tuple(_identified(spec, readers) for spec in application.all_guards)
     return msgspec.structs.replace(application, guards=specs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ def command(
     """
     import msgspec
 
-    from heredity.application.guard_models import identified
+    from heredity.application.guard_models import has_guard_models, identified
     from heredity.application.spec import Application, check_decoding
     from heredity.application.toolbox import Toolbox
     from heredity.core.errors import UsageError
@@ -73,12 +73,14 @@ def command(
     except ValueError as error:
         raise UsageError(f"{error}.") from None
     store = open_store()
-    with closing(_guard_models(store, key_env)) as readers:
-        layer = None if layer is None else identified(layer, readers)
-        engine = _within(layer, _load(store, model, key_env), readers)
-        with closing(engine), nullcontext() if layer is None else Toolbox(layer) as toolbox:
-            tools = None if toolbox is None else toolbox.session()
-            said = list(_answers(engine, _converse(layer, text, prefill or "", decoding, seed, tools)))
+    with ExitStack() as stack:
+        readers: JudgeReaders | None = None
+        if layer is not None and has_guard_models(layer):
+            readers = stack.enter_context(closing(_guard_models(store, key_env)))
+            layer = identified(layer, readers)
+        engine = stack.enter_context(closing(_within(layer, _load(store, model, key_env), readers)))
+        tools = None if layer is None else stack.enter_context(Toolbox(layer)).session()
+        said = list(_answers(engine, _converse(layer, text, prefill or "", decoding, seed, tools)))
     _show(said, engine.name, as_json)
 
 
@@ -94,7 +96,7 @@ def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
 
 
 def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
-    """The models of guards, of which none is loaded yet."""
+    """The models of guards, of which none is loaded yet. The judges behind them take half a second."""
     from heredity.redteam.guard_readers import JudgeReaders
     from heredity.redteam.judges import Models
 
@@ -104,7 +106,7 @@ def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
     return JudgeReaders(Models(identify, lambda name: _load(store, name, key_env)))
 
 
-def _within(layer: Application | None, engine: Engine, readers: GuardReaders) -> Engine:
+def _within(layer: Application | None, engine: Engine, readers: GuardReaders | None) -> Engine:
     """The engine behind the guards of an application. Raises Unavailable if it cannot hold the schema."""
     from heredity.application.guarded import guarded
     from heredity.engines import check_schema

@@ -131,11 +131,10 @@ def command(
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
         store = open_store()
-        guard_models = _guard_models(store, key_env)
-        stack.callback(guard_models.close)
-        rules = ServingRules(_layers(applications, guard_models), free_decoding, ignore_settings)
+        layers, readers = _layers(stack, store, applications, key_env)
+        rules = ServingRules(layers, free_decoding, ignore_settings)
         found = _loaded(stack, store, models, rules, waiting, key_env, load_adapters)
-        found.readers = guard_models
+        found.readers = readers
         if request_log is not None:
             settings = replace(settings, request_log=_opened(stack, request_log, request_log_size))
         _listen(found, listening, host, settings)
@@ -259,20 +258,30 @@ def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
     return JudgeReaders(Models(lambda name: store.get(name).record.id, load), shared)
 
 
-def _layers(paths: Sequence[Path], guard_models: GuardReaders) -> Sequence[Application | None]:
-    """Read the applications; none is the model by itself. Raises UsageError."""
-    from heredity.application.guard_models import identified
+def _layers(
+    stack: ExitStack, store: Store, paths: Sequence[Path], key_env: tuple[str, ...]
+) -> tuple[Sequence[Application | None], GuardReaders | None]:
+    """Read the applications, and what reads for their guards. None is the model by itself.
+
+    Raises UsageError.
+    """
+    from heredity.application.guard_models import has_guard_models, identified
     from heredity.application.spec import Application
     from heredity.core.errors import UsageError
 
-    layers = [identified(Application.load(path), guard_models) for path in paths]
+    layers = [Application.load(path) for path in paths]
+    readers: JudgeReaders | None = None
+    if any(map(has_guard_models, layers)):
+        readers = _guard_models(store, key_env)
+        stack.callback(readers.close)
+        layers = [identified(layer, readers) for layer in layers]
     for path, layer in zip(paths, layers, strict=True):
         _refuse_unservable(path, layer)
     if len({layer.name for layer in layers}) < len(layers):
         raise UsageError(
             "Two applications have the same name; callers could not tell them apart.", code="name-twice"
         )
-    return layers or [None]
+    return layers or [None], readers
 
 
 def _refuse_unservable(path: Path, layer: Application) -> None:
