@@ -7,15 +7,31 @@ Leaves to others: the pages themselves (inheritance/page.py, adapt/page.py).
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
+from pathlib import Path
 
+from heredity.core.files import write_atomic
+from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study.report.markdown import plain
+from heredity.study.wording import bare, points, points_interval
 
 NOTHING = "–"
 SPACE = "\N{NO-BREAK SPACE}"  # inside a figure, which a narrow column would break into four lines
 _WIDTH = 118
+
+
+def write_page(path: Path, figure: str, render: Callable[[str], str]) -> Path:
+    """Write a page, and its figure next to it with the ending .svg. Returns the page's path.
+
+    render: returns the page, given the file name of the figure.
+    """
+    drawn = path.with_suffix(".svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(drawn, figure.encode("utf-8"))
+    write_atomic(path, render(drawn.name).encode("utf-8"))
+    return path
 
 
 def escaped(text: str) -> str:
@@ -33,6 +49,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def whole(figure: str) -> str:
     """A figure that is not broken at its spaces."""
     return figure.replace(" ", SPACE)
+
+
+def change(found: Estimate | None) -> str:
+    """A difference in points with its interval: `+24.4 [+11.6 to +36.8]`."""
+    if found is None or found.value is None:
+        return NOTHING
+    return f"{bare(points(found.value))} [{bare(points_interval(found))}]"
 
 
 def section(heading: str, lines: Sequence[str]) -> Iterator[str]:

@@ -8,11 +8,12 @@ Leaves to others: the numbers (findings.py) and the figure (figure.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from heredity.core.files import write_atomic
 from heredity.core.records import Estimate
 from heredity.core.terminal import clock, size
+from heredity.experiments import pages
 from heredity.experiments.adapt import figure
 from heredity.experiments.adapt.findings import (
     AdaptResult,
@@ -25,6 +26,7 @@ from heredity.experiments.adapt.ways import PLAIN, TITLES
 from heredity.experiments.pages import (
     NOTHING,
     bullets,
+    change,
     code,
     escaped,
     listed,
@@ -34,7 +36,7 @@ from heredity.experiments.pages import (
     whole,
 )
 from heredity.study.estimates import JUDGE_FREE
-from heredity.study.wording import bare, interval, p_words, percent, points, points_interval
+from heredity.study.wording import bare, interval, p_words, percent, points
 
 QUICK = "This was a quick run, with few steps and few questions, to see it work. It shows nothing."
 _SCOPES = {"all": "all questions", "seen": "seen facts", "new": "new facts"}
@@ -55,12 +57,8 @@ _CAPTION = "Quality against breach rate: each way with the intervals of both, it
 
 
 def write_page(found: AdaptResult, path: Path) -> Path:
-    """Write the page, and its figure next to it with the ending .svg. Returns the page's path."""
-    drawn = path.with_suffix(".svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(drawn, figure.draw(found).encode("utf-8"))
-    write_atomic(path, render(found, drawn.name).encode("utf-8"))
-    return path
+    """Write the page and its figure (pages.write_page). Returns the page's path."""
+    return pages.write_page(path, figure.draw(found), partial(render, found))
 
 
 def render(found: AdaptResult, figure_name: str) -> str:
@@ -115,18 +113,13 @@ def breach_words(found: SafetyFinding | None) -> str:
     return f"{rate}, {_SAFETY[found.verdict]}" if found.verdict else rate
 
 
-def change(found: Estimate | None) -> str:
-    """A difference in points with its interval: `+24.4 [+11.6 to +36.8]`."""
-    if found is None or found.value is None:
-        return NOTHING
-    return f"{bare(points(found.value))} [{bare(points_interval(found))}]"
-
-
 def seconds_words(seconds: float | None) -> str:
-    """Seconds of making: a clock; of less than a second, nothing."""
-    return (
-        NOTHING if seconds is None else "0" if seconds == 0 else clock(seconds) if seconds >= 1 else "< 1 s"
-    )
+    """Seconds of making, as a clock; a dash if they are not known."""
+    if seconds is None:
+        return NOTHING
+    if 0 < seconds < 1:
+        return "< 1 s"
+    return clock(seconds) if seconds else "0"
 
 
 def answer_words(cost: CostFinding) -> str:

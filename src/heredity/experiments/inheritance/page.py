@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from heredity.core.files import write_atomic
+from heredity.experiments import pages
 from heredity.experiments.inheritance import figure, tables
 from heredity.experiments.inheritance.findings import BatteryFinding, EdgeFinding, LineageResult
 from heredity.experiments.inheritance.sentences import caution, noise_floor, open_claims, rest, sentences
@@ -35,12 +36,8 @@ _SEEDS = (
 
 
 def write_page(found: LineageResult, path: Path) -> Path:
-    """Write the page, and its figure next to it with the ending .svg. Returns the page's path."""
-    drawn = path.with_suffix(".svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(drawn, figure.draw(found).encode("utf-8"))
-    write_atomic(path, render(found, drawn.name).encode("utf-8"))
-    return path
+    """Write the page and its figure (pages.write_page). Returns the page's path."""
+    return pages.write_page(path, figure.draw(found), partial(render, found))
 
 
 def render(found: LineageResult, figure_name: str) -> str:

@@ -77,11 +77,6 @@ def difference(found: Estimate) -> str:
     return f"{points(found.value)} ({bare(points_interval(found))})"
 
 
-def change(found: Estimate) -> str:
-    """The same for a column of points: `+24.4 [+11.6 to +36.8]`."""
-    return f"{bare(points(found.value))} [{bare(points_interval(found))}]"
-
-
 def open_claims(edges: Sequence[EdgeFinding]) -> list[str]:
     """Why there is no claim about some children, a line for each reason."""
     by_reason: dict[str, list[EdgeFinding]] = {}

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from heredity.experiments.inheritance.findings import BatteryFinding, EdgeFinding, SeedFinding
 from heredity.experiments.inheritance.plan import MADE
-from heredity.experiments.inheritance.sentences import change
-from heredity.experiments.pages import NOTHING, SPACE, escaped, table, whole
+from heredity.experiments.pages import NOTHING, SPACE, change, escaped, table, whole
 from heredity.study.estimates import Inheritance, ModelPair, Rate
 from heredity.study.wording import bare, p_words, percent, points_interval
 
