@@ -136,10 +136,6 @@ class WayFinding(Record, frozen=True):
     cost: CostFinding
     is_on_front: bool = False
 
-    def of_scope(self, scope: Scope) -> QualityFinding | None:
-        """Its quality in one scope."""
-        return next((each for each in self.quality if each.scope == scope), None)
-
 
 class AdaptResult(Record, frozen=True):
     """The ways side by side, the untouched model first. main_scope: of the breaches in the figure."""

@@ -26,7 +26,7 @@ from heredity.train.data.chat import Data
 
 Way = Literal["prompt", "few_shot", "retrieval", "lora", "alora", "finetune", "distilled"]
 WAYS: tuple[Way, ...] = get_args(Way)
-RECIPES: dict[Way, str] = {
+RECIPES: dict[str, str] = {
     "lora": "lora", "alora": "alora", "finetune": "finetune", "distilled": "finetune",
 }  # fmt: skip
 SHIPPED = "support_manual"  # in place of a folder; with ":train" or ":test", of a file
@@ -165,11 +165,6 @@ class AdaptTask(Record, frozen=True):
         return 0 if self.budget.minutes else self.budget.steps or _STEPS
 
     @property
-    def trained(self) -> list[str]:
-        """The ways that make a model."""
-        return [way for way in self.ways if way in RECIPES]
-
-    @property
     def is_quick(self) -> bool:
         """Whether it is as small as a quick run, which decides nothing."""
         return (self.steps, self.questions) == (_QUICK_STEPS, _QUICK_QUESTIONS)
@@ -282,7 +277,6 @@ def _check_settings(task: AdaptTask) -> None:
     """Refuse a setting that the recipe of its way does not take. Raises BadArgument."""
     example = Data.of("example", [("A question?", "An answer.")])
     for way, settings in task.settings.items():
-        kind = next(kind for name, kind in RECIPES.items() if name == way)
         if taken := next((key for key in _OF_BUDGET if key in settings), None):
             raise BadArgument(
                 f"'{taken}' of '{way}' is set by the task itself: [budget], `seeds` and `train`",
@@ -290,7 +284,7 @@ def _check_settings(task: AdaptTask) -> None:
                 key=taken,
             )
         try:
-            recipe(kind, data=example, **settings)
+            recipe(RECIPES[way], data=example, **settings)
         except HeredityError as error:
             raise BadArgument(f"{way}: {error}", code=error.code, key="settings") from None
         except TypeError as error:

@@ -113,13 +113,12 @@ def lineage_plan(
 def _child(
     task: AdaptTask, way: str, guards: Mapping[str, tuple[GuardSpec, ...]], steps: Mapping[str, int]
 ) -> ChildPlan:
-    kind = next((kind for name, kind in RECIPES.items() if name == way), "")
-    if not kind:
+    if way not in RECIPES:
         return ChildPlan(way, BEHIND, (PLAIN,), guards=guards.get(way, UNSET))
     budget = {"steps": steps.get(way, task.steps or 1), "batch_size": task.budget.batch_size}
     settings = task.settings.get(way, {}) | budget
     learned = LESSONS if way == "distilled" else TRAIN
-    return ChildPlan(way, kind, (PLAIN,), seeds=task.seeds, data={"data": learned}, settings=settings)
+    return ChildPlan(way, RECIPES[way], (PLAIN,), seeds=task.seeds, data={"data": learned}, settings=settings)
 
 
 def added_bytes(
