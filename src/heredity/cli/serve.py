@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from heredity.application.guards.protocols import GuardReaders
     from heredity.application.spec import Application
-    from heredity.deploy.serve.adapters import AdapterDesk, ServingRules
+    from heredity.deploy.serve.adapters import AdapterLoader, ServingRules
     from heredity.deploy.serve.answers import Served
     from heredity.deploy.serve.app import ServerSettings
     from heredity.deploy.serve.embeddings import EmbeddingService
@@ -191,12 +191,12 @@ def _origin(origin: str) -> str:
 
 @dataclass
 class _Loaded:
-    """The models to serve, loaded. desk: loads more adapters; None if no caller may."""
+    """The models to serve, loaded. adapters: loads others later; None if no caller may."""
 
     served: list[Served] = field(default_factory=list)
     encoders: list[EmbeddingService] = field(default_factory=list)
     readers: GuardReaders | None = None
-    desk: AdapterDesk | None = None
+    adapters: AdapterLoader | None = None
 
     @property
     def names(self) -> list[str]:
@@ -207,12 +207,12 @@ class _Loaded:
 
 def _loaded(
     stack: ExitStack, store: Store, models: tuple[str, ...], rules: ServingRules, most: int,
-    key_env: tuple[str, ...], is_open: bool,
+    key_env: tuple[str, ...], may_load: bool,
 ) -> _Loaded:  # fmt: skip
-    """Load each model once, and each base once. is_open: whether callers may load adapters."""
+    """Load each model once, and each base once. may_load: whether callers may load adapters."""
     from heredity.cli import _pulling
     from heredity.core.terminal import note
-    from heredity.deploy.serve.adapters import AdapterDesk, share
+    from heredity.deploy.serve.adapters import AdapterLoader, share
     from heredity.deploy.serve.embeddings import EmbeddingService, Encoder
     from heredity.deploy.serve.worker import EngineWorker
 
@@ -224,7 +224,7 @@ def _loaded(
         if one not in encoders
     }
     load, found = _remote.loader(store, _remote.calls(key_env)), _Loaded()
-    bases, services = share(stack, store, ready.values(), load, most, is_open, note)
+    bases, services = share(stack, store, ready.values(), load, most, may_load, note)
     for ident, form in ready.items():
         service: Service | None = services.get(form.record.id)
         if service is None:
@@ -237,7 +237,7 @@ def _loaded(
         encoder = EmbeddingService(Encoder(one), most)
         stack.callback(encoder.close)
         found.encoders.append(encoder)
-    found.desk = AdapterDesk(store, bases, rules) if is_open else None
+    found.adapters = AdapterLoader(store, bases, rules) if may_load else None
     return found
 
 
@@ -327,7 +327,7 @@ def _listen(found: _Loaded, listening: socket.socket, host: str, settings: Serve
     where = f" in {'the application' if len(layers) == 1 else 'each of'} {inside}" if layers else ""
     note(f"serving {', '.join(found.names)}{where} at {address}")
     api = server(
-        app.app(found.served, settings, found.encoders, found.readers, found.desk),
+        app.app(found.served, settings, found.encoders, found.readers, found.adapters),
         log_level="warning", access_log=False,
         server_header=False, timeout_graceful_shutdown=60,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from heredity.application.guard_models import identified
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.records import Decoding, Message, Request
-from heredity.deploy.serve.adapters import AdapterDesk, ServingRules, SharedServices, by_base, share
+from heredity.deploy.serve.adapters import AdapterLoader, ServingRules, SharedServices, by_base, share
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.shared import shared as sharing
 from heredity.lineage.adoption import adopt
@@ -78,7 +78,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 @contextmanager
 def running(
-    shop: Shop, *names: str, is_open: bool = False, layers: Any = (None,), **how: Any
+    shop: Shop, *names: str, may_load: bool = False, layers: Any = (None,), **how: Any
 ) -> Iterator[tuple[str, SharedServices]]:
     """The address of a server of these models, and what it shares."""
     told: list[str] = []
@@ -86,11 +86,11 @@ def running(
         models = [shop.grown[name] for name in names]
         shared = share(
             stack, shop.store, models, lambda one: load_engine(one, shop.store, is_batched=False), 256,
-            is_open, told.append,
+            may_load, told.append,
         )  # fmt: skip
         rules = ServingRules(layers)
         served = [each for one in models for each in rules.served(one.record, shared.services[one.record.id])]
-        desk = AdapterDesk(shop.store, shared.bases, rules) if is_open else None
+        desk = AdapterLoader(shop.store, shared.bases, rules) if may_load else None
         yield stack.enter_context(listening(*served, adapters=desk, **how)), shared
 
 
@@ -146,7 +146,7 @@ def test_an_adapter_of_another_form_is_named_and_has_its_own_engine(shop: Shop) 
 
 def test_an_adapter_is_loaded_replaced_and_unloaded_while_it_runs(shop: Shop) -> None:
     text = "the quick brown fox"
-    with running(shop, "base", is_open=True) as (address, shared):
+    with running(shop, "base", may_load=True) as (address, shared):
         assert said(address, "base", text) == shop.answer("base", text)
         with raises(openai.NotFoundError, "model_not_found"):
             said(address, "one", text)
@@ -174,7 +174,7 @@ def test_an_adapter_is_loaded_replaced_and_unloaded_while_it_runs(shop: Shop) ->
 
 
 def test_a_request_ends_with_the_adapter_that_it_began_with(shop: Shop) -> None:
-    with running(shop, "base", "one", is_open=True) as (address, shared):
+    with running(shop, "base", "one", may_load=True) as (address, shared):
         texts = (" ".join(WORDS[i : i + 3]) for i in range(12))
         text, expected = next(
             (text, answer) for text in texts if len(answer := said(address, "one", text, LONG)) > LONG // 2
@@ -199,7 +199,7 @@ def test_a_request_ends_with_the_adapter_that_it_began_with(shop: Shop) -> None:
 def test_unloading_while_callers_ask_never_answers_with_another_model(shop: Shop) -> None:
     text = "seven wise owls"
     expected = {shop.answer(name, text) for name in ("one", "two")}
-    with running(shop, "base", is_open=True) as (address, _):
+    with running(shop, "base", may_load=True) as (address, _):
         stop, seen = threading.Event(), set()
 
         def ask() -> None:
@@ -255,7 +255,7 @@ def test_what_cannot_be_loaded_is_refused_and_changes_nothing(
 
 @pytest.fixture(scope="module")
 def open_place(shop: Shop) -> Iterator[tuple[str, SharedServices]]:
-    with running(shop, "base", is_open=True) as place:
+    with running(shop, "base", may_load=True) as place:
         yield place
 
 
@@ -271,13 +271,13 @@ def test_no_caller_loads_an_adapter_unless_it_is_on_and_the_key_is_right(shop: S
     with running(shop, "base", "one") as (address, _):
         assert change(address, "load", lora_name="two").status_code == 404
         assert change(address, "unload", lora_name="one").status_code == 404
-    with running(shop, "base", is_open=True, key="secret") as (address, _):
+    with running(shop, "base", may_load=True, key="secret") as (address, _):
         assert change(address, "load", lora_name="two").status_code == 401
 
 
 def test_an_adapter_that_comes_later_answers_in_every_application(shop: Shop) -> None:
     layers = (Application("desk", "seven wise owls"), Application("shop", "an old oak tree"))
-    with running(shop, "base", is_open=True, layers=layers) as (address, _):
+    with running(shop, "base", may_load=True, layers=layers) as (address, _):
         assert change(address, "load", lora_name="one").is_success
         names = [each.id for each in client(address).models.list()]
         assert names == ["desk@base", "shop@base", "desk@one", "shop@one"]
@@ -293,7 +293,7 @@ def test_an_adapter_that_comes_later_has_the_guards_and_the_request_log(shop: Sh
     layers = (identified(Application("desk", guards=(spec,)), readers),)
     how: dict[str, Any] = {"readers": readers, "request_log": log, "has_metrics": True}
     try:
-        with running(shop, "base", is_open=True, layers=layers, **how) as (address, _):
+        with running(shop, "base", may_load=True, layers=layers, **how) as (address, _):
             assert change(address, "load", lora_name="late", lora_path="one").is_success
             text = "the quick brown fox"
             assert said(address, "late", "Where is the plutonium?", None) == BLOCKED
@@ -316,7 +316,7 @@ def test_an_adapter_that_comes_later_has_the_guards_and_the_request_log(shop: Sh
 
 def test_however_an_answer_ends_its_adapter_can_be_freed(shop: Shop) -> None:
     body: dict[str, Any] = {"model": "one", "messages": [{"role": "user", "content": "the old oak tree"}]}
-    with running(shop, "base", "one", is_open=True) as (address, shared):
+    with running(shop, "base", "one", may_load=True) as (address, shared):
         service = shared.services[shop.grown["one"].record.id]
         chat = f"{address}/v1/chat/completions"
         for more in ({}, {"stream": True}, {"n": 3}, {"logprobs": True}, {"stop": ["a"], "max_tokens": 8}):

@@ -103,10 +103,10 @@ class BaseService:
         return MemberService(self.worker, engine, engine.number, lambda: shared.remove(engine))
 
 
-def by_base(models: Iterable[Grown], is_open: bool) -> dict[Path, list[Grown]]:
+def by_base(models: Iterable[Grown], may_load: bool) -> dict[Path, list[Grown]]:
     """Return the models that may share a base in memory, by the folder of the base.
 
-    is_open: adapters may come later, so that a base by itself is among them too.
+    may_load: adapters may come later, so that a base by itself is among them too.
     """
     found: dict[Path, list[Grown]] = {}
     for one in models:
@@ -117,7 +117,7 @@ def by_base(models: Iterable[Grown], is_open: bool) -> dict[Path, list[Grown]]:
             found.setdefault(engines.base_folder(record, one.folder), []).append(one)
         elif record.format == "safetensors":
             found.setdefault(one.folder, []).append(one)
-    least = 1 if is_open else 2
+    least = 1 if may_load else 2
     return {folder: each for folder, each in found.items() if len(each) >= least}
 
 
@@ -130,7 +130,7 @@ class SharedServices(NamedTuple):
 
 def share(
     stack: ExitStack, store: Store, models: Iterable[Grown], load: Callable[[Grown], Engine], most: int,
-    is_open: bool, tell: Callable[[str], None],
+    may_load: bool, tell: Callable[[str], None],
 ) -> SharedServices:  # fmt: skip
     """Load the bases that several of the models have in common, and their adapters.
 
@@ -138,7 +138,7 @@ def share(
     """
     bases: list[BaseService] = []
     services: dict[str, MemberService] = {}
-    for members in by_base(models, is_open).values():
+    for members in by_base(models, may_load).values():
         base = next((one for one in members if one.record.format != "adapter"), None)
         base = base or store.base(members[0])
         tell(f"loading {base.record.name} ...")
@@ -166,7 +166,7 @@ def share(
 
 
 @dataclass
-class AdapterDesk:
+class AdapterLoader:
     """Loads and unloads adapters while the server runs, one at a time.
 
     roster: of the server, which sets it.
@@ -270,8 +270,5 @@ def _is_adapter(one: Served) -> bool:
 
 def _read(raw: bytes, kind: type[B]) -> B:
     """Return a body. Raises UsageError."""
-    try:
-        given = msgspec.json.decode(raw, type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"the body is no JSON object: {error}", code="body-not-json") from None
-    return schema.convert(schema.select_fields(given, kind.__struct_fields__, ignores=False).fields, kind)
+    read = schema.select_fields(schema.json_object(raw), kind.__struct_fields__, ignores=False)
+    return schema.convert(read.fields, kind)

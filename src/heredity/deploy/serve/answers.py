@@ -50,12 +50,18 @@ class Served(NamedTuple):
     log: RequestLog | None = None  # of the operator; the server sets it
 
     @property
+    def full_name(self) -> str:
+        """The name of the model, with that of its application: APPLICATION@MODEL."""
+        layer = self.application
+        return self.model.name if layer is None else f"{layer.name}@{self.model.name}"
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names that callers may give, the shortest first; another may have some of them too."""
         plain = (self.model.name, self.model.id)
         if (layer := self.application) is None:
             return plain
-        return (plain[0], f"{layer.name}@{plain[0]}", plain[1], f"{layer.name}@{plain[1]}")
+        return (plain[0], self.full_name, plain[1], f"{layer.name}@{plain[1]}")
 
     @property
     def rules(self) -> Rules:
@@ -196,9 +202,7 @@ class ServedAnswer:
 
     def _log(self, reply: Reply | None, error: str = "") -> None:
         if (log := self._one.log) is not None:
-            model, layer = self._one.model, self._one.application
-            name = model.name if layer is None else f"{layer.name}@{model.name}"
-            who = LoggedModel(name, model.id, layer)
+            who = LoggedModel(self._one.full_name, self._one.model.id, self._one.application)
             log.answer(who, self._asked.requests[self.number], reply, error)
 
     async def _reply(self) -> Reply:

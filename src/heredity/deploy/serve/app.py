@@ -49,7 +49,7 @@ from heredity.application.guards.protocols import GuardReaders
 from heredity.core.errors import ContextOverflow, HeredityError, UsageError
 from heredity.core.records import encode
 from heredity.deploy.serve import answers, chat, completions, embeddings, messages, responses, schema
-from heredity.deploy.serve.adapters import AdapterDesk, refusal
+from heredity.deploy.serve.adapters import AdapterLoader, refusal
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
 from heredity.deploy.serve.delivery import EventStream, drop, refuse_gone, unless_gone
 from heredity.deploy.serve.embeddings import EmbeddingService
@@ -104,7 +104,7 @@ def app(
     settings: ServerSettings | None = None,
     embedders: Sequence[EmbeddingService] = (),
     readers: GuardReaders | None = None,
-    adapters: AdapterDesk | None = None,
+    adapters: AdapterLoader | None = None,
 ) -> Starlette:
     """Return the API for these models as an ASGI application.
 
@@ -127,8 +127,8 @@ def app(
     ]
     if adapters is not None:
         adapters.roster = desk.roster
-        routes.append(Route("/v1/load_lora_adapter", desk.told(adapters.load), methods=["POST"]))
-        routes.append(Route("/v1/unload_lora_adapter", desk.told(adapters.unload), methods=["POST"]))
+        routes.append(Route("/v1/load_lora_adapter", desk.changing(adapters.load), methods=["POST"]))
+        routes.append(Route("/v1/unload_lora_adapter", desk.changing(adapters.unload), methods=["POST"]))
     if settings.has_metrics:
         routes.append(Route("/metrics", desk.counts, methods=["GET"]))
     handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here, ClientDisconnect: _left}
@@ -268,7 +268,7 @@ class _Desk:
         }
         return Response(self.counted.text(gauges, self.roster.n_found), media_type=CONTENT_TYPE)
 
-    def told(self, change: Callable[[bytes], Awaitable[str]]) -> Callable[[Call], Awaitable[Response]]:
+    def changing(self, change: Callable[[bytes], Awaitable[str]]) -> Callable[[Call], Awaitable[Response]]:
         """Return the handler of a change of the served models: it answers in words, as vLLM does."""
 
         async def handle(call: Call) -> Response:

@@ -155,14 +155,20 @@ class ReadBody(NamedTuple):
     ignored: tuple[str, ...]
 
 
-def opened(raw: bytes) -> dict[str, object]:
-    """Decode a body and check that it names a model. Raises UsageError."""
+def json_object(raw: bytes) -> dict[str, object]:
+    """Decode a body. Raises UsageError unless it is a JSON object."""
     try:
         given = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"the body is not JSON: {error}", code="body-not-json") from None
     if not isinstance(given, dict):
         raise UsageError("the body is not a JSON object", code="body-not-object")
+    return given
+
+
+def opened(raw: bytes) -> dict[str, object]:
+    """Decode a body and check that it names a model. Raises UsageError."""
+    given = json_object(raw)
     if not isinstance(given.get("model"), str):
         raise UsageError(
             "`model` is missing: name a served model, see /v1/models", code="model-not-named", key="model"
