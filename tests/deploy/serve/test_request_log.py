@@ -19,6 +19,7 @@ from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application, Secret
 from heredity.core.errors import BadInput, Busy, UnknownName, UsageError
 from heredity.core.records import Message, Reply, Request
+from heredity.deploy.serve import request_log
 from heredity.deploy.serve.request_log import LoggedModel, RequestLog, redacted
 from heredity.study import importers
 from heredity.study.importers import ImportOptions
@@ -140,6 +141,23 @@ def test_a_log_that_could_not_be_begun_anew_is_tried_again(
     log.close()
     assert [row["prompt"][0]["content"] for row in rows(tmp_path / "log.jsonl")] == ["second"]
     assert log.n_lost == 1
+
+
+def test_each_reason_of_a_loss_is_reported_once_and_no_loss_goes_uncounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RequestLog(tmp_path / "log.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(request_log, "_PENDING", 0)
+        for _ in range(2):
+            log.answer(WHO, asked(), Reply(0, "", "fine"))
+    monkeypatch.setattr(request_log, "_row", lambda *_: 1 / 0)
+    log.answer(WHO, asked(), Reply(0, "", "fine"))
+    log.close()
+    log.answer(WHO, asked(), Reply(0, "", "fine"))
+    assert log.n_lost == 4
+    reported = [record.getMessage().partition("lost a row: ")[2] for record in caplog.records]
+    assert reported == ["0 rows wait for the disk", "division by zero", "the log is closed"]
 
 
 def logged(path: Path, *answers: tuple[str, str], who: LoggedModel = WHO) -> Path:

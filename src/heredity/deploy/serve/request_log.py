@@ -105,7 +105,7 @@ class RequestLog:
         except OSError as error:
             raise _unwritable(path, error) from None
         self._pending, self._count = 0, Lock()
-        self.n_lost = 0
+        self.n_lost, self._reasons = 0, set[str]()  # of losses that were reported
         try:
             self._file = self._open()
         except BaseException:
@@ -116,12 +116,15 @@ class RequestLog:
     def answer(self, who: LoggedModel, request: Request, reply: Reply | None, error: str = "") -> None:
         """Log an answer, or its error. Returns at once."""
         with self._count:
-            if self._pending >= _PENDING:
-                self.n_lost += 1
-                return
-            self._pending += 1
-        with suppress(RuntimeError):  # the log is closed, and the server has ended
+            is_full = self._pending >= _PENDING
+            self._pending += not is_full
+        if is_full:
+            self._lose("full", f"{_PENDING:,} rows wait for the disk")
+            return
+        try:
             self._thread.submit(self._write, who, request, reply, error)
+        except RuntimeError:
+            self._lose("closed", "the log is closed")
 
     def close(self) -> None:
         """Write the rows that wait, and close the file."""
@@ -135,14 +138,20 @@ class RequestLog:
             if os.fstat(self._file).st_size + len(line) > self._largest:
                 self._rotate()
             self._append(line)
-        except Exception as failure:
-            if not self.n_lost:
-                _log.error("the request log lost a row: %s", failure)
-            with self._count:
-                self.n_lost += 1
+        except Exception as failure:  # any: it would end in a future that nobody reads, and the row uncounted
+            self._lose(type(failure).__name__, str(failure))
         finally:
             with self._count:
                 self._pending -= 1
+
+    def _lose(self, reason: str, words: str) -> None:
+        """Count a row that is lost. The first one of each reason is reported: a later one says no more."""
+        with self._count:
+            self.n_lost += 1
+            is_new = reason not in self._reasons
+            self._reasons.add(reason)
+        if is_new:
+            _log.error("the request log lost a row: %s", words)
 
     def _append(self, line: bytes) -> None:
         """Write a line, or nothing of it: the next one would be read as its rest."""
