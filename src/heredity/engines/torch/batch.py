@@ -137,7 +137,7 @@ class ContinuousBatch:
         by_slot = {
             slot: row.prefix or self._prefix for row, at in zip(self.rows, places, strict=True) for slot in at
         }
-        return VariedPrefix(by_slot, self._widths)
+        return VariedPrefix(by_slot, self._widths, self._decoder.device)
 
     def _draw(self, logits: torch.Tensor, drafts: list[list[int]], places: list[list[int]]) -> None:
         """Append to each row its next token, and further ones while the drafts are right."""

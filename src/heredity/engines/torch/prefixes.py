@@ -81,16 +81,18 @@ class VariedPrefix(SharedPrefix):
     """The prefixes of rows that begin with one text and differ in their adapters.
 
     by_slot: the prefix of each slot in use. widths: the proven numbers of rows of an attention, ascending.
+    device: of the decoder. The rows are put there once, and not in each layer.
     """
 
-    def __init__(self, by_slot: dict[int, SharedPrefix], widths: Sequence[int]) -> None:
+    def __init__(self, by_slot: dict[int, SharedPrefix], widths: Sequence[int], device: torch.device) -> None:
         super().__init__(next(iter(by_slot.values())).text, [], [])
         self._by_slot = by_slot
         found: dict[int, tuple[SharedPrefix, list[int]]] = {}
         for slot, prefix in by_slot.items():
             found.setdefault(id(prefix), (prefix, []))[1].append(slot)
         self._parts = [
-            (prefix, torch.tensor(rows), padded_rows(rows, widths)) for prefix, rows in found.values()
+            (prefix, torch.tensor(rows, device=device), padded_rows(rows, widths).to(device))
+            for prefix, rows in found.values()
         ]
 
     def at(self, slot: int) -> SharedPrefix:
@@ -102,8 +104,8 @@ class VariedPrefix(SharedPrefix):
         n_heads, n_rows, group, _ = queries.shape
         out = queries.new_zeros(n_heads, n_rows, group, self.n_positions)
         for prefix, rows, filled in self._parts:
-            found = prefix.scores(queries.index_select(1, filled.to(queries.device)), layer)
-            out.index_copy_(1, rows.to(queries.device), found[:, : len(rows)])
+            found = prefix.scores(queries.index_select(1, filled), layer)
+            out.index_copy_(1, rows, found[:, : len(rows)])
         return out
 
     def weighted(self, p: torch.Tensor, layer: int) -> torch.Tensor:
@@ -112,8 +114,8 @@ class VariedPrefix(SharedPrefix):
         head_dim = self._parts[0][0].values[layer].shape[-1]
         out = p.new_zeros(n_heads, n_rows, group, head_dim)
         for prefix, rows, filled in self._parts:
-            found = prefix.weighted(p.index_select(1, filled.to(p.device)), layer)
-            out.index_copy_(1, rows.to(p.device), found[:, : len(rows)])
+            found = prefix.weighted(p.index_select(1, filled), layer)
+            out.index_copy_(1, rows, found[:, : len(rows)])
         return out
 
 
