@@ -14,7 +14,7 @@ import pytest
 import heredity
 from heredity.application.spec import Application, Secret
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
-from heredity.core.records import Message, Reply, Request
+from heredity.core.records import Message, Reply, Request, Role
 from heredity.engines import call
 from heredity.engines import call as _function
 from heredity.lineage.loading import load_engine
@@ -66,20 +66,18 @@ def wants_more(text: str, database: str) -> str:
     return text
 
 
-def engine_of(
-    function: Callable[..., Any], store: Store, width: int = 4, timeout: float = 30
-) -> call.CallEngine:
+def engine_of(function: Callable[..., Any], width: int = 4, timeout: float = 30) -> call.CallEngine:
     return call.CallEngine(_function.Function(function.__name__, function), width, timeout)
 
 
 def ask(key: int, *texts: str, prefill: str = "") -> Request:
-    roles = ("user", "assistant")
-    messages = tuple(Message(roles[i % 2], text) for i, text in enumerate(texts))  # type: ignore[arg-type]
+    roles: tuple[Role, Role] = ("user", "assistant")
+    messages = tuple(Message(roles[i % 2], text) for i, text in enumerate(texts))
     return Request(key, messages, seed=key, prefill=prefill)
 
 
 def answers(function: Callable[..., Any], *requests: Request, **settings: Any) -> dict[int, Reply]:
-    engine = engine_of(function, None, **settings)  # type: ignore[arg-type]
+    engine = engine_of(function, **settings)
     try:
         return {reply.key: reply for reply in engine.reply(requests)}
     finally:
@@ -125,7 +123,7 @@ def test_an_answer_that_does_not_come_is_an_error_row_in_time() -> None:
 
 def test_a_target_that_always_hangs_ends_the_run() -> None:
     with raises(EngineFailure, "request-hangs"):
-        engine = engine_of(hangs, None, width=1, timeout=0.001)  # type: ignore[arg-type]
+        engine = engine_of(hangs, width=1, timeout=0.001)
         engine._timeout = -0.99
         list(engine.reply(ask(i, "hello") for i in range(99)))
 
@@ -155,13 +153,13 @@ def test_requests_are_pulled_by_the_thread_that_iterates() -> None:
             pullers.add(threading.current_thread())
             yield ask(i, "hello")
 
-    list(engine_of(leaky, None).reply(stream()))  # type: ignore[arg-type]
+    list(engine_of(leaky).reply(stream()))
     assert pullers == {threading.current_thread()}
 
 
 def test_a_conversation_keeps_its_name_and_no_two_share_one() -> None:
     found = answers(remembers, ask(1, "a"), ask(2, "a"))
-    engine = engine_of(remembers, None)  # type: ignore[arg-type]
+    engine = engine_of(remembers)
     first, later = (next(iter(engine.reply([r]))).text for r in (ask(1, "a"), ask(1, "a", "b", "c")))
     assert first == later
     assert len({found[1].text.split()[0], found[2].text.split()[0], first.split()[0]}) == 3

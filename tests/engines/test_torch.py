@@ -32,12 +32,15 @@ def ask(
     return Request(key, messages, Decoding(n, temperature), seed, prefill, (), n_shared=1)
 
 
-def questions(n: int, **settings: float) -> list[Request]:
+def questions(n: int, temperature: float = 0.0) -> list[Request]:
     stream = random.Random(3)
     return [
-        ask(i, " ".join(stream.choices(WORDS, k=stream.randint(1, 40))), n=stream.randint(1, 40), **settings)  # type: ignore[arg-type]
+        ask(
+            i, " ".join(stream.choices(WORDS, k=stream.randint(1, 40))), n=stream.randint(1, 40),
+            temperature=temperature,
+        )
         for i in range(n)
-    ]
+    ]  # fmt: skip
 
 
 def answers(engine: TorchEngine, requests: list[Request]) -> dict[int, Reply]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 pytest.importorskip("openai")
@@ -18,6 +19,7 @@ from heredity.application.guard_chain import BLOCKED
 from heredity.application.guard_models import identified
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
+from heredity.core.records import Request
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.shared import SharedScorer, shared
 from heredity.deploy.serve.worker import EngineWorker
@@ -49,7 +51,7 @@ def guarded(guard: LlamaGuard, *sides: str, says: str = "fine") -> Iterator[str]
 def ask(address: str, text: str = "hello", model: str = MODEL, **how: Any) -> dict[str, Any]:
     body = {"model": model, "messages": [{"role": "user", "content": text}], **how}
     found = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
-    return found.json()  # type: ignore[no-any-return]
+    return msgspec.json.decode(found.content, type=dict[str, Any])
 
 
 def text_of(found: dict[str, Any]) -> str:
@@ -145,7 +147,7 @@ def test_a_shared_engine_has_the_capabilities_of_its_own() -> None:
     try:
         assert isinstance(plain, Completer) and not isinstance(plain, Scorer)
         assert isinstance(scorer, SharedScorer) and isinstance(scorer, Scorer)
-        assert scorer.score(None, ["a", "b"]) == [[-1.0], [-1.0]]  # type: ignore[arg-type]
+        assert scorer.score(Request(0, ()), ["a", "b"]) == [[-1.0], [-1.0]]
     finally:
         plain.close()
         scorer.close()
