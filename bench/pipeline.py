@@ -27,19 +27,18 @@ import argparse
 import math
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from _commit import commit
 from heredity.application.spec import Application
 from heredity.core.records import Check, Estimate, Probe
 from heredity.lineage.store import scripted
@@ -441,18 +440,6 @@ def table(n: int, worlds: tuple[World, ...] = WORLDS) -> Iterator[str]:
         shares += [line.two_way if world.attacks > 1 else math.nan]
         cells = ["" if math.isnan(x) else f"{x / n:.3f}" for x in shares]
         yield f"| {world.name} | " + " | ".join(cells) + " |"
-
-
-def commit() -> str:
-    """The commit that is measured, with a + if files have changed since."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True).stdout.strip()
-
-    return (git("rev-parse", "--short", "HEAD") or "no commit") + (
-        "+" if git("status", "--porcelain") else ""
-    )
 
 
 def main() -> None:

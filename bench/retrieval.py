@@ -22,7 +22,6 @@ import argparse
 import math
 import os
 import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from _commit import commit
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.chunks import Chunk
 from heredity.application.retrieval.index import PassageIndex
@@ -153,16 +153,6 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
-
-
-def commit() -> str:
-    """The commit, with "+" if tracked files differ from it."""
-
-    def git(*asked: str) -> str:
-        command = ["git", "-C", str(ROOT), *asked]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + "+" * bool(git("status", "-s", "-uno"))
 
 
 def main() -> None:

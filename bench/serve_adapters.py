@@ -14,17 +14,20 @@ of the base. The growth of the process is a figure of its own: it has what libra
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from _commit import commit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support.random_adapters import ALL, random_adapter
+
+STRENGTH = 0.02  # of the random matrices
 WORDS = ("tent", "stove", "order", "refund", "boots", "leak", "rucksack", "delivery", "invoice", "sleeping")
 
 
@@ -49,7 +52,9 @@ def main() -> None:
         first = resident()
         members = []
         for i in range(given.adapters):
-            adapter = random_adapter(folder, Path(home) / f"adapter-{i}", given.rank, given.targets, i)
+            adapter = random_adapter(
+                folder, Path(home) / f"adapter-{i}", i, given.rank, given.targets, STRENGTH
+            )
             members.append(shared.add(adapter, shared.read(adapter)))
         added, n_bytes = resident() - first, sum(each.n_bytes for each in members)
         weights = n_weights(folder) * engine.decoder.dtype.itemsize
@@ -107,30 +112,6 @@ def rate(shared: object, given: argparse.Namespace, n_adapters: int) -> float:
     return n / (time.perf_counter() - started)
 
 
-def random_adapter(base: Path, out: Path, rank: int, targets: Sequence[str], seed: int) -> Path:
-    """Write an adapter with PEFT's names: small random matrices for every layer of the base."""
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    stream, tensors = torch.Generator().manual_seed(seed), {}
-    for path in sorted(base.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                module = name.removesuffix(".weight")
-                if module.rpartition(".")[2] in targets:
-                    n_out, n_in = file.get_slice(name).get_shape()
-                    sides = {"A": (rank, n_in), "B": (n_out, rank)}
-                    for side, size in sides.items():
-                        place = f"base_model.model.{module}.lora_{side}.weight"
-                        tensors[place] = torch.randn(size, generator=stream) * 0.02
-    out.mkdir(parents=True)
-    save_file(tensors, out / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank}
-    (out / "adapter_config.json").write_text(json.dumps({**config, "target_modules": list(targets)}))
-    return out
-
-
 def n_weights(folder: Path) -> int:
     """The number of weights in the files of a model."""
     from math import prod
@@ -146,7 +127,6 @@ def n_weights(folder: Path) -> int:
 
 def tiny(folder: Path) -> Path:
     """A random model of the tests."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     from tests.support.tiny_models import make_model
 
     return make_model(folder, "llama", hidden_size=256, intermediate_size=512, max_position_embeddings=1024)
@@ -175,18 +155,6 @@ def resident() -> int:
 
 def mib(n: int) -> str:
     return f"{n / (1 << 20):.1f} MiB"
-
-
-def commit() -> str:
-    """The commit that is measured, with a + if files have changed since."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
-        return done.stdout.strip()
-
-    return (git("rev-parse", "--short", "HEAD") or "no commit") + (
-        "+" if git("status", "--porcelain") else ""
-    )
 
 
 if __name__ == "__main__":
