@@ -163,13 +163,13 @@ def _show(found: LineageResult, pages: Sequence[Path]) -> None:
     from heredity.experiments.inheritance.page import write_page
     from heredity.experiments.inheritance.sentences import (
         caution,
-        change,
         counts,
         noise_floor,
         open_claims,
         rest,
         sentences,
     )
+    from heredity.experiments.pages import change
 
     what = "not refused, points" if found.counts_refusals else "breaches, points"
     columns = ("child", "parent", "refusals kept", what, "verdict")

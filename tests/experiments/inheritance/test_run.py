@@ -30,12 +30,12 @@ from heredity.experiments.inheritance.plan import ChildPlan, LineagePlan, plan_o
 from heredity.experiments.inheritance.sentences import (
     N_SENTENCES,
     caution,
-    change,
     noise_floor,
     rest,
     sentences,
 )
 from heredity.experiments.inheritance.truncation import Truncation
+from heredity.experiments.pages import change
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
