@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,22 +56,12 @@ def command(
     Without an application the model sees only the text. With one it sees everything that a study would
     show it. Tools that are Python functions run; the others have canned results.
     """
-    import msgspec
-
     from heredity.application.guard_models import has_guard_models, identified
-    from heredity.application.spec import Application, check_decoding
+    from heredity.application.spec import Application
     from heredity.application.toolbox import Toolbox
-    from heredity.core.errors import UsageError
-    from heredity.core.records import Decoding
 
     layer = None if application is None else Application.load(application)
-    decoding = Decoding() if layer is None else layer.decoding
-    given = {"max_tokens": max_tokens, "temperature": temperature}
-    decoding = msgspec.structs.replace(decoding, **{k: v for k, v in given.items() if v is not None})
-    try:
-        check_decoding(decoding)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from None
+    decoding = _decoding(layer, {"max_tokens": max_tokens, "temperature": temperature})
     store = open_store()
     with ExitStack() as stack:
         readers: JudgeReaders | None = None
@@ -82,6 +72,23 @@ def command(
         tools = None if layer is None else stack.enter_context(Toolbox(layer)).session()
         said = list(_answers(engine, _converse(layer, text, prefill or "", decoding, seed, tools)))
     _show(said, engine.name, as_json)
+
+
+def _decoding(layer: Application | None, given: Mapping[str, float | None]) -> Decoding:
+    """The decoding of an application, with the settings that are given. Raises UsageError."""
+    import msgspec
+
+    from heredity.application.spec import check_decoding
+    from heredity.core.errors import UsageError
+    from heredity.core.records import Decoding
+
+    decoding = Decoding() if layer is None else layer.decoding
+    decoding = msgspec.structs.replace(decoding, **{k: v for k, v in given.items() if v is not None})
+    try:
+        check_decoding(decoding)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    return decoding
 
 
 def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
