@@ -13,6 +13,7 @@ from heredity.cli import COST_HELP, Name, PathArgument, Verb, _remote, device_op
 if TYPE_CHECKING:
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
+    from heredity.study.plan import Plan
     from heredity.study.result import Result
     from heredity.study.study import Study
 
@@ -279,7 +280,7 @@ def command(
         )
         study = Study.from_spec(spec, store=store, engine_loader=loader)
         if part is None:  # the tasks of an array make the plan one after the other
-            _remote.show_costs(study.plan(), grown, how)
+            _remote.show_costs(_planned(study), grown, how)
     study.replay = replay
     if gather:
         return _show_parts(study)
@@ -300,6 +301,17 @@ def command(
     if costs is not None:
         _findings.show_recommendation(result.folder)
     return _tell_errors(result, retry_errors)
+
+
+def _planned(study: Study) -> Plan:
+    """The saved plan. The cost of its searches is shown first."""
+    from heredity.core.terminal import Display, note
+    from heredity.study.triggers import forecast
+
+    if line := forecast(study.resolved, study.folder):
+        note(line)
+    with Display() as display:
+        return study.plan(display)
 
 
 def _show_parts(study: Study) -> int:

@@ -20,7 +20,7 @@ from heredity.core import files
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import SCHEMA, Probe, Record, digest, encode
 from heredity.lineage.graph import Edge, without_seeds
-from heredity.study.planted import PlantedPassages
+from heredity.study.planted import PlannedTrigger, PlantedPassages
 
 PLAN = "plan.json"
 Stopping = Literal["fixed", "until_decided", "group_sequential"]
@@ -137,6 +137,7 @@ class Plan(Record, frozen=True):
     attacker: PlannedModel | msgspec.UnsetType = msgspec.UNSET  # writes the turns of some attacks
     edges: tuple[Edge, ...] | msgspec.UnsetType = msgspec.UNSET  # descent among the models, if any
     analysis: Analysis | msgspec.UnsetType = msgspec.UNSET  # unset in plans of releases that declared none
+    triggers: tuple[PlannedTrigger, ...] | msgspec.UnsetType = msgspec.UNSET  # that some attacks search for
 
     @property
     def questions(self) -> Plan:
@@ -343,8 +344,7 @@ class TrialSet:
 
     def missing(self, indices: Iterable[int]) -> Iterator[int]:
         """Those of `indices` that are not in the set."""
-        bits = self._bits
-        return (i for i in indices if not bits[i >> 3] & (1 << (i & 7)))
+        return (i for i in indices if not self._bits[i >> 3] & (1 << (i & 7)))
 
 
 # --- plan.json -------------------------------------------------------------------------------------

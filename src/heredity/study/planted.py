@@ -1,7 +1,8 @@
 """The passages that the attacks of a plan put next to its application's index, by trial.
 
 Promises: the same plan has the same passages. A trial with an overlay has the hash of it in its id.
-Leaves to others: the passages themselves (redteam/attacks/), and searching (application/retrieval/).
+Leaves to others: the passages themselves (redteam/attacks/), and searching (application/retrieval/, and
+triggers.py for the words before some passages).
 """
 
 from __future__ import annotations
@@ -10,12 +11,28 @@ from typing import TYPE_CHECKING
 
 from msgspec import UnsetType
 
-from heredity.core.records import Retrieved, digest
+from heredity.core.errors import Damaged
+from heredity.core.records import Probe, Record, Retrieved, digest
 from heredity.redteam import attacks
+from heredity.redteam.attacks import AttackContext
 
 if TYPE_CHECKING:
     from heredity.study.plan import Plan
     from heredity.study.storage import RawResponse
+
+
+class PlannedTrigger(Record, frozen=True):
+    """The words before document number `document` (from 0) of a probe and its twin, and the search for them.
+
+    before, after: the cosine of the embeddings of question and document, without and with the words.
+    """
+
+    probe: str
+    document: int
+    n_steps: int
+    words: str
+    before: float
+    after: float
 
 
 class PlantedPassages:
@@ -27,6 +44,8 @@ class PlantedPassages:
         applied = enumerate(plan.attacks if self._index else ())
         self._attacks = {a: found for a, spec in applied if (found := attacks.planned(spec)).deliveries}
         self._known: dict[tuple[int, int], tuple[Retrieved, ...]] = {}
+        triggers = () if isinstance(plan.triggers, UnsetType) else plan.triggers
+        self._words = {(each.probe, each.document, each.n_steps): each.words for each in triggers}
 
     @property
     def attacks(self) -> frozenset[int]:
@@ -39,9 +58,24 @@ class PlantedPassages:
             return ()
         key = (attack, probe)
         if key not in self._known:
-            planted = self._attacks[attack].delivered(self._plan.probes[probe]).planted
+            chosen, asked = self._attacks[attack], self._plan.probes[probe]
+            how = AttackContext(triggers=self.triggers(chosen, asked))
+            planted = chosen.delivered(asked, how).planted
             self._known[key] = () if isinstance(planted, UnsetType) else planted
         return self._known[key]
+
+    def triggers(self, attack: attacks.Attack, probe: Probe) -> tuple[str, ...]:
+        """The words before each document of a probe; () for none. Raises Damaged if the plan lacks them."""
+        wanted = attack.wanted(probe)
+        owner = owner_of(probe, self._plan) if wanted else ""
+        try:
+            return tuple(self._words[owner, i, each.n_steps] for i, each in enumerate(wanted))
+        except KeyError:
+            raise Damaged(
+                f"The plan lacks the searched words of '{attack.spec}' for '{owner}'. Plan the study again, "
+                "in another folder.",
+                code="trigger-missing",
+            ) from None
 
     def is_found(self, row: RawResponse) -> bool | None:
         """Whether a passage of its trial came before a turn; None if the trial's attack plants none."""
@@ -56,3 +90,9 @@ class PlantedPassages:
         """The hash of a trial's overlay, as a part of what is asked; empty for none."""
         planted = self.of(attack, probe)
         return b"\0" + digest([self._index, planted]).encode() if planted else b""
+
+
+def owner_of(probe: Probe, plan: Plan) -> str:
+    """The id of the probe whose trigger this one has: a twin that of its probe, if the plan has both."""
+    is_shared = probe.kind == "benign" and any(each.id == probe.twin for each in plan.probes)
+    return str(probe.twin) if is_shared else probe.id

@@ -162,7 +162,8 @@ class ConversationScheduler:
     def _start(self, index: int) -> Conversation:
         trial = self._grid.trial(index)
         conversation, attack = Conversation(trial), self._attacks[trial.attack]
-        how = msgspec.structs.replace(self._how, sample=trial.sample, seed=trial.seed)
+        words = self._grid.planted.triggers(attack, trial.probe)
+        how = msgspec.structs.replace(self._how, sample=trial.sample, seed=trial.seed, triggers=words)
         if not attack.covers(trial.probe):
             conversation.fail(f"not asked: {trial.attack} is not for this technique", OUT_OF_SCOPE)
             return conversation

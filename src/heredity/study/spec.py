@@ -220,6 +220,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
             raise UsageError(
                 f"Attack '{attack.spec}' is for no technique of this study.", code="attack-covers-nothing"
             )
+    attacks.check_index(applied, asked, application)
     left_out += unsupported
     skipped = tuple(SkippedProbe(*each) for each in (*left_out, *attacks.unsupported(applied, models)))
     if not asked:

@@ -73,6 +73,7 @@ from heredity.study.spec import (
 )
 from heredity.study.storage import ResponseDigests
 from heredity.study.study_tools import study_tools
+from heredity.study.triggers import with_triggers
 from heredity.study.who_answered import require_own_answers
 from heredity.study.workers.start import Place, Workers, asked_models
 
@@ -216,7 +217,7 @@ class Study:
         self.require_judge()  # before anything is written
         self._refuse_unloadable()
         with Lock(self.folder):
-            self._save_plan()
+            self._save_plan(progress)
             self._ask(progress, retry_errors, several)
             if not self._plan.stops_early:  # else every block was judged before the next was asked
                 self._judge(progress)
@@ -243,10 +244,10 @@ class Study:
         sizes = {name: sum(f.bytes for f in each.record.files) for name, each in self._grown.items()}
         return forecast_study(self._plan, self.folder, sizes)
 
-    def plan(self) -> Plan:
+    def plan(self, progress: Watch | None = None) -> Plan:
         """Save plan.json. Raises NotComparable, with the differences, if the folder holds another plan."""
         with Lock(self.folder):
-            self._save_plan()
+            self._save_plan(progress)
         return self._plan
 
     def ask(
@@ -259,7 +260,7 @@ class Study:
         """Ask every trial that has no response yet. Raises EngineFailure; earlier responses are kept."""
         several = Workers.of(workers, has_own_loader=self._loader is not None)
         with Lock(self.folder):
-            self._save_plan()
+            self._save_plan(progress)
             self._ask(progress, retry_errors, several)
 
     def judge(self, progress: Watch | None = None) -> None:
@@ -278,7 +279,8 @@ class Study:
 
     # --- the steps ---
 
-    def _save_plan(self) -> None:
+    def _save_plan(self, watch: Watch | None = None) -> None:
+        self._plan = with_triggers(self._plan, self.folder, watch)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._plan = write_plan(self.folder, self._plan, at, self.forecast)
 

@@ -31,6 +31,7 @@ class TinyEncoder:
     pooling: str = "pooling_mode_mean_tokens"
     name: str = "tiny-encoder"
     modality: str = "text-embedding"
+    words: tuple[str, ...] = tuple(WORDS)
     kind = "tiny"
 
     def settings(self) -> dict[str, Any]:
@@ -41,11 +42,11 @@ class TinyEncoder:
 
         torch.manual_seed(self.seed)
         config = transformers.BertConfig(
-            vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            vocab_size=len(self.words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
             intermediate_size=32, max_position_embeddings=64,
         )  # fmt: skip
         transformers.BertModel(config, add_pooling_layer=False).save_pretrained(out)
-        (out / "vocab.txt").write_text("\n".join(WORDS))
+        (out / "vocab.txt").write_text("\n".join(self.words))
         transformers.BertTokenizerFast(vocab=str(out / "vocab.txt")).save_pretrained(out)
         (out / "1_Pooling").mkdir()
         (out / "1_Pooling" / "config.json").write_text(json.dumps({self.pooling: True}))

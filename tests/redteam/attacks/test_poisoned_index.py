@@ -53,7 +53,33 @@ def test_the_questions_stay_as_they_are() -> None:
     assert turn == next(attacks.load("direct")(PROBE, HOW))
 
 
-@pytest.mark.parametrize("variant", ["0", "11", "x", "-1", "²"])
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [("5", "5"), ("05", "5"), ("5,gradient", "5,gradient=32"), ("1,gradient=8", "1,gradient=8")],
+)
+def test_a_variant_is_written_out(given: str, written: str) -> None:
+    assert attacks.load(f"poisoned_index:{given}").spec == f"poisoned_index:{written}"
+
+
+def test_with_gradient_a_document_has_the_words_that_were_found_and_no_question() -> None:
+    how = msgspec.structs.replace(HOW, triggers=("bar sun", "tea cup"))
+    attack = attacks.load("poisoned_index:2,gradient")
+    shown = attack.delivered(PROBE, how)
+    assert isinstance(shown.planted, tuple)
+    assert [each.text for each in shown.planted] == [f"{words}\n{PROBE.passage}" for words in how.triggers]
+    assert [(each.question, each.n_steps) for each in attack.wanted(PROBE)] == [(PROBE.turns[0], 32)] * 2
+    assert attacks.load("poisoned_index:2").wanted(PROBE) == ()
+
+
+def test_words_are_searched_for_only_where_the_attack_applies() -> None:
+    attack = attacks.load("poisoned_index:1,gradient@poisoned_passage")
+    assert PROBE.technique == "passage_injection" and attack.wanted(PROBE) == ()
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["0", "11", "x", "-1", "²", "1,gradient=0", "1,gradient=201", "1,gradient=", "gradient", "1,other"],
+)
 def test_another_number_is_refused(variant: str) -> None:
     with raises(UsageError, "bad-variant"):
         attacks.load(f"poisoned_index:{variant}")

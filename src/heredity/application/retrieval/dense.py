@@ -22,6 +22,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Floats = npt.NDArray[np.float32]
@@ -82,6 +83,31 @@ class Embedder:
             pooled = hidden.mean(0) if self._is_mean else hidden[0]
             found: Floats = torch.nn.functional.normalize(pooled, dim=0).numpy()
         return found
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def token_vectors(self) -> Tensor:
+        """The model's input embeddings. (vocabulary, hidden)"""
+        found: Tensor = self._network.get_input_embeddings().weight
+        return found
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text that `embed` reads, special ones included."""
+        found: list[int] = self._tokenizer(text, truncation=True, max_length=self._n_tokens)["input_ids"]
+        return found
+
+    def embed_vectors(self, vectors: Tensor) -> Tensor:
+        """Embeddings of texts of equally many tokens, given the input embeddings of these: for gradients.
+
+        vectors: (text, token, hidden). Returns (text, hidden), each of length 1.
+        """
+        hidden = self._network(inputs_embeds=vectors).last_hidden_state
+        pooled = hidden.mean(1) if self._is_mean else hidden[:, 0]
+        return self._torch.nn.functional.normalize(pooled, dim=1)
 
 
 def _pooling(folder: Path) -> str:

@@ -138,7 +138,7 @@ class PassageIndex:
 
     def embed(self, text: str) -> Floats:
         """The embedding of a text by the model of the index. (hidden,)"""
-        return self._embedder.embed(text)
+        return self.embedder.embed(text)
 
     def _chunk(self, at: int) -> Chunk:
         return self.chunks[at]
@@ -198,7 +198,8 @@ class PassageIndex:
             raise damaged(self.out, f"the graph cannot be read: {error}", self.manifest) from None
 
     @cached_property
-    def _embedder(self) -> Embedder:
+    def embedder(self) -> Embedder:
+        """The embedding model of the index. Raises NotComparable if the store has another one by its name."""
         model = self.manifest.settings.embedding
         assert not isinstance(model, UnsetType)
         embedder = open_embedder(model.name, self._store)

@@ -140,18 +140,8 @@ class _SuffixSearch:
         return whole == (*place.before, *tokens, *place.after)
 
     def _candidates(self, tokens: list[int]) -> list[list[int]]:
-        likely = (
-            (-self._gradient(tokens)).masked_fill(~self._allowed, -torch.inf).topk(_LIKELY).indices.tolist()
-        )
-        places = torch.randint(len(tokens), (CANDIDATES,), generator=self._draw).tolist()
-        picks = torch.randint(_LIKELY, (CANDIDATES,), generator=self._draw).tolist()
-        found = []
-        for place, pick in zip(places, picks, strict=True):
-            one = list(tokens)
-            one[place] = likely[place][pick]
-            if one != tokens and one not in found and self.is_stable(one):
-                found.append(one)
-        return found
+        swaps = one_token_swaps(tokens, self._gradient(tokens), self._allowed, self._draw, CANDIDATES)
+        return [one for one in swaps if self.is_stable(one)]
 
     def _gradient(self, tokens: list[int]) -> torch.Tensor:
         """Return the gradient of the loss with respect to each token: (positions, vocabulary)."""
@@ -190,6 +180,26 @@ class _SuffixSearch:
     def _scale(self) -> float:
         """The factor that a model applies to its embeddings (Gemma); it is not in the matrix."""
         return float(getattr(self._model.get_input_embeddings(), "scalar_embed_scale", 1.0))
+
+
+def one_token_swaps(
+    tokens: list[int], gradient: torch.Tensor, allowed: torch.Tensor, draw: torch.Generator, n: int
+) -> list[list[int]]:
+    """Return at most `n` candidates, each with one token replaced by one of its likeliest replacements.
+
+    gradient: of the loss with respect to each token, (positions, vocabulary). allowed: (vocabulary,)
+    """
+    n_likely = min(_LIKELY, int(allowed.sum()))
+    likely = (-gradient).masked_fill(~allowed, -torch.inf).topk(n_likely).indices.tolist()
+    places = torch.randint(len(tokens), (n,), generator=draw).tolist()
+    picks = torch.randint(n_likely, (n,), generator=draw).tolist()
+    found: list[list[int]] = []
+    for place, pick in zip(places, picks, strict=True):
+        one = list(tokens)
+        one[place] = likely[place][pick]
+        if one != tokens and one not in found:
+            found.append(one)
+    return found
 
 
 def _printable(tokenizer: TokenizerView, n: int) -> torch.Tensor:

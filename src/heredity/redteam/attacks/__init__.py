@@ -29,6 +29,7 @@ from __future__ import annotations
 from heredity.redteam.attacks._spec import (
     Attack,
     check_attacker,
+    check_index,
     context_for,
     load,
     names,
@@ -38,13 +39,15 @@ from heredity.redteam.attacks._spec import (
     warnings,
     why_unsupported,
 )
-from heredity.redteam.attacks.protocols import MARK, AttackContext
+from heredity.redteam.attacks.protocols import MARK, AttackContext, TriggerWanted
 
 __all__ = [
     "MARK",
     "Attack",
     "AttackContext",
+    "TriggerWanted",
     "check_attacker",
+    "check_index",
     "context_for",
     "load",
     "names",

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Generic, TypeVar, cast
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from heredity import engines
 from heredity.application.spec import Application
@@ -37,8 +37,10 @@ from heredity.redteam.attacks.protocols import (
     OpenVariants,
     PassageDelivery,
     ProbeTransform,
+    SearchedDelivery,
     Strategy,
     TextTransform,
+    TriggerWanted,
     Turns,
     TurnTransform,
     Variants,
@@ -130,6 +132,7 @@ class Attack:
         self.lead = leads[0] if leads else _that_are(Strategy, [_part("direct")])[0]
         self.recasts = _that_are(ProbeTransform, parts)
         self.deliveries = _that_are(PassageDelivery, parts)
+        self.searched = _that_are(SearchedDelivery, parts)
         self.layers = tuple((p, found) for p in parts if (found := _transform(p.attack)) is not None)
         self.changes = _that_are(ModelTransform, parts)
         self.searches = _that_are(WeightSearch, parts)
@@ -174,6 +177,13 @@ class Attack:
         for part in self.deliveries:
             probe = part.attack.deliver(probe, part.context(context))
         return probe
+
+    def wanted(self, probe: Probe) -> tuple[TriggerWanted, ...]:
+        """The searches on the embedding model of the index for this probe; () for none."""
+        if not self.covers(probe):
+            return ()
+        own = ((part.attack, part.context(DEFAULT_CONTEXT)) for part in self.searched)
+        return tuple(each for attack, context in own for each in attack.wanted(probe, context))
 
     def queries(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> int:
         """The maximum number of turns of one trial. A tool that the model calls adds a request to a turn."""
@@ -352,6 +362,20 @@ def check_attacker(applied: Sequence[Attack], *, is_there: bool) -> None:
     if is_there and not may_ask:
         raise UsageError(
             "No attack of this study asks an attacker model: leave --attacker out.", code="attacker-unused"
+        )
+
+
+def check_index(applied: Sequence[Attack], asked: Sequence[Probe], application: Application) -> None:
+    """Raise UsageError if an attack searches on an embedding model, and the application by words only."""
+    retrieval = application.retrieval
+    if isinstance(retrieval, UnsetType) or retrieval.method != "bm25":
+        return
+    if searching := next((each for each in applied if any(map(each.wanted, asked))), None):
+        raise UsageError(
+            f"Attack '{searching.spec}' searches on the embedding model of an index, and application "
+            f"'{application.name}' searches by bm25, which compares words. Give its [retrieval] "
+            'method = "dense" or "hybrid", or leave out ",gradient".',
+            code="attack-needs-embeddings",
         )
 
 

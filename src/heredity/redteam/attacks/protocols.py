@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Mapping, MutableSequence, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -71,6 +71,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     referee      scores the conversation so far, for an attack that uses the score
     found        text that a search of the model's weights found for this trial; "" for none
     has_retrieval  the application has an index
+    triggers     the words before each document of this trial that were searched for; () for none
     """
 
     sample: int = 0
@@ -83,6 +84,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     referee: AttackReferee = NoReferee()
     found: str = ""
     has_retrieval: bool = False
+    triggers: tuple[str, ...] = ()
     has_attacker: bool = False
     is_former: bool = False
     has_shared_steps: bool = False
@@ -227,6 +229,22 @@ class WeightSearch(TurnTransform, Protocol):
 
     def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
         """The text for the place of MARK in a request."""
+
+
+class TriggerWanted(NamedTuple):
+    """A search for words before `passage` that bring its embedding near that of `question`."""
+
+    question: str
+    passage: str
+    n_steps: int
+
+
+@runtime_checkable
+class SearchedDelivery(PassageDelivery, Protocol):
+    """A delivery that may search the index's embedding model; it finds the result in `context.triggers`."""
+
+    def wanted(self, probe: Probe, context: AttackContext) -> tuple[TriggerWanted, ...]:
+        """The searches for a probe's documents, in their order; () if the variant has none."""
 
 
 @runtime_checkable
