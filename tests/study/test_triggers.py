@@ -146,6 +146,8 @@ def test_a_search_by_words_is_refused_with_the_reason(folder: Path) -> None:
 def test_the_cost_is_known_before_the_search(folder: Path) -> None:
     new = study(folder, "costs", "hybrid")
     line = forecast(new.resolved, new.folder)
-    assert "4 planted documents" in line and "8 gradients" in line and "256 forward passes" in line
+    assert (
+        "4 planted documents" in line and "8 gradients" in line and "256 forward passes, about 1 min" in line
+    )
     new.plan()
     assert forecast(new.resolved, new.folder) == ""

@@ -7,9 +7,11 @@ Leaves to others: the search itself (application/retrieval/triggers.py), and the
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -21,6 +23,9 @@ from heredity.redteam.attacks import TriggerWanted
 from heredity.study.attack_context import SearchCache
 from heredity.study.plan import PLAN, Plan, read_plan
 from heredity.study.planted import PlannedTrigger, owner_of
+
+if TYPE_CHECKING:
+    from heredity.application.retrieval.dense import Embedder
 
 
 class _Search(NamedTuple):
@@ -46,16 +51,22 @@ def with_triggers(plan: Plan, folder: Path, watch: Watch | None = None) -> Plan:
 
 
 def forecast(plan: Plan, folder: Path) -> str:
-    """The cost of the searches that are left, in a line; "" for none."""
+    """The cost of the searches of a plan that is not saved yet, in a line; "" for none. Times two steps."""
     searches = _searches(plan)
     if not searches or (folder / PLAN).exists():
         return ""
-    from heredity.application.retrieval.triggers import CANDIDATES
+    embedder, first = _embedder(plan), searches[0].wanted
+    from heredity.application.retrieval import triggers
 
+    for _ in range(2):  # the first time also reads the vocabulary
+        start = time.perf_counter()
+        triggers.search(embedder, first.question, first.passage, 1, seed=0)
+        seconds = time.perf_counter() - start
     n_steps = sum(each.wanted.n_steps for each in searches)
     return (
         f"First the words of {len(searches):,} planted documents are searched for on the embedding model: at "
-        f"most {n_steps:,} gradients and {n_steps * CANDIDATES:,} forward passes."
+        f"most {n_steps:,} gradients and {n_steps * triggers.CANDIDATES:,} forward passes, about "
+        f"{math.ceil(n_steps * seconds / 60)} min."
     )
 
 
@@ -75,17 +86,23 @@ def _all_searches(plan: Plan) -> Iterator[_Search]:
 
 def _found(plan: Plan, search: _Search, cache: SearchCache) -> PlannedTrigger:
     """The result of a search, which is not run again if the cache has it."""
-    from heredity.application.retrieval import triggers
-    from heredity.application.retrieval.index import opened
-
-    retrieval, wanted = plan.application.retrieval, search.wanted
-    assert not isinstance(retrieval, UnsetType)
-    embedder = opened(Path(retrieval.index), retrieval.read_hash).embedder
+    embedder, wanted = _embedder(plan), search.wanted
     seed = int(digest([plan.seed, search.probe, search.document])[:12], 16)
 
     def run() -> str:
+        from heredity.application.retrieval import triggers
+
         text = triggers.search(embedder, wanted.question, wanted.passage, wanted.n_steps, seed)
         return encode(PlannedTrigger(search.probe, search.document, wanted.n_steps, *text)).decode()
 
     value = cache.keep("trigger", embedder.model.id, search, seed)(run)
     return msgspec.json.decode(value, type=PlannedTrigger)
+
+
+def _embedder(plan: Plan) -> Embedder:
+    """The embedding model of the plan's index. Raises Unavailable without torch, and as `opened` does."""
+    from heredity.application.retrieval.index import opened
+
+    retrieval = plan.application.retrieval
+    assert not isinstance(retrieval, UnsetType)
+    return opened(Path(retrieval.index), retrieval.read_hash).embedder
