@@ -2,10 +2,10 @@
 
     python bench/poison.py --embed all-minilm-l6-v2 [--probes 20] [--steps 32]
 
-The index is of the made-up manual of a support desk (experiments/support_manual.py), with its 100 pages. Each
-probe of `passage_injection` and `poisoned_passage` is a question and a passage with a harmless marker. Its own
-passage is about the question. The passage of another probe is about something else. One document is planted for
-each question, in three forms:
+The index is of the made-up manual of a support desk (experiments/support_manual.py), with its 100 pages.
+Each probe of `passage_injection` and `poisoned_passage` is a question and a passage with a harmless marker.
+Its own passage is about the question. The passage of another probe is about something else. One document is
+planted for each question, in three forms:
 
     passage     the passage by itself
     question    the question and the passage, as `poisoned_index:1`
