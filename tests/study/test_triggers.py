@@ -10,11 +10,12 @@ import pytest
 import heredity as h
 from heredity.application.retrieval.build import build
 from heredity.application.spec import Application
+from heredity.cli import main
 from heredity.core.errors import Damaged, UsageError
 from heredity.core.records import Probe, digest
 from heredity.redteam import probes
 from heredity.study.attack_context import FOUND
-from heredity.study.plan import PLAN, Grid, Plan
+from heredity.study.plan import PLAN, Grid, Plan, read_plan
 from heredity.study.triggers import forecast
 from tests.application.retrieval.test_dense import TinyEncoder
 from tests.application.retrieval.test_triggers import triggers, vocabulary
@@ -151,3 +152,15 @@ def test_the_cost_is_known_before_the_search(folder: Path) -> None:
     )
     new.plan()
     assert forecast(new.resolved, new.folder) == ""
+
+
+def test_the_command_says_the_cost_and_then_writes_the_plan(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    given = ["--model", "scripted:leaky", "--application", str(desk(folder)), "--out", "told", "--dry-run"]
+    chosen = [text for probe in asked(folder) for text in ("--probes", probe.id)]
+    assert main(["study", *given, *chosen, "--attack", ATTACKS[1]]) == 0
+    said = capsys.readouterr().err
+    assert said.index("2 planted documents") < said.index("searching")
+    assert len(read_plan(folder / "told").triggers or ()) == 2
