@@ -1,17 +1,17 @@
 """Planted passages: how often each search finds them, and how near their embeddings are to the question's.
 
-    python bench/poison.py --embed all-minilm-l6-v2 [--probes 20] [--steps 32]
+    python bench/poison.py --embed all-minilm-l6-v2 [--questions 20] [--steps 32]
 
-The index is of the made-up manual of a support desk (experiments/support_manual.py), with its 100 pages.
-Each probe of `passage_injection` and `poisoned_passage` is a question and a passage with a harmless marker.
-Its own passage is about the question. The passage of another probe is about something else. One document is
-planted for each question, in three forms:
+The index is of the made-up manual of a support desk (experiments/support_manual.py), with its 100 pages. The
+questions are the manual's own, which its pages answer. The passages are those of `passage_injection` and
+`poisoned_passage`, with harmless markers. They are about something else. One document is planted for each
+question, in three forms:
 
     passage     the passage by itself
     question    the question and the passage, as `poisoned_index:1`
     gradient    ten searched words and the passage, as `poisoned_index:1,gradient=STEPS`
 
-found@k: the share of probes whose document is among the first k passages, with a Wilson interval (95 %).
+found@k: the share of questions whose document is among the first k passages, with a Wilson interval (95 %).
 cosine: of the embeddings of question and document, the mean.
 The output begins with the machine and the commit.
 """
@@ -45,14 +45,20 @@ TECHNIQUES = ["passage_injection", "poisoned_passage"]
 
 
 def chosen(n: int) -> list[Probe]:
-    """`n` probes of one turn, spread evenly over all."""
+    """`n` probes, each with a question of the manual and a passage about something else."""
     filled, _ = probes.select(probes.load(TECHNIQUES), Application.load(DESK))
-    found = [p for p in filled if p.kind == "breach" and len(p.turns) == 1]
-    return [found[at * len(found) // n] for at in range(min(n, len(found)))]
+    passages = [p for p in filled if p.kind == "breach" and len(p.turns) == 1]
+    rows = support_manual().test()
+    return [
+        msgspec.structs.replace(
+            passages[at * len(passages) // n], turns=(rows[at * len(rows) // n]["question"],)
+        )
+        for at in range(n)
+    ]
 
 
 def documents(index: PassageIndex, asked: Sequence[Probe], n_steps: int) -> dict[str, list[Retrieved]]:
-    """The document of each probe, by form."""
+    """The document of each question, by form."""
     from heredity.application.retrieval import triggers
 
     attack = attacks.load(f"poisoned_index:1,gradient={n_steps}")
@@ -80,20 +86,16 @@ def place(index: PassageIndex, probe: Probe, document: Retrieved, method: str) -
     return next((n for n, each in enumerate(found, 1) if each.chunk.id == document.chunk), 0)
 
 
-def measure(embed: str, n_probes: int, n_steps: int) -> None:
+def measure(embed: str, n_questions: int, n_steps: int) -> None:
     """Print found@k by method and form."""
-    asked = chosen(n_probes)
+    asked = chosen(n_questions)
     with tempfile.TemporaryDirectory() as folder:
         support_manual().write(Path(folder) / "manual")
         build(Path(folder) / "manual", Path(folder) / "index", embed=embed)
         index = PassageIndex.open(Path(folder) / "index")
-        print(f"{len(asked)} probes, {index.manifest.n_chunks:,} passages, {embed}")
-        others = [*asked[len(asked) // 2 :], *asked[: len(asked) // 2]]
-        moved = [msgspec.structs.replace(p, passage=q.passage) for p, q in zip(asked, others, strict=True)]
-        for whose, some in (("its own", asked), ("another", moved)):
-            print(f"\n{whose} passage")
-            for form, found in documents(index, some, n_steps).items():
-                show(index, some, found, form)
+        print(f"{len(asked)} questions, {index.manifest.n_chunks:,} passages, {embed}")
+        for form, found in documents(index, asked, n_steps).items():
+            show(index, asked, found, form)
 
 
 def show(index: PassageIndex, asked: Sequence[Probe], found: Sequence[Retrieved], form: str) -> None:
@@ -119,7 +121,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--embed", default="all-minilm-l6-v2", help="an embedding model of the store")
-    parser.add_argument("--probes", type=int, default=20)
+    parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--steps", type=int, default=32)
     given = parser.parse_args()
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
@@ -127,7 +129,7 @@ def main() -> None:
         f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {load}"
     )
     print(f"commit: {commit()}")
-    measure(given.embed, given.probes, given.steps)
+    measure(given.embed, given.questions, given.steps)
 
 
 if __name__ == "__main__":
