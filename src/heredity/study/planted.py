@@ -14,7 +14,7 @@ from msgspec import UnsetType
 from heredity.core.errors import Damaged
 from heredity.core.records import Probe, Record, Retrieved, digest
 from heredity.redteam import attacks
-from heredity.redteam.attacks import AttackContext
+from heredity.redteam.attacks import Attack, AttackContext
 
 if TYPE_CHECKING:
     from heredity.study.plan import Plan
@@ -64,7 +64,7 @@ class PlantedPassages:
             self._known[key] = () if isinstance(planted, UnsetType) else planted
         return self._known[key]
 
-    def triggers(self, attack: attacks.Attack, probe: Probe) -> tuple[str, ...]:
+    def triggers(self, attack: Attack, probe: Probe) -> tuple[str, ...]:
         """The words before each document of a probe; () for none. Raises Damaged if the plan lacks them."""
         wanted = attack.wanted(probe)
         owner = owner_of(probe, self._plan) if wanted else ""

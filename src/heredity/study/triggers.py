@@ -51,7 +51,7 @@ def with_triggers(plan: Plan, folder: Path, watch: Watch | None = None) -> Plan:
 
 
 def forecast(plan: Plan, folder: Path) -> str:
-    """The cost of the searches of a plan that is not saved yet, in a line; "" for none. Times two steps."""
+    """The cost of the searches of a plan that is not saved yet; "" for none. Times two steps."""
     searches = _searches(plan)
     if not searches or (folder / PLAN).exists():
         return ""

@@ -1,8 +1,8 @@
 """Words before a passage that bring its embedding near that of a question: greedy coordinate gradient.
 
 Source: Zhong et al. 2023 (arXiv 2310.19156), with the step of Zou et al. 2023 (engines/torch/gcg.py). A step
-takes the gradient of the similarity with respect to the words, draws candidates that differ in one word, and
-keeps the best one if it is nearer.
+takes the gradient of the similarity with respect to the words and draws candidates that differ in one word.
+It keeps the best one if it is nearer.
 
 Promises: equal weights, texts, steps and seed give the same words, on one kind of machine. A word is ASCII
 letters and one token. None is a term of the question, so that a search by words finds nothing new. Candidates
