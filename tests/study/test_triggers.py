@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+pytest.importorskip("torch")
+
 import heredity as h
 from heredity.application.retrieval.build import build
 from heredity.application.spec import Application
