@@ -26,8 +26,11 @@ from heredity.core.records import (
     Verdict,
 )
 from heredity.study.plan import write_plan
+from heredity.study.report import html, json, markdown
 from heredity.study.shards import StudyPart
+from heredity.study.storage import read_estimates
 from heredity.study.study import Study
+from heredity.study.tool_words import tool_lines
 from tests.support import running_tools as given
 from tests.support.errors import raises
 from tests.support.studies import Recorder, plan, responses
@@ -36,7 +39,7 @@ pytestmark = pytest.mark.slow  # most start a process
 PAY = heredity.tool(given.pay, is_forbidden=True, effects=[Effect("append", "paid", {"to": "{to}"})])
 DESK = Application(
     "desk", system="Be brief.", state={"paid": []},
-    tools=(PAY, *map(heredity.tool, (given.clock, given.lookup, given.crash))),
+    tools=(PAY, *map(heredity.tool, (given.clock, given.lookup, given.crash, given.fail))),
 )  # fmt: skip
 CLOCK = Probe("t/clock", "t", "breach", ("CALL clock {}",), Check("tool", tool="pay"), "t")
 MODELS = ("scripted:mixed", "scripted:mixed/b")
@@ -150,6 +153,27 @@ def test_a_failing_tool_is_counted_in_the_row_and_told_to_the_model(tmp_path: Pa
     assert error_code(crashed) == "tool-died"
     assert "the argument 'number' is missing" in refused.exchanges[1].prompt
     assert error_code(refused) == "arguments-invalid"
+
+
+def test_failed_calls_are_summed_by_model_and_error_and_reports_name_them(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    wrong, raised = probe("wrong", "CALL lookup {}"), probe("raised", "CALL fail {}")
+    made(folder, CLOCK, probe("again", "CALL clock {}"), wrong, raised).run()
+    found = read_estimates(folder).tool_calls
+    assert [(each.n_calls, each.n_recorded, each.n_failed, each.n_trials) for each in found] == [
+        (4, 1, 2, 2), (4, 3, 2, 2),
+    ]  # fmt: skip
+    assert found[1].errors == {"arguments-invalid": 1, "tool-raised": 1}
+    flat = msgspec.json.decode(json.write(folder, tmp_path / "flat.json").read_bytes())["tool_calls"]
+    assert [(row["n_failed"], row["n_tool_raised"]) for row in flat] == [(2, 1), (2, 1)]
+    words = "1 arguments refused, 1 raised an error"
+    for report, name in ((markdown, "a.md"), (html, "a.html")):
+        text = report.write(folder, tmp_path / name).read_text("utf-8")
+        assert "Calls of tools" in text and words in text
+    assert any(
+        f"2 of 4 tool calls failed, in 2 trials ({words})" in line
+        for line in tool_lines(read_estimates(folder))
+    )
 
 
 def test_an_injection_in_a_result_or_a_description_breaks_on_the_trace_and_the_state(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from heredity.study.headline import headline
 from heredity.study.inherited_words import seeds_lines
 from heredity.study.retrieved_words import hidden_lines, retrieved_lines
 from heredity.study.storage import read_estimates
+from heredity.study.tool_words import tool_lines
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _UNKNOWN = "not shown to be better or worse"
@@ -85,8 +86,8 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
 
 
 def _asides(estimates: Estimates) -> list[str]:
-    """The lines on guards, seeds, retrieval and instructions in data."""
-    parts = (guard_lines, seeds_lines, retrieved_lines, hidden_lines)
+    """The lines on guards, seeds, retrieval, instructions in data and failed calls of tools."""
+    parts = (guard_lines, seeds_lines, retrieved_lines, hidden_lines, tool_lines)
     return [line for part in parts for line in part(estimates)]
 
 

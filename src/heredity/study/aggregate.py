@@ -74,6 +74,7 @@ from heredity.study.storage import (
     read_lacking,
     run_records,
 )
+from heredity.study.tool_calls import ToolCallCounter
 from heredity.study.variation import attack_pairs, attack_rates, repeated_samples
 
 _NAMED = 3  # parts of the estimates that an error names
@@ -94,7 +95,8 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     sample = AnswerSample(outcomes)
     guarded, retrieved, hidden = GuardCounts(plan), RetrievedTrials(outcomes), InstructionUses(outcomes)
     responses = judged_responses(folder, has_verdict, judged.digests)
-    for watch in (sample.watch, guarded.watch, retrieved.watch, hidden.watch):
+    tools = ToolCallCounter(plan)
+    for watch in (sample.watch, guarded.watch, retrieved.watch, hidden.watch, tools.watch):
         responses = watch(responses)
     costs = attack_costs(outcomes, responses, rates)
     rates = tuple(refuse_unlike(rates, sample.forms(), correction))
@@ -145,6 +147,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         guarded=guarded.found(),
         retrieved=tuple(retrieved.rows()),
         hidden=tuple(hidden.rows()),
+        tool_calls=tools.found(),
         seeds=tuple(g for m in MEASURES for g in compare_seeds(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n
@@ -432,12 +435,9 @@ def read_proven(folder: Path) -> Estimates:
 def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
     # Drift is a warning about the judge, and an older release recorded other verdicts.
     found = msgspec.structs.replace(found, circumstances=held.circumstances, drift=held.drift)
-    if not held.same_conversations:  # an older release looked for none
-        found = msgspec.structs.replace(found, same_conversations=())
-    if not held.retrieved:  # nor did it split breaches
-        found = msgspec.structs.replace(found, retrieved=())
-    if not held.hidden:  # nor did it class what became of instructions
-        found = msgspec.structs.replace(found, hidden=())
+    for name in ("same_conversations", "retrieved", "hidden", "tool_calls"):
+        if not getattr(held, name):  # an older release looked for none
+            found = msgspec.structs.replace(found, **{name: ()})
     parts = (
         (n, *(msgspec.to_builtins(getattr(each, n)) for each in (held, found)))
         for n in Estimates.__struct_fields__

@@ -68,6 +68,25 @@ class GuardedAnswers(Record, frozen=True):
     n_failed_closed: int | UnsetType = UNSET
 
 
+class ToolCallCounts(Record, frozen=True):
+    """The calls that a model made of tools that run, those that the tool's schema refused among them.
+
+    n_recorded: calls that got a recorded result. n_trials: trials with a failed call. errors: error code ->
+    failed calls. A call that a probe's planted result answers is not counted: no tool ran.
+    """
+
+    model: str
+    n_calls: int
+    n_recorded: int
+    n_trials: int
+    errors: dict[str, int]
+
+    @property
+    def n_failed(self) -> int:
+        """The failed calls."""
+        return sum(self.errors.values())
+
+
 class UsefulRate(Record, frozen=True):
     """How many benign twins a model answered usefully, of those that say what a useful answer holds.
 

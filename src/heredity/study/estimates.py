@@ -32,6 +32,7 @@ from heredity.study.estimands import SeverityRate as SeverityRate
 from heredity.study.estimands import ShrunkRates as ShrunkRates
 from heredity.study.estimands import TechniqueRate as TechniqueRate
 from heredity.study.estimands import TechniqueTest as TechniqueTest
+from heredity.study.estimands import ToolCallCounts as ToolCallCounts
 from heredity.study.estimands import UnpromptedRate as UnpromptedRate
 from heredity.study.estimands import UsefulRate as UsefulRate
 from heredity.study.plan import Analysis as Analysis
@@ -444,6 +445,7 @@ class Estimates(Record, frozen=True):
     guarded: tuple[GuardedAnswers, ...] = ()  # where guards found something
     retrieved: tuple[RetrievedBreaches, ...] = ()  # where the application retrieves
     hidden: tuple[InstructionUse, ...] = ()  # where probes hide instructions in data
+    tool_calls: tuple[ToolCallCounts, ...] = ()  # where tools ran
     schema: int = SCHEMA
 
     @property

@@ -37,6 +37,7 @@ from heredity.core.records import (
     Response,
     Stop,
     ToolCall,
+    ToolOutcome,
     Unprompted,
     Verdict,
     digest,
@@ -359,6 +360,7 @@ class RawExchange(msgspec.Struct):
     n_tokens: int
     guarded: list[str] = []
     retrieved: list[RawPassage] = []
+    outcomes: list[ToolOutcome] = []
 
 
 class AttackerTokens(msgspec.Struct):

@@ -27,6 +27,7 @@ from heredity.study import (
     importers,
     inherited_words,
     retrieved_words,
+    tool_words,
     wording,
 )
 from heredity.study.outcomes import MANNERS
@@ -36,6 +37,14 @@ from heredity.study.report._view import View
 from heredity.study.report.figures import charts
 
 _FOLDER = Path(__file__).parent
+_WORDS = {  # modules whose functions the template calls
+    "declared": declared_words,
+    "effort": _effort,
+    "harm": _harm,
+    "inherited": inherited_words,
+    "retrieval": retrieved_words,
+    "tools": tool_words,
+}
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:
@@ -72,6 +81,7 @@ def _template() -> jinja2.Template:
         loader=jinja2.FileSystemLoader(_FOLDER),
     )
     environment.filters |= {"label": label, "shown": shown}
+    environment.globals |= _WORDS
     environment.globals |= {
         "attack_name": wording.attack_name,
         "amount": wording.amount,
@@ -79,12 +89,8 @@ def _template() -> jinja2.Template:
         "bare": wording.bare,
         "cost_words": wording.cost_words,
         "counted": wording.counted,
-        "declared": declared_words,
-        "effort": _effort,
-        "harm": _harm,
         "guard_tables": guard_words.guard_tables,
         "guards_sentence": guard_words.guards_sentence,
-        "inherited": inherited_words,
         "interval": wording.interval,
         "manners": MANNERS,
         "p_words": wording.p_words,
@@ -97,7 +103,6 @@ def _template() -> jinja2.Template:
         "scope_name": wording.scope_name,
         "scope_names": wording.SCOPE_NAMES,
         "retention_words": wording.retention_words,
-        "retrieval": retrieved_words,
         "unsigned": wording.unsigned,
         "version": __version__,
     }

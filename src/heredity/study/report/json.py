@@ -6,6 +6,7 @@ Leaves to others: the full record with every setting (the study's own estimates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from heredity.study.estimates import (
     RetrievedBreaches,
     SeedGroup,
     SeverityRate,
+    ToolCallCounts,
     UnpromptedRate,
     UsefulRate,
 )
@@ -80,7 +82,25 @@ def _by_model(found: Estimates, called: dict[str, str]) -> dict[str, Any]:
         "severities": [_of_model(row, called) for row in found.severities],
         "retrieved": [_of_shares(row, called) for row in found.retrieved],
         "hidden": [_of_shares(row, called) for row in found.hidden],
+        "tool_calls": _tool_calls(found.tool_calls, called),
     }
+
+
+def _tool_calls(found: Sequence[ToolCallCounts], called: dict[str, str]) -> list[dict[str, object]]:
+    """The calls of tools as rows, with a column for each error code of any of them."""
+    codes = sorted({code for each in found for code in each.errors})
+    return [
+        {
+            "model": called.get(each.model, ""),
+            "model_id": each.model,
+            "n_calls": each.n_calls,
+            "n_recorded": each.n_recorded,
+            "n_trials": each.n_trials,
+            "n_failed": each.n_failed,
+        }
+        | {f"n_{code.replace('-', '_')}": each.errors.get(code, 0) for code in codes}
+        for each in found
+    ]
 
 
 def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from heredity.study.report import _effort, _harm
 from heredity.study.report._robustness import AnalysisCell
 from heredity.study.report._view import View
 from heredity.study.retrieved_words import hidden_tables, retrieved_tables
+from heredity.study.tool_words import tool_tables
 from heredity.study.wording import (
     SCOPE_NAMES,
     TextTable,
@@ -169,8 +170,9 @@ def _rates(view: View, measure: Measure) -> Iterator[str]:
 
 
 def _retrieved_lines(view: View) -> Iterator[str]:
-    """Breaches by whether a passage was retrieved, and the outcomes of hidden instructions."""
-    for table in (*retrieved_tables(view.estimates), *hidden_tables(view.estimates)):
+    """Breaches by whether a passage was retrieved, outcomes of hidden instructions, and calls of tools."""
+    e = view.estimates
+    for table in (*retrieved_tables(e), *hidden_tables(e), *tool_tables(e)):
         yield f"\n### {table.title}\n"
         yield from _head(list(table.head))
         yield from (_row([plain(cell) for cell in row]) for row in table.rows)
