@@ -24,7 +24,9 @@ FUNCTIONS = (
     given.lookup, given.pay, given.clock, given.hang, given.crash, given.leave, given.fail, given.flood,
     given.hostile, given.later,
 )  # fmt: skip
-STATEFUL = tuple(heredity.tool(each, is_stateful=True) for each in (given.note, given.notes, given.once))
+STATEFUL = tuple(
+    heredity.tool(each, is_stateful=True) for each in (given.note, given.notes, given.once, given.flaky)
+)
 DESK = Application(
     "desk", system="Be brief.", tools=(*map(heredity.tool, FUNCTIONS), *STATEFUL),
     limits=ConversationLimits(tool_seconds=5),
@@ -188,6 +190,33 @@ def test_a_replay_runs_nothing_and_says_what_was_not_recorded(tmp_path: Path, ra
     assert ran.read_text() == "lookup 1\n"
     with raises(UsageError, "results-missing"):
         recorded_in(tmp_path / "elsewhere")
+
+
+def test_an_accident_belongs_to_its_conversation_and_the_next_runs_the_call_again(
+    tmp_path: Path, ran: Path
+) -> None:
+    with Toolbox(DESK, RecordedResults(tmp_path / "tool_results.jsonl")) as toolbox:
+        first, second, third = (toolbox.session() for _ in range(3))
+        for session, said in ((first, "error: the tool's process died"), (second, "Kept."), (third, "Kept.")):
+            session.call(tool("note"), {"text": "a"})
+            assert session.call(tool("flaky"), {}) == said
+        # The state of the first has no such call, and what it records is not served to the others.
+        assert first.call(tool("notes"), {}) == '["a"]'
+        assert second.call(tool("notes"), {}) == '["a","flaky"]' == third.call(tool("notes"), {})
+        (_, died, _), (_, kept, _), (_, served, _) = (each.taken() for each in (first, second, third))
+    assert (died.error_code, died.result, died.is_recorded) == ("tool-died", "", False)
+    assert (kept.is_recorded, served.is_recorded, kept.result) == (False, True, served.result)
+    assert ran.read_text() == "flaky\nflaky\n"
+    assert [row.text for row in recorded_in(tmp_path)] == ["Kept.", "Kept.", '["a"]', '["a","flaky"]']
+
+
+def test_an_accident_that_an_earlier_release_recorded_is_not_served(tmp_path: Path) -> None:
+    path = tmp_path / "tool_results.jsonl"
+    rows = (RecordedResult(key, "hang", {}, "late", "tool-timeout") for key in ("one", "two"))
+    good = RecordedResult("two", "hang", {}, "in time")
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in (*rows, good)))
+    for results in (RecordedResults(path), RecordedResults(None, recorded_in(tmp_path))):
+        assert results.get("one") is None and results.get("two") == good
 
 
 def test_of_two_rows_of_one_call_a_resumed_study_and_a_replay_serve_the_first(tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def once() -> str:
     return note("once")
 
 
+def flaky() -> str:
+    """End the process, but only the first time."""
+    is_first = not Path(os.environ[RAN]).exists()
+    _ran("flaky")
+    if is_first:
+        os._exit(3)
+    return note("flaky")
+
+
 def clock() -> float:
     """Tell the time: no two calls are alike."""
     _ran("clock")

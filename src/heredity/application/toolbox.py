@@ -8,7 +8,8 @@ The first result of a call is recorded, and served whenever the same call comes 
 resumed study, and a replay that runs nothing get it, so that all meet one world.
 
 Promises: a result is on disk before a model sees it. A call is a tool with its arguments; of a tool with a
-state, also the calls of such tools before it. A call that cannot be answered fails its trial.
+state, also the calls of such tools before it. A call that cannot be answered fails its trial. An accident (a
+timeout, a process that died) is shown to the model whose call it was, and to no other.
 Leaves to others: the processes (sandbox/), and the tools that run nothing (tools.py).
 """
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from heredity.application.spec import Application
 
 TOOL_RESULTS = "tool_results.jsonl"
+# Errors that say nothing about the call: they are not recorded, and the same call runs again.
+ACCIDENTS = ("tool-timeout", "tool-died")
 MOST_PROCESSES = 8  # of conversations whose tools have a state; an older one starts again when it is needed
 
 
@@ -47,20 +50,27 @@ class RecordedResult(Record, frozen=True):
     after: tuple[ToolCall, ...] | UnsetType = UNSET  # of a tool with a state: the calls before it
     schema: int = SCHEMA
 
+    @property
+    def is_accident(self) -> bool:
+        """Whether the tool itself gave no result."""
+        return self.error_code in ACCIDENTS
+
 
 class RecordedResults(Closable):
     """Results by call, of a file; without a path they are kept for this run only.
 
-    more: results recorded elsewhere. Those that the file lacks are added to it.
+    more: results recorded elsewhere. Those that the file lacks are added to it. Accidents, which earlier
+    releases recorded, are passed over.
     """
 
     def __init__(self, path: Path | None = None, more: Iterable[RecordedResult] = ()) -> None:
         self._rows = None if path is None else Rows(path, RecordedResult)
         self._by_key: dict[str, RecordedResult] = {}
         for row in self._rows or ():
-            self._by_key.setdefault(row.key, row)  # the first result of a call is the one that was served
+            if not row.is_accident:
+                self._by_key.setdefault(row.key, row)  # the first result of a call is the one that was served
         for row in more:
-            if row.key not in self._by_key:
+            if row.key not in self._by_key and not row.is_accident:
                 self.add(row)
 
     def get(self, key: str) -> RecordedResult | None:
@@ -186,7 +196,10 @@ class ToolSession:
         self._outcomes: list[ToolOutcome] = []
 
     def call(self, tool: Tool, arguments: Mapping[str, object]) -> str:
-        """The result of a call, for the model. Raises ToolFailure if the tool cannot run."""
+        """The result of a call, for the model. Raises ToolFailure if the tool cannot run.
+
+        An accident leaves the conversation's state as it was: the calls after it do not have it before them.
+        """
         source, arguments = self._toolbox.source(tool), clean_call(ToolCall("", dict(arguments))).arguments
         is_stateful = tool.is_stateful is True
         earlier, seen = self._calls.setdefault(source, ([], [])) if is_stateful else ([], [])
@@ -199,15 +212,17 @@ class ToolSession:
             row = RecordedResult(
                 key, tool.name, arguments, answer.text, answer.error_code or UNSET, after or UNSET
             )
+            if row.is_accident:
+                self.note(tool, answer.error_code)
+                return shown(tool, row)
             self._toolbox.results.add(row)
-        if row.error_code not in ("tool-timeout", "tool-died"):  # it would end the process again
-            seen.append(call)
+        seen.append(call)
         earlier.append(ToolCall(tool.name, arguments))
         self._outcomes.append(ToolOutcome(tool.name, key, is_recorded, row.error_code))
         return shown(tool, row)
 
     def note(self, tool: Tool, error_code: str) -> None:
-        """Count a call that did not reach its tool."""
+        """Count a call without a result of its tool."""
         self._outcomes.append(ToolOutcome(tool.name, error_code=error_code))
 
     def taken(self) -> tuple[ToolOutcome, ...]:
