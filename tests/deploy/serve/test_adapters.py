@@ -23,6 +23,7 @@ from heredity.application.guard_models import identified
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.records import Decoding, Message, Request
+from heredity.deploy.serve import chat
 from heredity.deploy.serve.adapters import AdapterLoader, ServingRules, SharedServices, by_base, share
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.shared import shared as sharing
@@ -193,6 +194,37 @@ def test_a_request_ends_with_the_adapter_that_it_began_with(shop: Shop) -> None:
         scored = [part.choices[0].logprobs for part in parts if part.choices and part.choices[0].logprobs]
         assert sum(len(each.content) for each in scored) > 100
         until(lambda: 1 not in held and 2 in held)
+
+
+def test_an_adapter_that_is_unloaded_while_a_request_is_read_answers_it_and_is_unknown_to_the_next(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, may_go, parse = threading.Event(), threading.Event(), chat.parse
+
+    def slow(*given: Any) -> Any:
+        reading.set()
+        assert may_go.wait(30)
+        return parse(*given)
+
+    def post(model: str, **more: Any) -> httpx.Response:
+        asked = {"model": model, "messages": [{"role": "user", "content": "the old oak"}], "temperature": 0}
+        return httpx.post(f"{address}/v1/chat/completions", json={**asked, **more}, timeout=60)
+
+    monkeypatch.setattr(chat, "parse", slow)
+    with (
+        running(shop, "base", "one", may_load=True) as (address, shared),
+        ThreadPoolExecutor(1) as caller,
+    ):
+        early = caller.submit(post, "one", max_tokens=16, response_format={"type": "text"})
+        assert reading.wait(30) and change(address, "unload", lora_name="one").is_success
+        may_go.set()
+        found = early.result().json()
+        assert found["model"] == "one"
+        assert found["choices"][0]["message"]["content"] == shop.answer("one", "the old oak")
+        late, unknown = post("one"), post("two")
+        assert late.status_code == unknown.status_code == 404
+        assert late.json() == json.loads(unknown.text.replace("'two'", "'one'"))
+        until(lambda: not len(shared.bases[0].shared._adapters))
 
 
 def test_unloading_while_callers_ask_never_answers_with_another_model(shop: Shop) -> None:

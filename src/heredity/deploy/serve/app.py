@@ -29,8 +29,14 @@ import asyncio
 import gc
 import secrets
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -65,6 +71,7 @@ from heredity.deploy.serve.observing import CONTENT_TYPE, Metrics, Observed
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.roster import Roster, described
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
+from heredity.deploy.serve.worker import Service
 from heredity.engines.protocols import Completer, Engine
 
 _COMPILED = 2  # JSON schemas at once, so that slow ones leave threads for what else has to be read
@@ -209,19 +216,21 @@ class _Desk:
     ) -> Response:
         """Answer a request. needs: the protocol that the engine must have."""
         raw = await self._body(call)
-        async with self.gate:
-            await refuse_gone(call)
-            body = _understood(lambda: schema.opened(raw))
-            one = self.roster.named(str(body["model"]))
-            if not isinstance(one.service.engine, needs):
-                raise Refusal(
-                    400, f"'{one.model.name}' takes only conversations", "not_supported", param="model"
-                )
-            asked = _read(parse, body, one.rules)
-        if asked is None:
-            asked = await _read_slowly(parse, body, one.rules, self.compiling)
-        found = await _asked(one, asked)
-        name = self.roster.name_of(one)
+        with ExitStack() as stack:
+            async with self.gate:
+                await refuse_gone(call)
+                body = _understood(lambda: schema.opened(raw))
+                one = self.roster.named(str(body["model"]))
+                stack.enter_context(_held(one.service))  # an adapter that is unloaded now answers this one
+                name = self.roster.name_of(one)
+                if not isinstance(one.service.engine, needs):
+                    raise Refusal(
+                        400, f"'{one.model.name}' takes only conversations", "not_supported", param="model"
+                    )
+                asked = _read(parse, body, one.rules)
+            if asked is None:
+                asked = await _read_slowly(parse, body, one.rules, self.compiling)
+            found = await _asked(one, asked)
         return await self._answered(call, found, asked, form(name, one.fingerprint, asked))
 
     async def embeddings(self, call: Call) -> Response:
@@ -321,6 +330,16 @@ class _Desk:
             raise Refusal(503, "the server is shutting down", "closing") from None
         finally:
             drop(found)
+
+
+@contextmanager
+def _held(service: Service) -> Iterator[None]:
+    """Keep a model from before its request is read until its answers have begun, which keep it then."""
+    service.hold()
+    try:
+        yield
+    finally:
+        service.release()
 
 
 async def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:

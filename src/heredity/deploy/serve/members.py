@@ -76,9 +76,9 @@ class MemberService:
         return result
 
     def hold(self) -> None:
-        """Keep the adapter until `release`."""
+        """Keep the adapter until `release`. Raises EngineFailure once it was dropped and nothing keeps it."""
         with self._lock:
-            if self._is_dropped:
+            if self._is_last:
                 raise EngineFailure("this adapter was unloaded", code="adapter-dropped")
             self._n_held += 1
 
