@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from heredity.application.guards import GuardSpec, load_guard
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex
 from heredity.application.spec import Application
-from heredity.core.errors import BadArgument, NotComparable
+from heredity.core.errors import BadArgument, BadInput, NotComparable
 from heredity.core.records import Message, Request, Retrieved
 from heredity.lineage.store import scripted
 from heredity.study.behind_guards import behind
@@ -78,6 +79,65 @@ def test_similar_examples_are_chosen_by_the_newest_question_and_are_not_shared()
 def test_few_shot_needs_examples() -> None:
     with raises(BadArgument, code="bad-setting"):
         load_guard(GuardSpec("few_shot", settings={"examples": []}))
+
+
+def desk_file(folder: Path, rows: str | bytes, more: str = 'file = "shown/examples.jsonl"') -> Path:
+    """An application whose few_shot guard names a file with these rows."""
+    (folder / "shown").mkdir(parents=True)
+    (folder / "shown" / "examples.jsonl").write_bytes(rows.encode() if isinstance(rows, str) else rows)
+    path = folder / "desk.toml"
+    path.write_text(f'name = "desk"\nsystem = ""\n[[guards]]\nkind = "few_shot"\nn = 2\n{more}\n', "utf-8")
+    return path
+
+
+def test_examples_of_a_file_are_those_of_the_digest_and_a_plan_needs_the_file_no_more(tmp_path: Path) -> None:
+    rows = [{"question": question, "answer": answer, "fact": "x"} for question, answer in EXAMPLES]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    one, other = (Application.load(desk_file(tmp_path / name, text)) for name in ("a", "b"))
+    inline = f"examples = {json.dumps(EXAMPLES)}"
+    assert one.digest == other.digest == Application.load(desk_file(tmp_path / "c", "", inline)).digest
+    changed = Application.load(desk_file(tmp_path / "d", text.replace("F-1", "F-2")))
+    assert changed.digest != one.digest
+    shutil.rmtree(tmp_path / "a")
+    stored = msgspec.json.decode(msgspec.json.encode(one), type=Application)
+    shown = load_guard(stored.all_guards[0]).prepare(asked("Where?"), stored).messages[1:5]
+    assert [message.content for message in shown] == [text for pair in EXAMPLES[:2] for text in pair]
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "mentions"),
+    [
+        ("", "empty-file", []),
+        ('{"question": "a", "answer": "b"}\n[1]\n', "not-objects", [":2:"]),
+        ('{"question": "a", "answer": "b"}\n\n{"question": "a"\n', "not-json", [":3:"]),
+        ('{"question": "a"}\n', "missing-key", [":1:", "answer"]),
+        ('{"question": " ", "answer": "b"}\n', "missing-key", [":1:", "question"]),
+        ('{"question": ["a"], "answer": "b"}\n', "missing-key", [":1:"]),
+        ('{"question": "a\\ud800", "answer": "b"}\n', "not-utf8", [":1:"]),
+        (b'{"question": "a", "answer": "b"}\n\xff\n', "not-utf8", [":2:"]),
+        ("[" * 200_000, "not-json", [":1:"]),
+        (" " * 2_000_001, "examples-too-large", ["2,000,001"]),
+    ],
+)
+def test_a_hostile_file_of_examples_is_named_with_its_line(
+    tmp_path: Path, rows: str | bytes, code: str, mentions: list[str]
+) -> None:
+    with raises(BadInput, code=code, mentions=["examples.jsonl", *mentions]):
+        Application.load(desk_file(tmp_path, rows))
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ('file = "gone.jsonl"', "file-missing"),
+        ('file = "shown"', "file-missing"),
+        ("file = 3", "bad-setting"),
+        ('file = "shown/examples.jsonl"\nexamples = [["a", "b"]]', "bad-setting"),
+    ],
+)
+def test_a_file_of_examples_that_is_none_is_refused(tmp_path: Path, more: str, code: str) -> None:
+    with raises(BadInput, code=code):
+        Application.load(desk_file(tmp_path, '{"question": "a", "answer": "b"}', more))
 
 
 # --- passages -------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def test_a_guard_model_without_readers_is_refused_not_left_out() -> None:
 def test_settings_and_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for settings in ({"sides": []}, {"sides": ["user", "user"]}, {"threshold": 0}, {"model": " "}, {"x": 1}):
         with pytest.raises(BadArgument):
-            parse_guard({"kind": "model", "model": NAME, **settings})
+            parse_guard({"kind": "model", "model": NAME, **settings}, Path())
     for model, kind in (("llama_guard_3", Unavailable), ("lama_guard_3:tiny-guard", UnknownName)):
         made = Application("desk", guards=(GuardSpec("model", settings={"model": model}),))
         with pytest.raises(kind):

@@ -145,7 +145,7 @@ def test_the_whole_of_a_link_is_found_and_an_address_may_be_allowed() -> None:
 @pytest.mark.parametrize("host", ["", ".", "https://shop.example", "shop.example/a", "a@b", "a b"])
 def test_what_is_no_host_cannot_be_allowed(host: str) -> None:
     with raises(BadArgument, "bad-setting", mentions=["host"]):
-        parse_guard({"kind": "links", "allowed": [host]})
+        parse_guard({"kind": "links", "allowed": [host]}, Path())
 
 
 def test_tools_are_stopped_by_a_list_or_where_they_are_forbidden() -> None:
@@ -254,7 +254,7 @@ def test_a_study_names_guards_of_the_application_or_kinds() -> None:
 def test_settings_in_a_plan_that_do_not_fit_are_refused() -> None:
     with raises(BadArgument, "wrong-type", mentions=["allowed"]):
         load_guard(GuardSpec("links", settings={"allowed": 3}))
-    assert parse_guard({"kind": "tools", "allowed": ["a"]}).settings == {"allowed": ["a"]}
+    assert parse_guard({"kind": "tools", "allowed": ["a"]}, Path()).settings == {"allowed": ["a"]}
 
 
 def test_every_kind_takes_linear_time(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from heredity.application.arguments import fit
 from heredity.application.calls import parse_tool_calls
 from heredity.application.conversation import Ending, converse
 from heredity.application.guard_models import refuse_unidentified
-from heredity.application.guards import parse_guard
 from heredity.application.guards.protocols import GuardSpec
 from heredity.application.limits import ConversationLimits
 from heredity.application.servers import McpServer
@@ -396,8 +395,6 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
 def parse(data: dict[str, Any], path: Path | str) -> Application:
     """An application from parsed TOML; raises BadInput naming the key, and the nearest known one."""
     try:
-        if isinstance(tables := data.get("guards"), list):
-            data = {**data, "guards": [msgspec.to_builtins(parse_guard(table)) for table in tables]}
         data = completed(data, Path(path).parent)
         application = msgspec.convert(data, Application, strict=True)
         if not isinstance(application.retrieval, UnsetType):

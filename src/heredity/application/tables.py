@@ -1,4 +1,4 @@
-"""The tables of an application's file, completed by what they refer to: schemas in files, and functions.
+"""The tables of an application's file, completed by what they refer to: files and functions.
 
     [[tools]]
     function = "my_tools:lookup"     # a module, or a file, in the folder of the application's file
@@ -18,6 +18,7 @@ import msgspec
 from msgspec import UnsetType
 
 from heredity.application import sources
+from heredity.application.guards import parse_guard
 from heredity.application.sandbox.messages import Offered
 from heredity.application.servers import McpServer, listed
 from heredity.core.errors import BadArgument, ToolFailure, first_line
@@ -27,11 +28,13 @@ _OF_FUNCTION = ("schema", "parameters", "reads", "code", "home")  # known from t
 
 
 def completed(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables of a file with what they refer to: JSON schemas, and what their functions are.
+    """The tables of a file with what they refer to: examples, JSON schemas, and what their functions are.
 
     A schema is given as a table, as text, or as the name of a file. That of `decoding` becomes text, those of
-    tools become tables. Raises BadArgument.
+    tools become tables. Raises BadArgument, and BadInput for a file of examples.
     """
+    if isinstance(guards := data.get("guards"), list):
+        data = {**data, "guards": [msgspec.to_builtins(parse_guard(table, folder)) for table in guards]}
     decoding, tools = data.get("decoding"), data.get("tools")
     if isinstance(decoding, dict) and "json_schema" in decoding:
         text = _schema_text(decoding["json_schema"], folder, "decoding.json_schema")

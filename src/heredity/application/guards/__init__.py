@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -72,13 +73,17 @@ def content(specs: Sequence[GuardSpec]) -> list[GuardSpec]:
     ]
 
 
-def parse_guard(table: object) -> GuardSpec:
-    """The guard that a table `[[guards]]` describes. Raises BadArgument with the key at fault."""
+def parse_guard(table: object, folder: Path) -> GuardSpec:
+    """The guard that a table `[[guards]]` of a file in `folder` describes.
+
+    Raises BadArgument with the key at fault, and BadInput for a file that a setting names.
+    """
     if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
         raise BadArgument('a guard needs `kind`, such as kind = "links"', code="bad-setting", key="guards")
     own = {key: value for key, value in table.items() if key in _OWN}
     settings = {key: value for key, value in table.items() if key not in _OWN}
     try:
+        settings = guard_class(table["kind"]).completed(settings, folder)
         spec = msgspec.convert({**own, "settings": settings}, GuardSpec)
         load_guard(spec)
     except UnknownName as error:

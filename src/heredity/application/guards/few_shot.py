@@ -5,7 +5,9 @@ Source: examples by similarity, Liu et al. 2021 (2101.06804); by BM25, Rubin et 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,20 +15,24 @@ from msgspec.structs import replace
 
 from heredity.application.conversation import own_words
 from heredity.application.guards.protocols import GuardRule
-from heredity.core.errors import BadArgument
+from heredity.core.errors import BadArgument, BadInput
+from heredity.core.readers import json_lines
 from heredity.core.records import Message, Request
+from heredity.core.sanitize import clean_text
 
 if TYPE_CHECKING:
     from heredity.application.retrieval.lexical import Bm25
     from heredity.application.spec import Application
 
+MOST_BYTES = 2_000_000  # of a file of examples, all of which a plan stores
 Example = tuple[str, str]  # a question and its answer
 
 
 class FewShotGuard(GuardRule, frozen=True):
     """examples: questions with answers. n: shown at once. select: the "first" ones, or the most "similar".
 
-    "similar" orders them by BM25 over the newest question, the nearest last; it needs the extra `retrieval`.
+    An application's file may name a JSONL file of them instead, in `file`. "similar" orders them by BM25 over
+    the newest question, the nearest last; it needs the extra `retrieval`.
     """
 
     examples: tuple[Example, ...]
@@ -36,6 +42,18 @@ class FewShotGuard(GuardRule, frozen=True):
     def __post_init__(self) -> None:
         if not self.examples or self.n < 1:
             raise BadArgument("few_shot needs examples, and n of at least 1", code="bad-setting")
+
+    @classmethod
+    def completed(cls, settings: dict[str, object], folder: Path) -> dict[str, object]:
+        """The settings with the examples of `file`, so that the application's digest has their content."""
+        if (named := settings.get("file")) is None:
+            return settings
+        if not isinstance(named, str) or "examples" in settings:
+            raise BadArgument(
+                "few_shot takes `examples`, or the name of a file in `file`", code="bad-setting", key="guards"
+            )
+        others = {key: value for key, value in settings.items() if key != "file"}
+        return {**others, "examples": read_examples(folder / Path(named).expanduser())}
 
     def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
         """The request with the examples behind the system message and the application's own examples."""
@@ -54,6 +72,29 @@ class FewShotGuard(GuardRule, frozen=True):
         scores = _ranking(tuple(question for question, _ in self.examples)).scores(asked)
         order = np.argsort(-scores, kind="stable")[: self.n]  # equal scores keep the order of the examples
         return [self.examples[int(i)] for i in reversed(order)]
+
+
+def read_examples(path: Path) -> list[Example]:
+    """The examples of a JSONL file: objects with `question` and `answer`. Raises BadInput with the line."""
+    if not path.is_file():
+        raise BadInput(path, "there is no such file", code="file-missing")
+    if (n_bytes := path.stat().st_size) > MOST_BYTES:
+        raise BadInput(
+            path, f"has {n_bytes:,} bytes, more than {MOST_BYTES:,} of examples", code="examples-too-large"
+        )
+    found = [(_text(path, n, row, "question"), _text(path, n, row, "answer")) for n, row in json_lines(path)]
+    if not found:
+        raise BadInput(path, "has no rows", code="empty-file")
+    return found
+
+
+def _text(path: Path, line: int, row: Mapping[str, object], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise BadInput(path, f"'{name}' must be a text that is not empty", line, code="missing-key")
+    if clean_text(value) != value:
+        raise BadInput(path, f"'{name}' has characters that are no text", line, code="not-utf8")
+    return value
 
 
 def _messages(example: Example) -> tuple[Message, Message]:

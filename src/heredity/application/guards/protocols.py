@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -77,6 +78,14 @@ class GuardRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     SIDES: ClassVar[tuple[Side, ...]] = ()
     PLACES: ClassVar[frozenset[str]] = frozenset()
     RETRIEVES: ClassVar[bool] = False
+
+    @classmethod
+    def completed(cls, settings: dict[str, object], folder: Path) -> dict[str, object]:  # noqa: ARG003
+        """The settings with the content of the files that they name. Raises BadArgument and BadInput.
+
+        folder: that of the application's file, to which names are relative.
+        """
+        return settings
 
     def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
         """The request that the model gets instead. It depends on nothing but its arguments."""
