@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -168,6 +169,28 @@ def test_a_folder_without_a_task_or_with_a_damaged_one_is_named(tmp_path: Path) 
     (tmp_path / "adapt.json").write_text("{}", "utf-8")
     with raises(Damaged, code="plan-damaged", mentions=["adapt.json"]):
         run.read_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("adapt.json", '"few_shot",', '"few_shoot",'),
+        ("adapt.json", '"method": "bm25"', '"method": "bm26"'),
+        ("adapt.json", '"by": "contains"', '"by": "luck"'),
+        ("adapted.json", '"plain":', '"plane":'),
+        ("adapted.json", '"prompt":"', '"prompt":"0'),
+    ],
+)
+def test_a_name_that_no_release_knows_is_a_damaged_file_and_no_fault(
+    found: AdaptResult, folder: Path, tmp_path: Path, name: str, old: str, new: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    text = (out / name).read_text("utf-8")
+    assert old in text
+    (out / name).write_text(text.replace(old, new, 1), "utf-8")
+    with raises(Damaged, code="plan-damaged", mentions=[name]):
+        run.read_result(out)
 
 
 def test_ways_that_this_model_cannot_have_are_left_out_by_name(store: Store, tmp_path: Path) -> None:

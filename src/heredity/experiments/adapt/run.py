@@ -187,7 +187,15 @@ def read_result(out: Path) -> AdaptResult:
     """The findings of a finished folder. Raises Damaged, or UsageError for a folder without a task."""
     held = read_adapt_file(out)
     made = _read_adapted(out, held)
-    results = (Result(out / name, read_proven(out / name)) for name in (QUALITY, SAFETY))
+    results = [Result(out / name, read_proven(out / name)) for name in (QUALITY, SAFETY)]
+    for result in results:
+        asked = {card.id for card in result.estimates.models}
+        if PLAIN not in made.models or not asked.issuperset(made.models.values()):
+            raise Damaged(
+                f"{out / ADAPTED} names other models than {result.folder} asked. The task's own command "
+                "writes it again.",
+                code="plan-damaged",
+            )
     return collect(held, made, *results)
 
 
