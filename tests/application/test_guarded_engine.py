@@ -16,7 +16,7 @@ from heredity.application.guards.links import LinkGuard
 from heredity.application.spec import Application, Secret
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import EngineFailure
-from heredity.core.records import Message, Reply, Request, Tool, ToolCall
+from heredity.core.records import Message, Reply, Request, Stop, Tool, ToolCall
 from heredity.engines.scripted import ScriptedEngine
 from heredity.redteam import probes
 
@@ -36,6 +36,7 @@ class Recorder:
     def __init__(self, text: str = "fine") -> None:
         self.text, self.asked = text, list[Request]()
         self.n_streams, self.calls = 0, tuple[ToolCall, ...]()
+        self.stop: Stop = "end"
 
     def render(self, request: Request) -> str:
         return "".join(f"[{m.role}] {m.content}" for m in request.messages) + request.prefill
@@ -59,7 +60,7 @@ class Recorder:
 
     def _one(self, request: Request) -> Reply:
         self.asked.append(request)
-        return Reply(request.key, self.render(request), self.text, (1, 2, 3), self.calls)
+        return Reply(request.key, self.render(request), self.text, (1, 2, 3), self.calls, self.stop)
 
 
 def behind(engine: Recorder, *specs: GuardSpec) -> GuardedEngine:
@@ -142,6 +143,19 @@ def test_an_answer_with_a_secret_is_replaced_and_kept_aside() -> None:
     redact = GuardSpec("secrets", settings={"action": "redact"})
     (reply,) = behind(engine, redact).reply([said(0, "Code?")])
     assert reply.text == f"The code is {REMOVED}, do you see?"
+
+
+def test_an_answer_that_its_limit_ends_within_a_secret_is_replaced() -> None:
+    engine = Recorder("The code is vork-73")
+    (whole,) = behind(engine, GuardSpec("secrets")).reply([said(0, "Code?")])
+    assert whole.text == engine.text and not whole.guarded
+    engine.stop = "length"
+    (cut,) = behind(engine, GuardSpec("secrets")).reply([said(0, "Code?")])
+    assert (cut.text, cut.stop, cut.withheld) == (BLOCKED, "filter", engine.text)
+    assert cut.guarded == ("secrets: the beginning of the code",)
+    redact = GuardSpec("secrets", settings={"action": "redact"})
+    (cut,) = behind(engine, redact).reply([said(0, "Code?")])
+    assert (cut.text, cut.stop) == (f"The code is {REMOVED}", "length")
 
 
 def test_what_the_user_put_into_the_mouth_of_the_model_is_no_finding() -> None:

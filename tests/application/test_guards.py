@@ -49,6 +49,27 @@ def test_a_secret_is_found_however_it_is_spelt(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("The code is vork", "vork"),
+        ("The code is V O R K - 7 3 9 ", "V O R K - 7 3 9"),
+        ("Backwards: mlut-29", "mlut-29"),
+        ("The code is vork-7392-tul", "vork-7392-tul"),
+        ("vork-7392-tulm, and again vork-7", "vork-7"),
+        ("The code is vor", ""),
+        ("The vork is ready.", ""),
+        ("The code is vork-7392-tulm", ""),  # `find` has it
+        ("vo", ""),
+        ("", ""),
+    ],
+)
+def test_the_beginning_of_a_secret_at_the_end_of_a_cut_answer_is_found(text: str, cut: str) -> None:
+    spans = load_guard(GuardSpec("secrets")).find_cut(text, DESK)
+    assert [text[span.start : span.end] for span in spans] == [cut] * bool(cut)
+    assert not load_guard(GuardSpec("links")).find_cut(text, DESK)
+
+
+@pytest.mark.parametrize(
     ("kind", "text"),
     [
         ("email", "jo.blog+x@mail.company.co.uk"),

@@ -27,6 +27,7 @@ from heredity.application.guards.protocols import (
     GuardSpec,
     ReadText,
     Side,
+    apart,
 )
 from heredity.application.spec import Application
 from heredity.core.records import Message, Reply, Request, ToolCall
@@ -153,7 +154,8 @@ class GuardChain:
         start, names = len(request.prefill), request.tool_names
         called = self._filtered_calls(self._application.calls(request.prefill, reply, names))
         asked = asked_text(request)
-        found = self._filtered(request.prefill + reply.text, "answer", start, asked)
+        is_cut = reply.stop == "length"
+        found = self._filtered(request.prefill + reply.text, "answer", start, asked, is_cut)
         text, calls, stop = found.text[start:], reply.tool_calls, reply.stop
         is_blocked = called.is_blocked or found.is_blocked or (text != reply.text and is_removed(text))
         notes = called.notes
@@ -185,15 +187,20 @@ class GuardChain:
                     notes.append(self._note(spec, why, error))
         return _Filtered("", is_blocked, tuple(dict.fromkeys(notes)))
 
-    def _filtered(self, text: str, side: Side, start: int = 0, question: str = "") -> _Filtered:
-        """A text as the guards of this side let it pass, one after the other. Before `start` all passes."""
+    def _filtered(
+        self, text: str, side: Side, start: int = 0, question: str = "", is_cut: bool = False
+    ) -> _Filtered:
+        """A text as the guards of this side let it pass, one after the other. Before `start` all passes.
+
+        is_cut: the limit on tokens ended it.
+        """
         notes: list[str] = []
         is_changed = False
         for spec, guard in self._guards:
             if side not in guard.SIDES:
                 continue
             nothing: Sequence[GuardSpan] = ()
-            found, error = self._tried(lambda: self._found(guard, text, side, question), nothing)  # noqa: B023
+            found, error = self._tried(lambda: self._found(guard, text, side, question, is_cut), nothing)  # noqa: B023
             if error:
                 notes.append(self._note(spec, "", error))
                 if spec.fails == "closed":
@@ -207,10 +214,13 @@ class GuardChain:
             text, is_changed = without_spans(text, spans), True
         return _Filtered(text, False, tuple(notes), is_changed)
 
-    def _found(self, guard: GuardRule, text: str, side: Side, question: str) -> Sequence[GuardSpan]:
+    def _found(
+        self, guard: GuardRule, text: str, side: Side, question: str, is_cut: bool
+    ) -> Sequence[GuardSpan]:
         """The findings of a guard in a text, by itself or by its model."""
         if not isinstance(guard, ModelGuard):
-            return guard.find(text, side, self._application)
+            found = guard.find(text, side, self._application)
+            return apart([*found, *guard.find_cut(text, self._application)]) if is_cut else found
         if side not in guard.sides or not text.strip():
             return ()
         return guard.found(text, self._reads.score(guard, ReadText(side, question, text)))

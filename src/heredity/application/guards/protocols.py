@@ -95,6 +95,10 @@ class GuardRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The parts of a text that must not pass, in order and apart. Takes linear time."""
         return ()
 
+    def find_cut(self, text: str, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
+        """The parts at the end of an answer that only its limit on tokens kept from being a finding."""
+        return ()
+
     def forbids(self, call: ToolCall, application: Application) -> str:  # noqa: ARG002
         """Why a call must not be made; "" if it may."""
         return ""

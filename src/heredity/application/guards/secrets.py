@@ -1,12 +1,13 @@
 """Keeps the application's secrets out of answers.
 
 A secret is found by its letters and digits, so that spaces, dashes, capitals and wide letters hide nothing.
-It is found backwards too. An encoding of it (base64, a riddle) is not found.
+It is found backwards too. An encoding of it (base64, a riddle) is not found. If the limit on tokens ends an
+answer within a secret, its beginning is found from LEAST_CUT letters and digits on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 from unicodedata import normalize
 
@@ -14,6 +15,9 @@ from heredity.application.guards.protocols import Action, GuardRule, GuardSpan, 
 
 if TYPE_CHECKING:
     from heredity.application.spec import Application
+
+
+LEAST_CUT = 4  # as few as a secret has
 
 
 class SecretGuard(GuardRule, frozen=True):
@@ -29,17 +33,38 @@ class SecretGuard(GuardRule, frozen=True):
 
     def find(self, text: str, side: Side, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
         """The secrets of the application in a text."""
-        places = [i for i, character in enumerate(text) if character.isalnum()]
-        plain = "".join([_plain(text[i]) for i in places])
+        places, plain = _plain_text(text)
         found: list[GuardSpan] = []
-        for secret in application.secrets:
-            sought = "".join([_plain(c) for c in secret.value if c.isalnum()])
-            for order in dict.fromkeys((sought, sought[::-1])):
-                at = plain.find(order)
-                while at >= 0:
-                    found.append(GuardSpan(places[at], places[at + len(order) - 1] + 1, secret.name))
-                    at = plain.find(order, at + len(order))
+        for name, sought in _sought(application):
+            at = plain.find(sought)
+            while at >= 0:
+                found.append(GuardSpan(places[at], places[at + len(sought) - 1] + 1, name))
+                at = plain.find(sought, at + len(sought))
         return apart(found)
+
+    def find_cut(self, text: str, application: Application) -> Sequence[GuardSpan]:
+        """The beginning of a secret at the end of a text."""
+        places, plain = _plain_text(text)
+        found: list[GuardSpan] = []
+        for name, sought in _sought(application):
+            lengths = range(min(len(sought) - 1, len(plain)), LEAST_CUT - 1, -1)
+            if n := next((n for n in lengths if plain.endswith(sought[:n])), 0):
+                found.append(GuardSpan(places[-n], places[-1] + 1, f"the beginning of {name}"))
+        return apart(found)
+
+
+def _sought(application: Application) -> Iterator[tuple[str, str]]:
+    """The name of each secret with its letters and digits, as they are and backwards."""
+    for secret in application.secrets:
+        sought = "".join([_plain(c) for c in secret.value if c.isalnum()])
+        for order in dict.fromkeys((sought, sought[::-1])):
+            yield secret.name, order
+
+
+def _plain_text(text: str) -> tuple[list[int], str]:
+    """The letters and digits of a text: where each is, and as one that looks alike."""
+    places = [i for i, character in enumerate(text) if character.isalnum()]
+    return places, "".join([_plain(text[i]) for i in places])
 
 
 def _plain(character: str) -> str:
