@@ -25,15 +25,19 @@ from heredity.core.records import (
     ToolResult,
     Verdict,
 )
+from heredity.lineage.types import Grown
 from heredity.study.plan import write_plan
 from heredity.study.report import html, json, markdown
 from heredity.study.shards import StudyPart
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.study.tool_words import tool_lines
+from heredity.study.workers import start
+from heredity.study.workers.start import Workers
 from tests.support import running_tools as given
 from tests.support.errors import raises
-from tests.support.studies import Recorder, plan, responses
+from tests.support.studies import Recorder, by_index, plan, responses
+from tests.support.worker_threads import ThreadPool
 
 pytestmark = pytest.mark.slow  # most start a process
 PAY = heredity.tool(given.pay, is_forbidden=True, effects=[Effect("append", "paid", {"to": "{to}"})])
@@ -142,6 +146,29 @@ def test_tools_run_for_one_process_alone(tmp_path: Path) -> None:
     study.part = StudyPart(1, 2)
     with raises(UsageError, "tools-shared"):
         study.ask()
+
+
+def load(_: Grown) -> Recorder:
+    """The engine of a worker."""
+    return Recorder(say=obey)
+
+
+def test_a_replay_may_have_workers_because_it_runs_no_tool(
+    tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "ProcessPool", ThreadPool)
+    workers = Workers(2, loader=f"{__name__}:load")
+    made(tmp_path / "first", CLOCK).run()
+    for name, several in (("one", None), ("two", workers)):
+        replay = made(tmp_path / name, CLOCK, probe("lookup", 'CALL lookup {"number": 1}'))
+        replay.replay = tmp_path / "first"
+        replay.ask(workers=several)
+    found = by_index(tmp_path / "two")
+    assert found == by_index(tmp_path / "one") and len(found) == 4
+    assert {row.error_code for row in found.values()} == {msgspec.UNSET, "call-not-recorded"}
+    assert ran.read_text() == "clock\n"
+    with raises(UsageError, "tools-shared"):
+        made(tmp_path / "three", CLOCK).ask(workers=workers)
 
 
 def test_a_failing_tool_is_counted_in_the_row_and_told_to_the_model(tmp_path: Path) -> None:

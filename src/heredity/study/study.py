@@ -317,7 +317,7 @@ class Study:
         self, grid: Grid, recorder: FolderRecorder, earlier: EarlierRuns, workers: Workers | None
     ) -> Iterator[Asker]:
         """Asks the trials: of the models in this process, one at a time, or with several workers."""
-        is_alone = workers is None and self.part is None
+        is_alone = self.part is None and (workers is None or self.replay is not None)
         tools = study_tools(self.folder, grid, earlier, self.replay, self._is_named, is_alone)
         with tools as toolbox, ExitStack() as stack:
             if workers is None:
@@ -329,7 +329,7 @@ class Study:
                 records = [self._planned(model).record for model in asked_models(self._plan)]
                 store = self._open_store()
                 where = Place(store.root, self._device or store.wanted_device)
-                asker = stack.enter_context(workers.driver(grid, recorder, earlier, records, where))
+                asker = stack.enter_context(workers.driver(grid, recorder, earlier, records, where, toolbox))
             yield asker
 
     def _refuse_unloadable(self) -> None:

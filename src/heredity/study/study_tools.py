@@ -26,8 +26,8 @@ def study_tools(
     """The tools of a study; None if none runs, or nothing is left to ask.
 
     replay: a folder whose recorded results are served, and no tool runs. is_named: the user named the
-    application in this command. is_alone: this process asks all trials. Raises UsageError if tools would run
-    without that.
+    application in this command. is_alone: no other process writes results. Raises UsageError if tools would
+    run without that.
     """
     application = grid.plan.application
     if not application.runs_tools or next(earlier.still_to_ask(range(len(grid))), None) is None:
@@ -43,7 +43,7 @@ def study_tools(
     if not is_alone:
         raise UsageError(
             "The application runs tools, whose results all models share: one process asks such a study. "
-            "Leave --workers and --shard out.",
+            "Leave --workers and --shard out. A --replay runs none, and may have --workers.",
             code="tools-shared",
         )
     more = () if replay is None else recorded_in(replay)

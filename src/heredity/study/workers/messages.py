@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from heredity.application.toolbox import RecordedResult
 from heredity.core import errors
 from heredity.core.errors import Damaged, EngineFailure, HeredityError
 from heredity.core.records import Model, Response
@@ -39,6 +40,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     folder  the study's folder, for messages only
     loader  "package.module:function" that makes an Engine of a Grown model; "" for the usual one
     device  where models answer; "" for the fastest that a worker finds
+    results  of tools, in a replay; None if no tool of the application runs
     """
 
     plan: Plan
@@ -52,6 +54,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     remote: RemoteSettings = RemoteSettings()
     loader: str = ""
     device: str = ""
+    results: tuple[RecordedResult, ...] | None = None
 
 
 class Lease(msgspec.Struct, frozen=True, tag=True):

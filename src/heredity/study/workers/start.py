@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from heredity.application.toolbox import Toolbox
 from heredity.core.errors import UsageError
 from heredity.core.files import Rows
 from heredity.core.host import Device
@@ -103,8 +104,12 @@ class Workers:
         earlier: EarlierRuns,
         records: Sequence[Model],
         place: Place,
+        replayed: Toolbox | None = None,
     ) -> Iterator[Driver]:
-        """The driver of these workers. They end with the block, at once if it raises."""
+        """The driver of these workers. They end with the block, at once if it raises.
+
+        replayed: the tools of the application. No worker runs them; each serves the recorded results.
+        """
         pool = self._pool(records, place.device)
         calls = self.calls or Calls()
         each = max(1, calls.concurrency // self.n)
@@ -120,6 +125,7 @@ class Workers:
             found=tuple(Rows(recorder.folder / FOUND, SearchResult)),
             remote=RemoteSettings(dict(calls.keys), dict(calls.prices), each),
             loader=self.loader,
+            results=None if replayed is None else tuple(replayed.results),
         )
         driver = Driver(pool, self.n, setup, grid, recorder, earlier, self.late_seconds)
         try:

@@ -19,6 +19,7 @@ from typing import cast
 
 import msgspec
 
+from heredity.application.toolbox import RecordedResults, Toolbox
 from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, WrongHash
@@ -89,7 +90,10 @@ class StudyWorker:
     def run(self) -> None:
         """Answer leases, model by model, until the driver says stop."""
         self.send(Hello(self.machine, platform.node(), os.getpid(), __version__))
-        recorder = _SentRows(self)
+        recorder, results = _SentRows(self), self._setup.results
+        toolbox = None
+        if results is not None:
+            toolbox = Toolbox(self.grid.plan.application, RecordedResults(None, results), runs=False)
         with (
             attack_services(self._setup.plan, self._open_model, self._open_cache, self.searches) as services,
             closing(JudgeReaders(self._models())) as readers,
@@ -97,7 +101,7 @@ class StudyWorker:
             context = RunContext(
                 Path(self._setup.folder), self.grid, recorder,
                 services or AttackServices(searches=self.searches), self._open_model, self._open_cache,
-                readers,
+                readers, toolbox,
             )  # fmt: skip
             with ModelSlot(lambda m: loaded_model(context, m)) as slot:
                 while (lease := self._next(wait=True)) is not None:
