@@ -63,8 +63,8 @@ _MIN_PAIRS = 30  # shared trials from which an earlier study tells how often two
 _MIN_DISCORDANCE = 0.02  # no study is planned for models that never differ
 _RUNS = 200  # of a simulated study
 _COUNTED = 1000  # probes whose requests are counted; more are scaled up
-# Seconds of one request of 128 tokens to a model of _USUAL bytes on two cores, at best and at worst.
-_SECONDS, _USUAL = (0.15, 0.8), 400e6
+USUAL_BYTES = 400e6  # of a model whose size is not known
+_SECONDS = (0.15, 0.8)  # of one request of 128 tokens to a model of this size on two cores, at best and worst
 _FEW = 0.5  # below this power an answer is called unlikely
 _KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
@@ -179,12 +179,12 @@ class _ForecastCells:
         if self._plan.is_until_decided:
             ends = tuple(n_clusters * i // len(self._plan.ends) for i in range(1, len(self._plan.ends) + 1))
             power = _sequential(ends, discordance, 0.0, margin, self._alpha)
-            shown = _smallest(
+            shown = smallest(
                 lambda d: _sequential(ends, discordance + d, d, None, alpha) >= POWER, 1 - discordance, 0.01
             )
             within = None
             if is_pooled:
-                within = _smallest(
+                within = smallest(
                     lambda m: _sequential(ends, discordance, 0.0, m, self._alpha) >= POWER, 0.99
                 )
             return self._worse(shown, unclear), round(power, 3), within
@@ -193,7 +193,7 @@ class _ForecastCells:
         alpha, one_sided = nominal_levels(last, alpha)[-1], one_sided_levels(last, self._alpha)[-1]
         n, n_sided = int(effective.at(1 - alpha)), int(effective.at(1 - 2 * one_sided))
         spread = discordance + unclear**2 * self._unclear
-        detectable = _smallest(lambda d: paired_power(n, min(1.0, spread + d), d, alpha) >= POWER)
+        detectable = smallest(lambda d: paired_power(n, min(1.0, spread + d), d, alpha) >= POWER)
         power = not_worse_power(n_sided, discordance, margin, one_sided)
         within = shown_margin(n_sided, discordance, POWER, one_sided) if is_pooled else None
         return self._worse(detectable, unclear), round(power, 3), None if within is None else round(within, 3)
@@ -233,7 +233,7 @@ def _sequential(
     return sequential_power(ends, min(1.0, discordance), rng, difference, margin, alpha, runs=_RUNS)
 
 
-def _smallest(holds: Callable[[float], bool], most: float = 1.0, step: float = 1e-3) -> float | None:
+def smallest(holds: Callable[[float], bool], most: float = 1.0, step: float = 1e-3) -> float | None:
     """The smallest share that holds, to a `step`; None if not even `most` does."""
     low, high = 0.0, most
     if not holds(high):
@@ -336,12 +336,17 @@ def _duration(
             fast, slow = 0.8 * measured[model.id], 1.3 * measured[model.id]
         else:
             source = ""
-            size = (
-                max(0.25, sizes.get(model.id, _USUAL) / _USUAL) * plan.application.decoding.max_tokens / 128
+            fast, slow = request_seconds(
+                plan.application.decoding.max_tokens, sizes.get(model.id, USUAL_BYTES)
             )
-            fast, slow = (each * size for each in _SECONDS)
         low, high = low + fast * n, high + slow * n
     return (round(low, 1), round(high, 1)), source if len(measured) else ""
+
+
+def request_seconds(max_tokens: int, n_bytes: float = USUAL_BYTES) -> tuple[float, float]:
+    """A guess of the seconds of one request to a model of `n_bytes` on two cores, at best and at worst."""
+    size = max(0.25, n_bytes / USUAL_BYTES) * max_tokens / 128
+    return _SECONDS[0] * size, _SECONDS[1] * size
 
 
 def n_requests(plan: Plan) -> float:
@@ -454,7 +459,7 @@ def _stops(plan: Plan, row: ForecastRow, discordance: float) -> Iterator[str]:
     *early, _ = plan.information
     level = nominal_levels(plan.information, Intervals.of(plan).alpha / row.n_comparisons)[0]
     n = int(row.n_effective * plan.information[0])
-    clear = _smallest(lambda d: paired_power(n, discordance + d, d, level) >= POWER, 1 - discordance)
+    clear = smallest(lambda d: paired_power(n, discordance + d, d, level) >= POWER, 1 - discordance)
     shares = " and ".join(f"{100 * share:.0f} %" for share in early)
     of = "no difference" if clear is None else f"a difference of {100 * clear:.0f} points"
     yield f"Analyses at {shares}: {of} stops it at the first."
@@ -464,8 +469,9 @@ def _assumptions(forecast: StudyForecast, between: str) -> Iterator[str]:
     known = "Assumed" if forecast.source else "Guessed"
     shares = (forecast.baseline, forecast.unclear, forecast.discordance[between])
     broke, unclear, differ = (f"{100 * share:.0f} %" for share in shares)
+    time = time_words(forecast.seconds)
     # Models that differ in their rates differ on more trials: a detectable difference may exceed this share.
-    yield f"{known}: {broke} breaches, {unclear} unclear, equal models differ on {differ}; {_time(forecast)}."
+    yield f"{known}: {broke} breaches, {unclear} unclear, equal models differ on {differ}; {time}."
     if forecast.source:
         of = f" of {forecast.source_at}" if forecast.source_at else ""
         named = ", ".join(forecast.source_models) or "models of this plan"
@@ -476,8 +482,9 @@ def _shortened(line: str, width: int = 80) -> str:
     return line if len(line) <= width else line[: width - 4].rstrip(" ,") + " ..."
 
 
-def _time(forecast: StudyForecast) -> str:
-    low, high = forecast.seconds
+def time_words(seconds: tuple[float, float]) -> str:
+    """The time at best and at worst: `2 to 9 min`."""
+    low, high = seconds
     if high < 60:
         return "under 1 min"
     if high < 5400:

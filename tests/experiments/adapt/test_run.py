@@ -87,6 +87,7 @@ def test_few_trials_are_not_enough_evidence_and_the_forecast_said_so(
     assert main is not None and main.scope == JUDGE_FREE and main.verdict == "not enough evidence"
     assert main.rate.n > 0 and way(found, "retrieval").over_refusal is not None
     assert found.power is not None and any("cannot show worse" in line for line in told)
+    assert any(line.startswith("  What they can show of a way") for line in told)
     assert any("not enough evidence" in line for line in sentences(found))
 
 
@@ -247,6 +248,7 @@ def test_the_command_tells_first_runs_and_writes_the_page_again(
     dry = CliRunner().invoke(command, [str(path), "--dry-run", "--out", str(out)])
     assert dry.exit_code == 0 and not out.exists(), dry.output
     assert "96 test questions" in dry.output and "make retrieval" in dry.output
+    assert "Answers except to probes: 96 to test questions;" in " ".join(dry.output.split())
     ran = CliRunner().invoke(command, [str(path), "--quick", "--out", str(out)])
     assert ran.exit_code == 0 and QUICK in " ".join(ran.output.split()), ran.output
     page = tmp_path / "docs" / "page.md"

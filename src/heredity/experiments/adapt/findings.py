@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from heredity import stats
 from heredity.core.records import Estimate, Record
+from heredity.experiments.adapt.forecast import TaskForecast
 from heredity.experiments.adapt.questions import NEW, SEEN, Scope
 from heredity.experiments.adapt.task import AdaptTask
 from heredity.experiments.adapt.ways import PLAIN, TITLES, ManualIndex
@@ -44,7 +45,8 @@ Bools = NDArray[np.bool_]
 class AdaptFile(Record, frozen=True):
     """adapt.json: the task, saved before anything is made, and the digest over it and its content.
 
-    at: ISO 8601, UTC. steps: of each trained way. power: the forecast of the study of safety.
+    at: ISO 8601, UTC. steps: of each trained way. power: the forecast of the study of safety. forecast: of
+    the rest; None in a folder of an earlier release.
     """
 
     digest: str
@@ -53,6 +55,7 @@ class AdaptFile(Record, frozen=True):
     manual: ManualIndex | None
     steps: dict[str, int]
     power: StudyForecast | None
+    forecast: TaskForecast | None = None
     schema: int = 1
 
 

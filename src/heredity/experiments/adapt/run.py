@@ -22,13 +22,14 @@ import msgspec
 
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application, Retrieval
-from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.core.files import Lock, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import Model, digest, encode
 from heredity.engines.remote.budget import Calls
 from heredity.experiments.adapt import ways
 from heredity.experiments.adapt.findings import AdaptedFile, AdaptFile, AdaptResult, collect
+from heredity.experiments.adapt.forecast import TEACHER_TOKENS, TaskForecast, forecast_task, lines
 from heredity.experiments.adapt.pace import steps_in
 from heredity.experiments.adapt.questions import (
     Questions,
@@ -47,6 +48,7 @@ from heredity.experiments.inheritance.run import make_all, power_of
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.study.aggregate import read_proven
+from heredity.study.forecast import USUAL_BYTES
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.report import html
@@ -56,7 +58,6 @@ from heredity.study.study import Study
 from heredity.train.data.chat import Data, make_data
 
 PLAN, ADAPTED = "adapt.json", "adapted.json"
-TEACHER_TOKENS = 64  # of an answer that is learned, at least
 
 
 @dataclass
@@ -146,8 +147,9 @@ def adapt(
         possible = _possible(shop, tell)
         held = _read_held(shop)
         if held is None:
+            forecast = _forecast(shop, possible, tell)
             power = power_of(shop.plan, possible, store, out, tell).get(SAFETY)
-            held = _write_plan(shop, _steps(shop, possible), power)
+            held = _write_plan(shop, _steps(shop, possible), power, forecast)
         shop.plan_for(held.steps)
         possible = _without_former(shop, shop.lineage.preview())
         course = Course(len(possible) + 3 + ("distilled" in task.ways), 0.0, tell)
@@ -180,6 +182,7 @@ def dry_run(task: AdaptTask, store: Store, tell: Tell, out: Path) -> None:
     tell(f"ask {n_models} models {n_models * len(questions.test):,} test questions")
     study = batteries.forecast(shop.plan, shop.plan.battery[0], possible, store, out)
     tell(f"ask {n_models} models the probes: {study.resolved.n_trials:,} trials")
+    _forecast(shop, possible, tell)
     power_of(shop.plan, possible, store, out, tell)
 
 
@@ -282,9 +285,24 @@ def _without_former(shop: _Workshop, possible: Sequence[Task]) -> list[Task]:
     return [task for task in possible if task.name not in former]
 
 
-def _write_plan(shop: _Workshop, steps: dict[str, int], power: StudyForecast | None) -> AdaptFile:
+def _forecast(shop: _Workshop, possible: Sequence[Task], tell: Tell) -> TaskForecast:
+    """The forecast of all but the probes, also given to `tell` in lines."""
+    try:
+        n_bytes = float(sum(file.bytes for file in shop.store.named(shop.task.model).record.files))
+    except (UnknownName, UsageError):  # it is not pulled yet
+        n_bytes = USUAL_BYTES
+    found = forecast_task(shop.task, shop.questions, possible, n_bytes)
+    tell("Training and test questions:")
+    for line in lines(found):
+        tell(f"  {line}")
+    return found
+
+
+def _write_plan(
+    shop: _Workshop, steps: dict[str, int], power: StudyForecast | None, forecast: TaskForecast
+) -> AdaptFile:
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    held = AdaptFile(shop.digest, at, shop.task, shop.manual, steps, power)
+    held = AdaptFile(shop.digest, at, shop.task, shop.manual, steps, power, forecast)
     shop.out.mkdir(parents=True, exist_ok=True)
     write_atomic(shop.out / PLAN, msgspec.json.format(encode(held), indent=2) + b"\n")
     return held
