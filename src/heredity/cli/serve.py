@@ -234,7 +234,7 @@ def _loaded(
         found.served += rules.served(asked[ident].record, service)
     for one in encoders:
         note(f"loading {one.record.name} ...")
-        encoder = EmbeddingService(Encoder(one), most)
+        encoder = EmbeddingService(Encoder(store.ready(one)), most)
         stack.callback(encoder.close)
         found.encoders.append(encoder)
     found.adapters = AdapterLoader(store, bases, rules) if may_load else None

@@ -132,6 +132,16 @@ def test_another_model_of_the_same_name_is_refused(store: Store, docs: Path, tmp
         PassageIndex.open(tmp_path / "index", other).search("tea")
 
 
+def test_bytes_that_changed_since_the_model_was_recorded_are_refused(store: Store) -> None:
+    path = store.named("tiny-encoder").folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    with raises(Damaged, "model-damaged", ["tiny-encoder"]):
+        open_embedder("tiny-encoder", store)
+
+
 def test_what_is_no_sentence_encoder_is_refused(store: Store):
     store.grow(TinyEncoder(name="chat", modality="text", seed=2), [])
     with raises(UsageError, "not-an-embedder", ["chat"]):

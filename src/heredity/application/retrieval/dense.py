@@ -32,15 +32,19 @@ _KNOWN = ("pooling_mode_mean_tokens", "pooling_mode_cls_token")
 
 
 def open_embedder(name: str, store: Store | None = None) -> Embedder:
-    """The embedder of a model of the store. Raises UnknownName, Unavailable, UsageError or Damaged."""
-    grown = (store or Store()).named(name)
+    """The embedder of a model of the store. Raises UnknownName, Unavailable, UsageError or Damaged.
+
+    Its files are the recorded ones.
+    """
+    store = store or Store()
+    grown = store.named(name)
     if grown.record.modality != "text-embedding" or grown.record.format != "safetensors":
         raise UsageError(
             f"'{grown.record.name}' is no sentence encoder (modality {grown.record.modality}, "
             f"{grown.record.format}). Take one, such as {DEFAULT}.",
             code="not-an-embedder",
         )
-    return Embedder(grown)
+    return Embedder(store.ready(grown))
 
 
 class Embedder:
