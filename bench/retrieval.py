@@ -1,6 +1,7 @@
 """Retrieval: seconds to index and to query, and recall@k and nDCG@10 of each method on questions over docs/.
 
     python bench/retrieval.py [--megabytes 2] [--queries 50] [--embed MODEL] [--embed-megabytes 0.2]
+                              [--rerank MODEL] [--candidates 50]
     python bench/retrieval.py --megabytes 100 --embed-megabytes 100 --embed all-minilm-l6-v2
 
 The second line is of the size of the aims: about 100,000 passages are indexed in seconds by BM25, and in ten
@@ -11,7 +12,9 @@ speed    a corpus of random words by Zipf's law is generated, indexed and search
 quality  retrieval.jsonl has questions about docs/, each with the file and the heading of the section that
          answers it. A passage is relevant if it lies in that section. recall@k: the share of questions with
          a relevant passage among the first k. nDCG@10: `1 / log2(1 + rank)` of the first one.
-         The difference from BM25 has a percentile bootstrap over the questions, paired.
+         The difference from BM25 has a percentile bootstrap over the questions, paired. With --rerank each
+         method is measured again, with its best candidates ordered by that cross-encoder; ms is the median
+         of a query then.
 
 Without --embed only BM25 is measured.
 """
@@ -35,6 +38,7 @@ from heredity.application.retrieval.build import build
 from heredity.application.retrieval.chunks import Chunk
 from heredity.application.retrieval.index import PassageIndex
 from heredity.application.retrieval.overlay import IndexOverlay
+from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
 from heredity.core.readers import json_lines
 from heredity.core.records import Retrieved
 
@@ -67,10 +71,24 @@ def _headings(chunk: Chunk) -> list[str]:
     return [line for line in chunk.text.split("\n") if line.startswith("#")]
 
 
-def rank(index: PassageIndex, asked: Question, method: str) -> int:
-    """The rank of the first relevant passage, from 1; 0 beyond DEPTH."""
-    found = index.search(asked.question, DEPTH, method)
-    return next((n for n, each in enumerate(found, 1) if is_relevant(each.chunk, asked)), 0)
+class Ranks(NamedTuple):
+    """For each question the rank of the first relevant passage, from 1, or 0 beyond DEPTH; and seconds."""
+
+    places: list[int]
+    seconds: list[float]
+
+
+def ranks_of(
+    index: PassageIndex, asked: list[Question], method: str, reranking: Reranking | None = None
+) -> Ranks:
+    """The ranks of a method, after a search that loads its models."""
+    index.search("load", 1, method, reranking)
+    places, times = [], []
+    for each in asked:
+        seconds, found = timed(lambda each=each: index.search(each.question, DEPTH, method, reranking))
+        times.append(seconds)
+        places.append(next((n for n, one in enumerate(found, 1) if is_relevant(one.chunk, each)), 0))
+    return Ranks(places, times)
 
 
 def gain(place: int) -> float:
@@ -78,21 +96,30 @@ def gain(place: int) -> float:
     return 1 / math.log2(1 + place) if place else 0.0
 
 
-def quality(embed: str | None) -> None:
-    """Print recall@k and nDCG@10 of each method."""
+def quality(embed: str | None, rerank: str | None, candidates: int) -> None:
+    """Print recall@k, nDCG@10 and milliseconds of each method, without and with the reranker."""
     asked = questions()
     with tempfile.TemporaryDirectory() as folder:
         build(ROOT / "docs", Path(folder) / "index", embed=embed)
         index = PassageIndex.open(Path(folder) / "index")
         methods = ("bm25", "dense", "hybrid") if embed else ("bm25",)
-        ranks = {method: [rank(index, each, method) for each in asked] for method in methods}
+        found = {method: ranks_of(index, asked, method) for method in methods}
+        if rerank:
+            reranker = Reranker(find_reranker(rerank))
+            for method in methods:
+                reranker.score.cache_clear()
+                reranking = Reranking(reranker, candidates)
+                found[f"{method}+rerank"] = ranks_of(index, asked, method, reranking)
+            print(f"rerank: {rerank} {reranker.model.id[:12]}, {candidates} candidates")
     print(f"quality: {len(asked)} questions, {index.manifest.n_chunks:,} passages of docs/")
-    print(f"{'method':8}" + "".join(f"recall@{k:<5}" for k in CUTS) + "nDCG@10  difference from bm25 [95 %]")
-    plain = np.array([gain(each) for each in ranks["bm25"]])
-    for method, places in ranks.items():
+    head = "".join(f"recall@{k:<5}" for k in CUTS)
+    print(f"{'method':16}{head}nDCG@10  ms       difference from bm25 [95 %]")
+    plain = np.array([gain(each) for each in found["bm25"].places])
+    for method, (places, seconds) in found.items():
         shares = "".join(f"{sum(0 < each <= k for each in places) / len(asked):<12.2f}" for k in CUTS)
         gains = np.array([gain(each) for each in places])
-        print(f"{method:8}{shares}{gains.mean():<9.3f}{_difference(gains - plain)}")
+        median = 1000 * float(np.median(seconds))
+        print(f"{method:16}{shares}{gains.mean():<9.3f}{median:<9.1f}{_difference(gains - plain)}")
 
 
 def _difference(values: np.ndarray) -> str:
@@ -164,6 +191,8 @@ def main() -> None:
     parser.add_argument("--embed-megabytes", type=float, default=0.2)
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--embed", default=None, help="an embedding model of the store")
+    parser.add_argument("--rerank", default=None, help="a cross-encoder of the store")
+    parser.add_argument("--candidates", type=int, default=50, help="passages that it reads")
     parser.add_argument("--no-quality", action="store_true", help="measure the speed only")
     given = parser.parse_args()
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
@@ -175,7 +204,7 @@ def main() -> None:
     if given.embed:
         speed(int(given.embed_megabytes * 1e6), given.queries, given.embed)
     if not given.no_quality:
-        quality(given.embed)
+        quality(given.embed, given.rerank, given.candidates)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from heredity.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from heredity.application.retrieval.spec import Retrieval as Retrieval
     from heredity.application.sources import tool as tool
     from heredity.application.spec import Application as Application
-    from heredity.application.spec import Retrieval as Retrieval
     from heredity.core.errors import HeredityError as HeredityError
     from heredity.core.progress import Progress as Progress
     from heredity.core.records import Decoding as Decoding
@@ -94,7 +94,7 @@ _HOME = {
     "Request": "core.records",
     "Response": "core.records",
     "Result": "study.result",
-    "Retrieval": "application.spec",
+    "Retrieval": "application.retrieval.spec",
     "Store": "lineage.store",
     "Study": "study.study",
     "StudySpec": "study.spec",

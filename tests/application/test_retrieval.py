@@ -15,7 +15,8 @@ from heredity.application.conversation import user_message, without_passages
 from heredity.application.guards import GuardSpec, load_guard
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex, opened
-from heredity.application.spec import Application, Retrieval
+from heredity.application.retrieval.spec import Retrieval
+from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput, NotComparable, Refused
 from heredity.core.records import Check, Message, Probe, Reply, Request, Turn
 from heredity.lineage.store import Store

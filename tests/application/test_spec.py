@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from heredity.application.calls import attempted_call, parse_tool_calls
 from heredity.application.guards import GuardSpec
 from heredity.application.limits import ConversationLimits
+from heredity.application.retrieval.spec import Retrieval
 from heredity.application.servers import McpServer
-from heredity.application.spec import Application, Retrieval
+from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
 from heredity.redteam import attacks

@@ -23,6 +23,7 @@ from heredity.application.conversation import Ending, converse
 from heredity.application.guard_models import refuse_unidentified
 from heredity.application.guards.protocols import GuardSpec
 from heredity.application.limits import ConversationLimits
+from heredity.application.retrieval.spec import Planted, Retrieval
 from heredity.application.servers import McpServer
 from heredity.application.tables import completed
 from heredity.application.tools import World, check_world, is_answered_by, plain_tools
@@ -37,8 +38,6 @@ from heredity.core.records import (
     Record,
     Reply,
     Request,
-    RetrievalMethod,
-    Retrieved,
     Tool,
     ToolCall,
     Turn,
@@ -48,8 +47,6 @@ from heredity.core.records import (
 if TYPE_CHECKING:
     from heredity.application.toolbox import ToolSession
 
-MOST_PASSAGES = 50  # retrieved for one turn
-Planted = tuple[Retrieved, ...] | UnsetType  # passages next to the index, in one search
 SECRET_MIN = 4  # letters and digits of a secret
 
 
@@ -65,70 +62,6 @@ class Passage(Record, frozen=True):
 
     title: str
     text: str
-
-
-class Retrieval(Record, frozen=True):
-    """An index whose passages come before each turn of the user. `of` reads the index and fills in `hash`.
-
-    index: the index's folder. The application's digest leaves it out and has `hash`, which names the content.
-    """
-
-    index: str
-    passages: int = 4  # for a turn, at most
-    method: RetrievalMethod = "bm25"
-    hash: str | UnsetType = UNSET
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.passages <= MOST_PASSAGES:
-            raise BadArgument(
-                f"retrieval.passages must be from 1 to {MOST_PASSAGES}, not {self.passages}",
-                code="bad-setting",
-                key="retrieval.passages",
-            )
-
-    def of(self, folder: Path | str = "") -> Retrieval:
-        """With the hash of its index, and its path, which is relative to `folder`, made absolute.
-
-        Raises UsageError if there is no index or it lacks the embeddings, and Damaged. Raises Refused if it
-        is stale, and NotComparable if it has another hash than a given one.
-        """
-        from heredity.application.retrieval.index import PassageIndex, refuse_other_hash
-
-        index = PassageIndex.open(Path(folder) / Path(self.index).expanduser())
-        index.check_method(self.method)
-        if not isinstance(self.hash, UnsetType):
-            refuse_other_hash(index, self.hash)
-        return msgspec.structs.replace(self, index=str(index.out), hash=index.hash)
-
-    def search(self, text: str, planted: Planted = UNSET) -> tuple[Retrieved, ...]:
-        """The passages for a text, best first. Raises NotComparable unless the index is the one of `hash`."""
-        from heredity.application.retrieval.overlay import index_with
-
-        index = index_with(Path(self.index), self.read_hash, planted or ())
-        return index.retrieved(text, self.passages, self.method)
-
-    def most_bytes(self) -> int:
-        """The bytes of the longest passages that a search can find. Raises as `search` does."""
-        from heredity.application.retrieval.index import opened
-
-        sizes = sorted(len(each.text.encode()) for each in opened(Path(self.index), self.read_hash).chunks)
-        return sum(sizes[-self.passages :])
-
-    def holds(self, shown: str) -> bool:
-        """Whether a text is a passage of the index as a model sees it. Raises as `search` does."""
-        from heredity.application.retrieval.index import shown_texts
-
-        return shown in shown_texts(Path(self.index), self.read_hash)
-
-    @property
-    def read_hash(self) -> str:
-        """The hash of the index. Raises BadArgument if the index was not read."""
-        if isinstance(self.hash, UnsetType):
-            raise BadArgument(
-                "the index of the application was not read: use Application.load, or Retrieval.of",
-                code="retrieval-not-read",
-            )
-        return self.hash
 
 
 class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -207,8 +140,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
             layer = msgspec.structs.replace(layer, mcp=tuple(server.bare for server in self.mcp))
         if not isinstance(self.retrieval, UnsetType):
             _ = self.retrieval.read_hash
-            retrieval = msgspec.structs.replace(self.retrieval, index="")
-            layer = msgspec.structs.replace(layer, retrieval=retrieval)
+            layer = msgspec.structs.replace(layer, retrieval=self.retrieval.bare)
         return digest(layer)
 
     @property

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from heredity.application.retrieval.build import Built
     from heredity.application.retrieval.index import Match, PassageIndex
     from heredity.application.retrieval.manifest import IndexManifest
+    from heredity.application.retrieval.rerank import Reranking
 
 _SHOWN = 20  # files left out that are printed; all are in index.json
 
@@ -28,6 +29,10 @@ _SHOWN = 20  # files left out that are printed; all are in index.json
 @click.option("--ask", type=Name(), metavar="TEXT", help="Search: FOLDER is an index.")
 @click.option("--passages", type=click.IntRange(1), default=4, show_default=True, help="Of a search.")
 @click.option("--method", type=Name(), help="Of a search: bm25, dense or hybrid.  [default: the best there]")
+@click.option("--rerank", type=Name(), metavar="MODEL", help="Of a search: order it anew by a cross-encoder.")
+@click.option(
+    "--candidates", type=click.IntRange(1), default=50, show_default=True, help="Passages it reads."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     folder: Path,
@@ -38,6 +43,8 @@ def command(
     ask: str | None,
     passages: int,
     method: str | None,
+    rerank: str | None,
+    candidates: int,
     as_json: bool,
 ) -> None:
     """Index a folder of documents for retrieval, or search an index.
@@ -55,9 +62,15 @@ def command(
     from heredity.core.terminal import Display
 
     if ask is not None:
-        index = PassageIndex.open(folder, open_store())
-        found = index.search(ask, passages, method)
-        _show_found(index, found, method or index.usual_method, as_json)
+        store = open_store()
+        index = PassageIndex.open(folder, store)
+        method, reranking = index.check_method(method or index.usual_method), None
+        if rerank is not None:
+            from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
+
+            reranking = Reranking(Reranker(find_reranker(rerank, store=store)), candidates)
+        found = index.search(ask, passages, method, reranking)
+        _show_found(index, found, method, reranking, as_json)
         return
     out = out or Path(f"{folder.resolve().name}.index")
     limits = Limits() if max_bytes is None else Limits(max_bytes)
@@ -69,20 +82,26 @@ def command(
         _show_built(built, out)
 
 
-def _show_found(index: PassageIndex, found: list[Match], method: str, as_json: bool) -> None:
+def _show_found(
+    index: PassageIndex, found: list[Match], method: str, reranking: Reranking | None, as_json: bool
+) -> None:
     from heredity.core import terminal
     from heredity.core.sanitize import plain
 
     if as_json:
         rows = [{"citation": each.chunk.citation, "score": each.score, "chunk": each.chunk} for each in found]
-        terminal.write_json({"index": index.hash, "method": method, "passages": rows})
+        shown = {"index": index.hash, "method": method, "passages": rows}
+        if reranking is not None:
+            shown["rerank"] = reranking.reranker.model.id
+        terminal.write_json(shown)
         return
+    how = method if reranking is None else f"{method}, {reranking.reranker.model.name}"
     for number, (chunk, score) in enumerate(found, 1):
         terminal.out().print(terminal.cell(f"{number}. {chunk.citation}", "bold"), soft_wrap=True)
         if chunk.heading:
             terminal.write(plain(f"   {chunk.heading}"))
         terminal.write(plain(chunk.text, lines=True) + "\n")
-        terminal.note(f"({method} {score:.4g})")
+        terminal.note(f"({how} {score:.4g})")
     if not found:
         terminal.note(f"No passage matches, of {index.manifest.n_chunks:,} (method {method}).")
 

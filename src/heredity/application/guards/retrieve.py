@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from msgspec import UnsetType
-from msgspec.structs import replace
+from msgspec import UNSET, UnsetType
+from msgspec.structs import asdict, replace
 
 from heredity.application.conversation import own_words, with_passages
 from heredity.application.guards.protocols import GuardRule
+from heredity.application.retrieval.spec import Retrieval
 from heredity.core.records import Request, RetrievalMethod, Retrieved
 
 if TYPE_CHECKING:
@@ -19,15 +20,18 @@ if TYPE_CHECKING:
 
 
 class RetrieveGuard(GuardRule, frozen=True):
-    """index: its folder. hash: of its content. passages: for a question, at most. method: of the search."""
+    """The settings of a Retrieval that was read: index, hash, passages, method, and those of its reranker."""
 
-    PLACES: ClassVar[frozenset[str]] = frozenset({"index"})
+    PLACES: ClassVar[frozenset[str]] = frozenset({"index", "rerank"})
     RETRIEVES: ClassVar[bool] = True
 
     index: str
     hash: str
     passages: int = 4
     method: RetrievalMethod = "bm25"
+    rerank: str | UnsetType = UNSET
+    candidates: int | UnsetType = UNSET
+    rerank_id: str | UnsetType = UNSET
 
     def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
         """The request with passages before the newest question. Raises as Retrieval.search does."""
@@ -43,9 +47,7 @@ class RetrieveGuard(GuardRule, frozen=True):
         return request
 
     def _found(self, asked: str) -> tuple[Retrieved, ...]:
-        from heredity.application.spec import Retrieval
-
-        return Retrieval(self.index, self.passages, self.method, self.hash).search(asked)
+        return Retrieval(**asdict(self)).search(asked)
 
 
 GUARD = RetrieveGuard

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -37,6 +37,9 @@ from heredity.application.retrieval.readers import Unreadable
 from heredity.core.errors import NotComparable, Refused, UnknownName, UsageError
 from heredity.core.records import RetrievalMethod, Retrieved
 from heredity.lineage.store import Store
+
+if TYPE_CHECKING:
+    from heredity.application.retrieval.rerank import Reranking
 
 METHODS: tuple[RetrievalMethod, ...] = get_args(RetrievalMethod)
 FUSED = 60  # the constant of reciprocal rank fusion
@@ -111,11 +114,16 @@ class PassageIndex:
             )
         return method
 
-    def search(self, query: str, n: int = 4, method: str | None = None) -> list[Match]:
+    def search(
+        self, query: str, n: int = 4, method: str | None = None, reranking: Reranking | None = None
+    ) -> list[Match]:
         """The best `n` chunks, best first; fewer if no more match.
 
-        method: None for `usual_method`.
+        method: None for `usual_method`. reranking: a cross-encoder orders the best candidates anew.
         """
+        if reranking is not None:
+            found = self.search(query, max(n, reranking.candidates), method)
+            return reranking.reranker.ordered(query, found)[:n]
         method = self.check_method(method or self.usual_method)
         if method == "bm25":
             ranked = self._by_terms(query, n)
@@ -126,9 +134,11 @@ class PassageIndex:
             ranked = self._fused(self._by_terms(query, depth), self._by_meaning(query, depth))[:n]
         return [Match(self._chunk(each.at), each.score) for each in ranked]
 
-    def retrieved(self, query: str, n: int, method: str) -> tuple[Retrieved, ...]:
+    def retrieved(
+        self, query: str, n: int, method: str, reranking: Reranking | None = None
+    ) -> tuple[Retrieved, ...]:
         """The same as records, which a request and its row hold."""
-        found = self.search(query, n, method)
+        found = self.search(query, n, method, reranking)
         return tuple(Retrieved(chunk.id, chunk.citation, chunk.text) for chunk, _ in found)
 
     @cached_property

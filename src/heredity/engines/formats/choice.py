@@ -17,7 +17,10 @@ from typing import NamedTuple
 from heredity.core import registry
 from heredity.engines._architectures import FAST, PACKED
 
-ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip", "siglip2")  # they write no text
+# Encoders that read two texts as one; with a head of one label they are cross-encoders.
+CROSS_ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "modernbert")
+RANKING = "text-ranking"  # their modality
+ENCODERS = (*CROSS_ENCODERS, "clip", "siglip", "siglip2")  # they write no text
 _SLOW = "transformers"  # the engine for all other architectures
 _OWN = "int8"  # the quantization that heredity writes itself
 # The package that transformers needs in order to read weights of a method, as it is imported.
@@ -65,6 +68,20 @@ def choose_by_config(config: Mapping[str, object]) -> EngineChoice:
     if package and find_spec(package) is None:
         return EngineChoice("", f"transformers needs the package '{package}' for '{method}'", name, method)
     return EngineChoice(_SLOW, f"the fast engine does not read {why}", name, method)
+
+
+def modality_of(config: Mapping[str, object]) -> str:
+    """The modality of a model with this config.json: "text-ranking" for a cross-encoder, else "text".
+
+    A cross-encoder is one of CROSS_ENCODERS with a head of one label, which scores a pair of texts.
+    """
+    heads, labels = config.get("architectures"), config.get("id2label")
+    n_labels = len(labels) if isinstance(labels, dict) else config.get("num_labels")
+    is_classifier = isinstance(heads, list) and any(
+        isinstance(each, str) and each.endswith("ForSequenceClassification") for each in heads
+    )
+    is_encoder = config.get("model_type") in CROSS_ENCODERS
+    return RANKING if is_classifier and is_encoder and n_labels == 1 else "text"
 
 
 def choose_for_gguf(architecture: str) -> EngineChoice:

@@ -24,6 +24,7 @@ from heredity.core.errors import Damaged, Refused, Unavailable
 from heredity.engines.formats import int8
 from heredity.engines.formats.activation import Gate
 from heredity.engines.formats.architectures import ARCHITECTURES, ExpertNames
+from heredity.engines.formats.choice import ENCODERS
 from heredity.engines.formats.decoder_shape import NOT_ROTATED, DecoderShape, Rope, with_own_settings
 from heredity.engines.formats.experts import Expert, Experts, steady_tile
 
@@ -35,7 +36,6 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Linear = Callable[[torch.Tensor], torch.Tensor]
 Setting = TypeVar("Setting")
 KNOWN = tuple(ARCHITECTURES)
-ENCODERS = ("modernbert", "bert", "roberta", "clip", "siglip")  # of text, or of text and images
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ import torch
 from heredity.core import host
 from heredity.core.errors import Damaged, Unavailable, first_line
 from heredity.core.host import Device
-from heredity.engines.formats.weights import CONFIG, ENCODERS, read_json
+from heredity.engines.formats.choice import ENCODERS
+from heredity.engines.formats.weights import CONFIG, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

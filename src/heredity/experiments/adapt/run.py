@@ -19,9 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from msgspec import UnsetType
 
 from heredity.application.guards import GuardSpec
-from heredity.application.spec import Application, Retrieval
+from heredity.application.spec import Application
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.core.files import Lock, write_atomic
 from heredity.core.progress import Watch
@@ -106,8 +107,7 @@ class _Workshop:
     def with_manual(self) -> Application:
         """The application of a teacher: it shows passages of the manual."""
         assert self.manual is not None  # the task checks it
-        how, manual = self.task.retrieval, self.manual
-        passages = Retrieval(manual.path, how.passages, how.method, manual.hash)
+        passages = ways.search_of(self.task, self.manual)
         application = self.tokens(max(TEACHER_TOKENS, self.task.answer_tokens))
         return msgspec.structs.replace(application, retrieval=passages)
 
@@ -123,6 +123,8 @@ class _Workshop:
     def digest(self) -> str:
         """Names the task with the content of its files, wherever they lie."""
         content = [self.questions.digest, self.application.digest, self.manual.hash if self.manual else ""]
+        if self.manual and not isinstance(self.manual.rerank_id, UnsetType):
+            content.append(self.manual.rerank_id)
         return digest([without_places(self.task), content])
 
 
@@ -267,8 +269,8 @@ def _read_held(shop: _Workshop) -> AdaptFile | None:
     held = read_adapt_file(shop.out)
     if held.digest != shop.digest:
         raise NotComparable(
-            f"{shop.out / PLAN} holds another task, or other questions or documents. Name another folder: "
-            "--out.",
+            f"{shop.out / PLAN} holds another task, or other questions, documents or reranker. "
+            "Name another folder: --out.",
             code="another-plan",
         )
     return held

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from heredity.application.retrieval.spec import Retrieval
 from heredity.core.errors import BadArgument, BadInput, HeredityError, code_of, did_you_mean
 from heredity.core.readers import in_words, text_of, toml_line_of, toml_of
 from heredity.core.records import Record, RetrievalMethod
@@ -66,10 +68,16 @@ class FewShotWay(Record, frozen=True):
 
 
 class RetrievalWay(Record, frozen=True):
-    """Passages of the manual that are shown with each question."""
+    """Passages of the manual that are shown with each question. rerank, candidates: as of an application."""
 
     passages: int = 3
     method: RetrievalMethod = "bm25"
+    rerank: str | UnsetType = UNSET
+    candidates: int | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        # Its limits are those of an application's.
+        Retrieval("", self.passages, self.method, rerank=self.rerank, candidates=self.candidates)
 
 
 class Safety(Record, frozen=True):
@@ -253,7 +261,7 @@ def _check_numbers(task: AdaptTask) -> None:
         "answer_tokens": (task.answer_tokens, 1), "examples": (task.examples, 0),
         "questions": (task.questions, 0), "steps": (task.budget.steps, 0),
         "batch_size": (task.budget.batch_size, 1), "n": (task.few_shot.n, 1),
-        "passages": (task.retrieval.passages, 1), "behaviours": (task.safety.behaviours, 0),
+        "behaviours": (task.safety.behaviours, 0),
         "max_tokens": (task.safety.max_tokens, 0), "minutes": (task.budget.minutes, 0),
         "per_hour": (task.prices.per_hour, 0), "prompt": (task.prices.prompt, 0),
         "answer": (task.prices.answer, 0), "answers": (task.prices.answers, 1),

@@ -15,12 +15,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from msgspec import UNSET
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from heredity.application.guards import GuardSpec
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.folder import is_index
 from heredity.application.retrieval.index import PassageIndex
+from heredity.application.retrieval.rerank import find_reranker
+from heredity.application.retrieval.spec import Retrieval
 from heredity.core.records import Record, encode
 from heredity.experiments.adapt.questions import Questions
 from heredity.experiments.adapt.task import RECIPES, AdaptTask, is_shipped
@@ -39,20 +42,24 @@ TITLES: Mapping[str, str] = {
 
 
 class ManualIndex(Record, frozen=True):
-    """The index of the manual: where it is, its content, and what it took."""
+    """The index of the manual: where it is, its content, and what it took.
+
+    bytes: of the index, and of the reranker if there is one. rerank_id: of that.
+    """
 
     path: str
     hash: str
     seconds: float
     bytes: int
     n_files: int
+    rerank_id: str | UnsetType = UNSET
 
 
 def open_manual(task: AdaptTask, out: Path) -> ManualIndex | None:
     """The index of the task's manual, made in `out` unless the task names one; None if no way reads it.
 
     Raises UsageError for a folder that does not exist, BadInput for one without text, and Unavailable without
-    the extra `retrieval`.
+    the extra `retrieval`. Raises as find_reranker does.
     """
     if not task.needs_manual:
         return None
@@ -66,9 +73,23 @@ def open_manual(task: AdaptTask, out: Path) -> ManualIndex | None:
         build(folder, index)
     found = PassageIndex.open(index)
     found.check_method(task.retrieval.method)
-    n_bytes = sum(each.bytes for each in found.manifest.files)
+    files = list(found.manifest.files)
+    rerank_id: str | UnsetType = UNSET
+    if not isinstance(name := task.retrieval.rerank, UnsetType):
+        model = find_reranker(name).record
+        rerank_id, files = model.id, [*files, *model.files]
+    n_bytes = sum(each.bytes for each in files)
     seconds = time.monotonic() - start
-    return ManualIndex(str(found.out), found.hash, seconds, n_bytes, len(found.manifest.sources))
+    n_sources = len(found.manifest.sources)
+    return ManualIndex(str(found.out), found.hash, seconds, n_bytes, n_sources, rerank_id)
+
+
+def search_of(task: AdaptTask, manual: ManualIndex) -> Retrieval:
+    """The search of the manual, for the way "retrieval" and for a teacher. Raises as Retrieval.identified."""
+    how = task.retrieval
+    return Retrieval(
+        manual.path, how.passages, how.method, manual.hash, how.rerank, how.candidates, manual.rerank_id
+    ).identified()
 
 
 def guards_of(
@@ -88,9 +109,7 @@ def guards_of(
         ),
     }
     if manual is not None:
-        where: dict[str, object] = {"index": manual.path, "hash": manual.hash}
-        chosen: dict[str, object] = {"passages": task.retrieval.passages, "method": task.retrieval.method}
-        settings["retrieval"] = ("retrieve", where | chosen)
+        settings["retrieval"] = ("retrieve", msgspec.to_builtins(search_of(task, manual)))
     return {way: (GuardSpec(kind, way, settings=own),) for way, (kind, own) in settings.items()}
 
 

@@ -35,6 +35,7 @@ from heredity.core.errors import (
 )
 from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch
+from heredity.engines.formats.choice import modality_of
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.remote.services import known_models
 from heredity.lineage.catalog import Entry, aliases, catalogue, names
@@ -418,9 +419,10 @@ def describe_files(out: Path, name: str, licence: str | None, notes: dict[str, s
     if not config.is_file():
         raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
     _check_shards(out, name)
-    settings = msgspec.json.decode(config.read_bytes())
-    family = str(settings.get("model_type", "unknown")) if isinstance(settings, dict) else "unknown"
-    return Description(name, family[:80], licence or licence_of_card(out), "safetensors", notes=notes)
+    found = msgspec.json.decode(config.read_bytes())
+    settings = found if isinstance(found, dict) else {}
+    family, modality = str(settings.get("model_type", "unknown"))[:80], modality_of(settings)
+    return Description(name, family, licence or licence_of_card(out), "safetensors", modality, notes)
 
 
 def _check_shards(out: Path, name: str) -> None:

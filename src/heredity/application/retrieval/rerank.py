@@ -1,0 +1,169 @@
+"""Order the passages of a search by a cross-encoder of the store, which reads question and passage together.
+
+Promises: fp32, one pair at a time, so that a score depends only on its pair (on one kind of machine). Scores
+are rounded to four decimals, and equal ones are ordered by the chunk's id. The end of a pair that exceeds the
+model's length is not read. No code of a model's own is run, and only safetensors are opened.
+Leaves to others: the candidates (index.py).
+
+Source: passage re-ranking with BERT, Nogueira and Cho 2019 (1901.04085).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
+
+from heredity.application.retrieval.index import Match
+from heredity.core import host
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line
+from heredity.core.readers import json_of
+from heredity.engines.formats.choice import CROSS_ENCODERS, RANKING, modality_of
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DECIMALS = 4  # a BLAS product may round the same pair differently at another place in memory
+_KEPT = 16_384  # scores of the pairs that were read last: each model of a study asks the same questions
+_OFFSET = ("roberta", "xlm-roberta")  # their positions begin after the padding's
+_MOST_POSITIONS, _LEAST_TOKENS = 1 << 20, 8
+
+
+class Reranking(NamedTuple):
+    """A reranker, and how many passages of a search it reads."""
+
+    reranker: Reranker
+    candidates: int
+
+
+def find_reranker(name: str, wanted: str = "", store: Store | None = None) -> Grown:
+    """The cross-encoder of this name; its files are the recorded ones.
+
+    wanted: its id, if that is known. Raises UnknownName, UsageError or Damaged. Raises NotComparable if the
+    name has another id.
+    """
+    store = store or Store()
+    grown = store.named(name)
+    model = grown.record
+    if model.modality != RANKING or model.format != "safetensors":
+        raise UsageError(
+            f"'{model.name}' is no reranker (modality {model.modality}, {model.format}). "
+            f"Take a cross-encoder with one label, of: {', '.join(CROSS_ENCODERS)}.",
+            code="not-a-reranker",
+            key="retrieval.rerank",
+        )
+    if wanted not in ("", model.id):
+        raise NotComparable(
+            f"The application was read with the reranker {name} {wanted[:12]}, and the store has "
+            f"{model.id[:12]} under this name. Restore that model, or start a new study.",
+            code="reranker-other-model",
+        )
+    return store.ready(grown)
+
+
+@lru_cache(maxsize=2)
+def opened_reranker(name: str, wanted: str) -> Reranker:
+    """The reranker with the id `wanted`, loaded once per process.
+
+    Raises as find_reranker does, Unavailable without torch, and Damaged.
+    """
+    return Reranker(find_reranker(name, wanted))
+
+
+class Reranker:
+    """A loaded cross-encoder. Threads may share it."""
+
+    def __init__(self, grown: Grown) -> None:
+        self.model = grown.record
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise Unavailable(
+                f"A reranker needs {error.name}, which is not installed. "
+                "Install it: pip install 'heredity[torch]', or leave out `rerank`."
+            ) from None
+        host.configure()
+        host.prepare_transformers()
+        here = {"trust_remote_code": False, "local_files_only": True}
+        self._torch, self._lock = torch, Lock()
+        self.score = lru_cache(_KEPT)(self._score)
+        try:
+            config = json_of(grown.folder / "config.json")
+            _check(config, grown.folder)
+            self._tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+                grown.folder, **here
+            )
+            self._n_tokens = _longest(config, self._tokenizer.model_max_length)
+            self._network: PreTrainedModel
+            self._network, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+                grown.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **here
+            )
+            if loaded["missing_keys"]:  # transformers draws them at random
+                raise ValueError(f"it has no weights {', '.join(sorted(loaded['missing_keys'])[:3])}")
+            self._network.eval()
+        except Exception as error:  # a configuration is a program's input: anything can be wrong with it
+            raise Damaged(
+                f"'{self.model.name}' is not a cross-encoder that reads: {first_line(error)}. Pull it again.",
+                code="reranker-damaged",
+            ) from None
+
+    def ordered(self, query: str, found: Sequence[Match]) -> list[Match]:
+        """The passages by their scores, best first. Raises Damaged for a score that is no number."""
+        scored = [
+            Match(chunk, round(self.score(query, chunk.searched), _DECIMALS) + 0.0) for chunk, _ in found
+        ]
+        return sorted(scored, key=lambda each: (-each.score, each.chunk.id))
+
+    def _score(self, query: str, text: str) -> float:
+        """The logit of a pair: higher is more relevant."""
+        # Without lone surrogates. A batch of one: of a pair with an empty text a tokenizer makes one text.
+        pair = [[each.encode("utf-8", "replace").decode()] for each in (query, text)]
+        try:
+            with self._lock:  # setting its truncation is no thread's own
+                tokens = self._tokenizer(
+                    *pair, truncation="longest_first", max_length=self._n_tokens, return_tensors="pt"
+                )
+            with self._torch.inference_mode():
+                score = float(self._network(**tokens).logits[0, 0])
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise self._damaged(first_line(error)) from None
+        if not math.isfinite(score):
+            raise self._damaged(f"its score is {score}")
+        return score
+
+    def _damaged(self, why: str) -> Damaged:
+        return Damaged(
+            f"The reranker '{self.model.name}' cannot score a passage: {why}.", code="reranker-damaged"
+        )
+
+
+def _check(config: Mapping[str, object], folder: Path) -> None:
+    """Raise ValueError for a config that is none of a cross-encoder, or larger than its weights."""
+    from safetensors import safe_open
+
+    if modality_of(config) != RANKING:
+        raise ValueError("its config.json has no head of one label")
+    n_tensors = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "numpy") as weights:
+            n_tensors += len(weights.keys())
+    limits = {"num_hidden_layers": n_tensors, "max_position_embeddings": _MOST_POSITIONS}
+    for key, most in limits.items():
+        if not isinstance(value := config.get(key), int) or not 0 < value <= most:
+            raise ValueError(f"its {key} is {value!r}, and must be from 1 to {most:,}")
+
+
+def _longest(config: Mapping[str, object], own: int) -> int:
+    """The tokens of a pair that the model reads: of its positions, or fewer if its tokenizer says so."""
+    positions, padding = config["max_position_embeddings"], config.get("pad_token_id")
+    assert isinstance(positions, int)  # _check
+    first = (padding if isinstance(padding, int) else 1) + 1 if config["model_type"] in _OFFSET else 0
+    if (longest := min(positions - first, own)) < _LEAST_TOKENS:
+        raise ValueError(f"it reads {longest} tokens")
+    return longest

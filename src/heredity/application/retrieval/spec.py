@@ -1,0 +1,140 @@
+"""The retrieval of an application: which index is searched, how, and by which models, as a frozen value.
+
+Promises: its digest names the content of the index and of the reranker, wherever they lie. Importing this
+loads no index.
+Leaves to others: searching (index.py, overlay.py), and ordering what was found (rerank.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from heredity.core.errors import BadArgument
+from heredity.core.records import Record, RetrievalMethod, Retrieved
+
+if TYPE_CHECKING:
+    from heredity.application.retrieval.rerank import Reranking
+
+MOST_PASSAGES = 50  # retrieved for one turn
+CANDIDATES, MOST_CANDIDATES = 50, 1000  # that a reranker reads for one turn
+Planted = tuple[Retrieved, ...] | UnsetType  # passages next to the index, in one search
+
+
+class Retrieval(Record, frozen=True):
+    """An index whose passages come before each turn of the user. `of` reads the index and fills in `hash`.
+
+    index: the index's folder. The application's digest leaves it out and has `hash`, which names the content.
+    rerank: the name of a cross-encoder of the store, which orders the best `candidates` of a search anew (50
+    unless given). The digest has `rerank_id` in its place, which `of` fills in.
+    """
+
+    index: str
+    passages: int = 4  # for a turn, at most
+    method: RetrievalMethod = "bm25"
+    hash: str | UnsetType = UNSET
+    rerank: str | UnsetType = UNSET
+    candidates: int | UnsetType = UNSET
+    rerank_id: str | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        _check_range("passages", self.passages, 1, MOST_PASSAGES)
+        given = {"candidates": self.candidates, "rerank_id": self.rerank_id}
+        if isinstance(self.rerank, UnsetType):
+            if left := next((key for key, value in given.items() if value is not UNSET), None):
+                raise BadArgument(
+                    f"retrieval.{left} is of a reranker: name it in retrieval.rerank",
+                    code="setting-missing",
+                    key=f"retrieval.{left}",
+                )
+        elif not isinstance(self.candidates, UnsetType):
+            _check_range("candidates", self.candidates, self.passages, MOST_CANDIDATES)
+
+    def of(self, folder: Path | str = "") -> Retrieval:
+        """With the hash of its index, and its path, which is relative to `folder`, made absolute.
+
+        Raises UsageError if there is no index, if it lacks the embeddings, or if the reranker is none, and
+        Damaged. Raises Refused if the index is stale, and NotComparable if index or reranker are not those
+        of a given hash or id.
+        """
+        from heredity.application.retrieval.index import PassageIndex, refuse_other_hash
+
+        index = PassageIndex.open(Path(folder) / Path(self.index).expanduser())
+        index.check_method(self.method)
+        if not isinstance(self.hash, UnsetType):
+            refuse_other_hash(index, self.hash)
+        return msgspec.structs.replace(self.identified(), index=str(index.out), hash=index.hash)
+
+    def identified(self) -> Retrieval:
+        """With the id of its reranker and the number of candidates; itself without one. Raises as `of`."""
+        if isinstance(self.rerank, UnsetType):
+            return self
+        from heredity.application.retrieval.rerank import find_reranker
+
+        wanted = "" if isinstance(self.rerank_id, UnsetType) else self.rerank_id
+        found = find_reranker(self.rerank, wanted).record.id
+        return msgspec.structs.replace(self, candidates=self._n_candidates, rerank_id=found)
+
+    def search(self, text: str, planted: Planted = UNSET) -> tuple[Retrieved, ...]:
+        """The passages for a text, best first. Planted ones are ranked among those of the index.
+
+        Raises NotComparable unless index and reranker are those of `hash` and `rerank_id`.
+        """
+        from heredity.application.retrieval.overlay import index_with
+
+        index = index_with(Path(self.index), self.read_hash, planted or ())
+        return index.retrieved(text, self.passages, self.method, self._reranking)
+
+    @property
+    def bare(self) -> Retrieval:
+        """Without the path of the index and the name of the reranker: what a digest covers."""
+        name: str | UnsetType = UNSET if isinstance(self.rerank, UnsetType) else ""
+        return msgspec.structs.replace(self, index="", rerank=name)
+
+    def most_bytes(self) -> int:
+        """The bytes of the longest passages that a search can find. Raises as `search` does."""
+        from heredity.application.retrieval.index import opened
+
+        sizes = sorted(len(each.text.encode()) for each in opened(Path(self.index), self.read_hash).chunks)
+        return sum(sizes[-self.passages :])
+
+    def holds(self, shown: str) -> bool:
+        """Whether a text is a passage of the index as a model sees it. Raises as `search` does."""
+        from heredity.application.retrieval.index import shown_texts
+
+        return shown in shown_texts(Path(self.index), self.read_hash)
+
+    @property
+    def read_hash(self) -> str:
+        """The hash of the index. Raises BadArgument if the index or the reranker was not read."""
+        is_read = self.rerank is UNSET or self.rerank_id is not UNSET
+        if isinstance(self.hash, UnsetType) or not is_read:
+            raise BadArgument(
+                "the index of the application was not read: use Application.load, or Retrieval.of",
+                code="retrieval-not-read",
+            )
+        return self.hash
+
+    @property
+    def _reranking(self) -> Reranking | None:
+        if isinstance(self.rerank, UnsetType) or isinstance(self.rerank_id, UnsetType):
+            return None
+        from heredity.application.retrieval.rerank import Reranking, opened_reranker
+
+        return Reranking(opened_reranker(self.rerank, self.rerank_id), self._n_candidates)
+
+    @property
+    def _n_candidates(self) -> int:
+        return max(CANDIDATES, self.passages) if isinstance(self.candidates, UnsetType) else self.candidates
+
+
+def _check_range(key: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise BadArgument(
+            f"retrieval.{key} must be from {low} to {high}, not {value}",
+            code="bad-setting",
+            key=f"retrieval.{key}",
+        )
