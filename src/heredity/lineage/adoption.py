@@ -51,7 +51,7 @@ def adopt(
         )
     store = store or Store(given[0].folder.parents[2])
     for parent in given:
-        if why := graph.why_childless(parent.record):
+        if why := graph.why_childless(parent.record, needs_text=False):
             raise Unavailable(f"Nothing is adopted as a child of '{parent.record.name}': {why}.")
     whole = [store.whole(parent) for parent in given]
     known = tuple(_known(store, each) for each in whole)

@@ -38,7 +38,7 @@ _CHUNK = 1 << 20  # numbers that are compared at once
 _SAMPLES = 4  # matrices whose change is decomposed
 _SAMPLE = 512  # rows and columns of such a matrix
 _HELD = 0.99  # share of the change that the counted singular values hold
-_LAYER = re.compile(r"(?:layers|h|blocks|block)\.(\d+)\.")
+_LAYER = re.compile(r"(?:layers?|h|blocks|block)\.(\d+)\.")
 # Masks and position codes that older versions of transformers saved with the weights.
 _BUFFER, _MASK = re.compile(r"\.(?:inv_freq|masked_bias)$"), re.compile(r"\.(?:attn|attention)\.bias$")
 _COARSE = {"F64": 0, "F32": 1, "F16": 2, "BF16": 2}  # of two types, the rounder one decides equality

@@ -76,11 +76,14 @@ def is_base(model: Model, by_id: Mapping[str, Model]) -> bool:
     return is_whole and all(each.recipe.kind in TEXT_ALONE for each in line)
 
 
-def why_childless(model: Model) -> str:
-    """Why nothing can be derived from a model; "" if something can."""
+def why_childless(model: Model, needs_text: bool = True) -> str:
+    """Why nothing can be derived from a model; "" if something can.
+
+    needs_text: a recipe makes the child, and none does of a model that generates no text. Another tool may.
+    """
     if model.recipe.kind in (KV_CACHE, DTYPE):
         return "it is its parent with a setting of the engine, so derive from the parent"
-    return why_not_generative(model)
+    return why_not_generative(model) if needs_text else ""
 
 
 def descendants(model: Model, models: Iterable[Model]) -> list[Model]:

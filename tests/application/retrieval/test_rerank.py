@@ -28,12 +28,14 @@ from heredity.core.errors import (
     BadInput,
     Damaged,
     NotComparable,
+    Refused,
     Unavailable,
     UnknownName,
     UsageError,
 )
 from heredity.core.records import Message, Request, Retrieved
 from heredity.engines.formats.choice import modality_of
+from heredity.lineage.adoption import adopt
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -321,6 +323,26 @@ def test_a_folder_is_pulled_as_a_reranker_which_answers_nothing(
     assert Reranker(find_reranker("mine", store=store)).score("tea", "green tea")
     with raises(Unavailable, "writes-no-text", ["mine"]):
         load_engine(pulled, store)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_tuned_one_is_adopted_below_its_base_and_an_unrelated_one_is_not(
+    store: Store, tmp_path: Path, seed: int
+) -> None:
+    write_cross_encoder(tmp_path / "base")
+    base = store.pull(str(tmp_path / "base"))
+    write_cross_encoder(tmp_path / "tuned", seed=seed)
+    weights = load_file(tmp_path / "tuned" / "model.safetensors")
+    tuned = {key: value + 0.01 * torch.randn_like(value) for key, value in weights.items()}
+    save_file(tuned, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    if seed:
+        with raises(Refused, "descent-contradicted", ["tuned", "base"]):
+            adopt(str(tmp_path / "tuned"), base, store)
+        return
+    child = adopt(str(tmp_path / "tuned"), base, store)
+    assert (child.record.modality, child.record.parents) == ("text-ranking", (base.record.id,))
+    scores = [Reranker(find_reranker(name, store=store)).score("tea", "green") for name in ("base", "tuned")]
+    assert scores[0] != scores[1]
 
 
 def test_what_is_no_cross_encoder_with_one_label_is_refused(store: Store, tmp_path: Path) -> None:
