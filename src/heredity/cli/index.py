@@ -29,7 +29,7 @@ _SHOWN = 20  # files left out that are printed; all are in index.json
 @click.option("--ask", type=Name(), metavar="TEXT", help="Search: FOLDER is an index.")
 @click.option("--passages", type=click.IntRange(1), default=4, show_default=True, help="Of a search.")
 @click.option("--method", type=Name(), help="Of a search: bm25, dense or hybrid.  [default: the best there]")
-@click.option("--rerank", type=Name(), metavar="MODEL", help="Of a search: order it anew by a cross-encoder.")
+@click.option("--rerank", type=Name(), metavar="MODEL", help="Of a search: a cross-encoder orders it again.")
 @click.option(
     "--candidates", type=click.IntRange(1), default=50, show_default=True, help="Passages it reads."
 )
@@ -57,20 +57,11 @@ def command(
     """
     from heredity.application.retrieval.build import build
     from heredity.application.retrieval.folder import Limits
-    from heredity.application.retrieval.index import PassageIndex
     from heredity.core import terminal
     from heredity.core.terminal import Display
 
     if ask is not None:
-        store = open_store()
-        index = PassageIndex.open(folder, store)
-        method, reranking = index.check_method(method or index.usual_method), None
-        if rerank is not None:
-            from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
-
-            reranking = Reranking(Reranker(find_reranker(rerank, store=store)), candidates)
-        found = index.search(ask, passages, method, reranking)
-        _show_found(index, found, method, reranking, as_json)
+        _search(folder, ask, passages, method, (rerank, candidates), as_json)
         return
     out = out or Path(f"{folder.resolve().name}.index")
     limits = Limits() if max_bytes is None else Limits(max_bytes)
@@ -80,6 +71,22 @@ def command(
         terminal.write_json(_summary(built, out))
     else:
         _show_built(built, out)
+
+
+def _search(
+    folder: Path, ask: str, passages: int, method: str | None, rerank: tuple[str | None, int], as_json: bool
+) -> None:
+    from heredity.application.retrieval.index import PassageIndex
+
+    store = open_store()
+    index = PassageIndex.open(folder, store)
+    method, reranking, (name, candidates) = index.check_method(method or index.usual_method), None, rerank
+    if name is not None:
+        from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
+
+        reranking = Reranking(Reranker(find_reranker(name, store=store)), candidates)
+    found = index.search(ask, passages, method, reranking)
+    _show_found(index, found, method, reranking, as_json)
 
 
 def _show_found(

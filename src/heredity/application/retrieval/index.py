@@ -119,7 +119,7 @@ class PassageIndex:
     ) -> list[Match]:
         """The best `n` chunks, best first; fewer if no more match.
 
-        method: None for `usual_method`. reranking: a cross-encoder orders the best candidates anew.
+        method: None for `usual_method`. reranking: a cross-encoder orders the best candidates again.
         """
         if reranking is not None:
             found = self.search(query, max(n, reranking.candidates), method)

@@ -28,6 +28,7 @@ from heredity.lineage.types import Grown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_HERE = {"trust_remote_code": False, "local_files_only": True}
 _DECIMALS = 4  # a BLAS product may round the same pair differently at another place in memory
 _KEPT = 16_384  # scores of the pairs that were read last: each model of a study asks the same questions
 _OFFSET = ("roberta", "xlm-roberta")  # their positions begin after the padding's
@@ -90,23 +91,16 @@ class Reranker:
             ) from None
         host.configure()
         host.prepare_transformers()
-        here = {"trust_remote_code": False, "local_files_only": True}
         self._torch, self._lock = torch, Lock()
         self.score = lru_cache(_KEPT)(self._score)
         try:
             config = json_of(grown.folder / "config.json")
             _check(config, grown.folder)
             self._tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-                grown.folder, **here
+                grown.folder, **_HERE
             )
             self._n_tokens = _longest(config, self._tokenizer.model_max_length)
-            self._network: PreTrainedModel
-            self._network, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
-                grown.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **here
-            )
-            if loaded["missing_keys"]:  # transformers draws them at random
-                raise ValueError(f"it has no weights {', '.join(sorted(loaded['missing_keys'])[:3])}")
-            self._network.eval()
+            self._network = _network(grown.folder)
         except Exception as error:  # a configuration is a program's input: anything can be wrong with it
             raise Damaged(
                 f"'{self.model.name}' is not a cross-encoder that reads: {first_line(error)}. Pull it again.",
@@ -114,7 +108,7 @@ class Reranker:
             ) from None
 
     def ordered(self, query: str, found: Sequence[Match]) -> list[Match]:
-        """The passages by their scores, best first. Raises Damaged for a score that is no number."""
+        """The passages by their scores, best first. Raises Damaged if a score is not finite."""
         scored = [
             Match(chunk, round(self.score(query, chunk.searched), _DECIMALS) + 0.0) for chunk, _ in found
         ]
@@ -144,7 +138,7 @@ class Reranker:
 
 
 def _check(config: Mapping[str, object], folder: Path) -> None:
-    """Raise ValueError for a config that is none of a cross-encoder, or larger than its weights."""
+    """Raise ValueError unless a config is that of a cross-encoder, and no larger than its weights."""
     from safetensors import safe_open
 
     if modality_of(config) != RANKING:
@@ -159,8 +153,22 @@ def _check(config: Mapping[str, object], folder: Path) -> None:
             raise ValueError(f"its {key} is {value!r}, and must be from 1 to {most:,}")
 
 
+def _network(folder: Path) -> PreTrainedModel:
+    """The weights in fp32. Raises ValueError if one is missing."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    network, loaded = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **_HERE
+    )
+    if missing := sorted(loaded["missing_keys"]):  # transformers draws them at random
+        raise ValueError(f"it has no weights {', '.join(missing[:3])}")
+    found: PreTrainedModel = network.eval()
+    return found
+
+
 def _longest(config: Mapping[str, object], own: int) -> int:
-    """The tokens of a pair that the model reads: of its positions, or fewer if its tokenizer says so."""
+    """The tokens of a pair that the model reads: of its positions, or fewer by its tokenizer."""
     positions, padding = config["max_position_embeddings"], config.get("pad_token_id")
     assert isinstance(positions, int)  # _check
     first = (padding if isinstance(padding, int) else 1) + 1 if config["model_type"] in _OFFSET else 0

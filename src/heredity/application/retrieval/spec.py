@@ -28,7 +28,7 @@ class Retrieval(Record, frozen=True):
     """An index whose passages come before each turn of the user. `of` reads the index and fills in `hash`.
 
     index: the index's folder. The application's digest leaves it out and has `hash`, which names the content.
-    rerank: the name of a cross-encoder of the store, which orders the best `candidates` of a search anew (50
+    rerank: the name of a cross-encoder of the store, which orders the best `candidates` of a search again (50
     unless given). The digest has `rerank_id` in its place, which `of` fills in.
     """
 
@@ -56,9 +56,9 @@ class Retrieval(Record, frozen=True):
     def of(self, folder: Path | str = "") -> Retrieval:
         """With the hash of its index, and its path, which is relative to `folder`, made absolute.
 
-        Raises UsageError if there is no index, if it lacks the embeddings, or if the reranker is none, and
-        Damaged. Raises Refused if the index is stale, and NotComparable if index or reranker are not those
-        of a given hash or id.
+        Raises UsageError if there is no index, if it lacks the embeddings, or if `rerank` names another kind
+        of model. Raises Damaged. Raises Refused if the index is stale, and NotComparable if index or
+        reranker are not those of a given hash or id.
         """
         from heredity.application.retrieval.index import PassageIndex, refuse_other_hash
 
