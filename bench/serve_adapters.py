@@ -25,8 +25,6 @@ from _commit import commit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support.random_adapters import ALL, random_adapter
-
 STRENGTH = 0.02  # of the random matrices
 WORDS = ("tent", "stove", "order", "refund", "boots", "leak", "rucksack", "delivery", "invoice", "sleeping")
 
@@ -34,6 +32,7 @@ WORDS = ("tent", "stove", "order", "refund", "boots", "leak", "rucksack", "deliv
 def main() -> None:
     given = parse()
     import torch
+    from tests.support.random_adapters import ALL, random_adapter
 
     from heredity.core import host
     from heredity.engines.torch.adapters import SharedBase
@@ -53,7 +52,7 @@ def main() -> None:
         members = []
         for i in range(given.adapters):
             adapter = random_adapter(
-                folder, Path(home) / f"adapter-{i}", i, given.rank, given.targets, STRENGTH
+                folder, Path(home) / f"adapter-{i}", i, given.rank, given.targets or ALL, STRENGTH
             )
             members.append(shared.add(adapter, shared.read(adapter)))
         added, n_bytes = resident() - first, sum(each.n_bytes for each in members)
@@ -81,7 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a random model of 3 layers, to see it work")
     parser.add_argument("--adapters", type=int, default=10)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--targets", nargs="+", default=ALL)
+    parser.add_argument("--targets", nargs="+", default=())
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--prefix", type=int, default=0, help="words of an application that all rows share")
