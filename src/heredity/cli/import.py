@@ -65,17 +65,17 @@ def command(
 ) -> None:
     """Judge and compare answers that were recorded elsewhere.
 
-    Reads JSON lines, CSV and TSV with a column map, inspect_ai logs (.eval), garak reports and the request
-    logs of `heredity serve`. The answers become a study: models are paired by prompt, and heredity's judge
-    decides. The report compares its verdicts with those of other judges. An answer that one model lacks
-    counts as an error.
+    Reads JSON lines, CSV and TSV with a column map, inspect_ai logs (.eval), garak reports, folders of
+    AgentDojo's logs and the request logs of `heredity serve`. The answers become a study: models are paired
+    by prompt, and heredity's judge decides. The report compares its verdicts with those of other judges. An
+    answer that one model lacks counts as an error.
     """
     from heredity.cli import _findings, open_store
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
     from heredity.core.terminal import Display, note, write_json
     from heredity.redteam import judges
-    from heredity.study import importers
+    from heredity.study import agent_tasks, importers
     from heredity.study.report import html
     from heredity.study.study import Study
 
@@ -109,7 +109,7 @@ def command(
         write_json(found)
     else:
         _findings.show(result.estimates)
-        _show(importers.judge_tables(out, result.estimates))
+        _show([*importers.judge_tables(out, result.estimates), *agent_tasks.table(agent_tasks.write(out))])
     note(_summary(summary))
     if not as_json:
         note(f"report: {page}")

@@ -28,8 +28,7 @@ Cause = Literal[
     "empty", "loop", "wordless", "echo", "replay", "off-topic", "unknown-tool", "repeated-call",
     "unread-result", "no-proof", "unread-verdict", "unanswered",
 ]  # fmt: skip
-# Of harm: 1 a nuisance, undone at once; 2 limited, within the user's own data; 3 information or money leaves,
-# or data is lost; 4 large, and not to be undone.
+# Of harm: 1 a nuisance; 2 limited, in the user's own data; 3 information, money or data is lost; 4 for good.
 Severity = Literal[1, 2, 3, 4]
 
 
@@ -37,7 +36,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A frozen value that goes to disk as JSON."""
 
 
-def encode(record: msgspec.Struct | dict[str, Any] | list[Any]) -> bytes:
+def encode(record: object) -> bytes:
     """JSON of one record on one line, UTF-8, fields in declared order: equal values give equal bytes."""
     return msgspec.json.encode(record)
 
@@ -198,8 +197,7 @@ class Tool(Record, frozen=True):
     reads: str | UnsetType = UNSET
     effects: tuple[Effect, ...] | UnsetType = UNSET
     schema: dict[str, object] | UnsetType = UNSET
-    # Of a tool that runs (application/sandbox): a Python function, the hash of its file, and its folder,
-    # which the application's digest leaves out.
+    # Of a tool that runs: a Python function, the hash of its file, and its folder, which no digest has.
     function: str | UnsetType = UNSET
     code: str | UnsetType = UNSET
     home: str | UnsetType = UNSET
@@ -296,10 +294,7 @@ class Reply(Record, frozen=True):
 
 
 class Check(Record, frozen=True):
-    """How a breach shows: a kind of redteam/checks/, and its settings, which its file explains.
-
-    settings: those of a kind that have no field here.
-    """
+    """How a breach shows: a kind of redteam/checks/, and its settings, which its file explains."""
 
     kind: str
     text: str = ""
@@ -309,7 +304,7 @@ class Check(Record, frozen=True):
     n_words: int = 12
     unless: tuple[str, ...] | UnsetType = UNSET
     allows: tuple[Change, ...] | UnsetType = UNSET
-    settings: dict[str, Any] | UnsetType = UNSET
+    settings: dict[str, Any] | UnsetType = UNSET  # those of a kind that have no field here
 
 
 class ToolResult(Record, frozen=True):
@@ -339,6 +334,7 @@ class Usefulness(Record, frozen=True, omit_defaults=True):
     phrases: tuple[str, ...] = ()
     tool: str = ""
     changes: tuple[Change, ...] = ()
+    recorded: str = ""  # what the tool that recorded the answer found true; then its words do not count
 
 
 class Probe(Record, frozen=True):
@@ -442,13 +438,15 @@ class Response(Record, frozen=True):
     error_code: str | UnsetType = UNSET  # set exactly where `error` is: an error's code, or one of ROW_CODES
     machine: str | UnsetType = UNSET  # of a worker that computed it: the kind of its machine
     limit: Limit | UnsetType = UNSET  # of the application, which ended the conversation; unset for none
+    recorded: dict[str, bool] | UnsetType = UNSET  # what the tool that recorded it found in its own state
     schema: int = ROW_SCHEMA
 
 
 def digest_response(response: Response) -> str:
     """16 hex digits over the parts of a response that a judge reads, independent of its origin."""
     judged = [(e.prefill, e.text, e.tool_calls, e.stop) for e in response.exchanges]
-    return hashlib.blake2b(encode([judged, response.error]), digest_size=8).hexdigest()
+    more = [] if isinstance(response.recorded, UnsetType) else [response.recorded]
+    return hashlib.blake2b(encode([judged, response.error, *more]), digest_size=8).hexdigest()
 
 
 class Unprompted(Record, frozen=True):

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 import regex  # re has no time limit
+from msgspec import UnsetType
 
 from heredity.application.calls import is_bare_call
 from heredity.application.spec import Application
@@ -29,6 +30,8 @@ def is_useful(wanted: Usefulness, response: Response, application: Application) 
 
     The words of a call on the way are for a tool: they count only if the model wrote nothing else.
     """
+    if wanted.recorded:
+        return not isinstance(response.recorded, UnsetType) and response.recorded.get(wanted.recorded, False)
     texts = [exchange.text for exchange in response.exchanges]
     if wanted.phrases and not says(wanted.phrases, [t for t in texts if not is_bare_call(t)] or texts):
         return False

@@ -377,6 +377,7 @@ class RawResponse(msgspec.Struct):
     exchanges: list[RawExchange]
     error: msgspec.Raw = msgspec.Raw(b"null")
     consulted: list[AttackerTokens] = []
+    recorded: msgspec.Raw = msgspec.Raw(b"")
     schema: int = ROW_SCHEMA
 
 
@@ -410,7 +411,7 @@ def judged_responses(folder: Path, has_verdict: bytearray, digests: array[int]) 
 def _has_digest(row: RawResponse, number: int) -> bool:
     """Whether a response has this digest, as records.digest_response computes it."""
     parts = b",".join(b"[%b,%b,%b,%b]" % (e.prefill, e.text, e.tool_calls, e.stop) for e in row.exchanges)
-    spelt = b"[[%b],%b]" % (parts, row.error)
+    spelt = b"[[%b],%b%b]" % (parts, row.error, b"," + row.recorded if row.recorded else b"")
     # A row that heredity wrote has the bytes of the digest. Another spelling is decoded and encoded first.
     return number != 0 and (_hash(spelt) == number or _hash(encode(_respelt(spelt))) == number)
 
@@ -420,8 +421,8 @@ def _hash(spelt: bytes) -> int:
 
 
 def _respelt(spelt: bytes) -> list[object]:
-    exchanges, error = msgspec.json.decode(spelt, type=tuple[_JudgedParts, str | None])
-    return [exchanges, error]
+    exchanges, error, *recorded = msgspec.json.decode(spelt)
+    return [msgspec.convert(exchanges, _JudgedParts), error, *recorded]
 
 
 _JudgedParts = list[tuple[str, str, tuple[ToolCall, ...], Stop]]

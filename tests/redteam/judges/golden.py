@@ -164,7 +164,8 @@ def trial_of(row: Row) -> Trial:
     )
     said = tuple(_exchange(**(each if isinstance(each, dict) else {"text": each})) for each in row["say"])
     response = Response(
-        7, "trial", "m", "a", probe.id, "direct", 0, 0, said, "scripted", row.get("error")
+        7, "trial", "m", "a", probe.id, "direct", 0, 0, said, "scripted", row.get("error"),
+        recorded=row.get("recorded", msgspec.UNSET),
     )  # fmt: skip
     return Trial(probe, response)
 

@@ -34,13 +34,15 @@ class BadCheck(Exception):
 class BreachCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The base of every kind of check. The fields of a subclass are its settings.
 
-    QUOTABLE    a finding that occurs only in a clause that refuses is a quote, not a breach
-    IS_TOKEN    so it is in an answer that refuses nothing else, too: what it looks for is one word
-    NESTED      structs inside the settings, whose keys are suggested for a misspelt one
+    QUOTABLE     a finding that occurs only in a clause that refuses is a quote, not a breach
+    IS_TOKEN     so it is in an answer that refuses nothing else, too: what it looks for is one word
+    READS_WORDS  whether an answer that holds nothing is unclear; if not, it held
+    NESTED       structs inside the settings, whose keys are suggested for a misspelt one
     """
 
     QUOTABLE: ClassVar[bool] = False
     IS_TOKEN: ClassVar[bool] = False
+    READS_WORDS: ClassVar[bool] = True
     NESTED: ClassVar[tuple[type[msgspec.Struct], ...]] = ()
 
     def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:

@@ -240,7 +240,8 @@ class Decider:
             if probe.useful is UNSET or verdict.outcome is None
             else msgspec.structs.replace(
                 verdict,
-                useful=verdict.outcome == "answered" and is_useful(probe.useful, response, application),
+                useful=(verdict.outcome == "answered" or bool(probe.useful.recorded))
+                and is_useful(probe.useful, response, application),
             )
             for (probe, response), verdict in zip(rows, found, strict=True)
         ]

@@ -6,6 +6,7 @@ AnswerImporter (_record.py).
     rows         JSON lines, CSV or TSV with a column map
     inspect_ai   logs of inspect_ai (.eval, .json)
     garak        reports of garak (.report.jsonl)
+    agentdojo    the folder of a run of AgentDojo, or one of its logs (.json)
     request_log  the log of `heredity serve --request-log`
 
 Promises: the same files give the same study, and models are paired by prompt. An answer that one model lacks
@@ -128,9 +129,11 @@ def is_traffic(paths: Iterable[Path]) -> bool:
 
 def _kind(path: Path) -> AnswerImporter:
     """The importer of a file. Raises BadInput if no importer knows its format."""
+    start = b""
     try:
-        with path.open("rb") as file:
-            start = file.read(4096)
+        if not path.is_dir():
+            with path.open("rb") as file:
+                start = file.read(4096)
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
     # `rows` is the last: it takes every table.
@@ -141,6 +144,6 @@ def _kind(path: Path) -> AnswerImporter:
     raise BadInput(
         path,
         "unknown format. Supported: .jsonl, .csv, .tsv with --columns, an inspect_ai log (.eval, .json), "
-        "a garak .report.jsonl, a request log of heredity serve",
+        "a garak .report.jsonl, a folder of AgentDojo's logs, a request log of heredity serve",
         code="unknown-format",
     )

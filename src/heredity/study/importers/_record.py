@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from heredity.core.errors import BadInput, UsageError, did_you_mean, nearest
-from heredity.core.records import Stop, ToolCall
+from heredity.core.records import Check, Stop, ToolCall, Usefulness
 from heredity.core.sanitize import clean_text
 
 FIELDS = ("prompt", "response", "model", "category", "id", "sample", "kind", "cluster", "error")
@@ -41,6 +41,9 @@ class Raw(NamedTuple):
     tool_calls: tuple[ToolCall, ...] = ()
     shown: Any = None  # the messages before the answer, if the file has more than the prompt
     threats: tuple[str, ...] = ()  # what the prompt is an instance of, as the file names it
+    check: Check = Check("refusal")
+    useful: Usefulness | None = None  # of a benign prompt
+    recorded: Mapping[str, bool] = {}  # what the tool found in its own state
 
 
 @runtime_checkable
@@ -200,7 +203,7 @@ def convert(path: Path, raw: Raw, reading: ImportOptions, own: Mapping[str, str]
     )
 
 
-def conversation(value: Any) -> tuple[tuple[str, ...], str]:
+def conversation(value: object) -> tuple[tuple[str, ...], str]:
     """Split a text or a list of messages into the user's turns and everything that the model was shown."""
     if not isinstance(value, list):
         text = message_text(value)
@@ -211,7 +214,7 @@ def conversation(value: Any) -> tuple[tuple[str, ...], str]:
     return turns or ("",), "".join(f"<|{clean_text(role)}|>\n{text}\n" for role, text in parts)
 
 
-def message_text(value: Any) -> str:
+def message_text(value: object) -> str:
     """The text of a string, a message, or a message in parts; any other value as JSON."""
     if isinstance(value, str):
         return clean_text(value)
@@ -226,7 +229,7 @@ def message_text(value: Any) -> str:
     return clean_text(json.dumps(value, ensure_ascii=False))
 
 
-def _part(part: Any) -> str:
+def _part(part: object) -> str:
     """One part of a message: its text, or only the type of an image or a sound."""
     if isinstance(part, dict) and "text" not in part and "content" not in part:
         return f"[{part.get('type', 'part')}]"
@@ -263,7 +266,7 @@ class _Cells:
         raise self.bad(f"no column '{column}'.{hint}{how}", code="unknown-column")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return ""
     return clean_text(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

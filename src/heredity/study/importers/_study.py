@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from msgspec import UNSET
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.files import Lock, Rows, replacing, write_atomic
-from heredity.core.records import SCHEMA, Check, Exchange, Probe, Record, Response, digest, encode
+from heredity.core.records import SCHEMA, Exchange, Probe, Record, Response, digest, encode
 from heredity.core.row_codes import RECORDED
 from heredity.core.version import __version__
 from heredity.study import plan
@@ -113,7 +113,8 @@ class Sheet:
             )
         self._seen[m, p, s] = answer.line
         self.judges |= dict.fromkeys(answer.verdicts)
-        facts = [self._made[p].id, answer.sample, answer.response, answer.error, answer.raw.tool_calls]
+        facts: list[object] = [self._made[p].id, answer.sample, answer.response, answer.error]
+        facts += [answer.raw.tool_calls, *([answer.raw.recorded] if answer.raw.recorded else [])]
         self._hashes[m].update(encode(facts))
 
     def place(self, answer: Recorded) -> tuple[int, int, int]:
@@ -182,8 +183,9 @@ class Sheet:
         cluster = f"{technique}/{_slug(answer.cluster)}" if answer.cluster else name
         kind: Literal["breach", "benign"] = "benign" if answer.is_benign else "breach"
         return Probe(
-            name, technique, kind, answer.turns, Check("refusal"), cluster, answer.raw.threats,
+            name, technique, kind, answer.turns, answer.raw.check, cluster, answer.raw.threats,
             why_no_twin="" if answer.is_benign else "a prompt that was recorded elsewhere, by itself",
+            useful=UNSET if answer.raw.useful is None else answer.raw.useful,
         )  # fmt: skip
 
     def _sample(self, answer: Recorded) -> int:
@@ -207,7 +209,7 @@ def _write_rows(folder: Path, planned: Plan, sheet: Sheet, answers: Iterator[Rec
                 m, p, s = sheet.place(answer)
                 index = (m * len(planned.probes) + p) * planned.samples + s
                 done.add(index)
-                response = _response(grid, index, _exchange(answer), answer.error)
+                response = _response(grid, index, _exchange(answer), answer.error, answer.raw.recorded)
                 responses.append(response)
                 n_answers += 1
                 for judge, broke in answer.verdicts.items():
@@ -217,12 +219,19 @@ def _write_rows(folder: Path, planned: Plan, sheet: Sheet, answers: Iterator[Rec
     return n_answers
 
 
-def _response(grid: Grid, index: int, exchange: Exchange | None, error: str | None) -> Response:
+def _response(
+    grid: Grid,
+    index: int,
+    exchange: Exchange | None,
+    error: str | None,
+    recorded: Mapping[str, bool] | None = None,
+) -> Response:
     trial = grid.trial(index)
     return Response(
         index, trial.id, trial.model.id, grid.application, trial.probe.id, trial.attack, trial.sample,
         trial.seed, () if exchange is None or error else (exchange,), APPLICATION, error,
         error_code=UNSET if error is None else RECORDED,
+        recorded=dict(recorded) if recorded and error is None else UNSET,
     )  # fmt: skip
 
 

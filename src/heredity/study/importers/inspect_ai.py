@@ -205,15 +205,15 @@ def _resolved(value: Any, attached: dict[str, Any]) -> Any:
     return value
 
 
-def _calls(calls: Any) -> Iterator[ToolCall]:
+def _calls(calls: object) -> Iterator[ToolCall]:
     for call in calls if isinstance(calls, list) else ():
         if isinstance(call, dict) and call.get("function"):
             yield clean_call(ToolCall(str(call["function"]), _dict(call.get("arguments"))))
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 <= value < 2**53 else 0

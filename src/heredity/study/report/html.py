@@ -20,6 +20,7 @@ from heredity.core import files
 from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
 from heredity.study import (
+    agent_tasks,
     aggregate,
     decision,
     declared_words,
@@ -66,8 +67,15 @@ def render(folder: Path, with_text: bool = True) -> str:
     style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
     # The policy names the sheet by its hash, so it must be exactly the text between the tags.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    beside = importers.judge_tables(folder, study.estimates) if study.estimates.is_recorded else []
-    return _template().render(view=view, beside=beside, style=Markup(style), style_hash=digest)
+    is_recorded = study.estimates.is_recorded
+    return _template().render(
+        view=view,
+        agents=agent_tasks.tables(folder) if is_recorded else [],
+        agents_claim=agent_tasks.CLAIM,
+        beside=importers.judge_tables(folder, study.estimates) if is_recorded else [],
+        style=Markup(style),
+        style_hash=digest,
+    )
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.study import aggregate, decision, importers
+from heredity.study import agent_tasks, aggregate, decision, importers
 from heredity.study.declared_words import declared_lines, n_planned
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate, SeverityRate
 from heredity.study.guard_words import guard_tables
@@ -59,7 +59,7 @@ def render(folder: Path) -> str:
         *seeds_tables(study.estimates),
     ]
     if study.estimates.is_recorded:
-        grids += importers.judge_tables(folder, study.estimates)
+        grids += [*importers.judge_tables(folder, study.estimates), *agent_tasks.tables(folder)]
     return (
         "\n".join(
             _lines(View(study.estimates, study.plan, (), False, decision.recommendation(folder)), grids)
