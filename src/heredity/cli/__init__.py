@@ -56,6 +56,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "eval": "Evaluate models on small tasks, without any tuning.",
         "study": "Ask the same probes of several models in one application.",
         "inherit": "Measure what children kept of a parent's safety.",
+        "agentdojo": "Run AgentDojo's suites: agents with injections in their data.",
         "adapt": "Compare the ways to adapt a model to a task.",
         "import": "Judge and compare answers that were recorded elsewhere.",
         "label": "Label some of a study's answers, to correct its rates.",
