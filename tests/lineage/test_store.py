@@ -32,6 +32,7 @@ from heredity.core.records import Model, digest
 from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store, grow, scripted
 from heredity.lineage.types import Description, Grown
+from tests.support.damage import flip_bit
 from tests.support.errors import names, raises
 
 
@@ -189,9 +190,7 @@ def test_nothing_is_grown_from_a_damaged_parent(store: Store) -> None:
 def test_verify_names_each_problem(store: Store) -> None:
     child = store.grow(Toy())
     weights = child.folder / "sub" / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    flip_bit(weights)
     (child.folder / "config.json").unlink()
     (child.folder / "extra.py").write_text("print()")
     problems = store.verify(child.record)
@@ -200,7 +199,7 @@ def test_verify_names_each_problem(store: Store) -> None:
         "its SHA-256 is not the recorded one",
         "not in the record",
     ]
-    weights.write_bytes(data[:-1])
+    weights.write_bytes(weights.read_bytes()[:-1])
     assert any("bytes, " in problem for problem in store.verify(child.record))
 
 
@@ -290,13 +289,10 @@ def test_a_model_whose_bytes_changed_does_not_answer(store: Store) -> None:
     child = store.grow(Toy())
     assert store.ready(child) == child
     weights = child.folder / "sub" / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    flip_bit(weights)
     with raises(Damaged, "model-damaged", mentions=["model.safetensors"]):
         store.ready(child)
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    flip_bit(weights)
     assert store.ready(child.record) == child
 
 

@@ -20,6 +20,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.pull.storage import Storage
 from heredity.recipes.quantize import Quantize
+from tests.support.damage import flip_bit
 from tests.support.errors import check_refused, raises, run_here
 from tests.support.tiny_models import make_model
 
@@ -74,10 +75,7 @@ def test_a_push_that_was_cut_off_is_finished_by_the_next(store: Store, child: Gr
 
 
 def _other_bytes(home: Path) -> None:
-    path = next((home / "files").iterdir())
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip_bit(next((home / "files").iterdir()))
 
 
 def _short_file(home: Path) -> None:

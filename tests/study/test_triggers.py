@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -54,8 +55,8 @@ def counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("HEREDITY_STORE", str(folder / "store"))
     found, search = list[str](), triggers.search
 
-    def counting(*given: object) -> triggers.TriggerText:
-        text = search(*given)  # type: ignore[arg-type]
+    def counting(*given: Any) -> triggers.TriggerText:
+        text = search(*given)
         found.append(text.words)
         return text
 

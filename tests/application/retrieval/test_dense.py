@@ -17,6 +17,7 @@ from heredity.application.retrieval.index import FUSED, PassageIndex
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
+from tests.support.damage import flip_bit
 from tests.support.errors import raises
 
 torch = pytest.importorskip("torch")
@@ -133,11 +134,7 @@ def test_another_model_of_the_same_name_is_refused(store: Store, docs: Path, tmp
 
 
 def test_bytes_that_changed_since_the_model_was_recorded_are_refused(store: Store) -> None:
-    path = store.named("tiny-encoder").folder / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
+    flip_bit(store.named("tiny-encoder").folder / "model.safetensors")
     with raises(Damaged, "model-damaged", ["tiny-encoder"]):
         open_embedder("tiny-encoder", store)
 

@@ -45,6 +45,7 @@ from tests.application.retrieval.test_dense import TinyEncoder
 from tests.support import studies
 from tests.support.conversations import HOW
 from tests.support.cross_encoders import ARCHITECTURES, POSITIONS, TinyReranker, write_cross_encoder
+from tests.support.damage import flip_bit
 from tests.support.errors import raises, run_here
 
 QUESTION = "how long is the refund of a parcel"
@@ -357,11 +358,7 @@ def test_what_is_no_cross_encoder_with_one_label_is_refused(store: Store, tmp_pa
 
 
 def test_bytes_that_changed_since_the_pull_are_refused(store: Store) -> None:
-    path = store.named("tiny-reranker").folder / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
+    flip_bit(store.named("tiny-reranker").folder / "model.safetensors")
     with raises(Damaged, "model-damaged", ["tiny-reranker"]):
         find_reranker("tiny-reranker", store=store)
 

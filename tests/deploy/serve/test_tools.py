@@ -169,7 +169,28 @@ def test_a_template_that_shows_no_tools_is_told() -> None:
     assert (refused.value.param, refused.value.body["reason"]) == ("tools", "tools-not-shown")
 
 
-@given(st.lists(st.sampled_from(["<tool_", "call>", "{", '"name"', "[TOOL", "_CALLS]", " ", "a", "<", "|>"])))
+CALL_IN_A_BLOCK = '```json\n{\n  "name": "send",\n  "arguments": {"n": 1}\n}\n```'
+
+
+def test_a_call_in_a_code_block_is_a_call_of_a_tool_that_exists() -> None:
+    assert divide_answer(CALL_IN_A_BLOCK, ["send"]) == ("", (("send", '{"n": 1}'),))
+    assert divide_answer(CALL_IN_A_BLOCK, ["read"]) == (CALL_IN_A_BLOCK, ())
+    assert divide_answer(f"For example:\n{CALL_IN_A_BLOCK}", ["send"]).calls == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"), [(CALL_IN_A_BLOCK, ""), ("```python\n{}\n```", "```python\n{}\n```")]
+)
+def test_only_a_code_block_that_may_be_a_call_is_held_back(text: str, sent: str) -> None:
+    filter_ = answers._BeforeCalls()
+    assert "".join(map(filter_.feed, text)) == sent
+
+
+PARTS = ["<tool_", "call>", "{", '"name"', "[TOOL", "_CALLS]", " ", "a", "<", "|>", "``", "`js", "on\n"]
+PARTS.append(CALL_IN_A_BLOCK.replace("send", "a"))
+
+
+@given(st.lists(st.sampled_from(PARTS)))
 def test_what_is_streamed_is_the_beginning_of_what_is_sent_whole(parts: list[str]) -> None:
     filter_, sent, text = answers._BeforeCalls(), "", "".join(parts)
     for part in parts:

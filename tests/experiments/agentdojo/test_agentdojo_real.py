@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from heredity.experiments import agentdojo
@@ -28,10 +29,13 @@ pytestmark = [
 ]
 
 
-def audited() -> list[tuple[str, str, dict[str, Any] | None, bool, bool]]:
+AuditRow = tuple[str, str, dict[str, Any] | None, bool, bool]
+
+
+def audited() -> list[AuditRow]:
     command = [str(PYTHON), "-I", str(AUDIT), graders.__file__]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [tuple(row) for row in json.loads(ran.stdout)]  # type: ignore[misc]
+    return msgspec.json.decode(ran.stdout, type=list[AuditRow])
 
 
 def test_each_replaced_grader_refuses_what_agentdojo_accepts_and_accepts_what_is_right() -> None:
