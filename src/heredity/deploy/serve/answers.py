@@ -25,7 +25,7 @@ from heredity.deploy.serve.request_log import LoggedModel, RequestLog
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import Service, Ticket
 from heredity.engines.chat.codec import StopTexts
-from heredity.engines.chat.tool_calls import MARKS, DividedAnswer, WrittenCall, divide_answer
+from heredity.engines.chat.tool_calls import FENCE, MARKS, DividedAnswer, WrittenCall, divide_answer
 from heredity.engines.protocols import Engine, SchemaEngine, TokenLog, TokenScorer
 
 # Errors that the request caused: the reply's error code, and the code that the caller gets.
@@ -302,6 +302,9 @@ class ServedAnswer:
         return text[len(self._sent) :]
 
 
+_BEGINNINGS = (*MARKS, "```json", "json{")  # the last two: a code block of which a part has come
+
+
 class _BeforeCalls:
     """The part of a growing answer that can be sent before it is known whether tool calls follow."""
 
@@ -315,7 +318,9 @@ class _BeforeCalls:
         if self._is_call is None:
             self._held += more
             begun = self._held.lstrip()
-            if not begun or any(mark.startswith(begun) and mark != begun for mark in MARKS):
+            if fence := FENCE.match(begun):
+                begun = begun[fence.end() :]
+            if not begun or any(mark.startswith(begun) and mark != begun for mark in _BEGINNINGS):
                 return ""
             self._is_call = begun.startswith(("{", *MARKS))
             more = self._held

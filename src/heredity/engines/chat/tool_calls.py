@@ -18,6 +18,9 @@ from typing import NamedTuple
 from heredity.core.records import ToolCall
 
 MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")  # what announces calls
+FENCE = re.compile(
+    r"```(?:json)?\s*"
+)  # in which some models put a call, although their template has another form
 _HERMES = re.compile(r"<tool_call>(.{0,8000}?)(?:</tool_call>|\Z)", re.DOTALL)
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,200})"')
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
@@ -46,15 +49,22 @@ def parse_tool_calls(text: str) -> tuple[ToolCall, ...]:
 def divide_answer(text: str, names: Sequence[str]) -> DividedAnswer:
     """Divide an answer into text and calls.
 
-    names: the tools. A bare JSON object is a call only if it names one of them; behind a mark of the format
-    any name is.
+    names: the tools. A JSON object by itself, or in a code block, is a call if it names one of them. Behind a
+    mark of the format any name is.
     """
     starts = [at for mark in MARKS if (at := text.find(mark)) >= 0]
-    calls = tuple(call for call in _calls(text) if starts or call.name in names)
+    read = text if starts else _unfenced(text)
+    calls = tuple(call for call in _calls(read) if starts or call.name in names)
     if not calls:
         return DividedAnswer(text, ())
     before = text[: min(starts)] if starts else ""
     return DividedAnswer(before if before.strip() else "", calls)
+
+
+def _unfenced(text: str) -> str:
+    """The content of a text that is one code block; another text itself."""
+    found = FENCE.match(bare := text.strip())
+    return text if found is None else bare[found.end() :].removesuffix("```")
 
 
 def _calls(text: str) -> Iterator[WrittenCall]:
