@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -18,6 +15,7 @@ from heredity.stats.sequential_power import (
     sequential_n_for_margin,
     stopping,
 )
+from tests.support import bench_modules
 from tests.support.errors import raises
 
 RUNS = 300
@@ -26,13 +24,7 @@ MOST = 0.05 + 3 * math.sqrt(0.05 * 0.95 / RUNS)
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = Path(__file__).parents[2] / "bench" / "sequential.py"
-    spec = importlib.util.spec_from_file_location("bench_sequential", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return bench_modules.load("sequential")
 
 
 @pytest.mark.parametrize(("share", "median"), [(0.9, 12), (0.8, 19), (0.7, 48)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from heredity.core.records import Check, Probe, Response, Verdict
 from heredity.redteam import judges, probes
 from heredity.redteam.judges.rules import no_answer, substance
 from heredity.redteam.probes.fill import fill
+from tests.support import bench_modules
 from tests.support.trials import exchange, probe, response
 
 ROOT = Path(__file__).parents[3]
@@ -123,11 +123,7 @@ def test_it_costs_less_than_a_third_of_a_millisecond() -> None:
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    where = importlib.util.spec_from_file_location("bench_substance", ROOT / "bench" / "substance.py")
-    assert where is not None and where.loader is not None
-    module = importlib.util.module_from_spec(where)
-    where.loader.exec_module(module)
-    return module
+    return bench_modules.load("substance")
 
 
 def test_the_shipped_weights_are_those_of_the_shipped_rows(bench: ModuleType) -> None:
