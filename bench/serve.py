@@ -1,16 +1,24 @@
-"""Tokens per second for many callers at once: `heredity serve` compared with `transformers serve`.
+"""Tokens per second for many callers at once: `heredity serve` compared with other servers.
 
-    python bench/serve.py [--model NAME] [--requests 64] [--at-once 16] [--transformers PROGRAM]
+    python bench/serve.py [--model NAME] [--requests 64] [--at-once 1 8 32] [--transformers PROGRAM]
+        [--peer "NAME=COMMAND"]
 
 The same callers ask both servers over loopback. Each caller sends its next question when its answer is
 complete. Answers are streamed and greedy. A first round warms each server and is not counted.
 
     heredity, in the application     the server holds the application; callers send the question only
     heredity, the same messages      callers send the application's messages each time
+    heredity, the question alone     as the first, without an application
     transformers serve               the same messages; once more with --continuous-batching
+    NAME                             the same messages, then the question alone
 
-PROGRAM is the `transformers` of an environment with its extra `serving`. The ratios are of tokens per
-second, in this run.
+PROGRAM is the `transformers` of an environment with its extra `serving`. COMMAND starts a server with the
+API of OpenAI: in it `{folder}` is the model's folder, and ` --port N` is added. Two examples:
+
+    --peer "vLLM=ENV/bin/python -m vllm.entrypoints.openai.api_server --model {folder} --dtype float32"
+    --peer "llama.cpp=llama-server -m FILE.gguf -np 32 -c 32768"
+
+The ratios are of tokens per second, in this run.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import socket
 import statistics
@@ -35,9 +44,12 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from _commit import commit
 from heredity.application.spec import Application
 from heredity.lineage.store import Store
 
+HELD, SENT, ALONE = "in the application", "the same messages", "the question alone"
+Way = tuple[str, Sequence[str], str, dict[str, list[dict[str, str]]]]
 APPLICATION = Path(__file__).parents[1] / "examples" / "support-desk.toml"
 
 
@@ -65,9 +77,10 @@ def main() -> None:
     )
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--at-once", type=int, default=16)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[16], help="callers, a round for each")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
     parser.add_argument("--transformers", metavar="PROGRAM", help="where transformers[serving] is")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="another server")
     given = parser.parse_args()
     store = Store()
     folder = store.ready(store.pull(given.model)).folder
@@ -76,26 +89,39 @@ def main() -> None:
     before = [{"role": m.role, "content": m.content} for m in layer.messages()]
     asked = questions(given.requests)
     count = counter(folder)
-    rates = {}
+    print(f"commit {commit()}, {given.requests} questions, answers up to {given.tokens} tokens")
     with tempfile.TemporaryDirectory() as home:
         held = Path(home) / "held.toml"
         held.write_text(APPLICATION.read_text().replace("max_tokens = 96", f"max_tokens = {given.tokens}"))
-        ways: list[tuple[str, Sequence[str], list[dict[str, str]], str]] = [
-            ("heredity, in the application", ours(given.model, "--application", str(held)), [], given.model),
-            ("heredity, the same messages", ours(given.model), before, given.model),
-        ]
-        if given.transformers:
-            for how in ((), ("--continuous-batching",)):
-                command = [given.transformers, "serve", str(folder), "--dtype", "bfloat16", *how]
-                ways.append((" ".join(("transformers serve", *how)), command, before, str(folder)))
-        for name, command, said, model in ways:
+        rates: dict[tuple[str, int], float] = {}
+        for name, command, model, said in ways(given, folder, before, held):
             with serving(command) as address:
-                load = Load(address, model, said, given.tokens, given.at_once)
-                ask(load, questions(given.at_once, 1000))
-                rates[name] = show(name, load, asked, count)
-    best = rates[ways[0][0]]
-    for name, rate in rates.items():
-        print(f"{best / rate:6.2f} x {name}")
+                for kind, messages in said.items():
+                    for at_once in given.at_once:
+                        load = Load(address, model, messages, given.tokens, at_once)
+                        ask(load, questions(at_once, 1000))
+                        rates[f"{name}, {kind}", at_once] = show(
+                            f"{name}, {kind}", load, asked[: 8 * at_once], count
+                        )
+    for kind in (SENT, ALONE):
+        for at_once in given.at_once:
+            own = rates[f"heredity, {kind}", at_once]
+            for (name, n), rate in rates.items():
+                if n == at_once and name.endswith(kind) and not name.startswith("heredity"):
+                    print(f"{own / rate:6.2f} x {name}, {at_once} at once")
+
+
+def ways(given: argparse.Namespace, folder: Path, before: list[dict[str, str]], held: Path) -> Iterator[Way]:
+    """Each server: its name, its command, the name of the model there, and the messages before a question."""
+    both = {SENT: before, ALONE: []}
+    yield "heredity", ours(given.model, "--application", str(held)), given.model, {HELD: []}
+    yield "heredity", ours(given.model), given.model, both
+    for how in ((), ("--continuous-batching",)) if given.transformers else ():
+        command = [given.transformers, "serve", str(folder), "--dtype", "bfloat16", *how]
+        yield " ".join(("transformers serve", *how)), command, str(folder), both
+    for peer in given.peer:
+        name, _, command = peer.partition("=")
+        yield name, shlex.split(command.format(folder=folder)), str(folder), both
 
 
 def ours(model: str, *more: str) -> list[str]:
@@ -181,9 +207,10 @@ def show(name: str, load: Load, texts: Sequence[str], count: Any) -> float:
     seconds = time.perf_counter() - started
     n_tokens = sum(count(answer.text) for answer in found)
     firsts = sorted(answer.first for answer in found)
+    late = firsts[int(0.9 * len(firsts))]
     print(
-        f"{name:44} {len(found) / seconds:6.2f} answers/s {n_tokens / seconds:8.1f} tokens/s   first piece "
-        f"{statistics.median(firsts):5.2f} s, nine in ten {firsts[int(0.9 * len(firsts))]:5.2f} s",
+        f"{name:44} {load.at_once:3} at once, n {len(found):3} {n_tokens / seconds:8.1f} tokens/s   "
+        f"first piece {statistics.median(firsts):5.2f} s, nine in ten {late:5.2f} s",
         flush=True,
     )
     return n_tokens / seconds
