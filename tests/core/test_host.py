@@ -21,14 +21,15 @@ from tests.support.errors import raises
 
 APPLICATION = str(Path(__file__).parents[2] / "examples" / "support-desk.toml")
 SETTINGS = {"GOMP_SPINCOUNT": "5000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
-# Prints both settings at the moment when torch is first looked for.
+# Prints both settings at the moment when torch is first looked for, and ends there.
 WATCH = f"""
 import os, sys
 
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print("torch:", *(os.environ.get(each) for each in {list(SETTINGS)!r}))
+            print("torch:", *(os.environ.get(each) for each in {list(SETTINGS)!r}), flush=True)
+            os._exit(0)
 
 sys.meta_path.insert(0, Watch())
 """

@@ -22,14 +22,14 @@ PASSING = [
 FINAL = ["400", "413", "422", "redirect", "redirect=http://127.0.0.1:9/x", "418"]
 
 
-def _short(mode: str) -> dict[str, float]:
-    return {"stall_seconds": 0.5} if "stall" in mode else {}
+def _short(mode: str, seconds: float) -> dict[str, float]:
+    return {"stall_seconds": seconds} if "stall" in mode else {}
 
 
 @pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize("mode", PASSING)
 def test_a_failure_that_passes_is_tried_again(api: str, mode: str, tmp_path: Path) -> None:
-    with FaultServer(modes=[mode]) as server, engine(server, api, tmp_path, **_short(mode)) as far:
+    with FaultServer(modes=[mode]) as server, engine(server, api, tmp_path, **_short(mode, 0.5)) as far:
         (reply,) = far.reply([ask()])
     assert (reply.text, reply.error) == ("answer to q", None)
     assert len(server.asked) == 2 or "stall" in mode
@@ -39,7 +39,7 @@ def test_a_failure_that_passes_is_tried_again(api: str, mode: str, tmp_path: Pat
 @pytest.mark.parametrize("mode", PASSING)
 def test_a_failure_that_stays_is_an_error_row_in_bounded_time(api: str, mode: str, tmp_path: Path) -> None:
     started = time.monotonic()
-    with FaultServer(always=mode) as server, engine(server, api, tmp_path, **_short(mode)) as far:
+    with FaultServer(always=mode) as server, engine(server, api, tmp_path, **_short(mode, 0.1)) as far:
         (reply,) = far.reply([ask()])
     assert reply.stop == "error" and reply.error and "attempts" in reply.error
     assert reply.text == "" and KEY not in reply.error

@@ -1,4 +1,4 @@
-"""A study over a server on this machine, by the real command: killed, resumed, out of budget, with a key."""
+"""A study over a server on this machine, by the command: killed, resumed, out of budget, with a key."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from heredity.core.records import Response, Verdict
 from heredity.study.estimates import Estimates
 from heredity.study.storage import RunRecord
 from tests.support.cli import DESK
+from tests.support.errors import Done, run_here
 from tests.support.fault_server import APIS, Asked, FaultServer, last_text
 from tests.support.remote_models import KEY, VARIABLE
 
-pytestmark = pytest.mark.slow  # each starts a process
+pytestmark = pytest.mark.slow  # each runs a study over sockets
 
 WIDTH = 8
 N = 20  # probes, each with its twin
@@ -55,7 +56,7 @@ def say(asked: Asked) -> str:
     )
 
 
-def command(server: FaultServer, *more: str, apis: tuple[str, ...] = APIS) -> list[str]:
+def arguments(server: FaultServer, *more: str, apis: tuple[str, ...] = APIS) -> list[str]:
     models = [word for api in apis for word in ("--model", f"remote:{api}:tiny@{server.base_url(api)}")]
     asked = [
         "--application",
@@ -66,20 +67,18 @@ def command(server: FaultServer, *more: str, apis: tuple[str, ...] = APIS) -> li
         "out",
     ]
     rest = ["--key-env", VARIABLE, "--concurrency", str(WIDTH), *more]
-    return [sys.executable, "-m", "heredity", "study", *models, *asked, *rest]
+    return ["study", *models, *asked, *rest]
 
 
 def place(folder: Path) -> dict[str, str]:
+    """Write the study's files. The variables that its command has beside those of this process."""
     (folder / "desk.toml").write_text(DESK)
     (folder / "probes.toml").write_text(PROBES + "".join(PROBE.format(i=i, c=i // 2) for i in range(N)))
-    return {**os.environ, "HEREDITY_STORE": str(folder / "store"), VARIABLE: KEY, "COLUMNS": "100"}
+    return {"HEREDITY_STORE": str(folder / "store"), VARIABLE: KEY, "COLUMNS": "100"}
 
 
-def run(
-    folder: Path, server: FaultServer, *more: str, apis: tuple[str, ...] = APIS
-) -> subprocess.CompletedProcess[str]:
-    line, env = command(server, *more, apis=apis), place(folder)
-    return subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+def run(folder: Path, server: FaultServer, *more: str, apis: tuple[str, ...] = APIS) -> Done:
+    return run_here(*arguments(server, *more, apis=apis), cwd=folder, env=place(folder))
 
 
 def estimates(folder: Path) -> Estimates:
@@ -102,9 +101,9 @@ def test_killed_again_and_again_a_study_ends_as_one_that_was_not(tmp_path: Path)
         for stop_at in (5, 20, 50, 80, 100):
             before = len(server.asked)
             with subprocess.Popen(
-                command(server),
+                [sys.executable, "-m", "heredity", *arguments(server)],
                 cwd=killed,
-                env=place(killed),
+                env=os.environ | place(killed),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             ) as process:
@@ -205,14 +204,7 @@ def test_a_remote_model_can_be_pulled_shown_and_asked(tmp_path: Path) -> None:
     env = place(tmp_path)
 
     def heredity(*args: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "heredity", *args],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = run_here(*args, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

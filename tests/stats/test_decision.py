@@ -99,7 +99,10 @@ def test_what_does_not_fit_is_an_error() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("behaviours", "rates"), [(15, [0.2, 0.2, 0.3]), (40, [0.02, 0.1, 0.3])])
+@pytest.mark.parametrize(
+    ("behaviours", "rates"),
+    [(15, [0.2, 0.2, 0.3]), pytest.param(40, [0.02, 0.1, 0.3], marks=pytest.mark.proof)],
+)
 def test_intervals_and_ranks_hold_the_truth(behaviours: int, rates: list[float]) -> None:
     rng, inside, ranked, n = np.random.default_rng(3), [], [], 300
     for _ in range(n):

@@ -141,7 +141,14 @@ def _hits(found: TechniqueRates, truth: np.ndarray) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_techniques", "per", "mu", "sigma_t", "sigma_b"),
-    [(3, 2, -1, 1, 1), (7, 2, -1, 1.5, 1), (14, 3, -1, 1, 1.5), (7, 2, -3, 1.5, 1), (7, 2, -1, 0, 1)],
+    [
+        (3, 2, -1, 1, 1),
+        (7, 2, -3, 1.5, 1),
+        *(
+            pytest.param(*each, marks=pytest.mark.proof)
+            for each in ((7, 2, -1, 1.5, 1), (14, 3, -1, 1, 1.5), (7, 2, -1, 0, 1))
+        ),
+    ],
 )
 def test_intervals_hold_the_truth(
     n_techniques: int, per: int, mu: float, sigma_t: float, sigma_b: float

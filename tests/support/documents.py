@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heredity.lineage.store import Store
+from tests.support import forked_shell
 
 ROOT = Path(__file__).parents[2]
 WIDTH = "96"  # columns of the terminal that a page shows
@@ -96,13 +97,13 @@ def matches(expected: tuple[str, ...], found: list[str]) -> bool:
 
 
 class Session:
-    """A shell in a folder of its own, as a reader's who has installed heredity."""
+    """A shell in a folder of its own, as a reader's who has installed heredity; its commands are forked."""
 
     def __init__(self, folder: Path) -> None:
         shutil.copytree(ROOT / "examples", folder / "examples")
         (folder / ".bin").mkdir()
         program = folder / ".bin" / "heredity"
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m heredity "$@"\n')
+        program.write_text(forked_shell.program())
         program.chmod(0o755)
         self.folder, self.code = folder, 0
         path = os.pathsep.join([str(folder / ".bin"), str(Path(sys.executable).parent), os.environ["PATH"]])

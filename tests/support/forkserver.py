@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _PRELOADED = ("torch", "transformers", "heredity.recipes.pretrain.causal", "heredity.deploy.export.hf")
 
@@ -107,7 +107,12 @@ def _run(request: Mapping[str, Any]) -> None:
     for number, path in enumerate((os.devnull, request["out"], request["err"])):
         os.dup2(os.open(path, os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(request["env"])
-    kind, what, *rest = request["argv"]
+    finish(request["argv"])
+
+
+def finish(argv: Sequence[str]) -> NoReturn:
+    """Do what `python ARGV...` does, and end this process as it would."""
+    kind, what, *rest = argv
     sys.argv = [kind, *rest]
     code: object = 0
     try:

@@ -82,13 +82,15 @@ class Watch:
     """Notes what no fast test may do, and fails the test that did it."""
 
     def __init__(self) -> None:
-        self._is_on, self._seen = False, ""
-        sys.addaudithook(self._hear)
+        self._is_on, self._hears, self._seen = False, False, ""
 
     @contextmanager
     def over(self, node: pytest.Item | pytest.Collector) -> Iterator[None]:
         """Watch the reading of a file or a part of a test, in a fast run."""
         self._is_on, self._seen = is_fast_run(node.config), ""
+        if self._is_on and not self._hears:  # a hook stays, and Python calls it at every file and every id
+            sys.addaudithook(self._hear)
+            self._hears = True
         try:
             yield
         finally:
