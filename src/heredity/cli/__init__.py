@@ -70,8 +70,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "serve": "Serve models behind an OpenAI-compatible API.",
     },
     "Read": {
+        "studies": "List the studies of a folder, with state and verdict.",
         "report": "Write a study's report.",
-        "show": "Show a model, or one conversation of a study.",
+        "show": "Show a model, a study, or its trials and conversations.",
         "probes": "List the probes, show one, or import a public set.",
         "attacks": "List the attacks that a study can apply to its probes.",
         "judges": "List the judges and their accuracy; calibrate or train one.",

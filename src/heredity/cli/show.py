@@ -1,4 +1,4 @@
-"""`heredity show`: a model's record, a study's findings, or one conversation of a study."""
+"""`heredity show`: a model's record, a study's findings, its trials, or one of its conversations."""
 
 from __future__ import annotations
 
@@ -10,32 +10,73 @@ import click
 from heredity.cli import Name, Verb, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from heredity.core.records import Exchange, Model, Response, Verdict
+    from heredity.study.trials import ListedTrial, TrialFilter
+
+_LONGEST = 400  # characters of an answer that a line may need
+_ALWAYS = ("index", "outcome", "probe")  # columns of every list
 
 
-@click.command("show", cls=Verb, example="heredity show runs/support-desk --index 17")
+@click.command("show", cls=Verb, example="heredity show runs/support-desk --outcome broke --differ")
 @click.argument("what", metavar="MODEL|DIR", type=Name())
-@click.option("--index", type=click.IntRange(0), metavar="N", help="Index of the trial in the study's plan.")
+@click.argument("index", metavar="[INDEX]", type=click.IntRange(0), required=False)
+@click.option("--index", "by_option", type=click.IntRange(0), hidden=True)
 @click.option("--trial", type=Name(), metavar="ID", help="Id of the trial, or the start of it.")
+@click.option(
+    "--outcome", type=Name(), metavar="OUTCOME",
+    help="List trials that held or broke, twins that were answered or refused, or trials that are unclear, "
+    "an error or skipped.",
+)  # fmt: skip
+@click.option("--technique", type=Name(), help="List trials of this technique.")
+@click.option(
+    "--model", type=Name(), multiple=True, metavar="REF", help="List trials of a model; repeatable."
+)
+@click.option("--attack", type=Name(), metavar="NAME", help="List trials under this attack.")
+@click.option(
+    "--differ", is_flag=True,
+    help="List trials on which models differ: one held and another broke. With --model twice, those two.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(what: str, index: int | None, trial: str | None, as_json: bool) -> None:
-    """Show a model, or one conversation of a study.
+def command(
+    what: str,
+    index: int | None,
+    by_option: int | None,
+    trial: str | None,
+    outcome: str | None,
+    technique: str | None,
+    model: tuple[str, ...],
+    attack: str | None,
+    differ: bool,
+    as_json: bool,
+) -> None:
+    """Show a model, a study's findings, a list of its trials, or one conversation of it.
 
-    A study's folder shows its findings. With --index or --trial it shows one whole conversation, with control
-    characters made visible. The report gives the index of each conversation.
+    A study's folder shows its findings. With a filter it lists the trials that match, one a line, each with
+    its index. Filters are --outcome, --technique, --model, --attack and --differ. With INDEX or --trial it
+    shows one whole conversation, with control characters made visible.
     """
-    folder = Path(what)
-    if (folder / "plan.json").exists():
-        if index is None and trial is None:
-            _show_study(folder, as_json)
-        else:
-            _show_trial(folder, index, trial, as_json)
-        return
-    if index is not None or trial is not None:
-        from heredity.core.errors import UsageError
+    from heredity.core.errors import UsageError
 
-        raise UsageError(f"{what} is not a study: it has no plan.json.")
-    _show_model(what, as_json)
+    folder, filters = Path(what), (outcome, technique, model or None, attack, differ or None)
+    is_filtered = any(each is not None for each in filters)
+    index = by_option if index is None else index
+    is_one = index is not None or trial is not None
+    if not (folder / "plan.json").exists():
+        if is_one or is_filtered:
+            raise UsageError(f"{what} is not a study: it has no plan.json.", code="not-a-study")
+        _show_model(what, as_json)
+    elif is_one and is_filtered:
+        raise click.UsageError("An index or --trial names one trial: give no filter beside it.")
+    elif is_filtered:
+        from heredity.study.trials import TrialFilter
+
+        _show_trials(folder, TrialFilter(outcome, technique, model, attack, differ), as_json)
+    elif is_one:
+        _show_trial(folder, index, trial, as_json)
+    else:
+        _show_study(folder, as_json)
 
 
 def _show_model(name: str, as_json: bool) -> None:
@@ -169,3 +210,60 @@ def _write_exchange(exchange: Exchange, prompt: str) -> None:
     write(plain(exchange.text, lines=True))
     for call in exchange.tool_calls:
         write(plain(f"=> calls {call.name} {call.arguments}"))
+
+
+def _show_trials(folder: Path, wanted: TrialFilter, as_json: bool) -> None:
+    """Print the trials of a study that match, one a line, with the index that opens each."""
+    from shlex import quote
+
+    from heredity.core.terminal import note, write_json
+    from heredity.study.plan import read_plan
+    from heredity.study.trials import list_trials
+    from heredity.study.wording import names, plural
+
+    found, plan = list_trials(folder, wanted, None if as_json else _LONGEST), read_plan(folder)
+    called = names(plan.models)
+    if as_json:
+        write_json([_as_json(each, called) for each in found])
+        return
+    if found:
+        _show_lines(found, called)
+    how = f" Open one: heredity show {quote(str(folder))} {found[0].trial.index}" if found else ""
+    note(f"{plural(len(found), 'trial')} of {plan.n_trials:,}.{how}")
+
+
+def _as_json(found: ListedTrial, called: Mapping[str, str]) -> dict[str, object]:
+    trial = found.trial
+    return {
+        "index": trial.index,
+        "trial": trial.id,
+        "model": called[trial.model.id],
+        "technique": trial.probe.technique,
+        "attack": trial.attack,
+        "probe": trial.probe.id,
+        "kind": trial.probe.kind,
+        "sample": trial.sample,
+        "outcome": found.outcome,
+        "text": found.text,
+    }
+
+
+def _show_lines(found: Sequence[ListedTrial], called: Mapping[str, str]) -> None:
+    """Print a table. A column with one value is a line above it."""
+    from heredity.core.terminal import cell, line_table, out
+
+    columns: dict[str, list[str]] = {
+        "index": [str(each.trial.index) for each in found],
+        "outcome": [each.outcome or "not judged" for each in found],
+        "model": [called[each.trial.model.id] for each in found],
+        "attack": [each.trial.attack for each in found],
+        "probe": [each.trial.probe.id for each in found],
+        "sample": [str(each.trial.sample) for each in found],
+    }
+    same = {name: values[0] for name, values in columns.items() if len(set(values)) == 1}
+    above = {name: value for name, value in same.items() if name not in _ALWAYS and value != "0"}
+    if above:
+        out().print(cell("  ".join(f"{name} {value}" for name, value in above.items()), "dim"))
+    shown = {name: values for name, values in columns.items() if name in _ALWAYS or name not in same}
+    shown["answer"] = [each.text for each in found]
+    out().print(line_table(shown, out().width, ["model", "attack", "probe"], right=["index", "sample"]))

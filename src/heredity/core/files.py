@@ -202,9 +202,51 @@ class Lock:
         self._lock.release()
 
     def _who(self) -> str:
-        with suppress(OSError, ValueError):
-            return f" (pid {int(self._holder.read_text())})"
-        return ""
+        pid = _read_pid(self._holder)
+        return "" if pid is None else f" (pid {pid})"
+
+
+def _read_pid(path: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process of this machine holds the Lock of a folder. Nothing is written.
+
+    A process that starts meanwhile gets the lock: nothing is tried unless the recorded holder lives.
+    """
+    path, pid = folder / ".lock", _read_pid(folder / ".lock.pid")
+    if pid is None or not path.is_file():
+        return False
+    if sys.platform == "win32":  # no process can be looked up without harm, and no lock be shared
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except Timeout:
+            return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # it lives, and is another user's
+    # The number may be that of a later process, which does not hold the lock.
+    return _is_flocked(path)
+
+
+def _is_flocked(path: Path) -> bool:
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+    return False
 
 
 def _clear_torn(folder: Path) -> None:

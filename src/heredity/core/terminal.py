@@ -12,7 +12,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 _MIN_WIDTH = 60  # a narrower table would lose words, so the terminal breaks its lines instead
+_NAME_WIDTH = 12  # columns that each cut column of a line_table keeps
 _LINE_SECONDS = 10.0  # between plain lines
 _WIDE = 104  # columns that a bar needs beside a name and the words
 _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
@@ -115,6 +116,44 @@ def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -
 def cell(text: object, style: str = "") -> Text:
     """A cell of untrusted text, made plain."""
     return Text(plain(str(text)), style=style)
+
+
+def line_table(
+    columns: Mapping[str, Sequence[str]],
+    width: int,
+    cut: Sequence[str],
+    right: Sequence[str] = (),
+    last_width: int = 24,
+) -> Table:
+    """A table whose rows are one line each, of untrusted text; the last column gets the rest of `width`.
+
+    cut: columns whose texts lose their middle if the last one would have less than `last_width`. The last one
+    loses its end.
+    """
+    *names, last = columns
+    shown = {name: [plain(each) for each in columns[name]] for name in names}
+    widths = {name: max(len(name), *map(len, values)) for name, values in shown.items()}
+    room = width - 2 * len(columns)
+    while room - sum(widths.values()) < last_width:
+        longest = max(cut, key=lambda name: widths.get(name, 0), default="")
+        if widths.get(longest, 0) <= _NAME_WIDTH:
+            break
+        widths[longest] -= 1
+    rest = max(last_width, room - sum(widths.values()))
+    grid = table(*columns, right=right, whole=list(columns))
+    for place, text in enumerate(columns[last]):
+        end = Text(plain(" ".join(text[: 8 * width].split())))
+        end.truncate(rest, overflow="ellipsis")
+        grid.add_row(*(Text(shorten_middle(shown[name][place], widths[name])) for name in names), end)
+    return grid
+
+
+def shorten_middle(text: str, width: int) -> str:
+    """`text` in at most `width` characters, cut in its middle: names of kin differ at their ends."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def show_plugins(folder: str, as_json: bool) -> None:

@@ -12,7 +12,6 @@ Leaves to others: every number (aggregate.py), its record (estimates.py), and pa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,12 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
-from heredity.core.errors import Unavailable, UnknownName, UsageError
+from heredity.core.errors import Unavailable, UnknownName
 from heredity.core.records import Estimate, Model, Response, Verdict
-from heredity.core.row_codes import is_skipped
 from heredity.core.sanitize import label
 from heredity.lineage.types import Grown
-from heredity.redteam import attacks
 from heredity.study import storage, wording
 from heredity.study.declared_words import n_answered
 from heredity.study.estimates import (
@@ -39,12 +36,13 @@ from heredity.study.estimates import (
     Rate,
     RetrievedBreaches,
 )
+from heredity.study.outcomes import read_outcomes
 from heredity.study.plan import Grid, Trial, read_plan
+from heredity.study.trials import TrialFilter, TrialOutcome, attack_spec, outcome_name, select_trials
 
 if TYPE_CHECKING:
     import pandas
 
-TrialOutcome = Literal["held", "broke", "answered", "refused", "unclear", "error", "skipped"]
 RowKind = Literal["rates", "pairs", "edges", "trials"]
 _SCOPES = {scope for scopes in SCOPES.values() for scope in scopes}
 
@@ -133,40 +131,27 @@ class Result:
         technique: str | None = None,
         model: str | Grown | Model | None = None,
         attack: str | None = None,
+        differ: bool = False,
     ) -> list[TrialResult]:
         """The judged trials that match every given filter, in the plan's order, with response and verdict.
 
-        Raises UnknownName for an outcome that does not exist, and for a model, technique or attack that the
-        study does not have.
+        differ: only trials on which one model held and another broke. Raises UnknownName for an outcome that
+        does not exist, and for a model, technique or attack that the study does not have.
         """
-        if outcome is not None:
-            _check_name("outcome", outcome, get_args(TrialOutcome))
         plan = read_plan(self.folder)
-        grid, wanted = Grid(plan), None if model is None else self._card(model).id
-        if technique is not None:
-            known = list(dict.fromkeys(probe.technique for probe in plan.probes))
-            _check_name("technique of this study", technique, known)
-        if attack is not None:
-            attack = self._attack(attack)
-            _check_name("attack of this study", attack, plan.attacks)
-        called, found = wording.names(self.estimates.models), {}
-        for row in storage.open_verdicts(self.folder, grid):
-            if not grid.matches(row.index, row.trial):
-                continue
-            trial, own = grid.trial(row.index), _outcome(row)
-            if (
-                outcome in (None, own)
-                and technique in (None, trial.probe.technique)
-                and wanted in (None, trial.model.id)
-                and attack in (None, trial.attack)
-            ):
-                found[row.index] = (trial, own, row)
-        responses = {r.index: r for r in storage.open_responses(self.folder, grid) if r.index in found}
-        return [
-            TrialResult(trial, called[trial.model.id], own, responses[index], verdict)
-            for index, (trial, own, verdict) in sorted(found.items())
-            if index in responses
-        ]
+        grid, models = Grid(plan), () if model is None else (self._card(model).id,)
+        wanted = TrialFilter(outcome, technique, models, attack, differ)
+        outcomes = read_outcomes(plan, self.folder).outcomes
+        is_wanted, called = select_trials(outcomes, wanted), wording.names(plan.models)
+        verdicts = {r.index: r for r in storage.open_verdicts(self.folder, grid) if is_wanted[r.index]}
+        responses = {r.index: r for r in storage.open_responses(self.folder, grid) if r.index in verdicts}
+        found = []
+        for index in sorted(responses):
+            trial, verdict = grid.trial(index), verdicts[index]
+            own = outcome_name(int(outcomes.codes[index]), trial.probe.kind == "benign")
+            if own is not None:
+                found.append(TrialResult(trial, called[trial.model.id], own, responses[index], verdict))
+        return found
 
     def edges(self, measure: Measure = "breach", scope: str | None = None) -> tuple[Inheritance, ...]:
         """Every parent and child of the study under one scope or technique (default: as for `rate`)."""
@@ -272,10 +257,7 @@ class Result:
 
     def _attack(self, attack: str) -> str:
         """The attack with its variant written out: "encoding" is "encoding:base64"."""
-        if attack != ALL and attack not in self.estimates.attacks:
-            with suppress(UsageError):  # an unknown attack is reported by the caller
-                return attacks.load(attack).spec
-        return attack
+        return attack if attack == ALL else attack_spec(self.estimates.attacks, attack)
 
     def _card(self, model: str | Grown | Model) -> ModelCard:
         record = model.record if isinstance(model, Grown) else model
@@ -289,12 +271,6 @@ class Result:
             [card.name for card in self.estimates.models],
             code="unknown-model-of-study",
         )
-
-
-def _outcome(row: Verdict) -> TrialOutcome:
-    if row.outcome is not None:
-        return row.outcome
-    return "skipped" if is_skipped(row) else "error"
 
 
 def _check_name(kind: str, name: str, known: Sequence[str]) -> None:

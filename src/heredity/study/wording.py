@@ -7,6 +7,7 @@ Leaves to others: where the words are shown (the writers).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
@@ -27,6 +28,7 @@ from heredity.study.estimates import (
     Rate,
     Reason,
 )
+from heredity.study.plan import PlannedModel
 
 NBSP = "\u00a0"
 NONE = "–"
@@ -156,7 +158,7 @@ def find(estimates: Estimates, model: str, technique: str, attack: str, measure:
     return next((r for r in estimates.rates if (r.model, r.technique, r.attack, r.measure) == wanted), None)
 
 
-def names(models: tuple[ModelCard, ...]) -> dict[str, str]:
+def names(models: Sequence[ModelCard | PlannedModel]) -> dict[str, str]:
     """A short name per model id; the id distinguishes two models of one name."""
     shown = [label(card.name, 48) for card in models]
     return {

@@ -1,0 +1,53 @@
+"""`heredity studies`: the studies of a folder, with state, progress and verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import PathArgument, Verb
+
+if TYPE_CHECKING:
+    from heredity.study.folders import StudyFolder
+
+
+@click.command("studies", cls=Verb, example="heredity studies runs")
+@click.argument("place", metavar="[PLACE]", type=PathArgument(), default=".")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(place: Path, as_json: bool) -> None:
+    """List the studies in a folder, the last changed first.
+
+    Folders up to three levels below PLACE are searched, which is the current folder by default. A study is
+    running while a process of this machine works on it. It is done if every planned trial has an answer or an
+    error, stopped if some have none, and planned before the first one. The verdict is that of the main
+    comparisons. A study of one model shows its breach rate instead.
+    """
+    from heredity.core.terminal import note, write_json
+    from heredity.study.folders import find_studies
+
+    found = find_studies(place)
+    if as_json:
+        write_json([{**each._asdict(), "folder": str(each.folder)} for each in found])
+        return
+    if not found:
+        note(f"No study in {place}, nor three levels below it. Start one: heredity study --help")
+        return
+    _show(found)
+    for each in found:
+        if each.problem:
+            note(f"unreadable: {each.problem}")
+
+
+def _show(found: list[StudyFolder]) -> None:
+    from heredity.core.terminal import line_table, out
+
+    columns: dict[str, list[str]] = {
+        "study": [str(each.folder) for each in found],
+        "state": [each.state for each in found],
+        "answered": [f"{each.n_answered:,}/{each.n_planned:,}" if each.n_planned else "" for each in found],
+        "verdict": [each.verdict for each in found],
+        "models": [", ".join(each.models) for each in found],
+    }
+    out().print(line_table(columns, out().width, ["study"], right=["answered"], last_width=12))

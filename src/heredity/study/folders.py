@@ -1,0 +1,185 @@
+"""The studies of a place: their folders, the progress of each, and its verdict in a word.
+
+    for found in find_studies(Path("runs")):
+        print(found.folder, found.state, found.verdict)
+
+Promises: nothing is written, and no study is disturbed. An unreadable folder is listed with the reason.
+Leaves to others: the numbers of one study (aggregate.py), and its sentences (headline.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from heredity.core.errors import HeredityError, UsageError
+from heredity.core.files import Rows, is_locked
+from heredity.core.records import digest
+from heredity.core.row_codes import is_out_of_scope
+from heredity.study.declared_words import n_answered, n_unanswered
+from heredity.study.estimates import ALL, Estimates
+from heredity.study.outcomes import n_in_scope
+from heredity.study.plan import PLAN, PlanFile, read_saved
+from heredity.study.shards import shards_of
+from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates
+from heredity.study.wording import edge_verdicts, find, percent
+
+State = Literal["done", "running", "stopped", "planned", "unreadable"]
+_DEPTH = 3  # folders below the place
+_MOST = 20_000  # folders that are looked into
+
+
+class StudyFolder(NamedTuple):
+    """A folder with a study.
+
+    state     "running": a process of this machine asks or judges. "done": every planned trial has an answer
+              and is in the estimates. "planned": nothing was asked. "stopped": anything else
+    n_answered, n_planned  trials. An error is an answer here: it is not asked again by itself
+    verdict   of the main comparisons: "worse" if one model or child is shown to be, "not worse" if all are,
+              else "undecided". Of one model its breach rate with n. "" before the estimates
+    at        when the plan was written, ISO 8601 in UTC; "" if it is not known
+    changed   when the study last wrote, in seconds since 1970
+    problem   why the folder is unreadable
+    """
+
+    folder: Path
+    state: State
+    models: tuple[str, ...] = ()
+    n_answered: int = 0
+    n_planned: int = 0
+    verdict: str = ""
+    at: str = ""
+    changed: float = 0.0
+    problem: str = ""
+
+
+def find_studies(place: Path) -> list[StudyFolder]:
+    """The studies in a folder and at most three levels below it, the last changed first.
+
+    Hidden folders and links are not followed. Raises UsageError if the place is not a folder.
+    """
+    if not place.is_dir():
+        raise UsageError(f"{place}: no such folder.", code="folder-missing")
+    found = (each for folder in _study_folders(place) if (each := read_folder(folder)) is not None)
+    return sorted(found, key=lambda each: (-each.changed, str(each.folder)))
+
+
+def read_folder(folder: Path) -> StudyFolder | None:
+    """The study of a folder; None if its plan.json is of something else."""
+    changed = max(_changed(folder / name) for name in (PLAN, RESPONSES, ESTIMATES))
+    try:
+        saved = read_saved(folder)
+        found = _read(folder, saved)
+    except (HeredityError, OSError) as error:
+        if not _is_study(folder / PLAN):
+            return None
+        return StudyFolder(folder, "unreadable", changed=changed, problem=str(error))
+    return found._replace(changed=changed)
+
+
+def _read(folder: Path, saved: PlanFile) -> StudyFolder:
+    n = _n_answered(folder)
+    estimates = _estimates(folder, saved, n)
+    state: State = "stopped" if n else "planned"
+    if is_locked(folder) or any(is_locked(part.folder(folder)) for part in shards_of(folder)):
+        state = "running"
+    elif estimates is not None and not n_unanswered(estimates):
+        state = "done"
+    verdict = "" if estimates is None or state == "running" else verdict_word(estimates)
+    at = "" if isinstance(saved.at, msgspec.UnsetType) else saved.at
+    models = tuple(model.name for model in saved.plan.models)
+    return StudyFolder(folder, state, models, n, n_in_scope(saved.plan), verdict, at)
+
+
+def _estimates(folder: Path, saved: PlanFile, n: int) -> Estimates | None:
+    """The estimates of a folder with `n` answers; None before them, and if they are of fewer."""
+    if not (folder / ESTIMATES).exists():
+        return None
+    found = read_estimates(folder)
+    return found if found.study == digest(saved.plan) and n_answered(found) >= n else None
+
+
+def verdict_word(found: Estimates) -> str:
+    """The verdict of a study in a word, as StudyFolder describes it."""
+    scope, verdicts = found.main_scope(), set[str]()
+    if found.analysis is not None and found.analysis.is_of_edges:
+        verdicts = set(edge_verdicts(found).values())
+    if not verdicts:
+        pairs = [p for p in found.pairs if (p.measure, p.technique) == ("breach", scope)]
+        verdicts = {verdict for pair in pairs for verdict in (pair.verdict_ab, pair.verdict_ba)}
+    if verdicts:
+        return "worse" if "worse" in verdicts else "not worse" if verdicts == {"not worse"} else "undecided"
+    rate = find(found, found.models[0].id, scope, ALL, "breach") if len(found.models) == 1 else None
+    if rate is None or not rate.estimate.n:
+        return ""
+    return f"{percent(rate.estimate.value)} of {rate.estimate.n:,}"
+
+
+class _Row(msgspec.Struct):
+    """The fields of a response that show whether it was asked."""
+
+    error: str | None = None
+    error_code: str | msgspec.UnsetType = msgspec.UNSET
+
+
+def _n_answered(folder: Path) -> int:
+    """The answered trials by the rows of a folder, or of its parts if they have more."""
+    own = _n_rows(folder / RESPONSES)
+    return max(own, sum(_n_rows(part.folder(folder) / RESPONSES) for part in shards_of(folder)))
+
+
+def _n_rows(path: Path) -> int:
+    return sum(not is_out_of_scope(row) for row in Rows(path, _Row))
+
+
+def _study_folders(place: Path) -> Iterator[Path]:
+    """The folders with a plan.json, at most _DEPTH levels below `place`; none inside a study."""
+    waiting, n_seen = [(place, 0)], 0
+    while waiting and n_seen < _MOST:
+        folder, depth = waiting.pop()
+        n_seen += 1
+        if (folder / PLAN).is_file():
+            yield folder
+        elif depth < _DEPTH:
+            waiting += [(below, depth + 1) for below in _below(folder)]
+
+
+def _below(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            named = [e for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
+    except OSError:  # not this user's
+        return []
+    return [Path(each.path) for each in named]
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+class _AnyPlan(msgspec.Struct):
+    """The fields that every plan.json of a study has, of any schema."""
+
+    study: str
+    plan: dict[str, object]
+
+
+def _is_study(path: Path) -> bool:
+    """Whether a plan.json is of a study, or is torn. That of another tool is not."""
+    try:
+        data = path.read_bytes()
+        msgspec.json.decode(data)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return True
+    try:
+        msgspec.json.decode(data, type=_AnyPlan)
+    except msgspec.ValidationError:
+        return False
+    return True

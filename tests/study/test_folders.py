@@ -1,0 +1,141 @@
+"""The studies of a place: state, progress and verdict, also while others write them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from heredity.core.errors import UsageError
+from heredity.core.files import Lock, is_locked
+from heredity.study import aggregate, storage
+from heredity.study.folders import StudyFolder, find_studies
+from heredity.study.plan import write_plan
+from tests.support.errors import raises, run_here
+from tests.support.small_study import small_plan, write_rows
+
+
+def make(folder: Path, n_rows: int = 24, is_estimated: bool = True) -> Path:
+    """The small study with its first rows only; its estimates are of these rows."""
+    plan = small_plan()
+    write_plan(folder, plan)
+    write_rows(folder, plan, {0: "broke"})
+    for name in (storage.RESPONSES, storage.VERDICTS):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[:n_rows]))
+    if is_estimated:
+        storage.write_estimates(folder, aggregate.estimate(plan, folder))
+    return folder
+
+
+def by_name(place: Path) -> dict[str, StudyFolder]:
+    return {each.folder.name: each for each in find_studies(place)}
+
+
+def test_a_study_is_done_stopped_or_planned_by_its_answers(tmp_path: Path) -> None:
+    make(tmp_path / "done")
+    make(tmp_path / "half", n_rows=10)
+    make(tmp_path / "more" / "unestimated", is_estimated=False)
+    write_plan(tmp_path / "planned", small_plan())
+    found = by_name(tmp_path)
+    assert {name: (each.state, each.n_answered) for name, each in found.items()} == {
+        "done": ("done", 24),
+        "half": ("stopped", 10),
+        "unestimated": ("stopped", 24),
+        "planned": ("planned", 0),
+    }
+    assert {each.n_planned for each in found.values()} == {24}
+    assert found["done"].models == ("a", "b") and found["done"].verdict == "undecided"
+    assert found["planned"].verdict == found["unestimated"].verdict == ""
+
+
+def test_estimates_of_fewer_answers_give_no_verdict(tmp_path: Path) -> None:
+    folder = make(tmp_path / "one", n_rows=10)
+    held = (folder / storage.ESTIMATES).read_bytes()
+    shutil.rmtree(folder)
+    make(folder, is_estimated=False)
+    (folder / storage.ESTIMATES).write_bytes(held)
+    (found,) = find_studies(tmp_path)
+    assert (found.state, found.n_answered, found.verdict) == ("stopped", 24, "")
+
+
+def test_a_study_runs_while_a_process_holds_its_lock(tmp_path: Path) -> None:
+    folder = make(tmp_path / "one")
+    with Lock(folder):
+        assert find_studies(tmp_path)[0].state == "running"
+    assert find_studies(tmp_path)[0].state == "done"
+
+
+def test_a_killed_process_holds_no_lock_and_its_number_may_be_anothers(tmp_path: Path) -> None:
+    hold = "import os, sys, pathlib; from heredity.core.files import Lock; "
+    killed = f"{hold}Lock(pathlib.Path(sys.argv[1])).__enter__(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)
+    assert (tmp_path / ".lock.pid").exists() and not is_locked(tmp_path)
+    (tmp_path / ".lock.pid").write_text(str(os.getpid()))  # the number was given again
+    assert not is_locked(tmp_path)
+    assert not is_locked(tmp_path / "nowhere")
+
+
+def test_looking_is_without_a_trace(tmp_path: Path) -> None:
+    folder = make(tmp_path / "one")
+    before = sorted(each.name for each in folder.iterdir())
+    find_studies(tmp_path)
+    assert sorted(each.name for each in folder.iterdir()) == before
+
+
+def test_unreadable_studies_are_listed_and_other_plans_are_not(tmp_path: Path) -> None:
+    make(tmp_path / "torn")
+    (tmp_path / "torn" / "plan.json").write_text('{"study": "ab')
+    for name, text in (("tool", '{"steps": []}'), ("list", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").write_text(text)
+    (found,) = find_studies(tmp_path)
+    assert found.state == "unreadable" and "plan.json" in found.problem
+
+
+def test_links_and_hidden_folders_are_not_followed(tmp_path: Path) -> None:
+    make(tmp_path / "place" / ".hidden")
+    make(tmp_path / "elsewhere")
+    (tmp_path / "place" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "place" / "round").symlink_to(tmp_path / "place")
+    assert find_studies(tmp_path / "place") == []
+
+
+def test_the_parts_of_an_array_count_before_they_are_collected(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole", is_estimated=False)
+    part = tmp_path / "whole" / "shards" / "1-of-2"
+    part.mkdir(parents=True)
+    for name in ("plan.json", storage.RESPONSES):
+        shutil.copy(whole / name, part / name)
+    (whole / storage.RESPONSES).unlink()
+    with Lock(part):
+        (found,) = find_studies(tmp_path)
+    assert (found.n_answered, found.state) == (24, "running")
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    with raises(UsageError, "folder-missing", mentions=["nowhere"]):
+        find_studies(tmp_path / "nowhere")
+
+
+def test_the_command_lists_a_line_a_study_of_eighty_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    make(tmp_path / "runs" / "support-desk-of-the-northern-branch-in-november")
+    done = run_here("studies", "runs", cwd=tmp_path)
+    head, line = done.stdout.splitlines()
+    assert head.split() == ["study", "state", "answered", "verdict", "models"]
+    assert "done" in line and "24/24" in line and "undecided" in line and len(line) <= 80
+    (row,) = json.loads(run_here("studies", "--json", cwd=tmp_path).stdout)
+    assert row["folder"] == "runs/support-desk-of-the-northern-branch-in-november"
+    assert (row["n_planned"], row["models"]) == (24, ["a", "b"])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = run_here("studies", cwd=empty)
+    assert done.returncode == 0 and done.stdout == ""
