@@ -31,6 +31,16 @@ def test_two_models_are_a_table_and_a_comparison(run: Run, place: Path) -> None:
     assert again.stdout == done.stdout
 
 
+def test_a_dry_run_counts_what_is_open_and_asks_nothing(run: Run, place: Path) -> None:
+    asked = ("eval", "scripted:helpful", "--tasks", "choice", "--limit", "3", "--out", "dry")
+    done = run(*asked, "--dry-run")
+    assert done.returncode == 0 and done.stdout.split()[4:7] == ["scripted:helpful", "3", "3"], done.stdout
+    assert not (place / "dry").exists()
+    graded = run(*asked)
+    assert "a part: at most 3 items of each task" in " ".join(graded.stdout.split())
+    assert run(*asked, "--dry-run").stdout.split()[4:] == ["scripted:helpful", "3", "0"]
+
+
 def test_a_task_that_a_model_cannot_be_asked_is_refused_in_words(run: Run) -> None:
     done = run("eval", "scripted:helpful", "--tasks", "cloze", "--tasks", "choice", "--limit", "2")
     assert done.returncode == 0, done.stderr

@@ -85,6 +85,8 @@ def _remarks(found: Grades) -> list[str]:
         for why in dict.fromkeys(grade.refused for grade in own if grade.refused):
             tasks = dict.fromkeys(grade.task for grade in own if grade.refused == why)
             lines.append(f"{model.name} is not asked {', '.join(tasks)}: {why}")
+    if found.limit is not None:
+        lines.append(f"a part: at most {found.limit:,} items of each task were asked (--limit)")
     if len({model.form for model in found.models if model.form}) > 1:
         lines.append("the models were asked in different forms (chat, plain); use --no-chat-template for all")
     return lines

@@ -16,6 +16,7 @@ from heredity.cli import Amount, Name
 
 if TYPE_CHECKING:
     from heredity.engines.protocols import Engine
+    from heredity.engines.remote.budget import Usage
     from heredity.engines.remote.engine import Calls, Price
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
@@ -127,22 +128,36 @@ def check(models: Sequence[str | Grown], how: Calls, needs_keys: bool = True) ->
 
 def show_costs(plan: Plan, models: Sequence[str | Grown], how: Calls) -> None:
     """Show what a study costs at most, for each remote model with a price."""
-    from heredity.core.terminal import note
     from heredity.lineage.types import Grown
     from heredity.study.usage import expected_usage
 
+    uses = []
     for model in models:
-        settings = model.record.recipe.settings if isinstance(model, Grown) else {}
-        if not isinstance(model, Grown) or settings.get("engine") != "remote":
+        if isinstance(model, Grown):
+            options = model.record.recipe.settings.get("options") or {}
+            uses.append((model, expected_usage(plan, int(options.get("think", 0)))))
+    show_uses(uses, how)
+
+
+def show_uses(uses: Sequence[tuple[Grown, Usage]], how: Calls) -> None:
+    """Show what these tokens cost, for each remote model with a price, and what they cost together."""
+    from heredity.core.terminal import note
+
+    costs = []
+    for model, used in uses:
+        settings = model.record.recipe.settings
+        if settings.get("engine") != "remote":
             continue
         api, base_url, served = (str(settings.get(key)) for key in ("api", "base_url", "model"))
         if (price := how.price(model.record.name, api, base_url, served)) is None:
             continue
-        used = expected_usage(plan, int((settings.get("options") or {}).get("think", 0)))
+        costs.append(price.of(used))
         note(
             f"{served}: at most about {used.n_prompt:,} input and {used.n_answer:,} output tokens,"
-            f" which cost {price.of(used):,.2f}"
+            f" which cost {costs[-1]:,.2f}"
         )
+    if len(costs) > 1:
+        note(f"All {len(costs)} models: at most about {sum(costs):,.2f}")
 
 
 def _key(entry: str) -> tuple[str, str]:

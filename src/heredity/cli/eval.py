@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_option, open_store
+
+if TYPE_CHECKING:
+    from heredity.engines.remote.engine import Calls
+    from heredity.evals.run import Evaluation
 
 
 def _listed(
@@ -50,6 +54,9 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 )
 @click.option("--out", type=PathArgument(), metavar="DIR", help="Folder for the answers.  [default: evals]")
 @click.option("--retry-errors", is_flag=True, help="Ask again the items that failed with an error.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show how many items are open, their time and price, and ask nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the grades as JSON.")
 @device_option
 @_remote.options
@@ -61,6 +68,7 @@ def command(
     limit: int | None,
     out: Path | None,
     retry_errors: bool,
+    dry_run: bool,
     as_json: bool,
     **calls: Any,
 ) -> None:
@@ -81,17 +89,35 @@ def command(
     store = open_store()
     how = _remote.calls(**calls)
     grown = [store.get(name) for name in models]
-    _remote.check(grown, how)
+    _remote.check(grown, how, needs_keys=not dry_run)
     for one in grown:
-        if one.record.format != "scripted":
+        if one.record.format != "scripted" and not dry_run:
             _pulling.ready(store, one)
     asked = Evaluation(
         grown, tasks, shots, is_plain=plain, limit=limit, store=store, out=out,
         engine_loader=_remote.loader(store, how, needs_text=False),
     )  # fmt: skip
+    if dry_run:
+        _show_open(asked, how, retry_errors)
+        return
     with Display() as display:
         found = asked.run(display, retry_errors=retry_errors)
     if as_json:
         terminal.write_json(found)
         return
     _grades.show(found, asked.folder / GRADES)
+
+
+def _show_open(asked: Evaluation, how: Calls, retry_errors: bool) -> None:
+    """Print what each model has still to answer, its time and its price."""
+    from heredity.core.terminal import cell, note, out, table
+    from heredity.lineage.speeds import time_words
+
+    grid = table("model", "items", "open", "time", right=["items", "open"])
+    found = asked.forecast(retry_errors=retry_errors)
+    for each in found:
+        time = time_words(each.seconds) if each.n_open else ""
+        grid.add_row(cell(each.grown.record.name), f"{each.n_items:,}", f"{each.n_open:,}", time)
+    out().print(grid)
+    _remote.show_uses([(each.grown, each.used) for each in found], how)
+    note("Nothing was asked.")

@@ -33,7 +33,7 @@ _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors", "dry_run", "gather",
 # The options that a study's folder fixes: another value would be another study.
 _PLANNED = (
     "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
-    "until_decided", "stopping", "error_share", "attacker", "endpoint", "unclear_share", "guard",
+    "until_decided", "stopping", "error_share", "attacker", "endpoint", "unclear_share", "guard", "limit",
 )  # fmt: skip
 
 
@@ -113,6 +113,10 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     "--guard", type=Name(), multiple=True, metavar="NAME[+NAME...]",
     help="Ask each model again behind a guard of the application, or a kind of guard; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--limit", type=int, metavar="N",
+    help="Ask N of the probes only, with their twins, as many of each technique. The result reports it.",
+)  # fmt: skip
 @click.option("--samples", type=int, default=1, show_default=True, help="Samples per trial.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--margin", type=float, default=0.05, show_default=True, help="Non-inferiority margin.")
@@ -161,7 +165,9 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 @click.option("--cost", type=Name(), help=COST_HELP, metavar="NAME=COST,...")
 @click.option("--retry-errors", is_flag=True, help="Ask again the trials that failed with an error.")
 @click.option(
-    "--dry-run", is_flag=True, help="Write the plan, show what it can show and cost, and ask nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Write the plan, show what it can show, its trials, time and price, and ask nothing.",
 )
 @device_option
 @click.option(
@@ -192,6 +198,7 @@ def command(
     probes: tuple[str, ...],
     attack: tuple[str, ...],
     guard: tuple[str, ...],
+    limit: int | None,
     samples: int,
     seed: int,
     margin: float,
@@ -277,6 +284,7 @@ def command(
             unclear_share=unclear_share,
             stopping=stopping,
             error_share=error_share,
+            limit=limit,
         )
         study = Study.from_spec(spec, store=store, engine_loader=loader)
         if part is None:  # the tasks of an array make the plan one after the other
@@ -291,7 +299,7 @@ def command(
         return 0
     _warn(study)
     if dry_run:
-        return 0
+        return _show_size(study)
     with Display() as display:
         result = study.run(display, retry_errors=retry_errors, workers=several)
     if costs is not None:
@@ -330,6 +338,19 @@ def _show_parts(study: Study) -> int:
     shown.add_row("all", f"{n_done:,}", f"{n_total:,}")
     out().print(shown)
     return 0 if n_done == n_total else _UNDECIDED
+
+
+def _show_size(study: Study) -> int:
+    """Print the trials and the time of a plan that is not asked."""
+    from heredity.core.terminal import err, wrapped
+    from heredity.study.folders import read_folder
+    from heredity.study.usage import dry_run_lines
+
+    found = read_folder(study.folder)
+    n_answered = 0 if found is None else found.n_answered
+    for line in dry_run_lines(study.resolved, n_answered, study.seconds()):
+        err().print(wrapped(line, err().width), soft_wrap=True)
+    return 0
 
 
 def _warn(study: Study) -> None:

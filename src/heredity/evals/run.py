@@ -17,12 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from heredity import engines
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
 from heredity.core.files import Lock, Rows, write_atomic
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Model, digest, encode
 from heredity.engines.protocols import Completer, Engine
+from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
 from heredity.evals import scoring, tasks
 from heredity.evals.metrics import load as metric_of
 from heredity.evals.prompting import WAYS, Form, RenderedItem, put
@@ -30,6 +33,7 @@ from heredity.evals.scoring import AnswerRow, Cell, Grades
 from heredity.evals.tasks import EvalTask, TaskItem
 from heredity.lineage import graph
 from heredity.lineage.loading import load_engine
+from heredity.lineage.speeds import ModelSpeed, speed_seconds, speeds_of
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
 
@@ -43,6 +47,19 @@ class _Question(NamedTuple):
     item: TaskItem
     n_shots: int
     asked: RenderedItem
+
+
+class ModelForecast(NamedTuple):
+    """The items that a model has still to answer, and their time and tokens at most.
+
+    seconds: at best and at worst. used: the tokens that a service would count, about.
+    """
+
+    grown: Grown
+    n_items: int
+    n_open: int
+    seconds: tuple[float, float]
+    used: Usage
 
 
 class Evaluation:
@@ -71,7 +88,7 @@ class Evaluation:
         engine_loader: EngineLoader | None = None,
     ) -> None:
         self._store = store if store is not None else Store()
-        self._loader, self._is_plain = engine_loader, is_plain
+        self._loader, self._is_plain, self._limit = engine_loader, is_plain, limit
         grown = [one if isinstance(one, Grown) else self._store.get(one) for one in models]
         self._grown = list({one.record.id: one for one in grown}.values())
         has_pictures = any(engines.choose(one.record) == "dual" for one in self._grown)
@@ -92,8 +109,29 @@ class Evaluation:
             grades = scoring.grade(
                 [one.record for one in self._grown], self._cells(known), self._tasks, self._why_not
             )
+            grades = msgspec.structs.replace(grades, limit=self._limit)
             write_atomic(self.folder / GRADES, encode(grades) + b"\n")
         return grades
+
+    def forecast(self, *, retry_errors: bool = False) -> list[ModelForecast]:
+        """The items that each model has still to answer. Nothing is loaded, asked or written."""
+        known = {(row.model, row.asked): row for row in Rows(self.folder / ANSWERS, AnswerRow)}
+        speeds = speeds_of(self._grown, self._store.root)
+        return [self._forecast(each, known, speeds[each.record.id], retry_errors) for each in self._grown]
+
+    def _forecast(
+        self, grown: Grown, known: dict[tuple[str, str], AnswerRow], speed: ModelSpeed, again: bool
+    ) -> ModelForecast:
+        model = grown.record
+        earlier = [row for row in known.values() if row.model == model.id]
+        questions = self._questions(model, self._form(earlier[-1].is_base) if earlier else "chat")
+        open_ = [q for q in questions if _is_open(known.get((model.id, q.asked.key)), again)]
+        n_tokens = [_most_tokens(q) for q in open_]
+        times = [speed_seconds(n, speed) for n in n_tokens if model.format != "scripted"]
+        n_prompt = sum(len(encode(q.asked.request)) for q in open_) // BYTES_PER_TOKEN
+        seconds = sum(low for low, _ in times), sum(high for _, high in times)
+        used = Usage(n_prompt, sum(n_tokens), is_estimated=True)
+        return ModelForecast(grown, len(questions), len(open_), seconds, used)
 
     # --- asking ---
 
@@ -201,13 +239,18 @@ class Evaluation:
         return found
 
 
+def _most_tokens(question: _Question) -> int:
+    """The most tokens that an answer takes; of scored options, about as many as their texts have."""
+    if metric_of(question.task.metric).ASKS == "reply":
+        return question.task.max_tokens
+    return max(1, sum(len(each.encode()) for each in question.asked.continuations) // BYTES_PER_TOKEN)
+
+
 def _is_open(row: AnswerRow | None, again: bool) -> bool:
     return row is None or (again and row.error is not None)
 
 
 def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> list[EvalTask]:
-    import msgspec
-
     if limit is not None and limit < 1:
         raise UsageError(f"A limit of {limit} items leaves nothing to ask.", code="nothing-left")
     found = tasks.load(wanted, has_pictures)

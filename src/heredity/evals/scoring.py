@@ -116,6 +116,7 @@ class Grades(Record, frozen=True):
     tasks: tuple[TaskCard, ...]
     grades: tuple[Grade, ...]
     differences: tuple[Difference, ...]
+    limit: int | None = None  # items of each task that were asked at most; None: all of them
     schema: int = SCHEMA
 
 

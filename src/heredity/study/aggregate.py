@@ -148,6 +148,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         retrieved=tuple(retrieved.rows()),
         hidden=tuple(hidden.rows()),
         tool_calls=tools.found(),
+        limit=None if isinstance(plan.limit, msgspec.UnsetType) else plan.limit,
         seeds=tuple(g for m in MEASURES for g in compare_seeds(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n

@@ -190,6 +190,18 @@ def unsupported_words(found: Estimates) -> str:
     )
 
 
+def limit_words(found: Estimates) -> str:
+    """That a study asked only a part of the probes that were chosen for it; "" for a whole one."""
+    limit = found.limit
+    if limit is None:
+        return ""
+    return (
+        f"A part of the study: {limit.n_asked:,} of {plural(limit.n_chosen, 'chosen probe')} and their twins "
+        "were asked (--limit), equally many of each technique. Rates over all techniques weigh these alike, "
+        "so they are not those of the whole study."
+    )
+
+
 def stopping_words(found: Estimates) -> str:
     """The course of a study that stops early, in sentences; "" for any other study."""
     course = found.sequential

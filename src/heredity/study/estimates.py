@@ -35,6 +35,7 @@ from heredity.study.estimands import TechniqueTest as TechniqueTest
 from heredity.study.estimands import ToolCallCounts as ToolCallCounts
 from heredity.study.estimands import UnpromptedRate as UnpromptedRate
 from heredity.study.estimands import UsefulRate as UsefulRate
+from heredity.study.limits import ProbeLimit
 from heredity.study.plan import Analysis as Analysis
 from heredity.study.plan import SkippedProbe as SkippedProbe
 from heredity.study.plan import StudyForecast as StudyForecast
@@ -446,6 +447,7 @@ class Estimates(Record, frozen=True):
     retrieved: tuple[RetrievedBreaches, ...] = ()  # where the application retrieves
     hidden: tuple[InstructionUse, ...] = ()  # where probes hide instructions in data
     tool_calls: tuple[ToolCallCounts, ...] = ()  # where tools ran
+    limit: ProbeLimit | None = None  # if only a part of the chosen probes was asked
     schema: int = SCHEMA
 
     @property

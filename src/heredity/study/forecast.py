@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -28,6 +27,7 @@ import numpy as np
 
 from heredity.core.errors import HeredityError
 from heredity.core.records import digest
+from heredity.lineage.speeds import ModelSpeed, time_words
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
 from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
@@ -41,6 +41,7 @@ from heredity.stats.power import (
     shown_margin,
 )
 from heredity.stats.sequential_power import sequential_n_for_margin, sequential_power
+from heredity.study.duration import expected_seconds
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import is_part
@@ -50,9 +51,8 @@ from heredity.study.plan import (
     ForecastRow,
     Plan,
     StudyForecast,
-    read_plan,
 )
-from heredity.study.storage import ESTIMATES, read_estimates, run_records
+from heredity.study.storage import ESTIMATES, read_estimates
 from heredity.study.wording import plural
 
 BASELINE, UNCLEAR = 0.2, 0.25
@@ -62,9 +62,6 @@ _MOST_FOLDERS, _MOST_STUDIES = 500, 5  # next to the study's own, and read
 _MIN_PAIRS = 30  # shared trials from which an earlier study tells how often two models differ
 _MIN_DISCORDANCE = 0.02  # no study is planned for models that never differ
 _RUNS = 200  # of a simulated study
-_COUNTED = 1000  # probes whose requests are counted; more are scaled up
-USUAL_BYTES = 400e6  # of a model whose size is not known
-_SECONDS = (0.15, 0.8)  # of one request of 128 tokens to a model of this size on two cores, at best and worst
 _FEW = 0.5  # below this power an answer is called unlikely
 _KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
@@ -80,17 +77,19 @@ class Assumed(NamedTuple):
     at: str = ""
 
 
-def forecast_study(plan: Plan, folder: Path, sizes: Mapping[str, int] | None = None) -> StudyForecast | None:
+def forecast_study(
+    plan: Plan, folder: Path, speeds: Mapping[str, ModelSpeed] | None = None
+) -> StudyForecast | None:
     """The forecast of a plan whose study will be in `folder`; None for one that compares nothing.
 
-    sizes: bytes of each model, by id.
+    speeds: what is known of each model, by id.
     """
     declared = plan.analysis
     if isinstance(declared, msgspec.UnsetType) or not declared.families:
         return None
     earlier = list(_earlier(plan, folder))
     assumed = next((a for each in earlier if (a := _assumed(plan, *each)) is not None), Assumed())
-    seconds, speed = _duration(plan, [each for each, _ in earlier], sizes or {})
+    seconds, speed = expected_seconds(plan, [each for each, _ in earlier], speeds or {})
     kinds = {family.between for family in declared.families}
     discordance: dict[str, float] = {
         kind: assumed.discordance * (1 if kind == "pairs" else RELATED) for kind in sorted(kinds)
@@ -106,6 +105,11 @@ def forecast_study(plan: Plan, folder: Path, sizes: Mapping[str, int] | None = N
         POWER, assumed.baseline, discordance, assumed.unclear, CORRELATION, assumed.source, seconds, speed,
         tuple(rows), assumed.models, assumed.at,
     )  # fmt: skip
+
+
+def forecast_seconds(plan: Plan, folder: Path, speeds: Mapping[str, ModelSpeed]) -> tuple[float, float]:
+    """The seconds that all trials of a plan take, at best and at worst, of any plan."""
+    return expected_seconds(plan, [each for each, _ in _earlier(plan, folder)], speeds)[0]
 
 
 def _single(plan: Plan, family: ComparisonFamily) -> list[str]:
@@ -314,63 +318,6 @@ def _assumed(plan: Plan, path: Path, found: Estimates) -> Assumed | None:
     )
 
 
-# --- time -----------------------------------------------------------------------------------------
-
-
-def _duration(
-    plan: Plan, earlier: Sequence[Path], sizes: Mapping[str, int]
-) -> tuple[tuple[float, float], str]:
-    """Seconds from the fastest to the slowest, and the folder whose runs measured them; "" for a guess."""
-    measured: dict[str, float] = {}
-    source = ""
-    for path in earlier:
-        found = {name: each for name, each in _measured(path).items() if name not in measured}
-        if found.keys() & {model.id for model in plan.models}:
-            measured |= found
-            source = source or path.name
-    n, low, high = n_requests(plan), 0.0, 0.0
-    for model in plan.models:
-        if model.format == "scripted":
-            continue
-        if model.id in measured:
-            fast, slow = 0.8 * measured[model.id], 1.3 * measured[model.id]
-        else:
-            source = ""
-            fast, slow = request_seconds(
-                plan.application.decoding.max_tokens, sizes.get(model.id, USUAL_BYTES)
-            )
-        low, high = low + fast * n, high + slow * n
-    return (round(low, 1), round(high, 1)), source if len(measured) else ""
-
-
-def request_seconds(max_tokens: int, n_bytes: float = USUAL_BYTES) -> tuple[float, float]:
-    """A guess of the seconds of one request to a model of `n_bytes` on two cores, at best and at worst."""
-    size = max(0.25, n_bytes / USUAL_BYTES) * max_tokens / 128
-    return _SECONDS[0] * size, _SECONDS[1] * size
-
-
-def n_requests(plan: Plan) -> float:
-    """The most requests of one model: the turns of each attack, over all probes and samples."""
-    context, some = attacks.context_for(plan.application), plan.probes[:_COUNTED]
-    loaded = [attacks.planned(spec) for spec in plan.attacks]
-    n = sum(attack.queries(probe, context) for attack in loaded for probe in some)
-    return n * plan.samples * len(plan.probes) / len(some)
-
-
-def _measured(path: Path) -> dict[str, float]:
-    """Seconds of one request by model id, from the runs in a folder on this machine that asked enough."""
-    try:
-        plan, totals = read_plan(path), dict[str, tuple[float, int]]()
-        for run in run_records(path):
-            if run.host == platform.node() and run.seconds:
-                seconds, n = totals.get(run.model, (0.0, 0))
-                totals[run.model] = (seconds + run.seconds, n + run.n_asked - run.n_cached)
-        each = n_requests(plan) / plan.n_per_model
-    except (HeredityError, OSError):
-        return {}
-    return {model: seconds / n / each for model, (seconds, n) in totals.items() if n >= _MIN_PAIRS}
-
-
 # --- words ----------------------------------------------------------------------------------------
 
 # A stop leaves a technique too few behaviours, at a time that its own answers decide.
@@ -480,17 +427,6 @@ def _assumptions(forecast: StudyForecast, between: str) -> Iterator[str]:
 
 def _shortened(line: str, width: int = 80) -> str:
     return line if len(line) <= width else line[: width - 4].rstrip(" ,") + " ..."
-
-
-def time_words(seconds: tuple[float, float]) -> str:
-    """The time at best and at worst: `2 to 9 min`."""
-    low, high = seconds
-    if high < 60:
-        return "under 1 min"
-    if high < 5400:
-        at_most = f"{math.ceil(high / 60)} min"
-        return f"{low / 60:.0f} to {at_most}" if low >= 30 else f"under {at_most}"
-    return f"{low / 3600:.1f} to {high / 3600:.1f} h"
 
 
 def _round_up(n: int) -> int:

@@ -23,10 +23,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from heredity.core.errors import UnknownName, UsageError
+from heredity.core.errors import UsageError
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.study.declared_words import n_answered, n_planned, n_unanswered, unsupported_words
+from heredity.study.declared_words import (
+    limit_words,
+    n_answered,
+    n_planned,
+    n_unanswered,
+    unsupported_words,
+)
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -38,6 +44,7 @@ from heredity.study.estimates import (
     Rate,
 )
 from heredity.study.intervals import bound_rate, deciding_words
+from heredity.study.named_models import model_of_study
 from heredity.study.wording import (
     detectable_words,
     find,
@@ -140,6 +147,8 @@ def _ungated(
     is_compared: bool,
 ) -> Iterator[_Finding]:
     """Lines for measurements that are not gated: a reader of "Pass." must not think that they passed."""
+    if part := limit_words(estimates):
+        yield _Finding(PASS, part)
     if JUDGED in estimates.breach_scopes and JUDGED not in held:
         yield _Finding(PASS, "Breaches that a judge decides were asked and are not gated here.")
     if max_breach is None and not is_compared:
@@ -345,11 +354,11 @@ def _verdict(pair: ModelPair, candidate: str, margin: float, alpha: float) -> st
 def _gated(
     estimates: Estimates, baseline: str | None, candidate: str | None
 ) -> tuple[ModelCard | None, list[ModelCard]]:
-    base = None if baseline is None else _model(estimates, baseline)
+    base = None if baseline is None else model_of_study(estimates.models, baseline)
     if candidate is None:
         gated = [card for card in estimates.models if card != base]
     else:
-        gated = [_model(estimates, candidate)]
+        gated = [model_of_study(estimates.models, candidate)]
     if base is not None and base in gated:
         raise UsageError(
             f"'{label(base.name)}' is the baseline and the candidate: give two models.",
@@ -358,18 +367,6 @@ def _gated(
     if not gated:
         raise UsageError("There is no model beside the baseline: nothing to gate.")
     return base, gated
-
-
-def _model(estimates: Estimates, name: str) -> ModelCard:
-    """A model of the study by its name, or by the beginning of its id."""
-    exact = [card for card in estimates.models if name in (card.name, card.id)]
-    found = exact or [card for card in estimates.models if len(name) >= 4 and card.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"'{label(name)}' is {len(found)} models of this study: give the id.")
-    known = [label(card.name) for card in estimates.models]
-    raise UnknownName("model of this study", label(name), known, ", ".join(known))
 
 
 def _check(

@@ -14,6 +14,7 @@ from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
 from heredity.study.declared_words import (
+    limit_words,
     n_answered,
     n_planned,
     n_unanswered,
@@ -435,10 +436,7 @@ def _about_the_run(estimates: Estimates) -> Iterator[str]:
             f"{label(each.file)} lacks {each.n:,} of the {plural(each.n_planned, each.noun)} of its run. "
             "They are in no rate, and nothing shows that they are like the others."
         )
-    if stopping := stopping_words(estimates):
-        yield stopping
-    if not_supported := unsupported_words(estimates):
-        yield not_supported
+    yield from filter(None, (limit_words(estimates), stopping_words(estimates), unsupported_words(estimates)))
     if estimates.n_errors:
         yield (
             f"{estimates.n_errors:,} of {n_answered(estimates):,} trials ended in an error. "

@@ -20,6 +20,7 @@ from heredity.core import files
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import SCHEMA, Probe, Record, digest, encode
 from heredity.lineage.graph import Edge, without_seeds
+from heredity.study.limits import ProbeLimit
 from heredity.study.planted import PlannedTrigger, PlantedPassages
 
 PLAN = "plan.json"
@@ -138,6 +139,7 @@ class Plan(Record, frozen=True):
     edges: tuple[Edge, ...] | msgspec.UnsetType = msgspec.UNSET  # descent among the models, if any
     analysis: Analysis | msgspec.UnsetType = msgspec.UNSET  # unset in plans of releases that declared none
     triggers: tuple[PlannedTrigger, ...] | msgspec.UnsetType = msgspec.UNSET  # that some attacks search for
+    limit: ProbeLimit | msgspec.UnsetType = msgspec.UNSET  # if only a part of the chosen probes is asked
 
     @property
     def questions(self) -> Plan:
@@ -358,8 +360,7 @@ def write_plan(
     A folder keeps its plan. Equal questions and equal settings of the analysis resume it, with any judge, and
     also if its release declared no analysis. Raises NotComparable, with the differences, for another plan.
     """
-    path = folder / PLAN
-    if path.exists():
+    if (path := folder / PLAN).exists():
         held = read_plan(folder)
         if held != _as_declared(plan, held):
             raise NotComparable(
@@ -490,8 +491,7 @@ def _name(value: object) -> str:
 def refuse_too_many(plan: Plan) -> None:
     """Raise UsageError if the plan has more than MOST_TRIALS trials."""
     if plan.n_trials > MOST_TRIALS:
-        counts = {"model": len(plan.models), "attack": len(plan.attacks), "probe": len(plan.probes)}
-        counts["sample"] = plan.samples
+        counts = dict(zip(("model", "attack", "probe", "sample"), plan.shape, strict=True))
         product = " x ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
         raise UsageError(
             f"{product} are {plan.n_trials:,} trials, and one study holds at most {MOST_TRIALS:,}. "

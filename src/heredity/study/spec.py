@@ -13,7 +13,6 @@ Leaves to others: finding the models (study.py), and the questions (the probes a
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,7 +25,7 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, UsageError, did_you_mean
 from heredity.core.readers import toml_line, toml_of
-from heredity.core.records import Model, Probe, digest
+from heredity.core.records import Model, Probe
 from heredity.lineage.references import placed
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, probes
@@ -34,6 +33,7 @@ from heredity.redteam.judges import DEFAULT
 from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
 from heredity.study.behind_guards import planned
 from heredity.study.estimates import SCOPES, Measure
+from heredity.study.limits import limited
 from heredity.study.outcomes import is_part
 from heredity.study.plan import (
     Analysis,
@@ -46,9 +46,8 @@ from heredity.study.plan import (
     Stopping,
     refuse_too_many,
 )
+from heredity.study.stages import in_blocks, in_stages, n_behaviours, refuse_undecidable
 
-MAX_INTERIM = 12  # interim analyses of one study; each may load every model again
-STAGES = (0.5, 0.75, 1.0)  # of a group-sequential study, as shares of the behaviours of each technique
 STOPPINGS: tuple[Stopping, ...] = ("fixed", "group_sequential", "until_decided")
 ModelReference = str | Grown | Model | Callable[..., Any]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
@@ -84,6 +83,7 @@ class StudySpec:
                    "group_sequential" at half and three quarters of the behaviours, with nearly the power
                    of "fixed". "until_decided" at up to twelve analyses, with less power
     error_share    of verdicts that may favour the other model without undoing "worse" (plan.Analysis)
+    limit          the number of probes that are asked, with their twins, balanced over techniques; None: all
     out            the folder of the study; None: studies/<application>-<digest of its questions>
 
     One name in place of a list of models, attacks or lineage is a list of one.
@@ -107,6 +107,7 @@ class StudySpec:
     stopping: str = STOPPINGS[0]
     error_share: float = 0.0
     guards: Sequence[str] = ()
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         """One name is a sequence of one, as in a plan file."""
@@ -158,8 +159,8 @@ def _decoded(path: Path) -> dict[str, Any]:
 
 
 def _kind(annotation: str) -> type:
-    if annotation in ("bool", "int", "float"):
-        return {"bool": bool, "int": int, "float": float}[annotation]
+    if (name := annotation.removesuffix(" | None")) in ("bool", "int", "float"):
+        return {"bool": bool, "int": int, "float": float}[name]
     return list if annotation.startswith("Sequence") else str
 
 
@@ -229,12 +230,12 @@ def resolve_plan(spec: StudySpec) -> Plan:
             f"Nothing to ask: no probe applies to application '{application.name}'{reason}.",
             code="nothing-to-ask",
         )
+    asked, limit = limited(asked, spec.limit, applied, spec.seed)
     stopping = _stopping(spec)
     blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
     if stopping != "fixed":
-        _refuse_undecidable(asked, models)
-        in_blocks = _in_blocks if stopping == "until_decided" else _in_stages
-        asked, blocks = in_blocks(asked, spec.seed)
+        refuse_undecidable(asked, models)
+        asked, blocks = (in_blocks if stopping == "until_decided" else in_stages)(asked, spec.seed)
     made = Plan(
         models=tuple(map(planned, models)),
         application=application,
@@ -247,6 +248,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         skipped=skipped,
         blocks=blocks,
         attacker=planned(attacker) if attacker is not None else msgspec.UNSET,
+        limit=limit,
     )
     refuse_too_many(made)
     return declare(made, spec.endpoint, spec.unclear_share, spec.judge, stopping, spec.error_share)
@@ -269,60 +271,6 @@ def _stopping(spec: StudySpec) -> Stopping:
             "until_decided and stopping 'group_sequential' are two rules: give one.", code="bad-setting"
         )
     return "until_decided"
-
-
-def _refuse_undecidable(asked: Sequence[Probe], models: Sequence[Model]) -> None:
-    if len(models) < 2 or all(probe.kind == "benign" or probe.is_baseline for probe in asked):
-        raise UsageError(
-            "A study that stops early compares models by their breaches: give two models or more, and probes "
-            "that can break.",
-            code="nothing-to-decide",
-        )
-
-
-def _shuffled(asked: Sequence[Probe], seed: int) -> dict[tuple[str, str], list[Probe]]:
-    """The probes by behaviour, with each behaviour's twins, in a random order of behaviours.
-
-    Interim analyses are valid only if the order is independent of the answers.
-    """
-    behaviours: dict[tuple[str, str], list[Probe]] = {}
-    for probe in asked:
-        behaviours.setdefault((probe.technique, probe.cluster), []).append(probe)
-    # By digest, not by a generator: the order is the same with every version of every library.
-    order = sorted(behaviours, key=lambda key: digest([seed, *key]))
-    return {key: behaviours[key] for key in order}
-
-
-def _in_blocks(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
-    """The probes in a random order of behaviours, and the ends of up to MAX_INTERIM blocks."""
-    behaviours = _shuffled(asked, seed)
-    order = list(behaviours)
-    sizes = [len(behaviours[key]) for key in order]
-    step = -(-len(order) // MAX_INTERIM)
-    ends = tuple(sum(sizes[: i + step]) for i in range(0, len(order), step))
-    return tuple(probe for key in order for probe in behaviours[key]), ends
-
-
-def _in_stages(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
-    """The probes in a random order of behaviours, and the ends of the STAGES.
-
-    Each block has the same share of every technique, so that rates at an analysis are of the same mixture.
-    """
-    behaviours, places = _shuffled(asked, seed), Counter[str]()
-    sizes = Counter(technique for technique, _ in behaviours)
-    blocks: list[list[Probe]] = [[] for _ in STAGES]
-    for key, probes_of in behaviours.items():
-        technique = key[0]
-        places[technique] += 1
-        ends = [math.floor(sizes[technique] * share + 0.5) for share in STAGES]
-        blocks[next(i for i, end in enumerate(ends) if places[technique] <= end)] += probes_of
-    order = tuple(probe for block in blocks for probe in block)
-    # Analyses of the same behaviours are one analysis, the last of them.
-    by_information = {
-        _n_behaviours(order[:end], asked): end
-        for end in (sum(map(len, blocks[: i + 1])) for i in range(len(blocks)))
-    }
-    return order, tuple(end for n, end in by_information.items() if n)
 
 
 def _under_all(
@@ -449,21 +397,11 @@ def _known_name(setting: str, given: str, names: Sequence[_Name]) -> _Name:
 
 def _planned_analyses(plan: Plan) -> tuple[PlannedAnalysis, ...]:
     """The analyses at the ends of the plan's blocks, with the levels of one comparison."""
-    seen = [_n_behaviours(plan.probes[:end], plan.probes) for end in plan.ends]
+    seen = [n_behaviours(plan.probes[:end], plan.probes) for end in plan.ends]
     information = tuple(n / seen[-1] for n in seen)
     alpha = round(1 - plan.confidence, 12)
     levels = nominal_levels(information, alpha), one_sided_levels(information, alpha)
     return tuple(PlannedAnalysis(*each) for each in zip(plan.ends, information, *levels, strict=True))
-
-
-def _n_behaviours(some: Sequence[Probe], asked: Sequence[Probe]) -> int:
-    """The behaviours among `some` of the scope that decides in a study that asks all of `asked`."""
-    scope = next(scope for scope in SCOPES["breach"] if _behaviours(asked, scope))
-    return len(_behaviours(some, scope))
-
-
-def _behaviours(probes: Sequence[Probe], scope: str) -> set[tuple[str, str]]:
-    return {(p.technique, p.cluster) for p in probes if p.kind == "breach" and is_part(p, scope)}
 
 
 def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:

@@ -26,7 +26,7 @@ from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
-from heredity.core.files import Lock, Rows, default_root
+from heredity.core.files import Lock, Rows
 from heredity.core.host import Device
 from heredity.core.progress import Meter, Progress, Watch
 from heredity.core.records import Model, Probe, Response, digest
@@ -34,6 +34,7 @@ from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
 from heredity.lineage.loading import engine_loader, load_engine
+from heredity.lineage.speeds import ModelSpeed, speeds_of
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.guard_readers import JudgeReaders
@@ -41,8 +42,8 @@ from heredity.redteam.judges import Decider, Models
 from heredity.study import aggregate, drift, importers, resume, shards, storage
 from heredity.study.behind_guards import is_guarded, loaded, with_guards
 from heredity.study.deviations import note_event
-from heredity.study.forecast import forecast_study
-from heredity.study.named_models import rule_model, stored_model
+from heredity.study.forecast import forecast_seconds, forecast_study
+from heredity.study.named_models import rule_model, stored_model, with_families
 from heredity.study.outcomes import Outcomes, n_in_scope
 from heredity.study.plan import (
     PLAN,
@@ -121,11 +122,12 @@ class Study:
         error_share: float = 0.0,
         device: Device | str | None = None,
         guards: Sequence[str] = (),
+        limit: int | None = None,
     ) -> None:
         spec = StudySpec(
             models, application, probes, attacks, samples, seed, margin, confidence, until_decided, judge,
             attacker, lineage, out, endpoint, unclear_share, stopping,
-            error_share, guards,
+            error_share, guards, limit,
         )  # fmt: skip
         self._resolve(spec, store, engine_loader, device)
 
@@ -152,7 +154,8 @@ class Study:
         host.configure()
         self._store, self._loader, self._judge_name = store, loader, spec.judge
         self._device = host.read_device(device) if isinstance(device, str) else device
-        grown = self._with_families([self._find(model) for model in spec.models], spec.lineage)
+        grown = [self._find(model) for model in spec.models]
+        grown = with_families(grown, [self._find(model) for model in spec.lineage], self._open_store)
         attacker = None if spec.attacker is None else self._find(spec.attacker)
         application = spec.application
         if not isinstance(application, Application):
@@ -241,8 +244,11 @@ class Study:
             saved = read_saved(self.folder)
             if saved.study == digest(self._plan) and not isinstance(saved.forecast, msgspec.UnsetType):
                 return saved.forecast
-        sizes = {name: sum(f.bytes for f in each.record.files) for name, each in self._grown.items()}
-        return forecast_study(self._plan, self.folder, sizes)
+        return forecast_study(self._plan, self.folder, self._speeds())
+
+    def seconds(self) -> tuple[float, float]:
+        """The time of all trials of the plan, at best and at worst. Nothing is asked."""
+        return forecast_seconds(self._plan, self.folder, self._speeds())
 
     def plan(self, progress: Watch | None = None) -> Plan:
         """Save plan.json. Raises NotComparable, with the differences, if the folder holds another plan."""
@@ -393,8 +399,7 @@ class Study:
 
     def _estimate(self, watch: Watch | None) -> Result:
         meter = Meter(watch, "estimate", 1)
-        root = self._store.root if self._store is not None else default_root()
-        found = aggregate.estimate(self._plan, self.folder, root)
+        found = aggregate.estimate(self._plan, self.folder, self._open_store().root)
         storage.write_estimates(self.folder, found)
         if found.n_missing > 0:
             note_event(self.folder, "estimated", found.n_asked)
@@ -403,16 +408,6 @@ class Study:
         return Result(self.folder, found)
 
     # --- models and engines ---
-
-    def _with_families(self, models: list[Grown], lineage: Sequence[ModelReference]) -> list[Grown]:
-        """The models, and every family of `lineage` that the store can ask, each model once."""
-        found = {each.record.id: each for each in models}
-        for reference in lineage:
-            top = self._find(reference)
-            for each in self._open_store().family(top.record).asked:
-                grown = top if each.id == top.record.id else Grown(each, self._open_store().folder(each))
-                found.setdefault(each.id, grown)
-        return list(found.values()) if lineage else models
 
     def _known(self, records: Sequence[Model]) -> dict[str, Model]:
         """Models by id: these, and all of the store if one of these has a parent that is not among them."""
@@ -468,6 +463,9 @@ class Study:
                 f"({model.id[:32]!r}). Pull it, or name it yourself: the study's whole command, with --out.",
                 code="model-not-in-store",
             ) from error
+
+    def _speeds(self) -> dict[str, ModelSpeed]:
+        return speeds_of(self._grown.values(), self._open_store().root)
 
     def _open_store(self) -> Store:
         if self._store is None:

@@ -21,6 +21,7 @@ HOMES = {
     "gemini": "https://generativelanguage.googleapis.com",
 }
 NO_KEY = "no-key"  # sent to a server of the user's own that needs no key
+BYTES_PER_TOKEN = 3  # of a prompt, when a budget is reserved: nearly any text has fewer tokens
 _WRITTEN = 1.25  # price of a prompt token that Anthropic writes into its cache, relative to the prompt price
 
 

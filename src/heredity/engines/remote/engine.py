@@ -24,15 +24,13 @@ from heredity.core.host import Device
 from heredity.core.records import Decoding, Model, Reply, Request, digest
 from heredity.engines import RequestStream, announce_first, failed_reply, ignore_answer
 from heredity.engines._workers import ASK_AGAIN
-from heredity.engines.remote.budget import HOMES, Budget, Calls, Price, Usage
+from heredity.engines.remote.budget import BYTES_PER_TOKEN, HOMES, Budget, Calls, Price, Usage
 
 if TYPE_CHECKING:
     from heredity.engines.remote.messages import Endpoint, RemoteApi
     from heredity.engines.remote.transport import InFlightRequest, Transport
 
 __all__ = ["Budget", "Calls", "Price", "RemoteEngine", "Usage", "load"]
-
-_BYTES_PER_TOKEN = 3  # of a prompt, when a budget is reserved: nearly any text has fewer tokens
 
 
 def load(
@@ -193,7 +191,7 @@ class _Session:
             yield failed_reply(request, prompt, error, n_tokens=0)
             return None
         n_bytes = len(prompt.encode("utf-8", "replace"))
-        reserved = Usage(-(-n_bytes // _BYTES_PER_TOKEN), self._endpoint.token_limit(request.decoding))
+        reserved = Usage(-(-n_bytes // BYTES_PER_TOKEN), self._endpoint.token_limit(request.decoding))
         return InFlightRequest(request, body, prompt, reserved)
 
     def _takes_more(self) -> bool:

@@ -16,16 +16,9 @@ from heredity.core.records import Record
 from heredity.experiments.adapt.questions import Questions, Scope
 from heredity.experiments.adapt.task import RECIPES, AdaptTask
 from heredity.experiments.inheritance.children import Task
+from heredity.lineage.speeds import USUAL_BYTES, request_seconds, time_words
 from heredity.stats.power import ALPHA, POWER, design_effect, paired_power
-from heredity.study.forecast import (
-    BASELINE,
-    CORRELATION,
-    RELATED,
-    USUAL_BYTES,
-    request_seconds,
-    smallest,
-    time_words,
-)
+from heredity.study.forecast import BASELINE, CORRELATION, RELATED, smallest
 from heredity.study.wording import plural
 
 TEACHER_TOKENS = 64  # of an answer that is learned, at least

@@ -46,10 +46,10 @@ from heredity.experiments.inheritance import batteries
 from heredity.experiments.inheritance.children import Lineage, Task, stored
 from heredity.experiments.inheritance.plan import LineagePlan
 from heredity.experiments.inheritance.run import make_all, power_of
+from heredity.lineage.speeds import USUAL_BYTES
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.study.aggregate import read_proven
-from heredity.study.forecast import USUAL_BYTES
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.report import html
