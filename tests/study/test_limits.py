@@ -24,9 +24,10 @@ from heredity.study.plan import Plan, digest, write_plan
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec, read_plan_file, resolve_plan
 from heredity.study.usage import dry_run_lines
+from tests.support.cli import DESK
 from tests.support.errors import raises, run_here
 from tests.support.small_study import small_plan, write_rows
-from tests.support.studies import APPLICATION, SECRET, probes
+from tests.support.studies import APPLICATION, probes
 
 DIRECT = [attacks.load("direct")]
 
@@ -155,9 +156,9 @@ def test_the_measured_speed_of_a_model_tells_its_time(tmp_path: Path) -> None:
 
 
 def test_the_commands_show_a_plan_of_one_model_and_of_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "desk.toml").write_text(f'name = "desk"\nsystem = "The code is {SECRET}."\n')
+    (tmp_path / "desk.toml").write_text(DESK)
     asked = ("--model", "scripted:careful", "--application", "desk.toml", "--out", "one")
-    asked += ("--probes", "prompt_extraction", "--limit", "4")
+    asked += ("--probes", "planted_secret", "--limit", "4")
     done = run_here("study", *asked, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0 and "Dry run: 1 model x 1 attack x " in done.stderr, done.stderr
     assert not (tmp_path / "one" / "responses.jsonl").exists()

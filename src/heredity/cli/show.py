@@ -51,7 +51,7 @@ def command(
     differ: bool,
     as_json: bool,
 ) -> None:
-    """Show a model, a study's findings, a list of its trials, or one conversation of it.
+    """Show a model, a study, or its trials and conversations.
 
     A study's folder shows its findings. With a filter it lists the trials that match, one a line, each with
     its index. Filters are --outcome, --technique, --model, --attack and --differ. With INDEX or --trial it

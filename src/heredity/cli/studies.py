@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 @click.argument("place", metavar="[PLACE]", type=PathArgument(), default=".")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(place: Path, as_json: bool) -> None:
-    """List the studies in a folder, the last changed first.
+    """List the studies of a folder, with state and verdict.
 
-    Folders up to three levels below PLACE are searched, which is the current folder by default. A study is
-    running while a process of this machine works on it. It is done if every planned trial has an answer or an
-    error, stopped if some have none, and planned before the first one. The verdict is that of the main
-    comparisons. A study of one model shows its breach rate instead.
+    The last changed is the first. Folders up to three levels below PLACE are searched, which is the
+    current folder by default. A study is running while a process of this machine works on it. It is done
+    if every planned trial has an answer or an error, stopped if some have none, and planned before the
+    first one. The verdict is that of the main comparisons. A study of one model shows its breach rate
+    instead.
     """
     from heredity.core.terminal import note, write_json
     from heredity.study.folders import find_studies
