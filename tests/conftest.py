@@ -67,8 +67,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was loaded to collect the tests stays: no collection of garbage looks at it again."""
+    """What was loaded to collect the tests stays: no collection of garbage looks at it again.
+
+    Where engines are among it, each shape of a model is probed once.
+    """
     _freeze()
+    if "heredity.engines.torch.autotune" in sys.modules:
+        from tests.support import probes
+
+        probes.remember()
 
 
 _N_FROZEN = [0]  # modules that were loaded when garbage was last told to leave them alone

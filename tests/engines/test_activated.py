@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,24 +79,36 @@ def logits(engine: TorchEngine, ids: list[int]) -> torch.Tensor:
         return decoder.logits(hidden)
 
 
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3_moe"])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base, and an adapter of it that PEFT wrote; what wakes the adapter stands in its settings alone."""
+    folder = tmp_path_factory.mktemp("written")
+    base = make_model(folder / "base", request.param)
+    settings = {"target_modules": ATTENTION, "alora_invocation_tokens": [5], "use_rslora": True}
+    return base, make_adapter(base, folder / "a", **settings)
+
+
+@pytest.fixture(scope="module")
+def bare(written: tuple[Path, Path]) -> torch.Tensor:
+    return logits(open_folder(written[0], dtype="float32", is_probed=False), IDS)
+
+
 @pytest.mark.parametrize(
     ("tokens", "start"),
     [([33, 71], 2), ([5], 0), ([77], 8), ([8, 40, 2, 77], 5), ([33, 72], None), ([2, 77, 5], None)],
 )
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3_moe"])
 def test_the_logits_are_those_of_peft_and_before_the_invocation_the_bits_of_the_base(
-    name: str, tokens: list[int], start: int | None, tmp_path: Path
+    written: tuple[Path, Path], bare: torch.Tensor, tokens: list[int], start: int | None, tmp_path: Path
 ) -> None:
     import transformers
 
-    base = make_model(tmp_path / "base", name)
-    adapter = make_adapter(
-        base, tmp_path / "a", target_modules=ATTENTION, alora_invocation_tokens=tokens, use_rslora=True
-    )
+    base, adapter = written[0], shutil.copytree(written[1], tmp_path / "a")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["alora_invocation_tokens"] = tokens
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
     network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with torch.inference_mode():
         expected = peft.PeftModel.from_pretrained(network, adapter).eval()(torch.tensor([IDS])).logits[0]
-    bare = logits(open_folder(base, dtype="float32", is_probed=False), IDS)
     found = logits(open_folder(base, dtype="float32", adapter=adapter, is_probed=False), IDS)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     n_base = len(IDS) if start is None else start

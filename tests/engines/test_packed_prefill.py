@@ -120,21 +120,26 @@ def wide_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("n_prefix", [0, 70])
-def test_a_prompt_of_a_wider_model_keeps_its_bits_in_company(wide_model: Path, n_prefix: int) -> None:
-    assert_keeps_bits(wide_model, n_prefix)
+BITS = pytest.mark.parametrize(("n_prefix", "dtype"), [(70, "float32"), (0, "bfloat16"), (70, "bfloat16")])
 
 
-@pytest.mark.parametrize("n_prefix", [0, 70])
-def test_a_prompt_keeps_its_bits_in_company_and_behind_a_kept_beginning(
-    any_model: Path, n_prefix: int
+@BITS
+def test_a_prompt_of_a_wider_model_keeps_its_bits_in_company(
+    wide_model: Path, n_prefix: int, dtype: str
 ) -> None:
-    assert_keeps_bits(any_model, n_prefix)
+    assert_keeps_bits(wide_model, n_prefix, getattr(torch, dtype))
 
 
-def assert_keeps_bits(model: Path, n_prefix: int) -> None:
+@BITS
+def test_a_prompt_keeps_its_bits_in_company_and_behind_a_kept_beginning(
+    any_model: Path, n_prefix: int, dtype: str
+) -> None:
+    assert_keeps_bits(any_model, n_prefix, getattr(torch, dtype))
+
+
+def assert_keeps_bits(model: Path, n_prefix: int, dtype: torch.dtype) -> None:
     """Under widths that the probe of this machine has proven; it may prove none."""
-    decoder = Decoder(weights.read_weights(model, torch.bfloat16), torch.bfloat16)
+    decoder = Decoder(weights.read_weights(model, dtype), dtype)
     with torch.inference_mode():
         prefix = decoder.prefix(tokens(n_prefix, 9))
         widths = autotune._pass_widths(decoder, prefix)
