@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
-from scipy.special import logsumexp, softmax
 from scipy.stats import norm, t
 
 from heredity.core.errors import BadArgument
@@ -127,7 +126,9 @@ def _starts(logs: Numbers, log_losses: Numbers) -> list[Numbers]:
 
 def _value(law: Numbers, logs: Numbers) -> Numbers:
     """(runs,) log loss."""
-    found: Numbers = logsumexp(_parts(law, logs), axis=0)
+    parts = _parts(law, logs)
+    most = parts.max(axis=0)
+    found: Numbers = most + np.log(np.exp(parts - most).sum(axis=0))
     return found
 
 
@@ -139,7 +140,9 @@ def _parts(law: Numbers, logs: Numbers) -> Numbers:
 
 def _slopes(law: Numbers, logs: Numbers) -> Numbers:
     """(runs, parameters)"""
-    share = softmax(_parts(law, logs), axis=0)
+    parts = _parts(law, logs)
+    share = np.exp(parts - parts.max(axis=0))
+    share /= share.sum(axis=0)
     columns = [share[0]]
     for part, x in zip(share[1:], logs, strict=True):
         columns += [part, -part * x]
