@@ -34,7 +34,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(if $(CI),--quiet)
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help study inheritance adapt pretrain test test-fast prose shape bench proofs judges learned head docs reference clean
+.PHONY: help study inheritance adapt pretrain test types contracts test-fast prose shape bench proofs judges learned head docs reference clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -62,11 +62,17 @@ pretrain: $(VENV)/.corpus ## a base from random weights, its children, and what 
 test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory --jobs=2 types contracts
+	$(BIN)/pytest -m "not proof" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Side by side: each takes one core, and about as long as the other.
+types:
 	$(BIN)/mypy
+
+contracts:
 	$(BIN)/lint-imports
 	$(BIN)/python tools/prose.py --counts
 	$(BIN)/python tools/shape.py --static --limits --summary
-	$(BIN)/pytest -m "not proof" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.dev ## the inner loop, within a minute: tests without a model, a process or a sleep
 	$(BIN)/pytest -m "not slow and not models and not proof" -n auto --maxprocesses 4 $(ARGS)
