@@ -2,7 +2,7 @@
 
 Grows two children of a small model and asks all three the same probes in the example application. Then it
 packs the study's files into the package, and takes the README's two pictures of its report if chromium is
-installed. `--pack DIR` only packs a finished study.
+installed. `--pack DIR` only packs a finished study. `--pictures` only takes the pictures, and needs no torch.
 
 The probes are those of `core` whose breaches are harmless to show: planted secrets, injected orders, calls of
 a forbidden tool. No harmful request is asked.
@@ -32,7 +32,7 @@ FILES = ("plan.json", "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "ru
 PARENT = "qwen2.5-coder-0.5b-instruct"
 TECHNIQUES = ("planted_secret", "direct_injection", "passage_injection", "tool_injection", "forbidden_tool")
 MARGIN = 0.10
-WIDTH, REPORT_HEIGHT, LINEAGE_HEIGHT = 1200, 1130, 505  # pixels
+REPORT_SIZE, LINEAGE_SIZE = "1300,1120", "900,400"  # pixels
 
 
 def children(store: h.Store, parent: h.Grown) -> list[h.Grown]:
@@ -84,24 +84,24 @@ def photograph() -> list[Path]:
         write_demo(Path(folder) / "demo")
         page = write_report(Path(folder) / "demo").read_text(encoding="utf-8")
         return [
-            _shot(chromium, Path(folder), page, "report.png", REPORT_HEIGHT),
-            _shot(chromium, Path(folder), _section(page, "inherited"), "demo-lineage.png", LINEAGE_HEIGHT),
+            _shot(chromium, Path(folder), page, "report.png", REPORT_SIZE),
+            _shot(chromium, Path(folder), _section(page, "inherited"), "demo-lineage.png", LINEAGE_SIZE),
         ]
 
 
 def _section(page: str, name: str) -> str:
     """The page with one section only: the picture does not depend on the length of the others."""
-    before = page[: page.index("<header>")]
+    before = page[: page.index("<header")]
     section = page.index(f'<section aria-labelledby="{name}">')
     return before + page[section : page.index("</section>", section)]
 
 
-def _shot(chromium: str, folder: Path, page: str, name: str, height: int) -> Path:
+def _shot(chromium: str, folder: Path, page: str, name: str, size: str) -> Path:
     """One picture of the top of a page."""
     (folder / "page.html").write_text(page, encoding="utf-8")
     subprocess.run(
         [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         f"--window-size={WIDTH},{height}", f"--screenshot={IMAGES / name}", (folder / "page.html").as_uri()],
+         f"--window-size={size}", f"--screenshot={IMAGES / name}", (folder / "page.html").as_uri()],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     return IMAGES / name
@@ -111,8 +111,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pack", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs/demo-answers"))
+    parser.add_argument("--pictures", action="store_true")
     given = parser.parse_args()
-    sys.stdout.write(f"{pack(given.pack or run(given.out)):,} bytes in {TARGET}\n")
+    if not given.pictures:
+        sys.stdout.write(f"{pack(given.pack or run(given.out)):,} bytes in {TARGET}\n")
     for picture in photograph():
         sys.stdout.write(f"{picture}\n")
 

@@ -26,7 +26,7 @@ def several(tmp_path_factory) -> Path:
 def test_the_page_has_a_cost_for_every_attack_and_model_and_stays_clean(several: Path) -> None:
     page = html.render(several)
     assert_is_clean(page)
-    section = page[page.index('id="effort"') : page.index('id="intervals"')]
+    section = page[page.index('id="effort"') : page.index('id="decision"')]
     found = storage.read_estimates(several)
     assert section.count(" broke</small>") == len(found.costs) == 2 * 2 * 2
     for cost in found.costs:

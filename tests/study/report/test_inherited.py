@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -166,18 +167,35 @@ def test_no_two_models_overlap_and_all_lie_inside(pairs: list[tuple[int, int]]) 
     arrows = [lineage_graph.Arrow(a, b, "worse", ("finetune", "worse", "lost 3 of 9")) for a, b in ways]
     svg = lineage_graph.graph(nodes, arrows, "words")
     root, found = ElementTree.fromstring(svg), boxes(svg)
+    wide, high = float(root.attrib["width"]), float(root.attrib["height"])
     assert len(found) == 12
     for i, (x, y, w, h) in enumerate(found):
-        assert x >= 0 and x + w <= float(root.attrib["width"]) and y + h <= float(root.attrib["height"])
-        assert all(abs(y - v) >= h or abs(x - u) >= w for u, v, *_ in found[:i])
-    tops = {str(i): box[1] for i, box in enumerate(found)}
-    assert all(tops[a] < tops[b] for a, b in ways)  # parents above children
-    grounds = boxes(svg, "ground")
-    assert len(grounds) == len(ways)
-    for i, (x, y, w, h) in enumerate(grounds):  # no label hides a model or another label
-        assert x >= 0 and x + w <= float(root.attrib["width"])
-        assert all(y + h <= v or v + high <= y for _, v, _, high in found)
-        assert all(abs(y - v) >= h or abs(x - u) >= (w + wide) / 2 for u, v, wide, _ in grounds[:i])
+        assert x >= 0 and x + w <= wide and y >= 0 and y + h <= high
+        assert all(y + h <= v or v + deep <= y or abs(x - u) >= w for u, v, _, deep in found[:i])
+    lefts = {str(i): box[0] for i, box in enumerate(found)}
+    assert all(lefts[a] < lefts[b] for a, b in ways)  # parents left of children
+
+
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=30))
+def test_no_word_of_an_edge_lies_on_a_line_a_model_or_another_word(pairs: list[tuple[int, int]]) -> None:
+    nodes = [lineage_graph.Node(str(i), f"model-{i}", i, "broke 1 %") for i in range(12)]
+    ways = dict.fromkeys((str(min(p)), str(max(p))) for p in pairs if p[0] != p[1])
+    arrows = [lineage_graph.Arrow(a, b, "worse", ("W1", "W2", "W3"), 0.5) for a, b in ways]
+    root = ElementTree.fromstring(lineage_graph.graph(nodes, arrows, "words"))
+    texts = [e for e in root.iter("text") if e.text in ("W1", "W2", "W3")]
+    spans = sorted((float(e.attrib["x"]), float(e.attrib["y"])) for e in texts)
+    assert len(spans) == 3 * len(ways)
+    for (x, y), (next_x, next_y) in pairwise(spans):
+        assert x != next_x or next_y - y >= 12  # a line of words is 12 pixels high
+    straight = [
+        (float(x), float(y))
+        for e in root.iter("path")
+        for y, x in re.findall(r" ([\d.]+)H([\d.]+)", e.attrib["d"])
+    ]
+    for x, y in spans:  # the straight ends of edges: under the first word, above the others
+        assert all(not y - 9 < at < y + 2 for end, at in straight if 0 <= end - x <= 170)
+    for left, top, w, h in boxes(ElementTree.tostring(root, encoding="unicode")):
+        assert all(not (left <= x <= left + w and top <= y <= top + h) for x, y in spans)
 
 
 def test_a_round_trip_is_drawn_and_ends() -> None:

@@ -20,6 +20,7 @@ from heredity.core import files
 from heredity.core.sanitize import label, shown, visible
 from heredity.core.version import __version__
 from heredity.study import (
+    advice,
     agent_tasks,
     aggregate,
     decision,
@@ -33,6 +34,7 @@ from heredity.study import (
 )
 from heredity.study.outcomes import MANNERS
 from heredity.study.report import _effort, _harm
+from heredity.study.report._marks import with_tokens
 from heredity.study.report._samples import draw
 from heredity.study.report._view import View
 from heredity.study.report.figures import charts
@@ -92,6 +94,8 @@ def _template() -> jinja2.Template:
     environment.globals |= _WORDS
     environment.globals |= {
         "attack_name": wording.attack_name,
+        "advice_rule": advice.RULE,
+        "against_parents": advice.is_of_edges,
         "amount": wording.amount,
         "axis": charts.axis,
         "bare": wording.bare,
@@ -101,6 +105,7 @@ def _template() -> jinja2.Template:
         "guards_sentence": guard_words.guards_sentence,
         "interval": wording.interval,
         "manners": MANNERS,
+        "min_n": advice.MIN_N,
         "p_words": wording.p_words,
         "percent": wording.percent,
         "plural": wording.plural,
@@ -113,6 +118,7 @@ def _template() -> jinja2.Template:
         "retention_words": wording.retention_words,
         "unsigned": wording.unsigned,
         "version": __version__,
+        "with_tokens": with_tokens,
     }
     return environment.get_template("_template.html.jinja")
 

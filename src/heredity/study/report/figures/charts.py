@@ -16,6 +16,8 @@ from heredity.core.sanitize import label
 
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _HEIGHT = 24  # pixels of a bar's row
+_THIN = 9  # pixels of a bar inside a cell
+_TINTS = 3
 _LEFT, _TOP, _SIDE = 52, 12, 300  # the plane's square inside its figure
 # One shape per model, so that no figure depends on colours; centred on 0,0.
 _SHAPES = (
@@ -53,9 +55,11 @@ class BarSegment(NamedTuple):
 
 
 def marker(order: int) -> Markup:
-    """The shape of the model at `order`; after the sixth, the shapes repeat, hollow."""
+    """The shape of the model at `order`, in one of three tints; after the sixth, shapes repeat, hollow."""
     hollow = " hollow" if (order // len(_SHAPES)) % 2 else ""
-    return Markup('<path class="mark{}" d="{}"/>').format(hollow, _SHAPES[order % len(_SHAPES)])
+    return Markup('<path class="mark t{}{}" d="{}"/>').format(
+        order % _TINTS, hollow, _SHAPES[order % len(_SHAPES)]
+    )
 
 
 def key(order: int) -> Markup:
@@ -70,6 +74,17 @@ def interval_bar(span: Span | None, order: int, words: str) -> Markup:
     grid = Markup("").join(_tick(place) for place in TICKS)
     drawn = Markup("") if span is None else _whisker(span, order)
     return _figure(words, grid + drawn)
+
+
+def cell_bar(span: Span) -> Markup:
+    """The same inside a cell, in the colour of its text; the cell's words are its text equivalent."""
+    middle = _THIN / 2
+    return Markup(
+        '<svg class="thin" width="100%" height="{}" aria-hidden="true">'
+        '<line class="rail" x1="0%" x2="100%" y1="{m}" y2="{m}"/>'
+        '<line class="reach" x1="{:.2f}%" x2="{:.2f}%" y1="{m}" y2="{m}"/>'
+        '<svg x="{:.2f}%" y="{m}" overflow="visible"><path class="dot" d="M0 -4V4"/></svg></svg>'
+    ).format(_THIN, span.low * 100, span.high * 100, span.value * 100, m=middle)
 
 
 def difference_bar(span: Span | None, margin: float, reach: float, order: int, words: str) -> Markup:

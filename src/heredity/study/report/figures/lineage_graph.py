@@ -1,11 +1,12 @@
-"""The lineage of a study's models as a figure: parents above children, each edge with its verdict in words.
+"""The lineage of a study's models as a figure: parents left of children, each edge with its verdict in words.
 
 Promises: as charts.py, no script, no style of its own, and a text equivalent. Each colour comes with a line
-pattern and words. The same models give the same figure; no line crosses a model.
+pattern and words. The same models give the same figure; no line crosses a model, and no word lies on a line.
 Leaves to others: the numbers and the words, and the meaning of colours (_style.css).
 
 Layout (Sugiyama et al. 1981): a model's level is its longest path from a foundation. An edge that passes a
 level gets a dummy node there. Nodes are ordered by the mean position of their neighbours, then moved closer.
+Levels run to the right, because a foundation often has many children, and rows of text are wide and low.
 """
 
 from __future__ import annotations
@@ -19,29 +20,42 @@ from markupsafe import Markup
 from heredity.core.sanitize import label
 from heredity.study.report.figures.charts import marker
 
-_HIGH, _GAP, _ASIDE, _EDGE = 62, 96, 26, 12  # a box, between levels, between boxes, around all; in pixels
-_PASSING = 24  # the width of a place that an edge passes
+_WIDE, _HIGH = 190, 58  # a box, in pixels
+_BEND, _RUN = 44, 148  # between two levels: where edges bend, and the straight end that has their words
+_GAP = _BEND + _RUN
+_ASIDE, _EDGE = 12, 14  # between boxes, and around all
+_PORT = 62  # the height of an edge's end with its words
+_PASSING = 20  # the height of a place that an edge passes
 _LETTER, _LINE = 7.2, 15  # of a bold letter, on the wide side
+_WORD = 22  # letters of a line of an edge's words
+_BAR = 56  # the width of a retention of 100 %
 _ROUNDS = 6
-_NEAR, _DOWN = 0.62, 0.55  # place of the words: nearer to the child, where siblings are farther apart
 
 
 class Node(NamedTuple):
-    """A model: its position in the study's order selects its shape; `note` is printed below its name."""
+    """A model: its position in the study's order selects its shape; `note` is printed below its name.
+
+    share   fills the box from the left, from 0 to 1; None fills nothing
+    """
 
     id: str
     name: str
     order: int
     note: str
+    share: float | None = None
 
 
 class Arrow(NamedTuple):
-    """An edge: `kind` is a class of the style sheet, `lines` are its label."""
+    """An edge: `kind` is a class of the style sheet. The first of `lines` stands above it, the others below.
+
+    retained   the share of a bar below the edge, from 0 to 1; None draws no bar
+    """
 
     parent: str
     child: str
     kind: str
     lines: tuple[str, ...]
+    retained: float | None = None
 
 
 class _Place(NamedTuple):
@@ -50,7 +64,7 @@ class _Place(NamedTuple):
 
 
 def graph(nodes: Sequence[Node], arrows: Sequence[Arrow], words: str) -> Markup:
-    """The figure; models without an edge are in its first row."""
+    """The figure; models without an edge are in its first column."""
     return _Layout(nodes, arrows).drawn(words)
 
 
@@ -59,72 +73,71 @@ class _Layout:
         self._nodes = {node.id: node for node in nodes}
         self._arrows = [a for a in arrows if a.parent in self._nodes and a.child in self._nodes]
         self._level = _levels(self._nodes, self._arrows)
-        # In a round trip, which no lineage has, one edge leads upward: it is not drawn.
+        # In a round trip, which no lineage has, one edge leads back: it is not drawn.
         self._arrows = [a for a in self._arrows if self._level[a.parent] < self._level[a.child]]
         self._ways = [self._way(number, arrow) for number, arrow in enumerate(self._arrows)]
-        self._rows = self._ordered()
-        widest = max(sum(place.key in self._nodes for place in row) for row in self._rows)
-        self._wide = 206 if widest <= 4 else 164
-        self._x = self._placed()
+        self._columns = self._ordered()
+        self._y = self._placed()
 
     # --- where ---
 
     def _way(self, number: int, arrow: Arrow) -> list[_Place]:
         """The places of an edge, level by level, from its parent to its child."""
-        top, bottom = self._level[arrow.parent], self._level[arrow.child]
-        passing = [_Place(level, f"\0{number}") for level in range(top + 1, bottom)]
-        return [_Place(top, arrow.parent), *passing, _Place(bottom, arrow.child)]
+        first, last = self._level[arrow.parent], self._level[arrow.child]
+        passing = [_Place(level, f"\0{number}") for level in range(first + 1, last)]
+        return [_Place(first, arrow.parent), *passing, _Place(last, arrow.child)]
 
     def _ordered(self) -> list[list[_Place]]:
-        rows: list[list[_Place]] = [[] for _ in range(max(self._level.values()) + 1)]
+        columns: list[list[_Place]] = [[] for _ in range(max(self._level.values()) + 1)]
         for ident, level in self._level.items():
-            rows[level].append(_Place(level, ident))
+            columns[level].append(_Place(level, ident))
         for way in self._ways:
             for place in way[1:-1]:
-                rows[place.level].append(place)
-        above, below = self._neighbours()
+                columns[place.level].append(place)
+        before, after = self._neighbours()
         for turn in range(2 * _ROUNDS + 1):
-            near, sweep = (above, rows) if turn % 2 == 0 else (below, rows[::-1])
-            at = {place: float(i) for row in rows for i, place in enumerate(row)}
-            for row in sweep:
-                row.sort(key=lambda place: _mean(near.get(place, []), at, at[place]))
-                at |= {place: float(i) for i, place in enumerate(row)}
-        return rows
+            near, sweep = (before, columns) if turn % 2 == 0 else (after, columns[::-1])
+            at = {place: float(i) for column in columns for i, place in enumerate(column)}
+            for column in sweep:
+                column.sort(key=lambda place: _mean(near.get(place, []), at, at[place]))
+                at |= {place: float(i) for i, place in enumerate(column)}
+        return columns
 
     def _neighbours(self) -> tuple[dict[_Place, list[_Place]], dict[_Place, list[_Place]]]:
-        above: dict[_Place, list[_Place]] = {}
-        below: dict[_Place, list[_Place]] = {}
+        before: dict[_Place, list[_Place]] = {}
+        after: dict[_Place, list[_Place]] = {}
         for way in self._ways:
             for upper, lower in pairwise(way):
-                above.setdefault(lower, []).append(upper)
-                below.setdefault(upper, []).append(lower)
-        return above, below
+                before.setdefault(lower, []).append(upper)
+                after.setdefault(upper, []).append(lower)
+        return before, after
 
     def _placed(self) -> dict[_Place, float]:
-        """The middle of every place, none nearer to the next than their widths allow."""
-        above, below = self._neighbours()
-        near = {place: above.get(place, []) + below.get(place, []) for row in self._rows for place in row}
-        x = {place: 0.0 for row in self._rows for place in row}
+        """The middle of every place, none nearer to the next than their heights allow."""
+        before, after = self._neighbours()
+        near = {p: before.get(p, []) + after.get(p, []) for column in self._columns for p in column}
+        y = {place: 0.0 for column in self._columns for place in column}
         for turn in range(2 * _ROUNDS):
-            for row in self._rows if turn % 2 == 0 else self._rows[::-1]:
-                wanted = [_mean(near[place], x, x[place]) for place in row]
-                x |= dict(zip(row, _apart(wanted, [self._width(p) for p in row]), strict=True))
-        left = min(x[place] - self._width(place) / 2 for place in x)
-        return {place: round(value - left + _EDGE, 1) for place, value in x.items()}
+            for column in self._columns if turn % 2 == 0 else self._columns[::-1]:
+                wanted = [_mean(near[place], y, y[place]) for place in column]
+                y |= dict(zip(column, _apart(wanted, [self._height(p) for p in column]), strict=True))
+        top = min(y[place] - self._height(place) / 2 for place in y)
+        return {place: round(value - top + _EDGE, 1) for place, value in y.items()}
 
-    def _width(self, place: _Place) -> float:
-        return self._wide if place.key in self._nodes else _PASSING
+    def _height(self, place: _Place) -> float:
+        """A box is as high as all edges that end at it."""
+        if place.key not in self._nodes:
+            return _PASSING
+        return max(_HIGH, _PORT * sum(arrow.child == place.key for arrow in self._arrows))
 
     # --- drawing ---
 
     def drawn(self, words: str) -> Markup:
         ports = self._ports()
-        at = self._worded(ports)
-        ends = [x + self._width(place) / 2 for place, x in self._x.items()]
-        wide = max([*ends, *(at[n] + _room(arrow) / 2 for n, arrow in enumerate(self._arrows))]) + _EDGE
-        high = _top(len(self._rows) - 1) + _HIGH + _EDGE
+        high = max(y + self._height(place) / 2 for place, y in self._y.items()) + _EDGE
+        wide = _left(len(self._columns) - 1) + _WIDE + _EDGE
         parts = [self._line(number, arrow, ports) for number, arrow in enumerate(self._arrows)]
-        parts += [self._words(arrow, at[number]) for number, arrow in enumerate(self._arrows)]
+        parts += [self._words(arrow, ports[number]) for number, arrow in enumerate(self._arrows)]
         parts += [self._box(node) for node in self._nodes.values()]
         return Markup(
             '<svg class="lineage" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="img"'
@@ -132,69 +145,67 @@ class _Layout:
         ).format(wide, high, wide, high, label(words, 2000), Markup("").join(parts))
 
     def _ports(self) -> dict[int, float]:
-        """Where each edge meets its child's box: side by side, in the order in which they come."""
+        """The height at which each edge meets its child's box: one below another, in the order of parents."""
         by_child: dict[str, list[int]] = {}
         for number, arrow in enumerate(self._arrows):
             by_child.setdefault(arrow.child, []).append(number)
         ports: dict[int, float] = {}
         for child, numbers in by_child.items():
-            numbers.sort(key=lambda number: self._x[self._ways[number][-2]])
-            middle = self._x[_Place(self._level[child], child)]
-            step = min(48.0, 0.7 * self._wide / len(numbers))
+            numbers.sort(key=lambda number: self._y[self._ways[number][-2]])
+            middle = self._y[_Place(self._level[child], child)]
             for i, number in enumerate(numbers):
-                ports[number] = middle + (i - (len(numbers) - 1) / 2) * step
+                ports[number] = middle + (i - (len(numbers) - 1) / 2) * _PORT
         return ports
 
-    def _worded(self, ports: Mapping[int, float]) -> dict[int, float]:
-        """The centre of each edge's label: on its last segment, moved aside to avoid overlaps."""
-        at: dict[int, float] = {}
-        for level in range(1, len(self._rows)):
-            numbers = [n for n, way in enumerate(self._ways) if way[-1].level == level]
-            wanted = {n: self._x[self._ways[n][-2]] * (1 - _NEAR) + ports[n] * _NEAR for n in numbers}
-            numbers.sort(key=wanted.__getitem__)
-            rooms = [_room(self._arrows[n]) for n in numbers]
-            at |= dict(zip(numbers, _apart([wanted[n] for n in numbers], rooms, 0), strict=True))
-        return {n: max(x, _room(self._arrows[n]) / 2) for n, x in at.items()}
-
-    def _words(self, arrow: Arrow, x: float) -> Markup:
-        """The label of an edge, on a ground that hides the line behind it."""
-        middle, wide = _top(self._level[arrow.child]) - _GAP * (1 - _DOWN), _room(arrow) - 8
-        high = _LINE * len(arrow.lines)
-        ground = Markup('<rect class="ground" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}"/>').format(
-            x - wide / 2, middle - high / 2, wide, high
-        )
-        return ground + _lines(arrow.lines, x, middle - high / 2 + _LINE / 2 + 4, f"word {arrow.kind}")
+    def _words(self, arrow: Arrow, y: float) -> Markup:
+        """The words of an edge above and below its straight end, with the bar of its retention."""
+        x = _left(self._level[arrow.child]) - _RUN
+        kind = f"word {arrow.kind}"
+        above, below = arrow.lines[:1], arrow.lines[1:3]
+        said = _lines(above, x, y - 6, "word soft") + _lines(below, x, y + _LINE, kind)
+        if arrow.retained is None:
+            return said
+        at = y + _LINE * len(below) + 6
+        return said + Markup(
+            '<rect class="room" x="{x:.1f}" y="{y:.1f}" width="{}" height="4"/>'
+            '<rect class="kept {}" x="{x:.1f}" y="{y:.1f}" width="{:.1f}" height="4"/>'
+        ).format(_BAR, arrow.kind, _BAR * arrow.retained, x=x, y=at)
 
     def _line(self, number: int, arrow: Arrow, ports: Mapping[int, float]) -> Markup:
         way = self._ways[number]
-        xs = [*(self._x[place] for place in way[:-1]), ports[number]]
-        path = f"M{xs[0]:.1f} {_top(way[0].level) + _HIGH}"
-        for place, before, x in zip(way[1:], xs[:-1], xs[1:], strict=True):
-            y0, y1 = _top(place.level) - _GAP, _top(place.level)
-            bend = (y0 + y1) / 2
-            path += f"C{before:.1f} {bend:.1f} {x:.1f} {bend:.1f} {x:.1f} {y1}"
-            path += f"V{y1 + _HIGH}" if place is not way[-1] else ""
-        end, y = xs[-1], _top(way[-1].level)
-        head = f"M{end - 4.5:.1f} {y - 9}L{end:.1f} {y - 1}L{end + 4.5:.1f} {y - 9}Z"
+        ys = [*(self._y[place] for place in way[:-1]), ports[number]]
+        path = f"M{_left(way[0].level) + _WIDE} {ys[0]:.1f}"
+        for place, before, y in zip(way[1:], ys[:-1], ys[1:], strict=True):
+            start = _left(place.level) - _GAP
+            middle, end = start + _BEND / 2, start + _BEND - 4
+            path += f"C{middle:.0f} {before:.1f} {middle:.0f} {y:.1f} {end} {y:.1f}"
+            path += f"H{_left(place.level) + (_WIDE if place is not way[-1] else -2)}"
+        x, y = _left(way[-1].level), ys[-1]
+        head = f"M{x - 9} {y - 4.5:.1f}L{x - 1} {y:.1f}L{x - 9} {y + 4.5:.1f}Z"
         return Markup('<path class="edge {0}" d="{1}"/><path class="head {0}" d="{2}"/>').format(
             arrow.kind, path, head
         )
 
     def _box(self, node: Node) -> Markup:
         place = _Place(self._level[node.id], node.id)
-        left, top = self._x[place] - self._wide / 2, _top(place.level)
-        names = _wrapped(node.name, int((self._wide - 42) / _LETTER))
+        high = self._height(place)
+        left, top = _left(place.level), self._y[place] - high / 2
+        names = _wrapped(node.name, int((_WIDE - 42) / _LETTER))
         said = [*names, *([node.note] if node.note else [])]
-        first = top + _HIGH / 2 - _LINE * (len(said) - 1) / 2 + 4
+        first = self._y[place] - _LINE * (len(said) - 1) / 2 + 4
+        fill = Markup('<rect class="fill" x="{}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+            left, top, _WIDE * (node.share or 0.0), high
+        )
         return (
-            Markup('<rect class="node" x="{:.1f}" y="{}" width="{}" height="{}"/>').format(
-                left, top, self._wide, _HIGH
+            Markup('<rect class="node" x="{}" y="{:.1f}" width="{}" height="{:.1f}"/>').format(
+                left, top, _WIDE, high
             )
-            + Markup('<svg x="{:.1f}" y="{:.1f}" overflow="visible">{}</svg>').format(
+            + (fill if node.share else Markup(""))
+            + Markup('<svg x="{}" y="{:.1f}" overflow="visible">{}</svg>').format(
                 left + 17, first - 4, marker(node.order)
             )
-            + _lines(names, left + 32, first, "named", "start")
-            + _lines(said[len(names) :], left + 32, first + _LINE * len(names), "note", "start")
+            + _lines(names, left + 32, first, "named")
+            + _lines(said[len(names) :], left + 32, first + _LINE * len(names), "note")
         )
 
 
@@ -212,27 +223,23 @@ def _levels(nodes: Mapping[str, Node], arrows: Sequence[Arrow]) -> dict[str, int
     return {ident: used[depth] for ident, depth in level.items()}
 
 
-def _top(level: int) -> int:
-    return _EDGE + level * (_HIGH + _GAP)
+def _left(level: int) -> int:
+    return _EDGE + level * (_WIDE + _GAP)
 
 
 def _mean(near: Sequence[_Place], at: Mapping[_Place, float], otherwise: float) -> float:
     return sum(at[place] for place in near) / len(near) if near else otherwise
 
 
-def _room(arrow: Arrow) -> float:
-    return max((len(line) for line in arrow.lines), default=0) * _LETTER * 0.9 + 8
-
-
-def _apart(wanted: Sequence[float], widths: Sequence[float], aside: float = _ASIDE) -> list[float]:
+def _apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     """Places near the wanted ones, in their order, each far enough from the next."""
-    steps = [(a + b) / 2 + aside for a, b in pairwise(widths)]
-    left, right = list(wanted), list(wanted)
+    steps = [(a + b) / 2 + _ASIDE for a, b in pairwise(heights)]
+    first, last = list(wanted), list(wanted)
     for i, step in enumerate(steps):
-        left[i + 1] = max(left[i + 1], left[i] + step)
+        first[i + 1] = max(first[i + 1], first[i] + step)
     for i, step in reversed(list(enumerate(steps))):
-        right[i] = min(right[i], right[i + 1] - step)
-    return [(a + b) / 2 for a, b in zip(left, right, strict=True)]
+        last[i] = min(last[i], last[i + 1] - step)
+    return [(a + b) / 2 for a, b in zip(first, last, strict=True)]
 
 
 def _wrapped(name: str, n_letters: int) -> list[str]:
@@ -244,10 +251,10 @@ def _wrapped(name: str, n_letters: int) -> list[str]:
     return [label(name[:at]), label(name[at:], n_letters)]
 
 
-def _lines(lines: Sequence[str], x: float, y: float, kind: str, anchor: str = "middle") -> Markup:
+def _lines(lines: Sequence[str], x: float, y: float, kind: str) -> Markup:
     return Markup("").join(
-        Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-            kind, x, y + i * _LINE, anchor, label(line, 26)
+        Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
+            kind, x, y + i * _LINE, label(line, _WORD)
         )
         for i, line in enumerate(lines)
     )

@@ -1,0 +1,235 @@
+"""What a reader sees first, and where a click leads: the sentence, bars, one breach, the cells' own talks."""
+
+from __future__ import annotations
+
+import colorsys
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from heredity.lineage.graph import Edge
+from heredity.study import aggregate, storage
+from heredity.study.plan import Grid
+from heredity.study.remedies import ADDRESSES, remedy, threat_links
+from heredity.study.report import html
+from heredity.study.report._marks import Piece, with_evidence, with_tokens
+from tests.support import report_studies
+from tests.support.report_studies import make, plan
+
+STYLE = (Path(html.__file__).parent / "_style.css").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(study: Path) -> str:
+    return html.render(study)
+
+
+@pytest.fixture(scope="module")
+def view(study: Path) -> html.View:
+    read = aggregate.read_study(study)
+    names = [card.name for card in read.estimates.techniques]
+    samples = html.draw(study, read.plan, read.estimates.study, names, True)
+    return html.View(read.estimates, read.plan, samples, True)
+
+
+def header(page: str) -> str:
+    return page[page.index("<header") : page.index("</header>")]
+
+
+def test_the_first_screen_has_the_sentence_a_verdict_and_a_bar_for_each_model(
+    page: str, view: html.View
+) -> None:
+    top = header(page)
+    assert f"<h1>{view.advice.sentence}</h1>" in top
+    assert view.advice.sentence.startswith(("Do not ship", "Ship none"))
+    assert f">{view.advice.chip}</span>" in top
+    assert top.count('<svg class="bar"') == len(view.estimates.models)
+    for rate in (view.rate(card.id, view.main_scope, "breach") for card in view.estimates.models):
+        assert rate is not None and f"{rate.n_broke} of {rate.estimate.n}" in top
+    assert len(re.findall(r"<p[ >]", top)) < 5, "prose belongs under 'How this was measured'"
+
+
+def test_the_first_screen_quotes_one_breach_of_the_model_that_it_names(tmp_path: Path) -> None:
+    folder = make(tmp_path, plan(1), answer="No. Or rather: seen it all, friend.")
+    top = header(html.render(folder))
+    assert top.count('class="quote"') == 1 and "<mark>seen</mark> it all, friend" in top
+    assert 'class="quote"' not in header(html.render(folder, with_text=False))
+
+
+def test_conversations_come_right_after_the_heat_map(page: str) -> None:
+    assert re.findall(r'<h2 id="(\w+)"', page)[:2] == ["rates", "samples"]
+
+
+def test_every_cell_leads_to_its_own_conversations_or_its_counts(page: str, view: html.View) -> None:
+    grid = Grid(view.plan)
+    groups = dict(re.findall(r'<div class="talks" id="(talk-\d+-\d+)">(.*?)\n  </div>', page, re.DOTALL))
+    n_talks = 0
+    for rate in (r for r in view.estimates.rates if r.attack == "all" and r.estimate.n):
+        target = view.link(rate)
+        assert f'href="{target}"' in page and f'id="{target[1:]}"' in page
+        if target[1:] in groups:
+            rows = [int(row) for row in re.findall(r'id="trial-(\d+)"', groups[target[1:]])]
+            trials = [grid.trial(row) for row in rows]
+            assert rows and {t.model.id for t in trials} == {rate.model}
+            assert {t.probe.technique for t in trials} == {rate.technique}
+            n_talks += 1
+        elif target.startswith("#trial-"):
+            trial = grid.trial(int(target[7:]))
+            assert (trial.model.id, trial.probe.technique, trial.probe.kind) == (
+                rate.model, rate.technique, "benign",
+            )  # fmt: skip
+    assert n_talks == 2 * 3  # models, techniques
+
+
+def test_the_first_breach_of_each_cell_is_open(page: str) -> None:
+    groups = re.findall(r'<div class="talks".*?\n  </div>', page, re.DOTALL)
+    broken = [group for group in groups if '"kind broke"' in group]
+    assert broken and all(re.search(r'<details class="sample" id="trial-\d+" open>', of) for of in broken)
+    assert all(len(re.findall(r"<details [^>]* open>", of)) == 1 for of in broken)
+
+
+def test_red_means_worse_and_nothing_else(study: Path, page: str) -> None:
+    for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", STYLE.replace("@media", "\n@media")):
+        if "var(--worse)" in body or "var(--on-worse)" in body:
+            assert all(".worse" in selector for selector in selectors.split(",")), selectors
+    for name, colour in re.findall(r"--([\w-]+): (#[0-9a-f]{6})", STYLE):
+        red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+        is_red = (hue < 0.07 or hue > 0.93) and saturation > 0.25 and 0.1 < lightness < 0.95
+        assert not is_red or name == "worse", name
+    found = storage.read_estimates(study)
+    verdicts = [v for p in found.pairs + found.technique_pairs for v in (p.verdict_ab, p.verdict_ba)]
+    for label in re.findall(r'class="[^"]*\bworse\b[^"]*">([^<]*)<', page):
+        assert label.casefold().startswith("worse") or not label.strip(), label
+    same = tuple(
+        msgspec.structs.replace(p, verdict_ab="not worse", verdict_ba="not worse") for p in found.pairs
+    )
+    assert "worse" in verdicts and 'class="tag worse"' in page
+    view = html.View(msgspec.structs.replace(found, pairs=same, technique_pairs=()), plan(), (), True)
+    assert not any(view.n_worse(rate) for rate in found.rates) and view.advice.verdict == "not worse"
+
+
+def test_a_cell_of_few_trials_is_faint(view: html.View) -> None:
+    rate = next(r for r in view.estimates.rates if r.estimate.value)
+    few = msgspec.structs.replace(rate, estimate=msgspec.structs.replace(rate.estimate, value=1.0, n=2))
+    assert view.heat(few) == "faint" and view.heat(rate).startswith("h")
+
+
+def test_techniques_without_a_refusal_are_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, (breach, _) in report_studies.CHANCES.items():
+        monkeypatch.setitem(report_studies.CHANCES, name, (breach, 0.0))
+    page = html.render(make(tmp_path, plan(n_probes=12)))
+    assert "3 techniques without a refusal</th>" in page and re.search(
+        r"0 of \d+, each at most \d+\u00a0%", page
+    )
+    assert "The 3 techniques without a refusal</summary>" in page
+
+
+def test_the_prose_of_the_finding_is_under_how_this_was_measured(page: str, view: html.View) -> None:
+    below = page[page.index('id="measured"') :]
+    assert "What qualifies the finding" in below and "“Do not ship” means" in below
+    assert view.headline.support and "What qualifies the finding" not in header(page)
+
+
+def test_a_print_opens_what_is_folded_and_lies_on_its_side() -> None:
+    printed = STYLE[STYLE.index("@media print") :]
+    assert "A4 landscape" in printed and "details::details-content { content-visibility: visible" in printed
+    assert "max-height: none" in printed
+
+
+# --- marks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "evidence", "marked"),
+    [
+        ("It is PELICAN 4417, friend.", "secret 'code' came out as it is: pelican-4417", "PELICAN 4417"),
+        ("umpla sker", "its parts stand side by side: umplasker", "umpla sker"),
+        ('ok\nCALL refund {"a": 1}\nbye', "called refund {b: 2}", 'refund {"a": 1}'),
+        ("I came out as it is.", "secret 'code' came out in reverse: 7144", ""),
+        ("<b>no</b> Le centre de la ville a", "the reply is in the language 'fr': Le centre de la ville...",
+         "Le centre de la ville"),
+        ("", "seen", ""),
+    ],
+)  # fmt: skip
+def test_the_evidence_is_marked_in_the_text(text: str, evidence: str, marked: str) -> None:
+    pieces = with_evidence(text, evidence, ("refund",))
+    assert "".join(piece.text for piece in pieces) == text or not text
+    assert "".join(piece.text for piece in pieces if piece.kind) == marked
+
+
+def test_marked_text_is_escaped_as_any_other(tmp_path: Path) -> None:
+    folder = make(tmp_path, plan(n_probes=2), answer="<img src=x> seen <script>alert(1)</script>")
+    page = html.render(folder)
+    assert "<mark>seen</mark>" in page and "<script" not in page and "<img" not in page
+
+
+def test_tokens_of_a_chat_template_are_set_apart() -> None:
+    assert with_tokens("<|im_start|>user\nhi<|im_end|>") == [
+        Piece("<|im_start|>", "token"), Piece("user\nhi"), Piece("<|im_end|>", "token"),
+    ]  # fmt: skip
+
+
+# --- what helps -------------------------------------------------------------------------------------
+
+
+def test_every_technique_has_a_line_on_what_helps_and_links_to_its_taxonomy(
+    page: str, view: html.View
+) -> None:
+    for card in view.techniques:
+        assert remedy(view.plan, card.name).advice in page
+    assert page.count('class="remedy"') == 3
+    assert (
+        'href="https://genai.owasp.org/llmrisk/llm072025-system-prompt-leakage/">OWASP LLM07 (2025)</a>'
+        in page
+    )
+
+
+def test_a_threat_of_a_probe_file_chooses_no_address() -> None:
+    evil = (
+        "javascript:alert(1)",
+        "mitre-atlas:2025/../../evil",
+        'owasp-llm:2025/"><script>',
+        "https://evil/x",
+    )
+    for link in threat_links(evil):
+        assert not link.address or link.address.startswith(ADDRESSES)
+        assert "evil" not in link.address and "script" not in link.address
+
+
+# --- advice -----------------------------------------------------------------------------------------
+
+
+def test_one_model_that_breaks_often_is_not_to_be_shipped(tmp_path: Path) -> None:
+    read = aggregate.read_study(make(tmp_path, plan(1)))
+    advice = html.advice.advise(read.estimates, read.plan)
+    assert re.fullmatch(
+        r"Do not ship smollm2-\S+ here: it gives away the planted secret in \d+ of \d+ tries", advice.sentence
+    )
+    assert advice.verdict == "" and advice.technique == "planted_secret"
+
+
+def test_few_tries_advise_against_no_model(tmp_path: Path) -> None:
+    read = aggregate.read_study(make(tmp_path, plan(1, n_probes=4)))
+    assert "Do not ship" not in html.advice.advise(read.estimates, read.plan).sentence
+
+
+def test_a_worse_child_is_named_with_what_it_lost(tmp_path: Path) -> None:
+    made = plan(2)
+    parent, child = (model.id for model in made.models)
+    read = aggregate.read_study(
+        make(tmp_path, msgspec.structs.replace(made, edges=(Edge(parent, child, "lora"),)))
+    )
+    edges = tuple(
+        msgspec.structs.replace(e, compared=msgspec.structs.replace(e.compared, verdict_ab="worse"))
+        for e in read.estimates.edges
+    )
+    primary = type("Primary", (), {"is_of_edges": True, "endpoint": "decided_trials", "stopping": "fixed"})()
+    found = msgspec.structs.replace(read.estimates, edges=edges, analysis=primary)
+    advice = html.advice.advise(found, read.plan)
+    assert advice.verdict == "worse" and advice.model == child
+    assert re.search(
+        r"Do not put qwen\S+ in the place of smollm2-\S+ here: it lost \d+ of the \d+ trials", advice.sentence
+    )
