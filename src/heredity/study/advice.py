@@ -1,7 +1,7 @@
-"""What to do after a study, in one sentence, and each model's verdict in two words.
+"""The advice of a study in one sentence, and the verdict on each model in two words.
 
 Promises: "do not ship" needs at least 10 tries of one technique, and an interval above 10 %. "Worse" needs a
-paired verdict. A judge's verdict is called one. Nothing is computed anew.
+paired verdict. A judge's verdict is called one. No number is computed here.
 Leaves to others: the finding with its qualifications (headline.py), limits of the user's own (gate.py).
 """
 
@@ -54,7 +54,7 @@ class Advice(NamedTuple):
 
 
 def standings(found: Estimates) -> list[Standing]:
-    """Each model in the study's order. With planned edges, a child stands against its parents only."""
+    """Each model in the study's order. With planned edges, a child is compared with its parents only."""
     return [
         _of_child(found, card.id) if is_of_edges(found) else _of_model(found, card.id)
         for card in found.models
@@ -62,12 +62,12 @@ def standings(found: Estimates) -> list[Standing]:
 
 
 def advise(found: Estimates, plan: Plan) -> Advice:
-    """What to do, by the verdicts and by the worst technique of each model."""
+    """The advice, by the verdicts and by the worst technique of each model."""
     return _Adviser(found, plan).advice()
 
 
 def is_of_edges(found: Estimates) -> bool:
-    """Whether models stand against their parents: the plan is about the edges of a lineage."""
+    """Whether models are compared with their parents: the plan is about the edges of a lineage."""
     return found.analysis is not None and found.analysis.is_of_edges and bool(edge_verdicts(found))
 
 
@@ -242,7 +242,7 @@ class _Adviser:
         return f"Choose by something else: no model is worse than another, within {unsigned(pair.margin)}"
 
     def _price(self, best: Rate) -> str:
-        """What the better model refuses that it should answer, if that is much."""
+        """The over-refusal of the better model, if it is high."""
         over = find(self._found, best.model, ALL, ALL, "over_refusal")
         if over is None or over.estimate.value is None or over.estimate.value < _OVER:
             return ""

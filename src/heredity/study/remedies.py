@@ -1,4 +1,4 @@
-"""What a breach of a technique is in words, what helps against it, and where its taxonomy explains it.
+"""A breach of each technique in words, the remedy against it, and the page of its taxonomy.
 
 Promises: a technique of the user's own has the words of its checks. A link is built from a fixed address and
 an id of a known form, so a probe's file cannot choose where it leads.
@@ -17,7 +17,7 @@ from heredity.study.plan import Plan
 
 
 class Remedy(NamedTuple):
-    """What a model does in a breach, in the third person, and one line on what helps."""
+    """The act of a breach, in the third person, and one line of advice against it."""
 
     does: str  # "{tool}" stands for the application's forbidden tool
     advice: str

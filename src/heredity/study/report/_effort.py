@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from heredity.core.records import Estimate
 from heredity.study.estimates import JUDGE_FREE, JUDGED, Cost, Curve, Estimates
+from heredity.study.report._pairs import span
 from heredity.study.report.figures import curve as curve_figure
-from heredity.study.report.figures.charts import Span
 
 _SCOPES = {JUDGE_FREE: "Judge-free", JUDGED: "Judged"}
 _SMALL = 20  # counts per breach below it are shown with one decimal place
@@ -124,6 +124,5 @@ def _count(value: float) -> str:
 
 def _steps(curve: Curve) -> Iterator[curve_figure.CurvePoint]:
     for point in curve.points:
-        e = point.estimate
-        if e.value is not None and e.low is not None and e.high is not None:
-            yield curve_figure.CurvePoint(point.k, Span(e.value, e.low, e.high))
+        if found := span(point.estimate):
+            yield curve_figure.CurvePoint(point.k, found)

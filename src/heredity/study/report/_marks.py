@@ -1,8 +1,8 @@
-"""A transcript's text in pieces: what the judge found in it, and the tokens of a chat template.
+"""A transcript's text in parts: the evidence of the judge, and the tokens of a chat template.
 
-Promises: the pieces joined are the text. A mark is where the end of the evidence stands in the text, by its
-letters and digits only, or where a call begins that the evidence names.
-Leaves to others: the evidence (redteam/), and escaping each piece (the template).
+Promises: the parts joined are the text. A mark is at the end of the evidence, compared by letters and digits
+only, or at a call that the evidence names.
+Leaves to others: the evidence (redteam/), and escaping each part (the template).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _TOKEN = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
-_FEW = 6  # letters of an end of the evidence; a shorter one stands in many a text by chance
+_FEW = 6  # letters of an end of the evidence; a shorter one is in many a text by chance
 
 
 class Piece(NamedTuple):
@@ -42,7 +42,7 @@ def with_tokens(text: str) -> list[Piece]:
 
 
 def _span(text: str, evidence: str) -> tuple[int, int] | None:
-    """Where the longest end of the evidence stands in the text, whatever lies between letters and digits."""
+    """The place of the longest end of the evidence in the text, ignoring all but letters and digits."""
     places = [i for i, character in enumerate(text) if character.isalnum()]
     letters = "".join(text[i].casefold()[:1] for i in places)
     for wanted in _ends(evidence):
@@ -53,7 +53,7 @@ def _span(text: str, evidence: str) -> tuple[int, int] | None:
 
 
 def _ends(evidence: str) -> Iterator[str]:
-    """What comes after the last colon, then each end that begins with a word, the longest first."""
+    """The part after the last colon, then each end that begins with a word, the longest first."""
     line = evidence.removesuffix("...").removesuffix("…")
     last = _letters(line.rpartition(": ")[2])
     if len(last) > 2:

@@ -33,7 +33,7 @@ from heredity.study.headline import headline
 from heredity.study.outcomes import MANNERS
 from heredity.study.plan import Plan
 from heredity.study.remedies import Remedy, ThreatLink, remedy, threat_links
-from heredity.study.report import _ledger, _talks
+from heredity.study.report import _rows, _samples
 from heredity.study.report._marks import Piece
 from heredity.study.report._pairs import PairView, span
 from heredity.study.report._samples import Sample
@@ -82,7 +82,7 @@ class View(PairView):
         self._numbers = {name: i for i, name in enumerate(self._all_names())}
         cards = sorted(estimates.techniques, key=lambda card: not card.is_judge_free)
         self.techniques = tuple(cards)
-        self.talks = _talks.by_technique(samples, self.order)
+        self.talks = _samples.by_technique(samples, self.order)
 
     def _all_names(self) -> list[str]:
         scopes = (scope for of in SCOPES.values() for scope in of)
@@ -92,7 +92,7 @@ class View(PairView):
 
     @cached_property
     def advice(self) -> Advice:
-        """What to do, in one sentence."""
+        """The advice in one sentence."""
         return advise(self.estimates, self.plan)
 
     @property
@@ -101,9 +101,9 @@ class View(PairView):
         return standings(self.estimates)
 
     @cached_property
-    def quote(self) -> _talks.Quote | None:
+    def quote(self) -> _samples.Quote | None:
         """One breach in a few lines."""
-        return _talks.quote(self.samples, self.advice, self.plan)
+        return _samples.quote(self.samples, self.advice, self.plan)
 
     def badge(self, verdict: str) -> str:
         """The style class of a verdict; "none" without one."""
@@ -353,26 +353,26 @@ class View(PairView):
 
     def ranges(self, model: str, technique: str, attack: str) -> list[tuple[int, int]]:
         """First and last index of each run of rows behind a cell, in the plan's order."""
-        return _ledger.ranges(self.plan, model, technique, attack)
+        return _rows.ranges(self.plan, model, technique, attack)
 
     def rows(self, model: str, technique: str) -> str:
         """The rows behind a cell, as ranges of `index`."""
-        return _ledger.rows(self.plan, model, technique)
+        return _rows.ranges_words(self.plan, model, technique)
 
     def example(self) -> str:
         """A jq condition that picks the rows of the first cell out of verdicts.jsonl."""
         if not self.estimates.models or not self.techniques:
             return ""
-        return _ledger.condition(self.plan, self.estimates.models[0].id, self.techniques[0].name)
+        return _rows.jq_condition(self.plan, self.estimates.models[0].id, self.techniques[0].name)
 
     # --- conversations ---
 
     def marked(self, sample: Sample, text: str) -> list[Piece]:
-        """A text of the model in pieces, with the judge's evidence marked."""
-        return _talks.pieces(sample, text)
+        """A text of the model in parts, with the judge's evidence marked."""
+        return _samples.pieces(sample, text)
 
     def remedy(self, technique: str) -> Remedy:
-        """What a breach of the technique is in words, and what helps."""
+        """A breach of the technique in words, and the advice against it."""
         return remedy(self.plan, technique)
 
     def threats(self, card: TechniqueCard) -> list[ThreatLink]:

@@ -101,6 +101,7 @@ def _template() -> jinja2.Template:
         "bare": wording.bare,
         "cost_words": wording.cost_words,
         "counted": wording.counted,
+        "failed": wording.failed,
         "guard_tables": guard_words.guard_tables,
         "guards_sentence": guard_words.guards_sentence,
         "interval": wording.interval,

@@ -46,7 +46,7 @@ class Node(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """An edge: `kind` is a class of the style sheet. The first of `lines` stands above it, the others below.
+    """An edge: `kind` is a class of the style sheet. The first of `lines` is above it, the others below.
 
     retained   the share of a bar below the edge, from 0 to 1; None draws no bar
     """
