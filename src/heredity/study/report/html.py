@@ -48,6 +48,35 @@ _WORDS = {  # modules whose functions the template calls
     "retrieval": retrieved_words,
     "tools": tool_words,
 }
+_FUNCTIONS = {  # words, counts and figures that the template uses by name
+    "attack_name": wording.attack_name,
+    "advice_rule": advice.RULE,
+    "against_parents": advice.is_of_edges,
+    "amount": wording.amount,
+    "axis": charts.axis,
+    "bare": wording.bare,
+    "cost_words": wording.cost_words,
+    "counted": wording.counted,
+    "failed": wording.failed,
+    "guard_tables": guard_words.guard_tables,
+    "guards_sentence": guard_words.guards_sentence,
+    "interval": wording.interval,
+    "manners": MANNERS,
+    "min_n": advice.MIN_N,
+    "p_words": wording.p_words,
+    "percent": wording.percent,
+    "plural": wording.plural,
+    "points": wording.points,
+    "points_interval": wording.points_interval,
+    "reach_labels": wording.reach_labels,
+    "severity_words": wording.severity_words,
+    "scope_name": wording.scope_name,
+    "scope_names": wording.SCOPE_NAMES,
+    "retention_words": wording.retention_words,
+    "unsigned": wording.unsigned,
+    "version": __version__,
+    "with_tokens": with_tokens,
+}
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:
@@ -91,36 +120,7 @@ def _template() -> jinja2.Template:
         loader=jinja2.FileSystemLoader(_FOLDER),
     )
     environment.filters |= {"label": label, "shown": shown}
-    environment.globals |= _WORDS
-    environment.globals |= {
-        "attack_name": wording.attack_name,
-        "advice_rule": advice.RULE,
-        "against_parents": advice.is_of_edges,
-        "amount": wording.amount,
-        "axis": charts.axis,
-        "bare": wording.bare,
-        "cost_words": wording.cost_words,
-        "counted": wording.counted,
-        "failed": wording.failed,
-        "guard_tables": guard_words.guard_tables,
-        "guards_sentence": guard_words.guards_sentence,
-        "interval": wording.interval,
-        "manners": MANNERS,
-        "min_n": advice.MIN_N,
-        "p_words": wording.p_words,
-        "percent": wording.percent,
-        "plural": wording.plural,
-        "points": wording.points,
-        "points_interval": wording.points_interval,
-        "reach_labels": wording.reach_labels,
-        "severity_words": wording.severity_words,
-        "scope_name": wording.scope_name,
-        "scope_names": wording.SCOPE_NAMES,
-        "retention_words": wording.retention_words,
-        "unsigned": wording.unsigned,
-        "version": __version__,
-        "with_tokens": with_tokens,
-    }
+    environment.globals |= _WORDS | _FUNCTIONS
     return environment.get_template("_template.html.jinja")
 
 
