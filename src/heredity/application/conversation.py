@@ -16,7 +16,18 @@ from msgspec import UNSET, UnsetType
 
 from heredity.application.limits import LimitMeter
 from heredity.application.tools import World
-from heredity.core.records import Consult, Limit, Message, Probe, Reply, Request, Retrieved, Turn
+from heredity.core.records import (
+    Check,
+    Consult,
+    Decoding,
+    Limit,
+    Message,
+    Probe,
+    Reply,
+    Request,
+    Retrieved,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from heredity.application.spec import Application
@@ -24,6 +35,7 @@ if TYPE_CHECKING:
 
 _BEFORE, _BEHIND = "Retrieved document:\n", "\n\n"  # a passage that is shown with a turn
 _ASKS = "Question: "  # before the user's text, where passages precede it
+_ASKED = Probe("ask", "ask", "benign", ("",), Check("refusal"), "ask")  # a turn of a person, without a check
 
 
 class Ending(NamedTuple):
@@ -79,11 +91,65 @@ def converse(
         is_made |= turn.asks
 
 
+class LedConversation:
+    """One conversation that a person leads: turns are given one by one, and their number has no limit.
+
+    application: None sends the person's words only. The other limits of an application hold for each turn.
+    """
+
+    def __init__(
+        self,
+        application: Application | None,
+        decoding: Decoding,
+        seed: int = 0,
+        tools: ToolSession | None = None,
+    ) -> None:
+        self._application, self._decoding, self._seed, self._tools = application, decoding, seed, tools
+        self._chat = _Chat(application, "")
+        if application is not None:
+            self._application = application = msgspec.structs.replace(application, decoding=decoding)
+            self._world = World(application.state, application.tools)
+
+    def turn(self, text: str, prefill: str = "") -> Generator[Request, Reply, Limit | None]:
+        """The replies to one turn, as `converse`; returns the limit that ended them.
+
+        After an error, and if it is closed early, the turn is taken back, with all that followed it.
+        """
+        before, is_kept = (list(self._chat.messages), self._chat.n_turns), False
+        try:
+            if self._application is None:
+                self._chat.add(Turn(text))
+                reply = yield Request(0, tuple(self._chat.messages), self._decoding, self._seed, prefill)
+                self._chat.messages.append(Message("assistant", prefill + reply.text))
+                limit = None
+            else:
+                reply, limit = yield from self._inside(self._application, Turn(text, prefill))
+            is_kept = reply.error is None
+            return limit
+        finally:
+            if not is_kept:
+                self._chat.messages, self._chat.n_turns = before
+
+    def _inside(
+        self, application: Application, turn: Turn
+    ) -> Generator[Request, Reply, tuple[Reply, Limit | None]]:
+        found = application.retrieve(turn.text)
+        self._chat.add(turn, () if isinstance(found, UnsetType) else found)
+        meter, messages = LimitMeter(application.limits), self._chat.messages
+        return (
+            yield from _answer(
+                application, messages, turn, _ASKED, self._world, self._seed, found, meter, self._tools
+            )
+        )
+
+
 class _Chat:
     """The messages of a conversation. The first turn brings the passage with it."""
 
-    def __init__(self, application: Application, passage: str) -> None:
-        self.messages, self._passage, self.n_turns = list(application.messages()), passage, 0
+    def __init__(self, application: Application | None, passage: str) -> None:
+        self.messages, self._passage, self.n_turns = list[Message](), passage, 0
+        if application is not None:
+            self.messages += application.messages()
         self._before = (list(self.messages), passage)  # in front of the last turn
 
     def add(self, turn: Turn, found: Sequence[Retrieved] = ()) -> None:

@@ -1,0 +1,176 @@
+"""A model for `heredity ask` and `heredity chat`: loaded, inside its application, and its replies on screen.
+
+Promises: text of a model reaches the terminal with its control characters made visible, also in parts.
+Leaves to others: the conversation (application/).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from heredity.cli import Name, PathArgument, _remote, device_option, open_store
+
+if TYPE_CHECKING:
+    from heredity.application.guards.protocols import GuardReaders
+    from heredity.application.spec import Application
+    from heredity.application.toolbox import Toolbox
+    from heredity.core.records import Decoding, Reply, Request
+    from heredity.engines.protocols import Engine
+    from heredity.lineage.store import Store
+    from heredity.redteam.guard_readers import JudgeReaders
+
+_OPTIONS = (
+    click.option("--application", type=PathArgument(), metavar="FILE", help="Ask inside this application."),
+    click.option(
+        "--max-tokens", type=click.IntRange(1),
+        help="Maximum tokens per reply.  [default: the application's, or 128]",
+    ),
+    click.option(
+        "--temperature", type=float,
+        help="Sampling temperature; 0 is greedy.  [default: the application's, or 0]",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling."),
+    device_option,
+    _remote.key_option,
+)  # fmt: skip
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that both verbs take."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+model_argument = click.argument("model", type=Name())
+
+
+class LoadedModel(NamedTuple):
+    """A model that can be asked. tools: of the application, if there is one."""
+
+    engine: Engine
+    application: Application | None
+    decoding: Decoding
+    tools: Toolbox | None
+
+
+@contextmanager
+def loaded(
+    model: str, application: Path | None, key_env: tuple[str, ...], settings: Mapping[str, float | None]
+) -> Iterator[LoadedModel]:
+    """The model behind the guards of its application. settings: of the decoding; None: the application's.
+
+    Raises UsageError for a setting that does not fit, before anything is loaded.
+    """
+    from heredity.application.guard_models import has_guard_models, identified
+    from heredity.application.spec import Application
+    from heredity.application.toolbox import Toolbox
+
+    layer = None if application is None else Application.load(application)
+    decoding = _decoding(layer, settings)
+    store = open_store()
+    with ExitStack() as stack:
+        readers: JudgeReaders | None = None
+        if layer is not None and has_guard_models(layer):
+            readers = stack.enter_context(closing(_guard_models(store, key_env)))
+            layer = identified(layer, readers)
+        engine = stack.enter_context(closing(_within(layer, _load(store, model, key_env), readers)))
+        tools = None if layer is None else stack.enter_context(Toolbox(layer))
+        yield LoadedModel(engine, layer, decoding, tools)
+
+
+def _decoding(layer: Application | None, given: Mapping[str, float | None]) -> Decoding:
+    """The decoding of an application, with the settings that are given. Raises UsageError."""
+    import msgspec
+
+    from heredity.application.spec import check_decoding
+    from heredity.core.errors import UsageError
+    from heredity.core.records import Decoding
+
+    decoding = Decoding() if layer is None else layer.decoding
+    decoding = msgspec.structs.replace(decoding, **{k: v for k, v in given.items() if v is not None})
+    try:
+        check_decoding(decoding)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    return decoding
+
+
+def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
+    from heredity.cli import _pulling
+    from heredity.core.terminal import note
+
+    grown = store.get(ref)
+    if grown.record.format != "scripted":
+        grown = _pulling.ready(store, grown)
+        note(f"loading {grown.record.name} ...")
+    return _remote.loader(store, _remote.calls(key_env), is_batched=False)(grown)
+
+
+def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
+    """The models of guards, of which none is loaded yet. The judges behind them take half a second."""
+    from heredity.redteam.guard_readers import JudgeReaders
+    from heredity.redteam.judges import Models
+
+    def identify(name: str) -> str:
+        return store.get(name).record.id
+
+    return JudgeReaders(Models(identify, lambda name: _load(store, name, key_env)))
+
+
+def _within(layer: Application | None, engine: Engine, readers: GuardReaders | None) -> Engine:
+    """The engine behind the guards of an application. Raises Unavailable if it cannot hold the schema."""
+    from heredity.application.guarded import guarded
+    from heredity.engines import check_schema
+
+    if layer is None:
+        return engine
+    check_schema(engine, layer.decoding)
+    return guarded(engine, layer, readers=readers)
+
+
+class AnswerScreen:
+    """Prints the replies of one turn: in parts if stdout is a terminal, else whole.
+
+    listener: for application.chat.replies.
+    """
+
+    def __init__(self) -> None:
+        from heredity.application.chat import AnswerListener
+
+        self.listener = AnswerListener(self._hear if sys.stdout.isatty() else None, self._begin)
+        self._n_asked, self._prefill = 0, ""
+
+    def _begin(self, request: Request) -> None:
+        """Print the result of a tool that a later request of the turn ends with."""
+        from heredity.core.terminal import note
+
+        if self._n_asked:
+            note(f"[{request.messages[-1].role}] {request.messages[-1].content}")
+        self._n_asked, self._prefill = self._n_asked + 1, request.prefill
+
+    def _hear(self, more: str) -> None:
+        from heredity.core.sanitize import plain
+
+        more, self._prefill = self._prefill + more, ""
+        sys.stdout.write(plain(more, lines=True))
+        sys.stdout.flush()
+
+    def show(self, request: Request, reply: Reply) -> None:
+        """Print a reply, or end the line of one whose parts were printed; then its guards and its cut."""
+        from heredity.core.sanitize import plain
+        from heredity.core.terminal import note, write
+
+        write("" if self.listener.n_heard else plain(request.prefill + reply.text, lines=True))
+        if reply.guarded:
+            note(f"(guarded: {plain('; '.join(reply.guarded))})")
+        elif reply.stop == "filter":
+            note("(stopped by the service's own filter)")
+        if reply.stop == "length" and not self.listener.is_stopped:
+            note(f"(cut at {request.decoding.max_tokens} tokens; --max-tokens raises that)")
