@@ -43,6 +43,7 @@ def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
 
 def _show_models(store: Store) -> None:
     from heredity.core.terminal import cell, note, out, size, table
+    from heredity.lineage.removal import tree_bytes
     from heredity.train.data.chat import ANSWERS
 
     models = store.models()
@@ -62,6 +63,9 @@ def _show_models(store: Store) -> None:
             cell(model.licence), *([kept] if more else []),
         )  # fmt: skip
     out().print(grid)
+    n_models = sum(file.bytes for model in models for file in model.files)
+    whole = tree_bytes(store.root)
+    note(f"{len(models):,} models, {size(n_models)}; {size(whole)} in {store.root}. See: heredity gc")
 
 
 def _show_tree(store: Store) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.core.errors import Damaged, HeredityError
+from heredity.core.errors import Busy, Damaged, HeredityError
 from heredity.core.files import Closable
 from heredity.core.records import SCHEMA, Decoding, Reply, digest, encode
 
@@ -80,6 +80,22 @@ class ResponseCache(Closable):
                         self._base.execute("ROLLBACK")
                     raise
             self._pending.clear()
+
+    def clear(self) -> None:
+        """Forget every answer, those of other schemas too, and give their space back.
+
+        Raises Busy while another process writes answers.
+        """
+        with self._guard:
+            self._pending.clear()
+            try:
+                named = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'replies_%'"
+                for (table,) in self._base.execute(named).fetchall():
+                    self._base.execute(f'DELETE FROM "{table}"')
+                self._base.execute("VACUUM")
+                self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.OperationalError as error:
+                raise Busy(f"{self.path} is in use ({error}): try again once no study runs.") from error
 
     def close(self) -> None:
         """Flush and let go of the file."""

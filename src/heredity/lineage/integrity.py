@@ -201,7 +201,7 @@ def workshop(tmp: Path) -> Iterator[Path]:
     """A temporary folder that this process holds; folders of dead processes are cleared on the way."""
     bench = tmp / uuid.uuid4().hex
     with Lock(tmp, wait_seconds=60):  # so that no one clears a folder between its making and its locking
-        _clear_dead(tmp)
+        clear_dead(tmp)
         held = Lock(bench).__enter__()
     try:
         yield bench
@@ -210,7 +210,8 @@ def workshop(tmp: Path) -> Iterator[Path]:
         shutil.rmtree(bench, ignore_errors=True)
 
 
-def _clear_dead(tmp: Path) -> None:
+def clear_dead(tmp: Path) -> None:
+    """Delete the folders of dead processes. The caller holds the lock of `tmp`."""
     for folder in tmp.iterdir():
         if not folder.is_dir():
             continue

@@ -10,7 +10,7 @@ Leaves to others: the numbers of one study (aggregate.py), and its sentences (he
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,6 +27,7 @@ from heredity.study.plan import PLAN, PlanFile, read_saved
 from heredity.study.shards import shards_of
 from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates
 from heredity.study.wording import edge_verdicts, find, percent
+from heredity.study.workers.start import asked_models
 
 State = Literal["done", "running", "stopped", "planned", "unreadable"]
 _DEPTH = 3  # folders below the place
@@ -38,6 +39,7 @@ class StudyFolder(NamedTuple):
 
     state     "running": a process of this machine asks or judges. "done": every planned trial has an answer
               and is in the estimates. "planned": nothing was asked. "stopped": anything else
+    model_ids  of the models that are loaded: without guards, and with the attacker
     n_answered, n_planned  trials. An error is an answer here: it is not asked again by itself
     verdict   of the main comparisons: "worse" if one model or child is shown to be, "not worse" if all are,
               else "undecided". Of one model its breach rate with n. "" before the estimates
@@ -49,6 +51,7 @@ class StudyFolder(NamedTuple):
     folder: Path
     state: State
     models: tuple[str, ...] = ()
+    model_ids: tuple[str, ...] = ()
     n_answered: int = 0
     n_planned: int = 0
     verdict: str = ""
@@ -66,6 +69,11 @@ def find_studies(place: Path) -> list[StudyFolder]:
         raise UsageError(f"{place}: no such folder.", code="folder-missing")
     found = (each for folder in _study_folders(place) if (each := read_folder(folder)) is not None)
     return sorted(found, key=lambda each: (-each.changed, str(each.folder)))
+
+
+def studies_that_need(place: Path, ids: Collection[str]) -> list[StudyFolder]:
+    """The studies of a place that have trials left to ask of one of these models."""
+    return [each for each in find_studies(place) if each.state != "done" and {*each.model_ids} & {*ids}]
 
 
 def read_folder(folder: Path) -> StudyFolder | None:
@@ -91,8 +99,10 @@ def _read(folder: Path, saved: PlanFile) -> StudyFolder:
         state = "done"
     verdict = "" if estimates is None or state == "running" else verdict_word(estimates)
     at = "" if isinstance(saved.at, msgspec.UnsetType) else saved.at
-    models = tuple(model.name for model in saved.plan.models)
-    return StudyFolder(folder, state, models, n, n_in_scope(saved.plan), verdict, at)
+    asked = asked_models(saved.plan)
+    names = tuple(model.name for model in saved.plan.models)
+    ids = tuple(dict.fromkeys(model.id for model in asked))
+    return StudyFolder(folder, state, names, ids, n, n_in_scope(saved.plan), verdict, at)
 
 
 def _estimates(folder: Path, saved: PlanFile, n: int) -> Estimates | None:

@@ -1,0 +1,122 @@
+"""Files of a store that nothing needs any more, found and deleted.
+
+    found = find_garbage(store)
+    delete_garbage(store, found)
+
+Promises: no model, no record of a first pull and no training that can resume is garbage. A folder in which a
+process works is left alone, also if it begins between the two calls. After a crash the same call continues.
+Leaves to others: whole models (removal.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from heredity.core.errors import Busy
+from heredity.core.files import Lock, is_locked
+from heredity.core.records import is_digest
+from heredity.lineage.integrity import clear_dead
+from heredity.lineage.record import key_of
+from heredity.lineage.removal import tree_bytes
+from heredity.lineage.store import Store
+
+Kind = Literal["download", "killed", "training", "note", "answers"]
+_OWN = {".lock", ".lock.pid"}  # of a lock, which stays
+
+
+class Garbage(NamedTuple):
+    """A file or folder that may go.
+
+    kind: "download", interrupted: a pull would resume it. "killed": left by a process that was killed.
+    "training": checkpoints of a model that is recorded. "note": about a model that is gone. "answers": the
+    cache of answers, without which a study asks again what another asked before.
+    """
+
+    kind: Kind
+    path: Path
+    n_bytes: int
+
+
+def find_garbage(store: Store, *, with_answers: bool = False) -> list[Garbage]:
+    """The garbage of a store, the largest first. with_answers: also the cache of answers."""
+    found = [*_downloads(store), *_killed(store), *_trainings(store), *_notes(store)]
+    cache = store.root / "cache.sqlite"
+    if with_answers and (n_bytes := sum(map(tree_bytes, cache.parent.glob("cache.sqlite*")))):
+        found.append(Garbage("answers", cache, n_bytes))
+    return sorted(found, key=lambda each: (-each.n_bytes, str(each.path)))
+
+
+def delete_garbage(store: Store, found: Sequence[Garbage]) -> int:
+    """Delete what was found and still is garbage; returns the bytes that are free now."""
+    for each in found:
+        if each.kind == "answers":
+            with store.cache() as cache:
+                cache.clear()
+        elif each.kind == "note":
+            each.path.unlink(missing_ok=True)
+        elif each.kind != "killed":
+            with suppress(Busy), Lock(each.path):
+                _empty(each.path)
+    if any(each.kind == "killed" for each in found):
+        with Lock(store.root / "tmp", wait_seconds=60):
+            clear_dead(store.root / "tmp")
+    return sum(max(0, each.n_bytes - _left(each)) for each in found)
+
+
+def _left(each: Garbage) -> int:
+    if each.kind == "answers":
+        return sum(map(tree_bytes, each.path.parent.glob("cache.sqlite*")))
+    return tree_bytes(each.path)
+
+
+def _downloads(store: Store) -> Iterator[Garbage]:
+    for folder in _folders(store.downloads):
+        if not is_locked(folder) and (n_bytes := tree_bytes(folder)):
+            yield Garbage("download", folder, n_bytes)
+
+
+def _killed(store: Store) -> Iterator[Garbage]:
+    for folder in _folders(store.root / "tmp"):
+        if not is_locked(folder):
+            yield Garbage("killed", folder, tree_bytes(folder))
+
+
+def _trainings(store: Store) -> Iterator[Garbage]:
+    """Checkpoints whose model was recorded before the process could delete them."""
+    made = {key_of(model.recipe, model.parents) for model in store.models()}
+    for folder in _folders(store.root / "training"):
+        if folder.name in made and not is_locked(folder) and (n_bytes := tree_bytes(folder)):
+            yield Garbage("training", folder, n_bytes)
+
+
+def _notes(store: Store) -> Iterator[Garbage]:
+    """Verified stamps and measured speeds of models that the store no longer has."""
+    held = {folder.name for folder in _folders(store.root / "models")}
+    for place in ("verified", "tuning"):
+        for path in _entries(store.root / place):
+            name = path.name.removesuffix(".json")
+            if path.is_file() and is_digest(name) and name not in held:
+                yield Garbage("note", path, tree_bytes(path))
+
+
+def _empty(folder: Path) -> None:
+    """Delete the content of a folder that this process holds. Its lock stays, which others may wait for."""
+    for path in _entries(folder):
+        if path.name in _OWN:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _folders(place: Path) -> list[Path]:
+    return [path for path in _entries(place) if path.is_dir() and not path.is_symlink()]
+
+
+def _entries(place: Path) -> list[Path]:
+    return sorted(place.iterdir()) if place.is_dir() else []

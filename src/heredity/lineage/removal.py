@@ -1,0 +1,152 @@
+"""Take models out of a store, and rename them.
+
+Promises: a model is in the store whole, or not at all, also after a crash. Descent is checked under the lock
+under which models are recorded. An id never changes.
+Leaves to others: studies that need a model (study/folders.py), and the leftovers (garbage.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from heredity.core.errors import Refused, UnknownName, UsageError
+from heredity.core.files import Lock, sync_folder
+from heredity.core.records import Model
+from heredity.lineage import catalog
+from heredity.lineage.integrity import read_record, workshop
+from heredity.lineage.record import write_record
+from heredity.lineage.store import Store, target_prefixes
+
+_WAIT_SECONDS = 60
+_ID_START = 4  # characters of an id that name a model
+_MOST_NAMED = 5  # children in a message
+
+
+class StoredFolder(NamedTuple):
+    """A model by its folder, so that one whose record cannot be read can be removed, too."""
+
+    id: str
+    name: str
+    home: Path
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all its files."""
+        return tree_bytes(self.home)
+
+
+class RemovedModels(NamedTuple):
+    """The models that are gone, and the bytes that they had."""
+
+    models: tuple[StoredFolder, ...]
+    n_bytes: int
+
+
+def find_stored(store: Store, name: str) -> StoredFolder:
+    """A model of the store by its name, its alias, or the start of its id. No target is resolved.
+
+    Raises UnknownName, and UsageError if several models answer to the name.
+    """
+    models = store.models()
+    found = catalog.named(models, name)
+    found = found or [each for each in models if len(name) >= _ID_START and each.id.startswith(name)]
+    folders = [StoredFolder(each.id, each.name, store.root / "models" / each.id) for each in found]
+    if not folders and len(name) >= _ID_START:
+        homes = [path.parent for path, _ in store.damaged() if path.parent.name.startswith(name)]
+        folders = [StoredFolder(home.name, home.name[:12], home) for home in homes]
+    if len(folders) > 1:
+        ids = ", ".join(each.id[:12] for each in folders)
+        raise UsageError(
+            f"{len(folders)} models answer to '{name}': {ids}. Name one by the start of its id.",
+            code="name-ambiguous",
+        )
+    if not folders:
+        raise UnknownName("model of this store", name, [each.name for each in models], "heredity models")
+    return folders[0]
+
+
+def remove_models(store: Store, wanted: Sequence[StoredFolder], *, is_forced: bool = False) -> RemovedModels:
+    """Remove models with their files and what the store noted about them.
+
+    is_forced: also if other models descend from them, whose lineage then ends there. Raises Refused.
+    """
+    ids = list(dict.fromkeys(each.id for each in wanted))
+    gone = tuple(next(each for each in wanted if each.id == ident) for ident in ids)
+    n_bytes = sum(each.n_bytes for each in gone)
+    with workshop(store.root / "tmp") as bench:
+        with Lock(store.root / "tmp", wait_seconds=_WAIT_SECONDS):
+            if not is_forced:
+                _refuse_parents(store, gone)
+            for each in gone:
+                if each.home.exists():  # another process may have removed it meanwhile
+                    os.replace(each.home, bench / each.id)  # noqa: PTH105
+            sync_folder(store.root / "models")
+        for each in gone:
+            for note in (store.root / "verified" / f"{each.id}.json", store.root / "tuning" / each.id):
+                note.unlink(missing_ok=True)
+    return RemovedModels(gone, n_bytes)
+
+
+def _refuse_parents(store: Store, gone: Sequence[StoredFolder]) -> None:
+    ids = {each.id for each in gone}
+    for each in gone:
+        children = [m.name for m in store.models() if each.id in m.parents and m.id not in ids]
+        if children:
+            named = ", ".join(children[:_MOST_NAMED])
+            named += f" and {len(children) - _MOST_NAMED} more" if len(children) > _MOST_NAMED else ""
+            raise Refused(
+                f"'{each.name}' is a parent of {named}. Name them too, or give --force: their lineage then "
+                "ends there, and adapters lose their base.",
+                code="model-needed",
+            )
+
+
+def rename_model(store: Store, name: str, new: str) -> Model:
+    """Give a model another name, and return its record. Its id stays the same, and so do its studies.
+
+    Raises UsageError for a name that another model has, or that cannot be one; also for a model elsewhere,
+    whose name is its address.
+    """
+    _check_name(new)
+    with Lock(store.root / "tmp", wait_seconds=_WAIT_SECONDS):
+        held = find_stored(store, name)
+        record = read_record(held.home / "model.json")
+        if ":" in record.name or record.format == "remote":
+            raise UsageError(f"'{record.name}' is found by its name, which stays.", code="name-is-address")
+        if any(each.name == new and each.id != held.id for each in store.models()):
+            raise UsageError(f"Another model is named '{new}'.", code="name-taken")
+        renamed = msgspec.structs.replace(record, name=new)
+        write_record(renamed, held.home)
+    return renamed
+
+
+def _check_name(name: str) -> None:
+    catalog.refuse_malformed(name, target_prefixes())
+    is_plain = name.isprintable() and not set(name) & set(":/\\@ ") and not name.startswith(("-", "."))
+    if not is_plain or len(name) > 100:
+        raise UsageError(
+            f"'{name[:100]}' cannot be a name. It may have 100 characters, none of them a space or one of "
+            ": / \\ @, and does not begin with - or a dot.",
+            code="bad-name",
+        )
+    if catalog.find(name) is not None:
+        raise UsageError(f"'{name}' is a model of the catalogue: take another name.", code="name-taken")
+
+
+def tree_bytes(path: Path) -> int:
+    """The bytes of a file, or of all files below a folder; of what is gone, 0. Links are not followed."""
+    if path.is_file() or path.is_symlink():
+        return _bytes(path)
+    return sum(_bytes(Path(folder) / name) for folder, _, names in os.walk(path) for name in names)
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
