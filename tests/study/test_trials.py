@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from heredity.cli import main
-from heredity.core.errors import UnknownName
+from heredity.core.errors import UnknownName, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Response
-from heredity.study.plan import write_plan
+from heredity.study.named_models import model_of_study
+from heredity.study.plan import PlannedModel, write_plan
 from heredity.study.storage import VERDICTS
 from heredity.study.trials import TrialFilter, list_trials
 from tests.support.errors import Done, check_refused, raises, run_here
@@ -69,6 +70,22 @@ def test_an_answer_without_a_verdict_is_listed_and_has_no_outcome(folder: Path, 
 def test_an_unknown_name_is_refused_with_the_nearest(folder: Path, wanted: TrialFilter, nearest: str) -> None:
     with raises(UnknownName, "unknown-name", mentions=[nearest]):
         list_trials(folder, wanted)
+
+
+def test_a_model_answers_to_its_alias_and_to_the_start_of_its_id() -> None:
+    models = [
+        PlannedModel(start * 8, name, "family", "mit", "gguf")
+        for start, name in (("abcd", "smollm2-135m-instruct"), ("abce", "twice"), ("abcf", "twice"))
+    ]
+    for name in ("smollm2", "smollm2-135m-instruct", "abcdab"):
+        assert model_of_study(models, name) is models[0]
+    for name, kind, code in (
+        ("twice", UsageError, "bad-usage"),
+        ("abcx", UnknownName, "unknown-name"),
+        ("abc", UnknownName, "unknown-name"),
+    ):
+        with raises(kind, code, mentions=[name]):
+            model_of_study(models, name)
 
 
 def show(folder: Path, *args: str) -> Done:

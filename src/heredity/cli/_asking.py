@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import click
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from heredity.lineage.store import Store
     from heredity.redteam.guard_readers import JudgeReaders
 
+_Command = TypeVar("_Command", bound="Callable[..., object]")
 _OPTIONS = (
     click.option("--application", type=PathArgument(), metavar="FILE", help="Ask inside this application."),
     click.option(
@@ -41,7 +42,7 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def options(command: Callable[..., Any]) -> Callable[..., Any]:
+def options(command: _Command) -> _Command:
     """Add the options that both verbs take."""
     for option in reversed(_OPTIONS):
         command = option(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -58,9 +59,9 @@ def _piped() -> str:
     context = click.get_current_context()
     if sys.stdin.isatty():
         raise click.UsageError("Give the question as TEXT, or pipe it in.", context)
-    stream = getattr(sys.stdin, "buffer", None)
+    is_bytes = isinstance(sys.stdin, io.TextIOWrapper)
     try:
-        text: str = sys.stdin.read() if stream is None else stream.read().decode("utf-8")
+        text = sys.stdin.buffer.read().decode("utf-8") if is_bytes else sys.stdin.read()
     except UnicodeDecodeError:
         raise click.UsageError("The question on stdin is not UTF-8.", context) from None
     if not text.strip():

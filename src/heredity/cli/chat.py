@@ -124,7 +124,8 @@ def _messages() -> Iterator[str]:
             line = _line("... " if lines else "> ")
         except KeyboardInterrupt:
             lines = []
-            note("\n/exit or Ctrl-D leaves.")
+            sys.stderr.write("\n")
+            note("/exit or Ctrl-D leaves.")
             continue
         if line is None:
             return

@@ -28,8 +28,9 @@ _WORDS = {
 def command(answers: bool, yes: bool) -> None:
     """Delete the files of the store that nothing needs.
 
-    On a terminal heredity lists them and asks first. Elsewhere it only lists, without --yes. Models stay, and so do
-    trainings that can resume: heredity rm removes models. Files that a running process holds are left alone.
+    On a terminal heredity lists them and asks first. Elsewhere it only lists, without --yes. Models stay,
+    and so do trainings that can resume: heredity rm removes models. Files that a running process holds
+    are left alone.
     """
     from heredity.core.terminal import note, size
     from heredity.lineage.garbage import delete_garbage, find_garbage
