@@ -55,7 +55,7 @@ def command(
             return LedConversation(found.application, found.decoding, seed, tools)
 
         inside = "" if found.application is None else f" in {found.application.name}"
-        note(f"{found.engine.name}{inside}. /help shows the commands, /exit leaves.")
+        note(f"{model}{inside}: /help shows the commands, /exit leaves")
         conversation = begin()
         for text in _messages():
             if text == "/exit":
