@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from heredity.engines.torch.decoder import BLOCK, Decoder, round_up
 from heredity.engines.torch.drafts import MAX_DRAFT, Drafter, TextIndex, share_out
 from heredity.engines.torch.kv_cache import KvQuantizedDecoder
 
-SAMPLED = Decoding(temperature=0.01, top_p=0.9)
+GREEDY, SAMPLED = Decoding(), Decoding(temperature=0.01, top_p=0.9)
+BOTH = (GREEDY, SAMPLED)  # rows by turns
 
 
 def test_a_pair_is_continued_as_it_was_the_last_time_and_a_loop_goes_on() -> None:
@@ -64,25 +66,30 @@ class Counted:
         monkeypatch.setattr(decoder, "step", counted)
 
 
-def rows(decoding: Decoding, n: int = 7) -> list[BatchRow]:
+def rows(decodings: Sequence[Decoding], n: int = 7) -> list[BatchRow]:
     stream = torch.Generator().manual_seed(4)
     found = []
     for key in range(n):
         length = int(torch.randint(2, 2 * BLOCK, (1,), generator=stream))
         prompt = tuple(torch.randint(3, 300, (length,), generator=stream).tolist())
+        decoding = decodings[key % len(decodings)]
         found.append(BatchRow(key, prompt, 9 + 17 * key % 60, Sampler(decoding, key)))
     return found
 
 
 def answers(
-    decoder: Decoder, decoding: Decoding, max_draft: int, n_at_once: int = 5, budget: int = 1 << 30
+    decoder: Decoder,
+    max_draft: int,
+    n_at_once: int = 5,
+    budget: int = 1 << 30,
+    decodings: Sequence[Decoding] = (GREEDY,),
 ) -> dict[int, list[int]]:
     """Answer all rows, a few at once, so that rows leave and enter between drafts."""
     batch = ContinuousBatch(
         decoder, decoder.prefix(tuple(range(3, 90))), (16,), lambda row: row.output[-1] == 7, budget, None,
         (1, 2, 4, 8), max_draft,
     )  # fmt: skip
-    waiting, done = rows(decoding), {}
+    waiting, done = rows(decodings), {}
     with torch.inference_mode():
         while waiting or batch.rows:
             while waiting and len(batch.rows) < n_at_once and batch.has_room(waiting[0]):
@@ -91,20 +98,17 @@ def answers(
     return done
 
 
-@pytest.mark.parametrize("decoding", [Decoding(), SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_drafts_change_no_token(
-    any_model: Path, dtype: str, decoding: Decoding, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drafts_change_no_token(any_model: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = getattr(torch, dtype)
     decoder = Decoder(weights.read_weights(any_model, kind), kind)
     counted = Counted(decoder, monkeypatch)
-    expected = answers(decoder, decoding, 0)
+    expected = answers(decoder, 0, decodings=BOTH)
     n_plain, counted.n_steps = counted.n_steps, 0
-    assert answers(decoder, decoding, MAX_DRAFT) == expected
+    assert answers(decoder, MAX_DRAFT, decodings=BOTH) == expected
     assert counted.n_steps < n_plain
-    assert answers(decoder, decoding, MAX_DRAFT, n_at_once=1) == expected
-    assert answers(decoder, decoding, 2, n_at_once=9) == expected
+    assert answers(decoder, MAX_DRAFT, n_at_once=1, decodings=BOTH) == expected
+    assert answers(decoder, 2, n_at_once=9, decodings=BOTH) == expected
 
 
 def test_an_answer_that_repeats_itself_takes_a_fraction_of_the_steps(
@@ -113,9 +117,9 @@ def test_an_answer_that_repeats_itself_takes_a_fraction_of_the_steps(
     decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
     monkeypatch.setattr(decoder, "logits", lambda hidden: torch.eye(300)[:1].expand(len(hidden), -1))
     counted = Counted(decoder, monkeypatch)
-    expected = answers(decoder, Decoding(), 0, n_at_once=2)
+    expected = answers(decoder, 0, n_at_once=2)
     n_plain, counted.n_steps = counted.n_steps, 0
-    assert answers(decoder, Decoding(), MAX_DRAFT, n_at_once=2) == expected
+    assert answers(decoder, MAX_DRAFT, n_at_once=2) == expected
     assert counted.n_steps < n_plain / 4
 
 
@@ -133,7 +137,7 @@ def test_a_step_reads_no_more_slots_than_its_rows_and_drafts_need(
 
     monkeypatch.setattr(decoder, "step", watched)
     for n_at_once in (2, 4, 7):
-        answers(decoder, Decoding(), MAX_DRAFT, n_at_once)
+        answers(decoder, MAX_DRAFT, n_at_once)
     assert n_used
 
 
@@ -149,7 +153,7 @@ def test_a_draft_makes_no_cache_longer(tiny_llama: Path, monkeypatch: pytest.Mon
         return step(*given)
 
     monkeypatch.setattr(decoder, "step", watched)
-    answers(decoder, Decoding(), MAX_DRAFT, n_at_once=1)
+    answers(decoder, MAX_DRAFT, n_at_once=1)
     assert n_with_drafts
 
 
@@ -174,6 +178,6 @@ def test_a_cache_that_is_rounded_block_by_block_takes_no_drafts(
 ) -> None:
     decoder = KvQuantizedDecoder(weights.read_weights(any_model, torch.float32), torch.float32, 8)
     counted = Counted(decoder, monkeypatch)
-    expected = answers(decoder, Decoding(), 0)
+    expected = answers(decoder, 0)
     n_plain, counted.n_steps = counted.n_steps, 0
-    assert answers(decoder, Decoding(), MAX_DRAFT) == expected and counted.n_steps == n_plain
+    assert answers(decoder, MAX_DRAFT) == expected and counted.n_steps == n_plain
