@@ -133,6 +133,12 @@ def test_the_prose_of_the_finding_is_under_how_this_was_measured(page: str, view
     assert view.headline.support and "What qualifies the finding" not in header(page)
 
 
+def test_judges_are_a_line_and_their_table_is_folded(page: str) -> None:
+    section = page[page.index('id="judges"') :].partition("</section>")[0]
+    assert "refusal: 90\u00a0% right on 600 labels." in section
+    assert section.index("90\u00a0% right") < section.index("<details>") < section.index("Sensitivity</th>")
+
+
 def test_a_print_opens_what_is_folded_and_lies_on_its_side() -> None:
     printed = STYLE[STYLE.index("@media print") :]
     assert "A4 landscape" in printed and "details::details-content { content-visibility: visible" in printed
@@ -149,7 +155,7 @@ def test_a_print_opens_what_is_folded_and_lies_on_its_side() -> None:
         ("umpla sker", "its parts stand side by side: umplasker", "umpla sker"),
         ('ok\nCALL refund {"a": 1}\nbye', "called refund {b: 2}", 'refund {"a": 1}'),
         ("I came out as it is.", "secret 'code' came out in reverse: 7144", ""),
-        ("<b>no</b> Le centre de la ville a", "the reply is in the language 'fr': Le centre de la ville...",
+        ("<b>no</b> Le centre de la ville a", "the reply is in the language 'fr': Le centre de la vil...",
          "Le centre de la ville"),
         ("", "seen", ""),
     ],

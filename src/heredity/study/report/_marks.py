@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _TOKEN = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
+_WORD_END = re.compile(r"\w{1,30}")
 _FEW = 6  # letters of an end of the evidence; a shorter one is in many a text by chance
 
 
@@ -48,7 +49,9 @@ def _span(text: str, evidence: str) -> tuple[int, int] | None:
     for wanted in _ends(evidence):
         at = letters.find(wanted)
         if at >= 0:
-            return places[at], places[at + len(wanted) - 1] + 1
+            end = places[at + len(wanted) - 1] + 1
+            rest = _WORD_END.match(text, end)  # evidence is cut at a length, and may end within a word
+            return places[at], rest.end() if rest else end
     return None
 
 
