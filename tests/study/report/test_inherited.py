@@ -47,7 +47,7 @@ def test_the_page_draws_the_lineage_and_says_each_verdict_in_words(study: Path) 
     page = html.render(study)
     assert_is_clean(page)
     assert 'id="inherited">What was inherited' in page and 'href="#inherited"' in page
-    drawn = re.search(r'<svg class="lineage".*?</svg>(?=</div>)', page, re.DOTALL)
+    drawn = re.search(r'<svg class="lineage[ "].*?</svg>(?=</div>)', page, re.DOTALL)
     assert drawn is not None
     words = [text.text for text in ElementTree.fromstring(drawn[0]).iter("text")]
     assert {"lora", "distill, start", "distill, teacher"} <= set(words)
@@ -193,9 +193,19 @@ def test_no_word_of_an_edge_lies_on_a_line_a_model_or_another_word(pairs: list[t
         for y, x in re.findall(r" ([\d.]+)H([\d.]+)", e.attrib["d"])
     ]
     for x, y in spans:  # the straight ends of edges: under the first word, above the others
-        assert all(not y - 9 < at < y + 2 for end, at in straight if 0 <= end - x <= 170)
+        assert all(not y - 9 < at < y + 2 for end, at in straight if 0 <= end - x <= 150)
     for left, top, w, h in boxes(ElementTree.tostring(root, encoding="unicode")):
         assert all(not (left <= x <= left + w and top <= y <= top + h) for x, y in spans)
+
+
+@pytest.mark.parametrize(("n_levels", "limit"), [(2, 600), (3, 800)])
+def test_a_lineage_of_three_levels_fits_a_small_screen(n_levels: int, limit: int) -> None:
+    nodes = [lineage_graph.Node(str(i), f"model-{i}", i, "broke 1 %", 0.01) for i in range(n_levels)]
+    arrows = [
+        lineage_graph.Arrow(str(i), str(i + 1), "same", ("lora", "not worse")) for i in range(n_levels - 1)
+    ]
+    root = ElementTree.fromstring(lineage_graph.graph(nodes, arrows, "words"))
+    assert float(root.attrib["width"]) <= limit
 
 
 def test_a_round_trip_is_drawn_and_ends() -> None:

@@ -20,9 +20,12 @@ from markupsafe import Markup
 from heredity.core.sanitize import label
 from heredity.study.report.figures.charts import marker
 
-_WIDE, _HIGH = 190, 58  # a box, in pixels
-_BEND, _RUN = 44, 148  # between two levels: where edges bend, and the straight end that has their words
-_GAP = _BEND + _RUN
+_HIGH = 58  # of a box, in pixels
+_BEND = 38  # before the straight end of an edge, which has its words
+_ROOMY, _NARROW = (
+    (190, 148),
+    (156, 110),
+)  # the width of a box, and the straight end: to two levels, and of more
 _ASIDE, _EDGE = 12, 14  # between boxes, and around all
 _PORT = 62  # the height of an edge's end with its words
 _PASSING = 20  # the height of a place that an edge passes
@@ -77,6 +80,7 @@ class _Layout:
         self._arrows = [a for a in self._arrows if self._level[a.parent] < self._level[a.child]]
         self._ways = [self._way(number, arrow) for number, arrow in enumerate(self._arrows)]
         self._columns = self._ordered()
+        self._wide, self._run = _ROOMY if len(self._columns) < 3 else _NARROW
         self._y = self._placed()
 
     # --- where ---
@@ -130,19 +134,27 @@ class _Layout:
             return _PASSING
         return max(_HIGH, _PORT * sum(arrow.child == place.key for arrow in self._arrows))
 
+    def _left(self, level: int) -> int:
+        return _EDGE + level * (self._wide + _BEND + self._run)
+
     # --- drawing ---
 
     def drawn(self, words: str) -> Markup:
         ports = self._ports()
         high = max(y + self._height(place) / 2 for place, y in self._y.items()) + _EDGE
-        wide = _left(len(self._columns) - 1) + _WIDE + _EDGE
+        wide = self._left(len(self._columns) - 1) + self._wide + _EDGE
         parts = [self._line(number, arrow, ports) for number, arrow in enumerate(self._arrows)]
         parts += [self._words(arrow, ports[number]) for number, arrow in enumerate(self._arrows)]
         parts += [self._box(node) for node in self._nodes.values()]
         return Markup(
-            '<svg class="lineage" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="img"'
+            '<svg class="lineage{}" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="img"'
             ' aria-label="{}">{}</svg>'
-        ).format(wide, high, wide, high, label(words, 2000), Markup("").join(parts))
+        ).format(
+            " deep" if len(self._columns) == 3 else "",
+            *(wide, high, wide, high),
+            label(words, 2000),
+            Markup("").join(parts),
+        )
 
     def _ports(self) -> dict[int, float]:
         """The height at which each edge meets its child's box: one below another, in the order of parents."""
@@ -159,7 +171,7 @@ class _Layout:
 
     def _words(self, arrow: Arrow, y: float) -> Markup:
         """The words of an edge above and below its straight end, with the bar of its retention."""
-        x = _left(self._level[arrow.child]) - _RUN
+        x = self._left(self._level[arrow.child]) - self._run
         kind = f"word {arrow.kind}"
         above, below = arrow.lines[:1], arrow.lines[1:3]
         said = _lines(above, x, y - 6, "word soft") + _lines(below, x, y + _LINE, kind)
@@ -174,13 +186,13 @@ class _Layout:
     def _line(self, number: int, arrow: Arrow, ports: Mapping[int, float]) -> Markup:
         way = self._ways[number]
         ys = [*(self._y[place] for place in way[:-1]), ports[number]]
-        path = f"M{_left(way[0].level) + _WIDE} {ys[0]:.1f}"
+        path = f"M{self._left(way[0].level) + self._wide} {ys[0]:.1f}"
         for place, before, y in zip(way[1:], ys[:-1], ys[1:], strict=True):
-            start = _left(place.level) - _GAP
+            start = self._left(place.level) - _BEND - self._run
             middle, end = start + _BEND / 2, start + _BEND - 4
             path += f"C{middle:.0f} {before:.1f} {middle:.0f} {y:.1f} {end} {y:.1f}"
-            path += f"H{_left(place.level) + (_WIDE if place is not way[-1] else -2)}"
-        x, y = _left(way[-1].level), ys[-1]
+            path += f"H{self._left(place.level) + (self._wide if place is not way[-1] else -2)}"
+        x, y = self._left(way[-1].level), ys[-1]
         head = f"M{x - 9} {y - 4.5:.1f}L{x - 1} {y:.1f}L{x - 9} {y + 4.5:.1f}Z"
         return Markup('<path class="edge {0}" d="{1}"/><path class="head {0}" d="{2}"/>').format(
             arrow.kind, path, head
@@ -189,16 +201,16 @@ class _Layout:
     def _box(self, node: Node) -> Markup:
         place = _Place(self._level[node.id], node.id)
         high = self._height(place)
-        left, top = _left(place.level), self._y[place] - high / 2
-        names = _wrapped(node.name, int((_WIDE - 42) / _LETTER))
+        left, top = self._left(place.level), self._y[place] - high / 2
+        names = _wrapped(node.name, int((self._wide - 42) / _LETTER))
         said = [*names, *([node.note] if node.note else [])]
         first = self._y[place] - _LINE * (len(said) - 1) / 2 + 4
         fill = Markup('<rect class="fill" x="{}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-            left, top, _WIDE * (node.share or 0.0), high
+            left, top, self._wide * (node.share or 0.0), high
         )
         return (
             Markup('<rect class="node" x="{}" y="{:.1f}" width="{}" height="{:.1f}"/>').format(
-                left, top, _WIDE, high
+                left, top, self._wide, high
             )
             + (fill if node.share else Markup(""))
             + Markup('<svg x="{}" y="{:.1f}" overflow="visible">{}</svg>').format(
@@ -221,10 +233,6 @@ def _levels(nodes: Mapping[str, Node], arrows: Sequence[Arrow]) -> dict[str, int
         level = found
     used = {depth: i for i, depth in enumerate(sorted(set(level.values())))}
     return {ident: used[depth] for ident, depth in level.items()}
-
-
-def _left(level: int) -> int:
-    return _EDGE + level * (_WIDE + _GAP)
 
 
 def _mean(near: Sequence[_Place], at: Mapping[_Place, float], otherwise: float) -> float:
