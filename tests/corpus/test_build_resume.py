@@ -36,12 +36,11 @@ N_SOURCES = 8
 N_RECORDS = 4 * N_SOURCES + 3  # of each job three stages and its tokens; two comparisons and the tokenizer
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
+def written(folder: Path) -> Path:
     """A recipe over several sources, so that there are several jobs."""
     texts = paragraphs()[:80]
     for number, text in enumerate([*texts, *texts[:8]]):
-        path = tmp_path / "texts" / str(number % N_SOURCES) / f"{number:02}.txt"
+        path = folder / "texts" / str(number % N_SOURCES) / f"{number:02}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     sources = [
@@ -50,44 +49,55 @@ def recipe(tmp_path: Path) -> Path:
     ]
     steps = [f"[[step]]\nkind = '{kind}'\n" for kind in STEPS]
     canary = '[[canary]]\ntext = "The locker number of Ada Quill is"\n'
-    path = tmp_path / "shelf.toml"
+    path = folder / "shelf.toml"
     path.write_text("\n".join([*sources, *steps, canary, TOKENIZER]), encoding="utf-8")
     return path
 
 
-def undisturbed(recipe: Path, out: Path) -> Path:
-    build_corpus(recipe, out)
-    return out
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return written(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a build left alone, from another folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    build_corpus(written(folder), folder / "out")
+    return files(folder / "out")
 
 
 @not_windows
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.proof), 2])
-def test_a_killed_build_goes_on_to_the_same_bytes(recipe: Path, tmp_path: Path, workers: int) -> None:
+def test_a_killed_build_goes_on_to_the_same_bytes(
+    recipe: Path, whole: dict[str, bytes], tmp_path: Path, workers: int
+) -> None:
     out, work = tmp_path / "killed", workspace.place_of(tmp_path / "killed")
     given = ["-m", "heredity", *command(recipe, out, workers)]
     ended = ends_after_kills(given, tmp_path, lambda: len(list(work.glob("*/*.done"))), (1, 5, 12, 22))
     assert "reading: 8 of 8 jobs are done already" in ended.stderr
     assert "comparison 1" in ended.stderr
-    assert files(out) == files(undisturbed(recipe, tmp_path / "whole")) and nothing_is_left(out)
+    assert files(out) == whole and nothing_is_left(out)
     Corpus.open(out)
 
 
 @not_windows
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_killed_where_a_file_is_written_it_goes_on_from_there(
-    recipe: Path, tmp_path: Path, share: float
+    recipe: Path, whole: dict[str, bytes], tmp_path: Path, share: float
 ) -> None:
     assert die(recipe, tmp_path / "killed", int(share * 4.5 * N_RECORDS))
     assert not die(recipe, tmp_path / "killed", 10**9)
-    assert files(tmp_path / "killed") == files(undisturbed(recipe, tmp_path / "whole"))
+    assert files(tmp_path / "killed") == whole
     assert nothing_is_left(tmp_path / "killed")
 
 
 @not_windows
 @pytest.mark.proof
-def test_killed_wherever_the_disk_changes_it_comes_to_the_same_bytes(recipe: Path, tmp_path: Path) -> None:
+def test_killed_wherever_the_disk_changes_it_comes_to_the_same_bytes(
+    recipe: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
     """Every eleventh moment from the first to the last, each a build of its own; then forty kills of one."""
-    whole = files(undisturbed(recipe, tmp_path / "whole"))
     moment, n_kills = 1, 0
     while die(recipe, tmp_path / "killed", moment):
         assert not die(recipe, tmp_path / "killed", 10**9)
@@ -115,7 +125,9 @@ def stopped(recipe: Path, out: Path, n: int) -> None:
         build(recipes.read(recipe), out, watch=Stopping())
 
 
-def test_what_was_done_is_said_and_not_done_again(recipe: Path, tmp_path: Path) -> None:
+def test_what_was_done_is_said_and_not_done_again(
+    recipe: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
     stopped(recipe, tmp_path / "out", 5)
     heard = Heard()
     build(recipes.read(recipe), tmp_path / "out", watch=heard)
@@ -123,18 +135,19 @@ def test_what_was_done_is_said_and_not_done_again(recipe: Path, tmp_path: Path) 
     assert heard.done["reading"] == heard.done["hashing"] == 8
     build(recipes.read(recipe), tmp_path / "whole", watch=(alone := Heard()))
     assert not alone.lines
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert files(tmp_path / "out") == files(tmp_path / "whole") == whole
 
 
-def test_a_job_whose_file_was_damaged_is_done_again(recipe: Path, tmp_path: Path) -> None:
+def test_a_job_whose_file_was_damaged_is_done_again(
+    recipe: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
     stopped(recipe, tmp_path / "out", 5)
     path = sorted(workspace.place_of(tmp_path / "out").glob("*/*.text"))[2]
     raw = path.read_bytes()
     path.write_bytes(raw[:-9] + b"DAMAGED!\n")
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
     assert heard.lines == ["reading: 4 of 8 jobs are done already"]
-    build(recipes.read(recipe), tmp_path / "whole")
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert files(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize("what", ["recipe", "file", "version"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -52,16 +53,26 @@ ROWS = make_data(
 )
 
 
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a parent and its child, to be copied."""
+    folder = tmp_path_factory.mktemp("stocked")
+    store = Store(folder / "store")
+    parent = store.pull(str(make_model(folder / "tiny", "llama", max_position_embeddings=4096)))
+    store.grow_once(Finetune(ROWS, steps=2, batch_size=4, lr=1e-3, dtype="float32"), [parent])
+    return folder / "store"
+
+
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(replay_data, "STEPS", (1, 2))
-    return Store(tmp_path / "store")
+    return Store(shutil.copytree(stocked, tmp_path / "store"))
 
 
 @pytest.fixture
-def pair(store: Store, tmp_path: Path) -> tuple[Grown, Grown]:
-    parent = store.pull(str(make_model(tmp_path / "tiny", "llama", max_position_embeddings=4096)))
-    return parent, store.grow_once(Finetune(ROWS, steps=2, batch_size=4, lr=1e-3, dtype="float32"), [parent])
+def pair(store: Store) -> tuple[Grown, Grown]:
+    by_kind = {model.recipe.kind: Grown(model, store.folder(model)) for model in store.models()}
+    return by_kind["pull"], by_kind["finetune"]
 
 
 def climb(store: Store, pair: tuple[Grown, Grown], out: Path, good: tuple[str, ...], chosen: str = "core",
