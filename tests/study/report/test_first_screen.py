@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from heredity.lineage.graph import Edge
-from heredity.study import aggregate, storage
+from heredity.study import aggregate, decision, storage
 from heredity.study.plan import Grid
 from heredity.study.remedies import ADDRESSES, remedy, threat_links
 from heredity.study.report import html
@@ -56,6 +56,13 @@ def test_the_first_screen_quotes_one_breach_of_the_model_that_it_names(tmp_path:
     top = header(html.render(folder))
     assert top.count('class="quote"') == 1 and "<mark>seen</mark> it all, friend" in top
     assert 'class="quote"' not in header(html.render(folder, with_text=False))
+
+
+def test_a_recommendation_by_the_users_costs_is_on_the_first_screen(tmp_path: Path) -> None:
+    folder = make(tmp_path, plan(n_probes=6))
+    decision.save_costs(folder, decision.Costs(100.0, 5.0))
+    top = header(html.render(folder))
+    assert "By your costs" in top and 'href="#decision"' in top
 
 
 def test_conversations_come_right_after_the_heat_map(page: str) -> None:

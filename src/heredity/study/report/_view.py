@@ -275,6 +275,11 @@ class View(PairView):
         """How many models this one is worse than, in the cell's technique or scope."""
         return self._worse.get((rate.model, rate.technique, rate.measure), 0) if rate.attack == ALL else 0
 
+    @property
+    def has_worse(self) -> bool:
+        """Whether any cell of the heat map may be marked as worse."""
+        return any(measure == "breach" for _, _, measure in self._worse)
+
     @cached_property
     def _worse(self) -> dict[tuple[str, str, Measure], int]:
         found: dict[tuple[str, str, Measure], int] = {}
