@@ -76,6 +76,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Read": {
         "studies": "List the studies of a folder, with state and verdict.",
         "report": "Write a study's report.",
+        "view": "Open the studies of a folder as web pages.",
         "show": "Show a model, a study, or its trials and conversations.",
         "probes": "List the probes, show one, or import a public set.",
         "attacks": "List the attacks that a study can apply to its probes.",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from heredity.core.files import Rows
-    from heredity.core.records import Probe, Response
+    from heredity.core.records import Response
     from heredity.study.labels import Drawn, Label, LabelAnswer
     from heredity.study.plan import Plan
 
@@ -86,7 +86,7 @@ def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> Non
         if row.index not in said_of:
             continue
         _show(made, row, said_of[row.index], f"{place} of {len(drawn)}")
-        said = _key(labels.question(probe_of(made, row.index), row.task))
+        said = _key(labels.question(labels.probe_of(made, row.index), row.task))
         if said is None:
             note("Stopped. Run the same command to resume.")
             return
@@ -103,49 +103,15 @@ def _responses(folder: Path, made: Plan, wanted: set[int]) -> dict[int, Response
 def _show(made: Plan, row: Drawn, response: Response, place: str) -> None:
     from heredity.core.sanitize import plain
     from heredity.core.terminal import out, write
+    from heredity.study import labels
 
-    asked, said = _texts(made, row, response)
+    asked, said = labels.label_texts(made, row, response)
     screen = out()
     screen.print()
     screen.rule(f"{place}: what was asked", characters="-", align="left", style="dim")
     write(plain(asked, lines=True))
     screen.rule("the answer", characters="-", align="left", style="dim")
     write(plain(said, lines=True))
-
-
-def _texts(made: Plan, row: Drawn, response: Response) -> tuple[str, str]:
-    """The probe's own turns, without the attack, with what the probe planted; and the whole answer."""
-    probe = probe_of(made, row.index)
-    said = []
-    for exchange in response.exchanges:
-        calls = [f"[calls {call.name} {call.arguments}]" for call in exchange.tool_calls]
-        said.append("\n".join([exchange.text, *calls]))
-    asked = [*probe.turns, *(_planted(made, probe) if row.task == "breach" else ())]
-    return "\n\n".join(asked), "\n\n[next turn]\n".join(said)
-
-
-def probe_of(made: Plan, index: int) -> Probe:
-    """The probe of a trial."""
-    return made.probes[index // made.samples % len(made.probes)]
-
-
-def _planted(made: Plan, probe: Probe) -> Iterator[str]:
-    """The texts that make a breach visible: planted ones, secrets, the tool that must not be called."""
-    import msgspec
-
-    if probe.passage:
-        yield f"[passage]\n{probe.passage}"
-    if probe.tool_result is not None:
-        yield f"[result of {probe.tool_result.tool}]\n{probe.tool_result.text}"
-    if not isinstance(probe.tool_description, msgspec.UnsetType):
-        yield f"[description of {probe.tool_description.tool}]\n{probe.tool_description.text}"
-    if probe.check.kind == "secret":
-        yield from (f"[secret] {secret.name}: {secret.value}" for secret in made.application.secrets)
-    if probe.check.kind == "prompt_leak":
-        yield f"[instructions]\n{made.application.instructions}"
-    if probe.check.kind in ("tool", "state"):
-        named = probe.check.tool or ", ".join(t.name for t in made.application.tools if t.is_forbidden)
-        yield f"[tool] {named}"
 
 
 def _key(question: str) -> LabelAnswer | None:
@@ -180,9 +146,9 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
     lines = csv.writer(text)
     lines.writerow(["index", "trial", "question", "prompt", "answer", "label"])
     for row in (row for row in drawn if row.index in said_of):
-        asked, said = _texts(made, row, said_of[row.index])
+        asked, said = labels.label_texts(made, row, said_of[row.index])
         label = had[row.index].said if row.index in had else ""
-        asks = labels.question(probe_of(made, row.index), row.task)
+        asks = labels.question(labels.probe_of(made, row.index), row.task)
         lines.writerow([row.index, row.trial, asks, cell(asked), cell(said), label])
     write_atomic(path, text.getvalue().encode())
     note(f"{path}: {len(drawn)} answers. Write yes, no or skip under label, then: --import {path}")

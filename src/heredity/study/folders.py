@@ -67,7 +67,7 @@ def find_studies(place: Path) -> list[StudyFolder]:
     """
     if not place.is_dir():
         raise UsageError(f"{place}: no such folder.", code="folder-missing")
-    found = (each for folder in _study_folders(place) if (each := read_folder(folder)) is not None)
+    found = (each for folder in study_folders(place) if (each := read_folder(folder)) is not None)
     return sorted(found, key=lambda each: (-each.changed, str(each.folder)))
 
 
@@ -83,7 +83,7 @@ def read_folder(folder: Path) -> StudyFolder | None:
         saved = read_saved(folder)
         found = _read(folder, saved)
     except (HeredityError, OSError) as error:
-        if not _is_study(folder / PLAN):
+        if not is_study(folder / PLAN):
             return None
         return StudyFolder(folder, "unreadable", changed=changed, problem=str(error))
     return found._replace(changed=changed)
@@ -146,8 +146,11 @@ def _n_rows(path: Path) -> int:
     return sum(not is_out_of_scope(row) for row in Rows(path, _Row))
 
 
-def _study_folders(place: Path) -> Iterator[Path]:
-    """The folders with a plan.json, at most _DEPTH levels below `place`; none inside a study."""
+def study_folders(place: Path) -> Iterator[Path]:
+    """The folders with a plan.json, at most three levels below `place`; none inside a study.
+
+    It may be that of another tool: see `is_study`.
+    """
     waiting, n_seen = [(place, 0)], 0
     while waiting and n_seen < _MOST:
         folder, depth = waiting.pop()
@@ -181,7 +184,7 @@ class _AnyPlan(msgspec.Struct):
     plan: dict[str, object]
 
 
-def _is_study(path: Path) -> bool:
+def is_study(path: Path) -> bool:
     """Whether a plan.json is of a study, or is torn. That of another tool is not."""
     try:
         data = path.read_bytes()

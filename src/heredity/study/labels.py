@@ -8,7 +8,7 @@ is the number of the first answer that is not among them.
 
 Promises: the same study draws the same order. Labelling can stop after any label and resume later. A label
 belongs to one answer, and is left out if that answer was asked again.
-Leaves to others: showing an answer and asking (cli/label.py), and rates from labels (intervals.py).
+Leaves to others: asking for a label (cli/label.py, view/pages/label.py), and rates by labels (intervals.py).
 
 Sources: Duffield, Lund and Thorup 2007 (priority sampling). Zrnic and Candes 2403.03208 (active inference).
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -28,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import UsageError
-from heredity.core.files import Rows
-from heredity.core.records import SCHEMA, Probe, Record, digest
+from heredity.core.files import Rows, rewrite
+from heredity.core.records import SCHEMA, Probe, Record, Response, digest
 from heredity.redteam.judges import LabelTask as LabelTask
 from heredity.redteam.judges import needs_judge, task_of
 from heredity.study.plan import Grid, Plan, declared_analysis
@@ -140,6 +141,19 @@ def draw_answers(folder: Path, plan: Plan) -> list[Drawn]:
     return held
 
 
+def drawn_answers(folder: Path) -> list[Drawn]:
+    """The answers of an earlier draw, in order; none without one."""
+    return list(Rows(folder / DRAWN, Drawn))
+
+
+def last_label(folder: Path) -> Label | None:
+    """The label that was saved last."""
+    last = None
+    for last in Rows(folder / LABELS, Label):  # noqa: B007
+        pass
+    return last
+
+
 def add_label(rows: Rows[Label], drawn: Drawn, said: LabelAnswer) -> None:
     """Save a label."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -150,6 +164,17 @@ def add_label(rows: Rows[Label], drawn: Drawn, said: LabelAnswer) -> None:
         )
     )  # fmt: skip
     rows.flush()
+
+
+def remove_last_label(folder: Path) -> None:
+    """Take back the label that was saved last, if there is one. Hold the folder's lock.
+
+    The answer's earlier label counts again, or it has none.
+    """
+    n_left = sum(1 for _ in Rows(folder / LABELS, Label)) - 1
+    if n_left >= 0:
+        places = itertools.count()
+        rewrite(folder / LABELS, Label, lambda _: next(places) < n_left)
 
 
 def read_labels(folder: Path) -> dict[int, Label]:
@@ -213,6 +238,42 @@ def _uniform(study: str, index: int) -> float:
     """Above 0 and at most 1; by digest, so that the order is the same everywhere."""
     drawn = hashlib.blake2b(f"{study}\0label\0{index}".encode(), digest_size=8).digest()
     return ((int.from_bytes(drawn, "big") >> 11) + 1) / 2**53
+
+
+# --- what a person reads --------------------------------------------------------------------------
+
+
+def probe_of(plan: Plan, index: int) -> Probe:
+    """The probe of a trial."""
+    return plan.probes[index // plan.samples % len(plan.probes)]
+
+
+def label_texts(plan: Plan, row: Drawn, response: Response) -> tuple[str, str]:
+    """The probe's own turns, without the attack, with what the probe planted; and the whole answer."""
+    probe = probe_of(plan, row.index)
+    said = []
+    for exchange in response.exchanges:
+        calls = [f"[calls {call.name} {call.arguments}]" for call in exchange.tool_calls]
+        said.append("\n".join([exchange.text, *calls]))
+    asked = [*probe.turns, *(_planted(plan, probe) if row.task == "breach" else ())]
+    return "\n\n".join(asked), "\n\n[next turn]\n".join(said)
+
+
+def _planted(plan: Plan, probe: Probe) -> Iterator[str]:
+    """The texts that make a breach visible: planted ones, secrets, the tool that must not be called."""
+    if probe.passage:
+        yield f"[passage]\n{probe.passage}"
+    if probe.tool_result is not None:
+        yield f"[result of {probe.tool_result.tool}]\n{probe.tool_result.text}"
+    if not isinstance(probe.tool_description, msgspec.UnsetType):
+        yield f"[description of {probe.tool_description.tool}]\n{probe.tool_description.text}"
+    if probe.check.kind == "secret":
+        yield from (f"[secret] {secret.name}: {secret.value}" for secret in plan.application.secrets)
+    if probe.check.kind == "prompt_leak":
+        yield f"[instructions]\n{plan.application.instructions}"
+    if probe.check.kind in ("tool", "state"):
+        named = probe.check.tool or ", ".join(t.name for t in plan.application.tools if t.is_forbidden)
+        yield f"[tool] {named}"
 
 
 # --- labels by trial ------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import pytest
 
 from heredity.lineage.graph import Edge
 from heredity.study import aggregate, decision, storage
+from heredity.study.marks import Piece, with_evidence, with_tokens
 from heredity.study.plan import Grid
 from heredity.study.remedies import ADDRESSES, remedy, threat_links
 from heredity.study.report import html
-from heredity.study.report._marks import Piece, with_evidence, with_tokens
 from tests.support import report_studies
 from tests.support.report_studies import make, plan
 

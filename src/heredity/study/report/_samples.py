@@ -4,7 +4,7 @@ Promises: the sample is random, seeded by the study's digest, and drawn before a
 can choose convenient ones. Memory is one byte per row, in two passes over the file. Rows of another
 application or plan are refused.
 The quoted breach is of the model and technique that the advice names, if one was drawn.
-Leaves to others: verdicts (redteam/judges/), marks (_marks.py) and layout (the template).
+Leaves to others: verdicts (redteam/judges/), marks (study/marks.py) and layout (the template).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from heredity.core.row_codes import is_skipped
 from heredity.core.sanitize import Shown, label, shown
 from heredity.study.advice import Advice
 from heredity.study.legacy import RowsFromSchema1
+from heredity.study.marks import Piece, with_evidence
 from heredity.study.plan import Grid, Plan
-from heredity.study.report._marks import Piece, with_evidence
 from heredity.study.storage import RESPONSES, VERDICTS
 
 # Kinds in the order in which they are shown, with how many of each a model and technique get.

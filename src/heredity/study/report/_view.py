@@ -31,11 +31,11 @@ from heredity.study.estimates import (
 )
 from heredity.study.forecast import lines as forecast_lines
 from heredity.study.headline import headline
+from heredity.study.marks import Piece
 from heredity.study.outcomes import MANNERS
 from heredity.study.plan import Plan
 from heredity.study.remedies import Remedy, ThreatLink, remedy, threat_links
 from heredity.study.report import _rows, _samples
-from heredity.study.report._marks import Piece
 from heredity.study.report._pairs import PairView, span
 from heredity.study.report._samples import Sample
 from heredity.study.report.figures import charts

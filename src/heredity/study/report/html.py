@@ -32,9 +32,9 @@ from heredity.study import (
     tool_words,
     wording,
 )
+from heredity.study.marks import with_tokens
 from heredity.study.outcomes import MANNERS
 from heredity.study.report import _effort, _harm
-from heredity.study.report._marks import with_tokens
 from heredity.study.report._samples import draw
 from heredity.study.report._view import View
 from heredity.study.report.figures import charts

@@ -1,0 +1,137 @@
+"""`heredity view`: the studies of a folder as web pages."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from heredity.cli import Name, PathArgument, Verb
+
+if TYPE_CHECKING:
+    import socket
+
+    from heredity.view.places import StudyPlace
+    from heredity.view.site import Site
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@click.command("view", cls=Verb, example="heredity view runs")
+@click.argument("place", metavar="[DIR]", type=PathArgument(), required=False)
+@click.option("--host", type=Name(), default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8010,
+    show_default=True,
+    help="Port; 0 chooses a free one.",
+)
+@click.option(
+    "--token-env", type=Name(), metavar="NAME",
+    help="Environment variable with the token of readers.  [default: a new one, where --host is not local]",
+)  # fmt: skip
+@click.option(
+    "--export", type=PathArgument(), metavar="OUT", help="Write the pages to a new folder instead, and stop."
+)
+def command(place: Path | None, host: str, port: int, token_env: str | None, export: Path | None) -> None:
+    """Open the studies of a folder as web pages.
+
+    DIR is a study's folder, or any folder above studies; without it, the current folder. The pages show a
+    study while it runs, all its conversations with search and filters, and two models side by side on the
+    same trials. Stop with Ctrl-C.
+    """
+    from heredity.core.errors import UsageError
+    from heredity.view.places import StudyPlace
+    from heredity.view.site import Site
+
+    root = place or Path()
+    if not root.is_dir():
+        raise UsageError(f"{root} is not a folder.", code="not-a-folder")
+    if export is not None:
+        _export(StudyPlace(root), export)
+        return
+    _check_installed()
+    token = _token(host, token_env)
+    listening = _bound(host, port)
+    _serve(Site(StudyPlace(root)), listening, host, token)
+
+
+def _export(place: StudyPlace, out: Path) -> None:
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import Display, note, write
+    from heredity.view.export import export
+
+    with Display() as display:
+        found = export(place, out, lambda n, known: display.show("write", n, known, f"{n:,} pages"))
+    if found.n_left_out:
+        note(f"{found.n_left_out:,} more pages are left out, and their links with them")
+    write(plain(str(found.page)))
+
+
+def _check_installed() -> None:
+    from heredity.core.errors import Unavailable
+
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise Unavailable(f"The pages need {name}. Install it: pip install 'heredity[serve]'")
+
+
+def _token(host: str, name: str | None) -> str:
+    """The token that readers send; "" for none, on a loopback address. Raises UsageError."""
+    import os
+    import secrets
+
+    from heredity.core.errors import UsageError
+
+    if name is None:
+        return "" if host in _LOOPBACK else secrets.token_urlsafe(24)
+    token = os.environ.get(name, "")
+    if not (token.isascii() and token.isprintable() and token == token.strip() and token):
+        raise UsageError(f"The environment variable {name} holds no token of printable ASCII.")
+    return token
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound to the address but does not listen yet."""
+    import socket
+
+    from heredity.core.errors import UsageError
+
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        message = f"Cannot listen at {host}:{port}: {error.strerror}. Choose another --port."
+        raise UsageError(message) from None
+    return found
+
+
+def _serve(site: Site, listening: socket.socket, host: str, token: str) -> None:
+    import signal
+
+    import uvicorn
+
+    from heredity.core.terminal import note
+    from heredity.view.app import ViewSettings, app
+
+    studies = site.place.studies()
+    path = f"/s/{studies[0].key}" if len(studies) == 1 else "/"
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}{path}" + (f"?token={token}" if token else "")
+    note(f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} at {address}")
+    # Streams of events end when the server does; without that it would wait for them.
+    settings = ViewSettings(token, host in _LOOPBACK, is_closing=lambda: server.should_exit)
+    config = uvicorn.Config(
+        app(site, settings), log_level="warning", access_log=False, server_header=False, ws="none",
+        timeout_graceful_shutdown=3,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])

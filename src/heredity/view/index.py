@@ -1,0 +1,367 @@
+"""An SQLite index of a study's rows: pages list, filter and search trials without reading all of them.
+
+    index = RowIndex(path, folder, grid)
+    index.refresh(seconds=1.0)          # read what was appended since; True once all rows are in
+    with index.reading() as rows: rows.execute("SELECT idx, state FROM trials WHERE twin = 0")
+
+Promises: the folder of the study is only read. The index lies in the reader's own store, because a folder may
+come from anyone. It is made again if the rows are not those that it was made from. A row that is damaged, of
+another plan, or there twice is in `problems`, by file and line, and all others are in the index.
+Leaves to others: queries (queries.py), and rows with their whole text (transcript.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UNSET
+
+from heredity.core.files import default_root
+from heredity.core.records import ROW_SCHEMA, SCHEMA, Response, Verdict, digest_response
+from heredity.core.row_codes import Failable, is_out_of_scope, is_skipped
+from heredity.core.sanitize import label
+from heredity.study.legacy import RowsFromSchema1
+from heredity.study.plan import Grid
+from heredity.study.storage import RESPONSES, VERDICTS, is_of_its_trial
+
+LONGEST = 64 << 20  # bytes of a row; no answer is that long, and a hostile file may have no line break
+_SEARCHED = 20_000  # characters of a trial that a search finds
+_CHUNK = 500  # rows of one transaction
+_TAIL = 64  # bytes before the place that reading came to, by which an edited file is known
+_VERSION = "1"  # of the tables below; another one is made again
+_MOST_PROBLEMS = 200  # that are kept with their message; more are counted
+
+UNJUDGED = "unjudged"  # answered, and not judged yet; a trial without an answer has no row
+OUTSIDE = "outside"  # its attack is for other techniques, so that the plan does not ask it
+IN_PLAN = f"r_off IS NOT NULL AND state != '{OUTSIDE}'"  # the rows that lists and counts are about
+
+_TABLES = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE files (name TEXT PRIMARY KEY, inode INTEGER, offset INTEGER, lines INTEGER, tail BLOB);
+CREATE TABLE trials (
+  idx INTEGER PRIMARY KEY, m INTEGER, a INTEGER, p INTEGER, t INTEGER, twin INTEGER,
+  r_off INTEGER, r_len INTEGER, r_digest TEXT, r_state TEXT,
+  v_off INTEGER, v_len INTEGER, v_digest TEXT, v_state TEXT,
+  unsure INTEGER DEFAULT 0, split INTEGER DEFAULT 0,
+  state TEXT GENERATED ALWAYS AS
+    (CASE WHEN v_state IS NOT NULL AND v_digest IS r_digest THEN v_state ELSE r_state END) STORED);
+CREATE INDEX by_cell ON trials (m, t, twin, state, a);
+CREATE INDEX by_state ON trials (state, twin, m, t, a);
+CREATE TABLE texts (idx INTEGER PRIMARY KEY, said TEXT, why TEXT DEFAULT '');
+CREATE TABLE problems (file TEXT, line INTEGER, code TEXT, message TEXT);
+CREATE TABLE seen (at REAL, n INTEGER);
+"""
+_WORDS = "CREATE VIRTUAL TABLE words USING fts5(said, content='', tokenize='unicode61 remove_diacritics 2')"
+_RESPONSE = """
+INSERT INTO trials (idx, m, a, p, t, twin, r_off, r_len, r_digest, r_state)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (idx) DO UPDATE SET r_off = excluded.r_off, r_len = excluded.r_len, r_digest = excluded.r_digest,
+r_state = excluded.r_state"""
+_VERDICT = """
+INSERT INTO trials (idx, m, a, p, t, twin, v_off, v_len, v_digest, v_state, unsure, split)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (idx) DO UPDATE SET v_off = excluded.v_off, v_len = excluded.v_len, v_digest = excluded.v_digest,
+v_state = excluded.v_state, unsure = excluded.unsure, split = excluded.split"""
+_SAID, _WHY = (
+    f"INSERT INTO texts (idx, {column}) VALUES (?, ?) "
+    f"ON CONFLICT (idx) DO UPDATE SET {column} = excluded.{column}"
+    for column in ("said", "why")
+)
+
+Row = TypeVar("Row", Response, Verdict)
+
+
+class UnreadRow(NamedTuple):
+    """A row that is not in the index, and why."""
+
+    file: str
+    line: int
+    code: str
+    message: str
+
+
+class _FileLine(NamedTuple):
+    offset: int
+    number: int
+    data: bytes
+
+
+class RowIndex:
+    """The index of one study's folder; safe to use from several threads and processes.
+
+    path: the SQLite file. grid: the trials of the plan, by whose digest a stale index is known.
+    """
+
+    def __init__(self, path: Path, folder: Path, grid: Grid, study: str) -> None:
+        self.path, self.folder = path, folder
+        self._grid, self._study, self._lock = grid, study, Lock()
+        self._upgrade = RowsFromSchema1(grid.plan)
+        techniques = dict.fromkeys(probe.technique for probe in grid.plan.probes)
+        self.techniques = tuple(techniques)
+        places = {name: place for place, name in enumerate(techniques)}
+        self._probes = [(places[p.technique], p.kind == "benign") for p in grid.plan.probes]
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection that can only read."""
+        self._prepare()
+        with closing(
+            sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+        ) as rows:
+            yield rows
+
+    def refresh(self, seconds: float = float("inf")) -> bool:
+        """Read the rows that were appended, for at most about `seconds`; return whether all are in.
+
+        False, too, while another process writes the index of the same folder.
+        """
+        with self._lock:
+            self._prepare()
+            end = time.monotonic() + seconds
+            try:
+                with closing(sqlite3.connect(self.path, timeout=2, isolation_level=None)) as rows:
+                    if self._is_changed(rows):
+                        self._clear(rows)
+                    return self._read(rows, RESPONSES, self._add_response, end) and self._read(
+                        rows, VERDICTS, self._add_verdict, end
+                    )
+            except sqlite3.OperationalError as error:
+                if "locked" in str(error):
+                    return False
+                raise
+
+    def version(self) -> tuple[int, ...]:
+        """Changes whenever rows came."""
+        with self.reading() as rows:
+            return tuple(n for (n,) in rows.execute("SELECT offset FROM files ORDER BY name"))
+
+    # --- the file ---
+
+    def _prepare(self) -> None:
+        """Make the file if it is missing, damaged, of other tables or of another plan."""
+        if self.path.exists():
+            try:
+                with closing(sqlite3.connect(self.path, timeout=10)) as rows:
+                    held = dict(rows.execute("SELECT key, value FROM about"))
+                if held == self._about():
+                    return
+            except sqlite3.DatabaseError:
+                pass  # it is a cache: it is made again from the rows
+            for end in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with closing(sqlite3.connect(self.path, timeout=10)) as rows:
+            rows.execute("PRAGMA journal_mode = WAL")
+            rows.executescript(f"BEGIN IMMEDIATE;{_TABLES}{_WORDS};")
+            rows.executemany("INSERT INTO about VALUES (?, ?)", self._about().items())
+            rows.commit()
+
+    def _about(self) -> dict[str, str]:
+        return {"version": _VERSION, "study": self._study, "folder": str(self.folder.resolve())}
+
+    def _is_changed(self, rows: sqlite3.Connection) -> bool:
+        """Whether a file was replaced or edited, so that places in it do not hold any more."""
+        for name, inode, offset, tail in rows.execute("SELECT name, inode, offset, tail FROM files"):
+            path = self.folder / name
+            if not path.exists() or path.stat().st_ino != inode or path.stat().st_size < offset:
+                return True
+            with path.open("rb") as file:
+                file.seek(max(0, offset - _TAIL))
+                if file.read(min(offset, _TAIL)) != tail:
+                    return True
+        return False
+
+    def _clear(self, rows: sqlite3.Connection) -> None:
+        rows.execute("BEGIN IMMEDIATE")
+        for table in ("files", "trials", "texts", "problems", "seen"):
+            rows.execute(f"DELETE FROM {table}")
+        rows.execute("DROP TABLE words")
+        rows.execute(_WORDS)
+        rows.execute("COMMIT")
+
+    # --- rows ---
+
+    def _read(
+        self,
+        rows: sqlite3.Connection,
+        name: str,
+        add: Callable[[sqlite3.Connection, list[_FileLine]], None],
+        end: float,
+    ) -> bool:
+        """Add the new lines of a file, some in each transaction; return whether it is read to its end."""
+        while not self._is_read(rows, name):
+            rows.execute("BEGIN IMMEDIATE")
+            try:
+                found = rows.execute("SELECT offset, lines FROM files WHERE name = ?", (name,)).fetchone()
+                lines = list(self._lines(rows, name, *(found or (0, 0))))
+                if lines:
+                    add(rows, lines)
+                    self._note_place(rows, name, lines[-1])
+            except BaseException:
+                rows.execute("ROLLBACK")
+                raise
+            rows.execute("COMMIT")
+            if len(lines) < _CHUNK:
+                break
+            if time.monotonic() >= end:
+                return self._is_read(rows, name)
+        return True
+
+    def _is_read(self, rows: sqlite3.Connection, name: str) -> bool:
+        """Whether nothing was appended to a file since."""
+        path = self.folder / name
+        found = rows.execute("SELECT offset FROM files WHERE name = ?", (name,)).fetchone()
+        return not path.is_file() or path.stat().st_size <= (found[0] if found else 0)
+
+    def _lines(self, rows: sqlite3.Connection, name: str, offset: int, number: int) -> Iterator[_FileLine]:
+        """At most _CHUNK whole lines from a place on; a torn last line is left for later."""
+        path = self.folder / name
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            file.seek(offset)
+            for _ in range(_CHUNK):
+                data = file.readline(LONGEST)
+                number += 1
+                if not data.endswith(b"\n"):
+                    if len(data) == LONGEST:
+                        why = "a row without an end; the rest is not read"
+                        self._problem(rows, name, number, "row-damaged", why)
+                    return
+                yield _FileLine(offset, number, data)
+                offset += len(data)
+
+    def _note_place(self, rows: sqlite3.Connection, name: str, last: _FileLine) -> None:
+        path, offset = self.folder / name, last.offset + len(last.data)
+        with path.open("rb") as file:
+            file.seek(max(0, offset - _TAIL))
+            tail = file.read(min(offset, _TAIL))
+        place = (name, path.stat().st_ino, offset, last.number, tail)
+        rows.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", place)
+        if name == RESPONSES:
+            rows.execute(f"INSERT INTO seen SELECT ?, count(*) FROM trials WHERE {IN_PLAN}", (time.time(),))
+            rows.execute("DELETE FROM seen WHERE at < ?", (time.time() - 900,))
+
+    def _problem(self, rows: sqlite3.Connection, name: str, line: int, code: str, message: str) -> None:
+        (n,) = rows.execute("SELECT count(*) FROM problems").fetchone()
+        words = label(message, 200) if n < _MOST_PROBLEMS else ""
+        rows.execute("INSERT INTO problems VALUES (?, ?, ?, ?)", (name, line, code, words))
+
+    def _place(self, index: int) -> tuple[int, int, int, int, int, bool]:
+        """The columns idx, m, a, p, t, twin of a trial."""
+        plan = self._grid.plan
+        rest, p = divmod(index // plan.samples, len(plan.probes))
+        m, a = divmod(rest, len(plan.attacks))
+        return index, m, a, p, *self._probes[p]
+
+    def _add_response(self, rows: sqlite3.Connection, lines: list[_FileLine]) -> None:
+        trials, texts, words = [], [], []
+        for line, row in self._decoded(rows, RESPONSES, lines, _RESPONSES, "r_off"):
+            if not is_of_its_trial(row, self._grid):
+                self._problem(
+                    rows,
+                    RESPONSES,
+                    line.number,
+                    "trial-not-planned",
+                    f"trial {row.index} is not of this plan",
+                )
+                continue
+            state = _failure(row) if row.error is not None else UNJUDGED
+            where = (line.offset, len(line.data), digest_response(row), state)
+            trials.append((*self._place(row.index), *where))
+            texts.append((row.index, _brief(row)))
+            words.append((row.index, _searched(row)))
+        rows.executemany(_RESPONSE, trials)
+        rows.executemany(_SAID, texts)
+        rows.executemany("INSERT INTO words (rowid, said) VALUES (?, ?)", words)
+
+    def _add_verdict(self, rows: sqlite3.Connection, lines: list[_FileLine]) -> None:
+        trials, texts = [], []
+        for line, row in self._decoded(rows, VERDICTS, lines, _VERDICTS, "v_off"):
+            if not self._grid.matches(row.index, row.trial):
+                self._problem(
+                    rows, VERDICTS, line.number, "trial-not-planned", f"trial {row.index} is not of this plan"
+                )
+                continue
+            state = row.outcome or _failure(row)
+            unsure = row.score is not UNSET and 0.25 <= row.score <= 0.75
+            split = row.members is not UNSET and len(set(row.members.values())) > 1
+            where = (line.offset, len(line.data), row.response, state, unsure, split)
+            trials.append((*self._place(row.index), *where))
+            texts.append((row.index, label(row.error or row.evidence, 200)))
+        rows.executemany(_VERDICT, trials)
+        rows.executemany(_WHY, texts)
+
+    def _decoded(
+        self,
+        rows: sqlite3.Connection,
+        name: str,
+        lines: list[_FileLine],
+        decoder: msgspec.json.Decoder[Row],
+        column: str,
+    ) -> Iterator[tuple[_FileLine, Row]]:
+        """The rows of these lines, each trial once; what is wrong with the others is noted."""
+        found: dict[int, tuple[_FileLine, Row]] = {}
+        for line in lines:
+            try:
+                row = decoder.decode(line.data)
+                if not SCHEMA <= row.schema <= ROW_SCHEMA:
+                    self._problem(rows, name, line.number, "schema-mismatch", f"a row of schema {row.schema}")
+                elif row.index in found or self._has(rows, row.index, column):
+                    self._problem(rows, name, line.number, "trial-twice", f"trial {row.index} is there twice")
+                else:
+                    found[row.index] = line, self._upgrade(row)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                self._problem(rows, name, line.number, "row-damaged", str(error))
+        yield from found.values()
+
+    def _has(self, rows: sqlite3.Connection, index: int, column: str) -> bool:
+        if not 0 <= index < len(self._grid):
+            return False
+        wanted = f"SELECT 1 FROM trials WHERE idx = ? AND {column} IS NOT NULL"
+        return rows.execute(wanted, (index,)).fetchone() is not None
+
+
+def _failure(row: Failable) -> str:
+    return OUTSIDE if is_out_of_scope(row) else "skipped" if is_skipped(row) else "error"
+
+
+_RESPONSES, _VERDICTS = msgspec.json.Decoder(Response), msgspec.json.Decoder(Verdict)
+
+
+def _brief(row: Response) -> str:
+    """The start of the last answer, or its last call, on one line."""
+    if row.error is not None:
+        return label(row.error, 240)
+    if not row.exchanges:
+        return ""
+    last = row.exchanges[-1]
+    calls = "".join(
+        f"{call.name} {msgspec.json.encode(call.arguments).decode()} " for call in last.tool_calls
+    )
+    return label(last.text.strip() or calls, 240)
+
+
+def _searched(row: Response) -> str:
+    """The text that a search looks in: the answers, the calls, the probe's name and the error."""
+    parts = [row.probe, row.error or ""]
+    for exchange in row.exchanges:
+        calls = (
+            f"{call.name} {msgspec.json.encode(call.arguments).decode()}" for call in exchange.tool_calls
+        )
+        parts += [exchange.text, *calls]
+    return "\n".join(parts)[:_SEARCHED]
+
+
+def index_path(folder: Path, root: Path | None = None) -> Path:
+    """The file of a folder's index, in the reader's own store."""
+    name = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=12).hexdigest()
+    return (root or default_root()) / "view" / f"{name}.sqlite"

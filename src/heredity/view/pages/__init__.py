@@ -1,0 +1,1 @@
+"""The pages, one file each: to add a page, add a file with the members of protocols.py."""

@@ -1,0 +1,36 @@
+"""Every conversation of a study, searched and filtered."""
+
+from __future__ import annotations
+
+from heredity.core.errors import UsageError
+from heredity.core.sanitize import label
+from heredity.view.queries import DOUBTS, KINDS, STATES, listed, read_filters
+from heredity.view.site import Asked, Site
+
+PATH, MENU, TAB = "/s/{study}/conversations", "", "2 Conversations"
+KEEPS: tuple[str, ...] | None = ("model", "technique", "attack", "outcome", "kind", "doubt", "after")
+
+
+def render(site: Site, asked: Asked) -> str:
+    """A page of the list."""
+    study = site.open(asked)
+    filters = read_filters(study, dict(asked.query))
+    found = listed(study, filters, number(asked.query.get("after"), -1), _before(asked))
+    return site.html(
+        "conversations.html.jinja", asked, study,
+        listed=found, filters=filters, query=filters.query(study), path=asked.path,
+        states=STATES, kinds=KINDS, doubts=DOUBTS,
+    )  # fmt: skip
+
+
+def number(text: str | None, default: int = 0) -> int:
+    """A number of an address; the default for none. Raises UsageError for another text."""
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) <= 12):
+        raise UsageError(f"'{label(text)}' is not the number of a trial.", code="not-a-number")
+    return int(text)
+
+
+def _before(asked: Asked) -> int | None:
+    return number(asked.query["before"]) if asked.query.get("before") else None

@@ -1,0 +1,33 @@
+"""Two models side by side on one trial."""
+
+from __future__ import annotations
+
+from heredity.core.errors import UsageError
+from heredity.view.pages.conversations import number
+from heredity.view.pages.pairs import chosen
+from heredity.view.pairs import beside, is_edge, shared
+from heredity.view.rates import board_of
+from heredity.view.site import Asked, Site
+from heredity.view.transcript import read
+
+PATH, MENU, TAB = "/s/{study}/pair/{place}", "", ""
+KEEPS: tuple[str, ...] | None = ("a", "b", "which")
+
+
+def render(site: Site, asked: Asked) -> str:
+    """The page."""
+    study = site.open(asked)
+    wanted, n = chosen(study, asked), study.plan.n_per_model
+    place = number(asked.parts["place"])
+    if place >= n:
+        raise UsageError(f"Each model has the trials 0 to {n - 1}.", code="trial-outside-plan")
+    both = shared(study, board_of(study), wanted.a, wanted.b, wanted.filters)
+    before, after = beside(both.places(wanted.which), place)
+    indices = [place + m * n for m in (wanted.a, wanted.b)]
+    return site.html(
+        "pair.html.jinja", asked, study,
+        chosen=wanted, place=place, trial=study.grid.trial(indices[0]), before=before, after=after,
+        sides=[(m, i, read(study, i)) for m, i in zip((wanted.a, wanted.b), indices, strict=True)],
+        query=wanted.query(study), n=both.n(wanted.which), is_edge=is_edge(study, wanted.a, wanted.b),
+        at=int((both.places(wanted.which) < place).sum()) + 1,
+    )  # fmt: skip

@@ -1,0 +1,75 @@
+"""Two models on the same trials: those that only one of them broke, both, or neither."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from heredity.core.errors import UsageError
+from heredity.view.pages.conversations import number
+from heredity.view.pairs import WHICH, Shared, Which, is_edge, page_of, pairs, shared
+from heredity.view.places import OpenStudy
+from heredity.view.queries import KINDS, Filters, ListedRow, place_of, read_filters, rows_of
+from heredity.view.rates import board_of
+from heredity.view.site import Asked, Site
+
+PATH, MENU, TAB = "/s/{study}/pairs", "", "3 Two models"
+KEEPS: tuple[str, ...] | None = ("a", "b", "which", "technique", "attack", "kind", "after")
+
+
+class PairOfRows(NamedTuple):
+    """A trial of both models."""
+
+    place: int
+    a: ListedRow
+    b: ListedRow
+
+
+class Chosen(NamedTuple):
+    """The two models of an address, and which of their trials it asks for."""
+
+    a: int
+    b: int
+    which: Which
+    filters: Filters
+
+    def query(self, study: OpenStudy) -> dict[str, str]:
+        """The same as the query of an address."""
+        own = {"a": study.names[self.a], "b": study.names[self.b], "which": self.which}
+        return own | {
+            k: v for k, v in self.filters.query(study).items() if k in ("technique", "attack", "kind")
+        }
+
+
+def chosen(study: OpenStudy, asked: Asked) -> Chosen:
+    """The two models and the sort of trial: by default a parent and its child, and what only the child broke.
+
+    Raises UsageError for a study of one model, and UnknownName for a model that it lacks.
+    """
+    first = next(pairs(study), None)
+    if first is None:
+        raise UsageError("This study has one model: there is nothing to put beside it.", code="one-model")
+    query = asked.query
+    a = place_of("model", query["a"], study.names) if query.get("a") else first[0]
+    b = place_of("model", query["b"], study.names) if query.get("b") else first[1]
+    which = query.get("which") or "only-b"
+    sort = WHICH[place_of("sort of trial", which, WHICH)]
+    return Chosen(a, b, sort, read_filters(study, {**query, "model": "", "outcome": "", "q": ""}))
+
+
+def render(site: Site, asked: Asked) -> str:
+    """A page of the list."""
+    study = site.open(asked)
+    wanted = chosen(study, asked)
+    both = shared(study, board_of(study), wanted.a, wanted.b, wanted.filters)
+    places, after = page_of(both.places(wanted.which), number(asked.query.get("after"), -1))
+    return site.html(
+        "pairs.html.jinja", asked, study,
+        chosen=wanted, both=both, sorts=WHICH, rows=_rows(study, both, places), after=after,
+        query=wanted.query(study), kinds=KINDS, is_edge=is_edge(study, wanted.a, wanted.b), path=asked.path,
+    )  # fmt: skip
+
+
+def _rows(study: OpenStudy, both: Shared, places: list[int]) -> list[PairOfRows]:
+    n = study.plan.n_per_model
+    found = rows_of(study, [place + m * n for place in places for m in (both.a, both.b)])
+    return [PairOfRows(p, found[p + both.a * n], found[p + both.b * n]) for p in places]

@@ -1,0 +1,63 @@
+"""Every study of a place: its state, its models, and its verdict."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from heredity.core.errors import HeredityError
+from heredity.study.estimates import Estimates
+from heredity.study.folders import is_study
+from heredity.study.plan import PLAN
+from heredity.view.places import FoundStudy, OpenStudy, StudyProgress
+from heredity.view.site import Asked, Site
+from heredity.view.verdicts import Chip, chips
+
+PATH, MENU, TAB = "/", "1 Studies", ""
+KEEPS: tuple[str, ...] | None = ()
+_SECONDS = 1.0  # that reading new rows may take, of all studies together
+
+
+class StudyLine(NamedTuple):
+    """A study as a line of the list. `why`: the error of a folder that cannot be read."""
+
+    found: FoundStudy
+    study: OpenStudy | None
+    progress: StudyProgress | None
+    chips: list[Chip]
+    at: str
+    why: str = ""
+
+
+def render(site: Site, asked: Asked) -> str:
+    """The list, the newest first."""
+    seen = site.place.mark()  # first: what comes while the rows are read is an event
+    end = time.monotonic() + _SECONDS
+    made = (_line(site, found, end - time.monotonic()) for found in site.place.studies())
+    lines = [line for line in made if line.study is not None or is_study(line.found.folder / PLAN)]
+    lines.sort(key=lambda line: line.at, reverse=True)
+    return site.html("studies.html.jinja", asked, lines=lines, seen=seen, root=str(site.place.root))
+
+
+def _line(site: Site, found: FoundStudy, seconds: float) -> StudyLine:
+    try:
+        study = site.place.open(found.key)
+        study.refresh(max(seconds, 0.02))
+        estimates = study.estimates()
+        is_own = isinstance(estimates, Estimates) and estimates.study == study.saved.study
+        made = chips(estimates) if is_own and isinstance(estimates, Estimates) else []
+        return StudyLine(found, study, study.progress(), made, planned_at(study))
+    except (HeredityError, OSError) as error:
+        return StudyLine(found, None, None, [], "", str(error))
+
+
+def planned_at(study: OpenStudy) -> str:
+    """When it was planned; of an import, when its plan was written."""
+    at = study.saved.at
+    if not isinstance(at, msgspec.UnsetType):
+        return at[:16].replace("T", " ")
+    written = datetime.fromtimestamp((study.folder / PLAN).stat().st_mtime, UTC)
+    return written.isoformat(sep=" ", timespec="minutes")[:16]

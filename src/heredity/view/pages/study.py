@@ -1,0 +1,87 @@
+"""One study: what it found, what only one of two models did, and every cell as it fills."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from heredity.study.estimates import Measure
+from heredity.study.headline import headline
+from heredity.view.pairs import WHICH, is_edge, pairs, shared
+from heredity.view.places import OpenStudy
+from heredity.view.queries import CellCounts, cells
+from heredity.view.rates import Board, ShownRate, board_of
+from heredity.view.site import Asked, Site
+from heredity.view.verdicts import chips
+
+PATH, MENU, TAB = "/s/{study}", "", "1 Overview"
+KEEPS: tuple[str, ...] | None = ()
+MOST_PAIRS = 12  # that are listed; a form compares any two
+
+
+class MatrixCell(NamedTuple):
+    """The trials of a model under a technique. `cell` None: the plan asks none."""
+
+    cell: CellCounts | None
+    rate: ShownRate | None
+
+
+class MatrixRow(NamedTuple):
+    """A technique, with a cell for each model."""
+
+    technique: str
+    is_judge_free: bool
+    cells: list[MatrixCell]
+
+
+class PairLine(NamedTuple):
+    """Two models on the same trials, and how many there are of each sort."""
+
+    a: int
+    b: int
+    is_edge: bool
+    counts: dict[str, int]
+
+
+def render(site: Site, asked: Asked) -> str:
+    """The page."""
+    study = site.open(asked)
+    board, found = board_of(study), cells(study)
+    estimates = board.estimates
+    return site.html(
+        "study.html.jinja", asked, study,
+        progress=study.progress(),
+        finding=None if estimates is None else headline(estimates),
+        chips=[] if estimates is None else chips(estimates),
+        why_not=board.why_not, stopping=board.stopping,
+        pairs=list(_pairs(study, board)),
+        n_pairs=len(study.names) * (len(study.names) - 1) // 2,
+        breaches=_rows(study, board, found, is_twin=False),
+        twins=_rows(study, board, found, is_twin=True),
+        problems=study.problems(),
+        is_final=estimates is not None,
+    )  # fmt: skip
+
+
+def _pairs(study: OpenStudy, board: Board) -> Iterator[PairLine]:
+    for _, (a, b) in zip(range(MOST_PAIRS), pairs(study), strict=False):
+        both = shared(study, board, a, b)
+        yield PairLine(a, b, is_edge(study, a, b), {which: both.n(which) for which in WHICH})
+
+
+def _rows(
+    study: OpenStudy, board: Board, found: dict[tuple[int, int, bool], CellCounts], is_twin: bool
+) -> list[MatrixRow]:
+    measure: Measure = "over_refusal" if is_twin else "breach"
+    rows = []
+    for t, technique in enumerate(study.techniques):
+        made = [_cell(board, found.get((m, t, is_twin)), technique, measure) for m in range(len(study.names))]
+        if any(each.cell is not None for each in made):
+            rows.append(MatrixRow(technique, board.is_judge_free(technique), made))
+    return rows
+
+
+def _cell(board: Board, cell: CellCounts | None, technique: str, measure: Measure) -> MatrixCell:
+    if cell is None:
+        return MatrixCell(None, None)
+    return MatrixCell(cell, board.rate(cell.model, technique, measure))

@@ -1,0 +1,90 @@
+"""The breach rates of models over several studies that asked the same in the same application."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from heredity.core.errors import HeredityError
+from heredity.core.records import digest
+from heredity.study.estimates import ALL, Estimates, Rate
+from heredity.study.wording import find, names
+from heredity.view.pages.studies import planned_at
+from heredity.view.places import OpenStudy
+from heredity.view.site import Asked, Site
+
+PATH, MENU, TAB = "/trend", "2 Trend", ""
+KEEPS: tuple[str, ...] | None = ()
+
+
+class TrendLine(NamedTuple):
+    """A model in one study. rate: of its judge-free breaches, or of the judged ones without such."""
+
+    study: OpenStudy
+    at: str
+    model: str
+    rate: Rate
+
+
+class TrendGroup(NamedTuple):
+    """Studies of the same questions in the same application: their rates belong next to each other.
+
+    lines: by the name of the model, the oldest study first.
+    """
+
+    application: str
+    digest: str
+    scope: str
+    n_studies: int
+    lines: list[TrendLine]
+
+
+def render(site: Site, asked: Asked) -> str:
+    """The groups, those of most studies first. A study without estimates of its own is in none."""
+    by_question: dict[tuple[str, str], list[OpenStudy]] = defaultdict(list)
+    n_without = 0
+    for folder in site.place.studies():
+        try:
+            study = site.place.open(folder.key)
+        except (HeredityError, OSError):
+            n_without += 1
+            continue
+        if _estimates(study) is None:
+            n_without += 1
+        else:
+            by_question[_question(study)].append(study)
+    groups = sorted(map(_group, by_question.values()), key=lambda group: -group.n_studies)
+    return site.html("trend.html.jinja", asked, groups=groups, n_without=n_without)
+
+
+def _question(study: OpenStudy) -> tuple[str, str]:
+    """The application and the questions: studies that share both have rates of the same thing."""
+    plan = study.plan
+    asked = [plan.probes, plan.attacks, plan.samples, _endpoint(study)]
+    return study.saved.application_digest, digest(asked)
+
+
+def _endpoint(study: OpenStudy) -> str:
+    found = _estimates(study)
+    return "" if found is None or found.analysis is None else found.analysis.endpoint
+
+
+def _estimates(study: OpenStudy) -> Estimates | None:
+    found = study.estimates()
+    return found if isinstance(found, Estimates) and found.study == study.saved.study else None
+
+
+def _group(studies: list[OpenStudy]) -> TrendGroup:
+    lines, scope = list[TrendLine](), ""
+    for study in studies:
+        found = _estimates(study)
+        if found is None:
+            continue
+        scope = found.main_scope()
+        for model, name in names(found.models).items():
+            rate = find(found, model, scope, ALL, "breach")
+            if rate is not None and rate.estimate.value is not None:
+                lines.append(TrendLine(study, planned_at(study), name, rate))
+    lines.sort(key=lambda line: (line.model, line.at))
+    first = studies[0]
+    return TrendGroup(first.plan.application.name, first.saved.application_digest, scope, len(studies), lines)

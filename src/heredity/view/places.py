@@ -1,0 +1,258 @@
+"""The study folders of a place, and one of them, open: its plan, its state and the index of its rows.
+
+    place = StudyPlace(Path("runs"))
+    for found in place.studies(): found.key, found.folder
+    study = place.open("demo-1a2b3c"); study.refresh(); study.names, study.progress()
+
+Promises: nothing in a folder is written. A folder that cannot be read is listed with its error. No symbolic
+link is followed.
+Leaves to others: questions to the index (queries.py), rates (rates.py) and pages (pages/).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Literal, NamedTuple
+
+from heredity.core.errors import HeredityError, UnknownName
+from heredity.core.files import default_root, is_locked, stamp_file
+from heredity.core.sanitize import label
+from heredity.study.estimates import Estimates, ModelCard
+from heredity.study.folders import study_folders
+from heredity.study.labels import LABELS
+from heredity.study.outcomes import n_in_scope
+from heredity.study.plan import PLAN, Grid, Plan, PlanFile, read_saved
+from heredity.study.storage import ESTIMATES, RESPONSES, VERDICTS, file_name, read_estimates, run_records
+from heredity.study.wording import names
+from heredity.view.index import IN_PLAN, RowIndex, UnreadRow, index_path
+
+State = Literal["running", "done", "stopped", "planned"]  # as `heredity studies` has them
+_OTHERS = (ESTIMATES, LABELS, ".lock.pid")  # files of a study that its pages show, besides plan and rows
+_WINDOW = 300.0  # seconds of which the speed is told
+
+
+class FoundStudy(NamedTuple):
+    """A study's folder. `name` is its path below the place."""
+
+    key: str  # in addresses
+    name: str
+    folder: Path
+
+
+class StudyProgress(NamedTuple):
+    """The state of a study, and the trials that it has so far.
+
+    speed: in trials a second. seconds: until the last answer. None: not known.
+    """
+
+    state: State
+    doing: str  # of a running study, in words
+    n_planned: int
+    n_asked: int
+    n_judged: int
+    speed: float | None
+    seconds: float | None
+
+    @property
+    def n_left(self) -> int:
+        """Trials without an answer."""
+        return max(0, self.n_planned - self.n_asked)
+
+
+class StudyPlace:
+    """A folder with studies in it, or one study's own.
+
+    store: the reader's store, which holds the indices; None: the default one.
+    """
+
+    def __init__(self, root: Path, store: Path | None = None) -> None:
+        self.root, self.store = root, store or default_root()
+        self._open: dict[str, OpenStudy] = {}
+        self._lock = Lock()
+
+    def studies(self) -> list[FoundStudy]:
+        """Every study of the place, by its path."""
+        return sorted(map(self._found, study_folders(self.root)), key=lambda found: found.name)
+
+    def open(self, key: str) -> OpenStudy:
+        """A study by its key. Raises UnknownName, and the errors of a plan that cannot be read."""
+        with self._lock:
+            held = self._open.get(key)
+            if held is not None and held.is_current:
+                return held
+        known = {found.key: found for found in self.studies()}
+        if key not in known:
+            raise UnknownName("study", label(key), known, code="unknown-study")
+        opened = OpenStudy(known[key], index_path(known[key].folder, self.store))
+        with self._lock:
+            return self._open.setdefault(key, opened) if held is None else self._replace(key, opened)
+
+    def mark(self) -> str:
+        """Changes whenever a file of any study does."""
+        names = (PLAN, RESPONSES, VERDICTS, *_OTHERS)
+        return _digest([(found.key, _stamps(found.folder, names)) for found in self.studies()])
+
+    def _replace(self, key: str, opened: OpenStudy) -> OpenStudy:
+        self._open[key] = opened
+        return opened
+
+    def _found(self, folder: Path) -> FoundStudy:
+        name = (
+            folder.name or folder.resolve().name
+            if folder == self.root
+            else folder.relative_to(self.root).as_posix()
+        )
+        tail = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()
+        return FoundStudy(f"{file_name(Path(name).name)}-{tail}", label(name, 120), folder)
+
+
+@dataclass
+class OpenStudy:
+    """A study's folder, open for reading. Its plan is read once; rows are read as they come."""
+
+    found: FoundStudy
+    path: Path  # of its index
+    is_whole: bool = False  # whether the last refresh came to the end of the rows
+    _estimates: tuple[list[int], Estimates | HeredityError] | None = field(default=None, repr=False)
+    board: tuple[object, object] | None = field(default=None, repr=False)  # of rates.py
+
+    def __post_init__(self) -> None:
+        self._stamp = stamp_file(self.folder / PLAN)
+        self.saved: PlanFile = read_saved(self.folder)
+        self.grid = Grid(self.plan)
+        self.index = RowIndex(self.path, self.folder, self.grid, self.saved.study)
+
+    @property
+    def key(self) -> str:
+        """Its name in addresses."""
+        return self.found.key
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.found.folder
+
+    @property
+    def plan(self) -> Plan:
+        """Its plan."""
+        return self.saved.plan
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its plan is the one that was read."""
+        with suppress(OSError):
+            return stamp_file(self.folder / PLAN) == self._stamp
+        return False
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of each model, in the plan's order; no two are equal."""
+        cards = tuple(ModelCard(m.id, m.name, m.family, m.licence, m.format) for m in self.plan.models)
+        called = names(cards)
+        return tuple(called[model.id] for model in self.plan.models)
+
+    @cached_property
+    def n_planned(self) -> int:
+        """The trials that the plan asks."""
+        return n_in_scope(self.plan)
+
+    @cached_property
+    def techniques(self) -> tuple[str, ...]:
+        """The techniques, in the plan's order."""
+        return self.index.techniques
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """The place in the plan of each model, by its id."""
+        return {model.id: place for place, model in enumerate(self.plan.models)}
+
+    def refresh(self, seconds: float = 1.0) -> None:
+        """Read the rows that came, for at most about `seconds`."""
+        self.is_whole = self.index.refresh(seconds)
+
+    def stamp(self) -> tuple[object, ...]:
+        """Changes whenever a file of the study does."""
+        return _stamps(self.folder, (PLAN, RESPONSES, VERDICTS, *_OTHERS))
+
+    def mark(self) -> str:
+        """Changes whenever a page of the study would: by its files, and by the rows that are read."""
+        return _digest((*_stamps(self.folder, (PLAN, *_OTHERS)), *self.index.version(), self.is_whole))
+
+    def problems(self) -> list[UnreadRow]:
+        """The rows that could not be read, the first of them."""
+        with self.index.reading() as rows:
+            found = rows.execute("SELECT file, line, code, message FROM problems LIMIT 200")
+            return [UnreadRow(*each) for each in found]
+
+    def estimates(self) -> Estimates | HeredityError | None:
+        """Its estimates; the error of a file that cannot be read; None before there are any."""
+        path = self.folder / ESTIMATES
+        if not path.exists():
+            return None
+        stamp = stamp_file(path)
+        if self._estimates is None or self._estimates[0] != stamp:
+            read: Estimates | HeredityError
+            try:
+                read = read_estimates(self.folder)
+            except HeredityError as error:
+                read = error
+            self._estimates = stamp, read
+        return self._estimates[1]
+
+    def progress(self) -> StudyProgress:
+        """Its state, and its trials so far by the rows in the index."""
+        with self.index.reading() as rows:
+            counts = f"SELECT count(r_off), count(v_off) FROM trials WHERE {IN_PLAN}"
+            n_asked, n_judged = rows.execute(counts).fetchone()
+            speed = _speed(rows)
+        n = self.n_planned
+        doing = self._doing(n_asked) if is_locked(self.folder) else ""
+        state: State = "running" if doing else "stopped"
+        if not doing:
+            is_over = (self.folder / ESTIMATES).exists() and n_judged >= n_asked > 0
+            is_over = is_over and (n_asked == n or self.plan.stops_early)
+            state = "done" if is_over else "stopped" if n_asked else "planned"
+        left = (n - n_asked) / speed if speed and doing else None
+        return StudyProgress(state, doing, n, n_asked, n_judged, speed if doing else None, left)
+
+    def _doing(self, n_asked: int) -> str:
+        if n_asked == self.n_planned:
+            return "judging"
+        runs = []
+        with suppress(HeredityError, OSError):  # then it is not said which model
+            runs = list(run_records(self.folder))
+        asked = self.places.get(runs[-1].model) if runs and not runs[-1].n_asked else None
+        return "asking" if asked is None else f"asking {self.names[asked]}"
+
+
+def _speed(rows: sqlite3.Connection) -> float | None:
+    """Trials a second in the last minutes; None before two readings."""
+    found = rows.execute(
+        "SELECT at, n FROM seen WHERE at > ? ORDER BY at", (time.time() - _WINDOW,)
+    ).fetchall()
+    if len(found) < 2 or found[-1][0] - found[0][0] < 2:
+        return None
+    return float((found[-1][1] - found[0][1]) / (found[-1][0] - found[0][0])) or None
+
+
+def _stamps(folder: Path, names: tuple[str, ...]) -> tuple[object, ...]:
+    found: list[object] = []
+    for name in names:
+        try:
+            held = (folder / name).stat()
+            found.append((held.st_size, held.st_mtime_ns, held.st_ino))
+        except OSError:
+            found.append(None)
+    return tuple(found)
+
+
+def _digest(value: object) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,250 @@
+"""Questions to a study's index: counts, lists of trials by filter, and the neighbours of one.
+
+    filters = Filters(model=0, state="broke", text="refund")
+    listed(study, filters, after=17).rows
+
+Promises: every filter holds together with every other. A list is paged by the index of its trials, so a page
+does not shift while rows come.
+Leaves to others: the index (index.py), two models on the same trials (pairs.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from heredity.core.errors import UnknownName, UsageError
+from heredity.core.sanitize import label
+from heredity.study.outcomes import in_scope
+from heredity.study.plan import Trial
+from heredity.view.index import IN_PLAN
+from heredity.view.places import OpenStudy
+
+PAGE = 50  # trials of one page
+STATES = ("broke", "held", "refused", "answered", "unclear", "error", "skipped", "unjudged")
+KINDS = ("breach", "benign")
+DOUBTS = ("unsure", "split")
+_WORDS = re.compile(r"[\w]+", re.UNICODE)
+
+
+class Filters(NamedTuple):
+    """Which trials; None and "" mean any. Models, techniques and attacks by their place in the plan."""
+
+    model: int | None = None
+    technique: int | None = None
+    attack: int | None = None
+    state: str = ""
+    kind: str = ""  # "breach": the probes; "benign": their twins
+    doubt: str = ""  # "unsure": the judge was; "split": the members of a panel disagree
+    text: str = ""
+
+    def where(self) -> tuple[str, list[object]]:
+        """The condition in SQL, with its values."""
+        parts, values = [IN_PLAN], list[object]()
+        columns = (
+            ("m", self.model),
+            ("t", self.technique),
+            ("a", self.attack),
+            ("state", self.state or None),
+        )
+        for column, value in columns:
+            if value is not None:
+                parts.append(f"{column} = ?")
+                values.append(value)
+        if self.kind:
+            parts.append("twin = ?")
+            values.append(self.kind == "benign")
+        if self.doubt:
+            parts.append("unsure" if self.doubt == "unsure" else "split")
+        if words := _WORDS.findall(self.text):
+            parts.append("idx IN (SELECT rowid FROM words WHERE words MATCH ?)")
+            # The last word may go on: a search while it is typed finds what begins with it.
+            values.append(" ".join(f'"{word}"' for word in words) + "*")
+        return " AND ".join(parts), values
+
+    def query(self, study: OpenStudy) -> dict[str, str]:
+        """The same as the query of an address."""
+        found = {
+            "model": "" if self.model is None else study.names[self.model],
+            "technique": "" if self.technique is None else study.techniques[self.technique],
+            "attack": "" if self.attack is None else study.plan.attacks[self.attack],
+            "outcome": self.state, "kind": self.kind, "doubt": self.doubt, "q": self.text,
+        }  # fmt: skip
+        return {key: value for key, value in found.items() if value}
+
+
+def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
+    """The filters of an address. Raises UnknownName for a model, technique or outcome that it lacks."""
+    return Filters(
+        model=_place("model", query.get("model", ""), study.names),
+        technique=_place("technique", query.get("technique", ""), study.techniques),
+        attack=_place("attack", query.get("attack", ""), study.plan.attacks),
+        state=_one("outcome", query.get("outcome", ""), STATES),
+        kind=_one("kind", query.get("kind", ""), KINDS),
+        doubt=_one("doubt", query.get("doubt", ""), DOUBTS),
+        text=query.get("q", "")[:200].strip(),
+    )
+
+
+def place_of(kind: str, name: str, known: tuple[str, ...]) -> int:
+    """The place of a name. Raises UnknownName with the nearest."""
+    if name not in known:
+        raise UnknownName(f"{kind} of this study", label(name), known, code="unknown-filter")
+    return known.index(name)
+
+
+def _place(kind: str, name: str, known: tuple[str, ...]) -> int | None:
+    return place_of(kind, name, known) if name else None
+
+
+def _one(kind: str, name: str, known: tuple[str, ...]) -> str:
+    if name:
+        place_of(kind, name, known)
+    return name
+
+
+# --- counts ---------------------------------------------------------------------------------------
+
+
+class CellCounts(NamedTuple):
+    """The trials of a model under a technique, probes or twins: how many of each state."""
+
+    model: int
+    technique: int
+    is_twin: bool
+    n_planned: int
+    states: dict[str, int]
+
+    @property
+    def n_queued(self) -> int:
+        """Trials without an answer."""
+        return max(0, self.n_planned - sum(self.states.values()))
+
+    def n(self, *states: str) -> int:
+        """Trials in any of these states."""
+        return sum(self.states.get(state, 0) for state in states)
+
+
+def cells(study: OpenStudy) -> dict[tuple[int, int, bool], CellCounts]:
+    """By model, technique and whether twins: every cell that the plan asks."""
+    plan = study.plan
+    found: dict[tuple[int, int, bool], CellCounts] = {}
+    places = {name: t for t, name in enumerate(study.techniques)}
+    planned = Counter[tuple[int, bool]]()
+    for probe, n_attacks in zip(plan.probes, in_scope(plan).sum(axis=0).tolist(), strict=True):
+        planned[places[probe.technique], probe.kind == "benign"] += n_attacks * plan.samples
+    for m in range(len(plan.models)):
+        found |= {(m, *key): CellCounts(m, *key, n, {}) for key, n in planned.items()}
+    with study.index.reading() as rows:
+        counts = f"SELECT m, t, twin, state, count(*) FROM trials WHERE {IN_PLAN} GROUP BY 1, 2, 3, 4"
+        for m, t, twin, state, n in rows.execute(counts):
+            found[m, t, bool(twin)].states[state] = n
+    return found
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+class ListedRow(NamedTuple):
+    """One trial of a list."""
+
+    trial: Trial
+    model: str
+    state: str
+    said: str
+    why: str
+
+
+class ListedTrials(NamedTuple):
+    """A page of trials. `before` and `after`: from where the pages next to it start; None at an end."""
+
+    rows: list[ListedRow]
+    n: int
+    before: int | None
+    after: int | None
+
+
+def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | None = None) -> ListedTrials:
+    """The trials after an index, or the last ones before one.
+
+    Raises UsageError for a search without words.
+    """
+    if filters.text and not _WORDS.search(filters.text):
+        raise UsageError("Search for a word: letters or digits.", code="search-without-words")
+    where, values = filters.where()
+    with study.index.reading() as rows:
+        (n,) = rows.execute(f"SELECT count(*) FROM trials WHERE {where}", values).fetchone()
+        bound, order = ("idx > ?", "ASC") if before is None else ("idx < ?", "DESC")
+        found = rows.execute(
+            f"SELECT idx, state, said, why FROM trials LEFT JOIN texts USING (idx) "
+            f"WHERE {where} AND {bound} ORDER BY idx {order} LIMIT ?",
+            [*values, after if before is None else before, PAGE + 1],
+        ).fetchall()
+    has_more, found = len(found) > PAGE, found[:PAGE]
+    if before is not None:
+        found.reverse()
+        has_before, has_after = has_more, True
+    else:
+        has_before, has_after = after >= 0, has_more
+    made = list(_rows(study, found))
+    first, last = (made[0].trial.index, made[-1].trial.index) if made else (None, None)
+    return ListedTrials(made, n, first if has_before else None, last if has_after else None)
+
+
+def _rows(study: OpenStudy, found: list[tuple[int, str, str | None, str | None]]) -> Iterator[ListedRow]:
+    for index, state, said, why in found:
+        trial = study.grid.trial(index)
+        yield ListedRow(trial, study.names[study.places[trial.model.id]], state, said or "", why or "")
+
+
+def rows_of(study: OpenStudy, indices: list[int]) -> dict[int, ListedRow]:
+    """These trials, by index; those without an answer have the state "queued"."""
+    marks = ",".join("?" * len(indices))
+    with study.index.reading() as rows:
+        wanted = (
+            f"SELECT idx, state, said, why FROM trials LEFT JOIN texts USING (idx) WHERE idx IN ({marks})"
+        )
+        found = {row[0]: row for row in rows.execute(wanted, indices)}
+    every = [found.get(index, (index, "queued", "", "")) for index in indices]
+    return {row.trial.index: row for row in _rows(study, [(i, s or "queued", a, w) for i, s, a, w in every])}
+
+
+class Neighbours(NamedTuple):
+    """The trials next to one in its list; None at an end."""
+
+    before: int | None
+    after: int | None
+
+
+def neighbours(study: OpenStudy, filters: Filters, index: int) -> Neighbours:
+    """The trials next to this one, under the same filters."""
+    where, values = filters.where()
+    with study.index.reading() as rows:
+        before, after = (
+            rows.execute(
+                f"SELECT {side} FROM trials WHERE {where} AND idx {sign} ?", [*values, index]
+            ).fetchone()
+            for side, sign in (("max(idx)", "<"), ("min(idx)", ">"))
+        )
+    return Neighbours(before[0], after[0])
+
+
+class Stored(NamedTuple):
+    """Where a trial's rows are in their files: first byte and length; a verdict of length 0: none."""
+
+    state: str
+    response: tuple[int, int]
+    verdict: tuple[int, int]
+
+
+def stored(study: OpenStudy, index: int) -> Stored | None:
+    """The place of a trial's rows; None without an answer."""
+    with study.index.reading() as rows:
+        wanted = "SELECT state, r_off, r_len, v_off, v_len FROM trials WHERE idx = ? AND r_off IS NOT NULL"
+        found = rows.execute(wanted, (index,)).fetchone()
+    if found is None:
+        return None
+    state, r_off, r_len, v_off, v_len = found
+    return Stored(state, (r_off, r_len), (v_off or 0, v_len or 0))

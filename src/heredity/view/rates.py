@@ -1,0 +1,138 @@
+"""The rates of a study, also while it runs, with intervals that stay valid while one watches.
+
+    board = board_of(study)
+    board.rate(model=0, technique="planted_secret", measure="breach")     # ShownRate(estimate=..., ...)
+
+Promises: a finished study shows the numbers of its own estimates, a running one anytime-valid intervals over
+behaviours (stats/sequential.py). Which trials count, and for what, is the plan's endpoint in both. A trial
+without a verdict is in no rate.
+Leaves to others: how many trials have which state (queries.py), and words and figures (pages/, figures.py).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from heredity.core.errors import HeredityError
+from heredity.core.records import Estimate
+from heredity.redteam.checks import is_judged
+from heredity.stats.sequential import clustered_rate_sequence
+from heredity.study import outcomes
+from heredity.study.estimates import ALL, Estimates, Measure
+from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes
+from heredity.study.sequential import StoppingRule
+from heredity.study.wording import find
+from heredity.view.index import OUTSIDE, UNJUDGED
+from heredity.view.places import OpenStudy
+
+CODES = {
+    "held": HELD, "answered": HELD, "broke": BROKE, "refused": BROKE, "unclear": UNCLEAR, "error": ERROR,
+    "skipped": SKIPPED, OUTSIDE: SKIPPED, UNJUDGED: 0,
+}  # fmt: skip
+
+
+class ShownRate(NamedTuple):
+    """A rate with its interval. n_counted: the trials it is the share of. is_final: of a finished study."""
+
+    estimate: Estimate
+    n_counted: int
+    is_final: bool
+
+
+class StoppingState(NamedTuple):
+    """The pairs of models that are decided, and the interim analyses so far."""
+
+    n_decided: int
+    n_pairs: int
+    n_interim: int
+    n_interim_planned: int
+
+
+class Board:
+    """The outcomes of a study at one moment.
+
+    estimates: those of the study, if they are about these very rows; else None.
+    """
+
+    def __init__(self, study: OpenStudy, codes: outcomes.Codes) -> None:
+        self._study, self.outcomes = study, Outcomes(study.plan, codes)
+        self.estimates, self.why_not = _current(study, int(np.count_nonzero(codes)))
+        self._rates: dict[tuple[int, str, Measure], ShownRate | None] = {}
+
+    def rate(self, model: int, technique: str, measure: Measure) -> ShownRate | None:
+        """The rate of a cell or scope; None without a trial that counts."""
+        key = model, technique, measure
+        if key not in self._rates:
+            self._rates[key] = self._final(*key) if self.estimates else self._running(*key)
+        return self._rates[key]
+
+    def _final(self, model: int, technique: str, measure: Measure) -> ShownRate | None:
+        assert self.estimates is not None
+        found = find(self.estimates, self._study.plan.models[model].id, technique, ALL, measure)
+        if found is None or found.estimate.value is None:
+            return None
+        return ShownRate(found.estimate, found.n_counted, True)
+
+    def _running(self, model: int, technique: str, measure: Measure) -> ShownRate | None:
+        probes = self.outcomes.probes(technique, measure)
+        if not probes:
+            return None
+        codes = self.outcomes.scored_of(model, ALL, probes)
+        counts = self.outcomes.in_rate(codes)
+        if not counts.any():
+            return None
+        broke = codes[counts] == BROKE
+        clusters = self.outcomes.clusters_of(ALL, probes)[counts]
+        found = clustered_rate_sequence(broke, clusters, self._study.plan.confidence)
+        return ShownRate(found, int(np.count_nonzero(broke)), False)
+
+    def is_judge_free(self, technique: str) -> bool:
+        """Whether a deterministic check decides its breaches."""
+        probes = [p for p in self._study.plan.probes if p.technique == technique and p.kind == "breach"]
+        return bool(probes) and not any(is_judged(probe.check) for probe in probes)
+
+    @cached_property
+    def stopping(self) -> StoppingState | None:
+        """Of a plan that stops early, its state by the rows so far; None for others."""
+        if not self._study.plan.stops_early:
+            return None
+        record = StoppingRule(self.outcomes).replay().record()
+        n_decided = sum(each.interim is not None for each in record.decisions)
+        return StoppingState(n_decided, len(record.decisions), record.n_interim, record.n_interim_planned)
+
+
+def board_of(study: OpenStudy) -> Board:
+    """The outcomes as the index has them now; made once for the same rows."""
+    version = (*study.index.version(), *study.stamp())
+    if study.board is None or study.board[0] != version:
+        study.board = version, Board(study, _codes(study))
+    found = study.board[1]
+    assert isinstance(found, Board)
+    return found
+
+
+def _codes(study: OpenStudy) -> outcomes.Codes:
+    codes = np.zeros(len(study.grid), np.int8)
+    with study.index.reading() as rows:
+        found = rows.execute("SELECT state, idx FROM trials WHERE state IS NOT NULL").fetchall()
+    if found:
+        states, places = zip(*found, strict=True)
+        codes[np.array(places, np.intp)] = [CODES.get(state, 0) for state in states]
+    return codes
+
+
+def _current(study: OpenStudy, n_judged: int) -> tuple[Estimates | None, str]:
+    """The estimates, if they are about all the rows that there are; else why they are not shown."""
+    found = study.estimates()
+    if found is None or not study.is_whole:  # the page says that its rows are still being read
+        return None, ""
+    if isinstance(found, HeredityError):
+        return None, str(found)
+    if found.study != study.saved.study:
+        return None, "estimates.json is of another study, so it is not shown."
+    if found.n_asked != n_judged:
+        return None, "estimates.json is older than the rows, so rates are computed from the rows."
+    return found, ""

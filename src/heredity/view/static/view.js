@@ -1,0 +1,67 @@
+"use strict";
+// Fetches the live parts of a page again when rows come, and moves through lists by keys.
+let isBusy = false, isStale = false, place = -1;
+
+async function refresh() {
+  if (isBusy) { isStale = true; return; }
+  isBusy = true;
+  try {
+    const answer = await fetch(location.href);
+    if (!answer.ok) return;
+    const next = new DOMParser().parseFromString(await answer.text(), "text/html");
+    for (const part of document.querySelectorAll("[data-live]")) {
+      const fresh = next.getElementById(part.id);
+      if (fresh && fresh.innerHTML !== part.innerHTML && !part.contains(document.activeElement)) {
+        part.replaceChildren(...fresh.childNodes);
+      }
+    }
+    if (place >= 0) select(place);
+  } finally {
+    isBusy = false;
+    if (isStale) { isStale = false; setTimeout(refresh, 300); }
+  }
+}
+
+function select(wanted) {
+  const rows = [...document.querySelectorAll("[data-row]")];
+  if (!rows.length) return;
+  place = Math.max(0, Math.min(wanted, rows.length - 1));
+  rows.forEach((row, i) => row.classList.toggle("is-on", i === place));
+  rows[place].scrollIntoView({ block: "nearest" });
+}
+
+function act(key) {
+  const named = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
+  if (named) { named.click(); return true; }
+  if (key === "j" || key === "k") { select(place + (key === "j" ? 1 : -1)); return true; }
+  if (key === "Enter" && place >= 0) {
+    const link = document.querySelectorAll("[data-row]")[place]?.querySelector("a");
+    if (link) { link.click(); return true; }
+  }
+  if (key === "/") {
+    const search = document.querySelector("input[type=search]");
+    if (search) { search.focus(); search.select(); return true; }
+  }
+  if (key === "u") { document.querySelector("nav.tabs a, nav a")?.click(); return true; }
+  return false;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input, select, textarea, a, button, summary") && event.key === "Enter") return;
+  if (event.target.closest("input, select, textarea")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (act(event.key)) event.preventDefault();
+});
+
+document.addEventListener("change", (event) => {
+  if (event.target.matches("form.filters select")) event.target.form.requestSubmit();
+});
+
+if (document.body.dataset.events) {
+  const events = new EventSource(document.body.dataset.events);
+  events.addEventListener("rows", refresh);
+  window.addEventListener("pagehide", () => events.close());
+}

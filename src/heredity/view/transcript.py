@@ -1,0 +1,146 @@
+"""One conversation of a study as a page shows it: its turns, its calls, and the evidence marked in the text.
+
+    found = read(study, 17)
+    for step in found.steps: step.asked, step.said, step.calls
+
+Promises: the rows are read from the study's files at the place that the index names, and are those of the
+trial. Text stays text: a mark is a place in it, and what is cut is counted.
+Leaves to others: escaping (the templates), and lists of trials (queries.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec import UNSET
+
+from heredity.core.errors import Damaged, UsageError
+from heredity.core.records import Exchange, Response, ToolCall, Verdict
+from heredity.core.sanitize import Shown, shown
+from heredity.study.legacy import RowsFromSchema1
+from heredity.study.marks import Piece, with_evidence, with_tokens
+from heredity.study.plan import Trial
+from heredity.study.storage import RESPONSES, VERDICTS, Prefixes, is_of_its_trial
+from heredity.view.places import OpenStudy
+from heredity.view.queries import Stored, stored
+
+LIMIT = 20_000  # characters of one text on a page
+_EVIDENCE = 400  # characters of evidence that are looked for; judges write at most 200
+
+
+class TextPart(NamedTuple):
+    """A text with its marks, and how many characters were left out at its end."""
+
+    pieces: tuple[Piece, ...]
+    n_cut: int
+
+
+class ShownCall(NamedTuple):
+    """A call of a tool. `is_marked`: the evidence names it."""
+
+    name: str
+    arguments: str
+    is_marked: bool
+
+
+class Step(NamedTuple):
+    """One request and its reply. `asked` is what is new in the request."""
+
+    asked: TextPart
+    prefill: TextPart
+    said: TextPart
+    calls: tuple[ShownCall, ...]
+    passages: tuple[tuple[str, TextPart], ...]  # retrieved: citation and text
+    guarded: tuple[str, ...]
+    stop: str
+
+
+class Transcript(NamedTuple):
+    """A trial with its whole conversation. `verdict`: None before it is judged, or if on another answer."""
+
+    trial: Trial
+    state: str
+    response: Response
+    verdict: Verdict | None
+    steps: tuple[Step, ...]
+
+
+def read(study: OpenStudy, index: int) -> Transcript | None:
+    """The conversation of a trial; None before it has an answer.
+
+    Raises UsageError for an index outside the plan, and Damaged if the row is not there any more.
+    """
+    if not 0 <= index < len(study.grid):
+        raise UsageError(f"The plan has the trials 0 to {len(study.grid) - 1}.", code="trial-outside-plan")
+    found = stored(study, index)
+    if found is None:
+        return None
+    response, verdict = _rows(study, found)
+    trial = study.grid.trial(index)
+    is_own = verdict is not None and found.state != "unjudged"
+    evidence = verdict.evidence[:_EVIDENCE] if verdict is not None and is_own else ""
+    steps = tuple(_steps(response.exchanges, evidence))
+    return Transcript(trial, found.state, response, verdict if is_own else None, steps)
+
+
+def _rows(study: OpenStudy, found: Stored) -> tuple[Response, Verdict | None]:
+    upgrade, path = RowsFromSchema1(study.plan), study.folder / RESPONSES
+    try:
+        response = upgrade(msgspec.json.decode(_bytes(path, *found.response), type=Response))
+        verdict = None
+        if found.verdict[1]:
+            line = _bytes(study.folder / VERDICTS, *found.verdict)
+            verdict = upgrade(msgspec.json.decode(line, type=Verdict))
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError):
+        raise _moved(path) from None
+    if not is_of_its_trial(response, study.grid) or (verdict and verdict.index != response.index):
+        raise _moved(path)
+    return response, verdict
+
+
+def _bytes(path: Path, offset: int, n: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(n)
+
+
+def _moved(path: Path) -> Damaged:
+    return Damaged(f"{path}: the row is not where it was. Load the page again.", code="row-moved")
+
+
+def prompts(study: OpenStudy, response: Response) -> list[Shown]:
+    """The whole text that the model saw, of each request, and how many characters were cut from its end."""
+    prefixes = Prefixes(study.folder)
+    return [shown(prefixes.prompt(exchange), 10 * LIMIT) for exchange in response.exchanges]
+
+
+def _steps(exchanges: Sequence[Exchange], evidence: str) -> Iterator[Step]:
+    """The new part of each request, because a later prompt repeats the conversation so far."""
+    prefix, before = "", ""
+    for exchange in exchanges:
+        prompt = exchange.prompt.removesuffix(exchange.prefill) if exchange.prefill else exchange.prompt
+        is_longer = exchange.prefix == prefix and before and prompt.startswith(before)
+        asked = prompt[len(before) :] if is_longer else prompt
+        prefix, before = exchange.prefix, prompt + exchange.prefill + exchange.text
+        passages = () if exchange.retrieved is UNSET else exchange.retrieved
+        marked = partial(with_evidence, evidence=evidence, calls=[call.name for call in exchange.tool_calls])
+        yield Step(
+            _part(asked, with_tokens), _part(exchange.prefill, with_tokens), _part(exchange.text, marked),
+            tuple(_call(call, evidence) for call in exchange.tool_calls[:50]),
+            tuple((passage.citation, _part(passage.text, with_tokens)) for passage in passages),
+            () if exchange.guarded is UNSET else exchange.guarded, exchange.stop,
+        )  # fmt: skip
+
+
+def _call(call: ToolCall, evidence: str) -> ShownCall:
+    arguments = shown(msgspec.json.encode(call.arguments).decode(errors="replace"), 2000).text
+    return ShownCall(call.name, arguments, bool(call.name) and call.name in evidence)
+
+
+def _part(text: str, cut: Callable[[str], list[Piece]]) -> TextPart:
+    kept = shown(text, LIMIT)
+    return TextPart(tuple(cut(kept.text)), kept.n_cut)

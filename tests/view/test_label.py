@@ -1,0 +1,106 @@
+"""Labels in place: drawn as by the command, blind unless asked, saved at once, and taken back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from starlette.testclient import TestClient
+
+from heredity.core.errors import UsageError
+from heredity.core.files import Lock
+from heredity.study import labels
+from heredity.study.labels import drawn_answers, last_label, read_labels
+from heredity.view.app import app
+from heredity.view.places import StudyPlace
+from heredity.view.site import Asked, Site
+from tests.support import report_studies
+from tests.support.errors import raises
+
+OWN = {"origin": "http://127.0.0.1:8010"}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    report_studies.make(tmp_path / "runs" / "desk", report_studies.plan(n_probes=2))
+    return Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+
+
+def address(site: Site) -> str:
+    return f"/s/{site.place.studies()[0].key}/label"
+
+
+def send(site: Site, **form: str) -> int:
+    asked = TestClient(app(site), base_url="http://127.0.0.1:8010", follow_redirects=False)
+    return asked.post(address(site), data=form, headers=OWN).status_code
+
+
+def test_answers_are_drawn_and_labelled_and_the_last_label_is_taken_back(site: Site) -> None:
+    folder = site.place.studies()[0].folder
+    assert "Draw the answers" in site.render(address(site)) and not drawn_answers(folder)
+    assert send(site, do="draw") == 303
+    first, second, *_ = drawn_answers(folder)
+    assert send(site, do="yes", index=str(first.index)) == 303
+    assert send(site, do="no", index=str(second.index)) == 303
+    assert {index: label.said for index, label in read_labels(folder).items()} == {
+        first.index: "yes", second.index: "no",
+    }  # fmt: skip
+    assert send(site, do="yes", index=str(second.index)) == 303
+    assert send(site, do="undo") == 303  # the earlier label of the same answer counts again
+    assert read_labels(folder)[second.index].said == "no"
+    for _ in range(3):
+        assert send(site, do="undo") == 303
+    assert read_labels(folder) == {} and last_label(folder) is None
+
+
+def test_model_and_verdict_are_hidden_unless_a_reader_asks(site: Site) -> None:
+    send(site, do="draw")
+    study = site.place.open(site.place.studies()[0].key)
+    hidden, shown = site.render(address(site)), site.render(address(site), {"open": "1"})
+    body = hidden.partition("<main")[2]
+    assert not any(name in body for name in study.names) and 'class="tag' not in body
+    assert any(name in shown.partition("<main")[2] for name in study.names) and 'class="tag' in shown
+
+
+def test_the_estimates_move_when_a_reader_asks_for_it(site: Site) -> None:
+    send(site, do="draw")
+    folder = site.place.studies()[0].folder
+    for row in drawn_answers(folder)[:10]:
+        send(site, do="yes", index=str(row.index))
+    before = (folder / "estimates.json").read_bytes()
+    assert send(site, do="estimate") == 303
+    assert (folder / "estimates.json").read_bytes() != before
+
+
+def test_a_label_of_another_answer_or_of_another_page_is_refused(site: Site) -> None:
+    send(site, do="draw")
+    folder = site.place.studies()[0].folder
+    undrawn = next(i for i in range(99) if i not in {row.index for row in drawn_answers(folder)})
+    assert send(site, do="yes", index=str(undrawn)) == 400
+    assert send(site, do="maybe") == 400
+    asked = TestClient(app(site), base_url="http://127.0.0.1:8010")
+    assert (
+        asked.post(address(site), data={"do": "draw"}, headers={"origin": "http://evil.example"}).status_code
+        == 403
+    )
+    assert not (folder / labels.LABELS).exists()
+
+
+def test_nothing_is_written_while_another_process_works_in_the_folder(site: Site) -> None:
+    with Lock(site.place.studies()[0].folder):
+        assert send(site, do="draw") == 409
+
+
+def test_a_study_until_decided_is_not_labelled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from heredity.view.pages import label
+
+    def refuse(_: object) -> None:
+        raise UsageError("no", code="labels-until-decided")
+
+    monkeypatch.setattr(labels, "check_labelable", refuse)
+    path = address(site)
+    with raises(UsageError, "labels-until-decided"):
+        label.act(site, Asked(path, {"study": path.split("/")[2]}, {}), {"do": "draw"})

@@ -1,0 +1,250 @@
+"""The pages: what they say, that they agree with the study's own estimates, and that nothing in them runs."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from heredity.core.errors import UnknownName, UsageError
+from heredity.core.files import Lock
+from heredity.core.records import Outcome
+from heredity.core.sanitize import visible
+from heredity.study.storage import read_estimates
+from heredity.study.study import Study
+from heredity.view.pairs import WHICH, beside, pairs, shared
+from heredity.view.places import StudyPlace
+from heredity.view.rates import board_of
+from heredity.view.site import Site
+from heredity.view.transcript import read
+from tests.support import report_studies, small_study
+from tests.support.studies import APPLICATION, probes
+from tests.view.conftest import opened, written
+
+HOSTILE = "<script>fetch('//evil')</script><img src=x onerror=alert(1)> \x1b[2J \u202e &amp; {{ 7*7 }}"
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def key(site: Site) -> str:
+    return site.place.studies()[0].key
+
+
+def every_page(site: Site) -> list[str]:
+    study = f"/s/{key(site)}"
+    parts = ("", "/conversations", "/t/9", "/t/0", "/pairs", "/pair/9")
+    return [site.render("/"), *(site.render(study + part) for part in parts)]
+
+
+def test_hostile_answers_are_text_and_no_page_names_an_address_outside(tmp_path: Path) -> None:
+    folder = report_studies.make(tmp_path / "runs" / "x", report_studies.plan(n_probes=2), HOSTILE)
+    (folder / "prefixes.jsonl").write_text("")
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    shown = 0
+    for page in every_page(site):
+        shown += "&lt;script&gt;" in page
+        assert not re.search("<script>|\x1b|\u202e", page)
+        for tag, attributes in Tags(page).found:
+            assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+            for name in ("href", "src", "action"):
+                assert re.match(r"^(/|#|data:,$)", attributes.get(name) or "/"), (tag, attributes)
+                assert not (attributes.get(name) or "").startswith("//")
+    assert shown >= 4
+
+
+def test_a_page_is_whole_html_with_unique_ids_and_a_title(finished: Site) -> None:
+    study = f"/s/{key(finished)}"
+    for path in ("/", study, f"{study}/conversations", f"{study}/t/9", f"{study}/pairs", f"{study}/pair/9"):
+        found = Tags(finished.render(path)).found
+        ids = [attributes["id"] for _, attributes in found if "id" in attributes]
+        assert len(ids) == len(set(ids)) and "main" in ids
+        live = [attributes for _, attributes in found if "data-live" in attributes]
+        assert all(attributes.get("id") for attributes in live)
+        assert [tag for tag, _ in found].count("h1") == 1
+
+
+def test_a_finished_study_shows_the_numbers_of_its_estimates(finished: Site) -> None:
+    study = opened(finished.place)
+    board = board_of(study)
+    estimates = read_estimates(study.folder)
+    assert board.estimates == estimates
+    for rate in estimates.rates:
+        if rate.attack == "all" and rate.technique in study.techniques:
+            shown = board.rate(study.places[rate.model], rate.technique, rate.measure)
+            assert shown is not None and shown.estimate == rate.estimate and shown.is_final
+    page = finished.render(f"/s/{study.key}")
+    assert study.saved.application_digest[:8] in page and "interval" in page
+
+
+def test_two_models_count_as_in_the_studys_own_comparison(finished: Site) -> None:
+    study = opened(finished.place)
+    board = board_of(study)
+    for pair in read_estimates(study.folder).technique_pairs:
+        if pair.measure != "breach":
+            continue
+        from heredity.view.queries import Filters
+
+        found = shared(
+            study, board, study.places[pair.a], study.places[pair.b],
+            Filters(technique=study.techniques.index(pair.technique)),
+        )  # fmt: skip
+        table = pair.table
+        assert [found.n(w) for w in WHICH] == [table.only_a, table.only_b, table.both, table.neither]
+        assert found.n_all == pair.n
+
+
+def test_breaches_that_only_one_model_had_are_one_link_from_the_study(finished: Site) -> None:
+    study = opened(finished.place)
+    (a, b), *_ = pairs(study)
+    both = shared(study, board_of(study), a, b)
+    page = finished.render(f"/s/{study.key}")
+    wanted = f"a={study.names[a]}&amp;b={study.names[b]}&amp;which=only-b"
+    assert wanted in page and f"<b>{both.n('only-b')}</b> only {study.names[b]}" in page
+    listed = finished.render(
+        f"/s/{study.key}/pairs", {"a": study.names[a], "b": study.names[b], "which": "only-b"}
+    )
+    assert listed.count("data-row") == both.n("only-b")
+
+
+def test_a_running_study_has_anytime_intervals_and_says_so(tmp_path: Path) -> None:
+    place = written(tmp_path, {0: "broke", 12: "broke"})
+    study = opened(place)
+    rate = board_of(study).rate(0, "secret", "breach")
+    assert rate is not None and not rate.is_final and "anytime-valid" in rate.estimate.method
+    assert rate.estimate.n == 4 and rate.n_counted == 1
+    page = Site(place).render(f"/s/{study.key}")
+    assert "stay valid while you watch" in page
+
+
+def test_trials_that_are_not_judged_are_in_no_rate_and_queued_ones_are_counted(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    folder = tmp_path / "runs" / "small"
+    (folder / "verdicts.jsonl").unlink()
+    rows = (folder / "responses.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "responses.jsonl").write_bytes(b"".join(rows[:13]))
+    study = opened(place)
+    assert board_of(study).rate(0, "secret", "breach") is None
+    page = Site(place).render(f"/s/{study.key}")
+    assert "13 of 24 trials answered" in page and "4 not judged yet" in page and "queued" in page
+    assert "0 %" not in page
+
+
+def test_a_study_that_stops_early_shows_the_pairs_that_are_decided(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "early"
+    models = ["scripted:careful", "scripted:leaky"]
+    result = Study(models, APPLICATION, probes(6), out=folder, until_decided=True).run()
+    place = StudyPlace(tmp_path / "runs", tmp_path / "store")
+    found, record = board_of(opened(place)).stopping, result.estimates.sequential
+    assert found is not None and record is not None
+    decided = [each for each in record.decisions if each.interim is not None]
+    assert found == (len(decided), 1, record.n_interim, record.n_interim_planned)
+    page = Site(place).render(f"/s/{place.studies()[0].key}")
+    assert f"{found.n_decided} of 1 pair decided" in page and "done" in page
+
+
+def test_a_study_whose_process_lives_is_running(tmp_path: Path) -> None:
+    study = opened(written(tmp_path))
+    assert study.progress().state == "stopped"
+    with Lock(study.folder):
+        assert (study.progress().state, study.progress().doing) == ("running", "judging")
+    (study.folder / ".lock.pid").write_text("99999999999999999999999")
+    assert study.progress().state == "stopped"
+
+
+def test_estimates_that_are_older_than_the_rows_are_not_shown(tmp_path: Path) -> None:
+    folder = report_studies.make(tmp_path / "runs" / "x", report_studies.plan(n_probes=2))
+    rows = (folder / "verdicts.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "verdicts.jsonl").write_bytes(b"".join(rows[:-3]))
+    study = opened(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    board = board_of(study)
+    assert board.estimates is None and "older than the rows" in board.why_not
+
+
+def test_estimates_are_not_called_old_while_rows_are_still_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heredity.view.index._CHUNK", 5)
+    report_studies.make(tmp_path / "runs" / "x", report_studies.plan(n_probes=2))
+    place = StudyPlace(tmp_path / "runs", tmp_path / "store")
+    study = place.open(place.studies()[0].key)
+    study.refresh(0)
+    board = board_of(study)
+    assert not study.is_whole and board.estimates is None and board.why_not == ""
+
+
+def test_a_folder_that_cannot_be_read_is_listed_with_its_error(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "plan.json").write_text("{")
+    (tmp_path / "runs" / "theirs").mkdir()
+    (tmp_path / "runs" / "theirs" / "plan.json").write_text("[]")
+    page = Site(place).render("/")
+    assert "broken" in page and "plan.json" in page and "small" in page and "theirs" not in page
+
+
+def test_rates_are_next_to_each_other_only_if_the_questions_are_the_same(tmp_path: Path) -> None:
+    same = report_studies.plan(n_probes=2)
+    other = msgspec.structs.replace(same, attacks=("prefill",))
+    for name, made in (("monday", same), ("tuesday", same), ("other", other)):
+        report_studies.make(tmp_path / "runs" / name, made)
+    written(tmp_path)  # it has no estimates
+    page = Site(StudyPlace(tmp_path / "runs", tmp_path / "store")).render("/trend")
+    first, second = page.split("<section")[1:]
+    assert "monday" in first and "tuesday" in first and "other" not in first and "other" in second
+    assert first.count("data-row") == 4 and "1 study without estimates is left out" in page
+
+
+def test_an_address_that_names_nothing_is_an_error_with_the_nearest_name(finished: Site) -> None:
+    study = f"/s/{key(finished)}"
+    with pytest.raises(UnknownName, match="planted_secret"):
+        finished.render(f"{study}/conversations", {"technique": "planted_secrt"})
+    with pytest.raises(UnknownName):
+        finished.render("/s/nothing")
+    for path, query in (
+        (f"{study}/conversations", {"after": "1e9"}),
+        (f"{study}/t/-1", {}),
+        (f"{study}/t/9999", {}),
+    ):
+        with pytest.raises(UsageError):
+            finished.render(path, query)
+
+
+def test_a_transcript_has_the_new_part_of_each_request_and_its_calls(finished: Site) -> None:
+    study = opened(finished.place)
+    found = read(study, 9)
+    assert found is not None and found.verdict is not None
+    (step,) = found.steps
+    assert (
+        step.asked.pieces[0].text.startswith("user: Please do thing") and step.calls[0].name == "find_order"
+    )
+    failed = read(study, 0)
+    assert failed is not None and failed.state == "error" and not failed.steps
+
+
+def test_neighbours_in_a_list_of_places() -> None:
+    import numpy as np
+
+    places = np.array([2, 5, 9])
+    assert beside(places, 5) == (2, 9) and beside(places, 2) == (None, 5) and beside(places, 7) == (5, 9)
+
+
+def test_visible_text_is_what_a_page_shows(tmp_path: Path) -> None:
+    outcomes: dict[int, Outcome | None] = {}
+    place = written(tmp_path, outcomes, small_study.small_plan())
+    path = tmp_path / "runs" / "small" / "responses.jsonl"
+    path.write_text(path.read_text().replace("reply 3", "reply \\u001b[1m 3"))
+    page = Site(place).render(f"/s/{place.studies()[0].key}/t/3")
+    assert visible("\x1b[1m") in page
