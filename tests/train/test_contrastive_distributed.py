@@ -12,6 +12,7 @@ pytest.importorskip("PIL.Image")
 
 from heredity.core.errors import BadInput, UsageError
 from heredity.experiments import corpus as corpora
+from heredity.lineage.store import Store
 from heredity.recipes.pretrain import contrastive
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.train import distributed
@@ -74,9 +75,10 @@ def test_shares_are_all_rows_and_differ_by_one(n: int) -> None:
 def test_several_processes_tell_the_pairs_that_one_tells(
     architecture: str, kind: str, world: int, flags: tuple[str, ...], recipe: Path, tmp_path: Path
 ) -> None:
-    same = ("--architecture", architecture, "--optimizer", kind)
-    many = made(tmp_path / "many", command(recipe, world, *same, *flags))
-    one = made(tmp_path / "one", command(recipe, 0, *same))
+    same = {"architecture": architecture, "optimizer": kind}
+    options = [word for name, value in same.items() for word in (f"--{name}", value)]
+    many = made(tmp_path / "many", command(recipe, world, *options, *flags))
+    one = Store(tmp_path / "one").grow_once(pretrain.read(recipe, same), [])
     assert_the_same_training(one, many, leaping=LEAPING)
     assert many.record.recipe == one.record.recipe
     assert many.record.notes["processes"].startswith(f"{world}, weights in ")

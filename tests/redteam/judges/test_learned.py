@@ -342,7 +342,7 @@ def test_it_is_calibrated_by_probability_with_or_without_prompts(base: None, tmp
 @pytest.mark.models
 def test_training_writes_weights_and_their_card(base: None, tmp_path: Path) -> None:
     said: list[str] = []
-    path = write_data(tmp_path, "steps = 8\n" + SPEC)
+    path = write_data(tmp_path, "steps = 2\n" + SPEC)
     questions = [f"Question {i}?" for i in range(20)]
     (tmp_path / "mine.csv").write_text(
         "q,a,one,two\n" + "".join(f"{q},No: {q},refused,refused\n{q},So: {q},no,no\n" for q in questions)
