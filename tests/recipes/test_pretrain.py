@@ -163,8 +163,9 @@ def test_killed_again_and_again_it_comes_to_the_same_id(tmp_path: Path, recipe: 
 
 
 @pytest.mark.proof  # each of its processes compiles
-@pytest.mark.skipif(bool(fused.why_unavailable()), reason="nothing can be compiled here")
 def test_with_compiled_chains_it_is_killed_and_comes_to_the_same_id_too(tmp_path: Path, recipe: Path) -> None:
+    if why := fused.why_unavailable():
+        pytest.skip(f"nothing can be compiled: {why}")
     usual = Store(tmp_path / "usual").grow_once(pretrain.read(recipe), []).record
     recipe.write_text(f'{RECIPE}fuse = "yes"\n')
     whole = Store(tmp_path / "whole").grow_once(pretrain.read(recipe), []).record

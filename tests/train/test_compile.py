@@ -23,10 +23,14 @@ from heredity.train.objectives.causal import Causal, cross_entropy
 from tests.support.errors import raises
 from tests.train.test_causal_lm import DOCUMENTS
 
-pytestmark = pytest.mark.skipif(
-    bool(fused.why_unavailable()), reason=f"nothing can be compiled: {fused.why_unavailable()}"
-)
 Found = tuple[torch.Tensor, ...]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler() -> None:
+    """Asked only where these tests run: a trial takes seconds."""
+    if why := fused.why_unavailable():
+        pytest.skip(f"nothing can be compiled: {why}")
 
 
 def near(found: Found, wanted: Found, dtype: torch.dtype) -> None:
@@ -37,8 +41,9 @@ def near(found: Found, wanted: Found, dtype: torch.dtype) -> None:
         torch.testing.assert_close(a.float(), b.float(), rtol=tolerance, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 37, 48), (1, 52, 3, 16)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((1, 37, 48), torch.bfloat16), ((1, 52, 3, 16), torch.float32)], ids=str
+)
 def test_a_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     def both_ways(module: Any, x: torch.Tensor) -> Found:
         given = x.clone().requires_grad_()
