@@ -68,13 +68,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @not_windows
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.proof), 2])
+@pytest.mark.parametrize(
+    ("workers", "moments"),
+    [(2, (5, 14)), *(pytest.param(n, (1, 5, 12, 22), marks=pytest.mark.proof) for n in (1, 2))],
+)
 def test_a_killed_build_goes_on_to_the_same_bytes(
-    recipe: Path, whole: dict[str, bytes], tmp_path: Path, workers: int
+    recipe: Path, whole: dict[str, bytes], tmp_path: Path, workers: int, moments: tuple[int, ...]
 ) -> None:
     out, work = tmp_path / "killed", workspace.place_of(tmp_path / "killed")
     given = ["-m", "heredity", *command(recipe, out, workers)]
-    ended = ends_after_kills(given, tmp_path, lambda: len(list(work.glob("*/*.done"))), (1, 5, 12, 22))
+    ended = ends_after_kills(given, tmp_path, lambda: len(list(work.glob("*/*.done"))), moments)
     assert "reading: 8 of 8 jobs are done already" in ended.stderr
     assert "comparison 1" in ended.stderr
     assert files(out) == whole and nothing_is_left(out)
