@@ -342,8 +342,10 @@ def test_labels_that_a_typo_would_turn_into_no_are_an_error(learned: Any, tiny: 
         ('task = "refusal"', 'task = "harm"', "nothing-to-learn", []),
     ):  # fmt: skip
         (tmp_path / "data.toml").write_text(SPEC.replace(right, wrong))
+        said: list[str] = []
         with raises(UsageError, code, mentions=named):
-            train(tmp_path, tiny, [])
+            train(tmp_path, tiny, said)
+        assert not said, "the model has read answers from which nothing is learned"
 
 
 def test_an_answer_with_half_a_surrogate_is_calibrated_too(learned: Any, tiny: Path, tmp_path: Path) -> None:

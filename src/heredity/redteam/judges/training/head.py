@@ -125,6 +125,16 @@ _AT_ONCE = 64  # answers between two writes
 _FOLDS_AT_ONCE = 2  # held out together with a kind of line
 
 
+def _require_tasks(examples: Sequence[LabelledAnswer]) -> None:
+    """Raise UsageError unless some answers are labelled as refusals or not, and others as harm or not."""
+    if not {"refusal", "harm"} <= {e.task for e in examples}:
+        raise UsageError(
+            "Nothing to learn from: the data needs labels of refusal and of harm, on answers that fit into "
+            "the model's context.",
+            code="nothing-to-learn",
+        )
+
+
 def train_head(
     path: Path, roots: Sequence[Path], out: Path, name: str, models: Models, say: Say, rows: int = ROWS
 ) -> dict[str, Any]:
@@ -135,6 +145,7 @@ def train_head(
     spec = learned_data.read_spec(path)
     data = learned_data.read_examples(spec, roots)
     examples = sample_rows(data.examples, rows)
+    _require_tasks(examples)  # before the model reads for an hour
     out.mkdir(parents=True, exist_ok=True)
     engine, model = models.load(name), models.identify(name)
     layer = round(DEPTH * (engine.n_layers if isinstance(engine, LayerReader) else 1))
@@ -143,12 +154,7 @@ def train_head(
     finally:
         engine.close()
     examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
-    if not {"refusal", "harm"} <= {e.task for e in examples}:
-        raise UsageError(
-            "Nothing to learn from: the data needs labels of refusal and of harm, on answers that fit into "
-            "the model's context.",
-            code="nothing-to-learn",
-        )
+    _require_tasks(examples)
     states = np.array([state for state in read if state is not None])
     seen = head.rule_features([(e.prompt, e.text) for e in examples])
     judge = f"rubric:{name}:head"
