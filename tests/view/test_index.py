@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -111,6 +112,22 @@ def test_two_processes_read_the_same_rows_into_one_index(tmp_path: Path) -> None
     second = RowIndex(first.path, first.folder, first.grid, first.saved.study)
     assert second.refresh() and first.index.refresh() and second.refresh()
     assert first.progress().n_asked == 24 and not first.problems()
+
+
+def test_an_index_that_several_make_at_once_is_made_once(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    study = place.open(place.studies()[0].key)
+
+    def read(_: int) -> int:
+        own = RowIndex(study.path, study.folder, study.grid, study.saved.study)
+        while not own.refresh():
+            pass
+        with own.reading() as rows:
+            return int(rows.execute("SELECT count(*) FROM trials").fetchone()[0])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, range(4))) == [24] * 4
+    assert not study.problems()
 
 
 def test_filters_hold_together_and_a_search_finds_words_of_answers(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import msgspec
+from filelock import FileLock
 from msgspec import UNSET
 
 from heredity.core.files import default_root
@@ -103,6 +104,7 @@ class RowIndex:
     def __init__(self, path: Path, folder: Path, grid: Grid, study: str) -> None:
         self.path, self.folder = path, folder
         self._grid, self._study, self._lock = grid, study, Lock()
+        self._usable = -1  # the inode of the file when it was found usable
         self._upgrade = RowsFromSchema1(grid.plan)
         techniques = dict.fromkeys(probe.technique for probe in grid.plan.probes)
         self.techniques = tuple(techniques)
@@ -124,19 +126,24 @@ class RowIndex:
         False, too, while another process writes the index of the same folder.
         """
         with self._lock:
-            self._prepare()
-            end = time.monotonic() + seconds
             try:
-                with closing(sqlite3.connect(self.path, timeout=2, isolation_level=None)) as rows:
-                    if self._is_changed(rows):
-                        self._clear(rows)
-                    return self._read(rows, RESPONSES, self._add_response, end) and self._read(
-                        rows, VERDICTS, self._add_verdict, end
-                    )
+                return self._refreshed(time.monotonic() + seconds)
             except sqlite3.OperationalError as error:
                 if "locked" in str(error):
                     return False
                 raise
+            except sqlite3.DatabaseError:  # the file was damaged since it was opened: it is made again
+                self._usable = -1
+                return self._refreshed(time.monotonic() + seconds)
+
+    def _refreshed(self, end: float) -> bool:
+        self._prepare()
+        with closing(sqlite3.connect(self.path, timeout=2, isolation_level=None)) as rows:
+            if self._is_changed(rows):
+                self._clear(rows)
+            return self._read(rows, RESPONSES, self._add_response, end) and self._read(
+                rows, VERDICTS, self._add_verdict, end
+            )
 
     def version(self) -> tuple[int, ...]:
         """Changes whenever rows came."""
@@ -147,22 +154,31 @@ class RowIndex:
 
     def _prepare(self) -> None:
         """Make the file if it is missing, damaged, of other tables or of another plan."""
-        if self.path.exists():
-            try:
-                with closing(sqlite3.connect(self.path, timeout=10)) as rows:
-                    held = dict(rows.execute("SELECT key, value FROM about"))
-                if held == self._about():
-                    return
-            except sqlite3.DatabaseError:
-                pass  # it is a cache: it is made again from the rows
+        if self._is_usable():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # One at a time: another process that makes it would otherwise look like a damaged file.
+        with FileLock(self.path.with_suffix(".lock"), timeout=60):
+            if self._is_usable():
+                return
             for end in ("", "-wal", "-shm"):
                 self.path.with_name(self.path.name + end).unlink(missing_ok=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with closing(sqlite3.connect(self.path, timeout=10)) as rows:
-            rows.execute("PRAGMA journal_mode = WAL")
-            rows.executescript(f"BEGIN IMMEDIATE;{_TABLES}{_WORDS};")
-            rows.executemany("INSERT INTO about VALUES (?, ?)", self._about().items())
-            rows.commit()
+            with closing(sqlite3.connect(self.path, timeout=10)) as rows:
+                rows.execute("PRAGMA journal_mode = WAL")
+                rows.executescript(f"BEGIN IMMEDIATE;{_TABLES}{_WORDS};")
+                rows.executemany("INSERT INTO about VALUES (?, ?)", self._about().items())
+                rows.commit()
+
+    def _is_usable(self) -> bool:
+        try:
+            inode = self.path.stat().st_ino
+            if inode != self._usable:
+                with closing(sqlite3.connect(self.path, timeout=10)) as rows:
+                    held = dict(rows.execute("SELECT key, value FROM about"))
+                self._usable = inode if held == self._about() else -1
+            return inode == self._usable
+        except (OSError, sqlite3.DatabaseError):
+            return False  # it is a cache: it is made again from the rows
 
     def _about(self) -> dict[str, str]:
         return {"version": _VERSION, "study": self._study, "folder": str(self.folder.resolve())}
