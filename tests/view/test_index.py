@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from heredity.core.files import Rows
 from heredity.core.records import Response
@@ -53,6 +54,17 @@ def test_damaged_rows_are_named_and_the_others_are_there(tmp_path: Path) -> None
         (RESPONSES, 5, "trial-not-planned"), (RESPONSES, 6, "row-damaged"),
     }  # fmt: skip
     assert study.progress().n_asked == 24
+
+
+def test_a_row_without_an_end_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heredity.view.index.LONGEST", 2000)
+    place = written(tmp_path)
+    with (tmp_path / "runs" / "small" / RESPONSES).open("ab") as file:
+        file.write(b"x" * 5000)
+    study = opened(place)
+    study.refresh()
+    assert [(each.line, each.code) for each in study.problems()] == [(25, "row-damaged")]
+    assert study.is_whole and study.progress().n_asked == 24
 
 
 def test_a_verdict_on_another_answer_does_not_count(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ Leaves to others: queries (queries.py), and rows with their whole text (transcri
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 from filelock import FileLock
@@ -214,17 +215,19 @@ class RowIndex:
     ) -> bool:
         """Add the new lines of a file, some in each transaction; return whether it is read to its end."""
         while not self._is_read(rows, name):
-            rows.execute("BEGIN IMMEDIATE")
-            try:
-                found = rows.execute("SELECT offset, lines FROM files WHERE name = ?", (name,)).fetchone()
-                lines = list(self._lines(rows, name, *(found or (0, 0))))
+            with (self.folder / name).open("rb") as file, _transaction(rows):
+                place = rows.execute(
+                    "SELECT inode, offset, lines FROM files WHERE name = ?", (name,)
+                ).fetchone()
+                inode, offset, number = place or (os.fstat(file.fileno()).st_ino, 0, 0)
+                if (
+                    inode != os.fstat(file.fileno()).st_ino
+                ):  # it was replaced since: the next refresh begins anew
+                    return False
+                lines = list(_lines(file, offset, number))
                 if lines:
                     add(rows, lines)
-                    self._note_place(rows, name, lines[-1])
-            except BaseException:
-                rows.execute("ROLLBACK")
-                raise
-            rows.execute("COMMIT")
+                    self._note_place(rows, name, file, lines[-1])
             if len(lines) < _CHUNK:
                 break
             if time.monotonic() >= end:
@@ -237,30 +240,10 @@ class RowIndex:
         found = rows.execute("SELECT offset FROM files WHERE name = ?", (name,)).fetchone()
         return not path.is_file() or path.stat().st_size <= (found[0] if found else 0)
 
-    def _lines(self, rows: sqlite3.Connection, name: str, offset: int, number: int) -> Iterator[_FileLine]:
-        """At most _CHUNK whole lines from a place on; a torn last line is left for later."""
-        path = self.folder / name
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            file.seek(offset)
-            for _ in range(_CHUNK):
-                data = file.readline(LONGEST)
-                number += 1
-                if not data.endswith(b"\n"):
-                    if len(data) == LONGEST:
-                        why = "a row without an end; the rest is not read"
-                        self._problem(rows, name, number, "row-damaged", why)
-                    return
-                yield _FileLine(offset, number, data)
-                offset += len(data)
-
-    def _note_place(self, rows: sqlite3.Connection, name: str, last: _FileLine) -> None:
-        path, offset = self.folder / name, last.offset + len(last.data)
-        with path.open("rb") as file:
-            file.seek(max(0, offset - _TAIL))
-            tail = file.read(min(offset, _TAIL))
-        place = (name, path.stat().st_ino, offset, last.number, tail)
+    def _note_place(self, rows: sqlite3.Connection, name: str, file: BinaryIO, last: _FileLine) -> None:
+        offset = last.offset + len(last.data)
+        file.seek(max(0, offset - _TAIL))
+        place = (name, os.fstat(file.fileno()).st_ino, offset, last.number, file.read(min(offset, _TAIL)))
         rows.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", place)
         if name == RESPONSES:
             rows.execute(f"INSERT INTO seen SELECT ?, count(*) FROM trials WHERE {IN_PLAN}", (time.time(),))
@@ -351,6 +334,34 @@ def _failure(row: Failable) -> str:
 
 
 _RESPONSES, _VERDICTS = msgspec.json.Decoder(Response), msgspec.json.Decoder(Verdict)
+
+
+@contextmanager
+def _transaction(rows: sqlite3.Connection) -> Iterator[None]:
+    rows.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        rows.execute("ROLLBACK")
+        raise
+    rows.execute("COMMIT")
+
+
+def _lines(file: BinaryIO, offset: int, number: int) -> Iterator[_FileLine]:
+    """At most _CHUNK whole lines from a place on; a torn last line is left for later.
+
+    A line without an end is an empty one, which is damaged, at the end of the file.
+    """
+    file.seek(offset)
+    for _ in range(_CHUNK):
+        data = file.readline(LONGEST)
+        number += 1
+        if not data.endswith(b"\n"):
+            if len(data) == LONGEST:
+                yield _FileLine(os.fstat(file.fileno()).st_size, number, b"")
+            return
+        yield _FileLine(offset, number, data)
+        offset += len(data)
 
 
 def _brief(row: Response) -> str:
