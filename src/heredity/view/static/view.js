@@ -42,7 +42,11 @@ function act(key) {
     const search = document.querySelector("input[type=search]");
     if (search) { search.focus(); search.select(); return true; }
   }
-  if (key === "u") { document.querySelector("nav.tabs a, nav a")?.click(); return true; }
+  if (key === "u") {
+    const study = document.querySelector("nav.tabs a");
+    (study && !study.hasAttribute("aria-current") ? study : document.querySelector("nav a")).click();
+    return true;
+  }
   return false;
 }
 
