@@ -34,10 +34,13 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
     "--token-env", type=Name(), metavar="NAME",
     help="Environment variable with the token of readers.  [default: a new one, where --host is not local]",
 )  # fmt: skip
+@click.option("--open", "opens", is_flag=True, help="Open the pages in this machine's browser.")
 @click.option(
     "--export", type=PathArgument(), metavar="OUT", help="Write the pages to a new folder instead, and stop."
 )
-def command(place: Path | None, host: str, port: int, token_env: str | None, export: Path | None) -> None:
+def command(
+    place: Path | None, host: str, port: int, token_env: str | None, opens: bool, export: Path | None
+) -> None:
     """Open the studies of a folder as web pages.
 
     DIR is a study's folder, or any folder above studies; without it, the current folder. The pages show a
@@ -57,7 +60,7 @@ def command(place: Path | None, host: str, port: int, token_env: str | None, exp
     _check_installed()
     token = _token(host, token_env)
     listening = _bound(host, port)
-    _serve(Site(StudyPlace(root)), listening, host, token)
+    _serve(Site(StudyPlace(root)), listening, host, token, opens)
 
 
 def _export(place: StudyPlace, out: Path) -> None:
@@ -112,8 +115,9 @@ def _bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def _serve(site: Site, listening: socket.socket, host: str, token: str) -> None:
+def _serve(site: Site, listening: socket.socket, host: str, token: str, opens: bool) -> None:
     import signal
+    import webbrowser
 
     import uvicorn
 
@@ -125,6 +129,9 @@ def _serve(site: Site, listening: socket.socket, host: str, token: str) -> None:
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}{path}" + (f"?token={token}" if token else "")
     note(f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} at {address}")
+    if opens:
+        listening.listen()  # the browser waits until the server answers
+        webbrowser.open(address)
     # Streams of events end when the server does; without that it would wait for them.
     settings = ViewSettings(token, host in _LOOPBACK, is_closing=lambda: server.should_exit)
     config = uvicorn.Config(
