@@ -22,12 +22,13 @@ from _commit import commit
 from heredity.application.spec import Application
 from heredity.core.files import Rows
 from heredity.core.records import Check, Exchange, Probe, Response, Verdict, digest_response
+from heredity.redteam import attacks
 from heredity.study.plan import Grid, Plan, PlannedModel, write_plan
 from heredity.study.storage import RESPONSES, VERDICTS
 from heredity.view.places import StudyPlace
 from heredity.view.site import Site
 
-ATTACKS = ("direct", "prefill", "encoding:base64", "suffix", "roleplay")
+ATTACKS = [attacks.load(name).spec for name in ("direct", "prefill", "encoding", "suffix", "roleplay")]
 
 
 def main() -> int:
@@ -57,7 +58,7 @@ def made(n_probes: int) -> Plan:
             ),
         ]
     models = tuple(PlannedModel(name * 32, f"model-{name}", "family", "mit", "scripted") for name in "abcd")
-    return Plan(models, Application("desk", "You help."), ATTACKS, tuple(probes), 2, 0, 0.05, 0.95, ())
+    return Plan(models, Application("desk", "You help."), tuple(ATTACKS), tuple(probes), 2, 0, 0.05, 0.95, ())
 
 
 def write(folder: Path, plan: Plan) -> None:
