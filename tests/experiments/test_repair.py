@@ -180,11 +180,19 @@ def test_a_ladder_of_bad_children_passes_one_by_chance_no_oftener_than_one_test(
     assert passed[ALPHA / N_TESTS] <= 0.05 * 400 < 0.15 * 400 < passed[ALPHA]
 
 
+@pytest.fixture
+def one_length(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tuning has one length to choose from, where the choice is not what is asked."""
+    monkeypatch.setattr(replay_data, "STEPS", (1,))
+
+
+@pytest.mark.usefixtures("one_length")
 def test_too_few_trials_are_never_enough(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:
     found = climb(store, pair, tmp_path / "out", ("merge", "guard", "lora"), "planted_secret", margin=0.001)
     assert found.model is None and all(step.measured is not None for step in found.steps)
 
 
+@pytest.mark.usefixtures("one_length")
 def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
     store: Store, pair: tuple[Grown, Grown], tmp_path: Path
 ) -> None:
