@@ -197,7 +197,7 @@ def limit_words(found: Estimates) -> str:
         return ""
     return (
         f"A part of the study: {limit.n_asked:,} of {plural(limit.n_chosen, 'chosen probe')} and their twins "
-        "were asked (--limit), equally many of each technique. Rates over all techniques weigh these alike, "
+        "were asked (--limit), balanced over techniques. Rates over all techniques weigh these alike, "
         "so they are not those of the whole study."
     )
 
