@@ -13,7 +13,7 @@ from heredity.application.conversation import Ending
 from heredity.application.limits import ConversationLimits
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput
-from heredity.core.records import Check, Probe, Reply, Request, Turn
+from heredity.core.records import Check, Probe, Reply, Request, Turn, digest
 from heredity.core.row_codes import CONVERSATION_LIMIT
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION, Recorder, plan, responses, study
@@ -45,6 +45,12 @@ def reply(text: str, n_prompt: int = 10, n_answer: int = 5) -> Reply:
 
 def limited(tokens: int | UnsetType = UNSET, seconds: float | UnsetType = UNSET) -> Application:
     return msgspec.structs.replace(APPLICATION, limits=ConversationLimits(tokens, seconds))
+
+
+def test_seconds_as_a_whole_number_are_those_of_a_file() -> None:
+    limits = ConversationLimits(seconds=5, tool_seconds=30)
+    read = msgspec.json.decode(msgspec.json.encode(limits), type=ConversationLimits)
+    assert digest(limits) == digest(read) == digest(ConversationLimits(seconds=5.0, tool_seconds=30.0))
 
 
 def test_tokens_of_prompts_and_answers_end_it_before_the_next_request() -> None:

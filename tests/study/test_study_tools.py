@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
 import heredity
+from heredity.application.limits import TOOL_SECONDS
 from heredity.application.spec import Application
-from heredity.application.toolbox import TOOL_RESULTS, recorded_in
+from heredity.application.toolbox import TOOL_RESULTS, RecordedResults, recorded_in
 from heredity.core.errors import UsageError
 from heredity.core.files import Rows
 from heredity.core.records import (
@@ -110,6 +112,56 @@ def test_every_model_meets_the_world_of_the_first_and_so_does_a_resumed_study(
     made(folder, CLOCK).run()
     assert rows(folder)[MODELS[1], "t/clock"].exchanges[1].prompt == one[1].prompt
     assert ran.read_text() == "clock\n"
+
+
+def test_tools_of_several_conversations_run_at_once_while_the_model_answers_others(
+    tmp_path: Path, ran: Path
+) -> None:
+    names = ("ana", "bo", "cy")
+    asked = [probe(name, f'CALL meet {{"name": "{name}", "of": 3}}') for name in names]
+    asked += [probe(f"clock{i}", "CALL clock {}") for i in range(6)]
+    desk = msgspec.structs.replace(DESK, tools=(*map(heredity.tool, (given.meet, given.clock)), PAY))
+    made(tmp_path / "first", *asked, desk=desk).run()
+    found = rows(tmp_path / "first")
+    for name in names:
+        for model in MODELS:
+            assert f"Result of meet:\n{name} met." in found[model, f"t/{name}"].exchanges[1].prompt
+    assert sorted(ran.read_text().split()) == sorted([*(3 * ["meet"]), *names, "clock"])
+    clocks = {row.exchanges[1].prompt for (_, name), row in found.items() if "clock" in name}
+    assert len({prompt.rpartition("Result of clock")[2] for prompt in clocks}) == 1
+    replay = made(tmp_path / "again", *asked, desk=desk)
+    replay.replay = tmp_path / "first"
+    replay.run()
+    again = rows(tmp_path / "again")
+    assert {key: row.exchanges[1:] for key, row in again.items()} == {
+        key: row.exchanges[1:] for key, row in found.items()
+    }
+
+
+def test_an_interrupted_study_ends_its_calls_and_a_resumed_one_makes_them(tmp_path: Path, ran: Path) -> None:
+    folder = tmp_path / "study"
+    asked = probe("hang", "CALL hang_once {}"), CLOCK, probe("stop", "Stop.")
+    desk = msgspec.structs.replace(DESK, tools=(*map(heredity.tool, (given.hang_once, given.clock)), PAY))
+
+    def interrupt(request: Request) -> Reply:
+        if request.messages[-1].content == "Stop.":
+            while not ran.exists():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+        return obey(request)
+
+    study = made(folder, *asked, models=MODELS[:1], desk=desk)
+    study._loader = lambda _: Recorder(say=interrupt, width=1)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    assert time.monotonic() - began < TOOL_SECONDS / 2
+    assert all(row.tool != "hang_once" for row in RecordedResults(folder / TOOL_RESULTS))
+    assert "t/hang" not in {name for _, name in rows(folder)}
+    made(folder, *asked, models=MODELS[:1], desk=desk).run()
+    found = rows(folder)
+    assert len(found) == 3 and "Back." in found[MODELS[0], "t/hang"].exchanges[1].prompt
+    assert ran.read_text().count("hang") == 2
 
 
 def test_a_replay_runs_no_tool_and_a_call_without_a_result_is_an_error_row(tmp_path: Path, ran: Path) -> None:

@@ -61,6 +61,17 @@ def flaky() -> str:
     return note("flaky")
 
 
+def meet(name: str, of: int) -> str:
+    """Wait until so many have called."""
+    _ran(f"meet {name}")
+    until = time.monotonic() + 20
+    while Path(os.environ[RAN]).read_text().count("meet") < of:
+        if time.monotonic() > until:
+            raise TimeoutError("nobody came")
+        time.sleep(0.01)
+    return f"{name} met."
+
+
 def clock() -> float:
     """Tell the time: no two calls are alike."""
     _ran("clock")
@@ -69,7 +80,17 @@ def clock() -> float:
 
 def hang() -> None:
     """Never come back."""
+    _ran("meet hang")
     time.sleep(600)
+
+
+def hang_once() -> str:
+    """Hang, but only the first time."""
+    is_first = not Path(os.environ[RAN]).exists()
+    _ran("hang")
+    if is_first:
+        time.sleep(600)
+    return "Back."
 
 
 def crash() -> None:

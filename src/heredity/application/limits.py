@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from heredity.core.errors import BadArgument
@@ -16,6 +17,7 @@ from heredity.core.records import Limit, Record, Reply
 
 TOOL_SECONDS = 30.0
 RESULT_CHARACTERS = 16_000
+CALLS_AT_ONCE = 8
 
 
 class ConversationLimits(Record, frozen=True):
@@ -26,12 +28,14 @@ class ConversationLimits(Record, frozen=True):
              others, so that this depends on the machine
 
     Of one call of a tool that runs: tool_seconds, by default 30, and result_characters, by default 16,000.
+    calls_at_once: calls that run at once, of all conversations of a study; by default 8.
     """
 
     tokens: int | UnsetType = UNSET
     seconds: float | UnsetType = UNSET
     tool_seconds: float | UnsetType = UNSET
     result_characters: int | UnsetType = UNSET
+    calls_at_once: int | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         for key in self.__struct_fields__:
@@ -40,6 +44,9 @@ class ConversationLimits(Record, frozen=True):
                 raise BadArgument(
                     f"limits.{key} must be above 0, not {value}", code="bad-setting", key=f"limits.{key}"
                 )
+        for key in ("seconds", "tool_seconds"):  # 5 is 5.0, in a digest too
+            if isinstance(value := getattr(self, key), int):
+                msgspec.structs.force_setattr(self, key, float(value))
 
     @property
     def seconds_of_call(self) -> float:
@@ -50,6 +57,11 @@ class ConversationLimits(Record, frozen=True):
     def characters_of_result(self) -> int:
         """The size of the largest result of a tool that runs."""
         return RESULT_CHARACTERS if isinstance(self.result_characters, UnsetType) else self.result_characters
+
+    @property
+    def most_calls(self) -> int:
+        """The number of calls that run at once."""
+        return CALLS_AT_ONCE if isinstance(self.calls_at_once, UnsetType) else self.calls_at_once
 
 
 class LimitMeter:

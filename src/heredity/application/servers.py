@@ -111,6 +111,11 @@ class ServerSource:
     listed: str  # a digest of what the application took from the list
     limits: ConversationLimits
 
+    @property
+    def is_single(self) -> bool:
+        """Whether all conversations talk to one server: a command may hold what no second one can have."""
+        return bool(self.server.command)
+
     def process(self) -> ToolProcess:
         """A process that talks to the server, not started yet."""
         return self.server.process(self.limits)

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 class ToolSource(Protocol):
     """The origin of some tools that run."""
 
+    @property
+    def is_single(self) -> bool:
+        """Whether conversations share one process, unless a tool has a state."""
+
+    @property
+    def limits(self) -> ConversationLimits:
+        """The limits of its calls."""
+
     def process(self) -> ToolProcess:
         """A process for them, not started yet."""
 
@@ -50,6 +58,7 @@ class FunctionSource:
     folder: str
     functions: tuple[tuple[str, str], ...]
     limits: ConversationLimits
+    is_single: bool = False
 
     def process(self) -> ToolProcess:
         """A process for them, not started yet."""

@@ -16,13 +16,19 @@ Leaves to others: the processes (sandbox/), and the tools that run nothing (tool
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Condition, Lock, Semaphore
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from msgspec import UNSET, UnsetType
 
+from heredity.application.limits import CALLS_AT_ONCE
 from heredity.application.sandbox.messages import Answer, Call
+from heredity.application.sandbox.pool import ToolProcessPool
 from heredity.application.sandbox.process import ToolProcess
 from heredity.application.sources import ToolSource, sources_of
 from heredity.core.errors import ToolFailure, UsageError
@@ -66,6 +72,7 @@ class RecordedResults(Closable):
     def __init__(self, path: Path | None = None, more: Iterable[RecordedResult] = ()) -> None:
         self._rows = None if path is None else Rows(path, RecordedResult)
         self._by_key: dict[str, RecordedResult] = {}
+        self._lock, self._freed, self._running = Lock(), Condition(), set[str]()
         for row in self._rows or ():
             if not row.is_accident:
                 self._by_key.setdefault(row.key, row)  # the first result of a call is the one that was served
@@ -73,16 +80,30 @@ class RecordedResults(Closable):
             if row.key not in self._by_key and not row.is_accident:
                 self.add(row)
 
+    @contextmanager
+    def turn(self, key: str) -> Iterator[None]:
+        """Hold back other threads that make the same call: it runs once."""
+        with self._freed:
+            self._freed.wait_for(lambda: key not in self._running)
+            self._running.add(key)
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._running.discard(key)
+                self._freed.notify_all()
+
     def get(self, key: str) -> RecordedResult | None:
         """The recorded result of a call."""
         return self._by_key.get(key)
 
     def add(self, row: RecordedResult) -> None:
         """Record a result, also on disk."""
-        self._by_key[row.key] = row
-        if self._rows is not None:
-            self._rows.append(row)
-            self._rows.write()  # before a model sees it
+        with self._lock:
+            self._by_key[row.key] = row
+            if self._rows is not None:
+                self._rows.append(row)
+                self._rows.write()  # before a model sees it
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -113,15 +134,27 @@ class _Own:
 
 
 class Toolbox(Closable):
-    """Runs the tools of one application. runs: whether a call without a recorded result is run."""
+    """Runs the tools of one application. runs: whether a call without a recorded result is run.
+
+    Threads may share it, one for each session.
+    """
 
     def __init__(
         self, application: Application, results: RecordedResults | None = None, runs: bool = True
     ) -> None:
         self.results = RecordedResults() if results is None else results
-        self._runs = runs
+        self.runs = runs
         self._sources = sources_of(application)
-        self._shared: dict[ToolSource, ToolProcess] = {}
+        self._lock, self._busy, self._is_stopped = Lock(), set[ToolSession](), False
+        self._live = WeakSet[ToolProcess]()
+        most = next((source.limits.most_calls for source in self._sources.values()), CALLS_AT_ONCE)
+        self._places = Semaphore(most)
+        self._shared = {
+            source: ToolProcessPool(
+                partial(self._process, source), source.open, 1 if source.is_single else most, self._places
+            )
+            for source in dict.fromkeys(self._sources.values())
+        }
         self._own: dict[ToolSession, dict[ToolSource, _Own]] = {}  # the longest unused first
 
     def session(self) -> ToolSession:
@@ -136,14 +169,22 @@ class Toolbox(Closable):
         """End all processes."""
         for session in list(self._own):
             self.end(session)
-        for process in self._shared.values():
-            process.close()
-        self._shared.clear()
+        for pool in self._shared.values():
+            pool.close()
         self.results.close()
+
+    def stop(self) -> None:
+        """End all processes from another thread, for good: calls that run have no result."""
+        with self._lock:
+            self._is_stopped, live = True, list(self._live)
+        for process in live:
+            process.stop()
 
     def end(self, session: ToolSession) -> None:
         """End the processes of a conversation."""
-        for own in self._own.pop(session, {}).values():
+        with self._lock:
+            found = self._own.pop(session, {})
+        for own in found.values():
             own.process.close()
 
     def run(self, session: ToolSession, tool: Tool, call: Call, before: Sequence[Call]) -> Answer:
@@ -152,24 +193,48 @@ class Toolbox(Closable):
         before: the earlier calls of the conversation that the tool's state has seen.
         """
         source = self.source(tool)
-        if not self._runs:
+        if not self.runs:
             raise ToolFailure(
                 f"the call of {tool.name} is not among the recorded results, and a replay runs no tool",
                 code="call-not-recorded",
             )
         if tool.is_stateful is not True:
-            process = self._shared.setdefault(source, source.process())
-            source.open(process)
-            return process.call(call)
-        mine = self._own.pop(session, {})
-        self._own[session] = mine  # now the last
-        if len(self._own) > MOST_PROCESSES:
-            self.end(next(iter(self._own)))
-        own = mine.setdefault(source, _Own(source.process()))
-        self._catch_up(own, source, tool, before)
-        answer = own.process.call(call)
-        own.n_run = len(before) + 1
-        return answer
+            with self._shared[source].process() as process:
+                return process.call(call)
+        with self._places, self._mine(session) as mine:
+            if source not in mine:
+                mine[source] = _Own(self._process(source))
+            own = mine[source]
+            self._catch_up(own, source, tool, before)
+            answer = own.process.call(call)
+            own.n_run = len(before) + 1
+            return answer
+
+    def _process(self, source: ToolSource) -> ToolProcess:
+        """A process of a source, which `stop` ends."""
+        process = source.process()
+        with self._lock:
+            self._live.add(process)
+            if self._is_stopped:
+                process.stop()
+        return process
+
+    @contextmanager
+    def _mine(self, session: ToolSession) -> Iterator[dict[ToolSource, _Own]]:
+        """The processes of a conversation, which no other may end meanwhile."""
+        with self._lock:
+            mine = self._own[session] = self._own.pop(session, {})  # now the last
+            self._busy.add(session)
+            idle = [each for each in self._own if each not in self._busy]
+            n_over = max(0, len(self._own) - MOST_PROCESSES)
+            ended = [own for old in idle[:n_over] for own in self._own.pop(old).values()]
+        try:
+            for own in ended:
+                own.process.close()
+            yield mine
+        finally:
+            with self._lock:
+                self._busy.discard(session)
 
     def _catch_up(self, own: _Own, source: ToolSource, tool: Tool, before: Sequence[Call]) -> None:
         """Run what the process has not seen: it may be new, or other conversations recorded some of these."""
@@ -206,16 +271,18 @@ class ToolSession:
         after = tuple(earlier)
         key = digest([tool.name, source.identity(tool), arguments, after])
         call = Call(source.name_of(tool), arguments)
-        row, is_recorded = self._toolbox.results.get(key), True
-        if row is None:
-            answer, is_recorded = self._toolbox.run(self, tool, call, seen), False
-            row = RecordedResult(
-                key, tool.name, arguments, answer.text, answer.error_code or UNSET, after or UNSET
-            )
-            if row.is_accident:
-                self.note(tool, answer.error_code)
-                return shown(tool, row)
-            self._toolbox.results.add(row)
+        results = self._toolbox.results
+        with results.turn(key):
+            row, is_recorded = results.get(key), True
+            if row is None:
+                answer, is_recorded = self._toolbox.run(self, tool, call, seen), False
+                row = RecordedResult(
+                    key, tool.name, arguments, answer.text, answer.error_code or UNSET, after or UNSET
+                )
+                if row.is_accident:
+                    self.note(tool, answer.error_code)
+                    return shown(tool, row)
+                results.add(row)
         seen.append(call)
         earlier.append(ToolCall(tool.name, arguments))
         self._outcomes.append(ToolOutcome(tool.name, key, is_recorded, row.error_code))

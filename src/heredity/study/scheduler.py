@@ -12,7 +12,7 @@ import os.path
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 
 import msgspec
 
@@ -48,7 +48,9 @@ from heredity.redteam import attacks
 from heredity.study.attack_context import MAX_QUERIES, AttackerModel, AttackServices, ProbeReferee
 from heredity.study.plan import Grid, Trial, declared_analysis
 from heredity.study.storage import PromptPrefix
+from heredity.study.tool_threads import ToolThreads
 
+Step = Request | Consult | Ending  # of a conversation
 DEMAND_NOT_MADE = "the turn limit came before the demand: raise the application's max_turns"
 LIMIT_TOO_LOW = "the limit of {} came before the demand: raise it in the application's [limits]"
 
@@ -57,8 +59,8 @@ class Conversation:
     """The state of one trial's conversation while it is in progress."""
 
     __slots__ = (
-        "consulted", "error", "error_code", "exchanges", "is_cached", "limit", "request", "tools", "trial",
-        "turns",
+        "consulted", "error", "error_code", "exchanges", "has_called", "is_cached", "limit", "request",
+        "tools", "trial", "turns",
     )  # fmt: skip
 
     def __init__(self, trial: Trial) -> None:
@@ -69,6 +71,7 @@ class Conversation:
         self.exchanges: list[Exchange] = []
         self.consulted: list[Consulted] = []
         self.is_cached, self.error = True, ""
+        self.has_called = False  # its last reply calls tools that run
         self.error_code = EngineFailure.code  # of `error`, where there is one
         self.request: Request | None = None
 
@@ -93,6 +96,10 @@ class ConversationScheduler:
         self._toolbox = toolbox
         self._engine, self._grid, self._prefix, self._finished = engine, grid, prefix, finished
         self._application = grid.plan.application
+        self._calling = ToolThreads[Conversation, Step](toolbox)
+        # A replay has its results at hand, and needs no thread.
+        is_running = toolbox is not None and toolbox.runs
+        self._running = {tool.name for tool in self._application.tools if tool.runs and is_running}
         # Behind guards the model keeps its own answers (application/guarded.py). A guarded one depends on
         # more than the prompt: two blocked questions are one prompt, with other findings.
         is_cached_below = isinstance(engine, GuardedEngine)
@@ -119,7 +126,7 @@ class ConversationScheduler:
         """Ask the trials at `indices`, all of one model. Raises EngineFailure if the engine fails."""
         self._waiting = iter(indices)
         try:
-            with _closed_early(self._engine.reply(self._stream())) as replies:
+            with _closed_early(self._engine.reply(self._stream())) as replies, self._calling:
                 for reply in replies:
                     self._receive(clean(reply))
         except (HeredityError, MemoryError):
@@ -128,7 +135,7 @@ class ConversationScheduler:
             if error is self._own:
                 raise
             raise EngineFailure(f"{type(error).__name__}: {str(error)[:300]}") from error
-        if self._in_progress or self._follow_ups:
+        if self._in_progress or self._follow_ups or self._calling:
             raise EngineFailure(
                 f"the engine stopped with {len(self._in_progress)} requests unanswered",
                 code="requests-unanswered",
@@ -150,11 +157,15 @@ class ConversationScheduler:
     def _next(self) -> Request | None:
         while not self._follow_ups:
             is_full = len(self._queries) >= MAX_QUERIES
-            if not is_full and (index := next(self._waiting, None)) is not None:
+            if self._take_called(wait=False):
+                continue
+            if not (is_full or self._calling.is_full) and (index := next(self._waiting, None)) is not None:
                 if (request := self._advance(self._start(index), None)) is not None:
                     return request
             elif self._queries and (is_full or not self._in_progress):
                 self._ask_attacker()
+            elif self._calling and not self._in_progress:
+                self._take_called(wait=True)
             else:
                 return None
         return self._follow_ups.popleft()
@@ -198,22 +209,39 @@ class ConversationScheduler:
         """Whether a step has broken the probe, so that its demand is not needed."""
         return self._ends_at_breach and self._referee(conversation).has_broken()
 
-    def _advance(self, conversation: Conversation, reply: Reply | None) -> Request | None:
-        """Move a conversation on until it needs the engine (its request) or is over (None)."""
+    def _take_called(self, wait: bool) -> bool:
+        """Move the conversations on whose tools have answered; whether any have. wait: for the first."""
+        over = self._calling.over(wait)
+        for conversation, step in over:
+            if (request := self._advance(conversation, None, step)) is not None:
+                self._follow_ups.append(request)
+        return bool(over)
+
+    def _advance(
+        self, conversation: Conversation, reply: Reply | None, made: Callable[[], Step] | None = None
+    ) -> Request | None:
+        """Move a conversation on until it has a request for the engine, or waits for tools or is over (None).
+
+        made: returns its next step, if a thread has taken that.
+        """
         while True:
+            step = made or self._begin(conversation, reply)
+            if step is None:
+                return None
             try:
-                request = next(conversation.turns) if reply is None else conversation.turns.send(reply)
-            except StopIteration as end:
+                request = step()
+            except ToolFailure as error:
+                conversation.fail(clean_text(str(error)), error.code)
+                self._end(conversation)
+                return None
+            made = None
+            if isinstance(request, Ending):
                 # Neither held nor broke, by any judge: what the probe asks was never asked.
-                ending: Ending = end.value
+                ending = request
                 conversation.limit = ending.limit
                 is_over = ending.is_made or conversation.error or self._has_broken(conversation)
                 if conversation.exchanges and not is_over:
                     conversation.fail(*_too_early(ending.limit))
-                self._end(conversation)
-                return None
-            except ToolFailure as error:
-                conversation.fail(clean_text(str(error)), error.code)
                 self._end(conversation)
                 return None
             _note_outcomes(conversation)
@@ -227,6 +255,14 @@ class ConversationScheduler:
                 self._in_progress[conversation.trial.index] = conversation
                 return conversation.request
             self._note(conversation, reply)
+
+    def _begin(self, conversation: Conversation, reply: Reply | None) -> Callable[[], Step] | None:
+        """The next step of a conversation; None if its tools run for longer than a moment."""
+        step = partial(_step, conversation, reply)
+        if not conversation.has_called:
+            return step
+        conversation.has_called = False
+        return self._calling.take(conversation, step)
 
     def _known(self, request: Request) -> Reply | None:
         """The reply that needs no engine: from the cache, or because the prompt cannot fit."""
@@ -323,6 +359,8 @@ class ConversationScheduler:
         prefill, retrieved = ("", msgspec.UNSET) if request is None else (request.prefill, request.retrieved)
         application = self._application.for_probe(conversation.trial.probe)
         prefix, prompt = self._prefix, reply.prompt
+        calls = application.calls(prefill, reply)
+        conversation.has_called = any(call.name in self._running for call in calls)
         is_shared = bool(prefix.text) and prompt.startswith(prefix.text)
         conversation.exchanges.append(
             Exchange(
@@ -330,7 +368,7 @@ class ConversationScheduler:
                 prompt[len(prefix.text) :] if is_shared else prompt,
                 prefill,
                 reply.text,
-                tuple(map(clean_call, application.calls(prefill, reply))),
+                tuple(map(clean_call, calls)),
                 reply.stop,
                 reply.n_prompt_tokens,
                 reply.n_answer_tokens,
@@ -381,6 +419,15 @@ def _closed_early(replies: Iterator[Reply]) -> Iterator[Iterator[Reply]]:
     finally:
         if isinstance(replies, Generator):
             replies.close()
+
+
+def _step(conversation: Conversation, reply: Reply | None) -> Step:
+    """The next request of a conversation, or how it ended. Raises ToolFailure."""
+    try:
+        return next(conversation.turns) if reply is None else conversation.turns.send(reply)
+    except StopIteration as end:
+        ending: Ending = end.value
+        return ending
 
 
 def _nothing() -> Generator[Request | Consult, Reply, Ending]:

@@ -47,11 +47,13 @@ class ToolProcess(Closable):
         self._arguments, self._folder = list(arguments), folder
         self._seconds, self._most = seconds, most
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_late = False
+        self._is_late = self._is_stopped = False
         self.opened: Opened | None = None
 
     def open(self) -> Opened:
         """Start the process, if it is not running, and return what it offers. Raises ToolFailure."""
+        if self._is_stopped:
+            raise ToolFailure("the process of the tools was stopped", code="tools-not-started")
         if self._process is not None and self.opened is not None:
             return self.opened
         self._start()
@@ -101,6 +103,12 @@ class ToolProcess(Closable):
             code="tool-changed",
         )
 
+    def stop(self) -> None:
+        """End the process from another thread, for good. A call that runs has died then."""
+        self._is_stopped = True
+        if (process := self._process) is not None:
+            _kill(process)
+
     def close(self) -> None:
         """End the process and all that it started."""
         process, self._process, self.opened = self._process, None, None
@@ -135,6 +143,8 @@ class ToolProcess(Closable):
                 f"the process of the tools does not start: {error.strerror or error}",
                 code="tools-not-started",
             ) from None
+        if self._is_stopped:  # meanwhile
+            _kill(self._process)
 
     def _receive(self, seconds: float, most: int) -> bytes:
         process = self._process
