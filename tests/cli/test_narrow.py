@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from heredity.cli.agentdojo import show
+from heredity.core.records import Estimate
 from heredity.redteam import probes
+from heredity.study import agent_tasks
+from heredity.study.agent_tasks import AgentTasks
+from tests.support.agentdojo_logs import ATTACK
 from tests.support.errors import Done, run_here
 
 WIDTH = 80
@@ -56,6 +61,21 @@ def test_a_study_shows_each_cell_of_two_models_on_one_line(tmp_path: Path) -> No
     assert not any(line.startswith("  direct") for line in found[over:]), (
         "one attack has the rates of the sum"
     )
+
+
+@pytest.mark.usefixtures("narrow")
+def test_the_tasks_of_agents_have_whole_cells_in_a_line_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = Estimate(0.0625, 0.0111, 0.2833, 16, "wilson")
+    rows = (AgentTasks("smollm2-135m-instruct", "banking", ATTACK, rate, rate, rate, 1, 1, 1, 0, 0, 3),)
+    show(agent_tasks.table(rows))
+    found = [line.rstrip().replace("\u00a0", " ") for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, found)) <= WIDTH and "smollm2-135m-instruct" in found
+    assert "  utility under attack: 6 % (1 to 28 %), 1/16" in found and "  errors: 3" in found
+    monkeypatch.setenv("COLUMNS", "160")
+    show(agent_tasks.table(rows))
+    assert "utility under attack   breach rate" in capsys.readouterr().out
 
 
 def test_a_size_without_a_goal_names_the_flags_that_give_one() -> None:

@@ -96,14 +96,12 @@ def _finish(out: Path, counts: ConversationCounts, as_json: bool) -> None:
 
 def show(grids: list[TextTable]) -> None:
     """Print the rates of agents' tasks."""
-    from heredity.core.terminal import cell, out, table
+    from heredity.core.terminal import out, print_rows
     from heredity.study.agent_tasks import CLAIM
 
     for grid in grids:
-        found = table(*grid.head, whole=("errors",))
-        for row in grid.rows:
-            found.add_row(*map(cell, row))
-        out().print(found)
+        out().print(f"\n{grid.title}", style="bold")
+        print_rows(grid.head, grid.rows)
         out().print(CLAIM, style="dim")
 
 

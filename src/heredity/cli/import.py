@@ -70,7 +70,7 @@ def command(
     by prompt, and heredity's judge decides. The report compares its verdicts with those of other judges. An
     answer that one model lacks counts as an error.
     """
-    from heredity.cli import _findings, open_store
+    from heredity.cli import _findings, agentdojo, open_store
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
     from heredity.core.terminal import Display, note, write_json
@@ -109,7 +109,8 @@ def command(
         write_json(found)
     else:
         _findings.show(result.estimates)
-        _show([*importers.judge_tables(out, result.estimates), *agent_tasks.table(agent_tasks.write(out))])
+        _show(importers.judge_tables(out, result.estimates))
+        agentdojo.show(agent_tasks.table(agent_tasks.write(out)))
     note(_summary(summary))
     if not as_json:
         note(f"report: {page}")

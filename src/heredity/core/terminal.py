@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +34,7 @@ _MIN_WIDTH = 60  # a narrower table would lose words, so the terminal breaks its
 _NAME_WIDTH = 12  # columns that each cut column of a line_table keeps
 _LINE_SECONDS = 10.0  # between plain lines
 _WIDE = 104  # columns that a bar needs beside a name and the words
+_ANY_WIDTH = 10_000  # in which a table is measured
 _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SPARKLINE_WIDTH = 60  # characters
@@ -111,6 +113,20 @@ def table(*columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -
             overflow="fold",
         )
     return grid
+
+
+def print_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of untrusted texts with unbroken cells. If it is too wide, print a line for each cell."""
+    screen, grid = out(), table(*head, whole=head)
+    for row in rows:
+        grid.add_row(*map(cell, row))
+    if Measurement.get(screen, screen.options.update(max_width=_ANY_WIDTH), grid).maximum <= screen.width:
+        screen.print(grid)
+        return
+    for row in rows:
+        screen.print(cell(row[0], "bold"), soft_wrap=True)
+        for name, text in zip(head[1:], row[1:], strict=True):
+            write(wrapped(f"  {name}: {plain(text)}", screen.width))
 
 
 def cell(text: object, style: str = "") -> Text:
