@@ -106,8 +106,10 @@ def _decoding(layer: Application | None, given: Mapping[str, float | None]) -> D
 def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
     from heredity.cli import _pulling
     from heredity.core.terminal import note
+    from heredity.lineage.loading import refuse_silent
 
     grown = store.get(ref)
+    refuse_silent(grown.record)
     if grown.record.format != "scripted":
         grown = _pulling.ready(store, grown)
         note(f"loading {grown.record.name} ...")

@@ -15,6 +15,7 @@ import click
 from heredity import engines
 from heredity.core import host
 from heredity.core.errors import Damaged, Refused, Unavailable, UsageError
+from heredity.core.records import why_not_generative
 from heredity.core.sanitize import plain
 from heredity.core.terminal import Display, err, note, parameters, size
 from heredity.lineage import catalog
@@ -164,7 +165,8 @@ def ready(store: Store, grown: Grown) -> Grown:
 def announce(store: Store, grown: Grown) -> None:
     """Show a note if `store.ready` has to convert the model first, or if the slower engine answers."""
     record = grown.record
-    if engines.choose(record) == engines.GENERAL and not engines.is_set(record):
+    is_slow = engines.choose(record) == engines.GENERAL and not engines.is_set(record)
+    if is_slow and not why_not_generative(record):
         what = record.quantization or record.architecture
         note(f"{record.name}: the engine torch does not read '{what}'; transformers answers, slower.")
     if engines.is_converted(record):

@@ -215,13 +215,16 @@ def _loaded(
     from heredity.deploy.serve.adapters import AdapterLoader, share
     from heredity.deploy.serve.embeddings import EmbeddingService, Encoder
     from heredity.deploy.serve.worker import EngineWorker
+    from heredity.lineage.loading import refuse_silent
 
     asked = {one.record.id: one for one in map(store.get, models)}
     encoders = [one for one in asked.values() if one.record.modality == "text-embedding"]
+    writers = [one for one in asked.values() if one not in encoders]
+    for one in writers:
+        refuse_silent(one.record)
     ready = {
         one.record.id: one if one.record.format == "scripted" else _pulling.ready(store, one)
-        for one in asked.values()
-        if one not in encoders
+        for one in writers
     }
     load, found = _remote.loader(store, _remote.calls(key_env)), _Loaded()
     bases, services = share(stack, store, ready.values(), load, most, may_load, note)

@@ -20,6 +20,12 @@ from heredity.lineage.types import Grown
 if TYPE_CHECKING:
     from heredity.lineage.store import Store
 
+# What a model is for that generates no text, by modality.
+_USES = {
+    "text-ranking": " A reranker orders passages: heredity index INDEX --ask TEXT --rerank {name}.",
+    "text-embedding": " A sentence encoder makes vectors of texts: heredity index FOLDER --embed {name}.",
+}
+
 
 def load_engine(
     grown: Grown,
@@ -65,6 +71,13 @@ def record_at_answer(engine: Engine, grown: Grown, store: Store) -> None:
         engine.answered = record
 
 
+def refuse_silent(model: Model) -> None:
+    """Raise Unavailable, with what it is for, if a model cannot generate text in any engine."""
+    if why := why_not_generative(model):
+        use = _USES.get(model.modality, "").format(name=model.name)
+        raise Unavailable(f"'{model.name}' cannot answer: {why}.{use}", code="writes-no-text")
+
+
 def engine_loader(model: Model, needs_text: bool = True, name: str = "") -> Callable[..., Engine]:
     """The `load` function of a model's engine (engines/protocols.EngineModule).
 
@@ -72,8 +85,8 @@ def engine_loader(model: Model, needs_text: bool = True, name: str = "") -> Call
     name: another engine than the model's own.
     Raises Unavailable if the engine is not installed, or the model is refused.
     """
-    if needs_text and (why := why_not_generative(model)):
-        raise Unavailable(f"'{model.name}' cannot answer: {why}.", code="writes-no-text")
+    if needs_text:
+        refuse_silent(model)
     name = name or engines.choose(model)
     host.configure()  # the module of the engine may load torch
     try:
