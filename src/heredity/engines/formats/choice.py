@@ -20,6 +20,8 @@ from heredity.engines._architectures import FAST, PACKED
 # Encoders that read two texts as one; with a head of one label they are cross-encoders.
 CROSS_ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "modernbert")
 RANKING = "text-ranking"  # their modality
+EMBEDDING = "text-embedding"  # the modality of sentence encoders
+POOLING = "1_Pooling/config.json"  # a file of those that sentence-transformers saved
 ENCODERS = (*CROSS_ENCODERS, "clip", "siglip", "siglip2")  # they write no text
 _SLOW = "transformers"  # the engine for all other architectures
 _OWN = "int8"  # the quantization that heredity writes itself
@@ -70,10 +72,11 @@ def choose_by_config(config: Mapping[str, object]) -> EngineChoice:
     return EngineChoice(_SLOW, f"the fast engine does not read {why}", name, method)
 
 
-def modality_of(config: Mapping[str, object]) -> str:
-    """The modality of a model with this config.json: "text-ranking" for a cross-encoder, else "text".
+def modality_of(config: Mapping[str, object], folder: Path | None = None) -> str:
+    """The modality of a model with this config.json, in this folder.
 
-    A cross-encoder is one of CROSS_ENCODERS with a head of one label, which scores a pair of texts.
+    "text-ranking" for a cross-encoder: one of CROSS_ENCODERS with a head of one label, which scores a pair of
+    texts. "text-embedding" for a folder with the pooling of a sentence encoder. Else "text".
     """
     heads, labels = config.get("architectures"), config.get("id2label")
     n_labels = len(labels) if isinstance(labels, dict) else config.get("num_labels")
@@ -81,7 +84,9 @@ def modality_of(config: Mapping[str, object]) -> str:
         isinstance(each, str) and each.endswith("ForSequenceClassification") for each in heads
     )
     is_encoder = config.get("model_type") in CROSS_ENCODERS
-    return RANKING if is_classifier and is_encoder and n_labels == 1 else "text"
+    if is_classifier and is_encoder and n_labels == 1:
+        return RANKING
+    return EMBEDDING if folder is not None and (folder / POOLING).is_file() else "text"
 
 
 def choose_for_gguf(architecture: str) -> EngineChoice:

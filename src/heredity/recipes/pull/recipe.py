@@ -421,7 +421,7 @@ def describe_files(out: Path, name: str, licence: str | None, notes: dict[str, s
     _check_shards(out, name)
     found = msgspec.json.decode(config.read_bytes())
     settings = found if isinstance(found, dict) else {}
-    family, modality = str(settings.get("model_type", "unknown"))[:80], modality_of(settings)
+    family, modality = str(settings.get("model_type", "unknown"))[:80], modality_of(settings, out)
     return Description(name, family, licence or licence_of_card(out), "safetensors", modality, notes)
 
 
