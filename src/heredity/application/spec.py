@@ -24,6 +24,7 @@ from heredity.application.guard_models import refuse_unidentified
 from heredity.application.guards.protocols import GuardSpec
 from heredity.application.limits import ConversationLimits
 from heredity.application.retrieval.spec import Planted, Retrieval
+from heredity.application.retrieval.store import searching_in
 from heredity.application.servers import McpServer
 from heredity.application.tables import completed
 from heredity.application.tools import World, check_world, is_answered_by, plain_tools
@@ -46,6 +47,7 @@ from heredity.core.records import (
 
 if TYPE_CHECKING:
     from heredity.application.toolbox import ToolSession
+    from heredity.lineage.store import Store
 
 SECRET_MIN = 4  # letters and digits of a secret
 
@@ -120,10 +122,14 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
             )
 
     @classmethod
-    def load(cls, path: Path | str) -> Application:
-        """Read an application from TOML. Raises BadInput with the line; a wrong key names the nearest."""
+    def load(cls, path: Path | str, store: Store | None = None) -> Application:
+        """Read an application from TOML. Raises BadInput with the line; a wrong key names the nearest.
+
+        store: with the reranker of its retrieval, if that is not the usual one.
+        """
         path = Path(path)
-        return parse(toml_of(path), path)
+        with searching_in(store):
+            return parse(toml_of(path), path)
 
     @cached_property
     def digest(self) -> str:

@@ -22,6 +22,7 @@ import msgspec
 
 from heredity import engines
 from heredity.application.guard_models import identified
+from heredity.application.retrieval.store import searching_in
 from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.cache import ResponseCache
@@ -159,7 +160,7 @@ class Study:
         attacker = None if spec.attacker is None else self._find(spec.attacker)
         application = spec.application
         if not isinstance(application, Application):
-            application = Application.load(application)
+            application = Application.load(application, store)
         application = identified(application, JudgeReaders(self._models(self._find)))
         grown = with_guards(grown, spec.guards, application)
         records = [each.record for each in grown]
@@ -286,7 +287,7 @@ class Study:
     # --- the steps ---
 
     def _save_plan(self, watch: Watch | None = None) -> None:
-        self._plan = with_triggers(self._plan, self.folder, watch)
+        self._plan = with_triggers(self._plan, self.folder, watch, self._store)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._plan = write_plan(self.folder, self._plan, at, self.forecast)
 
@@ -306,7 +307,7 @@ class Study:
         seal = plan_seal(read_saved(self.folder))
         with Rows(self.folder / storage.RESPONSES, Response) as rows:
             recorder = FolderRecorder(self.folder, self._plan, rows, meter, earlier.engines, seal)
-            with self._asker(grid, recorder, earlier, workers) as asker:
+            with searching_in(self._store), self._asker(grid, recorder, earlier, workers) as asker:
                 if self._plan.stops_early:
                     self._ask_until_decided(grid, earlier, meter, asker)
                 else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from heredity.application.retrieval.store import searching_in
 from heredity.core.progress import Meter, Watch
 from heredity.core.records import digest, encode
 from heredity.redteam import attacks
@@ -26,6 +27,7 @@ from heredity.study.planted import PlannedTrigger, owner_of
 
 if TYPE_CHECKING:
     from heredity.application.retrieval.dense import Embedder
+    from heredity.lineage.store import Store
 
 
 class _Search(NamedTuple):
@@ -34,8 +36,11 @@ class _Search(NamedTuple):
     wanted: TriggerWanted
 
 
-def with_triggers(plan: Plan, folder: Path, watch: Watch | None = None) -> Plan:
-    """The plan with the words that its attacks search for: those of the folder's plan, if it has one."""
+def with_triggers(plan: Plan, folder: Path, watch: Watch | None = None, store: Store | None = None) -> Plan:
+    """The plan with the words that its attacks search for: those of the folder's plan, if it has one.
+
+    store: with the embedding model, if that is not the usual one.
+    """
     searches = _searches(plan)
     if not searches or not isinstance(plan.triggers, UnsetType):
         return plan
@@ -43,9 +48,10 @@ def with_triggers(plan: Plan, folder: Path, watch: Watch | None = None) -> Plan:
         return msgspec.structs.replace(plan, triggers=read_plan(folder).triggers)
     cache, meter = SearchCache(folder), Meter(watch, "search", len(searches))
     found = []
-    for each in searches:
-        found.append(_found(plan, each, cache))
-        meter.tick()
+    with searching_in(store):
+        for each in searches:
+            found.append(_found(plan, each, cache))
+            meter.tick()
     meter.close()
     return msgspec.structs.replace(plan, triggers=tuple(found))
 

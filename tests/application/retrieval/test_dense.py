@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.dense import open_embedder
 from heredity.application.retrieval.index import FUSED, PassageIndex
-from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
+from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 from tests.support.damage import flip_bit
@@ -137,6 +139,22 @@ def test_bytes_that_changed_since_the_model_was_recorded_are_refused(store: Stor
     flip_bit(store.named("tiny-encoder").folder / "model.safetensors")
     with raises(Damaged, "model-damaged", ["tiny-encoder"]):
         open_embedder("tiny-encoder", store)
+
+
+def test_a_folder_of_sentence_transformers_is_pulled_as_a_sentence_encoder(
+    store: Store, tmp_path: Path
+) -> None:
+    for name, has_pooling in (("mine", True), ("bare", False)):
+        TinyEncoder().apply([], tmp_path / name)
+        if not has_pooling:
+            shutil.rmtree(tmp_path / name / "1_Pooling")
+    pulled, bare = (store.pull(str(tmp_path / name)).record for name in ("mine", "bare"))
+    assert (pulled.modality, bare.modality) == ("text-embedding", "text")
+    assert np.array_equal(
+        open_embedder("mine", store).embed("tea"), open_embedder("tiny-encoder", store).embed("tea")
+    )
+    with raises(Unavailable, "writes-no-text", ["mine", "--embed mine"]):
+        load_engine(store.named("mine"), store)
 
 
 def test_what_is_no_sentence_encoder_is_refused(store: Store):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import heredity as h
 from heredity.application.guards import GuardSpec, content, load_guard
+from heredity.application.retrieval import rerank
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import Match, PassageIndex
 from heredity.application.retrieval.overlay import IndexOverlay
@@ -322,8 +323,45 @@ def test_a_folder_is_pulled_as_a_reranker_which_answers_nothing(
     pulled = store.pull(str(tmp_path / "mine"))
     assert (pulled.record.modality, pulled.record.family) == ("text-ranking", architecture)
     assert Reranker(find_reranker("mine", store=store)).score("tea", "green tea")
-    with raises(Unavailable, "writes-no-text", ["mine"]):
+    with raises(Unavailable, "writes-no-text", ["mine", "--rerank mine"]):
         load_engine(pulled, store)
+
+
+@pytest.mark.parametrize(
+    "asked", [("ask", "tiny-reranker", "Tea?"), ("serve", "tiny-reranker", "--port", "0")]
+)
+@pytest.mark.usefixtures("store")
+def test_a_reranker_that_is_asked_says_what_it_is_for(asked: tuple[str, ...]) -> None:
+    done = run_here(*asked)
+    assert done.code == "writes-no-text" and "--rerank tiny-reranker" in done.stderr
+    assert "transformers answers" not in done.stderr and "loading" not in done.stderr
+
+
+def test_a_lack_of_memory_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(rerank, "_network", full)
+    with pytest.raises(MemoryError):
+        Reranker(find_reranker("tiny-reranker", store=store))
+
+
+@pytest.mark.usefixtures("index")
+def test_a_study_searches_with_the_models_of_its_own_store(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rerank.opened_reranker.cache_clear()
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "elsewhere"))
+    (tmp_path / "application.toml").write_text(TOML)
+    with raises(UnknownName, "unknown-name"):
+        Application.load(tmp_path / "application.toml")
+    probe = next(each for each in studies.probes(1) if each.passage)
+    probe = msgspec.structs.replace(probe, turns=(QUESTION,), tool_result=None)
+    desk, out = tmp_path / "application.toml", tmp_path / "study"
+    Study(["scripted:mixed"], desk, [probe], store=store, out=out).run()
+    (row,) = studies.responses(out)
+    monkeypatch.setenv("HEREDITY_STORE", str(store.root))
+    assert row.exchanges[0].retrieved == Application.load(desk).retrieve(QUESTION)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from heredity.application.retrieval.store import search_store
 from heredity.core import host
 from heredity.core.errors import Damaged, Unavailable, UsageError, first_line
 from heredity.core.readers import json_of
+from heredity.engines.formats.choice import EMBEDDING, POOLING
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 DEFAULT = "all-minilm-l6-v2"
-_POOLING = "1_Pooling/config.json"
 _KNOWN = ("pooling_mode_mean_tokens", "pooling_mode_cls_token")
 
 
@@ -36,9 +37,9 @@ def open_embedder(name: str, store: Store | None = None) -> Embedder:
 
     Its files are the recorded ones.
     """
-    store = store or Store()
+    store = store or search_store()
     grown = store.named(name)
-    if grown.record.modality != "text-embedding" or grown.record.format != "safetensors":
+    if grown.record.modality != EMBEDDING or grown.record.format != "safetensors":
         raise UsageError(
             f"'{grown.record.name}' is no sentence encoder (modality {grown.record.modality}, "
             f"{grown.record.format}). Take one, such as {DEFAULT}.",
@@ -116,9 +117,9 @@ class Embedder:
 
 def _pooling(folder: Path) -> str:
     """The one way of pooling that the model's files name. Raises ValueError for another one."""
-    if not (folder / _POOLING).is_file():
+    if not (folder / POOLING).is_file():
         return _KNOWN[0]
-    modes = json_of(folder / _POOLING)
+    modes = json_of(folder / POOLING)
     named = [key for key, is_on in modes.items() if key.startswith("pooling_mode_") and is_on is True]
     if len(named) != 1 or named[0] not in _KNOWN:
         raise ValueError(f"its pooling is {', '.join(named) or 'unknown'}; known: {', '.join(_KNOWN)}")

@@ -18,6 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from heredity.application.retrieval.index import Match
+from heredity.application.retrieval.store import search_store
 from heredity.core import host
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line
 from heredity.core.readers import json_of
@@ -48,7 +49,7 @@ def find_reranker(name: str, wanted: str = "", store: Store | None = None) -> Gr
     wanted: its id, if that is known. Raises UnknownName, UsageError or Damaged. Raises NotComparable if the
     name has another id.
     """
-    store = store or Store()
+    store = store or search_store()
     grown = store.named(name)
     model = grown.record
     if model.modality != RANKING or model.format != "safetensors":
@@ -101,6 +102,8 @@ class Reranker:
             )
             self._n_tokens = _longest(config, self._tokenizer.model_max_length)
             self._network = _network(grown.folder)
+        except MemoryError:  # it says nothing about the files
+            raise
         except Exception as error:  # a configuration is a program's input: anything can be wrong with it
             raise Damaged(
                 f"'{self.model.name}' is not a cross-encoder that reads: {first_line(error)}. Pull it again.",

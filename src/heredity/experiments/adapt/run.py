@@ -22,6 +22,7 @@ import msgspec
 from msgspec import UnsetType
 
 from heredity.application.guards import GuardSpec
+from heredity.application.retrieval.store import searching_in
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.core.files import Lock, write_atomic
@@ -141,8 +142,8 @@ def adapt(
     tell: receives a line for each step, and those of the power. Raises BadInput for a file of the task,
     NotComparable if the folder holds another task, and UsageError if no way can be made.
     """
-    questions, application = read_questions(task), Application.load(task.application)
-    with Lock(out):
+    questions, application = read_questions(task), Application.load(task.application, store)
+    with Lock(out), searching_in(store):
         shop = _Workshop(
             task, questions, application, store, out, ways.open_manual(task, out), watch, engine_loader
         )
@@ -169,7 +170,7 @@ def adapt(
 
 def dry_run(task: AdaptTask, store: Store, tell: Tell, out: Path) -> None:
     """Tell what a task would make and ask, and what it could show. Nothing is made, asked or written."""
-    questions, application = read_questions(task), Application.load(task.application)
+    questions, application = read_questions(task), Application.load(task.application, store)
     stand_in = ManualIndex("", "", 0.0, 0, 0) if task.needs_manual else None
     shop = _Workshop(task, questions, application, store, out, stand_in)
     possible = _possible(shop, tell)

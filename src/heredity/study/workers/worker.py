@@ -19,6 +19,7 @@ from typing import cast
 
 import msgspec
 
+from heredity.application.retrieval.store import searching_in
 from heredity.application.toolbox import RecordedResults, Toolbox
 from heredity.core import host
 from heredity.core.cache import ResponseCache
@@ -95,6 +96,7 @@ class StudyWorker:
         if results is not None:
             toolbox = Toolbox(self.grid.plan.application, RecordedResults(None, results), runs=False)
         with (
+            searching_in(self._store),
             attack_services(self._setup.plan, self._open_model, self._open_cache, self.searches) as services,
             closing(JudgeReaders(self._models())) as readers,
         ):
