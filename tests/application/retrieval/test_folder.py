@@ -106,3 +106,19 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path):
 def test_limits_are_above_zero():
     with raises(ValueError, "bad-setting"):
         Limits(max_bytes=0)
+
+
+@posix
+def test_a_folder_deeper_than_python_recurses_is_read(tmp_path: Path):
+    deep, here = tmp_path, os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        deep, here = deep / "d", inner
+    os.close(here)
+    (deep / "a.txt").write_text("words")
+    files, left = walk(tmp_path, tmp_path / "out", Limits())
+    assert [each.file for each in files] == [deep / "a.txt"] and not left
+    for _ in range(1200):  # what ends the test recurses too
+        deep, _ = deep.parent, [each.unlink() if each.is_file() else each.rmdir() for each in deep.iterdir()]

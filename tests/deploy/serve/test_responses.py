@@ -132,6 +132,7 @@ def test_hints_are_named_and_what_clients_send_unasked_is_taken() -> None:
             "part-not-text",
             "input[0].content",
         ),
+        ({"input": [{"role": "judge", "content": "x"}]}, "unknown-choice", "input[0].role"),
         ({"tools": [{"type": "web_search"}]}, "tool-not-function", "tools[0].type"),
         ({"input": []}, "messages-empty", "input"),
         ({"temprature": 1}, "unknown-field", "temprature"),

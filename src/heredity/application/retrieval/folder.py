@@ -66,31 +66,31 @@ def walk(folder: Path, out: Path, limits: Limits) -> tuple[list[Candidate], list
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder to index.", code="folder-missing")
     files, left = list[Candidate](), list[SkippedFile]()
-    for found in _entries(folder, folder, out, limits):
+    for found in _entries(folder, out, limits):
         files.append(found) if isinstance(found, Candidate) else left.append(found)
     return sorted(files), sorted(left, key=lambda each: each.path)
 
 
-def _entries(root: Path, folder: Path, out: Path, limits: Limits) -> Iterator[Candidate | SkippedFile]:
-    try:
-        with os.scandir(folder) as scan:
-            entries = list(scan)
-    except OSError as error:
-        yield SkippedFile(_shown(root, folder), "unreadable", error.strerror or "")
-        return
-    for entry in entries:
-        path = Path(entry.path)
-        if reason := _why_not_entered(entry):
-            yield SkippedFile(_shown(root, path), reason)
-        elif entry.is_dir(follow_symlinks=False):
-            if path == out:
-                continue
-            if is_index(path):
+def _entries(root: Path, out: Path, limits: Limits) -> Iterator[Candidate | SkippedFile]:
+    waiting = [root]  # a list: folders may lie deeper than Python recurses
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as scan:
+                entries = list(scan)
+        except OSError as error:
+            yield SkippedFile(_shown(root, folder), "unreadable", error.strerror or "")
+            continue
+        for entry in entries:
+            path = Path(entry.path)
+            if reason := _why_not_entered(entry):
+                yield SkippedFile(_shown(root, path), reason)
+            elif not entry.is_dir(follow_symlinks=False):
+                yield _candidate(root, path, entry, limits)
+            elif path != out and is_index(path):
                 yield SkippedFile(_shown(root, path), "index")
-            else:
-                yield from _entries(root, path, out, limits)
-        else:
-            yield _candidate(root, path, entry, limits)
+            elif path != out:
+                waiting.append(path)
 
 
 def is_index(folder: Path) -> bool:

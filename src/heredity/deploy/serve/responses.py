@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import msgspec
 
@@ -35,7 +36,7 @@ class InputItem(msgspec.Struct):
     """An item of the input: a message, a call that comes back, or its result."""
 
     type: str = "message"
-    role: str = "user"
+    role: Literal["system", "developer", "user", "assistant"] = "user"
     content: str | list[InputPart] = ""
     call_id: str = ""
     name: str = ""

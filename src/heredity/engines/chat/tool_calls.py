@@ -21,7 +21,8 @@ MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")  # what announces call
 FENCE = re.compile(
     r"```(?:json)?\s*"
 )  # in which some models put a call, although their template has another form
-_HERMES = re.compile(r"<tool_call>(.{0,8000}?)(?:</tool_call>|\Z)", re.DOTALL)
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_LONGEST_CALL = 8_000  # characters of one call between its marks
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,200})"')
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
 _LONGEST = 100_000  # characters that are read: a longer answer is not a tool call
@@ -69,9 +70,9 @@ def _unfenced(text: str) -> str:
 
 def _calls(text: str) -> Iterator[WrittenCall]:
     text = text[:_LONGEST]
-    if "<tool_call>" in text:
-        for found in _HERMES.finditer(text):
-            yield from _read(found[1])
+    if _OPEN in text:
+        for inside in _between_marks(text):
+            yield from _read(inside)
         return
     if "[TOOL_CALLS]" in text:
         yield from _read(text.split("[TOOL_CALLS]", 1)[1])
@@ -79,6 +80,20 @@ def _calls(text: str) -> Iterator[WrittenCall]:
     bare = text.strip().removeprefix("<|python_tag|>").strip()
     if bare.startswith("{") and '"name"' in bare and ('"parameters"' in bare or '"arguments"' in bare):
         yield from _read(bare)
+
+
+def _between_marks(text: str) -> Iterator[str]:
+    """Yield what each call has between its marks; the last one may lack the second. In linear time."""
+    at, end = text.find(_OPEN), -1
+    while at >= 0:
+        start = at + len(_OPEN)
+        if end < start:
+            end = text.find(_CLOSE, start)
+            end = len(text) if end < 0 else end
+        is_call = end - start <= _LONGEST_CALL
+        if is_call:
+            yield text[start:end]
+        at = text.find(_OPEN, end if is_call else start)
 
 
 def _read(text: str) -> Iterator[WrittenCall]:
