@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from heredity.core.records import Message, Request, Tool
-from heredity.engines.chat.codec import ChatCodec
+from heredity.core.errors import ContextOverflow
+from heredity.core.records import Message, Reply, Request, Tool
+from heredity.engines.chat.codec import ChatCodec, Prompt
 from heredity.engines.chat.folder import FolderChat
 from tests.support.tiny_models import CHATML, make_tokenizer
 
@@ -53,3 +54,17 @@ def test_of_several_templates_the_one_for_tools_is_taken_where_there_are_tools(t
 def test_a_folder_with_nothing_to_read_is_a_base_model(tmp_path: Path) -> None:
     chat = FolderChat(tmp_path)
     assert chat.is_base and chat.stop_tokens == [] and chat.render(Request(0, (), prefill="on")) == "on"
+
+
+def test_a_prompt_far_beyond_the_context_is_not_tokenized_whole(tmp_path: Path) -> None:
+    """A server answers nobody while it tokenizes a body of megabytes."""
+    make_tokenizer(tmp_path, CHATML)
+    chat, read = ChatCodec(tmp_path), []
+    request = Request(0, (Message("user", "1 " * 100_000),))
+    encode = chat._tokenizer.encode
+    chat._tokenizer.encode = lambda text, **how: read.append(len(text)) or encode(text, **how)
+    refused = chat.prompt(request, 500)
+    assert isinstance(refused, Reply) and refused.error_code == ContextOverflow.code
+    assert "over 500 tokens" in str(refused.error) and sum(read) < 50_000
+    found = chat.prompt(request, 1_000_000)
+    assert isinstance(found, Prompt) and found.tokens == chat.encode(chat.render(request))

@@ -144,8 +144,9 @@ def test_several_answers_are_drawn_from_several_seeds() -> None:
             {"messages": [{"role": "robot", "content": "x"}]},
             ("unknown-choice", ["robot", "$.messages[0]"]),
         ),
+        ({"tools": [{"type": "function"}]}, ("tool-not-function", ["lacks its `function`"])),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             ("part-not-text", ["image_url"]),
         ),
         ({"messages": [*HELLO, {"role": "assistant", "content": ""}]}, ("nothing-to-answer", [])),

@@ -429,4 +429,6 @@ async def _left(call: Call, error: ClientDisconnect) -> Response:  # noqa: ARG00
 
 async def _not_here(call: Call, error: HTTPException) -> Response:
     message = f"{call.method} {call.url.path} is not served here"
-    return await _refused(call, Refusal(error.status_code, message, "not_found"))
+    response = await _refused(call, Refusal(error.status_code, message, "not_found"))
+    response.headers.update(error.headers or {})  # the methods that are allowed
+    return response

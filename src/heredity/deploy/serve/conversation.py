@@ -24,10 +24,13 @@ MOST_TOOLS = 128
 
 
 class MessagePart(msgspec.Struct, forbid_unknown_fields=True):
-    """A part of a message. Only text is supported."""
+    """A part of a message. Only text is supported; the content of other types is not read."""
 
     type: str
     text: str = ""
+    image_url: object = None
+    input_audio: object = None
+    file: object = None
 
 
 class Called(msgspec.Struct, forbid_unknown_fields=True):
@@ -87,11 +90,15 @@ def read_tools(given: Sequence[OfferedTool]) -> tuple[Tool, ...]:
     """Return the tools that a caller offers. Raises UsageError for other kinds than functions."""
     found = []
     for number, each in enumerate(given):
-        if each.type != "function" or each.function is None:
+        if each.type != "function":
             raise UsageError(
                 f"a tool of type '{each.type[:80]}' is not supported: only functions are",
                 code="tool-not-function",
                 key=f"tools[{number}].type",
+            )
+        if each.function is None:
+            raise UsageError(
+                "a tool lacks its `function`", code="tool-not-function", key=f"tools[{number}].function"
             )
         of = each.function
         found.append(Tool(of.name, of.description or "", schema=of.parameters or {"type": "object"}))

@@ -283,7 +283,8 @@ def _check(decoding: Decoding) -> None:
         check_decoding(decoding)
     except BadArgument as error:
         key = error.key.removeprefix("decoding.")
-        raise UsageError(str(error), code="bad-setting", key=key) from None
+        words = str(error).removeprefix("decoding.")
+        raise UsageError(words, code="bad-setting", key=key) from None
 
 
 def several(body: Body, requests: Sequence[Request]) -> list[Request]:

@@ -24,6 +24,7 @@ from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.engines import failed_reply
 from heredity.engines.chat.sandbox import BoundedEnvironment, TemplateStopped, metered
+from heredity.engines.chat.token_bounds import has_more_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -364,7 +365,7 @@ class ChatCodec:
         text = ""
         try:
             text = self.render(request)
-            tokens = self.encode(text)
+            tokens = self.encode_within(text, context)
             n_needed = len(tokens) + request.decoding.max_tokens
             if context is not None and n_needed > context:
                 raise ContextOverflow(f"context overflow: {n_needed} tokens needed, {context} there")
@@ -373,6 +374,12 @@ class ChatCodec:
         except EngineFailure as error:
             return failed_reply(request, text, error)
         return Prompt(text, tokens)
+
+    def encode_within(self, text: str, context: int | None) -> tuple[int, ...]:
+        """Return the tokens of a prompt. Raises ContextOverflow for a long text that surely has too many."""
+        if context is not None and has_more_tokens(text, context, lambda part: len(self.continuation(part))):
+            raise ContextOverflow(f"context overflow: over {context} tokens needed, {context} there")
+        return self.encode(text)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a prompt; nothing is added to a rendered template."""

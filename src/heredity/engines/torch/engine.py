@@ -238,8 +238,8 @@ class AnsweringEngine:
         return self.decoder.shape.context_length
 
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
-        """Return the tokens of a request's prompt."""
-        return self.codec.encode(self.render(request))
+        """Return the tokens of a request's prompt. Raises ContextOverflow for a text far beyond the context."""
+        return self.codec.encode_within(self.render(request), self.context_length)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the plain text whose prompt has exactly these tokens. Raises UsageError if no text has."""
