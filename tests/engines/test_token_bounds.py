@@ -22,7 +22,9 @@ def test_a_long_text_is_read_only_until_it_has_too_many(text: str) -> None:
     assert sum(read) - n_spaces <= 3 * PART
 
 
-@pytest.mark.parametrize("text", ["1 " * (LIMIT // 2), "word" * PART, " " * 10 * PART, "1 " * LIMIT + " " * PART])
+@pytest.mark.parametrize(
+    "text", ["1 " * (LIMIT // 2), "word" * PART, " " * 10 * PART, "1 " * LIMIT + " " * PART]
+)
 def test_a_text_that_may_fit_is_not_refused(text: str) -> None:
     """A word that is cut counts twice, and the number of the whole text is lower."""
     assert not has_more_tokens(text, LIMIT, lambda part: len(part.split()))

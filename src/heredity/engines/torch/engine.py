@@ -238,7 +238,7 @@ class AnsweringEngine:
         return self.decoder.shape.context_length
 
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
-        """Return the tokens of a request's prompt. Raises ContextOverflow for a text far beyond the context."""
+        """Return the tokens of a request's prompt. Raises ContextOverflow far beyond the context."""
         return self.codec.encode_within(self.render(request), self.context_length)
 
     def text_of(self, tokens: Sequence[int]) -> str:
