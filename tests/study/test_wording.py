@@ -269,7 +269,9 @@ def test_the_table_of_the_terminal_has_the_rates_corrected_for_the_errors_of_the
     rates = tuple(map(corrected, estimates.rates))
     _findings.show(msgspec.structs.replace(estimates, rates=rates))
     printed = capsys.readouterr().out
-    assert "corrected: for the measured errors of the checks or the judge" in " ".join(printed.split())
+    legend = " ".join(printed.split())
+    assert "corrected: for the measured errors of the checks or the judge" in legend
+    assert ("  decided " in printed) == ("decided: the share that is not unclear" in legend)
     lines = printed.splitlines()
     corrected = lines[next(n for n, line in enumerate(lines) if line.startswith("judge-free")) + 1]
     assert (

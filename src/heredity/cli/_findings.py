@@ -52,6 +52,8 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     level = words.percent(estimates.confidence)
     legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
     legend += "; corrected: for the measured errors of the checks or the judge"
+    if estimates.is_per_attempt:
+        legend += "; decided: the share that is not unclear"
     if any(technique.is_baseline for technique in estimates.techniques):
         legend += "; ° a capability, in no sum"
     _print(screen, legend, "dim")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.study.estimates import Estimates, Inheritance
-from heredity.study.wording import TextTable, difference_words, names, percent, unsigned
+from heredity.study.wording import TextTable, difference_words, names, percent, plural, unsigned
 
 _NAMED = 3  # guards that a sentence names
 
@@ -55,7 +55,10 @@ def guards_sentence(found: Estimates) -> str:
     called = names(found.models)
     fewer = [called[breach.child] for breach, _ in every if breach.compared.verdict_ba == "worse"]
     dearer = [called[r.child] for _, r in every if r is not None and r.verdict == "worse"]
-    parts = [f"Of {len(every)} guarded models {len(fewer)} break less often than without{_named(fewer)}"]
+    parts = [
+        f"Of {plural(len(every), 'guarded model')} {len(fewer) or 'none'} "
+        f"{'breaks' if len(fewer) < 2 else 'break'} less often than without{_named(fewer)}"
+    ]
     parts.append(
         f"{len(dearer) or 'none'} {'refuses' if len(dearer) < 2 else 'refuse'} more twins{_named(dearer)}"
     )
