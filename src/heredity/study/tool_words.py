@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from heredity.core.sanitize import label
 from heredity.study.estimates import Estimates, ToolCallCounts
-from heredity.study.wording import TextTable, names
+from heredity.study.wording import TextTable, names, plural
 
 CLAIM = (
     "Calls of tools that run. After a failed call the model read an error instead of a result, and its trial "
@@ -40,7 +40,7 @@ def tool_lines(found: Estimates) -> list[str]:
     """The failed calls of each model as sentences; [] if none failed."""
     return [
         f"{names(found.models)[each.model]}: {each.n_failed:,} of {each.n_calls:,} tool calls failed, in "
-        f"{each.n_trials:,} trials ({_errors(each)})."
+        f"{plural(each.n_trials, 'trial')} ({_errors(each)})."
         for each in found.tool_calls
         if each.n_failed
     ]

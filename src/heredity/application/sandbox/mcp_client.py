@@ -10,6 +10,7 @@ Leaves to others: the pipe (child.py), and what of the list is accepted (servers
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import ExitStack, suppress
 
@@ -17,6 +18,7 @@ import msgspec
 
 from heredity.application.sandbox.child import raised, serve, settings
 from heredity.application.sandbox.messages import Answer, Call, NotOpened, Offered, Opened, ServerAddress
+from heredity.core.sanitize import clean_text
 
 MOST_TOOLS = 500  # that one server lists
 _MOST_PAGES = 50
@@ -45,7 +47,12 @@ class _Connection:
         except ImportError:
             return _missing()
         except BaseException as error:
-            return NotOpened(f"it does not answer: {_cause(error)}", "tools-not-started")
+            why = f"it does not answer: {_cause(error)}"
+            if self._address.command:  # what it prints never reaches a terminal from here
+                why += (
+                    f". Run its command by itself to see why: {clean_text(shlex.join(self._address.command))}"
+                )
+            return NotOpened(why, "tools-not-started")
         return self._opened
 
     def call(self, call: Call) -> Answer:
