@@ -194,6 +194,14 @@ def test_torn_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (lacking.n, lacking.n_planned, lacking.noun) == (2, 6, "conversation")
 
 
+def test_a_caller_who_says_nothing_does_not_make_a_log_unreadable(tmp_path: Path) -> None:
+    path = logged(tmp_path / "log.jsonl", ("hello", "hi"), (" ", "How can I help?"))
+    summary = made(tmp_path / "s", path)
+    assert summary.n_prompts == 2
+    (lacking,) = summary.lacking
+    assert (lacking.n, lacking.n_planned) == (1, 3)
+
+
 def test_a_row_that_holds_no_unicode_is_read(tmp_path: Path) -> None:
     """The log of a stranger may have what this server never writes."""
     path = logged(tmp_path / "log.jsonl", ("hello", "hi"))

@@ -3,7 +3,8 @@
 Each conversation is a prompt of its own, and equal ones are one cluster. Different models were asked
 different things, so that they cannot be paired: an import takes the answers of one.
 
-Promises: a line that a crash tore is left out and counted; the rest of the file is read.
+Promises: a line that a crash tore is left out and counted, and so is a conversation in which the user says
+nothing: any caller may send one. The rest of the file is read.
 Leaves to others: writing it (deploy/serve/request_log.py).
 """
 
@@ -17,7 +18,7 @@ import msgspec
 
 from heredity.core.errors import BadInput
 from heredity.core.records import Stop, ToolCall, digest
-from heredity.study.importers._record import Lacking, Raw
+from heredity.study.importers._record import Lacking, Raw, conversation
 
 OWN: dict[str, str] = {}
 IS_UNPAIRED = True
@@ -39,13 +40,13 @@ def read(path: Path) -> Iterator[Raw]:
 
 
 def lacking(path: Path) -> Lacking:
-    """The torn lines."""
+    """The torn lines, and the conversations without a word of the user."""
     rows = [row is None for _, row in _lines(path)]
     return Lacking(path, sum(rows), len(rows), "conversation")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, object] | None]]:
-    """The rows; None for a line that is torn. A row is written whole, as one JSON object."""
+    """The rows; None for a line that is torn or asks nothing. A row is written whole, as one JSON object."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -54,7 +55,13 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, object] | None]]:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 row = None
-            yield number, row if isinstance(row, dict) else None
+            yield number, row if isinstance(row, dict) and _asks(row) else None
+
+
+def _asks(row: dict[str, object]) -> bool:
+    """Whether the user says something; a row of another version is for `_raw` to refuse."""
+    is_other = row.get("request_log") != VERSION
+    return is_other or any(turn.strip() for turn in conversation(row.get("prompt"))[0])
 
 
 def _raw(path: Path, line: int, row: dict[str, object]) -> Raw:
