@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from heredity.engines.chat.token_bounds import PART, has_more_tokens
+from heredity.engines.chat.token_bounds import PART, beginning, has_more_tokens
 
 LIMIT = 1000
 
@@ -28,3 +28,10 @@ def test_a_long_text_is_read_only_until_it_has_too_many(text: str) -> None:
 def test_a_text_that_may_fit_is_not_refused(text: str) -> None:
     """A word that is cut counts twice, and the number of the whole text is lower."""
     assert not has_more_tokens(text, LIMIT, lambda part: len(part.split()))
+
+
+def test_the_beginning_of_a_long_text_has_all_that_is_read_of_it() -> None:
+    text = "1 " * 2_000_000
+    read = beginning(text, LIMIT, lambda part: min(LIMIT, len(part.split())))  # a count that stops there
+    assert text.startswith(read) and LIMIT < len(read.split()) < 4 * PART
+    assert beginning("1 " * 100, LIMIT, len) == "1 " * 100

@@ -19,6 +19,7 @@ from heredity.application.retrieval.store import search_store
 from heredity.core import host
 from heredity.core.errors import Damaged, Unavailable, UsageError, first_line
 from heredity.core.readers import json_of
+from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import EMBEDDING, POOLING
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -82,6 +83,8 @@ class Embedder:
     def embed(self, text: str) -> Floats:
         """The embedding of a text, of length 1. (hidden,)"""
         torch = self._torch
+        # Of a text of megabytes the rest, which is not read, would take minutes.
+        text = beginning(text, self._n_tokens, lambda part: len(self.tokens(part)))
         tokens = self._tokenizer(text, truncation=True, max_length=self._n_tokens, return_tensors="pt")
         with torch.inference_mode():
             hidden = self._network(**tokens).last_hidden_state[0]  # (token, hidden)

@@ -22,6 +22,7 @@ from heredity.application.retrieval.store import search_store
 from heredity.core import host
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line
 from heredity.core.readers import json_of
+from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import CROSS_ENCODERS, RANKING, modality_of
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -123,6 +124,7 @@ class Reranker:
         pair = [[each.encode("utf-8", "replace").decode()] for each in (query, text)]
         try:
             with self._lock:  # setting its truncation is no thread's own
+                pair = [[beginning(each, self._n_tokens, self._count)] for (each,) in pair]
                 tokens = self._tokenizer(
                     *pair, truncation="longest_first", max_length=self._n_tokens, return_tensors="pt"
                 )
@@ -133,6 +135,9 @@ class Reranker:
         if not math.isfinite(score):
             raise self._damaged(f"its score is {score}")
         return score
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer(text, truncation=True, max_length=self._n_tokens)["input_ids"])
 
     def _damaged(self, why: str) -> Damaged:
         return Damaged(

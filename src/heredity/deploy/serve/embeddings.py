@@ -20,6 +20,7 @@ from heredity.application.retrieval.dense import Embedder
 from heredity.core.errors import UsageError
 from heredity.core.records import Model
 from heredity.deploy.serve import schema
+from heredity.engines.chat.token_bounds import has_more_tokens
 
 MOST_TEXTS = 2048
 
@@ -27,13 +28,18 @@ MOST_TEXTS = 2048
 class Encoder(Embedder):
     """A sentence encoder that counts tokens."""
 
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
+
     def count(self, text: str) -> int:
         """Return the tokens of a text. Raises UsageError if they are more than the model reads."""
-        n_tokens = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        is_far_beyond = has_more_tokens(text, self._n_tokens, self._count)
+        n_tokens = self._n_tokens + 1 if is_far_beyond else self._count(text)
         if n_tokens > self._n_tokens:
+            found = f"over {self._n_tokens}" if is_far_beyond else f"{n_tokens}"
             raise UsageError(
                 f"This model's maximum context length is {self._n_tokens} tokens. "
-                f"However, a text has {n_tokens} tokens",
+                f"However, a text has {found} tokens",
                 code="prompt-too-long",
                 key="input",
             )

@@ -19,11 +19,21 @@ def has_more_tokens(text: str, n_tokens: int, count: Callable[[str], int]) -> bo
 
     count: the number of tokens of a text.
     """
+    return _end(text, n_tokens, count) is not None
+
+
+def beginning(text: str, n_tokens: int, count: Callable[[str], int]) -> str:
+    """The beginning of a long text, with surely more tokens than the `n_tokens` that are read of it."""
+    return text[: _end(text, n_tokens, count)]
+
+
+def _end(text: str, n_tokens: int, count: Callable[[str], int]) -> int | None:
+    """The end of the first parts that surely have more tokens; None if the whole text need not."""
     if len(text) <= PART:
-        return False
+        return None
     n_found = 0
     for start in range(0, len(text), PART):
         n_found += max(0, count(text[start : start + PART]) - _CUT)
         if n_found > n_tokens:
-            return True
-    return False
+            return start + PART
+    return None
