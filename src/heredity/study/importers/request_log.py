@@ -3,8 +3,8 @@
 Each conversation is a prompt of its own, and equal ones are one cluster. Different models were asked
 different things, so that they cannot be paired: an import takes the answers of one.
 
-Promises: a line that a crash tore is left out and counted, and the rest of the file is read. The same holds for
-a conversation without a word of the user, which any caller may send.
+Promises: a line that a crash tore is left out and counted, and the rest of the file is read. The same holds
+for a conversation without a word of the user, which any caller may send.
 Leaves to others: writing it (deploy/serve/request_log.py).
 """
 
