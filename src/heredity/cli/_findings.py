@@ -49,14 +49,7 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
     found = headline(estimates)
     screen.print()
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
-    level = words.percent(estimates.confidence)
-    legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
-    legend += "; corrected: for the measured errors of the checks or the judge"
-    if estimates.is_per_attempt:
-        legend += "; decided: the share that is not unclear"
-    if any(technique.is_baseline for technique in estimates.techniques):
-        legend += "; ° a capability, in no sum"
-    _print(screen, legend, "dim")
+    _print(screen, _legend(estimates), "dim")
     screen.print()
     _print(screen, f"{found.sentence}.", "bold")
     for line in found.support:
@@ -85,6 +78,18 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
         _print(screen, f"warning: {line}", "yellow")
     if page is not None:
         screen.print(f"\nreport: {plain(str(page))}", soft_wrap=True)
+
+
+def _legend(estimates: Estimates) -> str:
+    """What the table's rows and marks mean."""
+    level = words.percent(estimates.confidence)
+    legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
+    legend += "; corrected: for the measured errors of the checks or the judge"
+    if estimates.is_per_attempt:
+        legend += "; decided: the share that is not unclear"
+    if any(technique.is_baseline for technique in estimates.techniques):
+        legend += "; ° a capability, in no sum"
+    return legend
 
 
 def _asides(estimates: Estimates) -> list[str]:
