@@ -81,7 +81,7 @@ def show(estimates: Estimates, page: Path | None = None) -> None:
 
 
 def _legend(estimates: Estimates) -> str:
-    """What the table's rows and marks mean."""
+    """The meaning of the table's rows and marks."""
     level = words.percent(estimates.confidence)
     legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
     legend += "; corrected: for the measured errors of the checks or the judge"
