@@ -234,7 +234,9 @@ def test_a_study_of_functions_finds_the_secret_that_one_lets_out(store: Store, t
 
 def test_a_study_opened_again_finds_its_function(store: Store, tmp_path: Path) -> None:
     models = [f"call:{HERE}careful"]
-    heredity.Study(models, THEIRS, ["planted_secret"], store=store, out=tmp_path / "study").plan()
+    heredity.Study(models, THEIRS, ["planted_secret"], store=store, out=tmp_path / "study").run()
+    (tmp_path / "study" / "responses.jsonl").unlink()
+    (tmp_path / "study" / "verdicts.jsonl").unlink()
     result = heredity.Study.open(tmp_path / "study", store).run()
     assert result.estimates.n_asked == result.estimates.n_trials and not result.estimates.n_errors
 
@@ -248,3 +250,17 @@ def test_weights_are_not_asked_as_if_they_were_an_application(store: Store) -> N
     )
     with raises(UsageError, "rendering-theirs"):
         resolve_plan(StudySpec([weights], THEIRS, ["planted_secret"]))
+
+
+def test_a_function_is_recorded_when_it_first_answers(store: Store, tmp_path: Path) -> None:
+    for function in (fails, leaky):
+        engine = load_engine(store.get(function), store)
+        assert store.models() == []
+        (reply,) = engine.reply([ask(1, "hello")])
+        engine.close()
+        assert (reply.error is None) is (function is leaky)
+    (kept,) = store.models()
+    assert kept.name == f"call:{HERE}leaky" and store.get(leaky) == store.by_id(kept.id)
+    with raises(Unavailable, "model-not-in-store"):  # a folder imports no code by itself
+        heredity.Study([careful], THEIRS, ["planted_secret"], store=store, out=tmp_path / "study").plan()
+        heredity.Study.open(tmp_path / "study", store).run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from heredity.application.guards.protocols import GuardReaders
     from heredity.application.spec import Application
+    from heredity.core.records import Model
     from heredity.deploy.serve.adapters import AdapterLoader, ServingRules
     from heredity.deploy.serve.answers import Served
     from heredity.deploy.serve.app import ServerSettings
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from heredity.deploy.serve.worker import Service
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
+    from heredity.lineage.types import Grown
     from heredity.redteam.guard_readers import JudgeReaders
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -217,7 +219,8 @@ def _loaded(
     from heredity.deploy.serve.worker import EngineWorker
     from heredity.lineage.loading import refuse_silent
 
-    asked = {one.record.id: one for one in map(store.get, models)}
+    refs = {ref: store.get(ref) for ref in models}
+    asked = {one.record.id: one for one in refs.values()}
     encoders = [one for one in asked.values() if one.record.modality == "text-embedding"]
     writers = [one for one in asked.values() if one not in encoders]
     for one in writers:
@@ -234,14 +237,21 @@ def _loaded(
             note(f"loading {form.record.name} ...")
             service = EngineWorker(load(form), most)
             stack.callback(service.close)
-        found.served += rules.served(asked[ident].record, service)
+        record = asked[ident].record
+        found.served += rules.served(record, service, _other_names(record, refs))
     for one in encoders:
         note(f"loading {one.record.name} ...")
-        encoder = EmbeddingService(Encoder(store.ready(one)), most)
+        encoder = EmbeddingService(Encoder(store.ready(one)), most, _other_names(one.record, refs))
         stack.callback(encoder.close)
         found.encoders.append(encoder)
     found.adapters = AdapterLoader(store, bases, rules) if may_load else None
     return found
+
+
+def _other_names(record: Model, refs: Mapping[str, Grown]) -> tuple[str, ...]:
+    """The references of a model on the command line that are neither its name nor its id."""
+    given = (ref for ref, one in refs.items() if one.record.id == record.id)
+    return tuple(ref for ref in given if ref not in (record.name, record.id))
 
 
 def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, ToolCall
-from heredity.engines import failed_reply
+from heredity.engines import announce_first, failed_reply, ignore_answer
 from heredity.engines._workers import WorkerPool, conversation_id, conversation_text, error_row
 
 MOST_TEXT = 1_000_000  # characters of one answer that are kept
@@ -285,6 +285,7 @@ class CallEngine:
 
     def __init__(self, function: Function, width: int, timeout_seconds: float) -> None:
         self._function, self._width, self._timeout = function, width, timeout_seconds
+        self.answered: Callable[[], None] = ignore_answer
         self._nonce, self._loop = secrets.token_hex(8), Loop(timeout_seconds)
         self.name = f"call {function.name} width {width}"
         self.numerics = ""  # the answer of a function may depend on anything
@@ -295,7 +296,8 @@ class CallEngine:
         return conversation_text(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        return WorkerPool(self._answer, self._width, self._timeout + 1, self.render).reply(requests)
+        pool = WorkerPool(self._answer, self._width, self._timeout + 1, self.render)
+        return announce_first(pool.reply(requests), self.answered)
 
     def close(self) -> None:
         self._loop.close()

@@ -125,7 +125,7 @@ class Accountant(Protocol):
 
 @runtime_checkable
 class ServiceEngine(Protocol):
-    """An engine of a model elsewhere, which may not exist."""
+    """An engine of a model elsewhere, or of a function: it may never answer."""
 
     answered: Callable[[], None]  # called at the first answer of each stream, errors aside
 

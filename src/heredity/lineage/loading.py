@@ -1,6 +1,7 @@
 """Load the engine of a recorded model: the right one, on its device, from the form that it reads.
 
-Promises: an engine gets verified files only. A model elsewhere is recorded when it first answers.
+Promises: an engine gets verified files only. A model elsewhere, or a function, is recorded when it first
+answers.
 Leaves to others: which engine answers (engines/), and making the form that it reads (store.py).
 """
 
@@ -62,7 +63,7 @@ def load_engine(
 
 
 def record_at_answer(engine: Engine, grown: Grown, store: Store) -> None:
-    """Let a model elsewhere be recorded in the store when it first answers."""
+    """Let a model elsewhere, or a function, be recorded in the store when it first answers."""
     if isinstance(engine, ServiceEngine):
 
         def record() -> None:

@@ -65,5 +65,5 @@ def now() -> str:
 
 
 def is_service(recipe: Recipe) -> bool:
-    """Whether a recipe only names a model elsewhere, which may not exist."""
-    return recipe.settings().get("engine") in ("remote", "url")
+    """Whether a recipe only names a model elsewhere, or a function: it may never answer."""
+    return recipe.settings().get("engine") in ("call", "remote", "url")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from heredity.engines.remote import services
 from heredity.lineage import catalog
 from heredity.lineage.store import Store, target_of
 
@@ -38,6 +39,17 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def spellings(ref: str) -> tuple[str, ...]:
+    """The names under which a model may be recorded that a user calls `ref`, `ref` itself first.
+
+    The others are the catalogue's name of a short one ("smollm2", "kv4:smollm2"), and the reference of a
+    model behind an API ("gpt-5").
+    """
+    engine, model = _split(ref)
+    service = services.reference(ref)
+    return tuple(dict.fromkeys((ref, f"{engine}{catalog.canonical(model)}", *([service] if service else []))))
 
 
 def placed(ref: str, folder: Path) -> str:

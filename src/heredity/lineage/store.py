@@ -101,9 +101,9 @@ class Store:
 
         The name of a known model behind an API ("gpt-5") stands for its reference "remote:...".
 
-        A target that needs no download ("call:...", "llamacpp:NAME", "kv4:NAME", ...; recipes/targets) is
-        recorded unless it is already. So is a function given as a value. A model elsewhere ("remote:...",
-        "url:...") is recorded when it first answers, because it may not exist (loading.py), or by `pull`.
+        A target that needs no download ("llamacpp:NAME", "kv4:NAME", ...; recipes/targets) is recorded unless
+        it is already. A model elsewhere ("remote:...", "url:...") and a function ("call:...", or a value) may
+        never answer. They are recorded when they first do (loading.py), or by `pull`.
 
         Raises UnknownName with the nearest name, Unavailable if it is in the catalogue
         but not pulled. A record that cannot be read raises its own error.

@@ -1,7 +1,7 @@
-"""Models that a file of a study names: scripted ones, those of the store, and those of the study itself.
+"""Models that a file of a study or its user names: scripted ones, those of the store, those of the study.
 
 Promises: a target such as `call:` is not resolved. A study's folder may come from anyone.
-Leaves to others: the names that a user gives (study.py), and loading.
+Leaves to others: the names that a user gives to a new study (study.py), and loading.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Protocol, TypeVar
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.sanitize import label
 from heredity.engines import scripted
-from heredity.lineage import catalog
+from heredity.lineage.references import spellings
 from heredity.lineage.store import Store
 from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import Grown
+
+_SHORTEST_ID = 4  # characters of an id that name a model
 
 
 class NamedModel(Protocol):
@@ -30,22 +32,6 @@ class NamedModel(Protocol):
 _Model = TypeVar("_Model", bound=NamedModel)
 
 
-def model_of_study(models: Sequence[_Model], name: str) -> _Model:
-    """The model of a study by its name, its alias in the catalogue, or the start of its id.
-
-    Raises UnknownName, and UsageError if several models answer to the name.
-    """
-    found = [model for model in models if name in (model.name, model.id)]
-    found = found or [model for model in models if model.name == catalog.canonical(name)]
-    found = found or [model for model in models if len(name) >= 4 and model.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"'{label(name)}' is {len(found)} models of this study: give the id.")
-    known = [label(model.name) for model in models]
-    raise UnknownName("model of this study", label(name), known, ", ".join(known))
-
-
 def rule_model(name: str) -> Grown:
     """A scripted model. Raises UnknownName with the nearest rule."""
     scripted.parse_rule(name)
@@ -55,6 +41,30 @@ def rule_model(name: str) -> Grown:
 def stored_model(store: Callable[[], Store], name: str) -> Grown:
     """A scripted model, or one of the store. Raises UnknownName."""
     return rule_model(name) if name.startswith(scripted.PREFIX) else store().named(name)
+
+
+def model_of_study(models: Sequence[_Model], name: str, code: str = "") -> _Model:
+    """The model of a study with this name, the name that it is short for, or this start of its id.
+
+    No store is opened. Raises UnknownName with the models of the study (code: of this error), and UsageError
+    if two have the name.
+    """
+    found = [model for model in models if name in (model.name, model.id)]
+    found = found or [model for model in models if model.name in spellings(name)]
+    if not found and len(name) >= _SHORTEST_ID:
+        found = [model for model in models if model.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"'{label(name)}' is {len(found)} models of this study: give the id.")
+    raise unknown_model(models, name, code)
+
+
+def unknown_model(models: Sequence[NamedModel], name: str, code: str = "") -> UnknownName:
+    """The error for a name that no model of a study has; it lists those that there are."""
+    known = [label(model.name) for model in models]
+    kind, listed = "model of this study", ", ".join(known)
+    return UnknownName(kind, label(name), known, listed, code=code)
 
 
 def with_families(models: Sequence[Grown], tops: Sequence[Grown], store: Callable[[], Store]) -> list[Grown]:

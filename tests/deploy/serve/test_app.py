@@ -531,3 +531,23 @@ def test_the_status_of_a_failed_answer_follows_its_code_and_not_its_words(
         body = {"model": one.model.name, "messages": HELLO}
         reply = httpx.post(f"{address}/v1/chat/completions", json=body)
     assert (reply.status_code, reply.json()["error"]["code"]) == (status, said)
+
+
+def test_a_model_answers_to_the_name_that_it_was_started_with() -> None:
+    model = scripted("scripted:leaky").record
+    served = [Served(model, EngineWorker(ScriptedEngine("leaky")), DESK, started_as=("short",))]
+    served.append(served[0]._replace(application=SHOP))
+    served.append(Served(scripted("scripted:helpful").record, EngineWorker(ScriptedEngine("helpful"))))
+    served[-1] = served[-1]._replace(started_as=("brief",))
+    with listening(*served) as address:
+        asking = client(address)
+        names = [each.id for each in asking.models.list()]
+        ask = asking.chat.completions.create
+        shorts = ["desk@scripted:leaky", "desk@short", "shop@scripted:leaky", "shop@short"]
+        assert names == [*shorts, "scripted:helpful", "brief"]
+        found = {ask(model=name, messages=HELLO).choices[0].message.content for name in names[:4]}
+        assert len(found) == 2  # one for each application
+        assert ask(model="brief", messages=HELLO).model == "scripted:helpful"
+        assert asking.models.retrieve("brief").heredity["id"] == served[-1].model.id
+        with raises(openai.NotFoundError, "model_not_found", mentions=["desk@scripted:leaky"]):
+            ask(model="short", messages=HELLO)  # in which application?

@@ -67,12 +67,16 @@ class ServingRules:
     may_draw: bool = False
     ignores: bool = False
 
-    def served(self, model: Model, service: Service) -> list[Served]:
-        """Return a model in each application. Raises if its engine cannot hold an answer as one demands."""
+    def served(self, model: Model, service: Service, started_as: tuple[str, ...] = ()) -> list[Served]:
+        """Return a model in each application. Raises if its engine cannot hold an answer as one demands.
+
+        started_as: other names that the operator gave to it.
+        """
         for layer in self.layers:
             if layer is not None:
                 engines.check_schema(service.engine, layer.decoding)
-        return [Served(model, service, layer, self.may_draw, self.ignores) for layer in self.layers]
+        one = Served(model, service, None, self.may_draw, self.ignores, started_as=started_as)
+        return [one._replace(application=layer) for layer in self.layers]
 
 
 class BaseService:

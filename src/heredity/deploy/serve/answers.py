@@ -48,6 +48,7 @@ class Served(NamedTuple):
     ignores: bool = False  # whether settings that the application holds are ignored instead of refused
     guards: ServedGuards | None = None  # of the application; the server sets them (roster.py)
     log: RequestLog | None = None  # of the operator; the server sets it
+    started_as: tuple[str, ...] = ()  # other names that the operator gave, such as a short one
 
     @property
     def full_name(self) -> str:
@@ -58,10 +59,12 @@ class Served(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """The names that callers may give, the shortest first; another may have some of them too."""
-        plain = (self.model.name, self.model.id)
-        if (layer := self.application) is None:
-            return plain
-        return (plain[0], self.full_name, plain[1], f"{layer.name}@{plain[1]}")
+        names = (self.model.name, *self.started_as, self.model.id)
+        return tuple(name for each in names for name in self.with_application(each))
+
+    def with_application(self, name: str) -> tuple[str, ...]:
+        """A name of the model, and the same with that of its application."""
+        return (name,) if self.application is None else (name, f"{self.application.name}@{name}")
 
     @property
     def rules(self) -> Rules:

@@ -54,16 +54,22 @@ class Embedded(NamedTuple):
 
 
 class EmbeddingService:
-    """A served sentence encoder in a thread of its own."""
+    """A served sentence encoder in a thread of its own. started_as: other names that the operator gave."""
 
-    def __init__(self, encoder: Encoder, most: int = 256) -> None:
+    def __init__(self, encoder: Encoder, most: int = 256, started_as: tuple[str, ...] = ()) -> None:
         self._encoder, self._most, self.n_open = encoder, most, 0
         self._thread = ThreadPoolExecutor(1, "embeddings")
+        self.started_as = started_as
 
     @property
     def model(self) -> Model:
         """The record of the model."""
         return self._encoder.model
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that callers may give."""
+        return (self.model.name, *self.started_as, self.model.id)
 
     async def embed(self, text: str) -> Embedded:
         """Embed one text. Raises UsageError if it is too long."""

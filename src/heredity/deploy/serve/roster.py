@@ -73,7 +73,7 @@ class Roster:
 
     def encoder(self, name: str) -> EmbeddingService | None:
         """Return the sentence encoder of a name; None if it has no such encoder."""
-        return next((each for each in self.embedders if name in (each.model.name, each.model.id)), None)
+        return next((each for each in self.embedders if name in each.names), None)
 
     def embedder(self, name: str) -> EmbeddingService:
         """Return the sentence encoder of a name. Raises Refusal."""
@@ -82,18 +82,25 @@ class Roster:
         message = f"'{self.named(name).model.name}' is not a sentence encoder, and gives no embeddings"
         raise Refusal(400, message, "not_supported", param="model")
 
-    def about(self, one: Served) -> dict[str, object]:
-        """Describe a served model."""
+    def about(self, one: Served, name: str = "") -> dict[str, object]:
+        """Describe a served model, under the name that is this model's only or another one of it."""
         layer = one.application
         about = {
             "engine": one.service.engine.name,
             "application": None if layer is None else {"name": layer.name, "digest": layer.digest},
         }
-        return described(one.model, self.name_of(one), **about)
+        return described(one.model, name or self.name_of(one), **about)
 
     def about_all(self) -> list[dict[str, object]]:
-        """Describe all models."""
-        return [*map(self.about, self.served), *(described(each.model) for each in self.embedders)]
+        """Describe all models. One that was started under a short name is listed under both."""
+        found = [self.about(one, name) for one in self.served for name in ("", *self._short_names(one))]
+        return [*found, *(described(e.model, name) for e in self.embedders for name in ("", *e.started_as))]
+
+    def _short_names(self, one: Served) -> list[str]:
+        """The names that the operator gave to a model, each in the shortest form that means it alone."""
+        forms = map(one.with_application, one.started_as)
+        found = (next((name for name in each if self.having(name) == [one]), "") for each in forms)
+        return [name for name in found if name]
 
 
 def described(model: Model, name: str = "", **more: object) -> dict[str, object]:
