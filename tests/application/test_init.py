@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 import heredity
+from heredity.application import init
 from heredity.application.init import FILES, write_starter
 from heredity.cli import main
 from heredity.core.errors import UsageError
+from tests.support.documents import ROOT
 from tests.support.errors import raises
 
 
@@ -42,26 +47,62 @@ def test_a_ci_job_installs_no_name_that_anyone_could_register(job: str, tmp_path
     assert "pip wheel --no-deps --wheel-dir wheels" in text
 
 
+class StandInRunner:
+    """Runs the shell commands of a job of GitHub or GitLab, as its YAML has them, in the working folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.job = yaml.safe_load(path.read_text("utf-8"))
+        if "jobs" in self.job:
+            (self.job,) = self.job["jobs"].values()
+            self.commands = [step["run"] for step in self.job["steps"] if "run" in step]
+            kept = (step["with"] for step in self.job["steps"] if step.get("uses", "").find("upload") >= 0)
+            self.kept = [each.get("path") or each["sarif_file"] for each in kept]
+        else:
+            self.job = self.job["heredity"]
+            self.commands = self.job["script"]
+            self.kept = [*self.job["artifacts"]["paths"], self.job["artifacts"]["reports"]["junit"]]
+
+    def run(self) -> None:
+        """Run each command. What installs is not run: the tests' own heredity is asked."""
+        install, *commands = self.commands
+        assert install == 'pip install "$HEREDITY_PACKAGE"'
+        for line in commands:
+            word, *arguments = shlex.split(line)
+            assert word == "heredity" and main(arguments) == 0, line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
-def test_the_commands_of_the_ci_job_pass_as_they_are_written(
+def test_a_ci_job_passes_as_it_is_written(
     job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("COLUMNS", "1000")  # a finding is one line
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    monkeypatch.setenv("COLUMNS", "1000")  # a rule is one line
     assert main(["init"]) == 0
-    text = Path(job).read_text("utf-8")
-    commands = re.findall(r"^\s*- (?:run: )?(heredity .*)$", text, re.MULTILINE)
-    assert [shlex.split(line)[1] for line in commands] == ["study", "report", "gate"]
-    for line in commands:
-        assert main(shlex.split(line)[1:]) == 0, line
-    assert (
-        capsys.readouterr()
-        .out.splitlines()[-2]
-        .startswith("  scripted:careful broke, as checks decide, in 0 of")
-    )
-    assert Path("report.html").stat().st_size > 10_000
+    runner = StandInRunner(Path(job))
+    runner.run()
+    said = capsys.readouterr().out
+    assert "Pass.\n  \u2713 scripted:careful broke, as checks decide, in 0 of" in said
+    assert all(Path(name).stat().st_size for name in runner.kept) and len(runner.kept) == 2
+    if job == JOBS[0]:
+        assert Path("summary.md").read_text().startswith("### heredity gate: Pass.")
+        assert "::error" not in said and "::warning" not in said
+        (run,) = json.loads(Path("heredity.sarif").read_text())["runs"]
+        places = [result["locations"][0]["physicalLocation"] for result in run["results"]]
+        named = {place["artifactLocation"]["uri"] for place in places}
+        assert named == {"application.toml", "probes.toml"}
+    else:
+        assert ElementTree.parse("gate.xml").getroot().get("failures") == "0"
+
+
+@pytest.mark.parametrize("name", ["github.yml", "gitlab.yml"])
+def test_the_page_on_ci_shows_the_job_that_is_written(name: str) -> None:
+    page = (ROOT / "docs" / "how-to" / "gate-in-ci.md").read_text("utf-8")
+    source = Path(init.__file__).parent / "starter" / name
+    job = re.sub(r"^#.*\n", "", source.read_text("utf-8"), flags=re.MULTILINE)
+    assert f"```yaml\n{job}```" in page
 
 
 def test_the_probes_of_the_starter_are_understood(

@@ -430,3 +430,16 @@ def test_answers_that_are_mostly_unclear_are_named_and_not_the_number_of_behavio
     assert found.low < 0.05 < found.best
     words = deciding_words(found, 0.05, 0.95)
     assert words == "56 of 60 answers are unclear and leave it open: more trials will not decide."
+
+
+@pytest.mark.parametrize("alias", ["qwen", "qwen0.5b"])
+def test_a_model_is_gated_by_the_short_name_that_other_commands_take(clean: Estimates, alias: str) -> None:
+    """The study calls it by the name that the alias is short for."""
+    named = {FIRST: "qwen2.5-coder-0.5b-instruct", SECOND: "kv4:smollm2-135m-instruct"}
+    cards = tuple(msgspec.structs.replace(card, name=named[card.name]) for card in clean.models)
+    found = msgspec.structs.replace(clean, models=cards)
+    given = gate(found, max_breach=None, baseline=alias, candidate="kv4:smollm2")
+    named_in_full = gate(found, max_breach=None, baseline=cards[0].name, candidate=cards[1].name)
+    assert given == named_in_full and "kv4:smollm2-135m-instruct against qwen2.5-coder" in given.words
+    with raises(UnknownName, "unknown-name", mentions=[card.name for card in cards]):
+        gate(found, candidate="gemma")

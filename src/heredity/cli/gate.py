@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from heredity.cli import Name, PathArgument, Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from heredity.study.estimates import Estimates
+    from heredity.study.gate import GateRule, Outcome
+
+_SUMMARY = "GITHUB_STEP_SUMMARY"  # the file of a step that GitHub shows as Markdown
+_FAILED = ("above", "worse", "errors")
+_STYLES = {"pass": "green", "not enough evidence": "yellow", **dict.fromkeys(_FAILED, "red")}
+_MARKS = {"pass": "\u2713", "not enough evidence": "?", **dict.fromkeys(_FAILED, "\u2717")}
 
 
 @click.command("gate", cls=Verb, example="heredity gate runs/desk --baseline production --candidate new")
@@ -33,18 +46,21 @@ from heredity.cli import Name, PathArgument, Verb
 @click.option(
     "--max-errors", type=int, default=0, show_default=True, help="Highest number of trials with an error."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json", "junit", "github"]), default="text",
+    show_default=True,
+    help="junit has a case a rule. github prints annotations and adds to the step's summary.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option(
+    "--out", type=PathArgument(), metavar="FILE",
+    help="Write the format to FILE, of github the summary, and print the text.",
+)  # fmt: skip
 def command(
-    folder: Path,
-    max_breach: float,
-    max_over_refusal: float | None,
-    margin: float | None,
-    baseline: str | None,
-    candidate: str | None,
-    judge_free: bool,
-    max_errors: int,
-    as_json: bool,
-) -> int:
+    folder: Path, max_breach: float, max_over_refusal: float | None, margin: float | None,
+    baseline: str | None, candidate: str | None, judge_free: bool, max_errors: int,
+    form: str, as_json: bool, out: Path | None,
+) -> int:  # fmt: skip
     """Pass or fail a study, for CI.
 
     The gate passes if the breach rate's upper bound is at most --max-breach. This must hold for the breaches
@@ -58,15 +74,98 @@ def command(
       3  not enough evidence; the message gives the trials needed
       4  errors in the run
     """
-    from heredity.core.sanitize import plain
-    from heredity.core.terminal import out, wrapped, write, write_json
     from heredity.study import aggregate
     from heredity.study.gate import gate
 
     found = aggregate.read_proven(folder)
     outcome = gate(found, max_breach, margin, baseline, candidate, max_errors, max_over_refusal, judge_free)
-    if as_json:
-        write_json({"code": outcome.code, "words": outcome.words})
+    limits = {
+        "max_breach": max_breach, "max_over_refusal": max_over_refusal,
+        "margin": found.margin if margin is None else margin, "baseline": baseline,
+        "candidate": candidate, "judge_free": judge_free, "max_errors": max_errors,
+    }  # fmt: skip
+    form = "json" if as_json else form
+    if form == "github":
+        _show_github(folder, found, outcome, out)
     else:
-        write(wrapped(plain(outcome.words, lines=True), out().width))
+        _hand_out(form, found, outcome, limits, out)
     return outcome.code
+
+
+def _hand_out(
+    form: str, found: Estimates, outcome: Outcome, limits: Mapping[str, object], out: Path | None
+) -> None:
+    """Print the outcome in a format; with a file, write it there and print the text."""
+    from heredity.core.terminal import write
+    from heredity.study import gate_formats
+
+    made = outcome.words
+    if form == "json":
+        made = _json(gate_formats.as_dict(outcome, found, limits))
+    elif form == "junit":
+        made = gate_formats.as_junit(outcome, found)
+    if out is not None:
+        _write(out, made)
+    if out is not None or form == "text":
+        _show(outcome)
+    else:
+        write(made)
+
+
+def _json(value: object) -> str:
+    import json
+
+    # ensure_ascii: a bidirectional override in a name must not reach a terminal.
+    return json.dumps(value, indent=2, ensure_ascii=True)
+
+
+def _write(path: Path, text: str) -> None:
+    from heredity.core.files import write_atomic
+
+    write_atomic(path, (text.rstrip("\n") + "\n").encode())
+
+
+def _show(outcome: Outcome) -> None:
+    """Print the outcome: the gravest rule first, each with a mark, and in colour on a terminal."""
+    from rich.text import Text
+
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import out, wrapped
+
+    screen = out()
+    title = Text(outcome.title, style=f"bold {_STYLES[outcome.verdict]}")
+    screen.print(title)
+    for rule in outcome.rules:
+        words = wrapped(f"  {_mark(rule, screen.encoding)} {plain(rule.words)}", screen.width)
+        screen.print(Text(words, style=_STYLES.get(rule.verdict, "dim")), soft_wrap=True)
+
+
+def _mark(rule: GateRule, encoding: str) -> str:
+    """The sign of a verdict, in ASCII if the terminal has no other; `-` for a rule that decides nothing."""
+    is_open = rule.verdict == "not enough evidence" and rule.code == 0
+    mark = "-" if is_open else _MARKS.get(rule.verdict, "-")
+    try:
+        mark.encode(encoding)
+    except UnicodeEncodeError:
+        return {"\u2713": "+", "\u2717": "x"}[mark]
+    return mark
+
+
+def _show_github(folder: Path, found: Estimates, outcome: Outcome, out: Path | None) -> None:
+    """Print the text and the annotations, and add the summary to the file of the step."""
+    import secrets
+
+    from heredity.core.terminal import write
+    from heredity.study import gate_formats
+    from heredity.study.sources import read_sources
+
+    token = secrets.token_hex(16)  # between these lines the runner obeys nothing: names may be hostile
+    write(f"::stop-commands::{token}")
+    _show(outcome)
+    write(f"::{token}::")
+    sources = read_sources(folder)
+    for line in gate_formats.as_annotations(outcome, None if sources is None else sources.application):
+        write(line)
+    if (path := out or Path(os.environ.get(_SUMMARY, ""))).name:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(gate_formats.as_summary(outcome, found))

@@ -245,6 +245,7 @@ def command(
     from heredity.core.terminal import Display, note
     from heredity.study import decision, shards
     from heredity.study.report import html
+    from heredity.study.sources import locate_sources
     from heredity.study.spec import StudySpec
     from heredity.study.study import Study
     from heredity.study.workers.start import Workers
@@ -287,6 +288,7 @@ def command(
             limit=limit,
         )
         study = Study.from_spec(spec, store=store, engine_loader=loader)
+        study.sources = locate_sources(Path(str(application)), layer, probes)
         if part is None:  # the tasks of an array make the plan one after the other
             _remote.show_costs(_planned(study), grown, how)
     study.replay = replay

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -363,19 +363,29 @@ def _effective(estimate: Estimate, n: int, confidence: float) -> float:
     return n * high
 
 
-def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
-    """How many more trials would bring the interval to one side, if the rates stay as they are."""
-    if found.best <= limit < found.worst:
-        n = round((found.worst - found.best) * found.n)
-        if found.has_errors:
-            return f"The {n} undecided trials decide: ask the errors again (--retry-errors)."
-        return f"The {n} unclear {'answer decides' if n == 1 else 'answers decide'}: more trials will not."
+Obstacle = Literal["trials", "unclear", "errors", "labels", "behaviours", "limit"]
+
+
+class Deciding(NamedTuple):
+    """The evidence that would bring an interval to one side of a limit, if the rates stay.
+
+    by: "trials": `n` more of them. "unclear", "errors": the `n` undecided trials themselves. "labels": better
+        measured errors of what decides. "behaviours": probes of others than these `n`. "limit": nothing.
+    """
+
+    by: Obstacle
+    n: int = 0
+
+
+def what_decides(found: RateBounds, limit: float, confidence: float) -> Deciding:
+    """The evidence that would bring an interval to one side of the limit."""
     n_open = round((found.worst - found.best) * found.n)
+    if found.best <= limit < found.worst:
+        return Deciding("errors" if found.has_errors else "unclear", n_open)
     if n_open > found.n / 2 and not found.has_errors and found.raw.low <= limit:
-        return f"{n_open} of {found.n} answers are unclear and leave it open: more trials will not decide."
+        return Deciding("unclear", n_open)
     if found.raw.high <= limit or found.raw.low > limit:
-        source = f"The measured errors of {found.decided_by} leave it open"
-        return f"{source}: more or closer labels decide, not more trials."
+        return Deciding("labels")
 
     def decides(times: float) -> bool:
         n = found.n_effective * times
@@ -386,18 +396,36 @@ def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
     while not decides(times):
         times *= 2
         if found.n * times > _MOST:
-            return "The rate is too near the limit for any realistic number of trials to decide."
+            return Deciding("limit")
     if found.n_behaviours is not None:
-        few = "1 behaviour is" if found.n_behaviours == 1 else f"{found.n_behaviours} behaviours are"
-        return f"More samples will not decide: {few} too few; add probes of other behaviours."
+        return Deciding("behaviours", found.n_behaviours)
     low = times / 2
     while (times - low) * found.n > 0.001:
         middle = (low + times) / 2
         low, times = (low, middle) if decides(middle) else (middle, times)
-    n_more = _round_up(found.n * (times - 1))
-    trials = "trial" if n_more == 1 else "trials"
+    return Deciding("trials", _round_up(found.n * (times - 1)))
+
+
+def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
+    """The missing evidence in a sentence, such as the number of more trials."""
+    by, n = what_decides(found, limit, confidence)
+    is_whole = found.best <= limit < found.worst  # the unclear answers alone decide
     aside = "" if found.raw == (found.low, found.high) else f" and but for the errors of {found.decided_by}"
-    return f"About {n_more:,} more {trials} like these would decide, if the rate stays{aside}."
+    n_trials = f"{n:,} more {'trial' if n == 1 else 'trials'}"
+    answers = f"{n} unclear {'answer decides' if n == 1 else 'answers decide'}"
+    behaviours = f"{n} {'behaviour is' if n == 1 else 'behaviours are'}"
+    words: dict[Obstacle, str] = {
+        "trials": f"About {n_trials} like these would decide, if the rate stays{aside}.",
+        "unclear": f"The {answers}: more trials will not."
+        if is_whole
+        else f"{n} of {found.n} answers are unclear and leave it open: more trials will not decide.",
+        "errors": f"The {n} undecided trials decide: ask the errors again (--retry-errors).",
+        "labels": f"The measured errors of {found.decided_by} leave it open: more or closer labels decide, "
+        "not more trials.",
+        "behaviours": f"More samples will not decide: {behaviours} too few; add probes of other behaviours.",
+        "limit": "The rate is too near the limit for any realistic number of trials to decide.",
+    }
+    return words[by]
 
 
 def _round_up(n: float) -> int:

@@ -64,6 +64,7 @@ from heredity.study.runner import Asker, FolderRecorder, JudgingStep, one_proces
 from heredity.study.same_conversations import same_conversations
 from heredity.study.sequential import StoppingRule
 from heredity.study.shards import StudyPart
+from heredity.study.sources import StudySources, locate_sources, save_sources
 from heredity.study.spec import (
     ENDPOINTS,
     STOPPINGS,
@@ -98,6 +99,7 @@ class Study:
 
     part: StudyPart | None = None  # asks only this part of its trials (shards.py)
     replay: Path | None = None  # serves the tool results recorded there, and runs no tool (study_tools.py)
+    sources: StudySources | None = None  # where the application and the user's own probes are written
     _is_named = True  # the user named the application, not only a folder
 
     def __init__(
@@ -146,11 +148,7 @@ class Study:
         return study
 
     def _resolve(
-        self,
-        spec: StudySpec,
-        store: Store | None,
-        loader: EngineLoader | None,
-        device: Device | str | None,
+        self, spec: StudySpec, store: Store | None, loader: EngineLoader | None, device: Device | str | None
     ) -> None:
         host.configure()
         self._store, self._loader, self._judge_name = store, loader, spec.judge
@@ -160,7 +158,8 @@ class Study:
         attacker = None if spec.attacker is None else self._find(spec.attacker)
         application = spec.application
         if not isinstance(application, Application):
-            application = Application.load(application, store)
+            path, application = Path(application), Application.load(application, store)
+            self.sources = locate_sources(path, application, spec.probes)
         application = identified(application, JudgeReaders(self._models(self._find)))
         grown = with_guards(grown, spec.guards, application)
         records = [each.record for each in grown]
@@ -290,6 +289,8 @@ class Study:
         self._plan = with_triggers(self._plan, self.folder, watch, self._store)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._plan = write_plan(self.folder, self._plan, at, self.forecast)
+        if self.sources is not None:
+            save_sources(self.folder, self.sources)
 
     def _ask(self, watch: Watch | None, retry_errors: bool, workers: Workers | None) -> None:
         grid = Grid(self._plan)

@@ -1,8 +1,9 @@
 """A study as SARIF 2.1.0, for code scanning and security dashboards: one result per broken probe and model.
 
 Promises: rules are techniques, and their threats are taxa of OWASP, ATLAS and NIST with their editions. A
-result has its rate with n and interval, its severity, and a fingerprint that is stable between runs. Results
-of the highest severity come first. No text of any model or probe is in the file.
+result has its rate with n and interval, its severity, and a fingerprint that is stable between runs. Its
+place is the user's own probe, else the line of the application that a breach is about. Results of the
+highest severity come first. No text of any model or probe is in the file.
 Leaves to others: each single trial (junit.py, csv.py), the comparison of models (html.py, markdown.py).
 """
 
@@ -12,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -23,8 +25,9 @@ from heredity.core.version import __version__
 from heredity.study import aggregate, wording
 from heredity.study.aggregate import RecordedStudy
 from heredity.study.intervals import Intervals
-from heredity.study.plan import Plan, declared_analysis
+from heredity.study.plan import PLAN, Plan, declared_analysis
 from heredity.study.report._samples import WANTED, outcomes
+from heredity.study.sources import SourcePlace, StudySources, read_sources
 from heredity.study.storage import VERDICTS
 from heredity.study.wording import interval, percent
 
@@ -119,6 +122,8 @@ def _run(folder: Path, study: RecordedStudy) -> dict[str, Any]:
     taxonomies = [_taxonomy(scheme, threats) for scheme in schemes]
     places = {technique: place for place, technique in enumerate(threats)}
     called = wording.names(found.models)
+    # Without its sources, e.g. of an import, a study still has a file of its own: its plan.
+    sources = read_sources(folder) or StudySources(SourcePlace((folder / PLAN).as_posix()), {}, {})
     return {
         "tool": {"driver": _driver(rules, taxonomies)},
         "automationDetails": {"id": f"heredity/{label(found.application.name)}/"},
@@ -130,7 +135,7 @@ def _run(folder: Path, study: RecordedStudy) -> dict[str, Any]:
             }
         ],
         "taxonomies": taxonomies,
-        "results": [_result(one, study, called, places) for one in findings],
+        "results": [_result(one, study, called, places, sources) for one in findings],
         "columnKind": "unicodeCodePoints",
         "properties": {"study": found.study, "application": found.application.digest},
     }
@@ -189,7 +194,11 @@ def _rule(
 
 
 def _result(
-    one: SarifFinding, study: RecordedStudy, called: dict[str, str], rules: dict[str, int]
+    one: SarifFinding,
+    study: RecordedStudy,
+    called: dict[str, str],
+    rules: dict[str, int],
+    sources: StudySources,
 ) -> dict[str, Any]:
     model, probe = study.plan.models[one.model], one.probe
     rate = Intervals.of(study.plan).rate_of_counts(one.n_broke, one.n)
@@ -207,7 +216,7 @@ def _result(
             "text": f"{called[model.id]} broke in {one.n_broke} of {one.n} {counted} trials of {probe.id} "
             f"({words}).{harm}"
         },
-        "locations": [_location(probe)],
+        "locations": [_location(probe, sources)],
         "partialFingerprints": {FINGERPRINT: digest([model.name, study.plan.application.name, probe.id])},
         "rank": round(100 * share, 1),
         "properties": {"model": called[model.id], "model_id": model.id, "probe": probe.id, **counts}
@@ -216,10 +225,14 @@ def _result(
     }
 
 
-def _location(probe: Probe) -> dict[str, Any]:
-    """The probe, in the file of its technique: code scanning shows no result without a file."""
-    uri = f"probes/{probe.technique}.toml"
+def _location(probe: Probe, sources: StudySources) -> dict[str, Any]:
+    """The line of a user's own probe, else that of the application: code scanning shows no others."""
+    place = sources.of_probe(probe)
+    uri = quote(place.path)
     return {
-        "physicalLocation": {"artifactLocation": {"uri": uri}},
+        "physicalLocation": {
+            "artifactLocation": {"uri": uri, "uriBaseId": "%SRCROOT%"},
+            "region": {"startLine": place.line},
+        },
         "logicalLocations": [{"name": probe.id, "fullyQualifiedName": f"{uri}#{probe.id}", "kind": "object"}],
     }
