@@ -187,10 +187,11 @@ def _finish(folder: Path, drawn: list[Drawn]) -> None:
     from heredity.study import labels
     from heredity.study.report import html
     from heredity.study.study import Study
+    from heredity.study.wording import plural
 
     had = labels.read_labels(folder)
     n_labels = sum(label.said != "skip" for label in had.values())
     n_left = sum(row.index not in had for row in drawn)
     Study.open(folder).estimate()
     page = html.write(folder, folder / "report.html")
-    note(f"{n_labels} labels, {n_left} of {len(drawn)} to go. report: {page}")
+    note(f"{plural(n_labels, 'label')}, {n_left} of {len(drawn)} to go. report: {page}")

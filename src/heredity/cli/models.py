@@ -9,17 +9,20 @@ import click
 from heredity.cli import Verb, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from heredity.engines.remote.services import KnownModel
     from heredity.lineage.catalog import Entry
     from heredity.lineage.store import Store
 
 
+_HERE = "in the store"
+
+
 @click.command("models", cls=Verb, example="heredity models --tree")
 @click.option("--tree", "as_tree", is_flag=True, help="Draw the lineage, foundations first.")
 @click.option(
-    "--catalog", is_flag=True, help="List the models of the catalogue that are not in the store yet."
+    "--catalog", is_flag=True, help="List the models of the catalogue; those in the store are marked."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
@@ -83,34 +86,35 @@ def _show_catalog(store: Store, as_json: bool) -> None:
     from heredity.lineage import catalog
 
     held = {model.name for model in store.models()}
-    missing = {name: entry for name, entry in catalog.catalogue().items() if name not in held}
+    known = catalog.catalogue()
     if as_json:
-        models = {name: _as_json(entry) for name, entry in missing.items()}
-        write_json(models | {name: _service_as_json(known) for name, known in known_models().items()})
+        models = {name: _as_json(entry, name in held) for name, entry in known.items()}
+        write_json(models | {name: _service_as_json(each) for name, each in known_models().items()})
         return
-    _show_pinned({name: entry for name, entry in missing.items() if entry.is_pinned})
-    _show_families({name: entry for name, entry in missing.items() if not entry.is_pinned})
+    _show_pinned({name: entry for name, entry in known.items() if entry.is_pinned}, held)
+    _show_families({name: entry for name, entry in known.items() if not entry.is_pinned}, held)
     _show_services()
 
 
-def _as_json(entry: Entry) -> dict[str, object]:
+def _as_json(entry: Entry, is_here: bool) -> dict[str, object]:
     import msgspec
 
     more = {"n_bytes": entry.n_bytes, "is_exact": entry.is_pinned, "memory": entry.memory()}
-    return {**msgspec.to_builtins(entry), **more}
+    return {**msgspec.to_builtins(entry), **more, "is_in_store": is_here}
 
 
-def _show_pinned(entries: Mapping[str, Entry]) -> None:
+def _show_pinned(entries: Mapping[str, Entry], held: Collection[str]) -> None:
     """Print the models whose files the catalogue pins."""
     from heredity.core.terminal import cell, out, size, table
 
     grid = table("name", "size", "licence", "note", right=["size"], whole=["name"])
     for name, entry in entries.items():
-        grid.add_row(cell(name, "bold"), size(entry.n_bytes), cell(entry.licence), cell(entry.about))
+        about = f"{_HERE}{'; ' * bool(entry.about)}" * (name in held) + entry.about
+        grid.add_row(cell(name, "bold"), size(entry.n_bytes), cell(entry.licence), cell(about))
     out().print(grid)
 
 
-def _show_families(entries: Mapping[str, Entry]) -> None:
+def _show_families(entries: Mapping[str, Entry], held: Collection[str]) -> None:
     """Print the open families: a heading for each licence, and a line per model of 80 columns at most."""
     from itertools import groupby
 
@@ -123,6 +127,7 @@ def _show_families(entries: Mapping[str, Entry]) -> None:
         out().print(cell(f"{family}: {licence}{', gated' if gated else ''}", "bold"))
         for name, entry in models:
             kind = "" if entry.chat else "base" if entry.modality == "text" else entry.modality
+            kind = ", ".join(filter(None, (_HERE * (name in held), kind)))
             numbers = parameters(entry.parameters), _about(entry.n_bytes), _thousands(entry.context)
             out().print(cell(line(name, *numbers, kind).rstrip()), soft_wrap=True)
     if entries:

@@ -24,7 +24,7 @@ from typing import Generic, Self, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
-from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable
+from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, UsageError
 from heredity.core.records import SCHEMA
 
 if sys.platform != "win32":
@@ -181,6 +181,8 @@ class Lock:
         self._holder = folder / ".lock.pid"  # a second taker may truncate the lock's own file
 
     def __enter__(self) -> Self:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file. Name a folder.", code="folder-is-a-file")
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()

@@ -75,7 +75,7 @@ def test_a_technique_may_be_a_baseline(write) -> None:
         (checked('"pattern", patterns = ["(a"]'), 5, "bad-pattern", []),
         (checked('"pattern", patterns = ["Say"]'), 5, "pattern-matches-prompt", []),
         (checked('"pattern"'), 5, "patterns-missing", ["patterns"]),
-        (checked('"patern"'), 5, "unknown-choice", ["patern"]),
+        (checked('"patern"'), 9, "unknown-choice", ["patern"]),
         (checked('"prompt_leak", n_words = 2'), 5, "too-few-words", ["n_words"]),
         (checked('"pattern", patterns = ["(?:a|aa)+$"]', f'obeys = "{"a" * 60} b"\n'), 5,
          "pattern-too-slow", []),

@@ -303,6 +303,8 @@ def load(spec: str) -> Attack:
                 f"Attack '{spec}' is not of the form NAME[:VARIANT][+NAME[:VARIANT]...][@TECHNIQUE,...].",
                 code="attack-malformed",
             )
+        if "," in name:
+            raise UsageError(f"'{spec}' names several attacks. Give --attack once for each.", code="one-each")
         _refuse_bare_variant(name)
         parts.append(_part(name, variant if colon else None))
     return Attack(tuple(parts), scope)

@@ -82,7 +82,7 @@ def parse_check(table: dict[str, Any]) -> Check:
         raise BadCheck("a check needs a `kind`, a text", code="missing-key" if name is None else "wrong-type")
     if name not in kinds():
         hint = did_you_mean(name, kinds()) or f" There are: {', '.join(kinds())}."
-        raise BadCheck(f"no check is of the kind '{name}'.{hint}", code="unknown-choice", key=name)
+        raise BadCheck(f"no check is of the kind '{name}'.{hint}", code="unknown-choice")
     kind = check_class(name)
     # What another kind reads was always accepted, and is stored: a probe's digest has it.
     shared = {key: value for key, value in settings.items() if key in _SHARED}
