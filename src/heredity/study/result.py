@@ -36,6 +36,8 @@ from heredity.study.estimates import (
     Rate,
     RetrievedBreaches,
 )
+from heredity.study.headline import headline
+from heredity.study.named_models import model_of_study, unknown_model
 from heredity.study.outcomes import read_outcomes
 from heredity.study.plan import Grid, Trial, read_plan
 from heredity.study.trials import TrialFilter, TrialOutcome, attack_spec, outcome_name, select_trials
@@ -180,7 +182,8 @@ class Result:
 
     def _repr_html_(self) -> str:
         about = f"{self.estimates.application.name}: {n_answered(self.estimates):,} trials"
-        return f"<p>{escape(label(about))}</p>{self.table()._repr_html_()}"
+        said = f"<p><strong>{escape(label(headline(self.estimates).sentence, 400))}.</strong></p>"
+        return f"{said}<p>{escape(label(about))}</p>{self.table()._repr_html_()}"
 
     def rate(
         self,
@@ -261,16 +264,12 @@ class Result:
 
     def _card(self, model: str | Grown | Model) -> ModelCard:
         record = model.record if isinstance(model, Grown) else model
-        for card in self.estimates.models:
-            if record in (card.name, card.id) or (isinstance(record, Model) and record.id == card.id):
-                return card
-        name = record if isinstance(record, str) else record.name
-        raise UnknownName(
-            "model of this study",
-            name,
-            [card.name for card in self.estimates.models],
-            code="unknown-model-of-study",
-        )
+        cards = self.estimates.models
+        if isinstance(record, str):
+            return model_of_study(cards, record, code="unknown-model-of-study")
+        if found := [card for card in cards if card.id == record.id]:
+            return found[0]
+        raise unknown_model(cards, record.name, code="unknown-model-of-study")
 
 
 def _check_name(kind: str, name: str, known: Sequence[str]) -> None:
