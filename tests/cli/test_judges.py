@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 pytest.importorskip("torch")
 
 from heredity.cli import judges
+from heredity.core import registry
+from heredity.core.errors import UnknownName
 from tests.redteam.judges.test_head import BAD, SPEC, rows
 from tests.support.cli import Run
-from tests.support.errors import check_refused
+from tests.support.errors import check_refused, raises
 from tests.support.tiny_models import make_model
 
 
@@ -77,14 +80,36 @@ def test_a_head_judges_and_says_where_it_is_measured_on_what_it_learned_from(
     assert len(list(kept.glob("*.json"))) == 1
 
 
-def test_the_list_of_judges_fits_80_columns(
+def test_the_list_of_judges_fits_a_screen(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     judges.command.main(["list"], standalone_mode=False)
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80 and len(lines) < 300
-    assert sum(line.startswith("labels ") for line in lines) > 4  # a table for each judge and task
+    assert max(map(len, lines)) <= 80 and len(lines) <= 24
+    for name in registry.names("redteam.judges"):
+        assert sum(line.startswith(f"{name}: ") for line in lines) == 1
+    measured = re.compile(r"  (refusal|harm|breach): sensitivity \d+% \[\d+, \d+\] n \d+, specificity \d+% ")
+    assert sum(measured.match(line) is not None for line in lines) == 7
+
+
+@pytest.mark.parametrize(("name", "n"), [("rules", 2), ("guard:qwen3guard", 0), ("checks", 1)])
+def test_a_judge_is_shown_with_its_tables(
+    name: str, n: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    judges.command.main(["show", name], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and lines[0].startswith(f"{name.partition(':')[0]}: ")
+    assert sum(line.startswith("labels ") for line in lines) == n  # a table for each task
+    assert sum("licence" in line for line in lines) == name.startswith("guard")
+
+
+def test_a_judge_that_does_not_exist_is_refused() -> None:
+    with raises(UnknownName, "unknown-name", mentions=["Did you mean 'rules'?"]):
+        judges.command.main(["show", "ruls"], standalone_mode=False)
+    with raises(UnknownName, "unknown-name", mentions=["wildguard"]):
+        judges.command.main(["show", "guard:wild"], standalone_mode=False)
 
 
 def test_rows_are_for_a_head(run: Run, learned: Path) -> None:

@@ -83,3 +83,13 @@ def test_a_size_without_a_goal_names_the_flags_that_give_one() -> None:
     assert done.returncode == 2
     for flag in ("--gap", "--margin", "--study"):
         assert flag in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "judges", "judges show checks", "attacks", "engines", "derive", "models --catalog"]
+)
+def test_no_word_is_broken(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    whole = set(run_here(*words.split()).stdout.split())
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    assert set(" ".join(lines(run_here(*words.split()))).split()) <= whole

@@ -28,6 +28,8 @@ from heredity.core.errors import BudgetSpent, HeredityError, UnknownName, UsageE
 from heredity.core.version import __version__
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from heredity.lineage.store import Store
 
 # Kept here, not in the verbs' modules, so that `heredity --help` imports none; a test holds both equal.
@@ -37,6 +39,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "init": "Write an application, probes, a plan and CI jobs to start from.",
         "help": "Show the help of heredity or of a verb.",
         "version": "Show the version of heredity.",
+        "completion": "Print the script that completes heredity in a shell.",
     },
     "Grow": {
         "pull": "Download a foundation model into the store.",
@@ -151,10 +154,11 @@ class _Verbs(Lister):
         command: click.Command = registry.load("cli", cmd_name).command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = max(map(len, self.list_commands(ctx)))
         for title, verbs in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(f"{name:8}", what) for name, what in verbs.items()])
+                formatter.write_dl([(f"{name:{widest}}", what) for name, what in verbs.items()])
 
 
 class Option(click.Option):
@@ -187,6 +191,14 @@ class Name(click.types.StringParamType):
         is_text = not any("\ud800" <= each <= "\udfff" for each in found)
         return found if is_text else self.fail("is not UTF-8.", param, ctx)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that there are, by the name of the parameter."""
+        complete = registry.load("cli", "completion").complete_name
+        found: list[CompletionItem] = complete(param.name or "", ctx.info_name or "", incomplete)
+        return found
+
 
 class PathArgument(click.Path):
     """The path of a file or folder; empty, it would quietly be the current folder."""
@@ -195,6 +207,15 @@ class PathArgument(click.Path):
         import pathlib
 
         super().__init__(path_type=pathlib.Path)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The folders of studies, then whatever files there are."""
+        is_study = param.name in ("folder", "study", "plan")
+        complete = registry.load("cli", "completion").complete_study
+        found: list[CompletionItem] = complete(incomplete) if is_study else []
+        return found + super().shell_complete(ctx, param, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(_not_empty(self, value, param, ctx), param, ctx)
@@ -257,7 +278,8 @@ def heredity(ctx: click.Context) -> None:
     """Grow models from a foundation, record their lineage, and measure how secure each is and what it
     inherited.
 
-    Start here: heredity demo, then heredity init
+    Start here: heredity demo shows a finished study, and heredity init writes one of your own. With a model
+    of yours: pull, ask, study, report, gate.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -282,7 +304,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _explain(error: BaseException, show_traceback: bool) -> int:
     """Print one line on stderr for an error, and return its exit code."""
     if isinstance(error, SystemExit):  # click raises it if the output's reader is gone
-        return _closed()
+        return _closed() if error.code == 1 else 0  # and after it completed a word for a shell
     if show_traceback:
         import traceback
 
@@ -316,8 +338,19 @@ def _say(line: str, code: int) -> int:
     from heredity.core.sanitize import plain
 
     with contextlib.suppress(OSError):
-        print(plain(line), file=sys.stderr, flush=True)  # noqa: T201
+        print(_for_terminal(plain(line)), file=sys.stderr, flush=True)  # noqa: T201
     return code
+
+
+def _for_terminal(line: str) -> str:
+    """The line as it is; on a terminal in lines that break between words, except the path of a file."""
+    if not sys.stderr.isatty():
+        return line
+    import shutil
+    import textwrap
+
+    width = max(20, shutil.get_terminal_size().columns)
+    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _closed() -> int:

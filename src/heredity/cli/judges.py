@@ -12,6 +12,7 @@ from heredity.cli import Lister, Name, Option, PathArgument, Verb
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from heredity.core.records import Estimate
     from heredity.redteam.judges import JudgeQuality
     from heredity.redteam.judges.calibration.measure import LabelMeasurement
 
@@ -261,19 +262,81 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _list(as_json: bool) -> None:
-    from heredity.core import registry, terminal
-    from heredity.core.terminal import out, write_json
+    from heredity.core import registry
+    from heredity.core.terminal import out, wrapped, write_json
     from heredity.redteam import judges
 
-    measured = (*judges.quality(), *judges.check_quality())
+    measured, purposes = (*judges.quality(), *judges.check_quality()), registry.purposes("redteam.judges")
     if as_json:
-        found = {"judges": registry.purposes("redteam.judges"), "guards": _guards(), "quality": measured}
-        write_json(found)
+        write_json({"judges": purposes, "guards": _guards(), "quality": measured})
         return
-    terminal.show_plugins("redteam.judges", as_json=False)
-    out().print()
-    _show_guards()
-    _show(measured)
+    screen = out()
+    for name, purpose in purposes.items():
+        screen.print(wrapped(f"{name}: {purpose}", screen.width), soft_wrap=True)
+        for line in _accuracy([row for row in measured if _kind_of(row.judge) == name]):
+            screen.print(wrapped(f"  {line}", screen.width), style="dim", soft_wrap=True)
+    screen.print()
+    screen.print(wrapped(f"guard:NAME takes {', '.join(_guards())}.", screen.width), soft_wrap=True)
+    screen.print("Accuracy by set of labels, with n: heredity judges show NAME", style="dim")
+
+
+def _kind_of(judge: str) -> str:
+    """The plug-in of a judge: `guard` of `guard:qwen3guard`."""
+    return judge.partition(":")[0]
+
+
+def _accuracy(rows: Sequence[JudgeQuality]) -> list[str]:
+    """A line for each task: the sensitivity and specificity that correct rates, with n."""
+    from heredity.redteam import judges
+    from heredity.redteam.judges.calibration import quality
+
+    pooled = []
+    for judge, task in dict.fromkeys((row.judge, row.task) for row in rows):
+        found = None if task == "breach" else quality.calibration(task, judge)
+        own = [row for row in rows if (row.judge, row.task) == (judge, task)]
+        pooled.append(own[-1] if found is None else judges.as_quality(judge, task, found))
+    return [
+        f"{row.task}: sensitivity {_share(row.sensitivity)}, specificity {_share(row.specificity)}"
+        for row in pooled
+    ]
+
+
+def _share(found: Estimate) -> str:
+    from heredity.core.terminal import percent
+
+    return f"{percent(found)} n {found.n}"
+
+
+@command.command("show", cls=Verb, example="heredity judges show rules")
+@click.argument("judge", metavar="NAME", type=Name())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(judge: str, as_json: bool) -> None:
+    """Show a judge, and its accuracy on each set of labels. NAME may be guard:NAME, too."""
+    from heredity.core import registry
+    from heredity.core.errors import UnknownName
+    from heredity.core.terminal import out, wrapped, write_json
+    from heredity.redteam import judges
+
+    kind, _, name = judge.partition(":")
+    purposes, guards = registry.purposes("redteam.judges"), _guards()
+    if kind not in purposes:
+        raise UnknownName("judge", kind, purposes, "heredity judges")
+    if kind == "guard" and name and name not in guards:
+        raise UnknownName("guard", name, guards, ", ".join(guards))
+    rows = [row for row in (*judges.quality(), *judges.check_quality()) if _kind_of(row.judge) == kind]
+    rows = [row for row in rows if row.judge.startswith(judge)] if name in guards else rows
+    shown = {each: guards[each] for each in guards if kind == "guard" and name in ("", each)}
+    if as_json:
+        write_json({"judge": kind, "about": purposes[kind], "guards": shown, "quality": rows})
+        return
+    screen = out()
+    screen.print(wrapped(f"{kind}: {purposes[kind]}", screen.width), style="bold", soft_wrap=True)
+    for each, guard in shown.items():
+        screen.print(f"\n{each}: {guard['model']}, licence {guard['licence']}", soft_wrap=True)
+        screen.print(wrapped(f"  A yes means: {guard['question']}", screen.width), soft_wrap=True)
+    if rows:
+        screen.print()
+    _show(rows)
 
 
 def _guards() -> dict[str, dict[str, str]]:
@@ -286,16 +349,6 @@ def _guards() -> dict[str, dict[str, str]]:
         guard = registry.load_as(GuardForm, "redteam.guards", name)
         found[name] = {"model": guard.hub, "licence": guard.licence, "question": guard.question}
     return found
-
-
-def _show_guards() -> None:
-    from heredity.core.terminal import cell, out, table
-
-    grid = table("guard:NAME", "usual model", "a yes means", whole=["guard:NAME"])
-    for name, guard in _guards().items():
-        grid.add_row(cell(name, "bold"), cell(guard["model"]), cell(guard["question"]))
-    out().print(grid)
-    out().print()
 
 
 def _show(measured: Sequence[JudgeQuality]) -> None:

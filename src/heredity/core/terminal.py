@@ -69,8 +69,9 @@ def err() -> Console:
 
 
 def note(line: str) -> None:
-    """Print one plain line on stderr."""
-    err().print(plain(line), soft_wrap=True)
+    """Print one plain line on stderr. A terminal gets it in lines that break between words."""
+    screen, text = err(), plain(line)
+    screen.print(wrapped(text, screen.width) if screen.is_terminal else text, soft_wrap=True)
 
 
 def warn(line: str) -> None:

@@ -1,0 +1,124 @@
+"""`heredity completion`: the script that lets a shell complete commands, options and names.
+
+The names are models, techniques, attacks, judges, formats and folders of studies.
+
+Promises: nothing is loaded but records and the names of files; an unreadable store completes nothing. A name
+with a colon is not offered, because bash ends a word there.
+Leaves to others: verbs and options (click).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from heredity.cli import SECTIONS, Verb
+from heredity.core import registry
+
+_SHELLS = ("bash", "zsh", "fish")
+_VARIABLE = "_HEREDITY_COMPLETE"  # by which the script asks; click reads it
+_DEEPEST = 2  # folders between what is typed and a study
+_MOST = 200  # folders that are looked at
+_MODELS = (
+    "model", "models", "parents", "parent", "baseline", "candidate", "attacker", "head", "answers", "only",
+    "lineage", "embed", "rerank", "ref", "refs", "what",
+)  # fmt: skip
+_PLUGINS = {("export", "form"): "deploy.export", ("report", "kind"): "study.report"}
+
+
+@click.command("completion", cls=Verb, example="heredity completion bash")
+@click.argument("shell", metavar="bash|zsh|fish", type=click.Choice(_SHELLS))
+@click.pass_context
+def command(ctx: click.Context, shell: str) -> None:
+    """Print the script that completes heredity in a shell.
+
+    It completes verbs, options, models, techniques, attacks, judges and the folders of studies. For every new
+    shell, write one line into its start file:
+
+    \b
+      ~/.bashrc                    eval "$(heredity completion bash)"
+      ~/.zshrc                     eval "$(heredity completion zsh)"
+      ~/.config/fish/config.fish   heredity completion fish | source
+    """
+    script = get_completion_class(shell)
+    assert script is not None  # click has these three
+    click.echo(script(ctx.find_root().command, {}, "heredity", _VARIABLE).source())
+
+
+def complete_name(parameter: str, verb: str, begun: str) -> list[CompletionItem]:
+    """The names that a parameter of a verb may have and that start with what was typed."""
+    names = [name for name in _known_names(parameter, verb) if name.startswith(begun) and ":" not in name]
+    found = [CompletionItem(name) for name in dict.fromkeys(names)]
+    return [*found, *complete_study(begun)] if parameter == "what" else found  # a model or a study
+
+
+def _known_names(parameter: str, verb: str) -> Sequence[str]:
+    if parameter in _MODELS:
+        return _catalogue() if verb == "pull" else _models(verb)
+    if (folder := _PLUGINS.get((verb, parameter))) is not None:
+        return registry.names(folder)
+    find = _NAMES.get(parameter)
+    return [] if find is None else find()
+
+
+def complete_study(begun: str) -> list[CompletionItem]:
+    """The folders of studies at or below the folder that was typed."""
+    typed = Path(begun)
+    base = typed if begun.endswith("/") or not begun else typed.parent
+    with suppress(OSError):
+        return [CompletionItem(str(each)) for each in _studies(base) if str(each).startswith(begun)]
+    return []
+
+
+def _studies(base: Path) -> Iterator[Path]:
+    patterns = ["*/" * depth + "plan.json" for depth in range(1, _DEEPEST + 1)]
+    found = (path.parent for pattern in patterns for path in sorted(base.glob(pattern)))
+    for n, folder in enumerate(found):
+        if n == _MOST:
+            return
+        yield folder
+
+
+def _models(verb: str) -> list[str]:
+    """The models of the store with their short names; those that a study would pull come last."""
+    from heredity.lineage import catalog
+    from heredity.lineage.store import Store
+
+    held = {model.name for model in Store().models()}
+    short = [alias for alias, name in catalog.aliases().items() if name in held]
+    return [*sorted(held), *short, *(_catalogue() if verb in ("study", "inherit") else ())]
+
+
+def _catalogue() -> list[str]:
+    from heredity.lineage import catalog
+
+    return catalog.names()
+
+
+def _probes() -> list[str]:
+    from heredity.redteam.probes import SUITES
+
+    return [*SUITES, *_techniques()]
+
+
+def _techniques() -> list[str]:
+    return registry.names("redteam.probes", ".toml")
+
+
+def _verbs() -> list[str]:
+    return [verb for verbs in SECTIONS.values() for verb in verbs]
+
+
+_NAMES: dict[str, Callable[[], list[str]]] = {
+    "attack": lambda: ["direct", *registry.names("redteam.attacks")],
+    "judge": lambda: registry.names("redteam.judges"),
+    "probes": _probes,
+    "names": _probes,
+    "technique": _techniques,
+    "tasks": lambda: registry.names("evals.tasks", ".toml"),
+    "verb": _verbs,
+}
