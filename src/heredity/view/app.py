@@ -36,7 +36,7 @@ from heredity.view.site import Asked, Site
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 LARGEST = 64 << 10  # bytes of a form
-POLL = 0.5  # seconds between two looks at a study's files
+POLL = 1.0  # seconds between two looks at a study: the pages take little from a study that runs
 _QUIET = 10.0  # seconds after which a stream without an event sends a comment
 _COOKIE = "heredity_view"
 _POLICY = (

@@ -18,7 +18,7 @@ async function refresh() {
     if (place >= 0) select(place);
   } finally {
     isBusy = false;
-    if (isStale) { isStale = false; setTimeout(refresh, 300); }
+    if (isStale) { isStale = false; setTimeout(refresh, 1000); }
   }
 }
 
