@@ -198,8 +198,10 @@ def test_the_bill_of_materials_has_the_whole_ancestry_and_fits_the_schema(
     child = store.grow_once(Quantize("q8_0", name="small|<b>\n# x"), [parent])
     done = export.export(store, child, "gguf", tmp_path / "out")
     text = (done.folder / "bom.cdx.json").read_text("utf-8")
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
-    bill = json.loads(text)
+    validator, bill = JsonStrictValidator(SchemaVersion.V1_6), json.loads(text)
+    assert validator.validate_str(text) is None
+    for wrong in (bill | {"unknown": 1}, bill | {"metadata": {"timestamp": "yesterday"}}):
+        assert validator.validate_str(json.dumps(wrong)) is not None  # formats are checked, too
     assert [c["bom-ref"] for c in bill["components"]] == [child.record.id, parent.record.id]
     assert {"ref": child.record.id, "dependsOn": [parent.record.id]} in bill["dependencies"]
     hashes = {f["name"]: f["hashes"][0]["content"] for f in bill["metadata"]["component"]["components"]}
