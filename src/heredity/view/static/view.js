@@ -69,3 +69,10 @@ if (document.body.dataset.events) {
   events.addEventListener("rows", refresh);
   window.addEventListener("pagehide", () => events.close());
 }
+
+// A figure that scrolls begins at the model that it is about.
+const chosen = document.querySelector(".figure .chosen");
+if (chosen) {
+  const box = chosen.closest(".figure"), of = box.getBoundingClientRect(), at = chosen.getBoundingClientRect();
+  box.scrollTo(at.left - of.left - (of.width - at.width) / 2, at.top - of.top - (of.height - at.height) / 2);
+}

@@ -38,20 +38,27 @@ _ROUNDS = 6
 class Node(NamedTuple):
     """A model: its position in the study's order selects its shape; `note` is printed below its name.
 
-    share   fills the box from the left, from 0 to 1; None fills nothing
+    order      None: it has no shape
+    share      fills the box from the left, from 0 to 1; None fills nothing
+    href       where a click leads; "" for nowhere
+    is_chosen  whether it is the one that the figure is about
     """
 
     id: str
     name: str
-    order: int
+    order: int | None
     note: str
     share: float | None = None
+    href: str = ""
+    is_chosen: bool = False
 
 
 class Arrow(NamedTuple):
     """An edge: `kind` is a class of the style sheet. The first of `lines` is above it, the others below.
 
     retained   the share of a bar below the edge, from 0 to 1; None draws no bar
+    href       where a click leads; "" for nowhere
+    words      the name of the link
     """
 
     parent: str
@@ -59,6 +66,8 @@ class Arrow(NamedTuple):
     kind: str
     lines: tuple[str, ...]
     retained: float | None = None
+    href: str = ""
+    words: str = ""
 
 
 class _Place(NamedTuple):
@@ -66,13 +75,16 @@ class _Place(NamedTuple):
     key: str  # a model's id, or that of an edge that passes
 
 
-def graph(nodes: Sequence[Node], arrows: Sequence[Arrow], words: str) -> Markup:
-    """The figure; models without an edge are in its first column."""
-    return _Layout(nodes, arrows).drawn(words)
+def graph(nodes: Sequence[Node], arrows: Sequence[Arrow], words: str, *, scrolls: bool = False) -> Markup:
+    """The figure; models without an edge are in its first column.
+
+    scrolls: in a box of its own, so that its boxes stay wide at any depth.
+    """
+    return _Layout(nodes, arrows, scrolls).drawn(words)
 
 
 class _Layout:
-    def __init__(self, nodes: Sequence[Node], arrows: Sequence[Arrow]) -> None:
+    def __init__(self, nodes: Sequence[Node], arrows: Sequence[Arrow], scrolls: bool) -> None:
         self._nodes = {node.id: node for node in nodes}
         self._arrows = [a for a in arrows if a.parent in self._nodes and a.child in self._nodes]
         self._level = _levels(self._nodes, self._arrows)
@@ -80,7 +92,7 @@ class _Layout:
         self._arrows = [a for a in self._arrows if self._level[a.parent] < self._level[a.child]]
         self._ways = [self._way(number, arrow) for number, arrow in enumerate(self._arrows)]
         self._columns = self._ordered()
-        self._wide, self._run = _ROOMY if len(self._columns) < 3 else _NARROW
+        self._wide, self._run = _ROOMY if scrolls or len(self._columns) < 3 else _NARROW
         self._y = self._placed()
 
     # --- where ---
@@ -143,15 +155,20 @@ class _Layout:
         ports = self._ports()
         high = max(y + self._height(place) / 2 for place, y in self._y.items()) + _EDGE
         wide = self._left(len(self._columns) - 1) + self._wide + _EDGE
-        parts = [self._line(number, arrow, ports) for number, arrow in enumerate(self._arrows)]
-        parts += [self._words(arrow, ports[number]) for number, arrow in enumerate(self._arrows)]
-        parts += [self._box(node) for node in self._nodes.values()]
+        parts = [
+            _linked(self._line(n, arrow, ports) + self._words(arrow, ports[n]), arrow.href, arrow.words)
+            for n, arrow in enumerate(self._arrows)
+        ]
+        parts += [_linked(self._box(node), node.href, node.name) for node in self._nodes.values()]
+        # What is in an image cannot be reached by keys; a group's links can.
+        role = "group" if any(each.href for each in (*self._nodes.values(), *self._arrows)) else "img"
         return Markup(
-            '<svg class="lineage{}" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="img"'
+            '<svg class="lineage{}" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="{}"'
             ' aria-label="{}">{}</svg>'
         ).format(
             " deep" if len(self._columns) == 3 else "",
             *(wide, high, wide, high),
+            role,
             label(words, 2000),
             Markup("").join(parts),
         )
@@ -202,6 +219,7 @@ class _Layout:
         place = _Place(self._level[node.id], node.id)
         high = self._height(place)
         left, top = self._left(place.level), self._y[place] - high / 2
+        inset = 32 if node.order is not None else 12
         names = _wrapped(node.name, int((self._wide - 42) / _LETTER))
         said = [*names, *([node.note] if node.note else [])]
         first = self._y[place] - _LINE * (len(said) - 1) / 2 + 4
@@ -209,16 +227,26 @@ class _Layout:
             left, top, self._wide * (node.share or 0.0), high
         )
         return (
-            Markup('<rect class="node" x="{}" y="{:.1f}" width="{}" height="{:.1f}"/>').format(
-                left, top, self._wide, high
+            Markup('<rect class="node{}" x="{}" y="{:.1f}" width="{}" height="{:.1f}"/>').format(
+                " chosen" if node.is_chosen else "", left, top, self._wide, high
             )
             + (fill if node.share else Markup(""))
-            + Markup('<svg x="{}" y="{:.1f}" overflow="visible">{}</svg>').format(
-                left + 17, first - 4, marker(node.order)
-            )
-            + _lines(names, left + 32, first, "named")
-            + _lines(said[len(names) :], left + 32, first + _LINE * len(names), "note")
+            + _shape(node.order, left + 17, first - 4)
+            + _lines(names, left + inset, first, "named")
+            + _lines(said[len(names) :], left + inset, first + _LINE * len(names), "note")
         )
+
+
+def _shape(order: int | None, x: float, y: float) -> Markup:
+    if order is None:
+        return Markup("")
+    return Markup('<svg x="{}" y="{:.1f}" overflow="visible">{}</svg>').format(x, y, marker(order))
+
+
+def _linked(drawn: Markup, href: str, words: str) -> Markup:
+    if not href:
+        return drawn
+    return Markup('<a href="{}" aria-label="{}">{}</a>').format(href, label(words, 400), drawn)
 
 
 def _levels(nodes: Mapping[str, Node], arrows: Sequence[Arrow]) -> dict[str, int]:

@@ -1,0 +1,98 @@
+"""The lineage of a store: its models as a layered graph, with what studies found along each edge."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from heredity.core.errors import UnknownName, UsageError
+from heredity.core.sanitize import label
+from heredity.study.report.figures import lineage_graph
+from heredity.view.lineage import HOPS, MOST, Bond, Kin, LineageGraph, lineage_of, store_of
+from heredity.view.pages.conversations import number
+from heredity.view.site import Asked, Site
+
+PATH, MENU, TAB = "/lineage", "Lineage", ""
+KEEPS: tuple[str, ...] | None = ()
+WHOLE = 16  # models up to which the whole lineage is shown first
+
+
+class LineagePicture(NamedTuple):
+    """A figure of a lineage: its models, its edges, and how many models it leaves out."""
+
+    svg: Markup
+    bonds: list[Bond]
+    n_shown: int
+    n_left: int
+
+
+def render(site: Site, asked: Asked) -> str:
+    """The whole lineage if it is small, else the models around the one with most edges."""
+    found = lineage_of(site)
+    hops = number(asked.query.get("hops"), HOPS)
+    centre = found.centre() if len(found.models) > WHOLE and hops else None
+    shown = found.around(centre, hops) if centre is not None else list(found.models)
+    words = asked.query.get("q", "")[:200].strip().casefold()
+    listed = [kin for kin in found.models.values() if words in f"{kin.name} {kin.made} {kin.id}".casefold()]
+    return site.html(
+        "lineage.html.jinja", asked,
+        found=found, picture=picture(site, found, shown, centre), centre=centre, hops=hops, words=words,
+        models=sorted(listed, key=lambda kin: kin.name), store=store_of(site), path=PATH,
+    )  # fmt: skip
+
+
+def chosen(site: Site, asked: Asked, part: str) -> tuple[LineageGraph, Kin]:
+    """The lineage, and the model that a part of the address names. Raises UnknownName."""
+    found, wanted = lineage_of(site), asked.parts[part]
+    ident = found.of_form(wanted)
+    if ident is None:
+        raise UnknownName("model of this lineage", label(wanted), found.models, code="unknown-model-id")
+    return found, found.models[ident]
+
+
+def hops_of(asked: Asked) -> int:
+    """The edges that a figure reaches from its model. Raises UsageError for less than one."""
+    hops = number(asked.query.get("hops"), HOPS)
+    if hops < 1:
+        raise UsageError("A figure reaches at least one edge from its model.", code="no-hops")
+    return hops
+
+
+def picture(site: Site, found: LineageGraph, shown: list[str], centre: str | None) -> LineagePicture | None:
+    """The figure of these models, at most MOST; None without one."""
+    if not shown:
+        return None
+    kept = shown[:MOST]
+    held = set(kept)
+    bonds = [bond for bond in found.edges.values() if bond.parent in held and bond.child in held]
+    nodes = [_node(site, found.models[i], found.n_hidden(i, held), i == centre) for i in kept]
+    arrows = [_arrow(site, found, bond) for bond in bonds]
+    lines = "; ".join(arrow.words for arrow in arrows)
+    svg = lineage_graph.graph(nodes, arrows, f"Lineage, parents left of children. {lines}", scrolls=True)
+    return LineagePicture(svg, bonds, len(kept), len(found.models) - len(kept))
+
+
+def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> lineage_graph.Node:
+    n = len(kin.studies)
+    asked = f"{n} {'study' if n == 1 else 'studies'}" if n else ""
+    hidden = f"{n_hidden} more" if n_hidden else ""
+    note = ", ".join(part for part in (kin.format, asked, hidden) if part)
+    href = site.link(f"/lineage/{kin.id}")
+    return lineage_graph.Node(kin.id, kin.name, None, note, href=href, is_chosen=is_chosen)
+
+
+def _arrow(site: Site, found: LineageGraph, bond: Bond) -> lineage_graph.Arrow:
+    href = site.link(f"/lineage/{bond.parent}/{bond.child}")
+    called = f"{found.models[bond.child].name} from {found.models[bond.parent].name}, {bond.made}"
+    if not bond.found:
+        words = f"{called}: not compared"
+        return lineage_graph.Arrow(bond.parent, bond.child, "none", (bond.made,), None, href, words)
+    one = bond.found[0]
+    held = one.kept + one.lost
+    more = f", +{one.gained}" if one.gained else ""
+    counts = f"lost {one.lost} of {held}{more}"
+    words = f"{called}: {one.word}, kept {one.kept}, lost {one.lost}, gained {one.gained} of n = {one.n}"
+    lines = (bond.made, f"{one.word}, n {one.n}", counts)
+    kept = one.kept / held if held else None
+    return lineage_graph.Arrow(bond.parent, bond.child, one.kind, lines, kept, href, words)
