@@ -38,12 +38,12 @@ LONGEST = 64 << 20  # bytes of a row; no answer is that long, and a hostile file
 _SEARCHED = 20_000  # characters of a trial that a search finds
 _CHUNK = 500  # rows of one transaction
 _TAIL = 64  # bytes before the place that reading came to, by which an edited file is known
-_VERSION = "1"  # of the tables below; another one is made again
+_VERSION = "2"  # of the tables below; another one is made again
 _MOST_PROBLEMS = 200  # that are kept with their message; more are counted
 
 UNJUDGED = "unjudged"  # answered, and not judged yet; a trial without an answer has no row
 OUTSIDE = "outside"  # its attack is for other techniques, so that the plan does not ask it
-IN_PLAN = f"r_off IS NOT NULL AND state != '{OUTSIDE}'"  # the rows that lists and counts are about
+IN_PLAN = f"state != '{OUTSIDE}'"  # the rows that lists and counts are about; without an answer it is null
 
 _TABLES = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT);
@@ -52,26 +52,27 @@ CREATE TABLE trials (
   idx INTEGER PRIMARY KEY, m INTEGER, a INTEGER, p INTEGER, t INTEGER, twin INTEGER,
   r_off INTEGER, r_len INTEGER, r_digest TEXT, r_state TEXT,
   v_off INTEGER, v_len INTEGER, v_digest TEXT, v_state TEXT,
-  unsure INTEGER DEFAULT 0, split INTEGER DEFAULT 0,
-  state TEXT GENERATED ALWAYS AS
-    (CASE WHEN v_state IS NOT NULL AND v_digest IS r_digest THEN v_state ELSE r_state END) STORED);
+  unsure INTEGER DEFAULT 0, split INTEGER DEFAULT 0, state TEXT);
 CREATE INDEX by_cell ON trials (m, t, twin, state, a);
-CREATE INDEX by_state ON trials (state, twin, m, t, a);
+CREATE INDEX by_state ON trials (state);
 CREATE TABLE texts (idx INTEGER PRIMARY KEY, said TEXT, why TEXT DEFAULT '');
 CREATE TABLE problems (file TEXT, line INTEGER, code TEXT, message TEXT);
 CREATE TABLE seen (at REAL, n INTEGER);
 """
 _WORDS = "CREATE VIRTUAL TABLE words USING fts5(said, content='', tokenize='unicode61 remove_diacritics 2')"
+# The state is that of the verdict if the verdict is on this answer, else that of the answer.
 _RESPONSE = """
-INSERT INTO trials (idx, m, a, p, t, twin, r_off, r_len, r_digest, r_state)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO trials (idx, m, a, p, t, twin, r_off, r_len, r_digest, r_state, state)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10)
 ON CONFLICT (idx) DO UPDATE SET r_off = excluded.r_off, r_len = excluded.r_len, r_digest = excluded.r_digest,
-r_state = excluded.r_state"""
+r_state = excluded.r_state,
+state = CASE WHEN v_digest IS excluded.r_digest THEN v_state ELSE excluded.r_state END"""
 _VERDICT = """
 INSERT INTO trials (idx, m, a, p, t, twin, v_off, v_len, v_digest, v_state, unsure, split)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (idx) DO UPDATE SET v_off = excluded.v_off, v_len = excluded.v_len, v_digest = excluded.v_digest,
-v_state = excluded.v_state, unsure = excluded.unsure, split = excluded.split"""
+v_state = excluded.v_state, unsure = excluded.unsure, split = excluded.split,
+state = CASE WHEN r_digest IS excluded.v_digest THEN excluded.v_state ELSE r_state END"""
 _SAID, _WHY = (
     f"INSERT INTO texts (idx, {column}) VALUES (?, ?) "
     f"ON CONFLICT (idx) DO UPDATE SET {column} = excluded.{column}"

@@ -28,11 +28,11 @@ from heredity.core.sanitize import label
 from heredity.study.estimates import Estimates, ModelCard
 from heredity.study.folders import study_folders
 from heredity.study.labels import LABELS
-from heredity.study.outcomes import n_in_scope
+from heredity.study.outcomes import in_scope
 from heredity.study.plan import PLAN, Grid, Plan, PlanFile, read_saved
 from heredity.study.storage import ESTIMATES, RESPONSES, VERDICTS, file_name, read_estimates, run_records
 from heredity.study.wording import names
-from heredity.view.index import IN_PLAN, RowIndex, UnreadRow, index_path
+from heredity.view.index import IN_PLAN, UNJUDGED, RowIndex, UnreadRow, index_path
 
 State = Literal["running", "done", "stopped", "planned"]  # as `heredity studies` has them
 _OTHERS = (ESTIMATES, LABELS, ".lock.pid")  # files of a study that its pages show, besides plan and rows
@@ -160,9 +160,14 @@ class OpenStudy:
         return tuple(called[model.id] for model in self.plan.models)
 
     @cached_property
+    def n_attacks(self) -> list[int]:
+        """For each probe, the attacks under which the plan asks it."""
+        return [int(n) for n in in_scope(self.plan).sum(axis=0)]
+
+    @property
     def n_planned(self) -> int:
         """The trials that the plan asks."""
-        return n_in_scope(self.plan)
+        return sum(self.n_attacks) * self.plan.samples * len(self.plan.models)
 
     @cached_property
     def techniques(self) -> tuple[str, ...]:
@@ -210,8 +215,8 @@ class OpenStudy:
     def progress(self) -> StudyProgress:
         """Its state, and its trials so far by the rows in the index."""
         with self.index.reading() as rows:
-            counts = f"SELECT count(r_off), count(v_off) FROM trials WHERE {IN_PLAN}"
-            n_asked, n_judged = rows.execute(counts).fetchone()
+            counts = f"SELECT count(*), count(*) FILTER (WHERE state != ?) FROM trials WHERE {IN_PLAN}"
+            n_asked, n_judged = rows.execute(counts, (UNJUDGED,)).fetchone()
             speed = _speed(rows)
         n = self.n_planned
         doing = self._doing(n_asked) if is_locked(self.folder) else ""

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.sanitize import label
-from heredity.study.outcomes import in_scope
 from heredity.study.plan import Trial
 from heredity.view.index import IN_PLAN
 from heredity.view.places import OpenStudy
@@ -133,7 +132,7 @@ def cells(study: OpenStudy) -> dict[tuple[int, int, bool], CellCounts]:
     found: dict[tuple[int, int, bool], CellCounts] = {}
     places = {name: t for t, name in enumerate(study.techniques)}
     planned = Counter[tuple[int, bool]]()
-    for probe, n_attacks in zip(plan.probes, in_scope(plan).sum(axis=0).tolist(), strict=True):
+    for probe, n_attacks in zip(plan.probes, study.n_attacks, strict=True):
         planned[places[probe.technique], probe.kind == "benign"] += n_attacks * plan.samples
     for m in range(len(plan.models)):
         found |= {(m, *key): CellCounts(m, *key, n, {}) for key, n in planned.items()}
