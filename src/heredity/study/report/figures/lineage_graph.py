@@ -161,7 +161,8 @@ class _Layout:
         ]
         parts += [_linked(self._box(node), node.href, node.name) for node in self._nodes.values()]
         # What is in an image cannot be reached by keys; a group's links can.
-        role = "group" if any(each.href for each in (*self._nodes.values(), *self._arrows)) else "img"
+        is_linked = any(n.href for n in self._nodes.values()) or any(a.href for a in self._arrows)
+        role = "group" if is_linked else "img"
         return Markup(
             '<svg class="lineage{}" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="{}"'
             ' aria-label="{}">{}</svg>'
