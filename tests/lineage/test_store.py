@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from heredity.core.errors import (
 )
 from heredity.core.files import hash_file
 from heredity.core.records import Model, digest
+from heredity.lineage.record import RUN, RunInProgress
 from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store, grow, scripted
 from heredity.lineage.types import Description, Grown
@@ -59,6 +60,18 @@ class Toy:
         return Description(self.name, "toys", "MIT", "safetensors", notes={"about": "tiny"})
 
 
+@dataclass(frozen=True)
+class SlowToy(Toy):
+    """A toy that keeps checkpoints in a folder of its own."""
+
+    def at(self, folder: Path) -> SlowToy:
+        return replace(self, write=lambda out: self._look(folder, out))
+
+    def _look(self, folder: Path, out: Path) -> None:
+        (out / "run.json").write_bytes((folder / RUN).read_bytes())
+        save_file({"w": np.full(4, self.value, np.float32)}, out / "model.safetensors")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
@@ -73,6 +86,14 @@ def test_a_grown_model_is_recorded_with_its_files_hashed(store: Store) -> None:
     assert (record.licence, record.notes) == ("MIT", {"about": "tiny"})
     assert store.verify(record) == []
     assert store.models() == [record]
+
+
+def test_while_a_long_recipe_works_its_folder_says_what_is_made(store: Store) -> None:
+    parent = store.grow(Toy(2.0))
+    child = store.grow(SlowToy(3.0, "tuned"), parent)
+    run = msgspec.json.decode((child.folder / "run.json").read_bytes(), type=RunInProgress)
+    assert (run.name, run.recipe, run.parents) == ("tuned", child.record.recipe, (parent.record.id,))
+    assert not list((store.root / "training").glob("*"))
 
 
 def test_the_id_depends_on_recipe_parents_and_files_not_on_place_or_time(

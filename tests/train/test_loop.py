@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -36,13 +37,16 @@ def run(folder: Path, data: Path, work: Path, kind: str, optimizer: str = "adamw
 
 @pytest.mark.parametrize("kind", ["all", "lora"])
 def test_the_loss_falls_and_two_runs_give_the_same_bits(
-    tiny_llama: Path, data_file: Path, tmp_path: Path, kind: str
+    tiny_llama: Path, data_file: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "PROGRESS_SECONDS", 0.0)
     one = run(tiny_llama, data_file, tmp_path / "a", kind)
     two = run(tiny_llama, data_file, tmp_path / "b", kind)
     assert one == two
     rows = list(loop.Rows(tmp_path / "a" / loop.METRICS, loop.StepMetrics))
     assert len(rows) == N_STEPS and rows[-1].loss < 0.9 * rows[0].loss
+    shown = msgspec.json.decode((tmp_path / "a" / loop.PROGRESS).read_bytes(), type=loop.RunProgress)
+    assert (shown.n_done, shown.n_steps, shown.seconds_left) == (N_STEPS, N_STEPS, 0) and shown.per_second > 0
 
 
 @pytest.mark.parametrize(

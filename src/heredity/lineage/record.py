@@ -13,9 +13,21 @@ from pathlib import Path
 import msgspec
 
 from heredity.core.files import write_atomic
-from heredity.core.records import FileHash, Made, Model, RecipeRecord, digest, encode
+from heredity.core.records import FileHash, Made, Model, RecipeRecord, Record, digest, encode
 from heredity.lineage.integrity import identity
-from heredity.lineage.types import Description, Grown, Recipe
+from heredity.lineage.types import Description, Grown, NamedRecipe, Recipe
+
+RUN = "run.json"  # in the folder of a long recipe's checkpoints, while it is made
+
+
+class RunInProgress(Record, frozen=True):
+    """A long recipe in progress: what it makes, of which parents, and when it was begun or resumed."""
+
+    name: str  # as its user wants it called; "" for a name by default
+    recipe: RecipeRecord
+    parents: tuple[str, ...]
+    at: str
+    schema: int = 1
 
 
 def record_of(
@@ -47,6 +59,14 @@ def record_of(
 def write_record(record: Model, home: Path) -> None:
     """Write model.json into the folder of a model; a folder with it is complete."""
     write_atomic(home / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")
+
+
+def write_run(folder: Path, recipe: Recipe, parents: Sequence[Grown]) -> None:
+    """Write run.json into the folder of a long recipe, so that others see what is made there."""
+    how = RecipeRecord(recipe.kind, recipe.settings())
+    ids = tuple(parent.record.id for parent in parents)
+    run = RunInProgress(recipe.name if isinstance(recipe, NamedRecipe) else "", how, ids, now())
+    write_atomic(folder / RUN, encode(run) + b"\n")
 
 
 def wanted_key(recipe: Recipe, parents: Sequence[Grown]) -> str:

@@ -44,7 +44,7 @@ from heredity.lineage.integrity import (
     workshop,
 )
 from heredity.lineage.loading import engine_loader
-from heredity.lineage.record import is_service, key_of, now, record_of, wanted_key, write_record
+from heredity.lineage.record import is_service, key_of, now, record_of, wanted_key, write_record, write_run
 from heredity.lineage.types import (
     AdapterMerger,
     Announce,
@@ -195,6 +195,7 @@ class Store:
                 )
         if isinstance(recipe, Resuming):
             with Lock(folder := self.training(recipe, parents)):
+                write_run(folder, recipe, parents)
                 grown = self._grow(recipe.at(folder), parents, device)
             shutil.rmtree(folder, ignore_errors=True)
             return grown

@@ -99,6 +99,15 @@ class Resuming(Protocol):
 
 
 @runtime_checkable
+class NamedRecipe(Recipe, Protocol):
+    """A recipe whose user names the child."""
+
+    @property
+    def name(self) -> str:
+        """The name; "" for one by default."""
+
+
+@runtime_checkable
 class Computing(Protocol):
     """A recipe that computes with torch, on any device."""
 

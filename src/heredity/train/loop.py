@@ -20,9 +20,9 @@ import msgspec
 import torch
 
 from heredity.core.errors import HeredityError
-from heredity.core.files import Rows
+from heredity.core.files import Rows, write_atomic
 from heredity.core.progress import Progress, Watch
-from heredity.core.records import Record
+from heredity.core.records import Record, encode
 from heredity.train import checkpoint
 from heredity.train.checkpoint import CheckpointState
 from heredity.train.data.batching import PackedBatch
@@ -33,6 +33,8 @@ from heredity.train.objectives import Objective
 from heredity.train.optimizer import MasterWeights, OptimizerName, Schedule, lr_factor
 
 METRICS = "training.jsonl"
+PROGRESS = "progress.json"  # beside it, while a run is in progress
+PROGRESS_SECONDS = 2.0  # between two writes of it
 CHECKPOINT_SECONDS = 60.0  # between checkpoints, and never more than a tenth of the time on them
 _CHECKPOINT_COST_RATIO = 10
 
@@ -50,6 +52,16 @@ class StepMetrics(Record, frozen=True):
     n_tokens: int  # read, targets and context
     n_learned: float
     terms: dict[str, float] = msgspec.field(default_factory=dict)
+    schema: int = 1
+
+
+class RunProgress(Record, frozen=True):
+    """The speed of a run in progress, over all steps since it was begun or resumed."""
+
+    n_done: int
+    n_steps: int
+    per_second: float  # tokens
+    seconds_left: float
     schema: int = 1
 
 
@@ -136,7 +148,8 @@ def train(
     assert dist.is_single_process or guard is not None
     run = _TrainingRun(network, objective, source, plan, folder, masters, guard)
     run.resume()
-    clock = _ProgressClock(run.n_done, plan.n_steps, watch, guard)
+    shown_in = folder / PROGRESS if dist.is_main_process else None
+    clock = _ProgressClock(run.n_done, plan.n_steps, watch, guard, shown_in)
     try:
         while run.n_done < plan.n_steps:
             metric = run.step()
@@ -308,17 +321,29 @@ class _DiscardedRows:
 class _ProgressClock:
     """Throughput, time left, and when a checkpoint is due."""
 
-    def __init__(self, n_done: int, n_steps: int, watch: Watch | None, guard: DivergenceGuard | None) -> None:
+    def __init__(
+        self,
+        n_done: int,
+        n_steps: int,
+        watch: Watch | None,
+        guard: DivergenceGuard | None,
+        shown_in: Path | None,
+    ) -> None:
         self._first, self._n_steps, self._watch, self._guard = n_done, n_steps, watch, guard
-        self._start = self._kept_at = time.monotonic()
-        self._n_tokens, self._cost = 0, 0.0
+        self._start = self._kept_at = self._shown_at = time.monotonic()
+        self._n_tokens, self._cost, self._shown_in = 0, 0.0, shown_in
 
     def tick(self, metric: StepMetrics) -> None:
         self._n_tokens += metric.n_tokens
+        now = time.monotonic()
+        seconds, n = now - self._start, metric.step + 1 - self._first
+        left = seconds / n * (self._n_steps - metric.step - 1)
+        if self._shown_in is not None and now - self._shown_at >= PROGRESS_SECONDS:
+            shown = RunProgress(metric.step + 1, self._n_steps, self._n_tokens / seconds, left)
+            write_atomic(self._shown_in, encode(shown) + b"\n")
+            self._shown_at = now
         if self._watch is None:
             return
-        seconds, n = time.monotonic() - self._start, metric.step + 1 - self._first
-        left = seconds / n * (self._n_steps - metric.step - 1)
         self._watch(
             Progress(
                 "train",

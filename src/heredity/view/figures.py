@@ -7,7 +7,7 @@ Leaves to others: colours (static/view.css).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -56,6 +56,33 @@ def interval_bar(estimate: Estimate) -> Markup:
         f'<rect class="reach" x="{low:.2f}" y="2.5" width="{max(high - low, 0.5):.2f}" height="3"/>'
         f'<rect class="mark" x="{min(at, 99):.2f}" y="0" width="1" height="8"/></svg>'
     )
+
+
+WIDE, HIGH, _LEFT, _FOOT = 720, 240, 64, 26  # of a curve, in pixels
+
+
+def curve(points: Sequence[tuple[float, float]], what: str) -> Markup:
+    """Values over steps as a line, with the lowest and highest of both as its scales; "" for no point."""
+    if not points:
+        return Markup("")
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
+    wide, tall, floor = WIDE - _LEFT - 12, HIGH - _FOOT - 12, HIGH - _FOOT
+    across, down = wide / (right - left or 1), tall / (high - low or 1)
+    path = " ".join(f"{_LEFT + across * (x - left):.1f},{12 + down * (high - y):.1f}" for x, y in points)
+    texts = (
+        (_LEFT - 8, 16, "end", f"{high:.3g}"),
+        (_LEFT - 8, floor, "end", f"{low:.3g}"),
+        (_LEFT, HIGH - 8, "start", f"step {left:,.0f}"),
+        (WIDE - 12, HIGH - 8, "end", f"{right:,.0f}"),
+    )
+    words = Markup("").join(
+        Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(*each) for each in texts
+    )
+    return Markup(
+        '<svg class="curve" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img" aria-label="{what}">'
+        '<path class="axis" d="M{left},12V{floor}H{right}"/>{words}<polyline points="{path}"/></svg>'
+    ).format(w=WIDE, h=HIGH, what=what, left=_LEFT, floor=floor, right=WIDE - 12, words=words, path=path)
 
 
 def duration(seconds: float | None) -> str:

@@ -151,9 +151,8 @@ class LineageGraph:
 
 def store_of(site: Site) -> Path | None:
     """The store whose models are shown. A page that is sent to others shows none but those of its place."""
-    if (site.place.root / "models").is_dir():
-        return site.place.root
-    return site.place.store if site.is_live else None
+    held = site.place.models
+    return held if site.is_live or held == site.place.root else None
 
 
 def records(store: Path | None) -> tuple[list[Model], list[str]]:

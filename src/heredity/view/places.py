@@ -34,6 +34,7 @@ from heredity.study.storage import ESTIMATES, RESPONSES, VERDICTS, file_name, re
 from heredity.study.wording import names
 from heredity.view.index import IN_PLAN, UNJUDGED, RowIndex, UnreadRow, index_path
 
+TRAINING = ("training.jsonl", "progress.json", ".lock.pid")  # of a run in progress
 State = Literal["running", "done", "stopped", "planned"]  # as `heredity studies` has them
 _OTHERS = (ESTIMATES, LABELS, ".lock.pid")  # files of a study that its pages show, besides plan and rows
 _WINDOW = 300.0  # seconds of which the speed is told
@@ -95,10 +96,17 @@ class StudyPlace:
         with self._lock:
             return self._open.setdefault(key, opened) if held is None else self._replace(key, opened)
 
+    @property
+    def models(self) -> Path:
+        """The store whose models are shown: the place itself, if it is one, else the reader's."""
+        return self.root if (self.root / "models").is_dir() else self.store
+
     def mark(self) -> str:
-        """Changes whenever a file of any study does."""
+        """Changes whenever a file of any study does, a row of a training, or a model of the store."""
         names = (PLAN, RESPONSES, VERDICTS, *_OTHERS)
-        return _digest([(found.key, _stamps(found.folder, names)) for found in self.studies()])
+        studies = [(found.key, _stamps(found.folder, names)) for found in self.studies()]
+        runs = [(folder.name, _stamps(folder, TRAINING)) for folder in sorted(self.models.glob("training/*"))]
+        return _digest((studies, runs, _stamps(self.models, ("models",))))
 
     def _replace(self, key: str, opened: OpenStudy) -> OpenStudy:
         self._open[key] = opened

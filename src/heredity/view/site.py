@@ -105,8 +105,12 @@ class Site:
 
     def _menu(self, asked: Asked) -> list[tuple[str, str, bool]]:
         """The pages over all studies: title, address, whether it is this one."""
-        pages = sorted((page for page in self.pages if page.MENU), key=lambda page: page.MENU)
+        held = [page for page in self.pages if page.MENU and self._is_here(page)]
+        pages = sorted(held, key=lambda page: page.MENU)
         return [(_title(p.MENU), self.link(p.PATH), asked.path == p.PATH) for p in pages]
+
+    def _is_here(self, page: Page) -> bool:
+        return self.is_live or page.KEEPS is not None
 
     def _tabs(self, asked: Asked, study: OpenStudy | None) -> list[tuple[str, str, bool]]:
         """The pages of a study, in the order of their titles' numbers."""
@@ -115,7 +119,7 @@ class Site:
         found = []
         for page in sorted((page for page in self.pages if page.TAB), key=lambda page: page.TAB):
             path = page.PATH.replace("{study}", study.key)
-            if self.is_live or page.KEEPS is not None:
+            if self._is_here(page):
                 found.append((_title(page.TAB), self.link(path), path == asked.path))
         return found
 

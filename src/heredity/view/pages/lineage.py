@@ -13,7 +13,7 @@ from heredity.view.lineage import HOPS, MOST, Bond, Kin, LineageGraph, lineage_o
 from heredity.view.pages.conversations import number
 from heredity.view.site import Asked, Site
 
-PATH, MENU, TAB = "/lineage", "Lineage", ""
+PATH, MENU, TAB = "/lineage", "3 Lineage", ""
 KEEPS: tuple[str, ...] | None = ()
 WHOLE = 16  # models up to which the whole lineage is shown first
 

@@ -44,8 +44,8 @@ def render(site: Site, asked: Asked) -> str:
 def _facts(model: Model) -> Iterator[tuple[str, str]]:
     """The record in words. Files are a table of their own."""
     yield from (("family", model.family), ("licence", model.licence), ("format", model.format))
-    for name in ("architecture", "quantization"):
-        if isinstance(value := getattr(model, name), str):
+    for name, value in (("architecture", model.architecture), ("quantization", model.quantization)):
+        if isinstance(value, str):
             yield name, value
     yield "recipe", model.recipe.kind
     for name, value in model.recipe.settings.items():

@@ -1,0 +1,56 @@
+"""One training: its loss, its speed and the time left, the numbers, and answers that it learns."""
+
+from __future__ import annotations
+
+import msgspec
+
+from heredity.core.errors import UnknownName
+from heredity.core.sanitize import label
+from heredity.lineage.record import RUN, RunInProgress
+from heredity.view.figures import curve
+from heredity.view.lineage import lineage_of, store_of
+from heredity.view.site import Asked, Site
+from heredity.view.training import LossPoint, ShownTraining, find, read_curve, runs, samples
+
+PATH, MENU, TAB = "/training/{run}", "", ""
+KEEPS: tuple[str, ...] | None = None
+_LINES = 20  # of the table
+
+
+def render(site: Site, asked: Asked) -> str:
+    """The page."""
+    store, key = store_of(site), asked.parts["run"]
+    run = find(store, key)
+    if run is None:
+        raise UnknownName("training", label(key), [each.key for each in runs(store)], code="unknown-training")
+    found, models = read_curve(run), lineage_of(site).models
+    words = f"Loss of {run.name} over {found.n_done} steps"
+    return site.html(
+        "training_run.html.jinja", asked,
+        run=run, found=found, svg=curve([(p.last, p.loss) for p in found.points], label(words, 200)),
+        rows=_few(found.points), terms=_terms(found.points), samples=samples(run), settings=_settings(run),
+        parents=[(ident, models.get(ident)) for ident in run.parents],
+    )  # fmt: skip
+
+
+def _few(points: list[LossPoint]) -> list[LossPoint]:
+    """Points for a table, evenly chosen, with the first and the last."""
+    if len(points) <= _LINES:
+        return points
+    return [points[round(i * (len(points) - 1) / (_LINES - 1))] for i in range(_LINES)]
+
+
+def _terms(points: list[LossPoint]) -> list[str]:
+    """The names of the terms other than the loss, such as a validation loss."""
+    return sorted({name for point in points for name in point.terms})[:6]
+
+
+def _settings(run: ShownTraining) -> list[tuple[str, str]]:
+    if run.model is not None:
+        held = run.model.recipe.settings
+    else:
+        try:
+            held = msgspec.json.decode((run.folder / RUN).read_bytes(), type=RunInProgress).recipe.settings
+        except (OSError, msgspec.DecodeError):
+            return []  # of a release before this file
+    return [(k, v if isinstance(v, str) else msgspec.json.encode(v).decode()) for k, v in held.items()]
