@@ -18,6 +18,7 @@ from heredity.engines.chat.codec import ChatCodec, Template, _as_dict, _schema
 from heredity.engines.formats import weights
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine, open_folder
+from heredity.engines.torch.prefixes import key_length
 from tests.support.batch_caches import caches
 from tests.support.errors import raises
 from tests.support.tiny_models import CHATML, WORDS, make_model, make_tokenizer
@@ -137,6 +138,29 @@ def test_a_step_keeps_its_bits_however_long_the_caches_are(any_model: Path, dtyp
                     decoder.prefill(prefix, slots, slot, tuple(row[:-1]))
                 found.append(decoder.step(prefix, slots, last, torch.full((16,), 62)))
             assert all(torch.equal(found[0], other) for other in found[1:]), n_prefix
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_of_many_queries_a_head_keeps_its_bits_beside_longer_rows(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Seven queries a head are a matmul, whose order of sums may depend on the number of keys."""
+    folder = make_model(
+        tmp_path, "qwen2", hidden_size=448, intermediate_size=128, num_attention_heads=7,
+        num_key_value_heads=1, num_hidden_layers=2, max_position_embeddings=1024,
+    )  # fmt: skip
+    decoder = _decoder.Decoder(weights.read_weights(folder, dtype), dtype)
+    stream = torch.Generator().manual_seed(4)
+    with torch.inference_mode():
+        row, empty = torch.randint(3, 300, (184,), generator=stream).tolist(), decoder.prefix(())
+        found = []
+        for longest in (184, 200, 300, 400):
+            slots = decoder.slots(4, key_length(longest))
+            decoder.prefill(empty, slots, 0, tuple(row[:-1]))
+            found.append(
+                decoder.step(empty, slots, torch.tensor(row[-1:] * 4), torch.tensor([183, 0, 0, 0]))[0]
+            )
+        assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 def test_an_answer_is_bit_equal_after_a_restart_with_another_width(tiny_llama: Path, tmp_path: Path) -> None:

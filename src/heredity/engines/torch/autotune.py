@@ -35,17 +35,18 @@ from heredity.core.host import CPU, Clock, Device
 from heredity.core.records import Record
 from heredity.engines.formats.weights import Linear
 from heredity.engines.torch.decoder import FEWEST_QUERIES, PAD, Decoder, KvSlots, Segment
-from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, round_up
+from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, key_length, round_up
 
-# 4: layers unprobed; 3: no packed prefills; 2: a step reads as many slots as it is wide; 1: over one prefix
-SCHEMA = 5
+# 5: sums of few keys unprobed; 4: layers unprobed; 3: no packed prefills; 2: a step reads as many slots
+# as its width; 1: over one prefix
+SCHEMA = 6
 WIDTHS = (4, 8, 16, 32, 64, 96, 128)
 PASS_WIDTHS = (64, 96, 128, 192)  # tokens of a packed prefill
 _USUAL_PASS = PASS_WIDTHS[-2]
 _N_TEXT = 10 * PAD  # tokens of the witness text
 _N_OUTPUTS = 1 << 19  # numbers of each linear layer that are compared
-_N_KEYS = (2 * BLOCK, 11 * BLOCK, 64 * BLOCK)
-_N_OWN = 2 * BLOCK - 9
+_N_KEYS = (2 * BLOCK, 3 * BLOCK, 6 * BLOCK, 11 * BLOCK, 64 * BLOCK)
+_N_OWN = 3 * BLOCK - 9
 _N_PREFIX = (448, 603)  # as in studies: one fills the tiles of a matmul kernel, one does not
 
 
@@ -57,8 +58,8 @@ class WitnessPlace(NamedTuple):
     n_blocks: int
 
 
-_PLACES = tuple(WitnessPlace(n, share, c) for share, c in ((0, 2), (1, 3), (0.5, 4)) for n in _N_PREFIX)
-_CHECKED = WitnessPlace(_N_PREFIX[1], 0.5, 2)  # the one place at which a tuning of another model is checked
+_PLACES = tuple(WitnessPlace(n, share, c) for share, c in ((0, 3), (1, 6), (0.5, 6)) for n in _N_PREFIX)
+_CHECKED = WitnessPlace(_N_PREFIX[1], 0.5, 3)  # the one place at which a tuning of another model is checked
 
 
 class Tuning(Record, frozen=True):
@@ -302,8 +303,9 @@ def _is_steady(decoder: Decoder, n_keys: int, is_cancelling: bool, stream: torch
     p, values = _factors(decoder, (n_queries, n_keys, head_dim), is_cancelling, stream)
     q, keys = _factors(decoder, (n_queries, head_dim, n_keys), is_cancelling, stream)
     keys = keys.mT.contiguous().mT  # as a cache has them
-    sums, scores, beyond = torch.bmm(p, values), torch.bmm(q, keys), p.new_zeros(len(p), n_queries, BLOCK)
-    longer = torch.bmm(torch.cat([p, beyond], -1), torch.cat([values, values[:, :BLOCK]], 1))
+    n_beyond = key_length(n_keys + 1) - n_keys
+    sums, scores, beyond = torch.bmm(p, values), torch.bmm(q, keys), p.new_zeros(len(p), n_queries, n_beyond)
+    longer = torch.bmm(torch.cat([p, beyond], -1), torch.cat([values, values[:, :n_beyond]], 1))
     masked = torch.softmax(torch.cat([p, beyond - torch.inf], -1), -1)[..., :n_keys]
     pairs = [
         (longer, sums),
@@ -370,7 +372,7 @@ def _try(
 def fingerprint(decoder: Decoder, width: int) -> str:
     """Return a hash of a witness's logits, which names the arithmetic."""
     prefix, lone = _witness(decoder, _N_PREFIX[0])
-    slots = decoder.slots(width, 2 * BLOCK)
+    slots = decoder.slots(width, 3 * BLOCK)
     for at, one in zip((*slots.keys, *slots.values), (*lone.keys, *lone.values), strict=True):
         at[0] = one[0]
     lengths = torch.zeros(width, dtype=torch.long)
@@ -389,7 +391,7 @@ def _witness(decoder: Decoder, n_prefix: int) -> tuple[SharedPrefix, KvSlots]:
     shared = [
         [make(shape.n_kv_heads, round_up(n_prefix, BLOCK), shape.head_dim) for _ in layers] for _ in range(2)
     ]
-    own = [[make(1, shape.n_kv_heads, 2 * BLOCK, shape.head_dim) for _ in layers] for _ in range(2)]
+    own = [[make(1, shape.n_kv_heads, 3 * BLOCK, shape.head_dim) for _ in layers] for _ in range(2)]
     return SharedPrefix((0,) * n_prefix, shared[0], shared[1]), KvSlots(own[0], own[1])
 
 

@@ -17,7 +17,7 @@ import torch
 from heredity.engines.torch.decoder import Decoder, KvSlots, KvWrites, padded
 from heredity.engines.torch.drafts import Drafter, TextIndex, share_out
 from heredity.engines.torch.prefill import Prefiller, PrefixCache
-from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, VariedPrefix, continued, plain, round_up
+from heredity.engines.torch.prefixes import SharedPrefix, VariedPrefix, continued, key_length, plain
 from heredity.engines.torch.sampling import Sampler
 
 
@@ -48,8 +48,8 @@ class BatchRow:
 
     @property
     def n_positions(self) -> int:
-        """Cache positions that it may fill, in whole blocks."""
-        return round_up(len(self.prompt) + self.max_tokens, BLOCK)
+        """Cache positions that it may fill, as many as a cache may have."""
+        return key_length(len(self.prompt) + self.max_tokens)
 
 
 class ContinuousBatch:
@@ -94,7 +94,7 @@ class ContinuousBatch:
     def admit(self, row: BatchRow) -> None:
         """Give a row the next slot. The next step prefills its prompt but for the last token."""
         held = self._slots.capacity if self._slots is not None else 0
-        self._fit(len(self.rows) + 1, max(held, round_up(padded(row.prompt[:-1]), BLOCK)))
+        self._fit(len(self.rows) + 1, max(held, key_length(padded(row.prompt[:-1]))))
         self._copies.pop(len(self.rows), None)
         self.rows.append(row)
 
@@ -111,7 +111,7 @@ class ContinuousBatch:
             tokens[at] = torch.tensor([*last, *continued(row.prompt, draft)])
             lengths[at] = row.n_known + torch.arange(len(at))
         n_used = 1 + max(map(max, places))
-        slots = self._fit(n_used, round_up(int(lengths.max()) + 1, BLOCK))
+        slots = self._fit(n_used, key_length(int(lengths.max()) + 1))
         n_slots = round_width(n_used, self._n_slots)
         prefix = self._prefix_of(places)
         if self._copies or any(drafts):
@@ -177,7 +177,7 @@ class ContinuousBatch:
             return [[] for _ in self.rows]
         if self._prefix_text is None:
             self._prefix_text = TextIndex(self._prefix.text)
-        found, capacity = [], round_up(max(row.n_known for row in self.rows) + 1, BLOCK)
+        found, capacity = [], key_length(max(row.n_known for row in self.rows) + 1)
         for row in self.rows:
             row.drafter = row.drafter or Drafter(plain(row.prompt), self._prefix_text)
             n_left = min(row.max_tokens - len(row.output), capacity - row.n_known) - 1

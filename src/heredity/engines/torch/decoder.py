@@ -24,7 +24,7 @@ from torch.nn import functional
 from heredity.engines.formats.architectures import ARCHITECTURES
 from heredity.engines.formats.weights import Block, Weights
 from heredity.engines.torch import rotation
-from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, round_up
+from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, key_length, round_up
 from heredity.engines.torch.rotation import Rotation
 
 CHUNK = 256  # tokens per prefill pass; longer prompts need several
@@ -353,7 +353,7 @@ class Decoder:
         queries = self._range(first, end)[:, None, None]
         found = {}
         for size in {0, *self.shape.windows}:
-            ages = queries - self._range(0 if size else first, round_up(end, BLOCK))
+            ages = queries - self._range(0 if size else first, key_length(end))
             is_hidden = (ages < 0) | (ages >= self._reach(queries, size)) if size else ages < 0
             found[size] = self._mask(is_hidden)
         return found
