@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("bm25s")
 
-from heredity.application.retrieval.rerank import opened_reranker
 from heredity.application.retrieval.spec import Retrieval
 from heredity.core.errors import BadInput, NotComparable
 from heredity.experiments.adapt import run
@@ -44,11 +43,10 @@ def test_the_way_shows_what_the_reranker_chose_and_counts_its_bytes(
     assert len(asked) == 24
     assert all(search.search(text) == shown for text, shown in asked.items())
     assert any(plain.search(text) != shown for text, shown in asked.items())
-    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "other"))
-    Store().grow(TinyReranker(seed=1), [])
-    opened_reranker.cache_clear()
+    other = Store(tmp_path / "other")
+    other.grow(TinyReranker(seed=1), [])
     with raises(NotComparable, "another-plan"):
-        run.adapt(task, store, out, engine_loader=loader())
+        run.adapt(task, other, out, engine_loader=loader())
 
 
 def test_a_search_that_cannot_be_is_refused_with_its_line(tmp_path: Path) -> None:
