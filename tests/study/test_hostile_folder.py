@@ -152,10 +152,10 @@ def test_a_judge_that_the_user_names_is_resolved_and_resumes_from_the_store(
 def test_two_records_of_one_judges_name_ask_for_the_users_word(
     store: Store, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.get("call:trap_module:answer")
+    store.keep(store.get("call:trap_module:answer"))
     (tmp_path / "lib" / "trap_module.py").write_text("def answer(text):\n    return 'another'\n")
     monkeypatch.delitem(sys.modules, "trap_module")
-    store.get("call:trap_module:answer")
+    store.keep(store.get("call:trap_module:answer"))
     folder = judged_by(tmp_path / "s", "rubric:call:trap_module:answer:yesno")
     with raises(UsageError, "judge-not-in-store", [2, "--judge"]):
         Study.open(folder, store=store).run()
@@ -166,6 +166,7 @@ def test_a_study_of_a_function_resumes_by_the_record_in_the_store(
 ) -> None:
     desk = Application("theirs", system="", rendering="theirs")
     settings: dict[str, Any] = {"store": store, "out": tmp_path / "s"}
+    store.keep(store.get("call:trap_module:answer"))  # as at its first answer
     Study(["call:trap_module:answer"], desk, ["harmful_request/*"], **settings).plan()
     found = Study.open(tmp_path / "s", store=store).run().estimates
     assert found.n_asked == found.n_trials and not found.n_errors

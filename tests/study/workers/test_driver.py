@@ -131,7 +131,7 @@ def test_a_lease_of_another_plan_is_refused(tmp_path: Path) -> None:
 
 def of_function(store: Store) -> Grown:
     """A model that is recorded in the store: the function `reply` of this module."""
-    return store.get("call:tests.study.workers.test_driver:reply")
+    return store.keep(store.get("call:tests.study.workers.test_driver:reply"))
 
 
 def reply(messages: list[dict[str, str]]) -> str:
