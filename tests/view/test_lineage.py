@@ -59,7 +59,7 @@ def ident(found: LineageGraph, name: str) -> str:
 
 def test_a_form_stands_for_its_model_and_a_missing_parent_is_named(site: Site) -> None:
     found = lineage_of(site)
-    called = {(found.models[p].name, found.models[c].name): bond.made for (p, c), bond in found.edges.items()}
+    called = {(found.models[p].name, found.models[c].name): edge.made for (p, c), edge in found.edges.items()}
     assert called[("base", "child-1")] == "lora" and called[("f" * 12, "orphan")] == "lora"
     assert "base-bf16" not in {kin.name for kin in found.models.values()}
     assert [form.name for form in found.models[ident(found, "base")].forms] == ["base-bf16"]
@@ -84,8 +84,8 @@ def test_two_edges_around_a_model_are_shown_and_more_on_demand(site: Site) -> No
 def test_an_edge_has_the_verdict_and_the_counts_of_its_study(site: Site) -> None:
     found, study = lineage_of(site), opened(site.place)
     parent, child = (model.id for model in study.plan.models)
-    bond = found.edges[parent, child]
-    (one,) = bond.found
+    edge = found.edges[parent, child]
+    (one,) = edge.found
     estimates = read_estimates(study.folder)
     held = [e for e in estimates.edges if e.compared.measure == "breach"]
     assert held and one.verdict in ("worse", "not worse", "not enough evidence")
@@ -111,11 +111,11 @@ def test_a_card_has_files_recipe_data_licence_and_studies(site: Site) -> None:
 def test_a_running_study_decides_nothing_and_an_edge_without_one_says_so(tmp_path: Path) -> None:
     place = written(tmp_path, {0: "broke", 12: "broke"}, small_study.small_plan(edges=True))
     site = Site(place)
-    (bond,) = lineage_of(site).edges.values()
-    assert (bond.kind, bond.found[0].verdict, bond.found[0].word) == ("unknown", "", "undecided so far")
+    (edge,) = lineage_of(site).edges.values()
+    assert (edge.kind, edge.found[0].verdict, edge.found[0].word) == ("unknown", "", "undecided so far")
     page = site.render("/lineage")
     assert 'class="edge unknown"' in page and "undecided so far" in page
-    assert "It has no verdict yet" in site.render(f"/lineage/{bond.parent}/{bond.child}")
+    assert "It has no verdict yet" in site.render(f"/lineage/{edge.parent}/{edge.child}")
 
 
 def test_a_name_of_a_store_is_text_and_links_lead_to_pages(tmp_path: Path) -> None:

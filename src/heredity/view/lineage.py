@@ -91,7 +91,7 @@ class EdgeStudy(NamedTuple):
         return BADGES.get(self.verdict, "unknown")
 
 
-class Bond(NamedTuple):
+class ComparedEdge(NamedTuple):
     """A parent and its child. found: the studies that compared them; the first one colours the edge."""
 
     parent: str
@@ -111,7 +111,7 @@ class LineageGraph:
     def __init__(
         self,
         models: Mapping[str, Kin],
-        edges: Mapping[tuple[str, str], Bond],
+        edges: Mapping[tuple[str, str], ComparedEdge],
         problems: list[str],
         is_whole: bool,
     ) -> None:
@@ -123,10 +123,10 @@ class LineageGraph:
 
     def around(self, ident: str, hops: int) -> list[str]:
         """The models at most `hops` edges away, the nearest first."""
-        found, edge = {ident: None}, [ident]
+        found, newest = {ident: None}, [ident]
         for _ in range(hops):
-            edge = [each for at in edge for each in self._near[at] if each not in found]
-            found |= dict.fromkeys(edge)
+            newest = [each for at in newest for each in self._near[at] if each not in found]
+            found |= dict.fromkeys(newest)
         return list(found)
 
     def n_hidden(self, ident: str, shown: set[str]) -> int:
@@ -143,10 +143,10 @@ class LineageGraph:
             return ident
         return next((kin.id for kin in self.models.values() for form in kin.forms if form.id == ident), None)
 
-    def bonds(self, ident: str) -> list[Bond]:
+    def edges_of(self, ident: str) -> list[ComparedEdge]:
         """The edges of a model: to its parents, then to its children."""
-        found = [bond for bond in self.edges.values() if ident in (bond.parent, bond.child)]
-        return sorted(found, key=lambda bond: bond.child != ident)
+        found = [edge for edge in self.edges.values() if ident in (edge.parent, edge.child)]
+        return sorted(found, key=lambda edge: edge.child != ident)
 
 
 def store_of(site: Site) -> Path | None:
@@ -180,7 +180,7 @@ def lineage_of(site: Site) -> LineageGraph:
     known = {model.id: model for model in held}
     asked = {model.id for study in studies for model in study.plan.models}
     own = [model for model in held if model.id in asked or not _is_form(model, known)]
-    found = _bonds(studies)
+    found = _edge_studies(studies)
     edges = {(edge.parent, edge.child): edge for edge in graph.edges(own, known)}
     for study in studies:
         edges = {(edge.parent, edge.child): edge for edge in _own_edges(study)} | edges
@@ -188,8 +188,10 @@ def lineage_of(site: Site) -> LineageGraph:
         for parent in model.parents:
             if parent not in known and parent not in asked:
                 edges.setdefault((parent, model.id), graph.Edge(parent, model.id, model.recipe.kind))
-    bonds = {key: Bond(*key, _made(edge), tuple(found.get(key, ()))) for key, edge in edges.items()}
-    return LineageGraph(_kin(own, held, known, studies, bonds), bonds, problems, is_whole)
+    compared = {
+        key: ComparedEdge(*key, _made(edge), tuple(found.get(key, ()))) for key, edge in edges.items()
+    }
+    return LineageGraph(_kin(own, held, known, studies, compared), compared, problems, is_whole)
 
 
 def _studies(site: Site) -> tuple[list[OpenStudy], bool]:
@@ -227,7 +229,7 @@ def _root(model: Model, known: Mapping[str, Model], own: set[str]) -> str:
     return model.id
 
 
-def _bonds(studies: Iterable[OpenStudy]) -> dict[tuple[str, str], list[EdgeStudy]]:
+def _edge_studies(studies: Iterable[OpenStudy]) -> dict[tuple[str, str], list[EdgeStudy]]:
     """The results of the studies, by edge: those that decided before the others, the newest first."""
     found: dict[tuple[str, str], list[EdgeStudy]] = {}
     for study in studies:
@@ -266,7 +268,7 @@ def _kin(
     held: list[Model],
     known: Mapping[str, Model],
     studies: list[OpenStudy],
-    bonds: Mapping[tuple[str, str], Bond],
+    edges: Mapping[tuple[str, str], ComparedEdge],
 ) -> dict[str, Kin]:
     """The models: those of the store, then those that only studies have, then parents that are only named."""
     cards = {m.id: ModelCard(m.id, m.name, m.family, m.licence, m.format) for m in own}
@@ -276,14 +278,14 @@ def _kin(
             if m.guards is UNSET:
                 cards.setdefault(m.id, ModelCard(m.id, m.name, m.family, m.licence, m.format))
                 were_in.setdefault(m.id, []).append(study)
-    for ident in dict.fromkeys(ident for key in bonds for ident in key):
+    for ident in dict.fromkeys(ident for key in edges for ident in key):
         cards.setdefault(ident, ModelCard(ident, ident[:12], "", "", ""))
     called, ids = names(tuple(cards.values())), {model.id for model in own}
     forms: dict[str, list[Model]] = {}
     for model in held:
         if model.id not in ids:
             forms.setdefault(_root(model, known, ids), []).append(model)
-    made = {bond.child: bond.made for bond in bonds.values()}
+    made = {edge.child: edge.made for edge in edges.values()}
     return {
         ident: Kin(
             ident, called[ident], label(how(known[ident]) if ident in known else made.get(ident, ""), 60),

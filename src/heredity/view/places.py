@@ -37,7 +37,7 @@ from heredity.view.index import IN_PLAN, UNJUDGED, RowIndex, UnreadRow, index_pa
 TRAINING = ("training.jsonl", "progress.json", ".lock.pid")  # of a run in progress
 State = Literal["running", "done", "stopped", "planned"]  # as `heredity studies` has them
 _OTHERS = (ESTIMATES, LABELS, ".lock.pid")  # files of a study that its pages show, besides plan and rows
-_WINDOW = 300.0  # seconds of which the speed is told
+_WINDOW = 300.0  # seconds over which the speed is measured
 
 
 class FoundStudy(NamedTuple):

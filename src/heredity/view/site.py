@@ -23,9 +23,9 @@ from markupsafe import Markup
 
 from heredity.core import registry
 from heredity.core.errors import UnknownName
-from heredity.core.sanitize import label, visible
+from heredity.core.sanitize import label
 from heredity.core.version import __version__
-from heredity.study import wording
+from heredity.study import templates, wording
 from heredity.view import figures
 from heredity.view.pages.protocols import Page
 from heredity.view.places import OpenStudy, StudyPlace
@@ -124,14 +124,7 @@ class Site:
         return found
 
     def _made(self) -> jinja2.Environment:
-        environment = jinja2.Environment(
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            finalize=_final,
-            loader=jinja2.FileSystemLoader(FOLDER / "templates"),
-        )
+        environment = templates.environment(FOLDER / "templates")
         environment.filters |= {"label": label}
         environment.globals |= {
             "attack_name": wording.attack_name,
@@ -171,8 +164,3 @@ def _pattern(path: str) -> re.Pattern[str]:
     return re.compile(
         "".join(f"(?P<{part}>[^/]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
     )
-
-
-def _final(value: object) -> object:
-    """The last step before escaping: make every text visible, even if a caller forgot to clean it."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

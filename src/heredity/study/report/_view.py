@@ -40,7 +40,7 @@ from heredity.study.report._pairs import PairView, span
 from heredity.study.report._samples import Sample
 from heredity.study.report.figures import charts
 
-_PLANE_FROM = 4  # models; fewer are told apart sooner in the heat map
+_PLANE_FROM = 4  # models; with fewer, the heat map is easier to read
 
 
 class Band(NamedTuple):

@@ -11,13 +11,12 @@ import base64
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from heredity.core import files
-from heredity.core.sanitize import label, shown, visible
+from heredity.core.sanitize import label, shown
 from heredity.core.version import __version__
 from heredity.study import (
     advice,
@@ -29,6 +28,7 @@ from heredity.study import (
     importers,
     inherited_words,
     retrieved_words,
+    templates,
     tool_words,
     wording,
 )
@@ -111,19 +111,7 @@ def render(folder: Path, with_text: bool = True) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_final,
-        loader=jinja2.FileSystemLoader(_FOLDER),
-    )
+    environment = templates.environment(_FOLDER)
     environment.filters |= {"label": label, "shown": shown}
     environment.globals |= _WORDS | _FUNCTIONS
     return environment.get_template("_template.html.jinja")
-
-
-def _final(value: Any) -> Any:
-    """The last step before escaping: make every text visible, even if a caller forgot to clean it."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

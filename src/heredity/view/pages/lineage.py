@@ -9,7 +9,7 @@ from markupsafe import Markup
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.sanitize import label
 from heredity.study.report.figures import lineage_graph
-from heredity.view.lineage import HOPS, MOST, Bond, Kin, LineageGraph, lineage_of, store_of
+from heredity.view.lineage import HOPS, MOST, ComparedEdge, Kin, LineageGraph, lineage_of, store_of
 from heredity.view.pages.conversations import number
 from heredity.view.site import Asked, Site
 
@@ -22,7 +22,7 @@ class LineagePicture(NamedTuple):
     """A figure of a lineage: its models, its edges, and how many models it leaves out."""
 
     svg: Markup
-    bonds: list[Bond]
+    edges: list[ComparedEdge]
     n_shown: int
     n_left: int
 
@@ -65,12 +65,12 @@ def picture(site: Site, found: LineageGraph, shown: list[str], centre: str | Non
         return None
     kept = shown[:MOST]
     held = set(kept)
-    bonds = [bond for bond in found.edges.values() if bond.parent in held and bond.child in held]
+    edges = [edge for edge in found.edges.values() if edge.parent in held and edge.child in held]
     nodes = [_node(site, found.models[i], found.n_hidden(i, held), i == centre) for i in kept]
-    arrows = [_arrow(site, found, bond) for bond in bonds]
+    arrows = [_arrow(site, found, edge) for edge in edges]
     lines = "; ".join(arrow.words for arrow in arrows)
-    svg = lineage_graph.graph(nodes, arrows, f"Lineage, parents left of children. {lines}", scrolls=True)
-    return LineagePicture(svg, bonds, len(kept), len(found.models) - len(kept))
+    svg = lineage_graph.graph(nodes, arrows, f"Lineage, parents left of children. {lines}", is_scrolled=True)
+    return LineagePicture(svg, edges, len(kept), len(found.models) - len(kept))
 
 
 def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> lineage_graph.Node:
@@ -82,17 +82,17 @@ def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> lineage_graph
     return lineage_graph.Node(kin.id, kin.name, None, note, href=href, is_chosen=is_chosen)
 
 
-def _arrow(site: Site, found: LineageGraph, bond: Bond) -> lineage_graph.Arrow:
-    href = site.link(f"/lineage/{bond.parent}/{bond.child}")
-    called = f"{found.models[bond.child].name} from {found.models[bond.parent].name}, {bond.made}"
-    if not bond.found:
+def _arrow(site: Site, found: LineageGraph, edge: ComparedEdge) -> lineage_graph.Arrow:
+    href = site.link(f"/lineage/{edge.parent}/{edge.child}")
+    called = f"{found.models[edge.child].name} from {found.models[edge.parent].name}, {edge.made}"
+    if not edge.found:
         words = f"{called}: not compared"
-        return lineage_graph.Arrow(bond.parent, bond.child, "none", (bond.made,), None, href, words)
-    one = bond.found[0]
+        return lineage_graph.Arrow(edge.parent, edge.child, "none", (edge.made,), None, href, words)
+    one = edge.found[0]
     held = one.kept + one.lost
     more = f", +{one.gained}" if one.gained else ""
     counts = f"lost {one.lost} of {held}{more}"
     words = f"{called}: {one.word}, kept {one.kept}, lost {one.lost}, gained {one.gained} of n = {one.n}"
-    lines = (bond.made, f"{one.word}, n {one.n}", counts)
+    lines = (edge.made, f"{one.word}, n {one.n}", counts)
     kept = one.kept / held if held else None
-    return lineage_graph.Arrow(bond.parent, bond.child, one.kind, lines, kept, href, words)
+    return lineage_graph.Arrow(edge.parent, edge.child, one.kind, lines, kept, href, words)

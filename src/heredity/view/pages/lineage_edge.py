@@ -41,12 +41,12 @@ def render(site: Site, asked: Asked) -> str:
     """The page."""
     found, child = chosen(site, asked, "child")
     _, parent = chosen(site, asked, "parent")
-    bond = found.edges.get((parent.id, child.id))
-    if bond is None:
-        raise UnknownName("parent of this model", parent.name, [b.parent for b in found.bonds(child.id)])
+    edge = found.edges.get((parent.id, child.id))
+    if edge is None:
+        raise UnknownName("parent of this model", parent.name, [b.parent for b in found.edges_of(child.id)])
     return site.html(
         "lineage_edge.html.jinja", asked,
-        bond=bond, parent=parent, child=child, results=[_result(one) for one in bond.found],
+        edge=edge, parent=parent, child=child, results=[_result(one) for one in edge.found],
     )  # fmt: skip
 
 

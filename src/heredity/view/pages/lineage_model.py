@@ -36,7 +36,7 @@ def render(site: Site, asked: Asked) -> str:
     return site.html(
         "lineage_model.html.jinja", asked,
         found=found, kin=kin, hops=hops, picture=picture(site, found, shown, kin.id),
-        facts=[] if kin.record is None else list(_facts(kin.record)), bonds=found.bonds(kin.id),
+        facts=[] if kin.record is None else list(_facts(kin.record)), edges=found.edges_of(kin.id),
         studies=[_in_study(study, kin) for study in kin.studies[:_MOST]], path=asked.path,
     )  # fmt: skip
 

@@ -75,16 +75,16 @@ class _Place(NamedTuple):
     key: str  # a model's id, or that of an edge that passes
 
 
-def graph(nodes: Sequence[Node], arrows: Sequence[Arrow], words: str, *, scrolls: bool = False) -> Markup:
+def graph(nodes: Sequence[Node], arrows: Sequence[Arrow], words: str, *, is_scrolled: bool = False) -> Markup:
     """The figure; models without an edge are in its first column.
 
-    scrolls: in a box of its own, so that its boxes stay wide at any depth.
+    is_scrolled: in a box of its own, so that its boxes stay wide at any depth.
     """
-    return _Layout(nodes, arrows, scrolls).drawn(words)
+    return _Layout(nodes, arrows, is_scrolled).drawn(words)
 
 
 class _Layout:
-    def __init__(self, nodes: Sequence[Node], arrows: Sequence[Arrow], scrolls: bool) -> None:
+    def __init__(self, nodes: Sequence[Node], arrows: Sequence[Arrow], is_scrolled: bool) -> None:
         self._nodes = {node.id: node for node in nodes}
         self._arrows = [a for a in arrows if a.parent in self._nodes and a.child in self._nodes]
         self._level = _levels(self._nodes, self._arrows)
@@ -92,7 +92,7 @@ class _Layout:
         self._arrows = [a for a in self._arrows if self._level[a.parent] < self._level[a.child]]
         self._ways = [self._way(number, arrow) for number, arrow in enumerate(self._arrows)]
         self._columns = self._ordered()
-        self._wide, self._run = _ROOMY if scrolls or len(self._columns) < 3 else _NARROW
+        self._wide, self._run = _ROOMY if is_scrolled or len(self._columns) < 3 else _NARROW
         self._y = self._placed()
 
     # --- where ---
