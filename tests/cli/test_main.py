@@ -144,6 +144,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     [
         (HeredityError("no such thing"), 2, "error: no such thing\n"),
         (FileNotFoundError(2, "No such file or directory", "a.toml"), 2, "error: a.toml: No such file"),
+        (MemoryError(), 2, "error: the memory of this machine is used up."),
         (KeyboardInterrupt(), STOPPED, "Run the same command to resume."),
         (ValueError("x"), FAULT, "error: a fault in heredity: ValueError: x. Run it again with --debug"),
     ],

@@ -67,6 +67,12 @@ def test_a_listing_names_the_file_that_is_not_python(plugin: Path) -> None:
         registry.purposes("redteam.attacks")
 
 
+def test_too_little_memory_is_no_fault_of_a_plugin(plugin: Path) -> None:
+    plugin.write_text("raise MemoryError\n")
+    with pytest.raises(MemoryError):
+        registry.load("redteam.attacks", "zboom")
+
+
 def test_a_package_that_a_plugin_lacks_stays_an_import_error(plugin: Path) -> None:
     plugin.write_text("import a_package_that_is_nowhere\n")
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_nowhere"):

@@ -120,6 +120,17 @@ def test_a_template_without_end_is_stopped_soon_and_leaves_no_thread(source: str
         check_template(source, "the model")
 
 
+def test_too_little_memory_is_no_refusal_of_the_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server would tell its caller that the messages are wrong."""
+
+    def full(*given: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(Template, "apply", full)
+    with raises(EngineFailure, "memory-short"):
+        Template("{{ messages }}").render(HELLO)
+
+
 def test_it_is_stopped_at_the_same_step_every_time() -> None:
     said = set()
     for _ in range(3):

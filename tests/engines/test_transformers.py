@@ -11,7 +11,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, HeredityError, Unavailable
+from heredity.core.errors import (
+    ContextOverflow,
+    Damaged,
+    EngineFailure,
+    HeredityError,
+    OutOfMemory,
+    Unavailable,
+)
 from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines.protocols import Completer, GreedyScorer, Streamer
 from heredity.engines.transformers import rows
@@ -186,6 +193,21 @@ def test_a_folder_without_a_causal_model_is_refused_by_name(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with raises(HeredityError, code):
         open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("loads", ["AutoConfig", "AutoModelForCausalLM"])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_no_damage_of_a_model(
+    phi: Path, monkeypatch: pytest.MonkeyPatch, loads: str, error: Exception
+) -> None:
+    import transformers
+
+    def fail(*args: object, **settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr(getattr(transformers, loads), "from_pretrained", fail)
+    with raises(OutOfMemory, "out-of-memory", mentions=[str(phi)]):
+        open_folder(phi)
 
 
 def test_names_carry_what_can_change_the_bits(engine: TransformersEngine, phi: Path) -> None:

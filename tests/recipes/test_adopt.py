@@ -18,7 +18,7 @@ pytest.importorskip("peft")
 from safetensors.torch import load_file, save_file
 
 import heredity as h
-from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, UsageError
+from heredity.core.errors import Damaged, OutOfMemory, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.records import Descent, Evidence
 from heredity.lineage.adoption import adopt
 from heredity.lineage.claims import read_claims
@@ -728,6 +728,19 @@ def test_a_tokenizer_that_does_not_load_is_refused(store: Store, base: Grown, ad
     words = json.loads((adapter / "tokenizer.json").read_text())
     (adapter / "tokenizer.json").write_text(json.dumps(words | {"model": words["model"] | {"type": "Magic"}}))
     with raises(Refused, "tokenizer-unreadable", mentions=["my-adapter"]):
+        adopt(str(adapter), base, store)
+
+
+def test_too_little_memory_for_a_tokenizer_is_no_fault_of_its_files(
+    store: Store, base: Grown, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heredity.engines.chat import codec
+
+    def full(folder: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(codec, "ChatCodec", full)
+    with raises(OutOfMemory, "out-of-memory"):
         adopt(str(adapter), base, store)
 
 

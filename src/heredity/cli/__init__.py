@@ -322,6 +322,8 @@ def _explain(error: BaseException, show_traceback: bool) -> int:
         return _say(f"stopped: {error}", SPENT)
     if isinstance(error, HeredityError):
         return _say(f"error: {error}", 2)
+    if isinstance(error, MemoryError):
+        return _say("error: the memory of this machine is used up. Close other programs, or ask for less.", 2)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {where}{error.strerror}", 2)

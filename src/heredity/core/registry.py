@@ -49,7 +49,7 @@ def load(folder: str, name: str) -> ModuleType:
         raise UnknownName(_kind(folder), name, known, lister)
     try:
         return importlib.import_module(f"heredity.{folder}.{name}{_inside(folder, name)}")
-    except (HeredityError, ImportError):
+    except (HeredityError, ImportError, MemoryError):
         raise
     except Exception as error:
         raise _broken(folder, name, error) from error

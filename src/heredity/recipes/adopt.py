@@ -174,6 +174,8 @@ def _check_tokenizer(folder: Path, name: str) -> None:
 
     try:
         ChatCodec(folder)
+    except MemoryError:  # it says nothing about the files
+        raise
     except Exception as error:  # of transformers and tokenizers, whose errors share no base
         raise Refused(
             f"'{name}' is not adopted: its tokenizer does not load ({first_line(error)}). Take its files out"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from heredity.core.errors import Damaged
+from heredity.redteam.judges.learned import cross_encoder
 from heredity.redteam.judges.learned.cross_encoder import HEADS, RANK, SCALE, CrossEncoder, PairTokenizer
 from heredity.redteam.judges.learned.model import Floats
 from heredity.redteam.judges.training import tune
@@ -118,6 +119,15 @@ def test_a_damaged_folder_is_named(folder: Path, tmp_path: Path, broken: str) ->
         (tmp_path / path.name).write_bytes(b"{}" if path.name == broken else path.read_bytes())
     with raises(Damaged, "damaged", mentions=[tmp_path]):
         CrossEncoder(tmp_path, arrays())
+
+
+def test_too_little_memory_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cross_encoder, "PairTokenizer", full)
+    with pytest.raises(MemoryError):
+        CrossEncoder(folder, arrays())
 
 
 def test_a_weight_that_is_missing_is_never_made_up(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from heredity.core import host
-from heredity.core.errors import Damaged, Unavailable, first_line
+from heredity.core.errors import Damaged, OutOfMemory, Unavailable, first_line
 from heredity.core.host import Device
 from heredity.engines.formats.choice import ENCODERS
 from heredity.engines.formats.weights import CONFIG, read_json
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _HERE = {"trust_remote_code": False, "local_files_only": True}
+_ADVICE = "Close other programs, or take a smaller model."
 _USUAL_WIDTH = 1024
 # Names of the context length. A model without one, such as Bloom or Mamba, has no limit.
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
@@ -32,7 +33,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """Return the configuration of the model in a folder.
 
     Raises Unavailable for a model that transformers does not load as a causal language model, Damaged for a
-    configuration that makes no sense.
+    configuration that makes no sense, OutOfMemory.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -51,7 +52,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
             code="architecture-unsupported",
         )
     try:
-        return AutoConfig.from_pretrained(folder, **_HERE)
+        with host.explain_out_of_memory(f"Reading {folder / CONFIG}", _ADVICE):
+            return AutoConfig.from_pretrained(folder, **_HERE)
+    except OutOfMemory:  # it says nothing about the file
+        raise
     except Exception as error:  # a configuration is a program's input: anything can be wrong with it
         message = f"{folder / CONFIG}: makes no sense ({first_line(error)})."
         raise Damaged(message, code="config-invalid") from None
@@ -65,17 +69,18 @@ def version() -> str:
 
 
 def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, device: Device) -> PreTrainedModel:
-    """Return the model, in evaluation mode. Raises Damaged for missing weights, or Unavailable."""
+    """Return the model, in evaluation mode.
+
+    Raises Damaged for missing weights, OutOfMemory, or Unavailable.
+    """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     host.prepare_transformers()
     try:
-        with host.LOADING:
+        with host.LOADING, host.explain_out_of_memory(f"Loading {folder}", _ADVICE):
             model, found = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_HERE
             )
-    except torch.OutOfMemoryError:  # a RuntimeError, and no fault of the model
-        raise
     except ImportError as error:
         raise Unavailable(
             f"transformers does not load this model here: {first_line(error)}", code="package-missing"

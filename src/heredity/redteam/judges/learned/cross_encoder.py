@@ -83,6 +83,8 @@ class CrossEncoder:
                 f"The judge 'learned' needs torch, and {error.name} is not installed. "
                 "Install it: pip install 'heredity[torch]', or take the judge 'rules'."
             ) from None
+        except MemoryError:  # it says nothing about the files
+            raise
         except Exception as error:  # the tokenizer's errors have no narrower type
             raise Damaged(f"{folder}: not the encoder '{BASE}': {error}. Pull it again.") from None
         self._torch = torch
