@@ -273,6 +273,14 @@ class TokenLog(NamedTuple):
 
 
 @runtime_checkable
+class PromptLimiter(Protocol):
+    """An engine that reports a prompt far beyond its context in any thread, also while it answers."""
+
+    def check_length(self, request: Request) -> None:
+        """Raise ContextOverflow for a prompt that surely has more tokens than the context."""
+
+
+@runtime_checkable
 class TokenScorer(Engine, Protocol):
     """An engine that scores every token of a text, given as tokens."""
 

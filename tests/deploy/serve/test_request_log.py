@@ -64,6 +64,14 @@ def test_each_answer_is_a_row_of_the_callers_words_and_of_what_was_sent(tmp_path
     assert SECRET not in (tmp_path / "log.jsonl").read_text()
 
 
+def test_a_row_whose_search_would_delay_other_answers_is_counted_as_lost(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "log.jsonl")
+    log.answer(WHO, asked("a" * (1 << 19)), Reply(0, "", "fine"))
+    log.answer(WHO, asked("a"), Reply(0, "", "fine"))
+    log.close()
+    assert log.n_lost == 1 and len(rows(tmp_path / "log.jsonl")) == 1
+
+
 def test_secrets_and_personal_data_are_taken_out() -> None:
     text = f"{SECRET}, +44 20 7946 0958, jo@camping.org, 4111 1111 1111 1111 and order 12"
     assert redacted(text, DESK) == f"{REMOVED}, {REMOVED}, {REMOVED}, {REMOVED} and order 12"

@@ -105,7 +105,7 @@ class ServedAnswer:
         try:
             one.service.hold()  # until `drop`: the scores of an answer come after it
         except HeredityError as error:
-            raise _refusal(error) from None
+            raise refusal(error) from None
 
     @property
     def _reads_callers_tools(self) -> bool:
@@ -118,7 +118,7 @@ class ServedAnswer:
             try:
                 self._admission = await guards.admit(self._asked.requests[self.number])
             except HeredityError as error:
-                raise _refusal(error) from None
+                raise refusal(error) from None
 
     def ask(self) -> None:
         """Send the admitted request to the engine. Raises Refusal."""
@@ -137,7 +137,7 @@ class ServedAnswer:
                 return
             self._ticket = self._one.service.ask(request, self._hear if is_heard else None)
         except HeredityError as error:
-            raise _refusal(error) from None
+            raise refusal(error) from None
 
     def drop(self) -> None:
         """End the answer: the caller no longer waits."""
@@ -221,7 +221,7 @@ class ServedAnswer:
                 self._scores = self._scored(reply.tokens)
                 self._logs = await self._awaited_scores()
         except HeredityError as error:
-            raise _refusal(error) from None
+            raise refusal(error) from None
         if reply.stop == "error":
             code = _THEIRS.get(reply.error_code, "engine_error")
             message = reply.error or "the engine gave no reason"
@@ -438,7 +438,8 @@ def named_event(name: str, what: dict[str, object]) -> bytes:
     return f"event: {name}\n".encode() + sent(what)
 
 
-def _refusal(error: HeredityError) -> Refusal:
+def refusal(error: HeredityError) -> Refusal:
+    """Return the refusal of a request that the engine, or a guard, did not take."""
     if isinstance(error, ContextOverflow):
         return Refusal(400, f"{_CONTEXT_WORDS}: {error}", CONTEXT, error.code)
     if isinstance(error, UsageError):

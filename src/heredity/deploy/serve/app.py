@@ -72,8 +72,9 @@ from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.roster import Roster, described
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import Service
-from heredity.engines.protocols import Completer, Engine
+from heredity.engines.protocols import Completer, Engine, PromptLimiter
 
+_LARGE = 1 << 18  # bytes of a body that is read in a thread
 _COMPILED = 2  # JSON schemas at once, so that slow ones leave threads for what else has to be read
 _SWITCH = 0.0005  # seconds that the event loop waits for a busy engine thread after each system call
 MESSAGES = "/v1/messages"
@@ -227,9 +228,9 @@ class _Desk:
                     raise Refusal(
                         400, f"'{one.model.name}' takes only conversations", "not_supported", param="model"
                     )
-                asked = _read(parse, body, one.rules)
+                asked = None if len(raw) > _LARGE else _read(parse, body, one.rules)
             if asked is None:
-                asked = await _read_slowly(parse, body, one.rules, self.compiling)
+                asked = await _read_slowly(one, parse, body, self.compiling)
             found = await _asked(one, asked)
         return await self._answered(call, found, asked, form(name, one.fingerprint, asked))
 
@@ -390,20 +391,41 @@ def _has_form(body: dict[str, object]) -> bool:
 
 
 async def _read_slowly(
+    one: Served,
     parse: Callable[[dict[str, object], Rules], ParsedRequest],
     body: dict[str, object],
-    rules: Rules,
     compiling: asyncio.Semaphore,
 ) -> ParsedRequest:
-    """Parse a body in a thread."""
+    """Parse a body in a thread, and refuse a prompt that is far too long before the engine gets it."""
     place: AbstractAsyncContextManager[object] = compiling if _has_form(body) else nullcontext()
+
+    def read() -> ParsedRequest:
+        asked = parse(body, one.rules)
+        _check_length(one.service.engine, asked)
+        return asked
+
     try:
         async with place:
-            return await asyncio.to_thread(parse, body, rules)
+            return await asyncio.to_thread(read)
+    except ContextOverflow as error:
+        raise answers.refusal(error) from None
     except UsageError as error:
         raise _theirs(error) from None
     except HeredityError as error:  # the index is gone or damaged
         raise Refusal(500, str(error), "engine_error", error.code) from None
+
+
+def _check_length(engine: Engine, asked: ParsedRequest) -> None:
+    """Raise ContextOverflow for a prompt far beyond the context. The engine reports other errors itself."""
+    if not isinstance(engine, PromptLimiter):
+        return
+    for request in {(id(each.messages), each.prefill): each for each in asked.requests}.values():
+        try:
+            engine.check_length(request)
+        except ContextOverflow:
+            raise
+        except HeredityError:
+            return
 
 
 def _theirs(error: UsageError) -> Refusal:

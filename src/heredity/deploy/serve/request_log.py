@@ -42,6 +42,7 @@ VERSION = 1
 LARGEST = 64 << 20  # bytes of the file before it becomes FILE.1
 _NO_LINKS = os.O_NOFOLLOW if sys.platform != "win32" else 0
 _PENDING = 4096  # rows that wait for the disk
+_LONGEST = 1 << 19  # characters of a row's texts: other answers wait while a longer one is searched
 _NO_SECRETS = Application("none")
 _log = logging.getLogger(__name__)
 
@@ -115,6 +116,9 @@ class RequestLog:
 
     def answer(self, who: LoggedModel, request: Request, reply: Reply | None, error: str = "") -> None:
         """Log an answer, or its error. Returns at once."""
+        if _n_characters(request, reply) > _LONGEST:
+            self._lose("long", f"its texts have over {_LONGEST:,} characters")
+            return
         with self._count:
             is_full = self._pending >= _PENDING
             self._pending += not is_full
@@ -231,6 +235,11 @@ def _row(who: LoggedModel, request: Request, reply: Reply | None, error: str) ->
         n_tokens=0 if is_changed else reply.n_answer_tokens,
         guarded=tuple(map(shown, reply.guarded or ())),
     )
+
+
+def _n_characters(request: Request, reply: Reply | None) -> int:
+    answer = "" if reply is None else reply.text
+    return len(request.prefill) + len(answer) + sum(len(each.content) for each in request.messages)
 
 
 def callers_messages(request: Request) -> Sequence[Message]:

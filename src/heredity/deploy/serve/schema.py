@@ -22,6 +22,7 @@ from heredity.engines.protocols import SchemaEngine, TokenScorer
 MOST_LOGS = 20  # likeliest tokens listed at each place
 LONGEST = 512  # tokens of an answer, if neither the caller nor an application sets a limit
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOPS = 16, 16, 4096
+MOST_VALUES = 40_000  # of lists and objects in a body: to read ten times as many takes seconds
 _MOST_SEED, _MOST_TOKENS = 1 << 63, 1 << 31
 _REASONS = {"end": "stop", "length": "length", "filter": "content_filter"}
 _IGNORED = {
@@ -173,7 +174,30 @@ def opened(raw: bytes) -> dict[str, object]:
         raise UsageError(
             "`model` is missing: name a served model, see /v1/models", code="model-not-named", key="model"
         )
+    n_left = MOST_VALUES
+    for key, value in given.items():
+        n_left -= _n_values(value, n_left)
+        if n_left < 0:
+            raise UsageError(
+                f"a body has at most {MOST_VALUES:,} values: messages, parts, calls, and the fields of each",
+                code="too-many-values",
+                key=key[:80],
+            )
     return given
+
+
+def _n_values(given: object, most: int) -> int:
+    """Return the number of values in lists and objects, without tokens; beyond `most` not all are counted."""
+    waiting, n = [given], 0
+    while waiting and n <= most:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            n += len(each)
+            waiting += each.values()
+        elif isinstance(each, list) and not (each and isinstance(each[0], int)):
+            n += len(each)
+            waiting += each
+    return n
 
 
 def select_fields(body: Mapping[str, object], known: Sequence[str], ignores: bool) -> ReadBody:

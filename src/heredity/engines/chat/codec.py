@@ -379,9 +379,13 @@ class ChatCodec:
 
     def encode_within(self, text: str, context: int | None) -> tuple[int, ...]:
         """Return the tokens of a prompt. Raises ContextOverflow for a long text that surely has too many."""
+        self.check_length(text, context)
+        return self.encode(text)
+
+    def check_length(self, text: str, context: int | None) -> None:
+        """Raise ContextOverflow for a long text that surely has more tokens than `context`."""
         if context is not None and has_more_tokens(text, context, lambda part: len(self.continuation(part))):
             raise ContextOverflow(f"context overflow: over {context} tokens needed, {context} there")
-        return self.encode(text)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a prompt; nothing is added to a rendered template."""

@@ -237,6 +237,10 @@ class AnsweringEngine:
         """The most tokens of a text."""
         return self.decoder.shape.context_length
 
+    def check_length(self, request: Request) -> None:
+        """Raise ContextOverflow for a prompt that surely has more tokens than the context."""
+        self.codec.check_length(self.render(request), self.context_length)
+
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         """Return the tokens of a request's prompt. Raises ContextOverflow far beyond the context."""
         return self.codec.encode_within(self.render(request), self.context_length)

@@ -152,6 +152,10 @@ class TransformersEngine:
         """Return the full prompt of a request, prefill included."""
         return self.codec.render(request)
 
+    def check_length(self, request: Request) -> None:
+        """Raise ContextOverflow for a prompt that surely has more tokens than the context."""
+        self.codec.check_length(self.render(request), self.context_length)
+
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         """Answer a stream of requests."""
         return self._session(requests, None)
