@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from heredity.application import arguments
 from heredity.application.arguments import described, fit
 from heredity.application.spec import Application
 from heredity.application.tools import World, plain_tools
@@ -121,6 +122,8 @@ def test_a_schema_belongs_to_the_digest_and_none_leaves_it_as_it_was() -> None:
         ({"$ref": "https://schemas.example/x.json"}, "tool-schema-malformed"),
         ({"patternProperties": {"a": {}}, "unevaluatedProperties": False}, "tool-schema-malformed"),
         ({"description": "x" * 200_000}, "tool-schema-too-large"),
+        ({"allOf": [{}] * 1_000}, "tool-schema-too-large"),
+        ({"properties": {f"p{i}": {"type": "string"} for i in range(999)}}, "tool-schema-too-large"),
     ],
 )
 def test_a_schema_that_is_none_is_refused(schema: dict[str, Any], code: str) -> None:
@@ -147,6 +150,23 @@ def test_a_schema_built_to_keep_the_check_busy_ends_in_an_error() -> None:
     assert "takes too long" in fit(slow, {"x": 1}).error
     assert "takes too long" in fit(pattern, {"x": "a" * 60 + "!"}).error
     assert time.monotonic() - started < 60  # of 2 ** 40 steps, and as many tries of the pattern
+
+
+@pytest.mark.parametrize("keyword", ["type", "pattern"])
+def test_a_check_has_a_limit_of_time_in_all(monkeypatch: pytest.MonkeyPatch, keyword: str) -> None:
+    """Patterns of 0.2 s each took minutes, since only each by itself had a limit."""
+    tool = Tool("look", "Looks.", schema={"properties": {"at": {keyword: "string"}}})
+    assert fit(tool, {"at": "string"}).error == ""
+    monkeypatch.setattr(arguments, "_SECONDS_IN_ALL", 0.0)
+    assert "takes too long" in fit(tool, {"at": "string"}).error
+
+
+def test_a_schema_that_is_nested_too_deeply_is_refused_in_words() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(300):
+        schema = {"properties": {"x": schema}}
+    with raises(BadArgument, "tool-schema-malformed", mentions=["nested too deeply"]):
+        Application("desk", system="", tools=(Tool("look", "Looks.", schema=schema),))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ Leaves to others: the effects of the call (tools.py), and who runs it (sandbox/)
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 MOST_SCHEMA = 100_000  # characters of a tool's schema
+MOST_OBJECTS = 1_000  # in a schema: each takes the check of the schema itself a millisecond
 _STEPS = 5_000  # keywords of a schema that are applied to the arguments of one call
 _SECONDS = 0.2  # for one pattern on one value
+_SECONDS_IN_ALL = 2.0  # for one check of all arguments
 _LONGEST = 200  # characters of what is named in an error
 _IN_SCHEMA = ("string", "number", "integer", "boolean", "array", "object", "null")
 
@@ -60,11 +63,11 @@ def check_tool_schema(tool: Tool) -> None:
     """Raise BadArgument if a tool's schema is malformed or too large, Unavailable without jsonschema."""
     if isinstance(tool.schema, UnsetType):
         return
-    text = json.dumps(tool.schema)
-    if len(text) > MOST_SCHEMA:
+    text, n_objects = json.dumps(tool.schema), _n_objects(tool.schema)
+    if len(text) > MOST_SCHEMA or n_objects > MOST_OBJECTS:
         raise BadArgument(
-            f"the schema of the tool '{tool.name[:80]}' has {len(text):,} characters, and at most "
-            f"{MOST_SCHEMA:,} are read",
+            f"the schema of the tool '{tool.name[:80]}' has {len(text):,} characters in {n_objects:,} "
+            f"objects, and at most {MOST_SCHEMA:,} in {MOST_OBJECTS:,} are read",
             code="tool-schema-too-large",
             table=tool.name,
         )
@@ -76,6 +79,15 @@ def check_tool_schema(tool: Tool) -> None:
             code="tool-schema-malformed",
             table=tool.name,
         ) from None
+
+
+def _n_objects(schema: object) -> int:
+    n, waiting = 0, [schema]
+    while waiting:
+        each = waiting.pop()
+        n += isinstance(each, dict)
+        waiting += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+    return n
 
 
 def described(tool: Tool) -> list[tuple[str, str]]:
@@ -141,13 +153,16 @@ class _Checker:
         kind = validators.validator_for(schema, default=validators.Draft202012Validator)
         try:
             kind.check_schema(schema)
-        except (SchemaError, RecursionError) as error:
+        except SchemaError as error:
             raise _SchemaError(first_line(error)) from None
-        self._steps = 0
+        except RecursionError:
+            raise _SchemaError("it is nested too deeply") from None
+        self._limit = _CheckLimit()
         keywords = {name: self._counted(apply) for name, apply in kind.VALIDATORS.items()}
         if _has_key(schema, "patternProperties") and _has_key(schema, "unevaluatedProperties"):
             raise _SchemaError("patternProperties and unevaluatedProperties are not checked together")
-        keywords |= {name: self._counted(apply) for name, apply in _BOUNDED.items() if name in keywords}
+        bounded = self._limit.keywords()
+        keywords |= {name: self._counted(apply) for name, apply in bounded.items() if name in keywords}
         counted = validators.extend(kind, keywords)
         # A registry of its own: the default one fetches what a schema refers to.
         self._validator: Validator = counted(schema, registry=Registry())
@@ -186,7 +201,7 @@ class _Checker:
     def _first(self, validator: Validator, value: object) -> _Error | None:
         from referencing.exceptions import Unresolvable
 
-        self._steps = 0
+        self._limit.begin()
         try:
             return next(validator.iter_errors(value), None)
         except (RecursionError, Unresolvable, ArithmeticError, ValueError) as error:
@@ -194,9 +209,7 @@ class _Checker:
 
     def _counted(self, apply: _Keyword) -> _Keyword:
         def counted(*given: object) -> Iterator[object]:
-            self._steps += 1
-            if self._steps > _STEPS:
-                raise _Exhausted
+            self._limit.step()
             yield from apply(*given) or ()
 
         return counted
@@ -207,49 +220,76 @@ def _checker(schema: str) -> _Checker:
     return _Checker(json.loads(schema))
 
 
-# --- keywords whose own check in jsonschema has no limit of time ---
+# --- the limits of a check ---
 
 
-def _matches(pattern: str, text: str) -> bool:
-    try:
-        return bool(regex.search(pattern, text, timeout=_SECONDS))
-    except (TimeoutError, regex.error):
-        raise _Exhausted from None
+class _CheckLimit:
+    """The steps and the seconds of one check, and the keywords that search patterns within them."""
 
+    def __init__(self) -> None:
+        self.begin()
 
-def _pattern(validator: object, pattern: str, instance: object, schema: object) -> Iterator[object]:  # noqa: ARG001
-    from jsonschema.exceptions import ValidationError
+    def begin(self) -> None:
+        """Begin a check."""
+        self._steps, self._end = 0, time.monotonic() + _SECONDS_IN_ALL
 
-    if isinstance(instance, str) and not _matches(pattern, instance):
-        yield ValidationError("pattern")
+    def step(self) -> float:
+        """Count a keyword, and return the seconds that are left. Raises _Exhausted."""
+        self._steps += 1
+        left = self._end - time.monotonic()
+        if self._steps > _STEPS or left <= 0:
+            raise _Exhausted
+        return left
 
+    def keywords(self) -> Mapping[str, _Keyword]:
+        """The keywords whose own check in jsonschema has no limit."""
+        return {
+            "pattern": self._pattern, "patternProperties": self._pattern_properties,
+            "additionalProperties": self._additional_properties, "uniqueItems": _unique_items,
+        }  # fmt: skip
 
-def _pattern_properties(
-    validator: Validator,
-    patterns: Mapping[str, object],
-    instance: object,
-    schema: object,  # noqa: ARG001
-) -> Iterator[object]:
-    given = instance if isinstance(instance, dict) else {}
-    for pattern, part in patterns.items():
-        for key, value in given.items():
-            if _matches(pattern, key):
-                yield from validator.descend(value, part, path=key, schema_path=pattern)
+    def _matches(self, pattern: str, text: str) -> bool:
+        try:
+            return bool(regex.search(pattern, text, timeout=min(_SECONDS, self.step())))
+        except (TimeoutError, regex.error):
+            raise _Exhausted from None
 
+    def _pattern(self, validator: object, pattern: str, instance: object, schema: object) -> Iterator[object]:  # noqa: ARG002
+        from jsonschema.exceptions import ValidationError
 
-def _additional_properties(
-    validator: Validator, wanted: object, instance: object, schema: Mapping[str, Mapping[str, object]]
-) -> Iterator[object]:
-    from jsonschema.exceptions import ValidationError
+        if isinstance(instance, str) and not self._matches(pattern, instance):
+            yield ValidationError("pattern")
 
-    known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
-    given = instance if isinstance(instance, dict) else {}
-    others = [k for k in given if k not in known and not any(_matches(pattern, k) for pattern in patterns)]
-    if isinstance(wanted, dict):
-        for key in others:
-            yield from validator.descend(given[key], wanted, path=key)
-    elif not wanted and others:
-        yield ValidationError(str(others[0]))
+    def _pattern_properties(
+        self,
+        validator: Validator,
+        patterns: Mapping[str, object],
+        instance: object,
+        schema: object,  # noqa: ARG002
+    ) -> Iterator[object]:
+        given = instance if isinstance(instance, dict) else {}
+        for pattern, part in patterns.items():
+            for key, value in given.items():
+                if self._matches(pattern, key):
+                    yield from validator.descend(value, part, path=key, schema_path=pattern)
+
+    def _additional_properties(
+        self,
+        validator: Validator,
+        wanted: object,
+        instance: object,
+        schema: Mapping[str, Mapping[str, object]],
+    ) -> Iterator[object]:
+        from jsonschema.exceptions import ValidationError
+
+        known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+        given = instance if isinstance(instance, dict) else {}
+        others = [k for k in given if k not in known and not any(self._matches(p, k) for p in patterns)]
+        if isinstance(wanted, dict):
+            for key in others:
+                yield from validator.descend(given[key], wanted, path=key)
+        elif not wanted and others:
+            yield ValidationError(str(others[0]))
 
 
 def _unique_items(validator: object, is_wanted: object, instance: object, schema: object) -> Iterator[object]:  # noqa: ARG001
@@ -266,12 +306,6 @@ def _hashable(value: object) -> object:
     if isinstance(value, list | tuple):
         return list, tuple(map(_hashable, value))
     return isinstance(value, bool), value
-
-
-_BOUNDED: Mapping[str, _Keyword] = {
-    "pattern": _pattern, "patternProperties": _pattern_properties,
-    "additionalProperties": _additional_properties, "uniqueItems": _unique_items,
-}  # fmt: skip
 
 
 def _has_key(schema: object, name: str) -> bool:
