@@ -83,10 +83,11 @@ def answers(
     n_at_once: int = 5,
     budget: int = 1 << 30,
     decodings: Sequence[Decoding] = (GREEDY,),
+    widths: tuple[int, ...] = (16,),
 ) -> dict[int, list[int]]:
     """Answer all rows, a few at once, so that rows leave and enter between drafts."""
     batch = ContinuousBatch(
-        decoder, decoder.prefix(tuple(range(3, 90))), (16,), lambda row: row.output[-1] == 7, budget, None,
+        decoder, decoder.prefix(tuple(range(3, 90))), widths, lambda row: row.output[-1] == 7, budget, None,
         (1, 2, 4, 8), max_draft,
     )  # fmt: skip
     waiting, done = rows(decodings), {}
@@ -139,6 +140,23 @@ def test_a_step_reads_no_more_slots_than_its_rows_and_drafts_need(
     for n_at_once in (2, 4, 7):
         answers(decoder, MAX_DRAFT, n_at_once)
     assert n_used
+
+
+def test_a_step_of_few_rows_is_as_narrow_as_its_rows_and_drafts_allow(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
+    step, taken = decoder.step, list[tuple[int, int]]()
+
+    def watched(*given: Any) -> torch.Tensor:
+        n_drafts = len(given[5].rows.unique()) - 1 if len(given) > 5 else 0
+        taken.append((len(given[2]), n_drafts))
+        return step(*given)
+
+    monkeypatch.setattr(decoder, "step", watched)
+    answers(decoder, MAX_DRAFT, n_at_once=1, widths=(1, 2, 4, 8, 16))
+    assert {n for _, n in taken} >= {0, 1}
+    assert all(width == next(w for w in (1, 2, 4) if w > n) for width, n in taken)
 
 
 def test_a_draft_makes_no_cache_longer(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from heredity.core.records import Decoding
 from heredity.engines.formats import weights
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.batch import BatchRow, ContinuousBatch, Sampler
-from heredity.engines.torch.decoder import BLOCK, Decoder
+from heredity.engines.torch.decoder import BLOCK, Decoder, KvWrites
 from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
 
 
@@ -137,3 +137,25 @@ def test_the_last_rows_of_a_batch_read_only_their_own_caches(
     first = read[: 2 * BLOCK]
     assert first[0] == (8, 8, 8) and first[3] == (8, 1, 8) and first[-1] == (8, 1, 1)
     assert read[-1] == (8, 8, 8)  # without proven numbers of slots, all of the width is read
+
+
+def test_one_row_attends_to_a_prefix_as_it_does_among_others(decoder: Decoder) -> None:
+    """A matmul of fewer than four rows takes another kernel, which sums in another order."""
+    shape, stream = decoder.shape, torch.Generator().manual_seed(3)
+
+    def drawn(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=stream)
+
+    def attended(n: int) -> torch.Tensor:
+        own = torch.arange(n)
+        slots, lengths = decoder.slots(n, BLOCK), torch.zeros(n, dtype=torch.long)
+        attend = decoder._attend_all(prefix, slots, lengths, n, KvWrites(own, own, lengths))
+        return attend(0, q[:n], k[:n], v[:n])
+
+    with torch.inference_mode():
+        prefix = decoder.prefix(tuple(range(3, 90)))
+        q = drawn(8, shape.n_heads, shape.head_dim)
+        k, v = (drawn(8, shape.n_kv_heads, shape.head_dim) for _ in range(2))
+        expected = attended(8)
+        for n in (1, 2, 4):
+            assert torch.equal(attended(n), expected[:n])

@@ -37,10 +37,11 @@ from heredity.engines.formats.weights import Linear
 from heredity.engines.torch.decoder import FEWEST_QUERIES, PAD, Decoder, KvSlots, Segment
 from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, key_length, round_up
 
-# 5: sums of few keys unprobed; 4: layers unprobed; 3: no packed prefills; 2: a step reads as many slots
-# as its width; 1: over one prefix
-SCHEMA = 6
-WIDTHS = (4, 8, 16, 32, 64, 96, 128)
+# 6: no width below 4; 5: sums of few keys unprobed; 4: layers unprobed; 3: no packed prefills; 2: a step
+# reads as many slots as its width; 1: over one prefix
+SCHEMA = 7
+WIDTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128)
+UNPROBED = 4  # the width of an engine that measures nothing
 PASS_WIDTHS = (64, 96, 128, 192)  # tokens of a packed prefill
 _USUAL_PASS = PASS_WIDTHS[-2]
 _N_TEXT = 10 * PAD  # tokens of the witness text

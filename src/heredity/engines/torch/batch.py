@@ -20,6 +20,8 @@ from heredity.engines.torch.prefill import Prefiller, PrefixCache
 from heredity.engines.torch.prefixes import SharedPrefix, VariedPrefix, continued, key_length, plain
 from heredity.engines.torch.sampling import Sampler
 
+_WIDTH_OF_DRAFTS = 4  # a narrower step takes hardly less time per row of a draft that is right
+
 
 @dataclass(slots=True)
 class BatchRow:
@@ -101,16 +103,15 @@ class ContinuousBatch:
     def step(self) -> list[BatchRow]:
         """Draw one token for every row, and more where drafts are right. Remove and return finished rows."""
         self._prefill_new()
-        width = round_width(len(self.rows), self._widths)
-        room = self._room_for_drafts(width)
-        drafts = self._propose(room - len(self.rows))
+        drafts = self._propose(self._room_for_drafts() - len(self.rows))
         places = self._place(drafts)
+        n_used = 1 + max(map(max, places))
+        width = round_width(n_used, self._widths)
         tokens, lengths = torch.zeros(width, dtype=torch.long), torch.zeros(width, dtype=torch.long)
         for row, draft, at in zip(self.rows, drafts, places, strict=True):
             last = continued(row.prompt, row.output[-1:]) or row.prompt[-1:]
             tokens[at] = torch.tensor([*last, *continued(row.prompt, draft)])
             lengths[at] = row.n_known + torch.arange(len(at))
-        n_used = 1 + max(map(max, places))
         slots = self._fit(n_used, key_length(int(lengths.max()) + 1))
         n_slots = round_width(n_used, self._n_slots)
         prefix = self._prefix_of(places)
@@ -160,10 +161,11 @@ class ContinuousBatch:
             if draft and row.drafter is not None:
                 row.drafter.note(n_right)
 
-    def _room_for_drafts(self, width: int) -> int:
-        """Return how many slots a step of this width may use, those of the rows included."""
+    def _room_for_drafts(self) -> int:
+        """Return how many slots a step may use for rows and drafts: as many as its rows need, but four."""
         room = len(self.rows)
         if self._max_draft:
+            width = round_width(min(max(room, _WIDTH_OF_DRAFTS), self._widths[-1]), self._widths)
             room = max(room, min(width, self._width_for(max(row.n_positions for row in self.rows))))
         self._copies = {slot: row for slot, row in self._copies.items() if slot < room}
         return room

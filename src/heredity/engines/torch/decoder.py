@@ -24,7 +24,7 @@ from torch.nn import functional
 from heredity.engines.formats.architectures import ARCHITECTURES
 from heredity.engines.formats.weights import Block, Weights
 from heredity.engines.torch import rotation
-from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, key_length, round_up
+from heredity.engines.torch.prefixes import BLOCK, FEWEST_ROWS, SharedPrefix, key_length, round_up
 from heredity.engines.torch.rotation import Rotation
 
 CHUNK = 256  # tokens per prefill pass; longer prompts need several
@@ -377,7 +377,7 @@ class Decoder:
         """Return attention of one token per row: one matmul over the prefix, a batched one over caches."""
         s = self.shape
         width, group, n_positions = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
-        n, lengths = n_slots, lengths[:n_slots]
+        n, lengths, n_together = n_slots, lengths[:n_slots], max(width, FEWEST_ROWS)
         into = writes.slots[:, None], self._range(0, s.n_kv_heads)[None], writes.positions[:, None]
         own_mask = self._mask(self._range(0, n_positions)[None] > lengths[:, None])[:, None, None]
         window_masks = self._window_masks(prefix, lengths, n_positions)
@@ -393,13 +393,13 @@ class Decoder:
                 p = torch.softmax(own, dim=-1).view(-1, group, n_positions)
                 return _filled(torch.bmm(p, values).view(n, -1), width, 0)
             # Over the prefix all rows are one matmul, whose size decides the bits: it keeps its width.
-            together = q.view(width, s.n_kv_heads, group, s.head_dim).transpose(0, 1)
+            together = _filled(q.view(width, s.n_kv_heads, group, s.head_dim), n_together, 0).transpose(0, 1)
             shared = prefix.scores(together, i)
             scores = torch.cat([shared[:, :n], own.transpose(0, 1)], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
             p = torch.softmax(scores, dim=-1)
-            o = prefix.weighted(_filled(p, width, 1), i)
+            o = prefix.weighted(_filled(p, n_together, 1), i)[:, :width]
             of_own = p[..., prefix.n_positions :].transpose(0, 1).reshape(-1, group, n_positions)
             o_own = torch.bmm(of_own, values).view(n, s.n_kv_heads, group, s.head_dim)
             return (o.transpose(0, 1) + _filled(o_own, width, 0)).reshape(width, -1)

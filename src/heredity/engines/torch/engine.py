@@ -335,7 +335,7 @@ class TorchEngine(AnsweringEngine):
         tuning: Tuning | None,
         width: int | None = None,
     ) -> None:
-        known = autotune.WIDTHS[:1] if tuning is None else tuning.widths
+        known = (autotune.UNPROBED,) if tuning is None else tuning.widths
         widths = tuple(w for w in known if width is None or w <= width) or known[:1]
         n_slots = () if tuning is None else tuple(n for n in tuning.n_slots if n < widths[-1])
         # A draft is verified in another slot, so it needs the proof that slots keep the bits.

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 BLOCK = 64  # cache lengths are rounded up to this
+FEWEST_ROWS = 4  # of a matmul over a prefix: fewer take another kernel, which sums otherwise
 NUMBERS = 1 << 32  # above every token: the number of an adapter is counted in these
 
 
@@ -80,18 +81,19 @@ class SharedPrefix:
 class VariedPrefix(SharedPrefix):
     """The prefixes of rows that begin with one text and differ in their adapters.
 
-    by_slot: the prefix of each slot in use. widths: the proven numbers of rows of an attention, ascending.
+    by_slot: the prefix of each slot in use. widths: the proven numbers of rows of a step, ascending.
     device: of the decoder. The rows are put there once, and not in each layer.
     """
 
     def __init__(self, by_slot: dict[int, SharedPrefix], widths: Sequence[int], device: torch.device) -> None:
         super().__init__(next(iter(by_slot.values())).text, [], [])
         self._by_slot = by_slot
+        n_rows = [max(width, FEWEST_ROWS) for width in widths]
         found: dict[int, tuple[SharedPrefix, list[int]]] = {}
         for slot, prefix in by_slot.items():
             found.setdefault(id(prefix), (prefix, []))[1].append(slot)
         self._parts = [
-            (prefix, torch.tensor(rows, device=device), padded_rows(rows, widths).to(device))
+            (prefix, torch.tensor(rows, device=device), padded_rows(rows, n_rows).to(device))
             for prefix, rows in found.values()
         ]
 
