@@ -1,16 +1,21 @@
-"""Measure the pages of a study of 100,000 trials: reading its rows, opening it, filtering and searching.
+"""Measure the pages of a study of 100,000 trials: building its index, opening it, filtering and searching.
 
     python bench/view.py               4 models x 5 attacks x 2,500 probes x 2 samples
     python bench/view.py --probes 250  a tenth of them
 
-The rows are made, not asked: answers of 60 words from a list of 2,000. Times are medians of five, but the
-first reading and the first opening, which are one each.
+The rows are made, not asked: answers of 60 words from a list of 2,000. To open a study is to make its first
+page with the index present, in a new process: as a running study, which has no estimates, and as a finished
+one. Times of these are medians of three, and of other pages medians of five.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,8 +28,9 @@ from heredity.application.spec import Application
 from heredity.core.files import Rows
 from heredity.core.records import Check, Exchange, Probe, Response, Verdict, digest_response
 from heredity.redteam import attacks
-from heredity.study.plan import Grid, Plan, PlannedModel, write_plan
-from heredity.study.storage import RESPONSES, VERDICTS
+from heredity.study import aggregate
+from heredity.study.plan import Grid, Plan, PlannedModel, read_saved, write_plan
+from heredity.study.storage import RESPONSES, VERDICTS, write_estimates
 from heredity.view.places import StudyPlace
 from heredity.view.site import Site
 
@@ -91,6 +97,35 @@ def write(folder: Path, plan: Plan) -> None:
             )
 
 
+# What a process does that opens a study. It prints its seconds.
+OPEN = """
+import time; start = time.perf_counter()
+import json, sys
+from pathlib import Path
+import uvicorn
+from heredity.view.app import app
+from heredity.view.places import StudyPlace
+from heredity.view.site import Site
+place = StudyPlace(Path(sys.argv[1]) / "runs", Path(sys.argv[1]) / "store")
+site = Site(place); app(site)
+ready = time.perf_counter()
+site.render("/s/" + place.studies()[0].key)
+print(json.dumps([ready - start, time.perf_counter() - ready]))
+"""
+
+
+def opened(root: Path) -> str:
+    """The seconds of a new process with compiled modules, in words; the median of three."""
+    command = [sys.executable, "-X", f"pycache_prefix={root / 'compiled'}", "-c", OPEN, str(root)]
+    held = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    runs = [
+        json.loads(subprocess.run(command, env=held, capture_output=True, check=True).stdout)
+        for _ in range(4)
+    ][1:]  # the first one compiled them
+    start, page = (statistics.median(run[i] for run in runs) for i in range(2))
+    return f"{page:.2f} s, after {start:.2f} s of the process's start"
+
+
 def measure(root: Path, plan: Plan) -> None:
     """Print the time of each step."""
     start = time.perf_counter()
@@ -98,13 +133,14 @@ def measure(root: Path, plan: Plan) -> None:
     key = place.studies()[0].key
     place.open(key).refresh(float("inf"))
     spent = time.perf_counter() - start
-    size = sum((root / "runs" / "study" / name).stat().st_size for name in (RESPONSES, VERDICTS))
+    folder = root / "runs" / "study"
+    size = sum((folder / name).stat().st_size for name in (RESPONSES, VERDICTS))
     index = sum(path.stat().st_size for path in (root / "store" / "view").iterdir())
-    print(f"first reading of {size / 1e6:.0f} MB of rows: {spent:.1f} s; index {index / 1e6:.0f} MB")
-    site, path = Site(StudyPlace(root / "runs", root / "store")), f"/s/{key}"
-    start = time.perf_counter()
-    site.render(path)
-    print(f"open the study, indexed, in a new process: {time.perf_counter() - start:.2f} s")
+    print(f"building the index of {size / 1e6:.0f} MB of rows: {spent:.1f} s; index {index / 1e6:.0f} MB")
+    print(f"open a running study: {opened(root)}", flush=True)
+    write_estimates(folder, aggregate.estimate(read_saved(folder).plan, folder))
+    print(f"open a finished study: {opened(root)}", flush=True)
+    site, path = Site(place), f"/s/{key}"
     pages: dict[str, tuple[str, dict[str, str]]] = {
         "the study again": ("", {}),
         "all conversations": ("/conversations", {}),
@@ -118,14 +154,16 @@ def measure(root: Path, plan: Plan) -> None:
             "/conversations",
             {"q": "word0123", "outcome": "broke", "model": "model-b"},
         ),
-        "the beginning of a word": ("/conversations", {"q": "word01"}),
+        "the beginning of 100 words": ("/conversations", {"q": "word01"}),
+        "the beginning of every word": ("/conversations", {"q": "wor"}),
         "a page from the middle": ("/conversations", {"outcome": "held", "after": str(plan.n_trials // 2)}),
         "a conversation": (f"/t/{plan.n_trials // 2}", {}),
         "what only one of two models broke": ("/pairs", {"a": "model-a", "b": "model-d"}),
         "two models side by side": (f"/pair/{plan.n_per_model // 2}", {}),
     }
     for name, (part, query) in pages.items():
-        print(f"{name}: {1000 * median(lambda p=part, q=query: site.render(path + p, q)):.0f} ms")
+        spent = median(lambda p=part, q=query: site.render(path + p, q))
+        print(f"{name}: {1000 * spent:.0f} ms", flush=True)
 
 
 def median(step: Callable[[], object]) -> float:

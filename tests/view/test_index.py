@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,8 @@ from heredity.core.row_codes import OUT_OF_SCOPE
 from heredity.study.outcomes import in_scope
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS
-from heredity.view.index import RowIndex, index_path
+from heredity.view import queries
+from heredity.view.index import _WORDS, RowIndex, index_path
 from heredity.view.queries import Filters, cells, listed, neighbours
 from tests.support import small_study
 from tests.view.conftest import opened, written
@@ -152,6 +154,30 @@ def test_filters_hold_together_and_a_search_finds_words_of_answers(tmp_path: Pat
         4, 5, 10, 11, 16, 17, 22, 23,
     }  # fmt: skip
     assert neighbours(study, Filters(state="broke"), 12) == (0, 13)
+
+
+def test_a_search_takes_a_word_with_underscores_as_its_parts(tmp_path: Path) -> None:
+    study = opened(written(tmp_path))
+    assert listed(study, Filters(text="reply_12")).n == 1
+    assert neighbours(study, Filters(text="repl_y"), 3) == (None, None)
+
+
+def test_a_search_cuts_every_letter_out_of_words_that_the_index_cuts() -> None:
+    """The index has no places of words, so that a word that it divides could not be searched."""
+    every = [f"a{chr(code)}b" for code in range(0x20000) if not 0xD800 <= code <= 0xDFFF]
+    with closing(sqlite3.connect(":memory:")) as rows:
+        rows.execute(_WORDS)
+        for start in range(0, len(every), 5000):
+            words = queries._WORDS.findall(" ".join(every[start : start + 5000]))
+            found = " ".join(f'"{word}"' for word in dict.fromkeys(words))
+            rows.execute("SELECT rowid FROM words WHERE words MATCH ?", (found,)).fetchall()
+
+
+def test_rows_that_were_there_before_say_nothing_about_the_speed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("heredity.view.index._CHUNK", 5)
+    study = opened(written(tmp_path))
+    with study.index.reading() as rows:
+        assert [n for (n,) in rows.execute("SELECT n FROM seen")] == [24]
 
 
 def test_a_page_of_a_list_does_not_shift_while_rows_come(tmp_path: Path, monkeypatch) -> None:

@@ -26,8 +26,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its `optimize` is loaded where it is first used: that takes long
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import special
 
 from heredity.core.errors import BadArgument
 from heredity.stats.power import ALPHA
@@ -143,7 +144,7 @@ def _bound(step: _Step, target: float) -> float:
         return _WIDEST
     if step.stops(0.0) <= target:
         return 0.0
-    return float(optimize.brentq(lambda z: step.stops(z) - target, 0.0, _WIDEST, xtol=1e-10))
+    return float(scipy.optimize.brentq(lambda z: step.stops(z) - target, 0.0, _WIDEST, xtol=1e-10))
 
 
 def _check(information: Sequence[float], alpha: float) -> None:

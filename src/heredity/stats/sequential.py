@@ -23,8 +23,9 @@ from functools import lru_cache
 from typing import Literal, Self
 
 import numpy as np
+import scipy  # its `optimize` is loaded where it is first used: that takes long
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
@@ -239,7 +240,7 @@ def effective_n_of(found: Estimate, confidence: float = CONFIDENCE) -> float:
         return (high - low) - width
 
     ends = (math.log(1e-3), math.log(found.n))
-    return float(found.n) if excess(ends[1]) >= 0 else math.exp(optimize.brentq(excess, *ends))
+    return float(found.n) if excess(ends[1]) >= 0 else math.exp(scipy.optimize.brentq(excess, *ends))
 
 
 def upper_bound(values: ArrayLike, confidence: float = CONFIDENCE) -> float:
@@ -295,4 +296,4 @@ def _end(evidence: _Evidence, value: float, edge: float, confidence: float) -> f
     if evidence(near) < limit:
         return edge
     start = value + (edge - value) * 1e-9
-    return float(optimize.brentq(lambda m: evidence(m) - limit, near, start, xtol=1e-10))
+    return float(scipy.optimize.brentq(lambda m: evidence(m) - limit, near, start, xtol=1e-10))

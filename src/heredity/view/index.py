@@ -38,7 +38,7 @@ LONGEST = 64 << 20  # bytes of a row; no answer is that long, and a hostile file
 _SEARCHED = 20_000  # characters of a trial that a search finds
 _CHUNK = 500  # rows of one transaction
 _TAIL = 64  # bytes before the place that reading came to, by which an edited file is known
-_VERSION = "2"  # of the tables below; another one is made again
+_VERSION = "3"  # of the tables below; another one is made again
 _MOST_PROBLEMS = 200  # that are kept with their message; more are counted
 
 UNJUDGED = "unjudged"  # answered, and not judged yet; a trial without an answer has no row
@@ -59,7 +59,10 @@ CREATE TABLE texts (idx INTEGER PRIMARY KEY, said TEXT, why TEXT DEFAULT '');
 CREATE TABLE problems (file TEXT, line INTEGER, code TEXT, message TEXT);
 CREATE TABLE seen (at REAL, n INTEGER);
 """
-_WORDS = "CREATE VIRTUAL TABLE words USING fts5(said, content='', tokenize='unicode61 remove_diacritics 2')"
+# A search finds words and not phrases, so places of words are not kept. Short beginnings have many words.
+_WORDS = """
+CREATE VIRTUAL TABLE words USING fts5(
+  said, content='', detail=none, prefix='1 2 3 4', tokenize='unicode61 remove_diacritics 2')"""
 # The state is that of the verdict if the verdict is on this answer, else that of the answer.
 _RESPONSE = """
 INSERT INTO trials (idx, m, a, p, t, twin, r_off, r_len, r_digest, r_state, state)
@@ -141,6 +144,7 @@ class RowIndex:
     def _refreshed(self, end: float) -> bool:
         self._prepare()
         with closing(sqlite3.connect(self.path, timeout=2, isolation_level=None)) as rows:
+            rows.execute("PRAGMA synchronous = NORMAL")  # a write-ahead log stays whole without more
             if self._is_changed(rows):
                 self._clear(rows)
             return self._read(rows, RESPONSES, self._add_response, end) and self._read(
@@ -229,6 +233,8 @@ class RowIndex:
                 if lines:
                     add(rows, lines)
                     self._note_place(rows, name, file, lines[-1])
+                if lines and name == RESPONSES and len(lines) < _CHUNK:  # not while old rows are read
+                    self._note_speed(rows)
             if len(lines) < _CHUNK:
                 break
             if time.monotonic() >= end:
@@ -246,9 +252,10 @@ class RowIndex:
         file.seek(max(0, offset - _TAIL))
         place = (name, os.fstat(file.fileno()).st_ino, offset, last.number, file.read(min(offset, _TAIL)))
         rows.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", place)
-        if name == RESPONSES:
-            rows.execute(f"INSERT INTO seen SELECT ?, count(*) FROM trials WHERE {IN_PLAN}", (time.time(),))
-            rows.execute("DELETE FROM seen WHERE at < ?", (time.time() - 900,))
+
+    def _note_speed(self, rows: sqlite3.Connection) -> None:
+        rows.execute(f"INSERT INTO seen SELECT ?, count(*) FROM trials WHERE {IN_PLAN}", (time.time(),))
+        rows.execute("DELETE FROM seen WHERE at < ?", (time.time() - 900,))
 
     def _problem(self, rows: sqlite3.Connection, name: str, line: int, code: str, message: str) -> None:
         (n,) = rows.execute("SELECT count(*) FROM problems").fetchone()
@@ -309,25 +316,30 @@ class RowIndex:
         column: str,
     ) -> Iterator[tuple[_FileLine, Row]]:
         """The rows of these lines, each trial once; what is wrong with the others is noted."""
-        found: dict[int, tuple[_FileLine, Row]] = {}
+        read: list[tuple[_FileLine, Row]] = []
         for line in lines:
             try:
                 row = decoder.decode(line.data)
-                if not SCHEMA <= row.schema <= ROW_SCHEMA:
-                    self._problem(rows, name, line.number, "schema-mismatch", f"a row of schema {row.schema}")
-                elif row.index in found or self._has(rows, row.index, column):
-                    self._problem(rows, name, line.number, "trial-twice", f"trial {row.index} is there twice")
+                if SCHEMA <= row.schema <= ROW_SCHEMA:
+                    read.append((line, self._upgrade(row)))
                 else:
-                    found[row.index] = line, self._upgrade(row)
+                    self._problem(rows, name, line.number, "schema-mismatch", f"a row of schema {row.schema}")
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 self._problem(rows, name, line.number, "row-damaged", str(error))
-        yield from found.values()
+        known = self._known(rows, [row.index for _, row in read], column)
+        for line, row in read:
+            if row.index in known:
+                self._problem(rows, name, line.number, "trial-twice", f"trial {row.index} is there twice")
+            else:
+                known.add(row.index)
+                yield line, row
 
-    def _has(self, rows: sqlite3.Connection, index: int, column: str) -> bool:
-        if not 0 <= index < len(self._grid):
-            return False
-        wanted = f"SELECT 1 FROM trials WHERE idx = ? AND {column} IS NOT NULL"
-        return rows.execute(wanted, (index,)).fetchone() is not None
+    def _known(self, rows: sqlite3.Connection, indices: list[int], column: str) -> set[int]:
+        """Those of these trials that the table has."""
+        inside = [index for index in indices if 0 <= index < len(self._grid)]
+        marks = ",".join("?" * len(inside))
+        wanted = f"SELECT idx FROM trials WHERE {column} IS NOT NULL AND idx IN ({marks})"
+        return {index for (index,) in rows.execute(wanted, inside)}
 
 
 def _failure(row: Failable) -> str:

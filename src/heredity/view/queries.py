@@ -25,7 +25,10 @@ PAGE = 50  # trials of one page
 STATES = ("broke", "held", "refused", "answered", "unclear", "error", "skipped", "unjudged")
 KINDS = ("breach", "benign")
 DOUBTS = ("unsure", "split")
-_WORDS = re.compile(r"[\w]+", re.UNICODE)
+# As SQLite divides a text into words; these vowel signs became letters after its version of Unicode.
+_WORDS = re.compile(r"[^\W_\u19b0-\u19c0\u19c8\u19c9\u1cf2\u1cf3]+")
+# The trials that a search finds, once for all parts of a statement; not evaluated where none names them.
+_HITS = "WITH hits AS MATERIALIZED (SELECT rowid FROM words WHERE words MATCH :words)"
 
 
 class Filters(NamedTuple):
@@ -39,29 +42,24 @@ class Filters(NamedTuple):
     doubt: str = ""  # "unsure": the judge was; "split": the members of a panel disagree
     text: str = ""
 
-    def where(self) -> tuple[str, list[object]]:
-        """The condition in SQL, with its values."""
-        parts, values = [IN_PLAN], list[object]()
-        columns = (
-            ("m", self.model),
-            ("t", self.technique),
-            ("a", self.attack),
-            ("state", self.state or None),
-        )
-        for column, value in columns:
-            if value is not None:
-                parts.append(f"{column} = ?")
-                values.append(value)
-        if self.kind:
-            parts.append("twin = ?")
-            values.append(self.kind == "benign")
+    def where(self) -> tuple[str, dict[str, object]]:
+        """The condition in SQL, in a statement that starts with _HITS, and the values of both."""
+        columns = {
+            "m": self.model,
+            "t": self.technique,
+            "a": self.attack,
+            "state": self.state or None,
+            "twin": self.kind == "benign" if self.kind else None,
+        }
+        values: dict[str, object] = {name: value for name, value in columns.items() if value is not None}
+        parts = [IN_PLAN, *(f"{name} = :{name}" for name in values)]
         if self.doubt:
             parts.append("unsure" if self.doubt == "unsure" else "split")
-        if words := _WORDS.findall(self.text):
-            parts.append("idx IN (SELECT rowid FROM words WHERE words MATCH ?)")
-            # The last word may go on: a search while it is typed finds what begins with it.
-            values.append(" ".join(f'"{word}"' for word in words) + "*")
-        return " AND ".join(parts), values
+        words = _WORDS.findall(self.text)
+        if words:
+            parts.append("idx IN hits")
+        # The last word may go on: a search while it is typed finds what begins with it.
+        return " AND ".join(parts), values | {"words": " ".join(f'"{word}"' for word in words) + "*"}
 
     def query(self, study: OpenStudy) -> dict[str, str]:
         """The same as the query of an address."""
@@ -174,13 +172,15 @@ def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | No
         raise UsageError("Search for a word: letters or digits.", code="search-without-words")
     where, values = filters.where()
     with study.index.reading() as rows:
-        (n,) = rows.execute(f"SELECT count(*) FROM trials WHERE {where}", values).fetchone()
-        bound, order = ("idx > ?", "ASC") if before is None else ("idx < ?", "DESC")
-        found = rows.execute(
+        bound, order = (">", "ASC") if before is None else ("<", "DESC")
+        every = rows.execute(
+            f"{_HITS} SELECT n, page.* FROM (SELECT count(*) AS n FROM trials WHERE {where}) LEFT JOIN ("
             f"SELECT idx, state, said, why FROM trials LEFT JOIN texts USING (idx) "
-            f"WHERE {where} AND {bound} ORDER BY idx {order} LIMIT ?",
-            [*values, after if before is None else before, PAGE + 1],
+            f"WHERE {where} AND idx {bound} :edge ORDER BY idx {order} LIMIT :most) AS page "
+            f"ON true ORDER BY idx {order}",
+            values | {"edge": after if before is None else before, "most": PAGE + 1},
         ).fetchall()
+    n, found = every[0][0], [row[1:] for row in every if row[1] is not None]
     has_more, found = len(found) > PAGE, found[:PAGE]
     if before is not None:
         found.reverse()
@@ -221,13 +221,12 @@ def neighbours(study: OpenStudy, filters: Filters, index: int) -> Neighbours:
     """The trials next to this one, under the same filters."""
     where, values = filters.where()
     with study.index.reading() as rows:
-        before, after = (
-            rows.execute(
-                f"SELECT {side} FROM trials WHERE {where} AND idx {sign} ?", [*values, index]
-            ).fetchone()
-            for side, sign in (("max(idx)", "<"), ("min(idx)", ">"))
-        )
-    return Neighbours(before[0], after[0])
+        found = rows.execute(
+            f"{_HITS} SELECT (SELECT max(idx) FROM trials WHERE {where} AND idx < :index), "
+            f"(SELECT min(idx) FROM trials WHERE {where} AND idx > :index)",
+            values | {"index": index},
+        ).fetchone()
+    return Neighbours(*found)
 
 
 class Stored(NamedTuple):
