@@ -4,8 +4,8 @@
     python bench/view.py --probes 250  a tenth of them
 
 The rows are made, not asked: answers of 60 words from a list of 2,000. To open a study is to make its first
-page with the index present, in a new process: as a running study, which has no estimates, and as a finished
-one. Times of these are medians of three, and of other pages medians of five.
+page with the index present, in a new process. A running study has no estimates, a finished one has. Times of
+these are medians of three, and of other pages medians of five.
 """
 
 from __future__ import annotations

@@ -236,6 +236,18 @@ def test_a_transcript_has_the_new_part_of_each_request_and_its_calls(finished: S
     assert failed is not None and failed.state == "error" and not failed.steps
 
 
+def test_a_prompt_is_shown_by_turn_and_whole_on_demand(tmp_path: Path) -> None:
+    place = written(tmp_path, {})
+    path = tmp_path / "runs" / "small" / "responses.jsonl"
+    prompt = "<|im_start|>user\\nhow are you?<|im_end|>\\n<|im_start|>assistant\\n"
+    path.write_text(path.read_text().replace('"prompt":"p"', f'"prompt":"{prompt}"'))
+    address = f"/s/{place.studies()[0].key}/t/3"
+    page = Site(place).render(address)
+    assert '<p class="who">asked</p>\n<pre class="asked">how are you?</pre>' in page
+    assert "im_end" not in page and "im_end" in Site(place).render(address, {"raw": "1"})
+    assert "im_end" in Site(place, is_live=False).render(address)
+
+
 def test_neighbours_in_a_list_of_places() -> None:
     import numpy as np
 

@@ -26,6 +26,7 @@ from heredity.core.errors import UnknownName
 from heredity.core.sanitize import label
 from heredity.core.version import __version__
 from heredity.study import templates, wording
+from heredity.study.turns import role_word
 from heredity.view import figures
 from heredity.view.pages.protocols import Page
 from heredity.view.places import OpenStudy, StudyPlace
@@ -135,6 +136,7 @@ class Site:
             "link": self.link,
             "percent": wording.percent,
             "plural": wording.plural,
+            "role_word": role_word,
             "site": self,
             "state_word": figures.state_word,
             "title": wording.title,

@@ -25,6 +25,7 @@ from heredity.study.legacy import RowsFromSchema1
 from heredity.study.marks import Piece, with_evidence, with_tokens
 from heredity.study.plan import Trial
 from heredity.study.storage import RESPONSES, VERDICTS, Prefixes, is_of_its_trial
+from heredity.study.turns import PromptTurn, new_parts, turns
 from heredity.view.places import OpenStudy
 from heredity.view.queries import Stored, stored
 
@@ -48,9 +49,10 @@ class ShownCall(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One request and its reply. `asked` is what is new in the request."""
+    """One request and its reply. `asked` is what is new in the request, and `turns` the same by turn."""
 
     asked: TextPart
+    turns: tuple[PromptTurn, ...]
     prefill: TextPart
     said: TextPart
     calls: tuple[ShownCall, ...]
@@ -119,17 +121,12 @@ def prompts(study: OpenStudy, response: Response) -> list[Shown]:
 
 
 def _steps(exchanges: Sequence[Exchange], evidence: str) -> Iterator[Step]:
-    """The new part of each request, because a later prompt repeats the conversation so far."""
-    prefix, before = "", ""
-    for exchange in exchanges:
-        prompt = exchange.prompt.removesuffix(exchange.prefill) if exchange.prefill else exchange.prompt
-        is_longer = exchange.prefix == prefix and before and prompt.startswith(before)
-        asked = prompt[len(before) :] if is_longer else prompt
-        prefix, before = exchange.prefix, prompt + exchange.prefill + exchange.text
+    for exchange, asked in zip(exchanges, new_parts(exchanges), strict=True):
         passages = () if exchange.retrieved is UNSET else exchange.retrieved
         marked = partial(with_evidence, evidence=evidence, calls=[call.name for call in exchange.tool_calls])
         yield Step(
-            _part(asked, with_tokens), _part(exchange.prefill, with_tokens), _part(exchange.text, marked),
+            _part(asked, with_tokens), tuple(turns(shown(asked, LIMIT).text)),
+            _part(exchange.prefill, with_tokens), _part(exchange.text, marked),
             tuple(_call(call, evidence) for call in exchange.tool_calls[:50]),
             tuple((passage.citation, _part(passage.text, with_tokens)) for passage in passages),
             () if exchange.guarded is UNSET else exchange.guarded, exchange.stop,

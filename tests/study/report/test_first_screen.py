@@ -185,6 +185,16 @@ def test_tokens_of_a_chat_template_are_set_apart() -> None:
     ]  # fmt: skip
 
 
+def test_a_prompt_is_shown_by_turn_and_its_tokens_on_demand(tmp_path: Path) -> None:
+    folder = make(tmp_path, plan(n_probes=2))
+    path = folder / "responses.jsonl"
+    path.write_text(path.read_text().replace('"prompt":"user: ', '"prompt":"<|im_start|>user\\n'))
+    page = html.render(folder)
+    assert '<p class="who">asked</p><pre>Please do thing' in page
+    raw = '<summary>raw prompt</summary><pre><i class="token">&lt;|im_start|&gt;</i>user'
+    assert raw in page and page.count("im_start") == page.count(raw)
+
+
 # --- what helps -------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from heredity.study.legacy import RowsFromSchema1
 from heredity.study.marks import Piece, with_evidence
 from heredity.study.plan import Grid, Plan
 from heredity.study.storage import RESPONSES, VERDICTS
+from heredity.study.turns import new_parts
 
 # Kinds in the order in which they are shown, with how many of each a model and technique get.
 WANTED = {"broke": 2, "held": 1, "refused": 1, "answered": 0, "unclear": 1, "error": 1, "not asked": 0}
@@ -194,14 +195,7 @@ def _sample(chosen: _Chosen, probe: Probe, verdict: Verdict, response: Response,
 
 
 def _steps(exchanges: Sequence[Exchange]) -> Iterator[TranscriptStep]:
-    """The new part of each request, because a later prompt repeats the conversation so far."""
-    prefix, before = "", ""
-    for exchange in exchanges:
-        # Engines may render the prefill as the prompt's end; it is shown once, as what it is.
-        prompt = exchange.prompt.removesuffix(exchange.prefill)
-        is_longer = exchange.prefix == prefix and before and prompt.startswith(before)
-        asked = prompt[len(before) :] if is_longer else prompt
-        prefix, before = exchange.prefix, prompt + exchange.prefill + exchange.text
+    for exchange, asked in zip(exchanges, new_parts(exchanges), strict=True):
         calls = tuple(label(_call(call), 300) for call in exchange.tool_calls[:8])
         yield TranscriptStep(
             shown(asked), shown(exchange.prefill, 400), shown(exchange.text), calls, exchange.stop

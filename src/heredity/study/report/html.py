@@ -38,6 +38,7 @@ from heredity.study.report import _effort, _harm
 from heredity.study.report._samples import draw
 from heredity.study.report._view import View
 from heredity.study.report.figures import charts
+from heredity.study.turns import role_word, turns
 
 _FOLDER = Path(__file__).parent
 _WORDS = {  # modules whose functions the template calls
@@ -70,10 +71,12 @@ _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "points_interval": wording.points_interval,
     "reach_labels": wording.reach_labels,
     "severity_words": wording.severity_words,
+    "role_word": role_word,
     "scope_name": wording.scope_name,
     "scope_names": wording.SCOPE_NAMES,
     "retention_words": wording.retention_words,
     "unsigned": wording.unsigned,
+    "turns": turns,
     "version": __version__,
     "with_tokens": with_tokens,
 }
