@@ -16,6 +16,7 @@ from heredity.cli import _findings
 from heredity.core.errors import UnknownName
 from heredity.study import aggregate
 from heredity.study.estimates import JUDGE_FREE
+from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown
 from heredity.study.retrieved_words import retrieved_tables
 from heredity.study.storage import write_estimates
@@ -96,7 +97,7 @@ def test_report_terminal_and_json_have_them(
     assert "Retrieved, and then broke" in page and "Obeying is the model" in page
     assert table.rows[0][4].replace("\u00a0", " ") in page.replace("\u00a0", " ")
     assert "### Retrieved, and then broke" in markdown.render(result.folder)
-    _findings.show(result.estimates, None)
+    _findings.show(result.estimates, read_plan(result.folder))
     assert "Broke if retrieved" in " ".join(capsys.readouterr().out.split())
     rows = stdlib_json.loads(json.write(result.folder, tmp_path / "flat.json").read_bytes())["retrieved"]
     assert rows[0]["technique"] == JUDGE_FREE and rows[0]["retrieved_n"] == 32

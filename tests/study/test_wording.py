@@ -10,6 +10,7 @@ from heredity.study import wording as words
 from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Rate, Table2x2
 from heredity.study.headline import headline
 from heredity.study.intervals import refuse_uninformative
+from heredity.study.plan import read_plan
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from tests.support.report_studies import make, plan
@@ -260,14 +261,14 @@ def test_an_attack_is_named_without_its_techniques_unless_two_differ_in_them_onl
 
 
 def test_the_table_of_the_terminal_has_the_rates_corrected_for_the_errors_of_the_checks(
-    estimates: Estimates, capsys: pytest.CaptureFixture[str]
+    study: Path, estimates: Estimates, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def corrected(rate: Rate) -> Rate:
         found = Estimate(0.25, 0.1, 0.5, rate.estimate.n, "rogan-gladen") if rate.is_judge_free else None
         return msgspec.structs.replace(rate, corrected=found)
 
     rates = tuple(map(corrected, estimates.rates))
-    _findings.show(msgspec.structs.replace(estimates, rates=rates))
+    _findings.show(msgspec.structs.replace(estimates, rates=rates), read_plan(study))
     printed = capsys.readouterr().out
     legend = " ".join(printed.split())
     assert "corrected: for the measured errors of the checks or the judge" in legend

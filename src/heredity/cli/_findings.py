@@ -18,6 +18,7 @@ from heredity.core.sanitize import plain
 from heredity.core.terminal import out, wrapped
 from heredity.study import decision
 from heredity.study import wording as words
+from heredity.study.advice import advise
 from heredity.study.comparisons import MEASURES
 from heredity.study.declared_words import unsupported
 from heredity.study.estimates import (
@@ -33,6 +34,7 @@ from heredity.study.estimates import (
 from heredity.study.guard_words import guard_lines
 from heredity.study.headline import headline
 from heredity.study.inherited_words import seeds_lines
+from heredity.study.plan import Plan
 from heredity.study.retrieved_words import hidden_lines, retrieved_lines
 from heredity.study.storage import read_estimates
 from heredity.study.tool_words import tool_lines
@@ -43,15 +45,16 @@ _EDGE_WIDTH = 100  # columns that the table of edges needs for the names of most
 _CELL = len("< 0.1 %  [89, 100] n 1000")  # columns of a cell on one line
 
 
-def show(estimates: Estimates, page: Path | None = None) -> None:
-    """Print what fits a screen, then the path of the full report."""
+def show(estimates: Estimates, plan: Plan, page: Path | None = None) -> None:
+    """Print what fits a screen, the advice of the report first, then the path of the full report."""
     screen = out()
     found = headline(estimates)
     screen.print()
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
     _print(screen, _legend(estimates), "dim")
     screen.print()
-    _print(screen, f"{found.sentence}.", "bold")
+    _print(screen, f"{advise(estimates, plan).sentence}.", "bold")
+    _print(screen, f"{found.sentence}.")
     for line in found.support:
         _print(screen, line)
     if not all(edge.is_of_guard for edge in estimates.edges):

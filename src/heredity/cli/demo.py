@@ -26,7 +26,8 @@ def command(out: Path) -> None:
     """
     from heredity.cli import _findings
     from heredity.study.demo import write_demo
+    from heredity.study.plan import read_plan
     from heredity.study.report import write_report
 
     found = write_demo(out)
-    _findings.show(found, write_report(out))
+    _findings.show(found, read_plan(out), write_report(out))

@@ -76,6 +76,7 @@ def command(
     from heredity.core.terminal import Display, note, write_json
     from heredity.redteam import judges
     from heredity.study import agent_tasks, importers
+    from heredity.study.plan import read_plan
     from heredity.study.report import html
     from heredity.study.study import Study
 
@@ -108,7 +109,7 @@ def command(
     if as_json:
         write_json(found)
     else:
-        _findings.show(result.estimates)
+        _findings.show(result.estimates, read_plan(out))
         _show(importers.judge_tables(out, result.estimates))
         agentdojo.show(agent_tasks.table(agent_tasks.write(out)))
     note(_summary(summary))

@@ -115,12 +115,12 @@ def _show_study(folder: Path, as_json: bool) -> None:
     from heredity.core.terminal import write_json
     from heredity.study import aggregate
 
-    estimates = aggregate.read_study(folder).estimates
+    study = aggregate.read_study(folder)
     if as_json:
-        write_json(estimates)
+        write_json(study.estimates)
     else:
         page = folder / "report.html"
-        _findings.show(estimates, page if page.exists() else None)
+        _findings.show(study.estimates, study.plan, page if page.exists() else None)
 
 
 def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: bool) -> None:

@@ -244,6 +244,7 @@ def command(
     from heredity.cli import _findings
     from heredity.core.terminal import Display, note
     from heredity.study import decision, shards
+    from heredity.study.plan import read_plan
     from heredity.study.report import html
     from heredity.study.sources import locate_sources
     from heredity.study.spec import StudySpec
@@ -307,7 +308,7 @@ def command(
     if costs is not None:
         decision.save_costs(result.folder, costs)
     page = html.write(result.folder, result.folder / "report.html")
-    _findings.show(result.estimates, page)
+    _findings.show(result.estimates, read_plan(result.folder), page)
     if costs is not None:
         _findings.show_recommendation(result.folder)
     return _tell_errors(result, retry_errors)

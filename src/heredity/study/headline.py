@@ -128,7 +128,8 @@ def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[floa
     sentence = f"{failing} in {percent(found.estimate.value)} of the {which}"
     sentence += undecided_words(called, found)
     support = (
-        f"{rate_words(found, estimates.confidence)}.",
+        f"{found.n_counted} of {found.estimate.n}; {percent(estimates.confidence)} interval "
+        f"{interval(found.estimate)}.",
         *_judged(estimates, called, scope),
         *_twins(estimates, called, found),
         *_harm(estimates, called, found),

@@ -17,6 +17,7 @@ from heredity.lineage.graph import Edge
 from heredity.study import wording
 from heredity.study.estimates import Estimates
 from heredity.study.headline import headline
+from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown
 from heredity.study.report.figures import lineage_graph
 from heredity.study.storage import read_estimates
@@ -72,9 +73,9 @@ def test_markdown_has_a_row_for_every_edge_of_every_measure(study: Path, estimat
 
 
 def test_the_terminal_has_the_edges_and_not_their_pairs_again(
-    estimates: Estimates, capsys: pytest.CaptureFixture[str]
+    study: Path, estimates: Estimates, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _findings.show(estimates, Path("report.html"))
+    _findings.show(estimates, read_plan(study), Path("report.html"))
     printed = capsys.readouterr().out
     assert "held still" in printed and "gained" in printed
     assert "points on" not in printed  # of a pair
@@ -82,12 +83,12 @@ def test_the_terminal_has_the_edges_and_not_their_pairs_again(
 
 
 def test_a_narrow_terminal_cuts_no_name_of_an_edge(
-    estimates: Estimates, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    study: Path, estimates: Estimates, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     long = "qwen2.5-coder-0.5b-instruct"
     renamed = tuple(msgspec.structs.replace(m, name=f"{long}-{i}") for i, m in enumerate(estimates.models))
-    _findings.show(msgspec.structs.replace(estimates, models=renamed))
+    _findings.show(msgspec.structs.replace(estimates, models=renamed), read_plan(study))
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{long}-1 of {long}-0, lora: " in printed and "held still" in printed
 

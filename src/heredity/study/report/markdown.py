@@ -75,7 +75,8 @@ def plain(text: str, limit: int = 80) -> str:
 
 def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     e = view.estimates
-    yield f"## {plain(view.headline.sentence, 300)}\n"
+    yield f"## {plain(view.advice.sentence, 300)}\n"
+    yield f"{plain(view.headline.sentence, 300)}.\n"
     yield from (f"{plain(line, 600)}\n" for line in view.headline.support)
     yield from (f"> **{plain(line, 600)}**\n" for line in view.headline.warnings)
     yield "### Breach rate\n"
