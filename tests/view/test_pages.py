@@ -152,9 +152,30 @@ def test_a_study_that_stops_early_shows_the_pairs_that_are_decided(tmp_path: Pat
     found, record = board_of(opened(place)).stopping, result.estimates.sequential
     assert found is not None and record is not None
     decided = [each for each in record.decisions if each.interim is not None]
-    assert found == (len(decided), 1, record.n_interim, record.n_interim_planned)
+    assert found == (len(decided), 1, record.n_interim, record.n_interim_planned, 0)
     page = Site(place).render(f"/s/{place.studies()[0].key}")
-    assert f"{found.n_decided} of 1 pair decided" in page and "done" in page
+    assert f"{found.n_decided} of 1 pair decided" in page and "done" in page and "not known" not in page
+
+
+def test_a_study_that_stops_early_needs_the_rest_of_its_block_for_the_next_analysis(tmp_path: Path) -> None:
+    plan = msgspec.structs.replace(small_study.small_plan(), blocks=(2, 3))
+    place = written(tmp_path, {}, plan)
+    path = tmp_path / "runs" / "small" / "verdicts.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:12]))  # those of model a
+    stopping = board_of(opened(place)).stopping
+    # model b: two attacks, the two probes of the first block, two samples each
+    assert stopping == (0, 1, 0, 2, 8)
+    page = Site(place).render(f"/s/{place.studies()[0].key}")
+    assert "The next analysis needs 8 more trials. How many it takes to decide the rest is not known." in page
+
+
+def test_a_plan_that_asks_all_decides_once(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    path = tmp_path / "runs" / "small" / "responses.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:12]))
+    assert "This plan decides once, after all its trials." in Site(place).render(
+        f"/s/{place.studies()[0].key}"
+    )
 
 
 def test_a_study_whose_process_lives_is_running(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from heredity.redteam.checks import is_judged
 from heredity.stats.sequential import clustered_rate_sequence
 from heredity.study import outcomes
 from heredity.study.estimates import ALL, Estimates, Measure
-from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes
+from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes, in_scope
 from heredity.study.sequential import StoppingRule
 from heredity.study.wording import find
 from heredity.view.index import OUTSIDE, UNJUDGED
@@ -43,12 +43,16 @@ class ShownRate(NamedTuple):
 
 
 class StoppingState(NamedTuple):
-    """The pairs of models that are decided, and the interim analyses so far."""
+    """The pairs of models that are decided, and the interim analyses so far.
+
+    n_to_next: trials without a verdict that the next analysis needs; 0 if there is no more analysis.
+    """
 
     n_decided: int
     n_pairs: int
     n_interim: int
     n_interim_planned: int
+    n_to_next: int
 
 
 class Board:
@@ -100,9 +104,16 @@ class Board:
         """Of a plan that stops early, its state by the rows so far; None for others."""
         if not self._study.plan.stops_early:
             return None
-        record = StoppingRule(self.outcomes).replay().record()
+        rule = StoppingRule(self.outcomes).replay()
+        record, n_to_next = rule.record(), 0
+        if not rule.is_over:
+            low, high = rule.block()
+            is_open = (self.outcomes.array == 0) & in_scope(self._study.plan)[:, :, None]
+            n_to_next = int(np.count_nonzero(is_open[rule.open_models, :, low:high]))
         n_decided = sum(each.interim is not None for each in record.decisions)
-        return StoppingState(n_decided, len(record.decisions), record.n_interim, record.n_interim_planned)
+        return StoppingState(
+            n_decided, len(record.decisions), record.n_interim, record.n_interim_planned, n_to_next
+        )
 
 
 def board_of(study: OpenStudy) -> Board:
