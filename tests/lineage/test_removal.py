@@ -24,6 +24,9 @@ from heredity.lineage.removal import find_stored, remove_models, rename_model, t
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 from heredity.study.plan import write_plan
+from heredity.view.index import index_path
+from heredity.view.places import FoundStudy, OpenStudy
+from tests.support import small_study
 from tests.support.errors import Done, check_refused, raises, run_here
 from tests.support.small_study import small_plan
 
@@ -209,6 +212,26 @@ def test_garbage_is_found_by_kind_and_what_is_needed_is_not(store: Store) -> Non
     assert delete_garbage(store, found) == sum(each.n_bytes for each in found) == 700
     assert find_garbage(store) == [] and all(path.exists() for path in needed)
     assert names(store) == ["child", "grandchild", "parent"]
+
+
+def test_the_index_of_a_study_is_garbage_once_its_folder_is_gone(store: Store, tmp_path: Path) -> None:
+    kept, gone = (small_study_folder(tmp_path / name) for name in ("kept", "gone"))
+    indices = [OpenStudy(FoundStudy("x", "x", f), index_path(f, store.root)) for f in (kept, gone)]
+    for study in indices:
+        study.refresh()
+    damaged = fill(store.root / "view" / "damaged.sqlite")
+    shutil.rmtree(gone)
+    found = find_garbage(store)
+    assert {(each.kind, each.path) for each in found} == {("index", indices[1].path), ("index", damaged)}
+    assert delete_garbage(store, found) == sum(each.n_bytes for each in found) > 0
+    assert find_garbage(store) == []
+    assert {path.stem for path in (store.root / "view").iterdir()} == {indices[0].path.stem}
+
+
+def small_study_folder(folder: Path) -> Path:
+    write_plan(folder, small_plan())
+    small_study.write_rows(folder, small_plan(), {})
+    return folder
 
 
 def test_what_a_process_holds_is_no_garbage_and_is_not_deleted(store: Store) -> None:

@@ -139,3 +139,13 @@ def test_the_command_lists_a_line_a_study_of_eighty_columns(
     empty.mkdir()
     done = run_here("studies", cwd=empty)
     assert done.returncode == 0 and done.stdout == ""
+
+
+def test_the_path_that_all_studies_share_is_printed_once_and_their_own_are_whole(tmp_path: Path) -> None:
+    deep = tmp_path / ("a-long-name-of-a-folder-" * 3)
+    for name in ("night-2026-01-31/support-desk", "night-2026-02-01/support-desk"):
+        make(deep / name)
+    done = run_here("studies", str(deep), env={"COLUMNS": "80"})
+    names = [line.split()[0] for line in done.stdout.splitlines()[1:] if line.strip()]
+    assert sorted(names) == ["night-2026-01-31/support-desk", "night-2026-02-01/support-desk"]
+    assert f"in {deep}:" in " ".join(done.stderr.split())

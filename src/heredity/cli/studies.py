@@ -41,11 +41,24 @@ def command(place: Path, as_json: bool) -> None:
             note(f"unreadable: {each.problem}")
 
 
+def _below(found: list[StudyFolder]) -> list[str]:
+    """The folders without the path that all of them share, which is printed once above them."""
+    from os.path import commonpath
+
+    from heredity.core.terminal import note
+
+    shared = Path(commonpath([each.folder.parent for each in found]))
+    if not shared.parts:
+        return [str(each.folder) for each in found]
+    note(f"in {shared}:")
+    return [str(each.folder.relative_to(shared)) for each in found]
+
+
 def _show(found: list[StudyFolder]) -> None:
     from heredity.core.terminal import line_table, out
 
     columns: dict[str, list[str]] = {
-        "study": [str(each.folder) for each in found],
+        "study": _below(found),
         "state": [each.state for each in found],
         "answered": [f"{each.n_answered:,}/{each.n_planned:,}" if each.n_planned else "" for each in found],
         "verdict": [each.verdict for each in found],

@@ -11,8 +11,9 @@ Leaves to others: whole models (removal.py).
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,7 +25,7 @@ from heredity.lineage.record import key_of
 from heredity.lineage.removal import tree_bytes
 from heredity.lineage.store import Store
 
-Kind = Literal["download", "killed", "training", "note", "answers"]
+Kind = Literal["download", "killed", "training", "note", "index", "answers"]
 _OWN = {".lock", ".lock.pid"}  # of a lock, which stays
 
 
@@ -32,8 +33,9 @@ class Garbage(NamedTuple):
     """A file or folder that may go.
 
     kind: "download", interrupted: a pull would resume it. "killed": left by a process that was killed.
-    "training": checkpoints of a model that is recorded. "note": about a model that is gone. "answers": the
-    cache of answers, without which a study asks again what another asked before.
+    "training": checkpoints of a model that is recorded. "note": about a model that is gone. "index": made by
+    heredity view for a study that is gone. "answers": the cache of answers, without which a study asks again
+    what another asked before.
     """
 
     kind: Kind
@@ -43,7 +45,7 @@ class Garbage(NamedTuple):
 
 def find_garbage(store: Store, *, with_answers: bool = False) -> list[Garbage]:
     """The garbage of a store, the largest first. with_answers: also the cache of answers."""
-    found = [*_downloads(store), *_killed(store), *_trainings(store), *_notes(store)]
+    found = [*_downloads(store), *_killed(store), *_trainings(store), *_notes(store), *_indices(store)]
     cache = store.root / "cache.sqlite"
     if with_answers and (n_bytes := sum(map(tree_bytes, cache.parent.glob("cache.sqlite*")))):
         found.append(Garbage("answers", cache, n_bytes))
@@ -58,6 +60,9 @@ def delete_garbage(store: Store, found: Sequence[Garbage]) -> int:
                 cache.clear()
         elif each.kind == "note":
             each.path.unlink(missing_ok=True)
+        elif each.kind == "index":
+            for path in _parts(each.path):
+                path.unlink(missing_ok=True)
         elif each.kind != "killed":
             with suppress(Busy), Lock(each.path):
                 _empty(each.path)
@@ -70,7 +75,7 @@ def delete_garbage(store: Store, found: Sequence[Garbage]) -> int:
 def _left(each: Garbage) -> int:
     if each.kind == "answers":
         return sum(map(tree_bytes, each.path.parent.glob("cache.sqlite*")))
-    return tree_bytes(each.path)
+    return sum(map(tree_bytes, _parts(each.path))) if each.kind == "index" else tree_bytes(each.path)
 
 
 def _downloads(store: Store) -> Iterator[Garbage]:
@@ -101,6 +106,29 @@ def _notes(store: Store) -> Iterator[Garbage]:
             name = path.name.removesuffix(".json")
             if path.is_file() and is_digest(name) and name not in held:
                 yield Garbage("note", path, tree_bytes(path))
+
+
+def _indices(store: Store) -> Iterator[Garbage]:
+    """Indices of studies whose folder is gone. One that names no folder can be made again."""
+    for path in _entries(store.root / "view"):
+        if path.suffix == ".sqlite" and not _study_of(path).joinpath("plan.json").is_file():
+            yield Garbage("index", path, sum(map(tree_bytes, _parts(path))))
+
+
+def _study_of(index: Path) -> Path:
+    """The folder of the study that an index names; that of the index if it names none."""
+    with (
+        suppress(sqlite3.DatabaseError),
+        closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True)) as rows,
+    ):
+        for (folder,) in rows.execute("SELECT value FROM about WHERE key = 'folder'"):
+            return Path(folder)
+    return index.parent
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files of an index: its own, those of SQLite, and its lock."""
+    return [path for path in _entries(index.parent) if path.name.startswith(f"{index.stem}.")]
 
 
 def _empty(folder: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.cli import _findings
+from heredity.core.records import Unprompted, Verdict
 from heredity.lineage.graph import Edge
 from heredity.study import aggregate, decision, storage
 from heredity.study.marks import Piece, with_evidence, with_tokens
@@ -195,6 +197,21 @@ def test_a_prompt_is_shown_by_turn_and_its_tokens_on_demand(tmp_path: Path) -> N
     assert raw in page and page.count("im_start") == page.count(raw)
 
 
+def test_rows_without_an_unprompted_breach_are_folded(tmp_path: Path) -> None:
+    made = plan()
+    path = make(tmp_path, made) / storage.VERDICTS
+    rows = [msgspec.json.decode(line, type=Verdict) for line in path.read_bytes().splitlines()]
+    first = next(row for row in rows if row.outcome == "answered")
+    changed = msgspec.structs.replace(first, unprompted=(Unprompted("tool", "called pay"),))
+    path.write_bytes(b"".join(msgspec.json.encode(changed if r is first else r) + b"\n" for r in rows))
+    storage.write_estimates(tmp_path, aggregate.estimate(made, tmp_path))
+    n_zero = sum(not row.n_broke for row in storage.read_estimates(tmp_path).unprompted)
+    words = f"<summary>{n_zero} more row{'s' if n_zero > 1 else ''} without such a breach</summary>"
+    _, _, shown = html.render(tmp_path).partition("Breaches that no probe asked for</h3>")
+    before, folded, inside = shown.partition(words)
+    assert folded and "<td>1 of " in before and "<td>0 of " not in before and "<td>0 of " in inside
+
+
 # --- what helps -------------------------------------------------------------------------------------
 
 
@@ -232,6 +249,22 @@ def test_one_model_that_breaks_often_is_not_to_be_shipped(tmp_path: Path) -> Non
         r"Do not ship smollm2-\S+ here: it gives away the planted secret in \d+ of \d+ tries", advice.sentence
     )
     assert advice.verdict == "" and advice.technique == "planted_secret"
+
+
+def test_the_terminal_has_the_advice_and_the_rate_of_one_model_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = aggregate.read_study(make(tmp_path, plan(1)))
+    _findings.show(read.estimates, read.plan)
+    printed = capsys.readouterr().out.replace("\u00a0", " ")
+    sentence = html.advice.advise(read.estimates, read.plan).sentence
+    found = html.wording.find(
+        read.estimates, read.plan.models[0].id, read.estimates.main_scope(), "all", "breach"
+    )
+    assert f"{sentence}." in " ".join(printed.split()) and found is not None
+    prose = printed[printed.index("Do not ship") :]
+    assert f"{found.n_counted} of {found.estimate.n}; 95 % interval" in " ".join(prose.split())
+    assert prose.count(html.wording.percent(found.estimate.value).replace("\u00a0", " ")) == 1
 
 
 def test_few_tries_advise_against_no_model(tmp_path: Path) -> None:
