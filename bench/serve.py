@@ -16,7 +16,7 @@ PROGRAM is the `transformers` of an environment with its extra `serving`. COMMAN
 API of OpenAI: in it `{folder}` is the model's folder, and ` --port N` is added. Two examples:
 
     --peer "vLLM=ENV/bin/python -m vllm.entrypoints.openai.api_server --model {folder} --dtype float32"
-    --peer "llama.cpp=llama-server -m FILE.gguf -np 32 -c 32768"
+    --peer "llama.cpp=python bench/_llama_server.py FILE.gguf"
 
 The ratios are of tokens per second, in this run.
 """
