@@ -260,7 +260,9 @@ def test_sums_whose_order_depends_on_the_number_of_queries_are_noticed(
     assert not autotune.has_steady_sums(decoder)
 
 
-@pytest.mark.parametrize(("bad", "left"), [(96, (64, 128, 192)), (128, ()), (0, (64, 96, 128, 192))])
+@pytest.mark.parametrize(
+    ("bad", "left"), [(96, (32, 48, 64, 128, 192)), (128, ()), (0, autotune.PASS_WIDTHS)]
+)
 def test_a_width_with_other_bits_is_not_used_and_none_if_the_usual_one_moves(
     tiny_llama: Path, bad: int, left: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +297,7 @@ def test_a_width_at_which_a_layer_seldom_has_other_bits_is_not_used(
     decoder = Decoder(replace(read, blocks=[block, *read.blocks[1:]]), torch.bfloat16)
     monkeypatch.setattr(autotune, "has_steady_sums", lambda _: True)
     monkeypatch.setattr(autotune, "_text_bits", lambda *_, **__: "the same")
-    assert autotune._pass_widths(decoder, decoder.prefix(())) == (64, 96, 128)
+    assert autotune._pass_widths(decoder, decoder.prefix(())) == autotune.PASS_WIDTHS[:-1]
 
 
 def apart(layer: Any) -> Any:

@@ -42,7 +42,7 @@ from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, key_length, rou
 SCHEMA = 7
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128)
 UNPROBED = 4  # the width of an engine that measures nothing
-PASS_WIDTHS = (64, 96, 128, 192)  # tokens of a packed prefill
+PASS_WIDTHS = (32, 48, 64, 96, 128, 192)  # tokens of a packed prefill
 _USUAL_PASS = PASS_WIDTHS[-2]
 _N_TEXT = 10 * PAD  # tokens of the witness text
 _N_OUTPUTS = 1 << 19  # numbers of each linear layer that are compared

@@ -31,7 +31,7 @@ _N_OUTPUTS = 1 << 18  # numbers of each product that are compared
 _PROVEN: dict[object, ProvenRows] = {}  # of this process, by shapes and arithmetic
 _MOST_STACKED = 12  # adapters of one batched product when it is tried
 _MOST_PADDING = 4  # rows that are multiplied for each that is needed, in a product of several adapters
-_PACKED = (PAD, 2 * PAD, *PASS_WIDTHS)
+_PACKED = (PAD, *PASS_WIDTHS)
 Pass = Literal["row", "step", "packed"]  # one row, all rows by a token, or segments of several rows
 
 
