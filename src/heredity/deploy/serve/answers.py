@@ -210,7 +210,7 @@ class ServedAnswer:
 
     async def _reply(self) -> Reply:
         if self._admission is not None and self._admission.is_blocked:
-            return self._guards.refused(self._admission)
+            return await self._guards.refused(self._admission, self._one.service.engine)
         try:
             if self._ticket is None:
                 return self._read_off(await self._awaited_scores())

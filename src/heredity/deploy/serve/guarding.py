@@ -12,14 +12,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from heredity.application.guard_chain import Admission, GuardChain
 from heredity.application.guards import standing
 from heredity.application.guards.protocols import GuardReaders
 from heredity.application.spec import Application
-from heredity.core.errors import Busy
+from heredity.core.errors import Busy, HeredityError
 from heredity.core.records import Reply, Request
+from heredity.engines.protocols import Engine, TokenScorer
 
 THREADS = 16  # texts that are read at once; the model of a guard reads them in one batch
 MOST = 256  # texts that are read or wait for it
@@ -51,9 +55,13 @@ class ServedGuards:
             raise Busy(f"{self._n_open:,} requests are already open. Try again later.", code="queue-full")
         return await self._in_thread(lambda: self._chain.admit(request))
 
-    def refused(self, admission: Admission) -> Reply:
-        """The reply to a blocked request."""
-        return self._counted(admission.refused())
+    async def refused(self, admission: Admission, engine: Engine) -> Reply:
+        """The reply to a blocked request. An engine that counts tokens counts its prompt, as of any other."""
+        n_tokens = 0
+        if isinstance(engine, TokenScorer):
+            with suppress(HeredityError):
+                n_tokens = await self._in_thread(lambda: len(engine.prompt_tokens(admission.request)))
+        return self._counted(replace(admission.refused(), n_prompt_tokens=n_tokens))
 
     async def check(self, admission: Admission, reply: Reply) -> Reply:
         """The reply as the guards let it pass."""
