@@ -6,6 +6,8 @@ Leaves to others: the tokens that a grammar allows (torch/constrained.py; llama.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from heredity.core.errors import BadArgument, Unavailable, first_line
@@ -37,9 +39,29 @@ def grammar_of(schema: str) -> str:
     return grammar
 
 
+# What llguidance writes, and what that means to the author of a schema.
+_WORDS = (
+    (
+        re.compile(r"oneOf constraints are not supported.*"),
+        "the alternatives of a `oneOf` overlap. Write `anyOf`, or give each a required property with another "
+        "`const`",
+    ),
+    (re.compile(r"Unimplemented keys: \[(.*)\]"), r"these keywords are not supported: \1"),
+    (
+        re.compile(r"Resource '(.*)' is not present in a registry.*"),
+        r"it refers to '\1', and nothing outside of it is read",
+    ),
+    (re.compile(r"Pointer '(.*)' does not exist"), r"it refers to its part '\1', which it lacks"),
+    (re.compile(r"error: look-around.*"), "a pattern may not look ahead or behind"),
+    (re.compile(r"regex parse error:[\s\S]*\nerror: (.*)"), r"a pattern is no regular expression: \1"),
+    (re.compile(r"recursion limit exceeded.*"), "it is nested too deeply"),
+)
+
+
 def refused(why: str) -> BadArgument:
     """The error for a schema that cannot be held."""
-    line = why.split("\n")[0][:300]
+    found = (match.expand(words) for form, words in _WORDS if (match := form.search(why)))
+    line = next(found, why.split("\n")[0])[:300]
     return BadArgument(
         f"this JSON schema cannot be held: {line}", code="bad-schema", key="decoding.json_schema"
     )

@@ -12,11 +12,15 @@ import pytest
 openai = pytest.importorskip("openai")
 pytest.importorskip("torch")
 pytest.importorskip("llguidance")
+jsonschema = pytest.importorskip("jsonschema")
 
 from heredity.application.spec import Application
 from heredity.core.records import Tool
 from heredity.deploy.serve.answers import Served
+from heredity.deploy.serve.schema import Rules
+from heredity.deploy.serve.structured import demanded_call
 from heredity.deploy.serve.worker import EngineWorker
+from heredity.engines._json_schemas import grammar_of
 from heredity.engines.torch.engine import open_folder
 from heredity.lineage.store import Store
 from tests.deploy.serve.serving import HELLO, client, listening, named, saying
@@ -83,10 +87,45 @@ def test_the_other_forms_of_the_api_demand_calls_too(server: str) -> None:
     assert json.loads(said.output[0].arguments)["city"] in ("Bern", "Rome")
 
 
-CLASHING = json.loads(json.dumps(TIME).replace('{"n"', '{"place"')) | {}
-CLASHING["function"]["parameters"]["$defs"] = {"place": {"type": "integer"}}
-INSIDE = {"type": "function", "function": {"name": "tree", "parameters": {
-    "type": "object", "properties": {"left": {"$ref": "#"}}}}}  # fmt: skip
+PLACE = {"type": "object", "properties": {"n": {"$ref": "#/definitions/place"}}, "required": ["n"],
+         "additionalProperties": False, "definitions": {"place": {"enum": [7]}}}  # fmt: skip
+LEFT = {"anyOf": [{"$ref": "#"}, {"type": "null"}]}
+TREE = {"type": "object", "properties": {"left": LEFT, "n": {"const": {"$ref": "#"}}}, "required": ["left"],
+        "additionalProperties": False, "$id": "https://schemas.example/tree"}  # fmt: skip
+TWICE = {"type": "object", "properties": {"a": {"enum": [3]}, "b": {"$ref": "#/properties/a"}}}
+LEAF = {"left": None, "n": {"$ref": "#"}}
+
+
+class Holding:
+    """An engine that holds what llguidance can."""
+
+    def check_schema(self, schema: str) -> None:
+        grammar_of(schema)
+
+
+@pytest.mark.parametrize("n_tools", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "schema", "right", "wrong"),
+    [
+        ("place", PLACE, {"n": 7}, {"n": 1}),
+        ("tree", TREE, {"left": {"left": LEAF}}, {"left": {"left": 1}}),
+        ("a/b~c", TWICE, {"b": 3}, {"b": 4}),
+    ],
+)
+def test_a_schema_may_refer_to_any_part_of_itself_beside_those_of_other_tools(
+    name: str, schema: dict[str, Any], right: object, wrong: object, n_tools: int
+) -> None:
+    others = [Tool("weather", "Looks.", schema=CITY), Tool("time", "Tells.", schema=COUNT)]
+    tools = [*others, Tool("where", "Looks.", schema={"$defs": {"place": {"type": "integer"}}})][
+        : n_tools - 1
+    ]
+    tools.append(Tool(name, "Looks.", schema=schema))
+    found = demanded_call("required", tools, Rules(schemas=Holding()))
+    assert isinstance(found, str)
+    validator = jsonschema.Draft202012Validator(json.loads(found))
+    assert validator.is_valid({"name": name, "arguments": right})
+    assert not validator.is_valid({"name": name, "arguments": wrong})
+    assert not validator.is_valid({"name": "weather", "arguments": right})
 
 
 @pytest.mark.parametrize(
@@ -95,8 +134,6 @@ INSIDE = {"type": "function", "function": {"name": "tree", "parameters": {
         ("tiny", [], "required"),
         ("tiny", [WEATHER], {"type": "function", "function": {"name": "time"}}),
         ("tiny", [WEATHER], {"type": "allowed_tools"}),
-        ("tiny", [WEATHER, CLASHING], "required"),
-        ("tiny", [INSIDE], "required"),
         ("scripted:helpful", [WEATHER], NAMED),
         ("scripted:leaky", [WEATHER], NAMED),
     ],

@@ -27,6 +27,12 @@ SCHEMA = {"type": "object", "properties": {"team": {"enum": ["sales", "support"]
           "additionalProperties": False}  # fmt: skip
 FORM = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": SCHEMA, "strict": True}}
 TEXT = json.dumps({"type": "object", "properties": {"to": {"const": "desk"}}, "required": ["to"]})
+
+
+def held(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+
+
 HELD = Application("held", decoding=Decoding(64, json_schema=TEXT))
 
 
@@ -93,11 +99,33 @@ def test_an_application_holds_the_form_of_its_answers(server: str) -> None:
         ({"type": "json_schema"}, "takes the types"),
         ({"type": "json_schema", "json_schema": {"schema": {"type": "cat"}}}, "cannot be held"),
         ({"type": "json_schema", "json_schema": {"schema": {"const": "x" * 70_000}}}, "at most"),
+        (
+            held({"oneOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}),
+            "`oneOf` overlap. Write `anyOf`",
+        ),
+        (held({"not": {"type": "string"}, "uniqueItems": True}), 'not supported: "not", "uniqueItems"'),
+        (held({"$ref": "https://schemas.example/x"}), "nothing outside of it is read"),
+        (held({"$ref": "#/$defs/x"}), "its part '/$defs/x', which it lacks"),
+        (held({"type": "string", "pattern": "(?=a)"}), "may not look ahead"),
+        (held({"type": "string", "pattern": "["}), "no regular expression: unclosed"),
     ],
 )
 def test_a_form_that_cannot_be_held_is_refused(server: str, form: dict[str, Any], said: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=said):
+    with pytest.raises(openai.BadRequestError) as refused:
         ask(server, "tiny", response_format=form)
+    assert said in str(refused.value) and refused.value.param == "response_format"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/tree", "$defs": {"tree": {"enum": [[], [[]]]}}},
+        {"type": "array", "maxItems": 1, "items": {"$ref": "#"}},
+        {"oneOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]},
+    ],
+)
+def test_a_schema_may_refer_to_itself_and_have_alternatives(server: str, schema: dict[str, Any]) -> None:
+    assert set(ask(server, "tiny", response_format=held(schema), temperature=1.2, seed=3)) <= set("[]nul")
 
 
 def test_an_engine_without_schemas_and_tools_beside_one_are_refused(server: str) -> None:

@@ -8,7 +8,6 @@ Leaves to others: the tokens that may come next (engines/torch/constrained.py).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from msgspec import UNSET, UnsetType
@@ -20,8 +19,7 @@ from heredity.deploy.serve.schema import Rules
 FIELD, CHOICE = "response_format", "tool_choice"
 _LONGEST = 1 << 14  # bytes of a schema: a longer one takes seconds to compile, and time in each step
 _ANY_OBJECT = '{"type":"object"}'
-_SHARED = ("$defs", "definitions")  # parts of a schema that others refer to, from its root
-_ELSEWHERE = re.compile(r'"\$ref":"(?!#/(?:\$defs|definitions)/)')
+_VALUES = ("const", "enum", "default", "examples")  # of a schema: what is in them is no schema
 
 
 def read_schema(form: Mapping[str, object] | None, rules: Rules, has_tools: bool) -> str | UnsetType:
@@ -88,34 +86,31 @@ def demanded_call(choice: object, tools: Sequence[Tool], rules: Rules) -> str | 
 
 
 def _call(tools: Sequence[Tool]) -> dict[str, object]:
-    """Return the schema of a call of one of the tools. Parts that are referred to move to its root."""
-    shared: dict[str, dict[str, object]] = {}
+    """Return the schema of a call of one of the tools. The schema of each tool is a part of its own."""
+    parts: dict[str, object] = {}
     calls: list[dict[str, object]] = []
-    for tool in tools:
-        given = dict(tool.arguments_schema)
-        given.pop("$schema", None)
-        for key in _SHARED:
-            found = given.pop(key, {})
-            parts = found if isinstance(found, dict) else {}
-            kept = shared.setdefault(key, {})
-            if any(kept.setdefault(name, part) != part for name, part in parts.items()):
-                raise UsageError(
-                    "two tools have another meaning of the same name in their schemas. Demand one of them",
-                    code="tool-choice-not-supported",
-                    key=CHOICE,
-                )
-        if _ELSEWHERE.search(encode(given).decode()):
-            raise UsageError(
-                f"the schema of '{tool.name}' refers to a part of itself outside of $defs",
-                code="tool-choice-not-supported",
-                key=CHOICE,
-            )
+    for number, tool in enumerate(tools):
+        given = {key: value for key, value in tool.arguments_schema.items() if key not in ("$schema", "$id")}
+        parts[str(number)] = _moved(given, f"#/$defs/{number}")
         calls.append({
-            "type": "object", "properties": {"name": {"const": tool.name}, "arguments": given},
+            "type": "object",
+            "properties": {"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/{number}"}},
             "required": ["name", "arguments"], "additionalProperties": False,
         })  # fmt: skip
     call: dict[str, object] = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {**{key: parts for key, parts in shared.items() if parts}, **call}
+    return {"$defs": parts, **call}
+
+
+def _moved(schema: object, place: str) -> object:
+    """Return a part of a schema whose root is at this place of another one: references to it move along."""
+    if isinstance(schema, list):
+        return [_moved(each, place) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: value if key in _VALUES else _moved(value, place) for key, value in schema.items()}
+    if isinstance(to := schema.get("$ref"), str) and to.startswith("#"):
+        moved["$ref"] = place + to[1:]
+    return moved
 
 
 def _checked(schema: str, key: str, rules: Rules) -> str:
