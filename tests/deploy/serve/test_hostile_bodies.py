@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -155,3 +156,17 @@ def test_an_engine_reports_other_errors_of_a_long_prompt_itself() -> None:
     with listening(one) as address:
         assert client(address).chat.completions.create(model="scripted:helpful", messages=turns).choices
     assert engine.asked
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+def test_an_error_does_not_send_a_long_value_back(path: str) -> None:
+    body = {
+        "model": "scripted:helpful",
+        "max_tokens": 4,
+        "messages": [{"role": "u" * 100_000, "content": ""}],
+    }
+    with listening(
+        Served(scripted("scripted:helpful").record, EngineWorker(ScriptedEngine("helpful")))
+    ) as at:
+        found = httpx.post(f"{at}/v1/{path}", json=body)
+    assert found.status_code == 400 and "uuu" in found.text and len(found.text) < 3_000

@@ -23,6 +23,7 @@ MOST_LOGS = 20  # likeliest tokens listed at each place
 LONGEST = 512  # tokens of an answer, if neither the caller nor an application sets a limit
 MOST_ANSWERS, MOST_STOPS, LONGEST_STOPS = 16, 16, 4096
 MOST_VALUES = 40_000  # of lists and objects in a body: to read ten times as many takes seconds
+_LONGEST_MESSAGE = 2000  # characters of an error: some repeat a value of the body
 _MOST_SEED, _MOST_TOKENS = 1 << 63, 1 << 31
 _REASONS = {"end": "stop", "length": "length", "filter": "content_filter"}
 _IGNORED = {
@@ -54,7 +55,7 @@ class Refusal(Exception):
     def __init__(
         self, status: int, message: str, code: str, reason: str = "", param: str = "", wait: int = 1
     ) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]} ...")
         self.status, self.code, self.reason, self.param, self.wait = status, code, reason, param, wait
 
     @property
