@@ -7,14 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from heredity.application.limits import ConversationLimits
-from heredity.application.sandbox.messages import Offered, Opened
+from heredity.application.sandbox.messages import Call, Offered, Opened
 from heredity.application.servers import McpServer, listed
 from heredity.application.spec import Application
 from heredity.application.toolbox import RecordedResults, Toolbox, recorded_in
@@ -52,6 +53,14 @@ def toolbox(desk: Application) -> Iterator[Toolbox]:
     limited = msgspec.structs.replace(desk, limits=ConversationLimits(tool_seconds=120))
     with Toolbox(limited) as made:
         yield made
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for it, not for ever."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def tool(desk: Application, name: str) -> Tool:
@@ -156,6 +165,39 @@ def test_a_server_that_hangs_is_ended_with_its_process(desk: Application, tmp_pa
         assert said == "error: the tool took more than 2 s"
         assert Path(state).read_text() == "read hang\n"
         assert sys.platform != "linux" or not _is_running(state)
+
+
+def test_a_call_that_hangs_holds_up_no_call_of_another_conversation(
+    desk: Application, tmp_path: Path
+) -> None:
+    """A server that runs by a command is one for all conversations."""
+    (server,) = desk.mcp or ()
+    state = tmp_path / "state"
+    own = msgspec.structs.replace(server, command=(sys.executable, str(SERVER), "--state", str(state)))
+    layer = msgspec.structs.replace(desk, mcp=(own,), limits=ConversationLimits(tool_seconds=100))
+    read = tool(desk, "read")
+    with Toolbox(layer) as toolbox, ThreadPoolExecutor(4) as threads:
+        hanging = [threads.submit(toolbox.session().call, read, {"name": "hang"})]
+        until(lambda: state.exists())
+        found = [threads.submit(toolbox.session().call, read, {"name": name}) for name in "abc"]
+        assert [each.result() for each in found] == ["the text of a", "the text of b", "the text of c"]
+        assert not hanging[0].done()
+        toolbox.stop()
+        assert hanging[0].result() == "error: the tool's process died"
+
+
+def test_a_late_call_ends_the_server_only_if_that_answered_nothing_meanwhile(desk: Application) -> None:
+    (server,) = desk.mcp or ()
+    with server.process(ConversationLimits(tool_seconds=5)) as process, ThreadPoolExecutor(1) as threads:
+        assert process.call(Call("note", {"text": "a"})).text == "1 kept"
+        hanging, n_kept = threads.submit(process.call, Call("read", {"name": "hang"})), 1
+        while not hanging.done():
+            n_kept += 1
+            assert process.call(Call("note", {"text": "b"})).text == f"{n_kept} kept"
+        assert hanging.result().error_code == "tool-timeout" and process.opened is not None
+        assert process.call(Call("read", {"name": "hang"})).error_code == "tool-timeout"
+        assert process.opened is None
+        assert process.call(Call("note", {"text": "c"})).text == "1 kept"  # another server
 
 
 def _is_running(word: str) -> bool:

@@ -21,6 +21,7 @@ from msgspec import UNSET, UnsetType
 from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Offered, Opened, ServerAddress
 from heredity.application.sandbox.process import ToolProcess
+from heredity.application.sandbox.shared_process import SharedToolProcess
 from heredity.core.errors import BadArgument, ToolFailure
 from heredity.core.records import Record, Tool, digest, encode
 from heredity.core.sanitize import visible
@@ -68,8 +69,10 @@ class McpServer(Record, frozen=True):
 
     def process(self, limits: ConversationLimits) -> ToolProcess:
         """A process that talks to it, not started yet."""
-        address = ServerAddress(self.command or (), self.url or "", self.env or (), self.token_env or "")
-        return ToolProcess(
+        address = ServerAddress(
+            self.command or (), self.url or "", self.env or (), self.token_env or "", limits.most_calls
+        )
+        return SharedToolProcess(
             ["mcp_client", encode(address).decode()],
             self.home or "",
             limits.seconds_of_call,

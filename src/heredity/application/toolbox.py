@@ -151,7 +151,7 @@ class Toolbox(Closable):
         self._places = Semaphore(most)
         self._shared = {
             source: ToolProcessPool(
-                partial(self._process, source), source.open, 1 if source.is_single else most, self._places
+                partial(self._process, source), source.open, most, self._places, source.is_single
             )
             for source in dict.fromkeys(self._sources.values())
         }

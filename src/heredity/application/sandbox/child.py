@@ -1,4 +1,4 @@
-"""The side of the tools: reads calls from the pipe, runs them one by one, and writes their answers.
+"""The side of the tools: reads calls from the pipe, runs them, and writes their answers.
 
 Promises: what a tool prints or reads from the terminal never gets into the pipe. The process ends when its
 parent does, also in the middle of a call. An error of a tool is an answer.
@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import IO
 
 import msgspec
@@ -25,18 +25,29 @@ _MOST_CALL = 10_000_000  # bytes of a call
 _MOST_ERROR = 500  # characters of what a tool raises
 
 
-def serve(start: Callable[[], Opened | NotOpened], run: Callable[[Call], Answer], most: int) -> None:
-    """Say what is offered, then answer calls until the pipe closes."""
+def serve(
+    start: Callable[[], Opened | NotOpened], run: Callable[[Call], Answer], most: int, at_once: int = 1
+) -> None:
+    """Say what is offered, then answer calls until the pipe closes, several of them at once."""
     source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     calls = SimpleQueue[bytes]()
     Thread(target=_read, args=(source, calls), daemon=True).start()
     send(target, encode(start()))
-    while True:
-        call = msgspec.json.decode(calls.get(), type=Call)
-        answer = _answer(run, call)
-        send(target, encode(too_large(most) if len(answer.text) > most else answer))
+    writing = Lock()
+
+    def work() -> None:
+        while True:
+            call = msgspec.json.decode(calls.get(), type=Call)
+            answer = _answer(run, call)
+            answer = too_large(most) if len(answer.text) > most else answer
+            with writing:
+                send(target, encode(msgspec.structs.replace(answer, number=call.number)))
+
+    for _ in range(at_once - 1):
+        Thread(target=work, daemon=True).start()
+    work()
 
 
 def raised(error: BaseException) -> str:

@@ -142,6 +142,7 @@ if __name__ == "__main__":
 
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     _most, (_server,) = settings()
+    _address = msgspec.json.decode(_server, type=ServerAddress)
     with ExitStack() as _stack:
-        _connection = _Connection(msgspec.json.decode(_server, type=ServerAddress), _stack)
-        serve(_connection.open, _connection.call, _most)
+        _connection = _Connection(_address, _stack)
+        serve(_connection.open, _connection.call, _most, _address.at_once)

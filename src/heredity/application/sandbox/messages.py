@@ -11,12 +11,16 @@ LENGTH = struct.Struct(">Q")
 
 
 class ServerAddress(Record, frozen=True):
-    """The address of an MCP server: a command, or a URL. Values of the environment are given by name."""
+    """The address of an MCP server: a command, or a URL. Values of the environment are given by name.
+
+    at_once: calls that run at once in one session.
+    """
 
     command: tuple[str, ...] = ()
     url: str = ""
     env: tuple[str, ...] = ()
     token_env: str = ""
+    at_once: int = 1
 
 
 class Offered(Record, frozen=True):
@@ -43,10 +47,11 @@ class NotOpened(Record, frozen=True, tag=True):
 
 
 class Call(Record, frozen=True):
-    """A call to run."""
+    """A call to run. Its answer has the same number."""
 
     tool: str
     arguments: dict[str, object]
+    number: int = 0
 
 
 class Answer(Record, frozen=True, tag=True):
@@ -54,6 +59,7 @@ class Answer(Record, frozen=True, tag=True):
 
     text: str
     error_code: str = ""
+    number: int = 0
 
 
 def send(pipe: IO[bytes], data: bytes) -> None:

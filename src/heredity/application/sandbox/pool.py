@@ -1,7 +1,7 @@
 """The processes of one source of tools: calls share the first, and another starts while that is slow.
 
-Promises: a process runs one call at a time. Another starts only while the calls of all are slow, so that
-quick tools keep to one process.
+Promises: a process runs one call at a time, unless it is the only one. Another starts only while the calls of
+all are slow, so that quick tools keep to one process.
 Leaves to others: the process (process.py), and which tools may share one (toolbox.py).
 """
 
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Condition, Semaphore
+from threading import Condition, Lock, Semaphore
 
 from heredity.application.sandbox.process import ToolProcess
 from heredity.core.files import Closable
@@ -20,7 +20,10 @@ PATIENCE = 0.1  # seconds: a call that has lasted so long is slow
 
 
 class ToolProcessPool(Closable):
-    """Up to `most` processes of `make`. open: starts one. places: of all calls that may run at once."""
+    """Up to `most` processes of `make`. open: starts one. places: of all calls that may run at once.
+
+    is_single: all calls run at once in one process, which can do that.
+    """
 
     def __init__(
         self,
@@ -28,8 +31,10 @@ class ToolProcessPool(Closable):
         open: Callable[[ToolProcess], None],
         most: int,
         places: Semaphore,
+        is_single: bool = False,
     ) -> None:
         self._make, self._open, self._most, self._places = make, open, most, places
+        self._is_single, self._opening = is_single, Lock()
         self._all: list[ToolProcess] = []
         self._free: list[ToolProcess] = []
         self._since: dict[ToolProcess, float] = {}  # when the call of a process began; inf: not yet
@@ -38,6 +43,13 @@ class ToolProcessPool(Closable):
     @contextmanager
     def process(self) -> Iterator[ToolProcess]:
         """A process for one call, started. Raises ToolFailure."""
+        if self._is_single:
+            with self._places:
+                with self._opening:
+                    self._all = self._all or [self._make()]
+                    self._open(self._all[0])
+                yield self._all[0]
+            return
         process = self._take()
         try:
             with self._places:

@@ -79,21 +79,30 @@ class ToolProcess(Closable):
         assert process is not None and process.stdin is not None
         try:
             send(process.stdin, encode(call))
-            answer = msgspec.json.decode(self._receive(self._seconds, 8 * self._most + 10_000), type=Answer)
+            answer = msgspec.json.decode(self._receive(self._seconds, self._largest), type=Answer)
         except (OSError, EOFError, OverflowError, msgspec.DecodeError) as error:
             is_late = self._is_late
             self.close()
             if is_late:
-                return Answer(f"the tool took more than {self._seconds:g} s", "tool-timeout")
+                return late(self._seconds)
             if isinstance(error, OverflowError):
                 return too_large(self._most)
-            return Answer("the tool's process died", "tool-died")
+            return died()
+        return self._checked(answer)
+
+    def _checked(self, answer: Answer) -> Answer:
+        """An answer of the process as the model may read it. Raises ToolFailure if the tools changed."""
         if answer.error_code == "tool-changed":
             self.refuse_changed(answer.text)
         if answer.error_code == "tool-died":
             self.close()  # an MCP server is gone, and what talked to it is of no use
         text = clean_text(answer.text)
         return too_large(self._most) if len(text) > self._most else msgspec.structs.replace(answer, text=text)
+
+    @property
+    def _largest(self) -> int:
+        """The most bytes of an answer."""
+        return 8 * self._most + 10_000
 
     def refuse_changed(self, what: str) -> NoReturn:
         """End the process, whose tools are not those that the application has. Raises ToolFailure."""
@@ -162,6 +171,16 @@ class ToolProcess(Closable):
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         self._is_late = True
         _kill(process)
+
+
+def late(seconds: float) -> Answer:
+    """The answer of a call that took too long."""
+    return Answer(f"the tool took more than {seconds:g} s", "tool-timeout")
+
+
+def died() -> Answer:
+    """The answer of a call whose process ended."""
+    return Answer("the tool's process died", "tool-died")
 
 
 def too_large(most: int) -> Answer:
