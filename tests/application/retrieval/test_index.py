@@ -12,7 +12,7 @@ import pytest
 from heredity.application.retrieval import build as building
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex, opened
-from heredity.application.retrieval.lexical import Bm25, terms
+from heredity.application.retrieval.lexical import LONGEST, Bm25, TermCounts, terms
 from heredity.application.retrieval.manifest import read_manifest, write_manifest
 from heredity.core.errors import BadInput, Damaged, NotComparable, Refused, UnknownName, UsageError
 from tests.support.errors import raises
@@ -267,3 +267,12 @@ def test_scores_are_those_of_the_formula():
         tf = text.split().count("heat")
         wanted = idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * len(text.split()) / mean))
         assert score == pytest.approx(wanted, rel=1e-5)
+
+
+def test_of_a_long_question_the_beginning_is_searched_for() -> None:
+    texts = ["heat of pumps", "noise of pumps"]
+    index, counts = Bm25.of(texts), TermCounts.of(texts)
+    question = "heat " * (LONGEST // 5)
+    assert len(question) == LONGEST
+    assert index.scores(f"{question}noise").tolist() == index.scores(question).tolist()
+    assert counts.scores(f"{question}noise", []).tolist() == counts.scores(question, []).tolist()

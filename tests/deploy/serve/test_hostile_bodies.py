@@ -16,6 +16,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from heredity.application.guards import GuardSpec
+from heredity.application.retrieval.spec import Retrieval
 from heredity.application.spec import Application
 from heredity.core.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.core.records import Reply, Request, Tool, encode
@@ -170,3 +171,23 @@ def test_an_error_does_not_send_a_long_value_back(path: str) -> None:
     ) as at:
         found = httpx.post(f"{at}/v1/{path}", json=body)
     assert found.status_code == 400 and "uuu" in found.text and len(found.text) < 3_000
+
+
+def test_no_passage_is_searched_for_a_question_far_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched: list[str] = []
+
+    def search(layer: Application, text: str) -> tuple[()]:
+        searched.append(text)
+        return ()
+
+    monkeypatch.setattr(Application, "retrieve", search)
+    engine = Limited(ContextOverflow("context overflow: over 10 tokens needed, 10 there"))
+    layer = Application("desk", "Help.", retrieval=Retrieval("docs.index"), max_turns=2)
+    turns = [TURN | {"content": "Tents?"}, TURN | {"content": "b " * 500}]
+    with raises(ContextOverflow, "context-overflow"):
+        chat.parse({"model": "m", "messages": turns}, Rules(layer, limiter=engine))
+    assert not searched
+    assert chat.parse({"model": "m", "messages": turns[:1]}, Rules(layer, limiter=engine)).requests
+    assert searched == ["Tents?"]

@@ -2,7 +2,8 @@
 Japanese and Korean.
 
 Promises: equal chunks give equal scores on every machine. An English plural and its singular are one term.
-English function words of a question do not count. Both leave other languages nearly as they are.
+English function words of a question do not count. Both leave other languages nearly as they are. Of a long
+question the beginning is searched for.
 Leaves to others: the order of chunks with equal scores (index.py).
 
 Sources: the rule "S" for plurals, Harman 1991. BM25, Robertson and Zaragoza 2009. bm25s, Lù 2024
@@ -30,6 +31,7 @@ _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _TERM = re.compile(rf"[{_IDEOGRAPHS}]+|[^\W{_IDEOGRAPHS}]+")
 _IS_IDEOGRAPH = re.compile(rf"[{_IDEOGRAPHS}]")
 K1, B = 1.5, 0.75
+LONGEST = 100_000  # characters of a query that are read: four million took half a minute
 TERMS = 1  # raise this where an edit changes the terms of a text: an index of another version is refused
 
 
@@ -84,7 +86,7 @@ class Bm25:
 
     def scores(self, query: str) -> Floats:
         """The score of each chunk; 0 for one without a term of the query. (chunk,)"""
-        known = [term for term in terms(query) if term in self._ids]
+        known = [term for term in terms(query[:LONGEST]) if term in self._ids]
         telling = [term for term in known if term not in _FUNCTION_WORDS] or known
         found: Floats = self._scorer.get_scores_from_ids([self._ids[term] for term in telling])
         return found
@@ -125,7 +127,7 @@ class TermCounts:
         lengths = np.append(self._lengths, [each.total() for each in added])
         norm = (K1 * ((1 - B) + B * lengths / lengths.mean())).astype(np.float32)
         found = np.zeros(n_all, np.float32)
-        known = [t for t in terms(query) if t in self._numbers or any(t in each for each in added)]
+        known = [t for t in terms(query[:LONGEST]) if t in self._numbers or any(t in each for each in added)]
         for term in [t for t in known if t not in _FUNCTION_WORDS] or known:
             own = [i for i, each in enumerate(added) if each[term]]
             chunks, held = self._column(term)

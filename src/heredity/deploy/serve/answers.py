@@ -26,7 +26,7 @@ from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import Service, Ticket
 from heredity.engines.chat.codec import StopTexts
 from heredity.engines.chat.tool_calls import FENCE, MARKS, DividedAnswer, WrittenCall, divide_answer
-from heredity.engines.protocols import Engine, SchemaEngine, TokenLog, TokenScorer
+from heredity.engines.protocols import Engine, PromptLimiter, SchemaEngine, TokenLog, TokenScorer
 
 # Errors that the request caused: the reply's error code, and the code that the caller gets.
 CONTEXT = "context_length_exceeded"
@@ -73,8 +73,11 @@ class Served(NamedTuple):
         # The log-probabilities of an answer would show a text that a guard withholds.
         scorer = engine if isinstance(engine, TokenScorer) and self.guards is None else None
         schemas = engine if isinstance(engine, SchemaEngine) else None
+        limiter = engine if isinstance(engine, PromptLimiter) else None
         shown, is_guarded = self.service.shows_tools, self.guards is not None
-        return Rules(self.application, self.may_draw, self.ignores, shown, scorer, schemas, is_guarded)
+        return Rules(
+            self.application, self.may_draw, self.ignores, shown, scorer, schemas, limiter, is_guarded
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -142,7 +142,7 @@ def converse(
 ) -> Request:
     """Return the request for the next message. A last message of the assistant is continued.
 
-    Raises UsageError.
+    Raises UsageError, and ContextOverflow for questions that are far too long to search passages for.
     """
     prefill, layer = "", rules.application
     if messages and (last := messages[-1]).role == "assistant" and last.text and not last.tool_calls:
@@ -152,6 +152,10 @@ def converse(
     if layer is None:
         request = Request(0, tuple(_alone(messages)), decoding, seed, prefill, tuple(tools))
     else:
+        if rules.limiter is not None and not isinstance(layer.retrieval, UnsetType):
+            # Before passages are searched for each question, which takes long for a long one.
+            asked = "\n".join(each.text for each in messages if each.role == "user")
+            rules.limiter.check_length(Request(0, (Message("user", asked),)))
         within, found = _within(layer, messages)
         request = msgspec.structs.replace(layer.request(within, prefill, seed, decoding), retrieved=found)
     if request.messages[-1].role == "assistant":

@@ -17,7 +17,7 @@ import msgspec
 from heredity.application.spec import Application, check_decoding
 from heredity.core.errors import BadArgument, UsageError, code_of
 from heredity.core.records import Decoding, Reply, Request
-from heredity.engines.protocols import SchemaEngine, TokenScorer
+from heredity.engines.protocols import PromptLimiter, SchemaEngine, TokenScorer
 
 MOST_LOGS = 20  # likeliest tokens listed at each place
 LONGEST = 512  # tokens of an answer, if neither the caller nor an application sets a limit
@@ -81,6 +81,7 @@ class Rules:
     shows_tools: bool = True
     scorer: TokenScorer | None = None  # the engine, if it scores tokens
     schemas: SchemaEngine | None = None  # the engine, if it holds answers to JSON schemas
+    limiter: PromptLimiter | None = None  # the engine, if it reports prompts that are far too long
     is_guarded: bool = False  # whether the application has guards, which check whole answers
 
 
