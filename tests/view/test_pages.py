@@ -140,7 +140,7 @@ def test_trials_that_are_not_judged_are_in_no_rate_and_queued_ones_are_counted(t
     study = opened(place)
     assert board_of(study).rate(0, "secret", "breach") is None
     page = Site(place).render(f"/s/{study.key}")
-    assert "13 of 24 trials answered" in page and "4 not judged yet" in page and "queued" in page
+    assert "13 of 24 trials answered" in page and "4 answered, not judged" in page and "queued" in page
     assert "0 %" not in page
 
 
@@ -167,6 +167,17 @@ def test_a_study_that_stops_early_needs_the_rest_of_its_block_for_the_next_analy
     assert stopping == (0, 1, 0, 2, 8)
     page = Site(place).render(f"/s/{place.studies()[0].key}")
     assert "The next analysis needs 8 more trials. How many it takes to decide the rest is not known." in page
+
+
+def test_answers_that_are_not_judged_are_in_no_rate_and_no_comparison(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    (tmp_path / "runs" / "small" / "verdicts.jsonl").unlink()
+    site, address = Site(place), f"/s/{place.studies()[0].key}"
+    page, beside_page = site.render(address), site.render(f"{address}/pairs")
+    assert "24 of 24 trials answered, 0 judged" in page and page.count("4 answered, not judged") == 6
+    assert 'class="rate"' not in page and page.count('<p class="big faint">–</p>') == 6
+    for shown in (page, beside_page):
+        assert "No trial counts for both yet." in shown and "<b>0</b>" not in shown
 
 
 def test_a_plan_that_asks_all_decides_once(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ _WORDS = {
     "answered": "answered",
     "unclear": "unclear",
     "error": "failed",
-    "unjudged": "not judged yet",
+    "unjudged": "answered, not judged",
     "skipped": "not asked",
     "queued": "queued",
 }
