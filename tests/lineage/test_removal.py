@@ -199,17 +199,20 @@ def test_garbage_is_found_by_kind_and_what_is_needed_is_not(store: Store) -> Non
         fill(store.root / "training" / key_of(model.recipe, model.parents) / "1.pt").parent: "training",
         fill(store.root / "verified" / f"{gone}.json"): "note",
         fill(store.root / "tuning" / gone): "note",
+        fill(store.root / "scores" / gone / "a-8.safetensors").parent: "scores",
+        fill(store.root / "scores" / "a-8.safetensors"): "scores",
     }
     needed = [
         fill(store.root / "training" / gone / "1.pt"),
         fill(store.root / "verified" / f"{model.id}.json"),
         fill(store.root / "tuning" / "shape-0123456789abcdef"),
+        fill(store.root / "scores" / model.id / "a-8.safetensors"),
         fill(store.root / "held" / "tiny.json"),
         fill(store.downloads / "empty" / ".lock", 0),
     ]
     found = find_garbage(store)
     assert {each.path: each.kind for each in found} == garbage and found[0].kind == "download"
-    assert delete_garbage(store, found) == sum(each.n_bytes for each in found) == 700
+    assert delete_garbage(store, found) == sum(each.n_bytes for each in found) == 900
     assert find_garbage(store) == [] and all(path.exists() for path in needed)
     assert names(store) == ["child", "grandchild", "parent"]
 

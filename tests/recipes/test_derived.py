@@ -95,12 +95,12 @@ def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     assert "places" in child.record.notes["teacher's scores"]
-    (kept,) = (store.root / "scores").iterdir()
+    (kept,) = (store.root / "scores" / parent.record.id).iterdir()
     before = kept.stat()
     store.grow_once(Distill(data, steps=2, dtype="float32", top_k=8), [start, parent])
-    assert [path.stat() for path in (store.root / "scores").iterdir()] == [before]
+    assert [path.stat() for path in (store.root / "scores" / parent.record.id).iterdir()] == [before]
     store.grow_once(Distill(data, steps=2, dtype="float32", top_k=9), [start, parent])
-    assert len(list((store.root / "scores").iterdir())) == 2
+    assert len(list((store.root / "scores" / parent.record.id).iterdir())) == 2
     with raises(UsageError, "bad-setting", mentions=["top_k"]):
         store.grow_once(Distill(data, **QUICK, top_k=10**6), [start, parent])
     with raises(UsageError, "scores-not-ahead"):

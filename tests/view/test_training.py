@@ -61,6 +61,13 @@ def page_of(tmp_path: Path) -> Site:
     return Site(StudyPlace(tmp_path / "runs", tmp_path))
 
 
+def test_a_store_whose_first_training_runs_is_shown(tmp_path: Path) -> None:
+    begun(tmp_path / "new")
+    assert not (tmp_path / "new" / "models").exists()
+    site = Site(StudyPlace(tmp_path / "new", tmp_path / "other"))
+    assert "tuned" in site.render("/training") and "tuned" in site.render(f"/training/{KEY}")
+
+
 def test_a_run_under_way_shows_its_loss_speed_and_time_left(tmp_path: Path) -> None:
     with Lock(begun(tmp_path)):
         page = page_of(tmp_path).render(f"/training/{KEY}")

@@ -18,6 +18,7 @@ _WORDS = {
     "killed": "left by a process that was killed",
     "training": "checkpoints of a model that is recorded",
     "note": "about a model that is gone",
+    "scores": "of a teacher that is gone",
     "index": "made by heredity view for a study that is gone",
     "answers": "answers that studies share",
 }

@@ -25,7 +25,7 @@ from heredity.lineage.record import key_of
 from heredity.lineage.removal import tree_bytes
 from heredity.lineage.store import Store
 
-Kind = Literal["download", "killed", "training", "note", "index", "answers"]
+Kind = Literal["download", "killed", "training", "note", "index", "scores", "answers"]
 _OWN = {".lock", ".lock.pid"}  # of a lock, which stays
 
 
@@ -34,8 +34,8 @@ class Garbage(NamedTuple):
 
     kind: "download", interrupted: a pull would resume it. "killed": left by a process that was killed.
     "training": checkpoints of a model that is recorded. "note": about a model that is gone. "index": made by
-    heredity view for a study that is gone. "answers": the cache of answers, without which a study asks again
-    what another asked before.
+    heredity view for a study that is gone. "scores": of a teacher that is gone. "answers": the cache
+    of answers, without which a study asks again what another asked before.
     """
 
     kind: Kind
@@ -45,7 +45,8 @@ class Garbage(NamedTuple):
 
 def find_garbage(store: Store, *, with_answers: bool = False) -> list[Garbage]:
     """The garbage of a store, the largest first. with_answers: also the cache of answers."""
-    found = [*_downloads(store), *_killed(store), *_trainings(store), *_notes(store), *_indices(store)]
+    kinds = (_downloads, _killed, _trainings, _notes, _indices, _scores)
+    found = [each for kind in kinds for each in kind(store)]
     cache = store.root / "cache.sqlite"
     if with_answers and (n_bytes := sum(map(tree_bytes, cache.parent.glob("cache.sqlite*")))):
         found.append(Garbage("answers", cache, n_bytes))
@@ -60,6 +61,8 @@ def delete_garbage(store: Store, found: Sequence[Garbage]) -> int:
                 cache.clear()
         elif each.kind == "note":
             each.path.unlink(missing_ok=True)
+        elif each.kind == "scores" and each.path.is_file():
+            each.path.unlink()
         elif each.kind == "index":
             for path in _parts(each.path):
                 path.unlink(missing_ok=True)
@@ -113,6 +116,14 @@ def _indices(store: Store) -> Iterator[Garbage]:
     for path in _entries(store.root / "view"):
         if path.suffix == ".sqlite" and not _study_of(path).joinpath("plan.json").is_file():
             yield Garbage("index", path, sum(map(tree_bytes, _parts(path))))
+
+
+def _scores(store: Store) -> Iterator[Garbage]:
+    """Log-probabilities of teachers that the store no longer has, and those of releases that named none."""
+    held = {folder.name for folder in _folders(store.root / "models")}
+    for path in _entries(store.root / "scores"):
+        if path.name not in held and not path.is_symlink() and (n_bytes := tree_bytes(path)):
+            yield Garbage("scores", path, n_bytes)
 
 
 def _study_of(index: Path) -> Path:

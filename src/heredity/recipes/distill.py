@@ -144,7 +144,7 @@ class Distill(AnswerRecipe):
         stamp = digest([teacher.record.id, tokenizer, shown, dtype, self.temperature, n_words])
         folder = self.folder or out.parent / "training"
         home = folder.parent.parent if self.folder is not None else out.parent
-        path = teacher_logprobs.find_logprobs(home / "scores", stamp, self.top_k)
+        path = teacher_logprobs.find_logprobs(home / "scores" / teacher.record.id, stamp, self.top_k)
         if not path.exists():
             loaded = causal_lm.load(teacher.folder, dtype, self.device)
             n_common = min(n_words, len(loaded.head))

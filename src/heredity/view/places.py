@@ -99,7 +99,8 @@ class StudyPlace:
     @property
     def models(self) -> Path:
         """The store whose models are shown: the place itself, if it is one, else the reader's."""
-        return self.root if (self.root / "models").is_dir() else self.store
+        is_store = (self.root / "models").is_dir() or any(self.root.glob(f"training/*/{TRAINING[0]}"))
+        return self.root if is_store else self.store
 
     def mark(self) -> str:
         """Changes whenever a file of any study does, a row of a training, or a model of the store."""
