@@ -151,7 +151,7 @@ def test_judges_are_a_line_and_their_table_is_folded(page: str) -> None:
 def test_a_print_opens_what_is_folded_and_lies_on_its_side() -> None:
     printed = STYLE[STYLE.index("@media print") :]
     assert "A4 landscape" in printed and "details::details-content { content-visibility: visible" in printed
-    assert "max-height: none" in printed
+    assert "max-height: none" in printed and ".raw { display: none; }" in printed
 
 
 # --- marks ------------------------------------------------------------------------------------------
