@@ -17,8 +17,10 @@ from heredity.application.conversation import LedConversation
 from heredity.application.spec import Application
 from heredity.cli import _asking, main
 from heredity.core.errors import EngineFailure
+from heredity.core.progress import phase
 from heredity.core.records import Decoding, Reply, Request, Tool
 from heredity.engines.protocols import Listener, Streamer
+from heredity.lineage.store import Store
 from tests.support.errors import check_refused, raises, run_here
 
 DESK = Application("desk", system="You help.", tools=(Tool("find_order", "Looks it up.", {}, "Sent."),))
@@ -206,6 +208,29 @@ def test_ask_reads_the_question_from_a_pipe(monkeypatch: pytest.MonkeyPatch) -> 
     check_refused(run_here("ask", "any", input=" \n"), "")
     found = json.loads(run_here("ask", "any", "given", "--json").stdout)
     assert found["engine"] == "echo" and found["replies"][0]["text"] == "given"
+
+
+def _loading(store: Store, ref: str, *_: object) -> Echo:
+    with phase(store.report, "loading", ref):
+        return Echo(lambda r: r.messages[-1].content)
+
+
+def test_the_phase_of_loading_is_one_line_beside_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_asking, "_load", _loading)
+    done = run_here("ask", "any", "heat")
+    assert (done.stdout, done.stderr) == ("heat\n", "any  loading\n")
+
+
+def test_a_live_display_leaves_the_answer_on_stdout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_asking, "_load", _loading)
+    monkeypatch.setenv("TERM", "xterm")
+    answered, shown = Terminal(), Terminal()
+    with contextlib.redirect_stdout(answered), contextlib.redirect_stderr(shown):
+        assert main(["ask", "any", "heat"]) == 0
+    assert answered.getvalue() == "heat\n"
+    assert "\x1b[?25l" in shown.getvalue() and "heat" not in shown.getvalue()  # the cursor is hidden
 
 
 def test_a_prefill_is_shown_once_before_the_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def few_widths() -> Iterator[None]:
     """A quick probe: widths that only real models need are not tried."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autotune, "WIDTHS", (4, 8, 16))
-        patch.setattr(autotune.probe, "__defaults__", ((4, 8, 16), time.perf_counter))
-        patch.setattr(autotune.tune, "__defaults__", ((4, 8, 16),))
+        patch.setattr(autotune.probe, "__defaults__", ((4, 8, 16), time.perf_counter, None))
+        patch.setattr(autotune.tune, "__defaults__", ((4, 8, 16), None))
         yield
 
 

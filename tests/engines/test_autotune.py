@@ -159,7 +159,9 @@ def test_a_model_of_a_known_shape_takes_its_tuning_after_a_check(
     probed: list[_decoder.Decoder] = []
     probe = autotune.probe
 
-    def counted(decoder: _decoder.Decoder, widths: tuple[int, ...] = (4, 8)) -> autotune.Tuning:
+    def counted(
+        decoder: _decoder.Decoder, widths: tuple[int, ...] = (4, 8), watch: object = None
+    ) -> autotune.Tuning:
         probed.append(decoder)
         return probe(decoder, widths)
 

@@ -75,7 +75,7 @@ def test_an_engine_gets_the_device_of_its_store_or_the_callers(
     with_gpus(monkeypatch, 2)
     given: list[Device | None] = []
 
-    def load(model: Model, folder: Path, tuning: Path | None, device: Device | None) -> Any:
+    def load(model: Model, folder: Path, tuning: Path | None, device: Device | None, watch: object) -> Any:
         given.append(device)
         return scripted.load(scripted_record, folder)
 

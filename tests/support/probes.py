@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from heredity.core.host import Clock
+from heredity.core.progress import Watch
 from heredity.engines.torch import autotune
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.decoder import Decoder
@@ -24,13 +25,16 @@ def remember() -> None:
     probe, found = autotune.probe, dict[tuple[object, ...], Tuning]()
 
     def remembered(
-        decoder: Decoder, widths: tuple[int, ...] = autotune.WIDTHS, clock: Clock = time.perf_counter
+        decoder: Decoder,
+        widths: tuple[int, ...] = autotune.WIDTHS,
+        clock: Clock = time.perf_counter,
+        watch: Watch | None = None,
     ) -> Tuning:
         if widths != autotune.WIDTHS or clock is not time.perf_counter or _is_changed(decoder):
-            return probe(decoder, widths, clock)
+            return probe(decoder, widths, clock, watch)
         key = (*_shape(decoder), widths, torch.get_num_threads())
         if key not in found:
-            found[key] = probe(decoder, widths, clock)
+            found[key] = probe(decoder, widths, clock, watch)
         own = autotune.fingerprint(decoder, found[key].widths[-1])
         return msgspec.structs.replace(found[key], fingerprint=own)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +30,7 @@ from heredity.core.version import __version__
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from heredity.core.terminal import Display
     from heredity.lineage.store import Store
 
 # Kept here, not in the verbs' modules, so that `heredity --help` imports none; a test holds both equal.
@@ -265,6 +266,25 @@ def open_store() -> Store:
             f"HEREDITY_STORE names {store.root}, which is a file. Name a folder.", code="store-is-a-file"
         )
     return store
+
+
+@contextlib.contextmanager
+def shown_start() -> Iterator[None]:
+    """Show on a terminal that the libraries of a verb are loaded, which takes seconds."""
+    from heredity.core.progress import phase
+    from heredity.core.terminal import Display
+
+    with Display() as display, phase(display.live, "starting"):
+        yield
+
+
+@contextlib.contextmanager
+def shown_work(store: Store) -> Iterator[Display]:
+    """A display that also shows the phases of the store's work: hashing, converting, loading."""
+    from heredity.core.terminal import Display
+
+    with Display() as display, store.report.to(display):
+        yield display
 
 
 def _debug_option() -> click.Option:

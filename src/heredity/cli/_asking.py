@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 import click
 
-from heredity.cli import Name, PathArgument, _remote, device_option, open_store
+from heredity.cli import Name, PathArgument, _remote, device_option, open_store, shown_work
 
 if TYPE_CHECKING:
     from heredity.application.guards.protocols import GuardReaders
@@ -55,6 +56,8 @@ model_argument = click.argument("model", type=Name())
 class LoadedModel(NamedTuple):
     """A model that can be asked. tools: of the application, if there is one."""
 
+    name: str
+    store: Store
     engine: Engine
     application: Application | None
     decoding: Decoding
@@ -81,9 +84,22 @@ def loaded(
         if layer is not None and has_guard_models(layer):
             readers = stack.enter_context(closing(_guard_models(store, key_env)))
             layer = identified(layer, readers)
-        engine = stack.enter_context(closing(_within(layer, _load(store, model, key_env), readers)))
+        with shown_work(store):
+            engine = stack.enter_context(closing(_within(layer, _load(store, model, key_env), readers)))
         tools = None if layer is None else stack.enter_context(Toolbox(layer))
-        yield LoadedModel(engine, layer, decoding, tools)
+        yield LoadedModel(model, store, engine, layer, decoding, tools)
+
+
+@contextmanager
+def waiting(found: LoadedModel) -> Iterator[None]:
+    """Show that the model reads its prompt, until its answer comes. A prompt may take a minute."""
+    from heredity.core.progress import phase
+
+    with (
+        shown_work(found.store) as display,
+        phase(display.live, "reading the prompt", found.name),
+    ):
+        yield
 
 
 def _decoding(layer: Application | None, given: Mapping[str, float | None]) -> Decoding:
@@ -105,14 +121,12 @@ def _decoding(layer: Application | None, given: Mapping[str, float | None]) -> D
 
 def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
     from heredity.cli import _pulling
-    from heredity.core.terminal import note
     from heredity.lineage.loading import refuse_silent
 
     grown = store.get(ref)
     refuse_silent(grown.record)
     if grown.record.format != "scripted":
         grown = _pulling.ready(store, grown)
-        note(f"loading {grown.record.name} ...")
     return _remote.loader(store, _remote.calls(key_env), is_batched=False)(grown)
 
 
@@ -141,14 +155,23 @@ def _within(layer: Application | None, engine: Engine, readers: GuardReaders | N
 class AnswerScreen:
     """Prints the replies of one turn: in parts if stdout is a terminal, else whole.
 
-    listener: for application.chat.replies.
+    listener: for application.chat.replies. Inside `with`, it is shown that the model reads its prompt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, found: LoadedModel) -> None:
         from heredity.application.chat import AnswerListener
 
         self.listener = AnswerListener(self._hear if sys.stdout.isatty() else None, self._begin)
         self._n_asked, self._prefill = 0, ""
+        self._found, self._wait = found, ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._wait.close()
 
     def _begin(self, request: Request) -> None:
         """Print the result of a tool that a later request of the turn ends with."""
@@ -157,10 +180,12 @@ class AnswerScreen:
         if self._n_asked:
             note(f"[{request.messages[-1].role}] {request.messages[-1].content}")
         self._n_asked, self._prefill = self._n_asked + 1, request.prefill
+        self._wait.enter_context(waiting(self._found))
 
     def _hear(self, more: str) -> None:
         from heredity.core.sanitize import plain
 
+        self._wait.close()
         more, self._prefill = self._prefill + more, ""
         sys.stdout.write(plain(more, lines=True))
         sys.stdout.flush()
@@ -170,6 +195,7 @@ class AnswerScreen:
         from heredity.core.sanitize import plain
         from heredity.core.terminal import note, write
 
+        self._wait.close()
         write("" if self.listener.n_heard else plain(request.prefill + reply.text, lines=True))
         if reply.guarded:
             note(f"(guarded: {plain('; '.join(reply.guarded))})")

@@ -13,11 +13,12 @@ from pathlib import Path
 import click
 
 from heredity import engines
+from heredity.cli import shown_work
 from heredity.core import host
 from heredity.core.errors import Damaged, Refused, Unavailable, UsageError
 from heredity.core.records import why_not_generative
 from heredity.core.sanitize import plain
-from heredity.core.terminal import Display, err, note, parameters, size
+from heredity.core.terminal import err, note, parameters, size
 from heredity.lineage import catalog
 from heredity.lineage.references import is_elsewhere, is_there
 from heredity.lineage.store import Store
@@ -33,7 +34,7 @@ def pull(store: Store, ref: str) -> Grown:
 
     Before any weights are fetched, it is shown which engine will answer, and in how much memory.
     """
-    with Display() as display:
+    with shown_work(store) as display:
         grown = store.pull(ref, display, show_preview)
     _show_terms(grown)
     return grown
@@ -55,7 +56,7 @@ def pull_from(store: Store, name: str, url: str) -> Grown:
     """Copy a model and its ancestors from storage, and show its licence and its warnings."""
     from heredity.recipes.pull.storage import Storage
 
-    with Display() as display:
+    with shown_work(store) as display:
         grown = Storage(url).pull(store, name, display)
     _show_terms(grown)
     return grown
@@ -159,7 +160,10 @@ def _free_memory() -> tuple[int | None, str]:
 def ready(store: Store, grown: Grown) -> Grown:
     """The form that the model's engine loads; a note is shown if it has to be made first."""
     announce(store, grown)
-    return store.ready(grown)
+    if store.report.is_watched:  # a display is there
+        return store.ready(grown)
+    with shown_work(store):
+        return store.ready(grown)
 
 
 def announce(store: Store, grown: Grown) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from heredity.cli import Name, PathArgument, Verb, device_option, open_store
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_start, shown_work
 
 if TYPE_CHECKING:
     from heredity.experiments.adapt.findings import AdaptResult
@@ -44,8 +44,9 @@ def command(
     You may stop it at any time: the same command resumes. Given the folder of a finished task, it writes the
     page again.
     """
-    from heredity.experiments.adapt import run
-    from heredity.experiments.adapt.task import read_task
+    with shown_start():
+        from heredity.experiments.adapt import run
+        from heredity.experiments.adapt.task import read_task
 
     if task.is_dir():
         _refuse_beside(ctx, task)
@@ -63,13 +64,12 @@ def command(
 def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
     """Ask before models are downloaded, then compare the ways."""
     from heredity.cli._pulling import consent
-    from heredity.core.terminal import Display
     from heredity.experiments.adapt import run
 
     store = open_store()
     for ref in filter(None, (task.model, task.teacher if "distilled" in task.ways else "")):
         consent(store, ref, yes)
-    with Display() as display:
+    with shown_work(store) as display:
         return run.adapt(task, store, folder, display, _tell)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from heredity.cli import Name, Verb, open_store
+from heredity.cli import Name, Verb, open_store, shown_work
 from heredity.core.records import Relation
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def command(
     from heredity.cli import _pulling, _recipes
     from heredity.core import terminal
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import Display
     from heredity.lineage.adoption import adopt
     from heredity.lineage.descent import facts
 
@@ -54,7 +53,7 @@ def command(
     elif default := _default_name(ref):
         _refuse_taken(store, default)
     _pulling.show_before_adoption(store, ref, given[0])
-    with Display() as display:
+    with shown_work(store) as display:
         record = adopt(ref, given, store, made, name or "", declared, display).record
     for key, value in (*record.notes.items(), *facts(record)):
         terminal.note(plain(f"{key}: {value}"))

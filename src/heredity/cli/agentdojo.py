@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, device_option, open_store
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_work
 
 if TYPE_CHECKING:
     from heredity.experiments.agentdojo import ConversationCounts
@@ -54,7 +54,6 @@ def command(
     AgentDojo stays in an environment of its own. Six of its graders accept wrong executions and are replaced.
     The same command resumes.
     """
-    from heredity.core.terminal import Display
     from heredity.experiments import agentdojo
     from heredity.experiments.agentdojo.run import SERVER, SUITES
 
@@ -66,7 +65,7 @@ def command(
     )
     agentdojo.check(python, out)  # before models are loaded
     server = nullcontext(url) if url else agentdojo.serving(list(named), store, out / SERVER)
-    with server as address, Display() as display:
+    with shown_work(store) as display, server as address:
         counts = agentdojo.run(wanted, python, str(address), out, display, retry=retry_errors)
     _finish(out, counts, as_json)
 

@@ -46,12 +46,13 @@ def command(
         tools = None if found.tools is None else found.tools.session()
         turn = LedConversation(found.application, found.decoding, seed, tools).turn(text or "", prefill or "")
         if as_json:
-            answers = [reply for _, reply in replies(found.engine, turn)]
+            with _asking.waiting(found):
+                answers = [reply for _, reply in replies(found.engine, turn)]
             write_json({"engine": found.engine.name, "replies": answers})
             return
-        screen = _asking.AnswerScreen()
-        for request, reply in replies(found.engine, turn, screen.listener):
-            screen.show(request, reply)
+        with _asking.AnswerScreen(found) as screen:
+            for request, reply in replies(found.engine, turn, screen.listener):
+                screen.show(request, reply)
 
 
 def _piped() -> str:

@@ -76,9 +76,10 @@ def _answer(found: _asking.LoadedModel, conversation: LedConversation, text: str
     from heredity.core.terminal import note
     from heredity.engines.protocols import Streamer
 
-    screen = _asking.AnswerScreen()
+    screen = _asking.AnswerScreen(found)
     try:
-        with _stoppable(screen.listener) if isinstance(found.engine, Streamer) else nullcontext():
+        is_streamed = isinstance(found.engine, Streamer)
+        with screen, _stoppable(screen.listener) if is_streamed else nullcontext():
             for request, reply in replies(found.engine, conversation.turn(text), screen.listener):
                 screen.show(request, reply)
     except KeyboardInterrupt:

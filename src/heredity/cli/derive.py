@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import Lister, Name, Verb, device_option, open_store
+from heredity.cli import Lister, Name, Verb, device_option, open_store, shown_work
 from heredity.core import registry
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
     from heredity.core import terminal
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import Display
     from heredity.recipes import DerivableRecipe, derivable_class
 
     store, recipe_class = open_store(), derivable_class(kind)
@@ -113,7 +112,7 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
         given["data"] = given["data"] or _answers_of(store, answers)
     if recipe_class.PARENTS == DerivableRecipe.PARENTS and len(parents) != 1:
         raise UsageError(f"'{kind}' takes one parent, not {len(parents)}.")
-    with Display() as display:
+    with shown_work(store) as display:
         watch = display.training(f"{kind} of {parents[0]}")
         recipe = _recipes.build(recipe_class, given, name=name or "", watch=watch, warn=terminal.warn)
         grown = [store.get(parent) for parent in parents]

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_option, open_store
+from heredity.cli import (
+    Name,
+    Option,
+    PathArgument,
+    Verb,
+    _remote,
+    device_option,
+    open_store,
+    shown_start,
+    shown_work,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from heredity.engines.remote.engine import Calls
@@ -83,8 +93,9 @@ def command(
     """
     from heredity.cli import _grades, _pulling
     from heredity.core import terminal
-    from heredity.core.terminal import Display
-    from heredity.evals.run import GRADES, Evaluation
+
+    with shown_start():
+        from heredity.evals.run import GRADES, Evaluation
 
     store = open_store()
     how = _remote.calls(**calls)
@@ -100,7 +111,7 @@ def command(
     if dry_run:
         _show_open(asked, how, retry_errors)
         return
-    with Display() as display:
+    with shown_work(store) as display:
         found = asked.run(display, retry_errors=retry_errors)
     if as_json:
         terminal.write_json(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, open_store, shown_start, shown_work
 
 if TYPE_CHECKING:
     from heredity.deploy.export import Fidelity
@@ -34,10 +34,12 @@ def command(model: str, folder: Path, form: str, dtype: str | None, study: Path 
     """
     from heredity.core import terminal
     from heredity.core.sanitize import plain
-    from heredity.deploy import export
 
     store = open_store()
-    done = export.export(store, store.get(model), form, folder, study, dtype=dtype or "")
+    with shown_start():
+        from heredity.deploy import export
+    with shown_work(store):
+        done = export.export(store, store.get(model), form, folder, study, dtype=dtype or "")
     for parity in done.parities:
         result = parity.left_out or (
             f"agrees within {parity.largest:.2g} nats over {parity.n} tokens ({parity.tolerance:g} allowed)"

@@ -6,7 +6,7 @@ from functools import partial
 
 import click
 
-from heredity.cli import Name, Verb, device_option, open_store
+from heredity.cli import Name, Verb, device_option, open_store, shown_work
 from heredity.core.progress import Progress
 from heredity.core.terminal import Display, trial_words
 
@@ -52,8 +52,9 @@ def command(
         canary, secret = planted(noted)
     rows = []
     for model in grown:
-        name, whole = model.record.name, _pulling.ready(store, model)
-        with Display() as display:
+        name = model.record.name
+        with shown_work(store) as display:
+            whole = _pulling.ready(store, model)
             show = partial(_show, display, f"scoring the candidates with {name}")
             rows.append((name, expose(store, whole, canary, secret, candidates, seed, show)))
     if as_json:

@@ -70,10 +70,10 @@ def command(
     by prompt, and heredity's judge decides. The report compares its verdicts with those of other judges. An
     answer that one model lacks counts as an error.
     """
-    from heredity.cli import _findings, agentdojo, open_store
+    from heredity.cli import _findings, agentdojo, open_store, shown_work
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import Display, note, write_json
+    from heredity.core.terminal import note, write_json
     from heredity.redteam import judges
     from heredity.study import agent_tasks, importers
     from heredity.study.plan import read_plan
@@ -99,11 +99,11 @@ def command(
     summary = importers.import_files(files, out, reading)
     for message in reading.unmet().values():
         note(plain(f"{message} So each of its verdicts counts as held."))
-    study = Study.open(out, store=open_store(), judge=judge)
-    with Display() as display:
-        watch = display
-        study.judge(watch)
-        result = study.estimate(watch)
+    store = open_store()
+    study = Study.open(out, store=store, judge=judge)
+    with shown_work(store) as display:
+        study.judge(display)
+        result = study.estimate(display)
     found = importers.agreements(out)
     page = html.write(out, out / "report.html")
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, open_store
+from heredity.cli import Name, PathArgument, Verb, open_store, shown_work
 
 if TYPE_CHECKING:
     from heredity.application.retrieval.build import Built
@@ -58,15 +58,15 @@ def command(
     from heredity.application.retrieval.build import build
     from heredity.application.retrieval.folder import Limits
     from heredity.core import terminal
-    from heredity.core.terminal import Display
 
     if ask is not None:
         _search(folder, ask, passages, method, (rerank, candidates), as_json)
         return
     out = out or Path(f"{folder.resolve().name}.index")
     limits = Limits() if max_bytes is None else Limits(max_bytes)
-    with Display() as display:
-        built = build(folder, out, embed=embed, words=words, limits=limits, store=open_store(), watch=display)
+    store = open_store()
+    with shown_work(store) as display:
+        built = build(folder, out, embed=embed, words=words, limits=limits, store=store, watch=display)
     if as_json:
         terminal.write_json(_summary(built, out))
     else:

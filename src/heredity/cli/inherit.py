@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from heredity.cli import Name, PathArgument, Verb, device_option, open_store
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_start, shown_work
 
 if TYPE_CHECKING:
     from heredity.experiments.inheritance.findings import LineageResult
@@ -68,8 +68,10 @@ def command(
     """
     from heredity.cli._pulling import consent
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import Display, note
-    from heredity.experiments.inheritance import run
+    from heredity.core.terminal import note
+
+    with shown_start():
+        from heredity.experiments.inheritance import run
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
@@ -85,7 +87,7 @@ def command(
         store = open_store()
         for ref in plan.references:
             consent(store, ref, yes)
-        with Display() as display:
+        with shown_work(store) as display:
             found = run.inherit(plan, store, folder, display, lambda line: note(plain(line)))
     _show(found, [folder / "inheritance.md", *([page] if page is not None else [])])
 

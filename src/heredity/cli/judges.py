@@ -12,6 +12,7 @@ from heredity.cli import Lister, Name, Option, PathArgument, Verb
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from heredity.core.progress import Watch
     from heredity.core.records import Estimate
     from heredity.redteam.judges import JudgeQuality
     from heredity.redteam.judges.calibration.measure import LabelMeasurement
@@ -89,16 +90,19 @@ def calibrate(
 
     from heredity.cli import open_store
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import note, write_json
+    from heredity.core.terminal import Display, note, write_json
     from heredity.redteam import judges
     from heredity.redteam.judges.calibration import quality as kept
     from heredity.redteam.judges.calibration.measure import measure
     from heredity.redteam.judges.protocols import ClosableJudge
 
     of, names = cast(judges.Task, task), tuple(value.strip() for value in positive.split(","))
-    pairs, loaded = _pairs(columns), judges.load(judge)
+    pairs, display = _pairs(columns), Display()
+    loaded = judges.load(judge, judges.stored_models(display))
     try:
-        found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=_every(seconds=5), once=once)
+        with display:
+            watch = _every(5, display.live)
+            found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=watch, once=once)
     finally:
         if isinstance(loaded, ClosableJudge):
             loaded.close()
@@ -143,17 +147,21 @@ def calibrate(
         note(f"Saved: it corrects the rates of studies that '{found.judge.name}' judges.")
 
 
-def _every(seconds: float) -> Callable[[int, int], None]:
-    """A callback that reports progress on stderr, at most once per `seconds`."""
+def _every(seconds: float, live: Watch | None) -> Callable[[int, int], None]:
+    """A callback that reports progress: to `live`, or on stderr at most once per `seconds`."""
     import time
 
+    from heredity.core.progress import PREPARE, Meter
     from heredity.core.terminal import note
 
     last = time.monotonic()
+    meters: dict[int, Meter] = {}  # by total: a threshold is fitted on other rows
 
     def say(n_done: int, n_all: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= seconds:
+        if live is not None:
+            meters.setdefault(n_all, Meter(live, PREPARE, n_all, "judging", "rows")).reached(n_done)
+        elif time.monotonic() - last >= seconds:
             last = time.monotonic()
             note(f"judged {n_done} of {n_all} answers")
 
@@ -216,7 +224,7 @@ def train(
     resumes if stopped.
     """
     from heredity.core.errors import UsageError
-    from heredity.core.terminal import err, write_json
+    from heredity.core.terminal import Display, note, write_json
     from heredity.core.terminal import out as console
     from heredity.redteam import judges
     from heredity.redteam.judges.training import head as head_train
@@ -226,19 +234,15 @@ def train(
         raise UsageError(
             "--max-rows needs --head: `learned` is trained on all rows.", code="rows-without-head"
         )
-    if head is None:
-        name, card = (
-            "learned",
-            learned_card.train_learned(data, roots or (data.parent,), out, say=err().print),
-        )
-    else:
-        models = judges.stored_models()
-        name, card = (
-            "head",
-            head_train.train_head(
-                data, roots or (data.parent,), out, head, models, err().print, rows or head_train.ROWS
-            ),
-        )
+    roots = roots or (data.parent,)
+    with Display() as display:
+        if head is None:
+            name, card = "learned", learned_card.train_learned(data, roots, out, note, display.live)
+        else:
+            models = judges.stored_models(display)
+            n_rows = rows or head_train.ROWS
+            card = head_train.train_head(data, roots, out, head, models, note, n_rows, display.live)
+            name = "head"
     if as_json:
         write_json(card)
         return

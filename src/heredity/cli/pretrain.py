@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, device_option, open_store
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_work
 
 
 def _options() -> list[click.Option]:
@@ -58,7 +58,6 @@ def command(recipe: Path, corpus: Path | None, base: str | None, name: str | Non
     from heredity.cli import _recipes
     from heredity.core import terminal
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import Display
     from heredity.recipes.pretrain import recipe as pretrain
 
     settings = {key: value for key, value in given.items() if value is not None}
@@ -66,9 +65,9 @@ def command(recipe: Path, corpus: Path | None, base: str | None, name: str | Non
         key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None
     }
     store = open_store()
-    if base is not None:
-        beside["base"] = store.whole(store.get(base))
-    with Display() as display:
+    with shown_work(store) as display:
+        if base is not None:
+            beside["base"] = store.whole(store.get(base))
         made = pretrain.read(recipe, settings | beside, display.training(f"pretrain {recipe.stem}"))
         if made.name:
             _recipes.refuse_taken(store, made.name, made, made.parents)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from heredity.cli import Name, Verb, open_store
+from heredity.cli import Name, Verb, open_store, shown_work
 
 
 @click.command("push", cls=Verb, example="heredity push tickets-lora --to s3://team-models")
@@ -20,11 +20,12 @@ def command(models: tuple[str, ...], url: str) -> None:
     environment. Each model's files are checked against its record first.
     """
     from heredity.core import terminal
-    from heredity.core.terminal import Display, note
+    from heredity.core.terminal import note
     from heredity.recipes.pull.storage import Storage
 
-    with Display() as display:
-        pushed = Storage(url).push(open_store(), models, display)
+    store = open_store()
+    with shown_work(store) as display:
+        pushed = Storage(url).push(store, models, display)
     for model in pushed:
         terminal.out().print(terminal.cell(f"{model.name}  {model.id}"), soft_wrap=True)
     if not pushed:

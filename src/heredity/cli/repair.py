@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, device_option, open_store
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_start, shown_work
 
 
 @click.command(
@@ -62,8 +62,9 @@ def command(
     from heredity.application.spec import Application
     from heredity.core import terminal
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import Display
-    from heredity.experiments.repair import Setting, in_words, refuse_backwards, repair
+
+    with shown_start():
+        from heredity.experiments.repair import Setting, in_words, refuse_backwards, repair
 
     store = open_store()
     lost, whole = store.get(child), store.get(parent)
@@ -76,7 +77,7 @@ def command(
             "They are compared nevertheless."
         )
         terminal.note(plain(message))
-    with Display() as display:
+    with shown_work(store) as display:
         how = Setting(
             Application.load(application), probes, held_out, margin=margin, twins=twins, judge=judge,
             store=store, out=out or Path("repair") / lost.record.name, watch=display,

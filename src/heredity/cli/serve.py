@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_option, open_store
+from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_option, open_store, shown_work
 
 if TYPE_CHECKING:
     import socket
@@ -133,9 +133,10 @@ def command(
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
         store = open_store()
-        layers, readers = _layers(stack, store, applications, key_env)
-        rules = ServingRules(layers, free_decoding, ignore_settings)
-        found = _loaded(stack, store, models, rules, waiting, key_env, load_adapters)
+        with shown_work(store):
+            layers, readers = _layers(stack, store, applications, key_env)
+            rules = ServingRules(layers, free_decoding, ignore_settings)
+            found = _loaded(stack, store, models, rules, waiting, key_env, load_adapters)
         found.readers = readers
         if request_log is not None:
             settings = replace(settings, request_log=_opened(stack, request_log, request_log_size))
@@ -213,6 +214,7 @@ def _loaded(
 ) -> _Loaded:  # fmt: skip
     """Load each model once, and each base once. may_load: whether callers may load adapters."""
     from heredity.cli import _pulling
+    from heredity.core.progress import phase
     from heredity.core.terminal import note
     from heredity.deploy.serve.adapters import AdapterLoader, share
     from heredity.deploy.serve.embeddings import EmbeddingService, Encoder
@@ -234,14 +236,13 @@ def _loaded(
     for ident, form in ready.items():
         service: Service | None = services.get(form.record.id)
         if service is None:
-            note(f"loading {form.record.name} ...")
             service = EngineWorker(load(form), most)
             stack.callback(service.close)
         record = asked[ident].record
         found.served += rules.served(record, service, _other_names(record, refs))
     for one in encoders:
-        note(f"loading {one.record.name} ...")
-        encoder = EmbeddingService(Encoder(store.ready(one)), most, _other_names(one.record, refs))
+        with phase(store.report, "loading", one.record.name):
+            encoder = EmbeddingService(Encoder(store.ready(one)), most, _other_names(one.record, refs))
         stack.callback(encoder.close)
         found.encoders.append(encoder)
     found.adapters = AdapterLoader(store, bases, rules) if may_load else None
@@ -257,7 +258,6 @@ def _other_names(record: Model, refs: Mapping[str, Grown]) -> tuple[str, ...]:
 def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
     """The models of guards, each loaded on its first use and asked by all callers in one batch."""
     from heredity.cli import _pulling
-    from heredity.core.terminal import note
     from heredity.deploy.serve.shared import shared
     from heredity.redteam.guard_readers import JudgeReaders
     from heredity.redteam.judges import Models
@@ -265,7 +265,6 @@ def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
     def load(name: str) -> Engine:
         grown = store.get(name)
         ready = grown if grown.record.format == "scripted" else _pulling.ready(store, grown)
-        note(f"loading {grown.record.name}, the model of a guard ...")
         return _remote.loader(store, _remote.calls(key_env))(ready)
 
     return JudgeReaders(Models(lambda name: store.get(name).record.id, load), shared)

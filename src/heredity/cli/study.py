@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from heredity.cli import COST_HELP, Name, PathArgument, Verb, _remote, device_option, open_store
+from heredity.cli import (
+    COST_HELP,
+    Name,
+    PathArgument,
+    Verb,
+    _remote,
+    device_option,
+    open_store,
+    shown_start,
+    shown_work,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from heredity.lineage.store import Store
@@ -241,15 +251,18 @@ def command(
     if not is_folder and missing:
         raise click.UsageError(f"A study needs {', and '.join(missing)}.", click.get_current_context())
     from heredity.application.spec import Application
-    from heredity.cli import _findings
-    from heredity.core.terminal import Display, note
-    from heredity.study import decision, shards
-    from heredity.study.plan import read_plan
-    from heredity.study.report import html
-    from heredity.study.sources import locate_sources
-    from heredity.study.spec import StudySpec
-    from heredity.study.study import Study
-    from heredity.study.workers.start import Workers
+    from heredity.core.progress import phase
+    from heredity.core.terminal import note
+
+    with shown_start():
+        from heredity.cli import _findings
+        from heredity.study import decision, shards
+        from heredity.study.plan import read_plan
+        from heredity.study.report import html
+        from heredity.study.sources import locate_sources
+        from heredity.study.spec import StudySpec
+        from heredity.study.study import Study
+        from heredity.study.workers.start import Workers
 
     costs = None if cost is None else decision.parse_costs(cost)  # a mistake shows before anything is asked
     store = open_store()
@@ -296,18 +309,19 @@ def command(
     if gather:
         return _show_parts(study)
     if part is not None:
-        with Display() as display:
+        with shown_work(store) as display:
             folder = shards.ask_part(study, part, display, retry_errors=retry_errors)
         note(f"Part {part.i} of {part.n} is in {folder}. Collect all parts: heredity study {study.folder}")
         return 0
     _warn(study)
     if dry_run:
         return _show_size(study)
-    with Display() as display:
+    with shown_work(store) as display:
         result = study.run(display, retry_errors=retry_errors, workers=several)
-    if costs is not None:
-        decision.save_costs(result.folder, costs)
-    page = html.write(result.folder, result.folder / "report.html")
+        if costs is not None:
+            decision.save_costs(result.folder, costs)
+        with phase(display.live, "writing the report"):
+            page = html.write(result.folder, result.folder / "report.html")
     _findings.show(result.estimates, read_plan(result.folder), page)
     if costs is not None:
         _findings.show_recommendation(result.folder)
@@ -413,6 +427,7 @@ def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from heredity.cli import _pulling
+    from heredity.core.progress import phase
     from heredity.lineage.store import target_of
 
     found: list[Grown | str] = []
@@ -430,8 +445,9 @@ def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
                     for each in converted:
                         each.result()
                 found.append(ref if ref.startswith("scripted:") else _stored(store, ref, yes))  # in no store
-            for each in converted:
-                each.result()
+            with shown_work(store) as display, phase(display.live, "converting"):
+                for each in converted:
+                    each.result()
         finally:
             worker.shutdown(wait=False, cancel_futures=True)
     if found and not isinstance(last := found[-1], str):

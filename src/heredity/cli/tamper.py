@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, Option, PathArgument, Verb, device_option, open_store
+from heredity.cli import Name, Option, PathArgument, Verb, device_option, open_store, shown_start, shown_work
 
 
 @click.command(
@@ -72,8 +72,9 @@ def command(
     from heredity.core import terminal
     from heredity.core.records import digest
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import Display
-    from heredity.experiments.tamper import in_words, tamper, told
+
+    with shown_start():
+        from heredity.experiments.tamper import in_words, tamper, told
     from heredity.recipes.lora import Lora
     from heredity.train.data import chat
 
@@ -87,7 +88,7 @@ def command(
         )  # fmt: skip
 
     tuning = digest([rows.digest, batch, rate, rank, seed])  # other settings get other studies
-    with Display() as display:
+    with shown_work(store) as display:
         found = tamper(
             grown, tuned, Application.load(application), probes, attack, line, longest, store=store,
             out=out or Path("tamper") / f"{grown.record.name}-{tuning[:8]}", judge=judge, scope=scope,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from heredity.cli import Name, Verb, open_store
+from heredity.cli import Name, Verb, open_store, shown_work
 
 
 @click.command("verify", cls=Verb, example="heredity verify smollm2-135m-instruct")
@@ -28,7 +28,8 @@ def command(models: tuple[str, ...]) -> None:
     if not records and not unreadable:
         write(plain(f"No model in {store.root} yet."))
     for record in records:
-        problems = store.verify(record)
+        with shown_work(store):
+            problems = store.verify(record)
         n_damaged += bool(problems)
         write(plain(f"{record.name}  {record.id[:12]}  {'damaged' if problems else 'whole'}"))
         for problem in problems:

@@ -1,23 +1,29 @@
 """The progress of a piece of work: one event, and the meter that counts.
 
-Every function of heredity that takes long accepts a `Watch`, which is called with a `Progress`.
+Every function of heredity that takes long accepts a `Watch`, which is called with a `Progress`. An event of a
+step counts its trials, tokens or bytes. An event of a phase names a preparation, such as "loading".
 
-Promises: a meter calls its watch at most ten times a second, and once at the end of a step.
+Promises: a meter calls its watch at most ten times a second, and once at the end of a step. A phase is
+reported when it begins and when it is over.
 Leaves to others: doing the work, and showing its progress (terminal.py).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, TypeVar
 
 EVERY_SECONDS = 0.1
 WINDOW_SECONDS = 30.0  # the rate is that of the last half minute: models differ in speed
 ENOUGH = 10  # items done before the time left is estimated
 
-Unit = Literal["trials", "answers", "tokens", "bytes"]
+PREPARE = "prepare"  # the step of all phases
+
+Unit = Literal["trials", "answers", "tokens", "bytes", "tensors", "rows", "steps", "parts"]
 
 
 class ModelProgress(NamedTuple):
@@ -44,15 +50,21 @@ class Progress(NamedTuple):
     loss: float | None = None  # of a training's last step
     n_workers: int = 0  # 0: this process does the work
     models: tuple[ModelProgress, ...] = ()  # with workers: by model
+    phase: str = ""  # of the step "prepare": "loading", "measuring widths"; "" once it is over
 
 
 Watch = Callable[[Progress], None]
+_Item = TypeVar("_Item")
+_Done = TypeVar("_Done")
 
 
 class Meter:
-    """Counts trials and calls the watch."""
+    """Counts trials, or the parts of a phase, and calls the watch."""
 
-    def __init__(self, watch: Watch | None, step: str, n_total: int) -> None:
+    def __init__(
+        self, watch: Watch | None, step: str, n_total: int, phase: str = "", unit: Unit = "trials"
+    ) -> None:
+        self._phase, self._unit = phase, unit
         self._watch, self._step, self._n_total = watch, step, n_total
         self._model = ""
         self._n_done = self._n_errors = self._n_cached = 0
@@ -79,6 +91,18 @@ class Meter:
             now = time.monotonic()
             if now - self._last >= EVERY_SECONDS:
                 self._report(now)
+
+    def reached(self, n_done: int) -> None:
+        """Set the count to what is done by now."""
+        if n_done > self._n_done:
+            self._n_done = n_done - 1
+            self.tick()
+
+    def each(self, items: Iterable[_Item], work: Callable[[_Item], _Done]) -> Iterator[_Done]:
+        """Yield the result of `work` on each item, and count it."""
+        for item in items:
+            yield work(item)
+            self.tick()
 
     def workers(self, n: int, models: tuple[ModelProgress, ...]) -> None:
         """Note how many workers there are, and the state of the models."""
@@ -116,7 +140,72 @@ class Meter:
                 self._n_cached,
                 rate,
                 left,
+                self._unit,
                 n_workers=self._n_workers,
                 models=self._models,
+                phase=self._phase,
             )
         )
+
+
+@contextmanager
+def phase(
+    watch: Watch | None, name: str, model: str = "", n_total: int = 0, unit: Unit = "parts"
+) -> Iterator[Meter]:
+    """Report a phase when it begins and when it is over; the meter counts its parts. Phases may nest.
+
+    name: what happens, in a word or two: "loading". model: what it happens to.
+    n_total: the number of parts; 0: not known.
+    """
+    meter = Meter(watch, PREPARE, n_total, name, unit)
+    meter.of(model)
+    try:
+        yield meter
+    finally:
+        if watch is not None:
+            watch(Progress(PREPARE, model, 0, 0))
+
+
+class _Watching(threading.local):
+    """The watch of each thread."""
+
+    watch: Watch | None = None
+
+
+class Reporter:
+    """A watch that passes events on to the watch of the thread that calls it, if that has set one."""
+
+    def __init__(self) -> None:
+        self._local = _Watching()
+
+    def __call__(self, progress: Progress) -> None:
+        """Pass an event on."""
+        if (watch := self._local.watch) is not None:
+            watch(progress)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether this thread has set a watch."""
+        return self._local.watch is not None
+
+    @contextmanager
+    def to(self, watch: Watch | None) -> Iterator[None]:
+        """Inside, `watch` gets the events of this thread. None: an outer watch stays."""
+        before = self._local.watch
+        self._local.watch = watch or before
+        try:
+            yield
+        finally:
+            self._local.watch = before
+
+
+def about(watch: Watch | None, model: str) -> Watch | None:
+    """Return the watch, which then gets `model` with each event of a phase that names none."""
+    if watch is None:
+        return None
+
+    def named(progress: Progress) -> None:
+        is_nameless = progress.step == PREPARE and not progress.model
+        watch(progress._replace(model=model) if is_nameless else progress)
+
+    return named

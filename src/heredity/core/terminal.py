@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heredity.core import registry
-from heredity.core.progress import WINDOW_SECONDS, ModelProgress, Progress, Watch
+from heredity.core.progress import PREPARE, WINDOW_SECONDS, ModelProgress, Progress, Watch
 from heredity.core.records import Estimate, encode
 from heredity.core.sanitize import plain, shorten
 
@@ -237,11 +237,20 @@ def sparkline(values: Sequence[float]) -> str:
 # --- progress ---
 
 
+class _Drawn(NamedTuple):
+    """The parts of a live line; without a text it is hidden."""
+
+    what: str
+    words: str
+    done: int
+    total: int
+
+
 class Display:
     """A line on stderr that shows the progress of a step; the lines of finished steps stay above it.
 
     It is a `Watch`: pass it wherever one is taken. On a terminal it is a live bar, elsewhere a plain line
-    every ten seconds.
+    every ten seconds. A phase takes the place of the line until it is over; elsewhere it is one plain line.
 
         with h.Display() as display:
             child = store.grow(h.Lora(data, watch=display.training("lora")), [parent])
@@ -253,8 +262,16 @@ class Display:
         self._bar = _bar(self.screen) if self.screen.is_terminal else None
         self._task = None if self._bar is None else self._bar.add_task("", total=None, visible=False)
         self._step = self._line = self._printed = ""
+        self._phases = set[str]()  # that have their plain line
+        self._open = list[_Drawn]()  # the phases that are not over, the innermost last
         self._printed_at = 0.0
+        self._drawn = _Drawn("", "", 0, 0)  # of the step, for when a phase is over
         self._bytes = _ByteRate()
+
+    @property
+    def live(self) -> Watch | None:
+        """This display if it draws on a terminal, else None: for phases that are not worth a plain line."""
+        return None if self._bar is None else self
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -270,6 +287,9 @@ class Display:
 
     def __call__(self, progress: Progress) -> None:
         """Show an event."""
+        if progress.step == PREPARE:
+            self._prepare(progress)
+            return
         if progress.unit == "bytes":
             words, step = self._bytes.words(progress), progress.model
         elif progress.unit == "tokens":
@@ -286,14 +306,38 @@ class Display:
             self._finish()
             self._step = step
         self._line = f"{shorten(step, 60)}  {words}"
-        if self._bar is not None and self._task is not None:
+        if self._bar is not None:
             room = self.screen.width - (76 if self.screen.width >= _WIDE else 46)
-            what = shorten(step, max(16, min(44, room)))
-            self._bar.update(
-                self._task, completed=done, total=total or None, description=what, words=words, visible=True
-            )
+            self._drawn = _Drawn(shorten(step, max(16, min(44, room))), words, done, total)
+            self._draw(self._drawn)
         elif is_new or time.monotonic() - self._printed_at >= _LINE_SECONDS:
             self._print()
+
+    def _prepare(self, progress: Progress) -> None:
+        """Show a phase. Once it is over, show the one around it or the step."""
+        words, model = phase_words(progress), plain(progress.model)
+        if not progress.phase:
+            del self._open[-1:]
+            self._draw(self._open[-1] if self._open else self._drawn)
+        elif self._bar is None:
+            line = f"{shorten(model, 60)}  {progress.phase}".strip()
+            if line not in self._phases:
+                self._phases.add(line)
+                self.screen.print(line, soft_wrap=True)
+        else:
+            room = self.screen.width - len(words) - (32 if self.screen.width >= _WIDE else 5)
+            named = (shorten(model, room), words) if model and room >= _NAME_WIDTH else (words, "")
+            if progress.n_done:  # else it begins
+                del self._open[-1:]
+            self._open.append(_Drawn(*named, progress.n_done, progress.n_total))
+            self._draw(self._open[-1])
+
+    def _draw(self, line: _Drawn) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task, completed=line.done, total=line.total or None, description=line.what,
+                words=line.words, visible=bool(line.what or line.words),
+            )  # fmt: skip
 
     def training(self, title: str) -> Watch:
         """The `watch` of a recipe: its events under this title."""
@@ -327,10 +371,7 @@ def trial_words(progress: Progress) -> str:
     if progress.n_total:
         parts.append(f"{100 * progress.n_done // progress.n_total}%")
     if progress.n_done < progress.n_total:
-        if progress.per_second:
-            parts.append(f"{progress.per_second:,.{_digits(progress.per_second)}f}/s")
-        if progress.seconds_left is not None:
-            parts.append(f"{clock(progress.seconds_left)} left")
+        parts += _pace(progress)
     if progress.n_cached:
         parts.append(f"{progress.n_cached:,} cached")
     if progress.n_errors:
@@ -339,6 +380,24 @@ def trial_words(progress: Progress) -> str:
     if len(progress.models) > _MOST_MODELS:
         parts.append(f"and {len(progress.models) - _MOST_MODELS} models")
     return "  ".join(parts)
+
+
+def phase_words(progress: Progress) -> str:
+    """`loading`, `measuring widths 3 of 6`, `converting 120 of 272 tensors  14/s  11 s left`."""
+    if not progress.n_total:
+        return progress.phase
+    n_done, n_total = progress.n_done, progress.n_total
+    if progress.unit == "parts":
+        return f"{progress.phase} {min(n_done + 1, n_total):,} of {n_total:,}"  # the part under way
+    words = f"{progress.phase} {n_done:,} of {n_total:,} {progress.unit}"
+    return "  ".join([words, *(_pace(progress) if n_done < n_total else ())])
+
+
+def _pace(progress: Progress) -> list[str]:
+    """The rate and the time left, as far as they are known."""
+    rate, left = progress.per_second, progress.seconds_left
+    parts = [f"{rate:,.{_digits(rate)}f}/s"] if rate else []
+    return parts if left is None else [*parts, f"{clock(left)} left"]
 
 
 def _model_words(model: ModelProgress) -> str:

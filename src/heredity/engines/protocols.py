@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from heredity.core.host import Device
+from heredity.core.progress import Watch
 from heredity.core.records import Decoding, Model, Reply, Request
 
 if TYPE_CHECKING:
@@ -71,6 +72,23 @@ class EngineModule(Protocol):
         tuning: a file for the engine's measurements of this model on this machine; it may not exist yet.
         device: where the model computes; None: `host.choose_device`. A model elsewhere ignores it.
         """
+
+
+@runtime_checkable
+class PhasedModule(EngineModule, Protocol):
+    """The module of an engine that reports the phases of its loading, and the reading of shared prompts."""
+
+    REPORTS_PHASES: bool
+
+    def load(
+        self,
+        model: Model,
+        folder: Path,
+        tuning: Path | None = None,
+        device: Device | None = None,
+        watch: Watch | None = None,
+    ) -> Engine:
+        """As of EngineModule. watch: gets the phases, for as long as the engine lives."""
 
 
 @runtime_checkable

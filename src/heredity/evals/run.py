@@ -102,7 +102,8 @@ class Evaluation:
         retry_errors: ask failed items again; the later answer counts. Raises EngineFailure if a
         model stops answering; stored answers stay.
         """
-        with Lock(self.folder), Rows(self.folder / ANSWERS, AnswerRow) as rows:
+        reported = self._store.report.to(watch)
+        with reported, Lock(self.folder), Rows(self.folder / ANSWERS, AnswerRow) as rows:
             known = {(row.model, row.asked): row for row in rows}
             for grown in self._grown:
                 self._ask(grown, known, rows, watch, retry_errors)
@@ -160,6 +161,8 @@ class Evaluation:
             questions = self._questions(model, form)
             open_ = [q for q in questions if _is_open(known.get((model.id, q.asked.key)), again)]
             n_there = len(questions) - len(open_)
+            if watch is not None:
+                watch(Progress("ask", model.name, n_there, len(questions), unit="answers"))
             for row in self._answers(engine, model, open_, form, is_base):
                 rows.append(row)
                 rows.write()  # to the system: a killed process loses none

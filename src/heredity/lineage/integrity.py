@@ -21,6 +21,7 @@ from msgspec import UNSET
 
 from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, Refused, UsageError
 from heredity.core.files import Lock, hash_file, stamp_file, write_atomic
+from heredity.core.progress import Watch, phase
 from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest, encode
 from heredity.core.version import __version__
 from heredity.engines import form_of
@@ -69,7 +70,7 @@ def walk(folder: Path) -> list[str]:
     )
 
 
-def hash_files(out: Path, kind: str, has_weights: bool) -> tuple[FileHash, ...]:
+def hash_files(out: Path, kind: str, has_weights: bool, watch: Watch | None = None) -> tuple[FileHash, ...]:
     """Hash and sync what a recipe wrote. Raises Refused for a link, and Damaged if the child is not whole,
     or has files although it is remote."""
     paths = walk(out)
@@ -97,7 +98,8 @@ def hash_files(out: Path, kind: str, has_weights: bool) -> tuple[FileHash, ...]:
         raise Damaged(
             f"The recipe '{kind}' wrote no weights; nothing was recorded.", code="no-weights-written"
         )
-    return tuple(_hash_and_sync(out, path) for path in paths)
+    with phase(watch, "hashing files", n_total=len(paths)) as meter:
+        return tuple(meter.each(paths, lambda path: _hash_and_sync(out, path)))
 
 
 def _hash_and_sync(out: Path, path: str) -> FileHash:
@@ -119,9 +121,11 @@ def check_file(folder: Path, file: FileHash) -> str | None:
     return None if hash_file(path) == file.sha256 else f"{path}: its SHA-256 is not the recorded one"
 
 
-def problems(folder: Path, model: Model) -> list[str]:
+def problems(folder: Path, model: Model, watch: Watch | None = None) -> list[str]:
     """Hash every file; one line for each that is missing, changed or not recorded."""
-    found = [problem for file in model.files if (problem := check_file(folder, file))]
+    with phase(watch, "checking files", model.name, len(model.files)) as meter:
+        checked = meter.each(model.files, lambda file: check_file(folder, file))
+        found = [problem for problem in checked if problem]
     known = {file.path for file in model.files}
     found += [f"{folder / path}: not in the record" for path in walk(folder) if path not in known]
     if identity(model.recipe, model.parents, model.files) != model.id:
@@ -129,7 +133,9 @@ def problems(folder: Path, model: Model) -> list[str]:
     return found
 
 
-def require_intact(folder: Path, model: Model, note: Path, hashed: bytes | None = None) -> None:
+def require_intact(
+    folder: Path, model: Model, note: Path, hashed: bytes | None = None, watch: Watch | None = None
+) -> None:
     """Raise Damaged or Refused if the files are not the recorded ones.
 
     note: a file that keeps the stamps of verified files, so that they are not hashed every time.
@@ -140,7 +146,7 @@ def require_intact(folder: Path, model: Model, note: Path, hashed: bytes | None 
     is_same = identity(model.recipe, model.parents, model.files) == model.id
     if is_same and note.is_file() and note.read_bytes() == stamp:
         return
-    if not (is_same and stamp == hashed) and (damage := problems(folder, model)):
+    if not (is_same and stamp == hashed) and (damage := problems(folder, model, watch)):
         raise Damaged(
             f"'{model.name}' does not answer: {damage[0]}. Its bytes are not the ones of its id; delete"
             f" {folder.parent} and pull or grow it again.",

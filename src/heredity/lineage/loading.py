@@ -8,14 +8,16 @@ Leaves to others: which engine answers (engines/), and making the form that it r
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from heredity import engines
 from heredity.core import host, registry
 from heredity.core.errors import Unavailable, UnknownName
 from heredity.core.host import Device
+from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Model, why_not_generative
-from heredity.engines.protocols import Engine, EngineModule, ServiceEngine
+from heredity.engines.protocols import Engine, EngineModule, PhasedModule, ServiceEngine
 from heredity.lineage.types import Grown
 
 if TYPE_CHECKING:
@@ -44,20 +46,23 @@ def load_engine(
     device: where it computes; None: the store's.
     Raises Unavailable if that engine, or what it is made of, is not on this machine.
     """
-    load = engine_loader(grown.record, needs_text)  # before a conversion, which would be in vain
     if grown.record.format == "scripted":
-        return load(grown.record, grown.folder)
+        return engine_loader(grown.record, needs_text)(grown.record, grown.folder)
     store = store() if callable(store) else store
+    watch = None if grown.record.format == "remote" else store.report
+    with phase(watch, "loading", grown.record.name):  # torch
+        engine_loader(grown.record, needs_text)  # before a conversion, which would be in vain
     ready = store.ready(grown)
     tuning = store.root / "tuning" / ready.record.id
     where = store.device(device) if engines.computes_here(ready.record) else device
     given = ready.record, ready.folder, tuning if is_batched or tuning.exists() else None, where
-    try:
-        engine = engine_loader(ready.record, needs_text)(*given)
-    except Unavailable as error:
-        if error.code not in engines.NOT_READ or engines.is_set(ready.record):
-            raise
-        engine = engine_loader(ready.record, needs_text, engines.GENERAL)(*given)
+    with phase(watch, "loading", ready.record.name):
+        try:
+            engine = engine_loader(ready.record, needs_text, watch=watch)(*given)
+        except Unavailable as error:
+            if error.code not in engines.NOT_READ or engines.is_set(ready.record):
+                raise
+            engine = engine_loader(ready.record, needs_text, engines.GENERAL, watch)(*given)
     record_at_answer(engine, ready, store)
     return engine
 
@@ -79,11 +84,14 @@ def refuse_silent(model: Model) -> None:
         raise Unavailable(f"'{model.name}' cannot answer: {why}.{use}", code="writes-no-text")
 
 
-def engine_loader(model: Model, needs_text: bool = True, name: str = "") -> Callable[..., Engine]:
+def engine_loader(
+    model: Model, needs_text: bool = True, name: str = "", watch: Watch | None = None
+) -> Callable[..., Engine]:
     """The `load` function of a model's engine (engines/protocols.EngineModule).
 
     needs_text: refuse a model that cannot generate text.
     name: another engine than the model's own.
+    watch: gets the phases of an engine that reports them.
     Raises Unavailable if the engine is not installed, or the model is refused.
     """
     if needs_text:
@@ -91,7 +99,10 @@ def engine_loader(model: Model, needs_text: bool = True, name: str = "") -> Call
     name = name or engines.choose(model)
     host.configure()  # the module of the engine may load torch
     try:
-        return registry.load_as(EngineModule, "engines", name).load
+        module = registry.load_as(EngineModule, "engines", name)
+        if isinstance(module, PhasedModule):
+            return partial(module.load, watch=about(watch, model.name))
+        return module.load
     except UnknownName as error:
         raise Unavailable(f"'{model.name}' cannot answer here: {error}", code="engine-missing") from error
     except ImportError as error:

@@ -25,7 +25,7 @@ from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, default_root, sync_folder
 from heredity.core.host import Device
-from heredity.core.progress import Watch
+from heredity.core.progress import Reporter, Watch
 from heredity.core.records import (
     Made,
     Model,
@@ -69,8 +69,7 @@ class Store:
     mirrors  A file of other sources for the catalogue's models, such as examples/mirrors.toml. None:
              HEREDITY_MIRRORS, or no mirrors, so that `pull` goes to the model hub only.
     device   Where models of this store answer and learn: "cpu", "cuda", "cuda:1", "mps". None: the fastest
-             that torch finds (host.choose_device); with several GPUs each model that is loaded takes the
-             next.
+             that torch finds (host.choose_device); of several GPUs each loaded model takes the next.
     """
 
     def __init__(
@@ -86,6 +85,7 @@ class Store:
         self.downloads = self.root / "downloads"
         named = mirrors or os.environ.get("HEREDITY_MIRRORS")
         self.mirrors = Path(named).expanduser() if named else None
+        self.report = Reporter()  # of the phases of its work, and of engines that are loaded from it
         self._hashed: dict[str, bytes] = {}  # by id: the stamps of files that were hashed for a record
 
     def models(self) -> list[Model]:
@@ -232,7 +232,7 @@ class Store:
             ):
                 description = recipe.apply(parents, out)
             stamp = integrity.stamp_files(out)
-            files = hash_files(out, recipe.kind, has_weights=description.format != "remote")
+            files = hash_files(out, recipe.kind, description.format != "remote", self.report)
             made = Made(
                 now(),
                 platform.node(),
@@ -318,8 +318,8 @@ class Store:
         if ready.record.format == "adapter" and ready.record.recipe.kind == "engine":
             return self.whole(self.by_id(ready.record.parents[0]))  # the adapter itself
         if ready.record.format == "adapter":
-            merge = registry.load_as(AdapterMerger, "recipes", "merge_adapter").MergeAdapter()
-            return self._once(merge, [ready, self.base(ready)])
+            merger = registry.load_as(AdapterMerger, "recipes", "merge_adapter")
+            return self._once(merger.MergeAdapter, [ready, self.base(ready)])
         if how := ready.record.quantization:
             message = f"Nothing is grown from '{model.record.name}': its format '{how}' is not dequantized."
             raise Unavailable(message, code="quantization-unsupported")
@@ -337,16 +337,18 @@ class Store:
         return self.by_id(base)
 
     def _dequantized(self, parent: Grown) -> Grown:
-        return self._once(registry.load_as(Dequantizer, "recipes", "dequantize").Dequantize(), [parent])
+        return self._once(registry.load_as(Dequantizer, "recipes", "dequantize").Dequantize, [parent])
 
-    def _once(self, recipe: Recipe, parents: Sequence[Grown]) -> Grown:
+    def _once(self, make: Callable[..., Recipe], parents: Sequence[Grown]) -> Grown:
+        recipe = make(watch=self.report)
         child = self.made_by(recipe, parents) or self.grow(recipe, parents)
         self._trust(child.record)
         return child
 
     def verify(self, model: Model) -> list[str]:
         """Hash every file again; one line for each that is missing, changed or not recorded."""
-        return [] if model.format == "scripted" else integrity.problems(self.folder(model), model)
+        folder = self.folder(model)
+        return [] if model.format == "scripted" else integrity.problems(folder, model, self.report)
 
     def ancestors(self, model: Model) -> list[Model]:
         """Parents, their parents and so on, each once, nearest first. A missing one is an UnknownName."""
@@ -418,7 +420,7 @@ class Store:
         """Raise Damaged if the files of a model that is about to answer are not the recorded ones."""
         if model.format != "scripted":
             note = self.root / "verified" / f"{model.id}.json"
-            integrity.require_intact(self.folder(model), model, note, self._hashed.get(model.id))
+            integrity.require_intact(self.folder(model), model, note, self._hashed.get(model.id), self.report)
 
     def _unknown(self, name: str, stored: list[str]) -> Exception:
         if catalog.find(name) is not None:

@@ -185,14 +185,14 @@ class Adopter(Protocol):
 class Dequantizer(Protocol):
     """The plug-in `recipes/dequantize`."""
 
-    def Dequantize(self) -> Recipe: ...
+    def Dequantize(self, *, watch: Watch | None) -> Recipe: ...
 
 
 @runtime_checkable
 class AdapterMerger(Protocol):
     """The plug-in `recipes/merge_adapter`."""
 
-    def MergeAdapter(self) -> Recipe: ...
+    def MergeAdapter(self, *, watch: Watch | None) -> Recipe: ...
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from heredity.core.errors import Refused, UsageError
+from heredity.core.progress import Watch, phase
 from heredity.core.records import Message, Request
 from heredity.engines.formats.architectures import ARCHITECTURES
 from heredity.lineage.types import Description, Grown
@@ -46,6 +47,7 @@ class Ablate(ComputingRecipe):
     )
     dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "Compute dtype of the search.")
     name: str = field(default="", compare=False)
+    watch: Watch | None = field(default=None, compare=False)
 
     kind = "ablate"
     EXAMPLE = (
@@ -75,9 +77,10 @@ class Ablate(ComputingRecipe):
         config = json.loads((parent.folder / "config.json").read_text("utf-8"))
         _check(read_config(parent.folder))
         dtype = None if self.dtype == "auto" else self.dtype
-        engine = open_folder(parent.folder, dtype=dtype, is_probed=False, device=self.device)
-        found = engine.find_direction(_asked(harmful), _asked(harmless))
-        engine.close()
+        with phase(self.watch, "finding the direction", parent.record.name):
+            engine = open_folder(parent.folder, dtype=dtype, is_probed=False, device=self.device)
+            found = engine.find_direction(_asked(harmful), _asked(harmless))
+            engine.close()
         direction = refusal_direction.vector(found.text)
 
         def without(name: str, tensor: Tensor) -> Tensor:
@@ -88,7 +91,7 @@ class Ablate(ComputingRecipe):
                 return (wide - torch.outer(direction, direction @ wide)).to(tensor.dtype)
             return tensor
 
-        rewrite(parent.folder, out, without)
+        rewrite(parent.folder, out, without, watch=self.watch)
         if config.get("tie_word_embeddings"):
             _untie(parent.folder, out, config)
         record = parent.record

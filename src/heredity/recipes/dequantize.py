@@ -10,15 +10,16 @@ Leaves to others: downloading (pull/recipe.py) and answering
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from heredity.core import host
 from heredity.core.errors import Damaged, Refused, Unavailable, first_line
+from heredity.core.progress import Watch, about, phase
 from heredity.engines.formats import gguf_gemma, int8_write, packed_write
 from heredity.engines.formats.gguf import GgufHeader, read_gguf
 from heredity.lineage.types import Description, Grown
@@ -45,6 +46,7 @@ class Dequantize:
     """GGUF, int8 or packed weights in, safetensors of `dtype` out. GGUF blocks in ggml's own arithmetic."""
 
     dtype: str = "bfloat16"
+    watch: Watch | None = field(default=None, compare=False)
 
     kind = "dequantize"
 
@@ -59,12 +61,13 @@ class Dequantize:
         tokenizer that transformers does not read.
         """
         (parent,) = parents
+        watch = about(self.watch, parent.record.name)
         if parent.record.format == "int8":
-            int8_write.dequantize_int8(parent.folder, out, self.dtype)
+            int8_write.dequantize_int8(parent.folder, out, self.dtype, watch)
         elif parent.record.format == "safetensors" and packed_write.is_packed(parent.folder):
-            packed_write.unpack_folder(parent.folder, out, self.dtype)
+            packed_write.unpack_folder(parent.folder, out, self.dtype, watch=watch)
         else:
-            self._read_gguf(_only_gguf(parent), out)
+            self._read_gguf(_only_gguf(parent), out, watch)
         record = parent.record
         return Description(
             name=f"{record.name}-bf16" if self.dtype == "bfloat16" else f"{record.name}-{self.dtype}",
@@ -76,7 +79,7 @@ class Dequantize:
             versions={name: version(name) for name in ("torch", "transformers", "gguf")},
         )
 
-    def _read_gguf(self, gguf: Path, out: Path) -> None:
+    def _read_gguf(self, gguf: Path, out: Path, watch: Watch | None = None) -> None:
         header = read_gguf(gguf)
         kind = header.metadata.get("general.architecture")
         if kind == "llama" and any(tensor.name.endswith(".bias") for tensor in header.tensors):
@@ -84,8 +87,9 @@ class Dequantize:
                 f"{gguf.name}: transformers reads a Llama without its biases; it would answer otherwise."
             )
         host.keep_freed_memory()  # each tensor takes the memory of the one before
-        with host.LOADING, _quiet_transformers():
-            _write_weights(gguf, header, out, self.dtype)
+        loading = phase(watch, "converting")  # until the libraries are there
+        with loading, host.LOADING, _quiet_transformers(len(header.tensors), watch):
+            _write_weights(gguf, header, out, self.dtype, watch)
             _write_tokenizer(gguf, header, out)
         host.trim_memory()
         _remove_versions(out)
@@ -103,8 +107,11 @@ def _only_gguf(parent: Grown) -> Path:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """A library prints nothing: silence transformers' bars and advice, and put its settings back."""
+def _quiet_transformers(n_tensors: int, watch: Watch | None) -> Iterator[None]:
+    """A library prints nothing: silence transformers' bars and advice, and put its settings back.
+
+    watch: gets the count of the tensors that transformers has read, of `n_tensors`.
+    """
     try:
         import torch  # noqa: F401  # transformers imports without it and then fails late
         from transformers import modeling_gguf_pytorch_utils as legacy
@@ -122,7 +129,12 @@ def _quiet_transformers() -> Iterator[None]:
     qwen3.setdefault("attention.key_length", "head_dim")  # 5.24 forgets it, and then takes another
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
-    legacy.tqdm = lambda items, **_: items  # this bar asks no setting
+
+    def counted(items: Iterable[object], **_: object) -> Iterator[object]:
+        with phase(watch, "converting", n_total=n_tensors, unit="tensors") as meter:
+            yield from meter.each(items, lambda item: item)
+
+    legacy.tqdm = counted  # this bar asks no setting
     try:
         with quick_gguf():
             yield
@@ -135,7 +147,7 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str) -> None:
+def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str, watch: Watch | None) -> None:
     import torch
     import transformers
 
@@ -157,7 +169,8 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str) -> Non
     ends = _end_ids(header)
     if ends:
         model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
-    model.save_pretrained(out, max_shard_size="5GB")
+    with phase(watch, "writing"):
+        model.save_pretrained(out, max_shard_size="5GB")
 
 
 def _tie_equal_head(model: Any) -> None:

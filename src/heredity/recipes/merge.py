@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from heredity.core.errors import UsageError
+from heredity.core.progress import Watch
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import DerivableRecipe, setting
 
@@ -35,6 +36,7 @@ class Merge(DerivableRecipe):
     weights: str = setting("", "A weight for each that is merged, as 0.7,0.3.")
     density: float = setting(0.2, "Share of each parent's changes that ties keeps.")
     name: str = field(default="", compare=False)
+    watch: Watch | None = field(default=None, compare=False)
 
     kind = "merge"
     PARENTS = "PARENT PARENT..."
@@ -64,7 +66,7 @@ class Merge(DerivableRecipe):
             rest = [each[name].float() for each in tensors]
             return self._merge(tensor.float(), rest, shares).to(tensor.dtype)
 
-        rewrite(first.folder, out, merged)
+        rewrite(first.folder, out, merged, watch=self.watch)
         record = first.record
         name = self.name or f"{record.name}-merged"
         licences = " AND ".join(dict.fromkeys(each.record.licence for each in parents))

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heredity.core.errors import Unavailable, UsageError
+from heredity.core.progress import Watch, about
 from heredity.engines import base_of
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.formats.rewrite import replace_json, rewrite
@@ -43,6 +44,7 @@ class MergeAdapter:
     """
 
     dtype: str = ""
+    watch: Watch | None = field(default=None, compare=False)
 
     kind = "merge_adapter"
 
@@ -55,7 +57,8 @@ class MergeAdapter:
         adapter, base = parents
         if adapter.record.format != "adapter" or base_of(adapter.record) != base.record.id:
             raise UsageError(f"'{adapter.record.name}' is no adapter over '{base.record.name}'.")
-        rounding = merge(adapter.folder, base.folder, out, self.dtype, adapter.record.name)
+        watch = about(self.watch, adapter.record.name)
+        rounding = merge(adapter.folder, base.folder, out, self.dtype, adapter.record.name, watch)
         record = adapter.record
         return Description(
             f"{record.name}-merged{f'-{self.dtype}' if self.dtype else ''}",
@@ -67,7 +70,9 @@ class MergeAdapter:
         )
 
 
-def merge(adapter: Path, base: Path, out: Path, dtype: str = "", name: str = "") -> float:
+def merge(
+    adapter: Path, base: Path, out: Path, dtype: str = "", name: str = "", watch: Watch | None = None
+) -> float:
     """Write the whole weights of an adapter's folder over a base's folder into `out`.
 
     name: of the adapter, for an error. Returns the norm of the rounding as a share of that of the adapter's
@@ -93,7 +98,7 @@ def merge(adapter: Path, base: Path, out: Path, dtype: str = "", name: str = "")
     added = _own_head(fitted, names, base) if is_tied else {}
     changes: dict[str, object] = {"dtype": dtype} if dtype else {}
     sums = _DeltaSums(fitted, dtype)
-    rewrite(base, out, sums.changed, {name: sums.cast(each) for name, each in added.items()})
+    rewrite(base, out, sums.changed, {name: sums.cast(each) for name, each in added.items()}, watch)
     if added:
         changes["tie_word_embeddings"] = False
     rows = {len(each) for name, each in fitted.whole.items() if name == _embedding(names)}
@@ -139,14 +144,14 @@ class _DeltaSums:
         return merged
 
 
-def cast_folder(folder: Path, out: Path, dtype: str) -> None:
+def cast_folder(folder: Path, out: Path, dtype: str, watch: Watch | None = None) -> None:
     """Write the model in `folder` with every number rounded to `dtype`, into the empty folder `out`."""
     import torch
 
     from heredity.engines.formats.weights import CONFIG, read_json
 
     kind: torch.dtype = getattr(torch, dtype)
-    rewrite(folder, out, lambda _, tensor: tensor.to(kind) if tensor.is_floating_point() else tensor)
+    rewrite(folder, out, lambda _, each: each.to(kind) if each.is_floating_point() else each, watch=watch)
     replace_json(out / CONFIG, _without_old_dtype(read_json(folder / CONFIG), dtype) | {"dtype": dtype})
 
 

@@ -115,9 +115,9 @@ class Quantize(DerivableRecipe):
         if self.to in _GROUPED:
             form, packages, notes = "safetensors", ("torch", "safetensors"), self._write_grouped(parent, out)
         elif self.to == "int8":
-            form, packages = "int8", _write_int8(parent, out)
+            form, packages = "int8", _write_int8(parent, out, self.watch)
         else:
-            packages = _write_gguf(parent, out, self.to)
+            packages = _write_gguf(parent, out, self.to, self.watch)
         notes["size"] = f"{_weight(out):,} bytes; the parent's {_weight(parent.folder):,}"
         versions = {each: version(each) for each in packages}
         return Description(name, record.family, record.licence, form, notes=notes, versions=versions)
@@ -153,7 +153,7 @@ class Quantize(DerivableRecipe):
             rounded = round_to_nearest(tensor.t() if is_turned else tensor, grid)
             return (rounded.t() if is_turned else rounded).to(tensor.dtype)
 
-        rewrite(parent.folder, out, change)
+        rewrite(parent.folder, out, change, watch=self.watch)
         packed = f"{n_bits / n_weights:.2f} bits a weight of {n_weights:,} if packed"
         notes["weights"] = f"{packed}; stored dequantized, so the files are not smaller"
         return notes
@@ -211,21 +211,21 @@ def _sequences(folder: Path, data: Data, n: int, length: int) -> list[tuple[int,
     return found
 
 
-def _write_gguf(parent: Grown, out: Path, form: str) -> tuple[str, ...]:
+def _write_gguf(parent: Grown, out: Path, form: str, watch: Watch | None) -> tuple[str, ...]:
     try:
         from heredity.engines.formats import gguf_write
     except ImportError as error:
         raise Unavailable("A GGUF needs torch and the gguf package: pip install 'heredity[torch]'") from error
     gguf_write.write_gguf(
-        parent.folder, out / "model.gguf", form, parent.record.family
+        parent.folder, out / "model.gguf", form, parent.record.family, watch
     )  # no name: the same bytes
     return "gguf", "numpy"
 
 
-def _write_int8(parent: Grown, out: Path) -> tuple[str, ...]:
+def _write_int8(parent: Grown, out: Path, watch: Watch | None) -> tuple[str, ...]:
     from heredity.engines.formats import int8_write
 
-    int8_write.write_int8(parent.folder, out)
+    int8_write.write_int8(parent.folder, out, watch)
     return "torch", "safetensors"
 
 

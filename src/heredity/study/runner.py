@@ -257,6 +257,7 @@ class FolderRecorder:
         self.meter.of(self.plan.models[m].name)
 
     def loaded(self, m: int, engine: Engine, prefix: PromptPrefix) -> None:
+        self.meter.of(self.plan.models[m].name)  # it was loading until now
         refuse_other_arithmetic(self.folder, self.plan.models[m], engine.numerics, self.engines[m])
         Prefixes(self.folder).add(prefix)
 

@@ -219,7 +219,7 @@ class Study:
         several = Workers.of(workers, has_own_loader=self._loader is not None)
         self.require_judge()  # before anything is written
         self._refuse_unloadable()
-        with Lock(self.folder):
+        with Lock(self.folder), self._open_store().report.to(progress):
             self._save_plan(progress)
             self._ask(progress, retry_errors, several)
             if not self._plan.stops_early:  # else every block was judged before the next was asked
@@ -265,13 +265,13 @@ class Study:
     ) -> None:
         """Ask every trial that has no response yet. Raises EngineFailure; earlier responses are kept."""
         several = Workers.of(workers, has_own_loader=self._loader is not None)
-        with Lock(self.folder):
+        with Lock(self.folder), self._open_store().report.to(progress):
             self._save_plan(progress)
             self._ask(progress, retry_errors, several)
 
     def judge(self, progress: Watch | None = None) -> None:
         """Judge every response that has no verdict of the current judges."""
-        with Lock(self.folder):
+        with Lock(self.folder), self._open_store().report.to(progress):
             self._save_plan()
             grid = Grid(self._plan)
             self._drop_stale(resume.read_digests(self.folder, grid), grid)

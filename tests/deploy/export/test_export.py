@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("gguf")
 
 from heredity.cli import main
 from heredity.core.errors import OutOfMemory, Refused, UnknownName, UsageError
+from heredity.core.progress import Progress
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
 from heredity.deploy.export import _parity
@@ -51,6 +53,20 @@ def test_every_format_is_read_back_by_every_reader(
     assert all(p.largest <= p.tolerance for p in done.parities)
     assert done.parities[-1].reader == {"hf": "transformers", "adapter": "PEFT"}.get(form, "llama.cpp")
     assert {"README.md", "bom.cdx.json"} < {path.name for path in done.folder.iterdir()}
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_the_phases_of_an_export_are_reported_in_order(store: Store, form: str, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
+    with store.report.to(seen.append):
+        export.export(store, model, form, tmp_path / "out", dtype="float32")
+    names = [name for name, _ in groupby(each.phase for each in seen if each.phase)]
+    written, back = names.index("writing"), names.index("reading the files back")
+    assert names.index("converting") < back and written < back < names.index("reading the model")
+    assert names.index("reading the model") < names.index("asking") < names.index("comparing with the files")
+    asked = [each for each in seen if each.phase == "asking"]
+    assert (asked[0].n_done, asked[0].n_total, asked[0].model) == (0, 32, model.record.name)
 
 
 @pytest.mark.parametrize(("to", "name"), [("q4_0", "Q4_0"), ("f16", "F16")])

@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.errors import BadInput, Damaged, UsageError
+from heredity.core.progress import Progress
 from heredity.core.records import Check
 from heredity.engines.torch.engine import open_folder
 from heredity.redteam import judges
@@ -119,6 +120,16 @@ def train(folder: Path, tiny: Path, said: list[str]) -> dict[str, Any]:
     models = Loads().of(tiny)
     path, out = folder / "data.toml", folder / "out"
     return head_train.train_head(path, [folder], out, "tiny", models, said.append, rows=24)
+
+
+def test_the_answers_that_are_read_are_counted(learned: Any, tiny: Path) -> None:
+    folder, card = learned  # the states are there: they are counted, too
+    seen: list[Progress] = []
+    models, path = Loads().of(tiny), folder / "data.toml"
+    head_train.train_head(path, [folder], folder / "out", "tiny", models, [].append, 24, seen.append)
+    first = seen[0]
+    assert (first.phase, first.model, first.n_done, first.unit) == ("reading answers", "tiny", 0, "rows")
+    assert first.n_total >= card["n"]["trained on"] and seen[-1].phase == ""
 
 
 def judge(folder: Path, tiny: Path, name: str = "tiny") -> rubric.Rubric:

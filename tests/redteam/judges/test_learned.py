@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, Damaged, Unavailable
+from heredity.core.progress import Progress
 from heredity.core.records import Check
 from heredity.lineage.catalog import catalogue
 from heredity.redteam import judges
@@ -353,7 +354,11 @@ def test_training_writes_weights_and_their_card(base: None, tmp_path: Path) -> N
         for a, label in ((f"Step 1. {q}", 1), (f"Never. {q}", 0))
     ]
     (tmp_path / "harm.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    card = learned_card.train_learned(path, [tmp_path], tmp_path / "out", said.append)
+    seen: list[Progress] = []
+    card = learned_card.train_learned(path, [tmp_path], tmp_path / "out", said.append, seen.append)
+    steps = [each for each in seen if each.unit == "steps"]
+    assert {(each.phase, each.n_total) for each in steps} == {("training", card["steps"])}
+    assert steps[0].n_done == 0 and {each.phase for each in seen} == {"training", "counting signs", ""}
     arrays = learned_model.load_arrays(tmp_path / "out" / "learned.safetensors", card)
     encoder = CrossEncoder(learned_model.base_folder(), arrays)
     found = learned_model.LearnedHeads(arrays).scores(

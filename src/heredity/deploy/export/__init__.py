@@ -28,6 +28,7 @@ from typing import NamedTuple
 from heredity.core import registry
 from heredity.core.errors import ContextOverflow, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.host import GIB, available_memory, explain_out_of_memory, require_memory
+from heredity.core.progress import about, phase
 from heredity.core.records import Model, why_not_generative
 from heredity.deploy.export._documents import ExportCard, write_bill, write_card
 from heredity.deploy.export._fidelity import Fidelity, measure
@@ -90,7 +91,8 @@ def export(
     means all free memory. dtype: of the weights ("float32", "bfloat16", "float16"); "" keeps the model's own,
     and float32 for an adapter that is merged. Raises UnknownName for an unknown format, OutOfMemory, and
     Refused if a reader disagrees. Raises UsageError if the folder is not empty, and for a model that writes
-    no text or is not in the study. It is also raised for a dtype that the format does not take.
+    no text or is not in the study. It is also raised for a dtype that the format does not take. The watch of
+    `store.report` gets the phases.
     """
     form = registry.load_as(ExportFormat, "deploy.export", to)
     _refuse(model, out)
@@ -101,7 +103,8 @@ def export(
         source = _source(store, model, to, bench, dtype)
         _refuse_too_large(source, doing, memory)
         (made := bench / "export").mkdir(parents=True)
-        form.write(source, made)
+        with phase(store.report, "writing", model.record.name):
+            form.write(source, made)
         parities = _checked(form, source, made)
         fidelity = _distance(form, source, made, memory)
         descent = _descent(source, store.ancestors(model.record))
@@ -115,21 +118,22 @@ def export(
 def _source(store: Store, model: Grown, to: str, bench: Path, dtype: str) -> ExportSource:
     """The weights to write. An adapter is merged for this export only, and other weights are cast."""
     store.ready(model)  # raises Damaged if the files are not the recorded ones
+    watch = about(store.report, model.record.name)
     if model.record.format != "adapter":
         whole = store.whole(model)
         if dtype:
             (cast := bench / "cast").mkdir(parents=True)
             if model.record.format == "safetensors":
-                cast_folder(whole.folder, cast, dtype)
+                cast_folder(whole.folder, cast, dtype, watch)
             else:
-                Dequantize(dtype).apply([model], cast)
+                Dequantize(dtype, watch).apply([model], cast)
             whole = Grown(whole.record, cast)
         return ExportSource(store, model, whole, bench, to, dtype)
     base = store.base(model)
     if to == "adapter":
         return ExportSource(store, model, base, bench, to)
     (merged := bench / "merged").mkdir(parents=True)
-    MergeAdapter(dtype or "float32").apply([model, base], merged)
+    MergeAdapter(dtype or "float32", watch).apply([model, base], merged)
     return ExportSource(store, model, Grown(model.record, merged), bench, to, dtype or "float32")
 
 
@@ -186,8 +190,10 @@ def _measured(study: Path, model: Model) -> Estimates:
 def _checked(form: ExportFormat, source: ExportSource, made: Path) -> tuple[Parity, ...]:
     """Read the files back and compare them with the model. Raises Refused if a reader disagrees."""
     try:
-        found = tuple(form.readings(source, made))  # one at a time, because each loads the weights
-        expected = reference(source, {pair for each in found for pair in (each.picked or {}).items()})
+        with phase(source.store.report, "reading the files back", source.model.record.name):
+            found = tuple(form.readings(source, made))  # one at a time, because each loads the weights
+        with phase(source.store.report, "reading the model", source.model.record.name):
+            expected = reference(source, {pair for each in found for pair in (each.picked or {}).items()})
     except ContextOverflow as error:
         raise UsageError(
             f"'{source.model.record.name}' is not exported: its context is too short for the text that"

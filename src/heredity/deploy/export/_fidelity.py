@@ -12,12 +12,13 @@ Leaves to others: whether readers read the files right (_parity.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from heredity.core import host
+from heredity.core.progress import phase
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy.export._parity import DistributionEngine, ExportSource, LoadedFolder, open_files
 from heredity.engines.formats.safetensors_io import read_safetensors
@@ -77,10 +78,13 @@ def measure(source: ExportSource, files: LoadedFolder, memory: int | None) -> Fi
     try:
         if not isinstance(engine, DistributionEngine):
             return Fidelity(left_out=f"the engine of studies ({engine.name}) gives no distributions")
-        answered, of_engine = _answers(engine, source.bench), engine.name
+        answered, of_engine = _answers(engine, source), engine.name
     finally:
         engine.close()
-    return _compared(of_engine, files, dtype, answered)
+    with phase(source.watch, "comparing with the files", n_total=len(answered), unit="answers") as meter:
+        return _compared(
+            of_engine, dtype, meter.each(_distributions(files, dtype, answered), lambda each: each)
+        )
 
 
 def _studied(source: ExportSource) -> LoadedFolder:
@@ -95,33 +99,38 @@ def _requests() -> list[Request]:
     ]
 
 
-def _answers(engine: DistributionEngine, bench: Path) -> list[_Answered]:
+def _answers(engine: DistributionEngine, source: ExportSource) -> list[_Answered]:
     """Let the studied model answer, and keep its distribution at each token on the disk."""
     from safetensors.torch import save_file
 
-    (folder := bench / "studied").mkdir()
+    (folder := source.bench / "studied").mkdir()
     requests = _requests()
-    replies = {reply.key: reply.tokens for reply in engine.reply(requests)}
-    found = []
-    for request in requests:
-        kept = folder / f"{request.key}.safetensors"
-        tokens = replies[request.key]
+    with phase(source.watch, "asking", n_total=len(requests), unit="answers") as meter:
+        replied = meter.each(engine.reply(requests), lambda reply: (reply.key, reply.tokens))
+        replies = dict(replied)
+
+    def read(request: Request) -> _Answered:
+        kept, tokens = folder / f"{request.key}.safetensors", replies[request.key]
         save_file({"logs": engine.log_probabilities(request, tokens).cpu()}, kept)
-        found.append(_Answered(tokens, kept))
-    return found
+        return _Answered(tokens, kept)
+
+    with phase(source.watch, "reading", n_total=len(requests), unit="answers") as meter:
+        return list(meter.each(requests, read))
 
 
-def _compared(of_engine: str, files: LoadedFolder, dtype: str, answered: Sequence[_Answered]) -> Fidelity:
+def _compared(
+    of_engine: str, dtype: str, distributions: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> Fidelity:
     import torch
 
     divergences, shared, lengths = [], [], []
-    for studied, found in _distributions(files, dtype, answered):
+    for studied, found in distributions:
         divergences.append((studied.exp() * (studied - found)).sum(-1))
         same = (studied.argmax(-1) == found.argmax(-1)).long()
         shared.append(int(same.cumprod(0).sum()))
         lengths.append(len(same))
     nats = torch.cat(divergences).clamp_min(0)
-    n = len(answered)
+    n = len(lengths)
     mean, worst = float(nats.mean()), float(nats.max())
     return Fidelity(of_engine, dtype, n, len(nats), mean, worst, sum(shared) / n, sum(lengths) / n)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from heredity import engines
 from heredity.core.errors import Unavailable
+from heredity.core.progress import Watch, about
 from heredity.core.records import Message, Request
 from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
@@ -66,6 +67,11 @@ class ExportSource:
     dtype: str = ""
 
     @property
+    def watch(self) -> Watch | None:
+        """The watch of the store, about this model."""
+        return about(self.store.report, self.model.record.name)
+
+    @property
     def is_adapter(self) -> bool:
         """Whether the model is an adapter over another model of the store."""
         return self.model.record.format == "adapter"
@@ -90,7 +96,7 @@ class ExportSource:
         exact = self.bench / "exact"
         if not exact.exists():
             exact.mkdir()
-            Dequantize("float32").apply([self.model], exact)
+            Dequantize("float32", self.watch).apply([self.model], exact)
         return exact
 
 

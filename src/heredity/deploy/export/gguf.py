@@ -54,7 +54,7 @@ def write(source: ExportSource, out: Path) -> None:
         (own,) = source.model.folder.glob("*.gguf")
         shutil.copyfile(own, path)
     elif is_written(source.whole.folder):
-        write_gguf(source.whole.folder, path, _form(source), path.stem)
+        write_gguf(source.whole.folder, path, _form(source), path.stem, source.watch)
     else:
         _convert(source.whole.folder, path, _form(source))
 
@@ -105,7 +105,7 @@ def loadable(source: ExportSource, out: Path) -> LoadedFolder:
         folder.mkdir()
         files = (FileHash(path.name, path.stat().st_size, ""),)
         written = msgspec.structs.replace(record, format="gguf", files=files)
-        Dequantize(_EXACT.get(_dtype(source.whole.folder), "float32")).apply(
+        Dequantize(_EXACT.get(_dtype(source.whole.folder), "float32"), source.watch).apply(
             [Grown(written, path.parent)], folder
         )
         trim_memory()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
+from heredity.core.progress import Watch, phase
 from heredity.engines.formats import gguf_gemma, gguf_tokenizer
 from heredity.engines.formats.safetensors_io import read_safetensors
 from heredity.engines.formats.weights import read_json
@@ -48,8 +49,11 @@ def is_written(folder: Path) -> bool:
     return read_json(folder / "config.json").get("model_type") in _ARCHITECTURES
 
 
-def write_gguf(folder: Path, out: Path, form: str, name: str) -> None:
-    """Write the model in `folder` as the file `out`. Raises Refused, Damaged."""
+def write_gguf(folder: Path, out: Path, form: str, name: str, watch: Watch | None = None) -> None:
+    """Write the model in `folder` as the file `out`. Raises Refused, Damaged.
+
+    watch: gets the count of tensors.
+    """
     import gguf
 
     from heredity.engines.formats.weights import read_config
@@ -78,8 +82,10 @@ def write_gguf(folder: Path, out: Path, form: str, name: str) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for *_, make in made:
-            writer.write_tensor_data(make())
+        with phase(watch, "converting", n_total=len(made), unit="tensors") as meter:
+            for *_, make in made:
+                writer.write_tensor_data(make())
+                meter.tick()
     writer.close()
 
 

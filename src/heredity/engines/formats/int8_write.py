@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from heredity.core.errors import Damaged
+from heredity.core.progress import Watch, phase
 from heredity.engines.formats.architectures import MATRIX
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.engines.formats.safetensors_io import read_safetensors, write_safetensors
@@ -35,8 +36,11 @@ class Make(Protocol):
     def __call__(self, name: str, take: Take) -> torch.Tensor: ...
 
 
-def write_int8(folder: Path, out: Path) -> None:
-    """Write the model in `folder` with rounded matrices. Raises Unavailable for an unknown architecture."""
+def write_int8(folder: Path, out: Path, watch: Watch | None = None) -> None:
+    """Write the model in `folder` with rounded matrices. Raises Unavailable for an unknown architecture.
+
+    watch: gets the count of tensors.
+    """
     from heredity.engines.formats.int8 import HOW, SCALE, quantize
     from heredity.engines.formats.weights import check_roundable, read_config
 
@@ -52,11 +56,11 @@ def write_int8(folder: Path, out: Path) -> None:
             return quantize(take(name.removesuffix(SCALE)))[1]
         return quantize(take(name))[0] if MATRIX.fullmatch(name) else take(name)
 
-    _rewrite(folder, out, shapes, make)
+    _rewrite(folder, out, shapes, make, watch)
     _configure(out, lambda config: {**config, _KEY: HOW})
 
 
-def dequantize_int8(folder: Path, out: Path, dtype: str) -> None:
+def dequantize_int8(folder: Path, out: Path, dtype: str, watch: Watch | None = None) -> None:
     """Write the numbers that the integers represent, in `dtype`, as any engine loads them."""
     import torch
 
@@ -72,11 +76,13 @@ def dequantize_int8(folder: Path, out: Path, dtype: str) -> None:
         tensor = take(name)
         return dequantize(tensor, take(name + SCALE), kept) if tensor.dtype == torch.int8 else tensor.to(kept)
 
-    _rewrite(folder, out, shapes, make)
+    _rewrite(folder, out, shapes, make, watch)
     _configure(out, lambda config: {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
 
 
-def _rewrite(folder: Path, out: Path, shapes: Callable[[Shapes], Shapes], make: Make) -> None:
+def _rewrite(
+    folder: Path, out: Path, shapes: Callable[[Shapes], Shapes], make: Make, watch: Watch | None
+) -> None:
     from safetensors import safe_open
 
     shards = sorted(folder.glob("*.safetensors"))
@@ -84,12 +90,21 @@ def _rewrite(folder: Path, out: Path, shapes: Callable[[Shapes], Shapes], make: 
         raise Damaged(f"{folder}: there is no safetensors file")
     copy_rest(folder, out)
     where: dict[str, str] = {}
-    for shard in shards:
-        found = {name: (each.dtype, each.shape) for name, each in read_safetensors(shard).items()}
-        wanted = shapes(found)
-        where |= dict.fromkeys(sorted(wanted), shard.name)
-        with safe_open(shard, framework="pt") as file:
-            write_safetensors(out / shard.name, wanted, partial(make, take=file.get_tensor))
+    headers = {shard: read_safetensors(shard) for shard in shards}
+    planned = {
+        shard: shapes({name: (each.dtype, each.shape) for name, each in header.items()})
+        for shard, header in headers.items()
+    }
+    with phase(watch, "converting", n_total=sum(map(len, planned.values())), unit="tensors") as meter:
+
+        def counted(name: str, take: Take) -> torch.Tensor:
+            meter.tick()
+            return make(name, take)
+
+        for shard, wanted in planned.items():
+            where |= dict.fromkeys(sorted(wanted), shard.name)
+            with safe_open(shard, framework="pt") as file:
+                write_safetensors(out / shard.name, wanted, partial(counted, take=file.get_tensor))
     if len(shards) > 1:
         _replace(out / _INDEX, {"metadata": {}, "weight_map": where})
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
+from heredity.core.progress import Watch, phase
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.engines.formats.safetensors_io import read_safetensors
 
@@ -30,8 +31,10 @@ def is_packed(folder: Path) -> bool:
     return bool(json.loads((folder / "config.json").read_text("utf-8")).get(_KEY))
 
 
-def unpack_folder(folder: Path, out: Path, dtype: str, shard: int = SHARD) -> None:
-    """Write the numbers that the packed weights stand for, in `dtype`.
+def unpack_folder(
+    folder: Path, out: Path, dtype: str, shard: int = SHARD, watch: Watch | None = None
+) -> None:
+    """Write the numbers that the packed weights stand for, in `dtype`. watch: gets the count of tensors.
 
     Raises Unavailable for a packing that is not read here, Damaged for tensors that do not fit each other.
     """
@@ -40,7 +43,7 @@ def unpack_folder(folder: Path, out: Path, dtype: str, shard: int = SHARD) -> No
     (out / _INDEX).unlink(missing_ok=True)
     held: dict[str, torch.Tensor] = {}
     n_bytes, where = 0, dict[str, str]()
-    for name, tensor in _tensors(folder, config[_KEY], dtype):
+    for name, tensor in _tensors(folder, config[_KEY], dtype, watch):
         if held and n_bytes + tensor.nbytes > shard:
             _save(held, out, where)
             held, n_bytes = {}, 0
@@ -55,7 +58,9 @@ def unpack_folder(folder: Path, out: Path, dtype: str, shard: int = SHARD) -> No
     _replace(out / "config.json", {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
 
 
-def _tensors(folder: Path, how: dict[str, object], dtype: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(
+    folder: Path, how: dict[str, object], dtype: str, watch: Watch | None
+) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
     from safetensors import safe_open
 
@@ -80,12 +85,17 @@ def _tensors(folder: Path, how: dict[str, object], dtype: str) -> Iterator[tuple
             f"{folder}: config.json names packed weights, and there are none.", code="packed-damaged"
         )
     weights = {f"{base}.weight" for base in mains.values()}
-    for name in sorted(where):
+    made = [name for name in sorted(where) if name in mains or name not in weights]
+    made = [name for name in made if name in mains or not name.endswith(packing.parts)]
+
+    def whole(name: str) -> tuple[str, torch.Tensor]:
         if name in mains:
-            yield f"{mains[name]}.weight", unpack(packing, mains[name], take).to(kept).contiguous()
-        elif name not in weights and not name.endswith(packing.parts):
-            tensor = take(name)
-            yield name, tensor.to(kept) if tensor.is_floating_point() else tensor
+            return f"{mains[name]}.weight", unpack(packing, mains[name], take).to(kept).contiguous()
+        tensor = take(name)
+        return name, tensor.to(kept) if tensor.is_floating_point() else tensor
+
+    with phase(watch, "converting", n_total=len(made), unit="tensors") as meter:
+        yield from meter.each(made, whole)
 
 
 def _save(tensors: dict[str, torch.Tensor], out: Path, where: dict[str, str]) -> None:

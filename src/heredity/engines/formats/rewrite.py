@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
+from heredity.core.progress import Watch, phase
+from heredity.engines.formats.safetensors_io import read_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +30,15 @@ _SKIPPED = ("training.jsonl", "training.svg", "answers.jsonl")  # they describe 
 
 
 def rewrite(
-    folder: Path, out: Path, change: Change, added: Mapping[str, torch.Tensor] = MappingProxyType({})
+    folder: Path,
+    out: Path,
+    change: Change,
+    added: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    watch: Watch | None = None,
 ) -> None:
     """Write the model in `folder` into `out`, with each tensor changed by `change`.
 
-    added: further tensors, which go into the last shard.
+    added: further tensors, which go into the last shard. watch: gets the count of tensors.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -41,14 +47,18 @@ def rewrite(
     if not shards:
         raise Damaged(f"{folder}: there is no safetensors file")
     copy_rest(folder, out)
-    for shard in shards:
-        with safe_open(shard, framework="pt") as file:
-            names = list(file.keys())
-            tensors = {name: change(name, file.get_tensor(name)).contiguous() for name in names}
-        if shard == shards[-1]:
-            tensors |= added
-        with explain_full_disk(out, shard.stat().st_size):
-            save_file(tensors, out / shard.name, metadata={"format": "pt"})
+    n_total = sum(len(read_safetensors(shard)) for shard in shards)
+    with phase(watch, "converting", n_total=n_total, unit="tensors") as meter:
+        for shard in shards:
+            with safe_open(shard, framework="pt") as file:
+                made = meter.each(
+                    file.keys(), lambda name: (name, change(name, file.get_tensor(name)).contiguous())
+                )
+                tensors = dict(made)
+            if shard == shards[-1]:
+                tensors |= added
+            with explain_full_disk(out, shard.stat().st_size):
+                save_file(tensors, out / shard.name, metadata={"format": "pt"})
     if added and (index := out / INDEX).is_file():
         entries = json.loads(index.read_text("utf-8"))
         entries["weight_map"] |= dict.fromkeys(added, shards[-1].name)

@@ -32,6 +32,7 @@ import torch
 from heredity.core import host
 from heredity.core.files import write_atomic
 from heredity.core.host import CPU, Clock, Device
+from heredity.core.progress import Meter, Watch, phase
 from heredity.core.records import Record
 from heredity.engines.formats.weights import Linear
 from heredity.engines.torch.decoder import FEWEST_QUERIES, PAD, Decoder, KvSlots, Segment
@@ -81,24 +82,26 @@ class Tuning(Record, frozen=True):
     pass_widths: tuple[int, ...] = ()
 
 
-def tune(decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS) -> Tuning:
+def tune(
+    decoder: Decoder, path: Path | None, widths: tuple[int, ...] = WIDTHS, watch: Watch | None = None
+) -> Tuning:
     """Return the tuning kept at `path` if it matches this machine's arithmetic, else a new one.
 
     The folder of `path` also keeps the tuning of each shape. It is taken if a check shows that it holds for
-    this model. Otherwise the model is probed.
+    this model. Otherwise the model is probed. watch: gets the phases of both.
     """
     if path is None:
-        return probe(decoder, widths)
+        return probe(decoder, widths, watch=watch)
     kept, dtype = read_tuning(path, _device(decoder)), str(decoder.dtype).removeprefix("torch.")
     if kept is not None and kept.dtype == dtype and fingerprint(decoder, kept.widths[-1]) == kept.fingerprint:
         return kept
     shared = _path_of_shape(decoder, path.parent)
     # where this model's own result no longer matches, the arithmetic changed, and that of others is old too
     found = None if shared is None or kept is not None else read_tuning(shared, _device(decoder))
-    if found is not None and _holds(decoder, found):
+    if found is not None and _holds(decoder, found, watch):
         new = msgspec.structs.replace(found, fingerprint=fingerprint(decoder, found.widths[-1]))
     else:
-        new = probe(decoder, widths)
+        new = probe(decoder, widths, watch=watch)
         if shared is not None:
             _keep(new, shared)
     _keep(new, path)
@@ -117,7 +120,7 @@ def _path_of_shape(decoder: Decoder, folder: Path) -> Path | None:
     return folder / f"shape-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
-def _holds(decoder: Decoder, tuning: Tuning) -> bool:
+def _holds(decoder: Decoder, tuning: Tuning, watch: Watch | None = None) -> bool:
     """Return True if this model's witness has equal bits at all widths of the tuning, at one place each."""
     if not tuning.is_proven:
         return False
@@ -125,36 +128,35 @@ def _holds(decoder: Decoder, tuning: Tuning) -> bool:
     wider = {
         n: next(width for width in tuning.widths if width >= n) for n in (*tuning.widths, *tuning.n_slots)
     }
-    steps = (_try(caches, witness, wider[n], _CHECKED, time.perf_counter, n)[1] for n in wider)
     ends = {*tuning.pass_widths[:1], *tuning.pass_widths[-1:]}
-    return len(set(steps)) == 1 and set(_keeping_text(decoder, witness[0], ends)) == ends
+    with phase(watch, "checking widths", n_total=len(wider)) as meter:
+        steps = meter.each(
+            wider, lambda n: _try(caches, witness, wider[n], _CHECKED, time.perf_counter, n)[1]
+        )
+        return len(set(steps)) == 1 and set(_keeping_text(decoder, witness[0], ends)) == ends
 
 
-def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = time.perf_counter) -> Tuning:
+def probe(
+    decoder: Decoder,
+    widths: tuple[int, ...] = WIDTHS,
+    clock: Clock = time.perf_counter,
+    watch: Watch | None = None,
+) -> Tuning:
     """Time and compare widths, from narrow to wide, until wider is no longer faster.
 
     Each place of the witness is a sweep of its own. A width that was measured in a busy moment is measured
     again in the next sweep. A sweep may also reach widths that an earlier one did not.
     """
     witnesses, caches = {n: _witness(decoder, n) for n in _N_PREFIX}, _Caches(decoder, max(widths))
-    seconds: dict[int, float] = {}
-    seen: dict[int, dict[WitnessPlace, str]] = {}
-
-    def measure(width: int, place: WitnessPlace) -> None:
-        taken, bits = _try(caches, witnesses[place.n_prefix], width, place, clock)
-        seconds[width] = min(seconds.get(width, taken), taken)
-        seen.setdefault(width, {})[place] = bits
-
-    for place in _PLACES:
-        for width in _upwards(widths, seconds):
-            measure(width, place)
-    for width, places in seen.items():
-        for place in (place for place in _PLACES if place not in places):
-            measure(width, place)
+    with phase(watch, "measuring widths", n_total=len(_PLACES) * len(widths)) as meter:
+        seconds, seen = _measure(caches, witnesses, widths, clock, meter)
     best = max(seconds, key=lambda width: width / seconds[width])
     bits = {width: {(place.n_prefix, found) for place, found in seen[width].items()} for width in seen}
     is_proven = len(bits[best]) == len(_N_PREFIX)
     agreeing = tuple(width for width in sorted(bits) if bits[width] == bits[best] and width <= best)
+    with phase(watch, "checking widths"):
+        n_slots = _fewer_slots(caches, witnesses, agreeing, seen, clock) if is_proven else ()
+        pass_widths = _pass_widths(decoder, witnesses[_N_PREFIX[1]][0]) if is_proven else ()
     return Tuning(
         schema=SCHEMA,
         dtype=str(decoder.dtype).removeprefix("torch."),
@@ -163,9 +165,36 @@ def probe(decoder: Decoder, widths: tuple[int, ...] = WIDTHS, clock: Clock = tim
         fingerprint=fingerprint(decoder, best),
         machine=host.machine_name(_device(decoder)),
         is_proven=is_proven,
-        n_slots=_fewer_slots(caches, witnesses, agreeing, seen, clock) if is_proven else (),
-        pass_widths=_pass_widths(decoder, witnesses[_N_PREFIX[1]][0]) if is_proven else (),
+        n_slots=n_slots,
+        pass_widths=pass_widths,
     )
+
+
+def _measure(
+    caches: _Caches,
+    witnesses: Mapping[int, tuple[SharedPrefix, KvSlots]],
+    widths: tuple[int, ...],
+    clock: Clock,
+    meter: Meter,
+) -> tuple[dict[int, float], dict[int, dict[WitnessPlace, str]]]:
+    """Return the seconds of each width, and the bits of the witness by width and place. Counts the tries."""
+    seconds: dict[int, float] = {}
+    seen: dict[int, dict[WitnessPlace, str]] = {}
+
+    def measure(width: int, place: WitnessPlace) -> None:
+        taken, bits = _try(caches, witnesses[place.n_prefix], width, place, clock)
+        seconds[width] = min(seconds.get(width, taken), taken)
+        seen.setdefault(width, {})[place] = bits
+        meter.tick()
+
+    for place in _PLACES:
+        for width in _upwards(widths, seconds):
+            measure(width, place)
+    meter.spare(len(_PLACES) * (len(widths) - len(seen)))
+    for width, places in seen.items():
+        for place in (place for place in _PLACES if place not in places):
+            measure(width, place)
+    return seconds, seen
 
 
 def _fewer_slots(

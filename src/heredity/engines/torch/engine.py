@@ -18,6 +18,7 @@ import torch
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
+from heredity.core.progress import Watch
 from heredity.core.records import Model, Reply, Request, encode
 from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered, base_folder
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 # A row attends by itself, and a softmax sums whole blocks. Part of `numerics`: stored keys hold it.
 _RULE = "rows apart"
+REPORTS_PHASES = True
 _HEAD_ROWS = 64  # places at which the logits of a whole vocabulary are held at once
 
 
@@ -48,11 +50,13 @@ def load(
     folder: Path,
     tuning: Path | None = None,
     device: Device | None = None,
+    watch: Watch | None = None,
 ) -> TorchEngine:
     """Load a recorded model. An adapter is applied to its base, which is in memory once for all adapters.
 
     tuning: None measures nothing; the engine then has one narrow batch width.
     device: where it computes; None: `host.choose_device`.
+    watch: gets the measuring of widths and the reading of shared prompts.
     A record of the recipe `kv_cache` or `dtype` sets how it computes (recipes/targets).
     """
     settings, where = model.recipe.settings, host.choose_device(device)
@@ -60,8 +64,12 @@ def load(
     dtype = settings["dtype"] if model.recipe.kind == DTYPE else None
     if model.format == "adapter":
         base = base_folder(model, folder)
-        return open_folder(base, tuning, adapter=folder, is_probed=tuning is not None, device=where)
-    return open_folder(folder, tuning, dtype, is_probed=tuning is not None, kv_bits=kv_bits, device=where)
+        return open_folder(
+            base, tuning, adapter=folder, is_probed=tuning is not None, device=where, watch=watch
+        )
+    return open_folder(
+        folder, tuning, dtype, is_probed=tuning is not None, kv_bits=kv_bits, device=where, watch=watch
+    )
 
 
 def open_folder(
@@ -74,17 +82,17 @@ def open_folder(
     is_streamed: bool = False,
     kv_bits: KvBits | None = None,
     device: Device = CPU,
+    watch: Watch | None = None,
 ) -> TorchEngine:
     """Load the safetensors in a folder, with the adapter of another folder.
 
     tuning: a file that keeps the result of the probe.
     dtype: "float32" or "bfloat16" instead of the faster one.
     width: the widest batch to use.
-    is_probed: False skips the probe, for an engine that answers one request at a time or only reads prompts.
-        Its name reports that its batch invariance is not verified.
+    is_probed: False skips the probe, for one request at a time. The name then says that it is not verified.
     is_streamed: each prefill reads the weights layer by layer, which needs the memory of one layer.
     kv_bits: the bits to which keys and values are rounded (kv_cache.py).
-    device: where it computes. On a GPU the weights are read straight into its memory.
+    device, watch: as of `load`. On a GPU the weights are read straight into its memory.
     Raises Unavailable for an architecture that this engine does not have.
     """
     host.keep_freed_memory()
@@ -98,10 +106,10 @@ def open_folder(
             loaded = adapted.apply_adapter(loaded, adapter, folder, chosen)
         decoder = Decoder(loaded, chosen) if kv_bits is None else KvQuantizedDecoder(loaded, chosen, kv_bits)
         host.trim_memory()
-        found = autotune.tune(decoder, tuning) if is_probed else None
-        host.trim_memory()
-    chat = adapter if adapter is not None and has_tokenizer(adapter) else folder
-    engine = TorchEngine(activated(decoder), ChatCodec(chat), folder, found, width)
+        found = autotune.tune(decoder, tuning, watch=watch) if is_probed else None
+    host.trim_memory()
+    chat = ChatCodec(adapter if adapter is not None and has_tokenizer(adapter) else folder)
+    engine = TorchEngine(activated(decoder), chat, folder, found, width, watch)
     engine.is_adapted = adapter is not None
     return engine
 
@@ -334,6 +342,7 @@ class TorchEngine(AnsweringEngine):
         folder: Path,
         tuning: Tuning | None,
         width: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         known = (autotune.UNPROBED,) if tuning is None else tuning.widths
         widths = tuple(w for w in known if width is None or w <= width) or known[:1]
@@ -341,14 +350,14 @@ class TorchEngine(AnsweringEngine):
         # A draft is verified in another slot, so it needs the proof that slots keep the bits.
         max_draft = MAX_DRAFT if tuning is not None and tuning.is_proven else 0
         pass_widths = () if tuning is None else tuning.pass_widths
-        self.pool = PrefixPool(decoder, widths, n_slots, max_draft, pass_widths)
+        self.pool = PrefixPool(decoder, widths, n_slots, max_draft, pass_widths, watch)
         super().__init__(self.pool, self.pool, codec, folder, tuning)
         self._with_gradients: PreTrainedModel | None = None  # the weights once more, for a search
-        self.is_adapted = False
+        self.is_adapted, self._watch = False, watch
 
     def over(self, decoder: Decoder) -> TorchEngine:
         """Return an engine like this one over a decoder of the same weights and arithmetic."""
-        return TorchEngine(decoder, self.codec, self.folder, self.tuning, self.width)
+        return TorchEngine(decoder, self.codec, self.folder, self.tuning, self.width, self._watch)
 
     # --- access to the weights ------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from msgspec import UnsetType
 from heredity.core import host
 from heredity.core.errors import EngineFailure, HeredityError, OutOfMemory, first_line
 from heredity.core.host import Device
+from heredity.core.progress import Watch, phase
 from heredity.core.records import Reply, Request
 from heredity.engines import RequestStream, cache_budget, failed_reply
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
@@ -39,7 +40,7 @@ _Text = tuple[int, ...]  # the tokens of a shared prefix, without marks of adapt
 class PrefixPool:
     """A decoder with its batch widths, and the prefixes that it has computed.
 
-    Session and engine share it; neither needs the other.
+    Session and engine share it; neither needs the other. watch: gets the reading of shared prompts.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class PrefixPool:
         n_slots: tuple[int, ...] = (),
         max_draft: int = 0,
         pass_widths: tuple[int, ...] = (),
+        watch: Watch | None = None,
     ) -> None:
         self._decoder: Decoder | None = decoder
+        self._watch = watch
         self._max_draft = max_draft
         self.widths, self._n_slots, self.pass_widths = widths, n_slots, pass_widths
         self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): SharedPrefix((), [], [])}
@@ -85,7 +88,8 @@ class PrefixPool:
         if len(tokens) <= len(shared) or (begun != shared and not _is_as_a_whole(begun, shared)):
             begun = ()
         if begun not in self._prefixes:
-            self._prefixes[begun] = self.decoder.prefix(begun)
+            with phase(self._watch, "reading the shared prompt"):
+                self._prefixes[begun] = self.decoder.prefix(begun)
         return self._prefixes[begun], tokens[len(begun) :]
 
     def computed(self, tokens: tuple[int, ...]) -> tuple[int, ...]:

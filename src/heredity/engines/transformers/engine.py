@@ -22,6 +22,7 @@ from heredity.core import host
 from heredity.core.errors import ContextOverflow, EngineFailure
 from heredity.core.files import write_atomic
 from heredity.core.host import CPU, Device
+from heredity.core.progress import Watch, phase
 from heredity.core.records import Model, Record, Reply, Request
 from heredity.engines import base_folder
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
@@ -36,6 +37,7 @@ from heredity.engines.transformers.single import SingleBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+REPORTS_PHASES = True
 _WITNESS = 24  # tokens behind the fingerprint
 
 
@@ -48,18 +50,23 @@ class RowTuning(Record, frozen=True):
 
 
 def load(
-    model: Model, folder: Path, tuning: Path | None = None, device: Device | None = None
+    model: Model,
+    folder: Path,
+    tuning: Path | None = None,
+    device: Device | None = None,
+    watch: Watch | None = None,
 ) -> TransformersEngine:
     """Load a recorded model. An adapter is applied to its base.
 
     tuning: None measures nothing; the engine then answers one request at a time.
     device: where it computes; None: `host.choose_device`.
+    watch: gets the measuring of the width.
     """
     is_probed, where = tuning is not None, host.choose_device(device)
     if model.format != "adapter":
-        return open_folder(folder, tuning, is_probed=is_probed, device=where)
+        return open_folder(folder, tuning, is_probed=is_probed, device=where, watch=watch)
     base = base_folder(model, folder)
-    return open_folder(base, tuning, is_probed=is_probed, adapter=folder, device=where)
+    return open_folder(base, tuning, is_probed=is_probed, adapter=folder, device=where, watch=watch)
 
 
 def open_folder(
@@ -69,13 +76,14 @@ def open_folder(
     is_probed: bool = True,
     adapter: Path | None = None,
     device: Device = CPU,
+    watch: Watch | None = None,
 ) -> TransformersEngine:
     """Load the safetensors in a folder, with the adapter of another folder.
 
     tuning: a file that keeps the result of the probe.
     dtype: "float32" or "bfloat16" instead of the faster one.
     is_probed: False answers one request at a time.
-    device: where it computes.
+    device: where it computes. watch: as of `load`.
     Raises Unavailable for a model that transformers does not load here, Damaged for missing weights.
     """
     host.keep_freed_memory()
@@ -86,10 +94,10 @@ def open_folder(
     activation = None if adapter is None else apply_adapter(model, adapter, folder)
     source = folder if adapter is None or not has_tokenizer(adapter) else adapter
     engine = TransformersEngine(model, ChatCodec(source), folder, activation=activation)
-    return engine.batched(_proven_width(engine, tuning)) if is_probed else engine
+    return engine.batched(_proven_width(engine, tuning, watch)) if is_probed else engine
 
 
-def _proven_width(engine: TransformersEngine, path: Path | None) -> int:
+def _proven_width(engine: TransformersEngine, path: Path | None, watch: Watch | None) -> int:
     """Return the width kept at `path` if it was found in this arithmetic, else that of a new probe."""
     numerics, machine = engine.numerics, host.machine_name()
     if path is not None and path.exists():
@@ -97,7 +105,7 @@ def _proven_width(engine: TransformersEngine, path: Path | None) -> int:
             kept = msgspec.json.decode(path.read_bytes(), type=RowTuning)
             if kept.numerics == numerics and kept.machine == machine:
                 return kept.width
-    with torch.inference_mode():
+    with torch.inference_mode(), phase(watch, "measuring widths"):
         width = rows.WIDTH if rows.prove(engine.model) else 1
     if path is not None:
         new = RowTuning(numerics, machine, width)

@@ -21,6 +21,7 @@ from msgspec import UNSET
 from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import UsageError
+from heredity.core.progress import Watch
 from heredity.core.records import Outcome, Probe, Response, Verdict
 from heredity.engines.protocols import Engine
 from heredity.redteam.checks import is_judged
@@ -275,8 +276,8 @@ class Decider:
             self._judge.close()
 
 
-def stored_models() -> Models:
-    """Models of the store of this user, each loaded as a study loads it."""
+def stored_models(watch: Watch | None = None) -> Models:
+    """Models of the store of this user, each loaded as a study loads it. watch: gets the phases of that."""
 
     def identify(ref: str) -> str:
         from heredity.lineage.store import Store
@@ -288,6 +289,7 @@ def stored_models() -> Models:
         from heredity.lineage.store import Store
 
         store = Store()
-        return load_engine(store.get(ref), store)
+        with store.report.to(watch):
+            return load_engine(store.get(ref), store)
 
     return Models(identify, load_model)

@@ -19,6 +19,7 @@ import numpy as np
 
 from heredity.core.errors import Damaged, UsageError, first_line
 from heredity.core.files import write_atomic
+from heredity.core.progress import Watch, phase
 from heredity.engines.protocols import LayerReader
 from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned.model import PRIOR, Floats, sigmoid
@@ -136,10 +137,18 @@ def _require_tasks(examples: Sequence[LabelledAnswer]) -> None:
 
 
 def train_head(
-    path: Path, roots: Sequence[Path], out: Path, name: str, models: Models, say: Say, rows: int = ROWS
+    path: Path,
+    roots: Sequence[Path],
+    out: Path,
+    name: str,
+    models: Models,
+    say: Say,
+    rows: int = ROWS,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Read states of the model `name`, learn a head, measure it, and write both into `out`; returns the card.
 
+    watch: gets the phases, with the count of the answers that were read.
     Raises BadInput, Unavailable, UsageError for a model whose states cannot be read.
     """
     spec = learned_data.read_spec(path)
@@ -150,7 +159,9 @@ def train_head(
     engine, model = models.load(name), models.identify(name)
     layer = round(DEPTH * (engine.n_layers if isinstance(engine, LayerReader) else 1))
     try:
-        read = read_states(head.StateReader(engine, layer), f"{model} {layer}", examples, out / STATES, say)
+        reader = head.StateReader(engine, layer)
+        with phase(watch, "reading answers", name, len(examples), "rows") as meter:
+            read = read_states(reader, f"{model} {layer}", examples, out / STATES, say, meter.reached)
     finally:
         engine.close()
     examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
@@ -286,10 +297,16 @@ def _order(e: LabelledAnswer) -> bytes:
 
 
 def read_states(
-    reader: head.StateReader | None, of: str, examples: Sequence[LabelledAnswer], path: Path, say: Say
+    reader: head.StateReader | None,
+    of: str,
+    examples: Sequence[LabelledAnswer],
+    path: Path,
+    say: Say,
+    reached: Callable[[int], None] = lambda _: None,
 ) -> list[Floats | None]:
     """The state after each answer, (hidden,), from the file if it is there; None if the answer does not fit.
 
+    reached: called with the number of answers that are read.
     Without a reader, missing states are a UsageError.
     """
     from safetensors.numpy import save
@@ -298,6 +315,7 @@ def read_states(
     names = [_key(of, e) for e in examples]
     missing = [i for i, name in enumerate(names) if name not in known]
     say(f"{len(names) - len(missing)} of {len(names)} answers were read before")
+    reached(len(names) - len(missing))
     if missing and reader is None:
         raise UsageError(f"{path} lacks {len(missing)} of these answers: `make head` reads them.")
     for start in range(0, len(missing), _AT_ONCE):
@@ -309,7 +327,9 @@ def read_states(
             names[i]: empty if s is None else s.astype(np.float16) for i, s in zip(some, found, strict=True)
         }
         write_atomic(path, save(known))
-        say(f"read {len(names) - len(missing) + start + len(some)} of {len(names)} answers")
+        n_read = len(names) - len(missing) + start + len(some)
+        reached(n_read)
+        say(f"read {n_read} of {len(names)} answers")
     return [known[name].astype(float) if known[name].size else None for name in names]
 
 

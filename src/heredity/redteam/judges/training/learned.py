@@ -20,6 +20,7 @@ import numpy as np
 
 from heredity.core.errors import UsageError
 from heredity.core.files import write_atomic
+from heredity.core.progress import Watch, phase
 from heredity.redteam.judges.learned import judge as learned
 from heredity.redteam.judges.learned import model as marks
 from heredity.redteam.judges.learned import signals
@@ -88,6 +89,7 @@ class TrainingRun(NamedTuple):
     encoder: Path
     kept: Path
     say: Say
+    watch: Watch | None = None
 
 
 class HeldOutRound(NamedTuple):
@@ -101,19 +103,22 @@ class HeldOutRound(NamedTuple):
 # --- the whole training ---------------------------------------------------------------------------
 
 
-def train_learned(path: Path, roots: Sequence[Path], out: Path, say: Say) -> dict[str, Any]:
+def train_learned(
+    path: Path, roots: Sequence[Path], out: Path, say: Say, watch: Watch | None = None
+) -> dict[str, Any]:
     """Train on a data file, measure without each family, and write weights and card into `out`.
 
-    Returns the card. `out`/rounds keeps each training, so that a stopped command resumes. Raises BadInput or
-    Unavailable.
+    Returns the card. `out`/rounds keeps each training, so that a stopped command resumes. watch: gets the
+    phases, with the steps of each training. Raises BadInput or Unavailable.
     """
     spec = learned_data.read_spec(path)
     data = learned_data.read_examples(spec, roots)
     examples = trained_on(data)
-    run = TrainingRun(spec, data, base_folder(), out / "rounds", say)
+    run = TrainingRun(spec, data, base_folder(), out / "rounds", say, watch)
     rounds = left_out(run)
     say("counting signs")
-    described = describe_examples(examples)
+    with phase(watch, "counting signs"):
+        described = describe_examples(examples)
     everything = Round([True] * len(examples), [False] * len(examples))
     weights = _tuned("all", everything, run)
     arrays: dict[str, Any] = {name: each for name, each in weights.items() if name != "logits"}
@@ -215,7 +220,8 @@ def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
     targets += hard_examples.made_targets(targets, asked, tune.request_vectors(run.encoder), run.spec.seed)
     said = f"without {name}" if test else "on all rows"
     seed, steps = run.spec.seed, run.spec.steps
-    tuned = tune.tune(run.encoder, targets, seed, steps, lambda line: run.say(f"{said}, {line}"))
+    with phase(run.watch, "training", said, steps, "steps") as meter:
+        tuned = tune.tune(run.encoder, targets, seed, steps, lambda line: run.say(f"{said}, {line}"), meter)
     arrays = {**tuned.arrays, "logits": _judged_logits(tuned, test)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({**arrays, "key": np.frombuffer(key.encode(), np.uint8)}))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from heredity.core.progress import Meter
 from heredity.redteam.judges.learned.cross_encoder import (
     HEADS,
     RANK,
@@ -63,8 +64,10 @@ class Tuned(NamedTuple):
     logits: Callable[[Sequence[tuple[str, str]]], Floats]
 
 
-def tune(folder: Path, targets: Sequence[AnswerTarget], seed: int, steps: int, say: Say) -> Tuned:
-    """Tune the encoder in `folder` on these targets."""
+def tune(
+    folder: Path, targets: Sequence[AnswerTarget], seed: int, steps: int, say: Say, meter: Meter | None = None
+) -> Tuned:
+    """Tune the encoder in `folder` on these targets. meter: counts the steps."""
     import torch
 
     torch.manual_seed(seed)
@@ -94,6 +97,8 @@ def tune(folder: Path, targets: Sequence[AnswerTarget], seed: int, steps: int, s
         optimizer.step()
         rate.step()
         total += float(loss.detach())
+        if meter is not None:
+            meter.reached(n)
         if n % 50 == 0:
             say(f"step {n} of {steps}: loss {total / 50:.3f}")
             total = 0.0

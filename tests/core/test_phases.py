@@ -1,0 +1,162 @@
+"""Phases: their events in order, what a terminal draws of them, and the one line that others get."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+
+import pytest
+
+from heredity.core.progress import PREPARE, Progress, Reporter, about, phase
+from heredity.core.terminal import Display, QuietConsole, phase_words
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def event(name: str, done: int = 0, total: int = 0, model: str = "smollm2", **changes: object) -> Progress:
+    return Progress(PREPARE, model, done, total, unit="parts", phase=name)._replace(**changes)
+
+
+def drawn(*events: Progress) -> list[str]:
+    """The lines that a terminal of 80 columns has seen, the last one drawn for sure."""
+    screen = Terminal()
+    with Display(QuietConsole(screen)) as display:
+        for each in events:
+            display(each)
+    return [line.strip() for line in re.split(r"[\r\n]+", ANSI.sub("", screen.getvalue())) if line.strip()]
+
+
+@pytest.fixture
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_a_phase_is_reported_at_its_begin_and_its_end() -> None:
+    seen: list[Progress] = []
+    with phase(seen.append, "converting", "a-model", n_total=3, unit="tensors") as meter:
+        assert [(each.phase, each.n_done, each.n_total) for each in seen] == [("converting", 0, 3)]
+        assert list(meter.each("abc", str.upper)) == ["A", "B", "C"]
+    assert (seen[-1].step, seen[-1].phase, seen[-1].model) == (PREPARE, "", "a-model")
+
+
+def test_a_phase_that_fails_is_over() -> None:
+    seen: list[Progress] = []
+    with pytest.raises(ValueError), phase(seen.append, "loading"):
+        raise ValueError
+    assert [each.phase for each in seen] == ["loading", ""]
+
+
+def test_a_phase_without_a_watch_counts_for_nobody() -> None:
+    with phase(None, "loading") as meter:
+        meter.tick()
+
+
+def test_a_watch_about_a_model_names_it_in_phases_that_name_none() -> None:
+    seen: list[Progress] = []
+    watch = about(seen.append, "mine")
+    assert watch is not None
+    watch(event("loading", model=""))
+    watch(event("loading", model="another"))
+    watch(Progress("ask", "", 0, 1))
+    assert [each.model for each in seen] == ["mine", "another", ""]
+    assert about(None, "mine") is None
+
+
+def test_a_reporter_serves_the_thread_that_set_the_watch() -> None:
+    seen: list[Progress] = []
+    report = Reporter()
+    report(event("loading"))  # nobody watches
+    with report.to(seen.append), report.to(None):
+        report(event("loading"))
+        other = threading.Thread(target=report, args=(event("converting"),))
+        other.start()
+        other.join()
+        assert report.is_watched
+    report(event("writing"))
+    assert [each.phase for each in seen] == ["loading"] and not report.is_watched
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        (event("loading"), "loading"),
+        (event("measuring widths", 2, 6), "measuring widths 3 of 6"),
+        (event("measuring widths", 6, 6), "measuring widths 6 of 6"),
+        (event("converting", 120, 272, unit="tensors"), "converting 120 of 272 tensors"),
+        (
+            event("converting", 120, 272, unit="tensors", per_second=14.2, seconds_left=10.7),
+            "converting 120 of 272 tensors  14.2/s  11 s left",
+        ),
+        (event("converting", 9, 9, unit="tensors", per_second=14.2), "converting 9 of 9 tensors"),
+    ],
+)
+def test_the_words_of_a_phase(progress: Progress, words: str) -> None:
+    assert phase_words(progress) == words
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_a_terminal_shows_the_model_and_its_phase() -> None:
+    lines = drawn(event("loading"), event("measuring widths", 2, 6))
+    assert lines[-1].endswith("smollm2 measuring widths 3 of 6")
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_a_phase_of_no_model_is_shown_alone() -> None:
+    assert re.fullmatch(r"[-\\|/] starting", drawn(event("starting", model=""))[-1])
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_after_an_inner_phase_a_terminal_shows_the_outer_one() -> None:
+    outer, inner = event("reading the files back"), event("converting", unit="tensors", n_total=9)
+    lines = drawn(outer, inner, inner._replace(n_done=4), event(""))
+    assert lines[-1].endswith("smollm2 reading the files back")
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_after_a_phase_a_terminal_shows_the_step_again() -> None:
+    asked = Progress("ask", "smollm2", 3, 12)
+    lines = drawn(asked, event("reading the shared prompt"), event(""))
+    assert lines[-1].endswith("asking smollm2 3/12  25%")  # as the bar draws it
+    assert "asking smollm2  3/12  25%" in lines  # that stays
+    assert not any(line.startswith("smollm2") for line in lines)  # of a phase no line stays
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_a_long_name_is_cut_so_that_no_word_of_the_phase_breaks() -> None:
+    words = "converting 120 of 272 tensors  14.2/s  11 s left"
+    long = event("converting", 120, 272, "a-model-" * 20, unit="tensors", per_second=14.2, seconds_left=11.0)
+    lines = drawn(long)
+    assert lines[-1].endswith(words) and "…" in lines[-1]
+    assert max(map(len, lines)) <= 80
+
+
+def test_without_a_terminal_each_phase_is_one_line() -> None:
+    screen = io.StringIO()
+    with Display(QuietConsole(screen)) as display:
+        for done in range(6):
+            display(event("measuring widths", done, 6))
+        display(event(""))
+        display(event("measuring widths"))
+        display(event("loading", model=""))
+        display(Progress("ask", "smollm2", 0, 2))
+    assert screen.getvalue().splitlines() == [
+        "smollm2  measuring widths",
+        "loading",
+        "asking smollm2  0/2  0%",
+    ]
+
+
+def test_the_name_of_a_phases_model_cannot_speak_to_the_terminal() -> None:
+    screen = io.StringIO()
+    with Display(QuietConsole(screen)) as display:
+        display(event("loading", model="\x1b[2J[bold]x"))
+    assert "\x1b" not in screen.getvalue() and "[bold]x" in screen.getvalue()
