@@ -127,6 +127,8 @@ def test_after_a_phase_a_terminal_shows_the_step_again() -> None:
     lines = drawn(asked, event("reading the shared prompt"), event(""))
     assert lines[-1].endswith("asking smollm2 3/12  25%")  # as the bar draws it
     assert "asking smollm2  3/12  25%" in lines  # that stays
+    around = drawn(event("preparing"), asked, event("loading"), event(""))
+    assert around[-1].endswith("asking smollm2 3/12  25%")  # a phase around a step is not shown again
     assert not any(line.startswith("smollm2") for line in lines)  # of a phase no line stays
 
 

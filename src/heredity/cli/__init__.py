@@ -279,11 +279,15 @@ def shown_start() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shown_work(store: Store) -> Iterator[Display]:
-    """A display that also shows the phases of the store's work: hashing, converting, loading."""
+def shown_work(store: Store, doing: str = "working") -> Iterator[Display]:
+    """A display that also shows the phases of the store's work: hashing, converting, loading.
+
+    doing: what a terminal shows until there is a phase or a step.
+    """
+    from heredity.core.progress import phase
     from heredity.core.terminal import Display
 
-    with Display() as display, store.report.to(display):
+    with Display() as display, store.report.to(display), phase(display.live, doing):
         yield display
 
 

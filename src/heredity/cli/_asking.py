@@ -56,7 +56,6 @@ model_argument = click.argument("model", type=Name())
 class LoadedModel(NamedTuple):
     """A model that can be asked. tools: of the application, if there is one."""
 
-    name: str
     store: Store
     engine: Engine
     application: Application | None
@@ -84,21 +83,16 @@ def loaded(
         if layer is not None and has_guard_models(layer):
             readers = stack.enter_context(closing(_guard_models(store, key_env)))
             layer = identified(layer, readers)
-        with shown_work(store):
+        with shown_work(store, "starting"):
             engine = stack.enter_context(closing(_within(layer, _load(store, model, key_env), readers)))
         tools = None if layer is None else stack.enter_context(Toolbox(layer))
-        yield LoadedModel(model, store, engine, layer, decoding, tools)
+        yield LoadedModel(store, engine, layer, decoding, tools)
 
 
 @contextmanager
 def waiting(found: LoadedModel) -> Iterator[None]:
     """Show that the model reads its prompt, until its answer comes. A prompt may take a minute."""
-    from heredity.core.progress import phase
-
-    with (
-        shown_work(found.store) as display,
-        phase(display.live, "reading the prompt", found.name),
-    ):
+    with shown_work(found.store, "reading the prompt"):
         yield
 
 

@@ -112,7 +112,7 @@ def _derive(kind: str, parents: tuple[str, ...], name: str | None, **given: Any)
         given["data"] = given["data"] or _answers_of(store, answers)
     if recipe_class.PARENTS == DerivableRecipe.PARENTS and len(parents) != 1:
         raise UsageError(f"'{kind}' takes one parent, not {len(parents)}.")
-    with shown_work(store) as display:
+    with shown_work(store, f"deriving {kind}") as display:
         watch = display.training(f"{kind} of {parents[0]}")
         recipe = _recipes.build(recipe_class, given, name=name or "", watch=watch, warn=terminal.warn)
         grown = [store.get(parent) for parent in parents]

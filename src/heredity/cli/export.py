@@ -38,7 +38,7 @@ def command(model: str, folder: Path, form: str, dtype: str | None, study: Path 
     store = open_store()
     with shown_start():
         from heredity.deploy import export
-    with shown_work(store):
+    with shown_work(store, "exporting"):
         done = export.export(store, store.get(model), form, folder, study, dtype=dtype or "")
     for parity in done.parities:
         result = parity.left_out or (

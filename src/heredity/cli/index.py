@@ -65,7 +65,7 @@ def command(
     out = out or Path(f"{folder.resolve().name}.index")
     limits = Limits() if max_bytes is None else Limits(max_bytes)
     store = open_store()
-    with shown_work(store) as display:
+    with shown_work(store, "reading the folder") as display:
         built = build(folder, out, embed=embed, words=words, limits=limits, store=store, watch=display)
     if as_json:
         terminal.write_json(_summary(built, out))

@@ -133,7 +133,7 @@ def command(
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
         store = open_store()
-        with shown_work(store):
+        with shown_work(store, "starting"):
             layers, readers = _layers(stack, store, applications, key_env)
             rules = ServingRules(layers, free_decoding, ignore_settings)
             found = _loaded(stack, store, models, rules, waiting, key_env, load_adapters)

@@ -316,7 +316,7 @@ def command(
     _warn(study)
     if dry_run:
         return _show_size(study)
-    with shown_work(store) as display:
+    with shown_work(store, "preparing the study") as display:
         result = study.run(display, retry_errors=retry_errors, workers=several)
         if costs is not None:
             decision.save_costs(result.folder, costs)
@@ -427,7 +427,6 @@ def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from heredity.cli import _pulling
-    from heredity.core.progress import phase
     from heredity.lineage.store import target_of
 
     found: list[Grown | str] = []
@@ -445,7 +444,7 @@ def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
                     for each in converted:
                         each.result()
                 found.append(ref if ref.startswith("scripted:") else _stored(store, ref, yes))  # in no store
-            with shown_work(store) as display, phase(display.live, "converting"):
+            with shown_work(store, "converting"):
                 for each in converted:
                     each.result()
         finally:

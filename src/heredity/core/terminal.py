@@ -302,6 +302,7 @@ class Display:
 
     def show(self, step: str, done: int, total: int, words: str) -> None:
         """Show the progress of `step`. A new step leaves the last line of the one before on the screen."""
+        self._open.clear()  # what is around a step is not shown again
         if is_new := step != self._step:
             self._finish()
             self._step = step

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from heredity.core.errors import UsageError
-from heredity.core.progress import Watch
+from heredity.core.progress import Watch, phase
 from heredity.core.records import digest, encode
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.lineage.types import Description, Grown
@@ -158,7 +158,8 @@ def run(
 
     lessons = recipe.lessons
     recipe.say(lessons.warning)
-    network = causal_lm.load(parent.folder, recipe.dtype, recipe.device)
+    with phase(recipe.watch, "loading", parent.record.name):
+        network = causal_lm.load(parent.folder, recipe.dtype, recipe.device)
     encoder = ConversationEncoder(parent.folder)
     prepared = encoder.prepare(lessons.dialogues, recipe.max_length)
     recipe.say(_mostly_dropped(prepared, recipe.max_length))
