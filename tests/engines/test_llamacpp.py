@@ -12,12 +12,13 @@ pytest.importorskip("xllamacpp", reason="needs heredity[llamacpp]")
 
 import heredity as h
 from heredity import engines
-from heredity.core.errors import BadArgument, Damaged, EngineFailure, UsageError
+from heredity.core.errors import BadArgument, ContextOverflow, Damaged, EngineFailure, UsageError
 from heredity.core.records import Decoding, Message, Reply, Request, Tool
 from heredity.engines import llamacpp
 from heredity.engines._workers import WorkerPool
 from heredity.engines.chat.codec import Template
-from heredity.engines.llamacpp import LlamaCppEngine, open_file
+from heredity.engines.formats.gguf import GgufHeader, read_gguf
+from heredity.engines.llamacpp import LlamaCppEngine, longest_token, open_file
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from tests.support import real_models
@@ -233,3 +234,24 @@ def test_an_answer_matches_a_json_schema_and_a_bad_schema_is_refused(engine: Lla
     engine.check_schema(schema)
     with raises(BadArgument, "bad-schema", ["cat"]):
         engine.check_schema('{"type": "cat"}')
+
+
+def test_a_prompt_of_more_bytes_than_the_longest_tokens_cover_never_gets_to_llama_cpp(
+    tiny_gguf: Path,
+) -> None:
+    header = read_gguf(tiny_gguf)
+    n_bytes = longest_token(header)
+    engine = open_file(tiny_gguf, width=2, context=64)
+    asked = [Request(n, (), Decoding(1), prefill="a" * (64 * n_bytes + n)) for n in (0, 1)]
+    engine.check_length(asked[0])
+    with raises(ContextOverflow, "context-overflow", mentions=["over 64"]):
+        engine.check_length(asked[1])
+    replies = {reply.key: reply for reply in engine.reply(asked)}
+    assert replies[1].error_code == ContextOverflow.code and "over 64" in str(replies[1].error)
+    assert "over 64" not in str(replies[0].error)
+
+
+@pytest.mark.parametrize(("kind", "n_bytes"), [("gpt2", 6), ("llama", 6), ("t5", 0), ("bert", 0)])
+def test_only_tokenizers_that_lose_no_character_bound_a_prompt(kind: str, n_bytes: int) -> None:
+    metadata = {"tokenizer.ggml.model": kind, "tokenizer.ggml.tokens": ("a", "\u2581\u2581", "bc")}
+    assert longest_token(GgufHeader(3, metadata, ())) == n_bytes

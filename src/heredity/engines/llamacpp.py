@@ -161,6 +161,13 @@ class _Shape:
         self.cache_bytes = 4 * layers * kv_heads * (key + value)  # of one token, in float32
 
 
+def longest_token(header: GgufHeader) -> int:
+    """Return the most bytes of a text that one token covers; 0 if a tokenizer may drop or merge more."""
+    if header.text("tokenizer.ggml.model") not in ("gpt2", "llama"):
+        return 0
+    return max((len(token.encode("utf-8", "replace")) for token in header.tokens), default=0)
+
+
 def _number(value: GgufValue | None, default: int) -> int:
     """Return an integer of the header; the largest of an array with one per layer."""
     if isinstance(value, tuple):
@@ -198,6 +205,7 @@ class LlamaCppEngine:
         self._bos, eos, eot = (header.special(name) for name in ("bos", "eos", "eot"))
         self._template = Template(header.text("tokenizer.chat_template"), self._bos, eos)
         self._ends = sorted({*_ENDS, eos, eot} - {""}, key=len, reverse=True)
+        self._most_bytes = n_tokens * longest_token(header)
         gpus = _gpus()
         self.is_batch_unverified = bool(gpus)
         device = _device(gpus)
@@ -226,6 +234,20 @@ class LlamaCppEngine:
             return self._answer(request, listener)
 
         return WorkerPool(answer, self._width, _HOURS, self.render).reply(requests)
+
+    def check_length(self, request: Request) -> None:
+        """Raise ContextOverflow for a prompt that surely has more tokens than the context."""
+        self._check_length(self.render(request))
+
+    def _check_length(self, prompt: str) -> None:
+        """Raise ContextOverflow if a prompt is longer than as many of the longest tokens as fit.
+
+        llama.cpp takes half a minute for the tokens of four megabytes, and a slot is taken meanwhile.
+        """
+        if 0 < self._most_bytes < len(prompt.encode("utf-8", "replace")):
+            raise ContextOverflow(
+                f"context overflow: over {self._context} tokens needed, {self._context} there"
+            )
 
     def check_schema(self, schema: str) -> None:
         """Raise BadArgument for a JSON schema that answers cannot be held to; llama.cpp would ignore it."""
@@ -267,10 +289,12 @@ class LlamaCppEngine:
         host.trim_memory()
 
     def _answer(self, request: Request, listener: Listener | None = None) -> Reply:
+        prompt = ""
         try:
             prompt = self.render(request)
+            self._check_length(prompt)
         except EngineFailure as error:
-            return failed_reply(request, "", error)
+            return failed_reply(request, prompt, error)
         body = self.body(request, prompt)
         is_heard = listener is not None and listener.is_heard(request.key)
         heard = _Heard(request.key, listener, StopTexts(self._ends)) if listener and is_heard else None
