@@ -13,6 +13,8 @@ from heredity.core.errors import UnknownName, UsageError
 from heredity.core.files import Lock
 from heredity.core.records import Outcome
 from heredity.core.sanitize import visible
+from heredity.study.advice import advise
+from heredity.study.headline import headline
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.view.pairs import WHICH, beside, pairs, shared
@@ -294,3 +296,13 @@ def test_visible_text_is_what_a_page_shows(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("reply 3", "reply \\u001b[1m 3"))
     page = Site(place).render(f"/s/{place.studies()[0].key}/t/3")
     assert visible("\x1b[1m") in page
+
+
+def test_the_advice_of_the_report_stands_first_in_the_study_and_in_the_list(finished: Site) -> None:
+    study = opened(finished.place)
+    found = read_estimates(study.folder)
+    said, finding = advise(found, study.plan).sentence, headline(found).sentence
+    assert said != finding
+    page = finished.render(f"/s/{study.key}")
+    assert f"<h1>{said}</h1>" in page and f"{finding}." in page
+    assert f"<b>{said}</b>" in finished.render("/")

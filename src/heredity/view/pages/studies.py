@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from heredity.core.errors import HeredityError
+from heredity.study.advice import advise
 from heredity.study.estimates import Estimates
 from heredity.study.folders import is_study
 from heredity.study.plan import PLAN
@@ -22,13 +23,14 @@ _SECONDS = 1.0  # that reading new rows may take, of all studies together
 
 
 class StudyLine(NamedTuple):
-    """A study as a line of the list. `why`: the error of a folder that cannot be read."""
+    """A study as a line of the list. advice: "" before it has estimates. why: why its folder cannot be read."""
 
     found: FoundStudy
     study: OpenStudy | None
     progress: StudyProgress | None
     chips: list[Chip]
     at: str
+    advice: str = ""
     why: str = ""
 
 
@@ -47,11 +49,13 @@ def _line(site: Site, found: FoundStudy, seconds: float) -> StudyLine:
         study = site.place.open(found.key)
         study.refresh(max(seconds, 0.02))
         estimates = study.estimates()
-        is_own = isinstance(estimates, Estimates) and estimates.study == study.saved.study
-        made = chips(estimates) if is_own and isinstance(estimates, Estimates) else []
-        return StudyLine(found, study, study.progress(), made, planned_at(study))
+        at, progress = planned_at(study), study.progress()
+        if not isinstance(estimates, Estimates) or estimates.study != study.saved.study:
+            return StudyLine(found, study, progress, [], at)
+        advice = advise(estimates, study.plan).sentence
+        return StudyLine(found, study, progress, chips(estimates), at, advice)
     except (HeredityError, OSError) as error:
-        return StudyLine(found, None, None, [], "", str(error))
+        return StudyLine(found, None, None, [], "", why=str(error))
 
 
 def planned_at(study: OpenStudy) -> str:

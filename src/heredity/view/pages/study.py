@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from heredity.study.advice import advise
 from heredity.study.estimates import Measure
 from heredity.study.headline import headline
 from heredity.view.pairs import WHICH, is_edge, pairs, shared
@@ -51,6 +52,7 @@ def render(site: Site, asked: Asked) -> str:
     return site.html(
         "study.html.jinja", asked, study,
         progress=study.progress(),
+        advice=None if estimates is None else advise(estimates, study.plan),
         finding=None if estimates is None else headline(estimates),
         chips=[] if estimates is None else chips(estimates),
         why_not=board.why_not, stopping=board.stopping,
