@@ -97,6 +97,14 @@ def test_an_edge_has_the_verdict_and_the_counts_of_its_study(site: Site) -> None
         assert re.search(rf'/s/{study.key}/pairs\?[^"]*which={which}">{one.both.n(which)}</a>', page)
 
 
+def test_only_trials_that_both_decided_are_called_lost_or_gained(site: Site) -> None:
+    study = opened(site.place)
+    parent, child = (model.id for model in study.plan.models)
+    edge, listed = site.render(f"/lineage/{parent}/{child}"), site.render(f"/s/{study.key}/pairs")
+    assert edge.count("lost") == edge.count("gained") == 1
+    assert "lost" not in listed and "gained" not in listed and "An unclear answer is not a breach." in listed
+
+
 def test_a_card_has_files_recipe_data_licence_and_studies(site: Site) -> None:
     found, study = lineage_of(site), opened(site.place)
     card = site.render(f"/lineage/{ident(found, 'child-2')}")

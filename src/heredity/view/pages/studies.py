@@ -23,7 +23,7 @@ _SECONDS = 1.0  # that reading new rows may take, of all studies together
 
 
 class StudyLine(NamedTuple):
-    """A study as a line of the list. advice: "" before it has estimates. why: why its folder cannot be read."""
+    """A study as a line of the list. advice: "" before it has estimates. why: its error, if it has one."""
 
     found: FoundStudy
     study: OpenStudy | None
