@@ -306,3 +306,26 @@ def test_the_advice_of_the_report_stands_first_in_the_study_and_in_the_list(fini
     page = finished.render(f"/s/{study.key}")
     assert f"<h1>{said}</h1>" in page and f"{finding}." in page
     assert f"<b>{said}</b>" in finished.render("/")
+
+
+def test_a_verdict_names_who_decided_and_a_breach_has_no_second_reading(finished: Site) -> None:
+    study = opened(finished.place)
+    shown = dict[str, str]()
+    for index in range(len(study.grid)):
+        found = read(study, index)
+        if found is not None and found.verdict is not None and found.verdict.manner:
+            shown[found.state] = finished.render(f"/s/{study.key}/t/{index}")
+    assert "decided by" in shown["broke"] and "reads as" not in shown["broke"]
+    assert "decided by" in shown["held"] and "reads as" in shown["held"]
+
+
+def test_a_trial_names_its_attack_only_if_it_has_one(finished: Site, tmp_path: Path) -> None:
+    for part in ("t", "pair"):
+        assert "under direct" not in finished.render(f"/s/{key(finished)}/{part}/9")
+    plan = report_studies.plan(n_probes=2, attacks=("direct", "encoding:base64"))
+    report_studies.make(tmp_path / "runs" / "desk", plan)
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    study = opened(site.place)
+    index = next(i for i in range(len(study.grid)) if study.grid.trial(i).attack == "encoding:base64")
+    for part in ("t", "pair"):
+        assert ", under encoding:base64" in site.render(f"/s/{study.key}/{part}/{index}")
