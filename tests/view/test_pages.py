@@ -14,9 +14,11 @@ from heredity.core.files import Lock
 from heredity.core.records import Outcome
 from heredity.core.sanitize import visible
 from heredity.study.advice import advise
+from heredity.study.estimates import ALL
 from heredity.study.headline import headline
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
+from heredity.study.wording import find, title
 from heredity.view.pairs import WHICH, beside, pairs, shared
 from heredity.view.places import StudyPlace
 from heredity.view.rates import board_of
@@ -329,3 +331,14 @@ def test_a_trial_names_its_attack_only_if_it_has_one(finished: Site, tmp_path: P
     index = next(i for i in range(len(study.grid)) if study.grid.trial(i).attack == "encoding:base64")
     for part in ("t", "pair"):
         assert ", under encoding:base64" in site.render(f"/s/{study.key}/{part}/{index}")
+
+
+def test_the_rate_of_all_techniques_stands_above_those_of_each(finished: Site) -> None:
+    study = opened(finished.place)
+    found = read_estimates(study.folder)
+    page = finished.render(f"/s/{study.key}")
+    row = page.split('class="mrow" role="row"', 2)[1]
+    assert title(found.main_scope()) in row and "not asked" not in row
+    rates = [find(found, card.id, found.main_scope(), ALL, "breach") for card in found.models]
+    for rate in rates:
+        assert rate is not None and f"{rate.n_counted} of {rate.estimate.n}</small>" in row

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from heredity.study.advice import advise
-from heredity.study.estimates import Measure
+from heredity.study.estimates import JUDGED, Measure
 from heredity.study.headline import headline
 from heredity.view.pairs import WHICH, is_edge, pairs, shared
 from heredity.view.places import OpenStudy
@@ -21,14 +21,14 @@ MOST_PAIRS = 12  # that are listed; a form compares any two
 
 
 class MatrixCell(NamedTuple):
-    """The trials of a model under a technique. `cell` None: the plan asks none."""
+    """The trials of a model under a technique. `cell` None: the plan asks none, or its row is of them all."""
 
     cell: CellCounts | None
     rate: ShownRate | None
 
 
 class MatrixRow(NamedTuple):
-    """A technique, with a cell for each model."""
+    """A technique or the scope of the finding, with a cell for each model."""
 
     technique: str
     is_judge_free: bool
@@ -58,7 +58,7 @@ def render(site: Site, asked: Asked) -> str:
         why_not=board.why_not, stopping=board.stopping,
         pairs=list(_pairs(study, board)),
         n_pairs=len(study.names) * (len(study.names) - 1) // 2,
-        breaches=_rows(study, board, found, is_twin=False),
+        breaches=_total(study, board) + _rows(study, board, found, is_twin=False),
         twins=_rows(study, board, found, is_twin=True),
         problems=study.problems(),
         is_final=estimates is not None,
@@ -69,6 +69,15 @@ def _pairs(study: OpenStudy, board: Board) -> Iterator[PairLine]:
     for _, (a, b) in zip(range(MOST_PAIRS), pairs(study), strict=False):
         both = shared(study, board, a, b)
         yield PairLine(a, b, is_edge(study, a, b), {which: both.n(which) for which in WHICH})
+
+
+def _total(study: OpenStudy, board: Board) -> list[MatrixRow]:
+    """The rates that the finding is about, as a row; none before there are estimates, or of one technique."""
+    if board.estimates is None or len(study.techniques) < 2:
+        return []
+    scope = board.estimates.main_scope()
+    made = [MatrixCell(None, board.rate(m, scope, "breach")) for m in range(len(study.names))]
+    return [MatrixRow(scope, scope != JUDGED, made)] if any(each.rate for each in made) else []
 
 
 def _rows(
