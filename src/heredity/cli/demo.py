@@ -25,9 +25,12 @@ def command(out: Path) -> None:
     example application. They ship with heredity: no model is loaded and nothing is downloaded.
     """
     from heredity.cli import _findings
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import note
     from heredity.study.demo import write_demo
     from heredity.study.plan import read_plan
     from heredity.study.report import write_report
 
     found = write_demo(out)
     _findings.show(found, read_plan(out), write_report(out))
+    note(f"Read its conversations: heredity view {plain(str(out))}")
