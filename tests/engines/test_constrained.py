@@ -17,6 +17,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput, Unavailable
 from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines import check_schema
+from heredity.engines._json_schemas import grammar_of
 from heredity.engines.scripted import ScriptedEngine
 from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.engine import TorchEngine, open_folder
@@ -183,3 +184,41 @@ def test_a_study_has_the_schema_in_its_plan_and_only_such_answers(tiny_llama: Pa
     assert texts and all(json.loads(text)["team"] in ("sales", "support", "returns") for text in texts)
     with raises(Unavailable, "schema-not-held", ["scripted:careful"]):
         Study(["scripted:careful"], layer, probes(1), store=store, out=tmp_path / "other").run()
+
+
+def _pattern(n: int) -> dict[str, Any]:
+    return {"type": "string", "pattern": f".*a.{{{n}}}b.*"}
+
+
+def _objects(n: int) -> list[dict[str, Any]]:
+    return [{"type": "object", "properties": {"x": _pattern(i)}} for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"x": {"allOf": [_pattern(i) for i in range(15)]}}},
+        {"type": "array", "items": {"allOf": [_pattern(i) for i in range(15)]}},
+        {"allOf": _objects(15)},
+        {"allOf": [{"allOf": _objects(3)}, {"anyOf": _objects(1)}, *_objects(1)]},
+        {"$defs": {f"p{i}": _pattern(i) for i in range(5)},
+         "type": "object", "properties": {"x": {"allOf": [{"$ref": f"#/$defs/p{i}"} for i in range(5)]}}},
+    ],
+)  # fmt: skip
+def test_many_patterns_of_one_text_are_refused_before_they_are_compiled(
+    schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifteen of them, 692 bytes, were compiled for half a minute."""
+    import llguidance
+
+    monkeypatch.setattr(llguidance.LLMatcher, "grammar_from_json_schema", pytest.fail)
+    with pytest.raises(BadArgument, match=r"one text must match (5|15) patterns, and 4 is the most"):
+        grammar_of(json.dumps(schema))
+
+
+def test_patterns_of_different_texts_are_as_many_as_one_likes() -> None:
+    schema = {
+        "type": "object",
+        "properties": {f"p{i}": {"type": "string", "pattern": "[a-z]+"} for i in range(9)},
+    }
+    assert grammar_of(json.dumps({"allOf": [schema, {"type": "object"}]}))

@@ -6,7 +6,10 @@ Leaves to others: the tokens that a grammar allows (torch/constrained.py; llama.
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Callable
+from urllib.parse import unquote
 
 import msgspec
 
@@ -14,14 +17,80 @@ from heredity.core.errors import BadArgument, Unavailable, first_line
 
 # Free whitespace would let a small model write blanks until its answer is cut.
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+MOST_PATTERNS = 4  # that one text must match: the time to compile them together grows with their product
 
 
 def compact(schema: str) -> dict[str, object]:
     """A schema that allows one space behind each comma and colon, and none elsewhere. Raises BadArgument."""
     try:
-        return {**msgspec.json.decode(schema, type=dict[str, object]), "x-guidance": _FORM}
+        found = msgspec.json.decode(schema, type=dict[str, object])
+        n_patterns = _Patterns(found).most
     except (msgspec.DecodeError, RecursionError) as error:
         raise refused(first_line(error)) from None
+    if n_patterns > MOST_PATTERNS:
+        raise refused(f"one text must match {n_patterns} patterns, and {MOST_PATTERNS} is the most")
+    return {**found, "x-guidance": _FORM}
+
+
+class _Patterns:
+    """Counts the patterns that one text must match, where schemas are joined by `allOf` and `$ref`.
+
+    A text is known by the name of its property, "*" for an item. So the count is never too small, but for a
+    property that other branches know only as one of several, and in a schema that is a part of itself.
+    """
+
+    def __init__(self, schema: dict[str, object]) -> None:
+        self._schema, self._found = schema, dict[int, dict[str, int]]()
+        self.most = max(self._counts(schema).values(), default=0)
+
+    def _counts(self, node: object) -> dict[str, int]:
+        """Return the number of each text of a part; "" is the part itself."""
+        if not isinstance(node, dict):
+            return {}
+        if (known := self._found.get(id(node))) is not None:
+            return known
+        self._found[id(node)] = {}  # while it is counted, it adds nothing to itself
+        total = {"": int("pattern" in node)}
+        for branch in (self._target(node.get("$ref")), *_list_of(node.get("allOf"))):
+            total = _merged(total, self._counts(branch), operator.add)
+        below = dict[str, int]()
+        for branch in (*_list_of(node.get("anyOf")), *_list_of(node.get("oneOf"))):
+            below = _merged(below, self._counts(branch), max)
+        for name in ("properties", "patternProperties"):
+            parts = node.get(name)
+            for key, part in parts.items() if isinstance(parts, dict) else ():
+                known_as = str(key) if name == "properties" else "*"
+                below = _merged(below, _named(self._counts(part), known_as), max)
+        for part in (*_list_of(node.get("prefixItems")), node.get("items"), node.get("additionalProperties")):
+            below = _merged(below, _named(self._counts(part), "*"), max)
+        self._found[id(node)] = total = _merged(total, below, operator.add)
+        return total
+
+    def _target(self, reference: object) -> object:
+        """Return the part of the schema that a reference names; None if it has none."""
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            return None
+        node: object = self._schema
+        for name in reference[1:].split("/")[1:]:
+            name = unquote(name).replace("~1", "/").replace("~0", "~")
+            if isinstance(node, list):
+                node = dict(enumerate(node)).get(int(name)) if name.isdecimal() else None
+            else:
+                node = node.get(name) if isinstance(node, dict) else None
+        return node
+
+
+def _list_of(found: object) -> list[object]:
+    return found if isinstance(found, list) else []
+
+
+def _named(counts: dict[str, int], name: str) -> dict[str, int]:
+    """Return the counts of a part as those of what holds it under this name."""
+    return _merged({key: n for key, n in counts.items() if key}, {name: counts.get("", 0)}, max)
+
+
+def _merged(one: dict[str, int], other: dict[str, int], how: Callable[[int, int], int]) -> dict[str, int]:
+    return {name: how(one.get(name, 0), other.get(name, 0)) for name in {*one, *other}}
 
 
 def grammar_of(schema: str) -> str:
