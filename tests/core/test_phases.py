@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+import time
 
 import pytest
 
@@ -141,24 +142,43 @@ def test_a_long_name_is_cut_so_that_no_word_of_the_phase_breaks() -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_without_a_terminal_each_phase_is_one_line() -> None:
+def plain_lines(screen: io.StringIO, n: int) -> list[str]:
+    """The lines once there are so many: those of phases come from a timer."""
+    deadline = time.monotonic() + 10
+    while screen.getvalue().count("\n") < n:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return screen.getvalue().splitlines()
+
+
+def test_without_a_terminal_each_phase_that_takes_long_is_one_line() -> None:
     screen = io.StringIO()
-    with Display(QuietConsole(screen)) as display:
+    with Display(QuietConsole(screen), patience=0) as display:
         for done in range(6):
             display(event("measuring widths", done, 6))
+        assert plain_lines(screen, 1) == ["smollm2  measuring widths"]
         display(event(""))
         display(event("measuring widths"))
         display(event("loading", model=""))
+        assert plain_lines(screen, 2)[1:] == ["loading"]
         display(Progress("ask", "smollm2", 0, 2))
-    assert screen.getvalue().splitlines() == [
-        "smollm2  measuring widths",
-        "loading",
-        "asking smollm2  0/2  0%",
-    ]
+    assert screen.getvalue().splitlines()[2:] == ["asking smollm2  0/2  0%"]
+
+
+def test_without_a_terminal_a_phase_that_is_over_at_once_has_no_line() -> None:
+    screen = io.StringIO()
+    with Display(QuietConsole(screen), patience=3600) as display:
+        display(event("checking files"))
+        display(event("hashing"))
+        timers = list(display._waiting)
+        display(event(""))
+        assert timers[1].finished.is_set() and not timers[0].finished.is_set()
+    assert all(timer.finished.is_set() for timer in timers) and not screen.getvalue()
 
 
 def test_the_name_of_a_phases_model_cannot_speak_to_the_terminal() -> None:
     screen = io.StringIO()
-    with Display(QuietConsole(screen)) as display:
+    with Display(QuietConsole(screen), patience=0) as display:
         display(event("loading", model="\x1b[2J[bold]x"))
-    assert "\x1b" not in screen.getvalue() and "[bold]x" in screen.getvalue()
+        (line,) = plain_lines(screen, 1)
+    assert "\x1b" not in line and "[bold]x" in line

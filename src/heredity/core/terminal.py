@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _MIN_WIDTH = 60  # a narrower table would lose words, so the terminal breaks its lines instead
 _NAME_WIDTH = 12  # columns that each cut column of a line_table keeps
 _LINE_SECONDS = 10.0  # between plain lines
+_PHASE_SECONDS = 1.0  # of a phase before its plain line
 _WIDE = 104  # columns that a bar needs beside a name and the words
 _ANY_WIDTH = 10_000  # in which a table is measured
 _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
@@ -250,19 +252,21 @@ class Display:
     """A line on stderr that shows the progress of a step; the lines of finished steps stay above it.
 
     It is a `Watch`: pass it wherever one is taken. On a terminal it is a live bar, elsewhere a plain line
-    every ten seconds. A phase takes the place of the line until it is over; elsewhere it is one plain line.
+    every ten seconds. A phase takes the place of the line until it is over. Elsewhere it is one plain line,
+    if it takes longer than a second.
 
         with h.Display() as display:
             child = store.grow(h.Lora(data, watch=display.training("lora")), [parent])
             h.Study([parent, child], application).run(display.trials())
     """
 
-    def __init__(self, screen: Console | None = None) -> None:
-        self.screen = screen or err()
+    def __init__(self, screen: Console | None = None, patience: float = _PHASE_SECONDS) -> None:
+        self.screen, self._patience = screen or err(), patience
         self._bar = _bar(self.screen) if self.screen.is_terminal else None
         self._task = None if self._bar is None else self._bar.add_task("", total=None, visible=False)
         self._step = self._line = self._printed = ""
         self._phases = set[str]()  # that have their plain line
+        self._waiting = list[threading.Timer]()  # for the plain lines of phases that are not over
         self._open = list[_Drawn]()  # the phases that are not over, the innermost last
         self._printed_at = 0.0
         self._drawn = _Drawn("", "", 0, 0)  # of the step, for when a phase is over
@@ -282,6 +286,7 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._finish()
+        self._forget_waiting(0)
         if self._bar is not None:
             self._bar.stop()
 
@@ -303,6 +308,7 @@ class Display:
     def show(self, step: str, done: int, total: int, words: str) -> None:
         """Show the progress of `step`. A new step leaves the last line of the one before on the screen."""
         self._open.clear()  # what is around a step is not shown again
+        self._forget_waiting(0)
         if is_new := step != self._step:
             self._finish()
             self._step = step
@@ -319,12 +325,15 @@ class Display:
         words, model = phase_words(progress), plain(progress.model)
         if not progress.phase:
             del self._open[-1:]
+            self._forget_waiting(-1)
             self._draw(self._open[-1] if self._open else self._drawn)
         elif self._bar is None:
-            line = f"{shorten(model, 60)}  {progress.phase}".strip()
-            if line not in self._phases:
-                self._phases.add(line)
-                self.screen.print(line, soft_wrap=True)
+            if not progress.n_done:  # it begins
+                line = f"{shorten(model, 60)}  {progress.phase}".strip()
+                timer = threading.Timer(self._patience, self._name_phase, (line,))
+                timer.daemon = True
+                timer.start()
+                self._waiting.append(timer)
         else:
             room = self.screen.width - len(words) - (32 if self.screen.width >= _WIDE else 5)
             named = (shorten(model, room), words) if model and room >= _NAME_WIDTH else (words, "")
@@ -332,6 +341,17 @@ class Display:
                 del self._open[-1:]
             self._open.append(_Drawn(*named, progress.n_done, progress.n_total))
             self._draw(self._open[-1])
+
+    def _name_phase(self, line: str) -> None:
+        if line not in self._phases:
+            self._phases.add(line)
+            self.screen.print(line, soft_wrap=True)
+
+    def _forget_waiting(self, start: int) -> None:
+        """Give up the plain lines of phases that are over: those from `start` on."""
+        for timer in self._waiting[start:]:
+            timer.cancel()
+        del self._waiting[start:]
 
     def _draw(self, line: _Drawn) -> None:
         if self._bar is not None and self._task is not None:

@@ -35,8 +35,8 @@ def compact(schema: str) -> dict[str, object]:
 class _Patterns:
     """Counts the patterns that one text must match, where schemas are joined by `allOf` and `$ref`.
 
-    A text is known by the name of its property, "*" for an item. So the count is never too small, but for a
-    property that other branches know only as one of several, and in a schema that is a part of itself.
+    A text is known by the name of its property, "*" for an item. The count is too small only for a property
+    that another branch has under "*", and in a schema that is a part of itself.
     """
 
     def __init__(self, schema: dict[str, object]) -> None:
