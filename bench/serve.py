@@ -168,7 +168,8 @@ def serving(command: Sequence[str]) -> Iterator[str]:
 
 def ask(load: Load, texts: Sequence[str]) -> list[Answer]:
     """The answers to all texts, `at_once` at a time."""
-    with ThreadPoolExecutor(load.at_once) as pool, httpx.Client(timeout=600) as client:
+    limits = httpx.Limits(max_keepalive_connections=0)  # llama.cpp's server closes what it kept
+    with ThreadPoolExecutor(load.at_once) as pool, httpx.Client(timeout=600, limits=limits) as client:
         return list(pool.map(lambda text: _one(client, load, text), texts))
 
 
