@@ -101,6 +101,7 @@ CALL = {"id": "1", "function": {"name": "pay", "arguments": "{}"}}
         ("input", [TURN] * 14_000),
         ("prompt", ["a"] * 40_001),
         ("prompt", [[1]] * 40_001),
+        ("prompt", [1, *["a"] * 40_001]),  # whose first value looks like a token
         ("stop", ["a"] * 40_001),
         ("metadata", {str(number): "" for number in range(40_001)}),
     ],
@@ -136,7 +137,12 @@ class Limited(ScriptedEngine):
             raise self._failure
 
     def reply(self, requests: Any) -> Iterator[Reply]:
-        return super().reply(self.asked.append(each) or each for each in requests)  # type: ignore[func-returns-value]
+        def noted() -> Iterator[Request | None]:
+            for each in requests:
+                self.asked.append(each)
+                yield each
+
+        return super().reply(noted())
 
 
 @pytest.mark.parametrize("layer", [None, Application("desk", "Help.", guards=(GuardSpec("injection"),))])

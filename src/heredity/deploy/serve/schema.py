@@ -196,9 +196,10 @@ def _n_values(given: object, most: int) -> int:
         if isinstance(each, dict):
             n += len(each)
             waiting += each.values()
-        elif isinstance(each, list) and not (each and isinstance(each[0], int)):
-            n += len(each)
-            waiting += each
+        elif isinstance(each, list):
+            others = [part for part in each if not isinstance(part, int)]
+            n += len(others)
+            waiting += others
     return n
 
 
