@@ -165,8 +165,8 @@ def boxes(svg: str, kind: str = "node") -> list[tuple[float, float, float, float
 def test_no_two_models_overlap_and_all_lie_inside(pairs: list[tuple[int, int]]) -> None:
     nodes = [lineage_graph.Node(str(i), f"model-{i}", i, "broke 1 %") for i in range(12)]
     ways = dict.fromkeys((str(min(p)), str(max(p))) for p in pairs if p[0] != p[1])
-    arrows = [lineage_graph.Arrow(a, b, "worse", ("finetune", "worse", "lost 3 of 9")) for a, b in ways]
-    svg = lineage_graph.graph(nodes, arrows, "words")
+    edges = [lineage_graph.DrawnEdge(a, b, "worse", ("finetune", "worse", "lost 3 of 9")) for a, b in ways]
+    svg = lineage_graph.graph(nodes, edges, "words")
     root, found = ElementTree.fromstring(svg), boxes(svg)
     wide, high = float(root.attrib["width"]), float(root.attrib["height"])
     assert len(found) == 12
@@ -181,8 +181,8 @@ def test_no_two_models_overlap_and_all_lie_inside(pairs: list[tuple[int, int]]) 
 def test_no_word_of_an_edge_lies_on_a_line_a_model_or_another_word(pairs: list[tuple[int, int]]) -> None:
     nodes = [lineage_graph.Node(str(i), f"model-{i}", i, "broke 1 %") for i in range(12)]
     ways = dict.fromkeys((str(min(p)), str(max(p))) for p in pairs if p[0] != p[1])
-    arrows = [lineage_graph.Arrow(a, b, "worse", ("W1", "W2", "W3"), 0.5) for a, b in ways]
-    root = ElementTree.fromstring(lineage_graph.graph(nodes, arrows, "words"))
+    edges = [lineage_graph.DrawnEdge(a, b, "worse", ("W1", "W2", "W3"), 0.5) for a, b in ways]
+    root = ElementTree.fromstring(lineage_graph.graph(nodes, edges, "words"))
     texts = [e for e in root.iter("text") if e.text in ("W1", "W2", "W3")]
     spans = sorted((float(e.attrib["x"]), float(e.attrib["y"])) for e in texts)
     assert len(spans) == 3 * len(ways)
@@ -202,24 +202,25 @@ def test_no_word_of_an_edge_lies_on_a_line_a_model_or_another_word(pairs: list[t
 @pytest.mark.parametrize(("n_levels", "limit"), [(2, 600), (3, 800)])
 def test_a_lineage_of_three_levels_fits_a_small_screen(n_levels: int, limit: int) -> None:
     nodes = [lineage_graph.Node(str(i), f"model-{i}", i, "broke 1 %", 0.01) for i in range(n_levels)]
-    arrows = [
-        lineage_graph.Arrow(str(i), str(i + 1), "same", ("lora", "not worse")) for i in range(n_levels - 1)
+    edges = [
+        lineage_graph.DrawnEdge(str(i), str(i + 1), "same", ("lora", "not worse"))
+        for i in range(n_levels - 1)
     ]
-    root = ElementTree.fromstring(lineage_graph.graph(nodes, arrows, "words"))
+    root = ElementTree.fromstring(lineage_graph.graph(nodes, edges, "words"))
     assert float(root.attrib["width"]) <= limit
 
 
 def test_a_round_trip_is_drawn_and_ends() -> None:
     nodes = [lineage_graph.Node(name, name, i, "") for i, name in enumerate("ab")]
-    arrows = [lineage_graph.Arrow("a", "b", "same", ()), lineage_graph.Arrow("b", "a", "same", ())]
-    ElementTree.fromstring(lineage_graph.graph(nodes, arrows, "words"))
+    edges = [lineage_graph.DrawnEdge("a", "b", "same", ()), lineage_graph.DrawnEdge("b", "a", "same", ())]
+    ElementTree.fromstring(lineage_graph.graph(nodes, edges, "words"))
 
 
 @pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
 def test_a_name_in_the_lineage_is_only_a_name(name: str) -> None:
     nodes = [lineage_graph.Node("a", name, 0, name), lineage_graph.Node("b", name, 1, "")]
     root = ElementTree.fromstring(
-        lineage_graph.graph(nodes, [lineage_graph.Arrow("a", "b", "same", (name,))], name)
+        lineage_graph.graph(nodes, [lineage_graph.DrawnEdge("a", "b", "same", (name,))], name)
     )
     assert {element.tag for element in root.iter()} <= {"svg", "rect", "text", "path"}
     assert not [key for element in root.iter() for key in element.attrib if key.startswith("on")]

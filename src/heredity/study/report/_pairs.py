@@ -149,7 +149,7 @@ class PairView:
         in_it = {ident for key in by_edge for ident in key}
         nodes = [self._node(card.id) for card in found.models if card.id in in_it]
         edges = [
-            lineage_graph.Arrow(
+            lineage_graph.DrawnEdge(
                 *key, words.BADGES[verdict], _edge_label(found, key, verdict), _retained(found, key, verdict)
             )
             for key, verdict in by_edge.items()

@@ -67,9 +67,9 @@ def picture(site: Site, found: LineageGraph, shown: list[str], centre: str | Non
     held = set(kept)
     edges = [edge for edge in found.edges.values() if edge.parent in held and edge.child in held]
     nodes = [_node(site, found.models[i], found.n_hidden(i, held), i == centre) for i in kept]
-    arrows = [_arrow(site, found, edge) for edge in edges]
-    lines = "; ".join(arrow.words for arrow in arrows)
-    svg = lineage_graph.graph(nodes, arrows, f"Lineage, parents left of children. {lines}", is_scrolled=True)
+    drawn = [_drawn(site, found, edge) for edge in edges]
+    lines = "; ".join(each.words for each in drawn)
+    svg = lineage_graph.graph(nodes, drawn, f"Lineage, parents left of children. {lines}", is_scrolled=True)
     return LineagePicture(svg, edges, len(kept), len(found.models) - len(kept))
 
 
@@ -82,12 +82,12 @@ def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> lineage_graph
     return lineage_graph.Node(kin.id, kin.name, None, note, href=href, is_chosen=is_chosen)
 
 
-def _arrow(site: Site, found: LineageGraph, edge: ComparedEdge) -> lineage_graph.Arrow:
+def _drawn(site: Site, found: LineageGraph, edge: ComparedEdge) -> lineage_graph.DrawnEdge:
     href = site.link(f"/lineage/{edge.parent}/{edge.child}")
     called = f"{found.models[edge.child].name} from {found.models[edge.parent].name}, {edge.made}"
     if not edge.found:
         words = f"{called}: not compared"
-        return lineage_graph.Arrow(edge.parent, edge.child, "none", (edge.made,), None, href, words)
+        return lineage_graph.DrawnEdge(edge.parent, edge.child, "none", (edge.made,), None, href, words)
     one = edge.found[0]
     held = one.kept + one.lost
     more = f", +{one.gained}" if one.gained else ""
@@ -95,4 +95,4 @@ def _arrow(site: Site, found: LineageGraph, edge: ComparedEdge) -> lineage_graph
     words = f"{called}: {one.word}, kept {one.kept}, lost {one.lost}, gained {one.gained} of n = {one.n}"
     lines = (edge.made, f"{one.word}, n {one.n}", counts)
     kept = one.kept / held if held else None
-    return lineage_graph.Arrow(edge.parent, edge.child, one.kind, lines, kept, href, words)
+    return lineage_graph.DrawnEdge(edge.parent, edge.child, one.kind, lines, kept, href, words)

@@ -26,7 +26,7 @@ _ROOMY, _NARROW = (
     (190, 148),
     (156, 110),
 )  # the width of a box, and the straight end: to two levels, and of more
-_ASIDE, _EDGE = 12, 14  # between boxes, and around all
+_ASIDE, _MARGIN = 12, 14  # between boxes, and around all
 _PORT = 62  # the height of an edge's end with its words
 _PASSING = 20  # the height of a place that an edge passes
 _LETTER, _LINE = 7.2, 15  # of a bold letter, on the wide side
@@ -53,7 +53,7 @@ class Node(NamedTuple):
     is_chosen: bool = False
 
 
-class Arrow(NamedTuple):
+class DrawnEdge(NamedTuple):
     """An edge: `kind` is a class of the style sheet. The first of `lines` is above it, the others below.
 
     retained   the share of a bar below the edge, from 0 to 1; None draws no bar
@@ -75,33 +75,36 @@ class _Place(NamedTuple):
     key: str  # a model's id, or that of an edge that passes
 
 
-def graph(nodes: Sequence[Node], arrows: Sequence[Arrow], words: str, *, is_scrolled: bool = False) -> Markup:
+def graph(
+    nodes: Sequence[Node], edges: Sequence[DrawnEdge], description: str, *, is_scrolled: bool = False
+) -> Markup:
     """The figure; models without an edge are in its first column.
 
+    description: its text equivalent.
     is_scrolled: in a box of its own, so that its boxes stay wide at any depth.
     """
-    return _Layout(nodes, arrows, is_scrolled).drawn(words)
+    return _Layout(nodes, edges, is_scrolled).drawn(description)
 
 
 class _Layout:
-    def __init__(self, nodes: Sequence[Node], arrows: Sequence[Arrow], is_scrolled: bool) -> None:
+    def __init__(self, nodes: Sequence[Node], edges: Sequence[DrawnEdge], is_scrolled: bool) -> None:
         self._nodes = {node.id: node for node in nodes}
-        self._arrows = [a for a in arrows if a.parent in self._nodes and a.child in self._nodes]
-        self._level = _levels(self._nodes, self._arrows)
+        self._edges = [a for a in edges if a.parent in self._nodes and a.child in self._nodes]
+        self._level = _levels(self._nodes, self._edges)
         # In a round trip, which no lineage has, one edge leads back: it is not drawn.
-        self._arrows = [a for a in self._arrows if self._level[a.parent] < self._level[a.child]]
-        self._ways = [self._way(number, arrow) for number, arrow in enumerate(self._arrows)]
+        self._edges = [a for a in self._edges if self._level[a.parent] < self._level[a.child]]
+        self._ways = [self._way(number, edge) for number, edge in enumerate(self._edges)]
         self._columns = self._ordered()
         self._wide, self._run = _ROOMY if is_scrolled or len(self._columns) < 3 else _NARROW
         self._y = self._placed()
 
     # --- where ---
 
-    def _way(self, number: int, arrow: Arrow) -> list[_Place]:
+    def _way(self, number: int, edge: DrawnEdge) -> list[_Place]:
         """The places of an edge, level by level, from its parent to its child."""
-        first, last = self._level[arrow.parent], self._level[arrow.child]
+        first, last = self._level[edge.parent], self._level[edge.child]
         passing = [_Place(level, f"\0{number}") for level in range(first + 1, last)]
-        return [_Place(first, arrow.parent), *passing, _Place(last, arrow.child)]
+        return [_Place(first, edge.parent), *passing, _Place(last, edge.child)]
 
     def _ordered(self) -> list[list[_Place]]:
         columns: list[list[_Place]] = [[] for _ in range(max(self._level.values()) + 1)]
@@ -138,30 +141,30 @@ class _Layout:
                 wanted = [_mean(near[place], y, y[place]) for place in column]
                 y |= dict(zip(column, _apart(wanted, [self._height(p) for p in column]), strict=True))
         top = min(y[place] - self._height(place) / 2 for place in y)
-        return {place: round(value - top + _EDGE, 1) for place, value in y.items()}
+        return {place: round(value - top + _MARGIN, 1) for place, value in y.items()}
 
     def _height(self, place: _Place) -> float:
         """A box is as high as all edges that end at it."""
         if place.key not in self._nodes:
             return _PASSING
-        return max(_HIGH, _PORT * sum(arrow.child == place.key for arrow in self._arrows))
+        return max(_HIGH, _PORT * sum(edge.child == place.key for edge in self._edges))
 
     def _left(self, level: int) -> int:
-        return _EDGE + level * (self._wide + _BEND + self._run)
+        return _MARGIN + level * (self._wide + _BEND + self._run)
 
     # --- drawing ---
 
     def drawn(self, words: str) -> Markup:
         ports = self._ports()
-        high = max(y + self._height(place) / 2 for place, y in self._y.items()) + _EDGE
-        wide = self._left(len(self._columns) - 1) + self._wide + _EDGE
+        high = max(y + self._height(place) / 2 for place, y in self._y.items()) + _MARGIN
+        wide = self._left(len(self._columns) - 1) + self._wide + _MARGIN
         parts = [
-            _linked(self._line(n, arrow, ports) + self._words(arrow, ports[n]), arrow.href, arrow.words)
-            for n, arrow in enumerate(self._arrows)
+            _linked(self._line(n, edge, ports) + self._words(edge, ports[n]), edge.href, edge.words)
+            for n, edge in enumerate(self._edges)
         ]
         parts += [_linked(self._box(node), node.href, node.name) for node in self._nodes.values()]
         # What is in an image cannot be reached by keys; a group's links can.
-        is_linked = any(n.href for n in self._nodes.values()) or any(a.href for a in self._arrows)
+        is_linked = any(n.href for n in self._nodes.values()) or any(a.href for a in self._edges)
         role = "group" if is_linked else "img"
         return Markup(
             '<svg class="lineage{}" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="{}"'
@@ -177,8 +180,8 @@ class _Layout:
     def _ports(self) -> dict[int, float]:
         """The height at which each edge meets its child's box: one below another, in the order of parents."""
         by_child: dict[str, list[int]] = {}
-        for number, arrow in enumerate(self._arrows):
-            by_child.setdefault(arrow.child, []).append(number)
+        for number, edge in enumerate(self._edges):
+            by_child.setdefault(edge.child, []).append(number)
         ports: dict[int, float] = {}
         for child, numbers in by_child.items():
             numbers.sort(key=lambda number: self._y[self._ways[number][-2]])
@@ -187,21 +190,21 @@ class _Layout:
                 ports[number] = middle + (i - (len(numbers) - 1) / 2) * _PORT
         return ports
 
-    def _words(self, arrow: Arrow, y: float) -> Markup:
+    def _words(self, edge: DrawnEdge, y: float) -> Markup:
         """The words of an edge above and below its straight end, with the bar of its retention."""
-        x = self._left(self._level[arrow.child]) - self._run
-        kind = f"word {arrow.kind}"
-        above, below = arrow.lines[:1], arrow.lines[1:3]
+        x = self._left(self._level[edge.child]) - self._run
+        kind = f"word {edge.kind}"
+        above, below = edge.lines[:1], edge.lines[1:3]
         said = _lines(above, x, y - 6, "word soft") + _lines(below, x, y + _LINE, kind)
-        if arrow.retained is None:
+        if edge.retained is None:
             return said
         at = y + _LINE * len(below) + 6
         return said + Markup(
             '<rect class="room" x="{x:.1f}" y="{y:.1f}" width="{}" height="4"/>'
             '<rect class="kept {}" x="{x:.1f}" y="{y:.1f}" width="{:.1f}" height="4"/>'
-        ).format(_BAR, arrow.kind, _BAR * arrow.retained, x=x, y=at)
+        ).format(_BAR, edge.kind, _BAR * edge.retained, x=x, y=at)
 
-    def _line(self, number: int, arrow: Arrow, ports: Mapping[int, float]) -> Markup:
+    def _line(self, number: int, edge: DrawnEdge, ports: Mapping[int, float]) -> Markup:
         way = self._ways[number]
         ys = [*(self._y[place] for place in way[:-1]), ports[number]]
         path = f"M{self._left(way[0].level) + self._wide} {ys[0]:.1f}"
@@ -213,7 +216,7 @@ class _Layout:
         x, y = self._left(way[-1].level), ys[-1]
         head = f"M{x - 9} {y - 4.5:.1f}L{x - 1} {y:.1f}L{x - 9} {y + 4.5:.1f}Z"
         return Markup('<path class="edge {0}" d="{1}"/><path class="head {0}" d="{2}"/>').format(
-            arrow.kind, path, head
+            edge.kind, path, head
         )
 
     def _box(self, node: Node) -> Markup:
@@ -250,13 +253,13 @@ def _linked(drawn: Markup, href: str, words: str) -> Markup:
     return Markup('<a href="{}" aria-label="{}">{}</a>').format(href, label(words, 400), drawn)
 
 
-def _levels(nodes: Mapping[str, Node], arrows: Sequence[Arrow]) -> dict[str, int]:
+def _levels(nodes: Mapping[str, Node], edges: Sequence[DrawnEdge]) -> dict[str, int]:
     """The longest way from a foundation to each model; a round trip, which no lineage has, ends as well."""
     level = dict.fromkeys(nodes, 0)
     for _ in nodes:
         found = dict(level)
-        for arrow in arrows:
-            found[arrow.child] = max(found[arrow.child], level[arrow.parent] + 1)
+        for edge in edges:
+            found[edge.child] = max(found[edge.child], level[edge.parent] + 1)
         if found == level:
             break
         level = found
