@@ -19,7 +19,7 @@ from heredity.study import aggregate
 from heredity.study.estimates import InstructionUse
 from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown
-from heredity.study.retrieved_words import hidden_tables
+from heredity.study.retrieved_words import hidden_lines, hidden_tables
 from heredity.study.storage import write_estimates
 from tests.support import studies
 
@@ -120,3 +120,17 @@ def test_estimates_of_a_release_that_did_not_class_them_are_read(result: h.Resul
     folder = shutil.copytree(result.folder, tmp_path / "older")
     write_estimates(folder, msgspec.structs.replace(result.estimates, hidden=()))
     assert aggregate.read_study(folder).estimates.hidden == ()
+
+
+def test_the_terminal_has_no_sentence_of_a_model_without_such_trials(result: h.Result) -> None:
+    found = result.estimates
+    said = hidden_lines(found)
+    none = msgspec.structs.replace(found.hidden[0].executed, value=None, n=0)
+    assert said and all("instructions in data" in line for line in said)
+    first = found.models[0].id
+    rows = [
+        msgspec.structs.replace(each, executed=none) if each.model == first else each for each in found.hidden
+    ]
+    assert hidden_lines(msgspec.structs.replace(found, hidden=tuple(rows))) == [
+        line for line in said if not line.startswith(found.models[0].name)
+    ]

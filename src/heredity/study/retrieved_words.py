@@ -45,8 +45,12 @@ def hidden_tables(found: Estimates) -> list[TextTable]:
 
 
 def hidden_lines(found: Estimates) -> list[str]:
-    """The outcomes of hidden instructions of each scope under all attacks, as sentences."""
-    scopes = (each for each in found.hidden if each.technique in SCOPES["breach"] and each.attack == ALL)
+    """The outcomes of hidden instructions of each scope under all attacks, as sentences; none of no trial."""
+    scopes = (
+        each
+        for each in found.hidden
+        if each.technique in SCOPES["breach"] and each.attack == ALL and each.executed.n
+    )
     return [
         f"{names(found.models)[each.model]}, instructions in data, {_of(found, each.technique)}: executed "
         f"{_share(each.executed)}; used as data {_share(each.used)}; ignored {_share(each.ignored)}."
