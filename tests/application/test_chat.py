@@ -7,8 +7,10 @@ import io
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -215,8 +217,18 @@ def _loading(store: Store, ref: str, *_: object) -> Echo:
         return Echo(lambda r: r.messages[-1].content)
 
 
-def test_the_phase_of_loading_is_one_line_beside_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_asking, "_load", _loading)
+def _loading_until_it_is_said(store: Store, ref: str, *_: object) -> Echo:
+    with phase(store.report, "loading", ref):
+        written = cast(io.BytesIO, sys.stderr.buffer)
+        deadline = time.monotonic() + 30
+        while not written.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+            sys.stderr.flush()
+        return Echo(lambda r: r.messages[-1].content)
+
+
+def test_the_phase_of_a_long_loading_is_one_line_beside_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_asking, "_load", _loading_until_it_is_said)
     done = run_here("ask", "any", "heat")
     assert (done.stdout, done.stderr) == ("heat\n", "any  loading\n")
 
