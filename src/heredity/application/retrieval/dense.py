@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heredity.application.retrieval.store import search_store
-from heredity.core import host
+from heredity.core import host, openmp
 from heredity.core.errors import Damaged, Unavailable, UsageError, first_line
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
@@ -80,6 +80,7 @@ class Embedder:
                 f"{grown.folder}: not a sentence encoder: {first_line(error)}. Pull it again."
             ) from None
 
+    @openmp.temporary_helpers()  # a search often runs in a thread of its own
     def embed(self, text: str) -> Floats:
         """The embedding of a text, of length 1. (hidden,)"""
         torch = self._torch

@@ -25,6 +25,7 @@ import msgspec
 
 from heredity import engines
 from heredity.application.spec import Application
+from heredity.core import openmp
 from heredity.core.errors import HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.records import Model
 from heredity.deploy.serve import schema
@@ -228,6 +229,10 @@ class AdapterLoader:
 
     def _loaded(self, name: str, ref: str) -> list[Served]:
         """Load an adapter, in a thread."""
+        with openmp.temporary_helpers():
+            return self._load(name, ref)
+
+    def _load(self, name: str, ref: str) -> list[Served]:
         grown = self.store.ready(_found(self.store, ref))
         record = grown.record
         if record.format != "adapter":

@@ -21,6 +21,7 @@ from heredity.application.guard_chain import Admission, GuardChain
 from heredity.application.guards import standing
 from heredity.application.guards.protocols import GuardReaders
 from heredity.application.spec import Application
+from heredity.core import openmp
 from heredity.core.errors import Busy, HeredityError
 from heredity.core.records import Reply, Request
 from heredity.engines.protocols import Engine, TokenScorer
@@ -70,7 +71,8 @@ class ServedGuards:
     async def _in_thread(self, read: Callable[[], T]) -> T:
         self._n_open += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+            with_helpers = openmp.temporary_helpers()(read)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, with_helpers)
         finally:
             self._n_open -= 1
 

@@ -23,6 +23,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
+from heredity.core import openmp
 from heredity.core.errors import Busy, EngineFailure, HeredityError
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.core.sanitize import clean, clean_text
@@ -164,6 +165,7 @@ class EngineWorker:
         self._lock = threading.Lock()
         self.failure: HeredityError | None = None  # the last failure, until an answer succeeds
         self._is_closing = self._has_ended = False
+        openmp.end_helpers()  # of this thread, which has loaded the engine
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -284,6 +286,8 @@ class EngineWorker:
     def _next(self, is_patient: bool) -> Ticket | None:
         """Return the next ticket, now in flight; None if none waits or the next one was refused or
         cancelled."""
+        if is_patient and self._asked.empty():
+            openmp.end_helpers()
         try:
             ticket = self._asked.get(block=is_patient)
         except Empty:
