@@ -1,7 +1,7 @@
 """The threads that OpenMP keeps for a thread of ours that computed with torch.
 
 A thread that computes in parallel gets helpers of its own, one less than there are cores. They stay until it
-ends. Where a process has more of them than cores, libgomp lets all of them sleep between two operations. Then
+ends. If a process has more of them than cores, libgomp lets all of them sleep between two operations. Then
 a step of a small model takes 1.6 times as long on two cores. So a thread that waits ends its helpers. It gets
 new ones by its next operation, in less than a millisecond.
 """
