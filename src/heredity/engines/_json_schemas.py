@@ -1,6 +1,7 @@
 """JSON schemas as grammars of llguidance, which the engines torch and llamacpp hold answers to.
 
-Promises: a schema that llguidance cannot hold is refused with its reason.
+Promises: a schema that llguidance cannot hold is refused with its reason. A `oneOf` becomes an `anyOf` only
+where its alternatives surely exclude each other.
 Leaves to others: the tokens that a grammar allows (torch/constrained.py; llama.cpp has its own llguidance).
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from urllib.parse import unquote
 
 import msgspec
@@ -25,6 +26,7 @@ def compact(schema: str) -> dict[str, object]:
     try:
         found = msgspec.json.decode(schema, type=dict[str, object])
         n_patterns = _Patterns(found).most
+        found = _without_one_of(found)
     except (msgspec.DecodeError, RecursionError) as error:
         raise refused(first_line(error)) from None
     if n_patterns > MOST_PATTERNS:
@@ -51,7 +53,7 @@ class _Patterns:
             return known
         self._found[id(node)] = {}  # while it is counted, it adds nothing to itself
         total = {"": int("pattern" in node)}
-        for branch in (self._target(node.get("$ref")), *_list_of(node.get("allOf"))):
+        for branch in (_target(self._schema, node.get("$ref")), *_list_of(node.get("allOf"))):
             total = _merged(total, self._counts(branch), operator.add)
         below = dict[str, int]()
         for branch in (*_list_of(node.get("anyOf")), *_list_of(node.get("oneOf"))):
@@ -66,18 +68,19 @@ class _Patterns:
         self._found[id(node)] = total = _merged(total, below, operator.add)
         return total
 
-    def _target(self, reference: object) -> object:
-        """Return the part of the schema that a reference names; None if it has none."""
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            return None
-        node: object = self._schema
-        for name in reference[1:].split("/")[1:]:
-            name = unquote(name).replace("~1", "/").replace("~0", "~")
-            if isinstance(node, list):
-                node = dict(enumerate(node)).get(int(name)) if name.isdecimal() else None
-            else:
-                node = node.get(name) if isinstance(node, dict) else None
-        return node
+
+def _target(schema: object, reference: object) -> object:
+    """Return the part of a schema that a reference names; None if it has none."""
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    node = schema
+    for name in reference[1:].split("/")[1:]:
+        name = unquote(name).replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list):
+            node = dict(enumerate(node)).get(int(name)) if name.isdecimal() else None
+        else:
+            node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def _list_of(found: object) -> list[object]:
@@ -91,6 +94,79 @@ def _named(counts: dict[str, int], name: str) -> dict[str, int]:
 
 def _merged(one: dict[str, int], other: dict[str, int], how: Callable[[int, int], int]) -> dict[str, int]:
     return {name: how(one.get(name, 0), other.get(name, 0)) for name in {*one, *other}}
+
+
+_DATA = ("const", "enum", "default", "examples")  # of a schema: what is in them is no schema
+_DEEPEST = 8  # references and `allOf` that are followed from an alternative
+
+
+def _without_one_of(schema: dict[str, object]) -> dict[str, object]:
+    """Return the schema with `anyOf` for each `oneOf` whose alternatives differ in constants.
+
+    llguidance tells alternatives apart by types and by texts only.
+    """
+    if b"/oneOf" in msgspec.json.encode(schema):  # a reference to a place that would be gone
+        return schema
+
+    def changed(node: object) -> object:
+        if isinstance(node, list):
+            return [changed(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        found = {key: each if key in _DATA else changed(each) for key, each in node.items()}
+        if isinstance(node.get("oneOf"), list) and _is_told_apart(schema, node):
+            joined = {"anyOf": found.pop("oneOf")}
+            found["allOf"] = [*_list_of(found.get("allOf")), joined]
+        return found
+
+    found = changed(schema)
+    assert isinstance(found, dict)
+    return found
+
+
+def _is_told_apart(schema: dict[str, object], node: dict[str, object]) -> bool:
+    """Return True if no value surely matches two alternatives of the node's `oneOf`."""
+    found = [_constants(schema, each, node.get("type")) for each in _list_of(node["oneOf"])]
+    for name in found[0] if found else ():
+        values = [each[name] for each in found if name in each]
+        if len(values) == len(found) and len(frozenset().union(*values)) == sum(map(len, values)):
+            return True
+    return False
+
+
+def _constants(schema: object, alternative: object, kind: object) -> dict[str, frozenset[object]]:
+    """Return the constants of each property that an alternative demands; "" are its own.
+
+    kind: the type that its parent demands.
+    """
+    parts = list(_parts(schema, alternative))
+    demanded = {str(name) for part in parts for name in _list_of(part.get("required"))}
+    is_object = "object" in (kind, *(part.get("type") for part in parts))
+    found = dict[str, frozenset[object]]()
+    for part in parts:
+        found.update(_named_constants("", part))
+        properties = part.get("properties")
+        if is_object and isinstance(properties, dict):
+            for name in demanded & properties.keys():
+                for each in _parts(schema, properties[name]):
+                    found.update(_named_constants(name, each))
+    return found
+
+
+def _parts(schema: object, node: object, depth: int = 0) -> Iterator[dict[str, object]]:
+    """Yield the schemas that a value must match to match this one, as far as they are followed."""
+    if isinstance(node, dict) and depth < _DEEPEST:
+        yield node
+        for each in (_target(schema, node.get("$ref")), *_list_of(node.get("allOf"))):
+            yield from _parts(schema, each, depth + 1)
+
+
+def _named_constants(name: str, node: dict[str, object]) -> dict[str, frozenset[object]]:
+    """Return the constants of a schema under a name; nothing if it has none, or others than scalars."""
+    values = [node["const"]] if "const" in node else _list_of(node.get("enum"))
+    if not values or any(isinstance(each, list | dict) for each in values):
+        return {}
+    return {name: frozenset((isinstance(each, bool), each) for each in values)}  # True == 1 in Python only
 
 
 def grammar_of(schema: str) -> str:
@@ -112,8 +188,8 @@ def grammar_of(schema: str) -> str:
 _WORDS = (
     (
         re.compile(r"oneOf constraints are not supported.*"),
-        "the alternatives of a `oneOf` overlap. Write `anyOf`, or give each a required property with another "
-        "`const`",
+        "the alternatives of a `oneOf` may overlap. Write `anyOf`, or make each an object that requires one "
+        "property and gives it another `const`: a text, a number, true or false",
     ),
     (re.compile(r"Unimplemented keys: \[(.*)\]"), r"these keywords are not supported: \1"),
     (

@@ -101,7 +101,7 @@ def test_an_application_holds_the_form_of_its_answers(server: str) -> None:
         ({"type": "json_schema", "json_schema": {"schema": {"const": "x" * 70_000}}}, "at most"),
         (
             held({"oneOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}),
-            "`oneOf` overlap. Write `anyOf`",
+            "`oneOf` may overlap. Write `anyOf`",
         ),
         (held({"not": {"type": "string"}, "uniqueItems": True}), 'not supported: "not", "uniqueItems"'),
         (held({"$ref": "https://schemas.example/x"}), "nothing outside of it is read"),
