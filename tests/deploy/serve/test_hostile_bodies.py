@@ -89,6 +89,7 @@ def test_a_body_of_any_shape_is_read_or_refused(body: dict[str, Any], turns: lis
 
 
 TURN = {"role": "user", "content": "a"}
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "paid"}
 CALL = {"id": "1", "function": {"name": "pay", "arguments": "{}"}}
 
 
@@ -118,6 +119,34 @@ def test_the_values_of_all_fields_count_together() -> None:
     with raises(UsageError, "too-many-values") as refused:
         schema.opened(encode({"model": "m", "messages": half, "tools": half}))
     assert refused.value.key == "tools"
+
+
+@pytest.mark.parametrize("layer", [None, DESK])
+@pytest.mark.parametrize(
+    ("arguments", "n_calls"),
+    [
+        ('{"x": [' + "1," * 40_000 + "1]}", 1),
+        ('{"x": ' + '{"a":' * 900 + "1" + "}" * 901, 50),
+        ('{"x": ' + "[" * 900 + "]" * 900 + "}", 50),
+    ],
+)
+def test_the_values_in_the_arguments_of_calls_are_counted(
+    arguments: str, n_calls: int, layer: Application | None
+) -> None:
+    calls = [{"id": str(n), "function": {"name": "pay", "arguments": arguments}} for n in range(n_calls)]
+    results = [{"role": "tool", "tool_call_id": str(n), "content": "paid"} for n in range(n_calls)]
+    turns = [TURN, {"role": "assistant", "tool_calls": calls}, *results]
+    with raises(UsageError, "too-many-values", mentions=[f"{MOST_VALUES:,}"]) as refused:
+        chat.parse({"model": "m", "messages": turns}, Rules(layer))
+    assert refused.value.key == "messages"
+    few = [TURN, {"role": "assistant", "tool_calls": [CALL | {"id": "0"}]}, results[0]]
+    assert chat.parse({"model": "m", "messages": few}, Rules(layer)).requests
+
+
+def test_a_long_text_in_the_arguments_of_a_call_is_one_value() -> None:
+    call = {"id": "1", "function": {"name": "pay", "arguments": '{"x": "%s"}' % ("1," * 40_000)}}
+    turns = [TURN, {"role": "assistant", "tool_calls": [call]}, RESULT]
+    assert chat.parse({"model": "m", "messages": turns}, Rules()).requests
 
 
 @pytest.mark.parametrize("prompt", [list(range(100_000)), [list(range(50_000))] * 2])

@@ -17,7 +17,7 @@ from heredity.application.conversation import user_message
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Decoding, Message, Reply, Request, Retrieved, Tool, ToolCall, encode
-from heredity.deploy.serve.schema import Rules
+from heredity.deploy.serve.schema import MOST_VALUES, Rules, n_values
 from heredity.engines.chat.tool_calls import parse_tool_calls
 
 MOST_TOOLS = 128
@@ -144,6 +144,7 @@ def converse(
 
     Raises UsageError, and ContextOverflow for questions that are far too long to search passages for.
     """
+    _check_values(messages)
     prefill, layer = "", rules.application
     if messages and (last := messages[-1]).role == "assistant" and last.text and not last.tool_calls:
         messages, prefill = messages[:-1], last.text
@@ -297,6 +298,25 @@ def _check_id(message: ChatMessage, known: dict[str, str] | set[str]) -> None:
             code="call-unknown",
             key="messages",
         )
+
+
+def _check_values(messages: Sequence[ChatMessage]) -> None:
+    """Raise UsageError for too many values in the arguments of calls: a template takes seconds to show them.
+
+    In the body they are one text, and count as one value.
+    """
+    calls = [call for each in messages for call in each.tool_calls or ()]
+    if sum(len(call.function.arguments) for call in calls) <= MOST_VALUES:
+        return  # a text has fewer values than characters
+    n_left = MOST_VALUES
+    for call in calls:
+        n_left -= n_values(_object(call.function.arguments), n_left, has_tokens=False)
+        if n_left < 0:
+            raise UsageError(
+                f"the arguments of all calls have at most {MOST_VALUES:,} values",
+                code="too-many-values",
+                key="messages",
+            )
 
 
 def _arguments(call: AssistantToolCall) -> dict[str, object]:

@@ -178,7 +178,7 @@ def opened(raw: bytes) -> dict[str, object]:
         )
     n_left = MOST_VALUES
     for key, value in given.items():
-        n_left -= _n_values(value, n_left)
+        n_left -= n_values(value, n_left)
         if n_left < 0:
             raise UsageError(
                 f"a body has at most {MOST_VALUES:,} values: messages, parts, calls, and the fields of each",
@@ -188,8 +188,11 @@ def opened(raw: bytes) -> dict[str, object]:
     return given
 
 
-def _n_values(given: object, most: int) -> int:
-    """Return the number of values in lists and objects, without tokens; beyond `most` not all are counted."""
+def n_values(given: object, most: int, has_tokens: bool = True) -> int:
+    """Return the number of values in lists and objects; beyond `most` not all are counted.
+
+    has_tokens: a whole number in a list may be a token, and is not counted.
+    """
     waiting, n = [given], 0
     while waiting and n <= most:
         each = waiting.pop()
@@ -197,7 +200,7 @@ def _n_values(given: object, most: int) -> int:
             n += len(each)
             waiting += each.values()
         elif isinstance(each, list):
-            others = [part for part in each if not isinstance(part, int)]
+            others = [part for part in each if not isinstance(part, int)] if has_tokens else each
             n += len(others)
             waiting += others
     return n
