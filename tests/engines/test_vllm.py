@@ -16,10 +16,12 @@ import pytest
 
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Decoding, Made, Message, Model, RecipeRecord, Reply, Request, Tool
+from heredity.engines.protocols import Streamer
 from heredity.engines.vllm import engine as vllm
 from heredity.engines.vllm.completions import NEUTRAL
 from heredity.engines.vllm.server import cause, free_port
 from tests.support.errors import raises
+from tests.support.recording_listener import RecordingListener
 
 pytestmark = pytest.mark.slow  # each starts a process
 
@@ -291,3 +293,25 @@ leaked semaphore objects"""
         "api_server.py: error: no such option: --x"
     )
     assert cause("one\n\ntwo\n") == "one / two"
+
+
+def test_the_parts_of_a_stream_are_the_answer(standin: vllm.VllmEngine) -> None:
+    assert isinstance(standin, Streamer)
+    listener = RecordingListener(deaf=[1])
+    whole = {reply.key: reply for reply in standin.reply(ASKED)}
+    assert {reply.key: reply for reply in standin.stream(ASKED, listener)} == whole
+    heard = {key: "".join(parts) for key, parts in listener.heard.items()}
+    assert heard == {key: reply.text for key, reply in whole.items() if key != 1}
+    assert len(listener.heard[0]) > 5
+
+
+@pytest.mark.parametrize(("word", "why"), [("CUT", "end marker"), ("FAULT", "out of luck"), ("LONG", "8")])
+def test_a_stream_without_its_end_is_an_error_row(standin: vllm.VllmEngine, word: str, why: str) -> None:
+    (reply,) = standin.stream([said(f"{word} hello")], RecordingListener())
+    assert (reply.stop, reply.text) == ("error", "") and why in str(reply.error)
+
+
+def test_a_stream_that_is_not_wanted_ends(standin: vllm.VllmEngine) -> None:
+    listener = RecordingListener(most=3)
+    (reply,) = standin.stream([said("hello")], listener)
+    assert (reply.stop, reply.text) == ("length", "".join(listener.heard[0])) and reply.n_tokens == 3

@@ -2,7 +2,7 @@
 
 Words in a prompt make it do what vLLM does at times: LONG (refuses it), DIE (logs the prompt as an error, and
 is killed before it answers), SICK (its engine is dead: it answers 500 and says that it is not well), ABORT
-(ends an answer early). Its log grows by a line a request, as vLLM's does.
+(ends an answer early), and of a stream CUT and FAULT. Its log grows by a line a request, as vLLM's does.
 """
 
 import json
@@ -68,7 +68,27 @@ class Api(BaseHTTPRequestHandler):
             why = "abort" if "ABORT" in prompt else "stop"
             choice = {"index": 0, "finish_reason": why, "text": f"{body['model']} heard {prompt}"}
             usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+            if body.get("stream"):
+                self._stream(prompt, choice, usage)
+                return
             self._send({"id": "1", "object": "text_completion", "choices": [choice], "usage": usage})
+
+    def _stream(self, prompt, choice, usage):
+        """The answer in parts of four characters. CUT: without its end; FAULT: with an error instead."""
+        text = choice["text"]
+        parts = [{**choice, "text": text[i : i + 4], "finish_reason": None} for i in range(0, len(text), 4)]
+        parts[-1]["finish_reason"] = choice["finish_reason"]
+        events = [{"choices": [part]} for part in parts]
+        events.append({"choices": [], "usage": usage})
+        if "FAULT" in prompt:
+            events[3:] = [{"error": {"message": "out of luck", "code": 500}}]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for event in events:
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+        if "CUT" not in prompt:
+            self.wfile.write(b"data: [DONE]\n\n")
 
     def _refuse(self, message):
         self._send({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)

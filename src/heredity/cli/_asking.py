@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from heredity.application.spec import Application
     from heredity.application.toolbox import Toolbox
     from heredity.core.records import Decoding, Reply, Request
+    from heredity.core.terminal import Display
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
     from heredity.redteam.guard_readers import JudgeReaders
@@ -90,10 +91,19 @@ def loaded(
 
 
 @contextmanager
-def waiting(found: LoadedModel) -> Iterator[None]:
+def waiting(found: LoadedModel) -> Iterator[Display]:
     """Show that the model reads its prompt, until its answer comes. A prompt may take a minute."""
-    with shown_work(found.store, "reading the prompt"):
-        yield
+    with shown_work(found.store, "reading the prompt") as display:
+        yield display
+
+
+def announce_guards(found: LoadedModel) -> None:
+    """Note on a terminal that an answer comes whole, because guards check it first."""
+    from heredity.application.guarded import GuardedEngine
+    from heredity.core.terminal import note
+
+    if sys.stdout.isatty() and isinstance(found.engine, GuardedEngine):
+        note("(each answer is shown whole, once the guards of the application have checked it)")
 
 
 def _decoding(layer: Application | None, given: Mapping[str, float | None]) -> Decoding:
@@ -158,6 +168,7 @@ class AnswerScreen:
         self.listener = AnswerListener(self._hear if sys.stdout.isatty() else None, self._begin)
         self._n_asked, self._prefill = 0, ""
         self._found, self._wait = found, ExitStack()
+        self._display: Display | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -174,12 +185,13 @@ class AnswerScreen:
         if self._n_asked:
             note(f"[{request.messages[-1].role}] {request.messages[-1].content}")
         self._n_asked, self._prefill = self._n_asked + 1, request.prefill
-        self._wait.enter_context(waiting(self._found))
+        self._display = self._wait.enter_context(waiting(self._found))
 
     def _hear(self, more: str) -> None:
         from heredity.core.sanitize import plain
 
-        self._wait.close()
+        if self._display is not None:  # not `_wait`: the engine may call from a thread of its own
+            self._display.hide()
         more, self._prefill = self._prefill + more, ""
         sys.stdout.write(plain(more, lines=True))
         sys.stdout.flush()

@@ -50,6 +50,7 @@ def command(
                 answers = [reply for _, reply in replies(found.engine, turn)]
             write_json({"engine": found.engine.name, "replies": answers})
             return
+        _asking.announce_guards(found)
         with _asking.AnswerScreen(found) as screen:
             for request, reply in replies(found.engine, turn, screen.listener):
                 screen.show(request, reply)

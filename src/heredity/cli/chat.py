@@ -56,6 +56,7 @@ def command(
 
         inside = "" if found.application is None else f" in {found.application.name}"
         note(f"{model}{inside}: /help shows the commands, /exit leaves")
+        _asking.announce_guards(found)
         conversation = begin()
         for text in _messages():
             if text == "/exit":

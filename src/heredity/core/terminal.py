@@ -286,9 +286,14 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._finish()
+        self.hide()
+
+    def hide(self) -> None:
+        """Take the live line off the screen, for good. Any thread may call it."""
         self._forget_waiting(0)
-        if self._bar is not None:
-            self._bar.stop()
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
 
     def __call__(self, progress: Progress) -> None:
         """Show an event."""

@@ -17,13 +17,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from heredity.core.errors import EngineFailure, UnknownName
 from heredity.core.host import Device
 from heredity.core.records import Message, Model, Reply, Request, Stop
 from heredity.engines import failed_reply
+from heredity.engines.protocols import Listener
 
 PREFIX = "scripted:"
 REFUSAL = "I'm sorry, but I can't help with that."
+_TOKEN = 4  # characters
+_WORD = re.compile(r"\s*\S+|\s+")
 HELP = "Sure, here is some help with your question. First check the details, then follow the usual steps."
 
 
@@ -95,6 +100,11 @@ class ScriptedEngine:
         while batch:
             yield self._one(batch.pop())
 
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        """Do the same as `reply` and report each answer word by word."""
+        for reply in self.reply(requests):
+            yield reply if reply.error else _told(reply, listener)
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -102,15 +112,15 @@ class ScriptedEngine:
         if self._seconds:
             time.sleep(self._seconds)
         prompt = self.render(request)
-        n_prompt_tokens = len(prompt) // 4
+        n_prompt_tokens = len(prompt) // _TOKEN
         try:
             text = self._answer(self._script(request, prompt))
         except EngineFailure as error:
             return failed_reply(request, prompt, error, n_prompt_tokens=n_prompt_tokens)
-        limit = 4 * request.decoding.max_tokens  # a token is four characters here
+        limit = _TOKEN * request.decoding.max_tokens
         stop: Stop = "length" if len(text) > limit else "end"
         text = text[:limit]
-        tokens = tuple(range(-(-len(text) // 4)))
+        tokens = tuple(range(-(-len(text) // _TOKEN)))
         return Reply(request.key, prompt, text, tokens, (), stop, n_prompt_tokens)
 
     def _script(self, request: Request, prompt: str) -> Script:
@@ -118,6 +128,20 @@ class ScriptedEngine:
         salted = f"{self._salt}\0{seed}\0{prompt}".encode(errors="surrogatepass")
         draw = int.from_bytes(hashlib.blake2b(salted, digest_size=8).digest(), "big")
         return Script(_system(request.messages), _last_user(request.messages), draw)
+
+
+def _told(reply: Reply, listener: Listener) -> Reply:
+    """Report an answer; return it as far as it was wanted."""
+    is_heard, n_chars = listener.is_heard(reply.key), 0
+    for word in _WORD.findall(reply.text):
+        if not listener.is_wanted(reply.key):
+            text = reply.text[:n_chars]
+            tokens = reply.tokens[: -(-n_chars // _TOKEN)]
+            return msgspec.structs.replace(reply, text=text, tokens=tokens, stop="length")
+        if is_heard:
+            listener.hear(reply.key, word)
+        n_chars += len(word)
+    return reply
 
 
 def _system(messages: tuple[Message, ...]) -> str:

@@ -24,6 +24,7 @@ from heredity.core.host import Device
 from heredity.core.records import Decoding, Model, Reply, Request, digest
 from heredity.engines import RequestStream, announce_first, failed_reply, ignore_answer
 from heredity.engines._workers import ASK_AGAIN
+from heredity.engines.protocols import Listener
 from heredity.engines.remote.budget import BYTES_PER_TOKEN, HOMES, Budget, Calls, Price, Usage
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def load(
 
     Raises Unavailable if the environment variable with the key is not set, Damaged for an incomplete record.
     """
-    from heredity.engines.remote.http_client import key_mask
+    from heredity.engines.remote.http_client import KeyMask
     from heredity.engines.remote.messages import ApiModule, Endpoint
     from heredity.engines.remote.transport import Transport
 
@@ -60,7 +61,7 @@ def load(
     price = calls.price(model.name, api, base_url, name)
     endpoint = Endpoint(model.name, api, base_url, name, settings.get("options") or {})
     opened = module.open_api(endpoint, key)
-    return RemoteEngine(endpoint, opened, calls, price, Transport(opened, name, key, calls, key_mask(key)))
+    return RemoteEngine(endpoint, opened, calls, price, Transport(opened, name, key, calls, KeyMask(key)))
 
 
 def shared_address(model: Model) -> str:
@@ -76,7 +77,7 @@ class RemoteEngine:
         self, endpoint: Endpoint, api: RemoteApi, calls: Calls, price: Price | None, transport: Transport
     ) -> None:
         self.endpoint, self.api, self.transport = endpoint, api, transport
-        self.budget, self.price = calls.budget, price
+        self.budget, self.price, self._concurrency = calls.budget, price, calls.concurrency
         self.answered: Callable[[], None] = ignore_answer
         address = digest([endpoint.base_url, dict(endpoint.options)])[:12]
         self.numerics = f"remote {endpoint.api} {endpoint.model} {address}"
@@ -94,8 +95,20 @@ class RemoteEngine:
 
         Raises EngineFailure or BudgetSpent.
         """
+        return self._answer(requests, None)
+
+    @property
+    def width(self) -> int:
+        """The most requests in flight."""
+        return self._concurrency
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        """Do the same as `reply` and report to a listener. An API without streams reports whole answers."""
+        return self._answer(requests, listener)
+
+    def _answer(self, requests: Iterable[Request | None], listener: Listener | None) -> Iterator[Reply]:
         try:
-            yield from announce_first(_Session(self, iter(requests)).run(), self.answered)
+            yield from announce_first(_Session(self, iter(requests), listener).run(), self.answered)
         finally:
             self.transport.give_up()
 
@@ -134,7 +147,10 @@ class RemoteEngine:
 class _Session:
     """One stream of requests, in the thread that iterates over the replies."""
 
-    def __init__(self, engine: RemoteEngine, requests: Iterable[Request | None]) -> None:
+    def __init__(
+        self, engine: RemoteEngine, requests: Iterable[Request | None], listener: Listener | None
+    ) -> None:
+        self._listener = listener
         self._endpoint, self._transport, self._source = (
             engine.endpoint,
             engine.transport,
@@ -182,6 +198,7 @@ class _Session:
 
     def _prepare(self, request: Request) -> Generator[Reply, None, InFlightRequest | None]:
         from heredity.engines.remote.messages import render
+        from heredity.engines.remote.streaming import HeardAnswer
         from heredity.engines.remote.transport import InFlightRequest
 
         prompt = render(request)
@@ -192,7 +209,8 @@ class _Session:
             return None
         n_bytes = len(prompt.encode("utf-8", "replace"))
         reserved = Usage(-(-n_bytes // BYTES_PER_TOKEN), self._endpoint.token_limit(request.decoding))
-        return InFlightRequest(request, body, prompt, reserved)
+        heard = None if self._listener is None else HeardAnswer(request, self._listener, self._transport.mask)
+        return InFlightRequest(request, body, prompt, reserved, heard)
 
     def _takes_more(self) -> bool:
         is_on = self._source.is_open and not self._is_spent and not self._transport.fatal

@@ -13,7 +13,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, quote_plus
@@ -23,6 +23,7 @@ import msgspec
 import truststore
 
 from heredity.core.sanitize import clean_text
+from heredity.engines._server_events import EventReader
 from heredity.engines.remote.budget import NO_KEY, Calls
 from heredity.engines.remote.messages import JsonObject, MalformedAnswer
 from heredity.engines.remote.retry import retry_after
@@ -34,6 +35,7 @@ _TRANSIENT = frozenset({408, 409, 425, 429})
 _LIMITS = frozenset({429, 503, 529})  # the service asks for fewer requests; 529 is Anthropic's
 _FOR_ALL = frozenset({401, 402, 403, 404, 405})
 _PERMANENT = frozenset({401, 402})
+_EVENT_HEADERS = {"accept": "text/event-stream, application/json"}
 _HEADERS = {
     "accept": "application/json",
     "accept-encoding": "identity",
@@ -49,7 +51,7 @@ class RequestFailure(Exception):
     is_transient: another attempt may succeed. is_limit: the service asks for fewer requests.
     is_for_all: no other request would fare better; is_permanent: even if some were answered before.
     after: seconds that the service asks to wait. code: its own word for the failure.
-    may_cost: the service may have computed an answer.
+    may_cost: the service may have computed an answer. status: of the response; 0 without one.
     """
 
     def __init__(
@@ -63,11 +65,12 @@ class RequestFailure(Exception):
         after: float | None = None,
         code: str = "",
         may_cost: bool = False,
+        status: int = 0,
     ) -> None:
         super().__init__(message)
         self.message, self.is_transient, self.is_limit = message, is_transient, is_limit
         self.is_for_all, self.is_permanent = is_for_all, is_permanent
-        self.after, self.code, self.may_cost = after, code, may_cost
+        self.after, self.code, self.may_cost, self.status = after, code, may_cost, status
 
 
 class HttpResponse(NamedTuple):
@@ -78,29 +81,41 @@ class HttpResponse(NamedTuple):
     body: bytes
 
 
-def key_mask(key: str) -> Callable[[str], str]:
-    """Return a function that removes the key from a text, its encoded spellings included."""
-    if key == NO_KEY:
-        return str
-    # its base64, its JSON and its URL spelling: forms that an echo may have
-    encoded = base64.b64encode(key.encode()).decode()
-    forms = {key, json.dumps(key)[1:-1], quote(key, safe=""), quote_plus(key), encoded, encoded.rstrip("=")}
-    forms |= {form.replace("/", "\\/") for form in forms}
-    longest_first = sorted(forms, key=len, reverse=True)
+class KeyMask:
+    """Removes a key from texts, its encoded spellings included."""
 
-    def mask(text: str) -> str:
-        for form in longest_first:
+    def __init__(self, key: str) -> None:
+        forms = set() if key == NO_KEY else _spellings(key)
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """Return the text without the key."""
+        for form in self._forms:
             if form in text:
                 text = text.replace(form, _MASK)
         return text
 
-    return mask
+    def n_begun(self, text: str) -> int:
+        """Return how many characters at the end of a text may be the beginning of the key."""
+        return max((_n_shared(text, form) for form in self._forms), default=0)
+
+
+def _spellings(key: str) -> set[str]:
+    """The key, its base64, its JSON and its URL spelling: forms that an echo may have."""
+    encoded = base64.b64encode(key.encode()).decode()
+    forms = {key, json.dumps(key)[1:-1], quote(key, safe=""), quote_plus(key), encoded, encoded.rstrip("=")}
+    return forms | {form.replace("/", "\\/") for form in forms}
+
+
+def _n_shared(text: str, form: str) -> int:
+    """The length of the longest proper beginning of `form` at the end of `text`."""
+    return next((n for n in range(min(len(text), len(form) - 1), 0, -1) if text.endswith(form[:n])), 0)
 
 
 class HttpClient:
     """Posts JSON and reads each response whole, within bounds."""
 
-    def __init__(self, calls: Calls, mask: Callable[[str], str], key: str) -> None:
+    def __init__(self, calls: Calls, mask: KeyMask, key: str) -> None:
         quiet_loggers()
         n = calls.concurrency
         timeout = httpx.Timeout(calls.stall_seconds, connect=calls.connect_seconds, pool=None)
@@ -113,55 +128,104 @@ class HttpClient:
         self._mask, self._has_key = mask, key != NO_KEY
         self._extensions = {"timeout": timeout.as_dict()}
 
-    async def post(self, url: str, headers: Mapping[str, str], body: Mapping[str, object]) -> HttpResponse:
-        """Post a JSON body. Raises RequestFailure if no whole response comes back."""
+    async def post(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: Mapping[str, object],
+        receive: Callable[[bytes], bool] | None = None,
+    ) -> HttpResponse:
+        """Post a JSON body. Raises RequestFailure if no whole response comes back.
+
+        receive: gets the data of each server-sent event, until it returns True; the body is then empty.
+        An error of it, and a stream that ends before, is a RequestFailure. Another response is read whole.
+        """
         try:
             content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
             # Not client.build_request: it would add cookies of earlier responses.
-            request = httpx.Request(
-                "POST", url, headers={**_HEADERS, **headers}, content=content, extensions=self._extensions
-            )
+            sent = {**_HEADERS, **({} if receive is None else _EVENT_HEADERS), **headers}
+            request = httpx.Request("POST", url, headers=sent, content=content, extensions=self._extensions)
             response = await self._client.send(request, stream=True)
             try:
-                data = await _read(response)
+                if receive is None or not _is_event_stream(response):
+                    data = self._masked(await _read(response))
+                else:
+                    data = await self._pass_on(response, receive)
             finally:
                 await response.aclose()
+        except RequestFailure:
+            raise
         except Exception as error:
             raise _failure_of_error(error) from None
-        if self._has_key:
-            data = self._mask(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
         return HttpResponse(response.status_code, response.headers.get("retry-after"), data)
+
+    async def _pass_on(self, response: httpx.Response, receive: Callable[[bytes], bool]) -> bytes:
+        """Pass the events of a response on. Returns b""."""
+        reader = EventReader()
+        async for part in _parts(response):
+            for data in reader.feed(part):
+                if receive(self._masked(data)):
+                    return b""
+        raise MalformedAnswer("the stream ended without its end marker")
+
+    def _masked(self, data: bytes) -> bytes:
+        if not self._has_key:
+            return data
+        return self._mask(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
 
+def _is_event_stream(response: httpx.Response) -> bool:
+    is_event_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+    return is_event_stream and 200 <= response.status_code < 300
+
+
 async def _read(response: httpx.Response) -> bytes:
+    return b"".join([part async for part in _parts(response)])
+
+
+async def _parts(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The parts of a body as they come. Raises MalformedAnswer for a compressed or too long one."""
     coding = response.headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
         raise MalformedAnswer(f"the body is compressed ({coding[:20]!r}), which was not requested")
-    parts, n = [], 0
+    n = 0
     async for part in response.aiter_raw():
-        parts.append(part)
         n += len(part)
         if n > MOST_BYTES:
             raise MalformedAnswer(f"the body is longer than {MOST_BYTES:,} bytes")
-    return b"".join(parts)
+        yield part
 
 
 def read_json(response: HttpResponse) -> JsonObject:
     """Return the object in a successful response. Raises RequestFailure for another, or MalformedAnswer."""
     if not 200 <= response.status < 300:
         raise _failure_of_status(response)
+    return _decode(response.body, "the body")
+
+
+def read_chunk(data: bytes) -> JsonObject:
+    """Return the object in the data of an event. Raises RequestFailure for an error, or MalformedAnswer."""
+    found = _decode(data, "a part of the stream")
+    if found.get("error"):
+        code, reason = _code_and_reason(data)
+        message = "the service ended the stream" + (f": {reason}" if reason else "")
+        raise RequestFailure(message, is_transient=True, code=code, may_cost=True)
+    return found
+
+
+def _decode(body: bytes, name: str) -> JsonObject:
     try:
-        found = msgspec.json.decode(response.body)
+        found = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        found = _repaired(response.body)
+        found = _repaired(body)
         if found is None:
-            raise MalformedAnswer(f"the body is not JSON ({str(error)[:80]})") from None
+            raise MalformedAnswer(f"{name} is not JSON ({str(error)[:80]})") from None
     if not isinstance(found, dict):
-        raise MalformedAnswer("the body is not a JSON object")
+        raise MalformedAnswer(f"{name} is not a JSON object")
     return found
 
 
@@ -194,6 +258,7 @@ def _failure_of_status(response: HttpResponse) -> RequestFailure:
         is_permanent=status in _PERMANENT,
         after=retry_after(response.after, time.time()),
         code=code,
+        status=status,
     )
 
 

@@ -103,6 +103,29 @@ class RemoteApi(Protocol):
         """Read the JSON of an answer, without a repeated prefill. Raises MalformedAnswer."""
 
 
+class AnswerStream(Protocol):
+    """The chunks of one streamed answer."""
+
+    def feed(self, chunk: JsonObject) -> str:
+        """Receive a chunk; return the text that the answer grows by. Raises MalformedAnswer."""
+
+    def answer(self) -> JsonObject:
+        """Return the whole answer, for `RemoteApi.read`. Raises MalformedAnswer for one that was cut off."""
+
+
+@runtime_checkable
+class StreamingApi(RemoteApi, Protocol):
+    """An API whose answers can come in parts."""
+
+    end: bytes  # the data of the event that ends a stream
+
+    def as_stream(self, body: JsonObject) -> JsonObject:
+        """Return the body that asks for the answer in parts."""
+
+    def open_stream(self, prefill: str) -> AnswerStream:
+        """Return the reader of one answer."""
+
+
 @runtime_checkable
 class ApiModule(Protocol):
     """The module of an API: a file in apis/."""
@@ -161,9 +184,9 @@ def parse_arguments(arguments: object) -> JsonObject:
     return arguments if isinstance(arguments, dict) else {}
 
 
-def strip_prefill(prefill: str, text: str, option: str) -> str:
-    """Return the text after the prefill: llama.cpp and Mistral repeat it, vLLM does not."""
-    return text.removeprefix(prefill) if option in ("trailing", "prefix") else text
+def repeated_prefill(prefill: str, option: str) -> str:
+    """Return the prefill if the answer repeats it, else "": llama.cpp and Mistral do, vLLM does not."""
+    return prefill if option in ("trailing", "prefix") else ""
 
 
 # --- reading JSON of any shape ---------------------------------------------------------------------

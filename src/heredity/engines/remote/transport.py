@@ -1,8 +1,9 @@
 """Sends requests to a remote service: an event loop in a thread of its own, with all retries.
 
 Promises: `done` receives every started request exactly once, as a `Completion`. A transient failure is
-retried within the request's patience; any other failure is a reply with stop "error" at once. A failure of
-all requests closes the transport, and requests in flight still finish.
+retried within the request's patience, unless a part of the answer was heard. Any other failure is a reply
+with stop "error" at once. A failure of all requests closes the transport, and requests in flight still
+finish.
 Leaves to others: which requests are sent, and what they may cost (engine.py); one attempt (http_client.py).
 """
 
@@ -24,23 +25,38 @@ from heredity.core.records import Reply, Request, ToolCall
 from heredity.core.sanitize import clean_text
 from heredity.engines import failed_reply
 from heredity.engines.remote.budget import Calls, Usage
-from heredity.engines.remote.http_client import HttpClient, RequestFailure, broken_answer, read_json
-from heredity.engines.remote.messages import ApiAnswer, JsonObject, MalformedAnswer, RemoteApi
+from heredity.engines.remote.http_client import (
+    HttpClient,
+    HttpResponse,
+    KeyMask,
+    RequestFailure,
+    broken_answer,
+    read_chunk,
+    read_json,
+)
+from heredity.engines.remote.messages import ApiAnswer, JsonObject, MalformedAnswer, RemoteApi, StreamingApi
 from heredity.engines.remote.retry import ConcurrencyLimit, TransportClosed, wait_seconds
+from heredity.engines.remote.streaming import HeardAnswer
 
 Result = TypeVar("Result")
+_LOOK_SECONDS = 0.1  # between two looks whether an answer is still wanted
+_STREAM_REFUSED = frozenset({400, 422})  # of a service that has no streams, or not for this account
 _MOST_FAILURES = 16  # requests in a row that failed with all their attempts
 _FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})  # Azure's and OpenAI's, status 400
 
 
 @dataclass
 class InFlightRequest:
-    """A request in flight and the result of its attempts. `reserved`: its part of the budget."""
+    """A request in flight and the result of its attempts.
+
+    reserved: its part of the budget. heard: the parts of its answer, if somebody listens.
+    """
 
     request: Request
     body: JsonObject
     prompt: str
     reserved: Usage
+    heard: HeardAnswer | None = None
     used: Usage = field(default_factory=Usage)
     started: float = field(default_factory=time.monotonic)
     n_failures: int = 0
@@ -68,13 +84,14 @@ class RunCounts:
 class Transport:
     """The thread with its event loop, and the connections in it."""
 
-    def __init__(self, api: RemoteApi, name: str, key: str, calls: Calls, mask: Callable[[str], str]) -> None:
+    def __init__(self, api: RemoteApi, name: str, key: str, calls: Calls, mask: KeyMask) -> None:
         self.done: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         self.counted = RunCounts()
         self.fatal = ""
         self.pace = ConcurrencyLimit(calls.concurrency)
-        self._api, self._calls, self._mask = api, calls, mask
+        self._api, self._calls, self.mask = api, calls, mask
         self._n_in_a_row, self._n_answered = 0, 0
+        self._streaming = api if isinstance(api, StreamingApi) else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"remote {name}", daemon=True)
@@ -86,7 +103,7 @@ class Transport:
             raise
 
     async def _open(self, key: str) -> HttpClient:
-        return HttpClient(self._calls, self._mask, key)
+        return HttpClient(self._calls, self.mask, key)
 
     def start(self, in_flight: InFlightRequest) -> None:
         """Send a request."""
@@ -137,7 +154,7 @@ class Transport:
     async def _answer(self, in_flight: InFlightRequest) -> None:
         reply: Reply | None = None
         try:
-            reply = await self._persist(in_flight)
+            reply = await self._while_wanted(in_flight)
         except TransportClosed:
             pass
         except RequestFailure as failure:
@@ -146,6 +163,21 @@ class Transport:
             reply = self._failed(in_flight, f"a fault in the remote engine ({type(error).__name__})")
         self.done.put(Completion(in_flight.request, in_flight.reserved, in_flight.used, reply))
 
+    async def _while_wanted(self, in_flight: InFlightRequest) -> Reply:
+        """Try until there is an answer, or until its listener wants no more: that reply has its parts."""
+        if (heard := in_flight.heard) is None:
+            return await self._persist(in_flight)
+        work = asyncio.ensure_future(self._persist(in_flight))
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=_LOOK_SECONDS)
+                if not work.done() and not heard.is_wanted:
+                    return self._reply(in_flight, ApiAnswer(heard.text, (), "length", "", None, ""))
+            return await work
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
     async def _persist(self, in_flight: InFlightRequest) -> Reply:
         """Try until there is an answer. Raises RequestFailure, or Closed if the transport ends first."""
         while True:
@@ -153,7 +185,7 @@ class Transport:
             try:
                 answer = await self._attempt(in_flight)
             except RequestFailure as failure:
-                if failure.code in _FILTER_CODES:
+                if failure.code in _FILTER_CODES and not _is_begun(in_flight):
                     answer = ApiAnswer("", (), "filter", failure.code, Usage(), "")
                 else:
                     await self._recover(in_flight, failure, entered)
@@ -165,14 +197,47 @@ class Transport:
             return self._reply(in_flight, answer)
 
     async def _attempt(self, in_flight: InFlightRequest) -> ApiAnswer:
+        api, heard = self._streaming, in_flight.heard
+        if api is None or heard is None or not heard.is_asked_for:
+            return self._read(in_flight, await self._post(in_flight.body))
+        try:
+            return await self._streamed(in_flight, api, heard)
+        except RequestFailure as failure:
+            is_refused = failure.status in _STREAM_REFUSED and failure.code not in _FILTER_CODES
+            if not is_refused or _is_begun(in_flight):
+                raise
+        answer = self._read(in_flight, await self._post(in_flight.body))
+        self._streaming = None
+        return answer
+
+    async def _streamed(self, in_flight: InFlightRequest, api: StreamingApi, heard: HeardAnswer) -> ApiAnswer:
+        stream = api.open_stream(clean_text(in_flight.request.prefill))
+
+        def receive(data: bytes) -> bool:
+            if data == api.end:
+                return True
+            heard.hear(stream.feed(read_chunk(data)))
+            return False
+
+        response = await self._post(api.as_stream(in_flight.body), receive)
+        if response.body:  # it came whole
+            return self._read(in_flight, response)
+        try:
+            return self._api.read(stream.answer(), clean_text(in_flight.request.prefill))
+        except MalformedAnswer as error:
+            raise broken_answer(error) from None
+
+    async def _post(self, body: JsonObject, receive: Callable[[bytes], bool] | None = None) -> HttpResponse:
         self.counted.counts["n_requests"] += 1
         try:
             async with asyncio.timeout(self._calls.total_seconds):
-                response = await self._client.post(self._api.url, self._api.headers, in_flight.body)
+                return await self._client.post(self._api.url, self._api.headers, body, receive)
         except TimeoutError:
             seconds = self._calls.total_seconds
             message = f"no answer within {seconds:g} seconds"
             raise RequestFailure(message, is_transient=True, may_cost=True) from None
+
+    def _read(self, in_flight: InFlightRequest, response: HttpResponse) -> ApiAnswer:
         try:
             return self._api.read(read_json(response), clean_text(in_flight.request.prefill))
         except MalformedAnswer as error:
@@ -185,7 +250,7 @@ class Transport:
             in_flight.used = add(in_flight.used, Usage(in_flight.reserved.n_prompt, 0, is_estimated=True))
         if failure.is_for_all and (failure.is_permanent or not self._n_answered):
             self._end(failure.message)
-        if not failure.is_transient:
+        if not failure.is_transient or _is_begun(in_flight):
             raise failure
         in_flight.n_failures += not failure.is_limit
         in_flight.n_limits += failure.is_limit
@@ -208,7 +273,7 @@ class Transport:
 
     def _end(self, message: str) -> None:
         """Start and retry nothing more; requests in flight still finish."""
-        self.fatal = self.fatal or self._mask(message)
+        self.fatal = self.fatal or self.mask(message)
         self.pace.close()
         raise TransportClosed
 
@@ -220,14 +285,17 @@ class Transport:
             n_answer = -(-len(answer.text.encode("utf-8", "replace")) // 3)
             used = Usage(in_flight.reserved.n_prompt, n_answer, is_estimated=True)
         in_flight.used = add(in_flight.used, used)
-        if served := self._mask(answer.served):
+        if served := self.mask(answer.served):
             self.counted.served.setdefault(served)
         if answer.stop == "filter":
-            self.counted.counts[f"n_filtered ({self._mask(answer.reason)[:40]})"] += 1
+            self.counted.counts[f"n_filtered ({self.mask(answer.reason)[:40]})"] += 1
+        text = self.mask(answer.text)
+        if in_flight.heard is not None and in_flight.heard.is_asked_for:
+            in_flight.heard.finish(text)
         return Reply(
             in_flight.request.key,
             in_flight.prompt,
-            self._mask(answer.text),
+            text,
             tool_calls=tuple(map(self._call, answer.calls)),
             stop=answer.stop,
             n_prompt_tokens=used.n_prompt,
@@ -237,13 +305,18 @@ class Transport:
     def _call(self, call: ToolCall) -> ToolCall:
         """Return the call without the key: a service that repeats it may put it anywhere."""
         encoded = msgspec.json.encode(call.arguments).decode("utf-8", "replace")
-        if (masked := self._mask(encoded)) != encoded:
-            return ToolCall(self._mask(call.name), msgspec.json.decode(masked))
-        return ToolCall(self._mask(call.name), call.arguments)
+        if (masked := self.mask(encoded)) != encoded:
+            return ToolCall(self.mask(call.name), msgspec.json.decode(masked))
+        return ToolCall(self.mask(call.name), call.arguments)
 
     def _failed(self, in_flight: InFlightRequest, message: str) -> Reply:
-        error = EngineFailure(self._mask(message))
+        error = EngineFailure(self.mask(message))
         return failed_reply(in_flight.request, in_flight.prompt, error, n_tokens=0)
+
+
+def _is_begun(in_flight: InFlightRequest) -> bool:
+    """Return True if a part of the answer was heard: another attempt would begin again."""
+    return in_flight.heard is not None and bool(in_flight.heard.text)
 
 
 def add(a: Usage, b: Usage) -> Usage:

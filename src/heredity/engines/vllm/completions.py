@@ -7,16 +7,19 @@ Leaves to others: the prompt (engine.py) and the process of the server (server.p
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import httpx
 import truststore
 
 from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
+from heredity.engines._server_events import EventReader
 
+_OTHER_SHAPE = (ValueError, KeyError, IndexError, TypeError)
 _CONNECT_SECONDS, _SHORT_SECONDS = 10.0, 15.0
 # Of these vLLM takes other defaults from generation_config.json; a draw is by temperature and top_p alone.
 NEUTRAL = {
@@ -119,14 +122,73 @@ class Completions:
                 int(usage["prompt_tokens"]),
                 int(usage.get("completion_tokens") or 0),
             )
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise CompletionRefused(
-                f"an answer of another shape than vLLM's ({type(error).__name__})"
-            ) from None
+        except _OTHER_SHAPE as error:
+            raise _other_shape(error) from None
+
+    def stream(self, body: Mapping[str, object], hear: Callable[[str], bool]) -> VllmCompletion:
+        """Do the same as `go_on` and pass the text on as it comes.
+
+        hear: takes the next part, and returns False to end the answer, whose reason is then "length".
+        """
+        asked = {**NEUTRAL, **body, "stream": True, "stream_options": {"include_usage": True}}
+        growing, reader = _Growing(), EventReader()
+        try:
+            with self._client.stream("POST", f"{self._root}/v1/completions", json=asked) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refused(response)
+                for data in (each for part in response.iter_bytes() for each in reader.feed(part)):
+                    if data == b"[DONE]":
+                        return growing.completion()
+                    if not hear(growing.feed(data)):
+                        return growing.completion()._replace(why="length")
+        except (httpx.HTTPError, RuntimeError) as error:
+            raise CompletionLost(f"{type(error).__name__}: {error}") from None
+        raise CompletionLost("the stream ended without its end marker")
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+class _Growing:
+    """A completion that arrives in parts."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._why = "no reason"
+        self._n_prompt_tokens, self._n_tokens = 0, 0
+
+    def feed(self, data: bytes) -> str:
+        """Receive the data of an event; return the text that the answer grows by."""
+        try:
+            chunk = json.loads(data)
+            if error := chunk.get("error"):
+                raise CompletionRefused(f"vLLM ended the stream: {_short(str(error.get('message', error)))}")
+            if usage := chunk.get("usage"):
+                self._n_prompt_tokens = int(usage["prompt_tokens"])
+                self._n_tokens = int(usage.get("completion_tokens") or 0)
+            if not chunk["choices"]:
+                return ""
+            choice = chunk["choices"][0]
+            self._why = str(choice.get("finish_reason") or self._why)
+            self._texts.append(str(choice["text"]))
+            return self._texts[-1]
+        except (*_OTHER_SHAPE, AttributeError) as error:
+            raise _other_shape(error) from None
+
+    def completion(self) -> VllmCompletion:
+        """Return the completion so far; one that was ended early has about a token in each part."""
+        n_tokens = self._n_tokens or len(self._texts)
+        return VllmCompletion("".join(self._texts), self._why, self._n_prompt_tokens, n_tokens)
+
+
+def _other_shape(error: Exception) -> CompletionRefused:
+    return CompletionRefused(f"an answer of another shape than vLLM's ({type(error).__name__})")
+
+
+def _short(message: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in message).split())[:300]
 
 
 def _refused(response: httpx.Response) -> CompletionRefused:
@@ -137,7 +199,7 @@ def _refused(response: httpx.Response) -> CompletionRefused:
         message = str(error.get("message", error))
     except (ValueError, AttributeError):
         message = response.text
-    plain = " ".join("".join(c if c.isprintable() else " " for c in message).split())[:300]
+    plain = _short(message)
     if _TOO_LONG.search(plain):
         return CompletionRefused(f"context overflow: {plain}", ContextOverflow.code)
     return CompletionRefused(f"HTTP {response.status_code}: {plain}")

@@ -21,7 +21,7 @@ import secrets
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,8 +35,9 @@ from heredity.engines import NOT_VERIFIED, base_folder, failed_reply
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.folder import FolderChat, has_tokenizer
 from heredity.engines.chat.tool_calls import parse_tool_calls
+from heredity.engines.protocols import Listener
 from heredity.engines.vllm.adapter import server_options
-from heredity.engines.vllm.completions import CompletionLost, CompletionRefused, Completions
+from heredity.engines.vllm.completions import CompletionLost, CompletionRefused, Completions, VllmCompletion
 from heredity.engines.vllm.server import ServerProgram, free_port
 
 WHERE, KEY = "HEREDITY_VLLM", "VLLM_API_KEY"  # the second is vLLM's own
@@ -169,9 +170,22 @@ class VllmEngine:
         """Nothing is checked here: the server refuses each request with a schema that it cannot hold."""
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        return self._pool(self._answer).reply(requests)
+
+    @property
+    def width(self) -> int:
+        return WIDTH
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        def answer(request: Request) -> Reply:
+            return self._answer(request, listener)
+
+        return self._pool(answer).reply(requests)
+
+    def _pool(self, answer: Callable[[Request], Reply]) -> WorkerPool:
         if self._is_closed:
             raise EngineFailure("this engine is closed", code="engine-closed")
-        return WorkerPool(self._answer, WIDTH, _ANSWER_SECONDS, self.render).reply(requests)
+        return WorkerPool(answer, WIDTH, _ANSWER_SECONDS, self.render)
 
     def close(self) -> None:
         self._is_closed = True
@@ -202,11 +216,11 @@ class VllmEngine:
             body["stop"] = [self._chat.stop_text]
         return body
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request, listener: Listener | None = None) -> Reply:
         prompt = ""
         try:
             prompt = self.render(request)
-            answer = self._client.go_on(self.body(request, prompt))
+            answer = self._completion(request, self.body(request, prompt), listener)
         except EngineFailure as error:  # the template refuses these messages
             return failed_reply(request, prompt, error)
         except (CompletionRefused, CompletionLost) as error:
@@ -225,6 +239,20 @@ class VllmEngine:
             n_prompt_tokens=answer.n_prompt_tokens,
             n_tokens=answer.n_tokens,
         )
+
+    def _completion(
+        self, request: Request, body: dict[str, object], listener: Listener | None
+    ) -> VllmCompletion:
+        key = request.key
+        if listener is None or not listener.is_heard(key):
+            return self._client.go_on(body)
+
+        def hear(more: str) -> bool:
+            if more:
+                listener.hear(key, more)
+            return listener.is_wanted(key)
+
+        return self._client.stream(body, hear)
 
     def _why_down(self, is_lost: bool) -> EngineFailure | None:
         """Return the reason why no request can succeed; None while the server is healthy."""

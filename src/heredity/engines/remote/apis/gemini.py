@@ -26,7 +26,7 @@ from heredity.engines.remote.messages import (
     as_object,
     label_of,
     parse_arguments,
-    strip_prefill,
+    repeated_prefill,
     token_count,
 )
 
@@ -106,7 +106,7 @@ class Gemini:
             raise MalformedAnswer("a candidate has neither content nor an end")
         parts = as_object(content or {}, "content").get("parts") or []
         text, calls = _read(as_list(parts, "parts"))
-        text = strip_prefill(prefill, text, self._endpoint.prefill_option)
+        text = text.removeprefix(repeated_prefill(prefill, self._endpoint.prefill_option))
         return ApiAnswer(text, calls, _STOPS.get(reason, "end"), reason, usage, served)
 
 

@@ -34,10 +34,11 @@ from heredity.engines.remote.messages import (
     call_ids,
     label_of,
     parse_arguments,
+    repeated_prefill,
     schema,
-    strip_prefill,
     token_count,
 )
+from heredity.engines.remote.streaming import ChunkJoiner
 
 PREFILLS = ("continue_final_message", "trailing", "prefix")
 _STOPS: dict[str, Stop] = {"length": "length", "content_filter": "filter"}
@@ -52,7 +53,7 @@ def open_api(endpoint: Endpoint, key: str) -> ChatCompletions:
 class ChatCompletions:
     """An OpenAI-compatible service."""
 
-    holds_schemas = True
+    holds_schemas, end = True, b"[DONE]"
 
     def __init__(self, endpoint: Endpoint, key: str) -> None:
         self._endpoint, self._prefill = endpoint, endpoint.prefill_option
@@ -80,6 +81,12 @@ class ChatCompletions:
         if request.tools:
             body["tools"] = [{"type": "function", "function": schema(tool)} for tool in request.tools]
         return body | extra
+
+    def as_stream(self, body: JsonObject) -> JsonObject:
+        return {**body, "stream": True, "stream_options": {"include_usage": True}}
+
+    def open_stream(self, prefill: str) -> ChunkJoiner:
+        return ChunkJoiner(repeated_prefill(prefill, self._prefill))
 
     def _messages(self, request: Request, extra: JsonObject) -> list[JsonObject]:
         messages = [
@@ -109,7 +116,7 @@ class ChatCompletions:
         text = _text(message.get("content"))
         if not text and isinstance(refusal := message.get("refusal"), str):
             text = refusal
-        text = strip_prefill(prefill, text, self._prefill)
+        text = text.removeprefix(repeated_prefill(prefill, self._prefill))
         reason = label_of(choice.get("finish_reason"))
         served = label_of(answer.get("model"), answer.get("system_fingerprint"))
         stop, usage = _STOPS.get(reason, "end"), _usage(answer.get("usage"))
