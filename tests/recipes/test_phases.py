@@ -68,6 +68,15 @@ def test_an_int8_parent_is_converted_by_the_watch_of_its_store(tmp_path: Path) -
     assert counted(seen) and "converting" in phases(seen)
 
 
+def test_a_model_without_files_has_none_to_check(tmp_path: Path) -> None:
+    store, seen = Store(tmp_path / "store"), list[Progress]()
+    kept = store.keep(store.get("remote:openai:tiny@http://127.0.0.1:9/v1"))
+    with store.report.to(seen.append):
+        assert store.verify(kept.record) == []
+        store.ready(store.get(kept.record.name))
+    assert not seen
+
+
 def test_files_are_checked_under_the_name_of_their_model(tmp_path: Path) -> None:
     store, seen = Store(tmp_path / "store"), list[Progress]()
     parent = store.pull(str(make_model(tmp_path / "one", "llama")))

@@ -122,8 +122,11 @@ def check_file(folder: Path, file: FileHash) -> str | None:
 
 
 def problems(folder: Path, model: Model, watch: Watch | None = None) -> list[str]:
-    """Hash every file; one line for each that is missing, changed or not recorded."""
-    with phase(watch, "checking files", model.name, len(model.files)) as meter:
+    """Hash every file; one line for each that is missing, changed or not recorded.
+
+    watch: gets the phase "checking files", unless the model has none, as one behind an API.
+    """
+    with phase(watch if model.files else None, "checking files", model.name, len(model.files)) as meter:
         checked = meter.each(model.files, lambda file: check_file(folder, file))
         found = [problem for problem in checked if problem]
     known = {file.path for file in model.files}
