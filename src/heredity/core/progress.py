@@ -27,12 +27,16 @@ Unit = Literal["trials", "answers", "tokens", "bytes", "tensors", "rows", "steps
 
 
 class ModelProgress(NamedTuple):
-    """The trials of one model of a study with several workers. `n_failed` are errors of this run."""
+    """The trials of one model of a study with several workers.
+
+    n_failed: errors of this run. n_loading: workers that load the model now.
+    """
 
     name: str
     n_done: int
     n_leased: int
     n_failed: int
+    n_loading: int = 0
 
 
 class Progress(NamedTuple):
@@ -49,6 +53,7 @@ class Progress(NamedTuple):
     unit: Unit = "trials"
     loss: float | None = None  # of a training's last step
     n_workers: int = 0  # 0: this process does the work
+    n_starting: int = 0  # of these workers, those that have not reported yet
     models: tuple[ModelProgress, ...] = ()  # with workers: by model
     phase: str = ""  # of the step "prepare": "loading", "measuring widths"; "" once it is over
 
@@ -70,7 +75,7 @@ class Meter:
         self._n_done = self._n_errors = self._n_cached = 0
         self._last = 0.0
         self._recent: deque[tuple[float, int]] = deque()
-        self._n_workers, self._models = 0, tuple[ModelProgress, ...]()
+        self._n_workers, self._n_starting, self._models = 0, 0, tuple[ModelProgress, ...]()
 
     def had(self, is_error: bool = False, is_cached: bool = False) -> None:
         """Count one that an earlier run did."""
@@ -104,11 +109,20 @@ class Meter:
             yield work(item)
             self.tick()
 
-    def workers(self, n: int, models: tuple[ModelProgress, ...]) -> None:
-        """Note how many workers there are, and the state of the models."""
-        self._n_workers, self._models = n, models
-        if self._watch is not None and time.monotonic() - self._last >= EVERY_SECONDS:
+    def workers(self, n: int, models: tuple[ModelProgress, ...], n_starting: int = 0) -> None:
+        """Note how many workers there are, how many of them start, and the state of the models.
+
+        A change of what they start or load is reported at once.
+        """
+        before = self._doing
+        self._n_workers, self._models, self._n_starting = n, models, n_starting
+        is_news = before != self._doing or time.monotonic() - self._last >= EVERY_SECONDS
+        if self._watch is not None and is_news:
             self._report(time.monotonic())
+
+    @property
+    def _doing(self) -> tuple[int, ...]:
+        return (self._n_starting, *(model.n_loading for model in self._models))
 
     def spare(self, n: int) -> None:
         """Take `n` off the total: they are not needed."""
@@ -142,6 +156,7 @@ class Meter:
                 left,
                 self._unit,
                 n_workers=self._n_workers,
+                n_starting=self._n_starting,
                 models=self._models,
                 phase=self._phase,
             )

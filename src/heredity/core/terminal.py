@@ -402,6 +402,7 @@ def trial_words(progress: Progress) -> str:
         parts.append(f"{progress.n_cached:,} cached")
     if progress.n_errors:
         parts.append(f"{progress.n_errors:,} error{'s' if progress.n_errors > 1 else ''}")
+    parts += [f"{progress.n_starting:,} starting"] if progress.n_starting else []
     parts += [_model_words(model) for model in progress.models[:_MOST_MODELS]]
     if len(progress.models) > _MOST_MODELS:
         parts.append(f"and {len(progress.models) - _MOST_MODELS} models")
@@ -427,9 +428,10 @@ def _pace(progress: Progress) -> list[str]:
 
 
 def _model_words(model: ModelProgress) -> str:
-    """`careful 120 done, 64 leased, 2 failed`."""
+    """`careful 120 done, 64 leased, 1 loading, 2 failed`."""
+    loading = f", {model.n_loading:,} loading" if model.n_loading else ""
     failed = f", {model.n_failed:,} failed" if model.n_failed else ""
-    return f"{shorten(model.name, 24)} {model.n_done:,} done, {model.n_leased:,} leased{failed}"
+    return f"{shorten(model.name, 24)} {model.n_done:,} done, {model.n_leased:,} leased{loading}{failed}"
 
 
 def _training_words(progress: Progress) -> str:

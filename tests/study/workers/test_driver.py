@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -10,7 +11,9 @@ import msgspec
 import pytest
 
 from heredity.core.errors import Damaged, NotComparable
+from heredity.core.progress import Progress
 from heredity.core.records import FileHash
+from heredity.core.terminal import trial_words
 from heredity.core.version import __version__
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import Store
@@ -87,6 +90,32 @@ def test_workers_that_compute_differently_are_not_mixed(
     monkeypatch.setattr(worker, "load_engine", lambda grown, store: Differing(grown))
     with raises(NotComparable, "numerics-differ", ["scripted:mixed", "numerics 0", "numerics 1"]):
         study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(workers=2)
+
+
+def test_it_is_shown_that_workers_start_and_which_model_they_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model is loaded once its loading is shown, so that the study ends only if it is."""
+    seen, is_shown = list[Progress](), threading.Event()
+
+    def watch(progress: Progress) -> None:
+        seen.append(progress)
+        if any(model.n_loading for model in progress.models):
+            is_shown.set()
+
+    def load(grown: Grown, store: Store) -> ScriptedEngine:
+        assert is_shown.wait(30)
+        return ScriptedEngine("mixed")
+
+    monkeypatch.setattr(worker, "load_engine", load)
+    study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(
+        watch, workers=2
+    )
+    asked = [each for each in seen if each.step == "ask" and each.n_workers]
+    assert (asked[0].n_workers, asked[0].n_starting) == (2, 2) and "2 starting" in trial_words(asked[0])
+    loading = next(each for each in asked if each.models and each.models[0].n_loading)
+    assert f"{loading.models[0].n_loading} loading" in trial_words(loading)
+    assert not asked[-1].n_starting and not asked[-1].models[0].n_loading
 
 
 def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

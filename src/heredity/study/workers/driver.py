@@ -416,15 +416,21 @@ class Driver:
     # --- progress ---
 
     def _show(self) -> None:
-        plan = self._grid.plan
+        plan, states = self._grid.plan, self._workers.values()
+        loading = Counter(state.loading for state in states)
         models = tuple(
             ModelProgress(
-                model.name, plan.n_per_model - self._book.left(m), self._book.leased(m), self._n_failed[m]
+                model.name,
+                plan.n_per_model - self._book.left(m),
+                self._book.leased(m),
+                self._n_failed[m],
+                loading[m],
             )
             for m, model in enumerate(plan.models)
             if self._book.left(m) or m in self._numerics
         )
-        self._recorder.meter.workers(len(self._workers), models)
+        n_starting = sum(not state.has_greeted for state in states)
+        self._recorder.meter.workers(len(states), models, n_starting)
 
 
 def _machine_of(recorder: FolderRecorder, earlier: EarlierRuns) -> str:
