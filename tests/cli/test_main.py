@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -58,10 +59,20 @@ def test_help_of_a_verb_has_an_example_and_loads_no_torch(verb: str) -> None:
     assert example.strip().startswith(f"heredity {verb}")
 
 
+@pytest.mark.slow
 def test_a_question_loads_no_judge_unless_a_guard_needs_one() -> None:
     modules = loaded("from heredity.cli import main\nassert main(['ask', 'scripted:helpful', 'hello']) == 0")
     assert "heredity.engines.scripted" in modules
     assert not {name for name in modules if name.startswith(("heredity.redteam.judges", "heredity.stats"))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["export", "--help"], ["export", "nowhere", "out", "--to", "gguf"]])
+def test_export_loads_no_torch_before_it_has_a_model(arguments: list[str], tmp_path: Path) -> None:
+    store = f"import os\nos.environ['HEREDITY_STORE'] = {str(tmp_path)!r}\n"
+    modules = loaded(f"{store}from heredity.cli import main\nmain({arguments!r})")
+    assert "heredity.cli.export" in modules
+    assert not modules & {"torch", "transformers", "numpy", "heredity.deploy.export"}
 
 
 def test_the_verbs_in_the_help_are_the_files_on_disk() -> None:

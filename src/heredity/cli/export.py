@@ -36,10 +36,11 @@ def command(model: str, folder: Path, form: str, dtype: str | None, study: Path 
     from heredity.core.sanitize import plain
 
     store = open_store()
+    grown = store.get(model)  # an unknown name is refused before torch is loaded
     with shown_start():
         from heredity.deploy import export
     with shown_work(store, "exporting"):
-        done = export.export(store, store.get(model), form, folder, study, dtype=dtype or "")
+        done = export.export(store, grown, form, folder, study, dtype=dtype or "")
     for parity in done.parities:
         result = parity.left_out or (
             f"agrees within {parity.largest:.2g} nats over {parity.n} tokens ({parity.tolerance:g} allowed)"
