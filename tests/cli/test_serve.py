@@ -20,7 +20,8 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from heredity.cli import main, serve
+from heredity.cli import _listening, main
+from heredity.core import registry
 from tests.support.cli import DESK
 from tests.support.errors import check_refused, run_here
 
@@ -152,7 +153,7 @@ def test_who_leaves_in_the_middle_is_no_fault(tmp_path: Path) -> None:
 
 def test_an_answer_is_sent_at_once() -> None:
     """asyncio turns Nagle's wait off for sockets that are TCP's by name: else each answer waits 40 ms."""
-    with serve._bound("127.0.0.1", 0) as bound:
+    with _listening.bound("127.0.0.1", 0) as bound:
         assert bound.proto == socket.IPPROTO_TCP
 
 
@@ -188,3 +189,11 @@ def test_a_port_that_is_taken_is_said() -> None:
         port = taken.getsockname()[1]
         done = run_here("serve", "scripted:helpful", "--port", str(port))
     check_refused(done, "bad-usage", [port, "--port"], after_progress=True)
+
+
+def test_the_verbs_that_listen_share_their_options() -> None:
+    declared = []
+    for verb in ("serve", "view"):
+        options = {each.name: each for each in registry.load("cli", verb).command.params}
+        declared.append([(options[name].opts, options[name].help) for name in ("host", "port")])
+    assert declared[0] == declared[1]

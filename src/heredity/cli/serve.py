@@ -7,13 +7,23 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, Option, PathArgument, Verb, _remote, device_option, open_store, shown_work
+from heredity.cli import (
+    Name,
+    Option,
+    PathArgument,
+    Verb,
+    _listening,
+    _remote,
+    device_option,
+    open_store,
+    shown_work,
+)
+from heredity.cli._listening import LOOPBACK
 
 if TYPE_CHECKING:
     import socket
@@ -31,8 +41,6 @@ if TYPE_CHECKING:
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
     from heredity.redteam.guard_readers import JudgeReaders
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @click.command(
@@ -56,14 +64,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
     is_flag=True,
     help="Ignore sampling settings that are held or not supported, instead of refusing them.",
 )
-@click.option("--host", type=Name(), default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port; 0 chooses a free one.",
-)
+@_listening.address_options(8000)
 @click.option(
     "--api-key-env", "key_names", type=Name(), multiple=True, metavar="NAME",
     help="Environment variable with a key; callers must send one of the keys.",
@@ -118,12 +119,12 @@ def command(
     from heredity.core.errors import UsageError
     from heredity.core.terminal import note
 
-    _check_installed()
+    _listening.check_installed("The server needs")
     from heredity.deploy.serve.adapters import ServingRules
     from heredity.deploy.serve.app import ServerSettings
 
     settings = ServerSettings(
-        keys=_keys(key_names), is_local=host in _LOOPBACK, largest=max_body << 20, per_minute=per_minute or 0,
+        keys=_keys(key_names), is_local=host in LOOPBACK, largest=max_body << 20, per_minute=per_minute or 0,
         origins=tuple(map(_origin, origins)), has_metrics=metrics, log=click.echo if access_log else None,
     )  # fmt: skip
     if not settings.is_local and not settings.keys:
@@ -131,7 +132,7 @@ def command(
             f"At {host} any machine could connect. Require a key from callers: --api-key-env NAME."
         )
     with ExitStack() as stack:
-        listening = stack.enter_context(_bound(host, port))  # first: to load takes longer
+        listening = stack.enter_context(_listening.bound(host, port))  # first: to load takes longer
         store = open_store()
         with shown_work(store, "starting"):
             layers, readers = _layers(stack, store, applications, key_env)
@@ -142,14 +143,6 @@ def command(
             settings = replace(settings, request_log=_opened(stack, request_log, request_log_size))
         _listen(found, listening, host, settings)
     note("closed")
-
-
-def _check_installed() -> None:
-    from heredity.core.errors import Unavailable
-
-    for name in ("starlette", "uvicorn"):
-        if find_spec(name) is None:
-            raise Unavailable(f"The server needs {name}. Install it: pip install 'heredity[serve]'")
 
 
 def _opened(stack: ExitStack, path: Path, size: int) -> RequestLog:
@@ -301,25 +294,6 @@ def _refuse_unservable(path: Path, layer: Application) -> None:
 
     if layer.rendering in ("theirs", "recorded"):
         raise UsageError(f'{path}: rendering "{layer.rendering}" belongs to a target that cannot be served.')
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound to the address but does not listen yet."""
-    import socket
-
-    from heredity.core.errors import UsageError
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # TCP by name: otherwise asyncio does not set TCP_NODELAY, and answers wait for full packets.
-    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-    except OSError as error:
-        found.close()
-        message = f"Cannot listen at {host}:{port}: {error.strerror}. Choose another --port."
-        raise UsageError(message) from None
-    return found
 
 
 def _listen(found: _Loaded, listening: socket.socket, host: str, settings: ServerSettings) -> None:

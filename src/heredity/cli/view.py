@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb
+from heredity.cli import Name, PathArgument, Verb, _listening
 
 if TYPE_CHECKING:
     import socket
@@ -17,19 +16,10 @@ if TYPE_CHECKING:
     from heredity.view.places import StudyPlace
     from heredity.view.site import Site
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 @click.command("view", cls=Verb, example="heredity view runs")
 @click.argument("place", metavar="[DIR]", type=PathArgument(), required=False)
-@click.option("--host", type=Name(), default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8010,
-    show_default=True,
-    help="Port; 0 chooses a free one.",
-)
+@_listening.address_options(8010)
 @click.option(
     "--token-env", type=Name(), metavar="NAME",
     help="Environment variable with the token of readers.  [default: a new one, where --host is not local]",
@@ -57,9 +47,9 @@ def command(
     if export is not None:
         _export(StudyPlace(root), export)
         return
-    _check_installed()
+    _listening.check_installed("The pages need")
     token = _token(host, token_env)
-    listening = _bound(host, port)
+    listening = _listening.bound(host, port)
     _serve(Site(StudyPlace(root)), listening, host, token, opens)
 
 
@@ -75,14 +65,6 @@ def _export(place: StudyPlace, out: Path) -> None:
     write(plain(str(found.page)))
 
 
-def _check_installed() -> None:
-    from heredity.core.errors import Unavailable
-
-    for name in ("starlette", "uvicorn"):
-        if find_spec(name) is None:
-            raise Unavailable(f"The pages need {name}. Install it: pip install 'heredity[serve]'")
-
-
 def _token(host: str, name: str | None) -> str:
     """The token that readers send; "" for none, on a loopback address. Raises UsageError."""
     import os
@@ -91,28 +73,11 @@ def _token(host: str, name: str | None) -> str:
     from heredity.core.errors import UsageError
 
     if name is None:
-        return "" if host in _LOOPBACK else secrets.token_urlsafe(24)
+        return "" if host in _listening.LOOPBACK else secrets.token_urlsafe(24)
     token = os.environ.get(name, "")
     if not (token.isascii() and token.isprintable() and token == token.strip() and token):
         raise UsageError(f"The environment variable {name} holds no token of printable ASCII.")
     return token
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound to the address but does not listen yet."""
-    import socket
-
-    from heredity.core.errors import UsageError
-
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-    except OSError as error:
-        found.close()
-        message = f"Cannot listen at {host}:{port}: {error.strerror}. Choose another --port."
-        raise UsageError(message) from None
-    return found
 
 
 def _serve(site: Site, listening: socket.socket, host: str, token: str, opens: bool) -> None:
@@ -133,7 +98,7 @@ def _serve(site: Site, listening: socket.socket, host: str, token: str, opens: b
         listening.listen()  # the browser waits until the server answers
         webbrowser.open(address)
     # Streams of events end when the server does; without that it would wait for them.
-    settings = ViewSettings(token, host in _LOOPBACK, is_closing=lambda: server.should_exit)
+    settings = ViewSettings(token, host in _listening.LOOPBACK, is_closing=lambda: server.should_exit)
     config = uvicorn.Config(
         app(site, settings), log_level="warning", access_log=False, server_header=False, ws="none",
         timeout_graceful_shutdown=3,

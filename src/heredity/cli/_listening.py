@@ -1,0 +1,61 @@
+"""The address that `heredity serve` and `heredity view` listen at: its options, and a socket bound to it.
+
+Promises: an address that is taken is refused before anything is loaded.
+Leaves to others: the pages and answers (view/, deploy/serve/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from heredity.cli import Name
+
+if TYPE_CHECKING:
+    import socket
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_Command = TypeVar("_Command", bound="Callable[..., object]")
+
+
+def address_options(port: int) -> Callable[[_Command], _Command]:
+    """Add --host and --port. port: the default."""
+    host_option = click.option(
+        "--host", type=Name(), default=LOOPBACK[0], show_default=True, help="Address to listen on."
+    )
+    port_option = click.option(
+        "--port", type=click.IntRange(0, 65535), default=port, show_default=True,
+        help="Port; 0 chooses a free one.",
+    )  # fmt: skip
+    return lambda command: host_option(port_option(command))
+
+
+def check_installed(reason: str) -> None:
+    """Raise Unavailable if a package of a server is missing. reason: begins the message."""
+    from heredity.core.errors import Unavailable
+
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise Unavailable(f"{reason} {name}. Install it: pip install 'heredity[serve]'")
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound to the address but does not listen yet. Raises UsageError."""
+    import socket
+
+    from heredity.core.errors import UsageError
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # TCP by name: otherwise asyncio does not set TCP_NODELAY, and answers wait for full packets.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        message = f"Cannot listen at {host}:{port}: {error.strerror}. Choose another --port."
+        raise UsageError(message) from None
+    return found
