@@ -16,9 +16,9 @@ from heredity.core.row_codes import OUT_OF_SCOPE
 from heredity.study.outcomes import in_scope
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS
-from heredity.view import queries
 from heredity.view.index import _WORDS, RowIndex, index_path
 from heredity.view.queries import Filters, cells, listed, neighbours
+from heredity.view.search import WORDS
 from tests.support import small_study
 from tests.view.conftest import opened, written
 
@@ -168,7 +168,7 @@ def test_a_search_cuts_every_letter_out_of_words_that_the_index_cuts() -> None:
     with closing(sqlite3.connect(":memory:")) as rows:
         rows.execute(_WORDS)
         for start in range(0, len(every), 5000):
-            words = queries._WORDS.findall(" ".join(every[start : start + 5000]))
+            words = WORDS.findall(" ".join(every[start : start + 5000]))
             found = " ".join(f'"{word}"' for word in dict.fromkeys(words))
             rows.execute("SELECT rowid FROM words WHERE words MATCH ?", (found,)).fetchall()
 

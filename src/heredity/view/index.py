@@ -33,12 +33,13 @@ from heredity.core.sanitize import label
 from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS, is_of_its_trial
+from heredity.study.turns import PromptTurn, new_parts, turns
 
 LONGEST = 64 << 20  # bytes of a row; no answer is that long, and a hostile file may have no line break
 _SEARCHED = 20_000  # characters of a trial that a search finds
 _CHUNK = 500  # rows of one transaction
 _TAIL = 64  # bytes before the place that reading came to, by which an edited file is known
-_VERSION = "3"  # of the tables below; another one is made again
+_VERSION = "4"  # of the tables below; another one is made again
 _MOST_PROBLEMS = 200  # that are kept with their message; more are counted
 
 UNJUDGED = "unjudged"  # answered, and not judged yet; a trial without an answer has no row
@@ -55,7 +56,7 @@ CREATE TABLE trials (
   unsure INTEGER DEFAULT 0, split INTEGER DEFAULT 0, state TEXT);
 CREATE INDEX by_cell ON trials (m, t, twin, state, a);
 CREATE INDEX by_state ON trials (state);
-CREATE TABLE texts (idx INTEGER PRIMARY KEY, said TEXT, why TEXT DEFAULT '');
+CREATE TABLE texts (idx INTEGER PRIMARY KEY, said TEXT, asked TEXT, why TEXT DEFAULT '');
 CREATE TABLE problems (file TEXT, line INTEGER, code TEXT, message TEXT);
 CREATE TABLE seen (at REAL, n INTEGER);
 """
@@ -76,11 +77,10 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (idx) DO UPDATE SET v_off = excluded.v_off, v_len = excluded.v_len, v_digest = excluded.v_digest,
 v_state = excluded.v_state, unsure = excluded.unsure, split = excluded.split,
 state = CASE WHEN r_digest IS excluded.v_digest THEN excluded.v_state ELSE r_state END"""
-_SAID, _WHY = (
-    f"INSERT INTO texts (idx, {column}) VALUES (?, ?) "
-    f"ON CONFLICT (idx) DO UPDATE SET {column} = excluded.{column}"
-    for column in ("said", "why")
-)
+_SAID = """
+INSERT INTO texts (idx, said, asked) VALUES (?, ?, ?)
+ON CONFLICT (idx) DO UPDATE SET said = excluded.said, asked = excluded.asked"""
+_WHY = "INSERT INTO texts (idx, why) VALUES (?, ?) ON CONFLICT (idx) DO UPDATE SET why = excluded.why"
 
 Row = TypeVar("Row", Response, Verdict)
 
@@ -284,8 +284,9 @@ class RowIndex:
             state = _failure(row) if row.error is not None else UNJUDGED
             where = (line.offset, len(line.data), digest_response(row), state)
             trials.append((*self._place(row.index), *where))
-            texts.append((row.index, _brief(row)))
-            words.append((row.index, _searched(row)))
+            asked = [turns(part[: 5 * _SEARCHED]) for part in new_parts(row.exchanges)]
+            texts.append((row.index, _brief(row), _question(asked)))
+            words.append((row.index, _searched(row, asked)))
         rows.executemany(_RESPONSE, trials)
         rows.executemany(_SAID, texts)
         rows.executemany("INSERT INTO words (rowid, said) VALUES (?, ?)", words)
@@ -390,15 +391,27 @@ def _brief(row: Response) -> str:
     return label(last.text.strip() or calls, 240)
 
 
-def _searched(row: Response) -> str:
-    """The text that a search looks in: the answers, the calls, the probe's name and the error."""
-    parts = [row.probe, row.error or ""]
+def _question(asked: list[list[PromptTurn]]) -> str:
+    """The start of the first question, on one line. Few-shot turns can come before it."""
+    first = asked[0] if asked else []
+    return label(next((turn.text for turn in reversed(first) if turn.role == "user"), ""), 240)
+
+
+def _searched(row: Response, asked: list[list[PromptTurn]]) -> str:
+    """The text that a search looks in: the answers, the calls, and what was asked."""
+    parts = []
     for exchange in row.exchanges:
         calls = (
             f"{call.name} {msgspec.json.encode(call.arguments).decode()}" for call in exchange.tool_calls
         )
         parts += [exchange.text, *calls]
+    parts += (turn.text for part in asked for turn in part if is_searched(turn.role))
     return "\n".join(parts)[:_SEARCHED]
+
+
+def is_searched(role: str) -> bool:
+    """Whether a search looks in turns of this role: not in the application's own text."""
+    return role not in ("system", "developer", "tools")
 
 
 def index_path(folder: Path, root: Path | None = None) -> Path:

@@ -10,7 +10,6 @@ Leaves to others: the index (index.py), two models on the same trials (pairs.py)
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -20,19 +19,21 @@ from heredity.core.sanitize import label
 from heredity.study.plan import Trial
 from heredity.view.index import IN_PLAN
 from heredity.view.places import OpenStudy
+from heredity.view.search import Search
 
 PAGE = 50  # trials of one page
 STATES = ("broke", "held", "refused", "answered", "unclear", "error", "skipped", "unjudged")
 KINDS = ("breach", "benign")
 DOUBTS = ("unsure", "split")
-# As SQLite divides a text into words; these vowel signs became letters after its version of Unicode.
-_WORDS = re.compile(r"[^\W_\u19b0-\u19c0\u19c8\u19c9\u1cf2\u1cf3]+")
 # The trials that a search finds, once for all parts of a statement; not evaluated where none names them.
 _HITS = "WITH hits AS MATERIALIZED (SELECT rowid FROM words WHERE words MATCH :words)"
 
 
 class Filters(NamedTuple):
-    """Which trials; None and "" mean any. Models, techniques and attacks by their place in the plan."""
+    """Which trials; None and "" mean any. Models, techniques and attacks by their place in the plan.
+
+    probe: a part of its name. text: words that were asked or answered.
+    """
 
     model: int | None = None
     technique: int | None = None
@@ -41,6 +42,8 @@ class Filters(NamedTuple):
     kind: str = ""  # "breach": the probes; "benign": their twins
     doubt: str = ""  # "unsure": the judge was; "split": the members of a panel disagree
     text: str = ""
+    probe: str = ""
+    probes: tuple[int, ...] = ()  # those that have `probe` in their names, by place
 
     def where(self) -> tuple[str, dict[str, object]]:
         """The condition in SQL, in a statement that starts with _HITS, and the values of both."""
@@ -55,11 +58,12 @@ class Filters(NamedTuple):
         parts = [IN_PLAN, *(f"{name} = :{name}" for name in values)]
         if self.doubt:
             parts.append("unsure" if self.doubt == "unsure" else "split")
-        words = _WORDS.findall(self.text)
-        if words:
+        if self.probe:
+            parts.append(f"p IN ({','.join(map(str, self.probes))})")
+        search = Search(self.text)
+        if search:
             parts.append("idx IN hits")
-        # The last word may go on: a search while it is typed finds what begins with it.
-        return " AND ".join(parts), values | {"words": " ".join(f'"{word}"' for word in words) + "*"}
+        return " AND ".join(parts), values | {"words": search.match}
 
     def query(self, study: OpenStudy) -> dict[str, str]:
         """The same as the query of an address."""
@@ -67,13 +71,15 @@ class Filters(NamedTuple):
             "model": "" if self.model is None else study.names[self.model],
             "technique": "" if self.technique is None else study.techniques[self.technique],
             "attack": "" if self.attack is None else study.plan.attacks[self.attack],
-            "outcome": self.state, "kind": self.kind, "doubt": self.doubt, "q": self.text,
+            "outcome": self.state, "kind": self.kind, "doubt": self.doubt, "probe": self.probe,
+            "q": self.text,
         }  # fmt: skip
         return {key: value for key, value in found.items() if value}
 
 
 def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
     """The filters of an address. Raises UnknownName for a model, technique or outcome that it lacks."""
+    probe = query.get("probe", "")[:200].strip()
     return Filters(
         model=_place("model", query.get("model", ""), study.names),
         technique=_place("technique", query.get("technique", ""), study.techniques),
@@ -82,6 +88,8 @@ def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
         kind=_one("kind", query.get("kind", ""), KINDS),
         doubt=_one("doubt", query.get("doubt", ""), DOUBTS),
         text=query.get("q", "")[:200].strip(),
+        probe=probe,
+        probes=tuple(p for p, each in enumerate(study.plan.probes) if probe in each.id) if probe else (),
     )
 
 
@@ -144,14 +152,18 @@ def cells(study: OpenStudy) -> dict[tuple[int, int, bool], CellCounts]:
 # --- lists ----------------------------------------------------------------------------------------
 
 
+_Listed = tuple[int, str | None, str | None, str | None, str | None]  # idx, state, said, why, asked
+
+
 class ListedRow(NamedTuple):
-    """One trial of a list."""
+    """One trial of a list, with the first words of its question and of its answer."""
 
     trial: Trial
     model: str
     state: str
     said: str
     why: str
+    asked: str
 
 
 class ListedTrials(NamedTuple):
@@ -168,14 +180,14 @@ def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | No
 
     Raises UsageError for a search without words.
     """
-    if filters.text and not _WORDS.search(filters.text):
+    if filters.text and not Search(filters.text):
         raise UsageError("Search for a word: letters or digits.", code="search-without-words")
     where, values = filters.where()
     with study.index.reading() as rows:
         bound, order = (">", "ASC") if before is None else ("<", "DESC")
         every = rows.execute(
             f"{_HITS} SELECT n, page.* FROM (SELECT count(*) AS n FROM trials WHERE {where}) LEFT JOIN ("
-            f"SELECT idx, state, said, why FROM trials LEFT JOIN texts USING (idx) "
+            f"SELECT idx, state, said, why, asked FROM trials LEFT JOIN texts USING (idx) "
             f"WHERE {where} AND idx {bound} :edge ORDER BY idx {order} LIMIT :most) AS page "
             f"ON true ORDER BY idx {order}",
             values | {"edge": after if before is None else before, "most": PAGE + 1},
@@ -192,10 +204,12 @@ def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | No
     return ListedTrials(made, n, first if has_before else None, last if has_after else None)
 
 
-def _rows(study: OpenStudy, found: list[tuple[int, str, str | None, str | None]]) -> Iterator[ListedRow]:
-    for index, state, said, why in found:
+def _rows(study: OpenStudy, found: list[_Listed]) -> Iterator[ListedRow]:
+    for index, state, said, why, asked in found:
         trial = study.grid.trial(index)
-        yield ListedRow(trial, study.names[study.places[trial.model.id]], state, said or "", why or "")
+        first = asked or label(next(iter(trial.probe.turns), ""), 240)  # without an answer, the probe's
+        name = study.names[study.places[trial.model.id]]
+        yield ListedRow(trial, name, state or "queued", said or "", why or "", first)
 
 
 def rows_of(study: OpenStudy, indices: list[int]) -> dict[int, ListedRow]:
@@ -203,11 +217,12 @@ def rows_of(study: OpenStudy, indices: list[int]) -> dict[int, ListedRow]:
     marks = ",".join("?" * len(indices))
     with study.index.reading() as rows:
         wanted = (
-            f"SELECT idx, state, said, why FROM trials LEFT JOIN texts USING (idx) WHERE idx IN ({marks})"
+            "SELECT idx, state, said, why, asked FROM trials LEFT JOIN texts USING (idx) "
+            f"WHERE idx IN ({marks})"
         )
-        found = {row[0]: row for row in rows.execute(wanted, indices)}
-    every = [found.get(index, (index, "queued", "", "")) for index in indices]
-    return {row.trial.index: row for row in _rows(study, [(i, s or "queued", a, w) for i, s, a, w in every])}
+        found: dict[int, _Listed] = {row[0]: row for row in rows.execute(wanted, indices)}
+    every = [found.get(index, (index, None, None, None, None)) for index in indices]
+    return {row.trial.index: row for row in _rows(study, every)}
 
 
 class Neighbours(NamedTuple):

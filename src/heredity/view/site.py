@@ -28,6 +28,7 @@ from heredity.core.version import __version__
 from heredity.study import templates, wording
 from heredity.study.turns import role_word
 from heredity.view import figures
+from heredity.view.index import is_searched
 from heredity.view.pages.protocols import Page
 from heredity.view.places import OpenStudy, StudyPlace
 
@@ -133,6 +134,7 @@ class Site:
             "duration": figures.duration,
             "interval": wording.interval,
             "interval_bar": figures.interval_bar,
+            "is_searched": is_searched,
             "link": self.link,
             "percent": wording.percent,
             "plural": wording.plural,

@@ -70,6 +70,14 @@ class Transcript(NamedTuple):
     verdict: Verdict | None
     steps: tuple[Step, ...]
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether evidence is marked in an answer or at a call."""
+        return any(
+            any(piece.kind == "found" for piece in step.said.pieces) or any(c.is_marked for c in step.calls)
+            for step in self.steps
+        )
+
 
 def read(study: OpenStudy, index: int) -> Transcript | None:
     """The conversation of a trial; None before it has an answer.

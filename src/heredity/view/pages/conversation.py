@@ -7,6 +7,7 @@ from typing import NamedTuple
 from heredity.study.labels import drawn_answers
 from heredity.view.pages.conversations import number
 from heredity.view.queries import neighbours, read_filters, rows_of
+from heredity.view.search import Search
 from heredity.view.site import Asked, Site
 from heredity.view.transcript import prompts, read
 
@@ -38,5 +39,6 @@ def render(site: Site, asked: Asked) -> str:
         others=[OtherModel(o, i, rows[i].state) for o, i in indices.items() if i in rows],
         beside=neighbours(study, filters, index), query=filters.query(study),
         raw=prompts(study, found.response) if is_raw and found is not None else None,
-        place=index % n, is_drawn=any(row.index == index for row in drawn_answers(study.folder)),
+        search=Search(filters.text), place=index % n,
+        is_drawn=any(row.index == index for row in drawn_answers(study.folder)),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from heredity.core.errors import UsageError
 from heredity.core.sanitize import label
 from heredity.view.queries import DOUBTS, KINDS, STATES, listed, read_filters
+from heredity.view.search import Search
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/s/{study}/conversations", "", "2 Conversations"
@@ -19,7 +20,7 @@ def render(site: Site, asked: Asked) -> str:
     return site.html(
         "conversations.html.jinja", asked, study,
         listed=found, filters=filters, query=filters.query(study), path=asked.path,
-        states=STATES, kinds=KINDS, doubts=DOUBTS,
+        search=Search(filters.text), states=STATES, kinds=KINDS, doubts=DOUBTS,
     )  # fmt: skip
 
 
