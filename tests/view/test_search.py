@@ -90,3 +90,16 @@ def test_a_list_is_filtered_by_a_part_of_a_probes_name(tmp_path: Path) -> None:
     filters = read_filters(study, {"probe": "harm/one~", "q": "reply 4"})
     assert filters.query(study) == {"probe": "harm/one~", "q": "reply 4"}
     assert [row.trial.index for row in listed(study, filters).rows] == [4]
+
+
+def test_a_line_of_the_list_has_the_question_and_the_answer(tmp_path: Path) -> None:
+    place = place_with(tmp_path)
+    page = Site(place).render(f"/s/{place.studies()[0].key}/conversations", {"q": "refund"})
+    assert page.count(f"asked</span> Who may &lt;{HIT.format('refund')}&gt; it?") == 24
+    assert page.count("answered</span> reply") == 24
+
+
+def test_a_line_without_an_answer_has_the_question_of_its_probe(tmp_path: Path) -> None:
+    place = place_with(tmp_path, prompt="")
+    page = Site(place).render(f"/s/{place.studies()[0].key}/conversations")
+    assert page.count("asked</span> Say it.") == 8 and page.count("asked</span> Fold it.") == 8
