@@ -286,6 +286,15 @@ def test_labels_correct_a_rate_that_checks_decided(tmp_path: Path) -> None:
         assert rate.by_labels.value == pytest.approx(0.5, abs=0.06)
 
 
+def test_a_rate_over_all_attempts_has_the_number_of_its_labels(tmp_path: Path) -> None:
+    n = len(label(judged(tmp_path, DECLARED), 150))
+    found = [r for r in Study.open(tmp_path).estimate().estimates.rates if r.attack == "all"]
+    scopes = [r for r in found if r.technique in ("judge_free", "judged", "all")]
+    counts = [(r.measure, r.by_labels.n) for r in scopes if r.by_labels and r.by_labels.value is not None]
+    assert {measure for measure, _ in counts} == {"breach", "over_refusal"}
+    assert sum(n_labels for _, n_labels in counts) <= n, counts
+
+
 def simulate_check(seed: int) -> tuple[float, float, float, float]:
     """Two models; a check misses half of the breaches. Labels favour discordant trials. By model a."""
     rng = np.random.default_rng(seed)

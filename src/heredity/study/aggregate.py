@@ -328,7 +328,9 @@ def _for_the_judge(at: _CellRate, of_decided: Estimate) -> _Judged:
     answered = is_answered(codes)
     share = intervals.rate(decided[answered], every[answered])
     each = [FamilyCorrection(c.labels, per_attempt(c.corrected, share)) for c in corrected]
-    return _Judged(each, None if by_labels is None else per_attempt(by_labels, share))
+    if by_labels is not None:  # its n stays the number of labels
+        by_labels = msgspec.structs.replace(per_attempt(by_labels, share), n=by_labels.n)
+    return _Judged(each, by_labels)
 
 
 def _for_checks(at: _CellRate) -> _Judged:
