@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 pytest.importorskip("starlette")
@@ -13,12 +14,18 @@ from starlette.testclient import TestClient
 from heredity.core.errors import UsageError
 from heredity.core.files import Lock
 from heredity.study import labels
+from heredity.study.estimates import ALL, Estimates
 from heredity.study.labels import drawn_answers, last_label, read_labels
+from heredity.study.storage import read_estimates
+from heredity.study.study import Study
+from heredity.study.wording import find, interval, percent
 from heredity.view.app import app
+from heredity.view.changes import changes
 from heredity.view.places import StudyPlace
 from heredity.view.site import Asked, Site
 from tests.support import report_studies
 from tests.support.errors import raises
+from tests.support.report_studies import study as study
 
 OWN = {"origin": "http://127.0.0.1:8010"}
 
@@ -104,3 +111,58 @@ def test_a_study_until_decided_is_not_labelled(site: Site, monkeypatch: pytest.M
     path = address(site)
     with raises(UsageError, "labels-until-decided"):
         label.act(site, Asked(path, {"study": path.split("/")[2]}, {}), {"do": "draw"})
+
+
+def labelled(site: Site, n: int) -> str:
+    """The page after `n` labels, all yes, and a new estimate."""
+    folder = site.place.studies()[0].folder
+    for row in drawn_answers(folder)[:n]:
+        send(site, do="yes", index=str(row.index))
+    asked = TestClient(app(site), base_url="http://127.0.0.1:8010", follow_redirects=True)
+    return asked.post(address(site), data={"do": "estimate"}, headers=OWN).text
+
+
+def test_a_new_estimate_shows_the_rates_before_and_after_with_n(tmp_path: Path) -> None:
+    folder = report_studies.make(tmp_path / "runs" / "desk", report_studies.plan(n_probes=20))
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    Study.open(folder).estimate()
+    before = read_estimates(folder)
+    send(site, do="draw")
+    page = labelled(site, 60)
+    after = read_estimates(folder)
+    assert "What the new estimate changed" in page and "No verdict changed." in page
+    n_labelled = 0
+    for rate in after.rates:
+        if rate.attack != ALL or rate.by_labels is None or rate.by_labels.value is None:
+            continue
+        n_labelled += 1
+        earlier = find(before, rate.model, rate.technique, ALL, rate.measure)
+        assert earlier is not None and earlier.by_labels is None
+        assert f"{percent(rate.estimate.value)} ({rate.n_counted} of {rate.estimate.n})" in page
+        found = f"{percent(rate.by_labels.value)} ({interval(rate.by_labels)}), by {rate.by_labels.n} labels"
+        assert f"<b>{found}</b>" in page
+        if earlier.corrected is not None and earlier.corrected.value is not None:
+            assert f"{percent(earlier.corrected.value)} ({interval(earlier.corrected)})" in page
+    assert n_labelled >= 2
+    again = Site(StudyPlace(tmp_path / "runs", tmp_path / "store")).render(address(site), {"estimated": "1"})
+    assert "What the new estimate changed" not in again  # another server did not see it
+
+
+def test_too_few_labels_are_named_and_leave_the_rate(site: Site) -> None:
+    Study.open(site.place.studies()[0].folder).estimate()
+    send(site, do="draw")
+    page = labelled(site, 2)
+    assert "too few labels here, 2" in page or page.count("too few labels here, 1") == 2
+
+
+def test_a_verdict_that_changed_is_named_with_the_earlier_one(study: Path) -> None:
+    unsure, worse = (_with_verdict(study, word) for word in ("not enough evidence", "worse"))
+    ((called, before, after),) = changes(unsure, worse).verdicts
+    assert (before, after) == ("not enough evidence", "worse") and " against " in called
+    assert changes(worse, worse).verdicts == []
+
+
+def _with_verdict(folder: Path, word: str) -> Estimates:
+    found = read_estimates(folder)
+    first, *others = found.pairs
+    return msgspec.structs.replace(found, pairs=(msgspec.structs.replace(first, verdict_ab=word), *others))
