@@ -77,7 +77,8 @@ def test_errors_and_missing_trials_are_said(estimates: Estimates) -> None:
 def test_a_babbling_model_is_said_to_babble(estimates: Estimates) -> None:
     babbler = Manners(estimates.models[0].id, "breach", 1, 1, 8, 0, 0)
     said = headline(msgspec.structs.replace(estimates, manners=(babbler,))).warnings
-    assert any("unable rather than unwilling" in line for line in said)
+    (line,) = (line for line in said if "unable rather than unwilling" in line)
+    assert "incoherent or empty, whether or not they broke" in line and "80" in line
 
 
 def test_an_engine_that_proves_nothing_about_company_is_named(estimates: Estimates) -> None:

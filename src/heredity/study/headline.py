@@ -494,6 +494,6 @@ def _about_the_models(estimates: Estimates, called: dict[str, str]) -> Iterator[
             shares.append(f"{called.get(counts.model, label(counts.model))} {share}")
     if shares:
         yield (
-            f"Incoherent or empty answers to breach probes: {', '.join(shares)}. When such a model held, it "
-            "may have been unable rather than unwilling."
+            "Answers to breach probes that read as incoherent or empty, whether or not they broke: "
+            f"{', '.join(shares)}. When such a model held, it may have been unable rather than unwilling."
         )
