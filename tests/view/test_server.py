@@ -106,3 +106,19 @@ def test_two_readers_see_a_study_while_it_runs(tmp_path: Path) -> None:
         path.write_bytes(b"".join(rows[:n]))
         for reader in (one, two):
             assert f"{n} of 24 trials answered" in reader.get(address).text
+
+
+def test_a_report_is_served_without_any_right_to_run(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    folder, address = tmp_path / "runs" / "small", f"/s/{place.studies()[0].key}/report.html"
+    asked = client(Site(place))
+    assert asked.get(address).status_code == 404
+    (folder / "report.html").write_text("<script>alert(1)</script>")
+    answer = asked.get(address)
+    policy = answer.headers["content-security-policy"]
+    assert answer.status_code == 200 and answer.text == "<script>alert(1)</script>"
+    assert policy.startswith("sandbox; default-src 'none';") and "script-src" not in policy
+    assert asked.get("/s/nothing/report.html").status_code == 404
+    (folder / "report.html").rename(tmp_path / "elsewhere")
+    (folder / "report.html").symlink_to(tmp_path / "elsewhere")
+    assert asked.get(address).status_code == 404

@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request as Call
@@ -31,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from heredity.core.errors import HeredityError, UnknownName, UsageError
 from heredity.view.pages.protocols import FormPage, Page
-from heredity.view.places import StudyPlace
+from heredity.view.places import StudyPlace, report_of
 from heredity.view.site import Asked, Site
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -43,6 +44,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+_OF_REPORT = "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
@@ -71,6 +73,7 @@ def app(site: Site, settings: ViewSettings | None = None) -> Starlette:
         Route(page.PATH, _endpoint(site, page), methods=_methods(page)) for page in site.pages
     ]
     routes.append(Route("/events", partial(_events, site, settings.is_closing)))
+    routes.append(Route("/s/{study}/report.html", partial(_report, site)))
     routes.append(Route("/static/view.css", partial(_static, str(site.style), "text/css")))
     routes.append(Route("/static/view.js", partial(_static, str(site.script), "text/javascript")))
     guard = [Middleware(_Guard, token=settings.token)]
@@ -117,6 +120,18 @@ def _failed(site: Site, asked: Asked, error: HeredityError) -> Response:
 async def _lost(site: Site, call: Call, _: Exception) -> Response:
     asked = Asked(call.url.path, {}, {})
     return HTMLResponse(site.failure(asked, "There is no such page."), 404)
+
+
+async def _report(site: Site, call: Call) -> Response:
+    """The report in the study's folder. A folder may come from anyone, so no script of it runs."""
+    try:
+        path = report_of(site.place.open(str(call.path_params["study"])))
+    except HeredityError:
+        path = None
+    if path is None:
+        return await _lost(site, call, HTTPException(404))
+    text = await run_in_threadpool(path.read_bytes)
+    return HTMLResponse(text, headers={"content-security-policy": _OF_REPORT})
 
 
 async def _static(text: str, kind: str, _: Call) -> Response:

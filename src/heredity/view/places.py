@@ -248,6 +248,12 @@ class OpenStudy:
         return "asking" if asked is None else f"asking {self.names[asked]}"
 
 
+def report_of(study: OpenStudy) -> Path | None:
+    """The report in a study's folder; None without one. A symbolic link does not count."""
+    path = study.folder / "report.html"
+    return path if path.is_file() and not path.is_symlink() else None
+
+
 def _speed(rows: sqlite3.Connection) -> float | None:
     """Trials a second in the last minutes; None before two readings."""
     found = rows.execute(

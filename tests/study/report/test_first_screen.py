@@ -289,3 +289,9 @@ def test_a_worse_child_is_named_with_what_it_lost(tmp_path: Path) -> None:
     assert re.search(
         r"Do not put qwen\S+ in the place of smollm2-\S+ here: it lost \d+ of the \d+ trials", advice.sentence
     )
+
+
+def test_the_report_names_the_pages_and_explains_its_words(study: Path) -> None:
+    page = html.render(study)
+    assert "<code>heredity view DIR</code>" in page
+    assert "Judge-free means that a check decides" in page

@@ -9,7 +9,7 @@ from heredity.study.advice import advise
 from heredity.study.estimates import JUDGED, Measure
 from heredity.study.headline import headline
 from heredity.view.pairs import WHICH, is_edge, pairs, shared
-from heredity.view.places import OpenStudy
+from heredity.view.places import OpenStudy, report_of
 from heredity.view.queries import CellCounts, cells
 from heredity.view.rates import Board, ShownRate, board_of
 from heredity.view.site import Asked, Site
@@ -61,7 +61,7 @@ def render(site: Site, asked: Asked) -> str:
         breaches=_total(study, board) + _rows(study, board, found, is_twin=False),
         twins=_rows(study, board, found, is_twin=True),
         problems=study.problems(),
-        is_final=estimates is not None,
+        has_report=site.is_live and report_of(study) is not None, is_final=estimates is not None,
     )  # fmt: skip
 
 
