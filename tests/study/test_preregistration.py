@@ -179,7 +179,9 @@ def test_a_study_of_a_lineage_is_about_its_edges_and_says_what_the_pairs_are(tmp
     assert "parents and children" in declared["Primary comparison"]
     assert "No verdict on a child uses it" in declared["Pairs of models"]
     sentence, support, _ = headline(found)
-    assert sentence.startswith("In 1 of 2 edges the child is worse than its parent (scripted:leaky than")
+    assert sentence.startswith(
+        "In 1 of 2 pairs of parent and child the child is worse than its parent (scripted"
+    )
     assert any(line.startswith("Among all models: ") for line in support)
     assert not any(line.startswith("Children against their parents") for line in support)  # said above
 
@@ -189,5 +191,6 @@ def test_the_sentence_about_edges_names_no_child_where_none_is_worse(tmp_path: P
     replace = msgspec.structs.replace
     edges = tuple(replace(e, compared=replace(e.compared, verdict_ab="not worse")) for e in found.edges)
     assert edges_sentence(replace(found, edges=edges)).startswith(
-        "No child is shown to be worse than its parent; in 2 of 2 edges it is not worse, within 5.0"
+        "No child is shown to be worse than its parent; in 2 of 2 pairs of parent and child it is "
+        "not worse, within 5.0"
     )

@@ -40,7 +40,7 @@ def edges_sentence(found: Estimates) -> str:
     verdicts = list(by_edge.values())
     n_same, n_open = verdicts.count("not worse"), verdicts.count("not enough evidence")
     more = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
-    n_edges = plural(len(by_edge), "edge")
+    n_edges = f"{plural(len(by_edge), 'pair')} of parent and child"
     if worse:
         named = f"{', '.join(worse[:_NAMED])}{more}"
         parts, total = [f"In {len(worse)} of {n_edges} the child is worse than its parent ({named})"], ""
