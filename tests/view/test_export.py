@@ -11,6 +11,7 @@ from heredity.cli import main
 from heredity.core.errors import UsageError
 from heredity.view.export import ExportedPages, export
 from heredity.view.places import StudyPlace
+from heredity.view.site import Site
 from tests.support import report_studies
 from tests.support.errors import raises
 from tests.view.conftest import written
@@ -76,3 +77,13 @@ def test_the_command_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["view", str(tmp_path / "runs"), "--export", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "index.html")
     assert main(["view", str(tmp_path / "nothing")]) == 2
+
+
+def test_every_page_says_that_it_has_no_filters_and_what_has(exported: tuple[Path, ExportedPages]) -> None:
+    out, _ = exported
+    for path in out.iterdir():
+        assert path.read_text(encoding="utf-8").count("without search, filters and labels") == 1, path.name
+
+
+def test_a_page_of_the_server_does_not_say_so(tmp_path: Path) -> None:
+    assert "without search" not in Site(written(tmp_path)).render("/")

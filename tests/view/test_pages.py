@@ -342,3 +342,35 @@ def test_the_rate_of_all_techniques_stands_above_those_of_each(finished: Site) -
     rates = [find(found, card.id, found.main_scope(), ALL, "breach") for card in found.models]
     for rate in rates:
         assert rate is not None and f"{rate.n_counted} of {rate.estimate.n}</small>" in row
+
+
+def test_the_tab_of_its_list_is_marked_on_a_trial_and_a_pair(finished: Site) -> None:
+    study = f"/s/{key(finished)}"
+    for path, tab, mark in (
+        ("/t/9", "/conversations", "true"),
+        ("/pair/9", "/pairs", "true"),
+        ("/conversations", "/conversations", "page"),
+        ("", "", "page"),
+    ):
+        found = Tags(finished.render(study + path)).found
+        marked = [(a["href"], a["aria-current"]) for tag, a in found if tag == "a" and "aria-current" in a]
+        assert (study + tab, mark) in marked and len(marked) == 1, path
+
+
+def test_a_study_links_to_its_report_if_there_is_one(tmp_path: Path) -> None:
+    folder = report_studies.make(tmp_path / "runs" / "x", report_studies.plan(n_probes=1))
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    address = f"/s/{key(site)}"
+    assert "report.html" not in site.render(address)
+    (folder / "report.html").write_text("<p>the report</p>")
+    assert f'href="{address}/report.html"' in site.render(address)
+    assert "report.html" not in Site(site.place, is_live=False).render(address)
+
+
+def test_words_of_the_field_are_explained_where_they_are(finished: Site, tmp_path: Path) -> None:
+    study = f"/s/{key(finished)}"
+    page = finished.render(study)
+    assert "a check decides" in page and "a judge decides" in page
+    assert "judges of a panel disagree" in finished.render(f"{study}/conversations")
+    place = written(tmp_path)
+    assert "a random sample" in Site(place).render(f"/s/{place.studies()[0].key}/label")

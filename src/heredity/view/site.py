@@ -33,6 +33,8 @@ from heredity.view.pages.protocols import Page
 from heredity.view.places import OpenStudy, StudyPlace
 
 FOLDER = Path(__file__).parent
+# The list that a page without a tab of its own is one of.
+_LISTS = {"/s/{study}/t/{index}": "/s/{study}/conversations", "/s/{study}/pair/{place}": "/s/{study}/pairs"}
 Link = Callable[[str, Mapping[str, str]], str]  # a path and its query to an address
 
 
@@ -105,24 +107,27 @@ class Site:
 
     # --- the frame ---
 
-    def _menu(self, asked: Asked) -> list[tuple[str, str, bool]]:
-        """The pages over all studies: title, address, whether it is this one."""
+    def _menu(self, asked: Asked) -> list[tuple[str, str, str]]:
+        """The pages over all studies: title, address, and "page" for this one, "true" for one above it."""
         held = [page for page in self.pages if page.MENU and self._is_here(page)]
         pages = sorted(held, key=lambda page: page.MENU)
-        return [(_title(p.MENU), self.link(p.PATH), asked.path == p.PATH) for p in pages]
+        return [(_title(p.MENU), self.link(p.PATH), _current(p.PATH, asked.path)) for p in pages]
 
     def _is_here(self, page: Page) -> bool:
         return self.is_live or page.KEEPS is not None
 
-    def _tabs(self, asked: Asked, study: OpenStudy | None) -> list[tuple[str, str, bool]]:
-        """The pages of a study, in the order of their titles' numbers."""
+    def _tabs(self, asked: Asked, study: OpenStudy | None) -> list[tuple[str, str, str]]:
+        """The pages of a study, in the order of their titles' numbers, marked as in the menu."""
         if study is None:
             return []
+        page, _ = self.find(asked.path)
+        above = _LISTS.get(page.PATH, "").replace("{study}", study.key)
         found = []
         for page in sorted((page for page in self.pages if page.TAB), key=lambda page: page.TAB):
             path = page.PATH.replace("{study}", study.key)
             if self._is_here(page):
-                found.append((_title(page.TAB), self.link(path), path == asked.path))
+                mark = "page" if path == asked.path else "true" if path == above else ""
+                found.append((_title(page.TAB), self.link(path), mark))
         return found
 
     def _made(self) -> jinja2.Environment:
@@ -151,6 +156,10 @@ def _shipped(name: str) -> tuple[Markup, str]:
     """A file of static/, and its hash as a content policy names it."""
     text = (FOLDER / "static" / name).read_text(encoding="utf-8")
     return Markup(text), f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _current(path: str, here: str) -> str:
+    return "page" if here == path else "true" if path != "/" and here.startswith(f"{path}/") else ""
 
 
 def _title(numbered: str) -> str:

@@ -70,6 +70,16 @@ if (document.body.dataset.events) {
   window.addEventListener("pagehide", () => events.close());
 }
 
+// A box whose content is wider than the screen says so.
+function markCut() {
+  for (const box of document.querySelectorAll(".scroll")) {
+    const inner = box.firstElementChild;
+    box.classList.toggle("is-cut", inner !== null && inner.scrollWidth > box.clientWidth + 2);
+  }
+}
+markCut();
+addEventListener("resize", markCut);
+
 // A figure that scrolls begins at the model that it is about.
 const chosen = document.querySelector(".figure .chosen");
 if (chosen) {
