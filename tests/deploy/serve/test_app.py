@@ -307,6 +307,20 @@ def test_a_stream_is_read_while_it_is_said_and_who_leaves_frees_the_place() -> N
         assert ask(model="scripted:helpful", messages=HELLO).choices
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_who_closes_only_the_sending_side_has_left(is_streamed: bool) -> None:
+    """Over TCP it looks like a caller who has closed both, and an answer to nobody would hold a place."""
+    body = json.dumps({"model": "scripted:helpful", "messages": HELLO, "stream": is_streamed}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    with listening(held(Held())) as address, opened(address.removeprefix("http://")) as line:
+        line.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        until(lambda: httpx.get(f"{address}/health").json()["open"]["scripted:helpful"] == 1)
+        line.shutdown(socket.SHUT_WR)
+        assert b"[DONE]" not in everything(line)
+        # Were it still under way, nothing would end it.
+        until(lambda: not httpx.get(f"{address}/health").json()["open"]["scripted:helpful"])
+
+
 class Spinning(ScriptedEngine):
     """Holds the interpreter lock between words, as an engine whose work is in Python does."""
 
