@@ -197,6 +197,35 @@ def test_keys_lead_from_the_studies_to_a_conversation_and_back(browser: Browser,
     assert (watched.errors, watched.outside) == ([], [])
 
 
+def test_every_control_of_every_page_is_reached_by_tab(
+    browser: Browser, address: str, paths: list[str]
+) -> None:
+    watched = _opened(browser, address, 390, "light")
+    wanted = "a[href], button, input:not([type=hidden]), select, summary, [tabindex='0']"
+    for path in paths:
+        watched.tab.goto(address + path, wait_until="load")
+        n = watched.tab.locator(wanted).count()
+        watched.tab.evaluate("window.reached = new Set()")
+        for _ in range(n):
+            watched.tab.keyboard.press("Tab")
+            watched.tab.evaluate("window.reached.add(document.activeElement)")
+        left = watched.tab.evaluate(
+            "wanted => [...document.querySelectorAll(wanted)]"
+            ".filter(each => !window.reached.has(each)).map(each => each.outerHTML.slice(0, 120))",
+            wanted,
+        )
+        assert not left, (path, left)
+    watched.tab.close()
+
+
+def test_a_figure_that_is_wider_than_the_screen_says_so(browser: Browser, address: str) -> None:
+    for width, is_cut in ((390, True), (1400, False)):
+        watched = _opened(browser, address, width, "light")
+        watched.tab.goto(f"{address}/lineage", wait_until="load")
+        assert watched.tab.locator(".figure.is-cut").count() == is_cut, width
+        watched.tab.close()
+
+
 def test_an_edge_of_the_figure_is_clicked_down_to_both_conversations(browser: Browser, address: str) -> None:
     watched = _opened(browser, address, 1400, "light")
     tab = watched.tab
