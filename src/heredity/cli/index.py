@@ -79,13 +79,14 @@ def _search(
     from heredity.application.retrieval.index import PassageIndex
 
     store = open_store()
-    index = PassageIndex.open(folder, store)
-    method, reranking, (name, candidates) = index.check_method(method or index.usual_method), None, rerank
-    if name is not None:
-        from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
+    with shown_work(store, "searching"):  # the models of a search may load for seconds
+        index = PassageIndex.open(folder, store)
+        method, reranking, (name, candidates) = index.check_method(method or index.usual_method), None, rerank
+        if name is not None:
+            from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
 
-        reranking = Reranking(Reranker(find_reranker(name, store=store)), candidates)
-    found = index.search(ask, passages, method, reranking)
+            reranking = Reranking(Reranker(find_reranker(name, store=store)), candidates)
+        found = index.search(ask, passages, method, reranking)
     _show_found(index, found, method, reranking, as_json)
 
 

@@ -41,7 +41,13 @@ _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SPARKLINE_WIDTH = 60  # characters
 _MOST_MODELS = 3  # on the line of a step with workers
-_VERBS = {"search": "searching", "ask": "asking", "judge": "judging", "estimate": "estimating"}
+_VERBS = {
+    "search": "searching",
+    "ask": "asking",
+    "judge": "judging",
+    "estimate": "estimating",
+    "embed": "embedding",
+}
 
 # --- consoles, tables and JSON ---
 

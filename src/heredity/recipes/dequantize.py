@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -80,17 +80,20 @@ class Dequantize:
         )
 
     def _read_gguf(self, gguf: Path, out: Path, watch: Watch | None = None) -> None:
-        header = read_gguf(gguf)
+        with phase(watch, "reading the header"):
+            header = read_gguf(gguf)
         kind = header.metadata.get("general.architecture")
         if kind == "llama" and any(tensor.name.endswith(".bias") for tensor in header.tensors):
             raise Refused(
                 f"{gguf.name}: transformers reads a Llama without its biases; it would answer otherwise."
             )
         host.keep_freed_memory()  # each tensor takes the memory of the one before
-        loading = phase(watch, "converting")  # until the libraries are there
-        with loading, host.LOADING, _quiet_transformers(len(header.tensors), watch):
+        with host.LOADING, ExitStack() as stack:
+            with phase(watch, "loading the libraries"):
+                stack.enter_context(_quiet_transformers(len(header.tensors), watch))
             _write_weights(gguf, header, out, self.dtype, watch)
-            _write_tokenizer(gguf, header, out)
+            with phase(watch, "writing the tokenizer"):
+                _write_tokenizer(gguf, header, out)
         host.trim_memory()
         _remove_versions(out)
         _check_tokens(header, out)
@@ -155,9 +158,11 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str, watch:
     if hasattr(transformers, "GgufConfig"):  # from 5.24 on, blocks may stay packed unless this says no
         kind["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=getattr(torch, dtype), **kind
-        )
+        # Until the first tensor is counted, transformers reads the header again and builds the model.
+        with phase(watch, "preparing the model"):
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                gguf.parent, dtype=getattr(torch, dtype), **kind
+            )
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise Refused(
             f"transformers does not load {gguf.name}: {first_line(error)}", code="transformers-refuses"

@@ -16,6 +16,7 @@ from heredity.application.retrieval.build import build
 from heredity.application.retrieval.dense import open_embedder
 from heredity.application.retrieval.index import FUSED, PassageIndex
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
+from heredity.core.progress import PREPARE, Progress
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
@@ -125,6 +126,15 @@ def test_embeddings_are_added_to_an_index_without_reading_again(store: Store, do
     assert dense.manifest.hash != plain.manifest.hash
     assert build(docs, tmp_path / "index", store=store).manifest.hash == dense.manifest.hash  # kept
     assert build(docs, tmp_path / "index", embed="").manifest.hash == plain.manifest.hash
+
+
+def test_an_index_shows_that_it_loads_its_model_and_writes(store: Store, docs: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    build(docs, tmp_path / "i", embed="tiny-encoder", store=store, watch=seen.append)
+    steps = list(
+        dict.fromkeys(each.phase or each.step for each in seen if each.phase or each.step != PREPARE)
+    )
+    assert steps == ["loading", "read", "embed", "writing"] and seen[0].model == "tiny-encoder"
 
 
 def test_another_model_of_the_same_name_is_refused(store: Store, docs: Path, tmp_path: Path):

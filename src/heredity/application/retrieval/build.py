@@ -45,7 +45,7 @@ from heredity.application.retrieval.manifest import (
 from heredity.application.retrieval.readers import Reason, Unreadable, load
 from heredity.core.errors import BadInput, Damaged, NotComparable, UsageError
 from heredity.core.files import Lock, hash_file, replacing, sync_folder
-from heredity.core.progress import Meter, Progress, Watch
+from heredity.core.progress import Meter, Progress, Watch, phase
 from heredity.core.records import FileHash, encode
 from heredity.lineage.store import Store
 
@@ -93,7 +93,7 @@ def build(
             f'{folder} is an index. Search it: heredity index {folder} --ask "..."', code="folder-is-index"
         )
     there = _settings_before(out)
-    embedder = _embedder(there, embed, store)
+    embedder = _embedder(there, embed, store, watch)
     model = UNSET if embedder is None else EmbeddingModel(embedder.model.id, embedder.model.name)
     settings = IndexSettings(there.words if words is None else words, model)
     _refuse_other_folder(out)
@@ -112,9 +112,10 @@ def _write(folder: Path, out: Path, read: _Reading, embedder: Embedder | None) -
         n_left = len(read.left_out)
         raise BadInput(folder, f"no document in it can be read ({n_left} files left out)", code="index-empty")
     vectors, n_embedded = _embeddings(read.chunks, read.before, embedder, read.watch)
-    files = _write_files(out, read.chunks, vectors)
-    manifest = write_manifest(out, read.manifest(files, place_of(folder, out)))
-    _remove_others(out, manifest)
+    with phase(read.watch, "writing"):
+        files = _write_files(out, read.chunks, vectors)
+        manifest = write_manifest(out, read.manifest(files, place_of(folder, out)))
+        _remove_others(out, manifest)
     return Built(manifest, read.n_read, len(read.sources) - read.n_read, n_embedded)
 
 
@@ -126,10 +127,15 @@ def _settings_before(out: Path) -> IndexSettings:
         return IndexSettings()
 
 
-def _embedder(there: IndexSettings, embed: str | None, store: Store | None) -> Embedder | None:
+def _embedder(
+    there: IndexSettings, embed: str | None, store: Store | None, watch: Watch | None
+) -> Embedder | None:
     if embed is None and not isinstance(there.embedding, UnsetType):
         embed = there.embedding.name
-    return open_embedder(embed, store) if embed else None
+    if not embed:
+        return None
+    with phase(watch, "loading", embed):
+        return open_embedder(embed, store)
 
 
 def _refuse_other_folder(out: Path) -> None:
