@@ -56,7 +56,9 @@ def command(
     read = read.quick() if quick else read
     folder = out or run.task_folder(read, task.stem)
     if dry_run:
-        run.dry_run(read, open_store(), _tell, folder)
+        store = open_store()
+        with shown_work(store, "planning"):
+            run.dry_run(read, store, _tell, folder)
         return
     _show(_compared(read, folder, yes), [folder / PAGE, *([page] if page is not None else [])])
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Lister, Name, Option, PathArgument, Verb
+from heredity.cli import Lister, Name, Option, PathArgument, Verb, shown_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,23 +90,25 @@ def calibrate(
     from typing import cast
 
     from heredity.cli import open_store
+    from heredity.core.progress import phase
     from heredity.core.sanitize import plain
     from heredity.core.terminal import Display, note, write_json
-    from heredity.redteam import judges
-    from heredity.redteam.judges.calibration import quality as kept
-    from heredity.redteam.judges.calibration.measure import measure
+
+    with shown_start():
+        from heredity.redteam import judges
+        from heredity.redteam.judges.calibration import quality as kept
+        from heredity.redteam.judges.calibration.measure import measure
     from heredity.redteam.judges.protocols import ClosableJudge
 
     of, names = cast(judges.Task, task), tuple(value.strip() for value in positive.split(","))
-    pairs, display = _pairs(columns), Display()
-    loaded = judges.load(judge, judges.stored_models(display))
-    try:
-        with display:
-            watch = _every(5, display.live)
-            found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=watch, once=once)
-    finally:
+    pairs = _pairs(columns)
+    with Display() as display, ExitStack() as stack:
+        with phase(display.live, "loading"):
+            loaded = judges.load(judge, judges.stored_models(display))
         if isinstance(loaded, ClosableJudge):
-            loaded.close()
+            stack.callback(loaded.close)
+        watch = _every(5, display.live)
+        found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=watch, once=once)
     judged_by = judges.identity(found.judge)
     if found.is_too_good:  # its errors are smaller here than on new answers, so it would correct too little
         keep = False
@@ -226,9 +229,11 @@ def train(
     from heredity.core.errors import UsageError
     from heredity.core.terminal import Display, note, write_json
     from heredity.core.terminal import out as console
-    from heredity.redteam import judges
-    from heredity.redteam.judges.training import head as head_train
-    from heredity.redteam.judges.training import learned as learned_card
+
+    with shown_start():
+        from heredity.redteam import judges
+        from heredity.redteam.judges.training import head as head_train
+        from heredity.redteam.judges.training import learned as learned_card
 
     if rows is not None and head is None:
         raise UsageError(
@@ -268,19 +273,24 @@ def _pairs(text: str) -> dict[str, str]:
 def _list(as_json: bool) -> None:
     from heredity.core import registry
     from heredity.core.terminal import out, wrapped, write_json
-    from heredity.redteam import judges
 
-    measured, purposes = (*judges.quality(), *judges.check_quality()), registry.purposes("redteam.judges")
+    with shown_start():
+        from heredity.redteam import judges
+
+        measured = (*judges.quality(), *judges.check_quality())
+        purposes, guards = registry.purposes("redteam.judges"), _guards()
+        by_kind = [(name, [row for row in measured if _kind_of(row.judge) == name]) for name in purposes]
+        accuracy = {name: _accuracy(rows) for name, rows in by_kind}
     if as_json:
-        write_json({"judges": purposes, "guards": _guards(), "quality": measured})
+        write_json({"judges": purposes, "guards": guards, "quality": measured})
         return
     screen = out()
     for name, purpose in purposes.items():
         screen.print(wrapped(f"{name}: {purpose}", screen.width), soft_wrap=True)
-        for line in _accuracy([row for row in measured if _kind_of(row.judge) == name]):
+        for line in accuracy[name]:
             screen.print(wrapped(f"  {line}", screen.width), style="dim", soft_wrap=True)
     screen.print()
-    screen.print(wrapped(f"guard:NAME takes {', '.join(_guards())}.", screen.width), soft_wrap=True)
+    screen.print(wrapped(f"guard:NAME takes {', '.join(guards)}.", screen.width), soft_wrap=True)
     screen.print("Accuracy by set of labels, with n: heredity judges show NAME", style="dim")
 
 
@@ -319,10 +329,12 @@ def show(judge: str, as_json: bool) -> None:
     from heredity.core import registry
     from heredity.core.errors import UnknownName
     from heredity.core.terminal import out, wrapped, write_json
-    from heredity.redteam import judges
 
-    kind, _, name = judge.partition(":")
-    purposes, guards = registry.purposes("redteam.judges"), _guards()
+    with shown_start():
+        from heredity.redteam import judges
+
+        kind, _, name = judge.partition(":")
+        purposes, guards = registry.purposes("redteam.judges"), _guards()
     if kind not in purposes:
         raise UnknownName("judge", kind, purposes, "heredity judges")
     if kind == "guard" and name and name not in guards:
