@@ -35,6 +35,23 @@ def test_the_probe_keeps_its_result_and_measures_again_when_the_arithmetic_chang
         assert autotune.tune(decoder, path, widths=(4,)).widths == (4,)
 
 
+def test_a_tuning_of_a_busy_machine_is_measured_again_at_rest(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = _decoder.Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
+    path = tmp_path / "tuning.json"
+    with torch.inference_mode():
+        monkeypatch.setattr(autotune, "_load", lambda: 5.0)
+        busy = autotune.tune(decoder, path, widths=(4,))
+        assert busy.load == 5.0 and autotune.read_tuning(path) == busy
+        assert autotune.tune(decoder, path, widths=(4, 8)) == busy
+        monkeypatch.setattr(autotune, "_load", lambda: 0.5)
+        assert autotune.read_tuning(path) is None
+        rested = autotune.tune(decoder, path, widths=(4, 8))
+        monkeypatch.setattr(autotune, "_load", lambda: 0.0)
+        assert "8" in rested.tokens_per_second and autotune.tune(decoder, path, widths=(4,)) == rested
+
+
 def test_a_busy_moment_does_not_keep_the_batch_narrow(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

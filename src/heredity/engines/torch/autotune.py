@@ -5,7 +5,8 @@ compares the logits of a witness row bit by bit: in three slots, in different ba
 lengths, over two prefixes. Only widths that agree are used, so an answer does not depend on the batch. The
 last rows of a batch read only their own caches: the numbers of slots that keep the bits are probed likewise.
 `fingerprint` is a hash of the witness's logits: an equal one means equal arithmetic. The result is kept, so a
-busy moment must not decide: each time is the best of several tries.
+busy moment must not decide: each time is the best of several tries. A result of a busy machine is replaced
+once the machine is at rest.
 
 Packed prefills are probed by the keys and values of a witness text, cut in many places, in every layer.
 Bfloat16 hides most differences in the order of a sum. So attention is also probed with terms that cancel: the
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
@@ -49,6 +51,7 @@ _N_TEXT = 10 * PAD  # tokens of the witness text
 _N_OUTPUTS = 1 << 19  # numbers of each linear layer that are compared
 _N_KEYS = (2 * BLOCK, 3 * BLOCK, 6 * BLOCK, 11 * BLOCK, 64 * BLOCK)
 _N_OWN = 3 * BLOCK - 9
+_BUSY, _AT_REST = 2.0, 0.75  # load per core
 _N_PREFIX = (448, 603)  # as in studies: one fills the tiles of a matmul kernel, one does not
 
 
@@ -69,6 +72,7 @@ class Tuning(Record, frozen=True):
 
     n_slots: the numbers of slots, other than the widths, that a step may read with the same bits.
     pass_widths: the numbers of tokens of a packed prefill with the same bits; () if rows stay apart.
+    load: of the machine before the probe, per core.
     """
 
     schema: int
@@ -80,6 +84,7 @@ class Tuning(Record, frozen=True):
     is_proven: bool  # False: the bits changed within one width, so answers may depend on the batch
     n_slots: tuple[int, ...] = ()
     pass_widths: tuple[int, ...] = ()
+    load: float = 0.0
 
 
 def tune(
@@ -147,6 +152,7 @@ def probe(
     Each place of the witness is a sweep of its own. A width that was measured in a busy moment is measured
     again in the next sweep. A sweep may also reach widths that an earlier one did not.
     """
+    load = _load()
     witnesses, caches = {n: _witness(decoder, n) for n in _N_PREFIX}, _Caches(decoder, max(widths))
     with phase(watch, "measuring widths", n_total=len(_PLACES) * len(widths)) as meter:
         seconds, seen = _measure(caches, witnesses, widths, clock, meter)
@@ -167,6 +173,7 @@ def probe(
         is_proven=is_proven,
         n_slots=n_slots,
         pass_widths=pass_widths,
+        load=load,
     )
 
 
@@ -439,11 +446,24 @@ def _device(decoder: Decoder) -> Device:
 
 
 def read_tuning(path: Path, device: Device = CPU) -> Tuning | None:
-    """Return the tuning kept at `path` if it has this schema, machine and torch; else None."""
+    """Return the tuning kept at `path` if it has this schema, machine and torch; else None.
+
+    None also for one of a busy machine, if the machine is at rest now.
+    """
     if not path.exists():
         return None
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=Tuning)
-        return kept if kept.schema == SCHEMA and kept.machine == host.machine_name(device) else None
     except msgspec.DecodeError:  # it can be measured again
         return None
+    if kept.load > _BUSY and _load() < _AT_REST:
+        return None
+    return kept if kept.schema == SCHEMA and kept.machine == host.machine_name(device) else None
+
+
+def _load() -> float:
+    """Return the load of the last minute, per core. 0: the system does not report it."""
+    try:
+        return os.getloadavg()[0] / host.n_cores()
+    except (AttributeError, OSError):
+        return 0.0
