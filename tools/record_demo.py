@@ -32,7 +32,7 @@ FILES = ("plan.json", "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "ru
 PARENT = "qwen2.5-coder-0.5b-instruct"
 TECHNIQUES = ("planted_secret", "direct_injection", "passage_injection", "tool_injection", "forbidden_tool")
 MARGIN = 0.10
-REPORT_SIZE, LINEAGE_SIZE = "1240,920", "900,400"  # pixels
+REPORT_SIZE, LINEAGE_SIZE = "1240,920", "900,442"  # pixels
 
 
 def children(store: h.Store, parent: h.Grown) -> list[h.Grown]:
