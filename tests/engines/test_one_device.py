@@ -81,9 +81,11 @@ def test_a_hook_on_the_residual_stream(tiny_llama: Path, monkeypatch: pytest.Mon
 class Unread(ContinuousBatch):
     """A batch that draws the same token everywhere, as no number can be read from an imitated GPU."""
 
-    def _draw(self, logits: torch.Tensor, drafts: list[list[int]], places: list[list[int]]) -> None:
+    def _draw(
+        self, rows: list[BatchRow], logits: torch.Tensor, drafts: list[list[int]], places: list[list[int]]
+    ) -> None:
         assert logits.device == GPU
-        for row in self.rows:
+        for row in rows:
             row.output.append(7)
             row.stop = "length" if len(row.output) == row.max_tokens else ""
 

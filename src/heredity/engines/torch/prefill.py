@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -113,15 +114,29 @@ class Prefiller:
         self._decoder, self._prefix, self._cache = decoder, prefix, cache
         self._widths = pass_widths if decoder.can_pack else ()
 
+    def known(self, prefix: SharedPrefix, prompt: tuple[int, ...]) -> int:
+        """Return how many tokens of a prompt, from its beginning, need not be computed."""
+        return self._cache.known(prefix, prompt)
+
     def fill(
-        self, slots: KvSlots, prompts: Mapping[int, tuple[int, ...]], prefix: SharedPrefix | None = None
+        self,
+        slots: KvSlots,
+        prompts: Mapping[int, tuple[int, ...]],
+        prefix: SharedPrefix | None = None,
+        n_read: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
-        """Write the prompt of each slot. prefix: of these rows, which may differ by slot."""
+        """Write the prompt of each slot. prefix: of these rows, which may differ by slot.
+
+        n_read: the tokens of a prompt that are in its slot already: whole chunks, but not all; 0 for none.
+        """
         self._prefix = prefix or self._prefix
         waiting = {slot: prompt for slot, prompt in prompts.items() if prompt}
         while waiting:
             now = self._apart(waiting) if self._widths else dict([next(iter(waiting.items()))])
-            known = {slot: self._cache.load(self._at(slot), now[slot], slots, slot) for slot in now}
+            known = {
+                slot: n_read.get(slot) or self._cache.load(self._at(slot), now[slot], slots, slot)
+                for slot in now
+            }
             new = {slot: prompt for slot, prompt in now.items() if known[slot] < len(prompt)}
             self._compute(slots, new, known)
             for slot, prompt in now.items():

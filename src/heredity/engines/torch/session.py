@@ -27,7 +27,7 @@ from heredity.engines.protocols import Listener
 from heredity.engines.torch.activated import placed
 from heredity.engines.torch.batch import BatchRow, ContinuousBatch
 from heredity.engines.torch.constrained import Constraints
-from heredity.engines.torch.decoder import Decoder
+from heredity.engines.torch.decoder import CHUNK, Decoder
 from heredity.engines.torch.prefill import PrefixCache
 from heredity.engines.torch.prefixes import SharedPrefix, number_of, plain
 from heredity.engines.torch.sampling import Sampler
@@ -96,8 +96,10 @@ class PrefixPool:
         """Return the longest computed prefix that these tokens begin with."""
         return max((each for each in self._prefixes if tokens[: len(each)] == each), key=len)
 
-    def batch(self, prefix: SharedPrefix, is_over: Callable[[BatchRow], bool]) -> ContinuousBatch:
-        """Return an empty batch over a prefix."""
+    def batch(
+        self, prefix: SharedPrefix, is_over: Callable[[BatchRow], bool], portion: int = 0
+    ) -> ContinuousBatch:
+        """Return an empty batch over a prefix. portion: as of `ContinuousBatch`."""
         return ContinuousBatch(
             self.decoder,
             prefix,
@@ -109,6 +111,7 @@ class PrefixPool:
             self._max_draft,
             self.pass_widths,
             self._most_rows,
+            portion,
         )
 
     def retreat(self, failure: str) -> None:
@@ -219,9 +222,13 @@ class Session:
                 yield self._reply(row)
 
     def _batch(self, first: BatchRow) -> ContinuousBatch:
-        """Return an empty batch for rows with the prefix of this one."""
+        """Return an empty batch for rows with the prefix of this one.
+
+        Where answers are heard as they grow, a long prompt stops no other answer: it is read in portions.
+        """
         assert first.prefix is not None
-        return self._pool.batch(first.prefix, lambda row: self._reader(row).is_over(row.output))
+        portion = 0 if self._listener is None else CHUNK
+        return self._pool.batch(first.prefix, lambda row: self._reader(row).is_over(row.output), portion)
 
     def _fill(self, batch: ContinuousBatch, prefix: _Text) -> Iterator[Reply]:
         """Move waiting rows into the batch; one that nobody wants gets its reply.
