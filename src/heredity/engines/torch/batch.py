@@ -64,7 +64,7 @@ class ContinuousBatch:
     max_draft: the most tokens that a row guesses for idle rows to verify; 0 for a width that is not proven.
     pass_widths: the proven widths of a packed prefill; none if each row is prefilled by itself.
     most_rows: a bound on the slots, for a GPU that ran out of memory with more; 0: none.
-    portion: the most tokens of new prompts that are read between two steps, at least CHUNK; 0: all.
+    portion: the most tokens of a long prompt that are read between two steps, at least CHUNK; 0: all.
     Rows that wait for their prompts come last. Only the first of them is begun.
     """
 
@@ -150,20 +150,15 @@ class ContinuousBatch:
                 return
 
     def _portion_of(self, prefix: SharedPrefix) -> dict[int, tuple[int, ...]]:
-        """Return by slot the prompts to read now, without their last tokens; one may be cut."""
-        found, left = {}, self._portion
+        """Return the prompts to read now, without last tokens: those before a long one, or a part of it."""
+        found = dict[int, tuple[int, ...]]()
         for at, row in enumerate(self.rows[self._n_prefilled :], self._n_prefilled):
-            found[at] = prompt = row.prompt[:-1]
-            if not self._portion:
-                continue
-            known = row.n_read or self._prefiller.known(prefix.at(at), prompt)
-            left -= len(prompt) - known
-            if left < 0 and len(found) > 1:
-                del found[at]
-            elif left < 0:
-                found[at] = prompt[: (known + self._portion) // CHUNK * CHUNK]
-            if left <= 0:
-                break
+            prompt = row.prompt[:-1]
+            if self._portion:
+                known = row.n_read or self._prefiller.known(prefix.at(at), prompt)
+                if len(prompt) - known > self._portion:
+                    return found or {at: prompt[: (known + self._portion) // CHUNK * CHUNK]}
+            found[at] = prompt
         return found
 
     def _prefix_of(self, rows: list[BatchRow], places: list[list[int]]) -> SharedPrefix:
