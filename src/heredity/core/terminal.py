@@ -365,8 +365,9 @@ class Display:
         del self._waiting[start:]
 
     def _draw(self, line: _Drawn) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(
+        bar = self._bar  # another thread may hide it
+        if bar is not None and self._task is not None:
+            bar.update(
                 self._task, completed=line.done, total=line.total or None, description=line.what,
                 words=line.words, visible=bool(line.what or line.words),
             )  # fmt: skip
