@@ -143,8 +143,9 @@ def test_nobody_asks_before_the_time_that_the_service_named(mode: str, tmp_path:
 
 @pytest.mark.slow
 def test_concurrency_follows_what_the_service_bears(tmp_path: Path) -> None:
-    with FaultServer(limit=6, delay=0.01) as server, engine(server, "openai", tmp_path, retries=8) as far:
-        replies = list(far.reply(asks(150)))
+    # An answer takes far longer than sending a request, so that as many as are allowed are under way at once.
+    with FaultServer(limit=6, delay=0.2) as server, engine(server, "openai", tmp_path, retries=8) as far:
+        replies = list(far.reply(asks(100)))
         limited = far.account()["n_limited"]
     assert all(reply.error is None for reply in replies)
     assert server.most_active > 4  # it went up from where it starts ...
