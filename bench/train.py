@@ -2,6 +2,7 @@
 
     python bench/train.py --trl PYTHON [--model smollm2-135m-instruct] [--steps 12] [--batch 8]
     python bench/train.py --trl PYTHON --exact --steps 3     # the losses of both in float32, step by step
+    python bench/train.py --system 150  # rows with a system message of 150 words, read once a step
 
     full       all weights
     lora       an adapter of rank 16
@@ -10,9 +11,10 @@
 Both sides get the same token ids in the same order with the same target positions. The optimizer is AdamW
 (betas 0.9 and 0.95) at a constant rate. The gradient norm is clipped at 1. Each side runs in its own
 process. TRL runs twice: with fp32 weights under bf16 autocast, which is heredity's precision, and with bf16
-weights. Its gradient checkpointing is off, and its batches are padded. Tokens are counted without padding,
-and the first two steps are left out. Everything runs --repeats times, interleaved, so that other load falls
-on both sides. The last lines are the medians of the ratios with their range, and the loss of both.
+weights. Its gradient checkpointing is off, and its batches are padded. With --system heredity runs twice:
+as it is, and with each row held whole. Tokens are counted without padding, and the first two steps are left
+out. Everything runs --repeats times, interleaved, so that other load falls on both sides. The last lines are
+the medians of the ratios with their range, and the loss of both.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from _worker import result_of, tell
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "gsm8k" / "train.jsonl"
 KINDS = {"full": 2e-5, "lora": 2e-4, "distill": 1e-4}  # and their rates
 N_WARM = 2
+SENTENCE = "You are the support desk of a maker of devices, and you answer in one short sentence."
 ALPHA = RANK = 16
 VARIANTS = ("autocast", "bf16")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -48,8 +51,8 @@ def main() -> None:
         raise SystemExit(f"No training rows at {options.data}: name a file with --data.")
     if options.worker:
         side, kind, variant = options.worker.split("/")
-        result = (with_heredity if side == "heredity" else with_trl)(
-            json.loads(options.load.read_text()), kind, variant
+        result = (with_trl if side == "trl" else with_heredity)(
+            json.loads(options.load.read_text()) | {"is_whole": side == "whole"}, kind, variant
         )
         tell(result)
         return
@@ -70,16 +73,19 @@ def main() -> None:
                 show_exact(kind, both[0], both[1])
                 continue
             rounds = [
-                one_round(kind, load, options.trl, i % 2 == 1)
-                for i in range(options.repeats if options.trl else 1)
+                one_round(kind, load, options.trl, i % 2 == 1, options.system > 0)
+                for i in range(options.repeats if options.trl or options.system else 1)
             ]
-            if options.trl:
-                show(kind, rounds)
+            show(kind, rounds)
 
 
-def one_round(kind: str, load: Path, trl: str | None, is_reversed: bool) -> dict[str, dict[str, Any]]:
+def one_round(
+    kind: str, load: Path, trl: str | None, is_reversed: bool, has_system: bool
+) -> dict[str, dict[str, Any]]:
     """Each worker once, by its name: heredity first, or last if `is_reversed`."""
     workers = [(f"heredity/{kind}/auto", sys.executable)]
+    if has_system:
+        workers += [(f"whole/{kind}/auto", sys.executable)]
     if trl:
         workers += [(f"trl/{kind}/{variant}", trl) for variant in VARIANTS]
     return {
@@ -94,6 +100,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--system", type=int, default=0, help="words of a system message in every row")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--trl", help="the python of an environment that has trl and peft")
     parser.add_argument("--exact", action="store_true", help="everything in float32: compares the losses")
@@ -105,6 +112,7 @@ def parse() -> argparse.Namespace:
 def make_load(options: argparse.Namespace) -> dict[str, Any]:
     """The examples as token ids in the order in which both sides see them, and the folders of the models."""
     import heredity as h
+    from heredity.core.records import Message
     from heredity.recipes.prune import Prune
     from heredity.train.data import chat
     from heredity.train.data import chat as documents
@@ -114,11 +122,12 @@ def make_load(options: argparse.Namespace) -> dict[str, Any]:
     grown = store.ready(store.pull(options.model))
     n_layers = json.loads((grown.folder / "config.json").read_text())["num_hidden_layers"]
     pruned = store.grow_once(Prune(n_layers - 6), [grown])
-    examples = (
-        documents.ConversationEncoder(grown.folder)
-        .prepare(chat.read_data(options.data).dialogues, 1024)
-        .examples
-    )
+    words = (SENTENCE.split() * options.system)[: options.system]
+    system = (Message("system", " ".join(words)),) if words else ()
+    dialogues = [
+        each._replace(messages=(*system, *each.messages)) for each in chat.read_data(options.data).dialogues
+    ]
+    examples = documents.ConversationEncoder(grown.folder).prepare(dialogues, 1024).examples
     order = BatchSampler(examples, options.batch, seed=0)
     rows = [examples[order.at(place)].document for place in range(options.steps * options.batch)]
     return {
@@ -154,6 +163,7 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
     host.configure()
     from heredity.engines.chat.documents import Document
     from heredity.train import loop
+    from heredity.train.data import batching
     from heredity.train.data.batching import BatchSampler
     from heredity.train.data.chat import TokenizedExample
     from heredity.train.models import causal_lm
@@ -167,6 +177,8 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
         def at(self, place: int) -> int:
             return place
 
+    if load["is_whole"]:
+        batching.MIN_SHARED = sys.maxsize
     net = causal_lm.load(Path(load["pruned" if kind == "distill" else "folder"]), variant)
     objective: Any = Causal()
     if kind == "distill":
@@ -275,14 +287,13 @@ def show_exact(kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def show(kind: str, rounds: list[dict[str, dict[str, Any]]]) -> None:
-    """Against TRL at the same precision, and against TRL without masters."""
+    """heredity against each other worker: TRL at the same precision, TRL without masters, rows held whole."""
     mine = f"heredity/{kind}/auto"
-    for variant in VARIANTS:
-        theirs = f"trl/{kind}/{variant}"
+    for theirs in [worker for worker in rounds[0] if worker != mine]:
         pairs = [(one[mine], one[theirs]) for one in rounds]
         speed, memory = (ratios(pairs, field) for field in ("tokens_per_second", "peak_mib"))
         print(
-            f"{kind}, TRL {variant}: {speed} x tokens/s, {memory} x peak memory over {len(rounds)} repeats; "
+            f"{mine} to {theirs}: {speed} x tokens/s, {memory} x peak memory over {len(rounds)} repeats; "
             f"mean loss {pairs[0][0]['mean_loss']} against {pairs[0][1]['mean_loss']}"
         )
 

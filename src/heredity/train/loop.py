@@ -273,7 +273,7 @@ def _optimizer_step(
         losses.append(loss.total.detach())
         for name, value in loss.terms.items():
             terms[name] = terms.get(name, 0.0) + value / weight
-    mine = [sum(map(float, losses)), sum(len(batch.tokens) for batch in batches), *terms.values()]
+    mine = [sum(map(float, losses)), sum(batch.n_tokens for batch in batches), *terms.values()]
     total, n_tokens, *summed = dist.sum(mine)
     terms = dict(zip(terms, summed, strict=True))
     if not math.isfinite(total) or trips(total / weight):

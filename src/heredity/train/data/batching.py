@@ -1,7 +1,8 @@
 """The examples of each step, and their microbatches: a function of seed and step only.
 
 Promises: every epoch is a permutation of all examples, so none is dropped or repeated. A run that resumes at
-step n reads the same batches. A microbatch has examples of similar length, and no example is cropped.
+step n reads the same batches. A microbatch has examples of similar length, and no example is cropped. A
+beginning that all documents of a microbatch have, such as a system message, is held and computed once.
 Leaves to others: the loss (objectives/) and the steps (loop.py).
 """
 
@@ -18,16 +19,19 @@ from torch.nn import functional
 
 from heredity.engines.chat.documents import Document
 from heredity.train.data.chat import TokenizedExample
+from heredity.train.kernels.attention import token_places
 from heredity.train.resources import MICROBATCH_TOKENS
 
 PADDING_MULTIPLE = 32  # tokens; every new matmul size costs time and memory to set up
+MIN_SHARED = 16  # tokens; a shorter shared beginning saves less than copying its keys and values costs
 
 
 class PackedBatch(NamedTuple):
     """Documents packed end to end, with their targets.
 
     tokens, positions: (tokens,) int64; positions start at 0 in each document.
-    lengths: tokens of each document, in order.
+    lengths: tokens of each document, in order, with the shared ones.
+    n_shared: the first tokens, which begin every document and are held once. The rest of each follows.
     at: (targets,) the positions whose output predicts a target. targets: (targets,) token ids.
     document: (targets,) the document of each target.
     has_rejected: each document is followed by its rejected version.
@@ -44,10 +48,31 @@ class PackedBatch(NamedTuple):
     has_rejected: bool = False
     images: torch.Tensor | None = None
     active: torch.Tensor | None = None
+    n_shared: int = 0
 
     @property
     def n_documents(self) -> int:
         return len(self.lengths)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all documents: shared ones count in each."""
+        return sum(self.lengths)
+
+    @property
+    def unshared(self) -> PackedBatch:
+        """The same documents, each held whole."""
+        if not self.n_shared:
+            return self
+        held = torch.tensor(token_places(self.lengths, self.n_shared), device=self.tokens.device)
+        lengths = torch.tensor(self.lengths, device=self.at.device)
+        n_before = torch.arange(self.n_documents, device=self.at.device) * self.n_shared
+        starts = (lengths.cumsum(0) - lengths)[self.document]
+        at = torch.where(self.at < self.n_shared, self.at + starts, self.at + n_before[self.document])
+        return self._replace(
+            tokens=self.tokens[held], positions=self.positions[held], at=at, n_shared=0,
+            active=None if self.active is None else self.active[held],
+        )  # fmt: skip
 
     def to(self, device: torch.device) -> PackedBatch:
         """The batch on a device."""
@@ -62,15 +87,22 @@ class PackedBatch(NamedTuple):
 
     @property
     def padded(self) -> PackedBatch:
-        """The batch padded to a multiple of PADDING_MULTIPLE tokens, by one document without targets."""
+        """The batch padded to a multiple of PADDING_MULTIPLE tokens, by one document without targets.
+
+        If tokens are shared, the last document is padded instead. So the network has to be causal then.
+        """
         n = -len(self.tokens) % PADDING_MULTIPLE
         if not n:
             return self
         filler = torch.arange(n, device=self.positions.device)
+        lengths = (*self.lengths, n)
+        if self.n_shared:
+            *others, last = self.lengths
+            filler, lengths = filler + last, (*others, last + n)
         return self._replace(
             tokens=torch.cat([self.tokens, torch.zeros_like(filler)]),
             positions=torch.cat([self.positions, filler]),
-            lengths=(*self.lengths, n),
+            lengths=lengths,
             active=None if self.active is None else functional.pad(self.active, (0, n)),
         )
 
@@ -123,33 +155,47 @@ def epoch_permutation(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], n
 
 
 def collate(examples: Sequence[TokenizedExample]) -> PackedBatch:
-    """Pack examples end to end."""
+    """Pack examples end to end. A beginning that all of them have is held once."""
     has_rejected = any(e.rejected is not None for e in examples)
     documents: list[Document] = []
     for example in examples:
         documents += [example.document, *([example.rejected] if example.rejected is not None else [])]
-    tokens: list[int] = []
-    positions: list[int] = []
+    n_shared = _shared_tokens(examples, documents)
+    tokens = list(documents[0].tokens[:n_shared])
+    positions = list(range(n_shared))
     at: list[int] = []
     targets: list[int] = []
     document: list[int] = []
     for number, (ids, is_learned) in enumerate(documents):
-        start = len(tokens)
+        offset = len(tokens) - n_shared
         learned = [i for i in range(1, len(ids)) if is_learned[i]]
-        at += [start + i - 1 for i in learned]
+        at += [i - 1 if i <= n_shared else offset + i - 1 for i in learned]
         targets += [ids[i] for i in learned]
         document += [number] * len(learned)
-        tokens += ids
-        positions += range(len(ids))
+        tokens += ids[n_shared:]
+        positions += range(n_shared, len(ids))
     columns = (tokens, positions, at, targets, document)
     t, p, a, y, d = (torch.tensor(each, dtype=torch.long) for each in columns)
     lengths = tuple(len(ids) for ids, _ in documents)
-    return PackedBatch(t, p, lengths, a, y, d, has_rejected, active=_active(examples))
+    active = _active(examples, n_shared)
+    return PackedBatch(t, p, lengths, a, y, d, has_rejected, active=active, n_shared=n_shared)
 
 
-def _active(examples: Sequence[TokenizedExample]) -> torch.Tensor | None:
+def _shared_tokens(examples: Sequence[TokenizedExample], documents: Sequence[Document]) -> int:
+    """How many tokens all documents begin with, those that an activated adapter changes excluded; or 0."""
+    if len(documents) < 2:
+        return 0
+    low, high = min(each.tokens for each in documents), max(each.tokens for each in documents)
+    n = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    if any(example.active_from is not None for example in examples):
+        n = min(n, *(example.active_from or 0 for example in examples))
+    return n if n >= MIN_SHARED else 0
+
+
+def _active(examples: Sequence[TokenizedExample], n_shared: int) -> torch.Tensor | None:
     """The tokens that an activated adapter changes; None if no example is one of such an adapter."""
     if all(example.active_from is None for example in examples):
         return None
     starts = [(example.n_tokens, example.active_from or 0) for example in examples]
-    return torch.cat([torch.arange(n) >= start for n, start in starts])
+    parts = [torch.arange(n_shared, n) >= start for n, start in starts]
+    return torch.cat([torch.zeros(n_shared, dtype=torch.bool), *parts])

@@ -181,11 +181,11 @@ def _score_batches(
 ) -> None:
     """Run the teacher on the remaining batches and append their groups."""
     start, n_tokens, n_there = time.monotonic(), 0, len(groups.there)
-    n_left = sum(len(batch.tokens) for batch in left)
+    n_left = sum(batch.n_tokens for batch in left)
     for number, batch in enumerate(left, n_there + 1):
         group = _score_batch(teacher, batch, reading, n_words)
         groups.append(group)
-        n_tokens += len(batch.tokens)
+        n_tokens += batch.n_tokens
         if reading.watch is not None:
             rate = n_tokens / (time.monotonic() - start)
             reading.watch(
@@ -245,6 +245,7 @@ def _top_k(
 
 def _document_keys(batch: PackedBatch) -> Iterator[tuple[bytes, int]]:
     """Of each document: a digest of its tokens and targets, and the number of targets."""
+    batch = batch.unshared
     tokens, at, document = (each.cpu().numpy() for each in (batch.tokens, batch.at, batch.document))
     start = 0
     for number, length in enumerate(batch.lengths):

@@ -5,6 +5,9 @@ on a CPU with AMX. There, short rows take plain matmuls in the backward pass. On
 bfloat16 is slow. All rows then take matmuls, a block of queries at a time, so that the square of a long
 document is never held. Probabilities are recomputed in the backward pass.
 
+Documents may share their first tokens, which the rest of a network computes once. Here each document has a
+copy of them, and their gradient is the sum over the copies.
+
 Promises: a document attends only to itself. Numbers are those of transformers, within rounding. The same
 documents give the same bits.
 Leaves to others: the rest of a network (models/).
@@ -254,9 +257,10 @@ def causal_attention(
     scaling: float | None = None,
     lengths: tuple[int, ...] = (),
     sliding_window: int | None = None,
+    n_shared: int = 0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention, as transformers calls it.
+    """Causal attention, as transformers calls it. n_shared: as of a PackedBatch.
 
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim).
     """
@@ -269,7 +273,7 @@ def causal_attention(
             return fused_attention(q, k, v, scale, window)
         return blockwise_attention(q, k, v, scale, window, is_fused=is_fused_kernel_fast(q))
 
-    return attend_by_rows(query, key, value, lengths, of_rows), None
+    return attend_by_rows(query, key, value, lengths, of_rows, n_shared), None
 
 
 def is_fused_kernel_fast(x: torch.Tensor) -> bool:
@@ -284,17 +288,23 @@ def _has_amx() -> bool:
 
 
 def attend_by_rows(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Lengths, of_rows: RowAttention
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Lengths,
+    of_rows: RowAttention,
+    n_shared: int = 0,
 ) -> torch.Tensor:
     """Run `of_rows` on groups of documents of similar length, as padded rows, and pack the result again.
 
     query: (1, heads, tokens, head_dim); returns (1, tokens, heads, head_dim). of_rows: queries, keys and
     values (rows, heads, longest, head_dim), and the length of each row -> (rows, heads, longest, head_dim).
+    The first `n_shared` tokens begin every document.
     """
     groups = row_groups(lengths)
     sizes = [len(group) * longest for group, longest in groups]
     tokens = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
-    places = row_indices(lengths, query.device) if sum(sizes) > sum(lengths) else ()
+    places = row_indices(lengths, query.device, n_shared) if sum(sizes) > len(tokens[0]) else None
     if places:
         tokens = [_ToRows.apply(x, *places) for x in tokens]  # type: ignore[no-untyped-call]
     done: list[torch.Tensor] = []
@@ -303,7 +313,7 @@ def attend_by_rows(
         done.append(of_rows(q, k, v, group).transpose(1, 2).flatten(0, 1))
     out = torch.cat(done)
     if places:
-        out = _FromRows.apply(out, *places)  # type: ignore[no-untyped-call]
+        out = _FromRows.apply(out, places.tokens, places.rows)  # type: ignore[no-untyped-call]
     return out.unsqueeze(0)
 
 
@@ -313,45 +323,81 @@ def row_groups(lengths: Lengths) -> tuple[tuple[Lengths, int], ...]:
     return tuple((group, max(group) + -max(group) % ROW_MULTIPLE) for group in group_by_length_ratio(lengths))
 
 
+class RowIndices(NamedTuple):
+    """How packed tokens and row positions correspond.
+
+    tokens: the token at each row position; at padding one of the same document.
+    rows: the row position of each token; for a shared one that in the first document.
+    copies: (further documents, shared tokens) row positions.
+    """
+
+    tokens: torch.Tensor
+    rows: torch.Tensor
+    copies: torch.Tensor
+
+
 @lru_cache(maxsize=8)
-def row_indices(lengths: Lengths, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token of each row position, with a token of the same document as padding; and the inverse."""
+def row_indices(lengths: Lengths, device: torch.device, n_shared: int = 0) -> RowIndices:
+    """The correspondence of packed tokens and row positions."""
+    held = token_places(lengths, n_shared)
     tokens: list[int] = []
-    places: list[int] = []
+    rows: list[int] = []
+    copies: list[list[int]] = []
     start = at = 0
     for group, longest in row_groups(lengths):
         for n in group:
-            tokens += [*range(start, start + n), *[start] * (longest - n)]
-            places += range(at, at + n)
+            tokens += [*held[start : start + n], *held[start : start + 1] * (longest - n)]
+            if start and n_shared:
+                copies.append([*range(at, at + n_shared)])
+            rows += range(at + (n_shared if start else 0), at + n)
             start, at = start + n, at + longest
-    return torch.tensor(tokens, device=device), torch.tensor(places, device=device)
+    return RowIndices(
+        *(torch.tensor(each, dtype=torch.long, device=device) for each in (tokens, rows, copies))
+    )
+
+
+def token_places(lengths: Lengths, n_shared: int) -> list[int]:
+    """Where each token of each document is held, if the first `n_shared` of all documents are held once."""
+    found: list[int] = []
+    at = n_shared
+    for n in lengths:
+        found += [*range(n_shared), *range(at, at + n - n_shared)]
+        at += n - n_shared
+    return found
 
 
 class _ToRows(torch.autograd.Function):
     """(tokens, ...) -> (row positions, ...). Padding positions get no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.places = places
+    def forward(
+        ctx: Any, x: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor, copies: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.rows, ctx.copies = rows, copies
         return x.index_select(0, tokens)
 
     @staticmethod
-    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return out.index_select(0, ctx.places), None, None
+    def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        found = out.index_select(0, ctx.rows)
+        if ctx.copies.numel():
+            n_shared = ctx.copies.shape[1]
+            copies = out.index_select(0, ctx.copies.flatten()).unflatten(0, (-1, n_shared))
+            found[:n_shared] += copies.sum(0)
+        return found, None, None, None
 
 
 class _FromRows(torch.autograd.Function):
     """(row positions, ...) -> (tokens, ...), without the padding."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.places, ctx.n = places, len(tokens)
-        return x.index_select(0, places)
+    def forward(ctx: Any, x: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        ctx.rows, ctx.n = rows, len(tokens)
+        return x.index_select(0, rows)
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         rows = out.new_zeros((ctx.n, *out.shape[1:]))
-        return rows.index_copy_(0, ctx.places, out), None, None
+        return rows.index_copy_(0, ctx.rows, out), None, None
 
 
 @contextmanager

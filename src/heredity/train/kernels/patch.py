@@ -139,11 +139,13 @@ class _PatchedRotary(KernelPatch):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         lengths: tuple[int, ...] = (),
+        n_shared: int = 0,
         **rest: Any,
     ) -> Any:
         """(1, tokens, width) -> (1, tokens, width), and no weights."""
         if hidden_states.device.type != "cpu" or not lengths:
-            return self._usual(hidden_states, position_embeddings, attention_mask, lengths=lengths, **rest)
+            rest |= {"lengths": lengths, "n_shared": n_shared}
+            return self._usual(hidden_states, position_embeddings, attention_mask, **rest)
         at = self._module
         q, k, v = (
             linear(hidden_states).unflatten(-1, (-1, at.head_dim))
@@ -155,7 +157,7 @@ class _PatchedRotary(KernelPatch):
         q, k = (self._turned.apply(x, cos, sin) for x in (q, k))  # type: ignore[no-untyped-call]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         window = getattr(at, "sliding_window", getattr(at.config, "sliding_window", None))
-        out, _ = causal_attention(at, q, k, v, None, at.scaling, lengths, window)
+        out, _ = causal_attention(at, q, k, v, None, at.scaling, lengths, window, n_shared)
         return at.o_proj(out.flatten(-2)), None
 
 

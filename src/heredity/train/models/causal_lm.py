@@ -2,7 +2,7 @@
 
 Linear layers run over all tokens at once, without padding; only attention groups documents into rows. The
 head runs only on target positions, a part at a time, so that the logits of a large vocabulary are never held
-whole.
+whole. Tokens that begin every document of a batch, such as those of a system message, are computed once.
 
 Promises: a document's numbers are those of transformers for it by itself, within rounding.
 Leaves to others: which weights change (lora.py), and the loss (objectives/).
@@ -119,6 +119,7 @@ class CausalLM:
                 position_ids=padded.positions[None],
                 use_cache=False,
                 lengths=padded.lengths,
+                n_shared=padded.n_shared,
             ).last_hidden_state.squeeze(0)
         picked: torch.Tensor = states.index_select(0, batch.at)
         return picked
@@ -202,7 +203,8 @@ class AnyCausalLM(CausalLM):
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Final hidden states at the target positions: (targets, hidden)."""
-        tokens, places = row_indices(batch.lengths, batch.tokens.device)
+        batch = batch.unshared
+        tokens, places, _ = row_indices(batch.lengths, batch.tokens.device)
         self._refuse_too_long(max(batch.lengths))
         rows = batch.tokens.index_select(0, tokens)
         active = None if batch.active is None else batch.active.index_select(0, tokens)
