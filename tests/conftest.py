@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if is_slow_bfloat16(item):
             item.add_marker(
-                pytest.mark.skip("this processor has no bfloat16 product: two architectures are tested")
+                pytest.mark.skip("this processor has no bfloat16 product: one architecture is tested")
             )
     items.sort(key=lambda item: not loading[item.path])
 

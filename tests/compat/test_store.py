@@ -114,7 +114,7 @@ def test_a_training_that_was_stopped_goes_on(stocked: Path) -> None:
     assert not (stocked / "store" / "training" / half["folder"]).exists()
 
 
-@pytest.mark.parametrize("name", ["lineage", "rubric", "panel"])
+@pytest.mark.parametrize("name", ["lineage", "rubric", pytest.param("panel", marks=pytest.mark.proof)])
 def test_a_study_of_stored_models_is_opened_and_estimates_the_same(
     stocked: Path, studies: Path, name: str
 ) -> None:

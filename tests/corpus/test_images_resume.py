@@ -74,7 +74,9 @@ def whole(recipe: Path) -> dict[str, bytes]:
 
 
 @not_windows
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize(
+    "share", [0.6, *(pytest.param(share, marks=pytest.mark.proof) for share in (0.3, 0.9))]
+)
 def test_killed_where_a_file_is_written_it_goes_on_from_there(
     recipe: Path, tmp_path: Path, share: float
 ) -> None:

@@ -79,7 +79,7 @@ def test_errors_that_differ_by_model_make_no_model_worse_where_a_share_is_declar
     assert declared.false_worse / N <= 0.05 + 0.084
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_planned_analyses_keep_the_level_the_coverage_and_nearly_the_power(bench: ModuleType) -> None:
     equal, worse = bench.World("equal"), bench.World("worse", gap=0.20)
     fixed, planned = (bench.simulate_stopped(equal, N, rule) for rule in ("fixed", "group_sequential"))

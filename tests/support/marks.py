@@ -25,7 +25,7 @@ LIBRARIES = (
     "uvicorn",
 )  # fmt: skip
 # Architectures that are tested in bfloat16 only on a processor that has its product.
-_OTHERS = frozenset(FAST) - {"llama", "qwen3_moe"}
+_OTHERS = frozenset(FAST) - {"llama"}
 FIXTURES = frozenset({"any_model", "tiny_llama", "tiny_gguf", "built", "small_corpus", "make_wheel"})
 PROCESSES = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 _NAMES = "|".join(map(re.escape, (*LIBRARIES, "tests.support.tiny_models")))
@@ -57,7 +57,7 @@ def names_models(function: Callable[..., object] | None) -> bool:
 def is_slow_bfloat16(item: pytest.Item) -> bool:
     """Whether a test is of bfloat16, on a processor that computes it by loops, for one of many architectures.
 
-    Two architectures are tested in it everywhere. Where the processor has the product, all are.
+    One architecture is tested in it everywhere. Where the processor has the product, all are.
     """
     given = {str(value).removeprefix("torch.") for value in _parameters(item).values()}
     return "bfloat16" in given and bool(given & _OTHERS) and not _has_bfloat16()

@@ -210,7 +210,7 @@ def test_the_loss_is_that_of_transformers_and_equal_captions_are_left_out(
     assert float(Contrastive().loss(net, both).total.detach()) == pytest.approx(alone, abs=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["clip", "siglip"])
+@pytest.mark.parametrize("architecture", ["clip", pytest.param("siglip", marks=pytest.mark.proof)])
 def test_a_dual_encoder_is_grown_learns_and_loads_in_transformers(
     pictures: Path, tmp_path: Path, architecture: str
 ) -> None:

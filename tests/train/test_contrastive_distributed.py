@@ -66,7 +66,7 @@ def test_shares_are_all_rows_and_differ_by_one(n: int) -> None:
 @pytest.mark.parametrize(
     ("architecture", "kind", "world", "flags"),
     [
-        ("clip", "muon", 2, ()),
+        pytest.param("clip", "muon", 2, (), marks=pytest.mark.proof),
         pytest.param("clip", "adamw", 3, (), marks=pytest.mark.proof),
         pytest.param("siglip", "adamw", 2, ("--recompute",), marks=pytest.mark.proof),
         pytest.param("siglip", "muon", 4, ("--replicas", "2"), marks=pytest.mark.proof),

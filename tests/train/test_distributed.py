@@ -123,7 +123,7 @@ def assert_the_same_training(
 @pytest.mark.parametrize(
     ("kind", "world", "flags"),
     [
-        ("muon", 2, ("--recompute", "--recompute-every", "2")),
+        pytest.param("muon", 2, ("--recompute", "--recompute-every", "2"), marks=pytest.mark.proof),
         pytest.param("muon", 2, ("--recompute",), marks=pytest.mark.proof),
         pytest.param("adamw", 2, (), marks=pytest.mark.proof),
         pytest.param("muon", 2, ("--replicas", "2", "--reduce", "each"), marks=pytest.mark.proof),

@@ -22,7 +22,7 @@ from tests.support.conversations import APPLICATION, PROBES, REFUSAL, REPLIES, l
 from tests.support.errors import raises
 
 SPECS = laid()
-EVERY = int(os.environ.get("HEREDITY_EVERY", "3"))
+EVERY = int(os.environ.get("HEREDITY_EVERY", "6"))
 TOOLS = [tool.name for tool in APPLICATION.tools]
 
 
@@ -47,7 +47,7 @@ def unlike_neighbours(request: Request) -> bool:
 
 
 def asked(spec: str) -> list[Probe]:
-    """Every third probe that it is laid over (HEREDITY_EVERY=1: all), fewer where it asks by the hundred."""
+    """Every sixth probe that it is laid over (HEREDITY_EVERY=1: all), fewer where it asks by the hundred."""
     attack = attacks.load(spec)
     found = [probe for probe in PROBES if not attack.skips(probe, trial())]
     return found[::EVERY] if attack.queries(found[0], trial()) < 50 else found[:: 5 * EVERY]
