@@ -87,6 +87,35 @@ def test_anthropic_refuses_a_system_message_after_the_start() -> None:
         opened("anthropic").body(late)
 
 
+def part(text: str, reason: str = "") -> dict[str, Any]:
+    """A response of a stream of Gemini."""
+    content = {"parts": [{"text": text}] if text else []}
+    return {"candidates": [{"content": content, "finishReason": reason or None, "index": 0}]}
+
+
+def test_a_reason_of_gemini_counts_only_at_the_end_of_its_answer() -> None:
+    """Proxies name one in empty parts before the answer."""
+    stream = opened("gemini").open_stream("")
+    assert [stream.feed(each) for each in (part("", "STOP"), part("Hel"), part("lo"))] == ["", "Hel", "lo"]
+    with pytest.raises(MalformedAnswer):
+        stream.answer()
+    stream.feed(part("", "STOP"))
+    stream.feed({"usageMetadata": {"promptTokenCount": 3}})
+    found = opened("gemini").read(stream.answer(), "")
+    assert (found.text, found.reason, found.stop) == ("Hello", "STOP", "end")
+
+
+def test_a_part_of_a_block_that_did_not_start_is_malformed() -> None:
+    delta = {"type": "input_json_delta", "partial_json": "{}"}
+    with pytest.raises(MalformedAnswer):
+        opened("anthropic").open_stream("").feed({"type": "content_block_delta", "index": 0, "delta": delta})
+
+
+def test_an_event_of_anthropic_that_is_unknown_changes_nothing() -> None:
+    stream = opened("anthropic").open_stream("")
+    assert stream.feed({"type": "a_new_kind", "index": 0}) == "" and not stream.is_ended
+
+
 @pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize("answer", [{}, {"choices": []}, {"candidates": [{}]}, {"content": [3]}])
 def test_an_answer_of_another_shape_is_malformed(api: str, answer: dict[str, Any]) -> None:

@@ -11,25 +11,67 @@ import pytest
 from heredity.core.errors import EngineFailure
 from heredity.engines.protocols import Streamer
 from tests.support.errors import raises
-from tests.support.fault_server import FaultServer
+from tests.support.event_streams import NO_END_MARKER
+from tests.support.fault_server import APIS, FaultServer
 from tests.support.recording_listener import RecordingListener
-from tests.support.remote_models import KEY, ask, asks, engine
+from tests.support.remote_models import KEY, Budget, Price, ask, asks, engine
 
-CUT = ["stream-unended", "stream-unreasoned", "stream-error", "stream-torn", "stream-stalls"]
+CUT = [
+    (api, mode)
+    for api in APIS
+    for mode in ("stream-unended", "stream-unreasoned", "stream-error", "stream-torn", "stream-stalls")
+    if (api, mode) != (NO_END_MARKER, "stream-unended")
+]
+ENDS = [
+    ("openai", "length", "length"),
+    ("openai", "content_filter", "filter"),
+    ("anthropic", "max_tokens", "length"),
+    ("anthropic", "refusal", "filter"),
+    ("gemini", "MAX_TOKENS", "length"),
+    ("gemini", "SAFETY", "filter"),
+    ("gemini", "block:SAFETY", "filter"),
+]
 
 
-@pytest.mark.parametrize("mode", ["ok", "stream-crlf"])
-def test_the_parts_are_the_answer_and_come_before_it(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("mode", ["ok", "stream-crlf", "stream-thinks"])
+def test_the_parts_are_the_answer_and_come_before_it(api: str, mode: str, tmp_path: Path) -> None:
+    """Thoughts are not parts of it."""
     listener = RecordingListener()
-    with FaultServer(always=mode) as server, engine(server, "openai", tmp_path) as far:
+    with FaultServer(always=mode) as server, engine(server, api, tmp_path) as far:
         assert isinstance(far, Streamer)
         (reply,) = far.stream([ask("Hello there")], listener)
         (whole,) = far.reply([ask("Hello there")])
     assert reply == whole and (reply.text, reply.stop) == ("answer to Hello there", "end")
     assert (reply.n_prompt_tokens, reply.n_tokens) == (20, 4)
     assert "".join(listener.heard[0]) == reply.text and len(listener.heard[0]) > 5
-    streamed, plain = (asked.body for asked in server.asked)
-    assert streamed["stream"] is True and "stream" not in plain
+    assert [asked.is_streamed for asked in server.asked] == [True, False]
+
+
+@pytest.mark.parametrize(("api", "reason", "stop"), ENDS)
+def test_an_end_means_the_same_with_and_without_a_stream(
+    api: str, reason: str, stop: str, tmp_path: Path
+) -> None:
+    with FaultServer(always=f"finish={reason}") as server, engine(server, api, tmp_path) as far:
+        (reply,) = far.stream([ask()], RecordingListener())
+        (whole,) = far.reply([ask()])
+    assert reply == whole and reply.stop == stop
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_stream_costs_and_counts_what_the_whole_answer_does(api: str, tmp_path: Path) -> None:
+    accounts, budgets = [], []
+    for is_streamed in (False, True):
+        price, budget = Price(1.0, 2.0, 0.1), Budget(max_cost=1.0)
+        with (
+            FaultServer() as server,
+            engine(server, api, tmp_path / str(is_streamed), prices={"": price}, budget=budget) as far,
+        ):
+            list(far.stream([ask()], RecordingListener()) if is_streamed else far.reply([ask()]))
+            accounts.append(far.account())
+        budgets.append((budget.tokens, budget.cost))
+    assert accounts[0] == accounts[1] and accounts[0]["n_cached_prompt_tokens"] == 8
+    assert budgets[0] == budgets[1] and budgets[0][0] == 23 and budgets[0][1] > 0
 
 
 def test_an_answer_without_a_listener_is_asked_for_whole(tmp_path: Path) -> None:
@@ -40,53 +82,54 @@ def test_an_answer_without_a_listener_is_asked_for_whole(tmp_path: Path) -> None
     assert sorted("stream" in asked.body for asked in server.asked) == [False, True, True]
 
 
-@pytest.mark.parametrize("api", ["anthropic", "gemini"])
-def test_an_api_without_streams_is_heard_at_its_end(api: str, tmp_path: Path) -> None:
-    listener = RecordingListener()
-    with FaultServer() as server, engine(server, api, tmp_path) as far:
-        (reply,) = far.stream([ask("Hi")], listener)
-    assert listener.heard == {0: ["answer to Hi"]} and reply.text == "answer to Hi"
-
-
-def test_the_calls_of_a_stream_are_joined(tmp_path: Path) -> None:
-    with FaultServer(always="stream-call") as server, engine(server, "openai", tmp_path) as far:
+@pytest.mark.parametrize("api", APIS)
+def test_the_calls_of_a_stream_are_joined(api: str, tmp_path: Path) -> None:
+    with FaultServer(always="stream-call") as server, engine(server, api, tmp_path) as far:
         (reply,) = far.stream([ask()], RecordingListener())
     (call,) = reply.tool_calls
     assert (call.name, call.arguments, reply.text) == ("find_order", {"order": "A1"}, "")
 
 
-@pytest.mark.parametrize("mode", CUT)
-def test_a_stream_that_is_cut_off_is_an_error_and_never_an_answer(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("api", "mode"), CUT)
+def test_a_stream_that_is_cut_off_is_an_error_and_never_an_answer(
+    api: str, mode: str, tmp_path: Path
+) -> None:
     """What was heard cannot be taken back, so it is not asked again."""
     listener = RecordingListener()
-    with FaultServer(always=mode) as server, engine(server, "openai", tmp_path, stall_seconds=0.5) as far:
+    with FaultServer(always=mode) as server, engine(server, api, tmp_path, stall_seconds=0.5) as far:
         (reply,) = far.stream([ask()], listener)
     assert reply.stop == "error" and reply.text == "" and reply.error
     assert "answer to q".startswith("".join(listener.heard[0])) and len(server.asked) == 1
 
 
+@pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize("mode", ["stream-error-first", "drop", "500", "429=0", "garbage"])
-def test_a_failure_before_the_first_part_is_tried_again(mode: str, tmp_path: Path) -> None:
+def test_a_failure_before_the_first_part_is_tried_again(api: str, mode: str, tmp_path: Path) -> None:
     listener = RecordingListener()
-    with FaultServer(modes=[mode]) as server, engine(server, "openai", tmp_path) as far:
+    with FaultServer(modes=[mode]) as server, engine(server, api, tmp_path) as far:
         (reply,) = far.stream([ask()], listener)
     assert (reply.text, "".join(listener.heard[0]), len(server.asked)) == ("answer to q", "answer to q", 2)
 
 
-def test_an_error_of_the_stream_has_the_words_of_the_service(tmp_path: Path) -> None:
-    with FaultServer(always="stream-error") as server, engine(server, "openai", tmp_path) as far:
+@pytest.mark.parametrize("api", APIS)
+def test_an_error_of_the_stream_has_the_words_of_the_service(api: str, tmp_path: Path) -> None:
+    with FaultServer(always="stream-error") as server, engine(server, api, tmp_path) as far:
         (reply,) = far.stream([ask()], RecordingListener())
     assert "out of luck" in str(reply.error)
 
 
-def test_a_service_that_refuses_streams_is_asked_without_one_from_then_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("api", "status"), [("openai", 400), ("anthropic", 422), ("gemini", 404)])
+def test_a_service_that_refuses_streams_is_asked_without_one_from_then_on(
+    api: str, status: int, tmp_path: Path
+) -> None:
+    """A proxy may not have the address of Gemini's streams."""
     listener = RecordingListener()
-    with FaultServer(always="refuses-streams") as server, engine(server, "openai", tmp_path) as far:
+    with FaultServer(always=f"refuses-streams={status}") as server, engine(server, api, tmp_path) as far:
         for key in (0, 1):
             (reply,) = far.stream([ask("q", key)], listener)
             assert reply.text == "answer to q"
     assert listener.heard == {0: ["answer to q"], 1: ["answer to q"]}
-    assert ["stream" in asked.body for asked in server.asked] == [True, False, False]
+    assert [asked.is_streamed for asked in server.asked] == [True, False, False]
 
 
 def test_a_refused_request_stays_refused_and_streams_stay_on(tmp_path: Path) -> None:
@@ -107,9 +150,10 @@ def test_a_refused_key_ends_the_run(tmp_path: Path) -> None:
     assert KEY not in str(failure.value)
 
 
-def test_a_key_that_comes_back_in_pieces_is_not_heard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("api", APIS)
+def test_a_key_that_comes_back_in_pieces_is_not_heard(api: str, tmp_path: Path) -> None:
     listener = RecordingListener()
-    with FaultServer(always="stream-echo") as server, engine(server, "openai", tmp_path) as far:
+    with FaultServer(always="stream-echo") as server, engine(server, api, tmp_path) as far:
         (reply,) = far.stream([ask()], listener)
     heard = "".join(listener.heard[0])
     assert heard == reply.text == "answer to qkey [key]." and KEY[:6] not in json.dumps(listener.heard)
@@ -148,12 +192,20 @@ def test_an_answer_is_given_up_before_its_first_part(tmp_path: Path) -> None:
     assert (reply.text, reply.stop) == ("", "length") and not listener.heard
 
 
-@pytest.mark.parametrize(("option", "said"), [("trailing", "Sure, yes"), ("continue_final_message", " yes")])
-def test_a_repeated_prefill_is_not_heard_again(option: str, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("api", "option", "said"),
+    [
+        ("openai", "trailing", "Sure, yes"),
+        ("openai", "continue_final_message", " yes"),
+        ("gemini", "trailing", "Sure, yes"),
+        ("anthropic", "", " yes"),
+    ],
+)
+def test_a_repeated_prefill_is_not_heard_again(api: str, option: str, said: str, tmp_path: Path) -> None:
     listener = RecordingListener()
     with (
         FaultServer(say=lambda _: said) as server,
-        engine(server, "openai", tmp_path, f"?prefill={option}") as far,
+        engine(server, api, tmp_path, f"?prefill={option}" if option else "") as far,
     ):
         (reply,) = far.stream([ask(prefill="Sure,")], listener)
     assert "".join(listener.heard[0]) == reply.text == " yes"

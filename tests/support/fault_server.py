@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.support.event_streams import EVENTS, events
+
 APIS = ("openai", "anthropic", "gemini")
 STALL_SECONDS = 30.0  # far longer than any test waits
 
@@ -31,7 +33,12 @@ class Asked:
     def api(self) -> str:
         if self.path.endswith("/messages"):
             return "anthropic"
-        return "gemini" if "generateContent" in self.path else "openai"
+        return "gemini" if "enerateContent" in self.path else "openai"
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the answer is asked for in parts."""
+        return bool(self.body.get("stream")) or self.path.endswith(":streamGenerateContent?alt=sse")
 
 
 @dataclass
@@ -115,13 +122,15 @@ class FaultServer:
         good = json.dumps(shape(asked.api, self.say(asked), self.served)).encode()
         name, _, value = mode.partition("=")
         status, headers, body = 200, {"content-type": "application/json"}, good
-        if asked.body.get("stream") and name in EVENTS:
-            return await self._stream(name, asked, writer)
-        if name in EVENTS:
+        if asked.is_streamed and name in EVENTS:
+            return await self._stream(mode, asked, writer)
+        if name == "finish":  # ended for a reason of the service's own
+            body = json.dumps(shape(asked.api, self.say(asked), self.served, value)).encode()
+        elif name in EVENTS:
             pass
         elif name == "refuses-streams":
-            if asked.body.get("stream"):
-                status, body = 400, _error("no streams for this account")
+            if asked.is_streamed:
+                status, body = int(value or 400), _error("no streams for this account")
         elif name.isdigit():
             status, body = int(name), _error(f"HTTP {name} it is")
             if value:
@@ -164,58 +173,24 @@ class FaultServer:
             headers["location"] = value or f"{self.url}/elsewhere"
         elif name in ("echo", "echo-401", "echo-ok"):
             status, body = _echo(name, asked, self.served)
-        elif name == "finish":  # ended for a reason of the service's own
-            body = json.dumps(shape(asked.api, self.say(asked), self.served, value)).encode()
         else:
             raise AssertionError(f"no mode {mode}")
         await _write(writer, status, {**headers, "content-length": str(len(body))}, body)
         return True
 
-    async def _stream(self, name: str, asked: Asked, writer: asyncio.StreamWriter) -> bool:
-        """Answer as OpenAI streams; `name` says how the stream goes wrong."""
+    async def _stream(self, mode: str, asked: Asked, writer: asyncio.StreamWriter) -> bool:
+        """Answer in parts; `mode` says how the stream goes wrong."""
+        text, finish = self.say(asked), mode.partition("=")[2]
+        good = shape(asked.api, text, self.served, finish)
         head = b"HTTP/1.1 200 Said\r\ncontent-type: text/event-stream; charset=utf-8\r\n\r\n"
         writer.write(head)
-        for event in events(self.say(asked), self.served, name, key_of(asked)):
+        for event in events(good, asked.api, text, mode, key_of(asked)):
             writer.write(event)
             await writer.drain()
             await asyncio.sleep(0)
-        if name == "stream-stalls":
+        if mode == "stream-stalls":
             await asyncio.sleep(STALL_SECONDS)
         return False
-
-
-EVENTS = (
-    "ok", "stream-unended", "stream-unreasoned", "stream-error", "stream-error-first", "stream-torn",
-    "stream-stalls", "stream-echo", "stream-call", "stream-crlf",
-)  # fmt: skip
-
-
-def events(text: str, served: str, name: str, key: str) -> list[bytes]:
-    """The events of a stream: a piece of two characters each, then the reason and the end."""
-    texts = [text[i : i + 2] for i in range(0, len(text), 2)]
-    if name == "stream-echo":
-        texts += ["key ", key[:9], key[9:20], key[20:], "."]
-    chunks = [_chunk(served, {"content": each}) for each in texts]
-    error = json.loads(_error("out of luck"))
-    if name in ("stream-error", "stream-error-first"):
-        chunks[0 if name == "stream-error-first" else 2 :] = [error]
-    if name == "stream-call":
-        call = {"index": 0, "id": "c1", "function": {"name": "find_order", "arguments": ""}}
-        chunks = [_chunk(served, {"tool_calls": [call]})]
-        parts = [{"index": 0, "function": {"arguments": part}} for part in ('{"order": ', '"A1"}')]
-        chunks += [_chunk(served, {"tool_calls": [part]}) for part in parts]
-    if name not in ("stream-unreasoned", "stream-stalls"):
-        chunks.append(_chunk(served, {}, "stop"))
-    chunks.append({"model": served, "choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 4}})
-    data = [json.dumps(chunk).encode() for chunk in chunks]
-    data += [] if name in ("stream-unended", "stream-stalls") else [b"[DONE]"]
-    line = b"\r\n" if name == "stream-crlf" else b"\n"
-    found = [b": hello" + 2 * line, *(b"data: " + each + 2 * line for each in data)]
-    return [*found[:3], found[3][:9]] if name == "stream-torn" else found
-
-
-def _chunk(served: str, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-    return {"model": served, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
 
 
 def shape(api: str, text: str, served: str, finish: str = "") -> dict[str, Any]:

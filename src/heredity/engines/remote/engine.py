@@ -103,7 +103,7 @@ class RemoteEngine:
         return self._concurrency
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
-        """Do the same as `reply` and report to a listener. An API without streams reports whole answers."""
+        """Do the same as `reply` and report to a listener. A service without streams gives whole answers."""
         return self._answer(requests, listener)
 
     def _answer(self, requests: Iterable[Request | None], listener: Listener | None) -> Iterator[Reply]:

@@ -81,6 +81,21 @@ class MalformedAnswer(Exception):
     """An answer that differs from the documents of the service."""
 
 
+class AnswerStream(Protocol):
+    """The events of one streamed answer."""
+
+    is_ended: bool  # whether the end marker has come; what follows it is not read
+
+    def feed(self, event: JsonObject) -> str:
+        """Receive an event; return the text that the answer grows by. Raises MalformedAnswer."""
+
+    def end(self) -> None:
+        """Receive the end marker that is not JSON: `[DONE]`."""
+
+    def answer(self) -> JsonObject:
+        """Return the whole answer, for `RemoteApi.read`. Raises MalformedAnswer for one that was cut off."""
+
+
 class RemoteApi(Protocol):
     """One API for one model: what is sent and how an answer is read. It does not send anything."""
 
@@ -93,6 +108,10 @@ class RemoteApi(Protocol):
         """The address that requests are posted to."""
 
     @property
+    def stream_url(self) -> str:
+        """The address that requests for an answer in parts are posted to."""
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """The headers of the API, the key among them."""
 
@@ -102,28 +121,11 @@ class RemoteApi(Protocol):
     def read(self, answer: JsonObject, prefill: str) -> ApiAnswer:
         """Read the JSON of an answer, without a repeated prefill. Raises MalformedAnswer."""
 
-
-class AnswerStream(Protocol):
-    """The chunks of one streamed answer."""
-
-    def feed(self, chunk: JsonObject) -> str:
-        """Receive a chunk; return the text that the answer grows by. Raises MalformedAnswer."""
-
-    def answer(self) -> JsonObject:
-        """Return the whole answer, for `RemoteApi.read`. Raises MalformedAnswer for one that was cut off."""
-
-
-@runtime_checkable
-class StreamingApi(RemoteApi, Protocol):
-    """An API whose answers can come in parts."""
-
-    end: bytes  # the data of the event that ends a stream
-
     def as_stream(self, body: JsonObject) -> JsonObject:
         """Return the body that asks for the answer in parts."""
 
     def open_stream(self, prefill: str) -> AnswerStream:
-        """Return the reader of one answer."""
+        """Return the reader of one answer in parts."""
 
 
 @runtime_checkable

@@ -34,13 +34,14 @@ from heredity.engines.remote.http_client import (
     read_chunk,
     read_json,
 )
-from heredity.engines.remote.messages import ApiAnswer, JsonObject, MalformedAnswer, RemoteApi, StreamingApi
+from heredity.engines.remote.messages import ApiAnswer, JsonObject, MalformedAnswer, RemoteApi
 from heredity.engines.remote.retry import ConcurrencyLimit, TransportClosed, wait_seconds
 from heredity.engines.remote.streaming import HeardAnswer
 
 Result = TypeVar("Result")
 _LOOK_SECONDS = 0.1  # between two looks whether an answer is still wanted
-_STREAM_REFUSED = frozenset({400, 422})  # of a service that has no streams, or not for this account
+_STREAM_REFUSED = frozenset({400, 404, 405, 422})  # of a service without streams, or not for this account
+_END = b"[DONE]"  # the data of an end marker that is not JSON
 _MOST_FAILURES = 16  # requests in a row that failed with all their attempts
 _FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})  # Azure's and OpenAI's, status 400
 
@@ -91,7 +92,7 @@ class Transport:
         self.pace = ConcurrencyLimit(calls.concurrency)
         self._api, self._calls, self.mask = api, calls, mask
         self._n_in_a_row, self._n_answered = 0, 0
-        self._streaming = api if isinstance(api, StreamingApi) else None
+        self._has_streams = True  # until the service refuses one
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"remote {name}", daemon=True)
@@ -197,29 +198,30 @@ class Transport:
             return self._reply(in_flight, answer)
 
     async def _attempt(self, in_flight: InFlightRequest) -> ApiAnswer:
-        api, heard = self._streaming, in_flight.heard
-        if api is None or heard is None or not heard.is_asked_for:
+        heard = in_flight.heard
+        if not self._has_streams or heard is None or not heard.is_asked_for:
             return self._read(in_flight, await self._post(in_flight.body))
         try:
-            return await self._streamed(in_flight, api, heard)
+            return await self._streamed(in_flight, heard)
         except RequestFailure as failure:
             is_refused = failure.status in _STREAM_REFUSED and failure.code not in _FILTER_CODES
             if not is_refused or _is_begun(in_flight):
                 raise
         answer = self._read(in_flight, await self._post(in_flight.body))
-        self._streaming = None
+        self._has_streams = False
         return answer
 
-    async def _streamed(self, in_flight: InFlightRequest, api: StreamingApi, heard: HeardAnswer) -> ApiAnswer:
-        stream = api.open_stream(clean_text(in_flight.request.prefill))
+    async def _streamed(self, in_flight: InFlightRequest, heard: HeardAnswer) -> ApiAnswer:
+        stream = self._api.open_stream(clean_text(in_flight.request.prefill))
 
         def receive(data: bytes) -> bool:
-            if data == api.end:
-                return True
-            heard.hear(stream.feed(read_chunk(data)))
-            return False
+            if data == _END:
+                stream.end()
+            else:
+                heard.hear(stream.feed(read_chunk(data)))
+            return stream.is_ended
 
-        response = await self._post(api.as_stream(in_flight.body), receive)
+        response = await self._post(self._api.as_stream(in_flight.body), receive)
         if response.body:  # it came whole
             return self._read(in_flight, response)
         try:
@@ -231,7 +233,8 @@ class Transport:
         self.counted.counts["n_requests"] += 1
         try:
             async with asyncio.timeout(self._calls.total_seconds):
-                return await self._client.post(self._api.url, self._api.headers, body, receive)
+                url = self._api.url if receive is None else self._api.stream_url
+                return await self._client.post(url, self._api.headers, body, receive)
         except TimeoutError:
             seconds = self._calls.total_seconds
             message = f"no answer within {seconds:g} seconds"

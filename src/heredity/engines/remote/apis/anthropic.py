@@ -19,6 +19,7 @@ from heredity.engines.remote.messages import (
     ApiAnswer,
     Endpoint,
     JsonObject,
+    MalformedAnswer,
     as_list,
     as_object,
     call_ids,
@@ -34,6 +35,7 @@ _STOPS: dict[str, Stop] = {
 }
 _VERSION = "2026-10-21"
 _CACHED = {"type": "ephemeral"}
+_GROWING = {"text_delta": "text", "input_json_delta": "partial_json"}  # kind of delta -> its field
 
 
 def open_api(endpoint: Endpoint, key: str) -> AnthropicMessages:
@@ -48,7 +50,7 @@ class AnthropicMessages:
 
     def __init__(self, endpoint: Endpoint, key: str) -> None:
         self._endpoint = endpoint
-        self.url = f"{endpoint.base_url.rstrip('/')}/v1/messages"
+        self.url = self.stream_url = f"{endpoint.base_url.rstrip('/')}/v1/messages"
         version = str(endpoint.options.get("anthropic_version") or _VERSION)
         self.headers = {"Authorization": f"Bearer {key}", "anthropic-version": version}
 
@@ -72,13 +74,18 @@ class AnthropicMessages:
             body["tools"] = [_tool(tool) for tool in request.tools]
         return body | extra
 
+    def as_stream(self, body: JsonObject) -> JsonObject:
+        return {**body, "stream": True}
+
+    def open_stream(self, prefill: str) -> EventJoiner:  # noqa: ARG002 (never repeated)
+        return EventJoiner()
+
     def read(self, answer: JsonObject, prefill: str) -> ApiAnswer:  # noqa: ARG002 (never repeated)
         texts, calls = [], []
         for entry in as_list(answer.get("content"), "content"):
             block = as_object(entry, "a block of content")
-            if block.get("type") == "text" and isinstance(text := block.get("text"), str):
-                texts.append(text)
-            elif block.get("type") == "tool_use" and isinstance(name := block.get("name"), str):
+            texts.append(_text(block))
+            if block.get("type") == "tool_use" and isinstance(name := block.get("name"), str):
                 calls.append(ToolCall(name, parse_arguments(block.get("input"))))
         reason = label_of(answer.get("stop_reason"))
         stop = _STOPS.get(reason, "end")
@@ -86,6 +93,69 @@ class AnthropicMessages:
             reason = label_of(reason, details.get("category"))
         usage = _usage(answer.get("usage"))
         return ApiAnswer("".join(texts), tuple(calls), stop, reason, usage, label_of(answer.get("model")))
+
+
+class EventJoiner:
+    """The events of one stream, joined. Events of unknown kinds are skipped: the service adds some."""
+
+    def __init__(self) -> None:
+        self.is_ended = False
+        self._message: JsonObject = {}
+        self._usage: JsonObject = {}
+        self._blocks: dict[str, JsonObject] = {}  # of content, by index
+
+    def feed(self, event: JsonObject) -> str:
+        kind = event.get("type")
+        if kind == "message_start":
+            message = as_object(event.get("message"), "message")
+            self._update(message, message.get("usage"))
+        elif kind == "message_delta":
+            self._update(as_object(event.get("delta") or {}, "delta"), event.get("usage"))
+        elif kind == "content_block_start":
+            block = dict(as_object(event.get("content_block"), "a block of content"))
+            self._blocks[str(event.get("index"))] = block
+            return _text(block)
+        elif kind == "content_block_delta":
+            return self._grow(str(event.get("index")), as_object(event.get("delta"), "delta"))
+        elif kind == "message_stop":
+            self.end()
+        return ""
+
+    def end(self) -> None:
+        self.is_ended = True
+
+    def _update(self, more: JsonObject, usage: object) -> None:
+        """Note fields of the message. Usage is that of the whole message so far."""
+        self._message |= more
+        if isinstance(usage, dict):
+            self._usage |= {name: n for name, n in usage.items() if n is not None}
+
+    def _grow(self, index: str, delta: JsonObject) -> str:
+        """Add a delta to its block; return the text of the answer in it: thoughts are none."""
+        if index not in self._blocks:
+            raise MalformedAnswer("a part of a block came before its start")
+        block, field = self._blocks[index], _GROWING.get(str(delta.get("type")))
+        more = delta.get(field) if field else None
+        if field is None or not isinstance(more, str):
+            return ""
+        block[field] = f"{block.get(field) or ''}{more}"
+        return more if field == "text" and block.get("type") == "text" else ""
+
+    def answer(self) -> JsonObject:
+        """Return the whole answer. A service names the reason of every end: one without it was cut off."""
+        if not self.is_ended:
+            raise MalformedAnswer("the stream ended without message_stop")
+        if self._message.get("stop_reason") is None:
+            raise MalformedAnswer("the stream ended without a stop_reason")
+        blocks = self._blocks.values()
+        content = [{**block, "input": block.get("partial_json") or block.get("input")} for block in blocks]
+        return {**self._message, "usage": self._usage, "content": content}
+
+
+def _text(block: JsonObject) -> str:
+    """The text of the answer in a block; "" in one of another kind."""
+    text = block.get("text")
+    return text if block.get("type") == "text" and isinstance(text, str) else ""
 
 
 def _tool(tool: Tool) -> JsonObject:

@@ -29,6 +29,7 @@ from heredity.engines.remote.messages import (
     repeated_prefill,
     token_count,
 )
+from heredity.engines.remote.streaming import PrefillRemover
 
 _FOLDERS = ("models/", "tunedModels/")  # a model whose name has one of them is sent as it is
 _FILTERS = ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "MODEL_ARMOR")
@@ -48,7 +49,8 @@ class Gemini:
     def __init__(self, endpoint: Endpoint, key: str) -> None:
         self._endpoint = endpoint
         model = endpoint.model if endpoint.model.startswith(_FOLDERS) else f"models/{endpoint.model}"
-        self.url = f"{endpoint.base_url.rstrip('/')}/v1beta/{quote(model, safe='/:@')}:generateContent"
+        at = f"{endpoint.base_url.rstrip('/')}/v1beta/{quote(model, safe='/:@')}"
+        self.url, self.stream_url = f"{at}:generateContent", f"{at}:streamGenerateContent?alt=sse"
         self.headers = {"x-goog-api-key": key}
 
     def body(self, request: Request) -> JsonObject:
@@ -67,6 +69,12 @@ class Gemini:
             declared = [_tool(tool) for tool in request.tools]
             body["tools"] = [{"functionDeclarations": declared}]
         return _merge(body, endpoint.extra)
+
+    def as_stream(self, body: JsonObject) -> JsonObject:
+        return body
+
+    def open_stream(self, prefill: str) -> ResponseJoiner:
+        return ResponseJoiner(repeated_prefill(prefill, self._endpoint.prefill_option))
 
     def _contents(self, request: Request) -> list[JsonObject]:
         turns: list[tuple[str, list[JsonObject]]] = []
@@ -92,9 +100,7 @@ class Gemini:
     def read(self, answer: JsonObject, prefill: str) -> ApiAnswer:
         usage = _usage(answer.get("usageMetadata"))
         served = label_of(answer.get("modelVersion"))
-        blocked = answer.get("promptFeedback")
-        reason = label_of(blocked.get("blockReason")) if isinstance(blocked, dict) else ""
-        if reason:
+        if reason := _block_reason(answer):
             return ApiAnswer("", (), "filter", reason, usage, served)
         candidates = as_list(answer.get("candidates"), "candidates")
         if not candidates:
@@ -108,6 +114,60 @@ class Gemini:
         text, calls = _read(as_list(parts, "parts"))
         text = text.removeprefix(repeated_prefill(prefill, self._endpoint.prefill_option))
         return ApiAnswer(text, calls, _STOPS.get(reason, "end"), reason, usage, served)
+
+
+class ResponseJoiner:
+    """The responses of one stream, joined: each has more parts of the answer.
+
+    No marker ends a stream: the connection does, and the last parts come with the reason of the end.
+    prefill: the beginning that the server repeats; "" if it does not.
+    """
+
+    def __init__(self, prefill: str) -> None:
+        self.is_ended, self._without_prefill = False, PrefillRemover(prefill)
+        self._parts: list[object] = []
+        self._reason: object = None
+        self._rest: JsonObject = {}  # modelVersion, promptFeedback
+        self._usage: JsonObject = {}
+
+    def feed(self, event: JsonObject) -> str:
+        self._rest |= {key: event[key] for key in ("modelVersion", "promptFeedback") if event.get(key)}
+        if isinstance(usage := event.get("usageMetadata"), dict):  # of the whole answer so far
+            self._usage |= usage
+        return "".join(map(self._feed_candidate, as_list(event.get("candidates") or [], "candidates")))
+
+    def end(self) -> None:
+        self.is_ended = True
+
+    def _feed_candidate(self, entry: object) -> str:
+        candidate = as_object(entry, "a candidate")
+        if candidate.get("index") not in (None, 0):
+            return ""
+        content = as_object(candidate.get("content") or {}, "content")
+        parts = as_list(content.get("parts") or [], "parts")
+        text, calls = _read(parts)
+        # Some services name a reason before the end: then it counts only if nothing of the answer follows.
+        self._reason = candidate.get("finishReason") or (None if text or calls else self._reason)
+        self._parts += parts
+        return self._without_prefill(text)
+
+    def answer(self) -> JsonObject:
+        """Return the whole answer. A service names the reason of every end: one without it was cut off."""
+        found = {**self._rest, "usageMetadata": self._usage}
+        if _block_reason(found):
+            return found
+        if not self._reason:
+            raise MalformedAnswer("the stream ended without a finishReason")
+        return {
+            **found,
+            "candidates": [{"content": {"parts": self._parts}, "finishReason": self._reason}],
+        }
+
+
+def _block_reason(answer: JsonObject) -> str:
+    """The reason for which the prompt was blocked; "" if it was not."""
+    feedback = answer.get("promptFeedback")
+    return label_of(feedback.get("blockReason")) if isinstance(feedback, dict) else ""
 
 
 def _merge(body: Mapping[str, object], extra: Mapping[str, object]) -> JsonObject:

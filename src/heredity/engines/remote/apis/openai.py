@@ -38,7 +38,7 @@ from heredity.engines.remote.messages import (
     schema,
     token_count,
 )
-from heredity.engines.remote.streaming import ChunkJoiner
+from heredity.engines.remote.streaming import PrefillRemover
 
 PREFILLS = ("continue_final_message", "trailing", "prefix")
 _STOPS: dict[str, Stop] = {"length": "length", "content_filter": "filter"}
@@ -53,11 +53,11 @@ def open_api(endpoint: Endpoint, key: str) -> ChatCompletions:
 class ChatCompletions:
     """An OpenAI-compatible service."""
 
-    holds_schemas, end = True, b"[DONE]"
+    holds_schemas = True
 
     def __init__(self, endpoint: Endpoint, key: str) -> None:
         self._endpoint, self._prefill = endpoint, endpoint.prefill_option
-        self.url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        self.url = self.stream_url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
         self.headers = {"Authorization": f"Bearer {key}"}
         if endpoint.base_url == HOMES["openai"]:  # organization and project go to their vendor only
             named = {header: os.environ.get(variable, "") for header, variable in _ACCOUNT.items()}
@@ -121,6 +121,58 @@ class ChatCompletions:
         served = label_of(answer.get("model"), answer.get("system_fingerprint"))
         stop, usage = _STOPS.get(reason, "end"), _usage(answer.get("usage"))
         return ApiAnswer(text, _calls(message), stop, reason, usage, served)
+
+
+class ChunkJoiner:
+    """The chunks of one stream, joined. prefill: the beginning that the server repeats; "" if it does not."""
+
+    def __init__(self, prefill: str) -> None:
+        self.is_ended, self._without_prefill = False, PrefillRemover(prefill)
+        self._pieces: list[str] = []
+        self._refusals: list[str] = []
+        self._calls: dict[int, JsonObject] = {}
+        self._reason: object = None
+        self._rest: JsonObject = {}  # model, system_fingerprint, usage
+
+    def feed(self, event: JsonObject) -> str:
+        self._rest |= {key: event[key] for key in ("model", "system_fingerprint", "usage") if event.get(key)}
+        return "".join(map(self._feed_choice, as_list(event.get("choices") or [], "choices")))
+
+    def end(self) -> None:
+        self.is_ended = True
+
+    def _feed_choice(self, entry: object) -> str:
+        choice = as_object(entry, "a choice")
+        if choice.get("index") not in (None, 0):
+            return ""
+        self._reason = choice.get("finish_reason") or self._reason
+        delta = as_object(choice.get("delta") or {}, "delta")
+        for call in as_list(delta.get("tool_calls") or [], "tool_calls"):
+            self._feed_call(as_object(call, "a tool call"))
+        if isinstance(refusal := delta.get("refusal"), str):
+            self._refusals.append(refusal)
+        content = delta.get("content")
+        if not isinstance(content, str) or not content:
+            return ""
+        self._pieces.append(content)
+        return self._without_prefill(content)
+
+    def _feed_call(self, call: JsonObject) -> None:
+        index = call.get("index")
+        found = self._calls.setdefault(index if isinstance(index, int) else len(self._calls), {})
+        for key, value in as_object(call.get("function") or {}, "function").items():
+            before = found.get(key)
+            found[key] = before + value if isinstance(before, str) and isinstance(value, str) else value
+
+    def answer(self) -> JsonObject:
+        """Return the whole answer. A service names the reason of every end: one without it was cut off."""
+        if not self.is_ended:
+            raise MalformedAnswer("the stream ended without its end marker")
+        if self._reason is None:
+            raise MalformedAnswer("the stream ended without a finish_reason")
+        message: JsonObject = {"content": "".join(self._pieces), "refusal": "".join(self._refusals) or None}
+        message["tool_calls"] = [{"function": call} for _, call in sorted(self._calls.items())]
+        return {**self._rest, "choices": [{"message": message, "finish_reason": self._reason}]}
 
 
 def _message(message: Message, ids: list[str]) -> JsonObject:
