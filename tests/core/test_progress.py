@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from heredity.core.progress import Progress
+from heredity.core.progress import Meter, Progress
 from heredity.core.terminal import Display, QuietConsole, clock, size, trial_words
 from tests.support.cli import place as place
 
@@ -79,6 +79,51 @@ def test_what_was_there_before_is_no_part_of_a_downloads_rate(monkeypatch: pytes
         now[0] += 20.0
         display(fetched(95_000_000, 100_000_000))
     assert screen.getvalue().splitlines()[-1] == "weights.gguf  95.0 MB of 100 MB  250 kB/s  20 s left"
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("heredity.core.progress.time.monotonic", lambda: self.now)
+
+    def ticks(self, meter: Meter, n: int, seconds: float) -> None:
+        for _ in range(n):
+            self.now += seconds
+            meter.tick()
+
+
+def test_a_rate_counts_from_the_first_item_and_not_from_the_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seen = Clock(monkeypatch), list[Progress]()
+    meter = Meter(seen.append, "ask", 160)
+    meter.workers(2, ())
+    clock.now += 100  # they load
+    meter.begin()
+    clock.ticks(meter, 10, seconds=1.0)
+    assert (seen[-1].per_second, seen[-1].seconds_left) == (1.0, 150.0)
+    clock.ticks(meter, 10, seconds=0.5)
+    meter.begin()  # of another model: the rate stays
+    assert seen[-1].n_done == 20 and seen[-1].per_second == pytest.approx(20 / 15)
+
+
+def test_a_few_items_give_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one batch come late and together."""
+    clock, seen = Clock(monkeypatch), list[Progress]()
+    meter = Meter(seen.append, "ask", 160)
+    meter.begin()
+    clock.ticks(meter, 9, seconds=10.0)
+    assert (seen[-1].n_done, seen[-1].per_second, seen[-1].seconds_left) == (9, 0.0, None)
+
+
+def test_slow_items_give_a_time_left_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are fewer than ten of them in half a minute."""
+    clock, seen = Clock(monkeypatch), list[Progress]()
+    meter = Meter(seen.append, "ask", 30)
+    meter.begin()
+    clock.ticks(meter, 5, seconds=1.0)
+    clock.ticks(meter, 20, seconds=20.0)
+    assert (seen[-1].per_second, seen[-1].seconds_left) == (0.05, 100.0)
 
 
 def test_names_cannot_speak_to_the_terminal() -> None:

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
 EVERY_SECONDS = 0.1
-WINDOW_SECONDS = 30.0  # the rate is that of the last half minute: models differ in speed
-ENOUGH = 10  # items done before the time left is estimated
+WINDOW_SECONDS = 30.0  # the rate is that of the last half minute: models differ in speed ...
+ENOUGH = 10  # ... or of as many items, if they took longer; before them no rate is known
 
 PREPARE = "prepare"  # the step of all phases
 
@@ -89,6 +89,12 @@ class Meter:
         self._recent.clear()
         self._report(time.monotonic())
 
+    def begin(self) -> None:
+        """Count the rate from now on, if none was done yet: the first one begins, and all is loaded."""
+        if not self._n_recent:
+            self._recent.clear()
+            self._report(time.monotonic())
+
     def tick(self, is_error: bool = False, is_cached: bool = False) -> None:
         """Count one that was done now."""
         self.had(is_error, is_cached)
@@ -124,6 +130,11 @@ class Meter:
     def _doing(self) -> tuple[int, ...]:
         return (self._n_starting, *(model.n_loading for model in self._models))
 
+    @property
+    def _n_recent(self) -> int:
+        """The items that the rate is of."""
+        return self._n_done - self._recent[0][1] if self._recent else 0
+
     def spare(self, n: int) -> None:
         """Take `n` off the total: they are not needed."""
         self._n_total -= n
@@ -136,14 +147,14 @@ class Meter:
         if self._watch is None:
             return
         self._last = now
-        self._recent.append((now, self._n_done))
-        while len(self._recent) > 2 and now - self._recent[0][0] > WINDOW_SECONDS:
+        if not self._recent or self._n_done > self._recent[-1][1]:
+            self._recent.append((now, self._n_done))
+        while len(self._recent) > 1 and self._is_enough(now, *self._recent[1]):
             self._recent.popleft()
-        then, n_then = self._recent[0]
-        n_recent = self._n_done - n_then
-        rate = n_recent / (now - then) if now > then else 0.0
+        seconds, n_recent = now - self._recent[0][0], self._n_recent
         # The first answers come late and together: a rate from a few of them would promise hours.
-        left = (self._n_total - self._n_done) / rate if n_recent >= ENOUGH else None
+        rate = n_recent / seconds if n_recent >= ENOUGH and seconds else 0.0
+        left = (self._n_total - self._n_done) / rate if rate else None
         self._watch(
             Progress(
                 self._step,
@@ -161,6 +172,10 @@ class Meter:
                 phase=self._phase,
             )
         )
+
+    def _is_enough(self, now: float, then: float, n_then: int) -> bool:
+        """Whether what was done since `then` gives a rate."""
+        return now - then >= WINDOW_SECONDS and self._n_done - n_then >= ENOUGH
 
 
 @contextmanager

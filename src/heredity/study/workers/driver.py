@@ -281,6 +281,7 @@ class Driver:
             case Answered():
                 self._write(state, message)
             case Started():
+                self._recorder.meter.begin()
                 self._book.start(message.lease)
                 state.n_unstarted -= message.lease in state.leases
             case Loaded():
