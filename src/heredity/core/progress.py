@@ -29,7 +29,8 @@ Unit = Literal["trials", "answers", "tokens", "bytes", "tensors", "rows", "steps
 class ModelProgress(NamedTuple):
     """The trials of one model of a study with several workers.
 
-    n_failed: errors of this run. n_loading: workers that load the model now.
+    n_failed: errors of this run. n_loading: workers that load the model now. phase: of one of them, with its
+    count; None if it reports none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelProgress(NamedTuple):
     n_leased: int
     n_failed: int
     n_loading: int = 0
+    phase: Progress | None = None
 
 
 class Progress(NamedTuple):

@@ -10,8 +10,9 @@ from queue import SimpleQueue
 import msgspec
 import pytest
 
+from heredity.core import progress as progress_module
 from heredity.core.errors import Damaged, NotComparable
-from heredity.core.progress import Progress
+from heredity.core.progress import Progress, phase
 from heredity.core.records import FileHash
 from heredity.core.terminal import trial_words
 from heredity.core.version import __version__
@@ -116,6 +117,30 @@ def test_it_is_shown_that_workers_start_and_which_model_they_load(
     loading = next(each for each in asked if each.models and each.models[0].n_loading)
     assert f"{loading.models[0].n_loading} loading" in trial_words(loading)
     assert not asked[-1].n_starting and not asked[-1].models[0].n_loading
+
+
+def test_the_phase_of_a_worker_that_loads_is_shown_with_its_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, is_shown = set[str](), threading.Event()
+
+    def watch(progress: Progress) -> None:
+        seen.add(trial_words(progress))
+        if any("measuring widths 3 of 6" in words for words in seen):
+            is_shown.set()
+
+    def load(grown: Grown, store: Store) -> ScriptedEngine:
+        with phase(store.report, "measuring widths", n_total=6) as meter:
+            meter.reached(2)
+            assert is_shown.wait(30)
+        return ScriptedEngine("mixed")
+
+    monkeypatch.setattr(progress_module, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "load_engine", load)
+    study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(
+        watch, workers=1
+    )
+    assert is_shown.is_set()
 
 
 def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from heredity.core.errors import (
     NotComparable,
     OutOfMemory,
 )
-from heredity.core.progress import ModelProgress
+from heredity.core.progress import PREPARE, ModelProgress, Progress
 from heredity.core.records import Response
 from heredity.core.row_codes import WORKER_DIED
 from heredity.study.attack_context import SearchCache, SearchResult
@@ -44,6 +44,7 @@ from heredity.study.workers.messages import (
     Found,
     Hello,
     Loaded,
+    Preparing,
     Setup,
     Started,
     Stop,
@@ -70,13 +71,14 @@ class _Run:
 
 @dataclass
 class _WorkerState:
-    """The driver's view of a worker. `loading`: the model that it loads now."""
+    """The driver's view of a worker. `loading`: the model that it loads now, and `phase` of what."""
 
     number: int
     has_greeted: bool = False
     is_fit: bool = True
     model: int | None = None
     loading: int | None = None
+    phase: Progress | None = None
     leases: list[int] = field(default_factory=list)
     n_unstarted: int = 0
     heard: float = 0.0
@@ -175,7 +177,7 @@ class Driver:
                 if lease is None:
                     break
                 if state.model != m:
-                    state.model, state.loading = None, m
+                    state.model, state.loading, state.phase = None, m, None
                 more = tuple(self._found[state.n_found :])
                 state.n_found = len(self._found)
                 state.leases.append(lease.number)
@@ -286,6 +288,8 @@ class Driver:
                 state.n_unstarted -= message.lease in state.leases
             case Loaded():
                 self._loaded(state, message)
+            case Preparing(phase, n_done, n_total, unit):
+                state.phase = Progress(PREPARE, "", n_done, n_total, unit=unit, phase=phase)
             case Began():
                 run = self._opened(message.record)
                 state.runs[message.run] = run
@@ -419,6 +423,7 @@ class Driver:
     def _show(self) -> None:
         plan, states = self._grid.plan, self._workers.values()
         loading = Counter(state.loading for state in states)
+        phases = {state.loading: state.phase for state in states if state.phase is not None}
         models = tuple(
             ModelProgress(
                 model.name,
@@ -426,6 +431,7 @@ class Driver:
                 self._book.leased(m),
                 self._n_failed[m],
                 loading[m],
+                phases.get(m),
             )
             for m, model in enumerate(plan.models)
             if self._book.left(m) or m in self._numerics

@@ -11,6 +11,7 @@ import msgspec
 from heredity.application.toolbox import RecordedResult
 from heredity.core import errors
 from heredity.core.errors import Damaged, EngineFailure, HeredityError
+from heredity.core.progress import Unit
 from heredity.core.records import Model, Response
 from heredity.engines.remote.budget import Price
 from heredity.study.attack_context import SearchResult
@@ -88,6 +89,18 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     prefix: PromptPrefix
 
 
+class Preparing(msgspec.Struct, frozen=True, tag=True):
+    """Worker to driver: a phase of the model that is being loaded, such as "measuring widths".
+
+    n_done, n_total: its parts; 0, 0 if they are not counted.
+    """
+
+    phase: str
+    n_done: int
+    n_total: int
+    unit: Unit
+
+
 class Began(msgspec.Struct, frozen=True, tag=True):
     """Worker to driver: an engine is about to answer. `run` numbers the engines of this worker."""
 
@@ -152,7 +165,7 @@ _ERRORS: dict[str, type[HeredityError]] = {
 _ERRORS["UnknownName"] = _ERRORS["BadInput"] = errors.UsageError
 
 ToWorker = Setup | Lease | Stop
-ToDriver = Hello | Loaded | Began | Started | Answered | Found | Closed | Failed
+ToDriver = Hello | Loaded | Preparing | Began | Started | Answered | Found | Closed | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -24,6 +24,7 @@ from heredity.application.toolbox import RecordedResults, Toolbox
 from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, WrongHash
+from heredity.core.progress import Progress
 from heredity.core.records import Model, Response
 from heredity.core.version import __version__
 from heredity.engines import choose
@@ -49,6 +50,7 @@ from heredity.study.workers.messages import (
     Hello,
     Lease,
     Loaded,
+    Preparing,
     Setup,
     Started,
     ToDriver,
@@ -97,6 +99,7 @@ class StudyWorker:
             toolbox = Toolbox(self.grid.plan.application, RecordedResults(None, results), runs=False)
         with (
             searching_in(self._store),
+            self._store.report.to(self._report),
             attack_services(self._setup.plan, self._open_model, self._open_cache, self.searches) as services,
             closing(JudgeReaders(self._models())) as readers,
         ):
@@ -108,6 +111,11 @@ class StudyWorker:
             with ModelSlot(lambda m: loaded_model(context, m)) as slot:
                 while (lease := self._next(wait=True)) is not None:
                     slot.ask_one(lease.model, self._indices(lease))
+
+    def _report(self, event: Progress) -> None:
+        """Tell the driver of a phase that begins or is counted."""
+        if event.phase:
+            self.send(Preparing(event.phase, event.n_done, event.n_total, event.unit))
 
     @property
     def plan_seal(self) -> str:
