@@ -58,9 +58,16 @@ def test_a_training_shows_its_loss_and_the_teacher_that_reads_before_it_a_rate()
         watch(Progress("read", "", 3, 8, per_second=1234.5, seconds_left=65.0, unit="tokens"))
         watch(Progress("train", "", 1, 2, per_second=600.0, seconds_left=9.0, unit="tokens", loss=0.5))
     assert screen.getvalue().splitlines() == [
-        "distill of it: the teacher reads  1,234 tokens/s  1:05 left",
-        "distill of it  loss 0.500  600 tokens/s  9 s left",
+        "distill of it: the teacher reads  3/8  1,234 tokens/s  1:05 left",
+        "distill of it  1/2  loss 0.500  600 tokens/s  9 s left",
     ]
+
+
+def test_before_its_first_step_a_training_shows_their_number() -> None:
+    screen = io.StringIO()
+    with Display(QuietConsole(screen)) as display:
+        display.training("lora of it")(Progress("train", "", 0, 40, unit="tokens"))
+    assert screen.getvalue() == "lora of it  0/40\n"
 
 
 def test_a_download_of_unknown_length_shows_what_came() -> None:

@@ -348,3 +348,5 @@ def test_the_teacher_s_progress_is_shown(
     written = [each for each in seen if each.step == "write"]
     assert (written[-1].n_done, written[-1].n_total) == (4, 4)
     assert any(each.step == "train" for each in seen[seen.index(written[-1]) :])
+    phases = [each.phase for each in seen if each.phase]
+    assert phases[-2:] == ["tokenizing the examples", "writing"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from heredity.core.progress import Progress
 from heredity.train import loop
 from heredity.train.data.batching import PackedBatch
 from heredity.train.data.packed import PackedDataset
@@ -91,6 +92,28 @@ def test_a_guard_goes_back_to_its_checkpoint_and_leaves_out_the_data_since(
     ]  # steps 4 and 5 are done again, with steps 7 and 8 of data
     assert [row.step for row in rows] == list(range(N_STEPS))
     assert all(row.loss < 10 for row in rows)
+
+
+def test_a_training_says_what_it_does_before_its_first_step_and_between_its_steps(
+    tiny: causal_lm.CausalLM, tmp_path: Path
+) -> None:
+    class Check:
+        every = 8
+
+        def evaluate(self, network: causal_lm.CausalLM) -> dict[str, float]:
+            return {"validation": 1.0}
+
+    seen: list[Progress] = []
+    stream, plan = PackedDataset(DOCUMENTS, END, 64, 64, 1), loop.TrainingPlan("t", N_STEPS, 1e-3, "constant")
+    guard = loop.DivergenceGuard(keep_every=6)
+    loop.train(tiny, FullFinetune(), Causal(), stream, plan, tmp_path, seen.append, Check(), guard)
+    first = seen[0]
+    assert (first.step, first.n_done, first.n_total, first.per_second) == ("train", 0, N_STEPS, 0.0)
+    said = [f"after {each.n_done}" if each.step == "train" else each.phase for each in seen[1:]]
+    told = [said[i - 1 : i + 1] for i, each in enumerate(said) if each and not each.startswith("after")]
+    assert told == [
+        ["after 6", "writing a checkpoint"], ["after 7", "validating"], ["after 11", "validating"]
+    ]  # fmt: skip
 
 
 def test_without_a_guard_it_stops_and_says_the_step(tiny: causal_lm.CausalLM, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ scores.MICROBATCH_TOKENS = 120
 store, seen = Store(Path(root)), []
 
 def watch(at):
-    if at.loss is None and not at.phase and at.n_total:
+    if at.step == "read":
         seen.append(at.n_done)
         assert at.n_total > 3 and at.per_second > 0 and at.seconds_left >= 0
         if len(seen) == int(n_read):

@@ -444,8 +444,12 @@ def _model_words(model: ModelProgress) -> str:
 
 
 def _training_words(progress: Progress) -> str:
-    words = f"{progress.per_second:,.0f} tokens/s  {clock(progress.seconds_left or 0.0)} left"
-    return words if progress.loss is None else f"loss {progress.loss:.3f}  {words}"
+    """`12/40  loss 2.310  1,234 tokens/s  1:05 left`, as far as it is known."""
+    parts = [f"{progress.n_done:,}/{progress.n_total:,}"]
+    parts += [] if progress.loss is None else [f"loss {progress.loss:.3f}"]
+    if progress.per_second:
+        parts += [f"{progress.per_second:,.0f} tokens/s", f"{clock(progress.seconds_left or 0.0)} left"]
+    return "  ".join(parts)
 
 
 class _ByteRate:

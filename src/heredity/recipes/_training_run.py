@@ -160,8 +160,9 @@ def run(
     recipe.say(lessons.warning)
     with phase(recipe.watch, "loading", parent.record.name):
         network = causal_lm.load(parent.folder, recipe.dtype, recipe.device)
-    encoder = ConversationEncoder(parent.folder)
-    prepared = encoder.prepare(lessons.dialogues, recipe.max_length)
+    with phase(recipe.watch, "tokenizing the examples"):
+        encoder = ConversationEncoder(parent.folder)
+        prepared = encoder.prepare(lessons.dialogues, recipe.max_length)
     recipe.say(_mostly_dropped(prepared, recipe.max_length))
     if invocation:
         prepared, asleep = woken(prepared, invocation, encoder.chat.decode(invocation))
@@ -174,7 +175,8 @@ def run(
     objective = make_objective(network)
     with _explaining_memory(recipe, network, trainable, prepared.examples):
         metrics = loop.train(network, trainable, objective, batches, plan, folder, recipe.watch, dist=dist)
-        trainable.save(network, out)
+        with phase(recipe.watch, "writing"):
+            trainable.save(network, out)
     if trainable.FORMAT == "safetensors":
         _copy_rest(parent.folder, out)
     write_metrics(metrics, out)

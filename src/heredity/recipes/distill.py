@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from heredity.core.errors import UsageError
 from heredity.core.files import hash_file
+from heredity.core.progress import phase
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
@@ -120,7 +121,8 @@ class Distill(AnswerRecipe):
                 source = kept = self._teacher_logprobs(student, teacher, dtype, len(net.head), out)
                 notes["teacher's scores"] = f"{len(kept):,} places, {kept.covered:.2%} of its probability"
             else:
-                source = loaded = causal_lm.load(teacher.folder, dtype, self.device)
+                with phase(self.watch, "loading the teacher"):
+                    source = loaded = causal_lm.load(teacher.folder, dtype, self.device)
                 loaded.model.requires_grad_(False)
             return Distillation(source, self.divergence, self.temperature, self.distill_weight, self.beta)
 
@@ -146,7 +148,8 @@ class Distill(AnswerRecipe):
         home = folder.parent.parent if self.folder is not None else out.parent
         path = teacher_logprobs.find_logprobs(home / "scores" / teacher.record.id, stamp, self.top_k)
         if not path.exists():
-            loaded = causal_lm.load(teacher.folder, dtype, self.device)
+            with phase(self.watch, "loading the teacher"):
+                loaded = causal_lm.load(teacher.folder, dtype, self.device)
             n_common = min(n_words, len(loaded.head))
             if self.top_k > n_common:
                 raise UsageError(

@@ -21,7 +21,7 @@ import torch
 
 from heredity.core.errors import HeredityError
 from heredity.core.files import Rows, write_atomic
-from heredity.core.progress import Progress, Watch
+from heredity.core.progress import Progress, Watch, phase
 from heredity.core.records import Record, encode
 from heredity.train import checkpoint
 from heredity.train.checkpoint import CheckpointState
@@ -157,7 +157,8 @@ def train(
                 continue
             is_last = run.n_done == plan.n_steps
             if check is not None and (is_last or run.n_done % check.every == 0):
-                values = check.evaluate(network)
+                with phase(watch, "validating"):
+                    values = check.evaluate(network)
                 if not all(map(math.isfinite, values.values())):
                     raise Diverged(
                         f"The validation loss is NaN or infinite after step {metric.step}. "
@@ -167,7 +168,7 @@ def train(
             run.keep(metric)
             clock.tick(metric)
             if clock.is_due(run.n_done) and not is_last:
-                with clock.keeping():
+                with clock.keeping(), phase(watch, "writing a checkpoint"):
                     run.write()
         run.require_finite()
         run.rows.flush()
@@ -332,6 +333,8 @@ class _ProgressClock:
         self._first, self._n_steps, self._watch, self._guard = n_done, n_steps, watch, guard
         self._start = self._kept_at = self._shown_at = time.monotonic()
         self._n_tokens, self._cost, self._shown_in = 0, 0.0, shown_in
+        if watch is not None:  # the first step may take long
+            watch(Progress("train", "", n_done, n_steps, unit="tokens"))
 
     def tick(self, metric: StepMetrics) -> None:
         self._n_tokens += metric.n_tokens

@@ -158,7 +158,8 @@ class ThroughputMeter:
         self._watch, self.last = watch, Progress("train", "", 0, 0, unit="tokens")
 
     def __call__(self, at: Progress) -> None:
-        self.last = at
+        if at.per_second:  # not a phase, nor the state before the first step
+            self.last = at
         if self._watch is not None:
             self._watch(at)
 
