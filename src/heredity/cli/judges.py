@@ -108,7 +108,8 @@ def calibrate(
         if isinstance(loaded, ClosableJudge):
             stack.callback(loaded.close)
         watch = _every(5, display.live)
-        found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=watch, once=once)
+        with phase(display.live, "judging"):
+            found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=watch, once=once)
     judged_by = judges.identity(found.judge)
     if found.is_too_good:  # its errors are smaller here than on new answers, so it would correct too little
         keep = False
@@ -227,6 +228,7 @@ def train(
     resumes if stopped.
     """
     from heredity.core.errors import UsageError
+    from heredity.core.progress import phase
     from heredity.core.terminal import Display, note, write_json
     from heredity.core.terminal import out as console
 
@@ -240,7 +242,7 @@ def train(
             "--max-rows needs --head: `learned` is trained on all rows.", code="rows-without-head"
         )
     roots = roots or (data.parent,)
-    with Display() as display:
+    with Display() as display, phase(display.live, "preparing the training"):
         if head is None:
             name, card = "learned", learned_card.train_learned(data, roots, out, note, display.live)
         else:

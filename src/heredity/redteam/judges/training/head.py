@@ -151,9 +151,10 @@ def train_head(
     watch: gets the phases, with the count of the answers that were read.
     Raises BadInput, Unavailable, UsageError for a model whose states cannot be read.
     """
-    spec = learned_data.read_spec(path)
-    data = learned_data.read_examples(spec, roots)
-    examples = sample_rows(data.examples, rows)
+    with phase(watch, "reading the labels"):
+        spec = learned_data.read_spec(path)
+        data = learned_data.read_examples(spec, roots)
+        examples = sample_rows(data.examples, rows)
     _require_tasks(examples)  # before the model reads for an hour
     out.mkdir(parents=True, exist_ok=True)
     engine, model = models.load(name), models.identify(name)
@@ -169,6 +170,14 @@ def train_head(
     states = np.array([state for state in read if state is not None])
     seen = head.rule_features([(e.prompt, e.text) for e in examples])
     judge = f"rubric:{name}:head"
+    with phase(watch, "measuring", name):
+        counts = [
+            row
+            for how, each in held_out(examples)
+            for row in crossvalidation.count_correct(
+                judge, how, judged_examples(examples, states, seen, each)
+            )
+        ]
     facts = {
         "model": model,
         "layer": layer,
@@ -183,15 +192,10 @@ def train_head(
         "files": data.files,
         "judges": versions(),
         "versions": {each: version(each) for each in ("torch", "tokenizers", "numpy", "scipy")},
-        "measured": [
-            row
-            for how, each in held_out(examples)
-            for row in crossvalidation.count_correct(
-                judge, how, judged_examples(examples, states, seen, each)
-            )
-        ],
+        "measured": counts,
     }
-    arrays: dict[str, Any] = {**fit_pairs(examples, states, seen)}
+    with phase(watch, "fitting the head", name):
+        arrays: dict[str, Any] = {**fit_pairs(examples, states, seen)}
     arrays[marks.MARKS] = marks.training_marks(e.text for e in examples if not e.line)
     return crossvalidation.write_weights(out / head.WEIGHTS, out / head.CARD, judge, arrays, facts)
 

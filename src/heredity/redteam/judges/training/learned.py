@@ -53,6 +53,7 @@ FEW = 30  # rows of a class, in one fold, that make no figure
 SHINGLE, TOO_ALIKE = 6, 0.3  # words of a shingle; share of them that another answer may have
 _WORD = re.compile(r"[a-z']+")
 _FIRST_WORDS = 300
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy")  # whose versions the card has
 
 Say = Callable[[str], None]
 
@@ -111,9 +112,10 @@ def train_learned(
     Returns the card. `out`/rounds keeps each training, so that a stopped command resumes. watch: gets the
     phases, with the steps of each training. Raises BadInput or Unavailable.
     """
-    spec = learned_data.read_spec(path)
-    data = learned_data.read_examples(spec, roots)
-    examples = trained_on(data)
+    with phase(watch, "reading the labels"):
+        spec = learned_data.read_spec(path)
+        data = learned_data.read_examples(spec, roots)
+        examples = trained_on(data)
     run = TrainingRun(spec, data, base_folder(), out / "rounds", say, watch)
     rounds = left_out(run)
     say("counting signs")
@@ -121,9 +123,10 @@ def train_learned(
         described = describe_examples(examples)
     everything = Round([True] * len(examples), [False] * len(examples))
     weights = _tuned("all", everything, run)
-    arrays: dict[str, Any] = {name: each for name, each in weights.items() if name != "logits"}
-    arrays |= fit_signs(described) | fit_refusal(described) | fit_mix(rounds, described)
-    arrays[marks.MARKS] = marks.training_marks(e.text for e in examples)
+    with phase(watch, "fitting the signs"):
+        arrays = _arrays(weights, described, rounds)
+    with phase(watch, "measuring"):
+        counts = list(measured(rounds, described))
     facts = {
         "base": {"name": BASE, "sha256": _sha256(run.encoder / "model.safetensors")},
         "split": crossvalidation.SPLIT_FAMILIES,
@@ -135,14 +138,21 @@ def train_learned(
         ],
         "files": data.files,
         "judges": versions(),
-        "versions": {
-            name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scipy")
-        },
-        "measured": list(measured(rounds, described)),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "measured": counts,
     }
     return crossvalidation.write_weights(
         out / "learned.safetensors", out / "learned.json", "learned", arrays, facts
     )
+
+
+def _arrays(
+    weights: dict[str, Floats], described: Described, rounds: Sequence[HeldOutRound]
+) -> dict[str, object]:
+    """The arrays that are written: of the encoder, the signs and the mix, and the marks of the examples."""
+    arrays: dict[str, object] = {name: each for name, each in weights.items() if name != "logits"}
+    arrays |= fit_signs(described) | fit_refusal(described) | fit_mix(rounds, described)
+    return arrays | {marks.MARKS: marks.training_marks(e.text for e in described.examples)}
 
 
 def versions() -> dict[str, int]:
@@ -217,12 +227,15 @@ def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
         if bytes(arrays.pop("key")).decode() == key:
             return arrays
     asked = [request for request in run.data.asked if request not in {prompt for prompt, _ in test}]
-    targets += hard_examples.made_targets(targets, asked, tune.request_vectors(run.encoder), run.spec.seed)
     said = f"without {name}" if test else "on all rows"
+    with phase(run.watch, "making examples", said):
+        vectors = tune.request_vectors(run.encoder)
+        targets += hard_examples.made_targets(targets, asked, vectors, run.spec.seed)
     seed, steps = run.spec.seed, run.spec.steps
     with phase(run.watch, "training", said, steps, "steps") as meter:
         tuned = tune.tune(run.encoder, targets, seed, steps, lambda line: run.say(f"{said}, {line}"), meter)
-    arrays = {**tuned.arrays, "logits": _judged_logits(tuned, test)}
+    with phase(run.watch, "reading the held-out answers", said):
+        arrays = {**tuned.arrays, "logits": _judged_logits(tuned, test)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({**arrays, "key": np.frombuffer(key.encode(), np.uint8)}))
     return arrays
