@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch.nn import functional
 
 from heredity.core.errors import Damaged, Refused, Unavailable
+from heredity.core.progress import Watch, phase
 from heredity.engines.formats import int8
 from heredity.engines.formats.activation import Gate
 from heredity.engines.formats.architectures import ARCHITECTURES, ExpertNames
@@ -93,17 +94,22 @@ ON_CPU = torch.device("cpu")
 _RESIDENT: WeakValueDictionary[tuple[Path, torch.dtype, torch.device], Weights] = WeakValueDictionary()
 
 
-def resident(folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU) -> Weights:
+def resident(
+    folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU, watch: Watch | None = None
+) -> Weights:
     """Read weights once: while they are in use, every caller gets the same object."""
     weights = _RESIDENT.get((folder, dtype, device))
     if weights is None:
-        weights = _RESIDENT[folder, dtype, device] = read_weights(folder, dtype, device)
+        weights = _RESIDENT[folder, dtype, device] = read_weights(folder, dtype, device, watch)
     return weights
 
 
-def read_weights(folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU) -> Weights:
+def read_weights(
+    folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU, watch: Watch | None = None
+) -> Weights:
     """The weights in `folder` (config.json and *.safetensors), as `dtype`, read straight onto the device.
 
+    watch: gets the count of the layers.
     Raises Unavailable for an architecture that is not one of KNOWN, Damaged for a config.json that makes no
     sense and for missing tensors.
     """
@@ -111,7 +117,8 @@ def read_weights(folder: Path, dtype: torch.dtype, device: torch.device = ON_CPU
     files = TensorFiles(folder, dtype, device)
     embedding = files.read(EMBEDDING)
     check_hidden_size(folder, shape, embedding)
-    blocks = tuple(block(shape, files, i) for i in range(shape.n_layers))
+    with phase(watch, "loading layers", n_total=shape.n_layers) as meter:
+        blocks = tuple(meter.each(range(shape.n_layers), lambda i: block(shape, files, i)))
     head = linear(embedding if is_tied else files.read(HEAD))
     rope = rope[0].to(device), rope[1].to(device)
     norm, words = norm_of(shape, files), how(shape, files)

@@ -87,8 +87,7 @@ def open_folder(
     """Load the safetensors in a folder, with the adapter of another folder.
 
     tuning: a file that keeps the result of the probe.
-    dtype: "float32" or "bfloat16" instead of the faster one.
-    width: the widest batch to use.
+    dtype: "float32" or "bfloat16" instead of the faster one. width: the widest batch to use.
     is_probed: False skips the probe, for one request at a time. The name then says that it is not verified.
     is_streamed: each prefill reads the weights layer by layer, which needs the memory of one layer.
     kv_bits: the bits to which keys and values are rounded (kv_cache.py).
@@ -101,7 +100,8 @@ def open_folder(
     kept = None if tuning is None else autotune.read_tuning(tuning, device)
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder, device))
     with torch.inference_mode():
-        loaded = (layerwise.read_weights if is_streamed else weights.resident)(folder, chosen, device.torch)
+        read = layerwise.read_weights if is_streamed else weights.resident
+        loaded = read(folder, chosen, device.torch, watch)
         if adapter is not None:
             loaded = adapted.apply_adapter(loaded, adapter, folder, chosen)
         decoder = Decoder(loaded, chosen) if kv_bits is None else KvQuantizedDecoder(loaded, chosen, kv_bits)

@@ -15,6 +15,7 @@ from typing import overload
 
 import torch
 
+from heredity.core.progress import Watch
 from heredity.engines.formats import weights
 from heredity.engines.formats.decoder_shape import DecoderShape
 from heredity.engines.formats.weights import Block, Weights
@@ -22,7 +23,12 @@ from heredity.engines.formats.weights import Block, Weights
 _ROWS = 16_384  # rows of the head in one matmul
 
 
-def read_weights(folder: Path, dtype: torch.dtype, device: torch.device = weights.ON_CPU) -> Weights:
+def read_weights(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device = weights.ON_CPU,
+    watch: Watch | None = None,  # noqa: ARG001 (no layer is read yet)
+) -> Weights:
     """Return the weights in `folder`; only the last norm is in memory. Raises as `weights.read_weights`."""
     shape, rope, rope_scale, is_tied = weights.read_shape(folder)
     files = weights.TensorFiles(folder, dtype, device)

@@ -131,7 +131,7 @@ class EventJoiner:
             self._usage |= {name: n for name, n in usage.items() if n is not None}
 
     def _grow(self, index: str, delta: JsonObject) -> str:
-        """Add a delta to its block; return the text of the answer in it: thoughts are none."""
+        """Add a delta to its block; return the text that the answer grows by. Thoughts are not part of it."""
         if index not in self._blocks:
             raise MalformedAnswer("a part of a block came before its start")
         block, field = self._blocks[index], _GROWING.get(str(delta.get("type")))
