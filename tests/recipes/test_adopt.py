@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import heredity as h
 from heredity.core.errors import Damaged, OutOfMemory, Refused, Unavailable, UnknownName, UsageError
+from heredity.core.progress import Progress
 from heredity.core.records import Descent, Evidence
 from heredity.lineage.adoption import adopt
 from heredity.lineage.claims import read_claims
@@ -319,7 +320,13 @@ def test_weights_rounded_to_bfloat16_are_equal_to_their_parent(
     halves = {name: each.bfloat16() for name, each in load_file(path).items()}
     path.unlink()
     save_file(halves, path, metadata={"format": "pt"})
-    found = evidence(adopt(str(tmp_path / "half"), base, store))
+    seen: list[Progress] = []
+    found = evidence(adopt(str(tmp_path / "half"), base, store, progress=seen.append))
+    counted = [each for each in seen if each.unit == "tensors"]
+    assert {(each.phase, each.model, each.n_total) for each in counted} == {
+        ("comparing", "half", len(halves))
+    }
+    assert counted[0].n_done == 0 and seen[0].phase == "getting the files"
     assert found.n_equal == found.n_tensors > 20 and found.ranks == ()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from heredity.core import registry
 from heredity.core.errors import Unavailable, UsageError
-from heredity.core.progress import Watch
+from heredity.core.progress import Watch, phase
 from heredity.core.records import Relation
 from heredity.lineage import graph
 from heredity.lineage.descent import is_from_hub, names_of
@@ -54,17 +54,17 @@ def adopt(
         if why := graph.why_childless(parent.record, needs_text=False):
             raise Unavailable(f"Nothing is adopted as a child of '{parent.record.name}': {why}.")
     whole = [store.whole(parent) for parent in given]
-    known = tuple(_known(store, each) for each in whole)
-    adoption = Adoption(made, known, name, is_declared, _others(store, whole))
+    adoption = Adoption(made, _known(store, whole), name, is_declared, _others(store, whole))
     adopter = registry.load_as(Adopter, "recipes", "adopt")
     if not (ref.startswith(HUB) or "/" in ref or "\\" in ref or Path(ref).exists()):
-        return _stored(store, ref, whole, adopter, adoption)
+        with phase(progress, "comparing with the parent", ref):
+            return _stored(store, ref, whole, adopter, adoption)
     return store.grow(adopter.resolve_files(ref, adoption, store.downloads, progress), whole)
 
 
-def _known(store: Store, parent: Grown) -> KnownParent:
-    models = [parent.record, *store.ancestors(parent.record)]
-    return KnownParent(names_of(models), is_from_hub(models))
+def _known(store: Store, parents: Sequence[Grown]) -> tuple[KnownParent, ...]:
+    each = [[parent.record, *store.ancestors(parent.record)] for parent in parents]
+    return tuple(KnownParent(names_of(models), is_from_hub(models)) for models in each)
 
 
 def _others(store: Store, parents: Sequence[Grown]) -> frozenset[str]:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heredity.core.errors import Damaged
+from heredity.core.progress import Watch, phase
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
 
@@ -46,8 +47,12 @@ _COARSE = {"F64": 0, "F32": 1, "F16": 2, "BF16": 2}  # of two types, the rounder
 
 @dataclass
 class Findings:
-    """The evidence so far: the fields of core.records.Evidence, and `against`, the contradictions."""
+    """The evidence so far: the fields of core.records.Evidence, and `against`, the contradictions.
 
+    watch: gets the count of the tensors that are compared.
+    """
+
+    watch: Watch | None = None
     agrees: list[str] = field(default_factory=list)
     differs: list[str] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
@@ -59,6 +64,14 @@ class Findings:
     sizes: list[int] = field(default_factory=list)
     worst_step: float | None = None
     within_step: float | None = None
+
+    def counted(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield the names of the tensors that are compared, in order, and report their count."""
+        import torch  # noqa: F401  # first, as it takes seconds that are not those of a tensor
+
+        ordered = sorted(names)
+        with phase(self.watch, "comparing", n_total=len(ordered), unit="tensors") as meter:
+            yield from meter.each(ordered, str)
 
 
 # --- values ----------------------------------------------------------------------------------------
@@ -121,7 +134,7 @@ def compare_whole(child: Path, parent: Path, found: Findings) -> None:
         return
     found.agrees.append("shapes")
     sums, changed = _Sums(), []
-    for name in sorted(ours.keys() & theirs.keys()):
+    for name in found.counted(ours.keys() & theirs.keys()):
         if ours[name][1].shape != theirs[name][1].shape:
             continue  # the vocabulary grew
         is_equal = _compare(name, ours, theirs, found, sums, own[name])
@@ -299,8 +312,8 @@ def _compare_folder(child: Path, parent: Path, found: Findings, sums: _Sums, ste
         packing_of(how, ours)  # refuses packed weights that are not read here
     if odd:
         return f"other layers: {odd[0][:80]} is in one of the two"
-    for name, read in sorted(readers.items()):
-        grid, shape = _read_grid(name, read), theirs[name][1].shape
+    for name in found.counted(readers):
+        grid, shape = _read_grid(name, readers[name]), theirs[name][1].shape
         if grid.values.shape[1] != shape[-1]:
             return (
                 f"other shapes: {name[:80]} has {grid.values.shape[1]} inputs, and {shape[-1]} in the parent"
@@ -334,7 +347,8 @@ def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps:
         return f"other layers: the parent has no place for {odd[0][:80]}"
     if odd := sorted(_layer_matrices(theirs) - where.keys()):
         return f"other layers: it lacks {odd[0][:80]}"
-    for name, tensor in sorted(where.items()):
+    for name in found.counted(where):
+        tensor = where[name]
         shape, own = theirs[name][1].shape, list(tensor.shape)[::-1]
         if (expert := EXPERT.search(name)) and len(own) == 3:
             own = own[1:]  # all experts of a layer; the first one is compared

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from heredity.core.errors import Refused, UsageError, first_line
 from heredity.core.files import Lock, explain_full_disk
-from heredity.core.progress import Watch
+from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.lineage import evidence, likeness
@@ -121,6 +121,7 @@ class AdoptFiles:
     source: _Source
     adoption: Adoption = field(compare=False)
     made: Relation = "finetune"
+    watch: Watch | None = field(default=None, compare=False, repr=False)
 
     kind = "adopt"
 
@@ -132,12 +133,15 @@ class AdoptFiles:
         """Bring the files and look for evidence. Raises Refused if they contradict the descent."""
         from importlib.metadata import version
 
-        brought = self.source.bring(out)
+        with phase(self.watch, "getting the files"):
+            brought = self.source.bring(out)
         if self.source.is_adapter and has_tokenizer(out):
             _check_tokenizer(out, brought.name)
         name = self.adoption.name or brought.name
         made, woken = self._made(out, brought.name, parents[0])
-        descent = find_descent(out, parents, self.adoption, made, brought.name)
+        with phase(self.watch, "comparing with the parent", name):
+            watch = about(self.watch, name)
+            descent = find_descent(out, parents, self.adoption, made, brought.name, watch)
         notes = brought.notes | _base_note(descent, parents[0].record) | woken
         parent = parents[0].record
         if self.source.is_adapter:
@@ -204,7 +208,7 @@ def resolve_files(ref: str, adoption: Adoption, downloads: Path, progress: Watch
     relation: Relation | None = "lora" if source.is_adapter else adoption.made  # its files tell an aLoRA
     if relation is None:
         relation = _relation(Path(ref), ref.endswith(".gguf"))
-    return AdoptFiles(source, adoption, relation)
+    return AdoptFiles(source, adoption, relation, progress)
 
 
 def _relation(place: Path, is_gguf: bool) -> Relation:
@@ -227,11 +231,19 @@ def _base_note(descent: Descent, parent: Model) -> dict[str, str]:
 
 
 def find_descent(
-    child: Path, parents: Sequence[Grown], adoption: Adoption, made: Relation, name: str
+    child: Path,
+    parents: Sequence[Grown],
+    adoption: Adoption,
+    made: Relation,
+    name: str,
+    watch: Watch | None = None,
 ) -> Descent:
-    """Compare the files of a child with its parents. Raises Refused with everything that contradicts."""
+    """Compare the files of a child with its parents. Raises Refused with everything that contradicts.
+
+    watch: gets the count of the tensors.
+    """
     claims = read_claims(child)
-    found = [_compare(child, parent.folder, made) for parent in parents]
+    found = [_compare(child, parent.folder, made, watch) for parent in parents]
     if against := [why for each in found for why in each.against]:
         shown = "; ".join(against)
         raise Refused(
@@ -249,8 +261,8 @@ def find_descent(
     ))  # fmt: skip
 
 
-def _compare(child: Path, parent: Path, made: Relation) -> Findings:
-    found = Findings()
+def _compare(child: Path, parent: Path, made: Relation, watch: Watch | None) -> Findings:
+    found = Findings(watch)
     likeness.compare_chat(child, parent, found, must_agree=made != "distill")
     likeness.compare_settings(child, parent, found)
     if (child / _CONFIG).is_file():
