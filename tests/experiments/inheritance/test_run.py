@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from heredity.cli.inherit import command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
+from heredity.core.progress import Progress
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments import course
@@ -902,7 +903,12 @@ def test_a_child_of_another_architecture_is_named_in_a_warning(plan: LineagePlan
     said = list[str]()
     asked = [BatteryPlan("default", (str(few_probes(tmp_path)),))]
     mine = plan_of(plan.models["teacher"], [plan.models["base"]], asked, 0.15)
-    run.inherit(mine, Store(tmp_path / "store"), tmp_path / "out", None, said.append, loader(SHARES))
+    store, seen = Store(tmp_path / "store"), list[Progress]()
+    with store.report.to(seen.append):
+        run.inherit(mine, store, tmp_path / "out", seen.append, said.append, loader(SHARES))
+    phases = list(dict.fromkeys(each.phase for each in seen if each.phase))
+    assert phases[:2] == ["checking the children", "computing the power"]
+    assert "writing the report" in phases
     doubts = [line for line in said if line.startswith("warning: ")]
     assert len(doubts) == 1 and "base is of another architecture" in doubts[0] and "teacher?" in doubts[0]
 

@@ -10,7 +10,7 @@ Leaves to others: the recipes, and the order of the whole (run.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from msgspec import UnsetType
 
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, HeredityError, OutOfMemory, Refused, Unavailable, UsageError
-from heredity.core.progress import Watch
+from heredity.core.progress import Watch, phase
 from heredity.experiments import repair as repairing
 from heredity.experiments.inheritance.data import load_data
 from heredity.experiments.inheritance.plan import (
@@ -89,21 +89,28 @@ class Lineage:
 
     def preview(self) -> list[Task]:
         """The tasks that this version can do; the others are added to `left_out`. Nothing is made."""
-        possible, missing = [], set[str]()
-        for task in tasks(self.plan):
-            why = next((f"its parent '{p}' is left out" for p in task.child.parents if p in missing), "")
-            try:
-                why = why or self._why_not(task)
-            except BadInput:
-                raise
-            except _NOT_MADE as error:
-                why = str(error)
-            if not why:
-                possible.append(task)
-            elif task.child.name not in missing:
-                missing.add(task.child.name)
-                self.left_out.append(LeftOutChild(task.child.name, why))
+        possible, missing, every = [], set[str](), tasks(self.plan)
+        with phase(self.watch, "checking the children", n_total=len(every)) as meter:
+            for task in every:
+                why = self._obstacle(task, missing)
+                meter.tick()
+                if not why:
+                    possible.append(task)
+                elif task.child.name not in missing:
+                    missing.add(task.child.name)
+                    self.left_out.append(LeftOutChild(task.child.name, why))
         return possible
+
+    def _obstacle(self, task: Task, missing: Collection[str]) -> str:
+        """Why a task is left out, next to the children that are missing; "" if it is not. Raises BadInput."""
+        if parent := next((each for each in task.child.parents if each in missing), ""):
+            return f"its parent '{parent}' is left out"
+        try:
+            return self._why_not(task)
+        except BadInput:
+            raise
+        except _NOT_MADE as error:
+            return str(error)
 
     def make(self, task: Task) -> HeredityError | None:
         """Make the child of one task, or find it in the store. Returns the error for which it is left out.

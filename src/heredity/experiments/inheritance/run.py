@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, UsageError
 from heredity.core.files import Lock, write_atomic
-from heredity.core.progress import Watch
+from heredity.core.progress import Watch, phase
 from heredity.core.records import Record, digest, encode
 from heredity.experiments.course import Course, Tell
 from heredity.experiments.inheritance import batteries
@@ -175,7 +175,8 @@ def _ask_all(
         title = f"ask {len(models)} models: {battery.title or battery.name}"
         course.start(title, battery.minutes, batteries.n_stored(found.folder) / n)
         results[battery.name] = result = found.run(watch)
-        html.write(result.folder, result.folder / "report.html")
+        with phase(watch, "writing the report"):
+            html.write(result.folder, result.folder / "report.html")
         course.end((batteries.n_computed(found.folder) - n_before) / n)
     return results
 
@@ -190,11 +191,13 @@ def power_of(
     """The power of each study, also given to `tell` in lines."""
     power: dict[str, StudyForecast] = {}
     for battery in plan.battery:
-        planned = batteries.forecast(plan, battery, possible, store, out)
-        if plan.judge:
-            planned.require_judge()
+        with phase(store.report, "computing the power"):
+            planned = batteries.forecast(plan, battery, possible, store, out)
+            if plan.judge:
+                planned.require_judge()
+            found = planned.forecast()
         tell(f"{battery.title or battery.name}:")
-        if (found := planned.forecast()) is not None:
+        if found is not None:
             power[battery.name] = found
             for line in lines(planned.resolved, found):
                 tell(f"  {line}")
