@@ -158,23 +158,27 @@ def test_every_page_fits_and_nothing_of_an_answer_runs(
     watched.tab.close()
 
 
+def serious(tab: Tab, url: str) -> list[tuple[str, str, list[str]]]:
+    """The rules of axe that a page breaks seriously, with the first elements that break each."""
+    import axe_playwright_python
+
+    axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    tab.goto(url, wait_until="load")
+    tab.evaluate(axe)
+    result = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        (url, each["id"], [node["html"][:160] for node in each["nodes"][:3]])
+        for each in result["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
 def test_axe_finds_nothing_serious(
     browser: Browser, address: str, paths: list[str], width: int, scheme: str
 ) -> None:
-    import axe_playwright_python
-
-    axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-    watched, found = _opened(browser, address, width, scheme), []
-    for path in paths:
-        watched.tab.goto(address + path, wait_until="load")
-        watched.tab.evaluate(axe)
-        result = watched.tab.evaluate("axe.run(document, {resultTypes: ['violations']})")
-        found += [
-            (path, each["id"], each["impact"], [node["html"][:160] for node in each["nodes"][:3]])
-            for each in result["violations"]
-            if each["impact"] in ("serious", "critical")
-        ]
+    watched = _opened(browser, address, width, scheme)
+    found = [each for path in paths for each in serious(watched.tab, address + path)]
     watched.tab.close()
     assert not found, found
 
@@ -253,16 +257,42 @@ def test_an_open_page_follows_a_training(browser: Browser, site: Site, address: 
     assert (watched.errors, watched.outside) == ([], [])
 
 
-def test_exported_pages_open_from_a_disk_and_run_nothing_of_an_answer(
-    browser: Browser, site: Site, tmp_path: Path
-) -> None:
-    export(StudyPlace(site.place.root / "monday", tmp_path / "store"), tmp_path / "out")
-    watched = _opened(browser, (tmp_path / "out").as_uri(), 390, "dark")
-    files = sorted((tmp_path / "out").iterdir())
-    kinds = {path.name.translate(str.maketrans("", "", "0123456789abcdef")): path for path in files}
-    for path in kinds.values():
+@pytest.fixture(scope="module")
+def disk(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the exported pages of one study."""
+    root = tmp_path_factory.mktemp("disk")
+    export(StudyPlace(site.place.root / "monday", root / "store"), root / "out")
+    return root / "out"
+
+
+def test_exported_pages_open_from_a_disk_and_run_nothing_of_an_answer(browser: Browser, disk: Path) -> None:
+    watched = _opened(browser, disk.as_uri(), 390, "dark")
+    for path in sorted(disk.iterdir()):
         watched.tab.goto(path.as_uri(), wait_until="load")
         assert watched.tab.evaluate("document.documentElement.scrollWidth") <= 390, path.name
+        assert watched.tab.evaluate("getComputedStyle(document.body).fontSize") == "15px"
         assert watched.tab.title() != "ran"
         assert (watched.errors, watched.outside) == ([], []), path.name
     watched.tab.close()
+
+
+def test_exported_pages_lead_without_script_from_a_count_to_both_conversations(
+    browser: Browser, disk: Path
+) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto((disk / "index.html").as_uri())
+    tab.locator("ol.studies a").first.click()
+    tab.locator(".four a").first.click()
+    tab.wait_for_url("**-pairs-*")
+    tab.locator("h2:target + ol a").first.click()
+    tab.wait_for_url("**-trials-*")
+    assert tab.locator(".trial:target .wide-two > section").count() == 2
+    context.close()
+
+
+def test_axe_finds_nothing_serious_in_exported_pages(browser: Browser, disk: Path) -> None:
+    watched = _opened(browser, disk.as_uri(), 1400, "light")
+    found = [each for path in sorted(disk.iterdir()) for each in serious(watched.tab, path.as_uri())]
+    watched.tab.close()
+    assert not found, found

@@ -55,13 +55,11 @@ def command(
 
 def _export(place: StudyPlace, out: Path) -> None:
     from heredity.core.sanitize import plain
-    from heredity.core.terminal import Display, note, write
+    from heredity.core.terminal import Display, write
     from heredity.view.export import export
 
     with Display() as display:
-        found = export(place, out, lambda n, known: display.show("write", n, known, f"{n:,} pages"))
-    if found.n_left_out:
-        note(f"{found.n_left_out:,} more pages are left out, and their links with them")
+        found = export(place, out, lambda n, known: display.show("write", n, known, f"{n:,} files"))
     write(plain(str(found.page)))
 
 

@@ -2,10 +2,11 @@
 
     export(StudyPlace(Path("runs/demo")), Path("shared"))
 
-Promises: the pages are those of the server, without forms, searches and keys that need one. Each page is one
-file with its own style and script, whose hashes its content policy names. A link leads to a file of the same
-folder; the words of any other stay without it.
-Leaves to others: the pages themselves (pages/).
+Promises: the pages are those of the server, without forms, searches and keys that need one. The
+conversations of a study are a few files, each of many. Each file has its own style and script, whose hashes
+its content policy names. Not every browser takes two files of a disk as of one origin. A link leads to a
+place in a file of the same folder; the words of any other stay without it.
+Leaves to others: the conversations of a study (export_study.py), and the pages themselves (pages/).
 """
 
 from __future__ import annotations
@@ -19,92 +20,104 @@ from typing import NamedTuple
 
 from heredity.core.errors import HeredityError, UsageError
 from heredity.core.files import write_atomic
+from heredity.view.export_study import StudyFiles, is_in_study
 from heredity.view.places import StudyPlace
 from heredity.view.site import Asked, Site
 
 _NO_LINK = re.compile(r'(<a\b[^>]*?) href=""')
-MOST = 20_000  # files; a folder of more is slow to open, and the server has no such bound
 
 
 class ExportedPages(NamedTuple):
-    """The first page, the number of pages, and the number of those that were left out."""
+    """The first page, and the number of files."""
 
     page: Path
-    n_pages: int
-    n_left_out: int
+    n_files: int
 
 
 class _Files:
-    """Gives each page that a link leads to a file, and remembers which are still to write."""
+    """Gives each page that a link leads to a place in a file; knows which files are still to write."""
 
-    def __init__(self, most: int) -> None:
-        self.names: dict[tuple[str, str], str] = {}
-        self.left: deque[tuple[str, dict[str, str]]] = deque()
-        self.left_out: set[tuple[str, str]] = set()
-        self._most = most
-        self.site: Site | None = None
+    def __init__(self, place: StudyPlace) -> None:
+        self.site = Site(place, self.link, is_live=False)
+        self.names: dict[str, str] = {}
+        self.left: deque[str] = deque()
+        self.studies: dict[str, StudyFiles] = {}
 
     def link(self, path: str, query: Mapping[str, str]) -> str:
-        """The file of a page; "" for one that is not exported."""
-        assert self.site is not None
-        page, _ = self.site.find(path)
-        if page.KEEPS is None:
+        """The place of a page; "" for one that is not exported."""
+        page, parts = self.site.find(path)
+        if not page.IS_EXPORTED:
             return ""
-        kept = {name: query[name] for name in page.KEEPS if name in query}
-        address = path, repr(sorted(kept.items()))
-        if address not in self.names:
-            if len(self.names) >= self._most:
-                self.left_out.add(address)
-                return ""
-            self.names[address] = _name(*address) if path != "/" else "index.html"
-            self.left.append((path, kept))
-        return self.names[address]
+        if is_in_study(page):
+            try:
+                return self._study(parts["study"]).link(page, Asked(path, parts, query))
+            except HeredityError:
+                return ""  # the page of the study shows its error
+        if path not in self.names:
+            self.names[path] = _name(path) if path != "/" else "index.html"
+            self.left.append(path)
+        return self.names[path]
+
+    def _study(self, key: str) -> StudyFiles:
+        if key not in self.studies:
+            self.studies[key] = StudyFiles(self.site.place.open(key))
+        return self.studies[key]
+
+    @property
+    def n_known(self) -> int:
+        """The files that are known so far."""
+        return len(self.names) + sum(each.n_files for each in self.studies.values())
 
 
-def _name(path: str, query: str) -> str:
-    """A readable name, and one for each address: letters of its path, and a digest of all of it."""
+def _name(path: str) -> str:
+    """A readable name, and one for each path: letters of it, and a digest of all of it."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", path.removeprefix("/s/")).strip("-")[:60]
-    digest = hashlib.blake2b("\0".join((path, query)).encode(), digest_size=4).hexdigest()
-    return f"{readable}-{digest}.html"
+    return f"{readable}-{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}.html"
 
 
 def export(
-    place: StudyPlace, out: Path, watch: Callable[[int, int], None] = lambda *_: None, most: int = MOST
+    place: StudyPlace, out: Path, watch: Callable[[int, int], None] = lambda *_: None
 ) -> ExportedPages:
-    """Write every page that a link from the list of studies leads to, at most `most`.
+    """Write every page that a link from the list of studies leads to.
 
-    watch: called with the pages that are written, and those that are known. Raises UsageError if `out` holds
+    watch: called with the files that are written, and those that are known. Raises UsageError if `out` holds
     anything.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} holds other files. Name a new folder: --export.", code="folder-not-empty")
-    files = _Files(most)
-    site = files.site = Site(place, files.link, is_live=False)
     for found in place.studies():
         try:
             place.open(found.key).refresh(float("inf"))
         except HeredityError:
             continue  # the list of studies shows its error
+    files = _Files(place)
     out.mkdir(parents=True, exist_ok=True)
     files.link("/", {})
     n, first = 0, ""
+
+    def keep(name: str, text: str) -> None:
+        nonlocal n
+        (out / name).write_text(_NO_LINK.sub(r"\1", text), encoding="utf-8")
+        n += 1
+        watch(n, files.n_known)
+
     while files.left:
-        path, query = files.left.popleft()
-        text = _page(site, path, query)
+        path = files.left.popleft()
+        text = _page(files.site, path)
         if path == "/":
             first = text  # written last: it is the file that says that the folder is complete
         else:
-            (out / files.names[path, repr(sorted(query.items()))]).write_text(text, encoding="utf-8")
-        n += 1
-        watch(n, len(files.names))
-    write_atomic(out / "index.html", first.encode())
+            keep(files.names[path], text)
+    for study in files.studies.values():
+        for name, text in study.pages(files.site):
+            keep(name, text)
+    write_atomic(out / "index.html", _NO_LINK.sub(r"\1", first).encode())
 
-    return ExportedPages(out / "index.html", n, len(files.left_out))
+    return ExportedPages(out / "index.html", n + 1)
 
 
-def _page(site: Site, path: str, query: Mapping[str, str]) -> str:
+def _page(site: Site, path: str) -> str:
     try:
-        found = site.render(path, query)
+        return site.render(path)
     except HeredityError as error:
-        found = site.failure(Asked(path, {}, {}), str(error))
-    return _NO_LINK.sub(r"\1", found)  # an address that is not exported: its words stay, without a link
+        return site.failure(Asked(path, {}, {}), str(error))

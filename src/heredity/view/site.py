@@ -114,7 +114,7 @@ class Site:
         return [(_title(p.MENU), self.link(p.PATH), _current(p.PATH, asked.path)) for p in pages]
 
     def _is_here(self, page: Page) -> bool:
-        return self.is_live or page.KEEPS is not None
+        return self.is_live or page.IS_EXPORTED
 
     def _tabs(self, asked: Asked, study: OpenStudy | None) -> list[tuple[str, str, str]]:
         """The pages of a study, in the order of their titles' numbers, marked as in the menu."""

@@ -12,7 +12,7 @@ from heredity.view.site import Asked, Site
 from heredity.view.transcript import prompts, read
 
 PATH, MENU, TAB = "/s/{study}/t/{index}", "", ""
-KEEPS: tuple[str, ...] | None = ()
+IS_EXPORTED = True
 
 
 class OtherModel(NamedTuple):

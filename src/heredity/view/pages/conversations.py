@@ -9,7 +9,7 @@ from heredity.view.search import Search
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/s/{study}/conversations", "", "2 Conversations"
-KEEPS: tuple[str, ...] | None = ("model", "technique", "attack", "outcome", "kind", "doubt", "after")
+IS_EXPORTED = True
 
 
 def render(site: Site, asked: Asked) -> str:

@@ -20,7 +20,7 @@ from heredity.view.site import Asked, Site
 from heredity.view.transcript import Transcript, read
 
 PATH, MENU, TAB = "/s/{study}/label", "", "4 Label"
-KEEPS: tuple[str, ...] | None = None
+IS_EXPORTED = False
 MOST = 200  # answers of one round, as many as a person labels in some hours
 _ANSWERS: tuple[LabelAnswer, ...] = ("yes", "no", "skip")
 

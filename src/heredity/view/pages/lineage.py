@@ -14,7 +14,7 @@ from heredity.view.pages.conversations import number
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/lineage", "3 Lineage", ""
-KEEPS: tuple[str, ...] | None = ()
+IS_EXPORTED = True
 WHOLE = 16  # models up to which the whole lineage is shown first
 
 

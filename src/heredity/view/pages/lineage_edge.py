@@ -16,7 +16,7 @@ from heredity.view.rates import board_of
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/lineage/{parent}/{child}", "", ""
-KEEPS: tuple[str, ...] | None = ()
+IS_EXPORTED = True
 
 
 class EdgeTechnique(NamedTuple):

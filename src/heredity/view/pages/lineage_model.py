@@ -16,7 +16,7 @@ from heredity.view.rates import ShownRate, board_of
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/lineage/{model}", "", ""
-KEEPS: tuple[str, ...] | None = ()
+IS_EXPORTED = True
 _MOST = 50  # studies whose rates are shown
 
 

@@ -11,7 +11,7 @@ from heredity.view.site import Asked, Site
 from heredity.view.transcript import read
 
 PATH, MENU, TAB = "/s/{study}/pair/{place}", "", ""
-KEEPS: tuple[str, ...] | None = ("a", "b", "which")
+IS_EXPORTED = True
 
 
 def render(site: Site, asked: Asked) -> str:

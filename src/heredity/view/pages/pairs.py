@@ -13,7 +13,7 @@ from heredity.view.rates import board_of
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/s/{study}/pairs", "", "3 Two models"
-KEEPS: tuple[str, ...] | None = ("a", "b", "which", "technique", "attack", "kind", "after")
+IS_EXPORTED = True
 
 
 class PairOfRows(NamedTuple):

@@ -16,13 +16,13 @@ class Page(Protocol):
     PATH   its path; a part in braces is any text without a slash: "/s/{study}/t/{index}"
     MENU   its title in the menu over all studies; "" for none
     TAB    its title among the pages of a study; "" for none. Both begin with a number, which orders them
-    KEEPS  the keys of the query that an exported page is one of its own for; None: it is not exported
+    IS_EXPORTED  whether exported pages have it
     """
 
     PATH: str
     MENU: str
     TAB: str
-    KEEPS: tuple[str, ...] | None
+    IS_EXPORTED: bool
 
     def render(self, site: Site, asked: Asked) -> str:
         """The HTML, by Site.html. Raises HeredityError, which becomes a page of its own."""

@@ -18,7 +18,7 @@ from heredity.view.site import Asked, Site
 from heredity.view.verdicts import Chip, chips
 
 PATH, MENU, TAB = "/", "1 Studies", ""
-KEEPS: tuple[str, ...] | None = ()
+IS_EXPORTED = True
 _SECONDS = 1.0  # that reading new rows may take, of all studies together
 
 

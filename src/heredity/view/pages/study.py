@@ -16,7 +16,7 @@ from heredity.view.site import Asked, Site
 from heredity.view.verdicts import chips
 
 PATH, MENU, TAB = "/s/{study}", "", "1 Overview"
-KEEPS: tuple[str, ...] | None = ()
+IS_EXPORTED = True
 MOST_PAIRS = 12  # that are listed; a form compares any two
 
 

@@ -10,7 +10,7 @@ from heredity.view.site import Asked, Site
 from heredity.view.training import ShownTraining, TrainingCurve, read_curve, runs
 
 PATH, MENU, TAB = "/training", "4 Training", ""
-KEEPS: tuple[str, ...] | None = None
+IS_EXPORTED = False
 _MOST = 100  # runs that are listed
 
 

@@ -13,7 +13,7 @@ from heredity.view.site import Asked, Site
 from heredity.view.training import LossPoint, ShownTraining, find, read_curve, runs, samples
 
 PATH, MENU, TAB = "/training/{run}", "", ""
-KEEPS: tuple[str, ...] | None = None
+IS_EXPORTED = False
 _LINES = 20  # of the table
 
 

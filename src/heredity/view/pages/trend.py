@@ -14,7 +14,7 @@ from heredity.view.places import OpenStudy
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/trend", "2 Trend", ""
-KEEPS: tuple[str, ...] | None = ()
+IS_EXPORTED = True
 
 
 class TrendLine(NamedTuple):
