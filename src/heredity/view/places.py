@@ -76,7 +76,6 @@ class StudyPlace:
 
     def __init__(self, root: Path, store: Path | None = None) -> None:
         self.root, self.store = root, store or default_root()
-        self.earlier: dict[str, Estimates] = {}  # by key: before a reader of these pages estimated it again
         self._open: dict[str, OpenStudy] = {}
         self._lock = Lock()
 

@@ -10,12 +10,12 @@ from heredity.core.files import Lock, Rows
 from heredity.core.sanitize import Shown, shown
 from heredity.stats.ppi import FEWEST
 from heredity.study import labels
-from heredity.study.estimates import Estimates
 from heredity.study.labels import Drawn, Label, LabelAnswer
 from heredity.study.study import Study
-from heredity.view.changes import Changes, changes
+from heredity.view.changes import changes
 from heredity.view.pages.conversations import number
 from heredity.view.places import OpenStudy
+from heredity.view.rates import board_of
 from heredity.view.site import Asked, Site
 from heredity.view.transcript import Transcript, read
 
@@ -39,6 +39,7 @@ class ToLabel(NamedTuple):
 def render(site: Site, asked: Asked) -> str:
     """The next answer; `open` in the query shows its model and its verdict."""
     study = site.open(asked)
+    board = board_of(study)
     drawn, had = labels.drawn_answers(study.folder)[:MOST], labels.read_labels(study.folder)
     wanted = number(asked.query["index"]) if asked.query.get("index") else None
     left = [row for row in drawn if row.index not in had]
@@ -49,16 +50,10 @@ def render(site: Site, asked: Asked) -> str:
         "label.html.jinja", asked, study,
         drawn=drawn, n_had=sum(row.index in had for row in drawn), path=asked.path,
         one=None if chosen is None else _one(study, drawn, chosen),
-        changes=_changes(site, study) if asked.query.get("estimated") else None,
+        changes=[] if board.estimates is None else changes(board.estimates), why_not=board.why_not,
         fewest=FEWEST,
         is_open=bool(asked.query.get("open")), last=labels.last_label(study.folder), answers=_ANSWERS,
     )  # fmt: skip
-
-
-def _changes(site: Site, study: OpenStudy) -> Changes | None:
-    """The changes of the last new estimate; None if these pages did not make it."""
-    before, after = site.place.earlier.get(study.key), study.estimates()
-    return changes(before, after) if before is not None and isinstance(after, Estimates) else None
 
 
 def _one(study: OpenStudy, drawn: list[Drawn], row: Drawn) -> ToLabel | None:
@@ -77,12 +72,8 @@ def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
     kind = form.get("do", "")
     labels.check_labelable(study.plan)
     if kind == "estimate":
-        before = study.estimates()
         Study.open(study.folder).estimate()
-        if not isinstance(before, Estimates):
-            return site.link(f"/s/{study.key}")
-        site.place.earlier[study.key] = before
-        return site.link(asked.path, open=form.get("open", ""), estimated=1)
+        return site.link(asked.path, open=form.get("open", "")) + "#changed"
     with Lock(study.folder):
         if kind == "draw":
             labels.draw_answers(study.folder, study.plan)
