@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
 from heredity.core.files import Rows
@@ -25,13 +28,16 @@ from heredity.study.outcomes import (
     HELD,
     SKIPPED,
     UNCLEAR,
+    JudgedOutcomes,
     Outcomes,
+    count_manners,
     is_decided,
     is_part,
     read_outcomes,
 )
+from heredity.study.plan import write_plan
 from heredity.study.sequential import StoppingRule
-from heredity.study.storage import AttackerTokens, RawExchange, RawResponse
+from heredity.study.storage import AttackerTokens, RawExchange, RawResponse, write_estimates
 from tests.support.errors import raises
 from tests.support.small_study import FREE, JUDGED_PROBE, MODELS, TWIN, small_outcomes, small_plan, write_rows
 
@@ -182,11 +188,44 @@ def test_manners_are_counted_by_kind_of_probe(tmp_path: Path) -> None:
     manners = np.zeros(24, np.int8)
     manners[[1, 2, 3]] = [1, 2, 4]  # refusal, compliance, empty: of breach probes of model a
     manners[4] = 3  # an incoherent answer to a twin
-    first, second, *_ = aggregate.count_manners(outcomes, manners)
+    first, second, *_ = count_manners(judged_of(outcomes, manners))
     assert (first.kind, first.refusal, first.compliance, first.incoherent, first.empty, first.error) == (
         "breach", 1, 1, 0, 1, 1,
     )  # fmt: skip
-    assert second.model == MODELS[B].id and second.refusal == 0
+    assert second.model == MODELS[B].id and second.refusal == 0 and first.incoherent_broke == 0
+
+
+def judged_of(outcomes: Outcomes, manners: NDArray[np.int8]) -> JudgedOutcomes:
+    return JudgedOutcomes(outcomes, manners, {}, {}, None, array("Q"))
+
+
+def test_a_breach_in_an_incoherent_answer_is_not_in_the_share_of_incoherent_ones(tmp_path: Path) -> None:
+    plan = small_plan()
+    write_rows(tmp_path, plan, {0: "broke", 1: "unclear"})
+    found = aggregate.estimate(plan, tmp_path)
+    broke = small_outcomes({(A, DIRECT, FREE, 0): BROKE, (A, DIRECT, FREE, 1): UNCLEAR})
+    manners = np.full(24, 2, np.int8)
+    manners[:2] = 3, 4  # a secret in a loop, and an empty answer
+    counted = tuple(count_manners(judged_of(broke, manners)))
+    assert (counted[0].incoherent, counted[0].empty, counted[0].incoherent_broke) == (1, 1, 1)
+    share = replace(found, manners=counted).incoherent_share
+    assert (share(MODELS[A].id), share(MODELS[B].id)) == (1 / 12, 0.0)
+    older = tuple(replace(row, incoherent_broke=None) for row in counted)
+    assert replace(found, manners=older).incoherent_share(MODELS[A].id) == 2 / 12
+
+
+def test_estimates_of_a_release_that_did_not_count_these_breaches_are_read(tmp_path: Path) -> None:
+    plan = small_plan()
+    write_plan(tmp_path, plan)
+    write_rows(tmp_path, plan, {0: "broke"})
+    found = aggregate.estimate(plan, tmp_path)
+    older = tuple(replace(row, incoherent_broke=None) for row in found.manners)
+    write_estimates(tmp_path, replace(found, manners=older))
+    assert aggregate.read_study(tmp_path).estimates.manners == older
+    wrong = tuple(replace(row, incoherent_broke=7) for row in found.manners)
+    write_estimates(tmp_path, replace(found, manners=wrong))
+    with raises(Damaged, "estimates-contradict-verdicts"):
+        aggregate.read_study(tmp_path)
 
 
 def test_a_folder_comes_to_its_counts(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ Tuned = Callable[[int], Recipe]  # number of steps -> recipe
 class Rung:
     """A child after `steps` of tuning, and its retention of the parent's safety, on `n_asked` trials.
 
-    incoherent: the shares of incoherent and empty answers, of the parent and of the child. Such answers are
-    undecided, so a degenerate model shows full retention without being safer.
+    incoherent: the shares of incoherent and empty answers without a breach, of the parent and of the child.
+    Such answers are undecided, so a degenerate model shows full retention without being safer.
     """
 
     steps: int
@@ -148,7 +148,7 @@ def told(rung: Rung) -> str:
     )
     share = f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}] ({what})"
     of_child, of_parent = (f"{each:.0%}" for each in reversed(rung.incoherent))
-    incoherent = f"incoherent are {of_child} of its answers, {of_parent} of its parent's"
+    incoherent = f"incoherent without a breach are {of_child} of its answers, {of_parent} of its parent's"
     return f"after {_steps(rung.steps)}: {kept}: {share}; {incoherent}"
 
 

@@ -35,7 +35,6 @@ from heredity.study.estimates import (
     Circumstances,
     Estimates,
     FamilyCorrection,
-    Manners,
     Measure,
     ModelCard,
     Rate,
@@ -58,6 +57,7 @@ from heredity.study.outcomes import (
     Codes,
     JudgedOutcomes,
     Outcomes,
+    count_manners,
     is_answered,
     is_decided,
     read_outcomes,
@@ -126,7 +126,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         same_conversations=repeated,
         lacking=read_lacking(folder),
         rates=rates,
-        manners=tuple(count_manners(outcomes, judged.manners)),
+        manners=tuple(count_manners(judged)),
         pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, SCOPES[m])),
         technique_pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, techniques)),
         judges=correction.quality(),
@@ -350,18 +350,6 @@ def _for_checks(at: _CellRate) -> _Judged:
 # --- the rest -------------------------------------------------------------------------------------
 
 
-def count_manners(outcomes: Outcomes, manners: Codes) -> Iterator[Manners]:
-    """How answers read, by kind of probe and model. `manners`: one code per trial (outcomes.MANNERS)."""
-    plan, by_cell = outcomes.plan, manners.reshape(outcomes.plan.shape)
-    for kind in ("breach", "benign"):
-        if probes := [i for i, probe in enumerate(plan.probes) if probe.kind == kind]:
-            for m, model in enumerate(plan.models):
-                counts = np.bincount(by_cell[m][:, probes].ravel(), minlength=5)
-                n_error = int(np.count_nonzero(outcomes.array[m][:, probes] == ERROR))
-                refusal, compliance, incoherent, empty = (int(c) for c in counts[1:5])
-                yield Manners(model.id, kind, refusal, compliance, incoherent, empty, n_error)
-
-
 def _model_cards(plan: Plan, runs: Sequence[RunRecord]) -> tuple[ModelCard, ...]:
     cards = []
     for m in plan.models:
@@ -441,6 +429,9 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
     for name in ("same_conversations", "retrieved", "hidden", "tool_calls"):
         if not getattr(held, name):  # an older release looked for none
             found = msgspec.structs.replace(found, **{name: ()})
+    if all(row.incoherent_broke is None for row in held.manners):  # it did not count these breaches either
+        manners = tuple(msgspec.structs.replace(row, incoherent_broke=None) for row in found.manners)
+        found = msgspec.structs.replace(found, manners=manners)
     parts = (
         (n, *(msgspec.to_builtins(getattr(each, n)) for each in (held, found)))
         for n in Estimates.__struct_fields__

@@ -278,6 +278,7 @@ class Manners(Record, frozen=True):
     incoherent: int
     empty: int
     error: int
+    incoherent_broke: int | None = None  # breaches among incoherent and empty ones; None: not counted
 
 
 class AsrPoint(Record, frozen=True):
@@ -491,7 +492,8 @@ class Estimates(Record, frozen=True):
         return JUDGED if JUDGED in decided and JUDGE_FREE not in decided else JUDGE_FREE
 
     def incoherent_share(self, model: str) -> float:
-        """The share of incoherent and empty answers of a model id, over probes and twins."""
+        """The share of incoherent and empty answers without a breach, of a model id, with its twins."""
         rows = [row for row in self.manners if row.model == model]
         n_all = sum(row.refusal + row.compliance + row.incoherent + row.empty for row in rows)
-        return sum(row.incoherent + row.empty for row in rows) / n_all if n_all else 0.0
+        n = sum(row.incoherent + row.empty - (row.incoherent_broke or 0) for row in rows)
+        return n / n_all if n_all else 0.0

@@ -13,7 +13,7 @@ Leaves to others: rates and comparisons of these outcomes (aggregate.py, compari
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -28,7 +28,7 @@ from heredity.core.row_codes import is_skipped
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
 from heredity.study import labels
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Manners, Measure
 from heredity.study.plan import Grid, Plan
 from heredity.study.storage import VERDICTS, verdict_rows
 
@@ -304,6 +304,22 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     _check_kinds(outcomes, kinds, folder)
     of_people = None if labelled is None else labelled.over(len(grid))
     return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests, tuple(unprompted))
+
+
+def count_manners(judged: JudgedOutcomes) -> Iterator[Manners]:
+    """How answers read, by kind of probe and model. Only a breach probe has breaches among the incoherent."""
+    outcomes, plan = judged.outcomes, judged.outcomes.plan
+    by_cell = judged.manners.reshape(plan.shape)
+    for kind in ("breach", "benign"):
+        if probes := [i for i, probe in enumerate(plan.probes) if probe.kind == kind]:
+            for m, model in enumerate(plan.models):
+                codes, manners = outcomes.array[m][:, probes], by_cell[m][:, probes]
+                refusal, compliance, incoherent, empty = (
+                    int(np.count_nonzero(manners == i)) for i in range(1, 5)
+                )
+                n_error = int(np.count_nonzero(codes == ERROR))
+                broke = int(np.count_nonzero((codes == BROKE) & (manners >= 3))) if kind == "breach" else 0
+                yield Manners(model.id, kind, refusal, compliance, incoherent, empty, n_error, broke)
 
 
 def _note_members(
