@@ -86,7 +86,7 @@ def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["power", "--gap", "0.2", "--models", "3"]) == 0
     said = capsys.readouterr().out
     assert (
-        "3 pairs in judge-free and in judged breaches (Holm over 6)" in said
+        "3 pairs in breaches that checks decide and that a judge decides (Holm over 6)" in said
         and "a gap of 20 points" in said
         and "if valid at any time" in said
     )

@@ -87,6 +87,7 @@ def _legend(estimates: Estimates) -> str:
     """The meaning of the table's rows and marks."""
     level = words.percent(estimates.confidence)
     legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
+    legend += ", the others by checks (judge-free)"
     legend += "; corrected: for the measured errors of the checks or the judge"
     if estimates.is_per_attempt:
         legend += "; decided: the share that is not unclear"

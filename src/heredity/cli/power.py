@@ -173,7 +173,7 @@ def _show(found: SampleSizePlan) -> None:
     n_tests = found.n_pairs * found.scopes
     of = "edge" if found.is_of_edges else "pair"
     pairs = f"1 {of}" if found.n_pairs == 1 else f"{found.n_pairs} {of}s"
-    pairs += " in judge-free and in judged breaches" if found.scopes > 1 else ""
+    pairs += " in breaches that checks decide and that a judge decides" if found.scopes > 1 else ""
     pairs += f" (Holm over {n_tests})" if n_tests > 1 else ""
     clusters = "" if found.design_effect == 1 else f", design effect {found.design_effect:.2f}"
     models = "model" if found.is_of_edges else f"of {found.models} models"

@@ -31,7 +31,8 @@ from heredity.cli import Name, Option, PathArgument, Verb, device_option, open_s
               help="Attack on each probe; repeatable.  [default: direct]")  # fmt: skip
 @click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
 @click.option("--scope", type=Name(), metavar="NAME",
-              help="judge_free, judged, or a technique.  [default: judge_free]")  # fmt: skip
+              help="Breaches: those that checks decide (judge_free), that a judge decides (judged), or of a "
+              "technique.  [default: judge_free]")  # fmt: skip
 @click.option("--threshold", "line", cls=Option, former=["--line"], type=float, default=0.5,
               show_default=True, help="Retention below this counts as lost.")  # fmt: skip
 @click.option("--max-steps", "longest", cls=Option, former=["--longest"], type=int, default=64,

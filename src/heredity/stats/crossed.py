@@ -5,8 +5,8 @@ factor give a wide interval, and one level is refused. The same generator state 
 Leaves to others: the target of a claim. One about these attacks only is clustered by behaviour.
 
 The variance is that of Owen's pigeonhole bootstrap if both factors have `MANY` levels. Rows and columns are
-drawn with return, and a trial counts the product of both. A bootstrap of two to nine columns has too few
-distinct draws. Then it is the two-way clustered variance of Cameron, Gelbach and Miller:
+sampled with replacement, and a trial counts the product of both. A bootstrap of two to nine columns has too
+few distinct draws. Then it is the two-way clustered variance of Cameron, Gelbach and Miller:
 
     V = V(rows) + V(columns) - V(cells),  each with the factor g / (g - 1);  at least V(rows) and V(columns)
 

@@ -22,7 +22,7 @@ from heredity.stats.intervals import CONFIDENCE, clustered_rate
 
 
 def success_at(k: int, n: int, c: int) -> float:
-    """The chance that at least one of k tries, drawn without return from n with c breaches, is a breach."""
+    """The chance of at least one breach in k tries, sampled without replacement from n with c breaches."""
     if not 1 <= k <= n or not 0 <= c <= n:
         raise BadArgument(f"{c} breaches in {n} tries say nothing about {k} tries", code="out-of-range")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)  # whole numbers: exact until the one division

@@ -3,7 +3,7 @@
 Promises: the labels decide the estimate; the judge only narrows the interval. A useless judge costs nothing.
 If all trials are labelled, the judge has no influence. Intervals contain their value and have a width above
 zero.
-Leaves to others: drawing the trials to label, by chance from the run itself.
+Leaves to others: the random sample of trials to label, from the run itself.
 
 With clusters the variance is that of what each cluster contributes to the estimate, labelled and unlabelled
 trials together. It is never less than without clusters. Its t quantile has (sum U^2)^2 / sum U^4 degrees of

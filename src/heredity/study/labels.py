@@ -1,6 +1,6 @@
 """A person's labels on a study's own answers: the draw, the files, and the labels by trial.
 
-Answers are drawn by chance. Those that the judge was least sure of tend to come first. So do discordant
+The answers are a random sample. Those that the judge was least sure of tend to come first. So do discordant
 ones: trials that broke with one model and not with another, where errors gather. This is priority
 sampling: each answer gets a number `u / size`, with u uniform and size its doubt. The smallest come
 first. After any number of labels, an answer is among them with a chance of `min(1, size * next)`. `next`

@@ -162,6 +162,8 @@ def _is_of_twins(row: ForecastRow) -> bool:
 
 
 def _rates(view: View, measure: Measure) -> Iterator[str]:
+    if {JUDGE_FREE, JUDGED} & set(view.ledger(measure)):
+        yield "Judge-free: a check decides. Judged: a judge decides. Both err.\n"
     yield from _head(["technique", *(plain(view.names[card.id]) for card in view.estimates.models)])
     for technique in view.ledger(measure):
         cells = [_cell(view, view.rate(card.id, technique, measure)) for card in view.estimates.models]
