@@ -206,11 +206,12 @@ def _loaded(
     key_env: tuple[str, ...], may_load: bool,
 ) -> _Loaded:  # fmt: skip
     """Load each model once, and each base once. may_load: whether callers may load adapters."""
+    from heredity.application.retrieval.dense import open_embedder
     from heredity.cli import _pulling
     from heredity.core.progress import phase
     from heredity.core.terminal import note
     from heredity.deploy.serve.adapters import AdapterLoader, share
-    from heredity.deploy.serve.embeddings import EmbeddingService, Encoder
+    from heredity.deploy.serve.embeddings import EmbeddingService
     from heredity.deploy.serve.worker import EngineWorker
     from heredity.lineage.loading import refuse_silent
 
@@ -218,12 +219,11 @@ def _loaded(
     asked = {one.record.id: one for one in refs.values()}
     encoders = [one for one in asked.values() if one.record.modality == "text-embedding"]
     writers = [one for one in asked.values() if one not in encoders]
+    ready = {}
     for one in writers:
         refuse_silent(one.record)
-    ready = {
-        one.record.id: one if one.record.format == "scripted" else _pulling.ready(store, one)
-        for one in writers
-    }
+    for one in writers:
+        ready[one.record.id] = one if one.record.format == "scripted" else _pulling.ready(store, one)
     load, found = _remote.loader(store, _remote.calls(key_env)), _Loaded()
     bases, services = share(stack, store, ready.values(), load, most, may_load, note)
     for ident, form in ready.items():
@@ -235,7 +235,8 @@ def _loaded(
         found.served += rules.served(record, service, _other_names(record, refs))
     for one in encoders:
         with phase(store.report, "loading", one.record.name):
-            encoder = EmbeddingService(Encoder(store.ready(one)), most, _other_names(one.record, refs))
+            embedder = open_embedder(one.record.id, store)
+        encoder = EmbeddingService(embedder, most, _other_names(one.record, refs))
         stack.callback(encoder.close)
         found.encoders.append(encoder)
     found.adapters = AdapterLoader(store, bases, rules) if may_load else None

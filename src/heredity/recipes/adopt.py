@@ -24,6 +24,7 @@ from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
 from heredity.engines.chat.folder import has_tokenizer
+from heredity.engines.formats.static_embeddings import holds_static
 from heredity.lineage import evidence, likeness
 from heredity.lineage.claims import read_claims
 from heredity.lineage.descent import is_quantized_name, plain_name
@@ -212,7 +213,9 @@ def resolve_files(ref: str, adoption: Adoption, downloads: Path, progress: Watch
 
 
 def _relation(place: Path, is_gguf: bool) -> Relation:
-    """How whole weights were made, by their files: quantized, or else tuned."""
+    """How whole weights were made, by their files: a static model of an encoder, quantized, or else tuned."""
+    if holds_static(place):
+        return "distill"
     if is_gguf or any(place.glob("*.gguf")):
         return "quantize"
     return "quantize" if evidence.is_quantized(place) else "finetune"

@@ -14,7 +14,8 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 pytest.importorskip("torch")
 
-from heredity.deploy.serve.embeddings import EmbeddingService, Encoder
+from heredity.application.retrieval.dense import Embedder, open_embedder
+from heredity.deploy.serve.embeddings import EmbeddingService, count_tokens
 from heredity.lineage.store import Store
 from tests.application.retrieval.test_dense import TinyEncoder
 from tests.deploy.serve.serving import HELLO, client, listening, named
@@ -25,7 +26,7 @@ TEXTS = ["the heat pump", "green tea", "the refund of a parcel"]
 
 class Place(NamedTuple):
     address: str
-    encoder: Encoder
+    encoder: Embedder
     service: EmbeddingService
 
 
@@ -33,8 +34,8 @@ class Place(NamedTuple):
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     store = Store(tmp_path_factory.mktemp("store"))
     store.grow(TinyEncoder(), [])
-    encoder = Encoder(store.named("tiny-encoder"))
-    service = EmbeddingService(Encoder(store.named("tiny-encoder")), most=4)
+    encoder = open_embedder("tiny-encoder", store)
+    service = EmbeddingService(open_embedder("tiny-encoder", store), most=4)
     with listening(named("helpful"), embedders=[service]) as address:
         yield Place(address, encoder, service)
     service.close()
@@ -50,7 +51,11 @@ def test_embeddings_are_the_encoders_own(place: Place) -> None:
         assert [each.index for each in one.data] == [0, 1, 2]
         for each, values in zip(one.data, own, strict=True):
             assert np.array_equal(np.array(each.embedding, np.float32), values)
-    assert found.usage.prompt_tokens == sum(map(place.encoder.count, TEXTS)) == found.usage.total_tokens
+    assert (
+        found.usage.prompt_tokens
+        == sum(count_tokens(place.encoder, text) for text in TEXTS)
+        == found.usage.total_tokens
+    )
     assert client(place.address).embeddings.create(model="tiny-encoder", input="green tea").data
 
 

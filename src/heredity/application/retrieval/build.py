@@ -252,9 +252,10 @@ def _embeddings(
     new = [text for text in dict.fromkeys(texts) if text not in known]
     meter = Meter(watch, "embed", len(new))
     made: dict[str, Floats] = {}
-    for text in new:
-        made[text] = embedder.embed(text)
-        meter.tick()
+    for start in range(0, len(new), embedder.n_at_once):
+        batch = new[start : start + embedder.n_at_once]
+        made.update(zip(batch, embedder.embed_all(batch), strict=True))
+        meter.reached(len(made))
     meter.close()
     rows = [made[text] if text in made else known[text] for text in texts]
     return np.stack(rows).astype(np.float32), len(new)

@@ -1,7 +1,9 @@
-"""Embeddings of texts by a sentence encoder of the store: the mean or first hidden state, as its files say.
+"""Embeddings of texts by a model of the store: a sentence encoder, or a static embedding model (static.py).
 
-Promises: fp32, one text at a time, so that an embedding depends only on its text (on one kind of machine).
-The end of a text that exceeds the model's length is not read.
+Of an encoder it is the mean or first hidden state, as its files say.
+
+Promises: fp32, and of an encoder one text at a time, so that an embedding depends only on its text (on one
+kind of machine). The end of a text that exceeds the model's length is not read.
 Leaves to others: which texts, and comparing them (index.py).
 
 Source: Sentence-BERT, Reimers and Gurevych 2019 (1908.10084).
@@ -9,18 +11,21 @@ Source: Sentence-BERT, Reimers and Gurevych 2019 (1908.10084).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from heredity.application.retrieval.static import StaticEmbedder
 from heredity.application.retrieval.store import search_store
 from heredity.core import host, openmp
 from heredity.core.errors import Damaged, Unavailable, UsageError, first_line
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import EMBEDDING, POOLING
+from heredity.engines.formats.static_embeddings import Floats as Floats
+from heredity.engines.formats.static_embeddings import holds_static
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 
@@ -28,9 +33,49 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Floats = npt.NDArray[np.float32]
+    from heredity.core.records import Model
+
 DEFAULT = "all-minilm-l6-v2"
 _KNOWN = ("pooling_mode_mean_tokens", "pooling_mode_cls_token")
+
+
+class Embedder(Protocol):
+    """A loaded embedding model. The members for gradients need torch.
+
+    n_tokens: of a text that are read. n_at_once: texts in one call of `embed_all` that are fast together.
+    """
+
+    model: Model
+    n_tokens: int
+    n_at_once: int
+
+    def __hash__(self) -> int: ...
+
+    def embed(self, text: str) -> Floats:
+        """The embedding of a text, of length 1; 0 if nothing in it is known to a static model. (hidden,)"""
+
+    def embed_all(self, texts: Sequence[str]) -> Floats:
+        """The embedding of each text, as `embed` gives it. (text, hidden)"""
+
+    def count(self, text: str) -> int:
+        """The tokens of the whole text, special ones included."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+
+    @property
+    def token_vectors(self) -> Tensor:
+        """The model's input embeddings. (vocabulary, hidden)"""
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text that `embed` reads, special ones included."""
+
+    def embed_vectors(self, vectors: Tensor) -> Tensor:
+        """Embeddings of texts of equally many tokens, given the input embeddings of these: for gradients.
+
+        vectors: (text, token, hidden). Returns (text, hidden), each of length 1.
+        """
 
 
 def open_embedder(name: str, store: Store | None = None) -> Embedder:
@@ -42,15 +87,18 @@ def open_embedder(name: str, store: Store | None = None) -> Embedder:
     grown = store.named(name)
     if grown.record.modality != EMBEDDING or grown.record.format != "safetensors":
         raise UsageError(
-            f"'{grown.record.name}' is no sentence encoder (modality {grown.record.modality}, "
+            f"'{grown.record.name}' is no embedding model (modality {grown.record.modality}, "
             f"{grown.record.format}). Take one, such as {DEFAULT}.",
             code="not-an-embedder",
         )
-    return Embedder(store.ready(grown))
+    ready = store.ready(grown)
+    return StaticEmbedder(ready) if holds_static(ready.folder) else SentenceEncoder(ready)
 
 
-class Embedder:
+class SentenceEncoder:
     """A loaded sentence encoder."""
+
+    n_at_once = 1
 
     def __init__(self, grown: Grown) -> None:
         self.model = grown.record
@@ -68,7 +116,7 @@ class Embedder:
         self._torch = torch
         try:
             self._is_mean = _pooling(grown.folder) == _KNOWN[0]
-            self._n_tokens = _longest(grown.folder)
+            self.n_tokens = _longest(grown.folder)
             self._tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
                 grown.folder, **here
             )
@@ -85,13 +133,21 @@ class Embedder:
         """The embedding of a text, of length 1. (hidden,)"""
         torch = self._torch
         # Of a text of megabytes the rest, which is not read, would take minutes.
-        text = beginning(text, self._n_tokens, lambda part: len(self.tokens(part)))
-        tokens = self._tokenizer(text, truncation=True, max_length=self._n_tokens, return_tensors="pt")
+        text = beginning(text, self.n_tokens, lambda part: len(self.tokens(part)))
+        tokens = self._tokenizer(text, truncation=True, max_length=self.n_tokens, return_tensors="pt")
         with torch.inference_mode():
             hidden = self._network(**tokens).last_hidden_state[0]  # (token, hidden)
             pooled = hidden.mean(0) if self._is_mean else hidden[0]
             found: Floats = torch.nn.functional.normalize(pooled, dim=0).numpy()
         return found
+
+    def embed_all(self, texts: Sequence[str]) -> Floats:
+        """The embedding of each text, one after the other. (text, hidden)"""
+        return np.stack([self.embed(text) for text in texts])
+
+    def count(self, text: str) -> int:
+        """The tokens of the whole text, special ones included."""
+        return len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -106,7 +162,7 @@ class Embedder:
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text that `embed` reads, special ones included."""
-        found: list[int] = self._tokenizer(text, truncation=True, max_length=self._n_tokens)["input_ids"]
+        found: list[int] = self._tokenizer(text, truncation=True, max_length=self.n_tokens)["input_ids"]
         return found
 
     def embed_vectors(self, vectors: Tensor) -> Tensor:

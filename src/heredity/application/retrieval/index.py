@@ -162,7 +162,10 @@ class PassageIndex:
         return self._best(np.flatnonzero(scores > 0), scores, n)
 
     def _by_meaning(self, query: str, n: int) -> list[_Ranked]:
-        near, similarity = self._similarities(self.embed(query), n)
+        asked = self.embed(query)
+        if not asked.any():  # a static model knows no token of it
+            return []
+        near, similarity = self._similarities(asked, n)
         return self._best(near, similarity, n)
 
     def _similarities(self, asked: Floats, n: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:

@@ -1,8 +1,8 @@
-"""POST /v1/embeddings: the embeddings of texts by a sentence encoder of the store.
+"""POST /v1/embeddings: the embeddings of texts by an embedding model of the store.
 
 Promises: an embedding is that of `heredity index` with the same model. A text that the model cannot read as a
 whole is refused, never cut. Texts of several requests take turns.
-Leaves to others: the encoder (application/retrieval), and HTTP (app.py).
+Leaves to others: the model (application/retrieval), and HTTP (app.py).
 """
 
 from __future__ import annotations
@@ -25,25 +25,19 @@ from heredity.engines.chat.token_bounds import has_more_tokens
 MOST_TEXTS = 2048
 
 
-class Encoder(Embedder):
-    """A sentence encoder that counts tokens."""
-
-    def _count(self, text: str) -> int:
-        return len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
-
-    def count(self, text: str) -> int:
-        """Return the tokens of a text. Raises UsageError if they are more than the model reads."""
-        is_far_beyond = has_more_tokens(text, self._n_tokens, self._count)
-        n_tokens = self._n_tokens + 1 if is_far_beyond else self._count(text)
-        if n_tokens > self._n_tokens:
-            found = f"over {self._n_tokens}" if is_far_beyond else f"{n_tokens}"
-            raise UsageError(
-                f"This model's maximum context length is {self._n_tokens} tokens. "
-                f"However, a text has {found} tokens",
-                code="prompt-too-long",
-                key="input",
-            )
-        return n_tokens
+def count_tokens(encoder: Embedder, text: str) -> int:
+    """The tokens of a text. Raises UsageError if they are more than the model reads."""
+    most = encoder.n_tokens
+    is_far_beyond = has_more_tokens(text, most, encoder.count)
+    n_tokens = most + 1 if is_far_beyond else encoder.count(text)
+    if n_tokens > most:
+        found = f"over {most}" if is_far_beyond else f"{n_tokens}"
+        raise UsageError(
+            f"This model's maximum context length is {most} tokens. However, a text has {found} tokens",
+            code="prompt-too-long",
+            key="input",
+        )
+    return n_tokens
 
 
 class Embedded(NamedTuple):
@@ -54,9 +48,9 @@ class Embedded(NamedTuple):
 
 
 class EmbeddingService:
-    """A served sentence encoder in a thread of its own. started_as: other names that the operator gave."""
+    """A served embedding model in a thread of its own. started_as: other names that the operator gave."""
 
-    def __init__(self, encoder: Encoder, most: int = 256, started_as: tuple[str, ...] = ()) -> None:
+    def __init__(self, encoder: Embedder, most: int = 256, started_as: tuple[str, ...] = ()) -> None:
         self._encoder, self._most, self.n_open = encoder, most, 0
         self._thread = ThreadPoolExecutor(1, "embeddings")
         self.started_as = started_as
@@ -76,7 +70,7 @@ class EmbeddingService:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, text)
 
     def _embed(self, text: str) -> Embedded:
-        n_tokens = self._encoder.count(text)
+        n_tokens = count_tokens(self._encoder, text)
         return Embedded(self._encoder.embed(text).astype("<f4").tobytes(), n_tokens)
 
     def admit(self) -> None:

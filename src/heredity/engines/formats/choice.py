@@ -22,7 +22,8 @@ CROSS_ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "modernbert")
 RANKING = "text-ranking"  # their modality
 EMBEDDING = "text-embedding"  # the modality of sentence encoders
 POOLING = "1_Pooling/config.json"  # a file of those that sentence-transformers saved
-ENCODERS = (*CROSS_ENCODERS, "clip", "siglip", "siglip2")  # they write no text
+STATIC = "model2vec"  # the model type of static embedding models (static_embeddings.py)
+ENCODERS = (*CROSS_ENCODERS, STATIC, "clip", "siglip", "siglip2")  # they write no text
 _SLOW = "transformers"  # the engine for all other architectures
 _OWN = "int8"  # the quantization that heredity writes itself
 # The package that transformers needs in order to read weights of a method, as it is imported.

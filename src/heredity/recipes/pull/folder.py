@@ -191,6 +191,24 @@ def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
         _refuse_code(path, inner, level + 1)
 
 
+def check_shards(out: Path, name: str) -> None:
+    """Raise Damaged if the index of a model's shards names a file that is missing."""
+    index = out / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        shards = set(msgspec.json.decode(index.read_bytes())["weight_map"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{name}/{index.name}: it maps no tensors to files.") from error
+    for shard in sorted(map(str, shards)):
+        refuse_outside(f"{name}/{index.name}", shard)
+        if not (out / shard).is_file():
+            raise Damaged(
+                f"{name}/{index.name} names {shard[:120]!r}, which is missing. Get it again.",
+                code="file-lost",
+            )
+
+
 def drop_code(folder: Path) -> list[str]:
     """Take out of every JSON file what names code of the model's own. Returns the files that changed.
 

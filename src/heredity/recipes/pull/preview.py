@@ -181,7 +181,7 @@ def _packed_width(config: Mapping[str, object]) -> float:
 def _stored_dtype(config: Mapping[str, object]) -> str:
     inner = config.get("text_config")
     for table in (config, inner if isinstance(inner, dict) else {}):
-        for key in ("dtype", "torch_dtype"):
+        for key in ("dtype", "torch_dtype", "embedding_dtype"):
             if (found := str(table.get(key, "")).removeprefix("torch.")) in BYTES_PER_WEIGHT:
                 return found
     return _DTYPE

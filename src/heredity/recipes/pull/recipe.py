@@ -35,8 +35,9 @@ from heredity.core.errors import (
 )
 from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch
-from heredity.engines.formats.choice import modality_of
+from heredity.engines.formats.choice import EMBEDDING, STATIC, modality_of
 from heredity.engines.formats.gguf import read_gguf
+from heredity.engines.formats.static_embeddings import holds_static, read_static
 from heredity.engines.remote.services import known_models
 from heredity.lineage.catalog import Entry, aliases, catalogue, names
 from heredity.lineage.types import Description, Grown, Preview, Pull
@@ -418,28 +419,14 @@ def describe_files(out: Path, name: str, licence: str | None, notes: dict[str, s
     config = out / "config.json"
     if not config.is_file():
         raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
-    _check_shards(out, name)
+    folder.check_shards(out, name)
     found = msgspec.json.decode(config.read_bytes())
     settings = found if isinstance(found, dict) else {}
     family, modality = str(settings.get("model_type", "unknown"))[:80], modality_of(settings, out)
+    if holds_static(out):
+        read_static(out, name)  # quick, and checks every value
+        family, modality = STATIC, EMBEDDING
     return Description(name, family, licence or licence_of_card(out), "safetensors", modality, notes)
-
-
-def _check_shards(out: Path, name: str) -> None:
-    index = out / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    try:
-        shards = set(msgspec.json.decode(index.read_bytes())["weight_map"].values())
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{name}/{index.name}: it maps no tensors to files.") from error
-    for shard in sorted(map(str, shards)):
-        folder.refuse_outside(f"{name}/{index.name}", shard)
-        if not (out / shard).is_file():
-            raise Damaged(
-                f"{name}/{index.name} names {shard[:120]!r}, which is missing. Get it again.",
-                code="file-lost",
-            )
 
 
 def licence_of_card(out: Path) -> str:
