@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain as Pretrain
     from heredity.recipes.prune import Prune as Prune
     from heredity.recipes.quantize import Quantize as Quantize
+    from heredity.recipes.static import Static as Static
     from heredity.study.estimates import Estimates as Estimates
     from heredity.study.report import write_report as write_report
     from heredity.study.result import Result as Result
@@ -95,6 +96,7 @@ _HOME = {
     "Response": "core.records",
     "Result": "study.result",
     "Retrieval": "application.retrieval.spec",
+    "Static": "recipes.static",
     "Store": "lineage.store",
     "Study": "study.study",
     "StudySpec": "study.spec",

@@ -17,7 +17,7 @@ PUBLIC = [
     "Ablate", "Alora", "Application", "Data", "Decoding", "Display", "Distill", "Estimate", "Estimates",
     "Finetune", "Grown", "Guard", "HeredityError", "Instruct", "Lora", "Merge", "Message", "Model",
     "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Reply",
-    "Request", "Response", "Result", "Retrieval", "Store", "Study", "StudySpec", "Tool", "Verdict",
+    "Request", "Response", "Result", "Retrieval", "Static", "Store", "Study", "StudySpec", "Tool", "Verdict",
     "__version__", "adopt", "build_corpus", "expose", "grow", "recipe", "tool", "write_report",
 ]  # fmt: skip
 

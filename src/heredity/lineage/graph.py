@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType, structs
 
+from heredity.core.errors import Unavailable
 from heredity.core.records import Model, Record, digest, why_not_generative
 from heredity.engines import DTYPE, KV_CACHE
 from heredity.lineage.descent import evidence_words, how
+from heredity.lineage.types import ForEncoders, Recipe
 
 # Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.
 FORMS = ("dequantize", "merge_adapter", "engine", DTYPE)
@@ -84,6 +86,15 @@ def why_childless(model: Model, needs_text: bool = True) -> str:
     if model.recipe.kind in (KV_CACHE, DTYPE):
         return "it is its parent with a setting of the engine, so derive from the parent"
     return why_not_generative(model) if needs_text else ""
+
+
+def refuse_childless(recipe: Recipe, parents: Iterable[Model]) -> None:
+    """Raise Unavailable if a recipe cannot make a child of a parent, and UsageError if it is not for it."""
+    for parent in parents:
+        if isinstance(recipe, ForEncoders):
+            recipe.check_parent(parent)
+        if why := why_childless(parent, needs_text=not isinstance(recipe, ForEncoders)):
+            raise Unavailable(f"Nothing is derived from '{parent.name}': {why}.", code="nothing-derived")
 
 
 def descendants(model: Model, models: Iterable[Model]) -> list[Model]:

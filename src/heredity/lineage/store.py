@@ -286,12 +286,10 @@ class Store:
     ) -> Grown:
         """Make a child of the whole weights (`whole`) of its parents with `grow`, unless the store has it.
 
-        Raises Unavailable if a parent does not generate text.
+        Raises Unavailable if a parent does not generate text, and UsageError if the recipe is not for it.
         """
         integrity.refuse_other_than_recipe(recipe)
-        for name, why in ((p.record.name, graph.why_childless(p.record)) for p in parents):
-            if why:
-                raise Unavailable(f"Nothing is derived from '{name}': {why}.", code="nothing-derived")
+        graph.refuse_childless(recipe, [parent.record for parent in parents])
         whole = self._with_teachers(recipe, [self.whole(parent) for parent in parents])
         return self.made_by(recipe, whole) or self.grow(recipe, whole, device)
 

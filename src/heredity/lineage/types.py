@@ -124,6 +124,14 @@ class Taught(Protocol):
         """Ids of these models. They become parents of the child, behind those that are given."""
 
 
+@runtime_checkable
+class ForEncoders(Protocol):
+    """A recipe whose parents are not models that generate text."""
+
+    def check_parent(self, parent: Model) -> None:
+        """Raise UsageError for a parent that it is not for. Nothing is converted before."""
+
+
 class Pull(Recipe, Protocol):
     """A recipe without parents that fetches a model."""
 
