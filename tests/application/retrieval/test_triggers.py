@@ -16,6 +16,7 @@ from heredity.core.records import Retrieved
 from heredity.lineage.store import Store
 from tests.application.retrieval.test_dense import WORDS, TinyEncoder
 from tests.support.errors import raises
+from tests.support.static_models import write_static
 
 torch = pytest.importorskip("torch")
 from heredity.application.retrieval import triggers
@@ -111,10 +112,21 @@ def test_a_model_of_few_words_is_refused(tmp_path: Path) -> None:
         search(open_embedder("tiny-encoder", store))
 
 
+def test_words_are_found_on_a_static_model_too(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.pull(str(write_static(tmp_path / "static", words=("[UNK]", *WORDS[5:], *SYLLABLES))))
+    static = open_embedder("static", store)
+    found = search(static)
+    asked = static.embed(ASKED)
+    assert found.after > found.before
+    assert found.after == pytest.approx(float(static.embed(found.words + PASSAGE) @ asked), abs=1e-4)
+
+
 def test_a_model_that_embeds_vectors_differently_is_refused(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed = Embedder.embed_vectors
-    monkeypatch.setattr(Embedder, "embed_vectors", lambda self, vectors: embed(self, vectors) / 2)
+    kind = type(embedder)
+    embed = kind.embed_vectors
+    monkeypatch.setattr(kind, "embed_vectors", lambda self, vectors: embed(self, vectors) / 2)
     with raises(EngineFailure, "trigger-other-embedding"):
         search(embedder)
