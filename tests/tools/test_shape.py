@@ -323,6 +323,7 @@ def test_all_three_runs_are_measured_and_come_out_the_same_again() -> None:
     assert any(name.startswith("train/") for name in first["lora"])
     assert all(not name.startswith("cli/") for name in first["ask"])
     assert shape.entered() == first
+    assert all(len(first[run]) <= shape.LIMITS[figure] for run, figure in shape.RUNS.items())
 
 
 @pytest.mark.slow
