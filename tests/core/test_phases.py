@@ -123,6 +123,13 @@ def test_after_an_inner_phase_a_terminal_shows_the_outer_one() -> None:
 
 
 @pytest.mark.usefixtures("_narrow")
+def test_the_spinner_turns_on_after_a_count_that_is_full() -> None:
+    counted = event("checking widths", 0, 9)
+    lines = drawn(event("loading"), counted, counted._replace(n_done=9), event(""))
+    assert re.fullmatch(r"[-\\|/] smollm2 loading", lines[-1])
+
+
+@pytest.mark.usefixtures("_narrow")
 def test_after_a_phase_a_terminal_shows_the_step_again() -> None:
     asked = Progress("ask", "smollm2", 3, 12)
     lines = drawn(asked, event("reading the shared prompt"), event(""))

@@ -367,6 +367,9 @@ class Display:
     def _draw(self, line: _Drawn) -> None:
         bar = self._bar  # another thread may hide it
         if bar is not None and self._task is not None:
+            if not line.total:  # rich keeps the total before, and a bar that is full no longer turns
+                task = bar.tasks[0]
+                task.total = task.finished_time = None
             bar.update(
                 self._task, completed=line.done, total=line.total or None, description=line.what,
                 words=line.words, visible=bool(line.what or line.words),
