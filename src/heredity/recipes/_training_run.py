@@ -150,11 +150,14 @@ def run(
     the encoder of conversations; None: the data's own answers. invocation: of an activated adapter, which
     learns each answer by itself. Raises UsageError, Diverged, Unavailable, OutOfMemory.
     """
-    from heredity.train import loop
-    from heredity.train.data.batching import BatchSampler
-    from heredity.train.data.chat import ConversationEncoder
-    from heredity.train.distributed import placed
-    from heredity.train.models import causal_lm
+    with phase(recipe.watch, "loading the libraries"):
+        from transformers import PreTrainedModel  # noqa: F401  # it loads late what takes most of the time
+
+        from heredity.train import loop
+        from heredity.train.data.batching import BatchSampler
+        from heredity.train.data.chat import ConversationEncoder
+        from heredity.train.distributed import placed
+        from heredity.train.models import causal_lm
 
     lessons = recipe.lessons
     recipe.say(lessons.warning)

@@ -117,6 +117,7 @@ def _quiet_transformers(n_tensors: int, watch: Watch | None) -> Iterator[None]:
     """
     try:
         import torch  # noqa: F401  # transformers imports without it and then fails late
+        from transformers import PreTrainedModel  # noqa: F401  # it loads late what takes most of the time
         from transformers import modeling_gguf_pytorch_utils as legacy
         from transformers.utils import logging
 
