@@ -53,7 +53,7 @@ def command(
     elif default := _default_name(ref):
         _refuse_taken(store, default)
     _pulling.show_before_adoption(store, ref, given[0])
-    with shown_work(store) as display:
+    with shown_work(store, "checking the parent") as display:
         record = adopt(ref, given, store, made, name or "", declared, display).record
     for key, value in (*record.notes.items(), *facts(record)):
         terminal.note(plain(f"{key}: {value}"))

@@ -87,7 +87,7 @@ def command(
         store = open_store()
         for ref in plan.references:
             consent(store, ref, yes)
-        with shown_work(store) as display:
+        with shown_work(store, "preparing the lineage") as display:
             found = run.inherit(plan, store, folder, display, lambda line: note(plain(line)))
     _show(found, [folder / "inheritance.md", *([page] if page is not None else [])])
 

@@ -65,7 +65,7 @@ def command(recipe: Path, corpus: Path | None, base: str | None, name: str | Non
         key: value for key, value in (("corpus", corpus), ("name", name)) if value is not None
     }
     store = open_store()
-    with shown_work(store) as display:
+    with shown_work(store, "preparing the training") as display:
         if base is not None:
             beside["base"] = store.whole(store.get(base))
         made = pretrain.read(recipe, settings | beside, display.training(f"pretrain {recipe.stem}"))

@@ -136,12 +136,12 @@ class AdoptFiles:
 
         with phase(self.watch, "getting the files"):
             brought = self.source.bring(out)
-        if self.source.is_adapter and has_tokenizer(out):
-            _check_tokenizer(out, brought.name)
         name = self.adoption.name or brought.name
-        made, woken = self._made(out, brought.name, parents[0])
-        with phase(self.watch, "comparing with the parent", name):
-            watch = about(self.watch, name)
+        watch = about(self.watch, name)
+        with phase(watch, "comparing with the parent"):
+            if self.source.is_adapter and has_tokenizer(out):
+                _check_tokenizer(out, brought.name)
+            made, woken = self._made(out, brought.name, parents[0])
             descent = find_descent(out, parents, self.adoption, made, brought.name, watch)
         notes = brought.notes | _base_note(descent, parents[0].record) | woken
         parent = parents[0].record

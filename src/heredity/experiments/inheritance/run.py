@@ -174,7 +174,8 @@ def _ask_all(
         n, n_before = found.resolved.n_trials, batteries.n_computed(found.folder)
         title = f"ask {len(models)} models: {battery.title or battery.name}"
         course.start(title, battery.minutes, batteries.n_stored(found.folder) / n)
-        results[battery.name] = result = found.run(watch)
+        with phase(watch, "preparing the study"):
+            results[battery.name] = result = found.run(watch)
         with phase(watch, "writing the report"):
             html.write(result.folder, result.folder / "report.html")
         course.end((batteries.n_computed(found.folder) - n_before) / n)
