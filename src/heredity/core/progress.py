@@ -30,7 +30,7 @@ class ModelProgress(NamedTuple):
     """The trials of one model of a study with several workers.
 
     n_failed: errors of this run. n_loading: workers that load the model now. phase: of one of them, with its
-    count; None if it reports none.
+    count; None if it reports none, or another worker has the model.
     """
 
     name: str

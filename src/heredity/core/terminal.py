@@ -438,10 +438,10 @@ def _pace(progress: Progress) -> list[str]:
 
 
 def _model_words(model: ModelProgress) -> str:
-    """`careful 120 done, 64 leased, 1 loading, 2 failed`; before its first answer also its phase."""
+    """`careful 120 done, 64 leased, 1 loading, 2 failed`; of a model that nobody has, its phase."""
     loading = f", {model.n_loading:,} loading" if model.n_loading else ""
     failed = f", {model.n_failed:,} failed" if model.n_failed else ""
-    if model.n_loading and model.phase is not None and not model.n_done:
+    if model.n_loading and model.phase is not None:
         return f"{shorten(model.name, 16)} {shorten(phase_words(model.phase), 40)}{failed}"
     return f"{shorten(model.name, 24)} {model.n_done:,} done, {model.n_leased:,} leased{loading}{failed}"
 

@@ -13,7 +13,7 @@ import pytest
 from heredity.core import progress as progress_module
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.progress import Progress, phase
-from heredity.core.records import FileHash
+from heredity.core.records import FileHash, Reply, Request
 from heredity.core.terminal import trial_words
 from heredity.core.version import __version__
 from heredity.engines.scripted import ScriptedEngine
@@ -141,6 +141,40 @@ def test_the_phase_of_a_worker_that_loads_is_shown_with_its_count(
         watch, workers=1
     )
     assert is_shown.is_set()
+
+
+def test_a_second_worker_that_loads_a_model_does_not_hide_that_the_first_one_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, is_second, is_shown = list[Progress](), threading.Event(), threading.Event()
+    is_first = list[bool]()
+
+    def watch(progress: Progress) -> None:
+        if is_second.is_set():
+            seen.append(progress)
+        if len(seen) == 3:  # the driver takes its messages between two of them
+            is_shown.set()
+
+    class Waiting(ScriptedEngine):
+        def _one(self, request: Request) -> Reply:
+            assert is_shown.wait(30)
+            return super()._one(request)
+
+    def load(grown: Grown, store: Store) -> ScriptedEngine:
+        is_first.append(not is_first)
+        if not is_first[-1]:
+            with phase(store.report, "measuring widths"):
+                is_second.set()
+                assert is_shown.wait(30)
+        return Waiting("mixed")
+
+    monkeypatch.setattr(progress_module, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "load_engine", load)
+    study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(
+        watch, workers=2
+    )
+    assert is_first == [True, False] and seen[2].models[0].n_loading == 1
+    assert all(model.phase is None for each in seen for model in each.models)
 
 
 def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -431,7 +431,7 @@ class Driver:
                 self._book.leased(m),
                 self._n_failed[m],
                 loading[m],
-                phases.get(m),
+                None if m in self._numerics else phases.get(m),
             )
             for m, model in enumerate(plan.models)
             if self._book.left(m) or m in self._numerics
