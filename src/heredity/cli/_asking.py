@@ -176,7 +176,7 @@ class AnswerScreen:
         from heredity.application.chat import AnswerListener
 
         self.listener = AnswerListener(self._hear if sys.stdout.isatty() else None, self._begin)
-        self._n_asked, self._prefill = 0, ""
+        self._n_asked, self._prefill, self._is_in_line = 0, "", False
         self._found, self._wait = found, ExitStack()
         self._display: Display | None = None
 
@@ -186,7 +186,11 @@ class AnswerScreen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        from heredity.core.terminal import write
+
         self._wait.close()
+        if self._is_in_line:  # of an answer that was cut off: its error has a line of its own
+            write("")
 
     def _begin(self, request: Request) -> None:
         """Print the result of a tool that a later request of the turn ends with."""
@@ -203,6 +207,7 @@ class AnswerScreen:
         if self._display is not None:  # not `_wait`: the engine may call from a thread of its own
             self._display.hide()
         more, self._prefill = self._prefill + more, ""
+        self._is_in_line = not more.endswith("\n")
         sys.stdout.write(plain(more, lines=True))
         sys.stdout.flush()
 
@@ -212,6 +217,7 @@ class AnswerScreen:
         from heredity.core.terminal import note, write
 
         self._wait.close()
+        self._is_in_line = False
         write("" if self.listener.n_heard else plain(request.prefill + reply.text, lines=True))
         if reply.guarded:
             note(f"(guarded: {plain('; '.join(reply.guarded))})")
