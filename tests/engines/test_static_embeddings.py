@@ -20,6 +20,7 @@ from tests.support.static_models import WORDS, vectors, write_static
 pytest.importorskip("tokenizers")
 N = len(WORDS)
 ROWS = np.arange(N)
+PANICS = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}  # Rust code ends in a panic, no Exception
 
 
 def altered(n: int, value: float, dtype: Any = np.float32) -> np.ndarray:
@@ -77,6 +78,7 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], ob
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json"]),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer.json"]),
+        (rewritten(lambda found: found.update(normalizer=PANICS)), ["tokenizer.json", "PanicException"]),
         (rewritten(lambda found: found["model"].update(vocab={})), ["tokenizer.json"]),
         (rewritten(lambda found: found["model"]["vocab"].update(heat=1 << 30)), ["embeddings", N]),
         (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors"]),

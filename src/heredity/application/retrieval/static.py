@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import csr_array
 
-from heredity.core.errors import Damaged, first_line
+from heredity.core.errors import Damaged
 from heredity.engines.chat.token_bounds import beginning
-from heredity.engines.formats.static_embeddings import Floats, read_static
+from heredity.engines.formats.static_embeddings import Floats, read_static, tokenizer_errors
 from heredity.lineage.types import Grown
 
 if TYPE_CHECKING:
@@ -71,14 +71,12 @@ class StaticEmbedder:
 
     def _encoded(self, texts: Sequence[str]) -> list[Encoding]:
         whole = [text.encode("utf-8", "replace").decode() for text in texts]  # without lone surrogates
+        read = self._found.tokenizer.encode_batch_fast
         try:
-            found: list[Encoding] = self._found.tokenizer.encode_batch_fast(whole, add_special_tokens=False)
-        except Exception as error:  # of tokenizers, which has no class of its own
-            raise Damaged(
-                f"The tokenizer of '{self.model.name}' does not read a text: {first_line(error)}."
-                " Pull the model again.",
-                code="static-damaged",
-            ) from None
+            with tokenizer_errors(f"The tokenizer of '{self.model.name}' does not read a text"):
+                found: list[Encoding] = read(whole, add_special_tokens=False)
+        except ValueError as error:
+            raise Damaged(f"{error}. Pull the model again.", code="static-damaged") from None
         return found
 
     # --- gradients, for the words of a planted document ---

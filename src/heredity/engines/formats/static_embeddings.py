@@ -17,7 +17,8 @@ Source: model2vec, Tulkens and van Dongen 2024 (github.com/MinishLab/model2vec).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +134,20 @@ def _refuse_other_layers(folder: Path) -> None:
         raise ValueError(f"{MODULES} names the layer {other[:60]!r}; computed are {' and '.join(_COMPUTED)}")
 
 
+@contextmanager
+def tokenizer_errors(what: str) -> Iterator[None]:
+    """Raise ValueError, which begins with `what`, for an error of the package tokenizers.
+
+    Its errors share no class, and a panic of its Rust code is not an Exception.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{what}: {first_line(error)}") from None
+
+
 def _tokenizer(path: Path) -> tuple[Tokenizer, int]:
     """The tokenizer without padding, truncation and special tokens, and the id of its unknown token or -1."""
     try:
@@ -143,10 +158,8 @@ def _tokenizer(path: Path) -> tuple[Tokenizer, int]:
             "Install it: pip install 'heredity[retrieval]'"
         ) from None
     text = path.read_text("utf-8")
-    try:
+    with tokenizer_errors(f"{TOKENIZER} does not load"):
         found = Tokenizer.from_str(text)
-    except Exception as error:  # of tokenizers, which has no class of its own
-        raise ValueError(f"{TOKENIZER} does not load: {first_line(error)}") from None
     found.no_padding()
     found.no_truncation()
     model = json.loads(text)["model"]
