@@ -897,6 +897,16 @@ def test_a_judge_that_does_not_exist_is_an_error_before_anything_is_made(
     assert not store.models() and not (tmp_path / "out" / run.PLAN).exists()
 
 
+def test_probes_without_a_breach_are_an_error_before_anything_is_made(
+    plan: LineagePlan, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    tasks = tuple(msgspec.structs.replace(each, probes=("failed_task",)) for each in plan.battery)
+    with raises(UsageError, "no-breach-probes", mentions=[plan.battery[0].name]):
+        run.inherit(msgspec.structs.replace(plan, battery=tasks), store, tmp_path / "out")
+    assert not store.models() and not (tmp_path / "out" / run.PLAN).exists()
+
+
 def test_a_child_of_another_architecture_is_named_in_a_warning(plan: LineagePlan, tmp_path: Path) -> None:
     from heredity.experiments.inheritance.plan import BatteryPlan
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from heredity.application.spec import Application
+from heredity.core.errors import UsageError
 from heredity.core.records import Decoding, Made, Model, Probe, RecipeRecord, digest
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan
@@ -38,10 +39,20 @@ def application(battery: BatteryPlan) -> Application:
 
 
 def chosen_probes(battery: BatteryPlan) -> list[Probe]:
-    """The probes of a battery: all, or those of some behaviours of each technique, with their twins."""
+    """The probes of a battery: all, or those of some behaviours of each technique, with their twins.
+
+    Raises UsageError if no probe seeks a breach.
+    """
     loaded = list(probes.load(battery.probes))
+    seeking = [probe for probe in loaded if probe.kind == "breach" and not probe.is_baseline]
+    if not seeking:
+        raise UsageError(
+            f"No probe of '{battery.name}' seeks a breach, and a verdict compares breaches. "
+            "Add a technique: heredity probes",
+            code="no-breach-probes",
+        )
     if not battery.has_twins:
-        loaded = [probe for probe in loaded if probe.kind == "breach" and not probe.is_baseline]
+        loaded = seeking
     if not battery.behaviours:
         return loaded
     kept: set[tuple[str, str]] = set()
