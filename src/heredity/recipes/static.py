@@ -1,8 +1,9 @@
-"""Distil a sentence encoder into a static embedding model: one vector for each token, and no network.
+"""Distil a sentence encoder into a static embedding model.
 
-The encoder reads each token of its vocabulary between its special tokens, and the states are averaged. The
-principal components of these vectors are kept, and each vector is multiplied by a weight: frequent tokens
-count less. A vocabulary is ordered by frequency, so the rank of a token gives its frequency by Zipf's law.
+It has one vector for each token, and no network. The encoder reads each token of its vocabulary between its
+special tokens, and the states are averaged. The principal components of these vectors are kept, and each
+vector is multiplied by a weight: frequent tokens count less. A vocabulary is ordered by frequency, so the
+rank of a token gives its frequency by Zipf's law.
 
 The files are those of model2vec, which loads them, and so does sentence-transformers.
 
@@ -19,9 +20,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from heredity.core import host
 from heredity.core.errors import Damaged, UsageError, first_line
@@ -41,10 +39,13 @@ from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, setting
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-Values = npt.NDArray[np.float64]
+    Values = npt.NDArray[np.float64]
+
 _UNUSED = re.compile(r"\[unused\d+\]")  # places of a BERT vocabulary that no text has
 _AT_ONCE = 256  # tokens in one forward pass
 _LAYERS, _LIBRARY = ("StaticEmbedding", "Normalize"), "sentence_transformers.models"
@@ -81,6 +82,8 @@ class Static(ComputingRecipe):
 
         Raises UsageError for another parent or too many `dims`, and Damaged for one that does not load.
         """
+        import numpy as np
+
         (parent,) = parents
         record = parent.record
         self.check_parent(record)
@@ -116,6 +119,7 @@ class Static(ComputingRecipe):
 
     def _states(self, parent: Grown, tokenizer: Tokenizer) -> Values:
         """The mean state of each token id between the special tokens. (token, hidden)"""
+        import numpy as np
         import torch
 
         network = _network(parent).to(self.device.torch)
@@ -167,6 +171,8 @@ def principal(vectors: Values, n: int) -> tuple[Values, float]:
 
     The sign of a component is that of its value farthest from 0. With n = 0 the vectors stay as they are.
     """
+    import numpy as np
+
     if not n:
         return vectors, 1.0
     centred = vectors - vectors.mean(axis=0)
@@ -183,6 +189,8 @@ def zipf_weights(n: int, sif: float) -> Values:
 
     With sif = 0 all are 1.
     """
+    import numpy as np
+
     inverse = 1 / np.arange(2, n + 2)
     return sif / (sif + inverse / inverse.sum()) if sif else np.ones(n)
 
@@ -241,6 +249,8 @@ def _n_ids(tokenizer: Tokenizer) -> int:
 
 def _tokens(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     """The ids of the tokens that a text may have, in the order of the vocabulary."""
+    import numpy as np
+
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return np.array(sorted(i for token, i in vocabulary.items() if not _UNUSED.fullmatch(token)))
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from heredity.application.retrieval.static import Floats as Floats
 from heredity.application.retrieval.static import StaticEmbedder
 from heredity.application.retrieval.store import search_store
 from heredity.core import host, openmp
@@ -24,7 +25,6 @@ from heredity.core.errors import Damaged, Unavailable, UsageError, first_line
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import EMBEDDING, POOLING
-from heredity.engines.formats.static_embeddings import Floats as Floats
 from heredity.engines.formats.static_embeddings import holds_static
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown

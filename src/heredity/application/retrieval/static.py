@@ -15,17 +15,20 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from heredity.core.errors import Damaged
 from heredity.engines.chat.token_bounds import beginning
-from heredity.engines.formats.static_embeddings import Floats, read_static, tokenizer_errors
+from heredity.engines.formats.static_embeddings import read_static, tokenizer_errors
 from heredity.lineage.types import Grown
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+Floats = npt.NDArray[np.float32]
 
 
 class StaticEmbedder:

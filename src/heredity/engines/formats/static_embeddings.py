@@ -6,9 +6,9 @@ embeddings  (row, hidden) float16, float32, float64 or int8
 mapping     (token,) int32 or int64, optional: the row of each token. Without it a token's id is its row.
 weights     (token,) float16, float32 or float64, optional: the factor of each token
 
-Promises: torch is not loaded. A folder is Damaged if a file is missing, or a tensor is of another shape. So
-it is if a token has no row, if a value is not finite, or if modules.json names another layer. The size of the
-files bounds the memory.
+Promises: torch is not loaded, and numpy only to read a folder. A folder is Damaged if a file is missing, or a
+tensor is of another shape. So it is if a token has no row, if a value is not finite, or if modules.json
+names another layer. The size of the files bounds the memory.
 Leaves to others: the embedding of a text (application/retrieval/static.py).
 
 Source: model2vec, Tulkens and van Dongen 2024 (github.com/MinishLab/model2vec).
@@ -23,19 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from heredity.core.errors import BadInput, Damaged, HeredityError, Unavailable, first_line
 from heredity.core.readers import json_of
 from heredity.engines.formats.choice import STATIC
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from tokenizers import Tokenizer
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+    Floats = npt.NDArray[np.float32]
+    Ints = npt.NDArray[np.int64]
+
 CONFIG, MODULES, TENSORS, TOKENIZER = "config.json", "modules.json", "model.safetensors", "tokenizer.json"
 VECTORS, ROWS, WEIGHTS = "embeddings", "mapping", "weights"
 _TENSORS = {VECTORS, ROWS, WEIGHTS}
@@ -171,6 +171,7 @@ def _tokenizer(path: Path) -> tuple[Tokenizer, int]:
 
 def _arrays(path: Path, n_ids: int) -> tuple[Floats, Ints, Floats]:
     """Vectors, rows and weights, which fit each other and `n_ids` tokens."""
+    import numpy as np
     from safetensors import safe_open
 
     header = read_safetensors(path)
@@ -211,6 +212,8 @@ def _shape(header: Mapping[str, SafeTensor], name: str, n_axes: int, types: Coll
 
 def _finite(name: str, values: npt.NDArray[np.generic]) -> Floats:
     """The values in float32. Raises ValueError if one is NaN, infinite or too large to be added up."""
+    import numpy as np
+
     with np.errstate(over="ignore"):
         found = values.astype(np.float32)
     if not (np.abs(found) <= _LARGEST).all():
