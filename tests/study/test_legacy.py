@@ -53,6 +53,13 @@ def check(found: Estimates) -> None:
         assert bounds.n_behaviours == n_behaviours
 
 
+def as_then(found: Estimates) -> Estimates:
+    """Estimates without the breaches among incoherent answers, which were not counted then."""
+    assert all(row.incoherent_broke is not None for row in found.manners)
+    manners = tuple(msgspec.structs.replace(row, incoherent_broke=None) for row in found.manners)
+    return msgspec.structs.replace(found, manners=manners)
+
+
 def test_its_estimates_decide_as_they_did() -> None:
     check(storage.read_estimates(WRITTEN))
 
@@ -61,7 +68,7 @@ def test_its_rows_come_to_the_same_estimates(folder: Path) -> None:
     made = plans.read_plan(folder)
     found = aggregate.estimate(made, folder)
     check(found)
-    assert found == storage.read_estimates(folder)
+    assert as_then(found) == storage.read_estimates(folder)
 
 
 def test_each_error_row_gets_the_code_that_its_words_stood_for(folder: Path) -> None:
@@ -118,7 +125,7 @@ def test_a_study_of_then_is_resumed_and_ends_in_the_same_numbers(folder: Path) -
     after = storage.read_estimates(folder)
     assert after.unprompted and not before.unprompted  # the checks of then did not look for them
     then = {"circumstances": before.circumstances, "unprompted": ()}
-    assert msgspec.structs.replace(after, **then) == before
+    assert msgspec.structs.replace(as_then(after), **then) == before
 
 
 def test_rows_of_a_schema_to_come_are_refused(folder: Path) -> None:
