@@ -88,6 +88,17 @@ def test_an_unchanged_file_is_not_read_again_and_the_result_is_that_of_a_new_bui
     assert names == {"index.json", *(each.path for each in built.manifest.files)}
 
 
+def test_an_update_without_a_change_computes_no_file_again(docs: Path, out: Path, monkeypatch):
+    before = build(docs, out).manifest
+    with monkeypatch.context() as patched:
+        patched.setattr(building, "_write_files", lambda *_: pytest.fail("written again"))
+        again = build(docs, out)
+    assert again.manifest == before and (again.n_read, again.n_embedded) == (0, 0)
+    PassageIndex.open(out)
+    (docs / next(each.path for each in before.sources)).unlink()
+    assert build(docs, out).manifest.hash != before.hash
+
+
 def test_other_settings_read_everything_again(docs: Path, out: Path):
     assert build(docs, out, words=50).n_read == 3
     assert build(docs, out).manifest.settings.words == 50  # an update keeps the settings

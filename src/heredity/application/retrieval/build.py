@@ -67,6 +67,7 @@ class _Before(NamedTuple):
     chunks: dict[tuple[str, str], list[Chunk]]  # by path and SHA-256
     left_out: dict[tuple[str, str], SkippedFile]
     embeddings: dict[str, Floats]
+    manifest: IndexManifest | None = None
 
 
 def build(
@@ -111,6 +112,9 @@ def _write(folder: Path, out: Path, read: _Reading, embedder: Embedder | None) -
     if not read.chunks:
         n_left = len(read.left_out)
         raise BadInput(folder, f"no document in it can be read ({n_left} files left out)", code="index-empty")
+    if (held := read.unchanged()) is not None:
+        manifest = write_manifest(out, read.manifest(held.files, place_of(folder, out)))
+        return Built(manifest, 0, len(read.sources), 0)
     vectors, n_embedded = _embeddings(read.chunks, read.before, embedder, read.watch)
     with phase(read.watch, "writing"):
         files = _write_files(out, read.chunks, vectors)
@@ -186,7 +190,7 @@ def _read_before(out: Path, settings: IndexSettings) -> _Before:
     if path is not None and manifest.settings.embedding == settings.embedding:
         rows = np.load(path, allow_pickle=False)
         vectors = {chunk.searched: row for chunk, row in zip(chunks, rows, strict=True)}
-    return _Before(found, left, vectors)
+    return _Before(found, left, vectors, manifest)
 
 
 class _Reading:
@@ -207,6 +211,17 @@ class _Reading:
             self._one(candidate, converter)
             n_done += candidate.bytes
         self._show(n_total, n_total)
+
+    def unchanged(self) -> IndexManifest | None:
+        """The manifest of the index before, if its own files would be written again as they are."""
+        held = self.before.manifest
+        if held is None or self.n_read or held.settings != self._settings:
+            return None
+        has_graph = any(each.path.startswith("graph-") for each in held.files)
+        wants_graph = (
+            held.settings.embedding is not UNSET and held.n_chunks > graph.EXACT and graph.has_usearch()
+        )
+        return held if tuple(self.sources) == held.sources and has_graph == wants_graph else None
 
     def manifest(self, files: tuple[FileHash, ...], place: str) -> IndexManifest:
         """The manifest of an index of what was read, with these files of its own."""
