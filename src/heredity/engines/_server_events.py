@@ -1,7 +1,7 @@
 """Server-sent events: the data of each event in a stream of bytes, as the HTML standard defines it.
 
 Promises: how the bytes are split does not matter. An event without the empty line at its end is
-dropped.
+dropped. The time is linear in the number of bytes, also if a line of megabytes comes in small parts.
 Leaves to others: receiving the bytes, and the meaning of the data.
 """
 
@@ -16,16 +16,20 @@ class EventReader:
     """Splits a stream of bytes into the data of its events. Comments and other fields are skipped."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._begun: list[bytes] = []  # the parts of a line without its end
+        self._is_held = False  # a carriage return, which may be half of a line's end
         self._data: list[bytes] = []
 
     def feed(self, more: bytes) -> list[bytes]:
         """Receive the next bytes; return the data of the events that are complete with them."""
-        text = self._rest + more
-        # A carriage return at the end may be half of a line's end.
-        n_held = text.endswith(b"\r")
-        *lines, rest = _LINE_END.split(text[: len(text) - n_held])
-        self._rest = rest + b"\r" * n_held
+        text = b"\r" * self._is_held + more
+        self._is_held = text.endswith(b"\r")
+        first, *others = _LINE_END.split(text[: len(text) - self._is_held])
+        self._begun.append(first)
+        if not others:
+            return []
+        *lines, rest = b"".join(self._begun), *others
+        self._begun = [rest]
         return [data for line in lines if (data := self._end_line(line)) is not None]
 
     def _end_line(self, line: bytes) -> bytes | None:
