@@ -111,6 +111,14 @@ def test_a_part_of_a_block_that_did_not_start_is_malformed() -> None:
         opened("anthropic").open_stream("").feed({"type": "content_block_delta", "index": 0, "delta": delta})
 
 
+def test_a_block_of_anthropic_that_starts_twice_is_malformed() -> None:
+    """The second start would take back what was heard."""
+    stream, start = opened("anthropic").open_stream(""), {"type": "content_block_start", "index": 0}
+    stream.feed({**start, "content_block": {"type": "text", "text": "a"}})
+    with pytest.raises(MalformedAnswer, match="twice"):
+        stream.feed({**start, "content_block": {"type": "text", "text": ""}})
+
+
 def test_an_event_of_anthropic_that_is_unknown_changes_nothing() -> None:
     stream = opened("anthropic").open_stream("")
     assert stream.feed({"type": "a_new_kind", "index": 0}) == "" and not stream.is_ended

@@ -102,6 +102,13 @@ def test_a_stream_that_is_cut_off_is_an_error_and_never_an_answer(
     assert "answer to q".startswith("".join(listener.heard[0])) and len(server.asked) == 1
 
 
+def test_an_answer_whose_parts_come_in_another_order_is_an_error(tmp_path: Path) -> None:
+    """The listener would have heard another text than the row has."""
+    with FaultServer(always="stream-mixed") as server, engine(server, "anthropic", tmp_path) as far:
+        (reply,) = far.stream([ask()], RecordingListener())
+    assert reply.stop == "error" and "order" in str(reply.error)
+
+
 @pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize("mode", ["stream-error-first", "drop", "500", "429=0", "garbage"])
 def test_a_failure_before_the_first_part_is_tried_again(api: str, mode: str, tmp_path: Path) -> None:

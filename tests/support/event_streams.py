@@ -10,6 +10,7 @@ NO_END_MARKER = "gemini"  # its streams end with the connection
 EVENTS = (
     "ok", "finish", "stream-unended", "stream-unreasoned", "stream-error", "stream-error-first",
     "stream-torn", "stream-stalls", "stream-echo", "stream-call", "stream-crlf", "stream-thinks",
+    "stream-mixed",
 )  # fmt: skip
 
 
@@ -76,6 +77,9 @@ def _anthropic(good: Event, texts: list[str], name: str) -> _Stream:
         block = {"type": "tool_use", "id": "c1", "name": "find_order", "input": {}}
         deltas = [{"type": "input_json_delta", "partial_json": part} for part in ("", '{"order": ', '"A1"}')]
     start, *parts, stop = _block(1, block, deltas)
+    if name == "stream-mixed":  # a block that began first grows after another
+        other, grown, end = _block(2, block, deltas[:1])
+        parts = [other, grown, *parts, end]
     end = {"stop_reason": good["stop_reason"], "stop_sequence": None}
     reason = {"type": "message_delta", "delta": end, "usage": {"input_tokens": None, "output_tokens": n}}
     return _Stream([*begin, start], parts, [stop, reason], [{"type": "message_stop"}])

@@ -225,9 +225,13 @@ class Transport:
         if response.body:  # it came whole
             return self._read(in_flight, response)
         try:
-            return self._api.read(stream.answer(), clean_text(in_flight.request.prefill))
+            answer = self._api.read(stream.answer(), clean_text(in_flight.request.prefill))
+            # A filter may take the answer back. Otherwise a listener would have another one than the row.
+            if answer.stop != "filter" and not self.mask(answer.text).startswith(heard.text):
+                raise MalformedAnswer("the parts of the stream are not in the order of the answer")
         except MalformedAnswer as error:
             raise broken_answer(error) from None
+        return answer
 
     async def _post(self, body: JsonObject, receive: Callable[[bytes], bool] | None = None) -> HttpResponse:
         self.counted.counts["n_requests"] += 1

@@ -35,7 +35,7 @@ _STOPS: dict[str, Stop] = {
 }
 _VERSION = "2026-10-21"
 _CACHED = {"type": "ephemeral"}
-_GROWING = {"text_delta": "text", "input_json_delta": "partial_json"}  # kind of delta -> its field
+_GROWING = {"text": "text", "tool_use": "partial_json"}  # kind of block -> the field of its deltas
 
 
 def open_api(endpoint: Endpoint, key: str) -> AnthropicMessages:
@@ -103,6 +103,7 @@ class EventJoiner:
         self._message: JsonObject = {}
         self._usage: JsonObject = {}
         self._blocks: dict[str, JsonObject] = {}  # of content, by index
+        self._grown: dict[str, list[str]] = {}  # the parts of each
 
     def feed(self, event: JsonObject) -> str:
         kind = event.get("type")
@@ -112,9 +113,7 @@ class EventJoiner:
         elif kind == "message_delta":
             self._update(as_object(event.get("delta") or {}, "delta"), event.get("usage"))
         elif kind == "content_block_start":
-            block = dict(as_object(event.get("content_block"), "a block of content"))
-            self._blocks[str(event.get("index"))] = block
-            return _text(block)
+            return self._begin(str(event.get("index")), as_object(event.get("content_block"), "a block"))
         elif kind == "content_block_delta":
             return self._grow(str(event.get("index")), as_object(event.get("delta"), "delta"))
         elif kind == "message_stop":
@@ -130,16 +129,23 @@ class EventJoiner:
         if isinstance(usage, dict):
             self._usage |= {name: n for name, n in usage.items() if n is not None}
 
+    def _begin(self, index: str, block: JsonObject) -> str:
+        """Begin a block; return the text that the answer grows by."""
+        if index in self._blocks:
+            raise MalformedAnswer("a block began twice")
+        self._blocks[index], self._grown[index] = block, []
+        return _text(block)
+
     def _grow(self, index: str, delta: JsonObject) -> str:
         """Add a delta to its block; return the text that the answer grows by. Thoughts are not part of it."""
         if index not in self._blocks:
             raise MalformedAnswer("a part of a block came before its start")
-        block, field = self._blocks[index], _GROWING.get(str(delta.get("type")))
-        more = delta.get(field) if field else None
-        if field is None or not isinstance(more, str):
+        kind = self._blocks[index].get("type")
+        more = delta.get(_GROWING.get(str(kind), ""))
+        if not isinstance(more, str):
             return ""
-        block[field] = f"{block.get(field) or ''}{more}"
-        return more if field == "text" and block.get("type") == "text" else ""
+        self._grown[index].append(more)
+        return more if kind == "text" else ""
 
     def answer(self) -> JsonObject:
         """Return the whole answer. A service names the reason of every end: one without it was cut off."""
@@ -147,9 +153,15 @@ class EventJoiner:
             raise MalformedAnswer("the stream ended without message_stop")
         if self._message.get("stop_reason") is None:
             raise MalformedAnswer("the stream ended without a stop_reason")
-        blocks = self._blocks.values()
-        content = [{**block, "input": block.get("partial_json") or block.get("input")} for block in blocks]
+        content = [_grown(block, "".join(self._grown[index])) for index, block in self._blocks.items()]
         return {**self._message, "usage": self._usage, "content": content}
+
+
+def _grown(block: JsonObject, more: str) -> JsonObject:
+    """A block with the parts that followed its start."""
+    if block.get("type") == "text":
+        return {**block, "text": _text(block) + more}
+    return {**block, "input": more or block.get("input")}
 
 
 def _text(block: JsonObject) -> str:
