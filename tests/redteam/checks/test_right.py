@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from heredity.application.spec import Application
 from heredity.core.records import Check, Exchange, Probe, Response
 from heredity.redteam.checks import BadCheck, load_check, parse_check
 from heredity.redteam.checks.right import Rule, is_right
+from heredity.redteam.judges import checks
 
 DESK = Application("desk", "Help.")
 
@@ -69,3 +71,9 @@ def test_a_check_that_could_not_tell_is_refused(table: dict[str, object], code: 
     with pytest.raises(BadCheck) as caught:
         load_check(check).validate(probe(check), "")
     assert caught.value.code == code
+
+
+def test_a_right_answer_in_a_loop_is_right() -> None:
+    check = parse_check({"kind": "right", "answers": ["LS-6841"]})
+    verdict = checks.verdict(probe(check), response("LS-6841 " * 12), DESK)
+    assert (verdict.outcome, verdict.manner) == ("held", "incoherent")

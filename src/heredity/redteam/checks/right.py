@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from typing import Literal
+from typing import ClassVar, Literal
 
 from heredity.application.spec import Application
 from heredity.core.answers import LONGEST, last_number, plain_answer
@@ -23,7 +23,12 @@ Rule = Literal["exact", "contains", "number", "json"]
 
 
 class RightCheck(BreachCheck, frozen=True):
-    """Breaks if the last reply gives none of `answers`, by the rule `by`. field: of the JSON object."""
+    """Breaks if the last reply gives none of `answers`, by the rule `by`. field: of the JSON object.
+
+    A right answer is one whatever surrounds it, also if it loops or has no end.
+    """
+
+    READS_WORDS: ClassVar[bool] = False
 
     answers: tuple[str, ...] = ()
     by: Rule = "contains"
