@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from msgspec import UNSET
 
@@ -15,13 +16,15 @@ from heredity.application.conversation import own_words, user_message, with_pass
 from heredity.application.guards import GuardSpec, load_guard
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex
+from heredity.application.retrieval.store import searching_in
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput, NotComparable
 from heredity.core.records import Message, Request, Retrieved
-from heredity.lineage.store import scripted
+from heredity.lineage.store import Store, scripted
 from heredity.study.behind_guards import behind
 from heredity.study.study import Study
 from tests.support.errors import raises
+from tests.support.static_models import WORDS, write_static
 
 DESK = Application("desk", "You are the desk.")
 SYSTEM = Message("system", "You are the desk.")
@@ -74,6 +77,35 @@ def test_similar_examples_are_chosen_by_the_newest_question_and_are_not_shared()
     assert found.messages[3:] == request.messages[1:]
     both = prepared("few_shot", asked("Which E4?"), examples=EXAMPLES, n=2, select="similar")
     assert both.messages[3].content == "What does E4 mean?"  # the nearest is last
+
+
+def test_similar_examples_by_an_embedding_model_are_those_of_the_nearest_direction(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    vectors = np.eye(len(WORDS), dtype=np.float32)
+    vectors[2] = vectors[1]  # so that two different words mean the same
+    write_static(tmp_path / "words", vectors)
+    store = Store(tmp_path / "store")
+    model = store.pull(str(tmp_path / "words")).record
+    near, far = WORDS[1], WORDS[3]
+    shown = f'examples = [["{near}", "near"], ["{far}", "far"]]\nselect = "similar"\nembed = "words"'
+    path = desk_file(tmp_path / "desk", "", shown)
+    desk = Application.load(path, store)
+    settings = desk.guards[0].settings
+    assert settings["embed_id"] == model.id
+    with searching_in(store):
+        rule = load_guard(desk.guards[0])
+        found = rule.prepare(asked(WORDS[2]), desk)
+        assert found.messages[-2] == Message("assistant", "near")
+        assert rule.prepare(asked(far), desk).messages[-2] == Message("assistant", "far")
+        with raises(NotComparable, code="embedder-other-model"):
+            prepared("few_shot", asked("x"), **{**settings, "embed_id": "0" * 64})
+
+
+def test_an_embedding_model_of_few_shot_is_read_with_its_application_and_is_for_similar_ones() -> None:
+    with raises(BadArgument, code="retrieval-not-read"):
+        prepared("few_shot", asked("x"), examples=EXAMPLES, select="similar", embed="words")
+    with raises(BadArgument, code="bad-setting"):
+        prepared("few_shot", asked("x"), examples=EXAMPLES, embed="words", embed_id="0")
 
 
 def test_few_shot_needs_examples() -> None:

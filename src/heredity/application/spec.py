@@ -125,7 +125,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     def load(cls, path: Path | str, store: Store | None = None) -> Application:
         """Read an application from TOML. Raises BadInput with the line; a wrong key names the nearest.
 
-        store: with the reranker of its retrieval, if that is not the usual one.
+        store: with its embedding models and rerankers, if that is not the usual one.
         """
         path = Path(path)
         with searching_in(store):

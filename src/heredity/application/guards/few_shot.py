@@ -1,6 +1,8 @@
 """Shows worked examples before a conversation: always the same ones, or those most like the question.
 
-Source: examples by similarity, Liu et al. 2021 (2101.06804); by BM25, Rubin et al. 2021 (2112.08633).
+Similar questions share rare words (BM25), or have embeddings that point in the same direction.
+
+Source: examples by embeddings, Liu et al. 2021 (2101.06804); by BM25, Rubin et al. 2021 (2112.08633).
 """
 
 from __future__ import annotations
@@ -8,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from heredity.application.conversation import own_words
@@ -21,6 +24,7 @@ from heredity.core.records import Message, Request
 from heredity.core.sanitize import clean_text
 
 if TYPE_CHECKING:
+    from heredity.application.retrieval.dense import Floats
     from heredity.application.retrieval.lexical import Bm25
     from heredity.application.spec import Application
 
@@ -32,20 +36,34 @@ class FewShotGuard(GuardRule, frozen=True):
     """examples: questions with answers. n: shown at once. select: the "first" ones, or the most "similar".
 
     An application's file may name a JSONL file of them instead, in `file`. "similar" orders them by BM25 over
-    the newest question, the nearest last; it needs the extra `retrieval`.
+    the newest question, the nearest last; it needs the extra `retrieval`. With the name of an embedding model
+    in `embed` it orders them by the cosine of their embeddings; `completed` adds `embed_id`, its id.
     """
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"embed"})
 
     examples: tuple[Example, ...]
     n: int = 4
     select: Literal["first", "similar"] = "first"
+    embed: str | UnsetType = UNSET
+    embed_id: str | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if not self.examples or self.n < 1:
             raise BadArgument("few_shot needs examples, and n of at least 1", code="bad-setting")
+        if self.embed is not UNSET and self.select != "similar":
+            raise BadArgument('`embed` of few_shot needs select = "similar"', code="bad-setting")
+        if (self.embed is UNSET) != (self.embed_id is UNSET):
+            why = "the embedding model of few_shot was not read: use Application.load"
+            raise BadArgument(why, code="retrieval-not-read")
 
     @classmethod
     def completed(cls, settings: dict[str, object], folder: Path) -> dict[str, object]:
-        """The settings with the examples of `file`, so that the application's digest has their content."""
+        """The settings with the examples of `file` and the id of `embed`, so that digests have both."""
+        if isinstance(name := settings.get("embed"), str) and "embed_id" not in settings:
+            from heredity.application.retrieval.dense import find_embedder
+
+            settings = {**settings, "embed_id": find_embedder(name).record.id}
         if (named := settings.get("file")) is None:
             return settings
         if not isinstance(named, str) or "examples" in settings:
@@ -69,9 +87,18 @@ class FewShotGuard(GuardRule, frozen=True):
         asked = next(filter(None, map(own_words, reversed(conversation))), "")
         if self.select == "first" or not asked:
             return list(self.examples[: self.n])
-        scores = _ranking(tuple(question for question, _ in self.examples)).scores(asked)
+        scores = self._scores(tuple(question for question, _ in self.examples), asked)
         order = np.argsort(-scores, kind="stable")[: self.n]  # equal scores keep the order of the examples
         return [self.examples[int(i)] for i in reversed(order)]
+
+    def _scores(self, questions: tuple[str, ...], asked: str) -> Floats:
+        """How similar each question is to the one that was asked. (question,)"""
+        if isinstance(self.embed, UnsetType) or isinstance(self.embed_id, UnsetType):
+            return _ranking(questions).scores(asked)
+        from heredity.application.retrieval.dense import opened_embedder
+
+        embedder = opened_embedder(self.embed, self.embed_id)
+        return _embeddings(questions, self.embed, self.embed_id) @ embedder.embed(asked)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -106,6 +133,13 @@ def _ranking(questions: tuple[str, ...]) -> Bm25:
     from heredity.application.retrieval.lexical import Bm25
 
     return Bm25.of(questions)
+
+
+@lru_cache(maxsize=4)
+def _embeddings(questions: tuple[str, ...], name: str, wanted: str) -> Floats:
+    from heredity.application.retrieval.dense import opened_embedder
+
+    return opened_embedder(name, wanted).embed_all(questions)
 
 
 GUARD = FewShotGuard

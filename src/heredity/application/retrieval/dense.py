@@ -12,6 +12,7 @@ Source: Sentence-BERT, Reimers and Gurevych 2019 (1908.10084).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,7 +22,7 @@ from heredity.application.retrieval.static import Floats as Floats
 from heredity.application.retrieval.static import StaticEmbedder
 from heredity.application.retrieval.store import search_store
 from heredity.core import host, openmp
-from heredity.core.errors import Damaged, Unavailable, UsageError, first_line
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import EMBEDDING, POOLING
@@ -84,15 +85,36 @@ def open_embedder(name: str, store: Store | None = None) -> Embedder:
     Its files are the recorded ones.
     """
     store = store or search_store()
-    grown = store.named(name)
-    if grown.record.modality != EMBEDDING or grown.record.format != "safetensors":
+    ready = store.ready(find_embedder(name, store=store))
+    return StaticEmbedder(ready) if holds_static(ready.folder) else SentenceEncoder(ready)
+
+
+def find_embedder(name: str, wanted: str = "", store: Store | None = None) -> Grown:
+    """The embedding model of this name. wanted: its id, if that is known.
+
+    Raises UnknownName or UsageError. Raises NotComparable if the name has another id.
+    """
+    grown = (store or search_store()).named(name)
+    model = grown.record
+    if model.modality != EMBEDDING or model.format != "safetensors":
         raise UsageError(
-            f"'{grown.record.name}' is no embedding model (modality {grown.record.modality}, "
-            f"{grown.record.format}). Take one, such as {DEFAULT}.",
+            f"'{model.name}' is no embedding model (modality {model.modality}, "
+            f"{model.format}). Take one, such as {DEFAULT}.",
             code="not-an-embedder",
         )
-    ready = store.ready(grown)
-    return StaticEmbedder(ready) if holds_static(ready.folder) else SentenceEncoder(ready)
+    if wanted not in ("", model.id):
+        raise NotComparable(
+            f"The application was read with the embedding model {name} {wanted[:12]}, and the store has "
+            f"{model.id[:12]} under this name. Restore that model, or start a new study.",
+            code="embedder-other-model",
+        )
+    return grown
+
+
+@lru_cache(maxsize=2)
+def opened_embedder(name: str, wanted: str) -> Embedder:
+    """The embedder with the id `wanted`, loaded once per process. Raises as the functions above."""
+    return open_embedder(find_embedder(name, wanted).record.id)
 
 
 class SentenceEncoder:

@@ -61,10 +61,14 @@ class PromptWay(Record, frozen=True):
 
 
 class FewShotWay(Record, frozen=True):
-    """Training rows that are shown with each question: the first ones, or those most like it."""
+    """Training rows that are shown with each question: the first ones, or those most like it.
+
+    embed: the embedding model by which they are like it; BM25 without one.
+    """
 
     n: int = 4
     select: Literal["first", "similar"] = "similar"
+    embed: str | UnsetType = UNSET
 
 
 class RetrievalWay(Record, frozen=True):

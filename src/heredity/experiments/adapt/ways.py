@@ -19,6 +19,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from heredity.application.guards import GuardSpec
+from heredity.application.guards.few_shot import FewShotGuard
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.folder import is_index
 from heredity.application.retrieval.index import PassageIndex
@@ -97,16 +98,15 @@ def guards_of(
 ) -> dict[str, tuple[GuardSpec, ...]]:
     """The guards of the ways that make no model."""
     shown = questions.train[: task.few_shot.n if task.few_shot.select == "first" else None]
+    how = task.few_shot
+    few: dict[str, object] = {
+        "examples": [[row.question, row.answer] for row in shown], "n": how.n, "select": how.select,
+    }  # fmt: skip
+    if not isinstance(how.embed, UnsetType):
+        few["embed"] = how.embed
     settings: dict[str, tuple[str, dict[str, object]]] = {
         "prompt": ("instructions", {"text": task.prompt.text}),
-        "few_shot": (
-            "few_shot",
-            {
-                "examples": [[row.question, row.answer] for row in shown],
-                "n": task.few_shot.n,
-                "select": task.few_shot.select,
-            },
-        ),
+        "few_shot": ("few_shot", FewShotGuard.completed(few, Path())),
     }
     if manual is not None:
         settings["retrieval"] = ("retrieve", msgspec.to_builtins(search_of(task, manual)))
