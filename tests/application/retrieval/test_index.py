@@ -99,6 +99,15 @@ def test_an_update_without_a_change_computes_no_file_again(docs: Path, out: Path
     assert build(docs, out).manifest.hash != before.hash
 
 
+def test_the_files_of_a_killed_update_are_removed_also_without_a_change(docs: Path, out: Path):
+    build(docs, out)
+    (out / "chunks-0123456789ab.jsonl").write_text("{}")
+    (out / "bm25-data-new.npy").write_text("")
+    manifest = build(docs, out).manifest
+    names = {each.name for each in out.iterdir() if not each.name.startswith(".")}
+    assert names == {"index.json", *(each.path for each in manifest.files)}
+
+
 def test_other_settings_read_everything_again(docs: Path, out: Path):
     assert build(docs, out, words=50).n_read == 3
     assert build(docs, out).manifest.settings.words == 50  # an update keeps the settings

@@ -114,6 +114,7 @@ def _write(folder: Path, out: Path, read: _Reading, embedder: Embedder | None) -
         raise BadInput(folder, f"no document in it can be read ({n_left} files left out)", code="index-empty")
     if (held := read.unchanged()) is not None:
         manifest = write_manifest(out, read.manifest(held.files, place_of(folder, out)))
+        _remove_others(out, manifest)
         return Built(manifest, 0, len(read.sources), 0)
     vectors, n_embedded = _embeddings(read.chunks, read.before, embedder, read.watch)
     with phase(read.watch, "writing"):
@@ -333,7 +334,7 @@ class _NewFile:
 
 
 def _remove_others(out: Path, manifest: IndexManifest) -> None:
-    """Remove the files of the index before."""
+    """Remove the files of the index before, and those of an update that was killed."""
     own = {each.path for each in manifest.files}
     for path in out.iterdir():
         if path.name not in own and not path.name.startswith(".") and _is_own(path.name):
