@@ -149,11 +149,13 @@ def test_a_folder_keeps_its_task_and_its_documents(
     with raises(NotComparable, code="another-plan", mentions=["--out"]):
         run.adapt(other, store, folder / "out", engine_loader=loader())
     page = path.parent / "manual" / "pump-1.md"
-    text = page.read_text("utf-8")
+    text, index = page.read_text("utf-8"), folder / "out" / "manual.index" / "index.json"
+    before = index.read_bytes()
     try:
         page.write_text("# About pump 1\n\nIt is gone.\n", "utf-8")
-        with raises(NotComparable, code="another-plan"):
+        with raises(NotComparable, code="another-plan", mentions=["pump-1.md"]):
             run.adapt(read_task(path), store, folder / "out", engine_loader=loader())
+        assert index.read_bytes() == before  # the studies of the folder search it
     finally:
         page.write_text(text, "utf-8")
 

@@ -255,14 +255,14 @@ def refuse_stale(out: Path, manifest: IndexManifest) -> None:
     folder = folder_of(manifest.folder, out)
     if not folder.is_dir():
         return
-    if change := _change(folder, out, manifest):
+    if change := change_in(folder, out, manifest):
         raise Refused(
             f"The index {out} is stale: {change}. Update it: heredity index {folder} --out {out}",
             code="index-stale",
         )
 
 
-def _change(folder: Path, out: Path, manifest: IndexManifest) -> str:
+def change_in(folder: Path, out: Path, manifest: IndexManifest) -> str:
     """The first difference between the documents and those of the index, in words; "" for none."""
     limits = Limits(manifest.max_bytes)
     candidates, _ = walk(folder, out, limits)

@@ -144,9 +144,8 @@ def adapt(
     """
     questions, application = read_questions(task), Application.load(task.application, store)
     with Lock(out), searching_in(store):
-        shop = _Workshop(
-            task, questions, application, store, out, ways.open_manual(task, out), watch, engine_loader
-        )
+        manual = ways.open_manual(task, out, has_begun=(out / PLAN).exists())
+        shop = _Workshop(task, questions, application, store, out, manual, watch, engine_loader)
         possible = _possible(shop, tell)
         held = _read_held(shop)
         if held is None:

@@ -22,9 +22,11 @@ from heredity.application.guards import GuardSpec
 from heredity.application.guards.few_shot import FewShotGuard
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.folder import is_index
-from heredity.application.retrieval.index import PassageIndex
+from heredity.application.retrieval.index import PassageIndex, change_in
+from heredity.application.retrieval.manifest import read_manifest
 from heredity.application.retrieval.rerank import find_reranker
 from heredity.application.retrieval.spec import Retrieval
+from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import Record, encode
 from heredity.experiments.adapt.questions import Questions
 from heredity.experiments.adapt.task import RECIPES, AdaptTask, is_shipped
@@ -56,9 +58,10 @@ class ManualIndex(Record, frozen=True):
     rerank_id: str | UnsetType = UNSET
 
 
-def open_manual(task: AdaptTask, out: Path) -> ManualIndex | None:
+def open_manual(task: AdaptTask, out: Path, has_begun: bool = False) -> ManualIndex | None:
     """The index of the task's manual, made in `out` unless the task names one; None if no way reads it.
 
+    has_begun: the index in `out` stays that of its task. Raises NotComparable then for other documents.
     Raises UsageError for a folder that does not exist, BadInput for one without text, and Unavailable without
     the extra `retrieval`. Raises as find_reranker does.
     """
@@ -71,6 +74,8 @@ def open_manual(task: AdaptTask, out: Path) -> ManualIndex | None:
     if is_index(folder):
         index = folder
     else:
+        if has_begun:
+            _refuse_other_documents(folder, index)
         build(folder, index)
     found = PassageIndex.open(index)
     found.check_method(task.retrieval.method)
@@ -83,6 +88,20 @@ def open_manual(task: AdaptTask, out: Path) -> ManualIndex | None:
     seconds = time.monotonic() - start
     n_sources = len(found.manifest.sources)
     return ManualIndex(str(found.out), found.hash, seconds, n_bytes, n_sources, rerank_id)
+
+
+def _refuse_other_documents(folder: Path, index: Path) -> None:
+    """Raise NotComparable if the documents are not those of an index; one that does not read has none."""
+    try:
+        manifest = read_manifest(index)
+    except (UsageError, Damaged, NotComparable):
+        return
+    if change := change_in(folder, index, manifest):
+        raise NotComparable(
+            f"{index.parent} holds a task with other documents: {change} in {folder}. Name another folder: "
+            "--out.",
+            code="another-plan",
+        )
 
 
 def search_of(task: AdaptTask, manual: ManualIndex) -> Retrieval:
