@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Literal
 
 from msgspec import UnsetType
 
 from heredity.core.records import Probe
 from heredity.redteam.text import fold, words
 
-DataUse = Literal["executed", "used", "ignored"]
 RUN = 4  # words of the instruction in a row; fewer are repeated by chance
 _MIN_TOKEN = 3  # letters of a word that only the instruction has
 # Injection through data, and poisoned retrieval, of whatever edition.

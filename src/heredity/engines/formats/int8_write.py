@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from heredity.core.errors import Damaged
 from heredity.core.progress import Watch, phase
 from heredity.engines.formats.architectures import MATRIX
-from heredity.engines.formats.rewrite import copy_rest
+from heredity.engines.formats.rewrite import copy_rest, replace_json
 from heredity.engines.formats.safetensors_io import read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
@@ -106,13 +106,8 @@ def _rewrite(
             with safe_open(shard, framework="pt") as file:
                 write_safetensors(out / shard.name, wanted, partial(counted, take=file.get_tensor))
     if len(shards) > 1:
-        _replace(out / _INDEX, {"metadata": {}, "weight_map": where})
+        replace_json(out / _INDEX, {"metadata": {}, "weight_map": where})
 
 
 def _configure(out: Path, change: Callable[[Mapping[str, object]], dict[str, object]]) -> None:
-    _replace(out / "config.json", change(json.loads((out / "config.json").read_text("utf-8"))))
-
-
-def _replace(path: Path, content: Mapping[str, object]) -> None:
-    path.unlink(missing_ok=True)  # a link to the parent's
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+    replace_json(out / "config.json", change(json.loads((out / "config.json").read_text("utf-8"))))

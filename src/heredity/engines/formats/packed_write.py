@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch, phase
-from heredity.engines.formats.rewrite import copy_rest
+from heredity.engines.formats.rewrite import copy_rest, replace_json
 from heredity.engines.formats.safetensors_io import read_safetensors
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def unpack_folder(
     if len(files) == 1:
         (out / files[0]).rename(out / "model.safetensors")
     else:
-        _replace(out / _INDEX, {"metadata": {}, "weight_map": where})
-    _replace(out / "config.json", {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
+        replace_json(out / _INDEX, {"metadata": {}, "weight_map": where})
+    replace_json(out / "config.json", {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
 
 
 def _tensors(
@@ -105,8 +105,3 @@ def _save(tensors: dict[str, torch.Tensor], out: Path, where: dict[str, str]) ->
     with explain_full_disk(out, sum(tensor.nbytes for tensor in tensors.values())):
         save_file(tensors, path, metadata={"format": "pt"})
     where |= dict.fromkeys(sorted(tensors), path.name)
-
-
-def _replace(path: Path, content: dict[str, object]) -> None:
-    path.unlink(missing_ok=True)  # a link to the parent's
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")

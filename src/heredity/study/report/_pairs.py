@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
 from markupsafe import Markup
 
 from heredity.core.records import Estimate
@@ -92,7 +91,7 @@ class PairView:
         aside = words.withheld_on(pair, high) if badge == "unknown" else ""
         if not aside and (badge, of_low) == ("unknown", "not worse"):
             aside = f"but {self.names.get(low, '?')} is not worse"
-        turned = found if is_b_higher else _negated(found)
+        turned = found if is_b_higher else _robustness.negated(found)
         return Compared(pair, high, low, turned, *only, badge, said, aside)
 
     def difference(self, row: Compared, reach: float) -> Markup:
@@ -170,11 +169,6 @@ def span(estimate: Estimate) -> charts.Span | None:
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return None
     return charts.Span(estimate.value, estimate.low, estimate.high)
-
-
-def _negated(estimate: Estimate) -> Estimate:
-    value, low, high = (None if x is None else -x for x in (estimate.value, estimate.high, estimate.low))
-    return msgspec.structs.replace(estimate, value=value, low=low, high=high)
 
 
 def _edge_row(edge: Inheritance) -> EdgeRow:

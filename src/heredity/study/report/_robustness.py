@@ -86,11 +86,12 @@ def tables(found: Sequence[Multiverse], first: tuple[str, str]) -> list[Analysis
 
 def _cell(cell: MultiverseCell, is_b_high: bool) -> AnalysisCell:
     verdict, other = (cell.verdict_ab, cell.verdict_ba) if is_b_high else (cell.verdict_ba, cell.verdict_ab)
-    turned = cell.difference if is_b_high else _negated(cell.difference)
+    turned = cell.difference if is_b_high else negated(cell.difference)
     shown = "better" if other == "worse" else verdict
     return AnalysisCell(turned, cell.p_value, shown, BADGES[verdict], cell.is_declared)
 
 
-def _negated(estimate: Estimate) -> Estimate:
+def negated(estimate: Estimate) -> Estimate:
+    """The same difference the other way round."""
     value, low, high = (None if x is None else -x for x in (estimate.value, estimate.high, estimate.low))
     return msgspec.structs.replace(estimate, value=value, low=low, high=high)
