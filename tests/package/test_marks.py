@@ -35,6 +35,24 @@ def test_a_fast_test_that_does_what_is_slow_fails(event: str, given: tuple[Any, 
         sys.audit(event, *given)
 
 
+@pytest.mark.slow  # the run's own watch would see it too
+@pytest.mark.parametrize(("line", "outcome"), [("import torch", "passed"), ("import helpers", "failed")])
+def test_a_named_file_that_loads_models_is_read_and_one_that_hides_it_is_an_error(
+    line: str, outcome: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request.config.option, "markexpr", "not slow")
+    path = tmp_path / "test_it.py"
+    path.write_text(f"{line}\n", encoding="utf-8")
+    module = pytest.Module.from_parent(request.session, path=path)
+    reading = Watch().over_collection(module)
+    next(reading)
+    sys.audit("import", "torch", None, None, None, None)
+    with pytest.raises(StopIteration) as end:
+        reading.send(pytest.CollectReport(module.nodeid, "passed", None, []))
+    assert end.value.value.outcome == outcome
+    assert ("loads torch" in str(end.value.value.longrepr)) == (outcome == "failed")
+
+
 def test_what_takes_no_time_is_not_slow() -> None:
     with Watch().over(node("not slow")):
         sys.audit("time.sleep", 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -97,6 +97,21 @@ class Watch:
             self._is_on = False
         if self._seen:
             pytest.fail(f"A fast test {self._seen}: mark it with pytest.mark.slow.", pytrace=False)
+
+    def over_collection(
+        self, collector: pytest.Collector
+    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Watch the reading of a file, as the body of a hook. What is noted makes its report a failure.
+
+        A file that loads a library of models is read only where it is named, and its tests are slow.
+        """
+        if isinstance(collector, pytest.Module) and loads_models(collector.path):
+            return (yield)
+        try:
+            with self.over(collector):
+                return (yield)
+        except pytest.fail.Exception as failure:  # raised out of a hook, it would end pytest
+            return pytest.CollectReport(collector.nodeid, "failed", str(failure), [])
 
     def _hear(self, event: str, given: tuple[object, ...]) -> None:
         if not self._is_on or self._seen:
