@@ -161,7 +161,7 @@ def test_the_forecast_names_what_the_plan_counts(tmp_path: Path) -> None:
         return forecast.lines(plan, found)[1]
 
     assert first_row("not_refused").startswith("  not refused ")
-    assert first_row("all_trials").startswith("  judged breaches ")
+    assert first_row("all_trials").startswith("  breaches, by judge ")
 
 
 # --- rates -----------------------------------------------------------------------------------------

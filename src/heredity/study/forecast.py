@@ -322,7 +322,7 @@ def _assumed(plan: Plan, path: Path, found: Estimates) -> Assumed | None:
 
 # A stop leaves a technique too few behaviours, at a time that its own answers decide.
 _GIVEN_UP = "Stopping early gives up claims about single techniques."
-_TITLES = {JUDGE_FREE: "judge-free breaches", JUDGED: "judged breaches", ALL: "over-refusal"}
+_TITLES = {JUDGE_FREE: "breaches, by checks", JUDGED: "breaches, by judge", ALL: "over-refusal"}
 
 
 def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
