@@ -139,6 +139,18 @@ def test_a_study_without_answers_is_exported(tmp_path: Path) -> None:
     check_links(tmp_path / "out")
 
 
+def test_the_report_of_a_study_is_beside_its_pages_and_runs_no_script(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    (tmp_path / "runs" / "small" / "report.html").write_text("<script>alert(1)</script>the report")
+    found = export(place, tmp_path / "out")
+    (name,) = (path.name for path in (tmp_path / "out").iterdir() if path.name.endswith("-report.html"))
+    assert len(pages(tmp_path / "out")) == found.n_files
+    (overview,) = (text for text in pages(tmp_path / "out").values() if 'class="matrix"' in text)
+    assert f'<a href="{name}">The report</a>' in overview
+    before, _, after = (tmp_path / "out" / name).read_text().partition("<script>")
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline';" in before and "the report" in after
+
+
 def test_a_row_that_cannot_be_read_is_named_beside_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

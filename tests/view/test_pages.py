@@ -364,7 +364,6 @@ def test_a_study_links_to_its_report_if_there_is_one(tmp_path: Path) -> None:
     assert "report.html" not in site.render(address)
     (folder / "report.html").write_text("<p>the report</p>")
     assert f'href="{address}/report.html"' in site.render(address)
-    assert "report.html" not in Site(site.place, is_live=False).render(address)
 
 
 def test_words_of_the_field_are_explained_where_they_are(finished: Site, tmp_path: Path) -> None:

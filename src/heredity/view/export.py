@@ -2,10 +2,10 @@
 
     export(StudyPlace(Path("runs/demo")), Path("shared"))
 
-Promises: the pages are those of the server, without forms, searches and keys that need one. The
-conversations of a study are a few files, each of many. Each file has its own style and script, whose hashes
-its content policy names. Not every browser takes two files of a disk as of one origin. A link leads to a
-place in a file of the same folder; the words of any other stay without it.
+Promises: the pages are those of the server, without forms, searches and keys that need one, and the report
+of each study. The conversations of a study are a few files, each of many. Each page has its own style and
+script, whose hashes its content policy names. Not every browser takes two files of a disk as of one origin.
+A link leads to a place in a file of the same folder; the words of any other stay without it.
 Leaves to others: the conversations of a study (export_study.py), and the pages themselves (pages/).
 """
 
@@ -24,6 +24,7 @@ from heredity.view.export_study import StudyFiles, is_in_study
 from heredity.view.places import StudyPlace
 from heredity.view.site import Asked, Site
 
+_REPORT = re.compile(r"/s/([^/]+)/report\.html")
 _NO_LINK = re.compile(r'(<a\b[^>]*?) href=""')
 
 
@@ -45,6 +46,8 @@ class _Files:
 
     def link(self, path: str, query: Mapping[str, str]) -> str:
         """The place of a page; "" for one that is not exported."""
+        if match := _REPORT.fullmatch(path):
+            return self._study(match[1]).report
         page, parts = self.site.find(path)
         if not page.IS_EXPORTED:
             return ""

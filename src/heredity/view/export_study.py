@@ -24,7 +24,7 @@ from heredity.view.pages import conversation, conversations, pair, pairs
 from heredity.view.pages.conversations import number
 from heredity.view.pages.protocols import Page
 from heredity.view.pairs import WHICH, Which, is_edge, shared
-from heredity.view.places import OpenStudy
+from heredity.view.places import OpenStudy, report_of
 from heredity.view.queries import STATES, Filters, ListedRow, read_filters, rows_of
 from heredity.view.rates import board_of
 from heredity.view.site import Asked, Site
@@ -33,6 +33,11 @@ from heredity.view.transcript import Transcript, read
 CONVERSATIONS = 100  # of a file of trials
 LINES = 1000  # of a file of a list
 _AT_ONCE = 500  # rows that are read together
+# Before all of a report: a folder may come from anyone, so no script of it runs and it makes no request.
+_REPORT_POLICY = (
+    '<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"'
+    " content=\"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">\n"
+)
 
 
 class TrialGroup(NamedTuple):
@@ -136,10 +141,15 @@ class StudyFiles:
         return _PLACES[page.PATH](self, asked)
 
     @property
+    def report(self) -> str:
+        """The file of the study's report; "" without one."""
+        return "" if report_of(self._study) is None else f"{self._study.key}-report.html"
+
+    @property
     def n_files(self) -> int:
         """The files that are known so far: a list of two models is one once a link leads to it."""
         lists = (self._list, *self._pairs.values())
-        return self._n_of_trials + sum(len(each.files) for each in lists)
+        return bool(self.report) + self._n_of_trials + sum(len(each.files) for each in lists)
 
     @property
     def _n_of_trials(self) -> int:
@@ -218,6 +228,8 @@ class StudyFiles:
 
     def pages(self, site: Site) -> Iterator[tuple[str, str]]:
         """The name and the HTML of each file."""
+        if (path := report_of(self._study)) is not None:
+            yield self.report, _REPORT_POLICY + path.read_text(encoding="utf-8", errors="replace")
         for n in range(1, self._n_of_trials + 1):
             yield self._of_trials(n), self._trials_page(site, n)
         for n in range(1, len(self._list.files) + 1):

@@ -61,7 +61,7 @@ def render(site: Site, asked: Asked) -> str:
         breaches=_total(study, board) + _rows(study, board, found, is_twin=False),
         twins=_rows(study, board, found, is_twin=True),
         problems=study.problems(),
-        has_report=site.is_live and report_of(study) is not None, is_final=estimates is not None,
+        has_report=report_of(study) is not None, is_final=estimates is not None,
     )  # fmt: skip
 
 
