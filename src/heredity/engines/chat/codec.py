@@ -23,7 +23,8 @@ import jinja2
 from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.engines import failed_reply
-from heredity.engines.chat.sandbox import BoundedEnvironment, TemplateStopped, metered
+from heredity.engines.chat.sandbox import BoundedEnvironment
+from heredity.engines.chat.steps import TemplateStopped, metered
 from heredity.engines.chat.token_bounds import has_more_tokens
 
 if TYPE_CHECKING:

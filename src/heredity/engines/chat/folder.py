@@ -13,7 +13,7 @@ from typing import Any
 from heredity.core.errors import Refused
 from heredity.core.records import Message, Request, Tool
 from heredity.engines.chat.codec import Template, stop_tokens
-from heredity.engines.chat.sandbox import TemplateStopped
+from heredity.engines.chat.steps import TemplateStopped
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

@@ -4,13 +4,14 @@ A chat template is a program by the author of a model. Every loop pass, call, fi
 in proportion to the values that it handles. A rendering that spends more than its allowance is stopped. Steps
 are counted, not timed: a template stops at the same place on every machine, and no thread is left behind.
 
-For a review: first the lists of what a template may use; anything else is refused. Then the hooks of Jinja
-(`BoundedEnvironment`), the price of a value (`_weigh`), and of each operation whose result can be larger than
-its operands. Last the code that has no hook (`_instrument`).
+For a review: first the price of a value (steps.py). Then the lists of what a template may use; anything else
+is refused. Then the hooks of Jinja (`BoundedEnvironment`), and the price of each operation whose result can
+be larger than its operands. Last the code that has no hook (`_instrument`).
 
 Promises: no value is built before its size is paid for. A template that renders gives the text that plain
 Jinja gives. A text never contains anything that changes between runs: `random`, `lipsum`, a memory address.
-Leaves to others: conversations and their allowance, and the fixed day of `strftime_now` (codec.py).
+Leaves to others: the meter (steps.py), conversations and their allowance, and the fixed day of
+`strftime_now` (codec.py).
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ import functools
 import re
 import string
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set, Sized
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from typing import NoReturn, cast
 
 from jinja2 import nodes
@@ -29,11 +29,19 @@ from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace, pass_context
 
+from heredity.engines.chat.steps import (
+    CHARACTERS,
+    TemplateStopped,
+    bound,
+    paid_items,
+    spend,
+    weigh,
+    weigh_top,
+)
+
 LONGEST_SOURCE = 1 << 16  # characters; a known model's template has 25,000 at most
-_CHARACTERS = 16  # of a text that one step handles
 _NODES = 16  # of a loop's body that one step pays for
 _WIDEST = 10_000  # characters that a field is padded to; also any number that a filter is given
-_WORD, _MOST_BITS = 60, 4096  # of a whole number; a longer one than the first pays for every bit
 
 # What a template may use of Python and Jinja.
 _STRING_METHODS = frozenset((
@@ -80,36 +88,6 @@ Arguments = Sequence[object]
 Keywords = Mapping[str, object]
 
 
-class TemplateStopped(Exception):
-    """A template took too many steps, could differ from run to run, or used what no template may."""
-
-
-class StepMeter:
-    """The steps that a rendering may still spend."""
-
-    def __init__(self, allowance: int) -> None:
-        self.allowance = self.left = allowance
-
-    def spend(self, steps: int) -> None:
-        """Pay for work before it is done. Raises TemplateStopped."""
-        if steps > 0:  # no operation earns steps
-            self.left -= steps
-        if self.left < 0:
-            raise TemplateStopped(f"it takes more than {self.allowance:,} steps")
-
-
-_METER: ContextVar[StepMeter] = ContextVar("meter")
-
-
-def metered(allowance: int, render: Callable[[], str]) -> str:
-    """Return the result of `render`, within an allowance of steps. Raises TemplateStopped."""
-    token = _METER.set(StepMeter(allowance))
-    try:
-        return render()
-    finally:
-        _METER.reset(token)
-
-
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """The environment that transformers makes for chat templates, with a meter on time and memory."""
 
@@ -150,7 +128,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def getitem(self, obj: object, argument: object) -> object:
         """Return an item. To hash a nested key costs its size."""
         if not isinstance(argument, (str, int)):
-            _weigh(argument)
+            weigh(argument)
         return super().getitem(obj, argument)
 
     def wrap_str_format(self, value: object) -> Callable[..., str] | None:
@@ -174,93 +152,23 @@ def _refuse(why: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-# --- the price of values --------------------------------------------------------------------------
-
-_ATOMS = (int, float, bool, type(None))
-
-
-def _weigh(*values: object, is_shown: bool = False) -> int:
-    """Pay for everything inside these values; return the steps.
-
-    is_shown: the values become text. Raises TemplateStopped for a value whose text has its address.
-    """
-    meter, before = _METER.get(), _METER.get().left
-    waiting = list(values)
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, (str, bytes)):
-            meter.spend(1 + len(value) // _CHARACTERS)
-            continue
-        if type(value) in _ATOMS:
-            meter.spend(_price_of_number(value) if isinstance(value, int) else 1)
-            continue
-        meter.spend(1)
-        if isinstance(value, Namespace):
-            value = object.__getattribute__(value, "_Namespace__attrs")
-        if isinstance(value, range):
-            meter.spend(len(value) * max(map(_price_of_number, (value.start, value.stop))))
-        elif isinstance(value, Collection):
-            meter.spend(len(value))
-            if isinstance(value, Mapping):
-                waiting += value.values()
-            waiting += value
-        elif is_shown and not isinstance(value, (Undefined, Macro, LoopContext)):
-            kind = type(value).__name__
-            raise TemplateStopped(f"the text of a {kind} has a memory address, which differs from run to run")
-    return before - meter.left
-
-
-def _price_of_number(number: int) -> int:
-    """Return the steps of a whole number. Long ones can be long texts, or share one hash."""
-    n_bits = number.bit_length()
-    _bound(n_bits, _MOST_BITS, "a number's length in bits")
-    return n_bits if n_bits > _WORD else 1
-
-
-def _weigh_top(value: object) -> object:
-    """Pay for the top of a value and return it; an iterator pays with every item."""
-    if isinstance(value, (str, bytes)):
-        _spend(1 + len(value) // _CHARACTERS)
-    elif isinstance(value, Iterator):
-        return _paid_items(value)
-    elif isinstance(value, Sized):
-        _spend(1 + len(value))
-    return value
-
-
-def _paid_items(items: Iterator[object]) -> Iterator[object]:
-    meter = _METER.get()
-    for item in items:
-        meter.spend(1)
-        yield item
-
-
-def _spend(steps: int) -> None:
-    _METER.get().spend(steps)
-
-
-def _bound(number: object, most: int, what: str) -> None:
-    if isinstance(number, (int, float)) and not abs(number) <= most:
-        raise TemplateStopped(f"{what} of {str(number)[:20]} is more than {most:,}")
-
-
 # --- operators, calls and methods -----------------------------------------------------------------
 
 
 def _pay_operands(left: object, right: object) -> None:
     for value in (left, right):
         if isinstance(value, (str, list, tuple)):
-            _weigh_top(value)
+            weigh_top(value)
         elif isinstance(value, Set):  # the difference of two views is a set
             raise TemplateStopped("it subtracts sets, whose order differs from run to run")
         else:
-            _weigh(value)
+            weigh(value)
 
 
 def _pay_product(left: object, right: object) -> None:
     for value, times in ((left, right), (right, left)):
         if isinstance(times, int) and isinstance(value, (str, bytes, list, tuple)):
-            _spend(len(value) * max(0, times))
+            spend(len(value) * max(0, times))
     _pay_operands(left, right)
 
 
@@ -268,7 +176,7 @@ def _pay_modulo(left: object, right: object) -> None:
     if not isinstance(left, str):
         _pay_operands(left, right)
         return
-    steps = _weigh(right, is_shown=True)
+    steps = weigh(right, is_shown=True)
     for field in _PERCENT_FIELD.finditer(left):
         name_end, *widths = field.groups("")
         if name_end == "(":
@@ -280,7 +188,7 @@ _OPERATORS = {"*": _pay_product, "**": _refuse("it uses **"), "%": _pay_modulo}
 
 
 def _pay_format(text: str, args: Arguments, kwargs: Keywords) -> None:
-    steps = _weigh(*args, *kwargs.values(), is_shown=True)
+    steps = weigh(*args, *kwargs.values(), is_shown=True)
     for _, name, form, _ in string.Formatter().parse(text):
         if name is not None:
             if name and not (name.isidentifier() or name.isdecimal()):
@@ -290,60 +198,60 @@ def _pay_format(text: str, args: Arguments, kwargs: Keywords) -> None:
 
 def _pay_field(steps: int, widths: Iterable[str]) -> None:
     """Pay for a field of a format. `steps`: the price of all values, for a field may repeat the largest."""
-    _spend(steps)
+    spend(steps)
     for width in filter(None, widths):
         if width == "*":
             raise TemplateStopped("the width of a field must be a number")
-        _bound(int(width), _WIDEST, "a width")
-        _spend(int(width) // _CHARACTERS)
+        bound(int(width), _WIDEST, "a width")
+        spend(int(width) // CHARACTERS)
 
 
 def _pay_call(what: object, args: Arguments, kwargs: Keywords) -> None:
     if isinstance(what, (Macro, LoopContext, Undefined)):  # their own bodies are paid for
-        _spend(1 + len(args) + len(kwargs))
+        spend(1 + len(args) + len(kwargs))
     elif isinstance(what, types.MethodType | types.BuiltinMethodType) and what.__self__ is not None:
         _pay_method(what.__self__, what.__name__, args, kwargs)
     else:
         is_function = isinstance(what, types.FunctionType)  # ours and Jinja's: a template makes none
-        _weigh(*args, *kwargs.values(), is_shown=is_function)
+        weigh(*args, *kwargs.values(), is_shown=is_function)
         if not (is_function or isinstance(what, Joiner) or what in _CLASSES):
             raise TemplateStopped(f"it calls a {type(what).__name__}")
 
 
 def _pay_method(of: object, name: str, args: Arguments, kwargs: Keywords) -> None:
     if isinstance(of, (LoopContext, Cycler, Macro)):
-        _weigh(*args, *kwargs.values())
+        weigh(*args, *kwargs.values())
     elif isinstance(of, str) and name in _STRING_METHODS:
-        _weigh_top(of)
+        weigh_top(of)
         _pay_string_method(of, name, args, kwargs)
     elif isinstance(of, Mapping) and name in _MAPPING_METHODS:
-        _spend(1 + (len(of) if name == "copy" else 0))
-        _weigh(*args)
+        spend(1 + (len(of) if name == "copy" else 0))
+        weigh(*args)
     elif isinstance(of, (list, tuple)) and name in _SEQUENCE_METHODS:
-        _weigh_top(of) if name == "copy" else _weigh(of, *args)
+        weigh_top(of) if name == "copy" else weigh(of, *args)
     else:
         raise TemplateStopped(f"it calls {type(of).__name__}.{name}")
 
 
 def _pay_string_method(of: str, name: str, args: Arguments, kwargs: Keywords) -> None:
     given = [*args, *kwargs.values()]
-    _weigh(*given, is_shown=name == "join")
+    weigh(*given, is_shown=name == "join")
     if name == "join" and given:
         _pay_join(given[0], of)
     elif name == "replace" and len(args) > 1:
         _pay_replace(of, args[0], args[1])
     elif name == "splitlines":
-        _spend(_count_lines(of))
+        spend(_count_lines(of))
     elif name in ("split", "rsplit"):
         separator = given[0] if given and isinstance(given[0], str) else None
-        _spend(of.count(separator) if separator else len(of) // 2)
+        spend(of.count(separator) if separator else len(of) // 2)
     if given and name in _SEARCHES:
         _pay_search(of, given[0])
 
 
 def _pay_search(text: object, what: object = "", *_: object, **__: object) -> None:
     """Pay for a search from the right, or of a set of characters: it compares every pair."""
-    _spend(len(str(text)) * (len(str(what)) // _CHARACTERS) // _CHARACTERS)
+    spend(len(str(text)) * (len(str(what)) // CHARACTERS) // CHARACTERS)
 
 
 def _count_lines(text: str) -> int:
@@ -352,12 +260,12 @@ def _count_lines(text: str) -> int:
 
 def _pay_join(items: object, d: object = "", *_: object, **__: object) -> None:
     """Pay for the text `d` between the items."""
-    _spend((len(items) if isinstance(items, Sized) else 0) * len(str(d)) // _CHARACTERS)
+    spend((len(items) if isinstance(items, Sized) else 0) * len(str(d)) // CHARACTERS)
 
 
 def _pay_replace(text: object, old: object = "", new: object = "", *_: object, **__: object) -> None:
     text, old = str(text), str(old)
-    _spend((text.count(old) if old else len(text) + 1) * len(str(new)) // _CHARACTERS)
+    spend((text.count(old) if old else len(text) + 1) * len(str(new)) // CHARACTERS)
 
 
 # --- filters and tests ----------------------------------------------------------------------------
@@ -374,13 +282,13 @@ def _paid_filter(name: str, inner: Filter) -> Filter:
         if attribute_at is not None and len(rest) > attribute_at:
             _bound_attribute(rest[attribute_at])
         if name in _SHALLOW_FILTERS:
-            _weigh(*given)
-            return _weigh_top(value)
+            weigh(*given)
+            return weigh_top(value)
         if isinstance(value, Iterator):
-            value = list(_paid_items(value))
-        _weigh(value, *given, is_shown=True)
+            value = list(paid_items(value))
+        weigh(value, *given, is_shown=True)
         for each in given:
-            _bound(each, _WIDEST, "an argument")
+            bound(each, _WIDEST, "an argument")
         if name in _GROWING_FILTERS:
             _GROWING_FILTERS[name](value, *rest, **kwargs)
         return value
@@ -393,9 +301,9 @@ def _paid_test(name: str, inner: Filter) -> Filter:
 
     def pay(value: object, rest: Arguments, kwargs: Keywords) -> object:
         if name in _SHALLOW_TESTS:
-            _spend(1)
+            spend(1)
             return value
-        _weigh(value, *rest, *kwargs.values(), is_shown=name in ("lower", "upper"))
+        weigh(value, *rest, *kwargs.values(), is_shown=name in ("lower", "upper"))
         if name in _NUMBER_TESTS and isinstance(value, str):
             raise TemplateStopped(f"the test '{name}' takes numbers only")
         return value
@@ -406,7 +314,7 @@ def _paid_test(name: str, inner: Filter) -> Filter:
 def _bound_attribute(name: object) -> None:
     """Stop a template that looks up a long path for every item."""
     if isinstance(name, str):
-        _bound(1 + name.count(".") + name.count(","), _MOST_PARTS, "the number of parts of an attribute")
+        bound(1 + name.count(".") + name.count(","), _MOST_PARTS, "the number of parts of an attribute")
 
 
 def _paid(inner: Filter, pay: Callable[[object, Arguments, Keywords], object]) -> Filter:
@@ -424,7 +332,7 @@ def _paid(inner: Filter, pay: Callable[[object, Arguments, Keywords], object]) -
 
 
 def _pay_indent(text: object, width: object = 4, *_: object, **__: object) -> None:
-    _spend(_count_lines(str(text)) * _length(width) // _CHARACTERS)
+    spend(_count_lines(str(text)) * _length(width) // CHARACTERS)
 
 
 def _pay_json(
@@ -432,7 +340,7 @@ def _pay_json(
 ) -> None:
     between = separators if isinstance(separators, (list, tuple)) else ()
     if width := max(map(_length, (indent, *between))):
-        _spend(_total_depth(value) * width // _CHARACTERS)
+        spend(_total_depth(value) * width // CHARACTERS)
 
 
 def _length(width: object) -> int:
@@ -470,11 +378,11 @@ _GROWING_FILTERS: dict[str, Callable[..., None]] = {
 def _charge(_: object, value: object, price: str | int = "text") -> object:
     """Pay for a value of the template's code, or a number of steps, and return the value."""
     if isinstance(price, int):
-        _spend(price)
+        spend(price)
     elif price == "top" or type(value) is str:
-        return _weigh_top(value)
+        return weigh_top(value)
     else:
-        _weigh(value, is_shown=price == "text")
+        weigh(value, is_shown=price == "text")
     return value
 
 
@@ -512,7 +420,7 @@ def _price(body: Sequence[nodes.Node]) -> int:
             n_characters += len(node.data)
         if not isinstance(node, (nodes.For, nodes.Macro, nodes.CallBlock)):
             waiting += node.iter_child_nodes()
-    return 1 + n_nodes // _NODES + n_characters // (4 * _CHARACTERS)
+    return 1 + n_nodes // _NODES + n_characters // (4 * CHARACTERS)
 
 
 def _pass(owner: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.ExprStmt:
