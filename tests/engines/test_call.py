@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from heredity.engines import call as _function
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from tests.support.errors import raises
+from tests.support.recording_listener import RecordingListener
 
 CODE = "TULIP-4417"
 THEIRS = Application(
@@ -97,6 +98,118 @@ def test_an_async_function_that_takes_messages_gets_all_and_its_tool_calls_are_k
     found = answers(slowly, *(ask(i, f"hello {i}") for i in range(20)))
     assert {key: reply.text for key, reply in found.items()} == {i: f"HELLO {i}" for i in range(20)}
     assert found[3].tool_calls[0].name == "pay" and found[3].tool_calls[0].arguments == {"n": 3}
+
+
+def in_parts(text: str) -> Iterator[object]:
+    yield "You said "
+    yield {"text": text, "tool_calls": [{"name": "pay", "arguments": {"n": 3}}]}
+    yield "."
+
+
+async def slowly_in_parts(messages: list[dict[str, str]]) -> AsyncIterator[str]:
+    for word in ("You ", "said ", messages[-1]["content"], "."):
+        await asyncio.sleep(0.001)
+        yield word
+
+
+def breaks_off(text: str) -> Iterator[object]:
+    yield "You "
+    yield 7
+
+
+@pytest.mark.parametrize("function", [in_parts, slowly_in_parts])
+def test_the_parts_of_a_generator_are_heard_and_their_sum_is_the_answer(
+    function: Callable[..., Any],
+) -> None:
+    assert answers(function, ask(1, "hello"))[1].text == "You said hello."
+    engine, listener = engine_of(function), RecordingListener(deaf=[2])
+    found = {reply.key: reply for reply in engine.stream([ask(1, "hello"), ask(2, "there")], listener)}
+    engine.close()
+    assert {key: reply.text for key, reply in found.items()} == {1: "You said hello.", 2: "You said there."}
+    assert (
+        "".join(listener.heard[1]) == found[1].text and len(listener.heard[1]) > 2 and 2 not in listener.heard
+    )
+
+
+def test_the_tool_calls_of_a_part_are_kept() -> None:
+    (call_,) = answers(in_parts, ask(1, "hello"))[1].tool_calls
+    assert call_.name == "pay"
+
+
+def test_a_part_that_is_no_text_is_an_error_row() -> None:
+    reply = answers(breaks_off, ask(1, "hello"))[1]
+    assert reply.stop == "error" and reply.error == (
+        "TypeError: the function gave int, not a text or a mapping with 'text'"
+    )
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_generator_that_nobody_waits_for_is_closed(is_async: bool) -> None:
+    is_closed = threading.Event()
+
+    def endless(text: str) -> Iterator[str]:
+        try:
+            while True:
+                yield "on and "
+        finally:
+            is_closed.set()
+
+    async def endless_too(text: str) -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "on and "
+        finally:
+            is_closed.set()
+
+    engine, listener = engine_of(endless_too if is_async else endless), RecordingListener(most=3)
+    (reply,) = engine.stream([ask(1, "hello")], listener)
+    assert reply.stop == "length" and reply.text == "on and " * 3 and is_closed.wait(10)
+    engine.close()
+
+
+def test_one_whose_caller_left_ends_at_once_and_keeps_its_place_until_it_comes_back() -> None:
+    started, goes_on = threading.Event(), threading.Event()
+    running: list[str] = []
+    n_running: list[int] = []
+
+    def waits(text: str) -> str:
+        running.append(text)
+        n_running.append(len(running))
+        started.set()
+        goes_on.wait(10)
+        running.remove(text)
+        return text
+
+    class LeavesTheFirst(RecordingListener):
+        def is_wanted(self, key: int) -> bool:
+            return key != 1
+
+    engine = engine_of(waits, width=1)
+    replies = engine.stream([ask(1, "hello"), ask(2, "there")], LeavesTheFirst())
+    first = next(replies)
+    assert first.stop == "length" and first.text == "" and started.wait(10)
+    goes_on.set()
+    assert next(replies).text == "there" and n_running == [1, 1]
+    engine.close()
+
+
+def test_nothing_is_heard_of_an_answer_that_came_too_late() -> None:
+    goes_on, is_closed = threading.Event(), threading.Event()
+
+    def late(text: str) -> Iterator[str]:
+        try:
+            yield "in time"
+            goes_on.wait(10)
+            yield "too late"
+            yield "never"
+        finally:
+            is_closed.set()
+
+    engine, listener = engine_of(late, timeout=-0.95), RecordingListener()
+    (reply,) = engine.stream([ask(1, "hello")], listener)
+    goes_on.set()
+    assert reply.stop == "error" and is_closed.wait(10) and listener.heard == {1: ["in time"]}
+    engine.close()
 
 
 @pytest.mark.parametrize(

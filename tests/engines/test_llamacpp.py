@@ -38,7 +38,7 @@ def told(engine: LlamaCppEngine, requests: list[Request], width: int) -> dict[in
     """Every token with its log-probability to the last bit, `width` requests under way at once."""
     found: dict[int, Told] = {}
 
-    def answer(request: Request) -> Reply:
+    def answer(request: Request, _: object) -> Reply:
         body = engine.body(request, engine.render(request)) | {"n_probs": 1, "ignore_eos": True}
         given = engine._server.handle_completions(body)
         tokens = given["choices"][0]["logprobs"]["content"]

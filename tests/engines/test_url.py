@@ -27,11 +27,30 @@ from heredity.lineage.store import Store
 from heredity.recipes.targets.url import UrlTarget
 from tests.support import real_models
 from tests.support.errors import raises
+from tests.support.recording_listener import RecordingListener
 
 CODE, KEY = "TULIP-4417", "sk-very-private-123456"
 THEIRS = Application(
     "their desk", "You keep the code.", secrets=(Secret("the code", CODE),), rendering="theirs"
 )
+
+
+def _events(*data: object) -> bytes:
+    return b"".join(
+        b"data: " + (d if isinstance(d, bytes) else json.dumps(d).encode()) + b"\n\n" for d in data
+    )
+
+
+STREAMS = {
+    "stream": _events(
+        {"role": "x"}, {"reply": "You "}, {"reply": None}, {"reply": "said it."}, b"[DONE]", {"reply": "!"}
+    ),
+    "stream key": _events({"reply": "your key is " + KEY[:9]}, {"reply": KEY[9:] + "."}),
+    "stream of others": _events({"answer": "there"}),
+    "stream of none": b": nothing\n\n",
+    "stream of words": _events(b"You", b" said it."),
+    "stream with error": _events({"reply": "You "}, {"error": {"message": f"overloaded {KEY}"}}),
+}
 
 
 class Desk(BaseHTTPRequestHandler):
@@ -68,6 +87,8 @@ class Desk(BaseHTTPRequestHandler):
             return 200, {"Content-Length": "1000"}, b'{"rep'
         if text == "stall":
             time.sleep(1.5)
+        if text in STREAMS:
+            return 200, {"Content-Type": "text/event-stream; charset=utf-8"}, STREAMS[text]
         special: dict[str, tuple[int, dict[str, str], bytes]] = {
             "broken": (500, {"Retry-After": "0"}, b"stack trace"),
             "garbage": (200, {}, b"\xff\x00<html>"),
@@ -202,7 +223,7 @@ def test_a_key_comes_from_the_environment_and_is_nowhere_else(
     headers = {"Authorization": "DESK_AUTHORIZATION"}
     (reply,) = ask(engine_at(server.address, store, headers=headers), "echo key")
     assert server.asked[0][0]["Authorization"] == f"Bearer {KEY}"
-    assert reply.text == "your key is [a key]"
+    assert reply.text == "your key is [key]"
     with raises(EngineFailure, "access-denied") as raised:
         ask(engine_at(server.address, store, headers=headers), "no entry")
     assert KEY not in str(raised.value)
@@ -337,3 +358,54 @@ def test_any_answer_is_a_text_or_a_line(value: Any) -> None:
             assert isinstance(_http.answer_in(json.dumps(value), pointer), str)
         except _http.WebRequestFailed as error:
             assert "\n" not in str(error)
+
+
+def heard(engine: url.UrlEngine, text: str, listener: RecordingListener) -> Reply:
+    try:
+        (reply,) = engine.stream([Request(0, (Message("user", text),))], listener)
+        return reply
+    finally:
+        engine.close()
+
+
+def test_an_answer_of_events_is_their_texts_and_is_heard_as_it_grows(server: Server, store: Store) -> None:
+    (whole,) = ask(engine_at(server.address, store), "stream")
+    listener = RecordingListener()
+    reply = heard(engine_at(server.address, store), "stream", listener)
+    assert reply.text == whole.text == "You said it." and listener.heard == {0: ["You ", "said it."]}
+
+
+def test_events_of_plain_text_are_read_with_an_empty_pointer(server: Server, store: Store) -> None:
+    (reply,) = ask(engine_at(server.address, store, answer=""), "stream of words")
+    assert reply.text == "You said it."
+
+
+def test_a_key_that_is_split_over_events_is_not_heard(
+    server: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DESK_KEY", f"Bearer {KEY}")
+    listener = RecordingListener()
+    engine = engine_at(server.address, store, headers={"Authorization": "DESK_KEY"})
+    reply = heard(engine, "stream key", listener)
+    assert reply.text == "".join(listener.heard[0]) == "your key is [key]."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stream of others", "no event of the answer has a text: the answer has no /reply"),
+        ("stream of none", "no event of the answer has a text: it has no event"),
+        ("stream with error", 'the application ended the stream: {"message": "overloaded [key]"}'),
+    ],
+)
+def test_a_stream_without_an_answer_is_an_error_row(
+    text: str, said: str, server: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DESK_KEY", KEY)
+    (reply,) = ask(engine_at(server.address, store, headers={"X-Key": "DESK_KEY"}), text)
+    assert reply.stop == "error" and (reply.error or "").startswith(said)
+
+
+def test_a_stream_that_nobody_waits_for_is_left(server: Server, store: Store) -> None:
+    reply = heard(engine_at(server.address, store), "stream", RecordingListener(most=1))
+    assert reply.stop == "length" and reply.text == "You "

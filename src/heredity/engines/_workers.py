@@ -1,14 +1,14 @@
 """Answers many slow requests at once, each in a thread of its own: for targets that wait rather than compute.
 
 Promises: the thread that iterates over the replies pulls the requests. An answer that exceeds its time is an
-error row, and a late one is dropped. No thread keeps the process from ending.
+error row, and a late one is dropped. One whose caller has left ends soon, and keeps its place until its
+thread comes back. No thread keeps the process from ending.
 Leaves to others: how one request is answered (call.py, url.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +19,12 @@ from typing import NamedTuple
 from heredity.core.errors import EngineFailure, HeredityError
 from heredity.core.records import Reply, Request
 from heredity.engines import RequestStream
+from heredity.engines._heard import HeardAnswer, KeyMask
 
-Answer = Callable[[Request], Reply]
+Answer = Callable[[Request, HeardAnswer], Reply]
+Hear = Callable[[Request], HeardAnswer]
 ASK_AGAIN = 0.02  # seconds until the stream of requests is asked again
+LOOK_SECONDS = 0.1  # between two looks whether an answer is still wanted
 _LOST_PER_WORKER = 4  # answers that never came, per worker: beyond it the run ends
 
 
@@ -31,39 +34,68 @@ class _Came(NamedTuple):
 
 
 class _Waiting(NamedTuple):
+    """A request in flight. is_answered: its caller has left, and its thread has not come back."""
+
     request: Request
     deadline: float
+    heard: HeardAnswer
+    is_answered: bool = False
+
+
+def unheard(request: Request) -> HeardAnswer:
+    """The answer of a request to which nobody listens."""
+    return HeardAnswer(request, None, KeyMask())
 
 
 class WorkerPool:
-    """Answers a stream of requests, `width` at a time. `answer` raises EngineFailure to end the run."""
+    """Answers a stream of requests, `width` at a time. `answer` raises EngineFailure to end the run.
 
-    def __init__(self, answer: Answer, width: int, timeout_seconds: float, render: Callable[[Request], str]):
+    hear: opens the answer of a request that may grow in parts.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        width: int,
+        timeout_seconds: float,
+        render: Callable[[Request], str],
+        hear: Hear = unheard,
+    ) -> None:
         self._answer, self._width, self._timeout, self._render = answer, width, timeout_seconds, render
+        self._hear = hear
         self._came: SimpleQueue[_Came] = SimpleQueue()
         self._in_flight: dict[int, _Waiting] = {}
         self._n_lost = 0
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         """Yield the replies as they are finished."""
-        source, ticket = RequestStream(requests), 0
+        source, ticket, queued = RequestStream(requests), 0, None
         while True:
-            while len(self._in_flight) < self._width and (request := source.next()) is not None:
-                ticket += 1
+            while self._has_room and (request := queued or source.next()) is not None:
+                ticket, queued = ticket + 1, None
                 self._start(ticket, request)
             if not self._in_flight:
                 return source.refuse_idle()
-            has_room = source.is_open and len(self._in_flight) < self._width
-            yield from self._wait(ASK_AGAIN if has_room else math.inf)
+            if all(waiting.is_answered for waiting in self._in_flight.values()):
+                queued = queued or source.next()
+                if queued is None and not source.is_open:
+                    return None  # nobody waits for the threads that still run
+            yield from self._end_unwanted()
+            yield from self._wait(ASK_AGAIN if source.is_open and self._has_room else LOOK_SECONDS)
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._in_flight) < self._width
 
     def _start(self, ticket: int, request: Request) -> None:
-        self._in_flight[ticket] = _Waiting(request, time.monotonic() + self._timeout)
+        heard = self._hear(request)
+        self._in_flight[ticket] = _Waiting(request, time.monotonic() + self._timeout, heard)
         # A daemon: a target that never answers must not keep the process alive.
-        threading.Thread(target=self._work, args=(ticket, request), daemon=True).start()
+        threading.Thread(target=self._work, args=(ticket, request, heard), daemon=True).start()
 
-    def _work(self, ticket: int, request: Request) -> None:
+    def _work(self, ticket: int, request: Request, heard: HeardAnswer) -> None:
         try:
-            self._came.put(_Came(ticket, self._answer(request)))
+            self._came.put(_Came(ticket, self._answer(request, heard)))
         except BaseException as error:  # a user's function may raise anything, SystemExit too
             self._came.put(_Came(ticket, error))
 
@@ -79,6 +111,8 @@ class WorkerPool:
         waiting = self._in_flight.pop(came.ticket, None)
         if waiting is None:  # it was late, and has its error row
             self._n_lost -= 1
+        elif waiting.is_answered:
+            pass
         elif isinstance(came.reply, EngineFailure):
             raise came.reply
         elif isinstance(came.reply, BaseException):
@@ -86,13 +120,24 @@ class WorkerPool:
         else:
             yield came.reply
 
+    def _end_unwanted(self) -> Iterator[Reply]:
+        """Reply to the requests whose callers have left with what they heard."""
+        for ticket, waiting in tuple(self._in_flight.items()):
+            if not waiting.is_answered and not waiting.heard.is_wanted:
+                waiting.heard.end()
+                self._in_flight[ticket] = waiting._replace(is_answered=True)
+                request = waiting.request
+                yield Reply(request.key, self._render(request), waiting.heard.text, stop="length")
+
     def _give_up(self) -> Iterator[Reply]:
         now = time.monotonic()
         late = [ticket for ticket, waiting in self._in_flight.items() if waiting.deadline <= now]
         for ticket in late:
             waiting = self._in_flight.pop(ticket)
+            waiting.heard.end()
             self._n_lost += 1
-            yield error_row(waiting.request, self._render, f"no answer within {self._timeout:g} s")
+            if not waiting.is_answered:
+                yield error_row(waiting.request, self._render, f"no answer within {self._timeout:g} s")
         if self._n_lost > _LOST_PER_WORKER * self._width:
             raise EngineFailure(
                 f"{self._n_lost} requests never came back within {self._timeout:g} s each: it hangs",

@@ -1,7 +1,8 @@
 """A Python function as a target: found by its name, inspected and called, async or not.
 
 Promises: a function has the name by which an import finds it, "package.module:function". Its parameters
-decide what it receives. Its result is a text, or a mapping with `text`; anything else is an error.
+decide what it receives. Its result is a text, a mapping with `text`, or an iterator over such parts; anything
+else is an error. An iterator that nobody waits for is closed at its next part.
 Leaves to others: threads and time limits (_workers.py), and the questions.
 """
 
@@ -14,16 +15,28 @@ import inspect
 import secrets
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from functools import partial
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NamedTuple
 
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
-from heredity.core.records import Model, Reply, Request, ToolCall
+from heredity.core.records import Model, Reply, Request, Stop, ToolCall
 from heredity.engines import announce_first, failed_reply, ignore_answer
-from heredity.engines._workers import WorkerPool, conversation_id, conversation_text, error_row
+from heredity.engines._heard import HeardAnswer, KeyMask
+from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
+from heredity.engines.protocols import Listener
 
 MOST_TEXT = 1_000_000  # characters of one answer that are kept
 _EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")
@@ -146,8 +159,8 @@ class Function:
                     code="function-unknown-argument",
                 )
 
-    def call(self, request: Request, conversation: str, loop: Loop) -> FunctionAnswer:
-        """Call the function, an async one in `loop`, and return its result."""
+    def call(self, request: Request, conversation: str, loop: Loop, heard: HeardAnswer) -> FunctionAnswer:
+        """Call the function, an async one in `loop`, and return its result. heard: gets its parts."""
         decoding = request.decoding
         there = {
             "conversation": conversation,
@@ -158,7 +171,56 @@ class Function:
         }
         given = as_dicts(request) if self.takes_messages else request.messages[-1].content
         answer = self._function(given, **{name: there[name] for name in self._extras})
-        return read_answer(loop.wait(answer) if inspect.isawaitable(answer) else answer)
+        if inspect.isawaitable(answer):
+            answer = loop.wait(answer)
+        if not isinstance(answer, Iterator | AsyncIterator):
+            return read_answer(answer)
+        parts = _Parts(heard)
+        if isinstance(answer, AsyncIterator):
+            loop.wait(parts.gather(answer))
+        else:
+            parts.collect(answer)
+        return parts.joined
+
+
+class _Parts:
+    """The parts that a function gives one by one, until nobody waits for more."""
+
+    def __init__(self, heard: HeardAnswer) -> None:
+        self._texts, self._calls = list[str](), list[ToolCall]()
+        self._n, self._heard = 0, heard
+
+    @property
+    def joined(self) -> FunctionAnswer:
+        return FunctionAnswer("".join(self._texts), tuple(self._calls))
+
+    def collect(self, parts: Iterator[object]) -> None:
+        try:
+            for part in parts:
+                if not self._add(part):
+                    return
+        finally:
+            if isinstance(parts, Generator):
+                parts.close()
+
+    async def gather(self, parts: AsyncIterator[object]) -> None:
+        try:
+            async for part in parts:
+                if not self._add(part):
+                    return
+        finally:
+            if isinstance(parts, AsyncGenerator):
+                await parts.aclose()
+
+    def _add(self, part: object) -> bool:
+        """Add a part; return whether another is wanted."""
+        found = read_answer(part)
+        text = found.text[: MOST_TEXT - self._n]
+        self._n += len(text)
+        self._texts.append(text)
+        self._calls += found.tool_calls
+        self._heard.hear(text)
+        return self._heard.is_wanted and self._n < MOST_TEXT
 
 
 class Loop:
@@ -296,21 +358,33 @@ class CallEngine:
         return conversation_text(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        pool = WorkerPool(self._answer, self._width, self._timeout + 1, self.render)
+        return self._replies(requests, unheard)
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        """Do the same as `reply`. Only the answer of an iterator is heard in parts."""
+        return self._replies(requests, partial(HeardAnswer, listener=listener, mask=KeyMask()))
+
+    def _replies(self, requests: Iterable[Request | None], hear: Hear) -> Iterator[Reply]:
+        pool = WorkerPool(self._answer, self._width, self._timeout + 1, self.render, hear)
         return announce_first(pool.reply(requests), self.answered)
 
     def close(self) -> None:
         self._loop.close()
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request, heard: HeardAnswer) -> Reply:
         prompt = self.render(request)
         if request.prefill:
             return failed_reply(request, prompt, EngineFailure(NO_PREFILL))
         try:
-            answer = self._function.call(request, conversation_id(self._nonce, request), self._loop)
+            answer = self._function.call(request, conversation_id(self._nonce, request), self._loop, heard)
         except EngineFailure as error:  # a failure of this call, not of the run
             return error_row(request, self.render, str(error))
-        return Reply(request.key, prompt, answer.text, tool_calls=answer.tool_calls)
+        stop: Stop = "end" if heard.is_wanted else "length"
+        return Reply(request.key, prompt, answer.text, tool_calls=answer.tool_calls, stop=stop)
 
 
 NO_PREFILL = "this target's answer cannot be made to begin with given words: leave the attack 'prefill' out"

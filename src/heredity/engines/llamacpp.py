@@ -221,7 +221,7 @@ class LlamaCppEngine:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         _ = self._loaded  # raise now, not in a worker
-        return WorkerPool(self._answer, self._width, _HOURS, self.render).reply(requests)
+        return self._pool(self._answer).reply(requests)
 
     @property
     def width(self) -> int:
@@ -233,7 +233,10 @@ class LlamaCppEngine:
         def answer(request: Request) -> Reply:
             return self._answer(request, listener)
 
-        return WorkerPool(answer, self._width, _HOURS, self.render).reply(requests)
+        return self._pool(answer).reply(requests)
+
+    def _pool(self, answer: Callable[[Request], Reply]) -> WorkerPool:
+        return WorkerPool(lambda request, _: answer(request), self._width, _HOURS, self.render)
 
     def check_length(self, request: Request) -> None:
         """Raise ContextOverflow for a prompt that surely has more tokens than the context."""

@@ -1,8 +1,9 @@
 """A web application over HTTP as a target: the body from a template, the answer by a JSON pointer.
 
-Promises: keys come from environment variables and are removed from errors and stored answers. No redirect is
-followed. An answer is read up to a limit. A busy server (HTTP 429, 502 to 504) is asked again; one that
-breaks (HTTP 500, a lost connection) is asked once more.
+Promises: keys come from environment variables and are removed from errors and answers. No redirect is
+followed. An answer is read up to a limit. One of server-sent events is the text of all of them. A busy server
+(HTTP 429, 502 to 504) is asked again. One that breaks (HTTP 500, a lost connection) is asked once more, if no
+part of its answer was heard.
 Leaves to others: the number of requests at a time (_workers.py), and the questions.
 """
 
@@ -17,6 +18,8 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,14 +31,19 @@ from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import announce_first, call, ignore_answer
-from heredity.engines._workers import WorkerPool, conversation_id, conversation_text, error_row
+from heredity.engines._heard import HeardAnswer, KeyMask
+from heredity.engines._server_events import EventReader
+from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
 from heredity.engines.call import MOST_TEXT, NO_PREFILL, as_dicts
+from heredity.engines.protocols import Listener
 from heredity.engines.remote.retry import retry_after
 
 SLOTS = ("messages", "text", "system", "conversation", "seed", "max_tokens", "temperature", "top_p")
 _SLOT = re.compile(r"\$([a-z_]+)")
 _BUSY, _BROKEN = {429, 502, 503, 504}, 500
 _MOST_BYTES = 4 * MOST_TEXT
+_PER_EVENT = 16  # bytes of a stream of events for each of a body: an event may hold one letter
+_SHORTEST_KEY = 6  # characters; a shorter value of a header is no key
 _UNREACHABLE_LIMIT = 8  # failed connections in a row: the server is down
 
 
@@ -66,6 +74,15 @@ class _Lost(Exception):
     """The connection was lost before or during the answer."""
 
 
+class _WebResponse(NamedTuple):
+    """A response. after: seconds to wait (Retry-After). answer: the text of a stream of events, else None."""
+
+    status: int
+    after: float | None
+    body: bytes
+    answer: str | None = None
+
+
 class WebEndpoint:
     """An address with its headers, body template and pointer to the answer."""
 
@@ -75,6 +92,8 @@ class WebEndpoint:
         self._blocked = frozenset(settings.blocked)
         self._timeout = settings.timeout_seconds
         self._headers = read_headers(settings.headers)
+        values = {part for value in self._headers.values() for part in (value, value.rpartition(" ")[2])}
+        self.mask = KeyMask(*(value for value in values if len(value) >= _SHORTEST_KEY))
         self._client = httpx.Client(
             timeout=self._timeout, verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         )
@@ -84,77 +103,147 @@ class WebEndpoint:
         """Close the connections."""
         self._client.close()
 
-    def ask(self, request: Request, conversation: str) -> WebAnswer:
-        """Return the answer. Raises WebRequestFailed for this request, EngineFailure for all requests."""
+    def ask(self, request: Request, conversation: str, heard: HeardAnswer) -> WebAnswer:
+        """Return the answer. heard: gets the parts of one that grows.
+
+        Raises WebRequestFailed for this request, EngineFailure for all requests.
+        """
         body = fill_template(self._body, slots(request, conversation))
         deadline, pause, is_first = time.monotonic() + self._timeout, 1.0, True
         while True:
             try:
-                status, wait, data = self._post(body)
+                response = self._post(body, heard)
             except _Lost as lost:
-                if not is_first or time.monotonic() > deadline:
+                if not is_first or heard.is_begun or time.monotonic() > deadline:
                     raise WebRequestFailed(str(lost)) from None
                 is_first = False
                 continue
-            if status == _BROKEN and is_first:
+            if response.status == _BROKEN and is_first:
                 is_first = False
-            elif status not in _BUSY:
+            elif response.status not in _BUSY:
                 break
             # With jitter: threads that were refused together must not return together.
-            delay = wait if wait is not None else random.uniform(0.5, 1.0) * pause
+            delay = response.after if response.after is not None else random.uniform(0.5, 1.0) * pause
             if time.monotonic() + delay > deadline:
                 break
             time.sleep(delay)
             pause *= 2
-        return WebAnswer(self._hide(self._read(status, data)), status in self._blocked)
+        text = self.mask(self._read(response))
+        heard.finish(text)
+        return WebAnswer(text, response.status in self._blocked)
 
-    def _post(self, body: object) -> tuple[int, float | None, bytes]:
-        """Return status, Retry-After in seconds, and the body. Raises _Lost if a part is missing."""
+    def _post(self, body: object, heard: HeardAnswer) -> _WebResponse:
+        """Return the response. Raises _Lost if a part is missing, and WebRequestFailed."""
         try:
             with self._client.stream("POST", self.url, json=body, headers=self._headers) as response:
-                data = bytearray()
-                for piece in response.iter_bytes():
-                    data += piece
-                    if len(data) > _MOST_BYTES:
-                        break
                 self._n_unreachable = 0
+                if response.is_success and _is_event_stream(response):
+                    answer = self._events(response, heard)
+                    return _WebResponse(response.status_code, None, b"", answer)
+                data = b"".join(_bounded(response, _MOST_BYTES))
                 wait = retry_after(response.headers.get("retry-after"), time.time())
-                return response.status_code, wait, bytes(data)
+                return _WebResponse(response.status_code, wait, data)
         except httpx.ConnectError as error:
             self._count_unreachable(error)
-            raise WebRequestFailed(self._hide(f"cannot reach {self.url}: {error}")) from None
+            raise WebRequestFailed(self.mask(f"cannot reach {self.url}: {error}")) from None
         except httpx.HTTPError as error:
-            raise _Lost(self._hide(f"{type(error).__name__}: {error}")) from None
+            raise _Lost(self.mask(f"{type(error).__name__}: {error}")) from None
+
+    def _events(self, response: httpx.Response, heard: HeardAnswer) -> str:
+        """Return the text of a stream of events, and pass it on as it grows."""
+        reader, events = EventReader(), _EventTexts(self._pointer)
+        pieces = _bounded(response, _PER_EVENT * _MOST_BYTES)
+        for data in chain.from_iterable(map(reader.feed, pieces)):
+            heard.hear(events.add(data))
+            if events.is_ended or not heard.is_wanted:
+                break
+        if heard.is_wanted:
+            events.refuse_empty()
+        return events.text
 
     def _count_unreachable(self, error: Exception) -> None:
         with self._lock:
             self._n_unreachable += 1
             if self._n_unreachable >= _UNREACHABLE_LIMIT:
                 raise EngineFailure(
-                    self._hide(f"{self.url} cannot be reached: {error}"), code="endpoint-unreachable"
+                    self.mask(f"{self.url} cannot be reached: {error}"), code="endpoint-unreachable"
                 )
 
-    def _read(self, status: int, data: bytes) -> str:
-        text = data.decode("utf-8", "replace")
+    def _read(self, response: _WebResponse) -> str:
+        if response.answer is not None:
+            self._has_answered = True
+            return response.answer
+        status, text = response.status, response.body.decode("utf-8", "replace")
         if status in self._blocked:
             return f"[blocked by the application: HTTP {status}] {text[:2000]}".strip()
         if status == 401 or (status == 403 and not self._has_answered):
             raise EngineFailure(
-                self._hide(f"{self.url} refuses access (HTTP {status}): {text[:200]}. See its keys"),
+                self.mask(f"{self.url} refuses access (HTTP {status}): {text[:200]}. See its keys"),
                 code="access-denied",
             )
         if not 200 <= status < 300:
-            raise WebRequestFailed(self._hide(f"HTTP {status}: {' '.join(text.split())[:300]}"))
+            raise WebRequestFailed(self.mask(f"HTTP {status}: {' '.join(text.split())[:300]}"))
         self._has_answered = True
         return answer_in(text, self._pointer)[:MOST_TEXT]
 
-    def _hide(self, text: str) -> str:
-        """Return the text without the values of headers, or their parts after "Bearer "."""
-        for value in self._headers.values():
-            for part in {value, value.rpartition(" ")[2]}:
-                if len(part) >= 6:
-                    text = text.replace(part, "[a key]")
+
+class _EventTexts:
+    """The texts at a JSON pointer in the events of a stream. An event without one counts for nothing."""
+
+    def __init__(self, pointer: str) -> None:
+        self._pointer, self._texts, self._n = pointer, list[str](), 0
+        self._why, self.is_ended = "it has no event", False
+
+    def add(self, data: bytes) -> str:
+        """Take the data of an event; return its text. Raises WebRequestFailed for an error."""
+        event = data.decode("utf-8", "replace")
+        if self.is_ended or event.strip() == "[DONE]":
+            self.is_ended = True
+            return ""
+        _refuse_error(event)
+        try:
+            text = answer_in(event, self._pointer)[: MOST_TEXT - self._n]
+        except WebRequestFailed as error:
+            self._why = str(error)
+            return ""
+        self._texts.append(text)
+        self._n += len(text)
+        self.is_ended = self._n >= MOST_TEXT
         return text
+
+    @property
+    def text(self) -> str:
+        """All texts."""
+        return "".join(self._texts)
+
+    def refuse_empty(self) -> None:
+        """Raise WebRequestFailed if no event had a text."""
+        if not self._texts:
+            raise WebRequestFailed(f"no event of the answer has a text: {self._why}")
+
+
+def _refuse_error(event: str) -> None:
+    """Raise WebRequestFailed for an event that reports an error."""
+    try:
+        found: object = json.loads(event)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(found, dict) and found.get("error"):
+        raise WebRequestFailed(f"the application ended the stream: {_as_text(found['error'])[:300]}")
+
+
+def _is_event_stream(response: httpx.Response) -> bool:
+    return str(response.headers.get("content-type", "")).lower().startswith("text/event-stream")
+
+
+def _bounded(response: httpx.Response, most: int) -> Iterator[bytes]:
+    """The parts of a body as they come, until they have more than `most` bytes."""
+    n = 0
+    for part in response.iter_bytes():
+        n += len(part)
+        yield part
+        if n > most:
+            return
 
 
 def read_headers(names: Mapping[str, str]) -> dict[str, str]:
@@ -297,19 +386,30 @@ class UrlEngine:
         return conversation_text(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        return self._replies(requests, unheard)
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        """Do the same as `reply`. Only the answer of a stream of events is heard in parts."""
+        return self._replies(requests, partial(HeardAnswer, listener=listener, mask=self._web.mask))
+
+    def _replies(self, requests: Iterable[Request | None], hear: Hear) -> Iterator[Reply]:
         # Later than the request's own limit, whose error names the cause.
-        pool = WorkerPool(self._answer, self._width, self._timeout + 5, self.render)
+        pool = WorkerPool(self._answer, self._width, self._timeout + 5, self.render, hear)
         return announce_first(pool.reply(requests), self.answered)
 
     def close(self) -> None:
         self._web.close()
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request, heard: HeardAnswer) -> Reply:
         if request.prefill:
             return error_row(request, self.render, NO_PREFILL)
         try:
-            answer = self._web.ask(request, conversation_id(self._nonce, request))
+            answer = self._web.ask(request, conversation_id(self._nonce, request), heard)
         except WebRequestFailed as error:
-            return error_row(request, self.render, str(error))
-        stop: Stop = "filter" if answer.is_blocked else "end"
+            return error_row(request, self.render, self._web.mask(str(error)))
+        stop: Stop = "filter" if answer.is_blocked else "end" if heard.is_wanted else "length"
         return Reply(request.key, self.render(request), answer.text, stop=stop)

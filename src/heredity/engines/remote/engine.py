@@ -25,7 +25,7 @@ from heredity.core.records import Decoding, Model, Reply, Request, digest
 from heredity.engines import RequestStream, announce_first, failed_reply, ignore_answer
 from heredity.engines._workers import ASK_AGAIN
 from heredity.engines.protocols import Listener
-from heredity.engines.remote.budget import BYTES_PER_TOKEN, HOMES, Budget, Calls, Price, Usage
+from heredity.engines.remote.budget import BYTES_PER_TOKEN, HOMES, NO_KEY, Budget, Calls, Price, Usage
 
 if TYPE_CHECKING:
     from heredity.engines.remote.messages import Endpoint, RemoteApi
@@ -46,7 +46,7 @@ def load(
 
     Raises Unavailable if the environment variable with the key is not set, Damaged for an incomplete record.
     """
-    from heredity.engines.remote.http_client import KeyMask
+    from heredity.engines._heard import KeyMask
     from heredity.engines.remote.messages import ApiModule, Endpoint
     from heredity.engines.remote.transport import Transport
 
@@ -60,8 +60,8 @@ def load(
     key = calls.key(model.name, api, base_url)
     price = calls.price(model.name, api, base_url, name)
     endpoint = Endpoint(model.name, api, base_url, name, settings.get("options") or {})
-    opened = module.open_api(endpoint, key)
-    return RemoteEngine(endpoint, opened, calls, price, Transport(opened, name, key, calls, KeyMask(key)))
+    opened, mask = module.open_api(endpoint, key), KeyMask() if key == NO_KEY else KeyMask(key)
+    return RemoteEngine(endpoint, opened, calls, price, Transport(opened, name, key, calls, mask))
 
 
 def shared_address(model: Model) -> str:
@@ -197,8 +197,8 @@ class _Session:
                 return
 
     def _prepare(self, request: Request) -> Generator[Reply, None, InFlightRequest | None]:
+        from heredity.engines._heard import HeardAnswer
         from heredity.engines.remote.messages import render
-        from heredity.engines.remote.streaming import HeardAnswer
         from heredity.engines.remote.transport import InFlightRequest
 
         prompt = render(request)

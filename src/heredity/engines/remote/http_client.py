@@ -7,7 +7,6 @@ Leaves to others: retries (transport.py) and the JSON of an answer (apis/).
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
@@ -16,13 +15,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, quote_plus
 
 import httpx
 import msgspec
 import truststore
 
 from heredity.core.sanitize import clean_text
+from heredity.engines._heard import KeyMask
 from heredity.engines._server_events import EventReader
 from heredity.engines.remote.budget import NO_KEY, Calls
 from heredity.engines.remote.messages import JsonObject, MalformedAnswer
@@ -30,7 +29,6 @@ from heredity.engines.remote.retry import retry_after
 
 MOST_BYTES = 16 << 20  # of one response; a long answer has some hundred kilobytes
 _SHOWN = 300  # characters of a service's message in ours
-_MASK = "[key]"
 _TRANSIENT = frozenset({408, 409, 425, 429})
 _LIMITS = frozenset({429, 503, 529})  # the service asks for fewer requests; 529 is Anthropic's
 _FOR_ALL = frozenset({401, 402, 403, 404, 405})
@@ -79,37 +77,6 @@ class HttpResponse(NamedTuple):
     status: int
     after: str | None
     body: bytes
-
-
-class KeyMask:
-    """Removes a key from texts, its encoded spellings included."""
-
-    def __init__(self, key: str) -> None:
-        forms = set() if key == NO_KEY else _spellings(key)
-        self._forms = sorted(forms, key=len, reverse=True)
-
-    def __call__(self, text: str) -> str:
-        """Return the text without the key."""
-        for form in self._forms:
-            if form in text:
-                text = text.replace(form, _MASK)
-        return text
-
-    def n_begun(self, text: str) -> int:
-        """Return how many characters at the end of a text may be the beginning of the key."""
-        return max((_n_shared(text, form) for form in self._forms), default=0)
-
-
-def _spellings(key: str) -> set[str]:
-    """The key, its base64, its JSON and its URL spelling: forms that an echo may have."""
-    encoded = base64.b64encode(key.encode()).decode()
-    forms = {key, json.dumps(key)[1:-1], quote(key, safe=""), quote_plus(key), encoded, encoded.rstrip("=")}
-    return forms | {form.replace("/", "\\/") for form in forms}
-
-
-def _n_shared(text: str, form: str) -> int:
-    """The length of the longest proper beginning of `form` at the end of `text`."""
-    return next((n for n in range(min(len(text), len(form) - 1), 0, -1) if text.endswith(form[:n])), 0)
 
 
 class HttpClient:

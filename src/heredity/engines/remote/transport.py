@@ -24,11 +24,11 @@ from heredity.core.errors import EngineFailure
 from heredity.core.records import Reply, Request, ToolCall
 from heredity.core.sanitize import clean_text
 from heredity.engines import failed_reply
+from heredity.engines._heard import HeardAnswer, KeyMask
 from heredity.engines.remote.budget import Calls, Usage
 from heredity.engines.remote.http_client import (
     HttpClient,
     HttpResponse,
-    KeyMask,
     RequestFailure,
     broken_answer,
     read_chunk,
@@ -36,7 +36,6 @@ from heredity.engines.remote.http_client import (
 )
 from heredity.engines.remote.messages import ApiAnswer, JsonObject, MalformedAnswer, RemoteApi
 from heredity.engines.remote.retry import ConcurrencyLimit, TransportClosed, wait_seconds
-from heredity.engines.remote.streaming import HeardAnswer
 
 Result = TypeVar("Result")
 _LOOK_SECONDS = 0.1  # between two looks whether an answer is still wanted
@@ -323,7 +322,7 @@ class Transport:
 
 def _is_begun(in_flight: InFlightRequest) -> bool:
     """Return True if a part of the answer was heard: another attempt would begin again."""
-    return in_flight.heard is not None and bool(in_flight.heard.text)
+    return in_flight.heard is not None and in_flight.heard.is_begun
 
 
 def add(a: Usage, b: Usage) -> Usage:

@@ -185,7 +185,7 @@ class VllmEngine:
     def _pool(self, answer: Callable[[Request], Reply]) -> WorkerPool:
         if self._is_closed:
             raise EngineFailure("this engine is closed", code="engine-closed")
-        return WorkerPool(answer, WIDTH, _ANSWER_SECONDS, self.render)
+        return WorkerPool(lambda request, _: answer(request), WIDTH, _ANSWER_SECONDS, self.render)
 
     def close(self) -> None:
         self._is_closed = True

@@ -1,0 +1,101 @@
+"""An answer that arrives in parts: what its listener hears of it.
+
+Promises: no part holds a key, even if a service splits it. Nothing is heard after the end of an answer.
+Leaves to others: receiving the parts (call.py, url.py, remote/).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from urllib.parse import quote, quote_plus
+
+from heredity.core.records import Request
+from heredity.engines.protocols import Listener
+
+_MASK = "[key]"
+
+
+class KeyMask:
+    """Removes keys from texts, their encoded spellings included."""
+
+    def __init__(self, *keys: str) -> None:
+        forms = set[str]().union(*map(_spellings, keys))
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """Return the text without the keys."""
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, _MASK)
+        return text
+
+    def n_begun(self, text: str) -> int:
+        """Return how many characters at the end of a text may be the beginning of a key."""
+        return max((_n_shared(text, form) for form in self._forms), default=0)
+
+
+def _spellings(key: str) -> set[str]:
+    """The key, its base64, its JSON and its URL spelling: forms that an echo may have."""
+    encoded = base64.b64encode(key.encode()).decode()
+    forms = {key, json.dumps(key)[1:-1], quote(key, safe=""), quote_plus(key), encoded, encoded.rstrip("=")}
+    return forms | {form.replace("/", "\\/") for form in forms}
+
+
+def _n_shared(text: str, form: str) -> int:
+    """The length of the longest proper beginning of `form` at the end of `text`."""
+    return next((n for n in range(min(len(text), len(form) - 1), 0, -1) if text.endswith(form[:n])), 0)
+
+
+class HeardAnswer:
+    """The parts of an answer, passed to its listener with the keys masked. listener None: nobody listens."""
+
+    def __init__(self, request: Request, listener: Listener | None, mask: KeyMask) -> None:
+        self._key, self._listener, self._mask = request.key, listener, mask
+        self._held = ""  # what may be the beginning of a key
+        self._heard: list[str] = []
+        self._is_over, self._lock = False, threading.Lock()
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._heard)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether any of it came: another attempt would begin again."""
+        return bool(self._heard or self._held)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        return not self._is_over and (self._listener is None or self._listener.is_wanted(self._key))
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the answer is wanted in parts."""
+        return self._listener is not None and self._listener.is_heard(self._key)
+
+    def hear(self, more: str) -> None:
+        """Pass on the text that the answer grows by."""
+        text = self._mask(self._held + more)
+        n_held = self._mask.n_begun(text)
+        self._held = text[len(text) - n_held :]
+        self._pass_on(text[: len(text) - n_held])
+
+    def finish(self, text: str) -> None:
+        """Pass on the rest of the answer, which is `text` as a whole."""
+        self._pass_on(text[len(self.text) :])
+
+    def end(self) -> None:
+        """Pass on nothing more: the reply is given."""
+        with self._lock:
+            self._is_over = True
+
+    def _pass_on(self, text: str) -> None:
+        with self._lock:
+            if text and not self._is_over:
+                self._heard.append(text)
+                if self._listener is not None and self._listener.is_heard(self._key):
+                    self._listener.hear(self._key, text)
