@@ -50,7 +50,7 @@ def load_engine(
         return engine_loader(grown.record, needs_text)(grown.record, grown.folder)
     store = store() if callable(store) else store
     watch = None if grown.record.format == "remote" else store.report
-    with phase(watch, "loading", grown.record.name):  # torch
+    with phase(watch, "loading the libraries"):  # torch
         engine_loader(grown.record, needs_text)  # before a conversion, which would be in vain
     ready = store.ready(grown)
     tuning = store.root / "tuning" / ready.record.id

@@ -18,7 +18,7 @@ import torch
 from heredity.core import host
 from heredity.core.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
-from heredity.core.progress import Watch
+from heredity.core.progress import Watch, phase
 from heredity.core.records import Model, Reply, Request, encode
 from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered, base_folder
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
@@ -59,6 +59,9 @@ def load(
     watch: gets the measuring of widths and the reading of shared prompts.
     A record of the recipe `kv_cache` or `dtype` sets how it computes (recipes/targets).
     """
+    with phase(watch, "loading the libraries"):
+        from transformers import AutoConfig  # noqa: F401  # it reads the configuration
+
     settings, where = model.recipe.settings, host.choose_device(device)
     kv_bits = settings["bits"] if model.recipe.kind == KV_CACHE else None
     dtype = settings["dtype"] if model.recipe.kind == DTYPE else None
