@@ -2,6 +2,7 @@
 
     python bench/view.py               4 models x 5 attacks x 2,500 probes x 2 samples
     python bench/view.py --probes 250  a tenth of them
+    python bench/view.py --export      also write all pages as files, which takes minutes
 
 The rows are made, not asked: answers of 60 words from a list of 2,000. To open a study is to make its first
 page with the index present, in a new process. A running study has no estimates, a finished one has. Times of
@@ -31,6 +32,7 @@ from heredity.redteam import attacks
 from heredity.study import aggregate
 from heredity.study.plan import Grid, Plan, PlannedModel, read_saved, write_plan
 from heredity.study.storage import RESPONSES, VERDICTS, write_estimates
+from heredity.view.export import export
 from heredity.view.places import StudyPlace
 from heredity.view.site import Site
 
@@ -42,12 +44,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--probes", type=int, default=2500)
+    parser.add_argument("--export", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         plan = made(arguments.probes)
         print(f"commit {commit()}, {plan.n_trials:,} trials", flush=True)
         write(Path(folder) / "runs" / "study", plan)
         measure(Path(folder), plan)
+        if arguments.export:
+            print(exported(Path(folder)), flush=True)
     return 0
 
 
@@ -164,6 +169,15 @@ def measure(root: Path, plan: Plan) -> None:
     for name, (part, query) in pages.items():
         spent = median(lambda p=part, q=query: site.render(path + p, q))
         print(f"{name}: {1000 * spent:.0f} ms", flush=True)
+
+
+def exported(root: Path) -> str:
+    """The files of an export, their bytes, and its seconds, in words; one run."""
+    start, busy = time.perf_counter(), time.process_time()
+    n_files = export(StudyPlace(root / "runs", root / "store"), root / "out").n_files
+    spent, busy = time.perf_counter() - start, time.process_time() - busy
+    size = sum(path.stat().st_size for path in (root / "out").iterdir())
+    return f"export: {n_files:,} files, {size / 1e6:.0f} MB, {spent:.0f} s, {busy:.0f} s of the processor"
 
 
 def median(step: Callable[[], object]) -> float:
