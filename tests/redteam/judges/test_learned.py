@@ -359,7 +359,8 @@ def test_training_writes_weights_and_their_card(base: None, tmp_path: Path) -> N
     steps = [each for each in seen if each.unit == "steps"]
     assert {(each.phase, each.n_total) for each in steps} == {("training", card["steps"])}
     assert steps[0].n_done == 0 and {each.phase for each in seen} == {
-        "reading the labels", "making examples", "training", "reading the held-out answers",
+        "reading the labels", "loading the libraries", "making examples", "training",
+        "reading the held-out answers",
         "counting signs", "fitting the signs", "measuring", "",
     }  # fmt: skip
     arrays = learned_model.load_arrays(tmp_path / "out" / "learned.safetensors", card)

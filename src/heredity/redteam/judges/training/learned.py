@@ -228,13 +228,16 @@ def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
             return arrays
     asked = [request for request in run.data.asked if request not in {prompt for prompt, _ in test}]
     said = f"without {name}" if test else "on all rows"
-    with phase(run.watch, "making examples", said):
+    judge = f"judge {said}:"
+    with phase(run.watch, "loading the libraries"):
+        from transformers import BertModel  # noqa: F401  # the encoder is one
+    with phase(run.watch, "making examples", judge):
         vectors = tune.request_vectors(run.encoder)
         targets += hard_examples.made_targets(targets, asked, vectors, run.spec.seed)
     seed, steps = run.spec.seed, run.spec.steps
-    with phase(run.watch, "training", said, steps, "steps") as meter:
+    with phase(run.watch, "training", judge, steps, "steps") as meter:
         tuned = tune.tune(run.encoder, targets, seed, steps, lambda line: run.say(f"{said}, {line}"), meter)
-    with phase(run.watch, "reading the held-out answers", said):
+    with phase(run.watch, "reading the held-out answers", judge):
         arrays = {**tuned.arrays, "logits": _judged_logits(tuned, test)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({**arrays, "key": np.frombuffer(key.encode(), np.uint8)}))
