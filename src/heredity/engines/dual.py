@@ -20,6 +20,7 @@ from heredity.core.errors import Damaged, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
 from heredity.engines.formats import images as pixels
+from heredity.engines.formats.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +58,7 @@ def open_folder(folder: Path, device: Device = CPU) -> DualEngine:
         preparation = msgspec.json.decode((folder / _PREPARATION).read_bytes(), type=ImagePreparation)
     except (OSError, ValueError, msgspec.DecodeError) as error:
         raise Damaged(f"{folder / _PREPARATION}: {error}. It describes how images are prepared.") from None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
+    tokenizer = load_tokenizer(folder)
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **here)
     return DualEngine(model.eval().to(device.torch), tokenizer, preparation, device)
 

@@ -22,6 +22,7 @@ from heredity.core import host
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
+from heredity.engines.formats.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,12 +39,12 @@ def load(
 
 
 def open_folder(folder: Path, device: Device = CPU) -> EncoderEngine:
-    """Load the encoder in a folder. Raises Damaged if its tokenizer has no mask token."""
+    """Load the encoder in a folder. Raises Damaged if its tokenizer does not load, or has no mask token."""
     import transformers
 
     host.prepare_transformers()
     here = {"trust_remote_code": False, "local_files_only": True}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token_id is None:
         raise Damaged(f"{folder}: the tokenizer of an encoder names no mask_token.")
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, **here)

@@ -35,6 +35,7 @@ from heredity.engines.formats.static_embeddings import (
     VECTORS,
     holds_static,
 )
+from heredity.engines.formats.tokenizer_files import tokenizer_errors
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, setting
 
@@ -215,8 +216,9 @@ def _tokenizer(parent: Grown) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(parent.folder / TOKENIZER))
-    except Exception as error:  # of tokenizers, which has no class of its own
+        with tokenizer_errors(TOKENIZER):
+            return Tokenizer.from_file(str(parent.folder / TOKENIZER))
+    except ValueError as error:
         raise _unread(parent, error) from None
 
 

@@ -27,6 +27,7 @@ from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import EMBEDDING, POOLING
 from heredity.engines.formats.static_embeddings import holds_static
+from heredity.engines.formats.tokenizer_files import load_tokenizer
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 
@@ -139,9 +140,7 @@ class SentenceEncoder:
         try:
             self._is_mean = _pooling(grown.folder) == _KNOWN[0]
             self.n_tokens = _longest(grown.folder)
-            self._tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-                grown.folder, **here
-            )
+            self._tokenizer = load_tokenizer(grown.folder)
             self._network: PreTrainedModel = transformers.AutoModel.from_pretrained(
                 grown.folder, dtype=torch.float32, use_safetensors=True, **here
             ).eval()

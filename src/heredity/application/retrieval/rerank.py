@@ -24,6 +24,7 @@ from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import CROSS_ENCODERS, RANKING, modality_of
+from heredity.engines.formats.tokenizer_files import tokenizer_errors
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 
@@ -98,9 +99,10 @@ class Reranker:
         try:
             config = json_of(grown.folder / "config.json")
             _check(config, grown.folder)
-            self._tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-                grown.folder, **_HERE
-            )
+            with tokenizer_errors("its tokenizer"):
+                self._tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+                    grown.folder, **_HERE
+                )
             self._n_tokens = _longest(config, self._tokenizer.model_max_length)
             self._network = _network(grown.folder)
         except MemoryError:  # it says nothing about the files

@@ -20,7 +20,8 @@ from scipy.sparse import csr_array
 
 from heredity.core.errors import Damaged
 from heredity.engines.chat.token_bounds import beginning
-from heredity.engines.formats.static_embeddings import read_static, tokenizer_errors
+from heredity.engines.formats.static_embeddings import read_static
+from heredity.engines.formats.tokenizer_files import tokenizer_errors
 from heredity.lineage.types import Grown
 
 if TYPE_CHECKING:

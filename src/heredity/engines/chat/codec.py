@@ -26,9 +26,10 @@ from heredity.engines import failed_reply
 from heredity.engines.chat.sandbox import BoundedEnvironment
 from heredity.engines.chat.steps import TemplateStopped, metered
 from heredity.engines.chat.token_bounds import has_more_tokens
+from heredity.engines.formats.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 PLAIN_STOP = "\nUser:"  # a base model that writes this begins to write for the user
 # Steps that a rendering may take. A known template takes about 200 per message, and 2 per 16 characters.
@@ -280,13 +281,11 @@ class ChatCodec:
     """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
+        """Raises Damaged for a tokenizer that does not load."""
         from transformers.utils import logging
 
         logging.set_verbosity_error()
-        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        self._tokenizer = load_tokenizer(folder)
         self.is_base = not self._tokenizer.chat_template
         self._shared: dict[tuple[Message, ...], tuple[int, ...]] = {}
 

@@ -17,8 +17,7 @@ Source: model2vec, Tulkens and van Dongen 2024 (github.com/MinishLab/model2vec).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from heredity.core.errors import BadInput, Damaged, HeredityError, Unavailable, 
 from heredity.core.readers import json_of
 from heredity.engines.formats.choice import STATIC
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
+from heredity.engines.formats.tokenizer_files import tokenizer_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,20 +132,6 @@ def _refuse_other_layers(folder: Path) -> None:
     kinds = [str(each.get("type", "")).rpartition(".")[2] for each in modules]
     if other := next((kind for kind in kinds if kind not in _COMPUTED), None):
         raise ValueError(f"{MODULES} names the layer {other[:60]!r}; computed are {' and '.join(_COMPUTED)}")
-
-
-@contextmanager
-def tokenizer_errors(what: str) -> Iterator[None]:
-    """Raise ValueError, which begins with `what`, for an error of the package tokenizers.
-
-    Its errors share no class, and a panic of its Rust code is not an Exception.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise ValueError(f"{what}: {first_line(error)}") from None
 
 
 def _tokenizer(path: Path) -> tuple[Tokenizer, int]:
