@@ -54,6 +54,7 @@ inheritance: $(VENV)/.torch ## grow children of real models, and measure what ea
 	  $(if $(DATA),--data "problems=$(DATA)") $(ARGS)
 
 adapt: $(VENV)/.retrieval ## prompt, retrieval, adapters and fine-tuning side by side on one task
+	@$(BIN)/heredity pull all-minilm-l6-v2  # the judge `learned` reads with it
 	@$(BIN)/heredity adapt "$(TASK)" --yes $(ARGS)
 
 pretrain: $(VENV)/.corpus ## a base from random weights, its children, and what they know and keep
