@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from heredity.application.guards import GuardSpec
 from heredity.core.errors import UsageError
 from heredity.core.records import Check, Probe
 from heredity.lineage.speeds import ModelSpeed, speed_seconds, tuned_speed
 from heredity.lineage.store import scripted
 from heredity.redteam import attacks
 from heredity.study import aggregate
+from heredity.study.duration import expected_seconds
 from heredity.study.gate import gate
 from heredity.study.headline import headline
 from heredity.study.limits import ProbeLimit, limited
@@ -153,6 +155,23 @@ def test_the_measured_speed_of_a_model_tells_its_time(tmp_path: Path) -> None:
     low, high = speed_seconds(160, ModelSpeed(10**9, 160.0))
     assert low < 1 < high
     assert speed_seconds(160, ModelSpeed(2 * 10**9))[1] == 2 * speed_seconds(160, ModelSpeed(10**9))[1]
+
+
+def test_what_a_models_guards_add_to_each_request_takes_time_too() -> None:
+    plan = small_plan()
+    plain, other = (msgspec.structs.replace(each, format="safetensors") for each in plan.models[:2])
+    examples = [["What is it?", "A long answer. " * 20]] * 8
+    few = GuardSpec("few_shot", settings={"examples": examples, "n": 8})
+    behind = msgspec.structs.replace(other, of=plain.id, guards=(few,))
+    alone, added = (
+        expected_seconds(msgspec.structs.replace(plan, models=(each,)), (), {})[0] for each in (plain, behind)
+    )
+    n_added = 8 * len("What is it?" + "A long answer. " * 20) / 4
+    n_written = plan.application.decoding.max_tokens
+    assert added[1] / alone[1] == pytest.approx(1 + 0.6 * n_added / n_written, rel=0.01)
+    gone = GuardSpec("retrieve", settings={"index": "nowhere", "hash": "0", "method": "hybrid"})
+    lost = msgspec.structs.replace(behind, guards=(gone,))
+    assert expected_seconds(msgspec.structs.replace(plan, models=(lost,)), (), {})[0] == alone
 
 
 def test_the_commands_show_a_plan_of_one_model_and_of_its_folder(tmp_path: Path) -> None:

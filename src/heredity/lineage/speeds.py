@@ -17,7 +17,7 @@ import msgspec
 from heredity.lineage.types import Grown
 
 USUAL_BYTES = 400e6  # of a model whose size is not known
-_SECONDS = (0.15, 0.8)  # of one request of 128 tokens to a model of this size on two cores, at best and worst
+_SECONDS = (0.15, 1.8)  # of one request of 128 tokens to a model of this size on two cores, at best and worst
 _OF_TUNED = (0.3, 1.5)  # of the time of full answers in the widest batch: many end early, prompts are read
 
 

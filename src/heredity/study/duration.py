@@ -1,6 +1,6 @@
 """The time that a plan will take, computed before the first request.
 
-Promises: a time has two ends, the fastest and the slowest that is expected. Nothing is loaded or asked. It
+Promises: a time has two ends, the fastest and the slowest that is expected. No model is loaded or asked. It
 is what an earlier study of the same application took on this machine. Without one, it is that of
 lineage/speeds.py.
 Leaves to others: which studies were earlier (forecast.py), and the money (usage.py).
@@ -12,14 +12,23 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msgspec import UnsetType
+from msgspec.structs import replace
+
+from heredity.application.guards import load_guard
 from heredity.core.errors import HeredityError
+from heredity.core.records import Message, Request
 from heredity.lineage.speeds import ModelSpeed, speed_seconds
 from heredity.redteam import attacks
-from heredity.study.plan import Plan, read_plan
+from heredity.study.plan import Plan, PlannedModel, read_plan
 from heredity.study.storage import run_records
 
 _COUNTED = 1000  # probes whose requests are counted; more are scaled up
 _MIN_ASKED = 30  # trials of an earlier study that tell the speed of a model
+_TRIED = 4  # probes for which guards prepare a request
+_TO_READ = 0.6  # of the time of a token that is written: one of a prompt that no other request shares
+_MODELS_OF_SEARCH = ("embed", "embed_id", "rerank", "rerank_id", "candidates")  # a forecast loads no model
+_LETTERS = 4  # of a token, about
 _OF_MEASURED = (0.8, 1.3)  # of the time of an earlier study
 
 
@@ -45,7 +54,8 @@ def expected_seconds(
             fast, slow = (share * measured[model.id] for share in _OF_MEASURED)
         else:
             source = ""
-            fast, slow = speed_seconds(plan.application.decoding.max_tokens, speeds.get(model.of or model.id))
+            n_tokens = plan.application.decoding.max_tokens + _TO_READ * _n_added(plan, model)
+            fast, slow = speed_seconds(round(n_tokens), speeds.get(model.of or model.id))
         low, high = low + fast * n, high + slow * n
     return (round(low, 1), round(high, 1)), source if len(measured) else ""
 
@@ -56,6 +66,30 @@ def n_requests(plan: Plan) -> float:
     loaded = [attacks.planned(spec) for spec in plan.attacks]
     n = sum(attack.queries(probe, context) for attack in loaded for probe in some)
     return n * plan.samples * len(plan.probes) / len(some)
+
+
+def _n_added(plan: Plan, model: PlannedModel) -> float:
+    """The tokens that a model's own guards add to a request, such as passages, over a few probes."""
+    if isinstance(model.guards, UnsetType):
+        return 0.0
+    some = plan.probes[:: max(1, len(plan.probes) // _TRIED)][:_TRIED]
+    requests = [Request(0, (Message("user", probe.turns[-1]),)) for probe in some if probe.turns]
+    n_letters = 0
+    for spec in model.guards:
+        settings = {key: value for key, value in spec.settings.items() if key not in _MODELS_OF_SEARCH}
+        settings |= {"method": "bm25"} if "method" in settings else {}
+        try:
+            rule = load_guard(replace(spec, settings=settings))
+            for request in requests:
+                prepared = rule.prepare(request, plan.application)
+                n_letters += _n_letters(prepared) - _n_letters(request)
+        except HeredityError:  # an index that is not there yet: the study itself will say so
+            continue
+    return n_letters / _LETTERS / max(1, len(requests))
+
+
+def _n_letters(request: Request) -> int:
+    return sum(len(message.content) for message in request.messages)
 
 
 def _measured(path: Path) -> dict[str, float]:
