@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from heredity.cli.adapt import command
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import Estimate
-from heredity.experiments.adapt import figure, run
+from heredity.experiments.adapt import figure, findings, run
 from heredity.experiments.adapt.findings import AdaptResult, WayFinding
 from heredity.experiments.adapt.page import QUICK, render, sentences
 from heredity.experiments.adapt.run import price_of
@@ -100,6 +100,18 @@ def test_a_way_costs_what_it_adds(found: AdaptResult, folder: Path) -> None:
     assert retrieval.bytes == sum(files)
     assert plain.answer_seconds is not None and plain.n_timed == N
     assert plain.seconds == pytest.approx(1000 * plain.answer_seconds)
+
+
+def test_a_way_whose_answers_were_known_has_no_time_of_an_answer(
+    found: AdaptResult, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [
+        msgspec.structs.replace(each, n_cached=max(0, each.n_asked - 1))
+        for each in findings.run_records(folder / "out" / run.QUALITY)
+    ]
+    monkeypatch.setattr(findings, "run_records", lambda _: known)
+    cost = way(run.read_result(folder / "out"), "plain").cost
+    assert cost.answer_seconds is None and cost.seconds is None and cost.n_timed == 1
 
 
 def test_the_page_and_the_figure_say_the_same_again(found: AdaptResult, folder: Path) -> None:

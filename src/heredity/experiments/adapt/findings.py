@@ -112,7 +112,7 @@ class SafetyFinding(Record, frozen=True):
 class CostFinding(Record, frozen=True):
     """The cost of a way. Means are over answers to test questions.
 
-    answer_seconds  in the study, several answers at a time; None if all came from earlier studies
+    answer_seconds  in the study, several answers at a time; None if most came from earlier studies
     seconds, money  of making, and of the first answers (Prices.answers); None if not known
     """
 
@@ -356,7 +356,8 @@ def _cost(held: AdaptFile, made: AdaptedFile, models: Sequence[str], answers: _G
     answer = sum(total.n_tokens for total in totals) / n
     runs = [run for run in run_records(answers.folder) if run.model in models]
     n_timed = sum(run.n_asked - run.n_cached for run in runs)
-    each = sum(run.seconds for run in runs) / n_timed if n_timed > 0 else None
+    # With few answers the time is that of loading the model.
+    each = sum(run.seconds for run in runs) / n_timed if 2 * n_timed >= n else None
     prices = held.task.prices
     seconds = None if each is None else making + prices.answers * each
     money: float | None = None
