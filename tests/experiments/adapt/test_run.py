@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -249,6 +251,19 @@ def test_a_way_without_a_rate_has_no_mark_and_is_named(found: AdaptResult) -> No
     ways = tuple(bare if each.way == "prompt" else each for each in found.ways)
     drawn = figure.draw(msgspec.structs.replace(found, ways=ways))
     assert drawn.count("<circle") == 3 and "prompt (no rate)" in drawn
+
+
+def test_equal_ways_have_numbers_apart_and_a_small_rate_fills_the_figure(found: AdaptResult) -> None:
+    plain = msgspec.structs.replace(found.ways[0], quality=found.ways[0].quality)
+    small = Estimate(0.03, 0.01, 0.05, 96, "wilson")
+    quality = tuple(msgspec.structs.replace(each, rate=small) for each in plain.quality)
+    ways = tuple(msgspec.structs.replace(plain, way=each.way, quality=quality) for each in found.ways)
+    drawn = figure.draw(msgspec.structs.replace(found, ways=ways))
+    numbers = re.findall(r'class="number" x="([\d.]+)" y="([\d.]+)">', drawn)
+    places = [(float(x), float(y)) for x, y in numbers]
+    assert len(places) == 4
+    assert all(math.dist(a, b) >= 15 for n, a in enumerate(places) for b in places[:n])
+    assert 'text-anchor="end">5<' in drawn and 'text-anchor="end">100<' not in drawn
 
 
 # --- the command line -----------------------------------------------------------------------------
