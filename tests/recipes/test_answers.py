@@ -345,6 +345,7 @@ def test_the_teacher_s_progress_is_shown(
 ) -> None:
     seen: list[Progress] = []
     store.grow_once(Instruct(prompts(yes=4), **QUICK, watch=seen.append), [student, teacher])
+    assert seen[0].phase == "loading the libraries"  # before the teacher writes
     written = [each for each in seen if each.step == "write"]
     assert (written[-1].n_done, written[-1].n_total) == (4, 4)
     assert any(each.step == "train" for each in seen[seen.index(written[-1]) :])

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from heredity.core.progress import phase
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
 from heredity.recipes._invocation import invocation_note, invocation_tokens
@@ -34,8 +35,9 @@ class Alora(Lora):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Train the adapter of the one parent; the child has PEFT's files. Raises UsageError."""
-        from heredity.train.models.lora import LowRankAdapters
-        from heredity.train.objectives.causal import Causal
+        with phase(self.watch, "loading the libraries"):
+            from heredity.train.models.lora import LowRankAdapters
+            from heredity.train.objectives.causal import Causal
 
         parent = self.start(parents)
         tokens = invocation_tokens(parent.folder, self.invocation)

@@ -96,9 +96,10 @@ class Distill(AnswerRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the student; the child is whole safetensors. Raises UsageError for two tokenizers."""
-        from heredity.train.models import causal_lm
-        from heredity.train.models.lora import FullFinetune
-        from heredity.train.objectives.distill import Distillation
+        with phase(self.watch, "loading the libraries"):
+            from heredity.train.models import causal_lm
+            from heredity.train.models.lora import FullFinetune
+            from heredity.train.objectives.distill import Distillation
 
         writers = [each.record.id for each in parents[2:]]  # of the answers, if not the teacher itself
         if len(parents) < 2 or writers not in ([], list(self.teachers)):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from heredity.core.progress import phase
 from heredity.lineage.types import Description, Grown
 from heredity.recipes._answers import AnswerRecipe
 from heredity.recipes._training_run import run
@@ -20,8 +21,9 @@ class Finetune(AnswerRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent; the child is whole safetensors."""
-        from heredity.train.models.lora import FullFinetune
-        from heredity.train.objectives.causal import Causal
+        with phase(self.watch, "loading the libraries"):
+            from heredity.train.models.lora import FullFinetune
+            from heredity.train.objectives.causal import Causal
 
         return run(self, self.start(parents), out, FullFinetune(), lambda _: Causal())
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from heredity.core.errors import Unavailable, UsageError
 from heredity.core.files import Rows
 from heredity.core.host import CPU, Device
-from heredity.core.progress import Meter
+from heredity.core.progress import Meter, phase
 from heredity.core.records import Decoding, Message, Record, Request, Stop
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
@@ -91,8 +91,9 @@ class Instruct(AnswerRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Let the teacher answer what it has not answered yet, then tune the student."""
-        from heredity.train.models.lora import FullFinetune
-        from heredity.train.objectives.causal import Causal
+        with phase(self.watch, "loading the libraries"):
+            from heredity.train.models.lora import FullFinetune
+            from heredity.train.objectives.causal import Causal
 
         if len(parents) < 2 or (len(parents) > 2 and not self.teachers):
             raise UsageError(

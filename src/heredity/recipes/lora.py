@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heredity.core.errors import UsageError
+from heredity.core.progress import phase
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
 from heredity.recipes._answers import AnswerRecipe
@@ -45,8 +46,9 @@ class Lora(AnswerRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Train the adapter of the one parent; the child has PEFT's files."""
-        from heredity.train.models.lora import LowRankAdapters
-        from heredity.train.objectives.causal import Causal
+        with phase(self.watch, "loading the libraries"):
+            from heredity.train.models.lora import LowRankAdapters
+            from heredity.train.objectives.causal import Causal
 
         adapters = LowRankAdapters(self.rank, self.alpha, self.use_rslora, self.target_modules)
         return run(self, self.start(parents), out, adapters, lambda _: Causal())

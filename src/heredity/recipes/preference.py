@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heredity.core.errors import UsageError
+from heredity.core.progress import phase
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
 from heredity.recipes._training_run import TrainingRecipe, run
@@ -43,15 +44,17 @@ class Preference(TrainingRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent, which is also the reference; the child is whole safetensors."""
-        from heredity.train.models import causal_lm
-        from heredity.train.models.lora import FullFinetune
-        from heredity.train.objectives.preference import PreferenceObjective
+        with phase(self.watch, "loading the libraries"):
+            from heredity.train.models import causal_lm
+            from heredity.train.models.lora import FullFinetune
+            from heredity.train.objectives.preference import PreferenceObjective
 
         (parent,) = parents
 
         def objective(net: CausalLM) -> PreferenceObjective:
             dtype = str(net.model.dtype).removeprefix("torch.")
-            reference = causal_lm.load(parent.folder, dtype, self.device)
+            with phase(self.watch, "loading the reference"):
+                reference = causal_lm.load(parent.folder, dtype, self.device)
             reference.model.requires_grad_(False)
             return PreferenceObjective(reference, self.beta)
 
