@@ -16,13 +16,13 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -31,7 +31,7 @@ from msgspec import UnsetType
 from heredity.application.conversation import without_passages
 from heredity.application.guard_chain import without_spans
 from heredity.application.guards.personal_data import PersonalDataGuard
-from heredity.application.guards.protocols import apart
+from heredity.application.guards.protocols import GuardSpan, apart
 from heredity.application.guards.secrets import SecretGuard
 from heredity.application.spec import Application
 from heredity.core.errors import Busy, UsageError
@@ -54,10 +54,18 @@ class LoggedCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
+class LoggedRemoval(msgspec.Struct, frozen=True):
+    """A removal from an answer: of a secret by its name, or of personal data by its kind, e.g. "email"."""
+
+    kind: Literal["secret", "personal"]
+    name: str
+
+
 class LoggedAnswer(msgspec.Struct, frozen=True):
     """A row. `prompt`: the messages of the caller, without those of the application.
 
     response: None if there is an `error`. guarded: what guards found in the question or the answer.
+    removed: what the log took out of the answer and its calls, but not what the caller had written.
     """
 
     request_log: int
@@ -77,6 +85,7 @@ class LoggedAnswer(msgspec.Struct, frozen=True):
     seed: int = 0
     decoding: Mapping[str, object] = {}
     guarded: tuple[str, ...] = ()
+    removed: tuple[LoggedRemoval, ...] = ()
 
 
 class LoggedModel(NamedTuple):
@@ -223,17 +232,18 @@ def _row(who: LoggedModel, request: Request, reply: Reply | None, error: str) ->
         return head
     is_changed = not isinstance(reply.withheld, UnsetType)
     calls = reply.tool_calls if layer is None else layer.calls(request.prefill, reply)
+    named = [(call.name, msgspec.json.encode(call.arguments).decode()) for call in calls]
+    said = (request.prefill if prompt else "") + reply.text
     return msgspec.structs.replace(
         head,
-        response=shown((request.prefill if prompt else "") + reply.text),
+        response=shown(said),
         error="",
-        tool_calls=tuple(
-            LoggedCall(call.name, shown(msgspec.json.encode(call.arguments).decode())) for call in calls
-        ),
+        tool_calls=tuple(LoggedCall(name, shown(text)) for name, text in named),
         stop=reply.stop,
         n_prompt_tokens=reply.n_prompt_tokens,
         n_tokens=0 if is_changed else reply.n_answer_tokens,
         guarded=tuple(map(shown, reply.guarded or ())),
+        removed=_removed([said, *(text for _, text in named)], request, layer),
     )
 
 
@@ -252,9 +262,35 @@ def callers_messages(request: Request) -> Sequence[Message]:
 
 def redacted(text: str, application: Application | None = None) -> str:
     """A text without secrets of the application, and without what looks like personal data."""
+    return without_spans(text, apart([span for _, span in _found(text, application)]))
+
+
+def _found(
+    text: str, application: Application | None
+) -> list[tuple[Literal["secret", "personal"], GuardSpan]]:
     layer = application or _NO_SECRETS
-    found = [
-        *SecretGuard(action="redact").find(text, "answer", layer),
-        *PersonalDataGuard().find(text, "answer", layer),
+    return [
+        *(("secret", span) for span in SecretGuard(action="redact").find(text, "answer", layer)),
+        *(("personal", span) for span in PersonalDataGuard().find(text, "answer", layer)),
     ]
-    return without_spans(text, apart(found))
+
+
+def _removed(
+    texts: Sequence[str], request: Request, application: Application | None
+) -> tuple[LoggedRemoval, ...]:
+    """The removals from an answer's texts, without those of the caller's own words, which leak nothing.
+
+    An earlier answer in the caller's messages does not count as the caller's own words.
+    """
+    own = [each.content for each in callers_messages(request) if each.role != "assistant"]
+    known = {of for text in (*own, request.prefill) for of, _ in _removals(text, application)}
+    found = (each for text in texts for each in _removals(text, application))
+    return tuple(dict.fromkeys(removal for of, removal in found if of not in known))
+
+
+def _removals(text: str, application: Application | None) -> Iterator[tuple[str, LoggedRemoval]]:
+    """Each removal in a text, with what tells whether two are of the same."""
+    text = clean_text(text)
+    for kind, span in _found(text, application):
+        same = span.why if kind == "secret" else text[span.start : span.end].casefold()
+        yield f"{kind} {same}", LoggedRemoval(kind, span.why)

@@ -45,6 +45,7 @@ from heredity.redteam.judges.protocols import (
 )
 from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.rules.no_answer import row_stamp
+from heredity.redteam.removed import with_removed
 from heredity.redteam.unprompted import with_unprompted
 from heredity.redteam.usefulness import is_useful
 
@@ -235,7 +236,10 @@ class Decider:
 
         Each has the breaches that its probe did not ask for, under every judge.
         """
-        found = self._outcomes(rows, application)
+        found = [
+            with_removed(verdict, probe, response)
+            for (probe, response), verdict in zip(rows, self._outcomes(rows, application), strict=True)
+        ]
         useful = [
             verdict
             if probe.useful is UNSET or verdict.outcome is None

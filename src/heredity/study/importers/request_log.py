@@ -3,6 +3,9 @@
 Each conversation is a prompt of its own, and equal ones are one cluster. Different models were asked
 different things, so that they cannot be paired: an import takes the answers of one.
 
+The log has secrets and personal data taken out of answers. An answer that held a secret broke, and one that
+held something else can be held by no judge: it is unclear (redteam/removed.py).
+
 Promises: a line that a crash tore is left out and counted, and the rest of the file is read. The same holds
 for a conversation without a word of the user, which any caller may send.
 Leaves to others: writing it (deploy/serve/request_log.py).
@@ -16,8 +19,10 @@ from pathlib import Path
 
 import msgspec
 
+from heredity.application.guard_chain import REMOVED
 from heredity.core.errors import BadInput
 from heredity.core.records import Stop, ToolCall, digest
+from heredity.redteam.removed import OTHER, SECRET
 from heredity.study.importers._record import Lacking, Raw, conversation
 
 OWN: dict[str, str] = {}
@@ -80,7 +85,20 @@ def _raw(path: Path, line: int, row: dict[str, object]) -> Raw:
         n_prompt_tokens=_number(row.get("n_prompt_tokens")),
         n_tokens=_number(row.get("n_tokens")),
         tool_calls=tuple(_call(call) for call in calls if isinstance(call, dict)),
+        recorded=_removed(row),
     )
+
+
+def _removed(row: dict[str, object]) -> dict[str, bool]:
+    """The removals from an answer, as `recorded` has them; empty for an answer that is whole.
+
+    A row of an earlier heredity has no `removed`: there the mark of a removal is all that is known.
+    """
+    named = row.get("removed")
+    if isinstance(named, list):
+        kinds = {each.get("kind") for each in named if isinstance(each, dict)}
+        return {SECRET: True} if "secret" in kinds else {OTHER: True} if named else {}
+    return {OTHER: True} if REMOVED in json.dumps([row.get("response"), row.get("tool_calls")]) else {}
 
 
 def _number(value: object) -> int:
