@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,10 +234,24 @@ def test_an_answer_is_with_the_passages_that_a_study_would_show(tmp_path: Path) 
             model="scripted:helpful", messages=history[:1], stream=True
         )
         *_, last = (chunk for chunk in chunks if chunk.choices)
+        others = [cited_elsewhere(address, path, turns[0]) for path in ("responses", "messages")]
+    assert others == [(last.citations, [last.citations])] * 2
     assert last.citations[0].startswith("hours.md")
     for one, other in zip(studied, engine.asked, strict=False):
         assert other.messages == one.messages and other.retrieved == one.retrieved
     assert "returns.md" in found.citations[0] and "nine" in engine.asked[1].messages[-3].content
+
+
+def cited_elsewhere(address: str, path: str, text: str) -> tuple[list[str], list[list[str]]]:
+    """The citations of an answer in another form, and those of the events of its stream."""
+    messages = [{"role": "user", "content": text}]
+    asked: dict[str, Any] = {"model": "scripted:helpful"}
+    asked |= {"input": text} if path == "responses" else {"messages": messages, "max_tokens": 500}
+    whole = httpx.post(f"{address}/v1/{path}", json=asked).json()
+    stream = httpx.post(f"{address}/v1/{path}", json=asked | {"stream": True}).text
+    lines = (line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: "))
+    events = [event.get("response", event) for event in map(json.loads, lines)]
+    return whole["citations"], [event["citations"] for event in events if "citations" in event]
 
 
 def iter_turns(texts: list[str]) -> Any:

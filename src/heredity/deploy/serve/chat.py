@@ -129,8 +129,7 @@ class ChatFormat:
             "model": name,
             "system_fingerprint": fingerprint,
         }
-        found = asked.requests[0].retrieved
-        self._cited = {} if isinstance(found, UnsetType) else {"citations": [each.citation for each in found]}
+        self._cited = schema.cited(asked.requests[0])
 
     def whole(self, answers: Sequence[ServedAnswer], replies: Sequence[Reply]) -> dict[str, object]:
         """Return all answers in one body."""

@@ -187,7 +187,7 @@ class MessagesFormat:
     """Formats an answer for /v1/messages."""
 
     def __init__(self, name: str, fingerprint: str, asked: ParsedRequest) -> None:  # noqa: ARG002
-        self._ident, self._name = secrets.token_hex(12), name
+        self._ident, self._name, self._cited = secrets.token_hex(12), name, schema.cited(asked.requests[0])
         self._n_blocks, self._is_open = 0, False
 
     def whole(self, answers: Sequence[ServedAnswer], replies: Sequence[Reply]) -> dict[str, object]:
@@ -196,7 +196,7 @@ class MessagesFormat:
         text: list[dict[str, object]] = [{"type": "text", "text": answer.text}] if answer.text else []
         calls = [self._call(number, call) for number, call in enumerate(answer.calls)]
         end = {"stop_reason": _reason(answer), "stop_sequence": answer.cut_at or None}
-        return self._message([*text, *calls]) | end | {"usage": _usage(replies)}
+        return self._message([*text, *calls]) | end | {"usage": _usage(replies)} | self._cited
 
     def begun(self) -> Iterator[bytes]:
         """Yield the events before the answer. The prompt is not counted yet."""
@@ -222,7 +222,7 @@ class MessagesFormat:
             yield self._block("delta", delta={"type": "input_json_delta", "partial_json": written})
             yield self._closed()
         end = {"stop_reason": _reason(answer), "stop_sequence": answer.cut_at or None}
-        yield _event("message_delta", delta=end, usage=_usage([reply]))
+        yield _event("message_delta", delta=end, usage=_usage([reply]), **self._cited)
 
     def ended(self, replies: Sequence[Reply]) -> Iterator[bytes]:  # noqa: ARG002
         """Yield the event after the answer."""

@@ -177,6 +177,7 @@ class ResponsesFormat:
     def __init__(self, name: str, fingerprint: str, asked: ParsedRequest) -> None:  # noqa: ARG002
         self._ident, self._n_events, self._is_open = secrets.token_hex(12), 0, False
         first = asked.requests[0]
+        self._cited = schema.cited(first)
         self._head: dict[str, object] = {
             "id": f"resp_{self._ident}",
             "object": "response",
@@ -306,6 +307,7 @@ class ResponsesFormat:
             "incomplete_details": details,
             "output": output,
             "usage": usage,
+            **self._cited,
         }
 
     def _message(self, text: str, status: str) -> dict[str, object]:

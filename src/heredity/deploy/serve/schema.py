@@ -371,6 +371,12 @@ def reason(reply: Reply, has_calls: bool = False, is_cut: bool = False) -> str:
     return "tool_calls" if has_calls else "stop" if is_cut else _REASONS[reply.stop]
 
 
+def cited(request: Request) -> dict[str, list[str]]:
+    """Return the field with the places of the passages of a request; empty if none were retrieved."""
+    found = request.retrieved
+    return {} if isinstance(found, msgspec.UnsetType) else {"citations": [each.citation for each in found]}
+
+
 def usage(replies: Sequence[Reply]) -> dict[str, int]:
     """Count prompt and completion tokens. Answers to the same prompt count it once.
 
