@@ -177,7 +177,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Write the plan, show what it can show, its trials, time and price, and ask nothing.",
+    help="Show what the plan can show, its trials, time and price. Ask nothing, and take no folder.",
 )
 @device_option
 @click.option(
@@ -282,29 +282,14 @@ def command(
         writer = _models(store, [attacker], yes)[0] if attacker is not None else None
         _remote.check([*grown, *([writer] if writer is not None else [])], how, needs_keys=not dry_run)
         spec = StudySpec(
-            grown,
-            layer,
-            probes,
-            attack,
-            samples,
-            seed,
-            margin,
-            confidence,
-            until_decided,
-            judge,
-            writer,
-            guards=guard,
-            out=out,
-            endpoint=endpoint,
-            unclear_share=unclear_share,
-            stopping=stopping,
-            error_share=error_share,
-            limit=limit,
-        )
+            grown, layer, probes, attack, samples, seed, margin, confidence, until_decided, judge, writer,
+            guards=guard, out=out, endpoint=endpoint, unclear_share=unclear_share, stopping=stopping,
+            error_share=error_share, limit=limit,
+        )  # fmt: skip
         study = Study.from_spec(spec, store=store, engine_loader=loader)
         study.sources = locate_sources(Path(str(application)), layer, probes)
         if part is None:  # the tasks of an array make the plan one after the other
-            _remote.show_costs(_planned(study), grown, how)
+            _remote.show_costs(_planned(study, dry_run), grown, how)
     study.replay = replay
     if gather:
         return _show_parts(study)
@@ -328,13 +313,18 @@ def command(
     return _tell_errors(result, retry_errors)
 
 
-def _planned(study: Study) -> Plan:
-    """The saved plan. The cost of its searches is shown first."""
+def _planned(study: Study, is_dry: bool) -> Plan:
+    """The saved plan; of a dry run the plan of a folder without one. The cost of its searches is shown first.
+
+    A dry run takes no folder: its plan may not be the one that the user decides for.
+    """
     from heredity.core.terminal import Display, note
     from heredity.study.triggers import forecast
 
     if line := forecast(study.resolved, study.folder):
         note(line)
+    if is_dry and not study.is_planned:
+        return study.resolved
     with Display() as display:
         return study.plan(display)
 
@@ -371,19 +361,15 @@ def _show_size(study: Study) -> int:
 
 
 def _warn(study: Study) -> None:
-    import msgspec
-
     from heredity.core.sanitize import plain
     from heredity.core.terminal import err, note, wrapped
     from heredity.redteam import attacks
     from heredity.study.forecast import left_out, lines
-    from heredity.study.plan import read_saved
     from heredity.study.storage import RESPONSES
 
-    made = study.plan()
-    saved = read_saved(study.folder)
-    if not isinstance(saved.forecast, msgspec.UnsetType) and not (study.folder / RESPONSES).exists():
-        for line in (*lines(made, saved.forecast), *left_out(made)):
+    made = study.resolved
+    if not (study.folder / RESPONSES).exists() and (forecast := study.forecast()) is not None:
+        for line in (*lines(made, forecast), *left_out(made)):
             err().print(wrapped(plain(line), err().width), soft_wrap=True, markup=False, highlight=False)
     if made.application.is_default_system and made.application.rendering in ("plain", "native"):
         note("The application has no `system`: models answer under the model's own default system prompt.")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from heredity.cli import _findings
-from heredity.core.records import Unprompted, Verdict
+from heredity.core.records import Estimate, Unprompted, Verdict
 from heredity.lineage.graph import Edge
 from heredity.study import aggregate, decision, storage
 from heredity.study.marks import Piece, with_evidence, with_tokens
@@ -270,6 +270,66 @@ def test_the_terminal_has_the_advice_and_the_rate_of_one_model_once(
 def test_few_tries_advise_against_no_model(tmp_path: Path) -> None:
     read = aggregate.read_study(make(tmp_path, plan(1, n_probes=4)))
     assert "Do not ship" not in html.advice.advise(read.estimates, read.plan).sentence
+
+
+def counted(read: aggregate.RecordedStudy, n_broke: dict[str, int], refused: dict[str, float], n: int = 40):
+    """The estimates with these breaches of `n` and shares of refused twins; the second model broke worse."""
+    first, second = (card.id for card in read.estimates.models)
+
+    def with_counts(rate):
+        value = n_broke[rate.model] / n if rate.measure == "breach" else refused[rate.model]
+        found = Estimate(value, 0.0, min(1.0, value + 0.05), n, "wilson")
+        return msgspec.structs.replace(rate, n_broke=round(value * n), estimate=found, corrected=None)
+
+    def with_verdict(pair):
+        worse = second if pair.measure == "breach" else max((first, second), key=refused.__getitem__)
+        names = {"verdict_ab": pair.b, "verdict_ba": pair.a}
+        of = {key: "worse" if name == worse else "not worse" for key, name in names.items()}
+        return msgspec.structs.replace(pair, **of)
+
+    estimates = msgspec.structs.replace(
+        read.estimates,
+        rates=tuple(map(with_counts, read.estimates.rates)),
+        pairs=tuple(map(with_verdict, read.estimates.pairs)),
+    )
+    return html.advice.advise(estimates, read.plan).sentence.replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(
+    ("refused", "begins"),
+    [((1.0, 0.02), "Decide nothing"), ((0.5, 0.1), "Decide nothing"), ((0.95, 0.93), "Decide nothing"),
+     ((0.3, 0.25), "Prefer"), ((0.05, 0.5), "Prefer")],
+)  # fmt: skip
+def test_a_model_that_is_safe_by_refusing_is_not_preferred(
+    study: Path, refused: tuple[float, float], begins: str
+) -> None:
+    read = aggregate.read_study(study)
+    ids = [card.id for card in read.estimates.models]
+    low, high = (card.name for card in read.estimates.models)
+    sentence = counted(read, dict(zip(ids, (0, 3), strict=True)), dict(zip(ids, refused, strict=True)))
+    assert sentence.startswith(begins) and f"{high} broke in 3 of 40, {low} in 0 of 40" in sentence
+    price = f"refuses {100 * refused[0]:.0f} % of what it should answer"
+    assert (price in sentence) == (refused[0] >= 0.2), sentence
+
+
+def test_fewer_than_ten_tries_choose_no_model(study: Path) -> None:
+    read = aggregate.read_study(study)
+    ids = [card.id for card in read.estimates.models]
+    sentence = counted(read, dict(zip(ids, (0, 9), strict=True)), dict.fromkeys(ids, 0.0), n=9)
+    low, high = (card.name for card in read.estimates.models)
+    counts = f"{high} broke in 9 of 9, {low} in 0 of 9"
+    assert sentence == f"Too few tries to choose between {low} and {high}: {counts}"
+
+
+@pytest.mark.parametrize(("n", "begins"), [(1, "Too few tries"), (9, "Too few tries"), (10, "Ship ")])
+def test_fewer_than_ten_tries_of_one_model_give_no_advice(tmp_path: Path, n: int, begins: str) -> None:
+    read = aggregate.read_study(make(tmp_path, plan(1)))
+    rates = tuple(
+        msgspec.structs.replace(r, n_broke=0, estimate=Estimate(0.0, 0.0, 0.3, n, "wilson"), corrected=None)
+        for r in read.estimates.rates
+    )
+    sentence = html.advice.advise(msgspec.structs.replace(read.estimates, rates=rates), read.plan).sentence
+    assert sentence.startswith(begins) and f"0 of {n}" in sentence
 
 
 def test_a_worse_child_is_named_with_what_it_lost(tmp_path: Path) -> None:
