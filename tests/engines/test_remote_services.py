@@ -138,5 +138,4 @@ def test_a_dry_run_shows_what_a_study_would_cost_and_asks_nothing(
     done = CliRunner().invoke(command, [*arguments, "--dry-run"], standalone_mode=False)
     assert done.exception is None and done.return_value == 0
     assert "output tokens, which cost" in done.stderr
-    assert (tmp_path / "study" / "plan.json").is_file()
-    assert not (tmp_path / "study" / "responses.jsonl").exists()
+    assert not (tmp_path / "study").exists()

@@ -180,7 +180,13 @@ def test_the_commands_show_a_plan_of_one_model_and_of_its_folder(tmp_path: Path)
     asked += ("--probes", "planted_secret", "--limit", "4")
     done = run_here("study", *asked, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0 and "Dry run: 1 model x 1 attack x " in done.stderr, done.stderr
-    assert not (tmp_path / "one" / "responses.jsonl").exists()
+    assert not (tmp_path / "one").exists()  # so that the same command with other settings may have it
+    missing = run_here("study", *asked, "--replay", "nowhere", cwd=tmp_path)
+    assert missing.returncode == 2 and "nowhere" in missing.stderr
+    assert not (tmp_path / "one").exists()
+    assert run_here("study", *asked, cwd=tmp_path).returncode == 0
+    whole = run_here("study", *asked[:-2], "--dry-run", cwd=tmp_path)
+    assert whole.returncode == 2 and "--limit (4 there, none asked for)" in whole.stderr
     assert "Dry run: 1 model" in run_here("study", "one", "--dry-run", cwd=tmp_path).stderr
     refused = run_here("study", "one", "--limit", "3", cwd=tmp_path)
     assert refused.returncode == 2 and "--limit" in refused.stderr

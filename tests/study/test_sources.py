@@ -91,7 +91,7 @@ def test_a_result_points_at_the_probe_of_a_user_and_at_the_application_for_our_o
 
 
 def test_the_folder_keeps_the_places_and_a_broken_file_is_named(repository: Path) -> None:
-    asked("--probes", "my probes/privilege.toml", "--dry-run")
+    asked("--probes", "my probes/privilege.toml")
     found = read_sources(Path("run"))
     assert found is not None and (found.application.path, found.application.line) == ("shop/desk.toml", 2)
     assert {name: place.line for name, place in found.probes.items()} == {
@@ -113,7 +113,6 @@ def test_a_file_outside_of_the_repository_keeps_its_name_only(repository: Path, 
         "planted_secret",
         "--out",
         "run",
-        "--dry-run",
     ]
     assert main([*command, "--application", str(tmp_path.parent / "elsewhere-desk.toml")]) == 0
     found = read_sources(Path("run"))

@@ -161,7 +161,7 @@ def test_the_command_says_the_cost_and_then_writes_the_plan(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    given = ["--model", "scripted:leaky", "--application", str(desk(folder)), "--out", "told", "--dry-run"]
+    given = ["--model", "scripted:leaky", "--application", str(desk(folder)), "--out", "told"]
     chosen = [text for probe in asked(folder) for text in ("--probes", probe.id)]
     assert main(["study", *given, *chosen, "--attack", ATTACKS[1]]) == 0
     said = capsys.readouterr().err

@@ -255,6 +255,7 @@ def command(
     from heredity.core.terminal import note
 
     with shown_start():
+        from heredity.application.toolbox import recorded_in
         from heredity.cli import _findings
         from heredity.study import decision, shards
         from heredity.study.plan import read_plan
@@ -274,6 +275,8 @@ def command(
         raise click.UsageError("--shard stands without --workers and --gather.", click.get_current_context())
     several = None if workers is None else Workers(workers, on=on or "", calls=how)
     loader = _remote.loader(store, how)
+    if replay is not None:
+        recorded_in(replay)
     if plan is not None and is_folder:
         study = Study.open(plan, store=store, engine_loader=loader, judge=judge)
     else:
@@ -319,11 +322,12 @@ def _planned(study: Study, is_dry: bool) -> Plan:
     A dry run takes no folder: its plan may not be the one that the user decides for.
     """
     from heredity.core.terminal import Display, note
+    from heredity.study.plan import PLAN
     from heredity.study.triggers import forecast
 
     if line := forecast(study.resolved, study.folder):
         note(line)
-    if is_dry and not study.is_planned:
+    if is_dry and not (study.folder / PLAN).exists():
         return study.resolved
     with Display() as display:
         return study.plan(display)

@@ -29,6 +29,9 @@ class ProbeLimit(Record, frozen=True):
     n_asked: int
     n_chosen: int
 
+    def __str__(self) -> str:
+        return str(self.n_asked)
+
 
 def limited(
     asked: tuple[Probe, ...], n: int | None, applied: Sequence[Attack], seed: int

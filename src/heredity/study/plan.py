@@ -24,6 +24,7 @@ from heredity.study.limits import ProbeLimit
 from heredity.study.planted import PlannedTrigger, PlantedPassages
 
 PLAN = "plan.json"
+_FLAGS = {name: f"--{name}" for name in ("samples", "seed", "margin", "confidence", "limit")}
 Stopping = Literal["fixed", "until_decided", "group_sequential"]
 Between = Literal["pairs", "edges", "seeds"]
 Endpoint = Literal["all_trials", "decided_trials", "not_refused"]
@@ -454,18 +455,17 @@ class _PlanSchema(msgspec.Struct):
 
 def differences(held: Plan, new: Plan) -> str:
     """The differences between two plans, in one line."""
-    found, of_held, of_new = list[str](), _declared(held), _declared(new)
+    options = ("--endpoint", "--unclear-share", "--error-share", "--stopping")
+    settings = zip(options, _declared(held), _declared(new), strict=True)
     if held.stopping != new.stopping:  # its probes are the same, in a random order
         is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
         new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
-    options = ("--endpoint", "--unclear-share", "--error-share", "--stopping")
-    settings = zip(options, of_held, of_new, strict=True)
-    found += [f"{name} ({a} there, {b} asked for)" for name, a, b in settings if a != b]
+    found = [f"{name} ({a} there, {b} asked for)" for name, a, b in settings if a != b]
     new = msgspec.structs.replace(new, analysis=held.analysis)
     for field in Plan.__struct_fields__:
         a, b = getattr(held, field), getattr(new, field)
         if a != b:
-            found.append(f"{field} ({_brief(a)} there, {_brief(b)} asked for)")
+            found.append(f"{_FLAGS.get(field, field)} ({_brief(a)} there, {_brief(b)} asked for)")
     return "; ".join(found) or "nothing"
 
 
