@@ -10,7 +10,7 @@ import time
 import pytest
 
 from heredity.core.progress import PREPARE, Progress, Reporter, about, phase
-from heredity.core.terminal import Display, QuietConsole, phase_words
+from heredity.core.terminal import Display, QuietConsole, err, note, phase_words, wrapped, write
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -47,6 +47,15 @@ def test_a_phase_is_reported_at_its_begin_and_its_end() -> None:
         assert [(each.phase, each.n_done, each.n_total) for each in seen] == [("converting", 0, 3)]
         assert list(meter.each("abc", str.upper)) == ["A", "B", "C"]
     assert (seen[-1].step, seen[-1].phase, seen[-1].model) == (PREPARE, "", "a-model")
+
+
+@pytest.mark.parametrize("width", range(20, 60))
+def test_a_wrapped_number_keeps_its_unit_its_bounds_and_its_n(width: int) -> None:
+    text = "46 % (92 of 200; 95 % interval 39 to 53 %), p < 0.0001 after Holm over 2, 7.8 points at n 30."
+    lines = wrapped(text, width).splitlines()
+    assert " ".join(line.strip() for line in lines) == text and max(map(len, lines)) <= width
+    whole = ("46 %", "92 of 200", "95 %", "39 to 53 %", "p < 0.0001", "over 2", "7.8 points", "n 30.")
+    assert all(any(each in line for line in lines) for each in whole), lines
 
 
 def test_a_phase_that_fails_is_over() -> None:
@@ -181,6 +190,22 @@ def test_without_a_terminal_a_phase_that_is_over_at_once_has_no_line() -> None:
         display(event(""))
         assert timers[1].finished.is_set() and not timers[0].finished.is_set()
     assert all(timer.finished.is_set() for timer in timers) and not screen.getvalue()
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_the_live_line_is_erased_before_a_text_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, file = Terminal(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("sys.stdout", file)
+    with Display() as display, phase(display, "computing the power"):
+        note("Safety: 12 probes")
+        err().print("Quality: 9 questions", soft_wrap=True)
+        write("the result")
+    note("the end")
+    seen = ANSI.sub("", screen.getvalue().replace("\r\x1b[2K", "\0"))  # the line is erased
+    for text in ("Safety: 12 probes", "Quality: 9 questions"):
+        assert re.search(rf"(\0|\n){text}\n", seen), seen
+    assert seen.endswith("the end\n") and file.getvalue() == "the result\n"
 
 
 def test_the_name_of_a_phases_model_cannot_speak_to_the_terminal() -> None:

@@ -59,7 +59,8 @@ def show(estimates: Estimates, plan: Plan, page: Path | None = None) -> None:
         _print(screen, line)
     if not all(edge.is_of_guard for edge in estimates.edges):
         screen.print()
-        screen.print(edge_table(estimates) if screen.width >= _EDGE_WIDTH else edge_lines(estimates))
+        is_wide = screen.width >= _EDGE_WIDTH
+        screen.print(edge_table(estimates) if is_wide else edge_lines(estimates, screen.width))
     for line in _asides(estimates):
         screen.print()
         _print(screen, line)
@@ -155,7 +156,7 @@ def edge_table(estimates: Estimates) -> Table:
     return grid
 
 
-def edge_lines(estimates: Estimates) -> Text:
+def edge_lines(estimates: Estimates, width: int) -> Text:
     """The content of `edge_table` as lines, for a terminal in which its columns would break names."""
     called, text, last = words.names(estimates.models), Text(), ""
     for edge in (each for each in estimates.edges if not each.is_of_guard):
@@ -164,12 +165,14 @@ def edge_lines(estimates: Estimates) -> Text:
             last = pair.technique
             text.append(f"{words.scope_name(estimates, last)}\n", style="bold")
         who = f"{called[edge.child]} of {called[edge.parent]}, {words.recipe_words(edge)}: "
-        text.append(plain(who)).append(words.verdict_words(edge), style=_style(edge)).append(
-            f"\n  held still {edge.kept} of {edge.retention.n} [{_bounds(edge.retention, '.0f')}] %, "
-            f"lost {edge.lost}, gained {edge.gained}"
-            f"\n  difference {words.points(pair.difference.value)} [{_bounds(pair.difference, '+.1f')}], "
-            f"{_would_show(pair)}\n"
+        text.append(plain(who)).append(words.verdict_words(edge), style=_style(edge))
+        numbers = (
+            f"  held still {edge.kept} of {edge.retention.n} [{_bounds(edge.retention, '.0f')}] %, "
+            f"lost {edge.lost}, gained {edge.gained}\n"
+            f"  difference {words.points(pair.difference.value)} [{_bounds(pair.difference, '+.1f')}], "
+            f"{_would_show(pair)}"
         )
+        text.append(f"\n{wrapped(numbers, width)}\n")
     text.rstrip()
     return text
 

@@ -180,6 +180,25 @@ class Meter:
         return now - then >= WINDOW_SECONDS and self._n_done - n_then >= ENOUGH
 
 
+class ByteRate:
+    """The rate of a download over the last half minute."""
+
+    def __init__(self) -> None:
+        self._what, self._marks = "", list[tuple[float, int]]()
+
+    def of(self, progress: Progress) -> float:
+        """Bytes per second of this run; 0.0 until it is known."""
+        done, now = progress.n_done, time.monotonic()
+        if progress.model != self._what or (self._marks and done < self._marks[-1][1]):
+            self._what, self._marks = progress.model, []
+        if not self._marks or now - self._marks[-1][0] >= 0.5:
+            self._marks.append((now, done))
+            while len(self._marks) > 2 and now - self._marks[1][0] > WINDOW_SECONDS:
+                del self._marks[0]
+        then, was = self._marks[0]
+        return (done - was) / (now - then) if now - then >= 0.5 else 0.0
+
+
 @contextmanager
 def phase(
     watch: Watch | None, name: str, model: str = "", n_total: int = 0, unit: Unit = "parts"

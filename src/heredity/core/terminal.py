@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import textwrap
 import threading
@@ -24,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heredity.core import registry
-from heredity.core.progress import PREPARE, WINDOW_SECONDS, ModelProgress, Progress, Watch
+from heredity.core.progress import PREPARE, ByteRate, ModelProgress, Progress, Watch
 from heredity.core.records import Estimate, encode
 from heredity.core.sanitize import plain, shorten
 
@@ -38,6 +39,11 @@ _PHASE_SECONDS = 1.0  # of a phase before its plain line
 _WIDE = 104  # columns that a bar needs beside a name and the words
 _ANY_WIDTH = 10_000  # in which a table is measured
 _PIPED_WIDTH = 120  # of a file or a CI log, which has no width of its own
+_JOINT = "\ue000"  # in place of a space that does not end a line; `plain` lets none through
+_NUMBER = re.compile(
+    r"(?<=\d) (?=to |of |%|points?\b|s\b|min\b|h\b|[kMG]?B\b)"
+    r"|(?:(?<=\bn)|(?<=\bp)|(?<=\bof)|(?<=\bto)|(?<=\bover)|(?<=[<>~])) (?=[\d<>+\u2212])"
+)
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SPARKLINE_WIDTH = 60  # characters
 _MOST_MODELS = 3  # on the line of a step with workers
@@ -72,8 +78,8 @@ def out() -> Console:
 
 
 def err() -> Console:
-    """The console for progress and warnings: stderr."""
-    return QuietConsole(sys.stderr)
+    """The console for progress and warnings: stderr. A live line is erased before a print."""
+    return _live[-1].screen if _live else QuietConsole(sys.stderr)
 
 
 def note(line: str) -> None:
@@ -93,15 +99,18 @@ def write(text: str) -> None:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Lines of at most `width` columns. A wrapped line continues two columns further in."""
+    """Lines of at most `width` columns. A wrapped line continues two columns further in.
+
+    A number stays with its unit, its bounds and the word before it: `17 to 69 %`, `n 30`.
+    """
     lines = []
-    for line in text.splitlines():
+    for line in _NUMBER.sub(_JOINT, text).splitlines():
         indent = " " * (len(line) - len(line.lstrip()) + 2)
         parts = textwrap.wrap(
             line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
         lines += parts or [""]
-    return "\n".join(lines)
+    return "\n".join(lines).replace(_JOINT, " ")
 
 
 def write_json(value: Any) -> None:
@@ -244,6 +253,8 @@ def sparkline(values: Sequence[float]) -> str:
 
 # --- progress ---
 
+_live = list["Display"]()  # that draw a line now, the innermost last
+
 
 class _Drawn(NamedTuple):
     """The parts of a live line; without a text it is hidden."""
@@ -267,7 +278,7 @@ class Display:
     """
 
     def __init__(self, screen: Console | None = None, patience: float = _PHASE_SECONDS) -> None:
-        self.screen, self._patience = screen or err(), patience
+        self.screen, self._patience = screen or QuietConsole(sys.stderr), patience
         self._bar = _bar(self.screen) if self.screen.is_terminal else None
         self._task = None if self._bar is None else self._bar.add_task("", total=None, visible=False)
         self._step = self._line = self._printed = ""
@@ -276,7 +287,7 @@ class Display:
         self._open = list[_Drawn]()  # the phases that are not over, the innermost last
         self._printed_at = 0.0
         self._drawn = _Drawn("", "", 0, 0)  # of the step, for when a phase is over
-        self._bytes = _ByteRate()
+        self._bytes = ByteRate()
 
     @property
     def live(self) -> Watch | None:
@@ -286,6 +297,7 @@ class Display:
     def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
+            _live.append(self)
         return self
 
     def __exit__(
@@ -300,6 +312,8 @@ class Display:
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.stop()
+            if self in _live:
+                _live.remove(self)
 
     def __call__(self, progress: Progress) -> None:
         """Show an event."""
@@ -307,7 +321,7 @@ class Display:
             self._prepare(progress)
             return
         if progress.unit == "bytes":
-            words, step = self._bytes.words(progress), progress.model
+            words, step = _byte_words(progress, self._bytes.of(progress)), progress.model
         elif progress.unit == "tokens":
             words, step = _training_words(progress), progress.model or progress.step
         else:
@@ -455,30 +469,13 @@ def _training_words(progress: Progress) -> str:
     return "  ".join(parts)
 
 
-class _ByteRate:
-    """The rate of a download over the last half minute."""
-
-    def __init__(self) -> None:
-        self._what, self._marks = "", list[tuple[float, int]]()
-
-    def words(self, progress: Progress) -> str:
-        """`95.0 MB of 100 MB  250 kB/s  20 s left`."""
-        done, total, now = progress.n_done, progress.n_total, time.monotonic()
-        if progress.model != self._what or (self._marks and done < self._marks[-1][1]):
-            self._what, self._marks = progress.model, []
-        if not self._marks or now - self._marks[-1][0] >= 0.5:
-            self._marks.append((now, done))
-            while len(self._marks) > 2 and now - self._marks[1][0] > WINDOW_SECONDS:
-                del self._marks[0]
-        if not total:
-            return size(done)
-        then, was = self._marks[0]
-        # What was there before this run is not part of the rate.
-        rate = (done - was) / (now - then) if now - then >= 0.5 else 0.0
-        words = f"{size(done)} of {size(total)}"
-        if rate > 0 and done < total:
-            words += f"  {size(int(rate))}/s  {clock((total - done) / rate)} left"
-        return words
+def _byte_words(progress: Progress, rate: float) -> str:
+    """`95.0 MB of 100 MB  250 kB/s  20 s left`."""
+    done, total = progress.n_done, progress.n_total
+    words = f"{size(done)} of {size(total)}" if total else size(done)
+    if total and rate > 0 and done < total:
+        words += f"  {size(int(rate))}/s  {clock((total - done) / rate)} left"
+    return words
 
 
 def _digits(rate: float) -> int:
@@ -492,8 +489,10 @@ def _bar(screen: Console) -> Bar:
         def render(self, task: Task) -> Text:
             return Text(str(task.fields.get("words", "")), no_wrap=True)
 
-    spinner, what = SpinnerColumn("line"), TextColumn("{task.description}", markup=False)
-    if screen.width < _WIDE:  # the words hold the share; the room is for the model's name
-        return Progress(spinner, what, Words(), console=screen, transient=True, refresh_per_second=5)
-    bar = BarColumn(bar_width=24)
-    return Progress(spinner, what, bar, Words(), console=screen, transient=True, refresh_per_second=5)
+    columns: list[ProgressColumn] = [SpinnerColumn("line"), TextColumn("{task.description}", markup=False)]
+    if screen.width >= _WIDE:  # else the words hold the share; the room is for the model's name
+        columns.append(BarColumn(bar_width=24))
+    return Progress(
+        *columns, Words(), console=screen, transient=True, refresh_per_second=5,
+        redirect_stdout=sys.stdout.isatty(),  # else a result would be drawn here and miss its file
+    )  # fmt: skip

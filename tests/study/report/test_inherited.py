@@ -121,7 +121,7 @@ def test_an_edge_without_the_trials_to_show_any_difference_says_so(
         msgspec.structs.replace(e, compared=msgspec.structs.replace(e.compared, detectable=None))
         for e in estimates.edges
     )
-    text = str(_findings.edge_lines(msgspec.structs.replace(estimates, edges=edges)))
+    text = str(_findings.edge_lines(msgspec.structs.replace(estimates, edges=edges), 80))
     assert "too few trials to show any" in text and "would show" not in text
 
 
