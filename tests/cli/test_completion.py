@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def _keep(store: Path, name: str, ident: str) -> None:
 )
 def test_names_are_completed(offer: Offer, line: str, words: list[str]) -> None:
     assert sorted(offer(line)) == sorted(words)
+
+
+def test_after_a_study_its_own_models_are_offered(offer: Offer) -> None:
+    names = ["scripted:leaky", "scripted:leaky+secrets", "tiny", "bad $(name)", "one:same", "two:same"]
+    planned = {"plan": {"models": [{"name": name} for name in names]}}
+    Path("runs/desk/plan.json").write_text(json.dumps(planned))
+    assert offer("heredity gate runs/desk --candidate ") == ["leaky", "leaky+secrets", "tiny"]
+    assert offer("heredity gate runs/desk --baseline ti") == ["tiny"]
+    assert offer("heredity gate runs/night --candidate smollm2-") == ["smollm2-135m-instruct"]  # no plan
 
 
 def test_studies_come_before_other_files(offer: Offer) -> None:

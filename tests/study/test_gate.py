@@ -432,6 +432,20 @@ def test_answers_that_are_mostly_unclear_are_named_and_not_the_number_of_behavio
     assert words == "56 of 60 answers are unclear and leave it open: more trials will not decide."
 
 
+def test_a_model_is_gated_by_the_end_of_its_name_if_no_other_ends_so(clean: Estimates) -> None:
+    def gated(*names: str) -> Estimates:
+        cards = zip(clean.models, names, strict=True)
+        models = tuple(msgspec.structs.replace(card, name=name) for card, name in cards)
+        return msgspec.structs.replace(clean, models=models)
+
+    found = gated("scripted:careful", "scripted:leaky")
+    assert gate(found, baseline="careful", candidate="leaky") == gate(
+        found, baseline="scripted:careful", candidate="scripted:leaky"
+    )
+    with raises(UnknownName, "unknown-name", mentions=["leaky", "call:leaky", "scripted:leaky"]):
+        gate(gated("call:leaky", "scripted:leaky"), candidate="leaky")
+
+
 @pytest.mark.parametrize("alias", ["qwen", "qwen0.5b"])
 def test_a_model_is_gated_by_the_short_name_that_other_commands_take(clean: Estimates, alias: str) -> None:
     """The study calls it by the name that the alias is short for."""

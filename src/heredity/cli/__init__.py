@@ -28,6 +28,8 @@ from heredity.core.errors import BudgetSpent, HeredityError, UnknownName, UsageE
 from heredity.core.version import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from click.shell_completion import CompletionItem
 
     from heredity.core.terminal import Display
@@ -197,8 +199,22 @@ class Name(click.types.StringParamType):
     ) -> list[CompletionItem]:
         """The names that there are, by the name of the parameter."""
         complete = registry.load("cli", "completion").complete_name
-        found: list[CompletionItem] = complete(param.name or "", ctx.info_name or "", incomplete)
+        found: list[CompletionItem] = complete(
+            param.name or "", ctx.info_name or "", incomplete, _study_of(ctx)
+        )
         return found
+
+
+def _study_of(ctx: click.Context) -> Path | None:
+    """The folder of a study that an unfinished command line names first; None for other verbs."""
+    import pathlib
+
+    arguments = [each.name for each in ctx.command.params if isinstance(each, click.Argument)]
+    if arguments[:1] != ["folder"]:
+        return None
+    # Behind an option without its value click parses no argument, but keeps the words.
+    words = [ctx.params.get("folder"), *ctx.args]
+    return next((pathlib.Path(each) for each in words if each), None)
 
 
 class PathArgument(click.Path):
@@ -269,12 +285,12 @@ def open_store() -> Store:
 
 
 @contextlib.contextmanager
-def shown_start() -> Iterator[None]:
-    """Show on a terminal that the libraries of a verb are loaded, which takes seconds."""
+def shown_start(doing: str = "starting") -> Iterator[None]:
+    """Show on a terminal that the libraries of a verb are loaded, or another work of a few seconds."""
     from heredity.core.progress import phase
     from heredity.core.terminal import Display
 
-    with Display() as display, phase(display.live, "starting"):
+    with Display() as display, phase(display.live, doing):
         yield
 
 

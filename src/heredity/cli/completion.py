@@ -1,6 +1,7 @@
 """`heredity completion`: the script that lets a shell complete commands, options and names.
 
-The names are models, techniques, attacks, judges, formats and folders of studies.
+The names are models, techniques, attacks, judges, formats and folders of studies. After the folder of a study
+the models are its own.
 
 Promises: nothing is loaded but records and the names of files; an unreadable store completes nothing. A name
 with a colon is not offered, because bash ends a word there.
@@ -9,6 +10,7 @@ Leaves to others: verbs and options (click).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,8 @@ from heredity.core import registry
 
 _SHELLS = ("bash", "zsh", "fish")
 _VARIABLE = "_HEREDITY_COMPLETE"  # by which the script asks; click reads it
+_PLAN = "plan.json"
+_WORD = re.compile(r"[\w.@+-]+")
 _DEEPEST = 2  # folders between what is typed and a study
 _MOST = 200  # folders that are looked at
 _MODELS = (
@@ -49,9 +53,15 @@ def command(ctx: click.Context, shell: str) -> None:
     click.echo(script(ctx.find_root().command, {}, "heredity", _VARIABLE).source())
 
 
-def complete_name(parameter: str, verb: str, begun: str) -> list[CompletionItem]:
-    """The names that a parameter of a verb may have and that start with what was typed."""
-    names = [name for name in _known_names(parameter, verb) if name.startswith(begun) and ":" not in name]
+def complete_name(parameter: str, verb: str, begun: str, study: Path | None = None) -> list[CompletionItem]:
+    """The names that a parameter of a verb may have and that start with what was typed.
+
+    study: the folder of the verb's study, whose models are then offered in place of the store's.
+    """
+    own = _models_of(study) if study is not None and parameter in _MODELS else []
+    names = [
+        name for name in own or _known_names(parameter, verb) if name.startswith(begun) and ":" not in name
+    ]
     found = [CompletionItem(name) for name in dict.fromkeys(names)]
     return [*found, *complete_study(begun)] if parameter == "what" else found  # a model or a study
 
@@ -75,12 +85,27 @@ def complete_study(begun: str) -> list[CompletionItem]:
 
 
 def _studies(base: Path) -> Iterator[Path]:
-    patterns = ["*/" * depth + "plan.json" for depth in range(1, _DEEPEST + 1)]
+    patterns = ["*/" * depth + _PLAN for depth in range(1, _DEEPEST + 1)]
     found = (path.parent for pattern in patterns for path in sorted(base.glob(pattern)))
     for n, folder in enumerate(found):
         if n == _MOST:
             return
         yield folder
+
+
+def _models_of(folder: Path) -> list[str]:
+    """The models of a study, each without the kind before its last colon; [] if its plan cannot be read.
+
+    A folder may come from anyone, so a name that a shell could read as more than a word is left out.
+    """
+    import json
+
+    try:
+        names = [str(model["name"]) for model in json.loads((folder / _PLAN).read_bytes())["plan"]["models"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    ends = [name.rpartition(":")[2] for name in names]
+    return [end for end in ends if _WORD.fullmatch(end) and ends.count(end) == 1]
 
 
 def _models(verb: str) -> list[str]:

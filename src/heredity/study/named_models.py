@@ -46,11 +46,15 @@ def stored_model(store: Callable[[], Store], name: str) -> Grown:
 def model_of_study(models: Sequence[_Model], name: str, code: str = "") -> _Model:
     """The model of a study with this name, the name that it is short for, or this start of its id.
 
+    `leaky` names `scripted:leaky`, if no other ends so.
+
     No store is opened. Raises UnknownName with the models of the study (code: of this error), and UsageError
     if two have the name.
     """
     found = [model for model in models if name in (model.name, model.id)]
     found = found or [model for model in models if model.name in spellings(name)]
+    if not found and len(ending := [m for m in models if m.name.endswith(f":{name}")]) == 1:
+        found = ending
     if not found and len(name) >= _SHORTEST_ID:
         found = [model for model in models if model.id.startswith(name)]
     if len(found) == 1:
