@@ -21,19 +21,35 @@ class Terminal(io.StringIO):
         return True
 
 
-def phases_of(monkeypatch: pytest.MonkeyPatch, *args: str) -> list[str]:
+def phases_of(monkeypatch: pytest.MonkeyPatch, *args: str, code: int = 0) -> list[str]:
     """The phases that a command shows on a terminal, in order."""
     seen: list[Progress] = []
     monkeypatch.setattr(Display, "__call__", lambda _, progress: seen.append(progress))
     monkeypatch.setenv("TERM", "xterm")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(Terminal()):
-        assert main(list(args)) == 0
+        assert main(list(args)) == code
     return [each.phase for each in seen if each.phase]
 
 
 @pytest.mark.parametrize("args", [["judges"], ["judges", "show", "rules"]])
 def test_the_judges_name_their_start(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert phases_of(monkeypatch, *args)[0] == "starting"
+
+
+@pytest.mark.parametrize(
+    ("args", "work", "code"),
+    [
+        (["demo", "--out", "."], "judging the answers", 2),  # the folder holds another file
+        (["studies"], "reading the studies", 0),
+        (["gate", "."], "reading the study", 2),
+    ],
+)
+def test_a_verb_of_some_seconds_names_its_start_and_its_work(
+    args: list[str], work: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").touch()
+    assert phases_of(monkeypatch, *args, code=code) == ["starting", work]
 
 
 def test_a_search_of_an_index_says_that_it_searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import PathArgument, Verb
+from heredity.cli import PathArgument, Verb, shown_start
 
 
 @click.command("demo", cls=Verb, example="heredity demo --out runs/demo")
@@ -24,13 +24,18 @@ def command(out: Path) -> None:
     The answers are those of a small model, its 4-bit child and a child tuned on harmless dialogues, in the
     example application. They ship with heredity: no model is loaded and nothing is downloaded.
     """
-    from heredity.cli import _findings
     from heredity.core.sanitize import plain
     from heredity.core.terminal import note
-    from heredity.study.demo import write_demo
-    from heredity.study.plan import read_plan
-    from heredity.study.report import write_report
 
-    found = write_demo(out)
-    _findings.show(found, read_plan(out), write_report(out))
+    with shown_start():
+        from heredity.cli import _findings
+        from heredity.study.demo import write_demo
+        from heredity.study.plan import read_plan
+        from heredity.study.report import write_report
+
+    with shown_start("judging the answers"):
+        found = write_demo(out)
+    with shown_start("writing the report"):
+        page = write_report(out)
+    _findings.show(found, read_plan(out), page)
     note(f"Read its conversations: heredity view {plain(str(out))}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb
+from heredity.cli import Name, PathArgument, Verb, shown_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,10 +74,12 @@ def command(
       3  not enough evidence; the message gives the trials needed
       4  errors in the run
     """
-    from heredity.study import aggregate
-    from heredity.study.gate import gate
+    with shown_start():
+        from heredity.study import aggregate
+        from heredity.study.gate import gate
 
-    found = aggregate.read_proven(folder)
+    with shown_start("reading the study"):
+        found = aggregate.read_proven(folder)
     outcome = gate(found, max_breach, margin, baseline, candidate, max_errors, max_over_refusal, judge_free)
     limits = {
         "max_breach": max_breach, "max_over_refusal": max_over_refusal,

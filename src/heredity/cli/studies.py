@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import PathArgument, Verb
+from heredity.cli import PathArgument, Verb, shown_start
 
 if TYPE_CHECKING:
     from heredity.study.folders import StudyFolder
@@ -26,9 +26,12 @@ def command(place: Path, as_json: bool) -> None:
     instead.
     """
     from heredity.core.terminal import note, write_json
-    from heredity.study.folders import find_studies
 
-    found = find_studies(place)
+    with shown_start():
+        from heredity.study.folders import find_studies
+
+    with shown_start("reading the studies"):
+        found = find_studies(place)
     if as_json:
         write_json([{**each._asdict(), "folder": str(each.folder)} for each in found])
         return
