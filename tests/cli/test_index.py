@@ -47,6 +47,12 @@ def test_json_counts_what_was_left_out_and_names_the_reason(docs: Path):
     assert asked["passages"][0]["citation"] == "b.txt:1"
 
 
+def test_one_document_is_not_told_as_several(docs: Path):
+    run_here("index", "docs")
+    (docs / "b.txt").write_text("Another parcel.")
+    assert "1 document read, 1 unchanged, 0 passages embedded" in run_here("index", "docs").stderr
+
+
 def test_mistakes_are_one_line(docs: Path):
     check_refused(run_here("index", "nowhere"), "folder-missing", ["nowhere"])
     run_here("index", "docs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ from threading import Event
 import msgspec
 import pytest
 
-from heredity.cli import study
+from heredity.cli import main, study
 from heredity.core.errors import Unavailable
+from heredity.core.records import FileHash
 from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
 from tests.support.cli import Run
@@ -194,6 +196,26 @@ def test_after_a_failed_conversion_nothing_more_is_pulled(
     with pytest.raises(Unavailable):
         study._models(Store(tmp_path / "store"), ["first", "second", "third"], yes=True)
     assert pulled == ["first", "second"]
+
+
+@pytest.mark.parametrize("n", [20, 70])
+def test_no_size_is_cut_from_its_unit_at_80_columns(
+    n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path))
+    model = msgspec.structs.replace(
+        named("x" * n).record, format="safetensors", licence="Apache-2.0",
+        files=(FileHash("model.safetensors", 91_600_000, "0" * 64),),
+    )  # fmt: skip
+    (home := tmp_path / "models" / model.id).mkdir(parents=True)
+    (home / "model.json").write_bytes(msgspec.json.encode(model))
+    assert main(["models"]) == 0
+    said = capsys.readouterr()
+    _, row, *rest = said.out.splitlines()
+    assert re.search(rf"^x+ +{model.id[:8]}  safetensors  91.6 MB  Apache-2.0", row)
+    assert "".join([row.split()[0], *map(str.strip, rest)]) == "x" * n
+    assert "\n1 model, 91.6 MB" in "\n" + said.err
 
 
 def named(name: str) -> Grown:

@@ -126,11 +126,18 @@ def _show_built(built: Built, out: Path) -> None:
         if (n_more := len(manifest.left_out) - _SHOWN) > 0:
             terminal.write(plain(f"and {n_more:,} more: {out}/index.json"))
         terminal.write("")
-        terminal.warn(f"{len(manifest.left_out):,} files or folders were left out.")
+        n_left = len(manifest.left_out)
+        were = "file or folder was" if n_left == 1 else "files or folders were"
+        terminal.warn(f"{n_left:,} {were} left out.")
     terminal.note(
-        f"{built.n_read:,} documents read, {built.n_kept:,} unchanged, {built.n_embedded:,} passages embedded"
+        f"{_n(built.n_read, 'document')} read, {built.n_kept:,} unchanged, "
+        f"{_n(built.n_embedded, 'passage')} embedded"
     )
     terminal.write(plain(f"{out}  {manifest.hash}"))
+
+
+def _n(n: int, noun: str) -> str:
+    return f"{n:,} {noun if n == 1 else f'{noun}s'}"
 
 
 def _documents(manifest: IndexManifest) -> object:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 _HERE = "in the store"
+_OTHERS = 8 + 11 + 7 + 12 + 8  # columns of an id, a format, a size and a licence, and between them
+_ANSWERS = 7 + 2
 
 
 @click.command("models", cls=Verb, example="heredity models --tree")
@@ -55,9 +57,12 @@ def _show_models(store: Store) -> None:
         return
     answers = [next((size(f.bytes) for f in model.files if f.path == ANSWERS), "") for model in models]
     more = ["answers"] if any(answers) else []
+    # No column but name and licence may be narrower than its text: a size would lose its unit.
+    width = out().width - _OTHERS - (_ANSWERS if more else 0)
+    whole = ["name"] if max(len(model.name) for model in models) <= width else []
     grid = table(
         "name", "id", "format", "size", "licence", *more,
-        right=["size", *more], whole=["name", "id", "format"],
+        right=["size", *more], whole=[*whole, "id", "format"],
     )  # fmt: skip
     for model, kept in zip(models, answers, strict=True):
         total = size(sum(file.bytes for file in model.files))
@@ -67,8 +72,9 @@ def _show_models(store: Store) -> None:
         )  # fmt: skip
     out().print(grid)
     n_models = sum(file.bytes for model in models for file in model.files)
-    whole = tree_bytes(store.root)
-    note(f"{len(models):,} models, {size(n_models)}; {size(whole)} in {store.root}. See: heredity gc")
+    all_bytes = tree_bytes(store.root)
+    n = f"{len(models):,} {'model' if len(models) == 1 else 'models'}"
+    note(f"{n}, {size(n_models)}; {size(all_bytes)} in {store.root}. See: heredity gc")
 
 
 def _show_tree(store: Store) -> None:

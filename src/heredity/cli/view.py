@@ -58,8 +58,11 @@ def _export(place: StudyPlace, out: Path) -> None:
     from heredity.core.terminal import Display, write
     from heredity.view.export import export
 
+    def show(n: int, n_known: int) -> None:
+        display.show("write", n, n_known, f"{n:,} {'file' if n == 1 else 'files'}")
+
     with Display() as display:
-        found = export(place, out, lambda n, known: display.show("write", n, known, f"{n:,} files"))
+        found = export(place, out, show)
     write(plain(str(found.page)))
 
 
