@@ -106,8 +106,8 @@ def test_a_plan_file_keeps_the_path_and_the_hash(folder: Path):
         (("passages = 2", "passages = 0"), "bad-setting", 6),
         (("passages = 2", 'method = "bm52"'), "unknown-choice", 6),
         (("passages = 2", "passage = 2"), "unknown-key", 6),
-        (('index = "docs.index"', 'index = "none"'), "index-missing", 0),
-        (("passages = 2", 'method = "dense"'), "index-no-embeddings", 0),
+        (('index = "docs.index"', 'index = "none"'), "index-missing", 5),
+        (("passages = 2", 'method = "dense"'), "index-no-embeddings", 6),
         (('system = "Help."', 'rendering = "theirs"'), "retrieval-theirs", 4),
     ],
 )

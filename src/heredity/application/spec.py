@@ -28,8 +28,8 @@ from heredity.application.retrieval.store import searching_in
 from heredity.application.servers import McpServer
 from heredity.application.tables import completed
 from heredity.application.tools import World, check_world, is_answered_by, plain_tools
-from heredity.core.errors import BadArgument, BadInput, ToolFailure, code_of, did_you_mean
-from heredity.core.readers import in_words, toml_line_of, toml_of
+from heredity.core.errors import BadArgument, BadInput, ToolFailure, UsageError, code_of, did_you_mean
+from heredity.core.readers import in_words, toml_line, toml_line_of, toml_of
 from heredity.core.records import (
     Consult,
     Decoding,
@@ -330,13 +330,27 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         return tools.call(tool, fit(tool, call.arguments).arguments)
 
 
+_KEY_OF = {"index-missing": "index", "index-no-embeddings": "method"}  # by the code of an index's error
+
+
+def _with_index(retrieval: Retrieval, path: Path | str) -> Retrieval:
+    """`retrieval.of` the file's folder. Raises BadInput with the line for an index that does not fit."""
+    try:
+        return retrieval.of(Path(path).parent)
+    except UsageError as error:
+        if error.code not in _KEY_OF:
+            raise
+        line = toml_line(path, f"retrieval.{_KEY_OF[error.code]}")
+        raise BadInput(path, str(error), line, code=error.code) from None
+
+
 def parse(data: dict[str, Any], path: Path | str) -> Application:
     """An application from parsed TOML; raises BadInput naming the key, and the nearest known one."""
     try:
         data = completed(data, Path(path).parent)
         application = msgspec.convert(data, Application, strict=True)
         if not isinstance(application.retrieval, UnsetType):
-            read = application.retrieval.of(Path(path).parent)
+            read = _with_index(application.retrieval, path)
             application = msgspec.structs.replace(application, retrieval=read)
         _ = digest(application)  # values nested too deeply to be encoded fail here, not in a study
         return application
