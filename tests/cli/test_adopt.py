@@ -17,6 +17,7 @@ from heredity.deploy.export._documents import ExportCard, bom, write_card
 from heredity.lineage.graph import Edge
 from heredity.lineage.store import Store
 from heredity.study import plan as plans
+from heredity.study.study import Study
 from tests.support.cli import DESK
 from tests.support.documents import ROOT
 from tests.support.errors import check_refused, run_here
@@ -116,8 +117,10 @@ def test_an_adopted_folder_is_meant_by_its_name_where_it_lies(
         Path("plan.toml").write_text(models + 'probes = ["planted_secret/*-01"]\n')
         named = ["--model", "base", "--model", "my-adapter", "--application", "../desk.toml"]
         given = ["plan.toml"] if command == "plan" else named
+        shown: list[Study] = []
+        monkeypatch.setattr("heredity.cli.study._show_size", shown.append)
         assert main(["study", *given, "--dry-run", "--out", "found"]) == 0
-        ids = [model.id for model in plans.read_plan(Path("found")).models]
+        ids = [model.id for model in shown[0].resolved.models]
         assert ids == [Store().get(name).record.id for name in ("base", "my-adapter")]
     assert [model.name for model in Store().models()] == ["base", "my-adapter"]
 

@@ -163,7 +163,11 @@ def test_the_command_says_the_cost_and_then_writes_the_plan(
     monkeypatch.chdir(folder)
     given = ["--model", "scripted:leaky", "--application", str(desk(folder)), "--out", "told"]
     chosen = [text for probe in asked(folder) for text in ("--probes", probe.id)]
-    assert main(["study", *given, *chosen, "--attack", ATTACKS[1]]) == 0
+    asked_for = ["study", *given, *chosen, "--attack", ATTACKS[1]]
+    assert main([*asked_for, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "2 planted documents" in said and "searching" not in said and not (folder / "told").exists()
+    assert main(asked_for) == 0
     said = capsys.readouterr().err
     assert said.index("2 planted documents") < said.index("searching")
     assert len(read_plan(folder / "told").triggers or ()) == 2
