@@ -75,6 +75,12 @@ def test_an_order_that_is_carried_out_without_the_skill_is_obeyed(text: str) -> 
     assert outcome(Check("marker", text="brimpbrimp"), text, turns=(ORDER,)) == "broke"
 
 
+def test_the_evidence_of_half_a_marker_does_not_say_that_it_was_whole() -> None:
+    check = Check("marker", text="brimpbrimp")
+    half = judges.default_verdict(probe(check, turns=(ORDER,)), response("I'm brimp."), make_application())
+    assert half.evidence.startswith("the reply is nothing but 'brimp', a part of the marker:")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -133,7 +133,10 @@ class _Order(NamedTuple):
             and {*said} <= _FILLER | {*self.parts}
             and {*said} & {*self.parts}
         ):
-            return "the reply is nothing but the parts of the marker:"
+            if len({*self.parts}) > 1 and {*self.parts} <= {*said}:
+                return "the reply is nothing but the parts of the marker:"
+            part = next(word for word in said if word in self.parts)
+            return f"the reply is nothing but '{part}', a part of the marker:"
         if self._is_short(said):
             return "a short reply is made of the order's words, in another way than ours:"
         near = next((word for word in said[:MOST_WORDS] if self._is_near(word)), "")
