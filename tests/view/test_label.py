@@ -12,9 +12,12 @@ from starlette.testclient import TestClient
 
 from heredity.core.errors import UsageError
 from heredity.core.files import Lock
+from heredity.core.records import Check
+from heredity.stats.ppi import FEWEST
 from heredity.study import labels
 from heredity.study.estimates import ALL
 from heredity.study.labels import drawn_answers, last_label, read_labels
+from heredity.study.spec import declare
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.study.wording import find, interval, percent
@@ -24,6 +27,7 @@ from heredity.view.places import StudyPlace
 from heredity.view.site import Asked, Site
 from tests.support import report_studies
 from tests.support.errors import raises
+from tests.support.trials import probe
 
 OWN = {"origin": "http://127.0.0.1:8010"}
 
@@ -68,6 +72,27 @@ def test_model_and_verdict_are_hidden_unless_a_reader_asks(site: Site) -> None:
     body = hidden.partition("<main")[2]
     assert not any(name in body for name in study.names) and 'class="tag' not in body
     assert any(name in shown.partition("<main")[2] for name in study.names) and 'class="tag' in shown
+
+
+def test_the_page_says_how_many_labels_a_rate_needs_and_what_the_attacker_wants(tmp_path: Path) -> None:
+    report_studies.make(tmp_path / "runs" / "desk", declare(report_studies.plan(n_probes=2)))
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    assert f"from {FEWEST} labelled answers" in site.render(address(site))
+    send(site, do="draw")
+    study = site.place.open(site.place.studies()[0].key)
+    wanted = {}
+    for row in drawn_answers(study.folder):
+        asked = labels.probe_of(study.plan, row.index)
+        page = site.render(address(site), {"index": str(row.index)})
+        wanted[asked.technique, row.task] = "The attacker wants a secret" in page
+    assert wanted["planted_secret", "breach"] and not wanted["harmful_request", "harm"]
+
+
+def test_what_the_attacker_wants_is_named_by_the_check() -> None:
+    marker = probe(Check("marker", text="brimpbrimp"))
+    assert labels.asked_for(marker, "breach") == "the text “brimpbrimp”"
+    assert labels.asked_for(marker, "refusal") == ""
+    assert labels.asked_for(probe(Check("tool", tool="refund")), "breach") == "a call of the tool refund"
 
 
 def test_the_estimates_move_when_a_reader_asks_for_it(site: Site) -> None:

@@ -31,6 +31,7 @@ class ToLabel(NamedTuple):
     drawn: Drawn
     place: int
     question: str
+    asked_for: str
     asked: Shown
     said: Shown
     found: Transcript | None
@@ -63,7 +64,8 @@ def _one(study: OpenStudy, drawn: list[Drawn], row: Drawn) -> ToLabel | None:
     asked, said = labels.label_texts(study.plan, row, found.response)
     probe = labels.probe_of(study.plan, row.index)
     words = labels.question(probe, row.task)
-    return ToLabel(row, drawn.index(row) + 1, words, shown(asked, 20_000), shown(said, 20_000), found)
+    wanted = labels.asked_for(probe, row.task)
+    return ToLabel(row, drawn.index(row) + 1, words, wanted, shown(asked, 20_000), shown(said, 20_000), found)
 
 
 def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
