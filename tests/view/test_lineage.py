@@ -87,14 +87,18 @@ def test_an_edge_has_the_verdict_and_the_counts_of_its_study(site: Site) -> None
     edge = found.edges[parent, child]
     (one,) = edge.found
     estimates = read_estimates(study.folder)
-    held = [e for e in estimates.edges if e.compared.measure == "breach"]
-    assert held and one.verdict in ("worse", "not worse", "not enough evidence")
-    sums = [sum(getattr(edge, name) for edge in held) for name in ("kept", "lost", "gained", "never")]
-    assert [one.kept, one.lost, one.gained, one.never] == sums
+    scopes = {e.compared.technique: e for e in estimates.edges if e.compared.measure == "breach"}
+    held = scopes[estimates.main_scope()]
+    assert len(scopes) > 1 and one.verdict in ("worse", "not worse", "not enough evidence")
+    assert (one.kept, one.lost, one.gained, one.never) == (held.kept, held.lost, held.gained, held.never)
+    card = site.render(f"/s/{study.key}")
+    assert f"{one.n} of them were decided for both" in card
+    assert f"lost {one.lost}, gained {one.gained}." in card
     page = site.render(f"/lineage/{parent}/{child}")
     assert f"kept {one.kept}, lost {one.lost}, gained {one.gained}" in page
     for which in ("only-a", "only-b", "both", "neither"):
-        assert re.search(rf'/s/{study.key}/pairs\?[^"]*which={which}">{one.both.n(which)}</a>', page)
+        wanted = rf'/s/{study.key}/pairs\?[^"]*scope=judge_free&amp;which={which}">{one.both.n(which)}</a>'
+        assert re.search(wanted, page)
 
 
 def test_only_trials_that_both_decided_are_called_lost_or_gained(site: Site) -> None:

@@ -16,11 +16,14 @@ from heredity.core.sanitize import visible
 from heredity.study.advice import advise
 from heredity.study.estimates import ALL
 from heredity.study.headline import headline
+from heredity.study.outcomes import BROKE
+from heredity.study.report import html
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.study.wording import find, title
 from heredity.view.pairs import WHICH, beside, pairs, shared
 from heredity.view.places import StudyPlace
+from heredity.view.queries import Filters
 from heredity.view.rates import board_of
 from heredity.view.site import Site
 from heredity.view.transcript import read
@@ -101,8 +104,6 @@ def test_two_models_count_as_in_the_studys_own_comparison(finished: Site) -> Non
     for pair in read_estimates(study.folder).technique_pairs:
         if pair.measure != "breach":
             continue
-        from heredity.view.queries import Filters
-
         found = shared(
             study, board, study.places[pair.a], study.places[pair.b],
             Filters(technique=study.techniques.index(pair.technique)),
@@ -112,17 +113,27 @@ def test_two_models_count_as_in_the_studys_own_comparison(finished: Site) -> Non
         assert found.n_all == pair.n
 
 
-def test_breaches_that_only_one_model_had_are_one_link_from_the_study(finished: Site) -> None:
+def test_breaches_that_only_one_model_had_are_those_of_the_verdict_and_one_link_away(finished: Site) -> None:
     study = opened(finished.place)
     (a, b), *_ = pairs(study)
-    both = shared(study, board_of(study), a, b)
+    estimates = read_estimates(study.folder)
     page = finished.render(f"/s/{study.key}")
     wanted = f"a={study.names[a]}&amp;b={study.names[b]}&amp;which=only-b"
-    assert wanted in page and f"<b>{both.n('only-b')}</b> only {study.names[b]}" in page
-    listed = finished.render(
-        f"/s/{study.key}/pairs", {"a": study.names[a], "b": study.names[b], "which": "only-b"}
-    )
-    assert listed.count("data-row") == both.n("only-b")
+    found = {
+        scope: shared(study, board_of(study), a, b, Filters(scope=scope))
+        for scope in ("judge_free", "judged")
+    }
+    assert found["judged"].n_all  # the kinds are apart, and none is a sum
+    for scope, both in found.items():
+        (pair,) = (p for p in estimates.pairs if (p.measure, p.technique) == ("breach", scope))
+        assert both.n_all == pair.n and both.n("both") == pair.table.both
+        assert f"{wanted}&amp;scope={scope}" in page
+        query = {"a": study.names[a], "b": study.names[b], "which": "only-b", "scope": scope}
+        listed = finished.render(f"/s/{study.key}/pairs", query)
+        assert listed.count("data-row") == both.n("only-b")
+    assert f"<b>{found[estimates.main_scope()].n('only-b')}</b> only {study.names[b]}" in page
+    listed = finished.render(f"/s/{study.key}/conversations", {"scope": "judged"})
+    assert set(re.findall(r"<b>(\w+)/", listed)) == {"harmful_request"}
 
 
 def test_a_running_study_has_anytime_intervals_and_says_so(tmp_path: Path) -> None:
@@ -243,6 +254,79 @@ def test_rates_are_next_to_each_other_only_if_the_questions_are_the_same(tmp_pat
     first, second = page.split("<section")[1:]
     assert "monday" in first and "tuesday" in first and "other" not in first and "other" in second
     assert first.count("data-row") == 4 and "1 study without estimates is left out" in page
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert len(set(headings)) == 2 and "1 attack; questions " in headings[1] and "attack" not in headings[0]
+
+
+def test_the_advice_stands_before_the_verdicts_and_not_worse_has_no_colour_of_approval(
+    finished: Site,
+) -> None:
+    page = finished.render(f"/s/{key(finished)}")
+    assert page.index("<h1>") < page.index('class="chips"')
+    report = (Path(html.__file__).parent / "_style.css").read_text("utf-8")
+    for style, green in ((str(finished.style), "--held"), (report, "--kept")):
+        rules = re.findall(r"([^{}]*)\{([^{}]*)\}", style)
+        assert not [name for name, rule in rules if ".same" in name and green in rule]
+
+
+def numbers(page: str) -> list[int]:
+    """The trials of a list, in its order."""
+    return [int(found) for found in re.findall(r'<li data-row><a href="[^"]*/t/(\d+)', page)]
+
+
+def test_breaches_are_listed_the_most_severe_first_on_every_page(tmp_path: Path) -> None:
+    made = report_studies.with_severities(
+        report_studies.plan(n_probes=30), {"planted_secret": 2, "indirect_passage": 4}
+    )
+    report_studies.make(tmp_path / "runs" / "desk", made)
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    address, broke = f"/s/{key(site)}/conversations", {"outcome": "broke"}
+    first = site.render(address, broke)
+    seen = numbers(first)
+    last = numbers(site.render(address, broke | {"after": str(seen[-1])}))
+    every = [*seen, *last]
+    grid = opened(site.place).grid
+    severities = [int(grid.trial(i).probe.severity or 0) for i in every]
+    assert len(seen) == 50 and len(set(every)) == len(every) and {0, 2, 4} == {*severities}
+    assert severities == sorted(severities, reverse=True) and "severity 4, critical" in first
+    assert numbers(site.render(address, broke | {"before": str(last[0])})) == seen
+    page = site.render(f"/s/{key(site)}/t/{seen[7]}", broke)
+    assert re.findall(r'rel="(?:prev|next)" href="[^"]*/t/(\d+)', page) == [str(seen[6]), str(seen[8])]
+    others = numbers(site.render(address))
+    assert others == sorted(others)
+
+
+def test_what_one_of_three_models_broke_alone_is_counted_and_one_link_away(tmp_path: Path) -> None:
+    report_studies.make(tmp_path / "runs" / "desk", report_studies.plan(n_models=3, n_probes=12))
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    study = opened(site.place)
+    board, page = board_of(study), site.render(f"/s/{key(site)}")
+    states, n = board.outcomes.array.reshape(3, -1), study.plan.n_per_model
+    alone = board.alone("judge_free")
+    for m, name in enumerate(study.names):
+        others = [o for o in range(3) if o != m]
+        for index in alone.indices[m]:
+            assert states[m, index % n] == BROKE and not (states[others, index % n] == BROKE).any()
+        query = {"model": name, "outcome": "broke", "scope": "judge_free", "alone": "1"}
+        wanted = "&amp;".join(f"{k}={v}" for k, v in query.items())
+        count = len(alone.indices[m])
+        assert (f'{wanted}">{count}</a> of {alone.n}' if count else f"<td>0 of {alone.n}") in page
+        assert sorted(numbers(site.render(f"/s/{key(site)}/conversations", query))) == [*alone.indices[m]]
+    both = [shared(study, board, a, b, Filters(scope="judge_free")) for a, b in pairs(study)]
+    assert 0 < sum(map(len, alone.indices)) < sum(each.n("only-a") + each.n("only-b") for each in both)
+
+
+def test_a_breach_that_nobody_asked_for_is_shown_with_its_evidence(tmp_path: Path) -> None:
+    folder = report_studies.make(tmp_path / "runs" / "desk", report_studies.plan(n_probes=2))
+    rows = (folder / "verdicts.jsonl").read_text("utf-8").splitlines()
+    rows[3] = msgspec.json.encode(
+        msgspec.json.decode(rows[3]) | {"unprompted": [{"check": "tool", "evidence": "refund <500>"}]}
+    ).decode()
+    (folder / "verdicts.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    pages = [site.render(f"/s/{key(site)}/{path}") for path in ("t/3", "pair/3", "t/4")]
+    shown = ["Without being asked to:</b> called a forbidden tool" in page for page in pages]
+    assert shown == [True, True, False] and "refund &lt;500&gt;" in pages[0]
 
 
 def test_an_address_that_names_nothing_is_an_error_with_the_nearest_name(finished: Site) -> None:

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from heredity.core.errors import HeredityError
+from heredity.core.records import Probe
+from heredity.study.estimates import SCOPES
+from heredity.study.outcomes import is_part
 from heredity.study.plan import Trial
 from heredity.study.turns import PromptTurn
 from heredity.study.wording import title
@@ -32,6 +36,7 @@ from heredity.view.transcript import Transcript, read
 
 CONVERSATIONS = 100  # of a file of trials
 LINES = 1000  # of a file of a list
+_BASELINE = "baseline"
 _AT_ONCE = 500  # rows that are read together
 # Before all of a report: a folder may come from anyone, so no script of it runs and it makes no request.
 _REPORT_POLICY = (
@@ -177,7 +182,7 @@ class StudyFiles:
     def _two_models(self, asked: Asked) -> str:
         wanted = pairs.chosen(self._study, asked)
         found, of = self._list_of(wanted.a, wanted.b), wanted.filters
-        start = f"{wanted.which}-{of.kind or 'breach'}-"
+        start = f"{wanted.which}-{self._kind_asked(of)}-"
         if "which" not in asked.query:
             return found.name(1)
         return (
@@ -207,13 +212,14 @@ class StudyFiles:
     def _sorts(self, a: int, b: int) -> Iterator[TrialGroup]:
         """Breaches before harmless twins. In each the trials that only one of them broke are first."""
         study, plan = self._study, self._study.plan
-        for kind in ("breach", "benign"):
-            both = shared(study, board_of(study), a, b, Filters(kind=kind))
+        for kind in self._kinds:
+            both = shared(study, board_of(study), a, b, Filters(kind="benign" if kind == "benign" else ""))
             for which in WHICH:
                 at: dict[str, list[int]] = defaultdict(list)
                 for place in both.places(which):
                     probe = plan.probes[int(place) // plan.samples % len(plan.probes)]
-                    at[probe.technique].append(int(place))
+                    if _kind_of(probe) == kind:
+                        at[probe.technique].append(int(place))
                 for t, technique in enumerate(study.techniques):
                     if found := at.get(technique):
                         words = f"{self._sort(which, a, b, kind)}: {self._technique(t, kind == 'benign')}"
@@ -222,7 +228,24 @@ class StudyFiles:
 
     def _sort(self, which: Which, a: int, b: int, kind: str) -> str:
         only = {"only-a": f"only {self._study.names[a]}", "only-b": f"only {self._study.names[b]}"}
-        return f"{only.get(which, which)} {'broke' if kind == 'breach' else 'refused'}"
+        words = f"{only.get(which, which)} {'refused' if kind == 'benign' else 'broke'}"
+        return words if kind == "benign" or len(self._kinds) < 3 else f"{words} ({title(kind).lower()})"
+
+    @cached_property
+    def _kinds(self) -> list[str]:
+        """The kinds of breaches that are never summed, that of the verdict first, then the harmless twins."""
+        main = board_of(self._study).main_scope
+        order = [main, *(scope for scope in SCOPES["breach"] if scope != main), _BASELINE, "benign"]
+        found = {_kind_of(probe) for probe in self._study.plan.probes}
+        return [kind for kind in order if kind in found]
+
+    def _kind_asked(self, of: Filters) -> str:
+        """The kind of the trials that a link to two models opens."""
+        if of.kind == "benign" or of.scope or of.technique is None:
+            return "benign" if of.kind == "benign" else of.scope or self._kinds[0]
+        name = self._study.techniques[of.technique]
+        kinds = [_kind_of(p) for p in self._study.plan.probes if p.technique == name and p.kind == "breach"]
+        return next(iter(kinds), "benign")
 
     # --- pages ---
 
@@ -272,7 +295,7 @@ class StudyFiles:
         places = [place for group in found.files[n - 1] for place in group.at]
         jumps = [
             found.jump(self._sort(which, a, b, kind), f"{which}-{kind}-")
-            for kind in ("breach", "benign") for which in WHICH
+            for kind in self._kinds for which in WHICH
         ]  # fmt: skip
         return site.html(
             "exported_pairs.html.jinja", self._asked(pairs.PATH), self._study,
@@ -294,6 +317,12 @@ _PLACES: dict[str, Callable[[StudyFiles, Asked], str]] = {
 def is_in_study(page: Page) -> bool:
     """Whether a page is a place in the files of a study, and no file of its own."""
     return page.PATH in _PLACES
+
+
+def _kind_of(probe: Probe) -> str:
+    if probe.kind == "benign":
+        return "benign"
+    return next((scope for scope in SCOPES["breach"] if is_part(probe, scope)), _BASELINE)
 
 
 def _side(study: OpenStudy, model: str, index: int) -> ModelSide:

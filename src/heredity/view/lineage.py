@@ -32,6 +32,7 @@ from heredity.study.wording import BADGES, edge_verdicts, names
 from heredity.view.pages.studies import planned_at
 from heredity.view.pairs import Shared, shared
 from heredity.view.places import OpenStudy
+from heredity.view.queries import Filters
 from heredity.view.rates import board_of
 from heredity.view.site import Site
 
@@ -62,8 +63,8 @@ class EdgeStudy(NamedTuple):
 
     verdict       "" before it has one
     kept          breach trials that both held; lost: only the parent; gained: only the child; never: neither.
-                  They are those that both decided, as in study/estimates.py, Inheritance
-    both          the trials of both models, on which only a breach counts as broken; a: the parent
+                  They are those of the main scope that both decided, as in study/estimates.py, Inheritance
+    both          the trials of that scope, on which only a breach counts as broken; a: the parent
     """
 
     study: OpenStudy
@@ -242,16 +243,17 @@ def _edge_studies(studies: Iterable[OpenStudy]) -> dict[tuple[str, str], list[Ed
         for edge in edges:
             key = edge.parent, edge.child
             a, b = study.places[edge.parent], study.places[edge.child]
-            counts, both = _decided(board.outcomes, a, b), shared(study, board, a, b)
+            counts = decided(board.outcomes, a, b, board.main_scope)
+            both = shared(study, board, a, b, Filters(scope=board.main_scope))
             found.setdefault(key, []).append(EdgeStudy(study, at, verdicts.get(key, ""), *counts, both))
     for each in found.values():
         each.sort(key=lambda one: (one.verdict in ("worse", "not worse"), one.at), reverse=True)
     return found
 
 
-def _decided(outcomes: Outcomes, a: int, b: int) -> tuple[int, int, int, int]:
-    """How many trials both held, only the parent, only the child and neither, of those that both decided."""
-    probes = [p for scope in outcomes.breach_scopes for p in outcomes.probes(scope, "breach")]
+def decided(outcomes: Outcomes, a: int, b: int, scope: str) -> tuple[int, int, int, int]:
+    """How many trials of a scope both held, only the parent, only the child and neither, if both decided."""
+    probes = outcomes.probes(scope, "breach")
     parent, child = (outcomes.scored_of(m, ALL, probes) for m in (a, b))
     both = is_decided(parent) & is_decided(child)
     found = inherited(tabulate(parent[both] == BROKE, child[both] == BROKE))

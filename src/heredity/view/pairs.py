@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from heredity.study.outcomes import BROKE
+from heredity.study.outcomes import BROKE, is_part
 from heredity.view.places import OpenStudy
 from heredity.view.queries import PAGE, Filters
 from heredity.view.rates import Board
@@ -50,7 +50,7 @@ class Shared(NamedTuple):
 def shared(study: OpenStudy, board: Board, a: int, b: int, filters: Filters | None = None) -> Shared:
     """Two models on the same trials: of the breach probes, or of the twins where the filters say so.
 
-    Of the filters the technique, the attack and the kind hold.
+    Of the filters the technique, the attack, the kind and the scope hold.
     """
     plan, chosen = study.plan, filters or Filters()
     found = board.outcomes
@@ -69,6 +69,8 @@ def shared(study: OpenStudy, board: Board, a: int, b: int, filters: Filters | No
 def _is_wanted(study: OpenStudy, p: int, filters: Filters) -> bool:
     probe = study.plan.probes[p]
     if (probe.kind == "benign") != (filters.kind == "benign"):
+        return False
+    if filters.scope and not is_part(probe, filters.scope):
         return False
     return filters.technique is None or probe.technique == study.techniques[filters.technique]
 
@@ -109,3 +111,9 @@ def is_edge(study: OpenStudy, a: int, b: int) -> bool:
     edges = () if study.plan.edges is UNSET else study.plan.edges
     ids = study.plan.models[a].id, study.plan.models[b].id
     return any((edge.parent, edge.child) == ids for edge in edges)
+
+
+def is_guard(study: OpenStudy, a: int, b: int) -> bool:
+    """Whether b is a behind guards."""
+    first, second = study.plan.models[a], study.plan.models[b]
+    return is_edge(study, a, b) and second.guards is not UNSET and first.guards is UNSET

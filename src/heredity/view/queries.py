@@ -3,7 +3,7 @@
     filters = Filters(model=0, state="broke", text="refund")
     listed(study, filters, after=17).rows
 
-Promises: every filter holds together with every other. A list is paged by the index of its trials, so a page
+Promises: every filter holds together with every other. A list is paged by the place of its trials, so a page
 does not shift while rows come.
 Leaves to others: the index (index.py), two models on the same trials (pairs.py).
 """
@@ -14,11 +14,16 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from msgspec import UNSET
+
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.sanitize import label
+from heredity.study.estimates import SCOPES
+from heredity.study.outcomes import is_part
 from heredity.study.plan import Trial
 from heredity.view.index import IN_PLAN
 from heredity.view.places import OpenStudy
+from heredity.view.rates import board_of
 from heredity.view.search import Search
 
 PAGE = 50  # trials of one page
@@ -32,7 +37,7 @@ _HITS = "WITH hits AS MATERIALIZED (SELECT rowid FROM words WHERE words MATCH :w
 class Filters(NamedTuple):
     """Which trials; None and "" mean any. Models, techniques and attacks by their place in the plan.
 
-    probe: a part of its name. text: words that were asked or answered.
+    probe: a part of its name. text: words that were asked or answered. scope: of SCOPES in estimates.py.
     """
 
     model: int | None = None
@@ -43,7 +48,10 @@ class Filters(NamedTuple):
     doubt: str = ""  # "unsure": the judge was; "split": the members of a panel disagree
     text: str = ""
     probe: str = ""
-    probes: tuple[int, ...] = ()  # those that have `probe` in their names, by place
+    scope: str = ""
+    alone: bool = False  # only trials that `model` broke, and no other model of the study
+    indices: tuple[int, ...] = ()  # of those
+    probes: tuple[int, ...] = ()  # those that have `probe` in their names and are of `scope`, by place
 
     def where(self) -> tuple[str, dict[str, object]]:
         """The condition in SQL, in a statement that starts with _HITS, and the values of both."""
@@ -58,7 +66,9 @@ class Filters(NamedTuple):
         parts = [IN_PLAN, *(f"{name} = :{name}" for name in values)]
         if self.doubt:
             parts.append("unsure" if self.doubt == "unsure" else "split")
-        if self.probe:
+        if self.alone:
+            parts.append(f"idx IN ({','.join(map(str, self.indices))})")
+        if self.probe or self.scope:
             parts.append(f"p IN ({','.join(map(str, self.probes))})")
         search = Search(self.text)
         if search:
@@ -72,7 +82,7 @@ class Filters(NamedTuple):
             "technique": "" if self.technique is None else study.techniques[self.technique],
             "attack": "" if self.attack is None else study.plan.attacks[self.attack],
             "outcome": self.state, "kind": self.kind, "doubt": self.doubt, "probe": self.probe,
-            "q": self.text,
+            "q": self.text, "scope": self.scope, "alone": "1" if self.alone else "",
         }  # fmt: skip
         return {key: value for key, value in found.items() if value}
 
@@ -80,8 +90,10 @@ class Filters(NamedTuple):
 def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
     """The filters of an address. Raises UnknownName for a model, technique or outcome that it lacks."""
     probe = query.get("probe", "")[:200].strip()
+    scope = _one("scope", query.get("scope", ""), SCOPES["breach"])
+    model = _place("model", query.get("model", ""), study.names)
     return Filters(
-        model=_place("model", query.get("model", ""), study.names),
+        model=model,
         technique=_place("technique", query.get("technique", ""), study.techniques),
         attack=_place("attack", query.get("attack", ""), study.plan.attacks),
         state=_one("outcome", query.get("outcome", ""), STATES),
@@ -89,7 +101,18 @@ def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
         doubt=_one("doubt", query.get("doubt", ""), DOUBTS),
         text=query.get("q", "")[:200].strip(),
         probe=probe,
-        probes=tuple(p for p, each in enumerate(study.plan.probes) if probe in each.id) if probe else (),
+        scope=scope,
+        alone=bool(query.get("alone")) and model is not None,
+        indices=board_of(study).alone(scope).indices[model]
+        if query.get("alone") and model is not None
+        else (),
+        probes=tuple(
+            p
+            for p, each in enumerate(study.plan.probes)
+            if probe in each.id and (not scope or is_part(each, scope))
+        )
+        if probe or scope
+        else (),
     )
 
 
@@ -175,24 +198,66 @@ class ListedTrials(NamedTuple):
     after: int | None
 
 
+class _ListOrder(NamedTuple):
+    """The order of a list: breaches by severity, the worst first, and then, as all others, by index.
+
+    ranks: the place of each severity among those of the plan, by probe; () if only the index orders.
+    """
+
+    ranks: tuple[int, ...]
+    n: int  # trials of the study
+
+    def place(self, index: int, p: int) -> int:
+        """The place of a trial of probe p."""
+        return index + self.n * self.ranks[p] if self.ranks else index
+
+    @property
+    def sql(self) -> str:
+        """The same of a row."""
+        if not self.ranks:
+            return "idx"
+        of: dict[int, list[int]] = {}
+        for p, rank in enumerate(self.ranks):
+            of.setdefault(rank, []).append(p)
+        cases = " ".join(f"WHEN p IN ({','.join(map(str, ps))}) THEN {rank}" for rank, ps in of.items())
+        return f"(idx + {self.n} * CASE {cases} END)"
+
+
+def _order(study: OpenStudy, filters: Filters) -> _ListOrder:
+    found = [0 if p.severity is UNSET else int(p.severity) for p in study.plan.probes]
+    if filters.state != "broke" or len({*found}) < 2:
+        return _ListOrder((), len(study.grid))
+    worst = max(found)
+    return _ListOrder(tuple(worst - each for each in found), len(study.grid))
+
+
+def _place_of(study: OpenStudy, filters: Filters, index: int) -> int:
+    """The place of a trial in its list; an index outside the plan is its own place."""
+    if not 0 <= index < len(study.grid):
+        return index
+    p = index // study.plan.samples % len(study.plan.probes)
+    return _order(study, filters).place(index, p)
+
+
 def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | None = None) -> ListedTrials:
-    """The trials after an index, or the last ones before one.
+    """The trials after one in their list, or the last ones before one. Breaches: the most severe first.
 
     Raises UsageError for a search without words.
     """
     if filters.text and not Search(filters.text):
         raise UsageError("Search for a word: letters or digits.", code="search-without-words")
     where, values = filters.where()
+    place, edge = _order(study, filters).sql, _place_of(study, filters, after if before is None else before)
     with study.index.reading() as rows:
         bound, order = (">", "ASC") if before is None else ("<", "DESC")
         every = rows.execute(
             f"{_HITS} SELECT n, page.* FROM (SELECT count(*) AS n FROM trials WHERE {where}) LEFT JOIN ("
-            f"SELECT idx, state, said, why, asked FROM trials LEFT JOIN texts USING (idx) "
-            f"WHERE {where} AND idx {bound} :edge ORDER BY idx {order} LIMIT :most) AS page "
-            f"ON true ORDER BY idx {order}",
-            values | {"edge": after if before is None else before, "most": PAGE + 1},
+            f"SELECT idx, state, said, why, asked, {place} AS at FROM trials LEFT JOIN texts USING (idx) "
+            f"WHERE {where} AND {place} {bound} :edge ORDER BY at {order} LIMIT :most) AS page "
+            f"ON true ORDER BY at {order}",
+            values | {"edge": edge, "most": PAGE + 1},
         ).fetchall()
-    n, found = every[0][0], [row[1:] for row in every if row[1] is not None]
+    n, found = every[0][0], [row[1:6] for row in every if row[1] is not None]
     has_more, found = len(found) > PAGE, found[:PAGE]
     if before is not None:
         found.reverse()
@@ -235,11 +300,13 @@ class Neighbours(NamedTuple):
 def neighbours(study: OpenStudy, filters: Filters, index: int) -> Neighbours:
     """The trials next to this one, under the same filters."""
     where, values = filters.where()
+    place = _order(study, filters).sql
+    of = f"SELECT idx FROM trials WHERE {where} AND {place}"
     with study.index.reading() as rows:
         found = rows.execute(
-            f"{_HITS} SELECT (SELECT max(idx) FROM trials WHERE {where} AND idx < :index), "
-            f"(SELECT min(idx) FROM trials WHERE {where} AND idx > :index)",
-            values | {"index": index},
+            f"{_HITS} SELECT ({of} < :at ORDER BY {place} DESC LIMIT 1), "
+            f"({of} > :at ORDER BY {place} LIMIT 1)",
+            values | {"at": _place_of(study, filters, index)},
         ).fetchone()
     return Neighbours(*found)
 

@@ -42,6 +42,13 @@ class ShownRate(NamedTuple):
     is_final: bool
 
 
+class AloneTrials(NamedTuple):
+    """By model the trials that it broke and no other model of the study did, of `n` that count for all."""
+
+    n: int
+    indices: list[tuple[int, ...]]
+
+
 class StoppingState(NamedTuple):
     """The pairs of models that are decided, and the interim analyses so far.
 
@@ -93,6 +100,25 @@ class Board:
         clusters = self.outcomes.clusters_of(ALL, probes)[counts]
         found = clustered_rate_sequence(broke, clusters, self._study.plan.confidence)
         return ShownRate(found, int(np.count_nonzero(broke)), False)
+
+    @property
+    def main_scope(self) -> str:
+        """The scope of the verdicts; before there are estimates, the first that is asked; "" for none."""
+        if self.estimates is not None:
+            return self.estimates.main_scope()
+        return next(iter(self.outcomes.breach_scopes), "")
+
+    def alone(self, scope: str) -> AloneTrials:
+        """The trials of a scope, or of all breach probes for "", that only one model broke."""
+        found, plan = self.outcomes, self._study.plan
+        wanted = [p for p, each in enumerate(plan.probes) if each.kind == "breach"]
+        probes = found.probes(scope, "breach") if scope else wanted
+        codes = [found.scored_of(m, ALL, probes) for m in range(len(plan.models))]
+        counts = np.logical_and.reduce([found.in_rate(each) for each in codes])
+        broke = np.array([each == BROKE for each in codes])
+        is_alone = counts & (broke.sum(axis=0) == 1)
+        places = [found.indices_of(m, ALL, probes)[is_alone & broke[m]] for m in range(len(codes))]
+        return AloneTrials(int(np.count_nonzero(counts)), [tuple(each.tolist()) for each in places])
 
     def is_judge_free(self, technique: str) -> bool:
         """Whether a deterministic check decides its breaches."""

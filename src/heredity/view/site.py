@@ -26,6 +26,7 @@ from heredity.core.errors import UnknownName
 from heredity.core.sanitize import label
 from heredity.core.version import __version__
 from heredity.study import templates, wording
+from heredity.study.headline import UNPROMPTED
 from heredity.study.turns import role_word
 from heredity.view import figures
 from heredity.view.index import is_searched
@@ -144,9 +145,11 @@ class Site:
             "percent": wording.percent,
             "plural": wording.plural,
             "role_word": role_word,
+            "severity_words": wording.severity_words,
             "site": self,
             "state_word": figures.state_word,
             "title": wording.title,
+            "unprompted_words": UNPROMPTED,
             "version": __version__,
         }
         return environment

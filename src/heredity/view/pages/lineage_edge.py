@@ -33,6 +33,7 @@ class EdgeResult(NamedTuple):
 
     one: EdgeStudy
     query: dict[str, str]
+    scope: str
     lines: list[str]
     rows: list[EdgeTechnique]
 
@@ -51,13 +52,14 @@ def render(site: Site, asked: Asked) -> str:
 
 
 def _result(one: EdgeStudy) -> EdgeResult:
-    study, estimates = one.study, board_of(one.study).estimates
+    study, board = one.study, board_of(one.study)
+    estimates = board.estimates
     ids = tuple(study.plan.models[m].id for m in (one.both.a, one.both.b))
     held = () if estimates is None else estimates.edges
     inherited = [edge for edge in held if (edge.parent, edge.child) == ids and edge.compared.n]
     query = {"a": study.names[one.both.a], "b": study.names[one.both.b]}
     lines = [] if estimates is None else [_line(estimates, edge) for edge in inherited]
-    return EdgeResult(one, query, lines, list(_rows(one, query)))
+    return EdgeResult(one, query, board.main_scope, lines, list(_rows(one, query)))
 
 
 def _line(estimates: Estimates, edge: Inheritance) -> str:

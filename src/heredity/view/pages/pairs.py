@@ -36,7 +36,9 @@ class Chosen(NamedTuple):
         """The same as the query of an address."""
         own = {"a": study.names[self.a], "b": study.names[self.b], "which": self.which}
         return own | {
-            k: v for k, v in self.filters.query(study).items() if k in ("technique", "attack", "kind")
+            k: v
+            for k, v in self.filters.query(study).items()
+            if k in ("technique", "attack", "kind", "scope")
         }
 
 
@@ -66,6 +68,7 @@ def render(site: Site, asked: Asked) -> str:
         "pairs.html.jinja", asked, study,
         chosen=wanted, both=both, sorts=WHICH, rows=_rows(study, both, places), after=after,
         query=wanted.query(study), kinds=KINDS, is_edge=is_edge(study, wanted.a, wanted.b), path=asked.path,
+        scopes=board_of(study).outcomes.breach_scopes,
     )  # fmt: skip
 
 

@@ -8,9 +8,11 @@ from typing import NamedTuple
 from heredity.study.advice import advise
 from heredity.study.estimates import JUDGED, Measure
 from heredity.study.headline import headline
-from heredity.view.pairs import WHICH, is_edge, pairs, shared
+from heredity.study.wording import title
+from heredity.view.lineage import decided
+from heredity.view.pairs import WHICH, is_edge, is_guard, pairs, shared
 from heredity.view.places import OpenStudy, report_of
-from heredity.view.queries import CellCounts, cells
+from heredity.view.queries import CellCounts, cells, read_filters
 from heredity.view.rates import Board, ShownRate, board_of
 from heredity.view.site import Asked, Site
 from heredity.view.verdicts import chips
@@ -35,13 +37,35 @@ class MatrixRow(NamedTuple):
     cells: list[MatrixCell]
 
 
+class SortCounts(NamedTuple):
+    """Trials of one kind of breaches that count for two models: how many there are of each sort.
+
+    query: the filter that opens them.
+    """
+
+    words: str
+    query: dict[str, str]
+    counts: dict[str, int]
+
+    @property
+    def n(self) -> int:
+        """All of them."""
+        return sum(self.counts.values())
+
+
 class PairLine(NamedTuple):
-    """Two models on the same trials, and how many there are of each sort."""
+    """Two models on the same trials: those of the verdict, and of each other kind, which no verdict adds.
+
+    inherited: of a child, the trials that its parent and it both decided: kept, lost, gained, neither.
+    """
 
     a: int
     b: int
     is_edge: bool
-    counts: dict[str, int]
+    is_guard: bool
+    main: SortCounts
+    others: list[SortCounts]
+    inherited: tuple[int, int, int, int] | None
 
 
 def render(site: Site, asked: Asked) -> str:
@@ -57,6 +81,7 @@ def render(site: Site, asked: Asked) -> str:
         chips=[] if estimates is None else chips(estimates),
         why_not=board.why_not, stopping=board.stopping,
         pairs=list(_pairs(study, board)),
+        alone=board.alone(board.main_scope) if len(study.names) > 2 else None, main_scope=board.main_scope,
         n_pairs=len(study.names) * (len(study.names) - 1) // 2,
         breaches=_total(study, board) + _rows(study, board, found, is_twin=False),
         twins=_rows(study, board, found, is_twin=True),
@@ -66,9 +91,32 @@ def render(site: Site, asked: Asked) -> str:
 
 
 def _pairs(study: OpenStudy, board: Board) -> Iterator[PairLine]:
+    scope = board.main_scope
     for _, (a, b) in zip(range(MOST_PAIRS), pairs(study), strict=False):
-        both = shared(study, board, a, b)
-        yield PairLine(a, b, is_edge(study, a, b), {which: both.n(which) for which in WHICH})
+        main, *others = [
+            SortCounts(*kind, _counts(study, board, a, b, kind[1])) for kind in _kinds(study, board)
+        ]
+        found = [each for each in others if each.n]
+        edge, guard = is_edge(study, a, b), is_guard(study, a, b)
+        inherited = decided(board.outcomes, a, b, scope) if edge and not guard else None
+        yield PairLine(a, b, edge, guard, main, found, inherited)
+
+
+def _kinds(study: OpenStudy, board: Board) -> Iterator[tuple[str, dict[str, str]]]:
+    """The kinds of breaches that are never summed: that of the verdict, the other scope, each baseline."""
+    scope = board.main_scope
+    if scope:
+        yield title(scope), {"scope": scope}
+    for other in board.outcomes.breach_scopes:
+        if other != scope:
+            yield title(other), {"scope": other}
+    for name in dict.fromkeys(p.technique for p in study.plan.probes if p.is_baseline and p.kind == "breach"):
+        yield title(name), {"technique": name}
+
+
+def _counts(study: OpenStudy, board: Board, a: int, b: int, query: dict[str, str]) -> dict[str, int]:
+    both = shared(study, board, a, b, read_filters(study, query))
+    return {which: both.n(which) for which in WHICH}
 
 
 def _total(study: OpenStudy, board: Board) -> list[MatrixRow]:

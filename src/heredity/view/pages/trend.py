@@ -8,7 +8,8 @@ from typing import NamedTuple
 from heredity.core.errors import HeredityError
 from heredity.core.records import digest
 from heredity.study.estimates import ALL, Estimates, Rate
-from heredity.study.wording import find, names
+from heredity.study.plan import Plan
+from heredity.study.wording import find, names, plural
 from heredity.view.pages.studies import planned_at
 from heredity.view.places import OpenStudy
 from heredity.view.site import Asked, Site
@@ -29,11 +30,12 @@ class TrendLine(NamedTuple):
 class TrendGroup(NamedTuple):
     """Studies of the same questions in the same application: their rates belong next to each other.
 
-    lines: by the name of the model, the oldest study first.
+    lines: by the name of the model, the oldest study first. questions: what was asked, in words and a digest.
     """
 
     application: str
     digest: str
+    questions: str
     scope: str
     n_studies: int
     lines: list[TrendLine]
@@ -53,7 +55,10 @@ def render(site: Site, asked: Asked) -> str:
             n_without += 1
         else:
             by_question[_question(study)].append(study)
-    groups = sorted(map(_group, by_question.values()), key=lambda group: -group.n_studies)
+    groups = sorted(
+        (_group(studies, asked_for) for (_, asked_for), studies in by_question.items()),
+        key=lambda group: -group.n_studies,
+    )
     return site.html("trend.html.jinja", asked, groups=groups, n_without=n_without)
 
 
@@ -74,7 +79,16 @@ def _estimates(study: OpenStudy) -> Estimates | None:
     return found if isinstance(found, Estimates) and found.study == study.saved.study else None
 
 
-def _group(studies: list[OpenStudy]) -> TrendGroup:
+def _questions(plan: Plan, endpoint: str, asked: str) -> str:
+    """The questions of a group. Two groups with the same counts have other probes, and so another digest."""
+    attacks = "" if list(plan.attacks) == ["direct"] else f", {plural(len(plan.attacks), 'attack')}"
+    samples = f", {plan.samples} samples" if plan.samples > 1 else ""
+    rate = {"decided_trials": ", rates of decided trials", "not_refused": ", rates of answers not refused"}
+    size = plural(len(plan.probes), "probe")
+    return f"{size}{attacks}{samples}{rate.get(endpoint, '')}; questions {asked[:8]}"
+
+
+def _group(studies: list[OpenStudy], asked: str) -> TrendGroup:
     lines, scope = list[TrendLine](), ""
     for study in studies:
         found = _estimates(study)
@@ -87,4 +101,6 @@ def _group(studies: list[OpenStudy]) -> TrendGroup:
                 lines.append(TrendLine(study, planned_at(study), name, rate))
     lines.sort(key=lambda line: (line.model, line.at))
     first = studies[0]
-    return TrendGroup(first.plan.application.name, first.saved.application_digest, scope, len(studies), lines)
+    questions = _questions(first.plan, _endpoint(first), asked)
+    name, application = first.plan.application.name, first.saved.application_digest
+    return TrendGroup(name, application, questions, scope, len(studies), lines)
