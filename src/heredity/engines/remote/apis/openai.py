@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 
 from msgspec import UnsetType
 
@@ -130,7 +131,7 @@ class ChunkJoiner:
         self.is_ended, self._without_prefill = False, PrefillRemover(prefill)
         self._pieces: list[str] = []
         self._refusals: list[str] = []
-        self._calls: dict[int, JsonObject] = {}
+        self._calls: dict[int, dict[str, list[object]]] = {}  # the parts of each value, joined at the end
         self._reason: object = None
         self._rest: JsonObject = {}  # model, system_fingerprint, usage
 
@@ -161,8 +162,10 @@ class ChunkJoiner:
         index = call.get("index")
         found = self._calls.setdefault(index if isinstance(index, int) else len(self._calls), {})
         for key, value in as_object(call.get("function") or {}, "function").items():
-            before = found.get(key)
-            found[key] = before + value if isinstance(before, str) and isinstance(value, str) else value
+            parts = found.setdefault(key, [])
+            if not (isinstance(value, str) and parts and isinstance(parts[-1], str)):
+                parts.clear()
+            parts.append(value)
 
     def answer(self) -> JsonObject:
         """Return the whole answer. A service names the reason of every end: one without it was cut off."""
@@ -171,8 +174,16 @@ class ChunkJoiner:
         if self._reason is None:
             raise MalformedAnswer("the stream ended without a finish_reason")
         message: JsonObject = {"content": "".join(self._pieces), "refusal": "".join(self._refusals) or None}
-        message["tool_calls"] = [{"function": call} for _, call in sorted(self._calls.items())]
+        message["tool_calls"] = [
+            {"function": {key: _joined(parts) for key, parts in call.items()}}
+            for _, call in sorted(self._calls.items())
+        ]
         return {**self._rest, "choices": [{"message": message, "finish_reason": self._reason}]}
+
+
+def _joined(parts: Sequence[object]) -> object:
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if texts else parts[0]
 
 
 def _message(message: Message, ids: list[str]) -> JsonObject:
