@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from heredity.core import registry
 from heredity.core.errors import BadInput, HeredityError, UsageError
+from heredity.core.progress import Progress
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
 from heredity.lineage.loading import engine_loader
@@ -64,9 +65,12 @@ def test_a_base_is_a_root_of_the_lineage_that_answers_and_says_what_it_came_from
     tmp_path: Path, recipe: Path
 ) -> None:
     store = Store(tmp_path / "store")
-    made = pretrain.read(recipe)
+    seen: list[Progress] = []
+    made = pretrain.read(recipe, watch=seen.append)
     base = store.grow_once(made, [])
     record = base.record
+    phases = [each.phase for each in seen if each.phase]
+    assert phases[0] == "loading the libraries" and phases[-1] == "writing"
     assert record.parents == () and record.name == "tiny" and record.recipe.kind == "pretrain"
     assert record.recipe.settings["corpus"] == made.text.fingerprint
     assert record.recipe.settings["rate"] == 0.02 and record.recipe.settings["width"] == 32

@@ -24,7 +24,7 @@ import msgspec
 from heredity.core import registry
 from heredity.core.errors import BadInput, UsageError, code_of, did_you_mean
 from heredity.core.files import explain_full_disk
-from heredity.core.progress import Watch
+from heredity.core.progress import Watch, phase
 from heredity.core.readers import naming, toml_line, toml_of
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
@@ -471,11 +471,12 @@ class Pretrain:
             raise UsageError("Pretrain has no parent, or only its `base`.", code="wrong-parents")
         folder = self.folder or out.parent / "training"
         with _naming(self.file), explain_full_disk(folder, 0):
-            notes = self.spec.write(self, self.spec.train(self, folder), out)
+            trained = self.spec.train(self, folder)
+            with phase(self.watch, "writing"):
+                notes = self.spec.write(self, trained, out)
         name = self.name or f"{self.spec.child_name(self)}-{self.size.lower()}"
         family, licence = name, self.licence
-        if self.base is not None:
-            base = self.base.record
+        for base in (each.record for each in self.parents):
             name, family = self.name or f"{base.name}-continued", base.family
             licence = base.licence if licence == "unknown" else licence
         return Description(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from heredity.core import host, registry
 from heredity.core.files import write_atomic
 from heredity.core.host import Device
+from heredity.core.progress import phase
 from heredity.recipes._training_run import write_metrics
 from heredity.recipes.pretrain import forecast
 from heredity.train import loop
@@ -71,6 +72,9 @@ def learn(
     init_network: returns a network of new weights, for a dtype.
     """
     dist = dist_of(recipe)
+    watch = recipe.watch if dist.is_main_process else None
+    with phase(watch, "loading the libraries"):
+        from transformers import PreTrainedModel  # noqa: F401  # it loads late what takes most of the time
     with forecast.checked_memory(recipe, dist) as prediction:
         dtype = _dtype(recipe, dist)
         network = init_network(dtype)
@@ -79,7 +83,7 @@ def learn(
             recompute_activations(network.model, recipe.recompute_every)
         trained = network if dist.is_single_process else shard_model(network, dist, recipe.reduce == "once")
         guard = loop.DivergenceGuard(recipe.checkpoint_every, recipe.spike)
-        meter = ThroughputMeter(recipe.watch if dist.is_main_process else None)
+        meter = ThroughputMeter(watch)
         metrics = loop.train(
             trained, FullFinetune(), objective, source, _plan(recipe), folder, meter, check, guard, dist
         )
