@@ -21,7 +21,8 @@ def ends_after_kills(
     Each must still have been running when it was killed; the last must end well. folder: for its output.
     """
     for after in at:
-        process = Process(argv, folder / "stdout", folder / "stderr", **environment)
+        # Helpers of a killed process may write for a while: not into the output of the next one.
+        process = Process(argv, folder / f"stdout-{after}", folder / f"stderr-{after}", **environment)
         while process.poll() is None and n_done() < after:
             time.sleep(0.002)
         assert process.poll() is None, f"it ended before {after} were done: {process.err.read_text('utf-8')}"
