@@ -70,7 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @not_windows
 @pytest.mark.parametrize(
     ("workers", "moments"),
-    [(2, (9,)), *(pytest.param(n, (1, 5, 12, 22), marks=pytest.mark.proof) for n in (1, 2))],
+    [(2, (10,)), *(pytest.param(n, (1, 5, 12, 22), marks=pytest.mark.proof) for n in (1, 2))],
 )
 def test_a_killed_build_goes_on_to_the_same_bytes(
     recipe: Path, whole: dict[str, bytes], tmp_path: Path, workers: int, moments: tuple[int, ...]
