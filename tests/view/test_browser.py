@@ -115,7 +115,8 @@ def browser() -> Iterator[Browser]:
 def paths(site: Site) -> list[str]:
     """An address of every page, found by following links, and one that names nothing."""
     found: dict[str, str] = {}
-    waiting, seen = ["/"], {"/"}
+    first, second = site.place.studies()
+    waiting, seen = ["/", f"/compare?a={first.key}&b={second.key}"], {"/"}
     while waiting:
         path = waiting.pop(0)
         page, _ = site.find(path.partition("?")[0])

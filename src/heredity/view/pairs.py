@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from heredity.study.outcomes import BROKE, is_part
+from heredity.study.outcomes import BROKE, Outcomes, is_part
 from heredity.view.places import OpenStudy
 from heredity.view.queries import PAGE, Filters
 from heredity.view.rates import Board
@@ -52,15 +52,21 @@ def shared(study: OpenStudy, board: Board, a: int, b: int, filters: Filters | No
 
     Of the filters the technique, the attack, the kind and the scope hold.
     """
-    plan, chosen = study.plan, filters or Filters()
-    found = board.outcomes
-    every = list(range(len(plan.probes)))
+    chosen, plan = filters or Filters(), study.plan
+    probes = [_is_wanted(study, p, chosen) for p in range(len(plan.probes))]
+    under = [chosen.attack in (None, a) for a in range(len(plan.attacks))]
+    return shared_of(board.outcomes, a, b, np.array(probes, np.bool_), np.array(under, np.bool_))
+
+
+def shared_of(
+    found: Outcomes, a: int, b: int, probes: NDArray[np.bool_], under: NDArray[np.bool_] | None = None
+) -> Shared:
+    """Two models of the same outcomes, on the probes (probe,) and the attacks (attack,) that are True."""
+    every = list(range(len(found.plan.probes)))
     first, second = (found.scored(found.array[m], every) for m in (a, b))
-    counts = found.in_rate(first) & found.in_rate(second)  # (attack, probe, sample)
-    is_wanted = np.array([_is_wanted(study, p, chosen) for p in every], np.bool_)
-    counts &= is_wanted[:, None]
-    if chosen.attack is not None:
-        counts &= (np.arange(len(plan.attacks)) == chosen.attack)[:, None, None]
+    counts = found.in_rate(first) & found.in_rate(second) & probes[:, None]  # (attack, probe, sample)
+    if under is not None:
+        counts &= under[:, None, None]
     broke_a, broke_b = first == BROKE, second == BROKE
     sorts = np.select([broke_a & broke_b, broke_a, broke_b], [3, 1, 2], 4)  # as WHICH is ordered
     return Shared(a, b, np.where(counts, sorts, 0).astype(np.int8).ravel())

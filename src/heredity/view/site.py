@@ -137,6 +137,7 @@ class Site:
         environment.globals |= {
             "attack_name": wording.attack_name,
             "counts_bar": figures.counts_bar,
+            "difference_words": wording.difference_words,
             "duration": figures.duration,
             "interval": wording.interval,
             "interval_bar": figures.interval_bar,

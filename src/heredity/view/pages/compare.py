@@ -1,0 +1,33 @@
+"""Two runs: what differs between their plans, and each model that both asked."""
+
+from __future__ import annotations
+
+from heredity.view.pairs import WHICH
+from heredity.view.places import OpenStudy
+from heredity.view.site import Asked, Site
+from heredity.view.two_runs import TwoRuns
+
+PATH, MENU, TAB = "/compare", "", ""
+IS_EXPORTED = False
+
+
+def render(site: Site, asked: Asked) -> str:
+    """The page; without two runs in the address only the form that chooses them."""
+    a, b = (asked.query.get(name, "") for name in ("a", "b"))
+    runs = chosen(site, asked) if a and b and a != b else None
+    found = [runs.compared(model) for model in runs.models] if runs and runs.scope else []
+    return site.html(
+        "compare.html.jinja", asked,
+        runs=runs, found=found, a=a, b=b, studies=site.place.studies(), sorts=WHICH,
+    )  # fmt: skip
+
+
+def chosen(site: Site, asked: Asked) -> TwoRuns:
+    """The two runs of an address, with the rows that came. Raises UnknownName."""
+    return TwoRuns(*(_open(site, asked.query.get(name, "")) for name in ("a", "b")))
+
+
+def _open(site: Site, key: str) -> OpenStudy:
+    study = site.place.open(key)
+    study.refresh()
+    return study
