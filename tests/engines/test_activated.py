@@ -142,7 +142,7 @@ def test_greedy_answers_are_those_of_peft(base: Path, adapter: Path) -> None:
     assert n_other >= 5, "the adapter changes nothing"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.proof)])
 def test_an_answer_is_bit_equal_alone_in_company_and_in_any_order(
     base: Path, sometimes: Path, dtype: str
 ) -> None:

@@ -82,7 +82,7 @@ def hubs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Hub]:
     return cache(lambda name: Hub(name, tmp_path_factory.mktemp(name)))
 
 
-@pytest.fixture(params=["llama", "qwen2"])
+@pytest.fixture(params=["llama", pytest.param("qwen2", marks=pytest.mark.proof)])
 def hub(request: pytest.FixtureRequest, hubs: Callable[[str], Hub]) -> Hub:
     return hubs(str(request.param))
 

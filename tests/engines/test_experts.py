@@ -71,7 +71,7 @@ def test_a_tile_is_one_row_where_places_differ(monkeypatch: pytest.MonkeyPatch) 
     assert steady_tile(layer(1, Routing(1)).each[0], rows(4), "plain") in experts.TILES
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.proof)])
 def test_an_answer_is_the_same_alone_and_in_company(tmp_path: Path, dtype: str) -> None:
     engine = open_folder(make_model(tmp_path, "qwen3_moe"), dtype=dtype)
     stream = random.Random(5)

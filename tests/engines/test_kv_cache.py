@@ -155,7 +155,7 @@ def answers(engine: TorchEngine, asked: list[Request]) -> dict[int, tuple[int, .
     return {reply.key: tuple(reply.tokens) for reply in engine.reply(asked)}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.proof)])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_answer_is_the_same_alone_in_company_in_any_order_and_after_a_restart(
     tiny_llama: Path, tmp_path: Path, dtype: str, bits: KvBits

@@ -65,6 +65,7 @@ def test_real_answers_are_bit_equal_alone_and_in_company(engine: TorchEngine) ->
     assert len(together) == 24 and all(reply.error is None for reply in together.values())
 
 
+@pytest.mark.proof
 def test_short_questions_keep_their_bits_over_the_application_s_prefix(engine: TorchEngine) -> None:
     application = h.Application.load(EXAMPLE)
     messages = application.messages()

@@ -146,7 +146,11 @@ def test_an_architecture_that_transformers_does_not_read_is_refused(
 
 @pytest.mark.models
 @pytest.mark.parametrize(
-    ("name", "end"), [("smollm2-135m-instruct", "<|im_end|>"), ("qwen2.5-coder-0.5b-instruct", "<|im_end|>")]
+    ("name", "end"),
+    [
+        ("smollm2-135m-instruct", "<|im_end|>"),
+        pytest.param("qwen2.5-coder-0.5b-instruct", "<|im_end|>", marks=pytest.mark.proof),
+    ],
 )
 def test_the_real_models_answer_sensibly_and_stop(name: str, end: str) -> None:
     store = Store()

@@ -157,7 +157,10 @@ def loss_in_transformers(base: Grown, recipe: Path) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "first", "second"),
-    [("adamw", 2, 0), *(pytest.param("muon", *n, marks=pytest.mark.proof) for n in ((0, 2), (3, 2)))],
+    [
+        pytest.param(*each, marks=pytest.mark.proof)
+        for each in (("adamw", 2, 0), ("muon", 0, 2), ("muon", 3, 2))
+    ],
 )
 def test_killed_and_gone_on_with_by_another_number_of_processes_the_losses_are_those_of_one(
     alone: Callable[[str], Grown], recipe: Path, tmp_path: Path, kind: str, first: int, second: int

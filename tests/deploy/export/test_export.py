@@ -188,6 +188,7 @@ write_gguf(Path(sys.argv[1]), Path(sys.argv[3]), sys.argv[5], "converted")
 """
 
 
+@pytest.mark.proof
 def test_another_architecture_is_converted_by_the_program_of_llama_cpp(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

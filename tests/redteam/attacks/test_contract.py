@@ -22,7 +22,7 @@ from tests.support.conversations import APPLICATION, PROBES, REFUSAL, REPLIES, l
 from tests.support.errors import raises
 
 SPECS = laid()
-EVERY = int(os.environ.get("HEREDITY_EVERY", "6"))
+EVERY = int(os.environ.get("HEREDITY_EVERY", "12"))
 TOOLS = [tool.name for tool in APPLICATION.tools]
 
 
@@ -47,7 +47,7 @@ def unlike_neighbours(request: Request) -> bool:
 
 
 def asked(spec: str) -> list[Probe]:
-    """Every sixth probe that it is laid over (HEREDITY_EVERY=1: all), fewer where it asks by the hundred."""
+    """Every twelfth probe that it is laid over (HEREDITY_EVERY=1: all), fewer if it asks by the hundred."""
     attack = attacks.load(spec)
     found = [probe for probe in PROBES if not attack.skips(probe, trial())]
     return found[::EVERY] if attack.queries(found[0], trial()) < 50 else found[:: 5 * EVERY]
@@ -139,7 +139,7 @@ def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) 
     """Three turns, as in the example: what a model does with tools must not use up the turn that asks."""
     desk = msgspec.structs.replace(APPLICATION, max_turns=3)
     how = msgspec.structs.replace(attacks.context_for(desk), seed=1)
-    for i, probe in enumerate(asked(spec)[:: 24 // EVERY]):
+    for i, probe in enumerate(asked(spec)[:: max(1, 24 // EVERY)]):
         for kind, said in replies(i).items():
             made, requests = converse(desk, attacks.load(spec)(probe, how), probe, said)
             assert made, (probe.id, kind)
@@ -149,7 +149,7 @@ def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) 
 @pytest.mark.parametrize("spec", SPECS)
 def test_what_it_adds_never_breaks_a_probe_when_it_is_said_back(spec) -> None:
     """A model that quotes what the attack said has not obeyed: as for the probe's own words."""
-    for probe in asked(spec)[:: 9 // EVERY]:
+    for probe in asked(spec)[:: max(1, 9 // EVERY)]:
         if probe.kind == "benign" or probe.check.kind in ("refusal", "task") or "many_shot" in spec:
             continue
         turns = talk(spec, probe, trial())

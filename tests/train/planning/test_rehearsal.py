@@ -29,7 +29,7 @@ def way(layout: Layout, product: int, runs_again: int = False) -> LayoutForecast
         ("1B", Layout("none", 1, 64), 4096, False),
         pytest.param("1B", Layout("fsdp", 8, 1), 4096, False, marks=pytest.mark.proof),
         pytest.param("8B", Layout("hsdp", 64, 16), 8192, False, marks=pytest.mark.proof),
-        ("70B", Layout("hsdp", 128, 8), 8192, True),
+        pytest.param("70B", Layout("hsdp", 128, 8), 8192, True, marks=pytest.mark.proof),
     ],
 )
 def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_was_reckoned(
@@ -50,7 +50,9 @@ def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_
         (text("30M", 512), Layout("none", 1, 8), 8192, False),
         pytest.param(*(text("30M", 512), Layout("fsdp", 8, 1), 8192, True), marks=pytest.mark.proof),
         (text("30M", 512), Layout("fsdp", 8, 1), 8192, 2),
-        (pairs("clip", "20M", batch=512), Layout("hsdp", 4, 2), 64, 2),
+        pytest.param(
+            *(pairs("clip", "20M", batch=512), Layout("hsdp", 4, 2), 64, 2), marks=pytest.mark.proof
+        ),
         pytest.param(*(text("30M", 512, "bert"), Layout("none", 1, 8), 8192, False), marks=pytest.mark.proof),
         (text("30M", 512, "bert"), Layout("fsdp", 8, 1), 8192, True),
         pytest.param(
