@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from heredity.redteam.text import fold, words
 
@@ -16,16 +17,18 @@ _PLAIN = frozenset(
 )
 
 
-def runs(text: str, n: int = 5) -> set[tuple[str, ...]]:
+@cache
+def runs(text: str, n: int = 5) -> frozenset[tuple[str, ...]]:
     """Return every `n` words in a row that hold two words with a meaning; a shorter text is one run."""
     found = words(fold(text))
-    every = {tuple(found[i : i + n]) for i in range(max(1, len(found) - n + 1))}
-    return {run for run in every if len(set(run) - _PLAIN) >= 2} or every
+    every = frozenset(tuple(found[i : i + n]) for i in range(max(1, len(found) - n + 1)))
+    return frozenset(run for run in every if len(set(run) - _PLAIN) >= 2) or every
 
 
-def content(text: str) -> set[str]:
+@cache
+def content(text: str) -> frozenset[str]:
     """Return the words that carry a text's meaning."""
-    return set(words(fold(text))) - _PLAIN
+    return frozenset(words(fold(text))) - _PLAIN
 
 
 def is_near(a: str, b: str, share: float = 0.25, overlap: float = 0.6) -> bool:
@@ -45,7 +48,4 @@ def near_pairs(texts: Sequence[str], others: Iterable[str] | None = None) -> lis
 
 
 def _may(a: str, b: str) -> bool:
-    return bool(_CONTENT.setdefault(a, content(a)) & _CONTENT.setdefault(b, content(b)))
-
-
-_CONTENT: dict[str, set[str]] = {}
+    return not content(a).isdisjoint(content(b))
