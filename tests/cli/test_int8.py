@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,28 @@ from tests.support.tiny_models import make_model
 TUNE = ["--data", "rows.jsonl", "--rank", "2"]
 
 
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose store has a foundation and its int8 child, to be copied."""
+    folder = tmp_path_factory.mktemp("stocked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEREDITY_STORE", str(folder / "store"))
+        patch.chdir(folder)
+        Store().pull(str(make_model(folder / "tiny", "llama", hidden_size=128, max_position_embeddings=1024)))
+        rows = [{"prompt": f"fox {i}", "completion": "jumps over"} for i in range(8)]
+        Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        Path("desk.toml").write_text(DESK + "\n[decoding]\nmax_tokens = 2\n")
+        assert main(["derive", "quantize", "tiny", "--to", "int8", "--name", "whole"]) == 0
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with a foundation and its int8 child."""
+def place(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a copy of the one with the store."""
+    shutil.copytree(stocked, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(tmp_path)
-    model = make_model(tmp_path / "tiny", "llama", hidden_size=128, max_position_embeddings=1024)
-    Store().pull(str(model))
-    rows = [{"prompt": f"fox {i}", "completion": "jumps over"} for i in range(8)]
-    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    Path("desk.toml").write_text(DESK + "\n[decoding]\nmax_tokens = 2\n")
-    assert main(["derive", "quantize", "tiny", "--to", "int8", "--name", "whole"]) == 0
     return tmp_path
 
 
