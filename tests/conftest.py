@@ -28,6 +28,8 @@ os.environ.setdefault("HEREDITY_MIRRORS", str(Path(__file__).parents[1] / "examp
 if _n_workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, host.n_cores() // int(_n_workers))))
 host.configure()  # as every entry point does: before any test loads torch
+# Tests end processes and never the power: no file of theirs need be on the disk itself.
+os.fsync = lambda handle: None
 
 settings.register_profile("desk", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
