@@ -34,7 +34,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(if $(CI),--quiet)
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help study inheritance adapt pretrain test types contracts test-fast prose shape bench proofs judges learned head docs reference clean
+.PHONY: help study inheritance adapt pretrain test types read contracts limits test-fast prose shape bench proofs judges learned head docs reference clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -63,15 +63,21 @@ pretrain: $(VENV)/.corpus ## a base from random weights, its children, and what 
 test: $(VENV)/.dev ## what CI runs: style, types, import contracts, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory --jobs=2 types contracts
+	@$(MAKE) --no-print-directory --jobs=2 types $(if $(wildcard .pytest_cache),,read) contracts limits
 	$(BIN)/pytest -m "not proof" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Side by side: each takes one core, and about as long as the other.
+# Side by side, two at a time, the longest first.
 types:
 	$(BIN)/mypy
 
+# The first time only: compiles what the tests load and the tests, which every worker would do by itself.
+read:
+	@$(BIN)/pytest --collect-only -q -m "not proof" $(ARGS) > /dev/null 2>&1 || true
+
 contracts:
 	$(BIN)/lint-imports
+
+limits:
 	$(BIN)/python tools/prose.py --counts
 	$(BIN)/python tools/shape.py --static --limits --summary
 
