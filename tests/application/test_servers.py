@@ -188,7 +188,7 @@ def test_a_call_that_hangs_holds_up_no_call_of_another_conversation(
 
 def test_a_late_call_ends_the_server_only_if_that_answered_nothing_meanwhile(desk: Application) -> None:
     (server,) = desk.mcp or ()
-    with server.process(ConversationLimits(tool_seconds=5)) as process, ThreadPoolExecutor(1) as threads:
+    with server.process(ConversationLimits(tool_seconds=3)) as process, ThreadPoolExecutor(1) as threads:
         assert process.call(Call("note", {"text": "a"})).text == "1 kept"
         hanging, n_kept = threads.submit(process.call, Call("read", {"name": "hang"})), 1
         while not hanging.done():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -51,14 +52,12 @@ def requests() -> list[Request]:
 
 
 def keyed(asked: list[Request]) -> list[Request]:
-    return [
-        Request(i, r.messages, r.decoding, r.seed, r.prefill, r.tools, r.n_shared)
-        for i, r in enumerate(asked)
-    ]
+    return [msgspec.structs.replace(request, key=key) for key, request in enumerate(asked)]
 
 
 def test_real_answers_are_bit_equal_alone_and_in_company(engine: TorchEngine) -> None:
-    asked = keyed(requests() * 4)  # 24 rows: another width than one row alone
+    # 24 rows: another width than one row alone
+    asked = [msgspec.structs.replace(each, decoding=Decoding(32)) for each in keyed(requests() * 4)]
     together = {reply.key: reply for reply in engine.reply(asked)}
     alone = next(iter(engine.reply([asked[3]])))
     assert alone.tokens == together[3].tokens == together[9].tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,15 @@ from heredity.engines.formats.rewrite import read_all
 from heredity.engines.protocols import Engine
 from heredity.engines.torch.engine import open_folder
 from heredity.experiments import replay_data
-from heredity.experiments.repair import N_TESTS, RepairMeasurement, Setting, halves, in_words, repair
+from heredity.experiments.repair import (
+    N_TESTS,
+    RepairMeasurement,
+    Setting,
+    _ladder,
+    halves,
+    in_words,
+    repair,
+)
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.finetune import Finetune
@@ -186,13 +195,19 @@ def one_length(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_data, "STEPS", (1,))
 
 
+@pytest.fixture
+def no_tunings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ladder has the three steps that train nothing: the others are measured in the same way."""
+    monkeypatch.setattr("heredity.experiments.repair._ladder", lambda *given: islice(_ladder(*given), 3))
+
+
 @pytest.mark.usefixtures("one_length")
 def test_too_few_trials_are_never_enough(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:
     found = climb(store, pair, tmp_path / "out", ("merge", "guard", "lora"), "planted_secret", margin=0.001)
     assert found.model is None and all(step.measured is not None for step in found.steps)
 
 
-@pytest.mark.usefixtures("one_length")
+@pytest.mark.usefixtures("no_tunings")
 def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
     store: Store, pair: tuple[Grown, Grown], tmp_path: Path
 ) -> None:

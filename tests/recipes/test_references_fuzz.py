@@ -25,7 +25,7 @@ PIECES = [
 TEXT = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8)), max_size=6).map("".join)
 REFERENCES = st.builds(lambda prefixes, rest: "".join(prefixes) + rest,
                        st.lists(st.sampled_from(PREFIXES), min_size=1, max_size=3), TEXT)  # fmt: skip
-MANY = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

@@ -216,6 +216,7 @@ def test_a_disk_that_fills_while_rows_are_left_out_changes_nothing(tmp_path: Pat
 # --- killed before any write ------------------------------------------------------------------------
 
 WRITES = ("write", "fsync", "replace", "ftruncate")
+EVERY = pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.proof)])  # of the writes
 
 
 def dies_at(nth: int, work: Callable[[], object]) -> bool:
@@ -247,10 +248,11 @@ def dies_at(nth: int, work: Callable[[], object]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@EVERY
 @pytest.mark.skipif(sys.platform == "darwin", reason="fork is not safe with its frameworks")
-def test_killed_before_any_of_its_writes_a_study_comes_to_the_same(tmp_path: Path) -> None:
+def test_killed_before_any_of_its_writes_a_study_comes_to_the_same(tmp_path: Path, every: int) -> None:
     study(tmp_path / "whole", SMALL).run()
-    for nth in range(1, 1000):
+    for nth in range(1, 1000, every):
         folder = tmp_path / str(nth)
         was_killed = dies_at(nth, lambda folder=folder: study(folder, SMALL).run())  # type: ignore[misc]
         study(folder, SMALL).run()
@@ -265,8 +267,9 @@ def test_killed_before_any_of_its_writes_a_study_comes_to_the_same(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@EVERY
 @pytest.mark.skipif(sys.platform == "darwin", reason="fork is not safe with its frameworks")
-def test_killed_while_it_asks_errors_again_a_study_loses_nothing(tmp_path: Path) -> None:
+def test_killed_while_it_asks_errors_again_a_study_loses_nothing(tmp_path: Path, every: int) -> None:
     made, failed = plan(ONE, n=2, samples=1), tmp_path / "failed"
     study(failed, made, lambda _: Recorder("flaky")).run()
     lost = [row for row in responses(failed) if row.error is not None]
@@ -278,7 +281,7 @@ def test_killed_while_it_asks_errors_again_a_study_loses_nothing(tmp_path: Path)
 
     shutil.copytree(failed, tmp_path / "whole")
     again(tmp_path / "whole")
-    for nth in range(1, 1000):
+    for nth in range(1, 1000, every):
         folder = tmp_path / str(nth)
         shutil.copytree(failed, folder)
         was_killed = dies_at(nth, lambda folder=folder: again(folder))  # type: ignore[misc]
