@@ -35,7 +35,7 @@ def without(missing: str, tmp_path: Path, recipe: str, workers: int) -> subproce
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.proof)])
 @pytest.mark.parametrize(
     ("missing", "recipe", "extra"),
     [

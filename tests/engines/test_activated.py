@@ -24,6 +24,7 @@ from heredity.engines.vllm.adapter import check_adapter
 from heredity.recipes.merge_adapter import merge
 from tests.support.batch_caches import caches
 from tests.support.errors import raises
+from tests.support.marks import or_proof
 from tests.support.peft_adapters import IDS, make_adapter
 from tests.support.tiny_models import WORDS, make_model
 
@@ -79,7 +80,7 @@ def logits(engine: TorchEngine, ids: list[int]) -> torch.Tensor:
         return decoder.logits(hidden)
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3_moe"])
+@pytest.fixture(scope="module", params=or_proof(("llama", "qwen2", "qwen3_moe"), ("llama", "qwen3_moe")))
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base, and an adapter of it that PEFT wrote; what wakes the adapter stands in its settings alone."""
     folder = tmp_path_factory.mktemp("written")

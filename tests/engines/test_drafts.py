@@ -100,9 +100,9 @@ def answers(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_drafts_change_no_token(any_model: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_change_no_token(any_kind: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = getattr(torch, dtype)
-    decoder = Decoder(weights.read_weights(any_model, kind), kind)
+    decoder = Decoder(weights.read_weights(any_kind, kind), kind)
     counted = Counted(decoder, monkeypatch)
     expected = answers(decoder, 0, decodings=BOTH)
     n_plain, counted.n_steps = counted.n_steps, 0
@@ -192,9 +192,9 @@ def test_drafts_stay_inside_the_budget_of_the_caches(tiny_llama: Path) -> None:
 
 
 def test_a_cache_that_is_rounded_block_by_block_takes_no_drafts(
-    any_model: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = KvQuantizedDecoder(weights.read_weights(any_model, torch.float32), torch.float32, 8)
+    decoder = KvQuantizedDecoder(weights.read_weights(tiny_llama, torch.float32), torch.float32, 8)
     counted = Counted(decoder, monkeypatch)
     expected = answers(decoder, 0)
     n_plain, counted.n_steps = counted.n_steps, 0

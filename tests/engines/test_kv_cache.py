@@ -79,9 +79,9 @@ def test_equal_numbers_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 150, 192])
-def test_whole_blocks_are_rounded_and_the_newest_positions_are_not(any_model: Path, n: int) -> None:
+def test_whole_blocks_are_rounded_and_the_newest_positions_are_not(any_kind: Path, n: int) -> None:
     """In the first layer keys and values do not depend on attention: they are those of the plain decoder."""
-    plain, ours = decoders(any_model, 4)
+    plain, ours = decoders(any_kind, 4)
     (whole, _), (rounded, _) = prefilled(plain, tokens(n)), prefilled(ours, tokens(n))
     for side, how in (("keys", round_keys), ("values", round_values)):
         before, after = getattr(whole, side)[0][0], getattr(rounded, side)[0][0]
@@ -92,8 +92,8 @@ def test_whole_blocks_are_rounded_and_the_newest_positions_are_not(any_model: Pa
         assert torch.allclose(after[:, rest], before[:, rest], atol=1e-5)
 
 
-def test_a_prompt_in_one_pass_and_token_by_token_leave_the_same_cache_and_logits(any_model: Path) -> None:
-    _, ours = decoders(any_model, 8)
+def test_a_prompt_in_one_pass_and_token_by_token_leave_the_same_cache_and_logits(any_kind: Path) -> None:
+    _, ours = decoders(any_kind, 8)
     own = tokens(2 * BLOCK + 9)
     slots, logits = prefilled(ours, own)
     stepped = ours.slots(1, 4 * BLOCK)
@@ -108,16 +108,16 @@ def test_a_prompt_in_one_pass_and_token_by_token_leave_the_same_cache_and_logits
         assert far.max() < 0.1 and far.mean() < 1e-3  # a number between two steps may fall to either side
 
 
-def test_more_bits_are_nearer_to_the_plain_decoder_and_short_texts_are_equal(any_model: Path) -> None:
+def test_more_bits_are_nearer_to_the_plain_decoder_and_short_texts_are_equal(any_kind: Path) -> None:
     own = tokens(150)
-    _, plain = prefilled(decoders(any_model, 8)[0], own)
-    far = {bits: (prefilled(decoders(any_model, bits)[1], own)[1] - plain).abs() for bits in (4, 8)}
+    _, plain = prefilled(decoders(any_kind, 8)[0], own)
+    far = {bits: (prefilled(decoders(any_kind, bits)[1], own)[1] - plain).abs() for bits in (4, 8)}
     assert all(bool((each[:BLOCK] < 1e-4).all()) for each in far.values())
     assert 0 < far[8][BLOCK:].mean() < 0.3 * far[4][BLOCK:].mean()
 
 
-def test_a_shared_prefix_is_rounded_whole_and_gives_the_numbers_of_an_unshared_one(any_model: Path) -> None:
-    plain, ours = decoders(any_model, 4)
+def test_a_shared_prefix_is_rounded_whole_and_gives_the_numbers_of_an_unshared_one(any_kind: Path) -> None:
+    plain, ours = decoders(any_kind, 4)
     own = tokens(150)
     with torch.inference_mode():
         shared = ours.prefix(own[:BLOCK])
@@ -173,8 +173,8 @@ def test_an_answer_is_the_same_alone_in_company_in_any_order_and_after_a_restart
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_s_cache_keeps_its_bits_in_company(any_model: Path, dtype: str) -> None:
-    engine = open_folder(any_model, dtype=dtype, kv_bits=4)
+def test_a_row_s_cache_keeps_its_bits_in_company(any_kind: Path, dtype: str) -> None:
+    engine = open_folder(any_kind, dtype=dtype, kv_bits=4)
     asked = [
         Request(i, (SYSTEM, Message("user", " ".join(WORDS[: 1 + 3 * i]))), n_shared=1) for i in range(6)
     ]

@@ -47,9 +47,9 @@ def test_only_one_layer_is_held_twice(decoder: Decoder, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("bits", [None, 4])
 def test_a_prefill_that_nobody_reads_leaves_the_same_cache_and_skips_the_last_layer(
-    any_model: Path, bits: KvBits | None
+    any_kind: Path, bits: KvBits | None
 ) -> None:
-    loaded = weights.read_weights(any_model, torch.bfloat16)
+    loaded = weights.read_weights(any_kind, torch.bfloat16)
 
     def make(loaded: weights.Weights) -> Decoder:
         if bits is None:

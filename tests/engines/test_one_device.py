@@ -22,10 +22,10 @@ PREFIX = tuple(range(3, 60))
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
-def decoder(request: pytest.FixtureRequest, any_model: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder:
+def decoder(request: pytest.FixtureRequest, any_kind: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder:
     dtype = getattr(torch, request.param)
     with torch.inference_mode():
-        return Decoder(read_weights(any_model, dtype, monkeypatch), dtype)
+        return Decoder(read_weights(any_kind, dtype, monkeypatch), dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,8 @@ def test_packed_prefills_and_steps_of_every_form(decoder: Decoder) -> None:
     assert {cache.device for cache in (*slots.keys, *slots.values)} == {GPU}
 
 
-def test_a_rounded_cache(any_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = KvQuantizedDecoder(read_weights(any_model, torch.bfloat16, monkeypatch), torch.bfloat16, 4)
+def test_a_rounded_cache(any_kind: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = KvQuantizedDecoder(read_weights(any_kind, torch.bfloat16, monkeypatch), torch.bfloat16, 4)
     prefix, slots = decoder.prefix(PREFIX), decoder.slots(2, 2 * BLOCK)
     assert decoder.prefill(prefix, slots, 0, tuple(range(3, 90))).device == GPU
     lengths = torch.tensor([BLOCK - 1, 3])  # one row fills its block

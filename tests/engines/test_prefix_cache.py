@@ -39,10 +39,10 @@ def left_by(
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_kept_beginning_has_the_bits_of_a_computed_one(
-    any_model: Path, dtype: str, bits: KvBits | None, n_prefix: int
+    any_kind: Path, dtype: str, bits: KvBits | None, n_prefix: int
 ) -> None:
     kind = getattr(torch, dtype)
-    read = weights.read_weights(any_model, kind)
+    read = weights.read_weights(any_kind, kind)
     decoder = Decoder(read, kind) if bits is None else KvQuantizedDecoder(read, kind, bits)
     prefix = tokens(n_prefix, 9)
     shared = tokens(2 * CHUNK, 1)

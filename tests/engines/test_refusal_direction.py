@@ -30,8 +30,8 @@ HARMLESS = [request(f"an old {word} while {word}") for word in WORDS]
 
 
 @pytest.fixture(scope="module")
-def engine(any_model: Path) -> TorchEngine:
-    return open_folder(any_model, dtype="float32", width=8)
+def engine(any_kind: Path) -> TorchEngine:
+    return open_folder(any_kind, dtype="float32", width=8)
 
 
 def text_of(vector: np.ndarray) -> str:

@@ -27,8 +27,8 @@ def streamed(engine: TorchEngine, listener: RecordingListener, requests: list[Re
     return {reply.key: reply for reply in engine.stream(requests, listener)}
 
 
-def test_pieces_are_the_answer_of_every_architecture(any_model: Path) -> None:
-    engine, listener = open_folder(any_model, dtype="float32"), RecordingListener()
+def test_pieces_are_the_answer_of_every_kind_of_model(any_kind: Path) -> None:
+    engine, listener = open_folder(any_kind, dtype="float32"), RecordingListener()
     alone = {reply.key: reply for reply in engine.reply(questions(6))}
     assert streamed(engine, listener, questions(6)) == alone
     assert {key: "".join(told) for key, told in listener.heard.items()} == {

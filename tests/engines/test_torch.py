@@ -104,8 +104,8 @@ def test_an_answer_is_bit_equal_alone_in_company_and_in_any_order(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_keeps_its_bits_in_company_over_prefixes_of_every_length(any_model: Path, dtype: str) -> None:
-    engine = open_folder(any_model, dtype=dtype)
+def test_a_row_keeps_its_bits_in_company_over_prefixes_of_every_length(any_kind: Path, dtype: str) -> None:
+    engine = open_folder(any_kind, dtype=dtype)
     for n_words in (1, 40, 150):
         system = Message("system", " ".join(random.Random(n_words).choices(WORDS, k=n_words)))
         asked = [
@@ -120,9 +120,9 @@ def test_a_row_keeps_its_bits_in_company_over_prefixes_of_every_length(any_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_keeps_its_bits_however_long_the_caches_are(any_model: Path, dtype: torch.dtype) -> None:
+def test_a_step_keeps_its_bits_however_long_the_caches_are(any_kind: Path, dtype: torch.dtype) -> None:
     """A long row makes everyone's cache longer, and with it what a softmax adds up."""
-    decoder = _decoder.Decoder(weights.read_weights(any_model, dtype), dtype)
+    decoder = _decoder.Decoder(weights.read_weights(any_kind, dtype), dtype)
     stream = torch.Generator().manual_seed(4)
     with torch.inference_mode():
         for n_prefix in (0, 1, 33, 61, 150, 251):

@@ -21,17 +21,17 @@ def request(text: str, n_shared: int = 0) -> Request:
 
 
 @pytest.fixture(scope="module")
-def engine(any_model: Path) -> TorchEngine:
-    return open_folder(any_model, dtype="float32", width=8, is_probed=False)
+def engine(any_kind: Path) -> TorchEngine:
+    return open_folder(any_kind, dtype="float32", width=8, is_probed=False)
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_a_state_is_what_transformers_has_behind_that_layer(
-    engine: TorchEngine, any_model: Path, n_layers: int
+    engine: TorchEngine, any_kind: Path, n_layers: int
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(any_model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(any_kind, dtype=torch.float32)
     for text in TEXTS:
         tokens = torch.tensor([engine.codec.encode(engine.render(request(text)))])
         with torch.inference_mode():

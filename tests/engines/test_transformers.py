@@ -25,6 +25,7 @@ from heredity.engines.transformers import rows
 from heredity.engines.transformers.engine import TransformersEngine, open_folder
 from tests.support import architectures, peft_adapters
 from tests.support.errors import raises
+from tests.support.marks import or_proof
 from tests.support.recording_listener import RecordingListener
 from tests.support.tiny_models import WORDS
 
@@ -44,6 +45,7 @@ TOGETHER = (
     "stablelm",
     "starcoder2",
 )
+KINDS = architectures.ARCHITECTURES.keys() - architectures.VARIANTS
 
 
 def ask(key: int, text: str, n: int = 12, temperature: float = 0.0, seed: int = 0) -> Request:
@@ -64,7 +66,7 @@ def answers(engine: TransformersEngine, requests: list[Request]) -> dict[int, Re
     return {reply.key: reply for reply in engine.reply(requests)}
 
 
-@pytest.mark.parametrize("name", sorted(architectures.ARCHITECTURES))
+@pytest.mark.parametrize("name", or_proof(sorted(architectures.ARCHITECTURES), KINDS))
 def test_greedy_tokens_equal_generate_alone_and_in_company(name: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.models
 PROSE = Path(__file__).parents[1] / "corpus" / "prose.md"
 
 
-@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("bits", [4, pytest.param(3, marks=pytest.mark.proof)])
 def test_held_out_prose_loses_less_by_gptq_than_by_rounding_to_nearest(bits: int) -> None:
     store = h.Store()
     parent = store.grow_once(Prune(2), [real_models.model()])

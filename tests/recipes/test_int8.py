@@ -23,6 +23,7 @@ from heredity.lineage.types import Grown
 from heredity.recipes.prune import Prune
 from heredity.recipes.quantize import Quantize
 from tests.support.errors import raises
+from tests.support.marks import or_proof
 from tests.support.tiny_models import ARCHITECTURES, NEWER, make_model
 
 ASK = Request(0, (Message("user", "the quick brown fox"),))
@@ -46,7 +47,13 @@ def _logs(folder: Path) -> list[float]:
     return open_folder(folder, dtype="float32", is_probed=False).score(ASK, SAID)[0]
 
 
-@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES, *NEWER} - {"llama4_text"}))
+@pytest.mark.parametrize(
+    "architecture",
+    or_proof(
+        sorted({*ARCHITECTURES, *NEWER} - {"llama4_text"}),
+        ("gemma3_text", "llama", "mixtral", "phi3", "qwen2", "qwen3_moe"),
+    ),
+)
 def test_an_int8_child_is_near_its_parent_and_smaller(
     store: Store, tmp_path: Path, architecture: str
 ) -> None:

@@ -56,6 +56,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmConfig", {}),
     "starcoder2": ("Starcoder2Config", {"sliding_window": 24}),
 }  # fmt: skip
+# Their attention, positions and caches are those of others of these.
+VARIANTS = frozenset({
+    "cohere", "falcon", "glm4", "gpt_neox", "granite", "llama4_text", "olmo2", "phi", "qwen3_moe", "stablelm",
+})  # fmt: skip
 
 
 def make(folder: Path, name: str, template: str | None = CHATML, **settings: Any) -> Path:

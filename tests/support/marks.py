@@ -10,11 +10,12 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import pytest
 
@@ -26,13 +27,20 @@ LIBRARIES = (
 )  # fmt: skip
 # Architectures that are tested in bfloat16 only on a processor that has its product.
 _OTHERS = frozenset(FAST) - {"llama"}
-FIXTURES = frozenset({"any_model", "tiny_llama", "tiny_gguf", "built", "small_corpus", "make_wheel"})
+FIXTURES = frozenset(
+    {"any_kind", "any_model", "tiny_llama", "tiny_gguf", "built", "small_corpus", "make_wheel"}
+)
 PROCESSES = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 _NAMES = "|".join(map(re.escape, (*LIBRARIES, "tests.support.tiny_models")))
 _LOADING = re.compile(
     rf"""^(?:(?:import|from)\ (?:{_NAMES})\b | (?:\w+\ =\ )?pytest\.importorskip\("(?:{_NAMES})")""",
     re.MULTILINE | re.VERBOSE,
 )
+
+
+def or_proof(names: Iterable[str], by_default: Collection[str]) -> list[Any]:
+    """Parameters of a test: `by_default` runs by default, and the other names in proofs."""
+    return [name if name in by_default else pytest.param(name, marks=pytest.mark.proof) for name in names]
 
 
 def is_fast_run(config: pytest.Config) -> bool:

@@ -16,15 +16,16 @@ from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.models.lora import FullFinetune, LowRankAdapters
 from heredity.train.objectives.causal import Causal
-from tests.support.architectures import ARCHITECTURES, make
+from tests.support.architectures import ARCHITECTURES, VARIANTS, make
 from tests.support.errors import raises
+from tests.support.marks import or_proof
 from tests.train.test_causal_lm import DOCUMENTS, reference
 
 EXAMPLES = [TokenizedExample(document) for document in DOCUMENTS]
 TEXT = torch.tensor([[5, 9, 33, 71, 14, 8]])
 
 
-@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+@pytest.fixture(scope="module", params=or_proof(sorted(ARCHITECTURES), ARCHITECTURES.keys() - VARIANTS))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return request.param, make(tmp_path_factory.mktemp(request.param), request.param)
 

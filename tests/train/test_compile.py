@@ -21,6 +21,8 @@ from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.causal import Causal, cross_entropy
 from tests.support.errors import raises
+from tests.support.marks import or_proof
+from tests.support.tiny_models import ARCHITECTURES
 from tests.train.test_causal_lm import DOCUMENTS
 
 Found = tuple[torch.Tensor, ...]
@@ -115,6 +117,11 @@ def gradients(net: CausalLM, batch: batching.PackedBatch) -> list[torch.Tensor]:
     return [p.grad.clone() for p in net.model.parameters()]
 
 
+@pytest.mark.parametrize(
+    "any_model",
+    or_proof(sorted(ARCHITECTURES), ("llama", "gemma3_text")),  # the norms and the gate of Gemma are others
+    indirect=True,
+)
 def test_a_network_has_the_gradients_of_the_steps_one_by_one(
     any_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
