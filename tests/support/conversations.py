@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 APPLICATION = msgspec.structs.replace(Application.load(ROOT / "examples" / "support-desk.toml"), max_turns=6)
 PROBES, _ = probes.select(probes.load("full"), APPLICATION)
 BY_ID = {probe.id: probe for probe in PROBES}
+loaded = cache(attacks.load)  # once for all conversations, as a study loads them
 HOW = msgspec.structs.replace(attacks.context_for(APPLICATION), has_retrieval=True)
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -42,7 +44,7 @@ def talk(
 
 
 def _talk(spec: str, probe: Probe, how: AttackContext, say: Callable[[int], str] | str) -> Iterator[Turn]:
-    conversation = attacks.load(spec)(probe, how)
+    conversation = loaded(spec)(probe, how)
     turn, at = next(conversation), 0
     for _ in range(1000):
         if isinstance(turn, Consult):  # the attacker begs, in the probe's own words

@@ -18,7 +18,7 @@ from heredity.redteam import attacks
 from heredity.redteam.attacks.protocols import KINDS, ProbeTransform, Strategy, Turns
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.fill import SLOT
-from tests.support.conversations import APPLICATION, PROBES, REFUSAL, REPLIES, laid, talk, trial
+from tests.support.conversations import APPLICATION, PROBES, REFUSAL, REPLIES, laid, loaded, talk, trial
 from tests.support.errors import raises
 
 SPECS = laid()
@@ -48,7 +48,7 @@ def unlike_neighbours(request: Request) -> bool:
 
 def asked(spec: str) -> list[Probe]:
     """Every twelfth probe that it is laid over (HEREDITY_EVERY=1: all), fewer if it asks by the hundred."""
-    attack = attacks.load(spec)
+    attack = loaded(spec)
     found = [probe for probe in PROBES if not attack.skips(probe, trial())]
     return found[::EVERY] if attack.queries(found[0], trial()) < 50 else found[:: 5 * EVERY]
 
@@ -116,7 +116,7 @@ def test_an_unknown_variant_is_answered_in_a_line(name) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_it_asks_ends_within_its_cost_and_says_the_same_again(spec) -> None:
-    attack, probes = attacks.load(spec), asked(spec)
+    attack, probes = loaded(spec), asked(spec)
     assert probes
     for i, probe in enumerate(probes):
         how = trial(sample=i % 5, seed=i)
@@ -141,7 +141,7 @@ def test_the_demand_is_made_inside_an_application_whatever_the_model_says(spec) 
     how = msgspec.structs.replace(attacks.context_for(desk), seed=1)
     for i, probe in enumerate(asked(spec)[:: max(1, 24 // EVERY)]):
         for kind, said in replies(i).items():
-            made, requests = converse(desk, attacks.load(spec)(probe, how), probe, said)
+            made, requests = converse(desk, loaded(spec)(probe, how), probe, said)
             assert made, (probe.id, kind)
             assert all(unlike_neighbours(request) for request in requests), (probe.id, kind)
 
@@ -164,7 +164,7 @@ def test_what_it_adds_never_breaks_a_probe_when_it_is_said_back(spec) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_twin_is_asked_wherever_its_probe_is_and_as_often(spec) -> None:
-    attack, by_id = attacks.load(spec), {probe.id: probe for probe in PROBES}
+    attack, by_id = loaded(spec), {probe.id: probe for probe in PROBES}
     for probe in PROBES:
         if probe.twin is not None:
             twin = by_id[probe.twin]
