@@ -2,17 +2,19 @@
 
     python bench/serve_overload.py [--model NAME] [--minutes 10] [--questions 64] [--tokens 64] [--times 2]
 
-Each question is asked by itself first, for the text that it must get. A round of 16 callers then measures the
-requests per second that the server carries. For the minutes that follow, requests come at `--times` this
-rate, whether or not earlier ones are answered. An answer is
+Each question is asked by itself first, for the text that it must get. Then `--fill` requests come at once,
+which is as many as the server's queue holds. They fill the widest batch, and measure the requests per second
+that the server carries. For the minutes that follow, requests come at `--times` this rate, whether or not
+earlier ones are answered. An answer is
 
     right      status 200 and the text of the question by itself
     mixed      status 200 and another text
     refused    status 429 or 503: the server says that it is full
     lost       no answer, a cut one, or another status
 
-Memory is what the server's process holds (resident), each minute. The exit code is 1 if an answer was lost or
-mixed. It is 1 too if memory grew by more than a tenth from the second minute on.
+Memory is what the server's process holds (resident): at the start, after the widest batch, each minute, and
+when nobody has asked for 15 seconds. The exit code is 1 if an answer was lost or mixed. It is 1 too if memory
+was ever more than a tenth above that after the widest batch.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from serve import cpu, ours, questions, serving
 
 FULL = (429, 503)
 MOST_GROWTH = 1.1
+IDLE_SECONDS = 15
 
 
 def main() -> int:
@@ -43,6 +46,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--questions", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
+    parser.add_argument("--fill", type=int, default=256, help="requests at once at first")
     parser.add_argument("--times", type=float, default=2.0, help="the load, as a multiple of what it carries")
     given = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {cpu()}, Python {platform.python_version()}")
@@ -60,27 +64,31 @@ async def overload(address: str, given: argparse.Namespace, asked: list[str]) ->
         if bad := [status for status, _ in alone if status != 200]:
             raise SystemExit(f"asked by itself, a question has the status {bad[0]}")
         wanted = [text for _, text in alone]
-        gate = asyncio.Semaphore(16)
-
-        async def one(text: str) -> None:
-            async with gate:
-                await answer(client, given, text)
-
-        started = time.perf_counter()
-        await asyncio.gather(*map(one, asked))
-        carried = len(asked) / (time.perf_counter() - started)
-        rate = given.times * carried
+        pid = await asyncio.to_thread(server_pid, address)
+        at_first, started = resident(pid), time.perf_counter()
+        await asyncio.gather(*(answer(client, given, asked[i % len(asked)]) for i in range(given.fill)))
+        carried = given.fill / (time.perf_counter() - started)
+        widest, rate = resident(pid), given.times * carried
+        print(f"resident memory: {at_first:.2f} GiB with one caller, {widest:.2f} GiB with {given.fill}")
         print(f"it carries {carried:.2f} requests/s; sent from now on: {rate:.2f}/s", flush=True)
-        return await hold(client, given, asked, wanted, rate)
+        code = await hold(client, given, asked, wanted, rate, pid, widest)
+        await asyncio.sleep(IDLE_SECONDS)
+        print(f"resident memory: {resident(pid):.2f} GiB after {IDLE_SECONDS} s without a request")
+        return code
 
 
 async def hold(
-    client: httpx.AsyncClient, given: argparse.Namespace, asked: list[str], wanted: list[str], rate: float
+    client: httpx.AsyncClient,
+    given: argparse.Namespace,
+    asked: list[str],
+    wanted: list[str],
+    rate: float,
+    pid: int,
+    widest: float,
 ) -> int:
     """Send at a rate, count what comes back, and print it each minute."""
     ends: Counter[str] = Counter()
     memory: list[float] = []
-    pid = await asyncio.to_thread(server_pid, str(client.base_url))
 
     async def send(at: int) -> None:
         status, text = await answer(client, given, asked[at])
@@ -102,8 +110,8 @@ async def hold(
     await asyncio.gather(*tasks)
     memory.append(resident(pid))
     print(f"sent {n_sent}: {dict(ends)}; {n_sent - sum(ends.values())} without an end")
-    growth = memory[-1] / memory[min(1, len(memory) - 1)]
-    print(f"resident memory {memory[0]:.2f} to {memory[-1]:.2f} GiB, {growth:.3f} x since the second minute")
+    growth = max(memory) / widest
+    print(f"resident memory: {max(memory):.2f} GiB at most, {growth:.3f} x that after the widest batch")
     is_whole = not ends["lost"] and not ends["mixed"] and sum(ends.values()) == n_sent
     return 0 if is_whole and ends["right"] and growth <= MOST_GROWTH else 1
 

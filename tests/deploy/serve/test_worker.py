@@ -9,8 +9,10 @@ from concurrent.futures import wait
 
 import pytest
 
+from heredity.core import host
 from heredity.core.errors import Busy, EngineFailure
 from heredity.core.records import Message, Reply, Request
+from heredity.deploy.serve import worker
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import HELP, ScriptedEngine
 from tests.support.errors import raises
@@ -155,6 +157,31 @@ def test_one_question_that_an_engine_falls_over_does_not_end_the_service() -> No
             service.ask(question("trip")).reply.result(10)
         assert service.ask(question("go on")).reply.result(10).text == "fine"
     assert service.failure is None and service.n_open == 0
+    service.close()
+
+
+def test_a_stream_ends_when_no_one_asks_for_a_while_and_the_next_question_starts_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended, has_ended, given_back = [], threading.Event(), threading.Event()
+
+    class Counting(ScriptedEngine):
+        def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+            texts = []
+            for reply in super().reply(requests):
+                texts.append(reply.text)
+                yield reply
+            ended.append(len(texts))
+            has_ended.set()
+
+    monkeypatch.setattr(worker, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(host, "trim_memory", given_back.set)
+    service = EngineWorker(Counting("helpful"))
+    assert service.ask(question("a")).reply.result(10).text
+    assert has_ended.wait(10) and ended == [1]
+    assert given_back.wait(10), "memory goes back to the system"
+    assert service.ask(question("b")).reply.result(10).text
+    assert service.failure is None and service.n_open == 0, "a pause is no failure"
     service.close()
 
 

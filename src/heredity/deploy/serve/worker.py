@@ -5,7 +5,8 @@ arrival, and returns each answer to its caller.
 
 Promises: an answer is the engine's own and does not depend on the batch. A cancelled request frees its
 place. More than `most` open requests are refused at once. An engine failure fails all requests in flight,
-and the next request is tried again.
+and the next request is tried again. A stream ends when nobody has asked for a while; the memory of its batch
+goes back to the system.
 Leaves to others: the requests and the format of the answers (app.py, schema.py).
 """
 
@@ -23,7 +24,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from heredity.core import openmp
+from heredity.core import host, openmp
 from heredity.core.errors import Busy, EngineFailure, HeredityError
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.core.sanitize import clean, clean_text
@@ -31,6 +32,7 @@ from heredity.engines.protocols import Engine, Streamer
 
 WIDTH = 8  # requests in flight for an engine that does not report its own width
 MOST = 256  # open requests
+IDLE_SECONDS = 10.0  # without a request, before a stream ends
 _CLOSED = "the service is closed"
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -241,13 +243,13 @@ class EngineWorker:
     # --- the engine's thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Send requests to the engine in one stream; after a failure, start a new stream with the next
-        request.
+        """Send requests to the engine in one stream; after a pause or a failure, start a new stream with the
+        next request.
 
-        The failure may come from one request in flight, or may be temporary. No caller may wait forever.
+        A failure may come from one request in flight, or may be temporary. No caller may wait forever.
         """
         while not self._has_ended:
-            if (first := self._next(is_patient=True)) is None:
+            if (first := self._next(None)) is None:
                 continue
             try:
                 for reply in self._replies(first):
@@ -266,6 +268,8 @@ class EngineWorker:
             for ticket in self._under_way.values():
                 self._settle(ticket, failure)
             self._under_way.clear()
+            if not self._has_ended:
+                host.trim_memory()
 
     def _replies(self, first: Ticket) -> Iterator[Reply]:
         if isinstance(self.engine, Streamer):
@@ -277,21 +281,26 @@ class EngineWorker:
         while not self._has_ended:
             if len(self._under_way) >= self._width:
                 yield None
-            # With nothing in flight the thread can only wait.
-            elif (ticket := self._next(is_patient=not self._under_way)) is not None:
+                continue
+            try:
+                ticket = self._next(0 if self._under_way else IDLE_SECONDS)
+            except Empty:
+                if not self._under_way:
+                    return
+                ticket = None
+            if ticket is not None:
                 yield ticket.request
             elif self._under_way:
                 yield None
 
-    def _next(self, is_patient: bool) -> Ticket | None:
-        """Return the next ticket, now in flight; None if none waits or the next one was refused or
-        cancelled."""
-        if is_patient and self._asked.empty():
+    def _next(self, seconds: float | None) -> Ticket | None:
+        """Return the next ticket, now in flight; None if it was refused or cancelled, or was no request.
+
+        seconds: to wait for it; None waits forever. Raises Empty after that time.
+        """
+        if seconds != 0 and self._asked.empty():
             openmp.end_helpers()
-        try:
-            ticket = self._asked.get(block=is_patient)
-        except Empty:
-            return None
+        ticket = self._asked.get(block=seconds != 0, timeout=seconds)
         if ticket is None:
             self._has_ended = True
         elif isinstance(ticket, _Work):
