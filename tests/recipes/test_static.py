@@ -161,6 +161,12 @@ def test_only_a_sentence_encoder_has_a_static_child(store: Store, encoder: Grown
     (few.folder / "tokenizer.json").write_bytes((encoder.folder / "tokenizer.json").read_bytes())
     with raises(Damaged, "encoder-damaged", ["few", len(VOCABULARY)]):
         Static(dims=4).apply([few], tmp_path)
+    bare = json.loads((encoder.folder / "tokenizer.json").read_text("utf-8"))
+    bare |= {"added_tokens": [], "post_processor": None}
+    bare["model"] = {"type": "WordLevel", "vocab": {}, "unk_token": "?"}
+    (few.folder / "tokenizer.json").write_text(json.dumps(bare), "utf-8")
+    with raises(Damaged, "encoder-damaged", ["few"]):
+        Static(dims=4).apply([few], tmp_path)
 
 
 def test_an_encoder_has_no_child_of_a_recipe_for_text(store: Store, encoder: Grown) -> None:

@@ -219,6 +219,11 @@ def ignore_answer() -> None:
     """The default of `ServiceEngine.answered`: do nothing."""
 
 
+def n_begun(text: str, end: str) -> int:
+    """Return the length of the longest proper beginning of `end` at the end of `text`."""
+    return next((n for n in range(min(len(text), len(end) - 1), 0, -1) if text.endswith(end[:n])), 0)
+
+
 def announce_first(replies: Iterator[Reply], answered: Callable[[], None]) -> Iterator[Reply]:
     """The replies, with a call of `answered` before the first one without an error."""
     for reply in replies:

@@ -12,6 +12,7 @@ import threading
 from urllib.parse import quote, quote_plus
 
 from heredity.core.records import Request
+from heredity.engines import n_begun
 from heredity.engines.protocols import Listener
 
 _MASK = "[key]"
@@ -33,7 +34,7 @@ class KeyMask:
 
     def n_begun(self, text: str) -> int:
         """Return how many characters at the end of a text may be the beginning of a key."""
-        return max((_n_shared(text, form) for form in self._forms), default=0)
+        return max((n_begun(text, form) for form in self._forms), default=0)
 
 
 def _spellings(key: str) -> set[str]:
@@ -41,11 +42,6 @@ def _spellings(key: str) -> set[str]:
     encoded = base64.b64encode(key.encode()).decode()
     forms = {key, json.dumps(key)[1:-1], quote(key, safe=""), quote_plus(key), encoded, encoded.rstrip("=")}
     return forms | {form.replace("/", "\\/") for form in forms}
-
-
-def _n_shared(text: str, form: str) -> int:
-    """The length of the longest proper beginning of `form` at the end of `text`."""
-    return next((n for n in range(min(len(text), len(form) - 1), 0, -1) if text.endswith(form[:n])), 0)
 
 
 class HeardAnswer:

@@ -21,6 +21,7 @@ from heredity.core.errors import UsageError
 from heredity.core.progress import Watch, phase
 from heredity.core.records import digest, encode
 from heredity.engines.formats.rewrite import copy_rest
+from heredity.engines.formats.safetensors_io import INDEX
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, DerivableRecipe, setting
 from heredity.recipes._invocation import woken
@@ -196,7 +197,7 @@ def run(
 
 def _copy_rest(folder: Path, out: Path) -> None:
     """Copy the parent's other files, but not its index, which lists other shards."""
-    index = out / "model.safetensors.index.json"
+    index = out / INDEX
     own = index.read_bytes() if index.exists() else None
     copy_rest(folder, out)
     index.unlink(missing_ok=True)

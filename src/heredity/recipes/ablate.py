@@ -153,11 +153,12 @@ def _merge_shards(out: Path) -> None:
     from safetensors.torch import save_file
 
     from heredity.engines.formats.rewrite import read_all
+    from heredity.engines.formats.safetensors_io import INDEX
 
     tensors = read_all(out)
     for shard in out.glob("*.safetensors"):
         shard.unlink()
-    (out / "model.safetensors.index.json").unlink(missing_ok=True)
+    (out / INDEX).unlink(missing_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 
 

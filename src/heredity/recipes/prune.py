@@ -49,6 +49,7 @@ class Prune(DerivableRecipe):
         from safetensors.torch import save_file
 
         from heredity.engines.formats.rewrite import copy_rest, read_all
+        from heredity.engines.formats.safetensors_io import INDEX
 
         (parent,) = parents
         config = json.loads((parent.folder / "config.json").read_text("utf-8"))
@@ -66,7 +67,7 @@ class Prune(DerivableRecipe):
             )
         copy_rest(parent.folder, out)
         save_file(dict(_renumbered(whole, place)), out / "model.safetensors", metadata={"format": "pt"})
-        (out / "model.safetensors.index.json").unlink(missing_ok=True)
+        (out / INDEX).unlink(missing_ok=True)
         config[count or ""] = len(kept)
         for key in ("layer_types", "no_rope_layers"):
             if isinstance(config.get(key), list) and len(config[key]) == n_layers:

@@ -124,7 +124,9 @@ class Static(ComputingRecipe):
         import torch
 
         network = _network(parent).to(self.device.torch)
-        around, n_ids = _around(tokenizer), _n_ids(tokenizer)
+        if not (n_ids := _n_ids(tokenizer)):
+            raise Damaged(f"the tokenizer of '{parent.record.name}' has no tokens", code="encoder-damaged")
+        around = _around(tokenizer)
         if n_ids > (n_known := network.get_input_embeddings().num_embeddings):
             raise Damaged(
                 f"'{parent.record.name}' has {n_known:,} input embeddings for {n_ids:,} tokens.",
@@ -246,7 +248,7 @@ def _unread(parent: Grown, error: Exception) -> Damaged:
 
 
 def _n_ids(tokenizer: Tokenizer) -> int:
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
 def _tokens(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:

@@ -18,11 +18,12 @@ from heredity.deploy.export import hf
 from heredity.deploy.export._parity import ExportSource, LoadedFolder, ParityReading, read_folder
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.formats.peft import CONFIG, TENSORS
+from heredity.engines.formats.safetensors_io import INDEX
 from heredity.lineage.catalog import catalogue
 from heredity.recipes.merge_adapter import bring_tokenizer
 from heredity.train.data.chat import ConversationEncoder
 
-_OF_BASE = ("config.json", "generation_config.json", "README.md", "model.safetensors.index.json")
+_OF_BASE = ("config.json", "generation_config.json", "README.md", INDEX)
 
 _BACK = 1e-3  # nats: the same weights in the same arithmetic
 

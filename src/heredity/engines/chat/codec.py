@@ -22,7 +22,7 @@ import jinja2
 
 from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.records import Message, Reply, Request, Tool
-from heredity.engines import failed_reply
+from heredity.engines import failed_reply, n_begun
 from heredity.engines.chat.sandbox import BoundedEnvironment
 from heredity.engines.chat.steps import TemplateStopped, metered
 from heredity.engines.chat.token_bounds import has_more_tokens
@@ -213,7 +213,7 @@ class StopTexts:
         if found:
             self.is_over, self._held = True, ""
             return text[: min(found)[1]]
-        n_held = max((_overlap(text, end) for end in self._texts), default=0)
+        n_held = max((n_begun(text, end) for end in self._texts), default=0)
         self._held = text[len(text) - n_held :]
         return text[: len(text) - n_held]
 
@@ -221,11 +221,6 @@ class StopTexts:
         """Return the text that was held back, at the end of the answer."""
         found, self._held = self._held, ""
         return found
-
-
-def _overlap(text: str, end: str) -> int:
-    """Return the length of the longest proper beginning of `end` at the end of `text`."""
-    return next((n for n in range(min(len(text), len(end) - 1), 0, -1) if text.endswith(end[:n])), 0)
 
 
 class GrowingAnswer:

@@ -19,12 +19,11 @@ from heredity.core.errors import Damaged
 from heredity.core.progress import Watch, phase
 from heredity.engines.formats.architectures import MATRIX
 from heredity.engines.formats.rewrite import copy_rest, replace_json
-from heredity.engines.formats.safetensors_io import read_safetensors, write_safetensors
+from heredity.engines.formats.safetensors_io import INDEX, read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     import torch
 
-_INDEX = "model.safetensors.index.json"
 _KEY = "quantization_config"
 Shapes = dict[str, tuple[str, list[int]]]  # name -> dtype in the words of the format, and shape
 Take = Callable[[str], "torch.Tensor"]
@@ -106,7 +105,7 @@ def _rewrite(
             with safe_open(shard, framework="pt") as file:
                 write_safetensors(out / shard.name, wanted, partial(counted, take=file.get_tensor))
     if len(shards) > 1:
-        replace_json(out / _INDEX, {"metadata": {}, "weight_map": where})
+        replace_json(out / INDEX, {"metadata": {}, "weight_map": where})
 
 
 def _configure(out: Path, change: Callable[[Mapping[str, object]], dict[str, object]]) -> None:

@@ -16,13 +16,12 @@ from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch, phase
 from heredity.engines.formats.rewrite import copy_rest, replace_json
-from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.engines.formats.safetensors_io import INDEX, read_safetensors
 
 if TYPE_CHECKING:
     import torch
 
 SHARD = 2 << 30
-_INDEX = "model.safetensors.index.json"
 _KEY = "quantization_config"
 
 
@@ -40,7 +39,7 @@ def unpack_folder(
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     copy_rest(folder, out)
-    (out / _INDEX).unlink(missing_ok=True)
+    (out / INDEX).unlink(missing_ok=True)
     held: dict[str, torch.Tensor] = {}
     n_bytes, where = 0, dict[str, str]()
     for name, tensor in _tensors(folder, config[_KEY], dtype, watch):
@@ -54,7 +53,7 @@ def unpack_folder(
     if len(files) == 1:
         (out / files[0]).rename(out / "model.safetensors")
     else:
-        replace_json(out / _INDEX, {"metadata": {}, "weight_map": where})
+        replace_json(out / INDEX, {"metadata": {}, "weight_map": where})
     replace_json(out / "config.json", {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
 
 

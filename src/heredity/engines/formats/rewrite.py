@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch, phase
-from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.engines.formats.safetensors_io import INDEX, read_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Change = Callable[
     [str, "torch.Tensor"], "torch.Tensor"
 ]  # name, tensor -> the tensor to write under that name
-INDEX = "model.safetensors.index.json"
 _SKIPPED = ("training.jsonl", "training.svg", "answers.jsonl")  # they describe how the parent was made
 
 

@@ -23,6 +23,7 @@ from heredity.core.files import explain_full_disk
 if TYPE_CHECKING:
     import torch
 
+INDEX = "model.safetensors.index.json"  # which file holds a tensor, of a model in several
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),

@@ -18,7 +18,7 @@ from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
 from heredity.engines.chat.folder import check_template, template_source
 from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.engines.formats.safetensors_io import INDEX, read_safetensors
 
 WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
@@ -193,7 +193,7 @@ def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
 
 def check_shards(out: Path, name: str) -> None:
     """Raise Damaged if the index of a model's shards names a file that is missing."""
-    index = out / "model.safetensors.index.json"
+    index = out / INDEX
     if not index.is_file():
         return
     try:
