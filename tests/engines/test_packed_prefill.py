@@ -17,7 +17,16 @@ torch = pytest.importorskip("torch")
 from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.formats import weights
 from heredity.engines.torch import autotune
-from heredity.engines.torch.decoder import BLOCK, CHUNK, PAD, Decoder, KvSlots, Segment, SharedPrefix
+from heredity.engines.torch.decoder import (
+    BLOCK,
+    CHUNK,
+    PAD,
+    Decoder,
+    KvSlots,
+    Segment,
+    SharedPrefix,
+    padded,
+)
 from heredity.engines.torch.engine import TorchEngine
 from heredity.engines.torch.kv_cache import KvQuantizedDecoder
 from heredity.engines.torch.prefill import Prefiller, PrefixCache, packed
@@ -170,8 +179,24 @@ def test_a_turn_computes_only_what_follows_the_turn_before(
     second = first + tokens(50, 2)
     with torch.inference_mode():
         filled(decoder, decoder.prefix(()), [[first], [second], [second], [second[:90]]], WIDTHS, 1 << 30)
-        # 80 padded; 125 padded to 128, and 64 kept; nothing but 13 tokens; of 90 there are 64 kept.
-        assert watched.n_tokens == [80, 64, 16, 32]
+        # 80 padded; 125 padded to 128, and 64 kept; nothing but 13 tokens; of 90 there are 80 kept.
+        assert watched.n_tokens == [80, 64, 16, 16]
+
+
+def test_prompts_that_begin_with_one_system_message_compute_it_once(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(weights.read_weights(tiny_llama, torch.float32), torch.float32)
+    watched, system = Watched(decoder, monkeypatch), tokens(CHUNK + 90, 1)
+    prompts = [system + tokens(n, n) for n in (30, 25, 38)]
+    n_shared = CHUNK + 80  # a multiple of PAD
+    with torch.inference_mode():
+        filled(decoder, decoder.prefix(()), [[prompt] for prompt in prompts], WIDTHS, 1 << 30)
+        one_by_one = sum(watched.n_tokens)
+        assert one_by_one == padded(prompts[0]) + sum(padded(each) - n_shared for each in prompts[1:])
+        watched.n_tokens.clear()
+        filled(decoder, decoder.prefix(()), [prompts], WIDTHS, 1 << 30)
+        assert sum(watched.n_tokens) == one_by_one, "at once, the others wait for the first"
 
 
 def test_prompts_that_repeat_one_another_at_once_are_computed_once(
@@ -222,7 +247,8 @@ def test_parts_are_kept_within_the_budget_and_dropped_from_the_end(tiny_llama: P
     kept.keep(empty, turn, slots, 0)
     assert kept.known(empty, turn) == kept.load(empty, turn, slots, 0) == CHUNK + 32
     assert kept.known(empty, turn[:CHUNK] + tokens(50, 2)) == CHUNK
-    assert kept.known(empty, turn[: CHUNK - 1]) == 0
+    assert kept.known(empty, turn[: CHUNK - 1]) == CHUNK - 16, "a part of a part"
+    assert kept.known(empty, turn[:15]) == kept.known(empty, tokens(CHUNK, 2)) == 0
     assert kept.known(SharedPrefix((7,), [], []), turn) == 0
     longer = turn + tokens(40, 3)
     kept.keep(empty, longer, slots, 0)

@@ -1,9 +1,10 @@
 """Prefilling of new rows: a cached beginning is copied, and the rest goes through the model.
 
-In most studies a prompt begins as an earlier one did: a turn follows the turns before it. Where autotune.py
-proves that a prompt may be cut anywhere, the segments of several rows share a pass, and the cache keeps whole
-prompts. Elsewhere a row goes through the model by itself, in chunks of fixed size. The keys and values of a
-chunk then depend only on the tokens up to its end, so whole chunks are cached.
+A prompt often begins as an earlier one did: a turn follows the turns before it, and the callers of a server
+send one system message. Where autotune.py proves that a prompt may be cut anywhere, the segments of several
+rows share a pass, and the cache keeps whole prompts. Elsewhere a row goes through the model by itself, in
+chunks of fixed size. The keys and values of a chunk then depend only on the tokens up to its end, so whole
+chunks are cached.
 
 Promises: cached keys and values have the bits of a prefill.
 Leaves to others: the arithmetic (decoder.py), and which rows are prefilled at once (batch.py).
@@ -12,6 +13,7 @@ Leaves to others: the arithmetic (decoder.py), and which rows are prefilled at o
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -29,72 +31,100 @@ _Key = tuple[
 class PrefixCache:
     """Keys and values of parts of prompts: (kv heads, tokens, head_dim) per layer and side.
 
-    A part ends at a whole chunk or, if `is_fine`, also at the last multiple of PAD in a prompt.
+    A part ends at a whole chunk or, if `is_fine`, also at the last multiple of PAD in a prompt. If `is_fine`,
+    another prompt that begins with some of a part copies that, up to a multiple of PAD.
     budget: bytes; the parts that were unused for longest are dropped first.
     """
 
     def __init__(self, budget: int, is_fine: bool = False) -> None:
         self._budget, self._size, self._is_fine = budget, 0, is_fine
+        self._grain = PAD if is_fine else CHUNK
         self._kept: OrderedDict[_Key, list[torch.Tensor]] = OrderedDict()
+        self._ordered: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # the prompts of the keys, by prefix
 
     def known(self, prefix: SharedPrefix, prompt: tuple[int, ...]) -> int:
         """Return how many tokens of a prompt, from its beginning, are cached."""
-        return max((len(tokens) for _, tokens in self._chain(prefix, prompt)), default=0)
+        return max((end for _, end in self._chain(prefix, prompt)), default=0)
 
     def load(self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int) -> int:
         """Copy the cached beginning of a prompt into a slot; return its number of tokens."""
         start = 0
-        for key in self._chain(prefix, prompt):
-            end = len(key[1])
+        for key, end in self._chain(prefix, prompt):
             for cache, part in zip((*slots.keys, *slots.values), self._kept[key], strict=True):
-                cache[slot, :, start:end] = part
+                cache[slot, :, start:end] = part[:, : end - start]
             start = end
         return start
 
     def keep(self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int) -> None:
         """Cache the parts that a prefill has written into a slot."""
         chain = self._chain(prefix, prompt)
-        start = len(chain[-1][1]) if chain else 0
+        start = max((end for key, end in chain if end == len(key[1])), default=0)
         ends = [end for end in self.ends(len(prompt)) if end > start]
         # The last part first, so that it is dropped before the parts that it depends on.
         for first, end in reversed(list(itertools.pairwise([start, *ends]))):
             self._put((prefix.tokens, prompt[:end]), first, slots, slot)
-        for key in reversed(chain):
+        for key, _ in reversed(chain):
             self._kept.move_to_end(key)
         while self._size > self._budget:
-            self._size -= _size(self._kept.popitem(last=False)[1])
+            self._remove(next(iter(self._kept)))
 
     def drop(self, is_gone: Callable[[tuple[int, ...]], bool]) -> None:
         """Drop the parts of prompts of which `is_gone` holds. It gets a prompt up to the end of its part."""
         for key in [key for key in self._kept if is_gone(key[1])]:
-            self._size -= _size(self._kept.pop(key))
+            self._remove(key)
+
+    def n_shared(self, a: tuple[int, ...], b: tuple[int, ...]) -> int:
+        """Return how many tokens a prompt can copy from another one that is cached."""
+        grain = self._grain
+        n = min(len(a), len(b)) // grain
+        return grain * bisect_left(range(1, n + 1), True, key=lambda i: a[: i * grain] != b[: i * grain])
 
     def ends(self, n: int) -> list[int]:
         """Return where the parts of a prompt of n tokens end."""
         chunks = list(range(CHUNK, n + 1, CHUNK))
-        last = n // PAD * PAD if self._is_fine else 0
+        last = n // self._grain * self._grain
         return [*chunks, last] if last % CHUNK else chunks
 
     def _put(self, key: _Key, start: int, slots: KvSlots, slot: int) -> None:
-        end = len(key[1])
+        prefix, prompt = key
         held = self._kept.get(key)
-        if held is None or held[0].shape[1] != end - start:
+        if held is None:
+            insort(self._ordered.setdefault(prefix, []), prompt)
+        if held is None or held[0].shape[1] != len(prompt) - start:
             self._size -= _size(held or [])
             caches = (*slots.keys, *slots.values)
-            self._kept[key] = [cache[slot, :, start:end].clone() for cache in caches]
+            self._kept[key] = [cache[slot, :, start : len(prompt)].clone() for cache in caches]
             self._size += _size(self._kept[key])
         self._kept.move_to_end(key)
 
-    def _chain(self, prefix: SharedPrefix, prompt: tuple[int, ...]) -> list[_Key]:
-        """Return the longest sequence of cached parts with which a prompt begins."""
-        grain = PAD if self._is_fine else CHUNK
-        for end in range(len(prompt) // grain * grain, 0, -grain):
-            found: list[_Key] = []
-            while end and (held := self._kept.get(key := (prefix.tokens, prompt[:end]))):
-                found.insert(0, key)
-                end -= held[0].shape[1]
-            if not end:
+    def _remove(self, key: _Key) -> None:
+        prefix, prompt = key
+        self._size -= _size(self._kept.pop(key))
+        ordered = self._ordered[prefix]
+        del ordered[bisect_left(ordered, prompt)]
+        if not ordered:
+            del self._ordered[prefix]
+
+    def _chain(self, prefix: SharedPrefix, prompt: tuple[int, ...]) -> list[tuple[_Key, int]]:
+        """Return the parts that hold a prompt's longest cached beginning, each with its end there.
+
+        The prompt that shares most with it is next to it in the order of their tokens.
+        """
+        while ordered := self._ordered.get(prefix.tokens):
+            at = bisect_right(ordered, prompt)
+            near = ordered[max(at - 1, 0) : at + 1]
+            n_shared, nearest = max((self.n_shared(kept, prompt), kept) for kept in near)
+            if not n_shared:
+                break
+            key, start = (prefix.tokens, nearest), len(nearest)
+            found: list[tuple[_Key, int]] = []
+            while start and (held := self._kept.get((prefix.tokens, nearest[:start]))):
+                end, start = start, start - held[0].shape[1]
+                if start < n_shared:
+                    found.insert(0, ((prefix.tokens, nearest[:end]), min(end, n_shared)))
+            if not start:
                 return found
+            self._remove(key)  # what it follows was dropped
         return []
 
 
@@ -164,14 +194,15 @@ class Prefiller:
             self._decoder.prefill_packed(self._prefix, slots, together, width)
 
     def _apart(self, waiting: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
-        """Return the prompts but those that can copy a part from one before them, once it is cached."""
-        begun: set[tuple[int, ...]] = set()
+        """Return the prompts but those that can copy more from one before them, once it is cached."""
+        begun: list[tuple[int, ...]] = []  # in the order of their tokens
         found = {}
         for slot, prompt in waiting.items():
-            known = self._cache.known(self._at(slot), prompt)
-            if all(prompt[:end] not in begun for end in range(known + PAD, len(prompt) + 1, PAD)):
+            at = bisect_right(begun, prompt)
+            near = (self._cache.n_shared(other, prompt) for other in begun[max(at - 1, 0) : at + 1])
+            if max(near, default=0) <= self._cache.known(self._at(slot), prompt):
                 found[slot] = prompt
-                begun.update(prompt[:end] for end in self._cache.ends(len(prompt)) if end > known)
+                begun.insert(at, prompt)
         return found
 
 
