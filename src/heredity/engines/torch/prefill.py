@@ -1,6 +1,6 @@
 """Prefilling of new rows: a cached beginning is copied, and the rest goes through the model.
 
-A prompt often begins as an earlier one did: a turn follows the turns before it, and the callers of a server
+A prompt often begins as an earlier one did: a turn follows those before it, and callers of a server
 send one system message. Where autotune.py proves that a prompt may be cut anywhere, the segments of several
 rows share a pass, and the cache keeps whole prompts. Elsewhere a row goes through the model by itself, in
 chunks of fixed size. The keys and values of a chunk then depend only on the tokens up to its end, so whole
