@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from heredity.core.records import Decoding
 from heredity.engines.formats import weights
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.batch import BatchRow, ContinuousBatch, PrefixCache, Sampler
-from heredity.engines.torch.decoder import CHUNK, Decoder
+from heredity.engines.torch.decoder import CHUNK, PAD, Decoder, KvSlots
 from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
+from heredity.engines.torch.prefixes import SharedPrefix
 
 
 def tokens(n: int, seed: int) -> tuple[int, ...]:
@@ -102,3 +104,40 @@ def test_what_is_kept_does_not_dwindle(tiny_llama: Path) -> None:
         assert kept._size == sum(part.nbytes for parts in kept._kept.values() for part in parts) <= 5 * size
         assert kept.load(empty, own, slots, 0) == len(own)  # of all that is kept, the last can be used
     assert len(kept._kept) == 5
+
+
+def follows_what_is_kept(kept: PrefixCache, prompt: tuple[int, ...]) -> bool:
+    end = len(prompt)
+    while end and (held := kept._kept.get(((), prompt[:end]))):
+        end -= held[0].shape[1]
+    return not end
+
+
+@pytest.mark.parametrize("is_fine", [True, False])
+def test_what_is_loaded_is_what_these_tokens_left_whatever_was_kept_and_dropped(is_fine: bool) -> None:
+    """Prompts of few tokens share many beginnings. A position holds a number that its tokens determine."""
+    stream, grain = random.Random(8), PAD if is_fine else CHUNK
+    empty, budget = SharedPrefix((), [], []), 4 * 2 * 3 * CHUNK  # three chunks of float32, keys and values
+    kept, seen = PrefixCache(budget, is_fine), list[tuple[int, ...]]()
+    slots = KvSlots([torch.zeros(1, 1, 4 * CHUNK, 1)], [torch.zeros(1, 1, 4 * CHUNK, 1)])
+    blocks = [tuple(stream.choices(range(3), k=grain)) for _ in range(2)]
+    for _ in range(300):
+        begun = stream.choice(seen)[: stream.randrange(4 * CHUNK)] if seen and stream.random() < 0.5 else ()
+        prompt = begun + tuple(stream.choice(blocks) * stream.randrange(1, 4)) + (stream.randrange(3),)
+        prompt = prompt[: 4 * CHUNK]
+        left = torch.tensor(list(accumulate(prompt, lambda h, token: (31 * h + token + 7) % 2**20))).float()
+        for cache in (slots.keys[0], slots.values[0]):
+            cache.fill_(-1)
+        known = kept.known(empty, prompt)
+        assert kept.load(empty, prompt, slots, 0) == known <= len(prompt) and known % grain == 0
+        for cache in (slots.keys[0], slots.values[0]):
+            assert torch.equal(cache[0, 0, :known, 0], left[:known])
+            cache[0, 0, : len(prompt), 0] = left
+        usable = [tokens for _, tokens in kept._kept if follows_what_is_kept(kept, tokens)]
+        assert known == max((kept.n_shared(tokens, prompt) for tokens in usable), default=0)
+        kept.keep(empty, prompt, slots, 0)
+        if len(prompt) <= 3 * CHUNK:
+            assert kept.known(empty, prompt) == len(prompt) // grain * grain
+        assert kept._size == sum(part.nbytes for parts in kept._kept.values() for part in parts) <= budget
+        assert sorted(key[1] for key in kept._kept) == kept._ordered.get((), [])
+        seen.append(prompt)

@@ -58,12 +58,15 @@ class PrefixCache:
     def keep(self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int) -> None:
         """Cache the parts that a prefill has written into a slot."""
         chain = self._chain(prefix, prompt)
-        start = max((end for key, end in chain if end == len(key[1])), default=0)
+        whole = [key for key, end in chain if end == len(key[1])]
+        for key, _ in chain[len(whole) :]:  # some of its tokens were copied
+            self._kept.move_to_end(key)
+        start = len(whole[-1][1]) if whole else 0
         ends = [end for end in self.ends(len(prompt)) if end > start]
         # The last part first, so that it is dropped before the parts that it depends on.
         for first, end in reversed(list(itertools.pairwise([start, *ends]))):
             self._put((prefix.tokens, prompt[:end]), first, slots, slot)
-        for key, _ in reversed(chain):
+        for key in reversed(whole):
             self._kept.move_to_end(key)
         while self._size > self._budget:
             self._remove(next(iter(self._kept)))
