@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -123,6 +124,7 @@ def tango_bounds_at(share_a: float, share_b: float, n: float, confidence: float 
     return Interval(-_tango_upper(only_b, only_a, n, z), _tango_upper(only_a, only_b, n, z))
 
 
+@lru_cache(maxsize=4096)  # a study compares many pairs of equal counts, each several times
 def _tango_upper(only_a: float, only_b: float, n: float, z: float) -> float:
     """The largest difference whose score test does not reject (Tango 1998)."""
     found = (only_b - only_a) / n
