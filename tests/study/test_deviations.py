@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,19 @@ def new(folder: Path, *models: str, n: int = 12, **settings: object) -> Study:
     return Study(models or MODELS, APPLICATION, probes(n), out=folder, **settings)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "s"
+    new(folder).run()
+    return folder
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> None:
+    """A study as it was declared, in the folder "s"."""
+    shutil.copytree(whole, tmp_path / "s")
+
+
 def codes(found: Estimates) -> list[str]:
     return [each.code for each in found.deviations]
 
@@ -41,8 +55,8 @@ def test_a_study_as_it_was_declared_has_no_deviation(tmp_path: Path) -> None:
     aggregate.read_proven(tmp_path / "s")
 
 
+@pytest.mark.usefixtures("finished")
 def test_another_judge_is_a_deviation_and_so_are_verdicts_given_again(tmp_path: Path) -> None:
-    new(tmp_path / "s").run()
     found = Study.open(tmp_path / "s", judge="rubric:scripted:careful").run().estimates
     assert codes(found) == ["another-judge", "judged-again"]
     assert "rules" in found.deviations[0].words and "rubric:scripted:careful" in found.deviations[0].words
@@ -51,8 +65,8 @@ def test_another_judge_is_a_deviation_and_so_are_verdicts_given_again(tmp_path: 
     aggregate.read_proven(tmp_path / "s")
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_later_version_of_the_checks_is_a_deviation(tmp_path: Path) -> None:
-    new(tmp_path / "s").run()
     path = tmp_path / "s" / "verdicts.jsonl"
     rows = [
         msgspec.structs.replace(row, judged_by="older" if row.judge == "checks" else row.judged_by)
@@ -85,8 +99,8 @@ def test_estimates_that_were_read_before_the_last_answer_are_a_deviation(tmp_pat
     assert codes(found) == ["extended"] and "40 trials" in found.deviations[0].words
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_plan_that_is_younger_than_its_answers_is_a_deviation(tmp_path: Path) -> None:
-    new(tmp_path / "s").run()
     saved = read_saved(tmp_path / "s")
     later = msgspec.structs.replace(saved, at="2999-01-01T00:00:00+00:00")
     assert isinstance(later, PlanFile)
@@ -123,9 +137,9 @@ def test_an_attack_for_one_technique_leaves_the_others_out_as_planned(tmp_path: 
     assert found.n_skipped > 0 and codes(found) == []
 
 
+@pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize("field", ["at", "forecast"])
 def test_an_edit_of_the_plans_time_or_forecast_is_a_deviation(tmp_path: Path, field: str) -> None:
-    new(tmp_path / "s").run()
     saved = read_saved(tmp_path / "s")
     edits = {"at": "2020-01-01T00:00:00+00:00", "forecast": msgspec.UNSET}
     edited = msgspec.structs.replace(saved, **{field: edits[field]})
@@ -167,20 +181,20 @@ def of_another_margin(plan: Plan) -> Plan:
     return msgspec.structs.replace(plan, margin=0.3)
 
 
+@pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize("change", [of_decided, of_another_margin])
 def test_an_edit_of_the_plan_itself_is_named_as_one(tmp_path: Path, change: Callable[[Plan], Plan]) -> None:
-    new(tmp_path / "s").run()
     edit(tmp_path / "s", change)
     found = Study.open(tmp_path / "s").estimate().estimates
     assert codes(found) == ["plan-edited"]
     assert "margin" in found.deviations[0].words and "endpoint" in found.deviations[0].words
 
 
+@pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize("form", ["html", "markdown"])
 def test_a_declared_analysis_that_is_gone_is_an_edit_and_the_report_shows_it(
     tmp_path: Path, form: str
 ) -> None:
-    new(tmp_path / "s").run()
     edit(tmp_path / "s", undeclared)
     assert codes(Study.open(tmp_path / "s").estimate().estimates) == ["plan-edited"]
     done = run_here("report", "s", "--format", form, "--out", "now", cwd=tmp_path)
@@ -188,13 +202,13 @@ def test_a_declared_analysis_that_is_gone_is_an_edit_and_the_report_shows_it(
     assert "plan-edited" in (tmp_path / "now").read_text("utf-8")
 
 
+@pytest.mark.usefixtures("finished")
 @pytest.mark.parametrize("is_edited", [True, False])
 @pytest.mark.parametrize("runs", ["deleted", "emptied", "unsealed", "of one model"])
 def test_a_plan_whose_answers_have_no_sealed_run_may_have_been_edited(
     tmp_path: Path, runs: str, is_edited: bool
 ) -> None:
     """So may that of a release that wrote no seal: nobody can tell it from a seal that was removed."""
-    new(tmp_path / "s").run()
     path = tmp_path / "s" / "runs.jsonl"
     if is_edited:
         edit(tmp_path / "s", of_decided)
@@ -232,17 +246,17 @@ def drop(folder: Path, *indices: int) -> None:
         rewrite(folder / name, lambda row: None if row["index"] in indices else row)
 
 
+@pytest.mark.usefixtures("finished")
 def test_answers_that_were_removed_and_asked_again_are_a_deviation(tmp_path: Path) -> None:
-    new(tmp_path / "s").run()
     drop(tmp_path / "s", *range(10))
     found = Study.open(tmp_path / "s").run().estimates
     assert codes(found) == ["answers-removed"] and "10 answers" in found.deviations[0].words
     aggregate.read_proven(tmp_path / "s")
 
 
+@pytest.mark.usefixtures("finished")
 def test_answers_that_were_removed_show_beside_a_killed_run_of_another_model(tmp_path: Path) -> None:
     """A killed run counted nothing, so its answers must not stand for those of the other model."""
-    new(tmp_path / "s").run()
     rows = [msgspec.json.decode(line) for line in (tmp_path / "s" / "runs.jsonl").read_bytes().splitlines()]
     killed = rows[-1]["model"]
     rewrite(
