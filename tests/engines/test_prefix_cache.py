@@ -106,6 +106,24 @@ def test_what_is_kept_does_not_dwindle(tiny_llama: Path) -> None:
     assert len(kept._kept) == 5
 
 
+def test_a_part_that_does_not_fit_into_memory_is_not_looked_for_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    empty, kept, prompt = SharedPrefix((), [], []), PrefixCache(1 << 20, is_fine=True), tokens(40, 1)
+    slots = KvSlots([torch.zeros(1, 1, CHUNK, 1)], [torch.zeros(1, 1, CHUNK, 1)])
+
+    def full(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not enough memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "clone", full)
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            kept.keep(empty, prompt, slots, 0)
+    assert kept.known(empty, prompt) == kept._size == 0
+    kept.keep(empty, prompt, slots, 0)
+    assert kept.known(empty, prompt) == 32
+
+
 def follows_what_is_kept(kept: PrefixCache, prompt: tuple[int, ...]) -> bool:
     end = len(prompt)
     while end and (held := kept._kept.get(((), prompt[:end]))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import TimeoutError as TooLate
 from concurrent.futures import wait
@@ -14,6 +15,7 @@ from heredity.core.errors import Busy, EngineFailure
 from heredity.core.records import Message, Reply, Request
 from heredity.deploy.serve import worker
 from heredity.deploy.serve.worker import EngineWorker
+from heredity.engines.call import CallEngine, Function
 from heredity.engines.scripted import HELP, ScriptedEngine
 from tests.support.errors import raises
 
@@ -182,6 +184,32 @@ def test_a_stream_ends_when_no_one_asks_for_a_while_and_the_next_question_starts
     assert given_back.wait(10), "memory goes back to the system"
     assert service.ask(question("b")).reply.result(10).text
     assert service.failure is None and service.n_open == 0, "a pause is no failure"
+    service.close()
+
+
+def test_the_stream_of_a_service_does_not_end_since_it_knows_which_of_its_threads_still_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "IDLE_SECONDS", 0.01)
+    begun, is_in, may_go = list[str](), threading.Event(), threading.Event()
+
+    def answer(text: str) -> str:
+        begun.append(text)
+        is_in.set()
+        may_go.wait(10)
+        return "fine"
+
+    service = EngineWorker(CallEngine(Function("answer", answer), 1, 60.0))
+    gone = service.ask(question("a"), hears=lambda _: None)
+    assert is_in.wait(10)
+    gone.drop()
+    assert gone.reply.result(10).stop == "length"
+    time.sleep(0.3)  # many times as long as a stream without a request would last
+    second = service.ask(question("b"))
+    time.sleep(0.3)
+    assert begun == ["a"], "the place of a call that has not come back is kept"
+    may_go.set()
+    assert second.reply.result(10).text == "fine" and begun == ["a", "b"]
     service.close()
 
 

@@ -28,7 +28,7 @@ from heredity.core import host, openmp
 from heredity.core.errors import Busy, EngineFailure, HeredityError
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines.protocols import Engine, Streamer
+from heredity.engines.protocols import Engine, ServiceEngine, Streamer
 
 WIDTH = 8  # requests in flight for an engine that does not report its own width
 MOST = 256  # open requests
@@ -160,6 +160,8 @@ class EngineWorker:
     def __init__(self, engine: Engine, most: int = MOST) -> None:
         self.engine, self.most = engine, most
         self._width = engine.width if isinstance(engine, BatchedEngine) else WIDTH
+        # A stream of a service has no batch in memory, and knows which of its threads still wait.
+        self._idle_seconds = None if isinstance(engine, ServiceEngine) else IDLE_SECONDS
         self._asked: SimpleQueue[Ticket | _Work[object] | None] = SimpleQueue()
         self._under_way: dict[int, Ticket] = {}
         self._n_asked = self._n_open = 0
@@ -283,7 +285,7 @@ class EngineWorker:
                 yield None
                 continue
             try:
-                ticket = self._next(0 if self._under_way else IDLE_SECONDS)
+                ticket = self._next(0 if self._under_way else self._idle_seconds)
             except Empty:
                 if not self._under_way:
                     return

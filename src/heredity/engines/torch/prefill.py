@@ -91,13 +91,13 @@ class PrefixCache:
     def _put(self, key: _Key, start: int, slots: KvSlots, slot: int) -> None:
         prefix, prompt = key
         held = self._kept.get(key)
-        if held is None:
-            insort(self._ordered.setdefault(prefix, []), prompt)
         if held is None or held[0].shape[1] != len(prompt) - start:
-            self._size -= _size(held or [])
-            caches = (*slots.keys, *slots.values)
-            self._kept[key] = [cache[slot, :, start : len(prompt)].clone() for cache in caches]
-            self._size += _size(self._kept[key])
+            # first, since memory may run out
+            parts = [cache[slot, :, start : len(prompt)].clone() for cache in (*slots.keys, *slots.values)]
+            if held is None:
+                insort(self._ordered.setdefault(prefix, []), prompt)
+            self._kept[key] = parts
+            self._size += _size(parts) - _size(held or [])
         self._kept.move_to_end(key)
 
     def _remove(self, key: _Key) -> None:
