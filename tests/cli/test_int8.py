@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,7 @@ from heredity.cli import main
 from heredity.lineage.graph import Edge
 from heredity.lineage.store import Store
 from heredity.study import plan as plans
-from tests.support.cli import DESK
-from tests.support.tiny_models import make_model
+from tests.support.cli import enter_copy, stocking
 
 TUNE = ["--data", "rows.jsonl", "--rank", "2"]
 
@@ -24,13 +21,7 @@ TUNE = ["--data", "rows.jsonl", "--rank", "2"]
 def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose store has a foundation and its int8 child, to be copied."""
     folder = tmp_path_factory.mktemp("stocked")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HEREDITY_STORE", str(folder / "store"))
-        patch.chdir(folder)
-        Store().pull(str(make_model(folder / "tiny", "llama", hidden_size=128, max_position_embeddings=1024)))
-        rows = [{"prompt": f"fox {i}", "completion": "jumps over"} for i in range(8)]
-        Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        Path("desk.toml").write_text(DESK + "\n[decoding]\nmax_tokens = 2\n")
+    with stocking(folder, hidden_size=128, max_position_embeddings=1024):
         assert main(["derive", "quantize", "tiny", "--to", "int8", "--name", "whole"]) == 0
     return folder
 
@@ -38,11 +29,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a copy of the one with the store."""
-    shutil.copytree(stocked, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_copy(stocked, tmp_path, monkeypatch)
 
 
 def test_a_lineage_with_an_int8_child_is_asked_and_its_widened_form_is_not(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,23 +12,15 @@ from heredity.cli import main
 from heredity.lineage.graph import Edge
 from heredity.lineage.store import Store
 from heredity.study import plan as plans
-from tests.support.cli import DESK
+from tests.support.cli import enter_copy, stocking
 from tests.support.errors import check_refused, run_here
-from tests.support.tiny_models import make_model
 
 
 @pytest.fixture(scope="module")
 def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose store has a foundation, an adapter over it, and the two folded together."""
     folder = tmp_path_factory.mktemp("stocked")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HEREDITY_STORE", str(folder / "store"))
-        patch.chdir(folder)
-        store = Store()
-        store.pull(str(make_model(folder / "tiny", "llama")))
-        rows = [{"prompt": f"fox {i}", "completion": "jumps over"} for i in range(8)]
-        Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        Path("desk.toml").write_text(DESK + "\n[decoding]\nmax_tokens = 2\n")
+    with stocking(folder) as store:
         how = ["--data", "rows.jsonl", "--steps", "1", "--rank", "2", "--targets", "q_proj"]
         assert main(["derive", "lora", "tiny", *how, "--name", "tuned"]) == 0
         store.whole(store.get("tuned"))
@@ -40,11 +30,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a copy of the one with the store."""
-    shutil.copytree(stocked, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("COLUMNS", "120")  # whatever the width that the tests are run in
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_copy(stocked, tmp_path, monkeypatch)
 
 
 def test_a_lineage_is_asked_once_whatever_its_forms_and_its_edges_are_told(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from heredity.lineage.store import Store
 from tests.support.errors import Done, run_here
 
 DESK = """
@@ -52,3 +56,31 @@ def studied(run: Run, place: Path) -> Done:
     return run(
         "study", *models, "--application", "desk.toml", "--probes", "planted_secret", "--out", "rehearsal"
     )
+
+
+@contextmanager
+def stocking(folder: Path, **shape: int) -> Iterator[Store]:
+    """The store of a folder, with a tiny foundation, next to rows to tune with and an application.
+
+    The folder is the current one meanwhile. shape: of the foundation.
+    """
+    from tests.support.tiny_models import make_model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEREDITY_STORE", str(folder / "store"))
+        patch.chdir(folder)
+        store = Store()
+        store.pull(str(make_model(folder / "tiny", "llama", **shape)))
+        rows = [{"prompt": f"fox {i}", "completion": "jumps over"} for i in range(8)]
+        Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        Path("desk.toml").write_text(DESK + "\n[decoding]\nmax_tokens = 2\n")
+        yield store
+
+
+def enter_copy(stocked: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a copy of one that was stocked. Text is as wide wherever the tests run."""
+    shutil.copytree(stocked, folder, dirs_exist_ok=True)
+    monkeypatch.setenv("HEREDITY_STORE", str(folder / "store"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.chdir(folder)
+    return folder

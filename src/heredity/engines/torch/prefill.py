@@ -37,7 +37,7 @@ class PrefixCache:
     """
 
     def __init__(self, budget: int, is_fine: bool = False) -> None:
-        self._budget, self._size, self._is_fine = budget, 0, is_fine
+        self._budget, self._size = budget, 0
         self._grain = PAD if is_fine else CHUNK
         self._kept: OrderedDict[_Key, list[torch.Tensor]] = OrderedDict()
         self._ordered: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # the prompts of the keys, by prefix
@@ -62,7 +62,7 @@ class PrefixCache:
         for key, _ in chain[len(whole) :]:  # some of its tokens were copied
             self._kept.move_to_end(key)
         start = len(whole[-1][1]) if whole else 0
-        ends = [end for end in self.ends(len(prompt)) if end > start]
+        ends = [end for end in self._ends(len(prompt)) if end > start]
         # The last part first, so that it is dropped before the parts that it depends on.
         for first, end in reversed(list(itertools.pairwise([start, *ends]))):
             self._put((prefix.tokens, prompt[:end]), first, slots, slot)
@@ -82,7 +82,7 @@ class PrefixCache:
         n = min(len(a), len(b)) // grain
         return grain * bisect_left(range(1, n + 1), True, key=lambda i: a[: i * grain] != b[: i * grain])
 
-    def ends(self, n: int) -> list[int]:
+    def _ends(self, n: int) -> list[int]:
         """Return where the parts of a prompt of n tokens end."""
         chunks = list(range(CHUNK, n + 1, CHUNK))
         last = n // self._grain * self._grain
