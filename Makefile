@@ -119,28 +119,35 @@ reference: $(VENV)/.docs ## write the reference of commands and library, and the
 	@$(BIN)/python tools/reference.py
 	@$(BIN)/python tools/tree.py
 
-clean: ## remove the virtual environment and the caches, but no study and no model
-	rm -rf $(VENV) build/site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
+clean: ## remove the environment that make made and the caches, but no study and no model
+	rm -rf $(if $(wildcard $(VENV)/.by-make),$(VENV)) build/site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
 
 # A stamp is written last, so an install that was interrupted is done again; pyproject.toml newer: again too.
+# `.by-make` marks an environment that make began. Another is a person's: completed, and never deleted.
 $(VENV)/.made:
-	@test -n "$(PYTHON)" || { \
-	  echo "heredity needs Python 3.11 or newer, and none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 2; }
-	@"$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); \
-	  echo "$(PYTHON) could not make a virtual environment. On Debian: apt-get install python3-venv" >&2; exit 2; }
+	@if test -e $(VENV)/.by-make; then rm -rf $(VENV); else rmdir $(VENV) 2> /dev/null || true; fi
+	@if test -e $(VENV); then \
+	  { $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; } > /dev/null 2>&1 || { \
+	  echo "$(VENV) has no Python with pip. make did not make it, so it stays as it is: move it away, or use make VENV=.venv-make" >&2; exit 2; }; \
+	else \
+	  test -n "$(PYTHON)" || { \
+	  echo "heredity needs Python 3.11 or newer, and none is here. Name one: make PYTHON=/path/to/python3" >&2; exit 2; }; \
+	  mkdir $(VENV) || exit 2; touch $(VENV)/.by-make; "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) could not make a virtual environment. On Debian: apt-get install python3-venv" >&2; exit 2; }; \
+	fi
 	@touch $@
 
 $(VENV)/.torch: pyproject.toml $(VENV)/.made
 	@echo "installing heredity and torch into $(VENV) (once; some minutes) ..."
-	@$(PIP) -e '.[torch]'
+	@$(PIP) -e '.[torch,serve]'
 	@touch $@
 
 $(VENV)/.corpus: $(VENV)/.torch
-	@$(PIP) -e '.[torch,corpus]'
+	@$(PIP) -e '.[torch,serve,corpus]'
 	@touch $@
 
 $(VENV)/.retrieval: pyproject.toml $(VENV)/.torch
-	@$(PIP) -e '.[torch,retrieval]'
+	@$(PIP) -e '.[torch,serve,retrieval]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.made
