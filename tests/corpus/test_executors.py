@@ -48,7 +48,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_in_several_tasks_the_same_documents_are_kept_and_the_same_tokens_come_out(
     recipe: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("datatrove", reason="needs the extra: pip install 'heredity[datatrove]'")
+    pytest.importorskip("datatrove", reason="needs the extra: pip install -e '.[datatrove]'")
     distributed.export(recipes.read(recipe), tmp_path / "spread", tasks=2)
     given = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     run = [sys.executable, str(tmp_path / "spread" / "run.py")]

@@ -39,15 +39,15 @@ def without(missing: str, tmp_path: Path, recipe: str, workers: int) -> subproce
 @pytest.mark.parametrize(
     ("missing", "recipe", "extra"),
     [
-        ("tokenizers", TEXTS, "heredity[torch]"),
-        ("tokenizers", PICTURES, "heredity[torch]"),
-        ("trafilatura", TEXTS + PAGES, "heredity[corpus]"),
+        ("tokenizers", TEXTS, ".[torch]"),
+        ("tokenizers", PICTURES, ".[torch]"),
+        ("trafilatura", TEXTS + PAGES, ".[corpus]"),
     ],
 )
 def test_what_is_missing_is_said_at_once(
     missing: str, recipe: str, extra: str, workers: int, tmp_path: Path
 ) -> None:
     found = without(missing, tmp_path, recipe, workers)
-    assert found.returncode == 2 and f"pip install '{extra}'" in found.stderr
+    assert found.returncode == 2 and f"pip install -e '{extra}'" in found.stderr
     assert len(found.stderr.splitlines()) == 1 and "reading" not in found.stderr
     assert not list(tmp_path.glob(".shelf*")) and not (tmp_path / "shelf").exists()

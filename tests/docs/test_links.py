@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 from tests.support.tools import load
@@ -74,3 +75,16 @@ def test_every_document_that_the_code_names_exists() -> None:
         for page in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text("utf-8")):
             is_example = path.parent.name == "tools"  # the tests of tools/ name pages that they make up
             assert is_example or (ROOT / page).exists(), f"{path.relative_to(ROOT)} names {page}"
+
+
+def test_nothing_tells_a_reader_to_install_the_bare_name() -> None:
+    """Anybody could register `heredity` on a package index. Every extra that a message names exists."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    places = [path for folder in ("src", "docs", "examples", ".ci") for path in (ROOT / folder).rglob("*")]
+    kinds = (".py", ".md", ".toml", ".yml", ".ipynb", ".jinja", ".js", "")
+    for path in [each for each in [*places, *ROOT.glob("*")] if each.is_file() and each.suffix in kinds]:
+        text = path.read_text("utf-8")
+        bare = re.search(r"pip3? install (?:-\S+ )*[\"']?heredity\b", text)
+        assert bare is None, f"{path.relative_to(ROOT)}: {bare[0]}"
+        for extra in re.findall(r"how_to_install\([\"']([\w,]+)|pip install [^\n]*-e '?\.\[([\w,]+)", text):
+            assert set("".join(extra).split(",")) <= project["optional-dependencies"].keys()

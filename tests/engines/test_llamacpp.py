@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("xllamacpp", reason="needs heredity[llamacpp]")
+pytest.importorskip("xllamacpp", reason="needs the extra llamacpp")
 
 import heredity as h
 from heredity import engines

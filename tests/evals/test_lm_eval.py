@@ -35,13 +35,13 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def lm(engine: Any) -> Any:
-    pytest.importorskip("lm_eval", reason="needs heredity[harness]")
+    pytest.importorskip("lm_eval", reason="needs the extra harness")
     return harness.over(engine)
 
 
 def test_without_the_extra_it_says_how_to_get_it(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.api.model", None)
-    with raises(Unavailable, "package-missing", mentions=["pip install", "heredity[harness]"]):
+    with raises(Unavailable, "package-missing", mentions=["pip install", ".[harness]"]):
         harness.over(engine)
 
 

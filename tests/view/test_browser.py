@@ -34,7 +34,7 @@ CHROMIUM = Path(os.environ.get("HEREDITY_CHROMIUM", "/usr/bin/chromium"))
 pytestmark = [
     pytest.mark.proof,
     pytest.mark.skipif(
-        find_spec("playwright") is None, reason="needs playwright: pip install 'heredity[browser]'"
+        find_spec("playwright") is None, reason="needs playwright: pip install -e '.[browser]'"
     ),
     pytest.mark.skipif(find_spec("axe_playwright_python") is None, reason="needs axe: the extra `browser`"),
     pytest.mark.skipif(find_spec("uvicorn") is None, reason="needs uvicorn: the extra `serve`"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import regex  # re has no time limit
 from msgspec import UnsetType
 
-from heredity.core.errors import BadArgument, Unavailable, first_line
+from heredity.core.errors import BadArgument, Unavailable, first_line, how_to_install
 from heredity.core.records import Tool
 
 if TYPE_CHECKING:
@@ -147,9 +147,7 @@ class _Checker:
             from jsonschema.exceptions import SchemaError
             from referencing import Registry
         except ImportError:
-            raise Unavailable(
-                "A tool with a schema needs jsonschema. Install it: pip install 'heredity[tools]'"
-            ) from None
+            raise Unavailable(f"A tool with a schema needs jsonschema. {how_to_install('tools')}") from None
         kind = validators.validator_for(schema, default=validators.Draft202012Validator)
         try:
             kind.check_schema(schema)

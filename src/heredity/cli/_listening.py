@@ -35,11 +35,11 @@ def address_options(port: int) -> Callable[[_Command], _Command]:
 
 def check_installed(reason: str) -> None:
     """Raise Unavailable if a package of a server is missing. reason: begins the message."""
-    from heredity.core.errors import Unavailable
+    from heredity.core.errors import Unavailable, how_to_install
 
     for name in ("starlette", "uvicorn"):
         if find_spec(name) is None:
-            raise Unavailable(f"{reason} {name}. Install it: pip install 'heredity[serve]'")
+            raise Unavailable(f"{reason} {name}. {how_to_install('serve')}")
 
 
 def bound(host: str, port: int) -> socket.socket:

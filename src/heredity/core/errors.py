@@ -33,6 +33,11 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}".rstrip(": ")
 
 
+def how_to_install(extras: str) -> str:
+    """How to install extras ("torch,serve"): from the clone, as the name on a package index is not ours."""
+    return f"In your clone of heredity: pip install -e '.[{extras}]'"
+
+
 class CodedError(Exception):
     """The base of HeredityError and BadArgument: an error with a code.
 

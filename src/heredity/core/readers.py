@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from heredity.core.errors import BadInput, Unavailable, UsageError, origin_of
+from heredity.core.errors import BadInput, Unavailable, UsageError, how_to_install, origin_of
 
 Row = dict[str, Any]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -148,7 +148,7 @@ def arrow_file(path: Path) -> Iterator[tuple[int, Row]]:
         from pyarrow import ipc, parquet
     except ImportError:
         raise Unavailable(
-            f"{path} needs pyarrow. Install it: pip install 'heredity[parquet]', or save it as JSON lines."
+            f"{path} needs pyarrow. {how_to_install('parquet')}, or save it as JSON lines."
         ) from None
     number = 0
     try:

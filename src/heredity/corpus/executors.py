@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from heredity.core.errors import Unavailable
+from heredity.core.errors import Unavailable, how_to_install
 from heredity.core.files import write_atomic
 from heredity.corpus.distributed import alone, kept_of
 from heredity.corpus.recipe import CorpusRecipe, kind_of
@@ -29,9 +29,7 @@ try:
     from datatrove.data import Document
     from datatrove.pipeline.base import PipelineStep
 except ImportError:
-    raise Unavailable(
-        "This needs datatrove. Install it: pip install 'heredity[torch,corpus,datatrove]'"
-    ) from None
+    raise Unavailable(f"This needs datatrove. {how_to_install('torch,corpus,datatrove')}") from None
 
 
 class JobPart(NamedTuple):

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from heredity.core.errors import BadInput, Unavailable, UsageError
+from heredity.core.errors import BadInput, Unavailable, UsageError, how_to_install
 from heredity.core.files import hash_file, write_atomic
 from heredity.corpus import recipe
 from heredity.corpus.card import TokenizerFacts
@@ -49,9 +49,7 @@ def library() -> ModuleType:
     try:
         import tokenizers
     except ImportError:
-        raise Unavailable(
-            "A tokenizer needs transformers. Install it: pip install 'heredity[torch]'"
-        ) from None
+        raise Unavailable(f"A tokenizer needs transformers. {how_to_install('torch')}") from None
     return tokenizers
 
 

@@ -5,8 +5,8 @@
     with harness.model("smollm2-135m-instruct") as lm:
         lm_eval.simple_evaluate(lm, tasks=["arc_easy"])
 
-lm-evaluation-harness is an extra (pip install 'heredity[harness]') and is loaded here, when a model is asked
-for. Its tasks bring their own data, from the model hub, under their own licences.
+lm-evaluation-harness is the extra `harness` and is loaded here, when a model is asked for. Its tasks bring
+their own data, from the model hub, under their own licences.
 
 Promises: decoding is greedy; a text of the harness reaches the model unchanged. A request longer than the
 context is an error and is never truncated.
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from heredity.core.errors import EngineFailure, Unavailable, UsageError
+from heredity.core.errors import EngineFailure, Unavailable, UsageError, how_to_install
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.protocols import Completer, GreedyScorer
 from heredity.lineage.loading import load_engine
@@ -58,7 +58,7 @@ def _class() -> Callable[[Any, str], Any]:
         from lm_eval.api.model import LM
     except ImportError as error:
         raise Unavailable(
-            f"lm-evaluation-harness is not installed ({error}). Install it: pip install 'heredity[harness]'",
+            f"lm-evaluation-harness is not installed ({error}). {how_to_install('harness')}",
             code="package-missing",
         ) from error
 

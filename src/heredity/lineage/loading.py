@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from heredity import engines
 from heredity.core import host, registry
-from heredity.core.errors import Unavailable, UnknownName
+from heredity.core.errors import Unavailable, UnknownName, how_to_install
 from heredity.core.host import Device
 from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Model, why_not_generative
@@ -108,6 +108,6 @@ def engine_loader(
     except ImportError as error:
         raise Unavailable(
             f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
-            f"Install it: pip install 'heredity[{engines.EXTRAS.get(name, name)}]'",
+            f"{how_to_install(engines.EXTRAS.get(name, name))}",
             code="package-missing",
         ) from error

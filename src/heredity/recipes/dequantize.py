@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core import host
-from heredity.core.errors import Damaged, Refused, Unavailable, first_line
+from heredity.core.errors import Damaged, Refused, Unavailable, first_line, how_to_install
 from heredity.core.progress import Watch, about, phase
 from heredity.engines.formats import gguf_gemma, int8_write, packed_write
 from heredity.engines.formats.gguf import GgufHeader, read_gguf
@@ -124,7 +124,7 @@ def _quiet_transformers(n_tensors: int, watch: Watch | None) -> Iterator[None]:
         from heredity.engines.formats.gguf_reader import quick_gguf
     except ImportError as error:
         raise Unavailable(
-            "Dequantizing a GGUF needs torch and transformers. Install them: pip install 'heredity[torch]'"
+            f"Dequantizing a GGUF needs torch and transformers. {how_to_install('torch')}"
         ) from error
     level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     bar = getattr(legacy, "tqdm", None)

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from heredity.core.errors import Unavailable, UsageError
+from heredity.core.errors import Unavailable, UsageError, how_to_install
 from heredity.core.progress import Watch
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import DerivableRecipe, setting
@@ -215,7 +215,7 @@ def _write_gguf(parent: Grown, out: Path, form: str, watch: Watch | None) -> tup
     try:
         from heredity.engines.formats import gguf_write
     except ImportError as error:
-        raise Unavailable("A GGUF needs torch and the gguf package: pip install 'heredity[torch]'") from error
+        raise Unavailable(f"A GGUF needs torch and gguf. {how_to_install('torch')}") from error
     gguf_write.write_gguf(
         parent.folder, out / "model.gguf", form, parent.record.family, watch
     )  # no name: the same bytes

@@ -107,7 +107,7 @@ def test_without_zstandard_one_line_says_what_to_install(
 ) -> None:
     path = pack_with_zstd(eval_log(tmp_path / "a.eval"))
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with raises(Unavailable, "package-missing", mentions=["pip install", "heredity[inspect]"]):
+    with raises(Unavailable, "package-missing", mentions=["pip install", ".[inspect]"]):
         read(path)
 
 

@@ -74,5 +74,5 @@ def test_without_pyarrow_one_line_says_what_to_install(
         return true_import(name, *args, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with raises(Unavailable, "package-missing", mentions=["pip install", "heredity[parquet]"]):
+    with raises(Unavailable, "package-missing", mentions=["pip install", ".[parquet]"]):
         parquet.write(study, tmp_path / "rows.parquet")

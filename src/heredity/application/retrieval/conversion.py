@@ -25,7 +25,7 @@ import msgspec
 
 from heredity.application.retrieval.folder import Limits
 from heredity.application.retrieval.readers import TextBlock, Unreadable, load
-from heredity.core.errors import first_line
+from heredity.core.errors import first_line, how_to_install
 from heredity.core.files import Closable
 from heredity.core.records import Record, encode
 from heredity.core.sanitize import clean_text
@@ -128,7 +128,7 @@ def parse(reader: str, data: bytes, max_unpacked: int) -> Parsed:
     except Unreadable as error:
         return Parsed((), error.reason, error.detail)
     except ImportError as error:
-        return Parsed((), "needs-package", f"pip install 'heredity[retrieval]' brings {error.name}")
+        return Parsed((), "needs-package", f"{error.name} is missing. {how_to_install('retrieval')}")
     except (MemoryError, RecursionError) as error:
         return Parsed((), "too-much-memory", type(error).__name__)
     except OSError as error:

@@ -22,7 +22,7 @@ from heredity.application.retrieval.static import Floats as Floats
 from heredity.application.retrieval.static import StaticEmbedder
 from heredity.application.retrieval.store import search_store
 from heredity.core import host, openmp
-from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line, how_to_install
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import EMBEDDING, POOLING
@@ -131,7 +131,7 @@ class SentenceEncoder:
         except ImportError as error:
             raise Unavailable(
                 f"Embeddings need {error.name}, which is not installed. "
-                "Install it: pip install 'heredity[torch]', or search by bm25."
+                f"{how_to_install('torch')}, or search by bm25."
             ) from None
         host.configure()
         host.prepare_transformers()

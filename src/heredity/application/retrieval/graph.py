@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heredity.application.retrieval.dense import Floats
-from heredity.core.errors import Unavailable
+from heredity.core.errors import Unavailable, how_to_install
 
 EXACT = 100_000  # passages that are compared one by one
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 128, 512
@@ -65,7 +65,7 @@ def _usearch() -> ModuleType:
     except ImportError:
         raise Unavailable(
             "The embeddings of this index are searched by usearch, which is not installed. "
-            "Install it: pip install 'heredity[usearch]', or search by bm25."
+            f"{how_to_install('usearch')}, or search by bm25."
         ) from None
     module: ModuleType = usearch.index
     return module

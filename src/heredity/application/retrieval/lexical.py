@@ -23,7 +23,7 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
-from heredity.core.errors import Unavailable
+from heredity.core.errors import Unavailable, how_to_install
 
 Floats = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[np.generic]]
@@ -149,8 +149,6 @@ def _bm25s() -> ModuleType:
     try:
         import bm25s
     except ImportError:
-        raise Unavailable(
-            "Retrieval needs bm25s, which is not installed. Install it: pip install 'heredity[retrieval]'"
-        ) from None
+        raise Unavailable(f"Retrieval needs bm25s. {how_to_install('retrieval')}") from None
     module: ModuleType = bm25s
     return module

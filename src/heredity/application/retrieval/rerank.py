@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from heredity.application.retrieval.index import Match
 from heredity.application.retrieval.store import search_store
 from heredity.core import host
-from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line, how_to_install
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import CROSS_ENCODERS, RANKING, modality_of
@@ -90,7 +90,7 @@ class Reranker:
         except ImportError as error:
             raise Unavailable(
                 f"A reranker needs {error.name}, which is not installed. "
-                "Install it: pip install 'heredity[torch]', or leave out `rerank`."
+                f"{how_to_install('torch')}, or leave out `rerank`."
             ) from None
         host.configure()
         host.prepare_transformers()

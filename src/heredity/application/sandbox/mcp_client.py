@@ -18,6 +18,7 @@ import msgspec
 
 from heredity.application.sandbox.child import raised, serve, settings
 from heredity.application.sandbox.messages import Answer, Call, NotOpened, Offered, Opened, ServerAddress
+from heredity.core.errors import how_to_install
 from heredity.core.sanitize import clean_text
 
 MOST_TOOLS = 500  # that one server lists
@@ -126,7 +127,7 @@ class _Connection:
 
 
 def _missing() -> NotOpened:
-    return NotOpened("MCP needs the package mcp. Install it: pip install 'heredity[mcp]'", "unavailable")
+    return NotOpened(f"MCP needs the package mcp. {how_to_install('mcp')}", "unavailable")
 
 
 def _cause(error: BaseException) -> str:

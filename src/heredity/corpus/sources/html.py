@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from heredity.core.errors import BadArgument, BadInput, Unavailable
+from heredity.core.errors import BadArgument, BadInput, Unavailable, how_to_install
 from heredity.corpus.sources import CorpusSource, Job, SkippedDocument, _files
 
 
@@ -59,7 +59,7 @@ def _extractor() -> ModuleType:
     try:
         return import_module("trafilatura")
     except ImportError:
-        raise Unavailable("HTML needs trafilatura. Install it: pip install 'heredity[corpus]'") from None
+        raise Unavailable(f"HTML needs trafilatura. {how_to_install('corpus')}") from None
 
 
 SOURCE = HtmlSource

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from heredity.core.errors import BadInput, Unavailable, nearest
+from heredity.core.errors import BadInput, Unavailable, how_to_install, nearest
 from heredity.corpus.sources import JOB_BYTES, CorpusSource, Job, SkippedDocument, _files
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def opened(path: str, file: IO[bytes] | None = None) -> ParquetFile:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise Unavailable(f"{path} needs pyarrow. Install it: pip install 'heredity[corpus]'") from None
+        raise Unavailable(f"{path} needs pyarrow. {how_to_install('corpus')}") from None
     try:
         return parquet.ParquetFile(file or path)
     except (pyarrow.ArrowException, OSError) as error:

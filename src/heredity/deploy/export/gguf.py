@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.core.errors import Refused, Unavailable
+from heredity.core.errors import Refused, Unavailable, how_to_install
 from heredity.core.files import hash_file
 from heredity.core.host import trim_memory
 from heredity.core.records import FileHash, Request
@@ -129,7 +129,7 @@ def _llama_cpp(
         from heredity.engines import llamacpp
     except ImportError:
         return ParityReading(
-            "llama.cpp", left_out="not installed (pip install 'heredity[llamacpp]'), so not checked"
+            "llama.cpp", left_out=f"not installed, so not checked. {how_to_install('llamacpp')}"
         )
     kinds = {t.type for t in read_gguf(path).tensors if len(t.shape) > 1}
     import gguf

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heredity.core import registry
+from heredity.core.errors import how_to_install
 from heredity.engines._architectures import FAST, PACKED
 
 # Encoders that read two texts as one; with a head of one label they are cross-encoders.
@@ -54,7 +55,7 @@ def choose_by_config(config: Mapping[str, object]) -> EngineChoice:
     if encoder := next((each for each in (name, outer) if each in ENCODERS), ""):
         return EngineChoice("", f"'{encoder}' is an encoder, which writes no text", encoder, method)
     if find_spec("torch") is None or find_spec("transformers") is None:
-        return EngineChoice("", "torch is not installed: pip install 'heredity[torch]'", name, method)
+        return EngineChoice("", f"torch is not installed. {how_to_install('torch')}", name, method)
     is_quantized = method not in ("", _OWN, *PACKED)  # packed weights are dequantized once
     if name in FAST and not is_quantized:
         return EngineChoice("torch", "", name, method)
@@ -93,7 +94,7 @@ def modality_of(config: Mapping[str, object], folder: Path | None = None) -> str
 def choose_for_gguf(architecture: str) -> EngineChoice:
     """The engine for a GGUF of this architecture, through the safetensors that heredity makes of it."""
     if find_spec("torch") is None or find_spec("transformers") is None:
-        return EngineChoice("", "torch is not installed: pip install 'heredity[torch]'", architecture, "gguf")
+        return EngineChoice("", f"torch is not installed. {how_to_install('torch')}", architecture, "gguf")
     name = _MODEL_TYPES.get(architecture, architecture)
     if (known := gguf_types()) and not {architecture, name} & known:
         why = f"transformers does not read a GGUF of '{architecture}'"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.core.errors import Unavailable
+from heredity.core.errors import Unavailable, how_to_install
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +36,7 @@ def library() -> ModuleType:
         import PIL.Image
         import PIL.ImageOps
     except ImportError:
-        raise Unavailable("Images need Pillow. Install it: pip install 'heredity[corpus]'") from None
+        raise Unavailable(f"Images need Pillow. {how_to_install('corpus')}") from None
     found: ModuleType = PIL
     return found
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heredity.core.errors import BadInput, Damaged, HeredityError, Unavailable, first_line
+from heredity.core.errors import BadInput, Damaged, HeredityError, Unavailable, first_line, how_to_install
 from heredity.core.readers import json_of
 from heredity.engines.formats.choice import STATIC
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
@@ -139,10 +139,7 @@ def _tokenizer(path: Path) -> tuple[Tokenizer, int]:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise Unavailable(
-            "Static embeddings need tokenizers, which is not installed. "
-            "Install it: pip install 'heredity[retrieval]'"
-        ) from None
+        raise Unavailable(f"Static embeddings need tokenizers. {how_to_install('retrieval')}") from None
     text = path.read_text("utf-8")
     with tokenizer_errors(f"{TOKENIZER} does not load"):
         found = Tokenizer.from_str(text)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from heredity.core.errors import BadInput, Unavailable
+from heredity.core.errors import BadInput, Unavailable, how_to_install
 from heredity.core.records import Stop, ToolCall
 from heredity.core.sanitize import clean_call
 from heredity.study.importers._record import Lacking, Raw
@@ -131,7 +131,7 @@ def _unpacked(path: Path, info: zipfile.ZipInfo) -> bytes:
         import zstandard
     except ImportError:
         raise Unavailable(
-            f"{path} is packed with zstd. Install what reads it: pip install 'heredity[inspect]'; "
+            f"{path} is packed with zstd. {how_to_install('inspect')}, "
             "or convert the log: inspect log convert --to json",
             code="package-missing",
         ) from None

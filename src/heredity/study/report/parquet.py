@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from heredity.core.errors import Unavailable
+from heredity.core.errors import Unavailable, how_to_install
 from heredity.core.version import __version__
 from heredity.study import aggregate, wording
 from heredity.study.report._rows import TrialRow, TrialTable, columns, whole
@@ -42,7 +42,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
         import pyarrow.parquet
     except ImportError:
         raise Unavailable(
-            "Parquet needs pyarrow. Install it: pip install 'heredity[parquet]'", code="package-missing"
+            f"Parquet needs pyarrow. {how_to_install('parquet')}", code="package-missing"
         ) from None
     study = aggregate.read_study(folder)
     about = {

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from queue import Empty, Full, Queue, SimpleQueue
 
 from heredity.core import host
-from heredity.core.errors import HeredityError, Refused, Unavailable, UsageError, first_line
+from heredity.core.errors import HeredityError, Refused, Unavailable, UsageError, first_line, how_to_install
 from heredity.study.workers.pool import Arrived
 from heredity.study.workers.worker import serve
 
@@ -142,8 +142,7 @@ class RayPool:
         except ImportError as error:
             self._environment.restore()
             raise Unavailable(
-                f"Workers on Ray need ray, which is not installed ({error}). "
-                "Install it: pip install 'heredity[ray]'",
+                f"Workers on Ray need ray, which is not installed ({error}). {how_to_install('ray')}",
                 code="package-missing",
             ) from error
         self._ray = ray

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.core.errors import Unavailable, UnknownName
+from heredity.core.errors import Unavailable, UnknownName, how_to_install
 from heredity.core.records import Record
 from heredity.train.planning.workload import Workload
 
@@ -59,8 +59,7 @@ def _measure_processor(work: Workload) -> Gpu:
 
         from heredity.train.resources import matmul_limit, memory_bandwidth
     except ImportError:
-        message = "Measuring this machine needs torch: pip install 'heredity[torch]'."
-        raise Unavailable(message) from None
+        raise Unavailable(f"Measuring this machine needs torch. {how_to_install('torch')}") from None
     dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
     rate = memory_bandwidth(work.shape.width, dtype)
     return this_processor(matmul_limit(work.shape, dtype), host.available_memory(), rate)

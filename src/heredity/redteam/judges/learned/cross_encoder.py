@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from heredity.core import host
-from heredity.core.errors import Damaged, Unavailable
+from heredity.core.errors import Damaged, Unavailable, how_to_install
 from heredity.redteam.judges.learned.model import BASE, Floats, PairLogits, complies
 from heredity.redteam.judges.learned.voices import readings
 from heredity.redteam.text import without_thought
@@ -81,7 +81,7 @@ class CrossEncoder:
         except ImportError as error:
             raise Unavailable(
                 f"The judge 'learned' needs torch, and {error.name} is not installed. "
-                "Install it: pip install 'heredity[torch]', or take the judge 'rules'."
+                f"{how_to_install('torch')}, or take the judge 'rules'."
             ) from None
         except MemoryError:  # it says nothing about the files
             raise
