@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,27 @@ Run it.
 
 def chunks_of(data: bytes, n_words: int = 160, path: str = "guide.md"):
     return cut(path, "line", markdown.read(data, 0), n_words)
+
+
+class CountedText(str):
+    """A text that notes how many of its characters `count` goes through."""
+
+    n_counted = 0
+
+    def count(self, part: str, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+        end = len(self) if end is None else end
+        self.n_counted += end - start
+        return super().count(part, start, end)
+
+
+def test_the_lines_of_a_long_text_are_counted_once() -> None:
+    text = CountedText("one two three\n" * 5_000)
+    found = cut("a.log", "line", [TextBlock(text, 7, 5_007)], 30)
+    assert text.n_counted <= 4 * len(text)
+    for each in found:
+        assert each.text.count("\n") == each.end - each.start
+    steps = {later.start - earlier.start for earlier, later in itertools.pairwise(found)}
+    assert (found[0].start, found[-1].end, steps) == (7, 5_006, {9})
 
 
 def test_a_heading_begins_a_chunk_that_cites_its_lines():

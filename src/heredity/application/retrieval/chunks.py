@@ -99,10 +99,11 @@ def _split(blocks: Sequence[TextBlock], n_words: int) -> Iterator[TextBlock]:
             yield block
             continue
         is_lines = block.end > block.start and block.text.count("\n") == block.end - block.start
+        start, counted = block.start, 0  # the line of the character at `counted`
         for first, last in _windows(block.text, spans, n_words):
             begin, end = spans[first][0], spans[last][1]
             if is_lines:
-                start = block.start + block.text.count("\n", 0, begin)
+                start, counted = start + block.text.count("\n", counted, begin), begin
                 yield TextBlock(block.text[begin:end], start, start + block.text.count("\n", begin, end))
             else:
                 yield TextBlock(block.text[begin:end], block.start, block.end)
