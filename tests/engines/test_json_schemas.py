@@ -76,6 +76,14 @@ def test_alternatives_that_may_overlap_are_refused(alternatives: list[dict[str, 
         grammar_of(json.dumps({"oneOf": alternatives}))
 
 
+@pytest.mark.parametrize("keyword", ["const", "minimum", "minLength", "multipleOf", "default", "x-more"])
+@pytest.mark.parametrize("n", [2**64, -(2**63) - 1, 10**400])
+def test_a_number_of_more_than_64_bits_is_refused(keyword: str, n: int) -> None:
+    with raises(BadArgument, "bad-schema", mentions=[str(n)[:40]]):
+        grammar_of(json.dumps({"items": [{keyword: n}]}))
+    grammar_of(json.dumps({"const": 2**64 - 1}))
+
+
 def test_values_that_look_like_a_schema_stay_as_they_are() -> None:
     schema = {"const": {"oneOf": [{"const": 1}, {"const": 2}]}}
     assert compact(json.dumps(schema))["const"] == schema["const"]

@@ -178,7 +178,11 @@ def grammar_of(schema: str) -> str:
             "Answers that match a JSON schema need llguidance. Install it: pip install llguidance",
             code="package-missing",
         ) from None
-    grammar = LLMatcher.grammar_from_json_schema(compact(schema))
+    whole = compact(schema)
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(whole)
+    except ValueError as error:
+        raise refused(first_line(error)) from None
     if why := LLMatcher.validate_grammar(grammar):
         raise refused(why)
     return grammar
@@ -200,6 +204,10 @@ _WORDS = (
     (re.compile(r"error: look-around.*"), "a pattern may not look ahead or behind"),
     (re.compile(r"regex parse error:[\s\S]*\nerror: (.*)"), r"a pattern is no regular expression: \1"),
     (re.compile(r"recursion limit exceeded.*"), "it is nested too deeply"),
+    (
+        re.compile(r".*not JSON serializable: (-?\d{1,40})\d*"),
+        r"the whole number \1 is below -2^63 or above 2^64 - 1",
+    ),
 )
 
 

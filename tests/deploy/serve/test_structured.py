@@ -107,6 +107,7 @@ def test_an_application_holds_the_form_of_its_answers(server: str) -> None:
         (held({"$ref": "https://schemas.example/x"}), "nothing outside of it is read"),
         (held({"$ref": "#/$defs/x"}), "its part '/$defs/x', which it lacks"),
         (held({"type": "string", "pattern": "(?=a)"}), "may not look ahead"),
+        (held({"minimum": 2**64}), "number 18446744073709551616 is"),
         (held({"type": "string", "pattern": "["}), "no regular expression: unclosed"),
     ],
 )
