@@ -6,14 +6,14 @@
     tools = ["read", "send"]                   # only these; without the key all that it lists
 
 Promises: names, descriptions and schemas are those that the server listed, or nothing is asked. A server that
-lists something else later is refused. A name or a description with characters that hide is refused.
+lists something else later is refused. So is a name, a description or a schema with characters that hide.
 Leaves to others: the process that talks to the server (sandbox/mcp_client.py), and schemas (arguments.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
@@ -92,7 +92,7 @@ class McpServer(Record, frozen=True):
             if len(each.description) > MOST_DESCRIPTION:
                 n = len(each.description)
                 raise self._refused(f"describes the tool '{each.name}' in {n:,} characters")
-            if visible(each.description) != each.description.replace("\r\n", "\n"):
+            if any(visible(text) != text.replace("\r\n", "\n") for text in _texts(each)):
                 raise self._refused(
                     f"describes the tool '{each.name}' with characters that hide, reorder or control"
                 )
@@ -146,6 +146,18 @@ class ServerSource:
     def identity(self, tool: Tool) -> Sequence[str]:  # noqa: ARG002
         """The server, and the name and version that it gives itself."""
         return ["mcp", self.server.name, self.server.identity or ""]
+
+
+def _texts(tool: Offered) -> Iterator[str]:
+    """The description of a tool, and every text in its schema: names, words and values."""
+    waiting: list[object] = [tool.description, tool.schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            yield part
+        waiting += (
+            [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else ()
+        )
 
 
 def digest_listed(identity: str, tools: Sequence[Offered]) -> str:
