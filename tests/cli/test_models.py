@@ -6,19 +6,20 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 
 import msgspec
 import pytest
 
-from heredity.cli import main, study
+from heredity.cli import _pulling, main, study
 from heredity.core.errors import Unavailable
 from heredity.core.records import FileHash
 from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
-from tests.support.cli import Run
-from tests.support.errors import check_refused
+from tests.support.cli import DESK, Run
+from tests.support.errors import Done, check_refused, run_here
 from tests.support.model_sources import tiny_gguf  # noqa: F401  (a fixture)
 
 
@@ -220,3 +221,44 @@ def test_no_size_is_cut_from_its_unit_at_80_columns(
 
 def named(name: str) -> Grown:
     return Grown(msgspec.structs.replace(scripted("scripted:careful").record, name=name), Path(name))
+
+
+def ask_desk(folder: Path, *models: str, options: Sequence[str] = ("--dry-run",)) -> Done:
+    """A study of these models, with a store of its own in `folder`."""
+    (folder / "desk.toml").write_text(DESK)
+    named = [word for model in models for word in ("--model", model)]
+    asked = ("--application", "desk.toml", "--probes", "planted_secret", "--out", "out")
+    return run_here(
+        "study", *named, *asked, *options, cwd=folder, env={"HEREDITY_STORE": str(folder / "store")}
+    )
+
+
+def test_a_dry_run_forecasts_from_the_catalogue_and_pulls_nothing(tmp_path: Path) -> None:
+    done = ask_desk(tmp_path, "gemma-3-270m", "kv4:qwen2.5-coder-0.5b-instruct")  # terms, but no question
+    assert done.returncode == 0 and "253 MB" in done.stderr and "491 MB" in done.stderr
+    assert "Dry run: 2 models" in done.stderr and Store(tmp_path / "store").models() == []
+    assert not (tmp_path / "out").exists() and not (tmp_path / "store" / "downloads").exists()
+
+
+def test_a_dry_run_converts_nothing(tmp_path: Path, tiny_gguf: Path) -> None:  # noqa: F811
+    Store(tmp_path / "store").pull(str(tiny_gguf))
+    name = tiny_gguf.stem
+    assert ask_desk(tmp_path, name, f"kv8:{name}", str(tiny_gguf)).returncode == 0
+    assert [model.name for model in Store(tmp_path / "store").models()] == [name]
+
+
+def test_without_torch_nothing_is_pulled_or_converted(
+    tmp_path: Path,
+    tiny_gguf: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Store(tmp_path / "store").pull(str(tiny_gguf))
+    monkeypatch.setattr(_pulling, "find_spec", lambda name: None)
+    for ref, extra in (
+        ("smollm2-135m-instruct", "torch"), ("hf:owner/name", "torch"), (str(tiny_gguf), "torch"),
+        (tiny_gguf.stem, "torch"), ("llamacpp:smollm2-135m-instruct", "llamacpp"),
+    ):  # fmt: skip
+        done = ask_desk(tmp_path, ref, options=["--yes"])
+        check_refused(done, "package-missing", mentions=[f".[{extra}]"])
+    assert [model.name for model in Store(tmp_path / "store").models()] == [tiny_gguf.stem]
+    assert not (tmp_path / "store" / "downloads").exists()

@@ -7,7 +7,9 @@ Leaves to others: getting the bytes and checking them (recipes/pull/recipe.py).
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -15,17 +17,19 @@ import click
 from heredity import engines
 from heredity.cli import shown_work
 from heredity.core import host
-from heredity.core.errors import Damaged, Refused, Unavailable, UsageError
+from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, UsageError, how_to_install
 from heredity.core.records import why_not_generative
 from heredity.core.sanitize import plain
 from heredity.core.terminal import err, note, parameters, size
 from heredity.lineage import catalog
-from heredity.lineage.references import is_elsewhere, is_there
-from heredity.lineage.store import Store
+from heredity.lineage.record import stand_in
+from heredity.lineage.references import is_elsewhere, is_there, spellings
+from heredity.lineage.store import Store, target_of
 from heredity.lineage.types import Grown, Preview
 
 _HERE = "this machine"
 _NVIDIA = Path("/dev/nvidiactl")  # there if the driver of a GPU is loaded
+_PACKAGES = {"torch": ("torch", "transformers"), "llamacpp": ("xllamacpp",)}  # of engines, by their extra
 _FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")  # licences that need no consent
 
 
@@ -40,9 +44,46 @@ def pull(store: Store, ref: str) -> Grown:
     return grown
 
 
+def require_engine(name: str) -> None:
+    """Raise Unavailable, before a model is fetched or converted, if a package of its engine is missing."""
+    extra = engines.EXTRAS.get(name, name)
+    for package in _PACKAGES.get(extra, ()):
+        if find_spec(package) is None:
+            raise Unavailable(
+                f"Models with weights need {package}, which is not installed; nothing was fetched. "
+                f"{how_to_install(extra)}",
+                code="package-missing",
+            )
+
+
+def planned(store: Store, ref: str) -> Grown:
+    """The model of the store, or a stand-in of its size: nothing is pulled, converted or recorded."""
+    engine, _, inner = ref.partition(":")
+    target = target_of(ref)
+    if target is not None and target.WRAPS_MODEL and inner:
+        for name in spellings(ref):
+            with suppress(UnknownName):
+                return store.named(name)
+        base = planned(store, inner).record
+        n_bytes = sum(file.bytes for file in base.files)
+        return Grown(stand_in(f"{engine}:{base.name}", (base.id,), n_bytes), Path())
+    if is_elsewhere(ref, store):
+        found = store.preview(ref)
+        show_preview(found)
+        return Grown(stand_in(found.name, n_bytes=found.n_bytes), Path())
+    try:
+        return store.get(ref)
+    except Unavailable:
+        if ":" in ref or (entry := catalog.find(ref)) is None:
+            raise
+        note(f"{_offer(ref, entry)} The forecast takes this size; nothing is pulled.")
+        return Grown(stand_in(catalog.canonical(ref), n_bytes=entry.n_bytes), Path())
+
+
 def consent(store: Store, ref: str, yes: bool) -> None:
     """Ask before a missing model is downloaded. Raises UnknownName for a model that does not exist."""
     if is_elsewhere(ref, store):
+        require_engine("torch")
         return
     try:
         store.get(ref)
@@ -180,18 +221,26 @@ def announce(store: Store, grown: Grown) -> None:
             if model.recipe.kind == "dequantize"
         )
         if not any(known):
+            require_engine("torch")
             note(f"converting {grown.record.name} to safetensors, once (a recorded child in the lineage) ...")
 
 
-def ask_first(ref: str, yes: bool) -> None:
+def _offer(ref: str, entry: catalog.Entry) -> str:
+    """The size and the licence of a model of the catalogue."""
+    about = "" if entry.is_pinned else "about "
+    return f"{ref} is not in the store: {about}{size(entry.n_bytes)}, licence {entry.licence}."
+
+
+def ask_first(ref: str, yes: bool, engine: str = "torch") -> None:
     """Ask before a model of the catalogue is downloaded. Without a terminal, free licences need no consent.
 
-    Raises UsageError for another licence without `yes`, and Abort if the user declines.
+    Raises UsageError for another licence without `yes`, Unavailable if its engine is not installed, and Abort
+    if the user declines.
     """
+    require_engine(engine)
     entry = catalog.find(ref)
     assert entry is not None  # the store said so
-    about = "" if entry.is_pinned else "about "
-    offer = f"{ref} is not in the store: {about}{size(entry.n_bytes)}, licence {entry.licence}."
+    offer = _offer(ref, entry)
     has_person = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not has_person and entry.licence not in _FREE:
         raise UsageError(f"{offer} Its licence needs your consent: add --yes, or run heredity pull {ref}.")

@@ -229,13 +229,12 @@ def _study(path: Path) -> Study:
 def _model(store: Store, ref: str) -> Grown | Model:
     """The model, or a stand-in of that name: the power does not depend on who is asked."""
     from heredity.core.errors import Unavailable, UnknownName
-    from heredity.core.records import Made, Model, RecipeRecord, digest
+    from heredity.lineage.record import stand_in
 
     try:
         return store.get(ref)
     except (Unavailable, UnknownName):
-        made, recipe = Made("", "", 0.0, {}), RecipeRecord("stand-in", {})
-        return Model(digest(["stand-in", ref]), ref, ref, "text", "", "safetensors", (), recipe, (), made)
+        return stand_in(ref)
 
 
 def _show_planned(path: Path, as_json: bool) -> None:

@@ -281,8 +281,8 @@ def command(
         study = Study.open(plan, store=store, engine_loader=loader, judge=judge)
     else:
         layer = Application.load(str(application))
-        grown = _with_families(store, _models(store, model, yes), lineage, yes)
-        writer = _models(store, [attacker], yes)[0] if attacker is not None else None
+        grown = _with_families(store, _models(store, model, yes, dry_run), lineage, yes, dry_run)
+        writer = _models(store, [attacker], yes, dry_run)[0] if attacker is not None else None
         _remote.check([*grown, *([writer] if writer is not None else [])], how, needs_keys=not dry_run)
         spec = StudySpec(
             grown, layer, probes, attack, samples, seed, margin, confidence, until_decided, judge, writer,
@@ -292,7 +292,7 @@ def command(
         study = Study.from_spec(spec, store=store, engine_loader=loader)
         study.sources = locate_sources(Path(str(application)), layer, probes)
         if part is None:  # the tasks of an array make the plan one after the other
-            _remote.show_costs(_planned(study, dry_run), grown, how)
+            _remote.show_costs(_planned(study, grown, dry_run), grown, how)
     study.replay = replay
     if gather:
         return _show_parts(study)
@@ -316,18 +316,20 @@ def command(
     return _tell_errors(result, retry_errors)
 
 
-def _planned(study: Study, is_dry: bool) -> Plan:
+def _planned(study: Study, models: Sequence[Grown | str], is_dry: bool) -> Plan:
     """The saved plan; of a dry run the plan of a folder without one. The cost of its searches is shown first.
 
     A dry run takes no folder: its plan may not be the one that the user decides for.
     """
     from heredity.core.terminal import Display, note
+    from heredity.lineage.record import STAND_IN
     from heredity.study.plan import PLAN
     from heredity.study.triggers import forecast
 
     if line := forecast(study.resolved, study.folder):
         note(line)
-    if is_dry and not (study.folder / PLAN).exists():
+    is_ahead = any(not isinstance(each, str) and each.record.recipe.kind == STAND_IN for each in models)
+    if is_dry and (is_ahead or not (study.folder / PLAN).exists()):
         return study.resolved
     with Display() as display:
         return study.plan(display)
@@ -407,8 +409,8 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     return _UNDECIDED
 
 
-def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
-    """The models, each in the store with the form that its engine loads.
+def _models(store: Store, refs: Sequence[str], yes: bool, is_dry: bool = False) -> list[Grown | str]:
+    """The models, each in the store with the form that its engine loads; of a dry run also stand-ins.
 
     One that is missing is pulled first, and converted while the next one is pulled. Only a pull overlaps a
     conversion: a ref such as "kv4:NAME" makes a model itself, and waits. After an error or an interrupt no
@@ -419,6 +421,8 @@ def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
     from heredity.cli import _pulling
     from heredity.lineage.store import target_of
 
+    if is_dry:
+        return [ref if ref.startswith("scripted:") else _pulling.planned(store, ref) for ref in refs]
     found: list[Grown | str] = []
     with ThreadPoolExecutor(1) as worker:
         converted: list[Future[Grown]] = []
@@ -445,7 +449,7 @@ def _models(store: Store, refs: Sequence[str], yes: bool) -> list[Grown | str]:
 
 
 def _with_families(
-    store: Store, models: list[Grown | str], lineage: tuple[str, ...], yes: bool
+    store: Store, models: list[Grown | str], lineage: tuple[str, ...], yes: bool, is_dry: bool
 ) -> list[Grown | str]:
     """The models and every family of `lineage`, each model once. Models that are left out are reported."""
     from heredity.cli import _pulling
@@ -455,12 +459,14 @@ def _with_families(
     found = list(models)
     seen = {m if isinstance(m, str) else m.record.id for m in models}  # a scripted model goes by its name
     for ref in lineage:
-        top = store.get(ref) if ref.startswith("scripted:") else _stored(store, ref, yes)
+        is_here = is_dry or ref.startswith("scripted:")
+        top = _pulling.planned(store, ref) if is_here else _stored(store, ref, yes)
         family = store.family(top.record)
         for each in family.asked:
             if not seen & {each.id, each.name}:
                 grown = top if each.id == top.record.id else Grown(each, store.folder(each))
-                _pulling.ready(store, grown)
+                if not is_dry:
+                    _pulling.ready(store, grown)
                 found.append(grown)
                 seen.add(each.id)
         for each, why in family.left_out:
@@ -469,7 +475,7 @@ def _with_families(
     return found
 
 
-def _stored(store: Store, ref: str, yes: bool) -> Grown:
+def _stored(store: Store, ref: str, yes: bool, loaded_by: str = "torch") -> Grown:
     from heredity.cli import _pulling
     from heredity.core.errors import Unavailable
     from heredity.lineage.references import is_elsewhere
@@ -478,13 +484,15 @@ def _stored(store: Store, ref: str, yes: bool) -> Grown:
     engine, _, inner = ref.partition(":")
     target = target_of(ref)
     if target is not None and target.WRAPS_MODEL and inner:  # its model must be in the store first
-        return store.get(f"{engine}:{_stored(store, inner, yes).record.name}")
+        loaded_by = engine if engine in ("llamacpp", "vllm") else "torch"
+        return store.get(f"{engine}:{_stored(store, inner, yes, loaded_by).record.name}")
     if is_elsewhere(ref, store):
+        _pulling.require_engine(loaded_by)
         return _pulling.pull(store, ref)
     try:
         return store.get(ref)
     except Unavailable:
         if ":" in ref:
             raise
-        _pulling.ask_first(ref, yes)
+        _pulling.ask_first(ref, yes, loaded_by)
         return _pulling.pull(store, ref)

@@ -56,6 +56,18 @@ def record_of(
     )
 
 
+STAND_IN = "stand-in"  # the recipe of a model that is planned with before it is here
+
+
+def stand_in(name: str, parents: tuple[str, ...] = (), n_bytes: int = 0) -> Model:
+    """The record of a model that is not made or pulled yet, for a plan and its forecast."""
+    files = (FileHash("weights", n_bytes, ""),) if n_bytes else ()
+    made, recipe = Made("", "", 0.0, {}), RecipeRecord(STAND_IN, {})
+    return Model(
+        digest([STAND_IN, name]), name, name, "text", "", "safetensors", parents, recipe, files, made
+    )
+
+
 def write_record(record: Model, home: Path) -> None:
     """Write model.json into the folder of a model; a folder with it is complete."""
     write_atomic(home / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")

@@ -14,9 +14,10 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
-from heredity.core.records import Decoding, Made, Model, Probe, RecipeRecord, digest
+from heredity.core.records import Decoding, Model, Probe
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan
+from heredity.lineage.record import stand_in
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam import probes
@@ -111,18 +112,13 @@ def asked_models(lineage: Lineage, battery: BatteryPlan) -> list[Grown]:
 
 def forecast(plan: LineagePlan, battery: BatteryPlan, made: Sequence[Task], store: Store, out: Path) -> Study:
     """The study of a battery with a stand-in for each model: it has the same comparisons and questions."""
-    models = {name: _stand_in(name, ()) for name in plan.models}
+    models = {name: stand_in(name) for name in plan.models}
     first = {name: name for name in plan.models}
     for task in made:
         parents = [models[first[name]].id for name in task.child.parents]
-        models[task.name] = _stand_in(task.name, tuple(parents))
+        models[task.name] = stand_in(task.name, tuple(parents))
         first.setdefault(task.child.name, task.name)
     wanted = set(battery.models)
     names = {task.name: task.child.name for task in made}
     asked = [model for name, model in models.items() if not wanted or {name, names.get(name, name)} & wanted]
     return study(plan, battery, asked, store, out)
-
-
-def _stand_in(name: str, parents: tuple[str, ...]) -> Model:
-    made, recipe = Made("", "", 0.0, {}), RecipeRecord("stand-in", {})
-    return Model(digest(["stand-in", name]), name, name, "text", "", "safetensors", parents, recipe, (), made)
