@@ -157,3 +157,16 @@ def test_the_summary_has_the_forecast_as_a_table_and_no_attack_that_was_not_aske
     assert "| Breach, judge-free, prefill |" in text  # without its techniques
     assert "| Over-refusal, prefill |" not in text and "| Over-refusal, direct |" in text
     assert "no decided trials" not in html.render(tmp_path / "s")
+
+
+def test_every_measurement_is_in_one_folder_by_default(tmp_path: Path) -> None:
+    (tmp_path / "desk.toml").write_text(DESK)
+    asked = ("study", "--model", "scripted:careful", "--application", "desk.toml", "--probes", "quick")
+    for command in (asked, ("eval", "scripted:careful", "--tasks", "choice", "--limit", "1")):
+        assert (
+            run_here(*command, cwd=tmp_path, env={"HEREDITY_STORE": str(tmp_path / "store")}).returncode == 0
+        )
+    assert {path.name for path in tmp_path.iterdir()} - {"store"} == {"desk.toml", "runs"}
+    for command in ("adapt", "inherit", "repair", "tamper"):
+        text = " ".join(run_here(command, "--help").stdout.split())
+        assert re.search(r"--out DIR [^\[]*\[default: runs/", text), command

@@ -25,7 +25,7 @@ PAGE = "adapt.md"  # in the folder of a task
 @click.option("--dry-run", is_flag=True, help="Show what would be made and asked, and what it could show.")
 @click.option("--yes", is_flag=True, help="Download missing models without asking.")
 @click.option("--out", type=PathArgument(), metavar="DIR",
-              help="Folder of models' names and studies.  [default: adaptations/...]")  # fmt: skip
+              help="Folder of models' names and studies.  [default: runs/TASK-...]")  # fmt: skip
 @click.option("--page", type=PathArgument(), metavar="FILE",
               help="Write the page here, too, with its figure next to it.")  # fmt: skip
 @device_option

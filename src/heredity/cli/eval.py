@@ -62,7 +62,9 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
     metavar="N",
     help="Use N items of each task, always the same ones, for a quick check.",
 )
-@click.option("--out", type=PathArgument(), metavar="DIR", help="Folder for the answers.  [default: evals]")
+@click.option(
+    "--out", type=PathArgument(), metavar="DIR", help="Folder for the answers.  [default: runs/evals]"
+)
 @click.option("--retry-errors", is_flag=True, help="Ask again the items that failed with an error.")
 @click.option(
     "--dry-run", is_flag=True, help="Show how many items are open, their time and price, and ask nothing."

@@ -44,7 +44,7 @@ _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has
 @click.option("--yes", is_flag=True, help="Download missing models without asking.")
 @click.option("--quick", is_flag=True, help="Few steps and few questions, to see it work.")
 @click.option(
-    "--out", type=PathArgument(), metavar="DIR", help="Folder of the studies.  [default: lineages/...]"
+    "--out", type=PathArgument(), metavar="DIR", help="Folder of the studies.  [default: runs/PARENT-...]"
 )
 @click.option("--page", type=PathArgument(), metavar="FILE",
               help="Write the page here, too, with its figure next to it.")  # fmt: skip
@@ -67,6 +67,7 @@ def command(
     lineage, it writes the page again.
     """
     from heredity.cli._pulling import consent
+    from heredity.core.files import RESULTS
     from heredity.core.sanitize import plain
     from heredity.core.terminal import note
 
@@ -83,7 +84,7 @@ def command(
         batteries = _batteries(application, probes, attack)
         plan = _plan(models, _pairs("model", renamed), _pairs("data", data), batteries, margin, judge or "")
         plan = plan.quick() if quick else plan
-        folder = out or Path("lineages") / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
+        folder = out or RESULTS / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         store = open_store()
         for ref in plan.references:
             consent(store, ref, yes)

@@ -37,7 +37,7 @@ from heredity.cli import Name, PathArgument, Verb, device_option, open_store, sh
 )
 @click.option("--judge", type=Name(), metavar="JUDGE", help="As for a study.  [default: rules]")
 @click.option(
-    "--out", type=PathArgument(), metavar="DIR", help="Folder for the studies.  [default: repair/CHILD]"
+    "--out", type=PathArgument(), metavar="DIR", help="Folder for the studies.  [default: runs/repair-CHILD]"
 )
 @device_option
 def command(
@@ -61,6 +61,7 @@ def command(
     """
     from heredity.application.spec import Application
     from heredity.core import terminal
+    from heredity.core.files import RESULTS
     from heredity.core.sanitize import plain
 
     with shown_start():
@@ -80,7 +81,7 @@ def command(
     with shown_work(store) as display:
         how = Setting(
             Application.load(application), probes, held_out, margin=margin, twins=twins, judge=judge,
-            store=store, out=out or Path("repair") / lost.record.name, watch=display,
+            store=store, out=out or RESULTS / f"repair-{lost.record.name}", watch=display,
         )  # fmt: skip
         found = repair(lost, whole, how, store.get(unaligned) if unaligned else None)
     for line in in_words(found):

@@ -137,7 +137,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     "--out",
     type=PathArgument(),
     metavar="DIR",
-    help="The study's folder.  [default: studies/...]",
+    help="The study's folder.  [default: runs/APPLICATION-...]",
 )
 @click.option(
     "--error-share", type=float, metavar="SHARE", default=0.0, show_default=True,

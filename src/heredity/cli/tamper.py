@@ -44,7 +44,10 @@ from heredity.cli import Name, Option, PathArgument, Verb, device_option, open_s
 @click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option(
-    "--out", type=PathArgument(), metavar="DIR", help="Folder for the studies.  [default: tamper/MODEL-...]"
+    "--out",
+    type=PathArgument(),
+    metavar="DIR",
+    help="Folder for the studies.  [default: runs/tamper-MODEL-...]",
 )
 @device_option
 def command(
@@ -71,6 +74,7 @@ def command(
     """
     from heredity.application.spec import Application
     from heredity.core import terminal
+    from heredity.core.files import RESULTS
     from heredity.core.records import digest
     from heredity.core.sanitize import plain
 
@@ -92,7 +96,7 @@ def command(
     with shown_work(store) as display:
         found = tamper(
             grown, tuned, Application.load(application), probes, attack, line, longest, store=store,
-            out=out or Path("tamper") / f"{grown.record.name}-{tuning[:8]}", judge=judge, scope=scope,
+            out=out or RESULTS / f"tamper-{grown.record.name}-{tuning[:8]}", judge=judge, scope=scope,
             watch=display,
             tell=lambda rung: terminal.note(plain(told(rung))),
         )  # fmt: skip

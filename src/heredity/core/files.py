@@ -35,6 +35,8 @@ _TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the names that _held
 _OLD = 86_400.0  # seconds after which a temporary file is no one's, where no lock can tell
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
+RESULTS = Path("runs")  # the default folder of every study and measurement; `out` names another
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 # --- files and folders ---

@@ -21,7 +21,7 @@ import msgspec
 
 from heredity import engines
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
-from heredity.core.files import Lock, Rows, write_atomic
+from heredity.core.files import RESULTS, Lock, Rows, write_atomic
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Model, digest, encode
 from heredity.engines.protocols import Completer, Engine
@@ -93,7 +93,7 @@ class Evaluation:
         self._grown = list({one.record.id: one for one in grown}.values())
         has_pictures = any(engines.choose(one.record) == "dual" for one in self._grown)
         self._tasks, self._shots = _loaded(tasks, limit, has_pictures), tuple(dict.fromkeys(shots))
-        self.folder = Path(out) if out is not None else Path("evals")
+        self.folder = Path(out) if out is not None else RESULTS / "evals"
         _check(self._grown, self._tasks, self._shots)
 
     def run(self, watch: Watch | None = None, *, retry_errors: bool = False) -> Grades:

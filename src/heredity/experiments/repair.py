@@ -30,6 +30,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import Refused, Unavailable, UsageError
+from heredity.core.files import RESULTS
 from heredity.core.progress import Watch
 from heredity.core.records import Estimate, Probe
 from heredity.experiments.replay_data import ABILITY, BEGUN, RATE, TWINS, Lesson, behaviours, lesson, nearest
@@ -133,7 +134,7 @@ class Setting:
     twins: float = TWINS
     judge: str | None = None
     store: Store | None = None
-    out: Path = Path("repair")
+    out: Path = RESULTS / "repair"
     engine_loader: EngineLoader | None = None
     watch: Watch | None = None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
+from heredity.core.files import RESULTS
 from heredity.core.progress import Watch
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
@@ -81,7 +82,7 @@ def tamper(
     line: float = 0.5,
     longest: int = 64,
     store: Store | None = None,
-    out: Path = Path("tamper"),
+    out: Path = RESULTS / "tamper",
     judge: str | None = None,
     scope: str | None = None,
     engine_loader: EngineLoader | None = None,

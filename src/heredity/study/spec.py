@@ -84,7 +84,7 @@ class StudySpec:
                    of "fixed". "until_decided" at up to twelve analyses, with less power
     error_share    of verdicts that may favour the other model without undoing "worse" (plan.Analysis)
     limit          the number of probes that are asked, with their twins, balanced over techniques; None: all
-    out            the folder of the study; None: studies/<application>-<digest of its questions>
+    out            the folder of the study; None: runs/<application>-<digest of its questions>
 
     One name in place of a list of models, attacks or lineage is a list of one.
     """

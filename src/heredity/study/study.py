@@ -27,7 +27,7 @@ from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
-from heredity.core.files import Lock, Rows
+from heredity.core.files import RESULTS, Lock, Rows
 from heredity.core.host import Device
 from heredity.core.progress import Meter, Progress, Watch
 from heredity.core.records import Model, Probe, Response, digest
@@ -178,7 +178,7 @@ class Study:
         if attacker is not None:
             self._grown[attacker.record.id] = attacker
         name = f"{storage.file_name(application.name)}-{digest(self._plan.questions)[:8]}"
-        self.folder = Path(spec.out) if spec.out is not None else Path("studies") / name
+        self.folder = Path(spec.out) if spec.out is not None else RESULTS / name
 
     @classmethod
     def open(

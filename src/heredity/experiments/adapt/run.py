@@ -25,7 +25,7 @@ from heredity.application.guards import GuardSpec
 from heredity.application.retrieval.store import searching_in
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
-from heredity.core.files import Lock, write_atomic
+from heredity.core.files import RESULTS, Lock, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import Model, digest, encode
 from heredity.engines.remote.budget import Calls
@@ -229,7 +229,7 @@ def read_adapt_file(out: Path) -> AdaptFile:
 def task_folder(task: AdaptTask, name: str) -> Path:
     """The usual folder of a task: its name, and a part of a digest over its file and its rows."""
     rows = read_questions(task).digest
-    return Path("adaptations") / f"{name}-{digest([without_places(task), rows])[:8]}"
+    return RESULTS / f"{name}-{digest([without_places(task), rows])[:8]}"
 
 
 # --- before the plan is saved -------------------------------------------------------------------------
