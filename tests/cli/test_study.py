@@ -170,3 +170,9 @@ def test_every_measurement_is_in_one_folder_by_default(tmp_path: Path) -> None:
     for command in ("adapt", "inherit", "repair", "tamper"):
         text = " ".join(run_here(command, "--help").stdout.split())
         assert re.search(r"--out DIR [^\[]*\[default: runs/", text), command
+
+
+def test_a_mistyped_file_has_the_nearest_name_next_to_it(tmp_path: Path) -> None:
+    (tmp_path / "desk.toml").write_text(DESK)
+    done = run_here("study", "--model", "scripted:careful", "--application", "dsk.toml", cwd=tmp_path)
+    check_refused(done, "unreadable-file", mentions=["dsk.toml", "desk.toml"])

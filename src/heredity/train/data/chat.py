@@ -225,7 +225,8 @@ def _columns(
     shown = ", ".join(f"'{name}'" for name in list(row)[:12])
     raise BadInput(
         path,
-        f"has neither messages nor prompt and completion, but {shown}. Name the columns",
+        f"has neither messages nor prompt and completion, but {shown}. "
+        "Name the columns: --columns prompt=COLUMN,completion=COLUMN",
         line,
         code="no-dialogue-columns",
     )
