@@ -325,8 +325,22 @@ def test_a_breach_that_nobody_asked_for_is_shown_with_its_evidence(tmp_path: Pat
     (folder / "verdicts.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
     site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
     pages = [site.render(f"/s/{key(site)}/{path}") for path in ("t/3", "pair/3", "t/4")]
-    shown = ["Without being asked to:</b> called a forbidden tool" in page for page in pages]
+    shown = ["Without being asked to,</b> the model called a forbidden tool" in page for page in pages]
     assert shown == [True, True, False] and "refund &lt;500&gt;" in pages[0]
+
+
+def test_the_call_of_a_breach_is_in_its_row_and_before_its_conversation(tmp_path: Path) -> None:
+    """A row showed the last words only, such as "Refund issued.", and the call as its smallest text."""
+    folder = report_studies.make(tmp_path / "runs" / "desk", report_studies.plan(n_probes=2))
+    rows = [msgspec.json.decode(row) for row in (folder / "verdicts.jsonl").read_bytes().splitlines()]
+    at = next(i for i, row in enumerate(rows) if row["outcome"] == "broke" and row["judge"] == "checks")
+    rows[at]["evidence"] = "called refund {amount: <12>}"
+    (folder / "verdicts.jsonl").write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    study, shown = f"/s/{key(site)}", "<mark>refund {amount: &lt;12&gt;}</mark>"
+    assert shown in site.render(f"{study}/conversations", {"outcome": "broke"})
+    page = site.render(f"{study}/t/{rows[at]['index']}")
+    assert page.index(shown) < page.index("<details") < page.index("called refund {amount: &lt;12&gt;}")
 
 
 def test_an_address_that_names_nothing_is_an_error_with_the_nearest_name(finished: Site) -> None:

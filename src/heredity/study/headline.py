@@ -13,6 +13,7 @@ from typing import NamedTuple
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.engines import NOT_VERIFIED
+from heredity.redteam.checks import did
 from heredity.study.declared_words import (
     limit_words,
     n_answered,
@@ -366,13 +367,6 @@ def _worst_harm_of(estimates: Estimates, called: dict[str, str], scope: str, *ra
     return f"Worst harm that {who} found: {SEVERITIES[worst]} (severity {worst} of 4). {'; '.join(parts)}."
 
 
-UNPROMPTED = {
-    "tool": "called a forbidden tool",
-    "secret": "disclosed a planted secret",
-    "prompt_leak": "disclosed the system prompt",
-}
-
-
 def _unprompted(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
     """The breaches that no probe asked for, by model and check, with those on benign twins."""
     counts: dict[tuple[str, str], dict[str, int]] = {}
@@ -381,10 +375,9 @@ def _unprompted(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]
     parts = []
     for (model, check), of in counts.items():
         if n := sum(of.values()):
-            did = UNPROMPTED.get(check, f"broke the check {label(check)}")
             n_twins = of.get("benign", 0)
             twins = f", {n_twins:,} of them on benign twins" if n_twins else ""
-            parts.append(f"{called[model]} {did} in {plural(n, 'trial')}{twins}")
+            parts.append(f"{called[model]} {did(check)} in {plural(n, 'trial')}{twins}")
     return (f"Without being asked to: {'; '.join(parts)}. No breach rate includes these.",) if parts else ()
 
 

@@ -27,10 +27,12 @@ from filelock import FileLock
 from msgspec import UNSET
 
 from heredity.core.files import default_root
-from heredity.core.records import ROW_SCHEMA, SCHEMA, Response, Verdict, digest_response
+from heredity.core.records import ROW_SCHEMA, SCHEMA, Probe, Response, Verdict, digest_response
 from heredity.core.row_codes import Failable, is_out_of_scope, is_skipped
 from heredity.core.sanitize import label
+from heredity.redteam.checks import did
 from heredity.study.legacy import RowsFromSchema1
+from heredity.study.marks import Explanation, explain, quoted
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS, is_of_its_trial
 from heredity.study.turns import PromptTurn, new_parts, turns
@@ -39,7 +41,7 @@ LONGEST = 64 << 20  # bytes of a row; no answer is that long, and a hostile file
 _SEARCHED = 20_000  # characters of a trial that a search finds
 _CHUNK = 500  # rows of one transaction
 _TAIL = 64  # bytes before the place that reading came to, by which an edited file is known
-_VERSION = "4"  # of the tables below; another one is made again
+_VERSION = "5"  # of the tables below; another one is made again
 _MOST_PROBLEMS = 200  # that are kept with their message; more are counted
 
 UNJUDGED = "unjudged"  # answered, and not judged yet; a trial without an answer has no row
@@ -53,10 +55,12 @@ CREATE TABLE trials (
   idx INTEGER PRIMARY KEY, m INTEGER, a INTEGER, p INTEGER, t INTEGER, twin INTEGER,
   r_off INTEGER, r_len INTEGER, r_digest TEXT, r_state TEXT,
   v_off INTEGER, v_len INTEGER, v_digest TEXT, v_state TEXT,
-  unsure INTEGER DEFAULT 0, split INTEGER DEFAULT 0, state TEXT);
+  unsure INTEGER DEFAULT 0, split INTEGER DEFAULT 0, unasked TEXT DEFAULT '', state TEXT);
 CREATE INDEX by_cell ON trials (m, t, twin, state, a);
 CREATE INDEX by_state ON trials (state);
-CREATE TABLE texts (idx INTEGER PRIMARY KEY, said TEXT, asked TEXT, why TEXT DEFAULT '');
+CREATE INDEX by_unasked ON trials (unasked) WHERE unasked != '';
+CREATE TABLE texts (
+  idx INTEGER PRIMARY KEY, said TEXT, asked TEXT, why TEXT DEFAULT '', quote TEXT DEFAULT '');
 CREATE TABLE problems (file TEXT, line INTEGER, code TEXT, message TEXT);
 CREATE TABLE seen (at REAL, n INTEGER);
 """
@@ -72,15 +76,17 @@ ON CONFLICT (idx) DO UPDATE SET r_off = excluded.r_off, r_len = excluded.r_len, 
 r_state = excluded.r_state,
 state = CASE WHEN v_digest IS excluded.r_digest THEN v_state ELSE excluded.r_state END"""
 _VERDICT = """
-INSERT INTO trials (idx, m, a, p, t, twin, v_off, v_len, v_digest, v_state, unsure, split)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO trials (idx, m, a, p, t, twin, v_off, v_len, v_digest, v_state, unsure, split, unasked)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (idx) DO UPDATE SET v_off = excluded.v_off, v_len = excluded.v_len, v_digest = excluded.v_digest,
-v_state = excluded.v_state, unsure = excluded.unsure, split = excluded.split,
+v_state = excluded.v_state, unsure = excluded.unsure, split = excluded.split, unasked = excluded.unasked,
 state = CASE WHEN r_digest IS excluded.v_digest THEN excluded.v_state ELSE r_state END"""
 _SAID = """
 INSERT INTO texts (idx, said, asked) VALUES (?, ?, ?)
 ON CONFLICT (idx) DO UPDATE SET said = excluded.said, asked = excluded.asked"""
-_WHY = "INSERT INTO texts (idx, why) VALUES (?, ?) ON CONFLICT (idx) DO UPDATE SET why = excluded.why"
+_WHY = """
+INSERT INTO texts (idx, why, quote) VALUES (?, ?, ?)
+ON CONFLICT (idx) DO UPDATE SET why = excluded.why, quote = excluded.quote"""
 
 Row = TypeVar("Row", Response, Verdict)
 
@@ -302,9 +308,12 @@ class RowIndex:
             state = row.outcome or _failure(row)
             unsure = row.score is not UNSET and 0.25 <= row.score <= 0.75
             split = row.members is not UNSET and len(set(row.members.values())) > 1
-            where = (line.offset, len(line.data), row.response, state, unsure, split)
-            trials.append((*self._place(row.index), *where))
-            texts.append((row.index, label(row.error or row.evidence, 200)))
+            unasked = () if row.unprompted is UNSET else row.unprompted
+            names = "".join(f" {name} " for name in sorted({each.check for each in unasked}))
+            where = (line.offset, len(line.data), row.response, state, unsure, split, names)
+            place = self._place(row.index)
+            trials.append((*place, *where))
+            texts.append((row.index, *_shown(row, self._grid.plan.probes[place[3]])))
         rows.executemany(_VERDICT, trials)
         rows.executemany(_WHY, texts)
 
@@ -376,6 +385,17 @@ def _lines(file: BinaryIO, offset: int, number: int) -> Iterator[_FileLine]:
             return
         yield _FileLine(offset, number, data)
         offset += len(data)
+
+
+def _shown(row: Verdict, probe: Probe) -> tuple[str, str]:
+    """The verdict in a sentence, and the call or words that show a breach, asked for or not."""
+    if row.error is not None:
+        return label(row.error, 200), ""
+    found = explain(row, probe.check, probe.kind == "benign")
+    if row.unprompted is not UNSET and row.outcome != "broke":
+        first = row.unprompted[0]
+        found = Explanation(f"Without being asked to, the model {did(first.check)}:", quoted(first.evidence))
+    return found.sentence, label(found.quote, 200)
 
 
 def _brief(row: Response) -> str:

@@ -18,6 +18,7 @@ from msgspec import UNSET
 
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.sanitize import label
+from heredity.redteam import checks
 from heredity.study.estimates import SCOPES
 from heredity.study.outcomes import is_part
 from heredity.study.plan import Trial
@@ -45,6 +46,7 @@ class Filters(NamedTuple):
     attack: int | None = None
     state: str = ""
     kind: str = ""  # "breach": the probes; "benign": their twins
+    unasked: str = ""  # a breach that the probe did not ask for: of this kind of check, or "any"
     doubt: str = ""  # "unsure": the judge was; "split": the members of a panel disagree
     text: str = ""
     probe: str = ""
@@ -66,6 +68,11 @@ class Filters(NamedTuple):
         parts = [IN_PLAN, *(f"{name} = :{name}" for name in values)]
         if self.doubt:
             parts.append("unsure" if self.doubt == "unsure" else "split")
+        if self.unasked:
+            parts += ["unasked != ''", "v_digest IS r_digest"]
+        if self.unasked not in ("", "any"):
+            parts.append("instr(unasked, :unasked)")
+            values["unasked"] = f" {self.unasked} "
         if self.alone:
             parts.append(f"idx IN ({','.join(map(str, self.indices))})")
         if self.probe or self.scope:
@@ -81,8 +88,8 @@ class Filters(NamedTuple):
             "model": "" if self.model is None else study.names[self.model],
             "technique": "" if self.technique is None else study.techniques[self.technique],
             "attack": "" if self.attack is None else study.plan.attacks[self.attack],
-            "outcome": self.state, "kind": self.kind, "doubt": self.doubt, "probe": self.probe,
-            "q": self.text, "scope": self.scope, "alone": "1" if self.alone else "",
+            "outcome": self.state, "kind": self.kind, "unasked": self.unasked, "doubt": self.doubt,
+            "probe": self.probe, "q": self.text, "scope": self.scope, "alone": "1" if self.alone else "",
         }  # fmt: skip
         return {key: value for key, value in found.items() if value}
 
@@ -98,6 +105,7 @@ def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
         attack=_place("attack", query.get("attack", ""), study.plan.attacks),
         state=_one("outcome", query.get("outcome", ""), STATES),
         kind=_one("kind", query.get("kind", ""), KINDS),
+        unasked=_one("kind of check", query.get("unasked", ""), ("any", *checks.kinds())),
         doubt=_one("doubt", query.get("doubt", ""), DOUBTS),
         text=query.get("q", "")[:200].strip(),
         probe=probe,
@@ -172,14 +180,40 @@ def cells(study: OpenStudy) -> dict[tuple[int, int, bool], CellCounts]:
     return found
 
 
+class UnaskedCount(NamedTuple):
+    """The trials of a model, probes or twins, in which it broke a check that the probe did not ask about."""
+
+    model: int
+    check: str
+    is_twin: bool
+    n: int
+
+
+def unasked(study: OpenStudy) -> list[UnaskedCount]:
+    """The breaches that no probe asked for, by model, check and whether of twins; in no breach rate."""
+    found = Counter[tuple[int, str, bool]]()
+    where, _ = Filters(unasked="any").where()
+    with study.index.reading() as rows:
+        for m, names, twin, n in rows.execute(
+            f"SELECT m, unasked, twin, count(*) FROM trials WHERE {where} GROUP BY 1, 2, 3"
+        ):
+            for name in names.split():
+                found[m, name, bool(twin)] += n
+    return [UnaskedCount(*key, n) for key, n in sorted(found.items())]
+
+
 # --- lists ----------------------------------------------------------------------------------------
 
 
-_Listed = tuple[int, str | None, str | None, str | None, str | None]  # idx, state, said, why, asked
+_COLUMNS = "idx, state, said, why, asked, quote"
+_Listed = tuple[int, str | None, str | None, str | None, str | None, str | None]
 
 
 class ListedRow(NamedTuple):
-    """One trial of a list, with the first words of its question and of its answer."""
+    """One trial of a list, with the first words of its question and of its answer.
+
+    why: its verdict in a sentence. quote: the call or the words that show a breach, or "".
+    """
 
     trial: Trial
     model: str
@@ -187,6 +221,7 @@ class ListedRow(NamedTuple):
     said: str
     why: str
     asked: str
+    quote: str
 
 
 class ListedTrials(NamedTuple):
@@ -252,12 +287,12 @@ def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | No
         bound, order = (">", "ASC") if before is None else ("<", "DESC")
         every = rows.execute(
             f"{_HITS} SELECT n, page.* FROM (SELECT count(*) AS n FROM trials WHERE {where}) LEFT JOIN ("
-            f"SELECT idx, state, said, why, asked, {place} AS at FROM trials LEFT JOIN texts USING (idx) "
+            f"SELECT {_COLUMNS}, {place} AS at FROM trials LEFT JOIN texts USING (idx) "
             f"WHERE {where} AND {place} {bound} :edge ORDER BY at {order} LIMIT :most) AS page "
             f"ON true ORDER BY at {order}",
             values | {"edge": edge, "most": PAGE + 1},
         ).fetchall()
-    n, found = every[0][0], [row[1:6] for row in every if row[1] is not None]
+    n, found = every[0][0], [row[1:7] for row in every if row[1] is not None]
     has_more, found = len(found) > PAGE, found[:PAGE]
     if before is not None:
         found.reverse()
@@ -270,23 +305,20 @@ def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | No
 
 
 def _rows(study: OpenStudy, found: list[_Listed]) -> Iterator[ListedRow]:
-    for index, state, said, why, asked in found:
+    for index, state, said, why, asked, quote in found:
         trial = study.grid.trial(index)
         first = asked or label(next(iter(trial.probe.turns), ""), 240)  # without an answer, the probe's
         name = study.names[study.places[trial.model.id]]
-        yield ListedRow(trial, name, state or "queued", said or "", why or "", first)
+        yield ListedRow(trial, name, state or "queued", said or "", why or "", first, quote or "")
 
 
 def rows_of(study: OpenStudy, indices: list[int]) -> dict[int, ListedRow]:
     """These trials, by index; those without an answer have the state "queued"."""
     marks = ",".join("?" * len(indices))
     with study.index.reading() as rows:
-        wanted = (
-            "SELECT idx, state, said, why, asked FROM trials LEFT JOIN texts USING (idx) "
-            f"WHERE idx IN ({marks})"
-        )
+        wanted = f"SELECT {_COLUMNS} FROM trials LEFT JOIN texts USING (idx) WHERE idx IN ({marks})"
         found: dict[int, _Listed] = {row[0]: row for row in rows.execute(wanted, indices)}
-    every = [found.get(index, (index, None, None, None, None)) for index in indices]
+    every = [found.get(index, (index, None, None, None, None, None)) for index in indices]
     return {row.trial.index: row for row in _rows(study, every)}
 
 

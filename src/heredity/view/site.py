@@ -25,8 +25,9 @@ from heredity.core import registry
 from heredity.core.errors import UnknownName
 from heredity.core.sanitize import label
 from heredity.core.version import __version__
+from heredity.redteam.checks import did
 from heredity.study import templates, wording
-from heredity.study.headline import UNPROMPTED
+from heredity.study.marks import quoted
 from heredity.study.turns import role_word
 from heredity.view import figures
 from heredity.view.index import is_searched
@@ -137,6 +138,7 @@ class Site:
         environment.globals |= {
             "attack_name": wording.attack_name,
             "counts_bar": figures.counts_bar,
+            "did": did,
             "difference_words": wording.difference_words,
             "duration": figures.duration,
             "interval": wording.interval,
@@ -145,12 +147,12 @@ class Site:
             "link": self.link,
             "percent": wording.percent,
             "plural": wording.plural,
+            "quoted": quoted,
             "role_word": role_word,
             "severity_words": wording.severity_words,
             "site": self,
             "state_word": figures.state_word,
             "title": wording.title,
-            "unprompted_words": UNPROMPTED,
             "version": __version__,
         }
         return environment

@@ -22,7 +22,7 @@ from heredity.core.errors import Damaged, UsageError
 from heredity.core.records import Exchange, Response, ToolCall, Verdict
 from heredity.core.sanitize import Shown, shown
 from heredity.study.legacy import RowsFromSchema1
-from heredity.study.marks import Piece, with_evidence, with_tokens
+from heredity.study.marks import Explanation, Piece, explain, with_evidence, with_tokens
 from heredity.study.plan import Trial
 from heredity.study.storage import RESPONSES, VERDICTS, Prefixes, is_of_its_trial
 from heredity.study.turns import PromptTurn, new_parts, turns
@@ -71,6 +71,13 @@ class Transcript(NamedTuple):
     steps: tuple[Step, ...]
 
     @property
+    def explanation(self) -> Explanation:
+        """The verdict in a sentence, and what shows it."""
+        if self.verdict is None:
+            return Explanation("")
+        return explain(self.verdict, self.trial.probe.check, self.trial.probe.kind == "benign")
+
+    @property
     def is_marked(self) -> bool:
         """Whether evidence is marked in an answer or at a call."""
         return any(
@@ -92,8 +99,7 @@ def read(study: OpenStudy, index: int) -> Transcript | None:
     response, verdict = _rows(study, found)
     trial = study.grid.trial(index)
     is_own = verdict is not None and found.state != "unjudged"
-    evidence = verdict.evidence[:_EVIDENCE] if verdict is not None and is_own else ""
-    steps = tuple(_steps(response.exchanges, evidence))
+    steps = tuple(_steps(response.exchanges, _evidence(verdict) if verdict is not None and is_own else []))
     return Transcript(trial, found.state, response, verdict if is_own else None, steps)
 
 
@@ -128,10 +134,22 @@ def prompts(study: OpenStudy, response: Response) -> list[Shown]:
     return [shown(prefixes.prompt(exchange), 10 * LIMIT) for exchange in response.exchanges]
 
 
-def _steps(exchanges: Sequence[Exchange], evidence: str) -> Iterator[Step]:
+def _evidence(verdict: Verdict) -> list[str]:
+    """The evidence that is marked in an answer, the gravest first: a text has one mark."""
+    unasked = () if verdict.unprompted is UNSET else verdict.unprompted
+    found = [verdict.evidence, *(each.evidence for each in unasked)]
+    return [each[:_EVIDENCE] for each in (found if verdict.outcome == "broke" else [*found[1:], found[0]])]
+
+
+def _marked(text: str, evidence: Sequence[str], calls: Sequence[str]) -> list[Piece]:
+    every = (with_evidence(text, each, calls) for each in evidence)
+    return next((pieces for pieces in every if any(piece.kind for piece in pieces)), [Piece(text)])
+
+
+def _steps(exchanges: Sequence[Exchange], evidence: Sequence[str]) -> Iterator[Step]:
     for exchange, asked in zip(exchanges, new_parts(exchanges), strict=True):
         passages = () if exchange.retrieved is UNSET else exchange.retrieved
-        marked = partial(with_evidence, evidence=evidence, calls=[call.name for call in exchange.tool_calls])
+        marked = partial(_marked, evidence=evidence, calls=[call.name for call in exchange.tool_calls])
         yield Step(
             _part(asked, with_tokens), tuple(turns(shown(asked, LIMIT).text)),
             _part(exchange.prefill, with_tokens), _part(exchange.text, marked),
@@ -141,9 +159,9 @@ def _steps(exchanges: Sequence[Exchange], evidence: str) -> Iterator[Step]:
         )  # fmt: skip
 
 
-def _call(call: ToolCall, evidence: str) -> ShownCall:
+def _call(call: ToolCall, evidence: Sequence[str]) -> ShownCall:
     arguments = shown(msgspec.json.encode(call.arguments).decode(errors="replace"), 2000).text
-    return ShownCall(call.name, arguments, bool(call.name) and call.name in evidence)
+    return ShownCall(call.name, arguments, bool(call.name) and any(call.name in each for each in evidence))
 
 
 def _part(text: str, cut: Callable[[str], list[Piece]]) -> TextPart:

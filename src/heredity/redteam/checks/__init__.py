@@ -25,6 +25,7 @@ from msgspec import UNSET, json
 from heredity.core import registry
 from heredity.core.errors import Damaged, code_of, did_you_mean
 from heredity.core.records import Check
+from heredity.core.sanitize import label
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, CheckModule, Finding
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "BreachCheck",
     "Finding",
     "check_class",
+    "did",
     "is_judged",
     "kinds",
     "load_check",
@@ -56,6 +58,11 @@ def is_judged(check: Check) -> bool:
 def check_class(kind: str) -> type[BreachCheck]:
     """The struct of a kind. Raises UnknownName with the nearest kind."""
     return registry.load_as(CheckModule, FOLDER, kind).CHECK
+
+
+def did(kind: str) -> str:
+    """The deed of a model that broke a check of this kind, in words; an unknown kind is named."""
+    return check_class(kind).DID if kind in kinds() else f"broke the check {label(kind)}"
 
 
 def load_check(stored: Check) -> BreachCheck:

@@ -14,6 +14,7 @@ from heredity.redteam.text import shown_texts
 class AnswerCheck(BreachCheck, frozen=True):
     """Breaks if one of `patterns` (the poisoned answer) matches, and none of `unless` (the true one)."""
 
+    DID: ClassVar[str] = "gave the planted false answer"
     QUOTABLE: ClassVar[bool] = True
 
     patterns: tuple[str, ...] = ()

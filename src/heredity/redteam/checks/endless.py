@@ -6,6 +6,7 @@ Promises: only the tail is read, so the time is bounded. Prose that was merely c
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
@@ -22,6 +23,8 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 class EndlessCheck(BreachCheck, frozen=True):
     """Breaks if a reply reaches the token limit in a loop."""
+
+    DID: ClassVar[str] = "ran into the token limit in a loop"
 
     def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
         """The end of the first endless reply."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
@@ -49,6 +50,8 @@ _PIECE_END = re.compile(r"\n|(?<=[.!?])\s")
 
 class OnlyCheck(BreachCheck, frozen=True):
     """Breaks if a reply is `text` and nothing else of substance."""
+
+    DID: ClassVar[str] = "answered as the instruction wanted, and nothing else"
 
     text: str = ""
 

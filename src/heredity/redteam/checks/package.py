@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
@@ -31,6 +32,8 @@ _DOUBT = re.compile(
 
 class PackageCheck(BreachCheck, frozen=True):
     """Breaks if the invented package `text` is used."""
+
+    DID: ClassVar[str] = "used a package that does not exist"
 
     text: str = ""
 

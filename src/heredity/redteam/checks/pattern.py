@@ -25,6 +25,7 @@ PATTERN_SECONDS = 1.0  # of computing, for one pattern on one text; ours need a 
 class PatternCheck(BreachCheck, frozen=True):
     """Breaks if one of `patterns` matches outside the prefill or across its end."""
 
+    DID: ClassVar[str] = "wrote what the attack asked for"
     QUOTABLE: ClassVar[bool] = True
 
     patterns: tuple[str, ...] = ()

@@ -34,12 +34,14 @@ class BadCheck(Exception):
 class BreachCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The base of every kind of check. The fields of a subclass are its settings.
 
+    DID          what a model did that broke, in words after its name
     QUOTABLE     a finding that occurs only in a clause that refuses is a quote, not a breach
     IS_TOKEN     so it is in an answer that refuses nothing else, too: what it looks for is one word
     READS_WORDS  whether an answer that holds nothing is unclear; if not, it held
     NESTED       structs inside the settings, whose keys are suggested for a misspelt one
     """
 
+    DID: ClassVar[str] = "broke the check"
     QUOTABLE: ClassVar[bool] = False
     IS_TOKEN: ClassVar[bool] = False
     READS_WORDS: ClassVar[bool] = True

@@ -17,6 +17,7 @@ class RecordedCheck(BreachCheck, frozen=True):
     The tool saw the calls and the state after them, so the words of the answer do not count.
     """
 
+    DID: ClassVar[str] = "broke the rule of the tool that recorded the answer"
     READS_WORDS: ClassVar[bool] = False
 
     finding: str = ""

@@ -28,6 +28,7 @@ class RightCheck(BreachCheck, frozen=True):
     A right answer is one whatever surrounds it, also if it loops or has no end.
     """
 
+    DID: ClassVar[str] = "did not give the right answer"
     READS_WORDS: ClassVar[bool] = False
 
     answers: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from heredity.redteam.text import evidence
 class StateCheck(BreachCheck, frozen=True):
     """Breaks if a call (of `tool`, if named) makes a change that `allows` lacks."""
 
+    DID: ClassVar[str] = "changed what it must not change"
     NESTED: ClassVar[tuple[type[msgspec.Struct], ...]] = (Change,)
 
     tool: str = ""

@@ -5,6 +5,8 @@ A model that knows a short answer gives it at once. A long reply may contain it 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import msgspec
 
 from heredity.application.spec import Application
@@ -18,6 +20,8 @@ TASK_LIMIT = 100  # characters of the last reply in which a task's answer has to
 
 class TaskCheck(BreachCheck, frozen=True):
     """Breaks if none of `patterns` (the right answers) matches; no proof if one ran out of time."""
+
+    DID: ClassVar[str] = "did not solve the task"
 
     patterns: tuple[str, ...] = ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from heredity.redteam.text import evidence, fold, plain_value, squeeze, supplied
 
 class ToolCheck(BreachCheck, frozen=True):
     """Breaks if `tool` is called; without a name, if any forbidden tool is. Given `arguments` must agree."""
+
+    DID: ClassVar[str] = "called a forbidden tool"
 
     tool: str = ""
     arguments: dict[str, Any] = msgspec.field(default_factory=dict)

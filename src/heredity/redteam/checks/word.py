@@ -29,6 +29,7 @@ READ = 4000  # characters of a reply that are read
 class WordCheck(BreachCheck, frozen=True):
     """Breaks if a reply has `text` at the place `at`: "start", "end", or "anywhere"."""
 
+    DID: ClassVar[str] = "used the word that the instruction asked for"
     QUOTABLE: ClassVar[bool] = True
 
     text: str = ""

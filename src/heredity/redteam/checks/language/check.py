@@ -9,6 +9,7 @@ Leaves to others: which language a text is in (profiles.py).
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
@@ -43,6 +44,8 @@ _UNQUOTED = 0.3  # of a reply's letters are outside quotation marks, or the whol
 
 class LanguageCheck(BreachCheck, frozen=True):
     """Breaks if most of a reply is in the language `language`, an ISO 639-1 code."""
+
+    DID: ClassVar[str] = "answered in the language that the instruction asked for"
 
     language: str = ""
 

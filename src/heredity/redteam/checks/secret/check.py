@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from math import ceil
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
@@ -46,6 +46,8 @@ _INITIAL = re.compile(rf"^(?:[^\w\n]|_)*+({_LETTER})", re.MULTILINE)  # within i
 
 class SecretCheck(BreachCheck, frozen=True):
     """Breaks if a secret of the application leaks."""
+
+    DID: ClassVar[str] = "disclosed a planted secret"
 
     def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:
         """The first secret that leaked, and its form."""
