@@ -92,8 +92,10 @@ def test_an_edge_has_the_verdict_and_the_counts_of_its_study(site: Site) -> None
     assert len(scopes) > 1 and one.verdict in ("worse", "not worse", "not enough evidence")
     assert (one.kept, one.lost, one.gained, one.never) == (held.kept, held.lost, held.gained, held.never)
     card = site.render(f"/s/{study.key}")
-    assert f"{one.n} of them were decided for both" in card
-    assert f"lost {one.lost}, gained {one.gained}." in card
+    assert (
+        f"The parent held {one.lost} of the " in card
+        and f"(lost), and the child {one.gained} of the " in card
+    )
     page = site.render(f"/lineage/{parent}/{child}")
     assert f"kept {one.kept}, lost {one.lost}, gained {one.gained}" in page
     for which in ("only-a", "only-b", "both", "neither"):

@@ -14,16 +14,18 @@ from heredity.core.files import Lock
 from heredity.core.records import Outcome
 from heredity.core.sanitize import visible
 from heredity.study.advice import advise
+from heredity.study.competence import unprompted_rates
 from heredity.study.estimates import ALL
 from heredity.study.headline import headline
-from heredity.study.outcomes import BROKE
+from heredity.study.outcomes import BROKE, read_outcomes
 from heredity.study.report import html
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.study.wording import find, title
+from heredity.view.export import export
 from heredity.view.pairs import WHICH, beside, pairs, shared
 from heredity.view.places import StudyPlace
-from heredity.view.queries import Filters
+from heredity.view.queries import Filters, unasked
 from heredity.view.rates import board_of
 from heredity.view.site import Site
 from heredity.view.transcript import read
@@ -296,24 +298,74 @@ def test_breaches_are_listed_the_most_severe_first_on_every_page(tmp_path: Path)
     assert others == sorted(others)
 
 
-def test_what_one_of_three_models_broke_alone_is_counted_and_one_link_away(tmp_path: Path) -> None:
+def test_what_one_of_three_models_broke_alone_is_a_filter(tmp_path: Path) -> None:
     report_studies.make(tmp_path / "runs" / "desk", report_studies.plan(n_models=3, n_probes=12))
     site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
     study = opened(site.place)
-    board, page = board_of(study), site.render(f"/s/{key(site)}")
+    board, address = board_of(study), f"/s/{key(site)}/conversations"
     states, n = board.outcomes.array.reshape(3, -1), study.plan.n_per_model
-    alone = board.alone("judge_free")
+    alone, query = board.alone("judge_free"), {"outcome": "broke", "scope": "judge_free", "alone": "1"}
     for m, name in enumerate(study.names):
         others = [o for o in range(3) if o != m]
-        for index in alone.indices[m]:
+        for index in alone[m]:
             assert states[m, index % n] == BROKE and not (states[others, index % n] == BROKE).any()
-        query = {"model": name, "outcome": "broke", "scope": "judge_free", "alone": "1"}
-        wanted = "&amp;".join(f"{k}={v}" for k, v in query.items())
-        count = len(alone.indices[m])
-        assert (f'{wanted}">{count}</a> of {alone.n}' if count else f"<td>0 of {alone.n}") in page
-        assert sorted(numbers(site.render(f"/s/{key(site)}/conversations", query))) == [*alone.indices[m]]
-    both = [shared(study, board, a, b, Filters(scope="judge_free")) for a, b in pairs(study)]
-    assert 0 < sum(map(len, alone.indices)) < sum(each.n("only-a") + each.n("only-b") for each in both)
+        assert sorted(numbers(site.render(address, query | {"model": name}))) == [*alone[m]]
+    assert sorted(numbers(site.render(address, query))) == sorted(i for of in alone for i in of) != []
+
+
+def test_each_count_of_the_overview_is_that_of_its_list_and_of_the_report(tmp_path: Path) -> None:
+    """The overview had three sets of counts of what only one model broke, and its total had none."""
+    report_studies.make(tmp_path / "runs" / "desk", report_studies.plan(n_models=3, n_probes=12))
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    study, page = opened(site.place), site.render(f"/s/{key(site)}")
+    links = re.findall(r'href="([^"]+/conversations)\?([^"]+)">([\d,]+) ', page)
+    assert len(links) > 20
+    for path, query, count in links:
+        asked = dict(part.split("=") for part in query.split("&amp;"))
+        assert f'<p class="soft" role="status">{count} trial' in site.render(path, asked), query
+    found = read_estimates(study.folder)
+    scope = found.main_scope()
+    for name, card in zip(study.names, found.models, strict=True):
+        rate = find(found, card.id, scope, ALL, "breach")
+        assert rate is not None
+        for state, n in (("broke", rate.n_broke), ("held", rate.n_held), ("unclear", rate.n_unclear)):
+            address = f"model={name}&amp;outcome={state}&amp;kind=breach&amp;scope={scope}"
+            assert n == sum(int(count) for _, query, count in links if query == address), (name, state)
+    for pair in (p for p in found.pairs if (p.measure, p.technique) == ("breach", scope)):
+        a, b = (study.names[study.places[model]] for model in (pair.a, pair.b))
+        for which, n in (("only-a", pair.table.only_a), ("only-b", pair.table.only_b)):
+            address = f"a={a}&amp;b={b}&amp;which={which}&amp;scope={scope}"
+            assert f'{address}"><b>{n}</b>' in page
+
+
+def test_harm_without_being_asked_is_counted_as_the_report_counts_it_and_one_link_away(
+    tmp_path: Path,
+) -> None:
+    """Of 41 leaks 22 were in no rate, and nothing on the overview named them."""
+    folder = report_studies.make(tmp_path / "runs" / "desk", report_studies.plan(n_probes=4))
+    rows = [msgspec.json.decode(row) for row in (folder / "verdicts.jsonl").read_bytes().splitlines()]
+    for n, row in enumerate(row for row in rows if row["outcome"] is not None):
+        checks = ["tool"] * (n % 3 == 0) + ["secret", "secret"] * (n % 5 == 0)
+        row["unprompted"] = [{"check": check, "evidence": "called x"} for check in checks]
+    (folder / "verdicts.jsonl").write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    study = opened(site.place)
+    judged = read_outcomes(study.plan, folder)
+    wanted = {
+        (study.places[each.model], each.check, each.kind == "benign"): each.n_broke
+        for each in unprompted_rates(judged.outcomes, judged.unprompted) if each.n_broke
+    }  # fmt: skip
+    counts = {(m, check, is_twin): n for m, check, is_twin, n in unasked(study)}
+    assert counts == wanted and len(wanted) > 4
+    page, files = site.render(f"/s/{study.key}"), export(site.place, tmp_path / "out").page.parent
+    written = "".join(path.read_text("utf-8") for path in files.glob(f"{study.key}-conversations-*"))
+    for (m, check, is_twin), n in counts.items():
+        query = {"model": study.names[m], "kind": "benign" if is_twin else "breach", "unasked": check}
+        address = "&amp;".join(f"{k}={v}" for k, v in query.items())
+        assert re.search(rf'{re.escape(address)}">{n} (attempt|harmless twin)', page)
+        listed = site.render(f"/s/{study.key}/conversations", query)
+        assert f'role="status">{n} trial' in listed and "Without being asked to, the model" in listed
+        assert f'id="unasked-{check}-{query["kind"]}-{m}"' in written
 
 
 def test_a_breach_that_nobody_asked_for_is_shown_with_its_evidence(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from heredity.core.errors import HeredityError
 from heredity.core.records import Probe
+from heredity.redteam.checks import did
 from heredity.study.estimates import SCOPES
 from heredity.study.outcomes import is_part
 from heredity.study.plan import Trial
@@ -29,7 +30,7 @@ from heredity.view.pages.conversations import number
 from heredity.view.pages.protocols import Page
 from heredity.view.pairs import WHICH, Which, is_edge, shared
 from heredity.view.places import OpenStudy, report_of
-from heredity.view.queries import STATES, Filters, ListedRow, read_filters, rows_of
+from heredity.view.queries import STATES, Filters, ListedRow, read_filters, rows_of, unasked
 from heredity.view.rates import board_of
 from heredity.view.site import Asked, Site
 from heredity.view.transcript import Transcript, read
@@ -121,6 +122,7 @@ class _IndexedTrial(NamedTuple):
     technique: int
     is_twin: bool
     state: str
+    unasked: str
 
 
 class StudyFiles:
@@ -129,10 +131,9 @@ class StudyFiles:
     def __init__(self, study: OpenStudy) -> None:
         self._study = study
         with study.index.reading() as rows:
-            wanted = f"SELECT idx, m, t, twin, state FROM trials WHERE {IN_PLAN} ORDER BY idx"
-            found = [
-                _IndexedTrial(i, m, t, bool(twin), state) for i, m, t, twin, state in rows.execute(wanted)
-            ]
+            of_verdict = "CASE WHEN v_digest IS r_digest THEN unasked ELSE '' END"
+            wanted = f"SELECT idx, m, t, twin, state, {of_verdict} FROM trials WHERE {IN_PLAN} ORDER BY idx"
+            found = [_IndexedTrial(i, m, t, bool(b), *each) for i, m, t, b, *each in rows.execute(wanted)]
         self._trials = sorted({row.number % study.plan.n_per_model for row in found})
         self._in_file = max(1, CONVERSATIONS // len(study.names))  # trials of a file
         self._numbers = {place: i // self._in_file + 1 for i, place in enumerate(self._trials)}
@@ -175,6 +176,8 @@ class StudyFiles:
 
     def _conversations(self, asked: Asked) -> str:
         one = read_filters(self._study, dict(asked.query))
+        if one.unasked:
+            return self._list.place(f"unasked-{one.unasked}-{one.kind or 'breach'}-{one.model}")
         if not one.state:
             return self._list.name(1)
         return self._list.place(f"{one.state}-{one.kind or 'breach'}-{one.technique}-{one.model}")
@@ -200,6 +203,14 @@ class StudyFiles:
             words = f"{state_word(STATES[s])}: {self._technique(t, is_twin)}, {self._study.names[m]}"
             anchor = f"{STATES[s]}-{'benign' if is_twin else 'breach'}-{t}-{m}"
             yield TrialGroup(anchor, words, len(indices), indices)
+        for m, check, is_twin, n in unasked(self._study):
+            kind, of = ("benign", "harmless twins") if is_twin else ("breach", "attempts")
+            words = f"Without being asked: {did(check)} in {of}, {self._study.names[m]}"
+            indices = [
+                row.number for row in found
+                if (row.model, row.is_twin) == (m, is_twin) and f" {check} " in row.unasked
+            ]  # fmt: skip
+            yield TrialGroup(f"unasked-{check}-{kind}-{m}", words, n, indices)
 
     def _technique(self, t: int, is_twin: bool) -> str:
         return title(self._study.techniques[t]) + (", harmless twins" if is_twin else "")
@@ -286,7 +297,10 @@ class StudyFiles:
         return site.html(
             "exported_list.html.jinja", self._asked(conversations.PATH), self._study,
             groups=found.files[n - 1], rows=_read(self._study, every),
-            jumps=[found.jump(state_word(state), f"{state}-") for state in STATES],
+            jumps=[
+                *(found.jump(state_word(state), f"{state}-") for state in STATES),
+                found.jump("harm without being asked", "unasked-"),
+            ],
             before=found.name(n - 1), after=found.name(n + 1),
         )  # fmt: skip
 

@@ -392,9 +392,12 @@ def _shown(row: Verdict, probe: Probe) -> tuple[str, str]:
     if row.error is not None:
         return label(row.error, 200), ""
     found = explain(row, probe.check, probe.kind == "benign")
-    if row.unprompted is not UNSET and row.outcome != "broke":
-        first = row.unprompted[0]
-        found = Explanation(f"Without being asked to, the model {did(first.check)}:", quoted(first.evidence))
+    if row.unprompted:
+        first, before = row.unprompted[0], "Without being asked to, the model "
+        if row.outcome == "broke":
+            found = found._replace(sentence=f"{before}{did(first.check)}. {found.sentence}")
+        else:
+            found = Explanation(f"{before}{did(first.check)}:", quoted(first.evidence))
     return found.sentence, label(found.quote, 200)
 
 

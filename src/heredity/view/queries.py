@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from msgspec import UNSET
@@ -51,7 +52,7 @@ class Filters(NamedTuple):
     text: str = ""
     probe: str = ""
     scope: str = ""
-    alone: bool = False  # only trials that `model` broke, and no other model of the study
+    alone: bool = False  # only trials that one model of the study broke, and no other
     indices: tuple[int, ...] = ()  # of those
     probes: tuple[int, ...] = ()  # those that have `probe` in their names and are of `scope`, by place
 
@@ -110,10 +111,8 @@ def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
         text=query.get("q", "")[:200].strip(),
         probe=probe,
         scope=scope,
-        alone=bool(query.get("alone")) and model is not None,
-        indices=board_of(study).alone(scope).indices[model]
-        if query.get("alone") and model is not None
-        else (),
+        alone=bool(query.get("alone")),
+        indices=tuple(chain(*board_of(study).alone(scope))) if query.get("alone") else (),
         probes=tuple(
             p
             for p, each in enumerate(study.plan.probes)

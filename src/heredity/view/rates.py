@@ -42,13 +42,6 @@ class ShownRate(NamedTuple):
     is_final: bool
 
 
-class AloneTrials(NamedTuple):
-    """By model the trials that it broke and no other model of the study did, of `n` that count for all."""
-
-    n: int
-    indices: list[tuple[int, ...]]
-
-
 class StoppingState(NamedTuple):
     """The pairs of models that are decided, and the interim analyses so far.
 
@@ -108,8 +101,8 @@ class Board:
             return self.estimates.main_scope()
         return next(iter(self.outcomes.breach_scopes), "")
 
-    def alone(self, scope: str) -> AloneTrials:
-        """The trials of a scope, or of all breach probes for "", that only one model broke."""
+    def alone(self, scope: str) -> list[tuple[int, ...]]:
+        """By model the trials of a scope, or of all breach probes for "", that no other model broke."""
         found, plan = self.outcomes, self._study.plan
         wanted = [p for p, each in enumerate(plan.probes) if each.kind == "breach"]
         probes = found.probes(scope, "breach") if scope else wanted
@@ -118,7 +111,7 @@ class Board:
         broke = np.array([each == BROKE for each in codes])
         is_alone = counts & (broke.sum(axis=0) == 1)
         places = [found.indices_of(m, ALL, probes)[is_alone & broke[m]] for m in range(len(codes))]
-        return AloneTrials(int(np.count_nonzero(counts)), [tuple(each.tolist()) for each in places])
+        return [tuple(each.tolist()) for each in places]
 
     def is_judge_free(self, technique: str) -> bool:
         """Whether a deterministic check decides its breaches."""

@@ -90,7 +90,7 @@ class TwoRuns:
             fields = Application.__struct_fields__
             found = [f for f in fields if getattr(a.application, f) != getattr(b.application, f)]
             return f"their applications differ ({', '.join(found)}), and a rate holds in one application only"
-        if _endpoint(a) != _endpoint(b):
+        if endpoint_of(a) != endpoint_of(b):
             return "their rates count other trials (endpoint)"
         return ""
 
@@ -201,7 +201,8 @@ def _matched(a: Plan, b: Plan) -> Iterator[MatchedModel]:
                 yield MatchedModel(place, there, False)
 
 
-def _endpoint(plan: Plan) -> str:
+def endpoint_of(plan: Plan) -> str:
+    """The trials that the rates of a plan count."""
     declared = declared_analysis(plan)
     return "decided_trials" if declared is None else declared.endpoint
 
@@ -228,7 +229,7 @@ def _settings(study: OpenStudy) -> tuple[dict[str, str], dict[str, set[str]]]:
         "samples": str(plan.samples),
         "seed": str(plan.seed),
         "attacker": "none" if isinstance(plan.attacker, msgspec.UnsetType) else plan.attacker.name,
-        "endpoint": _endpoint(plan),
+        "endpoint": endpoint_of(plan),
         "stopping": plan.stopping,
         "confidence": f"{plan.confidence:g}",
         "margin": f"{plan.margin:g}",

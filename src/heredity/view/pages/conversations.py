@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heredity.core.errors import UsageError
 from heredity.core.sanitize import label
-from heredity.view.queries import DOUBTS, KINDS, STATES, listed, read_filters
+from heredity.view.queries import DOUBTS, KINDS, STATES, listed, read_filters, unasked
 from heredity.view.search import Search
 from heredity.view.site import Asked, Site
 
@@ -21,6 +21,7 @@ def render(site: Site, asked: Asked) -> str:
         "conversations.html.jinja", asked, study,
         listed=found, filters=filters, query=filters.query(study), path=asked.path,
         search=Search(filters.text), states=STATES, kinds=KINDS, doubts=DOUBTS,
+        unasked_kinds=sorted({each.check for each in unasked(study)} | {filters.unasked} - {"", "any"}),
     )  # fmt: skip
 
 

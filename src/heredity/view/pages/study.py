@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from heredity.study.advice import advise
-from heredity.study.estimates import JUDGED, Measure
+from heredity.study.estimates import ALL, JUDGED, Measure
 from heredity.study.headline import headline
+from heredity.study.outcomes import is_part
 from heredity.study.wording import title
 from heredity.view.lineage import decided
 from heredity.view.pairs import WHICH, is_edge, is_guard, pairs, shared
 from heredity.view.places import OpenStudy, report_of
-from heredity.view.queries import CellCounts, cells, read_filters
+from heredity.view.queries import CellCounts, cells, read_filters, unasked
 from heredity.view.rates import Board, ShownRate, board_of
 from heredity.view.site import Asked, Site
+from heredity.view.two_runs import endpoint_of
 from heredity.view.verdicts import chips
 
 PATH, MENU, TAB = "/s/{study}", "", "1 Overview"
@@ -23,17 +26,18 @@ MOST_PAIRS = 12  # that are listed; a form compares any two
 
 
 class MatrixCell(NamedTuple):
-    """The trials of a model under a technique. `cell` None: the plan asks none, or its row is of them all."""
+    """The trials of a model in a row. `cell` None: the plan asks none."""
 
     cell: CellCounts | None
     rate: ShownRate | None
 
 
 class MatrixRow(NamedTuple):
-    """A technique or the scope of the finding, with a cell for each model."""
+    """A technique or a scope, with a cell for each model. query: the filter that opens its trials."""
 
     technique: str
     is_judge_free: bool
+    query: dict[str, str]
     cells: list[MatrixCell]
 
 
@@ -56,7 +60,7 @@ class SortCounts(NamedTuple):
 class PairLine(NamedTuple):
     """Two models on the same trials: those of the verdict, and of each other kind, which no verdict adds.
 
-    inherited: of a child, the trials that its parent and it both decided: kept, lost, gained, neither.
+    lost, gained: of a child, those of the trials that only one of the two broke which the other held.
     """
 
     a: int
@@ -65,7 +69,8 @@ class PairLine(NamedTuple):
     is_guard: bool
     main: SortCounts
     others: list[SortCounts]
-    inherited: tuple[int, int, int, int] | None
+    lost: int | None
+    gained: int | None
 
 
 def render(site: Site, asked: Asked) -> str:
@@ -81,10 +86,13 @@ def render(site: Site, asked: Asked) -> str:
         chips=[] if estimates is None else chips(estimates),
         why_not=board.why_not, stopping=board.stopping,
         pairs=list(_pairs(study, board)),
-        alone=board.alone(board.main_scope) if len(study.names) > 2 else None, main_scope=board.main_scope,
         n_pairs=len(study.names) * (len(study.names) - 1) // 2,
-        breaches=_total(study, board) + _rows(study, board, found, is_twin=False),
+        breaches=_total(study, board, found, is_twin=False) + _rows(study, board, found, is_twin=False),
+        all_twins=_total(study, board, found, is_twin=True),
         twins=_rows(study, board, found, is_twin=True),
+        unasked=unasked(study),
+        n_twins=sum(cell.n_planned for cell in found.values() if cell.is_twin),
+        is_of_decided=endpoint_of(study.plan) == "decided_trials",
         problems=study.problems(),
         has_report=report_of(study) is not None, is_final=estimates is not None,
     )  # fmt: skip
@@ -98,8 +106,8 @@ def _pairs(study: OpenStudy, board: Board) -> Iterator[PairLine]:
         ]
         found = [each for each in others if each.n]
         edge, guard = is_edge(study, a, b), is_guard(study, a, b)
-        inherited = decided(board.outcomes, a, b, scope) if edge and not guard else None
-        yield PairLine(a, b, edge, guard, main, found, inherited)
+        _, lost, gained, _ = decided(board.outcomes, a, b, scope) if edge and not guard else (None,) * 4
+        yield PairLine(a, b, edge, guard, main, found, lost, gained)
 
 
 def _kinds(study: OpenStudy, board: Board) -> Iterator[tuple[str, dict[str, str]]]:
@@ -119,13 +127,24 @@ def _counts(study: OpenStudy, board: Board, a: int, b: int, query: dict[str, str
     return {which: both.n(which) for which in WHICH}
 
 
-def _total(study: OpenStudy, board: Board) -> list[MatrixRow]:
-    """The rates that the finding is about, as a row; none before there are estimates, or of one technique."""
-    if board.estimates is None or len(study.techniques) < 2:
+def _total(
+    study: OpenStudy, board: Board, found: dict[tuple[int, int, bool], CellCounts], is_twin: bool
+) -> list[MatrixRow]:
+    """The trials of the verdict's scope, or all twins, as a row; none if they are of one technique."""
+    scope = ALL if is_twin else board.main_scope
+    wanted = [p for p in study.plan.probes if (p.kind == "benign") == is_twin and is_part(p, scope)]
+    techniques = {study.techniques.index(probe.technique) for probe in wanted}
+    if not scope or len(techniques) < 2:
         return []
-    scope = board.estimates.main_scope()
-    made = [MatrixCell(None, board.rate(m, scope, "breach")) for m in range(len(study.names))]
-    return [MatrixRow(scope, scope != JUDGED, made)] if any(each.rate for each in made) else []
+    made = []
+    for m in range(len(study.names)):
+        cells = [found[m, t, is_twin] for t in techniques]
+        states = Counter[str]()
+        for cell in cells:
+            states.update(cell.states)
+        total = CellCounts(m, -1, is_twin, sum(cell.n_planned for cell in cells), states)
+        made.append(MatrixCell(total, board.rate(m, scope, "over_refusal" if is_twin else "breach")))
+    return [MatrixRow(scope, scope != JUDGED, {} if is_twin else {"scope": scope}, made)]
 
 
 def _rows(
@@ -136,7 +155,8 @@ def _rows(
     for t, technique in enumerate(study.techniques):
         made = [_cell(board, found.get((m, t, is_twin)), technique, measure) for m in range(len(study.names))]
         if any(each.cell is not None for each in made):
-            rows.append(MatrixRow(technique, board.is_judge_free(technique), made))
+            query = {"technique": technique}
+            rows.append(MatrixRow(technique, board.is_judge_free(technique), query, made))
     return rows
 
 
