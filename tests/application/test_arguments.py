@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Change, Check, Effect, Exchange, Probe, Response, Tool, ToolCall
 from heredity.redteam.checks.state import StateCheck
 from tests.application.test_spec import talk
+from tests.support.clock import computing_within
 from tests.support.errors import raises
 
 SCHEMA: dict[str, Any] = {
@@ -146,10 +146,9 @@ def test_a_schema_built_to_keep_the_check_busy_ends_in_an_error() -> None:
         "slow", "x", schema={"$defs": {**twice, "d40": {}}, "properties": {"x": {"$ref": "#/$defs/d0"}}}
     )
     pattern = Tool("slow", "x", schema={"properties": {"x": {"pattern": "^(a|a|aa)*$"}}})
-    started = time.monotonic()
-    assert "takes too long" in fit(slow, {"x": 1}).error
-    assert "takes too long" in fit(pattern, {"x": "a" * 60 + "!"}).error
-    assert time.monotonic() - started < 60  # of 2 ** 40 steps, and as many tries of the pattern
+    with computing_within(60):  # of 2 ** 40 steps, and as many tries of the pattern
+        assert "takes too long" in fit(slow, {"x": 1}).error
+        assert "takes too long" in fit(pattern, {"x": "a" * 60 + "!"}).error
 
 
 @pytest.mark.parametrize("keyword", ["type", "pattern"])
@@ -190,10 +189,9 @@ def test_a_schema_that_is_nested_too_deeply_is_refused_in_words() -> None:
 def test_no_keyword_keeps_the_check_busy_or_ends_the_study(
     schema: dict[str, Any], arguments: dict[str, Any], error: str
 ) -> None:
-    started = time.monotonic()
-    found = fit(Tool("slow", "x", schema=schema), arguments).error
-    assert error in found and bool(found) is bool(error)
-    assert time.monotonic() - started < 10
+    with computing_within(10):
+        found = fit(Tool("slow", "x", schema=schema), arguments).error
+        assert error in found and bool(found) is bool(error)
 
 
 def test_a_reference_that_leads_nowhere_is_told_at_the_call() -> None:

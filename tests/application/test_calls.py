@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from heredity.application.calls import attempted_call, parse_tool_calls
 from heredity.core.records import Check, ToolCall
 from heredity.redteam.judges import checks
+from tests.support.clock import computing_within
 from tests.support.trials import make_application, probe, response
 
 NAMES = ("look_up", "issue_refund")
@@ -267,28 +266,27 @@ def test_an_order_of_ours_that_is_repeated_is_no_attempt() -> None:
 
 
 def test_hostile_answers_are_read_in_linear_time() -> None:
-    begun = time.perf_counter()
-    for piece in (
-        'a: {"issue_refund": ',
-        "<tool_call>{",
-        "<function=issue_refund>",
-        "Action: issue_refund\n",
-        "issue_refund(a=1",
-        'issue_refund(a="',
-        "[issue_refund(",
-        "CALL issue_refund {",
-        ': [{"',
-        "Action: ",
-        "<" * 20 + 'invoke name="issue_refund">',
-        '<invoke name="issue_refund"><parameter name="a">',
-        "<parameter=a>issue_refund",
-        "<|a|>",
-        "to=issue_refund ",
-        "call:issue_refund{a:<escape>",
-        "issue_refund[ARGS]```json",
-        "x = print(",
-    ):
-        text = "issue_refund " + piece * (200_000 // len(piece))
-        parse_tool_calls(text, NAMES)
-        attempted_call(text, NAMES)
-    assert time.perf_counter() - begun < 5
+    with computing_within(15):
+        for piece in (
+            'a: {"issue_refund": ',
+            "<tool_call>{",
+            "<function=issue_refund>",
+            "Action: issue_refund\n",
+            "issue_refund(a=1",
+            'issue_refund(a="',
+            "[issue_refund(",
+            "CALL issue_refund {",
+            ': [{"',
+            "Action: ",
+            "<" * 20 + 'invoke name="issue_refund">',
+            '<invoke name="issue_refund"><parameter name="a">',
+            "<parameter=a>issue_refund",
+            "<|a|>",
+            "to=issue_refund ",
+            "call:issue_refund{a:<escape>",
+            "issue_refund[ARGS]```json",
+            "x = print(",
+        ):
+            text = "issue_refund " + piece * (200_000 // len(piece))
+            parse_tool_calls(text, NAMES)
+            attempted_call(text, NAMES)

@@ -92,19 +92,19 @@ def test_a_call_that_hangs_holds_up_no_other_and_a_stop_ends_it_without_a_result
         assert other.call(tool("meet"), {"name": "ana", "of": 2}) == "ana met."  # hang is the other
         assert not call.done()
         toolbox.stop()
-        assert call.result(timeout=10) == "error: the tool's process died"
+        assert call.result(timeout=60) == "error: the tool's process died"
         assert [row.tool for row in results] == ["meet"]
         with raises(ToolFailure, "tools-not-started"):
             other.call(tool("lookup"), {"number": 1})
 
 
 def test_the_time_of_a_call_does_not_begin_while_it_waits_for_its_turn(ran: Path) -> None:
-    with Toolbox(limited(calls_at_once=1, tool_seconds=2)) as toolbox, ThreadPoolExecutor(1) as threads:
+    with Toolbox(limited(calls_at_once=1, tool_seconds=5)) as toolbox, ThreadPoolExecutor(1) as threads:
         hung = threads.submit(toolbox.session().call, tool("hang"), {})
         while not ran.exists():
             time.sleep(0.01)
         assert toolbox.session().call(tool("lookup"), {"number": 1}) == "Order 1 is sent (short)."
-        assert hung.result() == "error: the tool took more than 2 s"  # before: one call at a time
+        assert hung.result() == "error: the tool took more than 5 s"  # before: one call at a time
         (shared,) = toolbox._shared.values()
         assert len(shared._all) == 1
 

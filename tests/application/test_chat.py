@@ -220,7 +220,7 @@ def _loading(store: Store, ref: str, *_: object) -> Echo:
 def _loading_until_it_is_said(store: Store, ref: str, *_: object) -> Echo:
     with phase(store.report, "loading", ref):
         written = cast(io.BytesIO, sys.stderr.buffer)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not written.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
             sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
 from heredity.redteam import attacks
+from tests.support.clock import computing_within
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION
 
@@ -484,19 +484,18 @@ def test_a_sentence_about_a_tool_is_no_attempt(text: str) -> None:
 
 
 def test_calls_are_found_in_linear_time() -> None:
-    begun = time.perf_counter()
-    for piece in (
-        "call pay_back(",
-        "pay_back {",
-        '{"name": "pay_back", "a": ',
-        "- * > `",
-        "pay",
-        "CALL pay_back {\n",
-    ):
-        text = piece * (400_000 // len(piece))
-        parse_tool_calls(text, ["pay_back"])
-        attempted_call(text, ["pay_back"])
-    assert time.perf_counter() - begun < 5
+    with computing_within(7):
+        for piece in (
+            "call pay_back(",
+            "pay_back {",
+            '{"name": "pay_back", "a": ',
+            "- * > `",
+            "pay",
+            "CALL pay_back {\n",
+        ):
+            text = piece * (400_000 // len(piece))
+            parse_tool_calls(text, ["pay_back"])
+            attempted_call(text, ["pay_back"])
 
 
 def test_prose_about_a_call_is_no_call() -> None:

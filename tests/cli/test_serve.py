@@ -54,10 +54,10 @@ def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
 def test_it_serves_until_it_is_told_to_end(tmp_path: Path, signal_: signal.Signals) -> None:
     with serving(tmp_path, "scripted:leaky", "--application", "desk.toml") as (process, address):
         body = {"model": "scripted:leaky", "messages": [{"role": "user", "content": "hello"}]}
-        said = httpx.post(f"{address}/chat/completions", json=body).json()
+        said = httpx.post(f"{address}/chat/completions", json=body, timeout=60).json()
         assert "ZEBRA-4417-KITE" in said["choices"][0]["message"]["content"]  # the application is around it
         process.send_signal(signal_)
-        _, left = process.communicate(timeout=30)
+        _, left = process.communicate(timeout=60)
         assert process.returncode == 0 and left == "closed\n"
 
 
@@ -65,9 +65,11 @@ def test_every_model_is_served_in_every_application(tmp_path: Path) -> None:
     (tmp_path / "shop.toml").write_text('name = "shop"\nsystem = "You sell."\n')
     layers = ("--application", "desk.toml", "--application", "shop.toml")
     with serving(tmp_path, "scripted:leaky", "scripted:helpful", *layers) as (_, address):
-        found = [each["id"] for each in httpx.get(f"{address}/models").json()["data"]]
+        found = [each["id"] for each in httpx.get(f"{address}/models", timeout=60).json()["data"]]
         body = {"model": found[1], "messages": [{"role": "user", "content": "hello"}]}
-        said = httpx.post(f"{address}/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+        said = httpx.post(f"{address}/chat/completions", json=body, timeout=60).json()["choices"][0][
+            "message"
+        ]["content"]
     desk = re.search(r'name = "(.*)"', DESK)[1]  # type: ignore[index]
     models = ("scripted:leaky", "scripted:helpful")
     assert found == [f"{layer}@{model}" for model in models for layer in (desk, "shop")]
@@ -114,7 +116,10 @@ def test_a_base_and_an_adapter_in_one_process_answer_as_each_does_alone(tmp_path
         assert said(address, "late") == alone["late"]
         gone = httpx.post(f"{address}/unload_lora_adapter", json={"lora_name": "tickets"}, timeout=60)
         assert gone.status_code == 200, gone.text
-        assert [each["id"] for each in httpx.get(f"{address}/models").json()["data"]] == ["base", "late"]
+        assert [each["id"] for each in httpx.get(f"{address}/models", timeout=60).json()["data"]] == [
+            "base",
+            "late",
+        ]
         process.send_signal(signal.SIGINT)
         _, left = process.communicate(timeout=60)
         assert process.returncode == 0 and left.endswith("closed\n"), left
@@ -123,11 +128,13 @@ def test_a_base_and_an_adapter_in_one_process_answer_as_each_does_alone(tmp_path
 def test_what_an_operator_turns_on_is_on(tmp_path: Path) -> None:
     turned_on = ("--metrics", "--access-log", "--cors", "https://a.example", "--requests-per-minute", "60")
     with serving(tmp_path, "scripted:helpful", *turned_on) as (process, address):
-        found = httpx.get(f"{address}/models", headers={"origin": "https://a.example"})
+        found = httpx.get(f"{address}/models", headers={"origin": "https://a.example"}, timeout=60)
         assert found.headers["access-control-allow-origin"] == "https://a.example"
-        assert "heredity_requests_total" in httpx.get(address.removesuffix("/v1") + "/metrics").text
+        assert (
+            "heredity_requests_total" in httpx.get(address.removesuffix("/v1") + "/metrics", timeout=60).text
+        )
         process.send_signal(signal.SIGINT)
-        lines, _ = process.communicate(timeout=30)
+        lines, _ = process.communicate(timeout=60)
         assert [json.loads(line)["route"] for line in lines.splitlines()] == ["/v1/models", "/metrics"]
 
 
@@ -145,9 +152,9 @@ def test_who_leaves_in_the_middle_is_no_fault(tmp_path: Path) -> None:
             with socket.create_connection((where.host, where.port)) as line:
                 line.sendall(half)
         body = {"model": "scripted:helpful", "messages": [{"role": "user", "content": "hello"}]}
-        assert httpx.post(f"{address}/chat/completions", json=body).status_code == 200
+        assert httpx.post(f"{address}/chat/completions", json=body, timeout=60).status_code == 200
         process.send_signal(signal.SIGINT)
-        _, left = process.communicate(timeout=30)
+        _, left = process.communicate(timeout=60)
         assert left == "closed\n"
 
 

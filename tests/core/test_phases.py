@@ -160,7 +160,7 @@ def test_a_long_name_is_cut_so_that_no_word_of_the_phase_breaks() -> None:
 
 def plain_lines(screen: io.StringIO, n: int) -> list[str]:
     """The lines once there are so many: those of phases come from a timer."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while screen.getvalue().count("\n") < n:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.core.records import ToolCall
 from heredity.engines.chat.tool_calls import parse_tool_calls
+from tests.support.clock import computing_within
 
 
 @pytest.mark.parametrize(
@@ -34,9 +33,8 @@ def test_a_call_with_broken_arguments_still_counts() -> None:
 def test_calls_that_never_end_are_read_in_linear_time() -> None:
     """A caller may send them back in each of many messages, and the server reads them between its answers."""
     text = '<tool_call>{"name": "refund", "arguments": {}}</tool_call>' + "<tool_call>" * 9_000
-    start = time.process_time()
-    assert parse_tool_calls(text)[0] == ToolCall("refund")
-    assert time.process_time() - start < 0.5  # before it took several seconds
+    with computing_within(0.5):  # before it took several seconds
+        assert parse_tool_calls(text)[0] == ToolCall("refund")
 
 
 @pytest.mark.parametrize("text", ["", "I would call refund.", '{"name": "Ann"}', "{}", "[1, 2]"])

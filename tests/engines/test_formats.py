@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from safetensors.numpy import save_file
 from heredity.core.errors import Damaged
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.safetensors_io import read_safetensors
+from tests.support.clock import computing_within
 from tests.support.errors import raises
 
 Changes = list[tuple[int, bytes]]  # place, what is written there
@@ -204,10 +204,8 @@ def header_of(path: Path, shape: str, n_data: int = 0) -> Path:
 )
 def test_axes_are_few_and_small_or_it_is_damage_at_once(shape: str, tmp_path: Path) -> None:
     path = header_of(tmp_path / "axes.safetensors", shape)
-    began = time.process_time()
-    with raises(Damaged, "header-unreadable", [path]):
+    with computing_within(1), raises(Damaged, "header-unreadable", [path]):
         read_safetensors(path)
-    assert time.process_time() - began < 1
 
 
 @pytest.mark.slow
@@ -217,9 +215,8 @@ def test_a_long_header_takes_time_by_its_length(tmp_path: Path) -> None:
     said = ("{" + ",".join(f'"{i}":{entry}' for i in range(20_000)) + "}").encode()  # 7.6 MB
     path = tmp_path / "long.safetensors"
     path.write_bytes(len(said).to_bytes(8, "little") + said)
-    began = time.process_time()
-    assert len(read_safetensors(path)) == 20_000
-    assert time.process_time() - began < 3
+    with computing_within(4):
+        assert len(read_safetensors(path)) == 20_000
 
 
 def test_sixteen_axes_are_read(tmp_path: Path) -> None:

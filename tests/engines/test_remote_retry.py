@@ -83,7 +83,7 @@ def test_no_more_than_there_is_room_for_are_under_way_and_closing_sends_all_home
         waiting = [asyncio.create_task(one()) for _ in range(5)]
         await asyncio.sleep(0.01)
         pace.close()
-        ends = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+        ends = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 60)
         return most, sum(isinstance(end, TransportClosed) for end in ends)
 
     assert asyncio.run(work()) == (3, 5)

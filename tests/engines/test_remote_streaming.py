@@ -95,8 +95,8 @@ def test_a_stream_that_is_cut_off_is_an_error_and_never_an_answer(
     api: str, mode: str, tmp_path: Path
 ) -> None:
     """What was heard cannot be taken back, so it is not asked again."""
-    listener = RecordingListener()
-    with FaultServer(always=mode) as server, engine(server, api, tmp_path, stall_seconds=0.5) as far:
+    listener, stall = RecordingListener(), {"stall_seconds": 2.0} if mode == "stream-stalls" else {}
+    with FaultServer(always=mode) as server, engine(server, api, tmp_path, **stall) as far:
         (reply,) = far.stream([ask()], listener)
     assert reply.stop == "error" and reply.text == "" and reply.error
     assert "answer to q".startswith("".join(listener.heard[0])) and len(server.asked) == 1

@@ -127,7 +127,7 @@ def test_a_server_that_ends_while_it_starts_is_told_with_its_last_words(
 def test_a_server_that_is_never_ready_is_ended(python: Callable[[str], None], tmp_path: Path) -> None:
     python("echo worker $$; exec sleep 600")
     with raises(Unavailable, "server-not-ready"):
-        vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=0.5)
+        vllm.load(MODEL, tmp_path, tmp_path / "t", start_seconds=3)
     assert gone(worker_of(tmp_path / "t.vllm.log"))
 
 

@@ -22,6 +22,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 from heredity.study.study import Study
 from tests.support.errors import raises
+from tests.support.processes import leaving_no_thread
 from tests.support.studies import APPLICATION, by_index, plan, responses, study
 
 MADE = plan(("scripted:mixed",))
@@ -142,14 +143,11 @@ def test_a_budget_that_is_spent_stops_the_run_and_keeps_what_was_answered(tmp_pa
 
 
 def test_a_study_that_stops_lets_the_engine_give_up_what_is_under_way(tmp_path: Path) -> None:
-    n_threads = threading.active_count()
-
     def stop(progress: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with leaving_no_thread(), pytest.raises(KeyboardInterrupt):
         study(tmp_path, MADE, lambda _: Far(), Store(tmp_path / "store")).run(stop)
-    assert threading.active_count() == n_threads
 
 
 # --- a model without files --------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 import heredity
-from heredity.application.limits import TOOL_SECONDS
 from heredity.application.spec import Application
 from heredity.application.toolbox import TOOL_RESULTS, RecordedResults, recorded_in
 from heredity.core.errors import UsageError
@@ -152,10 +151,8 @@ def test_an_interrupted_study_ends_its_calls_and_a_resumed_one_makes_them(tmp_pa
 
     study = made(folder, *asked, models=MODELS[:1], desk=desk)
     study._loader = lambda _: Recorder(say=interrupt, width=1)
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         study.run()
-    assert time.monotonic() - began < TOOL_SECONDS / 2
     assert all(row.tool != "hang_once" for row in RecordedResults(folder / TOOL_RESULTS))
     assert "t/hang" not in {name for _, name in rows(folder)}
     made(folder, *asked, models=MODELS[:1], desk=desk).run()

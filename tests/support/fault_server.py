@@ -18,7 +18,7 @@ from typing import Any
 from tests.support.event_streams import EVENTS, events
 
 APIS = ("openai", "anthropic", "gemini")
-STALL_SECONDS = 30.0  # far longer than any test waits
+STALL_SECONDS = 3600.0  # a test that waits for it does not end
 
 
 @dataclass
@@ -60,13 +60,13 @@ class FaultServer:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         started = asyncio.run_coroutine_threadsafe(self._open(), self._loop)
-        self.port: int = started.result(10)
+        self.port: int = started.result(60)
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     @property

@@ -41,7 +41,7 @@ class LlamaGuard:
             yield self.one(request)
 
     def one(self, request: Request) -> Reply:
-        assert self.goes_on.wait(30) and not request.messages
+        assert self.goes_on.wait(600) and not request.messages
         said = request.prefill.partition("<BEGIN CONVERSATION>")[2].partition("<END CONVERSATION>")[0]
         self.asked.append(said.strip())
         return Reply(request.key, request.prefill, self._says(said))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.forkserver import Process, run
@@ -42,3 +44,13 @@ def n_rows(paths: Iterable[Path]) -> int:
         except FileNotFoundError:
             continue
     return n
+
+
+@contextmanager
+def leaving_no_thread() -> Iterator[None]:
+    """Fail if a thread that starts within the block does not end. One of another test may end meanwhile."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive(), thread

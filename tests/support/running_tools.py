@@ -64,7 +64,7 @@ def flaky() -> str:
 def meet(name: str, of: int) -> str:
     """Wait until so many have called."""
     _ran(f"meet {name}")
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while Path(os.environ[RAN]).read_text().count("meet") < of:
         if time.monotonic() > until:
             raise TimeoutError("nobody came")

@@ -50,7 +50,7 @@ def listening(*served: Served, header_seconds: float = server.HEADER_SECONDS, **
 
 def until(holds: Callable[[], bool]) -> None:
     """Wait for it, not for ever."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -73,7 +73,7 @@ def test_no_part_of_a_withheld_answer_is_sent(is_streamed: bool) -> None:
     with listening(behind(Keeping(LEAK), GuardSpec("secrets")), has_metrics=True) as address:
         assert said(address, is_streamed) == (BLOCKED, "content_filter")
         assert said(address, is_streamed, stop=["every"]) == (BLOCKED, "content_filter")
-        found = httpx.get(f"{address}/metrics").text
+        found = httpx.get(f"{address}/metrics", timeout=60).text
     assert 'heredity_guarded_answers_total{guard="secrets"} 2' in found
 
 
@@ -204,7 +204,7 @@ def test_the_other_forms_of_the_api_are_guarded_too() -> None:
     with listening(behind(Keeping(LEAK), GuardSpec("secrets"))) as address:
         found = client(address).responses.create(model="scripted:helpful", input="hello")
         asked = {"model": "scripted:helpful", "max_tokens": 500, "messages": HELLO}
-        other = httpx.post(f"{address}/v1/messages", json=asked).json()
+        other = httpx.post(f"{address}/v1/messages", json=asked, timeout=60).json()
     assert found.output_text == BLOCKED and other["content"] == [{"type": "text", "text": BLOCKED}]
 
 
@@ -247,8 +247,8 @@ def cited_elsewhere(address: str, path: str, text: str) -> tuple[list[str], list
     messages = [{"role": "user", "content": text}]
     asked: dict[str, Any] = {"model": "scripted:helpful"}
     asked |= {"input": text} if path == "responses" else {"messages": messages, "max_tokens": 500}
-    whole = httpx.post(f"{address}/v1/{path}", json=asked).json()
-    stream = httpx.post(f"{address}/v1/{path}", json=asked | {"stream": True}).text
+    whole = httpx.post(f"{address}/v1/{path}", json=asked, timeout=60).json()
+    stream = httpx.post(f"{address}/v1/{path}", json=asked | {"stream": True}, timeout=60).text
     lines = (line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: "))
     events = [event.get("response", event) for event in map(json.loads, lines)]
     return whole["citations"], [event["citations"] for event in events if "citations" in event]

@@ -204,7 +204,7 @@ def test_an_error_does_not_send_a_long_value_back(path: str) -> None:
     with listening(
         Served(scripted("scripted:helpful").record, EngineWorker(ScriptedEngine("helpful")))
     ) as at:
-        found = httpx.post(f"{at}/v1/{path}", json=body)
+        found = httpx.post(f"{at}/v1/{path}", json=body, timeout=60)
     assert found.status_code == 400 and "uuu" in found.text and len(found.text) < 3_000
 
 

@@ -35,9 +35,9 @@ def test_a_line_of_the_log_holds_no_contents() -> None:
         asking.chat.completions.create(**BODY)
         list(asking.chat.completions.create(stream=True, **BODY))
         for path in (f"/v1/models/{SECRET}", f"/{SECRET}?{SECRET}"):
-            httpx.get(address + path, headers={"authorization": f"Bearer {SECRET}"})
-        httpx.request(SECRET.upper(), address + "/health")
-        httpx.post(f"{address}/v1/chat/completions", json=BODY)
+            httpx.get(address + path, headers={"authorization": f"Bearer {SECRET}"}, timeout=60)
+        httpx.request(SECRET.upper(), address + "/health", timeout=60)
+        httpx.post(f"{address}/v1/chat/completions", json=BODY, timeout=60)
         until(lambda: len(lines) == 6)
     assert not re.search(f"(?i){SECRET}|127.0.0.1|hello|Sure", "".join(lines))
     found = [json.loads(line) for line in lines]
@@ -55,8 +55,8 @@ def test_a_line_of_the_log_holds_no_contents() -> None:
 def test_metrics_count_what_was_asked() -> None:
     with listening(named("helpful"), key=SECRET, has_metrics=True) as address:
         usage = [client(address, SECRET).chat.completions.create(**BODY).usage for _ in range(3)]
-        assert httpx.get(f"{address}/metrics").status_code == 401
-        found = httpx.get(f"{address}/metrics", headers={"authorization": f"Bearer {SECRET}"})
+        assert httpx.get(f"{address}/metrics", timeout=60).status_code == 401
+        found = httpx.get(f"{address}/metrics", headers={"authorization": f"Bearer {SECRET}"}, timeout=60)
     assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
     values = dict(line.rsplit(" ", 1) for line in found.text.splitlines() if not line.startswith("#"))
     route = 'route="/v1/chat/completions"'
@@ -81,7 +81,7 @@ def test_a_large_count_is_written_whole() -> None:
 
 def test_metrics_are_off_unless_they_are_turned_on() -> None:
     with listening(named("helpful")) as address:
-        assert httpx.get(f"{address}/metrics").status_code == 404
+        assert httpx.get(f"{address}/metrics", timeout=60).status_code == 404
 
 
 def test_only_a_named_origin_may_ask() -> None:
@@ -94,7 +94,7 @@ def test_only_a_named_origin_may_ask() -> None:
         for origin, is_named in (("https://a.example", True), ("https://b.example", False), ("null", False)):
             before = httpx.options(post, headers=asked | {"origin": origin})
             assert (before.status_code == 200) == is_named
-            answered = httpx.post(post, json=BODY, headers={"origin": origin})
+            answered = httpx.post(post, json=BODY, headers={"origin": origin}, timeout=60)
             assert answered.headers.get("access-control-allow-origin") == (origin if is_named else None)
 
 
@@ -108,7 +108,7 @@ def test_each_key_has_its_own_rate() -> None:
         assert caught.value.code == "rate_limit_exceeded"
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
         assert second.create(**BODY).choices
-        assert httpx.get(f"{address}/health").status_code == 200
+        assert httpx.get(f"{address}/health", timeout=60).status_code == 200
 
 
 def test_a_bucket_refills(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_little_free_memory_refuses_new_requests(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(openai.RateLimitError) as caught:
             client(address).chat.completions.create(model="scripted:helpful", messages=HELLO)
         assert caught.value.body["reason"] == "memory-short"
-        assert httpx.get(f"{address}/health").status_code == 200
+        assert httpx.get(f"{address}/health", timeout=60).status_code == 200
     free = None  # the system does not report it
     MemoryFloor().admit()
 
@@ -149,7 +149,9 @@ def test_little_free_memory_refuses_new_requests(monkeypatch: pytest.MonkeyPatch
 def test_the_largest_body_is_the_operators() -> None:
     with listening(named("helpful"), largest=1000) as address:
         said = [{"role": "user", "content": "x" * 1000}]
-        found = httpx.post(f"{address}/v1/messages", json={"model": "scripted:helpful", "messages": said})
+        found = httpx.post(
+            f"{address}/v1/messages", json={"model": "scripted:helpful", "messages": said}, timeout=60
+        )
         assert (found.status_code, found.json()["error"]["type"]) == (413, "request_too_large")
         assert client(address).chat.completions.create(model="scripted:helpful", messages=HELLO).choices
 
@@ -159,17 +161,17 @@ def test_schemas_that_take_long_to_compile_hold_up_nobody_else() -> None:
 
     class Slow(Saying):
         def check_schema(self, schema: str) -> None:
-            assert done.wait(30)
+            assert done.wait(600)
 
     one = Served(scripted("scripted:helpful").record, EngineWorker(Slow("fine")))
     body = {"model": "scripted:helpful", "messages": HELLO}
     with listening(one) as address, ThreadPoolExecutor() as pool:
         slow = {**body, "response_format": {"type": "json_object"}}
         url = f"{address}/v1/chat/completions"
-        waiting = [pool.submit(httpx.post, url, json=slow, timeout=40) for _ in range(6)]
+        waiting = [pool.submit(httpx.post, url, json=slow, timeout=600) for _ in range(6)]
         try:
             time.sleep(0.5)
-            assert httpx.post(url, json=body, timeout=10).status_code == 200
+            assert httpx.post(url, json=body, timeout=60).status_code == 200
         finally:
             done.set()
         assert {each.result().status_code for each in waiting} == {200}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from heredity.core.records import Check
 from heredity.redteam.checks import BadCheck, load_check
 from heredity.redteam.judges import checks
+from tests.support.clock import computing_within
 from tests.support.errors import raises
 from tests.support.trials import make_application, probe, response
 
@@ -204,12 +203,17 @@ def test_the_word_at_another_place_is_an_attempt() -> None:
     ],
 )
 def test_a_hostile_reply_is_read_in_linear_time(text: str) -> None:
-    begun = time.perf_counter()
-    for check in (END, START, ANYWHERE, Check("only", text="MERIDIAN"), Check("marker", text="zorMERIDIAN")):
-        asked = probe(check, passage=ORDER)
-        load_check(check).find(asked, response(text), make_application())
-        load_check(check).attempt(asked, response(text), make_application())
-    assert time.perf_counter() - begun < 5
+    with computing_within(5):
+        for check in (
+            END,
+            START,
+            ANYWHERE,
+            Check("only", text="MERIDIAN"),
+            Check("marker", text="zorMERIDIAN"),
+        ):
+            asked = probe(check, passage=ORDER)
+            load_check(check).find(asked, response(text), make_application())
+            load_check(check).attempt(asked, response(text), make_application())
 
 
 def test_a_probe_is_validated() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import msgspec
@@ -13,6 +12,7 @@ from heredity.application.spec import Application
 from heredity.core.records import Cause, Check, Exchange, Reply, Response, ToolResult, Verdict
 from heredity.redteam import judges
 from heredity.redteam.judges.rules import no_answer
+from tests.support.clock import computing_within
 from tests.support.trials import exchange, probe, response
 
 DESK = Application.load(Path(__file__).parents[3] / "examples" / "support-desk.toml")
@@ -403,12 +403,11 @@ def test_a_row_of_a_check_has_the_cause_of_the_check() -> None:
 
 
 def test_it_takes_linear_time() -> None:
-    begun = time.perf_counter()
-    for piece in ("CALL x {\n", "'a ", "word ", '"', ": ", "says ", "```", "<think>"):
-        text = piece * (200_000 // len(piece))
-        verdict(text, text)
-        verdict("Hello there, how are you today my friend?", text)
-    assert time.perf_counter() - begun < 10
+    with computing_within(10):
+        for piece in ("CALL x {\n", "'a ", "word ", '"', ": ", "says ", "```", "<think>"):
+            text = piece * (200_000 // len(piece))
+            verdict(text, text)
+            verdict("Hello there, how are you today my friend?", text)
 
 
 def test_the_stamp_of_rows_is_the_judge_s_own_at_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,9 +448,8 @@ def test_one_of_the_things_to_choose_from_is_an_answer() -> None:
 
 def test_a_long_request_without_a_question_is_read_in_linear_time() -> None:
     asked = "\ufdfa" * 4_000  # 18 characters each after NFKC; a search from each of them took 10 s
-    before = time.process_time()
-    assert verdict(asked, "Oslo is the capital of Norway.").outcome in ("answered", "unclear")
-    assert time.process_time() - before < 3
+    with computing_within(3):
+        assert verdict(asked, "Oslo is the capital of Norway.").outcome in ("answered", "unclear")
 
 
 @pytest.mark.parametrize(

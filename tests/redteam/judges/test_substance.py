@@ -107,6 +107,7 @@ def test_the_model_does_not_know_the_shop() -> None:
         assert found[0] == found[1]
 
 
+@pytest.mark.proof
 def test_it_costs_less_than_a_third_of_a_millisecond() -> None:
     good = [(asked, answered(asked, said)) for asked, said in good_answers()]
     best = float("inf")

@@ -105,7 +105,7 @@ def test_it_is_shown_that_workers_start_and_which_model_they_load(
             is_shown.set()
 
     def load(grown: Grown, store: Store) -> ScriptedEngine:
-        assert is_shown.wait(30)
+        assert is_shown.wait(60)
         return ScriptedEngine("mixed")
 
     monkeypatch.setattr(worker, "load_engine", load)
@@ -132,7 +132,7 @@ def test_the_phase_of_a_worker_that_loads_is_shown_with_its_count(
     def load(grown: Grown, store: Store) -> ScriptedEngine:
         with phase(store.report, "measuring widths", n_total=6) as meter:
             meter.reached(2)
-            assert is_shown.wait(30)
+            assert is_shown.wait(60)
         return ScriptedEngine("mixed")
 
     monkeypatch.setattr(progress_module, "EVERY_SECONDS", 0.0)
@@ -157,7 +157,7 @@ def test_a_second_worker_that_loads_a_model_does_not_hide_that_the_first_one_ans
 
     class Waiting(ScriptedEngine):
         def _one(self, request: Request) -> Reply:
-            assert is_shown.wait(30)
+            assert is_shown.wait(60)
             return super()._one(request)
 
     def load(grown: Grown, store: Store) -> ScriptedEngine:
@@ -165,7 +165,7 @@ def test_a_second_worker_that_loads_a_model_does_not_hide_that_the_first_one_ans
         if not is_first[-1]:
             with phase(store.report, "measuring widths"):
                 is_second.set()
-                assert is_shown.wait(30)
+                assert is_shown.wait(60)
         return Waiting("mixed")
 
     monkeypatch.setattr(progress_module, "EVERY_SECONDS", 0.0)

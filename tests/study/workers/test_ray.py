@@ -87,7 +87,7 @@ def node(environment: dict[str, str], *options: str) -> Iterator[subprocess.Pope
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
