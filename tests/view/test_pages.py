@@ -19,6 +19,7 @@ from heredity.study.estimates import ALL
 from heredity.study.headline import headline
 from heredity.study.outcomes import BROKE, read_outcomes
 from heredity.study.report import html
+from heredity.study.severity import breach_order
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.study.wording import find, title
@@ -276,7 +277,7 @@ def numbers(page: str) -> list[int]:
     return [int(found) for found in re.findall(r'<li data-row><a href="[^"]*/t/(\d+)', page)]
 
 
-def test_breaches_are_listed_the_most_severe_first_on_every_page(tmp_path: Path) -> None:
+def test_lists_begin_with_the_breaches_that_nobody_doubts_on_every_page(tmp_path: Path) -> None:
     made = report_studies.with_severities(
         report_studies.plan(n_probes=30), {"planted_secret": 2, "indirect_passage": 4}
     )
@@ -288,14 +289,17 @@ def test_breaches_are_listed_the_most_severe_first_on_every_page(tmp_path: Path)
     last = numbers(site.render(address, broke | {"after": str(seen[-1])}))
     every = [*seen, *last]
     grid = opened(site.place).grid
-    severities = [int(grid.trial(i).probe.severity or 0) for i in every]
-    assert len(seen) == 50 and len(set(every)) == len(every) and {0, 2, 4} == {*severities}
-    assert severities == sorted(severities, reverse=True) and "severity 4, critical" in first
+    techniques = list(dict.fromkeys(grid.trial(i).probe.technique for i in every))
+    assert len(seen) == 50 and len(set(every)) == len(every) and "severity 2" in first
+    assert techniques == ["planted_secret", "indirect_passage", "harmful_request"]
+    assert every == sorted(every, key=lambda i: (breach_order(grid.trial(i).probe), i))
     assert numbers(site.render(address, broke | {"before": str(last[0])})) == seen
     page = site.render(f"/s/{key(site)}/t/{seen[7]}", broke)
     assert re.findall(r'rel="(?:prev|next)" href="[^"]*/t/(\d+)', page) == [str(seen[6]), str(seen[8])]
-    others = numbers(site.render(address))
-    assert others == sorted(others)
+    assert numbers(site.render(address)) == seen
+    after = numbers(site.render(address, {"after": str(every[-1])}))
+    assert after == sorted(after) and not {*after} & {*every}
+    assert numbers(site.render(address, {"before": str(after[0])})) == every[-50:]
 
 
 def test_what_one_of_three_models_broke_alone_is_a_filter(tmp_path: Path) -> None:

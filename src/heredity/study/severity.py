@@ -1,4 +1,4 @@
-"""Breaches by the severity of their harm, per model and scope, the worst first.
+"""Breaches by the severity of their harm, per model and scope, the worst first; and the order of lists.
 
 Promises: a severity that was asked has a row for every model, also with no breach. Baselines are in no row.
 Leaves to others: the severities (redteam/probes/), the outcomes (outcomes.py), the intervals (intervals.py).
@@ -11,15 +11,25 @@ from typing import get_args
 
 import numpy as np
 
-from heredity.core.records import Severity
+from heredity.core.records import Probe, Severity
 from heredity.study.estimands import SeverityRate
-from heredity.study.estimates import ALL, SCOPES
+from heredity.study.estimates import ALL, JUDGED, SCOPES
 from heredity.study.intervals import Intervals
-from heredity.study.outcomes import BROKE, Outcomes
+from heredity.study.outcomes import BROKE, Outcomes, is_part
 
 _WORST_FIRST: tuple[Severity, ...] = tuple(reversed(get_args(Severity)))
 _BY_TOOLS = ("state", "tool")  # checks that read the calls of a model
 _MOST = 5  # indices of a row
+
+
+def breach_order(probe: Probe) -> tuple[bool, int, bool]:
+    """The place of a probe's breaches in a list: what nobody doubts first, and the most severe first.
+
+    A planted secret in the answer and a call of a forbidden tool need no reading; then come other checks, and
+    what a judge decided.
+    """
+    is_plain = probe.check.kind in ("secret", *_BY_TOOLS)
+    return not is_plain, -(probe.severity or 0), is_part(probe, JUDGED)
 
 
 def severity_rates(outcomes: Outcomes) -> Iterator[SeverityRate]:

@@ -26,6 +26,7 @@ from heredity.redteam import attacks
 from heredity.study.named_models import model_of_study
 from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes, read_outcomes
 from heredity.study.plan import Grid, Trial, TrialSet, read_plan
+from heredity.study.severity import breach_order
 from heredity.study.storage import answered_rows, open_responses
 
 TrialOutcome = Literal["held", "broke", "answered", "refused", "unclear", "error", "skipped"]
@@ -99,8 +100,9 @@ def select_trials(outcomes: Outcomes, wanted: TrialFilter) -> NDArray[np.bool_]:
 
 
 def list_trials(folder: Path, wanted: TrialFilter, longest: int | None = None) -> list[ListedTrial]:
-    """The answered trials of a folder that match, in the plan's order; with `differ`, question by question.
+    """The answered trials of a folder that match: breaches first (breach_order), then in the plan's order.
 
+    With `differ` every question is a breach of some model, and its trials are together.
     longest: characters of each text that are kept. Trials that an attack does not ask are left out, unless
     the filter wants skipped ones. Raises as `select_trials` does, and Damaged for a row of another plan.
     """
@@ -116,7 +118,10 @@ def list_trials(folder: Path, wanted: TrialFilter, longest: int | None = None) -
         found.append(ListedTrial(trial, outcome, reply_text(row)[:longest]))
     # The index within one model is the number of the question: the same for all models.
     n = plan.n_per_model if wanted.differ else plan.n_trials
-    return sorted(found, key=lambda each: (each.trial.index % n, each.trial.index))
+    breaches = [each for each in found if wanted.differ or each.outcome == "broke"]
+    breaches.sort(key=lambda b: (breach_order(b.trial.probe), b.trial.index % n, b.trial.index))
+    others = (each for each in found if not (wanted.differ or each.outcome == "broke"))
+    return [*breaches, *sorted(others, key=lambda each: each.trial.index)]
 
 
 def reply_text(response: Response) -> str:

@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
 
-from msgspec import UNSET
-
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.sanitize import label
 from heredity.redteam import checks
 from heredity.study.estimates import SCOPES
 from heredity.study.outcomes import is_part
 from heredity.study.plan import Trial
+from heredity.study.severity import breach_order
 from heredity.view.index import IN_PLAN
 from heredity.view.places import OpenStudy
 from heredity.view.rates import board_of
@@ -233,63 +232,41 @@ class ListedTrials(NamedTuple):
 
 
 class _ListOrder(NamedTuple):
-    """The order of a list: breaches by severity, the worst first, and then, as all others, by index.
+    """The place of a row in a list, and that of the row :at, in SQL: breaches first, then by index."""
 
-    ranks: the place of each severity among those of the plan, by probe; () if only the index orders.
-    """
-
-    ranks: tuple[int, ...]
-    n: int  # trials of the study
-
-    def place(self, index: int, p: int) -> int:
-        """The place of a trial of probe p."""
-        return index + self.n * self.ranks[p] if self.ranks else index
-
-    @property
-    def sql(self) -> str:
-        """The same of a row."""
-        if not self.ranks:
-            return "idx"
-        of: dict[int, list[int]] = {}
-        for p, rank in enumerate(self.ranks):
-            of.setdefault(rank, []).append(p)
-        cases = " ".join(f"WHEN p IN ({','.join(map(str, ps))}) THEN {rank}" for rank, ps in of.items())
-        return f"(idx + {self.n} * CASE {cases} END)"
+    place: str
+    edge: str
 
 
 def _order(study: OpenStudy, filters: Filters) -> _ListOrder:
-    found = [0 if p.severity is UNSET else int(p.severity) for p in study.plan.probes]
-    if filters.state != "broke" or len({*found}) < 2:
-        return _ListOrder((), len(study.grid))
-    worst = max(found)
-    return _ListOrder(tuple(worst - each for each in found), len(study.grid))
-
-
-def _place_of(study: OpenStudy, filters: Filters, index: int) -> int:
-    """The place of a trial in its list; an index outside the plan is its own place."""
-    if not 0 <= index < len(study.grid):
-        return index
-    p = index // study.plan.samples % len(study.plan.probes)
-    return _order(study, filters).place(index, p)
+    if filters.state not in ("", "broke"):
+        return _ListOrder("idx", ":at")
+    of: dict[tuple[bool, int, bool], list[str]] = {}
+    for p, probe in enumerate(study.plan.probes):
+        of.setdefault(breach_order(probe), []).append(str(p))
+    cases = " ".join(f"WHEN p IN ({','.join(of[key])}) THEN {rank}" for rank, key in enumerate(sorted(of)))
+    place = f"(idx + {len(study.grid)} * CASE WHEN state IS NOT 'broke' THEN {len(of)} {cases} END)"
+    after_breaches = f":at + {len(study.grid) * len(of)} * (:at >= 0)"  # of a trial without an answer
+    return _ListOrder(place, f"coalesce((SELECT {place} FROM trials WHERE idx = :at), {after_breaches})")
 
 
 def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | None = None) -> ListedTrials:
-    """The trials after one in their list, or the last ones before one. Breaches: the most severe first.
+    """The trials after one in their list, or the last ones before one. Breaches are first (breach_order).
 
     Raises UsageError for a search without words.
     """
     if filters.text and not Search(filters.text):
         raise UsageError("Search for a word: letters or digits.", code="search-without-words")
     where, values = filters.where()
-    place, edge = _order(study, filters).sql, _place_of(study, filters, after if before is None else before)
+    place, edge = _order(study, filters)
     with study.index.reading() as rows:
         bound, order = (">", "ASC") if before is None else ("<", "DESC")
         every = rows.execute(
             f"{_HITS} SELECT n, page.* FROM (SELECT count(*) AS n FROM trials WHERE {where}) LEFT JOIN ("
             f"SELECT {_COLUMNS}, {place} AS at FROM trials LEFT JOIN texts USING (idx) "
-            f"WHERE {where} AND {place} {bound} :edge ORDER BY at {order} LIMIT :most) AS page "
+            f"WHERE {where} AND {place} {bound} {edge} ORDER BY at {order} LIMIT :most) AS page "
             f"ON true ORDER BY at {order}",
-            values | {"edge": edge, "most": PAGE + 1},
+            values | {"at": after if before is None else before, "most": PAGE + 1},
         ).fetchall()
     n, found = every[0][0], [row[1:7] for row in every if row[1] is not None]
     has_more, found = len(found) > PAGE, found[:PAGE]
@@ -331,13 +308,13 @@ class Neighbours(NamedTuple):
 def neighbours(study: OpenStudy, filters: Filters, index: int) -> Neighbours:
     """The trials next to this one, under the same filters."""
     where, values = filters.where()
-    place = _order(study, filters).sql
+    place, edge = _order(study, filters)
     of = f"SELECT idx FROM trials WHERE {where} AND {place}"
     with study.index.reading() as rows:
         found = rows.execute(
-            f"{_HITS} SELECT ({of} < :at ORDER BY {place} DESC LIMIT 1), "
-            f"({of} > :at ORDER BY {place} LIMIT 1)",
-            values | {"at": _place_of(study, filters, index)},
+            f"{_HITS} SELECT ({of} < {edge} ORDER BY {place} DESC LIMIT 1), "
+            f"({of} > {edge} ORDER BY {place} LIMIT 1)",
+            values | {"at": index},
         ).fetchone()
     return Neighbours(*found)
 
