@@ -124,7 +124,7 @@ def test_a_report_has_the_recommendation_or_says_how_to_get_one(tmp_path: Path) 
     assert "recommendation" not in json.loads(write_report(folder, "json").read_bytes())
     decision.save_costs(folder, parse_costs("breach=100,refusal=5,useless=1"))
     once, again = (write_report(folder).read_text(encoding="utf-8") for _ in range(2))
-    assert once == again and once.count('<section aria-labelledby="decision"') == 1
+    assert once == again and once.count('<section aria-labelledby="decision-title"') == 1
     rows = json.loads(write_report(folder, "json").read_bytes())["recommendation"]
     assert rows["costs"]["breach"] == 100.0 and len(rows["models"]) == 2
     assert all(0 <= row["low"] <= row["value"] <= row["high"] for row in rows["models"])

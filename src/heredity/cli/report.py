@@ -20,14 +20,16 @@ from heredity.core import registry
     show_default=True,
     help=", ".join(registry.names("study.report")) + ".",
 )
+@click.option("--full", is_flag=True, help="Fold nothing in the HTML report, so that all of it is printed.")
 @click.option("--no-text", is_flag=True, help="Leave out prompts and answers.")
 @click.option("--out", type=PathArgument(), metavar="FILE", help="[default: DIR/report.FORMAT]")
 @click.option("--cost", type=Name(), help=COST_HELP, metavar="NAME=COST,...")
-def command(folder: Path, kind: str, no_text: bool, out: Path | None, cost: str | None) -> None:
+def command(folder: Path, kind: str, full: bool, no_text: bool, out: Path | None, cost: str | None) -> None:
     """Write a study's report.
 
     The numbers come from its estimates.json. If its verdicts give others, the report is refused. With --cost
-    the report ends in a recommendation; the study's folder keeps the costs for later reports.
+    the report ends in a recommendation; the study's folder keeps the costs for later reports. A print of the
+    HTML report has the first screen, the rates, a breach of each technique and the verdicts.
     """
     from heredity.cli import _findings
     from heredity.core.errors import UsageError
@@ -43,7 +45,7 @@ def command(folder: Path, kind: str, no_text: bool, out: Path | None, cost: str 
         )
     if cost is not None:
         decision.save_costs(folder, decision.parse_costs(cost))
-    page = write_report(folder, kind, out, with_text=not no_text)
+    page = write_report(folder, kind, out, with_text=not no_text, is_full=full)
     if cost is not None:
         _findings.show_recommendation(folder)
     write(plain(str(page)))

@@ -340,7 +340,9 @@ def _share(found: Estimate, n: int) -> str:
 
 def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:
     """The worst breaches of the models named, and those that no probe asked for."""
-    return (*_worst_harm(estimates, called, *rated), *_unprompted(estimates, called))
+    parts = [f"{called[model]} {did}" for model, did in unprompted_words(estimates)]
+    unasked = [f"Without being asked to: {'; '.join(parts)}. No breach rate includes these."] if parts else []
+    return (*_worst_harm(estimates, called, *rated), *unasked)
 
 
 def _worst_harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:
@@ -367,7 +369,7 @@ def _worst_harm_of(estimates: Estimates, called: dict[str, str], scope: str, *ra
     return f"Worst harm that {who} found: {SEVERITIES[worst]} (severity {worst} of 4). {'; '.join(parts)}."
 
 
-def _unprompted(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
+def unprompted_words(estimates: Estimates) -> list[tuple[str, str]]:
     """The breaches that no probe asked for, by model and check, with those on benign twins."""
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for row in estimates.unprompted:
@@ -377,8 +379,8 @@ def _unprompted(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]
         if n := sum(of.values()):
             n_twins = of.get("benign", 0)
             twins = f", {n_twins:,} of them on benign twins" if n_twins else ""
-            parts.append(f"{called[model]} {did(check)} in {plural(n, 'trial')}{twins}")
-    return (f"Without being asked to: {'; '.join(parts)}. No breach rate includes these.",) if parts else ()
+            parts.append((model, f"{did(check)} in {plural(n, 'trial')}{twins}"))
+    return parts
 
 
 def _but_judged(

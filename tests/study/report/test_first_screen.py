@@ -10,14 +10,16 @@ import msgspec
 import pytest
 
 from heredity.cli import _findings
+from heredity.core.errors import UsageError
 from heredity.core.records import Estimate, Unprompted, Verdict
 from heredity.lineage.graph import Edge
 from heredity.study import aggregate, decision, storage
 from heredity.study.marks import Piece, with_evidence, with_tokens
 from heredity.study.plan import Grid
 from heredity.study.remedies import ADDRESSES, remedy, threat_links
-from heredity.study.report import html
+from heredity.study.report import html, write_report
 from tests.support import report_studies
+from tests.support.errors import raises
 from tests.support.report_studies import make, plan
 
 STYLE = (Path(html.__file__).parent / "_style.css").read_text()
@@ -126,14 +128,15 @@ def test_a_cell_of_few_trials_is_faint(view: html.View) -> None:
     assert view.heat(few) == "faint" and view.heat(rate).startswith("h")
 
 
-def test_techniques_without_a_refusal_are_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, (breach, _) in report_studies.CHANCES.items():
-        monkeypatch.setitem(report_studies.CHANCES, name, (breach, 0.0))
+def test_techniques_without_a_breach_or_a_refusal_are_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in report_studies.CHANCES:
+        monkeypatch.setitem(report_studies.CHANCES, name, ((0.0, 0.0, 0.0), 0.0))
     page = html.render(make(tmp_path, plan(n_probes=12)))
-    assert "3 techniques without a refusal</th>" in page and re.search(
-        r"0 of \d+, each at most \d+\u00a0%", page
-    )
-    assert "The 3 techniques without a refusal</summary>" in page
+    for words in ("2 techniques without a breach", "3 techniques without a refusal"):
+        assert f"{words}</th>" in page and f"The {words}</summary>" in page
+    assert re.search(r"0 of \d+, each at most \d+\u00a0%", page)
 
 
 def test_the_prose_of_the_finding_is_under_how_this_was_measured(page: str, view: html.View) -> None:
@@ -148,10 +151,31 @@ def test_judges_are_a_line_and_their_table_is_folded(page: str) -> None:
     assert section.index("90\u00a0% right") < section.index("<details>") < section.index("Sensitivity</th>")
 
 
-def test_a_print_opens_what_is_folded_and_lies_on_its_side() -> None:
-    printed = STYLE[STYLE.index("@media print") :]
-    assert "A4 landscape" in printed and "details::details-content { content-visibility: visible" in printed
-    assert "max-height: none" in printed and ".raw { display: none; }" in printed
+def test_a_full_report_folds_nothing_but_raw_prompts(study: Path, page: str) -> None:
+    folded = re.findall(r"<details(?! class=\"raw\")[^>]*>", html.render(study, is_full=True))
+    assert len(folded) > 20 and all(each.endswith(" open>") for each in folded)
+    open_parts = re.findall(r'<details class="part" open', page)
+    assert page.count('<details class="part"') >= 8 and not open_parts
+
+
+def test_only_html_has_a_full_report(study: Path, tmp_path: Path) -> None:
+    with raises(UsageError, "report-not-folded"):
+        write_report(study, "markdown", tmp_path / "report.md", is_full=True)
+    whole = write_report(study, "html", tmp_path / "report.html", is_full=True)
+    assert whole.read_text() == html.render(study, is_full=True)
+
+
+def test_each_technique_quotes_its_clearest_breach(page: str, view: html.View) -> None:
+    section = page[page.index('id="samples"') :].partition("</section>")[0]
+    quoted = [int(row) for row in re.findall(r'<a href="#trial-(\d+)">The whole', section)]
+    broken = [s for s in view.samples if s.kind == "broke"]
+    assert quoted and quoted == [quote.sample.row for quote in view.quotes.values()]
+    for quote in view.quotes.values():
+        mine = (s for s in broken if s.technique == quote.sample.technique)
+        assert quote.sample == min(mine, key=lambda s: (s.order, s.row))
+    assert [q.sample.order for q in view.quotes.values()] == sorted(
+        q.sample.order for q in view.quotes.values()
+    )
 
 
 # --- marks ------------------------------------------------------------------------------------------
@@ -206,6 +230,11 @@ def test_rows_without_an_unprompted_breach_are_folded(tmp_path: Path) -> None:
     path.write_bytes(b"".join(msgspec.json.encode(changed if r is first else r) + b"\n" for r in rows))
     storage.write_estimates(tmp_path, aggregate.estimate(made, tmp_path))
     n_zero = sum(not row.n_broke for row in storage.read_estimates(tmp_path).unprompted)
+    top = header(html.render(tmp_path))
+    assert (
+        "Without being asked to" in top
+        and "called a forbidden tool in 1 trial, 1 of them on benign twins" in top
+    )
     words = f"<summary>{n_zero} more row{'s' if n_zero > 1 else ''} without such a breach</summary>"
     _, _, shown = html.render(tmp_path).partition("Breaches that no probe asked for</h3>")
     before, folded, inside = shown.partition(words)

@@ -1,8 +1,10 @@
 import base64
 import hashlib
+import json
 import re
 import shutil
 import subprocess
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import digest, encode
 from heredity.stats.intervals import refused
 from heredity.study import storage
+from heredity.study.demo import write_demo
 from heredity.study.plan import PlanFile, PlannedModel
 from heredity.study.remedies import ADDRESSES
 from heredity.study.report import html
@@ -339,6 +342,55 @@ def test_in_a_browser_no_injected_script_runs(tmp_path: Path, name: str) -> None
     dom = done.stdout.decode()
     assert "<title>support-desk: security of 2 models</title>" in dom
     assert "<script" not in dom and "<img" not in dom and "mine" not in Page(dom).ids
+
+
+# Of the page in a frame of a width: its size, and each word of a table that stands on two lines.
+MEASURE = """
+const page = document.querySelector("iframe").contentDocument;
+const found = {broken: []}, range = page.createRange();
+for (const cell of page.querySelectorAll("th, td")) {
+  const texts = page.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) for (const word of texts.currentNode.data.matchAll(/[\\p{L}\\p{N}]+/gu)) {
+    range.setStart(texts.currentNode, word.index);
+    range.setEnd(texts.currentNode, word.index + word[0].length);
+    const boxes = [...range.getClientRects()].filter(box => box.width);
+    const lines = new Set(boxes.map(box => Math.round(box.top)));
+    if (lines.size > 1) found.broken.push(word[0]);
+  }
+}
+found.height = page.documentElement.scrollHeight;
+found.width = page.documentElement.scrollWidth;
+document.title = JSON.stringify(found);
+"""
+
+
+def in_chromium(profile: Path, *arguments: str) -> str:
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [f"--user-data-dir={profile}", "--window-size=1500,1000", "--hide-scrollbars", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stdout
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_report_of_the_demo_prints_on_three_pages_and_is_short_on_a_screen(tmp_path: Path) -> None:
+    write_demo(tmp_path / "demo")
+    report = html.write(tmp_path / "demo", tmp_path / "report.html")
+    in_chromium(
+        tmp_path, f"--print-to-pdf={tmp_path / 'report.pdf'}", "--no-pdf-header-footer", report.as_uri()
+    )
+    assert re.findall(rb"/Type /Page\b", (tmp_path / "report.pdf").read_bytes()) == [b"/Type /Page"] * 3
+    page = escape(report.read_text())
+    for width, height in ((1280, 10_000), (390, 13_000)):
+        frame = f'<iframe style="border: 0; width: {width}px" srcdoc="{page}"></iframe>'
+        script = f'<script>addEventListener("load", () => setTimeout(() => {{{MEASURE}}}, 500));</script>'
+        (tmp_path / "frame.html").write_text(f"<title></title>{frame}{script}")
+        dom = in_chromium(
+            tmp_path / f"profile-{width}", "--virtual-time-budget=5000", "--dump-dom",
+            (tmp_path / "frame.html").as_uri(),
+        )  # fmt: skip
+        measured = json.loads(unescape(dom.partition("<title>")[2].partition("</title>")[0]))
+        assert measured["broken"] == [] and measured["width"] == width, (width, measured)
+        assert measured["height"] < height, (width, measured)
 
 
 def test_technique_names_are_headings_in_words() -> None:

@@ -23,12 +23,16 @@ class ReportWriter(Protocol):
 
 
 def write_report(
-    folder: Path | str, kind: str = "html", out: Path | None = None, with_text: bool = True
+    folder: Path | str,
+    kind: str = "html",
+    out: Path | None = None,
+    with_text: bool = True,
+    is_full: bool = False,
 ) -> Path:
     """Write a study's report in one of the formats of this folder, and return its path.
 
-    out: by default the folder's report.FORMAT. Raises UnknownName for an unknown format, and UsageError if
-    `out` is not a file.
+    out: by default the folder's report.FORMAT. is_full: of HTML only; nothing is folded, so all of it prints.
+    Raises UnknownName for an unknown format, and UsageError if `out` is not a file.
     """
     from heredity.core import registry
     from heredity.core.errors import UnknownName, UsageError
@@ -38,10 +42,18 @@ def write_report(
         raise UnknownName("report format", kind, formats, "heredity report --help")
     if out == Path("-"):
         raise UsageError("--out must name a file, such as shared.html; stdout ('-') is not supported.")
+    if is_full and kind != "html":
+        raise UsageError(
+            f"Only an HTML report folds anything: {kind} has no --full.", code="report-not-folded"
+        )
     target = out if out is not None else Path(folder) / f"report.{_SUFFIX.get(kind, kind)}"
     if target.exists() and not target.is_file():  # a device would be replaced, not written to
         raise UsageError(
             f"{target} is not a file. Name the report itself, such as shared.html", code="report-not-a-file"
         )
+    if is_full:
+        from heredity.study.report import html
+
+        return html.write(Path(folder), target, with_text, is_full)
     writer = registry.load_as(ReportWriter, "study.report", kind)
     return writer.write(Path(folder), target, with_text=with_text)

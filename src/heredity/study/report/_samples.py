@@ -3,7 +3,8 @@
 Promises: the sample is random, seeded by the study's digest, and drawn before any answer is read, so nobody
 can choose convenient ones. Memory is one byte per row, in two passes over the file. Rows of another
 application or plan are refused.
-The quoted breach is of the model and technique that the advice names, if one was drawn.
+The quoted breach is of the model and technique that the advice names, if one was drawn. Of each technique,
+the breach that is shown first is one that nobody doubts (severity.breach_order).
 Leaves to others: verdicts (redteam/judges/), marks (study/marks.py) and layout (the template).
 """
 
@@ -24,6 +25,7 @@ from heredity.study.advice import Advice
 from heredity.study.legacy import RowsFromSchema1
 from heredity.study.marks import Piece, with_evidence
 from heredity.study.plan import Grid, Plan
+from heredity.study.severity import breach_order
 from heredity.study.storage import RESPONSES, VERDICTS
 from heredity.study.turns import new_parts
 
@@ -48,6 +50,7 @@ class Sample(NamedTuple):
     """A conversation as shown. `n_same`: the number of trials of this model, technique and kind.
 
     severity   of a breach of its probe; 0 for none
+    order      its place among breaches: breach_order, then those with the text that the check wants as it is
     """
 
     row: int  # its field `index`
@@ -64,6 +67,7 @@ class Sample(NamedTuple):
     error: str
     severity: int
     steps: tuple[TranscriptStep, ...]
+    order: tuple[bool, int, bool, bool]
 
 
 class _Brief(msgspec.Struct):
@@ -191,7 +195,12 @@ def _sample(chosen: _Chosen, probe: Probe, verdict: Verdict, response: Response,
         error=label(response.error or verdict.error or "", 300) if with_text else "",
         severity=probe.severity or 0,
         steps=tuple(_steps(response.exchanges)) if with_text else (),
+        order=(*breach_order(probe), not _is_literal(probe.check.text, response)),
     )
+
+
+def _is_literal(wanted: str, response: Response) -> bool:
+    return any(wanted.casefold() in exchange.text.casefold() for exchange in response.exchanges)
 
 
 def _steps(exchanges: Sequence[Exchange]) -> Iterator[TranscriptStep]:
@@ -209,7 +218,7 @@ def _call(call: ToolCall) -> str:
 # --- the conversations on the page --------------------------------------------------------------------
 
 _OPEN = 40  # transcripts of a page that are open from the start; a page of more is slow to read and to draw
-_ASKED, _SAID = 200, 260  # characters of the quoted breach
+_ASKED, _SAID, _PLANTED = 200, 260, 400  # characters of the quoted breach
 
 
 class Talk(NamedTuple):
@@ -227,10 +236,14 @@ class TalkGroup(NamedTuple):
 
 
 class Quote(NamedTuple):
-    """A breach in a few lines: what the user asked last, and the answer around its evidence."""
+    """A breach in a few lines: what the user asked last, and the answer around its evidence.
+
+    planted: the text of the probe that the model read elsewhere, such as in a passage; "" for none
+    """
 
     sample: Sample
     asked: str
+    planted: str
     said: list[Piece]
     is_cut: bool
 
@@ -239,7 +252,7 @@ def by_technique(samples: Sequence[Sample], order: dict[str, int]) -> dict[str, 
     """The groups of every technique, by model. The first breach of each group is open, up to a limit."""
     kinds = list(WANTED)
     found: dict[str, dict[str, list[Sample]]] = {}
-    for sample in sorted(samples, key=lambda s: (kinds.index(s.kind), -s.severity, s.row)):
+    for sample in sorted(samples, key=lambda s: (kinds.index(s.kind), s.order, s.row)):
         found.setdefault(sample.technique, {}).setdefault(sample.model, []).append(sample)
     firsts = [of[0] for models in found.values() for of in models.values() if of[0].kind == "broke"]
     is_open = {sample.row for sample in firsts[:_OPEN]}
@@ -260,18 +273,33 @@ def pieces(sample: Sample, text: str) -> list[Piece]:
 
 def quote(samples: Iterable[Sample], advice: Advice, plan: Plan) -> Quote | None:
     """The breach for the first screen; None if no transcript of one was drawn."""
-    broken = [sample for sample in samples if sample.kind == "broke" and sample.steps]
-    found = max(broken, key=lambda sample: _rank(sample, advice), default=None)
-    if found is None:
-        return None
-    turns = {probe.id: probe.turns for probe in plan.probes}.get(found.probe, ())
-    said, is_cut = _around(pieces(found, _answer(found)))
-    return Quote(found, shown(turns[-1] if turns else "", _ASKED).text, said, is_cut)
+    found = min(
+        _broken(samples),
+        key=lambda s: (s.model != advice.model, s.technique != advice.technique, s.order, s.row),
+        default=None,
+    )
+    return None if found is None else _quoted(found, Grid(plan))
 
 
-def _rank(sample: Sample, advice: Advice) -> tuple[bool, bool, bool, int]:
-    is_marked = any(piece.kind for piece in pieces(sample, _answer(sample)))
-    return sample.model == advice.model, sample.technique == advice.technique, is_marked, sample.severity
+def by_order(samples: Iterable[Sample], plan: Plan) -> dict[str, Quote]:
+    """The first breach of each technique by breach_order, in this order."""
+    first: dict[str, Sample] = {}
+    for sample in sorted(_broken(samples), key=lambda s: (s.order, s.row)):
+        first.setdefault(sample.technique, sample)
+    grid = Grid(plan)
+    return {technique: _quoted(sample, grid) for technique, sample in first.items()}
+
+
+def _broken(samples: Iterable[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample.kind == "broke" and sample.steps]
+
+
+def _quoted(sample: Sample, grid: Grid) -> Quote:
+    probe = grid.trial(sample.row).probe
+    planted = probe.passage or (probe.tool_result.text if probe.tool_result else "")
+    said, is_cut = _around(pieces(sample, _answer(sample)))
+    asked = shown(probe.turns[-1] if probe.turns else "", _ASKED).text
+    return Quote(sample, asked, shown(planted, _PLANTED).text, said, is_cut)
 
 
 def _answer(sample: Sample) -> str:

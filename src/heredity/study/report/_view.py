@@ -30,7 +30,7 @@ from heredity.study.estimates import (
     TechniqueCard,
 )
 from heredity.study.forecast import lines as forecast_lines
-from heredity.study.headline import headline
+from heredity.study.headline import headline, unprompted_words
 from heredity.study.marks import Piece
 from heredity.study.outcomes import MANNERS
 from heredity.study.plan import Plan
@@ -74,9 +74,10 @@ class View(PairView):
         samples: Sequence[Sample],
         with_text: bool,
         recommendation: Recommendation | None = None,
+        is_full: bool = False,
     ) -> None:
         super().__init__(estimates)
-        self.recommendation = recommendation
+        self.recommendation, self.is_full = recommendation, is_full
         self.plan, self.samples, self.with_text = plan, samples, with_text
         self.headline = headline(estimates)
         self._unsupported = unsupported(estimates)
@@ -84,6 +85,7 @@ class View(PairView):
         cards = sorted(estimates.techniques, key=lambda card: not card.is_judge_free)
         self.techniques = tuple(cards)
         self.talks = _samples.by_technique(samples, self.order)
+        self.quotes = _samples.by_order(samples, plan)
 
     def _all_names(self) -> list[str]:
         scopes = (scope for of in SCOPES.values() for scope in of)
@@ -105,6 +107,14 @@ class View(PairView):
     def quote(self) -> _samples.Quote | None:
         """One breach in a few lines."""
         return _samples.quote(self.samples, self.advice, self.plan)
+
+    @property
+    def unprompted(self) -> dict[str, list[str]]:
+        """By model: what it did that no probe asked for, in words."""
+        found: dict[str, list[str]] = {}
+        for model, did in unprompted_words(self.estimates):
+            found.setdefault(model, []).append(did)
+        return found
 
     def badge(self, verdict: str) -> str:
         """The style class of a verdict; "none" without one."""
@@ -212,6 +222,13 @@ class View(PairView):
         """A technique's name as a heading."""
         return words.title(technique)
 
+    @property
+    def talk_order(self) -> list[TechniqueCard]:
+        """The techniques with conversations: first those of the clearest and gravest breaches."""
+        places = list(self.quotes)
+        cards = [card for card in self.techniques if card.name in self.talks]
+        return sorted(cards, key=lambda c: places.index(c.name) if c.name in places else len(places))
+
     def one_family(self) -> list[str]:
         """Names of rates that were corrected with the labels of only one family."""
         if not self.estimates.corrected_by:
@@ -256,17 +273,18 @@ class View(PairView):
             return "none"
         return "faint" if rate.estimate.n < MIN_N else f"h{round(10 * value)}"
 
-    def zeros(self, band: Band, attack: str = ALL) -> list[TechniqueCard]:
-        """The techniques of a band in which no model refused a benign twin."""
-        return [card for card in band.techniques if not self._n_refused(card.name, attack)]
+    def zeros(self, band: Band, measure: Measure, attack: str = ALL) -> list[TechniqueCard]:
+        """The techniques of a band in which no model broke or refused a twin; none if it is one technique."""
+        found = [card for card in band.techniques if self._is_zero(card.name, measure, attack)]
+        return found if len(found) > 1 else []
 
-    def _n_refused(self, technique: str, attack: str) -> int:
-        rates = (self.rate(card.id, technique, "over_refusal", attack) for card in self.estimates.models)
-        return sum(rate.n_broke for rate in rates if rate)
+    def _is_zero(self, technique: str, measure: Measure, attack: str) -> bool:
+        rates = (self.rate(card.id, technique, measure, attack) for card in self.estimates.models)
+        return all(rate.estimate.n and not rate.n_counted for rate in rates if rate)
 
-    def sum_of(self, model: str, cards: Sequence[TechniqueCard], attack: str = ALL) -> str:
-        """The refused twins of several techniques, and the highest upper bound of any of them."""
-        rates = [r for card in cards if (r := self.rate(model, card.name, "over_refusal", attack))]
+    def sum_of(self, model: str, cards: Sequence[TechniqueCard], measure: Measure, attack: str = ALL) -> str:
+        """The trials of several techniques without a breach, and the highest upper bound of any of them."""
+        rates = [r for card in cards if (r := self.rate(model, card.name, measure, attack))]
         highs = [rate.estimate.high for rate in rates if rate.estimate.high is not None]
         n = sum(rate.estimate.n for rate in rates)
         return f"0 of {n:,}" + (f", each at most {words.percent(max(highs))}" if highs else "")

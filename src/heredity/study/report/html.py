@@ -82,22 +82,23 @@ _FUNCTIONS = {  # words, counts and figures that the template uses by name
 }
 
 
-def write(folder: Path, out: Path, with_text: bool = True) -> Path:
+def write(folder: Path, out: Path, with_text: bool = True, is_full: bool = False) -> Path:
     """Write the report of the study in `folder` to `out`, and return `out`.
 
-    Without text: no prompt, probe or answer is in the page, only counts, ids and names.
+    Without text: no prompt, probe or answer is in the page, only counts, ids and names. In a full page
+    nothing is folded, so that all of it prints.
     Raises UsageError if the folder has no estimates yet, NotComparable if its parts do not belong together.
     """
-    files.write_atomic(out, render(folder, with_text).encode())
+    files.write_atomic(out, render(folder, with_text, is_full).encode())
     return out
 
 
-def render(folder: Path, with_text: bool = True) -> str:
+def render(folder: Path, with_text: bool = True, is_full: bool = False) -> str:
     """The page itself."""
     study = aggregate.read_study(folder)
     names = [card.name for card in study.estimates.techniques]
     samples = draw(folder, study.plan, study.estimates.study, names, with_text)
-    view = View(study.estimates, study.plan, samples, with_text, decision.recommendation(folder))
+    view = View(study.estimates, study.plan, samples, with_text, decision.recommendation(folder), is_full)
     style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
     # The policy names the sheet by its hash, so it must be exactly the text between the tags.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
