@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from typing import Any
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, cast
 
 import pytest
 
@@ -17,7 +21,7 @@ from uvicorn.server import ServerState
 
 from heredity.deploy.serve import app, server
 from heredity.deploy.serve.server import ParserTurns, TimedProtocol
-from tests.deploy.serve.serving import HELLO, named
+from tests.deploy.serve.serving import HELLO, named, until
 
 PLACE = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
 CHUNKED = PLACE + b"transfer-encoding: chunked\r\n\r\n"
@@ -30,6 +34,7 @@ class Pipe(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.sent, self.is_paused, self.is_closed = b"", False, False
+        self.unread = list[int]()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return ("127.0.0.1", 1) if name in ("peername", "sockname") else default
@@ -42,6 +47,15 @@ class Pipe(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self.is_closed
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread.pop(0)
+
+    def abort(self) -> None:
+        self.is_closed = True
 
     def pause_reading(self) -> None:
         self.is_paused = True
@@ -195,3 +209,68 @@ def test_a_connection_is_read_when_neither_its_turn_nor_uvicorn_holds_it() -> No
     flow.hold()
     flow.release()
     assert not pipe.is_paused
+
+
+N_BYTES = 64 << 20  # more than the kernel holds of an answer
+
+
+async def _large(scope: Any, receive: Any, send: Any) -> None:
+    """Answer /parts with many parts, and any other path with one."""
+    if scope["type"] != "http":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    n = 64 if scope["path"] == "/parts" else 1
+    for left in reversed(range(n)):
+        await send({"type": "http.response.body", "body": bytes(N_BYTES // n), "more_body": left > 0})
+
+
+@contextmanager
+def large_answers(unread_seconds: float) -> Iterator[Any]:
+    """A real server of large answers, and what opens a connection that has asked for one."""
+    running = server.server(
+        cast(Any, _large), unread_seconds=unread_seconds, log_level="critical", lifespan="off"
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound, ExitStack() as stack:
+        bound.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})
+        thread.start()
+
+        def asked(path: str) -> socket.socket:
+            line = stack.enter_context(socket.create_connection(bound.getsockname(), 60))
+            line.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            return line
+
+        try:
+            until(lambda: running.started)
+            yield running, asked
+        finally:
+            stack.close()
+            running.should_exit = True
+            thread.join()
+
+
+@pytest.mark.parametrize("path", ["/parts", "/whole"])
+def test_a_caller_who_reads_nothing_of_an_answer_is_cut_off(path: str) -> None:
+    with large_answers(0.2) as (running, asked):
+        line = asked(path)
+        until(lambda: running.server_state.connections)
+        until(lambda: not running.server_state.connections)
+        n_read = 0
+        with suppress(ConnectionResetError):
+            while part := line.recv(1 << 20):
+                n_read += len(part)
+        assert n_read < N_BYTES
+
+
+def test_a_caller_who_reads_slowly_is_not_cut_off_until_the_end_stays_unread() -> None:
+    async def what(open_: Any) -> None:
+        line = open_()
+        line.protocol.most_unread = 0.001
+        line.pipe.unread = [9, 7, 4, 4]
+        line.protocol.pause_writing()
+        while not line.pipe.is_closed:
+            await asyncio.sleep(0.001)
+        assert not line.pipe.unread, "each part that was read gave it more time"
+        line.protocol.connection_lost(None)
+
+    talk(what)

@@ -2,7 +2,8 @@
 
 Promises: a connection whose headers do not arrive in time is closed, with 408 if some arrived. New
 connections are accepted a few at a time, so a burst of them does not delay open requests. Bodies in chunks
-are parsed a few lines at a time, in turn, so endless tiny chunks do not either.
+are parsed a few lines at a time, in turn, so endless tiny chunks do not either. A connection that takes
+nothing of its answer for a while is closed.
 Leaves to others: bodies and answers (app.py), and the socket's address (cli/).
 """
 
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # from the start of a connection, or a later request's first byte, to the end of headers
 HEADER_SECONDS = 10.0
+UNREAD_SECONDS = 60.0  # that a caller may take nothing of what waits for it
 _ACCEPTED = 32  # connections per pass of the event loop
 _WAITING = 2048  # connections that the kernel holds until they are accepted
 _LINES = 128  # of chunked bodies per pass of the event loop: h11 takes some 0.1 ms for a chunk of two lines
@@ -44,11 +46,16 @@ class UvicornServer(uvicorn.Server):
             each.listen(_WAITING)
 
 
-def server(api: Starlette, header_seconds: float = HEADER_SECONDS, **settings: Any) -> UvicornServer:
+def server(
+    api: Starlette,
+    header_seconds: float = HEADER_SECONDS,
+    unread_seconds: float = UNREAD_SECONDS,
+    **settings: Any,
+) -> UvicornServer:
     """Return a server of this API. settings: keyword arguments of uvicorn.Config."""
 
     class Protocol(TimedProtocol):
-        seconds, turns = header_seconds, ParserTurns()
+        seconds, most_unread, turns = header_seconds, unread_seconds, ParserTurns()
 
     return UvicornServer(uvicorn.Config(api, http=Protocol, ws="none", backlog=_ACCEPTED, **settings))
 
@@ -106,20 +113,22 @@ class _HeldFlow(FlowControl):
 
 
 class TimedProtocol(H11Protocol):
-    """uvicorn's protocol with a time limit for headers, and with turns for chunks.
+    """uvicorn's protocol with time limits for headers and for unread answers, and with turns for chunks.
 
     Without the limit uvicorn waits forever for headers. Without turns it parses all that has come at once.
     A quarter of a megabyte in chunks of one byte took six seconds, in which all others waited.
     """
 
-    seconds = HEADER_SECONDS
+    seconds, most_unread = HEADER_SECONDS, UNREAD_SECONDS
     turns: ParserTurns
     _limit: asyncio.TimerHandle | None = None
     _has_begun = False
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time limit for the first headers of a new connection."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # writing is paused whenever the kernel takes no more
         self.unparsed, self._flow = bytearray(), _HeldFlow(transport)
         self.flow = self._flow
         self._limit = self.loop.call_later(self.seconds, self._close_late)
@@ -169,9 +178,33 @@ class TimedProtocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
 
+    def pause_writing(self) -> None:
+        """Write no more until the caller has read all, or close the connection if it reads nothing."""
+        super().pause_writing()
+        self._await_reader(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Write again: the caller has read all."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _await_reader(self, n_bytes: int) -> None:
+        self._unread = self.loop.call_later(self.most_unread, self._close_unread, n_bytes)
+
+    def _close_unread(self, n_bytes: int) -> None:
+        """Close the connection unless some of what waited was read."""
+        n_left = self.transport.get_write_buffer_size()
+        if n_left < n_bytes:
+            self._await_reader(n_left)
+        else:
+            self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the time limit of a closed connection, and drop what it sent."""
+        """Stop the time limits of a closed connection, and drop what it sent."""
         self._stop_waiting()
+        self.resume_writing()
         self.unparsed.clear()
         super().connection_lost(exc)
 
