@@ -15,12 +15,13 @@ import msgspec
 import pytest
 
 from heredity.application.limits import ConversationLimits
-from heredity.application.sandbox.messages import Call, Offered, Opened
+from heredity.application.sandbox.messages import Call, Offered, Opened, ServerAddress
+from heredity.application.sandbox.shared_process import SharedToolProcess
 from heredity.application.servers import McpServer, listed
 from heredity.application.spec import Application
 from heredity.application.toolbox import RecordedResults, Toolbox, recorded_in
 from heredity.core.errors import BadArgument, BadInput, ToolFailure
-from heredity.core.records import Check, Probe, Reply, Tool, ToolDescription, ToolResult
+from heredity.core.records import Check, Probe, Reply, Tool, ToolDescription, ToolResult, encode
 from heredity.redteam import attacks
 from tests.support.errors import raises
 
@@ -149,6 +150,43 @@ def test_a_server_that_dies_or_floods_as_it_is_listed_is_an_error_of_the_file(wa
 
 
 # --- a call ---
+
+
+@pytest.mark.parametrize("way", ["deep", "flood"])
+def test_a_server_that_cannot_be_read_is_given_up_long_before_the_time_to_start(way: str) -> None:
+    address = ServerAddress((sys.executable, str(SERVER), "--as", way), open_seconds=4)
+    process = SharedToolProcess(["mcp_client", encode(address).decode()], "", 60, 1_000)
+    with process, raises(ToolFailure, "tools-not-started", ["deep" if way == "deep" else 4]):
+        process.open()
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds descendants in /proc")
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_what_a_server_detaches_ends_with_the_study(tmp_path: Path, is_killed: bool) -> None:
+    state = tmp_path / "pid"
+    server = [sys.executable, str(SERVER), "--as", "detach", "--state", str(state)]
+    code = (
+        "from heredity.application.servers import McpServer\n"
+        "from heredity.application.limits import ConversationLimits\n"
+        f"with McpServer('files', command={server!r}).process(ConversationLimits()) as process:\n"
+        "    print(len(process.open().tools), flush=True)\n"
+        "    input()\n"
+    )
+    study = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with study:
+        assert study.stdout is not None and study.stdout.readline() == b"3\n"
+        pid = int(state.read_text())
+        assert is_running(pid)
+        if is_killed:
+            study.kill()
+        else:
+            study.communicate(b"\n")
+    until(lambda: not is_running(pid))
 
 
 def test_calls_run_at_the_server_and_its_errors_are_answers(desk: Application, toolbox: Toolbox) -> None:

@@ -6,6 +6,7 @@ python tests/support/mcp_server.py [--as WAY] [--port PORT]
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -61,6 +62,40 @@ def made(way: str, state: Path | None) -> MCPServer:
     return server
 
 
+def deep() -> None:
+    """Answer by hand with a schema that the SDK's client cannot read."""
+    schema: dict[str, object] = {}
+    for _ in range(200):
+        schema = {"items": schema}
+    results = {
+        "initialize": {
+            "protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+            "serverInfo": {"name": "files", "version": "1.0"},
+        },
+        "tools/list": {"tools": [{"name": "read", "inputSchema": schema}]},
+    }  # fmt: skip
+    for line in sys.stdin:
+        asked = json.loads(line)
+        found = results.get(asked["method"])
+        answer = {"error": {"code": -32601, "message": "unknown"}} if found is None else {"result": found}
+        if "id" in asked:
+            print(json.dumps({"jsonrpc": "2.0", "id": asked["id"]} | answer), flush=True)  # noqa: T201
+
+
+def detach(state: Path) -> None:
+    """Leave a process that belongs to no group of the server, and whose parent has ended."""
+    if os.fork() == 0:
+        os.setsid()
+        if pid := os.fork():
+            state.write_text(str(pid))
+            os._exit(0)
+        for handle in range(3):
+            os.close(handle)
+        time.sleep(600)
+        os._exit(0)
+    os.wait()
+
+
 def _renamed(function: object, name: str) -> object:
     def other(name: str) -> str:
         return "other"
@@ -82,6 +117,13 @@ if __name__ == "__main__":
         time.sleep(600)
     if asked.way == "silent":
         time.sleep(600)
+    if asked.way == "deep":
+        deep()
+    if asked.way == "flood":
+        while True:
+            sys.stdout.write("x" * 65_536)
+    if asked.way == "detach":
+        detach(asked.state)
     if asked.port:
         made(asked.way, asked.state).run("streamable-http", host="127.0.0.1", port=asked.port)
     else:

@@ -1,12 +1,14 @@
 """The side of the tools: reads calls from the pipe, runs them, and writes their answers.
 
 Promises: what a tool prints or reads from the terminal never gets into the pipe. The process ends when its
-parent does, also in the middle of a call. An error of a tool is an answer.
+parent does, also in the middle of a call, and so does all that it started (Linux). An error of a tool is an
+answer.
 Leaves to others: the tools (functions.py).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -17,11 +19,12 @@ from typing import IO
 import msgspec
 
 from heredity.application.sandbox.messages import Answer, Call, NotOpened, Opened, receive, send
-from heredity.application.sandbox.process import too_large
+from heredity.application.sandbox.process import end_descendants, too_large
 from heredity.core.records import encode
 from heredity.core.sanitize import clean_text
 
 _MOST_CALL = 10_000_000  # bytes of a call
+_PR_SET_CHILD_SUBREAPER = 36
 _MOST_ERROR = 500  # characters of what a tool raises
 
 
@@ -29,6 +32,8 @@ def serve(
     start: Callable[[], Opened | NotOpened], run: Callable[[Call], Answer], most: int, at_once: int = 1
 ) -> None:
     """Say what is offered, then answer calls until the pipe closes, several of them at once."""
+    if sys.platform == "linux":  # what a tool detaches stays a descendant of this process
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -60,6 +65,7 @@ def _read(source: IO[bytes], calls: SimpleQueue[bytes]) -> None:
         try:
             calls.put(receive(source, _MOST_CALL))
         except (EOFError, OverflowError, OSError):
+            end_descendants(os.getpid())
             os._exit(0)  # the study is gone, and a tool may hang
 
 

@@ -21,11 +21,12 @@ def main() -> None:
     """Become the command."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    with suppress(ImportError, OSError, ValueError):  # the client's own limit on memory is not the server's
+    with suppress(ImportError, OSError, ValueError):  # the client's own limits are not the server's
         import resource
 
-        most = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU):
+            most = resource.getrlimit(limit)[1]
+            resource.setrlimit(limit, (most, most))
     os.execvp(sys.argv[1], sys.argv[1:])
 
 

@@ -1,7 +1,8 @@
 """An MCP server's tools: listed and called through the official SDK, in a process of their own.
 
 Promises: the SDK reads what a server sends here, and not in the study, so that a flood ends this process
-only. A list that changes is reported before the next call. The server's requests to a client are refused.
+only, and soon if it comes before the list. A list that changes is reported before the next call. The
+server's requests to a client are refused.
 Leaves to others: the pipe (child.py), and what of the list is accepted (servers.py).
 
     python -m heredity.application.sandbox.mcp_client MOST SERVER      in a process of its own
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import time
 from contextlib import ExitStack, suppress
 
 import msgspec
@@ -32,7 +35,7 @@ class _Connection:
     def __init__(self, address: ServerAddress, stack: ExitStack) -> None:
         self._address, self._stack = address, stack
         self._opened = Opened(())
-        self._is_changed = False
+        self._is_changed, self._fault = False, ""
 
     def open(self) -> Opened | NotOpened:
         """Connect, and list the tools."""
@@ -42,18 +45,20 @@ class _Connection:
             return _missing()
         try:
             self._portal = self._stack.enter_context(start_blocking_portal())
+            _limit_processor(self._address.open_seconds)
             client = self._client()
             self._session = self._stack.enter_context(self._portal.wrap_async_context_manager(client))
             self._opened = self._portal.call(self._list)
         except ImportError:
             return _missing()
         except BaseException as error:
-            why = f"it does not answer: {_cause(error)}"
+            why = f"it does not answer: {self._fault or _cause(error)}"
             if self._address.command:  # what it prints never reaches a terminal from here
                 why += (
                     f". Run its command by itself to see why: {clean_text(shlex.join(self._address.command))}"
                 )
             return NotOpened(why, "tools-not-started")
+        _limit_processor(None)
         return self._opened
 
     def call(self, call: Call) -> Answer:
@@ -99,6 +104,9 @@ class _Connection:
         return Client(transport, message_handler=self._noted, cache=None)
 
     async def _noted(self, message: object) -> None:
+        if isinstance(message, ValueError) and "recursion limit" in str(message) and not self._opened.tools:
+            self._fault = "a message of it is nested too deeply"
+            raise _TooDeep  # the SDK would wait for another one
         self._is_changed |= type(message).__name__ == "ToolListChangedNotification"
 
     async def _list(self) -> Opened:
@@ -126,6 +134,27 @@ class _Connection:
         return Answer(text, "tool-raised" if found.is_error else "")
 
 
+class _TooDeep(BaseException):
+    """Ends the session: the SDK logs any other Exception of a handler."""
+
+
+def _limit_processor(seconds: int | None) -> None:
+    """Raise TimeoutError in this thread once the process has computed for so long; None: never."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        def end(*_: object) -> None:
+            signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+            raise TimeoutError(f"what it sends takes more than {seconds} s to read")
+
+        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        if seconds is not None:
+            signal.signal(signal.SIGXCPU, end)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGXCPU])
+        soft = most if seconds is None else int(time.process_time()) + seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, most))
+
+
 def _missing() -> NotOpened:
     return NotOpened(f"MCP needs the package mcp. {how_to_install('mcp')}", "unavailable")
 
@@ -142,6 +171,8 @@ if __name__ == "__main__":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        # For the main thread alone: in another one the signal would not end its waiting.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGXCPU])
     _most, (_server,) = settings()
     _address = msgspec.json.decode(_server, type=ServerAddress)
     with ExitStack() as _stack:

@@ -13,7 +13,7 @@ LENGTH = struct.Struct(">Q")
 class ServerAddress(Record, frozen=True):
     """The address of an MCP server: a command, or a URL. Values of the environment are given by name.
 
-    at_once: calls that run at once in one session.
+    at_once: calls that run at once in one session. open_seconds: of the client's processor, to list tools.
     """
 
     command: tuple[str, ...] = ()
@@ -21,6 +21,7 @@ class ServerAddress(Record, frozen=True):
     env: tuple[str, ...] = ()
     token_env: str = ""
     at_once: int = 1
+    open_seconds: int = 10
 
 
 class Offered(Record, frozen=True):

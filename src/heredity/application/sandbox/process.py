@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from heredity.core.records import encode
 from heredity.core.sanitize import clean_text
 
 START_SECONDS = 120.0  # to start, import and list
+_MOST_SWEEPS = 100
 MOST_LISTED = 4_000_000  # bytes of a description of all tools
 _PACKAGE_ROOT = Path(__file__).parents[3]
 
@@ -189,8 +191,33 @@ def too_large(most: int) -> Answer:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and those that it started, which share its group."""
+    """Kill a process and those that it started, which share its group or descend from it."""
     if process.poll() is None and sys.platform != "win32":
+        end_descendants(process.pid)
         with suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
+
+
+def end_descendants(pid: int) -> None:
+    """Kill all that a process has started, also what left its group. Nothing where there is no /proc."""
+    for _ in range(_MOST_SWEEPS):  # what is killed may just have started another one
+        parents = dict(filter(None, map(_parent_of, Path("/proc").glob("[0-9]*/stat"))))
+        ended = {pid}
+        while more := {each for each, parent in parents.items() if parent in ended} - ended:
+            ended |= more
+        if ended == {pid}:
+            return
+        for each in ended - {pid}:
+            with suppress(OSError):
+                os.kill(each, signal.SIGKILL)
+        time.sleep(0.002)
+
+
+def _parent_of(stat: Path) -> tuple[int, int] | None:
+    """A process that runs, and its parent."""
+    try:
+        state, parent = stat.read_bytes().rpartition(b")")[2].split()[:2]
+    except (OSError, ValueError):  # it has just ended
+        return None
+    return None if state in b"ZX" else (int(stat.parent.name), int(parent))
