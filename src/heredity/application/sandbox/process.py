@@ -193,6 +193,8 @@ def too_large(most: int) -> Answer:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and those that it started, which share its group or descend from it."""
     if process.poll() is None and sys.platform != "win32":
+        with suppress(OSError):
+            os.kill(process.pid, signal.SIGSTOP)  # it must not answer that its server has died
         end_descendants(process.pid)
         with suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
