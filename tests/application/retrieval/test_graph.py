@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from heredity.application.retrieval import graph
+from heredity.application.retrieval import graph, index
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex
+from heredity.application.retrieval.manifest import write_manifest
 from heredity.core.errors import Damaged
 from heredity.core.files import hash_file
-from heredity.core.records import Retrieved
+from heredity.core.records import FileHash, Retrieved
 from heredity.lineage.store import Store
 from tests.application.retrieval.test_dense import TinyEncoder
 from tests.support.errors import raises
@@ -77,6 +79,29 @@ def test_planted_passages_are_found_next_to_a_graph(large: tuple[PassageIndex, P
     found = IndexOverlay(with_graph, planted).search("green tea green tea", 3, "dense")
     assert found[0].chunk.id == "p"
     assert found == IndexOverlay(exact, planted).search("green tea green tea", 3, "dense")
+
+
+def test_a_graph_that_this_store_did_not_write_is_made_again(
+    large: tuple[PassageIndex, PassageIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_graph, exact = large
+    other, made = Store(tmp_path / "other"), list[Path]()
+    other.grow(TinyEncoder(), [])
+    write = graph.write_graph
+    monkeypatch.setattr(index, "write_graph", lambda vectors, path: (made.append(path), write(vectors, path)))
+    for n_made in (1, 1):  # the second time it is known
+        found = PassageIndex.open(with_graph.out, other).search("green tea", 3, "dense")
+        assert found == exact.search("green tea", 3, "dense") and len(made) == n_made
+    assert with_graph.search("green tea", 3, "dense") and len(made) == 1
+    forged = with_graph.manifest.file(with_graph.out, "graph")
+    assert forged is not None
+    forged.write_bytes(b"its numbers would be trusted")
+    hashed = FileHash(forged.name, forged.stat().st_size, hash_file(forged))
+    files = tuple(hashed if each.path == forged.name else each for each in with_graph.manifest.files)
+    write_manifest(with_graph.out, msgspec.structs.replace(with_graph.manifest, files=files))
+    for n_made in (2, 3):
+        found = PassageIndex.open(with_graph.out, with_graph._store).search("green tea", 3, "dense")
+        assert found == exact.search("green tea", 3, "dense") and len(made) == n_made
 
 
 def test_a_damaged_graph_is_refused(large: tuple[PassageIndex, PassageIndex]) -> None:

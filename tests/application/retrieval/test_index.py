@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from heredity.application.retrieval import build as building
+from heredity.application.retrieval import index as searching
 from heredity.application.retrieval.build import build
+from heredity.application.retrieval.folder import Limits
 from heredity.application.retrieval.index import PassageIndex, opened
 from heredity.application.retrieval.lexical import LONGEST, Bm25, TermCounts, terms
 from heredity.application.retrieval.manifest import read_manifest, write_manifest
 from heredity.core.errors import BadInput, Damaged, NotComparable, Refused, UnknownName, UsageError
+from heredity.lineage.store import Store
 from tests.support.errors import raises
 
 TEXTS = {
@@ -152,6 +155,60 @@ def test_a_stale_index_is_refused_with_the_command_that_updates_it(docs: Path, o
     PassageIndex.open(out, may_be_stale=True)
     build(docs, out)
     PassageIndex.open(out)
+
+
+@pytest.fixture
+def walked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Limits]]:
+    """The folders that are walked, with their limits."""
+    found, walk = list[tuple[Path, Limits]](), searching.walk
+
+    def noted(folder: Path, out: Path, limits: Limits) -> object:
+        found.append((folder, limits))
+        return walk(folder, out, limits)
+
+    monkeypatch.setattr(searching, "walk", noted)
+    return found
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_an_index_of_somebody_else_chooses_no_folder(
+    docs: Path, out: Path, tmp_path: Path, walked: list[tuple[Path, Limits]], is_link: bool
+) -> None:
+    store, theirs = Store(tmp_path / "store"), tmp_path / "theirs"
+    place = str(docs)
+    if is_link:
+        theirs.mkdir()
+        (theirs / "docs").symlink_to(docs)
+        place = "../docs"
+    build(docs, theirs / "index", store=Store(tmp_path / "their-store"))
+    manifest = msgspec.structs.replace(read_manifest(theirs / "index"), folder=place, max_bytes=1 << 62)
+    write_manifest(theirs / "index", manifest)
+    (docs / "returns.txt").write_text("Changed.")
+    index = PassageIndex.open(theirs / "index", store)
+    assert index.search("parcel") and not walked
+    with raises(UsageError, "index-no-embeddings", ["FOLDER"]):
+        index.check_method("dense")
+
+
+def test_an_index_of_this_store_is_compared_with_documents_elsewhere(
+    docs: Path, out: Path, tmp_path: Path, walked: list[tuple[Path, Limits]]
+) -> None:
+    store, out, large = Store(tmp_path / "store"), tmp_path / "far" / "index", Limits(60_000_000)
+    build(docs, out, store=store, limits=large)
+    PassageIndex.open(out, store)
+    assert walked == [(docs, large)]
+    (docs / "returns.txt").write_text("Changed.")
+    with raises(Refused, "index-stale", [docs]):
+        PassageIndex.open(out, store)
+
+
+def test_an_index_next_to_its_documents_never_raises_the_limit(
+    docs: Path, out: Path, tmp_path: Path, walked: list[tuple[Path, Limits]]
+) -> None:
+    for given, limit in ((1 << 62, Limits().max_bytes), (9_999, 9_999)):
+        write_manifest(out, msgspec.structs.replace(read_manifest(out), max_bytes=given))
+        PassageIndex.open(out, Store(tmp_path / "store"))
+        assert walked.pop() == (docs, Limits(limit))
 
 
 def test_an_index_without_its_documents_is_opened(docs: Path, out: Path):

@@ -38,13 +38,15 @@ from heredity.application.retrieval.manifest import (
     IndexManifest,
     IndexSettings,
     check_files,
+    note,
+    note_documents,
     read_chunks,
     read_manifest,
     write_manifest,
 )
 from heredity.application.retrieval.readers import Reason, Unreadable, load
 from heredity.core.errors import BadInput, Damaged, NotComparable, UsageError
-from heredity.core.files import Lock, hash_file, replacing, sync_folder
+from heredity.core.files import Lock, default_root, hash_file, replacing, sync_folder
 from heredity.core.progress import Meter, Progress, Watch, phase
 from heredity.core.records import FileHash, encode
 from heredity.lineage.store import Store
@@ -104,22 +106,27 @@ def build(
         read.left_out += left_out
         with Converter(limits) as converter:
             read.all(candidates, converter)
-        return _write(folder, out, read, embedder)
+        return _write(folder, out, read, embedder, default_root() if store is None else store.root)
 
 
-def _write(folder: Path, out: Path, read: _Reading, embedder: Embedder | None) -> Built:
+def _write(folder: Path, out: Path, read: _Reading, embedder: Embedder | None, root: Path) -> Built:
     """Write the index of what was read, manifest last, and remove the files of the index before."""
     if not read.chunks:
         n_left = len(read.left_out)
         raise BadInput(folder, f"no document in it can be read ({n_left} files left out)", code="index-empty")
     if (held := read.unchanged()) is not None:
         manifest = write_manifest(out, read.manifest(held.files, place_of(folder, out)))
+        note_documents(out, manifest, root)
         _remove_others(out, manifest)
         return Built(manifest, 0, len(read.sources), 0)
     vectors, n_embedded = _embeddings(read.chunks, read.before, embedder, read.watch)
     with phase(read.watch, "writing"):
         files = _write_files(out, read.chunks, vectors)
         manifest = write_manifest(out, read.manifest(files, place_of(folder, out)))
+        note_documents(out, manifest, root)
+        for each in files:
+            if each.path.startswith("graph-"):
+                note(each.sha256, root)
         _remove_others(out, manifest)
     return Built(manifest, read.n_read, len(read.sources) - read.n_read, n_embedded)
 

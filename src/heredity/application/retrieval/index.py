@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import msgspec
@@ -23,18 +24,22 @@ from msgspec import UnsetType
 from heredity.application.conversation import shown_passage
 from heredity.application.retrieval.chunks import Chunk
 from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
-from heredity.application.retrieval.folder import Limits, folder_of, read_bytes, walk
-from heredity.application.retrieval.graph import NearGraph
+from heredity.application.retrieval.folder import Limits, read_bytes, walk
+from heredity.application.retrieval.graph import NearGraph, write_graph
 from heredity.application.retrieval.lexical import TERMS, Bm25, TermCounts
 from heredity.application.retrieval.manifest import (
     IndexManifest,
     check_files,
     damaged,
+    documents_of,
+    is_noted,
+    note,
     read_chunks,
     read_manifest,
 )
 from heredity.application.retrieval.readers import Unreadable
 from heredity.core.errors import NotComparable, Refused, UnknownName, UsageError
+from heredity.core.files import default_root, hash_file
 from heredity.core.records import RetrievalMethod, Retrieved
 from heredity.lineage.store import Store
 
@@ -64,10 +69,12 @@ class PassageIndex:
 
     def __init__(self, out: Path, manifest: IndexManifest, store: Store | None = None) -> None:
         self.out, self.manifest, self._store = out, manifest, store
+        found = documents_of(out, manifest, _root(store))
+        self._update = f"heredity index {'FOLDER' if found is None else found[0]} --out {out}"
         if manifest.settings.terms != TERMS:
             raise NotComparable(
                 f"The index {out} has terms of version {manifest.settings.terms}, and this heredity searches "
-                f"version {TERMS}. Update it: heredity index {folder_of(manifest.folder, out)} --out {out}",
+                f"version {TERMS}. Update it: {self._update}",
                 code="index-other-terms",
             )
         self.chunks = read_chunks(out, manifest)
@@ -84,7 +91,7 @@ class PassageIndex:
         manifest = read_manifest(out)
         check_files(out, manifest)
         if not may_be_stale:
-            refuse_stale(out, manifest)
+            refuse_stale(out, manifest, _root(store))
         return cls(out, manifest, store)
 
     @property
@@ -109,7 +116,7 @@ class PassageIndex:
         if method != "bm25" and not self.has_embeddings:
             raise UsageError(
                 f"The index {self.out} has no embeddings, which {method} needs. Add them: "
-                f"heredity index {folder_of(self.manifest.folder, self.out)} --out {self.out} --embed MODEL",
+                f"{self._update} --embed MODEL",
                 code="index-no-embeddings",
             )
         return method
@@ -201,14 +208,27 @@ class PassageIndex:
 
     @cached_property
     def _graph(self) -> NearGraph | None:
-        """The graph of an index of many passages; None if all embeddings are compared."""
+        """The graph of an index of many passages; None if all embeddings are compared.
+
+        usearch trusts the numbers in a file. So one that this store did not write is never read: its graph is
+        made again.
+        """
         path = self.manifest.file(self.out, "graph")
-        if path is None:
+        if path is None or self._vectors is None:
             return None
+        sha256 = next(each.sha256 for each in self.manifest.files if each.path == path.name)
+        root = _root(self._store)
         try:
-            return NearGraph(path, len(self.chunks))
+            if is_noted(sha256, root):
+                return NearGraph(path, len(self.chunks))
+            with TemporaryDirectory() as folder:
+                made = Path(folder) / "graph"
+                write_graph(self._vectors, made)
+                if hash_file(made) == sha256:  # it may be read from now on
+                    note(sha256, root)
+                return NearGraph(made, len(self.chunks))
         except (OSError, RuntimeError, ValueError) as error:
-            raise damaged(self.out, f"the graph cannot be read: {error}", self.manifest) from None
+            raise damaged(self.out, f"the graph cannot be read: {error}") from None
 
     @cached_property
     def embedder(self) -> Embedder:
@@ -250,21 +270,23 @@ def refuse_other_hash(index: PassageIndex, wanted: str) -> None:
         )
 
 
-def refuse_stale(out: Path, manifest: IndexManifest) -> None:
-    """Raise Refused if the documents are still there and are no longer those of the index."""
-    folder = folder_of(manifest.folder, out)
-    if not folder.is_dir():
+def refuse_stale(out: Path, manifest: IndexManifest, root: Path) -> None:
+    """Raise Refused if the documents are still there and are no longer those of the index.
+
+    root: of the store that decides which folders are read (manifest.documents_of).
+    """
+    if (found := documents_of(out, manifest, root)) is None:
         return
-    if change := change_in(folder, out, manifest):
+    folder, limits = found
+    if change := change_in(folder, out, manifest, limits):
         raise Refused(
             f"The index {out} is stale: {change}. Update it: heredity index {folder} --out {out}",
             code="index-stale",
         )
 
 
-def change_in(folder: Path, out: Path, manifest: IndexManifest) -> str:
+def change_in(folder: Path, out: Path, manifest: IndexManifest, limits: Limits) -> str:
     """The first difference between the documents and those of the index, in words; "" for none."""
-    limits = Limits(manifest.max_bytes)
     candidates, _ = walk(folder, out, limits)
     known = {each.path: each.sha256 for each in manifest.sources}
     known_left = {each.path: each.sha256 for each in manifest.left_out}
@@ -282,15 +304,19 @@ def change_in(folder: Path, out: Path, manifest: IndexManifest) -> str:
     return next((f"{path} is gone" for path in known), "")
 
 
+def _root(store: Store | None) -> Path:
+    return default_root() if store is None else store.root
+
+
 def _read_lexical(out: Path, manifest: IndexManifest) -> Bm25:
     arrays = {name: _array(out, manifest, f"bm25-{name}") for name in ("data", "indices", "indptr")}
     path = manifest.file(out, "terms")
     try:
         words = [] if path is None else msgspec.json.decode(path.read_bytes(), type=list[str])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise damaged(out, f"the terms cannot be read: {error}", manifest) from None
+        raise damaged(out, f"the terms cannot be read: {error}") from None
     if len(arrays["indptr"]) != len(words) + 1:
-        raise damaged(out, "the terms and their scores differ in number", manifest)
+        raise damaged(out, "the terms and their scores differ in number")
     return Bm25(words, arrays, manifest.n_chunks)
 
 
@@ -299,7 +325,9 @@ def _read_vectors(out: Path, manifest: IndexManifest) -> Floats | None:
         return None
     vectors: Floats = _array(out, manifest, "embeddings")
     if vectors.ndim != 2 or len(vectors) != manifest.n_chunks:
-        raise damaged(out, "the embeddings and the chunks differ in number", manifest)
+        raise damaged(out, "the embeddings and the chunks differ in number")
+    if vectors.dtype != np.float32 or not np.isfinite(vectors).all():
+        raise damaged(out, "the embeddings are not finite numbers")
     return vectors
 
 
@@ -311,4 +339,4 @@ def _array(out: Path, manifest: IndexManifest, kind: str) -> npt.NDArray[np.floa
         found: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
         return found
     except (OSError, ValueError, EOFError) as error:
-        raise damaged(out, f"{kind} cannot be read: {error}", manifest) from None
+        raise damaged(out, f"{kind} cannot be read: {error}") from None

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from heredity.application.retrieval.chunks import WORDS, Chunk
-from heredity.application.retrieval.folder import MANIFEST, SkippedFile
+from heredity.application.retrieval.folder import MANIFEST, Limits, SkippedFile, folder_of
 from heredity.application.retrieval.lexical import TERMS
 from heredity.core.errors import BadArgument, Damaged, NotComparable, UsageError
 from heredity.core.files import hash_file, write_atomic
@@ -131,17 +131,16 @@ def check_files(out: Path, manifest: IndexManifest) -> None:
     for each in manifest.files:
         path = out / each.path
         if Path(each.path).name != each.path or path.is_symlink() or not path.is_file():
-            raise damaged(out, f"{each.path} is missing", manifest)
+            raise damaged(out, f"{each.path} is missing")
         if path.stat().st_size != each.bytes or hash_file(path) != each.sha256:
-            raise damaged(out, f"{each.path} was changed", manifest)
+            raise damaged(out, f"{each.path} was changed")
 
 
-def damaged(out: Path, what: str, manifest: IndexManifest | None = None) -> Damaged:
+def damaged(out: Path, what: str) -> Damaged:
     """The error for an index that cannot be used."""
-    folder = "FOLDER" if manifest is None else manifest.folder
     return Damaged(
         f"The index {out} is damaged: {what}. Remove it and build it again: "
-        f"heredity index {folder} --out {out}",
+        f"heredity index FOLDER --out {out}",
         code="index-damaged",
     )
 
@@ -154,10 +153,52 @@ def read_chunks(out: Path, manifest: IndexManifest) -> list[Chunk]:
         lines = [] if path is None else path.read_bytes().splitlines()
         chunks = [decoder.decode(line) for line in lines]
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise damaged(out, f"the chunks cannot be read: {error}", manifest) from None
+        raise damaged(out, f"the chunks cannot be read: {error}") from None
     if len(chunks) != manifest.n_chunks:
-        raise damaged(out, f"{len(chunks)} chunks, {manifest.n_chunks} recorded", manifest)
+        raise damaged(out, f"{len(chunks)} chunks, {manifest.n_chunks} recorded")
     return chunks
+
+
+def documents_of(out: Path, manifest: IndexManifest, root: Path) -> tuple[Path, Limits] | None:
+    """The folder of an index's documents, and the limits of its files; None if it is not there.
+
+    A stranger may have written the manifest, and must not choose what is read here. So the store at `root`
+    has to know this manifest, or the folder has to lie next to the index, within the usual limits.
+    """
+    folder = folder_of(manifest.folder, out)
+    if not folder.is_dir():
+        return None
+    if is_noted(manifest.check, root):
+        return folder, Limits(manifest.max_bytes)
+    if not _is_near(folder, out):
+        return None
+    return folder, Limits(max(1, min(manifest.max_bytes, Limits().max_bytes)))
+
+
+def note_documents(out: Path, manifest: IndexManifest, root: Path) -> None:
+    """Note a manifest of this store whose documents `documents_of` would not read otherwise."""
+    if manifest.max_bytes > Limits().max_bytes or not _is_near(folder_of(manifest.folder, out), out):
+        note(manifest.check, root)
+
+
+def note(sha256: str, root: Path) -> None:
+    """Note that the store at `root` wrote something of an index, by its digest."""
+    path = _note_of(sha256, root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def is_noted(sha256: str, root: Path) -> bool:
+    """Whether the store has noted this."""
+    return sha256.isalnum() and _note_of(sha256, root).is_file()
+
+
+def _note_of(sha256: str, root: Path) -> Path:
+    return root / "indexes" / sha256
+
+
+def _is_near(folder: Path, out: Path) -> bool:
+    return folder.resolve().is_relative_to(out.resolve().parent)
 
 
 class _ManifestSchema(msgspec.Struct):

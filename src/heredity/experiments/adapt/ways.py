@@ -21,7 +21,7 @@ from msgspec import UNSET, UnsetType
 from heredity.application.guards import GuardSpec
 from heredity.application.guards.few_shot import FewShotGuard
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.folder import is_index
+from heredity.application.retrieval.folder import Limits, is_index
 from heredity.application.retrieval.index import PassageIndex, change_in
 from heredity.application.retrieval.manifest import read_manifest
 from heredity.application.retrieval.rerank import find_reranker
@@ -96,7 +96,7 @@ def _refuse_other_documents(folder: Path, index: Path) -> None:
         manifest = read_manifest(index)
     except (UsageError, Damaged, NotComparable):
         return
-    if change := change_in(folder, index, manifest):
+    if change := change_in(folder, index, manifest, Limits()):
         raise NotComparable(
             f"{index.parent} holds a task with other documents: {change} in {folder}. Name another folder: "
             "--out.",
