@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("xllamacpp", reason="needs the extra llamacpp")
@@ -19,6 +20,7 @@ from heredity.engines._workers import WorkerPool
 from heredity.engines.chat.codec import Template
 from heredity.engines.formats.gguf import GgufHeader, read_gguf
 from heredity.engines.llamacpp import LlamaCppEngine, longest_token, open_file
+from heredity.engines.protocols import AddressedRequest
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from tests.support import real_models
@@ -118,6 +120,9 @@ def test_the_shared_prefix_is_not_computed_again(engine: LlamaCppEngine) -> None
         request = ask(0, text)
         given = engine._server.handle_completions(engine.body(request, engine.render(request)))
     assert given["timings"]["cache_n"] > given["timings"]["prompt_n"]
+    known = AddressedRequest(**msgspec.structs.asdict(request), caller="one")
+    given = engine._server.handle_completions(engine.body(known, engine.render(known)))
+    assert given["timings"]["cache_n"] == 0, "the slots belong to all callers"
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_row_and_the_next_is_answered(engine: LlamaCppEngine) -> None:

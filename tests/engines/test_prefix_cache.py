@@ -124,9 +124,19 @@ def test_a_part_that_does_not_fit_into_memory_is_not_looked_for_later(
     assert kept.known(empty, prompt) == 32
 
 
+def test_prompts_of_one_caller_tell_nothing_of_another() -> None:
+    empty, kept, prompt = SharedPrefix((), [], []), PrefixCache(1 << 20, is_fine=True), tokens(40, 1)
+    slots = KvSlots([torch.zeros(1, 1, CHUNK, 1)], [torch.zeros(1, 1, CHUNK, 1)])
+    kept.keep(empty, prompt, slots, 0, "one")
+    for caller, n_known in (("one", 32), ("other", 0), ("", 0)):
+        assert kept.known(empty, prompt, caller) == kept.load(empty, prompt, slots, 0, caller) == n_known
+    kept.keep(empty, prompt, slots, 0, "other")
+    assert len(kept._kept) == 2
+
+
 def follows_what_is_kept(kept: PrefixCache, prompt: tuple[int, ...]) -> bool:
     end = len(prompt)
-    while end and (held := kept._kept.get(((), prompt[:end]))):
+    while end and (held := kept._kept.get((("", ()), prompt[:end]))):
         end -= held[0].shape[1]
     return not end
 
@@ -157,5 +167,5 @@ def test_what_is_loaded_is_what_these_tokens_left_whatever_was_kept_and_dropped(
         if len(prompt) <= 3 * CHUNK:
             assert kept.known(empty, prompt) == len(prompt) // grain * grain
         assert kept._size == sum(part.nbytes for parts in kept._kept.values() for part in parts) <= budget
-        assert sorted(key[1] for key in kept._kept) == kept._ordered.get((), [])
+        assert sorted(key[1] for key in kept._kept) == kept._ordered.get(("", ()), [])
         seen.append(prompt)

@@ -16,7 +16,7 @@ import pytest
 
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Decoding, Made, Message, Model, RecipeRecord, Reply, Request, Tool
-from heredity.engines.protocols import Streamer
+from heredity.engines.protocols import AddressedRequest, Streamer
 from heredity.engines.vllm import engine as vllm
 from heredity.engines.vllm.completions import NEUTRAL
 from heredity.engines.vllm.server import cause, free_port
@@ -277,6 +277,8 @@ def test_tools_and_the_beginning_of_an_answer_stand_in_the_prompt_and_calls_are_
 def test_a_json_schema_goes_to_the_server(standin: vllm.VllmEngine) -> None:
     request = Request(0, (Message("user", "hello"),), Decoding(json_schema='{"type": "object"}'))
     assert standin.body(request, "hello")["structured_outputs"] == {"json": '{"type": "object"}'}
+    assert "cache_salt" not in standin.body(request, "hello")
+    assert standin.body(AddressedRequest(0, (), caller="one"), "hello")["cache_salt"] == "one"
     assert "structured_outputs" not in standin.body(said("hello"), "hello")
 
 

@@ -33,7 +33,7 @@ from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.codec import StopTexts, Template
 from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.formats.gguf import GgufHeader, GgufValue, read_gguf
-from heredity.engines.protocols import Listener
+from heredity.engines.protocols import AddressedRequest, Listener
 
 WIDTH = 8  # slots: more are not faster on a CPU
 LONGEST = 4096  # tokens of prompt and answer per slot, if the model supports as many
@@ -335,7 +335,8 @@ class LlamaCppEngine:
             "top_p": decoding.top_p,
             "samplers": ["temperature", "top_p"],
             "seed": request.seed % 0x7FFFFFFF,  # its seeds have 32 bits, and the last one means "any"
-            "cache_prompt": True,
+            # Its slots belong to all callers.
+            "cache_prompt": not (isinstance(request, AddressedRequest) and request.caller),
         }
         if not isinstance(decoding.json_schema, UnsetType):
             body["json_schema"] = compact(decoding.json_schema)

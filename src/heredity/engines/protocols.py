@@ -100,12 +100,14 @@ class TextOnlyModule(EngineModule, Protocol):
 
 
 class AddressedRequest(Request, frozen=True):
-    """A request of one of the models that share an engine.
+    """A request of a caller, or of one of the models that share an engine. Neither is stored.
 
-    adapter: the number of its adapter in that engine; 0: the base. It is not stored.
+    adapter: the number of its adapter in that engine; 0: the base. caller: an engine reuses nothing of a
+    prompt for another caller, whom its time would tell that the prompt was sent; "" for none.
     """
 
     adapter: int = 0
+    caller: str = ""
 
 
 class Listener(Protocol):

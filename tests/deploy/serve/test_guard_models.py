@@ -19,11 +19,11 @@ from heredity.application.guard_chain import BLOCKED
 from heredity.application.guard_models import identified
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
-from heredity.core.records import Request
+from heredity.core.records import Reply, Request
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.shared import SharedScorer, shared
 from heredity.deploy.serve.worker import EngineWorker
-from heredity.engines.protocols import Completer, Scorer
+from heredity.engines.protocols import AddressedRequest, Completer, Scorer
 from heredity.lineage.store import scripted
 from heredity.redteam.guard_readers import JudgeReaders
 from tests.deploy.serve.serving import Saying, listening, saying, until
@@ -33,7 +33,7 @@ MODEL = "scripted:helpful"
 
 
 @contextmanager
-def guarded(guard: LlamaGuard, *sides: str, says: str = "fine") -> Iterator[str]:
+def guarded(guard: LlamaGuard, *sides: str, says: str = "fine", **how: Any) -> Iterator[str]:
     """The address of a server whose application has this guard, and of another model without it."""
     readers = JudgeReaders(models(guard), shared)
     spec = GuardSpec("model", settings={"model": NAME, "sides": sides or ("user", "answer")})
@@ -41,16 +41,16 @@ def guarded(guard: LlamaGuard, *sides: str, says: str = "fine") -> Iterator[str]
     one = Served(scripted(MODEL).record, EngineWorker(Saying(says)), layer)
     other = saying("free")._replace(model=scripted("scripted:careful").record)
     try:
-        with listening(one, other, readers=readers, has_metrics=True) as address:
+        with listening(one, other, readers=readers, has_metrics=True, **how) as address:
             yield address
     finally:
         guard.goes_on.set()
         readers.close()
 
 
-def ask(address: str, text: str = "hello", model: str = MODEL, **how: Any) -> dict[str, Any]:
+def ask(address: str, text: str = "hello", model: str = MODEL, key: str = "", **how: Any) -> dict[str, Any]:
     body = {"model": model, "messages": [{"role": "user", "content": text}], **how}
-    found = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+    found = httpx.post(f"{address}/v1/chat/completions", json=body, headers={"x-api-key": key}, timeout=60)
     return msgspec.json.decode(found.content, type=dict[str, Any])
 
 
@@ -134,6 +134,27 @@ def test_texts_of_several_callers_are_read_in_one_batch() -> None:
             each.start()
         until(lambda: not any(each.is_alive() for each in asking))
     assert guard.batches == [1, 3]
+
+
+class Noting(Batched):
+    """Notes who asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers: list[str] = []
+
+    def one(self, request: Request) -> Reply:
+        self.callers.append(request.caller if isinstance(request, AddressedRequest) else "")
+        return super().one(request)
+
+
+def test_a_guard_reads_the_texts_of_each_key_as_those_of_one_caller() -> None:
+    guard = Noting()
+    with guarded(guard, "user", keys=("a", "b")) as address:
+        for key in "aab":
+            ask(address, key=key)
+    first, *asked = guard.callers
+    assert first == "" and asked[0] == asked[1] != asked[2] and all(asked)
 
 
 class Scored(Batched):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -17,6 +18,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.torch.engine import TorchEngine, open_folder
+from heredity.engines.torch.prefill import PrefixCache
 from heredity.lineage.store import scripted
 from tests.deploy.serve.serving import HELLO, client, listening, named
 from tests.support.errors import raises
@@ -182,3 +184,27 @@ def test_an_engine_without_scores_says_so() -> None:
     with listening(named("helpful")) as address, raises(openai.BadRequestError, "invalid_request") as caught:
         client(address).chat.completions.create(model="scripted:helpful", messages=HELLO, logprobs=True)
     assert (caught.value.body["reason"], caught.value.param) == ("logprobs-not-supported", "logprobs")
+
+
+@pytest.mark.parametrize("keys", [("one",), ("one", "other")])
+def test_what_one_key_sent_shortens_no_prompt_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...]
+) -> None:
+    copied, load = list[int](), PrefixCache.load
+
+    def noted(self: PrefixCache, *given: Any) -> int:
+        copied.append(load(self, *given))
+        return copied[-1]
+
+    monkeypatch.setattr(PrefixCache, "load", noted)
+    engine = open_folder(make_model(tmp_path / "tiny", "llama"), dtype="float32")
+    model = scripted("scripted:helpful").record
+    told: list[Any] = [{"role": "system", "content": f"{TEXT} " * 60}, *HELLO]
+    answers = set()
+    with listening(Served(model, EngineWorker(engine)), keys=keys) as address:
+        for key in (keys[0], keys[0], keys[-1], keys[-1]):
+            asked = client(address, key).chat.completions
+            found = asked.create(model=model.name, messages=told, max_tokens=4)
+            answers.add(found.choices[0].message.content)
+    assert [n > 0 for n in copied] == [False, True, len(keys) == 1, True]
+    assert len(answers) == 1

@@ -71,7 +71,7 @@ from heredity.deploy.serve.observing import CONTENT_TYPE, Metrics, Observed
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.roster import Roster, described
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
-from heredity.deploy.serve.worker import Service
+from heredity.deploy.serve.worker import CALLER, Service
 from heredity.engines.protocols import Completer, Engine, PromptLimiter
 
 _LARGE = 1 << 18  # bytes of a body that is read in a thread
@@ -122,7 +122,9 @@ def app(
     settings = settings or ServerSettings()
     metrics = Metrics()
     roster = Roster(served, embedders, readers, settings.request_log)
-    desk = _Desk(roster, settings.keys, metrics, RateLimit(settings.per_minute))
+    keys = set(settings.keys)
+    salts = {key: secrets.token_hex(16) for key in keys} if len(keys) > 1 else {}
+    desk = _Desk(roster, settings.keys, metrics, RateLimit(settings.per_minute), salts=salts)
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/completions", desk.text, methods=["POST"]),
@@ -190,6 +192,7 @@ class _Desk:
     rate: RateLimit
     memory: MemoryFloor = field(default_factory=MemoryFloor)
     gate: RequestGate = field(default_factory=RequestGate)
+    salts: dict[str, str] = field(default_factory=dict)  # by key, if there are several
     compiling: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_COMPILED))
 
     async def chat(self, call: Call) -> Response:
@@ -310,6 +313,7 @@ class _Desk:
             if not right:
                 raise Refusal(401, "this server requires a key: Authorization: Bearer KEY", "invalid_api_key")
             caller = right[0]
+            CALLER.set(self.salts.get(caller, ""))
         self.rate.admit(caller)
 
     async def _body(self, call: Call) -> bytes:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -72,7 +73,8 @@ class ServedGuards:
         self._n_open += 1
         try:
             with_helpers = openmp.temporary_helpers()(read)
-            return await asyncio.get_running_loop().run_in_executor(self._threads, with_helpers)
+            as_caller = copy_context().run  # the model of a guard has the same caller
+            return await asyncio.get_running_loop().run_in_executor(self._threads, as_caller, with_helpers)
         finally:
             self._n_open -= 1
 

@@ -53,7 +53,7 @@ class MemberService:
 
     def ask(self, request: Request, hears: Hears | None = None) -> Ticket:
         """Queue a request. Raises Busy if too many are open, EngineFailure if the worker is closed."""
-        addressed = AddressedRequest(**msgspec.structs.asdict(request), adapter=self.number)
+        addressed = AddressedRequest(**msgspec.structs.asdict(request) | {"adapter": self.number})
         self._count(1)
         try:
             return self._worker.ask(addressed, hears, self._settled)

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from queue import Empty, SimpleQueue
@@ -28,7 +29,7 @@ from heredity.core import host, openmp
 from heredity.core.errors import Busy, EngineFailure, HeredityError
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines.protocols import Engine, ServiceEngine, Streamer
+from heredity.engines.protocols import AddressedRequest, Engine, ServiceEngine, Streamer
 
 WIDTH = 8  # requests in flight for an engine that does not report its own width
 MOST = 256  # open requests
@@ -36,6 +37,8 @@ IDLE_SECONDS = 10.0  # without a request, before a stream ends
 _CLOSED = "the service is closed"
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+# Of the request that this task, or thread of guards, answers; "" if all callers are one (app.py).
+CALLER: ContextVar[str] = ContextVar("caller", default="")
 
 
 @runtime_checkable
@@ -193,6 +196,8 @@ class EngineWorker:
         with self._lock:
             self._open()
             self._n_asked += 1
+            if caller := CALLER.get():
+                request = AddressedRequest(**msgspec.structs.asdict(request) | {"caller": caller})
             keyed = msgspec.structs.replace(request, key=self._n_asked)
             ticket = Ticket(keyed, hears, settled, left=self._leave)
             self._asked.put(ticket)

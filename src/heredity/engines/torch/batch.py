@@ -29,6 +29,7 @@ class BatchRow:
 
     prefix: that of its adapter, with the text of the batch's; None: the batch's.
     n_read: tokens of the prompt whose keys and values are in its slot.
+    caller: as of PrefixCache.
     """
 
     key: int
@@ -40,10 +41,12 @@ class BatchRow:
     stop: str = ""
     drafter: Drafter | None = None
     n_read: int = 0
+    caller: str = ""
 
     def restarted(self) -> BatchRow:
         """Return the same row before its first token; it will have the same answer."""
-        return BatchRow(self.key, self.prompt, self.max_tokens, self.sampler.restarted(), self.prefix)
+        sampler = self.sampler.restarted()
+        return BatchRow(self.key, self.prompt, self.max_tokens, sampler, self.prefix, caller=self.caller)
 
     @property
     def n_known(self) -> int:
@@ -142,7 +145,8 @@ class ContinuousBatch:
         while self._n_prefilled < len(self.rows):
             n_read = {at: self.rows[at].n_read for at in range(self._n_prefilled, len(self.rows))}
             now = self._portion_of(prefix)
-            self._prefiller.fill(self._slots, now, prefix, n_read)
+            callers = {at: self.rows[at].caller for at in now}
+            self._prefiller.fill(self._slots, now, prefix, n_read, callers)
             for at, part in now.items():
                 self.rows[at].n_read = len(part)
                 self._n_prefilled += len(part) == len(self.rows[at].prompt) - 1
@@ -155,7 +159,7 @@ class ContinuousBatch:
         for at, row in enumerate(self.rows[self._n_prefilled :], self._n_prefilled):
             prompt = row.prompt[:-1]
             if self._portion:
-                known = row.n_read or self._prefiller.known(prefix.at(at), prompt)
+                known = row.n_read or self._prefiller.known(prefix.at(at), prompt, row.caller)
                 if len(prompt) - known > self._portion:
                     return found or {at: prompt[: (known + self._portion) // CHUNK * CHUNK]}
             found[at] = prompt

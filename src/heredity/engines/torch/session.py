@@ -23,7 +23,7 @@ from heredity.core.records import Reply, Request
 from heredity.engines import RequestStream, cache_budget, failed_reply
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
 from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import Listener
+from heredity.engines.protocols import AddressedRequest, Listener
 from heredity.engines.torch.activated import placed
 from heredity.engines.torch.batch import BatchRow, ContinuousBatch
 from heredity.engines.torch.constrained import Constraints
@@ -296,7 +296,8 @@ class Session:
         prompt, tokens = found
         prefix, rest = member.pool.split(member.codec.shared(request), tokens)
         sampler = _sampler(request, member.constraints)
-        row = BatchRow(request.key, rest, request.decoding.max_tokens, sampler, prefix)
+        caller = request.caller if isinstance(request, AddressedRequest) else ""
+        row = BatchRow(request.key, rest, request.decoding.max_tokens, sampler, prefix, caller=caller)
         self._wait(prefix.text, row)
         self._prompts[request.key], self._members[request.key] = (prompt, len(tokens)), member
         return None

@@ -35,7 +35,7 @@ from heredity.engines import NOT_VERIFIED, base_folder, failed_reply
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.folder import FolderChat, has_tokenizer
 from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import Listener
+from heredity.engines.protocols import AddressedRequest, Listener
 from heredity.engines.vllm.adapter import server_options
 from heredity.engines.vllm.completions import CompletionLost, CompletionRefused, Completions, VllmCompletion
 from heredity.engines.vllm.server import ServerProgram, free_port
@@ -212,6 +212,8 @@ class VllmEngine:
         }
         if not isinstance(decoding.json_schema, UnsetType):
             body["structured_outputs"] = {"json": decoding.json_schema}
+        if isinstance(request, AddressedRequest) and request.caller:
+            body["cache_salt"] = request.caller
         if self._chat.stop_text and request.messages:
             body["stop"] = [self._chat.stop_text]
         return body
