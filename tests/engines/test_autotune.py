@@ -14,12 +14,14 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.engines import NOT_VERIFIED
 from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.formats import weights
+from heredity.engines.formats.adapted import apply_adapter
 from heredity.engines.torch import autotune
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from tests.support.clock import BusyClock
+from tests.support.peft_adapters import make_adapter
 from tests.support.tiny_models import make_model
 
 
@@ -197,6 +199,36 @@ def test_a_model_of_a_known_shape_takes_its_tuning_after_a_check(
     assert probed == [parent, other]
 
 
+@pytest.mark.parametrize("at_fault", ["", "step", "layers"])
+def test_an_adapter_takes_the_widths_of_its_base_where_the_check_of_its_own_layers_holds(
+    at_fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model(tmp_path / "base", "llama")
+    base, files = _decoder_of(folder), make_adapter(folder, tmp_path / "adapter", target_modules="all-linear")
+    adapted = apply_adapter(weights.read_weights(folder, torch.float32), files, folder, torch.float32)
+    child, probed, probe = _decoder.Decoder(adapted, torch.float32), list[_decoder.Decoder](), autotune.probe
+
+    def counted(decoder: _decoder.Decoder, widths: tuple[int, ...], watch: object) -> autotune.Tuning:
+        probed.append(decoder)
+        # whichever widths agree on this processor
+        return msgspec.structs.replace(probe(decoder, widths), widths=(4, 8), pass_widths=(96, 128))
+
+    def step(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: Any = None) -> torch.Tensor:
+        return torch.full((len(tokens), 8), float(at_fault == "step" and len(tokens) == 4))
+
+    monkeypatch.setattr(autotune, "probe", counted)
+    monkeypatch.setattr(autotune, "_keeping_text", lambda decoder, prefix, widths: list(widths))
+    monkeypatch.setattr(autotune, "_keeps_layers", lambda decoder, width: at_fault != "layers")
+    with torch.inference_mode():
+        first = autotune.tune(base, tmp_path / "tuning" / "base", widths=(4, 8))
+        shared = autotune._path_of_shape(base, tmp_path / "tuning").read_bytes()
+        monkeypatch.setattr(child, "step", step)
+        found = autotune.tune(child, tmp_path / "tuning" / "child", widths=(4, 8))
+    assert probed == ([base, child] if at_fault else [base])
+    assert found.widths == first.widths and found.fingerprint != first.fingerprint
+    assert autotune._path_of_shape(base, tmp_path / "tuning").read_bytes() == shared
+
+
 @pytest.mark.parametrize("at_fault", ["", "step", "prefill_packed"])
 def test_the_tuning_of_a_shape_is_taken_only_where_the_check_holds(
     at_fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -215,7 +247,6 @@ def test_the_tuning_of_a_shape_is_taken_only_where_the_check_holds(
     with torch.inference_mode():
         own = autotune.probe(child, (8,))
         shared = autotune._path_of_shape(child, tmp_path)
-        assert shared is not None
         autotune._keep(msgspec.structs.replace(own, widths=(4, 8), pass_widths=autotune.PASS_WIDTHS), shared)
         found = autotune.tune(child, tmp_path / "tuning", widths=(8,))
     assert found.widths == ((8,) if at_fault else (4, 8))

@@ -14,7 +14,8 @@ result is then only rounding errors. The linear layers of a block are also probe
 probe fails, each row is prefilled by itself.
 
 Which widths agree depends on shapes and kernels, not on the numbers in the weights. So a model of a shape
-that was probed before takes that result, after a short check with its own weights.
+that was probed before takes that result, after a short check with its own weights. So does an adapter of such
+a model: the check includes its layers, whose rank counts too.
 """
 
 from __future__ import annotations
@@ -102,12 +103,12 @@ def tune(
         return kept
     shared = _path_of_shape(decoder, path.parent)
     # where this model's own result no longer matches, the arithmetic changed, and that of others is old too
-    found = None if shared is None or kept is not None else read_tuning(shared, _device(decoder))
+    found = None if kept is not None else read_tuning(shared, _device(decoder))
     if found is not None and _holds(decoder, found, watch):
         new = msgspec.structs.replace(found, fingerprint=fingerprint(decoder, found.widths[-1]))
     else:
         new = probe(decoder, widths, watch=watch)
-        if shared is not None:
+        if decoder.weights.base is None:  # the rank of an adapter counts: its result is its own
             _keep(new, shared)
     _keep(new, path)
     return new
@@ -117,16 +118,18 @@ def _keep(tuning: Tuning, path: Path) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(tuning)))
 
 
-def _path_of_shape(decoder: Decoder, folder: Path) -> Path | None:
-    """The file of all models that multiply the same shapes. None with an adapter, whose rank counts."""
-    if decoder.weights.base is not None:
-        return None
-    parts = decoder.shape, decoder.dtype, decoder.weights.how, decoder.cache_form, _device(decoder)
+def _path_of_shape(decoder: Decoder, folder: Path) -> Path:
+    """The file of all models that multiply the same shapes; with an adapter, those of its base."""
+    weights = decoder.weights.base or decoder.weights
+    parts = decoder.shape, decoder.dtype, weights.how, decoder.cache_form, _device(decoder)
     return folder / f"shape-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
 def _holds(decoder: Decoder, tuning: Tuning, watch: Watch | None = None) -> bool:
-    """Return True if this model's witness has equal bits at all widths of the tuning, at one place each."""
+    """Return True if this model's witness has equal bits at all widths of the tuning, at one place each.
+
+    With an adapter, its layers also have to give each row of a packed prefill the same bits.
+    """
     if not tuning.is_proven:
         return False
     witness, caches = _witness(decoder, _CHECKED.n_prefix), _Caches(decoder, tuning.widths[-1], (_CHECKED,))
@@ -138,7 +141,9 @@ def _holds(decoder: Decoder, tuning: Tuning, watch: Watch | None = None) -> bool
         steps = meter.each(
             wider, lambda n: _try(caches, witness, wider[n], _CHECKED, time.perf_counter, n)[1]
         )
-        return len(set(steps)) == 1 and set(_keeping_text(decoder, witness[0], ends)) == ends
+        is_same = len(set(steps)) == 1 and set(_keeping_text(decoder, witness[0], ends)) == ends
+    is_own = decoder.weights.base is not None  # layers of other shapes than those of the probe
+    return is_same and (not is_own or all(_keeps_layers(decoder, width) for width in ends))
 
 
 def probe(
