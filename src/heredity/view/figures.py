@@ -66,23 +66,59 @@ def curve(points: Sequence[tuple[float, float]], what: str) -> Markup:
     if not points:
         return Markup("")
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
-    wide, tall, floor = WIDE - _LEFT - 12, HIGH - _FOOT - 12, HIGH - _FOOT
-    across, down = wide / (right - left or 1), tall / (high - low or 1)
-    path = " ".join(f"{_LEFT + across * (x - left):.1f},{12 + down * (high - y):.1f}" for x, y in points)
-    texts = (
-        (_LEFT - 8, 16, "end", f"{high:.3g}"),
-        (_LEFT - 8, floor, "end", f"{low:.3g}"),
-        (_LEFT, HIGH - 8, "start", f"step {left:,.0f}"),
-        (WIDE - 12, HIGH - 8, "end", f"{right:,.0f}"),
+    scales = f"{max(ys):.3g}", f"{min(ys):.3g}", f"step {min(xs):,.0f}", f"{max(xs):,.0f}"
+    return _axes(what, scales, _line(points, (min(xs), max(xs)), (min(ys), max(ys))))
+
+
+def trend(rates: Sequence[Estimate], first: str, last: str, what: str) -> Markup:
+    """Rates one after another as a line on a scale to 100 %, with a band of their intervals.
+
+    first, last: the words below the ends. "" for fewer than two.
+    """
+    values = [(x, rate.value) for x, rate in enumerate(rates) if rate.value is not None]
+    if len(values) < 2:
+        return Markup("")
+    lows = [(x, rates[x].low or 0.0) for x, _ in values]
+    highs = [(x, 1.0 if (high := rates[x].high) is None else high) for x, _ in values]
+    ends = (values[0][0], values[-1][0])
+    band = Markup('<polygon points="{}"/>').format(_path([*highs, *reversed(lows)], ends, (0.0, 1.0)))
+    dots = Markup("").join(
+        Markup('<circle cx="{}" cy="{}" r="3.5"/>').format(*_path([each], ends, (0.0, 1.0)).split(","))
+        for each in values
+    )
+    return _axes(what, ("100 %", "0 %", first, last), band + _line(values, ends, (0.0, 1.0)) + dots)
+
+
+def _path(points: Sequence[tuple[float, float]], across: tuple[float, float], up: tuple[float, float]) -> str:
+    """The points in pixels; `across` and `up` are the ends of the scales."""
+    wide, tall = WIDE - _LEFT - 12, HIGH - _FOOT - 12
+    x1, y1 = wide / (across[1] - across[0] or 1), tall / (up[1] - up[0] or 1)
+    return " ".join(f"{_LEFT + x1 * (x - across[0]):.1f},{12 + y1 * (up[1] - y):.1f}" for x, y in points)
+
+
+def _line(
+    points: Sequence[tuple[float, float]], across: tuple[float, float], up: tuple[float, float]
+) -> Markup:
+    return Markup('<polyline points="{}"/>').format(_path(points, across, up))
+
+
+def _axes(what: str, scales: tuple[str, str, str, str], drawn: Markup) -> Markup:
+    """The frame of a curve. scales: the words at the top and the foot, and at the left and the right."""
+    floor, right = HIGH - _FOOT, WIDE - 12
+    places = (
+        (_LEFT - 8, 16, "end"),
+        (_LEFT - 8, floor, "end"),
+        (_LEFT, HIGH - 8, "start"),
+        (right, HIGH - 8, "end"),
     )
     words = Markup("").join(
-        Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(*each) for each in texts
+        Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(*place, text)
+        for place, text in zip(places, scales, strict=True)
     )
     return Markup(
         '<svg class="curve" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img" aria-label="{what}">'
-        '<path class="axis" d="M{left},12V{floor}H{right}"/>{words}<polyline points="{path}"/></svg>'
-    ).format(w=WIDE, h=HIGH, what=what, left=_LEFT, floor=floor, right=WIDE - 12, words=words, path=path)
+        '<path class="axis" d="M{left},12V{floor}H{right}"/>{words}{drawn}</svg>'
+    ).format(w=WIDE, h=HIGH, what=what, left=_LEFT, floor=floor, right=right, words=words, drawn=drawn)
 
 
 def duration(seconds: float | None) -> str:

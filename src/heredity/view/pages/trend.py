@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from heredity.core.errors import HeredityError
 from heredity.core.records import digest
 from heredity.study.estimates import ALL, Estimates, Rate
 from heredity.study.plan import Plan
-from heredity.study.wording import find, names, plural
+from heredity.study.wording import find, names, percent, plural
+from heredity.view.figures import trend
 from heredity.view.pages.studies import planned_at
 from heredity.view.places import OpenStudy
 from heredity.view.site import Asked, Site
@@ -59,7 +62,16 @@ def render(site: Site, asked: Asked) -> str:
         (_group(studies, asked_for) for (_, asked_for), studies in by_question.items()),
         key=lambda group: -group.n_studies,
     )
-    return site.html("trend.html.jinja", asked, groups=groups, n_without=n_without)
+    return site.html("trend.html.jinja", asked, groups=groups, n_without=n_without, drawn=_drawn)
+
+
+def _drawn(model: str, lines: list[TrendLine]) -> Markup:
+    """The rates of a model, the oldest study first, as a line; "" for one study."""
+    rates = [line.rate.estimate for line in lines]
+    words = "; ".join(f"{line.at} {percent(line.rate.estimate.value)}" for line in lines[:20])
+    return trend(
+        rates, lines[0].at, lines[-1].at, f"Breach rate of {model} over {len(lines)} studies: {words}"
+    )
 
 
 def _question(study: OpenStudy) -> tuple[str, str]:
