@@ -209,6 +209,7 @@ def test_every_control_of_every_page_is_reached_by_tab(
     wanted = "a[href], button, input:not([type=hidden]), select, summary, [tabindex='0']"
     for path in paths:
         watched.tab.goto(address + path, wait_until="load")
+        watched.tab.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         n = watched.tab.locator(wanted).count()
         watched.tab.evaluate("window.reached = new Set()")
         for _ in range(n):
@@ -221,6 +222,36 @@ def test_every_control_of_every_page_is_reached_by_tab(
         )
         assert not left, (path, left)
     watched.tab.close()
+
+
+def test_filters_apply_by_themselves_and_the_address_is_that_of_the_list(
+    browser: Browser, site: Site, address: str
+) -> None:
+    watched = _opened(browser, address, 1400, "light")
+    tab, path = watched.tab, f"{address}/s/{site.place.studies()[0].key}/conversations"
+    tab.goto(path, wait_until="load")
+    every = tab.locator("#list [role=status]").inner_text()
+    assert not tab.locator("form.filters button").count()
+    tab.select_option("select[name=outcome]", "broke")
+    tab.wait_for_function(
+        "every => document.querySelector('#list [role=status]').innerText != every", arg=every
+    )
+    tab.fill("input[name=q]", "thing")
+    tab.wait_for_url("**/conversations?q=thing&outcome=broke")
+    shown = tab.locator("#list [role=status]").inner_text()
+    tab.reload()
+    assert tab.locator("#list [role=status]").inner_text() == shown != every
+    tab.fill("input[name=q]", "...")  # no word
+    tab.wait_for_selector("#list .warn")
+    tab.close()
+    assert (watched.outside, [each for each in watched.errors if "400" not in each]) == ([], [])
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(path)
+    tab.select_option("select[name=outcome]", "broke")
+    tab.click("form.filters button")
+    tab.wait_for_url("**outcome=broke**")
+    context.close()
 
 
 def test_a_figure_that_is_wider_than_the_screen_says_so(browser: Browser, address: str) -> None:

@@ -130,6 +130,7 @@ def test_runs_in_other_applications_are_not_comparable_and_say_so_first(tmp_path
     text = page(place, runs)
     assert "their applications differ (system)" in text
     assert text.index("not comparable") < text.index("What differs") < text.index("no interval")
+    assert "<b>0</b>" not in text and "in neither" not in text  # nothing is counted where nothing is compared
 
 
 def test_rates_that_count_other_trials_are_not_compared(tmp_path: Path) -> None:

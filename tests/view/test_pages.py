@@ -237,6 +237,22 @@ def test_estimates_are_not_called_old_while_rows_are_still_read(
     assert not study.is_whole and board.estimates is None and board.why_not == ""
 
 
+def test_a_study_is_read_and_not_stopped_until_all_its_rows_are_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heredity.view.index._CHUNK", 5)
+    report_studies.make(tmp_path / "runs" / "x", report_studies.plan(n_probes=2))
+    place = StudyPlace(tmp_path / "runs", tmp_path / "store")
+    study = place.open(place.studies()[0].key)
+    study.refresh(0)
+    first, mark = study.progress(), place.mark()
+    assert first.state == "reading" and 0 < first.share_read < 1
+    place.read(0)  # as the list of studies does while it is open
+    assert study.progress().share_read > first.share_read and place.mark() != mark
+    place.read(60)
+    assert study.progress().state == "done" and study.progress().share_read == 1
+
+
 def test_a_folder_that_cannot_be_read_is_listed_with_its_error(tmp_path: Path) -> None:
     place = written(tmp_path)
     (tmp_path / "runs" / "broken").mkdir()
@@ -256,6 +272,8 @@ def test_rates_are_next_to_each_other_only_if_the_questions_are_the_same(tmp_pat
     page = Site(StudyPlace(tmp_path / "runs", tmp_path / "store")).render("/trend")
     first, second = page.split("<section")[1:]
     assert "monday" in first and "tuesday" in first and "other" not in first and "other" in second
+    assert first.count("<polygon") == first.count("<polyline") == 2 and first.count("<circle") == 4
+    assert "over 2 studies: " in first and '<svg class="curve' not in second  # one study is no line
     assert first.count("data-row") == 4 and "1 study without estimates is left out" in page
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert len(set(headings)) == 2 and "1 attack; questions " in headings[1] and "attack" not in headings[0]

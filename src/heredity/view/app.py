@@ -184,6 +184,7 @@ async def events(
 def _mark(place: StudyPlace, key: str) -> str:
     try:
         if not key:
+            place.read(0.5)
             return place.mark()
         study = place.open(key)
         study.refresh(0.5)

@@ -162,6 +162,12 @@ class RowIndex:
         with self.reading() as rows:
             return tuple(n for (n,) in rows.execute("SELECT offset FROM files ORDER BY name"))
 
+    def share_read(self) -> float:
+        """The share of the files' bytes that is in the index; 1 without any."""
+        paths = [self.folder / name for name in (RESPONSES, VERDICTS)]
+        size = sum(path.stat().st_size for path in paths if path.is_file())
+        return min(1.0, sum(self.version()) / size) if size else 1.0
+
     # --- the file ---
 
     def _prepare(self) -> None:

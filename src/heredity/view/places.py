@@ -35,7 +35,8 @@ from heredity.study.wording import names
 from heredity.view.index import IN_PLAN, UNJUDGED, RowIndex, UnreadRow, index_path
 
 TRAINING = ("training.jsonl", "progress.json", ".lock.pid")  # of a run in progress
-State = Literal["running", "done", "stopped", "planned"]  # as `heredity studies` has them
+# As `heredity studies` has them; "reading": its rows are read for the first time, so its end is not known.
+State = Literal["running", "done", "stopped", "planned", "reading"]
 _OTHERS = (ESTIMATES, LABELS, ".lock.pid")  # files of a study that its pages show, besides plan and rows
 _WINDOW = 300.0  # seconds over which the speed is measured
 
@@ -51,7 +52,7 @@ class FoundStudy(NamedTuple):
 class StudyProgress(NamedTuple):
     """The state of a study, and the trials that it has so far.
 
-    speed: in trials a second. seconds: until the last answer. None: not known.
+    speed: in trials a second. seconds: until the last answer. None: not known. share_read: of its rows.
     """
 
     state: State
@@ -61,6 +62,7 @@ class StudyProgress(NamedTuple):
     n_judged: int
     speed: float | None
     seconds: float | None
+    share_read: float
 
     @property
     def n_left(self) -> int:
@@ -102,12 +104,23 @@ class StudyPlace:
         is_store = (self.root / "models").is_dir() or any(self.root.glob(f"training/*/{TRAINING[0]}"))
         return self.root if is_store else self.store
 
+    def read(self, seconds: float) -> None:
+        """Read on in the first of the open studies whose rows are not all read, for about `seconds`."""
+        with self._lock:
+            left = next((study for study in self._open.values() if not study.is_whole), None)
+        if left is not None:
+            left.refresh(seconds)
+
     def mark(self) -> str:
-        """Changes whenever a file of any study does, a row of a training, or a model of the store."""
+        """Changes whenever a file of any study does, a row of a training, or a model of the store.
+
+        Also when rows of a study are read that is not whole yet.
+        """
         names = (PLAN, RESPONSES, VERDICTS, *_OTHERS)
         studies = [(found.key, _stamps(found.folder, names)) for found in self.studies()]
         runs = [(folder.name, _stamps(folder, TRAINING)) for folder in sorted(self.models.glob("training/*"))]
-        return _digest((studies, runs, _stamps(self.models, ("models",))))
+        reading = [(key, each.index.version()) for key, each in [*self._open.items()] if not each.is_whole]
+        return _digest((studies, runs, _stamps(self.models, ("models",)), reading))
 
     def _replace(self, key: str, opened: OpenStudy) -> OpenStudy:
         self._open[key] = opened
@@ -234,8 +247,11 @@ class OpenStudy:
             is_over = (self.folder / ESTIMATES).exists() and n_judged >= n_asked > 0
             is_over = is_over and (n_asked == n or self.plan.stops_early)
             state = "done" if is_over else "stopped" if n_asked else "planned"
+        share = self.index.share_read()
+        if not doing and not self.is_whole and share < 1:
+            state = "reading"
         left = (n - n_asked) / speed if speed and doing else None
-        return StudyProgress(state, doing, n, n_asked, n_judged, speed if doing else None, left)
+        return StudyProgress(state, doing, n, n_asked, n_judged, speed if doing else None, left, share)
 
     def _doing(self, n_asked: int) -> str:
         if n_asked == self.n_planned:

@@ -1,5 +1,5 @@
 "use strict";
-// Fetches the live parts of a page again when rows come, and moves through lists by keys.
+// Fetches the live parts of a page again when rows come or a filter changes, and moves through lists by keys.
 let isBusy = false, isStale = false, place = -1;
 
 async function refresh() {
@@ -7,10 +7,12 @@ async function refresh() {
   isBusy = true;
   try {
     const answer = await fetch(location.href);
-    if (!answer.ok) return;
     const next = new DOMParser().parseFromString(await answer.text(), "text/html");
+    if (answer.ok) document.title = next.title;
     for (const part of document.querySelectorAll("[data-live]")) {
-      const fresh = next.getElementById(part.id);
+      // A filter that holds for nothing has a page of its error, which takes the place of the list.
+      const fresh = answer.ok ? next.getElementById(part.id) : part.id === "list" && next.getElementById("main");
+      if (fresh) keepOpen(part, fresh);
       if (fresh && fresh.innerHTML !== part.innerHTML && !part.contains(document.activeElement)) {
         part.replaceChildren(...fresh.childNodes);
       }
@@ -18,8 +20,13 @@ async function refresh() {
     if (place >= 0) select(place);
   } finally {
     isBusy = false;
-    if (isStale) { isStale = false; setTimeout(refresh, 1000); }
+    if (isStale) { isStale = false; setTimeout(refresh, 200); }
   }
+}
+
+function keepOpen(part, fresh) {
+  const held = part.querySelectorAll("details");
+  fresh.querySelectorAll("details").forEach((each, i) => { each.open = held[i] ? held[i].open : each.open; });
 }
 
 function select(wanted) {
@@ -60,8 +67,23 @@ document.addEventListener("keydown", (event) => {
   if (act(event.key)) event.preventDefault();
 });
 
-document.addEventListener("change", (event) => {
-  if (event.target.matches("form.filters select")) event.target.form.requestSubmit();
+// Filters apply by themselves, and the address is that of what is shown.
+let waiting = 0;
+function apply(form) {
+  const chosen = [...new FormData(form)].filter(([, value]) => value);
+  history.replaceState(null, "", `${form.action}?${new URLSearchParams(chosen)}`);
+  place = -1;
+  refresh();
+}
+document.addEventListener("input", ({ target }) => {
+  if (!target.matches("form.filters[data-applies] *")) return;
+  clearTimeout(waiting);
+  waiting = setTimeout(apply, target.matches("select") ? 0 : 250, target.form);
+});
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches("form[data-applies]")) return;
+  event.preventDefault();
+  apply(event.target);
 });
 
 if (document.body.dataset.events) {
