@@ -92,7 +92,7 @@ def test_a_ci_job_passes_as_it_is_written(
         (run,) = json.loads(Path("heredity.sarif").read_text())["runs"]
         places = [result["locations"][0]["physicalLocation"] for result in run["results"]]
         named = {place["artifactLocation"]["uri"] for place in places}
-        assert named == {"application.toml", "probes.toml"}
+        assert named == {"application.toml", "override_code.toml"}
     else:
         assert ElementTree.parse("gate.xml").getroot().get("failures") == "0"
 
@@ -109,5 +109,10 @@ def test_the_probes_of_the_starter_are_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["init"]) == 0 and main(["probes", "show", "probes.toml"]) == 0
-    assert "probes/till-01~benign" in capsys.readouterr().out
+    assert main(["init"]) == 0 and main(["probes", "show", "override_code.toml"]) == 0
+    assert "override_code/till-01~benign" in capsys.readouterr().out
+
+
+def test_the_starter_points_to_no_file_that_a_wheel_lacks(tmp_path: Path) -> None:
+    for path in write_starter(tmp_path):
+        assert not re.search(r"\bdocs/", path.read_text("utf-8")), path.name

@@ -14,7 +14,7 @@ from heredity.core.files import write_atomic
 _SOURCE = Path(__file__).with_name("starter")
 FILES = {
     "application.toml": "application.toml",
-    "probes.toml": "probes.toml",
+    "override_code.toml": "override_code.toml",
     "plan.toml": "plan.toml",
     ".github/workflows/heredity.yml": "github.yml",
     "heredity.gitlab-ci.yml": "gitlab.yml",
