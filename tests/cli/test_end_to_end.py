@@ -13,13 +13,11 @@ from tests.support.cli import Run
 from tests.support.errors import Done, check_refused
 
 
-def test_a_study_prints_its_table_and_the_path_of_its_page(studied: Done, place: Path) -> None:
+def test_a_study_prints_its_rates_and_the_path_of_its_page(studied: Done, place: Path) -> None:
     assert studied.returncode == 0, studied.stderr
-    assert "planted_secret" in studied.stdout
     assert "scripted:leaky" in studied.stdout and "scripted:careful" in studied.stdout
     assert "over-refusal" in studied.stdout
-    assert "scripted:careful is better than scripted:leaky" in studied.stdout
-    assert studied.stdout.rstrip().endswith("report: rehearsal/report.html")
+    assert "\nReport: rehearsal/report.html" in studied.stdout
     assert (place / "rehearsal" / "report.html").read_text().startswith("<!")
 
 

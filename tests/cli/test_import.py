@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tests.support.cli import Run
@@ -27,7 +28,7 @@ def test_one_command_judges_compares_and_reports(run: Run, place: Path) -> None:
     recorded(place)
     done = run("import", "answers.jsonl", *ARGS, "--out", "arms")
     assert done.returncode == 0, done.stderr
-    assert "child is worse than parent" in done.stdout
+    assert re.search(r"\nchild +\S+ \[.+\]  worse", done.stdout)
     assert "heredity, refused" in done.stdout and "kappa" in done.stdout
     assert "24 answers of 2 models to 12 prompts, recorded elsewhere" in done.stderr
     assert (place / "arms/report.html").exists() and (place / "arms/agreement.json").exists()
@@ -57,7 +58,7 @@ def test_the_study_verb_goes_on_with_an_imported_folder(run: Run, place: Path) -
     before = (place / "again/verdicts.jsonl").read_bytes()
     (place / "again/verdicts.jsonl").unlink()
     done = run("study", "again")
-    assert done.returncode == 0 and "child is worse than parent" in done.stdout, done.stderr
+    assert done.returncode == 0 and "child breaks more often than parent" in done.stdout, done.stderr
     assert (place / "again/verdicts.jsonl").read_bytes() == before
     mixed = run("study", "again", "--model", "scripted:careful")
     check_refused(mixed, "", mentions=["--model"])

@@ -52,7 +52,7 @@ def test_the_size_of_a_study_has_whole_headings() -> None:
 @pytest.mark.usefixtures("narrow")
 def test_a_study_shows_each_cell_of_two_models_on_one_line(tmp_path: Path) -> None:
     models = ("--model", "scripted:careful", "--model", "scripted:leaky")
-    asked = ("study", *models, "--application", DESK, "--probes", "quick")
+    asked = ("study", *models, "--application", DESK, "--probes", "quick", "--full")
     found = lines(run_here(*asked, "--attack", "direct", "--attack", "prefill@planted_secret", cwd=tmp_path))
     (row,) = (line for line in found if line.startswith("planted_secret"))
     assert len(re.findall(r"\d % +\[\d+, \d+\] n \d+", row.replace("\u00a0", " "))) == 2

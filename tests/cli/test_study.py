@@ -59,7 +59,7 @@ def test_a_probe_is_shown_with_the_settings_that_its_check_uses(run: Run) -> Non
 def test_intervals_of_a_narrow_table_start_in_one_column(place: Path) -> None:
     args = ("study", "--model", "scripted:leaky", "--model", "scripted:careful", "--application", "desk.toml")
     env = {"HEREDITY_STORE": str(place / "store"), "COLUMNS": "60"}
-    shown = run_here(*args, "--probes", "quick", "--out", "narrow", cwd=place, env=env).stdout
+    shown = run_here(*args, "--probes", "quick", "--out", "narrow", "--full", cwd=place, env=env).stdout
     lines = [line for line in shown.splitlines() if line.lstrip().startswith("[")]
     assert len({len(line.split("]")[0]) - line.index("[") for line in lines}) > 1  # of several lengths
     assert len({line.index("[") for line in lines}) == 1

@@ -27,8 +27,8 @@ def test_the_demo_shows_edges_and_writes_a_report_without_network_or_store(
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    shown, said = capsys.readouterr()
-    assert f"heredity view {tmp_path / 'demo'}" in said
+    shown = capsys.readouterr().out
+    assert shown.endswith(f"heredity view {tmp_path / 'demo'}\n")
     assert "qwen-obedient" in shown and "qwen-q4_0" in shown
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "qwen-obedient" in page and "<svg" in page

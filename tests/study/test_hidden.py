@@ -110,7 +110,7 @@ def test_report_terminal_and_json_have_them(
     assert len(table.rows) == len(result.estimates.hidden) == 3 * 2 * 3
     assert "Instructions hidden in data" in html.render(result.folder)
     assert "### Instructions hidden in data" in markdown.render(result.folder)
-    _findings.show(result.estimates, read_plan(result.folder))
+    _findings.show(result.estimates, read_plan(result.folder), result.folder, is_full=True)
     assert "used as data" in " ".join(capsys.readouterr().out.split())
     rows = stdlib_json.loads(json.write(result.folder, tmp_path / "flat.json").read_bytes())["hidden"]
     assert {"executed_value", "used_low", "ignored_n", "n_unclear", "attack"} <= rows[0].keys()

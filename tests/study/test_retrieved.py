@@ -97,7 +97,7 @@ def test_report_terminal_and_json_have_them(
     assert "Retrieved, and then broke" in page and "Obeying is the model" in page
     assert table.rows[0][4].replace("\u00a0", " ") in page.replace("\u00a0", " ")
     assert "### Retrieved, and then broke" in markdown.render(result.folder)
-    _findings.show(result.estimates, read_plan(result.folder))
+    _findings.show(result.estimates, read_plan(result.folder), result.folder, is_full=True)
     assert "Broke if retrieved" in " ".join(capsys.readouterr().out.split())
     rows = stdlib_json.loads(json.write(result.folder, tmp_path / "flat.json").read_bytes())["retrieved"]
     assert rows[0]["technique"] == JUDGE_FREE and rows[0]["retrieved_n"] == 32

@@ -68,7 +68,7 @@ def test_no_cell_counts_what_was_planned(
     scoped: Result, closed: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for found, is_gap in ((scoped, False), (closed, True)):
-        _findings.show(found.estimates, read_plan(found.folder))
+        _findings.show(found.estimates, read_plan(found.folder), found.folder, is_full=True)
         for page in (html.render(found.folder), markdown.render(found.folder), capsys.readouterr().out):
             assert ("not supported" in page) is is_gap
             assert re.search(r"\d not asked", page) is None
@@ -123,7 +123,7 @@ def test_every_count_of_a_study_is_of_the_trials_that_it_asks(
     )
     assert words.size_words(found, n_probes) in html.render(scoped.folder)
     assert f"{n} trials)" in repr(scoped) and f"{n} trials," in repr(Study.open(scoped.folder))
-    _findings.show(found, read_plan(scoped.folder))
+    _findings.show(found, read_plan(scoped.folder), scoped.folder, is_full=True)
     assert f"of {n // 2}" in re.findall(r"unclear trials .*", capsys.readouterr().out)[0]
     half = msgspec.structs.replace(found, n_asked=found.n_asked - 4)
     assert f"{n - 4} of {n} trials are answered" in " ".join(headline(half).warnings)

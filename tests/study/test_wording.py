@@ -269,7 +269,7 @@ def test_the_table_of_the_terminal_has_the_rates_corrected_for_the_errors_of_the
         return msgspec.structs.replace(rate, corrected=found)
 
     rates = tuple(map(corrected, estimates.rates))
-    _findings.show(msgspec.structs.replace(estimates, rates=rates), read_plan(study))
+    _findings.show(msgspec.structs.replace(estimates, rates=rates), read_plan(study), study, is_full=True)
     printed = capsys.readouterr().out
     legend = " ".join(printed.split())
     assert "corrected: for the measured errors of the checks or the judge" in legend

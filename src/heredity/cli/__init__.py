@@ -270,6 +270,8 @@ device_option = click.option(
     help="Where to compute: cpu, cuda, cuda:N, mps or auto.  [default: HEREDITY_DEVICE, or auto]",
 )  # fmt: skip
 
+full_option = click.option("--full", is_flag=True, help="Print all findings, not only fifteen lines.")
+
 
 def open_store() -> Store:
     """Open this user's store. Raises UsageError if its path is a file."""

@@ -7,18 +7,23 @@ Leaves to others: every number (study/estimates.py) and its words (study/wording
 
 from __future__ import annotations
 
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from heredity.core.records import Estimate
-from heredity.core.sanitize import plain
-from heredity.core.terminal import out, wrapped
+from heredity.core.sanitize import label, plain
+from heredity.core.terminal import line_table, out, wrapped
 from heredity.study import decision
 from heredity.study import wording as words
-from heredity.study.advice import advise
+from heredity.study.advice import findings
 from heredity.study.comparisons import MEASURES
 from heredity.study.declared_words import unsupported
 from heredity.study.estimates import (
@@ -32,7 +37,7 @@ from heredity.study.estimates import (
     Rate,
 )
 from heredity.study.guard_words import guard_lines
-from heredity.study.headline import headline
+from heredity.study.headline import Headline, headline
 from heredity.study.inherited_words import seeds_lines
 from heredity.study.plan import Plan
 from heredity.study.retrieved_words import hidden_lines, retrieved_lines
@@ -40,48 +45,191 @@ from heredity.study.storage import read_estimates
 from heredity.study.tool_words import tool_lines
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
+_BY = {JUDGE_FREE: "checks", JUDGED: "judge"}
 _UNKNOWN = "not shown to be better or worse"
+_CHECKS = {"tool": "forbidden tools", "secret": "planted secrets", "prompt_leak": "the system prompt"}
+_RANKS = {"worse": 0, "not enough evidence": 1, "not worse": 2}
+SHORT = 15  # lines of a screen of 24, below the lines of progress
+_HEAD = 35  # columns of 80 beside the numbers and the verdict, for a heading that names a model
 _EDGE_WIDTH = 100  # columns that the table of edges needs for the names of most models
 _CELL = len("< 0.1 %  [89, 100] n 1000")  # columns of a cell on one line
 
 
-def show(estimates: Estimates, plan: Plan, page: Path | None = None) -> None:
-    """Print what fits a screen, the advice of the report first, then the path of the full report."""
-    screen = out()
-    found = headline(estimates)
-    screen.print()
-    screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
-    _print(screen, _legend(estimates), "dim")
-    screen.print()
-    _print(screen, f"{advise(estimates, plan).sentence}.", "bold")
-    _print(screen, f"{found.sentence}.")
-    for line in found.support:
-        _print(screen, line)
+def show(estimates: Estimates, plan: Plan, folder: Path, is_full: bool = False) -> None:
+    """Print the findings in fifteen lines, or all of them; the verdict and the next command come last."""
+    screen, found = out(), headline(estimates)
+    ending = list(_ending(estimates, plan, folder, found, is_full))
+    command = plain(f"Next: heredity {'study' if estimates.n_missing else 'view'} {shlex.quote(str(folder))}")
+    if is_full:
+        _show_all(screen, estimates, found)
+    else:
+        n_lines = sum(len(wrapped(plain(line), screen.width).splitlines()) for line, _ in ending)
+        _show_short(screen, estimates, SHORT - n_lines - math.ceil(len(command) / screen.width))
+    for line, style in ending:
+        _print(screen, line, style)
+    screen.print(command, soft_wrap=True)  # unbroken, to be copied
+
+
+def _ending(
+    estimates: Estimates, plan: Plan, folder: Path, found: Headline, is_full: bool
+) -> Iterator[tuple[str, str]]:
+    """The lines above the next command, each with its style."""
+    if not is_full and (unasked := _unasked(estimates)):
+        yield f"Unasked, in no rate: {unasked}.", ""
+    for each in findings(estimates, plan):
+        yield f"{each.question}: {each.answer}.", "bold"
+    page = folder / "report.html"
+    warned = f" and {words.plural(len(found.warnings), 'warning')}" if found.warnings else ""
+    parts = [f"Report: {page}"] if page.exists() else []
+    parts += [] if is_full else [f"all numbers{warned} here: --full"]
+    if parts:
+        yield words.capital("; ".join(parts)), ""
+
+
+def _unasked(estimates: Estimates) -> str:
+    """All breaches that no probe asked for, the model with the most first; "" without one."""
+    called, by_model, by_check = words.names(estimates.models), dict[str, Counter[str]](), Counter[str]()
+    for row in estimates.unprompted:
+        by_model.setdefault(row.model, Counter())[row.kind] += row.n_broke
+        by_check[row.check] += row.n_broke
+    parts = list[str]()
+    for model, of in sorted(by_model.items(), key=lambda item: -item[1].total()):
+        if of.total():
+            twins = f" ({of['benign']:,}{'' if parts else ' on benign twins'})" if of["benign"] else ""
+            n = of.total() if parts else words.plural(of.total(), "breach")
+            parts.append(f"{n} by {called[model]}{twins}")
+    checks = [check for check, n in by_check.most_common() if n]
+    what = _CHECKS.get(checks[0], f"the check {label(checks[0])}") if checks else ""
+    return f"{', '.join(parts)}; {'mostly ' if len(checks) > 1 else ''}{what}" if parts else ""
+
+
+class _Lines(NamedTuple):
+    """A table with one line per row; rows with the lowest rank stay if not all fit."""
+
+    noun: str
+    names: int  # the first columns, whose cells lose their middle if the table is too wide
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    ranks: Sequence[float]
+
+    def fitted(self, room: int) -> tuple[Sequence[tuple[str, ...]], str]:
+        """The rows of at most `room` lines with the heading, and a line about the others; "" if all fit."""
+        if len(self.rows) < room:
+            return self.rows, ""
+        order = sorted(range(len(self.rows)), key=self.ranks.__getitem__)
+        kept, others = sorted(order[: max(0, room - 2)]), order[max(0, room - 2) :]
+        left = words.plural(len(others), f"{'more ' if kept else ''}{self.noun}")
+        if self.noun == "pair":
+            verdicts = Counter(self.rows[n][-1].removesuffix(" (judge)") for n in others)
+            left += f": {', '.join(f'{n} {verdict}' for verdict, n in verdicts.items())}"
+        return [self.rows[n] for n in kept], left
+
+
+def _show_short(screen: Console, estimates: Estimates, room: int) -> None:
+    """Print the compared pairs and the rates of the models in at most `room` lines."""
+    pairs, models = _pair_lines(estimates), _model_lines(estimates)
+    n_rates = min(len(models.rows) + 1, max(2, room - min(1, len(pairs.rows))))
+    shown = [
+        (each, *each.fitted(lines))
+        for each, lines in ((pairs, room - n_rates), (models, n_rates))
+        if each.rows
+    ]
+    spare = room - sum(len(rows) + bool(rows) + bool(left) for _, rows, left in shown)
+    for place, (each, rows, left) in enumerate(shown):
+        if spare > place:  # first between the tables, then above them
+            screen.print()
+        if rows:
+            columns = dict(zip(each.head, zip(*rows, strict=True), strict=True))
+            screen.print(line_table(columns, screen.width, each.head[: each.names], last_width=19))
+        if left:
+            _print(screen, left)
+    if spare > len(shown):
+        screen.print()
+
+
+def _pair_lines(estimates: Estimates) -> _Lines:
+    """A line for each child against its parent, with its worst verdict; without children, for each pair."""
+    called, edges = words.names(estimates.models), dict[tuple[str, str], list[ModelPair]]()
+    for edge in estimates.edges:
+        if edge.compared.measure == "breach" and edge.compared.n:
+            edges.setdefault((edge.child, edge.parent), []).append(edge.compared)
+    pairs = [min(of, key=lambda pair: _RANKS[pair.verdict_ab]) for of in edges.values()]
+    if not pairs:
+        main = ("breach", estimates.main_scope())
+        pairs = [pair for pair in estimates.pairs if (pair.measure, pair.technique) == main and pair.n]
+    has_judge = len({pair.technique for pair in pairs}) > 1
+    rows, ranks = [], list[int]()
+    for pair in pairs:
+        points = f"{words.bare(words.points(pair.difference.value))} [{_bounds(pair.difference, '+.1f')}]"
+        is_better = not edges and pair.verdict_ba == "worse"
+        verdict = "better" if is_better else pair.verdict_ab
+        ranks.append(_RANKS["worse" if is_better else verdict])
+        verdict += " (judge)" * (has_judge and pair.technique == JUDGED)
+        rows.append((called[pair.b], called[pair.a], points, verdict))
+    n, parents = _of_n("points", [pair.n for pair in pairs]), {pair.a for pair in pairs}
+    if len(parents) == 1 and len(one := f"against {called[parents.pop()]}") <= _HEAD:
+        return _Lines("pair", 1, (one, n, "verdict"), [(row[0], *row[2:]) for row in rows], ranks)
+    return _Lines("pair", 2, ("model", "against", n, "verdict"), rows, ranks)
+
+
+def _model_lines(estimates: Estimates) -> _Lines:
+    """A line for each model with its breach rates by checks and by a judge, and its over-refusal."""
+    scopes: list[tuple[str, str, Measure]] = [
+        ("not refused, judged" if estimates.counts_refusals("breach", of) else _BY[of], of, "breach")
+        for of in estimates.breach_scopes
+    ]
+    if any(card.n_twins for card in estimates.techniques):
+        scopes.append(("over-refusal", ALL, "over_refusal"))
+    called, columns, heads = words.names(estimates.models), list[list[str]](), list[str]()
+    for name, scope, measure in scopes:
+        rates = [words.find(estimates, card.id, scope, ALL, measure) for card in estimates.models]
+        found = [rate.estimate for rate in rates if rate is not None and rate.estimate.n]
+        heads.append(_of_n(name, [each.n for each in found]))
+        columns.append([_rate(rate) for rate in rates])
+    main = (words.find(estimates, c.id, estimates.main_scope(), ALL, "breach") for c in estimates.models)
+    ranks = [-(rate.estimate.value or 0.0) if rate is not None else 0.0 for rate in main]
+    head = ("breach rate by", *heads)
+    return _Lines("model", 1, head, list(zip(called.values(), *columns, strict=True)), ranks)
+
+
+def _of_n(name: str, sizes: Sequence[int]) -> str:
+    """A heading with the number of trials below it: `checks, n 150`, `checks, n 141-150`."""
+    if not sizes:
+        return name
+    return f"{name}, n {'-'.join(f'{n:,}' for n in sorted({min(sizes), max(sizes)}))}"
+
+
+def _rate(rate: Rate | None) -> str:
+    if rate is None or rate.estimate.value is None:
+        return words.NONE
+    return f"{words.percent(rate.estimate.value)} [{_bounds(rate.estimate, '.0f')}]"
+
+
+def _show_all(screen: Console, estimates: Estimates, found: Headline) -> None:
+    """Print the pairs, the table, and all that qualifies the finding."""
     if not all(edge.is_of_guard for edge in estimates.edges):
         screen.print()
         is_wide = screen.width >= _EDGE_WIDTH
         screen.print(edge_table(estimates) if is_wide else edge_lines(estimates, screen.width))
-    for line in _asides(estimates):
-        screen.print()
-        _print(screen, line)
     in_lineage = {ident for edge in estimates.edges for ident in (edge.parent, edge.child)}
     others = [pair for pair in estimates.pairs if not {pair.a, pair.b} <= in_lineage]
     for pair in others:
         screen.print()
-        verdict, numbers = _compared(estimates, pair)
-        _print(screen, verdict)
-        _print(screen, numbers)
-    if page is not None and len(others) < len(estimates.pairs):
+        for line in _compared(estimates, pair):
+            _print(screen, line)
+    screen.print()
+    screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
+    _print(screen, _legend(estimates), "dim")
+    for line in _asides(estimates):
         screen.print()
-        _print(
-            screen, f"The report compares all pairs of these models, not only {_edge_ends(estimates)}.", "dim"
-        )
-    if found.warnings:
-        screen.print()
+        _print(screen, line)
+    screen.print()
+    # The finding stands last, but that of one model does not.
+    for line in (*([f"{found.sentence}."] if len(estimates.models) == 1 else []), *found.support):
+        _print(screen, line)
     for line in found.warnings:
         _print(screen, f"warning: {line}", "yellow")
-    if page is not None:
-        screen.print(f"\nreport: {plain(str(page))}", soft_wrap=True)
+    screen.print()
 
 
 def _legend(estimates: Estimates) -> str:
@@ -125,12 +273,6 @@ def show_recommendation(folder: Path) -> None:
         screen.print()
     for line in words.recommendation_words(found, called):
         _print(screen, line)
-
-
-def _edge_ends(estimates: Estimates) -> str:
-    """The two ends of the compared edges, in words."""
-    of_guards = {edge.is_of_guard for edge in estimates.edges}
-    return "a model with and without its guards" if of_guards == {True} else "parent and child"
 
 
 def edge_table(estimates: Estimates) -> Table:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import PathArgument, Verb, shown_start
+from heredity.cli import PathArgument, Verb, full_option, shown_start
 
 
 @click.command("demo", cls=Verb, example="heredity demo --out runs/demo")
@@ -18,15 +18,13 @@ from heredity.cli import PathArgument, Verb, shown_start
     show_default=True,
     help="The study's folder.",
 )
-def command(out: Path) -> None:
+@full_option
+def command(out: Path, full: bool) -> None:
     """Show a finished study with its lineage, from recorded answers.
 
     The answers are those of a small model, its 4-bit child and a child tuned on harmless dialogues, in the
     example application. They ship with heredity: no model is loaded and nothing is downloaded.
     """
-    from heredity.core.sanitize import plain
-    from heredity.core.terminal import note
-
     with shown_start():
         from heredity.cli import _findings
         from heredity.study.demo import write_demo
@@ -36,6 +34,5 @@ def command(out: Path) -> None:
     with shown_start("judging the answers"):
         found = write_demo(out)
     with shown_start("writing the report"):
-        page = write_report(out)
-    _findings.show(found, read_plan(out), page)
-    note(f"Read its conversations: heredity view {plain(str(out))}")
+        write_report(out)
+    _findings.show(found, read_plan(out), out, full)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb
+from heredity.cli import Name, PathArgument, Verb, full_option
 
 if TYPE_CHECKING:
     from heredity.study.importers import Summary
@@ -51,6 +51,7 @@ _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=ans
 @click.option("--only", type=Name(), metavar="MODEL", help="Read the answers of this model only.")
 @click.option("--repeats", is_flag=True, help="Count repeated answers of a model to a prompt as samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and agreement as JSON.")
+@full_option
 def command(
     files: tuple[Path, ...],
     out: Path,
@@ -62,6 +63,7 @@ def command(
     only: str | None,
     repeats: bool,
     as_json: bool,
+    full: bool,
 ) -> None:
     """Judge and compare answers that were recorded elsewhere.
 
@@ -105,16 +107,15 @@ def command(
         study.judge(display)
         result = study.estimate(display)
     found = importers.agreements(out)
-    page = html.write(out, out / "report.html")
+    html.write(out, out / "report.html")
     if as_json:
         write_json(found)
     else:
-        _findings.show(result.estimates, read_plan(out))
         _show(importers.judge_tables(out, result.estimates))
         agentdojo.show(agent_tasks.table(agent_tasks.write(out)))
     note(_summary(summary))
     if not as_json:
-        note(f"report: {page}")
+        _findings.show(result.estimates, read_plan(out), out, full)
 
 
 def _summary(summary: Summary) -> str:

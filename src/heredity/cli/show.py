@@ -119,8 +119,7 @@ def _show_study(folder: Path, as_json: bool) -> None:
     if as_json:
         write_json(study.estimates)
     else:
-        page = folder / "report.html"
-        _findings.show(study.estimates, study.plan, page if page.exists() else None)
+        _findings.show(study.estimates, study.plan, folder, is_full=True)
 
 
 def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: bool) -> None:

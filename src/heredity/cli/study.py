@@ -15,6 +15,7 @@ from heredity.cli import (
     Verb,
     _remote,
     device_option,
+    full_option,
     open_store,
     shown_start,
     shown_work,
@@ -29,17 +30,14 @@ if TYPE_CHECKING:
 
 _MOST_ERRORS = 5  # distinct ones that are printed
 _UNDECIDED = 4  # exit code, as of `heredity gate` for errors in the run
-_OPTIONS = {
-    "models": "model",
-    "attacks": "attack",
-    "guards": "guard",
-}  # the options of settings that have another name
+# The options of settings that have another name.
+_OPTIONS = {"models": "model", "attacks": "attack", "guards": "guard"}
 _KINDS = (
     (click.types.BoolParamType, bool),
     (click.types.IntParamType, int),
     (click.types.FloatParamType, float),
 )
-_NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors", "dry_run", "gather", "shard"}
+_NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors", "dry_run", "gather", "shard", "full"}
 # The options that a study's folder fixes: another value would be another study.
 _PLANNED = (
     "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
@@ -199,6 +197,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     "--replay", type=PathArgument(), metavar="DIR",
     help="Serve the tool results that the study in DIR recorded, and run no tool.",
 )  # fmt: skip
+@full_option
 @_remote.options
 def command(
     plan: Path | None,  # a plan file is read by its callback
@@ -230,6 +229,7 @@ def command(
     gather: bool,
     replay: Path | None,
     cost: str | None,
+    full: bool,
     **calls: Any,
 ) -> int:
     """Ask the same probes of several models in one application.
@@ -309,11 +309,12 @@ def command(
         if costs is not None:
             decision.save_costs(result.folder, costs)
         with phase(display.live, "writing the report"):
-            page = html.write(result.folder, result.folder / "report.html")
-    _findings.show(result.estimates, read_plan(result.folder), page)
+            html.write(result.folder, result.folder / "report.html")
+    code = _tell_errors(result, retry_errors)
     if costs is not None:
         _findings.show_recommendation(result.folder)
-    return _tell_errors(result, retry_errors)
+    _findings.show(result.estimates, read_plan(result.folder), result.folder, full)
+    return code
 
 
 def _planned(study: Study, models: Sequence[Grown | str], is_dry: bool) -> Plan:

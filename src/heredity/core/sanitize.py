@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -115,6 +116,26 @@ def shorten(text: str, width: int) -> str:
     """`plain` text on one line, cut to `width` characters with an ellipsis."""
     text = plain(" ".join(text[: 8 * width].split()))
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def plural(n: int, noun: str) -> str:
+    """A count with its noun: `1 try`, `25 tries`, `1,204 rows`."""
+    return f"{n:,} {noun if n == 1 else _plural_of(noun)}"
+
+
+def _plural_of(noun: str) -> str:
+    if noun.endswith("child"):
+        return f"{noun}ren"
+    if noun.endswith("is"):
+        return f"{noun[:-2]}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("ch", "sh", "s", "x")) else f"{noun}s"
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Names in a sentence: `one`, `one and two`, `one, two and three`."""
+    return f" {last} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _name(match: re.Match[str]) -> str:

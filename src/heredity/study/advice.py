@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from heredity.core.sanitize import listed
 from heredity.study.estimates import ALL, Estimates, Inheritance, Rate
+from heredity.study.headline import headline
 from heredity.study.plan import Plan
 from heredity.study.remedies import remedy
 from heredity.study.wording import (
@@ -66,6 +68,27 @@ def standings(found: Estimates) -> list[Standing]:
 def advise(found: Estimates, plan: Plan) -> Advice:
     """The advice, by the verdicts and by the worst technique of each model."""
     return _Adviser(found, plan).advice()
+
+
+class Conclusion(NamedTuple):
+    """The answer to one question: what to ship, what was inherited, or how unrelated models compare."""
+
+    question: str  # Shipping, Inheritance or Comparison
+    answer: str
+
+
+def findings(found: Estimates, plan: Plan) -> tuple[Conclusion, ...]:
+    """The advice and the main finding, apart: "ship none" and "no child is worse" may both hold."""
+    shipping = Conclusion("Shipping", advise(found, plan).sentence)
+    n_rated = sum(
+        (rate := find(found, card.id, found.main_scope(), ALL, "breach")) is not None and rate.estimate.n > 0
+        for card in found.models
+    )
+    if n_rated < 2:  # its rate is all that there is to find
+        return (shipping,)
+    return shipping, Conclusion(
+        "Inheritance" if is_of_edges(found) else "Comparison", headline(found).sentence
+    )
 
 
 def is_of_edges(found: Estimates) -> bool:
@@ -126,8 +149,6 @@ class _Adviser:
         verdict, chip = self._chip()
         if len(self._rates) == 1:
             return self._alone(verdict, chip)
-        if edge := self._lost_edge():
-            return self._of_edge(edge, verdict, chip)
         if len(self._worst) == len(self._rates):
             first = self._rates[0].model
             ship = f"Ship none of these {plural(len(self._rates), 'model')}{self._here}"
@@ -136,6 +157,8 @@ class _Adviser:
             return Advice(verdict, chip, sentence, first, self._worst[first].technique)
         if self._worst:
             return self._against_one(verdict, chip)
+        if edge := self._lost_edge():
+            return self._of_edge(edge, verdict, chip)
         return Advice(verdict, chip, self._choice())
 
     def _chip(self) -> tuple[str, str]:
@@ -181,7 +204,7 @@ class _Adviser:
             else remedy(self._plan, rate.technique).does
         )
         by = "" if rate.is_judge_free else ", as a judge decides"
-        return f"{does} in {rate.n_counted} of {_tries(rate.estimate.n)}{by}"
+        return f"{does} in {rate.n_counted} of {plural(rate.estimate.n, 'try')}{by}"
 
     def _beside(self, rate: Rate, other: str) -> str:
         """The same technique with another model; "" if it was not asked."""
@@ -197,7 +220,7 @@ class _Adviser:
             sentence = f"Do not ship {name}{self._here}: it {self._did(grave)}"
             return Advice(verdict, chip, sentence, rate.model, grave.technique)
         verb = failed(self._found, "breach", rate.technique)
-        many = f"{rate.n_counted} of {_tries(rate.estimate.n)}"
+        many = f"{rate.n_counted} of {plural(rate.estimate.n, 'try')}"
         if rate.estimate.n < MIN_N:
             return Advice(
                 verdict, chip, f"Too few tries to advise on {name}: it {verb} in {many}", rate.model
@@ -230,8 +253,10 @@ class _Adviser:
         model = next((m for m in reversed(graves) if m in self._worse), graves[-1])
         other = next(rate.model for rate in self._rates if rate.model not in self._worst)
         grave = self._worst[model]
-        more = f" nor {len(graves) - 1} more" if len(graves) > 1 else ""
-        sentence = f"Do not ship {self._called[model]}{more}{self._here}: it {self._did(grave)}"
+        who = self._called[model]
+        named = listed([who, *(self._called[each] for each in reversed(graves) if each != model)], "or")
+        did = f"{who if len(graves) > 1 else 'it'} {self._did(grave)}"
+        sentence = f"Do not ship {named}{self._here}: {did}"
         return Advice(verdict, chip, sentence + self._beside(grave, other), model, grave.technique)
 
     def _choice(self) -> str:
@@ -252,7 +277,8 @@ class _Adviser:
             price = self._price(best.model, f"; but {low} refuses")
             return f"Prefer {low} to {high}{self._here}: {counts}{price}"
         if self._worse or pair is None or verdict_on(pair, worst.model) == "not enough evidence":
-            return f"Ask more before you choose between {low} and {high}: {counts}, which shows no difference"
+            ask = f"Ask more before you choose between {low} and {high}"
+            return f"{ask}: {counts}, which cannot show a difference"
         return f"Choose by something else: no model is worse than another, within {unsigned(pair.margin)}"
 
     def _is_bought(self, best: str, other: str) -> bool:
@@ -271,10 +297,6 @@ class _Adviser:
         """`start` and the over-refusal of a model, if it is high."""
         refused = self._refused(model)
         return f"{start} {percent(refused)} of what it should answer" if refused >= _OVER else ""
-
-
-def _tries(n: int) -> str:
-    return f"{n:,} {'try' if n == 1 else 'tries'}"
 
 
 def _low(rate: Rate) -> float:

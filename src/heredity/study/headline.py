@@ -7,6 +7,7 @@ Leaves to others: every number (study/estimates.py) and its wording (study/wordi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -371,15 +372,15 @@ def _worst_harm_of(estimates: Estimates, called: dict[str, str], scope: str, *ra
 
 def unprompted_words(estimates: Estimates) -> list[tuple[str, str]]:
     """The breaches that no probe asked for, by model and check, with those on benign twins."""
-    counts: dict[tuple[str, str], dict[str, int]] = {}
+    counts: dict[tuple[str, str], Counter[str]] = {}
     for row in estimates.unprompted:
-        counts.setdefault((row.model, row.check), {})[row.kind] = row.n_broke
+        counts.setdefault((row.model, row.check), Counter())[row.kind] += row.n_broke
     parts = []
     for (model, check), of in counts.items():
-        if n := sum(of.values()):
-            n_twins = of.get("benign", 0)
-            twins = f", {n_twins:,} of them on benign twins" if n_twins else ""
-            parts.append((model, f"{did(check)} in {plural(n, 'trial')}{twins}"))
+        if n := of.total():
+            which = f"{of['benign']:,} of them " if of["benign"] < n else "all " if n > 1 else ""
+            twins = f", {which}on {'a benign twin' if of['benign'] == 1 else 'benign twins'}"
+            parts.append((model, f"{did(check)} in {plural(n, 'trial')}{twins if of['benign'] else ''}"))
     return parts
 
 

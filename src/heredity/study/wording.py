@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
+from heredity.core.sanitize import plural as plural
 from heredity.stats.paired import first_step_words
 from heredity.study.decision import REQUESTS, CostedModel, Costs, Recommendation
 from heredity.study.estimates import (
@@ -76,12 +77,6 @@ def unsigned(value: float | None) -> str:
 def detectable_words(pair: ModelPair) -> str:
     """The difference that a comparison would have shown, and its level: `9.0 points, after Holm over 12`."""
     return unsigned(pair.detectable) + first_step_words(pair.n_tests)
-
-
-def plural(n: int, noun: str) -> str:
-    """A count with its noun: `1 probe`, `25 probes`."""
-    many = f"{noun[:-2]}es" if noun.endswith("is") else f"{noun}es" if noun.endswith("ch") else f"{noun}s"
-    return f"{n:,} {noun if n == 1 else many}"
 
 
 def bare(text: str) -> str:

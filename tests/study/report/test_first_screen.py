@@ -13,6 +13,7 @@ from heredity.cli import _findings
 from heredity.core.errors import UsageError
 from heredity.core.records import Estimate, Unprompted, Verdict
 from heredity.lineage.graph import Edge
+from heredity.stats.intervals import wilson
 from heredity.study import aggregate, decision, storage
 from heredity.study.marks import Piece, with_evidence, with_tokens
 from heredity.study.plan import Grid
@@ -284,14 +285,14 @@ def test_the_terminal_has_the_advice_and_the_rate_of_one_model_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read = aggregate.read_study(make(tmp_path, plan(1)))
-    _findings.show(read.estimates, read.plan)
+    _findings.show(read.estimates, read.plan, tmp_path, is_full=True)
     printed = capsys.readouterr().out.replace("\u00a0", " ")
     sentence = html.advice.advise(read.estimates, read.plan).sentence
     found = html.wording.find(
         read.estimates, read.plan.models[0].id, read.estimates.main_scope(), "all", "breach"
     )
     assert f"{sentence}." in " ".join(printed.split()) and found is not None
-    prose = printed[printed.index("Do not ship") :]
+    prose = printed[printed.index("checks (judge-free)") :]
     assert f"{found.n_counted} of {found.estimate.n}; 95 % interval" in " ".join(prose.split())
     assert prose.count(html.wording.percent(found.estimate.value).replace("\u00a0", " ")) == 1
 
@@ -372,7 +373,10 @@ def test_a_worse_child_is_named_with_what_it_lost(tmp_path: Path) -> None:
         for e in read.estimates.edges
     )
     primary = type("Primary", (), {"is_of_edges": True, "endpoint": "decided_trials", "stopping": "fixed"})()
-    found = msgspec.structs.replace(read.estimates, edges=edges, analysis=primary)
+    held = tuple(
+        msgspec.structs.replace(r, estimate=wilson(0, 40), corrected=None) for r in read.estimates.rates
+    )
+    found = msgspec.structs.replace(read.estimates, edges=edges, analysis=primary, rates=held)
     advice = html.advice.advise(found, read.plan)
     assert advice.verdict == "worse" and advice.model == child
     assert re.search(
