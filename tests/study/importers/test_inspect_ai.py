@@ -79,6 +79,16 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read(path)
 
 
+def test_a_small_zip_of_many_values_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = eval_log(tmp_path / "a.eval")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as log:
+        many = b"[]," * 4_500_000
+        log.writestr("samples/b_epoch_1.json", b'{"input": "", "output": {}, "x": [' + many + b"0]}")
+    assert path.stat().st_size < 50_000
+    with raises(BadInput, "unpacks-too-large", mentions=["samples/b_epoch_1.json"]):
+        read(path)
+
+
 def pack_with_zstd(path: Path) -> Path:
     """The same log with its members packed as recent versions of inspect_ai do."""
     zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed")

@@ -23,6 +23,7 @@ from heredity.study.importers._record import Lacking, Raw
 
 OWN = {"prompt": "input", "sample": "epoch"}
 MOST_BYTES = 1 << 28  # of one unpacked sample: a crafted zip must not fill the memory
+MOST_VALUES = 1 << 23  # commas and brackets of it: "[]," takes 30 times its bytes as a list
 _ZSTD = 93
 _ATTACHED = "attachment://"
 _STOPS: dict[str, Stop] = {"max_tokens": "length", "model_length": "length", "content_filter": "filter"}
@@ -117,7 +118,10 @@ def _json(path: Path, log: zipfile.ZipFile, name: str) -> dict[str, Any]:
         )
     try:
         is_foreign = info.compress_type == _ZSTD and sys.version_info < (3, 14)
-        found = json.loads(_unpacked(path, info) if is_foreign else log.read(info))
+        data = _unpacked(path, info) if is_foreign else log.read(info)
+        if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+            raise BadInput(path, f"{name[:80]} has too many values to read", code="unpacks-too-large")
+        found = json.loads(data)
     except (ValueError, RecursionError, NotImplementedError, EOFError) as error:
         raise BadInput(path, f"{name[:80]} is not JSON: {error}") from None
     if not isinstance(found, dict):
