@@ -9,6 +9,9 @@ import pytest
 
 from heredity.cli import main
 from heredity.core.errors import Damaged, UsageError
+from heredity.study.aggregate import estimate
+from heredity.study.plan import read_plan
+from heredity.study.storage import write_estimates
 from heredity.view.export import ExportedPages, export
 from heredity.view.places import OpenStudy, StudyPlace
 from heredity.view.site import Site
@@ -139,16 +142,25 @@ def test_a_study_without_answers_is_exported(tmp_path: Path) -> None:
     check_links(tmp_path / "out")
 
 
-def test_the_report_of_a_study_is_beside_its_pages_and_runs_no_script(tmp_path: Path) -> None:
-    place = written(tmp_path)
-    (tmp_path / "runs" / "small" / "report.html").write_text("<script>alert(1)</script>the report")
+def test_the_report_of_a_study_is_beside_its_pages_and_is_made_from_its_rows(tmp_path: Path) -> None:
+    place, folder = written(tmp_path), tmp_path / "runs" / "small"
+    write_estimates(folder, estimate(read_plan(folder), folder))
+    (folder / "report.html").write_text('<link rel="preconnect" href="http://elsewhere.example/">theirs')
     found = export(place, tmp_path / "out")
     (name,) = (path.name for path in (tmp_path / "out").iterdir() if path.name.endswith("-report.html"))
     assert len(pages(tmp_path / "out")) == found.n_files
     (overview,) = (text for text in pages(tmp_path / "out").values() if 'class="matrix"' in text)
     assert f'<a href="{name}">The report</a>' in overview
-    before, _, after = (tmp_path / "out" / name).read_text().partition("<script>")
-    assert "content=\"default-src 'none'; style-src 'unsafe-inline';" in before and "the report" in after
+    text = (tmp_path / "out" / name).read_text()
+    assert "elsewhere.example" not in text and "theirs" not in text and "default-src 'none'" in text
+
+
+def test_the_page_of_a_report_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    (tmp_path / "runs" / "small" / "report.html").write_text("theirs")
+    export(place, tmp_path / "out")
+    (path,) = (tmp_path / "out").glob("*-report.html")
+    assert "estimates.json" in path.read_text() and "theirs" not in path.read_text()
 
 
 def test_a_row_that_cannot_be_read_is_named_beside_the_others(

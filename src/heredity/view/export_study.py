@@ -21,6 +21,7 @@ from heredity.redteam.checks import did
 from heredity.study.estimates import SCOPES
 from heredity.study.outcomes import is_part
 from heredity.study.plan import Trial
+from heredity.study.report import html
 from heredity.study.turns import PromptTurn
 from heredity.study.wording import title
 from heredity.view.figures import state_word
@@ -39,11 +40,6 @@ CONVERSATIONS = 100  # of a file of trials
 LINES = 1000  # of a file of a list
 _BASELINE = "baseline"
 _AT_ONCE = 500  # rows that are read together
-# Before all of a report: a folder may come from anyone, so no script of it runs and it makes no request.
-_REPORT_POLICY = (
-    '<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"'
-    " content=\"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">\n"
-)
 
 
 class TrialGroup(NamedTuple):
@@ -262,8 +258,8 @@ class StudyFiles:
 
     def pages(self, site: Site) -> Iterator[tuple[str, str]]:
         """The name and the HTML of each file."""
-        if (path := report_of(self._study)) is not None:
-            yield self.report, _REPORT_POLICY + path.read_text(encoding="utf-8", errors="replace")
+        if self.report:
+            yield self.report, self._report_page(site)
         for n in range(1, self._n_of_trials + 1):
             yield self._of_trials(n), self._trials_page(site, n)
         for n in range(1, len(self._list.files) + 1):
@@ -274,6 +270,13 @@ class StudyFiles:
 
     def _asked(self, path: str) -> Asked:
         return Asked(path.replace("{study}", self._study.key), {"study": self._study.key}, {})
+
+    def _report_page(self, site: Site) -> str:
+        """The report, made from the rows: a report.html of a folder from elsewhere could open connections."""
+        try:
+            return html.render(self._study.folder)
+        except HeredityError as error:
+            return site.failure(self._asked("/s/{study}"), str(error))
 
     def _trials_page(self, site: Site, n: int) -> str:
         first = (n - 1) * self._in_file
