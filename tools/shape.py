@@ -81,7 +81,7 @@ LIMITS = {
     "derive lora": 37,
     "scripted study": 144,
     "torch prompt": 20,
-    "attribute probes": 27,
+    "attribute probes": 26,
     "uses of Any": 400,
     "private singles": 6,
     "long functions": 16,

@@ -18,9 +18,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heredity.core import files
 from heredity.core.cache import ResponseCache, cache_key
-from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable
-from heredity.core.files import Lock, Rows, default_root, explain_full_disk, hash_file, write_atomic
+from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, Refused
+from heredity.core.files import (
+    Lock,
+    Rows,
+    default_root,
+    explain_full_disk,
+    hash_file,
+    is_locked,
+    open_handle,
+    read_file,
+    read_lines,
+    refuse_linked_folders,
+    write_atomic,
+)
 from heredity.core.records import Decoding, Reply, Verdict
 from tests.support.errors import names, raises
 
@@ -468,3 +481,90 @@ def test_a_folder_is_listed_once_however_many_files_are_written(
     for number in range(50):
         write_atomic(tmp_path / f"{number}.json", b"{}")
     assert listed.count(tmp_path) == 1
+
+
+def forged(kind: str, folder: Path) -> Path:
+    """A name in `folder` that is no ordinary file, beside a `victim` outside of it."""
+    folder.mkdir()
+    victim, path = folder.parent / "victim", folder / "rows.jsonl"
+    victim.write_bytes(b"whole\nno newline")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "second name":
+        os.link(victim, path)
+    else:
+        path.symlink_to({"link": victim, "device": "/dev/zero", "new": victim.with_name("new")}[kind])
+    return path
+
+
+@pytest.mark.parametrize("flags", [0, None], ids=["without the flags of POSIX", "with them"])
+@pytest.mark.parametrize("kind", ["link", "new", "second name", "pipe", "device", "folder"])
+def test_a_forged_name_is_refused_and_what_it_names_stays(
+    kind: str, flags: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = forged(kind, tmp_path / "s")
+    if flags is not None:
+        monkeypatch.setattr(files, "_OPENING", flags)
+    if kind != "second name":
+        for read in (read_file, lambda path: list(read_lines(path))):
+            with raises(Refused, "not-a-file", [path]):
+                read(path)
+    with Rows(path, Verdict) as rows, raises(Refused, "not-a-file", [path]):
+        rows.append(verdict(0))
+    assert (tmp_path / "victim").read_bytes() == b"whole\nno newline" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+def test_a_name_that_is_forged_after_the_check_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = forged(kind, tmp_path / "s")
+
+    def gone(_: Path) -> os.stat_result:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "lstat", gone)
+    for how in (os.O_RDONLY, os.O_RDWR | os.O_CREAT):
+        with raises(Refused, "not-a-file", [path]):
+            open_handle(path, how)
+
+
+def test_a_file_that_is_too_large_to_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 9)
+    assert read_file(tmp_path / "a", 9) == b"x" * 9
+    with raises(Refused, "file-too-large", [9]):
+        read_file(tmp_path / "a", 8)
+    monkeypatch.setattr(files, "_LONGEST", 8)
+    with raises(Refused, "file-too-large"):
+        list(read_lines(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("kind", ["link", "new", "second name", "pipe", "device"])
+@pytest.mark.parametrize("name", [".lock", ".lock.pid"])
+def test_the_files_of_a_lock_lead_nowhere(name: str, kind: str, tmp_path: Path) -> None:
+    folder, victim = tmp_path / "s", tmp_path / "victim"
+    forged(kind, folder).rename(folder / name)
+    assert not is_locked(folder)
+    if name == ".lock":
+        with raises(Refused, "not-a-file", [folder / name]), Lock(folder):
+            pass
+    else:
+        with Lock(folder):
+            assert (folder / name).read_text() == str(os.getpid()) and is_locked(folder)
+    assert victim.read_bytes() == b"whole\nno newline" and not (tmp_path / "new").exists()
+
+
+def test_a_linked_folder_within_a_study_is_refused_and_the_users_own_link_to_it_is_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "s" / "shards" / "1-of-2").mkdir(parents=True)
+    (tmp_path / "mine").symlink_to(tmp_path / "s")
+    refuse_linked_folders(tmp_path / "mine", "shards", "absent")
+    (tmp_path / "s" / "shards" / "2-of-2").symlink_to(tmp_path / "elsewhere")
+    with raises(Refused, "not-a-file", [tmp_path / "mine" / "shards" / "2-of-2"]):
+        refuse_linked_folders(tmp_path / "mine", "shards")
+    with Lock(tmp_path / "mine"), Rows(tmp_path / "mine" / "rows.jsonl", Verdict) as rows:
+        rows.append(verdict(0))

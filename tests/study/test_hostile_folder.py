@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +18,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import heredity.study
 from heredity.application.spec import Application
+from heredity.application.toolbox import TOOL_RESULTS
 from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, encode
 from heredity.lineage.integrity import identity
@@ -283,3 +291,82 @@ def test_exact_lookups_resolve_nothing(store: Store, trap: Path) -> None:
         with raises(UnknownName, "unknown-name"):
             store.by_id(name)
     assert not trap.exists() and store.models() == [kept.record]
+
+
+# --- names that lead out of a folder, or that block who opens them ---
+
+WORDS = b"PRECIOUS DATA WITHOUT NEWLINE"
+COMMANDS = {
+    "study": ("study",), "label": ("label", "--n", "9"), "gate": ("gate", "--max-breach", "0.5"),
+    "report": ("report",), "sarif": ("report", "--format", "sarif"), "show": ("show",),
+    "trial": ("show", "--index", "0"), "trials": ("show", "--outcome", "held"),
+}  # fmt: skip
+PLACES = {"studies": ("studies",), "export": ("view", "--export", "pages")}
+# Each of these is opened by a command on the study below. The others need an import, a tool or an error.
+OPENED = {
+    "plan.json", "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl", "estimates.json",
+    "judge.json", "costs.json", "sources.json", "lacking.json", "labels.jsonl", "drawn.jsonl",
+    "canaries.jsonl", ".lock", "shards",
+}  # fmt: skip
+
+
+def names_in_a_study() -> set[str]:
+    """Every file that a module of heredity.study has a name for, and the ones that it shares with others."""
+    found = {TOOL_RESULTS, "report.html", ".lock", ".lock.pid", "shards"}
+    for each in pkgutil.walk_packages(heredity.study.__path__, "heredity.study."):
+        if not each.name.endswith("__main__"):
+            values = vars(importlib.import_module(each.name)).values()
+            found |= {v for v in values if isinstance(v, str) and re.fullmatch(r"[a-z_]+\.jsonl?", v)}
+    return found
+
+
+def forge(path: Path, kind: str, victim: Path) -> None:
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "second name":
+        os.link(victim, path)
+    else:
+        path.symlink_to({"link": victim, "device": "/dev/zero", "new": victim.with_name("new")}[kind])
+
+
+def run_all_on_forged(kind: str, root: Path) -> None:
+    """Run each command on a study of which one file is forged, for each file. For a process of its own."""
+    study(root / "whole", plan(("scripted:mixed",), n=1, attacks=("direct",), samples=1)).run()
+    shutil.copytree(root / "whole", root / "begun")  # of which `heredity study` has something left to do
+    lines = (root / "begun" / "responses.jsonl").read_bytes().splitlines(keepends=True)
+    (root / "begun" / "responses.jsonl").write_bytes(b"".join(lines[:3]))
+    refused = set[str]()
+    for name in sorted(names_in_a_study()):
+        for title, (command, *options) in (COMMANDS | PLACES).items():
+            sys.stdout.write(f"{name} {title}\n")  # the last line names what hangs
+            place, victim = root / "place", root / "victim"
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(root / ("begun" if title == "study" else "whole"), place / "s")
+            victim.write_bytes(WORDS)
+            forge(place / "s" / name, kind, victim)
+            argument = place if title in PLACES else place / "s"
+            done = run_here(command, str(argument), *options, cwd=place, input="y\nn\n" * 9)
+            assert victim.read_bytes() == WORDS and not (root / "new").exists(), (name, title)
+            assert done.returncode in (0, 2, 3), (name, title, done.stderr)
+            if kind in ("link", "pipe", "device"):
+                assert done.code in ("", "not-a-file"), (name, title, done.stderr)
+            refused |= {name} if done.code == "not-a-file" else set()
+    assert kind in ("second name", "new") or refused >= OPENED, OPENED - refused
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="a link there needs rights that few users have")
+@pytest.mark.parametrize("kind", ["link", "second name", "new", "pipe", "device"])
+def test_a_forged_file_of_a_study_overwrites_nothing_and_blocks_no_command(kind: str, tmp_path: Path) -> None:
+    code = (
+        "import pathlib, resource, sys; from tests.study.test_hostile_folder import run_all_on_forged\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
+        "run_all_on_forged(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, kind, str(tmp_path)], cwd=Path(__file__).parents[2],
+        env={**os.environ, "HEREDITY_STORE": str(tmp_path / "store")}, timeout=1800,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr[-2000:]

@@ -119,7 +119,7 @@ class RecordedResults(Closable):
 
 def recorded_in(folder: Path) -> list[RecordedResult]:
     """The results that a study recorded. Raises UsageError if it recorded none, Damaged for a broken row."""
-    path = folder / TOOL_RESULTS if folder.is_dir() else folder
+    path = folder / TOOL_RESULTS if folder.is_dir() else folder.resolve()
     if not path.exists():
         raise UsageError(f"{folder} has no {TOOL_RESULTS}: no tool ran there.", code="results-missing")
     return list(Rows(path, RecordedResult))

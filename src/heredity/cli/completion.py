@@ -100,9 +100,12 @@ def _models_of(folder: Path) -> list[str]:
     """
     import json
 
+    from heredity.core.errors import HeredityError
+    from heredity.core.files import read_file
+
     try:
-        names = [str(model["name"]) for model in json.loads((folder / _PLAN).read_bytes())["plan"]["models"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        names = [str(model["name"]) for model in json.loads(read_file(folder / _PLAN))["plan"]["models"]]
+    except (HeredityError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     ends = [name.rpartition(":")[2] for name in names]
     return [end for end in ends if _WORD.fullmatch(end) and ends.count(end) == 1]

@@ -1,8 +1,7 @@
 """Bytes on disk: hashed files, atomic writes, one writer per folder, append-only rows of JSON lines.
 
 Promises: a file exists whole or not at all. A flushed row survives a crash. A torn last line is dropped;
-any other bad line is an error with its place. A full disk is one clear line of error and leaves no partial
-file.
+any other bad line is an error with its place. A full disk is one line of error and leaves no partial file.
 Leaves to others: the meaning of records (records.py) and the list of models (lineage/).
 """
 
@@ -10,34 +9,111 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import re
+import stat
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import BinaryIO, Generic, NoReturn, Self, TypeVar
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, UsageError
+from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, Refused, UsageError
 from heredity.core.records import SCHEMA
 
-if sys.platform != "win32":
+if sys.platform == "win32":  # a link there needs rights that few users have
+    _OPENING = os.O_BINARY
+else:
     import fcntl
+
+    _OPENING = os.O_NOFOLLOW | os.O_NONBLOCK
 
 _BLOCK = 1 << 20  # bytes; a writer's buffer, and the step of every scan
 _TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the names that _held_temporary gives
 _OLD = 86_400.0  # seconds after which a temporary file is no one's, where no lock can tell
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
+_LONGEST = 1 << 28  # bytes of a file that is read at once, and of a line
 RESULTS = Path("runs")  # the default folder of every study and measurement; `out` names another
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+# --- files of a folder that may come from anyone ---
+
+
+def open_handle(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a file in a study's folder. Raises Refused for what leads out of it or blocks a reader.
+
+    That is a link, a pipe, a device or a folder, and for writing a file with a second name (a hard link).
+    """
+    with suppress(FileNotFoundError):
+        _check_plain(path, path.lstat(), flags)
+    try:
+        handle = os.open(path, flags | _OPENING, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link since the check
+            _refuse_entry(path)
+        raise
+    try:
+        _check_plain(path, os.fstat(handle), flags)
+    except Refused:
+        os.close(handle)
+        raise
+    return handle
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file in a study's folder, for reading. Raises as `open_handle` does."""
+    return os.fdopen(open_handle(path), "rb")
+
+
+def read_file(path: Path, max_bytes: int = _LONGEST) -> bytes:
+    """The bytes of a file in a study's folder. Raises as `open_handle` does, and for a larger file."""
+    with open_file(path) as file:
+        if (n := os.fstat(file.fileno()).st_size) > max_bytes:
+            raise Refused(f"{path} has {n:,} bytes: too many to read.", code="file-too-large")
+        return file.read()
+
+
+def read_lines(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The lines of a file in a study's folder from byte `start`; none without it. Raises as `read_file`."""
+    with suppress(FileNotFoundError), open_file(path) as file:
+        file.seek(start)
+        for line in iter(partial(file.readline, _LONGEST), b""):
+            if len(line) == _LONGEST:
+                raise Refused(f"{path} has a line that is too long to read.", code="file-too-large")
+            yield line
+
+
+def refuse_linked_folders(folder: Path, *names: str) -> None:
+    """Raise Refused if one of these in `folder`, or a folder below, is a link: its files lie elsewhere."""
+    for top in (folder / name for name in names):
+        below = (Path(parent, name) for parent, found, _ in os.walk(top) for name in found)
+        for path in itertools.chain([top], below):
+            if path.is_symlink():
+                _refuse_entry(path)
+
+
+def _check_plain(path: Path, found: os.stat_result, flags: int) -> None:
+    is_written = flags & (os.O_WRONLY | os.O_RDWR)
+    if not stat.S_ISREG(found.st_mode) or (is_written and found.st_nlink > 1):
+        _refuse_entry(path)
+
+
+def _refuse_entry(path: Path) -> NoReturn:
+    raise Refused(
+        f"{path} is a link, or no ordinary file, so it could lead elsewhere. Files of a study lie in its own "
+        "folder: replace it by a copy, or remove it.",
+        code="not-a-file",
+    )
+
 
 # --- files and folders ---
 
@@ -54,8 +130,7 @@ def hash_file(path: Path) -> str:
 
 
 def stamp_file(path: Path) -> list[int]:
-    """The size, times in ns and inode of a file, which change when it is written or replaced. Cheaper than
-    a hash."""
+    """The size, times in ns and inode of a file: writing or replacing it changes them. Cheap."""
     found = path.lstat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
@@ -82,8 +157,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Raises HeredityError if the disk is full. A failure leaves the old file, if any, and nothing else.
     """
-    with replacing(path) as temporary, explain_full_disk(path.parent, len(data)):
-        temporary.write_bytes(data)
+    full = explain_full_disk(path.parent, len(data))
+    with replacing(path) as temporary, full, os.fdopen(open_handle(temporary, os.O_WRONLY), "wb") as file:
+        file.write(data)
 
 
 @contextmanager
@@ -186,16 +262,24 @@ class Lock:
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file. Name a folder.", code="folder-is-a-file")
         self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # older releases of filelock empty a file that has a second name
+            _check_plain(path := self.folder / ".lock", path.lstat(), os.O_RDWR)
         try:
             self._lock.acquire()
         except Timeout as error:
+            pid = _read_pid(self._holder)
+            who = "" if pid is None else f" (pid {pid})"
             raise Busy(
-                f"Another process{self._who()} is working in {self.folder}."
-                " Wait for it, or use another folder."
+                f"Another process{who} is working in {self.folder}. Wait for it, or use another folder."
             ) from error
-        with suppress(OSError):
-            self._holder.write_text(str(os.getpid()))
-        _clear_torn(self.folder)
+        with suppress(OSError):  # a new file: what lies there may be a link
+            self._holder.unlink(missing_ok=True)
+            with self._holder.open("x") as file:
+                file.write(str(os.getpid()))
+        for torn in self.folder.glob(".*.tmp"):  # what killed processes left
+            if _TORN.fullmatch(torn.name) and is_abandoned(torn):
+                with suppress(OSError):
+                    torn.unlink()
         return self
 
     def __exit__(
@@ -205,14 +289,10 @@ class Lock:
             self._holder.unlink()
         self._lock.release()
 
-    def _who(self) -> str:
-        pid = _read_pid(self._holder)
-        return "" if pid is None else f" (pid {pid})"
-
 
 def _read_pid(path: Path) -> int | None:
-    with suppress(OSError, ValueError):
-        return int(path.read_text())
+    with suppress(OSError, ValueError, Refused):  # who holds a lock writes an ordinary file
+        return int(read_file(path, 32))
     return None
 
 
@@ -236,13 +316,8 @@ def is_locked(folder: Path) -> bool:
         return False
     except (PermissionError, OverflowError):
         pass  # it lives, and is another user's
-    # The number may be that of a later process, which does not hold the lock.
-    return _is_flocked(path)
-
-
-def _is_flocked(path: Path) -> bool:
-    with suppress(OSError):
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with suppress(OSError, Refused):  # the number may be that of a later process, which does not hold it
+        handle = open_handle(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
@@ -251,14 +326,6 @@ def _is_flocked(path: Path) -> bool:
         finally:
             os.close(handle)
     return False
-
-
-def _clear_torn(folder: Path) -> None:
-    """Remove what killed processes left in a folder that this process has locked."""
-    for path in folder.glob(".*.tmp"):
-        if _TORN.fullmatch(path.name) and is_abandoned(path):
-            with suppress(OSError):
-                path.unlink()
 
 
 # --- rows ---
@@ -333,17 +400,13 @@ class Rows(Closable, Generic[T]):
         schema.
         """
         self.write()
-        if not self.path.exists():
-            return
         self._end, self.line = self._start, self._n_before
-        with self.path.open("rb") as file:
-            file.seek(self._start)
-            for line in file:
-                if not line.endswith(b"\n"):  # torn by a crash, or still being written
-                    return
-                self._end += len(line)
-                self.line += 1
-                yield self._decode(line)
+        for line in read_lines(self.path, self._start):
+            if not line.endswith(b"\n"):  # torn by a crash, or still being written
+                return
+            self._end += len(line)
+            self.line += 1
+            yield self._decode(line)
 
     def skip_read(self) -> None:
         """Let the next reading start after the last row that was read."""
@@ -368,7 +431,7 @@ class Rows(Closable, Generic[T]):
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        self._handle = open_handle(self.path, os.O_RDWR | os.O_CREAT)
         self._size = _end_of_whole_lines(self._handle)
         os.ftruncate(self._handle, self._size)
         os.lseek(self._handle, self._size, os.SEEK_SET)

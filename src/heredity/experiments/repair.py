@@ -30,7 +30,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import Refused, Unavailable, UsageError
-from heredity.core.files import RESULTS
+from heredity.core.files import RESULTS, refuse_linked_folders
 from heredity.core.progress import Watch
 from heredity.core.records import Estimate, Probe
 from heredity.experiments.replay_data import ABILITY, BEGUN, RATE, TWINS, Lesson, behaviours, lesson, nearest
@@ -146,6 +146,7 @@ class Setting:
         self, name: str, models: Sequence[Grown], chosen: Sequence[Probe], laid: Sequence[str] = ("direct",)
     ) -> Result:
         """Run one study in its own folder."""
+        refuse_linked_folders(self.out, name)
         asked = Study(
             models, self.application, chosen, laid, store=self.store, out=self.out / name,
             margin=self.margin, confidence=CONFIDENCE, judge=self.judge, engine_loader=self.engine_loader,

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypedDict
 import msgspec
 
 from heredity.core.errors import UsageError
+from heredity.core.files import write_atomic
 from heredity.core.readers import toml_of
 
 N_MODELS, N_GROUPS, N_CODES = 10, 4, 6  # models and groups of codes of a series, codes of a group
@@ -105,8 +106,7 @@ class Manual(NamedTuple):
     def write(self, folder: Path) -> None:
         """Write the pages below a folder."""
         for name, text in self.pages.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
+            write_atomic(folder / name, text.encode())
 
     def _refuse(self, n_seen: int) -> None:
         if not 1 <= n_seen <= len(self.facts) // 2:

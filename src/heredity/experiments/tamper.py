@@ -19,7 +19,7 @@ from pathlib import Path
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
-from heredity.core.files import RESULTS
+from heredity.core.files import RESULTS, refuse_linked_folders
 from heredity.core.progress import Watch
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
@@ -109,6 +109,7 @@ def tamper(
     def ask(steps: int) -> bool:
         child = store.grow_once(tuned(steps), [grown])
         place = out / f"steps-{steps:04d}"
+        refuse_linked_folders(out, place.name)
         study = Study(
             [grown, child], application, probes, attacks, store=store, out=place,
             engine_loader=engine_loader, judge=judge,

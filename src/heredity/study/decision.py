@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged, UnknownName, UsageError
-from heredity.core.files import write_atomic
+from heredity.core.files import read_file, write_atomic
 from heredity.core.records import SCHEMA, Estimate, Record, encode
 from heredity.stats.decision import FailureKind, expected_costs
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
@@ -125,7 +125,7 @@ def save_costs(folder: Path, costs: Costs) -> None:
 def read_costs(folder: Path) -> Costs | None:
     """The costs of the folder, or None. Raises Damaged for a broken file."""
     try:
-        data = (folder / COSTS).read_bytes()
+        data = read_file(folder / COSTS)
     except FileNotFoundError:
         return None
     try:

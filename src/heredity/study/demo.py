@@ -11,7 +11,7 @@ import lzma
 from pathlib import Path
 
 from heredity.core.errors import UsageError
-from heredity.core.files import write_atomic
+from heredity.core.files import read_file, write_atomic
 from heredity.study.aggregate import estimate
 from heredity.study.estimates import Estimates
 from heredity.study.plan import PLAN, read_plan
@@ -40,4 +40,4 @@ def _holds_other_files(folder: Path, plan: bytes) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     held = folder / PLAN
-    return not held.is_file() or held.read_bytes() != plan
+    return not held.exists() or read_file(held) != plan

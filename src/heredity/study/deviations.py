@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from heredity.core.files import Rows
+from heredity.core.files import Rows, read_lines
 from heredity.core.records import ROW_SCHEMA, SCHEMA, Record
 from heredity.study.estimands import Deviation
 from heredity.study.estimates import Estimates, ModelPair
@@ -146,7 +146,7 @@ def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterat
             f"{_trials(n)} took an answer that an earlier study had stored. It may have been known when the "
             "plan was written.",
         )
-    if n := _n_lines(folder / ERRORS):
+    if n := sum(1 for _ in read_lines(folder / ERRORS)):
         yield Deviation("errors-retried", f"{_trials(n)} ended in an error and were asked again.")
     if found.n_errors:
         yield Deviation("trials-failed", f"{_trials(found.n_errors)} ended in an error and are in no rate.")
@@ -204,13 +204,6 @@ def _of_early_estimates(found: Estimates, events: list[StudyEvent]) -> Iterator[
             "extended",
             f"Estimates were computed {times} before the last answers came, first after {_trials(early[0])}.",
         )
-
-
-def _n_lines(path: Path) -> int:
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
 
 
 def _trials(n: int) -> str:

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from heredity.core.errors import HeredityError, UsageError
-from heredity.core.files import Rows, is_locked
+from heredity.core.files import Rows, is_locked, read_file
 from heredity.core.records import digest
 from heredity.core.row_codes import is_out_of_scope
 from heredity.study.declared_words import n_answered, n_unanswered
@@ -187,9 +187,9 @@ class _AnyPlan(msgspec.Struct):
 def is_study(path: Path) -> bool:
     """Whether a plan.json is of a study, or is torn. That of another tool is not."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         msgspec.json.decode(data)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, HeredityError, msgspec.DecodeError, UnicodeDecodeError):
         return True
     try:
         msgspec.json.decode(data, type=_AnyPlan)

@@ -410,7 +410,7 @@ def read_saved(folder: Path) -> PlanFile:
     """The whole plan.json. Raises as `read_plan` does."""
     path = folder / PLAN
     try:
-        data = path.read_bytes()
+        data = files.read_file(path)
     except OSError:
         raise UsageError(f"{folder} holds no study: there is no {PLAN} in it.", code="not-a-study") from None
     check_schema(path, data)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from copy import copy
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from heredity.core.errors import Damaged, NotComparable, UsageError
-from heredity.core.files import Lock, Rows
+from heredity.core.files import Lock, Rows, read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import Response, encode
 from heredity.study.attack_context import FOUND, SearchResult
@@ -94,6 +93,7 @@ def ask_part(
             "A study that stops early decides from all answers, so it has no parts. Use --stopping fixed.",
             code="shard-stops-early",
         )
+    refuse_linked_folders(study.folder, SHARDS)
     with Lock(study.folder / SHARDS, wait_seconds=_WAIT_SECONDS):
         if not (study.folder / PLAN).exists():
             study.plan()
@@ -122,13 +122,13 @@ def _prepare(study: Path, part: StudyPart) -> Path:
     folder = part.folder(study)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / PLAN).exists():
-        shutil.copyfile(study / PLAN, folder / f"{PLAN}.new")
-        (folder / f"{PLAN}.new").replace(folder / PLAN)
+        write_atomic(folder / PLAN, read_file(study / PLAN))
     return folder
 
 
 def shards_of(study: Path) -> list[StudyPart]:
-    """The parts of a study that have a folder, in order."""
+    """The parts of a study that have a folder, in order. Raises Refused if one is a link."""
+    refuse_linked_folders(study, SHARDS)
     if not (study / SHARDS).is_dir():
         return []
     matches = (_FOLDER.fullmatch(each.name) for each in (study / SHARDS).iterdir())

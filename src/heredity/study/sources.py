@@ -19,7 +19,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged
-from heredity.core.files import write_atomic
+from heredity.core.files import read_file, write_atomic
 from heredity.core.readers import toml_line
 from heredity.core.records import SCHEMA, Probe, Record, encode
 
@@ -79,10 +79,10 @@ def save_sources(folder: Path, sources: StudySources) -> None:
 def read_sources(folder: Path) -> StudySources | None:
     """The places of a study; None if its folder has none. Raises Damaged for a broken file."""
     path = folder / SOURCES
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=StudySources)
+        return msgspec.json.decode(read_file(path), type=StudySources)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         message = f"{path}: {error}. Delete it: reports then name no line."
         raise Damaged(message, code="sources-damaged") from None

@@ -24,7 +24,7 @@ import msgspec
 
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, NotComparable, UsageError
-from heredity.core.files import Rows, write_atomic
+from heredity.core.files import Rows, read_file, write_atomic
 from heredity.core.progress import Meter
 from heredity.core.records import (
     ROW_SCHEMA,
@@ -324,7 +324,7 @@ def chosen_judge(folder: Path) -> str:
     if not path.exists():
         return DEFAULT
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ChosenJudge).judge
+        return msgspec.json.decode(read_file(path), type=ChosenJudge).judge
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(f"{path}: {error}. Delete it, and name the judge again with --judge.") from None
 
@@ -445,7 +445,7 @@ def read_lacking(folder: Path) -> tuple[LackingFile, ...]:
     if not path.exists():
         return ()
     try:
-        return msgspec.json.decode(path.read_bytes(), type=tuple[LackingFile, ...])
+        return msgspec.json.decode(read_file(path), type=tuple[LackingFile, ...])
     except msgspec.DecodeError as error:
         raise Damaged(f"{path}: {label(str(error), 200)}. Import the answers again.") from None
 
@@ -462,7 +462,7 @@ def read_estimates(folder: Path) -> Estimates:
     """
     path = folder / ESTIMATES
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError:
         if not folder.exists():
             raise UsageError(f"{folder}: no such folder.") from None

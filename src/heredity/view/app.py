@@ -31,6 +31,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from heredity.core.errors import HeredityError, UnknownName, UsageError
+from heredity.core.files import read_file
 from heredity.view.pages.protocols import FormPage, Page
 from heredity.view.places import StudyPlace, report_of
 from heredity.view.site import Asked, Site
@@ -130,7 +131,7 @@ async def _report(site: Site, call: Call) -> Response:
         path = None
     if path is None:
         return await _lost(site, call, HTTPException(404))
-    text = await run_in_threadpool(path.read_bytes)
+    text = await run_in_threadpool(read_file, path)
     return HTMLResponse(text, headers={"content-security-policy": _OF_REPORT})
 
 

@@ -26,7 +26,7 @@ import msgspec
 from filelock import FileLock
 from msgspec import UNSET
 
-from heredity.core.files import default_root
+from heredity.core.files import default_root, open_file
 from heredity.core.records import ROW_SCHEMA, SCHEMA, Probe, Response, Verdict, digest_response
 from heredity.core.row_codes import Failable, is_out_of_scope, is_skipped
 from heredity.core.sanitize import label
@@ -207,7 +207,7 @@ class RowIndex:
             path = self.folder / name
             if not path.exists() or path.stat().st_ino != inode or path.stat().st_size < offset:
                 return True
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 file.seek(max(0, offset - _TAIL))
                 if file.read(min(offset, _TAIL)) != tail:
                     return True
@@ -232,7 +232,7 @@ class RowIndex:
     ) -> bool:
         """Add the new lines of a file, some in each transaction; return whether it is read to its end."""
         while not self._is_read(rows, name):
-            with (self.folder / name).open("rb") as file, _transaction(rows):
+            with open_file(self.folder / name) as file, _transaction(rows):
                 place = rows.execute(
                     "SELECT inode, offset, lines FROM files WHERE name = ?", (name,)
                 ).fetchone()

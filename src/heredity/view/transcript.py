@@ -19,6 +19,7 @@ import msgspec
 from msgspec import UNSET
 
 from heredity.core.errors import Damaged, UsageError
+from heredity.core.files import open_file
 from heredity.core.records import Exchange, Response, ToolCall, Verdict
 from heredity.core.sanitize import Shown, shown
 from heredity.study.legacy import RowsFromSchema1
@@ -119,7 +120,7 @@ def _rows(study: OpenStudy, found: Stored) -> tuple[Response, Verdict | None]:
 
 
 def _bytes(path: Path, offset: int, n: int) -> bytes:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(offset)
         return file.read(n)
 

@@ -25,7 +25,7 @@ from heredity.application.guards import GuardSpec
 from heredity.application.retrieval.store import searching_in
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
-from heredity.core.files import RESULTS, Lock, write_atomic
+from heredity.core.files import RESULTS, Lock, read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import Model, digest, encode
 from heredity.engines.remote.budget import Calls
@@ -45,7 +45,7 @@ from heredity.experiments.adapt.ways import PLAIN, QUALITY, SAFETY, TEACHER, Man
 from heredity.experiments.course import Course, Tell
 from heredity.experiments.inheritance import batteries
 from heredity.experiments.inheritance.children import Lineage, Task, stored
-from heredity.experiments.inheritance.plan import LineagePlan
+from heredity.experiments.inheritance.plan import RESERVED, LineagePlan
 from heredity.experiments.inheritance.run import make_all, power_of
 from heredity.lineage.speeds import USUAL_BYTES
 from heredity.lineage.store import Store
@@ -143,6 +143,7 @@ def adapt(
     NotComparable if the folder holds another task, and UsageError if no way can be made.
     """
     questions, application = read_questions(task), Application.load(task.application, store)
+    refuse_linked_folders(out, *RESERVED, QUALITY, SAFETY, TEACHER, ways.MANUAL, ways.INDEX)
     with Lock(out), searching_in(store):
         manual = ways.open_manual(task, out, has_begun=(out / PLAN).exists())
         shop = _Workshop(task, questions, application, store, out, manual, watch, engine_loader)
@@ -192,6 +193,7 @@ def read_result(out: Path) -> AdaptResult:
     """The findings of a finished folder. Raises Damaged, or UsageError for a folder without a task."""
     held = read_adapt_file(out)
     made = _read_adapted(out, held)
+    refuse_linked_folders(out, QUALITY, SAFETY)
     results = [Result(out / name, read_proven(out / name)) for name in (QUALITY, SAFETY)]
     for result in results:
         asked = {card.id for card in result.estimates.models}
@@ -207,7 +209,7 @@ def read_result(out: Path) -> AdaptResult:
 def _read_adapted(out: Path, held: AdaptFile) -> AdaptedFile:
     path = out / ADAPTED
     try:
-        made = msgspec.json.decode(path.read_bytes(), type=AdaptedFile)
+        made = msgspec.json.decode(read_file(path), type=AdaptedFile)
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{path} cannot be read: {error}.", code="plan-damaged") from None
     if made.digest != held.digest:
@@ -221,7 +223,7 @@ def read_adapt_file(out: Path) -> AdaptFile:
     if not path.exists():
         raise UsageError(f"{out} holds no task: there is no {PLAN} in it.", code="not-a-task")
     try:
-        return msgspec.json.decode(path.read_bytes(), type=AdaptFile)
+        return msgspec.json.decode(read_file(path), type=AdaptFile)
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{path} cannot be read: {error}.", code="plan-damaged") from None
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import msgspec
 
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
-from heredity.core.files import Lock, write_atomic
+from heredity.core.files import Lock, open_handle, read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import Meter, Watch
 from heredity.core.records import SCHEMA, Record
 from heredity.engines.vllm.server import ServerProgram, free_port
@@ -131,6 +131,7 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder):
+        refuse_linked_folders(folder, LOGS)
         _note_run(wanted, folder / RUN)
         job = suites.SuiteJob(
             url, list(wanted.models), list(wanted.suites), wanted.attack, list(wanted.user_tasks),
@@ -165,7 +166,7 @@ def _note_run(wanted: AgentRun, path: Path) -> None:
     now = RunFile(dict(wanted.models), wanted.attack, wanted.seed, wanted.max_tokens, wanted.max_rounds)
     if path.exists():
         try:
-            before = msgspec.json.decode(path.read_bytes(), type=RunFile)
+            before = msgspec.json.decode(read_file(path), type=RunFile)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Damaged(f"{path} is damaged: {error}. Delete it, or choose another --out.") from None
         for name, old, new in _differences(before, now):
@@ -191,7 +192,7 @@ def _events(python: Path, folder: Path, argument: str) -> Iterator[_Event]:
     """The events of the script. Raises Unavailable if it ends without its last."""
     script = Path(suites.__file__)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    with (folder / OUTPUT).open("ab") as output:
+    with os.fdopen(open_handle(folder / OUTPUT, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as output:
         try:
             process = subprocess.Popen(
                 [str(python), "-I", str(script), argument],
@@ -243,7 +244,7 @@ _HINTS = {
 
 
 def _tail(folder: Path) -> str:
-    text = (folder / OUTPUT).read_bytes()[-_LAST:].decode("utf-8", "replace")
+    text = read_file(folder / OUTPUT)[-_LAST:].decode("utf-8", "replace")
     return f"{' / '.join(text.split(chr(10))[-4:]).strip(' /') or 'it printed nothing'} ({folder / OUTPUT})"
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
+from heredity.core.files import read_lines
 from heredity.core.records import Decoding, Model, Probe
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan
@@ -84,11 +85,7 @@ def study(
 
 def n_stored(folder: Path) -> int:
     """The answers in the folder of a study; 0 if it has not begun."""
-    path = folder / RESPONSES
-    if not path.exists():
-        return 0
-    with path.open("rb") as rows:
-        return sum(1 for _ in rows)
+    return sum(1 for _ in read_lines(folder / RESPONSES))
 
 
 def n_computed(folder: Path) -> int:

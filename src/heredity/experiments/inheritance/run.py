@@ -15,14 +15,14 @@ from typing import NamedTuple
 import msgspec
 
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, UsageError
-from heredity.core.files import Lock, write_atomic
+from heredity.core.files import Lock, read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Record, digest, encode
 from heredity.experiments.course import Course, Tell
 from heredity.experiments.inheritance import batteries
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.findings import GrownFile, LineageResult, collect
-from heredity.experiments.inheritance.plan import JOINS, MADE, LineagePlan, without_place
+from heredity.experiments.inheritance.plan import JOINS, MADE, RESERVED, LineagePlan, without_place
 from heredity.lineage.references import without_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader
@@ -66,6 +66,7 @@ def inherit(
     another plan, and UsageError if no child can be made. If the user made every child, the error of one that
     cannot be had is raised.
     """
+    refuse_linked_folders(out, *RESERVED, *(each.name for each in plan.battery))
     with Lock(out):
         lineage = Lineage(plan, store, out / "repairs", watch, engine_loader)
         possible = lineage.preview()
@@ -114,13 +115,14 @@ def read_result(out: Path) -> LineageResult:
     """The verdicts of a finished lineage, from the files of its folder. Raises Damaged or UsageError."""
     held = read_plan_file(out)
     grown = _read_grown(out, held.digest)
+    refuse_linked_folders(out, *(each.name for each in held.plan.battery))
     results = {each.name: Result(out / each.name, read_proven(out / each.name)) for each in held.plan.battery}
     return collect(held.plan, grown, results, held.at)
 
 
 def _read_grown(out: Path, digest: str) -> GrownFile:
     try:
-        grown = msgspec.json.decode((out / GROWN).read_bytes(), type=GrownFile)
+        grown = msgspec.json.decode(read_file(out / GROWN), type=GrownFile)
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{out / GROWN} cannot be read: {error}.", code="plan-damaged") from None
     if grown.digest != digest:
@@ -233,7 +235,7 @@ def read_plan_file(out: Path) -> LineageFile:
             what = f"{out} is the folder of a study, not of a lineage. Its report: heredity report {out}"
         raise UsageError(what, code="not-a-lineage")
     try:
-        held = msgspec.json.decode(path.read_bytes(), type=LineageFile)
+        held = msgspec.json.decode(read_file(path), type=LineageFile)
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{path} cannot be read: {error}.", code="plan-damaged") from None
     if not _is_of(held, held.plan):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError
+from heredity.core.files import open_file
 from heredity.core.readers import unreadable
 from heredity.study.estimates import LackingFile
 from heredity.study.importers._agreement import (
@@ -133,7 +134,7 @@ def _kind(path: Path) -> AnswerImporter:
     start = b""
     try:
         if not path.is_dir():
-            with path.open("rb") as file:
+            with open_file(path.resolve()) as file:  # the user may name a link, and no pipe
                 start = file.read(4096)
     except OSError as error:
         raise unreadable(path, error) from None

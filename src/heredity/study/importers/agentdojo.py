@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import BadInput
+from heredity.core.files import read_file
 from heredity.core.records import Check, ToolCall, Usefulness
 from heredity.core.sanitize import clean_call, clean_text
 from heredity.study.importers._record import Lacking, Raw, message_text
@@ -52,7 +53,7 @@ def logs(folder: Path) -> list[Path]:
 def read(path: Path) -> Iterator[Raw]:
     """Every conversation, with the number of its log. Raises BadInput for a single log that is damaged."""
     if not path.is_dir():
-        log = read_log(path)
+        log = read_log(path.resolve())
         yield from () if _is_of_goal(log) else (_raw(log, 1),)
         return
     for number, each in enumerate(logs(path), 1):
@@ -76,7 +77,7 @@ def read_log(path: Path) -> Log:
             raise BadInput(
                 path, f"has {n_bytes:,} bytes; at most {MOST_BYTES:,} are read", code="log-too-large"
             )
-        log = json.loads(path.read_bytes())
+        log = json.loads(read_file(path))
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
     except (ValueError, RecursionError) as error:

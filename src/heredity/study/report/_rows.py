@@ -17,7 +17,7 @@ from typing import BinaryIO, Generic, Self, TypeVar
 import msgspec
 
 from heredity.core.errors import Damaged, NotComparable
-from heredity.core.files import explain_full_disk, replacing
+from heredity.core.files import explain_full_disk, open_file, read_lines, replacing
 from heredity.core.records import Exchange, Response, Verdict
 from heredity.core.sanitize import label
 from heredity.study.estimates import ALL
@@ -173,7 +173,7 @@ class _Offsets(Generic[_Stored]):
         self._n_trials = n_trials
 
     def __enter__(self) -> Self:
-        self._file: BinaryIO = self._path.open("rb") if self._path.exists() else io.BytesIO()
+        self._file: BinaryIO = open_file(self._path) if self._path.exists() else io.BytesIO()
         try:
             self._find()
         except BaseException:
@@ -186,7 +186,7 @@ class _Offsets(Generic[_Stored]):
 
     def _find(self) -> None:
         place = 0
-        for number, line in enumerate(self._file, 1):
+        for number, line in enumerate(read_lines(self._path), 1):
             if not line.endswith(b"\n"):
                 return  # torn by a crash: its trial is asked again
             self._starts[self._index(line, number)] = place + 1

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
+from heredity.core.files import read_lines
 from heredity.core.records import ROW_SCHEMA, Exchange, Probe, Response, ToolCall, Verdict
 from heredity.core.row_codes import is_skipped
 from heredity.core.sanitize import Shown, label, shown
@@ -109,7 +110,7 @@ def outcomes(path: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8
     """One code per trial, in the plan's order; 0 without a verdict."""
     codes, upgrade = np.zeros(plan.n_trials, np.uint8), RowsFromSchema1(plan)
     decode = msgspec.json.Decoder(_Brief).decode
-    for number, line in _lines(path):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             found = decode(line)
             row = found if found.schema == ROW_SCHEMA else upgrade(found)
@@ -143,18 +144,12 @@ def choose(
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    if path.exists():
-        with path.open("rb") as file:
-            yield from enumerate(file, 1)
-
-
 def _rows(
     path: Path, wanted: dict[int, _Chosen], kind: type[_Row], upgrade: RowsFromSchema1
 ) -> Iterator[_Row]:
     """The wanted rows, decoding no other: `index` is the first field of every row that heredity writes."""
     texts = {str(index).encode() for index in wanted}
-    for number, line in _lines(path):
+    for number, line in enumerate(read_lines(path), 1):
         if line.startswith(_PREFIX) and line[9 : line.find(b",", 9)] not in texts:
             continue
         try:
