@@ -176,7 +176,7 @@ def documents_of(out: Path, manifest: IndexManifest, root: Path) -> tuple[Path, 
 
 
 def note_documents(out: Path, manifest: IndexManifest, root: Path) -> None:
-    """Note a manifest of this store whose documents `documents_of` would not read otherwise."""
+    """Note a manifest of this store if `documents_of` would not read its documents without the note."""
     if manifest.max_bytes > Limits().max_bytes or not _is_near(folder_of(manifest.folder, out), out):
         note(manifest.check, root)
 

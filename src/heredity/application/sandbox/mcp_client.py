@@ -1,8 +1,8 @@
 """An MCP server's tools: listed and called through the official SDK, in a process of their own.
 
 Promises: the SDK reads what a server sends here, and not in the study, so that a flood ends this process
-only, and soon if it comes before the list. A list that changes is reported before the next call. The
-server's requests to a client are refused.
+only. A flood before the list ends it soon. A list that changes is reported before the next call. The server's
+requests to a client are refused.
 Leaves to others: the pipe (child.py), and what of the list is accepted (servers.py).
 
     python -m heredity.application.sandbox.mcp_client MOST SERVER      in a process of its own

@@ -202,7 +202,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_descendants(pid: int) -> None:
-    """Kill all that a process has started, also what left its group. Nothing where there is no /proc."""
+    """Kill all that a process has started, also what left its group. Without /proc it kills nothing."""
     for _ in range(_MOST_SWEEPS):  # what is killed may just have started another one
         parents = dict(filter(None, map(_parent_of, Path("/proc").glob("[0-9]*/stat"))))
         ended = {pid}
