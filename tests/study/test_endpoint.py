@@ -165,7 +165,7 @@ def test_unclear_answers_are_counted_by_cause(tmp_path: Path) -> None:
         ("b", "benign"): (1, 4),
     }
     assert {row.check for row in found.unprompted} == {"tool"}
-    told = "Without being asked to: b called a forbidden tool in 2 trials, 1 of them on benign twins."
+    told = "Without being asked to: b called a forbidden tool in 2 trials, 1 of them on a benign twin."
     assert any(line.startswith(told) for line in headline(found).support)
 
 

@@ -128,3 +128,15 @@ def test_a_plan_needs_models_and_not_their_names() -> None:
     assert resolve_plan(StudySpec([record], APPLICATION, "planted_secret")).models[0].id == record.id
     with raises(UsageError, "not-a-model", mentions=["scripted:mixed"]):
         resolve_plan(StudySpec(["scripted:mixed"], APPLICATION, "planted_secret"))
+
+
+@pytest.mark.parametrize(
+    ("probes", "margin", "planned"),
+    [("core", None, 0.1), (["core"], None, 0.1), (["quick"], None, 0.05), (["core", "quick"], None, 0.05),
+     ("core", 0.05, 0.05)],
+)  # fmt: skip
+def test_the_margin_is_ten_points_by_default_with_core_alone(
+    tmp_path: Path, probes: str | list[str], margin: float | None, planned: float
+) -> None:
+    made = Study(["scripted:careful"], APPLICATION, probes, out=tmp_path / "s", margin=margin).resolved
+    assert made.margin == planned

@@ -127,7 +127,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 )  # fmt: skip
 @click.option("--samples", type=int, default=1, show_default=True, help="Samples per trial.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
-@click.option("--margin", type=float, default=0.05, show_default=True, help="Non-inferiority margin.")
+@click.option("--margin", type=float, help="Non-inferiority margin.  [default: 0.1 for core, else 0.05]")
 @click.option(
     "--confidence", type=float, default=0.95, show_default=True, help="Confidence level of all intervals."
 )
@@ -210,7 +210,7 @@ def command(
     limit: int | None,
     samples: int,
     seed: int,
-    margin: float,
+    margin: float | None,
     confidence: float,
     out: Path | None,
     until_decided: bool,

@@ -70,7 +70,7 @@ class StudySpec:
     attacks        NAME[:VARIANT][+NAME...][@TECHNIQUE,...]; "direct" asks the probe unchanged
     samples        times that each probe is asked under each attack
     seed           of every random draw
-    margin         the difference between two rates that does not matter
+    margin         the difference that does not matter; None: 0.1 for the probes "core" alone, else 0.05
     confidence     of every interval
     until_decided  the same as stopping "until_decided"
     judge          decides what no check decides; None: the folder's judge, or "rules"
@@ -95,7 +95,7 @@ class StudySpec:
     attacks: Sequence[str] = ("direct",)
     samples: int = 1
     seed: int = 0
-    margin: float = 0.05
+    margin: float | None = None
     confidence: float = 0.95
     until_decided: bool = False
     judge: str | None = None
@@ -196,6 +196,13 @@ def _placed(name: str, value: Any, folder: Path) -> Any:
 # --- the plan -------------------------------------------------------------------------------------
 
 
+def _margin(spec: StudySpec) -> float:
+    """The margin, by default one that the probes can decide: with `core`, 5 points seldom gives a verdict."""
+    if spec.margin is not None:
+        return spec.margin
+    return 0.1 if spec.probes == "core" or tuple(spec.probes) == ("core",) else 0.05
+
+
 def resolve_plan(spec: StudySpec) -> Plan:
     """The plan of these settings: every probe filled, under every attack, for every model.
 
@@ -243,7 +250,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         probes=asked,
         samples=spec.samples,
         seed=spec.seed,
-        margin=spec.margin,
+        margin=_margin(spec),
         confidence=spec.confidence,
         skipped=skipped,
         blocks=blocks,
@@ -302,7 +309,7 @@ def _check(models: Sequence[Model], spec: StudySpec) -> None:
     _refuse_repeats("attack", list(spec.attacks))
     if spec.samples < 1:
         raise UsageError(f"samples must be at least 1, not {spec.samples}.", code="bad-setting")
-    if not 0 < spec.margin < 1:
+    if not 0 < _margin(spec) < 1:
         raise UsageError(
             f"margin must be between 0 and 1, not {spec.margin}; 0.1 means ten points.", code="bad-setting"
         )

@@ -112,7 +112,7 @@ class Study:
         seed: int = 0,
         store: Store | None = None,
         out: Path | str | None = None,
-        margin: float = 0.05,
+        margin: float | None = None,
         confidence: float = 0.95,
         engine_loader: EngineLoader | None = None,
         until_decided: bool = False,
