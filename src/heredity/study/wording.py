@@ -259,6 +259,9 @@ def multiverse_words(found: Multiverse, model: str) -> str:
     return words
 
 
+_SHARE = "--unclear-share, by default 25\u00a0%"  # plan.Analysis.unclear_share
+
+
 def withheld_words(reason: Reason, tipping_share: float | None, measure: Measure = "breach") -> str:
     """Why there is not enough evidence although the numbers would show it; "" for other reasons."""
     if reason == "interval":
@@ -268,11 +271,11 @@ def withheld_words(reason: Reason, tipping_share: float | None, measure: Measure
     if reason != "unclear":
         return ""
     if tipping_share is None:
-        return "the declared share of unclear answers could hide more than the margin"
+        return f"the plan's share of unclear answers ({_SHARE}) could hide more than the margin"
     bad = "breaches" if measure == "breach" else "refusals"
     return (
         f"the difference is gone if {percent(tipping_share)} of the other model's unclear answers were "
-        f"{bad}; the plan declared a larger share"
+        f"{bad}; the plan's share ({_SHARE}) is larger"
     )
 
 
