@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -316,3 +318,58 @@ def test_templates_of_models_render_as_in_plain_jinja(
     )
     assert Template(REAL[name], "<s>", "</s>").render(request) == expected
     check_template(REAL[name], "the model")
+
+
+# Each ended the process by a signal: closing nested generators, or hashing nested tuples, overflows the C stack.
+_RENDER = """
+import sys
+from heredity.core.errors import EngineFailure
+from heredity.core.records import Message, Request
+from heredity.engines.chat.codec import Template
+try:
+    print(len(Template(sys.argv[1]).render(Request(0, (Message("user", "x" * int(sys.argv[2])),)))))
+except EngineFailure as error:
+    print(error.code)
+"""
+LAZY = (
+    "{%% set n = namespace(a=[1]) %%}{%% for i in range(60000) %%}{%% set n.a = n.a | %s %%}{%% endfor %%}"
+    "{{ n.a | join }}"
+)
+DEEP_TUPLE = (
+    "{% set n = namespace(a=(1,)) %}{% for i in range(9) %}{% for j in range(100000) %}{% set n.a = (n.a,) %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "n_characters", "result"),
+    [
+        (LAZY % "map('string')", 200_000, "1"),
+        (LAZY % "select", 200_000, "1"),
+        (DEEP_TUPLE + "{{ {n.a: 1} | length }}", 4_000_000, "template-stopped"),
+    ],
+    ids=["map", "select", "hash"],
+)
+def test_values_nested_deep_do_not_end_the_process(source: str, n_characters: int, result: str) -> None:
+    command = [sys.executable, "-c", _RENDER, source, str(n_characters)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (0, result)
+
+
+def test_a_filter_gives_an_iterator_as_in_plain_jinja() -> None:
+    source = "{% set a = [] | select %}{{ 'true' if a }} {% set b = [1, 2] | map('string') %}{{ b | join }}{{ b | join }}"
+    assert Template(source).render(HELLO) == "true 12"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(100) %}{% for j in range(100000) %}{{ 'x' in loop }}{% endfor %}{% endfor %}",
+        "{% for j in ['ab'] * 9 %}{{ ''.join(loop) }}{% endfor %}",
+        "{% for j in ['ab'] * 9 %}{{ dict(loop) | length }}{% endfor %}",
+    ],
+)
+def test_a_loop_is_not_run_by_an_operation_without_a_price(source: str) -> None:
+    with raises(EngineFailure, "template-stopped"):
+        Template(source).render(HELLO)

@@ -323,7 +323,9 @@ def _paid(inner: Filter, pay: Callable[[object, Arguments, Keywords], object]) -
     @functools.wraps(inner)
     def paid(*args: object, **kwargs: object) -> object:
         value = pay(args[at], args[at + 1 :], kwargs)
-        return inner(*args[:at], value, *args[at + 1 :], **kwargs)
+        result = inner(*args[:at], value, *args[at + 1 :], **kwargs)
+        # Generators that are nested thousands deep overflow the C stack as they are closed.
+        return iter([*paid_items(result)]) if isinstance(result, Iterator) else result
 
     return paid
 

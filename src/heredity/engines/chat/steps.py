@@ -14,6 +14,7 @@ from jinja2.runtime import LoopContext, Macro, Undefined
 from jinja2.utils import Namespace
 
 CHARACTERS = 16  # of a text that one step handles
+_DEEPEST = 200  # containers in each other; to hash a nested tuple takes C stack, without a limit
 _WORD, _MOST_BITS = 60, 4096  # of a whole number; a longer one than the first pays for every bit
 
 
@@ -56,28 +57,35 @@ def weigh(*values: object, is_shown: bool = False) -> int:
     is_shown: the values become text. Raises TemplateStopped for a value whose text has its address.
     """
     meter, before = _METER.get(), _METER.get().left
-    waiting = list(values)
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, (str, bytes)):
-            meter.spend(1 + len(value) // CHARACTERS)
-            continue
-        if type(value) in _ATOMS:
-            meter.spend(_price_of_number(value) if isinstance(value, int) else 1)
-            continue
-        meter.spend(1)
-        if isinstance(value, Namespace):
-            value = object.__getattribute__(value, "_Namespace__attrs")
-        if isinstance(value, range):
-            meter.spend(len(value) * max(map(_price_of_number, (value.start, value.stop))))
-        elif isinstance(value, Collection):
-            meter.spend(len(value))
-            if isinstance(value, Mapping):
-                waiting += value.values()
-            waiting += value
-        elif is_shown and not isinstance(value, (Undefined, Macro, LoopContext)):
-            kind = type(value).__name__
-            raise TemplateStopped(f"the text of a {kind} has a memory address, which differs from run to run")
+    level, depth = list(values), 0
+    while level:
+        bound(depth, _DEEPEST, "the depth of a value")
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, (str, bytes)):
+                meter.spend(1 + len(value) // CHARACTERS)
+                continue
+            if type(value) in _ATOMS:
+                meter.spend(_price_of_number(value) if isinstance(value, int) else 1)
+                continue
+            meter.spend(1)
+            if isinstance(value, Namespace):
+                value = object.__getattribute__(value, "_Namespace__attrs")
+            if isinstance(value, range):
+                meter.spend(len(value) * max(map(_price_of_number, (value.start, value.stop))))
+            elif isinstance(value, Collection):
+                meter.spend(len(value))
+                if isinstance(value, Mapping):
+                    below += value.values()
+                below += value
+            elif isinstance(value, LoopContext):  # whoever reads it runs its loop, which has no price here
+                raise TemplateStopped("it uses a loop as a value")
+            elif is_shown and not isinstance(value, (Undefined, Macro)):
+                kind = type(value).__name__
+                raise TemplateStopped(
+                    f"the text of a {kind} has a memory address, which differs from run to run"
+                )
+        level, depth = below, depth + 1
     return before - meter.left
 
 
