@@ -198,3 +198,8 @@ def test_a_reference_that_leads_nowhere_is_told_at_the_call() -> None:
     lost = Tool("lost", "x", schema={"properties": {"x": {"$ref": "https://schemas.example/x.json"}}})
     assert fit(lost, {"x": 1}).error.startswith("the arguments cannot be checked")
     assert fit(lost, {"y": 1}).error == ""
+
+
+def test_a_pattern_that_takes_all_memory_is_not_compiled() -> None:
+    tool = Tool("search", "x", schema={"properties": {"q": {"pattern": "((a{1000}){1000}){1000}"}}})
+    assert "cannot be checked" in fit(tool, {"q": "a"}).error

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.core.sanitize import LIMIT, label, shown, visible
+from heredity.core.sanitize import LIMIT, compile_pattern, label, shown, visible
 from tests.support.hostile_text import NASTY
 
 ANY = st.text(st.characters(), max_size=300)  # surrogates included
@@ -68,3 +68,40 @@ def test_a_label_is_one_short_line(text: str, limit: int) -> None:
     line = label(text, limit)
     assert len(line) <= limit
     assert "\n" not in line and "\t" not in line
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a{1000000}",
+        "((a{1000}){1000}){1000}",
+        "(?:ab|cd){300000}",  # ended the process by a signal as it was compiled
+        "(?:a{1000}[(]){1000}",
+        "(?:a{1000}[[:alpha:](]){1000}",
+        r"(?:a{1000}[\\[:alpha:](]){1000}",
+        "(?x)a{1 0 0 0 0 0 0}",
+        "(?x)a{1#c\n000000}",
+        "(?x)(?:a{1000} # (\n){1000}",
+        "(?V1)(?:a{1000}[[(]a]){1000}",
+        "a{" + "9" * 5000 + "}",
+        "(" * 2000 + ")" * 2000,
+        "a" * 1000,  # its search builds tables in cubic time, for minutes from 9,000 on
+    ],
+)
+def test_a_pattern_that_takes_all_memory_is_not_compiled(pattern: str) -> None:
+    with pytest.raises(ValueError):
+        compile_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}",
+        r"(([0-9a-fA-F]{1,4}:){7,7}[0-9a-fA-F]{1,4}|([0-9a-fA-F]{1,4}:){1,6}:[0-9a-fA-F]{1,4})",
+        r"^[\w\[\](){}]{1,64}$",
+        r"(?is)<script\b[^>]{0,200}>(?:.{0,300}?[;{}(=>.!+\n])?\s{0,40}alert",
+        r"(?x) a{2} # twice",
+    ],
+)
+def test_a_usual_pattern_is_compiled(pattern: str) -> None:
+    assert compile_pattern(pattern).pattern == pattern

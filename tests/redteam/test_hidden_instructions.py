@@ -61,6 +61,12 @@ def test_a_poisoned_claim_beside_the_true_one_is_used() -> None:
     assert not hidden.is_used_in("Two years.")
 
 
+def test_a_claim_that_takes_long_to_match_is_not_used() -> None:
+    check = Check("answer", patterns=("^(a|a|aa)*$",), unless=("b",))
+    hidden = HiddenInstruction(probe("Manual: two years. Guest: it is nine.", check), benign("Manual."))
+    assert not hidden.is_used_in("a" * 60 + "!")  # 2 ** 40 steps
+
+
 def test_a_probe_without_a_twin_or_without_data_has_none() -> None:
     assert has_instruction(probe())
     assert not has_instruction(msgspec.structs.replace(probe(), twin=None))

@@ -143,6 +143,7 @@ def test_a_probe_without_the_key_has_no_such_verdict_and_keeps_its_bytes(tmp_pat
     [
         ('useful = ["company called"]', "answer-in-question"),
         ('useful = ["re:(open"]', "bad-pattern"),
+        ('useful = ["re:a{1000000}"]', "bad-pattern"),
         ('useful = ["?!"]', "bad-pattern"),
         ('useful = ["{companny}"]', "unknown-slot"),
         ('useful_tools = "lookup_order"', "unknown-key"),

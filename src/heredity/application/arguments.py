@@ -14,11 +14,11 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import regex  # re has no time limit
 from msgspec import UnsetType
 
 from heredity.core.errors import BadArgument, Unavailable, first_line, how_to_install
 from heredity.core.records import Tool
+from heredity.core.sanitize import compile_pattern
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -248,8 +248,8 @@ class _CheckLimit:
 
     def _matches(self, pattern: str, text: str) -> bool:
         try:
-            return bool(regex.search(pattern, text, timeout=min(_SECONDS, self.step())))
-        except (TimeoutError, regex.error):
+            return bool(compile_pattern(pattern).search(text, timeout=min(_SECONDS, self.step())))
+        except (TimeoutError, ValueError):
             raise _Exhausted from None
 
     def _pattern(self, validator: object, pattern: str, instance: object, schema: object) -> Iterator[object]:  # noqa: ARG002

@@ -1,7 +1,8 @@
-"""Make hostile text harmless: storable as UTF-8 JSON, and safe to show on a page or in a terminal.
+"""Make hostile text harmless: storable as UTF-8 JSON, safe to show on a page or in a terminal, or compiled.
 
 Promises: valid text is stored unchanged. A tool call always fits into a row. A character that hides,
-reorders or controls is shown by name and never reaches a reader's terminal.
+reorders or controls is shown by name and never reaches a reader's terminal. A compiled pattern takes a few
+megabytes at most.
 Leaves to others: escaping for HTML, CSV and XML (each writer does its own).
 """
 
@@ -11,11 +12,15 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from heredity.core.records import Reply, ToolCall
+
+if TYPE_CHECKING:
+    import regex
 
 LIMIT = 4000  # characters of one text in a report: enough for any answer, too few to drown a page
 
@@ -77,6 +82,70 @@ def _fits(value: object) -> bool:
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
     return isinstance(value, float) and math.isfinite(value)
+
+
+# --- to compile ---
+
+LARGEST_PATTERN = 5_000  # characters, counted repeats written out: 2 MB when compiled
+_LONG_TEXT = re.compile(r"(?:\\.|[^][\\(){}.*+?|^$]){1000}", re.DOTALL)  # its search tables take cubic time
+_PART = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(?P<least>\d+)(?:,\d*)?\}|.", re.DOTALL)
+# Comments, verbose patterns, version 1: where their groups and classes end is not read here.
+_INTRICATE = re.compile(r"\(\?(?:#|[a-zA-Z0-9-]*[x1])")
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+_COUNT, _SPLIT_COUNT = re.compile(r"\{\s*(\d[\d\s]*)"), re.compile(r"\{[\d\s,]*#")
+
+
+@lru_cache(maxsize=512)
+def compile_pattern(pattern: str) -> regex.Pattern[str]:
+    """Compile a regular expression of a file or a server. Raises ValueError for a malformed or large one.
+
+    "(a{1000}){1000}" is too large: the library `regex` writes counted repeats out as it compiles.
+    """
+    import regex  # re has no time limit
+
+    check_pattern_size(pattern)
+    try:
+        return regex.compile(pattern, cache_pattern=False)
+    except (regex.error, RecursionError, OverflowError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(str(error)) from None
+
+
+def check_pattern_size(pattern: str) -> None:
+    """Raise ValueError for a pattern that is too large with its counted repeats written out."""
+    if len(pattern) > LARGEST_PATTERN or _written_out(pattern) > LARGEST_PATTERN:
+        raise ValueError(f"with its counted repeats it has more than {LARGEST_PATTERN:,} characters")
+    if _LONG_TEXT.search(pattern):
+        raise ValueError("it has 1,000 or more plain characters in a row")
+
+
+def _written_out(pattern: str) -> int:
+    """Return the length of a pattern with the least number of each counted repeat written out, or more."""
+    n_before, n_last, outer = 0, 0, list[int]()  # characters before the last item, and of it
+    for part in _PART.finditer(pattern):
+        text = part[0]
+        if part["least"]:
+            n_last *= _number(part["least"])
+        elif text == "(":
+            outer.append(n_before + n_last)
+            n_before, n_last = 0, 1
+        elif text == ")" and outer:
+            n_last += n_before + 1
+            n_before = outer.pop()
+        else:
+            n_before, n_last = n_before + n_last, len(text)
+        if n_last > LARGEST_PATTERN or (text[0] == "[" and "[" in _ESCAPED.sub("", text[1:])):
+            break
+    else:
+        if not _INTRICATE.search(pattern):
+            return n_before + n_last + sum(outer)
+    if _SPLIT_COUNT.search(pattern):
+        return LARGEST_PATTERN + 1
+    return len(pattern) * math.prod(map(_number, _COUNT.findall(pattern)))
+
+
+def _number(digits: str) -> int:
+    """Return the number of repeats; a long one is cut, and too large all the same."""
+    return max(1, int("".join(digits.split()).lstrip("0")[:9] or "1"))
 
 
 # --- to show ---

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import regex  # re has no time limit
 from msgspec import UnsetType
 
 from heredity.application.calls import is_bare_call
@@ -19,6 +19,10 @@ from heredity.application.spec import Application
 from heredity.application.tools import World, covers
 from heredity.core.errors import UsageError
 from heredity.core.records import Change, Response, Usefulness
+from heredity.core.sanitize import compile_pattern
+
+if TYPE_CHECKING:
+    import regex
 
 PATTERN = "re:"  # begins a phrase that is a regular expression
 READ = 20_000  # characters of a reply that are read
@@ -69,16 +73,16 @@ def phrase_regex(phrase: str) -> str:
         after = r"(?![.,]\d)" if words[-1][-1].isdigit() else ""
         pattern = rf"(?i)(?<![^\W_]){before}{inside}{after}(?![^\W_])"
     try:
-        regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"bad regular expression '{pattern}': {error}") from None
+        compile_pattern(pattern)
+    except ValueError as error:
+        raise ValueError(f"bad regular expression '{pattern[:200]}': {error}") from None
     return pattern
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _compiled(phrase: str) -> regex.Pattern[str]:
     try:
-        return regex.compile(phrase_regex(phrase))
+        return compile_pattern(phrase_regex(phrase))
     except ValueError as error:
         raise UsageError(f"A probe's `useful` is malformed: {error}.", code="bad-pattern") from None
 

@@ -73,6 +73,7 @@ def test_a_technique_may_be_a_baseline(write) -> None:
         (changed(MARKER, ""), 5, "check-missing", ["check"]),
         (changed(MARKER, MARKER + "\ncontinues = 'a b'"), 5, "ways-mixed", []),
         (checked('"pattern", patterns = ["(a"]'), 5, "bad-pattern", []),
+        (checked('"pattern", patterns = ["a{1000000}"]'), 5, "bad-pattern", []),
         (checked('"pattern", patterns = ["Say"]'), 5, "pattern-matches-prompt", []),
         (checked('"pattern"'), 5, "patterns-missing", ["patterns"]),
         (checked('"patern"'), 9, "unknown-choice", ["patern"]),

@@ -7,14 +7,12 @@ each; a pattern that runs out of time decides nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any, ClassVar
-
-import regex  # re has no time limit
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Probe, Response
+from heredity.core.sanitize import compile_pattern
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import evidence, shown_texts
 
@@ -77,15 +75,15 @@ def validate_patterns(probe: Probe, patterns: tuple[str, ...], sample: str) -> N
 def any_match(patterns: Iterable[str], texts: Iterable[str]) -> bool:
     """Whether one of the patterns matches one of the texts. Raises BadCheck for one that takes too long."""
     texts = list(texts)
-    return any(_matches(regex.compile(pattern), text) for pattern in patterns for text in texts)
+    return any(_matches(compile_pattern(pattern), text) for pattern in patterns for text in texts)
 
 
 def verify_pattern(pattern: str) -> None:
-    """Raise BadCheck if the text is not a regular expression."""
+    """Raise BadCheck if the text is not a regular expression, or too large a one."""
     try:
-        regex.compile(pattern)
-    except regex.error as error:
-        raise BadCheck(f"bad regular expression '{pattern}': {error}", code="bad-pattern") from None
+        compile_pattern(pattern)
+    except ValueError as error:
+        raise BadCheck(f"bad regular expression '{pattern[:200]}': {error}", code="bad-pattern") from None
 
 
 def _matches(pattern: Any, text: str) -> bool:
@@ -97,11 +95,10 @@ def _matches(pattern: Any, text: str) -> bool:
         ) from None
 
 
-@lru_cache(maxsize=4096)
 def _compiled(probe: str, patterns: tuple[str, ...]) -> tuple[Any, ...]:
     try:
-        return tuple(regex.compile(p) for p in patterns)
-    except regex.error as error:
+        return tuple(map(compile_pattern, patterns))
+    except ValueError as error:
         raise UsageError(
             f"Probe '{probe}' has a pattern that is no regular expression: {error}", code="bad-pattern"
         ) from None
