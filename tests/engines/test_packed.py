@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from heredity import engines
 from heredity.core.errors import Damaged, Unavailable
 from heredity.core.records import Decoding, Message, Request
+from heredity.engines.formats.packed import packing_of, unpack
 from heredity.engines.formats.packed_write import unpack_folder
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
@@ -118,3 +119,22 @@ def test_tensors_that_do_not_fit_each_other_are_damaged(name: str, tmp_path: Pat
     (tmp_path / "whole").mkdir()
     with raises(Damaged, "packed-damaged", mentions=[base]):
         unpack_folder(tmp_path / "packed", tmp_path / "whole", "bfloat16")
+
+
+@pytest.mark.parametrize("key", ["blocksize", "nested_blocksize"])
+@pytest.mark.parametrize("number", [0, -1, 2**40, 1e400])
+def test_the_size_of_a_block_allocates_nothing(key: str, number: float) -> None:
+    state = {"blocksize": 64, "nested_blocksize": 1, "nested_offset": 0.0, "shape": [8, 8], key: number}
+    data = bytearray(json.dumps(state).encode())
+    tensors = {
+        "m.weight": torch.zeros(32, 1, dtype=torch.uint8), "m.weight.absmax": torch.zeros(1, dtype=torch.uint8),
+        "m.weight.quant_map": torch.ones(16), "m.weight.nested_absmax": torch.ones(1),
+        "m.weight.nested_quant_map": torch.ones(256),
+        "m.weight.quant_state.bitsandbytes__nf4": torch.frombuffer(data, dtype=torch.uint8),
+    }  # fmt: skip
+    packing = packing_of({"quant_method": "bitsandbytes"}, tensors)
+    if number == 2**40:  # one block is as large as its numbers
+        assert unpack(packing, "m", tensors.__getitem__).shape == (8, 8)
+        return
+    with raises(Damaged, "packed-damaged"):
+        unpack(packing, "m", tensors.__getitem__)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heredity.core.errors import Damaged, Unavailable
+from heredity.engines.formats import peft
 from heredity.engines.formats.peft import read_adapter
 from heredity.recipes.merge_adapter import merge
 from tests.support.errors import raises
@@ -196,7 +197,7 @@ def _set(folder: Path, **settings: object) -> Path:
         {"task_type": "SEQ_CLS"},
         {"a_setting_of_tomorrow": True},
         {"alpha_pattern": {"(a+)+b": 3}},
-        {"alpha_pattern": {".*.*.*x": 3}},
+        {"alpha_pattern": {"a{1000}": 3}},
         {"use_dora": True},
         {"lora_bias": True},
         {"modules_to_save": ["lm_head"]},
@@ -219,7 +220,8 @@ def test_an_adapter_of_an_unread_form_says_what_would_work(plain: Path) -> None:
     ("setting", "code"),
     [({"r": 0}, "damaged"), ({"r": 5}, "adapter-rank"), ({"r": 2**40}, "adapter-rank"),
      ({"rank_pattern": {"q_proj": 9}}, "adapter-rank"), ({"lora_alpha": "x"}, "damaged"),
-     ({"alpha_pattern": {"q_proj": "x"}}, "damaged")],
+     ({"alpha_pattern": {"q_proj": "x"}}, "damaged"), ({"r": 10**400}, "damaged"),
+     ({"lora_alpha": 1e300}, "not-finite")],
 )  # fmt: skip
 def test_a_config_that_contradicts_the_tensors_is_damaged(
     plain: Path, setting: dict[str, object], code: str
@@ -249,6 +251,38 @@ def _rewritten(folder: Path, **tensors: torch.Tensor | None) -> Path:
     kept = load_file(path) | {name.replace("__", "."): each for name, each in tensors.items()}
     save_file({name: each for name, each in kept.items() if each is not None}, path)
     return folder
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_takes_long_to_match_is_refused(
+    plain: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peft, "_SECONDS", 0.2)
+    tensors, module = load_file(plain / "adapter_model.safetensors"), "base_model.model." + "a" * 48
+    pair = {
+        f"{module}.lora_{x}.weight": next(t for n, t in tensors.items() if f"lora_{x}" in n) for x in "AB"
+    }
+    save_file(pair, plain / "adapter_model.safetensors")
+    with raises(Unavailable, "unavailable", mentions=["adapter_config.json"]):
+        read_adapter(_set(plain, **{key: {"(aa|a)" * 32 + "c": 8}}))
+
+
+def test_a_config_nested_too_deep_to_read_is_damaged(plain: Path) -> None:
+    (plain / "adapter_config.json").write_text("[" * 200_000 + "]" * 200_000)
+    with raises(Damaged, "config-not-json"):
+        read_adapter(plain)
+
+
+def test_an_update_that_makes_a_model_compute_infinity_is_refused(plain: Path) -> None:
+    tensors = load_file(plain / "adapter_model.safetensors")
+    name = next(each for each in tensors if "lora_B" in each)
+    module = name.partition(".lora_B")[0]
+    for size_a, size_b in ((1.0, 3e38), (6e4, 6e4)):
+        tensors[f"{module}.lora_A.weight"].fill_(size_a)
+        tensors[name].fill_(size_b)
+        save_file(tensors, plain / "adapter_model.safetensors")
+        with raises(Damaged, "not-finite"):
+            read_adapter(plain)
 
 
 def test_values_that_are_no_numbers_are_refused(plain: Path) -> None:

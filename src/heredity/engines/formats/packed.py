@@ -251,23 +251,29 @@ def _bnb_4bit(base: str, take: Take) -> torch.Tensor:
     nested = _optional(take, f"{name}.nested_absmax")
     if nested is not None:
         inner = take(f"{name}.nested_quant_map").float()[scales.long()]
-        n_each = int(state["nested_blocksize"])
-        scales = inner * nested.float().repeat_interleave(n_each)[: len(inner)] + state["nested_offset"]
+        scales = inner * _per_block(nested.float(), len(inner), int(state["nested_blocksize"]))
+        scales = scales + state["nested_offset"]
     shape = [int(n) for n in state["shape"]]
     if not 0 <= len(numbers) - math.prod(shape) <= 1:
         raise ValueError(f"{shape} are not the {len(numbers)} numbers of the tensor")
     numbers = numbers[: math.prod(shape)]
-    n_block = int(state["blocksize"])
-    if math.ceil(len(numbers) / n_block) != scales.numel():
-        raise ValueError(f"{scales.numel()} scales for {len(numbers)} numbers in blocks of {n_block}")
-    return (numbers * scales.float().repeat_interleave(n_block)[: len(numbers)]).reshape(shape)
+    return (numbers * _per_block(scales.float(), len(numbers), int(state["blocksize"]))).reshape(shape)
+
+
+def _per_block(scales: torch.Tensor, n: int, n_block: int) -> torch.Tensor:
+    """Return the scale of each of n numbers, which share one in blocks."""
+    if n_block < 1 or math.ceil(n / n_block) != scales.numel():
+        raise ValueError(f"{scales.numel()} scales for {n} numbers in blocks of {n_block}")
+    return scales[torch.arange(n) // n_block]
 
 
 def unpack(packing: Packing, base: str, take: Take) -> torch.Tensor:
     """Return a matrix in float32. Raises Damaged for tensors that do not fit each other."""
     try:
         return packing.unpack(base, take)
-    except (ValueError, TypeError, KeyError, IndexError, RuntimeError, StopIteration) as error:
+    except (
+        ValueError, TypeError, KeyError, IndexError, RuntimeError, StopIteration, ArithmeticError
+    ) as error:  # fmt: skip
         raise Damaged(
             f"The matrix {base[:80]!r} does not read as packed: {str(error)[:200]}.", code="packed-damaged"
         ) from None

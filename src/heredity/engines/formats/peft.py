@@ -13,20 +13,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import torch
 from safetensors import safe_open
 
 from heredity.core.errors import Damaged, Unavailable
+from heredity.core.sanitize import compile_pattern
 from heredity.engines.formats import peft_experts
 from heredity.engines.formats.peft_experts import Misfit
 from heredity.engines.formats.safetensors_io import read_safetensors
 from heredity.engines.formats.weights import read_json
+
+if TYPE_CHECKING:
+    import regex
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ADVICE = "Merge it with PEFT's merge_and_unload, save the result and adopt that."
@@ -41,7 +46,10 @@ _HARMLESS = frozenset({
 _INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
 _MOST_PATTERNS, _LONGEST_PATTERN = 4096, 300
 _SAFE_PATTERN = re.compile(r"(?:[\w.\\|()\[\]^$-]|(?<=[d.\]])[*+](?![*+?{]))*")
-_MOST_REPEATS = 2  # in one pattern; each may cost a factor of the name's length
+_SECONDS = 20.0  # for the patterns of an adapter on all of its modules
+_LARGEST = 65_504.0  # of fp16: an update beyond it makes a model answer with nothing
+Rank = Annotated[int, msgspec.Meta(gt=0, lt=1 << 62)]
+_Compiled = Sequence[tuple["regex.Pattern[str]", float]]
 _PREFIX = "base_model.model."
 _LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 _BIAS, _MAGNITUDE = ".lora_B.bias", re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
@@ -56,7 +64,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     """The fields of adapter_config.json that change what an adapter computes."""
 
     peft_type: str
-    r: Annotated[int, msgspec.Meta(gt=0)]
+    r: Rank
     lora_alpha: float
     task_type: str | None = None
     bias: Literal["none", "all", "lora_only"] = "none"
@@ -65,21 +73,13 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     lora_bias: bool | None = False
     fan_in_fan_out: bool | None = False
     ensure_weight_tying: bool | None = False
-    rank_pattern: dict[str, Annotated[int, msgspec.Meta(gt=0)]] | None = None
+    rank_pattern: dict[str, Rank] | None = None
     alpha_pattern: dict[str, float] | None = None
     modules_to_save: list[str] | None = None
     target_parameters: list[str] | None = None
     peft_version: str | None = None
     init_lora_weights: bool | str | None = True
     alora_invocation_tokens: list[Annotated[int, msgspec.Meta(ge=0)]] | None = None
-
-    def scale(self, module: str) -> tuple[int, float]:
-        """Return rank and scale of a module: alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter."""
-        if peft_experts.is_of_parameter(module, "weight", self.target_parameters or ()):
-            module += ".weight"  # PEFT matches the name of the parameter
-        rank = _matched(self.rank_pattern, module, self.r)
-        alpha = _matched(self.alpha_pattern, module, self.lora_alpha)
-        return int(rank), alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +214,13 @@ def read_adapter(folder: Path) -> Adapter:
         whole[f"{module}.{kind}"] = tensor
         in_place |= {module} if is_base else set()
     _refuse_missing(path, config, parts, whole)
+    scales = _Scales(folder / CONFIG, config)
     try:
-        low_rank = dict(_of_experts(parts, config))
+        low_rank = dict(_of_experts(parts, config, scales))
     except Misfit as error:
         raise Unavailable(f"{path}: {error}. {ADVICE}") from None
-    low_rank |= {module: _low_rank(path, module, each, config) for module, each in parts.items()}
+    low_rank |= {module: _low_rank(path, module, each, config, scales) for module, each in parts.items()}
+    _refuse_overflow(path, low_rank)
     saved = [each for each in whole if _is_embedding(each.rpartition(".")[0])]
     keeps = bool(config.ensure_weight_tying) or any(n.rpartition(".")[0] in in_place for n in saved)
     invocation = tuple(config.alora_invocation_tokens or ())
@@ -334,30 +336,35 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 tensor: torch.Tensor = file.get_tensor(name)
                 if not tensor.is_floating_point():
                     raise Damaged(f"{path}: {name[:80]!r} has the type {tensor.dtype}.")
-                if not bool(torch.isfinite(tensor.float()).all()):
-                    raise Damaged(f"{path}: {name[:80]!r} holds NaN or infinity.", code="not-finite")
+                if not bool((tensor.float().abs() <= _LARGEST).all()):
+                    raise Damaged(
+                        f"{path}: {name[:80]!r} holds NaN, infinity or a number above {_LARGEST:,.0f}.",
+                        code="not-finite",
+                    )
                 yield name.removeprefix(_PREFIX), tensor
     except (OSError, ValueError, RuntimeError) as error:
         raise Damaged(f"{path}: cannot be read ({error}).") from None
 
 
 def _of_experts(
-    parts: dict[str, dict[str, torch.Tensor]], config: AdapterConfig
+    parts: dict[str, dict[str, torch.Tensor]], config: AdapterConfig, scales: _Scales
 ) -> Iterator[tuple[str, LowRank]]:
     """Take the stacks of experts out of an adapter's parts, and yield the update of each expert's matrix."""
     version = config.peft_version or ""
     for stack in peft_experts.take_stacks(parts, config.target_parameters or (), version):
-        rank, scale = config.scale(f"{stack.module}.{stack.parameter}")
+        rank, scale = scales.of(f"{stack.module}.{stack.parameter}")
         for module, a, b in peft_experts.of_each_expert(stack, rank):
             yield module, LowRank(a, b, scale)
 
 
-def _low_rank(path: Path, module: str, parts: Mapping[str, torch.Tensor], config: AdapterConfig) -> LowRank:
+def _low_rank(
+    path: Path, module: str, parts: Mapping[str, torch.Tensor], config: AdapterConfig, scales: _Scales
+) -> LowRank:
     """Return the update of a module. Raises Damaged if its tensors do not go together."""
     if not {"A", "B"} <= parts.keys() or parts["A"].ndim != 2 or parts["B"].ndim != 2:
         raise Damaged(f"{path}: not the matrices A and B of an adapter: {module[:80]}.")
     a, b, magnitude = parts["A"], parts["B"], parts.get("magnitude")
-    rank, scale = config.scale(module)
+    rank, scale = scales.of(module)
     if not len(a) == b.shape[1] == rank:
         raise Damaged(
             f"{path}: {module[:80]} has the rank {len(a)} and {b.shape[1]}, and {CONFIG} says {rank}.",
@@ -371,6 +378,19 @@ def _low_rank(path: Path, module: str, parts: Mapping[str, torch.Tensor], config
         a, b, scale, parts.get("bias"), None if magnitude is None else magnitude.flatten(),
         is_transposed=is_embedding or bool(config.fan_in_fan_out),
     )  # fmt: skip
+
+
+def _refuse_overflow(path: Path, low_rank: Mapping[str, LowRank]) -> None:
+    """Raise Damaged if a number of an update can be so large that the model computes infinity."""
+    for module, low in low_rank.items():
+        rows, largest = low.b.abs().sum(1), low.a.abs().flatten()
+        reach = float(rows.max()) * float(largest.max()) if len(rows) and len(largest) else 0.0
+        if not abs(low.scale) * max(1.0, reach) <= _LARGEST:
+            raise Damaged(
+                f"{path}: the update of {module[:80]} can be larger than {_LARGEST:,.0f}, so the model would"
+                f" answer with nothing. Check lora_alpha and the tensors.",
+                code="not-finite",
+            )
 
 
 def _refuse_missing(
@@ -406,22 +426,49 @@ def _check_patterns(path: Path, patterns: Mapping[str, float]) -> None:
     if len(patterns) > _MOST_PATTERNS:
         raise Unavailable(f"{path}: {len(patterns):,} patterns are more than {_MOST_PATTERNS:,}.")
     for pattern in patterns:
-        n_repeats = sum(pattern.count(sign) for sign in "*+")
-        if (
-            len(pattern) > _LONGEST_PATTERN
-            or n_repeats > _MOST_REPEATS
-            or not _SAFE_PATTERN.fullmatch(pattern)
-        ):
+        if len(pattern) > _LONGEST_PATTERN or not _SAFE_PATTERN.fullmatch(pattern):
             raise Unavailable(f"{path}: the pattern {pattern[:80]!r} is too complex to match. {ADVICE}")
         try:
-            re.compile(pattern)
-        except re.error as error:
+            re.compile(pattern)  # PEFT's own reader
+            compile_pattern(pattern)
+        except (re.error, ValueError, RecursionError) as error:
             raise Damaged(f"{path}: the pattern {pattern[:80]!r} does not read ({error}).") from None
 
 
-def _matched(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """Return the value of the first pattern that matches the end of a module's name, as PEFT does."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+class _Scales:
+    """Rank and scale of each module of an adapter, within a limit of time.
+
+    Patterns are matched in the order of the file to the end of a module's name, as PEFT does.
+    """
+
+    def __init__(self, place: Path, config: AdapterConfig) -> None:
+        self._place, self._config = place, config
+        self._ranks, self._alphas = _compiled(config.rank_pattern), _compiled(config.alpha_pattern)
+        self._end = time.monotonic() + _SECONDS
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Return rank and scale: alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter."""
+        config = self._config
+        if peft_experts.is_of_parameter(module, "weight", config.target_parameters or ()):
+            module += ".weight"  # PEFT matches the name of the parameter
+        rank = self._first(self._ranks, module, config.r)
+        alpha = self._first(self._alphas, module, config.lora_alpha)
+        return int(rank), alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+    def _first(self, patterns: _Compiled, module: str, default: float) -> float:
+        """Return the value of the first pattern that matches."""
+        try:
+            for pattern, value in patterns:
+                if (left := self._end - time.monotonic()) <= 0:
+                    raise TimeoutError
+                if pattern.match(module, timeout=left):
+                    return value
+        except TimeoutError:
+            raise Unavailable(
+                f"{self._place}: its patterns take more than {_SECONDS:g} seconds to match. {ADVICE}"
+            ) from None
+        return default
+
+
+def _compiled(patterns: Mapping[str, float] | None) -> _Compiled:
+    return [(compile_pattern(rf"(.*\.)?({each})$"), value) for each, value in (patterns or {}).items()]

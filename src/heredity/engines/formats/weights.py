@@ -447,6 +447,6 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path}: not JSON ({error}).", code="config-not-json") from None
     return value if isinstance(value, dict) else {}
