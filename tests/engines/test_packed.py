@@ -127,7 +127,8 @@ def test_the_size_of_a_block_allocates_nothing(key: str, number: float) -> None:
     state = {"blocksize": 64, "nested_blocksize": 1, "nested_offset": 0.0, "shape": [8, 8], key: number}
     data = bytearray(json.dumps(state).encode())
     tensors = {
-        "m.weight": torch.zeros(32, 1, dtype=torch.uint8), "m.weight.absmax": torch.zeros(1, dtype=torch.uint8),
+        "m.weight": torch.zeros(32, 1, dtype=torch.uint8),
+        "m.weight.absmax": torch.zeros(1, dtype=torch.uint8),
         "m.weight.quant_map": torch.ones(16), "m.weight.nested_absmax": torch.ones(1),
         "m.weight.nested_quant_map": torch.ones(256),
         "m.weight.quant_state.bitsandbytes__nf4": torch.frombuffer(data, dtype=torch.uint8),

@@ -35,7 +35,7 @@ from heredity.engines.formats.static_embeddings import (
     VECTORS,
     holds_static,
 )
-from heredity.engines.formats.tokenizer_files import tokenizer_errors
+from heredity.engines.formats.tokenizer_files import check_tokenizer, tokenizer_errors
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, setting
 
@@ -217,9 +217,11 @@ def _no_encoder(parent: Model) -> UsageError:
 def _tokenizer(parent: Grown) -> Tokenizer:
     from tokenizers import Tokenizer
 
+    path = parent.folder / TOKENIZER
+    check_tokenizer(path)
     try:
         with tokenizer_errors(TOKENIZER):
-            return Tokenizer.from_file(str(parent.folder / TOKENIZER))
+            return Tokenizer.from_file(str(path))
     except ValueError as error:
         raise _unread(parent, error) from None
 

@@ -24,7 +24,7 @@ from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
 from heredity.engines.formats.choice import CROSS_ENCODERS, RANKING, modality_of
-from heredity.engines.formats.tokenizer_files import tokenizer_errors
+from heredity.engines.formats.tokenizer_files import load_tokenizer
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 
@@ -86,7 +86,7 @@ class Reranker:
         self.model = grown.record
         try:
             import torch
-            import transformers
+            import transformers  # noqa: F401 (load_tokenizer needs it)
         except ImportError as error:
             raise Unavailable(
                 f"A reranker needs {error.name}, which is not installed. "
@@ -99,10 +99,7 @@ class Reranker:
         try:
             config = json_of(grown.folder / "config.json")
             _check(config, grown.folder)
-            with tokenizer_errors("its tokenizer"):
-                self._tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-                    grown.folder, **_HERE
-                )
+            self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(grown.folder)
             self._n_tokens = _longest(config, self._tokenizer.model_max_length)
             self._network = _network(grown.folder)
         except MemoryError:  # it says nothing about the files

@@ -26,7 +26,7 @@ from heredity.core.errors import BadInput, Damaged, HeredityError, Unavailable, 
 from heredity.core.readers import json_of
 from heredity.engines.formats.choice import STATIC
 from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
-from heredity.engines.formats.tokenizer_files import tokenizer_errors
+from heredity.engines.formats.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,15 +137,10 @@ def _refuse_other_layers(folder: Path) -> None:
 def _tokenizer(path: Path) -> tuple[Tokenizer, int]:
     """The tokenizer without padding, truncation and special tokens, and the id of its unknown token or -1."""
     try:
-        from tokenizers import Tokenizer
+        found = read_tokenizer(path)
     except ImportError:
         raise Unavailable(f"Static embeddings need tokenizers. {how_to_install('retrieval')}") from None
-    text = path.read_text("utf-8")
-    with tokenizer_errors(f"{TOKENIZER} does not load"):
-        found = Tokenizer.from_str(text)
-    found.no_padding()
-    found.no_truncation()
-    model = json.loads(text)["model"]
+    model = json.loads(path.read_text("utf-8"))["model"]
     unknown = model.get("unk_id")  # of Unigram; the others name the token
     if unknown is None and isinstance(named := model.get("unk_token"), str):
         unknown = found.token_to_id(named)

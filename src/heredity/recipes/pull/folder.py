@@ -19,6 +19,7 @@ from heredity.core.files import explain_full_disk
 from heredity.engines.chat.folder import check_template, template_source
 from heredity.engines.formats.gguf import read_gguf
 from heredity.engines.formats.safetensors_io import INDEX, read_safetensors
+from heredity.engines.formats.tokenizer_files import NAMES, check_tokenizer
 
 WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
@@ -158,6 +159,8 @@ def _check_file(path: Path, is_adapter: bool) -> None:
         )
     elif path.suffix == ".json":
         _refuse_code(path, _decode(path))
+        if path.match(NAMES):
+            check_tokenizer(path, is_tried=True)
     elif path.suffix == ".model":
         _refuse_pickle(path)
     else:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from heredity.core import host
 from heredity.core.errors import Damaged, Unavailable, how_to_install
+from heredity.engines.formats.tokenizer_files import read_tokenizer
 from heredity.redteam.judges.learned.model import BASE, Floats, PairLogits, complies
 from heredity.redteam.judges.learned.voices import readings
 from heredity.redteam.text import without_thought
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
     from torch import nn
     from transformers import BertConfig, BertModel
 
@@ -46,11 +46,7 @@ class PairTokenizer:
     """Cuts a request and an answer to tokens."""
 
     def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = read_tokenizer(folder / "tokenizer.json")
 
     def pair(self, prompt: str, text: str) -> PairIds:
         """The tokens of a pair; `prompt` may be ""."""
