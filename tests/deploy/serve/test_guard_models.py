@@ -151,10 +151,10 @@ class Noting(Batched):
 def test_a_guard_reads_the_texts_of_each_key_as_those_of_one_caller() -> None:
     guard = Noting()
     with guarded(guard, "user", keys=("a", "b")) as address:
-        for key in "aab":
-            ask(address, key=key)
-    first, *asked = guard.callers
-    assert first == "" and asked[0] == asked[1] != asked[2] and all(asked)
+        for text, key in enumerate("aab"):
+            ask(address, f"question {text}", key=key)
+    *_, one, again, other = guard.callers
+    assert one == again != other and one and other
 
 
 class Scored(Batched):
