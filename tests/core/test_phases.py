@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from heredity.core.progress import PREPARE, Progress, Reporter, about, phase
+from heredity.core.progress import PREPARE, Progress, Reporter, TimeSpan, about, phase
 from heredity.core.terminal import Display, QuietConsole, err, note, phase_words, wrapped, write
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -103,8 +103,8 @@ def test_a_reporter_serves_the_thread_that_set_the_watch() -> None:
         (event("measuring widths", 6, 6), "measuring widths 6 of 6"),
         (event("converting", 120, 272, unit="tensors"), "converting 120 of 272 tensors"),
         (
-            event("converting", 120, 272, unit="tensors", per_second=14.2, seconds_left=10.7),
-            "converting 120 of 272 tensors  14.2/s  11 s left",
+            event("converting", 120, 272, unit="tensors", per_second=14.2, seconds_left=TimeSpan(70, 100)),
+            "converting 120 of 272 tensors  14.2/s  1 to 2 min left",
         ),
         (event("converting", 9, 9, unit="tensors", per_second=14.2), "converting 9 of 9 tensors"),
     ],
@@ -151,8 +151,16 @@ def test_after_a_phase_a_terminal_shows_the_step_again() -> None:
 
 @pytest.mark.usefixtures("_narrow")
 def test_a_long_name_is_cut_so_that_no_word_of_the_phase_breaks() -> None:
-    words = "converting 120 of 272 tensors  14.2/s  11 s left"
-    long = event("converting", 120, 272, "a-model-" * 20, unit="tensors", per_second=14.2, seconds_left=11.0)
+    words = "converting 120 of 272 tensors  14.2/s  1 to 2 min left"
+    long = event(
+        "converting",
+        120,
+        272,
+        "a-model-" * 20,
+        unit="tensors",
+        per_second=14.2,
+        seconds_left=TimeSpan(70, 100),
+    )
     lines = drawn(long)
     assert lines[-1].endswith(words) and "…" in lines[-1]
     assert max(map(len, lines)) <= 80

@@ -38,7 +38,7 @@ store, seen = Store(Path(root)), []
 def watch(at):
     if at.step == "read":
         seen.append(at.n_done)
-        assert at.n_total > 3 and at.per_second > 0 and at.seconds_left >= 0
+        assert at.n_total > 3 and at.per_second > 0 and at.seconds_left is None
         if len(seen) == int(n_read):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -38,7 +38,7 @@ def begun(store: Path, name: str = "tuned") -> Path:
     (folder / "training.jsonl").write_bytes(rows(30))
     recipe = RecipeRecord("lora", {"steps": 90, "note": name})
     (folder / RUN).write_bytes(encode(RunInProgress(name, recipe, ("d" * 32,), "2026-01-02T03:04:05")))
-    shown = {"n_done": 30, "n_steps": 90, "per_second": 512.4, "seconds_left": 240}
+    shown = {"n_done": 30, "n_steps": 90, "per_second": 512.4, "seconds_left": [200, 290]}
     (folder / "progress.json").write_text(json.dumps(shown))
     return folder
 
@@ -71,7 +71,7 @@ def test_a_store_whose_first_training_runs_is_shown(tmp_path: Path) -> None:
 def test_a_run_under_way_shows_its_loss_speed_and_time_left(tmp_path: Path) -> None:
     with Lock(begun(tmp_path)):
         page = page_of(tmp_path).render(f"/training/{KEY}")
-    for part in ("running", "30 of 90 steps", "512 tokens/s", "about 4 min left", "300 tokens read", "tuned"):
+    for part in ("running", "30 of 90 steps", "512 tokens/s", "3 to 5 min left", "300 tokens read", "tuned"):
         assert part in page, part
     assert page.count("<polyline") == 1 and len(re.findall(r'<th scope="row">', page)) == 20
     assert '<th scope="row">0</th>' in page and '<th scope="row">29</th>' in page

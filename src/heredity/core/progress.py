@@ -10,16 +10,19 @@ Leaves to others: doing the work, and showing its progress (terminal.py).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
 EVERY_SECONDS = 0.1
-WINDOW_SECONDS = 30.0  # the rate is that of the last half minute: models differ in speed ...
-ENOUGH = 10  # ... or of as many items, if they took longer; before them no rate is known
+PATIENCE_SECONDS = 60.0  # of running, before which no time left is given
+_TENTH, _WORTH = 0.1, 5.0  # an expectation is worth a tenth of the items, and at most this many
+_SPREADS = (0.3, 0.35)  # logarithmic, of what the items of one cause have in common, and of one item's time
+_DRIFT, _WIDE = 0.12, 1.28  # the load of a machine changes; eight in ten runs end within the range
 
 PREPARE = "prepare"  # the step of all phases
 
@@ -42,7 +45,7 @@ class ModelProgress(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The progress of a step. `n_done` includes what earlier runs did; `per_second` is recent."""
+    """The progress of a step. `n_done` includes what earlier runs did; `per_second` is of this run."""
 
     step: str  # "ask", "judge", "estimate"; "train"; "read", "write" (by a teacher); "download"
     model: str  # what the step is about: the model being asked, the file being fetched; "" if nothing
@@ -51,7 +54,7 @@ class Progress(NamedTuple):
     n_errors: int = 0
     n_cached: int = 0
     per_second: float = 0.0  # of `unit`; 0.0: not known
-    seconds_left: float | None = None  # None: not known yet
+    seconds_left: TimeSpan | None = None  # until the whole run is over; None: not known yet
     unit: Unit = "trials"
     loss: float | None = None  # of a training's last step
     n_workers: int = 0  # 0: this process does the work
@@ -65,41 +68,242 @@ _Item = TypeVar("_Item")
 _Done = TypeVar("_Done")
 
 
-class Meter:
-    """Counts trials, or the parts of a phase, and calls the watch."""
+class TimeSpan(NamedTuple):
+    """Seconds, at best and at worst."""
+
+    low: float
+    high: float
+
+
+def time_words(seconds: tuple[float, float]) -> str:
+    """Seconds at best and at worst in words: `2 to 9 min`."""
+    low, high = seconds
+    if high < 60:
+        return "under 1 min"
+    if high < 5400:
+        least, most = math.floor(low / 60), math.ceil(high / 60)
+        return f"{least} to {most} min" if least else f"under {most} min"
+    return f"{low / 3600:.1f} to {high / 3600:.1f} h"
+
+
+class Work(NamedTuple):
+    """Items of a run that take about the same time each.
+
+    seconds: expected for one item; None: not known. causes: what this time depends on, such as a model and an
+    attack. What is seen of one part of the work counts for the others with the same cause.
+    """
+
+    n: float
+    seconds: TimeSpan | None = None
+    causes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Part:
+    work: Work
+    n: float  # left of `work.n` when this run began
+    n_done: float = 0.0
+    n_open: int = 0
+    spent: float = 0.0
+
+    @property
+    def worked(self) -> float:
+        """Items; one that is under way is half done, on average."""
+        return min(self.n, self.n_done + self.n_open / 2)
+
+    @property
+    def expected(self) -> float:
+        """Seconds of an item."""
+        known = self.work.seconds
+        return math.sqrt(known.low * known.high) if known else self.spent / max(self.worked, 1e-9)
+
+
+class TimeLeft:
+    """The time left of a run: what was expected of each part of its work, corrected by what was seen.
+
+    left = TimeLeft({"a": Work(300, TimeSpan(0.1, 0.9), ("a",)), "b": Work(300, TimeSpan(0.4, 3.0), ("b",))})
+    left.begin("a"); left.end("a"); left.span()
+
+    Time is shared out among the items that are under way. The time of an item is the expected one, times a
+    factor of each of its causes: how much more than expected was spent on the parts with that cause. Each
+    factor begins at 1, which counts as much as a tenth of the items, and at most as five.
+    """
 
     def __init__(
-        self, watch: Watch | None, step: str, n_total: int, phase: str = "", unit: Unit = "trials"
+        self, work: Mapping[Hashable, Work], clock: Callable[[], float] = lambda: time.monotonic()
+    ) -> None:
+        self._parts = {key: _Part(each, each.n) for key, each in work.items()}
+        self._clock = clock
+        self._start = self._now = clock()
+        self._alone: Hashable | None = None
+        self._idle = 0.0  # seconds in which nothing was under way, since the last item
+
+    def had(self, key: Hashable, n: float = 1) -> None:
+        """Count items that this run has not to do."""
+        self._parts[key].n -= n
+
+    def only(self, key: Hashable | None) -> None:
+        """Charge all time to this part from now on: one item of it is under way. None: this is over."""
+        self._charge()
+        self._idle = 0.0
+        if self._alone is not None:
+            self.end(self._alone)
+        self._alone = key
+        if key is not None:
+            self.begin(key)
+
+    def begin(self, key: Hashable) -> None:
+        """Note that an item is under way."""
+        self._charge()
+        self._parts[key].n_open += 1
+
+    def end(self, key: Hashable) -> None:
+        """Note that an item is done. If nobody noted its beginning, it took the time since the last event."""
+        part = self._parts[key]
+        self.cancel(key)
+        part.n_done, part.spent = part.n_done + 1, part.spent + self._idle
+        self._idle = 0.0
+
+    def advance(self, key: Hashable, n: float = 1) -> None:
+        """Note that items are done, of a part that is under way all the time."""
+        self._charge()
+        self._parts[key].n_done += n
+
+    def cancel(self, key: Hashable) -> None:
+        """Note that an item is no longer under way."""
+        self._charge()
+        self._parts[key].n_open = max(0, self._parts[key].n_open - 1)
+
+    def reached(self, key: Hashable, n_done: float, spent: float) -> None:
+        """Set what this run did of a part, and the seconds that it took."""
+        self._parts[key].n_done, self._parts[key].spent = n_done, spent
+
+    def keep(self, causes: Iterable[str]) -> None:
+        """Note that of the parts with causes in common, only those with one of these are still worked on."""
+        wanted = {*causes}
+        for part in self._parts.values():
+            if len(part.work.causes) > 1 and not wanted & {*part.work.causes}:
+                part.n = part.n_done
+
+    def per_second(self, cause: str) -> float:
+        """The items with this cause that a second gets done, in this run so far; 0.0 if none was done."""
+        self._charge()
+        some = self._having(cause)
+        spent = sum(part.spent for part in some)
+        return sum(part.worked for part in some) / spent if spent and any(p.n_done for p in some) else 0.0
+
+    def _having(self, cause: str) -> list[_Part]:
+        return [part for part in self._parts.values() if cause in part.work.causes]
+
+    def span(self) -> TimeSpan | None:
+        """The seconds left, for a reader; None in the first minute, and while nothing is known of a part."""
+        self._charge()
+        return self.estimate() if self._now - self._start >= PATIENCE_SECONDS else None
+
+    def estimate(self) -> TimeSpan | None:
+        """The seconds left, at best and at worst; None while nothing is known of a part."""
+        parts = [part for part in self._parts.values() if part.n > 0]
+        if any(part.work.seconds is None and not part.n_done for part in parts):
+            return None
+        factors = _factors(parts)
+        left, by_cause, variance = 0.0, dict[str, float](), 0.0
+        for place, part in enumerate(parts):
+            seconds = part.expected * math.prod(factors[each][0] for each in _causes(place, part))
+            ahead = max(0.0, part.n - part.worked) * seconds
+            left += ahead
+            variance += (ahead * _SPREADS[1]) ** 2 / (1 + part.worked)
+            for each in _causes(place, part):
+                by_cause[each] = by_cause.get(each, 0.0) + ahead
+        variance += sum((ahead * _SPREADS[0] * factors[each][1]) ** 2 for each, ahead in by_cause.items())
+        spread = _WIDE * math.hypot(_DRIFT, math.sqrt(variance) / left if left else 0.0)
+        return TimeSpan(left * math.exp(-spread), left * math.exp(spread))
+
+    def _charge(self) -> None:
+        """Share the time since the last event out among the items under way."""
+        now = self._clock()
+        seconds, self._now = now - self._now, now
+        if self._alone is not None:
+            self._parts[self._alone].spent += seconds
+            return
+        n_open = sum(part.n_open for part in self._parts.values())
+        if not n_open:
+            self._idle += seconds
+        for part in self._parts.values() if n_open else ():
+            part.spent += seconds * part.n_open / n_open
+
+
+def _causes(place: int, part: _Part) -> tuple[str, ...]:
+    return ("", *part.work.causes, f"\0{place}")  # "": the machine; the last: this part by itself
+
+
+def _factors(parts: list[_Part]) -> dict[str, tuple[float, float]]:
+    """By cause: seconds spent over seconds expected, and how uncertain it is (1.0: nothing was seen)."""
+    having = dict[str, list[tuple[_Part, tuple[str, ...]]]]()
+    for place, part in enumerate(parts):
+        for cause in _causes(place, part):
+            having.setdefault(cause, []).append((part, _causes(place, part)))
+    found = dict.fromkeys(having, (1.0, 1.0))
+    for _ in range(4):
+        for cause, some in having.items():
+            spent = sum(part.spent for part, _ in some)
+            n, n_all = sum(part.worked for part, _ in some), sum(part.n for part, _ in some)
+            expected = sum(
+                part.worked * part.expected * math.prod(found[each][0] for each in causes if each != cause)
+                for part, causes in some
+            )
+            worth = min(_WORTH, _TENTH * n_all)
+            mean = sum(part.n * part.expected for part, _ in some) / n_all
+            prior = worth * (expected / n if n else mean)
+            found[cause] = ((prior + spent) / (prior + expected), math.sqrt(worth / (worth + n)))
+    return found
+
+
+class Meter:
+    """Counts trials, or the parts of a phase, and calls the watch.
+
+    left: of the whole run; None: of this step. part: of the run, that the meter counts one by one; None: the
+    parts are named with each item.
+    """
+
+    def __init__(
+        self,
+        watch: Watch | None,
+        step: str,
+        n_total: int,
+        phase: str = "",
+        unit: Unit = "trials",
+        left: TimeLeft | None = None,
+        part: Hashable = None,
     ) -> None:
         self._phase, self._unit = phase, unit
         self._watch, self._step, self._n_total = watch, step, n_total
         self._model = ""
         self._n_done = self._n_errors = self._n_cached = 0
         self._last = 0.0
-        self._recent: deque[tuple[float, int]] = deque()
+        if left is None:
+            left, part = TimeLeft({step: Work(n_total, None, (step,))}), step
+        self.left, self._part = left, part
         self._n_workers, self._n_starting, self._models = 0, 0, tuple[ModelProgress, ...]()
+        if part is not None:
+            left.begin(part)
 
-    def had(self, is_error: bool = False, is_cached: bool = False) -> None:
-        """Count one that an earlier run did."""
-        self._n_done += 1
-        self._n_errors += is_error
-        self._n_cached += is_cached
+    def had(self, is_error: bool = False, is_cached: bool = False, part: Hashable = None) -> None:
+        """Count one that an earlier run did. part: of the run, if the meter has none of its own."""
+        self._count(is_error, is_cached)
+        self.left.had(self._part if part is None else part)
 
     def of(self, model: str) -> None:
-        """Count for this model from now on; the rate starts again."""
+        """Count for this model from now on."""
         self._model = model
-        self._recent.clear()
         self._report(time.monotonic())
 
-    def begin(self) -> None:
-        """Count the rate from now on, if none was done yet: the first one begins, and all is loaded."""
-        if not self._n_recent:
-            self._recent.clear()
-            self._report(time.monotonic())
-
-    def tick(self, is_error: bool = False, is_cached: bool = False) -> None:
-        """Count one that was done now."""
-        self.had(is_error, is_cached)
+    def tick(self, is_error: bool = False, is_cached: bool = False, part: Hashable = None) -> None:
+        """Count one that was done now. part: of the run, if the meter has none of its own."""
+        self._count(is_error, is_cached)
+        if part is None:
+            self.left.advance(self._part)
+        else:
+            self.left.end(part)
         if self._watch is not None:
             now = time.monotonic()
             if now - self._last >= EVERY_SECONDS:
@@ -108,6 +312,7 @@ class Meter:
     def reached(self, n_done: int) -> None:
         """Set the count to what is done by now."""
         if n_done > self._n_done:
+            self.left.advance(self._part, n_done - 1 - self._n_done)  # `tick` counts the last one
             self._n_done = n_done - 1
             self.tick()
 
@@ -132,31 +337,27 @@ class Meter:
     def _doing(self) -> tuple[int, ...]:
         return (self._n_starting, *(model.n_loading for model in self._models))
 
-    @property
-    def _n_recent(self) -> int:
-        """The items that the rate is of."""
-        return self._n_done - self._recent[0][1] if self._recent else 0
-
     def spare(self, n: int) -> None:
         """Take `n` off the total: they are not needed."""
         self._n_total -= n
+        if self._part is not None:
+            self.left.had(self._part, n)
 
     def close(self) -> None:
         """Report the end of the step."""
+        if self._part is not None:
+            self.left.cancel(self._part)
         self._report(time.monotonic())
+
+    def _count(self, is_error: bool, is_cached: bool) -> None:
+        self._n_done += 1
+        self._n_errors += is_error
+        self._n_cached += is_cached
 
     def _report(self, now: float) -> None:
         if self._watch is None:
             return
         self._last = now
-        if not self._recent or self._n_done > self._recent[-1][1]:
-            self._recent.append((now, self._n_done))
-        while len(self._recent) > 1 and self._is_enough(now, *self._recent[1]):
-            self._recent.popleft()
-        seconds, n_recent = now - self._recent[0][0], self._n_recent
-        # The first answers come late and together: a rate from a few of them would promise hours.
-        rate = n_recent / seconds if n_recent >= ENOUGH and seconds else 0.0
-        left = (self._n_total - self._n_done) / rate if rate else None
         self._watch(
             Progress(
                 self._step,
@@ -165,8 +366,8 @@ class Meter:
                 self._n_total,
                 self._n_errors,
                 self._n_cached,
-                rate,
-                left,
+                self.left.per_second(self._model if self._part is None and self._model else self._step),
+                self.left.span(),
                 self._unit,
                 n_workers=self._n_workers,
                 n_starting=self._n_starting,
@@ -175,28 +376,48 @@ class Meter:
             )
         )
 
-    def _is_enough(self, now: float, then: float, n_then: int) -> bool:
-        """Whether what was done since `then` gives a rate."""
-        return now - then >= WINDOW_SECONDS and self._n_done - n_then >= ENOUGH
+
+class TrialMeter(Meter):
+    """Counts the trials of a study, whose time left has a part for each `n_per_part` of them in a row."""
+
+    def __init__(self, watch: Watch | None, n_total: int, left: TimeLeft, n_per_part: int) -> None:
+        super().__init__(watch, "ask", n_total, left=left)
+        self.n_per_part = n_per_part
+
+    def begun(self, indices: Iterable[int]) -> Iterator[int]:
+        """Trials that are about to be asked."""
+        for index in indices:
+            self.left.begin(index // self.n_per_part)
+            yield index
+
+    def answered(self, index: int, is_error: bool, is_cached: bool, is_outside: bool) -> None:
+        """Count a trial; one outside of its attack's scope was not asked."""
+        part = index // self.n_per_part
+        if is_outside:
+            self.left.cancel(part)
+            return
+        if is_cached:  # it took no work
+            self.left.had(part)
+            self.left.advance(part, -1)
+        self.tick(is_error, is_cached, part)
 
 
 class ByteRate:
-    """The rate of a download over the last half minute."""
+    """The rate and the time left of a download; what was there before it is no part of them."""
 
     def __init__(self) -> None:
-        self._what, self._marks = "", list[tuple[float, int]]()
+        self._what, self._n, self._left = "", 0, TimeLeft({})
 
-    def of(self, progress: Progress) -> float:
-        """Bytes per second of this run; 0.0 until it is known."""
-        done, now = progress.n_done, time.monotonic()
-        if progress.model != self._what or (self._marks and done < self._marks[-1][1]):
-            self._what, self._marks = progress.model, []
-        if not self._marks or now - self._marks[-1][0] >= 0.5:
-            self._marks.append((now, done))
-            while len(self._marks) > 2 and now - self._marks[1][0] > WINDOW_SECONDS:
-                del self._marks[0]
-        then, was = self._marks[0]
-        return (done - was) / (now - then) if now - then >= 0.5 else 0.0
+    def of(self, progress: Progress) -> tuple[float, TimeSpan | None]:
+        """Bytes per second of this run, and the seconds left; 0.0 and None until they are known."""
+        done = progress.n_done
+        if progress.model != self._what or done < self._n:
+            self._what, self._n = progress.model, done
+            self._left = TimeLeft({"": Work(progress.n_total - done, None, ("",))})
+            self._left.begin("")
+        self._left.advance("", done - self._n)
+        self._n = done
+        return self._left.per_second(""), self._left.span()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heredity.core import registry
-from heredity.core.progress import PREPARE, ByteRate, ModelProgress, Progress, Watch
+from heredity.core.progress import PREPARE, ByteRate, ModelProgress, Progress, TimeSpan, Watch, time_words
 from heredity.core.records import Estimate, encode
 from heredity.core.sanitize import plain, shorten
 
@@ -215,15 +215,6 @@ def percent(estimate: Estimate) -> str:
     return f"{value} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
-def clock(seconds: float) -> str:
-    """`47 s`, `3:07`, `1:02:09`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
 def size(n_bytes: int) -> str:
     """Bytes in decimal units, as package indexes write them."""
     amount = float(n_bytes)
@@ -281,7 +272,7 @@ class Display:
         self.screen, self._patience = screen or QuietConsole(sys.stderr), patience
         self._bar = _bar(self.screen) if self.screen.is_terminal else None
         self._task = None if self._bar is None else self._bar.add_task("", total=None, visible=False)
-        self._step = self._line = self._printed = ""
+        self._step = self._line = self._last = self._printed = ""
         self._phases = set[str]()  # that have their plain line
         self._waiting = list[threading.Timer]()  # for the plain lines of phases that are not over
         self._open = list[_Drawn]()  # the phases that are not over, the innermost last
@@ -320,24 +311,28 @@ class Display:
         if progress.step == PREPARE:
             self._prepare(progress)
             return
+        last = None
         if progress.unit == "bytes":
-            words, step = _byte_words(progress, self._bytes.of(progress)), progress.model
-        elif progress.unit == "tokens":
-            words, step = _training_words(progress), progress.model or progress.step
+            words, step = _byte_words(progress, *self._bytes.of(progress)), progress.model
         else:
-            words = trial_words(progress)
+            say = _training_words if progress.unit == "tokens" else trial_words
+            words, last = say(progress), say(progress._replace(seconds_left=None))
+        if progress.unit == "tokens":
+            step = progress.model or progress.step
+        elif progress.unit != "bytes":
             workers = f"with {progress.n_workers} workers" if progress.n_workers else progress.model
             step = f"{_VERBS.get(progress.step, progress.step)} {workers}".strip()
-        self.show(step, progress.n_done, progress.n_total, words)
+        self.show(step, progress.n_done, progress.n_total, words, last)
 
-    def show(self, step: str, done: int, total: int, words: str) -> None:
-        """Show the progress of `step`. A new step leaves the last line of the one before on the screen."""
+    def show(self, step: str, done: int, total: int, words: str, last: str | None = None) -> None:
+        """Show the progress of `step`. A new step leaves the line of the one before, in its `last` words."""
         self._open.clear()  # what is around a step is not shown again
         self._forget_waiting(0)
         if is_new := step != self._step:
             self._finish()
             self._step = step
         self._line = f"{shorten(step, 60)}  {words}"
+        self._last = f"{shorten(step, 60)}  {words if last is None else last}"
         if self._bar is not None:
             room = self.screen.width - (76 if self.screen.width >= _WIDE else 46)
             self._drawn = _Drawn(shorten(step, max(16, min(44, room))), words, done, total)
@@ -403,6 +398,7 @@ class Display:
         return self
 
     def _finish(self) -> None:
+        self._line = self._last  # a step that is over has no time left
         if self._line != self._printed:
             self._print()
 
@@ -434,7 +430,7 @@ def trial_words(progress: Progress) -> str:
 
 
 def phase_words(progress: Progress) -> str:
-    """`loading`, `measuring widths 3 of 6`, `converting 120 of 272 tensors  14/s  11 s left`."""
+    """`loading`, `measuring widths 3 of 6`, `converting 120 of 272 tensors  14/s  2 to 3 min left`."""
     if not progress.n_total:
         return progress.phase
     n_done, n_total = progress.n_done, progress.n_total
@@ -448,7 +444,7 @@ def _pace(progress: Progress) -> list[str]:
     """The rate and the time left, as far as they are known."""
     rate, left = progress.per_second, progress.seconds_left
     parts = [f"{rate:,.{_digits(rate)}f}/s"] if rate else []
-    return parts if left is None else [*parts, f"{clock(left)} left"]
+    return parts if left is None else [*parts, f"{time_words(left)} left"]
 
 
 def _model_words(model: ModelProgress) -> str:
@@ -461,20 +457,22 @@ def _model_words(model: ModelProgress) -> str:
 
 
 def _training_words(progress: Progress) -> str:
-    """`12/40  loss 2.310  1,234 tokens/s  1:05 left`, as far as it is known."""
+    """`12/40  loss 2.310  1,234 tokens/s  2 to 3 min left`, as far as it is known."""
     parts = [f"{progress.n_done:,}/{progress.n_total:,}"]
     parts += [] if progress.loss is None else [f"loss {progress.loss:.3f}"]
     if progress.per_second:
-        parts += [f"{progress.per_second:,.0f} tokens/s", f"{clock(progress.seconds_left or 0.0)} left"]
+        parts.append(f"{progress.per_second:,.0f} tokens/s")
+    if progress.seconds_left is not None and progress.n_done < progress.n_total:
+        parts.append(f"{time_words(progress.seconds_left)} left")
     return "  ".join(parts)
 
 
-def _byte_words(progress: Progress, rate: float) -> str:
-    """`95.0 MB of 100 MB  250 kB/s  20 s left`."""
+def _byte_words(progress: Progress, rate: float, left: TimeSpan | None) -> str:
+    """`95.0 MB of 100 MB  250 kB/s  2 to 3 min left`."""
     done, total = progress.n_done, progress.n_total
     words = f"{size(done)} of {size(total)}" if total else size(done)
     if total and rate > 0 and done < total:
-        words += f"  {size(int(rate))}/s  {clock((total - done) / rate)} left"
+        words += f"  {size(int(rate))}/s" + (f"  {time_words(left)} left" if left else "")
     return words
 
 

@@ -7,7 +7,6 @@ Leaves to others: the questions (study/duration.py, evals/), and the speed of se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -63,14 +62,3 @@ def speeds_of(models: Iterable[Grown], store: Path) -> dict[str, ModelSpeed]:
         each.id: ModelSpeed(sum(file.bytes for file in each.files), tuned_speed(store / "tuning" / each.id))
         for each in (grown.record for grown in models)
     }
-
-
-def time_words(seconds: tuple[float, float]) -> str:
-    """The time at best and at worst: `2 to 9 min`."""
-    low, high = seconds
-    if high < 60:
-        return "under 1 min"
-    if high < 5400:
-        at_most = f"{math.ceil(high / 60)} min"
-        return f"{low / 60:.0f} to {at_most}" if low >= 30 else f"under {at_most}"
-    return f"{low / 3600:.1f} to {high / 3600:.1f} h"

@@ -9,7 +9,7 @@ Leaves to others: which studies were earlier (forecast.py), and the money (usage
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import UnsetType
@@ -17,9 +17,11 @@ from msgspec.structs import replace
 
 from heredity.application.guards import load_guard
 from heredity.core.errors import HeredityError
+from heredity.core.progress import TimeLeft, TimeSpan, Work
 from heredity.core.records import Message, Request
 from heredity.lineage.speeds import ModelSpeed, speed_seconds
 from heredity.redteam import attacks
+from heredity.study.outcomes import in_scope
 from heredity.study.plan import Plan, PlannedModel, read_plan
 from heredity.study.storage import run_records
 
@@ -30,6 +32,10 @@ _TO_READ = 0.6  # of the time of a token that is written: one of a prompt that n
 _MODELS_OF_SEARCH = ("embed", "embed_id", "rerank", "rerank_id", "candidates")  # a forecast loads no model
 _LETTERS = 4  # of a token, about
 _OF_MEASURED = (0.8, 1.3)  # of the time of an earlier study
+# Seconds of what comes around the answers. A model is loaded, and its batch widths may have to be measured.
+_AT_ONCE, _LOAD, _MEASURE = TimeSpan(0.05, 1.0), TimeSpan(3.0, 15.0), TimeSpan(20.0, 120.0)
+_JUDGE, _ESTIMATE = TimeSpan(0.001, 0.02), TimeSpan(2.0, 15.0)  # a row by rules; estimates and report
+_LEAST = 1e-4  # of a trial of a scripted model
 
 
 def expected_seconds(
@@ -39,6 +45,38 @@ def expected_seconds(
 
     earlier: folders of studies in the same application. speeds: by model id.
     """
+    each, source = _of_requests(plan, earlier, speeds)
+    n = n_requests(plan)
+    low, high = (sum(span[end] for span in each) * n for end in (0, 1))
+    return (round(low, 1), round(high, 1)), source
+
+
+def time_left(plan: Plan, earlier: Sequence[Path], speeds: Mapping[str, ModelSpeed]) -> TimeLeft:
+    """The time left of a study, before its first answer.
+
+    Its parts are the attacks on each model, by number as the trials are; loading each model, ("load", m);
+    "judge" and "estimate".
+    """
+    work = dict[Hashable, Work]()
+    n_asked = (in_scope(plan).sum(axis=1) * plan.samples).tolist()
+    for m, (model, span) in enumerate(zip(plan.models, _of_requests(plan, earlier, speeds)[0], strict=True)):
+        is_far = model.format in ("scripted", "remote")
+        is_tuned = bool((speed := speeds.get(model.of or model.id)) and speed.tokens_per_second)
+        work["load", m] = Work(1, _AT_ONCE if is_far else _LOAD if is_tuned else _MEASURE, ("load",))
+        for a, attack in enumerate(plan.attacks):
+            n = n_requests(plan, attack) / max(1, n_asked[a])
+            seconds = TimeSpan(*(max(_LEAST, n * each) for each in span))
+            causes = ("ask", model.name, f"with {attack}")
+            work[m * len(plan.attacks) + a] = Work(int(n_asked[a]), seconds, causes)
+    work["judge"] = Work(sum(n_asked) * len(plan.models), _JUDGE, ("judge",))
+    work["estimate"] = Work(1, _ESTIMATE, ("estimate",))
+    return TimeLeft(work)
+
+
+def _of_requests(
+    plan: Plan, earlier: Sequence[Path], speeds: Mapping[str, ModelSpeed]
+) -> tuple[list[tuple[float, float]], str]:
+    """Seconds of one request to each model, at best and at worst, and the folder of `expected_seconds`."""
     measured: dict[str, float] = {}
     source = ""
     for path in earlier:
@@ -46,9 +84,10 @@ def expected_seconds(
         if found.keys() & {model.id for model in plan.models}:
             measured |= found
             source = source or path.name
-    n, low, high = n_requests(plan), 0.0, 0.0
+    spans = list[tuple[float, float]]()
     for model in plan.models:
         if model.format == "scripted":
+            spans.append((0.0, 0.0))
             continue
         if model.id in measured:
             fast, slow = (share * measured[model.id] for share in _OF_MEASURED)
@@ -56,14 +95,14 @@ def expected_seconds(
             source = ""
             n_tokens = plan.application.decoding.max_tokens + _TO_READ * _n_added(plan, model)
             fast, slow = speed_seconds(round(n_tokens), speeds.get(model.of or model.id))
-        low, high = low + fast * n, high + slow * n
-    return (round(low, 1), round(high, 1)), source if len(measured) else ""
+        spans.append((fast, slow))
+    return spans, source if len(measured) else ""
 
 
-def n_requests(plan: Plan) -> float:
-    """The most requests of one model: the turns of each attack, over all probes and samples."""
+def n_requests(plan: Plan, *names: str) -> float:
+    """The most requests of one model: the turns of each attack, or of these, over all probes and samples."""
     context, some = attacks.context_for(plan.application), plan.probes[:_COUNTED]
-    loaded = [attacks.planned(spec) for spec in plan.attacks]
+    loaded = [attacks.planned(spec) for spec in names or plan.attacks]
     n = sum(attack.queries(probe, context) for attack in loaded for probe in some)
     return n * plan.samples * len(plan.probes) / len(some)
 

@@ -26,8 +26,9 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import HeredityError
+from heredity.core.progress import TrialMeter, Watch, time_words
 from heredity.core.records import digest
-from heredity.lineage.speeds import ModelSpeed, time_words
+from heredity.lineage.speeds import ModelSpeed
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
 from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
@@ -41,10 +42,10 @@ from heredity.stats.power import (
     shown_margin,
 )
 from heredity.stats.sequential_power import sequential_n_for_margin, sequential_power
-from heredity.study.duration import expected_seconds
+from heredity.study.duration import expected_seconds, time_left
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure
 from heredity.study.intervals import Intervals
-from heredity.study.outcomes import is_part
+from heredity.study.outcomes import is_part, n_in_scope
 from heredity.study.plan import (
     Analysis,
     ComparisonFamily,
@@ -110,6 +111,14 @@ def forecast_study(
 def forecast_seconds(plan: Plan, folder: Path, speeds: Mapping[str, ModelSpeed]) -> tuple[float, float]:
     """The seconds that all trials of a plan take, at best and at worst, of any plan."""
     return expected_seconds(plan, [each for each, _ in _earlier(plan, folder)], speeds)[0]
+
+
+def trial_meter(
+    plan: Plan, folder: Path, speeds: Mapping[str, ModelSpeed], watch: Watch | None
+) -> TrialMeter:
+    """Counts the trials of a plan whose study begins now; the time left is at first the forecast's."""
+    left = time_left(plan, [each for each, _ in _earlier(plan, folder)], speeds)
+    return TrialMeter(watch, n_in_scope(plan), left, len(plan.probes) * plan.samples)
 
 
 def _single(plan: Plan, family: ComparisonFamily) -> list[str]:

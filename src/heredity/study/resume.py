@@ -20,7 +20,7 @@ from pathlib import Path
 
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.files import Rows, rewrite
-from heredity.core.progress import Meter
+from heredity.core.progress import TrialMeter
 from heredity.core.records import Response, Verdict
 from heredity.core.row_codes import is_failed, is_out_of_scope
 from heredity.redteam.judges import Decider
@@ -70,7 +70,7 @@ class EarlierRuns:
         return self.still_to_ask(grid.of_probes(m, low, high))
 
 
-def read_earlier_runs(folder: Path, grid: Grid, meter: Meter) -> EarlierRuns:
+def read_earlier_runs(folder: Path, grid: Grid, meter: TrialMeter) -> EarlierRuns:
     """Read responses.jsonl once, and count its rows in `meter`.
 
     Raises Damaged for a row of another plan, a second row of a trial, or a lost prefix. It also does for an
@@ -81,7 +81,7 @@ def read_earlier_runs(folder: Path, grid: Grid, meter: Meter) -> EarlierRuns:
     for row in answered_rows(open_responses(folder, grid), grid, answered):
         digests.add(row)
         if not is_out_of_scope(row):
-            meter.had(is_failed(row), row.is_cached)
+            meter.had(is_failed(row), row.is_cached, row.index // meter.n_per_part)
         engines[row.index // grid.plan.n_per_model].add(row.engine)
         prefixes.update(exchange.prefix for exchange in row.exchanges)
     Prefixes(folder).check(prefixes)

@@ -28,7 +28,7 @@ from heredity.application.toolbox import Toolbox
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import BudgetSpent, EngineFailure, HeredityError
 from heredity.core.files import Rows
-from heredity.core.progress import Meter
+from heredity.core.progress import Meter, TrialMeter
 from heredity.core.records import Outcome, Response, Verdict, digest_response
 from heredity.core.row_codes import JUDGE_FAILED, is_failed, is_out_of_scope
 from heredity.engines import base_numerics, check_schema, is_batch_unverified
@@ -112,14 +112,17 @@ class RunContext:
 class ModelSlot:
     """The place of the one loaded model: it is loaded on its first trial, and closed before the next one."""
 
-    def __init__(self, load: Callable[[int], AbstractContextManager[AskTrials]]) -> None:
-        self._load, self._open = load, ExitStack()
+    def __init__(
+        self, load: Callable[[int], AbstractContextManager[AskTrials]], meter: TrialMeter | None = None
+    ) -> None:
+        self._load, self._open, self._meter = load, ExitStack(), meter
         self.model: int | None = None  # the loaded model, by its place in the plan
 
     def ask(self, work: Sequence[tuple[int, StillToAsk]]) -> None:
         """Ask models their trials, one model after the other."""
         for m, still_to_ask in work:
-            self.ask_one(m, still_to_ask())
+            indices = still_to_ask()
+            self.ask_one(m, indices if self._meter is None else self._meter.begun(indices))
 
     def ask_one(self, m: int, indices: Iterator[int]) -> None:
         """Ask model `m` its trials at `indices`; without any, it is not loaded."""
@@ -153,7 +156,7 @@ def one_process(
     searches = SearchCache(folder)
     with attack_services(grid.plan, open_model, open_cache, searches) as services, closing(readers):
         context = RunContext(folder, grid, recorder, services, open_model, open_cache, readers, toolbox)
-        with ModelSlot(lambda m: loaded_model(context, m)) as slot:
+        with ModelSlot(lambda m: loaded_model(context, m), recorder.meter) as slot:
             yield slot
 
 
@@ -246,7 +249,7 @@ class FolderRecorder:
         folder: Path,
         plan: Plan,
         rows: Rows[Response],
-        meter: Meter,
+        meter: TrialMeter,
         engines: Sequence[set[str]],
         seal: str,
     ) -> None:
@@ -254,9 +257,11 @@ class FolderRecorder:
         self.engines, self.seal = engines, seal
 
     def loading(self, m: int) -> None:
+        self.meter.left.only(("load", m))
         self.meter.of(self.plan.models[m].name)
 
     def loaded(self, m: int, engine: Engine, prefix: PromptPrefix) -> None:
+        self.meter.left.only(None)
         self.meter.of(self.plan.models[m].name)  # it was loading until now
         refuse_other_arithmetic(self.folder, self.plan.models[m], engine.numerics, self.engines[m])
         Prefixes(self.folder).add(prefix)

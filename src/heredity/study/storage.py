@@ -25,7 +25,7 @@ import msgspec
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, HeredityError, NotComparable, UsageError
 from heredity.core.files import Rows, read_file, write_atomic
-from heredity.core.progress import Meter
+from heredity.core.progress import TrialMeter
 from heredity.core.records import (
     ROW_SCHEMA,
     SCHEMA,
@@ -229,7 +229,7 @@ class ResponseWriter:
     """Writes finished responses to responses.jsonl, and counts them."""
 
     def __init__(
-        self, rows: Rows[Response], cache: ResponseCache | None, meter: Meter, count: RunCount
+        self, rows: Rows[Response], cache: ResponseCache | None, meter: TrialMeter, count: RunCount
     ) -> None:
         self._rows, self._cache, self._meter, self._count = rows, cache, meter, count
         self._last = time.monotonic()
@@ -240,8 +240,7 @@ class ResponseWriter:
             self._rows.write()  # kill -9 loses no answer, which may have been paid for
         is_error = is_failed(response)
         self._count.add(response, is_error)
-        if not is_out_of_scope(response):
-            self._meter.tick(is_error, response.is_cached)
+        self._meter.answered(response.index, is_error, response.is_cached, is_out_of_scope(response))
         if time.monotonic() - self._last >= FLUSH_SECONDS:
             self.flush()
             self._last = time.monotonic()

@@ -29,7 +29,7 @@ from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import RESULTS, Lock, Rows
 from heredity.core.host import Device
-from heredity.core.progress import Meter, Progress, Watch
+from heredity.core.progress import Meter, Progress, TimeLeft, TrialMeter, Watch
 from heredity.core.records import Model, Probe, Response, digest
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
@@ -43,7 +43,7 @@ from heredity.redteam.judges import Decider, Models
 from heredity.study import aggregate, drift, importers, resume, shards, storage
 from heredity.study.behind_guards import is_guarded, loaded, with_guards
 from heredity.study.deviations import note_event
-from heredity.study.forecast import forecast_seconds, forecast_study
+from heredity.study.forecast import forecast_seconds, forecast_study, trial_meter
 from heredity.study.named_models import rule_model, stored_model, with_families
 from heredity.study.outcomes import Outcomes, n_in_scope
 from heredity.study.plan import (
@@ -221,9 +221,10 @@ class Study:
         self._refuse_unloadable()
         with Lock(self.folder), self._open_store().report.to(progress):
             self._save_plan(progress)
-            self._ask(progress, retry_errors, several)
+            left = self._ask(progress, retry_errors, several)
             if not self._plan.stops_early:  # else every block was judged before the next was asked
-                self._judge(progress)
+                self._judge(progress, left)
+            left.only("estimate")
             return self._estimate(progress)
 
     def require_judge(self) -> None:
@@ -292,12 +293,12 @@ class Study:
         if self.sources is not None:
             save_sources(self.folder, self.sources)
 
-    def _ask(self, watch: Watch | None, retry_errors: bool, workers: Workers | None) -> None:
+    def _ask(self, watch: Watch | None, retry_errors: bool, workers: Workers | None) -> TimeLeft:
         grid = Grid(self._plan)
         shards.gather(self.folder, grid)
         if retry_errors:
             resume.set_errors_aside(self.folder, grid)
-        meter = Meter(watch, "ask", n_in_scope(self._plan))
+        meter = trial_meter(self._plan, self.folder, self._speeds(), watch)
         earlier = resume.read_earlier_runs(self.folder, grid, meter)
         self._drop_stale(earlier.digests, grid)
         if next(earlier.still_to_ask(range(len(grid))), None) is not None:
@@ -315,6 +316,7 @@ class Study:
                     every = range(len(self._plan.models))
                     asker.ask([(m, partial(self._still_to_ask, grid, earlier, m)) for m in every])
         meter.close()
+        return meter.left
 
     def _still_to_ask(self, grid: Grid, earlier: EarlierRuns, m: int) -> Iterator[int]:
         found = earlier.still_to_ask(grid.of_model(m))
@@ -346,7 +348,7 @@ class Study:
             for grown in self._grown.values():
                 engine_loader(grown.record)
 
-    def _ask_until_decided(self, grid: Grid, earlier: EarlierRuns, meter: Meter, asker: Asker) -> None:
+    def _ask_until_decided(self, grid: Grid, earlier: EarlierRuns, meter: TrialMeter, asker: Asker) -> None:
         """Ask block by block, with an interim analysis after each; only models of undecided pairs are asked.
 
         A resumed study analyses the answers of earlier runs in the same steps, so it decides the same.
@@ -363,14 +365,14 @@ class Study:
             rule.analyse()
             meter.spare(rule.n_spared - n_spared)
             n_spared = rule.n_spared
+            meter.left.keep(self._plan.models[m].name for m in rule.open_models)
         self._judge_canaries(judging)
         self._decider.close()
 
-    def _judge(self, watch: Watch | None) -> None:
-        grid = Grid(self._plan)
-        meter = Meter(watch, "judge", n_in_scope(self._plan))
+    def _judge(self, watch: Watch | None, left: TimeLeft | None = None) -> None:
+        meter = Meter(watch, "judge", n_in_scope(self._plan), left=left, part="judge")
         try:
-            judging = JudgingStep(self.folder, grid, meter, None, self._decider)
+            judging = JudgingStep(self.folder, Grid(self._plan), meter, None, self._decider)
             judging.run()
             self._judge_canaries(judging)
         finally:
@@ -482,8 +484,7 @@ class Study:
     @contextmanager
     def _engine(self, model: PlannedModel) -> Iterator[Engine]:
         """The model, loaded; one at a time, closed before the next."""
-        grown = self._planned(model)
-        engine = self._load(grown)
+        engine = self._load(self._planned(model))
         try:
             yield engine
         finally:

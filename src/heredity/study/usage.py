@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+from heredity.core.progress import time_words
 from heredity.core.records import encode
 from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
-from heredity.lineage.speeds import time_words
 from heredity.study.duration import n_requests
 from heredity.study.outcomes import n_in_scope
 from heredity.study.plan import Plan

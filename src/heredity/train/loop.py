@@ -21,7 +21,7 @@ import torch
 
 from heredity.core.errors import HeredityError
 from heredity.core.files import Rows, write_atomic
-from heredity.core.progress import Progress, Watch, phase
+from heredity.core.progress import Progress, TimeLeft, TimeSpan, Watch, Work, phase
 from heredity.core.records import Record, encode
 from heredity.train import checkpoint
 from heredity.train.checkpoint import CheckpointState
@@ -61,7 +61,7 @@ class RunProgress(Record, frozen=True):
     n_done: int
     n_steps: int
     per_second: float  # tokens
-    seconds_left: float
+    seconds_left: TimeSpan | None
     schema: int = 1
 
 
@@ -330,17 +330,20 @@ class _ProgressClock:
         guard: DivergenceGuard | None,
         shown_in: Path | None,
     ) -> None:
-        self._first, self._n_steps, self._watch, self._guard = n_done, n_steps, watch, guard
+        self._n_steps, self._watch, self._guard = n_steps, watch, guard
         self._start = self._kept_at = self._shown_at = time.monotonic()
         self._n_tokens, self._cost, self._shown_in = 0, 0.0, shown_in
+        self._left = TimeLeft({"train": Work(n_steps - n_done)})
+        self._left.begin("train")
         if watch is not None:  # the first step may take long
             watch(Progress("train", "", n_done, n_steps, unit="tokens"))
 
     def tick(self, metric: StepMetrics) -> None:
         self._n_tokens += metric.n_tokens
         now = time.monotonic()
-        seconds, n = now - self._start, metric.step + 1 - self._first
-        left = seconds / n * (self._n_steps - metric.step - 1)
+        seconds = now - self._start
+        self._left.advance("train")
+        left = self._left.span()
         if self._shown_in is not None and now - self._shown_at >= PROGRESS_SECONDS:
             shown = RunProgress(metric.step + 1, self._n_steps, self._n_tokens / seconds, left)
             write_atomic(self._shown_in, encode(shown) + b"\n")

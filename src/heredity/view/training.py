@@ -20,6 +20,7 @@ import msgspec
 
 from heredity.core.errors import HeredityError
 from heredity.core.files import is_locked, stamp_file
+from heredity.core.progress import time_words
 from heredity.core.records import Model, is_digest
 from heredity.core.sanitize import Shown, shown
 from heredity.lineage.record import RUN, RunInProgress
@@ -64,7 +65,7 @@ class _Progress(msgspec.Struct):
     n_done: int
     n_steps: int
     per_second: float
-    seconds_left: float
+    seconds_left: tuple[float, float] | None
 
 
 class LossPoint(NamedTuple):
@@ -79,7 +80,7 @@ class LossPoint(NamedTuple):
 
 
 class TrainingCurve(NamedTuple):
-    """The rows of a run. speed: tokens a second; None: not known. seconds: the time left."""
+    """The rows of a run. speed: tokens a second; None: not known. left: the time left, in words."""
 
     points: list[LossPoint]
     n_done: int
@@ -87,7 +88,7 @@ class TrainingCurve(NamedTuple):
     n_tokens: int
     n_unread: int
     speed: float | None
-    seconds: float | None
+    left: str
 
     @property
     def last(self) -> LossPoint | None:
@@ -145,15 +146,15 @@ def read_curve(run: ShownTraining) -> TrainingCurve:
     speed = shown.per_second if shown else None
     if run.model is not None and run.model.made.seconds:
         speed = n_tokens / run.model.made.seconds
-    seconds = shown.seconds_left if shown and run.state == "running" else None
+    left = time_words(shown.seconds_left) if shown and shown.seconds_left and run.state == "running" else ""
     n_steps = n_done if run.model is not None else shown.n_steps if shown else 0
-    return TrainingCurve(_points(rows), n_done, n_steps, n_tokens, n_unread, speed, seconds)
+    return TrainingCurve(_points(rows), n_done, n_steps, n_tokens, n_unread, speed, left)
 
 
 def _progress(run: ShownTraining) -> _Progress | None:
     with suppress(OSError, msgspec.DecodeError):  # a run of less than two seconds has none yet
         found = msgspec.json.decode((run.folder / PROGRESS).read_bytes(), type=_Progress)
-        if found.per_second >= 0 and found.seconds_left >= 0:
+        if found.per_second >= 0:
             return found
     return None
 

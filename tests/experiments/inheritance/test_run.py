@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from heredity.cli.inherit import command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
-from heredity.core.progress import Progress
+from heredity.core.progress import Progress, TimeSpan
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments import course
@@ -449,42 +449,63 @@ def course_of(
     minutes: float,
     steps: list[tuple[float, float, float, float | None]],
     is_resumed: bool = False,
-) -> list[str]:
-    """The time left that is told at each step. A step: planned minutes, seconds, share done, share worked."""
-    now, said = [0.0], list[str]()
+) -> list[float]:
+    """The minutes left at each step. A step: planned minutes, seconds, share done, share worked."""
+    now, left = [0.0], list[float]()
     monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
-    run_course = course.Course(len(steps), minutes, said.append, is_resumed)
+    run_course = course.Course(len(steps), minutes, lambda line: None, is_resumed)
+
+    def note() -> None:
+        low, high = run_course.left.estimate() or (0.0, 0.0)
+        left.append(round((low * high) ** 0.5 / 60, 1))
+
     for planned, spent, done, share in steps:
         run_course.start("a step", planned, done)
+        note()
         now[0] += spent
         run_course.end(share)
-    run_course.start("the last", 0.0)
-    return [re.findall(r"about (\S+) left", line)[0] for line in said]
+    note()
+    return left
 
 
 def test_the_time_left_is_the_plan_at_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [(2.0, 0.0, 0.0, None), (4.0, 480.0, 0.0, None), (2.0, 240.0, 0.0, None)]  # the first was there
-    assert course_of(monkeypatch, 12.0, steps) == ["12:00", "10:00", "12:00", "8:00"]
+    found = course_of(monkeypatch, 12.0, steps)
+    assert found[:2] == [12.0, 10.0] and found[2:] == pytest.approx([12.0, 8.0], rel=0.1)
 
 
 def test_a_download_tells_nothing_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [(0.0, 600.0, 0.0, None), (2.0, 120.0, 0.0, None)]  # ten minutes to get the foundations
-    assert course_of(monkeypatch, 4.0, steps)[-1] == "2:00"
+    assert course_of(monkeypatch, 4.0, steps)[-1] == 2.0
 
 
 def test_a_step_that_an_earlier_run_began_tells_nothing_of_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that goes on from its last checkpoint takes a part of its time."""
     steps = [(0.0, 1.0, 0.0, None), (4.0, 1.0, 0.0, None), (4.0, 30.0, 0.0, None), (4.0, 240.0, 0.0, None)]
-    assert course_of(monkeypatch, 32.0, steps, is_resumed=True)[-2:] == ["24:00", "20:00"]
-    assert course_of(monkeypatch, 32.0, steps)[-2] == "3:00"  # of a run from the beginning it does
+    assert course_of(monkeypatch, 32.0, steps, is_resumed=True)[-2:] == [24.0, 20.0]
+    assert course_of(monkeypatch, 32.0, steps)[-2] < 12  # of a run from the beginning it does
 
 
 def test_answers_that_are_there_are_no_work_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 20 minutes of asking three quarters are there: 5 minutes are left, and take 10."""
     steps = [(20.0, 600.0, 0.75, 0.25)]
-    assert course_of(monkeypatch, 30.0, steps, is_resumed=True) == ["15:00", "20:00"]
+    assert course_of(monkeypatch, 30.0, steps, is_resumed=True) == pytest.approx([15.0, 20.0], rel=0.1)
     stored = [(20.0, 300.0, 0.0, 0.5)]  # half of the answers came from an earlier study
-    assert course_of(monkeypatch, 30.0, stored) == ["30:00", "5:00"]
+    assert course_of(monkeypatch, 30.0, stored) == pytest.approx([30.0, 5.0], rel=0.1)
+
+
+def test_within_a_step_the_line_has_the_time_of_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a number from the beginning of the step: half of it took four of its two minutes."""
+    now, shown = [0.0], list[Progress]()
+    monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
+    run_course = course.Course(2, 12.0, lambda line: None)
+    watch = run_course.watching(shown.append)
+    assert watch is not None
+    run_course.start("a step", 4.0)
+    now[0] += 240
+    watch(Progress("train", "a child", 5, 10, seconds_left=TimeSpan(1, 2)))
+    low, high = shown[-1].seconds_left or (0.0, 0.0)
+    assert low < 20 * 60 < high and high < 1.5 * 20 * 60
 
 
 def test_a_resumed_run_tells_the_time_of_the_answers_that_it_lacks(
@@ -496,7 +517,7 @@ def test_a_resumed_run_tells_the_time_of_the_answers_that_it_lacks(
     told: list[str] = []
     run.inherit(few, store, tmp_path / "out", tell=told.append, engine_loader=loader(SHARES))
     asked = next(line for line in told if "ask " in line)
-    assert asked.endswith("about 0 s left"), asked
+    assert asked.endswith("; under 1 min left"), asked
 
 
 def test_the_same_folder_refuses_another_plan_and_an_edited_one(

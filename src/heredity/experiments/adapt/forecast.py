@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from heredity.core.progress import time_words
 from heredity.core.records import Record
 from heredity.experiments.adapt.questions import Questions, Scope
 from heredity.experiments.adapt.task import RECIPES, AdaptTask
 from heredity.experiments.inheritance.children import Task
-from heredity.lineage.speeds import USUAL_BYTES, request_seconds, time_words
+from heredity.lineage.speeds import USUAL_BYTES, request_seconds
 from heredity.stats.power import ALPHA, POWER, design_effect, paired_power
 from heredity.study.forecast import BASELINE, CORRELATION, RELATED, smallest
 from heredity.study.wording import plural

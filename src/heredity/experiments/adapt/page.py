@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from heredity.core.records import Estimate
-from heredity.core.terminal import clock, size
+from heredity.core.terminal import size
 from heredity.experiments import pages
 from heredity.experiments.adapt import figure
 from heredity.experiments.adapt.findings import (
@@ -111,6 +111,15 @@ def breach_words(found: SafetyFinding | None) -> str:
         return NOTHING
     rate = f"{percent(found.rate.value)} of {found.rate.n:,}"
     return f"{rate}, {_SAFETY[found.verdict]}" if found.verdict else rate
+
+
+def clock(seconds: float) -> str:
+    """`47 s`, `3:07`, `1:02:09`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def seconds_words(seconds: float | None) -> str:

@@ -91,7 +91,7 @@ def inherit(
         seconds = {name: model.record.made.seconds for name, model in lineage.models.items()}
         grown = GrownFile(held.digest, ids, tuple(lineage.left_out), seconds)
         write_atomic(out / GROWN, encode(grown) + b"\n")
-        return collect(plan, grown, _ask_all(lineage, store, out, course, watch), held.at)
+        return collect(plan, grown, _ask_all(lineage, store, out, course), held.at)
 
 
 class Planned(NamedTuple):
@@ -156,6 +156,7 @@ def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
 
 def make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
     """Make the child of each task, as steps of the course; one that cannot be made is reported."""
+    lineage.watch = course.watching(lineage.watch)
     for task in possible:
         is_there = task.child.recipe == MADE
         title = f"get {task.name}" if is_there else f"make {task.name} ({task.child.recipe})"
@@ -166,9 +167,7 @@ def make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None
         course.end()
 
 
-def _ask_all(
-    lineage: Lineage, store: Store, out: Path, course: Course, watch: Watch | None
-) -> dict[str, Result]:
+def _ask_all(lineage: Lineage, store: Store, out: Path, course: Course) -> dict[str, Result]:
     results: dict[str, Result] = {}
     for battery in lineage.plan.battery:
         models = batteries.asked_models(lineage, battery)
@@ -176,9 +175,9 @@ def _ask_all(
         n, n_before = found.resolved.n_trials, batteries.n_computed(found.folder)
         title = f"ask {len(models)} models: {battery.title or battery.name}"
         course.start(title, battery.minutes, batteries.n_stored(found.folder) / n)
-        with phase(watch, "preparing the study"):
-            results[battery.name] = result = found.run(watch)
-        with phase(watch, "writing the report"):
+        with phase(lineage.watch, "preparing the study"):
+            results[battery.name] = result = found.run(lineage.watch)
+        with phase(lineage.watch, "writing the report"):
             html.write(result.folder, result.folder / "report.html")
         course.end((batteries.n_computed(found.folder) - n_before) / n)
     return results

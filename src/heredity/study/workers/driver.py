@@ -120,6 +120,8 @@ class Driver:
     def ask(self, work: Sequence[tuple[int, StillToAsk]]) -> None:
         """Ask models their trials; returns when every trial has its row."""
         self._book.add(work)
+        if work:
+            self._recorder.meter.left.only(("load", work[0][0]))
         while not self._book.is_done:
             self._start_workers()
             self._assign()
@@ -283,7 +285,7 @@ class Driver:
             case Answered():
                 self._write(state, message)
             case Started():
-                self._recorder.meter.begin()
+                self._recorder.meter.left.only(None)  # they loaded until now
                 self._book.start(message.lease)
                 state.n_unstarted -= message.lease in state.leases
             case Loaded():

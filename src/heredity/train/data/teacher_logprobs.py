@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from heredity.core.errors import Damaged
-from heredity.core.progress import Progress, Watch
+from heredity.core.progress import Progress, TimeLeft, Watch, Work
 from heredity.train import checkpoint
 from heredity.train.data.batching import PackedBatch, collate, group_by_length
 from heredity.train.data.chat import TokenizedExample
@@ -181,11 +181,13 @@ def _score_batches(
 ) -> None:
     """Run the teacher on the remaining batches and append their groups."""
     start, n_tokens, n_there = time.monotonic(), 0, len(groups.there)
-    n_left = sum(batch.n_tokens for batch in left)
+    time_left = TimeLeft({"read": Work(sum(batch.n_tokens for batch in left))})
+    time_left.begin("read")
     for number, batch in enumerate(left, n_there + 1):
         group = _score_batch(teacher, batch, reading, n_words)
         groups.append(group)
         n_tokens += batch.n_tokens
+        time_left.advance("read", batch.n_tokens)
         if reading.watch is not None:
             rate = n_tokens / (time.monotonic() - start)
             reading.watch(
@@ -195,7 +197,7 @@ def _score_batches(
                     number,
                     n_there + len(left),
                     per_second=rate,
-                    seconds_left=(n_left - n_tokens) / rate,
+                    seconds_left=time_left.span(),
                     unit="tokens",
                 )
             )
