@@ -44,6 +44,8 @@ def command(
     You may stop it at any time: the same command resumes. Given the folder of a finished task, it writes the
     page again.
     """
+    from heredity.core.terminal import note
+
     with shown_start():
         from heredity.experiments.adapt import run
         from heredity.experiments.adapt.task import read_task
@@ -58,7 +60,7 @@ def command(
     if dry_run:
         store = open_store()
         with shown_work(store, "planning"):
-            run.dry_run(read, store, _tell, folder)
+            run.dry_run(read, store, note, folder)
         return
     _show(_compared(read, folder, yes), [folder / PAGE, *([page] if page is not None else [])])
 
@@ -66,20 +68,14 @@ def command(
 def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
     """Ask before models are downloaded, then compare the ways."""
     from heredity.cli._pulling import consent
+    from heredity.core.terminal import note
     from heredity.experiments.adapt import run
 
     store = open_store()
     for ref in filter(None, (task.model, task.teacher if "distilled" in task.ways else "")):
         consent(store, ref, yes)
     with shown_work(store) as display:
-        return run.adapt(task, store, folder, display, _tell)
-
-
-def _tell(line: str) -> None:
-    from heredity.core.sanitize import plain
-    from heredity.core.terminal import note
-
-    note(plain(line))
+        return run.adapt(task, store, folder, display, note)
 
 
 def _refuse_beside(ctx: click.Context, folder: Path) -> None:

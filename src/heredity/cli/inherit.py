@@ -68,7 +68,6 @@ def command(
     """
     from heredity.cli._pulling import consent
     from heredity.core.files import RESULTS
-    from heredity.core.sanitize import plain
     from heredity.core.terminal import note
 
     with shown_start():
@@ -89,7 +88,7 @@ def command(
         for ref in plan.references:
             consent(store, ref, yes)
         with shown_work(store, "preparing the lineage") as display:
-            found = run.inherit(plan, store, folder, display, lambda line: note(plain(line)))
+            found = run.inherit(plan, store, folder, display, note)
     _show(found, [folder / "inheritance.md", *([page] if page is not None else [])])
 
 
