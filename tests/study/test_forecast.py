@@ -214,6 +214,7 @@ def test_it_is_said_in_eight_lines_of_eighty_columns(n: int, tmp_path: Path) -> 
     assert found is not None
     said = lines(made, found)
     assert len(said) <= 8 and all(len(line) <= 80 for line in said)
+    assert "behaviours" in said[1] and "cluster" not in " ".join(said)
     assert any("not enough evidence" in line for line in said) == (row(found).not_worse < 0.5)
 
 
@@ -361,7 +362,7 @@ def test_no_word_is_broken_on_a_narrow_screen(place: Path, width: int, verb: tup
     assert max(map(len, told[1].splitlines())) <= width
     assert set(told[1].split()) <= set(told[0].split()), "pieces of words"
     if verb[0] == "power":
-        assert "executable_output" in told[1].split()
+        assert {"executable_output", "behaviours"} <= set(told[1].split())
 
 
 def test_techniques_that_the_application_lacks_are_named_in_one_line(place: Path) -> None:

@@ -288,9 +288,9 @@ def _show_rows(found: StudyForecast) -> None:
     from heredity.core.terminal import cell, out, table
 
     is_narrow = out().width < _NARROW
-    columns: tuple[str, ...] = ("comparison", "clusters", "worse from", "not worse")
+    columns: tuple[str, ...] = ("comparison", "behaviours", "worse from", "not worse")
     if not is_narrow:
-        columns = ("comparison", "clusters", "effective n", "Holm over", "worse from", "not worse", "needs")
+        columns = (*columns[:2], "effective n", "Holm over", *columns[2:], "needs")
     grid, family = table(*columns, right=columns[1:], whole=columns[:1]), ""
     order = {"edges": 0, "seeds": 1, "pairs": 2}  # the primary family comes first
     for row in sorted(found.rows, key=lambda row: order[row.between]):
@@ -303,5 +303,5 @@ def _show_rows(found: StudyForecast) -> None:
             numbers = [*numbers[:1], *inside, *numbers[1:], f"{row.clusters_needed:,}"]
         grid.add_row(cell(f"  {row.technique}"), *map(cell, numbers))
     out().print(grid)
-    legend = f"Not worse: the power of it for equal models. Needs: clusters for a power of {found.power:g}."
+    legend = f"Not worse: the power of it for equal models. Needs: behaviours for a power of {found.power:g}."
     out().print(legend.partition(" Needs")[0] if is_narrow else legend, style="dim")

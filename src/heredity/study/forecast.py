@@ -381,7 +381,8 @@ def _strength(row: ForecastRow) -> float:
 def _row(title: str, row: ForecastRow, margin: float) -> str:
     worse = "cannot show worse" if row.detectable is None else f"worse by {100 * row.detectable:.0f} points"
     not_worse = f"not worse by {100 * margin:g}: {row.not_worse:.2f}"
-    return f"  {title:<19} {row.n_clusters:>5,} clusters  {worse:<18}  {not_worse}"
+    size = f"{title:<19} {plural(row.n_clusters, 'behaviour'):>15}"
+    return f"  {f'{size}  {worse}':<55}  {not_worse}"
 
 
 def _other_pairs(declared: Analysis) -> Iterator[str]:
@@ -393,18 +394,18 @@ def _other_pairs(declared: Analysis) -> Iterator[str]:
 
 
 def _doubt(row: ForecastRow, margin: float) -> tuple[str, ...]:
-    """The claim that is unlikely to be shown, and the margin or clusters that would show it."""
+    """The claim that is unlikely to be shown, and the margin or behaviours that would show it."""
     if row.not_worse >= POWER - 0.005:
         return ()
     expected = 'Expect "not enough evidence" on' if row.not_worse < _FEW else "It may fall short of"
     margins = "no margin" if row.margin is None else f"a margin of {math.ceil(100 * row.margin)}"
     more = _round_up(row.clusters_needed)
-    clusters = f"about {more:,} clusters: {more - row.n_clusters:,} more"
+    behaviours = f"about {more:,} behaviours: {more - row.n_clusters:,} more"
     if more <= row.n_clusters:  # the power is a saw in n: this plan is where it falls short by little
-        clusters = "a few more clusters"
+        behaviours = "a few more behaviours"
     return (
         f'{expected} "not worse by {100 * margin:g} points" of equal models.',
-        f"That takes {margins}, or {clusters}.",
+        f"That takes {margins}, or {behaviours}.",
     )
 
 

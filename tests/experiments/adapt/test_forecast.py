@@ -35,6 +35,9 @@ def test_training_lessons_and_answers_are_counted(tmp_path: Path) -> None:
     said = lines(found)
     assert said[0] == "Training: 8 models, 2 steps of 4 rows each, 64 rows."
     assert said[1].startswith("Answers except to probes: 288 to test questions, 12 of the teacher; ")
+    one = msgspec.structs.replace(found, n_trained=1, steps=1, batch_size=1)
+    assert lines(one)[0] == "Training: 1 model, 1 step of 1 row each, 1 row."
+    assert f"{len(SEEN)} about {len(SEEN)} facts" in " ".join(said)
     guards = [each for each in possible if each.child.name in ("prompt", "retrieval")]
     bare = forecast_task(task, questions, guards)
     assert (bare.n_trained, bare.n_lessons, bare.n_answers) == (0, 0, 3 * N)

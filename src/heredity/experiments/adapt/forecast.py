@@ -108,11 +108,14 @@ def _training(found: TaskForecast) -> list[str]:
     if found.minutes:
         return [f"Training: {models}, {found.minutes:g} min each."]
     n_rows = found.n_trained * found.steps * found.batch_size
-    return [f"Training: {models}, {found.steps:,} steps of {found.batch_size:,} rows each, {n_rows:,} rows."]
+    return [
+        f"Training: {models}, {plural(found.steps, 'step')} of {plural(found.batch_size, 'row')} each, "
+        f"{plural(n_rows, 'row')}."
+    ]
 
 
 def _scope_line(each: ScopeForecast) -> str:
-    n = f"{each.n_questions:,} in {plural(each.n_clusters, 'cluster')}"
+    n = f"{each.n_questions:,} about {plural(each.n_clusters, 'fact')}"
     shown = "no difference"
     if each.detectable is not None:
         shown = f"better or worse by {100 * each.detectable:.0f} points"
