@@ -113,6 +113,7 @@ def test_a_worker_that_waits_keeps_no_helpers_nor_does_the_thread_that_made_it(t
     counted_alone("a_worker_that_waits_keeps_no_helpers", tmp_path)
 
 
+@pytest.mark.slow
 def test_without_torch_there_are_none() -> None:
     code = "import sys; from heredity.core import openmp; assert not openmp.end_helpers()"
     code += " and 'torch' not in sys.modules"

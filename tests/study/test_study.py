@@ -328,7 +328,7 @@ def test_the_library_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     assert not list(tmp_path.iterdir())  # nothing is written before a step runs
     result = it.run()
-    assert result.folder.parent == Path("studies") and result.folder.name.startswith("support-desk-")
+    assert result.folder.parent == Path("runs") and result.folder.name.startswith("support-desk-")
     careful, leaky = result.rate("scripted:careful").estimate, result.rate("scripted:leaky").estimate
     assert careful.value is not None and leaky.value is not None and careful.value < leaky.value
     assert result.pair("scripted:careful", "scripted:leaky").verdict_ab == "worse"
