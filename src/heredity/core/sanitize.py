@@ -144,7 +144,7 @@ def _written_out(pattern: str) -> int:
 
 
 def _number(digits: str) -> int:
-    """Return the number of repeats; a long one is cut, and too large all the same."""
+    """Return the number of repeats; a long one is cut, and still too large."""
     return max(1, int("".join(digits.split()).lstrip("0")[:9] or "1"))
 
 

@@ -457,7 +457,7 @@ def _model_words(model: ModelProgress) -> str:
 
 
 def _training_words(progress: Progress) -> str:
-    """`12/40  loss 2.310  1,234 tokens/s  2 to 3 min left`, as far as it is known."""
+    """Steps, loss, tokens per second and time left, as far as they are known."""
     parts = [f"{progress.n_done:,}/{progress.n_total:,}"]
     parts += [] if progress.loss is None else [f"loss {progress.loss:.3f}"]
     if progress.per_second:

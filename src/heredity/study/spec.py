@@ -70,7 +70,7 @@ class StudySpec:
     attacks        NAME[:VARIANT][+NAME...][@TECHNIQUE,...]; "direct" asks the probe unchanged
     samples        times that each probe is asked under each attack
     seed           of every random draw
-    margin         the difference that does not matter; None: 0.1 for the probes "core" alone, else 0.05
+    margin         the difference that does not matter; None: 0.1 for only the probes "core", else 0.05
     confidence     of every interval
     until_decided  the same as stopping "until_decided"
     judge          decides what no check decides; None: the folder's judge, or "rules"

@@ -93,7 +93,7 @@ def check_tokenizer(path: Path, is_tried: bool = False) -> None:
     """Raise Refused for a tokenizer.json that can make a long text of a short one.
 
     is_tried: load it, too, and tokenize a text, where the package tokenizers is installed. One that does not
-    load passes: whoever loads it names what is wrong.
+    load passes: its loader names what is wrong.
     """
     try:
         whole = msgspec.json.decode(path.read_bytes())
