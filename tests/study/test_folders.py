@@ -15,7 +15,8 @@ from heredity.core.errors import UsageError
 from heredity.core.files import Lock, is_locked
 from heredity.study import aggregate, storage
 from heredity.study.folders import StudyFolder, find_studies
-from heredity.study.plan import write_plan
+from heredity.study.plan import Grid, Plan, write_plan
+from heredity.study.spec import declare
 from tests.support.errors import raises, run_here
 from tests.support.small_study import small_plan, write_rows
 
@@ -31,6 +32,17 @@ def make(folder: Path, n_rows: int = 24, is_estimated: bool = True) -> Path:
     if is_estimated:
         storage.write_estimates(folder, aggregate.estimate(plan, folder))
     return folder
+
+
+def broken(folder: Path, models: str, made: Plan | None = None) -> None:
+    """A study in which these models broke in every breach probe, twenty times each."""
+    plan = made or small_plan(samples=10)
+    grid = Grid(plan)
+    trials = map(grid.trial, range(len(grid)))
+    broke = {t.index: "broke" for t in trials if t.probe.kind == "breach" and t.model.name in models}
+    write_plan(folder, plan)
+    write_rows(folder, plan, broke)
+    storage.write_estimates(folder, aggregate.estimate(plan, folder))
 
 
 def by_name(place: Path) -> dict[str, StudyFolder]:
@@ -52,6 +64,29 @@ def test_a_study_is_done_stopped_or_planned_by_its_answers(tmp_path: Path) -> No
     assert {each.n_planned for each in found.values()} == {24}
     assert found["done"].models == ("a", "b") and found["done"].verdict == "undecided"
     assert found["planned"].verdict == found["unestimated"].verdict == ""
+
+
+def test_no_model_may_be_fit_to_ship_where_none_is_worse(tmp_path: Path) -> None:
+    """A line had "not worse" alone, where the report of the same study says "Ship none"."""
+    advised = {"ab": "ship none", "b": "not 1 of 2", "": "open"}
+    for models in advised:
+        broken(tmp_path / f"broke-{models}", models)
+    make(tmp_path / "few")
+    write_plan(tmp_path / "planned", small_plan())
+    found = {name: each.shipping for name, each in by_name(tmp_path).items()}
+    wanted = {f"broke-{models}": words for models, words in advised.items()}
+    assert found == {**wanted, "few": "few tries", "planned": ""}
+    assert by_name(tmp_path)["broke-ab"].verdict != "worse"
+
+
+def test_the_children_of_a_lineage_have_a_column_that_is_named_for_them(tmp_path: Path) -> None:
+    broken(tmp_path / "lineage", "", declare(small_plan(edges=True)))
+    usual = ["study", "state", "answered", "shipping"]
+    for name, column in (("related", "inheritance"), ("unrelated", "comparison")):
+        if name == "unrelated":
+            broken(tmp_path / name, "b")
+        head = run_here("studies", cwd=tmp_path).stdout.splitlines()[0]
+        assert head.split() == [*usual, column, "models"]
 
 
 def test_estimates_of_fewer_answers_give_no_verdict(tmp_path: Path) -> None:
@@ -130,7 +165,7 @@ def test_the_command_lists_a_line_a_study_of_eighty_columns(
     make(tmp_path / "runs" / "support-desk-of-the-northern-branch-in-november")
     done = run_here("studies", "runs", cwd=tmp_path)
     head, line = done.stdout.splitlines()
-    assert head.split() == ["study", "state", "answered", "verdict", "models"]
+    assert head.split() == ["study", "state", "answered", "shipping", "comparison", "models"]
     assert "done" in line and "24/24" in line and "undecided" in line and len(line) <= 80
     (row,) = json.loads(run_here("studies", "--json", cwd=tmp_path).stdout)
     assert row["folder"] == "runs/support-desk-of-the-northern-branch-in-november"

@@ -22,8 +22,9 @@ def command(place: Path, as_json: bool) -> None:
     The last changed is the first. Folders up to three levels below PLACE are searched, which is the
     current folder by default. A study is running while a process of this machine works on it. It is done
     if every planned trial has an answer or an error, stopped if some have none, and planned before the
-    first one. The verdict is that of the main comparisons. A study of one model shows its breach rate
-    instead.
+    first one. Shipping is the advice of its report: `not 1 of 3` advises against one of three models.
+    Inheritance is the verdict on children against their parents. If studies of unrelated models are listed,
+    too, the column is named comparison. Of one model it has the breach rate.
     """
     from heredity.core.terminal import note, write_json
 
@@ -60,11 +61,14 @@ def _below(found: list[StudyFolder]) -> list[str]:
 def _show(found: list[StudyFolder]) -> None:
     from heredity.core.terminal import line_table, out
 
+    verdicts = [each.is_of_edges for each in found if each.verdict]
+    verdict = "inheritance" if verdicts and all(verdicts) else "comparison"
     columns: dict[str, list[str]] = {
         "study": _below(found),
         "state": [each.state for each in found],
         "answered": [f"{each.n_answered:,}/{each.n_planned:,}" if each.n_planned else "" for each in found],
-        "verdict": [each.verdict for each in found],
+        "shipping": [each.shipping for each in found],
+        verdict: [each.verdict for each in found],
         "models": [", ".join(each.models) for each in found],
     }
-    out().print(line_table(columns, out().width, ["study"], right=["answered"], last_width=12))
+    out().print(line_table(columns, out().width, ["study"], right=["answered"], last_width=7))

@@ -70,6 +70,14 @@ def advise(found: Estimates, plan: Plan) -> Advice:
     return _Adviser(found, plan).advice()
 
 
+def shipping(found: Estimates, plan: Plan) -> str:
+    """The advice on shipping, short: `ship none`, `not 1 of 3`, `open` or `few tries`; "" without a rate.
+
+    With planned edges, a child that is worse than its parent is not to be shipped, either.
+    """
+    return _Adviser(found, plan).shipping()
+
+
 class Conclusion(NamedTuple):
     """The answer to one question: what to ship, what was inherited, or how unrelated models compare."""
 
@@ -140,6 +148,17 @@ class _Adviser:
         made = self._of_all()
         is_open = self._found.n_missing > 0
         return made._replace(sentence=f"So far: {made.sentence}") if is_open and made.verdict else made
+
+    def shipping(self) -> str:
+        """As the function of this name says it."""
+        if not self._rates:
+            return ""
+        if all(rate.estimate.n < MIN_N for rate in self._rates):
+            return "few tries"
+        n_out = len({*self._worst, *(self._worse if is_of_edges(self._found) else ())})
+        if n_out == len(self._rates):
+            return "ship none"
+        return f"not {n_out} of {len(self._rates)}" if n_out else "open"
 
     def _of_all(self) -> Advice:
         if not self._rates:

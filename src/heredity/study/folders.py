@@ -20,6 +20,7 @@ from heredity.core.errors import HeredityError, UsageError
 from heredity.core.files import Rows, is_locked, read_file
 from heredity.core.records import digest
 from heredity.core.row_codes import is_out_of_scope
+from heredity.study.advice import is_of_edges, shipping
 from heredity.study.declared_words import n_answered, n_unanswered
 from heredity.study.estimates import ALL, Estimates
 from heredity.study.outcomes import n_in_scope
@@ -43,6 +44,8 @@ class StudyFolder(NamedTuple):
     n_answered, n_planned  trials. An error is an answer here: it is not asked again by itself
     verdict   of the main comparisons: "worse" if one model or child is shown to be, "not worse" if all are,
               else "undecided". Of one model its breach rate with n. "" before the estimates
+    shipping  the advice in three words (advice.py); "" before the estimates
+    is_of_edges  the verdict is about children and their parents
     at        when the plan was written, ISO 8601 in UTC; "" if it is not known
     changed   when the study last wrote, in seconds since 1970
     problem   why the folder is unreadable
@@ -55,6 +58,8 @@ class StudyFolder(NamedTuple):
     n_answered: int = 0
     n_planned: int = 0
     verdict: str = ""
+    shipping: str = ""
+    is_of_edges: bool = False
     at: str = ""
     changed: float = 0.0
     problem: str = ""
@@ -97,12 +102,15 @@ def _read(folder: Path, saved: PlanFile) -> StudyFolder:
         state = "running"
     elif estimates is not None and not n_unanswered(estimates):
         state = "done"
-    verdict = "" if estimates is None or state == "running" else verdict_word(estimates)
+    found = None if state == "running" else estimates
+    verdict, advised = ("", "") if found is None else (verdict_word(found), shipping(found, saved.plan))
+    of_edges = found is not None and is_of_edges(found)
     at = "" if isinstance(saved.at, msgspec.UnsetType) else saved.at
     asked = asked_models(saved.plan)
     names = tuple(model.name for model in saved.plan.models)
     ids = tuple(dict.fromkeys(model.id for model in asked))
-    return StudyFolder(folder, state, names, ids, n, n_in_scope(saved.plan), verdict, at)
+    n_planned = n_in_scope(saved.plan)
+    return StudyFolder(folder, state, names, ids, n, n_planned, verdict, advised, of_edges, at)
 
 
 def _estimates(folder: Path, saved: PlanFile, n: int) -> Estimates | None:
@@ -116,9 +124,9 @@ def _estimates(folder: Path, saved: PlanFile, n: int) -> Estimates | None:
 def verdict_word(found: Estimates) -> str:
     """The verdict of a study in a word, as StudyFolder describes it."""
     scope, verdicts = found.main_scope(), set[str]()
-    if found.analysis is not None and found.analysis.is_of_edges:
+    if is_of_edges(found):
         verdicts = set(edge_verdicts(found).values())
-    if not verdicts:
+    else:
         pairs = [p for p in found.pairs if (p.measure, p.technique) == ("breach", scope)]
         verdicts = {verdict for pair in pairs for verdict in (pair.verdict_ab, pair.verdict_ba)}
     if verdicts:
