@@ -20,11 +20,18 @@ from heredity.core import registry
     show_default=True,
     help=", ".join(registry.names("study.report")) + ".",
 )
+@click.option(
+    "--model", "models", type=Name(), multiple=True, metavar="NAME",
+    help="Only the rows of this model, in SARIF, JUnit, CSV or Parquet; repeatable.",
+)  # fmt: skip
 @click.option("--full", is_flag=True, help="Fold nothing in the HTML report, so that all of it is printed.")
 @click.option("--no-text", is_flag=True, help="Leave out prompts and answers.")
 @click.option("--out", type=PathArgument(), metavar="FILE", help="[default: DIR/report.FORMAT]")
 @click.option("--cost", type=Name(), help=COST_HELP, metavar="NAME=COST,...")
-def command(folder: Path, kind: str, full: bool, no_text: bool, out: Path | None, cost: str | None) -> None:
+def command(
+    folder: Path, kind: str, models: tuple[str, ...], full: bool, no_text: bool, out: Path | None,
+    cost: str | None,
+) -> None:  # fmt: skip
     """Write a study's report.
 
     The numbers come from its estimates.json. If its verdicts give others, the report is refused. With --cost
@@ -45,7 +52,7 @@ def command(folder: Path, kind: str, full: bool, no_text: bool, out: Path | None
         )
     if cost is not None:
         decision.save_costs(folder, decision.parse_costs(cost))
-    page = write_report(folder, kind, out, with_text=not no_text, is_full=full)
+    page = write_report(folder, kind, out, with_text=not no_text, is_full=full, models=models)
     if cost is not None:
         _findings.show_recommendation(folder)
     write(plain(str(page)))

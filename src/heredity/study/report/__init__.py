@@ -5,10 +5,16 @@ To add a format, add one file with `write` (ReportWriter).
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 _SUFFIX = {"markdown": "md", "junit": "xml"}
+_LACKING = {  # options of some formats: why another is refused, and the code
+    "is_full": ("folds nothing: --full is for html.", "report-not-folded"),
+    "models": ("is of all models: --model is for sarif, junit, csv and parquet.", "report-of-all-models"),
+}
 
 
 @runtime_checkable
@@ -18,7 +24,8 @@ class ReportWriter(Protocol):
     def write(self, folder: Path, out: Path, with_text: bool = True) -> Path:
         """Write the report of the study in `folder` to `out`, atomically, and return `out`.
 
-        Without text, it holds no prompt and no answer.
+        Without text, it holds no prompt and no answer. A format of rows also takes `models`, the names of
+        those that it is limited to.
         """
 
 
@@ -28,11 +35,13 @@ def write_report(
     out: Path | None = None,
     with_text: bool = True,
     is_full: bool = False,
+    models: Sequence[str] = (),
 ) -> Path:
     """Write a study's report in one of the formats of this folder, and return its path.
 
     out: by default the folder's report.FORMAT. is_full: of HTML only; nothing is folded, so all of it prints.
-    Raises UnknownName for an unknown format, and UsageError if `out` is not a file.
+    models: of rows only; those of other models are left out. Raises UnknownName for an unknown format or
+    model, and UsageError if `out` is not a file or the format compares all models.
     """
     from heredity.core import registry
     from heredity.core.errors import UnknownName, UsageError
@@ -42,18 +51,15 @@ def write_report(
         raise UnknownName("report format", kind, formats, "heredity report --help")
     if out == Path("-"):
         raise UsageError("--out must name a file, such as shared.html; stdout ('-') is not supported.")
-    if is_full and kind != "html":
-        raise UsageError(
-            f"Only an HTML report folds anything: {kind} has no --full.", code="report-not-folded"
-        )
     target = out if out is not None else Path(folder) / f"report.{_SUFFIX.get(kind, kind)}"
     if target.exists() and not target.is_file():  # a device would be replaced, not written to
         raise UsageError(
             f"{target} is not a file. Name the report itself, such as shared.html", code="report-not-a-file"
         )
-    if is_full:
-        from heredity.study.report import html
-
-        return html.write(Path(folder), target, with_text, is_full)
     writer = registry.load_as(ReportWriter, "study.report", kind)
-    return writer.write(Path(folder), target, with_text=with_text)
+    options: dict[str, Any] = {"is_full": is_full, "models": models}
+    given = {name: value for name, value in options.items() if value}
+    for name in given.keys() - inspect.signature(writer.write).parameters.keys():
+        why, code = _LACKING[name]
+        raise UsageError(f"A report in {kind} {why}", code=code)
+    return writer.write(Path(folder), target, with_text=with_text, **given)

@@ -20,8 +20,10 @@ from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import explain_full_disk, open_file, read_lines, replacing
 from heredity.core.records import Exchange, Response, Verdict
 from heredity.core.sanitize import label
-from heredity.study.estimates import ALL
+from heredity.study import wording
+from heredity.study.estimates import ALL, ModelCard
 from heredity.study.legacy import RowsFromSchema1
+from heredity.study.named_models import model_of_study
 from heredity.study.outcomes import is_part
 from heredity.study.plan import Grid, Plan, Trial
 from heredity.study.storage import RESPONSES, VERDICTS
@@ -81,8 +83,17 @@ def columns(with_text: bool) -> list[str]:
     return [name for name in TrialRow.__struct_fields__ if with_text or name not in TEXTS]
 
 
+def chosen_names(models: Sequence[ModelCard], chosen: Sequence[str] = ()) -> dict[str, str]:
+    """The names of the models by id; of the chosen ones only, if any are. Raises UnknownName, UsageError."""
+    ids = {model_of_study(models, name).id for name in chosen}
+    return {ident: name for ident, name in wording.names(models).items() if not ids or ident in ids}
+
+
 class TrialTable:
-    """Random access to a study's rows on disk by the trial's index. A context manager."""
+    """Random access to a study's rows on disk by the trial's index. A context manager.
+
+    called: the names of the models, by id; rows of other models are left out.
+    """
 
     def __init__(self, folder: Path, plan: Plan, called: dict[str, str], with_text: bool = True) -> None:
         self.grid, self._folder, self._called, self._with_text = Grid(plan), folder, called, with_text
@@ -101,8 +112,9 @@ class TrialTable:
         self._open.close()
 
     def __iter__(self) -> Iterator[TrialRow]:
-        """Every trial that has a response, in the plan's order."""
-        return (row for index in range(len(self.grid)) if (row := self.row(index)) is not None)
+        """Every trial of these models that has a response, in the plan's order."""
+        indices = (n for n in range(len(self.grid)) if self.grid.trial(n).model.id in self._called)
+        return (row for index in indices if (row := self.row(index)) is not None)
 
     def row(self, index: int) -> TrialRow | None:
         """One trial; None if it was not asked. Raises NotComparable for a row of another plan."""
@@ -133,7 +145,7 @@ class TrialTable:
         return TrialRow(
             trial=trial.id,
             index=trial.index,
-            model=self._called.get(trial.model.id, trial.model.name),
+            model=self._called[trial.model.id],
             model_id=trial.model.id,
             application=self.grid.application,
             technique=probe.technique,

@@ -10,29 +10,31 @@ from __future__ import annotations
 import codecs
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from heredity.study import aggregate, wording
-from heredity.study.report._rows import TrialTable, columns, whole
+from heredity.study import aggregate
+from heredity.study.report._rows import TrialTable, chosen_names, columns, whole
 
 # A spreadsheet reads such a cell as a formula. It skips leading spaces; some accept full-width signs.
 _FORMULA = re.compile(r"[ \u00a0\u3000]*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
-def write(folder: Path, out: Path, with_text: bool = True) -> Path:
-    """Write every asked trial of the study in `folder` to `out`, in the plan's order, and return `out`.
+def write(folder: Path, out: Path, with_text: bool = True, models: Sequence[str] = ()) -> Path:
+    """Write every asked trial of the study in `folder`, in the plan's order, to `out`, and return `out`.
 
+    models: names; only their trials are written.
     Without text, there are no columns `evidence`, `text` and `withheld`, and `error` holds no message.
     """
     study = aggregate.read_study(folder)
-    called = wording.names(study.estimates.models)
-    names = columns(with_text)
-    with TrialTable(folder, study.plan, called, with_text) as table, whole(out) as file:
+    names = chosen_names(study.estimates.models, models)
+    fields = columns(with_text)
+    with TrialTable(folder, study.plan, names, with_text) as table, whole(out) as file:
         lines = csv.writer(codecs.getwriter("utf-8")(file))
-        lines.writerow(names)
+        lines.writerow(fields)
         for row in table:
-            lines.writerow([cell(getattr(row, name)) for name in names])
+            lines.writerow([cell(getattr(row, name)) for name in fields])
     return out
 
 

@@ -12,7 +12,7 @@ Leaves to others: passing or failing the study (study/gate.py), and rates with i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.sanitize import shown
-from heredity.study import aggregate, wording
+from heredity.study import aggregate
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan
-from heredity.study.report._rows import TrialRow, TrialTable, whole
+from heredity.study.report._rows import TrialRow, TrialTable, chosen_names, whole
 from heredity.study.report._samples import WANTED, outcomes
 from heredity.study.storage import VERDICTS
 
@@ -58,15 +58,15 @@ class Suite(NamedTuple):
         return self.count("unclear") + self.count("not asked") + int((self.codes == 0).sum())
 
 
-def write(folder: Path, out: Path, with_text: bool = True) -> Path:
-    """Write every trial of the study in `folder` to `out`, and return `out`.
+def write(folder: Path, out: Path, with_text: bool = True, models: Sequence[str] = ()) -> Path:
+    """Write every trial of the study in `folder`, or of these models, to `out`, and return `out`.
 
     Without text: probes, models and outcomes, but no prompts and answers.
     """
     study = aggregate.read_study(folder)
-    suites = list(_suites(folder, study.plan, study.estimates))
-    called = wording.names(study.estimates.models)
-    with TrialTable(folder, study.plan, called, with_text) as table, whole(out) as file:
+    names = chosen_names(study.estimates.models, models)
+    suites = list(_suites(folder, study.plan, names))
+    with TrialTable(folder, study.plan, names, with_text) as table, whole(out) as file:
         for piece in _document(suites, table, study.estimates):
             file.write(piece.encode())
     return out
@@ -81,18 +81,19 @@ def _attribute(text: str) -> str:
     return quoteattr(legal(text))
 
 
-def _suites(folder: Path, plan: Plan, estimates: Estimates) -> Iterator[Suite]:
+def _suites(folder: Path, plan: Plan, names: Mapping[str, str]) -> Iterator[Suite]:
     codes = outcomes(folder / VERDICTS, plan).reshape(plan.shape)
     places = np.arange(plan.n_trials, dtype=np.int64).reshape(plan.shape)
-    called = wording.names(estimates.models)
     techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
     for m, model in enumerate(plan.models):
+        if model.id not in names:
+            continue
         for technique in techniques:
             own = [i for i, probe in enumerate(plan.probes) if probe.technique == technique]
             # Probe by probe, then attack and sample, so that cases of a probe are next to each other.
             of = places[m][:, own].transpose(1, 0, 2).ravel()
             found = codes[m][:, own].transpose(1, 0, 2).ravel()
-            yield Suite(called[model.id], technique, of, found, all(plan.probes[i].is_baseline for i in own))
+            yield Suite(names[model.id], technique, of, found, all(plan.probes[i].is_baseline for i in own))
 
 
 def _document(suites: list[Suite], table: TrialTable, estimates: Estimates) -> Iterator[str]:

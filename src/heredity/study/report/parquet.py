@@ -7,13 +7,14 @@ Leaves to others: the meaning of columns (_rows.py), a table without types (csv.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from heredity.core.errors import Unavailable, how_to_install
 from heredity.core.version import __version__
-from heredity.study import aggregate, wording
-from heredity.study.report._rows import TrialRow, TrialTable, columns, whole
+from heredity.study import aggregate
+from heredity.study.report._rows import TrialRow, TrialTable, chosen_names, columns, whole
 
 GROUP_ROWS = 16_384
 GROUP_CHARACTERS = 1 << 24  # of text: whichever comes first closes a row group
@@ -31,9 +32,10 @@ _MAY_BE_MISSING = {
 }  # fmt: skip
 
 
-def write(folder: Path, out: Path, with_text: bool = True) -> Path:
-    """Write every asked trial of the study in `folder` to `out`, in the plan's order, and return `out`.
+def write(folder: Path, out: Path, with_text: bool = True, models: Sequence[str] = ()) -> Path:
+    """Write every asked trial of the study in `folder`, in the plan's order, to `out`, and return `out`.
 
+    models: names; only their trials are written.
     Without text, there are no columns `evidence`, `text` and `withheld`, and `error` holds no message.
     Raises Unavailable if pyarrow is not installed.
     """
@@ -51,9 +53,9 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:
         "application": study.estimates.application.digest,
     }
     schema = _schema(pyarrow, with_text).with_metadata(about)
-    called = wording.names(study.estimates.models)
+    names = chosen_names(study.estimates.models, models)
     with (
-        TrialTable(folder, study.plan, called, with_text) as table,
+        TrialTable(folder, study.plan, names, with_text) as table,
         whole(out) as file,
         pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
     ):

@@ -10,7 +10,7 @@ Leaves to others: each single trial (junit.py, csv.py), the comparison of models
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -26,6 +26,7 @@ from heredity.study import aggregate, wording
 from heredity.study.aggregate import RecordedStudy
 from heredity.study.intervals import Intervals
 from heredity.study.plan import PLAN, Plan, declared_analysis
+from heredity.study.report._rows import chosen_names
 from heredity.study.report._samples import WANTED, outcomes
 from heredity.study.sources import SourcePlace, StudySources, read_sources
 from heredity.study.storage import VERDICTS
@@ -74,10 +75,14 @@ class SarifFinding(NamedTuple):
         return self.probe.severity or 0
 
 
-def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
-    """Write the broken probes of the study in `folder` to `out`, and return `out`."""
+def write(folder: Path, out: Path, with_text: bool = True, models: Sequence[str] = ()) -> Path:  # noqa: ARG001 (there is never any text)
+    """Write the broken probes of the study in `folder`, or of these models, to `out`, and return `out`."""
     study = aggregate.read_study(folder)
-    document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [_run(folder, study)]}
+    document = {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [_run(folder, study, chosen_names(study.estimates.models, models))],
+    }
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
     return out
 
@@ -96,8 +101,8 @@ def level(rate: float) -> str:
     return "error" if rate >= ERROR_FROM else "warning" if rate >= WARNING_FROM else "note"
 
 
-def broken(folder: Path, plan: Plan) -> Iterator[SarifFinding]:
-    """Every probe that broke with a model at least once, in the plan's order; a capability breaks nothing."""
+def broken(folder: Path, plan: Plan, names: Mapping[str, str]) -> Iterator[SarifFinding]:
+    """Every probe that broke with one of these models, in the plan's order; a capability breaks nothing."""
     declared = declared_analysis(plan)
     is_per_attempt = declared is not None and declared.endpoint != "decided_trials"
     codes = outcomes(folder / VERDICTS, plan).reshape(plan.shape)
@@ -105,28 +110,29 @@ def broken(folder: Path, plan: Plan) -> Iterator[SarifFinding]:
         kind: (codes == _CODES[kind]).sum(axis=(1, 3)) for kind in ("broke", "held", "unclear", "error")
     }
     for m, p in np.argwhere(counts["broke"] > 0).tolist():
-        if plan.probes[p].is_baseline:
+        if plan.probes[p].is_baseline or plan.models[m].id not in names:
             continue
         broke, held, unclear, error = (int(counts[kind][m, p]) for kind in counts)
         n = broke + held + (unclear if is_per_attempt else 0)
         yield SarifFinding(m, plan.probes[p], broke, held, unclear, error, n)
 
 
-def _run(folder: Path, study: RecordedStudy) -> dict[str, Any]:
+def _run(folder: Path, study: RecordedStudy, names: Mapping[str, str]) -> dict[str, Any]:
     plan, found = study.plan, study.estimates
     threats = _threats(plan)
     schemes = list(dict.fromkeys((t.scheme, t.edition) for of in threats.values() for t in of))
-    findings = sorted(broken(folder, plan), key=lambda one: -one.severity)
+    findings = sorted(broken(folder, plan, names), key=lambda one: -one.severity)
     worst = {one.probe.technique: one.severity for one in reversed(findings)}
     rules = [_rule(technique, of, schemes, worst.get(technique, 0)) for technique, of in threats.items()]
     taxonomies = [_taxonomy(scheme, threats) for scheme in schemes]
     places = {technique: place for place, technique in enumerate(threats)}
-    called = wording.names(found.models)
+    # A run replaces the earlier one of its id, so that of some models has its own.
+    own = "" if len(names) == len(plan.models) else "".join(f"{name}/" for name in names.values())
     # Without its sources, e.g. of an import, a study still has a file of its own: its plan.
     sources = read_sources(folder) or StudySources(SourcePlace((folder / PLAN).as_posix()), {}, {})
     return {
         "tool": {"driver": _driver(rules, taxonomies)},
-        "automationDetails": {"id": f"heredity/{label(found.application.name)}/"},
+        "automationDetails": {"id": f"heredity/{label(found.application.name)}/{own}"},
         "invocations": [
             {
                 "executionSuccessful": not found.n_missing and not found.n_errors,
@@ -135,7 +141,7 @@ def _run(folder: Path, study: RecordedStudy) -> dict[str, Any]:
             }
         ],
         "taxonomies": taxonomies,
-        "results": [_result(one, study, called, places, sources) for one in findings],
+        "results": [_result(one, study, names, places, sources) for one in findings],
         "columnKind": "unicodeCodePoints",
         "properties": {"study": found.study, "application": found.application.digest},
     }
@@ -196,7 +202,7 @@ def _rule(
 def _result(
     one: SarifFinding,
     study: RecordedStudy,
-    called: dict[str, str],
+    names: Mapping[str, str],
     rules: dict[str, int],
     sources: StudySources,
 ) -> dict[str, Any]:
@@ -213,13 +219,13 @@ def _result(
         "level": level(share),
         "kind": "fail",
         "message": {
-            "text": f"{called[model.id]} broke in {one.n_broke} of {one.n} {counted} trials of {probe.id} "
+            "text": f"{names[model.id]} broke in {one.n_broke} of {one.n} {counted} trials of {probe.id} "
             f"({words}).{harm}"
         },
         "locations": [_location(probe, sources)],
         "partialFingerprints": {FINGERPRINT: digest([model.name, study.plan.application.name, probe.id])},
         "rank": round(100 * share, 1),
-        "properties": {"model": called[model.id], "model_id": model.id, "probe": probe.id, **counts}
+        "properties": {"model": names[model.id], "model_id": model.id, "probe": probe.id, **counts}
         | {"rate": share, "low": rate.low, "high": rate.high, "attacks": list(study.plan.attacks)}
         | ({"severity": one.severity} if one.severity else {}),
     }
