@@ -75,7 +75,12 @@ class SarifFinding(NamedTuple):
         return self.probe.severity or 0
 
 
-def write(folder: Path, out: Path, with_text: bool = True, models: Sequence[str] = ()) -> Path:  # noqa: ARG001 (there is never any text)
+def write(
+    folder: Path,
+    out: Path,
+    with_text: bool = True,  # noqa: ARG001 (there is never any text)
+    models: Sequence[str] = (),
+) -> Path:
     """Write the broken probes of the study in `folder`, or of these models, to `out`, and return `out`."""
     study = aggregate.read_study(folder)
     document = {
