@@ -298,8 +298,31 @@ def test_most_examples_are_not_dropped_in_silence(
     recipe = Finetune(chat.Data.of("rows", pairs), **QUICK, max_length=60, warn=said.append)
     notes = store.grow_once(recipe, [parent]).record.notes
     assert notes["left out"].startswith(f"{n_long} of {3 + n_long} examples")
-    assert bool(said) == is_said
-    assert not is_said or all(each in said[0] for each in ("3 of 7", "4", "60"))
+    dropped = [line for line in said if "max_length" in line]
+    assert bool(dropped) == is_said
+    assert not is_said or all(each in dropped[0] for each in ("3 of 7", "4", "60"))
+
+
+@pytest.mark.parametrize("recipe_class", [Finetune, Lora])
+@pytest.mark.parametrize(
+    ("settings", "mentions"),
+    [
+        ({"steps": 1, "batch_size": 12}, ["1 optimizer step ", "12 rows", "batch_size 12", "epochs"]),
+        ({"batch_size": 8}, ["2 optimizer steps", "batch_size 8"]),
+        ({"steps": 20, "batch_size": 1}, None),
+    ],
+)
+def test_a_handful_of_steps_is_not_trained_in_silence(
+    store: Store, parent: Grown, data: chat.Data, recipe_class: type[Finetune] | type[Lora],
+    settings: dict[str, int], mentions: list[str] | None, recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
+    said: list[str] = []
+    recipe = recipe_class(data, dtype="float32", warn=said.append, **settings)
+    store.grow_once(recipe, [parent])
+    assert len(said) == (mentions is not None)
+    assert not mentions or all(each in said[0] for each in mentions)
+    store.grow_once(recipe_class(data, dtype="float32", seed=1, **settings), [parent])
+    assert not [each for each in recwarn if "optimizer" in str(each.message)], "of tamper and repair"
 
 
 # --- what a teacher writes --------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 from heredity.core.errors import UsageError
 from heredity.core.progress import Watch, phase
 from heredity.core.records import digest, encode
+from heredity.core.sanitize import plural
 from heredity.engines.formats.rewrite import copy_rest
 from heredity.engines.formats.safetensors_io import INDEX
 from heredity.lineage.types import Description, Grown
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 280, 56, 30  # of the loss curve, in pixels
 _MAX_POINTS = 400  # of the loss curve
+FEWEST_STEPS = 20  # of the optimizer; a run of fewer hardly changes the model
 
 
 class Lessons(NamedTuple):
@@ -174,7 +176,10 @@ def run(
     batches: BatchSource = BatchSampler(prepared.examples, recipe.batch_size, recipe.seed)
     if make_batches is not None:
         batches = make_batches(network, encoder)
-    plan = _plan(recipe, parent, recipe.n_steps(len(prepared.examples)))
+    n_steps = recipe.n_steps(len(prepared.examples))
+    if n_steps < FEWEST_STEPS and recipe.warn is not None:  # tamper and repair train few steps on purpose
+        recipe.warn(_few_steps(n_steps, len(prepared.examples), recipe.batch_size))
+    plan = _plan(recipe, parent, n_steps)
     folder, dist = recipe.folder or out.parent / "training", placed(None, recipe.device)
     objective = make_objective(network)
     with _explaining_memory(recipe, network, trainable, prepared.examples):
@@ -248,7 +253,7 @@ def _notes(network: CausalLM, prepared: PreparedExamples, metrics: Sequence[Step
     notes = {
         "dtype": str(network.model.dtype).removeprefix("torch."),
         "loss": f"{metrics[0].loss:.4f} in the first step, {metrics[-1].loss:.4f} in the last",
-        "training": f"{len(metrics)} steps, {n_read:,} tokens read, {n_learned:,.0f} learned",
+        "training": f"{plural(len(metrics), 'step')}, {n_read:,} tokens read, {n_learned:,.0f} learned",
     }
     if prepared.too_long:
         shown = ", ".join(prepared.too_long[:3])
@@ -267,6 +272,13 @@ def _mostly_dropped(prepared: PreparedExamples, max_length: int) -> str:
     return (
         f"Only {n_kept:,} of {n_kept + n_dropped:,} examples are learned: the other {n_dropped:,} are longer "
         f"than max_length ({max_length:,} tokens). Raise it: {prepared.nearly_all:,} fits 95 % of them."
+    )
+
+
+def _few_steps(n_steps: int, n_rows: int, batch_size: int) -> str:
+    return (
+        f"Only {plural(n_steps, 'optimizer step')} ({plural(n_rows, 'row')}, batch_size {batch_size}) hardly "
+        f"change a model. For {FEWEST_STEPS}, raise steps or epochs, lower batch_size, or give more rows."
     )
 
 

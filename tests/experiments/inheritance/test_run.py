@@ -24,7 +24,7 @@ from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments import course
 from heredity.experiments.inheritance import figure, run
-from heredity.experiments.inheritance.children import Lineage, Task
+from heredity.experiments.inheritance.children import Lineage, Task, tasks
 from heredity.experiments.inheritance.findings import BatteryFinding, LineageResult
 from heredity.experiments.inheritance.page import render, write_page
 from heredity.experiments.inheritance.plan import ChildPlan, LineagePlan, plan_of, read_plan
@@ -436,6 +436,19 @@ def test_the_power_of_every_study_is_told_and_saved_before_anything_is_made(
     assert (planned.n_comparisons, planned.not_worse, planned.detectable) == (
         made.n_comparisons, made.not_worse, made.detectable,
     )  # fmt: skip
+
+
+def test_a_child_of_few_steps_is_made_with_a_warning_and_a_quick_run_without(
+    plan: LineagePlan, tmp_path: Path
+) -> None:
+    for number, (made, n_warnings) in enumerate(((plan, 2), (plan.quick(), 0))):
+        lines: list[str] = []
+        lineage = Lineage(made, Store(tmp_path / str(number)), tmp_path / "repairs")
+        lineage.pull()
+        run.make_all(lineage, tasks(made)[:2], course.Course(2, 0.0, lines.append))
+        assert {"tuned-0", "tuned-1"} <= lineage.models.keys()
+        warnings = [line for line in lines if line.startswith("warning: Only 2 optimizer steps (")]
+        assert len(warnings) == n_warnings == len(lines) - 2
 
 
 def test_progress_counts_the_steps_of_the_whole_and_ends_near_zero(told: list[str]) -> None:

@@ -10,7 +10,7 @@ Leaves to others: the recipes, and the order of the whole (run.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +70,7 @@ class Lineage:
     models: by the plan's names, foundations first; `NAME-SEED` for a child of several seeds.
     repair_out: the folder for the studies of repairs.
     data: the sets of the plan that are read.
+    warn: receives what is doubtful about a training; None for nobody.
     """
 
     plan: LineagePlan
@@ -80,6 +81,7 @@ class Lineage:
     models: dict[str, Grown] = field(default_factory=dict)
     left_out: list[LeftOutChild] = field(default_factory=list)
     data: dict[str, Data | Path] = field(default_factory=dict)
+    warn: Callable[[str], None] | None = None
 
     def pull(self) -> None:
         """Get the foundations, each once. Raises the errors of Store.pull."""
@@ -215,6 +217,8 @@ class Lineage:
             known = derivable_class(child.recipe).__dataclass_fields__
             if "watch" in known:
                 settings["watch"] = _titled(self.watch, task.name)
+            if "warn" in known:
+                settings["warn"] = self.warn
             if task.seed is not None:
                 settings["seed"] = task.seed
         try:

@@ -157,6 +157,8 @@ def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
 def make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None:
     """Make the child of each task, as steps of the course; one that cannot be made is reported."""
     lineage.watch = course.watching(lineage.watch)
+    if not lineage.plan.battery[0].is_quick:  # its few steps are on purpose
+        lineage.warn = lambda line: course.tell(f"warning: {line}")
     for task in possible:
         is_there = task.child.recipe == MADE
         title = f"get {task.name}" if is_there else f"make {task.name} ({task.child.recipe})"
