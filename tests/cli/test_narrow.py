@@ -57,7 +57,7 @@ def test_a_study_shows_each_cell_of_two_models_on_one_line(tmp_path: Path) -> No
     (row,) = (line for line in found if line.startswith("planted_secret"))
     assert len(re.findall(r"\d % +\[\d+, \d+\] n \d+", row.replace("\u00a0", " "))) == 2
     assert not any(line.startswith("%") for line in found), "no number is cut from its unit"
-    over = next(n for n, line in enumerate(found) if line.startswith("over-refusal"))
+    over = next(n for n, line in enumerate(found) if line.startswith("over-refusal *"))
     assert not any(line.startswith("  direct") for line in found[over:]), (
         "one attack has the rates of the sum"
     )

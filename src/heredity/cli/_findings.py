@@ -20,7 +20,7 @@ from rich.text import Text
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plain
-from heredity.core.terminal import line_table, out, wrapped
+from heredity.core.terminal import line_table, out, table, wrapped
 from heredity.study import decision
 from heredity.study import wording as words
 from heredity.study.advice import findings
@@ -59,15 +59,25 @@ def show(estimates: Estimates, plan: Plan, folder: Path, is_full: bool = False) 
     """Print the findings in fifteen lines, or all of them; the verdict and the next command come last."""
     screen, found = out(), headline(estimates)
     ending = list(_ending(estimates, plan, folder, found, is_full))
-    command = plain(f"Next: heredity {'study' if estimates.n_missing else 'view'} {shlex.quote(str(folder))}")
+    command = f"heredity {'study' if estimates.n_missing else 'view'} {shlex.quote(str(folder))}"
     if is_full:
         _show_all(screen, estimates, found)
     else:
-        n_lines = sum(len(wrapped(plain(line), screen.width).splitlines()) for line, _ in ending)
-        _show_short(screen, estimates, SHORT - n_lines - math.ceil(len(command) / screen.width))
+        _show_short(screen, estimates, room_above(screen, ending, command))
+    show_ending(screen, ending, command)
+
+
+def room_above(screen: Console, ending: Sequence[tuple[str, str]], command: str) -> int:
+    """The lines that are left for tables above an ending, if all is to fit."""
+    n_lines = sum(len(wrapped(plain(line), screen.width).splitlines()) for line, _ in ending)
+    return SHORT - n_lines - math.ceil(len(f"Next: {command}") / screen.width)
+
+
+def show_ending(screen: Console, ending: Sequence[tuple[str, str]], command: str) -> None:
+    """Print sentences, each with its style, and the next command last, unbroken, to be copied."""
     for line, style in ending:
-        _print(screen, line, style)
-    screen.print(command, soft_wrap=True)  # unbroken, to be copied
+        show_sentence(screen, line, style)
+    screen.print(plain(f"Next: {command}"), soft_wrap=True)
 
 
 def _ending(
@@ -103,8 +113,8 @@ def _unasked(estimates: Estimates) -> str:
     return f"{', '.join(parts)}; {'mostly ' if len(checks) > 1 else ''}{what}" if parts else ""
 
 
-class _Lines(NamedTuple):
-    """A table with one line per row; rows with the lowest rank stay if not all fit."""
+class Lines(NamedTuple):
+    """A table with one line per row; those of the lowest rank stay if not all fit."""
 
     noun: str
     names: int  # the first columns, whose cells lose their middle if the table is too wide
@@ -119,7 +129,7 @@ class _Lines(NamedTuple):
         order = sorted(range(len(self.rows)), key=self.ranks.__getitem__)
         kept, others = sorted(order[: max(0, room - 2)]), order[max(0, room - 2) :]
         left = words.plural(len(others), f"{'more ' if kept else ''}{self.noun}")
-        if self.noun == "pair":
+        if self.head[-1] == "verdict":
             verdicts = Counter(self.rows[n][-1].removesuffix(" (judge)") for n in others)
             left += f": {', '.join(f'{n} {verdict}' for verdict, n in verdicts.items())}"
         return [self.rows[n] for n in kept], left
@@ -138,16 +148,21 @@ def _show_short(screen: Console, estimates: Estimates, room: int) -> None:
     for place, (each, rows, left) in enumerate(shown):
         if spare > place:  # first between the tables, then above them
             screen.print()
-        if rows:
-            columns = dict(zip(each.head, zip(*rows, strict=True), strict=True))
-            screen.print(line_table(columns, screen.width, each.head[: each.names], last_width=19))
-        if left:
-            _print(screen, left)
+        show_rows(screen, each, rows, left)
     if spare > len(shown):
         screen.print()
 
 
-def _pair_lines(estimates: Estimates) -> _Lines:
+def show_rows(screen: Console, table: Lines, rows: Sequence[tuple[str, ...]], left: str = "") -> None:
+    """Print rows of a table, and the line about its others."""
+    if rows:
+        columns = dict(zip(table.head, zip(*rows, strict=True), strict=True))
+        screen.print(line_table(columns, screen.width, table.head[: table.names], last_width=19))
+    if left:
+        show_sentence(screen, left)
+
+
+def _pair_lines(estimates: Estimates) -> Lines:
     """A line for each child against its parent, with its worst verdict; without children, for each pair."""
     called, edges = words.names(estimates.models), dict[tuple[str, str], list[ModelPair]]()
     for edge in estimates.edges:
@@ -168,11 +183,11 @@ def _pair_lines(estimates: Estimates) -> _Lines:
         rows.append((called[pair.b], called[pair.a], points, verdict))
     n, parents = _of_n("points", [pair.n for pair in pairs]), {pair.a for pair in pairs}
     if len(parents) == 1 and len(one := f"against {called[parents.pop()]}") <= _HEAD:
-        return _Lines("pair", 1, (one, n, "verdict"), [(row[0], *row[2:]) for row in rows], ranks)
-    return _Lines("pair", 2, ("model", "against", n, "verdict"), rows, ranks)
+        return Lines("pair", 1, (one, n, "verdict"), [(row[0], *row[2:]) for row in rows], ranks)
+    return Lines("pair", 2, ("model", "against", n, "verdict"), rows, ranks)
 
 
-def _model_lines(estimates: Estimates) -> _Lines:
+def _model_lines(estimates: Estimates) -> Lines:
     """A line for each model with its breach rates by checks and by a judge, and its over-refusal."""
     scopes: list[tuple[str, str, Measure]] = [
         ("not refused, judged" if estimates.counts_refusals("breach", of) else _BY[of], of, "breach")
@@ -189,7 +204,7 @@ def _model_lines(estimates: Estimates) -> _Lines:
     main = (words.find(estimates, c.id, estimates.main_scope(), ALL, "breach") for c in estimates.models)
     ranks = [-(rate.estimate.value or 0.0) if rate is not None else 0.0 for rate in main]
     head = ("breach rate by", *heads)
-    return _Lines("model", 1, head, list(zip(called.values(), *columns, strict=True)), ranks)
+    return Lines("model", 1, head, list(zip(called.values(), *columns, strict=True)), ranks)
 
 
 def _of_n(name: str, sizes: Sequence[int]) -> str:
@@ -216,19 +231,19 @@ def _show_all(screen: Console, estimates: Estimates, found: Headline) -> None:
     for pair in others:
         screen.print()
         for line in _compared(estimates, pair):
-            _print(screen, line)
+            show_sentence(screen, line)
     screen.print()
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
-    _print(screen, _legend(estimates), "dim")
+    show_sentence(screen, _legend(estimates), "dim")
     for line in _asides(estimates):
         screen.print()
-        _print(screen, line)
+        show_sentence(screen, line)
     screen.print()
     # The finding stands last, but that of one model does not.
     for line in (*([f"{found.sentence}."] if len(estimates.models) == 1 else []), *found.support):
-        _print(screen, line)
+        show_sentence(screen, line)
     for line in found.warnings:
-        _print(screen, f"warning: {line}", "yellow")
+        show_sentence(screen, f"warning: {line}", "yellow")
     screen.print()
 
 
@@ -251,7 +266,7 @@ def _asides(estimates: Estimates) -> list[str]:
     return [line for part in parts for line in part(estimates)]
 
 
-def _print(screen: Console, line: str, style: str = "") -> None:
+def show_sentence(screen: Console, line: str, style: str = "") -> None:
     """Print a sentence. A wrapped line is indented, and no number is cut from its unit."""
     screen.print(wrapped(plain(line, lines=True), screen.width), style=style, soft_wrap=True)
 
@@ -262,9 +277,7 @@ def show_recommendation(folder: Path) -> None:
     called = words.names(read_estimates(folder).models)
     screen.print()
     if found is not None and not found.note:
-        grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for name in ("model", "cost per 1,000 requests", "best", "rank"):
-            grid.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
+        grid = table("model", *(numbers := ("cost per 1,000 requests", "best", "rank")), right=numbers)
         for row in found.models:
             ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
             cells = (words.cost_words(row), words.percent(row.p_best), ranks)
@@ -272,16 +285,14 @@ def show_recommendation(folder: Path) -> None:
         screen.print(grid)
         screen.print()
     for line in words.recommendation_words(found, called):
-        _print(screen, line)
+        show_sentence(screen, line)
 
 
 def edge_table(estimates: Estimates) -> Table:
     """A row per child and kind of breach: the verdict against its parent, and what it kept and lost."""
     called = words.names(estimates.models)
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("child", "verdict", "held still", "lost", "gained", "difference", "would show"):
-        number = name in ("lost", "gained")
-        grid.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=name != "child")
+    head = ("child", "verdict", "held still", "lost", "gained", "difference", "would show")
+    grid = table(*head, right=("lost", "gained"), whole=head[1:])
     last = ""
     for edge in (each for each in estimates.edges if not each.is_of_guard):
         pair = edge.compared
@@ -308,22 +319,16 @@ def edge_lines(estimates: Estimates, width: int) -> Text:
             text.append(f"{words.scope_name(estimates, last)}\n", style="bold")
         who = f"{called[edge.child]} of {called[edge.parent]}, {words.recipe_words(edge)}: "
         text.append(plain(who)).append(words.verdict_words(edge), style=_style(edge))
+        shown = f"would show {words.detectable_words(pair)}"
         numbers = (
             f"  held still {edge.kept} of {edge.retention.n} [{_bounds(edge.retention, '.0f')}] %, "
             f"lost {edge.lost}, gained {edge.gained}\n"
             f"  difference {words.points(pair.difference.value)} [{_bounds(pair.difference, '+.1f')}], "
-            f"{_would_show(pair)}"
+            f"{'too few trials to show any' if pair.detectable is None else shown}"
         )
         text.append(f"\n{wrapped(numbers, width)}\n")
     text.rstrip()
     return text
-
-
-def _would_show(pair: ModelPair) -> str:
-    """The difference that this number of trials would have shown."""
-    if pair.detectable is None:
-        return "too few trials to show any"
-    return f"would show {words.detectable_words(pair)}"
 
 
 def _style(edge: Inheritance) -> str:
@@ -372,8 +377,7 @@ def _verdict(pair: ModelPair) -> str:
 def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
     """Technique x model, then the sums, then over-refusal and the undecided trials."""
     called = words.names(estimates.models)
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    grid.add_column("breach rate", overflow="fold")
+    grid = table("breach rate")
     for card in estimates.models:
         grid.add_column(Text(called[card.id]), overflow="fold")
     for scope in estimates.breach_scopes:
@@ -472,8 +476,8 @@ def _cell(rate: Rate | None, is_narrow: bool) -> Text:
     if rate is None or rate.estimate.value is None:
         return Text("-\n-" if is_narrow else "-", style="dim")
     found = rate.estimate
-    value = words.percent(found.value)
-    shown = Text(f"{value:>6}", style=_colour(rate))
+    colour = "green" if rate.estimate.value < 0.1 else "yellow" if rate.estimate.value < 0.4 else "red"
+    shown = Text(f"{words.percent(found.value):>6}", style=colour)
     return shown.append(f"{_interval(found, is_narrow)} n {found.n}", style="default not bold")
 
 
@@ -482,12 +486,6 @@ def _share(found: Estimate | None, is_narrow: bool) -> Text:
     if found is None or found.value is None:
         return Text("-\n-" if is_narrow else "-", style="dim")
     return Text(f"{words.percent(found.value):>6}{_interval(found, is_narrow)} n {found.n}")
-
-
-def _colour(rate: Rate) -> str:
-    """The colour of a rate, by its value."""
-    value = rate.estimate.value or 0.0
-    return "green" if value < 0.1 else "yellow" if value < 0.4 else "red"
 
 
 def _counts(estimates: Estimates, field: str) -> list[Text]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,12 @@ PAGE = "adapt.md"  # in the folder of a task
               help="Folder of models' names and studies.  [default: runs/TASK-...]")  # fmt: skip
 @click.option("--page", type=PathArgument(), metavar="FILE",
               help="Write the page here, too, with its figure next to it.")  # fmt: skip
+@click.option("--full", is_flag=True, help="Print the costs and all sentences, not only fifteen lines.")
 @device_option
 @click.pass_context
 def command(
     ctx: click.Context, task: Path, model: str | None, quick: bool, dry_run: bool, yes: bool,
-    out: Path | None, page: Path | None,
+    out: Path | None, page: Path | None, full: bool,
 ) -> None:  # fmt: skip
     """Compare the ways to adapt a model to a task.
 
@@ -52,7 +53,7 @@ def command(
 
     if task.is_dir():
         _refuse_beside(ctx, task)
-        _show(run.read_result(task), [task / PAGE, *([page] if page is not None else [])])
+        _show(run.read_result(task), task, page, full)
         return
     read = read_task(task, model or "")
     read = read.quick() if quick else read
@@ -62,7 +63,7 @@ def command(
         with shown_work(store, "planning"):
             run.dry_run(read, store, note, folder)
         return
-    _show(_compared(read, folder, yes), [folder / PAGE, *([page] if page is not None else [])])
+    _show(_compared(read, folder, yes), folder, page, full)
 
 
 def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
@@ -80,40 +81,43 @@ def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
 
 def _refuse_beside(ctx: click.Context, folder: Path) -> None:
     """Refuse options that would have no effect next to a finished folder. Raises UsageError."""
-    names = sorted(set(ctx.params) - {"task", "page", "yes"})
+    names = sorted(set(ctx.params) - {"task", "page", "yes", "full"})
     given = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"{flags} would have no effect: {folder} already has its task.", ctx)
 
 
-def _show(found: AdaptResult, pages: Sequence[Path]) -> None:
-    """Print the ways and the sentences, and write the pages."""
-    from heredity.core.sanitize import plain
-    from heredity.core.terminal import cell, out, size, table, write
-    from heredity.experiments.adapt.page import (
-        QUICK,
-        answer_words,
-        breach_words,
-        quality_words,
-        seconds_words,
-        sentences,
-        write_page,
-    )
+def _show(found: AdaptResult, folder: Path, page: Path | None, is_full: bool) -> None:
+    """Write the page, and print the ways and sentences: all, or in about fifteen lines."""
+    from heredity.cli import _findings
+    from heredity.core.terminal import cell, out, size, table
+    from heredity.experiments.adapt import page as words
 
-    columns = ("way", "right", "breaches", "twins refused", "making", "an answer", "added")
-    grid = table(*columns, whole=("way",))
-    for way in found.ways:
-        cost = way.cost
-        grid.add_row(*map(cell, (
-            way.title, quality_words(way.quality[0]), breach_words(found.main(way)),
-            breach_words(way.over_refusal), seconds_words(cost.making_seconds), answer_words(cost),
-            size(cost.bytes),
-        )))  # fmt: skip
-    out().print(grid)
-    write("")
-    for sentence in (*((QUICK,) if found.task.is_quick else ()), *sentences(found)):
-        write(plain(sentence))
-    write("")
-    for path in pages:
-        write(f"page: {plain(str(write_page(found, path)))}")
+    said = [words.QUICK] if found.task.is_quick else []
+    said += words.sentences(found) if is_full else words.gist(found)
+    pages = [words.write_page(found, path) for path in (folder / PAGE, page) if path is not None]
+    said += [f"Page: {path}" for path in pages]
+    said[-1] += "" if is_full else "; costs and all sentences here: --full"
+    screen = out()
+    if is_full:
+        columns = ("way", "right", "breaches", "twins refused", "making", "an answer", "added")
+        grid = table(*columns, whole=("way",))
+        for way in found.ways:
+            cost = way.cost
+            grid.add_row(*map(cell, (
+                way.title, words.quality_words(way.quality[0]), words.breach_words(found.main(way)),
+                words.breach_words(way.over_refusal), words.seconds_words(cost.making_seconds),
+                words.answer_words(cost), size(cost.bytes),
+            )))  # fmt: skip
+        screen.print(grid)
+        screen.print()
+    else:
+        head = ("way", "right", "twins refused", "breaches", "against the untouched")
+        rows = [
+            (way.title, words.quality_words(way.quality[0]), words.rate_words(way.over_refusal),
+             words.rate_words(found.main(way)), words.verdict_words(found.main(way)))
+            for way in found.ways
+        ]  # fmt: skip
+        _findings.show_rows(screen, _findings.Lines("way", 1, head, rows, ()), rows)
+    _findings.show_ending(screen, [(line, "") for line in said], f"heredity view {shlex.quote(str(folder))}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _MARGIN = 0.1
 _PROBES, _ATTACKS = ("refusals", "failed_task"), ("direct", "crescendo")
 _ATTACKED = 80  # behaviours that are asked under an attack of several turns
+_RANKS = {"lost": 0, "kept": 2}  # the order in which children are shown if not all fit; others between
 _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has itself
 
 
@@ -48,12 +50,13 @@ _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has
 )
 @click.option("--page", type=PathArgument(), metavar="FILE",
               help="Write the page here, too, with its figure next to it.")  # fmt: skip
+@click.option("--full", is_flag=True, help="Print all sentences and children, not only fifteen lines.")
 @device_option
 @click.pass_context
 def command(
     ctx: click.Context, models: tuple[str, ...], renamed: tuple[str, ...], data: tuple[str, ...],
     application: Path | None, probes: tuple[str, ...], attack: tuple[str, ...], margin: float | None,
-    judge: str | None, yes: bool, quick: bool, out: Path | None, page: Path | None,
+    judge: str | None, yes: bool, quick: bool, out: Path | None, page: Path | None, full: bool,
 ) -> None:  # fmt: skip
     """Measure what children kept of a parent's safety.
 
@@ -75,7 +78,7 @@ def command(
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
-        _refuse_beside(ctx, str(folder), set(ctx.params) - {"models", "page", "yes"})
+        _refuse_beside(ctx, str(folder), set(ctx.params) - {"models", "page", "yes", "full"})
         found = run.read_result(folder)
     else:
         if _is_file(models):
@@ -89,7 +92,7 @@ def command(
             consent(store, ref, yes)
         with shown_work(store, "preparing the lineage") as display:
             found = run.inherit(plan, store, folder, display, note)
-    _show(found, [folder / "inheritance.md", *([page] if page is not None else [])])
+    _show(found, folder, page, full)
 
 
 def _refuse_beside(ctx: click.Context, what: str, names: Collection[str]) -> None:
@@ -158,32 +161,37 @@ def _batteries(
     return found
 
 
-def _show(found: LineageResult, pages: Sequence[Path]) -> None:
-    """Print the edges of the primary battery and the sentences, and write the pages."""
-    from heredity.core.sanitize import plain
-    from heredity.core.terminal import cell, out, table, write
+def _show(found: LineageResult, folder: Path, page: Path | None, is_full: bool) -> None:
+    """Write the page, and print the edges of the primary battery and sentences: all, or in fifteen lines."""
+    from heredity.cli import _findings
+    from heredity.core.terminal import cell, out, table
+    from heredity.experiments.inheritance import sentences as words
     from heredity.experiments.inheritance.page import write_page
-    from heredity.experiments.inheritance.sentences import (
-        caution,
-        counts,
-        noise_floor,
-        open_claims,
-        rest,
-        sentences,
-    )
     from heredity.experiments.pages import change
 
     what = "not refused, points" if found.counts_refusals else "breaches, points"
-    columns = ("child", "parent", "refusals kept", what, "verdict")
-    grid = table(*columns, whole=("child",))
-    for edge in found.edges:
-        grid.add_row(*map(cell, (edge.child, edge.parent, counts(edge), change(edge.difference), edge.word)))
-    out().print(grid)
-    write("")
-    left = f"Also: {names}." if (names := rest(found)) else ""
-    said = (caution(found), *sentences(found), left, *open_claims(found.edges), noise_floor(found))
-    for sentence in filter(None, said):
-        write(plain(sentence))
-    write("")
-    for path in pages:
-        write(f"page: {plain(str(write_page(found, path)))}")
+    head = ("child", "parent", "refusals kept", what, "verdict")
+    rows = [
+        (e.child, e.parent, words.counts(e, by_seed=is_full), change(e.difference), e.word)
+        for e in found.edges
+    ]
+    said = [words.caution(found), *words.gist(found)]
+    if is_full:
+        left = f"Also: {names}." if (names := words.rest(found)) else ""
+        said = [words.caution(found), *words.sentences(found), left, *words.open_claims(found.edges)]
+        said.append(words.noise_floor(found))
+    pages = [write_page(found, path) for path in (folder / "inheritance.md", page) if path is not None]
+    said += [f"Page: {path}" for path in pages]
+    said[-1] += "" if is_full else "; all sentences here: --full"
+    ending, command = [(line, "") for line in said if line], f"heredity view {shlex.quote(str(folder))}"
+    screen = out()
+    if is_full:
+        grid = table(*head, whole=("child",))
+        for row in rows:
+            grid.add_row(*map(cell, row))
+        screen.print(grid)
+        screen.print()
+    else:
+        lines = _findings.Lines("child", 2, head, rows, [_RANKS.get(e.claim, 1) for e in found.edges])
+        _findings.show_rows(screen, lines, *lines.fitted(_findings.room_above(screen, ending, command)))
+    _findings.show_ending(screen, ending, command)

@@ -15,7 +15,7 @@ pytest.importorskip("bm25s")
 
 from click.testing import CliRunner
 
-from heredity.cli.adapt import command
+from heredity.cli.adapt import _show, command
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import Estimate
 from heredity.experiments.adapt import figure, findings, run
@@ -267,6 +267,24 @@ def test_equal_ways_have_numbers_apart_and_a_small_rate_fills_the_figure(found: 
 
 
 # --- the command line -----------------------------------------------------------------------------
+
+
+def test_seven_ways_end_in_a_screen_with_a_line_each(
+    found: AdaptResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    first, *ways = found.ways
+    more = [msgspec.structs.replace(ways[n % len(ways)], title=f"way-{n}") for n in range(7)]
+    many = msgspec.structs.replace(found, ways=(first, *more))
+    heads = {}
+    for is_full in (False, True):
+        _show(many, tmp_path, None, is_full)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1] == f"Next: heredity view {tmp_path}"
+        assert is_full or len(lines) <= 17
+        assert [line.split()[0] for line in lines if line.startswith("way-")] == [each.title for each in more]
+        heads[is_full] = " ".join(lines[:3]).split()
+    assert "making" in heads[True] and "making" not in heads[False]
 
 
 def test_the_command_tells_first_runs_and_writes_the_page_again(

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner
 
-from heredity.cli.inherit import command
+from heredity.cli.inherit import _show, command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
 from heredity.core.progress import Progress, TimeSpan
 from heredity.engines.protocols import Engine
@@ -441,7 +441,7 @@ def test_the_power_of_every_study_is_told_and_saved_before_anything_is_made(
 def test_a_child_of_few_steps_is_made_with_a_warning_and_a_quick_run_without(
     plan: LineagePlan, tmp_path: Path
 ) -> None:
-    for number, (made, n_warnings) in enumerate(((plan, 2), (plan.quick(), 0))):
+    for number, (made, n_warnings) in enumerate(((plan, 1), (plan.quick(), 0))):
         lines: list[str] = []
         lineage = Lineage(made, Store(tmp_path / str(number)), tmp_path / "repairs")
         lineage.pull()
@@ -589,7 +589,7 @@ def test_a_child_that_its_user_named_and_that_cannot_be_had_is_an_error_before_a
     monkeypatch.setattr("heredity.recipes.pull.recipe.look_up", no_hub)
     ended = run_here("inherit", "teacher", mine.record.id, child, "--out", "out", cwd=tmp_path)
     check_refused(ended, code, after_progress=True)
-    assert not (tmp_path / "out" / run.PLAN).exists() and "page: " not in ended.stdout
+    assert not (tmp_path / "out" / run.PLAN).exists() and "Page: " not in ended.stdout
 
 
 def test_a_name_on_the_page_is_no_link_and_no_picture(found: LineageResult) -> None:
@@ -876,6 +876,25 @@ max_tokens = 4
 """
 
 
+def test_a_lineage_of_many_children_ends_in_fifteen_lines_of_a_screen(
+    found: LineageResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    kept, lost = (next(e for e in found.edges if e.claim == claim) for claim in ("kept", "lost"))
+    others = [msgspec.structs.replace(kept, child=f"kept-{n}") for n in range(30)]
+    battery = msgspec.structs.replace(found.primary, edges=(*others, lost))
+    many = msgspec.structs.replace(found, batteries=(battery, *found.batteries[1:]))
+    for is_full in (False, True):
+        _show(many, tmp_path, None, is_full)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split()[0] == "child" and lines[-1] == f"Next: heredity view {tmp_path}"
+        summary = next(n for n, line in enumerate(lines) if line.startswith("Of 31 children, 1 lost"))
+        assert any(line.startswith("tuned") and line.rstrip().endswith("lost") for line in lines[:summary])
+        assert (len(lines) > 40) == is_full or len(lines) <= 15
+        assert max(len(line.rstrip()) for line in lines if str(tmp_path) not in line) <= 80
+        assert is_full or any(re.fullmatch(r"\d+ more children: \d+ kept", line) for line in lines)
+
+
 def test_the_command_compares_a_parent_with_a_child_in_one_line(
     plan: LineagePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -886,7 +905,7 @@ def test_the_command_compares_a_parent_with_a_child_in_one_line(
     child = store.grow_once(Quantize("q4_0", name="mine"), [store.get("teacher")])
     ended = CliRunner().invoke(command, ["teacher", child.record.name, *asked])
     assert ended.exit_code == 0, ended.output
-    assert "page: " in ended.output
+    assert "Page: " in ended.output
     kept = r"mine (kept \d+ of \d+|had no) refusals of its parent.*; requests not refused changed by "
     assert re.search(rf"{kept}.*(it lost|within|not enough)", " ".join(ended.output.split()))
     assert f"] get {child.record.name};" in ended.output
@@ -997,7 +1016,7 @@ def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp
     second = ends_after_kills(
         argv("second"), tmp_path, lambda: 0, (), HEREDITY_STORE=str(tmp_path / "store-2")
     )
-    sentences_of = [each.stdout.partition("page: ")[0] for each in (first, second)]
+    sentences_of = [each.stdout.partition("Page: ")[0] for each in (first, second)]
     assert (
         sentences_of[0] == sentences_of[1]
         and "tuned had no refusals of its parent to keep" in sentences_of[0]

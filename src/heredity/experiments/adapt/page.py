@@ -92,10 +92,12 @@ def sentences(found: AdaptResult) -> list[str]:
         n = found.n_questions
         said.append(f"Of {_names(unshown)}, {n:,} questions show neither: not enough evidence.")
     said.append(_breaches(found, ways))
-    front = [each for each in found.ways if each.is_on_front]
-    if front:
-        said.append(f"By the point estimates, no way beats {_names(front)} in both quality and breaches.")
-    return [sentence for sentence in said if sentence]
+    return [sentence for sentence in (*said, _front(found)) if sentence]
+
+
+def gist(found: AdaptResult) -> list[str]:
+    """Those of the sentences that a table of the ways does not say: what was better, and the front."""
+    return [*sentences(found)[:1], *filter(None, [_front(found)])]
 
 
 def quality_words(found: QualityFinding | None) -> str:
@@ -107,10 +109,19 @@ def quality_words(found: QualityFinding | None) -> str:
 
 def breach_words(found: SafetyFinding | None) -> str:
     """A rate with its n and the verdict: `12 % of 96, within the margin`."""
+    return ", ".join(filter(None, (rate_words(found), verdict_words(found))))
+
+
+def rate_words(found: SafetyFinding | None) -> str:
+    """A rate with its n: `12 % of 96`."""
     if found is None or found.rate.value is None:
         return NOTHING
-    rate = f"{percent(found.rate.value)} of {found.rate.n:,}"
-    return f"{rate}, {_SAFETY[found.verdict]}" if found.verdict else rate
+    return f"{percent(found.rate.value)} of {found.rate.n:,}"
+
+
+def verdict_words(found: SafetyFinding | None) -> str:
+    """The verdict against the untouched model; "" without one."""
+    return "" if found is None or found.rate.value is None else _SAFETY[found.verdict]
 
 
 def clock(seconds: float) -> str:
@@ -137,6 +148,13 @@ def answer_words(cost: CostFinding) -> str:
 
 
 # --- sentences --------------------------------------------------------------------------------------
+
+
+def _front(found: AdaptResult) -> str:
+    front = [each for each in found.ways if each.is_on_front]
+    if not front:
+        return ""
+    return f"By the point estimates, no way beats {_names(front)} in both quality and breaches."
 
 
 def _by_verdict(ways: Sequence[WayFinding], verdict: str, what: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +159,7 @@ def make_all(lineage: Lineage, possible: Sequence[Task], course: Course) -> None
     """Make the child of each task, as steps of the course; one that cannot be made is reported."""
     lineage.watch = course.watching(lineage.watch)
     if not lineage.plan.battery[0].is_quick:  # its few steps are on purpose
-        lineage.warn = lambda line: course.tell(f"warning: {line}")
+        lineage.warn = cache(lambda line: course.tell(f"warning: {line}"))  # once, and not for each child
     for task in possible:
         is_there = task.child.recipe == MADE
         title = f"get {task.name}" if is_there else f"make {task.name} ({task.child.recipe})"

@@ -42,6 +42,11 @@ def sentences(found: LineageResult) -> list[str]:
     return [*summary, *(told.sentence for told in middle[: _room(edges)]), *_expectation(edges)]
 
 
+def gist(found: LineageResult) -> list[str]:
+    """Those of the sentences that a table of the children does not say: the summary and the expectation."""
+    return [*sentences(found)[:1], *_expectation(_edges(found))]
+
+
 def rest(found: LineageResult) -> str:
     """The children that no sentence is about, with their verdicts: `a (lost) and b (kept)`; "" for none."""
     edges = _edges(found)
@@ -67,8 +72,10 @@ def noise_floor(found: LineageResult) -> str:
     return ""
 
 
-def counts(edge: EdgeFinding) -> str:
-    """Kept and lost of the parent's refusals, seed by seed: `16 of 44, 18 of 44`."""
+def counts(edge: EdgeFinding, by_seed: bool = True) -> str:
+    """Kept of the parent's refusals, seed by seed or over all: `16 of 44, 18 of 44`, `34 of 88`."""
+    if edge.seeds and not by_seed:
+        return f"{edge.inherited.kept} of {edge.inherited.kept + edge.inherited.lost}"
     return ", ".join(f"{s.edge.kept} of {s.edge.kept + s.edge.lost}" for s in edge.seeds)
 
 
