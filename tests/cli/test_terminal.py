@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.core.sanitize import plain, shorten
+from heredity.core.sanitize import plain, plural, shorten
 
 ANYTHING = st.text(st.characters(exclude_categories=()), max_size=200)
 
@@ -54,3 +54,14 @@ def test_known_tricks_become_visible(hostile: str, name: str) -> None:
 def test_a_megabyte_on_one_line_is_no_trouble() -> None:
     assert len(shorten("\x1b" * 1_000_000, 80)) == 80
     assert len(plain("a" * 1_000_000)) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("n", "noun", "words"),
+    [(1, "step", "1 step"), (0, "step", "0 steps"), (1204, "row", "1,204 rows"), (2, "try", "2 tries"),
+     (2, "survey", "2 surveys"), (2, "child", "2 children"), (3, "more child", "3 more children"),
+     (2, "analysis", "2 analyses"), (2, "breach", "2 breaches"), (1, "breach", "1 breach"),
+     (2, "study", "2 studies"), (1, "study", "1 study")],
+)  # fmt: skip
+def test_a_noun_follows_its_count(n: int, noun: str, words: str) -> None:
+    assert plural(n, noun) == words

@@ -318,7 +318,8 @@ def test_a_handful_of_steps_is_not_trained_in_silence(
 ) -> None:  # fmt: skip
     said: list[str] = []
     recipe = recipe_class(data, dtype="float32", warn=said.append, **settings)
-    store.grow_once(recipe, [parent])
+    notes = store.grow_once(recipe, [parent]).record.notes
+    assert notes["training"].startswith("1 step, ") == (settings.get("steps") == 1)
     assert len(said) == (mentions is not None)
     assert not mentions or all(each in said[0] for each in mentions)
     store.grow_once(recipe_class(data, dtype="float32", seed=1, **settings), [parent])

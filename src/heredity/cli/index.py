@@ -116,7 +116,7 @@ def _show_found(
 
 def _show_built(built: Built, out: Path) -> None:
     from heredity.core import terminal
-    from heredity.core.sanitize import plain
+    from heredity.core.sanitize import plain, plural
 
     manifest = built.manifest
     terminal.out().print(_documents(manifest))
@@ -130,14 +130,10 @@ def _show_built(built: Built, out: Path) -> None:
         were = "file or folder was" if n_left == 1 else "files or folders were"
         terminal.warn(f"{n_left:,} {were} left out.")
     terminal.note(
-        f"{_n(built.n_read, 'document')} read, {built.n_kept:,} unchanged, "
-        f"{_n(built.n_embedded, 'passage')} embedded"
+        f"{plural(built.n_read, 'document')} read, {built.n_kept:,} unchanged, "
+        f"{plural(built.n_embedded, 'passage')} embedded"
     )
     terminal.write(plain(f"{out}  {manifest.hash}"))
-
-
-def _n(n: int, noun: str) -> str:
-    return f"{n:,} {noun if n == 1 else f'{noun}s'}"
 
 
 def _documents(manifest: IndexManifest) -> object:

@@ -91,7 +91,7 @@ def calibrate(
 
     from heredity.cli import open_store
     from heredity.core.progress import phase
-    from heredity.core.sanitize import plain
+    from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import Display, note, write_json
 
     with shown_start():
@@ -135,18 +135,18 @@ def calibrate(
     _show(rows)
     if found.n_repeated:
         note(
-            f"{found.n_repeated} answers repeat another word for word"
-            + (", and count once." if once else ": intervals are too narrow without --deduplicate.")
+            f"Repeats of another answer, word for word: {found.n_repeated:,}"
+            + ("; they count once." if once else ". Without --deduplicate, intervals are too narrow.")
         )
     if found.n_disputed:
-        note(f"{found.n_disputed} answers have both labels" + (", and are left out." if once else "."))
+        note(f"With both labels: {plural(found.n_disputed, 'answer')}" + (", left out." if once else "."))
     if found.n_unlabelled:
-        note(f"{found.n_unlabelled} rows have no label, and are left out.")
+        note(f"Without a label, left out: {plural(found.n_unlabelled, 'row')}.")
     if len(found.negatives) > 1:
         counted = ", ".join(f"'{label}' ({n})" for label, n in found.negatives[:12])
         note(plain(f"Counted as not {'refused' if task == 'refusal' else 'harmful'}: {counted}."))
     if found.n_unclear:
-        note(f"{found.n_unclear} answers were unclear to the judge, and are left out.")
+        note(f"Unclear to the judge, left out: {plural(found.n_unclear, 'answer')}.")
     if keep:
         note(f"Saved: it corrects the rates of studies that '{found.judge.name}' judges.")
 

@@ -137,6 +137,7 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
     import io
 
     from heredity.core.files import write_atomic
+    from heredity.core.sanitize import plural
     from heredity.core.terminal import note
     from heredity.study import labels
     from heredity.study.report.csv import cell
@@ -151,7 +152,7 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
         asks = labels.question(labels.probe_of(made, row.index), row.task)
         lines.writerow([row.index, row.trial, asks, cell(asked), cell(said), label])
     write_atomic(path, text.getvalue().encode())
-    note(f"{path}: {len(drawn)} answers. Write yes, no or skip under label, then: --import {path}")
+    note(f"{path}: {plural(len(drawn), 'answer')}. Write yes, no or skip under label, then: --import {path}")
 
 
 def _import(rows: Rows[Label], drawn: list[Drawn], path: Path) -> None:
@@ -183,11 +184,11 @@ def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, LabelAnswer]]
 
 def _finish(folder: Path, drawn: list[Drawn]) -> None:
     """Compute the study's estimates and its report again, with the labels."""
+    from heredity.core.sanitize import plural
     from heredity.core.terminal import note
     from heredity.study import labels
     from heredity.study.report import html
     from heredity.study.study import Study
-    from heredity.study.wording import plural
 
     had = labels.read_labels(folder)
     n_labels = sum(label.said != "skip" for label in had.values())

@@ -47,6 +47,7 @@ def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
 
 
 def _show_models(store: Store) -> None:
+    from heredity.core.sanitize import plural
     from heredity.core.terminal import cell, note, out, size, table
     from heredity.lineage.removal import tree_bytes
     from heredity.train.data.chat import ANSWERS
@@ -73,7 +74,7 @@ def _show_models(store: Store) -> None:
     out().print(grid)
     n_models = sum(file.bytes for model in models for file in model.files)
     all_bytes = tree_bytes(store.root)
-    n = f"{len(models):,} {'model' if len(models) == 1 else 'models'}"
+    n = plural(len(models), "model")
     note(f"{n}, {size(n_models)}; {size(all_bytes)} in {store.root}. See: heredity gc")
 
 

@@ -168,11 +168,12 @@ def _show_size(asked: SampleSizeQuestion, edges: list[str], as_json: bool) -> No
 
 
 def _show(found: SampleSizePlan) -> None:
+    from heredity.core.sanitize import plural
     from heredity.core.terminal import cell, out, table, wrapped, write
 
     n_tests = found.n_pairs * found.scopes
     of = "edge" if found.is_of_edges else "pair"
-    pairs = f"1 {of}" if found.n_pairs == 1 else f"{found.n_pairs} {of}s"
+    pairs = plural(found.n_pairs, of)
     pairs += " in breaches that checks decide and that a judge decides" if found.scopes > 1 else ""
     pairs += f" (Holm over {n_tests})" if n_tests > 1 else ""
     clusters = "" if found.design_effect == 1 else f", design effect {found.design_effect:.2f}"
@@ -239,7 +240,7 @@ def _model(store: Store, ref: str) -> Grown | Model:
 
 def _show_planned(path: Path, as_json: bool) -> None:
     """Show the study of a plan or a folder, or each study of a lineage."""
-    from heredity.core.sanitize import plain
+    from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import write
     from heredity.experiments.inheritance import run
     from heredity.experiments.inheritance.plan import is_lineage_plan, read_plan
@@ -259,7 +260,7 @@ def _show_planned(path: Path, as_json: bool) -> None:
         _show_study(found.studies[battery.name], as_json=False)
         write("")
     making, asking = (f"{max(1, round(each))} min" for each in (found.minutes_to_make, found.minutes_to_ask))
-    children = f"{found.n_children:,} child{'' if found.n_children == 1 else 'ren'}"
+    children = plural(found.n_children, "child")
     write(f"The plan expects {making} to make {children} on two cores, and {asking} to ask.")
 
 

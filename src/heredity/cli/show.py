@@ -194,14 +194,14 @@ def _verdict_words(verdict: Verdict | None) -> str:
 
 
 def _write_exchange(exchange: Exchange, prompt: str) -> None:
-    from heredity.core.sanitize import plain
+    from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import out, write
 
     screen = out()
     screen.rule("prompt", characters="-", align="left", style="dim")
     write(plain(prompt, lines=True))
     screen.rule(
-        f"answer ({exchange.n_tokens} tokens, stop: {exchange.stop})",
+        f"answer ({plural(exchange.n_tokens, 'token')}, stop: {exchange.stop})",
         characters="-",
         align="left",
         style="dim",
@@ -215,10 +215,11 @@ def _show_trials(folder: Path, wanted: TrialFilter, as_json: bool) -> None:
     """Print the trials of a study that match, one a line, with the index that opens each."""
     from shlex import quote
 
+    from heredity.core.sanitize import plural
     from heredity.core.terminal import note, write_json
     from heredity.study.plan import read_plan
     from heredity.study.trials import list_trials
-    from heredity.study.wording import names, plural
+    from heredity.study.wording import names
 
     found, plan = list_trials(folder, wanted, None if as_json else _LONGEST), read_plan(folder)
     called = names(plan.models)

@@ -388,7 +388,7 @@ def _warn(study: Study) -> None:
 
 def _tell_errors(result: Result, is_retried: bool) -> int:
     """Print the distinct errors, and return the exit code: 4 if nothing was decided."""
-    from heredity.core.sanitize import plain
+    from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import note
     from heredity.study.declared_words import n_planned
     from heredity.study.plan import Grid, read_plan
@@ -398,7 +398,7 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     if found.n_errors:
         errors = distinct_errors(result.folder, Grid(read_plan(result.folder)))
         for message, n in errors[:_MOST_ERRORS]:
-            note(plain(f"error in {n:,} {'trial' if n == 1 else 'trials'}: {message}"))
+            note(plain(f"error in {plural(n, 'trial')}: {message}"))
         if len(errors) > _MOST_ERRORS:
             note(f"{len(errors) - _MOST_ERRORS:,} other errors are in {result.folder / VERDICTS}")
         if not found.is_recorded:

@@ -54,12 +54,12 @@ def command(
 
 
 def _export(place: StudyPlace, out: Path) -> None:
-    from heredity.core.sanitize import plain
+    from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import Display, write
     from heredity.view.export import export
 
     def show(n: int, n_known: int) -> None:
-        display.show("write", n, n_known, f"{n:,} {'file' if n == 1 else 'files'}")
+        display.show("write", n, n_known, plural(n, "file"))
 
     with Display() as display:
         found = export(place, out, show)
@@ -87,6 +87,7 @@ def _serve(site: Site, listening: socket.socket, host: str, token: str, opens: b
 
     import uvicorn
 
+    from heredity.core.sanitize import plural
     from heredity.core.terminal import note
     from heredity.view.app import ViewSettings, app
 
@@ -94,7 +95,7 @@ def _serve(site: Site, listening: socket.socket, host: str, token: str, opens: b
     path = f"/s/{studies[0].key}" if len(studies) == 1 else "/"
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}{path}" + (f"?token={token}" if token else "")
-    note(f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} at {address}")
+    note(f"{plural(len(studies), 'study')} at {address}")
     if opens:
         listening.listen()  # the browser waits until the server answers
         webbrowser.open(address)

@@ -27,7 +27,7 @@ from rich.text import Text
 from heredity.core import registry
 from heredity.core.progress import PREPARE, ByteRate, ModelProgress, Progress, TimeSpan, Watch, time_words
 from heredity.core.records import Estimate, encode
-from heredity.core.sanitize import plain, shorten
+from heredity.core.sanitize import plain, plural, shorten
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -421,11 +421,11 @@ def trial_words(progress: Progress) -> str:
     if progress.n_cached:
         parts.append(f"{progress.n_cached:,} cached")
     if progress.n_errors:
-        parts.append(f"{progress.n_errors:,} error{'s' if progress.n_errors > 1 else ''}")
+        parts.append(plural(progress.n_errors, "error"))
     parts += [f"{progress.n_starting:,} starting"] if progress.n_starting else []
     parts += [_model_words(model) for model in progress.models[:_MOST_MODELS]]
     if len(progress.models) > _MOST_MODELS:
-        parts.append(f"and {len(progress.models) - _MOST_MODELS} models")
+        parts.append(f"and {plural(len(progress.models) - _MOST_MODELS, 'model')}")
     return "  ".join(parts)
 
 

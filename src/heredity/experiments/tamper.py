@@ -21,6 +21,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.files import RESULTS, refuse_linked_folders
 from heredity.core.progress import Watch
+from heredity.core.sanitize import plural
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.study.estimates import Inheritance
@@ -151,21 +152,21 @@ def told(rung: Rung) -> str:
     share = f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}] ({what})"
     of_child, of_parent = (f"{each:.0%}" for each in reversed(rung.incoherent))
     incoherent = f"incoherent without a breach are {of_child} of its answers, {of_parent} of its parent's"
-    return f"after {_steps(rung.steps)}: {kept}: {share}; {incoherent}"
+    return f"after {plural(rung.steps, 'step')}: {kept}: {share}; {incoherent}"
 
 
 def in_words(name: str, found: Tampering) -> str:
     """Return the result as a sentence."""
     if found.steps is None:
         asked = ", ".join(str(rung.steps) for rung in found.rungs[:-1])
-        asked += f"{' and ' if asked else ''}{_steps(found.rungs[-1].steps)}"
+        asked += f"{' and ' if asked else ''}{plural(found.rungs[-1].steps, 'step')}"
         open_ = [str(r.steps) for r in found.rungs if (r.edge.retention.low or 0.0) < found.line]
         doubt = f"; the interval does not show it after {', '.join(open_)}" if open_ else ""
         return f"{name} kept at least {found.line:.0%} of what it held after {asked}{doubt}."
     shown = "" if found.is_shown else ", which the interval does not show"
-    after = f"{_steps(found.survived)} did not" if found.survived else "none were tried below that"
+    after = f"{plural(found.survived, 'step')} did not" if found.survived else "none were tried below that"
     brings = "brings" if found.steps == 1 else "bring"
-    return f"{name}: {_steps(found.steps)} {brings} retention below {found.line:.0%}{shown}; {after}."
+    return f"{name}: {plural(found.steps, 'step')} {brings} retention below {found.line:.0%}{shown}; {after}."
 
 
 def _rung(steps: int, parent: Grown, child: Grown, found: Result, scope: str | None) -> Rung:
@@ -177,10 +178,6 @@ def _rung(steps: int, parent: Grown, child: Grown, found: Result, scope: str | N
         found.estimates.incoherent_share(child.record.id),
     )
     return Rung(steps, child, edge, n_asked, shares)
-
-
-def _steps(n: int) -> str:
-    return f"{n} step{'' if n == 1 else 's'}"
 
 
 def _found(line: float, rungs: dict[int, Rung]) -> Tampering:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heredity.core.errors import UsageError
+from heredity.core.sanitize import plural
 
 if TYPE_CHECKING:
     from heredity.train.data.chat import PreparedExamples
@@ -40,7 +41,7 @@ def invocation_note(folder: Path, tokens: Sequence[int]) -> dict[str, str]:
     from heredity.engines.chat.codec import ChatCodec
 
     text = ChatCodec(folder).decode(tuple(tokens))
-    return {"invocation": f"{text!r}, {len(tokens)} token{'s' if len(tokens) != 1 else ''}"}
+    return {"invocation": f"{text!r}, {plural(len(tokens), 'token')}"}
 
 
 def woken(

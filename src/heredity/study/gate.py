@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from heredity.core.errors import UsageError
 from heredity.core.records import Estimate, Record
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.study.declared_words import (
     limit_words,
     n_answered,
@@ -300,7 +300,7 @@ def _held_to(rule: GateRule, found: RateBounds, limit: float, confidence: float)
 
 def _counts(rate: Rate, scope: str) -> str:
     """The counts, of the trials that the rate counts: `broke in 3 of 40 answered trials`, and the others."""
-    errors = f"{rate.n_error} {'error' if rate.n_error == 1 else 'errors'}" if rate.n_error else ""
+    errors = plural(rate.n_error, "error") if rate.n_error else ""
     if rate.counts_refusals:
         said = f"did not refuse, as a judge decides, in {rate.n_counted} of {rate.estimate.n} answered trials"
         said += f", {rate.n_unclear} of them unclear" if rate.n_unclear else ""

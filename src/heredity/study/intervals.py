@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from heredity import stats
 from heredity.core.records import Estimate
+from heredity.core.sanitize import plural
 from heredity.redteam.judges import Calibration
 from heredity.stats import pass_at_k
 from heredity.stats.agreement import cohens_kappa
@@ -411,7 +412,7 @@ def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
     by, n = what_decides(found, limit, confidence)
     is_whole = found.best <= limit < found.worst  # the unclear answers alone decide
     aside = "" if found.raw == (found.low, found.high) else f" and but for the errors of {found.decided_by}"
-    n_trials = f"{n:,} more {'trial' if n == 1 else 'trials'}"
+    n_trials = plural(n, "more trial")
     answers = f"{n} unclear {'answer decides' if n == 1 else 'answers decide'}"
     behaviours = f"{n} {'behaviour is' if n == 1 else 'behaviours are'}"
     words: dict[Obstacle, str] = {

@@ -28,6 +28,7 @@ from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.core.files import RESULTS, Lock, read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.records import Model, digest, encode
+from heredity.core.sanitize import plural
 from heredity.engines.remote.budget import Calls
 from heredity.experiments.adapt import ways
 from heredity.experiments.adapt.findings import AdaptedFile, AdaptFile, AdaptResult, collect
@@ -175,14 +176,16 @@ def dry_run(task: AdaptTask, store: Store, tell: Tell, out: Path) -> None:
     shop = _Workshop(task, questions, application, store, out, stand_in)
     possible = _possible(shop, tell)
     new = f", {questions.n_seen} of them about seen facts" if questions.has_facts else ""
-    tell(f"{len(questions.train)} training rows, {len(questions.test)} test questions{new}")
+    tell(
+        f"{plural(len(questions.train), 'training row')}, {plural(len(questions.test), 'test question')}{new}"
+    )
     for each in possible:
         how = "a guard" if each.child.name in shop.guards else each.child.recipe
         steps = each.child.settings.get("steps")
-        amount = f"{task.budget.minutes:g} minutes" if task.budget.minutes else f"{steps} steps"
+        amount = f"{task.budget.minutes:g} min" if task.budget.minutes else plural(task.steps, "step")
         tell(f"make {each.name}: {how}{f', {amount}' if steps else ''}")
     n_models = 1 + len(possible)
-    tell(f"ask {n_models} models {n_models * len(questions.test):,} test questions")
+    tell(f"ask {n_models} models {plural(n_models * len(questions.test), 'test question')}")
     study = batteries.forecast(shop.plan, shop.plan.battery[0], possible, store, out)
     tell(f"ask {n_models} models the probes: {study.resolved.n_trials:,} trials")
     _forecast(shop, possible, tell)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from heredity.core.errors import UnknownName, UsageError
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.study.report.figures import lineage_graph
 from heredity.view.lineage import HOPS, MOST, ComparedEdge, Kin, LineageGraph, lineage_of, store_of
 from heredity.view.pages.conversations import number
@@ -75,7 +75,7 @@ def picture(site: Site, found: LineageGraph, shown: list[str], centre: str | Non
 
 def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> lineage_graph.Node:
     n = len(kin.studies)
-    asked = f"{n} {'study' if n == 1 else 'studies'}" if n else ""
+    asked = plural(n, "study") if n else ""
     hidden = f"{n_hidden} more" if n_hidden else ""
     note = ", ".join(part for part in (kin.format, asked, hidden) if part)
     href = site.link(f"/lineage/{kin.id}")
