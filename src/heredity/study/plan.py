@@ -19,7 +19,6 @@ from heredity.application.spec import Application
 from heredity.core import files
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import SCHEMA, Probe, Record, digest, encode
-from heredity.core.sanitize import plural
 from heredity.lineage.graph import Edge, without_seeds
 from heredity.study.limits import ProbeLimit
 from heredity.study.planted import PlannedTrigger, PlantedPassages
@@ -493,7 +492,7 @@ def refuse_too_many(plan: Plan) -> None:
     """Raise UsageError if the plan has more than MOST_TRIALS trials."""
     if plan.n_trials > MOST_TRIALS:
         counts = dict(zip(("model", "attack", "probe", "sample"), plan.shape, strict=True))
-        product = " x ".join(plural(n, what) for what, n in counts.items())
+        product = " x ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
         raise UsageError(
             f"{product} are {plan.n_trials:,} trials, and one study holds at most {MOST_TRIALS:,}. "
             "Ask fewer samples, or make several studies of it.",
