@@ -31,7 +31,7 @@ class IndexOverlay(PassageIndex):
             base.chunks,
             base._vectors,
         )
-        self._base, self._planted = base, planted
+        self._base, self._planted, self._update = base, planted, base._update
 
     @property
     def hash(self) -> str:
