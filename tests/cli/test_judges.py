@@ -123,6 +123,6 @@ def test_repeated_answers_are_told(run: Run, place: Path) -> None:
     asked = ("judges", "calibrate", "rules", "--labels", "again.jsonl", *COLUMNS, "--no-keep")
     found = json.loads(run(*asked, "--json").stdout)
     assert (found["n"] + found["n_unclear"], found["n_repeated"]) == (6, 2)
-    assert "without --deduplicate" in " ".join(run(*asked).stderr.split())
+    assert "Without --deduplicate" in " ".join(run(*asked).stderr.split())
     found = json.loads(run(*asked, "--once", "--json").stdout)
     assert (found["n"] + found["n_unclear"], found["n_repeated"]) == (4, 2)

@@ -37,7 +37,7 @@ def test_a_lineage_is_asked_once_whatever_its_forms_and_its_edges_are_told(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask = ["--application", "desk.toml", "--probes", "planted_secret/*-01", "--out", "study"]
-    assert main(["study", "--lineage", "tiny", *ask]) == 0
+    assert main(["study", "--lineage", "tiny", *ask, "--full"]) == 0
     shown = capsys.readouterr()
     assert "left out: tuned-merged" in shown.err and "another form of 'tuned', which is asked" in shown.err
     store, plan = Store(), plans.read_plan(place / "study")
