@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,43 @@ def finished(store: Path, n: int = 1000) -> str:
     folder.mkdir()
     (folder / "training.jsonl").write_bytes(rows(n))
     return ident
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes in folders there")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("link", "answers.jsonl"),
+        *itertools.product(
+            ["pipe", "device"], ["training.jsonl", RUN, "progress.json", "model.json", "config.json"]
+        ),
+    ],
+)
+def test_a_forged_file_in_a_strangers_folder_blocks_no_page(kind: str, name: str, tmp_path: Path) -> None:
+    place, secret = tmp_path / "place", tmp_path / "secret.jsonl"
+    home = place / "models" / finished(place)
+    files = {"model.json": home, "config.json": home / "files"}
+    path = files.get(name, begun(place)) / name
+    secret.write_text('{"text": "private words"}\n' * 9)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"device": "/dev/zero", "link": secret}[kind])
+    code = (
+        "import pathlib, resource, sys\n"
+        "from heredity.core.errors import HeredityError\n"
+        "from heredity.view.places import StudyPlace; from heredity.view.site import Site\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "site = Site(StudyPlace(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1])))\n"
+        "for page in sys.argv[2:]:\n"
+        "    try: print(site.render(page))\n"
+        "    except HeredityError as error: print(error.code)\n"
+    )
+    command = [sys.executable, "-c", code, str(place), "/training", f"/training/{KEY}", "/lineage"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "Training" in done.stdout and "private words" not in done.stdout
 
 
 def page_of(tmp_path: Path) -> Site:

@@ -43,7 +43,7 @@ def form_of(folder: Path) -> Form:
     """Return what config.json says; nothing if it is missing or malformed, which loading reports."""
     path, found = folder / "config.json", {}
     with suppress(OSError, ValueError, RecursionError):
-        if path.stat().st_size <= _MOST_BYTES:
+        if path.is_file() and path.stat().st_size <= _MOST_BYTES:  # a pipe or a device would not end
             found = json.loads(path.read_text("utf-8"))
     if not isinstance(found, dict):
         return Form()

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET
 
 from heredity.core.errors import Busy, Damaged, HeredityError, NotComparable, Refused, UsageError
-from heredity.core.files import Lock, hash_file, stamp_file, write_atomic
+from heredity.core.files import Lock, hash_file, read_file, stamp_file, write_atomic
 from heredity.core.progress import Watch, phase
 from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest, encode
 from heredity.core.version import __version__
@@ -177,7 +177,7 @@ def identity(recipe: RecipeRecord, parents: Sequence[str], files: Sequence[FileH
 def read_record(path: Path) -> Model:
     """A model.json. Raises NotComparable for another schema, Damaged or Refused for anything that is not a
     record."""
-    data = path.read_bytes()
+    data = read_file(path)
     with suppress(ValueError, TypeError, AttributeError):
         if (schema := json.loads(data).get("schema", SCHEMA)) != SCHEMA:
             raise NotComparable(

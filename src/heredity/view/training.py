@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from heredity.core.errors import HeredityError
-from heredity.core.files import is_locked, stamp_file
+from heredity.core.files import is_locked, open_file, read_file, stamp_file
 from heredity.core.progress import time_words
 from heredity.core.records import Model, is_digest
 from heredity.core.sanitize import Shown, shown
@@ -115,8 +115,8 @@ def _under_way(store: Path) -> Iterator[ShownTraining]:
         if not is_digest(folder.name) or folder.is_symlink() or not folder.is_dir():
             continue
         run = None
-        with suppress(OSError, msgspec.DecodeError):  # a run of a release before this file has no name
-            run = msgspec.json.decode((folder / RUN).read_bytes(), type=RunInProgress)
+        with suppress(OSError, HeredityError, msgspec.DecodeError):  # an older release wrote no such file
+            run = msgspec.json.decode(read_file(folder / RUN), type=RunInProgress)
         state: State = "running" if is_locked(folder) else "stopped"
         name, kind = (run.name, run.recipe.kind) if run is not None else ("", "")
         at, parents = (run.at, run.parents) if run is not None else ("", ())
@@ -152,8 +152,8 @@ def read_curve(run: ShownTraining) -> TrainingCurve:
 
 
 def _progress(run: ShownTraining) -> _Progress | None:
-    with suppress(OSError, msgspec.DecodeError):  # a run of less than two seconds has none yet
-        found = msgspec.json.decode((run.folder / PROGRESS).read_bytes(), type=_Progress)
+    with suppress(OSError, HeredityError, msgspec.DecodeError):  # a run of under two seconds has none yet
+        found = msgspec.json.decode(read_file(run.folder / PROGRESS), type=_Progress)
         if found.per_second >= 0:
             return found
     return None
@@ -170,7 +170,7 @@ def _rows(path: Path) -> tuple[list[_StepRow], int]:
         return held[1], held[2]
     if now[0] > _LARGEST:
         raise HeredityError(f"{path}: {now[0]:,} bytes of rows are too many to show.", code="rows-too-large")
-    *lines, _ = path.read_bytes().split(b"\n")
+    *lines, _ = read_file(path).split(b"\n")
     rows: list[_StepRow] = []
     for line in lines:
         try:
@@ -204,10 +204,8 @@ class TrainingSample(NamedTuple):
 
 def samples(run: ShownTraining) -> list[TrainingSample]:
     """The first answers that a teacher wrote for this run, or that its model keeps."""
-    path = run.folder / ANSWERS
-    if not path.is_file():
-        return []
-    with path.open("rb") as file:
+    lines: list[bytes] = []
+    with suppress(FileNotFoundError), open_file(run.folder / ANSWERS) as file:
         lines = [file.readline(_LONGEST) for _ in range(SAMPLES)]
     found = []
     for line in lines:

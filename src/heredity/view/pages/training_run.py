@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from heredity.core.errors import UnknownName
+from heredity.core.errors import HeredityError, UnknownName
+from heredity.core.files import read_file
 from heredity.core.sanitize import label
 from heredity.lineage.record import RUN, RunInProgress
 from heredity.view.figures import curve
@@ -50,7 +51,7 @@ def _settings(run: ShownTraining) -> list[tuple[str, str]]:
         held = run.model.recipe.settings
     else:
         try:
-            held = msgspec.json.decode((run.folder / RUN).read_bytes(), type=RunInProgress).recipe.settings
-        except (OSError, msgspec.DecodeError):
+            held = msgspec.json.decode(read_file(run.folder / RUN), type=RunInProgress).recipe.settings
+        except (OSError, HeredityError, msgspec.DecodeError):
             return []  # of a release before this file
     return [(k, v if isinstance(v, str) else msgspec.json.encode(v).decode()) for k, v in held.items()]
