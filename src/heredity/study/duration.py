@@ -59,13 +59,13 @@ def time_left(plan: Plan, earlier: Sequence[Path], speeds: Mapping[str, ModelSpe
     """
     work = dict[Hashable, Work]()
     n_asked = (in_scope(plan).sum(axis=1) * plan.samples).tolist()
+    n_each = [n_requests(plan, a) / max(1, n) for a, n in zip(plan.attacks, n_asked, strict=True)]
     for m, (model, span) in enumerate(zip(plan.models, _of_requests(plan, earlier, speeds)[0], strict=True)):
         is_far = model.format in ("scripted", "remote")
         is_tuned = bool((speed := speeds.get(model.of or model.id)) and speed.tokens_per_second)
         work["load", m] = Work(1, _AT_ONCE if is_far else _LOAD if is_tuned else _MEASURE, ("load",))
         for a, attack in enumerate(plan.attacks):
-            n = n_requests(plan, attack) / max(1, n_asked[a])
-            seconds = TimeSpan(*(max(_LEAST, n * each) for each in span))
+            seconds = TimeSpan(*(max(_LEAST, n_each[a] * each) for each in span))
             causes = ("ask", model.name, f"with {attack}")
             work[m * len(plan.attacks) + a] = Work(int(n_asked[a]), seconds, causes)
     work["judge"] = Work(sum(n_asked) * len(plan.models), _JUDGE, ("judge",))

@@ -264,7 +264,7 @@ def _per_block(scales: torch.Tensor, n: int, n_block: int) -> torch.Tensor:
     """Return the scale of each of n numbers, which share one in blocks."""
     if n_block < 1 or math.ceil(n / n_block) != scales.numel():
         raise ValueError(f"{scales.numel()} scales for {n} numbers in blocks of {n_block}")
-    return scales[torch.arange(n) // n_block]
+    return scales.repeat_interleave(min(n_block, n))[:n]
 
 
 def unpack(packing: Packing, base: str, take: Take) -> torch.Tensor:

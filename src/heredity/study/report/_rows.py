@@ -113,8 +113,8 @@ class TrialTable:
 
     def __iter__(self) -> Iterator[TrialRow]:
         """Every trial of these models that has a response, in the plan's order."""
-        indices = (n for n in range(len(self.grid)) if self.grid.trial(n).model.id in self._called)
-        return (row for index in indices if (row := self.row(index)) is not None)
+        of = (m for m, model in enumerate(self.grid.plan.models) if model.id in self._called)
+        return (row for m in of for index in self.grid.of_model(m) if (row := self.row(index)) is not None)
 
     def row(self, index: int) -> TrialRow | None:
         """One trial; None if it was not asked. Raises NotComparable for a row of another plan."""
