@@ -196,6 +196,17 @@ def test_the_range_narrows_with_what_was_seen() -> None:
     assert widths == sorted(widths, reverse=True) and widths[-1] < 1.8 < 3 < widths[0]
 
 
+def test_the_time_left_is_computed_anew_after_some_seconds_and_not_for_each_event() -> None:
+    clock = Clock()
+    left = two_models(clock)
+    ask(left, clock, "small", 70, 1.0)
+    shown = left.span()
+    ask(left, clock, "small", 4, 1.0)
+    assert shown is not None and left.span() is shown
+    ask(left, clock, "small", 1, 1.0)
+    assert left.span() == left.estimate() != shown
+
+
 def test_loading_is_no_time_of_the_first_answers() -> None:
     clock = Clock()
     left = TimeLeft({"load": Work(1, TimeSpan(1, 4)), "a": Work(100, TimeSpan(0.5, 2.0), ("a",))}, clock)
