@@ -58,7 +58,8 @@ class Course:
         def show(progress: Progress) -> None:
             if progress.step != PREPARE and progress.n_total and self._open:
                 share = min(1.0, progress.n_done / progress.n_total)
-                self._reached(self._open * share, time.monotonic() - self._started)
+                done = self._open - self._planned * (1.0 - share)  # without that of earlier runs
+                self._reached(max(0.0, done), time.monotonic() - self._started)
             watch(progress._replace(seconds_left=self.left.span()))
 
         return show

@@ -521,6 +521,22 @@ def test_within_a_step_the_line_has_the_time_of_all_steps(monkeypatch: pytest.Mo
     assert low < 20 * 60 < high and high < 1.5 * 20 * 60
 
 
+def test_within_a_resumed_step_the_answers_that_were_there_are_no_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 100 minutes a tenth is left, and a tenth of that took two minutes, not one."""
+    now, shown = [0.0], list[Progress]()
+    monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
+    run_course = course.Course(1, 100.0, lambda line: None, is_resumed=True)
+    watch = run_course.watching(shown.append)
+    assert watch is not None
+    run_course.start("a step", 100.0, 0.9)
+    now[0] += 120
+    watch(Progress("ask", "a model", 91, 100))
+    low, high = shown[-1].seconds_left or (0.0, 0.0)
+    assert low < 18 * 60 < high
+
+
 def test_a_resumed_run_tells_the_time_of_the_answers_that_it_lacks(
     plan: LineagePlan, store: Store, tmp_path: Path
 ) -> None:
