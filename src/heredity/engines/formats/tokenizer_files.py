@@ -137,7 +137,7 @@ def _excess(whole: Mapping[str, object]) -> str:
         ("answer", parts["decoder"]),
     ):
         if (growth := _growth(of_one)) > _MOST_GROWTH:
-            return f"of one character of a{'n' * (name > 'b')} {name} it may make {growth:,.0f}"
+            return f"of one character of a{'n' * (name < 'b')} {name} it may make {growth:,.0f}"
     if (n_copies := math.prod(map(_copies, parts["post_processor"]))) > 1:
         return f"it copies a text {n_copies:,} times"
     return _over_limit(whole, settings, vocabulary, sum(map(_added, parts["post_processor"])))
