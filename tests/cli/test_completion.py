@@ -86,6 +86,7 @@ def test_a_model_to_pull_is_one_of_the_catalogue(offer: Offer) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.slow
 def test_the_script_asks_heredity(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     assert f"_HEREDITY_COMPLETE={shell}_complete" in capsys.readouterr().out
