@@ -8,7 +8,7 @@ import pytest
 
 from heredity.core.errors import Damaged
 from heredity.core.files import Rows
-from heredity.core.progress import Meter
+from heredity.core.progress import TimeLeft, TrialMeter, Work
 from heredity.core.records import Response
 from heredity.study import resume
 from heredity.study.plan import Grid
@@ -18,6 +18,9 @@ from tests.support.small_study import MODELS, small_plan, write_rows
 
 PLAN = small_plan()
 GRID = Grid(PLAN)
+
+
+LEFT = TimeLeft({0: Work(24, None, ("ask",))})
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def left(folder: Path) -> list[int]:
-    found = resume.read_earlier_runs(folder, GRID, Meter(None, "ask", len(GRID)))
+    found = resume.read_earlier_runs(folder, GRID, TrialMeter(None, len(GRID), LEFT, len(GRID)))
     return list(found.still_to_ask(range(len(GRID))))
 
 

@@ -91,7 +91,7 @@ class Work(NamedTuple):
     """Items of a run that take about the same time each.
 
     seconds: expected for one item; None: not known. causes: what this time depends on, such as a model and an
-    attack. What is seen of one part of the work counts for the others with the same cause.
+    attack. The parts with the same cause share what was measured of one.
     """
 
     n: float
@@ -109,7 +109,7 @@ class _Part:
 
     @property
     def worked(self) -> float:
-        """Items; one that is under way is half done, on average."""
+        """Items; one in progress is half done, on average."""
         return min(self.n, self.n_done + self.n_open / 2)
 
     @property
@@ -125,7 +125,7 @@ class TimeLeft:
     left = TimeLeft({"a": Work(300, TimeSpan(0.1, 0.9), ("a",)), "b": Work(300, TimeSpan(0.4, 3.0), ("b",))})
     left.begin("a"); left.end("a"); left.span()
 
-    Time is shared out among the items that are under way. The time of an item is the expected one, times a
+    Time is shared among the items in progress. The time of an item is the expected one, times a
     factor of each of its causes: how much more than expected was spent on the parts with that cause. Each
     factor begins at 1, which counts as much as a tenth of the items, and at most as five.
     """
@@ -136,7 +136,7 @@ class TimeLeft:
         self._parts = {key: _Part(each, each.n) for key, each in work.items()}
         self._clock = clock
         self._start = self._now = clock()
-        self._open = dict[Hashable, _Part]()  # the parts with an item under way
+        self._open = dict[Hashable, _Part]()  # the parts with an item in progress
         self._shown: TimeSpan | None = None
         self._due = self._start + PATIENCE_SECONDS  # when it is computed next
         self._alone: Hashable | None = None
@@ -147,7 +147,7 @@ class TimeLeft:
         self._parts[key].n -= n
 
     def only(self, key: Hashable | None) -> None:
-        """Charge all time to this part from now on: one item of it is under way. None: this is over."""
+        """Charge all time to this part from now on: one item of it is in progress. None: this is over."""
         self._charge()
         self._idle = 0.0
         if self._alone is not None:
@@ -157,7 +157,7 @@ class TimeLeft:
             self.begin(key)
 
     def begin(self, key: Hashable) -> None:
-        """Note that an item is under way."""
+        """Note that an item is in progress."""
         self._charge()
         part = self._open[key] = self._parts[key]
         part.n_open += 1
@@ -170,12 +170,12 @@ class TimeLeft:
         self._idle = 0.0
 
     def advance(self, key: Hashable, n: float = 1) -> None:
-        """Note that items are done, of a part that is under way all the time."""
+        """Note that items are done, of a part that is always in progress."""
         self._charge()
         self._parts[key].n_done += n
 
     def cancel(self, key: Hashable) -> None:
-        """Note that an item is no longer under way."""
+        """Note that an item is no longer in progress."""
         self._charge()
         part = self._parts[key]
         part.n_open = max(0, part.n_open - 1)
@@ -206,7 +206,7 @@ class TimeLeft:
     def span(self) -> TimeSpan | None:
         """The seconds left, for a reader; None in the first minute, and while nothing is known of a part.
 
-        It is computed anew after a while, not for each event.
+        It is computed again after a while, not for each event.
         """
         self._charge()
         if self._now >= self._due:
@@ -233,7 +233,7 @@ class TimeLeft:
         return TimeSpan(left * math.exp(-spread), left * math.exp(spread))
 
     def _charge(self) -> None:
-        """Share the time since the last event out among the items under way."""
+        """Share the time since the last event out among the items in progress."""
         now = self._clock()
         seconds, self._now = now - self._now, now
         if self._alone is not None:
@@ -417,7 +417,7 @@ class TrialMeter(Meter):
 
 
 class ByteRate:
-    """The rate and the time left of a download; what was there before it is no part of them."""
+    """The rate and the time left of a download; they leave out what was there before it."""
 
     def __init__(self) -> None:
         self._what, self._n, self._left = "", 0, TimeLeft({})
