@@ -105,6 +105,7 @@ def test_a_model_with_a_damaged_record_is_removed_by_the_start_of_its_id(store: 
     assert not home.exists() and store.damaged() == []
 
 
+@pytest.mark.slow
 def test_a_crash_while_files_are_deleted_leaves_no_half_model(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_study_runs_while_a_process_holds_its_lock(tmp_path: Path) -> None:
     assert find_studies(tmp_path)[0].state == "done"
 
 
+@pytest.mark.slow
 def test_a_killed_process_holds_no_lock_and_its_number_may_be_anothers(tmp_path: Path) -> None:
     hold = "import os, sys, pathlib; from heredity.core.files import Lock; "
     killed = f"{hold}Lock(pathlib.Path(sys.argv[1])).__enter__(); os.kill(os.getpid(), 9)"

@@ -61,6 +61,7 @@ def finished(store: Path, n: int = 1000) -> str:
     return ident
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes in folders there")
 @pytest.mark.parametrize(
     ("kind", "name"),

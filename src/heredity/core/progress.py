@@ -125,9 +125,9 @@ class TimeLeft:
     left = TimeLeft({"a": Work(300, TimeSpan(0.1, 0.9), ("a",)), "b": Work(300, TimeSpan(0.4, 3.0), ("b",))})
     left.begin("a"); left.end("a"); left.span()
 
-    Time is shared among the items in progress. The time of an item is the expected one, times a
-    factor of each of its causes: how much more than expected was spent on the parts with that cause. Each
-    factor begins at 1, which counts as much as a tenth of the items, and at most as five.
+    Time is shared among the items in progress. An item takes the expected time, times a factor of each of
+    its causes. A factor is the time spent on the parts with that cause, over the expected one. It begins
+    at 1, which counts as much as a tenth of the items, and at most as five.
     """
 
     def __init__(

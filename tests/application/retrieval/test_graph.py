@@ -62,6 +62,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PassageIndex
     return PassageIndex.open(tmp_path / "graph", store), PassageIndex.open(tmp_path / "exact", store)
 
 
+@pytest.mark.slow
 def test_a_large_index_has_a_graph_and_finds_the_same(large: tuple[PassageIndex, PassageIndex]) -> None:
     with_graph, exact = large
     assert with_graph.manifest.file(with_graph.out, "graph") and not exact.manifest.file(exact.out, "graph")
