@@ -119,14 +119,3 @@ def _axes(what: str, scales: tuple[str, str, str, str], drawn: Markup) -> Markup
         '<svg class="curve" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img" aria-label="{what}">'
         '<path class="axis" d="M{left},12V{floor}H{right}"/>{words}{drawn}</svg>'
     ).format(w=WIDE, h=HIGH, what=what, left=_LEFT, floor=floor, right=right, words=words, drawn=drawn)
-
-
-def duration(seconds: float | None) -> str:
-    """A time in the largest two units; "" if it is not known."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < 90:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

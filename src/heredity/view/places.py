@@ -52,7 +52,7 @@ class FoundStudy(NamedTuple):
 class StudyProgress(NamedTuple):
     """The state of a study, and the trials that it has so far.
 
-    speed: in trials a second. seconds: until the last answer. None: not known. share_read: of its rows.
+    speed: in trials a second; None: not known. share_read: of its rows.
     """
 
     state: State
@@ -61,7 +61,6 @@ class StudyProgress(NamedTuple):
     n_asked: int
     n_judged: int
     speed: float | None
-    seconds: float | None
     share_read: float
 
     @property
@@ -250,8 +249,7 @@ class OpenStudy:
         share = self.index.share_read()
         if not doing and not self.is_whole and share < 1:
             state = "reading"
-        left = (n - n_asked) / speed if speed and doing else None
-        return StudyProgress(state, doing, n, n_asked, n_judged, speed if doing else None, left, share)
+        return StudyProgress(state, doing, n, n_asked, n_judged, speed if doing else None, share)
 
     def _doing(self, n_asked: int) -> str:
         if n_asked == self.n_planned:

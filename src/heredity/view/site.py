@@ -140,7 +140,6 @@ class Site:
             "counts_bar": figures.counts_bar,
             "did": did,
             "difference_words": wording.difference_words,
-            "duration": figures.duration,
             "interval": wording.interval,
             "interval_bar": figures.interval_bar,
             "is_searched": is_searched,
