@@ -6,16 +6,18 @@ import io
 import json
 import math
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from heredity.core.progress import Meter, Progress, TimeLeft, TimeSpan, Work
+from heredity.core.progress import Meter, Progress
 from heredity.core.terminal import Display, QuietConsole, size, trial_words
+from heredity.core.time_left import TimeLeft, TimeSpan, Work
 from heredity.experiments.adapt.page import clock
 from tests.support.cli import place as place
 
@@ -219,38 +221,129 @@ def test_loading_is_no_time_of_the_first_answers() -> None:
     assert left.per_second("a") == pytest.approx(1.0)
 
 
-RECORDED = sorted((Path(__file__).parent / "recorded").glob("*.json"))
+def test_the_last_conversation_takes_the_answers_that_it_still_needs() -> None:
+    clock = Clock()
+    left = TimeLeft({"a": Work(40, TimeSpan(0.5, 2.0), ("a",), 8)}, clock)
+    for item in range(40):
+        left.begin("a", item)
+    for answer in range(3):  # every other one ends with each answer
+        clock.now += 60
+        for item in range(0, 40, 2**answer):
+            left.answered(item)
+            if item % 2 ** (answer + 1):
+                left.end("a", item)
+    assert middle(left) > 60
 
 
-def replayed(run: dict[str, Any]) -> Iterator[tuple[float, TimeSpan | None]]:
-    """The time left after each event of a recorded run, and its seconds so far.
+Shown = list[tuple[float, TimeSpan | None]]  # seconds so far, and the time left
+
+
+def replayed(run: dict[str, Any]) -> Shown:
+    """The time left after each event of a recorded run.
 
     A recording has the parts of the run as it was forecast, and events: seconds, a method of TimeLeft, a part
-    by its place, and a number of items.
+    by its place or an item, and the item or a number of items.
     """
-    clock = Clock()
+    clock, shown = Clock(), Shown()
     work = {
-        i: Work(n, TimeSpan(*seconds), tuple(causes)) for i, (n, seconds, causes) in enumerate(run["parts"])
+        i: Work(n, TimeSpan(*span), tuple(causes), *most)
+        for i, (n, span, causes, *most) in enumerate(run["parts"])
     }
-    clock.now, left = 0.0, TimeLeft(work, clock)
+    clock.now = 0.0
+    left = TimeLeft(work, clock)
     for clock.now, method, *given in run["events"]:
         getattr(left, method)(*given)
-        yield clock.now, left.span()
+        shown.append((clock.now, left.span()))
+    return shown
 
 
-def wrongest(shown: Iterable[tuple[float, float]], total: float) -> float:
-    """The largest factor by which it was wrong, from a tenth of the run on; under a minute all is one."""
-    pairs = [(max(60.0, seconds), max(60.0, total - at)) for at, seconds in shown if at >= total / 10]
-    return max(max(a / b, b / a) for a, b in pairs)
+def errors(shown: Shown, total: float) -> list[tuple[float, bool]]:
+    """From a tenth of the run on: how wrong the middle is, and whether the range has the truth.
+
+    A time below a minute counts as a minute, because "under 1 min" is what is shown.
+    """
+    found = []
+    for at, span in shown:
+        if span is not None and at >= total / 10:
+            low, high, true = (max(60.0, seconds) for seconds in (*span, total - at))
+            middle = max(60.0, math.sqrt(span.low * span.high))
+            found.append((max(true / middle, middle / true), low <= true <= high))
+    return found
 
 
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-def test_the_time_left_of_recorded_runs_is_right_within_a_factor(path: Path) -> None:
-    run = json.loads(path.read_bytes())
-    total, spans = run["seconds"], [(at, span) for at, span in replayed(run) if span is not None]
-    held = [span.low <= max(60, total - at) and total - at <= max(60, span.high) for at, span in spans]
-    assert len(held) > 20 and sum(held) > 0.75 * len(held)
-    assert wrongest([(at, math.sqrt(span.low * span.high)) for at, span in spans], total) < 1.75
+def share_right(found: list[tuple[float, bool]]) -> float:
+    return sum(factor < 1.5 or is_within for factor, is_within in found) / len(found)
+
+
+@pytest.mark.parametrize(("name", "share", "worst"), [("one-model", 1.0, 1.6), ("two-models", 0.7, 3.0)])
+def test_the_time_left_of_recorded_runs_is_right_within_a_factor(
+    name: str, share: float, worst: float
+) -> None:
+    """Of two models the forecast was wrong: in an earlier study of 16 trials, a request took longer."""
+    run = json.loads((Path(__file__).parent / "recorded" / f"{name}.json").read_bytes())
+    found = errors(replayed(run), run["seconds"])
+    assert len(found) > 200 and share_right(found) >= share
+    assert max(factor for factor, _ in found) < worst
+
+
+def simulated(seed: int) -> tuple[Shown, float]:
+    """The time left of a random study after every tenth answer, and its seconds.
+
+    Rates of models differ by 10, attacks take 1 to 8 answers, and a batch has 1 to 64 conversations. A step
+    has a cost of its own, and one for each of them. In half of the studies the load doubles midway.
+    """
+    rng, clock, shown, work = random.Random(seed), Clock(), Shown(), dict[Hashable, Work]()
+    clock.now, attacks = 0.0, [rng.randint(1, 8) for _ in range(rng.randint(1, 3))]
+    n, machine, models = rng.randint(20, 200), rng.lognormvariate(0, 0.5), []
+    for m in range(rng.randint(1, 3)):
+        seconds = 0.2 * 10 ** rng.random()  # of an answer, in a full batch
+        guess, width, fixed = (
+            seconds * rng.lognormvariate(0, 0.4),
+            2 ** rng.randint(0, 6),
+            2 ** rng.uniform(1, 6),
+        )
+        work["load", m] = Work(1, TimeSpan(5, 30), ("load",))
+        for a, turns in enumerate(attacks):
+            span = TimeSpan(0.4 * guess * turns, 2.5 * guess * turns)
+            work[m, a] = Work(n, span, ("ask", f"model {m}", f"attack {a}"), turns)
+        models.append((m, seconds * machine * width / (width + fixed), width, fixed, rng.uniform(3, 40)))
+    work["estimate"] = Work(1, TimeSpan(2, 15), ("estimate",))
+    left, n_answers = TimeLeft(work, clock), 0
+    midway = rng.uniform(0.3, 0.7) * sum(each[1] for each in models) * sum(attacks) * n
+    doubles = midway if rng.random() < 0.5 else math.inf
+    for m, seconds, width, fixed, loading in models:
+        left.only(("load", m))
+        clock.now += loading
+        left.only(None)
+        waiting = [(m, a, i) for a in reversed(range(len(attacks))) for i in range(n)]
+        ahead = dict[
+            tuple[int, int, int], list[float]
+        ]()  # answers of a conversation, and what its next one lacks
+        while waiting or ahead:
+            while waiting and len(ahead) < width:
+                item = waiting.pop()
+                left.begin(item[:2], item)
+                ahead[item] = [attacks[item[1]], rng.lognormvariate(-0.08, 0.4)]
+            item = min(ahead, key=lambda each: ahead[each][1])
+            amount, step = ahead[item][1], seconds * (len(ahead) + fixed) * (1 + (clock.now > doubles))
+            clock.now += amount * step
+            for each in ahead.values():
+                each[1] -= amount
+            left.answered(item)
+            ahead[item] = [ahead[item][0] - 1, rng.lognormvariate(-0.08, 0.4)]
+            if not ahead[item][0]:
+                del ahead[item]
+                left.end(item[:2], item)
+            if (n_answers := n_answers + 1) % 10 == 0:
+                shown.append((clock.now, left.span()))
+    return shown, clock.now + rng.uniform(1, 8)
+
+
+def test_the_time_left_of_random_studies_is_mostly_right() -> None:
+    """A model that is fast tells little of the next one, whose own guess was wrong in its own way."""
+    runs = [errors(*simulated(seed)) for seed in range(20)]
+    shares = [share_right(found) for found in runs if found]
+    assert len(shares) > 15 and sum(shares) / len(shares) > 0.94
 
 
 def test_names_cannot_speak_to_the_terminal() -> None:

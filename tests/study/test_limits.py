@@ -14,8 +14,10 @@ from msgspec import UNSET
 from heredity.application.guards import GuardSpec
 from heredity.core.errors import UsageError
 from heredity.core.records import Check, Probe
-from heredity.lineage.speeds import ModelSpeed, speed_seconds, tuned_speed
-from heredity.lineage.store import scripted
+from heredity.lineage.record import stand_in, write_record
+from heredity.lineage.speeds import ModelSpeed, speed_seconds, speeds_of, tuned_speed
+from heredity.lineage.store import Store, scripted
+from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import aggregate
 from heredity.study.duration import expected_seconds
@@ -155,6 +157,17 @@ def test_the_measured_speed_of_a_model_tells_its_time(tmp_path: Path) -> None:
     low, high = speed_seconds(160, ModelSpeed(10**9, 160.0))
     assert low < 1 < high
     assert speed_seconds(160, ModelSpeed(2 * 10**9))[1] == 2 * speed_seconds(160, ModelSpeed(10**9))[1]
+
+
+def test_a_gguf_has_the_speed_that_its_dequantized_form_was_measured_at(tmp_path: Path) -> None:
+    gguf, store = stand_in("a gguf"), Store(tmp_path)
+    child = stand_in("its dequantized form", (gguf.id,))
+    child = msgspec.structs.replace(child, recipe=msgspec.structs.replace(child.recipe, kind="dequantize"))
+    (tmp_path / "models" / child.id).mkdir(parents=True)
+    write_record(child, tmp_path / "models" / child.id)
+    (tmp_path / "tuning").mkdir()
+    (tmp_path / "tuning" / child.id).write_text('{"tokens_per_second": {"4": 10.0}}')
+    assert speeds_of([Grown(gguf, tmp_path)], store)[gguf.id].tokens_per_second == 10.0
 
 
 def test_what_a_models_guards_add_to_each_request_takes_time_too() -> None:

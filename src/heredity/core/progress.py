@@ -5,25 +5,20 @@ step counts its trials, tokens or bytes. An event of a phase names a preparation
 
 Promises: a meter calls its watch at most ten times a second, and once at the end of a step. A phase is
 reported when it begins and when it is over.
-Leaves to others: doing the work, and showing its progress (terminal.py).
+Leaves to others: doing the work, the time left (time_left.py), and showing progress (terminal.py).
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
+from heredity.core.time_left import TimeLeft, TimeSpan, Work
+
 EVERY_SECONDS = 0.1
-PATIENCE_SECONDS = 60.0  # of running, before which no time left is given
-_TENTH, _WORTH = 0.1, 5.0  # an expectation is worth a tenth of the items, and at most this many
-_SPREADS = (0.3, 0.35)  # logarithmic, of what the items of one cause have in common, and of one item's time
-_FRESH_SECONDS = 5.0  # for which a time left is shown: to compute it takes 0.1 ms for each part of the work
-_DRIFT, _WIDE = 0.12, 1.28  # the load of a machine changes; eight in ten runs end within the range
 
 PREPARE = "prepare"  # the step of all phases
 
@@ -69,209 +64,6 @@ _Item = TypeVar("_Item")
 _Done = TypeVar("_Done")
 
 
-class TimeSpan(NamedTuple):
-    """Seconds, at best and at worst."""
-
-    low: float
-    high: float
-
-
-def time_words(seconds: tuple[float, float]) -> str:
-    """Seconds at best and at worst in words: `2 to 9 min`."""
-    low, high = seconds
-    if high < 60:
-        return "under 1 min"
-    if high < 5400:
-        least, most = math.floor(low / 60), math.ceil(high / 60)
-        return f"{least} to {most} min" if least else f"under {most} min"
-    return f"{low / 3600:.1f} to {high / 3600:.1f} h"
-
-
-class Work(NamedTuple):
-    """Items of a run that take about the same time each.
-
-    seconds: expected for one item; None: not known. causes: what this time depends on, such as a model and an
-    attack. The parts with the same cause share what was measured of one.
-    """
-
-    n: float
-    seconds: TimeSpan | None = None
-    causes: tuple[str, ...] = ()
-
-
-@dataclass
-class _Part:
-    work: Work
-    n: float  # left of `work.n` when this run began
-    n_done: float = 0.0
-    n_open: int = 0
-    spent: float = 0.0
-
-    @property
-    def worked(self) -> float:
-        """Items; one in progress is half done, on average."""
-        return min(self.n, self.n_done + self.n_open / 2)
-
-    @property
-    def expected(self) -> float:
-        """Seconds of an item."""
-        known = self.work.seconds
-        return math.sqrt(known.low * known.high) if known else self.spent / max(self.worked, 1e-9)
-
-
-class TimeLeft:
-    """The time left of a run: what was expected of each part of its work, corrected by what was seen.
-
-    left = TimeLeft({"a": Work(300, TimeSpan(0.1, 0.9), ("a",)), "b": Work(300, TimeSpan(0.4, 3.0), ("b",))})
-    left.begin("a"); left.end("a"); left.span()
-
-    Time is shared among the items in progress. An item takes the expected time, times a factor of each of
-    its causes. A factor is the time spent on the parts with that cause, over the expected one. It begins
-    at 1, which counts as much as a tenth of the items, and at most as five.
-    """
-
-    def __init__(
-        self, work: Mapping[Hashable, Work], clock: Callable[[], float] = lambda: time.monotonic()
-    ) -> None:
-        self._parts = {key: _Part(each, each.n) for key, each in work.items()}
-        self._clock = clock
-        self._start = self._now = clock()
-        self._open = dict[Hashable, _Part]()  # the parts with an item in progress
-        self._shown: TimeSpan | None = None
-        self._due = self._start + PATIENCE_SECONDS  # when it is computed next
-        self._alone: Hashable | None = None
-        self._idle = 0.0  # seconds in which nothing was under way, since the last item
-
-    def had(self, key: Hashable, n: float = 1) -> None:
-        """Count items that this run has not to do."""
-        self._parts[key].n -= n
-
-    def only(self, key: Hashable | None) -> None:
-        """Charge all time to this part from now on: one item of it is in progress. None: this is over."""
-        self._charge()
-        self._idle = 0.0
-        if self._alone is not None:
-            self.end(self._alone)
-        self._alone = key
-        if key is not None:
-            self.begin(key)
-
-    def begin(self, key: Hashable) -> None:
-        """Note that an item is in progress."""
-        self._charge()
-        part = self._open[key] = self._parts[key]
-        part.n_open += 1
-
-    def end(self, key: Hashable) -> None:
-        """Note that an item is done. If nobody noted its beginning, it took the time since the last event."""
-        part = self._parts[key]
-        self.cancel(key)
-        part.n_done, part.spent = part.n_done + 1, part.spent + self._idle
-        self._idle = 0.0
-
-    def advance(self, key: Hashable, n: float = 1) -> None:
-        """Note that items are done, of a part that is always in progress."""
-        self._charge()
-        self._parts[key].n_done += n
-
-    def cancel(self, key: Hashable) -> None:
-        """Note that an item is no longer in progress."""
-        self._charge()
-        part = self._parts[key]
-        part.n_open = max(0, part.n_open - 1)
-        if not part.n_open:
-            self._open.pop(key, None)
-
-    def reached(self, key: Hashable, n_done: float, spent: float) -> None:
-        """Set what this run did of a part, and the seconds that it took."""
-        self._parts[key].n_done, self._parts[key].spent = n_done, spent
-
-    def keep(self, causes: Iterable[str]) -> None:
-        """Note that of the parts with causes in common, only those with one of these are still worked on."""
-        wanted = {*causes}
-        for part in self._parts.values():
-            if len(part.work.causes) > 1 and not wanted & {*part.work.causes}:
-                part.n = part.n_done
-
-    def per_second(self, cause: str) -> float:
-        """The items with this cause that a second gets done, in this run so far; 0.0 if none was done."""
-        self._charge()
-        some = self._having(cause)
-        spent = sum(part.spent for part in some)
-        return sum(part.worked for part in some) / spent if spent and any(p.n_done for p in some) else 0.0
-
-    def _having(self, cause: str) -> list[_Part]:
-        return [part for part in self._parts.values() if cause in part.work.causes]
-
-    def span(self) -> TimeSpan | None:
-        """The seconds left, for a reader; None in the first minute, and while nothing is known of a part.
-
-        It is computed again after a while, not for each event.
-        """
-        self._charge()
-        if self._now >= self._due:
-            self._shown = self.estimate()
-            self._due = self._now + (_FRESH_SECONDS if self._shown else 0.0)
-        return self._shown
-
-    def estimate(self) -> TimeSpan | None:
-        """The seconds left, at best and at worst; None while nothing is known of a part."""
-        parts = [part for part in self._parts.values() if part.n > 0]
-        if any(part.work.seconds is None and not part.n_done for part in parts):
-            return None
-        factors = _factors(parts)
-        left, by_cause, variance = 0.0, dict[str, float](), 0.0
-        for place, part in enumerate(parts):
-            seconds = part.expected * math.prod(factors[each][0] for each in _causes(place, part))
-            ahead = max(0.0, part.n - part.worked) * seconds
-            left += ahead
-            variance += (ahead * _SPREADS[1]) ** 2 / (1 + part.worked)
-            for each in _causes(place, part):
-                by_cause[each] = by_cause.get(each, 0.0) + ahead
-        variance += sum((ahead * _SPREADS[0] * factors[each][1]) ** 2 for each, ahead in by_cause.items())
-        spread = _WIDE * math.hypot(_DRIFT, math.sqrt(variance) / left if left else 0.0)
-        return TimeSpan(left * math.exp(-spread), left * math.exp(spread))
-
-    def _charge(self) -> None:
-        """Share the time since the last event out among the items in progress."""
-        now = self._clock()
-        seconds, self._now = now - self._now, now
-        if self._alone is not None:
-            self._parts[self._alone].spent += seconds
-            return
-        n_open = sum(part.n_open for part in self._open.values())
-        if not n_open:
-            self._idle += seconds
-        for part in self._open.values():
-            part.spent += seconds * part.n_open / n_open
-
-
-def _causes(place: int, part: _Part) -> tuple[str, ...]:
-    return ("", *part.work.causes, f"\0{place}")  # "": the machine; the last: this part by itself
-
-
-def _factors(parts: list[_Part]) -> dict[str, tuple[float, float]]:
-    """By cause: seconds spent over seconds expected, and how uncertain it is (1.0: nothing was seen)."""
-    having = dict[str, list[tuple[_Part, tuple[str, ...]]]]()
-    for place, part in enumerate(parts):
-        for cause in _causes(place, part):
-            having.setdefault(cause, []).append((part, _causes(place, part)))
-    found = dict.fromkeys(having, (1.0, 1.0))
-    for _ in range(4):
-        for cause, some in having.items():
-            spent = sum(part.spent for part, _ in some)
-            n, n_all = sum(part.worked for part, _ in some), sum(part.n for part, _ in some)
-            expected = sum(
-                part.worked * part.expected * math.prod(found[each][0] for each in causes if each != cause)
-                for part, causes in some
-            )
-            worth = min(_WORTH, _TENTH * n_all)
-            mean = sum(part.n * part.expected for part, _ in some) / n_all
-            prior = worth * (expected / n if n else mean)
-            found[cause] = ((prior + spent) / (prior + expected), math.sqrt(worth / (worth + n)))
-    return found
-
-
 class Meter:
     """Counts trials, or the parts of a phase, and calls the watch.
 
@@ -311,13 +103,15 @@ class Meter:
         self._model = model
         self._report(time.monotonic())
 
-    def tick(self, is_error: bool = False, is_cached: bool = False, part: Hashable = None) -> None:
-        """Count one that was done now. part: of the run, if the meter has none of its own."""
+    def tick(
+        self, is_error: bool = False, is_cached: bool = False, part: Hashable = None, item: Hashable = None
+    ) -> None:
+        """Count one that was done now. part, item: of the run, if the meter has no part of its own."""
         self._count(is_error, is_cached)
         if part is None:
             self.left.advance(self._part)
         else:
-            self.left.end(part)
+            self.left.end(part, item)
         if self._watch is not None:
             now = time.monotonic()
             if now - self._last >= EVERY_SECONDS:
@@ -401,23 +195,23 @@ class TrialMeter(Meter):
     def begun(self, indices: Iterable[int]) -> Iterator[int]:
         """Trials that are about to be asked."""
         for index in indices:
-            self.left.begin(index // self.n_per_part)
+            self.left.begin(index // self.n_per_part, index)
             yield index
 
     def answered(self, index: int, is_error: bool, is_cached: bool, is_outside: bool) -> None:
         """Count a trial; one outside of its attack's scope was not asked."""
         part = index // self.n_per_part
         if is_outside:
-            self.left.cancel(part)
+            self.left.cancel(part, index)
             return
         if is_cached:  # it took no work
             self.left.had(part)
             self.left.advance(part, -1)
-        self.tick(is_error, is_cached, part)
+        self.tick(is_error, is_cached, part, index)
 
 
 class ByteRate:
-    """The rate and the time left of a download; they leave out what was there before it."""
+    """The rate and the time left of a download, without the bytes that were there before."""
 
     def __init__(self) -> None:
         self._what, self._n, self._left = "", 0, TimeLeft({})

@@ -117,7 +117,7 @@ class Evaluation:
     def forecast(self, *, retry_errors: bool = False) -> list[ModelForecast]:
         """The items that each model has still to answer. Nothing is loaded, asked or written."""
         known = {(row.model, row.asked): row for row in Rows(self.folder / ANSWERS, AnswerRow)}
-        speeds = speeds_of(self._grown, self._store.root)
+        speeds = speeds_of(self._grown, self._store)
         return [self._forecast(each, known, speeds[each.record.id], retry_errors) for each in self._grown]
 
     def _forecast(

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from heredity.core.progress import PREPARE, Progress, TimeLeft, TimeSpan, Watch, Work, time_words
+from heredity.core.progress import PREPARE, Progress, Watch
+from heredity.core.time_left import TimeLeft, TimeSpan, Work, time_words
 
 Tell = Callable[[str], None]
 _INSTANT = 0.05  # a share of the planned work or time under which a step says nothing of the pace

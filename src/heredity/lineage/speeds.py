@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from heredity.lineage.types import Grown
+
+if TYPE_CHECKING:
+    from heredity.lineage.store import Store
 
 USUAL_BYTES = 400e6  # of a model whose size is not known
 _SECONDS = (0.15, 1.8)  # of one request of 128 tokens to a model of this size on two cores, at best and worst
@@ -56,9 +59,11 @@ def tuned_speed(path: Path) -> float:
     return max(tuned.tokens_per_second.values(), default=0.0)
 
 
-def speeds_of(models: Iterable[Grown], store: Path) -> dict[str, ModelSpeed]:
-    """The sizes and speeds of models by id. store: the folder of the store, which keeps measured speeds."""
-    return {
-        each.id: ModelSpeed(sum(file.bytes for file in each.files), tuned_speed(store / "tuning" / each.id))
-        for each in (grown.record for grown in models)
-    }
+def speeds_of(models: Iterable[Grown], store: Store) -> dict[str, ModelSpeed]:
+    """The sizes and speeds of models by id. A GGUF may have been asked in its dequantized form."""
+    loaded = {each.parents[0]: each.id for each in store.models() if each.recipe.kind == "dequantize"}
+    found = dict[str, ModelSpeed]()
+    for each in (grown.record for grown in models):
+        speeds = (tuned_speed(store.root / "tuning" / id_) for id_ in (each.id, loaded.get(each.id, each.id)))
+        found[each.id] = ModelSpeed(sum(file.bytes for file in each.files), next(filter(None, speeds), 0.0))
+    return found

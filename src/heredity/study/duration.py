@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from heredity.application.guards import load_guard
 from heredity.core.errors import HeredityError
-from heredity.core.progress import TimeLeft, TimeSpan, Work
 from heredity.core.records import Message, Request
+from heredity.core.time_left import TimeLeft, TimeSpan, Work
 from heredity.lineage.speeds import ModelSpeed, speed_seconds
 from heredity.redteam import attacks
 from heredity.study.outcomes import in_scope
@@ -60,14 +60,15 @@ def time_left(plan: Plan, earlier: Sequence[Path], speeds: Mapping[str, ModelSpe
     work = dict[Hashable, Work]()
     n_asked = (in_scope(plan).sum(axis=1) * plan.samples).tolist()
     n_each = [n_requests(plan, a) / max(1, n) for a, n in zip(plan.attacks, n_asked, strict=True)]
+    n_replies = plan.application.max_turns if plan.application.tools else 1  # to one turn of the user
     for m, (model, span) in enumerate(zip(plan.models, _of_requests(plan, earlier, speeds)[0], strict=True)):
         is_far = model.format in ("scripted", "remote")
         is_tuned = bool((speed := speeds.get(model.of or model.id)) and speed.tokens_per_second)
         work["load", m] = Work(1, _AT_ONCE if is_far else _LOAD if is_tuned else _MEASURE, ("load",))
         for a, attack in enumerate(plan.attacks):
             seconds = TimeSpan(*(max(_LEAST, n_each[a] * each) for each in span))
-            causes = ("ask", model.name, f"with {attack}")
-            work[m * len(plan.attacks) + a] = Work(int(n_asked[a]), seconds, causes)
+            causes, most = ("ask", model.name, f"with {attack}"), round(n_each[a]) * n_replies
+            work[m * len(plan.attacks) + a] = Work(int(n_asked[a]), seconds, causes, most)
     work["judge"] = Work(sum(n_asked) * len(plan.models), _JUDGE, ("judge",))
     work["estimate"] = Work(1, _ESTIMATE, ("estimate",))
     return TimeLeft(work)

@@ -26,8 +26,9 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import HeredityError
-from heredity.core.progress import TrialMeter, Watch, time_words
+from heredity.core.progress import TrialMeter, Watch
 from heredity.core.records import digest
+from heredity.core.time_left import time_words
 from heredity.lineage.speeds import ModelSpeed
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged

@@ -29,7 +29,7 @@ from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import RESULTS, Lock, Rows
 from heredity.core.host import Device
-from heredity.core.progress import Meter, Progress, TimeLeft, TrialMeter, Watch
+from heredity.core.progress import Meter, Progress, TrialMeter, Watch
 from heredity.core.records import Model, Probe, Response, digest
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
@@ -221,9 +221,9 @@ class Study:
         self._refuse_unloadable()
         with Lock(self.folder), self._open_store().report.to(progress):
             self._save_plan(progress)
-            left = self._ask(progress, retry_errors, several)
+            left = self._ask(progress, retry_errors, several).left
             if not self._plan.stops_early:  # else every block was judged before the next was asked
-                self._judge(progress, left)
+                self._judge(Meter(progress, "judge", n_in_scope(self._plan), left=left, part="judge"))
             left.only("estimate")
             return self._estimate(progress)
 
@@ -276,7 +276,7 @@ class Study:
             self._save_plan()
             grid = Grid(self._plan)
             self._drop_stale(resume.read_digests(self.folder, grid), grid)
-            self._judge(progress)
+            self._judge(Meter(progress, "judge", n_in_scope(self._plan)))
 
     def estimate(self, progress: Watch | None = None) -> Result:
         """Compute estimates.json from the verdicts in the folder."""
@@ -293,7 +293,7 @@ class Study:
         if self.sources is not None:
             save_sources(self.folder, self.sources)
 
-    def _ask(self, watch: Watch | None, retry_errors: bool, workers: Workers | None) -> TimeLeft:
+    def _ask(self, watch: Watch | None, retry_errors: bool, workers: Workers | None) -> TrialMeter:
         grid = Grid(self._plan)
         shards.gather(self.folder, grid)
         if retry_errors:
@@ -316,7 +316,7 @@ class Study:
                     every = range(len(self._plan.models))
                     asker.ask([(m, partial(self._still_to_ask, grid, earlier, m)) for m in every])
         meter.close()
-        return meter.left
+        return meter
 
     def _still_to_ask(self, grid: Grid, earlier: EarlierRuns, m: int) -> Iterator[int]:
         found = earlier.still_to_ask(grid.of_model(m))
@@ -369,8 +369,7 @@ class Study:
         self._judge_canaries(judging)
         self._decider.close()
 
-    def _judge(self, watch: Watch | None, left: TimeLeft | None = None) -> None:
-        meter = Meter(watch, "judge", n_in_scope(self._plan), left=left, part="judge")
+    def _judge(self, meter: Meter) -> None:
         try:
             judging = JudgingStep(self.folder, Grid(self._plan), meter, None, self._decider)
             judging.run()
@@ -469,7 +468,7 @@ class Study:
             ) from error
 
     def _speeds(self) -> dict[str, ModelSpeed]:
-        return speeds_of(self._grown.values(), self._open_store().root)
+        return speeds_of(self._grown.values(), self._open_store())
 
     def _open_store(self) -> Store:
         if self._store is None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from heredity.core.progress import time_words
 from heredity.core.records import encode
+from heredity.core.time_left import time_words
 from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
 from heredity.study.duration import n_requests
 from heredity.study.outcomes import n_in_scope

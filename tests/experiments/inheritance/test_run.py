@@ -19,7 +19,8 @@ from click.testing import CliRunner
 
 from heredity.cli.inherit import _show, command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
-from heredity.core.progress import Progress, TimeSpan
+from heredity.core.progress import Progress
+from heredity.core.time_left import TimeSpan
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments import course

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from heredity.core.progress import time_words
 from heredity.core.records import Record
+from heredity.core.time_left import time_words
 from heredity.experiments.adapt.questions import Questions, Scope
 from heredity.experiments.adapt.task import RECIPES, AdaptTask
 from heredity.experiments.inheritance.children import Task

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from heredity.core.errors import Damaged
-from heredity.core.progress import Progress, TimeLeft, Watch, Work
+from heredity.core.progress import Progress, Watch
+from heredity.core.time_left import TimeLeft, Work
 from heredity.train import checkpoint
 from heredity.train.data.batching import PackedBatch, collate, group_by_length
 from heredity.train.data.chat import TokenizedExample
