@@ -50,7 +50,7 @@ def test_a_missing_package_names_an_extra_that_the_project_has(
     monkeypatch.setattr(registry, "load_as", missing)
     with raises(Unavailable, "package-missing") as caught:
         engine_loader(msgspec.structs.replace(record, recipe=recipe))
-    extra = re.search(r"heredity\[(\w+)\]", str(caught.value))
+    extra = re.search(r"pip install -e '\.\[(\w+)\]'", str(caught.value))
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
     assert extra is not None
     if name not in ("scripted", "call", "url"):  # these import nothing that could be missing

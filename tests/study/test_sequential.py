@@ -284,7 +284,7 @@ def test_a_plan_file_may_ask_for_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = 'model = ["scripted:leaky", "scripted:careful"]\napplication = "desk.toml"\n'
     text += 'probes = "planted_secret"\n'
     (tmp_path / "plan.toml").write_text(text + f'out = "{tmp_path / "s"}"\nuntil_decided = true\n')
-    assert main(["study", str(tmp_path / "plan.toml")]) == 0
+    assert main(["study", str(tmp_path / "plan.toml"), "--full"]) == 0
     assert plans.read_plan(tmp_path / "s").is_until_decided
     assert "Asked until decided" in capsys.readouterr().out
     (tmp_path / "plan.toml").write_text(text + "until_decided = 1\n")
