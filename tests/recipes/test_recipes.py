@@ -97,6 +97,11 @@ def test_what_there_is_not_or_is_left_out_is_said() -> None:
         h.recipe("ablate")
     with raises(UsageError, "bad-setting", mentions=["batch_size", "1"]):
         h.recipe("lora", data=DATA, batch=0)
+    for kind in ("lora", "distill"):
+        with raises(UsageError, "no-answer-to-learn", mentions=["asked", kind]):
+            h.recipe(kind, data=h.Data.of("asked", [("the fox", "jumps"), "the dog"]))
+    h.recipe("distill", data=h.Data.of("asked", ["the dog"]), is_on_policy=True)
+    h.recipe("instruct", data=h.Data.of("asked", ["the dog"]))
 
 
 def test_data_that_is_made_here_is_that_of_dialogues(tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ class TrainingRecipe(ComputingRecipe):
 
     def __post_init__(self) -> None:
         read_examples(self)
+        if self.needs_answers and not all(each.has_answer for each in self.examples.dialogues):
+            raise UsageError(
+                f"'{self.examples.name}' holds prompts without answers, and '{self.kind}' learns answers. "
+                "Give it conversations, or let a teacher answer the prompts with the recipe instruct.",
+                code="no-answer-to-learn",
+            )
         self.refuse_non_finite()
         for name in ("batch_size", "max_length"):
             if getattr(self, name) < 1:
@@ -103,6 +109,11 @@ class TrainingRecipe(ComputingRecipe):
     def examples(self) -> Data:
         """The data, read."""
         return as_data(self.data)
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether the answers that are learned are those of the data."""
+        return bool(self.__dataclass_fields__["data"].metadata["has_answers"])
 
     @property
     def lessons(self) -> Lessons:

@@ -94,6 +94,11 @@ class Distill(AnswerRecipe):
                 key="distill_weight",
             )
 
+    @property
+    def needs_answers(self) -> bool:
+        """As of every training, unless the student writes the answers."""
+        return not self.is_on_policy
+
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the student; the child is whole safetensors. Raises UsageError for two tokenizers."""
         with phase(self.watch, "loading the libraries"):

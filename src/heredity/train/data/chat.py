@@ -48,6 +48,11 @@ class Dialogue(NamedTuple):
     stop: Stop = "end"
     is_added: bool = False
 
+    @property
+    def has_answer(self) -> bool:
+        """Whether there is a message of the assistant, which may be empty."""
+        return any(each.role == "assistant" for each in self.messages)
+
 
 ANSWERS = "answers.jsonl"  # the file of a model that keeps the answers of its teacher
 
