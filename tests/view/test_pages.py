@@ -25,7 +25,7 @@ from heredity.study.study import Study
 from heredity.study.wording import find, title
 from heredity.view.export import export
 from heredity.view.pairs import WHICH, beside, pairs, shared
-from heredity.view.places import StudyPlace
+from heredity.view.places import OpenStudy, StudyPlace
 from heredity.view.queries import Filters, unasked
 from heredity.view.rates import board_of
 from heredity.view.site import Site
@@ -202,8 +202,9 @@ def test_a_plan_that_asks_all_decides_once(tmp_path: Path) -> None:
     place = written(tmp_path)
     path = tmp_path / "runs" / "small" / "responses.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:12]))
-    assert "This plan decides once, after all its trials." in Site(place).render(
-        f"/s/{place.studies()[0].key}"
+    page = Site(place).render(f"/s/{place.studies()[0].key}")
+    assert (
+        "This plan decides once, after all its trials." in page and f"heredity study {path.parent}<" in page
     )
 
 
@@ -253,6 +254,21 @@ def test_a_study_is_read_and_not_stopped_until_all_its_rows_are_in(
     assert study.progress().state == "done" and study.progress().share_read == 1
 
 
+def test_every_page_of_a_study_says_that_its_rows_are_being_read_and_calls_none_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report_studies.make(tmp_path / "runs" / "x", report_studies.plan(n_probes=2))
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    study = site.place.open(key(site))
+    pages = [f"/s/{study.key}{part}" for part in ("", "/conversations", "/pairs")]
+    with monkeypatch.context() as slow:
+        slow.setattr("heredity.view.index._CHUNK", 2)
+        slow.setattr(study, "refresh", lambda: OpenStudy.refresh(study, 0))
+        for page in map(site.render, pages):
+            assert "of its rows are read" in page and " queued<" not in page
+    assert not any("of its rows are read" in site.render(page) for page in pages)
+
+
 def test_a_folder_that_cannot_be_read_is_listed_with_its_error(tmp_path: Path) -> None:
     place = written(tmp_path)
     (tmp_path / "runs" / "broken").mkdir()
@@ -261,6 +277,15 @@ def test_a_folder_that_cannot_be_read_is_listed_with_its_error(tmp_path: Path) -
     (tmp_path / "runs" / "theirs" / "plan.json").write_text("[]")
     page = Site(place).render("/")
     assert "broken" in page and "plan.json" in page and "small" in page and "theirs" not in page
+
+
+def test_of_two_studies_of_one_minute_the_newer_is_listed_first(tmp_path: Path) -> None:
+    for second, name in enumerate(("a", "b", "c")):
+        path = report_studies.make(tmp_path / "runs" / name, report_studies.plan(n_probes=1)) / "plan.json"
+        saved = msgspec.json.decode(path.read_bytes())
+        path.write_bytes(msgspec.json.encode(saved | {"at": f"2026-01-02T03:04:0{second}+00:00"}))
+    page = Site(StudyPlace(tmp_path / "runs", tmp_path / "store")).render("/")
+    assert re.findall(r"<b>([abc])</b>", page) == ["c", "b", "a"] and page.count(">2026-01-02 03:04<") == 3
 
 
 def test_rates_are_next_to_each_other_only_if_the_questions_are_the_same(tmp_path: Path) -> None:
@@ -423,6 +448,8 @@ def test_an_address_that_names_nothing_is_an_error_with_the_nearest_name(finishe
         finished.render(f"{study}/conversations", {"technique": "planted_secrt"})
     with pytest.raises(UnknownName):
         finished.render("/s/nothing")
+    empty = finished.render(f"{study}/conversations", {"q": "zorqblim"})
+    assert "Show all trials" in empty and "first" not in empty.partition('role="status"')[2].split("</p>")[0]
     for path, query in (
         (f"{study}/conversations", {"after": "1e9"}),
         (f"{study}/t/-1", {}),
@@ -454,6 +481,19 @@ def test_a_prompt_is_shown_by_turn_and_whole_on_demand(tmp_path: Path) -> None:
     assert '<p class="who">asked</p>\n<pre class="asked">how are you?</pre>' in page
     assert "im_end" not in page and "im_end" in Site(place).render(address, {"raw": "1"})
     assert "im_end" in Site(place, is_live=False).render(address)
+
+
+def test_a_pair_without_a_sort_in_its_address_is_counted_among_those_of_its_own(finished: Site) -> None:
+    study = opened(finished.place)
+    (a, b), *_ = pairs(study)
+    both = shared(study, board_of(study), a, b)
+    query = {"a": study.names[a], "b": study.names[b]}
+    for place, sort in enumerate(both.sorts):
+        page = finished.render(f"/s/{study.key}/pair/{place}", query)
+        shown = re.findall(r": (\d+) of (\d+)</span>", page)
+        assert shown == ([(str(list(both.places(WHICH[sort - 1])).index(place) + 1),
+                           str(both.n(WHICH[sort - 1])))] if sort else [])  # fmt: skip
+        assert f"which={WHICH[sort - 1] if sort else 'only-b'}" in page
 
 
 def test_neighbours_in_a_list_of_places() -> None:

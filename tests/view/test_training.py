@@ -16,7 +16,7 @@ from heredity.core.errors import UnknownName
 from heredity.core.files import Lock
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, encode
 from heredity.lineage.integrity import identity
-from heredity.lineage.record import RUN, RunInProgress, write_record
+from heredity.lineage.record import RUN, RunInProgress, key_of, write_record
 from heredity.view.places import StudyPlace
 from heredity.view.site import Site
 from heredity.view.training import POINTS, find, read_curve, runs
@@ -143,6 +143,8 @@ def test_a_finished_one_is_on_its_models_page_and_a_curve_has_few_points(tmp_pat
     assert len(curve.points) <= POINTS and curve.points[0].last == 2 and curve.last is not None
     assert curve.points[0].loss == pytest.approx(4.0 - 1 / 1000) and curve.last.last == 999
     page = page_of(tmp_path).render(f"/training/{ident}")
+    assert run.model is not None  # a page that was opened while it ran goes on to its end
+    assert page_of(tmp_path).render(f"/training/{key_of(run.model.recipe, ())}") == page
     assert "100 tokens/s over the whole making" in page and "valid" in page and f"/lineage/{ident}" in page
 
 

@@ -23,7 +23,7 @@ from heredity.core.files import is_locked, open_file, read_file, stamp_file
 from heredity.core.records import Model, is_digest
 from heredity.core.sanitize import Shown, shown
 from heredity.core.time_left import time_words
-from heredity.lineage.record import RUN, RunInProgress
+from heredity.lineage.record import RUN, RunInProgress, key_of
 from heredity.view.lineage import records
 from heredity.view.places import TRAINING
 
@@ -135,7 +135,12 @@ def _finished(store: Path) -> Iterator[ShownTraining]:
 
 def find(store: Path | None, key: str) -> ShownTraining | None:
     """The run with this key; None without one."""
-    return next((run for run in runs(store) if run.key == key), None)
+    return next((run for run in runs(store) if key in (run.key, _begun_as(run))), None)
+
+
+def _begun_as(run: ShownTraining) -> str:
+    """The name of the folder in which a finished run began, so that its page is still found."""
+    return key_of(run.model.recipe, run.model.parents) if run.model is not None else ""
 
 
 def read_curve(run: ShownTraining) -> TrainingCurve:

@@ -59,9 +59,9 @@ def _line(site: Site, found: FoundStudy, seconds: float) -> StudyLine:
 
 
 def planned_at(study: OpenStudy) -> str:
-    """When it was planned; of an import, when its plan was written."""
+    """When it was planned, to the second; of an import, when its plan was written."""
     at = study.saved.at
     if not isinstance(at, msgspec.UnsetType):
-        return at[:16].replace("T", " ")
+        return at[:19].replace("T", " ")
     written = datetime.fromtimestamp((study.folder / PLAN).stat().st_mtime, UTC)
-    return written.isoformat(sep=" ", timespec="minutes")[:16]
+    return written.isoformat(sep=" ", timespec="seconds")[:19]

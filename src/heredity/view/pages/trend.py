@@ -68,9 +68,12 @@ def render(site: Site, asked: Asked) -> str:
 def _drawn(model: str, lines: list[TrendLine]) -> Markup:
     """The rates of a model, the oldest study first, as a line; "" for one study."""
     rates = [line.rate.estimate for line in lines]
-    words = "; ".join(f"{line.at} {percent(line.rate.estimate.value)}" for line in lines[:20])
+    words = "; ".join(f"{line.at[:16]} {percent(line.rate.estimate.value)}" for line in lines[:20])
     return trend(
-        rates, lines[0].at, lines[-1].at, f"Breach rate of {model} over {len(lines)} studies: {words}"
+        rates,
+        lines[0].at[:16],
+        lines[-1].at[:16],
+        f"Breach rate of {model} over {len(lines)} studies: {words}",
     )
 
 
