@@ -378,7 +378,9 @@ def test_the_report_of_the_demo_prints_on_three_pages_and_is_short_on_a_screen(t
     in_chromium(
         tmp_path, f"--print-to-pdf={tmp_path / 'report.pdf'}", "--no-pdf-header-footer", report.as_uri()
     )
-    assert re.findall(rb"/Type /Page\b", (tmp_path / "report.pdf").read_bytes()) == [b"/Type /Page"] * 3
+    printed = (tmp_path / "report.pdf").read_bytes()
+    assert re.findall(rb"/Type /Page\b", printed) == [b"/Type /Page"] * 3
+    assert b"/Dest /talk-" in printed and b"/Dest /measured" not in printed  # no link to what is not printed
     page = escape(report.read_text())
     for width, height in ((1280, 10_000), (390, 13_000)):
         frame = f'<iframe style="border: 0; width: {width}px" srcdoc="{page}"></iframe>'
