@@ -1,12 +1,17 @@
+import ast
+import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import heredity
 from heredity.core.sanitize import LIMIT, compile_pattern, label, shown, visible
 from tests.support.hostile_text import NASTY
 
+SOURCE = Path(heredity.__file__).parent
 ANY = st.text(st.characters(), max_size=300)  # surrogates included
 
 
@@ -105,3 +110,44 @@ def test_a_pattern_that_takes_all_memory_is_not_compiled(pattern: str) -> None:
 )
 def test_a_usual_pattern_is_compiled(pattern: str) -> None:
     assert compile_pattern(pattern).pattern == pattern
+
+
+def bare_plurals(source: str) -> list[str]:
+    """Counts in f-strings before a plural noun that `plural` did not write: they can say `1 answers`."""
+    nouns = (
+        "answers|trials|comparisons|studies|behaviours|verdicts|children|breaches|labels|prompts|probes|"
+        "examples|seeds|twins"
+    )
+    tree, rows = ast.parse(source), []
+    exempt = {
+        id(each)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.IfExp) and re.search("(> 1|== 1)$", ast.unparse(node.test))
+        for each in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        parts = node.values if isinstance(node, ast.JoinedStr) and id(node) not in exempt else []
+        for before, value, after in zip([ast.Constant(""), *parts], parts, parts[1:], strict=False):
+            if not isinstance(value, ast.FormattedValue) or not isinstance(after, ast.Constant):
+                continue
+            name = ast.unparse(value.value)
+            is_count = re.search(r"^(n|n_\w+|len\(.*\)|.*\.n|.*\.n_\w+|n_\w+\(.*\))$", name)
+            is_limit = re.search(r"^(len\()?[\w.]*\b_?[A-Z_]{2,}\)?$", name)
+            is_share = re.search(r"(\b[Oo]f|\b[Oo]f (the|its)|[Aa]ll|These) $", ast.unparse(before)[1:-1])
+            is_noun = re.match(rf" ((?!were )[a-z-]+ )?({nouns})\b", str(after.value))
+            if is_count and is_noun and not is_limit and not is_share and "plural(" not in name:
+                rows.append(f"{value.lineno}: {name}{after.value[:30]}")
+    return rows
+
+
+def test_no_message_says_1_answers() -> None:
+    assert bare_plurals("f'{n} answers'") and bare_plurals("f'the {len(rows):,} shared trials.'")
+    assert not bare_plurals("""f"{plural(n, 'answer')}, 3 of {n} answers" """)
+    # Words of an estimate's method are stored with it, and compared with those that are computed again.
+    stored = ("stats/", "study/intervals.py: rate.n_broke breaches; bounds")
+    rows = [
+        f"{path.relative_to(SOURCE)}:{row}"
+        for path in SOURCE.rglob("*.py")
+        for row in bare_plurals(path.read_text("utf-8"))
+    ]
+    assert not [row for row in rows if not re.sub(r":\d+", "", row).startswith(stored)]

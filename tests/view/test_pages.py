@@ -298,7 +298,7 @@ def test_rates_are_next_to_each_other_only_if_the_questions_are_the_same(tmp_pat
     first, second = page.split("<section")[1:]
     assert "monday" in first and "tuesday" in first and "other" not in first and "other" in second
     assert first.count("<polygon") == first.count("<polyline") == 2 and first.count("<circle") == 4
-    assert "over 2 studies: " in first and '<svg class="curve' not in second  # one study is no line
+    assert ", 2 studies: " in first and '<svg class="curve' not in second  # one study is no line
     assert first.count("data-row") == 4 and "1 study without estimates is left out" in page
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert len(set(headings)) == 2 and "1 attack; questions " in headings[1] and "attack" not in headings[0]

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label, plain
+from heredity.core.sanitize import label, plain, plural
 from heredity.core.terminal import line_table, out, table, wrapped
 from heredity.study import decision
 from heredity.study import wording as words
@@ -358,7 +358,7 @@ def _difference(pair: ModelPair) -> str:
     if pair.difference.value is None:
         return "no shared trials"
     line = f"{words.points(pair.difference.value)} ({words.points_interval(pair.difference)})"
-    line += f" on {pair.n} shared trials, p {words.p_words(pair.p_holm)} after Holm"
+    line += f" on {plural(pair.n, 'shared trial')}, p {words.p_words(pair.p_holm)} after Holm"
     if _verdict(pair) != _UNKNOWN:
         return line
     if withheld := words.withheld_on(pair, pair.b) or words.withheld_on(pair, pair.a):

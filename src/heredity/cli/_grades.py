@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from heredity.core.sanitize import plain
+from heredity.core.sanitize import plain, plural
 from heredity.core.terminal import cell, out, table
 from heredity.evals.scoring import Grade, Grades, TaskCard
 
@@ -40,7 +40,7 @@ def show(found: Grades, path: Path) -> None:
         screen.print(_differences(found))
         screen.print(
             f"points above {plain(found.models[0].name)}, item by item; p after Holm over "
-            f"{len(found.differences)} comparisons",
+            f"{plural(len(found.differences), 'comparison')}",
             style="dim",
         )
     screen.print(f"\ngrades: {plain(str(path))}", soft_wrap=True)

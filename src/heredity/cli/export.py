@@ -59,5 +59,5 @@ def _distance(found: Fidelity) -> str:
     return (
         f"from the model as it is studied ({found.engine}) the files differ by {found.mean:.2g} nats a token,"
         f" {found.worst:.2g} at most; {found.shared:.1f} of {found.length:.1f} greedy tokens are the same"
-        f" (n {found.n_prompts} prompts)"
+        f" (prompts: {found.n_prompts})"
     )

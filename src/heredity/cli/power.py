@@ -192,7 +192,7 @@ def _show(found: SampleSizePlan) -> None:
     write("")
     for each in found.widths:
         both = f"{100 * each.fixed:.1f} points wide, {100 * each.anytime:.1f} if valid at any time"
-        line = f"After {each.n:,} trials the interval of a rate of {100 * each.rate:g} % is {both}."
+        line = f"After {plural(each.n, 'trial')} the interval of a rate of {100 * each.rate:g} % is {both}."
         write(wrapped(line, width))
 
 

@@ -156,7 +156,7 @@ def _opened(stack: ExitStack, path: Path, size: int) -> RequestLog:
     def close() -> None:
         log.close()
         if log.n_lost:
-            note(f"{path} lacks {log.n_lost:,} answers, which could not be written")
+            note(f"{path} lacks answers that could not be written: {log.n_lost:,}")
 
     stack.callback(close)
     return log

@@ -277,7 +277,7 @@ def _check(models: Sequence[Grown], wanted: Sequence[EvalTask], shots: Sequence[
     for task in wanted:
         if max(shots) > task.n_shots:
             raise UsageError(
-                f"The task '{task.name}' has {task.n_shots} examples, not {max(shots)}.",
+                f"The task '{task.name}' has too few examples: {task.n_shots}, not {max(shots)}.",
                 code="too-few-examples",
             )
     for grown in models:

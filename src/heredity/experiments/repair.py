@@ -33,6 +33,7 @@ from heredity.core.errors import Refused, Unavailable, UsageError
 from heredity.core.files import RESULTS, refuse_linked_folders
 from heredity.core.progress import Watch
 from heredity.core.records import Estimate, Probe
+from heredity.core.sanitize import plural
 from heredity.experiments.replay_data import ABILITY, BEGUN, RATE, TWINS, Lesson, behaviours, lesson, nearest
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
@@ -263,9 +264,9 @@ class _Tunings:
 
 def _how(taught: Lesson, steps: int, looked: Sequence[int]) -> str:
     n_harm = sum(p.kind == "breach" for p in taught.stop_on)
-    told_by = f"{n_harm} probes and {len(taught.stop_on) - n_harm} twins"
+    told_by = f"{plural(n_harm, 'probe')} and {len(taught.stop_on) - n_harm} twins"
     told_by += " that were held out" if taught.is_kept_back else " of its training data"
-    learned = f"{len(taught.refusals)} refusals and {len(taught.benign)} benign answers of the parent"
+    learned = f"{len(taught.refusals)} refusals and {len(taught.benign)} of the parent's benign answers"
     return f"{steps} steps on {learned}, the nearest of {', '.join(map(str, looked))} by {told_by}"
 
 
@@ -351,11 +352,10 @@ def in_words(found: Repaired) -> list[str]:
 
 def _said(measured: RepairMeasurement) -> str:
     told = [
-        f"{p.measure} ({p.technique}) {_points(p.difference)} on {p.n} trials, {p.verdict_ab}".replace(
-            "_", "-"
-        )
+        f"{p.measure} ({p.technique}) {_points(p.difference)} on {plural(p.n, 'trial')}, {p.verdict_ab}"
         for p in (*measured.pairs, *measured.secondary)
     ]
+    told = [each.replace("_", "-") for each in told]
     return "; ".join([*told, f"incoherent without a breach {100 * measured.incoherent_excess:+.1f} points"])
 
 

@@ -137,7 +137,7 @@ def choose(data: Data, leave_out: Sequence[str]) -> Lessons:
     kept = _Share.among([e for e in learned if not e.dialogue.is_added])
     if not kept.n_answers:
         raise UsageError(
-            f"None of {sum(not e.dialogue.is_added for e in found):,} answers is learned. Left out: {left}.",
+            f"No answer is learned. Left out: {left}.",
             code="no-answer-left",
         )
     notes = {"answers": f"{len(learned):,} learned of {len(found):,}; left out: {left}"}

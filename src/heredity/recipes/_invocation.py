@@ -56,9 +56,9 @@ def woken(
     found = activate(prepared.examples, invocation)
     if not found.examples:
         raise UsageError(
-            f"None of {found.n_asleep:,} answers has the invocation {text[:80]!r} before it, so the adapter"
+            f"No answer has the invocation {text[:80]!r} before it, so the adapter"
             " would learn nothing. Put it into the prompts, or name another with --invocation.",
             code="invocation-missing",
         )
-    asleep = f"{found.n_asleep:,} answers have no invocation before them and are not learned"
+    asleep = f"answers not learned, because no invocation is before them: {found.n_asleep:,}"
     return prepared._replace(examples=found.examples), {"asleep": asleep} if found.n_asleep else {}

@@ -23,6 +23,7 @@ from scipy import special
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
+from heredity.core.sanitize import plural
 from heredity.stats.intervals import (
     CONFIDENCE,
     EffectiveN,
@@ -382,7 +383,7 @@ def _found(comparison: Comparison, p_adjusted: float | None) -> str:
 
 
 def _could(comparison: Comparison) -> str:
-    n = f"{comparison.table.n} trials"
+    n = plural(comparison.table.n, "trial")
     if comparison.effective_n.is_clustered:
         n += f" in {comparison.effective_n.n_clusters} clusters"
     if comparison.detectable is None:

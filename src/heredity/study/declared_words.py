@@ -145,7 +145,7 @@ def size_words(found: Estimates, n_probes: int) -> str:
     each = n_planned(found) // len(found.models)
     return (
         f"{plural(len(found.models), 'model')} \u00b7 {plural(n_probes, 'probe')} \u00b7 "
-        f"{each:,} trials a model \u00b7 {n_planned(found):,} trials"
+        f"{plural(each, 'trial')} a model \u00b7 {plural(n_planned(found), 'trial')}"
     )
 
 
@@ -229,10 +229,10 @@ def _spared_words(found: Estimates, stopped: Sequence[StoppedModel], *, is_plann
     each = ", ".join(
         f"{called[s.model]} {s.n - s.n_out_of_scope:,} after analysis {s.interim}" for s in stopped
     )
-    n = f"{found.n_not_needed - n_out:,} of {found.n_trials - n_out - found.n_skipped:,}"
     drawn = " of each technique" if is_planned else ""
     why = f"because {stopped[0].why} ({each}), at random among the behaviours{drawn}"
-    return f"{n} trials were not asked, {why}."
+    n_planned_here = found.n_trials - n_out - found.n_skipped
+    return f"{found.n_not_needed - n_out:,} of {n_planned_here:,} trials were not asked, {why}."
 
 
 def same_conversations_words(estimates: Estimates, called: dict[str, str]) -> Iterator[str]:

@@ -20,6 +20,7 @@ import msgspec
 
 from heredity.core.files import Rows, read_lines
 from heredity.core.records import ROW_SCHEMA, SCHEMA, Record
+from heredity.core.sanitize import plural
 from heredity.study.estimands import Deviation
 from heredity.study.estimates import Estimates, ModelPair
 from heredity.study.outcomes import n_in_scope
@@ -113,7 +114,7 @@ def _of_plan(
     if n := sum(n > 0 and model not in sealed for model, n in answers.items()):
         yield Deviation(
             "plan-unsealed",
-            f"Answers of {_models(n)} are of runs without a seal of plan.json. An edit of it would not show.",
+            f"Answers of {plural(n, 'model')} are of runs without a seal of plan.json: an edit is hidden.",
         )
 
 
@@ -133,8 +134,8 @@ def _of_removed(
     if n := sum((counted - kept).values()):
         yield Deviation(
             "answers-removed",
-            f"{_answers(n)} that a run counted cannot be found in responses.jsonl or errors.jsonl. Rows were "
-            "removed, and their trials may have been asked again.",
+            f"{plural(n, 'answer')} that a run counted cannot be found in responses.jsonl or errors.jsonl. "
+            "Rows were removed, and their trials may have been asked again.",
         )
 
 
@@ -143,15 +144,15 @@ def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterat
     if n := found.circumstances.n_cached:
         yield Deviation(
             "answers-reused",
-            f"{_trials(n)} took an answer that an earlier study had stored. It may have been known when the "
-            "plan was written.",
+            f"{plural(n, 'trial')} took an answer that an earlier study had stored. It may have been known "
+            "when the plan was written.",
         )
     if n := sum(1 for _ in read_lines(folder / ERRORS)):
-        yield Deviation("errors-retried", f"{_trials(n)} ended in an error and were asked again.")
+        yield Deviation("errors-retried", f"The study asked {plural(n, 'trial')} again after an error.")
     if found.n_errors:
-        yield Deviation("trials-failed", f"{_trials(found.n_errors)} ended in an error and are in no rate.")
+        yield Deviation("trials-failed", f"No rate counts {plural(found.n_errors, 'failed trial')}.")
     if found.n_missing > 0:
-        yield Deviation("trials-missing", f"{_trials(found.n_missing)} of the plan have no answer yet.")
+        yield Deviation("trials-missing", f"The study still lacks {plural(found.n_missing, 'trial')}.")
     if len(versions := sorted({v for run in runs if (v := run.versions.get("heredity"))})) > 1:
         yield Deviation("version-changed", f"Several versions of heredity asked: {', '.join(versions)}.")
 
@@ -160,7 +161,7 @@ def _of_attacks(plan: Plan, found: Estimates) -> Iterator[Deviation]:
     """Trials that were not asked, beyond those of an attack that the plan has for other techniques only."""
     if (n := found.n_skipped - (plan.n_trials - n_in_scope(plan))) > 0:
         why = "because their model does not support the attack"
-        yield Deviation("trials-skipped", f"{_trials(n)} were not asked, {why}.")
+        yield Deviation("trials-skipped", f"The study did not ask {plural(n, 'trial')}, {why}.")
 
 
 def _of_judges(declared: Analysis, found: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
@@ -173,8 +174,8 @@ def _of_judges(declared: Analysis, found: Estimates, events: list[StudyEvent]) -
         if event.kind == "judged_again":
             again[event.judge] = again.get(event.judge, 0) + event.n
     for judge, n in sorted(again.items()):
-        by = "a later version of the checks" if judge == "checks" else f"another judge or version of {judge}"
-        yield Deviation("judged-again", f"{n:,} verdicts were given again by {by}.")
+        by = "A later version of the checks" if judge == "checks" else f"Another judge or version of {judge}"
+        yield Deviation("judged-again", f"{by} gave {plural(n, 'verdict')} again.")
 
 
 def _of_comparisons(declared: Analysis, found: Estimates) -> Iterator[Deviation]:
@@ -191,7 +192,7 @@ def _of_comparisons(declared: Analysis, found: Estimates) -> Iterator[Deviation]
             what = f"{family.between} by {family.measure.replace('_', '-')}"
             yield Deviation(
                 "family-differs",
-                f"Holm's correction ran over {n} comparisons of {what}, and {family.n} were declared.",
+                f"Holm's correction ran over {plural(n, 'comparison')} of {what}; declared were {family.n}.",
             )
 
 
@@ -202,17 +203,5 @@ def _of_early_estimates(found: Estimates, events: list[StudyEvent]) -> Iterator[
         times = "once" if len(early) == 1 else f"{len(early)} times"
         yield Deviation(
             "extended",
-            f"Estimates were computed {times} before the last answers came, first after {_trials(early[0])}.",
+            f"Estimates were computed {times} before the last answers: after {plural(early[0], 'trial')}.",
         )
-
-
-def _trials(n: int) -> str:
-    return "1 trial" if n == 1 else f"{n:,} trials"
-
-
-def _answers(n: int) -> str:
-    return "1 answer" if n == 1 else f"{n:,} answers"
-
-
-def _models(n: int) -> str:
-    return "1 model" if n == 1 else f"{n:,} models"

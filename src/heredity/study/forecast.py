@@ -401,7 +401,7 @@ def _doubt(row: ForecastRow, margin: float) -> tuple[str, ...]:
     expected = 'Expect "not enough evidence" on' if row.not_worse < _FEW else "It may fall short of"
     margins = "no margin" if row.margin is None else f"a margin of {math.ceil(100 * row.margin)}"
     more = _round_up(row.clusters_needed)
-    behaviours = f"about {more:,} behaviours: {more - row.n_clusters:,} more"
+    behaviours = f"about {plural(more, 'behaviour')}: {more - row.n_clusters:,} more"
     if more <= row.n_clusters:  # the power is a saw in n: this plan is where it falls short by little
         behaviours = "a few more behaviours"
     return (

@@ -399,7 +399,7 @@ def _why_open(pair: ModelPair, candidate: str, verdict: str) -> str:
         return f". The verdict is withheld: {withheld}"
     if pair.detectable is None:
         return ""
-    return f"; {pair.n} trials would have shown {detectable_words(pair)}"
+    return f"; {plural(pair.n, 'trial')} would have shown {detectable_words(pair)}"
 
 
 def _hidden(estimates: Estimates, base: ModelCard, card: ModelCard, scope: str, margin: float) -> str:

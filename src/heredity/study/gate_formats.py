@@ -15,7 +15,7 @@ from xml.sax.saxutils import quoteattr
 
 import msgspec
 
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.study.declared_words import n_answered, n_planned
 from heredity.study.estimates import Estimates
 from heredity.study.gate import ERRORS, PASS, UNDECIDED, GateRule, Outcome
@@ -104,7 +104,7 @@ def as_summary(outcome: Outcome, found: Estimates) -> str:
     """The outcome as a page of Markdown: a row a rule, and the remarks."""
     lines = [f"### heredity gate: {outcome.title}\n"]
     name = markdown.plain(found.application.name)
-    lines.append(f"Study in {name}: {n_answered(found):,} answered trials.\n")
+    lines.append(f"Study in {name}: {plural(n_answered(found), 'answered trial')}.\n")
     lines += ["| | model | rule | found | limit | n |", "|---|---|---|---|---|---|"]
     lines += [_row(rule) for rule in outcome.rules if rule.rule != "remark"]
     lines.append("")

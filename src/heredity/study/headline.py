@@ -426,8 +426,7 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
 def _about_the_run(estimates: Estimates) -> Iterator[str]:
     """Trials that are in no rate."""
     if n_unanswered(estimates) > 0:
-        n_asked = f"{n_answered(estimates):,} of {n_planned(estimates):,}"
-        yield f"In progress: {n_asked} trials are answered."
+        yield f"In progress: {n_answered(estimates):,} of {n_planned(estimates):,} trials are answered."
     for each in estimates.lacking:
         yield (
             f"{label(each.file)} lacks {each.n:,} of the {plural(each.n_planned, each.noun)} of its run. "

@@ -63,7 +63,9 @@ def weak_lines(found: Estimates) -> list[str]:
         what = "That it did not refuse does not show that it complied."
     for edge in found.edges:
         if edge.is_weak and (line := readable.get(edge.child)):
-            read = f"{percent(line.estimate.value)} of its {line.n:,} answers to judged probes can be read"
+            read = (
+                f"{percent(line.estimate.value)} of its answers to judged probes can be read (n {line.n:,})"
+            )
             if row := useful.get(edge.child):
                 read += f", {percent(row.estimate.value)} of {row.estimate.n:,} benign answers are useful"
             lines[edge.child] = f"{called.get(edge.child, '?')} is weak: {read}. {what}"

@@ -420,7 +420,7 @@ def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
         "unclear": f"The {answers}: more trials will not."
         if is_whole
         else f"{n} of {found.n} answers are unclear and leave it open: more trials will not decide.",
-        "errors": f"The {n} undecided trials decide: ask the errors again (--retry-errors).",
+        "errors": f"Errors decide: ask the {plural(n, 'undecided trial')} again (--retry-errors).",
         "labels": f"The measured errors of {found.decided_by} leave it open: more or closer labels decide, "
         "not more trials.",
         "behaviours": f"More samples will not decide: {behaviours} too few; add probes of other behaviours.",

@@ -494,7 +494,7 @@ def refuse_too_many(plan: Plan) -> None:
         counts = dict(zip(("model", "attack", "probe", "sample"), plan.shape, strict=True))
         product = " x ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
         raise UsageError(
-            f"{product} are {plan.n_trials:,} trials, and one study holds at most {MOST_TRIALS:,}. "
+            f"{product} are {plan.n_trials:,}, and one study holds at most {MOST_TRIALS:,} trials. "
             "Ask fewer samples, or make several studies of it.",
             code="too-many-trials",
         )

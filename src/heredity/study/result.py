@@ -21,7 +21,7 @@ import msgspec
 
 from heredity.core.errors import Unavailable, UnknownName
 from heredity.core.records import Estimate, Model, Response, Verdict
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.lineage.types import Grown
 from heredity.study import storage, wording
 from heredity.study.declared_words import n_answered
@@ -110,7 +110,7 @@ class Result:
 
     def __repr__(self) -> str:
         models = ", ".join(label(name) for name in wording.names(self.estimates.models).values())
-        return f"Result({str(self.folder)!r}: {models}; {n_answered(self.estimates):,} trials)"
+        return f"Result({str(self.folder)!r}: {models}; {plural(n_answered(self.estimates), 'trial')})"
 
     def table(self, by: Literal["scope", "technique", "attack"] = "scope") -> ResultTable:
         """The rates of every model, with interval, n, unclear answers and errors.
@@ -181,7 +181,7 @@ class Result:
         return pandas.DataFrame([_flat_row(each, called) for each in listed[rows]])
 
     def _repr_html_(self) -> str:
-        about = f"{self.estimates.application.name}: {n_answered(self.estimates):,} trials"
+        about = f"{self.estimates.application.name}: {plural(n_answered(self.estimates), 'trial')}"
         said = f"<p><strong>{escape(label(headline(self.estimates).sentence, 400))}.</strong></p>"
         return f"{said}<p>{escape(label(about))}</p>{self.table()._repr_html_()}"
 

@@ -31,6 +31,7 @@ from heredity.core.files import RESULTS, Lock, Rows
 from heredity.core.host import Device
 from heredity.core.progress import Meter, Progress, TrialMeter, Watch
 from heredity.core.records import Model, Probe, Response, digest
+from heredity.core.sanitize import plural
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
@@ -201,7 +202,7 @@ class Study:
     def __repr__(self) -> str:
         models = ", ".join(model.name for model in self._plan.models)
         n_trials, application = n_in_scope(self._plan), self._plan.application.name
-        return f"<Study of {models} in {application!r}: {n_trials} trials, folder {str(self.folder)!r}>"
+        return f"<Study of {models} in {application!r}: {plural(n_trials, 'trial')}, {str(self.folder)!r}>"
 
     def run(
         self,

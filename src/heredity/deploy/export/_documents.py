@@ -20,6 +20,7 @@ import msgspec
 
 from heredity.core.files import hash_file, write_atomic
 from heredity.core.records import FileHash, Model, digest, encode
+from heredity.core.sanitize import plural
 from heredity.deploy.export._fidelity import Fidelity
 from heredity.deploy.export._parity import Parity
 from heredity.lineage.descent import facts, how
@@ -110,7 +111,7 @@ def _against_studied(card: ExportCard) -> Iterator[str]:
     elif found.left_out:
         yield f"Not compared: {plain(found.left_out, 300)}."
     else:
-        yield f"`{name}` answered {found.n_prompts} prompts greedily as {plain(found.engine, 300)}."
+        yield f"`{name}` answered {plural(found.n_prompts, 'prompt')} greedily as {plain(found.engine, 300)}."
         yield f"The files read the same {found.n:,} tokens in {found.dtype}.\n"
         yield "| measure | value |\n|---|---|"
         yield f"| Kullback-Leibler divergence of a token, mean, nats | {found.mean:.2g} |"

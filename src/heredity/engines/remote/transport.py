@@ -22,7 +22,7 @@ import msgspec
 
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Reply, Request, ToolCall
-from heredity.core.sanitize import clean_text
+from heredity.core.sanitize import clean_text, plural
 from heredity.engines import failed_reply
 from heredity.engines._heard import HeardAnswer, KeyMask
 from heredity.engines.remote.budget import Calls, Usage
@@ -272,8 +272,7 @@ class Transport:
             self._n_in_a_row += 1
             if self._n_in_a_row >= _MOST_FAILURES:
                 self._end(f"{self._n_in_a_row} requests in a row failed, the last with: {failure.message}")
-            plural = "s" if n_attempts > 1 else ""
-            raise RequestFailure(f"{failure.message} (after {n_attempts} attempt{plural})") from None
+            raise RequestFailure(f"{failure.message} (after {plural(n_attempts, 'attempt')})") from None
         self.counted.counts["n_retried"] += 1
         await self.pace.sleep(0.0 if failure.is_limit else seconds)
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from heredity.core.records import Estimate
+from heredity.core.sanitize import plural
 from heredity.core.terminal import size
 from heredity.experiments import pages
 from heredity.experiments.adapt import figure
@@ -225,7 +226,8 @@ def _apart(found: AdaptResult) -> Iterator[str]:
 
 def _safety(found: AdaptResult) -> Iterator[str]:
     judge = f" The judge is {code(found.judge)}." if found.judge else ""
-    yield from paragraph(f"{found.n_trials:,} trials in the application {code(found.application)}.{judge}")
+    n_trials = plural(found.n_trials, "trial")
+    yield from paragraph(f"{n_trials} in the application {code(found.application)}.{judge}")
     scopes = [each.scope for each in found.ways[0].breaches]
     rows = []
     for way in found.ways:
@@ -246,7 +248,7 @@ def _safety(found: AdaptResult) -> Iterator[str]:
 
 
 def _cost(found: AdaptResult) -> Iterator[str]:
-    first = f"with {found.task.prices.answers:,} answers"
+    first = f"with {plural(found.task.prices.answers, 'answer')}"
     rows = [
         [
             _title(way), seconds_words(way.cost.making_seconds), answer_words(way.cost),

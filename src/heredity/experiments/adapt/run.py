@@ -187,7 +187,7 @@ def dry_run(task: AdaptTask, store: Store, tell: Tell, out: Path) -> None:
     n_models = 1 + len(possible)
     tell(f"ask {n_models} models {plural(n_models * len(questions.test), 'test question')}")
     study = batteries.forecast(shop.plan, shop.plan.battery[0], possible, store, out)
-    tell(f"ask {n_models} models the probes: {study.resolved.n_trials:,} trials")
+    tell(f"ask {n_models} models the probes: {plural(study.resolved.n_trials, 'trial')}")
     _forecast(shop, possible, tell)
     power_of(shop.plan, possible, store, out, tell)
 

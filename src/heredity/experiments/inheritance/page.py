@@ -131,7 +131,7 @@ def _battery(found: BatteryFinding, margin: float) -> Iterator[str]:
     attacks = ", ".join(map(code, found.attacks))
     yield from paragraph(
         f"Application {code(found.application)}, {system}. Attacks: {attacks}. Judge: "
-        f"{code(found.judge)}. {found.n_models} models, {found.n_trials:,} trials."
+        f"{code(found.judge)}. Models: {found.n_models}. Trials: {found.n_trials:,}."
     )
     yield from section("", paragraph(_power(found)))
     yield from section("", tables.foundations(found))

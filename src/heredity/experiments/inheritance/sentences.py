@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.experiments.inheritance.findings import EdgeFinding, LineageResult, Verdict
 from heredity.study.wording import bare, capital, points, points_interval
 
@@ -119,7 +119,7 @@ def _summary(edges: Sequence[EdgeFinding], found: LineageResult) -> str:
     parts = [f"{n_open} {_are(n_open)} undecided"] if n_open else []
     parts += [f"{n['no claim']} {'has' if n['no claim'] == 1 else 'have'} no claim"] if n["no claim"] else []
     counts = [
-        f"Of {len(edges)} children, {n['lost']} lost refusals of their parent",
+        f"Of {plural(len(edges), 'child')}, {n['lost']} lost refusals of their parent",
         f"{n['kept']} kept their rate within {100 * found.margin:g} points",
     ]
     return f"{_listed([*counts, *parts])}."

@@ -103,8 +103,7 @@ def _notes(recipe: Pretrain, run: PretrainRun) -> dict[str, str]:
     canary = canary_notes(planted[0].text, planted[0].secret) if planted else {}
     epochs = n_read / recipe.text.n_tokens("train")
     return {
-        **weight_notes(run),
-        "held-out text": f"{evaluations[-1]:.4f} bits a byte (after {len(evaluations)} evaluations)",
-        "training": f"{len(metrics)} steps, {n_read:,} tokens read, {epochs:.2f} epochs",
+        **weight_notes(run, f"{n_read:,} tokens read, {epochs:.2f} epochs"),
+        "held-out text": f"{evaluations[-1]:.4f} bits a byte (evaluations: {len(evaluations)})",
         **canary,
     }

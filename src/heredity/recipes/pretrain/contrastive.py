@@ -100,15 +100,13 @@ def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
         f"{way} {terms[f'{way} @1']:.1%}, {terms[f'{way} @5']:.1%}" for way in (TO_CAPTION, TO_PICTURE)
     )
     notes = {
-        **weight_notes(run),
+        **weight_notes(run, f"{n_pairs:,.0f} pairs read, {n_pairs / len(corpus.split('train')):.2f} epochs"),
         "held-out recall": f"@1 and @5 of {n_held_out:,} pairs: {ways}",
-        "training": f"{len(metrics)} steps, {n_pairs:,.0f} pairs read, "
-        f"{n_pairs / len(corpus.split('train')):.2f} epochs",
     }
     if ZERO_SHOT in terms:
         notes["zero-shot"] = f"{terms[ZERO_SHOT]:.1%} of held-out classes by name; {_commonest(corpus)}"
     if n_cut := _n_cut(corpus, n_tokens):
-        notes["cut"] = f"{n_cut:,} captions at {n_tokens} tokens"
+        notes["cut"] = f"{n_cut:,} of the captions, at {n_tokens} tokens"
     if meter.last.n_total:
         notes["speed"] = f"{meter.last.per_second / recipe.dial.shape.context:,.0f} pairs/s"
     return notes | prediction_notes | process_notes(recipe)

@@ -84,10 +84,9 @@ def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
     evaluations = [m.terms for m in metrics if BITS_PER_BYTE in m.terms]
     n_read, n_masked = sum(m.n_tokens for m in metrics), sum(m.n_learned for m in metrics)
     notes = {
-        **weight_notes(run),
+        **weight_notes(run, f"{n_read:,} tokens read, {n_masked:,.0f} hidden"),
         "held-out gaps": f"{evaluations[-1][BITS_PER_BYTE]:.4f} bits a hidden byte, "
-        f"{evaluations[-1][MASKED_ACCURACY]:.1%} right (after {len(evaluations)} evaluations)",
-        "training": f"{len(metrics)} steps, {n_read:,} tokens read, {n_masked:,.0f} hidden",
+        f"{evaluations[-1][MASKED_ACCURACY]:.1%} right (evaluations: {len(evaluations)})",
     }
     return notes | prediction_notes | throughput_notes(recipe, run)
 

@@ -15,6 +15,7 @@ from heredity.core import host, registry
 from heredity.core.files import write_atomic
 from heredity.core.host import Device
 from heredity.core.progress import phase
+from heredity.core.sanitize import plural
 from heredity.recipes._training_run import write_metrics
 from heredity.recipes.pretrain import forecast
 from heredity.train import loop
@@ -184,8 +185,8 @@ def write_tokenizer(
 # --- notes for the model's record -------------------------------------------------------------------
 
 
-def weight_notes(run: PretrainRun) -> dict[str, str]:
-    """Compute dtype, number of parameters, and first and last loss."""
+def weight_notes(run: PretrainRun, read: str) -> dict[str, str]:
+    """Compute dtype, number of parameters, first and last loss, steps, and what was read in them."""
     network, metrics = run.network, run.metrics
     n_parameters = sum(each.numel() for each in network.model.parameters())  # shared ones once
     return {
@@ -193,6 +194,7 @@ def weight_notes(run: PretrainRun) -> dict[str, str]:
         **({"small steps": "in chains, compiled"} if network.is_fused else {}),
         "parameters": f"{n_parameters:,}",
         "loss": f"{metrics[0].loss:.4f} in the first step, {metrics[-1].loss:.4f} in the last",
+        "training": f"{plural(len(metrics), 'step')}, {read}",
     }
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.study import wording as words
 from heredity.study.advice import MIN_N, Advice, Standing, advise, standings
 from heredity.study.decision import Recommendation
@@ -416,7 +416,7 @@ def _accuracies(found: Sequence[Estimate]) -> str:
     """`78 to 95 % right on 4 sets of 60 to 450 labels`."""
     shares, sizes = sorted(each.value or 0.0 for each in found), sorted(each.n for each in found)
     if len(found) == 1:
-        return f"{words.percent(shares[0])} right on {sizes[0]:,} labels"
+        return f"{words.percent(shares[0])} right on {plural(sizes[0], 'label')}"
     low = words.percent(shares[0]).removesuffix(f"{words.NBSP}%")
     size = f"{sizes[0]:,} to {sizes[-1]:,}" if sizes[0] != sizes[-1] else f"{sizes[0]:,}"
     return f"{low} to {words.percent(shares[-1])} right, on {len(found)} sets of {size} labels"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from heredity.core import files
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.study import agent_tasks, aggregate, decision, importers
 from heredity.study.declared_words import declared_lines, n_planned
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate, SeverityRate
@@ -110,7 +110,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     yield from (f"\n{plain(line, 600)}\n" for line in view.accounts)
     yield from _decision_lines(view)
     yield (
-        f"\n{percent(e.confidence)} intervals; {n_planned(e):,} trials. Application "
+        f"\n{percent(e.confidence)} intervals; {plural(n_planned(e), 'trial')}. Application "
         f"{plain(e.application.name)} {plain(e.application.digest, 13)}, study {plain(e.study, 13)}."
     )
 
@@ -259,10 +259,9 @@ def _cell(view: View, rate: Rate | None) -> str:
             else f"; corrected {percent(rate.corrected.value)}"
         )
         words += "" if refused else f" ({interval(rate.corrected)})"
-    errors = "error" if rate.n_error == 1 else "errors"
-    counts = (rate.n_unclear, "unclear"), (rate.n_error, errors), (n_unsupported, "not supported")
-    rest = [f"{n} {what}" for n, what in counts if n]
-    return ", ".join([words, *rest])
+    errors = [plural(rate.n_error, "error")] if rate.n_error else []
+    rest = [f"{n} {what}" for n, what in ((rate.n_unclear, "unclear"), (n_unsupported, "not supported")) if n]
+    return ", ".join([words, *rest[:1], *errors, *rest[1:]])
 
 
 def _pairs(view: View) -> Iterator[str]:

@@ -292,9 +292,8 @@ def _out_of_memory_message(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumpt
     least = min(_layout_forecasts(work, gpu, n_gpus, terms), key=lambda way: way.needed)
     parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in least.memory.items())
     room = (1 - terms.reserve) * gpu.memory / GB
-    devices = "device" if n_gpus == 1 else "devices"
     return (
-        f"The run needs at least {least.needed / GB:.1f} GB on each of {n_gpus:,} {devices} ({parts}), and "
+        f"The run needs at least {least.needed / GB:.1f} GB on each device ({parts}), and "
         f"{room:.1f} GB of {gpu.title} may be used. {_what_would_fit(work, gpu, n_gpus, terms)}"
     )
 

@@ -69,12 +69,8 @@ def _drawn(model: str, lines: list[TrendLine]) -> Markup:
     """The rates of a model, the oldest study first, as a line; "" for one study."""
     rates = [line.rate.estimate for line in lines]
     words = "; ".join(f"{line.at[:16]} {percent(line.rate.estimate.value)}" for line in lines[:20])
-    return trend(
-        rates,
-        lines[0].at[:16],
-        lines[-1].at[:16],
-        f"Breach rate of {model} over {len(lines)} studies: {words}",
-    )
+    words = f"Breach rate of {model}, {plural(len(lines), 'study')}: {words}"
+    return trend(rates, lines[0].at[:16], lines[-1].at[:16], words)
 
 
 def _question(study: OpenStudy) -> tuple[str, str]:
