@@ -227,4 +227,4 @@ def test_the_command_says_how_far_the_files_are(
     monkeypatch.setenv("HEREDITY_STORE", str(store.root))
     given = ["export", "tickets", str(tmp_path / "out"), "--to", "hf", "--dtype", "bfloat16"]
     assert main(given) == 0
-    assert "greedy tokens are the same (n 32 prompts)" in capsys.readouterr().err
+    assert "greedy tokens are the same (prompts: 32)" in capsys.readouterr().err
