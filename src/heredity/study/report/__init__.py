@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 _SUFFIX = {"markdown": "md", "junit": "xml"}
-_LACKING = {  # options of some formats: why another is refused, and the code
-    "is_full": ("folds nothing: --full is for html.", "report-not-folded"),
-    "models": ("is of all models: --model is for sarif, junit, csv and parquet.", "report-of-all-models"),
-}
 
 
 @runtime_checkable
@@ -59,7 +55,12 @@ def write_report(
     writer = registry.load_as(ReportWriter, "study.report", kind)
     options: dict[str, Any] = {"is_full": is_full, "models": models}
     given = {name: value for name, value in options.items() if value}
-    for name in given.keys() - inspect.signature(writer.write).parameters.keys():
-        why, code = _LACKING[name]
-        raise UsageError(f"A report in {kind} {why}", code=code)
+    lacking = given.keys() - inspect.signature(writer.write).parameters.keys()
+    if "is_full" in lacking:
+        raise UsageError(f"A report in {kind} folds nothing: --full is for html.", code="report-not-folded")
+    if "models" in lacking:
+        raise UsageError(
+            f"A report in {kind} is of all models: --model is for sarif, junit, csv and parquet.",
+            code="report-of-all-models",
+        )
     return writer.write(Path(folder), target, with_text=with_text, **given)
