@@ -226,14 +226,20 @@ def test_estimates_that_are_older_than_the_rows_are_not_shown(tmp_path: Path) ->
     assert board.estimates is None and "older than the rows" in board.why_not
 
 
-def test_estimates_are_not_called_old_while_rows_are_still_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def half_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StudyPlace, OpenStudy]:
+    """A place and its study, of whose rows the first few are read."""
     monkeypatch.setattr("heredity.view.index._CHUNK", 5)
     report_studies.make(tmp_path / "runs" / "x", report_studies.plan(n_probes=2))
     place = StudyPlace(tmp_path / "runs", tmp_path / "store")
     study = place.open(place.studies()[0].key)
     study.refresh(0)
+    return place, study
+
+
+def test_estimates_are_not_called_old_while_rows_are_still_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, study = half_read(tmp_path, monkeypatch)
     board = board_of(study)
     assert not study.is_whole and board.estimates is None and board.why_not == ""
 
@@ -241,11 +247,7 @@ def test_estimates_are_not_called_old_while_rows_are_still_read(
 def test_a_study_is_read_and_not_stopped_until_all_its_rows_are_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heredity.view.index._CHUNK", 5)
-    report_studies.make(tmp_path / "runs" / "x", report_studies.plan(n_probes=2))
-    place = StudyPlace(tmp_path / "runs", tmp_path / "store")
-    study = place.open(place.studies()[0].key)
-    study.refresh(0)
+    place, study = half_read(tmp_path, monkeypatch)
     first, mark = study.progress(), place.mark()
     assert first.state == "reading" and 0 < first.share_read < 1
     place.read(0)  # as the list of studies does while it is open
