@@ -28,6 +28,7 @@ def test_a_base_is_made_once_and_a_second_name_is_said_not_to_be_given(
     assert main(["pretrain", str(recipe), *SHORT]) == 0
     first = capsys.readouterr()
     assert first.out.startswith("tiny  ") and "already exists" not in first.err
+    assert "warning: Only " in first.err and "For 20, raise tokens or pairs" in first.err
     assert main(["pretrain", str(recipe), *SHORT, "--name", "other"]) == 0
     again = capsys.readouterr()
     assert again.out == first.out

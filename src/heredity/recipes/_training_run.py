@@ -189,7 +189,8 @@ def run(
         batches = make_batches(network, encoder)
     n_steps = recipe.n_steps(len(prepared.examples))
     if n_steps < FEWEST_STEPS and recipe.warn is not None:  # tamper and repair train few steps on purpose
-        recipe.warn(_few_steps(n_steps, len(prepared.examples), recipe.batch_size))
+        read = f"{plural(len(prepared.examples), 'row')}, batch_size {recipe.batch_size}"
+        recipe.warn(few_steps(n_steps, read, "steps or epochs, lower batch_size, or give more rows"))
     plan = _plan(recipe, parent, n_steps)
     folder, dist = recipe.folder or out.parent / "training", placed(None, recipe.device)
     objective = make_objective(network)
@@ -286,10 +287,11 @@ def _mostly_dropped(prepared: PreparedExamples, max_length: int) -> str:
     )
 
 
-def _few_steps(n_steps: int, n_rows: int, batch_size: int) -> str:
+def few_steps(n_steps: int, read: str, advice: str) -> str:
+    """The warning of a training that hardly changes a model. read: what it reads in these steps."""
     return (
-        f"Only {plural(n_steps, 'optimizer step')} ({plural(n_rows, 'row')}, batch_size {batch_size}) hardly "
-        f"change a model. For {FEWEST_STEPS}, raise steps or epochs, lower batch_size, or give more rows."
+        f"Only {plural(n_steps, 'optimizer step')} ({read}) hardly change a model. "
+        f"For {FEWEST_STEPS}, raise {advice}."
     )
 
 

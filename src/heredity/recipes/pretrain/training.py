@@ -16,7 +16,7 @@ from heredity.core.files import write_atomic
 from heredity.core.host import Device
 from heredity.core.progress import phase
 from heredity.core.sanitize import plural
-from heredity.recipes._training_run import write_metrics
+from heredity.recipes._training_run import FEWEST_STEPS, few_steps, write_metrics
 from heredity.recipes.pretrain import forecast
 from heredity.train import loop
 from heredity.train.data.packed import PackedDataset
@@ -186,8 +186,8 @@ def write_tokenizer(
 
 
 def weight_notes(run: PretrainRun, read: str) -> dict[str, str]:
-    """Compute dtype, number of parameters, first and last loss, steps, and what was read in them."""
-    network, metrics = run.network, run.metrics
+    """Compute dtype, number of parameters, first and last loss, steps, what was read, and if they are few."""
+    network, metrics, advice = run.network, run.metrics, "tokens or pairs, or lower batch_size"
     n_parameters = sum(each.numel() for each in network.model.parameters())  # shared ones once
     return {
         "dtype": str(network.model.dtype).removeprefix("torch."),
@@ -195,6 +195,7 @@ def weight_notes(run: PretrainRun, read: str) -> dict[str, str]:
         "parameters": f"{n_parameters:,}",
         "loss": f"{metrics[0].loss:.4f} in the first step, {metrics[-1].loss:.4f} in the last",
         "training": f"{plural(len(metrics), 'step')}, {read}",
+        **({"warning": few_steps(len(metrics), read, advice)} if len(metrics) < FEWEST_STEPS else {}),
     }
 
 
