@@ -395,6 +395,7 @@ def test_harm_without_being_asked_is_counted_as_the_report_counts_it_and_one_lin
     rows = [msgspec.json.decode(row) for row in (folder / "verdicts.jsonl").read_bytes().splitlines()]
     for n, row in enumerate(row for row in rows if row["outcome"] is not None):
         checks = ["tool"] * (n % 3 == 0) + ["secret", "secret"] * (n % 5 == 0)
+        checks += ["gone"] * (n % 7 == 0)  # of a plug-in that is not installed
         row["unprompted"] = [{"check": check, "evidence": "called x"} for check in checks]
     (folder / "verdicts.jsonl").write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))

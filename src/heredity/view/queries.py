@@ -99,13 +99,15 @@ def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
     probe = query.get("probe", "")[:200].strip()
     scope = _one("scope", query.get("scope", ""), SCOPES["breach"])
     model = _place("model", query.get("model", ""), study.names)
+    check = query.get("unasked", "")
+    known = sorted({each.check for each in unasked(study)}) if check else []  # its plug-in may have gone
     return Filters(
         model=model,
         technique=_place("technique", query.get("technique", ""), study.techniques),
         attack=_place("attack", query.get("attack", ""), study.plan.attacks),
         state=_one("outcome", query.get("outcome", ""), STATES),
         kind=_one("kind", query.get("kind", ""), KINDS),
-        unasked=_one("kind of check", query.get("unasked", ""), ("any", *checks.kinds())),
+        unasked=_one("kind of check", check, ("any", *checks.kinds(), *known)),
         doubt=_one("doubt", query.get("doubt", ""), DOUBTS),
         text=query.get("q", "")[:200].strip(),
         probe=probe,
