@@ -34,7 +34,7 @@ class Pipe(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.sent, self.is_paused, self.is_closed = b"", False, False
-        self.unread = list[int]()
+        self.unread, self.high_water = list[int](), 65_536
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return ("127.0.0.1", 1) if name in ("peername", "sockname") else default
@@ -49,7 +49,7 @@ class Pipe(asyncio.Transport):
         return self.is_closed
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
+        self.high_water = 65_536 if high is None else high
 
     def get_write_buffer_size(self) -> int:
         return self.unread.pop(0)
@@ -266,6 +266,7 @@ def test_a_caller_who_reads_slowly_is_not_cut_off_until_the_end_stays_unread() -
     async def what(open_: Any) -> None:
         line = open_()
         line.protocol.most_unread = 0.001
+        assert line.pipe.high_water == 0, "a short unread answer is timed too"
         line.pipe.unread = [9, 7, 4, 4]
         line.protocol.pause_writing()
         while not line.pipe.is_closed:
