@@ -59,6 +59,7 @@ HOSTILE: dict[str, dict[str, object]] = {
     "answer": {"decoder": _row("decoders", [_replace(A, "aa")] * 30)},
     "padding": {"padding": {"strategy": {"Fixed": 1_000_000_000}}},
     "token": {"added_tokens": [{"id": 0, "content": "b" * 1_000_000}]},
+    "tokens": {"added_tokens": [{"id": i, "content": f"{i:04}" * 1000} for i in range(300)]},
     "charsmap": {
         "normalizer": {
             "type": "Precompiled",
