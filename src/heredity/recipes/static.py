@@ -35,7 +35,7 @@ from heredity.engines.formats.static_embeddings import (
     VECTORS,
     holds_static,
 )
-from heredity.engines.formats.tokenizer_files import check_tokenizer, tokenizer_errors
+from heredity.engines.formats.tokenizer_files import read_tokenizer
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, setting
 
@@ -215,13 +215,8 @@ def _no_encoder(parent: Model) -> UsageError:
 
 
 def _tokenizer(parent: Grown) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = parent.folder / TOKENIZER
-    check_tokenizer(path)
     try:
-        with tokenizer_errors(TOKENIZER):
-            return Tokenizer.from_file(str(path))
+        return read_tokenizer(parent.folder / TOKENIZER)
     except ValueError as error:
         raise _unread(parent, error) from None
 
@@ -263,8 +258,6 @@ def _tokens(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
 
 def _around(tokenizer: Tokenizer) -> _Around:
     """The special tokens that the encoder reads before and after a text."""
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     read = tokenizer.encode("a")
     own = [at for at, is_special in enumerate(read.special_tokens_mask) if not is_special]
     return _Around(read.ids[: own[0]], read.ids[own[-1] + 1 :]) if own else _Around([], [])
