@@ -15,7 +15,7 @@ from heredity.core.time_left import TimeLeft, TimeSpan, Work, time_words
 
 Tell = Callable[[str], None]
 _INSTANT = 0.05  # a share of the planned work or time under which a step says nothing of the pace
-_MINUTE = TimeSpan(30.0, 120.0)  # seconds of a planned one
+_SECOND = TimeSpan(0.5, 2.0)  # of a planned one
 
 
 @dataclass
@@ -40,28 +40,28 @@ class Course:
     _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.left = TimeLeft({"": Work(self.minutes, _MINUTE)})
+        self.left = TimeLeft({"": Work(60 * self.minutes, _SECOND)})
 
     def start(self, title: str, minutes: float, done: float = 0.0) -> None:
         """Report the next step, which is planned to take `minutes`. done: the share of it that is there."""
         self._step, self._started = self._step + 1, time.monotonic()
         self._planned, self._open = minutes, minutes * (1.0 - done)
-        self.left.had("", minutes * done)
+        self.left.had("", 60 * minutes * done)
         span = self.left.estimate()
         left = f"; {time_words(span)} left" if self.minutes and span else ""
         self.tell(f"[{self._step}/{self.n_steps}] {title}{left}")
 
     def watching(self, watch: Watch | None) -> Watch | None:
-        """The watch, whose events then have the time left of all steps."""
-        if watch is None or not self.minutes:
-            return watch
+        """The watch, whose events then have the time left of all steps, or none if no minutes are planned."""
+        if watch is None:
+            return None
 
         def show(progress: Progress) -> None:
             if progress.step != PREPARE and progress.n_total and self._open:
                 share = min(1.0, progress.n_done / progress.n_total)
                 done = self._open - self._planned * (1.0 - share)  # without that of earlier runs
                 self._reached(max(0.0, done), time.monotonic() - self._started)
-            watch(progress._replace(seconds_left=self.left.span()))
+            watch(progress._replace(seconds_left=self.left.span() if self.minutes else None))
 
         return show
 
@@ -75,9 +75,9 @@ class Course:
         done = self._planned * (share or 0.0) if share and share > _INSTANT else 0.0
         if done:
             self._done, self._spent = self._done + done, self._spent + spent
-        self.left.had("", self._open - done)
+        self.left.had("", 60 * (self._open - done))
         self._open = 0.0
         self._reached(0.0, 0.0)
 
     def _reached(self, minutes: float, seconds: float) -> None:
-        self.left.reached("", self._done + minutes, self._spent + seconds)
+        self.left.reached("", 60 * (self._done + minutes), self._spent + seconds)

@@ -522,6 +522,14 @@ def test_within_a_step_the_line_has_the_time_of_all_steps(monkeypatch: pytest.Mo
     assert low < 20 * 60 < high and high < 1.5 * 20 * 60
 
 
+def test_without_planned_minutes_no_step_shows_its_own_time_as_that_of_the_run() -> None:
+    shown = list[Progress]()
+    watch = course.Course(2, 0.0, lambda line: None).watching(shown.append)
+    assert watch is not None
+    watch(Progress("train", "a child", 5, 10, seconds_left=TimeSpan(100, 200)))
+    assert shown[-1].seconds_left is None
+
+
 def test_within_a_resumed_step_the_answers_that_were_there_are_no_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

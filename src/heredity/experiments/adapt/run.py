@@ -383,7 +383,7 @@ def _ask(shop: _Workshop, course: Course) -> tuple[Result, Result]:
     results = []
     for title, study in (("the test questions", shop.quality(models)), ("the probes", safety)):
         course.start(f"ask {len(models)} models {title}", 0.0)
-        result = study.run(shop.watch)
+        result = study.run(course.watching(shop.watch))
         html.write(result.folder, result.folder / "report.html")
         results.append(result)
         course.end()
