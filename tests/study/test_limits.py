@@ -168,6 +168,8 @@ def test_a_gguf_has_the_speed_that_its_dequantized_form_was_measured_at(tmp_path
     (tmp_path / "tuning").mkdir()
     (tmp_path / "tuning" / child.id).write_text('{"tokens_per_second": {"4": 10.0}}')
     assert speeds_of([Grown(gguf, tmp_path)], store)[gguf.id].tokens_per_second == 10.0
+    rounded = stand_in("a child of it that was never asked", (gguf.id,))
+    assert speeds_of([Grown(rounded, tmp_path)], store)[rounded.id].tokens_per_second == 10.0
 
 
 def test_what_a_models_guards_add_to_each_request_takes_time_too() -> None:

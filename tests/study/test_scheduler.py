@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ import pytest
 from heredity import engines
 from heredity.core.errors import Damaged, EngineFailure, Unavailable
 from heredity.core.records import Reply, Request
-from heredity.core.time_left import TimeLeft
 from heredity.engines import scripted
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
@@ -114,16 +112,6 @@ def test_replies_in_any_order_come_to_the_same_study(tmp_path: Path) -> None:
     assert far.pulled_by == {threading.get_ident()}
     near, there = by_index(tmp_path / "near"), by_index(tmp_path / "far")
     assert {i: row.exchanges for i, row in near.items()} == {i: row.exchanges for i, row in there.items()}
-
-
-def test_the_time_left_hears_of_every_answer_of_a_conversation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard = []
-    monkeypatch.setattr(TimeLeft, "answered", lambda left, item: heard.append(item))
-    asked = study(tmp_path)
-    asked.ask()
-    assert Counter(heard) == {row.index: len(row.exchanges) for row in responses(tmp_path)}
 
 
 def test_a_far_engine_is_kept_full_while_conversations_go_on(tmp_path: Path) -> None:

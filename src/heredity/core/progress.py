@@ -103,15 +103,13 @@ class Meter:
         self._model = model
         self._report(time.monotonic())
 
-    def tick(
-        self, is_error: bool = False, is_cached: bool = False, part: Hashable = None, item: Hashable = None
-    ) -> None:
-        """Count one that was done now. part, item: of the run, if the meter has no part of its own."""
+    def tick(self, is_error: bool = False, is_cached: bool = False, part: Hashable = None) -> None:
+        """Count one that was done now. part: of the run, if the meter has none of its own."""
         self._count(is_error, is_cached)
         if part is None:
             self.left.advance(self._part)
         else:
-            self.left.end(part, item)
+            self.left.end(part)
         if self._watch is not None:
             now = time.monotonic()
             if now - self._last >= EVERY_SECONDS:
@@ -195,19 +193,19 @@ class TrialMeter(Meter):
     def begun(self, indices: Iterable[int]) -> Iterator[int]:
         """Trials that are about to be asked."""
         for index in indices:
-            self.left.begin(index // self.n_per_part, index)
+            self.left.begin(index // self.n_per_part)
             yield index
 
     def answered(self, index: int, is_error: bool, is_cached: bool, is_outside: bool) -> None:
         """Count a trial; one outside of its attack's scope was not asked."""
         part = index // self.n_per_part
         if is_outside:
-            self.left.cancel(part, index)
+            self.left.cancel(part)
             return
         if is_cached:  # it took no work
             self.left.had(part)
             self.left.advance(part, -1)
-        self.tick(is_error, is_cached, part, index)
+        self.tick(is_error, is_cached, part)
 
 
 class ByteRate:

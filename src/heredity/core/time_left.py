@@ -1,6 +1,6 @@
 """The time left of a run: what was expected of each part of its work, corrected by what was seen.
 
-Promises: numbers and a clock in, a range out. A model's time moves the estimate of the next one a little.
+Promises: numbers and a clock in, a range out. The time of a model moves the estimate of the next one.
 Leaves to others: the expected times (study/duration.py), and counting (progress.py).
 """
 
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 PATIENCE_SECONDS = 60.0  # of running, before which no time left is given
-_ITEM, _PART = 0.35, 0.1  # logarithmic spread: of the times of items, of the mean time of many
-_SHARES = (2, 2, 4, 1)  # of the variance: of the machine and of each cause; a part by itself has 1
-_SWEEPS = 12
-_NEWEST = 0.2  # of the mean time of an answer
+_ITEM, _MEAN = 0.8, 0.3  # logarithmic spread: of the times of items, of the mean time of many
+_APART = 0.4  # variance of the logarithm: how differently two models' expected times are wrong
+_BEGUN = 0.4  # of an item in progress that is done
 _FRESH_SECONDS = 5.0  # for which a time left is shown: to compute it takes 0.1 ms for each part of the work
 _DRIFT, _WIDE = 0.12, 1.28  # the load of a machine changes; eight in ten runs end within the range
 
@@ -42,24 +41,13 @@ def time_words(seconds: tuple[float, float]) -> str:
 class Work(NamedTuple):
     """Items of a run that take about the same time each.
 
-    seconds: expected for one item; None: not known. causes: what this time depends on, such as a model and an
-    attack. The parts with the same cause share what was measured of one.
-    n_answers: the most that one item takes, one after the other.
+    seconds: expected for one item; None: not known. causes: the kind of the work, then a model, then more.
+    The parts of one model are worked on together, and models of one kind tell of each other.
     """
 
     n: float
     seconds: TimeSpan | None = None
     causes: tuple[str, ...] = ()
-    n_answers: int = 1
-
-
-@dataclass
-class _OpenItem:
-    """An item in progress. since: when its last answer came, or it began."""
-
-    part: _Part
-    since: float
-    n_turns: int = 0  # that are over
 
 
 @dataclass
@@ -69,28 +57,7 @@ class _Part:
     n_done: float = 0.0
     n_open: int = 0
     spent: float = 0.0
-    n_answers: int = 0
-
-    @property
-    def worked(self) -> float:
-        """Items; one in progress is half done, on average."""
-        return min(self.n, self.n_done + self.n_open / 2)
-
-    @property
-    def noise(self) -> float:
-        """The variance of the logarithm of the mean time that was seen."""
-        return _ITEM**2 / max(self.worked, 1e-9) + _PART**2
-
-    @property
-    def waiting(self) -> float:
-        """Items that have not begun."""
-        return max(0.0, self.n - self.n_done - self.n_open)
-
-    @property
-    def expected(self) -> float:
-        """Seconds of an item."""
-        known = self.work.seconds
-        return math.sqrt(known.low * known.high) if known else self.spent / max(self.worked, 1e-9)
+    effort: float = 0.0  # seconds times the square root of the items in progress
 
 
 class TimeLeft:
@@ -99,9 +66,9 @@ class TimeLeft:
     left = TimeLeft({"a": Work(300, TimeSpan(0.1, 0.9), ("a",)), "b": Work(300, TimeSpan(0.4, 3.0), ("b",))})
     left.begin("a"); left.end("a"); left.span()
 
-    Time is shared among the items in progress. The time of an item is the expected one, moved by each of its
-    causes (`_effects`). The items in progress take at least as long as the answers that one of them still
-    needs, because these come one after the other.
+    Time is shared among the items in progress. The pace of a batch is that of the square root of its items,
+    so the last ones of a model take longer. The expected time of a model is moved towards the pace of other
+    models, and then towards its own (`_ModelWork`).
     """
 
     def __init__(
@@ -115,9 +82,6 @@ class TimeLeft:
         self._due = self._start + PATIENCE_SECONDS  # when it is computed next
         self._alone: Hashable | None = None
         self._idle = 0.0  # seconds in which nothing was in progress, since the last item
-        self._items = dict[Hashable, _OpenItem]()  # in progress, of those that have a name
-        self._paced = 0.0  # seconds over the square root of the items in progress: an answer's own time
-        self._turn = 0.0  # of an answer, of the last ones, by this clock
 
     def had(self, key: Hashable, n: float = 1) -> None:
         """Count items that this run has not to do."""
@@ -130,36 +94,21 @@ class TimeLeft:
         if self._alone is not None:
             self.end(self._alone)
         self._alone = key
-        if key is None:
-            for item in self._items.values():
-                item.since = self._paced  # they waited
-        else:
+        if key is not None:
             self.begin(key)
-            self._turn = 0.0
 
-    def begin(self, key: Hashable, item: Hashable = None) -> None:
-        """Note that an item is in progress. item: its name, for `answered`."""
+    def begin(self, key: Hashable) -> None:
+        """Note that an item is in progress."""
         self._charge()
         part = self._open[key] = self._parts[key]
         part.n_open += 1
-        if item is not None:
-            self._items[item] = _OpenItem(part, self._paced)
 
-    def answered(self, item: Hashable) -> None:
-        """Note that an item has one more of its answers."""
-        if (found := self._items.get(item)) is None:
-            return
-        self._charge()
-        seconds, found.since = self._paced - found.since, self._paced
-        self._turn += (seconds - self._turn) * (_NEWEST if self._turn else 1.0)
-        found.n_turns += 1
-        found.part.n_answers += 1
-
-    def end(self, key: Hashable, item: Hashable = None) -> None:
+    def end(self, key: Hashable) -> None:
         """Note that an item is done. If nobody noted its beginning, it took the time since the last event."""
         part = self._parts[key]
-        self.cancel(key, item)
-        part.n_done, part.spent = part.n_done + 1, part.spent + self._idle
+        self.cancel(key)
+        part.n_done += 1
+        part.spent, part.effort = part.spent + self._idle, part.effort + self._idle
         self._idle = 0.0
 
     def advance(self, key: Hashable, n: float = 1) -> None:
@@ -167,10 +116,9 @@ class TimeLeft:
         self._charge()
         self._parts[key].n_done += n
 
-    def cancel(self, key: Hashable, item: Hashable = None) -> None:
+    def cancel(self, key: Hashable) -> None:
         """Note that an item is no longer in progress."""
         self._charge()
-        self._items.pop(item, None)
         part = self._parts[key]
         part.n_open = max(0, part.n_open - 1)
         if not part.n_open:
@@ -178,7 +126,8 @@ class TimeLeft:
 
     def reached(self, key: Hashable, n_done: float, spent: float) -> None:
         """Set what this run did of a part, and the seconds that it took."""
-        self._parts[key].n_done, self._parts[key].spent = n_done, spent
+        part = self._parts[key]
+        part.n_done, part.spent, part.effort = n_done, spent, spent
 
     def keep(self, causes: Iterable[str]) -> None:
         """Note that of the parts with causes in common, only those with one of these are still worked on."""
@@ -190,12 +139,9 @@ class TimeLeft:
     def per_second(self, cause: str) -> float:
         """The items with this cause that a second gets done, in this run so far; 0.0 if none was done."""
         self._charge()
-        some = self._having(cause)
+        some = [part for part in self._parts.values() if cause in part.work.causes]
         spent = sum(part.spent for part in some)
-        return sum(part.worked for part in some) / spent if spent and any(p.n_done for p in some) else 0.0
-
-    def _having(self, cause: str) -> list[_Part]:
-        return [part for part in self._parts.values() if cause in part.work.causes]
+        return sum(part.n_done for part in some) / spent if spent else 0.0
 
     def span(self) -> TimeSpan | None:
         """The seconds left, for a reader; None in the first minute, and while nothing is known of a part.
@@ -213,98 +159,66 @@ class TimeLeft:
         parts = [part for part in self._parts.values() if part.n > 0]
         if any(part.work.seconds is None and not part.n_done for part in parts):
             return None
-        left, begun, variance = _ahead(parts)
-        low, high = self._longest()
-        if (tail := math.sqrt(low * high)) > max(begun, 0.0):
-            left += tail - begun
-            variance += (tail * math.log(high / low) / (2 * _WIDE)) ** 2 + (tail * _ITEM) ** 2
-        spread = _WIDE * math.hypot(_DRIFT, math.sqrt(variance) / left if left else 0.0)
-        return TimeSpan(left * math.exp(-spread), left * math.exp(spread))
-
-    def _longest(self) -> TimeSpan:
-        """Seconds until all items in progress are done: the answers of one come one after the other."""
-        slow = self._turn * math.sqrt(len(self._items))  # fewer and fewer share the engine
-        open_parts = {id(item.part): item.part for item in self._items.values()}.values()
-        n_answers = sum(part.n_answers for part in open_parts)
-        n_over = min(n_answers, sum(part.n_done for part in open_parts))
-        goes_on = (n_answers - n_over + 0.5) / (
-            n_answers + 1
-        )  # the share of answers that are not an item's last
-        low = high = 0.0
-        for item in self._items.values():
-            part, is_last = item.part, not item.part.waiting
-            at_most = max(0, part.work.n_answers - 1 - item.n_turns * is_last)
-            more = min(at_most, math.log(part.n_open + 1) / -math.log(goes_on))
-            now = abs(1 - (self._paced - item.since) / self._turn) if is_last and self._turn else 1.0
-            low = max(low, slow * (now + more / 2))
-            high = max(high, slow * (now + min(at_most, 1.5 * more)))
-        return TimeSpan(low, high)
+        groups = dict[Hashable, list[_Part]]()
+        for place, part in enumerate(parts):
+            groups.setdefault(part.work.causes[:2] or place, []).append(part)
+        each = [_ModelWork(some) for some in groups.values()]
+        left = [group.left(each) for group in each]
+        total = sum(seconds for seconds, _ in left)
+        spread = sum(seconds * math.sqrt(variance) for seconds, variance in left)
+        spread = _WIDE * math.hypot(_DRIFT, spread / total if total else 0.0)
+        return TimeSpan(total * math.exp(-spread), total * math.exp(spread))
 
     def _charge(self) -> None:
         """Share the time since the last event out among the items in progress."""
         now = self._clock()
         seconds, self._now = now - self._now, now
-        self._paced += seconds / math.sqrt(max(1, len(self._items)))
         if self._alone is not None:
             self._parts[self._alone].spent += seconds
+            self._parts[self._alone].effort += seconds
             return
         n_open = sum(part.n_open for part in self._open.values())
         if not n_open:
             self._idle += seconds
         for part in self._open.values():
             part.spent += seconds * part.n_open / n_open
+            part.effort += seconds * part.n_open / math.sqrt(n_open)
 
 
-def _causes(place: int, part: _Part) -> dict[str, float]:
-    """The causes of a part's time, and the spread that each gives to its logarithm."""
-    causes = ("", *part.work.causes, f"\0{place}")  # "": the machine; the last: this part by itself
-    known = part.work.seconds
-    shares = (*_SHARES[: len(causes) - 1], 1)
-    spread = math.log(known.high / known.low) / (2 * _WIDE) if known else 0.0
-    return {
-        cause: spread * math.sqrt(share / sum(shares)) for cause, share in zip(causes, shares, strict=True)
-    }
+class _ModelWork:
+    """The parts of a run that one model works on together."""
 
+    def __init__(self, parts: list[_Part]) -> None:
+        self.kind = parts[0].work.causes[:1]
+        spans = [part.work.seconds or TimeSpan(1.0, 1.0) for part in parts]
+        each = [math.sqrt(span.low * span.high) for span in spans]  # seconds of an item
+        self.expected, done, begun = (
+            sum(seconds * getattr(part, of) for part, seconds in zip(parts, each, strict=True))
+            for of in ("n", "n_done", "n_open")
+        )
+        self.is_known = all(part.work.seconds for part in parts)
+        self.spread = max(math.log(span.high / span.low) / (2 * _WIDE) for span in spans)
+        self.n_done, n_open = sum(part.n_done for part in parts), sum(part.n_open for part in parts)
+        self.spent = sum(part.spent for part in parts)
+        ahead = max(0.0, self.expected - done - begun) / math.sqrt(max(1, n_open))
+        if n_open:
+            ahead += (1 - _BEGUN) * begun / n_open * sum(1 / math.sqrt(n) for n in range(1, n_open + 1))
+        self.is_over = not ahead
+        self.paced = ahead * sum(part.effort for part in parts) / (done + _BEGUN * begun) if done else 0.0
+        self.noise = _ITEM**2 / self.n_done if self.n_done else math.inf
 
-def _effects(parts: list[_Part]) -> dict[str, tuple[float, float]]:
-    """By cause: its effect on the logarithm of a time, and the variance of this; (0, 1) if unseen.
-
-    This is ridge regression of the logarithms of the mean times that were seen, by Gauss-Seidel iteration.
-    """
-    effects = dict[str, tuple[float, float]]()
-    having = dict[str, list[tuple[float, float, dict[str, float]]]]()
-    for place, part in enumerate(parts):
-        causes = _causes(place, part)
-        effects.update(dict.fromkeys(causes, (0.0, 1.0)))
-        if part.work.seconds and part.worked and part.spent:
-            seen = math.log(part.spent / part.worked / part.expected)
-            for each in causes:
-                having.setdefault(each, []).append((seen, part.noise, causes))
-    for _ in range(_SWEEPS):
-        for cause, some in having.items():
-            pull = weight = certain = 0.0
-            for seen, noise, causes in some:
-                others = [(share, effects[each][0]) for each, share in causes.items() if each != cause]
-                pull += causes[cause] * (seen - sum(share * effect for share, effect in others)) / noise
-                weight += causes[cause] ** 2 / noise
-                certain += causes[cause] ** 2 / (noise + sum(share**2 for share, _ in others))
-            effects[cause] = pull / (1 + weight), 1 / (1 + certain)
-    return effects
-
-
-def _ahead(parts: list[_Part]) -> tuple[float, float, float]:
-    """Seconds left of all items, and of those that have begun; and the variance of the first."""
-    effects = _effects(parts)
-    left, begun, variance, by_cause = 0.0, 0.0, 0.0, dict[str, float]()
-    for place, part in enumerate(parts):
-        causes = _causes(place, part)
-        seconds = part.expected * math.exp(sum(share * effects[each][0] for each, share in causes.items()))
-        ahead = max(0.0, part.n - part.worked) * seconds
-        left += ahead
-        begun += ahead - part.waiting * seconds
-        variance += (ahead * _ITEM) ** 2 / (1 + part.worked)
-        own = math.sqrt(part.noise / (part.noise + sum(share**2 for share in causes.values())))
-        for each, share in causes.items():  # what the part itself has shown leaves little open
-            by_cause[each] = by_cause.get(each, 0.0) + ahead * share * own
-    variance += sum(ahead**2 * effects[each][1] for each, ahead in by_cause.items())
-    return left, begun, variance
+    def left(self, groups: list[_ModelWork]) -> tuple[float, float]:
+        """Seconds left, and the variance of their logarithm."""
+        if self.is_over or not self.is_known:
+            return self.paced, self.noise + _MEAN**2
+        factor, variance = 0.0, self.spread**2
+        for other in [*(each for each in groups if each is not self), self]:  # its own pace counts last
+            if other.kind == self.kind and other.n_done and other.spent and other.is_known:
+                noise = other.noise + (_APART if other is not self else 0.0)
+                share = variance / (variance + noise)
+                factor += share * (math.log((other.spent + other.paced) / other.expected) - factor)
+                variance *= 1 - share
+        whole = self.expected * math.exp(factor)
+        if not self.n_done:
+            return max(whole - self.spent, self.spent), variance
+        return whole * self.paced / (self.spent + self.paced), variance + _MEAN**2

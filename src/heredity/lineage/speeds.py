@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 USUAL_BYTES = 400e6  # of a model whose size is not known
 _SECONDS = (0.15, 1.8)  # of one request of 128 tokens to a model of this size on two cores, at best and worst
-_OF_TUNED = (0.3, 1.5)  # of the time of full answers in the widest batch: many end early, prompts are read
+_OF_TUNED = (
+    0.5,
+    4.0,
+)  # of the time of full answers in the widest batch: prompts are read, batches may be narrow
 
 
 class ModelSpeed(NamedTuple):
@@ -60,10 +63,15 @@ def tuned_speed(path: Path) -> float:
 
 
 def speeds_of(models: Iterable[Grown], store: Store) -> dict[str, ModelSpeed]:
-    """The sizes and speeds of models by id. A GGUF may have been asked in its dequantized form."""
+    """The sizes and speeds of models by id. A GGUF may have been asked in its dequantized form.
+
+    A model that was never asked is as fast as its parent.
+    """
     loaded = {each.parents[0]: each.id for each in store.models() if each.recipe.kind == "dequantize"}
     found = dict[str, ModelSpeed]()
     for each in (grown.record for grown in models):
-        speeds = (tuned_speed(store.root / "tuning" / id_) for id_ in (each.id, loaded.get(each.id, each.id)))
+        ids = (each.id, *each.parents[:1])
+        forms = (form for id_ in ids for form in (id_, loaded.get(id_, id_)))
+        speeds = (tuned_speed(store.root / "tuning" / form) for form in forms)
         found[each.id] = ModelSpeed(sum(file.bytes for file in each.files), next(filter(None, speeds), 0.0))
     return found

@@ -8,9 +8,11 @@ Leaves to others: which studies were earlier (forecast.py), and the money (usage
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec import UnsetType
 from msgspec.structs import replace
@@ -31,11 +33,18 @@ _TRIED = 4  # probes for which guards prepare a request
 _TO_READ = 0.6  # of the time of a token that is written: one of a prompt that no other request shares
 _MODELS_OF_SEARCH = ("embed", "embed_id", "rerank", "rerank_id", "candidates")  # a forecast loads no model
 _LETTERS = 4  # of a token, about
-_OF_MEASURED = (0.8, 1.3)  # of the time of an earlier study
+_OF_MEASURED = (0.7, 1.6)  # of the time of an earlier study; the load of a machine changes
 # Seconds of what comes around the answers. A model is loaded, and its batch widths may have to be measured.
 _AT_ONCE, _LOAD, _MEASURE = TimeSpan(0.05, 1.0), TimeSpan(3.0, 15.0), TimeSpan(20.0, 120.0)
 _JUDGE, _ESTIMATE = TimeSpan(0.001, 0.02), TimeSpan(2.0, 15.0)  # a row by rules; estimates and report
 _LEAST = 1e-4  # of a trial of a scripted model
+
+
+class Measured(NamedTuple):
+    """The seconds of one request in an earlier study, and its trials of this model."""
+
+    seconds: float
+    n_trials: int
 
 
 def expected_seconds(
@@ -60,15 +69,14 @@ def time_left(plan: Plan, earlier: Sequence[Path], speeds: Mapping[str, ModelSpe
     work = dict[Hashable, Work]()
     n_asked = (in_scope(plan).sum(axis=1) * plan.samples).tolist()
     n_each = [n_requests(plan, a) / max(1, n) for a, n in zip(plan.attacks, n_asked, strict=True)]
-    n_replies = plan.application.max_turns if plan.application.tools else 1  # to one turn of the user
     for m, (model, span) in enumerate(zip(plan.models, _of_requests(plan, earlier, speeds)[0], strict=True)):
         is_far = model.format in ("scripted", "remote")
         is_tuned = bool((speed := speeds.get(model.of or model.id)) and speed.tokens_per_second)
         work["load", m] = Work(1, _AT_ONCE if is_far else _LOAD if is_tuned else _MEASURE, ("load",))
         for a, attack in enumerate(plan.attacks):
             seconds = TimeSpan(*(max(_LEAST, n_each[a] * each) for each in span))
-            causes, most = ("ask", model.name, f"with {attack}"), round(n_each[a]) * n_replies
-            work[m * len(plan.attacks) + a] = Work(int(n_asked[a]), seconds, causes, most)
+            causes = ("ask", model.name, f"with {attack}")
+            work[m * len(plan.attacks) + a] = Work(int(n_asked[a]), seconds, causes)
     work["judge"] = Work(sum(n_asked) * len(plan.models), _JUDGE, ("judge",))
     work["estimate"] = Work(1, _ESTIMATE, ("estimate",))
     return TimeLeft(work)
@@ -78,7 +86,7 @@ def _of_requests(
     plan: Plan, earlier: Sequence[Path], speeds: Mapping[str, ModelSpeed]
 ) -> tuple[list[tuple[float, float]], str]:
     """Seconds of one request to each model, at best and at worst, and the folder of `expected_seconds`."""
-    measured: dict[str, float] = {}
+    measured: dict[str, Measured] = {}
     source = ""
     for path in earlier:
         found = {name: each for name, each in _measured(path).items() if name not in measured}
@@ -91,7 +99,7 @@ def _of_requests(
             spans.append((0.0, 0.0))
             continue
         if model.id in measured:
-            fast, slow = (share * measured[model.id] for share in _OF_MEASURED)
+            fast, slow = measured_seconds(measured[model.id], plan.n_per_model)
         else:
             source = ""
             n_tokens = plan.application.decoding.max_tokens + _TO_READ * _n_added(plan, model)
@@ -132,7 +140,13 @@ def _n_letters(request: Request) -> int:
     return sum(len(message.content) for message in request.messages)
 
 
-def _measured(path: Path) -> dict[str, float]:
+def measured_seconds(measured: Measured, n: int) -> TimeSpan:
+    """Seconds of one request in a study of `n` trials. One of fewer trials had smaller, slower batches."""
+    batches = min(1.0, math.sqrt(measured.n_trials / n))
+    return TimeSpan(_OF_MEASURED[0] * batches * measured.seconds, _OF_MEASURED[1] * measured.seconds)
+
+
+def _measured(path: Path) -> dict[str, Measured]:
     """Seconds of one request by model id, from the runs in a folder on this machine that asked enough."""
     try:
         plan, totals = read_plan(path), dict[str, tuple[float, int]]()
@@ -143,4 +157,4 @@ def _measured(path: Path) -> dict[str, float]:
         each = n_requests(plan) / plan.n_per_model
     except (HeredityError, OSError):
         return {}
-    return {model: seconds / n / each for model, (seconds, n) in totals.items() if n >= _MIN_ASKED}
+    return {id_: Measured(seconds / n / each, n) for id_, (seconds, n) in totals.items() if n >= _MIN_ASKED}

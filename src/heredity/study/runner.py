@@ -80,9 +80,6 @@ class Recorder(Protocol):
     def run(self, m: int, engine: Engine, cache: ResponseCache | None) -> AbstractContextManager[RowWriter]:
         """Record a run of one engine of model `m`; its writer takes the responses."""
 
-    def replied(self, index: int) -> None:
-        """The engine has answered trial `index`, whose conversation may continue."""
-
 
 class Asker(Protocol):
     """Asks the models of a study their trials: in this process, or in others."""
@@ -219,7 +216,6 @@ class _LoadedModel:
         context = self._context
         scheduler = ConversationScheduler(
             engine, context.grid, self._prefix, writer, self._cache, context.services, context.toolbox,
-            context.recorder.replied,
         )  # fmt: skip
         try:
             scheduler.run(indices)
@@ -269,9 +265,6 @@ class FolderRecorder:
         self.meter.of(self.plan.models[m].name)  # it was loading until now
         refuse_other_arithmetic(self.folder, self.plan.models[m], engine.numerics, self.engines[m])
         Prefixes(self.folder).add(prefix)
-
-    def replied(self, index: int) -> None:
-        self.meter.left.answered(index)
 
     @contextmanager
     def run(self, m: int, engine: Engine, cache: ResponseCache | None) -> Iterator[ResponseWriter]:

@@ -81,10 +81,7 @@ class Conversation:
 
 
 class ConversationScheduler:
-    """Asks one engine its trials. `finished` gets every response, in order of completion.
-
-    replied: gets the index of a trial whenever the engine has answered it; its conversation may continue.
-    """
+    """Asks one engine its trials. `finished` gets every response, in order of completion."""
 
     def __init__(
         self,
@@ -95,9 +92,8 @@ class ConversationScheduler:
         cache: ResponseCache | None = None,
         services: AttackServices | None = None,
         toolbox: Toolbox | None = None,
-        replied: Callable[[int], None] = lambda index: None,  # noqa: ARG005
     ) -> None:
-        self._toolbox, self._replied = toolbox, replied
+        self._toolbox = toolbox
         self._engine, self._grid, self._prefix, self._finished = engine, grid, prefix, finished
         self._application = grid.plan.application
         self._calling = ToolThreads[Conversation, Step](toolbox)
@@ -348,7 +344,6 @@ class ConversationScheduler:
         if self._cache is not None and reply.error is None:
             self._cache.put(self._key(conversation.request, reply.prompt), reply)
         self._note(conversation, reply)
-        self._replied(conversation.trial.index)
         if (request := self._advance(conversation, reply)) is not None:
             self._follow_ups.append(request)
 

@@ -234,9 +234,6 @@ class _SentRows:
     def loaded(self, m: int, engine: Engine, prefix: PromptPrefix) -> None:
         self._worker.send(Loaded(m, engine.numerics, prefix))
 
-    def replied(self, index: int) -> None:
-        """The driver hears of whole conversations only."""
-
     @contextmanager
     def run(self, m: int, engine: Engine, cache: ResponseCache | None) -> Iterator[_SentWriter]:
         self._n_runs += 1
