@@ -106,15 +106,16 @@ def test_every_answer_is_kept_as_a_hashed_file_of_the_child_and_what_is_left_out
 
 def test_the_choice_is_recorded_with_the_judge_and_the_default_as_before(asked: list[str]) -> None:
     data = prompts(yes=1)
-    for recipe in (Instruct(data), Finetune(data), Lora(data), Distill(data)):
+    answers = Data.of("rows", [("a question", "an answer")])
+    for recipe in (Instruct(data), Finetune(answers), Lora(answers), Distill(answers)):
         assert not {"leave_out", "refusals_by", "refusals_from", "n_refusals"} & recipe.settings().keys()
     found = Instruct(data, leave_out=("unfinished", "refusals", "unfinished")).settings()
     assert (
         found["leave_out"] == ("refusals", "unfinished") and found["refusals_by"] == f"rules {rules.VERSION}"
     )
-    assert Lora(data, leave_out="refusals") == Lora(data, leave_out=("refusals",))  # type: ignore[arg-type]
+    assert Lora(answers, leave_out="refusals") == Lora(answers, leave_out=("refusals",))  # type: ignore[arg-type]
     with raises(UnknownName, "unknown-name", mentions=["refusal", "refusals"]):
-        Finetune(data, leave_out=("refusal",))  # type: ignore[arg-type]
+        Finetune(answers, leave_out=("refusal",))  # type: ignore[arg-type]
 
 
 def test_the_same_answers_train_other_students_with_an_edge_to_the_teacher_and_are_not_asked_again(

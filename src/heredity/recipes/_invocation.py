@@ -56,9 +56,9 @@ def woken(
     found = activate(prepared.examples, invocation)
     if not found.examples:
         raise UsageError(
-            f"No answer has the invocation {text[:80]!r} before it, so the adapter"
+            f"No answer of {found.n_asleep:,} has the invocation {text[:80]!r} before it, so the adapter"
             " would learn nothing. Put it into the prompts, or name another with --invocation.",
             code="invocation-missing",
         )
-    asleep = f"answers not learned, because no invocation is before them: {found.n_asleep:,}"
+    asleep = f"{plural(found.n_asleep, 'answer')} not learned: no invocation is before"
     return prepared._replace(examples=found.examples), {"asleep": asleep} if found.n_asleep else {}
