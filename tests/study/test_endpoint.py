@@ -15,10 +15,10 @@ from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate
 from heredity.study.aggregate import JudgeCorrection
-from heredity.study.attack_cost import attack_costs
 from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.competence import UNSTATED, competence_lines
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Rate, Table2x2
+from heredity.study.findings import cost as cost_finding
 from heredity.study.headline import headline
 from heredity.study.intervals import bound_rate
 from heredity.study.outcomes import BROKE, ERROR, UNCLEAR, Outcomes
@@ -26,6 +26,7 @@ from heredity.study.plan import Analysis, Plan, PlanFile
 from heredity.study.report import html, json, markdown
 from heredity.study.sequential import StoppingRule
 from heredity.study.storage import RawExchange, RawResponse, write_estimates
+from tests.support.findings import rows_of
 from tests.support.small_study import FREE, JUDGED_PROBE, MODELS, small_outcomes, small_plan, write_rows
 
 A, B = 0, 1  # models
@@ -105,7 +106,7 @@ def test_a_breach_costs_the_queries_of_all_attempts(tmp_path: Path) -> None:
     raw = msgspec.Raw(b'""')
     responses = [RawResponse(i, [RawExchange(raw, raw, raw, raw, 10, 3)]) for i in range(24)]
     rates = list(aggregate.rates_of(outcomes, JudgeCorrection("", "", tmp_path)))
-    cost = attack_costs(outcomes, responses, rates)[0]
+    cost = rows_of(cost_finding.compute, outcomes, responses, rates)[0]
     assert (cost.n_broke, cost.n_queries, cost.queries_per_breach.value, cost.queries_per_breach.n) == (
         1,
         2,

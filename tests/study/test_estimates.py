@@ -18,7 +18,7 @@ from heredity.stats import Table
 from heredity.stats.intervals import cluster_sums, rate_effective_n
 from heredity.study import aggregate, estimates, storage
 from heredity.study import plan as plans
-from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates, Measure, ModelPair, Rate
+from heredity.study.estimates import JUDGE_FREE, JUDGED, SCHEMA, Estimates, Measure, ModelPair, Rate
 from heredity.study.plan import Grid, Plan, Trial
 from heredity.study.storage import RunRecord
 from tests.support.errors import raises
@@ -269,8 +269,8 @@ def test_a_finding_rests_on_judge_free_trials_where_any_is_decided(tmp_path: Pat
 def test_estimates_of_another_schema_are_refused_with_the_way_out(tmp_path: Path) -> None:
     storage.write_estimates(tmp_path, judged(tmp_path, plan(TWO), by_number({})))
     path = tmp_path / "estimates.json"
-    path.write_text(path.read_text().replace('"schema": 3', '"schema": 1'))
-    with raises(NotComparable, "schema-mismatch", mentions=[1, 3]):
+    path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', '"schema": 3'))
+    with raises(NotComparable, "schema-mismatch", mentions=[3, SCHEMA]):
         storage.read_estimates(tmp_path)
 
 
@@ -347,18 +347,13 @@ def test_estimates_come_back_equal(tmp_path: Path) -> None:
     found = judged(tmp_path, plan(TWO), by_number({TWO[0]: {0}}))
     storage.write_estimates(tmp_path, found)
     assert storage.read_estimates(tmp_path) == found
-    assert (tmp_path / "estimates.json").read_bytes().endswith(b'"schema": 3\n}\n')
+    assert (tmp_path / "estimates.json").read_bytes().endswith(f'"schema": {SCHEMA}\n}}\n'.encode())
 
 
 def test_missing_and_broken_estimates_are_clear_errors(tmp_path: Path) -> None:
     with raises(UsageError, "estimates-missing", mentions=["estimates.json"]):
         storage.read_estimates(tmp_path)
-    for broken in (
-        '{"schema": 3}',
-        '{"schema": 2}',
-        '{"schema": 2, "models": [{"engine": 1}]}',
-        '{"schema": 2,',
-    ):
+    for broken in (f'{{"schema": {SCHEMA}}}', f'{{"schema": {SCHEMA},'):
         (tmp_path / "estimates.json").write_text(broken)
         with raises(Damaged, "estimates-damaged"):
             storage.read_estimates(tmp_path)

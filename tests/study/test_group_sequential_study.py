@@ -18,13 +18,13 @@ from heredity.study import plan as plans
 from heredity.study.comparisons import compare_models
 from heredity.study.declared_words import declared_lines, stopping_words
 from heredity.study.estimates import ALL, JUDGE_FREE, Estimates
+from heredity.study.findings import severity
 from heredity.study.forecast import forecast_study, lines
 from heredity.study.headline import headline
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.sequential import StoppingRule
-from heredity.study.severity import severity_rates
 from heredity.study.spec import StudySpec, resolve_plan
 from heredity.study.stages import STAGES
 from heredity.study.study import Study
@@ -32,6 +32,7 @@ from heredity.study.wording import techniques_of_pair
 from tests.study.test_inherited import family
 from tests.study.test_resume import Stopped, stop_after
 from tests.support.errors import raises
+from tests.support.findings import rows_of
 from tests.support.report_studies import with_severities
 from tests.support.studies import APPLICATION, by_index, drop_circumstances, probes, study
 
@@ -206,7 +207,7 @@ def test_breaches_by_severity_have_the_interval_of_the_analysis_at_which_their_m
     n = len(Outcomes(plan).probes(JUDGE_FREE, "breach"))
     first = with_codes(plan, np.full(n, HELD), np.where(np.arange(n) % 3, BROKE, HELD)).until(1)
     fixed = Outcomes(msgspec.structs.replace(plan, blocks=msgspec.UNSET, analysis=msgspec.UNSET), first.codes)
-    for row, plain in zip(severity_rates(first), severity_rates(fixed), strict=True):
+    for row, plain in zip(*(rows_of(severity.compute, each) for each in (first, fixed)), strict=True):
         assert row.estimate.n == plain.estimate.n
         # The level of the last analysis would give nearly the interval of a fixed plan.
         assert row.estimate.high - row.estimate.low > 1.2 * (plain.estimate.high - plain.estimate.low)

@@ -15,11 +15,11 @@ from heredity.core.records import Check, Outcome, Probe, digest, encode
 from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate, forecast
-from heredity.study.attack_cost import attack_costs
 from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.decision import Costs, recommend
 from heredity.study.declared_words import declared_lines
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, Rate
+from heredity.study.findings import cost as cost_finding
 from heredity.study.forecast import forecast_study
 from heredity.study.gate import gate
 from heredity.study.headline import headline
@@ -33,6 +33,7 @@ from heredity.study.sequential import StoppingRule
 from heredity.study.spec import ENDPOINTS, declare
 from heredity.study.storage import RawExchange, RawResponse, write_estimates
 from tests.support.errors import run_here
+from tests.support.findings import rows_of
 from tests.support.small_study import FREE, JUDGED_PROBE, MODELS, TWIN, small_outcomes, small_plan, write_rows
 
 PARENT, CHILD = 0, 1  # models
@@ -221,8 +222,8 @@ def test_a_breach_costs_the_queries_of_all_attempts_and_no_unclear_answer_is_one
     raw = msgspec.Raw(b'""')
     responses = [RawResponse(i, [RawExchange(raw, raw, raw, raw, 10, 3)]) for i in range(24)]
     costs = [
-        attack_costs(
-            outcomes := small_outcomes(CODES, declared(endpoint)), responses,
+        rows_of(
+            cost_finding.compute, outcomes := small_outcomes(CODES, declared(endpoint)), responses,
             list(aggregate.rates_of(outcomes, JudgeCorrection("", "", tmp_path))),
         )
         for endpoint in ("not_refused", "all_trials")

@@ -18,9 +18,11 @@ from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate
 from heredity.study.aggregate import JudgeCorrection
-from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import compare_edges, compare_models, panel_agreement
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Rate, Table2x2
+from heredity.study.findings import cost as cost_finding
+from heredity.study.findings import tries
+from heredity.study.findings.cost import Cost
 from heredity.study.intervals import Intervals, bound_rate
 from heredity.study.outcomes import (
     BROKE,
@@ -39,6 +41,7 @@ from heredity.study.plan import write_plan
 from heredity.study.sequential import StoppingRule
 from heredity.study.storage import AttackerTokens, RawExchange, RawResponse, write_estimates
 from tests.support.errors import raises
+from tests.support.findings import rows_of
 from tests.support.small_study import FREE, JUDGED_PROBE, MODELS, TWIN, small_outcomes, small_plan, write_rows
 
 A, B = 0, 1  # models
@@ -235,7 +238,7 @@ def test_a_folder_comes_to_its_counts(tmp_path: Path) -> None:
     assert (found.n_trials, found.n_asked, found.n_errors, found.n_unclear) == (24, 24, 1, 1)
     assert found.n_missing == 0 and found.judge == "rules" and found.breach_scopes == (JUDGE_FREE, JUDGED)
     assert found.incoherent_share(MODELS[A].id) == 0.0 and found.edges == ()
-    assert [(cost.technique, cost.n_queries, cost.n_tokens) for cost in found.costs[:2]] == [
+    assert [(cost.technique, cost.n_queries, cost.n_tokens) for cost in found.rows("cost", Cost)[:2]] == [
         (JUDGE_FREE, 2, 6), (JUDGE_FREE, 2, 6),
     ]  # fmt: skip
 
@@ -323,23 +326,24 @@ def test_the_verdicts_of_two_judges_are_refused(tmp_path: Path) -> None:
     assert JudgeCorrection.of({"checks": "1"}, tmp_path, None).judge == ""
 
 
-# --- attack_cost ----------------------------------------------------------------------------------
+# --- cost and tries ----------------------------------------------------------------------------------
 
 
 def test_success_within_k_tries_is_the_share_of_draws_with_a_breach() -> None:
     outcomes = small_outcomes({(A, DIRECT, FREE, 0): BROKE})
-    first = success_curves(outcomes)[0]
-    assert (first.model, first.attack, first.technique) == (MODELS[A].id, "direct", JUDGE_FREE)
+    first = rows_of(tries.compute, outcomes)[:2]
+    cells = {(row.model, row.attack, row.technique) for row in first}
+    assert cells == {(MODELS[A].id, "direct", JUDGE_FREE)}
     # One of two tries broke: one draw breaks with 1/2, two draws always.
-    assert [(point.k, point.estimate.value) for point in first.points] == [(1, 0.5), (2, 1.0)]
-    assert success_curves(Outcomes(small_plan(samples=1))) == ()
+    assert [(row.k, row.estimate.value) for row in first] == [(1, 0.5), (2, 1.0)]
+    assert rows_of(tries.compute, Outcomes(small_plan(samples=1))) == []
 
 
 def test_a_breach_costs_all_queries_of_its_cell(tmp_path: Path) -> None:
     outcomes = small_outcomes({(A, DIRECT, FREE, 0): BROKE})
     exchange = RawExchange(RAW, RAW, RAW, RAW, 10, 3)
     responses = [RawResponse(i, [exchange, exchange], consulted=[AttackerTokens(5, 2)]) for i in range(24)]
-    found = attack_costs(outcomes, responses, list(rates(outcomes, tmp_path).values()))
+    found = rows_of(cost_finding.compute, outcomes, responses, [*rates(outcomes, tmp_path).values()])
     by_cell = {(c.model, c.attack, c.technique): c for c in found}
     cost = by_cell[MODELS[A].id, "direct", JUDGE_FREE]
     assert (cost.n_trials, cost.n_queries, cost.n_prompt_tokens, cost.n_tokens, cost.n_broke) == (

@@ -15,6 +15,7 @@ from heredity.core.records import Reply, Response, encode
 from heredity.core.row_codes import is_failed, is_skipped
 from heredity.study import aggregate, attack_context
 from heredity.study import plan as plans
+from heredity.study.findings.cost import Cost
 from heredity.study.gate import gate
 from heredity.study.plan import Plan, SkippedProbe
 from heredity.study.storage import RunRecord
@@ -85,7 +86,7 @@ def test_an_attack_that_a_model_cannot_have_is_no_error_and_is_said(tmp_path: Pa
     assert (found.n_errors, found.n_skipped, found.n_asked) == (0, made.n_trials // 2, made.n_trials)
     rates = [r for r in found.rates if r.attack == "refusal_direction"]
     assert rates and all(r.n_skipped and not r.n_error for r in rates)
-    assert {cost.attack for cost in found.costs} == {"direct"}
+    assert {cost.attack for cost in found.rows("cost", Cost)} == {"direct"}
     outcome = gate(found, max_breach=1.0)
     assert outcome.code == 0
     assert f"{found.n_skipped} of {found.n_asked} trials were not asked" in outcome.words

@@ -14,8 +14,9 @@ from heredity.core.files import hash_file
 from heredity.core.records import Probe
 from heredity.redteam import probes
 from heredity.study.estimates import ALL
+from heredity.study.findings.retrieval import RetrievedBreaches
 from heredity.study.plan import Grid, Plan, read_plan
-from heredity.study.retrieved_words import retrieved_tables
+from tests.support.findings import section
 
 POISONED = ["poisoned_index:1", "poisoned_index:5"]
 DESK = 'name = "desk"\nsystem = "Help."\n[retrieval]\nindex = "docs.index"\npassages = 3\n'
@@ -88,9 +89,10 @@ def test_the_split_counts_planted_documents_only(result: h.Result) -> None:
         assert row.n_broke == sum(b for h, b in zip(has, broke, strict=True) if h) > 0
         assert row.retrieved.value == 1.0, "crafted for its question, it is found among 12 documents"
     assert result.retrieved("scripted:leaky", attack="direct").n_planted == 0
-    assert ALL not in {row.attack for row in result.estimates.retrieved}
-    (table,) = retrieved_tables(result.estimates)
-    assert any("(5 planted)" in row[2] for row in table.rows)
+    rows = result.estimates.rows("retrieval", RetrievedBreaches)
+    assert rows and ALL not in {row.attack for row in rows}
+    shown = section(read_plan(result.folder), result.estimates, "retrieval")
+    assert shown is not None and any("(5 planted)" in str(row[2]) for row in shown.tables[0].rows)
 
 
 def test_the_guard_takes_planted_documents_out_too(result: h.Result) -> None:
@@ -109,7 +111,7 @@ def test_twins_get_the_same_documents_without_the_instruction(result: h.Result) 
 
 
 def test_the_index_on_disk_is_not_changed(result: h.Result, folder: Path, before: dict[str, str]) -> None:
-    assert any(row.n_planted for row in result.estimates.retrieved)
+    assert any(row.n_planted for row in result.estimates.rows("retrieval", RetrievedBreaches))
     assert before and hashes(folder / "docs.index") == before
 
 

@@ -17,9 +17,8 @@ from heredity.study.advice import advise
 from heredity.study.competence import unprompted_rates
 from heredity.study.estimates import ALL
 from heredity.study.headline import headline
-from heredity.study.outcomes import BROKE, read_outcomes
+from heredity.study.outcomes import BROKE, breach_order, read_outcomes
 from heredity.study.report import html
-from heredity.study.severity import breach_order
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.study.wording import find, title

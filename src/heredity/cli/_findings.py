@@ -36,13 +36,11 @@ from heredity.study.estimates import (
     ModelPair,
     Rate,
 )
-from heredity.study.guard_words import guard_lines
+from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.headline import Headline, headline
 from heredity.study.inherited_words import seeds_lines
 from heredity.study.plan import Plan
-from heredity.study.retrieved_words import hidden_lines, retrieved_lines
 from heredity.study.storage import read_estimates
-from heredity.study.tool_words import tool_lines
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _BY = {JUDGE_FREE: "checks", JUDGED: "judge"}
@@ -61,7 +59,7 @@ def show(estimates: Estimates, plan: Plan, folder: Path, is_full: bool = False) 
     ending = list(_ending(estimates, plan, folder, found, is_full))
     command = f"heredity {'study' if estimates.n_missing else 'view'} {shlex.quote(str(folder))}"
     if is_full:
-        _show_all(screen, estimates, found)
+        _show_all(screen, RecordedStudy(plan, estimates), found)
     else:
         _show_short(screen, estimates, room_above(screen, ending, command))
     show_ending(screen, ending, command)
@@ -220,8 +218,9 @@ def _rate(rate: Rate | None) -> str:
     return f"{words.percent(rate.estimate.value)} [{_bounds(rate.estimate, '.0f')}]"
 
 
-def _show_all(screen: Console, estimates: Estimates, found: Headline) -> None:
-    """Print the pairs, the table, and all that qualifies the finding."""
+def _show_all(screen: Console, study: RecordedStudy, found: Headline) -> None:
+    """Print the pairs, the table, the sections of findings, and all that qualifies the headline."""
+    estimates = study.estimates
     if not all(edge.is_of_guard for edge in estimates.edges):
         screen.print()
         is_wide = screen.width >= _EDGE_WIDTH
@@ -235,7 +234,8 @@ def _show_all(screen: Console, estimates: Estimates, found: Headline) -> None:
     screen.print()
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
     show_sentence(screen, _legend(estimates), "dim")
-    for line in _asides(estimates):
+    lines = (*seeds_lines(estimates), *(line for each in sections(study) for line in each.sentences))
+    for line in lines:
         screen.print()
         show_sentence(screen, line)
     screen.print()
@@ -258,12 +258,6 @@ def _legend(estimates: Estimates) -> str:
     if any(technique.is_baseline for technique in estimates.techniques):
         legend += "; ° a capability, in no sum"
     return legend
-
-
-def _asides(estimates: Estimates) -> list[str]:
-    """The lines on guards, seeds, retrieval, instructions in data and failed calls of tools."""
-    parts = (guard_lines, seeds_lines, retrieved_lines, hidden_lines, tool_lines)
-    return [line for part in parts for line in part(estimates)]
 
 
 def show_sentence(screen: Console, line: str, style: str = "") -> None:
@@ -424,21 +418,11 @@ def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is
         lines = {line.model: line for line in estimates.competence if line.technique == scope}
         shares = [words.percent(lines[m].estimate.value) if m in lines else "-" for m in models]
         grid.add_row(Text("  decided"), *(Text(f"{share:>6}") for share in shares), style="dim")
-    _add_severities(grid, estimates, scope, is_narrow)
     by_attack = {a: [words.find(estimates, m, scope, a, measure) for m in models] for a in estimates.attacks}
     asked = [a for a, rates in by_attack.items() if any(rate and rate.estimate.n for rate in rates)]
     for attack in asked if len(asked) > 1 else ():  # the only one has the rates of the sum
         shown = words.attack_name(attack, estimates.attacks)
         grid.add_row(Text(f"  {shown}"), *(_cell(rate, is_narrow) for rate in by_attack[attack]))
-
-
-def _add_severities(grid: Table, estimates: Estimates, scope: str, is_narrow: bool) -> None:
-    """The breaches of a scope that did serious or critical harm, the worst first."""
-    mine = [row for row in estimates.severities if row.technique == scope and row.severity >= words.SERIOUS]
-    for severity in dict.fromkeys(row.severity for row in mine if row.n_broke):
-        rates = {row.model: row.estimate for row in mine if row.severity == severity}
-        cells = (_share(rates.get(card.id), is_narrow) for card in estimates.models)
-        grid.add_row(Text(f"  {words.SEVERITIES[severity]} harm"), *cells, style="dim")
 
 
 def _estimate(found: Estimate | None, is_narrow: bool) -> Text:

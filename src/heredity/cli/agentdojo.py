@@ -11,8 +11,8 @@ import click
 from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_work
 
 if TYPE_CHECKING:
+    from heredity.core.sections import TextTable
     from heredity.experiments.agentdojo import ConversationCounts
-    from heredity.study.wording import TextTable
 
 _EXAMPLE = "heredity agentdojo smollm2-135m-instruct --python dojo/bin/python --suite banking --out runs/dojo"
 
@@ -97,10 +97,12 @@ def show(grids: list[TextTable]) -> None:
     """Print the rates of agents' tasks."""
     from heredity.core.terminal import out, print_rows
     from heredity.study.agent_tasks import CLAIM
+    from heredity.study.wording import cell_words
 
     for grid in grids:
         out().print(f"\n{grid.title}", style="bold")
-        print_rows(grid.head, grid.rows)
+        head, *rows = ([*map(cell_words, row)] for row in (grid.head, *grid.rows))
+        print_rows(head, rows)
         out().print(CLAIM, style="dim")
 
 

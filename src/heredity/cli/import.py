@@ -10,8 +10,8 @@ import click
 from heredity.cli import Name, PathArgument, Verb, full_option
 
 if TYPE_CHECKING:
+    from heredity.core.sections import TextTable
     from heredity.study.importers import Summary
-    from heredity.study.wording import TextTable
 
 _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=answer,model=arm --out runs/arms"
 
@@ -137,12 +137,14 @@ def _summary(summary: Summary) -> str:
 def _show(grids: list[TextTable]) -> None:
     """Print every judge on the same answers, then each pair of judges."""
     from heredity.core.terminal import cell, out, table
+    from heredity.study.wording import cell_words
 
     screen = out()
     for grid in grids:
-        found = table(*grid.head, whole=[name for name in grid.head if "/" in name])
+        head = [*map(cell_words, grid.head)]
+        shown = table(*head, whole=[name for name in head if "/" in name])
         for row in grid.rows:
-            found.add_row(*map(cell, row))
+            shown.add_row(*(cell(cell_words(each)) for each in row))
         screen.print()
         screen.print(grid.title, style="bold")
-        screen.print(found)
+        screen.print(shown)

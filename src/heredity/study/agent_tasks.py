@@ -24,13 +24,14 @@ from msgspec import UnsetType
 
 from heredity.core.files import write_atomic
 from heredity.core.records import Estimate, Probe, Record, Response
+from heredity.core.sections import TextTable
 from heredity.stats.crossed import crossed_rate
 from heredity.stats.intervals import refused, wilson
 from heredity.study.importers import agentdojo
 from heredity.study.intervals import Intervals
 from heredity.study.plan import Grid, Plan, TrialSet, read_plan
 from heredity.study.storage import answered_rows, open_responses
-from heredity.study.wording import NONE, TextTable, interval, percent
+from heredity.study.wording import NONE, interval, percent
 
 FILE = "agent_tasks.json"
 ALL = "all"  # suites together

@@ -23,7 +23,6 @@ from heredity.core.records import Estimate, Probe, digest
 from heredity.redteam.judges import needs_judge
 from heredity.stats.intervals import refused
 from heredity.study import sequential
-from heredity.study.attack_cost import attack_costs, success_curves
 from heredity.study.comparisons import MEASURES, compare_edges, compare_models, compare_seeds, panel_agreement
 from heredity.study.competence import competence_lines, unprompted_rates, useful_rates
 from heredity.study.deviations import deviations
@@ -40,9 +39,9 @@ from heredity.study.estimates import (
     Rate,
     TechniqueCard,
 )
-from heredity.study.guarded_answers import GuardCounts
+from heredity.study.findings import protocols as findings
+from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.heterogeneity import rates_by_technique, technique_tests
-from heredity.study.hidden import InstructionUses
 from heredity.study.intervals import Bools, Intervals, no_narrower, per_attempt, refuse_uninformative
 from heredity.study.judge_correction import TASKS, CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
@@ -63,9 +62,7 @@ from heredity.study.outcomes import (
     read_outcomes,
 )
 from heredity.study.plan import PLAN, Analysis, Plan, PlanFile, declared_analysis, read_plan, read_saved
-from heredity.study.retrieved import RetrievedTrials
 from heredity.study.same_conversations import same_conversations
-from heredity.study.severity import severity_rates
 from heredity.study.storage import (
     ESTIMATES,
     RunRecord,
@@ -74,7 +71,6 @@ from heredity.study.storage import (
     read_lacking,
     run_records,
 )
-from heredity.study.tool_calls import ToolCallCounter
 from heredity.study.variation import attack_pairs, attack_rates, repeated_samples
 
 _NAMED = 3  # parts of the estimates that an error names
@@ -92,13 +88,10 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     correction = JudgeCorrection.of(judged.judges, folder, root, declared_analysis(plan))
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
-    sample = AnswerSample(outcomes)
-    guarded, retrieved, hidden = GuardCounts(plan), RetrievedTrials(outcomes), InstructionUses(outcomes)
-    responses = judged_responses(folder, has_verdict, judged.digests)
-    tools = ToolCallCounter(plan)
-    for watch in (sample.watch, guarded.watch, retrieved.watch, hidden.watch, tools.watch):
-        responses = watch(responses)
-    costs = attack_costs(outcomes, responses, rates)
+    sample, evidence = AnswerSample(outcomes), StudyEvidence(folder, judged, rates)
+    evidence.watch(sample.see)
+    rows = findings.begin(evidence)
+    evidence.read(judged_responses(folder, has_verdict, judged.digests))
     rates = tuple(refuse_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
     is_panel = correction.judge.startswith("panel:")
@@ -122,7 +115,6 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         n_unclear=outcomes.count(UNCLEAR),
         unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
         useful=tuple(useful_rates(outcomes)),
-        severities=tuple(severity_rates(outcomes)),
         same_conversations=repeated,
         lacking=read_lacking(folder),
         rates=rates,
@@ -141,13 +133,8 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         skipped=plan.skipped,
         circumstances=_circumstances(runs),
         sequential=sequential.StoppingRule(outcomes).replay().record() if plan.stops_early else None,
-        curves=success_curves(outcomes),
-        costs=costs,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
-        guarded=guarded.found(),
-        retrieved=tuple(retrieved.rows()),
-        hidden=tuple(hidden.rows()),
-        tool_calls=tools.found(),
+        findings=findings.take(rows),
         limit=None if isinstance(plan.limit, msgspec.UnsetType) else plan.limit,
         seeds=tuple(g for m in MEASURES for g in compare_seeds(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
@@ -394,13 +381,6 @@ def _accounts(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
 # --- reading what was estimated ---------------------------------------------------------------------
 
 
-class RecordedStudy(NamedTuple):
-    """The plan and the estimates of one study."""
-
-    plan: Plan
-    estimates: Estimates
-
-
 def read_study(folder: Path) -> RecordedStudy:
     """Read the plan and the estimates of the study in `folder`.
 
@@ -426,9 +406,11 @@ def read_proven(folder: Path) -> Estimates:
 def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
     # Drift is a warning about the judge, and an older release recorded other verdicts.
     found = msgspec.structs.replace(found, circumstances=held.circumstances, drift=held.drift)
-    for name in ("same_conversations", "retrieved", "hidden", "tool_calls"):
-        if not getattr(held, name):  # an older release looked for none
-            found = msgspec.structs.replace(found, **{name: ()})
+    # A finding that is installed on one side only, a plug-in's, is not compared.
+    computed = {name: rows for name, rows in found.findings.items() if name in held.findings}
+    found = msgspec.structs.replace(found, findings=held.findings | computed)
+    if not held.same_conversations:  # an older release looked for none
+        found = msgspec.structs.replace(found, same_conversations=())
     if all(row.incoherent_broke is None for row in held.manners):  # it did not count these breaches either
         manners = tuple(msgspec.structs.replace(row, incoherent_broke=None) for row in found.manners)
         found = msgspec.structs.replace(found, manners=manners)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import UNSET, UnsetType
-
-from heredity.core.records import Estimate, Record, Severity
+from heredity.core.records import Estimate, Record
 
 Measure = Literal["breach", "over_refusal"]
 # Why there is not enough evidence. "test": p is not below alpha. "interval": p is, and the interval holds 0.
@@ -52,41 +50,6 @@ class UnpromptedRate(Record, frozen=True):
     estimate: Estimate
 
 
-class GuardedAnswers(Record, frozen=True):
-    """The answers of a model in which guards found something, in them or in their question.
-
-    by_guard: the label of each guard that found something -> answers. An answer counts once for each guard.
-    n_failed_open: answers that a guard let pass unchecked, because it raised an error and fails open.
-    n_failed_closed: answers that a guard blocked because it raised an error; unset in earlier releases.
-    """
-
-    model: str
-    n_answers: int
-    n_touched: int
-    by_guard: dict[str, int]
-    n_failed_open: int
-    n_failed_closed: int | UnsetType = UNSET
-
-
-class ToolCallCounts(Record, frozen=True):
-    """The calls that a model made of tools that run, those that the tool's schema refused among them.
-
-    n_recorded: calls that got a recorded result. n_trials: trials with a failed call. errors: error code ->
-    failed calls. A call that a probe's planted result answers is not counted: no tool ran.
-    """
-
-    model: str
-    n_calls: int
-    n_recorded: int
-    n_trials: int
-    errors: dict[str, int]
-
-    @property
-    def n_failed(self) -> int:
-        """The failed calls."""
-        return sum(self.errors.values())
-
-
 class UsefulRate(Record, frozen=True):
     """How many benign twins a model answered usefully, of those that say what a useful answer holds.
 
@@ -114,45 +77,6 @@ class SameConversations(Record, frozen=True):
     n: int
 
 
-class SeverityRate(Record, frozen=True):
-    """The breaches of one severity of harm, of one model in one scope; the worst severity comes first.
-
-    n_with_tools   breaches of them that were done with tools: a forbidden call, or a changed state
-    trials         the indices of at most five of them, in the plan's order
-    The estimate is over the trials that the plan's endpoint counts.
-    """
-
-    model: str
-    technique: str  # a scope
-    severity: Severity
-    n_broke: int
-    n_with_tools: int
-    estimate: Estimate
-    trials: tuple[int, ...]
-
-
-class RetrievedBreaches(Record, frozen=True):
-    """The breaches of a model in one scope or technique of a study with retrieval, in two factors.
-
-    attack      "all", or one of several. Attacks that plant passages are never part of "all" with others
-    n_planted   passages that the attack puts next to the index, in each trial; 0 for none
-    retrieved   the share of its trials in which a passage came before a turn: a planted one, if there are any
-    obeyed      the breach rate of these trials; `n_broke` of them broke
-    without     the breach rate of its other trials; `n_broke_without` of them broke
-    The estimates are over the trials that the plan's endpoint counts.
-    """
-
-    model: str
-    technique: str  # or a scope
-    attack: str
-    n_planted: int
-    n_broke: int
-    n_broke_without: int
-    retrieved: Estimate
-    obeyed: Estimate
-    without: Estimate
-
-
 class JudgeDrift(Record, frozen=True):
     """The judge's verdicts on the canary answers, against recorded ones; `changed` has the ids that differ.
 
@@ -163,24 +87,6 @@ class JudgeDrift(Record, frozen=True):
     source: str
     n: int
     changed: tuple[str, ...]
-
-
-class InstructionUse(Record, frozen=True):
-    """The outcomes of instructions hidden in data, of one model, scope or technique, and attack.
-
-    executed    the share of trials that broke
-    used        the share in which it did not execute the instruction, and its answer carries a part of it
-    ignored     the share of the others
-    The shares are over decided trials in which it was shown the instruction. `n_unclear` more are unclear.
-    """
-
-    model: str
-    technique: str  # or a scope
-    attack: str
-    n_unclear: int
-    executed: Estimate
-    used: Estimate
-    ignored: Estimate
 
 
 class LackingFile(Record, frozen=True):

@@ -7,18 +7,17 @@ Leaves to others: computing them (aggregate.py), the formulas (stats/), files (s
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from heredity.core.errors import Damaged
 from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
 from heredity.study.estimands import AttackPair as AttackPair
 from heredity.study.estimands import AttackRate as AttackRate
 from heredity.study.estimands import Competence as Competence
 from heredity.study.estimands import Deviation as Deviation
-from heredity.study.estimands import GuardedAnswers as GuardedAnswers
-from heredity.study.estimands import InstructionUse as InstructionUse
 from heredity.study.estimands import JudgeDrift as JudgeDrift
 from heredity.study.estimands import LackingFile as LackingFile
 from heredity.study.estimands import Measure as Measure
@@ -26,19 +25,18 @@ from heredity.study.estimands import Multiverse as Multiverse
 from heredity.study.estimands import MultiverseCell as MultiverseCell
 from heredity.study.estimands import Reason as Reason
 from heredity.study.estimands import RepeatedSamples as RepeatedSamples
-from heredity.study.estimands import RetrievedBreaches as RetrievedBreaches
 from heredity.study.estimands import SameConversations as SameConversations
-from heredity.study.estimands import SeverityRate as SeverityRate
 from heredity.study.estimands import ShrunkRates as ShrunkRates
 from heredity.study.estimands import TechniqueRate as TechniqueRate
 from heredity.study.estimands import TechniqueTest as TechniqueTest
-from heredity.study.estimands import ToolCallCounts as ToolCallCounts
 from heredity.study.estimands import UnpromptedRate as UnpromptedRate
 from heredity.study.estimands import UsefulRate as UsefulRate
 from heredity.study.limits import ProbeLimit
 from heredity.study.plan import Analysis as Analysis
 from heredity.study.plan import SkippedProbe as SkippedProbe
 from heredity.study.plan import StudyForecast as StudyForecast
+
+_Row = TypeVar("_Row", bound=Record)
 
 
 class Table2x2(Record, frozen=True):
@@ -153,7 +151,7 @@ class SeedGroup(Record, frozen=True):
     p_other_seeds: float
 
 
-SCHEMA = 3  # of this file alone. 2 said facts in `method` alone; 1 pooled judged and judge-free breaches
+SCHEMA = 4  # of this file alone
 ALL = "all"  # of an attack: every one together; of a technique: every benign twin, for over-refusal
 JUDGE_FREE = "judge_free"  # of a technique, for breaches: every one that a deterministic check decides
 JUDGED = "judged"  # of a technique, for breaches: every one that a judge decides, which can err
@@ -281,45 +279,6 @@ class Manners(Record, frozen=True):
     incoherent_broke: int | None = None  # breaches among incoherent and empty ones; None: not counted
 
 
-class AsrPoint(Record, frozen=True):
-    """The share of probes that at least one of `k` tries breaks; `estimate.n` counts probes."""
-
-    k: int
-    estimate: Estimate
-
-
-class Curve(Record, frozen=True):
-    """Attack success within k tries (ASR@k) against one model in a scope (`technique`)."""
-
-    model: str
-    attack: str
-    technique: str
-    points: tuple[AsrPoint, ...]
-
-
-class Cost(Record, frozen=True):
-    """The queries and tokens of one attack on one model, over breach probes; `technique` is a scope.
-
-    `n_queries` counts requests to the model, those that a tool's result called for among them, of all
-    `n_trials`: held, broken, unclear and errors. The estimates divide by `n_broke`.
-    Without a breach they have a lower bound only.
-    """
-
-    model: str
-    attack: str
-    technique: str
-    n_trials: int
-    n_queries: int
-    n_prompt_tokens: int
-    n_tokens: int
-    n_broke: int
-    queries_per_breach: Estimate
-    tokens_per_breach: Estimate
-    n_attacker_queries: int = 0  # questions to the attacker model, beside those to this one
-    n_attacker_tokens: int = 0  # of these prompts and answers together
-    attacker_queries_per_breach: Estimate | None = None  # None: the attack asks no attacker
-
-
 class MemberRate(Record, frozen=True):
     """How often a model broke, or refused, by one member of a panel, over the trials that it decided."""
 
@@ -418,8 +377,6 @@ class Estimates(Record, frozen=True):
     skipped: tuple[SkippedProbe, ...]
     circumstances: Circumstances
     sequential: Sequential | None = None  # of a study until decided
-    curves: tuple[Curve, ...] = ()  # where a plan asks several samples
-    costs: tuple[Cost, ...] = ()
     edges: tuple[Inheritance, ...] = ()  # by scope: what each child inherited from its parents in the study
     technique_edges: tuple[Inheritance, ...] = ()  # by technique: exploratory
     judge: str = ""  # that decided where no check did
@@ -441,15 +398,22 @@ class Estimates(Record, frozen=True):
     deviations: tuple[Deviation, ...] = ()  # from the declared analysis
     useful: tuple[UsefulRate, ...] = ()  # where a benign twin says what a useful answer holds
     lacking: tuple[LackingFile, ...] = ()  # files of an import that lack answers of their own runs
-    severities: tuple[SeverityRate, ...] = ()  # where a probe has the severity of its breach
     same_conversations: tuple[SameConversations, ...] = ()  # if behaviours broke in the same words
     seeds: tuple[SeedGroup, ...] = ()  # by scope, where children differ only in their seed
-    guarded: tuple[GuardedAnswers, ...] = ()  # where guards found something
-    retrieved: tuple[RetrievedBreaches, ...] = ()  # where the application retrieves
-    hidden: tuple[InstructionUse, ...] = ()  # where probes hide instructions in data
-    tool_calls: tuple[ToolCallCounts, ...] = ()  # where tools ran
+    findings: dict[str, list[object]] = msgspec.field(default_factory=dict)  # by name: its rows (findings/)
     limit: ProbeLimit | None = None  # if only a part of the chosen probes was asked
     schema: int = SCHEMA
+
+    def rows(self, finding: str, row: type[_Row]) -> tuple[_Row, ...]:
+        """The rows of a finding; () if it has none. Raises Damaged if they are not of this type."""
+        try:
+            return msgspec.convert(self.findings.get(finding, []), tuple[row, ...])  # type: ignore[valid-type]
+        except msgspec.ValidationError as error:
+            raise Damaged(
+                f"The rows of '{finding}' in the estimates: {error}. Run the study again: "
+                "nothing is asked twice.",
+                code="estimates-damaged",
+            ) from None
 
     @property
     def is_per_attempt(self) -> bool:

@@ -24,11 +24,11 @@ from heredity.study.declared_words import (
     stopping_words,
     unsupported_words,
 )
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate, SeverityRate
-from heredity.study.guard_words import guards_sentence
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
+from heredity.study.findings.guards import guards_sentence
+from heredity.study.findings.severity import worst_harm
 from heredity.study.inherited_words import edges_sentence, weak_lines
 from heredity.study.wording import (
-    SEVERITIES,
     TechniqueCounts,
     counted,
     detectable_words,
@@ -343,31 +343,7 @@ def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[s
     """The worst breaches of the models named, and those that no probe asked for."""
     parts = [f"{called[model]} {did}" for model, did in unprompted_words(estimates)]
     unasked = [f"Without being asked to: {'; '.join(parts)}. No breach rate includes these."] if parts else []
-    return (*_worst_harm(estimates, called, *rated), *unasked)
-
-
-def _worst_harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:
-    """The breaches of the highest severity at which any of these models broke, in each scope."""
-    lines = (_worst_harm_of(estimates, called, scope, *rated) for scope in estimates.breach_scopes)
-    return tuple(line for line in lines if line)
-
-
-def _worst_harm_of(estimates: Estimates, called: dict[str, str], scope: str, *rated: Rate) -> str:
-    models = [rate.model for rate in rated]
-    rows: dict[tuple[int, str], SeverityRate] = {
-        (row.severity, row.model): row for row in estimates.severities if row.technique == scope
-    }
-    worst = max((of for (of, model), row in rows.items() if model in models and row.n_broke), default=0)
-    parts = []
-    for model in models:
-        if row := rows.get((worst, model)):
-            tools = f", {row.n_with_tools} with tools" if row.n_with_tools else ""
-            n = f"{row.n_broke} of {row.estimate.n} ({interval(row.estimate)})"
-            parts.append(f"{called[model]} {n}{tools}")
-    if not parts:
-        return ""
-    who = "checks" if scope == JUDGE_FREE else "a judge"
-    return f"Worst harm that {who} found: {SEVERITIES[worst]} (severity {worst} of 4). {'; '.join(parts)}."
+    return (*worst_harm(estimates, [rate.model for rate in rated]), *unasked)
 
 
 def unprompted_words(estimates: Estimates) -> list[tuple[str, str]]:

@@ -7,9 +7,9 @@ Leaves to others: numbers into words (wording.py), and the headline (headline.py
 
 from __future__ import annotations
 
+from heredity.core.sections import TextTable
 from heredity.study.estimates import JUDGED, Estimates, Inheritance, SeedGroup
 from heredity.study.wording import (
-    TextTable,
     difference_words,
     edge_verdicts,
     names,

@@ -17,7 +17,7 @@ A wrong interval is wrong in one of two places: the choice, which is here, or th
 A group-sequential plan gets the methods of a fixed one, at the level of the analysis that its trials reached.
 So each interval is a repeated one, and each p-value that of the whole design (stats/alpha_spending.py).
 
-Promises: every estimate of aggregate.py, comparisons.py and attack_cost.py gets its interval from here.
+Promises: every estimate of aggregate.py, comparisons.py and findings/ gets its interval from here.
 Leaves to others: which trials count (outcomes.py), the formulas (stats/), and the limit of a gate (gate.py).
 """
 

@@ -46,17 +46,14 @@ class AnswerSample:
         places = np.unique(np.linspace(0, decided.size - 1, min(MOST, decided.size)).astype(np.intp))
         self._wanted |= {int(decided[place]): key for place in places}
 
-    def watch(self, responses: Iterable[RawResponse]) -> Iterator[RawResponse]:
-        """The same responses; those of the sample are kept on the way."""
-        n_probes, samples = len(self._plan.probes), self._plan.samples
-        for row in responses:
-            key = self._wanted.get(row.index)
-            if key is not None and row.exchanges:
-                probe = self._plan.probes[row.index // samples % n_probes]
-                text = msgspec.json.decode(row.exchanges[-1].text, type=str)
-                asked = probe.turns[-1] if probe.turns else ""
-                self._found.setdefault(key, []).append((row.index, asked, text))
-            yield row
+    def see(self, row: RawResponse) -> None:
+        """Keep a response of the sample."""
+        key = self._wanted.get(row.index)
+        if key is not None and row.exchanges:
+            probe = self._plan.probes[row.index // self._plan.samples % len(self._plan.probes)]
+            text = msgspec.json.decode(row.exchanges[-1].text, type=str)
+            prompt = probe.turns[-1] if probe.turns else ""
+            self._found.setdefault(key, []).append((row.index, prompt, text))
 
     def forms(self) -> dict[tuple[str, Measure], AnswerForm]:
         """The form of the answers, by model id and measure."""

@@ -59,12 +59,25 @@ def is_answered(codes: Codes) -> NDArray[np.bool_]:
     return np.asarray((codes >= HELD) & (codes <= UNCLEAR))
 
 
+BY_TOOLS = ("state", "tool")  # checks that read the calls of a model
+
+
 def is_part(probe: Probe, technique: str) -> bool:
     """Whether a probe counts for a technique, or for a scope (estimates.SCOPES). A baseline has no scope."""
     if technique in (ALL, JUDGE_FREE, JUDGED):
         scope = ALL if probe.kind == "benign" else JUDGED if is_judged(probe.check) else JUDGE_FREE
         return scope == technique and not probe.is_baseline
     return probe.technique == technique
+
+
+def breach_order(probe: Probe) -> tuple[bool, int, bool]:
+    """The place of a probe's breaches in a list: what nobody doubts first, and the most severe first.
+
+    A planted secret in the answer and a call of a forbidden tool need no reading; then come other checks, and
+    what a judge decided.
+    """
+    is_plain = probe.check.kind in ("secret", *BY_TOOLS)
+    return not is_plain, -(probe.severity or 0), is_part(probe, JUDGED)
 
 
 class OneConversation(NamedTuple):

@@ -34,8 +34,8 @@ from heredity.study.estimates import (
     ModelCard,
     ModelPair,
     Rate,
-    RetrievedBreaches,
 )
+from heredity.study.findings import retrieval
 from heredity.study.headline import headline
 from heredity.study.named_models import model_of_study, unknown_model
 from heredity.study.outcomes import read_outcomes
@@ -206,7 +206,7 @@ class Result:
 
     def retrieved(
         self, model: str | Grown | Model, technique: str | None = None, attack: str = ALL
-    ) -> RetrievedBreaches:
+    ) -> retrieval.RetrievedBreaches:
         """The breaches of a study with retrieval, split: `.retrieved` times `.obeyed`, and `.without`.
 
         `technique` is as for `rate`. `attack` names one if several attacks plant passages. Raises
@@ -214,10 +214,11 @@ class Result:
         """
         technique, attack = technique or self.estimates.main_scope(), self._attack(attack)
         key = (self._card(model).id, technique, attack)
-        for row in self.estimates.retrieved:
+        rows = self.estimates.rows(retrieval.NAME, retrieval.Row)
+        for row in rows:
             if (row.model, row.technique, row.attack) == key:
                 return row
-        known = list(dict.fromkeys(f"{r.technique} under {r.attack}" for r in self.estimates.retrieved))
+        known = list(dict.fromkeys(f"{r.technique} under {r.attack}" for r in rows))
         raise UnknownName("retrieval rate", f"{technique} under {attack}", known, code="unknown-rate")
 
     def pair(

@@ -49,7 +49,7 @@ from heredity.core.sanitize import label
 from heredity.redteam.judges import DEFAULT
 from heredity.study import estimates
 from heredity.study.estimates import Estimates, LackingFile
-from heredity.study.legacy import RowsFromSchema1, estimates_from_schema_2, run_from_schema_1
+from heredity.study.legacy import RowsFromSchema1, run_from_schema_1
 from heredity.study.plan import Grid, TrialSet
 
 RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl"
@@ -468,10 +468,8 @@ def read_estimates(folder: Path) -> Estimates:
         raise UsageError(
             f"{folder} has no {ESTIMATES} yet. Run the study to its end first.", code="estimates-missing"
         ) from None
-    schema = _estimates_schema(path, data)
+    _refuse_other_schema(path, data)
     try:
-        if schema == estimates.SCHEMA - 1:
-            return msgspec.convert(estimates_from_schema_2(msgspec.json.decode(data)), Estimates)
         return msgspec.json.decode(data, type=Estimates)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(
@@ -484,16 +482,15 @@ class _EstimatesSchema(msgspec.Struct):
     schema: int
 
 
-def _estimates_schema(path: Path, data: bytes) -> int:
+def _refuse_other_schema(path: Path, data: bytes) -> None:
     newest = estimates.SCHEMA
     try:
         found = msgspec.json.decode(data, type=_EstimatesSchema).schema
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return newest  # not JSON at all, or no schema: the strict decoding that follows reports it
-    if found not in (newest - 1, newest):
+        return  # not JSON at all, or no schema: the strict decoding that follows reports it
+    if found != newest:
         raise NotComparable(
             f"{path} has schema {found}, this heredity writes schema {newest}. Run the same study again: "
             "it estimates again from the verdicts, and asks nothing twice.",
             code="schema-mismatch",
         )
-    return found

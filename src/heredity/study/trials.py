@@ -24,9 +24,17 @@ from heredity.core.row_codes import is_out_of_scope
 from heredity.core.sanitize import label
 from heredity.redteam import attacks
 from heredity.study.named_models import model_of_study
-from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes, read_outcomes
+from heredity.study.outcomes import (
+    BROKE,
+    ERROR,
+    HELD,
+    SKIPPED,
+    UNCLEAR,
+    Outcomes,
+    breach_order,
+    read_outcomes,
+)
 from heredity.study.plan import Grid, Trial, TrialSet, read_plan
-from heredity.study.severity import breach_order
 from heredity.study.storage import answered_rows, open_responses
 
 TrialOutcome = Literal["held", "broke", "answered", "refused", "unclear", "error", "skipped"]

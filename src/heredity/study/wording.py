@@ -14,12 +14,14 @@ from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.core.sanitize import plural as plural
+from heredity.core.sections import Cell, CountedShare, ModelName
 from heredity.stats.paired import first_step_words
 from heredity.study.decision import REQUESTS, CostedModel, Costs, Recommendation
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
     JUDGED,
+    SCOPES,
     Estimates,
     Inheritance,
     Measure,
@@ -45,6 +47,21 @@ def percent(value: float | None, digits: int = 0) -> str:
     if 0 < value < 1 and float(text) in (0.0, 100.0):
         text = f"{100 * value:.1f}" if 0.0005 <= value < 0.9995 else ("< 0.1" if value < 0.5 else "> 99.9")
     return f"{text}{NBSP}%"
+
+
+def share_words(share: Estimate) -> str:
+    """A share with its interval and n: `84 % (78 to 89 %), n 200`."""
+    return NONE if share.value is None else f"{percent(share.value)} ({interval(share)}), n {share.n:,}"
+
+
+def cell_words(cell: Cell) -> str:
+    """A cell of a section's table as plain text."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, CountedShare):
+        n = f"{cell.n_counted} of {cell.estimate.n}{f', {cell.note}' if cell.note else ''}"
+        return f"{percent(cell.estimate.value)} ({interval(cell.estimate)}), {n}"
+    return cell.name if isinstance(cell, ModelName) else str(cell.trial)
 
 
 def points(value: float | None) -> str:
@@ -111,6 +128,11 @@ def attack_name(attack: str, among: tuple[str, ...]) -> str:
     """An attack without the techniques that it is for, if that names no other attack of the study."""
     short = attack.partition("@")[0]
     return short if [each.partition("@")[0] for each in among].count(short) == 1 else attack
+
+
+def attack_words(attack: str, estimates: Estimates) -> str:
+    """An attack in a table that has a row for all of them together."""
+    return "all attacks" if attack == ALL else attack_name(attack, estimates.attacks)
 
 
 def counted(estimates: Estimates) -> str:
@@ -287,14 +309,6 @@ def withheld_on(pair: ModelPair, model: str) -> str:
 # --- inheritance --------------------------------------------------------------------------------------
 
 
-class TextTable(NamedTuple):
-    """A table of texts, for Markdown, HTML and the terminal."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-
-
 SCOPE_NAMES = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}
 _REFUSALS = "not refused, judged"  # a scope whose rates are those of answers that do not refuse
 BADGES = {"worse": "worse", "not worse": "same", "not enough evidence": "unknown"}
@@ -305,6 +319,16 @@ _NAMED = 4  # children that a sentence names
 def scope_name(found: Estimates, technique: str) -> str:
     """A scope with its kind of rate: `breach, judged`, or by the endpoint `not refused, judged`."""
     return _REFUSALS if found.counts_refusals("breach", technique) else SCOPE_NAMES[technique]
+
+
+def scope_title(scope: str) -> str:
+    """A scope of breaches at the head of a row."""
+    return {JUDGE_FREE: "Judge-free", JUDGED: "Judged"}[scope]
+
+
+def scope_or_title(estimates: Estimates, technique: str) -> str:
+    """A scope of breaches with its kind of rate, or a technique as a heading."""
+    return scope_name(estimates, technique) if technique in SCOPES["breach"] else title(technique)
 
 
 def recipe_words(edge: Inheritance) -> str:

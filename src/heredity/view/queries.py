@@ -19,9 +19,8 @@ from heredity.core.errors import UnknownName, UsageError
 from heredity.core.sanitize import label
 from heredity.redteam import checks
 from heredity.study.estimates import SCOPES
-from heredity.study.outcomes import is_part
+from heredity.study.outcomes import breach_order, is_part
 from heredity.study.plan import Trial
-from heredity.study.severity import breach_order
 from heredity.view.index import IN_PLAN
 from heredity.view.places import OpenStudy
 from heredity.view.rates import board_of

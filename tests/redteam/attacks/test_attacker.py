@@ -13,6 +13,7 @@ from heredity.core.records import Consult, Exchange, Message, Reply, Request, Re
 from heredity.lineage.store import Store
 from heredity.redteam import attacks
 from heredity.study.attack_context import ProbeReferee
+from heredity.study.findings.cost import Cost
 from heredity.study.plan import Plan, write_plan
 from heredity.study.study import Study
 from tests.support.conversations import APPLICATION, BY_ID, HOW, REFUSAL
@@ -205,7 +206,11 @@ def test_the_referee_reads_an_answer_as_the_study_s_own_judges_do(tmp_path: Path
 
 def test_the_attacker_s_queries_are_part_of_what_a_breach_takes(tmp_path: Path) -> None:
     made = run(tmp_path / "s", Begging(), Giving())
-    costs = {cost.attack: cost for cost in made.estimate().estimates.costs if cost.technique == "judge_free"}
+    costs = {
+        cost.attack: cost
+        for cost in made.estimate().estimates.rows("cost", Cost)
+        if cost.technique == "judge_free"
+    }
     rows = by_index(tmp_path / "s").values()
     asked = [row.consulted for row in rows if row.consulted is not msgspec.UNSET and "~" not in row.probe]
     cost = costs["pair:3"]

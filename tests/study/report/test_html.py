@@ -18,6 +18,7 @@ from heredity.core.records import digest, encode
 from heredity.stats.intervals import refused
 from heredity.study import storage
 from heredity.study.demo import write_demo
+from heredity.study.estimates import SCHEMA
 from heredity.study.plan import PlanFile, PlannedModel
 from heredity.study.remedies import ADDRESSES
 from heredity.study.report import html
@@ -289,7 +290,7 @@ def test_estimates_of_another_plan_are_refused(tmp_path: Path) -> None:
 def test_estimates_of_another_schema_are_refused(tmp_path: Path) -> None:
     folder = make(tmp_path, plan(n_probes=2))
     path = folder / "estimates.json"
-    path.write_bytes(path.read_bytes().replace(b'"schema": 3', b'"schema": 99'))
+    path.write_bytes(path.read_bytes().replace(f'"schema": {SCHEMA}'.encode(), b'"schema": 99'))
     with raises(NotComparable, "schema-mismatch", mentions=["99"]):
         html.render(folder)
 

@@ -19,6 +19,7 @@ from heredity import stats
 from heredity.core.files import Rows, write_atomic
 from heredity.core.records import Estimate, Record
 from heredity.core.sanitize import label
+from heredity.core.sections import TextTable
 from heredity.study import plan as plans
 from heredity.study import wording
 from heredity.study.estimates import Estimates, Table2x2
@@ -28,7 +29,7 @@ from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Grid, Plan
 from heredity.study.storage import open_verdicts
-from heredity.study.wording import TextTable, interval, p_words, percent, points, points_interval
+from heredity.study.wording import interval, p_words, percent, points, points_interval
 
 FILE = "agreement.json"
 OWN = "heredity"  # the judge that the study itself used

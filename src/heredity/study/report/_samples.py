@@ -4,7 +4,7 @@ Promises: the sample is random, seeded by the study's digest, and drawn before a
 can choose convenient ones. Memory is one byte per row, in two passes over the file. Rows of another
 application or plan are refused.
 The quoted breach is of the model and technique that the advice names, if one was drawn. Of each technique,
-the breach that is shown first is one that nobody doubts (severity.breach_order).
+the breach that is shown first is one that nobody doubts (outcomes.breach_order).
 Leaves to others: verdicts (redteam/judges/), marks (study/marks.py) and layout (the template).
 """
 
@@ -25,8 +25,8 @@ from heredity.core.sanitize import Shown, label, shown
 from heredity.study.advice import Advice
 from heredity.study.legacy import RowsFromSchema1
 from heredity.study.marks import Piece, with_evidence
+from heredity.study.outcomes import breach_order
 from heredity.study.plan import Grid, Plan
-from heredity.study.severity import breach_order
 from heredity.study.storage import RESPONSES, VERDICTS
 from heredity.study.turns import new_parts
 

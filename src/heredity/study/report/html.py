@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cache
+from itertools import starmap
 from pathlib import Path
 
 import jinja2
@@ -17,6 +18,7 @@ from markupsafe import Markup
 
 from heredity.core import files
 from heredity.core.sanitize import label, shown
+from heredity.core.sections import TextTable
 from heredity.core.version import __version__
 from heredity.study import (
     advice,
@@ -24,30 +26,38 @@ from heredity.study import (
     aggregate,
     decision,
     declared_words,
-    guard_words,
     importers,
     inherited_words,
-    retrieved_words,
     templates,
-    tool_words,
     wording,
 )
+from heredity.study.estimates import Estimates
+from heredity.study.findings.protocols import sections
 from heredity.study.marks import with_tokens
 from heredity.study.outcomes import MANNERS
-from heredity.study.report import _effort, _harm
+from heredity.study.report._pairs import span
 from heredity.study.report._samples import draw
 from heredity.study.report._view import View
 from heredity.study.report.figures import charts
+from heredity.study.report.figures.curve import CurvePoint, CurveSeries, curve
 from heredity.study.turns import role_word, turns
 
 _FOLDER = Path(__file__).parent
+
+
+def _curve_figure(table: TextTable, estimates: Estimates) -> Markup:
+    """The curves of a section's table as SVG."""
+    lines, by_model = [], table.figure.by_model if table.figure is not None else {}
+    for order, card in enumerate(estimates.models):
+        shares = {k: share for k, each in by_model.get(card.id, {}).items() if (share := span(each))}
+        if shares:
+            lines.append(CurveSeries(order, tuple(starmap(CurvePoint, shares.items()))))
+    return curve(lines, f"{table.title}; the table next to it has the numbers")
+
+
 _WORDS = {  # modules whose functions the template calls
     "declared": declared_words,
-    "effort": _effort,
-    "harm": _harm,
     "inherited": inherited_words,
-    "retrieval": retrieved_words,
-    "tools": tool_words,
 }
 _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "attack_name": wording.attack_name,
@@ -57,10 +67,9 @@ _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "axis": charts.axis,
     "bare": wording.bare,
     "cost_words": wording.cost_words,
+    "curve_figure": _curve_figure,
     "counted": wording.counted,
     "failed": wording.failed,
-    "guard_tables": guard_words.guard_tables,
-    "guards_sentence": guard_words.guards_sentence,
     "interval": wording.interval,
     "manners": MANNERS,
     "min_n": advice.MIN_N,
@@ -105,6 +114,7 @@ def render(folder: Path, with_text: bool = True, is_full: bool = False) -> str:
     is_recorded = study.estimates.is_recorded
     return _template().render(
         view=view,
+        sections=sections(study),
         agents=agent_tasks.tables(folder) if is_recorded else [],
         agents_claim=agent_tasks.CLAIM,
         beside=importers.judge_tables(folder, study.estimates) if is_recorded else [],

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from heredity.core import files
-from heredity.core.records import Estimate
+from heredity.core.records import Estimate, Record
 from heredity.study import aggregate, decision, wording
 from heredity.study.decision import CostedModel
 from heredity.study.estimands import Multiverse, MultiverseCell
@@ -22,16 +22,13 @@ from heredity.study.estimates import (
     Competence,
     Estimates,
     Inheritance,
-    InstructionUse,
     ModelPair,
     Rate,
-    RetrievedBreaches,
     SeedGroup,
-    SeverityRate,
-    ToolCallCounts,
     UnpromptedRate,
     UsefulRate,
 )
+from heredity.study.findings.protocols import every_finding
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
@@ -63,6 +60,8 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
             )
         ],
     } | _by_model(study.estimates, called)
+    findings = {each.NAME: study.estimates.rows(each.NAME, each.Row) for each in every_finding()}
+    document["findings"] = {name: _finding(rows, called) for name, rows in findings.items() if rows}
     if (found := decision.recommendation(folder)) is not None:
         document["recommendation"] = {
             "costs": msgspec.structs.asdict(found.costs),
@@ -79,28 +78,7 @@ def _by_model(found: Estimates, called: dict[str, str]) -> dict[str, Any]:
         "competence": [_of_model(row, called) for row in found.competence],
         "unprompted": [_of_model(row, called) for row in found.unprompted],
         "useful": [_of_model(row, called) for row in found.useful],
-        "severities": [_of_model(row, called) for row in found.severities],
-        "retrieved": [_of_shares(row, called) for row in found.retrieved],
-        "hidden": [_of_shares(row, called) for row in found.hidden],
-        "tool_calls": _tool_calls(found.tool_calls, called),
     }
-
-
-def _tool_calls(found: Sequence[ToolCallCounts], called: dict[str, str]) -> list[dict[str, object]]:
-    """The calls of tools as rows, with a column for each error code of any of them."""
-    codes = sorted({code for each in found for code in each.errors})
-    return [
-        {
-            "model": called.get(each.model, ""),
-            "model_id": each.model,
-            "n_calls": each.n_calls,
-            "n_recorded": each.n_recorded,
-            "n_trials": each.n_trials,
-            "n_failed": each.n_failed,
-        }
-        | {f"n_{code.replace('-', '_')}": each.errors.get(code, 0) for code in codes}
-        for each in found
-    ]
 
 
 def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
@@ -182,24 +160,36 @@ def _cell(cell: MultiverseCell, found: Multiverse, called: dict[str, str]) -> di
     return row | _flat("difference_", cell.difference)
 
 
-def _of_model(
-    record: Competence | UnpromptedRate | UsefulRate | SeverityRate, called: dict[str, str]
-) -> dict[str, object]:
+def _of_model(record: Competence | UnpromptedRate | UsefulRate, called: dict[str, str]) -> dict[str, object]:
     """A record about one model as a row; the fields of its estimate have no prefix."""
     row: dict[str, object] = {"model": called.get(record.model, ""), "model_id": record.model}
     fields = msgspec.structs.asdict(record)
     return row | {k: fields[k] for k in fields if k not in ("model", "estimate")} | _flat("", record.estimate)
 
 
-def _of_shares(row: RetrievedBreaches | InstructionUse, called: dict[str, str]) -> dict[str, object]:
-    """A record with several estimates as a row: the fields of each have its name as prefix."""
-    found: dict[str, object] = {"model": called.get(row.model, ""), "model_id": row.model}
+def _finding(rows: Sequence[Record], called: dict[str, str]) -> list[dict[str, object]]:
+    """Rows of a finding without nesting, all with the same columns; a model has its name beside its id.
+
+    The fields of an estimate have its name as prefix, but those of `estimate` have none. Counts by name are
+    columns `n_NAME`, as the errors of tools.
+    """
+    flat = [_finding_row(row, called) for row in rows]
+    columns = dict.fromkeys(name for row in flat for name in row)
+    return [{name: row.get(name, 0) for name in columns} for row in flat]
+
+
+def _finding_row(row: Record, called: dict[str, str]) -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in msgspec.structs.asdict(row).items():
-        if isinstance(value, Estimate):
-            found |= _flat(f"{name}_", value)
-        elif name != "model":
-            found[name] = value
-    return found
+        if name == "model":
+            flat |= {"model": called.get(value, ""), "model_id": value}
+        elif isinstance(value, Estimate):
+            flat |= _flat("" if name == "estimate" else f"{name}_", value)
+        elif isinstance(value, dict):
+            flat |= {f"n_{key.replace('-', '_')}": n for key, n in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _flat(prefix: str, estimate: Estimate | None) -> dict[str, Any]:

@@ -14,20 +14,17 @@ from pathlib import Path
 from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plural
+from heredity.core.sections import Cell, ModelName, TextTable, TrialLink
 from heredity.study import agent_tasks, aggregate, decision, importers
 from heredity.study.declared_words import declared_lines, n_planned
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate, SeverityRate
-from heredity.study.guard_words import guard_tables
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate
+from heredity.study.findings.protocols import sections
 from heredity.study.inherited_words import inheritance_tables, seeds_tables
 from heredity.study.plan import ForecastRow
-from heredity.study.report import _effort, _harm
 from heredity.study.report._robustness import AnalysisCell
 from heredity.study.report._view import View
-from heredity.study.retrieved_words import hidden_tables, retrieved_tables
-from heredity.study.tool_words import tool_tables
 from heredity.study.wording import (
     SCOPE_NAMES,
-    TextTable,
     attack_name,
     cost_words,
     interval,
@@ -54,7 +51,7 @@ def render(folder: Path) -> str:
     """The summary itself."""
     study = aggregate.read_study(folder)
     grids = [
-        *guard_tables(study.estimates),
+        *(table for section in sections(study) for table in section.tables if not table.summary),
         *inheritance_tables(study.estimates),
         *seeds_tables(study.estimates),
     ]
@@ -83,8 +80,6 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     if e.counts_refusals("breach", JUDGED):
         yield "Where a judge decides, it is that of answers that do not refuse, unclear ones included.\n"
     yield from _rates(view, "breach")
-    yield from _severity_lines(view)
-    yield from _retrieved_lines(view)
     if view.has_twins:
         yield "\n### Over-refusal rate\n"
         yield from _rates(view, "over_refusal")
@@ -92,7 +87,6 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     if view.attacks():
         yield "\n### By attack\n"
         yield from _by_attack(view)
-    yield from _effort_lines(view)
     yield from _technique_lines(view)
     pairs = view.pairs("breach") + view.pairs("over_refusal")
     if pairs:
@@ -103,9 +97,9 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     yield from _competence_lines(view)
     yield from _panel_lines(view)
     for grid in grids:
-        yield f"\n### {grid.title}\n"
-        yield from _head([plain(cell) for cell in grid.head])
-        yield from (_row([plain(cell, 120) for cell in row]) for row in grid.rows)
+        yield f"\n### {plain(grid.title, 120)}\n"
+        yield from _head([_text(cell) for cell in grid.head])
+        yield from (_row([_text(cell) for cell in row]) for row in grid.rows)
     yield from _declared(view)
     yield from (f"\n{plain(line, 600)}\n" for line in view.accounts)
     yield from _decision_lines(view)
@@ -113,6 +107,17 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
         f"\n{percent(e.confidence)} intervals; {plural(n_planned(e), 'trial')}. Application "
         f"{plain(e.application.name)} {plain(e.application.digest, 13)}, study {plain(e.study, 13)}."
     )
+
+
+def _text(cell: Cell) -> str:
+    """A cell of a section's table as Markdown."""
+    if isinstance(cell, str | ModelName):
+        text = cell if isinstance(cell, str) else cell.name
+        return plain(text.replace("\n", ", "), 120)
+    if isinstance(cell, TrialLink):
+        return str(cell.trial)
+    share = f"**{percent(cell.estimate.value)}** {cell.n_counted}/{cell.estimate.n}"
+    return f"{share} ({interval(cell.estimate)}){f', {plain(cell.note)}' if cell.note else ''}"
 
 
 def _declared(view: View) -> Iterator[str]:
@@ -172,35 +177,6 @@ def _rates(view: View, measure: Measure) -> Iterator[str]:
         yield _row([f"**{title}**" if is_sum else title, *cells])
 
 
-def _retrieved_lines(view: View) -> Iterator[str]:
-    """Breaches by whether a passage was retrieved, outcomes of hidden instructions, and calls of tools."""
-    e = view.estimates
-    for table in (*retrieved_tables(e), *hidden_tables(e), *tool_tables(e)):
-        yield f"\n### {table.title}\n"
-        yield from _head(list(table.head))
-        yield from (_row([plain(cell) for cell in row]) for row in table.rows)
-
-
-def _severity_lines(view: View) -> Iterator[str]:
-    """Breaches by the severity of their harm, the worst first."""
-    rows = _harm.severity_rows(view.estimates)
-    if not rows:
-        return
-    yield "\n### Breaches by severity\n"
-    models = (plain(view.names[card.id]) for card in view.estimates.models)
-    yield from _head(["severity", "breaches", *models])
-    for row in rows:
-        yield _row([row.title, row.scope, *map(_severity_cell, row.cells)])
-
-
-def _severity_cell(found: SeverityRate | None) -> str:
-    if found is None:
-        return "not asked"
-    share = f"**{percent(found.estimate.value)}** {found.n_broke}/{found.estimate.n}"
-    tools = f", {found.n_with_tools} with tools" if found.n_with_tools else ""
-    return f"{share} ({interval(found.estimate)}){tools}"
-
-
 def _useful_lines(view: View) -> Iterator[str]:
     """The share of benign twins that each model answered usefully."""
     rows = view.estimates.useful
@@ -223,26 +199,6 @@ def _by_attack(view: View) -> Iterator[str]:
             rates = (view.rate(model, strand.scope, strand.measure, attack) for model in models)
             cells = [_cell(view, rate) for rate in rates]
             yield _row([f"{strand.title}, {plain(attack_name(attack, view.estimates.attacks))}", *cells])
-
-
-def _effort_lines(view: View) -> Iterator[str]:
-    """Queries and tokens per breach; success within k tries if there were several."""
-    e = view.estimates
-    models = [plain(view.names[card.id]) for card in e.models]
-    if rows := _effort.cost_rows(e):
-        yield "\n### What a breach takes\n"
-        yield from _head(["per breach", *models])
-        for row in rows:
-            cells = ["not asked" if c is None else ", ".join(_effort.lines(c, e)) for c in row.cells]
-            yield _row([f"{row.scope}, {plain(attack_name(row.attack, e.attacks))}", *cells])
-    for curves in _effort.curve_rows(e):
-        shown = plain(attack_name(curves.attack, e.attacks))
-        yield f"\n### Within k tries: {curves.scope.lower()}, {shown}\n"
-        yield from _head(["tries", *(plain(view.names[c.model]) for c in curves.curves)])
-        for k in curves.ks:
-            points = [_effort.at(curve, k) for curve in curves.curves]
-            cells = ["" if p is None else f"{percent(p.value)} ({interval(p)}), n {p.n}" for p in points]
-            yield _row([str(k), *cells])
 
 
 def _cell(view: View, rate: Rate | None) -> str:

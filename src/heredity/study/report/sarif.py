@@ -23,7 +23,7 @@ from heredity.core.records import Probe, digest
 from heredity.core.sanitize import label
 from heredity.core.version import __version__
 from heredity.study import aggregate, wording
-from heredity.study.aggregate import RecordedStudy
+from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.intervals import Intervals
 from heredity.study.plan import PLAN, Plan, declared_analysis
 from heredity.study.report._rows import chosen_names

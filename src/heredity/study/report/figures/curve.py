@@ -1,7 +1,7 @@
 """Success within k tries as a figure: tries across, doubling; the share of probes broken up.
 
 Promises: as charts.py: no script, no style of its own, a text equivalent, one shape a model.
-Leaves to others: the numbers (study/attack_cost.py) and which curves to draw (_effort.py).
+Leaves to others: the numbers and which curves to draw (study/findings/tries.py).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from heredity.engines.protocols import Engine
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.study import aggregate
-from heredity.study.guard_words import guard_lines, guard_tables, guards_sentence
+from heredity.study.findings.guards import GuardedAnswers, guards_sentence
 from heredity.study.plan import PlannedModel, read_plan, write_plan
 from heredity.study.report import csv, html, markdown
 from heredity.study.result import Result
@@ -26,6 +26,7 @@ from heredity.study.storage import VERDICTS
 from heredity.study.study import Study
 from heredity.study.workers.start import Workers
 from tests.support.errors import raises
+from tests.support.findings import section
 from tests.support.guard_models import LlamaGuard
 from tests.support.studies import APPLICATION, SECRET, by_index, drop_circumstances, plan, probes
 
@@ -105,22 +106,29 @@ def test_a_guard_stops_what_it_is_for_and_nothing_else(place: Path) -> None:
 
 
 def test_the_report_says_what_each_buys_and_costs(place: Path) -> None:
-    found = aggregate.read_study(place).estimates
-    (table,) = guard_tables(found)
+    plan, found = aggregate.read_study(place)
+    shown, counts = section(plan, found, "guards"), found.rows("guards", GuardedAnswers)
+    assert shown is not None
+    (table,) = shown.tables
     assert [row[1] for row in table.rows] == ["secrets", "tools", "secrets+tools"]
-    assert all(row[-1].endswith(" s an answer") for row in table.rows)
+    assert all(str(row[-1]).endswith(" s an answer") for row in table.rows)
     assert [row[-2] for row in table.rows] == ["10 of 110", "10 of 80", "20 of 80"]
-    failed = msgspec.structs.replace(found.guarded[0], n_failed_open=3, n_failed_closed=2)
-    (said, *_) = guard_tables(msgspec.structs.replace(found, guarded=(failed,)))[0].rows
-    assert said[-2] == "10 of 110; a guard failed open in 3; a guard failed and blocked in 2"
-    by_guard = [row.by_guard for row in found.guarded]
+    failed = msgspec.structs.replace(counts[0], n_failed_open=3, n_failed_closed=2)
+    with_failures = msgspec.structs.replace(found, findings={"guards": [msgspec.to_builtins(failed)]})
+    changed = section(plan, with_failures, "guards")
+    assert (
+        changed is not None
+        and changed.tables[0].rows[0][-2]
+        == "10 of 110; a guard failed open in 3; a guard failed and blocked in 2"
+    )
+    by_guard = [row.by_guard for row in counts]
     assert by_guard == [{"secrets": 10}, {"tools": 10}, {"secrets": 10, "tools": 10}]
-    assert table.rows[2][2].startswith("fewer; ")
+    assert str(table.rows[2][2]).startswith("fewer; ")
     sentence = guards_sentence(found)
     assert "Of 3 guarded models" in sentence and "(scripted:helpful+secrets+tools)" in sentence
     assert "What guards buy and cost" in markdown.render(place)
     assert "What guards buy and cost" in html.write(place, place / "page.html").read_text()
-    assert len(guard_lines(found)) == 3
+    assert len(shown.sentences) == 3
     headline = Result(place, found).estimates
     assert headline.edges and all(edge.is_of_guard for edge in headline.edges)
 
@@ -138,8 +146,8 @@ def test_the_table_of_rows_has_the_findings_and_what_was_withheld(place: Path, t
 def test_a_study_without_guards_has_no_such_table(tmp_path: Path) -> None:
     made = study(tmp_path / "study")
     made.run()
-    found = aggregate.read_study(tmp_path / "study").estimates
-    assert not guard_tables(found) and not guards_sentence(found)
+    plan, found = aggregate.read_study(tmp_path / "study")
+    assert section(plan, found, "guards") is None and not guards_sentence(found)
     assert b'"guards"' not in (tmp_path / "study" / "plan.json").read_bytes()
 
 
@@ -229,8 +237,8 @@ def test_a_cached_answer_has_the_findings_of_its_own_question(tmp_path: Path) ->
             engine_loader=lambda _: Worth(), store=store,
         ).run()  # fmt: skip
         rows.append({i: row.exchanges for i, row in by_index(tmp_path / name).items()})
-        (table, *_) = guard_tables(aggregate.read_study(tmp_path / name).estimates)
-        assert [row[-2] for row in table.rows] == ["4 of 4", "1 of 7"]
+        shown = section(*aggregate.read_study(tmp_path / name), "guards")
+        assert shown is not None and [row[-2] for row in shown.tables[0].rows] == ["4 of 4", "1 of 7"]
     assert rows[0] == rows[1]
     notes = {exchange.guarded for row in rows[0].values() for exchange in row}
     assert {note for some in notes for note in some or ()} >= {
@@ -275,10 +283,11 @@ def test_a_guard_model_is_loaded_once_for_all_models_and_its_effect_and_time_are
     guard = LlamaGuard(word=SECRET)
     guarded_by_a_model(tmp_path / "study", guard).run()
     assert guard.n_loaded == 1 and guard.is_closed and max(guard.batches) > 1
-    found = aggregate.read_study(tmp_path / "study").estimates
-    (table,) = guard_tables(found)
-    assert [row[1] for row in table.rows] == ["watch", "watch"]
-    assert all(row[-2].startswith("10 of ") and row[-1].endswith(" s an answer") for row in table.rows)
+    shown = section(*aggregate.read_study(tmp_path / "study"), "guards")
+    assert shown is not None
+    rows = [[*map(str, row)] for row in shown.tables[0].rows]
+    assert [row[1] for row in rows] == ["watch", "watch"]
+    assert all(row[-2].startswith("10 of ") and row[-1].endswith(" s an answer") for row in rows)
     notes = {e.guarded for row in by_index(tmp_path / "study").values() for e in row.exchanges if e.guarded}
     assert notes == {("watch: 1.00 S9 Indiscriminate Weapons",)}
     behind = read_plan(tmp_path / "study").models[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as stdlib_json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,13 +14,15 @@ import heredity as h
 from heredity.application.tools import is_answered_by
 from heredity.cli import _findings
 from heredity.core.records import Probe
+from heredity.core.sections import Section
 from heredity.redteam import probes
 from heredity.redteam.hidden_instructions import HiddenInstruction
 from heredity.study import aggregate
-from heredity.study.estimates import InstructionUse
+from heredity.study.findings import hidden_instructions
+from heredity.study.findings.hidden_instructions import InstructionUse
+from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown
-from heredity.study.retrieved_words import hidden_lines, hidden_tables
 from heredity.study.storage import write_estimates
 from tests.support import studies
 
@@ -39,10 +42,20 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> h.Result:
     ).run()  # fmt: skip
 
 
+def uses(result: h.Result) -> tuple[InstructionUse, ...]:
+    return result.estimates.rows("hidden_instructions", InstructionUse)
+
+
+def section(result: h.Result, rows: Sequence[InstructionUse]) -> Section:
+    shown = hidden_instructions.show(rows, RecordedStudy(read_plan(result.folder), result.estimates))
+    assert shown is not None
+    return shown
+
+
 def row(result: h.Result, model: str, technique: str, attack: str = "all") -> InstructionUse:
     (card,) = (card.id for card in result.estimates.models if card.name == model)
     (found,) = (
-        each for each in result.estimates.hidden
+        each for each in uses(result)
         if (each.model, each.technique, each.attack) == (card, technique, attack)
     )  # fmt: skip
     return found
@@ -98,7 +111,7 @@ def test_the_three_outcomes_differ_between_models(result: h.Result) -> None:
 
 
 def test_only_techniques_that_hide_instructions_in_data_have_rows(result: h.Result) -> None:
-    assert {each.technique for each in result.estimates.hidden} == {
+    assert {each.technique for each in uses(result)} == {
         "judge_free", "passage_injection", "tool_injection",
     }  # fmt: skip
 
@@ -106,31 +119,32 @@ def test_only_techniques_that_hide_instructions_in_data_have_rows(result: h.Resu
 def test_report_terminal_and_json_have_them(
     result: h.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (table,) = hidden_tables(result.estimates)
-    assert len(table.rows) == len(result.estimates.hidden) == 3 * 2 * 3
+    (table,) = section(result, uses(result)).tables
+    assert len(table.rows) == len(uses(result)) == 3 * 2 * 3
     assert "Instructions hidden in data" in html.render(result.folder)
     assert "### Instructions hidden in data" in markdown.render(result.folder)
     _findings.show(result.estimates, read_plan(result.folder), result.folder, is_full=True)
     assert "used as data" in " ".join(capsys.readouterr().out.split())
-    rows = stdlib_json.loads(json.write(result.folder, tmp_path / "flat.json").read_bytes())["hidden"]
+    flat = stdlib_json.loads(json.write(result.folder, tmp_path / "flat.json").read_bytes())
+    rows = flat["findings"]["hidden_instructions"]
     assert {"executed_value", "used_low", "ignored_n", "n_unclear", "attack"} <= rows[0].keys()
 
 
-def test_estimates_of_a_release_that_did_not_class_them_are_read(result: h.Result, tmp_path: Path) -> None:
-    folder = shutil.copytree(result.folder, tmp_path / "older")
-    write_estimates(folder, msgspec.structs.replace(result.estimates, hidden=()))
-    assert aggregate.read_study(folder).estimates.hidden == ()
+def test_estimates_without_a_finding_or_with_that_of_a_plug_in_are_read(
+    result: h.Result, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(result.folder, tmp_path / "other")
+    other = {"of_a_plug_in": [{"model": "m", "n": 3}]}
+    write_estimates(folder, msgspec.structs.replace(result.estimates, findings=other))
+    assert aggregate.read_study(folder).estimates.findings == other
 
 
 def test_the_terminal_has_no_sentence_of_a_model_without_such_trials(result: h.Result) -> None:
-    found = result.estimates
-    said = hidden_lines(found)
-    none = msgspec.structs.replace(found.hidden[0].executed, value=None, n=0)
-    assert said and all("instructions in data" in line for line in said)
-    first = found.models[0].id
-    rows = [
-        msgspec.structs.replace(each, executed=none) if each.model == first else each for each in found.hidden
-    ]
-    assert hidden_lines(msgspec.structs.replace(found, hidden=tuple(rows))) == [
-        line for line in said if not line.startswith(found.models[0].name)
-    ]
+    rows, first = uses(result), result.estimates.models[0]
+    sentences = section(result, rows).sentences
+    assert sentences and all("instructions in data" in line for line in sentences)
+    none = msgspec.structs.replace(rows[0].executed, value=None, n=0)
+    rest = [msgspec.structs.replace(r, executed=none) if r.model == first.id else r for r in rows]
+    assert section(result, rest).sentences == tuple(
+        line for line in sentences if not line.startswith(first.name)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as stdlib_json
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -14,12 +13,11 @@ from heredity.application.retrieval.build import build
 from heredity.application.spec import Application
 from heredity.cli import _findings
 from heredity.core.errors import UnknownName
-from heredity.study import aggregate
 from heredity.study.estimates import JUDGE_FREE
+from heredity.study.findings import retrieval
+from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown
-from heredity.study.retrieved_words import retrieved_tables
-from heredity.study.storage import write_estimates
 from tests.support import studies
 from tests.support.errors import raises
 
@@ -90,30 +88,29 @@ def test_behind_the_guard_nothing_was_retrieved(result: h.Result) -> None:
 def test_report_terminal_and_json_have_them(
     result: h.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (table,) = retrieved_tables(result.estimates)
-    assert len(table.rows) == len(result.estimates.retrieved) == 2 * 4 * 3
-    assert "50\u00a0% (" in table.rows[0][3] and ", n 32" in table.rows[0][3]
+    rows = result.estimates.rows(retrieval.NAME, retrieval.Row)
+    shown = retrieval.show(rows, RecordedStudy(read_plan(result.folder), result.estimates))
+    assert shown is not None
+    (table,) = shown.tables
+    assert len(table.rows) == len(rows) == 2 * 4 * 3
+    share, obeyed = str(table.rows[0][3]), str(table.rows[0][4])
+    assert "50\u00a0% (" in share and ", n 32" in share
     page = html.render(result.folder)
     assert "Retrieved, and then broke" in page and "Obeying is the model" in page
-    assert table.rows[0][4].replace("\u00a0", " ") in page.replace("\u00a0", " ")
+    assert obeyed.replace("\u00a0", " ") in page.replace("\u00a0", " ")
     assert "### Retrieved, and then broke" in markdown.render(result.folder)
     _findings.show(result.estimates, read_plan(result.folder), result.folder, is_full=True)
     assert "Broke if retrieved" in " ".join(capsys.readouterr().out.split())
-    rows = stdlib_json.loads(json.write(result.folder, tmp_path / "flat.json").read_bytes())["retrieved"]
-    assert rows[0]["technique"] == JUDGE_FREE and rows[0]["retrieved_n"] == 32
-    assert rows[0]["obeyed_value"] == result.retrieved("scripted:mixed").obeyed.value
+    flat = stdlib_json.loads(json.write(result.folder, tmp_path / "flat.json").read_bytes())
+    (first, *_) = flat["findings"]["retrieval"]
+    assert first["technique"] == JUDGE_FREE and first["retrieved_n"] == 32
+    assert first["obeyed_value"] == result.retrieved("scripted:mixed").obeyed.value
 
 
 def test_a_study_without_retrieval_has_none(tmp_path: Path) -> None:
     result = studies.study(tmp_path / "plain", studies.plan(n=1, samples=1)).run()
-    assert result.estimates.retrieved == () and retrieved_tables(result.estimates) == []
+    assert "retrieval" not in result.estimates.findings
     page = html.render(result.folder)
-    assert "Retrieved, and then broke" not in page and 'id="retrieved"' not in page
+    assert "Retrieved, and then broke" not in page and 'id="retrieval"' not in page
     with raises(UnknownName, "unknown-rate"):
         result.retrieved("scripted:mixed")
-
-
-def test_estimates_of_a_release_that_did_not_split_are_read(result: h.Result, tmp_path: Path) -> None:
-    folder = shutil.copytree(result.folder, tmp_path / "older")
-    write_estimates(folder, msgspec.structs.replace(result.estimates, retrieved=()))
-    assert aggregate.read_study(folder).estimates.retrieved == ()

@@ -27,16 +27,17 @@ from heredity.core.records import (
     Verdict,
 )
 from heredity.lineage.types import Grown
-from heredity.study.plan import write_plan
+from heredity.study.findings.tools import ToolCallCounts
+from heredity.study.plan import read_plan, write_plan
 from heredity.study.report import html, json, markdown
 from heredity.study.shards import StudyPart
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
-from heredity.study.tool_words import tool_lines
 from heredity.study.workers import start
 from heredity.study.workers.start import Workers
 from tests.support import running_tools as given
 from tests.support.errors import raises
+from tests.support.findings import section
 from tests.support.studies import Recorder, by_index, plan, responses
 from tests.support.worker_threads import ThreadPool
 
@@ -235,21 +236,20 @@ def test_failed_calls_are_summed_by_model_and_error_and_reports_name_them(tmp_pa
     folder = tmp_path / "study"
     wrong, raised = probe("wrong", "CALL lookup {}"), probe("raised", "CALL fail {}")
     made(folder, CLOCK, probe("again", "CALL clock {}"), wrong, raised).run()
-    found = read_estimates(folder).tool_calls
+    found = read_estimates(folder).rows("tools", ToolCallCounts)
     assert [(each.n_calls, each.n_recorded, each.n_failed, each.n_trials) for each in found] == [
         (4, 1, 2, 2), (4, 3, 2, 2),
     ]  # fmt: skip
     assert found[1].errors == {"arguments-invalid": 1, "tool-raised": 1}
-    flat = msgspec.json.decode(json.write(folder, tmp_path / "flat.json").read_bytes())["tool_calls"]
+    flat = msgspec.json.decode(json.write(folder, tmp_path / "flat.json").read_bytes())["findings"]["tools"]
     assert [(row["n_failed"], row["n_tool_raised"]) for row in flat] == [(2, 1), (2, 1)]
     words = "1 arguments refused, 1 raised an error"
     for report, name in ((markdown, "a.md"), (html, "a.html")):
         text = report.write(folder, tmp_path / name).read_text("utf-8")
         assert "Calls of tools" in text and words in text
-    assert any(
-        f"2 of 4 tool calls failed, in 2 trials ({words})" in line
-        for line in tool_lines(read_estimates(folder))
-    )
+    shown = section(read_plan(folder), read_estimates(folder), "tools")
+    assert shown is not None
+    assert any(f"2 of 4 tool calls failed, in 2 trials ({words})" in line for line in shown.sentences)
 
 
 def test_an_injection_in_a_result_or_a_description_breaks_on_the_trace_and_the_state(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from heredity.core.records import Estimate
 from heredity.study import storage
-from heredity.study.report import _effort, html, markdown
+from heredity.study.findings.cost import Cost, cost_lines, per_breach_words
+from heredity.study.findings.tries import AsrPoint
+from heredity.study.report import html, markdown
 from heredity.study.report.figures import curve as _curve
 from heredity.study.report.figures.charts import Span
 from tests.study.report.test_html import assert_is_clean
@@ -26,24 +28,23 @@ def several(tmp_path_factory) -> Path:
 def test_the_page_has_a_cost_for_every_attack_and_model_and_stays_clean(several: Path) -> None:
     page = html.render(several)
     assert_is_clean(page)
-    section = page[page.index('id="effort"') : page.index('id="decision"')]
-    found = storage.read_estimates(several)
-    assert section.count(" broke</small>") == len(found.costs) == 2 * 2 * 2
-    for cost in found.costs:
-        assert _effort.per_breach(cost.queries_per_breach) in section
+    section = page[page.index('id="cost"') : page.index('id="decision"')]
+    costs = storage.read_estimates(several).rows("cost", Cost)
+    assert section.count(" broke</td>") == len(costs) == 2 * 2 * 2
+    for cost in costs:
+        assert per_breach_words(cost.queries_per_breach) in section
 
 
 def test_the_page_draws_a_curve_for_every_attack_and_says_its_numbers(several: Path) -> None:
-    page, found = html.render(several), storage.read_estimates(several)
-    assert page.count('class="plane curve"') == len(_effort.curve_rows(found)) == 4
-    for curve in found.curves:
-        assert [reach.k for reach in curve.points] == [1, 2, 4]
-    assert 'href="#effort"' in page
+    page, rows = html.render(several), storage.read_estimates(several).rows("tries", AsrPoint)
+    cells = {(row.technique, row.attack) for row in rows}
+    assert page.count('class="plane curve"') == len(cells) == 4
+    assert {row.k for row in rows} == {1, 2, 4} and 'id="tries"' in page
 
 
 def test_one_sample_has_costs_and_no_curve(tmp_path: Path) -> None:
     page = html.render(make(tmp_path, plan(n_probes=3)))
-    assert 'id="effort"' in page and "plane curve" not in page
+    assert 'id="cost"' in page and "plane curve" not in page
 
 
 def test_markdown_has_both(several: Path) -> None:
@@ -63,23 +64,24 @@ def test_markdown_has_both(several: Path) -> None:
     ],
 )
 def test_a_cost_is_said_with_its_bounds(estimate, said) -> None:
-    assert _effort.per_breach(estimate) == said
+    assert per_breach_words(estimate) == said
 
 
 def test_attackers_queries_and_money_are_said_where_there_are_any(several: Path) -> None:
     found = storage.read_estimates(several)
     cost = msgspec.structs.replace(
-        found.costs[0], n_attacker_queries=7, attacker_queries_per_breach=Estimate(3.5, 2.0, 9.0, 40, "m"),
+        found.rows("cost", Cost)[0], n_attacker_queries=7,
+        attacker_queries_per_breach=Estimate(3.5, 2.0, 9.0, 40, "m"),
         n_prompt_tokens=9_000, n_tokens=1_000, tokens_per_breach=Estimate(5_000.0, 4_000.0, None, 40, "m"),
     )  # fmt: skip
-    said = _effort.lines(cost, found)
+    said = cost_lines(cost, found)
     assert said[2:] == ["3.5 (2.0 to 9.0) queries to the attacker"]
     priced = {cost.model: {"price": ["1,11"]}}  # a million tokens of which a tenth are answers: 2
     account = msgspec.structs.replace(found.circumstances, accounts=priced)
     known = msgspec.structs.replace(found, circumstances=account)
-    assert _effort.lines(cost, known)[3:] == ["0.01 (0.008 to no bound) in money"]
+    assert cost_lines(cost, known)[3:] == ["0.01 (0.008 to no bound) in money"]
     changed = msgspec.structs.replace(account, accounts={cost.model: {"price": ["1,11", "2,11"]}})
-    assert len(_effort.lines(cost, msgspec.structs.replace(found, circumstances=changed))) == 3
+    assert len(cost_lines(cost, msgspec.structs.replace(found, circumstances=changed))) == 3
 
 
 def test_a_curve_rises_and_stays_in_its_picture() -> None:

@@ -1,0 +1,71 @@
+"""What a page shows of a statistic: a claim, sentences and tables, without the look of any format.
+
+Promises: plain values. A share keeps its estimate, so that each format spells it in its own way.
+Leaves to others: computing (study/findings/) and rendering (study/report/, cli/, view/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from heredity.core.records import Estimate
+
+
+class CountedShare(NamedTuple):
+    """`n_counted` of the trials of an estimate. note: a few words behind it, such as `2 with tools`."""
+
+    estimate: Estimate
+    n_counted: int
+    note: str = ""
+
+
+class TrialLink(NamedTuple):
+    """The index of a trial; a page links to its conversation."""
+
+    trial: int
+
+
+class ModelName(NamedTuple):
+    """A model of the study by its id and the name that is shown."""
+
+    id: str
+    name: str
+
+
+Cell = str | CountedShare | TrialLink | ModelName  # a line break in a text divides it into lines
+
+
+class Curves(NamedTuple):
+    """A line for each model (id): its estimates at 1, 2, 4, ... tries."""
+
+    by_model: dict[str, dict[int, Estimate]]
+
+
+class TextTable(NamedTuple):
+    """A table of texts and shares, for Markdown, HTML and the terminal.
+
+    summary: not "": the table is a detail. HTML folds it under these words; a summary of the study omits it.
+    claim: how to read it. figure: the same numbers to be drawn.
+    """
+
+    title: str
+    head: Sequence[str | ModelName]
+    rows: Sequence[Sequence[Cell]]
+    summary: str = ""
+    claim: str = ""
+    figure: Curves | None = None
+
+
+class Section(NamedTuple):
+    """A statistic on a page.
+
+    name: that of the finding: its key in estimates.json and its anchor. claim: how to read the tables.
+    sentences: the main rows for a terminal.
+    """
+
+    name: str
+    title: str
+    claim: str
+    tables: tuple[TextTable, ...]
+    sentences: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""Statistics of a study: one file each. See protocols.py."""

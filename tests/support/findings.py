@@ -1,0 +1,37 @@
+"""The rows and the section of one finding of a study."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from heredity.core.records import Record
+from heredity.core.sections import Section
+from heredity.study.estimates import Estimates, Rate
+from heredity.study.findings.protocols import RecordedStudy, StudyEvidence, sections
+from heredity.study.outcomes import JudgedOutcomes, Outcomes
+from heredity.study.plan import Plan
+from heredity.study.storage import RawResponse
+
+Row = TypeVar("Row", bound=Record)
+
+
+def rows_of(
+    compute: Callable[[StudyEvidence], Iterable[Row]],
+    outcomes: Outcomes,
+    responses: Iterable[RawResponse] = (),
+    rates: Sequence[Rate] = (),
+) -> list[Row]:
+    """The rows that a finding computes from these outcomes, responses and rates."""
+    judged = JudgedOutcomes(outcomes, outcomes.codes, {}, {}, None, array("Q"))
+    evidence = StudyEvidence(Path(), judged, rates)
+    rows = compute(evidence)
+    evidence.read(responses)
+    return list(rows)
+
+
+def section(plan: Plan, estimates: Estimates, name: str) -> Section | None:
+    """The section named `name`; None if the study has none."""
+    return next((each for each in sections(RecordedStudy(plan, estimates)) if each.name == name), None)
