@@ -1,26 +1,44 @@
-"""Write docs/reference/cli.md and docs/reference/api.md from the code itself.
+"""Write docs/reference/cli.md and api.md, and the records of formats.md, from the code itself.
 
-    python tools/reference.py            write both
+    python tools/reference.py            write them
     python tools/reference.py --check    exit 1 where a page is not what the code says
 
-Promises: nothing in these pages is written by hand; the same code gives the same bytes.
-Leaves to others: the help texts (click) and the docstrings.
+In formats.md a line `<!-- records: Plan findings/ -->` begins a list of these records and of all that they
+hold, and `<!-- end -->` ends it. `findings/` is every record in a folder of that name. A record is described
+once, by its docstring and its comments.
+
+Promises: nothing else in these pages is written by hand; the same code gives the same bytes.
+Leaves to others: the help texts (click), the docstrings, and the rest of formats.md.
 """
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import inspect
+import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+import tokenize
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER, SOURCE = ROOT / "docs" / "reference", ROOT / "src" / "heredity"
+PAGE = FOLDER / "formats.md"
 NOTE = "<!-- Written by tools/reference.py. Change help texts or docstrings, then run `make reference`. -->\n"
+SHARED = 3  # verbs that take an option, from which on it is described once
+REQUIRED = "required"
+# Of the library: records that it returns and nobody makes.
+RECORDS = {"Record", "records.Record", "msgspec.Struct"}
+ONLY_READ = ("Estimate", "Estimates", "Model", "Response", "Verdict")
 
 
 def cli() -> str:
@@ -28,53 +46,88 @@ def cli() -> str:
     from heredity.cli import SECTIONS, heredity
 
     context = click.Context(heredity, info_name="heredity")
+    sections = {
+        title: [found for verb in verbs for found in _verbs(heredity, verb, context)]
+        for title, verbs in SECTIONS.items()
+    }
+    uses = Counter(_what(param) for verbs in sections.values() for verb in verbs for param in _options(verb))
+    shared = {what: [] for what, n_verbs in uses.items() if n_verbs >= SHARED}
+    for verb in chain(*sections.values()):
+        for param in _options(verb):
+            if _what(param) in shared:
+                shared[_what(param)].append(_default(param, verb))
+    common = {what: Counter(defaults).most_common(1)[0][0] for what, defaults in shared.items()}
     lines = [NOTE, "# Command line", ""]
-    lines += ["Every verb also takes `--help` and `--debug`, which shows the traceback of an error."]
-    lines += ["", "| verb | what it does |", "|---|---|"]
-    for verbs in SECTIONS.values():
-        lines += [f"| [`heredity {verb}`](#heredity-{verb}) | {what} |" for verb, what in verbs.items()]
-    for title, verbs in SECTIONS.items():
+    lines += [
+        "`heredity help VERB` says more about a verb. Every verb takes `--help`, and `--debug`, which shows"
+    ]
+    lines += [
+        "the traceback of an error. A verb names its shared options, with its own default if it has one."
+    ]
+    lines += ["", *_list(f"[{verb}](#heredity-{verb})" for verbs in SECTIONS.values() for verb in verbs)]
+    lines += ["", "## Shared options", "", *(f"- {what}{_with(common[what])}" for what in common)]
+    for title, verbs in sections.items():
         lines += ["", f"## {title}"]
         for verb in verbs:
-            command = heredity.get_command(context, verb)
-            assert command is not None
-            lines += _verb(command, click.Context(command, context, info_name=verb), 3)
+            lines += _verb(verb, common)
     return "\n".join(lines) + "\n"
 
 
-def _verb(command: click.Command, context: click.Context, level: int) -> Iterator[str]:
-    """One verb, and below it the verbs of its own."""
-    usage = " ".join(command.collect_usage_pieces(context))
-    yield from ("", f"{'#' * level} {context.command_path}", "", f"    {context.command_path} {usage}", "")
-    yield _prose(command.help or "")
-    rows = [
-        _option(param, context) for param in command.get_params(context) if isinstance(param, click.Option)
-    ]
-    if rows := [row for row in rows if row]:
-        yield from ("", "| option | what it sets | default |", "|---|---|---|", *rows)
-    if example := getattr(command, "example", ""):
-        yield from ("", "Example:", "", *(f"    {line.strip()}" for line in example.splitlines()))
+def _verbs(group: click.Group, name: str, context: click.Context) -> Iterator[click.Context]:
+    """A verb, and the verbs below it."""
+    command = group.get_command(context, name)
+    assert command is not None
+    verb = click.Context(command, context, info_name=name)
+    yield verb
     if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            below = command.get_command(context, name)
-            assert below is not None
-            yield from _verb(below, click.Context(below, context, info_name=name), level + 1)
+        for below in command.list_commands(verb):
+            yield from _verbs(command, below, verb)
 
 
-def _option(param: click.Option, context: click.Context) -> str:
-    """A row of the table; "" for an option that every verb has."""
-    if param.hidden or param.name == "debug" or "--help" in param.opts:
-        return ""
+def _options(verb: click.Context) -> list[click.Option]:
+    """A verb's options, without those that every verb has."""
+    params = [param for param in verb.command.get_params(verb) if isinstance(param, click.Option)]
+    return [p for p in params if not (p.hidden or p.name == "debug" or "--help" in p.opts)]
+
+
+def _verb(verb: click.Context, common: Mapping[str, str]) -> Iterator[str]:
+    """One verb: its usage, help, options and example. `common`: the shared options with their defaults."""
+    usage = " ".join(verb.command.collect_usage_pieces(verb)).removeprefix("[OPTIONS]").strip()
+    yield from ("", f"{'#' * verb.command_path.count(' ')}## {verb.command_path}", "")
+    yield from ([f"    {verb.command_path} {usage}", ""] if usage else ())
+    yield _prose((verb.command.help or "").partition("\n\n")[0])
+    own = [param for param in _options(verb) if _what(param) not in common]
+    if own:
+        yield from ("", *(f"- {_what(param)}{_with(_default(param, verb))}" for param in own))
+    also = []
+    for param in _options(verb):
+        if _what(param) in common:
+            default = _default(param, verb)
+            differs = f" ({default or 'no default'})" if default != common[_what(param)] else ""
+            also.append(f"`{param.opts[0]}`{differs}")
+    if also:
+        yield from ("", *_list([f"[Shared](#shared-options): {also[0]}", *also[1:]]))
+    if example := getattr(verb.command, "example", ""):
+        yield from ("", *(f"    {line.strip()}" for line in example.splitlines()))
+
+
+def _what(param: click.Option) -> str:
+    """An option's names, the form of its value, and its help."""
     names = ", ".join(f"`{name}`" for name in [*param.opts, *param.secondary_opts])
-    value = "" if param.is_flag else f" `{param.make_metavar(context)}`".replace("|", "\\|")
-    help_text, _, shown = (param.help or "").partition("[default:")
-    default = shown.rstrip("] ") or _default(param, context)
-    return f"| {names}{value} | {_cell(help_text)} | {_cell(default)} |"
+    value = "" if param.is_flag else f" `{param.make_metavar(click.Context(click.Command('')))}`"
+    return f"{names}{value}: {_plain((param.help or '').partition('[default:')[0])}"
+
+
+def _with(default: str) -> str:
+    return " **Required.**" if default == REQUIRED else f" Default: {_plain(default)}." if default else ""
 
 
 def _default(param: click.Option, context: click.Context) -> str:
+    """An option's default in words; "" for none."""
+    if shown := (param.help or "").partition("[default:")[2]:
+        return shown.rstrip("] ")
     if param.is_flag or not param.show_default:
-        return "required" if param.required else ""
+        return REQUIRED if param.required else ""
     if isinstance(param.show_default, str):
         return param.show_default
     found = param.get_default(context, call=False)
@@ -106,43 +159,73 @@ def api() -> str:
     import heredity
 
     names = [name for name in heredity.__all__ if not name.startswith("_")]
-    lines = [NOTE, "# Library", "", "Everything public is in the package itself: `import heredity as h`.", ""]
-    lines += ["| name | what it is |", "|---|---|"]
-    for name in names:
-        paragraph = " ".join(_docstring(getattr(heredity, name)).split("\n\n")[0].split())
-        first, stop, _ = paragraph.partition(". ")
-        lines.append(f"| [`{name}`](#{name.lower()}) | {_cell(first + stop.strip())} |")
+    lines = [NOTE, "# Library", "", "Everything public is in the package itself: `import heredity as h`."]
+    lines += ["A recipe that trains takes the [settings of a training](#settings-of-a-training), with the"]
+    lines += ["defaults shown there or its own. [File formats](formats.md) describes the fields of records."]
+    lines += ["", *_list(f"[{name}](#{name.lower()})" for name in names)]
+    lines += ["", "## Settings of a training", "", *_signature("settings", _ancestor(heredity.Lora), True)]
     for name in names:
         thing = getattr(heredity, name)
-        lines += ["", f"## {name}", "", *_signature(name, thing), "", _docs(thing)]
+        fields = f"[Its fields](formats.md#{name.lower()})."
+        shown = [fields] if name in ONLY_READ else _signature(name, thing)
+        lines += ["", f"## {name}", "", *shown, "", _docs(thing)]
         if inspect.isclass(thing):
-            for method, each in _methods(thing):
-                lines += ["", f"### {name}.{method}", "", *_signature(method, each), "", _docs(each)]
-    return "\n".join(lines) + "\n"
+            members = list(_methods(thing))
+            values = [(method, each) for method, each in members if isinstance(each, property)]
+            lines += ["", *(f"- `{method}`: {_plain(_docstring(each))}" for method, each in values)]
+            for method, each in members:
+                if not isinstance(each, property):
+                    lines += ["", f"### {name}.{method}", "", *_signature(method, each), "", _docs(each)]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def _list(items: Iterable[str]) -> list[str]:
+    """Items with commas between them, in lines of at most 110 characters."""
+    return textwrap.wrap(", ".join(items), 110, break_long_words=False, break_on_hyphens=False)
 
 
 def _methods(thing: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties that the class itself defines and documents."""
+    """Public methods and properties that the class itself defines and documents, but a recipe's `apply`."""
     for name, member in vars(thing).items():
         each = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
         is_shown = inspect.isfunction(each) or isinstance(each, property)
+        is_shown = is_shown and not (name == "apply" and dataclasses.is_dataclass(thing))
         if is_shown and not name.startswith("_") and each.__doc__:
             yield name, each
 
 
-def _signature(name: str, thing: Any) -> list[str]:
-    """The call as it is written, one argument a line where it is long."""
-    if isinstance(thing, property):
-        return ["```python", name, "```"]
+def _ancestor(thing: type) -> type:
+    """The nearest ancestor of a recipe that has fields: the recipes of its sort inherit them."""
+    return next((base for base in thing.__mro__[1:] if dataclasses.is_dataclass(base)), object)
+
+
+def _inherited(thing: Any) -> set[str]:
+    """The names of a recipe's fields that are those of an ancestor, with the same default."""
+    if not (inspect.isclass(thing) and dataclasses.is_dataclass(thing)):
+        return set()
+    base = _ancestor(thing)
+    mine, theirs = (
+        {f.name: f.default for f in dataclasses.fields(each)} if dataclasses.is_dataclass(each) else {}
+        for each in (thing, base)
+    )
+    return {name for name, default in theirs.items() if mine[name] == default}
+
+
+def _signature(name: str, thing: Any, is_whole: bool = False) -> list[str]:
+    """The call as it is written, one argument a line if it is long; of a recipe without what it inherits."""
     try:
         found = inspect.signature(thing)
     except ValueError:
         return []
-    given = [p for p in found.parameters.values() if p.name not in ("self", "cls")]
+    hidden = set() if is_whole else _inherited(thing)
+    given = [p for p in found.parameters.values() if p.name not in {"self", "cls"} | hidden]
+    if hidden & {"lr", "batch_size"}:
+        given.append(inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD))
     shown = [p if p.default is p.empty else p.replace(default=_Shown(p.default)) for p in given]
     text = str(found.replace(parameters=shown))
     text = re.sub(r"ForwardRef\('(.*?)'(?:, module='[^']*')?\)", r"\1", text).replace("'", "")
-    text = re.sub(r"\b(?:heredity|collections|pathlib|typing)\.(?:\w+\.)*", "", text)
+    text = re.sub(r"\b(?:heredity|collections|pathlib|typing|msgspec)\.(?:\w+\.)*", "", text)
+    text = text.removesuffix(" -> None") if inspect.isclass(thing) else text
     if len(name + text) > 100:
         inside, _, after = text[1:].rpartition(")")
         text = "(\n" + "".join(f"    {part},\n" for part in _split(inside)) + ")" + after
@@ -150,7 +233,7 @@ def _signature(name: str, thing: Any) -> list[str]:
 
 
 class _Shown:
-    """A default as it stands in the page: an object's address would be another one each time."""
+    """A default as the page shows it: an object's address would be another one each time."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -184,7 +267,92 @@ def _docs(thing: Any) -> str:
     return "\n\n".join(parts)
 
 
-PAGES = {"cli.md": cli, "api.md": api}
+def formats() -> str:
+    """The page of the files: as it is, with the records in its marked places written again."""
+    records = dict(_records())
+    shown: set[str] = set()
+
+    def rewritten(match: re.Match[str]) -> str:
+        level = re.findall(r"^#+", page[: match.start()], re.MULTILINE)[-1] + "#"
+        names = [each for word in match[2].split() for each in _named(word, records)]
+        lines = [line for name in names for line in _record(name, level, records, shown)]
+        return "\n".join([match[1], *lines]) + "\n<!-- end -->"
+
+    page = re.sub(r"(<!-- records: [\w/ ]+ -->\n).*?(?=<!-- end -->)", r"\1", _read(PAGE), flags=re.DOTALL)
+    return re.sub(r"(<!-- records: ([\w/ ]+) -->)\n.*?<!-- end -->", rewritten, page, flags=re.DOTALL)
+
+
+def _named(word: str, records: Mapping[str, _Struct]) -> list[str]:
+    """A record by its name; of "findings/", every record of the files in a folder of that name."""
+    if not word.endswith("/"):
+        return [word]
+    return [name for name, record in records.items() if record.folder == word[:-1]]
+
+
+class _Struct(NamedTuple):
+    """A record's source: the name of its folder, its class, and the comment of each line that has one."""
+
+    folder: str
+    node: ast.ClassDef
+    comments: Mapping[int, str]
+
+
+def _records() -> Iterator[tuple[str, _Struct]]:
+    """Every record of the package, by its name: read, not imported, so that no module has to be named."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        text = path.read_text("utf-8")
+        if "msgspec" not in text and "Record" not in text:
+            continue
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+        for node in ast.parse(text).body:
+            if not isinstance(node, ast.ClassDef) or any(each.arg == "tag" for each in node.keywords):
+                continue  # a tag is that of a message between processes
+            if {ast.unparse(base) for base in node.bases} & RECORDS:
+                yield node.name, _Struct(path.parent.name, node, comments)
+
+
+def _record(name: str, level: str, records: Mapping[str, _Struct], shown: set[str]) -> Iterator[str]:
+    """A record under a heading of this level, then those that it holds; none that the page has already."""
+    if name in shown:
+        return
+    shown.add(name)
+    _, node, comments = records[name]
+    fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+    rows = _rows(ast.get_docstring(node) or "", {ast.unparse(each.target) for each in fields})
+    yield from ("", f"{level} {name}", "", rows, "")
+    plain: list[str] = []
+    for field in [*fields, None]:
+        comment = comments.get(field.lineno, "") if field else ""
+        comment = "" if comment.startswith(("fmt:", "noqa", "type:")) else comment
+        if plain and (comment or field is None):
+            first, *rest = _list(plain)
+            yield from (f"- {first}", *(f"  {line}" for line in rest))
+            plain = []
+        if field and comment:
+            yield f"- `{ast.unparse(field.target)}`: {_plain(comment)}"
+        elif field and f"`{ast.unparse(field.target)}`" not in rows:
+            plain.append(f"`{ast.unparse(field.target)}`")
+    for field in fields:
+        for inner in re.findall(r"\w+", ast.unparse(field.annotation)):
+            if inner in records:
+                yield from _record(inner, level, records, shown)
+
+
+def _rows(text: str, fields: set[str]) -> str:
+    """A docstring as Markdown, with its rows ("term  what it is", "field: what it is") as a list."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        row = re.match(r"(\w[\w, -]*?)  +(?=\S)(.*)", line) or re.match(r"(\w+): (.*)", line)
+        if row and ("  " in line or row[1] in fields):
+            names = ", ".join(f"`{name}`" if name in fields else name for name in row[1].split(", "))
+            lines.append(f"- {names}: {_plain(row[2])}")
+        else:
+            lines.append(_plain(line))
+    return "\n".join(lines)
+
+
+PAGES = {"cli.md": cli, "api.md": api, "formats.md": formats}
 
 
 def main() -> int:
