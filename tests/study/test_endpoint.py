@@ -16,9 +16,12 @@ from heredity.redteam.judges import Calibration
 from heredity.study import aggregate
 from heredity.study.aggregate import JudgeCorrection
 from heredity.study.comparisons import compare_edges, compare_models
-from heredity.study.competence import UNSTATED, competence_lines
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Rate, Table2x2
 from heredity.study.findings import cost as cost_finding
+from heredity.study.findings import readable
+from heredity.study.findings.readable import UNSTATED, ReadableAnswers
+from heredity.study.findings.unprompted import UnpromptedRate
+from heredity.study.findings.useful import UsefulRate
 from heredity.study.headline import headline
 from heredity.study.intervals import bound_rate
 from heredity.study.outcomes import BROKE, ERROR, UNCLEAR, Outcomes
@@ -153,19 +156,20 @@ def test_unclear_answers_are_counted_by_cause(tmp_path: Path) -> None:
         again.extend(rows)
     found = aggregate.estimate(plan, tmp_path)
     assert found.analysis == Analysis() and found.is_per_attempt
-    first = found.competence[0]
+    first = found.rows("readable", ReadableAnswers)[0]
     assert (first.model, first.technique, first.n, first.n_unclear) == (MODELS[A].id, JUDGE_FREE, 4, 3)
     assert first.causes == {"echo": 2, UNSTATED: 1} and first.n_attempted == 1
     assert (first.estimate.value, first.estimate.n) == (0.25, 4)
     assert next(r for r in found.rates if r.technique == JUDGE_FREE and r.attack == ALL).n_attempted == 1
-    counts = {(row.model[0], row.kind): (row.n_broke, row.estimate.n) for row in found.unprompted}
+    unasked = found.rows("unprompted", UnpromptedRate)
+    counts = {(row.model[0], row.kind): (row.n_broke, row.estimate.n) for row in unasked}
     assert counts == {
         ("a", "breach"): (0, 8),
         ("a", "benign"): (0, 4),
         ("b", "breach"): (1, 8),
         ("b", "benign"): (1, 4),
     }
-    assert {row.check for row in found.unprompted} == {"tool"}
+    assert {row.check for row in unasked} == {"tool"}
     told = "Without being asked to: b called a forbidden tool in 2 trials, 1 of them on a benign twin."
     assert any(line.startswith(told) for line in headline(found).support)
 
@@ -195,13 +199,14 @@ def test_useful_answers_are_a_rate_of_the_twins_that_were_checked_and_stand_in_e
     useful = {4: True, 5: False, 10: False, 16: True, 17: True, 22: True}  # 11 is an error, 23 has no check
     changed_verdicts(tmp_path, {i: {"useful": is_useful} for i, is_useful in useful.items()})
     found = saved(tmp_path, plan)
-    assert [(r.model[0], r.n_useful, r.estimate.n) for r in found.useful] == [("a", 1, 3), ("b", 3, 3)]
-    assert found.useful[0].estimate.value == pytest.approx(1 / 3)
+    rows = found.rows("useful", UsefulRate)
+    assert [(r.model[0], r.n_useful, r.estimate.n) for r in rows] == [("a", 1, 3), ("b", 3, 3)]
+    assert rows[0].estimate.value == pytest.approx(1 / 3)
     (line,) = (line for line in headline(found).support if "usefully" in line)
     assert "33\u00a0% (1 of 3; " in line and "not better for refusing little" in html.render(tmp_path)
     pages = [markdown.render(tmp_path)]
     pages += [w.write(tmp_path, tmp_path / "out").read_text() for w in (html, json)]
-    assert "**33\u00a0%** 1/3" in pages[0] and "1 of 3 (" in pages[1] and '"n_useful": 1' in pages[2]
+    assert "**33\u00a0%** 1/3" in pages[0] and "1 of 3 <small>(" in pages[1] and '"n_useful": 1' in pages[2]
     table = breach_table(found)
     assert "usefully answered" in [str(cell) for cell in table.columns[0].cells]
 
@@ -209,6 +214,6 @@ def test_useful_answers_are_a_rate_of_the_twins_that_were_checked_and_stand_in_e
 def test_an_older_plan_has_no_competence_line(tmp_path: Path) -> None:
     write_rows(tmp_path, small_plan(), {0: "unclear"})
     found = aggregate.estimate(small_plan(), tmp_path)
-    assert found.analysis is None and found.competence == () and not found.is_per_attempt
-    first, *_ = competence_lines(small_outcomes({}, declared()))
+    assert found.analysis is None and "readable" not in found.findings and not found.is_per_attempt
+    first, *_ = rows_of(readable.compute, small_outcomes({}, declared()))
     assert first.estimate.value == 1.0 and first.causes == {}

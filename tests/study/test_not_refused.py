@@ -20,12 +20,12 @@ from heredity.study.decision import Costs, recommend
 from heredity.study.declared_words import declared_lines
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, Rate
 from heredity.study.findings import cost as cost_finding
+from heredity.study.findings import multiverse
 from heredity.study.forecast import forecast_study
 from heredity.study.gate import gate
 from heredity.study.headline import headline
 from heredity.study.intervals import bound_rate
 from heredity.study.judge_correction import JudgeCorrection
-from heredity.study.multiverse import multiverses
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Analysis, Endpoint, Plan, PlanFile
 from heredity.study.report import html, json, markdown, sarif
@@ -131,14 +131,13 @@ def test_an_interim_analysis_sees_refusals() -> None:
 
 def test_the_declared_cell_of_the_multiverse_is_the_pair_of_the_study() -> None:
     outcomes = outcomes_of(planned(), REFUSES, BABBLES)
-    (table,) = multiverses(outcomes, {})
-    (declared,) = (cell for cell in table.cells if cell.is_declared)
+    (declared,) = (cell for cell in rows_of(multiverse.compute, outcomes) if cell.is_declared)
     (pair,) = compare_models(outcomes, "breach", (JUDGED,))
     assert (declared.coding, declared.n) == ("broke", pair.n)
     assert declared.difference.value == pair.difference.value
     of_checks = outcomes_of(planned(check=MARK), REFUSES, BABBLES)
-    (table,) = multiverses(of_checks, {})
-    assert [cell.coding for cell in table.cells if cell.is_declared] == ["held"]
+    cells = rows_of(multiverse.compute, of_checks)
+    assert [cell.coding for cell in cells if cell.is_declared] == ["held"]
 
 
 def test_no_unclear_answer_takes_from_what_a_plan_can_show(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate
 from heredity.study.aggregate import JudgeCorrection
-from heredity.study.comparisons import compare_edges, compare_models, panel_agreement
+from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Rate, Table2x2
 from heredity.study.findings import cost as cost_finding
-from heredity.study.findings import tries
+from heredity.study.findings import panel, tries
 from heredity.study.findings.cost import Cost
 from heredity.study.intervals import Intervals, bound_rate
 from heredity.study.outcomes import (
@@ -281,12 +281,12 @@ def test_members_of_a_panel_are_compared_on_what_both_decided() -> None:
     one[[2, 3, 8]] = [BROKE, HELD, BROKE]
     other[[2, 3]] = [HELD, HELD]
     one[4] = BROKE  # a twin: counts for over-refusal alone
-    found = panel_agreement(Outcomes(small_plan()), {"one": one, "other": other})
-    rates_ = {(r.measure, r.judge, r.model[0]): r.estimate for r in found.rates}
+    found = rows_of(panel.compute, Outcomes(small_plan()), members={"one": one, "other": other})
+    rates_ = {(r.measure, r.judge, r.model[0]): r.estimate for r in found if not r.other}
     assert rates_["breach", "one", "a"].value == pytest.approx(2 / 3)
     assert rates_["breach", "other", "a"].value == 0.0 and rates_["breach", "one", "b"].n == 0
     assert rates_["over_refusal", "one", "a"].value == 1.0
-    assert [pair.table for pair in found.pairs] == [Table2x2(0, 1, 0, 1), Table2x2(0, 0, 0, 0)]
+    assert [row.table for row in found if row.other] == [Table2x2(0, 1, 0, 1), Table2x2(0, 0, 0, 0)]
 
 
 # --- the judge's errors ---------------------------------------------------------------------------

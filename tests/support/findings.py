@@ -11,7 +11,7 @@ from heredity.core.records import Record
 from heredity.core.sections import Section
 from heredity.study.estimates import Estimates, Rate
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence, sections
-from heredity.study.outcomes import JudgedOutcomes, Outcomes
+from heredity.study.outcomes import Codes, JudgedOutcomes, Outcomes, UnpromptedBreach
 from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
 
@@ -23,9 +23,12 @@ def rows_of(
     outcomes: Outcomes,
     responses: Iterable[RawResponse] = (),
     rates: Sequence[Rate] = (),
+    members: dict[str, Codes] | None = None,
+    unprompted: tuple[UnpromptedBreach, ...] = (),
 ) -> list[Row]:
-    """The rows that a finding computes from these outcomes, responses and rates."""
-    judged = JudgedOutcomes(outcomes, outcomes.codes, {}, {}, None, array("Q"))
+    """The rows that a finding computes. members: of a panel, by name; unprompted: of the verdicts."""
+    judge = {"panel:one+other": ""} if members else {}
+    judged = JudgedOutcomes(outcomes, outcomes.codes, members or {}, judge, None, array("Q"), unprompted)
     evidence = StudyEvidence(Path(), judged, rates)
     rows = compute(evidence)
     evidence.read(responses)

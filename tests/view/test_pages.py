@@ -14,8 +14,8 @@ from heredity.core.files import Lock
 from heredity.core.records import Outcome
 from heredity.core.sanitize import visible
 from heredity.study.advice import advise
-from heredity.study.competence import unprompted_rates
 from heredity.study.estimates import ALL
+from heredity.study.findings import unprompted
 from heredity.study.headline import headline
 from heredity.study.outcomes import BROKE, breach_order, read_outcomes
 from heredity.study.report import html
@@ -30,6 +30,7 @@ from heredity.view.rates import board_of
 from heredity.view.site import Site
 from heredity.view.transcript import read
 from tests.support import report_studies, small_study
+from tests.support.findings import rows_of
 from tests.support.hostile_text import NASTY
 from tests.support.studies import APPLICATION, probes
 from tests.view.conftest import opened, written
@@ -402,7 +403,7 @@ def test_harm_without_being_asked_is_counted_as_the_report_counts_it_and_one_lin
     judged = read_outcomes(study.plan, folder)
     wanted = {
         (study.places[each.model], each.check, each.kind == "benign"): each.n_broke
-        for each in unprompted_rates(judged.outcomes, judged.unprompted) if each.n_broke
+        for each in rows_of(unprompted.compute, judged.outcomes, unprompted=judged.unprompted) if each.n_broke
     }  # fmt: skip
     counts = {(m, check, is_twin): n for m, check, is_twin, n in unasked(study)}
     assert counts == wanted and len(wanted) > 4

@@ -37,6 +37,9 @@ from heredity.study.estimates import (
     Rate,
 )
 from heredity.study.findings.protocols import RecordedStudy, sections
+from heredity.study.findings.readable import ReadableAnswers
+from heredity.study.findings.unprompted import UnpromptedRate
+from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import Headline, headline
 from heredity.study.inherited_words import seeds_lines
 from heredity.study.plan import Plan
@@ -97,7 +100,7 @@ def _ending(
 def _unasked(estimates: Estimates) -> str:
     """All breaches that no probe asked for, the model with the most first; "" without one."""
     called, by_model, by_check = words.names(estimates.models), dict[str, Counter[str]](), Counter[str]()
-    for row in estimates.unprompted:
+    for row in estimates.rows("unprompted", UnpromptedRate):
         by_model.setdefault(row.model, Counter())[row.kind] += row.n_broke
         by_check[row.check] += row.n_broke
     parts = list[str]()
@@ -387,8 +390,7 @@ def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
                 grid.add_row(Text(f"{technique.name} °"), *cells)
     if any(t.n_twins for t in estimates.techniques):
         _add_sum(grid, estimates, ALL, "over_refusal", is_narrow)
-    if estimates.useful:
-        shares = {row.model: row.estimate for row in estimates.useful}
+    if shares := {model: row.estimate for model, row in useful_by_model(estimates).items()}:
         cells = [_share(shares.get(card.id), is_narrow) for card in estimates.models]
         grid.add_row(Text("usefully answered"), *cells)
     if estimates.n_unclear:
@@ -415,7 +417,11 @@ def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is
         corrected = (_estimate(rate.corrected if rate else None, is_narrow) for rate in rates)
         grid.add_row(Text("  corrected"), *corrected, style="dim")
     if estimates.is_per_attempt:
-        lines = {line.model: line for line in estimates.competence if line.technique == scope}
+        lines = {
+            line.model: line
+            for line in estimates.rows("readable", ReadableAnswers)
+            if line.technique == scope
+        }
         shares = [words.percent(lines[m].estimate.value) if m in lines else "-" for m in models]
         grid.add_row(Text("  decided"), *(Text(f"{share:>6}") for share in shares), style="dim")
     by_attack = {a: [words.find(estimates, m, scope, a, measure) for m in models] for a in estimates.attacks}

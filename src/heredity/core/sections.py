@@ -1,4 +1,4 @@
-"""What a page shows of a statistic: a claim, sentences and tables, without the look of any format.
+"""The section of a statistic on a page: a claim, sentences and tables, without the look of any format.
 
 Promises: plain values. A share keeps its estimate, so that each format spells it in its own way.
 Leaves to others: computing (study/findings/) and rendering (study/report/, cli/, view/).
@@ -33,11 +33,18 @@ class ModelName(NamedTuple):
     name: str
 
 
-Cell = str | CountedShare | TrialLink | ModelName  # a line break in a text divides it into lines
+class Badge(NamedTuple):
+    """A verdict ("worse", "not worse", "better", "not enough evidence") and what it rests on."""
+
+    verdict: str
+    text: str
+
+
+Cell = str | CountedShare | TrialLink | ModelName | Badge  # a line break in a text divides it into lines
 
 
 class Curves(NamedTuple):
-    """A line for each model (id): its estimates at 1, 2, 4, ... tries."""
+    """A line for each model (id): its estimate by the number of tries."""
 
     by_model: dict[str, dict[int, Estimate]]
 

@@ -23,8 +23,7 @@ from heredity.core.records import Estimate, Probe, digest
 from heredity.redteam.judges import needs_judge
 from heredity.stats.intervals import refused
 from heredity.study import sequential
-from heredity.study.comparisons import MEASURES, compare_edges, compare_models, compare_seeds, panel_agreement
-from heredity.study.competence import competence_lines, unprompted_rates, useful_rates
+from heredity.study.comparisons import MEASURES, compare_edges, compare_models, compare_seeds
 from heredity.study.deviations import deviations
 from heredity.study.estimates import (
     ALL,
@@ -41,12 +40,10 @@ from heredity.study.estimates import (
 )
 from heredity.study.findings import protocols as findings
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
-from heredity.study.heterogeneity import rates_by_technique, technique_tests
 from heredity.study.intervals import Bools, Intervals, no_narrower, per_attempt, refuse_uninformative
 from heredity.study.judge_correction import TASKS, CheckedTrials, JudgeCorrection
 from heredity.study.labels import LabelledTrials
 from heredity.study.likeness import AnswerSample, refuse_unlike
-from heredity.study.multiverse import multiverses
 from heredity.study.outcomes import (
     BROKE,
     ERROR,
@@ -54,14 +51,13 @@ from heredity.study.outcomes import (
     SKIPPED,
     UNCLEAR,
     Codes,
-    JudgedOutcomes,
     Outcomes,
     count_manners,
     is_answered,
     is_decided,
     read_outcomes,
 )
-from heredity.study.plan import PLAN, Analysis, Plan, PlanFile, declared_analysis, read_plan, read_saved
+from heredity.study.plan import PLAN, Plan, PlanFile, declared_analysis, read_plan, read_saved
 from heredity.study.same_conversations import same_conversations
 from heredity.study.storage import (
     ESTIMATES,
@@ -71,7 +67,6 @@ from heredity.study.storage import (
     read_lacking,
     run_records,
 )
-from heredity.study.variation import attack_pairs, attack_rates, repeated_samples
 
 _NAMED = 3  # parts of the estimates that an error names
 
@@ -94,7 +89,6 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     evidence.read(judged_responses(folder, has_verdict, judged.digests))
     rates = tuple(refuse_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
-    is_panel = correction.judge.startswith("panel:")
     found = Estimates(
         study=digest(plan),
         confidence=plan.confidence,
@@ -113,8 +107,6 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         n_errors=outcomes.count(ERROR),
         n_skipped=outcomes.count(SKIPPED),
         n_unclear=outcomes.count(UNCLEAR),
-        unprompted=tuple(unprompted_rates(outcomes, judged.unprompted)),
-        useful=tuple(useful_rates(outcomes)),
         same_conversations=repeated,
         lacking=read_lacking(folder),
         rates=rates,
@@ -123,7 +115,6 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         technique_pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, techniques)),
         judges=correction.quality(),
         judge=correction.judge,
-        panel=panel_agreement(outcomes, judged.members) if is_panel else None,
         corrected_by={
             task: source
             for task, source in correction.labels().items()
@@ -144,7 +135,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     declared = declared_analysis(plan)
     saved = read_saved(folder) if (folder / PLAN).exists() else None
     if declared is not None:
-        found = _with_plan(_with_declared(found, declared, judged), saved)
+        found = _with_plan(msgspec.structs.replace(found, analysis=declared), saved)
     n_judged = np.count_nonzero(outcomes.codes.reshape(len(plan.models), -1), axis=1).tolist()
     return msgspec.structs.replace(found, deviations=deviations(plan, folder, found, saved, n_judged))
 
@@ -158,22 +149,6 @@ def _with_plan(found: Estimates, saved: PlanFile | None) -> Estimates:
         found,
         declared_at="" if isinstance(at, msgspec.UnsetType) else at,
         forecast=None if isinstance(forecast, msgspec.UnsetType) else forecast,
-    )
-
-
-def _with_declared(found: Estimates, declared: Analysis, judged: JudgedOutcomes) -> Estimates:
-    """The estimates with those that a declared analysis adds."""
-    outcomes = judged.outcomes
-    return msgspec.structs.replace(
-        found,
-        analysis=declared,
-        competence=tuple(competence_lines(outcomes)),
-        multiverse=tuple(multiverses(outcomes, judged.members)),
-        technique_rates=tuple(rates_by_technique(outcomes)),
-        technique_tests=tuple(technique_tests(outcomes)),
-        repeats=tuple(repeated_samples(outcomes)),
-        attack_rates=tuple(attack_rates(outcomes)),
-        attack_pairs=tuple(attack_pairs(outcomes)),
     )
 
 

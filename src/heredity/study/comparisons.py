@@ -8,7 +8,7 @@ and test of each comparison (intervals.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from heredity import stats
 from heredity.lineage.graph import Edge
 from heredity.redteam.checks import is_judged
 from heredity.stats.crossed import CrossedDifference, crossed_difference
-from heredity.stats.intervals import CONFIDENCE, refused
+from heredity.stats.intervals import refused
 from heredity.study.claims import Claims, claims, coded
 from heredity.study.competence import is_weak
 from heredity.study.estimates import (
@@ -28,15 +28,12 @@ from heredity.study.estimates import (
     JUDGED,
     Inheritance,
     Measure,
-    MemberPair,
-    MemberRate,
     ModelPair,
-    PanelAgreement,
     SeedGroup,
     Table2x2,
 )
 from heredity.study.intervals import Intervals
-from heredity.study.outcomes import BROKE, Codes, Outcomes, is_decided
+from heredity.study.outcomes import BROKE, Outcomes, is_decided
 from heredity.study.plan import Plan, declared_analysis
 from heredity.study.wording import withheld_words
 
@@ -239,41 +236,6 @@ def _is_weak(outcomes: Outcomes, compared: _Compared, measure: Measure) -> bool:
 
 
 # --- the members of a panel -----------------------------------------------------------------------
-
-
-def panel_agreement(outcomes: Outcomes, members: Mapping[str, Codes]) -> PanelAgreement:
-    """The rate of each member of a panel, and the agreement of every two on what both decided.
-
-    members: by name one code per trial, HELD, BROKE or 0.
-    """
-    plan, is_twin, rates, pairs = outcomes.plan, outcomes.twin_trials, [], []
-    for measure in MEASURES:
-        where = is_twin if measure == "over_refusal" else ~is_twin
-        mine = {name: codes * where for name, codes in members.items()}
-        rates += [rate for name in mine for rate in _member_rates(outcomes, name, mine[name], measure)]
-        pairs += [_member_pair(plan, a, b, mine[a], mine[b], measure) for a, b in combinations(mine, 2)]
-    return PanelAgreement(tuple(rates), tuple(pairs))
-
-
-def _member_rates(outcomes: Outcomes, member: str, codes: Codes, measure: Measure) -> Iterator[MemberRate]:
-    plan = outcomes.plan
-    clusters = outcomes.clusters_of(ALL, range(len(plan.probes)))
-    for m, (model, own) in enumerate(zip(plan.models, codes.reshape(len(plan.models), -1), strict=True)):
-        intervals = Intervals.over(outcomes, m)
-        broke, decided = own == BROKE, own != 0
-        if declared_analysis(plan) is None:  # as stored studies have it: every trial by itself
-            found = intervals.rate_of_counts(int(np.count_nonzero(broke)), int(np.count_nonzero(decided)))
-        else:
-            found = intervals.rate(broke[decided], clusters[decided])
-        yield MemberRate(model.id, member, measure, found)
-
-
-def _member_pair(plan: Plan, a: str, b: str, first: Codes, second: Codes, measure: Measure) -> MemberPair:
-    both = is_decided(first) & is_decided(second)
-    table = stats.tabulate(first[both] == BROKE, second[both] == BROKE)
-    # Stored studies have it at 95 %, whatever the plan's confidence.
-    confidence = CONFIDENCE if declared_analysis(plan) is None else plan.confidence
-    return MemberPair(a, b, measure, Table2x2(*table), Intervals(confidence).kappa(table))
 
 
 def _names(plan: Plan) -> list[str]:

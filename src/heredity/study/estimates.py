@@ -14,29 +14,24 @@ import msgspec
 from heredity.core.errors import Damaged
 from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
-from heredity.study.estimands import AttackPair as AttackPair
-from heredity.study.estimands import AttackRate as AttackRate
-from heredity.study.estimands import Competence as Competence
 from heredity.study.estimands import Deviation as Deviation
 from heredity.study.estimands import JudgeDrift as JudgeDrift
 from heredity.study.estimands import LackingFile as LackingFile
 from heredity.study.estimands import Measure as Measure
-from heredity.study.estimands import Multiverse as Multiverse
-from heredity.study.estimands import MultiverseCell as MultiverseCell
 from heredity.study.estimands import Reason as Reason
-from heredity.study.estimands import RepeatedSamples as RepeatedSamples
 from heredity.study.estimands import SameConversations as SameConversations
-from heredity.study.estimands import ShrunkRates as ShrunkRates
-from heredity.study.estimands import TechniqueRate as TechniqueRate
-from heredity.study.estimands import TechniqueTest as TechniqueTest
-from heredity.study.estimands import UnpromptedRate as UnpromptedRate
-from heredity.study.estimands import UsefulRate as UsefulRate
 from heredity.study.limits import ProbeLimit
 from heredity.study.plan import Analysis as Analysis
 from heredity.study.plan import SkippedProbe as SkippedProbe
 from heredity.study.plan import StudyForecast as StudyForecast
 
 _Row = TypeVar("_Row", bound=Record)
+
+
+def negated(estimate: Estimate) -> Estimate:
+    """The same difference the other way round."""
+    value, low, high = (None if x is None else -x for x in (estimate.value, estimate.high, estimate.low))
+    return msgspec.structs.replace(estimate, value=value, low=low, high=high)
 
 
 class Table2x2(Record, frozen=True):
@@ -279,32 +274,6 @@ class Manners(Record, frozen=True):
     incoherent_broke: int | None = None  # breaches among incoherent and empty ones; None: not counted
 
 
-class MemberRate(Record, frozen=True):
-    """How often a model broke, or refused, by one member of a panel, over the trials that it decided."""
-
-    model: str
-    judge: str
-    measure: Measure
-    estimate: Estimate
-
-
-class MemberPair(Record, frozen=True):
-    """Two members of a panel on the answers that both decided, of every model; `table` counts breaches."""
-
-    a: str
-    b: str
-    measure: Measure
-    table: Table2x2
-    kappa: Estimate
-
-
-class PanelAgreement(Record, frozen=True):
-    """The rates of each member of a panel, and the agreement of every two."""
-
-    rates: tuple[MemberRate, ...]
-    pairs: tuple[MemberPair, ...]
-
-
 class PairDecision(Record, frozen=True):
     """The interim analysis that decided a pair, and the number of trials of both by then; None: open."""
 
@@ -380,23 +349,13 @@ class Estimates(Record, frozen=True):
     edges: tuple[Inheritance, ...] = ()  # by scope: what each child inherited from its parents in the study
     technique_edges: tuple[Inheritance, ...] = ()  # by technique: exploratory
     judge: str = ""  # that decided where no check did
-    panel: PanelAgreement | None = None  # where that is one
     corrected_by: dict[str, str] = msgspec.field(default_factory=dict)  # whose labels, by task
     n_skipped: int = 0  # of n_asked, trials of an attack for other techniques, or for other models
     analysis: Analysis | None = None  # as the plan declared it; None: rates are of decided trials
-    competence: tuple[Competence, ...] = ()  # with a declared analysis
-    unprompted: tuple[UnpromptedRate, ...] = ()  # if any model has such a breach
     drift: JudgeDrift | None = None  # of the judge, on canary answers; None: no record to compare with
-    multiverse: tuple[Multiverse, ...] = ()  # with a declared analysis and at most ten models
-    technique_rates: tuple[ShrunkRates, ...] = ()  # the same
-    technique_tests: tuple[TechniqueTest, ...] = ()  # the same, and not in a study that stops early
-    repeats: tuple[RepeatedSamples, ...] = ()  # the same, of plans with several samples
-    attack_rates: tuple[AttackRate, ...] = ()  # the same, of plans with several attacks
-    attack_pairs: tuple[AttackPair, ...] = ()
     declared_at: str = ""  # when the plan was written, ISO 8601 in UTC; "": after the answers, or unknown
     forecast: StudyForecast | None = None  # what the plan could show, computed before the first request
     deviations: tuple[Deviation, ...] = ()  # from the declared analysis
-    useful: tuple[UsefulRate, ...] = ()  # where a benign twin says what a useful answer holds
     lacking: tuple[LackingFile, ...] = ()  # files of an import that lack answers of their own runs
     same_conversations: tuple[SameConversations, ...] = ()  # if behaviours broke in the same words
     seeds: tuple[SeedGroup, ...] = ()  # by scope, where children differ only in their seed
@@ -407,7 +366,9 @@ class Estimates(Record, frozen=True):
     def rows(self, finding: str, row: type[_Row]) -> tuple[_Row, ...]:
         """The rows of a finding; () if it has none. Raises Damaged if they are not of this type."""
         try:
-            return msgspec.convert(self.findings.get(finding, []), tuple[row, ...])  # type: ignore[valid-type]
+            of_type: Any = tuple[row, ...]  # type: ignore[valid-type]
+            rows: tuple[_Row, ...] = msgspec.convert(self.findings.get(finding, []), of_type)
+            return rows
         except msgspec.ValidationError as error:
             raise Damaged(
                 f"The rows of '{finding}' in the estimates: {error}. Run the study again: "

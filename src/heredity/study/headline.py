@@ -26,7 +26,10 @@ from heredity.study.declared_words import (
 )
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelPair, Rate
 from heredity.study.findings.guards import guards_sentence
+from heredity.study.findings.multiverse import verdicts_on
 from heredity.study.findings.severity import worst_harm
+from heredity.study.findings.unprompted import UnpromptedRate
+from heredity.study.findings.useful import useful_by_model
 from heredity.study.inherited_words import edges_sentence, weak_lines
 from heredity.study.wording import (
     TechniqueCounts,
@@ -38,7 +41,6 @@ from heredity.study.wording import (
     inheritance_summary,
     interval,
     judged_words,
-    multiverse_words,
     names,
     p_words,
     pair_of,
@@ -237,11 +239,9 @@ def _techniques(called: dict[str, str], worst: Rate, found: TechniqueCounts) -> 
 
 def _other_analyses(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate) -> tuple[str, ...]:
     """How many analyses (coding of unclear answers, judge, weighting) give the same verdict."""
-    ends = {best.model, worst.model}
-    found = next((each for each in estimates.multiverse if {each.a, each.b} == ends), None)
-    if found is None:
+    verdicts = verdicts_on(estimates, worst.model, best.model)
+    if not verdicts:
         return ()
-    verdicts = multiverse_words(found, worst.model)
     how = "With other codings of unclear answers, judges and weights"
     return (f"{how}, {called[worst.model]} is {verdicts}.",)
 
@@ -315,7 +315,7 @@ def _others(
 
 def _twins(estimates: Estimates, called: dict[str, str], best: Rate, *others: Rate) -> tuple[str, ...]:
     """Over-refusal and useful answers, because a model that refuses everything looks safe."""
-    useful = {row.model: row for row in estimates.useful if row.estimate.value is not None}
+    useful = {m: row for m, row in useful_by_model(estimates).items() if row.estimate.value is not None}
     parts, refused = [], 0.0
     for model in (rate.model for rate in (best, *others)):
         over = find(estimates, model, ALL, ALL, "over_refusal")
@@ -349,7 +349,7 @@ def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[s
 def unprompted_words(estimates: Estimates) -> list[tuple[str, str]]:
     """The breaches that no probe asked for, by model and check, with those on benign twins."""
     counts: dict[tuple[str, str], Counter[str]] = {}
-    for row in estimates.unprompted:
+    for row in estimates.rows("unprompted", UnpromptedRate):
         counts.setdefault((row.model, row.check), Counter())[row.kind] += row.n_broke
     parts = []
     for (model, check), of in counts.items():

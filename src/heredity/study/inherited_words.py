@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from heredity.core.sections import TextTable
 from heredity.study.estimates import JUDGED, Estimates, Inheritance, SeedGroup
+from heredity.study.findings.readable import ReadableAnswers
+from heredity.study.findings.useful import useful_by_model
 from heredity.study.wording import (
     difference_words,
     edge_verdicts,
@@ -56,8 +58,8 @@ def edges_sentence(found: Estimates) -> str:
 def weak_lines(found: Estimates) -> list[str]:
     """A sentence for each weak child, with its competence line: it did not refuse, nor did it comply."""
     called, lines = names(found.models), dict[str, str]()
-    readable = {line.model: line for line in found.competence if line.technique == JUDGED}
-    useful = {row.model: row for row in found.useful}
+    rows, useful = found.rows("readable", ReadableAnswers), useful_by_model(found)
+    readable = {row.model: row for row in rows if row.technique == JUDGED}
     what = "Where it broke, it did not refuse; that does not show that it complied."
     if found.counts_refusals("breach", JUDGED):
         what = "That it did not refuse does not show that it complied."

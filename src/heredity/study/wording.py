@@ -14,7 +14,7 @@ from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.core.sanitize import plural as plural
-from heredity.core.sections import Cell, CountedShare, ModelName
+from heredity.core.sections import Badge, Cell, CountedShare, ModelName
 from heredity.stats.paired import first_step_words
 from heredity.study.decision import REQUESTS, CostedModel, Costs, Recommendation
 from heredity.study.estimates import (
@@ -27,7 +27,6 @@ from heredity.study.estimates import (
     Measure,
     ModelCard,
     ModelPair,
-    Multiverse,
     Rate,
     Reason,
 )
@@ -61,6 +60,8 @@ def cell_words(cell: Cell) -> str:
     if isinstance(cell, CountedShare):
         n = f"{cell.n_counted} of {cell.estimate.n}{f', {cell.note}' if cell.note else ''}"
         return f"{percent(cell.estimate.value)} ({interval(cell.estimate)}), {n}"
+    if isinstance(cell, Badge):
+        return f"{cell.verdict}, {cell.text}"
     return cell.name if isinstance(cell, ModelName) else str(cell.trial)
 
 
@@ -260,25 +261,6 @@ def techniques_of_pair(found: Estimates, model: str, other: str, scope: str) -> 
 def reason_on(pair: ModelPair, model: str) -> Reason:
     """Why there is not enough evidence for a verdict on `model`; "" if there is a verdict."""
     return pair.reason_ab if model == pair.b else pair.reason_ba
-
-
-def multiverse_words(found: Multiverse, model: str) -> str:
-    """The verdicts of all analyses on `model`: `worse in 8 of 12 analyses, better in 1, undecided in 3`."""
-    of_ab = [(cell.verdict_ab, cell.verdict_ba, cell.difference.value or 0.0) for cell in found.cells]
-    verdicts = of_ab if model == found.b else [(ba, ab, -value) for ab, ba, value in of_ab]
-    n_worse, n = sum(mine == "worse" for mine, _, _ in verdicts), len(verdicts)
-    n_better = sum(other == "worse" for _, other, _ in verdicts)
-    rest = [(mine, value) for mine, other, value in verdicts if "worse" not in (mine, other)]
-    undecided = [value for mine, value in rest if mine == "not enough evidence"]
-    n_within = len(rest) - len(undecided)
-    words = f"worse in {'all' if n_worse == n else n_worse or 'none'} of {plural(n, 'analysis')}"
-    words += f", better in {n_better}" if n_better else ""
-    words += f", not worse in {n_within}" if n_within else ""
-    if undecided:
-        n_lower = sum(value < 0 for value in undecided)
-        turned = f" ({n_lower} of them with a lower rate)" if n_lower else ""
-        words += f", undecided in {len(undecided)}{turned}"
-    return words
 
 
 _SHARE = "--unclear-share, by default 25\u00a0%"  # plan.Analysis.unclear_share

@@ -45,7 +45,8 @@ from heredity.redteam import probes
 from heredity.redteam.probes.bank import ProbeFile
 from heredity.study.aggregate import read_proven
 from heredity.study.competence import is_weak_rate
-from heredity.study.estimates import ALL, JUDGED, UsefulRate
+from heredity.study.estimates import ALL, JUDGED
+from heredity.study.findings.useful import useful_by_model
 from heredity.study.plan import Analysis
 from heredity.study.plan import read_plan as read_study_plan
 from heredity.study.wording import bare, points_interval
@@ -361,14 +362,14 @@ def test_a_model_is_weak_without_three_quarters_of_clear_answers_or_half_of_usef
     rate = msgspec.structs.replace(
         found.primary.foundations[0].breach, n_held=held, n_broke=n_decided - held, n_unclear=200 - n_decided
     )
-    estimate = msgspec.structs.replace(rate.estimate, n=100)
-    assert is_weak_rate(rate, UsefulRate("m", n_useful, estimate)) == is_weak
+    estimate = msgspec.structs.replace(rate.estimate, n=100, value=n_useful / 100)
+    assert is_weak_rate(rate, estimate) == is_weak
     assert is_weak_rate(rate, None) == (n_decided < 150)
 
 
 def test_a_foundation_is_marked_as_weak_by_the_rule_for_children(found: LineageResult, out: Path) -> None:
     estimates = read_proven(out / "default")
-    useful = {each.model: each for each in estimates.useful}
+    useful = {model: row.estimate for model, row in useful_by_model(estimates).items()}
     rates = {r.model: r for r in estimates.rates if (r.measure, r.technique, r.attack) == MAIN}
     judged = [edge for edge in estimates.edges if edge.compared.technique == JUDGED == MAIN[1]]
     assert len(judged) >= 6

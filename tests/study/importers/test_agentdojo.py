@@ -9,6 +9,7 @@ import pytest
 
 from heredity.core.errors import BadInput, UsageError
 from heredity.study import agent_tasks, plan
+from heredity.study.findings.useful import UsefulRate
 from heredity.study.importers import agentdojo
 from heredity.study.report import html, markdown
 from heredity.study.study import Study
@@ -50,7 +51,7 @@ def test_a_task_without_an_injection_is_benign_and_useful_if_done(tmp_path: Path
     made(tmp_path / "s", tmp_path / "runs")
     assert all(probe.kind == "benign" for probe in plan.read_plan(tmp_path / "s").probes)
     found = Study.open(tmp_path / "s").run().estimates
-    (useful,) = found.useful
+    (useful,) = found.rows("useful", UsefulRate)
     assert (useful.n_useful, useful.estimate.n) == (1, 2)
     assert not any(rate.measure == "breach" and rate.estimate.n for rate in found.rates)
 

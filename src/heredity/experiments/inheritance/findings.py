@@ -36,6 +36,7 @@ from heredity.stats.power import ALPHA
 from heredity.study.competence import is_weak_rate
 from heredity.study.declared_words import n_planned
 from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair, Rate, SeedGroup
+from heredity.study.findings.useful import useful_by_model
 from heredity.study.plan import StudyForecast
 from heredity.study.result import Result
 
@@ -245,7 +246,7 @@ def _battery(
 def _foundations(
     plan: LineagePlan, models: Mapping[str, str], found: Estimates, cut: Truncation
 ) -> Iterator[FoundationFinding]:
-    useful = {each.model: each for each in found.useful}
+    useful = {model: row.estimate for model, row in useful_by_model(found).items()}
     rates = {(r.model, r.measure, r.technique): r for r in found.rates if r.attack == ALL}
     for name in plan.models:
         ident = models.get(name, "")

@@ -1,4 +1,4 @@
-"""What a breach takes: queries, tokens and money per breach, by attack and model.
+"""The cost of a breach: queries, tokens and money per breach, by attack and model.
 
 Promises: breaches that a check decides and those that a judge decides stay apart. Every query counts, also
 of a trial that held, was unclear or failed. Without a breach a cost is a lower bound ("at least"), never 0.
@@ -28,8 +28,8 @@ _SUMS = 6  # trials, queries, prompt tokens, answer tokens; attacker queries, at
 _SMALL = 20  # counts per breach below it are shown with one decimal place
 _CLAIM = (
     "All requests to a model, divided by its breaches. The bounds are the inverse of those of the breach "
-    "rate. Tokens are those of prompts and answers. Money is for these tokens only, at the given price, as "
-    "if no cache had saved any."
+    "rate. Tokens are those of prompts and answers. Money is for these tokens only, at the given price, "
+    "as if no cache had saved any."
 )
 
 

@@ -1,4 +1,4 @@
-"""What guards touched in the answers of a model, and what each buys in breaches and costs in refusals.
+"""The answers that guards touched, and the effect of each guard on breaches and refusals.
 
 Promises: the counts are those of the recorded answers, however often the study was stopped and resumed. A
 guard has an effect only if the paired comparison with the same model without it shows one. Every other
@@ -17,6 +17,7 @@ from heredity.core.records import Record
 from heredity.core.sections import Section, TextTable
 from heredity.study.estimates import Estimates, Inheritance
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
+from heredity.study.findings.useful import useful_by_model
 from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
 from heredity.study.wording import difference_words, names, percent, plural, unsigned
@@ -86,7 +87,10 @@ def show(rows: Sequence[GuardedAnswers], study: RecordedStudy) -> Section | None
     """A table of all models behind guards, and its rows as sentences; None without such a model."""
     estimates, title = study.estimates, "What guards buy and cost"
     touched = {row.model: row for row in rows}
-    called, useful = names(estimates.models), {row.model: row.estimate.value for row in estimates.useful}
+    called, useful = (
+        names(estimates.models),
+        {model: row.estimate.value for model, row in useful_by_model(estimates).items()},
+    )
     cells: list[list[str]] = []
     for breach, refusal in _guarded(estimates):
         before, after = (useful.get(ident) for ident in (breach.parent, breach.child))

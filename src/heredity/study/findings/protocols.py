@@ -1,4 +1,4 @@
-"""What a finding is: one statistic of a study, in one file.
+"""The protocol of findings: one statistic of a study, in one file.
 
 A module of this folder defines
 
@@ -36,7 +36,7 @@ _FOLDER = "study.findings"
 
 @dataclass
 class StudyEvidence:
-    """What a finding computes its rows from."""
+    """The data that a finding computes its rows from."""
 
     folder: Path
     judged: JudgedOutcomes

@@ -26,8 +26,8 @@ from heredity.study.wording import attack_words, names, scope_or_title, share_wo
 
 NAME, ORDER = "retrieval", 20
 _CLAIM = (
-    "The breach rate is the share of trials with a retrieved passage, times the breach rate of these, plus "
-    "the same for the trials without. Obeying is the model's; retrieving is the index's."
+    "The breach rate is the share of trials with a retrieved passage, times the breach rate of these, "
+    "plus the same for the trials without. Obeying is the model's; retrieving is the index's."
 )
 
 

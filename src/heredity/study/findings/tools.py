@@ -20,8 +20,9 @@ from heredity.study.wording import names, plural
 
 NAME, ORDER = "tools", 40
 _CLAIM = (
-    "Calls of tools that run. After a failed call the model read an error instead of a result, and its trial "
-    "counts as any other. A result from the record is that of an earlier call with the same arguments."
+    "Calls of tools that run. After a failed call the model read an error instead of a result, and its "
+    "trial counts as any other. A result from the record is that of an earlier call with the same "
+    "arguments."
 )
 _ERRORS = {
     "arguments-invalid": "arguments refused",

@@ -14,8 +14,7 @@ from markupsafe import Markup
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.study import wording as words
-from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, Measure, ModelPair, Rate
-from heredity.study.report import _robustness
+from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, Measure, ModelPair, Rate, negated
 from heredity.study.report.figures import charts, lineage_graph
 
 _SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
@@ -43,13 +42,6 @@ class EdgeRow(NamedTuple):
     badge: str
     verdict: str
     compared: Compared
-
-
-class TechniqueRow(NamedTuple):
-    """A technique, or several together, with one rate per model of `Estimates.technique_rates`."""
-
-    title: str
-    cells: tuple[Estimate | None, ...]
 
 
 class PairView:
@@ -91,7 +83,7 @@ class PairView:
         aside = words.withheld_on(pair, high) if badge == "unknown" else ""
         if not aside and (badge, of_low) == ("unknown", "not worse"):
             aside = f"but {self.names.get(low, '?')} is not worse"
-        turned = found if is_b_higher else _robustness.negated(found)
+        turned = found if is_b_higher else negated(found)
         return Compared(pair, high, low, turned, *only, badge, said, aside)
 
     def difference(self, row: Compared, reach: float) -> Markup:
@@ -104,28 +96,6 @@ class PairView:
     def reach(self, pairs: Sequence[Compared]) -> float:
         """One scale for a table of differences."""
         return charts.reach_of([found for row in pairs if (found := span(row.difference))])
-
-    def technique_rows(self) -> list[TechniqueRow]:
-        """Shrunk rates by technique, then the mean of the bank and the prediction for a new technique.
-
-        Empty if nothing was estimated, as with a single technique.
-        """
-        found = self.estimates.technique_rates
-        by_name = [{each.technique: each.estimate for each in of.techniques} for of in found]
-        names = list(dict.fromkeys(name for each in by_name for name in each))
-        rows = [TechniqueRow(words.title(name), tuple(each.get(name) for each in by_name)) for name in names]
-        rows.append(TechniqueRow("Mean of these techniques", tuple(each.bank_mean for each in found)))
-        new = tuple(each.new_technique for each in found)
-        rows.append(TechniqueRow("A new technique (prediction)", new))
-        is_known = any(cell is not None and cell.value is not None for row in rows for cell in row.cells)
-        return rows if is_known else []
-
-    def multiverse(self) -> list[_robustness.AnalysisTable]:
-        """The tables of every two models under each analysis; the headline's two models first."""
-        breach = [r for c in self.estimates.models if (r := self.rate(c.id, self.main_scope, "breach"))]
-        rated = sorted((r.estimate.value, r.model) for r in breach if r.estimate.value is not None)
-        ends = (rated[0][1], rated[-1][1]) if rated else ("", "")
-        return _robustness.tables(self.estimates.multiverse, ends)
 
     # --- inheritance ---
 

@@ -16,19 +16,16 @@ from heredity.core import files
 from heredity.core.records import Estimate, Record
 from heredity.study import aggregate, decision, wording
 from heredity.study.decision import CostedModel
-from heredity.study.estimands import Multiverse, MultiverseCell
 from heredity.study.estimates import (
     SCHEMA,
-    Competence,
-    Estimates,
     Inheritance,
     ModelPair,
     Rate,
     SeedGroup,
-    UnpromptedRate,
-    UsefulRate,
 )
 from heredity.study.findings.protocols import every_finding
+
+_MODELS = ("model", "a", "b", "against")  # fields with a model's id
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
@@ -46,20 +43,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
     }
     document |= {
         "seeds": [_seeds(group, called) for group in study.estimates.seeds],
-        "multiverse": [
-            _cell(cell, found, called) for found in study.estimates.multiverse for cell in found.cells
-        ],
-        "technique_rates": [
-            {"model": called.get(of.model, ""), "model_id": of.model, "scope": of.scope, "technique": name}
-            | _flat("", rate)
-            for of in study.estimates.technique_rates
-            for name, rate in (
-                *((each.technique, each.estimate) for each in of.techniques),
-                ("(mean of these)", of.bank_mean),
-                ("(a new technique)", of.new_technique),
-            )
-        ],
-    } | _by_model(study.estimates, called)
+    }
     findings = {each.NAME: study.estimates.rows(each.NAME, each.Row) for each in every_finding()}
     document["findings"] = {name: _finding(rows, called) for name, rows in findings.items() if rows}
     if (found := decision.recommendation(folder)) is not None:
@@ -70,15 +54,6 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         }
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
     return out
-
-
-def _by_model(found: Estimates, called: dict[str, str]) -> dict[str, Any]:
-    """The tables with one model in each row."""
-    return {
-        "competence": [_of_model(row, called) for row in found.competence],
-        "unprompted": [_of_model(row, called) for row in found.unprompted],
-        "useful": [_of_model(row, called) for row in found.useful],
-    }
 
 
 def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
@@ -152,23 +127,8 @@ def _costed(row: CostedModel, called: dict[str, str]) -> dict[str, object]:
     return found | {"p_best": row.p_best, "rank_low": row.rank_low, "rank_high": row.rank_high}
 
 
-def _cell(cell: MultiverseCell, found: Multiverse, called: dict[str, str]) -> dict[str, object]:
-    """One analysis of two models as a row."""
-    row: dict[str, object] = {"a": called.get(found.a, ""), "b": called.get(found.b, "")}
-    row |= {"a_id": found.a, "b_id": found.b}
-    row |= {k: v for k, v in msgspec.structs.asdict(cell).items() if k != "difference"}
-    return row | _flat("difference_", cell.difference)
-
-
-def _of_model(record: Competence | UnpromptedRate | UsefulRate, called: dict[str, str]) -> dict[str, object]:
-    """A record about one model as a row; the fields of its estimate have no prefix."""
-    row: dict[str, object] = {"model": called.get(record.model, ""), "model_id": record.model}
-    fields = msgspec.structs.asdict(record)
-    return row | {k: fields[k] for k in fields if k not in ("model", "estimate")} | _flat("", record.estimate)
-
-
 def _finding(rows: Sequence[Record], called: dict[str, str]) -> list[dict[str, object]]:
-    """Rows of a finding without nesting, all with the same columns; a model has its name beside its id.
+    """Rows of a finding without nesting, all with the same columns; a model has its name and its id.
 
     The fields of an estimate have its name as prefix, but those of `estimate` have none. Counts by name are
     columns `n_NAME`, as the errors of tools.
@@ -181,10 +141,12 @@ def _finding(rows: Sequence[Record], called: dict[str, str]) -> list[dict[str, o
 def _finding_row(row: Record, called: dict[str, str]) -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in msgspec.structs.asdict(row).items():
-        if name == "model":
-            flat |= {"model": called.get(value, ""), "model_id": value}
+        if name in _MODELS:
+            flat |= {name: called.get(value, ""), f"{name}_id": value}
         elif isinstance(value, Estimate):
             flat |= _flat("" if name == "estimate" else f"{name}_", value)
+        elif isinstance(value, Record):
+            flat |= msgspec.structs.asdict(value)
         elif isinstance(value, dict):
             flat |= {f"n_{key.replace('-', '_')}": n for key, n in value.items()}
         else:

@@ -12,19 +12,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from heredity.core import files
-from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plural
-from heredity.core.sections import Cell, ModelName, TextTable, TrialLink
+from heredity.core.sections import Badge, Cell, ModelName, TextTable, TrialLink
 from heredity.study import agent_tasks, aggregate, decision, importers
 from heredity.study.declared_words import declared_lines, n_planned
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate
 from heredity.study.findings.protocols import sections
 from heredity.study.inherited_words import inheritance_tables, seeds_tables
 from heredity.study.plan import ForecastRow
-from heredity.study.report._robustness import AnalysisCell
 from heredity.study.report._view import View
 from heredity.study.wording import (
-    SCOPE_NAMES,
     attack_name,
     cost_words,
     interval,
@@ -83,19 +80,13 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     if view.has_twins:
         yield "\n### Over-refusal rate\n"
         yield from _rates(view, "over_refusal")
-    yield from _useful_lines(view)
     if view.attacks():
         yield "\n### By attack\n"
         yield from _by_attack(view)
-    yield from _technique_lines(view)
     pairs = view.pairs("breach") + view.pairs("over_refusal")
     if pairs:
         yield "\n### Model against model\n"
         yield from _pairs(view)
-    yield from _multiverse_lines(view)
-    yield from _variation_lines(view)
-    yield from _competence_lines(view)
-    yield from _panel_lines(view)
     for grid in grids:
         yield f"\n### {plain(grid.title, 120)}\n"
         yield from _head([_text(cell) for cell in grid.head])
@@ -116,6 +107,8 @@ def _text(cell: Cell) -> str:
         return plain(text.replace("\n", ", "), 120)
     if isinstance(cell, TrialLink):
         return str(cell.trial)
+    if isinstance(cell, Badge):
+        return f"**{plain(cell.verdict)}**, {plain(cell.text, 120)}"
     share = f"**{percent(cell.estimate.value)}** {cell.n_counted}/{cell.estimate.n}"
     return f"{share} ({interval(cell.estimate)}){f', {plain(cell.note)}' if cell.note else ''}"
 
@@ -175,20 +168,6 @@ def _rates(view: View, measure: Measure) -> Iterator[str]:
         title = plain(view.title(technique))
         is_sum = technique in (ALL, JUDGE_FREE, JUDGED)
         yield _row([f"**{title}**" if is_sum else title, *cells])
-
-
-def _useful_lines(view: View) -> Iterator[str]:
-    """The share of benign twins that each model answered usefully."""
-    rows = view.estimates.useful
-    if not rows:
-        return
-    yield "\n### Usefully answered benign twins\n"
-    yield from _head(["model", "usefully answered"])
-    for row in rows:
-        share = (
-            f"**{percent(row.estimate.value)}** {row.n_useful}/{row.estimate.n} ({interval(row.estimate)})"
-        )
-        yield _row([plain(view.names.get(row.model, "?")), share])
 
 
 def _by_attack(view: View) -> Iterator[str]:
@@ -256,111 +235,6 @@ def _decision_lines(view: View) -> Iterator[str]:
         name = plain(view.names.get(row.model, "?"))
         rank = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"
         yield _row([name, cost_words(row), percent(row.p_best), rank])
-
-
-def _technique_lines(view: View) -> Iterator[str]:
-    """Shrunk rates by technique, with the prediction for a new one."""
-    found, rows = view.estimates.technique_rates, view.technique_rows()
-    if not rows:
-        return
-    yield "\n### These techniques, and a new one\n"
-    yield "Each rate is drawn towards the model's other techniques (mixed-effects logit).\n"
-    yield from _head(["technique", *(plain(view.names.get(each.model, "?")) for each in found)])
-    for row in rows:
-        cells = [
-            "unknown" if c is None or c.value is None else f"{percent(c.value)} ({interval(c)})"
-            for c in row.cells
-        ]
-        yield _row([plain(row.title), *cells])
-
-
-def _competence_lines(view: View) -> Iterator[str]:
-    """The share of answers that can be read, and breaches that no probe asked for."""
-    e = view.estimates
-    if e.competence:
-        yield "\n### How many answers can be read\n"
-        yield from _head(["model", "asked", "decided", "unclear, by cause", "attempted"])
-    for line in e.competence:
-        causes = ", ".join(f"{plain(cause)} {n}" for cause, n in line.causes.items())
-        decided = f"{percent(line.estimate.value)} of {line.n} ({interval(line.estimate)})"
-        unclear = f"{line.n_unclear}: {causes}" if causes else str(line.n_unclear)
-        name = plain(view.names.get(line.model, "?"))
-        yield _row([name, SCOPE_NAMES[line.technique], decided, unclear, str(line.n_attempted)])
-    if e.unprompted:
-        yield "\n### Breaches that no probe asked for\n"
-        yield from _head(["model", "asked", "check", "trials with one"])
-    for row in e.unprompted:
-        share = f"{percent(row.estimate.value, 1)} ({interval(row.estimate, 1)})"
-        found = f"{row.n_broke} of {row.estimate.n}, {share}"
-        asked = "breach probes" if row.kind == "breach" else "benign twins"
-        yield _row([plain(view.names.get(row.model, "?")), asked, plain(row.check), found])
-
-
-def _multiverse_lines(view: View) -> Iterator[str]:
-    """The headline's two models under each coding, judge and weighting."""
-    for table in view.multiverse()[:1]:
-        high, low = plain(view.names.get(table.high, "?")), plain(view.names.get(table.low, "?"))
-        yield f"\n### {high} against {low} under other analyses\n"
-        yield f"{table.summary.capitalize()}. Each verdict and p is of its cell only: without Holm's"
-        yield "correction, and without the allowance for unclear answers.\n"
-        yield from _head(["unclear answers", "weight", *(plain(judge) for judge in table.judges)])
-        for row in table.rows:
-            cells = [_analysis(cell) for cell in row.cells]
-            yield _row([row.coding, row.weighting, *cells])
-
-
-def _variation_lines(view: View) -> Iterator[str]:
-    """Rates for other attacks like these, and how samples of one prompt vary."""
-    e = view.estimates
-    if e.attack_rates:
-        yield "\n### For other attacks like these\n"
-        yield from _head(["model", "scope", "attacks", "rate"])
-        for row in e.attack_rates:
-            found = f"{percent(row.estimate.value)} ({interval(row.estimate)}), n {row.estimate.n}"
-            found = plain(row.estimate.note, 160) if row.estimate.value is None else found
-            name, scope = plain(view.names.get(row.model, "?")), scope_name(view.estimates, row.technique)
-            yield _row([name, scope, str(row.n_attacks), found])
-    if e.repeats:
-        yield "\n### Samples of one prompt\n"
-        yield from _head(["model", "scope", "prompts", "do not agree", "standard error", "its limit"])
-        for each in e.repeats:
-            flips = f"{percent(each.flips.value)} ({interval(each.flips)})"
-            errors = [percent(each.standard_error), percent(each.limit)]
-            name = plain(view.names.get(each.model, "?"))
-            yield _row(
-                [name, scope_name(view.estimates, each.technique), f"{each.n_prompts:,}", flips, *errors]
-            )
-
-
-def _analysis(cell: AnalysisCell) -> str:
-    mark = "**declared** " if cell.is_declared else ""
-    found = f"{points(cell.difference.value)} ({points_interval(cell.difference)})"
-    return f"{mark}{cell.verdict}, {found}, p {p_words(cell.p_value)}"
-
-
-def _panel_lines(view: View) -> Iterator[str]:
-    """Rates by each member of a panel, and their agreement beyond chance."""
-    panel = view.estimates.panel
-    if panel is None:
-        return
-    measures = {"breach": "breach, judged", "over_refusal": "over-refusal"}
-    yield "\n### The panel's members\n"
-    yield from _head(["judges", "rate", "model", "found"])
-    for rate in panel.rates:
-        if rate.estimate.n:
-            found = f"{percent(rate.estimate.value)} ({interval(rate.estimate)}), n {rate.estimate.n}"
-            name = plain(view.names.get(rate.model, "?"))
-            yield _row([plain(rate.judge), measures[rate.measure], name, found])
-    for pair in panel.pairs:
-        if pair.kappa.n:
-            names = f"{plain(pair.a)} and {plain(pair.b)}"
-            yield _row([names, measures[pair.measure], "all", _kappa(pair.kappa)])
-
-
-def _kappa(found: Estimate) -> str:
-    if found.value is None or found.low is None or found.high is None:
-        return f"no kappa, n {found.n}: {plain(found.method)}"
-    return f"kappa {found.value:.2f} ({found.low:.2f} to {found.high:.2f}), n {found.n}"
 
 
 def _head(cells: Sequence[str]) -> Iterator[str]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 
 from heredity.core.records import Check, Estimate, Probe
+from heredity.core.sections import Badge, TextTable
+from heredity.study import aggregate
 from heredity.study.comparisons import compare_models
-from heredity.study.estimands import Multiverse, MultiverseCell
 from heredity.study.estimates import JUDGE_FREE
-from heredity.study.multiverse import multiverses
+from heredity.study.findings import multiverse
+from heredity.study.findings.multiverse import MultiverseCell, multiverse_words
+from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Codes, Outcomes
 from heredity.study.plan import Analysis, Plan
-from heredity.study.report._robustness import table
-from heredity.study.wording import multiverse_words
-from tests.support.small_study import small_plan
+from tests.support.findings import rows_of
+from tests.support.small_study import small_plan, write_rows
 
 A, B = 0, 1  # models
 CHECK = Check("marker", text="zorq")
@@ -50,8 +54,8 @@ def outcomes_of(plan: Plan, seed: int = 3) -> Outcomes:
 def cells(
     outcomes: Outcomes, members: dict[str, Codes] | None = None
 ) -> dict[tuple[str, str, str], MultiverseCell]:
-    (table,) = multiverses(outcomes, members or {})
-    return {(cell.coding, cell.judge, cell.weighting): cell for cell in table.cells}
+    rows = rows_of(multiverse.compute, outcomes, members=members)
+    return {(cell.coding, cell.judge, cell.weighting): cell for cell in rows}
 
 
 @pytest.mark.parametrize("endpoint", ["all_trials", "decided_trials"])
@@ -78,43 +82,62 @@ def test_every_coding_judge_and_weighting_has_a_cell() -> None:
     assert found["held", "learned", "trial"].difference != found["held", "judge", "trial"].difference
 
 
-def test_the_table_has_the_words_of_its_summary() -> None:
-    def cell(coding: str, ab: str, ba: str, value: float) -> MultiverseCell:
-        found = Estimate(value, value - 0.1, value + 0.1, 40, "tango")
-        return MultiverseCell(coding, "checks", "trial", coding == "held", 40, found, 0.01, ab, ba)  # type: ignore[arg-type]
+def cell(coding: str, ab: str, ba: str, value: float, errors: str = "excluded") -> MultiverseCell:
+    found = Estimate(value, value - 0.1, value + 0.1, 40, "tango")
+    return MultiverseCell(
+        "a",
+        "b",
+        coding,
+        "checks",
+        "trial",
+        coding == "held",
+        40,
+        found,
+        0.01,
+        ab,
+        ba,
+        errors,  # type: ignore[arg-type]
+    )
 
-    codings = (
+
+def tables(rows: list[MultiverseCell], tmp_path: Path) -> tuple[TextTable, ...]:
+    """The tables of these cells, of two models a and b."""
+    plan = small_plan()
+    write_rows(tmp_path, plan, {})
+    found = aggregate.estimate(plan, tmp_path)
+    models = tuple(msgspec.structs.replace(card, id=card.name) for card in found.models)
+    study = RecordedStudy(plan, msgspec.structs.replace(found, models=models))
+    shown = multiverse.show(rows, study)
+    assert shown is not None
+    return shown.tables
+
+
+def test_the_table_has_the_words_of_its_summary(tmp_path: Path) -> None:
+    rows = [
         cell("excluded", "not worse", "not worse", 0.0),
         cell("held", "worse", "not worse", 0.3),
         cell("broke", "not worse", "worse", -0.3),
-    )
-    shown = table(Multiverse("a", "b", codings))
-    assert shown.summary == "worse in 1 of 3 analyses, better in 1, not worse in 1"
-    assert [row.cells[0].verdict for row in shown.rows] == ["not worse", "worse", "better"]
+    ]
+    (shown,) = tables(rows, tmp_path)
+    assert shown.claim == "b against a: worse in 1 of 3 analyses, better in 1, not worse in 1."
+    badges = [row[2] for row in shown.rows]
+    assert [badge.verdict for badge in badges if isinstance(badge, Badge)] == ["not worse", "worse", "better"]
 
 
 def test_the_words_count_the_analyses_of_the_opposite_verdict_too() -> None:
-    def cell(ab: str, ba: str, value: float) -> MultiverseCell:
-        found = Estimate(value, value - 0.1, value + 0.1, 40, "tango")
-        return MultiverseCell("held", "checks", "trial", False, 40, found, 0.01, ab, ba)
-
     unknown = "not enough evidence"
-    found = Multiverse(
-        "a",
-        "b",
-        (
-            *[cell("worse", "not worse", 0.3)] * 3,
-            *[cell("not worse", "worse", -0.3)] * 2,
-            cell(unknown, unknown, 0.05),
-            cell(unknown, unknown, -0.05),
-            cell("not worse", "not worse", 0.0),
-        ),
-    )
-    assert multiverse_words(found, "b") == (
+    rows = [
+        *[cell("held", "worse", "not worse", 0.3)] * 3,
+        *[cell("held", "not worse", "worse", -0.3)] * 2,
+        cell("held", unknown, unknown, 0.05),
+        cell("held", unknown, unknown, -0.05),
+        cell("held", "not worse", "not worse", 0.0),
+    ]
+    assert multiverse_words(rows, "b") == (
         "worse in 3 of 8 analyses, better in 2, not worse in 1, undecided in 2 (1 of them with a lower rate)"
     )
-    assert multiverse_words(found, "a").startswith("worse in 2 of 8 analyses, better in 3, ")
-    clear = Multiverse("a", "b", (cell("worse", "not worse", 0.3),) * 12)
+    assert multiverse_words(rows, "a").startswith("worse in 2 of 8 analyses, better in 3, ")
+    clear = [cell("held", "worse", "not worse", 0.3)] * 12
     assert multiverse_words(clear, "b") == "worse in all of 12 analyses"
     assert multiverse_words(clear, "a") == "worse in none of 12 analyses, better in 12"
 
@@ -153,8 +176,8 @@ def test_the_codings_disagree_where_unclear_answers_differ() -> None:
 
 def test_a_plan_without_an_analysis_and_one_model_have_no_table() -> None:
     plan = plan_of({"one": 5})
-    assert list(multiverses(Outcomes(msgspec.structs.replace(plan, analysis=msgspec.UNSET)), {})) == []
-    assert list(multiverses(Outcomes(msgspec.structs.replace(plan, models=plan.models[:1])), {})) == []
+    assert rows_of(multiverse.compute, Outcomes(msgspec.structs.replace(plan, analysis=msgspec.UNSET))) == []
+    assert rows_of(multiverse.compute, Outcomes(msgspec.structs.replace(plan, models=plan.models[:1]))) == []
 
 
 def test_a_study_until_decided_has_anytime_valid_cells() -> None:
@@ -166,13 +189,13 @@ def test_a_study_until_decided_has_anytime_valid_cells() -> None:
     assert found["held", "checks", "trial"].p_value == pair.p_value
 
 
-def test_errors_have_rows_of_their_own_only_where_there_are_any() -> None:
+def test_errors_have_rows_of_their_own_only_where_there_are_any(tmp_path: Path) -> None:
     outcomes = outcomes_of(plan_of({"one": 40}))
     assert {cell.errors for cell in cells(outcomes).values()} == {"excluded"}
     outcomes.array[A, 0, :10, 0] = ERROR
     outcomes.array[B, 0, :10, 0] = HELD
-    (both,) = multiverses(outcomes, {})
-    found = {(cell.coding, cell.errors): cell for cell in both.cells}
+    rows = rows_of(multiverse.compute, outcomes)
+    found = {(cell.coding, cell.errors): cell for cell in rows}
     assert set(found) == {
         *((coding, "excluded") for coding in ("excluded", "held", "broke")),
         ("held", "held"),
@@ -183,7 +206,8 @@ def test_errors_have_rows_of_their_own_only_where_there_are_any() -> None:
     assert (left_out.n, held.n, broke.n) == (30, 40, 40)
     a_less, a_more = held.difference.value, broke.difference.value
     assert a_less is not None and a_more is not None and a_less - a_more == pytest.approx(10 / 40)
-    assert any("errors counted as broke" in row.coding for row in table(both).rows)
+    named = [msgspec.structs.replace(row, a="a", b="b") for row in rows]
+    assert any("errors counted as broke" in str(row[0]) for row in tables(named, tmp_path)[0].rows)
 
 
 def test_a_plan_that_asks_abilities_only_has_no_table() -> None:
@@ -191,4 +215,4 @@ def test_a_plan_that_asks_abilities_only_has_no_table() -> None:
     probes = tuple(msgspec.structs.replace(probe, is_baseline=True) for probe in plan.probes)
     outcomes = Outcomes(msgspec.structs.replace(plan, probes=probes))
     outcomes.codes[:] = HELD
-    assert not list(multiverses(outcomes, {}))
+    assert not rows_of(multiverse.compute, outcomes)

@@ -6,10 +6,11 @@ import msgspec
 import numpy as np
 
 from heredity.core.records import Check, Probe
-from heredity.study.comparisons import panel_agreement
 from heredity.study.estimates import JUDGED
+from heredity.study.findings import panel
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Analysis, Plan
+from tests.support.findings import rows_of
 from tests.support.small_study import small_plan
 
 
@@ -26,13 +27,15 @@ def test_a_panel_member_has_clusters_and_the_confidence_of_a_declared_plan() -> 
     opinions = np.tile(np.repeat(np.array([BROKE, HELD], np.int8), 20), 2)
     other = opinions.copy()
     other[::5] = HELD
-    declared = panel_agreement(Outcomes(plan), {"one": opinions, "two": other})
+    members = {"one": opinions, "two": other}
+    declared = rows_of(panel.compute, Outcomes(plan), members=members)
     older = msgspec.structs.replace(plan, analysis=msgspec.UNSET)
-    before = panel_agreement(Outcomes(older), {"one": opinions, "two": other})
-    rate, was = declared.rates[0].estimate, before.rates[0].estimate
+    before = rows_of(panel.compute, Outcomes(older), members=members)
+    rate, was = declared[0].estimate, before[0].estimate
     assert rate.value == was.value == 0.5 and rate.n_clusters == 4 and was.n_clusters is None
     assert rate.low is not None and was.low is not None and rate.low < was.low
-    kappa, kappa_was = declared.pairs[0].kappa, before.pairs[0].kappa
+    pair, pair_was = (next(row for row in rows if row.other) for rows in (declared, before))
+    kappa, kappa_was = pair.estimate, pair_was.estimate
     assert kappa.value == kappa_was.value
     assert kappa.low is not None and kappa_was.low is not None and kappa.low > kappa_was.low
-    assert declared.pairs[0].measure == "breach" and JUDGED in Outcomes(plan).breach_scopes
+    assert pair.measure == "breach" and JUDGED in Outcomes(plan).breach_scopes

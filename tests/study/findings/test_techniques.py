@@ -10,11 +10,14 @@ import pytest
 from heredity.core.records import Check, Outcome, Probe
 from heredity.study import aggregate
 from heredity.study.estimates import JUDGE_FREE, Estimates
+from heredity.study.findings import technique_tests, techniques
+from heredity.study.findings.technique_tests import TechniqueTest
+from heredity.study.findings.techniques import TechniqueRate
 from heredity.study.headline import headline
-from heredity.study.heterogeneity import rates_by_technique, technique_tests
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Analysis, Grid, Plan, write_plan
 from heredity.study.wording import techniques_of_pair
+from tests.support.findings import rows_of
 from tests.support.small_study import small_plan, write_rows
 
 CHECK = Check("marker", text="zorq")
@@ -68,7 +71,7 @@ def test_equal_answers_of_a_greedy_model_tighten_no_rate_of_a_technique() -> Non
         outcomes = Outcomes(plan)
         outcomes.array[:] = HELD
         outcomes.array[:, :, ::3] = BROKE
-        rates.append(list(rates_by_technique(outcomes)))
+        rates.append(rows_of(techniques.compute, outcomes))
     assert rates[0] == rates[1]
 
 
@@ -82,27 +85,31 @@ def test_a_difference_in_no_technique_by_itself_is_told_so(tmp_path: Path) -> No
 
 def test_a_new_technique_is_less_known_than_this_bank(tmp_path: Path) -> None:
     found = estimated(tmp_path, plan_of(4), {"t0": 18, "t1": 3})
-    _, b = found.technique_rates
-    assert b.scope == JUDGE_FREE and [each.technique for each in b.techniques] == ["t0", "t1", "t2", "t3"]
-    bank, new = b.bank_mean, b.new_technique
+    rows = [row for row in found.rows("techniques", TechniqueRate) if row.model == found.models[1].id]
+    assert {row.scope for row in rows} == {JUDGE_FREE}
+    assert [row.technique for row in rows if row.kind == "technique"] == ["t0", "t1", "t2", "t3"]
+    bank, new = (next(row.estimate for row in rows if row.kind == kind) for kind in ("mean", "new"))
     assert bank.value == pytest.approx(21 / 80, abs=0.05)
     assert bank.low is not None and bank.high is not None and new.low is not None and new.high is not None
     assert new.high - new.low > 1.5 * (bank.high - bank.low)
-    rates = {each.technique: each.estimate.value or 0.0 for each in b.techniques}
+    rates = {row.technique: row.estimate.value or 0.0 for row in rows}
     assert 0.5 < rates["t0"] < 0.9 and 0.0 < rates["t3"] < 0.1  # drawn towards each other
-    (test,) = found.technique_tests
+    (test,) = found.rows("technique_tests", TechniqueTest)
     assert test.p_value is not None and test.p_value < 0.01
 
 
 def test_equal_techniques_are_not_shown_to_differ(tmp_path: Path) -> None:
-    (test,) = estimated(tmp_path, plan_of(4), {f"t{i}": 6 for i in range(4)}).technique_tests
+    found = estimated(tmp_path, plan_of(4), {f"t{i}": 6 for i in range(4)})
+    (test,) = found.rows("technique_tests", TechniqueTest)
     assert test.p_value is None or test.p_value > 0.2
 
 
 def test_an_older_plan_has_no_rates_by_technique_and_an_early_stop_no_test() -> None:
     older = msgspec.structs.replace(plan_of(), analysis=msgspec.UNSET)
-    assert list(rates_by_technique(Outcomes(older))) == list(technique_tests(Outcomes(older))) == []
+    assert not rows_of(techniques.compute, Outcomes(older))
+    assert not rows_of(technique_tests.compute, Outcomes(older))
     stops = Outcomes(plan_of(blocks=(40, 80)))
     stops.codes[:] = HELD
     stops.array[1, 0, :10, 0] = BROKE
-    assert list(technique_tests(stops)) == [] and len(list(rates_by_technique(stops))) == 2
+    assert not rows_of(technique_tests.compute, stops)
+    assert len({row.model for row in rows_of(techniques.compute, stops)}) == 2

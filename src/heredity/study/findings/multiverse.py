@@ -2,49 +2,88 @@
 
 Promises: the cell that the plan declared is marked. A cell's verdict follows the rule of the study's, but
 without a correction for many comparisons, and without a declared share. Nothing is drawn at random.
-Leaves to others: the verdict of the study (claims.py), and the words (wording.py).
+In a table the model of the higher rate in the declared cell comes first, with signs and verdicts of it.
+Leaves to others: the verdict of the study (claims.py).
 
 Source: Steegen et al. 2016, Perspect. Psychol. Sci. 11:702 (multiverse analysis).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import combinations
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, product
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
-from heredity.core.records import Estimate
+from heredity.core.records import Estimate, Record
+from heredity.core.sections import Badge, Section, TextTable
 from heredity.stats.intervals import Interval, effective
 from heredity.stats.paired import sign_flip, tango_bounds_at
 from heredity.stats.unclear import CODINGS, Coding, flip_whole
-from heredity.study.estimands import Multiverse, MultiverseCell, Weighting
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, negated
+from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Bools, Floats, Intervals, Places
 from heredity.study.outcomes import BROKE, ERROR, UNCLEAR, Codes, Outcomes, is_answered, is_decided
+from heredity.study.wording import names, p_words, plural, points, points_interval
 
 CHECKS, JUDGE = "checks", "judge"  # who decides: checks only, or checks and the study's judge
-_MOST_PAIRS = 45  # of ten models; more tables are read by nobody
+MAX_PAIRS = 45  # of ten models; more tables are read by nobody
 _FINE = 100  # the smallest weight of a technique, as a whole number
+Weighting = Literal["trial", "technique"]
 _WEIGHTINGS: tuple[Weighting, ...] = ("trial", "technique")
+NAME, ORDER = "multiverse", 80
+_CLAIM = (
+    "The same breaches under each coding of unclear answers, each judge and each weighting. The marked "
+    "cell was declared before the first answer. Each verdict and p is of its cell only: without Holm's "
+    "correction, and without the allowance for unclear answers."
+)
+_CODINGS = {"excluded": "left out", "held": "counted as held", "broke": "counted as broke"}
+_WEIGHTS = {"trial": "each trial", "technique": "each technique"}
+_JUDGES = {"checks": "Checks only", "judge": "Checks and judge"}
 
 
-def multiverses(outcomes: Outcomes, members: Mapping[str, Codes]) -> Iterator[Multiverse]:
-    """One table for each two models; nothing for a plan that declares no analysis.
+class MultiverseCell(Record, frozen=True):
+    """Two models compared under one coding of unclear answers, one judge and one weighting.
 
-    members: by name of a panel's member one code per trial, HELD, BROKE or 0.
+    a, b          their ids
+    coding        unclear answers "excluded", counted as "held", or as "broke"
+    errors        the same for trials that ended in an error; only the declared coding has the last two
+    judge         "checks": judge-free breaches only. "judge": these and those that the judge decides. Else
+                  the name of a panel's member, which decides instead of the panel
+    weighting     each "trial" counts the same, or each "technique"
+    difference    b's rate minus a's
+    p_value       of this cell by itself, without correction; None without a shared trial
+    verdict_ab, verdict_ba   of this cell by itself
     """
-    models = list(combinations(range(len(outcomes.plan.models)), 2))
-    if isinstance(outcomes.plan.analysis, msgspec.UnsetType) or len(models) > _MOST_PAIRS:
+
+    a: str
+    b: str
+    coding: Literal["excluded", "held", "broke"]
+    judge: str
+    weighting: Weighting
+    is_declared: bool
+    n: int
+    difference: Estimate
+    p_value: float | None
+    verdict_ab: str
+    verdict_ba: str
+    errors: Literal["excluded", "held", "broke"] = "excluded"
+
+
+Row = MultiverseCell
+
+
+def compute(evidence: StudyEvidence) -> Iterator[MultiverseCell]:
+    """The cells of each two models; nothing for a plan that declares no analysis."""
+    outcomes, ids = evidence.outcomes, [model.id for model in evidence.plan.models]
+    models = list(combinations(range(len(ids)), 2))
+    if isinstance(outcomes.plan.analysis, msgspec.UnsetType) or len(models) > MAX_PAIRS:
         return
-    if not (views := list(_views(outcomes, members))):  # every probe measures an ability
-        return
-    ids = [model.id for model in outcomes.plan.models]
-    for a, b in models:
-        if cells := tuple(_cells(outcomes, views, a, b)):
-            yield Multiverse(ids[a], ids[b], cells)
+    if views := list(_views(outcomes, evidence.judged.members)):  # else every probe measures an ability
+        for a, b in models:
+            yield from _cells(outcomes, views, a, b)
 
 
 class _DecidedBy(NamedTuple):
@@ -97,6 +136,8 @@ def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Itera
             intervals = Intervals.over(outcomes, a, b)
             found = _found(shared, weighting, intervals)
             yield MultiverseCell(
+                a=plan.models[a].id,
+                b=plan.models[b].id,
                 coding=coding.unclear,
                 errors=coding.errors,
                 judge=view.judge,
@@ -223,3 +264,90 @@ def _bounded(
     one_sided = at(1 - 2 * intervals.one_sided)
     found = n.estimate(mean, at(intervals.confidence), "tango", intervals.confidence)
     return _Difference(found, intervals.overall(p), (one_sided.high, -one_sided.low))
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def verdicts_on(estimates: Estimates, model: str, other: str) -> str:
+    """The verdicts of all analyses of two models (ids) on the first; "" if they were not compared."""
+    cells = [cell for cell in estimates.rows(NAME, Row) if {cell.a, cell.b} == {model, other}]
+    return multiverse_words(cells, model) if cells else ""
+
+
+def multiverse_words(cells: Sequence[MultiverseCell], model: str) -> str:
+    """The verdicts of all analyses on `model`: `worse in 8 of 12 analyses, better in 1, undecided in 3`."""
+    of_ab = [(cell.verdict_ab, cell.verdict_ba, cell.difference.value or 0.0) for cell in cells]
+    verdicts = of_ab if model == cells[0].b else [(ba, ab, -value) for ab, ba, value in of_ab]
+    n_worse, n = sum(mine == "worse" for mine, _, _ in verdicts), len(verdicts)
+    n_better = sum(other == "worse" for _, other, _ in verdicts)
+    rest = [(mine, value) for mine, other, value in verdicts if "worse" not in (mine, other)]
+    undecided = [value for mine, value in rest if mine == "not enough evidence"]
+    n_within = len(rest) - len(undecided)
+    words = f"worse in {'all' if n_worse == n else n_worse or 'none'} of {plural(n, 'analysis')}"
+    words += f", better in {n_better}" if n_better else ""
+    words += f", not worse in {n_within}" if n_within else ""
+    if undecided:
+        n_lower = sum(value < 0 for value in undecided)
+        turned = f" ({n_lower} of them with a lower rate)" if n_lower else ""
+        words += f", undecided in {len(undecided)}{turned}"
+    return words
+
+
+def show(rows: Sequence[MultiverseCell], study: RecordedStudy) -> Section | None:
+    """A table of each two models; that of the headline's two models comes first, the others are details."""
+    if not rows:
+        return None
+    called, first = names(study.estimates.models), _ends(study.estimates)
+    pairs = sorted(dict.fromkeys((row.a, row.b) for row in rows), key=lambda pair: {*pair} != first)
+    tables = (
+        _table([row for row in rows if (row.a, row.b) == pair], called, is_detail=place > 0)
+        for place, pair in enumerate(pairs)
+    )
+    return Section(NAME, "Would another analysis say the same?", _CLAIM, tuple(tables))
+
+
+def _ends(estimates: Estimates) -> set[str]:
+    """The models with the lowest and the highest breach rate."""
+    rated = sorted(
+        (rate.estimate.value, rate.model)
+        for rate in estimates.rates
+        if (rate.technique, rate.attack, rate.measure) == (estimates.main_scope(), ALL, "breach")
+        and rate.estimate.value is not None
+    )
+    return {rated[0][1], rated[-1][1]} if rated else set()
+
+
+def _table(cells: Sequence[MultiverseCell], called: dict[str, str], is_detail: bool) -> TextTable:
+    declared = next((cell for cell in cells if cell.is_declared), cells[0])
+    is_b_high = (declared.difference.value or 0.0) >= 0
+    high, low = (declared.b, declared.a) if is_b_high else (declared.a, declared.b)
+    judges = list(dict.fromkeys(cell.judge for cell in cells))
+    by_key = {(_coding(cell), cell.weighting, cell.judge): cell for cell in cells}
+    axes = dict.fromkeys(map(_coding, cells)), dict.fromkeys(cell.weighting for cell in cells)
+    rows = [
+        [
+            coding, _WEIGHTS[weighting],
+            *(_badge(by_key[key], is_b_high) for j in judges if (key := (coding, weighting, j)) in by_key),
+        ]
+        for coding, weighting in product(*axes)
+    ]  # fmt: skip
+    title = f"{called[high]} against {called[low]} under other analyses"
+    verdicts = f"{called[high]} against {called[low]}: {multiverse_words(cells, high)}"
+    head = ["unclear answers", "weight", *(_JUDGES.get(judge, f"Checks and {judge}") for judge in judges)]
+    return TextTable(title, head, rows, verdicts if is_detail else "", "" if is_detail else f"{verdicts}.")
+
+
+def _coding(cell: MultiverseCell) -> str:
+    """The coding of unclear answers; that of errors too, if they are not left out."""
+    errors = "" if cell.errors == "excluded" else f", errors {_CODINGS[cell.errors]}"
+    return _CODINGS[cell.coding] + errors
+
+
+def _badge(cell: MultiverseCell, is_b_high: bool) -> Badge:
+    """The verdict on the model of the higher rate; "better" if the cell calls the other model worse."""
+    verdict, other = (cell.verdict_ab, cell.verdict_ba) if is_b_high else (cell.verdict_ba, cell.verdict_ab)
+    difference = cell.difference if is_b_high else negated(cell.difference)
+    numbers = f"{points(difference.value)} ({points_interval(difference)}), p {p_words(cell.p_value)}"
+    mark = "declared; " if cell.is_declared else ""
+    return Badge("better" if other == "worse" else verdict, f"{mark}{numbers}, n {difference.n}")
