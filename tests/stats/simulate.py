@@ -137,7 +137,7 @@ def _share(claims: NDArray[np.bool_]) -> float:
 
 
 def tables(runs: int = RUNS, seed: int = SEED) -> Iterator[str]:
-    """The four tables of docs/results/coverage.md, line by line."""
+    """Four tables, line by line; docs/results/coverage.md has some of their rows."""
     rng = np.random.default_rng(seed)
     yield "| clusters x trials | true rate | correlation | clustered holds | lies below | Wilson holds |"
     yield "|---|---|---|---|---|---|"
