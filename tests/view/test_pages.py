@@ -14,8 +14,10 @@ from heredity.core.files import Lock
 from heredity.core.records import Outcome
 from heredity.core.sanitize import visible
 from heredity.study.advice import advise
+from heredity.study.demo import write_demo
 from heredity.study.estimates import ALL
 from heredity.study.findings import unprompted
+from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.headline import headline
 from heredity.study.outcomes import BROKE, breach_order, read_outcomes
 from heredity.study.report import html
@@ -588,3 +590,14 @@ def test_words_of_the_field_are_explained_where_they_are(finished: Site, tmp_pat
     assert "judges of a panel disagree" in finished.render(f"{study}/conversations")
     place = written(tmp_path)
     assert "a random sample" in Site(place).render(f"/s/{place.studies()[0].key}/label")
+
+
+def test_the_findings_are_those_of_the_report(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "demo"
+    write_demo(folder)
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    study = opened(site.place)
+    page = site.render(f"/s/{study.key}/findings")
+    shown = sections(RecordedStudy(study.plan, read_estimates(folder)))
+    assert len(shown) > 5 and [f'id="{each.name}"' in page for each in shown] == [True] * len(shown)
+    assert f'href="/s/{study.key}/t/60"' in page  # one of the worst breaches

@@ -1,0 +1,29 @@
+"""The findings of a study: the sections of its report, from estimates.json."""
+
+from __future__ import annotations
+
+from heredity.core.errors import HeredityError
+from heredity.core.sections import TrialLink
+from heredity.study.findings.protocols import RecordedStudy, sections
+from heredity.study.wording import cell_words
+from heredity.view.site import Asked, Site
+
+PATH, MENU, TAB = "/s/{study}/findings", "", "5 Findings"
+IS_EXPORTED = True
+
+
+def render(site: Site, asked: Asked) -> str:
+    """The sections; a sentence if the study has no estimates yet. Raises an error of the estimates."""
+    study = site.open(asked)
+    estimates = study.estimates()
+    if isinstance(estimates, HeredityError):
+        raise estimates
+    return site.html(
+        "findings.html.jinja", asked, study,
+        sections=[] if estimates is None else sections(RecordedStudy(study.plan, estimates)),
+        has_estimates=estimates is not None, cell_words=cell_words, is_trial=_is_trial,
+    )  # fmt: skip
+
+
+def _is_trial(cell: object) -> bool:
+    return isinstance(cell, TrialLink)
