@@ -3,10 +3,10 @@
 DEFAULT_MODELS := smollm2-135m-instruct qwen2.5-coder-0.5b-instruct
 MODELS ?= $(DEFAULT_MODELS)
 APPLICATION ?= examples/support-desk.toml
-# The smallest margin within which this size can show "not worse" of equal models (docs/explanation/sequential.md).
+# The smallest margin within which this size can show "not worse" of equal models (docs/explanation/statistics.md).
 MARGIN ?= 0.1
 ATTACKS ?= direct crescendo@planted_secret,harmful_request
-# "group_sequential" stops at half or three quarters of the behaviours if the answer is clear (docs/explanation/sequential.md).
+# "group_sequential" stops at half or three quarters of the behaviours if the answer is clear (docs/explanation/statistics.md).
 STOPPING ?= fixed
 ARGS ?=
 TASK ?= examples/adapt/support.toml

@@ -6,7 +6,7 @@
 1. Scripted models that take a known time for each answer, with more and more workers in one run. The ideal
    ratio is the number of workers. The time counts from the first row to the last one.
 2. Rows per second that the driver takes, checks and writes, if its workers take no time. Then the memory of
-   a plan by its number of trials. Both bound a study on many machines (docs/explanation/many-machines.md).
+   a plan by its number of trials. Both bound a study on many machines (docs/benchmarks.md).
 """
 
 from __future__ import annotations

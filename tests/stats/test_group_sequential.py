@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,12 +83,6 @@ def test_equal_models_are_seldom_told_apart_over_all_looks() -> None:
 def _places(runs: int) -> list[tuple[np.ndarray, np.ndarray]]:
     clusters = np.repeat(np.arange(100), 2)
     return [(clusters, clusters // 10)] * runs
-
-
-def test_the_examples_of_the_document_are_what_the_code_gives() -> None:
-    page = Path(__file__).parents[2] / "docs" / "explanation" / "sequential.md"
-    found = doctest.testfile(str(page), module_relative=False)
-    assert found.attempted > 5 and found.failed == 0
 
 
 @pytest.mark.slow

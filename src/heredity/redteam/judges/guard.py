@@ -10,7 +10,7 @@ each. A guard that does not report refusals leaves them to the rules.
 
 Promises: a reply of another form is `unclear`, never a guess. Another guard never takes this one's place. The
 rules detect empty and incoherent answers before the guard is asked.
-Leaves to others: how often a guard is right (measure it: docs/how-to/calibrate-a-judge.md).
+Leaves to others: how often a guard is right (measure it: docs/explanation/judges.md).
 """
 
 from __future__ import annotations
