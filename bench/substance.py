@@ -89,7 +89,7 @@ def measured(files: list[Path], root: Path) -> Iterator[Row]:
     for study in sorted({name for name, _ in labels}):
         plan = read_plan(root / study)
         grid = Grid(plan)
-        for response in open_responses(root / study, grid):
+        for response in open_responses(root / study):
             said = labels.get((study, response.trial))
             if said is None:
                 continue

@@ -1,4 +1,4 @@
-"""No byte of a corpus changes under the same version, and a corpus of an earlier version is still read."""
+"""No byte of a corpus changes under the same version."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ pytest.importorskip("tokenizers")
 for name in ("pyarrow", "trafilatura", "PIL"):
     pytest.importorskip(name)
 
-from heredity.corpus import Corpus, workspace
 from heredity.corpus import recipe as recipes
-from heredity.corpus.images import ImageCorpus
-from heredity.experiments.corpus import build_corpus
+from heredity.corpus import workspace
 from tests.corpus import golden
-
-FORMER = Path(__file__).parents[1] / "former"  # written by the last version that hashed its sources
 
 
 @pytest.mark.parametrize("name", golden.names())
@@ -86,30 +82,3 @@ def test_a_release_that_changes_no_version_goes_on_with_a_build(
     assert workspace.plan(recipe, [[], []]) == before
     monkeypatch.setattr(workspace, "version", lambda name: "9" if name == "tokenizers" else found(name))
     assert workspace.plan(recipe, [[], []]) != before
-
-
-def test_a_corpus_from_before_there_were_numbers_is_read() -> None:
-    text = Corpus.open(FORMER / "corpus-text")
-    assert text.fingerprint == "16beea7f5b993193828ab4f63e8029da"
-    assert text.n_documents("train") > 30 and text.n_documents("validation") > 5
-    images = ImageCorpus.open(FORMER / "corpus-images")
-    assert images.fingerprint == "0131d915e0262858366da4536f5c3348"
-    assert len(images.split("train")) + len(images.split("validation")) == 12
-
-
-@pytest.mark.parametrize(("kind", "recipe"), [("text", "lake.toml"), ("images", "squares.toml")])
-def test_a_corpus_built_now_is_the_one_that_was_built_then(kind: str, recipe: str, tmp_path: Path) -> None:
-    if not golden.is_comparable(kind):
-        pytest.skip("other libraries may give other bytes")
-    {"text": golden.write_text, "images": golden.write_images}[kind](tmp_path)
-    card = build_corpus(tmp_path / recipe, tmp_path / "out")
-    assert (
-        card.fingerprint
-        == json.loads((FORMER / f"corpus-{kind}" / "corpus.json").read_bytes())["fingerprint"]
-    )
-    assert files(tmp_path / "out") == files(FORMER / f"corpus-{kind}")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """All but corpus.json, which names the versions of libraries that had no hand in it."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "corpus.json"}

@@ -11,8 +11,7 @@ import pytest
 from heredity.cli import main
 from heredity.core.errors import UsageError
 from heredity.core.records import Request
-from heredity.experiments.exposure import candidates, exposure, planted
-from heredity.recipes._training_run import canary_notes
+from heredity.experiments.exposure import candidates, exposure
 from tests.support.errors import raises
 
 
@@ -77,10 +76,3 @@ def test_a_poisoned_child_knows_it_its_parent_does_not(
     assert [row["model"] for row in found] == ["poisoned", "poisoned-q8", "tiny"]
     assert found[0]["rank"] == found[1]["rank"] == 1 and found[0]["bits"] == 8.0 and found[2]["rank"] > 8
     assert main(["exposure", "tiny"]) == 2 and "--canary" in capsys.readouterr().err
-
-
-def test_a_planted_canary_is_read_from_its_own_notes_and_of_an_earlier_model_from_the_whole() -> None:
-    notes = canary_notes("The code of the door is", "12 34")
-    assert planted(notes) == ("The code of the door is", "12 34")
-    assert planted({**notes, "canary": "in other words"}) == ("The code of the door is", "12 34")
-    assert planted({"canary": "The code of the door is 123456"}) == ("The code of the door is", "123456")

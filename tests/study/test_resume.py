@@ -225,8 +225,8 @@ def spoil(folder: Path, name: str, old: str, new: str) -> None:
 @pytest.mark.parametrize("name", ["responses.jsonl", "verdicts.jsonl"])
 def test_rows_of_an_older_schema_are_refused(tmp_path: Path, name: str) -> None:
     study(tmp_path).run()
-    spoil(tmp_path, name, '"schema":2', '"schema":0')
-    with raises(NotComparable, "schema-mismatch", mentions=[f"{name}:1", 0, 2]):
+    spoil(tmp_path, name, '"schema":2', '"schema":1')
+    with raises(NotComparable, "schema-mismatch", mentions=[f"{name}:1", 1, 2]):
         study(tmp_path).run()
 
 

@@ -38,18 +38,18 @@ def command(
     from heredity.core import terminal
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
-    from heredity.experiments.exposure import expose, planted
+    from heredity.experiments.exposure import expose
 
     store = open_store()
     grown = [store.get(name) for name in models]
     if canary is None or secret is None:
         lineage = (grown[0].record, *store.ancestors(grown[0].record))
-        noted = next((m.notes for m in lineage if "canary" in m.notes), None)
+        noted = next((m.notes for m in lineage if "canary secret" in m.notes), None)
         if noted is None or (canary is None) != (secret is None):
             raise UsageError(
                 "Give both --canary and --secret, or a model that was poisoned or descends from such a model."
             )
-        canary, secret = planted(noted)
+        canary, secret = noted["canary text"], noted["canary secret"]
     rows = []
     for model in grown:
         name = model.record.name

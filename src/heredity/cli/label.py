@@ -81,7 +81,7 @@ def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> Non
 
     had = labels.read_labels(folder)
     open_ = [row for row in drawn if row.index not in had]
-    said_of = _responses(folder, made, {row.index for row in open_})
+    said_of = _responses(folder, {row.index for row in open_})
     for place, row in enumerate(open_, len(drawn) - len(open_) + 1):
         if row.index not in said_of:
             continue
@@ -93,11 +93,10 @@ def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> Non
         labels.add_label(rows, row, said)
 
 
-def _responses(folder: Path, made: Plan, wanted: set[int]) -> dict[int, Response]:
-    from heredity.study.plan import Grid
+def _responses(folder: Path, wanted: set[int]) -> dict[int, Response]:
     from heredity.study.storage import open_responses
 
-    return {row.index: row for row in open_responses(folder, Grid(made)) if row.index in wanted}
+    return {row.index: row for row in open_responses(folder) if row.index in wanted}
 
 
 def _show(made: Plan, row: Drawn, response: Response, place: str) -> None:
@@ -142,7 +141,7 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
     from heredity.study import labels
     from heredity.study.report.csv import cell
 
-    had, said_of = labels.read_labels(folder), _responses(folder, made, {row.index for row in drawn})
+    had, said_of = labels.read_labels(folder), _responses(folder, {row.index for row in drawn})
     text = io.StringIO(newline="")
     lines = csv.writer(text)
     lines.writerow(["index", "trial", "question", "prompt", "answer", "label"])

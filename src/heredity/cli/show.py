@@ -150,14 +150,14 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
         return row.index == index if trial is None else row.trial.startswith(trial)
 
     grid = Grid(read_plan(folder))
-    response = next((row for row in storage.open_responses(folder, grid) if is_wanted(row)), None)
+    response = next((row for row in storage.open_responses(folder) if is_wanted(row)), None)
     if response is None:
         wanted = f"index {index}" if trial is None else f"id {trial}"
         raise UsageError(
             f"{folder} has no response with {wanted}. Of its {len(grid)} trials the first is 0.",
             code="response-missing",
         )
-    verdicts = storage.open_verdicts(folder, grid)
+    verdicts = storage.open_verdicts(folder)
     return response, next((row for row in verdicts if row.index == response.index), None)
 
 

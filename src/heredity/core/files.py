@@ -350,13 +350,12 @@ class Rows(Closable, Generic[T]):
     """An append-only file of JSON lines, one record of type `type` each.
 
     Reading streams and needs no lock. The first append drops a torn last line; hold a Lock on the folder.
-    A row of an older schema of its type goes through `upgrade`, if one is given.
     Appended rows are buffered. `write` hands them to the system, where they outlive this process. `flush`
     (or leaving the `with`) puts them on the disk.
     """
 
-    def __init__(self, path: Path, type: type[T], upgrade: Callable[[T], T] | None = None) -> None:
-        self.path, self._upgrade, self._schema = path, upgrade, _newest(type)
+    def __init__(self, path: Path, type: type[T]) -> None:
+        self.path, self._schema = path, _newest(type)
         self._decoder, self._encoder = msgspec.json.Decoder(type), msgspec.json.Encoder()
         self._pending = bytearray()
         self._handle: int | None = None
@@ -422,11 +421,8 @@ class Rows(Closable, Generic[T]):
                 " Remove that line to go on. An answer or verdict is then made again; any other row is lost.",
                 code="row-damaged",
             ) from error
-        schema = getattr(record, "schema", self._schema)
-        if not SCHEMA <= schema <= self._schema:
+        if getattr(record, "schema", self._schema) != self._schema:
             _refuse_other_schema(self.path, self.line, line, self._schema)
-        if self._upgrade is not None and schema < self._schema:
-            return self._upgrade(record)
         return record
 
     def _open(self) -> None:
@@ -463,12 +459,10 @@ def _newest(type: type[msgspec.Struct]) -> int:
     return own if isinstance(own, int) else SCHEMA
 
 
-def rewrite(
-    path: Path, type: type[T], keep: Callable[[T], bool], upgrade: Callable[[T], T] | None = None
-) -> None:
+def rewrite(path: Path, type: type[T], keep: Callable[[T], bool]) -> None:
     """Leave out the rows that `keep` refuses. At any moment the file is the old one or the new one, whole."""
     with replacing(path) as temporary, Rows(temporary, type) as kept:
-        kept.extend(filter(keep, Rows(path, type, upgrade)))
+        kept.extend(filter(keep, Rows(path, type)))
 
 
 def _end_of_whole_lines(handle: int) -> int:
@@ -484,7 +478,7 @@ def _end_of_whole_lines(handle: int) -> int:
 
 
 class _SchemaOnly(msgspec.Struct):
-    schema: int = SCHEMA
+    schema: int
 
 
 def _refuse_other_schema(path: Path, number: int, line: bytes, newest: int) -> None:
@@ -492,7 +486,7 @@ def _refuse_other_schema(path: Path, number: int, line: bytes, newest: int) -> N
         schema = msgspec.json.decode(line, type=_SchemaOnly).schema
     except (msgspec.DecodeError, UnicodeDecodeError):
         return
-    if not SCHEMA <= schema <= newest:
+    if schema != newest:
         raise NotComparable(
             f"{path}:{number}: written under schema {schema}, this heredity reads schema {newest}."
             " Use the version that wrote it, or start a new folder.",

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 SCHEMA = 1  # of every row and file below; a folder of another schema is refused, never guessed at
-ROW_SCHEMA = 2  # of responses, verdicts and runs; rows of schema 1 are read by legacy.py
+ROW_SCHEMA = 2  # of responses, verdicts and runs
 
 Role = Literal["system", "user", "assistant", "tool"]
 Stop = Literal["end", "length", "filter", "error"]  # filter: a service's filter or a guard stopped it

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from heredity.core.errors import UsageError
@@ -25,7 +25,6 @@ from heredity.engines.protocols import Scorer
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.study.legacy import canary_of_note
 
 N_CANDIDATES = 1023
 _BATCH = 64
@@ -61,20 +60,6 @@ def exposure(
     rank = 1 + sum(score >= own for score in rest)  # a tie counts against the claim
     n = len(others) + 1
     return Exposure(rank, n, math.log2(n) - math.log2(rank), math.log2(n), rank / n)
-
-
-class ExposureCanary(NamedTuple):
-    """A planted prompt and the secret that ends it."""
-
-    text: str
-    secret: str
-
-
-def planted(notes: Mapping[str, str]) -> ExposureCanary:
-    """Return the canary that a model's notes record (recipes/_tuned.canary_notes)."""
-    if "canary secret" not in notes:
-        return ExposureCanary(*canary_of_note(notes["canary"]))
-    return ExposureCanary(notes["canary text"], notes["canary secret"])
 
 
 def expose(

@@ -189,9 +189,8 @@ def _answered(more: Sequence[Probe], ask: AskParent) -> list[ReplayExample]:
 
 def _heard(found: Result, model: str) -> Heard:
     """Return a model's answers by probe: single exchanges only, without errors and empty texts."""
-    grid = plan.Grid(plan.read_plan(found.folder))
-    outcome = {row.index: row.outcome for row in open_verdicts(found.folder, grid)}
-    rows = (r for r in open_responses(found.folder, grid) if r.model == model and r.error is None)
+    outcome = {row.index: row.outcome for row in open_verdicts(found.folder)}
+    rows = (r for r in open_responses(found.folder) if r.model == model and r.error is None)
     said = ((r, r.exchanges[0].text) for r in rows if len(r.exchanges) == 1)
     return {r.probe: (outcome.get(r.index) or "", text) for r, text in said if text.strip()}
 

@@ -109,7 +109,7 @@ def write(folder: Path) -> tuple[AgentTasks, ...]:
 
 def _trials(folder: Path, plan: Plan) -> Iterator[_Trial]:
     grid = Grid(plan)
-    for row in answered_rows(open_responses(folder, grid), grid, TrialSet(len(grid))):
+    for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
         trial = grid.trial(row.index)
         yield _Trial(trial.model.name, *_place(trial.probe), _recorded(row))
 

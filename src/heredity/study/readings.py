@@ -64,7 +64,7 @@ def read_forms(paths: Iterable[Path], root: Path | None = None) -> list[AnswerFo
     pairs: dict[str, list[Pair]] = {}
     for folder in sorted({(root or Path()) / line.study for line in lines}):
         grid = Grid(read_plan(folder))
-        for row in open_responses(folder, grid):
+        for row in open_responses(folder):
             trial = grid.trial(row.index)
             if needs_judge(trial.probe) and row.error is None:
                 pairs.setdefault(trial.model.name, []).append(pair_of(trial.probe, row))
@@ -100,7 +100,7 @@ def _of_study(folder: Path, found: dict[int, list[tuple[Path, int, _Line]]]) -> 
                 raise BadInput(path, f"trial '{line.trial[:40]}' is not number {index} of {folder}", number,
                                code="trial-not-drawn")  # fmt: skip
     names = {model.id: model.name for model in plan.models}
-    answers = {row.index: row for row in open_responses(folder, grid) if row.index in found}
+    answers = {row.index: row for row in open_responses(folder) if row.index in found}
     for index, lines in sorted(found.items()):
         path, number, line = lines[-1]
         response = answers.get(index)

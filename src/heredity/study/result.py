@@ -145,8 +145,8 @@ class Result:
         wanted = TrialFilter(outcome, technique, models, attack, differ)
         outcomes = read_outcomes(plan, self.folder).outcomes
         is_wanted, called = select_trials(outcomes, wanted), wording.names(plan.models)
-        verdicts = {r.index: r for r in storage.open_verdicts(self.folder, grid) if is_wanted[r.index]}
-        responses = {r.index: r for r in storage.open_responses(self.folder, grid) if r.index in verdicts}
+        verdicts = {r.index: r for r in storage.open_verdicts(self.folder) if is_wanted[r.index]}
+        responses = {r.index: r for r in storage.open_responses(self.folder) if r.index in verdicts}
         found = []
         for index in sorted(responses):
             trial, verdict = grid.trial(index), verdicts[index]

@@ -25,7 +25,6 @@ from heredity.core.records import Response, Verdict
 from heredity.core.row_codes import is_failed, is_out_of_scope
 from heredity.redteam.judges import Decider
 from heredity.study.deviations import note_event
-from heredity.study.legacy import RowsFromSchema1
 from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
 from heredity.study.storage import (
     ERRORS,
@@ -78,7 +77,7 @@ def read_earlier_runs(folder: Path, grid: Grid, meter: TrialMeter) -> EarlierRun
     """
     answered, engines = TrialSet(len(grid)), tuple(set[str]() for _ in grid.plan.models)
     digests, prefixes = ResponseDigests(len(grid)), set[str]()
-    for row in answered_rows(open_responses(folder, grid), grid, answered):
+    for row in answered_rows(open_responses(folder), grid, answered):
         digests.add(row)
         if not is_out_of_scope(row):
             meter.had(is_failed(row), row.is_cached, row.index // meter.n_per_part)
@@ -92,7 +91,7 @@ def read_earlier_runs(folder: Path, grid: Grid, meter: TrialMeter) -> EarlierRun
 def read_digests(folder: Path, grid: Grid) -> ResponseDigests:
     """The digests of the responses in a folder."""
     digests = ResponseDigests(len(grid))
-    for row in answered_rows(open_responses(folder, grid), grid, TrialSet(len(grid))):
+    for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
         digests.add(row)
     return digests
 
@@ -112,13 +111,12 @@ def set_errors_aside(folder: Path, grid: Grid) -> None:
         )
     n = 0
     with Rows(folder / ERRORS, Response) as aside:
-        for row in answered_rows(open_responses(folder, grid), grid, TrialSet(len(grid))):
+        for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
             if is_failed(row):
                 aside.append(row)
                 n += 1
     if n:
-        upgrade = RowsFromSchema1(grid.plan)
-        rewrite(folder / RESPONSES, Response, lambda row: not is_failed(row), upgrade)
+        rewrite(folder / RESPONSES, Response, lambda row: not is_failed(row))
 
 
 def drop_stale_verdicts(

@@ -345,7 +345,7 @@ class JudgingStep:
         self.n_by_judge = 0  # new verdicts of the judge, not of the checks
         self._judged, self._seen = TrialSet(len(grid)), TrialSet(len(grid))
         self._by_id = {probe.id: probe for probe in grid.plan.probes}
-        self._responses = open_responses(folder, grid)
+        self._responses = open_responses(folder)
         for row in verdict_rows(folder, grid, self._judged):
             if not is_out_of_scope(row):
                 meter.had(is_failed(row))

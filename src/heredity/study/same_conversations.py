@@ -22,7 +22,7 @@ from heredity.redteam import attacks
 from heredity.redteam.judges import default_verdict, needs_judge
 from heredity.study.estimands import SameConversations
 from heredity.study.outcomes import BROKE, OneConversation, Outcomes
-from heredity.study.plan import Grid, Plan, declared_analysis
+from heredity.study.plan import Plan, declared_analysis
 from heredity.study.storage import open_responses
 
 _Cell = tuple[int, int, str]  # places of the model and of the attack, and the technique
@@ -58,7 +58,7 @@ def _broken(outcomes: Outcomes, folder: Path) -> dict[_Cell, dict[str, set[int]]
     plan, wanted = outcomes.plan, _wanted(outcomes)
     if not wanted:
         return found
-    for row in open_responses(folder, Grid(plan)):
+    for row in open_responses(folder):
         if row.index in wanted and (said := _until_breach(plan, row)):
             m, a, place, _ = (int(x) for x in np.unravel_index(row.index, plan.shape))
             words = digest([[e.prefix, e.prompt, e.prefill, e.text, e.tool_calls] for e in said])

@@ -145,7 +145,7 @@ def gather(study: Path, grid: Grid) -> list[PartProgress]:
     if not found:
         return []
     answered = TrialSet(len(grid))
-    for _ in answered_rows(open_responses(study, grid), grid, answered):
+    for _ in answered_rows(open_responses(study), grid, answered):
         pass
     own, folders = read_saved(study), [part.folder(study) for part in found]
     for folder in folders:
@@ -169,7 +169,7 @@ def _copy(folder: Path, study: Path, grid: Grid, answered: TrialSet) -> int:
     for prefix in Rows(folder / PREFIXES, PromptPrefix):
         prefixes.add(prefix)
     with Rows(study / RESPONSES, Response) as rows:
-        for row in answered_rows(open_responses(folder, grid), grid, TrialSet(len(grid))):
+        for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
             n += 1
             if answered.add(row.index):
                 rows.append(row)

@@ -4,7 +4,7 @@
     errors.jsonl (responses that were asked again) and judge.json (the chosen judge)
 
 Promises: flushed rows survive a crash. A row of another plan, or a second row of a trial, is an error with
-its line. A prefix is on disk before a row names it. Rows of older releases are read.
+its line. A prefix is on disk before a row names it.
 Leaves to others: bytes (core/files.py), the plan (plan.py), filling the rows (scheduler.py, runner.py), and
 which trials are still to ask (resume.py).
 """
@@ -49,7 +49,6 @@ from heredity.core.sanitize import label
 from heredity.redteam.judges import DEFAULT
 from heredity.study import estimates
 from heredity.study.estimates import Estimates, LackingFile
-from heredity.study.legacy import RowsFromSchema1, run_from_schema_1
 from heredity.study.plan import Grid, TrialSet
 
 RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl"
@@ -126,12 +125,12 @@ class ChosenJudge(Record, frozen=True):
 
 def run_records(folder: Path) -> Iterator[RunRecord]:
     """Every row of runs.jsonl."""
-    return iter(Rows(folder / RUNS, RunRecord, run_from_schema_1))
+    return iter(Rows(folder / RUNS, RunRecord))
 
 
 def verdict_rows(folder: Path, grid: Grid, judged: TrialSet | None = None) -> Iterator[VerdictRow]:
     """Every verdict; its trial is added to `judged`. Raises Damaged for one of another plan, or a second."""
-    rows = Rows(folder / VERDICTS, VerdictRow, RowsFromSchema1(grid.plan))
+    rows = Rows(folder / VERDICTS, VerdictRow)
     judged = TrialSet(len(grid)) if judged is None else judged
     for row in rows:
         if not grid.matches(row.index, row.trial):
@@ -155,14 +154,14 @@ def distinct_errors(folder: Path, grid: Grid) -> list[tuple[str, int]]:
     return sorted(((first[kind], n) for kind, n in counts.items()), key=lambda each: -each[1])
 
 
-def open_responses(folder: Path, grid: Grid) -> Rows[Response]:
-    """responses.jsonl, for reading; rows of older releases are upgraded."""
-    return Rows(folder / RESPONSES, Response, RowsFromSchema1(grid.plan))
+def open_responses(folder: Path) -> Rows[Response]:
+    """responses.jsonl, for reading."""
+    return Rows(folder / RESPONSES, Response)
 
 
-def open_verdicts(folder: Path, grid: Grid) -> Rows[Verdict]:
-    """verdicts.jsonl with its texts, for reading; rows of older releases are upgraded."""
-    return Rows(folder / VERDICTS, Verdict, RowsFromSchema1(grid.plan))
+def open_verdicts(folder: Path) -> Rows[Verdict]:
+    """verdicts.jsonl with its texts, for reading."""
+    return Rows(folder / VERDICTS, Verdict)
 
 
 def answered_rows(rows: Rows[Response], grid: Grid, answered: TrialSet) -> Iterator[Response]:

@@ -118,7 +118,7 @@ def list_trials(folder: Path, wanted: TrialFilter, longest: int | None = None) -
     outcomes = read_outcomes(plan, folder).outcomes
     is_wanted, grid = select_trials(outcomes, wanted), Grid(plan)
     found: list[ListedTrial] = []
-    for row in answered_rows(open_responses(folder, grid), grid, TrialSet(len(grid))):
+    for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
         if not is_wanted[row.index] or (is_out_of_scope(row) and wanted.outcome != "skipped"):
             continue
         trial = grid.trial(row.index)

@@ -27,11 +27,10 @@ from filelock import FileLock
 from msgspec import UNSET
 
 from heredity.core.files import default_root, open_file
-from heredity.core.records import ROW_SCHEMA, SCHEMA, Probe, Response, Verdict, digest_response
+from heredity.core.records import ROW_SCHEMA, Probe, Response, Verdict, digest_response
 from heredity.core.row_codes import Failable, is_out_of_scope, is_skipped
 from heredity.core.sanitize import label
 from heredity.redteam.checks import did
-from heredity.study.legacy import RowsFromSchema1
 from heredity.study.marks import Explanation, explain, quoted
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS, is_of_its_trial
@@ -116,7 +115,6 @@ class RowIndex:
         self.path, self.folder = path, folder
         self._grid, self._study, self._lock = grid, study, Lock()
         self._usable = -1  # the inode of the file when it was found usable
-        self._upgrade = RowsFromSchema1(grid.plan)
         techniques = dict.fromkeys(probe.technique for probe in grid.plan.probes)
         self.techniques = tuple(techniques)
         places = {name: place for place, name in enumerate(techniques)}
@@ -336,8 +334,8 @@ class RowIndex:
         for line in lines:
             try:
                 row = decoder.decode(line.data)
-                if SCHEMA <= row.schema <= ROW_SCHEMA:
-                    read.append((line, self._upgrade(row)))
+                if row.schema == ROW_SCHEMA:
+                    read.append((line, row))
                 else:
                     self._problem(rows, name, line.number, "schema-mismatch", f"a row of schema {row.schema}")
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -22,7 +22,6 @@ from heredity.core.errors import Damaged, UsageError
 from heredity.core.files import open_file
 from heredity.core.records import Exchange, Response, ToolCall, Verdict
 from heredity.core.sanitize import Shown, shown
-from heredity.study.legacy import RowsFromSchema1
 from heredity.study.marks import Explanation, Piece, explain, with_evidence, with_tokens
 from heredity.study.plan import Trial
 from heredity.study.storage import RESPONSES, VERDICTS, Prefixes, is_of_its_trial
@@ -105,13 +104,13 @@ def read(study: OpenStudy, index: int) -> Transcript | None:
 
 
 def _rows(study: OpenStudy, found: Stored) -> tuple[Response, Verdict | None]:
-    upgrade, path = RowsFromSchema1(study.plan), study.folder / RESPONSES
+    path = study.folder / RESPONSES
     try:
-        response = upgrade(msgspec.json.decode(_bytes(path, *found.response), type=Response))
+        response = msgspec.json.decode(_bytes(path, *found.response), type=Response)
         verdict = None
         if found.verdict[1]:
             line = _bytes(study.folder / VERDICTS, *found.verdict)
-            verdict = upgrade(msgspec.json.decode(line, type=Verdict))
+            verdict = msgspec.json.decode(line, type=Verdict)
     except (msgspec.DecodeError, UnicodeDecodeError, OSError):
         raise _moved(path) from None
     if not is_of_its_trial(response, study.grid) or (verdict and verdict.index != response.index):

@@ -16,7 +16,7 @@ from heredity.lineage.store import scripted
 from heredity.redteam import attacks
 from heredity.study import storage
 from heredity.study.outcomes import SKIPPED, read_outcomes
-from heredity.study.plan import Analysis, Grid, read_plan
+from heredity.study.plan import Analysis, read_plan
 from heredity.study.spec import StudySpec, declare, resolve_plan
 from tests.support.conversations import APPLICATION, BY_ID, REFUSAL, talk, trial
 from tests.support.errors import raises
@@ -190,11 +190,7 @@ def test_a_trial_that_broke_in_a_step_is_a_breach_and_no_error(
     rows = [row for row in responses(tmp_path) if row.probe in secrets]
     assert rows and {len(row.exchanges) for row in rows} == n_turns
     assert all(row.error is None for row in rows)
-    broke = {
-        row.index
-        for row in storage.open_verdicts(tmp_path, Grid(read_plan(tmp_path)))
-        if row.outcome == "broke"
-    }
+    broke = {row.index for row in storage.open_verdicts(tmp_path) if row.outcome == "broke"}
     assert {row.index for row in rows} <= broke
 
 

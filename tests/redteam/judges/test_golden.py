@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from heredity.core import registry
-from heredity.core.files import Rows
-from heredity.core.records import Probe, Response, Verdict
+from heredity.core.records import Probe, Response
 from heredity.redteam import judges
 from heredity.redteam.checks import Finding
 from heredity.redteam.checks import kinds as check_kinds
@@ -21,14 +20,9 @@ from heredity.redteam.judges import _choice, checks
 from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.rules import no_answer
 from heredity.redteam.judges.training import learned as learned_card
-from heredity.study.study import Study
 from tests.redteam.judges import golden
 from tests.support.studies import Recorder
-
-FORMER = Path(__file__).parents[2] / "former"  # written by the last version that hashed its sources
-SOURCE_HASH = "6b37e6872beffa6a"
 
 
 @pytest.fixture(scope="module")
@@ -141,52 +135,20 @@ def test_two_judges_at_the_same_version_have_two_stamps_once_it_is_raised() -> N
     assert _choice.version_stamp("checks", 1, 2) != _choice.version_stamp("checks", 2, 1)
 
 
-# What the last version that hashed its sources wrote into `judged_by`, and into calibrations of users.
-FORMER_STAMPS = {
-    "checks": SOURCE_HASH,
-    "rules": SOURCE_HASH,
-    "learned": "4c8c9e2867da4aeb",
+# What stored verdicts and calibrations of users carry, at the versions of today.
+STAMPS = {
+    "checks": "37a4a346b8ec22e2",
+    "rules": "6b37e6872beffa6a",
+    "learned": "dde2bce11501bae8",
     "rubric:m": "96d1e143560730a1",
     "rubric:m:yesno:harm=1.5": "12344e0302eb9029",
-    "panel:rules+learned": "7d26f645f9c8f4e9",
+    "panel:rules+learned": "edc2a89d01cf708c",
 }
 
 
-@pytest.mark.parametrize("spec", FORMER_STAMPS)
-def test_the_hash_of_the_sources_before_there_were_numbers_is_version_1(
-    spec: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert _choice.SOURCE_HASHES == {SOURCE_HASH: 1}
-    for name in registry.names("redteam.judges"):
-        monkeypatch.setattr(registry.load("redteam.judges", name), "VERSION", 1)
-    assert judges.identity(loaded(spec)) == FORMER_STAMPS[spec]
-
-
-@pytest.mark.parametrize("name", ["rules", "panel"])
-def test_a_study_from_before_there_were_numbers_is_not_judged_again(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / name
-    shutil.copytree(FORMER / f"study-{name}", folder)
-    judged = (folder / "verdicts.jsonl").read_bytes()
-    rows = list(Rows(folder / "verdicts.jsonl", Verdict))
-    assert SOURCE_HASH in {row.judged_by for row in rows}
-
-    def asks_nothing(_: object) -> Recorder:
-        raise AssertionError("no trial is left to ask")
-
-    for each in registry.names("redteam.judges"):  # at the numbers of that time
-        monkeypatch.setattr(registry.load("redteam.judges", each), "VERSION", 1)
-    monkeypatch.setattr(no_answer, "VERSION", 1)
-    again = Study.open(folder, engine_loader=asks_nothing).run().estimates
-    assert (folder / "verdicts.jsonl").read_bytes() == judged
-    assert again.judge == {"rules": "rules", "panel": "panel:rules+rubric:scripted:careful:yesno"}[name]
-    monkeypatch.setattr(rules, "VERSION", rules.VERSION + 1)
-    engine = Recorder("careful")
-    Study.open(folder, engine_loader=lambda _: engine).run()
-    after = list(Rows(folder / "verdicts.jsonl", Verdict))
-    assert len(after) == len(rows) and not {r.judged_by for r in after} & {r.judged_by for r in rows}
-    assert {r.index: r.outcome for r in after} == {r.index: r.outcome for r in rows}
+@pytest.mark.parametrize("spec", STAMPS)
+def test_a_stored_verdict_carries_the_stamp_of_its_judge(spec: str) -> None:
+    assert judges.identity(loaded(spec)) == STAMPS[spec]
 
 
 # --- tables ----------------------------------------------------------------------------------------

@@ -49,16 +49,11 @@ from heredity.redteam.removed import with_removed
 from heredity.redteam.unprompted import with_unprompted
 from heredity.redteam.usefulness import is_useful
 
-# Before there were numbers, a study carried a hash of the judges' source files. The files of this hash gave
-# the verdicts of this version, so its stamp stays that hash: nothing that they judged is judged again.
-SOURCE_HASHES = {"6b37e6872beffa6a": 1}
-
 
 def version_stamp(name: str, version: int, rules: int) -> str:
     """16 hex digits for the judge `name` at a version of its own and one of `rules`."""
-    for source_hash, number in SOURCE_HASHES.items():
-        if version == rules == number:
-            return source_hash
+    if version == rules == 1:  # stored verdicts and calibrations carry it, so it stays
+        return "6b37e6872beffa6a"
     return hashlib.blake2b(f"{name} {version}, rules {rules}".encode(), digest_size=8).hexdigest()
 
 

@@ -118,7 +118,7 @@ def _codes(folder: Path, planned: Plan) -> dict[str, _Codes]:
     codes = {OWN: np.zeros(planned.n_trials, np.int8)}
     code_of = {"held": HELD, "broke": BROKE}
     grid = Grid(planned)
-    for verdict in open_verdicts(folder, grid):
+    for verdict in open_verdicts(folder):
         if grid.matches(verdict.index, verdict.trial):
             codes[OWN][verdict.index] = code_of.get(verdict.outcome or "", 0)
     for row in Rows(folder / RECORDED, RecordedVerdict):

@@ -22,7 +22,6 @@ from heredity.core.records import Exchange, Response, Verdict
 from heredity.core.sanitize import label
 from heredity.study import wording
 from heredity.study.estimates import ALL, ModelCard
-from heredity.study.legacy import RowsFromSchema1
 from heredity.study.named_models import model_of_study
 from heredity.study.outcomes import is_part
 from heredity.study.plan import Grid, Plan, Trial
@@ -101,10 +100,9 @@ class TrialTable:
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:  # the first is closed if the second is damaged
-            upgrade = RowsFromSchema1(self.grid.plan)
             enter, n = opened.enter_context, len(self.grid)
-            self._responses = enter(_Offsets(self._folder / RESPONSES, n, Response, upgrade))
-            self._verdicts = enter(_Offsets(self._folder / VERDICTS, n, Verdict, upgrade))
+            self._responses = enter(_Offsets(self._folder / RESPONSES, n, Response))
+            self._verdicts = enter(_Offsets(self._folder / VERDICTS, n, Verdict))
             self._open = opened.pop_all()
         return self
 
@@ -178,8 +176,8 @@ def _joined(exchanges: Sequence[Exchange]) -> str:
 class _Offsets(Generic[_Stored]):
     """The byte offset of each row of a JSONL file, by its field `index`: eight bytes per trial."""
 
-    def __init__(self, path: Path, n_trials: int, kind: type[_Stored], upgrade: RowsFromSchema1) -> None:
-        self._path, self._upgrade = path, upgrade
+    def __init__(self, path: Path, n_trials: int, kind: type[_Stored]) -> None:
+        self._path = path
         self._decoder: msgspec.json.Decoder[_Stored] = msgspec.json.Decoder(kind)
         self._starts = array("Q", bytes(8 * n_trials))  # place + 1; 0: no such row
         self._n_trials = n_trials
@@ -209,7 +207,7 @@ class _Offsets(Generic[_Stored]):
             return None
         self._file.seek(self._starts[index] - 1)
         try:
-            return self._upgrade(self._decoder.decode(self._file.readline()))
+            return self._decoder.decode(self._file.readline())
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Damaged(
                 f"{self._path}: trial {index}: {label(str(error), 200)}. Run the same study again."

@@ -19,11 +19,10 @@ import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import read_lines
-from heredity.core.records import ROW_SCHEMA, Exchange, Probe, Response, ToolCall, Verdict
+from heredity.core.records import Exchange, Probe, Response, ToolCall, Verdict
 from heredity.core.row_codes import is_skipped
 from heredity.core.sanitize import Shown, label, shown
 from heredity.study.advice import Advice
-from heredity.study.legacy import RowsFromSchema1
 from heredity.study.marks import Piece, with_evidence
 from heredity.study.outcomes import breach_order
 from heredity.study.plan import Grid, Plan
@@ -78,7 +77,6 @@ class _Brief(msgspec.Struct):
     outcome: str | None
     error: str | None = None
     error_code: str | msgspec.UnsetType = msgspec.UNSET
-    schema: int = ROW_SCHEMA
 
 
 class _Chosen(NamedTuple):
@@ -90,9 +88,9 @@ class _Chosen(NamedTuple):
 def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_text: bool) -> list[Sample]:
     """The conversations to show, by technique, model and kind; without text, no prompts or answers."""
     chosen = choose(outcomes(folder / VERDICTS, plan), plan, study, techniques)
-    grid, upgrade = Grid(plan), RowsFromSchema1(plan)
-    verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict, upgrade)}
-    found = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response, upgrade)}
+    grid = Grid(plan)
+    verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict)}
+    found = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response)}
     return [
         _sample(
             chosen[index],
@@ -108,12 +106,11 @@ def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_t
 
 def outcomes(path: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """One code per trial, in the plan's order; 0 without a verdict."""
-    codes, upgrade = np.zeros(plan.n_trials, np.uint8), RowsFromSchema1(plan)
+    codes = np.zeros(plan.n_trials, np.uint8)
     decode = msgspec.json.Decoder(_Brief).decode
     for number, line in enumerate(read_lines(path), 1):
         try:
-            found = decode(line)
-            row = found if found.schema == ROW_SCHEMA else upgrade(found)
+            row = decode(line)
             failed = "not asked" if is_skipped(row) else "error"
             codes[row.index] = _CODES.get(row.outcome or failed, 0)
         except (msgspec.DecodeError, UnicodeDecodeError, IndexError):
@@ -144,17 +141,14 @@ def choose(
     return found
 
 
-def _rows(
-    path: Path, wanted: dict[int, _Chosen], kind: type[_Row], upgrade: RowsFromSchema1
-) -> Iterator[_Row]:
+def _rows(path: Path, wanted: dict[int, _Chosen], kind: type[_Row]) -> Iterator[_Row]:
     """The wanted rows, decoding no other: `index` is the first field of every row that heredity writes."""
     texts = {str(index).encode() for index in wanted}
     for number, line in enumerate(read_lines(path), 1):
         if line.startswith(_PREFIX) and line[9 : line.find(b",", 9)] not in texts:
             continue
         try:
-            row = msgspec.json.decode(line, type=kind)
-            yield row if row.schema == ROW_SCHEMA else upgrade(row)
+            yield msgspec.json.decode(line, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             if line.endswith(b"\n"):
                 raise Damaged(f"{path}:{number}: {label(str(error))}. Ask the study again.") from None
