@@ -23,8 +23,8 @@ from heredity.application.spec import Application
 from heredity.core.errors import HeredityError
 from heredity.core.files import Rows
 from heredity.core.records import Verdict, encode
-from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.formats.gguf import read_gguf
+from heredity.formats.safetensors_io import read_safetensors
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "support-desk.toml"
 

@@ -11,7 +11,7 @@ change lowers a figure, lower its limit too. `make test` checks the limits of al
 
 The aims:
 
-    root              at most 17 entries at the root of the package, without py.typed
+    root              at most 18 entries at the root of the package, without py.typed
     derive lora       at most 25 files of ours are entered
     scripted study    at most 30 files, from the plan to the report
     torch prompt      at most 8 files, in `engines` and what it calls
@@ -60,7 +60,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "heredity"
 RUNS = {"lora": "derive lora", "study": "scripted study", "ask": "torch prompt"}
 AIMS = {
-    "root": 17,
+    "root": 18,
     "derive lora": 25,
     "scripted study": 30,
     "torch prompt": 8,

@@ -119,10 +119,11 @@ def test_text_that_looks_like_a_special_token_is_read_letter_by_letter(
 @pytest.mark.parametrize("split", ["gpt-2", "smollm", "qwen2"])
 def test_llama_cpp_has_a_name_for_the_way_text_is_split(built: Build, tmp_path: Path, split: str) -> None:
     pytest.importorskip("transformers")
-    from heredity.engines.formats import gguf_tokenizer
+    from heredity.engines.chat.folder import read_gguf_chat
+    from heredity.formats import gguf_tokenizer
 
     card = built(tail=TOKENIZER.replace("[shards]", f'split = "{split}"\n[shards]'))
-    vocabulary = gguf_tokenizer.read_vocabulary(tmp_path / "out", 400)
+    vocabulary = gguf_tokenizer.read_vocabulary(tmp_path / "out", 400, read_gguf_chat)
     assert vocabulary.split == card.tokenizer.split == split
     assert vocabulary.eos == card.tokenizer.end and vocabulary.eot == card.tokenizer.special["<|im_end|>"]
 

@@ -14,13 +14,13 @@ peft = pytest.importorskip("peft")
 
 from heredity.core.errors import Unavailable
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.formats.activation import find_last
-from heredity.engines.formats.peft import read_adapter
 from heredity.engines.torch.activated import placed
 from heredity.engines.torch.decoder import PAD
 from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.engines.torch.prefixes import plain
 from heredity.engines.vllm.adapter import check_adapter
+from heredity.formats.activation import find_last
+from heredity.formats.peft import read_adapter
 from heredity.recipes.merge_adapter import merge
 from tests.support.batch_caches import caches
 from tests.support.errors import raises

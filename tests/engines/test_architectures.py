@@ -11,12 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.errors import Damaged
-from heredity.engines.formats import adapted, peft, weights
-from heredity.engines.formats.architectures import ARCHITECTURES
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch import layerwise
 from heredity.engines.torch.decoder import Decoder, Segment
 from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
+from heredity.formats import adapted, peft, weights
+from heredity.formats.architectures import ARCHITECTURES
 from tests.support.errors import raises
 from tests.support.tiny_models import NEWER, make_model
 

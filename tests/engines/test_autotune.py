@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch")
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines import NOT_VERIFIED
 from heredity.engines.chat.codec import ChatCodec
-from heredity.engines.formats import weights
-from heredity.engines.formats.adapted import apply_adapter
 from heredity.engines.torch import autotune
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine
+from heredity.formats import weights
+from heredity.formats.adapted import apply_adapter
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from tests.support.clock import BusyClock

@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.errors import Damaged
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.formats import experts, weights
-from heredity.engines.formats.experts import Expert, Experts, Routing, steady_tile
 from heredity.engines.torch.engine import open_folder
+from heredity.formats import experts, weights
+from heredity.formats.experts import Expert, Experts, Routing, steady_tile
 from tests.support.errors import raises
 from tests.support.tiny_models import WORDS, make_model
 

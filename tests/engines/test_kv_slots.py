@@ -12,11 +12,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding
-from heredity.engines.formats import weights
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.batch import BatchRow, ContinuousBatch, Sampler
 from heredity.engines.torch.decoder import BLOCK, Decoder, KvWrites
 from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
+from heredity.formats import weights
 
 
 @pytest.fixture(scope="module")

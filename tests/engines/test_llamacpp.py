@@ -18,9 +18,9 @@ from heredity.core.records import Decoding, Message, Reply, Request, Tool
 from heredity.engines import llamacpp
 from heredity.engines._workers import WorkerPool
 from heredity.engines.chat.codec import Template
-from heredity.engines.formats.gguf import GgufHeader, read_gguf
 from heredity.engines.llamacpp import LlamaCppEngine, longest_token, open_file
 from heredity.engines.protocols import AddressedRequest
+from heredity.formats.gguf import GgufHeader, read_gguf
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from tests.support import real_models

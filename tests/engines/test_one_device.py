@@ -10,12 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding
-from heredity.engines.formats import adapted
 from heredity.engines.torch import refusal_direction
 from heredity.engines.torch.batch import BatchRow, ContinuousBatch
 from heredity.engines.torch.decoder import BLOCK, CHUNK, Decoder, KvWrites, Segment
 from heredity.engines.torch.kv_cache import KvQuantizedDecoder
 from heredity.engines.torch.sampling import Sampler
+from heredity.formats import adapted
 from tests.support.one_device import GPU, OneDevice, read_weights
 
 PREFIX = tuple(range(3, 60))

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from heredity.engines.chat.codec import ChatCodec
-from heredity.engines.formats import weights
 from heredity.engines.torch import autotune
 from heredity.engines.torch.decoder import (
     BLOCK,
@@ -30,6 +29,7 @@ from heredity.engines.torch.decoder import (
 from heredity.engines.torch.engine import TorchEngine
 from heredity.engines.torch.kv_cache import KvQuantizedDecoder
 from heredity.engines.torch.prefill import Prefiller, PrefixCache, packed
+from heredity.formats import weights
 from tests.support.marks import or_proof
 from tests.support.tiny_models import make_model
 

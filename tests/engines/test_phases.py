@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from heredity.core.progress import PREPARE, Progress
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines import GENERAL
-from heredity.engines.formats import weights
 from heredity.engines.torch import autotune, decoder
+from heredity.formats import weights
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 

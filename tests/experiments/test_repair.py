@@ -18,7 +18,6 @@ from heredity.cli.repair import command
 from heredity.core.errors import Refused, UsageError
 from heredity.core.records import Message, Reply, Request
 from heredity.engines import scripted
-from heredity.engines.formats.rewrite import read_all
 from heredity.engines.protocols import Engine
 from heredity.engines.torch.engine import open_folder
 from heredity.experiments import replay_data
@@ -31,6 +30,7 @@ from heredity.experiments.repair import (
     in_words,
     repair,
 )
+from heredity.formats.rewrite import read_all
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.finetune import Finetune

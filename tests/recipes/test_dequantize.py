@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from heredity.core.errors import Damaged, Refused
-from heredity.engines.formats.gguf import read_gguf
+from heredity.formats.gguf import read_gguf
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes import dequantize

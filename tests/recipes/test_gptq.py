@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.errors import UsageError
 from heredity.core.records import Message, Request
-from heredity.engines.formats import gptq
-from heredity.engines.formats.calibrate import GptqSettings, calibrate
-from heredity.engines.formats.gptq import RoundingGrid
-from heredity.engines.formats.rewrite import read_all
 from heredity.engines.torch.engine import open_folder
+from heredity.formats import gptq
+from heredity.formats.calibrate import GptqSettings, calibrate
+from heredity.formats.gptq import RoundingGrid
+from heredity.formats.rewrite import read_all
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes import recipe

@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 from heredity.core.errors import Damaged, EngineFailure, Refused, Unavailable
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
-from heredity.engines.formats import int8, weights
-from heredity.engines.formats.architectures import ARCHITECTURES as LAYERS
-from heredity.engines.formats.architectures import MATRIX
-from heredity.engines.formats.rewrite import read_all
-from heredity.engines.formats.safetensors_io import read_safetensors, write_safetensors
 from heredity.engines.torch.engine import TorchEngine, open_folder
+from heredity.formats import int8, weights
+from heredity.formats.architectures import ARCHITECTURES as LAYERS
+from heredity.formats.architectures import MATRIX
+from heredity.formats.rewrite import read_all
+from heredity.formats.safetensors_io import read_safetensors, write_safetensors
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.prune import Prune

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("gguf")
 
 from heredity.core.progress import Progress
-from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.rewrite import read_all
+from heredity.formats.gguf import read_gguf
+from heredity.formats.rewrite import read_all
 from heredity.lineage.store import Store
 from heredity.recipes import recipe
 from tests.support.tiny_models import make_model

@@ -14,10 +14,10 @@ from heredity.cli._pulling import preview_lines
 from heredity.core import registry
 from heredity.core.errors import Damaged, Refused, Unavailable, UsageError
 from heredity.core.terminal import parameters
-from heredity.engines.formats import choice
-from heredity.engines.formats.architectures import ARCHITECTURES
-from heredity.engines.formats.choice import choose_by_config, choose_for_gguf
-from heredity.engines.formats.gguf import read_gguf_start
+from heredity.formats import choice
+from heredity.formats.architectures import ARCHITECTURES
+from heredity.formats.choice import choose_by_config, choose_for_gguf
+from heredity.formats.gguf import read_gguf_start
 from heredity.lineage.store import Store
 from heredity.lineage.types import Preview
 from heredity.recipes.pull import preview
@@ -100,7 +100,7 @@ def test_what_transformers_has_is_read_without_loading_it() -> None:
     import subprocess
 
     code = (
-        "import sys; from heredity.engines.formats import choice;"
+        "import sys; from heredity.formats import choice;"
         "assert {'llama', 'mixtral', 'phi3', 'gpt_neox'} <= choice.causal_types();"
         "assert {'llama', 'qwen2'} <= choice.gguf_types();"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"

@@ -15,7 +15,7 @@ import heredity as h
 from heredity.application.retrieval.dense import open_embedder
 from heredity.core.errors import Damaged, UsageError
 from heredity.core.progress import Progress
-from heredity.engines.formats.static_embeddings import read_static
+from heredity.formats.static_embeddings import read_static
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.static import Static, principal, zipf_weights

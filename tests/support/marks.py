@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from heredity.engines._architectures import FAST
+from heredity.formats.architectures import FAST
 
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "peft", "gguf", "xllamacpp", "lm_eval", "sklearn", "datatrove",

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from heredity.engines.formats import experts, weights
+from heredity.formats import experts, weights
 
 GPU = torch.device("meta")
 _COPIES = {torch.ops.aten._to_copy, torch.ops.aten.copy_}

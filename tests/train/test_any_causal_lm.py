@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from heredity.core.errors import Unavailable, UsageError
-from heredity.engines.formats.linear_layers import linear_layers
+from heredity.formats.linear_layers import linear_layers
 from heredity.train import loop
 from heredity.train.data import batching
 from heredity.train.data.batching import BatchSampler

@@ -16,10 +16,10 @@ from heredity.core.errors import BadInput, EngineFailure, OutOfMemory, Unavailab
 from heredity.corpus import Corpus
 from heredity.corpus.images import ImageCorpus
 from heredity.deploy.export import export
-from heredity.engines.formats import images
-from heredity.engines.formats.weights import read_config
 from heredity.evals.run import Evaluation
 from heredity.experiments import corpus as corpora
+from heredity.formats import images
+from heredity.formats.weights import read_config
 from heredity.lineage.loading import engine_loader
 from heredity.lineage.store import Store
 from heredity.recipes.pretrain.recipe import Pretrain

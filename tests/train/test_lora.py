@@ -10,8 +10,8 @@ import torch
 
 from heredity.core.errors import Unavailable
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.formats import weights
 from heredity.engines.torch.engine import open_folder
+from heredity.formats import weights
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.finetune import Finetune

@@ -20,8 +20,6 @@ from heredity.core.errors import Damaged, EngineFailure, HeredityError, Unavaila
 from heredity.core.host import CPU, Device
 from heredity.core.records import Decoding, Model, Reply, Request, is_digest
 from heredity.core.sanitize import clean_text
-from heredity.engines._architectures import FAST, PACKED
-from heredity.engines._architectures import form_of as form_of
 from heredity.engines.protocols import (
     AlterableEngine,
     BatchReporter,
@@ -31,6 +29,7 @@ from heredity.engines.protocols import (
     ServerModule,
     TextOnlyModule,
 )
+from heredity.formats.architectures import FAST, PACKED
 
 _ALTERED = " | "
 _ON_SERVERS = ("remote", "vllm")  # no other module is loaded only to ask it

@@ -19,8 +19,8 @@ from heredity.core import host
 from heredity.core.errors import Damaged, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
-from heredity.engines.formats import images as pixels
-from heredity.engines.formats.tokenizer_files import load_tokenizer
+from heredity.formats import images as pixels
+from heredity.formats.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -32,8 +32,8 @@ from heredity.engines._json_schemas import compact, grammar_of
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.codec import StopTexts, Template
 from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.formats.gguf import GgufHeader, GgufValue, read_gguf
 from heredity.engines.protocols import AddressedRequest, Listener
+from heredity.formats.gguf import GgufHeader, GgufValue, read_gguf
 
 WIDTH = 8  # slots: more are not faster on a CPU
 LONGEST = 4096  # tokens of prompt and answer per slot, if the model supports as many

@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from heredity.engines.formats.gguf import GgufHeader, read_gguf
+from heredity.formats.gguf import GgufHeader, read_gguf
 
 _MOST_CARD = 1 << 16  # bytes of a card's metadata
 _NAME = 120  # characters of a claimed name

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 
 from heredity.core.errors import Damaged
 from heredity.core.progress import Watch, phase
-from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
+from heredity.formats.gguf import read_gguf
+from heredity.formats.safetensors_io import SafeTensor, read_safetensors
 
 if TYPE_CHECKING:
     import torch
 
-    from heredity.engines.formats.grids import QuantizedRows, Reader
-    from heredity.engines.formats.peft import LowRank
+    from heredity.formats.grids import QuantizedRows, Reader
+    from heredity.formats.peft import LowRank
 
 RELATED = 0.5  # the smallest cosine of a descendant's matrices with its ancestor's
 # Of DoRA's magnitudes. Training moves them, and position codes and outliers make the lengths of rows alike in
@@ -299,8 +299,8 @@ def compare_quantized(child: Path, parent: Path, found: Findings) -> None:
 
 def _compare_folder(child: Path, parent: Path, found: Findings, sums: _Sums, steps: _Steps) -> str:
     """Compare a folder of safetensors; returns how its shapes differ. Raises Unavailable."""
-    from heredity.engines.formats.grids import read_grids
-    from heredity.engines.formats.packed import packing_of
+    from heredity.formats.grids import read_grids
+    from heredity.formats.packed import packing_of
 
     ours, theirs = places(child), places(parent)
     config = read_config(child).get("quantization_config")
@@ -337,7 +337,7 @@ def _read_grid(name: str, read: Reader) -> QuantizedRows:
 
 def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps: _Steps) -> str:
     """Compare a GGUF; returns how its shapes differ."""
-    from heredity.engines.formats.grids import EXPERT, gguf_places, read_gguf_grid
+    from heredity.formats.grids import EXPERT, gguf_places, read_gguf_grid
 
     header, theirs, config = read_gguf(path), places(parent), read_config(parent)
     is_llama = header.text("general.architecture") == "llama"
@@ -367,7 +367,7 @@ def _turned(name: str, rows: torch.Tensor, config: Mapping[str, object]) -> torc
     """Queries and keys in the order in which a GGUF of a Llama has them."""
     import torch
 
-    from heredity.engines.formats.gguf_write import in_gguf_order
+    from heredity.formats.gguf_write import in_gguf_order
 
     key = "num_key_value_heads" if ".k_proj." in name else "num_attention_heads"
     n_heads = config.get(key) or config.get("num_attention_heads")
@@ -411,7 +411,7 @@ def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
     The matrices of plain LoRA hold nothing of the base: such an adapter is at most consistent.
     Raises Unavailable for a form that is not read.
     """
-    from heredity.engines.formats.peft import HEAD, embedding_of, read_adapter
+    from heredity.formats.peft import HEAD, embedding_of, read_adapter
 
     theirs = places(parent)
     is_tied = bool(read_config(parent).get("tie_word_embeddings", True)) and HEAD not in theirs

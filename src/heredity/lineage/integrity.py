@@ -24,7 +24,7 @@ from heredity.core.files import Lock, hash_file, read_file, stamp_file, write_at
 from heredity.core.progress import Watch, phase
 from heredity.core.records import SCHEMA, FileHash, Model, RecipeRecord, digest, encode
 from heredity.core.version import __version__
-from heredity.engines import form_of
+from heredity.formats.architectures import form_of
 from heredity.lineage.types import Recipe
 
 _REDIRECTION = "adapter_config.json"

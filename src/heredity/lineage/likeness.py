@@ -10,7 +10,7 @@ from pathlib import Path
 
 from heredity.core.errors import Damaged
 from heredity.engines.chat.folder import template_source, vocabulary
-from heredity.engines.formats.gguf import read_gguf
+from heredity.formats.gguf import read_gguf
 from heredity.lineage.evidence import Findings, read_config
 
 # Settings of config.json that change the arithmetic and leave the shapes of the weights as they are.

@@ -1,7 +1,7 @@
 """The invocation of an activated LoRA (aLoRA), as text and as tokens.
 
 Promises: an adapter that its own data never wakes is not trained.
-Leaves to others: the examples (train/data/activated.py), and what is changed (engines/formats/activation.py).
+Leaves to others: the examples (train/data/activated.py), and what is changed (formats/activation.py).
 """
 
 from __future__ import annotations

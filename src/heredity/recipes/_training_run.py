@@ -21,8 +21,8 @@ from heredity.core.errors import UsageError
 from heredity.core.progress import Watch, phase
 from heredity.core.records import digest, encode
 from heredity.core.sanitize import plural
-from heredity.engines.formats.rewrite import copy_rest
-from heredity.engines.formats.safetensors_io import INDEX
+from heredity.formats.rewrite import copy_rest
+from heredity.formats.safetensors_io import INDEX
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, DerivableRecipe, setting
 from heredity.recipes._invocation import woken

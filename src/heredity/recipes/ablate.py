@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from heredity.core.errors import Refused, UsageError
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Message, Request
-from heredity.engines.formats.architectures import ARCHITECTURES
+from heredity.formats.architectures import ARCHITECTURES
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, setting
 from heredity.recipes._training_run import as_data, read_examples
@@ -62,10 +62,10 @@ class Ablate(ComputingRecipe):
         """Find the direction on the torch engine, and write the weights without it."""
         import torch
 
-        from heredity.engines.formats.rewrite import rewrite
-        from heredity.engines.formats.weights import read_config
         from heredity.engines.torch import refusal_direction
         from heredity.engines.torch.engine import open_folder
+        from heredity.formats.rewrite import rewrite
+        from heredity.formats.weights import read_config
 
         (parent,) = parents
         harmful, harmless = as_data(self.harmful), as_data(self.harmless)
@@ -152,8 +152,8 @@ def _merge_shards(out: Path) -> None:
     """One file, so that transformers needs no index."""
     from safetensors.torch import save_file
 
-    from heredity.engines.formats.rewrite import read_all
-    from heredity.engines.formats.safetensors_io import INDEX
+    from heredity.formats.rewrite import read_all
+    from heredity.formats.safetensors_io import INDEX
 
     tensors = read_all(out)
     for shard in out.glob("*.safetensors"):

@@ -24,7 +24,7 @@ from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
 from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.formats.static_embeddings import holds_static
+from heredity.formats.static_embeddings import holds_static
 from heredity.lineage import evidence, likeness
 from heredity.lineage.claims import read_claims
 from heredity.lineage.descent import is_quantized_name, plain_name
@@ -162,7 +162,7 @@ class AdoptFiles:
         """
         if not self.source.is_adapter:
             return self.made, {}
-        from heredity.engines.formats.peft import read_config
+        from heredity.formats.peft import read_config
         from heredity.recipes._invocation import invocation_note
 
         tokens = read_config(out).alora_invocation_tokens

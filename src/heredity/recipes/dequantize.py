@@ -20,8 +20,8 @@ from typing import Any
 from heredity.core import host
 from heredity.core.errors import Damaged, Refused, Unavailable, first_line, how_to_install
 from heredity.core.progress import Watch, about, phase
-from heredity.engines.formats import gguf_gemma, int8_write, packed_write
-from heredity.engines.formats.gguf import GgufHeader, read_gguf
+from heredity.formats import gguf_gemma, int8_write, packed_write
+from heredity.formats.gguf import GgufHeader, read_gguf
 from heredity.lineage.types import Description, Grown
 
 _DIGITS = ("smollm",)  # names under which llama.cpp splits each digit off first
@@ -121,7 +121,7 @@ def _quiet_transformers(n_tensors: int, watch: Watch | None) -> Iterator[None]:
         from transformers import modeling_gguf_pytorch_utils as legacy
         from transformers.utils import logging
 
-        from heredity.engines.formats.gguf_reader import quick_gguf
+        from heredity.formats.gguf_reader import quick_gguf
     except ImportError as error:
         raise Unavailable(
             f"Dequantizing a GGUF needs torch and transformers. {how_to_install('torch')}"

@@ -49,7 +49,7 @@ class Merge(DerivableRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the merged weights, everything else as the first parent has it."""
-        from heredity.engines.formats.rewrite import read_all, rewrite
+        from heredity.formats.rewrite import read_all, rewrite
 
         is_over_base = self.method in ("ties", "task_arithmetic")
         exact = {"slerp": 2, "resta": 3}.get(self.method)
@@ -168,7 +168,7 @@ def _refuse_other_tensors(first: Grown, other: Grown) -> None:
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
-    from heredity.engines.formats.safetensors_io import read_safetensors
+    from heredity.formats.safetensors_io import read_safetensors
 
     shards = [read_safetensors(path) for path in sorted(folder.glob("*.safetensors"))]
     return {name: each.shape for shard in shards for name, each in shard.items()}

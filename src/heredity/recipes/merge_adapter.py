@@ -4,7 +4,7 @@ Promises: the sum is computed in fp32 and rounded once. A small change may fall 
 bfloat16. The note `rounding` has the norm of the rounding as a share of that of the adapter's change. Every
 other file is the base's; an adapter with a tokenizer of its own brings it. Any architecture is merged:
 modules are found by name.
-Leaves to others: the adapter itself (lora.py, adopt.py), and its files (engines/formats/peft.py).
+Leaves to others: the adapter itself (lora.py, adopt.py), and its files (formats/peft.py).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from heredity.core.errors import Unavailable, UsageError
 from heredity.core.progress import Watch, about
 from heredity.engines import base_of
 from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.formats.rewrite import replace_json, rewrite
+from heredity.formats.rewrite import replace_json, rewrite
 from heredity.lineage.types import Description, Grown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from heredity.engines.formats.peft import Adapter
+    from heredity.formats.peft import Adapter
 
 # The files of a tokenizer and of its chat template.
 TOKENIZER = (
@@ -78,9 +78,9 @@ def merge(
     name: of the adapter, for an error. Returns the norm of the rounding as a share of that of the adapter's
     change. Raises Unavailable for an activated LoRA.
     """
-    from heredity.engines.formats.adapted import tensor_names
-    from heredity.engines.formats.peft import HEAD, read_adapter
-    from heredity.engines.formats.weights import CONFIG, read_json
+    from heredity.formats.adapted import tensor_names
+    from heredity.formats.peft import HEAD, read_adapter
+    from heredity.formats.weights import CONFIG, read_json
 
     names, config = tensor_names(base), read_json(base / CONFIG)
     is_tied = bool(config.get("tie_word_embeddings", True)) and HEAD not in names
@@ -148,7 +148,7 @@ def cast_folder(folder: Path, out: Path, dtype: str, watch: Watch | None = None)
     """Write the model in `folder` with every number rounded to `dtype`, into the empty folder `out`."""
     import torch
 
-    from heredity.engines.formats.weights import CONFIG, read_json
+    from heredity.formats.weights import CONFIG, read_json
 
     kind: torch.dtype = getattr(torch, dtype)
     rewrite(folder, out, lambda _, each: each.to(kind) if each.is_floating_point() else each, watch=watch)
@@ -161,7 +161,7 @@ def _without_old_dtype(config: Mapping[str, object], dtype: str) -> dict[str, ob
 
 
 def _embedding(names: set[str]) -> str:
-    from heredity.engines.formats.peft import embedding_of
+    from heredity.formats.peft import embedding_of
 
     return embedding_of(names)
 
@@ -170,8 +170,8 @@ def _own_head(adapter: Adapter, names: set[str], base: Path) -> dict[str, Tensor
     """The head of a model that ties it to its embedding, where the adapter makes them two; else {}."""
     import torch
 
-    from heredity.engines.formats.peft import HEAD
-    from heredity.engines.formats.weights import TensorFiles
+    from heredity.formats.peft import HEAD
+    from heredity.formats.weights import TensorFiles
 
     module, embedding = HEAD.removesuffix(".weight"), _embedding(names)
     is_updated = embedding.removesuffix(".weight") in adapter.low_rank  # not the head, in PEFT's forward

@@ -34,7 +34,7 @@ from heredity.train.data.chat import Data
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from heredity.engines.formats.gptq import RoundingGrid
+    from heredity.formats.gptq import RoundingGrid
 
 _GROUPED = {"gptq4": 4, "gptq3": 3, "rtn4": 4, "rtn3": 3}  # bits
 _FEWEST = 256  # calibration tokens
@@ -124,9 +124,9 @@ class Quantize(DerivableRecipe):
 
     def _write_grouped(self, parent: Grown, out: Path) -> dict[str, str]:
         """Write the rounded numbers in the parent's dtype, and return the notes about them."""
-        from heredity.engines.formats.gptq import RoundingGrid, round_to_nearest
-        from heredity.engines.formats.linear_layers import stored_matrices
-        from heredity.engines.formats.rewrite import rewrite
+        from heredity.formats.gptq import RoundingGrid, round_to_nearest
+        from heredity.formats.linear_layers import stored_matrices
+        from heredity.formats.rewrite import rewrite
 
         matrices = stored_matrices(parent.folder)
         if self.is_calibrated and (experts := [name for name in matrices if ".experts." in name]):
@@ -161,7 +161,7 @@ class Quantize(DerivableRecipe):
     def _calibrated(
         self, parent: Grown, data: Data, grid: RoundingGrid, notes: dict[str, str]
     ) -> dict[str, Tensor]:
-        from heredity.engines.formats.calibrate import GptqSettings, calibrate, resolve_dtype
+        from heredity.formats.calibrate import GptqSettings, calibrate, resolve_dtype
 
         tokens = _sequences(parent.folder, data, self.sequences, self.sequence_length)
         n_held_out, dtype = len(tokens) // _HELD_OUT, resolve_dtype(parent.folder, self.dtype)
@@ -189,7 +189,7 @@ def _damping(asked: float, used: Sequence[float]) -> str:
 
 def _sequences(folder: Path, data: Data, n: int, length: int) -> list[tuple[int, ...]]:
     """The first conversations of the data as one stream of tokens, cut to at most `n` of one length."""
-    from heredity.engines.formats.linear_layers import number_of, read_settings
+    from heredity.formats.linear_layers import number_of, read_settings
     from heredity.train.data.chat import ConversationEncoder
 
     encoder, stream = ConversationEncoder(folder), list[int]()
@@ -213,17 +213,18 @@ def _sequences(folder: Path, data: Data, n: int, length: int) -> list[tuple[int,
 
 def _write_gguf(parent: Grown, out: Path, form: str, watch: Watch | None) -> tuple[str, ...]:
     try:
-        from heredity.engines.formats import gguf_write
+        from heredity.engines.chat.folder import read_gguf_chat
+        from heredity.formats import gguf_write
     except ImportError as error:
         raise Unavailable(f"A GGUF needs torch and gguf. {how_to_install('torch')}") from error
     gguf_write.write_gguf(
-        parent.folder, out / "model.gguf", form, parent.record.family, watch
+        parent.folder, out / "model.gguf", form, parent.record.family, read_gguf_chat, watch
     )  # no name: the same bytes
     return "gguf", "numpy"
 
 
 def _write_int8(parent: Grown, out: Path, watch: Watch | None) -> tuple[str, ...]:
-    from heredity.engines.formats import int8_write
+    from heredity.formats import int8_write
 
     int8_write.write_int8(parent.folder, out, watch)
     return "torch", "safetensors"

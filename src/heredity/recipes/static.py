@@ -25,8 +25,8 @@ from heredity.core import host
 from heredity.core.errors import Damaged, UsageError, first_line
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Model
-from heredity.engines.formats.choice import EMBEDDING
-from heredity.engines.formats.static_embeddings import (
+from heredity.formats.choice import EMBEDDING
+from heredity.formats.static_embeddings import (
     CONFIG,
     MODULES,
     TENSORS,
@@ -35,7 +35,7 @@ from heredity.engines.formats.static_embeddings import (
     VECTORS,
     holds_static,
 )
-from heredity.engines.formats.tokenizer_files import read_tokenizer
+from heredity.formats.tokenizer_files import read_tokenizer
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, setting
 

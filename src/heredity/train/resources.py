@@ -122,7 +122,7 @@ def largest_microbatch(examples: Sequence[TokenizedExample], batch_size: int) ->
 
 def shape_of_model(network: CausalLM) -> TransformerShape:
     """The shape of a loaded model. Of experts those count that a token is sent to."""
-    from heredity.engines.formats.linear_layers import number_of, settings_of, text_config
+    from heredity.formats.linear_layers import number_of, settings_of, text_config
 
     config = text_config(network.model.config)
     settings, width = settings_of(config), config.hidden_size
@@ -140,7 +140,7 @@ def shape_of_model(network: CausalLM) -> TransformerShape:
 
 
 def _activations(network: CausalLM) -> DecoderActivations:
-    from heredity.engines.formats.linear_layers import text_config
+    from heredity.formats.linear_layers import text_config
 
     head, kind = network.head, text_config(network.model.config).model_type
     return DecoderActivations(

@@ -35,7 +35,7 @@ from heredity.core.errors import (
     UsageError,
 )
 from heredity.core.records import Message, Request, Retrieved
-from heredity.engines.formats.choice import modality_of
+from heredity.formats.choice import modality_of
 from heredity.lineage.adoption import adopt
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store

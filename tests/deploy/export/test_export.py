@@ -19,8 +19,8 @@ from heredity.core.progress import Progress
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
 from heredity.deploy.export import _parity
-from heredity.engines.formats import gguf_write
-from heredity.engines.formats.gguf import read_gguf
+from heredity.formats import gguf_write
+from heredity.formats.gguf import read_gguf
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.lora import Lora
@@ -183,8 +183,9 @@ def _converter(place: Path, body: str) -> None:
 
 
 WRITES = """
-from heredity.engines.formats.gguf_write import write_gguf
-write_gguf(Path(sys.argv[1]), Path(sys.argv[3]), sys.argv[5], "converted")
+from heredity.engines.chat.folder import read_gguf_chat
+from heredity.formats.gguf_write import write_gguf
+write_gguf(Path(sys.argv[1]), Path(sys.argv[3]), sys.argv[5], "converted", read_gguf_chat)
 """
 
 

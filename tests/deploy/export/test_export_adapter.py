@@ -17,7 +17,7 @@ from heredity.core.records import Made, Model, RecipeRecord
 from heredity.deploy import export
 from heredity.deploy.export import adapter as adapter_form
 from heredity.engines.chat.codec import ChatCodec
-from heredity.engines.formats.rewrite import read_all
+from heredity.formats.rewrite import read_all
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -199,7 +199,7 @@ def test_what_needs_too_much_memory_is_left_out_and_said(store: Store, child: Gr
 def test_a_merged_adapter_goes_out_as_a_gguf_in_float32(store: Store, child: Grown, tmp_path: Path) -> None:
     import gguf
 
-    from heredity.engines.formats.gguf import read_gguf
+    from heredity.formats.gguf import read_gguf
 
     done = export.export(store, child, "gguf", tmp_path / "out")
     assert all(p.left_out or (p.n and p.largest <= p.tolerance) for p in done.parities)

@@ -15,8 +15,9 @@ gguf = pytest.importorskip("gguf")
 from heredity.core.errors import Refused
 from heredity.core.records import FileHash
 from heredity.deploy import export
-from heredity.engines.formats import gguf_write
-from heredity.engines.formats.gguf import read_gguf
+from heredity.engines.chat.folder import read_gguf_chat
+from heredity.formats import gguf_write
+from heredity.formats.gguf import read_gguf
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
@@ -147,7 +148,7 @@ def test_a_gguf_that_says_more_of_a_gemma_than_others_is_read_as_it_says(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another period of windows and another base of them, which newer conversions may name."""
-    from heredity.engines.formats import gguf_gemma
+    from heredity.formats import gguf_gemma
 
     written = gguf_gemma.add_shape
 
@@ -159,7 +160,7 @@ def test_a_gguf_that_says_more_of_a_gemma_than_others_is_read_as_it_says(
     monkeypatch.setattr(gguf_gemma, "add_shape", more)
     path = tmp_path / "more.gguf"
     folder = make_gemma(tmp_path / "tiny")
-    gguf_write.write_gguf(folder, path, "f32", "more")
+    gguf_write.write_gguf(folder, path, "f32", "more", read_gguf_chat)
     parent = store.pull(str(folder))
     written_as = _with(parent, path)
     (out := tmp_path / "back").mkdir()

@@ -25,9 +25,9 @@ from heredity.core import host, openmp
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line, how_to_install
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
-from heredity.engines.formats.choice import EMBEDDING, POOLING
-from heredity.engines.formats.static_embeddings import holds_static
-from heredity.engines.formats.tokenizer_files import load_tokenizer
+from heredity.formats.choice import EMBEDDING, POOLING
+from heredity.formats.static_embeddings import holds_static
+from heredity.formats.tokenizer_files import load_tokenizer
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 

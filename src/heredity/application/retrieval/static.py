@@ -5,7 +5,7 @@ The sum has the direction of the mean, so that both have the same embedding.
 Promises: float32, without torch. One sparse product serves many texts. It adds the vectors of each up in the
 order of its tokens, so that an embedding depends only on its text. The end of a text that exceeds the model's
 length is not read. A text without a known token has the embedding 0.
-Leaves to others: the files (engines/formats/static_embeddings.py), and comparing embeddings (index.py).
+Leaves to others: the files (formats/static_embeddings.py), and comparing embeddings (index.py).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from scipy.sparse import csr_array
 
 from heredity.core.errors import Damaged
 from heredity.engines.chat.token_bounds import beginning
-from heredity.engines.formats.static_embeddings import read_static
-from heredity.engines.formats.tokenizer_files import tokenizer_errors
+from heredity.formats.static_embeddings import read_static
+from heredity.formats.tokenizer_files import tokenizer_errors
 from heredity.lineage.types import Grown
 
 if TYPE_CHECKING:

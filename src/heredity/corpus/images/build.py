@@ -3,7 +3,7 @@
 Promises: the same recipe over the same files gives the same bytes, for any number of threads and after any
 number of kills. A folder is complete or does not exist. Every omitted image is counted, with its reason. A
 repeated image with the same caption is taken once; equal captions are in one split.
-Leaves to others: finding images (corpus/sources/images.py), decoding them (engines/formats/images.py), and
+Leaves to others: finding images (corpus/sources/images.py), decoding them (formats/images.py), and
 resuming a killed build (corpus/workspace.py).
 """
 
@@ -36,7 +36,7 @@ from heredity.corpus.shards import ShardWriter, dtype_of
 from heredity.corpus.sources import Input, SkippedDocument
 from heredity.corpus.sources.images import CaptionedImage, ImagesSource
 from heredity.corpus.workspace import Nobody, Watch
-from heredity.engines.formats import images
+from heredity.formats import images
 
 _PART_BYTES = 16 << 20  # of the images of a part
 _MOST = 2048  # pairs of a part: as many are read again after a kill

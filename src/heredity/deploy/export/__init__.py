@@ -39,8 +39,8 @@ from heredity.deploy.export._parity import (
     compare,
     reference,
 )
-from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
-from heredity.engines.formats.weights import KNOWN, read_json
+from heredity.formats.safetensors_io import SafeTensor, read_safetensors
+from heredity.formats.weights import KNOWN, read_json
 from heredity.lineage.integrity import workshop
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown

@@ -17,8 +17,8 @@ from heredity.core.records import Model
 from heredity.deploy.export import hf
 from heredity.deploy.export._parity import ExportSource, LoadedFolder, ParityReading, read_folder
 from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.formats.peft import CONFIG, TENSORS
-from heredity.engines.formats.safetensors_io import INDEX
+from heredity.formats.peft import CONFIG, TENSORS
+from heredity.formats.safetensors_io import INDEX
 from heredity.lineage.catalog import catalogue
 from heredity.recipes.merge_adapter import bring_tokenizer
 from heredity.train.data.chat import ConversationEncoder

@@ -28,10 +28,11 @@ from heredity.deploy.export._parity import (
     tokens_behind,
 )
 from heredity.engines.chat.codec import Template
-from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.gguf_write import is_written, write_gguf
-from heredity.engines.formats.safetensors_io import read_safetensors
-from heredity.engines.formats.weights import read_json
+from heredity.engines.chat.folder import read_gguf_chat
+from heredity.formats.gguf import read_gguf
+from heredity.formats.gguf_write import is_written, write_gguf
+from heredity.formats.safetensors_io import read_safetensors
+from heredity.formats.weights import read_json
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
 
@@ -54,7 +55,7 @@ def write(source: ExportSource, out: Path) -> None:
         (own,) = source.model.folder.glob("*.gguf")
         shutil.copyfile(own, path)
     elif is_written(source.whole.folder):
-        write_gguf(source.whole.folder, path, _form(source), path.stem, source.watch)
+        write_gguf(source.whole.folder, path, _form(source), path.stem, read_gguf_chat, source.watch)
     else:
         _convert(source.whole.folder, path, _form(source))
 

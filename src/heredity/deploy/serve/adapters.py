@@ -4,7 +4,7 @@
     POST /v1/unload_lora_adapter    {"lora_name": NAME}
 
 The bodies are those of vLLM. MODEL is an adapter of the store by its name or id, never a path; without it
-NAME is. An adapter whose form cannot share its base has an engine of its own (engines/formats/updates.py).
+NAME is. An adapter whose form cannot share its base has an engine of its own (formats/updates.py).
 
 Promises: a request ends with the adapter with which it has begun. A refused adapter changes nothing.
 Leaves to others: which adapters fit (engines/torch/adapters.py), HTTP (app.py), and when one is freed

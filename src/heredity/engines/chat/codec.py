@@ -26,7 +26,7 @@ from heredity.engines import failed_reply, n_begun
 from heredity.engines.chat.sandbox import BoundedEnvironment
 from heredity.engines.chat.steps import TemplateStopped, metered
 from heredity.engines.chat.token_bounds import has_more_tokens
-from heredity.engines.formats.tokenizer_files import load_tokenizer
+from heredity.formats.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

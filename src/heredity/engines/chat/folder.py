@@ -12,8 +12,9 @@ from typing import Any
 
 from heredity.core.errors import Refused
 from heredity.core.records import Message, Request, Tool
-from heredity.engines.chat.codec import Template, stop_tokens
+from heredity.engines.chat.codec import ChatCodec, Template, stop_tokens
 from heredity.engines.chat.steps import TemplateStopped
+from heredity.formats.gguf_tokenizer import GgufChat
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -56,6 +57,11 @@ class FolderChat:
     def render(self, request: Request) -> str:
         """Return the prompt of a request. Raises EngineFailure if the template refuses the messages."""
         return (self._with_tools if request.tools else self._template).render(request)
+
+
+def read_gguf_chat(folder: Path) -> GgufChat:
+    """Read the chat of a model folder for its GGUF, with the folder's own tokenizer."""
+    return GgufChat(template_source(folder), ChatCodec(folder).answer_end(folder))
 
 
 def has_tokenizer(folder: Path) -> bool:

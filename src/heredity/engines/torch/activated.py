@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import torch
 
-from heredity.engines.formats.activation import find_last
-from heredity.engines.formats.weights import Weights
 from heredity.engines.torch.decoder import Attend, Decoder, ResidualHook
 from heredity.engines.torch.prefixes import marked
+from heredity.formats.activation import find_last
+from heredity.formats.weights import Weights
 
 
 class ActivatedDecoder(Decoder):

@@ -23,7 +23,6 @@ from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Reply, Request
 from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.formats.updates import Updates, read_updates
 from heredity.engines.protocols import AddressedRequest, Listener
 from heredity.engines.torch import autotune
 from heredity.engines.torch.activated import marked_from
@@ -32,6 +31,7 @@ from heredity.engines.torch.engine import AnsweringEngine, TorchEngine
 from heredity.engines.torch.prefixes import NUMBERS, SharedPrefix, marked, plain
 from heredity.engines.torch.routing import AdapterDecoder, AdapterSet, prove_rows
 from heredity.engines.torch.session import Member, PrefixPool, Session
+from heredity.formats.updates import Updates, read_updates
 
 
 class AdapterPool:

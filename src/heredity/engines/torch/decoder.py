@@ -21,11 +21,11 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from heredity.engines.formats.architectures import ARCHITECTURES
-from heredity.engines.formats.weights import Block, Weights
 from heredity.engines.torch import rotation
 from heredity.engines.torch.prefixes import BLOCK, FEWEST_ROWS, SharedPrefix, key_length, round_up
 from heredity.engines.torch.rotation import Rotation
+from heredity.formats.architectures import ARCHITECTURES
+from heredity.formats.weights import Block, Weights
 
 CHUNK = 256  # tokens per prefill pass; longer prompts need several
 PAD = 16  # prefill lengths are rounded up to this

@@ -23,7 +23,6 @@ from heredity.core.records import Model, Reply, Request, encode
 from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered, base_folder
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.formats import adapted, weights
 from heredity.engines.protocols import Listener, TokenLog, TokenScores
 from heredity.engines.torch import autotune, layerwise, refusal_direction
 from heredity.engines.torch.activated import activated, placed
@@ -35,6 +34,7 @@ from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
 from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, continued, round_up
 from heredity.engines.torch.refusal_direction import Direction
 from heredity.engines.torch.session import Member, PrefixPool, PromptSplitter, Session
+from heredity.formats import adapted, weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

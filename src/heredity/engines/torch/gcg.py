@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Record
-from heredity.engines.formats.weights import ON_CPU
+from heredity.formats.weights import ON_CPU
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

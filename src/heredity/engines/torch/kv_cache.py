@@ -21,9 +21,9 @@ from typing import Literal
 
 import torch
 
-from heredity.engines.formats.weights import Weights
 from heredity.engines.torch.decoder import Decoder, KvSlots, KvWrites, ResidualHook
 from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, round_up
+from heredity.formats.weights import Weights
 
 GROUP = 32  # numbers that share a minimum and a scale
 KvBits = Literal[4, 8]

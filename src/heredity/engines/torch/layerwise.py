@@ -16,9 +16,9 @@ from typing import overload
 import torch
 
 from heredity.core.progress import Watch
-from heredity.engines.formats import weights
-from heredity.engines.formats.decoder_shape import DecoderShape
-from heredity.engines.formats.weights import Block, Weights
+from heredity.formats import weights
+from heredity.formats.decoder_shape import DecoderShape
+from heredity.formats.weights import Block, Weights
 
 _ROWS = 16_384  # rows of the head in one matmul
 

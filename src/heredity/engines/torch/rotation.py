@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from heredity.engines.formats.architectures import ARCHITECTURES
-from heredity.engines.formats.decoder_shape import DecoderShape
+from heredity.formats.architectures import ARCHITECTURES
+from heredity.formats.decoder_shape import DecoderShape
 
 
 class Rotation(NamedTuple):

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from heredity.engines.formats.activation import Gate, find_last
+from heredity.formats.activation import Gate, find_last
 
 
 class Activation:

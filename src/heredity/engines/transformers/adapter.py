@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional
 
 from heredity.core.errors import Damaged, EngineFailure, Unavailable
-from heredity.engines.formats.adapted import tensor_names
-from heredity.engines.formats.peft import HEAD, LowRank, read_adapter
 from heredity.engines.transformers.activated import Activation
+from heredity.formats.adapted import tensor_names
+from heredity.formats.peft import HEAD, LowRank, read_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

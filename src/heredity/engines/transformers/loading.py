@@ -16,8 +16,8 @@ import torch
 from heredity.core import host
 from heredity.core.errors import Damaged, OutOfMemory, Unavailable, first_line
 from heredity.core.host import Device
-from heredity.engines.formats.choice import ENCODERS
-from heredity.engines.formats.weights import CONFIG, read_json
+from heredity.formats.choice import ENCODERS
+from heredity.formats.weights import CONFIG, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

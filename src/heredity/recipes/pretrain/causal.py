@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heredity.engines.formats.rewrite import copy_rest
+from heredity.formats.rewrite import copy_rest
 from heredity.recipes._training_run import canary_notes
 from heredity.recipes.pretrain import continued
 from heredity.recipes.pretrain.training import (

@@ -30,14 +30,14 @@ _SHAPE = {
 
 def architecture(base: Grown) -> str:
     """The architecture of a base, by transformers' name. Raises Unavailable if none can be trained."""
-    from heredity.engines.formats.weights import read_config
+    from heredity.formats.weights import read_config
 
     return str(read_config(base.folder).model_type)
 
 
 def shape_of(base: Grown, context: int) -> TransformerShape:
     """The shape of a base, for chunks of `context` tokens. Raises UsageError if they are too long for it."""
-    from heredity.engines.formats.weights import read_config, setting
+    from heredity.formats.weights import read_config, setting
     from heredity.train.models.shapes import TransformerShape
 
     config = read_config(base.folder)

@@ -17,9 +17,9 @@ import msgspec
 from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
 from heredity.engines.chat.folder import check_template, template_source
-from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.safetensors_io import INDEX, read_safetensors
-from heredity.engines.formats.tokenizer_files import NAMES, check_tokenizer
+from heredity.formats.gguf import read_gguf
+from heredity.formats.safetensors_io import INDEX, read_safetensors
+from heredity.formats.tokenizer_files import NAMES, check_tokenizer
 
 WANTED = ("*.safetensors", "*.gguf", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*", "NOTICE*")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack")

@@ -35,10 +35,10 @@ from heredity.core.errors import (
 )
 from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch
-from heredity.engines.formats.choice import EMBEDDING, STATIC, modality_of
-from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.static_embeddings import holds_static, read_static
 from heredity.engines.remote.services import known_models
+from heredity.formats.choice import EMBEDDING, STATIC, modality_of
+from heredity.formats.gguf import read_gguf
+from heredity.formats.static_embeddings import holds_static, read_static
 from heredity.lineage.catalog import Entry, aliases, catalogue, names
 from heredity.lineage.types import Description, Grown, Preview, Pull
 from heredity.recipes.pull import folder, held, preview

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from heredity.engines.chat.documents import Document
-from heredity.engines.formats.activation import find_last
+from heredity.formats.activation import find_last
 from heredity.train.data.chat import TokenizedExample
 
 

@@ -21,8 +21,8 @@ from torch.nn import functional
 from heredity.core import host
 from heredity.core.errors import Unavailable, UsageError, first_line
 from heredity.core.host import CPU, Device
-from heredity.engines.formats.activation import Gate
-from heredity.engines.formats.linear_layers import decoder_of, number_of, settings_of, text_config
+from heredity.formats.activation import Gate
+from heredity.formats.linear_layers import decoder_of, number_of, settings_of, text_config
 from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
 from heredity.train.kernels import patch
 from heredity.train.kernels.attention import causal_attention, row_groups, row_indices

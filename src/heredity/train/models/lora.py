@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional
 
 from heredity.core.errors import UsageError
-from heredity.engines.formats.activation import Gate
-from heredity.engines.formats.linear_layers import is_linear, is_transposed, linear_layers, shape_of
+from heredity.formats.activation import Gate
+from heredity.formats.linear_layers import is_linear, is_transposed, linear_layers, shape_of
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.shapes import LINEAR_LAYERS
 

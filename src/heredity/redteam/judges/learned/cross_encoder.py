@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from heredity.core import host
 from heredity.core.errors import Damaged, Unavailable, how_to_install
-from heredity.engines.formats.tokenizer_files import read_tokenizer
+from heredity.formats.tokenizer_files import read_tokenizer
 from heredity.redteam.judges.learned.model import BASE, Floats, PairLogits, complies
 from heredity.redteam.judges.learned.voices import readings
 from heredity.redteam.text import without_thought

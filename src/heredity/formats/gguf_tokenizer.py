@@ -8,19 +8,28 @@ Leaves to others: weights (gguf_write.py).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from heredity.core.errors import Damaged, Refused
-from heredity.engines.chat.codec import ChatCodec
-from heredity.engines.chat.folder import template_source
-from heredity.engines.formats.weights import read_json
+from heredity.formats.weights import read_json
 
 SPACE = "▁"
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _ADDED_SCORE = -1000.0  # as in the GGUFs of Gemma; no merge makes such a token
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+
+class GgufChat(NamedTuple):
+    """What a GGUF says of a model's chat: its template, and the token that ends an answer."""
+
+    template: str
+    answer_end: int
+
+
+GgufChatReader = Callable[[Path], GgufChat]
 
 
 def is_byte(token: str) -> bool:
@@ -116,7 +125,7 @@ class Vocabulary:
     template: str
 
 
-def read_vocabulary(folder: Path, n_rows: int) -> Vocabulary:
+def read_vocabulary(folder: Path, n_rows: int, read_chat: GgufChatReader) -> Vocabulary:
     """Read the tokenizer in a model's folder, filled up to the embedding's `n_rows`.
 
     Raises Refused for an unsupported kind of tokenizer, Damaged for an inconsistent one.
@@ -143,12 +152,13 @@ def read_vocabulary(folder: Path, n_rows: int) -> Vocabulary:
     config = read_json(folder / "tokenizer_config.json")
     by_text = {text: ident for text, ident, _ in entries}
     eos = _end(folder, by_text, config)
-    eot = end if (end := ChatCodec(folder).answer_end(folder)) != eos else None
+    chat = read_chat(folder)
+    eot = chat.answer_end if chat.answer_end != eos else None
     bos, pad, unk = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad", "unk"))
     split = "default" if is_pieces else _split(folder, tokenizer.get("pre_tokenizer"))
     return Vocabulary(
         split, tokens, kinds, merges, scores,
-        bos, eos, unk, eot, pad, _adds_bos(tokenizer, bos, tokens), template_source(folder),
+        bos, eos, unk, eot, pad, _adds_bos(tokenizer, bos, tokens), chat.template,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from heredity.core.errors import Refused
-from heredity.engines.formats.gguf import GgufValue
+from heredity.formats.gguf import GgufValue
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

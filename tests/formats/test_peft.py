@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heredity.core.errors import Damaged, Unavailable
-from heredity.engines.formats import peft
-from heredity.engines.formats.peft import read_adapter
+from heredity.formats import peft
+from heredity.formats.peft import read_adapter
 from heredity.recipes.merge_adapter import merge
 from tests.support.errors import raises
 from tests.support.peft_adapters import engine_logits, make_adapter, peft_logits

@@ -20,7 +20,7 @@ from functools import cache
 import torch
 
 from heredity.core.errors import Damaged
-from heredity.engines._architectures import INT8
+from heredity.formats.architectures import INT8
 
 HOW = INT8
 MOST = 127

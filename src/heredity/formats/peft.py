@@ -25,10 +25,10 @@ from safetensors import safe_open
 
 from heredity.core.errors import Damaged, Unavailable
 from heredity.core.sanitize import compile_pattern
-from heredity.engines.formats import peft_experts
-from heredity.engines.formats.peft_experts import Misfit
-from heredity.engines.formats.safetensors_io import read_safetensors
-from heredity.engines.formats.weights import read_json
+from heredity.formats import peft_experts
+from heredity.formats.peft_experts import Misfit
+from heredity.formats.safetensors_io import read_safetensors
+from heredity.formats.weights import read_json
 
 if TYPE_CHECKING:
     import regex

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch, phase
-from heredity.engines.formats.safetensors_io import INDEX, read_safetensors
+from heredity.formats.safetensors_io import INDEX, read_safetensors
 
 if TYPE_CHECKING:
     import torch

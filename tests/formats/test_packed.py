@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from heredity import engines
 from heredity.core.errors import Damaged, Unavailable
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.formats.packed import packing_of, unpack
-from heredity.engines.formats.packed_write import unpack_folder
+from heredity.formats.packed import packing_of, unpack
+from heredity.formats.packed_write import unpack_folder
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store
 from tests.support import architectures, packed_models

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from heredity.engines.formats.int8 import Linear
+from heredity.formats.int8 import Linear
 
 TILES = (8, 4, 2, 1)  # rows; more than 8 waste work where few rows share an expert
 _STEADY: dict[tuple[int, int, str, torch.dtype, torch.device], int] = {}

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 
 from heredity.core.errors import BadInput, Damaged, HeredityError, Unavailable, first_line, how_to_install
 from heredity.core.readers import json_of
-from heredity.engines.formats.choice import STATIC
-from heredity.engines.formats.safetensors_io import SafeTensor, read_safetensors
-from heredity.engines.formats.tokenizer_files import read_tokenizer
+from heredity.formats.choice import STATIC
+from heredity.formats.safetensors_io import SafeTensor, read_safetensors
+from heredity.formats.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np

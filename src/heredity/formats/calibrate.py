@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from heredity.core import host
 from heredity.core.progress import Meter, Watch
-from heredity.engines.formats import gptq
-from heredity.engines.formats.gptq import RoundingGrid
-from heredity.engines.formats.linear_layers import (
+from heredity.formats import gptq
+from heredity.formats.gptq import RoundingGrid
+from heredity.formats.linear_layers import (
     decoder_layers,
     decoder_of,
     is_transposed,
@@ -31,8 +31,8 @@ from heredity.engines.formats.linear_layers import (
     read_settings,
     stored_name,
 )
-from heredity.engines.formats.safetensors_io import read_safetensors
-from heredity.engines.formats.weights import TensorFiles
+from heredity.formats.safetensors_io import read_safetensors
+from heredity.formats.weights import TensorFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

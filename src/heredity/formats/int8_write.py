@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from heredity.core.errors import Damaged
 from heredity.core.progress import Watch, phase
-from heredity.engines.formats.architectures import MATRIX
-from heredity.engines.formats.rewrite import copy_rest, replace_json
-from heredity.engines.formats.safetensors_io import INDEX, read_safetensors, write_safetensors
+from heredity.formats.architectures import MATRIX
+from heredity.formats.rewrite import copy_rest, replace_json
+from heredity.formats.safetensors_io import INDEX, read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +40,8 @@ def write_int8(folder: Path, out: Path, watch: Watch | None = None) -> None:
 
     watch: gets the count of tensors.
     """
-    from heredity.engines.formats.int8 import HOW, SCALE, quantize
-    from heredity.engines.formats.weights import check_roundable, read_config
+    from heredity.formats.int8 import HOW, SCALE, quantize
+    from heredity.formats.weights import check_roundable, read_config
 
     check_roundable(read_config(folder))
 
@@ -63,7 +63,7 @@ def dequantize_int8(folder: Path, out: Path, dtype: str, watch: Watch | None = N
     """Write the numbers that the integers represent, in `dtype`, as any engine loads them."""
     import torch
 
-    from heredity.engines.formats.int8 import SCALE, dequantize
+    from heredity.formats.int8 import SCALE, dequantize
 
     kind = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}[dtype]
     kept = getattr(torch, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from heredity.engines.formats import weights
+from heredity.formats import weights
 
 
 @pytest.mark.parametrize("has_bias", [False, True])

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from heredity.core.errors import Damaged
 from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch, phase
-from heredity.engines.formats.rewrite import copy_rest, replace_json
-from heredity.engines.formats.safetensors_io import INDEX, read_safetensors
+from heredity.formats.rewrite import copy_rest, replace_json
+from heredity.formats.safetensors_io import INDEX, read_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def _tensors(
     import torch
     from safetensors import safe_open
 
-    from heredity.engines.formats.packed import packing_of, unpack
+    from heredity.formats.packed import packing_of, unpack
 
     headers = {path: read_safetensors(path) for path in sorted(folder.glob("*.safetensors"))}
     where = {name: path for path, header in headers.items() for name in header}

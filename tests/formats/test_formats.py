@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from heredity.core.errors import Damaged
-from heredity.engines.formats.gguf import read_gguf
-from heredity.engines.formats.safetensors_io import read_safetensors
+from heredity.formats.gguf import read_gguf
+from heredity.formats.safetensors_io import read_safetensors
 from tests.support.clock import computing_within
 from tests.support.errors import raises
 

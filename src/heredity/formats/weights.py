@@ -22,12 +22,12 @@ from torch.nn import functional
 
 from heredity.core.errors import Damaged, Refused, Unavailable
 from heredity.core.progress import Watch, phase
-from heredity.engines.formats import int8
-from heredity.engines.formats.activation import Gate
-from heredity.engines.formats.architectures import ARCHITECTURES, ExpertNames
-from heredity.engines.formats.choice import ENCODERS
-from heredity.engines.formats.decoder_shape import NOT_ROTATED, DecoderShape, Rope, with_own_settings
-from heredity.engines.formats.experts import Expert, Experts, steady_tile
+from heredity.formats import int8
+from heredity.formats.activation import Gate
+from heredity.formats.architectures import ARCHITECTURES, ExpertNames
+from heredity.formats.choice import ENCODERS
+from heredity.formats.decoder_shape import NOT_ROTATED, DecoderShape, Rope, with_own_settings
+from heredity.formats.experts import Expert, Experts, steady_tile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from heredity.core.errors import Damaged, Refused
-from heredity.engines.formats.tokenizer_files import (
+from heredity.formats.tokenizer_files import (
     check_tokenizer,
     load_tokenizer,
     read_tokenizer,

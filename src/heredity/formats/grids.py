@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from heredity.engines.formats.gguf import GgufHeader, GgufTensor
-from heredity.engines.formats.gguf_write import Array
-from heredity.engines.formats.packed import block_of
-from heredity.engines.formats.safetensors_io import SafeTensor
+from heredity.formats.gguf import GgufHeader, GgufTensor
+from heredity.formats.gguf_write import Array
+from heredity.formats.packed import block_of
+from heredity.formats.safetensors_io import SafeTensor
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # of the eight numbers in a word
 _BITS = (2, 4, 8)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from heredity.engines.formats.architectures import ARCHITECTURES
-from heredity.engines.formats.experts import Routing
+from heredity.formats.architectures import ARCHITECTURES
+from heredity.formats.experts import Routing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

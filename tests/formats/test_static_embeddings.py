@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from heredity.core.errors import Damaged
-from heredity.engines.formats.choice import choose_by_config
-from heredity.engines.formats.static_embeddings import holds_static, read_static
+from heredity.formats.choice import choose_by_config
+from heredity.formats.static_embeddings import holds_static, read_static
 from heredity.lineage.store import Store
 from tests.support.errors import raises
 from tests.support.static_models import WORDS, vectors, write_static

@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.errors import Damaged, Refused
-from heredity.engines.formats import gptq
-from heredity.engines.formats.gptq import RoundingGrid
+from heredity.formats import gptq
+from heredity.formats.gptq import RoundingGrid
 from tests.support.errors import raises
 
 

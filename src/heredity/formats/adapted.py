@@ -17,13 +17,13 @@ import torch
 from torch.nn import functional
 
 from heredity.core.errors import Damaged, Unavailable
-from heredity.engines.formats import weights as base_weights
-from heredity.engines.formats.activation import Gate
-from heredity.engines.formats.architectures import ARCHITECTURES, ExpertNames
-from heredity.engines.formats.experts import Expert, Experts, steady_tile
-from heredity.engines.formats.peft import ADVICE, HEAD, Adapter, LowRank, read_adapter, row_factor
-from heredity.engines.formats.safetensors_io import read_safetensors
-from heredity.engines.formats.weights import EMBEDDING, Block, Linear, TensorFiles, Weights
+from heredity.formats import weights as base_weights
+from heredity.formats.activation import Gate
+from heredity.formats.architectures import ARCHITECTURES, ExpertNames
+from heredity.formats.experts import Expert, Experts, steady_tile
+from heredity.formats.peft import ADVICE, HEAD, Adapter, LowRank, read_adapter, row_factor
+from heredity.formats.safetensors_io import read_safetensors
+from heredity.formats.weights import EMBEDDING, Block, Linear, TensorFiles, Weights
 
 NORM = "model.norm.weight"
 _MODULE, _HEAD_MODULE = EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".weight")

@@ -117,7 +117,7 @@ def stored_matrices(folder: Path) -> Mapping[str, bool]:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from heredity.engines.formats.safetensors_io import read_safetensors
+    from heredity.formats.safetensors_io import read_safetensors
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     with torch.device("meta"):

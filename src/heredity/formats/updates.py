@@ -17,10 +17,10 @@ import torch
 from torch.nn import functional
 
 from heredity.core.errors import Damaged, Unavailable
-from heredity.engines.formats import weights as base_weights
-from heredity.engines.formats.adapted import matrix_names, moved, stacked, tensor_names
-from heredity.engines.formats.peft import Adapter, LowRank, read_adapter
-from heredity.engines.formats.weights import Block, Linear, Weights
+from heredity.formats import weights as base_weights
+from heredity.formats.adapted import matrix_names, moved, stacked, tensor_names
+from heredity.formats.peft import Adapter, LowRank, read_adapter
+from heredity.formats.weights import Block, Linear, Weights
 
 Place = tuple[int, str]  # a layer, and a field of its Block
 

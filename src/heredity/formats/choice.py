@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from heredity.core import registry
 from heredity.core.errors import how_to_install
-from heredity.engines._architectures import FAST, PACKED
+from heredity.formats.architectures import FAST, PACKED
 
 # Encoders that read two texts as one; with a head of one label they are cross-encoders.
 CROSS_ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "modernbert")

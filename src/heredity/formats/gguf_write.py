@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch, phase
-from heredity.engines.formats import gguf_gemma, gguf_tokenizer
-from heredity.engines.formats.safetensors_io import read_safetensors
-from heredity.engines.formats.weights import read_json
+from heredity.formats import gguf_gemma, gguf_tokenizer
+from heredity.formats.gguf_tokenizer import GgufChatReader
+from heredity.formats.safetensors_io import read_safetensors
+from heredity.formats.weights import read_json
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -49,14 +50,16 @@ def is_written(folder: Path) -> bool:
     return read_json(folder / "config.json").get("model_type") in _ARCHITECTURES
 
 
-def write_gguf(folder: Path, out: Path, form: str, name: str, watch: Watch | None = None) -> None:
+def write_gguf(
+    folder: Path, out: Path, form: str, name: str, read_chat: GgufChatReader, watch: Watch | None = None
+) -> None:
     """Write the model in `folder` as the file `out`. Raises Refused, Damaged.
 
-    watch: gets the count of tensors.
+    read_chat: reads the template, and the token that ends an answer. watch: gets the count of tensors.
     """
     import gguf
 
-    from heredity.engines.formats.weights import read_config
+    from heredity.formats.weights import read_config
 
     config = read_config(folder)
     architecture = _ARCHITECTURES.get(config.model_type)
@@ -76,8 +79,7 @@ def write_gguf(folder: Path, out: Path, form: str, name: str, watch: Watch | Non
     for tensor_name, shape, kind, _ in made:
         n_bytes = int(np.prod(gguf.quant_shape_to_byte_shape(shape, kind)))
         writer.add_tensor_info(tensor_name, shape, np.dtype(np.float32), n_bytes, raw_dtype=kind)
-    n_rows = int(config.vocab_size)
-    _add_vocabulary(writer, gguf_tokenizer.read_vocabulary(folder, n_rows))
+    _add_vocabulary(writer, gguf_tokenizer.read_vocabulary(folder, int(config.vocab_size), read_chat))
     with explain_full_disk(out, 0):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -90,7 +92,7 @@ def write_gguf(folder: Path, out: Path, form: str, name: str, watch: Watch | Non
 
 
 def _add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    from heredity.engines.formats.weights import setting
+    from heredity.formats.weights import setting
 
     is_gemma = gguf_gemma.is_one(config)
     rope = dict(setting(config, "rope_parameters", {}))
@@ -149,7 +151,7 @@ def _tensors(
     """Yield name, shape and format of every tensor, and a function that makes its data, layer by layer."""
     import gguf
 
-    from heredity.engines.formats.weights import setting
+    from heredity.formats.weights import setting
 
     where: dict[str, tuple[Path, list[int]]] = {}
     for shard in sorted(folder.glob("*.safetensors")):
@@ -191,7 +193,7 @@ def _turned(name: str, array: Array, config: PreTrainedConfig) -> Array:
     """Permute the rows of queries and keys: llama.cpp rotates neighbours, transformers halves."""
     n_heads = int(config.num_attention_heads)
     if ".k_proj." in name:
-        from heredity.engines.formats.weights import setting
+        from heredity.formats.weights import setting
 
         n_heads = int(setting(config, "num_key_value_heads", n_heads))
     elif ".q_proj." not in name:
