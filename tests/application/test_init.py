@@ -99,7 +99,7 @@ def test_a_ci_job_passes_as_it_is_written(
 
 @pytest.mark.parametrize("name", ["github.yml", "gitlab.yml"])
 def test_the_page_on_ci_shows_the_job_that_is_written(name: str) -> None:
-    page = (ROOT / "docs" / "how-to" / "gate-in-ci.md").read_text("utf-8")
+    page = (ROOT / "docs" / "how-to" / "run.md").read_text("utf-8")
     source = Path(init.__file__).parent / "starter" / name
     job = re.sub(r"^#.*\n", "", source.read_text("utf-8"), flags=re.MULTILINE)
     assert f"```yaml\n{job}```" in page

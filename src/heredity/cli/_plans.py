@@ -159,7 +159,7 @@ def _parallel(way: LayoutForecast) -> list[str]:
 
 
 def _settings(found: Forecast) -> str:
-    """The recipe's settings for the best layout (docs/how-to/pretrain-distributed.md)."""
+    """The recipe's settings for the best layout (docs/how-to/children.md)."""
     way = found.best
     if way.layout.tensor * way.layout.pipeline > 1:
         return "a trainer that splits matrices and layers (torchtitan, Megatron-LM): heredity shards only"

@@ -53,7 +53,7 @@ def command(recipe: Path, corpus: Path | None, base: str | None, name: str | Non
 
     RECIPE.toml may set every flag under the same name; flags override it. After a stop, even by kill -9, the
     same command resumes to the same bits. For many GPUs or machines: torchrun ... -m heredity pretrain
-    RECIPE.toml; see docs/how-to/pretrain-distributed.md.
+    RECIPE.toml; see docs/how-to/children.md.
     """
     from heredity.cli import _recipes
     from heredity.core import terminal

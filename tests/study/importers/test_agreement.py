@@ -83,7 +83,7 @@ def test_a_real_parent_and_its_ablated_child_by_three_judges(tmp_path: Path) -> 
         pair = result.pair(f"{name}-baseline", f"{name}-ablation")
         assert pair.verdict_ab == "worse" and pair.n >= 85
         both, only_a, only_b, neither = {"gemma-2b-it": (6, 0, 87, 2), "qwen-1_8b-chat": (30, 2, 59, 3)}[name]
-        table = pair.table  # docs/how-to/import-answers.md and README say these
+        table = pair.table  # docs/how-to/answers.md and README say these
         assert (table.both, table.only_a, table.only_b, table.neither) == (both, only_a, only_b, neither)
     found = importers.agreement(tmp_path / "s")
     by_judges = {(one.a, one.b): one for one in found.agreements if one.model == "all"}

@@ -122,7 +122,7 @@ class PrefixPool:
         if self._most_rows <= min((*self._n_slots, *self.widths)):
             raise OutOfMemory(
                 f"The GPU ran out of memory with {self._most_rows} requests in flight ({failure}). "
-                "Close what else uses it, take --device cpu, or let vllm: answer (docs/how-to/targets.md)."
+                "Close what else uses it, take --device cpu, or let vllm: answer (docs/how-to/models.md)."
             )
         self._most_rows //= 2
         self._cache = PrefixCache(self.budget // _CACHE_SHARE, is_fine=bool(self.pass_widths))
