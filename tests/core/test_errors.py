@@ -74,7 +74,7 @@ def test_a_code_has_one_meaning_in_all_places() -> None:
 def test_the_page_of_errors_lists_each_code_once() -> None:
     listed = re.findall(r"`([a-z0-9-]+)`", PAGE.read_text("utf-8"))
     assert len(listed) == len(set(listed))
-    missing = [f"| `{code}` | {' '.join(codes()[code])} |" for code in sorted(set(codes()) - set(listed))]
+    missing = [f"{' '.join(codes()[code])}: `{code}`" for code in sorted(set(codes()) - set(listed))]
     assert not missing, "add to docs/errors.md:\n" + "\n".join(missing)
     stale = set(listed) - set(codes())
     assert not stale, f"remove from docs/errors.md: {sorted(stale)}"
