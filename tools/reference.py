@@ -56,7 +56,10 @@ def cli() -> str:
         for param in _options(verb):
             if _what(param) in shared:
                 shared[_what(param)].append(_default(param, verb))
-    common = {what: Counter(defaults).most_common(1)[0][0] for what, defaults in shared.items()}
+    common = {}  # the default of most verbs, most used options first
+    for what, defaults in sorted(shared.items(), key=lambda each: -len(each[1])):
+        default, n_verbs = Counter(defaults).most_common(1)[0]
+        common[what] = default if 2 * n_verbs > len(defaults) else ""
     lines = [NOTE, "# Command line", ""]
     lines += [
         "`heredity help VERB` says more about a verb. Every verb takes `--help`, and `--debug`, which shows"
@@ -147,7 +150,8 @@ def _prose(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).replace("<", "&lt;").replace("*", "\\*")
+    text = " ".join(text.split()).replace("<", "&lt;").replace("*", "\\*")
+    return re.sub(r"(?<![\w`-])--[a-z][\w-]*(?!`)", r"`\g<0>`", text)  # typographers make one dash of two
 
 
 def _cell(text: str) -> str:
