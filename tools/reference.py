@@ -110,7 +110,7 @@ def _verb(verb: click.Context, common: Mapping[str, str]) -> Iterator[str]:
             also.append(f"`{param.opts[0]}`{differs}")
     if also:
         yield from ("", *_list([f"[Shared](#shared-options): {also[0]}", *also[1:]]))
-    if example := getattr(verb.command, "example", ""):
+    if " --" in (example := getattr(verb.command, "example", "")):  # the usage shows the others
         yield from ("", *(f"    {line.strip()}" for line in example.splitlines()))
 
 
@@ -165,7 +165,12 @@ def api() -> str:
     names = [name for name in heredity.__all__ if not name.startswith("_")]
     lines = [NOTE, "# Library", "", "Everything public is in the package itself: `import heredity as h`."]
     lines += ["A recipe that trains takes the [settings of a training](#settings-of-a-training), with the"]
-    lines += ["defaults shown there or its own. [File formats](formats.md) describes the fields of records."]
+    lines += [
+        "defaults shown there or its own. `Pretrain` takes those of [heredity pretrain](cli.md#heredity-pretrain),"
+    ]
+    lines += [
+        "`Study` those of [StudySpec](#studyspec). [File formats](formats.md) describes the fields of records."
+    ]
     lines += ["", *_list(f"[{name}](#{name.lower()})" for name in names)]
     lines += ["", "## Settings of a training", "", *_signature("settings", _ancestor(heredity.Lora), True)]
     for name in names:
@@ -204,9 +209,15 @@ def _ancestor(thing: type) -> type:
 
 
 def _inherited(thing: Any) -> set[str]:
-    """The names of a recipe's fields that are those of an ancestor, with the same default."""
+    """The names of parameters that another place shows: an ancestor's with the same default, or a verb's options."""
+    import heredity
+
+    if thing is heredity.Study:
+        return {field.name for field in dataclasses.fields(heredity.StudySpec)} - {"models", "application"}
     if not (inspect.isclass(thing) and dataclasses.is_dataclass(thing)):
         return set()
+    if thing is heredity.Pretrain:
+        return {field.name for field in dataclasses.fields(thing) if "help" in field.metadata} - {"corpus"}
     base = _ancestor(thing)
     mine, theirs = (
         {f.name: f.default for f in dataclasses.fields(each)} if dataclasses.is_dataclass(each) else {}
@@ -223,7 +234,7 @@ def _signature(name: str, thing: Any, is_whole: bool = False) -> list[str]:
         return []
     hidden = set() if is_whole else _inherited(thing)
     given = [p for p in found.parameters.values() if p.name not in {"self", "cls"} | hidden]
-    if hidden & {"lr", "batch_size"}:
+    if hidden & {"lr", "batch_size", "probes"}:
         given.append(inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD))
     shown = [p if p.default is p.empty else p.replace(default=_Shown(p.default)) for p in given]
     text = str(found.replace(parameters=shown))
@@ -346,12 +357,17 @@ def _record(name: str, level: str, records: Mapping[str, _Struct], shown: set[st
 def _rows(text: str, fields: set[str]) -> str:
     """A docstring as Markdown, with its rows ("term  what it is", "field: what it is") as a list."""
     lines: list[str] = []
+    is_list = False
     for line in text.splitlines():
         row = re.match(r"(\w[\w, -]*?)  +(?=\S)(.*)", line) or re.match(r"(\w+): (.*)", line)
         if row and ("  " in line or row[1] in fields):
             names = ", ".join(f"`{name}`" if name in fields else name for name in row[1].split(", "))
+            if lines and lines[-1] and not is_list:
+                lines.append("")
+            is_list = True
             lines.append(f"- {names}: {_plain(row[2])}")
         else:
+            is_list = is_list and bool(line)
             lines.append(_plain(line))
     return "\n".join(lines)
 
