@@ -164,13 +164,13 @@ def api() -> str:
 
     names = [name for name in heredity.__all__ if not name.startswith("_")]
     lines = [NOTE, "# Library", "", "Everything public is in the package itself: `import heredity as h`."]
-    lines += ["A recipe that trains takes the [settings of a training](#settings-of-a-training), with the"]
     lines += [
-        "defaults shown there or its own. `Pretrain` takes those of [heredity pretrain](cli.md#heredity-pretrain),"
+        "A recipe that trains takes the [settings of a training](#settings-of-a-training), with the defaults"
     ]
     lines += [
-        "`Study` those of [StudySpec](#studyspec). [File formats](formats.md) describes the fields of records."
+        "shown there or its own. `Pretrain` takes those of [its verb](cli.md#heredity-pretrain), and `Study`"
     ]
+    lines += ["those of [StudySpec](#studyspec). [File formats](formats.md) describes the fields of records."]
     lines += ["", *_list(f"[{name}](#{name.lower()})" for name in names)]
     lines += ["", "## Settings of a training", "", *_signature("settings", _ancestor(heredity.Lora), True)]
     for name in names:
@@ -209,7 +209,7 @@ def _ancestor(thing: type) -> type:
 
 
 def _inherited(thing: Any) -> set[str]:
-    """The names of parameters that another place shows: an ancestor's with the same default, or a verb's options."""
+    """The names of parameters that another place shows: an ancestor's of the same default, a verb's options."""
     import heredity
 
     if thing is heredity.Study:
