@@ -209,7 +209,7 @@ def _ancestor(thing: type) -> type:
 
 
 def _inherited(thing: Any) -> set[str]:
-    """The names of parameters that another place shows: an ancestor's of the same default, a verb's options."""
+    """Parameters that another place shows: those of an ancestor with its default, or a verb's options."""
     import heredity
 
     if thing is heredity.Study:
