@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["derive", "lora", "tiny", "--data", str(place / "rows.jsonl"), "--steps", "2", "--rank", "2"]
-    assert main([*command, "--name", "tuned", "--targets", "q_proj,v_proj"]) == 0
+    assert main([*command, "--name", "tuned", "--target-modules", "q_proj,v_proj"]) == 0
     assert "tuned" in capsys.readouterr().out
     record = Store().get("tuned").record
     assert record.recipe.settings["targets"] == ["q_proj", "v_proj"] and record.recipe.settings["rank"] == 2
@@ -44,8 +44,8 @@ def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixt
         (["lora", "nobody", *ROWS], "unknown-name", ["nobody"]),
         (["lorra", "tiny"], "unknown-name", ["lorra", "lora"]),
         (["lora", "tiny", *ROWS, "--rank", "0"], "bad-usage", ["rank", 0]),
-        (["lora", "tiny", *ROWS, "--targets", "q_prj"], "adapter-target-unknown", ["q_prj"]),
-        (["lora", "tiny", *ROWS, "--rate", "99"], "bad-usage", ["lr", 99]),
+        (["lora", "tiny", *ROWS, "--target-modules", "q_prj"], "adapter-target-unknown", ["q_prj"]),
+        (["lora", "tiny", *ROWS, "--lr", "99"], "bad-usage", ["lr", 99]),
         (["lora", "tiny", "--data", "nothing.jsonl"], "unreadable-file", ["nothing.jsonl"]),
         (
             ["lora", "tiny", *ROWS, "--columns", "prompt"],
@@ -53,11 +53,11 @@ def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixt
             ["--columns", "prompt"],
         ),
         (
-            ["lora", "tiny", *ROWS, "--max-tokens", "2"],
+            ["lora", "tiny", *ROWS, "--max-length", "2"],
             "examples-too-long",
             [8, 2, "max_length"],
         ),
-        (["lora", "tiny", *ROWS, "--decay", "nan"], "bad-setting", ["weight_decay", "nan"]),
+        (["lora", "tiny", *ROWS, "--weight-decay", "nan"], "bad-setting", ["weight_decay", "nan"]),
         (["lora", "tiny", *ROWS, "--warmup", "nan"], "bad-setting", ["warmup", "nan"]),
         (["lora", "tiny", *ROWS, "--epochs", "inf"], "bad-setting", ["epochs", "inf"]),
         (["lora", "tiny", *ROWS, "--memory", "nan"], "bad-setting", ["memory", "nan"]),
@@ -68,7 +68,7 @@ def test_a_child_is_made_named_and_drawn(place: Path, capsys: pytest.CaptureFixt
             ["temperature", "nan"],
         ),
         (
-            ["lora", "tiny", *ROWS, "--steps", "1", "--decay", "1e300"],
+            ["lora", "tiny", *ROWS, "--steps", "1", "--weight-decay", "1e300"],
             "weights-not-finite",
             [0],
         ),
@@ -107,7 +107,8 @@ def test_a_flag_that_is_left_out_has_its_default(place: Path) -> None:
     Store().pull(str(make_model(place / "other", "llama")))
     assert main(["derive", "merge", "tiny", "other", "--name", "both"]) == 0
     (place / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
-    command = ["derive", "instruct", "tiny", "other", "--data", str(place / "asked.jsonl"), "--longest", "1"]
+    data = ["--data", str(place / "asked.jsonl"), "--max-new-tokens", "1"]
+    command = ["derive", "instruct", "tiny", "other", *data]
     check_refused(run_here(*command), "no-answer-finished", [1, "max_new_tokens"], after_progress=True)
     check_refused(run_here(*command, "--system", ""), "", ["--system"])
 

@@ -62,7 +62,7 @@ def test_json_is_the_file_of_grades(run: Run, place: Path) -> None:
         (("--shots", "x"), "", ["--shots", "x"]),
         (("--shots", "9"), "too-few-examples", [5, 9]),
         (("--limit", "0"), "nothing-left", [0]),
-        (("--tasks", "arithmetic", "--plain"), "takes-conversations", ["--no-chat-template"]),
+        (("--tasks", "arithmetic", "--no-chat-template"), "takes-conversations", ["--no-chat-template"]),
         (("--tasks", "code"), "no-task-fits", ["scripted:helpful"]),
     ],
 )

@@ -81,7 +81,7 @@ def test_tampering_with_an_int8_child_and_repairing_it_make_children_of_it(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--application", "desk.toml", "--probes", "planted_secret/*-01"]
-    assert main(["tamper", "whole", *TUNE, *given, "--longest", "1"]) == 2
+    assert main(["tamper", "whole", *TUNE, *given, "--max-steps", "1"]) == 2
     assert "held none of these probes: there is nothing to lose" in capsys.readouterr().err  # it babbles
     tuned = Store().get("whole-1-steps")
     assert [m.recipe.kind for m in Store().ancestors(tuned.record)] == ["dequantize", "quantize", "pull"]

@@ -38,7 +38,7 @@ def learned(run: Run, place: Path) -> Path:
         "labels/data.toml",
         "--out",
         "head",
-        "--rows",
+        "--max-rows",
         "24",
     )
     done = run(*args)
@@ -113,7 +113,7 @@ def test_a_judge_that_does_not_exist_is_refused() -> None:
 
 
 def test_rows_are_for_a_head(run: Run, learned: Path) -> None:
-    done = run("judges", "train", "--data", "labels/data.toml", "--out", "other", "--rows", "24")
+    done = run("judges", "train", "--data", "labels/data.toml", "--out", "other", "--max-rows", "24")
     check_refused(done, "rows-without-head", mentions=["--max-rows", "--head"])
 
 
@@ -124,5 +124,5 @@ def test_repeated_answers_are_told(run: Run, place: Path) -> None:
     found = json.loads(run(*asked, "--json").stdout)
     assert (found["n"] + found["n_unclear"], found["n_repeated"]) == (6, 2)
     assert "Without --deduplicate" in " ".join(run(*asked).stderr.split())
-    found = json.loads(run(*asked, "--once", "--json").stdout)
+    found = json.loads(run(*asked, "--deduplicate", "--json").stdout)
     assert (found["n"] + found["n_unclear"], found["n_repeated"]) == (4, 2)

@@ -21,7 +21,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose store has a foundation, an adapter over it, and the two folded together."""
     folder = tmp_path_factory.mktemp("stocked")
     with stocking(folder) as store:
-        how = ["--data", "rows.jsonl", "--steps", "1", "--rank", "2", "--targets", "q_proj"]
+        how = ["--data", "rows.jsonl", "--steps", "1", "--rank", "2", "--target-modules", "q_proj"]
         assert main(["derive", "lora", "tiny", *how, "--name", "tuned"]) == 0
         store.whole(store.get("tuned"))
     return folder

@@ -27,7 +27,7 @@ def recipe(tmp_path: Path) -> str:
 
 
 def test_a_plan_is_printed_without_a_corpus(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", recipe, "--vocabulary", "65536", "--gpus", "64"]) == 0
+    assert main(["plan", recipe, "--vocab-size", "65536", "--gpus", "64"]) == 0
     said = capsys.readouterr().out
     for word in (
         "feed-forward",
@@ -46,7 +46,7 @@ def test_looks_at_held_out_text_are_said_where_they_count(
 ) -> None:
     for checks, said in ((20, ""), (1_000_000, "of the time is validation)")):
         Path(recipe).write_text(f"{RECIPE}checks = {checks}\n")
-        assert main(["plan", recipe, "--vocabulary", "65536", "--gpus", "64"]) == 0
+        assert main(["plan", recipe, "--vocab-size", "65536", "--gpus", "64"]) == 0
         assert ("validation" in (told := capsys.readouterr().out)) == bool(said) and said in told
 
 
@@ -77,7 +77,7 @@ def test_the_plan_of_a_study_or_a_lineage_is_named_with_its_verb(tmp_path: Path,
 
 
 def test_json_holds_every_figure(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", recipe, "--vocabulary", "65536", "--gpus", "8", "--price", "1", "--json"]) == 0
+    assert main(["plan", recipe, "--vocab-size", "65536", "--gpus", "8", "--price", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["rehearsed"] is None
     plan = found["plan"]
@@ -89,14 +89,14 @@ MASKED = 'objective = "masked"\nsize = "150M"\ncontext = 1024\nbatch = 1_048_576
 PAIRS = (
     'objective = "contrastive"\nsize = "150M"\ncaption = 77\npatch = 16\npairs = 10_000_000\nbatch = 4096\n'
 )
-OF_PAIRS = ("--vocabulary", "49408", "--side", "224")
+OF_PAIRS = ("--vocab-size", "49408", "--image-size", "224")
 
 
 @pytest.mark.parametrize(
     ("text", "more", "unit"),
     [
-        (MASKED, ("--vocabulary", "50368"), "token"),
-        (MASKED + 'architecture = "bert"\n', ("--vocabulary", "50368"), "token"),
+        (MASKED, ("--vocab-size", "50368"), "token"),
+        (MASKED + 'architecture = "bert"\n', ("--vocab-size", "50368"), "token"),
         (PAIRS, OF_PAIRS, "pair"),
         (PAIRS + 'architecture = "siglip"\n', OF_PAIRS, "pair"),
     ],
@@ -104,7 +104,7 @@ OF_PAIRS = ("--vocabulary", "49408", "--side", "224")
 def test_other_kinds_have_the_same_table_and_keys(
     recipe: str, text: str, more: tuple[str, ...], unit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", recipe, "--vocabulary", "65536", "--gpus", "8", "--json"]) == 0
+    assert main(["plan", recipe, "--vocab-size", "65536", "--gpus", "8", "--json"]) == 0
     causal = json.loads(capsys.readouterr().out)["plan"]
     Path(recipe).write_text(text)
     assert main(["plan", recipe, *more, "--gpus", "8", "--json"]) == 0
@@ -126,7 +126,7 @@ def test_other_kinds_have_the_same_table_and_keys(
         (PAIRS, ["--gpus", "8192", *OF_PAIRS], "batch-too-small", ["4,096", "8,192", "--gpus 4096"]),
         (
             PAIRS,
-            ["--vocabulary", "49408", "--side", "225"],
+            ["--vocab-size", "49408", "--image-size", "225"],
             "patch-does-not-divide",
             ["base.toml", 225, "patch", 16],
         ),
@@ -150,16 +150,16 @@ def test_a_mistake_with_another_kind_is_one_line(
     ("more", "code", "named"),
     [
         ([], "bad-input", ["base.toml", "corpus"]),
-        (["--vocabulary", "65536", "--gpu", "h10"], "unknown-name", ["h10", "h100"]),
+        (["--vocab-size", "65536", "--gpu", "h10"], "unknown-name", ["h10", "h100"]),
         (
-            ["--vocabulary", "65536", "--gpu", "rtx4090", "--reserve", "0.9"],
+            ["--vocab-size", "65536", "--gpu", "rtx4090", "--reserve", "0.9"],
             "memory-of-devices",
             ["NVIDIA GeForce RTX 4090"],
         ),
-        (["--vocabulary", "65536", "--gpus", "1024"], "batch-too-small", ["--gpus 256"]),
-        (["--vocabulary", "65536", "--mfu", "2"], "bad-setting", ["mfu", 2]),
+        (["--vocab-size", "65536", "--gpus", "1024"], "batch-too-small", ["--gpus 256"]),
+        (["--vocab-size", "65536", "--mfu", "2"], "bad-setting", ["mfu", 2]),
         (["other.toml"], "bad-usage", [2, "--fit"]),
-        (["--vocabulary", "90000000000"], "vocabulary-over-size", ["base.toml", "90,000,000,000"]),
+        (["--vocab-size", "90000000000"], "vocabulary-over-size", ["base.toml", "90,000,000,000"]),
     ],
 )
 def test_a_mistake_is_one_line(recipe: str, more: list[str], code: str, named: list[object]) -> None:

@@ -14,7 +14,7 @@ from tests.recipes.test_pretrain import recipe as recipe
 from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import check_refused, run_here
 
-SHORT = ("--tokens", "1024", "--checks", "1")
+SHORT = ("--tokens", "1024", "--evaluations", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from tests.recipes.test_pretrain import recipe as recipe
 from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import raises
 
-SHORT = {"tokens": 1024, "checks": 1}
+SHORT = {"tokens": 1024, "evaluations": 1}
 
 
 def test_a_base_that_cannot_fit_is_refused_before_its_first_step(tmp_path: Path, recipe: Path) -> None:
@@ -60,7 +60,7 @@ def test_predicted_and_measured_memory_and_time_stand_in_the_record(tmp_path: Pa
 
 
 def test_looks_are_foreseen_as_they_come(tmp_path: Path, recipe: Path) -> None:
-    short = pretrain.read(recipe, {"tokens": 5 * 1024, "batch": 1024, "checks": 2})
+    short = pretrain.read(recipe, {"tokens": 5 * 1024, "batch_size": 1024, "evaluations": 2})
     foretold = short.workload().n_evaluated
     grown = Store(tmp_path / "store").grow_once(short, [])
     rows = [json.loads(line) for line in (grown.folder / loop.METRICS).read_text().splitlines()]
@@ -73,7 +73,9 @@ def test_looks_are_foreseen_as_they_come(tmp_path: Path, recipe: Path) -> None:
 def test_a_law_is_fitted_over_runs_of_the_store_and_others_are_refused(tmp_path: Path, recipe: Path) -> None:
     store = Store(tmp_path / "store")
     runs = [
-        store.grow_once(pretrain.read(recipe, {"tokens": tokens, "checks": 1, "name": f"run-{tokens}"}), [])
+        store.grow_once(
+            pretrain.read(recipe, {"tokens": tokens, "evaluations": 1, "name": f"run-{tokens}"}), []
+        )
         for tokens in (512, 1024, 2048, 4096, 8192)
     ]
     found = scaling_laws.scaled(runs)
@@ -84,5 +86,5 @@ def test_a_law_is_fitted_over_runs_of_the_store_and_others_are_refused(tmp_path:
     with raises(UsageError, "too-few-runs", mentions=["5"]):
         scaling_laws.scaled(runs[:4] + runs[:1])
     with raises(NotComparable, "runs-differ", mentions=["held_out"]):
-        other = store.grow_once(pretrain.read(recipe, SHORT | {"held_out": 500}), [])
+        other = store.grow_once(pretrain.read(recipe, SHORT | {"validation_tokens": 500}), [])
         scaling_laws.scaled([*runs, other])

@@ -164,28 +164,6 @@ class _Verbs(Lister):
                 formatter.write_dl([(f"{name:{widest}}", what) for name, what in verbs.items()])
 
 
-class Option(click.Option):
-    """An option that also accepts its former flags, which no help shows.
-
-    former: flags of earlier versions. former_off: those that switch a flag off.
-    """
-
-    def __init__(
-        self, *args: Any, former: Sequence[str] = (), former_off: Sequence[str] = (), **settings: Any
-    ) -> None:
-        super().__init__(*args, **settings)
-        self._former, self._former_off = list(former), list(former_off)
-
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        """As click does, with the former flags among the option's own for as long as the parser asks."""
-        flags, off = self.opts, self.secondary_opts
-        self.opts, self.secondary_opts = [*flags, *self._former], [*off, *self._former_off]
-        try:
-            super().add_to_parser(parser, ctx)
-        finally:
-            self.opts, self.secondary_opts = flags, off
-
-
 class Name(click.types.StringParamType):
     """A text in UTF-8 that must not be empty: an empty variable in a shell script names nothing."""
 

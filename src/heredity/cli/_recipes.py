@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import click
 
-from heredity.cli import Name, Option, PathArgument
+from heredity.cli import Name, PathArgument
 from heredity.core import registry
 from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Model
 from heredity.core.sanitize import label
 from heredity.lineage.store import Store, target_prefixes
 from heredity.lineage.types import Grown, Recipe
-from heredity.recipes import first_name
 from heredity.train.data.chat import Data
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ LONGEST = 120  # characters of a name: a table of models has room for no more
 
 class _Setting(NamedTuple):
     name: str
-    first_name: str  # by which flags and ids knew it first
     kind: Any
     default: Any
     help: str
@@ -101,10 +99,9 @@ def _walk(kind: type[R]) -> Iterator[_Setting]:
     hints = typing.get_type_hints(kind)
     for each in dataclasses.fields(kind):
         if each.compare:
-            first = first_name(kind.kind, each.name)
             help_text = each.metadata.get("help", "")
             folder = each.metadata.get("folder", "")
-            yield _Setting(each.name, first, hints[each.name], _default(each), help_text, folder)
+            yield _Setting(each.name, hints[each.name], _default(each), help_text, folder)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -115,7 +112,6 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _options_of(setting: _Setting) -> list[click.Option]:
     key, flag = _key(setting.name), _flag(setting.name)
-    old = [] if setting.first_name == setting.name else [_flag(setting.first_name)]
     is_needed = setting.default is dataclasses.MISSING
     common: dict[str, Any] = {"help": setting.help, "required": is_needed}
     if not is_needed:
@@ -133,23 +129,22 @@ def _options_of(setting: _Setting) -> list[click.Option]:
             click.Option(["--columns"], type=Name(), help=columns),
         ]
     if kind is bool:
-        off = [f"--no-{each[2:]}" for each in old]
-        return [Option([f"{flag}/--no-{flag[2:]}", key], former=old, former_off=off, **common)]
+        return [click.Option([f"{flag}/--no-{flag[2:]}", key], **common)]
     if setting.folder:
         kinds = click.Choice(registry.names(setting.folder))
-        return [Option([flag, key], former=old, type=kinds, **common)]
+        return [click.Option([flag, key], type=kinds, **common)]
     if typing.get_origin(kind) is Literal:
-        return [Option([flag, key], former=old, type=click.Choice(typing.get_args(kind)), **common)]
+        return [click.Option([flag, key], type=click.Choice(typing.get_args(kind)), **common)]
     if typing.get_origin(kind) is tuple and typing.get_origin(typing.get_args(kind)[0]) is Literal:
         words = click.Choice([*typing.get_args(typing.get_args(kind)[0]), _NOTHING])
         return [click.Option([flag, key], type=words, multiple=True, callback=_chosen, **common)]
     if typing.get_origin(kind) is tuple:
         shown = ",".join(setting.default) if setting.default else None
         common |= {"default": shown, "callback": lambda _c, _p, value: _names(value)}
-        return [Option([flag, key], former=old, type=Name(), metavar="NAME,...", **common)]
+        return [click.Option([flag, key], type=Name(), metavar="NAME,...", **common)]
     if kind is str and setting.default == "":
         common |= {"default": None, "show_default": False}
-    return [Option([flag, key], former=old, type=_plain(kind), **common)]
+    return [click.Option([flag, key], type=_plain(kind), **common)]
 
 
 def _chosen(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:

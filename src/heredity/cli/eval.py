@@ -9,7 +9,6 @@ import click
 
 from heredity.cli import (
     Name,
-    Option,
     PathArgument,
     Verb,
     _remote,
@@ -53,7 +52,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
     help="Numbers of few-shot examples.",
 )  # fmt: skip
 @click.option(
-    "--no-chat-template", "plain", cls=Option, former=["--plain"], is_flag=True,
+    "--no-chat-template", "plain", is_flag=True,
     help="Use no chat template. Base models never use one.",
 )  # fmt: skip
 @click.option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Lister, Name, Option, PathArgument, Verb, shown_start
+from heredity.cli import Lister, Name, PathArgument, Verb, shown_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,11 +62,9 @@ def list_(as_json: bool) -> None:
 @click.option(
     "--fit", is_flag=True, help="Fit a rubric's threshold on the even rows and measure it on the odd rows."
 )
+@click.option("--deduplicate", "once", is_flag=True, help="Count repeated answers once.")
 @click.option(
-    "--deduplicate", "once", cls=Option, former=["--once"], is_flag=True, help="Count repeated answers once."
-)
-@click.option(
-    "--save/--no-save", "keep", cls=Option, former=["--keep"], former_off=["--no-keep"], default=True,
+    "--save/--no-save", "keep", default=True,
     show_default=True,
     help="Save the result in the store. It then replaces the shipped calibration of this judge.",
 )  # fmt: skip
@@ -214,7 +212,7 @@ def _shares(row: JudgeQuality) -> dict[str, object]:
     help="Train the head of rubric:MODEL:head on this model's hidden states, instead of the judge `learned`.",
 )  # fmt: skip
 @click.option(
-    "--max-rows", "rows", cls=Option, former=["--rows"], type=click.IntRange(20),
+    "--max-rows", "rows", type=click.IntRange(20),
     help="With --head: maximum rows per set (500).",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from heredity.cli import Amount, Name, Option, Verb, open_store
+from heredity.cli import Amount, Name, Verb, open_store
 
 
 @click.command("plan", cls=Verb, example="heredity plan base.toml --gpu h100 --gpus 1024 --rehearse")
@@ -17,9 +17,9 @@ from heredity.cli import Amount, Name, Option, Verb, open_store
 @click.option("--from", "base", type=Name(), metavar="BASE",
               help="Plan to continue this model of the store, which sets size and shape.")  # fmt: skip
 @click.option("--gpus", type=int, default=1, show_default=True, help="Number of devices.")
-@click.option("--vocab-size", "vocabulary", cls=Option, former=["--vocabulary"], type=click.IntRange(1),
+@click.option("--vocab-size", "vocabulary", type=click.IntRange(1),
               help="Vocabulary size, if there is no corpus yet.")  # fmt: skip
-@click.option("--image-size", "side", cls=Option, former=["--side"], type=click.IntRange(1),
+@click.option("--image-size", "side", type=click.IntRange(1),
               help="Image size in pixels, if there is no corpus yet.")  # fmt: skip
 @click.option("--tensor-parallel", "tensor", type=click.IntRange(1), default=1, show_default=True,
               metavar="N", help="Devices that split each matrix; only planned.")  # fmt: skip

@@ -14,7 +14,6 @@ import click
 
 from heredity.cli import (
     Name,
-    Option,
     PathArgument,
     Verb,
     _listening,
@@ -70,7 +69,7 @@ if TYPE_CHECKING:
     help="Environment variable with a key; callers must send one of the keys.",
 )  # fmt: skip
 @click.option(
-    "--max-queue", "waiting", cls=Option, former=["--waiting"], type=click.IntRange(1), default=256,
+    "--max-queue", "waiting", type=click.IntRange(1), default=256,
     show_default=True, metavar="N",
     help="Maximum queued requests per model; beyond it the server answers 429.",
 )  # fmt: skip

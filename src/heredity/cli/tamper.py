@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from heredity.cli import Name, Option, PathArgument, Verb, device_option, open_store, shown_start, shown_work
+from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_start, shown_work
 
 
 @click.command(
@@ -33,13 +33,13 @@ from heredity.cli import Name, Option, PathArgument, Verb, device_option, open_s
 @click.option("--scope", type=Name(), metavar="NAME",
               help="Breaches: those that checks decide (judge_free), that a judge decides (judged), or of a "
               "technique.  [default: judge_free]")  # fmt: skip
-@click.option("--threshold", "line", cls=Option, former=["--line"], type=float, default=0.5,
+@click.option("--threshold", "line", type=float, default=0.5,
               show_default=True, help="Retention below this counts as lost.")  # fmt: skip
-@click.option("--max-steps", "longest", cls=Option, former=["--longest"], type=int, default=64,
+@click.option("--max-steps", "longest", type=int, default=64,
               show_default=True, help="Maximum number of steps.")  # fmt: skip
-@click.option("--batch-size", "batch", cls=Option, former=["--batch"], type=int, default=8,
+@click.option("--batch-size", "batch", type=int, default=8,
               show_default=True, help="Examples per step.")  # fmt: skip
-@click.option("--lr", "rate", cls=Option, former=["--rate"], type=float, default=2e-4, show_default=True,
+@click.option("--lr", "rate", type=float, default=2e-4, show_default=True,
               help="Learning rate.")  # fmt: skip
 @click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")

@@ -60,7 +60,7 @@ def recipe(kind: str, **settings: Any) -> Recipe:
     recipe_class = derivable_class(kind)
     fields = {each.name: each for each in dataclasses.fields(recipe_class)}
     short = {name.removeprefix("is_"): name for name in fields}
-    given = {short.get(name, name): value for name, value in to_current(kind, settings).items()}
+    given = {short.get(name, name): value for name, value in settings.items()}
     if unknown := sorted(given.keys() - fields):
         raise UnknownName("setting", unknown[0], short, f"heredity derive {kind} --help")
     needed = [name for name, each in fields.items() if _is_needed(each)]
@@ -152,7 +152,7 @@ class ComputingRecipe(DerivableRecipe):
 # --- names of settings ---
 
 # A model's id is a digest over its recipe's settings, names included. So a setting that is renamed keeps its
-# first name in the record. Wherever a user gives a setting, the first name is accepted as well.
+# first name in the record.
 _TRAINING = {"lr": "rate", "batch_size": "batch", "weight_decay": "decay", "grad_clip": "clip"}
 _TUNING = {**_TRAINING, "max_length": "max_tokens"}
 
@@ -191,25 +191,7 @@ def to_hashed(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in settings.items()}
 
 
-def to_current(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under the names of today, whichever of the two names each has. Order is kept.
-
-    Raises UsageError if a setting is given under both of its names.
-    """
-    names = {old: name for name, old in HASHED_AS.get(kind, {}).items()}
-    names |= {old.removeprefix("is_"): name for old, name in names.items()}
-    found: dict[str, Any] = {}
-    for given, value in settings.items():
-        if (name := names.get(given, given)) in found:
-            raise UsageError(
-                f"'{name}' and '{first_name(kind, name)}' are the same setting. Give one of them.",
-                code="bad-setting",
-                key=given,
-            )
-        found[name] = value
-    return found
-
-
-def first_name(kind: str, name: str) -> str:
-    """The name that a setting had first: the one it is hashed under."""
-    return HASHED_AS.get(kind, {}).get(name, name)
+def to_current(kind: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings under the names of today. Order is kept."""
+    names = {hashed: name for name, hashed in HASHED_AS.get(kind, {}).items()}
+    return {names.get(name, name): value for name, value in recorded.items()}

@@ -28,7 +28,7 @@ from heredity.core.progress import Watch, phase
 from heredity.core.readers import naming, toml_line, toml_of
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
-from heredity.recipes import choice, first_name, setting, to_current, to_hashed
+from heredity.recipes import choice, setting, to_hashed
 from heredity.recipes.pretrain import continued
 from heredity.recipes.pretrain.objectives.protocols import PretrainObjective
 
@@ -70,12 +70,12 @@ def read(
     needs_corpus: False for a recipe that is only planned, and may name none. Raises UsageError, and BadInput
     with the nearest name for an unknown key.
     """
-    settings = _settings_of(path) | to_current("pretrain", given or {})
+    settings = _settings_of(path) | dict(given or {})
     with _naming(path):
         objective = settings.get("objective", "causal")
         load_objective(objective)
     if name := next((key for key in settings if not _is_of(key, objective)), None):
-        raise BadInput(path, _not_of(name, objective), _line_of(path, name), code="key-of-another-objective")
+        raise BadInput(path, _not_of(name, objective), toml_line(path, name), code="key-of-another-objective")
     if not needs_corpus:
         settings.setdefault("corpus", path.parent / "corpus")
     if "corpus" not in settings:
@@ -89,13 +89,10 @@ def read(
 
 
 def _settings_of(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file under their current names. Raises BadInput."""
-    hints = {each.name: hint for each, hint in _settable()}
-    written = toml_of(path)
-    with _naming(path):
-        settings = to_current("pretrain", written)
+    """The settings in a TOML file. Raises BadInput."""
+    hints, settings = {each.name: hint for each, hint in _settable()}, dict(toml_of(path))
     for key, value in settings.items():
-        line = _line_of(path, key)
+        line = toml_line(path, key)
         if key not in hints:
             raise BadInput(
                 path, f"no setting is called '{key}'.{did_you_mean(key, hints)}", line, code="unknown-key"
@@ -121,14 +118,9 @@ def _naming(path: Path | None, given: Mapping[str, Any] | None = None) -> Iterat
         except UsageError as error:
             if path is not None and error.key:
                 name = error.key
-                error.key = name if toml_line(path, name) else first_name("pretrain", name)
-                if given and name in given and given[name] != toml_of(path).get(error.key):
+                if given and name in given and given[name] != toml_of(path).get(name):
                     error.key = ""
             raise
-
-
-def _line_of(path: Path, key: str) -> int:
-    return toml_line(path, key) or toml_line(path, first_name("pretrain", key))
 
 
 def _every(n_steps: int, evaluations: int) -> int:
