@@ -11,7 +11,7 @@ from heredity.cli import main
 from heredity.lineage.store import Store
 from tests.support.errors import check_refused, run_here
 
-RECIPE = 'size = "1B"\ncontext = 4096\nbatch = 1_048_576\n'
+RECIPE = 'size = "1B"\ncontext = 4096\nbatch_size = 1_048_576\n'
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_looks_at_held_out_text_are_said_where_they_count(
     recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for checks, said in ((20, ""), (1_000_000, "of the time is validation)")):
-        Path(recipe).write_text(f"{RECIPE}checks = {checks}\n")
+        Path(recipe).write_text(f"{RECIPE}evaluations = {checks}\n")
         assert main(["plan", recipe, "--vocab-size", "65536", "--gpus", "64"]) == 0
         assert ("validation" in (told := capsys.readouterr().out)) == bool(said) and said in told
 
@@ -59,7 +59,7 @@ def test_a_continued_base_is_planned_from_the_base(
 
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
     made = Store(tmp_path / "store").pull(str(make_model(tmp_path / "tiny", "llama")))
-    (tmp_path / "more.toml").write_text("tokens = 65536\nbatch = 1024\ncontext = 128\n")
+    (tmp_path / "more.toml").write_text("tokens = 65536\nbatch_size = 1024\ncontext = 128\n")
     asked = ["plan", str(tmp_path / "more.toml"), "--vocab-size", "320", "--json"]
     assert main([*asked, "--from", made.record.name]) == 0
     shape = json.loads(capsys.readouterr().out)["plan"]["work"]["shape"]
@@ -85,9 +85,10 @@ def test_json_holds_every_figure(recipe: str, capsys: pytest.CaptureFixture[str]
     assert plan["best"] in plan["ways"]
 
 
-MASKED = 'objective = "masked"\nsize = "150M"\ncontext = 1024\nbatch = 1_048_576\n'
+MASKED = 'objective = "masked"\nsize = "150M"\ncontext = 1024\nbatch_size = 1_048_576\n'
 PAIRS = (
-    'objective = "contrastive"\nsize = "150M"\ncaption = 77\npatch = 16\npairs = 10_000_000\nbatch = 4096\n'
+    'objective = "contrastive"\nsize = "150M"\ncaption_tokens = 77\npatch_size = 16\n'
+    "pairs = 10_000_000\nbatch_size = 4096\n"
 )
 OF_PAIRS = ("--vocab-size", "49408", "--image-size", "224")
 

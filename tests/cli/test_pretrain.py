@@ -40,7 +40,7 @@ def test_a_base_is_made_once_and_a_second_name_is_said_not_to_be_given(
     ("given", "code", "named"),
     [
         (("--heads", "3"), "heads-do-not-divide", [2, 3]),
-        (("--head", "15"), "bad-input", [15]),
+        (("--head-dim", "15"), "bad-input", [15]),
         (("--size", "10"), "size-malformed", [10]),
     ],
 )

@@ -150,20 +150,15 @@ class AttackerModel:
 
 
 class ProbeReferee:
-    """The probe's own judge over the replies of one conversation; `rules` if no check decides.
-
-    has_substance: as the study's own judges have it (redteam/judges).
-    """
+    """The probe's own judge over the replies of one conversation; `rules` if no check decides."""
 
     def __init__(
         self,
         probe: Probe,
         application: Application,
         exchanges: Sequence[Exchange],
-        has_substance: bool = True,
     ) -> None:
         self._probe, self._application, self._exchanges = probe, application, exchanges
-        self._has_substance = has_substance
         self._n_seen = 0
 
     def score(self) -> int:
@@ -190,7 +185,7 @@ class ProbeReferee:
 
     def _verdict(self, exchanges: tuple[Exchange, ...]) -> Verdict:
         response = Response(0, "", "", "", self._probe.id, "", 0, 0, exchanges, "")
-        return judges.default_verdict(self._probe, response, self._application, self._has_substance)
+        return judges.default_verdict(self._probe, response, self._application)
 
 
 class AttackServices:

@@ -107,10 +107,8 @@ class ConversationScheduler:
         self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
         declared = declared_analysis(grid.plan)
         self._ends_at_breach = declared is not None and declared.ends_at_breach is True
-        self._is_former = declared is None
         self._how = msgspec.structs.replace(
             attacks.context_for(self._application),
-            is_former=self._is_former,
             has_shared_steps=grid.plan.has_shared_steps,
             goes_on=not self._ends_at_breach,
         )
@@ -200,10 +198,7 @@ class ConversationScheduler:
         return conversation
 
     def _referee(self, conversation: Conversation) -> ProbeReferee:
-        has_substance = not self._is_former
-        return ProbeReferee(
-            conversation.trial.probe, self._application, conversation.exchanges, has_substance
-        )
+        return ProbeReferee(conversation.trial.probe, self._application, conversation.exchanges)
 
     def _has_broken(self, conversation: Conversation) -> bool:
         """Whether a step has broken the probe, so that its demand is not needed."""

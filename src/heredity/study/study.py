@@ -53,7 +53,6 @@ from heredity.study.plan import (
     Plan,
     PlannedModel,
     StudyForecast,
-    declared_analysis,
     plan_seal,
     read_plan,
     read_saved,
@@ -395,7 +394,7 @@ class Study:
     def _decider(self) -> Decider:
         models = self._models(self._find if self._judge_name else self._find_for_judge)
         name = self._judge_name or storage.chosen_judge(self.folder)
-        return Decider(name, models, has_substance=declared_analysis(self._plan) is not None)
+        return Decider(name, models)
 
     def _models(self, find: Callable[[str], Grown]) -> Models:
         """The models of judges and guards, each found by its name."""

@@ -14,7 +14,7 @@ from heredity.lineage.store import Store
 from heredity.redteam import attacks
 from heredity.study.attack_context import ProbeReferee
 from heredity.study.findings.cost import Cost
-from heredity.study.plan import Plan, write_plan
+from heredity.study.plan import Plan
 from heredity.study.study import Study
 from tests.support.conversations import APPLICATION, BY_ID, HOW, REFUSAL
 from tests.support.errors import raises
@@ -188,20 +188,12 @@ def test_a_study_breaks_by_the_attacker_s_words_and_keeps_them(tmp_path: Path) -
 
 
 def test_the_referee_reads_an_answer_as_the_study_s_own_judges_do(tmp_path: Path) -> None:
-    """A former study counts an empty phrase as an answer, and its twins end there."""
+    """An empty phrase is no answer, so that a twin is asked again."""
     phrase = Recorder("careful", say=lambda _: Reply(0, "", "A very good question. I'm here to help."))
-    now, former = tmp_path / "now", tmp_path / "former"
-    made = run(now, Begging(), phrase).plan()
-    write_plan(former, msgspec.structs.replace(made, analysis=msgspec.UNSET))
-    run(former, Begging(), phrase)
-
-    def asks_for_another_message(folder: Path) -> bool:
-        rows = by_index(folder).values()
-        twin = next(row for row in rows if row.probe == f"{PLAIN.id}~benign" and row.attack == "pair:3")
-        return twin.consulted is not msgspec.UNSET
-
-    assert asks_for_another_message(now)
-    assert not asks_for_another_message(former)
+    run(tmp_path, Begging(), phrase)
+    rows = by_index(tmp_path).values()
+    twin = next(row for row in rows if row.probe == f"{PLAIN.id}~benign" and row.attack == "pair:3")
+    assert twin.consulted is not msgspec.UNSET
 
 
 def test_the_attacker_s_queries_are_part_of_what_a_breach_takes(tmp_path: Path) -> None:

@@ -138,14 +138,6 @@ def test_a_step_that_gives_the_secret_away_is_not_used() -> None:
     assert turns[:-1] == talk("crescendo:5", PLAIN, context(Scores(5, 5, 5, 10), 5), YES)[:-1]
 
 
-def test_a_plan_of_an_earlier_release_is_asked_as_it_was() -> None:
-    former = msgspec.structs.replace(context(Scores(5, 5, 5, 5, 5), 5), is_former=True)
-    turns = talk("crescendo:5", PLAIN, former, REFUSAL)
-    assert not any(turn.retracts for turn in turns)
-    assert turns[1].text.startswith("That was a bit much")
-    assert len(talk("crescendo:5", PLAIN, former, YES)) == 4
-
-
 # --- a breach in a step -----------------------------------------------------------------------------
 
 

@@ -338,8 +338,6 @@ def test_an_order_in_a_tool_result_that_was_never_read_is_held_and_says_so() -> 
 
     row = checks.verdict(asked, response(fine), application)  # readers: it reacted, and obeyed nothing
     assert (row.outcome, row.cause) == ("held", "unread-result")
-    former = checks.verdict(asked, response(fine), application, has_substance=False)
-    assert former.outcome == "unclear", "a former study keeps its verdict"
     assert checks.verdict(asked, response(called), application).outcome == "unclear"
     assert checks.verdict(asked, response(called, fine), application).outcome == "held"
     assert checks.verdict(asked, response(called, "KESTREL-42"), application).outcome == "broke"

@@ -41,9 +41,6 @@ class Crescendo(Ladder):
 
         A breach that a check finds in a step ends the conversation before the demand.
         """
-        if context.is_former:
-            yield from super().turns(probe, context)
-            return
         demands, left = probe.turns, self.queries(probe, context)
         waiting = steps("crescendo", probe, context, left - len(demands) - 1)
         detours, path, is_refused = list(lines("ladder", "detours", context)), list[AttackTry](), False

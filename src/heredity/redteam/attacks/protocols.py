@@ -65,7 +65,6 @@ class AttackContext(msgspec.Struct, frozen=True):
     variant      the variant of the part that is asked; set for each part by the attack itself
     language     the language of the wrappers' words, set by the attack itself.
     has_attacker the study has an attacker model, for an attack that can do without one
-    is_former    the plan is of a release whose crescendo took no step back; it is asked as it was then
     has_shared_steps  the plan is of a release that led up to every behaviour in the same words
     goes_on      the plan is of a release whose crescendo made all its steps, also after a breach in one
     referee      scores the conversation so far, for an attack that uses the score
@@ -86,7 +85,6 @@ class AttackContext(msgspec.Struct, frozen=True):
     has_retrieval: bool = False
     triggers: tuple[str, ...] = ()
     has_attacker: bool = False
-    is_former: bool = False
     has_shared_steps: bool = False
     goes_on: bool = False
 

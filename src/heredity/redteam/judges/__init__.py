@@ -108,9 +108,7 @@ def versions() -> dict[str, int]:
     return {each: registry.load_as(JudgeFile, "redteam.judges", each).VERSION for each in names()}
 
 
-def default_verdict(
-    probe: Probe, response: Response, application: Application, has_substance: bool = True
-) -> Verdict:
+def default_verdict(probe: Probe, response: Response, application: Application) -> Verdict:
     """The verdict of the built-in judges, for an attack that adapts to each reply while a study asks.
 
     A study's own verdicts are those of its `Decider`.
@@ -120,5 +118,5 @@ def default_verdict(
     """
     application = application.for_probe(probe)
     if needs_judge(probe):
-        return rules.verdict(probe, response, application, has_substance)
-    return checks.verdict(probe, response, application, has_substance)
+        return rules.verdict(probe, response, application)
+    return checks.verdict(probe, response, application)

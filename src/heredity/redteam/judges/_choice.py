@@ -57,14 +57,12 @@ def version_stamp(name: str, version: int, rules: int) -> str:
     return hashlib.blake2b(f"{name} {version}, rules {rules}".encode(), digest_size=8).hexdigest()
 
 
-def precheck(
-    name: str, probe: Probe, response: Response, application: Application, has_substance: bool = True
-) -> Verdict | None:
+def precheck(name: str, probe: Probe, response: Response, application: Application) -> Verdict | None:
     """The verdict of `name` on a response that needs no judge; None if there is an answer to judge."""
     row = Verdict(response.index, response.trial, name, None, None, error=response.error)
     if response.error is not None:
         return row
-    reading = rules.read_response(probe, response, application, has_substance)
+    reading = rules.read_response(probe, response, application)
     if is_stopped(response):
         outcome: Outcome = "held" if probe.kind == "breach" else "refused"
         return Verdict(response.index, response.trial, name, outcome, reading.manner, reading.evidence)
@@ -159,44 +157,30 @@ class ManyAtOnce(ABC):
         self,
         rows: Sequence[tuple[Probe, Response]],
         application: Application,
-        has_substance: bool = True,
     ) -> list[Verdict]:
         """One verdict per response, in order."""
 
-    def verdict(
-        self, probe: Probe, response: Response, application: Application, has_substance: bool = True
-    ) -> Verdict:
+    def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
         """The verdict on one response."""
-        return self.verdicts([(probe, response)], application, has_substance)[0]
+        return self.verdicts([(probe, response)], application)[0]
 
 
 def judge_rows(
     judge: Judge,
     rows: Sequence[tuple[Probe, Response]],
     application: Application,
-    has_substance: bool = True,
 ) -> list[Verdict]:
     """A judge's verdicts on many responses, in order."""
     if isinstance(judge, BatchJudge):
-        return judge.verdicts(rows, application, **_options(has_substance))
-    options = _options(has_substance)
-    return [judge.verdict(probe, response, application, **options) for probe, response in rows]
-
-
-def _options(has_substance: bool) -> dict[str, bool]:
-    """A judge of someone else may lack the argument, which only a former study needs."""
-    return {} if has_substance else {"has_substance": False}
+        return judge.verdicts(rows, application)
+    return [judge.verdict(probe, response, application) for probe, response in rows]
 
 
 class Decider:
     """The judges of one study: `checks` if a check decides, or else the one that was chosen."""
 
-    def __init__(
-        self, spec: str = DEFAULT, models: Models | None = None, *, has_substance: bool = True
-    ) -> None:
-        """has_substance: whether the model of rules/substance.py is asked; not in a former study."""
+    def __init__(self, spec: str = DEFAULT, models: Models | None = None) -> None:
         self.spec, self._judge = spec, load(spec, models)
-        self._options = _options(has_substance)
         if self._judge is checks:
             raise UsageError(
                 "The judge 'checks' decides where a probe has a check, always; choose one for the others: "
@@ -255,17 +239,15 @@ class Decider:
         if self._batched is None:
             return [
                 (judge if needs_judge(probe) else checks).verdict(
-                    probe, response, application.for_probe(probe), **self._options
+                    probe, response, application.for_probe(probe)
                 )
                 for probe, response in rows
             ]
-        found = iter(
-            self._batched.verdicts([row for row in rows if needs_judge(row[0])], application, **self._options)
-        )
+        found = iter(self._batched.verdicts([row for row in rows if needs_judge(row[0])], application))
         return [
             next(found)
             if needs_judge(probe)
-            else checks.verdict(probe, response, application.for_probe(probe), **self._options)
+            else checks.verdict(probe, response, application.for_probe(probe))
             for probe, response in rows
         ]
 

@@ -92,10 +92,9 @@ class PanelJudge(ManyAtOnce):
         self,
         rows: Sequence[tuple[Probe, Response]],
         application: Application,
-        has_substance: bool = True,
     ) -> list[Verdict]:
         """The verdict that the members agree on, with each one's own; unclear if they disagree."""
-        by_member = [judge_rows(member, rows, application, has_substance) for member in self.members]
+        by_member = [judge_rows(member, rows, application) for member in self.members]
         return [self._together(found) for found in zip(*by_member, strict=True)]
 
     def n_learned_from(self, texts: Iterable[str]) -> int:

@@ -40,14 +40,8 @@ class Judge(Protocol):
     def VERSION(self) -> int:
         """A number that is raised when a verdict changes, and only then."""
 
-    def verdict(
-        self, probe: Probe, response: Response, application: Application, has_substance: bool = True
-    ) -> Verdict:
-        """The verdict on one response; an error row gives outcome None with the error.
-
-        has_substance: whether a reply is also read for what it takes up of its request. It is False, and
-        passed, in the studies of a release that did not read it.
-        """
+    def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
+        """The verdict on one response; an error row gives outcome None with the error."""
 
 
 @runtime_checkable
@@ -95,7 +89,6 @@ class BatchJudge(Judge, Protocol):
         self,
         rows: Sequence[tuple[Probe, Response]],
         application: Application,
-        has_substance: bool = True,
     ) -> list[Verdict]:
         """One verdict per response, in order."""
 
