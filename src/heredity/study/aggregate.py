@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from heredity.redteam.judges import needs_judge
 from heredity.stats.intervals import refused
 from heredity.study import sequential
 from heredity.study.comparisons import MEASURES, compare_edges, compare_models, compare_seeds
+from heredity.study.decision import COSTS
 from heredity.study.deviations import deviations
 from heredity.study.estimates import (
     ALL,
@@ -356,6 +358,39 @@ def _accounts(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
 # --- reading what was estimated ---------------------------------------------------------------------
 
 
+@dataclass
+class _LastProof:
+    """The files of the folder whose estimates this process computed last, and the estimates."""
+
+    files: tuple[object, ...] = ()
+    estimates: Estimates | None = None
+
+
+_last_proof = _LastProof()
+
+
+def _proven(plan: Plan, folder: Path) -> Estimates:
+    """The estimates that the rows give. They are computed once a process, until a file changes."""
+    files = _state(plan, folder)
+    if _last_proof.estimates is None or _last_proof.files != files:
+        _last_proof.estimates, _last_proof.files = estimate(plan, folder), files
+    return _last_proof.estimates
+
+
+def _state(plan: Plan, folder: Path) -> tuple[object, ...]:
+    """Every file that estimates are computed from, as it is on the disk, and the plan."""
+    paths = (path for pattern in ("*.json", "*.jsonl", "judges/*") for path in sorted(folder.glob(pattern)))
+    stats = ((path, path.lstat()) for path in paths if path.name not in (ESTIMATES, COSTS))
+    return (digest(plan), *((path, of.st_ino, of.st_size, of.st_mtime_ns) for path, of in stats))
+
+
+def estimate_and_prove(plan: Plan, folder: Path, root: Path | None) -> Estimates:
+    """The estimates, remembered for the reports that this process writes next."""
+    found = estimate(plan, folder, root)  # copies the user's calibrations into the folder
+    _last_proof.estimates, _last_proof.files = found, _state(plan, folder)
+    return found
+
+
 def read_study(folder: Path) -> RecordedStudy:
     """Read the plan and the estimates of the study in `folder`.
 
@@ -364,7 +399,7 @@ def read_study(folder: Path) -> RecordedStudy:
     compared, because an older study keeps its own.
     """
     study = _together(folder)
-    _compare(folder, _counted(study.estimates), _counted(estimate(study.plan, folder)))
+    _compare(folder, _counted(study.estimates), _counted(_proven(study.plan, folder)))
     return study
 
 
@@ -374,7 +409,7 @@ def read_proven(folder: Path) -> Estimates:
     Raises as `read_study` does, and Damaged also if a correction or a wording differs.
     """
     plan, estimates = _together(folder)
-    _compare(folder, estimates, estimate(plan, folder))
+    _compare(folder, estimates, _proven(plan, folder))
     return estimates
 
 

@@ -20,8 +20,7 @@ import numpy as np
 from heredity import stats
 from heredity.stats.paired import Word
 from heredity.stats.unclear import STEP
-from heredity.study.estimands import Reason
-from heredity.study.estimates import ALL
+from heredity.study.estimates import ALL, Reason
 from heredity.study.intervals import Coded, Intervals
 from heredity.study.outcomes import BROKE, ERROR, Outcomes, is_answered, is_decided
 from heredity.study.plan import Analysis

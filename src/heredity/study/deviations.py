@@ -21,8 +21,7 @@ import msgspec
 from heredity.core.files import Rows, read_lines
 from heredity.core.records import ROW_SCHEMA, SCHEMA, Record
 from heredity.core.sanitize import plural
-from heredity.study.estimands import Deviation
-from heredity.study.estimates import Estimates, ModelPair
+from heredity.study.estimates import Deviation, Estimates, ModelPair
 from heredity.study.outcomes import n_in_scope
 from heredity.study.plan import Analysis, Plan, PlanFile, declared_analysis, plan_seal
 from heredity.study.storage import ERRORS, RESPONSES, RunRecord, run_records

@@ -14,17 +14,16 @@ import msgspec
 from heredity.core.errors import Damaged
 from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
-from heredity.study.estimands import Deviation as Deviation
-from heredity.study.estimands import JudgeDrift as JudgeDrift
-from heredity.study.estimands import LackingFile as LackingFile
-from heredity.study.estimands import Measure as Measure
-from heredity.study.estimands import Reason as Reason
-from heredity.study.estimands import SameConversations as SameConversations
 from heredity.study.limits import ProbeLimit
 from heredity.study.plan import Analysis as Analysis
 from heredity.study.plan import SkippedProbe as SkippedProbe
 from heredity.study.plan import StudyForecast as StudyForecast
 
+Measure = Literal["breach", "over_refusal"]
+# Why there is not enough evidence. "test": p is not below alpha. "interval": p is, and the interval holds 0.
+# "unclear", "errors": the declared share of unclear answers or of errors could undo it. "no-trials": none is
+# shared.
+Reason = Literal["", "test", "interval", "unclear", "errors", "no-trials"]
 _Row = TypeVar("_Row", bound=Record)
 
 
@@ -308,6 +307,50 @@ class Sequential(Record, frozen=True):
     n_interim_planned: int
     decisions: tuple[PairDecision, ...]
     stopped: tuple[StoppedModel, ...]
+
+
+class SameConversations(Record, frozen=True):
+    """Behaviours of one technique that broke in the same conversation as another, word for word.
+
+    n_same      behaviours whose conversation, up to the breach, is also that of another behaviour
+    n_distinct  different conversations among those
+    n           behaviours in the rate of this model, attack and technique
+    """
+
+    model: str
+    attack: str
+    technique: str
+    n_same: int
+    n_distinct: int
+    n: int
+
+
+class JudgeDrift(Record, frozen=True):
+    """The judge's verdicts on the canary answers, against recorded ones; `changed` has the ids that differ.
+
+    `source` of the record: the user's "calibration", the package's "release" or the study's "first run".
+    """
+
+    judge: str
+    source: str
+    n: int
+    changed: tuple[str, ...]
+
+
+class LackingFile(Record, frozen=True):
+    """A file of an import that lacks `n` of the `n_planned` attempts or samples (`noun`) of its own run."""
+
+    file: str
+    n: int
+    n_planned: int
+    noun: str
+
+
+class Deviation(Record, frozen=True):
+    """A departure of a study from its declared analysis. `words` may change, `code` does not."""
+
+    code: str
+    words: str
 
 
 class Circumstances(Record, frozen=True):

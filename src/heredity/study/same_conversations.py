@@ -20,7 +20,7 @@ import numpy as np
 from heredity.core.records import Exchange, Response, digest
 from heredity.redteam import attacks
 from heredity.redteam.judges import default_verdict, needs_judge
-from heredity.study.estimands import SameConversations
+from heredity.study.estimates import SameConversations
 from heredity.study.outcomes import BROKE, OneConversation, Outcomes
 from heredity.study.plan import Plan, declared_analysis
 from heredity.study.storage import open_responses

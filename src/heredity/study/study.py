@@ -402,7 +402,7 @@ class Study:
 
     def _estimate(self, watch: Watch | None) -> Result:
         meter = Meter(watch, "estimate", 1)
-        found = aggregate.estimate(self._plan, self.folder, self._open_store().root)
+        found = aggregate.estimate_and_prove(self._plan, self.folder, self._open_store().root)
         storage.write_estimates(self.folder, found)
         if found.n_missing > 0:
             note_event(self.folder, "estimated", found.n_asked)

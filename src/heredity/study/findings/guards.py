@@ -47,8 +47,9 @@ Row = GuardedAnswers
 
 def compute(evidence: StudyEvidence) -> Iterator[GuardedAnswers]:
     """The counts of each model whose answers have notes of guards, in the plan's order."""
-    counts = _GuardCounts(evidence.plan)
-    evidence.watch(counts.see)
+    plan, counts = evidence.plan, _GuardCounts(evidence.plan)
+    if plan.application.guards or any(model.guards for model in plan.models):
+        evidence.watch(counts.see)
     return counts.rows()
 
 
