@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 PATIENCE_SECONDS = 60.0  # of running, before which no time left is given
 _ITEM, _MEAN = 0.8, 0.3  # logarithmic spread: of the times of items, of the mean time of many
+_STEADY = 0.1  # the same of work without an expected time, such as a download or the steps of a training
 _APART = 0.4  # variance of the logarithm: how differently two models' expected times are wrong
 _BEGUN = 0.4  # of an item in progress that is done
 _FRESH_SECONDS = 5.0  # for which a time left is shown: to compute it takes 0.1 ms for each part of the work
@@ -199,18 +200,20 @@ class _ModelWork:
         self.is_known = all(part.work.seconds for part in parts)
         self.spread = max(math.log(span.high / span.low) / (2 * _WIDE) for span in spans)
         self.n_done, n_open = sum(part.n_done for part in parts), sum(part.n_open for part in parts)
-        self.spent = sum(part.spent for part in parts)
-        ahead = max(0.0, self.expected - done - begun) / math.sqrt(max(1, n_open))
+        self.spent, effort = (sum(getattr(part, of) for part in parts) for of in ("spent", "effort"))
+        # The root of the items in progress; between two batches, that of the batches so far.
+        width = math.sqrt(n_open) if n_open else effort / self.spent if self.spent else 1.0
+        ahead = max(0.0, self.expected - done - begun) / width
         if n_open:
             ahead += (1 - _BEGUN) * begun / n_open * sum(1 / math.sqrt(n) for n in range(1, n_open + 1))
         self.is_over = not ahead
-        self.paced = ahead * sum(part.effort for part in parts) / (done + _BEGUN * begun) if done else 0.0
+        self.paced = ahead * effort / (done + _BEGUN * begun) if done else 0.0
         self.noise = _ITEM**2 / self.n_done if self.n_done else math.inf
 
     def left(self, groups: list[_ModelWork]) -> tuple[float, float]:
         """Seconds left, and the variance of their logarithm."""
         if self.is_over or not self.is_known:
-            return self.paced, self.noise + _MEAN**2
+            return self.paced, self.noise + _STEADY**2
         factor, variance = 0.0, self.spread**2
         for other in [*(each for each in groups if each is not self), self]:  # its own pace counts last
             if other.kind == self.kind and other.n_done and other.spent and other.is_known:
@@ -219,6 +222,6 @@ class _ModelWork:
                 factor += share * (math.log((other.spent + other.paced) / other.expected) - factor)
                 variance *= 1 - share
         whole = self.expected * math.exp(factor)
-        if not self.n_done:
+        if not self.n_done or not self.spent:
             return max(whole - self.spent, self.spent), variance
         return whole * self.paced / (self.spent + self.paced), variance + _MEAN**2

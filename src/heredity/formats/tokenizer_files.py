@@ -33,7 +33,7 @@ _NESTED = ("normalizers", "pretokenizers", "processors", "decoders")  # the key 
 _MOST_PARTS, _LONGEST, _LONGEST_TOKEN = 64, 64, 4096  # parts; characters of their texts, and of a token
 _MOST_GROWTH = 128  # characters that are made of one; 72 for T5
 _MOST_ADDED, _MOST_PADDING, _LONGEST_WORD = 256, 1 << 17, 1000  # tokens, tokens, characters
-_MOST_OF_ADDED = 1 << 20  # characters of all added tokens: each takes some 80 bytes as they are loaded
+_MAX_ADDED = 1 << 20  # characters of all added tokens: each takes some 80 bytes as they are loaded
 # Characters that these make of one at worst. NFKC and NFKD make 18 of U+FDFA, but of their own output 1.
 _GROWTH = {"ByteLevel": 4, "BertNormalizer": 3, "Metaspace": 2, "Prepend": 2, "NFKC": 18, "NFKD": 18}
 _COMPATIBLE = ("NFKC", "NFKD")
@@ -159,7 +159,7 @@ def _over_limit(
     word = settings.get("max_input_chars_per_word")
     limits = {
         "tokens around a text": (n_added, _MOST_ADDED), "characters in a token": (longest, _LONGEST_TOKEN),
-        "characters in added tokens": (n_of_added, _MOST_OF_ADDED),
+        "characters in added tokens": (n_of_added, _MAX_ADDED),
         "tokens of padding": (n_padding, _MOST_PADDING), "as multiple of tokens": (multiple, _MOST_PADDING),
         "characters in a word": (word, _LONGEST_WORD),
     }  # fmt: skip

@@ -113,7 +113,7 @@ class TrainingRecipe(ComputingRecipe):
     @property
     def needs_answers(self) -> bool:
         """Whether the answers that are learned are those of the data."""
-        return bool(self.__dataclass_fields__["data"].metadata["has_answers"])
+        return bool(self.__dataclass_fields__["data"].metadata.get("has_answers", True))
 
     @property
     def lessons(self) -> Lessons:

@@ -113,7 +113,7 @@ def _of_plan(
     if n := sum(n > 0 and model not in sealed for model, n in answers.items()):
         yield Deviation(
             "plan-unsealed",
-            f"Answers of {plural(n, 'model')} are of runs without a seal of plan.json: an edit is hidden.",
+            f"Answers of {plural(n, 'model')} are of runs without a seal of plan.json: no edit would show.",
         )
 
 
@@ -202,5 +202,6 @@ def _of_early_estimates(found: Estimates, events: list[StudyEvent]) -> Iterator[
         times = "once" if len(early) == 1 else f"{len(early)} times"
         yield Deviation(
             "extended",
-            f"Estimates were computed {times} before the last answers: after {plural(early[0], 'trial')}.",
+            f"Estimates were computed {times} before the last answers, "
+            f"first after {plural(early[0], 'trial')}.",
         )

@@ -35,7 +35,7 @@ _MODELS_OF_SEARCH = ("embed", "embed_id", "rerank", "rerank_id", "candidates")  
 _LETTERS = 4  # of a token, about
 _OF_MEASURED = (0.7, 1.6)  # of the time of an earlier study; the load of a machine changes
 # Seconds of what comes around the answers. A model is loaded, and its batch widths may have to be measured.
-_AT_ONCE, _LOAD, _MEASURE = TimeSpan(0.05, 1.0), TimeSpan(3.0, 15.0), TimeSpan(20.0, 120.0)
+_AT_ONCE, _LOAD, _MEASURE = TimeSpan(0.05, 1.0), TimeSpan(5.0, 40.0), TimeSpan(20.0, 120.0)
 _JUDGE, _ESTIMATE = TimeSpan(0.001, 0.02), TimeSpan(2.0, 15.0)  # a row by rules; estimates and report
 _LEAST = 1e-4  # of a trial of a scripted model
 

@@ -144,7 +144,7 @@ def draw_answers(folder: Path, plan: Plan) -> list[Drawn]:
     held = list(Rows(path, Drawn))
     if held and held[0].n_answers != len(rows):
         raise UsageError(
-            f"{path}: answers when it was drawn: {held[0].n_answers}; now: {len(rows)}. Finish "
+            f"{path} was drawn from other answers ({held[0].n_answers} then, {len(rows)} now). Finish "
             f"the study first; to draw anew, move {DRAWN} and {LABELS} out of the folder.",
             code="labels-drawn-otherwise",
         )

@@ -488,12 +488,12 @@ def _account_counts(account: dict[str, Any]) -> list[str]:
             f" {account.get('n_answer_tokens', 0):,} answer tokens"
         )
     if account.get("n_usage_estimated"):
-        found.append(f"estimated where the service did not count: {account['n_usage_estimated']:,}")
+        found.append(f"answers estimated where the service did not count: {account['n_usage_estimated']:,}")
     if account.get("cost"):
         dates = ", ".join(account.get("price_as_of", ()))
         prices = f"the vendor's price list of {dates}" if dates else "the prices given"
         found.append(f"cost {account['cost']:,.4f} by {prices}")
     n_filtered = sum(n for name, n in account.items() if name.startswith("n_filtered"))
     if n_filtered:
-        found.append(f"stopped by the service's own filter, and counted as refusals: {n_filtered:,}")
+        found.append(f"answers that the service's own filter stopped, counted as refusals: {n_filtered:,}")
     return found
