@@ -23,7 +23,7 @@ _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 
 class GgufChat(NamedTuple):
-    """What a GGUF says of a model's chat: its template, and the token that ends an answer."""
+    """The chat of a GGUF: its template, and the token that ends an answer."""
 
     template: str
     answer_end: int
