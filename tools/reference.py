@@ -204,8 +204,11 @@ def _methods(thing: type) -> Iterator[tuple[str, Any]]:
 
 
 def _ancestor(thing: type) -> type:
-    """The nearest ancestor of a recipe that has fields: the recipes of its sort inherit them."""
-    return next((base for base in thing.__mro__[1:] if dataclasses.is_dataclass(base)), object)
+    """The nearest ancestor of a recipe that has fields and is not public itself."""
+    import heredity
+
+    bases = (base for base in thing.__mro__[1:] if base.__name__ not in heredity.__all__)
+    return next((base for base in bases if dataclasses.is_dataclass(base)), object)
 
 
 def _inherited(thing: Any) -> set[str]:
@@ -240,6 +243,7 @@ def _signature(name: str, thing: Any, is_whole: bool = False) -> list[str]:
     text = str(found.replace(parameters=shown))
     text = re.sub(r"ForwardRef\('(.*?)'(?:, module='[^']*')?\)", r"\1", text).replace("'", "")
     text = re.sub(r"\b(?:heredity|collections|pathlib|typing|msgspec)\.(?:\w+\.)*", "", text)
+    text = re.sub(r'"(Literal\[[^\]]*\])"', r"\1", text)
     text = text.removesuffix(" -> None") if inspect.isclass(thing) else text
     if len(name + text) > 100:
         inside, _, after = text[1:].rpartition(")")
