@@ -68,11 +68,15 @@ def cli() -> str:
         "the traceback of an error. A verb names its shared options, with its own default if it has one."
     ]
     lines += ["", *_list(f"[{verb}](#heredity-{verb})" for verbs in SECTIONS.values() for verb in verbs)]
-    lines += ["", "## Shared options", "", *(f"- {what}{_with(common[what])}" for what in common)]
+    trainings = [set(map(_what, _options(verb))) for verb in chain(*sections.values()) if _trains(verb)]
+    training = {what for what in set.intersection(*trainings) if uses[what] <= len(trainings) + 1}  # pretrain
+    for title, is_training in (("Shared options", False), ("Options of a training", True)):
+        shown = [what for what in common if (what in training) == is_training]
+        lines += ["", f"## {title}", "", *(f"- {what}{_with(common[what])}" for what in shown)]
     for title, verbs in sections.items():
         lines += ["", f"## {title}"]
         for verb in verbs:
-            lines += _verb(verb, common)
+            lines += _verb(verb, common, training)
     return "\n".join(lines) + "\n"
 
 
@@ -93,7 +97,12 @@ def _options(verb: click.Context) -> list[click.Option]:
     return [p for p in params if not (p.hidden or p.name == "debug" or "--help" in p.opts)]
 
 
-def _verb(verb: click.Context, common: Mapping[str, str]) -> Iterator[str]:
+def _trains(verb: click.Context) -> bool:
+    """Whether a verb is a recipe that trains on data."""
+    return any("--epochs" in param.opts for param in _options(verb))
+
+
+def _verb(verb: click.Context, common: Mapping[str, str], training: set[str]) -> Iterator[str]:
     """One verb: its usage, help, options and example. `common`: the shared options with their defaults."""
     usage = " ".join(verb.command.collect_usage_pieces(verb)).removeprefix("[OPTIONS]").strip()
     yield from ("", f"{'#' * verb.command_path.count(' ')}## {verb.command_path}", "")
@@ -102,10 +111,11 @@ def _verb(verb: click.Context, common: Mapping[str, str]) -> Iterator[str]:
     own = [param for param in _options(verb) if _what(param) not in common]
     if own:
         yield from ("", *(f"- {_what(param)}{_with(_default(param, verb))}" for param in own))
-    also = []
+    also = ["[those of a training](#options-of-a-training)"] if _trains(verb) else []
     for param in _options(verb):
-        if _what(param) in common:
-            default = _default(param, verb)
+        default = _default(param, verb)
+        is_usual = _trains(verb) and _what(param) in training and default == common[_what(param)]
+        if _what(param) in common and not is_usual:
             differs = f" ({default or 'no default'})" if default != common[_what(param)] else ""
             also.append(f"`{param.opts[0]}`{differs}")
     if also:
