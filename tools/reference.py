@@ -47,7 +47,7 @@ def cli() -> str:
 
     context = click.Context(heredity, info_name="heredity")
     sections = {
-        title: [found for verb in verbs for found in _verbs(heredity, verb, context)]
+        title: [each for verb in verbs for each in _verbs(heredity, verb, context)]
         for title, verbs in SECTIONS.items()
     }
     uses = Counter(_what(param) for verbs in sections.values() for verb in verbs for param in _options(verb))
@@ -61,11 +61,9 @@ def cli() -> str:
         default, n_verbs = Counter(defaults).most_common(1)[0]
         common[what] = default if 2 * n_verbs > len(defaults) else ""
     lines = [NOTE, "# Command line", ""]
+    lines += ["`heredity help VERB` says more about a verb. Every verb takes `--help`, and `--debug`, which"]
     lines += [
-        "`heredity help VERB` says more about a verb. Every verb takes `--help`, and `--debug`, which shows"
-    ]
-    lines += [
-        "the traceback of an error. A verb names its shared options, with its own default if it has one."
+        "shows the traceback of an error. A verb names its shared options, with its own default if any."
     ]
     lines += ["", *_list(f"[{verb}](#heredity-{verb})" for verbs in SECTIONS.values() for verb in verbs)]
     trainings = [set(map(_what, _options(verb))) for verb in chain(*sections.values()) if _trains(verb)]
