@@ -465,7 +465,7 @@ def _report_sizes(modules: list[Module], imports: list[Import], report: Report) 
     report.section(title, (f"{n:5} {place}" for n, place in functions), "long functions", len(functions))
     files = sorted((-each.n_lines, each.file) for each in modules if each.n_lines > LONG_FILE)
     title = f"files over {LONG_FILE} lines: {len(files)}"
-    report.section(title, (f"{-n:5} {name}" for n, name in files), "long files", len(files))
+    report.section(title, (f"{-n:5} {name}" for n, name in files))
     total = sum(module.n_lines for module in modules)
     report.section("size", [f"{len(modules)} modules, {total:,} lines"])
 

@@ -19,9 +19,8 @@ from heredity.core.errors import Busy, Refused, UnknownName, UsageError
 from heredity.core.files import Lock
 from heredity.core.records import Reply
 from heredity.lineage.garbage import delete_garbage, find_garbage
-from heredity.lineage.record import key_of
 from heredity.lineage.removal import find_stored, remove_models, rename_model, tree_bytes
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, key_of
 from heredity.lineage.types import Description, Grown
 from heredity.study.plan import write_plan
 from heredity.view.index import index_path

@@ -29,9 +29,8 @@ from heredity.core.errors import (
 )
 from heredity.core.files import hash_file
 from heredity.core.records import Model, digest
-from heredity.lineage.record import RUN, RunInProgress
 from heredity.lineage.references import is_elsewhere
-from heredity.lineage.store import Store, grow, scripted
+from heredity.lineage.store import RUN, RunInProgress, Store, grow, scripted
 from heredity.lineage.types import Description, Grown
 from tests.support.damage import flip_bit
 from tests.support.errors import names, raises
@@ -320,9 +319,7 @@ def test_a_model_whose_bytes_changed_does_not_answer(store: Store) -> None:
 def test_files_that_nobody_touched_are_hashed_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     child = store.grow(Toy())
     store.ready(child)
-    monkeypatch.setattr(
-        "heredity.lineage.integrity.hash_file", lambda path: pytest.fail(f"hashed {path} again")
-    )
+    monkeypatch.setattr("heredity.lineage.store.hash_file", lambda path: pytest.fail(f"hashed {path} again"))
     assert store.ready(child) == child
 
 
@@ -331,7 +328,7 @@ def test_what_was_hashed_to_be_recorded_is_not_hashed_again(
 ) -> None:
     child = store.grow(Toy())
     with monkeypatch.context() as changed:
-        changed.setattr("heredity.lineage.integrity.hash_file", lambda path: pytest.fail(f"hashed {path}"))
+        changed.setattr("heredity.lineage.store.hash_file", lambda path: pytest.fail(f"hashed {path}"))
         assert store.ready(child).record == child.record
     weights = child.folder / "sub" / "model.safetensors"
     data = weights.read_bytes()
@@ -349,7 +346,7 @@ def test_a_file_that_was_written_while_it_was_hashed_is_hashed_again(
         return found
 
     with monkeypatch.context() as changed:
-        changed.setattr("heredity.lineage.integrity.hash_file", hash_then_write)
+        changed.setattr("heredity.lineage.store.hash_file", hash_then_write)
         child = store.grow(Toy())
     with raises(Damaged, "model-damaged", mentions=["toy"]):
         store.ready(child)

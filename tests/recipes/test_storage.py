@@ -15,8 +15,7 @@ pytest.importorskip("torch")
 
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.records import FileHash
-from heredity.lineage import integrity
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, hash_file, identity, read_record, walk
 from heredity.lineage.types import Grown
 from heredity.recipes.pull.storage import Storage
 from heredity.recipes.quantize import Quantize
@@ -112,10 +111,10 @@ def _outside(home: Path) -> None:
 def _pickle(home: Path) -> None:
     """A consistent record of a folder that holds a pickle: its id is right, and its content is refused."""
     (home / "files" / "pytorch_model.bin").write_bytes(b"\x80\x04K\x01.")
-    record = integrity.read_record(home / "model.json")
-    paths = [(path, home / "files" / path) for path in integrity.walk(home / "files")]
-    files = tuple(FileHash(name, path.stat().st_size, integrity.hash_file(path)) for name, path in paths)
-    ident = integrity.identity(record.recipe, record.parents, files)
+    record = read_record(home / "model.json")
+    paths = [(path, home / "files" / path) for path in walk(home / "files")]
+    files = tuple(FileHash(name, path.stat().st_size, hash_file(path)) for name, path in paths)
+    ident = identity(record.recipe, record.parents, files)
     record = msgspec.structs.replace(record, files=files, id=ident)
     (home / "model.json").write_bytes(msgspec.json.encode(record))
     home.rename(home.with_name(ident))

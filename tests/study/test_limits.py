@@ -14,9 +14,8 @@ from msgspec import UNSET
 from heredity.application.guards import GuardSpec
 from heredity.core.errors import UsageError
 from heredity.core.records import Check, Probe
-from heredity.lineage.record import stand_in, write_record
 from heredity.lineage.speeds import ModelSpeed, speed_seconds, speeds_of, tuned_speed
-from heredity.lineage.store import Store, scripted
+from heredity.lineage.store import Store, scripted, stand_in, write_record
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import aggregate

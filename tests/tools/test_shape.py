@@ -202,11 +202,11 @@ def test_long_functions_are_listed_the_longest_first(make: Make) -> None:
 def test_the_summary_says_what_is_missed_or_exceeded_and_what_was_not_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limits = {"root": 18, "underscored": 0, "class names": 0, "derive lora": 30, "uses of Any": 5}
+    limits = {"root": 19, "underscored": 0, "class names": 0, "derive lora": 30, "uses of Any": 5}
     monkeypatch.setattr(shape, "LIMITS", limits)
-    report = shape.Report(figures={"root": 18, "underscored": 0, "class names": 2, "uses of Any": 5})
+    report = shape.Report(figures={"root": 19, "underscored": 0, "class names": 2, "uses of Any": 5})
     lines = [" ".join(row.split()) for row in shape.summary(report)]
-    assert "root 18 18 17 MISSED" in lines and "underscored 0 0 0 ok" in lines
+    assert "root 19 19 18 MISSED" in lines and "underscored 0 0 0 ok" in lines
     assert "class names 2 0 0 EXCEEDED" in lines and "uses of Any 5 5 ok" in lines
     assert "derive lora - 30 25 not measured" in lines
 

@@ -11,8 +11,7 @@ import pytest
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import FileHash, Made, Model, RecipeRecord
 from heredity.lineage.graph import Edge
-from heredity.lineage.integrity import identity
-from heredity.lineage.record import write_record
+from heredity.lineage.store import identity, write_record
 from heredity.study.storage import read_estimates
 from heredity.view.lineage import LineageGraph, lineage_of
 from heredity.view.places import StudyPlace

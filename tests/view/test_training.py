@@ -15,8 +15,7 @@ import pytest
 from heredity.core.errors import UnknownName
 from heredity.core.files import Lock
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, encode
-from heredity.lineage.integrity import identity
-from heredity.lineage.record import RUN, RunInProgress, key_of, write_record
+from heredity.lineage.store import RUN, RunInProgress, identity, key_of, write_record
 from heredity.view.places import StudyPlace
 from heredity.view.site import Site
 from heredity.view.training import POINTS, find, read_curve, runs

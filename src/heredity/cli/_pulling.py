@@ -22,9 +22,8 @@ from heredity.core.records import why_not_generative
 from heredity.core.sanitize import plain
 from heredity.core.terminal import err, note, parameters, size
 from heredity.lineage import catalog
-from heredity.lineage.record import stand_in
 from heredity.lineage.references import is_elsewhere, is_there, spellings
-from heredity.lineage.store import Store, target_of
+from heredity.lineage.store import Store, stand_in, target_of
 from heredity.lineage.types import Grown, Preview
 
 _HERE = "this machine"

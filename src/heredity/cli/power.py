@@ -230,7 +230,7 @@ def _study(path: Path) -> Study:
 def _model(store: Store, ref: str) -> Grown | Model:
     """The model, or a stand-in of that name: the power does not depend on who is asked."""
     from heredity.core.errors import Unavailable, UnknownName
-    from heredity.lineage.record import stand_in
+    from heredity.lineage.store import stand_in
 
     try:
         return store.get(ref)

@@ -323,7 +323,7 @@ def _planned(study: Study, models: Sequence[Grown | str], is_dry: bool) -> Plan:
     A dry run takes no folder: its plan may not be the one that the user decides for.
     """
     from heredity.core.terminal import Display, note
-    from heredity.lineage.record import STAND_IN
+    from heredity.lineage.store import STAND_IN
     from heredity.study.plan import PLAN
     from heredity.study.triggers import forecast
 

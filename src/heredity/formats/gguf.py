@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,16 @@ _STRING, _ARRAY = 8, 9
 Scalar = int | float | bool
 GgufValue = Scalar | str | tuple[Scalar, ...] | tuple[str, ...]
 _MAX_DIMENSIONS = 4  # of a ggml tensor
+
+
+class GgufChat(NamedTuple):
+    """The chat of a GGUF: its template, and the token that ends an answer."""
+
+    template: str
+    answer_end: int
+
+
+GgufChatReader = Callable[[Path], GgufChat]
 
 
 class GgufTensor(NamedTuple):

@@ -8,28 +8,18 @@ Leaves to others: weights (gguf_write.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from heredity.core.errors import Damaged, Refused
+from heredity.formats.gguf import GgufChatReader
 from heredity.formats.weights import read_json
 
 SPACE = "▁"
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _ADDED_SCORE = -1000.0  # as in the GGUFs of Gemma; no merge makes such a token
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-
-
-class GgufChat(NamedTuple):
-    """The chat of a GGUF: its template, and the token that ends an answer."""
-
-    template: str
-    answer_end: int
-
-
-GgufChatReader = Callable[[Path], GgufChat]
 
 
 def is_byte(token: str) -> bool:

@@ -22,7 +22,7 @@ from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch, phase
 from heredity.formats import gguf_gemma, gguf_tokenizer
-from heredity.formats.gguf_tokenizer import GgufChatReader
+from heredity.formats.gguf import GgufChatReader
 from heredity.formats.safetensors_io import read_safetensors
 from heredity.formats.weights import read_json
 

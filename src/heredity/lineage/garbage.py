@@ -20,10 +20,8 @@ from typing import Literal, NamedTuple
 from heredity.core.errors import Busy
 from heredity.core.files import Lock, is_locked
 from heredity.core.records import is_digest
-from heredity.lineage.integrity import clear_dead
-from heredity.lineage.record import key_of
 from heredity.lineage.removal import tree_bytes
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, clear_dead, key_of
 
 Kind = Literal["download", "killed", "training", "note", "index", "scores", "answers"]
 _OWN = {".lock", ".lock.pid"}  # of a lock, which stays

@@ -18,9 +18,7 @@ from heredity.core.errors import Refused, UnknownName, UsageError
 from heredity.core.files import Lock, sync_folder
 from heredity.core.records import Model
 from heredity.lineage import catalog
-from heredity.lineage.integrity import read_record, workshop
-from heredity.lineage.record import write_record
-from heredity.lineage.store import Store, target_prefixes
+from heredity.lineage.store import Store, read_record, target_prefixes, workshop, write_record
 
 _WAIT_SECONDS = 60
 _ID_START = 4  # characters of an id that name a model

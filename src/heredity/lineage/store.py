@@ -1,57 +1,82 @@
 """Grow models and keep their descent: the only door through which a model comes into being.
 
 Promises: a model exists whole and recorded, or not at all. Its id is a digest over recipe, parents and
-files, the same on every machine. A crash leaves only a temporary folder, which a later run clears.
-Leaves to others: how a child is made (recipes/) and how a model answers (engines/).
+files, the same on every machine. A half, empty or linked file is never recorded, and a recorded path never
+leads outside its folder. A crash leaves only a temporary folder, which a later run clears.
+Leaves to others: how a child is made (recipes/), what the files hold (recipes/pull/folder.py) and how a
+model answers (engines/).
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import platform
 import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from heredity import engines
 from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
-from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
-from heredity.core.files import Lock, default_root, sync_folder
+from heredity.core.errors import (
+    Busy,
+    Damaged,
+    HeredityError,
+    NotComparable,
+    Refused,
+    Unavailable,
+    UnknownName,
+    UsageError,
+)
+from heredity.core.files import (
+    Lock,
+    default_root,
+    hash_file,
+    read_file,
+    stamp_file,
+    sync_folder,
+    write_atomic,
+)
 from heredity.core.host import Device
-from heredity.core.progress import Reporter, Watch
+from heredity.core.progress import Reporter, Watch, phase
 from heredity.core.records import (
+    SCHEMA,
+    FileHash,
     Made,
     Model,
     RecipeRecord,
+    Record,
+    digest,
+    encode,
     is_digest,
     why_not_generative,
 )
+from heredity.core.version import __version__
 from heredity.engines.remote import services
-from heredity.lineage import catalog, graph, integrity
+from heredity.formats.architectures import form_of
+from heredity.lineage import catalog, graph
 from heredity.lineage.descent import how
-from heredity.lineage.integrity import (
-    hash_files,
-    identity,
-    read_record,
-    sizes_fit,
-    workshop,
-)
 from heredity.lineage.loading import engine_loader
-from heredity.lineage.record import is_service, key_of, now, record_of, wanted_key, write_record, write_run
 from heredity.lineage.types import (
     AdapterMerger,
     Announce,
     Computing,
     Dequantizer,
+    Description,
     FunctionTarget,
     Grown,
+    NamedRecipe,
     Preview,
     Pull,
     Puller,
@@ -60,6 +85,305 @@ from heredity.lineage.types import (
     Target,
     Taught,
 )
+
+RUN = "run.json"  # in the folder of a long recipe's checkpoints, while it is made
+
+
+class RunInProgress(Record, frozen=True):
+    """A long recipe in progress: what it makes, of which parents, and when it was begun or resumed."""
+
+    name: str  # as its user wants it called; "" for a name by default
+    recipe: RecipeRecord
+    parents: tuple[str, ...]
+    at: str
+    schema: int = 1
+
+
+def record_of(
+    recipe: Recipe,
+    parents: Sequence[Grown],
+    files: tuple[FileHash, ...],
+    description: Description,
+    made: Made,
+) -> Model:
+    """The record of a child as its recipe describes it."""
+    how = RecipeRecord(recipe.kind, recipe.settings())
+    ids = tuple(parent.record.id for parent in parents)
+    return Model(
+        id=identity(how, ids, files),
+        name=description.name,
+        family=description.family,
+        modality=description.modality,
+        licence=description.licence,
+        format=description.format,
+        parents=ids,
+        recipe=how,
+        files=files,
+        made=made,
+        notes=dict(description.notes),
+        descent=description.descent,
+    )
+
+
+STAND_IN = "stand-in"  # the recipe of a model that is planned with before it is here
+
+
+def stand_in(name: str, parents: tuple[str, ...] = (), n_bytes: int = 0) -> Model:
+    """The record of a model that is not made or pulled yet, for a plan and its forecast."""
+    files = (FileHash("weights", n_bytes, ""),) if n_bytes else ()
+    made, recipe = Made("", "", 0.0, {}), RecipeRecord(STAND_IN, {})
+    return Model(
+        digest([STAND_IN, name]), name, name, "text", "", "safetensors", parents, recipe, files, made
+    )
+
+
+def write_record(record: Model, home: Path) -> None:
+    """Write model.json into the folder of a model; a folder with it is complete."""
+    write_atomic(home / "model.json", msgspec.json.format(encode(record), indent=2) + b"\n")
+
+
+def write_run(folder: Path, recipe: Recipe, parents: Sequence[Grown]) -> None:
+    """Write run.json into the folder of a long recipe, so that others see what is made there."""
+    how = RecipeRecord(recipe.kind, recipe.settings())
+    ids = tuple(parent.record.id for parent in parents)
+    run = RunInProgress(recipe.name if isinstance(recipe, NamedRecipe) else "", how, ids, now())
+    write_atomic(folder / RUN, encode(run) + b"\n")
+
+
+def wanted_key(recipe: Recipe, parents: Sequence[Grown]) -> str:
+    """The key of the child that a recipe would make of these parents."""
+    return key_of(RecipeRecord(recipe.kind, recipe.settings()), [parent.record.id for parent in parents])
+
+
+def key_of(recipe: RecipeRecord, parents: Sequence[str]) -> str:
+    """The digest of a recipe and its parents."""
+    return digest([recipe, list(parents)])
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def is_service(recipe: Recipe) -> bool:
+    """Whether a recipe only names a model elsewhere, or a function: it may never answer."""
+    return recipe.settings().get("engine") in ("call", "remote", "url")
+
+
+_REDIRECTION = "adapter_config.json"
+
+
+def refuse_redirection(model: Model, folder: Path) -> None:
+    """Raise Refused where whole weights come with an adapter's config.
+
+    transformers would load the base that the config names, any folder or repository, in place of the files
+    that are recorded.
+    """
+    if model.format == "adapter":
+        return
+    if any(PurePosixPath(file.path).name == _REDIRECTION for file in model.files):
+        raise Refused(
+            f"'{model.name}' holds an {_REDIRECTION}, which names other weights than its own. "
+            f"Delete {folder.parent}, take that file out of the source, and pull it again.",
+            code="adapter-config",
+        )
+
+
+def refuse_strays(path: Path, model: Model) -> None:
+    """Nothing outside a model's own folder is read or hashed in its name."""
+    advice = f"Delete {path.parent} and pull or grow it again."
+    for file in model.files:
+        inner = PurePosixPath(file.path)
+        if inner.is_absolute() or ".." in inner.parts or set(file.path) & set("\\:\0") or not inner.parts:
+            raise Refused(
+                f"{path}: the path {file.path[:120]!r} leads outside the model's folder. {advice}",
+                code="path-outside",
+            )
+    if model.id != path.parent.name:
+        raise Damaged(
+            f"{path}: it is recorded under another id ({model.id[:32]!r}). {advice}",
+            code="record-under-another-id",
+        )
+
+
+def walk(folder: Path) -> list[str]:
+    """Every file under `folder`, as sorted POSIX paths relative to it."""
+    return sorted(
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or p.is_file()
+    )
+
+
+def hash_files(out: Path, kind: str, has_weights: bool, watch: Watch | None = None) -> tuple[FileHash, ...]:
+    """Hash and sync what a recipe wrote. Raises Refused for a link, and Damaged if the child is not whole,
+    or has files although it is remote."""
+    paths = walk(out)
+    for path in paths:
+        if (out / path).is_symlink():
+            raise Refused(
+                f"The recipe '{kind}' made a symbolic link ({path}); a model holds its own files.",
+                code="link-in-model",
+            )
+        if path.endswith((".part", ".tmp", ".incomplete")):
+            raise Damaged(
+                f"The recipe '{kind}' left an unfinished file ({path}); nothing was recorded.",
+                code="file-unfinished",
+            )
+        if not (out / path).stat().st_size:
+            raise Damaged(
+                f"The recipe '{kind}' wrote an empty file ({path}); nothing was recorded.", code="file-empty"
+            )
+    if not has_weights and paths:
+        raise Damaged(
+            f"The recipe '{kind}' wrote {paths[0]} for a remote model; nothing was recorded.",
+            code="weights-for-remote",
+        )
+    if has_weights and not any(path.endswith((".safetensors", ".gguf")) for path in paths):
+        raise Damaged(
+            f"The recipe '{kind}' wrote no weights; nothing was recorded.", code="no-weights-written"
+        )
+    with phase(watch, "hashing files", n_total=len(paths)) as meter:
+        return tuple(meter.each(paths, lambda path: _hash_and_sync(out, path)))
+
+
+def _hash_and_sync(out: Path, path: str) -> FileHash:
+    handle = os.open(out / path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return FileHash(path, (out / path).stat().st_size, hash_file(out / path))
+
+
+def check_file(folder: Path, file: FileHash) -> str | None:
+    """The problem of a recorded file; None if it is whole."""
+    path = folder / file.path
+    if not path.is_file():
+        return f"{path}: missing"
+    if (size := path.stat().st_size) != file.bytes:
+        return f"{path}: {size:,} bytes, {file.bytes:,} were recorded"
+    return None if hash_file(path) == file.sha256 else f"{path}: its SHA-256 is not the recorded one"
+
+
+def file_problems(folder: Path, model: Model, watch: Watch | None = None) -> list[str]:
+    """Hash every file; one line for each that is missing, changed or not recorded.
+
+    watch: gets the phase "checking files", unless the model has none, as one behind an API.
+    """
+    with phase(watch if model.files else None, "checking files", model.name, len(model.files)) as meter:
+        checked = meter.each(model.files, lambda file: check_file(folder, file))
+        found = [problem for problem in checked if problem]
+    known = {file.path for file in model.files}
+    found += [f"{folder / path}: not in the record" for path in walk(folder) if path not in known]
+    if identity(model.recipe, model.parents, model.files) != model.id:
+        found.append(f"{folder.parent / 'model.json'}: the record does not give its own id")
+    return found
+
+
+def require_intact(
+    folder: Path, model: Model, note: Path, hashed: bytes | None = None, watch: Watch | None = None
+) -> None:
+    """Raise Damaged or Refused if the files are not the recorded ones.
+
+    note: a file that keeps the stamps of verified files, so that they are not hashed every time.
+    hashed: the stamps of the files when they were hashed for the record.
+    """
+    refuse_redirection(model, folder)
+    stamp = stamp_files(folder)
+    is_same = identity(model.recipe, model.parents, model.files) == model.id
+    if is_same and note.is_file() and note.read_bytes() == stamp:
+        return
+    if not (is_same and stamp == hashed) and (damage := file_problems(folder, model, watch)):
+        raise Damaged(
+            f"'{model.name}' does not answer: {damage[0]}. Its bytes are not the ones of its id; delete"
+            f" {folder.parent} and pull or grow it again.",
+            code="model-damaged",
+        )
+    with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
+        write_atomic(note, stamp)
+
+
+def stamp_files(folder: Path) -> bytes:
+    """The stamps of all files of a folder; they outlive a move of the folder on its disk."""
+    return encode({path: stamp_file(folder / path) for path in walk(folder)})
+
+
+def sizes_fit(folder: Path, model: Model) -> bool:
+    """Whether every recorded file is there in its size; nothing is hashed."""
+    return all((p := folder / f.path).is_file() and p.stat().st_size == f.bytes for f in model.files)
+
+
+def identity(recipe: RecipeRecord, parents: Sequence[str], files: Sequence[FileHash]) -> str:
+    """A model's id: a digest over its recipe, its parents' ids and its files."""
+    return digest([recipe, tuple(parents), tuple(files)])
+
+
+def read_record(path: Path) -> Model:
+    """A model.json. Raises NotComparable for another schema, Damaged or Refused for anything that is not a
+    record."""
+    data = read_file(path)
+    with suppress(ValueError, TypeError, AttributeError):
+        if (schema := json.loads(data).get("schema", SCHEMA)) != SCHEMA:
+            raise NotComparable(
+                f"{path}: written under schema {schema}, this heredity reads schema {SCHEMA}.",
+                code="schema-mismatch",
+            )
+    try:
+        model = msgspec.json.decode(data, type=Model)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Damaged(
+            f"{path}: not a model's record ({error}). Delete {path.parent} and pull or grow it again.",
+            code="record-damaged",
+        ) from error
+    refuse_strays(path, model)
+    return with_form(model, path.parent / "files")
+
+
+def with_form(model: Model, folder: Path) -> Model:
+    """The record with the architecture and the quantization of its safetensors, unless it has them."""
+    if model.format != "safetensors" or model.architecture is not UNSET:
+        return model
+    form = form_of(folder)
+    return msgspec.structs.replace(
+        model, architecture=form.architecture or UNSET, quantization=form.quantization or UNSET
+    )
+
+
+@contextmanager
+def workshop(tmp: Path) -> Iterator[Path]:
+    """A temporary folder that this process holds; folders of dead processes are cleared on the way."""
+    bench = tmp / uuid.uuid4().hex
+    with Lock(tmp, wait_seconds=60):  # so that no one clears a folder between its making and its locking
+        clear_dead(tmp)
+        held = Lock(bench).__enter__()
+    try:
+        yield bench
+    finally:
+        held.__exit__(None, None, None)
+        shutil.rmtree(bench, ignore_errors=True)
+
+
+def clear_dead(tmp: Path) -> None:
+    """Delete the folders of dead processes. The caller holds the lock of `tmp`."""
+    for folder in tmp.iterdir():
+        if not folder.is_dir():
+            continue
+        with suppress(Busy), Lock(folder):  # busy: someone is at work there
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def versions(used: Mapping[str, str]) -> dict[str, str]:
+    """The versions that made a model: heredity, Python, the system, and the recipe's packages."""
+    return {"heredity": __version__, "python": platform.python_version(), **used, "system": sys.platform}
+
+
+def refuse_other_than_recipe(recipe: object) -> None:
+    """Raise UsageError for a value that is not a recipe."""
+    if isinstance(recipe, type) or not isinstance(recipe, Recipe):
+        raise UsageError(
+            f"{str(recipe)[:80]!r} is not a recipe. Give a value such as h.Lora(data=...) or, by its kind, "
+            'h.recipe("lora", data=...).',
+            code="not-a-recipe",
+        )
 
 
 class Store:
@@ -183,7 +507,7 @@ class Store:
         record keeps it, and the id does not depend on it. Raises UsageError if `recipe` is not a recipe, and
         Damaged if a parent's files are not the recorded ones or the result is empty.
         """
-        integrity.refuse_other_than_recipe(recipe)
+        refuse_other_than_recipe(recipe)
         if isinstance(device, str):
             device = host.read_device(device)
         parents = self._with_teachers(recipe, [parents] if isinstance(parents, Grown) else parents)
@@ -231,17 +555,17 @@ class Store:
                 f"'{recipe.kind}'", "Close other programs, or take a smaller model."
             ):
                 description = recipe.apply(parents, out)
-            stamp = integrity.stamp_files(out)
+            stamp = stamp_files(out)
             files = hash_files(out, recipe.kind, description.format != "remote", self.report)
             made = Made(
                 now(),
                 platform.node(),
                 round(time.monotonic() - started, 3),
-                integrity.versions(description.versions),
+                versions(description.versions),
                 UNSET if made_on is None else made_on.title,
             )
-            record = integrity.with_form(record_of(recipe, parents, files, description, made), out)
-            integrity.refuse_strays(self.root / "models" / record.id / "model.json", record)
+            record = with_form(record_of(recipe, parents, files, description, made), out)
+            refuse_strays(self.root / "models" / record.id / "model.json", record)
             if not is_recorded:
                 return Grown(record, self.folder(record))
             write_record(record, out.parent)
@@ -288,7 +612,7 @@ class Store:
 
         Raises Unavailable if a parent does not generate text, and UsageError if the recipe is not for it.
         """
-        integrity.refuse_other_than_recipe(recipe)
+        refuse_other_than_recipe(recipe)
         graph.refuse_childless(recipe, [parent.record for parent in parents])
         whole = self._with_teachers(recipe, [self.whole(parent) for parent in parents])
         return self.made_by(recipe, whole) or self.grow(recipe, whole, device)
@@ -346,7 +670,7 @@ class Store:
     def verify(self, model: Model) -> list[str]:
         """Hash every file again; one line for each that is missing, changed or not recorded."""
         folder = self.folder(model)
-        return [] if model.format == "scripted" else integrity.problems(folder, model, self.report)
+        return [] if model.format == "scripted" else file_problems(folder, model, self.report)
 
     def ancestors(self, model: Model) -> list[Model]:
         """Parents, their parents and so on, each once, nearest first. A missing one is an UnknownName."""
@@ -418,7 +742,7 @@ class Store:
         """Raise Damaged if the files of a model that is about to answer are not the recorded ones."""
         if model.format != "scripted":
             note = self.root / "verified" / f"{model.id}.json"
-            integrity.require_intact(self.folder(model), model, note, self._hashed.get(model.id), self.report)
+            require_intact(self.folder(model), model, note, self._hashed.get(model.id), self.report)
 
     def _unknown(self, name: str, stored: list[str]) -> Exception:
         if catalog.find(name) is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from heredity.core.errors import Damaged, HeredityError, UsageError
 from heredity.core.records import Model
 from heredity.lineage.graph import FORMS
-from heredity.lineage.integrity import read_record
+from heredity.lineage.store import read_record
 from heredity.lineage.types import Grown
 
 _TOKENIZER = "tokenizer.json"

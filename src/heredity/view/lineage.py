@@ -24,7 +24,7 @@ from heredity.core.records import Model
 from heredity.core.sanitize import label
 from heredity.lineage import graph
 from heredity.lineage.descent import how
-from heredity.lineage.integrity import read_record
+from heredity.lineage.store import read_record
 from heredity.stats import inherited, tabulate
 from heredity.study.estimates import ALL, ModelCard
 from heredity.study.outcomes import BROKE, Outcomes, is_decided

@@ -41,8 +41,7 @@ from heredity.deploy.export._parity import (
 )
 from heredity.formats.safetensors_io import SafeTensor, read_safetensors
 from heredity.formats.weights import KNOWN, read_json
-from heredity.lineage.integrity import workshop
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, workshop
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
 from heredity.recipes.merge_adapter import MergeAdapter, cast_folder

@@ -24,7 +24,7 @@ from heredity.core.sanitize import plural
 from heredity.deploy.export._fidelity import Fidelity
 from heredity.deploy.export._parity import Parity
 from heredity.lineage.descent import facts, how
-from heredity.lineage.integrity import walk
+from heredity.lineage.store import walk
 from heredity.recipes import to_current
 from heredity.study.estimates import Estimates, Rate
 from heredity.study.report.markdown import plain

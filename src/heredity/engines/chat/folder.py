@@ -14,7 +14,7 @@ from heredity.core.errors import Refused
 from heredity.core.records import Message, Request, Tool
 from heredity.engines.chat.codec import ChatCodec, Template, stop_tokens
 from heredity.engines.chat.steps import TemplateStopped
-from heredity.formats.gguf_tokenizer import GgufChat
+from heredity.formats.gguf import GgufChat
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

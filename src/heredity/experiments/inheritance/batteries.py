@@ -18,8 +18,7 @@ from heredity.core.files import read_lines
 from heredity.core.records import Decoding, Model, Probe
 from heredity.experiments.inheritance.children import Lineage, Task
 from heredity.experiments.inheritance.plan import BatteryPlan, LineagePlan
-from heredity.lineage.record import stand_in
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, stand_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam import probes
 from heredity.study.storage import RESPONSES, RUNS, run_records

@@ -17,7 +17,7 @@ import msgspec
 
 from heredity.core.errors import Damaged, Unavailable, WrongHash
 from heredity.core.files import hash_file, write_atomic
-from heredity.lineage.record import now
+from heredity.lineage.store import now
 from heredity.recipes.pull.hub import HubFile, Repository
 
 FOLDER = "held"

@@ -19,9 +19,16 @@ import msgspec
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.progress import Meter, Watch
 from heredity.core.records import Model, is_digest
-from heredity.lineage import catalog, graph, integrity
-from heredity.lineage.record import write_record
-from heredity.lineage.store import Store
+from heredity.lineage import catalog, graph
+from heredity.lineage.store import (
+    Store,
+    file_problems,
+    read_record,
+    refuse_redirection,
+    sizes_fit,
+    workshop,
+    write_record,
+)
 from heredity.lineage.types import Grown
 from heredity.recipes.pull.download import check_room
 from heredity.recipes.pull.folder import check_files
@@ -66,7 +73,7 @@ class Storage:
 
         Raises UnknownName, Damaged and Refused. Nothing half is recorded.
         """
-        with integrity.workshop(store.root / "tmp") as bench:
+        with workshop(store.root / "tmp") as bench:
             there, errors = self._records(bench / "records")
             model = self._only_one(there, name, errors)
             line = [*reversed(graph.ancestors(model, there)), model]
@@ -97,10 +104,10 @@ class Storage:
             self._fs.get_file(source, str(target))
             meter.tick()
         place = f"{self.url} ({model.name})"
-        if problems := integrity.problems(out, model):
+        if problems := file_problems(out, model):
             raise Damaged(problems[0].replace(str(home), place), code="model-damaged")
         check_files(out, place, is_adapter=model.format == "adapter")
-        integrity.refuse_redirection(model, out)
+        refuse_redirection(model, out)
         write_record(model, home)
         store.receive(model, home)
 
@@ -117,7 +124,7 @@ class Storage:
             path.parent.mkdir(parents=True)
             path.write_bytes(data)
             try:
-                found[ident] = integrity.read_record(path)
+                found[ident] = read_record(path)
             except HeredityError as error:
                 place = f"{self.url}/models/{ident}"
                 errors.append(type(error)(str(error).replace(str(path.parent), place), code=error.code))
@@ -179,4 +186,4 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
 
 def _is_whole(store: Store, model: Model) -> bool:
     folder = store.folder(model)
-    return (folder.parent / _RECORD).is_file() and integrity.sizes_fit(folder, model)
+    return (folder.parent / _RECORD).is_file() and sizes_fit(folder, model)

@@ -7,7 +7,7 @@ import msgspec
 from heredity.core.errors import HeredityError, UnknownName
 from heredity.core.files import read_file
 from heredity.core.sanitize import label
-from heredity.lineage.record import RUN, RunInProgress
+from heredity.lineage.store import RUN, RunInProgress
 from heredity.view.figures import curve
 from heredity.view.lineage import lineage_of, store_of
 from heredity.view.site import Asked, Site
