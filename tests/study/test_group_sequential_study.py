@@ -25,8 +25,7 @@ from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.sequential import StoppingRule
-from heredity.study.spec import StudySpec, resolve_plan
-from heredity.study.stages import STAGES
+from heredity.study.spec import STAGES, StudySpec, resolve_plan
 from heredity.study.study import Study
 from heredity.study.wording import techniques_of_pair
 from tests.study.test_inherited import family

@@ -43,9 +43,8 @@ from heredity.study.estimates import (
 from heredity.study.findings import protocols as findings
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Bools, Intervals, no_narrower, per_attempt, refuse_uninformative
-from heredity.study.judge_correction import TASKS, CheckedTrials, JudgeCorrection
+from heredity.study.judge_correction import TASKS, AnswerSample, CheckedTrials, JudgeCorrection, refuse_unlike
 from heredity.study.labels import LabelledTrials
-from heredity.study.likeness import AnswerSample, refuse_unlike
 from heredity.study.outcomes import (
     BROKE,
     ERROR,

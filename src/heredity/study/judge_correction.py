@@ -7,13 +7,14 @@
 
 Promises: every correction has the spread between families of answers. A rate over several techniques is
 corrected technique by technique. A plan that declares no analysis is corrected as the releases that made it
-did: by pooled labels, and checks not at all.
+did: by pooled labels, and checks not at all. A judge's correction is refused where the study's answers are
+unlike all answers that people labelled; at most 200 a model and measure are read for this.
 Leaves to others: the labels (redteam/judges/calibration), the formulas (stats/judge_error.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -23,12 +24,74 @@ import numpy as np
 from heredity.core.errors import Damaged
 from heredity.core.records import Estimate
 from heredity.redteam import judges
+from heredity.redteam.judges import needs_judge
+from heredity.redteam.judges.calibration.likeness import AnswerForm, summarise, unlike
 from heredity.stats.intervals import refused
 from heredity.stats.judge_error import combine_strata
+from heredity.study.comparisons import MEASURES
 from heredity.study.drift import find_drift
-from heredity.study.estimates import FamilyCorrection, JudgeDrift, Measure
+from heredity.study.estimates import ALL, FamilyCorrection, JudgeDrift, Measure, Rate
 from heredity.study.intervals import Bools, Intervals, Places
+from heredity.study.outcomes import Outcomes, is_decided
 from heredity.study.plan import Analysis
+from heredity.study.storage import RawResponse
+
+MOST = 200  # answers of one model and measure
+_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
+
+
+class AnswerSample:
+    """Answers that a judge decided, by model and measure."""
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._plan = outcomes.plan
+        self._wanted: dict[int, tuple[str, Measure]] = {}
+        self._found: dict[tuple[str, Measure], list[tuple[int, str, str]]] = {}
+        for m, model in enumerate(self._plan.models):
+            for measure in MEASURES:
+                self._want(outcomes, m, (model.id, measure))
+
+    def _want(self, outcomes: Outcomes, m: int, key: tuple[str, Measure]) -> None:
+        kind = _KINDS[key[1]]
+        probes = [i for i, p in enumerate(self._plan.probes) if p.kind == kind and needs_judge(p)]
+        if not probes:
+            return
+        indices = outcomes.indices_of(m, ALL, probes)
+        decided = indices[is_decided(outcomes.codes[indices])]
+        places = np.unique(np.linspace(0, decided.size - 1, min(MOST, decided.size)).astype(np.intp))
+        self._wanted |= {int(decided[place]): key for place in places}
+
+    def see(self, row: RawResponse) -> None:
+        """Keep a response of the sample."""
+        key = self._wanted.get(row.index)
+        if key is not None and row.exchanges:
+            probe = self._plan.probes[row.index // self._plan.samples % len(self._plan.probes)]
+            text = msgspec.json.decode(row.exchanges[-1].text, type=str)
+            prompt = probe.turns[-1] if probe.turns else ""
+            self._found.setdefault(key, []).append((row.index, prompt, text))
+
+    def forms(self) -> dict[tuple[str, Measure], AnswerForm]:
+        """The form of the answers, by model id and measure."""
+        return {
+            key: summarise(key[0], [(asked, text) for _, asked, text in sorted(rows)])
+            for key, rows in self._found.items()
+        }
+
+
+def refuse_unlike(
+    rates: Iterable[Rate], forms: dict[tuple[str, Measure], AnswerForm], correction: JudgeCorrection
+) -> Iterator[Rate]:
+    """The rates; a judged one whose model's answers are unlike all labelled ones is not corrected."""
+    reasons = {key: unlike(form, correction.families(key[1])) for key, form in forms.items()}
+    for rate in rates:
+        why = reasons.get((rate.model, rate.measure), "")
+        if rate.is_judge_free or not why or rate.corrected is None or rate.corrected.value is None:
+            yield rate
+            continue
+        said = f"{why}. Label some of this study's answers: heredity label"
+        corrected = refused(rate.corrected.n, said, "unlike-labels")
+        yield msgspec.structs.replace(rate, corrected=corrected, by_family=())
+
 
 TASKS: dict[Measure, judges.Task] = {"breach": "harm", "over_refusal": "refusal"}
 CHECKS = "checks"

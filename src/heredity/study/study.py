@@ -24,6 +24,7 @@ from heredity import engines
 from heredity.application.guard_models import identified
 from heredity.application.retrieval.store import searching_in
 from heredity.application.spec import Application
+from heredity.application.toolbox import TOOL_RESULTS, RecordedResults, Toolbox, recorded_in
 from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
@@ -75,10 +76,45 @@ from heredity.study.spec import (
     resolve_plan,
 )
 from heredity.study.storage import ResponseDigests
-from heredity.study.study_tools import study_tools
 from heredity.study.triggers import with_triggers
 from heredity.study.who_answered import require_own_answers
 from heredity.study.workers.start import Place, Workers, asked_models
+
+
+@contextmanager
+def study_tools(
+    folder: Path, grid: Grid, earlier: EarlierRuns, replay: Path | None, is_named: bool, is_alone: bool
+) -> Iterator[Toolbox | None]:
+    """The tools of a study; None if none runs, or nothing is left to ask.
+
+    replay: a folder whose recorded results are served, and no tool runs. is_named: the user named the
+    application in this command. is_alone: no other process writes results. Raises UsageError if tools would
+    run without that.
+    """
+    application = grid.plan.application
+    if not application.runs_tools or next(earlier.still_to_ask(range(len(grid))), None) is None:
+        yield None
+        return
+    if replay is None and not is_named:
+        raise UsageError(
+            f"The application of {folder} runs tools on this machine, and a folder may come from anyone. "
+            f"Give the study's whole command with --out {folder}, or serve its recorded results only: "
+            f"--replay {folder}.",
+            code="tools-not-named",
+        )
+    if not is_alone:
+        raise UsageError(
+            "The application runs tools, whose results all models share: one process asks such a study. "
+            "Leave --workers and --shard out. A --replay runs none, and may have --workers.",
+            code="tools-shared",
+        )
+    more = () if replay is None else recorded_in(replay)
+    with (
+        RecordedResults(folder / TOOL_RESULTS, more) as results,
+        Toolbox(application, results, runs=replay is None) as toolbox,
+    ):
+        yield toolbox
+
 
 __all__ = ["Progress", "Result", "Study", "StudySpec"]
 
@@ -98,7 +134,7 @@ class Study:
     """
 
     part: StudyPart | None = None  # asks only this part of its trials (shards.py)
-    replay: Path | None = None  # serves the tool results recorded there, and runs no tool (study_tools.py)
+    replay: Path | None = None  # serves the tool results recorded there, and runs no tool (study_tools)
     sources: StudySources | None = None  # where the application and the user's own probes are written
     _is_named = True  # the user named the application, not only a folder
 

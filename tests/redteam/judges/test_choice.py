@@ -15,6 +15,7 @@ from heredity.lineage.types import Grown
 from heredity.redteam import judges
 from heredity.redteam.judges.calibration import quality as kept
 from heredity.redteam.judges.calibration.measure import measure
+from heredity.study.findings.panel import PanelRow
 from heredity.study.report import markdown
 from heredity.study.storage import choose_judge, chosen_judge
 from heredity.study.study import Study
@@ -51,12 +52,14 @@ def test_the_members_of_a_panel_stand_in_the_markdown_report(tmp_path: Path) -> 
     study(tmp_path, ONE).run()
     found = Study.open(tmp_path, judge="panel:rules+" + YES).run().estimates
     text = markdown.render(tmp_path)
-    assert found.panel is not None and "### The panel's members" in text
+    rows = found.rows("panel", PanelRow)
+    assert rows and "### The panel's members" in text
     told = text[text.index("### The panel's members") :]
-    decided = [rate for rate in found.panel.rates if rate.estimate.n]
+    told = told[: told.index("\n\n", told.index("|"))]
+    decided = [row for row in rows if row.estimate.n and not row.other]
     assert all(f"n {rate.estimate.n} |" in told for rate in decided)
     assert told.count("scripted:mixed") == len(decided) > 1
-    assert told.count(" and rubric") == sum(pair.kappa.n > 0 for pair in found.panel.pairs)
+    assert told.count(" and rubric") == sum(row.estimate.n > 0 for row in rows if row.other)
 
 
 class Judge:
@@ -185,10 +188,11 @@ def test_a_choice_is_kept_beside_the_plan_and_not_in_it(tmp_path: Path) -> None:
 def test_a_panels_members_are_told_apart_in_the_estimates(tmp_path: Path) -> None:
     study(tmp_path, plan(("scripted:mixed",), n=8, attacks=("direct",), samples=1)).run()
     found = Study.open(tmp_path, judge="panel:rules+rubric:scripted:careful").run().estimates
-    assert found.panel is not None
-    assert {rate.judge for rate in found.panel.rates} == {"rules", "rubric:scripted:careful"}
-    assert all(rate.estimate.n > 0 for rate in found.panel.rates if rate.judge == "rules")
-    silent = [rate.estimate.n for rate in found.panel.rates if rate.judge != "rules"]
+    rows = found.rows("panel", PanelRow)
+    rates = [row for row in rows if not row.other]
+    assert {rate.judge for rate in rates} == {"rules", "rubric:scripted:careful"}
+    assert all(rate.estimate.n > 0 for rate in rates if rate.judge == "rules")
+    silent = [rate.estimate.n for rate in rates if rate.judge != "rules"]
     assert silent == [0, 0]  # a scripted model says no three lines: unclear, and the panel with it
-    assert [pair.kappa.n for pair in found.panel.pairs] == [0, 0]
-    assert Study.open(tmp_path, judge="rules").run().estimates.panel is None
+    assert [row.estimate.n for row in rows if row.other] == [0, 0]
+    assert "panel" not in Study.open(tmp_path, judge="rules").run().estimates.findings

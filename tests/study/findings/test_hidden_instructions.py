@@ -16,10 +16,9 @@ from heredity.cli import _findings
 from heredity.core.records import Probe
 from heredity.core.sections import Section
 from heredity.redteam import probes
-from heredity.redteam.hidden_instructions import HiddenInstruction
 from heredity.study import aggregate
 from heredity.study.findings import hidden_instructions
-from heredity.study.findings.hidden_instructions import InstructionUse
+from heredity.study.findings.hidden_instructions import HiddenInstruction, InstructionUse
 from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown

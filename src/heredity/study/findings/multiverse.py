@@ -3,7 +3,7 @@
 Promises: the cell that the plan declared is marked. A cell's verdict follows the rule of the study's, but
 without a correction for many comparisons, and without a declared share. Nothing is drawn at random.
 In a table the model of the higher rate in the declared cell comes first, with signs and verdicts of it.
-Leaves to others: the verdict of the study (claims.py).
+Leaves to others: the verdict of the study (comparisons.py).
 
 Source: Steegen et al. 2016, Perspect. Psychol. Sci. 11:702 (multiverse analysis).
 """
@@ -210,7 +210,7 @@ class _Difference(NamedTuple):
         return _Difference(turned, self.p_value, (self.uppers[1], self.uppers[0]))
 
     def verdict(self, margin: float, alpha: float) -> str:
-        """The verdict on b against a (claims.py), of this cell by itself."""
+        """The verdict on b against a (comparisons.py), of this cell by itself."""
         low, high = self.difference.low, self.difference.high
         if self.uppers[0] < margin:
             return "not worse"
