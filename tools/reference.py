@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import msgspec
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, SOURCE = ROOT / "docs" / "reference", ROOT / "src" / "heredity"
@@ -247,6 +248,9 @@ def _signature(name: str, thing: Any, is_whole: bool = False) -> list[str]:
     given = [p for p in found.parameters.values() if p.name not in {"self", "cls"} | hidden]
     if hidden & {"lr", "batch_size", "probes"}:
         given.append(inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD))
+    if isinstance(thing, type) and issubclass(thing, msgspec.Struct):  # its `encoded` defaults
+        made = {f.name: f.default_factory for f in msgspec.structs.fields(thing)}
+        given = [p.replace(default=f()) if callable(f := made.get(p.name)) else p for p in given]
     shown = [p if p.default is p.empty else p.replace(default=_Shown(p.default)) for p in given]
     text = str(found.replace(parameters=shown))
     text = re.sub(r"ForwardRef\('(.*?)'(?:, module='[^']*')?\)", r"\1", text).replace("'", "")

@@ -53,10 +53,11 @@ def test_without_the_key_no_system_message_is_sent_and_an_empty_one_is_sent_empt
     assert [first(each).n_shared for each in (UNSET, EMPTY, shown)] == [0, 1, 2]
 
 
-def test_each_is_another_application_and_older_ones_keep_their_digests() -> None:
+def test_each_is_another_application_and_stored_ones_keep_their_digests() -> None:
     assert len({each.digest for each in (UNSET, EMPTY, OWN)}) == 3
     assert b'"system"' not in msgspec.json.encode(UNSET)
-    assert OWN.digest == "ff360107b79f77df049a3a4b76480695", "as 9797035 computed it"
+    assert OWN.digest == "ff360107b79f77df049a3a4b76480695"
+    assert Application("bare").digest == "2100c4bbf9b7adb915d7d3758d105bc1"
 
 
 def test_the_template_decides_when_the_model_is_asked(model: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from msgspec import UNSET, UnsetType
 
 from heredity.application.conversation import Ending
 from heredity.application.limits import ConversationLimits
@@ -43,7 +42,7 @@ def reply(text: str, n_prompt: int = 10, n_answer: int = 5) -> Reply:
     return Reply(0, "", text, n_prompt_tokens=n_prompt, n_tokens=n_answer)
 
 
-def limited(tokens: int | UnsetType = UNSET, seconds: float | UnsetType = UNSET) -> Application:
+def limited(tokens: int | None = None, seconds: float | None = None) -> Application:
     return msgspec.structs.replace(APPLICATION, limits=ConversationLimits(tokens, seconds))
 
 

@@ -258,7 +258,7 @@ def _is_running(word: str) -> bool:
 
 def test_a_server_that_lists_something_else_later_is_refused(desk: Application) -> None:
     (server,) = desk.mcp or ()
-    changed = msgspec.structs.replace(server, tools=msgspec.UNSET)  # `note` is listed, too
+    changed = msgspec.structs.replace(server, tools=None)  # `note` is listed, too
     with (
         Toolbox(msgspec.structs.replace(desk, mcp=(changed,))) as toolbox,
         raises(ToolFailure, "tool-changed"),

@@ -15,9 +15,21 @@ from heredity.application.guards import GuardSpec
 from heredity.application.limits import ConversationLimits
 from heredity.application.retrieval.spec import Retrieval
 from heredity.application.servers import McpServer
-from heredity.application.spec import Application
+from heredity.application.spec import Application, Passage, Secret
 from heredity.core.errors import BadArgument, BadInput
-from heredity.core.records import Check, Message, Probe, Reply, Request, ToolCall, ToolResult, Turn
+from heredity.core.records import (
+    Check,
+    Decoding,
+    Message,
+    Probe,
+    Reply,
+    Request,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Turn,
+    encode,
+)
 from heredity.redteam import attacks
 from tests.support.clock import computing_within
 from tests.support.errors import raises
@@ -527,3 +539,13 @@ def test_a_planted_result_may_be_for_calls_with_certain_arguments() -> None:
     ):
         requests = talk(APPLICATION, [f'CALL find_order {{"number": "{number}"}}'], probe)
         assert requests[1].messages[-1].content == f"Result of find_order:\n{seen}"
+
+
+def test_an_application_with_every_setting_has_the_digest_of_stored_studies() -> None:
+    made = Application(
+        "desk", "You help.", "Larkfield", (Message("user", "hi"),), (Passage("a", "b"),),
+        (Tool("t", "does", reads="x"),), (Secret("code", "KITE-4417"),), Decoding(64), 6, "plain", {"x": 1},
+        (), limits=ConversationLimits(10, 2.5), mcp=(McpServer("files", ("run",), home="/tmp"),),
+    )  # fmt: skip
+    assert made.digest == "c10dea404b8611fd2589d45eb040967d"
+    assert msgspec.json.decode(encode(made), type=Application) == made

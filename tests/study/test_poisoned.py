@@ -129,5 +129,5 @@ def test_the_overlay_is_part_of_a_trial_s_identity(result: h.Result) -> None:
 def test_a_plan_without_planted_passages_keeps_its_trials(result: h.Result) -> None:
     plan: Plan = read_plan(result.folder)
     assert not Grid(msgspec.structs.replace(plan, attacks=("direct",))).planted.attacks
-    bare = msgspec.structs.replace(plan.application, retrieval=msgspec.UNSET)
+    bare = msgspec.structs.replace(plan.application, retrieval=None)
     assert not Grid(msgspec.structs.replace(plan, application=bare)).planted.attacks

@@ -10,7 +10,6 @@ import math
 import time
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Limit, Record, Reply
@@ -20,8 +19,8 @@ RESULT_CHARACTERS = 16_000
 CALLS_AT_ONCE = 8
 
 
-class ConversationLimits(Record, frozen=True):
-    """The limits of one conversation; unset: none.
+class ConversationLimits(Record, frozen=True, omit_defaults=True):
+    """The limits of one conversation; None: no limit.
 
     tokens   of all prompts and answers together, as each request counts its whole prompt again
     seconds  from the first request on. In a study many conversations share an engine and each waits for the
@@ -31,16 +30,16 @@ class ConversationLimits(Record, frozen=True):
     calls_at_once: calls that run at once, of all conversations of a study; by default 8.
     """
 
-    tokens: int | UnsetType = UNSET
-    seconds: float | UnsetType = UNSET
-    tool_seconds: float | UnsetType = UNSET
-    result_characters: int | UnsetType = UNSET
-    calls_at_once: int | UnsetType = UNSET
+    tokens: int | None = None
+    seconds: float | None = None
+    tool_seconds: float | None = None
+    result_characters: int | None = None
+    calls_at_once: int | None = None
 
     def __post_init__(self) -> None:
         for key in self.__struct_fields__:
             value = getattr(self, key)
-            if not isinstance(value, UnsetType) and not 0 < value < math.inf:
+            if value is not None and not 0 < value < math.inf:
                 raise BadArgument(
                     f"limits.{key} must be above 0, not {value}", code="bad-setting", key=f"limits.{key}"
                 )
@@ -51,24 +50,24 @@ class ConversationLimits(Record, frozen=True):
     @property
     def seconds_of_call(self) -> float:
         """The time for one call of a tool that runs."""
-        return TOOL_SECONDS if isinstance(self.tool_seconds, UnsetType) else self.tool_seconds
+        return TOOL_SECONDS if self.tool_seconds is None else self.tool_seconds
 
     @property
     def characters_of_result(self) -> int:
         """The size of the largest result of a tool that runs."""
-        return RESULT_CHARACTERS if isinstance(self.result_characters, UnsetType) else self.result_characters
+        return RESULT_CHARACTERS if self.result_characters is None else self.result_characters
 
     @property
     def most_calls(self) -> int:
         """The number of calls that run at once."""
-        return CALLS_AT_ONCE if isinstance(self.calls_at_once, UnsetType) else self.calls_at_once
+        return CALLS_AT_ONCE if self.calls_at_once is None else self.calls_at_once
 
 
 class LimitMeter:
     """Measures one conversation against its limits."""
 
-    def __init__(self, limits: ConversationLimits | UnsetType) -> None:
-        self._limits = ConversationLimits() if isinstance(limits, UnsetType) else limits
+    def __init__(self, limits: ConversationLimits | None) -> None:
+        self._limits = ConversationLimits() if limits is None else limits
         self._n_tokens, self._started = 0, time.monotonic()
 
     def add(self, reply: Reply) -> None:
@@ -79,8 +78,8 @@ class LimitMeter:
     def met(self) -> Limit | None:
         """The limit that is met, tokens first; None for none."""
         limits = self._limits
-        if not isinstance(limits.tokens, UnsetType) and self._n_tokens >= limits.tokens:
+        if limits.tokens is not None and self._n_tokens >= limits.tokens:
             return "tokens"
-        if not isinstance(limits.seconds, UnsetType):
+        if limits.seconds is not None:
             return "seconds" if time.monotonic() - self._started >= limits.seconds else None
         return None

@@ -16,8 +16,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from msgspec import UNSET, UnsetType
-
 from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Offered, Opened, ServerAddress
 from heredity.application.sandbox.process import ToolProcess
@@ -30,7 +28,7 @@ MOST_DESCRIPTION = 20_000  # characters
 _NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 
 
-class McpServer(Record, frozen=True):
+class McpServer(Record, frozen=True, omit_defaults=True):
     """An MCP server whose tools an application has.
 
     The digest of the application has the name, and the name and version that the server gives itself. It
@@ -39,14 +37,14 @@ class McpServer(Record, frozen=True):
     """
 
     name: str
-    command: tuple[str, ...] | UnsetType = UNSET
-    url: str | UnsetType = UNSET
-    env: tuple[str, ...] | UnsetType = UNSET
-    token_env: str | UnsetType = UNSET
-    tools: tuple[str, ...] | UnsetType = UNSET
-    is_stateful: bool | UnsetType = UNSET
-    home: str | UnsetType = UNSET  # the folder in which the command runs
-    identity: str | UnsetType = UNSET  # its own name and version
+    command: tuple[str, ...] | None = None
+    url: str | None = None
+    env: tuple[str, ...] | None = None
+    token_env: str | None = None
+    tools: tuple[str, ...] | None = None
+    is_stateful: bool | None = None
+    home: str | None = None  # the folder in which the command runs
+    identity: str | None = None  # its own name and version
 
     def __post_init__(self) -> None:
         if bool(self.command) == bool(self.url):
@@ -82,7 +80,7 @@ class McpServer(Record, frozen=True):
     def accepted(self, opened: Opened) -> tuple[Offered, ...]:
         """The tools that an application takes from a list. Raises BadArgument."""
         by_name = {each.name: each for each in opened.tools}
-        wanted = tuple(by_name) if isinstance(self.tools, UnsetType) else self.tools
+        wanted = tuple(by_name) if self.tools is None else self.tools
         if missing := next((name for name in wanted if name not in by_name), None):
             raise self._refused(f"lists no tool '{visible(missing[:80])}'")
         found = tuple(by_name[name] for name in wanted)

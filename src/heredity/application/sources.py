@@ -87,7 +87,7 @@ class FunctionSource:
 
 def sources_of(application: Application) -> dict[str, ToolSource]:
     """The source of each tool that runs, by the tool's name."""
-    limits = ConversationLimits() if isinstance(application.limits, UnsetType) else application.limits
+    limits = ConversationLimits() if application.limits is None else application.limits
     functions = [tool for tool in application.tools if not isinstance(tool.function, UnsetType)]
     found: dict[str, ToolSource] = {}
     for folder in dict.fromkeys(tool.home or "" for tool in functions):

@@ -43,6 +43,7 @@ from heredity.core.records import (
     ToolCall,
     Turn,
     digest,
+    encoded,
 )
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ class Passage(Record, frozen=True):
     text: str
 
 
-class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
     """The layer held constant. `max_turns` bounds the user's turns in one conversation, and the model's
     replies to each turn. A turn has several replies if the model calls tools; these do not count as turns.
 
-    system: the system prompt. "" sends an empty one. Unset sends none, and the model's chat template decides:
+    system: the system prompt. "" sends an empty one. None sends none, and the model's chat template decides:
     some insert a default of their own. Tools and passages in the plain format need a system message, which
     replaces that default, so they are refused without `system`.
 
@@ -81,21 +82,21 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     """
 
     name: str
-    # UNSET is not written: an application with a system prompt keeps the digest of earlier releases.
-    system: str | UnsetType = UNSET
-    company: str = "the company"
-    few_shot: tuple[Message, ...] = ()
-    passages: tuple[Passage, ...] = ()
-    tools: tuple[Tool, ...] = ()
-    secrets: tuple[Secret, ...] = ()
-    decoding: Decoding = Decoding()
-    max_turns: int = 4
-    rendering: Literal["plain", "native", "theirs", "recorded"] = "plain"
-    state: dict[str, Any] | UnsetType = UNSET  # what the tools read and change; see tools.py
-    guards: tuple[GuardSpec, ...] | UnsetType = UNSET  # see guards/
-    retrieval: Retrieval | UnsetType = UNSET
-    limits: ConversationLimits | UnsetType = UNSET
-    mcp: tuple[McpServer, ...] | UnsetType = UNSET  # see servers.py
+    # What is None is not encoded, and the other defaults are: digests of stored studies have them.
+    system: str | None = None
+    company: str = encoded("the company")
+    few_shot: tuple[Message, ...] = encoded(())
+    passages: tuple[Passage, ...] = encoded(())
+    tools: tuple[Tool, ...] = encoded(())
+    secrets: tuple[Secret, ...] = encoded(())
+    decoding: Decoding = encoded(Decoding())
+    max_turns: int = encoded(4)
+    rendering: Literal["plain", "native", "theirs", "recorded"] = encoded("plain")
+    state: dict[str, Any] | None = None  # what the tools read and change; see tools.py
+    guards: tuple[GuardSpec, ...] | None = None  # see guards/
+    retrieval: Retrieval | None = None
+    limits: ConversationLimits | None = None
+    mcp: tuple[McpServer, ...] | None = None  # see servers.py
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
@@ -110,11 +111,11 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
                 key="decoding.json_schema",
             )
         self._check_system()
-        _check_tools(self.tools, () if isinstance(self.mcp, UnsetType) else self.mcp)
+        _check_tools(self.tools, () if self.mcp is None else self.mcp)
         _check_secrets(self.secrets)
         check_world(self.state, self.tools)
         _check_guards(self.all_guards)
-        if not isinstance(self.retrieval, UnsetType) and self.rendering in ("theirs", "recorded"):
+        if self.retrieval is not None and self.rendering in ("theirs", "recorded"):
             raise BadArgument(
                 f'rendering "{self.rendering}" retrieves by itself: leave out [retrieval]',
                 code="retrieval-theirs",
@@ -142,9 +143,9 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
         if any(tool.home is not UNSET for tool in self.tools):
             bare = tuple(msgspec.structs.replace(tool, home=UNSET) for tool in self.tools)
             layer = msgspec.structs.replace(layer, tools=bare)
-        if not isinstance(self.mcp, UnsetType):
+        if self.mcp is not None:
             layer = msgspec.structs.replace(layer, mcp=tuple(server.bare for server in self.mcp))
-        if not isinstance(self.retrieval, UnsetType):
+        if self.retrieval is not None:
             _ = self.retrieval.read_hash
             layer = msgspec.structs.replace(layer, retrieval=self.retrieval.bare)
         return digest(layer)
@@ -157,17 +158,17 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
     @property
     def is_default_system(self) -> bool:
         """Whether no system message is sent, so that each model's own default applies."""
-        return isinstance(self.system, UnsetType)
+        return self.system is None
 
     @property
     def instructions(self) -> str:
         """The application's own system prompt; "" if it has none."""
-        return "" if isinstance(self.system, UnsetType) else self.system
+        return "" if self.system is None else self.system
 
     @property
     def all_guards(self) -> tuple[GuardSpec, ...]:
         """Its guards, also those that hold only where a study names them."""
-        return () if isinstance(self.guards, UnsetType) else self.guards
+        return () if self.guards is None else self.guards
 
     def _check_system(self) -> None:
         is_needed = self.passages or (self.tools and self.rendering == "plain")
@@ -268,7 +269,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=
 
     def retrieve(self, text: str, planted: Planted = UNSET) -> Planted:
         """The passages for a turn of the user; unset if the application does not retrieve."""
-        return UNSET if isinstance(self.retrieval, UnsetType) else self.retrieval.search(text, planted)
+        return UNSET if self.retrieval is None else self.retrieval.search(text, planted)
 
     def calls(
         self, prefill: str, reply: Reply, names: Sequence[str] | UnsetType = UNSET
@@ -349,7 +350,7 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
     try:
         data = completed(data, Path(path).parent)
         application = msgspec.convert(data, Application, strict=True)
-        if not isinstance(application.retrieval, UnsetType):
+        if application.retrieval is not None:
             read = _with_index(application.retrieval, path)
             application = msgspec.structs.replace(application, retrieval=read)
         _ = digest(application)  # values nested too deeply to be encoded fail here, not in a study

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import msgspec
-from msgspec import UnsetType
 
 from heredity.application import sources
 from heredity.application.guards import parse_guard
@@ -128,7 +127,7 @@ def _joined(server: McpServer, tables: list[object], offered: dict[str, Offered]
 def _of_server(server: McpServer, found: Offered) -> dict[str, object]:
     """The table of a tool that a server lists."""
     table = {"server": server.name, "name": found.name, "description": found.description}
-    more = {} if isinstance(server.is_stateful, UnsetType) else {"is_stateful": server.is_stateful}
+    more = {} if server.is_stateful is None else {"is_stateful": server.is_stateful}
     return {**table, "schema": found.schema, **more}
 
 

@@ -47,8 +47,8 @@ class World:
     A call whose arguments do not match its tool's schema is not done.
     """
 
-    def __init__(self, state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
-        self.state: dict[str, Any] = {} if isinstance(state, UnsetType) else copy.deepcopy(dict(state))
+    def __init__(self, state: Mapping[str, Any] | None, tools: Sequence[Tool]) -> None:
+        self.state: dict[str, Any] = {} if state is None else copy.deepcopy(dict(state))
         self._tools = {tool.name: tool for tool in tools}
 
     def call(self, call: ToolCall) -> Done | None:
@@ -148,9 +148,9 @@ def words(change: Change) -> str:
     return f"{change.at}: {_shown(change.value)}" if change.value is not None else f"{change.at}: deleted"
 
 
-def check_world(state: Mapping[str, Any] | UnsetType, tools: Sequence[Tool]) -> None:
+def check_world(state: Mapping[str, Any] | None, tools: Sequence[Tool]) -> None:
     """Raise BadArgument for a malformed schema, or a tool that names a missing part of the state."""
-    top = {} if isinstance(state, UnsetType) else state
+    top = {} if state is None else state
     for tool in tools:
         check_tool_schema(tool)
         paths = [] if isinstance(tool.reads, UnsetType) else [tool.reads]

@@ -7,7 +7,7 @@ Leaves to others: where the bytes go (store.py) and what the numbers mean (stats
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -35,6 +35,15 @@ Severity = Literal[1, 2, 3, 4]
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A frozen value that goes to disk as JSON."""
+
+
+T = TypeVar("T")
+
+
+def encoded(default: T) -> T:
+    """A default that is encoded all the same, in a struct that omits its defaults."""
+    value: T = msgspec.field(default_factory=lambda: default)
+    return value
 
 
 def encode(record: object) -> bytes:

@@ -40,7 +40,7 @@ class PlantedPassages:
 
     def __init__(self, plan: Plan) -> None:
         self._plan, retrieval = plan, plan.application.retrieval
-        self._index = "" if isinstance(retrieval, UnsetType) else retrieval.read_hash
+        self._index = "" if retrieval is None else retrieval.read_hash
         applied = enumerate(plan.attacks if self._index else ())
         self._attacks = {a: found for a, spec in applied if (found := attacks.planned(spec)).deliveries}
         self._known: dict[tuple[int, int], tuple[Retrieved, ...]] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UnsetType
 
 from heredity.application.retrieval.store import searching_in
 from heredity.core.progress import Meter, Watch
@@ -82,7 +82,7 @@ def _searches(plan: Plan) -> list[_Search]:
 
 
 def _all_searches(plan: Plan) -> Iterator[_Search]:
-    if plan.application.retrieval is UNSET:
+    if plan.application.retrieval is None:
         return
     for attack in map(attacks.planned, plan.attacks):
         for probe in plan.probes:
@@ -110,5 +110,5 @@ def _embedder(plan: Plan) -> Embedder:
     from heredity.application.retrieval.index import opened
 
     retrieval = plan.application.retrieval
-    assert not isinstance(retrieval, UnsetType)
+    assert retrieval is not None
     return opened(Path(retrieval.index), retrieval.read_hash).embedder

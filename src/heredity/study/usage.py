@@ -24,10 +24,10 @@ def expected_usage(plan: Plan, n_thoughts: int = 0) -> Usage:
     """
     n = n_requests(plan)
     layer = plan.application
-    system = "" if isinstance(layer.system, msgspec.UnsetType) else layer.system
+    system = "" if layer.system is None else layer.system
     n_shared = len(encode([system, layer.few_shot, layer.passages, layer.tools]))
     own = [sum(map(len, probe.turns)) + len(probe.passage) for probe in plan.probes]
-    if not isinstance(layer.retrieval, msgspec.UnsetType):
+    if layer.retrieval is not None:
         n_shared += layer.retrieval.most_bytes()
     prompt = (n_shared + sum(own) / max(1, len(own))) / BYTES_PER_TOKEN
     return Usage(round(n * prompt), round(n * (layer.decoding.max_tokens + n_thoughts)), is_estimated=True)

@@ -25,7 +25,7 @@ class WithoutRetrieval(GuardRule, frozen=True):
     def prepare(self, request: Request, application: Application) -> Request:
         """The request without the passages of the application's index, and those planted next to it."""
         retrieval = application.retrieval
-        if retrieval is UNSET:
+        if retrieval is None:
             return request
         planted = () if isinstance(request.planted, UnsetType) else map(shown_passage, request.planted)
         shown = frozenset(planted)

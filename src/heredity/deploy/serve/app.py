@@ -40,7 +40,6 @@ from contextlib import (
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -385,7 +384,7 @@ def _read(
 ) -> ParsedRequest | None:
     """Parse a body; None if passages have to be retrieved or a schema compiled, which takes time."""
     layer = rules.application
-    is_slow = _has_form(body) or (layer is not None and layer.retrieval is not UNSET)
+    is_slow = _has_form(body) or (layer is not None and layer.retrieval is not None)
     return None if is_slow else _understood(lambda: parse(body, rules))
 
 

@@ -153,7 +153,7 @@ def converse(
     if layer is None:
         request = Request(0, tuple(_alone(messages)), decoding, seed, prefill, tuple(tools))
     else:
-        if rules.limiter is not None and not isinstance(layer.retrieval, UnsetType):
+        if rules.limiter is not None and layer.retrieval is not None:
             # Before passages are searched for each question, which takes long for a long one.
             asked = "\n".join(each.text for each in messages if each.role == "user")
             rules.limiter.check_length(Request(0, (Message("user", asked),)))

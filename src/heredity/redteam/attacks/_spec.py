@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from typing import Generic, TypeVar, cast
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from heredity import engines
 from heredity.application.spec import Application
@@ -345,7 +344,7 @@ def context_for(application: Application) -> AttackContext:
         words=probes.slot_values(application),
         max_turns=application.max_turns,
         decoding=application.decoding,
-        has_retrieval=application.retrieval is not UNSET,
+        has_retrieval=application.retrieval is not None,
     )
 
 
@@ -370,7 +369,7 @@ def check_attacker(applied: Sequence[Attack], *, is_there: bool) -> None:
 def check_index(applied: Sequence[Attack], asked: Sequence[Probe], application: Application) -> None:
     """Raise UsageError if an attack searches on an embedding model, and the application by words only."""
     retrieval = application.retrieval
-    if isinstance(retrieval, UnsetType) or retrieval.method != "bm25":
+    if retrieval is None or retrieval.method != "bm25":
         return
     if searching := next((each for each in applied if any(map(each.wanted, asked))), None):
         raise UsageError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import msgspec
-from msgspec import UnsetType
 
 from heredity.application.spec import Application
 from heredity.application.tools import World, covers, words
@@ -39,7 +38,7 @@ class StateCheck(BreachCheck, frozen=True):
 
     def why_not(self, application: Application) -> str | None:
         """The application needs a state that has what the check allows."""
-        if isinstance(application.state, UnsetType):
+        if application.state is None:
             return "the application has no state that its tools change"
         for root in (change.at.split("/")[0] for change in self.allows):
             if root not in application.state:

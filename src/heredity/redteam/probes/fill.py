@@ -103,7 +103,7 @@ def _untold_secret(probe: Probe, application: Application) -> str | None:
     """A model that never sees the secret cannot disclose it: its rate of 0 would mean nothing."""
     if probe.check.kind != "secret" or application.rendering not in ("plain", "native"):
         return None  # what another target holds is not ours to read
-    state = {} if isinstance(application.state, UnsetType) else application.state
+    state = {} if application.state is None else application.state
     shown = msgspec.to_builtins((application.messages(), application.tools, state, probe))
     told = squeeze(fold("\n".join(_texts(shown))))
     if any(squeeze(fold(secret.value)) in told for secret in application.secrets):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import msgspec
 import numpy as np
 
 from heredity.core.records import Estimate, Record
@@ -58,7 +57,7 @@ Row = RetrievedBreaches
 
 def compute(evidence: StudyEvidence) -> Iterator[RetrievedBreaches]:
     """One row per model, attack and scope, then per technique; none without retrieval."""
-    if evidence.plan.application.retrieval is msgspec.UNSET:
+    if evidence.plan.application.retrieval is None:
         return iter(())
     trials = _RetrievedTrials(evidence.outcomes)
     evidence.watch(trials.see)
