@@ -79,7 +79,7 @@ contracts:
 
 limits:
 	$(BIN)/python tools/prose.py --counts
-	$(BIN)/python tools/shape.py --static --limits --summary
+	$(BIN)/python tools/shape.py --limits --summary
 
 test-fast: $(VENV)/.dev ## the inner loop, within a minute: tests without a model, a process or a sleep
 	$(BIN)/pytest -m "not slow and not models and not proof" -n auto --maxprocesses 4 $(ARGS)
@@ -87,7 +87,7 @@ test-fast: $(VENV)/.dev ## the inner loop, within a minute: tests without a mode
 prose: $(VENV)/.made ## the English of documents, docstrings and help: sentences, numbers, lines, banned words
 	@$(BIN)/python tools/prose.py $(ARGS)
 
-shape: $(VENV)/.torch ## entries at the root, files that three runs enter, circles, names: aims and limits
+shape: $(VENV)/.torch ## files that four runs enter, size, error codes, circles, names: limits and aims
 	@$(BIN)/python tools/shape.py $(ARGS)
 
 bench: $(VENV)/.dev ## the speed figures, as ratios in one run

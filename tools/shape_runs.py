@@ -1,7 +1,7 @@
-"""Run heredity three times on tiny inputs and record which of its files are entered.
+"""Run heredity four times on tiny inputs and record which of its files are entered.
 
-    python tools/shape_runs.py model FOLDER           # once, before lora and ask: a tiny model into a store
-    python tools/shape_runs.py lora|study|ask FOLDER  # one run; prints the files as JSON
+    python tools/shape_runs.py model FOLDER                 # once, before lora and ask: a tiny model
+    python tools/shape_runs.py lora|study|ask|serve FOLDER  # one run; prints the files as JSON
 
 A file is entered when one of its functions runs. The body of a module or class does not count. A function
 that runs during an import does not count either: that is loading, not a path that a reader follows.
@@ -10,6 +10,7 @@ A comprehension belongs to its function. A template counts, because jinja compil
     lora     `heredity derive lora` on a Llama with two layers of random weights: every file
     study    a study of two scripted models, from the plan to the HTML report: every file
     ask      one prompt by `heredity ask` to the torch engine: files of `engines`, and files that these call
+    serve    one question to `heredity serve` with a scripted model, once it listens: every file
 
 Threads are recorded too, other processes are not.
 The runs use the command line and public names of `heredity` only, so that its modules can move.
@@ -17,15 +18,19 @@ The runs use the command line and public names of `heredity` only, so that its m
 
 from __future__ import annotations
 
+import http.client
 import inspect
 import io
 import json
 import os
 import runpy
+import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -36,7 +41,7 @@ _IMPORTING = "<frozen importlib"
 
 
 class Recorder:
-    """Profiles every thread started after `start`, and keeps the files beneath `source` that are entered.
+    """Traces every thread started after `start`, and keeps the files beneath `source` that are entered.
 
     within: only count a function of this folder, or one that is called, at any depth, by a function of it.
     """
@@ -49,17 +54,22 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to record, in this thread and in those to come."""
-        threading.setprofile(self._note)
-        sys.setprofile(self._note)
+        threading.settrace(self._note)
+        sys.settrace(self._note)
 
     def stop(self) -> None:
         """Record no more."""
-        sys.setprofile(None)
-        threading.setprofile(None)
+        sys.settrace(None)
+        threading.settrace(None)
 
-    def _note(self, frame: FrameType, event: str, _: Any) -> None:
+    def clear(self) -> None:
+        """Forget what was entered until now."""
+        self._done.clear()
+        self.files.clear()
+
+    def _note(self, frame: FrameType, _: str, __: Any) -> None:
         code = frame.f_code
-        if event != "call" or code in self._done:
+        if code in self._done:
             return
         if not (code.co_filename.startswith(self._source) and _is_function(code)):
             self._done.add(code)
@@ -222,7 +232,54 @@ def run_ask(_: Path, recorder: Recorder) -> None:
     command("ask", "tiny", "What is it?", "--max-tokens", "8")
 
 
-RUNS: dict[str, Callable[[Path, Recorder], None]] = {"lora": run_lora, "study": run_study, "ask": run_ask}
+def run_serve(_: Path, recorder: Recorder) -> None:
+    """Start a server, ask it one question, and stop it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    files: list[str] = []
+
+    def ask() -> None:
+        sys.settrace(None)
+        try:
+            _await_health(port)
+            recorder.clear()
+            body = {"model": "scripted:careful", "messages": [{"role": "user", "content": "What is it?"}]}
+            _fetch(port, "POST", "/v1/chat/completions", json.dumps(body))
+            files.extend(recorder.files)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    recorder.start()
+    threading.Thread(target=ask).start()
+    command("serve", "scripted:careful", "--port", str(port))
+    recorder.files = set(files)
+
+
+def _await_health(port: int) -> None:
+    for _ in range(600):
+        with suppress(ConnectionRefusedError):
+            return _fetch(port, "GET", "/health")
+        time.sleep(0.1)
+    raise RuntimeError("the server did not listen within a minute")
+
+
+def _fetch(port: int, method: str, path: str, body: str | None = None) -> None:
+    """Raises RuntimeError for any status but 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    if answer.status != 200:
+        raise RuntimeError(f"{method} {path}: {answer.status} {text!r}")
+
+
+RUNS: dict[str, Callable[[Path, Recorder], None]] = {
+    "lora": run_lora,
+    "study": run_study,
+    "ask": run_ask,
+    "serve": run_serve,
+}
 WITHIN = {"ask": SOURCE / "engines"}
 
 
