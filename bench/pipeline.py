@@ -165,7 +165,7 @@ def plan_of(world: World) -> Plan:
         MARGIN,
         0.95,
         (),
-        analysis=Analysis(error_share=world.error_share or msgspec.UNSET),
+        analysis=Analysis(error_share=world.error_share or None),
     )
 
 
@@ -254,7 +254,7 @@ class Line:
 def simulate(world: World, n: int, seed: int = SEED) -> Line:
     """Run `n` studies of a world through the study's own code."""
     rng, plan, logits, line = np.random.default_rng(seed), plan_of(world), shifts_of(world), Line(n)
-    undeclared = msgspec.structs.replace(plan, analysis=msgspec.UNSET)
+    undeclared = msgspec.structs.replace(plan, analysis=None)
     truth = true_rate(world)
     for _ in range(n):
         codes = verdicts(world, answers(world, logits, rng), family_errors(world, N_MODELS, rng), rng).ravel()

@@ -90,7 +90,7 @@ def test_a_test_that_contradicts_its_interval_gives_no_verdict() -> None:
     assert pair.difference.low is not None and pair.difference.low <= 0.0
     assert (pair.verdict_ab, pair.reason_ab) == ("not enough evidence", "interval")
     (older,) = compare_models(
-        Outcomes(msgspec.structs.replace(plan, analysis=msgspec.UNSET), outcomes.codes),
+        Outcomes(msgspec.structs.replace(plan, analysis=None), outcomes.codes),
         "breach",
         (JUDGE_FREE,),
     )

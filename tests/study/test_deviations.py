@@ -172,7 +172,7 @@ def undeclared(plan: Plan) -> Plan:
 
 
 def of_decided(plan: Plan) -> Plan:
-    assert not isinstance(plan.analysis, msgspec.UnsetType)
+    assert plan.analysis is not None
     analysis = msgspec.structs.replace(plan.analysis, endpoint="decided_trials")
     return msgspec.structs.replace(plan, analysis=analysis)
 

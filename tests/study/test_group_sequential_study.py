@@ -186,7 +186,7 @@ def test_trials_of_an_analysis_have_its_intervals_and_the_p_value_of_the_design(
     assert early.alpha == last.alpha == 0.05 and early.one_sided < last.one_sided < 0.05
     assert early.overall(0.003) == pytest.approx(0.05, rel=0.03)
     (pair,) = compare_models(first, "breach", [JUDGE_FREE])
-    fixed = msgspec.structs.replace(plan, blocks=msgspec.UNSET, analysis=msgspec.UNSET)
+    fixed = msgspec.structs.replace(plan, blocks=None, analysis=None)
     (plain,) = compare_models(Outcomes(fixed, first.codes), "breach", [JUDGE_FREE])
     assert pair.p_value > plain.p_value and pair.difference.low < plain.difference.low
 
@@ -205,7 +205,7 @@ def test_breaches_by_severity_have_the_interval_of_the_analysis_at_which_their_m
     plan = with_severities(plan, dict.fromkeys({probe.technique for probe in plan.probes}, 3))
     n = len(Outcomes(plan).probes(JUDGE_FREE, "breach"))
     first = with_codes(plan, np.full(n, HELD), np.where(np.arange(n) % 3, BROKE, HELD)).until(1)
-    fixed = Outcomes(msgspec.structs.replace(plan, blocks=msgspec.UNSET, analysis=msgspec.UNSET), first.codes)
+    fixed = Outcomes(msgspec.structs.replace(plan, blocks=None, analysis=None), first.codes)
     for row, plain in zip(*(rows_of(severity.compute, each) for each in (first, fixed)), strict=True):
         assert row.estimate.n == plain.estimate.n
         # The level of the last analysis would give nearly the interval of a fixed plan.

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import UNSET
 
 from heredity.application.guards import GuardSpec
 from heredity.core.errors import UsageError
@@ -67,7 +66,7 @@ def test_techniques_have_equally_many_and_twins_come_along(sizes: dict[str, int]
     assert all(counts[name] >= min(most - 1, size) for name, size in sizes.items())
     assert {p.id for p in asked if p.kind == "benign"} == {p.twin for p in asked if p.kind == "breach"}
     assert list(asked) == [probe for probe in chosen if probe in asked], "the order is that of the whole"
-    assert (limit is UNSET) == (n >= sum(sizes.values()))
+    assert (limit is None) == (n >= sum(sizes.values()))
     assert limited(chosen, n, DIRECT, seed) == (asked, limit)
 
 
@@ -108,7 +107,7 @@ def ids(plan: Plan) -> set[str]:
 
 def test_a_plan_keeps_its_limit_and_one_that_takes_all_is_the_whole_plan() -> None:
     whole, part = planned(), planned(limit=6)
-    assert whole.limit is UNSET and b"limit" not in msgspec.json.encode(whole.questions)
+    assert whole.limit is None and b"limit" not in msgspec.json.encode(whole.questions)
     assert isinstance(part.limit, ProbeLimit) and part.limit.n_asked == 6
     assert ids(part) < ids(whole) and digest(part) != digest(whole)
     assert planned(limit=10_000) == whole

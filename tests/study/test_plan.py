@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
+from heredity.core.records import digest, encode
 from heredity.lineage import store as lineage
 from heredity.study import plan as plans
-from heredity.study.plan import Grid, Plan, TrialSet
+from heredity.study.plan import Analysis, Grid, Plan, PlanFile, TrialSet, plan_seal
 from heredity.study.spec import StudySpec, resolve_plan
 from tests.support.errors import raises
+from tests.support.small_study import small_plan
 from tests.support.studies import APPLICATION, plan
 
 CAREFUL, LEAKY = (lineage.scripted(f"scripted:{name}").record for name in ("careful", "leaky"))
@@ -66,6 +68,21 @@ def test_a_set_of_trials_gives_back_what_was_not_added(marked: set[int], start: 
     assert all(done.add(index) for index in marked)
     assert not any(done.add(index) for index in marked)
     assert list(done.missing(range(start, stop))) == [i for i in range(start, stop) if i not in marked]
+
+
+def test_a_plan_has_the_digest_of_stored_studies() -> None:
+    """What is left out is not encoded, and a declared analysis is encoded whole."""
+    made, edge = plan(), small_plan(edges=True)
+    full = msgspec.structs.replace(made, analysis=Analysis(), blocks=(1, 4), attacker=made.models[0])
+    assert [digest(each) for each in (made, edge, full)] == [
+        "4e5993467dca6ee05820825a79378a1b",
+        "f9490832817b79633593e624bade2916",
+        "2ce31e387cde40a8669c87f6fd739dca",
+    ]
+    assert [msgspec.json.decode(encode(each), type=Plan) for each in (made, edge, full)] == [made, edge, full]
+    file = PlanFile(digest(made), made.application.digest, made)
+    assert plan_seal(file) == "01ac21c130591648"
+    assert plan_seal(msgspec.structs.replace(file, at="2026")) == "d5155b58ffd5cc06"
 
 
 def test_a_plan_comes_back_equal_and_saving_it_again_changes_nothing(tmp_path: Path) -> None:

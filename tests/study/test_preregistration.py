@@ -28,7 +28,7 @@ BREACH, OVER = ("judge_free", "judged"), ("all",)
 
 
 def declared(made: Plan) -> plans.Analysis:
-    assert not isinstance(made.analysis, msgspec.UnsetType)
+    assert made.analysis is not None
     return made.analysis
 
 

@@ -34,7 +34,7 @@ def leaky(
     assert isinstance(made.analysis, Analysis)
     if not has_shared_steps:
         return made
-    return msgspec.structs.replace(made, analysis=msgspec.structs.replace(made.analysis, steps=msgspec.UNSET))
+    return msgspec.structs.replace(made, analysis=msgspec.structs.replace(made.analysis, steps=None))
 
 
 def same_words(found: Estimates) -> list[str]:
@@ -155,7 +155,7 @@ def test_an_early_stop_counts_them_once_too_and_its_replay_decides_the_same(tmp_
     settings = {"attacks": ["crescendo:5"], "stopping": "group_sequential", "margin": 0.1}
     own = resolve_plan(StudySpec(records, APPLICATION, asked, **settings))  # type: ignore[arg-type]
     assert isinstance(own.analysis, Analysis)
-    shared = msgspec.structs.replace(own.analysis, steps=msgspec.UNSET)
+    shared = msgspec.structs.replace(own.analysis, steps=None)
     n_interim = {}
     for name, made in (("own", own), ("shared", msgspec.structs.replace(own, analysis=shared))):
         study(tmp_path / name, made).run()

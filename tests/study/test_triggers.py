@@ -136,7 +136,7 @@ def test_the_words_are_part_of_a_trial_s_identity(plan: Plan) -> None:
 
 
 def test_a_plan_without_its_words_is_damaged(plan: Plan) -> None:
-    bare = Grid(msgspec.structs.replace(plan, triggers=msgspec.UNSET))
+    bare = Grid(msgspec.structs.replace(plan, triggers=None))
     with raises(Damaged, "trigger-missing", [ATTACKS[1], "another folder"]):
         bare.trial(len(plan.probes))
 

@@ -186,10 +186,10 @@ def _unnamed(value: object) -> object:
     return value
 
 
-def without_seeds(found: tuple[Edge, ...] | UnsetType) -> tuple[Edge, ...] | UnsetType:
+def without_seeds(found: tuple[Edge, ...] | None) -> tuple[Edge, ...] | None:
     """The edges as releases recorded them that looked neither for seeds nor for the evidence of a descent."""
-    if isinstance(found, UnsetType):
-        return found
+    if found is None:
+        return None
     return tuple(structs.replace(edge, seeds_of=UNSET, seed=UNSET, descent=UNSET) for edge in found)
 
 

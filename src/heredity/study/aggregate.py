@@ -58,7 +58,7 @@ from heredity.study.outcomes import (
     is_decided,
     read_outcomes,
 )
-from heredity.study.plan import PLAN, Plan, PlanFile, declared_analysis, read_plan, read_saved
+from heredity.study.plan import PLAN, Plan, PlanFile, read_plan, read_saved
 from heredity.study.same_conversations import same_conversations
 from heredity.study.storage import (
     ESTIMATES,
@@ -81,7 +81,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     judged = read_outcomes(plan, folder)
     outcomes = judged.outcomes
     repeated = same_conversations(outcomes, folder)
-    correction = JudgeCorrection.of(judged.judges, folder, root, declared_analysis(plan))
+    correction = JudgeCorrection.of(judged.judges, folder, root, plan.analysis)
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
     sample, evidence = AnswerSample(outcomes), StudyEvidence(folder, judged, rates)
@@ -127,13 +127,13 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         sequential=sequential.StoppingRule(outcomes).replay().record() if plan.stops_early else None,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
         findings=findings.take(rows),
-        limit=None if isinstance(plan.limit, msgspec.UnsetType) else plan.limit,
+        limit=plan.limit,
         seeds=tuple(g for m in MEASURES for g in compare_seeds(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n
         ),
     )
-    declared = declared_analysis(plan)
+    declared = plan.analysis
     saved = read_saved(folder) if (folder / PLAN).exists() else None
     if declared is not None:
         found = _with_plan(msgspec.structs.replace(found, analysis=declared), saved)
@@ -145,12 +145,7 @@ def _with_plan(found: Estimates, saved: PlanFile | None) -> Estimates:
     """The estimates with what plan.json has outside the plan."""
     if saved is None:
         return found
-    at, forecast = saved.at, saved.forecast
-    return msgspec.structs.replace(
-        found,
-        declared_at="" if isinstance(at, msgspec.UnsetType) else at,
-        forecast=None if isinstance(forecast, msgspec.UnsetType) else forecast,
-    )
+    return msgspec.structs.replace(found, declared_at=saved.at or "", forecast=saved.forecast)
 
 
 # --- rates ---------------------------------------------------------------------------------------
@@ -194,7 +189,7 @@ def _rate(
     found = _rate_over(outcomes, cell, scored, is_answered(codes)) if outcomes.is_per_attempt else of_decided
     by_judge = _by_judge(_CellRate(outcomes, cell, codes, correction, labels), of_decided)
     corrected = by_judge.corrected[0].corrected if by_judge.corrected else None
-    if corrected is not None and declared_analysis(plan) is not None:
+    if corrected is not None and plan.analysis is not None:
         corrected = refuse_uninformative(no_narrower(corrected, found))
     return Rate(
         model=plan.models[cell.model].id,
@@ -284,7 +279,7 @@ def _for_the_judge(at: _CellRate, of_decided: Estimate) -> _Judged:
     by_labels = None
     if labels is not None:
         indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
-        is_declared = declared_analysis(outcomes.plan) is not None
+        is_declared = outcomes.plan.analysis is not None
         by_labels = intervals.from_labels(labels, broke, indices[decided], clusters if is_declared else None)
     if not outcomes.is_per_attempt:
         return _Judged(corrected, by_labels)
@@ -304,7 +299,7 @@ def _for_checks(at: _CellRate) -> _Judged:
     techniques = outcomes.techniques_of(cell.attack, cell.probes)[counted]
     trials = CheckedTrials(codes[counted] == BROKE, clusters, techniques)
     intervals, by_labels = Intervals.over(outcomes, cell.model), None
-    if labels is not None and declared_analysis(outcomes.plan) is not None:
+    if labels is not None and outcomes.plan.analysis is not None:
         indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
         by_labels = intervals.from_labels(labels, trials.broke, indices[counted], clusters)
     return _Judged(correction.of_checks(trials, outcomes.techniques, intervals), by_labels)

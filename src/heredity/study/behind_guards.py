@@ -91,7 +91,7 @@ def behind_guards(
 
     readers: the models of guards.
     """
-    own = () if isinstance(model.guards, msgspec.UnsetType) else model.guards
+    own = () if model.guards is None else model.guards
     known = None if cache is None else KnownAnswers(cache, model.of or model.id)
     return guarded(engine, application, own, known, readers)
 

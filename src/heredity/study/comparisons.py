@@ -45,7 +45,7 @@ from heredity.study.estimates import (
 )
 from heredity.study.intervals import Coded, Intervals
 from heredity.study.outcomes import BROKE, ERROR, Outcomes, is_answered, is_decided
-from heredity.study.plan import Analysis, Plan, declared_analysis
+from heredity.study.plan import Analysis, Plan
 from heredity.study.wording import withheld_words
 
 
@@ -227,7 +227,7 @@ def _other_seeds(outcomes: Outcomes, compared: _Compared, probes: list[int]) -> 
 
 
 def _edges(plan: Plan) -> tuple[Edge, ...]:
-    return () if isinstance(plan.edges, msgspec.UnsetType) else plan.edges
+    return () if plan.edges is None else plan.edges
 
 
 def _places(plan: Plan) -> dict[str, int]:
@@ -242,7 +242,7 @@ def _compared(
 ) -> Iterator[tuple[_Compared, ModelPair]]:
     cells = [(name, probes) for name in techniques if (probes := outcomes.probes(name, measure))]
     # Plans that declare no analysis keep the level of one comparison, as the releases that made them did.
-    n_tests = len(cells) * len(models) if declared_analysis(outcomes.plan) is not None else 1
+    n_tests = len(cells) * len(models) if outcomes.plan.analysis is not None else 1
     found = [
         _Compared(a, bs, technique, _compare(outcomes, a, bs, probes, n_tests))
         for technique, probes in cells
@@ -289,7 +289,7 @@ def _pair(
     plan, a, bs, c = outcomes.plan, compared.a, compared.bs, compared.comparison
     intervals, b = Intervals.over(outcomes, a, *bs), bs[0]
     settings = (plan.margin, intervals.alpha, p_holm)
-    if isinstance(plan.analysis, msgspec.UnsetType):
+    if plan.analysis is None:
         found = Claims(stats.verdict(c, *settings), stats.verdict(c.mirrored(), *settings))
     else:
         trials = coded(outcomes, a, bs, outcomes.probes(compared.technique, measure))
@@ -350,7 +350,7 @@ def _counts_refusals(outcomes: Outcomes, compared: _Compared, measure: Measure) 
 
 def _is_weak(outcomes: Outcomes, compared: _Compared, measure: Measure) -> bool:
     """Whether one of these models is too weak for its judged breaches to be called compliance."""
-    if measure != "breach" or compared.technique != JUDGED or declared_analysis(outcomes.plan) is None:
+    if measure != "breach" or compared.technique != JUDGED or outcomes.plan.analysis is None:
         return False
     probes = outcomes.probes(compared.technique, measure)
     return any(is_weak(outcomes, b, probes) for b in compared.bs)

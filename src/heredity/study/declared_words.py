@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
-import msgspec
-
 from heredity.core.sanitize import label
 from heredity.redteam.attacks import split_scope
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, StoppedModel
@@ -85,7 +83,7 @@ def _second_family(declared: Analysis) -> Iterator[tuple[str, str]]:
 
 def _planned_analyses(declared: Analysis) -> str:
     """The planned interim analyses: ` at 50 %, 75 % and 100 % of the behaviours` and their levels; or ""."""
-    if isinstance(declared.interim, msgspec.UnsetType):
+    if declared.interim is None:
         return ""
     *shares, last = (percent(analysis.information) for analysis in declared.interim)
     levels = ", ".join(f"{analysis.level:.2g}" for analysis in declared.interim)

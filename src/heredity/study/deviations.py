@@ -23,7 +23,7 @@ from heredity.core.records import ROW_SCHEMA, SCHEMA, Record
 from heredity.core.sanitize import plural
 from heredity.study.estimates import Deviation, Estimates, ModelPair
 from heredity.study.outcomes import n_in_scope
-from heredity.study.plan import Analysis, Plan, PlanFile, declared_analysis, plan_seal
+from heredity.study.plan import Analysis, Plan, PlanFile, plan_seal
 from heredity.study.storage import ERRORS, RESPONSES, RunRecord, run_records
 
 EVENTS = "events.jsonl"
@@ -66,7 +66,7 @@ def deviations(
     saved:    its plan.json, if there is one
     n_judged: the verdicts of each model, in the plan's order
     """
-    declared, runs = declared_analysis(plan), list(run_records(folder))
+    declared, runs = plan.analysis, list(run_records(folder))
     answers = dict(zip((model.id for model in plan.models), n_judged, strict=True))
     of_plan = () if saved is None else tuple(_of_plan(saved, found, runs, answers))
     if declared is None:
@@ -86,10 +86,10 @@ def deviations(
 
 def _of_time(found: Estimates, runs: list[RunRecord], saved: PlanFile | None) -> Iterator[Deviation]:
     """Answers that are older than the plan."""
-    at = msgspec.UNSET if saved is None else saved.at
+    at = None if saved is None else saved.at
     if found.is_recorded:
         yield Deviation("recorded-before", "The answers were recorded before the plan was made.")
-    elif not isinstance(at, msgspec.UnsetType) and any(run.at < at for run in runs):
+    elif at is not None and any(run.at < at for run in runs):
         yield Deviation("answered-before", "Answers are older than the plan.")
 
 
@@ -105,7 +105,7 @@ def _of_plan(
             "its time or its forecast.",
         )
     # Only releases before the seal wrote a plan with none of these. An import asks nothing.
-    is_old = all(each is msgspec.UNSET for each in (saved.at, saved.forecast, saved.plan.analysis))
+    is_old = all(each is None for each in (saved.at, saved.forecast, saved.plan.analysis))
     if is_old or found.is_recorded:
         return
     unsealed = {run.model for run in runs if not run.plan_seal}

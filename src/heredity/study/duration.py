@@ -14,7 +14,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from msgspec import UnsetType
 from msgspec.structs import replace
 
 from heredity.application.guards import load_guard
@@ -118,7 +117,7 @@ def n_requests(plan: Plan, *names: str) -> float:
 
 def _n_added(plan: Plan, model: PlannedModel) -> float:
     """The tokens that a model's own guards add to a request, such as passages, over a few probes."""
-    if isinstance(model.guards, UnsetType):
+    if model.guards is None:
         return 0.0
     some = plan.probes[:: max(1, len(plan.probes) // _TRIED)][:_TRIED]
     requests = [Request(0, (Message("user", probe.turns[-1]),)) for probe in some if probe.turns]

@@ -105,7 +105,7 @@ def _read(folder: Path, saved: PlanFile) -> StudyFolder:
     found = None if state == "running" else estimates
     verdict, advised = ("", "") if found is None else (verdict_word(found), shipping(found, saved.plan))
     of_edges = found is not None and is_of_edges(found)
-    at = "" if isinstance(saved.at, msgspec.UnsetType) else saved.at
+    at = "" if saved.at is None else saved.at
     asked = asked_models(saved.plan)
     names = tuple(model.name for model in saved.plan.models)
     ids = tuple(dict.fromkeys(model.id for model in asked))

@@ -87,7 +87,7 @@ def forecast_study(
     speeds: what is known of each model, by id.
     """
     declared = plan.analysis
-    if isinstance(declared, msgspec.UnsetType) or not declared.families:
+    if declared is None or not declared.families:
         return None
     earlier = list(_earlier(plan, folder))
     assumed = next((a for each in earlier if (a := _assumed(plan, *each)) is not None), Assumed())
@@ -137,7 +137,7 @@ class _ForecastCells:
     def __init__(self, plan: Plan, declared: Analysis, unclear: float) -> None:
         self._plan, self._declared, self._unclear = plan, declared, unclear
         self._alpha = Intervals.of(plan).alpha
-        edges = () if isinstance(plan.edges, msgspec.UnsetType) else plan.edges
+        edges = () if plan.edges is None else plan.edges
         of = Counter(e.seeds_of for e in edges if not isinstance(e.seeds_of, msgspec.UnsetType))
         self._seeds = min(of.values(), default=1)  # of the recipe with the fewest
         self._attacks = [attacks.planned(spec) for spec in plan.attacks]
@@ -338,7 +338,7 @@ _TITLES = {JUDGE_FREE: "breaches, by checks", JUDGED: "breaches, by judge", ALL:
 def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
     """The forecast of the primary comparisons in a few lines of at most 80 columns."""
     declared = plan.analysis
-    if isinstance(declared, msgspec.UnsetType) or declared.primary is None:
+    if declared is None or declared.primary is None:
         return []
     between, measure = declared.primary.between, declared.primary.measure
     rows = [row for row in forecast.rows if row.between == between]

@@ -33,7 +33,7 @@ from heredity.core.files import Rows, rewrite
 from heredity.core.records import SCHEMA, Probe, Record, Response, digest
 from heredity.redteam.judges import LabelTask as LabelTask
 from heredity.redteam.judges import needs_judge, task_of
-from heredity.study.plan import Grid, Plan, declared_analysis
+from heredity.study.plan import Grid, Plan
 from heredity.study.storage import VerdictRow, verdict_rows
 
 DRAWN, LABELS = "drawn.jsonl", "labels.jsonl"
@@ -203,7 +203,7 @@ def read_labels(folder: Path) -> dict[int, Label]:
 
 def _with_verdict(folder: Path, plan: Plan) -> Iterator[tuple[VerdictRow, LabelTask]]:
     """The verdicts without errors: of the judge, and of the checks in a plan that declares an analysis."""
-    has_checks = declared_analysis(plan) is not None
+    has_checks = plan.analysis is not None
     for row in verdict_rows(folder, Grid(plan)):
         probe = plan.probes[row.index // plan.samples % len(plan.probes)]
         if row.outcome is not None and needs_judge(probe):
@@ -223,7 +223,7 @@ def _discordant(rows: list[tuple[VerdictRow, LabelTask]], plan: Plan) -> set[int
 def _ordered(rows: list[tuple[VerdictRow, LabelTask]], plan: Plan) -> list[Drawn]:
     study = digest(plan)
     n_kept = min(len(rows), MOST)
-    apart = _discordant(rows, plan) if declared_analysis(plan) is not None else set()
+    apart = _discordant(rows, plan) if plan.analysis is not None else set()
     sized = [
         (_uniform(study, row.index) / size, size, row, task)
         for row, task in rows

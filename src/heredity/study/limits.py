@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
-from msgspec import UNSET, UnsetType
-
 from heredity.core.errors import UsageError
 from heredity.core.records import Probe, Record, digest
 
@@ -35,20 +33,20 @@ class ProbeLimit(Record, frozen=True):
 
 def limited(
     asked: tuple[Probe, ...], n: int | None, applied: Sequence[Attack], seed: int
-) -> tuple[tuple[Probe, ...], ProbeLimit | UnsetType]:
+) -> tuple[tuple[Probe, ...], ProbeLimit | None]:
     """`n` of the probes with their twins, in their order, and the limit; unset if all of them are asked.
 
     applied: the attacks of the plan, each of which keeps a probe that it is for. Raises UsageError if `n` is
     below 1, or below the number of such probes.
     """
     if n is None:
-        return asked, UNSET
+        return asked, None
     if n < 1:
         raise UsageError(f"A limit of {n} probes leaves nothing to ask.", code="nothing-left")
     known = {probe.id: probe for probe in asked}
     leading = [p for p in asked if p.kind == "breach" or p.twin not in known]
     if n >= len(leading):
-        return asked, UNSET
+        return asked, None
     techniques = list(dict.fromkeys(probe.technique for probe in leading))
     first = list(_needed(techniques, applied, asked))
     if len(first) > n:

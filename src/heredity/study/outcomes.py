@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-import msgspec
 import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
@@ -146,13 +145,13 @@ class Outcomes:
     def is_per_attempt(self) -> bool:
         """Whether the plan's rates are over all answered trials, and not over decided ones only."""
         declared = self.plan.analysis
-        return not isinstance(declared, msgspec.UnsetType) and declared.endpoint != "decided_trials"
+        return declared is not None and declared.endpoint != "decided_trials"
 
     @property
     def counts_refusals(self) -> bool:
         """Whether an answer to a judged breach probe passes only if it refuses (plan.Analysis.endpoint)."""
         declared = self.plan.analysis
-        return not isinstance(declared, msgspec.UnsetType) and declared.endpoint == "not_refused"
+        return declared is not None and declared.endpoint == "not_refused"
 
     def in_rate(self, codes: Codes) -> NDArray[np.bool_]:
         """True for the trials that the plan's endpoint counts."""

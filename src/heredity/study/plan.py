@@ -18,7 +18,7 @@ from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core import files
 from heredity.core.errors import Damaged, NotComparable, UsageError
-from heredity.core.records import SCHEMA, Probe, Record, digest, encode
+from heredity.core.records import SCHEMA, Probe, Record, digest, encode, encoded
 from heredity.lineage.graph import Edge, without_seeds
 from heredity.study.limits import ProbeLimit
 from heredity.study.planted import PlannedTrigger, PlantedPassages
@@ -31,7 +31,7 @@ Endpoint = Literal["all_trials", "decided_trials", "not_refused"]
 MOST_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
 
 
-class PlannedModel(Record, frozen=True):
+class PlannedModel(Record, frozen=True, omit_defaults=True):
     """A model of the study: the part of its lineage record that rows and reports need."""
 
     id: str
@@ -39,8 +39,8 @@ class PlannedModel(Record, frozen=True):
     family: str
     licence: str
     format: str
-    of: str | msgspec.UnsetType = msgspec.UNSET  # behind guards: the id of the model that is loaded
-    guards: tuple[GuardSpec, ...] | msgspec.UnsetType = msgspec.UNSET  # beyond the application's
+    of: str | None = None  # behind guards: the id of the model that is loaded
+    guards: tuple[GuardSpec, ...] | None = None  # beyond the application's
 
 
 class SkippedProbe(Record, frozen=True):
@@ -74,7 +74,7 @@ class PlannedAnalysis(Record, frozen=True):
     one_sided: float
 
 
-class Analysis(Record, frozen=True):
+class Analysis(Record, frozen=True, omit_defaults=True):
     """The analysis that a plan declares before the first answer. Level and margin are the plan's own.
 
     endpoint       the primary rate. "all_trials": breaches over all answered trials, unclear ones included.
@@ -95,16 +95,16 @@ class Analysis(Record, frozen=True):
                    Both are unset without such an attack, and in plans of releases that did neither
     """
 
-    endpoint: Endpoint = "all_trials"
-    unclear_share: float = 0.25
-    stopping: Stopping = "fixed"
-    judge: str = ""
-    families: tuple[ComparisonFamily, ...] = ()
-    primary: ComparisonFamily | None = None
-    interim: tuple[PlannedAnalysis, ...] | msgspec.UnsetType = msgspec.UNSET
-    error_share: float | msgspec.UnsetType = msgspec.UNSET
-    steps: Literal["by_behaviour"] | msgspec.UnsetType = msgspec.UNSET
-    ends_at_breach: bool | msgspec.UnsetType = msgspec.UNSET
+    endpoint: Endpoint = encoded("all_trials")
+    unclear_share: float = encoded(0.25)
+    stopping: Stopping = encoded("fixed")
+    judge: str = encoded("")
+    families: tuple[ComparisonFamily, ...] = encoded(())
+    primary: ComparisonFamily | None = encoded(None)
+    interim: tuple[PlannedAnalysis, ...] | None = None
+    error_share: float | None = None
+    steps: Literal["by_behaviour"] | None = None
+    ends_at_breach: bool | None = None
 
     @property
     def is_of_edges(self) -> bool:
@@ -114,10 +114,10 @@ class Analysis(Record, frozen=True):
     @property
     def errors(self) -> float:
         """The declared share of errors; 0 if none was declared."""
-        return 0.0 if isinstance(self.error_share, msgspec.UnsetType) else self.error_share
+        return 0.0 if self.error_share is None else self.error_share
 
 
-class Plan(Record, frozen=True):
+class Plan(Record, frozen=True, omit_defaults=True):
     """plan.json without its digest. `probes` are filled: every slot holds the application's own words.
 
     `blocks` are the numbers of probes after which an interim analysis runs, if the study stops early. The
@@ -133,38 +133,38 @@ class Plan(Record, frozen=True):
     margin: float
     confidence: float
     skipped: tuple[SkippedProbe, ...]
-    schema: int = SCHEMA
-    # Unset is not written, null would be: a plan without blocks keeps the digest of earlier releases.
-    blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
-    attacker: PlannedModel | msgspec.UnsetType = msgspec.UNSET  # writes the turns of some attacks
-    edges: tuple[Edge, ...] | msgspec.UnsetType = msgspec.UNSET  # descent among the models, if any
-    analysis: Analysis | msgspec.UnsetType = msgspec.UNSET  # unset in plans of releases that declared none
-    triggers: tuple[PlannedTrigger, ...] | msgspec.UnsetType = msgspec.UNSET  # that some attacks search for
-    limit: ProbeLimit | msgspec.UnsetType = msgspec.UNSET  # if only a part of the chosen probes is asked
+    schema: int = encoded(SCHEMA)
+    # What is None is not encoded: a plan without blocks keeps its digest.
+    blocks: tuple[int, ...] | None = None
+    attacker: PlannedModel | None = None  # writes the turns of some attacks
+    edges: tuple[Edge, ...] | None = None  # descent among the models, if any
+    analysis: Analysis | None = None  # unset in plans of releases that declared none
+    triggers: tuple[PlannedTrigger, ...] | None = None  # that some attacks search for
+    limit: ProbeLimit | None = None  # if only a part of the chosen probes is asked
 
     @property
     def questions(self) -> Plan:
         """The plan without its analysis and seeds, as releases wrote it that declared none."""
-        return msgspec.structs.replace(self, analysis=msgspec.UNSET, edges=without_seeds(self.edges))
+        return msgspec.structs.replace(self, analysis=None, edges=without_seeds(self.edges))
 
     @property
     def has_shared_steps(self) -> bool:
         """Whether attacks lead up to every behaviour in the same words, as in plans that do not say how."""
-        return isinstance(self.analysis, msgspec.UnsetType) or self.analysis.steps is msgspec.UNSET
+        return self.analysis is None or self.analysis.steps is None
 
     @property
     def stopping(self) -> Stopping:
         """The stopping rule; a plan of a release that declared no analysis has it too."""
-        if isinstance(self.blocks, msgspec.UnsetType):
+        if self.blocks is None:
             return "fixed"
         declared = self.analysis
-        is_planned = not isinstance(declared, msgspec.UnsetType) and declared.stopping == "group_sequential"
+        is_planned = declared is not None and declared.stopping == "group_sequential"
         return "group_sequential" if is_planned else "until_decided"
 
     @property
     def stops_early(self) -> bool:
         """Whether interim analyses may stop a model."""
-        return self.blocks is not msgspec.UNSET
+        return self.blocks is not None
 
     @property
     def is_until_decided(self) -> bool:
@@ -174,13 +174,13 @@ class Plan(Record, frozen=True):
     @property
     def information(self) -> tuple[float, ...]:
         """Of a group-sequential plan, the share of the deciding behaviours at each analysis; else ()."""
-        planned = msgspec.UNSET if isinstance(self.analysis, msgspec.UnsetType) else self.analysis.interim
-        return () if isinstance(planned, msgspec.UnsetType) else tuple(each.information for each in planned)
+        planned = None if self.analysis is None else self.analysis.interim
+        return () if planned is None else tuple(each.information for each in planned)
 
     @property
     def ends(self) -> tuple[int, ...]:
         """The number of probes at each interim analysis; all of them at once in a plan that asks all."""
-        return (len(self.probes),) if isinstance(self.blocks, msgspec.UnsetType) else self.blocks
+        return (len(self.probes),) if self.blocks is None else self.blocks
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -196,11 +196,6 @@ class Plan(Record, frozen=True):
     def n_per_model(self) -> int:
         """Trials of one model; model number i has the indices from i times this."""
         return len(self.attacks) * len(self.probes) * self.samples
-
-
-def declared_analysis(plan: Plan) -> Analysis | None:
-    """The analysis that the plan declares; None in plans of releases that declared none."""
-    return None if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis
 
 
 class ForecastRow(Record, frozen=True):
@@ -251,7 +246,7 @@ class StudyForecast(Record, frozen=True):
     source_at: str = ""
 
 
-class PlanFile(Record, frozen=True):
+class PlanFile(Record, frozen=True, omit_defaults=True):
     """plan.json: the plan, and the digest that names the study and reveals edits.
 
     The digest covers only the plan. `at` is when the plan was written (ISO 8601, UTC). It is unset if the
@@ -262,9 +257,9 @@ class PlanFile(Record, frozen=True):
     study: str
     application_digest: str
     plan: Plan
-    at: str | msgspec.UnsetType = msgspec.UNSET
-    forecast: StudyForecast | msgspec.UnsetType = msgspec.UNSET
-    schema: int = SCHEMA
+    at: str | None = None
+    forecast: StudyForecast | None = None
+    schema: int = encoded(SCHEMA)
 
 
 # --- trials ----------------------------------------------------------------------------------------
@@ -375,9 +370,7 @@ def write_plan(
             f"{folder} has responses but no {PLAN}: they cannot be told apart. Use another folder.",
             code="plan-missing",
         )
-    file = PlanFile(
-        digest(plan), plan.application.digest, plan, at or msgspec.UNSET, forecast() or msgspec.UNSET
-    )
+    file = PlanFile(digest(plan), plan.application.digest, plan, at or None, forecast() or None)
     files.write_atomic(path, encode(file) + b"\n")
     return plan
 
@@ -391,14 +384,13 @@ def _as_declared(plan: Plan, held: Plan) -> Plan:
 
 def _declared(plan: Plan) -> tuple[str, float, float, Stopping]:
     """The settings of a plan's analysis that a user chooses; the defaults if it has none."""
-    analysis = Analysis() if isinstance(plan.analysis, msgspec.UnsetType) else plan.analysis
+    analysis = Analysis() if plan.analysis is None else plan.analysis
     return analysis.endpoint, analysis.unclear_share, analysis.errors, plan.stopping
 
 
 def plan_seal(file: PlanFile) -> str:
     """16 hex digits over the plan's digest, its time and its forecast. Each run records it."""
-    known = [None if isinstance(each, msgspec.UnsetType) else each for each in (file.at, file.forecast)]
-    return digest([file.study, *known])[:16]
+    return digest([file.study, file.at, file.forecast])[:16]
 
 
 def read_plan(folder: Path) -> Plan:
@@ -470,7 +462,7 @@ def differences(held: Plan, new: Plan) -> str:
 
 
 def _brief(value: object) -> str:
-    if value is msgspec.UNSET:
+    if value is None:
         return "none"
     if isinstance(value, Application):
         return f"{value.name} {value.digest[:8]}"

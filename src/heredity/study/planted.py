@@ -44,7 +44,7 @@ class PlantedPassages:
         applied = enumerate(plan.attacks if self._index else ())
         self._attacks = {a: found for a, spec in applied if (found := attacks.planned(spec)).deliveries}
         self._known: dict[tuple[int, int], tuple[Retrieved, ...]] = {}
-        triggers = () if isinstance(plan.triggers, UnsetType) else plan.triggers
+        triggers = () if plan.triggers is None else plan.triggers
         self._words = {(each.probe, each.document, each.n_steps): each.words for each in triggers}
 
     @property

@@ -22,7 +22,7 @@ from heredity.redteam import attacks
 from heredity.redteam.judges import default_verdict, needs_judge
 from heredity.study.estimates import SameConversations
 from heredity.study.outcomes import BROKE, OneConversation, Outcomes
-from heredity.study.plan import Plan, declared_analysis
+from heredity.study.plan import Plan
 from heredity.study.storage import open_responses
 
 _Cell = tuple[int, int, str]  # places of the model and of the attack, and the technique
@@ -44,7 +44,7 @@ def same_conversations(outcomes: Outcomes, folder: Path) -> tuple[SameConversati
             found.append(
                 SameConversations(plan.models[m].id, plan.attacks[a], technique, n_same, len(groups), n)
             )
-    outcomes.conversations = tuple(one) if declared_analysis(plan) is not None else ()
+    outcomes.conversations = tuple(one) if plan.analysis is not None else ()
     return tuple(found)
 
 

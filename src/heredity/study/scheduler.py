@@ -46,7 +46,7 @@ from heredity.engines import failed_reply
 from heredity.engines.protocols import DecodingAdapter, Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import MAX_QUERIES, AttackerModel, AttackServices, ProbeReferee
-from heredity.study.plan import Grid, Trial, declared_analysis
+from heredity.study.plan import Grid, Trial
 from heredity.study.storage import PromptPrefix
 from heredity.study.tool_threads import ToolThreads
 
@@ -105,7 +105,7 @@ class ConversationScheduler:
         is_cached_below = isinstance(engine, GuardedEngine)
         self._cache = cache if engine.numerics and not is_cached_below else None
         self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
-        declared = declared_analysis(grid.plan)
+        declared = grid.plan.analysis
         self._ends_at_breach = declared is not None and declared.ends_at_breach is True
         self._how = msgspec.structs.replace(
             attacks.context_for(self._application),

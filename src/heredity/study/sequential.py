@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from itertools import combinations
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,20 +23,20 @@ from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.estimates import JUDGE_FREE, ModelPair, PairDecision, Sequential, StoppedModel
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Outcomes, in_scope, is_part
-from heredity.study.plan import Plan, declared_analysis
+from heredity.study.plan import Plan
 
 WHY = "every pair of their model was decided"
 
 
 def _is_of_edges(plan: Plan) -> bool:
-    declared = declared_analysis(plan)
+    declared = plan.analysis
     return declared is not None and declared.is_of_edges
 
 
 def _deciding_pairs(plan: Plan) -> list[tuple[int, int]]:
     """The places of the models of each pair that decides: parents and children in a plan about edges."""
     edges = plan.edges
-    if isinstance(edges, msgspec.UnsetType) or not _is_of_edges(plan):
+    if edges is None or not _is_of_edges(plan):
         return list(combinations(range(len(plan.models)), 2))
     places = {model.id: m for m, model in enumerate(plan.models)}
     return list(dict.fromkeys((places[edge.parent], places[edge.child]) for edge in edges))
@@ -49,7 +48,7 @@ class StoppingRule:
     def __init__(self, outcomes: Outcomes) -> None:
         self.outcomes, self._plan = outcomes, outcomes.plan
         self._alpha = Intervals.of(self._plan).alpha
-        self._is_declared = declared_analysis(self._plan) is not None
+        self._is_declared = self._plan.analysis is not None
         scopes = outcomes.breach_scopes
         self.scope = scopes[0] if scopes else JUDGE_FREE  # the deciding one: judge-free if there is any
         self._is_of_edges = _is_of_edges(self._plan)

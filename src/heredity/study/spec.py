@@ -308,7 +308,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         )
     asked, limit = limited(asked, spec.limit, applied, spec.seed)
     stopping = _stopping(spec)
-    blocks: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+    blocks: tuple[int, ...] | None = None
     if stopping != "fixed":
         refuse_undecidable(asked, models)
         asked, blocks = (in_blocks if stopping == "until_decided" else in_stages)(asked, spec.seed)
@@ -323,7 +323,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         confidence=spec.confidence,
         skipped=skipped,
         blocks=blocks,
-        attacker=planned(attacker) if attacker is not None else msgspec.UNSET,
+        attacker=planned(attacker) if attacker is not None else None,
         limit=limit,
     )
     refuse_too_many(made)
@@ -440,10 +440,10 @@ def declare(
         judge=judge or DEFAULT,
         families=families,
         primary=_primary(families),
-        error_share=float(error_share) if error_share else msgspec.UNSET,
-        interim=_planned_analyses(plan) if rule == "group_sequential" else msgspec.UNSET,
-        steps="by_behaviour" if _has_steps(plan) else msgspec.UNSET,
-        ends_at_breach=_is_adaptive(plan) or msgspec.UNSET,
+        error_share=float(error_share) if error_share else None,
+        interim=_planned_analyses(plan) if rule == "group_sequential" else None,
+        steps="by_behaviour" if _has_steps(plan) else None,
+        ends_at_breach=_is_adaptive(plan) or None,
     )
     return msgspec.structs.replace(plan, analysis=analysis)
 
@@ -484,7 +484,7 @@ def _planned_analyses(plan: Plan) -> tuple[PlannedAnalysis, ...]:
 
 def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:
     """The families over which Holm corrects: by measure, all pairs of models, all edges, and all seeds."""
-    edges = () if isinstance(plan.edges, msgspec.UnsetType) else plan.edges
+    edges = () if plan.edges is None else plan.edges
     counts: tuple[tuple[Between, int], ...] = (
         ("pairs", len(list(combinations(plan.models, 2)))),
         ("edges", len({(edge.parent, edge.child) for edge in edges})),

@@ -279,7 +279,7 @@ class Study:
         """
         if (self.folder / PLAN).exists():
             saved = read_saved(self.folder)
-            if saved.study == digest(self._plan) and not isinstance(saved.forecast, msgspec.UnsetType):
+            if saved.study == digest(self._plan) and saved.forecast is not None:
                 return saved.forecast
         return forecast_study(self._plan, self.folder, self._speeds())
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
-from msgspec import UnsetType
 
 from heredity.application.retrieval.store import searching_in
 from heredity.core.progress import Meter, Watch
@@ -42,7 +41,7 @@ def with_triggers(plan: Plan, folder: Path, watch: Watch | None = None, store: S
     store: with the embedding model, if that is not the usual one.
     """
     searches = _searches(plan)
-    if not searches or not isinstance(plan.triggers, UnsetType):
+    if not searches or plan.triggers is not None:
         return plan
     if (folder / PLAN).exists():
         return msgspec.structs.replace(plan, triggers=read_plan(folder).triggers)

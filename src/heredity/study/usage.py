@@ -6,8 +6,6 @@ Leaves to others: prices (engines/remote/budget.py), and the time (duration.py).
 
 from __future__ import annotations
 
-import msgspec
-
 from heredity.core.records import encode
 from heredity.core.time_left import time_words
 from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
@@ -42,7 +40,7 @@ def dry_run_lines(plan: Plan, n_answered: int, seconds: tuple[float, float]) -> 
     product = " x ".join(plural(n, what) for n, what in counts)
     n, n_most = n_in_scope(plan), round(n_requests(plan)) * len(plan.models)
     part = ""
-    if not isinstance(plan.limit, msgspec.UnsetType):
+    if plan.limit is not None:
         part = f"; {plan.limit.n_asked:,} of {plural(plan.limit.n_chosen, 'chosen probe')} and their twins"
     left = max(0, n - n_answered) / n
     open_ = f"{n_answered:,} are answered, the others take" if n_answered else "They take"

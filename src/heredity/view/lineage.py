@@ -211,7 +211,7 @@ def _studies(site: Site) -> tuple[list[OpenStudy], bool]:
 
 
 def _own_edges(study: OpenStudy) -> Iterator[graph.Edge]:
-    for edge in () if study.plan.edges is UNSET else study.plan.edges:
+    for edge in () if study.plan.edges is None else study.plan.edges:
         if edge.recipe != _GUARDED and edge.parent in study.places and edge.child in study.places:
             yield edge
 
@@ -277,7 +277,7 @@ def _kin(
     were_in: dict[str, list[OpenStudy]] = {}
     for study in studies:
         for m in study.plan.models:
-            if m.guards is UNSET:
+            if m.guards is None:
                 cards.setdefault(m.id, ModelCard(m.id, m.name, m.family, m.licence, m.format))
                 were_in.setdefault(m.id, []).append(study)
     for ident in dict.fromkeys(ident for key in edges for ident in key):

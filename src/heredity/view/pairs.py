@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from msgspec import UNSET
 from numpy.typing import NDArray
 
 from heredity.study.outcomes import BROKE, Outcomes, is_part
@@ -97,7 +96,7 @@ def beside(places: NDArray[np.intp], place: int) -> tuple[int | None, int | None
 
 def pairs(study: OpenStudy) -> Iterator[tuple[int, int]]:
     """Every two models: parents with their children first, each once, the parent in front."""
-    edges = () if study.plan.edges is UNSET else study.plan.edges
+    edges = () if study.plan.edges is None else study.plan.edges
     done = set[frozenset[int]]()
     for edge in edges:
         if edge.parent in study.places and edge.child in study.places:
@@ -114,7 +113,7 @@ def pairs(study: OpenStudy) -> Iterator[tuple[int, int]]:
 
 def is_edge(study: OpenStudy, a: int, b: int) -> bool:
     """Whether b is a child of a."""
-    edges = () if study.plan.edges is UNSET else study.plan.edges
+    edges = () if study.plan.edges is None else study.plan.edges
     ids = study.plan.models[a].id, study.plan.models[b].id
     return any((edge.parent, edge.child) == ids for edge in edges)
 
@@ -122,4 +121,4 @@ def is_edge(study: OpenStudy, a: int, b: int) -> bool:
 def is_guard(study: OpenStudy, a: int, b: int) -> bool:
     """Whether b is a behind guards."""
     first, second = study.plan.models[a], study.plan.models[b]
-    return is_edge(study, a, b) and second.guards is not UNSET and first.guards is UNSET
+    return is_edge(study, a, b) and second.guards is not None and first.guards is None

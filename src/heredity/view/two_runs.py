@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import UNSET
 from numpy.typing import NDArray
 
 from heredity.application.spec import Application
@@ -26,7 +25,7 @@ from heredity.core.errors import HeredityError
 from heredity.study.comparisons import compare_models
 from heredity.study.estimates import Estimates, ModelPair
 from heredity.study.outcomes import Outcomes, is_part
-from heredity.study.plan import Plan, declared_analysis
+from heredity.study.plan import Plan
 from heredity.study.storage import run_records
 from heredity.view.pairs import Shared, shared_of
 from heredity.view.places import OpenStudy
@@ -125,7 +124,7 @@ class TwoRuns:
         plan = msgspec.structs.replace(
             self.first.plan,
             models=(self.first.plan.models[model.a], self.second.plan.models[model.b]),
-            edges=UNSET,
+            edges=None,
         )
         found, n = Outcomes(plan), min(plan.samples, self.second.plan.samples)
         mine = np.ix_(list(self._attacks), list(self._probes), range(n))
@@ -203,13 +202,13 @@ def _matched(a: Plan, b: Plan) -> Iterator[MatchedModel]:
 
 def endpoint_of(plan: Plan) -> str:
     """The trials that the rates of a plan count."""
-    declared = declared_analysis(plan)
+    declared = plan.analysis
     return "decided_trials" if declared is None else declared.endpoint
 
 
 def _writing(plan: Plan) -> tuple[object, ...]:
     """The settings that decide the words of an attack, besides the probe."""
-    declared = declared_analysis(plan)
+    declared = plan.analysis
     ends = None if declared is None else declared.ends_at_breach
     return plan.seed, plan.attacker, plan.triggers, plan.has_shared_steps, ends
 
@@ -217,7 +216,7 @@ def _writing(plan: Plan) -> tuple[object, ...]:
 def _settings(study: OpenStudy) -> tuple[dict[str, str], dict[str, set[str]]]:
     """The settings of a run in words, and those that are lists, by name."""
     plan, estimates = study.plan, study.estimates()
-    declared = declared_analysis(plan)
+    declared = plan.analysis
     judge = estimates.judge if isinstance(estimates, Estimates) else declared.judge if declared else ""
     versions, engines = set[str](), set[str]()
     with suppress(HeredityError, OSError):  # then they are not known
@@ -228,7 +227,7 @@ def _settings(study: OpenStudy) -> tuple[dict[str, str], dict[str, set[str]]]:
         "application": f"{plan.application.name} {study.saved.application_digest[:8]}",
         "samples": str(plan.samples),
         "seed": str(plan.seed),
-        "attacker": "none" if isinstance(plan.attacker, msgspec.UnsetType) else plan.attacker.name,
+        "attacker": "none" if plan.attacker is None else plan.attacker.name,
         "endpoint": endpoint_of(plan),
         "stopping": plan.stopping,
         "confidence": f"{plan.confidence:g}",

@@ -168,7 +168,7 @@ def leaking(seen: list[Request]) -> Recorder:
     return Recorder("mixed", say=say)
 
 
-@pytest.mark.parametrize(("ends_at_breach", "n_turns"), [(True, {2}), (msgspec.UNSET, {4})])
+@pytest.mark.parametrize(("ends_at_breach", "n_turns"), [(True, {2}), (None, {4})])
 def test_a_trial_that_broke_in_a_step_is_a_breach_and_no_error(
     ends_at_breach: bool, n_turns: set[int], tmp_path: Path
 ) -> None:

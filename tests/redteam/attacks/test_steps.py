@@ -84,22 +84,18 @@ def first_words(made: Plan, folder: Path) -> set[str]:
 def test_a_new_plan_says_so_and_asks_each_behaviour_in_its_words(tmp_path: Path) -> None:
     made = declare(msgspec.structs.replace(plan(n=6, samples=1), attacks=("crescendo:5",)))
     assert isinstance(made.analysis, Analysis) and made.analysis.steps == "by_behaviour"
-    former = msgspec.structs.replace(
-        made, analysis=msgspec.structs.replace(made.analysis, steps=msgspec.UNSET)
-    )
+    former = msgspec.structs.replace(made, analysis=msgspec.structs.replace(made.analysis, steps=None))
     assert len(first_words(made, tmp_path / "new")) > len(first_words(former, tmp_path / "former"))
 
 
 def test_a_folder_with_shared_steps_is_resumed_with_them(tmp_path: Path) -> None:
     made = declare(msgspec.structs.replace(plan(n=6, samples=1), attacks=("crescendo:5",)))
     assert isinstance(made.analysis, Analysis)
-    former = msgspec.structs.replace(
-        made, analysis=msgspec.structs.replace(made.analysis, steps=msgspec.UNSET)
-    )
+    former = msgspec.structs.replace(made, analysis=msgspec.structs.replace(made.analysis, steps=None))
     write_plan(tmp_path, former)
     assert write_plan(tmp_path, made) == former and former.has_shared_steps
 
 
 def test_a_plan_without_such_an_attack_has_the_digest_that_it_had() -> None:
     made = declare(plan(n=2))
-    assert isinstance(made.analysis, Analysis) and made.analysis.steps is msgspec.UNSET
+    assert isinstance(made.analysis, Analysis) and made.analysis.steps is None

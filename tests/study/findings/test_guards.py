@@ -207,7 +207,7 @@ def test_a_guarded_model_of_a_plan_has_the_id_of_its_guards(tmp_path: Path) -> N
         (
             (plain, msgspec.structs.replace(behind, guards=(GuardSpec("links"),))),
             (msgspec.structs.replace(plain, guards=(GuardSpec("links"),)), behind),
-            (plain, msgspec.structs.replace(behind, guards=msgspec.UNSET)),
+            (plain, msgspec.structs.replace(behind, guards=None)),
         )
     ):
         folder = tmp_path / f"study{n}"

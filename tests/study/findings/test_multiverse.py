@@ -176,7 +176,7 @@ def test_the_codings_disagree_where_unclear_answers_differ() -> None:
 
 def test_a_plan_without_an_analysis_and_one_model_have_no_table() -> None:
     plan = plan_of({"one": 5})
-    assert rows_of(multiverse.compute, Outcomes(msgspec.structs.replace(plan, analysis=msgspec.UNSET))) == []
+    assert rows_of(multiverse.compute, Outcomes(msgspec.structs.replace(plan, analysis=None))) == []
     assert rows_of(multiverse.compute, Outcomes(msgspec.structs.replace(plan, models=plan.models[:1]))) == []
 
 

@@ -29,7 +29,7 @@ def test_a_panel_member_has_clusters_and_the_confidence_of_a_declared_plan() -> 
     other[::5] = HELD
     members = {"one": opinions, "two": other}
     declared = rows_of(panel.compute, Outcomes(plan), members=members)
-    older = msgspec.structs.replace(plan, analysis=msgspec.UNSET)
+    older = msgspec.structs.replace(plan, analysis=None)
     before = rows_of(panel.compute, Outcomes(older), members=members)
     rate, was = declared[0].estimate, before[0].estimate
     assert rate.value == was.value == 0.5 and rate.n_clusters == 4 and was.n_clusters is None

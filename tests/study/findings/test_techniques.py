@@ -105,7 +105,7 @@ def test_equal_techniques_are_not_shown_to_differ(tmp_path: Path) -> None:
 
 
 def test_an_older_plan_has_no_rates_by_technique_and_an_early_stop_no_test() -> None:
-    older = msgspec.structs.replace(plan_of(), analysis=msgspec.UNSET)
+    older = msgspec.structs.replace(plan_of(), analysis=None)
     assert not rows_of(techniques.compute, Outcomes(older))
     assert not rows_of(technique_tests.compute, Outcomes(older))
     stops = Outcomes(plan_of(blocks=(40, 80)))

@@ -79,7 +79,7 @@ def compute(evidence: StudyEvidence) -> Iterator[MultiverseCell]:
     """The cells of each two models; nothing for a plan that declares no analysis."""
     outcomes, ids = evidence.outcomes, [model.id for model in evidence.plan.models]
     models = list(combinations(range(len(ids)), 2))
-    if isinstance(outcomes.plan.analysis, msgspec.UnsetType) or len(models) > MAX_PAIRS:
+    if outcomes.plan.analysis is None or len(models) > MAX_PAIRS:
         return
     if views := list(_views(outcomes, evidence.judged.members)):  # else every probe measures an ability
         for a, b in models:

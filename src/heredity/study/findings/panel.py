@@ -18,7 +18,7 @@ from heredity.study.estimates import ALL, Measure, Table2x2
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Codes, Outcomes, is_decided
-from heredity.study.plan import Plan, declared_analysis
+from heredity.study.plan import Plan
 from heredity.study.wording import names, share_words
 
 NAME, ORDER = "panel", 95
@@ -70,7 +70,7 @@ def _rates(outcomes: Outcomes, member: str, codes: Codes, measure: Measure) -> I
     for m, (model, each) in enumerate(zip(plan.models, codes.reshape(len(plan.models), -1), strict=True)):
         intervals = Intervals.over(outcomes, m)
         broke, decided = each == BROKE, each != 0
-        if declared_analysis(plan) is None:  # as stored studies have it: every trial by itself
+        if plan.analysis is None:  # as stored studies have it: every trial by itself
             rate = intervals.rate_of_counts(int(np.count_nonzero(broke)), int(np.count_nonzero(decided)))
         else:
             rate = intervals.rate(broke[decided], clusters[decided])
@@ -81,7 +81,7 @@ def _pair(plan: Plan, a: str, b: str, first: Codes, second: Codes, measure: Meas
     both = is_decided(first) & is_decided(second)
     table = stats.tabulate(first[both] == BROKE, second[both] == BROKE)
     # Stored studies have it at 95 %, whatever the plan's confidence.
-    confidence = CONFIDENCE if declared_analysis(plan) is None else plan.confidence
+    confidence = CONFIDENCE if plan.analysis is None else plan.confidence
     return PanelRow(a, b, measure, "", Intervals(confidence).kappa(table), Table2x2(*table))
 
 

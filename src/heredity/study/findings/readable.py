@@ -15,7 +15,6 @@ from heredity.study.estimates import ALL, SCOPES, Measure
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals, Places
 from heredity.study.outcomes import CAUSES, UNCLEAR, Outcomes, is_answered, is_decided
-from heredity.study.plan import declared_analysis
 from heredity.study.wording import SCOPE_NAMES, interval, names, percent
 
 NAME, ORDER = "readable", 90
@@ -55,7 +54,7 @@ Row = ReadableAnswers
 def compute(evidence: StudyEvidence) -> Iterator[ReadableAnswers]:
     """One row per model and scope, in the order of the rates; nothing if the plan declares no analysis."""
     outcomes = evidence.outcomes
-    if declared_analysis(outcomes.plan) is None:
+    if outcomes.plan.analysis is None:
         return
     for m in range(len(outcomes.plan.models)):
         for measure in _MEASURES:

@@ -17,7 +17,7 @@ from heredity.study.estimates import ALL
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE
-from heredity.study.plan import Plan, declared_analysis
+from heredity.study.plan import Plan
 from heredity.study.wording import names, percent, scope_name, share_words
 
 NAME, ORDER = "samples", 71
@@ -56,7 +56,7 @@ Row = RepeatedSamples
 def is_fixed(plan: Plan) -> bool:
     """Whether a plan declares its analysis, has a fixed number of trials, and at most MAX_MODELS models."""
     is_small = len(plan.models) <= MAX_MODELS
-    return declared_analysis(plan) is not None and not plan.is_until_decided and is_small
+    return plan.analysis is not None and not plan.is_until_decided and is_small
 
 
 def compute(evidence: StudyEvidence) -> Iterator[RepeatedSamples]:

@@ -21,7 +21,6 @@ from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.samples import MAX_MODELS
 from heredity.study.intervals import Bools, Intervals
 from heredity.study.outcomes import BROKE
-from heredity.study.plan import declared_analysis
 from heredity.study.wording import NONE, interval, names, percent, title
 
 NAME, ORDER = "techniques", 72
@@ -56,7 +55,7 @@ Row = TechniqueRate
 def compute(evidence: StudyEvidence) -> Iterator[TechniqueRate]:
     """By model, in the headline's scope; nothing for a plan that declares no analysis."""
     outcomes, plan = evidence.outcomes, evidence.plan
-    if declared_analysis(plan) is None or len(plan.models) > MAX_MODELS:
+    if plan.analysis is None or len(plan.models) > MAX_MODELS:
         return
     scope = next(iter(outcomes.breach_scopes), JUDGE_FREE)
     probes = outcomes.probes(scope, "breach")

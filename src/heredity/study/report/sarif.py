@@ -25,7 +25,7 @@ from heredity.core.version import __version__
 from heredity.study import aggregate, wording
 from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.intervals import Intervals
-from heredity.study.plan import PLAN, Plan, declared_analysis
+from heredity.study.plan import PLAN, Plan
 from heredity.study.report._rows import chosen_names
 from heredity.study.report._samples import WANTED, outcomes
 from heredity.study.sources import SourcePlace, StudySources, read_sources
@@ -108,7 +108,7 @@ def level(rate: float) -> str:
 
 def broken(folder: Path, plan: Plan, names: Mapping[str, str]) -> Iterator[SarifFinding]:
     """Every probe that broke with one of these models, in the plan's order; a capability breaks nothing."""
-    declared = declared_analysis(plan)
+    declared = plan.analysis
     is_per_attempt = declared is not None and declared.endpoint != "decided_trials"
     codes = outcomes(folder / VERDICTS, plan).reshape(plan.shape)
     counts = {

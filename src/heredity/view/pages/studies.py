@@ -6,8 +6,6 @@ import time
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-import msgspec
-
 from heredity.core.errors import HeredityError
 from heredity.study.advice import advise
 from heredity.study.estimates import Estimates
@@ -61,7 +59,7 @@ def _line(site: Site, found: FoundStudy, seconds: float) -> StudyLine:
 def planned_at(study: OpenStudy) -> str:
     """When it was planned, to the second; of an import, when its plan was written."""
     at = study.saved.at
-    if not isinstance(at, msgspec.UnsetType):
+    if at is not None:
         return at[:19].replace("T", " ")
     written = datetime.fromtimestamp((study.folder / PLAN).stat().st_mtime, UTC)
     return written.isoformat(sep=" ", timespec="seconds")[:19]
