@@ -251,7 +251,7 @@ def _other_names(record: Model, refs: Mapping[str, Grown]) -> tuple[str, ...]:
 def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
     """The models of guards, each loaded on its first use and asked by all callers in one batch."""
     from heredity.cli import _pulling
-    from heredity.deploy.serve.shared import shared
+    from heredity.deploy.serve.worker import shared
     from heredity.redteam.guard_readers import JudgeReaders
     from heredity.redteam.judges import Models
 

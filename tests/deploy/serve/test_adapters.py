@@ -26,7 +26,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.deploy.serve import chat
 from heredity.deploy.serve.adapters import AdapterLoader, ServingRules, SharedServices, by_base, share
 from heredity.deploy.serve.request_log import RequestLog
-from heredity.deploy.serve.shared import shared as sharing
+from heredity.deploy.serve.worker import shared as sharing
 from heredity.lineage.adoption import adopt
 from heredity.lineage.loading import load_engine
 from heredity.lineage.store import Store

@@ -17,8 +17,8 @@ jsonschema = pytest.importorskip("jsonschema")
 from heredity.application.spec import Application
 from heredity.core.records import Tool
 from heredity.deploy.serve.answers import Served
+from heredity.deploy.serve.chat import demanded_call
 from heredity.deploy.serve.schema import Rules
-from heredity.deploy.serve.structured import demanded_call
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines._json_schemas import grammar_of
 from heredity.engines.torch.engine import open_folder

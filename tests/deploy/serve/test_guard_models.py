@@ -21,8 +21,7 @@ from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.records import Reply, Request
 from heredity.deploy.serve.answers import Served
-from heredity.deploy.serve.shared import SharedScorer, shared
-from heredity.deploy.serve.worker import EngineWorker
+from heredity.deploy.serve.worker import EngineWorker, SharedScorer, shared
 from heredity.engines.protocols import AddressedRequest, Completer, Scorer
 from heredity.lineage.store import scripted
 from heredity.redteam.guard_readers import JudgeReaders

@@ -15,9 +15,9 @@ import pytest
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 
-from heredity.deploy.serve import limits
+from heredity.deploy.serve import app
 from heredity.deploy.serve.answers import Served
-from heredity.deploy.serve.limits import MemoryFloor, RateLimit
+from heredity.deploy.serve.app import MemoryFloor, RateLimit
 from heredity.deploy.serve.observing import Metrics
 from heredity.deploy.serve.schema import Refusal
 from heredity.deploy.serve.worker import EngineWorker
@@ -129,14 +129,14 @@ def test_a_bucket_refills(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_callers_without_number_use_no_memory_without_end() -> None:
     rate = RateLimit(1)
-    for number in range(3 * limits._CALLERS):
+    for number in range(3 * app._CALLERS):
         rate.admit(str(number))
-    assert len(rate._buckets) <= limits._CALLERS
+    assert len(rate._buckets) <= app._CALLERS
 
 
 def test_little_free_memory_refuses_new_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    free: int | None = limits.FLOOR - 1
-    monkeypatch.setattr(limits, "available_memory", lambda: free)
+    free: int | None = app.FLOOR - 1
+    monkeypatch.setattr(app, "available_memory", lambda: free)
     with listening(named("helpful")) as address:
         with pytest.raises(openai.RateLimitError) as caught:
             client(address).chat.completions.create(model="scripted:helpful", messages=HELLO)

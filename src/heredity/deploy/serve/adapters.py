@@ -6,18 +6,21 @@
 The bodies are those of vLLM. MODEL is an adapter of the store by its name or id, never a path; without it
 NAME is. An adapter whose form cannot share its base has an engine of its own (formats/updates.py).
 
-Promises: a request ends with the adapter with which it has begun. A refused adapter changes nothing.
-Leaves to others: which adapters fit (engines/torch/adapters.py), HTTP (app.py), and when one is freed
-(members.py).
+Promises: a request ends with the adapter with which it has begun. A refused adapter changes nothing. A
+dropped one answers what it has begun, and is freed afterwards.
+Leaves to others: which adapters fit and batching them (engines/torch/adapters.py), and HTTP (app.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -26,20 +29,20 @@ import msgspec
 from heredity import engines
 from heredity.application.spec import Application
 from heredity.core import openmp
-from heredity.core.errors import HeredityError, Unavailable, UnknownName, UsageError
-from heredity.core.records import Model
+from heredity.core.errors import EngineFailure, HeredityError, Unavailable, UnknownName, UsageError
+from heredity.core.records import Model, Reply, Request
 from heredity.deploy.serve import schema
 from heredity.deploy.serve.answers import Served
-from heredity.deploy.serve.members import MemberService
 from heredity.deploy.serve.roster import Roster
 from heredity.deploy.serve.schema import Refusal
-from heredity.deploy.serve.worker import EngineWorker, Service
-from heredity.engines.protocols import Engine
+from heredity.deploy.serve.worker import EngineWorker, Hears, Service, Ticket, shows_tools
+from heredity.engines.protocols import AddressedRequest, Engine
 from heredity.lineage.types import Grown
 
 if TYPE_CHECKING:
     from heredity.engines.torch.adapters import SharedBase
     from heredity.lineage.store import Store
+
 
 B = TypeVar("B", bound=msgspec.Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -281,3 +284,106 @@ def _read(raw: bytes, kind: type[B]) -> B:
     """Return a body. Raises UsageError."""
     read = schema.select_fields(schema.json_object(raw), kind.__struct_fields__, ignores=False)
     return schema.convert(read.fields, kind)
+
+
+T = TypeVar("T")
+
+
+class MemberService:
+    """One of the models of a worker.
+
+    engine: its own view of the shared engine. number: of its adapter there; 0: the base. free: frees the
+    adapter in the worker's thread, once it was dropped and nothing of it is in flight.
+    """
+
+    def __init__(
+        self, worker: EngineWorker, engine: Engine, number: int, free: Callable[[], None] | None = None
+    ) -> None:
+        self._worker, self.engine, self.number, self._free = worker, engine, number, free
+        self.n_open = self.n_prompt_tokens = self.n_tokens = 0
+        self._n_held, self._is_dropped, self._lock = 0, False, threading.Lock()
+
+    @property
+    def most(self) -> int:
+        """The most requests that may be open, for all models of the worker."""
+        return self._worker.most
+
+    @property
+    def failure(self) -> HeredityError | None:
+        """The last failure of the worker, until an answer succeeds."""
+        return self._worker.failure
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the model's chat template shows tools."""
+        return shows_tools(self.engine)
+
+    def ask(self, request: Request, hears: Hears | None = None) -> Ticket:
+        """Queue a request. Raises Busy if too many are open, EngineFailure if the worker is closed."""
+        addressed = AddressedRequest(**msgspec.structs.asdict(request) | {"adapter": self.number})
+        self._count(1)
+        try:
+            return self._worker.ask(addressed, hears, self._settled)
+        except BaseException:
+            self._count(-1)
+            raise
+
+    def compute(self, function: Callable[[Engine], T]) -> Future[T]:
+        """Queue a function of this model's engine, which runs between two steps.
+
+        Raises as `ask` does.
+        """
+        self._count(1)
+        try:
+            result = self._worker.compute(lambda _: function(self.engine))
+        except BaseException:
+            self._count(-1)
+            raise
+        result.add_done_callback(lambda _: self._count(-1))
+        return result
+
+    def hold(self) -> None:
+        """Keep the adapter until `release`. Raises EngineFailure once it was dropped and nothing keeps it."""
+        with self._lock:
+            if self._is_last:
+                raise EngineFailure("this adapter was unloaded", code="adapter-dropped")
+            self._n_held += 1
+
+    def release(self) -> None:
+        """End a `hold`."""
+        with self._lock:
+            self._n_held -= 1
+            is_last = self._is_last
+        if is_last:
+            self._let_go()
+
+    def close(self) -> None:
+        """Drop the adapter: what has begun is answered, and then it is freed."""
+        with self._lock:
+            is_last = not self._is_dropped and not self._n_held and not self.n_open
+            self._is_dropped = True
+        if is_last:
+            self._let_go()
+
+    @property
+    def _is_last(self) -> bool:
+        return self._is_dropped and not self._n_held and not self.n_open
+
+    def _count(self, n: int) -> None:
+        with self._lock:
+            self.n_open += n
+            is_last = n < 0 and self._is_last
+        if is_last:
+            self._let_go()
+
+    def _settled(self, outcome: Reply | HeredityError) -> None:
+        if isinstance(outcome, Reply):
+            with self._lock:
+                self.n_prompt_tokens += outcome.n_prompt_tokens
+                self.n_tokens += outcome.n_answer_tokens
+        self._count(-1)
+
+    def _let_go(self) -> None:
+        if (free := self._free) is not None:
+            self._free = None
+            self._worker.post(lambda _: free())

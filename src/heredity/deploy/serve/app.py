@@ -18,17 +18,21 @@ measured. Tool calls go to the caller, who returns the results.
 
 Promises: served answers equal those of a study on this machine, bit for bit. Nothing that a model writes is
 executed. A web page cannot query the server: it accepts only JSON, and on a loopback address only loopback
-host names.
-Leaves to others: sharing an engine (worker.py), the bodies of each endpoint (chat.py, completions.py), and
-sending answers (answers.py).
+host names. A caller who disconnects frees the places of all answers of the request. A request over a limit
+on size, time or rate is refused while others are answered; one caller's requests use up no other's.
+Leaves to others: sharing an engine (worker.py), the bodies of each endpoint (chat.py, completions.py),
+answers and their events (answers.py), and headers (server.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import secrets
 import sys
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -41,37 +45,162 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Call
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from heredity.application.guards.protocols import GuardReaders
 from heredity.core.errors import ContextOverflow, HeredityError, UsageError
-from heredity.core.records import encode
+from heredity.core.host import available_memory
+from heredity.core.records import Reply, encode
 from heredity.deploy.serve import answers, chat, completions, embeddings, messages, responses, schema
 from heredity.deploy.serve.adapters import AdapterLoader, refusal
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
-from heredity.deploy.serve.delivery import EventStream, drop, refuse_gone, unless_gone
 from heredity.deploy.serve.embeddings import EmbeddingService
-from heredity.deploy.serve.limits import (
-    BODY_SECONDS,
-    LARGEST,
-    BoundedBody,
-    MemoryFloor,
-    RateLimit,
-    RequestGate,
-)
 from heredity.deploy.serve.observing import CONTENT_TYPE, Metrics, Observed
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.roster import Roster, described
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import CALLER, Service
 from heredity.engines.protocols import Completer, Engine, PromptLimiter
+
+_AT_ONCE = 4  # requests started or cancelled in one pass of the event loop; others wait, /health does not
+LARGEST = 4 << 20  # bytes of a body
+BODY_SECONDS = 30.0  # from a request's first byte after its headers to its last
+_DISCARDED = 2 * LARGEST  # bytes read of a body that is too large, so that the caller can read the error
+FLOOR = 256 << 20  # bytes of memory that new requests leave free
+_FRESH = 0.5  # seconds
+_CALLERS = 4096
+
+
+class RateLimit:
+    """Requests per minute for each caller: a bucket that holds a minute's requests and refills steadily.
+
+    per_minute: 0 for no limit. A caller is a key, or an address without keys; the callers that were seen last
+    are remembered.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left, and when
+
+    def admit(self, caller: str) -> None:
+        """Count a request. Raises Refusal with the seconds to wait."""
+        if not self._per_minute:
+            return
+        now, rate = time.monotonic(), self._per_minute / 60
+        left, then = self._buckets.pop(caller, (float(self._per_minute), now))
+        left = min(self._per_minute, left + (now - then) * rate)
+        self._buckets[caller] = (max(left - 1, 0.0) if left >= 1 else left, now)
+        if len(self._buckets) > _CALLERS:
+            self._buckets.popitem(last=False)
+        if left < 1:
+            message = f"rate limit: {self._per_minute} requests per minute. Try again later."
+            raise Refusal(429, message, "rate_limit_exceeded", wait=math.ceil((1 - left) / rate))
+
+
+class MemoryFloor:
+    """Refuses requests while little memory is free, so that those in flight can finish."""
+
+    def __init__(self, n_bytes: int = FLOOR) -> None:
+        self._n_bytes, self._read_at, self._free = n_bytes, -math.inf, 0
+
+    def admit(self) -> None:
+        """Raise Refusal if less memory is free than the floor. The number is at most half a second old."""
+        if time.monotonic() - self._read_at > _FRESH:
+            found = available_memory()
+            self._free = self._n_bytes if found is None else found
+            self._read_at = time.monotonic()
+        if self._free < self._n_bytes:
+            message = "this machine has little free memory. Try again later."
+            raise Refusal(429, message, "too_many_requests", "memory-short", wait=5)
+
+
+class BoundedBody:
+    """ASGI middleware that limits the size and the arrival time of request bodies.
+
+    A connection whose body was not read completely is closed after the response.
+    """
+
+    def __init__(self, inner: ASGIApp, seconds: float, largest: int = LARGEST) -> None:
+        self._inner, self._seconds, self._largest = inner, seconds, largest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward a request with its body limited."""
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        body = _Body(scope, receive, send, self._seconds, self._largest)
+        await self._inner(scope, body.receive, body.send)
+
+
+class _Body:
+    """The body of one request, counted and timed."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float, largest: int) -> None:
+        self._largest = largest
+        self._receive, self._send, self._seconds = receive, send, seconds
+        self._end = asyncio.get_running_loop().time() + seconds
+        given = Headers(scope=scope)
+        self._stated = given.get("content-length", "0")
+        self._is_whole = "transfer-encoding" not in given and self._stated == "0"
+        self._n_bytes = 0
+
+    async def receive(self) -> Message:
+        """Return the next message. Raises Refusal: 413 if the body is too large, 408 if it is too slow."""
+        if self._is_whole:
+            return await self._receive()
+        message = await self._timed()
+        if self._n_bytes > self._largest or (
+            self._stated.isdecimal() and int(self._stated[:12]) > self._largest
+        ):
+            while not self._is_whole and self._n_bytes <= self._largest + _DISCARDED:
+                await self._timed()
+            raise Refusal(413, f"a body has at most {self._largest:,} bytes", "too_large")
+        return message
+
+    async def _timed(self) -> Message:
+        try:
+            async with asyncio.timeout_at(self._end):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refusal(408, f"the body did not arrive within {self._seconds:g} s", "too_slow") from None
+        self._n_bytes += len(message.get("body", b""))
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a message; if the body is incomplete, add `Connection: close` to the response."""
+        if message["type"] == "http.response.start" and not self._is_whole:
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await self._send(message)
+
+
+class RequestGate:
+    """Lets a few waiting tasks proceed in each pass of the event loop, so that other tasks get their
+    turn."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(_AT_ONCE)
+
+    async def __aenter__(self) -> None:
+        await self._places.acquire()
+        try:
+            await asyncio.sleep(0)
+        except BaseException:
+            self._places.release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
+
 
 _LARGE = 1 << 18  # bytes of a body that is read in a thread
 _COMPILED = 2  # JSON schemas at once, so that slow ones leave threads for what else has to be read
@@ -457,3 +586,68 @@ async def _not_here(call: Call, error: HTTPException) -> Response:
     response = await _refused(call, Refusal(error.status_code, message, "not_found"))
     response.headers.update(error.headers or {})  # the methods that are allowed
     return response
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, cancelled when the caller disconnects, a few callers per pass of the event
+    loop."""
+
+    def __init__(
+        self,
+        shape: AnswerFormat,
+        sent: Sequence[ServedAnswer],
+        headers: dict[str, str],
+        gate: RequestGate,
+    ) -> None:
+        super().__init__(answers.events(shape, sent), headers=headers, media_type="text/event-stream")
+        self._answers, self._gate = sent, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send all events, or stop when the caller disconnects."""
+        sending = asyncio.ensure_future(self.stream_response(send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            else:
+                drop(self._answers)
+                async with self._gate:
+                    sending.cancel()
+        finally:
+            drop(self._answers)  # a stream that never began ends none
+            for each in (sending, gone):
+                answers.forget(each)
+
+
+def drop(dropped: Sequence[ServedAnswer]) -> None:
+    """End answers: their caller no longer waits."""
+    for answer in dropped:
+        answer.drop()
+
+
+async def unless_gone(call: Call, asked: Sequence[ServedAnswer]) -> list[Reply]:
+    """Return the replies. Raises ClientDisconnect if the caller disconnects first."""
+    gone = asyncio.ensure_future(_gone(call.receive))
+    replies = [asyncio.ensure_future(answer.reply()) for answer in asked]
+    try:
+        for reply in replies:
+            both: set[asyncio.Future[None] | asyncio.Future[Reply]] = {gone, reply}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not reply.done():
+                raise ClientDisconnect
+        return [reply.result() for reply in replies]
+    finally:
+        for each in (gone, *replies):
+            answers.forget(each)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def refuse_gone(call: Call) -> None:
+    """Raise ClientDisconnect if the caller disconnected while the request waited for its turn."""
+    if await call.is_disconnected():
+        raise ClientDisconnect

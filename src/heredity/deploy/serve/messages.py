@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.core.errors import UsageError
 from heredity.core.records import Reply, encode
-from heredity.deploy.serve import chat, schema, structured
+from heredity.deploy.serve import chat, schema
 from heredity.deploy.serve.answers import FinishedAnswer, ServedAnswer, named_event
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.engines.chat.tool_calls import WrittenCall
@@ -123,7 +123,7 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
         "top_p": body.top_p,
         "stop": body.stop_sequences,
         "stream": body.stream,
-        "response_format": structured.nested(output.format),
+        "response_format": chat.nested(output.format),
     }
     asked = chat.parse(same, rules)
     return replace(asked, ignored=(*asked.ignored, *ignored))

@@ -17,7 +17,7 @@ import msgspec
 
 from heredity.core.errors import UsageError
 from heredity.core.records import Reply
-from heredity.deploy.serve import chat, schema, structured
+from heredity.deploy.serve import chat, schema
 from heredity.deploy.serve.answers import FinishedAnswer, ServedAnswer, named_event
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 
@@ -75,7 +75,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
 
 
 # Fields of /v1/chat/completions that have another name here.
-_HERE = {structured.FIELD: "text", "messages": "input", "max_tokens": "max_output_tokens"}
+_HERE = {chat.FIELD: "text", "messages": "input", "max_tokens": "max_output_tokens"}
 
 
 def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
@@ -107,7 +107,7 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
         "temperature": body.temperature,
         "top_p": body.top_p,
         "stream": body.stream,
-        "response_format": structured.nested(body.text.get("format")),
+        "response_format": chat.nested(body.text.get("format")),
     }
     try:
         asked = chat.parse(same, rules)

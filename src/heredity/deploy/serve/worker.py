@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from contextvars import ContextVar
@@ -24,12 +24,13 @@ from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
+from msgspec.structs import replace
 
 from heredity.core import host, openmp
 from heredity.core.errors import Busy, EngineFailure, HeredityError
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines.protocols import AddressedRequest, Engine, ServiceEngine, Streamer
+from heredity.engines.protocols import AddressedRequest, Completer, Engine, Scorer, ServiceEngine, Streamer
 
 WIDTH = 8  # requests in flight for an engine that does not report its own width
 MOST = 256  # open requests
@@ -101,7 +102,7 @@ class _Work(Generic[T]):
 
 
 class Service(Protocol):
-    """The part of a server that answers for one model: a worker, or a share of one (members.py)."""
+    """The part of a server that answers for one model: a worker, or a share of one (adapters.py)."""
 
     @property
     def engine(self) -> Engine:
@@ -359,3 +360,60 @@ class EngineWorker:
     def is_wanted(self, key: int) -> bool:
         """Return True if the caller still waits for the answer."""
         return self._under_way[key].is_wanted
+
+
+MAX_OPEN_CALLS = 4096  # open requests: threads wait for their answers, so there are few
+
+
+def shared(engine: Engine) -> SharedEngine:
+    """The engine in a worker, with the capabilities to complete and to score that it has."""
+    worker = EngineWorker(engine, MAX_OPEN_CALLS)
+    if not isinstance(engine, Completer):
+        return SharedEngine(worker)
+    return SharedScorer(worker) if isinstance(engine, Scorer) else SharedCompleter(worker)
+
+
+class SharedEngine:
+    """An Engine that waits for its worker."""
+
+    def __init__(self, worker: EngineWorker) -> None:
+        self._worker = worker
+        self.name, self.numerics = worker.engine.name, worker.engine.numerics
+
+    def render(self, request: Request) -> str:
+        """The prompt of a request."""
+        return self._worker.compute(lambda engine: engine.render(request)).result()
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        """Answer requests, all of which are known (protocols.Engine)."""
+        asked = [(each.key, self._worker.ask(each)) for each in requests if each is not None]
+        for key, ticket in asked:
+            yield replace(ticket.reply.result(), key=key)
+
+    def close(self) -> None:
+        """End the worker and free the engine."""
+        self._worker.close()
+
+
+class SharedCompleter(SharedEngine):
+    """A Completer."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the model has no chat template."""
+        engine = self._worker.engine
+        return isinstance(engine, Completer) and engine.is_base
+
+
+class SharedScorer(SharedCompleter):
+    """A Completer and a Scorer."""
+
+    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
+        """The log-probabilities of the tokens of each continuation (protocols.Scorer)."""
+
+        def score(engine: Engine) -> list[list[float]]:
+            if not isinstance(engine, Scorer):
+                raise EngineFailure("this engine scores no texts")
+            return engine.score(request, continuations)
+
+        return self._worker.compute(score).result()
