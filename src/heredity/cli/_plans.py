@@ -131,8 +131,6 @@ def _lines(found: Forecast) -> list[str]:
         f"{each:,} per device",
         f"time    {_time(found.seconds)}: {best.seconds:.3f} s per step{_validation(found)}, "
         f"{found.tokens_a_second:,.0f} {units}/s, {found.gpu_hours:,.0f} device hours",
-        f"energy  {_known(found.kilowatt_hours, '{:,.0f} kWh')} (PUE {found.pue:g})",
-        f"money   {_known(found.dollars, '${:,.0f}')} ({_known(found.price, '${:.2f}')} per device hour)",
         f"run it  {_settings(found)}",
         f"MFU     {found.mfu:.0%} {'estimated from measurements' if found.is_measured else 'stated'} for "
         f"matmuls, {found.reached_mfu:.0%} for the whole run",
@@ -176,10 +174,6 @@ def _rehearsed(found: Rehearsal | None) -> list[str]:
         f"parameters; a microbatch's peak is {found.peak / _GB:.2f} GB by torch's tracker, "
         f"{found.predicted / _GB:.2f} by arithmetic"
     ]
-
-
-def _known(value: float | None, how: str) -> str:
-    return "unknown" if value is None else how.format(value)
 
 
 def _validation(found: Forecast) -> str:

@@ -28,9 +28,6 @@ from heredity.cli import Amount, Name, Verb, open_store
 @click.option("--mfu", type=float, metavar="SHARE",
               help="Share of the peak FLOPs that matmuls reach.  [default: 0.4; cpu: measured]")  # fmt: skip
 @click.option("--reserve", type=float, default=0.1, show_default=True, help="Share of memory to leave free.")
-@click.option("--pue", type=float, default=1.2, show_default=True,
-              help="Power usage effectiveness of the data centre.")  # fmt: skip
-@click.option("--price", type=float, metavar="DOLLARS", help="Price per device hour.  [default: the table's]")
 @click.option("--rehearse", is_flag=True, help="Run a step of the best layout on fake tensors (needs torch).")
 @click.option("--fit", is_flag=True, help="Fit a scaling law to RUNs, at least five models of the store.")
 @click.option("--compute", type=Amount(), metavar="FLOPS",
@@ -51,9 +48,9 @@ def command(
 ) -> None:
     """Estimate what a pre-training run costs, or fit a scaling law.
 
-    From a recipe: parameters, FLOPs, memory per device, the best sharding, time, energy and money. It needs
-    no corpus. With --fit: how the loss of runs made here falls with compute, and the loss to expect from a
-    larger budget. For a plan file of study or inherit: heredity power --study.
+    From a recipe: parameters, FLOPs, memory per device, the best sharding, and time. It needs no corpus.
+    With --fit: how the loss of runs made here falls with compute, and the loss to expect from a larger
+    budget. For a plan file of study or inherit: heredity power --study.
     """
     from heredity.cli import _plans
     from heredity.core.errors import UsageError

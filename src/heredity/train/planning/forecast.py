@@ -1,4 +1,4 @@
-"""A forecast of a pre-training on given devices: the best layout, steps, time, energy and money.
+"""A forecast of a pre-training on given devices: the best layout, steps and time.
 
 The best layout fits and has the shortest step; among equals, the least communication. The communication of
 sharding overlaps with matmuls, so a step takes the longer of both. Matmuls wait for that of tensor and
@@ -57,21 +57,17 @@ class Assumptions:
 
     mfu: float | None = None  # share of the peak that matmuls reach; None: MFU, or as measured
     reserve: float = 0.1  # of a device's memory, for libraries and fragmentation
-    pue: float = 1.2  # watts of a data centre per watt of its machines
-    price: float | None = None  # dollars per device hour; None: from the table
     tensor: int = 1  # devices that split each matrix
     pipeline: int = 1  # stages
 
     def __post_init__(self) -> None:
         mfu = MFU if self.mfu is None else self.mfu
-        if not 0 < mfu <= 1 or not 0 <= self.reserve < 1 or not 1 <= self.pue < math.inf:
+        if not 0 < mfu <= 1 or not 0 <= self.reserve < 1:
             raise UsageError(
-                f"mfu must be above 0 and at most 1 ({mfu:g}), reserve at least 0 and below 1 "
-                f"({self.reserve:g}), and pue at least 1 ({self.pue:g}).",
+                f"mfu must be above 0 and at most 1 ({mfu:g}), and reserve at least 0 and below 1 "
+                f"({self.reserve:g}).",
                 code="bad-setting",
             )
-        if self.price is not None and not 0 <= self.price < math.inf:
-            raise UsageError(f"price must be at least 0, not {self.price:g}.", code="bad-setting")
         if self.tensor < 1 or self.pipeline < 1:
             raise UsageError(
                 f"Tensor and pipeline parallelism take at least 1 device each, not {self.tensor} and "
@@ -117,8 +113,6 @@ class Forecast(Record, frozen=True):
     mfu: float
     is_measured: bool  # whether mfu was measured on this machine, not stated
     reserve: float
-    pue: float
-    price: float | None
     parameters: dict[str, int]
     flops_a_token: dict[str, float]
     flops: float
@@ -129,8 +123,6 @@ class Forecast(Record, frozen=True):
     tokens_a_second: float
     reached_mfu: float  # after recomputation, evaluations, and communication that matmuls do not hide
     gpu_hours: float
-    kilowatt_hours: float | None
-    dollars: float | None
 
 
 def forecast(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions | None = None) -> Forecast:
@@ -143,8 +135,6 @@ def forecast(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions | None = 
     best = min(ways, key=_preference)
     made = cost_models.cost_model_of(work)
     seconds = best.seconds * (work.n_steps + work.n_evaluated / STEP_TO_FORWARD / work.batch)
-    hours = n_gpus * seconds / 3600
-    price = gpu.price if terms.price is None else terms.price
     flops = sum(made.flops.values()) * work.tokens
     return Forecast(
         work=work,
@@ -154,8 +144,6 @@ def forecast(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions | None = 
         mfu=_expected_mfu(work, gpu, terms),
         is_measured=_is_measured(gpu, terms),
         reserve=terms.reserve,
-        pue=terms.pue,
-        price=price,
         parameters=made.parameters,
         flops_a_token=made.flops,
         flops=flops,
@@ -165,9 +153,7 @@ def forecast(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions | None = 
         seconds=seconds,
         tokens_a_second=work.tokens / seconds,
         reached_mfu=flops / (seconds * n_gpus * gpu.flops),
-        gpu_hours=hours,
-        kilowatt_hours=None if gpu.watts is None else hours * gpu.watts * terms.pue / 1000,
-        dollars=None if price is None else hours * price,
+        gpu_hours=n_gpus * seconds / 3600,
     )
 
 

@@ -1,6 +1,5 @@
-"""The speed, memory and price of devices: a table with sources, and this machine's measured processor.
+"""The speed and memory of devices: a table with sources, and this machine's measured processor.
 
-Promises: an unknown value is None, never 0.
 Leaves to others: forecasts (forecast.py).
 """
 
@@ -30,8 +29,6 @@ class Gpu(Record, frozen=True):
     link: float
     network: float
     hops: tuple[float, float]
-    watts: float | None
-    price: float | None
     source: str
     rate: float | None = None  # bytes/s of a pass over memory, if measured
 
@@ -66,7 +63,7 @@ def _measure_processor(work: Workload) -> Gpu:
 
 
 def this_processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:
-    """This machine's processor. Its power and price are unknown."""
+    """This machine's processor."""
     source = "matrix products of the model's own shapes, measured now; free memory as the system tells it"
     room = float("inf") if memory is None else float(memory)
-    return Gpu("this machine's processor", flops, room, 1, 1e9, 1e9, (1e-5, 1e-5), None, None, source, rate)
+    return Gpu("this machine's processor", flops, room, 1, 1e9, 1e9, (1e-5, 1e-5), source, rate)
