@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from heredity.application.spec import Application
 from heredity.application.tools import World, covers
 from heredity.core.errors import BadInput
-from heredity.core.records import Change, Check, Effect, Probe, Reply, Tool, ToolCall, ToolResult
+from heredity.core.records import Change, Check, Effect, Probe, Reply, Tool, ToolCall, ToolResult, digest
 from heredity.redteam.attacks import direct
 from tests.support.errors import raises
 
@@ -175,3 +175,15 @@ def test_an_application_without_a_state_keeps_its_digest() -> None:
     assert b"state" not in msgspec.json.encode(plain) and b"effects" not in msgspec.json.encode(plain)
     desk = Application.load(ROOT / "examples" / "support-desk.toml")
     assert b"reads" not in msgspec.json.encode(desk)
+
+
+def test_a_tool_has_the_digest_of_stored_studies() -> None:
+    full = Tool(
+        "a", "b", reads="x", effects=(Effect("set", "y"),), schema={"type": "object"}, is_stateful=True,
+        home="h",
+    )  # fmt: skip
+    given = [Tool("a", "b"), full, ToolResult("a", "b"), ToolResult("a", "b", {"x": 1})]
+    assert [digest(each)[:16] for each in given] == [
+        "61bfbc75936e594d", "19a6c9d8f24a7965", "e6086036e1bf0dee", "cde7e4919dedd078",
+    ]  # fmt: skip
+    assert Tool("a", "b").parameters is not Tool("a", "b").parameters

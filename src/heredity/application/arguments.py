@@ -14,8 +14,6 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from msgspec import UnsetType
-
 from heredity.core.errors import BadArgument, Unavailable, first_line, how_to_install
 from heredity.core.records import Tool
 from heredity.core.sanitize import compile_pattern
@@ -49,7 +47,7 @@ def fit(tool: Tool, arguments: Mapping[str, object]) -> Fitted:
     Several formats of calls write every value as text. A text where the schema wants a number, a truth
     value, a list or an object is read as JSON. A tool without a schema takes what it is given.
     """
-    if isinstance(tool.schema, UnsetType):
+    if tool.schema is None:
         return Fitted(arguments)
     checker = _checker(json.dumps(tool.schema))
     error = checker.error(arguments)
@@ -61,7 +59,7 @@ def fit(tool: Tool, arguments: Mapping[str, object]) -> Fitted:
 
 def check_tool_schema(tool: Tool) -> None:
     """Raise BadArgument if a tool's schema is malformed or too large, Unavailable without jsonschema."""
-    if isinstance(tool.schema, UnsetType):
+    if tool.schema is None:
         return
     text, n_objects = json.dumps(tool.schema), _n_objects(tool.schema)
     if len(text) > MOST_SCHEMA or n_objects > MOST_OBJECTS:
@@ -92,7 +90,7 @@ def _n_objects(schema: object) -> int:
 
 def described(tool: Tool) -> list[tuple[str, str]]:
     """The arguments of a tool with the words that describe each to a model in the plain format."""
-    if isinstance(tool.schema, UnsetType):
+    if tool.schema is None:
         return list(tool.parameters.items())
     properties = tool.schema.get("properties")
     required = tool.schema.get("required")

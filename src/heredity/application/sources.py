@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Protocol
 
-from msgspec import UNSET, UnsetType
-
 from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Offered
 from heredity.application.sandbox.process import ToolProcess
@@ -88,7 +86,7 @@ class FunctionSource:
 def sources_of(application: Application) -> dict[str, ToolSource]:
     """The source of each tool that runs, by the tool's name."""
     limits = ConversationLimits() if application.limits is None else application.limits
-    functions = [tool for tool in application.tools if not isinstance(tool.function, UnsetType)]
+    functions = [tool for tool in application.tools if tool.function is not None]
     found: dict[str, ToolSource] = {}
     for folder in dict.fromkeys(tool.home or "" for tool in functions):
         own = [tool for tool in functions if (tool.home or "") == folder]
@@ -132,7 +130,7 @@ def tool(
             f"the function {inner} cannot be imported by another process: define it at the top of a module",
             code="function-not-importable",
         )
-    home: str | UnsetType = UNSET
+    home: str | None = None
     named = f"{module.__name__}:{inner}"
     if module.__name__ == "__main__":
         path = Path(inspect.getfile(function)).absolute()
@@ -142,10 +140,10 @@ def tool(
         name or found.name,
         found.description,
         is_forbidden=is_forbidden,
-        effects=tuple(effects) or UNSET,
+        effects=tuple(effects) or None,
         schema=found.schema,
         function=named,
         code=found.code,
         home=home,
-        is_stateful=is_stateful or UNSET,
+        is_stateful=is_stateful or None,
     )

@@ -140,8 +140,8 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         """
         refuse_unidentified(self.all_guards)
         layer = self
-        if any(tool.home is not UNSET for tool in self.tools):
-            bare = tuple(msgspec.structs.replace(tool, home=UNSET) for tool in self.tools)
+        if any(tool.home is not None for tool in self.tools):
+            bare = tuple(msgspec.structs.replace(tool, home=None) for tool in self.tools)
             layer = msgspec.structs.replace(layer, tools=bare)
         if self.mcp is not None:
             layer = msgspec.structs.replace(layer, mcp=tuple(server.bare for server in self.mcp))
@@ -403,7 +403,7 @@ def _check_schema(schema: str) -> None:
 def _check_tools(tools: Sequence[Tool], servers: Sequence[McpServer]) -> None:
     known = [server.name for server in servers]
     for tool in tools:
-        if not isinstance(tool.server, UnsetType) and tool.server not in known:
+        if tool.server is not None and tool.server not in known:
             raise BadArgument(
                 f"the tool named '{tool.name}' is of the MCP server '{tool.server}': [[mcp]] has none such",
                 code="server-missing",

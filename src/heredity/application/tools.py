@@ -18,8 +18,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from msgspec import UnsetType
-
 from heredity.application.arguments import check_tool_schema, described, fit
 from heredity.core.errors import BadArgument
 from heredity.core.records import Change, Effect, Tool, ToolCall, ToolResult
@@ -64,7 +62,7 @@ class World:
         before = copy.deepcopy(self.state)
         try:
             changes = tuple(self._apply(effect, given) for effect in effects(tool))
-            read = None if isinstance(tool.reads, UnsetType) else self._read(tool.reads, given)
+            read = None if tool.reads is None else self._read(tool.reads, given)
         except _Impossible as error:
             self.state = before  # all of a call's effects or none
             return Done(error=str(error))
@@ -123,12 +121,12 @@ class World:
 
 def is_live(tool: Tool) -> bool:
     """Whether a tool reads or changes the state."""
-    return not isinstance(tool.reads, UnsetType) or bool(effects(tool))
+    return tool.reads is not None or bool(effects(tool))
 
 
 def effects(tool: Tool) -> tuple[Effect, ...]:
     """The effects of a call of this tool; () if it has none."""
-    return () if isinstance(tool.effects, UnsetType) else tool.effects
+    return () if tool.effects is None else tool.effects
 
 
 def covers(allowed: Change, change: Change) -> bool:
@@ -139,7 +137,7 @@ def covers(allowed: Change, change: Change) -> bool:
 
 def is_answered_by(call: ToolCall, planted: ToolResult) -> bool:
     """Whether a call gets this planted result: of the tool, with the arguments that it names."""
-    wanted = {} if isinstance(planted.arguments, UnsetType) else planted.arguments
+    wanted = {} if planted.arguments is None else planted.arguments
     return call.name == planted.tool and _holds(call.arguments, wanted)
 
 
@@ -153,7 +151,7 @@ def check_world(state: Mapping[str, Any] | None, tools: Sequence[Tool]) -> None:
     top = {} if state is None else state
     for tool in tools:
         check_tool_schema(tool)
-        paths = [] if isinstance(tool.reads, UnsetType) else [tool.reads]
+        paths = [] if tool.reads is None else [tool.reads]
         paths += [path for effect in effects(tool) for path in (effect.at, effect.to) if path]
         for path in paths:
             root, known = path.split("/")[0], tool.argument_names

@@ -7,6 +7,7 @@ Leaves to others: where the bytes go (store.py) and what the numbers mean (stats
 from __future__ import annotations
 
 import hashlib
+from copy import copy
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -42,7 +43,7 @@ T = TypeVar("T")
 
 def encoded(default: T) -> T:
     """A default that is encoded all the same, in a struct that omits its defaults."""
-    value: T = msgspec.field(default_factory=lambda: default)
+    value: T = msgspec.field(default_factory=lambda: copy(default))
     return value
 
 
@@ -191,7 +192,7 @@ class Change(Record, frozen=True):
     value: Any = None
 
 
-class Tool(Record, frozen=True):
+class Tool(Record, frozen=True, omit_defaults=True):
     """A tool that the application offers, with the result it always gives.
 
     With `reads`, the result is the value there in the application's state; `effects` change the state.
@@ -200,29 +201,28 @@ class Tool(Record, frozen=True):
 
     name: str
     description: str
-    parameters: dict[str, str] = {}  # name -> description
-    result: str = "OK"
-    is_forbidden: bool = False  # calling it without authority is a breach
-    # UNSET, here and below: what is not given is not written, so that what was kept keeps its digest.
-    reads: str | UnsetType = UNSET
-    effects: tuple[Effect, ...] | UnsetType = UNSET
-    schema: dict[str, object] | UnsetType = UNSET
+    parameters: dict[str, str] = encoded({})  # name -> description
+    result: str = encoded("OK")
+    is_forbidden: bool = encoded(False)  # calling it without authority is a breach
+    reads: str | None = None
+    effects: tuple[Effect, ...] | None = None
+    schema: dict[str, object] | None = None
     # Of a tool that runs: a Python function, the hash of its file, and its folder, which no digest has.
-    function: str | UnsetType = UNSET
-    code: str | UnsetType = UNSET
-    home: str | UnsetType = UNSET
-    server: str | UnsetType = UNSET  # of an MCP server: its name in the application
-    is_stateful: bool | UnsetType = UNSET  # its results depend on the calls before it
+    function: str | None = None
+    code: str | None = None
+    home: str | None = None
+    server: str | None = None  # of an MCP server: its name in the application
+    is_stateful: bool | None = None  # its results depend on the calls before it
 
     @property
     def runs(self) -> bool:
         """Whether a call runs something, so that its result is recorded."""
-        return not (isinstance(self.function, UnsetType) and isinstance(self.server, UnsetType))
+        return self.function is not None or self.server is not None
 
     @property
     def argument_names(self) -> tuple[str, ...]:
         """The names of its arguments."""
-        if isinstance(self.schema, UnsetType):
+        if self.schema is None:
             return tuple(self.parameters)
         properties = self.schema.get("properties")
         return tuple(properties) if isinstance(properties, dict) else ()
@@ -230,7 +230,7 @@ class Tool(Record, frozen=True):
     @property
     def arguments_schema(self) -> dict[str, object]:
         """The JSON schema of its arguments."""
-        if not isinstance(self.schema, UnsetType):
+        if self.schema is not None:
             return self.schema
         properties = {name: {"type": "string", "description": what} for name, what in self.parameters.items()}
         return {"type": "object", "properties": properties, "required": list(properties)}
@@ -242,6 +242,7 @@ class Message(Record, frozen=True):
     role: Role
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
+    # UNSET, here and below: what is not given is not encoded, so that a stored digest stays.
     data: tuple[tuple[int, int], ...] | UnsetType = UNSET  # what is from outside: (first, last + 1)
 
 
@@ -317,12 +318,12 @@ class Check(Record, frozen=True):
     settings: dict[str, Any] | UnsetType = UNSET  # those of a kind that have no field here
 
 
-class ToolResult(Record, frozen=True):
+class ToolResult(Record, frozen=True, omit_defaults=True):
     """A tool's answer in this probe, instead of the application's; or only to calls with `arguments`."""
 
     tool: str
     text: str
-    arguments: dict[str, str | int | float | bool] | UnsetType = UNSET
+    arguments: dict[str, str | int | float | bool] | None = None
 
 
 class ToolDescription(Record, frozen=True, omit_defaults=True):
