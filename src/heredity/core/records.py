@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 def encoded(default: T) -> T:
-    """A default that is encoded all the same, in a struct that omits its defaults."""
+    """A default that is encoded although its struct omits defaults."""
     value: T = msgspec.field(default_factory=lambda: copy(default))
     return value
 

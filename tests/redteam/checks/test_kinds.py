@@ -118,7 +118,7 @@ def test_stored_settings_that_do_not_fit_are_damage(rhyme: None) -> None:
 
 
 def test_a_setting_that_another_kind_reads_is_kept_and_ignored() -> None:
-    """Files of 9797035 have such settings, and their probes' digests have them too."""
+    """Stored files have such settings, and their probes' digests have them too."""
     found = checks.parse_check({"kind": "pattern", "patterns": ["a"], "unless": ["b"]})
     assert found == Check("pattern", patterns=("a",), unless=("b",))
     assert checks.load_check(found) == checks.load_check(Check("pattern", patterns=("a",)))
