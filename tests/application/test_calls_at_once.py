@@ -11,7 +11,6 @@ import pytest
 
 import heredity
 from heredity.application.limits import ConversationLimits
-from heredity.application.sandbox import pool
 from heredity.application.servers import McpServer, ServerSource
 from heredity.application.spec import Application
 from heredity.application.toolbox import MOST_PROCESSES, RecordedResults, Toolbox
@@ -74,7 +73,7 @@ def test_calls_of_one_source_that_wait_for_each_other_run_in_processes_of_their_
 
 
 def test_calls_that_are_quick_enough_share_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "PATIENCE", 20.0)  # of a machine that is never busy
+    monkeypatch.setattr("heredity.application.toolbox.PATIENCE", 20.0)  # of a machine that is never busy
     with Toolbox(DESK) as toolbox, ThreadPoolExecutor(8) as threads:
         calls = [
             threads.submit(toolbox.session().call, tool("lookup"), {"number": number}) for number in range(40)

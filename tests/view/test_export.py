@@ -124,8 +124,8 @@ def test_a_count_of_the_overview_is_that_of_the_list_that_it_opens(tmp_path: Pat
 
 
 def test_many_trials_are_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heredity.view.export_study.CONVERSATIONS", 6)
-    monkeypatch.setattr("heredity.view.export_study.LINES", 5)
+    monkeypatch.setattr("heredity.view.export.CONVERSATIONS", 6)
+    monkeypatch.setattr("heredity.view.export.LINES", 5)
     export(written(tmp_path, {0: "broke", 13: "broke"}), tmp_path / "out")
     names = sorted(path.name.partition("-")[2].partition("-")[2] for path in (tmp_path / "out").iterdir())
     assert [name for name in names if name.startswith("trials")] == [f"trials-{n}.html" for n in range(1, 5)]
@@ -171,7 +171,7 @@ def test_a_row_that_cannot_be_read_is_named_beside_the_others(
             raise Damaged("the row is not where it was", code="row-moved")
         return read(study, index)
 
-    monkeypatch.setattr("heredity.view.export_study.read", failing)
+    monkeypatch.setattr("heredity.view.export.read", failing)
     export(written(tmp_path), tmp_path / "out")
     text = next(text for name, text in pages(tmp_path / "out").items() if "-trials-" in name)
     assert text.count("the row is not where it was") == 1 and text.count(">reply ") == 23

@@ -22,7 +22,7 @@ from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.study.wording import find, interval, percent
 from heredity.view.app import app
-from heredity.view.changes import changes
+from heredity.view.pages.label import changes
 from heredity.view.places import StudyPlace
 from heredity.view.site import Asked, Site
 from tests.support import report_studies

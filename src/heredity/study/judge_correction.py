@@ -8,7 +8,7 @@
 Promises: every correction has the spread between families of answers. A rate over several techniques is
 corrected technique by technique. A plan that declares no analysis is corrected as the releases that made it
 did: by pooled labels, and checks not at all. A judge's correction is refused where the study's answers are
-unlike all answers that people labelled; at most 200 a model and measure are read for this.
+unlike all answers that people labelled. At most 200 a model and measure are read for this.
 Leaves to others: the labels (redteam/judges/calibration), the formulas (stats/judge_error.py).
 """
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.application.retrieval import readers
-from heredity.application.retrieval.conversion import parse
+from heredity.application.retrieval.build import parse
 from heredity.application.retrieval.readers import Unreadable, by_suffix, load
 from heredity.core import registry
 from tests.support.office_files import encrypt_pdf, make_docx, make_pdf, pack_docx

@@ -1,7 +1,6 @@
 """Tools that run: in a process of their own, which is ended if it takes too long or returns too much.
 
     process.py    this side of the pipe: asks, waits, and kills
-    pool.py       the processes of one source, for calls that run at once
     child.py      the other side: reads questions, writes answers
     functions.py  the process of Python functions
     mcp_client.py the process that talks to an MCP server
