@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.documents import ROOT
 
+pytestmark = pytest.mark.slow
+
 # Stands for each Python: logs how it was called; `-m venv` makes an environment with itself as Python.
 PYTHON = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$LOG"
