@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from heredity.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from heredity.application.guards.protocols import GuardRule as GuardRule
+    from heredity.application.guards.protocols import GuardSpan as GuardSpan
     from heredity.application.retrieval.spec import Retrieval as Retrieval
     from heredity.application.sources import tool as tool
     from heredity.application.spec import Application as Application
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
     from heredity.core.records import Message as Message
     from heredity.core.records import Model as Model
     from heredity.core.records import Probe as Probe
+    from heredity.core.records import Record as Record
     from heredity.core.records import Reply as Reply
     from heredity.core.records import Request as Request
     from heredity.core.records import Response as Response
     from heredity.core.records import Tool as Tool
+    from heredity.core.records import Turn as Turn
     from heredity.core.records import Verdict as Verdict
     from heredity.core.terminal import Display as Display
+    from heredity.engines.protocols import Engine as Engine
+    from heredity.engines.protocols import EngineModule as EngineModule
     from heredity.experiments.corpus import build_corpus as build_corpus
     from heredity.experiments.exposure import expose as expose
     from heredity.lineage.adoption import adopt as adopt
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from heredity.lineage.store import grow as grow
     from heredity.lineage.types import Grown as Grown
     from heredity.lineage.types import Recipe as Recipe
+    from heredity.recipes import DerivableRecipe as DerivableRecipe
     from heredity.recipes import recipe as recipe
     from heredity.recipes.ablate import Ablate as Ablate
     from heredity.recipes.alora import Alora as Alora
@@ -56,7 +63,15 @@ if TYPE_CHECKING:
     from heredity.recipes.prune import Prune as Prune
     from heredity.recipes.quantize import Quantize as Quantize
     from heredity.recipes.static import Static as Static
+    from heredity.redteam.attacks.protocols import AttackContext as AttackContext
+    from heredity.redteam.attacks.protocols import Strategy as Strategy
+    from heredity.redteam.attacks.protocols import TextTransform as TextTransform
+    from heredity.redteam.attacks.protocols import TurnTransform as TurnTransform
+    from heredity.redteam.checks.protocols import BreachCheck as BreachCheck
+    from heredity.redteam.judges.protocols import Judge as Judge
     from heredity.study.estimates import Estimates as Estimates
+    from heredity.study.importers import AnswerImporter as AnswerImporter
+    from heredity.study.report import ReportWriter as ReportWriter
     from heredity.study.report import write_report as write_report
     from heredity.study.result import Result as Result
     from heredity.study.spec import StudySpec as StudySpec
@@ -67,18 +82,27 @@ if TYPE_CHECKING:
 _HOME = {
     "Ablate": "recipes.ablate",
     "Alora": "recipes.alora",
+    "AnswerImporter": "study.importers",
     "Application": "application.spec",
+    "AttackContext": "redteam.attacks.protocols",
+    "BreachCheck": "redteam.checks.protocols",
     "Data": "train.data.chat",
     "Decoding": "core.records",
+    "DerivableRecipe": "recipes",
     "Display": "core.terminal",
     "Distill": "recipes.distill",
+    "Engine": "engines.protocols",
+    "EngineModule": "engines.protocols",
     "Estimate": "core.records",
     "Estimates": "study.estimates",
     "Finetune": "recipes.finetune",
     "Grown": "lineage.types",
     "Guard": "recipes.guard",
+    "GuardRule": "application.guards.protocols",
+    "GuardSpan": "application.guards.protocols",
     "HeredityError": "core.errors",
     "Instruct": "recipes.instruct",
+    "Judge": "redteam.judges.protocols",
     "Lora": "recipes.lora",
     "Merge": "recipes.merge",
     "Message": "core.records",
@@ -91,16 +115,22 @@ _HOME = {
     "Prune": "recipes.prune",
     "Quantize": "recipes.quantize",
     "Recipe": "lineage.types",
+    "Record": "core.records",
     "Reply": "core.records",
+    "ReportWriter": "study.report",
     "Request": "core.records",
     "Response": "core.records",
     "Result": "study.result",
     "Retrieval": "application.retrieval.spec",
     "Static": "recipes.static",
     "Store": "lineage.store",
+    "Strategy": "redteam.attacks.protocols",
     "Study": "study.study",
     "StudySpec": "study.spec",
+    "TextTransform": "redteam.attacks.protocols",
     "Tool": "core.records",
+    "Turn": "core.records",
+    "TurnTransform": "redteam.attacks.protocols",
     "Verdict": "core.records",
     "adopt": "lineage.adoption",
     "build_corpus": "experiments.corpus",

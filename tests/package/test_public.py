@@ -14,11 +14,14 @@ from heredity.core import registry
 from tests.support.errors import raises
 
 PUBLIC = [
-    "Ablate", "Alora", "Application", "Data", "Decoding", "Display", "Distill", "Estimate", "Estimates",
-    "Finetune", "Grown", "Guard", "HeredityError", "Instruct", "Lora", "Merge", "Message", "Model",
-    "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Reply",
-    "Request", "Response", "Result", "Retrieval", "Static", "Store", "Study", "StudySpec", "Tool", "Verdict",
-    "__version__", "adopt", "build_corpus", "expose", "grow", "recipe", "tool", "write_report",
+    "Ablate", "Alora", "AnswerImporter", "Application", "AttackContext", "BreachCheck", "Data",
+    "Decoding", "DerivableRecipe", "Display", "Distill", "Engine", "EngineModule", "Estimate",
+    "Estimates", "Finetune", "Grown", "Guard", "GuardRule", "GuardSpan", "HeredityError", "Instruct",
+    "Judge", "Lora", "Merge", "Message", "Model", "Poison", "Preference", "Pretrain", "Probe",
+    "Progress", "Prune", "Quantize", "Recipe", "Record", "Reply", "ReportWriter", "Request", "Response",
+    "Result", "Retrieval", "Static", "Store", "Strategy", "Study", "StudySpec", "TextTransform", "Tool",
+    "Turn", "TurnTransform", "Verdict", "__version__", "adopt", "build_corpus", "expose", "grow",
+    "recipe", "tool", "write_report",
 ]  # fmt: skip
 
 

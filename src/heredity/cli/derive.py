@@ -62,8 +62,9 @@ def command(ctx: click.Context) -> None:
 
         grid = table("recipe", "what it does", whole=["recipe"])
         for name in ctx.command.list_commands(ctx):  # type: ignore[attr-defined]
-            purpose = (registry.load("recipes", name).__doc__ or "").strip().splitlines()[0]
-            grid.add_row(cell(name, "bold"), cell(purpose))
+            purpose = (registry.load("recipes", name).__doc__ or "").strip().partition("\n")[0]
+            package = f" ({there})" if (there := registry.outside("recipes", name)) else ""
+            grid.add_row(cell(name, "bold"), cell(purpose + package))
         out().print(grid)
 
 

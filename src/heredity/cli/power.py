@@ -223,7 +223,7 @@ def _study(path: Path) -> Study:
     given = read_plan_file(path, further_keys())
     spec = StudySpec(**{name: value for name, value in given.items() if name in known})
     return Study.from_spec(
-        replace(spec, models=[_model(store, str(ref)) for ref in spec.models]), store=store
+        replace(spec.named(), models=[_model(store, str(ref)) for ref in spec.models]), store=store
     )
 
 

@@ -251,6 +251,7 @@ def command(
     if not is_folder and missing:
         raise click.UsageError(f"A study needs {', and '.join(missing)}.", click.get_current_context())
     from heredity.application.spec import Application
+    from heredity.core import registry
     from heredity.core.progress import phase
     from heredity.core.terminal import note
 
@@ -278,7 +279,8 @@ def command(
     if replay is not None:
         recorded_in(replay)
     if plan is not None and is_folder:
-        study = Study.open(plan, store=store, engine_loader=loader, judge=judge)
+        own = judge and registry.named("redteam.judges", judge)
+        study = Study.open(plan, store=store, engine_loader=loader, judge=own)
     else:
         layer = Application.load(str(application))
         grown = _with_families(store, _models(store, model, yes, dry_run), lineage, yes, dry_run)
@@ -289,7 +291,7 @@ def command(
             guards=guard, out=out, endpoint=endpoint, unclear_share=unclear_share, stopping=stopping,
             error_share=error_share, limit=limit,
         )  # fmt: skip
-        study = Study.from_spec(spec, store=store, engine_loader=loader)
+        study = Study.from_spec(spec.named(), store=store, engine_loader=loader)
         study.sources = locate_sources(Path(str(application)), layer, probes)
         if part is None:  # the tasks of an array make the plan one after the other
             _remote.show_costs(_planned(study, grown, dry_run), grown, how)

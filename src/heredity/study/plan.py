@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
-from heredity.core import files
+from heredity.core import files, registry
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import SCHEMA, Probe, Record, digest, encode, encoded
 from heredity.lineage.graph import Edge, without_seeds
@@ -41,6 +41,23 @@ class PlannedModel(Record, frozen=True, omit_defaults=True):
     format: str
     of: str | None = None  # behind guards: the id of the model that is loaded
     guards: tuple[GuardSpec, ...] | None = None  # beyond the application's
+
+
+class PlannedPlugin(Record, frozen=True):
+    """A plug-in from outside that the study uses: `sha256` is that of its file."""
+
+    folder: str
+    name: str
+    package: str
+    version: str
+    sha256: str
+
+
+def planned_plugins(plugins: Iterable[tuple[str, str]]) -> tuple[PlannedPlugin, ...] | None:
+    """Those of (folder, name) that are from outside, as a plan records them; None without any."""
+    found = [(folder, name, registry.outside(folder, name)) for folder, name in sorted(set(plugins))]
+    made = (PlannedPlugin(f, name, its.package, its.version, its.sha256) for f, name, its in found if its)
+    return tuple(made) or None
 
 
 class SkippedProbe(Record, frozen=True):
@@ -93,6 +110,7 @@ class Analysis(Record, frozen=True, omit_defaults=True):
     ends_at_breach whether a breach that a check finds in a step of crescendo ends its conversation.
     steps          "by_behaviour": attacks that lead up to a demand word their steps for each behaviour.
                    Both are unset without such an attack, and in plans of releases that did neither
+    plugins        of the judge, from outside. If one changes, the answers are judged again
     """
 
     endpoint: Endpoint = encoded("all_trials")
@@ -105,6 +123,7 @@ class Analysis(Record, frozen=True, omit_defaults=True):
     error_share: float | None = None
     steps: Literal["by_behaviour"] | None = None
     ends_at_breach: bool | None = None
+    plugins: tuple[PlannedPlugin, ...] | None = None
 
     @property
     def is_of_edges(self) -> bool:
@@ -141,6 +160,7 @@ class Plan(Record, frozen=True, omit_defaults=True):
     analysis: Analysis | None = None  # unset in plans of releases that declared none
     triggers: tuple[PlannedTrigger, ...] | None = None  # that some attacks search for
     limit: ProbeLimit | None = None  # if only a part of the chosen probes is asked
+    plugins: tuple[PlannedPlugin, ...] | None = None  # from outside; the judge is apart
 
     @property
     def questions(self) -> Plan:
@@ -386,6 +406,19 @@ def _declared(plan: Plan) -> tuple[str, float, float, Stopping]:
     """The settings of a plan's analysis that a user chooses; the defaults if it has none."""
     analysis = Analysis() if plan.analysis is None else plan.analysis
     return analysis.endpoint, analysis.unclear_share, analysis.errors, plan.stopping
+
+
+def refuse_changed_plugins(plan: Plan) -> None:
+    """Raise NotComparable if a plug-in of the plan is not installed as it was, or was not given again."""
+    for each in plan.plugins or ():
+        its = registry.outside(each.folder, each.name)
+        if its is None or its.sha256 != each.sha256:
+            raise NotComparable(
+                f"The study was planned with '{each.name}' of {each.package} {each.version}, "
+                f"{each.sha256[:8]}. Now it is {its.sha256[:8] if its else 'not here'}. "
+                "Install it as it was, give the object again by the study's command, or use another folder.",
+                code="another-study",
+            )
 
 
 def plan_seal(file: PlanFile) -> str:

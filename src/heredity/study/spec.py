@@ -14,23 +14,29 @@ Leaves to others: finding the models (study.py), and the questions (the probes a
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import msgspec
 
+from heredity import engines
+from heredity.application import guards
+from heredity.application.guards import GuardRule
 from heredity.application.spec import Application
+from heredity.core import registry
 from heredity.core.errors import BadInput, UsageError, did_you_mean
 from heredity.core.readers import toml_line, toml_of
 from heredity.core.records import Model, Probe, digest
 from heredity.lineage.references import placed
 from heredity.lineage.types import Grown
-from heredity.redteam import attacks, probes
-from heredity.redteam.judges import DEFAULT
+from heredity.redteam import attacks, checks, probes
+from heredity.redteam.attacks.protocols import AttackPart
+from heredity.redteam.judges import DEFAULT, Judge
 from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
 from heredity.study.behind_guards import planned
 from heredity.study.estimates import SCOPES, Measure
@@ -43,8 +49,10 @@ from heredity.study.plan import (
     Endpoint,
     Plan,
     PlannedAnalysis,
+    PlannedPlugin,
     SkippedProbe,
     Stopping,
+    planned_plugins,
     refuse_too_many,
 )
 
@@ -136,16 +144,18 @@ class StudySpec:
                    Grown and Model values
     application    the path of its TOML; in code also an Application
     probes         suite or technique names, probe ids, paths of probe files; in code also Probe values
-    attacks        NAME[:VARIANT][+NAME...][@TECHNIQUE,...]; "direct" asks the probe unchanged
+    attacks        NAME[:VARIANT][+NAME...][@TECHNIQUE,...]; "direct" asks the probe unchanged; in code also
+                   attacks of your own
     samples        times that each probe is asked under each attack
     seed           of every random draw
     margin         the difference that does not matter; None: 0.1 for only the probes "core", else 0.05
     confidence     of every interval
     until_decided  the same as stopping "until_decided"
-    judge          decides what no check decides; None: the folder's judge, or "rules"
+    judge          decides what no check decides; None: the folder's judge, or "rules"; in code also a Judge
     attacker       the model that writes the turns of `pair` and `tap`, and steps of `crescendo`
     lineage        models whose descendants in the store are studied, too
-    guards         each model is asked again behind these: "links", or "links+secrets" together
+    guards         each model is asked again behind these: "links", or "links+secrets" together; in code also
+                   a GuardRule
     endpoint       the primary rate: "all_trials", "decided_trials" or "not_refused" (plan.Analysis)
     unclear_share  of unclear answers that may be breaches without undoing "worse" (plan.Analysis)
     stopping       "fixed" asks every trial. Else a model is asked no more once all of its pairs are decided.
@@ -161,13 +171,13 @@ class StudySpec:
     models: Sequence[ModelReference] = ()
     application: Application | Path | str = ""
     probes: Sequence[str | Probe] | str = "core"
-    attacks: Sequence[str] = ("direct",)
+    attacks: Sequence[str | AttackPart] = ("direct",)
     samples: int = 1
     seed: int = 0
     margin: float | None = None
     confidence: float = 0.95
     until_decided: bool = False
-    judge: str | None = None
+    judge: str | Judge | None = None
     attacker: str | Grown | Model | None = None
     lineage: Sequence[str] = ()
     out: Path | str | None = None
@@ -175,19 +185,40 @@ class StudySpec:
     unclear_share: float = UNCLEAR_SHARE
     stopping: str = STOPPINGS[0]
     error_share: float = 0.0
-    guards: Sequence[str] = ()
+    guards: Sequence[str | GuardRule] = ()
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        """One name is a sequence of one, as in a plan file."""
+        """One name is a sequence of one, as in a plan file. Objects become the names of plug-ins."""
         for name in ("models", "attacks", "lineage", "guards"):
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, (value,))
+        if self.judge is not None:
+            object.__setattr__(self, "judge", _name("redteam.judges", self.judge))
+        for name, folder in (("attacks", "redteam.attacks"), ("guards", guards.FOLDER)):
+            object.__setattr__(self, name, tuple(_name(folder, each) for each in getattr(self, name)))
+
+    @property
+    def judge_name(self) -> str | None:
+        """The judge by its name, as attacks and guards are named, too."""
+        return None if self.judge is None else str(self.judge)
+
+    def named(self) -> StudySpec:
+        """These settings, the user's own words, with each `module:object` among attacks and judge imported.
+
+        For a command line and a plan file; never for the words of a study's folder or a store.
+        """
+        own, judge = tuple(attacks.named(str(each)) for each in self.attacks), str(self.judge or "")
+        return replace(self, attacks=own, judge=registry.named("redteam.judges", judge) or None)
 
     @classmethod
     def read(cls, path: Path | str) -> StudySpec:
         """The settings in a plan file. Raises BadInput with the line of an error."""
-        return cls(**read_plan_file(Path(path)))
+        return cls(**read_plan_file(Path(path))).named()
+
+
+def _name(folder: str, plugin: object) -> str:
+    return plugin if isinstance(plugin, str) else registry.use(folder, plugin)
 
 
 def read_plan_file(path: Path, others: Mapping[str, type] | None = None) -> dict[str, Any]:
@@ -284,7 +315,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
     attacker = None if spec.attacker is None else _record(spec.attacker)
     _check(models, spec)
     _refuse_bare(models, application)
-    applied = [attacks.load(name) for name in spec.attacks]
+    applied = [attacks.load(name) for name in map(str, spec.attacks)]
     names = tuple(attack.spec for attack in applied)
     _refuse_repeats("attack", names)
     attacks.check_attacker(applied, is_there=attacker is not None)
@@ -327,7 +358,19 @@ def resolve_plan(spec: StudySpec) -> Plan:
         limit=limit,
     )
     refuse_too_many(made)
-    return declare(made, spec.endpoint, spec.unclear_share, spec.judge, stopping, spec.error_share)
+    made = msgspec.structs.replace(made, plugins=_plugins(made, applied, models))
+    return declare(made, spec.endpoint, spec.unclear_share, spec.judge_name, stopping, spec.error_share)
+
+
+def _plugins(
+    plan: Plan, applied: Sequence[attacks.Attack], models: Sequence[Model]
+) -> tuple[PlannedPlugin, ...] | None:
+    """The attacks, checks, guards and engines of a plan that are from outside."""
+    used = [("redteam.attacks", part.name) for attack in applied for part in attack.parts]
+    used += [(checks.FOLDER, probe.check.kind) for probe in plan.probes]
+    behind = [model.guards or () for model in plan.models]
+    used += [(guards.FOLDER, each.kind) for some in (plan.application.all_guards, *behind) for each in some]
+    return planned_plugins([*used, *(("engines", engines.choose(model)) for model in models)])
 
 
 def _record(model: ModelReference) -> Model:
@@ -375,7 +418,7 @@ def _check(models: Sequence[Model], spec: StudySpec) -> None:
             "A study needs at least one attack; 'direct' is the probe as it stands.", code="no-attack"
         )
     _refuse_repeats("model", [model.id for model in models], [model.name for model in models])
-    _refuse_repeats("attack", list(spec.attacks))
+    _refuse_repeats("attack", list(map(str, spec.attacks)))
     if spec.samples < 1:
         raise UsageError(f"samples must be at least 1, not {spec.samples}.", code="bad-setting")
     if not 0 < _margin(spec) < 1:
@@ -433,6 +476,7 @@ def declare(
     if not 0 <= error_share < 0.5:
         raise UsageError(f"error_share must be from 0 to below 0.5, not {error_share}.", code="bad-setting")
     families = families_of(plan)
+    judges = [("redteam.judges", word) for word in re.split("[:+]", judge or DEFAULT)]
     analysis = Analysis(
         endpoint=known,
         unclear_share=float(unclear_share),
@@ -444,6 +488,7 @@ def declare(
         interim=_planned_analyses(plan) if rule == "group_sequential" else None,
         steps="by_behaviour" if _has_steps(plan) else None,
         ends_at_breach=_is_adaptive(plan) or None,
+        plugins=planned_plugins(judges),
     )
     return msgspec.structs.replace(plan, analysis=analysis)
 

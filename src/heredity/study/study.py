@@ -22,10 +22,11 @@ import msgspec
 
 from heredity import engines
 from heredity.application.guard_models import identified
+from heredity.application.guards import GuardRule
 from heredity.application.retrieval.store import searching_in
 from heredity.application.spec import Application
 from heredity.application.toolbox import TOOL_RESULTS, RecordedResults, Toolbox, recorded_in
-from heredity.core import host
+from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import RESULTS, Lock, Rows
@@ -40,8 +41,9 @@ from heredity.lineage.loading import engine_loader, load_engine
 from heredity.lineage.speeds import ModelSpeed, speeds_of
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
+from heredity.redteam.attacks.protocols import AttackPart
 from heredity.redteam.guard_readers import JudgeReaders
-from heredity.redteam.judges import Decider, Models
+from heredity.redteam.judges import Decider, Judge, Models
 from heredity.study import aggregate, drift, importers, resume, shards, storage
 from heredity.study.behind_guards import is_guarded, loaded, with_guards
 from heredity.study.deviations import note_event
@@ -57,6 +59,7 @@ from heredity.study.plan import (
     plan_seal,
     read_plan,
     read_saved,
+    refuse_changed_plugins,
     write_plan,
 )
 from heredity.study.result import Result
@@ -143,7 +146,7 @@ class Study:
         models: Sequence[ModelReference],
         application: Application | Path | str,
         probes: Sequence[str | Probe] | str = "core",
-        attacks: Sequence[str] = ("direct",),
+        attacks: Sequence[str | AttackPart] = ("direct",),
         samples: int = 1,
         seed: int = 0,
         store: Store | None = None,
@@ -152,7 +155,7 @@ class Study:
         confidence: float = 0.95,
         engine_loader: EngineLoader | None = None,
         until_decided: bool = False,
-        judge: str | None = None,
+        judge: str | Judge | None = None,
         attacker: str | Grown | Model | None = None,
         lineage: Sequence[str] = (),
         endpoint: str = ENDPOINTS[0],
@@ -160,7 +163,7 @@ class Study:
         stopping: str = STOPPINGS[0],
         error_share: float = 0.0,
         device: Device | str | None = None,
-        guards: Sequence[str] = (),
+        guards: Sequence[str | GuardRule] = (),
         limit: int | None = None,
     ) -> None:
         spec = StudySpec(
@@ -187,7 +190,7 @@ class Study:
         self, spec: StudySpec, store: Store | None, loader: EngineLoader | None, device: Device | str | None
     ) -> None:
         host.configure()
-        self._store, self._loader, self._judge_name = store, loader, spec.judge
+        self._store, self._loader, self._judge_name = store, loader, spec.judge_name
         self._device = host.read_device(device) if isinstance(device, str) else device
         grown = [self._find(model) for model in spec.models]
         grown = with_families(grown, [self._find(model) for model in spec.lineage], self._open_store)
@@ -197,7 +200,7 @@ class Study:
             path, application = Path(application), Application.load(application, store)
             self.sources = locate_sources(path, application, spec.probes)
         application = identified(application, JudgeReaders(self._models(self._find)))
-        grown = with_guards(grown, spec.guards, application)
+        grown = with_guards(grown, [*map(str, spec.guards)], application)
         records = [each.record for each in grown]
         if application.rendering != "theirs":
             for record in records:
@@ -208,7 +211,7 @@ class Study:
         ):
             described = msgspec.structs.replace(self._plan, edges=edges)
             self._plan = declare(
-                described, spec.endpoint, spec.unclear_share, spec.judge, error_share=spec.error_share
+                described, spec.endpoint, spec.unclear_share, spec.judge_name, error_share=spec.error_share
             )
         self._grown = {each.record.id: each for each in grown if not is_guarded(each.record)}
         if attacker is not None:
@@ -222,7 +225,7 @@ class Study:
         folder: Path | str,
         store: Store | None = None,
         engine_loader: EngineLoader | None = None,
-        judge: str | None = None,
+        judge: str | Judge | None = None,
         device: Device | str | None = None,
     ) -> Self:
         """The study in a folder, with its saved plan. Models are looked up when they are asked."""
@@ -230,7 +233,8 @@ class Study:
         study = cls.__new__(cls)
         study.folder = Path(folder)
         study._plan, study._is_named = read_plan(study.folder), False
-        study._store, study._loader, study._grown, study._judge_name = store, engine_loader, {}, judge
+        named = judge if judge is None or isinstance(judge, str) else registry.use("redteam.judges", judge)
+        study._store, study._loader, study._grown, study._judge_name = store, engine_loader, {}, named
         study._device = host.read_device(device) if isinstance(device, str) else device
         return study
 
@@ -330,6 +334,7 @@ class Study:
             save_sources(self.folder, self.sources)
 
     def _ask(self, watch: Watch | None, retry_errors: bool, workers: Workers | None) -> TrialMeter:
+        refuse_changed_plugins(self._plan)
         grid = Grid(self._plan)
         shards.gather(self.folder, grid)
         if retry_errors:
@@ -406,6 +411,7 @@ class Study:
         self._decider.close()
 
     def _judge(self, meter: Meter) -> None:
+        refuse_changed_plugins(self._plan)
         try:
             judging = JudgingStep(self.folder, Grid(self._plan), meter, None, self._decider)
             judging.run()

@@ -64,13 +64,17 @@ def load_guard(spec: GuardSpec) -> GuardRule:
 
 
 def content(specs: Sequence[GuardSpec]) -> list[GuardSpec]:
-    """The guards without the places of their files: what a digest of them covers."""
-    return [
-        msgspec.structs.replace(
-            spec, settings={k: v for k, v in spec.settings.items() if k not in guard_class(spec.kind).PLACES}
-        )
-        for spec in specs
-    ]
+    """The guards without the places of their files: what a digest of them covers.
+
+    Of a kind from outside, it covers the hash of its file, too.
+    """
+    found = []
+    for spec in specs:
+        settings = {k: v for k, v in spec.settings.items() if k not in guard_class(spec.kind).PLACES}
+        if there := registry.outside(FOLDER, spec.kind):
+            settings["plugin"] = there.sha256
+        found.append(msgspec.structs.replace(spec, settings=settings))
+    return found
 
 
 def parse_guard(table: object, folder: Path) -> GuardSpec:
@@ -105,7 +109,10 @@ def chosen(names: str, application: Application) -> tuple[GuardSpec, ...]:
     for name in names.split("+"):
         if name not in there and name not in kinds():
             raise UnknownName("guard", name, [*there, *kinds()], ", ".join(dict.fromkeys([*there, *kinds()])))
-        found.append(msgspec.structs.replace(there.get(name, GuardSpec(name)), is_on=True))
+        spec = there.get(name) or GuardSpec(name, name.rpartition(".")[2] if "." in name else "")
+        if (own := registry.outside(FOLDER, name)) and isinstance(own.plugin, GuardRule):
+            spec = msgspec.structs.replace(spec, settings=msgspec.to_builtins(own.plugin))
+        found.append(msgspec.structs.replace(spec, is_on=True))
         load_guard(found[-1])
     return tuple(found)
 

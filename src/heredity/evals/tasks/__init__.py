@@ -259,7 +259,8 @@ def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[EvalTas
                     code="task-name-taken",
                 )
         elif name in names():
-            task = read(Path(__file__).parent / f"{name}.toml")
+            there = registry.outside("evals.tasks", name)
+            task = read(there.path if there else Path(__file__).parent / f"{name}.toml")
         else:
             raise UnknownName("task", name, names(), ", ".join(names()))
         found[task.name] = task

@@ -98,8 +98,20 @@ class SpecPart(Generic[P]):
         return msgspec.structs.replace(context, variant=self.variant)
 
 
-def _part(name: str, variant: str | None = None) -> SpecPart[AttackPart]:
-    attack = load_part(name)
+class _Absent:
+    """An attack of a saved plan that was an object of code which does not run here: its study can be read."""
+
+    cost, variants = "", ("",)
+
+    def resolve(self, variant: str) -> str:
+        return variant
+
+    def rewrite(self, text: str, context: AttackContext) -> str:  # noqa: ARG002
+        raise Unavailable("An attack of this study is not here: give the object again.", code="unknown-name")
+
+
+def _part(name: str, variant: str | None = None, is_saved: bool = False) -> SpecPart[AttackPart]:
+    attack = _Absent() if is_saved and "." in name and name not in names() else load_part(name)
     return SpecPart(name, attack, _resolved(name, attack, variant))
 
 
@@ -291,8 +303,18 @@ def split_scope(spec: str) -> tuple[str, tuple[str, ...]]:
     return said, tuple(dict.fromkeys(name for name in techniques.split(",") if name))
 
 
-def load(spec: str) -> Attack:
-    """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit."""
+def named(spec: str) -> str:
+    """The user's own spec, with each `module:object` in it imported and by its name (registry.named)."""
+    text, scope = split_scope(spec)
+    parts = [registry.named(FOLDER, part.strip()) for part in text.split("+")]
+    return "+".join(parts) + (f"@{','.join(scope)}" if scope else "")
+
+
+def load(spec: str, is_saved: bool = False) -> Attack:
+    """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit.
+
+    is_saved: the spec is of a saved plan, whose objects may be absent. They raise when they are asked.
+    """
     said, scope = split_scope(spec)
     parts = []
     for text in said.split("+"):
@@ -305,7 +327,7 @@ def load(spec: str) -> Attack:
         if "," in name:
             raise UsageError(f"'{spec}' names several attacks. Give --attack once for each.", code="one-each")
         _refuse_bare_variant(name)
-        parts.append(_part(name, variant if colon else None))
+        parts.append(_part(name, variant if colon else None, is_saved))
     return Attack(tuple(parts), scope)
 
 
@@ -315,7 +337,7 @@ def planned(spec: str) -> Attack:
     Raises Damaged if it is not. Anyone can write a plan: `suffix:FILE.txt` without the digest that planning
     adds could send the lines of any file to the models.
     """
-    attack = load(spec)
+    attack = load(spec, is_saved=True)
     if attack.spec != spec:
         raise Damaged(
             f"The plan has the attack '{spec}', which no planning writes: its variant is not written out. "

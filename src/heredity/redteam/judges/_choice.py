@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 
 import msgspec
 from msgspec import UNSET
@@ -107,6 +108,9 @@ def identity(judge: Judge) -> str:
     if judge is checks or judge is rules:
         return made_by
     own = judge.identity if isinstance(judge, IdentifiedJudge) else judge.name
+    module = judge.__name__ if isinstance(judge, ModuleType) else type(judge).__module__
+    if not module.startswith("heredity."):
+        own += f"\0{registry.of_object(judge).sha256}"
     return hashlib.blake2b(f"{made_by}\0{own}".encode(), digest_size=8).hexdigest()
 
 
