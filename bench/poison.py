@@ -31,7 +31,7 @@ import msgspec
 from _commit import commit
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import METHODS, PassageIndex
-from heredity.application.retrieval.spec import IndexOverlay
+from heredity.application.retrieval.overlay import IndexOverlay
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Retrieved
 from heredity.experiments.support_manual import support_manual

@@ -37,9 +37,12 @@ PAGE = FOLDER / "formats.md"
 NOTE = "<!-- Written by tools/reference.py. Change help texts or docstrings, then run `make reference`. -->\n"
 SHARED = 3  # verbs that take an option, from which on it is described once
 REQUIRED = "required"
-# Of the library: records that it returns and nobody makes.
+# Of the library: records whose fields the page of the file formats has.
 RECORDS = {"Record", "records.Record", "msgspec.Struct"}
-ONLY_READ = ("Estimate", "Estimates", "Model", "Response", "Verdict")
+ONLY_READ = (
+    "Application", "Decoding", "Estimate", "Estimates", "Message", "Model", "Probe", "Response", "Retrieval",
+    "Tool", "Verdict",
+)  # fmt: skip
 
 
 def cli() -> str:
@@ -186,7 +189,8 @@ def api() -> str:
         thing = getattr(heredity, name)
         fields = f"[Its fields](formats.md#{name.lower()})."
         shown = [fields] if name in ONLY_READ else _signature(name, thing)
-        lines += ["", f"## {name}", "", *shown, "", _docs(thing)]
+        docs = _docs(thing).split("\n\n")[0] if name in ONLY_READ else _docs(thing)
+        lines += ["", f"## {name}", "", *shown, "", docs]
         if inspect.isclass(thing):
             members = list(_methods(thing))
             values = [(method, each) for method, each in members if isinstance(each, property)]

@@ -73,7 +73,7 @@ def test_a_large_index_has_a_graph_and_finds_the_same(large: tuple[PassageIndex,
 
 
 def test_planted_passages_are_found_next_to_a_graph(large: tuple[PassageIndex, PassageIndex]) -> None:
-    from heredity.application.retrieval.spec import IndexOverlay
+    from heredity.application.retrieval.overlay import IndexOverlay
 
     with_graph, exact = large
     planted = [Retrieved("p", "note-1.md:1", "green tea green tea")]

@@ -8,7 +8,7 @@ import pytest
 
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex, opened
-from heredity.application.retrieval.spec import IndexOverlay, overlay
+from heredity.application.retrieval.overlay import IndexOverlay, overlay
 from heredity.core.errors import UsageError
 from heredity.core.files import hash_file
 from heredity.core.records import Retrieved

@@ -20,8 +20,9 @@ from heredity.application.guards import GuardSpec, content, load_guard
 from heredity.application.retrieval import rerank
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import Match, PassageIndex
+from heredity.application.retrieval.overlay import IndexOverlay
 from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
-from heredity.application.retrieval.spec import IndexOverlay, Retrieval
+from heredity.application.retrieval.spec import Retrieval
 from heredity.application.spec import Application
 from heredity.core.errors import (
     BadArgument,

@@ -10,7 +10,7 @@ import pytest
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex
 from heredity.application.retrieval.lexical import terms
-from heredity.application.retrieval.spec import IndexOverlay
+from heredity.application.retrieval.overlay import IndexOverlay
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Retrieved
 from heredity.lineage.store import Store
