@@ -120,7 +120,7 @@ def test_rows_are_for_a_head(run: Run, learned: Path) -> None:
 def test_repeated_answers_are_told(run: Run, place: Path) -> None:
     rows = [{"q": "a question", "a": f"{BAD} {i % 4}", "l": 1} for i in range(6)]
     (place / "again.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    asked = ("judges", "calibrate", "rules", "--labels", "again.jsonl", *COLUMNS, "--no-keep")
+    asked = ("judges", "calibrate", "rules", "--labels", "again.jsonl", *COLUMNS, "--no-save")
     found = json.loads(run(*asked, "--json").stdout)
     assert (found["n"] + found["n_unclear"], found["n_repeated"]) == (6, 2)
     assert "Without --deduplicate" in " ".join(run(*asked).stderr.split())

@@ -82,6 +82,12 @@ print("FOUND " + json.dumps({
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_objects_of_another_test() -> Iterator[None]:
+    yield
+    registry._GIVEN.clear()
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose `lib` has the example package, installed from a copy of its source."""

@@ -154,7 +154,7 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
     if response is None:
         wanted = f"index {index}" if trial is None else f"id {trial}"
         raise UsageError(
-            f"{folder} has no response with {wanted}. The plan has the indices 0 to {len(grid) - 1}.",
+            f"{folder} has no response with {wanted}. Its plan has {len(grid)} indices, from 0.",
             code="response-missing",
         )
     verdicts = storage.open_verdicts(folder)

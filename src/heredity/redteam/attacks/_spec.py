@@ -107,7 +107,7 @@ class _Absent:
         return variant
 
     def rewrite(self, text: str, context: AttackContext) -> str:  # noqa: ARG002
-        raise Unavailable("An attack of this study is not here: give the object again.", code="unknown-name")
+        raise UsageError("An attack of this study is not here: give the object again.", code="unknown-name")
 
 
 def _part(name: str, variant: str | None = None, is_saved: bool = False) -> SpecPart[AttackPart]:
