@@ -75,14 +75,14 @@ class Bound(NamedTuple):
 
 BOUNDS = {
     "scripted study": Bound(138, 45),
-    "torch prompt": Bound(23, 12),
+    "torch prompt": Bound(22, 12),
     "HTTP question": Bound(15, 15),
     "derive lora": Bound(38, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(762, 440),
-    "lines": Bound(121_701, 92_000),
+    "files": Bound(750, 440),
+    "lines": Bound(121_514, 92_000),
     "error codes": Bound(650, 40),
-    "words of docs": Bound(66_441, 65_000),
+    "words of docs": Bound(66_426, 65_000),
     "root": Bound(18, 18),
     "package circles": Bound(0, 0),
     "module circles": Bound(0, 0),

@@ -21,10 +21,10 @@ from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines.protocols import AddressedRequest, Streamer
 from heredity.engines.torch import autotune
 from heredity.engines.torch.adapters import AdapterEngine, SharedBase
-from heredity.engines.torch.batch import BatchRow, ContinuousBatch
 from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.engines.torch.prefixes import continued, marked, number_of, plain
 from heredity.engines.torch.sampling import Sampler
+from heredity.engines.torch.session import BatchRow, ContinuousBatch
 from tests.support.errors import raises
 from tests.support.random_adapters import random_adapter
 from tests.support.tiny_models import WORDS, make_model

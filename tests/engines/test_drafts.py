@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding
-from heredity.engines.torch.batch import BatchRow, ContinuousBatch, Sampler
 from heredity.engines.torch.decoder import BLOCK, Decoder, round_up
 from heredity.engines.torch.drafts import MAX_DRAFT, Drafter, TextIndex, share_out
 from heredity.engines.torch.kv_cache import KvQuantizedDecoder
+from heredity.engines.torch.session import BatchRow, ContinuousBatch, Sampler
 from heredity.formats import weights
 
 GREEDY, SAMPLED = Decoding(), Decoding(temperature=0.01, top_p=0.9)

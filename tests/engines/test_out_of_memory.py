@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 from heredity.core.errors import OutOfMemory
 from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines.torch import autotune
-from heredity.engines.torch.batch import ContinuousBatch
 from heredity.engines.torch.decoder import Decoder
 from heredity.engines.torch.engine import TorchEngine, open_folder
+from heredity.engines.torch.session import ContinuousBatch
 from tests.support.errors import raises
 from tests.support.recording_listener import RecordingListener
 

@@ -21,7 +21,7 @@ from heredity.core.errors import (
 )
 from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines.protocols import Completer, GreedyScorer, Streamer
-from heredity.engines.transformers import rows
+from heredity.engines.transformers import engine as rows
 from heredity.engines.transformers.engine import TransformersEngine, open_folder
 from tests.support import architectures, peft_adapters
 from tests.support.errors import raises

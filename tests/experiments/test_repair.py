@@ -20,7 +20,6 @@ from heredity.core.records import Message, Reply, Request
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.engines.torch.engine import open_folder
-from heredity.experiments import replay_data
 from heredity.experiments.repair import (
     N_TESTS,
     RepairMeasurement,
@@ -74,7 +73,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(replay_data, "STEPS", (1, 2))
+    monkeypatch.setattr("heredity.experiments.repair.STEPS", (1, 2))
     return Store(shutil.copytree(stocked, tmp_path / "store"))
 
 
@@ -192,7 +191,7 @@ def test_a_ladder_of_bad_children_passes_one_by_chance_no_oftener_than_one_test(
 @pytest.fixture
 def one_length(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tuning has one length to choose from, where the choice is not what is asked."""
-    monkeypatch.setattr(replay_data, "STEPS", (1,))
+    monkeypatch.setattr("heredity.experiments.repair.STEPS", (1,))
 
 
 @pytest.fixture

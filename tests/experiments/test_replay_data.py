@@ -10,8 +10,17 @@ import pytest
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Probe
-from heredity.experiments.repair import Setting, halves
-from heredity.experiments.replay_data import BEGUN, STEPS, Lesson, behaviours, further, lesson, nearest
+from heredity.experiments.repair import (
+    BEGUN,
+    STEPS,
+    Lesson,
+    Setting,
+    behaviours,
+    further,
+    halves,
+    lesson,
+    nearest,
+)
 from heredity.lineage.store import scripted
 from heredity.lineage.types import Grown
 from heredity.redteam import probes

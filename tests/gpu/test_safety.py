@@ -17,7 +17,6 @@ from heredity.application.spec import Application, Secret
 from heredity.core.files import Rows
 from heredity.core.records import Decoding, Message, Reply, Request, Response
 from heredity.engines.protocols import Engine
-from heredity.experiments import replay_data
 from heredity.experiments.repair import Setting, repair
 from heredity.experiments.tamper import Rung, tamper
 from heredity.lineage.loading import load_engine
@@ -110,7 +109,7 @@ def test_tamper_tunes_and_asks_there_and_the_same_call_asks_nothing_again(
 def test_repair_tunes_on_what_was_lost_and_measures_there(
     store: h.Store, parent: Grown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay_data, "STEPS", (1,))
+    monkeypatch.setattr("heredity.experiments.repair.STEPS", (1,))
     child = store.grow_once(Finetune(ROWS, steps=1, **FEW), [parent])
 
     def leaks(grown: Grown) -> bool:

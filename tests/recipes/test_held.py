@@ -10,7 +10,7 @@ import pytest
 from heredity.core.errors import Damaged, Refused, Unavailable, UsageError, WrongHash
 from heredity.lineage.catalog import Entry, Hub, catalogue
 from heredity.lineage.store import Store
-from heredity.recipes.pull import held
+from heredity.recipes.pull import recipe
 from tests.support.errors import raises
 from tests.support.model_sources import Server, left_over, sha256
 from tests.support.played_hub import FIRST, REPO, SECOND, Play
@@ -28,7 +28,7 @@ def test_the_first_pull_records_the_commit_and_the_hash_of_every_file(
 ) -> None:
     play(files)
     model = store.pull("tiny")
-    seen = held.read(store.root / "held", "tiny")
+    seen = recipe.read(store.root / "held", "tiny")
     assert seen is not None and (seen.repo, seen.revision) == (REPO, FIRST)
     assert seen.files == {name: sha256(data) for name, data in files.items()}
     assert {f.path: f.sha256 for f in seen.listed}["model.safetensors"] == sha256(files["model.safetensors"])
@@ -99,7 +99,7 @@ def test_a_commit_that_the_hub_has_lost_names_the_way_on(
     named = store.pull("tiny@main").record
     assert named.name == "tiny@main" and SECOND in named.notes["source"]
     assert store.get("tiny@main").record == named
-    seen = held.read(store.root / "held", "tiny")
+    seen = recipe.read(store.root / "held", "tiny")
     assert seen is not None and seen.revision == FIRST  # a named revision replaces nothing
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from heredity.core.records import Request
-from heredity.engines.torch.batch import BatchRow, ContinuousBatch, Sampler
 from heredity.engines.torch.engine import TorchEngine
+from heredity.engines.torch.session import BatchRow, ContinuousBatch, Sampler
 
 
 def caches(engine: TorchEngine, requests: Sequence[Request], n_steps: int = 2) -> dict[int, torch.Tensor]:

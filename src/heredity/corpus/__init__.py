@@ -6,7 +6,6 @@ text.py         a batch of documents as arrays of bytes, with the counts that fi
 steps/          what is done to documents, one file per step; filters have datatrove's names
 work.py         steps applied to a batch, with a count of each
 jobs.py         one job of a worker process
-pipeline.py     all jobs of a build, and the steps that compare all documents
 build.py        the whole build, in one process or many
 workspace.py    the work folder, from which a killed build resumes
 tokenizer.py    a byte-level BPE tokenizer that transformers and llama.cpp can load

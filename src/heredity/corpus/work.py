@@ -2,7 +2,7 @@
 
 Promises: each step counts each document once, in and out, by reason of removal. Consecutive filters share
 their counts of the text.
-Leaves to others: files and processes (jobs.py), and steps that compare all documents (pipeline.py).
+Leaves to others: files and processes (jobs.py), and steps that compare all documents (build.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     models.toml     the user's own (core/user_models.py), in the form of catalog.toml
 
 Promises: an unknown field in a file of the catalogue is an error; a name has one entry.
-Leaves to others: fetching (recipes/pull/), and what is recorded at the first pull (recipes/pull/held.py).
+Leaves to others: fetching (recipes/pull/), and what is recorded at the first pull (recipes/pull/recipe.py).
 """
 
 from __future__ import annotations

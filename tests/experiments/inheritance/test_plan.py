@@ -10,8 +10,7 @@ import pytest
 from heredity.core.errors import BadInput, Damaged, UnknownName, UsageError
 from heredity.core.records import digest, encode
 from heredity.experiments.inheritance.batteries import application, chosen_probes
-from heredity.experiments.inheritance.children import Lineage
-from heredity.experiments.inheritance.data import SHIPPED, load_data
+from heredity.experiments.inheritance.children import SHIPPED, Lineage, load_data
 from heredity.experiments.inheritance.plan import BatteryPlan, ChildPlan, LineagePlan, plan_of, read_plan
 from heredity.experiments.inheritance.run import LineageFile, plan_digest, read_plan_file
 from heredity.lineage.references import is_elsewhere

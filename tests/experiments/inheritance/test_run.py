@@ -26,7 +26,7 @@ from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.experiments import course
 from heredity.experiments.inheritance import figure, run
 from heredity.experiments.inheritance.children import Lineage, Task, tasks
-from heredity.experiments.inheritance.findings import BatteryFinding, LineageResult
+from heredity.experiments.inheritance.findings import BatteryFinding, LineageResult, Truncation
 from heredity.experiments.inheritance.page import render, write_page
 from heredity.experiments.inheritance.plan import ChildPlan, LineagePlan, plan_of, read_plan
 from heredity.experiments.inheritance.sentences import (
@@ -36,7 +36,6 @@ from heredity.experiments.inheritance.sentences import (
     rest,
     sentences,
 )
-from heredity.experiments.inheritance.truncation import Truncation
 from heredity.experiments.pages import change
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown

@@ -8,7 +8,7 @@ A softmax sums the remainder of a vector in another order than the same numbers 
 Promises: the numbers of a row depend only on that row. A decode step has one of a few widths, and autotune.py
 proves which of them give equal bits. `prefill` takes one row, so its shapes are its own. `prefill_packed`
 takes segments of several rows. Its proven widths keep the bits wherever a row is cut.
-Leaves to others: the slot of a row (batch.py), what is prefilled together (prefill.py), and which token is
+Leaves to others: the slot of a row (session.py), what is prefilled together (prefill.py), and which token is
 drawn (`Sampler`).
 """
 
@@ -21,11 +21,48 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from heredity.engines.torch import rotation
 from heredity.engines.torch.prefixes import BLOCK, FEWEST_ROWS, SharedPrefix, key_length, round_up
-from heredity.engines.torch.rotation import Rotation
 from heredity.formats.architectures import ARCHITECTURES
+from heredity.formats.decoder_shape import DecoderShape
 from heredity.formats.weights import Block, Weights
+
+
+class Rotation(NamedTuple):
+    """The changes of queries and keys that depend on their positions.
+
+    cos, signed sin: (rows, 1, head_dim); None for layers that rotate nothing. temperature: factors on the
+    queries, (rows, 1, 1).
+    """
+
+    cos: torch.Tensor | None = None
+    sin: torch.Tensor | None = None
+    temperature: torch.Tensor | None = None
+
+
+def partners(shape: DecoderShape, n_pairs: int) -> torch.Tensor:
+    """Return the channel that each channel of a head is rotated with. n_pairs: pairs of rotated channels."""
+    order = torch.arange(shape.head_dim)
+    if ARCHITECTURES[shape.model_type].rotates_neighbours:
+        return order.view(-1, 2).flip(-1).flatten()
+    return torch.cat([order[n_pairs : 2 * n_pairs], order[:n_pairs], order[2 * n_pairs :]])
+
+
+def spread(shape: DecoderShape, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and signed sin by channel, (rows, 1, head_dim), from those by pair: for `partners`."""
+    if ARCHITECTURES[shape.model_type].rotates_neighbours:
+        return cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
+    rest = cos.new_ones(len(cos), 1, shape.head_dim - 2 * cos.shape[-1])  # channels that keep their values
+    return torch.cat([cos, cos, rest], -1), torch.cat([-sin, sin, 0 * rest], -1)
+
+
+def temperatures(n_step: float, strength: float, positions: torch.Tensor) -> torch.Tensor:
+    """Return factors on queries that grow with the position by steps of n_step tokens: (rows, 1, 1), fp32.
+
+    Source: Nakanishi 2025 (2501.19399), as Llama 4 has it.
+    """
+    steps = torch.floor((positions.to(torch.float32) + 1.0) / n_step)
+    return (torch.log1p(steps) * strength + 1.0)[:, None, None]
+
 
 CHUNK = 256  # tokens per prefill pass; longer prompts need several
 PAD = 16  # prefill lengths are rounded up to this
@@ -112,7 +149,7 @@ class Decoder:
         self._has_windows = any(self.shape.windows)
         n_pairs, head_dim = len(weights.rope[0]), self.shape.head_dim
         is_usual = 2 * n_pairs == head_dim and not ARCHITECTURES[self.shape.model_type].rotates_neighbours
-        self._partners = None if is_usual else rotation.partners(self.shape, n_pairs).to(self.device)
+        self._partners = None if is_usual else partners(self.shape, n_pairs).to(self.device)
 
     def hooked(self, hook: ResidualHook) -> Decoder:
         """Return the same weights with a hook on the residual stream."""
@@ -436,13 +473,11 @@ class Decoder:
             if self._partners is None:  # roll(x) puts the second half first; its sign is the rotation's
                 cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
             else:
-                cos, sin = rotation.spread(self.shape, cos, sin)
+                cos, sin = spread(self.shape, cos, sin)
             rotations.append(Rotation(cos.to(self.dtype), sin.to(self.dtype)))
         none = Rotation()
         if self.shape.temperature is not None:
-            none = Rotation(
-                temperature=rotation.temperatures(*self.shape.temperature, positions).to(self.dtype)
-            )
+            none = Rotation(temperature=temperatures(*self.shape.temperature, positions).to(self.dtype))
         return rotations[0], rotations[-1], none
 
 

@@ -7,7 +7,7 @@ guess is kept if the row draws just this token; then several tokens of a row com
 Promises: a draft changes no answer. Each token is drawn from logits after all tokens before it. These come
 from a step of a proven shape, and the row's own sampler draws in the same order. A wrong guess leaves its
 keys and values only at a masked position, until the true token overwrites them.
-Leaves to others: the step itself (decoder.py), and which rows and slots are idle (batch.py).
+Leaves to others: the step itself (decoder.py), and which rows and slots are idle (session.py).
 
 Source: Saxena 2023, Prompt Lookup Decoding; Leviathan et al. 2023 (2211.17192) on verifying drafts.
 """

@@ -7,7 +7,7 @@ chunks of fixed size. The keys and values of a chunk then depend only on the tok
 chunks are cached.
 
 Promises: cached keys and values have the bits of a prefill.
-Leaves to others: the arithmetic (decoder.py), and which rows are prefilled at once (batch.py).
+Leaves to others: the arithmetic (decoder.py), and which rows are prefilled at once (session.py).
 """
 
 from __future__ import annotations

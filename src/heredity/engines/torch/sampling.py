@@ -1,7 +1,7 @@
 """How a row draws its next token: on the processor and in float64, whatever computed the logits.
 
 Promises: equal logits, decoding and seed draw the same tokens.
-Leaves to others: the logits (decoder.py), and when an answer ends (batch.py).
+Leaves to others: the logits (decoder.py), and when an answer ends (session.py).
 """
 
 from __future__ import annotations

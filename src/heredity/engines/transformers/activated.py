@@ -2,7 +2,7 @@
 
 Promises: a prompt is changed from its last invocation on, and an answer as the prompt's last token is, as in
 PEFT. A prompt without an invocation is the base's.
-Leaves to others: the update (adapter.py), and the passes (rows.py, single.py).
+Leaves to others: the update and the passes (engine.py).
 """
 
 from __future__ import annotations

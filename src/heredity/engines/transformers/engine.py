@@ -1,41 +1,442 @@
 """Any causal language model that transformers loads without remote code: slower than `torch`.
 
-Promises: an answer depends on its request only. Rows are decoded together (rows.py) if a probe finds the same
-bits in any slot and company, otherwise each by itself (single.py). `numerics` carries versions, dtype, width
-and a fingerprint of the arithmetic.
-Leaves to others: attacks on weights, which only the torch engine has.
+Rows decode together: the linear layers see all rows, attention sees each row with its own cache. A step
+always has `width` rows, idle ones included, so that every product has one shape. A prompt is prefilled by
+itself, behind the prefix that all requests of the application begin with. `prove` compares each row's
+logits bit by bit, in several slots and company, and with the model's own way to decode. A model that fails
+is answered one request at a time, through `generate`. So is one whose layers mix rows, by experts or by
+rotary embeddings that depend on the longest row.
+
+Promises: an answer depends on its request only. `numerics` carries versions, dtype, width and a fingerprint
+of the arithmetic. An adapter leaves the weights of its base as they are: x W' + scale * (x A') B'. The sum is
+not rounded, so that the delta does not vanish in bfloat16.
+Leaves to others: an adapter's files (formats/peft.py), and attacks on weights, which only the torch engine
+has.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import torch
+from torch.nn import functional
+from transformers import (
+    AttentionInterface,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from heredity.core import host
-from heredity.core.errors import ContextOverflow, EngineFailure
+from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, Unavailable
 from heredity.core.files import write_atomic
 from heredity.core.host import CPU, Device
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Model, Record, Reply, Request
-from heredity.engines import base_folder
+from heredity.engines import base_folder, cache_budget
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.protocols import Listener, TokenScores
-from heredity.engines.transformers import loading, rows
+from heredity.engines.transformers import loading
 from heredity.engines.transformers.activated import Activation
-from heredity.engines.transformers.adapter import apply_adapter
-from heredity.engines.transformers.session import GenerateSession
-from heredity.engines.transformers.single import SingleBatch
+from heredity.engines.transformers.loading import settings_of
+from heredity.engines.transformers.session import GenerateSession, Row, TokenTaker
+from heredity.formats.adapted import tensor_names
+from heredity.formats.peft import HEAD, LowRank, read_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from heredity.engines.transformers.activated import Activation
+
+
+class SingleBatch:
+    """A batch of one row, which `step` answers to its end."""
+
+    width = 1
+
+    def __init__(self, model: PreTrainedModel, activation: Activation | None = None) -> None:
+        self._model, self._activation = model, activation
+        self.rows: list[Row] = []
+
+    def has_room(self, row: Row) -> bool:  # noqa: ARG002
+        """Return True if no row is there."""
+        return not self.rows
+
+    def step(self, take: TokenTaker) -> None:
+        """Answer the row."""
+        for row in self.rows:
+            ids = torch.tensor([row.tokens], device=self._model.device)
+            config = GenerationConfig(max_new_tokens=row.max_tokens, do_sample=False, use_cache=True)
+            awake = nullcontext() if self._activation is None else self._activation.over(row.tokens)
+            try:
+                with awake:
+                    self._model.generate(
+                        ids,
+                        generation_config=config,
+                        attention_mask=torch.ones_like(ids),
+                        logits_processor=LogitsProcessorList([_Chooser(row, take)]),
+                        stopping_criteria=StoppingCriteriaList([_Stopper(row)]),
+                    )
+            except (ValueError, TypeError, IndexError, RuntimeError) as error:
+                raise EngineFailure(f"transformers failed at this model: {error}") from error
+
+
+class _Chooser(LogitsProcessor):  # type: ignore[misc]
+    """Draws the token, and leaves `generate` no other."""
+
+    def __init__(self, row: Row, take: TokenTaker) -> None:
+        self._row, self._take = row, take
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        token = self._take(self._row, scores[0].cpu())
+        only = torch.full_like(scores, -torch.inf)
+        only[0, token] = 0
+        return only
+
+
+class _Stopper(StoppingCriteria):  # type: ignore[misc]
+    """Stops when the row has its last token."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:  # noqa: ARG002
+        return torch.tensor([bool(self._row.stop)], device=input_ids.device)
+
+
+WIDTH = 8
+_NAME = "heredity_rows"  # of the attention below, in transformers' registry
+_STEADY = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not depend on the longest row
+_ATTENDED = ("full_attention", "sliding_attention")
+_MOST_PREFIXES = 4
+_CLOSE = 0.05  # of the length of a row's logits: the rounding of another order of sums in bfloat16
+_N_STEPS = 3
+Attention = Callable[..., tuple[torch.Tensor, object]]
+
+
+class RowCaches(DynamicCache):  # type: ignore[misc]
+    """The caches of the rows of a step behind the interface of one; None for an idle row."""
+
+    def __init__(self, caches: Sequence[DynamicCache | None]) -> None:
+        super().__init__()
+        self.caches = caches
+        self.last: list[tuple[torch.Tensor, torch.Tensor] | None] = []  # of the layer that was updated last
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append each row's key and value to its own cache."""
+        self.last = [
+            None
+            if cache is None
+            else cache.update(key_states[at : at + 1], value_states[at : at + 1], layer_idx)
+            for at, cache in enumerate(self.caches)
+        ]
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the length of the longest row."""
+        return max(int(cache.get_seq_length(layer_idx)) for cache in self.caches if cache is not None)
+
+
+class _Attention(threading.local):
+    """The model's own attention, called once for each row of the step that this thread computes."""
+
+    caches: RowCaches | None = None
+    inner = ""
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,  # noqa: ARG002 (of this step only: the caches have it)
+        value: torch.Tensor,  # noqa: ARG002
+        attention_mask: torch.Tensor | None,  # noqa: ARG002
+        **settings: object,
+    ) -> tuple[torch.Tensor, None]:
+        assert self.caches is not None
+        attend: Attention = (
+            vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+            if self.inner == "eager"
+            else AttentionInterface()[self.inner]
+        )
+        window, found = settings.get("sliding_window"), list[torch.Tensor | None]()
+        for at, kept in enumerate(self.caches.last):
+            if kept is None:
+                found.append(None)
+                continue
+            keys, values = kept
+            if isinstance(window, int) and keys.shape[2] > window:
+                keys, values = keys[:, :, -window:], values[:, :, -window:]
+            found.append(attend(module, query[at : at + 1], keys, values, None, **settings)[0])
+        shape = next(each for each in found if each is not None)
+        return torch.cat([torch.zeros_like(shape) if each is None else each for each in found]), None
+
+
+_ATTENTION = _Attention()
+
+
+def may_batch(model: PreTrainedModel) -> bool:
+    """Return True if no layer of the model mixes the rows of a step, as far as its parts tell."""
+    settings = settings_of(model.config)
+    caches = DynamicCache(config=model.config).layers
+    kinds = settings.get("layer_types") or ()
+    names = (type(module).__name__.lower() for module in model.modules())
+    return (
+        bool(model._supports_attention_backend)
+        and model.config._attn_implementation in ("sdpa", "eager")
+        and "position_ids" in inspect.signature(model.forward).parameters
+        and bool(caches)
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in caches)
+        and all(kind in _ATTENDED for kind in (kinds if isinstance(kinds, list) else ()))
+        and all(kind in _STEADY for kind in _rotary_kinds(settings.get("rope_parameters")))
+        and not settings.get("quantization_config")
+        and not any("moe" in name or "expert" in name or "router" in name for name in names)
+    )
+
+
+def _rotary_kinds(parameters: object) -> Iterator[str]:
+    if isinstance(parameters, dict):
+        if "rope_type" in parameters:
+            yield str(parameters["rope_type"])
+        for inner in parameters.values():
+            yield from _rotary_kinds(inner)
+
+
+class RowBatch:
+    """Rows that draw one token each per step."""
+
+    def __init__(
+        self, model: PreTrainedModel, width: int = WIDTH, activation: Activation | None = None
+    ) -> None:
+        self._model, self.width, self._activation = model, width, activation
+        self.rows: list[Row] = []
+        self._budget = cache_budget(Device.parse(str(model.device)))
+        self._caches: dict[int, DynamicCache] = {}
+        self._prefixes: dict[tuple[int, ...], DynamicCache] = {}
+        known = inspect.signature(model.forward).parameters
+        self._short = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._cache_name = "cache" if "cache" in known else "past_key_values"  # its name before 5.24
+
+    def has_room(self, row: Row) -> bool:
+        """Return True if the caches of all rows and of this one fit into memory, and a slot is free."""
+        if not self.rows:
+            return True
+        n_tokens = sum(len(each.tokens) + each.max_tokens for each in (*self.rows, row))
+        return len(self.rows) < self.width and n_tokens * self._bytes_per_token() <= self._budget
+
+    def step(self, take: TokenTaker) -> None:
+        """Prefill the new rows, which gives their first tokens; otherwise draw one token for every row."""
+        known = {row.key for row in self.rows}
+        self._caches = {key: cache for key, cache in self._caches.items() if key in known}
+        if new := [row for row in self.rows if row.key not in self._caches]:
+            for row in new:
+                take(row, self.prefill(row))
+            return
+        caches = [self._caches[row.key] for row in self.rows]
+        with self._awake([row.tokens for row in self.rows]):
+            logits = self.decode(caches, [row.output[-1] for row in self.rows])
+        for at, row in enumerate(self.rows):
+            take(row, logits[at])
+
+    def prefill(self, row: Row) -> torch.Tensor:
+        """Compute the cache of a row's prompt. Return the logits of its first token (vocabulary,)."""
+        shared = row.tokens[: row.n_shared]
+        if self._activation is None:
+            return self._prefilled(row, shared)
+        start = self._activation.start(row.tokens)
+        if start is not None and start < len(shared):  # the adapter changes a part of it
+            shared = ()
+        with self._activation.over(row.tokens):
+            return self._prefilled(row, shared)
+
+    def _prefilled(self, row: Row, shared: tuple[int, ...]) -> torch.Tensor:
+        cache = copy.deepcopy(self._prefix(shared)) if shared else DynamicCache(config=self._model.config)
+        self._caches[row.key] = cache
+        return self.run(row.tokens[len(shared) :], cache)
+
+    def _awake(self, prompts: Sequence[tuple[int, ...]]) -> AbstractContextManager[None]:
+        """Run a step of the rows with these prompts."""
+        return nullcontext() if self._activation is None else self._activation.rows(prompts, self.width)
+
+    def _prefix(self, tokens: tuple[int, ...]) -> DynamicCache:
+        if tokens not in self._prefixes:
+            if len(self._prefixes) == _MOST_PREFIXES:
+                self._prefixes.pop(next(iter(self._prefixes)))
+            self._prefixes[tokens] = cache = DynamicCache(config=self._model.config)
+            with nullcontext() if self._activation is None else self._activation.over((), len(tokens)):
+                self.run(tokens, cache)
+        return self._prefixes[tokens]
+
+    def run(self, tokens: tuple[int, ...], cache: DynamicCache) -> torch.Tensor:
+        """Append tokens to a row's cache. Return the logits after them (vocabulary,)."""
+        ids = torch.tensor([tokens], device=self._model.device)
+        n_before = cache.get_seq_length()
+        places = torch.arange(n_before, n_before + len(tokens), device=ids.device)[None]
+        return self.call(ids, places, cache)[0]
+
+    def call(self, ids: torch.Tensor, places: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        """Run the model on tokens at their places (rows, tokens). Return the last logits of each row."""
+        kept = {self._cache_name: cache}
+        out = self._model(input_ids=ids, position_ids=places, use_cache=True, **kept, **self._short)
+        logits: torch.Tensor = out.logits[:, -1].float().cpu()
+        return logits
+
+    def decode(self, caches: Sequence[DynamicCache | None], tokens: Sequence[int]) -> torch.Tensor:
+        """Return the next logits of each row (width, vocabulary) after its token; each cache grows by one.
+
+        caches: one a slot, None for an idle one; idle ones follow.
+        """
+        filled = [*caches, *[None] * (self.width - len(caches))]
+        lengths = [0 if cache is None else cache.get_seq_length() for cache in filled]
+        ids = torch.tensor([*tokens, *[0] * (self.width - len(tokens))], device=self._model.device)
+        places = torch.tensor(lengths, device=ids.device)
+        with self._by_rows(RowCaches(filled)) as rows:
+            return self.call(ids[:, None], places[:, None], rows)
+
+    @contextmanager
+    def _by_rows(self, caches: RowCaches) -> Iterator[RowCaches]:
+        """Let the model attend row by row. It then makes no mask: a row sees its whole cache."""
+        config = self._model.config
+        inner = config._attn_implementation
+        AttentionInterface.register(_NAME, _ATTENTION)
+        _ATTENTION.caches, _ATTENTION.inner = caches, inner
+        config._attn_implementation = _NAME
+        try:
+            yield caches
+        finally:
+            config._attn_implementation = inner
+            _ATTENTION.caches = None
+
+    def _bytes_per_token(self) -> float:
+        for cache in self._caches.values():
+            n_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+            return float(n_bytes / max(1, cache.get_seq_length()))
+        return 0.0
+
+
+@torch.inference_mode()
+def prove(model: PreTrainedModel, width: int = WIDTH) -> bool:
+    """Return True if each row's logits are the same bits in any slot and any company, and are the model's."""
+    if not may_batch(model):
+        return False
+    batch, n_tokens = RowBatch(model, width), int(model.get_input_embeddings().weight.shape[0])
+    stream = torch.Generator().manual_seed(1)
+    prompts = [
+        tuple(torch.randint(n_tokens, (3 + 9 * at,), generator=stream).tolist()) for at in range(width)
+    ]
+    nexts = torch.randint(n_tokens, (_N_STEPS, width), generator=stream).tolist()
+    caches = []
+    for prompt in prompts:
+        cache = DynamicCache(config=model.config)
+        batch.run(prompt, cache)
+        caches.append(cache)
+
+    def run(slots: Sequence[int | None]) -> dict[int, torch.Tensor]:
+        own = [None if at is None else copy.deepcopy(caches[at]) for at in slots]
+        found = [batch.decode(own, [0 if at is None else step[at] for at in slots]) for step in nexts]
+        logits = torch.stack(found, 1)  # (width, steps, vocabulary)
+        return {at: logits[slot] for slot, at in enumerate(slots) if at is not None}
+
+    expected = run(range(width))
+    others = [
+        run(range(width - 1, -1, -1)),
+        run([at if at % 2 else None for at in range(width)]),
+        run([*[None] * (width - 1), 0]),
+        run([width - 1]),
+    ]
+    if any(not torch.equal(expected[at], row) for other in others for at, row in other.items()):
+        return False
+    return all(_is_close(batch, copy.deepcopy(caches[at]), [step[at] for step in nexts], expected[at])
+               for at in range(width))  # fmt: skip
+
+
+def _is_close(batch: RowBatch, cache: DynamicCache, tokens: Sequence[int], found: torch.Tensor) -> bool:
+    """Return True if decoding this row by itself gives the same logits, up to rounding."""
+    own = torch.stack([batch.run((token,), cache) for token in tokens])
+    return bool(((own - found).norm(dim=1) <= _CLOSE * own.norm(dim=1)).all())
+
+
+Hook = Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
+
+
+def apply_adapter(model: PreTrainedModel, folder: Path, base: Path) -> Activation | None:
+    """Add the adapter in `folder` to a loaded model, whose files are in `base`.
+
+    Returns what wakes an activated adapter; None for another one.
+
+    Raises Unavailable for an adapter that is more than low-rank matrices, Damaged for one that does not fit.
+    """
+    names = tensor_names(base)
+    is_tied = bool(model.config.get_text_config().tie_word_embeddings) and HEAD not in names
+    adapter = read_adapter(folder).fitted(names, is_tied, folder, model.config.model_type)
+    if adapter.whole or any(low.magnitude is not None for low in adapter.low_rank.values()):
+        raise _must_be_merged(folder, "it replaces tensors or is DoRA")
+    activation = Activation(adapter.invocation, model.device) if adapter.invocation else None
+    modules = dict(model.named_modules())
+    for name, low in adapter.low_rank.items():
+        module = modules.get(name)
+        if module is None or isinstance(module, torch.nn.Embedding):
+            raise _must_be_merged(folder, f"it adapts '{name[:80]}'")
+        _check(name, low, module)
+        module.register_forward_hook(_hook(low, model.dtype, model.device, activation))
+    return activation
+
+
+def _must_be_merged(folder: Path, why: str) -> Unavailable:
+    return Unavailable(
+        f"{folder}: the engine transformers does not apply this adapter as it is ({why}). Merge it first:"
+        " heredity derive merge_adapter ADAPTER BASE.",
+        code="adapter-to-be-merged",
+    )
+
+
+def _check(name: str, low: LowRank, module: torch.nn.Module) -> None:
+    weight = module.get_parameter("weight")
+    n_out, n_in = weight.shape[::-1] if low.is_transposed else weight.shape
+    if (len(low.b), low.a.shape[1]) != (n_out, n_in):
+        raise Damaged(
+            f"The adapter's '{name[:80]}' has {low.a.shape[1]} inputs and {len(low.b)} outputs; its base has"
+            f" {n_in} and {n_out}.",
+            code="adapter-misfit",
+        )
+
+
+def _hook(
+    low: LowRank, dtype: torch.dtype, device: torch.device, activation: Activation | None = None
+) -> Hook:
+    a, b = low.a.to(device, dtype), (low.b * low.scale).to(device, dtype)
+    bias = None if low.bias is None else (low.bias * low.scale).to(device, dtype)
+
+    def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + functional.linear(functional.linear(inputs[0], a), b, bias)
+
+    def add_where_awake(
+        _: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor:
+        assert activation is not None
+        if output.ndim != 3:  # rows of experts are not those of the pass
+            raise EngineFailure("an activated LoRA changes a layer whose rows are not tokens in their order")
+        return activation.gate.add(
+            output, lambda: functional.linear(functional.linear(inputs[0], a), b, bias)
+        )
+
+    return add if activation is None else add_where_awake
+
 
 REPORTS_PHASES = True
 _WITNESS = 24  # tokens behind the fingerprint
@@ -106,7 +507,7 @@ def _proven_width(engine: TransformersEngine, path: Path | None, watch: Watch | 
             if kept.numerics == numerics and kept.machine == machine:
                 return kept.width
     with torch.inference_mode(), phase(watch, "measuring widths"):
-        width = rows.WIDTH if rows.prove(engine.model) else 1
+        width = WIDTH if prove(engine.model) else 1
     if path is not None:
         new = RowTuning(numerics, machine, width)
         write_atomic(path, msgspec.json.format(msgspec.json.encode(new)))
@@ -175,7 +576,7 @@ class TransformersEngine:
     def _session(self, requests: Iterable[Request | None], listener: Listener | None) -> Iterator[Reply]:
         awake = self._activation
         is_joint = self.width > 1
-        batch = rows.RowBatch(self.model, self.width, awake) if is_joint else SingleBatch(self.model, awake)
+        batch = RowBatch(self.model, self.width, awake) if is_joint else SingleBatch(self.model, awake)
         with torch.inference_mode():
             session = GenerateSession(
                 batch, self.codec, self._reader, self.context_length, requests, listener

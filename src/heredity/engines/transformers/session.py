@@ -2,7 +2,7 @@
 
 Promises: a request that cannot be answered gets its reply at once. A token is drawn from the row's own
 logits, decoding, seed and step.
-Leaves to others: the logits (single.py, rows.py).
+Leaves to others: the logits (engine.py).
 """
 
 from __future__ import annotations

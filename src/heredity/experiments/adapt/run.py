@@ -13,6 +13,8 @@ Leaves to others: guards and recipes (ways.py), making (inheritance/), asking (s
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,16 +26,15 @@ from msgspec import UnsetType
 from heredity.application.guards import GuardSpec
 from heredity.application.retrieval.store import searching_in
 from heredity.application.spec import Application
-from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.files import RESULTS, Lock, read_file, refuse_linked_folders, write_atomic
-from heredity.core.progress import Watch
+from heredity.core.progress import Progress, Watch
 from heredity.core.records import Model, digest, encode
 from heredity.core.sanitize import plural
 from heredity.engines.remote.budget import Calls
 from heredity.experiments.adapt import ways
 from heredity.experiments.adapt.findings import AdaptedFile, AdaptFile, AdaptResult, collect
 from heredity.experiments.adapt.forecast import TEACHER_TOKENS, TaskForecast, forecast_task, lines
-from heredity.experiments.adapt.pace import steps_in
 from heredity.experiments.adapt.questions import (
     Questions,
     conversations,
@@ -51,6 +52,7 @@ from heredity.experiments.inheritance.run import make_all, power_of
 from heredity.lineage.speeds import USUAL_BYTES
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
+from heredity.recipes import ComputingRecipe, recipe
 from heredity.study.aggregate import read_proven
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
@@ -59,6 +61,34 @@ from heredity.study.result import Result
 from heredity.study.storage import run_records
 from heredity.study.study import Study
 from heredity.train.data.chat import Data, make_data
+
+_PILOT = 4  # steps, of which the first is not measured: it may compile and allocate
+
+
+def steps_in(
+    minutes: float, kind: str, settings: Mapping[str, object], data: Data, parent: Grown, store: Store
+) -> int:
+    """The steps of a recipe that take about this many minutes on this machine.
+
+    Raises the errors of the recipe, and Unavailable if it reports no step.
+    """
+    ticks: list[float] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.step == "train":
+            ticks.append(time.monotonic())
+
+    made = recipe(kind, data=data, watch=watch, **{**settings, "steps": _PILOT})
+    if isinstance(made, ComputingRecipe):
+        made = made.on(store.device())
+    with tempfile.TemporaryDirectory(prefix="heredity-pace-") as folder:
+        (out := Path(folder) / "files").mkdir()
+        made.apply([store.whole(parent)], out)
+    if len(ticks) < 2:
+        raise Unavailable(f"'{kind}' reports no steps, so give `steps` in [budget].", code="pace-unknown")
+    per_step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+    return max(1, int(60 * minutes / max(per_step, 1e-6)))
+
 
 PLAN, ADAPTED = "adapt.json", "adapted.json"
 

