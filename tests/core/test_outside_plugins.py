@@ -82,12 +82,6 @@ print("FOUND " + json.dumps({
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_objects_of_another_test() -> Iterator[None]:
-    yield
-    registry._GIVEN.clear()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose `lib` has the example package, installed from a copy of its source."""
@@ -317,9 +311,14 @@ def test_a_package_that_cannot_be_loaded_is_named(packages: list[Any], bomb: Pat
         attacks.load("zap")
 
 
-def test_an_object_without_a_protocol_is_refused(tmp_path: Path) -> None:
+class Anything:
+    """No attack."""
+
+
+def test_an_object_without_a_protocol_is_refused_and_forgotten() -> None:
     with raises(Unavailable, "plugin-incomplete"):
-        h.Study(["scripted:careful"], APPLICATION, attacks=[SimpleNamespace()])
+        h.Study(["scripted:careful"], APPLICATION, attacks=[Anything()])
+    assert not [name for name in registry.names("redteam.attacks") if "Anything" in name]
 
 
 def test_a_plan_without_plugins_says_nothing_of_them(tmp_path: Path) -> None:

@@ -217,6 +217,11 @@ def use(folder: str, plugin: object, name: str = "") -> str:
     return name
 
 
+def forget(folder: str, name: str) -> None:
+    """Drop the object of this name, which its folder refuses, so that a listing does not meet it."""
+    _GIVEN.get(folder, {}).pop(name, None)
+
+
 def of_object(plugin: object) -> Outside:
     """An object of the user's own code as a plug-in. Raises UsageError if no file defines it."""
     import inspect
@@ -280,6 +285,7 @@ def load_as(protocol: type[T], folder: str, name: str) -> T:
     """
     module = load(folder, name)
     if not isinstance(module, protocol):
+        forget(folder, name)
         missing = [member for member in members(protocol) if not hasattr(module, member)]
         raise Unavailable(
             f"The plug-in '{name}' in {folder} does not define {', '.join(missing)}.",

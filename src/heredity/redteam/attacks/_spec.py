@@ -58,6 +58,7 @@ def load_part(name: str) -> AttackPart:
     attack = registry.load_as(AttackFile, FOLDER, name).ATTACK
     if sum(isinstance(attack, kind) for kind in KINDS) == 1:
         return attack
+    registry.forget(FOLDER, name)
     has = set(dir(attack))
     kinds = (f"{kind.__name__} ({', '.join(registry.members(kind))})" for kind in KINDS)
     shared = sorted({m for kind in KINDS for m in registry.members(kind)} & has)
