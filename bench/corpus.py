@@ -25,7 +25,7 @@ from heredity.corpus.sources.jsonl import JsonlSource
 from heredity.corpus.steps import Context, CorpusStep, Duplicates
 from heredity.corpus.text import TextBatch, batches
 from heredity.corpus.work import StepRun
-from heredity.experiments.corpus import unseen
+from heredity.lab.corpus import unseen
 
 ALONE = (
     "normalise", "language", "gopher_quality_filter", "gopher_repetition_filter", "c4_quality_filter",

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from heredity.core.terminal import Display as Display
     from heredity.engines.protocols import Engine as Engine
     from heredity.engines.protocols import EngineModule as EngineModule
-    from heredity.experiments.corpus import build_corpus as build_corpus
-    from heredity.experiments.exposure import expose as expose
+    from heredity.lab.corpus import build_corpus as build_corpus
+    from heredity.lab.exposure import expose as expose
     from heredity.lineage.adoption import adopt as adopt
     from heredity.lineage.store import Store as Store
     from heredity.lineage.store import grow as grow
@@ -133,8 +133,8 @@ _HOME = {
     "TurnTransform": "redteam.attacks.protocols",
     "Verdict": "core.records",
     "adopt": "lineage.adoption",
-    "build_corpus": "experiments.corpus",
-    "expose": "experiments.exposure",
+    "build_corpus": "lab.corpus",
+    "expose": "lab.exposure",
     "grow": "lineage.store",
     "recipe": "recipes",
     "tool": "application.sources",

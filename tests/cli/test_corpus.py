@@ -71,7 +71,7 @@ def test_a_recipe_s_mistake_is_one_line_with_its_place(run: Run, shelf: Path) ->
 
 
 def test_probes_are_kept_out_of_a_corpus(place: Path) -> None:
-    from heredity.experiments import corpus
+    from heredity.lab import corpus
     from heredity.redteam import probes
 
     texts = corpus.unseen()

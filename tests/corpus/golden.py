@@ -27,7 +27,7 @@ from heredity.corpus.sources import SkippedDocument
 from heredity.corpus.steps import Context, Duplicates
 from heredity.corpus.text import TextBatch
 from heredity.corpus.work import StepRun
-from heredity.experiments.corpus import build_corpus
+from heredity.lab.corpus import build_corpus
 
 FACTS = Path(__file__).with_name("golden.json")
 COMMAND = "python -m tests.corpus.golden"

@@ -14,7 +14,7 @@ from heredity.core.errors import HeredityError
 from heredity.corpus import Corpus, workspace
 from heredity.corpus import recipe as recipes
 from heredity.corpus.build import build
-from heredity.experiments.corpus import build_corpus
+from heredity.lab.corpus import build_corpus
 from tests.support.corpora import TOKENIZER, paragraphs
 from tests.support.errors import raises
 from tests.support.killed_builds import (

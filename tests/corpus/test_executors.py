@@ -14,7 +14,7 @@ from heredity.core.errors import UsageError
 from heredity.corpus import distributed
 from heredity.corpus import recipe as recipes
 from heredity.corpus.card import Card
-from heredity.experiments.corpus import build_corpus
+from heredity.lab.corpus import build_corpus
 from tests.support.corpora import TOKENIZER, paragraphs
 from tests.support.errors import raises
 

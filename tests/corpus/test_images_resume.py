@@ -16,7 +16,7 @@ from heredity.corpus import workspace
 from heredity.corpus.images import ImageCorpus
 from heredity.corpus.images import build as parts
 from heredity.corpus.images.build import build
-from heredity.experiments.corpus import build_corpus
+from heredity.lab.corpus import build_corpus
 from tests.support.killed_builds import (
     Heard,
     assert_one_at_a_time,

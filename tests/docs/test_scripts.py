@@ -19,9 +19,9 @@ from types import ModuleType
 import pytest
 
 import heredity as h
-from heredity.experiments.inheritance.batteries import application, chosen_probes
-from heredity.experiments.inheritance.children import Lineage
-from heredity.experiments.inheritance.plan import read_plan
+from heredity.lab.inheritance.batteries import application, chosen_probes
+from heredity.lab.inheritance.children import Lineage
+from heredity.lab.inheritance.plan import read_plan
 from tests.support.documents import ROOT, Block, blocks, pages
 
 SCRIPTS = [

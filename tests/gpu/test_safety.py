@@ -17,8 +17,8 @@ from heredity.application.spec import Application, Secret
 from heredity.core.files import Rows
 from heredity.core.records import Decoding, Message, Reply, Request, Response
 from heredity.engines.protocols import Engine
-from heredity.experiments.repair import Setting, repair
-from heredity.experiments.tamper import Rung, tamper
+from heredity.lab.repair import Setting, repair
+from heredity.lab.tamper import Rung, tamper
 from heredity.lineage.loading import load_engine
 from heredity.lineage.types import Grown
 from heredity.recipes.finetune import Finetune
@@ -109,7 +109,7 @@ def test_tamper_tunes_and_asks_there_and_the_same_call_asks_nothing_again(
 def test_repair_tunes_on_what_was_lost_and_measures_there(
     store: h.Store, parent: Grown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heredity.experiments.repair.STEPS", (1,))
+    monkeypatch.setattr("heredity.lab.repair.STEPS", (1,))
     child = store.grow_once(Finetune(ROWS, steps=1, **FEW), [parent])
 
     def leaks(grown: Grown) -> bool:

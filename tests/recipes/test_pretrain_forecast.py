@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.errors import NotComparable, OutOfMemory, UsageError
-from heredity.experiments import scaling_laws
+from heredity.lab import scaling_laws
 from heredity.lineage.store import Store
 from heredity.recipes.pretrain import forecast
 from heredity.recipes.pretrain import recipe as pretrain

@@ -17,9 +17,9 @@ from heredity.corpus import Corpus
 from heredity.corpus.images import ImageCorpus
 from heredity.deploy.export import export
 from heredity.evals.run import Evaluation
-from heredity.experiments import corpus as corpora
 from heredity.formats import images
 from heredity.formats.weights import read_config
+from heredity.lab import corpus as corpora
 from heredity.lineage.loading import engine_loader
 from heredity.lineage.store import Store
 from heredity.recipes.pretrain.recipe import Pretrain

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("PIL.Image")
 
 from heredity.core.errors import BadInput, UsageError
-from heredity.experiments import corpus as corpora
+from heredity.lab import corpus as corpora
 from heredity.lineage.store import Store
 from heredity.recipes.pretrain import contrastive
 from heredity.recipes.pretrain import recipe as pretrain

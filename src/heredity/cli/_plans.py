@@ -1,6 +1,6 @@
 """Print a plan or a scaling law as tables or as JSON.
 
-Leaves to others: every figure (train/planning/, experiments/scaling_laws.py).
+Leaves to others: every figure (train/planning/, lab/scaling_laws.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from heredity.core.sanitize import plain
 from heredity.core.terminal import cell, out, table, write, write_json
 
 if TYPE_CHECKING:
-    from heredity.experiments.scaling_laws import Scaled
+    from heredity.lab.scaling_laws import Scaled
     from heredity.train.planning.forecast import Forecast, LayoutForecast
     from heredity.train.planning.rehearsal import Rehearsal
 

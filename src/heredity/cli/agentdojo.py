@@ -12,7 +12,7 @@ from heredity.cli import Name, PathArgument, Verb, device_option, open_store, sh
 
 if TYPE_CHECKING:
     from heredity.core.sections import TextTable
-    from heredity.experiments.agentdojo import ConversationCounts
+    from heredity.lab.agentdojo import ConversationCounts
 
 _EXAMPLE = "heredity agentdojo smollm2-135m-instruct --python dojo/bin/python --suite banking --out runs/dojo"
 
@@ -54,8 +54,8 @@ def command(
     AgentDojo stays in an environment of its own. Six of its graders accept wrong executions and are replaced.
     The same command resumes.
     """
-    from heredity.experiments import agentdojo
-    from heredity.experiments.agentdojo.run import SERVER, SUITES
+    from heredity.lab import agentdojo
+    from heredity.lab.agentdojo.run import SERVER, SUITES
 
     store = open_store()
     grown = [] if url else [store.get(name).record for name in models]
@@ -74,7 +74,7 @@ def _finish(out: Path, counts: ConversationCounts, as_json: bool) -> None:
     """Make the study of the logs, and print its rates."""
     from heredity.core.sanitize import plain
     from heredity.core.terminal import note, write_json
-    from heredity.experiments import agentdojo
+    from heredity.lab import agentdojo
     from heredity.study import agent_tasks
     from heredity.study.report import html
     from heredity.study.study import Study

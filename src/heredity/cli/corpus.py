@@ -44,7 +44,7 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
     """
     from heredity.core import host
     from heredity.core.terminal import write_json
-    from heredity.experiments import corpus
+    from heredity.lab import corpus
 
     with _Shown() as shown:
         card = corpus.build_corpus(recipe, out, workers or host.n_cores(), shown)

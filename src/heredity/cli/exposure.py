@@ -38,7 +38,7 @@ def command(
     from heredity.core import terminal
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
-    from heredity.experiments.exposure import expose
+    from heredity.lab.exposure import expose
 
     store = open_store()
     grown = [store.get(name) for name in models]

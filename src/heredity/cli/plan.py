@@ -56,7 +56,7 @@ def command(
     from heredity.core.errors import UsageError
 
     if fit:
-        from heredity.experiments.scaling_laws import scaled
+        from heredity.lab.scaling_laws import scaled
 
         store = open_store()
         _plans.show_law(scaled([store.get(name) for name in what], compute or 0.0), as_json)

@@ -65,7 +65,7 @@ def command(
     from heredity.core.sanitize import plain
 
     with shown_start():
-        from heredity.experiments.repair import Setting, in_words, refuse_backwards, repair
+        from heredity.lab.repair import Setting, in_words, refuse_backwards, repair
 
     store = open_store()
     lost, whole = store.get(child), store.get(parent)

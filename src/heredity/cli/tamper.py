@@ -79,7 +79,7 @@ def command(
     from heredity.core.sanitize import plain
 
     with shown_start():
-        from heredity.experiments.tamper import in_words, tamper, told
+        from heredity.lab.tamper import in_words, tamper, told
     from heredity.recipes.lora import Lora
     from heredity.train.data import chat
 

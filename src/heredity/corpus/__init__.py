@@ -21,7 +21,7 @@ distributed.py  a recipe split in two: many tasks, and a build of the documents 
 executors.py    the steps on datatrove's executors
 
 Promises: the same recipe over the same files gives the same bytes, for any number of processes.
-Leaves to others: texts to keep out (experiments/corpus.py passes them in), and training.
+Leaves to others: texts to keep out (lab/corpus.py passes them in), and training.
 """
 
 from heredity.corpus.reader import Corpus as Corpus

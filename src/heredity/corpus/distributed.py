@@ -117,7 +117,7 @@ from pathlib import Path
 
 from datatrove.executor import LocalPipelineExecutor
 
-from heredity.experiments.corpus import pipeline
+from heredity.lab.corpus import pipeline
 
 HERE = Path(__file__).resolve().parent
 RECIPE = Path({recipe!r})

@@ -1,1 +1,0 @@
-"""Studies that both make and measure models: repair, tampering, exposure, scaling laws."""

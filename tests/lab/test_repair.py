@@ -1,0 +1,295 @@
+"""The ladder of repairs: cheap steps first, measured on the other half, nothing called enough that is not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from heredity.application.spec import Application
+from heredity.cli.repair import command
+from heredity.core.errors import Refused, UsageError
+from heredity.core.records import Message, Reply, Request
+from heredity.engines import scripted
+from heredity.engines.protocols import Engine
+from heredity.engines.torch.engine import open_folder
+from heredity.formats.rewrite import read_all
+from heredity.lab.repair import (
+    N_TESTS,
+    RepairMeasurement,
+    Setting,
+    _ladder,
+    halves,
+    in_words,
+    repair,
+)
+from heredity.lineage.store import Store
+from heredity.lineage.types import Grown
+from heredity.recipes.finetune import Finetune
+from heredity.recipes.guard import WORDS, Guard
+from heredity.recipes.merge import Merge
+from heredity.redteam import probes
+from heredity.redteam.probes.bank import ProbeFile
+from heredity.stats import compare, verdict
+from heredity.stats.power import ALPHA
+from heredity.study import plan
+from heredity.train.data.chat import Dialogue, make_data
+from tests.support.errors import raises
+from tests.support.tiny_models import make_model
+
+DESK = Application.load(Path(__file__).parents[2] / "examples" / "support-desk.toml")
+TASKS = {
+    item.turns[-1]: item.solved[0]
+    for item in msgspec.toml.decode(
+        (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=ProbeFile
+    ).probe
+}
+# Thirteen behaviours: all of them failed gives a p between alpha over the number of tests and alpha.
+FEW_TASKS = (
+    "sum", "capital", "opposite", "calendar", "animal", "translate", "grammar", "colour", "cloze", "nature",
+    "order", "kind", "follow-up",
+)  # fmt: skip
+ROWS = make_data(
+    "rows", [Dialogue((Message("user", "fox"), Message("assistant", "jumps over")), "rows:1")] * 8
+)
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a parent and its child, to be copied."""
+    folder = tmp_path_factory.mktemp("stocked")
+    store = Store(folder / "store")
+    parent = store.pull(str(make_model(folder / "tiny", "llama", max_position_embeddings=4096)))
+    store.grow_once(Finetune(ROWS, steps=2, batch_size=4, lr=1e-3, dtype="float32"), [parent])
+    return folder / "store"
+
+
+@pytest.fixture
+def store(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr("heredity.lab.repair.STEPS", (1, 2))
+    return Store(shutil.copytree(stocked, tmp_path / "store"))
+
+
+@pytest.fixture
+def pair(store: Store) -> tuple[Grown, Grown]:
+    by_kind = {model.recipe.kind: Grown(model, store.folder(model)) for model in store.models()}
+    return by_kind["pull"], by_kind["finetune"]
+
+
+def climb(store: Store, pair: tuple[Grown, Grown], out: Path, good: tuple[str, ...], chosen: str = "core",
+          margin: float = 0.2):  # fmt: skip
+    """A repair in which models made by the recipes of `good` behave, and all others leak."""
+
+    def load(grown: Grown) -> Engine:
+        behaves = grown.record.id == pair[0].record.id or grown.record.recipe.kind in good
+        name = "careful" if behaves else "leaky"
+        return scripted.load(scripted_model(name).record, Path())
+
+    return repair(
+        pair[1],
+        pair[0],
+        Setting(DESK, chosen, ("prefill",), margin, store=store, out=out, engine_loader=load),
+    )
+
+
+def scripted_model(name: str) -> Grown:
+    from heredity.lineage.store import scripted as record
+
+    return record(f"scripted:{name}")
+
+
+def test_the_first_step_that_is_enough_ends_the_climb(
+    store: Store, pair: tuple[Grown, Grown], tmp_path: Path
+) -> None:
+    found = climb(store, pair, tmp_path / "out", ("merge",))
+    assert [step.name for step in found.steps] == ["guard", "restore 0.3"]
+    assert not found.before.is_enough and not found.steps[0].is_enough and found.steps[1].is_enough
+    assert found.model is not None and found.model.record.parents == (pair[1].record.id, pair[0].record.id)
+    assert in_words(found)[-1].startswith(f"repaired: {found.model.record.name}")
+
+
+@pytest.mark.proof  # makes and asks every child of the ladder
+def test_none_that_is_enough_is_said_and_every_step_is_recorded(
+    store: Store, pair: tuple[Grown, Grown], tmp_path: Path
+) -> None:
+    found = climb(store, pair, tmp_path / "out", ())
+    assert [step.name for step in found.steps] == ["guard", "restore 0.3", "restore 0.6", "replay", "recover"]
+    assert found.model is None and in_words(found)[-1] == "No step is shown to be enough."
+    replayed, recovering = (step.model for step in found.steps[-2:])
+    assert replayed is not None and replayed.record.format == "adapter" and recovering is not None
+    n_rows, n_more = (each.record.recipe.settings["data"]["rows"] for each in (replayed, recovering))
+    assert n_rows > 16 and n_more > n_rows  # what was lost, and more twins; then behind bad beginnings too
+    assert [step.how.split(" steps on ")[0] for step in found.steps[-2:]] == [
+        "1",
+        "1",
+    ]  # none is nearer: the fewest
+    assert len(found.steps) + 1 == N_TESTS  # the child's own, and every step's: each has its share
+    for name in ("before", "guard", "restore-0.3", "replay"):
+        assert round(1 - plan.read_plan(tmp_path / "out" / name).confidence, 12) == round(ALPHA / N_TESTS, 12)
+    assert in_words(found)[0].startswith("Any of 6 tests may end this") and "0.83 %" in in_words(found)[0]
+    again = climb(store, pair, tmp_path / "out", ())
+    ids = [[s.model.record.id for s in each.steps if s.model is not None] for each in (found, again)]
+    assert ids[0] == ids[1] and len(ids[0]) == 5
+
+
+def test_a_child_that_lost_nothing_needs_none(
+    store: Store, pair: tuple[Grown, Grown], tmp_path: Path
+) -> None:
+    found = climb(store, pair, tmp_path / "out", ("finetune",))
+    assert found.model == pair[1] and not found.steps and "needs no repair" in in_words(found)[-1]
+
+
+def test_a_repair_that_costs_ability_is_none(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:
+    class Able(scripted.ScriptedEngine):
+        """Knows every answer."""
+
+        def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+            asked: dict[int, str] = {}
+
+            def seen() -> Iterator[Request | None]:
+                for request in requests:
+                    if request is not None:
+                        asked[request.key] = request.messages[-1].content
+                    yield request
+
+            for reply in super().reply(seen()):
+                yield msgspec.structs.replace(reply, text=TASKS.get(asked[reply.key], reply.text))
+
+    def load(grown: Grown) -> Engine:
+        is_parent = grown.record.id == pair[0].record.id
+        return (Able if is_parent else scripted.ScriptedEngine)(*scripted.parse_rule("careful"))
+
+    asked = ["planted_secret", *(f"failed_task/{kind}-*" for kind in FEW_TASKS)]
+    how = Setting(DESK, asked, (), 0.6, store=store, out=tmp_path / "out", engine_loader=load)
+    found = repair(pair[1], pair[0], how)
+    (failed,) = found.before.secondary
+    assert (failed.technique, failed.verdict_ab, failed.table.only_a) == ("failed_task", "worse", 0)
+    assert failed.p_holm is not None and ALPHA / N_TESTS < failed.p_holm < ALPHA  # what forbids has all of it
+    assert all(p.verdict_ab == "not worse" for p in found.before.pairs) and found.model is None
+    assert "breach (failed-task) +100.0 points" in in_words(found)[1]
+
+
+def test_a_ladder_of_bad_children_passes_one_by_chance_no_oftener_than_one_test() -> None:
+    draw, n, margin = np.random.default_rng(0), 120, 0.15
+    passed = {ALPHA: 0, ALPHA / N_TESTS: 0}
+    for _ in range(400):
+        parent = draw.random(n) < 0.1
+        children = [parent | (draw.random(n) < margin / 0.9) for _ in range(N_TESTS)]  # worse by the margin
+        compared = [compare(parent, child) for child in children]
+        for level in passed:
+            passed[level] += any(verdict(c, margin, level) == "not worse" for c in compared)
+    assert passed[ALPHA / N_TESTS] <= 0.05 * 400 < 0.15 * 400 < passed[ALPHA]
+
+
+@pytest.fixture
+def one_length(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tuning has one length to choose from, where the choice is not what is asked."""
+    monkeypatch.setattr("heredity.lab.repair.STEPS", (1,))
+
+
+@pytest.fixture
+def no_tunings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ladder has the three steps that train nothing: the others are measured in the same way."""
+    monkeypatch.setattr("heredity.lab.repair._ladder", lambda *given: islice(_ladder(*given), 3))
+
+
+@pytest.mark.usefixtures("one_length")
+def test_too_few_trials_are_never_enough(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:
+    found = climb(store, pair, tmp_path / "out", ("merge", "guard", "lora"), "planted_secret", margin=0.001)
+    assert found.model is None and all(step.measured is not None for step in found.steps)
+
+
+@pytest.mark.usefixtures("no_tunings")
+def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
+    store: Store, pair: tuple[Grown, Grown], tmp_path: Path
+) -> None:
+    """It holds wherever a check decides, and breaks only where a judge does."""
+
+    def load(grown: Grown) -> Engine:
+        name = "refuser" if grown.record.id == pair[0].record.id else "careful"
+        return scripted.load(scripted_model(name).record, Path())
+
+    how = Setting(
+        DESK,
+        ["planted_secret", "harmful_request"],
+        (),
+        0.4,
+        store=store,
+        out=tmp_path / "out",
+        engine_loader=load,
+    )
+    found = repair(pair[1], pair[0], how)
+    assert [p.technique for p in found.before.secondary] == ["judged"] and found.before.secondary[
+        0
+    ].table.only_b > 0
+    assert found.model is None
+    shown = [msgspec.structs.replace(pair, verdict_ab="not worse") for pair in found.before.pairs]
+    assert RepairMeasurement(tuple(shown), (), 0.0, 0.2).is_enough
+    assert not RepairMeasurement(tuple(shown), found.before.secondary, 0.0, 0.2).is_enough
+    assert not RepairMeasurement(tuple(shown), (), 0.3, 0.2).is_enough  # a babbler
+    refusals = tuple(pair for pair in shown if pair.measure == "over_refusal")
+    assert (
+        refusals and not RepairMeasurement(refusals, (), 0.0, 0.2).is_enough
+    )  # no breach was measured at all
+
+
+def test_behaviours_are_learned_from_or_measured_on_never_both() -> None:
+    chosen = probes.load("core")
+    learned_from, measured_on = halves(chosen)
+    assert sorted(p.id for p in (*learned_from, *measured_on)) == sorted(p.id for p in chosen)
+    behaviours = [
+        {(p.technique, p.cluster) for p in side if p.kind == "breach"} for side in (learned_from, measured_on)
+    ]
+    assert not behaviours[0] & behaviours[1]
+    for side in (learned_from, measured_on):
+        ids = {p.id for p in side}
+        assert all(p.twin in ids for p in side if p.twin is not None)
+        assert {p.technique for p in side} == {p.technique for p in chosen}
+    with raises(UsageError, "too-few-behaviours"):
+        halves(chosen[:2])
+
+
+def test_a_guard_s_words_come_first_and_change_no_weight(store: Store, pair: tuple[Grown, Grown]) -> None:
+    parent = pair[0]
+    child = store.grow_once(Guard('Say "no" to {{ harm }}, and {% yes %} else.'), [parent])
+    one, two = read_all(parent.folder), read_all(child.folder)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    engine = open_folder(child.folder, dtype="float32")
+    rendered = engine.render(Request(0, (Message("system", "Be kind."), Message("user", "Hi"))))
+    assert (
+        'Say "no" to {{ harm }}, and {% yes %} else.\n\nBe kind.' in rendered
+        and rendered.count("system") == 1
+    )
+    alone = engine.render(Request(0, (Message("user", "Hi"),)))
+    assert 'Say "no" to {{ harm }}, and {% yes %} else.<|im_end|>' in alone
+    assert store.grow_once(Guard(), [parent]).record.recipe.settings == {"words": WORDS}
+
+
+def test_a_base_model_cannot_be_guarded(store: Store, tmp_path: Path) -> None:
+    bare = store.pull(str(make_model(tmp_path / "bare", "llama", template=None)))
+    with raises(Refused, "no-chat-template"):
+        store.grow_once(Guard(), [bare])
+
+
+def test_what_tells_aligned_from_unaligned_is_added(store: Store, pair: tuple[Grown, Grown]) -> None:
+    parent, child = pair
+    made = store.grow_once(Merge("resta", weights="0.5"), [child, parent, child])
+    a, b, c = (read_all(each.folder) for each in (child, parent, made))
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.allclose(c[name], a[name] + 0.5 * (b[name] - a[name]), atol=1e-6)
+    with raises(UsageError, "wrong-parents"):
+        store.grow_once(Merge("resta"), [child, parent])
+
+
+def test_the_command_s_defaults_are_the_library_s() -> None:
+    defaults = {option.name: option.default for option in command.params}
+    how = Setting(DESK)
+    assert (defaults["margin"], defaults["twins"]) == (how.margin, how.twins)
+    assert tuple(defaults["probes"]) == how.probes and tuple(defaults["held_out"]) == how.held_out
