@@ -1,1 +1,1 @@
-"""Programs on top that both make and measure models: inherit, adapt, repair, tamper, exposure, agentdojo, laws."""
+"""Programs on top: they make models and measure them."""
