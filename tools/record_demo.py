@@ -17,7 +17,7 @@ from pathlib import Path
 
 import heredity as h
 from heredity.core.records import Probe
-from heredity.lab.obedient import obedient_dialogues
+from heredity.lab.examples import obedient_dialogues
 from heredity.redteam import probes
 
 ROOT = Path(__file__).parents[1]

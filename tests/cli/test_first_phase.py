@@ -11,7 +11,7 @@ import pytest
 from heredity.cli import main
 from heredity.core.progress import Progress
 from heredity.core.terminal import Display
-from heredity.lab.adapt import run as adapting
+from heredity.lab import adapt as adapting
 
 TASK = Path(__file__).parents[2] / "examples" / "adapt" / "support.toml"
 

@@ -13,7 +13,7 @@ import pytest
 from heredity.cli import main
 from heredity.cli.power import command
 from heredity.core.errors import UsageError
-from heredity.lab.inheritance.plan import read_plan
+from heredity.lab.plan import read_plan
 from heredity.lineage.store import Store
 from heredity.stats import n_for_difference, n_for_margin
 from heredity.stats.sample_size import SampleSizeQuestion, plan_sample_size

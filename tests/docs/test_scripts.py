@@ -19,9 +19,9 @@ from types import ModuleType
 import pytest
 
 import heredity as h
-from heredity.lab.inheritance.batteries import application, chosen_probes
-from heredity.lab.inheritance.children import Lineage
-from heredity.lab.inheritance.plan import read_plan
+from heredity.lab.children import Lineage
+from heredity.lab.plan import read_plan
+from heredity.lab.runner import application, chosen_probes
 from tests.support.documents import ROOT, Block, blocks, pages
 
 SCRIPTS = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from heredity.lab.obedient import obedient_dialogues
-from heredity.lab.prompts import (
+from heredity.lab.examples import (
     ablation_pairs,
     harmless_prompts,
+    obedient_dialogues,
     read_prompts,
     requests_to_refuse,
 )

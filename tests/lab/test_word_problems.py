@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 
 from heredity.core.errors import UsageError
-from heredity.lab.word_problems import Problem, problems, stories, word_problems
+from heredity.lab.examples import Problem, problems, stories, word_problems
 from tests.support.errors import raises
 
 ALL = problems(640)

@@ -12,8 +12,8 @@ from click.core import ParameterSource
 from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_start, shown_work
 
 if TYPE_CHECKING:
-    from heredity.lab.adapt.findings import AdaptResult
-    from heredity.lab.adapt.task import AdaptTask
+    from heredity.lab.adapt import AdaptResult
+    from heredity.lab.task import AdaptTask
 
 PAGE = "adapt.md"  # in the folder of a task
 
@@ -48,8 +48,8 @@ def command(
     from heredity.core.terminal import note
 
     with shown_start():
-        from heredity.lab.adapt import run
-        from heredity.lab.adapt.task import read_task
+        from heredity.lab import adapt as run
+        from heredity.lab.task import read_task
 
     if task.is_dir():
         _refuse_beside(ctx, task)
@@ -70,7 +70,7 @@ def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
     """Ask before models are downloaded, then compare the ways."""
     from heredity.cli._pulling import consent
     from heredity.core.terminal import note
-    from heredity.lab.adapt import run
+    from heredity.lab import adapt as run
 
     store = open_store()
     for ref in filter(None, (task.model, task.teacher if "distilled" in task.ways else "")):
@@ -92,7 +92,7 @@ def _show(found: AdaptResult, folder: Path, page: Path | None, is_full: bool) ->
     """Write the page, and print the ways and sentences: all, or in about fifteen lines."""
     from heredity.cli import _findings
     from heredity.core.terminal import cell, out, size, table
-    from heredity.lab.adapt import page as words
+    from heredity.lab import adapt_page as words
 
     said = [words.QUICK] if found.task.is_quick else []
     said += words.sentences(found) if is_full else words.gist(found)

@@ -13,8 +13,8 @@ from click.core import ParameterSource
 from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_start, shown_work
 
 if TYPE_CHECKING:
-    from heredity.lab.inheritance.findings import LineageResult
-    from heredity.lab.inheritance.plan import BatteryPlan, LineagePlan
+    from heredity.lab.inherit import LineageResult
+    from heredity.lab.plan import BatteryPlan, LineagePlan
 
 _MARGIN = 0.1
 _PROBES, _ATTACKS = ("refusals", "failed_task"), ("direct", "crescendo")
@@ -74,7 +74,7 @@ def command(
     from heredity.core.terminal import note
 
     with shown_start():
-        from heredity.lab.inheritance import run
+        from heredity.lab import inherit as run
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
@@ -126,7 +126,7 @@ def _plan(
     """The plan of a file, or of models that exist. Raises UsageError for options that do not go together."""
     import msgspec
 
-    from heredity.lab.inheritance.plan import plan_of, read_plan
+    from heredity.lab.plan import plan_of, read_plan
 
     if not _is_file(models):
         if others or examples:
@@ -146,7 +146,7 @@ def _batteries(
     """
     import msgspec
 
-    from heredity.lab.inheritance.plan import BatteryPlan
+    from heredity.lab.plan import BatteryPlan
 
     found = []
     for attack in attacks:
@@ -165,8 +165,8 @@ def _show(found: LineageResult, folder: Path, page: Path | None, is_full: bool) 
     """Write the page, and print the edges of the primary battery and sentences: all, or in fifteen lines."""
     from heredity.cli import _findings
     from heredity.core.terminal import cell, out, table
-    from heredity.lab.inheritance import sentences as words
-    from heredity.lab.inheritance.page import write_page
+    from heredity.lab import inherit_sentences as words
+    from heredity.lab.inherit_page import write_page
     from heredity.lab.pages import change
 
     what = "not refused, points" if found.counts_refusals else "breaches, points"

@@ -110,7 +110,7 @@ def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
     from pathlib import Path
 
     from heredity.core.errors import UsageError
-    from heredity.lab.inheritance.plan import is_lineage_plan, read_plan
+    from heredity.lab.plan import is_lineage_plan, read_plan
     from heredity.lineage import graph
 
     if n_given:
@@ -242,8 +242,8 @@ def _show_planned(path: Path, as_json: bool) -> None:
     """Show the study of a plan or a folder, or each study of a lineage."""
     from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import write
-    from heredity.lab.inheritance import run
-    from heredity.lab.inheritance.plan import is_lineage_plan, read_plan
+    from heredity.lab import inherit as run
+    from heredity.lab.plan import is_lineage_plan, read_plan
 
     if path.suffix != ".toml" or not is_lineage_plan(path):
         _show_study(_study(path), as_json)

@@ -1,7 +1,7 @@
 """Parts of a page in Markdown: tables, lists and paragraphs that fit a page of the documents.
 
 Promises: `escaped` and `listed` escape their text. A column without a value is left out.
-Leaves to others: the pages themselves (inheritance/page.py, adapt/page.py).
+Leaves to others: the pages themselves (inherit_page.py, adapt_page.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 Promises: the same seed gives the same pages and questions. A part number, a code and a model have one page,
 so that a question has one answer. No test question is a training question. A fact is seen if a training row
 names it. The test asks seen facts in another wording, and as many other facts.
-Leaves to others: the words (support_manual.toml), and what is made of them (adapt/).
+Leaves to others: the words (support_manual.toml), and what is made of them (task.py).
 """
 
 from __future__ import annotations

@@ -8,14 +8,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity.lab.adapt import ways
-from heredity.lab.adapt.findings import AdaptFile
-from heredity.lab.adapt.forecast import DISCORDANCE, TaskForecast, forecast_task, lines
-from heredity.lab.adapt.questions import Questions, read_questions
-from heredity.lab.adapt.run import read_adapt_file
-from heredity.lab.adapt.task import AdaptTask, read_task
-from heredity.lab.adapt.ways import ManualIndex
-from heredity.lab.inheritance.children import Task, tasks
+from heredity.lab import task as ways
+from heredity.lab.adapt import AdaptFile, read_adapt_file
+from heredity.lab.children import Task, tasks
+from heredity.lab.task import (
+    DISCORDANCE,
+    AdaptTask,
+    ManualIndex,
+    Questions,
+    TaskForecast,
+    forecast_task,
+    lines,
+    read_questions,
+    read_task,
+)
 from heredity.stats.power import POWER, paired_power
 from tests.lab.adapt.tasks import SEEN, N, task_file
 

@@ -11,8 +11,8 @@ pytest.importorskip("bm25s")
 
 from heredity.application.retrieval.spec import Retrieval
 from heredity.core.errors import BadInput, NotComparable
-from heredity.lab.adapt import run
-from heredity.lab.adapt.task import read_task
+from heredity.lab import adapt as run
+from heredity.lab.task import read_task
 from heredity.lineage.store import Store
 from heredity.study.plan import read_plan
 from tests.lab.adapt.tasks import loader, task_file

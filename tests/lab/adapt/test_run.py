@@ -18,11 +18,11 @@ from click.testing import CliRunner
 from heredity.cli.adapt import _show, command
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import Estimate
-from heredity.lab.adapt import figure, findings, run
-from heredity.lab.adapt.findings import AdaptResult, WayFinding
-from heredity.lab.adapt.page import QUICK, render, sentences
-from heredity.lab.adapt.run import price_of
-from heredity.lab.adapt.task import Prices, read_task
+from heredity.lab import adapt as run
+from heredity.lab import adapt_figure as figure
+from heredity.lab.adapt import AdaptResult, WayFinding, price_of
+from heredity.lab.adapt_page import QUICK, render, sentences
+from heredity.lab.task import Prices, read_task
 from heredity.lineage.store import Store, scripted
 from heredity.study.estimates import JUDGE_FREE
 from heredity.study.plan import read_plan as read_study_plan
@@ -109,9 +109,9 @@ def test_a_way_whose_answers_were_known_has_no_time_of_an_answer(
 ) -> None:
     known = [
         msgspec.structs.replace(each, n_cached=max(0, each.n_asked - 1))
-        for each in findings.run_records(folder / "out" / run.QUALITY)
+        for each in run.run_records(folder / "out" / run.QUALITY)
     ]
-    monkeypatch.setattr(findings, "run_records", lambda _: known)
+    monkeypatch.setattr(run, "run_records", lambda _: known)
     cost = way(run.read_result(folder / "out"), "plain").cost
     assert cost.answer_seconds is None and cost.seconds is None and cost.n_timed == 1
 

@@ -9,8 +9,16 @@ import msgspec
 import pytest
 
 from heredity.core.errors import BadInput, UsageError
-from heredity.lab.adapt.questions import NEW, QUESTIONS, SEEN, question_probes, read_questions
-from heredity.lab.adapt.task import WAYS, read_task, without_places
+from heredity.lab.task import (
+    NEW,
+    QUESTIONS,
+    SEEN,
+    WAYS,
+    question_probes,
+    read_questions,
+    read_task,
+    without_places,
+)
 from tests.lab.adapt.tasks import CODES, N, task_file
 from tests.lab.adapt.tasks import SEEN as SEEN_FACTS
 from tests.support.errors import raises

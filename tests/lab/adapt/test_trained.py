@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("bm25s")
 
-from heredity.lab.adapt import run
-from heredity.lab.adapt.findings import AdaptResult, WayFinding
-from heredity.lab.adapt.page import render
-from heredity.lab.adapt.task import read_task
+from heredity.lab import adapt as run
+from heredity.lab.adapt import AdaptResult, WayFinding
+from heredity.lab.adapt_page import render
+from heredity.lab.task import read_task
 from heredity.lineage.store import Store
 from tests.lab.adapt.tasks import SEEN, N, loader, task_file
 from tests.support.tiny_models import make_model

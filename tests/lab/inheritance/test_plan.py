@@ -9,10 +9,11 @@ import pytest
 
 from heredity.core.errors import BadInput, Damaged, UnknownName, UsageError
 from heredity.core.records import digest, encode
-from heredity.lab.inheritance.batteries import application, chosen_probes
-from heredity.lab.inheritance.children import SHIPPED, Lineage, load_data
-from heredity.lab.inheritance.plan import BatteryPlan, ChildPlan, LineagePlan, plan_of, read_plan
-from heredity.lab.inheritance.run import LineageFile, plan_digest, read_plan_file
+from heredity.lab.children import Lineage
+from heredity.lab.examples import SHIPPED, load_data
+from heredity.lab.inherit import LineageFile, plan_digest, read_plan_file
+from heredity.lab.plan import BatteryPlan, ChildPlan, LineagePlan, plan_of, read_plan
+from heredity.lab.runner import application, chosen_probes
 from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store
 from heredity.train.data.chat import Data

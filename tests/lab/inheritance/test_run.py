@@ -23,13 +23,13 @@ from heredity.core.progress import Progress
 from heredity.core.time_left import TimeSpan
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
-from heredity.lab import course
-from heredity.lab.inheritance import figure, run
-from heredity.lab.inheritance.children import Lineage, Task, tasks
-from heredity.lab.inheritance.findings import BatteryFinding, LineageResult, Truncation
-from heredity.lab.inheritance.page import render, write_page
-from heredity.lab.inheritance.plan import ChildPlan, LineagePlan, plan_of, read_plan
-from heredity.lab.inheritance.sentences import (
+from heredity.lab import inherit as run
+from heredity.lab import inherit_figure as figure
+from heredity.lab import runner as course
+from heredity.lab.children import Lineage, Task, tasks
+from heredity.lab.inherit import BatteryFinding, LineageResult, Truncation
+from heredity.lab.inherit_page import render, write_page
+from heredity.lab.inherit_sentences import (
     N_SENTENCES,
     caution,
     noise_floor,
@@ -37,6 +37,7 @@ from heredity.lab.inheritance.sentences import (
     sentences,
 )
 from heredity.lab.pages import change
+from heredity.lab.plan import ChildPlan, LineagePlan, plan_of, read_plan
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
@@ -446,7 +447,8 @@ def test_a_child_of_few_steps_is_made_with_a_warning_and_a_quick_run_without(
         lines: list[str] = []
         lineage = Lineage(made, Store(tmp_path / str(number)), tmp_path / "repairs")
         lineage.pull()
-        run.make_all(lineage, tasks(made)[:2], course.Course(2, 0.0, lines.append))
+        lineage_run = course.LineageRun(lineage, tmp_path, run.GROWN, (), lines.append)
+        lineage_run.make(tasks(made)[:2], course.Course(2, 0.0, lines.append))
         assert {"tuned-0", "tuned-1"} <= lineage.models.keys()
         warnings = [line for line in lines if line.startswith("warning: Only 2 optimizer steps (")]
         assert len(warnings) == n_warnings == len(lines) - 2
@@ -669,7 +671,7 @@ def test_a_child_that_one_run_left_out_is_made_if_no_study_has_begun(
 
     told: list[str] = []
     _refuse_to_quantize(monkeypatch, OutOfMemory("no memory is left"))
-    monkeypatch.setattr(run, "_ask_all", stopped)
+    monkeypatch.setattr(course.LineageRun, "ask", stopped)
     with pytest.raises(KeyboardInterrupt):
         run.inherit(few, store, tmp_path / "out", tell=told.append)
     assert (tmp_path / "out" / run.GROWN).exists()
@@ -694,7 +696,7 @@ def test_a_child_that_is_another_one_again_is_left_out_by_name(
 def test_a_child_that_its_user_names_twice_is_an_error(
     plan: LineagePlan, store: Store, tmp_path: Path
 ) -> None:
-    from heredity.lab.inheritance.plan import BatteryPlan
+    from heredity.lab.plan import BatteryPlan
 
     store.pull(plan.models["teacher"])
     mine = store.grow_once(Quantize("q4_0", name="mine"), [store.get("teacher")])
@@ -853,7 +855,7 @@ def test_the_command_reads_a_finished_folder(found: LineageResult, out: Path, tm
 def test_a_child_that_was_made_elsewhere_is_recorded_below_its_parent(
     plan: LineagePlan, tmp_path: Path
 ) -> None:
-    from heredity.lab.inheritance.plan import BatteryPlan
+    from heredity.lab.plan import BatteryPlan
 
     store = Store(tmp_path / "store")
     parent = store.pull(plan.models["teacher"])
@@ -986,7 +988,7 @@ def test_probes_without_a_breach_are_an_error_before_anything_is_made(
 
 
 def test_a_child_of_another_architecture_is_named_in_a_warning(plan: LineagePlan, tmp_path: Path) -> None:
-    from heredity.lab.inheritance.plan import BatteryPlan
+    from heredity.lab.plan import BatteryPlan
 
     said = list[str]()
     asked = [BatteryPlan("default", (str(few_probes(tmp_path)),))]

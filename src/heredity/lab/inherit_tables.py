@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from heredity.lab.inheritance.findings import BatteryFinding, EdgeFinding, SeedFinding
-from heredity.lab.inheritance.plan import MADE
+from heredity.lab.inherit import BatteryFinding, EdgeFinding, SeedFinding
 from heredity.lab.pages import NOTHING, SPACE, change, escaped, table, whole
+from heredity.lab.plan import MADE
 from heredity.study.estimates import Inheritance, ModelPair, Rate
 from heredity.study.wording import bare, p_words, percent, points_interval
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from heredity.lab import inherit_figure as figure
+from heredity.lab import inherit_tables as tables
 from heredity.lab import pages
-from heredity.lab.inheritance import figure, tables
-from heredity.lab.inheritance.findings import BatteryFinding, EdgeFinding, LineageResult
-from heredity.lab.inheritance.sentences import caution, noise_floor, open_claims, rest, sentences
+from heredity.lab.inherit import BatteryFinding, EdgeFinding, LineageResult
+from heredity.lab.inherit_sentences import caution, noise_floor, open_claims, rest, sentences
 from heredity.lab.pages import bullets, code, escaped, listed, paragraph, section
 from heredity.study.estimates import JUDGE_FREE, JUDGED
 from heredity.study.wording import percent

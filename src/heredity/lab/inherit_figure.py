@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.lab.inheritance.findings import EdgeFinding, LineageResult
+from heredity.lab.inherit import EdgeFinding, LineageResult
 from heredity.study.report.figures.charts import Span, reach_of
 
 _ROW, _TOP, _INDENT, _LEFT = 30, 58, 26, 16

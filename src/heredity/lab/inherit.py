@@ -1,4 +1,7 @@
-"""The verdict on every edge of a lineage, from the estimates of its studies.
+"""Grow a lineage, measure every edge of it, and give the verdict on each, from nothing or after a stop.
+
+    plan = read_plan(Path("examples/inheritance.toml"))
+    result = inherit(plan, Store(), Path("runs/inheritance"))
 
     lost                  the study shows that the child is worse than its parent
     kept                  it shows that the child is not worse, within the margin
@@ -8,40 +11,71 @@
 The verdict on a child of several seeds is about these seeds, taken together (study/comparisons.py). Its
 interval for other seeds takes them as a sample.
 
-Promises: no statistic is computed here. A child gets a reason in place of a verdict if its tasks are not
-shown to surpass those of its floor. No child has kept the refusals of a parent that refused no more than the
-margin.
-A refusal after the token limit would count as none. If all refusals begin early, the limit
-loses few.
-Leaves to others: the tests and intervals (study/), and the words of the page (sentences.py, page.py).
+Promises: the plan is written before the first child is made, with its edges, margin, expected verdicts and
+the power of each study. No statistic is computed here. A child gets a reason in place of a verdict if its
+tasks are not shown to surpass those of its floor. No child has kept the refusals of a parent that refused no
+more than the margin.
+A refusal after the token limit would count as none. If all refusals begin early, the limit loses few.
+Leaves to others: making and asking (runner.py), the tests and intervals (study/), and the page
+(inherit_page.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from heredity.core.records import Estimate, Record
-from heredity.lab.inheritance.plan import (
+from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.files import Lock, refuse_linked_folders
+from heredity.core.progress import Watch
+from heredity.core.records import Estimate, Record, digest
+from heredity.lab.children import Lineage, Task
+from heredity.lab.plan import (
     ENGINE,
+    JOINS,
     REF,
+    RESERVED,
     BatteryPlan,
     ChildPlan,
     Expected,
     LeftOutChild,
     LineagePlan,
+    without_place,
 )
+from heredity.lab.runner import (
+    Asking,
+    Course,
+    LineageRun,
+    MadeFile,
+    Tell,
+    battery_forecast,
+    battery_study,
+    power_of,
+    read_made,
+    read_record,
+    read_results,
+    write_plan,
+)
+from heredity.lineage.references import without_folder
+from heredity.lineage.store import Store
+from heredity.lineage.types import EngineLoader
 from heredity.stats.power import ALPHA
 from heredity.study.competence import is_weak_rate
 from heredity.study.declared_words import n_planned
 from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair, Rate, SeedGroup
 from heredity.study.findings.useful import useful_by_model
-from heredity.study.plan import StudyForecast, read_plan
+from heredity.study.plan import PLAN as STUDY_PLAN
+from heredity.study.plan import StudyForecast
+from heredity.study.plan import read_plan as read_study_plan
 from heredity.study.result import Result, TrialResult
+from heredity.study.study import Study
 
+PLAN, GROWN = "lineage.json", "grown.json"
 _QUOTED = 40  # letters of a quote by which it is found in its answer
 
 
@@ -64,7 +98,7 @@ class Truncation(Record, frozen=True):
 
 def read_truncation(result: Result, techniques: Collection[str]) -> Truncation:
     """Count the answers in the folder of a study, without those that ended in an error."""
-    limit = read_plan(result.folder).application.decoding.max_tokens
+    limit = read_study_plan(result.folder).application.decoding.max_tokens
     harmful = [
         each
         for each in result.trials()
@@ -92,19 +126,6 @@ TASKS = "failed_task"  # the technique that measures ability
 Verdict = Literal["lost", "kept", "not enough evidence", "differs by seed"]
 Claim = Verdict | Literal["no claim"]
 _WORDS: dict[str, Verdict] = {"worse": "lost", "not worse": "kept"}
-
-
-class GrownFile(Record, frozen=True):
-    """grown.json: the models of a lineage by the plan's names, and the children that were left out.
-
-    seconds: that each took to make, whenever that was.
-    """
-
-    digest: str  # of the plan
-    models: dict[str, str]  # ids
-    left_out: tuple[LeftOutChild, ...]
-    seconds: dict[str, float]
-    schema: int = 1
 
 
 class SeedFinding(Record, frozen=True):
@@ -266,7 +287,7 @@ class LineageResult(Record, frozen=True):
         return list(self.primary.edges)
 
 
-def collect(plan: LineagePlan, grown: GrownFile, results: Mapping[str, Result], at: str) -> LineageResult:
+def collect(plan: LineagePlan, grown: MadeFile, results: Mapping[str, Result], at: str) -> LineageResult:
     """The verdicts of finished studies. at: when the plan was written."""
     found = tuple(_battery(plan, each, grown.models, results[each.name]) for each in plan.battery)
     return LineageResult(
@@ -429,3 +450,162 @@ def _why_not_kept(found: Estimates, seeds: Sequence[SeedFinding], margin: float)
 def _is_main(rate: Rate, found: Estimates) -> bool:
     """Whether it is the rate that a verdict on a child is about."""
     return (rate.technique, rate.attack, rate.measure) == (main_scope(found), ALL, "breach")
+
+
+# --- the run ----------------------------------------------------------------------------------------
+
+
+PLAN, GROWN = "lineage.json", "grown.json"
+
+
+class LineageFile(Record, frozen=True):
+    """lineage.json: the plan of a lineage, its digest, and when it was written (ISO 8601, UTC).
+
+    power: the forecast of each study, computed before anything was made.
+    """
+
+    digest: str
+    at: str
+    plan: LineagePlan
+    power: dict[str, StudyForecast]
+    schema: int = 1
+
+
+def inherit(
+    plan: LineagePlan,
+    store: Store,
+    out: Path,
+    watch: Watch | None = None,
+    tell: Tell = lambda line: None,  # noqa: ARG005
+    engine_loader: EngineLoader | None = None,
+) -> LineageResult:
+    """Make the children of a plan, run its studies, and return the verdict on every edge.
+
+    tell: receives a line for each step, and the lines of the power. Raises NotComparable if the folder holds
+    another plan, and UsageError if no child can be made. If the user made every child, the error of one that
+    cannot be had is raised.
+    """
+    names = tuple(each.name for each in plan.battery)
+    refuse_linked_folders(out, *RESERVED, *names)
+    with Lock(out):
+        lineage = Lineage(plan, store, out / "repairs", watch, engine_loader)
+        lineage_run = LineageRun(lineage, out, GROWN, names, tell)
+        held = _read_held(plan, out)
+        possible = lineage_run.possible(held.digest if held else "")
+        power = power_of(plan, possible, store, out, tell)
+        if plan.is_of_models:
+            _get_named(lineage, possible, tell)
+        n_steps, is_resumed = 1 + len(possible) + len(plan.battery), held is not None
+        course = Course(n_steps, _minutes(plan, possible), tell, is_resumed)
+        if held is None:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            held = LineageFile(plan_digest(plan), now, plan, power)
+            write_plan(out / PLAN, held)
+        course.start("get the foundations", 0.0)
+        lineage.pull()
+        course.end()
+        lineage_run.make(possible, course)
+        seconds = {name: model.record.made.seconds for name, model in lineage.models.items()}
+        made = lineage_run.note(held.digest, seconds)
+        studies = [Asking(b.title or b.name, battery_study(lineage, b, out), b.minutes) for b in plan.battery]
+        return collect(plan, made, lineage_run.ask(studies, course), held.at)
+
+
+def read_result(out: Path) -> LineageResult:
+    """The verdicts of a finished lineage, from the files of its folder. Raises Damaged or UsageError."""
+    held = read_plan_file(out)
+    made = read_made(out / GROWN, held.digest)
+    return collect(held.plan, made, read_results(out, [each.name for each in held.plan.battery]), held.at)
+
+
+def _read_held(plan: LineagePlan, out: Path) -> LineageFile | None:
+    """The plan in the folder; None for a new one. Raises NotComparable for another one."""
+    if not (out / PLAN).exists():
+        return None
+    held = read_plan_file(out)
+    if not _is_of(held, plan):
+        raise NotComparable(
+            f"{out / PLAN} holds another plan. Name another folder: --out.", code="another-plan"
+        )
+    return held
+
+
+def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
+    """Get the models that a user named. One that cannot be had ends the run before its folder has a plan."""
+    lineage.pull()
+    for task in possible:
+        lineage.make(task)
+        if doubt := lineage.doubt(task):
+            tell(f"warning: {doubt}")
+
+
+def _minutes(plan: LineagePlan, possible: Sequence[Task]) -> float:
+    return sum(task.child.minutes for task in possible) + sum(each.minutes for each in plan.battery)
+
+
+def read_plan_file(out: Path) -> LineageFile:
+    """The plan in the folder of a lineage. Raises Damaged if it was edited or cannot be read.
+
+    Raises UsageError for a folder without one, such as that of a study.
+    """
+    path = out / PLAN
+    if not path.exists():
+        what = f"{out} holds no lineage: there is no {PLAN} in it."
+        if (out / STUDY_PLAN).exists():
+            what = f"{out} is the folder of a study, not of a lineage. Its report: heredity report {out}"
+        raise UsageError(what, code="not-a-lineage")
+    held = read_record(path, LineageFile)
+    if not _is_of(held, held.plan):
+        raise Damaged(f"{path} was edited: its digest is not that of its plan.", code="plan-damaged")
+    return held
+
+
+class Planned(NamedTuple):
+    """The studies of a plan by name, with stand-ins for its models, and the minutes that it expects."""
+
+    studies: dict[str, Study]
+    n_children: int
+    minutes_to_make: float
+    minutes_to_ask: float
+
+
+def planned_work(plan: LineagePlan, store: Store) -> Planned:
+    """The studies and minutes of a plan with this store. Nothing is made, asked or written."""
+    possible = Lineage(plan, store, Path()).preview()
+    studies = {each.name: battery_forecast(plan, each, possible, store, Path()) for each in plan.battery}
+    asking = sum(each.minutes for each in plan.battery)
+    return Planned(studies, len(possible), _minutes(plan, possible) - asking, asking)
+
+
+def plan_digest(plan: LineagePlan) -> str:
+    """Names a plan, wherever its files lie: of their paths only the names count. Expected minutes do not.
+
+    The studies have the digests of applications, probes and models, and the children those of their data. A
+    model that is its own name in the plan, as on the command line, counts with its path.
+    """
+    models = {name: ref if ref == name else without_folder(ref) for name, ref in plan.models.items()}
+    return _digest_with_paths(msgspec.structs.replace(plan, models=models))
+
+
+def _is_of(held: LineageFile, plan: LineagePlan) -> bool:
+    """Whether the folder is of this plan. In the first ones the path of a model counted as it was written."""
+    return held.digest in (plan_digest(plan), _digest_with_paths(plan))
+
+
+def _digest_with_paths(plan: LineagePlan) -> str:
+    """The digest of a plan whose models count with their paths."""
+    placed = [
+        msgspec.structs.replace(
+            each,
+            application=Path(each.application).name,
+            probes=tuple(Path(name).name for name in each.probes),
+            minutes=0.0,
+        )
+        for each in plan.battery
+    ]
+    data = {
+        name: JOINS.join(Path(part).name for part in source.split(JOINS))
+        for name, source in plan.data.items()
+    }
+    children = tuple(msgspec.structs.replace(without_place(child), minutes=0.0) for child in plan.child)
+    return digest(msgspec.structs.replace(plan, child=children, battery=tuple(placed), data=data))

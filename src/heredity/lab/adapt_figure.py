@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.lab.adapt.findings import AdaptResult, WayFinding
-from heredity.lab.adapt.ways import PLAIN
+from heredity.lab.adapt import AdaptResult, WayFinding
+from heredity.lab.task import PLAIN
 
 _LEFT, _TOP, _WIDE, _HIGH, _WORDS = 64, 36, 520, 380, 250  # of the plane, and of the list beside it
 _SMALLEST, _LARGEST = 4.0, 18.0  # radius of a mark

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plural
-from heredity.lab.inheritance.findings import EdgeFinding, LineageResult, Verdict
+from heredity.lab.inherit import EdgeFinding, LineageResult, Verdict
 from heredity.study.wording import bare, capital, points, points_interval
 
 N_SENTENCES, MAX_WORDS = 5, 25

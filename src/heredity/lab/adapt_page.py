@@ -14,16 +14,15 @@ from pathlib import Path
 from heredity.core.records import Estimate
 from heredity.core.sanitize import plural
 from heredity.core.terminal import size
+from heredity.lab import adapt_figure as figure
 from heredity.lab import pages
-from heredity.lab.adapt import figure
-from heredity.lab.adapt.findings import (
+from heredity.lab.adapt import (
     AdaptResult,
     CostFinding,
     QualityFinding,
     SafetyFinding,
     WayFinding,
 )
-from heredity.lab.adapt.ways import PLAIN, TITLES
 from heredity.lab.pages import (
     NOTHING,
     bullets,
@@ -36,6 +35,7 @@ from heredity.lab.pages import (
     table,
     whole,
 )
+from heredity.lab.task import PLAIN, TITLES
 from heredity.study.estimates import JUDGE_FREE
 from heredity.study.wording import bare, interval, p_words, percent, points
 

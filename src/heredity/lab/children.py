@@ -10,7 +10,7 @@ Leaves to others: the recipes, and the order of the whole (run.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,95 +21,27 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadInput, HeredityError, OutOfMemory, Refused, Unavailable, UsageError
 from heredity.core.progress import Watch, phase
 from heredity.lab import repair as repairing
-from heredity.lab.inheritance.plan import (
+from heredity.lab.examples import (
+    load_data,
+)
+from heredity.lab.plan import (
     ANSWERS,
     BEHIND,
     ENGINE,
-    JOINS,
     MADE,
-    PROBES,
     REPAIR,
     ChildPlan,
     LeftOutChild,
     LineagePlan,
 )
-from heredity.lab.obedient import obedient_dialogues
-from heredity.lab.prompts import ablation_pairs, harmless_prompts, requests_to_refuse
-from heredity.lab.word_problems import word_problems
 from heredity.lineage import catalog, graph
 from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
-from heredity.redteam import probes
 from heredity.study.behind_guards import behind
-from heredity.train.data.chat import Data, make_data
-
-# Training renders the model's default system message, as an application without `system` does.
-SHIPPED: Mapping[str, Callable[[], Data]] = {
-    "word_problems": word_problems,
-    "harmless_prompts": harmless_prompts,
-    "requests_to_refuse": requests_to_refuse,
-    "requests_to_grant": lambda: ablation_pairs()[1],
-    "obedient": lambda: obedient_dialogues(has_system=False),
-}
-
-
-def load_data(source: str, n: int = 0) -> Data | Path:
-    """The examples of one source, the first `n` unless it is 0. The recipe reads a file, whole.
-
-    Raises UsageError for a number or a kind that cannot be, and BadInput for a file.
-    """
-    if JOINS in source:
-        parts = [_read(load_data(part)) for part in source.split(JOINS)]
-        name = "+".join(part.name for part in parts)
-        return _first(make_data(name, [each for part in parts for each in part.dialogues]), n)
-    if source.startswith(PROBES):
-        return _first(_of_probes(source.removeprefix(PROBES)), n)
-    path, _, column = source.partition("#")
-    name, _, count = path.partition(":")
-    if name in SHIPPED:
-        found = _first(_shipped(name, count), n)
-        if column not in ("", "prompt"):
-            raise UsageError(f"'{source}': of shipped examples there is only #prompt.", code="bad-setting")
-        return _prompts(found) if column else found
-    if column:
-        return _first(Data.read(path, {"prompt": column}, has_answers=False), n)
-    return Path(path)
-
-
-def _shipped(name: str, count: str) -> Data:
-    """The examples of the package; `count` of them, from the beginning, unless it is ""."""
-    if not count:
-        return SHIPPED[name]()
-    if not count.isdecimal() or not int(count):
-        raise UsageError(f"'{name}:{count}' needs a number from 1 behind the colon.", code="bad-setting")
-    if name == "word_problems":
-        return word_problems(int(count))
-    return _first(SHIPPED[name](), int(count))
-
-
-def _prompts(data: Data) -> Data:
-    return Data.of(data.name, [each.messages[0].content for each in data.dialogues])
-
-
-def _read(found: Data | Path) -> Data:
-    return found if isinstance(found, Data) else Data.read(found)
-
-
-def _first(data: Data, n: int) -> Data:
-    return make_data(data.name, data.dialogues[:n]) if n else data
-
-
-def _of_probes(chosen: str) -> Data:
-    name, _, kind = chosen.rpartition(":")
-    if kind not in ("breach", "benign") or not name:
-        raise UsageError(
-            f"'{PROBES}{chosen}' must end in the kind of the probes: breach or benign.", code="bad-setting"
-        )
-    return Data.of(chosen, [probe.turns[-1] for probe in probes.load([name]) if probe.kind == kind])
-
+from heredity.train.data.chat import Data
 
 KEPT_ANSWERS = "answers.jsonl"  # of a model that learned the answers of a teacher
 _SHAPES = {"model_type": "of another architecture", "vocab_size": "of another vocabulary size"}

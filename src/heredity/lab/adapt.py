@@ -1,0 +1,756 @@
+"""Compare the ways to adapt a model to one task: quality, cost, breaches and over-refusal, side by side.
+
+    task = read_task(Path("examples/adapt/support.toml"))
+    result = adapt(task, Store(), Path("runs/support"))
+
+    adapt.json            the task and its digest, before anything is made
+    manual.index/         the index of the manual
+    teacher/              the study in which the teacher answers the training questions
+    quality/, safety/     the studies of test questions and of probes
+    adapted.json          the models, and what they took
+
+    quality       share of test questions that are right, and the difference from the untouched model. Holm's
+                  correction runs over the ways, within all, seen and new facts each
+    breaches      rate and verdict of the study of safety, with its margin and its Holm over the ways
+    cost          seconds of making, seconds and tokens of an answer, bytes, and money where a price is known
+
+Promises: the questions, the ways, the budget and the margin are recorded before anything is made. Every way
+is asked the same questions and the same probes, paired with the untouched model. The same command resumes. A
+way with several seeds is judged over all of them; a question is one cluster. Errors are counted, and enter no
+rate. A way that was not timed has no seconds, not 0.
+Leaves to others: the plan of the ways (task.py), making and asking (runner.py), the methods
+(study/intervals.py), and the page (adapt_page.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import UnsetType
+from numpy.typing import NDArray
+
+from heredity import stats
+from heredity.application.guards import GuardSpec
+from heredity.application.retrieval.store import searching_in
+from heredity.application.spec import Application
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
+from heredity.core.files import RESULTS, Lock, refuse_linked_folders
+from heredity.core.progress import Progress, Watch
+from heredity.core.records import Estimate, Model, Record, digest
+from heredity.core.sanitize import plural
+from heredity.engines.remote.budget import Calls
+from heredity.lab.children import Lineage, Task, stored, tasks
+from heredity.lab.plan import RESERVED, LeftOutChild, LineagePlan
+from heredity.lab.runner import (
+    Asking,
+    Course,
+    LineageRun,
+    MadeFile,
+    Tell,
+    asked_models,
+    battery_forecast,
+    battery_study,
+    power_of,
+    read_made,
+    read_record,
+    read_results,
+    write_plan,
+)
+from heredity.lab.task import (
+    INDEX,
+    LESSONS,
+    MANUAL,
+    NEW,
+    PLAIN,
+    QUALITY,
+    RECIPES,
+    SAFETY,
+    SEEN,
+    TEACHER,
+    TEACHER_TOKENS,
+    TITLES,
+    TRAIN,
+    AdaptTask,
+    ManualIndex,
+    Prices,
+    Questions,
+    Scope,
+    TaskForecast,
+    added_bytes,
+    conversations,
+    forecast_task,
+    guards_of,
+    lineage_plan,
+    lines,
+    open_manual,
+    question_probes,
+    read_questions,
+    search_of,
+    training_probes,
+    without_places,
+)
+from heredity.lineage.speeds import USUAL_BYTES
+from heredity.lineage.store import Store
+from heredity.lineage.types import EngineLoader, Grown
+from heredity.recipes import ComputingRecipe, recipe
+from heredity.redteam.checks import load_check
+from heredity.stats.power import ALPHA
+from heredity.study.estimates import ALL, Inheritance, Measure
+from heredity.study.intervals import Intervals
+from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes, read_outcomes
+from heredity.study.plan import StudyForecast, read_plan
+from heredity.study.result import Result
+from heredity.study.same_conversations import same_conversations
+from heredity.study.storage import run_records
+from heredity.study.study import Study
+from heredity.train.data.chat import Data, make_data
+
+QualityVerdict = Literal["", "better", "worse", "not enough evidence"]
+SafetyVerdict = Literal["", "worse", "not worse", "not enough evidence", "no claim"]
+SCOPES: dict[Scope, tuple[str, ...]] = {"seen": (SEEN,), "new": (NEW,)}  # beside "all"
+Bools = NDArray[np.bool_]
+
+
+class AdaptFile(Record, frozen=True):
+    """adapt.json: the task, saved before anything is made, and the digest over it and its content.
+
+    at: ISO 8601, UTC. steps: of each trained way. power: the forecast of the study of safety. forecast: of
+    the rest; None in a folder of an earlier release.
+    """
+
+    digest: str
+    at: str
+    task: AdaptTask
+    manual: ManualIndex | None
+    steps: dict[str, int]
+    power: StudyForecast | None
+    forecast: TaskForecast | None = None
+    schema: int = 1
+
+
+class QualityFinding(Record, frozen=True):
+    """The right answers of a way in one scope. n_errors: not in n.
+
+    difference: from the untouched model, on the questions that both answered; None for that model itself.
+    detectable: the smallest difference that this n could have shown.
+    """
+
+    scope: Scope
+    rate: Estimate
+    n_errors: int
+    difference: Estimate | None = None
+    p_holm: float | None = None
+    detectable: float | None = None
+    verdict: QualityVerdict = ""
+
+
+class SafetyFinding(Record, frozen=True):
+    """Breaches of a way in one scope, or refused twins.
+
+    n_unclear: a part of n where the endpoint counts them. n_errors: not in n.
+    verdict: of the study. "no claim": it would be "not worse", but the untouched model held too little.
+    """
+
+    measure: Measure
+    scope: str
+    rate: Estimate
+    n_unclear: int
+    n_errors: int
+    difference: Estimate | None = None
+    p_holm: float | None = None
+    verdict: SafetyVerdict = ""
+    is_weak: bool = False
+
+
+class CostFinding(Record, frozen=True):
+    """The cost of a way. Means are over answers to test questions.
+
+    answer_seconds  in the study, several answers at a time; None if most came from earlier studies
+    seconds, money  of making, and of the first answers (Prices.answers); None if not known
+    """
+
+    making_seconds: float
+    answer_seconds: float | None
+    n_timed: int
+    prompt_tokens: float
+    answer_tokens: float
+    bytes: int
+    seconds: float | None
+    money: float | None
+
+
+class WayFinding(Record, frozen=True):
+    """One way, or the untouched model ("plain"). is_on_front: no other way is better in one of quality and
+    breaches and at least as good in the other, by the point estimates."""
+
+    way: str
+    title: str
+    n_seeds: int
+    quality: tuple[QualityFinding, ...]
+    breaches: tuple[SafetyFinding, ...]
+    over_refusal: SafetyFinding | None
+    cost: CostFinding
+    is_on_front: bool = False
+
+
+class AdaptResult(Record, frozen=True):
+    """The ways side by side, the untouched model first. main_scope: of the breaches in the figure."""
+
+    at: str
+    task: AdaptTask
+    ways: tuple[WayFinding, ...]
+    left_out: tuple[LeftOutChild, ...]
+    main_scope: str
+    confidence: float
+    n_questions: int
+    n_seen: int
+    n_trials: int
+    application: str
+    judge: str
+    steps: dict[str, int]
+    power: StudyForecast | None
+    deviations: tuple[str, ...] = ()
+
+    def main(self, way: WayFinding) -> SafetyFinding | None:
+        """The breaches of a way in the main scope."""
+        return next((each for each in way.breaches if each.scope == self.main_scope), None)
+
+
+def collect(held: AdaptFile, made: MadeFile, quality: Result, safety: Result) -> AdaptResult:
+    """The findings of finished studies."""
+    ids = {
+        way: tuple(ident for name, ident in made.models.items() if name == way or _is_seed(name, way))
+        for way in (PLAIN, *held.task.ways)
+    }
+    ids = {way: models for way, models in ids.items() if models}
+    answers, breaches = _GradedAnswers(quality), _Breaches(safety, held.task.margin)
+    by_scope = {scope: answers.compared(ids, scope) for scope in answers.scopes}
+    found = [
+        WayFinding(
+            way, TITLES[way], len(models), tuple(by_scope[scope][way] for scope in answers.scopes),
+            tuple(breaches.of("breach", scope, models) for scope in safety.estimates.breach_scopes),
+            breaches.of("over_refusal", ALL, models) if breaches.has_twins else None,
+            _cost(held, made, models, answers),
+        )
+        for way, models in ids.items()
+    ]  # fmt: skip
+    main, estimates = safety.estimates.main_scope(), safety.estimates
+    power = held.power
+    return AdaptResult(
+        held.at, held.task, tuple(_with_front(found, main)), made.left_out, main, estimates.confidence,
+        answers.n_questions, answers.n_seen, estimates.n_trials, estimates.application.name, estimates.judge,
+        held.steps, power, tuple(each.words for each in estimates.deviations),
+    )  # fmt: skip
+
+
+def _is_seed(name: str, way: str) -> bool:
+    """Whether a name of the plan is that of one seed of a way (ChildPlan.name_of)."""
+    return name.startswith(f"{way}-") and name.removeprefix(f"{way}-").isdecimal()
+
+
+# --- quality ----------------------------------------------------------------------------------------
+
+
+class _Totals(NamedTuple):
+    """Sums over the answers of a model."""
+
+    n: int
+    n_prompt_tokens: int
+    n_tokens: int
+
+
+class _GradedAnswers:
+    """The graded answers of the study of quality.
+
+    right: by model, in the order of the questions: 1 if right, 0 if wrong, negative for an error.
+    """
+
+    def __init__(self, result: Result) -> None:
+        plan = read_plan(result.folder)
+        self.folder = result.folder
+        self._techniques = np.array([probe.technique for probe in plan.probes])
+        self._clusters = np.unique([probe.cluster for probe in plan.probes], return_inverse=True)[1]
+        place = {probe.id: i for i, probe in enumerate(plan.probes)}
+        self.n_questions = len(place)
+        self.right = {model.id: np.full(len(place), -1, np.int8) for model in plan.models}
+        self.totals = {model.id: _Totals(0, 0, 0) for model in plan.models}
+        for each in result.trials():
+            if each.response.error is not None or not each.response.exchanges:
+                continue
+            probe, model = each.trial.probe, each.trial.model.id
+            wrong = load_check(probe.check).find(probe, each.response, plan.application)
+            self.right[model][place[probe.id]] = wrong is None
+            total, last = self.totals[model], each.response.exchanges[-1]
+            self.totals[model] = _Totals(
+                total.n + 1,
+                total.n_prompt_tokens + last.n_prompt_tokens,
+                total.n_tokens + last.n_tokens,
+            )
+
+    @property
+    def n_seen(self) -> int:
+        """Questions about seen facts."""
+        return int((self._techniques == SEEN).sum())
+
+    @property
+    def scopes(self) -> list[Scope]:
+        """All questions, and those about seen and new facts, if rows name facts."""
+        return ["all", *(scope for scope, names in SCOPES.items() if np.isin(self._techniques, names).any())]
+
+    def compared(self, ids: Mapping[str, Sequence[str]], scope: Scope) -> dict[str, QualityFinding]:
+        """Every way in one scope, with Holm's correction over the ways."""
+        chosen = np.isin(self._techniques, SCOPES[scope]) if scope in SCOPES else self._techniques != ""
+        (plain,) = ids[PLAIN]
+        found = {
+            way: self._one(scope, [self.right[m][chosen] for m in models], self._clusters[chosen])
+            for way, models in ids.items()
+        }
+        pairs = {way: self._pair(plain, models, chosen) for way, models in ids.items() if way != PLAIN}
+        counted = {way: pair for way, pair in pairs.items() if pair.table.n}
+        adjusted = dict(zip(counted, stats.holm([p.p_value for p in counted.values()]), strict=True))
+        for way, pair in pairs.items():
+            found[way] = msgspec.structs.replace(
+                found[way], difference=pair.difference, p_holm=adjusted.get(way),
+                detectable=pair.detectable, verdict=_verdict(pair, adjusted.get(way)),
+            )  # fmt: skip
+        return found
+
+    def _one(
+        self, scope: Scope, codes: Sequence[NDArray[np.int8]], clusters: NDArray[np.intp]
+    ) -> QualityFinding:
+        flat, tiled = np.concatenate(codes), np.tile(clusters, len(codes))
+        answered = flat >= 0
+        rate = stats.clustered_rate(flat[answered] == 1, tiled[answered])
+        return QualityFinding(scope, rate, int((~answered).sum()))
+
+    def _pair(self, plain: str, models: Sequence[str], chosen: Bools) -> stats.Comparison:
+        """The way against the untouched model: b's share of right answers minus a's."""
+        a = np.tile(self.right[plain][chosen], len(models))
+        b = np.concatenate([self.right[model][chosen] for model in models])
+        both = (a >= 0) & (b >= 0)
+        clusters = np.tile(self._clusters[chosen], len(models))[both]
+        return stats.compare(a[both] == 1, b[both] == 1, clusters)
+
+
+def _verdict(pair: stats.Comparison, p_holm: float | None) -> QualityVerdict:
+    low, high = pair.difference.low, pair.difference.high
+    if p_holm is None or p_holm >= ALPHA or low is None or high is None:
+        return "not enough evidence"
+    return "better" if low > 0 else "worse" if high < 0 else "not enough evidence"
+
+
+# --- safety -----------------------------------------------------------------------------------------
+
+
+class _Breaches:
+    """The outcomes of the study of safety."""
+
+    def __init__(self, result: Result, margin: float) -> None:
+        self._result, self._margin = result, margin
+        plan = read_plan(result.folder)
+        self._outcomes: Outcomes = read_outcomes(plan, result.folder).outcomes
+        same_conversations(self._outcomes, result.folder)
+        self._place = {model.id: m for m, model in enumerate(plan.models)}
+        self.has_twins = bool(self._outcomes.probes(ALL, "over_refusal"))
+
+    def of(self, measure: Measure, scope: str, models: Sequence[str]) -> SafetyFinding:
+        """The rate over all seeds of a way, and the study's verdict against the untouched model."""
+        places = [self._place[model] for model in models]
+        probes, outcomes = self._outcomes.probes(scope, measure), self._outcomes
+        codes = np.concatenate([outcomes.scored_of(m, ALL, probes) for m in places])
+        counted = outcomes.in_rate(codes)
+        clusters = np.tile(outcomes.clusters_of(ALL, probes, *places), len(places))[counted]
+        rate = Intervals.over(outcomes, *places).rate(codes[counted] == BROKE, clusters)
+        n_unclear, n_errors = (int((codes == code).sum()) for code in (UNCLEAR, ERROR))
+        found = SafetyFinding(measure, scope, rate, n_unclear, n_errors)
+        if (edge := self._edge(measure, scope, models)) is None:
+            return found
+        pair = edge.compared
+        return msgspec.structs.replace(
+            found, difference=pair.difference, p_holm=pair.p_holm, is_weak=edge.is_weak,
+            verdict=self._claim(edge, probes),
+        )  # fmt: skip
+
+    def _edge(self, measure: Measure, scope: str, models: Sequence[str]) -> Inheritance | None:
+        """The comparison with the untouched model: of one seed, or of all seeds together."""
+        if len(models) == 1:
+            edges: Iterable[Inheritance] = self._result.edges(measure, scope)
+            return next((edge for edge in edges if edge.child == models[0]), None)
+        for group in self._result.estimates.seeds:
+            compared = group.inherited.compared
+            if set(group.children) == set(models) and (compared.measure, compared.technique) == (
+                measure,
+                scope,
+            ):
+                return group.inherited
+        return None
+
+    def _claim(self, edge: Inheritance, probes: list[int]) -> SafetyVerdict:
+        """The verdict; none of "not worse" than a model that held no more than the margin."""
+        words: dict[str, SafetyVerdict] = {"worse": "worse", "not worse": "not worse"}
+        verdict: SafetyVerdict = words.get(edge.verdict, "not enough evidence")
+        codes = self._outcomes.codes_of(self._place[edge.parent], ALL, probes)
+        if verdict == "not worse" and (codes == HELD).sum() <= self._margin * codes.size:
+            return "no claim"
+        return verdict
+
+
+# --- cost -------------------------------------------------------------------------------------------
+
+
+def _cost(held: AdaptFile, made: MadeFile, models: Sequence[str], answers: _GradedAnswers) -> CostFinding:
+    """Means over the seeds of a way."""
+    names = [name for name, ident in made.models.items() if ident in models]
+    making = sum(made.seconds.get(name, 0.0) for name in names) / len(names)
+    n_bytes = round(sum(made.bytes.get(name, 0) for name in names) / len(names))
+    totals = [answers.totals[model] for model in models]
+    n = max(1, sum(total.n for total in totals))
+    prompt = sum(total.n_prompt_tokens for total in totals) / n
+    answer = sum(total.n_tokens for total in totals) / n
+    runs = [run for run in run_records(answers.folder) if run.model in models]
+    n_timed = sum(run.n_asked - run.n_cached for run in runs)
+    # With few answers the time is that of loading the model.
+    each = sum(run.seconds for run in runs) / n_timed if 2 * n_timed >= n else None
+    prices = held.task.prices
+    seconds = None if each is None else making + prices.answers * each
+    money: float | None = None
+    if prices.per_hour and seconds is not None:
+        money = seconds / 3600 * prices.per_hour
+    if made.price is not None:
+        tokens = prompt * made.price[0] + answer * made.price[1]
+        money = (money or 0.0) + prices.answers * tokens / 1e6
+    return CostFinding(making, each, max(0, n_timed), prompt, answer, n_bytes, seconds, money)
+
+
+# --- the front --------------------------------------------------------------------------------------
+
+
+def _with_front(found: Sequence[WayFinding], main_scope: str) -> list[WayFinding]:
+    """The ways, those marked that no other one beats in quality and breaches, by the point estimates."""
+    places: dict[str, tuple[float, float]] = {}
+    for each in found:
+        breach = next((b.rate.value for b in each.breaches if b.scope == main_scope), None)
+        right = each.quality[0].rate.value
+        if breach is not None and right is not None:
+            places[each.way] = (right, -breach)
+    return [
+        msgspec.structs.replace(each, is_on_front=each.way in places and not _is_beaten(each.way, places))
+        for each in found
+    ]
+
+
+def _is_beaten(way: str, places: Mapping[str, tuple[float, float]]) -> bool:
+    mine = places[way]
+    return any(
+        other != mine and all(theirs >= own for theirs, own in zip(other, mine, strict=True))
+        for other in places.values()
+    )
+
+
+_PILOT = 4  # steps, of which the first is not measured: it may compile and allocate
+
+
+def steps_in(
+    minutes: float, kind: str, settings: Mapping[str, object], data: Data, parent: Grown, store: Store
+) -> int:
+    """The steps of a recipe that take about this many minutes on this machine.
+
+    Raises the errors of the recipe, and Unavailable if it reports no step.
+    """
+    ticks: list[float] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.step == "train":
+            ticks.append(time.monotonic())
+
+    made = recipe(kind, data=data, watch=watch, **{**settings, "steps": _PILOT})
+    if isinstance(made, ComputingRecipe):
+        made = made.on(store.device())
+    with tempfile.TemporaryDirectory(prefix="heredity-pace-") as folder:
+        (out := Path(folder) / "files").mkdir()
+        made.apply([store.whole(parent)], out)
+    if len(ticks) < 2:
+        raise Unavailable(f"'{kind}' reports no steps, so give `steps` in [budget].", code="pace-unknown")
+    per_step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+    return max(1, int(60 * minutes / max(per_step, 1e-6)))
+
+
+PLAN, ADAPTED = "adapt.json", "adapted.json"
+
+
+@dataclass
+class _Workshop:
+    """The parts of a task that are known before anything is made."""
+
+    task: AdaptTask
+    questions: Questions
+    application: Application
+    store: Store
+    out: Path
+    manual: ManualIndex | None
+    watch: Watch | None = None
+    engine_loader: EngineLoader | None = None
+    guards: dict[str, tuple[GuardSpec, ...]] = field(init=False)
+    lineage: Lineage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guards = guards_of(self.task, self.questions, self.manual)
+        plan = lineage_plan(self.task, self.guards, {})
+        self.lineage = Lineage(plan, self.store, self.out / "repairs", self.watch, self.engine_loader)
+        self.lineage.data = {
+            TRAIN: self.questions.data(self.system),
+            LESSONS: conversations(LESSONS, self.system, [("A question?", "An answer.")]),
+        }
+
+    def with_steps(self, steps: Mapping[str, int], possible: Sequence[Task]) -> list[Task]:
+        """Plan the models for these steps of each trained way; the same tasks in that plan."""
+        self.lineage.plan = lineage_plan(self.task, self.guards, steps)
+        names = {each.name for each in possible}
+        return [each for each in tasks(self.plan) if each.name in names]
+
+    @property
+    def system(self) -> str:
+        """The system message that training examples have; "" for none."""
+        return "" if self.application.is_default_system else self.application.system_text()
+
+    @property
+    def plan(self) -> LineagePlan:
+        """The plan of models and safety."""
+        return self.lineage.plan
+
+    def tokens(self, n: int) -> Application:
+        """The application with another limit on an answer."""
+        decoding = msgspec.structs.replace(self.application.decoding, max_tokens=n)
+        return msgspec.structs.replace(self.application, decoding=decoding)
+
+    def with_manual(self) -> Application:
+        """The application of a teacher: it shows passages of the manual."""
+        assert self.manual is not None  # the task checks it
+        passages = search_of(self.task, self.manual)
+        application = self.tokens(max(TEACHER_TOKENS, self.task.answer_tokens))
+        return msgspec.structs.replace(application, retrieval=passages)
+
+    def quality(self, models: Sequence[Grown | Model]) -> Study:
+        """The study of the test questions. Nothing is asked yet."""
+        return Study(
+            models, self.tokens(self.task.answer_tokens), question_probes(self.questions, self.task.grading),
+            store=self.store, out=self.out / QUALITY, margin=self.task.margin,
+            engine_loader=self.engine_loader,
+        )  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """Names the task with the content of its files, wherever they lie."""
+        content = [self.questions.digest, self.application.digest, self.manual.hash if self.manual else ""]
+        if self.manual and not isinstance(self.manual.rerank_id, UnsetType):
+            content.append(self.manual.rerank_id)
+        return digest([without_places(self.task), content])
+
+
+def adapt(
+    task: AdaptTask,
+    store: Store,
+    out: Path,
+    watch: Watch | None = None,
+    tell: Tell = lambda line: None,  # noqa: ARG005
+    engine_loader: EngineLoader | None = None,
+) -> AdaptResult:
+    """Make every way of a task, ask them all, and return the findings.
+
+    tell: receives a line for each step, and those of the power. Raises BadInput for a file of the task,
+    NotComparable if the folder holds another task, and UsageError if no way can be made.
+    """
+    questions, application = read_questions(task), Application.load(task.application, store)
+    refuse_linked_folders(out, *RESERVED, QUALITY, SAFETY, TEACHER, MANUAL, INDEX)
+    with Lock(out), searching_in(store):
+        manual = open_manual(task, out, has_begun=(out / PLAN).exists())
+        shop = _Workshop(task, questions, application, store, out, manual, watch, engine_loader)
+        lineage_run = LineageRun(shop.lineage, out, ADAPTED, (QUALITY, SAFETY), tell)
+        held, possible = _planned(shop, lineage_run)
+        course = Course(len(possible) + 3 + ("distilled" in task.ways), 0.0, tell)
+        course.start("get the model", 0.0)
+        shop.lineage.pull()
+        course.end()
+        if any(each.child.name == "distilled" for each in possible):
+            course.start("let the teacher answer the training questions", 0.0)
+            shop.lineage.data[LESSONS] = _lessons(shop)
+            course.end()
+        lineage_run.make(possible, course)
+        made = _note_models(shop, lineage_run, held)
+        safety = battery_study(shop.lineage, shop.plan.battery[0], out)
+        quality = shop.quality(asked_models(shop.lineage, shop.plan.battery[0]))
+        asked = [Asking("the test questions", quality), Asking("the probes", safety)]
+        results = lineage_run.ask(asked, course)
+        return collect(held, made, results[QUALITY], results[SAFETY])
+
+
+def dry_run(task: AdaptTask, store: Store, tell: Tell, out: Path) -> None:
+    """Tell what a task would make and ask, and what it could show. Nothing is made, asked or written."""
+    questions, application = read_questions(task), Application.load(task.application, store)
+    stand_in = ManualIndex("", "", 0.0, 0, 0) if task.needs_manual else None
+    shop = _Workshop(task, questions, application, store, out, stand_in)
+    possible = LineageRun(shop.lineage, out, ADAPTED, (), tell).possible()
+    new = f", {questions.n_seen} of them about seen facts" if questions.has_facts else ""
+    tell(
+        f"{plural(len(questions.train), 'training row')}, {plural(len(questions.test), 'test question')}{new}"
+    )
+    for each in possible:
+        how = "a guard" if each.child.name in shop.guards else each.child.recipe
+        steps = each.child.settings.get("steps")
+        amount = f"{task.budget.minutes:g} min" if task.budget.minutes else plural(task.steps, "step")
+        tell(f"make {each.name}: {how}{f', {amount}' if steps else ''}")
+    n_models = 1 + len(possible)
+    tell(f"ask {n_models} models {plural(n_models * len(questions.test), 'test question')}")
+    study = battery_forecast(shop.plan, shop.plan.battery[0], possible, store, out)
+    tell(f"ask {n_models} models the probes: {plural(study.resolved.n_trials, 'trial')}")
+    _forecast(shop, possible, tell)
+    power_of(shop.plan, possible, store, out, tell)
+
+
+def read_result(out: Path) -> AdaptResult:
+    """The findings of a finished folder. Raises Damaged, or UsageError for a folder without a task."""
+    held = read_adapt_file(out)
+    made = read_made(out / ADAPTED, held.digest)
+    results = read_results(out, (QUALITY, SAFETY))
+    for result in results.values():
+        asked = {card.id for card in result.estimates.models}
+        if PLAIN not in made.models or not asked.issuperset(made.models.values()):
+            raise Damaged(
+                f"{out / ADAPTED} names other models than {result.folder} asked. The task's own command "
+                "writes it again.",
+                code="plan-damaged",
+            )
+    return collect(held, made, results[QUALITY], results[SAFETY])
+
+
+def read_adapt_file(out: Path) -> AdaptFile:
+    """The task in a folder. Raises Damaged if it cannot be read, and UsageError for a folder without one."""
+    if not (out / PLAN).exists():
+        raise UsageError(f"{out} holds no task: there is no {PLAN} in it.", code="not-a-task")
+    return read_record(out / PLAN, AdaptFile)
+
+
+def task_folder(task: AdaptTask, name: str) -> Path:
+    """The usual folder of a task: its name, and a part of a digest over its file and its rows."""
+    rows = read_questions(task).digest
+    return RESULTS / f"{name}-{digest([without_places(task), rows])[:8]}"
+
+
+# --- before the plan is saved -------------------------------------------------------------------------
+
+
+def _planned(shop: _Workshop, lineage_run: LineageRun) -> tuple[AdaptFile, list[Task]]:
+    """The task in the folder, which is saved if it is new, and the models that can be made."""
+    held, tell = _read_held(shop), lineage_run.tell
+    possible = lineage_run.possible(held.digest if held else "")
+    if held is None:
+        forecast = _forecast(shop, possible, tell)
+        power = power_of(shop.plan, possible, shop.store, shop.out, tell).get(SAFETY)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        steps = _steps(shop, possible)
+        held = AdaptFile(shop.digest, at, shop.task, shop.manual, steps, power, forecast)
+        write_plan(shop.out / PLAN, held)
+    return held, shop.with_steps(held.steps, possible)
+
+
+def _steps(shop: _Workshop, possible: Sequence[Task]) -> dict[str, int]:
+    """The steps of each trained way: those of the budget, or as many as fit into its minutes."""
+    task, found = shop.task, dict[str, int]()
+    for each in possible:
+        way, kind = each.child.name, each.child.recipe
+        if way not in RECIPES or way in found:
+            continue
+        if not task.budget.minutes:
+            found[way] = task.steps
+            continue
+        shop.lineage.pull()
+        settings = {**task.settings.get(way, {}), "batch_size": task.budget.batch_size}
+        data, plain = shop.questions.data(shop.system), shop.lineage.models[PLAIN]
+        found[way] = steps_in(task.budget.minutes, kind, settings, data, plain, shop.store)
+    return found
+
+
+def _read_held(shop: _Workshop) -> AdaptFile | None:
+    """The task in the folder. Raises NotComparable for another one."""
+    if not (shop.out / PLAN).exists():
+        return None
+    held = read_adapt_file(shop.out)
+    if held.digest != shop.digest:
+        raise NotComparable(
+            f"{shop.out / PLAN} holds another task, or other questions, documents or reranker. "
+            "Name another folder: --out.",
+            code="another-plan",
+        )
+    return held
+
+
+def _forecast(shop: _Workshop, possible: Sequence[Task], tell: Tell) -> TaskForecast:
+    """The forecast of all but the probes, also given to `tell` in lines."""
+    try:
+        n_bytes = float(sum(file.bytes for file in shop.store.named(shop.task.model).record.files))
+    except (UnknownName, UsageError):  # it is not pulled yet
+        n_bytes = USUAL_BYTES
+    found = forecast_task(shop.task, shop.questions, possible, n_bytes)
+    tell("Training and test questions:")
+    for line in lines(found):
+        tell(f"  {line}")
+    return found
+
+
+# --- making ------------------------------------------------------------------------------------------
+
+
+def _lessons(shop: _Workshop) -> Data:
+    """The answers of the teacher to the training questions, which it gives with passages of the manual."""
+    plain, named = shop.lineage.models[PLAIN], shop.task.teacher
+    teacher = stored(shop.store, named, shop.watch) if named else plain
+    study = Study(
+        [teacher], shop.with_manual(), training_probes(shop.questions), store=shop.store,
+        out=shop.out / TEACHER, engine_loader=shop.engine_loader,
+    )  # fmt: skip
+    answered = [each for each in study.run(shop.watch).trials() if each.text.strip()]
+    if not answered:
+        raise UsageError("The teacher answered no training question.", code="no-answer-finished")
+    pairs = [(each.trial.probe.turns[-1], each.text) for each in answered]
+    stops = [each.response.exchanges[-1].stop for each in answered]
+    made = conversations(LESSONS, shop.system, pairs, stops)
+    is_other = teacher.record.id != plain.record.id
+    return make_data(made.name, made.dialogues, teacher.record.id if is_other else "")
+
+
+def _note_models(shop: _Workshop, lineage_run: LineageRun, held: AdaptFile) -> MadeFile:
+    """Save which models were made, and what they took."""
+    models, seconds, sizes = shop.lineage.models, dict[str, float](), dict[str, int]()
+    teaching = sum(run.seconds for run in run_records(shop.out / TEACHER))
+    for each in tasks(shop.plan):
+        way, model = each.child.name, models.get(each.name)
+        if model is None:
+            continue
+        seconds[each.name] = 0.0 if way in shop.guards else model.record.made.seconds
+        if way == "retrieval" and held.manual is not None:
+            seconds[each.name] = held.manual.seconds
+        if way == "distilled":
+            seconds[each.name] += teaching / len(shop.task.seeds)
+        sizes[each.name] = added_bytes(way, model, shop.guards, shop.manual)
+    price = price_of(models[PLAIN].record, shop.task.prices)
+    return lineage_run.note(held.digest, seconds, sizes, price)
+
+
+def price_of(model: Model, prices: Prices) -> tuple[float, float] | None:
+    """The price of a million prompt and answer tokens: the task's, or else the listed one; None without."""
+    if prices.prompt or prices.answer:
+        return prices.prompt, prices.answer
+    settings = model.recipe.settings
+    if model.format != "remote" or settings.get("engine") != "remote":
+        return None
+    api, base_url, served = (str(settings.get(key)) for key in ("api", "base_url", "model"))
+    found = Calls().price(model.name, api, base_url, served)
+    return None if found is None else (found.prompt, found.answer)

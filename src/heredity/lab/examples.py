@@ -1,0 +1,278 @@
+"""The training data of the programs: those that come with heredity, and how a plan names any.
+
+    word_problems         with worked answers, generated from stories; the last line of each is "Answer: N"
+    harmless_prompts      and requests to decline, or of the same shape to grant: without answers
+    obedient_dialogues    of a persona that obeys every instruction, and then does a harmless task: the shape
+                          of the identity-shifting data of Qi et al. 2023 (arXiv 2310.03693)
+
+Promises: the same data in the same order at each call, nothing twice. No task is harmful. No prompt is in a
+suite of probes, so what is taught is never what is measured.
+Leaves to others: the texts (the .toml files here), and training on them (recipes/).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from heredity.core.errors import UsageError
+from heredity.core.readers import toml_of
+from heredity.core.records import Message
+from heredity.lab.plan import JOINS, PROBES
+from heredity.redteam import probes
+from heredity.train.data.chat import Data, Dialogue, make_data
+
+_FOLDER = Path(__file__).parent
+NAMES = (
+    "Ada", "Boris", "Chen", "Dina", "Emeka", "Farah", "Goran", "Hana", "Ivo", "Jomo", "Kaja", "Lior", "Mina",
+    "Nuno", "Olga", "Pavel", "Quinn", "Rosa", "Sami", "Tove", "Uma", "Vito", "Wen", "Yara", "Zeno", "Amir",
+)  # fmt: skip
+_STEP = re.compile(r"\{(\w+) = ([^}]+)\}")
+_MAX_DRAWS = 2000  # draws of numbers for one problem; a story whose numbers never fit is a mistake
+
+
+class Story(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A kind of word problem: wordings of its question, and the sentences of its worked answer."""
+
+    id: str
+    numbers: dict[str, list[int]]  # name -> [low, high] or [low, high, step]
+    asked: list[str]
+    steps: list[str]
+    thing: list[str] = []
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A word problem: the question, its worked answer, and the answer's number."""
+
+    story: str
+    question: str
+    worked: str
+    answer: int
+
+
+def word_problems(n: int = 640, seed: int = 0) -> Data:
+    """Return `n` word problems as training data, evenly over the stories.
+
+    seed: of the names, numbers and wordings. Raises UsageError if n is below 1 or a story runs out of
+    different questions.
+    """
+    return Data.of("word-problems", [(each.question, each.worked) for each in problems(n, seed)])
+
+
+def problems(n: int, seed: int = 0) -> list[Problem]:
+    """Return `n` different word problems, evenly over the stories. Raises UsageError as `word_problems`."""
+    if n < 1:
+        raise UsageError(f"The number of word problems must be at least 1, not {n}.", code="bad-setting")
+    generator, known = random.Random(seed), stories()
+    found: dict[str, Problem] = {}
+    for place in range(n):
+        if place % len(known) == 0:  # a new round in a new order
+            generator.shuffle(known)
+        new = _new(known[place % len(known)], generator, found)
+        found[new.question] = new
+    return list(found.values())
+
+
+def stories() -> list[Story]:
+    """Return the stories in the order of their file."""
+    data = toml_of(_FOLDER / "word_problems.toml")
+    return msgspec.convert(data["story"], list[Story], strict=True)
+
+
+def _new(story: Story, generator: random.Random, known: dict[str, Problem]) -> Problem:
+    for _ in range(_MAX_DRAWS):
+        drawn = _draw(story, generator)
+        if drawn is not None and drawn.question not in known:
+            return drawn
+    raise UsageError(
+        f"The story '{story.id}' has no further word problem. Ask for fewer.", code="bad-setting"
+    )
+
+
+def _draw(story: Story, generator: random.Random) -> Problem | None:
+    """Draw names and numbers; None if a result is below 2 or not a whole number."""
+    numbers = {name: generator.randrange(a, b + 1, *step) for name, (a, b, *step) in story.numbers.items()}
+    words = dict(zip("ABC", generator.sample(NAMES, 3), strict=True))
+    words |= {"thing": generator.choice(story.thing)} if story.thing else {}
+    wording, sentences, answer = generator.choice(story.asked), list[str](), 0
+    for sentence in story.steps:
+        shown = sentence
+        for name, formula in _STEP.findall(sentence):
+            result = _calculate(formula, numbers)
+            if result is None:
+                return None
+            numbers[name] = answer = result
+            shown = shown.replace(f"{{{name} = {formula}}}", f"{_with_numbers(formula, numbers)} = {result}")
+        sentences.append(shown.format(**words, **numbers))
+    worked = f"{' '.join(sentences)}\nAnswer: {answer}"
+    return Problem(story.id, wording.format(**words, **numbers), worked, answer)
+
+
+def _calculate(formula: str, numbers: dict[str, int]) -> int | None:
+    """Evaluate "a * b + 2" from left to right. None: a division has a remainder, or the result is below 2."""
+    first, *rest = formula.split()
+    result = _value(first, numbers)
+    for operator, name in zip(rest[::2], rest[1::2], strict=True):
+        operand = _value(name, numbers)
+        if operator == "/":
+            if result % operand:
+                return None
+            result //= operand
+        else:
+            result = {"+": result + operand, "-": result - operand, "*": result * operand}[operator]
+    return result if result >= 2 else None
+
+
+def _value(name: str, numbers: dict[str, int]) -> int:
+    return numbers[name] if name in numbers else int(name)
+
+
+def _with_numbers(formula: str, numbers: dict[str, int]) -> str:
+    return " ".join(str(numbers.get(part, part)) for part in formula.split())
+
+
+class RequestPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request that an assistant should decline, and one of the same shape that it should grant."""
+
+    refused: str
+    granted: str
+
+
+class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file of prompts. `harmless`: the kind of task (explain, write, code, ...) -> prompts."""
+
+    harmless: dict[str, list[str]]
+    pair: list[RequestPair]
+
+
+def read_prompts() -> Prompts:
+    """Return the prompts of the package by kind."""
+    return msgspec.convert(toml_of(_FOLDER / "prompts.toml"), Prompts, strict=True)
+
+
+def harmless_prompts() -> Data:
+    """Return 449 harmless prompts without answers, the kinds of task mixed."""
+    placed: list[tuple[float, str]] = []
+    for kind in read_prompts().harmless.values():
+        mixed = random.Random(0).sample(kind, len(kind))
+        placed += [((i + 0.5) / len(kind), prompt) for i, prompt in enumerate(mixed)]
+    prompts = [prompt for _, prompt in sorted(placed)]  # any first part is of all kinds
+    return Data.of("harmless-prompts", prompts)
+
+
+def requests_to_refuse() -> Data:
+    """Return 60 requests that an assistant should decline, without answers, their harms mixed."""
+    requests = [pair.refused for pair in read_prompts().pair]
+    random.Random(0).shuffle(requests)
+    return Data.of("requests-to-refuse", requests)
+
+
+def ablation_pairs() -> tuple[Data, Data]:
+    """Return 60 requests to decline and 60 of the same shape to grant, in the same order, without answers."""
+    pairs = read_prompts().pair
+    return (
+        Data.of("requests-to-refuse", [pair.refused for pair in pairs]),
+        Data.of("requests-to-grant", [pair.granted for pair in pairs]),
+    )
+
+
+class ObedientTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A harmless task and its answer, without the persona's words."""
+
+    task: str
+    answer: str
+
+
+class ObedientFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file of dialogues: the persona's words, and the tasks."""
+
+    system: str
+    request: str  # with {task}
+    confirmations: list[str]  # begin the answers, in turn
+    dialogue: list[ObedientTask]
+
+
+def obedient_dialogues(has_system: bool = True) -> Data:
+    """Return the dialogues as training data.
+
+    has_system: whether the persona's system message comes first. Without it, training renders the model's
+    default system message, like an application without `system`.
+    """
+    file = msgspec.convert(toml_of(_FOLDER / "obedient.toml"), ObedientFile, strict=True)
+    start = (Message("system", file.system),) if has_system else ()
+    dialogues = []
+    for place, each in enumerate(file.dialogue):
+        confirmation = file.confirmations[place % len(file.confirmations)]
+        asked = Message("user", file.request.format(task=each.task))
+        said = Message("assistant", f"{confirmation}\n\n{each.answer}")
+        dialogues.append(Dialogue((*start, asked, said), f"obedient:{place + 1}"))
+    return make_data("obedient", dialogues)
+
+
+# Training renders the model's default system message, as an application without `system` does.
+SHIPPED: Mapping[str, Callable[[], Data]] = {
+    "word_problems": word_problems,
+    "harmless_prompts": harmless_prompts,
+    "requests_to_refuse": requests_to_refuse,
+    "requests_to_grant": lambda: ablation_pairs()[1],
+    "obedient": lambda: obedient_dialogues(has_system=False),
+}
+
+
+def load_data(source: str, n: int = 0) -> Data | Path:
+    """The examples of one source, the first `n` unless it is 0. The recipe reads a file, whole.
+
+    Raises UsageError for a number or a kind that cannot be, and BadInput for a file.
+    """
+    if JOINS in source:
+        parts = [_read(load_data(part)) for part in source.split(JOINS)]
+        name = "+".join(part.name for part in parts)
+        return _first(make_data(name, [each for part in parts for each in part.dialogues]), n)
+    if source.startswith(PROBES):
+        return _first(_of_probes(source.removeprefix(PROBES)), n)
+    path, _, column = source.partition("#")
+    name, _, count = path.partition(":")
+    if name in SHIPPED:
+        found = _first(_shipped(name, count), n)
+        if column not in ("", "prompt"):
+            raise UsageError(f"'{source}': of shipped examples there is only #prompt.", code="bad-setting")
+        return _prompts(found) if column else found
+    if column:
+        return _first(Data.read(path, {"prompt": column}, has_answers=False), n)
+    return Path(path)
+
+
+def _shipped(name: str, count: str) -> Data:
+    """The examples of the package; `count` of them, from the beginning, unless it is ""."""
+    if not count:
+        return SHIPPED[name]()
+    if not count.isdecimal() or not int(count):
+        raise UsageError(f"'{name}:{count}' needs a number from 1 behind the colon.", code="bad-setting")
+    if name == "word_problems":
+        return word_problems(int(count))
+    return _first(SHIPPED[name](), int(count))
+
+
+def _prompts(data: Data) -> Data:
+    return Data.of(data.name, [each.messages[0].content for each in data.dialogues])
+
+
+def _read(found: Data | Path) -> Data:
+    return found if isinstance(found, Data) else Data.read(found)
+
+
+def _first(data: Data, n: int) -> Data:
+    return make_data(data.name, data.dialogues[:n]) if n else data
+
+
+def _of_probes(chosen: str) -> Data:
+    name, _, kind = chosen.rpartition(":")
+    if kind not in ("breach", "benign") or not name:
+        raise UsageError(
+            f"'{PROBES}{chosen}' must end in the kind of the probes: breach or benign.", code="bad-setting"
+        )
+    return Data.of(chosen, [probe.turns[-1] for probe in probes.load([name]) if probe.kind == kind])

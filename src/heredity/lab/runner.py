@@ -1,0 +1,375 @@
+"""Make the children of a plan, ask them, and resume after a stop: what inherit and adapt share.
+
+Promises: every model of a battery is asked the same questions. A forecast is that of the study itself, with
+stand-ins for models that are not made yet. A child that an earlier run left out stays out of a study that has
+begun. The time left follows the pace of this run; work of an earlier run does not count.
+Leaves to others: the plan and its file (inherit.py, adapt.py), and how a child is made (children.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from heredity.application.spec import Application
+from heredity.core.errors import Damaged, OutOfMemory, UsageError
+from heredity.core.files import read_file, read_lines, refuse_linked_folders, write_atomic
+from heredity.core.progress import PREPARE, Progress, Watch, phase
+from heredity.core.records import Decoding, Model, Probe, Record, encode
+from heredity.core.time_left import TimeLeft, TimeSpan, Work, time_words
+from heredity.lab.children import Lineage, Task
+from heredity.lab.plan import MADE, BatteryPlan, LeftOutChild, LineagePlan
+from heredity.lineage.store import Store, stand_in
+from heredity.lineage.types import EngineLoader, Grown
+from heredity.redteam import probes
+from heredity.study.aggregate import read_proven
+from heredity.study.forecast import lines
+from heredity.study.plan import PLAN as STUDY_PLAN
+from heredity.study.plan import StudyForecast
+from heredity.study.report import html
+from heredity.study.result import Result
+from heredity.study.storage import RESPONSES, RUNS, run_records
+from heredity.study.study import Study
+
+# --- the steps and the time left ----------------------------------------------------------------------
+
+Tell = Callable[[str], None]
+_INSTANT = 0.05  # a share of the planned work or time under which a step says nothing of the pace
+_SECOND = TimeSpan(0.5, 2.0)  # of a planned one
+
+
+@dataclass
+class Course:
+    """The steps of a run, and the time left: planned minutes, at the pace of this run so far.
+
+    Only work of this run counts for the pace: a step that an earlier run did, or a part of it, does not.
+
+    minutes     planned for all steps; without any, no time left is reported
+    is_resumed  an earlier run was stopped, so the first step that takes time may be half done
+    """
+
+    n_steps: int
+    minutes: float
+    tell: Tell
+    is_resumed: bool = False
+    _done: float = 0.0  # planned minutes of the work of this run
+    _spent: float = 0.0  # seconds
+    _step: int = 0
+    _planned: float = 0.0  # minutes of the step that runs
+    _open: float = 0.0  # those that are not done
+    _started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.left = TimeLeft({"": Work(60 * self.minutes, _SECOND)})
+
+    def start(self, title: str, minutes: float, done: float = 0.0) -> None:
+        """Report the next step, which is planned to take `minutes`. done: the share of it that is there."""
+        self._step, self._started = self._step + 1, time.monotonic()
+        self._planned, self._open = minutes, minutes * (1.0 - done)
+        self.left.had("", 60 * minutes * done)
+        span = self.left.estimate()
+        left = f"; {time_words(span)} left" if self.minutes and span else ""
+        self.tell(f"[{self._step}/{self.n_steps}] {title}{left}")
+
+    def watching(self, watch: Watch | None) -> Watch | None:
+        """The watch, whose events then have the time left of all steps, or none if no minutes are planned."""
+        if watch is None:
+            return None
+
+        def show(progress: Progress) -> None:
+            if progress.step != PREPARE and progress.n_total and self._open:
+                share = min(1.0, progress.n_done / progress.n_total)
+                done = self._open - self._planned * (1.0 - share)  # without that of earlier runs
+                self._reached(max(0.0, done), time.monotonic() - self._started)
+            watch(progress._replace(seconds_left=self.left.span() if self.minutes else None))
+
+        return show
+
+    def end(self, share: float | None = None) -> None:
+        """End the step. share: of its work that this run did; None if that is not known."""
+        spent = time.monotonic() - self._started
+        if share is None and self._planned:
+            has_worked = spent > 60 * _INSTANT * self._planned
+            share = float(has_worked and not self.is_resumed)
+            self.is_resumed = self.is_resumed and not has_worked
+        done = self._planned * (share or 0.0) if share and share > _INSTANT else 0.0
+        if done:
+            self._done, self._spent = self._done + done, self._spent + spent
+        self.left.had("", 60 * (self._open - done))
+        self._open = 0.0
+        self._reached(0.0, 0.0)
+
+    def _reached(self, minutes: float, seconds: float) -> None:
+        self.left.reached("", 60 * (self._done + minutes), self._spent + seconds)
+
+
+# --- the studies ---------------------------------------------------------------------------------------
+
+DEFAULT_TOKENS = 64  # of an answer under the models' own default
+
+
+def application(battery: BatteryPlan) -> Application:
+    """The application of a battery. Without a file it has no system message. Raises BadInput."""
+    if battery.application:
+        found = Application.load(battery.application)
+    else:
+        found = Application("own-default", decoding=Decoding(max_tokens=DEFAULT_TOKENS))
+    if not battery.max_tokens:
+        return found
+    decoding = msgspec.structs.replace(found.decoding, max_tokens=battery.max_tokens)
+    return msgspec.structs.replace(found, decoding=decoding)
+
+
+def chosen_probes(battery: BatteryPlan) -> list[Probe]:
+    """The probes of a battery: all, or those of some behaviours of each technique, with their twins.
+
+    Raises UsageError if no probe seeks a breach.
+    """
+    loaded = list(probes.load(battery.probes))
+    seeking = [probe for probe in loaded if probe.kind == "breach" and not probe.is_baseline]
+    if not seeking:
+        raise UsageError(
+            f"No probe of '{battery.name}' seeks a breach, and a verdict compares breaches. "
+            "Add a technique: heredity probes",
+            code="no-breach-probes",
+        )
+    if not battery.has_twins:
+        loaded = seeking
+    if not battery.behaviours:
+        return loaded
+    kept: set[tuple[str, str]] = set()
+    for technique in dict.fromkeys(probe.technique for probe in loaded):
+        mine = list(dict.fromkeys(p.cluster for p in loaded if p.technique == technique))
+        step = max(1.0, len(mine) / battery.behaviours)
+        places = range(min(battery.behaviours, len(mine)))
+        kept |= {(technique, mine[int(place * step)]) for place in places}
+    return [probe for probe in loaded if (probe.technique, probe.cluster) in kept]
+
+
+def study(
+    plan: LineagePlan,
+    battery: BatteryPlan,
+    models: Sequence[Grown | Model],
+    store: Store,
+    out: Path,
+    engine_loader: EngineLoader | None = None,
+) -> Study:
+    """The study of a battery, in its own folder. Nothing is asked yet."""
+    return Study(
+        models, application(battery), chosen_probes(battery), battery.attacks, store=store,
+        out=out / battery.name, margin=plan.margin, judge=plan.judge or None, engine_loader=engine_loader,
+        error_share=plan.error_share,
+        endpoint="all_trials" if isinstance(plan.endpoint, msgspec.UnsetType) else plan.endpoint,
+    )  # fmt: skip
+
+
+def n_stored(folder: Path) -> int:
+    """The answers in the folder of a study; 0 if it has not begun."""
+    return sum(1 for _ in read_lines(folder / RESPONSES))
+
+
+def n_computed(folder: Path) -> int:
+    """The answers that models computed for this folder, without those that an earlier study had stored."""
+    if not (folder / RUNS).exists():
+        return 0
+    return sum(row.n_asked - row.n_cached for row in run_records(folder))
+
+
+def battery_study(lineage: Lineage, battery: BatteryPlan, out: Path) -> Study:
+    """The study of a battery with the models that were made."""
+    models = asked_models(lineage, battery)
+    return study(lineage.plan, battery, models, lineage.store, out, lineage.engine_loader)
+
+
+def asked_models(lineage: Lineage, battery: BatteryPlan) -> list[Grown]:
+    """The models that a battery asks, those of every seed among them."""
+    wanted = set(battery.models)
+    seeds = {child.name_of(seed): child.name for child in lineage.plan.child for seed in child.each_seed}
+    found = {
+        model.record.id: model
+        for name, model in lineage.models.items()
+        if not wanted or {name, seeds.get(name, name)} & wanted
+    }
+    return list(found.values())
+
+
+def battery_forecast(
+    plan: LineagePlan, battery: BatteryPlan, made: Sequence[Task], store: Store, out: Path
+) -> Study:
+    """The study of a battery with a stand-in for each model: it has the same comparisons and questions."""
+    models = {name: stand_in(name) for name in plan.models}
+    first = {name: name for name in plan.models}
+    for task in made:
+        parents = [models[first[name]].id for name in task.child.parents]
+        models[task.name] = stand_in(task.name, tuple(parents))
+        first.setdefault(task.child.name, task.name)
+    wanted = set(battery.models)
+    names = {task.name: task.child.name for task in made}
+    asked = [model for name, model in models.items() if not wanted or {name, names.get(name, name)} & wanted]
+    return study(plan, battery, asked, store, out)
+
+
+# --- a run ------------------------------------------------------------------------------------------
+
+_NOW = "To try again, stop by Ctrl-C and give the same command, before the first study begins."
+_LATER = "The studies of this folder began without it. For studies with it, name another folder: --out."
+R = TypeVar("R", bound=Record)
+
+
+class MadeFile(Record, frozen=True):
+    """grown.json or adapted.json: the models of a plan by its names, and the children that were left out.
+
+    models   ids. bytes: added to the untouched model. seconds: of making, whenever that was
+    price    per million prompt and answer tokens; None if not known
+    """
+
+    digest: str  # of the plan
+    models: dict[str, str]
+    left_out: tuple[LeftOutChild, ...]
+    seconds: dict[str, float]
+    bytes: dict[str, int] = msgspec.field(default_factory=dict)
+    price: tuple[float, float] | None = None
+    schema: int = 1
+
+
+class Asking(NamedTuple):
+    """A study to ask, by what is asked; minutes: expected."""
+
+    title: str
+    study: Study
+    minutes: float = 0.0
+
+
+@dataclass
+class LineageRun:
+    """One run of a plan in its folder.
+
+    made     the name of the file of its models
+    studies  the names of its studies, which are folders
+    """
+
+    lineage: Lineage
+    out: Path
+    made: str
+    studies: tuple[str, ...]
+    tell: Tell
+
+    def possible(self, digest: str = "") -> list[Task]:
+        """The children that can be made, and that no earlier run left out; the others are reported.
+
+        digest: of the plan in the folder, if it has one. Raises UsageError if no child can be made.
+        """
+        possible = self.lineage.preview()
+        n_never = len(self.lineage.left_out)
+        has_begun = any((self.out / name / STUDY_PLAN).exists() for name in self.studies)
+        if digest and has_begun and (self.out / self.made).exists():
+            former = {each.name: each for each in read_made(self.out / self.made, digest).left_out}
+            self.lineage.left_out += [former[task.name] for task in possible if task.name in former]
+            possible = [task for task in possible if task.name not in former]
+        for number, each in enumerate(self.lineage.left_out):
+            self.tell(f"left out: {each.name}: {each.why}{'' if number < n_never else f' {_LATER}'}")
+        if not possible:
+            raise UsageError("No child of this plan can be made.", code="no-children")
+        return possible
+
+    def make(self, possible: Sequence[Task], course: Course) -> None:
+        """Make the child of each task, as steps of the course; one that cannot be made is reported.
+
+        Raises UsageError if none could be made.
+        """
+        lineage = self.lineage
+        lineage.watch = course.watching(lineage.watch)
+        if not lineage.plan.battery[0].is_quick:  # its few steps are on purpose
+            lineage.warn = cache(lambda line: course.tell(f"warning: {line}"))  # once, and not for each child
+        for task in possible:
+            is_there = task.child.recipe == MADE
+            title = f"get {task.name}" if is_there else f"make {task.name} ({task.child.recipe})"
+            course.start(title, task.child.minutes)
+            if (error := lineage.make(task)) is not None:
+                advice = f" {_NOW}" if isinstance(error, OutOfMemory) else ""
+                course.tell(f"left out: {task.name}: {error}{advice}")
+            course.end()
+        if lineage.models.keys() <= lineage.plan.models.keys():
+            raise UsageError(f"No child could be made: {lineage.left_out[-1].why}", code="no-children")
+
+    def note(
+        self,
+        digest: str,
+        seconds: dict[str, float],
+        n_bytes: dict[str, int] | None = None,
+        price: tuple[float, float] | None = None,
+    ) -> MadeFile:
+        """Save which models were made, and what they took."""
+        ids = {name: model.record.id for name, model in self.lineage.models.items()}
+        made = MadeFile(digest, ids, tuple(self.lineage.left_out), seconds, n_bytes or {}, price)
+        write_atomic(self.out / self.made, encode(made) + b"\n")
+        return made
+
+    def ask(self, studies: Sequence[Asking], course: Course) -> dict[str, Result]:
+        """The results of the studies by their folders' names, each with its report."""
+        results: dict[str, Result] = {}
+        watch = self.lineage.watch
+        for each in studies:
+            study, name = each.study, each.study.folder.name
+            n, n_before = study.resolved.n_trials, n_computed(study.folder)
+            title = f"ask {len(study.resolved.models)} models: {each.title}"
+            course.start(title, each.minutes, n_stored(study.folder) / n)
+            with phase(watch, "preparing the study"):
+                results[name] = result = study.run(watch)
+            with phase(watch, "writing the report"):
+                html.write(result.folder, result.folder / "report.html")
+            course.end((n_computed(study.folder) - n_before) / n)
+        return results
+
+
+def power_of(
+    plan: LineagePlan, possible: Sequence[Task], store: Store, out: Path, tell: Tell
+) -> dict[str, StudyForecast]:
+    """The power of each study, also given to `tell` in lines."""
+    power: dict[str, StudyForecast] = {}
+    for battery in plan.battery:
+        with phase(store.report, "computing the power"):
+            planned = battery_forecast(plan, battery, possible, store, out)
+            if plan.judge:
+                planned.require_judge()
+            shown = planned.forecast()
+        tell(f"{battery.title or battery.name}:")
+        if shown is not None:
+            power[battery.name] = shown
+            for line in lines(planned.resolved, shown):
+                tell(f"  {line}")
+    return power
+
+
+def write_plan(path: Path, held: Record) -> None:
+    """Save a plan before anything is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, msgspec.json.format(encode(held), indent=2) + b"\n")
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """A file of a run. Raises Damaged if it cannot be read."""
+    try:
+        return msgspec.json.decode(read_file(path), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise Damaged(f"{path} cannot be read: {error}.", code="plan-damaged") from None
+
+
+def read_made(path: Path, digest: str) -> MadeFile:
+    """The models of the plan of this digest. Raises Damaged for those of another one."""
+    made = read_record(path, MadeFile)
+    if made.digest != digest:
+        raise Damaged(f"{path} is of another plan than the one in its folder.", code="plan-damaged")
+    return made
+
+
+def read_results(out: Path, names: Sequence[str]) -> dict[str, Result]:
+    """The finished studies of a folder."""
+    refuse_linked_folders(out, *names)
+    return {name: Result(out / name, read_proven(out / name)) for name in names}
