@@ -12,7 +12,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +20,7 @@ from rich.text import Text
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plain, plural
-from heredity.core.terminal import line_table, out, table, wrapped
+from heredity.core.terminal import cell, line_table, out, table, wrapped
 from heredity.study import decision
 from heredity.study import wording as words
 from heredity.study.advice import findings
@@ -44,6 +44,9 @@ from heredity.study.headline import Headline, headline
 from heredity.study.inherited_words import seeds_lines
 from heredity.study.plan import Plan
 from heredity.study.storage import read_estimates
+
+if TYPE_CHECKING:
+    from heredity.lab.page import ResultPage
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _BY = {JUDGE_FREE: "checks", JUDGED: "judge"}
@@ -112,6 +115,27 @@ def _unasked(estimates: Estimates) -> str:
     checks = [check for check, n in by_check.most_common() if n]
     what = _CHECKS.get(checks[0], f"the check {label(checks[0])}") if checks else ""
     return f"{', '.join(parts)}; {'mostly ' if len(checks) > 1 else ''}{what}" if parts else ""
+
+
+def show_page(page: ResultPage, folder: Path, copy: Path | None, is_full: bool) -> None:
+    """Write the page of a finished run, also to `copy`, and print it: all, or in about fifteen lines."""
+    lines = [page.caution, *((*page.sentences, *page.asides) if is_full else page.gist)]
+    lines += [f"Page: {page.write(path)}" for path in (folder / page.file, copy) if path is not None]
+    lines[-1] += "" if is_full else "; all sentences here: --full"
+    ending, command = [(line, "") for line in lines if line], f"heredity view {shlex.quote(str(folder))}"
+    screen = out()
+    if is_full:
+        whole = table(*page.full.head, whole=page.full.head[:1])
+        for row in page.full.rows:
+            whole.add_row(*map(cell, row))
+        screen.print(whole)
+        screen.print()
+    else:
+        head, rows, ranks, n_names = page.short
+        short = Lines(head[0], n_names, head, rows, ranks)
+        room = room_above(screen, ending, command) if ranks else len(rows) + 1
+        show_rows(screen, short, *short.fitted(room))
+    show_ending(screen, ending, command)
 
 
 class Lines(NamedTuple):

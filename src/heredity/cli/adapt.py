@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,6 @@ from heredity.cli import Name, PathArgument, Verb, device_option, open_store, sh
 if TYPE_CHECKING:
     from heredity.lab.adapt import AdaptResult
     from heredity.lab.task import AdaptTask
-
-PAGE = "adapt.md"  # in the folder of a task
 
 
 @click.command("adapt", cls=Verb, example="heredity adapt examples/adapt/support.toml --dry-run")
@@ -45,15 +42,17 @@ def command(
     You may stop it at any time: the same command resumes. Given the folder of a finished task, it writes the
     page again.
     """
+    from heredity.cli._findings import show_page
     from heredity.core.terminal import note
 
     with shown_start():
         from heredity.lab import adapt as run
+        from heredity.lab.adapt_page import page_of
         from heredity.lab.task import read_task
 
     if task.is_dir():
         _refuse_beside(ctx, task)
-        _show(run.read_result(task), task, page, full)
+        show_page(page_of(run.read_result(task)), task, page, full)
         return
     read = read_task(task, model or "")
     read = read.quick() if quick else read
@@ -63,7 +62,7 @@ def command(
         with shown_work(store, "planning"):
             run.dry_run(read, store, note, folder)
         return
-    _show(_compared(read, folder, yes), folder, page, full)
+    show_page(page_of(_compared(read, folder, yes)), folder, page, full)
 
 
 def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
@@ -86,38 +85,3 @@ def _refuse_beside(ctx: click.Context, folder: Path) -> None:
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"{flags} would have no effect: {folder} already has its task.", ctx)
-
-
-def _show(found: AdaptResult, folder: Path, page: Path | None, is_full: bool) -> None:
-    """Write the page, and print the ways and sentences: all, or in about fifteen lines."""
-    from heredity.cli import _findings
-    from heredity.core.terminal import cell, out, size, table
-    from heredity.lab import adapt_page as words
-
-    said = [words.QUICK] if found.task.is_quick else []
-    said += words.sentences(found) if is_full else words.gist(found)
-    pages = [words.write_page(found, path) for path in (folder / PAGE, page) if path is not None]
-    said += [f"Page: {path}" for path in pages]
-    said[-1] += "" if is_full else "; costs and all sentences here: --full"
-    screen = out()
-    if is_full:
-        columns = ("way", "right", "breaches", "twins refused", "making", "an answer", "added")
-        grid = table(*columns, whole=("way",))
-        for way in found.ways:
-            cost = way.cost
-            grid.add_row(*map(cell, (
-                way.title, words.quality_words(way.quality[0]), words.breach_words(found.main(way)),
-                words.breach_words(way.over_refusal), words.seconds_words(cost.making_seconds),
-                words.answer_words(cost), size(cost.bytes),
-            )))  # fmt: skip
-        screen.print(grid)
-        screen.print()
-    else:
-        head = ("way", "right", "twins refused", "breaches", "against the untouched")
-        rows = [
-            (way.title, words.quality_words(way.quality[0]), words.rate_words(way.over_refusal),
-             words.rate_words(found.main(way)), words.verdict_words(found.main(way)))
-            for way in found.ways
-        ]  # fmt: skip
-        _findings.show_rows(screen, _findings.Lines("way", 1, head, rows, ()), rows)
-    _findings.show_ending(screen, [(line, "") for line in said], f"heredity view {shlex.quote(str(folder))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 _MARGIN = 0.1
 _PROBES, _ATTACKS = ("refusals", "failed_task"), ("direct", "crescendo")
 _ATTACKED = 80  # behaviours that are asked under an attack of several turns
-_RANKS = {"lost": 0, "kept": 2}  # the order in which children are shown if not all fit; others between
 _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has itself
 
 
@@ -69,12 +67,12 @@ def command(
     and five sentences. You may stop it at any time: the same command resumes. Given the folder of a finished
     lineage, it writes the page again.
     """
-    from heredity.cli._pulling import consent
+    from heredity.cli._findings import show_page
     from heredity.core.files import RESULTS
-    from heredity.core.terminal import note
 
     with shown_start():
         from heredity.lab import inherit as run
+        from heredity.lab.inherit_page import page_of
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
@@ -87,12 +85,21 @@ def command(
         plan = _plan(models, _pairs("model", renamed), _pairs("data", data), batteries, margin, judge or "")
         plan = plan.quick() if quick else plan
         folder = out or RESULTS / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
-        store = open_store()
-        for ref in plan.references:
-            consent(store, ref, yes)
-        with shown_work(store, "preparing the lineage") as display:
-            found = run.inherit(plan, store, folder, display, note)
-    _show(found, folder, page, full)
+        found = _inherited(plan, folder, yes)
+    show_page(page_of(found), folder, page, full)
+
+
+def _inherited(plan: LineagePlan, folder: Path, yes: bool) -> LineageResult:
+    """Ask before models are downloaded, then make the children and measure them."""
+    from heredity.cli._pulling import consent
+    from heredity.core.terminal import note
+    from heredity.lab.inherit import inherit
+
+    store = open_store()
+    for ref in plan.references:
+        consent(store, ref, yes)
+    with shown_work(store, "preparing the lineage") as display:
+        return inherit(plan, store, folder, display, note)
 
 
 def _refuse_beside(ctx: click.Context, what: str, names: Collection[str]) -> None:
@@ -159,39 +166,3 @@ def _batteries(
     if application is not None:
         found.append(BatteryPlan("application", probes, "In the application", str(application)))
     return found
-
-
-def _show(found: LineageResult, folder: Path, page: Path | None, is_full: bool) -> None:
-    """Write the page, and print the edges of the primary battery and sentences: all, or in fifteen lines."""
-    from heredity.cli import _findings
-    from heredity.core.terminal import cell, out, table
-    from heredity.lab import inherit_sentences as words
-    from heredity.lab.inherit_page import write_page
-    from heredity.lab.pages import change
-
-    what = "not refused, points" if found.counts_refusals else "breaches, points"
-    head = ("child", "parent", "refusals kept", what, "verdict")
-    rows = [
-        (e.child, e.parent, words.counts(e, by_seed=is_full), change(e.difference), e.word)
-        for e in found.edges
-    ]
-    said = [words.caution(found), *words.gist(found)]
-    if is_full:
-        left = f"Also: {names}." if (names := words.rest(found)) else ""
-        said = [words.caution(found), *words.sentences(found), left, *words.open_claims(found.edges)]
-        said.append(words.noise_floor(found))
-    pages = [write_page(found, path) for path in (folder / "inheritance.md", page) if path is not None]
-    said += [f"Page: {path}" for path in pages]
-    said[-1] += "" if is_full else "; all sentences here: --full"
-    ending, command = [(line, "") for line in said if line], f"heredity view {shlex.quote(str(folder))}"
-    screen = out()
-    if is_full:
-        grid = table(*head, whole=("child",))
-        for row in rows:
-            grid.add_row(*map(cell, row))
-        screen.print(grid)
-        screen.print()
-    else:
-        lines = _findings.Lines("child", 2, head, rows, [_RANKS.get(e.claim, 1) for e in found.edges])
-        _findings.show_rows(screen, lines, *lines.fitted(_findings.room_above(screen, ending, command)))
-    _findings.show_ending(screen, ending, command)

@@ -1,43 +1,23 @@
-"""The page of a task in Markdown, with its figure: computed from the study folders, nothing by hand.
+"""The content of the page of a task: quality, safety and cost of every way, against the untouched model.
 
-Promises: the same result gives the same bytes. Names are escaped. Each rate has its n. A verdict that
-is not shown is "not enough evidence".
-Leaves to others: the numbers (findings.py) and the figure (figure.py).
+Promises: each rate has its n. A verdict that is not shown is "not enough evidence".
+Leaves to others: the numbers (adapt.py), and the look of a page (page.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import plural
+from heredity.core.sections import Cell, Section
 from heredity.core.terminal import size
-from heredity.lab import adapt_figure as figure
-from heredity.lab import pages
-from heredity.lab.adapt import (
-    AdaptResult,
-    CostFinding,
-    QualityFinding,
-    SafetyFinding,
-    WayFinding,
-)
-from heredity.lab.pages import (
-    NOTHING,
-    bullets,
-    change,
-    code,
-    escaped,
-    listed,
-    paragraph,
-    section,
-    table,
-    whole,
-)
+from heredity.lab.adapt import AdaptResult, CostFinding, QualityFinding, SafetyFinding, WayFinding
+from heredity.lab.page import ResultPage, Screen, change, grid, listed, listing, share
 from heredity.lab.task import PLAIN, TITLES
 from heredity.study.estimates import JUDGE_FREE
-from heredity.study.wording import bare, interval, p_words, percent, points
+from heredity.study.report.figures.forest import DrawnDifference, Kind, PlotColumn, TreeRow, draw
+from heredity.study.wording import NONE, bare, p_words, percent, points
 
 QUICK = "This was a quick run, with few steps and few questions, to see it work. It shows nothing."
 _SCOPES = {"all": "all questions", "seen": "seen facts", "new": "new facts"}
@@ -45,84 +25,90 @@ _SAFETY = {
     "worse": "worse", "not worse": "within the margin", "not enough evidence": "not enough evidence",
     "no claim": "no claim", "": "",
 }  # fmt: skip
+_KINDS: dict[str, Kind] = {"worse": "worse", "better": "good", "not worse": "good"}
 _SEEN = (
-    "A fact is **seen** if a training row is about it, in other words than the test. **New** facts stand in "
-    "the manual only: a way that does not read it can only guess."
+    "A fact is seen if a training row is about it, in other words than the test. New facts stand in the "
+    "manual only: a way that does not read it can only guess."
 )
 _DISTILLED = (
-    "The **distilled** model learned a teacher's answers to the training questions. The teacher gave them "
-    "with passages of the manual."
+    "The distilled model learned a teacher's answers to the training questions. The teacher gave them with "
+    "passages of the manual."
 )
-_NO_CLAIM = "**No claim**: the untouched model held no more than the margin, so there is little to lose."
-_CAPTION = "Quality against breach rate: each way with the intervals of both, its size the cost"
+_NO_CLAIM = "No claim: the untouched model held no more than the margin, so there is little to lose."
 
 
-def write_page(found: AdaptResult, path: Path) -> Path:
-    """Write the page and its figure (pages.write_page). Returns the page's path."""
-    return pages.write_page(path, figure.draw(found), partial(render, found))
+def page_of(found: AdaptResult) -> ResultPage:
+    """The page of a task."""
+    return ResultPage(
+        verb="adapt",
+        file="adapt.md",
+        title=found.task.title,
+        caution=QUICK if found.task.is_quick else "",
+        sentences=sentences(found),
+        gist=[*sentences(found)[:1], *filter(None, [_front(found)])],
+        asides=(),
+        figure=_figure(found),
+        caption="Each way with its changes in right answers and in breaches, and their intervals",
+        sections=[
+            *_quality(found),
+            *_safety(found),
+            *_cost(found),
+            *listing("reading", "How to read this page", [*_how_to_read(found)]),
+            *listing("left_out", "Left out", [f"{each.name}: {each.why}" for each in found.left_out]),
+            *listing("declared", "What was declared, and when", found.task.notes, _declared(found)),
+        ],
+        short=_short(found),
+        full=_full(found),
+    )
 
 
-def render(found: AdaptResult, figure_name: str) -> str:
-    """The page as Markdown. figure_name: the file name of the figure."""
-    lines = [
-        "<!-- Written by `heredity adapt`. Run it again instead of editing this page. -->",
-        "",
-        f"# {escaped(found.task.title)}",
-        "",
-        *((f"**{QUICK}**", "") if found.task.is_quick else ()),
-        *listed(sentences(found)),
-        "",
-        f"[![{_CAPTION}]({figure_name})]({figure_name})",
-        *section("## Quality", [*_quality(found)]),
-        *section("## Safety", [*_safety(found)]),
-        *section("## Cost", [*_cost(found)]),
-        *section("## How to read this page", [*_how_to_read(found)]),
-        *section("## Left out", [*listed(f"{each.name}: {each.why}" for each in found.left_out)]),
-        *section("## What was declared, and when", [*_declared(found)]),
-    ]
-    return "\n".join(lines) + "\n"
+def _short(found: AdaptResult) -> Screen:
+    rows = [
+        (
+            way.title, rate_words(way.quality[0]), rate_words(way.over_refusal), rate_words(found.main(way)),
+            _verdict_words(found.main(way)),
+        )
+        for way in found.ways
+    ]  # fmt: skip
+    return Screen(("way", "right", "twins refused", "breaches", "against the untouched"), rows)
+
+
+def _full(found: AdaptResult) -> Screen:
+    rows = [
+        (
+            way.title, rate_words(way.quality[0]), _breach_words(found.main(way)),
+            _breach_words(way.over_refusal), _seconds_words(way.cost.making_seconds),
+            _answer_words(way.cost), size(way.cost.bytes),
+        )
+        for way in found.ways
+    ]  # fmt: skip
+    return Screen(("way", "right", "breaches", "twins refused", "making", "an answer", "added"), rows)
 
 
 def sentences(found: AdaptResult) -> list[str]:
     """The result of the comparison in a few sentences."""
     ways = [each for each in found.ways if each.way != PLAIN]
-    said = [_by_verdict(ways, "better", "answer more questions than the untouched model")]
+    lines = [_by_verdict(ways, "better", "answer more questions than the untouched model")]
     if worse := [each for each in ways if each.quality[0].verdict == "worse"]:
-        said.append(_by_verdict(worse, "worse", "answer fewer"))
+        lines.append(_by_verdict(worse, "worse", "answer fewer"))
     if unshown := [each for each in ways if each.quality[0].verdict == "not enough evidence"]:
         n = found.n_questions
-        said.append(f"Of {_names(unshown)}, {n:,} questions show neither: not enough evidence.")
-    said.append(_breaches(found, ways))
-    return [sentence for sentence in (*said, _front(found)) if sentence]
+        lines.append(f"Of {_names(unshown)}, {n:,} questions show neither: not enough evidence.")
+    parts: dict[str, list[WayFinding]] = {}
+    for way in ways:
+        if (main := found.main(way)) is not None:
+            parts.setdefault(_SAFETY[main.verdict] or "not compared", []).append(way)
+    if parts:
+        by_word = "; ".join(f"{word}: {_names(mine)}" for word, mine in parts.items())
+        lines.append(f"Breaches against the untouched model: {by_word}.")
+    return [*lines, *filter(None, [_front(found)])]
 
 
-def gist(found: AdaptResult) -> list[str]:
-    """Those of the sentences that a table of the ways does not say: what was better, and the front."""
-    return [*sentences(found)[:1], *filter(None, [_front(found)])]
-
-
-def quality_words(found: QualityFinding | None) -> str:
+def rate_words(found: QualityFinding | SafetyFinding | None) -> str:
     """A rate with its n: `43 % of 160`."""
     if found is None or found.rate.value is None:
-        return NOTHING
+        return NONE
     return f"{percent(found.rate.value)} of {found.rate.n:,}"
-
-
-def breach_words(found: SafetyFinding | None) -> str:
-    """A rate with its n and the verdict: `12 % of 96, within the margin`."""
-    return ", ".join(filter(None, (rate_words(found), verdict_words(found))))
-
-
-def rate_words(found: SafetyFinding | None) -> str:
-    """A rate with its n: `12 % of 96`."""
-    if found is None or found.rate.value is None:
-        return NOTHING
-    return f"{percent(found.rate.value)} of {found.rate.n:,}"
-
-
-def verdict_words(found: SafetyFinding | None) -> str:
-    """The verdict against the untouched model; "" without one."""
-    return "" if found is None or found.rate.value is None else _SAFETY[found.verdict]
 
 
 def clock(seconds: float) -> str:
@@ -134,21 +120,27 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def seconds_words(seconds: float | None) -> str:
+def _breach_words(found: SafetyFinding | None) -> str:
+    return ", ".join(filter(None, (rate_words(found), _verdict_words(found))))
+
+
+def _verdict_words(found: SafetyFinding | None) -> str:
+    """The verdict against the untouched model; "" without one."""
+    return "" if found is None or found.rate.value is None else _SAFETY[found.verdict]
+
+
+def _seconds_words(seconds: float | None) -> str:
     """Seconds of making, as a clock; a dash if they are not known."""
     if seconds is None:
-        return NOTHING
+        return NONE
     if 0 < seconds < 1:
         return "< 1 s"
     return clock(seconds) if seconds else "0"
 
 
-def answer_words(cost: CostFinding) -> str:
+def _answer_words(cost: CostFinding) -> str:
     """Seconds an answer, to two digits."""
-    return NOTHING if cost.answer_seconds is None else f"{cost.answer_seconds:.2g} s"
-
-
-# --- sentences --------------------------------------------------------------------------------------
+    return NONE if cost.answer_seconds is None else f"{cost.answer_seconds:.2g} s"
 
 
 def _front(found: AdaptResult) -> str:
@@ -162,153 +154,152 @@ def _by_verdict(ways: Sequence[WayFinding], verdict: str, what: str) -> str:
     mine = [each for each in ways if each.quality[0].verdict == verdict]
     if not mine:
         return f"No way is shown to {what}."
-    each = ", ".join(f"{way.title} {bare(points(_value(way)))}" for way in mine)
+    each = ", ".join(f"{way.title} {bare(points(_value(way.quality[0].difference)))}" for way in mine)
     return f"Shown to {what}, in points: {each}."
 
 
-def _value(way: WayFinding) -> float | None:
-    difference = way.quality[0].difference
-    return None if difference is None else difference.value
-
-
-def _breaches(found: AdaptResult, ways: Sequence[WayFinding]) -> str:
-    parts: dict[str, list[WayFinding]] = {}
-    for way in ways:
-        if (main := found.main(way)) is not None:
-            parts.setdefault(_SAFETY[main.verdict] or "not compared", []).append(way)
-    said = "; ".join(f"{word}: {_names(mine)}" for word, mine in parts.items())
-    return f"Breaches against the untouched model: {said}." if said else ""
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
 
 
 def _names(ways: Sequence[WayFinding]) -> str:
-    names = [each.title for each in ways]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return listed([each.title for each in ways])
 
 
-# --- tables -----------------------------------------------------------------------------------------
+# --- the figure -------------------------------------------------------------------------------------
+
+
+def _figure(found: AdaptResult) -> str:
+    """The ways below the untouched model, each with its changes in right answers and in breaches."""
+    plain = 0  # the row of the untouched model, which is the first way
+    scope = "breaches by checks" if found.main_scope == JUDGE_FREE else "judged breaches"
+    rows = [
+        TreeRow(
+            f"{way.title} model" if way.way == PLAIN else way.title,
+            None if way.way == PLAIN else plain,
+            f"{way.n_seeds} seeds" if way.n_seeds > 1 else "",
+            () if way.way == PLAIN else _drawn(way.quality[0], found.main(way)),
+            f"{rate_words(way.quality[0])} right, {rate_words(found.main(way))} breaches",
+            way.is_on_front,
+        )
+        for way in found.ways
+    ]
+    columns = [PlotColumn("change in right answers"), PlotColumn(f"in {scope}", found.task.margin)]
+    return draw("Ways to adapt a model", rows, columns, "rates; bold: on the Pareto front")
+
+
+def _drawn(right: QualityFinding, breach: SafetyFinding | None) -> list[DrawnDifference]:
+    both: list[QualityFinding | SafetyFinding] = [right, *([breach] if breach is not None else [])]
+    return [DrawnDifference(_KINDS.get(each.verdict, "open"), each.difference) for each in both]
+
+
+# --- the sections -----------------------------------------------------------------------------------
 
 
 def _title(way: WayFinding) -> str:
     name = f"{way.title} model" if way.way == PLAIN else way.title
-    seeds = f", {way.n_seeds} seeds" if way.n_seeds > 1 else ""
-    return whole(f"**{name}**{seeds}" if way.is_on_front else f"{name}{seeds}")
+    return f"{name}, {way.n_seeds} seeds" if way.n_seeds > 1 else name
 
 
-def _quality(found: AdaptResult) -> Iterator[str]:
+def _quality(found: AdaptResult) -> Iterator[Section]:
     seen = f", {found.n_seen} of them about seen facts" if found.n_seen else ""
-    yield from paragraph(f"{found.n_questions:,} test questions{seen}. An answer is right by the rule "
-                         f"{code(found.task.grading.by)}.")  # fmt: skip
+    claim = (
+        f"{found.n_questions:,} test questions{seen}. An answer is right by the rule {found.task.grading.by}."
+    )
     scopes = [each.scope for each in found.ways[0].quality]
-    head = ["way", *(f"{_SCOPES[scope]}, right" for scope in scopes), "points", "p", "verdict", "errors"]
-    rows = [
+    head = [
+        "way", *(f"{_SCOPES[scope]}, right" for scope in scopes), "points", "p", "verdict", "errors",
+        "Pareto front",
+    ]  # fmt: skip
+    rows: list[list[Cell]] = [
         [
-            _title(way), *(whole(_with_interval(each.rate)) for each in way.quality),
-            whole(change(way.quality[0].difference)), p_words(way.quality[0].p_holm),
-            way.quality[0].verdict or NOTHING, str(way.quality[0].n_errors or NOTHING),
+            _title(way), *(share(each.rate) for each in way.quality), change(way.quality[0].difference),
+            p_words(way.quality[0].p_holm), way.quality[0].verdict or NONE,
+            str(way.quality[0].n_errors or NONE), "yes" if way.is_on_front else "",
         ]
         for way in found.ways
     ]  # fmt: skip
-    yield from ("", *table(head, rows))
-    yield from _apart(found)
-
-
-def _apart(found: AdaptResult) -> Iterator[str]:
-    """The differences on seen and on new facts, each with a correction of its own."""
-    rows = [
-        [_title(way), _SCOPES[each.scope], whole(change(each.difference)), p_words(each.p_holm), each.verdict]
+    apart = [
+        [_title(way), _SCOPES[each.scope], change(each.difference), p_words(each.p_holm), each.verdict]
         for way in found.ways
         for each in way.quality
         if each.scope != "all" and each.difference is not None
     ]
-    if rows:
-        yield from ("", *table(["way", "questions", "points", "p", "verdict"], rows))
+    title = "Seen and new facts apart, each with a correction of its own"
+    tables = (
+        *grid("Quality", head, rows),
+        *grid(title, ["way", "questions", "points", "p", "verdict"], apart),
+    )
+    yield Section("quality", "Quality", claim, tables)
 
 
-def _safety(found: AdaptResult) -> Iterator[str]:
-    judge = f" The judge is {code(found.judge)}." if found.judge else ""
-    n_trials = plural(found.n_trials, "trial")
-    yield from paragraph(f"{n_trials} in the application {code(found.application)}.{judge}")
-    scopes = [each.scope for each in found.ways[0].breaches]
-    rows = []
-    for way in found.ways:
-        cells = [_title(way)]
-        for each in (*way.breaches, *((way.over_refusal,) if way.over_refusal else ())):
-            weak = ", weak" if each.is_weak else ""
-            cells += [whole(_with_interval(each.rate)), whole(change(each.difference)),
-                      (_SAFETY[each.verdict] or NOTHING) + weak]  # fmt: skip
-        rows.append(cells)
-    head = ["way"]
-    for scope in scopes:
-        name = "breaches" if scope == JUDGE_FREE else "judged breaches"
-        head += [name, "points", "verdict"]
+def _safety(found: AdaptResult) -> Iterator[Section]:
+    judge = f" The judge is {found.judge}." if found.judge else ""
+    claim = f"{plural(found.n_trials, 'trial')} in the application {found.application}.{judge}"
+    head, rows = ["way"], list[list[Cell]]()
+    for each in found.ways[0].breaches:
+        head += ["breaches" if each.scope == JUDGE_FREE else "judged breaches", "points", "verdict"]
     head += ["twins refused", "points", "verdict"] if found.ways[0].over_refusal else []
-    yield from ("", *table(head, rows))
-    for line in found.deviations:
-        yield from ("", *paragraph(f"Deviation from the plan: {escaped(line)}"))
+    for way in found.ways:
+        cells: list[Cell] = [_title(way)]
+        for each in (*way.breaches, *((way.over_refusal,) if way.over_refusal else ())):
+            verdict = (_SAFETY[each.verdict] or NONE) + (", weak" if each.is_weak else "")
+            cells += [share(each.rate), change(each.difference), verdict]
+        rows.append(cells)
+    deviations = tuple(f"Deviation from the plan: {line}" for line in found.deviations)
+    yield Section("safety", "Safety", claim, tuple(grid("Safety", head, rows)), deviations)
 
 
-def _cost(found: AdaptResult) -> Iterator[str]:
+def _cost(found: AdaptResult) -> Iterator[Section]:
     first = f"with {plural(found.task.prices.answers, 'answer')}"
     rows = [
         [
-            _title(way), seconds_words(way.cost.making_seconds), answer_words(way.cost),
+            _title(way), _seconds_words(way.cost.making_seconds), _answer_words(way.cost),
             f"{way.cost.prompt_tokens:,.0f} + {way.cost.answer_tokens:,.0f}",
-            whole(size(way.cost.bytes)) if way.cost.bytes else NOTHING,
-            seconds_words(way.cost.seconds),
-            NOTHING if way.cost.money is None else f"{way.cost.money:,.2f}",
+            size(way.cost.bytes) if way.cost.bytes else NONE, _seconds_words(way.cost.seconds),
+            NONE if way.cost.money is None else f"{way.cost.money:,.2f}",
         ]
         for way in found.ways
     ]  # fmt: skip
-    head = [
-        "way",
-        "making",
-        "an answer",
-        "tokens, prompt + answer",
-        "added",
-        f"time {first}",
-        f"money {first}",
-    ]
-    yield from table(head, rows)
-
-
-def _with_interval(found: Estimate) -> str:
-    if found.value is None:
-        return NOTHING
-    return f"{percent(found.value)} ({bare(interval(found))}), n {found.n:,}"
-
-
-# --- words ------------------------------------------------------------------------------------------
+    head = ["way", "making", "an answer", "tokens, prompt + answer", "added", f"time {first}"]
+    yield Section("cost", "Cost", "", tuple(grid("Cost", [*head, f"money {first}"], rows)))
 
 
 def _how_to_read(found: AdaptResult) -> Iterator[str]:
     margin = f"{100 * found.task.margin:g} points"
-    shown = {each.way for each in found.ways}
-    items = [
+    yield (
         "Every way answers the same questions and probes in the same application, paired with the untouched "
-        "model.",
-        "**Points** are percentage points: the way's share minus that of the untouched model, with the "
-        f"{100 * found.confidence:g} % interval. p is after Holm over the ways.",
-        f"**Within the margin**: shown to have at most {margin} more. **Worse**: shown to have more. "
-        "**Not enough evidence**: neither is shown.",
-        "**Making** is training, indexing, and the answers of a teacher. **An answer** takes this time in "
-        "the study, which asks several at once.",
-        "**Bold**: on the Pareto front of quality and breaches. Where intervals overlap, the order is open.",
-    ]
-    if found.n_seen:
-        items.insert(1, _SEEN)
-    if "distilled" in shown:
-        items.append(_DISTILLED)
-    if any(each.verdict == "no claim" for way in found.ways for each in way.breaches):
-        items.append(_NO_CLAIM)
-    yield from bullets(items)
-
-
-def _declared(found: AdaptResult) -> Iterator[str]:
-    task = found.task
-    steps = ", ".join(f"{escaped(TITLES[way])} {n:,}" for way, n in found.steps.items())
-    trained = f" Steps of {task.budget.batch_size} examples: {steps}." if steps else ""
-    yield from paragraph(
-        f"The task was written at {escaped(found.at)}, with its questions, ways, budget and margin. The "
-        f"model is {code(task.model)}.{trained}"
+        "model."
     )
-    yield from section("", [*listed(task.notes)])
+    if found.n_seen:
+        yield _SEEN
+    yield (
+        "Points are percentage points: the way's share minus that of the untouched model, with the "
+        f"{100 * found.confidence:g} % interval. p is after Holm over the ways."
+    )
+    yield (
+        f"Within the margin: shown to have at most {margin} more. Worse: shown to have more. Not enough "
+        "evidence: neither is shown."
+    )
+    yield (
+        "Making is training, indexing, and the answers of a teacher. An answer takes this time in the study, "
+        "which asks several at once."
+    )
+    yield (
+        "Pareto front: no other way beats it in both quality and breaches. Where intervals overlap, the "
+        "order is open."
+    )
+    if any(each.way == "distilled" for each in found.ways):
+        yield _DISTILLED
+    if any(each.verdict == "no claim" for way in found.ways for each in way.breaches):
+        yield _NO_CLAIM
+
+
+def _declared(found: AdaptResult) -> str:
+    task = found.task
+    steps = ", ".join(f"{TITLES[way]} {n:,}" for way, n in found.steps.items())
+    trained = f" Steps of {task.budget.batch_size} examples: {steps}." if steps else ""
+    return (
+        f"The task was written at {found.at}, with its questions, ways, budget and margin. The model is "
+        f"{task.model}.{trained}"
+    )

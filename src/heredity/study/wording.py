@@ -61,7 +61,7 @@ def cell_words(cell: Cell) -> str:
         n = f"{cell.n_counted} of {cell.estimate.n}{f', {cell.note}' if cell.note else ''}"
         return f"{percent(cell.estimate.value)} ({interval(cell.estimate)}), {n}"
     if isinstance(cell, Badge):
-        return f"{cell.verdict}, {cell.text}"
+        return f"{cell.verdict}, {cell.text}" if cell.text else cell.verdict
     return cell.name if isinstance(cell, ModelName) else str(cell.trial)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -15,13 +14,13 @@ pytest.importorskip("bm25s")
 
 from click.testing import CliRunner
 
-from heredity.cli.adapt import _show, command
+from heredity.cli._findings import show_page
+from heredity.cli.adapt import command
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import Estimate
 from heredity.lab import adapt as run
-from heredity.lab import adapt_figure as figure
 from heredity.lab.adapt import AdaptResult, WayFinding, price_of
-from heredity.lab.adapt_page import QUICK, render, sentences
+from heredity.lab.adapt_page import QUICK, page_of, sentences
 from heredity.lab.task import Prices, read_task
 from heredity.lineage.store import Store, scripted
 from heredity.study.estimates import JUDGE_FREE
@@ -118,16 +117,17 @@ def test_a_way_whose_answers_were_known_has_no_time_of_an_answer(
 
 def test_the_page_and_the_figure_say_the_same_again(found: AdaptResult, folder: Path) -> None:
     again = run.read_result(folder / "out")
-    assert render(again, "x.svg") == render(found, "x.svg") and figure.draw(again) == figure.draw(found)
-    page = render(found, "x.svg")
-    assert "| **retrieval** | 100" in page and "- Shown to answer more questions" in page
-    ET.fromstring(figure.draw(found))
-    assert figure.draw(found).count("<circle") == 4
+    assert page_of(again) == page_of(found)
+    page, figure = page_of(found).markdown("x.svg"), page_of(found).figure
+    assert "| retrieval | **100\xa0%** " in page and "- Shown to answer more questions" in page
+    assert next(line for line in page.splitlines() if line.startswith("| retrieval")).endswith("| yes |")
+    ET.fromstring(figure)
+    assert (figure.count('<path class="open"'), figure.count('<path class="good"')) == (5, 1)
 
 
 def test_a_hostile_title_is_text(found: AdaptResult) -> None:
     task = msgspec.structs.replace(found.task, title="<script>|[x](y)", notes=("<b>",))
-    page = render(msgspec.structs.replace(found, task=task), "x.svg")
+    page = page_of(msgspec.structs.replace(found, task=task)).markdown("x.svg")
     assert "<script>" not in page and "<b>" not in page
 
 
@@ -216,7 +216,7 @@ def test_ways_that_this_model_cannot_have_are_left_out_by_name(store: Store, tmp
     found = run.adapt(task, store, tmp_path / "out", tell=told.append, engine_loader=loader())
     assert [each.name for each in found.left_out] == ["lora-0"] and found.left_out[0].why
     assert any(line.startswith("left out: lora-0") for line in told)
-    assert "## Left out" in render(found, "x.svg")
+    assert "## Left out" in page_of(found).markdown("x.svg")
     with raises(UsageError, code="no-children"):
         run.adapt(
             msgspec.structs.replace(task, ways=("lora",)), store, tmp_path / "none", engine_loader=loader()
@@ -234,7 +234,7 @@ def test_money_is_shown_where_a_price_is_known(store: Store, tmp_path: Path) -> 
     cost = way(found, "prompt").cost
     assert cost.seconds is not None and cost.money is not None
     assert cost.money == pytest.approx(cost.seconds / 1000 + 100 * cost.prompt_tokens * 10 / 1e6)
-    assert "| money with 100 answers |" in render(found, "x.svg")
+    assert "| money with 100 answers |" in page_of(found).markdown("x.svg")
     assert price_of(scripted(MODEL).record, Prices()) is None
     assert price_of(scripted(MODEL).record, Prices(answer=2.0)) == (0.0, 2.0)
 
@@ -243,27 +243,15 @@ def test_the_front_has_the_ways_that_no_other_beats(found: AdaptResult) -> None:
     assert [each.way for each in found.ways if each.is_on_front] == ["retrieval"]
 
 
-def test_a_way_without_a_rate_has_no_mark_and_is_named(found: AdaptResult) -> None:
+def test_a_way_without_a_difference_has_no_mark_and_is_named(found: AdaptResult) -> None:
     nothing = Estimate(None, 0.0, 1.0, 0, "none")
     prompt = way(found, "prompt")
-    quality = tuple(msgspec.structs.replace(each, rate=nothing) for each in prompt.quality)
+    quality = tuple(msgspec.structs.replace(each, rate=nothing, difference=None) for each in prompt.quality)
     bare = msgspec.structs.replace(prompt, quality=quality)
     ways = tuple(bare if each.way == "prompt" else each for each in found.ways)
-    drawn = figure.draw(msgspec.structs.replace(found, ways=ways))
-    assert drawn.count("<circle") == 3 and "prompt (no rate)" in drawn
-
-
-def test_equal_ways_have_numbers_apart_and_a_small_rate_fills_the_figure(found: AdaptResult) -> None:
-    plain = msgspec.structs.replace(found.ways[0], quality=found.ways[0].quality)
-    small = Estimate(0.03, 0.01, 0.05, 96, "wilson")
-    quality = tuple(msgspec.structs.replace(each, rate=small) for each in plain.quality)
-    ways = tuple(msgspec.structs.replace(plain, way=each.way, quality=quality) for each in found.ways)
-    drawn = figure.draw(msgspec.structs.replace(found, ways=ways))
-    numbers = re.findall(r'class="number" x="([\d.]+)" y="([\d.]+)">', drawn)
-    places = [(float(x), float(y)) for x, y in numbers]
-    assert len(places) == 4
-    assert all(math.dist(a, b) >= 15 for n, a in enumerate(places) for b in places[:n])
-    assert 'text-anchor="end">5<' in drawn and 'text-anchor="end">100<' not in drawn
+    page = page_of(msgspec.structs.replace(found, ways=ways))
+    assert page.figure.count('<path class="open"') == 4 and ">prompt</text>" in page.figure
+    assert re.search(r"^\| prompt \| – \| – \| – \| – ", page.markdown("x.svg"), re.M)
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -278,7 +266,7 @@ def test_seven_ways_end_in_a_screen_with_a_line_each(
     many = msgspec.structs.replace(found, ways=(first, *more))
     heads = {}
     for is_full in (False, True):
-        _show(many, tmp_path, None, is_full)
+        show_page(page_of(many), tmp_path, None, is_full)
         lines = capsys.readouterr().out.splitlines()
         assert lines[-1] == f"Next: heredity view {tmp_path}"
         assert is_full or len(lines) <= 17

@@ -12,7 +12,7 @@ pytest.importorskip("bm25s")
 
 from heredity.lab import adapt as run
 from heredity.lab.adapt import AdaptResult, WayFinding
-from heredity.lab.adapt_page import render
+from heredity.lab.adapt_page import page_of
 from heredity.lab.task import read_task
 from heredity.lineage.store import Store
 from tests.lab.adapt.tasks import SEEN, N, loader, task_file
@@ -84,7 +84,7 @@ def test_the_same_command_makes_no_model_again(found: AdaptResult, folder: Path,
     n_models, asked = len(store.models()), list[str]()
     task = read_task(folder / "task" / "task.toml")
     again = run.adapt(task, store, folder / "out", engine_loader=loader(asked))
-    assert not asked and len(store.models()) == n_models and render(again, "x") == render(found, "x")
+    assert not asked and len(store.models()) == n_models and page_of(again) == page_of(found)
 
 
 def test_minutes_become_steps_that_are_kept(store: Store, tmp_path: Path) -> None:
@@ -113,5 +113,5 @@ def test_a_real_tiny_model_goes_from_the_file_to_the_page(store: Store, tmp_path
     found = run.adapt(task, store, tmp_path / "out")
     assert len(found.ways) == 4 and all(each.quality[0].rate.n == 12 for each in found.ways)
     assert all(each.cost.answer_seconds for each in found.ways)
-    assert "| LoRA |" in render(found, "x.svg").replace("\xa0", " ").replace("**", "")
+    assert "| LoRA |" in page_of(found).markdown("x.svg").replace("\xa0", " ").replace("**", "")
     assert (tmp_path / "out" / "safety" / "report.html").exists()

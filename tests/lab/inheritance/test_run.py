@@ -17,26 +17,19 @@ torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner
 
-from heredity.cli.inherit import _show, command
+from heredity.cli._findings import show_page
+from heredity.cli.inherit import command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
 from heredity.core.progress import Progress
 from heredity.core.time_left import TimeSpan
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as run
-from heredity.lab import inherit_figure as figure
 from heredity.lab import runner as course
 from heredity.lab.children import Lineage, Task, tasks
 from heredity.lab.inherit import BatteryFinding, LineageResult, Truncation
-from heredity.lab.inherit_page import render, write_page
-from heredity.lab.inherit_sentences import (
-    N_SENTENCES,
-    caution,
-    noise_floor,
-    rest,
-    sentences,
-)
-from heredity.lab.pages import change
+from heredity.lab.inherit_page import N_SENTENCES, noise_floor, page_of, rest, sentences
+from heredity.lab.page import change
 from heredity.lab.plan import ChildPlan, LineagePlan, plan_of, read_plan
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -207,9 +200,14 @@ def found(plan: LineagePlan, store: Store, out: Path, told: list[str]) -> Lineag
     return run.inherit(plan, store, out, tell=told.append, engine_loader=loader(SHARES))
 
 
+def render(found: LineageResult, figure: str) -> str:
+    """The page of a lineage."""
+    return page_of(found).markdown(figure)
+
+
 def plain_cell(text: str) -> str:
-    """Text of a page without the marks that keep a figure in one line."""
-    return text.replace("\xa0", " ")
+    """Text of a page without the marks that keep a sign from being markup."""
+    return text.replace("\\+", "+")
 
 
 def test_the_known_bad_is_lost_and_the_equal_is_kept_for_every_seed(found: LineageResult) -> None:
@@ -226,11 +224,11 @@ def test_the_known_bad_is_lost_and_the_equal_is_kept_for_every_seed(found: Linea
         assert getattr(tuned.inherited, part) == sum(getattr(seed.edge, part) for seed in tuned.seeds)
     page = " ".join(render(found, "x").split())
     together = tuned.together
-    bounds = f"[{bare(points_interval(together.other_seeds))}]"
-    assert f"| tuned, other seeds | {bounds} |" in page
+    bounds = f"({bare(points_interval(together.other_seeds))})"
+    assert re.search(rf"\| tuned, other seeds \| \S+ {re.escape(bounds)} \|", page)
     power = r"before the first answer: [^.]+ \(Holm over \d+\)\. With several seeds: [^.]+ to show an equal"
     assert re.search(power, page)
-    row = next(line for line in render(found, "x").splitlines() if line.startswith("| tuned, 2\xa0seeds |"))
+    row = next(line for line in render(found, "x").splitlines() if line.startswith("| tuned, 2 seeds |"))
     counts = f"| {tuned.inherited.kept} / {tuned.inherited.lost} / {tuned.inherited.gained} |"
     assert f"| {plain_cell(change(tuned.difference))} {counts}" in plain_cell(row)
 
@@ -378,12 +376,12 @@ def test_a_foundation_is_marked_as_weak_by_the_rule_for_children(found: LineageR
             assert is_weak_rate(rates[edge.child], useful.get(edge.child)) == edge.is_weak
     for each in found.primary.foundations:
         assert each.is_weak == is_weak_rate(each.breach, useful.get(each.breach.model))
-        marked = f"| **{each.name}**, weak |" if each.is_weak else f"| **{each.name}** |"
+        marked = f"| {each.name}, weak |" if each.is_weak else f"| {each.name} |"
         assert marked in render(found, "x.svg")
     strong = [msgspec.structs.replace(each, is_weak=False) for each in found.primary.foundations]
     first = msgspec.structs.replace(found.primary, foundations=tuple(strong))
     page = render(msgspec.structs.replace(found, batteries=(first,)), "x.svg")
-    assert "| **teacher** |" in page and "| **base** |" in page
+    assert "| teacher |" in page and "| base |" in page and "teacher, weak" not in page
 
 
 def test_the_page_has_the_notes_of_its_plan(found: LineageResult) -> None:
@@ -746,8 +744,8 @@ def test_every_child_is_in_a_sentence_or_named_behind_them_with_its_verdict(foun
     for edge in many:
         assert re.search(rf"\b{edge.child}\b", text) or f"{edge.child} (lost)" in behind
     page = " ".join(render(large, "x.svg").split())
-    assert f"The other children are in [the table](#under-the-models-own-default): {behind}." in page
-    assert rest(found) == "" and "The other children are in" not in render(found, "x.svg")
+    assert f"- Also: {behind}." in page
+    assert rest(found) == "" and "- Also: " not in render(found, "x.svg")
 
 
 def test_one_child_has_one_sentence_with_its_verdict(found: LineageResult) -> None:
@@ -761,7 +759,7 @@ def test_one_child_has_one_sentence_with_its_verdict(found: LineageResult) -> No
 
 
 def test_only_the_page_of_a_quick_run_says_that_it_shows_nothing(found: LineageResult) -> None:
-    assert not caution(found) and "quick run" not in render(found, "x.svg")
+    assert not page_of(found).caution and "quick run" not in render(found, "x.svg")
 
 
 def test_an_expectation_without_a_verdict_is_counted(found: LineageResult) -> None:
@@ -792,7 +790,7 @@ def test_the_words_of_the_figure_fit_into_it(found: LineageResult) -> None:
     )
     open_ = msgspec.structs.replace(tuned, together=None, child="open", seeds=seeds)
     first = msgspec.structs.replace(found.primary, edges=(*found.edges, open_))
-    drawn = figure.draw(msgspec.structs.replace(found, batteries=(first,)))
+    drawn = page_of(msgspec.structs.replace(found, batteries=(first,))).figure
     wide = int(re.findall(r'width="(\d+)"', drawn)[0])
     words = re.findall(r'<text x="(\d+)" y="[\d.]+">([^<]+)</text>', drawn)
     assert any("undecided, weak: kept 278 of 2000, gained 536" in text for _, text in words)
@@ -807,7 +805,7 @@ def test_no_words_of_the_figure_lie_on_others(found: LineageResult) -> None:
     lines: dict[str, list[tuple[float, float]]] = {}
     text = r'<text class="([^"]*)" x="([\d.]+)" y="([\d.]+)"(?: text-anchor="(\w+)")?>([^<]+)</text>'
     mine = msgspec.structs.replace(found, batteries=tuple(map(_counting_refusals, found.batteries)))
-    for _, x, y, anchor, words in re.findall(text, figure.draw(mine)):
+    for _, x, y, anchor, words in re.findall(text, page_of(mine).figure):
         wide = 7.0 * len(words)
         start = float(x) - {"": 0.0, "middle": wide / 2, "end": wide}[anchor]
         lines.setdefault(y, []).append((start, start + wide))
@@ -824,12 +822,12 @@ def _counting_refusals(battery: BatteryFinding) -> BatteryFinding:
 
 
 def test_the_page_has_every_edge_of_every_battery_and_a_picture(found: LineageResult, tmp_path: Path) -> None:
-    path = write_page(found, tmp_path / "page.md")
+    path = page_of(found).write(tmp_path / "page.md")
     text, picture = path.read_text("utf-8"), (tmp_path / "page.svg").read_text("utf-8")
     assert "(page.svg)" in text
     for battery in found.batteries:
         rows = text.partition(f"## {battery.plan.title or battery.plan.name}\n")[2].partition("\n## ")[0]
-        assert re.search(r"^\| \*\*teacher\*\*(, weak)? \| teacher \| \d+\xa0%,\xa0n\xa0\d+ \|", rows, re.M)
+        assert re.search(r"^\| teacher(, weak)? \| teacher \| \*\*\d+\xa0%\*\* \d+/\d+ \(", rows, re.M)
         _, _, table = rows.partition("| child of teacher |")
         named = [re.split(r"[,|]", row)[1].strip() for row in table.split("\n\n")[0].splitlines()[2:]]
         assert named == [edge.child for edge in battery.edges]
@@ -912,7 +910,7 @@ def test_a_lineage_of_many_children_ends_in_fifteen_lines_of_a_screen(
     battery = msgspec.structs.replace(found.primary, edges=(*others, lost))
     many = msgspec.structs.replace(found, batteries=(battery, *found.batteries[1:]))
     for is_full in (False, True):
-        _show(many, tmp_path, None, is_full)
+        show_page(page_of(many), tmp_path, None, is_full)
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].split()[0] == "child" and lines[-1] == f"Next: heredity view {tmp_path}"
         summary = next(n for n, line in enumerate(lines) if line.startswith("Of 31 children, 1 lost"))

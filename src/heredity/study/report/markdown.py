@@ -13,7 +13,7 @@ from pathlib import Path
 
 from heredity.core import files
 from heredity.core.sanitize import label, plural
-from heredity.core.sections import Badge, Cell, ModelName, TextTable, TrialLink
+from heredity.core.sections import Badge, Cell, ModelName, Section, TextTable, TrialLink
 from heredity.study import agent_tasks, aggregate, decision, importers
 from heredity.study.declared_words import declared_lines, n_planned
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate
@@ -89,8 +89,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
         yield from _pairs(view)
     for grid in grids:
         yield f"\n### {plain(grid.title, 120)}\n"
-        yield from _head([_text(cell) for cell in grid.head])
-        yield from (_row([_text(cell) for cell in row]) for row in grid.rows)
+        yield from _table(grid)
     yield from _declared(view)
     yield from (f"\n{plain(line, 600)}\n" for line in view.accounts)
     yield from _decision_lines(view)
@@ -100,15 +99,36 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     )
 
 
+def section_lines(section: Section) -> Iterator[str]:
+    """A whole section: its claim, its sentences, and its tables, each after the first below its title."""
+    yield f"\n## {plain(section.title, 120)}\n"
+    if section.claim:
+        yield f"{plain(section.claim, 2000)}\n"
+    yield from (f"- {plain(line, 600)}" for line in section.sentences)
+    if section.sentences and section.tables:
+        yield ""
+    for number, table in enumerate(section.tables):
+        if number:
+            yield f"\n### {plain(table.title, 120)}\n"
+        if table.claim:
+            yield f"{plain(table.claim, 600)}\n"
+        yield from _table(table)
+
+
+def _table(table: TextTable) -> Iterator[str]:
+    yield from _head([_text(cell) for cell in table.head])
+    yield from (_row([_text(cell) for cell in row]) for row in table.rows)
+
+
 def _text(cell: Cell) -> str:
     """A cell of a section's table as Markdown."""
     if isinstance(cell, str | ModelName):
         text = cell if isinstance(cell, str) else cell.name
-        return plain(text.replace("\n", ", "), 120)
+        return plain(text.replace("\n", ", "), 300)
     if isinstance(cell, TrialLink):
         return str(cell.trial)
     if isinstance(cell, Badge):
-        return f"**{plain(cell.verdict)}**, {plain(cell.text, 120)}"
+        return f"**{plain(cell.verdict)}**{f', {plain(cell.text, 120)}' if cell.text else ''}"
     share = f"**{percent(cell.estimate.value)}** {cell.n_counted}/{cell.estimate.n}"
     return f"{share} ({interval(cell.estimate)}){f', {plain(cell.note)}' if cell.note else ''}"
 
