@@ -28,7 +28,7 @@ from heredity.lineage.types import Grown
 from heredity.study.plan import Grid, TrialSet
 from heredity.study.storage import ResponseDigests
 from heredity.study.study import Study
-from heredity.study.workers.start import Workers
+from heredity.study.workers import Workers
 
 SECONDS = "HEREDITY_BENCH_SECONDS"
 LOADER = "bench.workers:slow"

@@ -236,7 +236,7 @@ def test_three_workers_come_to_the_study_of_one_process(place: Place, on: str, i
     args = (*STUDY, "--out", name, "--workers", "3", *(("--on", on) if on else ()))
     if is_killed:
         moments = [n_trials * share // 8 for share in (1, 2, 3, 5, 6)]
-        workers = killed_studies.actors if on else killed_studies.children
+        workers = killed_studies.actors if on else killed_studies.workers
         command = [sys.executable, "-m", "heredity", *args]
         found = run_under_kills(command, place.folder / name, moments, workers, 3, **place.everywhere)
         # A third worker that dies while it loads one model would end the study: its driver goes before that.

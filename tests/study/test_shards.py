@@ -12,7 +12,7 @@ from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.files import Rows
 from heredity.study import shards
 from heredity.study.plan import Grid
-from heredity.study.shards import PartProgress, StudyPart, ask_part, collect
+from heredity.study.shards import PartProgress, StudyPart
 from heredity.study.storage import RUNS, RunRecord, run_records
 from heredity.study.study import Study
 from tests.support.errors import raises
@@ -49,7 +49,7 @@ def test_parts_are_a_shuffle_that_the_seed_of_the_plan_decides() -> None:
 def test_parts_come_to_the_study_of_one_process(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     for i in (2, 3, 1):
-        part = ask_part(study(folder, MADE), StudyPart(i, 3))
+        part = study(folder, MADE).ask_part(StudyPart(i, 3))
         assert part == folder / "shards" / f"{i}-of-3"
     found: list[Recorder] = []
 
@@ -67,13 +67,13 @@ def test_parts_come_to_the_study_of_one_process(tmp_path: Path) -> None:
 
 def test_collecting_shows_the_progress_and_copies_no_row_twice(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
-    ask_part(study(folder, MADE), StudyPart(1, 2))
+    study(folder, MADE).ask_part(StudyPart(1, 2))
     n = len(list(StudyPart(1, 2).of(GRID, iter(range(len(GRID))))))
-    assert collect(study(folder, MADE)) == [PartProgress(StudyPart(1, 2), n, n)]
+    assert study(folder, MADE).collect() == [PartProgress(StudyPart(1, 2), n, n)]
     runs = len(list(run_records(folder)))
-    ask_part(study(folder, MADE), StudyPart(2, 2))
+    study(folder, MADE).ask_part(StudyPart(2, 2))
     for _ in range(2):
-        done = collect(study(folder, MADE))
+        done = study(folder, MADE).collect()
         assert [each.n_done for each in done] == [n, MADE.n_trials - n]
         assert len(responses(folder)) == MADE.n_trials
     assert len(list(run_records(folder))) == 2 * runs
@@ -81,10 +81,10 @@ def test_collecting_shows_the_progress_and_copies_no_row_twice(tmp_path: Path) -
 
 def test_a_part_resumes_and_a_missing_part_is_asked_by_the_study(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
-    part = ask_part(study(folder, MADE), StudyPart(1, 2))
+    part = study(folder, MADE).ask_part(StudyPart(1, 2))
     path = part / "responses.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]) + b'{"torn')
-    ask_part(study(folder, MADE), StudyPart(1, 2))
+    study(folder, MADE).ask_part(StudyPart(1, 2))
     whole = set(StudyPart(1, 2).of(GRID, iter(range(len(GRID)))))
     assert set(by_index(part)) == whole
     study(folder, MADE).run()
@@ -93,28 +93,28 @@ def test_a_part_resumes_and_a_missing_part_is_asked_by_the_study(tmp_path: Path)
 
 
 def test_parts_of_another_number_are_refused(tmp_path: Path) -> None:
-    ask_part(study(tmp_path / "parts", MADE), StudyPart(1, 2))
+    study(tmp_path / "parts", MADE).ask_part(StudyPart(1, 2))
     with raises(UsageError, "shards-differ", [2, 3]):
-        ask_part(study(tmp_path / "parts", MADE), StudyPart(1, 3))
+        study(tmp_path / "parts", MADE).ask_part(StudyPart(1, 3))
 
 
 def test_a_part_with_another_plan_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
-    part = ask_part(study(folder, MADE), StudyPart(1, 2))
+    part = study(folder, MADE).ask_part(StudyPart(1, 2))
     shutil.rmtree(part)
     study(part, msgspec.structs.replace(MADE, seed=9)).run()
     with raises(Damaged, "part-of-another-plan"):
-        collect(study(folder, MADE))
+        study(folder, MADE).collect()
 
 
 def test_parts_that_compute_a_model_differently_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
-    part = ask_part(study(folder, MADE), StudyPart(1, 2))
+    part = study(folder, MADE).ask_part(StudyPart(1, 2))
     run = next(run_records(part))
     with Rows(part / RUNS, RunRecord) as rows:
         rows.append(msgspec.structs.replace(run, numerics="other", base_numerics="other"))
     with raises(NotComparable, "numerics-differ", ["scripted:mixed"]):
-        collect(study(folder, MADE))
+        study(folder, MADE).collect()
 
 
 def test_a_study_that_stops_early_has_no_parts(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_study_that_stops_early_has_no_parts(tmp_path: Path) -> None:
         out=tmp_path / "x",
     )
     with raises(UsageError, "shard-stops-early"):
-        ask_part(made, StudyPart(1, 2))
+        made.ask_part(StudyPart(1, 2))
 
 
 @pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "1/0", "a/b", "1/2/3", "-1/2", "1/99999"])

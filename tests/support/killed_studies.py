@@ -16,15 +16,29 @@ import msgspec
 
 from tests.support.studies import by_index, drop_circumstances, responses
 
-ACTOR = b"ray::RayWorker"  # how Ray names the process of an actor
+ACTOR = b"ray::StudyWorker"  # how Ray names the process of an actor
+PROCESS = b"multiprocessing.spawn"  # in the command of a worker of this machine
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started: of a driver, its workers."""
+    """The processes that a process has started: those of a driver are workers and a tracker."""
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def is_command(pid: int, words: bytes) -> bool:
+    """Whether the command of a process has these words."""
+    try:
+        return words in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def workers(pid: int) -> list[int]:
+    """The workers of a driver of this machine."""
+    return [each for each in children(pid) if is_command(each, PROCESS)]
 
 
 def actors(pid: int) -> list[int]:
@@ -33,11 +47,8 @@ def actors(pid: int) -> list[int]:
     while waiting:
         each = waiting.pop()
         waiting += children(each)
-        try:
-            if Path(f"/proc/{each}/cmdline").read_bytes().startswith(ACTOR):
-                found.append(each)
-        except OSError:
-            continue
+        if is_command(each, ACTOR):
+            found.append(each)
     return found
 
 
@@ -51,7 +62,7 @@ def run_under_kills(
     command: Sequence[str],
     folder: Path,
     moments: Sequence[int],
-    workers: Callable[[int], list[int]] = children,
+    workers: Callable[[int], list[int]] = workers,
     every: int = 4,
     **how: Any,
 ) -> list[str]:

@@ -258,20 +258,21 @@ def command(
     with shown_start():
         from heredity.application.toolbox import recorded_in
         from heredity.cli import _findings
-        from heredity.study import decision, shards
+        from heredity.study import decision
         from heredity.study.plan import read_plan
         from heredity.study.report import html
+        from heredity.study.shards import StudyPart
         from heredity.study.sources import locate_sources
         from heredity.study.spec import StudySpec
         from heredity.study.study import Study
-        from heredity.study.workers.start import Workers
+        from heredity.study.workers import Workers
 
     costs = None if cost is None else decision.parse_costs(cost)  # a mistake shows before anything is asked
     store = open_store()
     how = _remote.calls(**calls)
     if on is not None and workers is None:
         raise click.UsageError("--on needs --workers N.", click.get_current_context())
-    part = None if shard is None else shards.StudyPart.parse(shard)
+    part = None if shard is None else StudyPart.parse(shard)
     if part is not None and (workers is not None or gather):
         raise click.UsageError("--shard stands without --workers and --gather.", click.get_current_context())
     several = None if workers is None else Workers(workers, on=on or "", calls=how)
@@ -300,7 +301,7 @@ def command(
         return _show_parts(study)
     if part is not None:
         with shown_work(store) as display:
-            folder = shards.ask_part(study, part, display, retry_errors=retry_errors)
+            folder = study.ask_part(part, display, retry_errors=retry_errors)
         note(f"Part {part.i} of {part.n} is in {folder}. Collect all parts: heredity study {study.folder}")
         return 0
     _warn(study)
@@ -342,9 +343,8 @@ def _show_parts(study: Study) -> int:
     """Collect the parts and print their progress; exit code 4 while one is not complete."""
     from heredity.core.errors import UsageError
     from heredity.core.terminal import out, table
-    from heredity.study.shards import collect
 
-    found = collect(study)
+    found = study.collect()
     if not found:
         raise UsageError(f"{study.folder} has no parts: --shard I/N asks one.", code="shards-missing")
     shown = table("part", "done", "trials", right=("part", "done", "trials"))

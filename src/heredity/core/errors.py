@@ -54,6 +54,17 @@ class CodedError(Exception):
             self.code = code
         self.key, self.table = key, table
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Whole to another process: the constructors of some kinds take more than `args`."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[CodedError], args: tuple[object, ...], attributes: dict[str, object]) -> CodedError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
 
 class HeredityError(CodedError):
     """An error that heredity explains in one line of text instead of a traceback."""

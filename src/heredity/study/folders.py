@@ -28,7 +28,7 @@ from heredity.study.plan import PLAN, PlanFile, read_saved
 from heredity.study.shards import shards_of
 from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates
 from heredity.study.wording import edge_verdicts, find, percent
-from heredity.study.workers.start import asked_models
+from heredity.study.workers import asked_models
 
 State = Literal["done", "running", "stopped", "planned", "unreadable"]
 _DEPTH = 3  # folders below the place

@@ -3,7 +3,7 @@
 Promises: one model is loaded at a time, and only if it has trials left. A model that an attack has changed
 shares the weights of the loaded one. It has its own engine name, and its own row among the runs.
 Leaves to others: the order of the trials (study.py), conversations (scheduler.py), files (storage.py), and
-several processes that ask at once (workers/).
+several processes that ask at once (workers.py).
 """
 
 from __future__ import annotations
@@ -59,28 +59,6 @@ AskTrials = Callable[[Iterable[int]], None]  # asks one loaded model the trials 
 StillToAsk = Callable[[], Iterator[int]]  # the trials of one model that have no row yet
 
 
-class RowWriter(Protocol):
-    """Takes the finished responses of one engine."""
-
-    def __call__(self, response: Response) -> None: ...
-
-    def flush(self) -> None:
-        """Put the rows so far on the disk."""
-
-
-class Recorder(Protocol):
-    """Where the rows of a run go: the study's folder, or the process that writes there."""
-
-    def loading(self, m: int) -> None:
-        """Model number `m` is about to be loaded."""
-
-    def loaded(self, m: int, engine: Engine, prefix: PromptPrefix) -> None:
-        """Model number `m` is loaded. Raises NotComparable if it computes otherwise than in earlier runs."""
-
-    def run(self, m: int, engine: Engine, cache: ResponseCache | None) -> AbstractContextManager[RowWriter]:
-        """Record a run of one engine of model `m`; its writer takes the responses."""
-
-
 class Asker(Protocol):
     """Asks the models of a study their trials: in this process, or in others."""
 
@@ -98,7 +76,7 @@ class RunContext:
 
     folder: Path  # where the answers are kept, for messages
     grid: Grid
-    recorder: Recorder
+    recorder: FolderRecorder
     services: AttackServices | None  # None: no attack needs any
     open_model: Callable[[PlannedModel], AbstractContextManager[Engine]]
     open_cache: OpenCache
@@ -222,7 +200,7 @@ class _LoadedModel:
         finally:
             writer.flush()
 
-    def _engine(self, change: str) -> tuple[Engine, RowWriter]:
+    def _engine(self, change: str) -> tuple[Engine, ResponseWriter]:
         if change not in self._engines:
             base, writer = self._engines[""]
             services = self._context.services or AttackServices()
@@ -234,7 +212,7 @@ class _LoadedModel:
             self._engines[change] = (engine, writer)
         return self._engines[change]
 
-    def _writer(self, engine: Engine) -> RowWriter:
+    def _writer(self, engine: Engine) -> ResponseWriter:
         return self._stack.enter_context(self._context.recorder.run(self._m, engine, self._cache))
 
 
@@ -242,6 +220,7 @@ class FolderRecorder:
     """Writes the rows of runs into a study's folder, whose lock this process holds.
 
     engines: those that answered in earlier runs, by model
+    machine: the kind of it, for the rows of a worker
     """
 
     def __init__(
@@ -252,9 +231,10 @@ class FolderRecorder:
         meter: TrialMeter,
         engines: Sequence[set[str]],
         seal: str,
+        machine: str | msgspec.UnsetType = msgspec.UNSET,
     ) -> None:
         self.folder, self.plan, self.rows, self.meter = folder, plan, rows, meter
-        self.engines, self.seal = engines, seal
+        self.engines, self.seal, self.machine = engines, seal, machine
 
     def loading(self, m: int) -> None:
         self.meter.left.only(("load", m))
@@ -268,26 +248,17 @@ class FolderRecorder:
 
     @contextmanager
     def run(self, m: int, engine: Engine, cache: ResponseCache | None) -> Iterator[ResponseWriter]:
-        run = OpenRun(self.folder, begun_run(self.plan.models[m], engine, self.seal))
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        begun = RunRecord(
+            self.plan.models[m].id, engine.name, at, platform.node(), 0.0, 0, 0, 0, _versions(),
+            engine.numerics, base_numerics=base_numerics(engine),
+            is_batch_unverified=is_batch_unverified(engine), plan_seal=self.seal, machine=self.machine,
+        )  # fmt: skip
+        run = OpenRun(self.folder, begun)
         try:
-            yield ResponseWriter(self.rows, cache, self.meter, run.count)
+            yield ResponseWriter(self.rows, cache, self.meter, run.count, self.machine)
         finally:
-            run.close(account(engine))
-
-
-def begun_run(model: PlannedModel, engine: Engine, seal: str) -> RunRecord:
-    """The row of runs.jsonl at the start of a run, with zeros."""
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    return RunRecord(
-        model.id, engine.name, at, platform.node(), 0.0, 0, 0, 0, _versions(), engine.numerics,
-        base_numerics=base_numerics(engine), is_batch_unverified=is_batch_unverified(engine),
-        plan_seal=seal,
-    )  # fmt: skip
-
-
-def account(engine: Engine) -> dict[str, object]:
-    """The engine's account of a run; {} if it keeps none."""
-    return engine.account() if isinstance(engine, Accountant) else {}
+            run.close(engine.account() if isinstance(engine, Accountant) else {})
 
 
 class OpenRun:

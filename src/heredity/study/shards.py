@@ -3,8 +3,11 @@
     heredity study plan.toml --out DIR --shard 3/64     asks part 3 of 64, into DIR/shards/03-of-64
     heredity study DIR                                  collects the rows of all parts, and continues
 
+A worker (worker.py) is a part whose driver gives it trials one after the other: DIR/workers/1.
+
 Promises: all parts have one plan.json. A trial is in one part, by a digest that all models share, so both
-members of a pair are. Collecting copies rows and changes no part.
+members of a pair are. Collecting copies rows and changes no part. The folders of workers whose driver was
+killed are collected too, and removed.
 Leaves to others: asking (study.py), and starting the tasks (the user's scheduler).
 """
 
@@ -12,16 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from heredity.core.errors import Damaged, NotComparable, UsageError
-from heredity.core.files import Lock, Rows, read_file, refuse_linked_folders, write_atomic
-from heredity.core.progress import Watch
+from heredity.core.files import Rows, read_file, refuse_linked_folders, write_atomic
 from heredity.core.records import Response, encode
 from heredity.study.attack_context import FOUND, SearchResult
 from heredity.study.plan import PLAN, Grid, TrialSet, read_saved
@@ -37,13 +39,9 @@ from heredity.study.storage import (
     run_records,
 )
 
-if TYPE_CHECKING:
-    from heredity.study.study import Study
-
-SHARDS = "shards"
+SHARDS, WORKERS = "shards", "workers"
 MOST_SHARDS = 10_000
 _FOLDER = re.compile(r"(\d{1,5})-of-(\d{1,5})")
-_WAIT_SECONDS = 120.0  # for the task that writes the plan
 
 
 @dataclass(frozen=True)
@@ -81,37 +79,7 @@ class PartProgress(NamedTuple):
     n_total: int
 
 
-def ask_part(
-    study: Study, part: StudyPart, progress: Watch | None = None, *, retry_errors: bool = False
-) -> Path:
-    """Ask one part of the trials, in a folder of its own, which is returned; `Study.run` collects all parts.
-
-    Raises UsageError for a study that stops early, and if it has parts of another number.
-    """
-    if study.resolved.stops_early:
-        raise UsageError(
-            "A study that stops early decides from all answers, so it has no parts. Use --stopping fixed.",
-            code="shard-stops-early",
-        )
-    refuse_linked_folders(study.folder, SHARDS)
-    with Lock(study.folder / SHARDS, wait_seconds=_WAIT_SECONDS):
-        if not (study.folder / PLAN).exists():
-            study.plan()
-        folder = _prepare(study.folder, part)
-    asked = copy(study)
-    asked.folder, asked.part = folder, part
-    asked.ask(progress, retry_errors=retry_errors)
-    return folder
-
-
-def collect(study: Study) -> list[PartProgress]:
-    """Collect the rows of all parts so far, and return the progress of each. Nothing is asked."""
-    study.plan()
-    with Lock(study.folder):
-        return gather(study.folder, Grid(study.resolved))
-
-
-def _prepare(study: Path, part: StudyPart) -> Path:
+def part_folder(study: Path, part: StudyPart) -> Path:
     """Make the folder of a part with the plan.json of its study, and return it."""
     if other := {found.n for found in shards_of(study)} - {part.n}:
         raise UsageError(
@@ -141,8 +109,8 @@ def gather(study: Path, grid: Grid) -> list[PartProgress]:
     The caller holds the study's lock. Rows of tasks that still run are copied too, as far as they are. Raises
     Damaged for a part with another plan, and NotComparable if two parts computed one model differently.
     """
-    found = shards_of(study)
-    if not found:
+    found, left = shards_of(study), worker_folders(study)
+    if not found and not left:
         return []
     answered = TrialSet(len(grid))
     for _ in answered_rows(open_responses(study), grid, answered):
@@ -154,13 +122,21 @@ def gather(study: Path, grid: Grid) -> list[PartProgress]:
                 f"{folder / PLAN} is not the plan of {study}. Remove the folder, and ask the part again.",
                 code="part-of-another-plan",
             )
+    folders += left
+    _refuse_mixed_numerics(study, folders, grid)
     n_done = [_copy(folder, study, grid, answered) for folder in folders]
     # After the answers: a task that still runs has recorded the run of each.
     for name, kind in ((RUNS, RunRecord), (FOUND, SearchResult)):
         _append_new([folder / name for folder in folders], study / name, kind)
-    _refuse_mixed_numerics(study, grid)
-    n_total = _sizes(grid, found[0].n)
-    return [PartProgress(part, n, n_total[part.i - 1]) for part, n in zip(found, n_done, strict=True)]
+    shutil.rmtree(study / WORKERS, ignore_errors=True)
+    n_total = _sizes(grid, found[0].n) if found else []
+    return [PartProgress(part, n, n_total[part.i - 1]) for part, n in zip(found, n_done, strict=False)]
+
+
+def worker_folders(study: Path) -> list[Path]:
+    """The folders of the workers of a study. Raises Refused if one is a link."""
+    refuse_linked_folders(study, WORKERS)
+    return sorted((study / WORKERS).iterdir()) if (study / WORKERS).is_dir() else []
 
 
 def _copy(folder: Path, study: Path, grid: Grid, answered: TrialSet) -> int:
@@ -202,9 +178,10 @@ def _part(grid: Grid, index: int, n: int) -> int:
     return int.from_bytes(hashlib.blake2b(cell, digest_size=8).digest(), "big") % n + 1
 
 
-def _refuse_mixed_numerics(study: Path, grid: Grid) -> None:
+def _refuse_mixed_numerics(study: Path, parts: list[Path], grid: Grid) -> None:
     for model in grid.plan.models:
-        held = {run.base_numerics for run in run_records(study) if run.model == model.id}
+        runs = (run for folder in (study, *parts) for run in run_records(folder))
+        held = {run.base_numerics for run in runs if run.model == model.id}
         if len(held) > 1:
             raise NotComparable(
                 f"Parts of {study} computed '{model.name}' differently: '{held.pop()}' and '{held.pop()}'. "

@@ -228,12 +228,19 @@ class ResponseWriter:
     """Writes finished responses to responses.jsonl, and counts them."""
 
     def __init__(
-        self, rows: Rows[Response], cache: ResponseCache | None, meter: TrialMeter, count: RunCount
+        self,
+        rows: Rows[Response],
+        cache: ResponseCache | None,
+        meter: TrialMeter,
+        count: RunCount,
+        machine: str | msgspec.UnsetType = msgspec.UNSET,
     ) -> None:
         self._rows, self._cache, self._meter, self._count = rows, cache, meter, count
-        self._last = time.monotonic()
+        self._machine, self._last = machine, time.monotonic()
 
     def __call__(self, response: Response) -> None:
+        if self._machine is not msgspec.UNSET:
+            response = msgspec.structs.replace(response, machine=self._machine)
         with _explained(self._rows.path):
             self._rows.append(response)
             self._rows.write()  # kill -9 loses no answer, which may have been paid for

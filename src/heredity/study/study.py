@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -29,7 +30,7 @@ from heredity.application.toolbox import TOOL_RESULTS, RecordedResults, Toolbox,
 from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
-from heredity.core.files import RESULTS, Lock, Rows
+from heredity.core.files import RESULTS, Lock, Rows, refuse_linked_folders
 from heredity.core.host import Device
 from heredity.core.progress import Meter, Progress, TrialMeter, Watch
 from heredity.core.records import Model, Probe, Response, digest
@@ -67,7 +68,7 @@ from heredity.study.resume import EarlierRuns
 from heredity.study.runner import Asker, FolderRecorder, JudgingStep, one_process
 from heredity.study.same_conversations import same_conversations
 from heredity.study.sequential import StoppingRule
-from heredity.study.shards import StudyPart
+from heredity.study.shards import SHARDS, PartProgress, StudyPart
 from heredity.study.sources import StudySources, locate_sources, save_sources
 from heredity.study.spec import (
     ENDPOINTS,
@@ -81,7 +82,9 @@ from heredity.study.spec import (
 from heredity.study.storage import ResponseDigests
 from heredity.study.triggers import with_triggers
 from heredity.study.who_answered import require_own_answers
-from heredity.study.workers.start import Place, Workers, asked_models
+from heredity.study.workers import StoreAndDevice, Workers, asked_models
+
+_PLAN_SECONDS = 120.0  # for the task of an array that writes the plan
 
 
 @contextmanager
@@ -310,6 +313,32 @@ class Study:
             self._save_plan(progress)
             self._ask(progress, retry_errors, several)
 
+    def ask_part(self, part: StudyPart, progress: Watch | None = None, *, retry_errors: bool = False) -> Path:
+        """Ask one part of the trials, in a folder of its own, which is returned; `run` collects all parts.
+
+        Raises UsageError for a study that stops early, and if it has parts of another number.
+        """
+        if self._plan.stops_early:
+            raise UsageError(
+                "A study that stops early decides from all answers: it has no parts. Use --stopping fixed.",
+                code="shard-stops-early",
+            )
+        refuse_linked_folders(self.folder, SHARDS)
+        with Lock(self.folder / SHARDS, wait_seconds=_PLAN_SECONDS):
+            if not (self.folder / PLAN).exists():
+                self.plan()
+            folder = shards.part_folder(self.folder, part)
+        asked = copy(self)
+        asked.folder, asked.part = folder, part
+        asked.ask(progress, retry_errors=retry_errors)
+        return folder
+
+    def collect(self) -> list[PartProgress]:
+        """Collect the rows of all parts so far, and return the progress of each. Nothing is asked."""
+        self.plan()
+        with Lock(self.folder):
+            return shards.gather(self.folder, Grid(self._plan))
+
     def judge(self, progress: Watch | None = None) -> None:
         """Judge every response that has no verdict of the current judges."""
         with Lock(self.folder), self._open_store().report.to(progress):
@@ -379,7 +408,7 @@ class Study:
             else:
                 records = [self._planned(model).record for model in asked_models(self._plan)]
                 store = self._open_store()
-                where = Place(store.root, self._device or store.wanted_device)
+                where = StoreAndDevice(store.root, self._device or store.wanted_device)
                 asker = stack.enter_context(workers.driver(grid, recorder, earlier, records, where, toolbox))
             yield asker
 

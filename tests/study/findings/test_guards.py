@@ -24,7 +24,7 @@ from heredity.study.report import csv, html, markdown
 from heredity.study.result import Result
 from heredity.study.storage import VERDICTS
 from heredity.study.study import Study
-from heredity.study.workers.start import Workers
+from heredity.study.workers import Workers
 from tests.support.errors import raises
 from tests.support.findings import section
 from tests.support.guard_models import LlamaGuard

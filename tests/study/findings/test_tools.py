@@ -27,19 +27,19 @@ from heredity.core.records import (
     Verdict,
 )
 from heredity.lineage.types import Grown
+from heredity.study import workers as workers_module
 from heredity.study.findings.tools import ToolCallCounts
 from heredity.study.plan import read_plan, write_plan
 from heredity.study.report import html, json, markdown
 from heredity.study.shards import StudyPart
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
-from heredity.study.workers import start
-from heredity.study.workers.start import Workers
+from heredity.study.workers import Workers
 from tests.support import running_tools as given
 from tests.support.errors import raises
 from tests.support.findings import section
 from tests.support.studies import Recorder, by_index, plan, responses
-from tests.support.worker_threads import ThreadPool
+from tests.support.worker_threads import ThreadWorker
 
 pytestmark = pytest.mark.slow  # most start a process
 PAY = heredity.tool(given.pay, is_forbidden=True, effects=[Effect("append", "paid", {"to": "{to}"})])
@@ -206,7 +206,7 @@ def load(_: Grown) -> Recorder:
 def test_a_replay_may_have_workers_because_it_runs_no_tool(
     tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "ProcessPool", ThreadPool)
+    monkeypatch.setattr(workers_module, "LocalWorker", ThreadWorker)
     workers = Workers(2, loader=f"{__name__}:load")
     made(tmp_path / "first", CLOCK).run()
     for name, several in (("one", None), ("two", workers)):

@@ -1,34 +1,32 @@
-"""Workers that a driver must not mix, and messages that a worker must not follow."""
+"""Workers that a driver must not mix, and models that a worker must not load."""
 
 from __future__ import annotations
 
 import itertools
+import pickle
 import threading
 from pathlib import Path
-from queue import SimpleQueue
 
 import msgspec
 import pytest
 
 from heredity.core import progress as progress_module
-from heredity.core.errors import Damaged, NotComparable
+from heredity.core.errors import BadInput, HeredityError, NotComparable, Unavailable, UnknownName, WrongHash
 from heredity.core.progress import Progress, phase
-from heredity.core.records import FileHash, Reply, Request
+from heredity.core.records import FileHash, Model, Reply, Request
 from heredity.core.terminal import trial_words
 from heredity.core.version import __version__
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import Store
 from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import Grown
-from heredity.study.plan import Grid, Plan, PlannedModel
+from heredity.study import worker, workers
+from heredity.study.plan import Plan, PlannedModel, write_plan
 from heredity.study.storage import run_records
-from heredity.study.workers import messages, start, worker
-from heredity.study.workers.leases import digest_trials
-from heredity.study.workers.messages import Failed, Hello, Lease, Setup, Stop
-from heredity.study.workers.pool import Arrived
+from heredity.study.worker import Lease, Setup, Status, StudyWorker
 from tests.support.errors import raises
 from tests.support.studies import by_index, plan, responses, study
-from tests.support.worker_threads import ThreadChannel, ThreadPool
+from tests.support.worker_threads import ThreadWorker
 
 WEIGHTS = FileHash(path="model.safetensors", bytes=8, sha256="0" * 64)
 MADE = plan(["scripted:mixed", "scripted:careful"], n=2)
@@ -36,7 +34,7 @@ MADE = plan(["scripted:mixed", "scripted:careful"], n=2)
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "ProcessPool", ThreadPool)
+    monkeypatch.setattr(workers, "LocalWorker", ThreadWorker)
 
 
 def machines(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -187,34 +185,20 @@ def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pyt
 # --- the worker's side -----------------------------------------------------------------------------
 
 
-def setup(store: Path, made: Plan = MADE, **changed: object) -> Setup:
+def setup(folder: Path, store: Path, made: Plan = MADE, **changed: object) -> Setup:
     records = tuple(scripted_model(model.name).record for model in made.models)
-    given = Setup(made, "", records, str(store), "folder", "host", __version__)
+    given = Setup(made, "", records, str(store), str(folder), "host")
+    write_plan(folder, made)
     return msgspec.structs.replace(given, **changed)
 
 
-def served(*sent: Setup | Lease | Stop) -> list[messages.ToDriver]:
-    """Everything that a worker sends after these messages."""
-    arrived: SimpleQueue[Arrived] = SimpleQueue()
-    channel = ThreadChannel(0, arrived)
-    for message in (*sent, Stop()):
-        channel.incoming.put(messages.encode(message))
-    worker.serve(channel)
-    return [messages.for_driver(arrived.get().frame or b"") for _ in range(arrived.qsize())]
-
-
-def error_of(found: list[messages.ToDriver]) -> Failed:
-    assert isinstance(found[-1], Failed)
-    return found[-1]
-
-
-def lease(indices: tuple[int, ...], made: Plan = MADE) -> Lease:
-    return Lease(1, 0, indices, digest_trials(Grid(made), indices))
-
-
-def test_a_lease_of_another_plan_is_refused(tmp_path: Path) -> None:
-    other = msgspec.structs.replace(MADE, seed=1)
-    assert error_of(served(setup(tmp_path), lease((0, 1), other))).code == "lease-other-plan"
+def last_state(given: Setup, *trials: int) -> Status:
+    """The state of a worker after these trials; its rows are in the folder `part`."""
+    asked = StudyWorker(msgspec.msgpack.encode(given), str(Path(given.folder) / "part"))
+    state = asked.poll([Lease(0, trials), None])
+    while not state.is_closed:
+        state = asked.poll([])
+    return state
 
 
 def of_function(store: Store) -> Grown:
@@ -232,39 +216,45 @@ def of_model(grown: Grown) -> Plan:
     return msgspec.structs.replace(plan(n=2), models=(model,))
 
 
+def with_other_files(grown: Grown) -> Model:
+    files = (FileHash(path="model.safetensors", sha256="0" * 64, bytes=8),)
+    return msgspec.structs.replace(grown.record, files=files)
+
+
 def test_a_worker_refuses_files_that_are_not_those_of_the_driver(tmp_path: Path) -> None:
     grown = of_function(Store(tmp_path / "store"))
-    made = of_model(grown)
-    other = msgspec.structs.replace(
-        grown.record, files=(FileHash(path="model.safetensors", sha256="0" * 64, bytes=8),)
-    )
-    sent = setup(tmp_path / "store", plan(), plan=made, models=(other,))
-    found = error_of(served(sent, lease((0,), made)))
-    assert (found.kind, found.code) == ("WrongHash", "worker-other-files")
+    given = setup(tmp_path, tmp_path / "store", of_model(grown), models=(with_other_files(grown),))
+    error = last_state(given, 0).error
+    assert isinstance(error, WrongHash) and error.code == "worker-other-files"
 
 
 def test_a_worker_without_the_store_says_what_it_needs(tmp_path: Path) -> None:
     grown = of_function(Store(tmp_path / "store"))
-    made = of_model(grown)
-    other = msgspec.structs.replace(
-        grown.record, files=(FileHash(path="model.safetensors", sha256="0" * 64, bytes=8),)
-    )
-    sent = setup(tmp_path / "elsewhere", plan(), plan=made, models=(other,))
-    found = error_of(served(sent, lease((0,), made)))
-    assert (found.kind, found.code) == ("Unavailable", "model-not-in-store")
-    assert str(tmp_path / "elsewhere") in found.message
+    given = setup(tmp_path, tmp_path / "elsewhere", of_model(grown), models=(with_other_files(grown),))
+    error = last_state(given, 0).error
+    assert isinstance(error, Unavailable) and error.code == "model-not-in-store"
+    assert str(tmp_path / "elsewhere") in str(error)
+
+
+def test_a_worker_without_the_folder_says_what_it_needs(tmp_path: Path) -> None:
+    given = setup(tmp_path / "study", tmp_path / "store")
+    (tmp_path / "study" / "plan.json").unlink()
+    error = last_state(given, 0).error
+    assert isinstance(error, Unavailable) and error.code == "folder-not-shared"
+    assert not (tmp_path / "study" / "part").exists()
 
 
 def test_a_worker_loads_a_model_of_the_store_by_its_id(tmp_path: Path) -> None:
-    made = of_model(grown := of_function(Store(tmp_path / "store")))
-    found = served(setup(tmp_path / "store", plan(), plan=made, models=(grown.record,)), lease((0, 1), made))
-    answered = [each for each in found if isinstance(each, messages.Answered)]
-    assert sorted(each.response.index for each in answered) == [0, 1]
-    assert isinstance(found[0], Hello) and isinstance(found[-1], messages.Closed)
+    grown = of_function(Store(tmp_path / "store"))
+    given = setup(tmp_path, tmp_path / "store", of_model(grown), models=(grown.record,))
+    assert last_state(given, 0, 1).error is None
+    assert sorted(row.index for row in responses(tmp_path / "part")) == [0, 1]
 
 
-@pytest.mark.parametrize("frame", [b"", b"\x80", b"\x81\xa4type\xa4Evil", b"\xff" * 40])
-def test_a_frame_that_is_no_message_is_damage(frame: bytes) -> None:
-    for read in (messages.for_worker, messages.for_driver):
-        with raises(Damaged, "worker-message"):
-            read(frame)
+@pytest.mark.parametrize(
+    "error",
+    [UnknownName("model", "a", ["b"]), BadInput("plan.toml", "no number", 3), Unavailable("x", code="y")],
+)
+def test_an_error_is_whole_in_another_process(error: HeredityError) -> None:
+    found = pickle.loads(pickle.dumps(error))  # noqa: S301 (our own)
+    assert (type(found), str(found), found.code) == (type(error), str(error), error.code)

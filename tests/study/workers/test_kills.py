@@ -16,7 +16,7 @@ from heredity.lineage.types import Grown
 from heredity.study import plan as plans
 from heredity.study.plan import Plan, PlannedModel
 from heredity.study.study import Study
-from heredity.study.workers.start import Workers
+from heredity.study.workers import Workers
 from tests.support import worker_engines
 from tests.support.killed_studies import assert_as_of_one_process, run_under_kills
 from tests.support.studies import plan, responses
@@ -30,7 +30,7 @@ from pathlib import Path
 from heredity.core import progress
 from heredity.lineage.store import Store
 from heredity.study.study import Study
-from heredity.study.workers.start import Workers
+from heredity.study.workers import Workers
 folder, store, loader, on = Path(sys.argv[1]), Store(Path(sys.argv[2])), sys.argv[3], sys.argv[4]
 Study.open(folder, store=store).run(workers=Workers(3, on=on, loader=loader))
 """

@@ -20,7 +20,7 @@ from heredity.engines.remote.budget import Budget, Calls
 from heredity.study.plan import Plan
 from heredity.study.storage import run_records
 from heredity.study.study import Study
-from heredity.study.workers.start import Workers
+from heredity.study.workers import Workers
 from tests.support import worker_engines
 from tests.support.errors import raises
 from tests.support.studies import (

@@ -21,9 +21,9 @@ import pytest
 
 from heredity.core.errors import Refused, Unavailable, UsageError
 from heredity.study import plan as plans
+from heredity.study import ray_cluster
 from heredity.study.study import Study
-from heredity.study.workers import ray_cluster
-from heredity.study.workers.start import Workers
+from heredity.study.workers import Workers
 from tests.support import worker_engines
 from tests.support.errors import raises
 from tests.support.studies import by_index, drop_circumstances, plan, responses
@@ -35,7 +35,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from heredity.study.study import Study
-from heredity.study.workers.start import Workers
+from heredity.study.workers import Workers
 Study.open(Path(sys.argv[1])).run(workers=Workers(3, on=sys.argv[2], loader=sys.argv[3]))
 """
 
@@ -212,8 +212,8 @@ import os, sys
 from pathlib import Path
 # import
 from heredity.study.study import Study
-from heredity.study.workers.ray_cluster import SETTINGS
-from heredity.study.workers.start import Workers
+from heredity.study.ray_cluster import SETTINGS
+from heredity.study.workers import Workers
 before = dict(os.environ)
 for name in ("first", "second"):
     Study.open(Path(sys.argv[1]) / name).run(workers=Workers(2, on="ray", loader=sys.argv[2]))
@@ -225,4 +225,4 @@ def test_a_process_that_is_connected_to_a_cluster_is_refused(monkeypatch: pytest
     connected = types.SimpleNamespace(is_initialized=lambda: True)
     monkeypatch.setitem(sys.modules, "ray", connected)
     with raises(Unavailable, "cluster-connected", mentions=["ray.shutdown()"]):
-        ray_cluster.RayPool("", 1, has_weights=False)
+        ray_cluster.RayPlace("", 1, has_weights=False)

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 from heredity.engines.vllm import engine as vllm
 from heredity.lineage.store import Store
 from heredity.study.study import Study
-from heredity.study.workers.start import Workers
+from heredity.study.workers import Workers
 from tests.engines.test_vllm import STANDIN, gone, worker_of
 from tests.support.studies import APPLICATION, by_index, probes
 from tests.support.tiny_models import make_model

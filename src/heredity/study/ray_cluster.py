@@ -1,12 +1,11 @@
-"""Workers as actors of a Ray cluster. Frames are the arguments and results of an actor's methods.
+"""Workers as actors of a Ray cluster.
 
 Ray moves code and values with pickle, and anyone who reaches its ports can run code. So a cluster that does
-not ask for a token is refused. heredity sends only frames of bytes (messages.py). Ray finds the actor's class
-by its name, because heredity is installed on every machine.
+not ask for a token is refused. Ray finds the actor's class by its name: heredity is on every machine.
 
 Promises: usage statistics are off. A cluster that heredity starts listens on the loopback address. It has a
 token of its own, and ends with the driver.
-Leaves to others: placing and restarting machines (Ray), and answering (worker.py).
+Leaves to others: placing and restarting machines (Ray), and asking (worker.py).
 """
 
 from __future__ import annotations
@@ -15,23 +14,18 @@ import os
 import secrets
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import Empty, Full, Queue, SimpleQueue
+from pathlib import Path
 
 from heredity.core import host
 from heredity.core.errors import HeredityError, Refused, Unavailable, UsageError, first_line, how_to_install
-from heredity.study.workers.pool import Arrived
-from heredity.study.workers.worker import serve
+from heredity.study.worker import Lease, Status, StudyWorker
 
 PREFIX = "ray"
-_AT_ONCE = 64  # frames that a call of an actor returns
-_WAIT_SECONDS = 2.0  # of a call that has no frame to return
-_MOST_WAITING = 1024  # frames that the driver has not taken
 _START_SECONDS = "90"  # until a cluster of our own answers; Ray's 20 are too few on a busy machine
-_OBJECT_STORE = 100 << 20  # bytes of a cluster of our own: frames are small
+_OBJECT_STORE = 100 << 20  # bytes of a cluster of our own: messages are small
 _ADVICE = {  # by whether the cluster was running
     False: "Its logs are in /tmp/ray/session_latest/logs. --workers without --on needs no cluster.",
     True: "Run heredity on a machine of the cluster, with the cluster's token in RAY_AUTH_TOKEN or"
@@ -67,62 +61,20 @@ def address_of(on: str) -> str:
     return address
 
 
-class FrameQueue:
-    """The worker's side within an actor (pool.Channel): frames that came, and frames that go."""
-
-    def __init__(self) -> None:
-        self.incoming: SimpleQueue[bytes] = SimpleQueue()
-        self.outgoing: Queue[bytes] = Queue(_MOST_WAITING)
-
-    def receive(self, wait: bool) -> bytes | None:
-        with suppress(Empty):
-            return self.incoming.get(block=wait)
-        return None
-
-    def send(self, frame: bytes) -> None:
-        self.outgoing.put(frame)
-
-
+@dataclass(frozen=True)
 class RayWorker:
-    """The actor: a thread that answers, and methods that carry its frames."""
+    """A worker as its driver holds it (workers.WorkerHandle)."""
 
-    def __init__(self) -> None:
-        self._frames, self._has_ended = FrameQueue(), False
-        threading.Thread(target=self._serve, daemon=True).start()
+    poll: Callable[[Sequence[Lease | None]], Future[Status]]
+    kill: Callable[[], None]
 
-    def put(self, frame: bytes) -> None:
-        """Take a frame of the driver."""
-        self._frames.incoming.put(frame)
-
-    def take(self) -> tuple[list[bytes], bool]:
-        """Frames for the driver, and whether they were the last."""
-        has_ended = self._has_ended  # first: what it sent before its end is in the queue
-        found: list[bytes] = []
-        with suppress(Empty):
-            found.append(self._frames.outgoing.get(timeout=0 if has_ended else _WAIT_SECONDS))
-            while len(found) < _AT_ONCE:
-                found.append(self._frames.outgoing.get_nowait())
-        return found, has_ended and self._frames.outgoing.empty()
-
-    def _serve(self) -> None:
-        try:
-            serve(self._frames)
-        finally:
-            self._has_ended = True
+    def why_lost(self, error: Exception) -> str:
+        """Ray's reason for its end."""
+        return first_line(error)
 
 
-@dataclass
-class _Actor:
-    """An actor, as the driver holds it. `call` does a method and waits for its result."""
-
-    call: Callable[..., tuple[list[bytes], bool]]
-    put: Callable[[bytes], object]
-    kill: Callable[[], object]
-    is_lost: bool = False
-
-
-class RayPool:
-    """Starts workers on a Ray cluster (pool.Pool).
+class RayPlace:
+    """A Ray cluster, and the workers that are started on it.
 
     address    HOST:PORT of a running cluster that asks for a token; "" starts one on this machine
     n          workers that share its processors
@@ -130,10 +82,7 @@ class RayPool:
     """
 
     def __init__(self, address: str, n: int, has_weights: bool) -> None:
-        self.place = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
-        self._arrived: Queue[Arrived] = Queue(_MOST_WAITING)
-        self._actors: dict[int, _Actor] = {}
-        self._n_started, self._is_closed = 0, False
+        self.name = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
         _refuse_connected()
         self._environment = _Environment()
         self._environment.settle(address)  # before Ray is imported: it reads this once
@@ -155,10 +104,7 @@ class RayPool:
         found = ray.cluster_resources()
         gpus = 1 if has_weights and found.get("GPU", 0) >= 1 else 0
         cpus = max(1, int(found.get("CPU", n) // n))
-        # Three calls at a time: one that waits for frames, and one that brings them, never wait for another.
-        self._remote = ray.remote(RayWorker).options(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=3
-        )
+        self._remote = ray.remote(StudyWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
 
     def _connect(self, address: str, n: int) -> None:
         """Connect this process to the cluster, or start one. Raises Unavailable or Refused."""
@@ -178,74 +124,20 @@ class RayPool:
             raise
         except Exception as error:
             raise Unavailable(
-                f"{self.place} cannot be used: {first_line(error).rstrip('.')}. {_ADVICE[bool(address)]}",
+                f"{self.name} cannot be used: {first_line(error).rstrip('.')}. {_ADVICE[bool(address)]}",
                 code="cluster-unreachable",
             ) from error
 
-    def start(self) -> int:
-        """Start a worker and return its number. It waits until the cluster has room for it."""
-        self._n_started += 1
-        number, ray, handle = self._n_started, self._ray, self._remote.remote()
-        actor = _Actor(
-            call=lambda: ray.get(handle.take.remote()),
-            put=handle.put.remote,
-            kill=lambda: ray.kill(handle),
-        )
-        self._actors[number] = actor
-        threading.Thread(target=self._read, args=(number, actor), daemon=True).start()
-        return number
-
-    def send(self, worker: int, frame: bytes) -> None:
-        """Send a frame; one to a lost worker is dropped."""
-        if (actor := self._actors.get(worker)) is not None and not actor.is_lost:
-            with suppress(self._ray.exceptions.RayError):
-                actor.put(frame)
-
-    def receive(self, seconds: float) -> Arrived | None:
-        """The next frame or loss of any worker; None after this time."""
-        with suppress(Empty):
-            arrived = self._arrived.get(timeout=seconds) if seconds > 0 else self._arrived.get_nowait()
-            if arrived.frame is None:
-                del self._actors[arrived.worker]
-            return arrived
-        return None
-
-    def kill(self, worker: int) -> None:
-        """End a worker at once; its loss arrives."""
-        if worker in self._actors:
-            self._actors[worker].kill()
+    def start(self, setup: bytes, folder: Path) -> RayWorker:
+        """Start a worker, once the cluster has room for it."""
+        handle, ray = self._remote.remote(setup, str(folder)), self._ray
+        return RayWorker(lambda given: handle.poll.remote(given).future(), lambda: ray.kill(handle))
 
     def close(self) -> None:
         """End all workers, and a cluster of our own."""
-        self._is_closed = True
-        for actor in self._actors.values():
-            with suppress(self._ray.exceptions.RayError):
-                actor.kill()
         self._ray.shutdown()
         self._environment.restore()
         _read_settings_again()
-
-    def _read(self, number: int, actor: _Actor) -> None:
-        why = ""
-        try:
-            has_ended = False
-            while not has_ended:
-                frames, has_ended = actor.call()
-                for frame in frames:
-                    self._put(Arrived(number, frame))
-            actor.kill()
-        except Exception as error:  # of Ray, or because the cluster is shut down
-            why = first_line(error)
-        actor.is_lost = True
-        self._put(Arrived(number, None, why or "it has ended"))
-
-    def _put(self, arrived: Arrived) -> None:
-        while not self._is_closed:
-            try:
-                self._arrived.put(arrived, timeout=0.5)
-                return
-            except Full:  # the driver is slower than its workers
-                continue
 
 
 SETTINGS = (
