@@ -9,6 +9,7 @@ import pytest
 
 from heredity.core.errors import Unavailable, UnknownName
 from heredity.study import aggregate
+from heredity.study.estimates import Measure
 from heredity.study.plan import write_plan
 from heredity.study.result import Result
 from tests.support.errors import raises
@@ -33,6 +34,20 @@ def test_the_table_has_a_row_for_each_model_and_scope(result: Result) -> None:
     assert str(result.table()).splitlines()[0].split()[:3] == ["model", "measure", "technique"]
     assert {row["attack"] for row in result.table(by="attack")} == {"direct", "prefill"}
     assert {row["technique"] for row in result.table(by="technique")} == {"secret", "harm"}
+
+
+def test_the_rate_of_several_models_has_all_their_trials_and_one_cluster_a_behaviour(result: Result) -> None:
+    cells: list[tuple[str, Measure]] = [("judge_free", "breach"), ("all", "over_refusal")]
+    for technique, measure in cells:
+        single = [result.rate(model, technique, measure=measure) for model in "ab"]
+        for rate in single:
+            assert result.rate_together([rate.model], technique, measure) == rate.estimate
+        both = result.rate_together(["a", "b"], technique, measure)
+        assert both.n == sum(rate.estimate.n for rate in single)
+        assert both.value == sum(rate.n_broke for rate in single) / both.n
+        assert both.n_clusters == single[0].estimate.n_clusters
+    with pytest.raises(UnknownName):
+        result.rate_together(["c"], "judge_free")
 
 
 def test_a_notebook_shows_the_table_escaped(result: Result) -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +48,7 @@ from heredity.core.records import Estimate, Model, Record, digest
 from heredity.core.sanitize import plural
 from heredity.engines.remote.budget import Calls
 from heredity.lab.children import Lineage, Task, stored, tasks
+from heredity.lab.inherit import held_little
 from heredity.lab.plan import RESERVED, LeftOutChild, LineagePlan
 from heredity.lab.runner import (
     Asking,
@@ -102,13 +103,10 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.recipes import ComputingRecipe, recipe
 from heredity.redteam.checks import load_check
-from heredity.stats.power import ALPHA
 from heredity.study.estimates import ALL, Inheritance, Measure
 from heredity.study.intervals import Intervals
-from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes, read_outcomes
 from heredity.study.plan import StudyForecast, read_plan
 from heredity.study.result import Result
-from heredity.study.same_conversations import same_conversations
 from heredity.study.storage import run_records
 from heredity.study.study import Study
 from heredity.train.data.chat import Data, make_data
@@ -231,23 +229,23 @@ def collect(held: AdaptFile, made: MadeFile, quality: Result, safety: Result) ->
         for way in (PLAIN, *held.task.ways)
     }
     ids = {way: models for way, models in ids.items() if models}
-    answers, breaches = _GradedAnswers(quality), _Breaches(safety, held.task.margin)
+    answers, margin, estimates = _GradedAnswers(quality), held.task.margin, safety.estimates
+    has_twins = any(rate.measure == "over_refusal" for rate in estimates.rates)
     by_scope = {scope: answers.compared(ids, scope) for scope in answers.scopes}
     found = [
         WayFinding(
             way, TITLES[way], len(models), tuple(by_scope[scope][way] for scope in answers.scopes),
-            tuple(breaches.of("breach", scope, models) for scope in safety.estimates.breach_scopes),
-            breaches.of("over_refusal", ALL, models) if breaches.has_twins else None,
+            tuple(_safety(safety, "breach", each, models, margin) for each in estimates.breach_scopes),
+            _safety(safety, "over_refusal", ALL, models, margin) if has_twins else None,
             _cost(held, made, models, answers),
         )
         for way, models in ids.items()
     ]  # fmt: skip
-    main, estimates = safety.estimates.main_scope(), safety.estimates
-    power = held.power
+    main = estimates.main_scope()
     return AdaptResult(
         held.at, held.task, tuple(_with_front(found, main)), made.left_out, main, estimates.confidence,
         answers.n_questions, answers.n_seen, estimates.n_trials, estimates.application.name, estimates.judge,
-        held.steps, power, tuple(each.words for each in estimates.deviations),
+        held.steps, held.power, tuple(each.words for each in estimates.deviations),
     )  # fmt: skip
 
 
@@ -275,7 +273,7 @@ class _GradedAnswers:
 
     def __init__(self, result: Result) -> None:
         plan = read_plan(result.folder)
-        self.folder = result.folder
+        self.folder, self._intervals = result.folder, Intervals.of(plan)
         self._techniques = np.array([probe.technique for probe in plan.probes])
         self._clusters = np.unique([probe.cluster for probe in plan.probes], return_inverse=True)[1]
         place = {probe.id: i for i, probe in enumerate(plan.probes)}
@@ -319,7 +317,7 @@ class _GradedAnswers:
         for way, pair in pairs.items():
             found[way] = msgspec.structs.replace(
                 found[way], difference=pair.difference, p_holm=adjusted.get(way),
-                detectable=pair.detectable, verdict=_verdict(pair, adjusted.get(way)),
+                detectable=pair.detectable, verdict=_verdict(pair, adjusted.get(way), self._intervals.alpha),
             )  # fmt: skip
         return found
 
@@ -328,7 +326,7 @@ class _GradedAnswers:
     ) -> QualityFinding:
         flat, tiled = np.concatenate(codes), np.tile(clusters, len(codes))
         answered = flat >= 0
-        rate = stats.clustered_rate(flat[answered] == 1, tiled[answered])
+        rate = self._intervals.rate(flat[answered] == 1, tiled[answered])
         return QualityFinding(scope, rate, int((~answered).sum()))
 
     def _pair(self, plain: str, models: Sequence[str], chosen: Bools) -> stats.Comparison:
@@ -337,12 +335,12 @@ class _GradedAnswers:
         b = np.concatenate([self.right[model][chosen] for model in models])
         both = (a >= 0) & (b >= 0)
         clusters = np.tile(self._clusters[chosen], len(models))[both]
-        return stats.compare(a[both] == 1, b[both] == 1, clusters)
+        return self._intervals.compare(a[both] == 1, b[both] == 1, clusters)
 
 
-def _verdict(pair: stats.Comparison, p_holm: float | None) -> QualityVerdict:
+def _verdict(pair: stats.Comparison, p_holm: float | None, alpha: float) -> QualityVerdict:
     low, high = pair.difference.low, pair.difference.high
-    if p_holm is None or p_holm >= ALPHA or low is None or high is None:
+    if p_holm is None or p_holm >= alpha or low is None or high is None:
         return "not enough evidence"
     return "better" if low > 0 else "worse" if high < 0 else "not enough evidence"
 
@@ -350,57 +348,35 @@ def _verdict(pair: stats.Comparison, p_holm: float | None) -> QualityVerdict:
 # --- safety -----------------------------------------------------------------------------------------
 
 
-class _Breaches:
-    """The outcomes of the study of safety."""
+def _safety(
+    result: Result, measure: Measure, scope: str, models: Sequence[str], margin: float
+) -> SafetyFinding:
+    """The rate over all seeds of a way, and the study's verdict against the untouched model."""
+    rates = [result.rate(model, scope, measure=measure) for model in models]
+    rate = rates[0].estimate if len(rates) == 1 else result.rate_together(models, scope, measure)
+    n_unclear, n_errors = sum(each.n_unclear for each in rates), sum(each.n_error for each in rates)
+    finding = SafetyFinding(measure, scope, rate, n_unclear, n_errors)
+    if (edge := _edge(result, measure, scope, models)) is None:
+        return finding
+    words: dict[str, SafetyVerdict] = {"worse": "worse", "not worse": "not worse"}
+    verdict: SafetyVerdict = words.get(edge.verdict, "not enough evidence")
+    if verdict == "not worse" and held_little(result.rate(edge.parent, scope, measure=measure), margin):
+        verdict = "no claim"
+    pair = edge.compared
+    return msgspec.structs.replace(
+        finding, difference=pair.difference, p_holm=pair.p_holm, is_weak=edge.is_weak, verdict=verdict
+    )
 
-    def __init__(self, result: Result, margin: float) -> None:
-        self._result, self._margin = result, margin
-        plan = read_plan(result.folder)
-        self._outcomes: Outcomes = read_outcomes(plan, result.folder).outcomes
-        same_conversations(self._outcomes, result.folder)
-        self._place = {model.id: m for m, model in enumerate(plan.models)}
-        self.has_twins = bool(self._outcomes.probes(ALL, "over_refusal"))
 
-    def of(self, measure: Measure, scope: str, models: Sequence[str]) -> SafetyFinding:
-        """The rate over all seeds of a way, and the study's verdict against the untouched model."""
-        places = [self._place[model] for model in models]
-        probes, outcomes = self._outcomes.probes(scope, measure), self._outcomes
-        codes = np.concatenate([outcomes.scored_of(m, ALL, probes) for m in places])
-        counted = outcomes.in_rate(codes)
-        clusters = np.tile(outcomes.clusters_of(ALL, probes, *places), len(places))[counted]
-        rate = Intervals.over(outcomes, *places).rate(codes[counted] == BROKE, clusters)
-        n_unclear, n_errors = (int((codes == code).sum()) for code in (UNCLEAR, ERROR))
-        found = SafetyFinding(measure, scope, rate, n_unclear, n_errors)
-        if (edge := self._edge(measure, scope, models)) is None:
-            return found
-        pair = edge.compared
-        return msgspec.structs.replace(
-            found, difference=pair.difference, p_holm=pair.p_holm, is_weak=edge.is_weak,
-            verdict=self._claim(edge, probes),
-        )  # fmt: skip
-
-    def _edge(self, measure: Measure, scope: str, models: Sequence[str]) -> Inheritance | None:
-        """The comparison with the untouched model: of one seed, or of all seeds together."""
-        if len(models) == 1:
-            edges: Iterable[Inheritance] = self._result.edges(measure, scope)
-            return next((edge for edge in edges if edge.child == models[0]), None)
-        for group in self._result.estimates.seeds:
-            compared = group.inherited.compared
-            if set(group.children) == set(models) and (compared.measure, compared.technique) == (
-                measure,
-                scope,
-            ):
-                return group.inherited
-        return None
-
-    def _claim(self, edge: Inheritance, probes: list[int]) -> SafetyVerdict:
-        """The verdict; none of "not worse" than a model that held no more than the margin."""
-        words: dict[str, SafetyVerdict] = {"worse": "worse", "not worse": "not worse"}
-        verdict: SafetyVerdict = words.get(edge.verdict, "not enough evidence")
-        codes = self._outcomes.codes_of(self._place[edge.parent], ALL, probes)
-        if verdict == "not worse" and (codes == HELD).sum() <= self._margin * codes.size:
-            return "no claim"
-        return verdict
+def _edge(result: Result, measure: Measure, scope: str, models: Sequence[str]) -> Inheritance | None:
+    """The comparison with the untouched model: of one seed, or of all seeds together."""
+    if len(models) == 1:
+        return next((edge for edge in result.edges(measure, scope) if edge.child == models[0]), None)
+    for group in result.estimates.seeds:
+        of = (group.inherited.compared.measure, group.inherited.compared.technique)
+        if set(group.children) == set(models) and of == (measure, scope):
+            return group.inherited
+    return None
 
 
 # --- cost -------------------------------------------------------------------------------------------

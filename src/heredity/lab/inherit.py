@@ -439,12 +439,16 @@ def _why_not_kept(found: Estimates, seeds: Sequence[SeedFinding], margin: float)
     """Why "kept" is not claimed: a child that loses all of so few refusals may lie within the margin."""
     parents = {seed.edge.parent for seed in seeds}
     for rate in found.rates:
-        if rate.model in parents and _is_main(rate, found):
+        if rate.model in parents and _is_main(rate, found) and held_little(rate, margin):
             n = rate.n_held + rate.n_broke + rate.n_unclear
-            if rate.n_held <= margin * n:
-                few = f"only {rate.n_held:,}" if rate.n_held else "none"
-                return f"the parent refused {few} of {n:,} requests, no more than the margin"
+            few = f"only {rate.n_held:,}" if rate.n_held else "none"
+            return f"the parent refused {few} of {n:,} requests, no more than the margin"
     return ""
+
+
+def held_little(rate: Rate, margin: float) -> bool:
+    """Whether a model held no more than the margin, so that a child which holds nothing is within it."""
+    return rate.n_held <= margin * (rate.n_held + rate.n_broke + rate.n_unclear)
 
 
 def _is_main(rate: Rate, found: Estimates) -> bool:
@@ -453,9 +457,6 @@ def _is_main(rate: Rate, found: Estimates) -> bool:
 
 
 # --- the run ----------------------------------------------------------------------------------------
-
-
-PLAN, GROWN = "lineage.json", "grown.json"
 
 
 class LineageFile(Record, frozen=True):

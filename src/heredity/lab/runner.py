@@ -28,11 +28,10 @@ from heredity.lab.plan import MADE, BatteryPlan, LeftOutChild, LineagePlan
 from heredity.lineage.store import Store, stand_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam import probes
-from heredity.study.aggregate import read_proven
 from heredity.study.forecast import lines
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
-from heredity.study.report import html
+from heredity.study.report import write_report
 from heredity.study.result import Result
 from heredity.study.storage import RESPONSES, RUNS, run_records
 from heredity.study.study import Study
@@ -323,7 +322,7 @@ class LineageRun:
             with phase(watch, "preparing the study"):
                 results[name] = result = study.run(watch)
             with phase(watch, "writing the report"):
-                html.write(result.folder, result.folder / "report.html")
+                write_report(result.folder)
             course.end((n_computed(study.folder) - n_before) / n)
         return results
 
@@ -372,4 +371,4 @@ def read_made(path: Path, digest: str) -> MadeFile:
 def read_results(out: Path, names: Sequence[str]) -> dict[str, Result]:
     """The finished studies of a folder."""
     refuse_linked_folders(out, *names)
-    return {name: Result(out / name, read_proven(out / name)) for name in names}
+    return {name: Result.read(out / name) for name in names}

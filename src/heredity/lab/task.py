@@ -53,6 +53,7 @@ from heredity.core.errors import (
 )
 from heredity.core.readers import in_words, text_of, toml_line_of, toml_of
 from heredity.core.records import Check, Message, Probe, Record, RetrievalMethod, digest, encode
+from heredity.core.sanitize import plural
 from heredity.core.time_left import time_words
 from heredity.lab.children import Task
 from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan
@@ -65,7 +66,6 @@ from heredity.redteam.checks import BadCheck, load_check, parse_check
 from heredity.redteam.checks.right import Rule
 from heredity.stats.power import ALPHA, POWER, design_effect, paired_power
 from heredity.study.forecast import BASELINE, CORRELATION, RELATED, smallest
-from heredity.study.wording import plural
 from heredity.train.data.chat import Data, Dialogue, make_data
 
 Way = Literal["prompt", "few_shot", "retrieval", "lora", "alora", "finetune", "distilled"]

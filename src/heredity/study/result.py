@@ -5,7 +5,8 @@
     result.edge("parent", "child").retention        # Estimate(value=0.87, low=0.79, high=0.92, n=112, ...)
     result.trials(outcome="broke", model="child")[0].text
 
-Promises: nothing is computed here. An unknown name is an UnknownName with the nearest known one.
+Promises: nothing is computed here but the rate of several models together. An unknown name is an
+UnknownName with the nearest known one.
 Leaves to others: every number (aggregate.py), its record (estimates.py), and pages (report/).
 """
 
@@ -15,15 +16,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import msgspec
+import numpy as np
 
 from heredity.core.errors import Unavailable, UnknownName
 from heredity.core.records import Estimate, Model, Response, Verdict
 from heredity.core.sanitize import label, plural
 from heredity.lineage.types import Grown
 from heredity.study import storage, wording
+from heredity.study.aggregate import read_proven
 from heredity.study.declared_words import n_answered
 from heredity.study.estimates import (
     ALL,
@@ -37,9 +40,11 @@ from heredity.study.estimates import (
 )
 from heredity.study.findings import retrieval
 from heredity.study.headline import headline
+from heredity.study.intervals import Intervals
 from heredity.study.named_models import model_of_study, unknown_model
-from heredity.study.outcomes import read_outcomes
+from heredity.study.outcomes import BROKE, read_outcomes
 from heredity.study.plan import Grid, Trial, read_plan
+from heredity.study.same_conversations import same_conversations
 from heredity.study.trials import TrialFilter, TrialOutcome, attack_spec, outcome_name, select_trials
 
 if TYPE_CHECKING:
@@ -107,6 +112,11 @@ class Result:
 
     folder: Path
     estimates: Estimates
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The result in the folder of a finished study. Raises Damaged if its verdicts give another one."""
+        return cls(folder, read_proven(folder))
 
     def __repr__(self) -> str:
         models = ", ".join(label(name) for name in wording.names(self.estimates.models).values())
@@ -203,6 +213,22 @@ class Result:
                 return rate
         known = [*{r.technique for r in self.estimates.rates}, *self.estimates.attacks]
         raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known, code="unknown-rate")
+
+    def rate_together(
+        self, models: Sequence[str | Grown | Model], technique: str, measure: Measure = "breach"
+    ) -> Estimate:
+        """The rate of several models together, such as the seeds of one recipe; a behaviour is one cluster.
+
+        `technique` is as for `rate`."""
+        outcomes = read_outcomes(read_plan(self.folder), self.folder).outcomes
+        same_conversations(outcomes, self.folder)
+        ids = [model.id for model in outcomes.plan.models]
+        places = [ids.index(self._card(model).id) for model in models]
+        probes = outcomes.probes(technique, measure)
+        codes = np.concatenate([outcomes.scored_of(place, ALL, probes) for place in places])
+        counted = outcomes.in_rate(codes)
+        clusters = np.tile(outcomes.clusters_of(ALL, probes, *places), len(places))[counted]
+        return Intervals.over(outcomes, *places).rate(codes[counted] == BROKE, clusters)
 
     def retrieved(
         self, model: str | Grown | Model, technique: str | None = None, attack: str = ALL
