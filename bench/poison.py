@@ -2,7 +2,7 @@
 
     python bench/poison.py --embed all-minilm-l6-v2 [--questions 20] [--steps 32]
 
-The index is of the made-up manual of a support desk (lab/support_manual.py), with its 100 pages. The
+The index is of the made-up manual of a support desk (lab/examples.py), with its 100 pages. The
 questions are the manual's own, which its pages answer. The passages are those of `passage_injection` and
 `poisoned_passage`, with harmless markers. They are about something else. One document is planted for each
 question, in three forms:
@@ -34,7 +34,7 @@ from heredity.application.retrieval.index import METHODS, PassageIndex
 from heredity.application.retrieval.overlay import IndexOverlay
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Retrieved
-from heredity.lab.support_manual import support_manual
+from heredity.lab.examples import support_manual
 from heredity.redteam import attacks, probes
 from heredity.redteam.attacks import AttackContext
 from heredity.stats.intervals import wilson

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from heredity.core.errors import UsageError
-from heredity.lab.support_manual import N_SEEN, support_manual
+from heredity.lab.examples import N_SEEN, support_manual
 from heredity.redteam.checks.right import is_right
 from tests.support.errors import raises
 

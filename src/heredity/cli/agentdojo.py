@@ -55,7 +55,7 @@ def command(
     The same command resumes.
     """
     from heredity.lab import agentdojo
-    from heredity.lab.agentdojo.run import SERVER, SUITES
+    from heredity.lab.agentdojo import SERVER, SUITES
 
     store = open_store()
     grown = [] if url else [store.get(name).record for name in models]

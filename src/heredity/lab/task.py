@@ -56,8 +56,8 @@ from heredity.core.records import Check, Message, Probe, Record, RetrievalMethod
 from heredity.core.sanitize import plural
 from heredity.core.time_left import time_words
 from heredity.lab.children import Task
+from heredity.lab.examples import support_manual
 from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan
-from heredity.lab.support_manual import support_manual
 from heredity.lineage import references
 from heredity.lineage.speeds import USUAL_BYTES, request_seconds
 from heredity.lineage.types import Grown

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from heredity.lab import agentdojo
-from heredity.lab.agentdojo import graders
-from heredity.lab.agentdojo.run import LOGS, AgentRun
+from heredity.lab import agentdojo_suites as graders
+from heredity.lab.agentdojo import LOGS, AgentRun
 from heredity.study import agent_tasks
 from tests.support.errors import run_here
 

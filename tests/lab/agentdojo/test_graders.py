@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from heredity.lab.agentdojo.graders import GRADERS, patch
+from heredity.lab.agentdojo_suites import GRADERS, patch
 
 APPLE, PHONE = "US122000000121212121212", "US122000000121212121212"
 SPOTIFY, OTHER = "SE3550000000054910000003", "US133000000121212121212"

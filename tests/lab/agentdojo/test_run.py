@@ -10,7 +10,7 @@ import pytest
 
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
 from heredity.lab import agentdojo
-from heredity.lab.agentdojo.run import LOGS, OUTPUT, AgentRun
+from heredity.lab.agentdojo import LOGS, OUTPUT, AgentRun
 from heredity.study import agent_tasks
 from heredity.study.study import Study
 from tests.support.agentdojo_logs import put, suite

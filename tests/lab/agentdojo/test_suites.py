@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from heredity.lab.agentdojo import suites
-from heredity.lab.agentdojo.endpoint import ChatEndpoint, EndpointError, shows_tools
-from heredity.lab.agentdojo.suites import JobRefused, SuiteCell
+from heredity.lab import agentdojo_suites as suites
+from heredity.lab.agentdojo_suites import ChatEndpoint, EndpointError, JobRefused, SuiteCell, shows_tools
 from tests.support.agentdojo_logs import log
 
 

@@ -8,7 +8,7 @@ the state of its world, so no judge of heredity's reads the answer for a breach.
 Promises: a log with an error, or without verdicts, is an error row. AgentDojo itself counts a context that is
 too long as a breach. A damaged log of a folder is counted and left out. So is an injection
 task that was asked directly, which is neither of the two.
-Leaves to others: running the suites (lab/agentdojo/), and the intervals (study/agent_tasks.py).
+Leaves to others: running the suites (lab/agentdojo.py), and the intervals (study/agent_tasks.py).
 Source: agentdojo 0.1.35, logging.py (TraceLogger.save) and benchmark.py (TaskResults). Logs before content
 blocks have plain texts.
 """

@@ -1,4 +1,4 @@
-"""Run AgentDojo's suites with the interpreter that has it, and make a study of the logs.
+"""Run AgentDojo's suites (arXiv 2406.13352) with the interpreter that has it, and make a study of the logs.
 
     run.json         what was asked: models, attack, decoding
     logs/            AgentDojo's logs, one a conversation
@@ -8,7 +8,7 @@
 
 Promises: a finished conversation is not run again, and a damaged log is. A folder holds one run: other models
 of the same names, or another attack, seed or length of answers, are refused. The server ends with us.
-Leaves to others: the conversations (suites.py), reading logs (study/importers/agentdojo.py).
+Leaves to others: the conversations (agentdojo_suites.py), reading logs (study/importers/agentdojo.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from heredity.core.files import Lock, open_handle, read_file, refuse_linked_fold
 from heredity.core.progress import Meter, Watch
 from heredity.core.records import SCHEMA, Record
 from heredity.engines.vllm.server import ServerProgram, free_port
-from heredity.lab.agentdojo import suites
+from heredity.lab import agentdojo_suites as suites
 from heredity.lineage.store import Store
 from heredity.study import importers
 from heredity.study.importers import ImportOptions, Summary
