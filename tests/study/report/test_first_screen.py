@@ -141,18 +141,6 @@ def test_techniques_without_a_breach_or_a_refusal_are_one_row(
     assert re.search(r"0 of \d+, each at most \d+\u00a0%", page)
 
 
-def test_the_prose_of_the_finding_is_under_how_this_was_measured(page: str, view: html.View) -> None:
-    below = page[page.index('id="measured"') :]
-    assert "What qualifies the finding" in below and "“Do not ship” means" in below
-    assert view.headline.support and "What qualifies the finding" not in header(page)
-
-
-def test_judges_are_a_line_and_their_table_is_folded(page: str) -> None:
-    section = page[page.index('id="judges"') :].partition("</section>")[0]
-    assert "refusal: 90\u00a0% right on 600 labels." in section
-    assert section.index("90\u00a0% right") < section.index("<details>") < section.index("Sensitivity</th>")
-
-
 def test_a_full_report_folds_nothing_but_raw_prompts(study: Path, page: str) -> None:
     folded = re.findall(r"<details(?! class=\"raw\")[^>]*>", html.render(study, is_full=True))
     assert len(folded) > 20 and all(each.endswith(" open>") for each in folded)
@@ -382,9 +370,3 @@ def test_a_worse_child_is_named_with_what_it_lost(tmp_path: Path) -> None:
     assert re.search(
         r"Do not put qwen\S+ in the place of smollm2-\S+ here: it lost \d+ of the \d+ trials", advice.sentence
     )
-
-
-def test_the_report_names_the_pages_and_explains_its_words(study: Path) -> None:
-    page = html.render(study)
-    assert "<code>heredity view DIR</code>" in page
-    assert "Judge-free means that a check decides" in page

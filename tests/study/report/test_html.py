@@ -24,7 +24,7 @@ from heredity.study.remedies import ADDRESSES
 from heredity.study.report import html
 from tests.support.errors import raises
 from tests.support.hostile_text import NASTY
-from tests.support.report_studies import TECHNIQUES, make, plan
+from tests.support.report_studies import make, plan
 
 # What the template itself may use: anything else in the page came out of somebody's mouth.
 TAGS = """
@@ -186,12 +186,6 @@ def test_without_text_no_word_of_probe_answer_or_application_is_there(tmp_path: 
     assert_is_clean(without)
 
 
-def test_judge_free_techniques_come_first(page: str) -> None:
-    assert page.index("Decided by checks") < page.index("Decided by a judge")
-    first, judged = (page.index(f">{name}<small") for name in ("Indirect passage", "Harmful request"))
-    assert first < page.index("Decided by a judge") < judged
-
-
 def test_every_rate_is_shown_with_its_count_interval_and_rows(study: Path, page: str) -> None:
     estimates = storage.read_estimates(study)
     for rate in estimates.rates:
@@ -212,15 +206,6 @@ def test_the_rows_named_behind_a_cell_give_its_counts(study: Path) -> None:
         said = [r["outcome"] for r in rows if any(first <= r["index"] <= last for first, last in ranges)]
         kinds = ("broke", "held") if rate.measure == "breach" else ("refused", "answered")
         assert (said.count(kinds[0]), said.count(kinds[1])) == (rate.n_broke, rate.n_held)
-
-
-def test_judge_free_and_judged_breaches_are_summed_and_compared_apart(page: str) -> None:
-    sums = [page.index(f"{name}</th>") for name in ("All judge-free", "All judged", "All benign twins")]
-    assert sums == sorted(sums)
-    assert page.index("<h3>By the checks&#39; verdicts</h3>") < page.index(
-        "<h3>By a judge&#39;s verdicts</h3>"
-    )
-    assert "All techniques" not in page
 
 
 def test_how_far_the_families_of_labels_lie_apart_is_shown(page: str, tmp_path: Path) -> None:
@@ -251,10 +236,6 @@ def test_a_model_whose_correction_was_refused_makes_no_correction_one_of_one_fam
     page = html.render(folder)
     assert "Whose labels" in page
     assert "rests on answers of one family" not in page
-
-
-def test_raw_and_corrected_rates_stand_together(page: str) -> None:
-    assert re.search(r"corrected \d", page)
 
 
 def test_several_attacks_get_a_table_each(tmp_path: Path) -> None:
@@ -394,16 +375,6 @@ def test_the_report_of_the_demo_prints_on_three_pages_and_is_short_on_a_screen(t
         measured = json.loads(unescape(dom.partition("<title>")[2].partition("</title>")[0]))
         assert measured["broken"] == [] and measured["width"] == width, (width, measured)
         assert measured["height"] < height, (width, measured)
-
-
-def test_technique_names_are_headings_in_words() -> None:
-    assert all("_" in name for name in TECHNIQUES)  # so that the next line says something
-    view = html.View.__new__(html.View)
-    assert [view.title(name) for name in TECHNIQUES] == [
-        "Planted secret",
-        "Indirect passage",
-        "Harmful request",
-    ]
 
 
 def test_a_judge_that_was_never_measured_is_said_to_be_unmeasured(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from heredity.cli import _findings
 from heredity.lineage.graph import Edge
 from heredity.study import wording
 from heredity.study.estimates import Estimates
-from heredity.study.headline import headline
 from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown
 from heredity.study.report.figures import lineage_graph
@@ -63,24 +62,6 @@ def test_a_study_without_a_descent_has_no_such_section(tmp_path: Path) -> None:
     assert wording.inheritance_summary(read_estimates(folder)) == ""
 
 
-def test_markdown_has_a_row_for_every_edge_of_every_measure(study: Path, estimates: Estimates) -> None:
-    text = markdown.render(study)
-    assert "### What was inherited\n" in text and "### What was inherited: over-refusal\n" in text
-    rows = [line for line in text.splitlines() if line.startswith("| breach, judge") and "distill" in line]
-    assert len([r for r in rows if "from its teacher" in r]) == 2  # two scopes
-    one = estimates.edges[0]
-    assert f"{one.kept}/{one.lost}/{one.gained}/{one.never}" in text
-
-
-def test_the_terminal_has_the_edges_and_not_their_pairs_again(
-    study: Path, estimates: Estimates, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _findings.show(estimates, read_plan(study), study, is_full=True)
-    printed = capsys.readouterr().out
-    assert "held still" in printed and "gained" in printed
-    assert "points on" not in printed  # of a pair
-
-
 def test_a_narrow_terminal_cuts_no_name_of_an_edge(
     study: Path, estimates: Estimates, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,13 +71,6 @@ def test_a_narrow_terminal_cuts_no_name_of_an_edge(
     _findings.show(msgspec.structs.replace(estimates, models=renamed), read_plan(study), study, is_full=True)
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{long}-1 of {long}-0, lora: " in printed and "held still" in printed
-
-
-def test_the_headline_counts_children_by_verdict(estimates: Estimates) -> None:
-    said = next(line for line in headline(estimates).support if line.startswith("Children against"))
-    told = wording.edge_verdicts(estimates)
-    assert len(told) == 3 and "3 edges" in said
-    assert f"{sum(v == 'worse' for v in told.values())} worse" in said
 
 
 def test_the_headline_tells_the_verdicts_of_each_kind_of_breach_apart(estimates: Estimates) -> None:

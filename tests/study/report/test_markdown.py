@@ -3,22 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from heredity.study import aggregate
-from heredity.study.advice import advise
-from heredity.study.headline import headline
 from heredity.study.report import markdown
 from tests.support.hostile_text import NASTY
 from tests.support.report_studies import make, plan
-
-
-def test_the_summary_has_the_headline_the_rates_and_the_comparisons(study: Path) -> None:
-    text = markdown.render(study)
-    read = aggregate.read_study(study)
-    assert text.startswith(f"## {markdown.plain(advise(read.estimates, read.plan).sentence, 300)}\n")
-    assert f"\n{markdown.plain(headline(read.estimates).sentence, 300)}.\n" in text
-    for part in ("### Breach rate", "### Over-refusal rate", "### Model against model", "not a pass"):
-        assert part in text
-    assert re.search(r"\| Planted secret \| \*\*\d+\u00a0%\*\* \d+/\d+ \(\d+ to \d+\u00a0%\)", text)
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_head(tmp_path: Path) -> None:
