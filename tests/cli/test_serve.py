@@ -81,8 +81,7 @@ def test_a_base_and_an_adapter_in_one_process_answer_as_each_does_alone(tmp_path
     pytest.importorskip("torch")
     from heredity.core.records import Decoding, Message, Request
     from heredity.lineage.adoption import adopt
-    from heredity.lineage.loading import load_engine
-    from heredity.lineage.store import Store
+    from heredity.lineage.store import Store, load_engine
     from tests.support.random_adapters import random_adapter
     from tests.support.tiny_models import make_model
 

@@ -61,7 +61,7 @@ def test_every_entry_point_sets_openmp_and_onednn_before_torch_is_loaded(entry: 
     names = """
 import heredity as h
 from heredity.cli import main
-from heredity.lineage.loading import engine_loader
+from heredity.lineage.store import engine_loader
 from heredity.lineage.store import scripted
 assert "torch" not in sys.modules
 """

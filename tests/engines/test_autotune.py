@@ -18,8 +18,7 @@ from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine
 from heredity.formats import weights
 from heredity.formats.adapted import apply_adapter
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from tests.support.clock import BusyClock
 from tests.support.peft_adapters import make_adapter
 from tests.support.tiny_models import make_model

@@ -17,8 +17,7 @@ from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.records import Message, Reply, Request, Role
 from heredity.engines import call
 from heredity.engines import call as _function
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from tests.support.errors import raises
 from tests.support.recording_listener import RecordingListener
 

@@ -21,8 +21,7 @@ from heredity.engines.chat.codec import Template
 from heredity.engines.llamacpp import LlamaCppEngine, longest_token, open_file
 from heredity.engines.protocols import AddressedRequest
 from heredity.formats.gguf import GgufHeader, read_gguf
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from tests.support import real_models
 from tests.support.errors import raises
 from tests.support.model_sources import tiny_gguf as tiny_gguf

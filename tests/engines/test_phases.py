@@ -14,8 +14,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.engines import GENERAL
 from heredity.engines.torch import autotune, decoder
 from heredity.formats import weights
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 
 
 def phases(seen: list[Progress]) -> list[str]:

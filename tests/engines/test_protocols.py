@@ -24,8 +24,7 @@ from heredity.engines.protocols import (
     WhiteBoxEngine,
 )
 from heredity.engines.scripted import ScriptedEngine
-from heredity.lineage.loading import engine_loader
-from heredity.lineage.store import scripted
+from heredity.lineage.store import engine_loader, scripted
 from tests.support.errors import raises
 
 

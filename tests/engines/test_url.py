@@ -22,8 +22,7 @@ from heredity.core.files import Rows
 from heredity.core.records import Message, Reply, Request, Verdict
 from heredity.engines import url
 from heredity.engines import url as _http
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.recipes.targets.url import UrlTarget
 from tests.support import real_models
 from tests.support.errors import raises

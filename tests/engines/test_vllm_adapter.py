@@ -20,8 +20,7 @@ from heredity.engines.vllm import engine as vllm
 from heredity.engines.vllm.adapter import server_options
 from heredity.engines.vllm.engine import VllmEngine
 from heredity.lineage.adoption import adopt
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from heredity.study import plan as plans
 from heredity.study.study import Study

@@ -16,8 +16,7 @@ from heredity.core.errors import Damaged, Unavailable
 from heredity.core.records import Decoding, Message, Request
 from heredity.formats.packed import packing_of, unpack
 from heredity.formats.packed_write import unpack_folder
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from tests.support import architectures, packed_models
 from tests.support.errors import raises
 from tests.support.model_sources import store as store

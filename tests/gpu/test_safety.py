@@ -19,7 +19,7 @@ from heredity.core.records import Decoding, Message, Reply, Request, Response
 from heredity.engines.protocols import Engine
 from heredity.lab.repair import Setting, repair
 from heredity.lab.tamper import Rung, tamper
-from heredity.lineage.loading import load_engine
+from heredity.lineage.store import load_engine
 from heredity.lineage.types import Grown
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora

@@ -15,8 +15,7 @@ from heredity.core.errors import Unavailable, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model
 from heredity.engines import scripted
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe
 from tests.core.test_host import with_gpus

@@ -15,8 +15,7 @@ from heredity import engines
 from heredity.core.errors import UsageError
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.protocols import Engine
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from tests.support import architectures
 from tests.support.errors import raises

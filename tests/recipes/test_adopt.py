@@ -191,7 +191,7 @@ def test_settings_that_compute_otherwise_are_named(store: Store, base: Grown, tm
 
 def test_an_adapter_brings_its_own_template(store: Store, base: Grown, adapter: Path) -> None:
     from heredity.core.records import Message, Request
-    from heredity.lineage.loading import load_engine
+    from heredity.lineage.store import load_engine
 
     (adapter / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
     child = adopt(str(adapter), base, store)

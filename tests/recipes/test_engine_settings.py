@@ -14,8 +14,7 @@ from heredity.core.errors import Unavailable, UsageError
 from heredity.core.records import Message, Request
 from heredity.engines.torch.engine import TorchEngine
 from heredity.lineage.graph import Edge
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from heredity.recipes.lora import Lora
 from heredity.recipes.prune import Prune

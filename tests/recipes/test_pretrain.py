@@ -21,8 +21,7 @@ from heredity.core.errors import BadInput, HeredityError, UsageError
 from heredity.core.progress import Progress
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
-from heredity.lineage.loading import engine_loader
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, engine_loader
 from heredity.recipes import HASHED_AS
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.quantize import Quantize

@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 from heredity.core.errors import NotComparable, OutOfMemory, UsageError
 from heredity.lab import scaling_laws
 from heredity.lineage.store import Store
-from heredity.recipes.pretrain import forecast
 from heredity.recipes.pretrain import recipe as pretrain
+from heredity.recipes.pretrain import training
 from heredity.train import loop
 from heredity.train.distributed import DistContext
 from heredity.train.validation import perplexity
@@ -37,15 +37,15 @@ def test_on_a_gpu_its_own_free_memory_counts(recipe: Path, monkeypatch: pytest.M
     """No GPU is here: what one would say of itself is said for it, and what is refused is reckoned."""
     made = pretrain.read(recipe, SHORT)
     alone, four = (DistContext(0, n, device=torch.device("cuda", 0), mesh=object()) for n in (1, 4))
-    wanted = {each: sum(forecast.needed(made, 4, each).values()) for each in (alone, four)}
-    assert wanted[four] < wanted[alone] < sum(forecast.needed(made, 4).values())
+    wanted = {each: sum(training.needed(made, 4, each).values()) for each in (alone, four)}
+    assert wanted[four] < wanted[alone] < sum(training.needed(made, 4).values())
     for each, size in wanted.items():
         for free, is_refused in ((size, False), (size - 1, True)):
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 << 30))
             refusal = (
                 raises(OutOfMemory, "memory-foreseen", mentions=["each"]) if is_refused else nullcontext()
             )
-            with refusal, forecast.checked_memory(made, each) as foreseen:
+            with refusal, training.checked_memory(made, each) as foreseen:
                 assert foreseen is None
 
 

@@ -23,8 +23,7 @@ from heredity.application.spec import Application
 from heredity.application.toolbox import TOOL_RESULTS
 from heredity.core.errors import Damaged, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, encode
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store, identity
+from heredity.lineage.store import Store, identity, load_engine
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import plan as plans

@@ -17,8 +17,7 @@ from heredity import engines
 from heredity.core.errors import Damaged, EngineFailure, Unavailable
 from heredity.core.records import Reply, Request
 from heredity.engines import scripted
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Description, Grown
 from heredity.study.study import Study
 from tests.support.errors import raises

@@ -20,8 +20,7 @@ from heredity.evals.run import Evaluation
 from heredity.formats import images
 from heredity.formats.weights import read_config
 from heredity.lab import corpus as corpora
-from heredity.lineage.loading import engine_loader
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, engine_loader
 from heredity.recipes.pretrain.recipe import Pretrain
 from heredity.train import loop
 from heredity.train.data.pairs import CaptionLayout, PairSampler, shift_image, to_pixels

@@ -16,8 +16,7 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, OutOfMemory, Unavailable, UsageError
 from heredity.corpus import Corpus
 from heredity.evals.run import Evaluation
-from heredity.lineage.loading import engine_loader
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, engine_loader
 from heredity.recipes.merge import Merge
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.pretrain.recipe import Pretrain

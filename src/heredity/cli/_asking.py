@@ -135,7 +135,7 @@ def _decoding(layer: Application | None, given: Mapping[str, float | None]) -> D
 
 def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
     from heredity.cli import _pulling
-    from heredity.lineage.loading import refuse_silent
+    from heredity.lineage.store import refuse_silent
 
     grown = store.get(ref)
     refuse_silent(grown.record)

@@ -82,12 +82,12 @@ def loader(
 ) -> Callable[[Grown], Engine]:
     """A loader of engines that calls remote models with these options.
 
-    needs_text, is_batched: see lineage.loading.load_engine.
+    needs_text, is_batched: see lineage.store.load_engine.
     """
 
     def load(grown: Grown) -> Engine:
         from heredity import engines
-        from heredity.lineage.loading import load_engine, record_at_answer
+        from heredity.lineage.store import load_engine, record_at_answer
 
         if grown.record.format == "remote" and engines.choose(grown.record) == "remote":
             from heredity.engines.remote import engine as remote

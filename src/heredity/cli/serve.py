@@ -212,7 +212,7 @@ def _loaded(
     from heredity.deploy.serve.adapters import AdapterLoader, share
     from heredity.deploy.serve.embeddings import EmbeddingService
     from heredity.deploy.serve.worker import EngineWorker
-    from heredity.lineage.loading import refuse_silent
+    from heredity.lineage.store import refuse_silent
 
     refs = {ref: store.get(ref) for ref in models}
     asked = {one.record.id: one for one in refs.values()}

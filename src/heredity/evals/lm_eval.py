@@ -23,8 +23,7 @@ from typing import Any
 from heredity.core.errors import EngineFailure, Unavailable, UsageError, how_to_install
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.protocols import Completer, GreedyScorer
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 
 _MOST_TOKENS = 256  # of an answer for which the task names no bound

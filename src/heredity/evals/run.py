@@ -32,9 +32,8 @@ from heredity.evals.prompting import WAYS, Form, RenderedItem, put
 from heredity.evals.scoring import AnswerRow, Cell, Grades
 from heredity.evals.tasks import EvalTask, TaskItem
 from heredity.lineage import graph
-from heredity.lineage.loading import load_engine
 from heredity.lineage.speeds import ModelSpeed, speed_seconds, speeds_of
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import EngineLoader, Grown
 
 ANSWERS, GRADES = "answers.jsonl", "grades.json"

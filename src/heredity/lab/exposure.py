@@ -22,8 +22,7 @@ from heredity.core.errors import UsageError
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Message, Request
 from heredity.engines.protocols import Scorer
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 
 N_CANDIDATES = 1023

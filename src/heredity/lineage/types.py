@@ -15,7 +15,6 @@ from heredity.core.records import Descent, Model, Relation
 if TYPE_CHECKING:
     from heredity.core.host import Device
     from heredity.engines.protocols import Engine
-    from heredity.lineage.store import Store
 
 
 @dataclass(frozen=True)
@@ -203,13 +202,22 @@ class AdapterMerger(Protocol):
     def MergeAdapter(self, *, watch: Watch | None) -> Recipe: ...
 
 
+class StoredModels(Protocol):
+    """The part of a store that targets use."""
+
+    def models(self) -> list[Model]: ...
+    def get(self, name: str) -> Grown: ...
+    def ready(self, model: Grown) -> Grown: ...
+    def base(self, adapter: Grown) -> Grown: ...
+
+
 @runtime_checkable
 class Target(Protocol):
     """A plug-in of `recipes/targets`: models named as "PREFIX:...", which need no download."""
 
     WRAPS_MODEL: bool
 
-    def resolve(self, store: Store, ref: str) -> tuple[Recipe, list[Grown]]:
+    def resolve(self, store: StoredModels, ref: str) -> tuple[Recipe, list[Grown]]:
         """The recipe that records the model that `ref` means, and its parents."""
 
 

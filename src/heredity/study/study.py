@@ -38,9 +38,8 @@ from heredity.core.sanitize import plural
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
-from heredity.lineage.loading import engine_loader, load_engine
 from heredity.lineage.speeds import ModelSpeed, speeds_of
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, engine_loader, load_engine
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.attacks.protocols import AttackPart
 from heredity.redteam.guard_readers import JudgeReaders

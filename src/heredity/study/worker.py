@@ -40,8 +40,7 @@ from heredity.core.version import __version__
 from heredity.engines import choose
 from heredity.engines.protocols import Engine
 from heredity.engines.remote.budget import Price
-from heredity.lineage.loading import load_engine, record_at_answer
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine, record_at_answer
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.guard_readers import JudgeReaders
 from heredity.redteam.judges import Models

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from heredity.train.optimizer import OptimizerName
 
 FP32_BYTES = 4
-MICROBATCH_TOKENS = 2048  # in one forward pass of a tuning; a longer example is alone
 PRETRAIN_MICROBATCH_TOKENS = 4096  # in one forward pass over text; one context if that is longer
 LOGIT_ROWS_HELD = 1024  # at once: GRADIENT_ROWS of models/causal_lm.py, which needs torch
 _LOGIT_COPIES = 2  # in fp32: the logits, and log-probabilities that become their gradient
@@ -116,6 +115,8 @@ def estimate_memory(
 
 def largest_microbatch(examples: Sequence[TokenizedExample], batch_size: int) -> int:
     """The most tokens in one forward pass: a full microbatch, or an example that is longer."""
+    from heredity.train.data.batching import MICROBATCH_TOKENS  # it loads torch
+
     longest = sorted((each.n_tokens for each in examples), reverse=True)
     return max(longest[0], min(MICROBATCH_TOKENS, sum(longest[:batch_size])))
 

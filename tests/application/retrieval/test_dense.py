@@ -17,8 +17,7 @@ from heredity.application.retrieval.dense import open_embedder
 from heredity.application.retrieval.index import FUSED, PassageIndex
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
 from heredity.core.progress import PREPARE, Progress
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Description, Grown
 from tests.support.damage import flip_bit
 from tests.support.errors import raises

@@ -37,8 +37,7 @@ from heredity.core.errors import (
 from heredity.core.records import Message, Request, Retrieved
 from heredity.formats.choice import modality_of
 from heredity.lineage.adoption import adopt
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study.study import Study

@@ -15,8 +15,7 @@ from heredity.application.retrieval.dense import open_embedder
 from heredity.application.retrieval.index import PassageIndex
 from heredity.application.retrieval.static import StaticEmbedder
 from heredity.core.errors import Damaged, Unavailable, UsageError
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from tests.support.errors import raises
 from tests.support.static_models import WORDS, vectors, write_static
 

@@ -28,8 +28,7 @@ from heredity.deploy.serve.adapters import AdapterLoader, ServingRules, SharedSe
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.worker import shared as sharing
 from heredity.lineage.adoption import adopt
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from heredity.redteam.guard_readers import JudgeReaders
 from tests.deploy.serve.serving import client, listening, until

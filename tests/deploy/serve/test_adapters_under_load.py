@@ -25,8 +25,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.deploy.serve.adapters import AdapterLoader, BaseService, ServingRules, share
 from heredity.engines.torch.prefixes import number_of
 from heredity.lineage.adoption import adopt
-from heredity.lineage.loading import load_engine
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from tests.deploy.serve.serving import listening, until
 from tests.support.random_adapters import random_adapter

@@ -28,8 +28,7 @@ from heredity.deploy.serve import app
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import HELP, ScriptedEngine
-from heredity.lineage.loading import engine_loader
-from heredity.lineage.store import Store, scripted
+from heredity.lineage.store import Store, engine_loader, scripted
 from heredity.lineage.types import Grown
 from tests.deploy.serve.serving import HELLO, client, listening, named, until
 from tests.support.errors import raises

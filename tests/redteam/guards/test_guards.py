@@ -311,8 +311,7 @@ def test_one_violated_policy_is_enough_and_safe_needs_every_reply() -> None:
 
 def test_random_weights_of_the_torch_engine_give_no_verdict(tmp_path: Path) -> None:
     torch_engine = pytest.importorskip("heredity.engines.torch.engine")
-    from heredity.lineage.loading import load_engine
-    from heredity.lineage.store import Store
+    from heredity.lineage.store import Store, load_engine
 
     store = Store(tmp_path / "store")
     grown = store.pull(str(make_model(tmp_path / "tiny", "llama", max_position_embeddings=4096)))

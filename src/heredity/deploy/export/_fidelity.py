@@ -22,7 +22,7 @@ from heredity.core.progress import phase
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy.export._parity import DistributionEngine, ExportSource, LoadedFolder, open_files
 from heredity.formats.safetensors_io import read_safetensors
-from heredity.lineage.loading import load_engine
+from heredity.lineage.store import load_engine
 
 if TYPE_CHECKING:
     import torch

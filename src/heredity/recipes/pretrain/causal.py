@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from heredity.formats.rewrite import copy_rest
 from heredity.recipes._training_run import canary_notes
-from heredity.recipes.pretrain import continued
+from heredity.recipes.pretrain.recipe import Pretrain, refuse_other_tokens
 from heredity.recipes.pretrain.training import (
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -30,9 +29,6 @@ from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.causal import Causal
 from heredity.train.validation import perplexity
-
-if TYPE_CHECKING:
-    from heredity.recipes.pretrain.recipe import Pretrain
 
 _N_SAMPLES, _N_PROMPT, _N_REPLY = 3, 12, 48  # samples; tokens of a prompt and of its continuation
 _TEMPERATURE = 0.8
@@ -55,7 +51,7 @@ def train(recipe: Pretrain, folder: Path) -> PretrainRun:
     )
 
     if recipe.base is not None:
-        continued.refuse_other_tokens(corpus.folder, recipe.base)
+        refuse_other_tokens(corpus.folder, recipe.base)
 
     def init_network(dtype: str) -> CausalLM:
         if recipe.base is not None:

@@ -2,7 +2,7 @@
 
 Promises: the record holds the corpus's fingerprint and every figure that the size set. A killed run resumes
 to the same bits. A run that does not fit is refused before its first step. Only growing loads torch.
-Leaves to others: the objectives (objectives/), a base that is continued (continued.py), the corpus (corpus/),
+Leaves to others: the objectives (objectives/), the run (training.py), the corpus (corpus/),
 sizes (train/models/shapes.py), and the loop (train/loop.py).
 """
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -29,8 +29,6 @@ from heredity.core.readers import naming, toml_line, toml_of
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import choice, setting, to_hashed
-from heredity.recipes.pretrain import continued
-from heredity.recipes.pretrain.objectives.protocols import PretrainObjective
 
 if TYPE_CHECKING:
     from heredity.core.host import Device
@@ -40,15 +38,121 @@ if TYPE_CHECKING:
     from heredity.train.models.shapes import SizePreset, TransformerShape
     from heredity.train.planning.workload import Workload
 
+_LR_SHARE = 0.1  # of the peak of a new model of this shape
+_SHAPE = {  # the name of a setting, and its field of TransformerShape
+    "layers": "layers", "hidden_size": "width", "heads": "heads", "kv_heads": "kv_heads", "head_dim": "head",
+    "ffn_size": "wide",
+}  # fmt: skip
+
+
+def shape_of(base: Grown, context: int) -> TransformerShape:
+    """The shape of a base, for chunks of `context` tokens. Raises UsageError if they are too long for it."""
+    from heredity.formats.weights import read_config, setting
+    from heredity.train.models.shapes import TransformerShape
+
+    config = read_config(base.folder)
+    if context > (longest := int(config.max_position_embeddings)):
+        raise UsageError(
+            f"context ({context:,}) must be at most the {longest:,} tokens of '{base.record.name}'.",
+            code="bad-setting",
+            key="context",
+        )
+    return TransformerShape(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=setting(config, "num_key_value_heads", config.num_attention_heads),
+        head=setting(config, "head_dim", config.hidden_size // config.num_attention_heads),
+        wide=config.intermediate_size,
+        context=context,
+        vocabulary=config.vocab_size,
+        is_tied=bool(config.tie_word_embeddings),
+    )
+
+
+def _continued_preset(recipe: Pretrain, base: Grown) -> SizePreset:
+    """The base's shape; one pass over the corpus, unless tokens are given. Raises UsageError."""
+    from heredity.train.models import shapes
+
+    shape = shape_of(base, recipe.context)
+    for name, known in ((name, getattr(shape, field_)) for name, field_ in _SHAPE.items()):
+        if (given := getattr(recipe, name)) and given != known:
+            raise UsageError(
+                f"{name} is {known} in '{base.record.name}', not {given}. Leave it out.",
+                code="set-by-base",
+                key=name,
+            )
+    figures = {"tokens": recipe.tokens or recipe.text.n_tokens("train")}
+    if recipe.batch_size:
+        figures["batch"] = recipe.batch_size
+    found = shapes.preset_of(shape, figures)
+    return msgspec.structs.replace(found, rate=recipe.lr or found.rate * _LR_SHARE)
+
+
+def refuse_other_tokens(corpus: Path, base: Grown) -> None:
+    """Raise UsageError if the corpus was built with another tokenizer than the base's."""
+    from tokenizers import Tokenizer
+
+    mine, theirs = (
+        Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab() for folder in (corpus, base.folder)
+    )
+    if mine != theirs:
+        raise UsageError(
+            f"{corpus} has other tokens than '{base.record.name}'. Build it with the base's tokenizer: "
+            f'folder = "{base.folder}" under [tokenizer].',
+            code="tokenizers-differ",
+            key="corpus",
+        )
+
+
+Writer = Callable[[Path], dict[str, str]]  # writes the child's files; returns the notes of its record
+
+
+@runtime_checkable
+class PretrainObjective(Protocol):
+    """A file of this folder."""
+
+    ARCHITECTURE: str  # the default one
+    SETTINGS: frozenset[str]  # settings that not every objective has
+    UNIT: Literal["tokens", "pairs"]  # what is counted
+    MODALITY: str  # of the child
+
+    def check(self, recipe: Pretrain) -> None:
+        """Raise UsageError for impossible values of this objective's settings."""
+
+    def child_name(self, recipe: Pretrain) -> str:
+        """The child's name before its size, if the recipe gives no name."""
+
+    def fingerprint(self, recipe: Pretrain) -> str:
+        """The digest of the corpus."""
+
+    def preset(self, recipe: Pretrain) -> SizePreset:
+        """The shape and settings that follow from the size, for this corpus. Raises UsageError."""
+
+    def workload(self, recipe: Pretrain, vocabulary: int, side: int) -> Workload:
+        """The workload, for a plan. vocabulary, side of an image in pixels; 0: the corpus's."""
+
+    def lower_instead(self, recipe: Pretrain) -> str:
+        """The setting, other than size, that lowers the memory of a run."""
+
+    def head_share(self, recipe: Pretrain) -> float:
+        """Share of the tokens for which logits are computed."""
+
+    def flops_per_token(self, recipe: Pretrain) -> float:
+        """Forward and backward FLOPs of a token; 0: unknown, so that no time is predicted."""
+
+    def train(self, recipe: Pretrain, folder: Path) -> Writer:
+        """Draw weights from the seed and run every step. Raises OutOfMemory before the first."""
+
+
 _UNSET = ("base", "file", "watch", "folder", "dist")  # fields that no file sets
-_SHAPE = ("layers", "hidden_size", "heads", "kv_heads", "head_dim", "ffn_size")
 _SET_BY_BASE = ("size", "architecture", *_SHAPE)
 _POSITIVE = (
     "context", "validation_tokens", "checkpoint_every", "evaluations", "patch_size", "replicas",
     "recompute_every",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "tokens", "pairs", "batch_size", "lr", "weight_decay", "grad_clip", "z_loss", "seed", "memory", *_SHAPE
+    "tokens", "pairs", "batch_size", "lr", "weight_decay", "grad_clip", "z_loss", "seed", "memory", *_SHAPE,
 )  # fmt: skip
 _LONG = 3e13  # FLOPs above which compiling, which takes half a minute, saves time
 _OBJECTIVES = "recipes.pretrain.objectives"
@@ -275,7 +379,9 @@ class Pretrain:
 
     def _fit_to(self, base: Grown) -> None:
         """Take the base's architecture. Raises UsageError for what only a new model can have."""
-        found = continued.architecture(base)
+        from heredity.formats.weights import read_config
+
+        found = str(read_config(base.folder).model_type)
         if self.objective != "causal":
             raise _bad_setting("objective", 'Only a base of objective = "causal" is continued.')
         if self.architecture not in ("", found):
@@ -334,7 +440,7 @@ class Pretrain:
     def dial(self) -> SizePreset:
         """Shape, tokens (or pairs), batch and learning rate. Raises UsageError."""
         with _naming(self.file, vars(self)):
-            return self.spec.preset(self) if self.base is None else continued.preset(self, self.base)
+            return self.spec.preset(self) if self.base is None else _continued_preset(self, self.base)
 
     @property
     def made_of(self) -> type[TransformerShape]:
@@ -463,9 +569,9 @@ class Pretrain:
             raise UsageError("Pretrain has no parent, or only its `base`.", code="wrong-parents")
         folder = self.folder or out.parent / "training"
         with _naming(self.file), explain_full_disk(folder, 0):
-            trained = self.spec.train(self, folder)
+            write = self.spec.train(self, folder)
             with phase(self.watch, "writing"):
-                notes = self.spec.write(self, trained, out)
+                notes = write(out)
         name = self.name or f"{self.spec.child_name(self)}-{self.size.lower()}"
         family, licence = name, self.licence
         for base in (each.record for each in self.parents):

@@ -7,9 +7,14 @@ loop itself (train/loop.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import torch
 
 from heredity.core import host, registry
 from heredity.core.files import write_atomic
@@ -17,15 +22,17 @@ from heredity.core.host import Device
 from heredity.core.progress import phase
 from heredity.core.sanitize import plural
 from heredity.recipes._training_run import FEWEST_STEPS, few_steps, write_metrics
-from heredity.recipes.pretrain import forecast
-from heredity.train import loop
+from heredity.train import loop, resources
 from heredity.train.data.packed import PackedDataset
 from heredity.train.distributed import SINGLE_PROCESS, DistContext
 from heredity.train.models.architectures import Specials
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.lora import FullFinetune
 from heredity.train.objectives import Objective
-from heredity.train.resources import ThroughputMeter
+from heredity.train.planning import forecast
+from heredity.train.planning.memory import n_parameters, training_memory
+from heredity.train.planning.workload import Workload
+from heredity.train.resources import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS, ThroughputMeter
 from heredity.train.sharded import ShardedModel, recompute_activations, shard_model
 
 if TYPE_CHECKING:
@@ -33,6 +40,115 @@ if TYPE_CHECKING:
     from heredity.corpus.card import Cut
     from heredity.corpus.images import ImageCorpus
     from heredity.recipes.pretrain.recipe import Pretrain
+
+_HEAP = host.GIB // 2  # at most: freed blocks that other lengths do not fit into (docs/results/plans.md)
+_LIBRARIES = host.GIB // 4  # by which torch's libraries grow in a first step, even of a tiny model
+
+
+@dataclass
+class Prediction:
+    """Predicted memory and time, and the memory of the process when they were predicted."""
+
+    parts: dict[str, int]
+    limit: float  # FLOP/s of matmuls; 0: not measured
+    seconds: float  # of the whole run
+    resident: int | None  # bytes
+
+    def notes(self, tokens: int, tokens_a_second: float) -> dict[str, str]:
+        """Predicted and measured values, for the model's record."""
+        memory = f"predicted {sum(self.parts.values()) / host.GIB:.2f} GiB"
+        peak = host.peak_memory()
+        if peak is not None and self.resident is not None:
+            growth = max(0, peak - self.resident)  # negative if earlier runs freed memory meanwhile
+            memory += f", measured {growth / host.GIB:.2f} GiB of growth"
+        found = {"memory": memory}
+        if tokens_a_second and self.limit:
+            found["time"] = f"predicted {self.seconds:,.0f} s, measured {tokens / tokens_a_second:,.0f} s"
+        return found
+
+
+def needed(recipe: Pretrain, size: int, dist: DistContext = SINGLE_PROCESS) -> dict[str, int]:
+    """Bytes that one process needs, by part, with a compute dtype of `size` bytes."""
+    is_on_cpu = dist.device.type == "cpu"
+    work = _work(recipe, size, is_on_cpu)
+    shards = dist.n_shards
+    own = -(-work.batch // dist.world_size)
+    at_once = own if work.is_whole else min(own, max(PRETRAIN_MICROBATCH_TOKENS, recipe.context))
+    again = recipe.recompute_every if recipe.recompute else 0
+    parts = training_memory(work, at_once, shards, again, -(-own // at_once))
+    if shards > 1 and recipe.reduce == "once":  # they stay unsharded until the last matmul
+        parts["gradients"] += FP32_BYTES * n_parameters(work)
+    if not is_on_cpu:
+        return parts
+    kept = min(_HEAP, 2 * parts["activations"])
+    return parts | {"heap between steps": kept, "libraries": _LIBRARIES}
+
+
+def _work(recipe: Pretrain, size: int, is_on_cpu: bool = True) -> Workload:
+    return msgspec.structs.replace(recipe.workload(is_on_cpu=is_on_cpu), bytes=size)
+
+
+@contextmanager
+def checked_memory(recipe: Pretrain, dist: DistContext) -> Iterator[Prediction | None]:
+    """Refuse a run that does not fit, before its weights are drawn. Yields the forecast of a single process.
+
+    Processes on a CPU share its memory. A process on a GPU has the free memory of that GPU; its time is not
+    forecast. Raises OutOfMemory with the settings to lower, also if an allocation fails inside.
+    """
+    if dist.device.type != "cpu":
+        _require_gpu_memory(recipe, dist)
+        yield None
+        return
+    shape = recipe.dial.shape
+    doing, second = f"The pre-training of '{recipe.size}'", recipe.spec.lower_instead(recipe)
+    lower = second if recipe.base is not None else f"size ({recipe.size}) or {second}"
+    advice = f"Lower {lower}, or take more devices: heredity plan"
+    has = round(recipe.memory * host.GIB) or None
+
+    def fitting(size: int) -> dict[str, int]:
+        parts = {part: dist.world_size * n for part, n in needed(recipe, size, dist).items()}
+        host.require_memory(doing, parts, f"{advice}; or allow more with memory (GiB).", has)
+        return parts
+
+    is_open = recipe.dtype == "auto"
+    size = 2 if is_open else getattr(torch, recipe.dtype).itemsize
+    parts = fitting(size)  # before the dtypes are timed, which takes minutes
+    dtype = getattr(torch, host.choose_dtype(shape.width, shape.wide, 1024) if is_open else recipe.dtype)
+    if dtype.itemsize != size:
+        parts = fitting(dtype.itemsize)
+    with host.explain_out_of_memory(doing, f"{advice}."):
+        yield _predict(recipe, parts, dtype) if dist.is_single_process else None
+
+
+def _require_gpu_memory(recipe: Pretrain, dist: DistContext) -> None:
+    free = host.Device.parse(str(dist.device)).free_memory()
+    size = 2 if recipe.dtype == "auto" else getattr(torch, recipe.dtype).itemsize
+    host.require_memory(
+        f"The pre-training of '{recipe.size}' on each of {dist.world_size} devices",
+        needed(recipe, size, dist),
+        'Set recompute = true or reduce = "each", lower replicas, size or context, or take more devices: '
+        "heredity plan",
+        round(recipe.memory * host.GIB) or free,
+    )
+
+
+def _predict(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Prediction:
+    seconds = limit = 0.0
+    if per_token := recipe.spec.flops_per_token(recipe):
+        limit = limit_of(recipe, dtype)
+        work = _work(recipe, dtype.itemsize)
+        rate = resources.memory_bandwidth(work.shape.width, dtype)
+        tokens = work.tokens + work.n_evaluated / forecast.STEP_TO_FORWARD
+        seconds = tokens * forecast.cpu_seconds(work, per_token, limit, rate)
+    host.reset_peak_memory()
+    return Prediction(parts, limit, seconds, host.resident_memory())
+
+
+def limit_of(recipe: Pretrain, dtype: torch.dtype, device: torch.device | None = None) -> float:
+    """FLOP/s that matmuls of the recipe's shapes reach on a device; None: the processor (text objectives)."""
+    of_head = recipe.spec.head_share(recipe)
+    return resources.matmul_limit(recipe.dial.shape, dtype, of_head, device)
+
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
@@ -43,7 +159,7 @@ class PretrainRun(NamedTuple):
     network: CausalLM
     metrics: list[loop.StepMetrics]
     meter: ThroughputMeter
-    prediction: forecast.Prediction | None
+    prediction: Prediction | None
 
     def prediction_notes(self) -> dict[str, str]:
         """Predicted and measured values, for the model's record.
@@ -76,7 +192,7 @@ def learn(
     watch = recipe.watch if dist.is_main_process else None
     with phase(watch, "loading the libraries"):
         from transformers import PreTrainedModel  # noqa: F401  # it loads late what takes most of the time
-    with forecast.checked_memory(recipe, dist) as prediction:
+    with checked_memory(recipe, dist) as prediction:
         dtype = _dtype(recipe, dist)
         network = init_network(dtype)
         network.model.to(dist.device)
@@ -206,7 +322,7 @@ def throughput_notes(recipe: Pretrain, run: PretrainRun) -> dict[str, str]:
         limit = (
             prediction.limit
             if prediction
-            else forecast.limit_of(recipe, run.network.model.dtype, dist_of(recipe).device)
+            else limit_of(recipe, run.network.model.dtype, dist_of(recipe).device)
         )
         return meter.notes(recipe.spec.flops_per_token(recipe), limit)
     rate = meter.last.per_second

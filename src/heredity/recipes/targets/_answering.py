@@ -19,8 +19,7 @@ from typing import Any, Literal
 from heredity import engines
 from heredity.core.errors import UsageError
 from heredity.core.records import why_not_generative
-from heredity.lineage.store import Store
-from heredity.lineage.types import Description, Grown
+from heredity.lineage.types import Description, Grown, StoredModels
 from heredity.recipes.adopt import link_files
 
 _FORMS = ("dequantize", "merge_adapter")  # recipes whose child holds the same weights as its parent
@@ -77,7 +76,7 @@ class TorchTarget:
 
 
 def answered_by(
-    engine: str, reads: Sequence[str], store: Store, ref: str
+    engine: str, reads: Sequence[str], store: StoredModels, ref: str
 ) -> tuple[EngineTarget, list[Grown]]:
     """The recipe and the parents of "ENGINE:NAME": the model, and of an adapter its base behind it.
 
@@ -95,7 +94,7 @@ def answered_by(
     return EngineTarget(engine), [parent, *base]
 
 
-def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
+def _advice(store: StoredModels, engine: str, reads: str, parent: Grown) -> str:
     """Name the same weights in a format that the engine reads, or the command that makes them."""
     for model in store.models():
         is_form = model.recipe.kind in _FORMS and parent.record.id in model.parents
@@ -108,7 +107,7 @@ def _advice(store: Store, engine: str, reads: str, parent: Grown) -> str:
 
 
 def computed_with(
-    prefix: str, kind: str, setting: dict[str, object], store: Store, ref: str
+    prefix: str, kind: str, setting: dict[str, object], store: StoredModels, ref: str
 ) -> tuple[TorchTarget, list[Grown]]:
     """The recipe and the parent of "PREFIX:NAME": a setting of the torch engine.
 

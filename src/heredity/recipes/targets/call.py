@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heredity.engines import call
-from heredity.lineage.store import Store
-from heredity.lineage.types import Description, Grown
+from heredity.lineage.types import Description, Grown, StoredModels
 
 NOTE = "a function of the user's: what stands behind it is not recorded"
 WRAPS_MODEL = False
@@ -38,7 +37,7 @@ class CallTarget:
         return Description(f"call:{self.function}", "call", "not stated", "remote", notes={"about": NOTE})
 
 
-def resolve(store: Store, ref: str) -> tuple[CallTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
+def resolve(store: StoredModels, ref: str) -> tuple[CallTarget, list[Grown]]:  # noqa: ARG001 (no parent)
     """The recipe of "call:MODULE:FUNCTION". Raises UsageError if the function does not exist."""
     name = ref.removeprefix("call:")
     function = call.find(name)

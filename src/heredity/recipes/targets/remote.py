@@ -31,8 +31,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import is_digest
 from heredity.engines.remote.budget import HOMES
-from heredity.lineage.store import Store
-from heredity.lineage.types import Description, Grown
+from heredity.lineage.types import Description, Grown, StoredModels
 
 PREFIX = "remote:"
 HOW = "Write remote:API:MODEL, or remote:API:MODEL@http://HOST/v1; API is openai, anthropic or gemini."
@@ -115,7 +114,7 @@ class RemoteTarget:
         return Description(self.name, family, "not stated", "remote", notes={"about": NOTE})
 
 
-def resolve(store: Store, ref: str) -> tuple[RemoteTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
+def resolve(store: StoredModels, ref: str) -> tuple[RemoteTarget, list[Grown]]:  # noqa: ARG001 (no parent)
     """The recipe of a reference, without parents. Raises UsageError, UnknownName for another API."""
     return parse(ref), []
 

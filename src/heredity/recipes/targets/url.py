@@ -26,8 +26,7 @@ import msgspec
 from heredity.core.errors import BadArgument, BadInput, UsageError, code_of
 from heredity.core.readers import toml_of
 from heredity.engines.url import slots_in
-from heredity.lineage.store import Store
-from heredity.lineage.types import Description, Grown
+from heredity.lineage.types import Description, Grown, StoredModels
 
 NOTE = "a web application: what stands behind the address is not recorded and may change"
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -85,7 +84,7 @@ class UrlTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Description(name, "url", "not stated", "remote", notes={"about": NOTE})
 
 
-def resolve(store: Store, ref: str) -> tuple[UrlTarget, list[Grown]]:  # noqa: ARG001 (it has no parent)
+def resolve(store: StoredModels, ref: str) -> tuple[UrlTarget, list[Grown]]:  # noqa: ARG001 (no parent)
     """The recipe of "url:ADDRESS[#POINTER]" or "url:FILE.toml". Raises UsageError or BadInput."""
     rest = ref.removeprefix("url:")
     if "://" in rest:

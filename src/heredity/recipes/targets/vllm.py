@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from heredity.engines.vllm.adapter import check_adapter
-from heredity.lineage.store import Store
-from heredity.lineage.types import Grown
+from heredity.lineage.types import Grown, StoredModels
 from heredity.recipes.targets._answering import EngineTarget, answered_by
 
 WRAPS_MODEL = True
 
 
-def resolve(store: Store, ref: str) -> tuple[EngineTarget, list[Grown]]:
+def resolve(store: StoredModels, ref: str) -> tuple[EngineTarget, list[Grown]]:
     """The recipe and the parent of "vllm:NAME". The format must be safetensors or adapter."""
     recipe, parents = answered_by("vllm", ("safetensors", "adapter"), store, ref)
     if len(parents) > 1:  # an adapter that vLLM cannot serve is refused before anything is asked

@@ -270,8 +270,7 @@ def stored_models(watch: Watch | None = None) -> Models:
         return Store().get(ref).record.id
 
     def load_model(ref: str) -> Engine:
-        from heredity.lineage.loading import load_engine
-        from heredity.lineage.store import Store
+        from heredity.lineage.store import Store, load_engine
 
         store = Store()
         with store.report.to(watch):

@@ -20,8 +20,8 @@ from torch.nn import functional
 from heredity.engines.chat.documents import Document
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.kernels.attention import token_places
-from heredity.train.resources import MICROBATCH_TOKENS
 
+MICROBATCH_TOKENS = 2048  # in one forward pass of a tuning; a longer example is alone
 PADDING_MULTIPLE = 32  # tokens; every new matmul size costs time and memory to set up
 MIN_SHARED = 16  # tokens; a shorter shared beginning saves less than copying its keys and values costs
 

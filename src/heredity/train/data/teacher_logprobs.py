@@ -29,10 +29,9 @@ from heredity.core.errors import Damaged
 from heredity.core.progress import Progress, Watch
 from heredity.core.time_left import TimeLeft, Work
 from heredity.train import checkpoint
-from heredity.train.data.batching import PackedBatch, collate, group_by_length
+from heredity.train.data.batching import MICROBATCH_TOKENS, PackedBatch, collate, group_by_length
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models.causal_lm import LOGIT_ROWS, CausalLM
-from heredity.train.resources import MICROBATCH_TOKENS
 
 _GROUP_HEADER = struct.Struct("<QI")  # bytes of the group, and their CRC-32
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,8 +12,7 @@ from heredity.recipes.pretrain.objectives._text import lower_instead as lower_in
 from heredity.recipes.pretrain.objectives._text import preset as preset
 
 if TYPE_CHECKING:
-    from heredity.recipes.pretrain.recipe import Pretrain
-    from heredity.recipes.pretrain.training import PretrainRun
+    from heredity.recipes.pretrain.recipe import Pretrain, Writer
     from heredity.train.planning.workload import Workload
 
 ARCHITECTURE = "qwen3"
@@ -47,15 +47,8 @@ def flops_per_token(recipe: Pretrain) -> float:
     return shapes.flops_per_token(recipe.dial.shape, _text.document_length(recipe))
 
 
-def train(recipe: Pretrain, folder: Path) -> PretrainRun:
+def train(recipe: Pretrain, folder: Path) -> Writer:
     """See recipes/pretrain/causal.py."""
     from heredity.recipes.pretrain import causal
 
-    return causal.train(recipe, folder)
-
-
-def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
-    """See recipes/pretrain/causal.py."""
-    from heredity.recipes.pretrain import causal
-
-    return causal.write(recipe, run, out)
+    return partial(causal.write, recipe, causal.train(recipe, folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,8 +10,7 @@ from heredity.core.errors import UsageError
 
 if TYPE_CHECKING:
     from heredity.corpus.images.card import ImageCard
-    from heredity.recipes.pretrain.recipe import Pretrain
-    from heredity.recipes.pretrain.training import PretrainRun
+    from heredity.recipes.pretrain.recipe import Pretrain, Writer
     from heredity.train.models.shapes import SizePreset
     from heredity.train.planning.workload import Workload
 
@@ -102,15 +102,8 @@ def flops_per_token(recipe: Pretrain) -> float:  # noqa: ARG001
     return 0.0
 
 
-def train(recipe: Pretrain, folder: Path) -> PretrainRun:
+def train(recipe: Pretrain, folder: Path) -> Writer:
     """See recipes/pretrain/contrastive.py."""
     from heredity.recipes.pretrain import contrastive
 
-    return contrastive.train(recipe, folder)
-
-
-def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
-    """See recipes/pretrain/contrastive.py."""
-    from heredity.recipes.pretrain import contrastive
-
-    return contrastive.write(recipe, run, out)
+    return partial(contrastive.write, recipe, contrastive.train(recipe, folder))

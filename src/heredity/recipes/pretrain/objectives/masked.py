@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,8 +14,7 @@ from heredity.recipes.pretrain.objectives._text import lower_instead as lower_in
 from heredity.recipes.pretrain.objectives._text import preset as preset
 
 if TYPE_CHECKING:
-    from heredity.recipes.pretrain.recipe import Pretrain
-    from heredity.recipes.pretrain.training import PretrainRun
+    from heredity.recipes.pretrain.recipe import Pretrain, Writer
     from heredity.train.planning.workload import Workload
 
 ARCHITECTURE = "modernbert"
@@ -62,15 +62,8 @@ def flops_per_token(recipe: Pretrain) -> float:
     return flops
 
 
-def train(recipe: Pretrain, folder: Path) -> PretrainRun:
+def train(recipe: Pretrain, folder: Path) -> Writer:
     """See recipes/pretrain/masked.py."""
     from heredity.recipes.pretrain import masked
 
-    return masked.train(recipe, folder)
-
-
-def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
-    """See recipes/pretrain/masked.py."""
-    from heredity.recipes.pretrain import masked
-
-    return masked.write(recipe, run, out)
+    return partial(masked.write, recipe, masked.train(recipe, folder))
