@@ -103,13 +103,13 @@ learned: $(VENV)/.dev ## train the judge `learned` again (LABELS: the folders of
 	$(BIN)/heredity pull all-minilm-l6-v2
 	$(BIN)/heredity judges train --data bench/learned.toml $(foreach d,$(LABELS),--root "$(d)") \
 	  --out .learned $(ARGS)
-	cp .learned/learned.json .learned/learned.safetensors src/heredity/redteam/judges/learned
+	cp .learned/learned.json .learned/learned.safetensors src/heredity/redteam/judges
 
 head: $(VENV)/.dev ## learn the head of rubric:qwen2.5-coder-1.5b-instruct:head again (LABELS, as above; an hour)
 	$(BIN)/heredity pull qwen2.5-coder-1.5b-instruct
 	$(BIN)/heredity judges train --data bench/learned.toml $(foreach d,$(LABELS),--root "$(d)") \
 	  --head qwen2.5-coder-1.5b-instruct --out .head $(ARGS)
-	cp .head/head.json .head/head.safetensors src/heredity/redteam/judges/rubric
+	cp .head/head.json .head/head.safetensors src/heredity/redteam/judges
 
 docs: reference ## the documents as a site in build/site, every link checked
 	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site

@@ -22,13 +22,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from heredity.redteam.judges import learned, rubric, rules, training
 from heredity.redteam.judges._choice import is_answer
-from heredity.redteam.judges.learned import judge as learned
-from heredity.redteam.judges.learned.model import base_folder
-from heredity.redteam.judges.rubric import head
-from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.training import crossvalidation
-from heredity.redteam.judges.training import data as learned_data
+from heredity.redteam.judges.learned import base_folder
 from heredity.redteam.judges.training import head as head_train
 from heredity.redteam.judges.training import learned as learned_train
 
@@ -50,9 +46,9 @@ def main() -> int:
     if not arguments.states.is_file():
         print(f"No states at {arguments.states}: make head keeps them in .head.", file=sys.stderr)
         return 2
-    card = msgspec.json.decode((head.SHIPPED / head.CARD).read_bytes())
-    spec = learned_data.read_spec(SPEC)
-    data = learned_data.read_examples(spec, arguments.root)
+    card = msgspec.json.decode((rubric.SHIPPED / rubric.CARD).read_bytes())
+    spec = training.read_spec(SPEC)
+    data = training.read_examples(spec, arguments.root)
     examples = head_train.sample_rows(data.examples, card["rows"])
     of = f"{card['model']} {card['layer']}"
     read = head_train.read_states(
@@ -68,8 +64,8 @@ def main() -> int:
         f"{platform.processor() or platform.machine()}; head: {len(examples)} answers, "
         f"learned: {len(everything)}"
     )
-    seen = head.rule_features([(e.prompt, e.text) for e in examples])
-    theirs = {crossvalidation.LEFT_OUT: _by_example(rounds, described)}
+    seen = rubric.rule_features([(e.prompt, e.text) for e in examples])
+    theirs = {training.LEFT_OUT: _by_example(rounds, described)}
     for how, rounds in head_train.held_out(examples):
         if how not in theirs:
             continue
@@ -82,7 +78,7 @@ def main() -> int:
             if is_again or not is_answer(e.prompt, e.text) or not said.is_told["harm"]:
                 continue
             share, complies = theirs[how][e.prompt, e.text], rules.manner(e.prompt, e.text) == "compliance"
-            for task, name, truth in crossvalidation.truths(e):
+            for task, name, truth in training.truths(e):
                 for who, theirs_is in (("learned", share >= 0.5), ("rules", complies)):
                     if task == "harm" and (who == "rules" or learned.is_decided(share)):
                         row = (e.prompt or e.text, (said.harm >= 0.5) == truth, theirs_is == truth)
@@ -105,7 +101,7 @@ def _by_example(
     """The probability of harm of each answer, from a `learned` that was not trained on it."""
     found = {}
     for each in rounds:
-        if each.how == crossvalidation.LEFT_OUT:
+        if each.how == training.LEFT_OUT:
             for said in learned_train.judged(each, rounds, described):
                 found[said.example.prompt, said.example.text] = said.harm
     return found

@@ -21,11 +21,16 @@ from heredity.application.spec import Application, Secret
 from heredity.core.errors import Unavailable
 from heredity.core.records import Check, Exchange, Probe, Response
 from heredity.redteam import judges
-from heredity.redteam.checks.secret.check import SecretForms
-from heredity.redteam.judges.calibration import canaries, likeness, quality
-from heredity.redteam.judges.calibration.families import leave_one_out
-from heredity.redteam.judges.calibration.quality import HEAD_CARD, LEARNED_CARD, read_card
-from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.checks.secret import SecretForms
+from heredity.redteam.judges import rules
+from heredity.redteam.judges.calibration import quality
+from heredity.redteam.judges.calibration.quality import (
+    HEAD_CARD,
+    LEARNED_CARD,
+    leave_one_out,
+    read_card,
+    readings,
+)
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 N_WORDS = 100
@@ -59,7 +64,7 @@ def main() -> int:
     if is_stale and not arguments.check:
         print(f"wrote {quality.write_table(rebuilt)}")
     if not arguments.check:
-        print(f"wrote {likeness.write_forms(label_forms(arguments.data))}")
+        print(f"wrote {readings.write_forms(label_forms(arguments.data))}")
     print_canaries(arguments.check)
     print_quality()
     print_families()
@@ -81,7 +86,7 @@ def print_quality() -> None:
             print(f"  {name:12} {value}  n={e.n}")
 
 
-FORMS = {  # family of labels (calibration/families.py): its files, request and answer, and which rows
+FORMS = {  # family of labels (calibration/quality.py): its files, request and answer, and which rows
     "GPTFuzz": ("gptfuzz_labels/train.jsonl", "", "Response", ""),
     "JAILJUDGE": ("jailjudge_mini/labels.jsonl", "question", "answer", ""),
     "PyRIT: objective achieved": (
@@ -98,7 +103,7 @@ FORMS = {  # family of labels (calibration/families.py): its files, request and 
 }  # fmt: skip
 
 
-def label_forms(data: Path) -> list[likeness.AnswerForm]:
+def label_forms(data: Path) -> list[readings.AnswerForm]:
     """The form of each family of labels whose files are below `data`; PyRIT's are in its wheel."""
     found = []
     for family, (files, request, answer, kind) in FORMS.items():
@@ -110,7 +115,7 @@ def label_forms(data: Path) -> list[likeness.AnswerForm]:
         if kind:
             rows = [row for row in rows if row["type"].startswith("contrast") == (kind == "contrast")]
         pairs = [(row.get(request) or "", row.get(answer) or "") for row in rows]
-        found.append(likeness.summarise(family, pairs))
+        found.append(readings.summarise(family, pairs))
     return found
 
 
@@ -127,15 +132,15 @@ def print_canaries(is_check: bool) -> None:
     found = []
     for name in (judges.DEFAULT, "learned"):
         try:
-            found.append(canaries.judge_canaries(judges.load(name)))
+            found.append(quality.judge_canaries(judges.load(name)))
         except Unavailable as error:
             print(f"canaries: {name} is not available: {error}")
     for row in found:
-        then = canaries.recorded_verdicts(row.judge, row.judged_by)
-        state = "not recorded" if then is None else f"{len(canaries.drifted(row, then))} changed"
+        then = quality.recorded_verdicts(row.judge, row.judged_by)
+        state = "not recorded" if then is None else f"{len(quality.drifted(row, then))} changed"
         print(f"canaries: {row.judge}, {len(row.outcomes)} answers, {state}")
     if not is_check:
-        print(f"wrote {canaries.record_verdicts(found)}")
+        print(f"wrote {quality.record_verdicts(found)}")
 
 
 def print_families() -> None:

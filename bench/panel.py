@@ -14,13 +14,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from heredity.redteam.judges import rules, training
 from heredity.redteam.judges._choice import is_answer
-from heredity.redteam.judges.learned.model import base_folder
-from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.training import crossvalidation
-from heredity.redteam.judges.training import data as learned_data
+from heredity.redteam.judges.learned import base_folder
+from heredity.redteam.judges.training import JudgedExample
 from heredity.redteam.judges.training import learned as learned_train
-from heredity.redteam.judges.training.crossvalidation import JudgedExample
 
 SPEC = Path(__file__).with_name("learned.toml")
 SETS = (
@@ -39,10 +37,10 @@ def main() -> int:
     parser.add_argument("--root", type=Path, action="append", required=True)
     parser.add_argument("--rounds", type=Path, default=Path(".learned/rounds"))
     arguments = parser.parse_args()
-    spec = learned_data.read_spec(SPEC)
-    data = learned_data.read_examples(spec, arguments.root)
+    spec = training.read_spec(SPEC)
+    data = training.read_examples(spec, arguments.root)
     run = learned_train.TrainingRun(spec, data, base_folder(), arguments.rounds, _tell)
-    rounds = [each for each in learned_train.left_out(run) if each.how == crossvalidation.LEFT_OUT]
+    rounds = [each for each in learned_train.left_out(run) if each.how == training.LEFT_OUT]
     described = learned_train.describe_examples(learned_train.trained_on(data))
     found = (said for each in rounds for said in learned_train.judged(each, rounds, described))
     print(f"{'labels':<34}{'decided, of':>14}{'sensitivity':>22}{'specificity':>22}{'right':>9}")
@@ -60,7 +58,7 @@ def _by_set(found: Iterable[JudgedExample]) -> dict[str, list[tuple[bool, bool |
         complies = rules.manner(e.prompt, e.text) == "compliance"
         is_told = is_answer(e.prompt, e.text) and said.is_told["harm"]
         verdict = complies if is_told and complies == (said.harm >= 0.5) else None
-        for task, name, truth in crossvalidation.truths(e):
+        for task, name, truth in training.truths(e):
             if task == "harm":
                 rows.setdefault(name, []).append((truth, verdict))
     return rows

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from heredity.core.records import Estimate
 from heredity.redteam.judges import check_quality
-from heredity.redteam.judges.calibration import likeness, readings
+from heredity.redteam.judges.calibration import readings
 from heredity.study.readings import read_forms, read_readings
 
 
@@ -31,7 +31,7 @@ def main() -> int:
     print_errors(rows)
     if arguments.write and arguments.files:
         print(f"wrote {readings.write_readings(rows)}")
-        print(f"wrote {likeness.write_forms(read_forms(arguments.files, arguments.root))}")
+        print(f"wrote {readings.write_forms(read_forms(arguments.files, arguments.root))}")
     return 0
 
 

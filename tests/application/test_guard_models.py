@@ -16,8 +16,8 @@ from heredity.application.guards import GuardSpec, parse_guard
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.records import Message, Reply, Request
-from heredity.redteam.guard_readers import MOST_PARTS, JudgeReaders
 from heredity.redteam.judges import Models
+from heredity.redteam.judges.guard import MAX_PARTS, JudgeReaders
 from tests.support.errors import raises
 from tests.support.guard_models import NAME, LlamaGuard, models, readers
 from tests.support.studies import Recorder
@@ -94,7 +94,7 @@ def test_the_end_of_a_long_answer_and_its_middle_are_read_too() -> None:
         text = "x " * 6_000
         text = text[:at] + "plutonium" + text[at:]
         assert ask(behind(LlamaGuard(), guard(), says=text), "How?").text == BLOCKED
-    found = ask(behind(LlamaGuard(), guard(), says="x" * 5_000 * MOST_PARTS), "How?")
+    found = ask(behind(LlamaGuard(), guard(), says="x" * 5_000 * MAX_PARTS), "How?")
     assert found.text == BLOCKED and found.guarded == ("model: failed: UnreadableReply",)
 
 

@@ -10,7 +10,7 @@ import pytest
 from heredity.application.spec import Application
 from heredity.core.records import Check, Probe, Reply, Request, ToolCall, ToolDescription
 from heredity.redteam import attacks, probes
-from heredity.redteam.attacks._ladder import topic
+from heredity.redteam.attacks._words import topic
 from heredity.redteam.text import shown_texts
 from tests.support.studies import APPLICATION, Recorder, plan, responses, study
 

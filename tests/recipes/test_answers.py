@@ -23,7 +23,7 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.instruct import Instruct
 from heredity.recipes.lora import Lora
 from heredity.recipes.prune import Prune
-from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges import rules
 from heredity.train.data.chat import ConversationEncoder, Data, Dialogue, WrittenAnswer, make_data
 from tests.support.errors import raises
 from tests.support.tiny_models import exchange_two_tokens, make_model

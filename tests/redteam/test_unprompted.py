@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from heredity.core.records import Check, ToolCall
 from heredity.redteam import judges
-from heredity.redteam.unprompted import WORDS, find_unprompted
+from heredity.redteam.judges._choice import WORDS, find_unprompted
 from tests.support.trials import SYSTEM, exchange, make_application, probe, response
 
 CODE = "ORCHID-7731"

@@ -11,8 +11,8 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadInput
 from heredity.core.records import Change, Exchange, Probe, Reply, Response, ToolCall, Usefulness
 from heredity.redteam import probes
+from heredity.redteam.checks import is_useful
 from heredity.redteam.judges import Decider
-from heredity.redteam.usefulness import is_useful
 from tests.support.errors import raises
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from heredity.core.files import Rows
-from heredity.redteam.judges.calibration.canaries import CanaryVerdicts
-from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges import rules
+from heredity.redteam.judges.calibration.quality import CanaryVerdicts
 from heredity.study.aggregate import read_study
 from heredity.study.drift import CANARIES
 from heredity.study.headline import headline
@@ -82,7 +82,7 @@ def test_a_judge_without_a_record_is_compared_with_the_first_run_of_its_study(tm
 def test_a_calibration_records_the_canaries_for_later_studies(tmp_path: Path) -> None:
     from heredity.redteam.judges import identity
     from heredity.redteam.judges.calibration import quality
-    from heredity.redteam.judges.calibration.measure import Calibration, LabelMeasurement
+    from heredity.redteam.judges.calibration.quality import Calibration, LabelMeasurement
     from heredity.study.drift import find_drift
 
     study(tmp_path, MADE).run()

@@ -10,7 +10,7 @@ import pytest
 
 from heredity.redteam import judges, probes
 from heredity.redteam.judges import PredictedErrors, ReadErrors
-from heredity.redteam.judges.calibration.families import predicted_errors
+from heredity.redteam.judges.calibration.quality import predicted_errors
 from heredity.redteam.judges.calibration.readings import family_of, shipped_readings
 from heredity.stats.judge_error import predict_share
 from heredity.study.intervals import Intervals
@@ -147,9 +147,9 @@ def test_every_shipped_judge_claims_the_spread_between_families(judge: str, task
 
 
 def test_labels_of_one_family_take_the_spread_that_the_shipped_judges_show(tmp_path: Path) -> None:
+    from heredity.redteam.judges import rules
     from heredity.redteam.judges.calibration import quality
-    from heredity.redteam.judges.calibration.measure import Calibration, LabelMeasurement
-    from heredity.redteam.judges.rules import judge as rules
+    from heredity.redteam.judges.calibration.quality import Calibration, LabelMeasurement
 
     mine = LabelMeasurement(rules, Calibration(90, 100, 80, 100, "mine.csv"), 0, (), "0" * 64)
     quality.save_calibration(tmp_path, mine, "digest", "harm", ("1",), {})
@@ -161,7 +161,7 @@ def test_labels_of_one_family_take_the_spread_that_the_shipped_judges_show(tmp_p
 
 def test_a_family_left_out_is_covered_by_what_the_others_predict() -> None:
     """Nominal 0.95 over the shipped judges and tasks; pooled labels of the same families cover 0.48."""
-    from heredity.redteam.judges.calibration.families import leave_one_out
+    from heredity.redteam.judges.calibration.quality import leave_one_out
 
     cases = [(judge, task) for judge in ("rules", "learned", HEAD) for task in ("harm", "refusal")]
     found = [leave_one_out(task, judge, n=200) for judge, task in cases]  # type: ignore[arg-type]

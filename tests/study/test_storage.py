@@ -16,9 +16,8 @@ from heredity.core.errors import HeredityError
 from heredity.core.files import Rows, rewrite
 from heredity.core.records import Reply, Request, Response, Verdict, digest_response
 from heredity.redteam import judges
-from heredity.redteam.judges import checks
-from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.rules.no_answer import row_stamp
+from heredity.redteam.judges import checks, rules
+from heredity.redteam.no_answer import row_stamp
 from tests.study.test_resume import Full
 from tests.support.errors import raises
 from tests.support.studies import Recorder, by_index, drop_circumstances, plan, responses, study

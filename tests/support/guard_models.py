@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from heredity.core.errors import UnknownName
 from heredity.core.records import Reply, Request
 from heredity.engines.protocols import Engine
-from heredity.redteam.guard_readers import JudgeReaders
 from heredity.redteam.judges import Models
+from heredity.redteam.judges.guard import JudgeReaders
 
 NAME = "llama_guard_3:tiny-guard"
 UNSAFE = "\n\nunsafe\nS9"

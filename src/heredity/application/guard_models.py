@@ -2,7 +2,7 @@
 
 Promises: an application with a guard model has no digest until the model is identified, and is refused under
 another one. A text is read once, however often it comes. Memory is bounded.
-Leaves to others: loading models and reading their replies (redteam/guard_readers.py), and what follows from
+Leaves to others: loading models and reading their replies (redteam/judges/guard.py), and what follows from
 a score (guards/model.py, guard_chain.py).
 """
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from heredity.core.terminal import Display
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
-    from heredity.redteam.guard_readers import JudgeReaders
+    from heredity.redteam.judges.guard import JudgeReaders
 
 _Command = TypeVar("_Command", bound="Callable[..., object]")
 _OPTIONS = (
@@ -146,8 +146,8 @@ def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
 
 def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
     """The models of guards, of which none is loaded yet. The judges behind them take half a second."""
-    from heredity.redteam.guard_readers import JudgeReaders
     from heredity.redteam.judges import Models
+    from heredity.redteam.judges.guard import JudgeReaders
 
     def identify(name: str) -> str:
         return store.get(name).record.id

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from heredity.core.progress import Watch
     from heredity.core.records import Estimate
     from heredity.redteam.judges import JudgeQuality
-    from heredity.redteam.judges.calibration.measure import LabelMeasurement
+    from heredity.redteam.judges.calibration.quality import LabelMeasurement
 
 _EXAMPLE = (
     "heredity judges calibrate rules --task refusal --labels answers.jsonl "
@@ -95,7 +95,7 @@ def calibrate(
     with shown_start():
         from heredity.redteam import judges
         from heredity.redteam.judges.calibration import quality as kept
-        from heredity.redteam.judges.calibration.measure import measure
+        from heredity.redteam.judges.calibration.quality import measure
     from heredity.redteam.judges.protocols import ClosableJudge
 
     of, names = cast(judges.Task, task), tuple(value.strip() for value in positive.split(","))

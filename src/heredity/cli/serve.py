@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
-    from heredity.redteam.guard_readers import JudgeReaders
+    from heredity.redteam.judges.guard import JudgeReaders
 
 
 @click.command(
@@ -252,8 +252,8 @@ def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
     """The models of guards, each loaded on its first use and asked by all callers in one batch."""
     from heredity.cli import _pulling
     from heredity.deploy.serve.worker import shared
-    from heredity.redteam.guard_readers import JudgeReaders
     from heredity.redteam.judges import Models
+    from heredity.redteam.judges.guard import JudgeReaders
 
     def load(name: str) -> Engine:
         grown = store.get(name)

@@ -2,7 +2,7 @@
 
 Promises: canaries.jsonl has one row for each run in which the judge judged. A judge that drifted is reported,
 never swapped or stopped.
-Leaves to others: the canaries (redteam/judges/calibration/canaries.py), and the warning (headline.py).
+Leaves to others: the canaries (redteam/judges/calibration/quality.py), and the warning (headline.py).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 from heredity.core.files import Rows
 from heredity.core.records import Outcome
 from heredity.redteam import judges
-from heredity.redteam.judges.calibration.canaries import (
+from heredity.redteam.judges.calibration.quality import (
     CanaryVerdicts,
     drifted,
     judge_canaries,
     recorded_verdicts,
 )
-from heredity.redteam.judges.rules.no_answer import is_stamped
+from heredity.redteam.no_answer import is_stamped
 from heredity.study.estimates import JudgeDrift
 
 CANARIES = "canaries.jsonl"

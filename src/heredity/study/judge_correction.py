@@ -25,7 +25,7 @@ from heredity.core.errors import Damaged
 from heredity.core.records import Estimate
 from heredity.redteam import judges
 from heredity.redteam.judges import needs_judge
-from heredity.redteam.judges.calibration.likeness import AnswerForm, summarise, unlike
+from heredity.redteam.judges.calibration.readings import AnswerForm, summarise, unlike
 from heredity.stats.intervals import refused
 from heredity.stats.judge_error import combine_strata
 from heredity.study.comparisons import MEASURES

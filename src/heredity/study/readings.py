@@ -21,12 +21,10 @@ import msgspec
 from heredity.core import readers
 from heredity.core.errors import BadInput, did_you_mean
 from heredity.core.records import digest_response
-from heredity.redteam.judges import checks, default_verdict, needs_judge, pair_of
-from heredity.redteam.judges.calibration.families import OWN
-from heredity.redteam.judges.calibration.likeness import AnswerForm, summarise
-from heredity.redteam.judges.calibration.readings import Reading, ReadingLabel
+from heredity.redteam.judges import checks, default_verdict, needs_judge, pair_of, rules
+from heredity.redteam.judges.calibration.quality import OWN
+from heredity.redteam.judges.calibration.readings import AnswerForm, Reading, ReadingLabel, summarise
 from heredity.redteam.judges.protocols import Pair
-from heredity.redteam.judges.rules import judge as rules
 from heredity.study.plan import Grid, read_plan
 from heredity.study.storage import open_responses
 
@@ -59,7 +57,7 @@ def read_readings(paths: Iterable[Path], root: Path | None = None) -> list[Readi
 
 
 def read_forms(paths: Iterable[Path], root: Path | None = None) -> list[AnswerForm]:
-    """The form of each model's judged answers, in the studies that were read (calibration/likeness.py)."""
+    """The form of each model's judged answers, in the studies that were read (calibration/readings.py)."""
     lines = (_checked(path, number, cells) for path in paths for number, cells in readers.json_lines(path))
     pairs: dict[str, list[Pair]] = {}
     for folder in sorted({(root or Path()) / line.study for line in lines}):

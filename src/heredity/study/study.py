@@ -42,8 +42,8 @@ from heredity.lineage.speeds import ModelSpeed, speeds_of
 from heredity.lineage.store import Store, engine_loader, load_engine
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.attacks.protocols import AttackPart
-from heredity.redteam.guard_readers import JudgeReaders
 from heredity.redteam.judges import Decider, Judge, Models
+from heredity.redteam.judges.guard import JudgeReaders
 from heredity.study import aggregate, drift, importers, resume, shards, storage
 from heredity.study.behind_guards import is_guarded, loaded, with_guards
 from heredity.study.deviations import note_event

@@ -42,8 +42,8 @@ from heredity.engines.protocols import Engine
 from heredity.engines.remote.budget import Price
 from heredity.lineage.store import Store, load_engine, record_at_answer
 from heredity.lineage.types import EngineLoader, Grown
-from heredity.redteam.guard_readers import JudgeReaders
 from heredity.redteam.judges import Models
+from heredity.redteam.judges.guard import JudgeReaders
 from heredity.study.attack_context import FOUND, AttackServices, SearchCache, SearchResult, attack_services
 from heredity.study.named_models import stored_model
 from heredity.study.plan import PLAN, Grid, Plan, PlannedModel

@@ -30,7 +30,7 @@ from heredity.deploy.serve.worker import shared as sharing
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
-from heredity.redteam.guard_readers import JudgeReaders
+from heredity.redteam.judges.guard import JudgeReaders
 from tests.deploy.serve.serving import client, listening, until
 from tests.support.errors import raises
 from tests.support.guard_models import NAME, Batched, models

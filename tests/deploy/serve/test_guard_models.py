@@ -24,7 +24,7 @@ from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker, SharedScorer, shared
 from heredity.engines.protocols import AddressedRequest, Completer, Scorer
 from heredity.lineage.store import scripted
-from heredity.redteam.guard_readers import JudgeReaders
+from heredity.redteam.judges.guard import JudgeReaders
 from tests.deploy.serve.serving import Saying, listening, saying, until
 from tests.support.guard_models import NAME, Batched, LlamaGuard, models
 

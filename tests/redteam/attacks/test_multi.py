@@ -7,7 +7,7 @@ import pytest
 
 from heredity.core.records import Probe
 from heredity.redteam import attacks
-from heredity.redteam.attacks._ladder import is_refusal, topic
+from heredity.redteam.attacks._words import is_refusal, topic
 from tests.support.conversations import APPLICATION, BY_ID, HOW, PROBES, REFUSAL, talk, trial
 
 PLAIN = BY_ID["planted_secret/plain-01"]

@@ -17,7 +17,7 @@ from heredity.core.errors import UsageError
 from heredity.core.records import Check, ToolCall, ToolResult
 from heredity.redteam import judges, probes
 from heredity.redteam.checks.pattern import PATTERN_LIMIT
-from heredity.redteam.checks.secret.check import SecretForms
+from heredity.redteam.checks.secret import SecretForms
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.bank import read_bank
 from tests.support.errors import raises

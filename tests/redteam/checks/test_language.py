@@ -10,7 +10,7 @@ import pytest
 
 from heredity.core.records import Check, Verdict
 from heredity.redteam.checks import BadCheck, load_check
-from heredity.redteam.checks.language.profiles import LANGUAGES, language_of
+from heredity.redteam.checks.language import LANGUAGES, language_of
 from heredity.redteam.judges import checks
 from tests.redteam.checks.test_checks import outcome
 from tests.support.clock import computing_within

@@ -6,7 +6,7 @@ import pytest
 
 from heredity.core.records import Check, ToolCall, Verdict
 from heredity.redteam import judges
-from heredity.redteam.mentions import CLAUSES, without_refusals
+from heredity.redteam.text import CLAUSES, without_refusals
 from tests.redteam.checks.test_checks import CODE, outcome
 from tests.redteam.checks.test_word import REPORTS
 from tests.support.trials import SYSTEM, exchange, make_application, probe, response

@@ -10,7 +10,7 @@ import pytest
 
 from heredity.application.spec import Secret
 from heredity.core.records import Check
-from heredity.redteam.checks.secret.check import SecretForms
+from heredity.redteam.checks.secret import SecretForms
 from tests.redteam.checks.test_checks import outcome
 from tests.support.trials import make_application
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heredity.redteam.checks.secret.check import SecretForms
-from heredity.redteam.checks.secret.disguises import in_latin, without_digits
+from heredity.redteam.checks.secret import SecretForms, in_latin, without_digits
 from heredity.redteam.text import fold, squeeze
 
 SECRET = "VORK-7392-TULM"

@@ -42,15 +42,10 @@ from heredity.core.records import (
     ToolResult,
     Verdict,
 )
-from heredity.redteam import judges
-from heredity.redteam.judges.learned import judge as learned
-from heredity.redteam.judges.learned import model as learned_model
-from heredity.redteam.judges.learned import signals as _learned_signals
-from heredity.redteam.judges.learned.model import LearnedScores, PairLogits
+from heredity.redteam import judges, no_answer
+from heredity.redteam.judges import learned, rubric
+from heredity.redteam.judges.learned import LearnedScores, PairLogits
 from heredity.redteam.judges.protocols import Models, Pair
-from heredity.redteam.judges.rubric import ask as _rubric_form
-from heredity.redteam.judges.rubric import head as _head
-from heredity.redteam.judges.rules import no_answer
 
 ANSWERS, FACTS = (Path(__file__).with_name(name) for name in ("golden.jsonl", "golden.json"))
 COMMAND = "python -m tests.redteam.judges.golden"
@@ -225,15 +220,13 @@ class _Learned:
     """The shipped weights of `learned` on logits that are drawn."""
 
     def __init__(self) -> None:
-        self._model = learned_model.LearnedHeads(
-            learned_model.load_arrays(learned_model.WEIGHTS, learned_model.card())
-        )
+        self._model = learned.LearnedHeads(learned.load_arrays(learned.WEIGHTS, learned.card()))
 
     def scores(self, prompt: str, text: str) -> LearnedScores:
         if not text.strip():
             return LearnedScores(0.0, 0.0)
         logits = PairLogits(*(_drawn(f"{prompt}\0{text}", 4) / 32).tolist())
-        return self._model.scores(logits, learned_model.describe(prompt, text))
+        return self._model.scores(logits, learned.describe(prompt, text))
 
 
 # --- what the judges say ---------------------------------------------------------------------------
@@ -262,7 +255,7 @@ def _held(row: Verdict) -> list[Any]:
 
 def _of_head(trials: Sequence[Trial]) -> list[list[Any]]:
     """Refusal and harm by the shipped head, of states that are drawn; null for a doubt."""
-    head = _head.Head(_head.SHIPPED)
+    head = rubric.Head(rubric.SHIPPED)
     size = len(head._arrays["plain.mean"])
     found = []
     for trial in trials:
@@ -274,9 +267,7 @@ def _of_head(trials: Sequence[Trial]) -> list[list[Any]]:
 
 def signals(known: Sequence[Row]) -> dict[str, list[float | None]]:
     """The numbers that are counted in some of the answers, by their ids."""
-    return {
-        row["id"]: _rounded(_learned_signals.signals(*trial_of(row).pair)) for row in list(known)[::_EVERY]
-    }
+    return {row["id"]: _rounded(learned.signals(*trial_of(row).pair)) for row in list(known)[::_EVERY]}
 
 
 def _rounded(numbers: Iterable[float | None]) -> list[float | None]:
@@ -286,13 +277,13 @@ def _rounded(numbers: Iterable[float | None]) -> list[float | None]:
 def questions() -> dict[str, str]:
     """A hash over the words that each form of a rubric puts to a model."""
     shown = {
-        "parts": [_rubric_form.parts_request(0, asked, "An answer.") for asked in ("", "A question?")],
+        "parts": [rubric.parts_request(0, asked, "An answer.") for asked in ("", "A question?")],
         "yesno": [
-            _rubric_form.yes_no_request(0, question, asked, "An answer.")
-            for question in (_rubric_form.HARM, _rubric_form.HARM_ALONE, _rubric_form.REFUSAL)
+            rubric.yes_no_request(0, question, asked, "An answer.")
+            for question in (rubric.HARM, rubric.HARM_ALONE, rubric.REFUSAL)
             for asked in ("", "A question?")
         ],
-        "head": [_rubric_form.harm_request(0, asked, "An answer.") for asked in ("", "A question?")],
+        "head": [rubric.harm_request(0, asked, "An answer.") for asked in ("", "A question?")],
     }
     return {
         form: hashlib.sha256("\0".join(map(_words, asked)).encode()).hexdigest()[:16]
@@ -310,7 +301,7 @@ def judge_of(judged_by: str) -> str:
 
 def versions() -> dict[str, int]:
     """The numbers as they are in the source."""
-    return {**judges.versions(), SIGNALS: _learned_signals.VERSION, NO_ANSWER: no_answer.VERSION}
+    return {**judges.versions(), SIGNALS: learned.SIGNALS_VERSION, NO_ANSWER: no_answer.VERSION}
 
 
 def is_same(a: Any, b: Any) -> bool:
@@ -336,7 +327,7 @@ def changed(judged_by: str) -> list[str]:
 def changed_signals() -> list[str]:
     """Each answer of which another number is counted. How far zlib presses a text is its own affair."""
     held, now = facts().get(SIGNALS, {}), signals(rows())
-    pressed = _learned_signals.NAMES.index("compressibility")
+    pressed = learned.NAMES.index("compressibility")
     found = []
     for name in held.keys() & now.keys():
         a, b = (list(each[name]) for each in (held, now))
@@ -359,7 +350,7 @@ def changed_weights() -> bool:
 
 def weights() -> str:
     """The hash of the weights of `learned`, as its card has it."""
-    return str(learned_model.card()["weights"]["sha256"])
+    return str(learned.card()["weights"]["sha256"])
 
 
 def what_changed() -> dict[str, list[str]]:
@@ -383,7 +374,7 @@ def covered_by(name: str) -> tuple[str, ...]:
 
 def place_of(name: str) -> str:
     """The file that holds a version."""
-    others: dict[str, ModuleType] = {SIGNALS: _learned_signals, NO_ANSWER: no_answer}
+    others: dict[str, ModuleType] = {SIGNALS: learned, NO_ANSWER: no_answer}
     module = others[name] if name in others else registry.load("redteam.judges", name)
     return f"src/{module.__name__.replace('.', '/')}.py"
 

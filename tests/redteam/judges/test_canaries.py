@@ -7,14 +7,14 @@ from collections import Counter
 import msgspec
 
 from heredity.redteam import judges
-from heredity.redteam.judges.calibration.canaries import (
+from heredity.redteam.judges import rules
+from heredity.redteam.judges.calibration.quality import (
     CanaryVerdicts,
     canaries,
     drifted,
     judge_canaries,
     recorded_verdicts,
 )
-from heredity.redteam.judges.rules import judge as rules
 
 
 def test_there_are_canaries_of_every_kind_for_both_tasks_and_few_of_them_ask_a_model() -> None:

@@ -14,7 +14,7 @@ from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
 from heredity.redteam import judges
 from heredity.redteam.judges.calibration import quality as kept
-from heredity.redteam.judges.calibration.measure import measure
+from heredity.redteam.judges.calibration.quality import measure
 from heredity.study.findings.panel import PanelRow
 from heredity.study.report import markdown
 from heredity.study.storage import choose_judge, chosen_judge

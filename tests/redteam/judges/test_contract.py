@@ -10,12 +10,10 @@ import pytest
 from heredity.core import registry
 from heredity.core.records import Check, Reply, Request, Response
 from heredity.redteam import judges
+from heredity.redteam.judges import learned, rubric, rules
 from heredity.redteam.judges._choice import Decider, probabilities
-from heredity.redteam.judges.learned import judge as learned
-from heredity.redteam.judges.learned.model import LearnedScores
+from heredity.redteam.judges.learned import LearnedScores
 from heredity.redteam.judges.protocols import Models
-from heredity.redteam.judges.rubric import ask
-from heredity.redteam.judges.rules import judge as rules
 from tests.support.studies import Recorder
 from tests.support.trials import exchange, make_application, probe, response
 
@@ -59,7 +57,7 @@ def speak(request: Request) -> Reply:
             f"Harmful request: yes\nResponse refusal: {refused}\nHarmful response: {harmful}",
         )
     asked = request.messages[-1].content
-    has_refused, is_refusal_asked = REFUSED in asked, ask.REFUSAL[:40] in str(request.messages)
+    has_refused, is_refusal_asked = REFUSED in asked, rubric.REFUSAL[:40] in str(request.messages)
     said = "perhaps" if UNSURE in asked else "yes" if has_refused == is_refusal_asked else "no"
     return Reply(request.key, "", said)
 

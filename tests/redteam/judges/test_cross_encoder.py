@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from heredity.core.errors import Damaged
-from heredity.redteam.judges.learned import cross_encoder
-from heredity.redteam.judges.learned.cross_encoder import HEADS, RANK, SCALE, CrossEncoder, PairTokenizer
-from heredity.redteam.judges.learned.model import Floats
-from heredity.redteam.judges.training import tune
-from heredity.redteam.judges.training.hard_examples import AnswerTarget
+from heredity.redteam.judges import learned
+from heredity.redteam.judges.learned import HEADS, RANK, SCALE, CrossEncoder, Floats, PairTokenizer
+from heredity.redteam.judges.training import learned as training
+from heredity.redteam.judges.training.learned import AnswerTarget
 from tests.support.errors import raises
 
 torch = pytest.importorskip("torch")
@@ -125,7 +124,7 @@ def test_too_little_memory_is_no_damage(folder: Path, monkeypatch: pytest.Monkey
     def full(folder: Path) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cross_encoder, "PairTokenizer", full)
+    monkeypatch.setattr(learned, "PairTokenizer", full)
     with pytest.raises(MemoryError):
         CrossEncoder(folder, arrays())
 
@@ -158,9 +157,9 @@ def test_tuning_learns_what_only_the_two_texts_together_tell(folder: Path) -> No
         for a, b in pairs
     ]
     told: list[str] = []
-    tuned = tune.tune(folder, targets, seed=0, steps=200, say=told.append)
-    again = tune.tune(folder, targets, seed=0, steps=2, say=told.append)
-    same = tune.tune(folder, targets, seed=0, steps=2, say=told.append)
+    tuned = training.tune(folder, targets, seed=0, steps=200, say=told.append)
+    again = training.tune(folder, targets, seed=0, steps=2, say=told.append)
+    same = training.tune(folder, targets, seed=0, steps=2, say=told.append)
     assert len(told) == 4 and float(told[3].rpartition(" ")[2]) < float(told[0].rpartition(" ")[2])
     assert all(np.array_equal(again.arrays[name], same.arrays[name]) for name in again.arrays)
     adapted = {name.partition(".")[0] for name in tuned.arrays} - {"heads"}
@@ -178,22 +177,22 @@ def test_families_and_classes_are_drawn_alike_and_made_answers_have_their_share(
     made = [
         target("q", f"made {i}", complies=0.0)._replace(family="made", kind=f"kind {i}") for i in range(4)
     ]
-    drawn = tune.schedule([*few, *many, *made], 8_000, random.Random(0))
+    drawn = training.schedule([*few, *many, *made], 8_000, random.Random(0))
 
     def share(of: list[AnswerTarget], among: list[AnswerTarget]) -> float:
         return len(of) / len(among)
 
     ours = [t for t in drawn if not t.kind]
     rare = [t for t in ours if t.family == "few"]
-    assert abs(share([t for t in drawn if t.kind], drawn) - tune.MADE / (1 - tune.ANSWERS)) < 0.02
+    assert abs(share([t for t in drawn if t.kind], drawn) - training.MADE / (1 - training.ANSWERS)) < 0.02
     assert abs(share(rare, ours) - 5 / 25) < 0.03, "by the roots of 25 and 400"
     assert abs(share([t for t in rare if t.complies == 1], rare) - 0.5) < 0.04
-    assert abs(share([t for t in ours if not t.prompt], ours) - tune.WITHOUT_PROMPT) < 0.02
+    assert abs(share([t for t in ours if not t.prompt], ours) - training.TUNED_WITHOUT_PROMPT) < 0.02
     assert all(t.prompt for t in drawn if t.kind), "a made answer says nothing without its request"
 
 
 def test_what_is_unknown_teaches_nothing() -> None:
     logits = torch.zeros((2, len(HEADS)), requires_grad=True)
-    tune.target_loss(logits, [target("q", "a", refuses=1.0), target("q", "b", complies=0.0)]).backward()
+    training.target_loss(logits, [target("q", "a", refuses=1.0), target("q", "b", complies=0.0)]).backward()
     assert logits.grad is not None
     assert (logits.grad != 0).tolist() == [[True, False, False, False], [False, True, True, False]]

@@ -16,10 +16,9 @@ from heredity.redteam import judges
 from heredity.redteam.checks import Finding
 from heredity.redteam.checks import kinds as check_kinds
 from heredity.redteam.checks.marker import MarkerCheck
-from heredity.redteam.judges import _choice, checks
+from heredity.redteam.judges import _choice, checks, rules
 from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.protocols import Models
-from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import learned as learned_card
 from tests.redteam.judges import golden
 from tests.support.studies import Recorder

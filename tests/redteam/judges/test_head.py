@@ -19,12 +19,9 @@ from heredity.core.progress import Progress
 from heredity.core.records import Check
 from heredity.engines.torch.engine import open_folder
 from heredity.redteam import judges
-from heredity.redteam.judges.calibration.measure import measure
+from heredity.redteam.judges import rubric, rules
+from heredity.redteam.judges.calibration.quality import measure
 from heredity.redteam.judges.protocols import Models
-from heredity.redteam.judges.rubric import ask
-from heredity.redteam.judges.rubric import head as _head
-from heredity.redteam.judges.rubric import judge as rubric
-from heredity.redteam.judges.rules import judge as rules
 from heredity.redteam.judges.training import head as head_train
 from heredity.redteam.judges.training.learned import versions
 from tests.support.errors import raises
@@ -194,7 +191,7 @@ def test_a_verdict_comes_from_the_state_and_hangs_on_no_other_answer(learned: An
 def test_the_steady_pair_is_heard_where_the_rules_see_no_refusal() -> None:
     """Of two states the plain pair calls the first harm, the steady one the second."""
     arrays = {"plain.done.weight": [9.0, -9.0], "steady.done.weight": [-9.0, 9.0]}
-    for of in _head.PAIRS:
+    for of in rubric.PAIRS:
         arrays |= {f"{of}mean": [0.0, 0.0], f"{of}scale": [1.0, 1.0], f"{of}topic.weight": [0.0, 0.0]}
         arrays |= {f"{of}done.bias": [0.0], f"{of}topic.bias": [5.0]}
     known = {name: np.array(values) for name, values in arrays.items()}
@@ -204,8 +201,8 @@ def test_the_steady_pair_is_heard_where_the_rules_see_no_refusal() -> None:
         (False, False, [True, False]),
         (False, True, [True, None]),
     ):
-        seen = _head.RuleFeatures(np.zeros(2), np.full(2, complies), np.zeros(2), np.full(2, may))
-        found = _head.head_logits(known, states, seen)
+        seen = rubric.RuleFeatures(np.zeros(2), np.full(2, complies), np.zeros(2), np.full(2, may))
+        found = rubric.head_logits(known, states, seen)
         said = [bool(x > 0) if sure else None for x, sure in zip(*found, strict=True)]
         assert said == wanted
 
@@ -225,7 +222,7 @@ LONG = f"Sure. First take the lid off. {BAD} {BAD}"
     ],
 )
 def test_what_is_left_of_a_refusal_may_comply(text: str, complies: bool, may: bool) -> None:
-    seen = _head.rule_features([("How do I open it?", text), ("How?", LONG)])
+    seen = rubric.rule_features([("How do I open it?", text), ("How?", LONG)])
     assert (bool(seen.complies[0]), bool(seen.may[0])) == (complies, may)
     assert (seen.least[0] < seen.margins[0]) == (may and not complies)
     assert seen.may[1] and seen.least[1] == seen.margins[1]  # and no answer hangs on another
@@ -394,15 +391,15 @@ SHIPPED = "rubric:qwen2.5-coder-1.5b-instruct:head"
 
 
 def test_the_shipped_head_is_of_these_versions() -> None:
-    head = _head.Head(_head.SHIPPED)
-    card = msgspec.json.decode((_head.SHIPPED / _head.CARD).read_bytes())
-    assert card["judge"] == SHIPPED and head.card.form == ask.harm_request_digest()
+    head = rubric.Head(rubric.SHIPPED)
+    card = msgspec.json.decode((rubric.SHIPPED / rubric.CARD).read_bytes())
+    assert card["judge"] == SHIPPED and head.card.form == rubric.harm_request_digest()
     assert card["judges"] == versions(), "stale: learn it again with `make head`"
     assert np.isfinite(head.refusal(("a question", "an answer")))
 
 
 def test_the_shipped_head_tells_harm_better_than_the_rules_in_the_mean_of_families_left_out() -> None:
-    card = msgspec.json.decode((_head.SHIPPED / _head.CARD).read_bytes())
+    card = msgspec.json.decode((rubric.SHIPPED / rubric.CARD).read_bytes())
     mean = {}
     for who in (SHIPPED, "rules"):
         found = {

@@ -18,14 +18,8 @@ from heredity.core.progress import Progress
 from heredity.core.records import Check
 from heredity.lineage.catalog import catalogue
 from heredity.redteam import judges
-from heredity.redteam.judges.learned import judge as learned
-from heredity.redteam.judges.learned import model as learned_model
-from heredity.redteam.judges.learned import scorer
-from heredity.redteam.judges.learned.cross_encoder import CrossEncoder
-from heredity.redteam.judges.learned.signals import NAMES, margin, signals
-from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.training import crossvalidation
-from heredity.redteam.judges.training import data as learned_data
+from heredity.redteam.judges import learned, rules, training
+from heredity.redteam.judges.learned import NAMES, CrossEncoder, margin, signals
 from heredity.redteam.judges.training import learned as learned_card
 from heredity.redteam.judges.training import learned as learned_train
 from heredity.study.study import Study
@@ -58,7 +52,7 @@ def test_without_its_base_model_it_says_how_to_pull_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path))
-    scorer.shipped.cache_clear()
+    learned.shipped.cache_clear()
     try:
         with raises(Unavailable, "model-not-pulled", mentions=[BASE, "heredity pull"]):
             learned.scores("a question", "an answer that no test has asked before")
@@ -70,7 +64,7 @@ def test_without_its_base_model_it_says_how_to_pull_it(
                 run.run()
             assert not (tmp_path / name[:5] / "responses.jsonl").exists()
     finally:
-        scorer.shipped.cache_clear()
+        learned.shipped.cache_clear()
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -122,8 +116,8 @@ def test_near_one_half_nothing_is_decided() -> None:
 
 
 def test_the_card_is_that_of_the_weights_and_of_these_versions() -> None:
-    card = learned_model.card()
-    data = learned_model.WEIGHTS.read_bytes()
+    card = learned.card()
+    data = learned.WEIGHTS.read_bytes()
     assert card["weights"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     assert card["judges"] == learned_card.versions(), "stale: train it again with `make learned`"
     pinned = {file.path: file.sha256 for file in catalogue()[BASE].files}
@@ -131,34 +125,34 @@ def test_the_card_is_that_of_the_weights_and_of_these_versions() -> None:
 
 
 def test_every_figure_says_how_it_was_held_out_and_stands_beside_that_of_the_rules() -> None:
-    rows = judges.quality_of_card(learned_model.CARD)
+    rows = judges.quality_of_card(learned.CARD)
     ours, theirs = ([r for r in rows if r.judge == judge] for judge in ("learned", "rules"))
     assert [(r.task, r.labels, r.accuracy.n) for r in ours] == [
         (r.task, r.labels, r.accuracy.n) for r in theirs
     ]
-    how = (crossvalidation.ONE_FOLD, crossvalidation.LEFT_OUT)
+    how = (training.ONE_FOLD, training.LEFT_OUT)
     assert all(row.labels.endswith(tuple(f"({h})" for h in how)) for row in ours)
 
 
 def test_on_a_model_that_was_left_out_it_is_never_below_the_rules_at_refusals() -> None:
-    rows = [r for r in judges.quality_of_card(learned_model.CARD) if r.task == "refusal"]
+    rows = [r for r in judges.quality_of_card(learned.CARD) if r.task == "refusal"]
     of = {(r.judge, r.labels): r.accuracy.value or 0.0 for r in rows}
     ours = {labels: value for (judge, labels), value in of.items() if judge == "learned"}
     assert ours and all(value >= of["rules", labels] for labels, value in ours.items())
 
 
 def test_answered_harmless_questions_that_were_left_out_are_often_told_from_harm() -> None:
-    rows = [r for r in judges.quality_of_card(learned_model.CARD) if "harmless (one fold)" in r.labels]
+    rows = [r for r in judges.quality_of_card(learned.CARD) if "harmless (one fold)" in r.labels]
     ours, theirs = ([r.specificity.value or 0.0 for r in rows if r.judge == j] for j in ("learned", "rules"))
     assert len(ours) == 3 and min(ours) > 0.5 > 0.1 > max(theirs)
     # Without any harmless answer in the training most of them read as harm, but no fewer than by the rules.
-    rows = [r for r in judges.quality_of_card(learned_model.CARD) if "harmless (sets left out)" in r.labels]
+    rows = [r for r in judges.quality_of_card(learned.CARD) if "harmless (sets left out)" in r.labels]
     ours, theirs = ([r.specificity.value or 0.0 for r in rows if r.judge == j] for j in ("learned", "rules"))
     assert len(ours) == 3 and all(a >= b for a, b in zip(ours, theirs, strict=True))
 
 
 def test_compliance_with_harm_is_told_on_families_of_sets_that_were_left_out() -> None:
-    rows = {(r.judge, r.labels): r.accuracy.value or 0.0 for r in judges.quality_of_card(learned_model.CARD)}
+    rows = {(r.judge, r.labels): r.accuracy.value or 0.0 for r in judges.quality_of_card(learned.CARD)}
     names = ("JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")
     each = [rows["learned", f"{name} (sets left out)"] for name in names]
     assert min(each) >= 0.82 and each[0] >= 0.84
@@ -169,7 +163,7 @@ def test_compliance_with_harm_is_told_on_families_of_sets_that_were_left_out() -
 
 
 def test_answers_to_questions_that_were_left_out_are_told_where_the_family_is_known() -> None:
-    rows = {(r.judge, r.labels): r.accuracy for r in judges.quality_of_card(learned_model.CARD)}
+    rows = {(r.judge, r.labels): r.accuracy for r in judges.quality_of_card(learned.CARD)}
     for name, least in (("GPTFuzz", 0.85), ("JAILJUDGE", 0.85)):
         ours, theirs = (rows[judge, f"{name} (one fold)"] for judge in ("learned", "rules"))
         assert ours.n > 150 and (ours.value or 0) >= least and (ours.value or 0) > (theirs.value or 1)
@@ -178,7 +172,7 @@ def test_answers_to_questions_that_were_left_out_are_told_where_the_family_is_kn
 def test_the_adapter_is_small_and_in_half_floats() -> None:
     from safetensors.numpy import load
 
-    data = learned_model.WEIGHTS.read_bytes()
+    data = learned.WEIGHTS.read_bytes()
     arrays = load(data)
     adapter = {name: array for name, array in arrays.items() if name.endswith((".a", ".b"))}
     assert len(data) < 2_000_000 and {array.dtype for array in adapter.values()} == {np.dtype(np.float16)}
@@ -187,9 +181,9 @@ def test_the_adapter_is_small_and_in_half_floats() -> None:
 
 def test_weights_that_are_not_the_card_s_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "learned.safetensors"
-    path.write_bytes(learned_model.WEIGHTS.read_bytes() + b" ")
+    path.write_bytes(learned.WEIGHTS.read_bytes() + b" ")
     with raises(Damaged, "head-changed"):
-        learned_model.load_arrays(path, learned_model.card())
+        learned.load_arrays(path, learned.card())
 
 
 # --- the data ------------------------------------------------------------------------------------
@@ -229,8 +223,8 @@ def write_data(folder: Path, spec: str = SPEC, csv: str = CSV) -> Path:
 
 
 def test_labels_become_what_each_head_should_say(tmp_path: Path) -> None:
-    spec = learned_data.read_spec(write_data(tmp_path))
-    no, so, harm, never = learned_data.read_examples(spec, [tmp_path]).examples
+    spec = training.read_spec(write_data(tmp_path))
+    no, so, harm, never = training.read_examples(spec, [tmp_path]).examples
     assert (no.refusal, no.compliance, no.topic) == (1, 0, 1)
     assert (so.refusal, so.compliance) == (0, 1)
     assert (harm.harm, harm.topic, harm.refusal) == (1, 1, None)
@@ -238,16 +232,16 @@ def test_labels_become_what_each_head_should_say(tmp_path: Path) -> None:
 
 
 def test_answers_to_one_question_share_a_fold(tmp_path: Path) -> None:
-    spec = learned_data.read_spec(write_data(tmp_path))
-    no, so, harm, never = learned_data.read_examples(spec, [tmp_path]).examples
+    spec = training.read_spec(write_data(tmp_path))
+    no, so, harm, never = training.read_examples(spec, [tmp_path]).examples
     assert no.fold == so.fold and harm.fold == never.fold
-    assert len({learned_data.fold(f"question {i}") for i in range(50)}) == learned_data.FOLDS
+    assert len({training.fold(f"question {i}") for i in range(50)}) == training.FOLDS
 
 
 def test_a_round_knows_no_answer_that_it_is_measured_on_and_counts_each_once() -> None:
-    def example(family: str, text: str, prompt: str = "q") -> learned_data.LabelledAnswer:
+    def example(family: str, text: str, prompt: str = "q") -> training.LabelledAnswer:
         task = "refusal" if family in "bd" else "harm"
-        return learned_data.LabelledAnswer(family, family, 0, prompt, text, 0.0, 1.0, 1.0, task)
+        return training.LabelledAnswer(family, family, 0, prompt, text, 0.0, 1.0, 1.0, task)
 
     some = [
         example("a", "x"),
@@ -257,14 +251,14 @@ def test_a_round_knows_no_answer_that_it_is_measured_on_and_counts_each_once() -
         example("c", "z"),
     ]
     kin = [e.family for e in some]
-    first, second, third, _ = crossvalidation.rounds([*some, example("d", "w")], [*kin, "d"])
+    first, second, third, _ = training.rounds([*some, example("d", "w")], [*kin, "d"])
     assert first == ([False, False, False, True, True, True], [True, True, False, False, False, False])
     assert second.kept[:2] == [False, False]  # the same answer under another question
     assert third.kept[:4] == [True] * 4
 
     told = {"refusal": True, "harm": True}
-    said = [crossvalidation.JudgedExample(e, 0.1, 0.9, told) for e in some[:2]]
-    ours, theirs = crossvalidation.count_correct("mine", "how", said)
+    said = [training.JudgedExample(e, 0.1, 0.9, told) for e in some[:2]]
+    ours, theirs = training.count_correct("mine", "how", said)
     assert (ours["sens_k"], ours["sens_n"], theirs["judge"]) == (1, 1, "rules")
 
 
@@ -280,7 +274,7 @@ def test_a_round_knows_no_answer_that_it_is_measured_on_and_counts_each_once() -
 def test_a_wrong_data_file_is_named(tmp_path: Path, spec: str, csv: str, said: tuple[str, list[str]]) -> None:
     path = write_data(tmp_path, spec, csv)
     with raises(BadInput, *said):
-        learned_data.read_examples(learned_data.read_spec(path), [tmp_path])
+        training.read_examples(training.read_spec(path), [tmp_path])
 
 
 # --- with the model ------------------------------------------------------------------------------
@@ -290,7 +284,7 @@ def test_a_wrong_data_file_is_named(tmp_path: Path, spec: str, csv: str, said: t
 def test_the_same_text_has_the_same_scores_whatever_the_company(base: None) -> None:
     together = learned.batch(PAIRS * 2)
     learned.scores.cache_clear()
-    scorer.shipped.cache_clear()  # a fresh encoder, and another order
+    learned.shipped.cache_clear()  # a fresh encoder, and another order
     backwards = learned.batch(PAIRS[::-1])
     assert together[: len(PAIRS)] == together[len(PAIRS) :] == backwards[::-1]
 
@@ -363,10 +357,10 @@ def test_training_writes_weights_and_their_card(base: None, tmp_path: Path) -> N
         "reading the held-out answers",
         "counting signs", "fitting the signs", "measuring", "",
     }  # fmt: skip
-    arrays = learned_model.load_arrays(tmp_path / "out" / "learned.safetensors", card)
-    encoder = CrossEncoder(learned_model.base_folder(), arrays)
-    found = learned_model.LearnedHeads(arrays).scores(
-        encoder.logits("Why?", "No."), learned_model.describe("Why?", "No.")
+    arrays = learned.load_arrays(tmp_path / "out" / "learned.safetensors", card)
+    encoder = CrossEncoder(learned.base_folder(), arrays)
+    found = learned.LearnedHeads(arrays).scores(
+        encoder.logits("Why?", "No."), learned.describe("Why?", "No.")
     )
     assert 0 <= found.refusal <= 1 and 0 <= found.harm <= 1
     assert set(card["files"]) == {"mine.csv", "harm.jsonl"} and said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from heredity.redteam.judges.learned import model as marks
+from heredity.redteam.judges import learned as marks
 
 LONG = "First you take the lid off, then you look what is inside of it."
 

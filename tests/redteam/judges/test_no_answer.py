@@ -10,8 +10,7 @@ from msgspec import UNSET
 
 from heredity.application.spec import Application
 from heredity.core.records import Cause, Check, Exchange, Reply, Response, ToolResult, Verdict
-from heredity.redteam import judges
-from heredity.redteam.judges.rules import no_answer
+from heredity.redteam import judges, no_answer
 from tests.support.clock import computing_within
 from tests.support.trials import exchange, probe, response
 

@@ -8,8 +8,7 @@ import pytest
 
 from heredity.core.records import Check, Probe, Response, Verdict
 from heredity.redteam import judges
-from heredity.redteam.judges import panel
-from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges import panel, rules
 from tests.support.trials import make_application, probe, response
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.redteam import judges
-from heredity.redteam.judges.calibration import measure as _labels
+from heredity.redteam.judges import rules
 from heredity.redteam.judges.calibration import quality
-from heredity.redteam.judges.calibration.measure import Half, measure
-from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges.calibration.quality import Half, measure
 from heredity.stats import rogan_gladen
 from heredity.stats.judge_error import across
 from tests.support.errors import raises
@@ -124,10 +123,10 @@ def test_rows_left_out_keep_the_places_of_the_others(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("kind,answer,verdict\nsafe,a,x\ncontrast,b,x\nsafe,c,y\n")
     columns = {"response": "answer", "label": "verdict"}
-    rows = list(_labels.read_labels(path, columns, {"kind": "contrast"}))
+    rows = list(quality.read_labels(path, columns, {"kind": "contrast"}))
     assert [(row.response, row.row) for row in rows] == [("a", 0), ("c", 2)]
     with raises(BadInput, "unknown-column", mentions=["kind"]):
-        list(_labels.read_labels(path, columns, {"kin": "contrast"}))
+        list(quality.read_labels(path, columns, {"kin": "contrast"}))
 
 
 def test_the_figures_on_the_page_are_the_shipped_ones() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from heredity.core.records import Check, Tool
-from heredity.redteam.judges.rules import judge as rules
+from heredity.redteam.judges import rules
 from tests.support.trials import make_application, probe, response
 
 REFUSAL = Check("refusal")

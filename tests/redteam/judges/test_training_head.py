@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 
-from heredity.redteam.judges.rubric import head
+from heredity.redteam.judges import rubric
+from heredity.redteam.judges.training import LabelledAnswer
 from heredity.redteam.judges.training import head as head_lines
 from heredity.redteam.judges.training import head as head_train
-from heredity.redteam.judges.training.data import LabelledAnswer
 
 N = 120
 
@@ -84,12 +84,14 @@ def test_a_head_that_learned_from_lines_passes_over_what_a_line_does_to_a_state(
     refused = [e._replace(task="refusal", refusal=float(i % 2 == 0)) for i, e in enumerate(plain[:10])]
     known, seen = plain + refused, np.vstack([states, states[:10]])
     nothing = np.zeros(len(known) + len(swayed))
-    none = head.RuleFeatures(nothing, nothing > 0, nothing, nothing > 0)
+    none = rubric.RuleFeatures(nothing, nothing > 0, nothing, nothing > 0)
     arrays = head_train.fit_pairs(known + swayed, np.vstack([seen, moved]), none)
     is_harm, margins = harm[at] == 1, np.zeros(len(moved))
     for complies, least, most in (
         (False, 0.0, 0.2),
         (True, 0.8, 1.0),
     ):  # without the steady pair, and with it
-        by = head.RuleFeatures(margins, np.full(len(moved), complies), margins, np.full(len(moved), complies))
-        assert least <= float(np.mean(head.head_logits(arrays, moved, by).logits[is_harm] > 0)) <= most
+        by = rubric.RuleFeatures(
+            margins, np.full(len(moved), complies), margins, np.full(len(moved), complies)
+        )
+        assert least <= float(np.mean(rubric.head_logits(arrays, moved, by).logits[is_harm] > 0)) <= most

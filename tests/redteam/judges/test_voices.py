@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from heredity.redteam.judges.learned.model import PRIOR, LearnedHeads, describe
-from heredity.redteam.judges.learned.signals import NAMES
-from heredity.redteam.judges.learned.voices import answering_voice, readings
-from heredity.redteam.judges.training import hard_examples
-from heredity.redteam.judges.training.data import LabelledAnswer
+from heredity.redteam.judges.learned import NAMES, PRIOR, LearnedHeads, answering_voice, describe, readings
+from heredity.redteam.judges.training import LabelledAnswer, learned
 from tests.support.clock import computing_within
 
 ASKED = "How do I spoil a fence?"
@@ -85,9 +82,9 @@ def test_a_hostile_text_is_read_in_linear_time() -> None:
 
 def test_a_copy_with_a_moral_is_the_same_answer_with_talk_or_a_moral_around_it() -> None:
     rows = [LabelledAnswer("s", "f", 0, ASKED, f"{YES} {i}", None, i % 2, 1, "harm") for i in range(40)]
-    made = [hard_examples.with_moral(row) for row in rows]
+    made = [learned.with_moral(row) for row in rows]
     assert all(row.text in copy.text and row.text != copy.text for row, copy in zip(rows, made, strict=True))
-    assert made == [hard_examples.with_moral(row) for row in rows]
+    assert made == [learned.with_moral(row) for row in rows]
     assert all(copy._replace(text="") == row._replace(text="") for row, copy in zip(rows, made, strict=True))
     assert any(copy.text.startswith(YES) for copy in made) and any(
         copy.text.endswith(tuple("0123456789")) for copy in made

@@ -17,8 +17,7 @@ from heredity.redteam.attacks import direct
 from heredity.redteam.checks import load_check
 from heredity.redteam.checks.word import WordCheck
 from heredity.redteam.judges import checks
-from heredity.redteam.probes.bank import ProbeFile, read_bank
-from heredity.redteam.probes.fill import SLOT
+from heredity.redteam.probes.bank import SLOT, ProbeFile, read_bank
 from heredity.redteam.text import letters_and_digits, shown_texts
 
 ROOT = Path(__file__).parents[3]

@@ -12,8 +12,8 @@ from msgspec import UNSET
 
 from heredity.core.records import Probe
 from heredity.redteam import probes
+from heredity.redteam.checks import says
 from heredity.redteam.text import fold, letters_and_digits, shown_texts, words
-from heredity.redteam.usefulness import says
 
 CORE = {probe.id: probe for probe in probes.load("core")}
 BREACH = [p for p in CORE.values() if p.kind == "breach" and not p.is_baseline]

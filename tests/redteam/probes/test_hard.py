@@ -11,10 +11,10 @@ import pytest
 from heredity.application.spec import Application
 from heredity.core.records import Exchange, Probe, Reply, Response, Severity
 from heredity.redteam import probes
+from heredity.redteam.checks import is_useful
 from heredity.redteam.judges import checks
 from heredity.redteam.probes.bank import ProbeFile, read_bank
 from heredity.redteam.text import shown_texts
-from heredity.redteam.usefulness import is_useful
 from tests.redteam.probes.test_bank import APPLICATION, WORLD, breach, quotations
 
 TECHNIQUES = ("agent_task", "long_document", "secret_pressure", "tool_description")

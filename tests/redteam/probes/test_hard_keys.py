@@ -10,7 +10,7 @@ from heredity.core.errors import BadInput
 from heredity.core.records import ToolDescription
 from heredity.redteam import probes
 from heredity.redteam.probes import bank
-from heredity.redteam.probes.documents import with_insert
+from heredity.redteam.probes.bank import with_insert
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION
 

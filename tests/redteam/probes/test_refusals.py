@@ -14,7 +14,7 @@ import pytest
 
 from heredity.core.records import Probe
 from heredity.redteam import probes
-from heredity.redteam.usefulness import says
+from heredity.redteam.checks import says
 from tests.redteam.probes.test_core import _HOW_TO
 from tests.support.near import content, near_pairs
 
@@ -120,7 +120,7 @@ def test_nothing_is_sexual_about_minors_and_no_organisation_or_person_is_named()
 
 
 def test_crescendo_leads_up_to_a_graded_request() -> None:
-    from heredity.redteam.attacks._ladder import _TOPICS
+    from heredity.redteam.attacks._words import _TOPICS
 
     assert _TOPICS["graded_harm"] == _TOPICS["harmful_request"]
 

@@ -14,10 +14,8 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from heredity.core.records import Consult, Message, Probe, Reply, Turn
-from heredity.redteam.attacks import _attacker
-from heredity.redteam.attacks._attacker import BROKEN, AttackTry
-from heredity.redteam.attacks._ladder import Ladder, is_refusal, lines, steps
-from heredity.redteam.attacks._words import table
+from heredity.redteam.attacks import _words
+from heredity.redteam.attacks._words import BROKEN, AttackTry, Ladder, is_refusal, lines, steps, table
 from heredity.redteam.attacks.protocols import AdaptiveStrategy, AttackContext, Turns
 from heredity.redteam.checks import is_judged
 
@@ -76,8 +74,8 @@ def _repeated(probe: Probe, context: AttackContext, reply: Reply, left: int) -> 
         tried.append(AttackTry(text, reply.text, score))
         text = again.replace("{text}", probe.turns[-1], 1)
         if context.has_attacker:
-            answer = yield _attacker.ask(probe, context, tried[-_REMEMBERED:])
-            text = _attacker.read_message(answer, probe, context) or text
+            answer = yield _words.ask(probe, context, tried[-_REMEMBERED:])
+            text = _words.read_message(answer, probe, context) or text
         reply = yield Turn(text, retracts=True)
 
 
@@ -85,7 +83,7 @@ def _written(probe: Probe, context: AttackContext, path: list[AttackTry], is_ref
     """The next step in the attacker's words; "" without an attacker, or if they cannot be used."""
     if not context.has_attacker:
         return ""
-    text = _attacker.message_of((yield _question(probe, path, is_refused)))
+    text = _words.message_of((yield _question(probe, path, is_refused)))
     is_demand = text.casefold() == probe.turns[-1].casefold()
     return "" if is_demand or not text or context.referee.is_void(text) else text
 

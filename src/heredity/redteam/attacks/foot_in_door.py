@@ -8,7 +8,7 @@ fewer.
 
 from __future__ import annotations
 
-from heredity.redteam.attacks._ladder import Ladder
+from heredity.redteam.attacks._words import Ladder
 from heredity.redteam.attacks.protocols import Strategy
 
 ATTACK: Strategy = Ladder("foot_in_door")

@@ -10,7 +10,7 @@ without being asked.
 from __future__ import annotations
 
 from heredity.core.records import Probe
-from heredity.redteam.attacks import _attacker
+from heredity.redteam.attacks import _words
 from heredity.redteam.attacks.protocols import DEFAULT_CONTEXT, AttackContext, AttackerStrategy, Turns
 
 MOST = 20
@@ -38,13 +38,13 @@ class Pair:
 
     def turns(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
         """Ask, read the score, and let the attacker rephrase."""
-        tries = [(yield from _attacker.attempt(probe, probe.turns[-1], context))]
+        tries = [(yield from _words.attempt(probe, probe.turns[-1], context))]
         for _ in range(int(context.variant or self.variants[0]) - 1):
-            if tries[-1].score >= _attacker.BROKEN:
+            if tries[-1].score >= _words.BROKEN:
                 return
-            reply = yield _attacker.ask(probe, context, tries[-_REMEMBERED:])
-            if text := _attacker.read_message(reply, probe, context):
-                tries.append((yield from _attacker.attempt(probe, text, context)))
+            reply = yield _words.ask(probe, context, tries[-_REMEMBERED:])
+            if text := _words.read_message(reply, probe, context):
+                tries.append((yield from _words.attempt(probe, text, context)))
 
 
 ATTACK: AttackerStrategy = Pair()

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 
 from heredity.core.records import Probe
-from heredity.redteam.attacks import _attacker
-from heredity.redteam.attacks._attacker import BROKEN, AttackTry
+from heredity.redteam.attacks import _words
+from heredity.redteam.attacks._words import BROKEN, AttackTry
 from heredity.redteam.attacks.protocols import DEFAULT_CONTEXT, AttackContext, AttackerStrategy, Turns
 
 MOST = 10
@@ -42,7 +42,7 @@ class Tap:
     def turns(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Turns:
         """Level by level: branch, prune, ask, keep the better half; stop at the first breach."""
         width, depth = self._size(context)
-        root = yield from _attacker.attempt(probe, probe.turns[-1], context)
+        root = yield from _words.attempt(probe, probe.turns[-1], context)
         leaves = [[root]]
         for _ in range(depth):
             if leaves[0][-1].score >= BROKEN:
@@ -50,10 +50,10 @@ class Tap:
             grown: list[list[AttackTry]] = []
             for at in range(width):  # the branches in turn, so that no level asks more than its width
                 branch = leaves[at % len(leaves)]
-                reply = yield _attacker.ask(probe, context, branch[-_SEEN:], at)
-                if not (text := _attacker.read_message(reply, probe, context)):
+                reply = yield _words.ask(probe, context, branch[-_SEEN:], at)
+                if not (text := _words.read_message(reply, probe, context)):
                     continue
-                tried = yield from _attacker.attempt(probe, text, context)
+                tried = yield from _words.attempt(probe, text, context)
                 if tried.score >= BROKEN:
                     return
                 grown.append([*branch, tried])

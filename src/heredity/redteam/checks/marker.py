@@ -17,13 +17,16 @@ from typing import ClassVar, Literal, NamedTuple
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding, not_proof
-from heredity.redteam.mentions import is_mentioned, is_ordered, refuses, speaks_of
 from heredity.redteam.text import (
     MIN_NAME,
     evidence,
     fold,
+    is_mentioned,
+    is_ordered,
     letters_and_digits,
+    refuses,
     shown_texts,
+    speaks_of,
     squeeze,
     supplied,
     words,

@@ -17,8 +17,7 @@ from typing import ClassVar
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
-from heredity.redteam.frame import is_frame, plain
-from heredity.redteam.text import evidence, fold, squeeze, supplied, words
+from heredity.redteam.text import evidence, fold, is_frame, plain, squeeze, supplied, words
 
 READ = 4000  # characters of a reply that are read
 LOOP = 2  # times the words stand in a reply that may break off within them

@@ -16,9 +16,18 @@ from typing import ClassVar, Literal
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
-from heredity.redteam.frame import is_frame, plain
-from heredity.redteam.mentions import does_it, is_mentioned
-from heredity.redteam.text import MIN_NAME, evidence, fold, letters_and_digits, supplied, words
+from heredity.redteam.text import (
+    MIN_NAME,
+    does_it,
+    evidence,
+    fold,
+    is_frame,
+    is_mentioned,
+    letters_and_digits,
+    plain,
+    supplied,
+    words,
+)
 
 Place = Literal["anywhere", "start", "end"]
 

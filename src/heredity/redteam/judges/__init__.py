@@ -23,7 +23,7 @@ from __future__ import annotations
 from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.records import Probe, Response, Verdict
-from heredity.redteam.judges import checks
+from heredity.redteam.judges import checks, rules
 from heredity.redteam.judges._choice import (
     Decider,
     identity,
@@ -33,11 +33,11 @@ from heredity.redteam.judges._choice import (
     stored_models,
     task_of,
 )
-from heredity.redteam.judges.calibration.families import PredictedErrors, predicted_errors
-from heredity.redteam.judges.calibration.measure import Calibration
 from heredity.redteam.judges.calibration.quality import (
     TASKS,
+    Calibration,
     JudgeQuality,
+    PredictedErrors,
     as_quality,
     calibrate,
     calibration,
@@ -46,6 +46,7 @@ from heredity.redteam.judges.calibration.quality import (
     copy_calibrations,
     measured_by_user,
     newest_calibration,
+    predicted_errors,
     quality,
     quality_of_card,
 )
@@ -56,7 +57,6 @@ from heredity.redteam.judges.calibration.readings import (
     check_errors_elsewhere,
 )
 from heredity.redteam.judges.protocols import DEFAULT, Judge, JudgeFile, LabelTask, Models, Task
-from heredity.redteam.judges.rules import judge as rules
 
 __all__ = [
     "DEFAULT",

@@ -17,10 +17,9 @@ from heredity.application.spec import Application
 from heredity.application.tools import is_answered_by
 from heredity.core.records import Cause, Outcome, Probe, Response, Verdict
 from heredity.redteam.checks import BreachCheck, Finding, load_check
+from heredity.redteam.judges import rules
 from heredity.redteam.judges.protocols import NO_ANSWER
-from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.mentions import without_refusals
-from heredity.redteam.text import evidence
+from heredity.redteam.text import evidence, without_refusals
 
 name = "checks"
 VERSION = 5  # raise it when a verdict changes: tests/redteam/judges/golden.py

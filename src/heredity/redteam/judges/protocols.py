@@ -14,6 +14,7 @@ from heredity.engines.protocols import Engine
 
 DEFAULT = "rules"
 NO_ANSWER = ("empty", "incoherent")
+SECRET_REMOVED, TEXT_REMOVED = "secret-removed", "text-removed"  # keys of Response.recorded
 Task = Literal["refusal", "harm"]
 LabelTask = Literal["refusal", "harm", "breach"]  # breach: what a check finds, and no other judge is asked
 # What counts as a positive: the answer refused; or it did what was asked, which was harmful.

@@ -25,8 +25,7 @@ from heredity.core import registry
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import Probe
 from heredity.redteam.probes import importers as importing
-from heredity.redteam.probes.bank import Bank, read_bank
-from heredity.redteam.probes.fill import applies, fill, select, slot_values
+from heredity.redteam.probes.bank import Bank, applies, fill, read_bank, select, slot_values
 
 __all__ = [
     "SUITES",

@@ -20,8 +20,8 @@ from msgspec import UnsetType
 from heredity.application.tools import is_answered_by
 from heredity.core.records import Estimate, Probe, Record, ToolCall
 from heredity.core.sections import Section, TextTable
+from heredity.redteam.checks import PATTERN, says
 from heredity.redteam.text import fold, words
-from heredity.redteam.usefulness import PATTERN, says
 from heredity.study.estimates import ALL, SCOPES
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals

@@ -4,7 +4,7 @@ Each conversation is a prompt of its own, and equal ones are one cluster. Differ
 different things, so that they cannot be paired: an import takes the answers of one.
 
 The log has secrets and personal data taken out of answers. An answer that held a secret broke, and one that
-held something else can be held by no judge: it is unclear (redteam/removed.py).
+held something else can be held by no judge: it is unclear (redteam/judges/_choice.py).
 
 Promises: a line that a crash tore is left out and counted, and the rest of the file is read. The same holds
 for a conversation without a word of the user, which any caller may send.
@@ -22,7 +22,7 @@ import msgspec
 from heredity.application.guard_chain import REMOVED
 from heredity.core.errors import BadInput
 from heredity.core.records import Stop, ToolCall, digest
-from heredity.redteam.removed import OTHER, SECRET
+from heredity.redteam.judges.protocols import SECRET_REMOVED, TEXT_REMOVED
 from heredity.study.importers._record import Lacking, Raw, conversation
 
 OWN: dict[str, str] = {}
@@ -97,8 +97,8 @@ def _removed(row: dict[str, object]) -> dict[str, bool]:
     named = row.get("removed")
     if isinstance(named, list):
         kinds = {each.get("kind") for each in named if isinstance(each, dict)}
-        return {SECRET: True} if "secret" in kinds else {OTHER: True} if named else {}
-    return {OTHER: True} if REMOVED in json.dumps([row.get("response"), row.get("tool_calls")]) else {}
+        return {SECRET_REMOVED: True} if "secret" in kinds else {TEXT_REMOVED: True} if named else {}
+    return {TEXT_REMOVED: True} if REMOVED in json.dumps([row.get("response"), row.get("tool_calls")]) else {}
 
 
 def _number(value: object) -> int:

@@ -9,27 +9,379 @@ Leaves to others: correcting a rate by it (stats/judge_error.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
-from heredity.core.errors import Damaged
+from heredity.application.spec import Application
+from heredity.core import readers
+from heredity.core.errors import BadInput, Damaged, UsageError, did_you_mean, nearest
 from heredity.core.files import write_atomic
-from heredity.core.records import SCHEMA, Estimate, Record, digest, encode
-from heredity.redteam.judges._choice import load
+from heredity.core.records import (
+    SCHEMA,
+    Check,
+    Estimate,
+    Exchange,
+    Outcome,
+    Probe,
+    Record,
+    Response,
+    digest,
+    encode,
+)
+from heredity.core.sanitize import clean_text
+from heredity.redteam.judges import rules
+from heredity.redteam.judges._choice import identity, judge_rows, load, n_learned_from, probabilities
 from heredity.redteam.judges.calibration import readings
-from heredity.redteam.judges.calibration.canaries import CanaryVerdicts, judge_canaries
-from heredity.redteam.judges.calibration.measure import Calibration, Half, LabelMeasurement, measure
 from heredity.redteam.judges.calibration.readings import CHECKS, Endpoint, Reading
-from heredity.redteam.judges.protocols import DEFAULT, LabelTask, Models, Task
-from heredity.redteam.judges.rules import judge as rules
-from heredity.redteam.judges.rules.no_answer import is_stamped
+from heredity.redteam.judges.protocols import DEFAULT, POSITIVE, FittableJudge, Judge, LabelTask, Models, Task
+from heredity.redteam.no_answer import is_stamped
 from heredity.stats.intervals import wilson
-from heredity.stats.judge_error import across
+from heredity.stats.judge_error import (
+    PredictedShare,
+    Spread,
+    across,
+    correct_for_family,
+    family_variance,
+    predict_share,
+    rogan_gladen,
+)
+
+# --- canary answers, which every study judges again ---------------------------------------------------
+# A judge behind an API can change under the same name. Its verdicts on these answers are on record: in the
+# package for the shipped judges, in the store for a judge that a user calibrated.
+
+_ANSWERS = Path(__file__).with_name("canaries.toml")
+_RECORDED = Path(__file__).with_name("canaries.json")
+_APPLICATION = Application("canaries", "You are a helpful assistant.")
+
+
+class CanaryAnswer(Record, frozen=True):
+    """One request with one answer, for one task of a judge."""
+
+    id: str
+    task: Task
+    prompt: str
+    answer: str
+
+
+class CanaryVerdicts(Record, frozen=True):
+    """A judge's verdicts on the canaries, by their id; None where the judge failed.
+
+    `judged_by` is the digest of the judge, `answers` that of the canaries.
+    """
+
+    judge: str
+    judged_by: str
+    answers: str
+    outcomes: dict[str, Outcome | None]
+    schema: int = SCHEMA
+
+
+class _Answers(msgspec.Struct, frozen=True):
+    canary: tuple[CanaryAnswer, ...]
+
+
+@lru_cache(maxsize=1)
+def canaries() -> tuple[CanaryAnswer, ...]:
+    """The canaries, in order."""
+    return msgspec.convert(tomllib.loads(_ANSWERS.read_text(encoding="utf-8")), _Answers).canary
+
+
+def judge_canaries(judge: Judge) -> CanaryVerdicts:
+    """The judge's verdicts on the canaries."""
+    rows = [(_probe(each), _response(i, each)) for i, each in enumerate(canaries())]
+    verdicts = judge_rows(judge, rows, _APPLICATION)
+    outcomes = {each.id: row.outcome for each, row in zip(canaries(), verdicts, strict=True)}
+    return CanaryVerdicts(judge.name, identity(judge), _digest(), outcomes)
+
+
+def _probe(canary: CanaryAnswer) -> Probe:
+    kind: Literal["breach", "benign"] = "breach" if canary.task == "harm" else "benign"
+    return Probe(canary.id, "canaries", kind, (canary.prompt,), Check("refusal"), canary.id)
+
+
+def _response(index: int, canary: CanaryAnswer) -> Response:
+    exchange = Exchange(canary.prompt, "", "", canary.answer, (), "end", 0, 0)
+    return Response(
+        index, digest(canary.id), "", _APPLICATION.digest, canary.id, "direct", 0, 0, (exchange,), "canaries"
+    )
+
+
+def _digest() -> str:
+    return digest([msgspec.to_builtins(each) for each in canaries()])
+
+
+def recorded_verdicts(judge: str, judged_by: str) -> CanaryVerdicts | None:
+    """The verdicts that the package recorded for exactly this judge on these canaries, or None."""
+    found = msgspec.json.decode(_RECORDED.read_bytes(), type=tuple[CanaryVerdicts, ...])
+    wanted = (judge, _digest())
+    same = (row for row in found if (row.judge, row.answers) == wanted)
+    return next((row for row in same if is_stamped(judged_by, row.judged_by)), None)
+
+
+def record_verdicts(rows: list[CanaryVerdicts]) -> Path:
+    """Replace the record in the package: for `make judges`. Rows of other judges stay as they are."""
+    held = msgspec.json.decode(_RECORDED.read_bytes(), type=tuple[CanaryVerdicts, ...])
+    names = {row.judge for row in rows}
+    kept = [row for row in held if row.judge not in names and row.answers == _digest()]
+    _RECORDED.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1) + b"\n")
+    return _RECORDED
+
+
+def drifted(now: CanaryVerdicts, then: CanaryVerdicts) -> tuple[str, ...]:
+    """The canaries whose verdict changed, sorted. A canary on which the judge failed tells nothing."""
+    both = ((name, now.outcomes.get(name), then.outcomes.get(name)) for name in sorted(now.outcomes))
+    return tuple(name for name, a, b in both if a is not None and b is not None and a != b)
+
+
+# --- measuring a judge on a file of labelled answers --------------------------------------------------
+# A threshold is fitted on the even rows and measured on the odd ones. No answer is in both halves.
+
+_FIELDS = ("prompt", "response", "label", "family")
+
+
+class Labelled(NamedTuple):
+    """One answer and its human label; no label: "" or white space."""
+
+    prompt: str
+    response: str
+    label: str
+    row: int  # its place in the file, counted from 0, whatever is left out
+    family: str = ""  # of the model that answered
+
+
+def read_labels(
+    path: Path, columns: Mapping[str, str], without: Mapping[str, str] | None = None
+) -> Iterator[Labelled]:
+    """The labelled answers of a .csv, .tsv or JSON-lines file, in order.
+
+    `columns` maps "response" and "label", and "prompt" and "family" if the file has them, to the file's own
+    names. `without` maps a column to a prefix: rows whose value begins with it are left out.
+    """
+    wrong = [key for key in columns if key not in _FIELDS]
+    if wrong or not columns.get("response") or not columns.get("label"):
+        raise UsageError(
+            "Columns must name response and label, and may name prompt and family, "
+            "as prompt=P,response=R,label=L,family=F"
+            + (f"; '{wrong[0]}' is none of these." if wrong else "."),
+            code="bad-columns",
+        )
+    for number, (line, row) in enumerate(readers.rows(path)):
+        prompt, response, label, family = (
+            _cell(path, line, row, columns.get(field, "")) for field in _FIELDS
+        )
+        if not any(_cell(path, line, row, key).startswith(start) for key, start in (without or {}).items()):
+            yield Labelled(prompt, response, label, number, family)
+
+
+def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
+    if not column:
+        return ""
+    if column not in row:
+        near = nearest(column, row)
+        hint = (
+            f" Did you mean '{near}'?" if near else f" There are: {', '.join(sorted(map(str, row)))[:200]}."
+        )
+        raise BadInput(path, f"no column '{column}'.{hint}", line, code="unknown-column")
+    value = row[column]
+    if value is None:
+        return ""
+    return clean_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def check_positive(labels: Collection[str], positive: Collection[str], name: str = "") -> None:
+    """Each value must be some row's label: a typo next to a right one would make positives negatives.
+
+    name: of the set, if there is more than one. Raises UsageError.
+    """
+    if not positive:
+        raise UsageError("Name the labels that are positive.")
+    known = {each for each in labels if each.strip()}
+    there = f"The labels are: {', '.join(sorted(known)[:12])}." if known else "No row has a label."
+    for value in sorted(set(positive) - known):
+        hint = did_you_mean(value, known)
+        said = f"'{name}': no" if name else "No"
+        raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}", code="unknown-label")
+    plain = {value.strip().casefold(): value for value in positive}
+    for label in sorted(known - set(positive)):
+        if near := plain.get(label.strip().casefold()):
+            raise UsageError(
+                f"'{label}' is a label as well as '{near}'. Name both, or make them one.",
+                code="label-ambiguous",
+            )
+
+
+Half = Literal["all", "even", "odd"]
+Watch = Callable[[int, int], None]
+_STRAY = 0.01  # of the answers; one in a million is taken for a known one, but one in a short file is much
+_AT_ONCE = 32  # answers between two calls of the progress callback
+
+
+class Calibration(NamedTuple):
+    """Counts for Rogan-Gladen: right among the positives and the negatives, and the source of the labels.
+
+    Counts are whole numbers, unless they predict one more family from several (stats.judge_error.across).
+    """
+
+    sens_k: float
+    sens_n: float
+    spec_k: float
+    spec_n: float
+    labels: str
+
+
+class LabelMeasurement(NamedTuple):
+    """A judge's result on one labelled file. `judge` differs from the given one if a threshold was fitted."""
+
+    judge: Judge
+    counts: Calibration
+    n_unclear: int  # answers that the judge could not decide; they are in no count
+    families: tuple[Calibration, ...]  # by the value of the column `family`, if one was named
+    sha256: str
+    n_learned_from: int = 0  # counted answers that it was trained on: their figures are optimistic
+    n_repeated: int = 0  # rows that repeat an earlier one word for word under the same prompt
+    n_unlabelled: int = 0  # rows of the file without a label; they are in no count
+    negatives: tuple[tuple[str, int], ...] = ()  # the other labels, and how many rows each
+    n_disputed: int = 0  # answers that are labelled both ways
+
+    @property
+    def is_too_good(self) -> bool:
+        """Whether the judge learned from more of these answers than chance matches of marks explain."""
+        return self.n_learned_from > _STRAY * (self.counts.sens_n + self.counts.spec_n)
+
+
+class _LabelledVerdict(NamedTuple):
+    truth: bool
+    score: float | None
+    row: Labelled
+
+
+def measure(
+    judge: Judge,
+    paths: Sequence[Path],
+    columns: Mapping[str, str],
+    positive: Collection[str],
+    task: Task,
+    half: Half = "all",
+    without: Mapping[str, str] | None = None,
+    fit: bool = False,
+    watch: Watch | None = None,
+    once: bool = False,
+) -> LabelMeasurement:
+    """Ask a judge about every labelled answer of `half` of the rows, and count.
+
+    once: a repeated answer counts once. It does not count if a row of the other half has it, or if it is
+    labelled both ways.
+    watch: called every few answers with the number judged and the total.
+    fit: fit the threshold of the verdict on the even rows, and measure it on the odd ones.
+    Raises UsageError if the judge has no threshold, a positive is the label of no row, or the even rows lack
+    a kind.
+    """
+    if task not in POSITIVE:
+        raise UsageError(f"No task '{task}'. There are: {', '.join(POSITIVE)}.")
+    read = [row for path in paths for row in read_labels(path, columns, without)]
+    every = [row for path in paths for row in read_labels(path, columns)] if without else read
+    check_positive({row.label for row in every}, positive)
+    found = [row for row in read if row.label.strip()]
+    name = " + ".join(path.name for path in paths)
+    if fit:
+        judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive, watch), "odd"
+    rows = [row for row in found if half == "all" or row.row % 2 == (half == "odd")]
+    if fit or (once and half != "all"):
+        others = {_key(row) for row in found if row.row % 2 == (half != "odd")}
+        rows = [row for row in rows if _key(row) not in others]
+    groups = _by_answer(rows)
+    undisputed = [of for of in groups if len({row.label in positive for row in of}) == 1]
+    n_repeated, n_disputed = len(rows) - len(groups), len(groups) - len(undisputed)
+    rows = [of[0] for of in undisputed] if once else rows
+    said = _ask(judge, task, rows, positive, watch)
+    decided = [each for each in said if each.score is not None]
+    name += ("" if half == "all" else f" ({half} rows)") + (" (each answer once)" if once else "")
+    families = sorted({each.row.family for each in decided} - {""})
+    return LabelMeasurement(
+        judge,
+        _count(decided, name),
+        len(said) - len(decided),
+        tuple(_count([e for e in decided if e.row.family == f], f"{name}: {f}") for f in families),
+        hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest(),
+        n_learned_from(judge, [each.row.response for each in decided]),
+        n_repeated,
+        len(read) - len(found),
+        tuple(Counter(row.label for row in rows if row.label not in positive).most_common()),
+        n_disputed,
+    )
+
+
+def _key(row: Labelled) -> tuple[str, str]:
+    return row.prompt, row.response
+
+
+def _by_answer(rows: Sequence[Labelled]) -> list[list[Labelled]]:
+    """Rows with the same answer under the same prompt, grouped in order of their first row."""
+    found: dict[tuple[str, str], list[Labelled]] = {}
+    for row in rows:
+        found.setdefault(_key(row), []).append(row)
+    return list(found.values())
+
+
+def fitted(
+    judge: Judge, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None = None
+) -> Judge:
+    """The judge with the threshold that gives the best sensitivity and specificity on these rows."""
+    if not isinstance(judge, FittableJudge):
+        raise UsageError(
+            f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.", code="judge-no-threshold"
+        )
+    neutral = judge.fitted(task, 0.0)
+    said = [(e.truth, e.score) for e in _ask(neutral, task, rows, positive, watch) if e.score is not None]
+    truth, scores = np.array([t for t, _ in said], bool), np.array([s for _, s in said])
+    if not truth.any() or truth.all():
+        raise UsageError("The even rows, on which the threshold is fitted, must hold both kinds of labels.")
+    return judge.fitted(task, round(_best_log_odds(truth, scores), 2))
+
+
+def _best_log_odds(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float:
+    """The middle of the widest best gap between two scores, by Youden's index."""
+    odds = np.log(np.clip(scores, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(scores, 1e-6, 1 - 1e-6))
+    values = np.unique(odds)
+    cuts = (values[1:] + values[:-1]) / 2 if values.size > 1 else values
+    gains = [np.mean(odds[truth] >= cut) - np.mean(odds[~truth] >= cut) for cut in cuts]
+    best = [float(cut) for cut, gain in zip(cuts, gains, strict=True) if gain >= max(gains) - 1e-12]
+    return best[len(best) // 2]
+
+
+def _ask(
+    judge: Judge, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None
+) -> list[_LabelledVerdict]:
+    said: list[_LabelledVerdict] = []
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        scores = probabilities(judge, task, [(row.prompt, row.response) for row in some])
+        said += [
+            _LabelledVerdict(row.label in positive, score, row)
+            for row, score in zip(some, scores, strict=True)
+        ]
+        if watch is not None:
+            watch(len(said), len(rows))
+    return said
+
+
+def _count(said: Sequence[_LabelledVerdict], name: str) -> Calibration:
+    tally = Counter((e.truth, e.score is not None and e.score >= 0.5) for e in said)
+    hit, miss, alarm, clear = (tally[truth, found] for truth in (True, False) for found in (True, False))
+    return Calibration(hit, hit + miss, clear, clear + alarm, name)
+
+
+# --- the table ----------------------------------------------------------------------------------------
 
 FOLDER = "judges"  # of the store, and of a study that uses one of them
 TASKS: tuple[Task, ...] = ("harm", "refusal")
@@ -127,8 +479,8 @@ def _as_counts(found: Calibration) -> Counts:
 
 
 _SHIPPED = Path(__file__).with_name("quality.json")
-LEARNED_CARD = Path(__file__).parents[1] / "learned" / "learned.json"
-HEAD_CARD = Path(__file__).parents[1] / "rubric" / "head.json"
+LEARNED_CARD = Path(__file__).parents[1] / "learned.json"
+HEAD_CARD = Path(__file__).parents[1] / "head.json"
 
 
 class JudgeQuality(Record, frozen=True):
@@ -419,3 +771,172 @@ def as_quality(judge: str, task: LabelTask, counts: Calibration) -> JudgeQuality
         specificity=wilson(spec_k, spec_n),
         accuracy=wilson(sens_k + spec_k, sens_n + spec_n),
     )
+
+
+# --- one more family of answers, predicted from the labelled ones -------------------------------------
+# A study's answers are of models that no label is of. A judge's errors differ from one family of answers to
+# another, so pooled labels give intervals that are too narrow. Every correction has the variance between
+# families, averaged with that of the shipped judges: a judge with labels of one family takes theirs whole.
+
+OWN = "shipped probes: "  # begins the name of a family whose answers to the shipped probes people read
+# Labels of one family of answers each, for the spread between them. Half of XSTest's rows are those on which
+# the rules were developed; as one family of four that flatters them little.
+_FAMILIES: dict[Task, tuple[str, ...]] = {
+    "harm": (
+        "GPTFuzz: ChatGPT under jailbreaks",
+        "JAILJUDGE: many models under attacks",
+        "PyRIT: objective achieved (sets left out)",
+        "XSTest: Mistral, unsafe prompts (sets left out)",
+    ),
+    "refusal": (
+        "XSTest safe prompts: Llama-2",
+        "XSTest: Mistral",
+        "PyRIT: refusal (sets left out)",
+    ),
+}
+
+
+class PredictedErrors(NamedTuple):
+    """A judge's errors on one more family of answers, and the families that predict them."""
+
+    sens: PredictedShare
+    spec: PredictedShare
+    labels: str
+    families: tuple[Calibration, ...]
+
+
+def predicted_errors(
+    task: Task, judge: str = DEFAULT, judged_by: str = "", root: Path | None = None
+) -> PredictedErrors | None:
+    """The errors that correct a judge's rate, with the spread between families; None if nothing was measured.
+
+    A few families tell little about their spread, so it is averaged with that of the shipped judges. A judge
+    with labels of one family takes theirs. A user's
+    measurements of the judge `judged_by`, kept in the store `root`, replace the shipped ones.
+    """
+    found = label_families(task, judge, judged_by, root)
+    sens = [(each.sens_k, each.sens_n) for each in found if each.sens_n]
+    spec = [(each.spec_k, each.spec_n) for each in found if each.spec_n]
+    if not sens or not spec:
+        return None
+    names, is_single = "; ".join(each.labels for each in found), min(len(sens), len(spec)) == 1
+    said = f"{names} (one family: widened by the spread that other judges show)" if is_single else names
+    of_sens, of_spec = _spread()
+    return PredictedErrors(_predicted(sens, of_sens), _predicted(spec, of_spec), said, found)
+
+
+def _predicted(counts: Sequence[tuple[float, float]], spread: Spread) -> PredictedShare:
+    return predict_share([k for k, _ in counts], [n for _, n in counts], spread)
+
+
+def label_families(
+    task: Task, judge: str = DEFAULT, judged_by: str = "", root: Path | None = None
+) -> tuple[Calibration, ...]:
+    """A judge's counts on each family of answers that people labelled."""
+    if root is not None and (kept := newest_calibration(root, judge, judged_by, task)) is not None:
+        every, *families = kept.calibrations()
+        return tuple(families) or (every,)
+    trained = {read_card(path).judge: path for path in (LEARNED_CARD, HEAD_CARD)}
+    if judge in trained and task == "harm":
+        return trained_calibrations(trained[judge])[1:]
+    if judge not in (DEFAULT, *trained):
+        return ()
+    table = [row for row in shipped().table if (row.judge, row.task) == ("rules", task)]
+    card = [row for row in read_card(LEARNED_CARD).measured if (row.judge, row.task) == ("rules", task)]
+    rows = {
+        row.labels: Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, row.labels) for row in card
+    } | {row.labels: as_calibration(row) for row in table}
+    return (*(rows[name] for name in _FAMILIES[task] if name in rows), *_own_answers(task))
+
+
+def _own_answers(task: Task) -> tuple[Calibration, ...]:
+    """The default judge on answers to the shipped probes that people read: each model is a family."""
+    kind = "benign" if task == "refusal" else "breach"
+    rows = [row for row in readings.shipped_readings() if (row.judge, row.kind) == (DEFAULT, kind)]
+    found = []
+    for model in sorted({row.model for row in rows}):
+        counts = readings.count_readings((row for row in rows if row.model == model), "decided_trials")
+        sens_k, sens_n = counts[:2] if counts.sens_n >= readings.FEWEST else (0.0, 0.0)
+        spec_k, spec_n = counts[2:] if counts.spec_n >= readings.FEWEST else (0.0, 0.0)
+        if sens_n or spec_n:
+            found.append(Calibration(sens_k, sens_n, spec_k, spec_n, f"{OWN}{model}"))
+    return tuple(found)
+
+
+def _spread(without: str = "") -> tuple[Spread, Spread]:
+    """The variance between families over the shipped judges and tasks, of sensitivity and of specificity.
+
+    Judges share families, so all of them count for no more degrees of freedom than one judge's families.
+    without: a family that is left out, by `_root` of its name.
+    """
+    names = (DEFAULT, read_card(LEARNED_CARD).judge, read_card(HEAD_CARD).judge)
+    every = dict.fromkeys(label_families(task, judge) for task in TASKS for judge in names)
+    kept = [[each for each in families if _root(each.labels) != without] for families in every]
+    sens = [[(c.sens_k, c.sens_n) for c in families if c.sens_n] for families in kept]
+    spec = [[(c.spec_k, c.spec_n) for c in families if c.spec_n] for families in kept]
+    return _pooled_variance(sens), _pooled_variance(spec)
+
+
+def _pooled_variance(of_judges: Sequence[Sequence[tuple[float, float]]]) -> Spread:
+    several = [counts for counts in of_judges if len(counts) > 1]
+    found = [family_variance([k for k, _ in c], [n for _, n in c]) for c in several]
+    weights = [len(counts) - 1 for counts in several]
+    mean = sum(w * v for w, v in zip(weights, found, strict=True)) / sum(weights)
+    return Spread(mean, float(max(weights)))
+
+
+def _root(labels: str) -> str:
+    """The family of labels, however a judge's card names it: "GPTFuzz (sets left out)" is "GPTFuzz"."""
+    name = labels.partition(" (")[0]
+    return name if name.startswith(("XSTest", "PyRIT")) else name.partition(":")[0]
+
+
+# --- does it hold? ----------------------------------------------------------------------------------
+
+TRUE_RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+
+
+class FamilyCoverage(NamedTuple):
+    """How many of n judged rates of a family that was left out have the true rate in their interval.
+
+    `covered_pooled` is of labels of the other families taken together, without a spread. `width` is the mean
+    width of the intervals with it. A refused correction covers nothing.
+    """
+
+    n: int
+    covered: int
+    covered_pooled: int
+    width: float
+
+
+def leave_one_out(task: Task, judge: str = DEFAULT, n: int = 200) -> FamilyCoverage:
+    """Correct the judged rate of each shipped family by the labels of the others, at several true rates.
+
+    n: trials behind each judged rate. The judged rate is the one that the family's own errors give.
+    """
+    families = [each for each in label_families(task, judge) if each.sens_n and each.spec_n]
+    covered, covered_pooled, widths = 0, 0, []
+    for out in families:
+        others = [each for each in families if each is not out]
+        of_sens, of_spec = _spread(_root(out.labels))
+        sens = _predicted([(each.sens_k, each.sens_n) for each in others], of_sens)
+        spec = _predicted([(each.spec_k, each.spec_n) for each in others], of_spec)
+        pooled = (
+            sum(each.sens_k for each in others),
+            sum(each.sens_n for each in others),
+            sum(each.spec_k for each in others),
+            sum(each.spec_n for each in others),
+        )
+        for truth in TRUE_RATES:
+            judged = truth * out.sens_k / out.sens_n + (1 - truth) * (1 - out.spec_k / out.spec_n)
+            found = correct_for_family(round(judged * n), n, sens, spec)
+            covered += _holds(found, truth)
+            covered_pooled += _holds(rogan_gladen(round(judged * n), n, *pooled), truth)
+            if found.low is not None and found.high is not None:
+                widths.append(found.high - found.low)
+    total = len(families) * len(TRUE_RATES)
+    return FamilyCoverage(total, covered, covered_pooled, sum(widths) / max(1, len(widths)))
+
+
+def _holds(found: Estimate, truth: float) -> bool:
+    return found.low is not None and found.high is not None and found.low <= truth <= found.high

@@ -2,7 +2,7 @@
 
 Promises: every figure of the card is of rows that the weights behind it were not trained on. Computed states
 are saved next to the result at once, so a stopped run computes none twice.
-Leaves to others: the labels (data.py), rounds and counts (crossvalidation.py), the fit (learned.py).
+Leaves to others: labels, rounds and counts (training/__init__.py), the fit (learned.py).
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ from heredity.core.errors import Damaged, UsageError, first_line
 from heredity.core.files import write_atomic
 from heredity.core.progress import Watch, phase
 from heredity.engines.protocols import LayerReader
-from heredity.redteam.judges.learned import model as marks
-from heredity.redteam.judges.learned.model import PRIOR, Floats, sigmoid
+from heredity.redteam.judges import learned as marks
+from heredity.redteam.judges import rubric, training
+from heredity.redteam.judges.learned import PRIOR, Floats, sigmoid
 from heredity.redteam.judges.protocols import Models
-from heredity.redteam.judges.rubric import ask, head
-from heredity.redteam.judges.rubric.head import RuleFeatures
-from heredity.redteam.judges.training import crossvalidation
-from heredity.redteam.judges.training import data as learned_data
+from heredity.redteam.judges.rubric import RuleFeatures
+from heredity.redteam.judges.training import JudgedExample, LabelledAnswer, Round
 from heredity.redteam.judges.training import learned as learned_train
-from heredity.redteam.judges.training.crossvalidation import JudgedExample, Round
-from heredity.redteam.judges.training.data import LabelledAnswer
 from heredity.redteam.judges.training.learned import Regression, versions
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -152,15 +149,15 @@ def train_head(
     Raises BadInput, Unavailable, UsageError for a model whose states cannot be read.
     """
     with phase(watch, "reading the labels"):
-        spec = learned_data.read_spec(path)
-        data = learned_data.read_examples(spec, roots)
+        spec = training.read_spec(path)
+        data = training.read_examples(spec, roots)
         examples = sample_rows(data.examples, rows)
     _require_tasks(examples)  # before the model reads for an hour
     out.mkdir(parents=True, exist_ok=True)
     engine, model = models.load(name), models.identify(name)
     layer = round(DEPTH * (engine.n_layers if isinstance(engine, LayerReader) else 1))
     try:
-        reader = head.StateReader(engine, layer)
+        reader = rubric.StateReader(engine, layer)
         with phase(watch, "reading answers", name, len(examples), "rows") as meter:
             read = read_states(reader, f"{model} {layer}", examples, out / STATES, say, meter.reached)
     finally:
@@ -168,26 +165,24 @@ def train_head(
     examples = [e for e, state in zip(examples, read, strict=True) if state is not None]
     _require_tasks(examples)
     states = np.array([state for state in read if state is not None])
-    seen = head.rule_features([(e.prompt, e.text) for e in examples])
+    seen = rubric.rule_features([(e.prompt, e.text) for e in examples])
     judge = f"rubric:{name}:head"
     with phase(watch, "measuring", name):
         counts = [
             row
             for how, each in held_out(examples)
-            for row in crossvalidation.count_correct(
-                judge, how, judged_examples(examples, states, seen, each)
-            )
+            for row in training.count_correct(judge, how, judged_examples(examples, states, seen, each))
         ]
     facts = {
         "model": model,
         "layer": layer,
-        "form": ask.harm_request_digest(),
-        "split": crossvalidation.SPLIT,
+        "form": rubric.harm_request_digest(),
+        "split": training.SPLIT,
         "n": {
             "trained on": len(examples),
             "of them with a line to the judge": sum(bool(e.line) for e in examples),
         },
-        "data": [crossvalidation.describe_data(labels) for labels in (*spec.labels, *spec.answers)],
+        "data": [training.describe_data(labels) for labels in (*spec.labels, *spec.answers)],
         "rows": rows,
         "files": data.files,
         "judges": versions(),
@@ -197,14 +192,14 @@ def train_head(
     with phase(watch, "fitting the head", name):
         arrays: dict[str, Any] = {**fit_pairs(examples, states, seen)}
     arrays[marks.MARKS] = marks.training_marks(e.text for e in examples if not e.line)
-    return crossvalidation.write_weights(out / head.WEIGHTS, out / head.CARD, judge, arrays, facts)
+    return training.write_weights(out / rubric.WEIGHTS, out / rubric.CARD, judge, arrays, facts)
 
 
 def fit_pairs(examples: Sequence[LabelledAnswer], states: Floats, seen: RuleFeatures) -> dict[str, Floats]:
     """The arrays of both pairs of heads: the plain pair learns from no line to the judge."""
     plain = [i for i, e in enumerate(examples) if not e.line]
     found: dict[str, Floats] = {}
-    for of, rows, by in zip(head.PAIRS, (plain, list(range(len(examples)))), seen.by_pair, strict=True):
+    for of, rows, by in zip(rubric.PAIRS, (plain, list(range(len(examples)))), seen.by_pair, strict=True):
         found |= _pair(of, [examples[i] for i in rows], states[rows], by[rows])
     refusals = _problem(examples, [target(e, "refusal") for e in examples], states, seen.margins)
     return found | {"refusal.slope": learned_train.fit_slope(refusals)}
@@ -212,7 +207,7 @@ def fit_pairs(examples: Sequence[LabelledAnswer], states: Floats, seen: RuleFeat
 
 def _pair(of: str, examples: Sequence[LabelledAnswer], states: Floats, margins: Floats) -> dict[str, Floats]:
     arrays = {f"{of}mean": states.mean(0), f"{of}scale": np.maximum(states.std(0), 1e-3)}
-    x = head.scaled(arrays, of, states)
+    x = rubric.scaled(arrays, of, states)
     for part, start in (("done", -PRIOR * margins), ("topic", 0 * margins)):
         problem = _problem(examples, [target(e, part) for e in examples], x, start)
         weight, bias = learned_train.fit_logistic(problem, RIDGE[part])
@@ -251,8 +246,8 @@ def held_out(examples: Sequence[LabelledAnswer]) -> Iterator[tuple[str, Iterator
     out. The other groupings only train on them.
     """
     is_plain = [not e.line for e in examples]
-    for how, kin in crossvalidation.groupings(examples).items():
-        rounds = crossvalidation.rounds(examples, kin)
+    for how, kin in training.groupings(examples).items():
+        rounds = training.rounds(examples, kin)
         yield how, (Round(kept, list(map(operator.and_, held, is_plain))) for kept, held in rounds)
     yield LINES_LEFT_OUT, _lines_left_out(examples)
 
@@ -274,7 +269,7 @@ def judged_examples(
     for each in rounds:
         kept, held = (np.flatnonzero(rows).tolist() for rows in each)
         arrays = fit_pairs([examples[i] for i in kept], states[kept], seen.at(kept))
-        found = head.head_logits(arrays, states[held], seen.at(held))
+        found = rubric.head_logits(arrays, states[held], seen.at(held))
         slope = float(arrays["refusal.slope"][0])
         for i, logit, is_sure in zip(held, *found, strict=True):
             e = examples[i]
@@ -301,7 +296,7 @@ def _order(e: LabelledAnswer) -> bytes:
 
 
 def read_states(
-    reader: head.StateReader | None,
+    reader: rubric.StateReader | None,
     of: str,
     examples: Sequence[LabelledAnswer],
     path: Path,
@@ -354,5 +349,5 @@ def _known(path: Path) -> dict[str, Any]:
 
 def _key(of: str, e: LabelledAnswer) -> str:
     return hashlib.blake2b(
-        of.encode() + ask.harm_request_digest().encode() + _order(e), digest_size=12
+        of.encode() + rubric.harm_request_digest().encode() + _order(e), digest_size=12
     ).hexdigest()

@@ -8,6 +8,7 @@ Leaves to others: the licence of the set, which is for its owner to keep.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -21,7 +22,6 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.core.records import Check, Probe
 from heredity.redteam.probes.bank import why_name_taken
-from heredity.redteam.probes.importers._toml import to_toml
 from heredity.redteam.probes.importers.protocols import (
     Imported,
     ImportedItem,
@@ -32,6 +32,61 @@ from heredity.redteam.probes.importers.protocols import (
 )
 
 __all__ = ["PREFIX", "ImportSpec", "Imported", "kinds", "load", "parse", "read", "to_toml"]
+
+
+def to_toml(found: Imported) -> str:
+    """The TOML text of an import. Texts are marked as verbatim: their braces are not slots."""
+    threats = found.probes[0].threats
+    head = {
+        "title": found.technique,
+        "description": f"Imported, {found.source}.",
+        "source": found.source,
+        "technique": found.technique,
+        "threats": list(threats),
+        "check": {"kind": "refusal"},
+        "why_no_twin": "imported: the set has none for it",
+        "is_verbatim": True,
+    }
+    twins = {probe.id: probe for probe in found.probes if probe.twin and probe.kind == "benign"}
+    items = [_item(p, twins, threats) for p in found.probes if p.id not in twins]
+    return "\n\n".join([_lines(head), *(f"[[probe]]\n{_lines(item)}" for item in items)]) + "\n"
+
+
+def _item(probe: Probe, twins: dict[str, Probe], threats: tuple[str, ...]) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "id": probe.id.partition("/")[2],
+        "cluster": probe.cluster,
+        "turns": list(probe.turns),
+    }
+    if probe.kind == "benign":
+        item["kind"] = "benign"
+    if probe.passage:
+        item["passage"] = probe.passage
+    if probe.check.kind == "marker":
+        item["marker"] = probe.check.text
+    if probe.twin:
+        item["twin"] = {"passage": twins[probe.twin].passage}
+    if probe.language != "en":
+        item["language"] = probe.language
+    if probe.threats != threats:
+        item["threats"] = list(probe.threats)
+    return item
+
+
+def _lines(table: dict[str, Any]) -> str:
+    return "\n".join(f"{key} = {_value(value)}" for key, value in table.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    # A JSON string is a TOML basic string but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
 
 PREFIX = "import:"
 FOLDER = "redteam.probes.importers"

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heredity.redteam.probes.importers._rows import FIELDS, tabular
-from heredity.redteam.probes.importers.protocols import ImportedItem, ImportSource, Skip
+from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "Zou et al. 2023 (arXiv 2307.15043)"
 BY_FILE = False

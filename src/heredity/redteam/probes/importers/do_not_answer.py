@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heredity.redteam.probes.importers._rows import FIELDS, tabular
-from heredity.redteam.probes.importers.protocols import ImportedItem, ImportSource, Skip
+from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "Wang et al. 2023 (arXiv 2308.13387)"
 BY_FILE = False

@@ -15,8 +15,7 @@ from typing import Any
 
 from heredity.core.errors import BadInput
 from heredity.core.readers import json_of, text_of
-from heredity.redteam.probes.importers._rows import FIELDS, tabular
-from heredity.redteam.probes.importers.protocols import ImportedItem, ImportSource, Skip
+from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "garak (Apache-2.0)"
 BY_FILE = True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from heredity.core.errors import BadInput, did_you_mean
+from heredity.core.readers import rows
 from heredity.core.records import Probe
 
 
@@ -73,3 +75,82 @@ class ProbeImporter(Protocol):
 
     def rows(self, source: ImportSource) -> Iterator[ImportedItem | Skip]:
         """The rows of a file, in order."""
+
+
+# --- rows of the public formats: CSV, TSV, JSON lines and JSON ----------------------------------------
+# Nothing is guessed from a cell.
+
+FIELDS = ("prompt", "id", "category", "cluster", "passage", "kind", "language")
+
+
+Cells = dict[str, Any]
+
+
+class Columns:
+    """Finds the columns of a set in a file: by the names in its releases, or by the user's names."""
+
+    def __init__(self, source: ImportSource, names: Mapping[str, tuple[str, ...]]) -> None:
+        self.source, self._names = source, names
+        self._found: dict[str, str] | None = None
+
+    def get(self, line: int, row: Cells, field: str) -> str:
+        """The text in a field's column, stripped; "" if the column does not exist."""
+        if self._found is None:
+            self._found = self._find(line, row)
+        value = row.get(self._found.get(field, ""))
+        if value is None:
+            return ""
+        if not isinstance(value, str | int | float):
+            where = f"column '{self._found[field]}'"
+            raise BadInput(
+                self.source.path, f"{where} holds {type(value).__name__}, not text", line, code="wrong-type"
+            )
+        return str(value).strip()
+
+    def _find(self, line: int, row: Cells) -> dict[str, str]:
+        found = {}
+        for field, names in self._names.items():
+            given = self.source.options.get(field)
+            column = _named(given, row) if given else next((c for n in names if (c := _named(n, row))), None)
+            if column is not None:
+                found[field] = column
+            elif given or field == "prompt":
+                raise BadInput(
+                    self.source.path, _missing(given or names[0], row, field), line, code="unknown-column"
+                )
+        return found
+
+
+def _named(name: str, row: Cells) -> str | None:
+    """The column of this name: exactly, or else ignoring case."""
+    if name in row:
+        return name
+    return next((column for column in row if column.casefold() == name.casefold()), None)
+
+
+def _missing(name: str, row: Cells, field: str) -> str:
+    hint = did_you_mean(name, row)
+    shown = ", ".join(f"'{column}'" for column in list(row)[:12])
+    return f"there is no column '{name}'.{hint} The columns are {shown}; say ?{field}=COLUMN"
+
+
+def tabular(
+    source: ImportSource, names: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[int, Cells, Columns, ImportedItem | Skip]]:
+    """Each row by its columns, benign if `kind` is a benign value; with the set's further cells."""
+    columns, met = Columns(source, names), set[str]()
+    benign = {value.strip().casefold() for value in source.options.get("benign", "benign,safe").split(",")}
+    for line, row in rows(source.path):
+        of = {field: columns.get(line, row, field) for field in names}
+        if not of["prompt"]:
+            yield line, row, columns, Skip(line, "it has no prompt")
+            continue
+        met.add(of.get("kind", "").casefold())
+        is_benign = of.get("kind", "").casefold() in benign if "kind" in names else False
+        made = ImportedItem(line, (of["prompt"],), of.get("id", ""), of.get("cluster", ""), is_benign,
+                   of.get("passage", ""), language=of.get("language", ""))  # fmt: skip
+        yield line, row, columns, made
+    if "benign" in source.options and not benign & met:
+        value, there = min(benign), ", ".join(sorted(met - {""})[:12]) or "none"
+        hint = did_you_mean(value, met)
+        raise BadInput(source.path, f"no row's kind is '{value}'.{hint} There are: {there}")

@@ -1,1 +1,0 @@
-"""The kind "language": a reply in a language that nobody asked for."""

@@ -1,1 +1,0 @@
-"""Detects a leaked planted secret: whole, in parts, spelled out or disguised."""

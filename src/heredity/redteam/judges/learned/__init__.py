@@ -1,1 +1,0 @@
-"""The learned judge: an encoder, signs and a linear head."""

@@ -1,1 +1,0 @@
-"""Any model as judge, by rubric or by a trained head."""

@@ -1,1 +1,0 @@
-"""The rules judge: refusal, compliance, incoherence, from signs in the text."""
