@@ -165,8 +165,8 @@ def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
 def told(options: argparse.Namespace, folder: Path) -> float:
     """Bits per byte of the held-out documents, computed by one function for all sides."""
     from heredity.recipes.pretrain import training
+    from heredity.train import perplexity
     from heredity.train.models import causal_lm
-    from heredity.train.validation import perplexity
 
     corpus = recipe_of(options).text
     look = perplexity.PerplexityCheck(

@@ -16,9 +16,8 @@ from heredity.lab import scaling_laws
 from heredity.lineage.store import Store
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.pretrain import training
-from heredity.train import loop
+from heredity.train import loop, perplexity
 from heredity.train.distributed import DistContext
-from heredity.train.validation import perplexity
 from tests.recipes.test_pretrain import recipe as recipe
 from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import raises

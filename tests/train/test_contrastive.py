@@ -21,12 +21,19 @@ from heredity.formats import images
 from heredity.formats.weights import read_config
 from heredity.lab import corpus as corpora
 from heredity.lineage.store import Store, engine_loader
+from heredity.recipes.pretrain.contrastive import (
+    TO_CAPTION,
+    TO_PICTURE,
+    ZERO_SHOT,
+    CaptionLayout,
+    Contrastive,
+    PairSampler,
+    shift_image,
+    to_pixels,
+)
 from heredity.recipes.pretrain.recipe import Pretrain
 from heredity.train import loop
-from heredity.train.data.pairs import CaptionLayout, PairSampler, shift_image, to_pixels
 from heredity.train.models import dual
-from heredity.train.objectives.contrastive import Contrastive
-from heredity.train.validation.retrieval import TO_CAPTION, TO_PICTURE, ZERO_SHOT
 from tests.support.errors import raises
 from tests.support.processes import ends_after_kills, n_rows
 

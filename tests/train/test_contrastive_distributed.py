@@ -15,10 +15,10 @@ from heredity.lab import corpus as corpora
 from heredity.lineage.store import Store
 from heredity.recipes.pretrain import contrastive
 from heredity.recipes.pretrain import recipe as pretrain
+from heredity.recipes.pretrain.contrastive import CORRECT_PAIRS
 from heredity.train import distributed
 from heredity.train.distributed import DistContext
 from heredity.train.models import dual
-from heredity.train.objectives.contrastive import CORRECT_PAIRS
 from tests.support.errors import raises
 from tests.train.test_contrastive import recipe_file as recipe_file
 from tests.train.test_distributed import (

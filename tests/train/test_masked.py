@@ -19,6 +19,7 @@ from heredity.evals.run import Evaluation
 from heredity.lineage.store import Store, engine_loader
 from heredity.recipes.merge import Merge
 from heredity.recipes.pretrain import recipe as pretrain
+from heredity.recipes.pretrain.masked import BITS_PER_BYTE, MASKED_ACCURACY, Masked
 from heredity.recipes.pretrain.recipe import Pretrain
 from heredity.recipes.prune import Prune
 from heredity.recipes.quantize import Quantize
@@ -30,9 +31,7 @@ from heredity.train.data.packed import PackedDataset
 from heredity.train.models import encoder
 from heredity.train.models.architectures import Specials, bert, modernbert
 from heredity.train.models.shapes import BertShape, EncoderShape, n_parameters, size_preset
-from heredity.train.objectives.masked import Masked
 from heredity.train.optimizer import MasterWeights
-from heredity.train.validation.masked import BITS_PER_BYTE, MASKED_ACCURACY
 from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import raises
 from tests.support.processes import ends_after_kills, n_rows

@@ -13,11 +13,9 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.pretrain import masked
 from heredity.recipes.pretrain import recipe as pretrain
-from heredity.train import loop
+from heredity.recipes.pretrain.masked import ACCURACY, BITS_PER_BYTE, MASKED_ACCURACY, MaskedCheck
+from heredity.train import loop, perplexity
 from heredity.train.models import encoder
-from heredity.train.objectives.masked import ACCURACY
-from heredity.train.validation import perplexity
-from heredity.train.validation.masked import BITS_PER_BYTE, MASKED_ACCURACY, MaskedCheck
 from tests.train.test_distributed import N_STEPS, NEAR, assert_the_same_training, command, made, rows
 from tests.train.test_distributed import recipe as recipe
 

@@ -67,14 +67,13 @@ def command(
         )
     from heredity.recipes.pretrain import recipe as pretrain
     from heredity.train.planning import forecast
-    from heredity.train.planning import gpus as known
 
     _refuse_other_plans(Path(what[0]))
     store = open_store()
     beside = {} if base is None else {"base": store.whole(store.get(base))}
     recipe = pretrain.read(Path(what[0]), beside, needs_corpus=False)
-    work = recipe.workload(vocabulary or 0, side or 0, is_on_cpu=gpu == known.CPU)
-    found = forecast.forecast(work, known.find_gpu(gpu, work), gpus, forecast.Assumptions(**terms))
+    work = recipe.workload(vocabulary or 0, side or 0, is_on_cpu=gpu == forecast.CPU)
+    found = forecast.forecast(work, forecast.find_gpu(gpu, work), gpus, forecast.Assumptions(**terms))
     rehearsed = None
     if rehearse:
         if terms["tensor"] * terms["pipeline"] > 1:

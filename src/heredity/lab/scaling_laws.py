@@ -22,8 +22,8 @@ from heredity.lineage.types import Grown
 from heredity.stats import scaling
 from heredity.train.models import shapes
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.planning import memory
-from heredity.train.planning.workload import Workload
+from heredity.train.planning import cost_models
+from heredity.train.planning.cost_models import Workload
 
 FEWEST = 5
 _LOSS = "bits per byte"
@@ -92,7 +92,7 @@ def run_of(model: Grown) -> ScalingRun:
     tokens = sum(row.n_tokens for row in rows)
     flops = tokens * shapes.flops_per_token(shape)
     work = Workload(shape, tokens, 1, architecture=settings["architecture"])
-    return ScalingRun(model.record.name, memory.n_parameters(work), tokens, flops, looks[-1])
+    return ScalingRun(model.record.name, cost_models.n_parameters(work), tokens, flops, looks[-1])
 
 
 def _both(runs: Sequence[ScalingRun], losses: np.ndarray[Any, np.dtype[np.float64]]) -> scaling.Law | None:

@@ -32,9 +32,9 @@ from heredity.recipes._training_run import run
 
 if TYPE_CHECKING:
     from heredity.train.data.chat import ConversationEncoder
-    from heredity.train.data.on_policy import OnPolicyBatches
     from heredity.train.data.teacher_logprobs import TeacherLogprobs
     from heredity.train.models.causal_lm import CausalLM
+    from heredity.train.objectives.distill import OnPolicyBatches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ class Distill(AnswerRecipe):
         return teacher_logprobs.read_logprobs(path, stamp, self.top_k)
 
     def _on_policy_batches(self, net: CausalLM, encoder: ConversationEncoder) -> OnPolicyBatches:
-        from heredity.train.data.on_policy import OnPolicyBatches, prompt_sampler
+        from heredity.train.objectives.distill import OnPolicyBatches, prompt_sampler
 
         max_prompt_tokens = self.max_length - self.max_new_tokens
         prompts = prompt_sampler(

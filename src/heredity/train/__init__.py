@@ -5,12 +5,12 @@ optimizer.py    AdamW and Muon on fp32 master weights; learning-rate schedules
 checkpoint.py   the state of a run in safetensors, in one file or in shards
 distributed.py  the processes that torchrun starts, and their collectives
 sharded.py      weights sharded over processes (FSDP2)
+perplexity.py   bits per byte of held-out text
 resources.py    memory, throughput, and the limits of the machine
-data/           examples, packed documents, masked text, image-caption pairs, teacher log-probabilities
+data/           examples, packed documents, masked text, teacher log-probabilities
 models/         causal language models, encoders, dual encoders, LoRA, shapes
-objectives/     one loss per file: causal, masked, contrastive, distill, preference
+objectives/     losses: causal, distill, preference; others are in recipes/pretrain/
 kernels/        attention, norms, rotary positions and gates that are faster on a CPU
-validation/     perplexity, masked accuracy and retrieval on held-out data
 planning/       what a pre-training needs; nothing outside of it imports it
 
 Promises: the same data, settings and machine give the same bits, also after kill -9. Importing heredity does

@@ -14,7 +14,7 @@ appendix B).
 
 Promises: importing this loads no torch. The activation bytes are those of transformers' model (a test).
 Leaves to others: how much memory there is, the refusal, and timing a product (core/host.py); a model's FLOPs
-(models/shapes.py); plans for many devices (planning/memory.py).
+(models/shapes.py); plans for many devices (planning/cost_models.py).
 """
 
 from __future__ import annotations

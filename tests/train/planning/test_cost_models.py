@@ -22,8 +22,8 @@ from heredity.train.models.architectures import Specials
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.optimizer import MasterWeights
-from heredity.train.planning import cost_models, memory
-from heredity.train.planning.workload import Workload
+from heredity.train.planning import cost_models
+from heredity.train.planning.cost_models import Workload
 
 CAPTION = 24
 
@@ -116,7 +116,7 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
     kept = sum(storage.nbytes() for storage in found.values() if storage.nbytes() > 4)
-    told = work.batch * memory.activation_memory(work)
+    told = work.batch * cost_models.activation_memory(work)
     if work.unit == "token":  # the gradient of the head comes after the forward
         told -= work.batch // 4 * size * work.shape.width
     elif size == 2:  # pictures as they were given are held by who gave them
@@ -156,8 +156,8 @@ def test_flops_of_a_masked_token_are_those_that_a_run_counts(architecture: str) 
 
 def test_scores_grow_with_the_pairs_of_all_devices_and_logits_with_gaps_alone() -> None:
     few, many = pairs("clip", "200K", batch=32), pairs("clip", "200K", batch=64)
-    assert 2 * memory.logits_memory(few, 16) == memory.logits_memory(many, 16)
+    assert 2 * cost_models.n_logit_bytes(few, 16) == cost_models.n_logit_bytes(many, 16)
     work = text("150K")
-    assert memory.logits_memory(work, 64) == memory.logits_memory(
+    assert cost_models.n_logit_bytes(work, 64) == cost_models.n_logit_bytes(
         msgspec.structs.replace(work, head_share=1.0), 16
     )

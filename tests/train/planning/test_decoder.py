@@ -15,9 +15,8 @@ from heredity.train.models import causal_lm, shapes
 from heredity.train.models.architectures import Specials
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.optimizer import MasterWeights
-from heredity.train.planning import cost_models, memory
-from heredity.train.planning.cost_models import decoder
-from heredity.train.planning.workload import Workload
+from heredity.train.planning import cost_models
+from heredity.train.planning.cost_models import Workload
 
 LLAMA_3_8B = TransformerShape(32, 4096, 32, 8, 128, 14336, 8192, 128256, is_tied=False)
 LLAMA_3_70B = TransformerShape(80, 8192, 64, 8, 128, 28672, 8192, 128256, is_tied=False)
@@ -32,8 +31,8 @@ def gpt_3(layers: int, width: int, heads: int) -> TransformerShape:
 
 
 def test_parameters_are_those_that_were_published() -> None:
-    assert sum(decoder.parameters(LLAMA_3_8B, False).values()) == 8_030_261_248
-    assert sum(decoder.parameters(LLAMA_3_70B, False).values()) == 70_553_706_496
+    assert sum(cost_models.parameters(LLAMA_3_8B, False).values()) == 8_030_261_248
+    assert sum(cost_models.parameters(LLAMA_3_70B, False).values()) == 70_553_706_496
 
 
 @pytest.mark.parametrize(
@@ -48,14 +47,15 @@ def test_parameters_are_those_that_were_published() -> None:
 def test_gpt_3_takes_the_flops_that_were_published(
     shape: TransformerShape, millions: float, flops: float
 ) -> None:
-    assert sum(decoder.parameters(shape, False).values()) == pytest.approx(millions * 1e6, rel=0.02)
-    said = decoder.flops(shape)
+    assert sum(cost_models.parameters(shape, False).values()) == pytest.approx(millions * 1e6, rel=0.02)
+    said = cost_models.flops(shape)
     assert 300e9 * (sum(said.values()) - said["attention scores"]) == pytest.approx(flops, rel=0.02)
 
 
 def test_flops_by_part_are_those_that_a_run_counts() -> None:
     for length in (None, 77.0):
-        assert sum(decoder.flops(LLAMA_3_8B, length).values()) == shapes.flops_per_token(LLAMA_3_8B, length)
+        by_part = cost_models.flops(LLAMA_3_8B, length)
+        assert sum(by_part.values()) == shapes.flops_per_token(LLAMA_3_8B, length)
 
 
 def test_layers_that_run_again_cost_a_third_less_the_head() -> None:
@@ -76,10 +76,10 @@ def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool
     )
     work = Workload(shape, 1, 1, architecture=architecture)
     model = born(work).model
-    assert memory.n_parameters(work) == sum(each.numel() for each in model.parameters())
+    assert cost_models.n_parameters(work) == sum(each.numel() for each in model.parameters())
     layer = sum(each.numel() for each in model.model.layers[0].parameters())
-    assert decoder.layer_parameters(shape, work.has_qk_norm) == layer
-    assert decoder.root_parameters(shape) == memory.n_parameters(work) - shape.layers * layer
+    assert cost_models.layer_parameters(shape, work.has_qk_norm) == layer
+    assert cost_models.root_parameters(shape) == cost_models.n_parameters(work) - shape.layers * layer
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -93,7 +93,7 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
         monkeypatch.setattr(patch, "patch_norms", lambda *_: None)
     work = Workload(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)
     gradient = size * TINY.width  # of the head, which comes after the forward
-    assert kept(work) == TINY.context * (memory.activation_memory(work) - gradient)
+    assert kept(work) == TINY.context * (cost_models.activation_memory(work) - gradient)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -105,18 +105,18 @@ def test_masters_and_moments_are_those_of_the_real_optimizer(kind: Any) -> None:
         master.grad = torch.ones_like(master)
     masters.step(1.0, 1.0)
     state = {name: t.nbytes for name, t in masters.state().items() if t.ndim}
-    told = memory.training_memory(work, TINY.context)
+    told = cost_models.training_memory(work, TINY.context)
     assert told["masters"] == sum(n for name, n in state.items() if name.startswith("master/"))
     assert told["optimizer"] == sum(n for name, n in state.items() if not name.startswith("master/"))
 
 
 def test_shards_divide_what_lasts_and_running_again_spares_activations() -> None:
     work = Workload(LLAMA_3_8B, 1, 1, architecture="llama")
-    whole, half = memory.training_memory(work, 8192), memory.training_memory(work, 8192, shards=2)
+    whole, half = cost_models.training_memory(work, 8192), cost_models.training_memory(work, 8192, shards=2)
     assert half["masters"] * 2 == whole["masters"] and half["optimizer"] * 2 == whole["optimizer"]
-    again = memory.training_memory(work, 8192, recompute=True)
+    again = cost_models.training_memory(work, 8192, recompute=True)
     assert again["activations"] < whole["activations"] / 4
-    half = memory.training_memory(work, 8192, recompute=2)
+    half = cost_models.training_memory(work, 8192, recompute=2)
     assert again["activations"] < half["activations"] < 0.6 * whole["activations"]
     assert cost_models.cost_model_of(work).again(2) == cost_models.cost_model_of(work).again(1) / 2
 

@@ -12,12 +12,19 @@ import pytest
 from heredity.core.errors import OutOfMemory, UnknownName, UsageError
 from heredity.train.models import shapes
 from heredity.train.models.shapes import TransformerShape
+from heredity.train.planning import cost_models
 from heredity.train.planning import forecast as pace
-from heredity.train.planning import memory, sharding
-from heredity.train.planning.forecast import Assumptions, Forecast, fitting_layouts, forecast
-from heredity.train.planning.gpus import find_gpu, gpu_table, this_processor
-from heredity.train.planning.sharding import Layout
-from heredity.train.planning.workload import Workload
+from heredity.train.planning.cost_models import Workload
+from heredity.train.planning.forecast import (
+    Assumptions,
+    Forecast,
+    Layout,
+    find_gpu,
+    fitting_layouts,
+    forecast,
+    gpu_table,
+    this_processor,
+)
 from heredity.train.resources import PRETRAIN_MICROBATCH_TOKENS
 from tests.support.errors import raises
 
@@ -113,10 +120,10 @@ def test_tensor_parallelism_sends_what_the_literature_says() -> None:
     """2205.05198, section 4.2.2: four collectives of the activations a layer forward, and four backward."""
     job = Workload(llama(32, 4096, 32, 14336), 10**12, 16 * 8192, "adamw", "llama")
     layout = Layout("none", 1, 1, tensor=4)
-    cost = sharding.waiting(job, layout, 8192, 0, H100)
+    cost = pace.waiting_cost(job, layout, 8192, 0, H100)
     assert cost.bytes == pytest.approx(8 * 32 * 2 * 8192 * 4096 * 3 / 4)
-    assert sharding.waiting(job, layout, 8192, 1, H100).bytes == pytest.approx(1.5 * cost.bytes)
-    assert sharding.waiting(job, Layout("none", 1, 1), 8192, 0, H100).seconds == 0
+    assert pace.waiting_cost(job, layout, 8192, 1, H100).bytes == pytest.approx(1.5 * cost.bytes)
+    assert pace.waiting_cost(job, Layout("none", 1, 1), 8192, 0, H100).seconds == 0
 
 
 @pytest.mark.parametrize(
@@ -155,16 +162,16 @@ def test_talk_is_what_the_literature_says() -> None:
     one = work("1B")
     n = 4 * sum(forecast(one, H100, 8).parameters.values())
     adamw = msgspec.structs.replace(one, optimizer="adamw", bytes=4)
-    whole = sharding.communication(adamw, Layout("none", 1, 1000), 1, H100)
-    shards = sharding.communication(adamw, Layout("fsdp", 1000, 1), 1, H100)
+    whole = pace.communication(adamw, Layout("none", 1, 1000), 1, H100)
+    shards = pace.communication(adamw, Layout("fsdp", 1000, 1), 1, H100)
     assert whole.bytes == pytest.approx(2 * n, rel=0.01)
     assert 2.7 * n < shards.bytes < 3 * n  # the root is gathered once
-    assert sharding.communication(adamw, Layout("none", 1, 1), 1, H100).seconds == 0
+    assert pace.communication(adamw, Layout("none", 1, 1), 1, H100).seconds == 0
 
 
 def test_groups_within_a_node_talk_faster_than_one_group_over_many() -> None:
-    near = sharding.communication(work("8B"), Layout("hsdp", 8, 128), 4, H100)
-    far = sharding.communication(work("8B"), Layout("fsdp", 1024, 1), 4, H100)
+    near = pace.communication(work("8B"), Layout("hsdp", 8, 128), 4, H100)
+    far = pace.communication(work("8B"), Layout("fsdp", 1024, 1), 4, H100)
     assert near.seconds < far.seconds
 
 
@@ -185,7 +192,7 @@ def test_a_machine_whose_memory_was_measured_is_as_fast_as_its_products_and_that
     small = msgspec.structs.replace(work("10M", 8192, 1024), optimizer="adamw", is_on_cpu=True)
     found = forecast(small, this_processor(1e12, 2**34, rate), 1)
     flops = found.flops / small.tokens
-    passes = 22 * (memory.activation_memory(small) + 2 * small.shape.vocabulary) / rate
+    passes = 22 * (cost_models.activation_memory(small) + 2 * small.shape.vocabulary) / rate
     assert found.tokens_a_second == pytest.approx(1 / (flops / 1e12 + passes))
     assert found.is_measured and found.mfu == pytest.approx(flops / 1e12 * found.tokens_a_second)
     stated = forecast(small, this_processor(1e12, 2**34, rate), 1, Assumptions(mfu=0.5))
@@ -213,8 +220,8 @@ def test_a_plan_loads_no_torch() -> None:
     code = (
         "import sys; from heredity.train.models import shapes;"
         "from heredity.train.planning.forecast import forecast;"
-        "from heredity.train.planning.gpus import gpu_table;"
-        "from heredity.train.planning.workload import Workload as W;"
+        "from heredity.train.planning.forecast import gpu_table;"
+        "from heredity.train.planning.cost_models import Workload as W;"
         "import heredity.recipes.pretrain.recipe;"
         "d = shapes.size_preset('1B', 65536, 1024);"
         "forecast(W(d.shape, d.tokens, d.batch), gpu_table()['h100'], 8);"

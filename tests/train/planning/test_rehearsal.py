@@ -10,11 +10,10 @@ from torch import distributed
 
 from heredity.train.models import shapes
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.planning import memory
-from heredity.train.planning.forecast import LayoutForecast
+from heredity.train.planning import cost_models
+from heredity.train.planning.cost_models import Workload
+from heredity.train.planning.forecast import Layout, LayoutForecast
 from heredity.train.planning.rehearsal import RehearsalFailed, rehearse
-from heredity.train.planning.sharding import Layout
-from heredity.train.planning.workload import Workload
 from tests.support.errors import raises
 from tests.train.planning.test_cost_models import born, forward, pairs, text
 
@@ -39,7 +38,7 @@ def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_
     work = Workload(dial.shape, dial.tokens, dial.batch)
     found = rehearse(work, way(layout, product, runs_again))
     assert found.n_devices == layout.shards * layout.replicas
-    assert found.parameters == memory.n_parameters(work)
+    assert found.parameters == cost_models.n_parameters(work)
     assert found.predicted == pytest.approx(found.peak, rel=0.2)
     assert not distributed.is_initialized()
 
@@ -71,7 +70,7 @@ def test_encoders_and_pairs_are_rehearsed_in_the_memory_that_was_reckoned(
     work: Workload, layout: Layout, product: int, runs_again: int
 ) -> None:
     found = rehearse(work, way(layout, product, runs_again))
-    assert found.parameters == memory.n_parameters(work)
+    assert found.parameters == cost_models.n_parameters(work)
     assert found.predicted == pytest.approx(found.peak, rel=0.2)
 
 

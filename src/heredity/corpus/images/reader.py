@@ -5,7 +5,7 @@
     images.image(7), images.caption(7), images.labels[7]
 
 Promises: a corpus is refused if its recipe, tokenizer or shards differ from its fingerprint.
-Leaves to others: the order of pairs (train/data/pairs.py).
+Leaves to others: the order of pairs (recipes/pretrain/contrastive.py).
 """
 
 from __future__ import annotations

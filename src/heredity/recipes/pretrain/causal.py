@@ -25,10 +25,10 @@ from heredity.recipes.pretrain.training import (
     write_samples,
     write_weights,
 )
+from heredity.train import perplexity
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.causal import Causal
-from heredity.train.validation import perplexity
 
 _N_SAMPLES, _N_PROMPT, _N_REPLY = 3, 12, 48  # samples; tokens of a prompt and of its continuation
 _TEMPERATURE = 0.8

@@ -7,6 +7,10 @@ Leaves to others: the settings (recipe.py), and what all objectives share (train
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,16 +31,80 @@ from heredity.recipes.pretrain.training import (
     write_tokenizer,
     write_weights,
 )
+from heredity.train import perplexity
+from heredity.train.data.batching import PackedBatch
 from heredity.train.data.masking import END_TOKENS, MaskedDataset, TokenMasking, collate_masked, mask_chunk
+from heredity.train.data.packed import IntArray, PackedDataset
+from heredity.train.distributed import SINGLE_PROCESS, DistContext
 from heredity.train.models import encoder
 from heredity.train.models.causal_lm import CausalLM
-from heredity.train.objectives.masked import Masked
-from heredity.train.validation import perplexity
-from heredity.train.validation.masked import BITS_PER_BYTE, MASKED_ACCURACY, MaskedCheck
+from heredity.train.objectives import Loss
+from heredity.train.objectives.causal import summed_cross_entropy
+from heredity.train.perplexity import first_chunks, rank_microbatches
 
 if TYPE_CHECKING:
     from heredity.corpus.card import Cut
     from heredity.recipes.pretrain.recipe import Pretrain
+
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The negative log-likelihood of masked tokens. A metric counts correct predictions."""
+
+    z_loss: float = 0.0
+
+    def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
+        """Summed over the batch's masked positions."""
+
+        def of_rows(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            targets = batch.targets[rows]
+            sums[ACCURACY] += float((logits.detach().argmax(1) == targets).sum())
+            return summed_cross_entropy(logits, targets, self.z_loss, sums)
+
+        sums = {ACCURACY: 0.0}
+        return Loss(network.loss(network.hidden(batch), of_rows), sums)
+
+    def weight(self, batch: PackedBatch) -> float:
+        """The number of masked positions."""
+        return float(len(batch.targets))
+
+
+BITS_PER_BYTE, MASKED_ACCURACY = "bits per masked byte", "right in held-out gaps"
+
+
+@dataclass(frozen=True)
+class MaskedCheck:
+    """Evaluates the first `n_tokens` of held-out documents (the last one whole), every `every` steps."""
+
+    masked: MaskedDataset  # of held-out documents; its seed is ignored
+    token_bytes: IntArray  # bytes of each token
+    n_tokens: int
+    every: int
+    dist: DistContext = SINGLE_PROCESS
+
+    def evaluate(self, network: CausalLM) -> dict[str, float]:
+        """Bits per masked byte, and the share of masked positions whose most likely token is correct."""
+        nats = right = n_bytes = n_masked = 0.0
+        with torch.no_grad():
+            for batch in self._batches:
+                loss = Masked().loss(network, self.dist.to_device(batch))
+                nats += float(loss.total)
+                right += loss.terms[ACCURACY]
+                n_masked += len(batch.targets)
+                n_bytes += float(self.token_bytes[batch.targets.numpy()].sum())
+        nats, right, n_masked, n_bytes = self.dist.sum([nats, right, n_masked, n_bytes])
+        return {BITS_PER_BYTE: nats / math.log(2) / n_bytes, MASKED_ACCURACY: right / n_masked}
+
+    @cached_property
+    def _batches(self) -> list[PackedBatch]:
+        of: PackedDataset = dataclasses.replace(self.masked.dataset, seed=0, rank=0, world_size=1)
+        masked = MaskedDataset(of, dataclasses.replace(self.masked.masking, noise="mask"))
+        chunks = first_chunks(of.documents, of.context, self.n_tokens)
+        mine = rank_microbatches(chunks, max(of.microbatch_tokens, of.context), self.dist)
+        return [masked.collate(each, 0) for each in mine]
+
 
 _N_SAMPLES, _N_TOKENS = 3, 48  # samples, and tokens of each
 

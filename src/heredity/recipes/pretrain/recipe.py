@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from heredity.corpus.images import ImageCorpus
     from heredity.lineage.store import Store
     from heredity.train.models.shapes import SizePreset, TransformerShape
-    from heredity.train.planning.workload import Workload
+    from heredity.train.planning.cost_models import Workload
 
 _LR_SHARE = 0.1  # of the peak of a new model of this shape
 _SHAPE = {  # the name of a setting, and its field of TransformerShape
@@ -501,14 +501,14 @@ class Pretrain:
         Without the corpus, an evaluation counts as many tokens as the recipe asks for, and no pairs. Raises
         UsageError.
         """
-        from heredity.train.planning.workload import ARCHITECTURES
+        from heredity.train.planning.cost_models import COSTS
 
         architecture = self.architecture
-        if self.base is not None and architecture not in ARCHITECTURES:
+        if self.base is not None and architecture not in COSTS:
             architecture = "llama"  # the costs of the other decoders are nearly the same
-        if architecture not in ARCHITECTURES:
+        if architecture not in COSTS:
             raise UsageError(
-                f"'{self.architecture}' cannot be planned yet; these can: {', '.join(ARCHITECTURES)}.",
+                f"'{self.architecture}' cannot be planned yet; these can: {', '.join(COSTS)}.",
                 key="architecture",
             )
         if side and self.spec.UNIT != "pairs":

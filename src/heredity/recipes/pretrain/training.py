@@ -30,8 +30,7 @@ from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.lora import FullFinetune
 from heredity.train.objectives import Objective
 from heredity.train.planning import forecast
-from heredity.train.planning.memory import n_parameters, training_memory
-from heredity.train.planning.workload import Workload
+from heredity.train.planning.cost_models import Workload, n_parameters, training_memory
 from heredity.train.resources import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS, ThroughputMeter
 from heredity.train.sharded import ShardedModel, recompute_activations, shard_model
 

@@ -8,7 +8,7 @@ token or stay, in equal parts. Wettig et al. 2022 (2202.08005): the mask only wo
 little.
 
 Promises: what a step reads and masks is a function of seed and step, for any number of processes.
-Leaves to others: the order of chunks (packed.py), and the loss (objectives/masked.py).
+Leaves to others: the order of chunks (packed.py), and the loss (recipes/pretrain/masked.py).
 """
 
 from __future__ import annotations

@@ -452,7 +452,7 @@ def bidirectional_attention(
         window = AttentionWindow(width - 1, width - 1, () if min(group) == n else group)
         if not is_fused_kernel_fast(q):
             return blockwise_attention(q, k, v, scale, window)
-        is_cut = width < n  # the kernel then has a mask per row, as planning/cost_models/modernbert.py counts
+        is_cut = width < n  # the kernel then has a mask per row, as planning/cost_models.py counts
         return fused_attention(q, k, v, scale, window._replace(lengths=group) if is_cut else window)
 
     return attend_by_rows(query, key, value, lengths, of_rows), None

@@ -1,7 +1,7 @@
 """A trainable dual encoder: transformers' CLIP or SigLIP, with unit-length embeddings of images and captions.
 
 Promises: embeddings are those of transformers for the same images and token rows.
-Leaves to others: pairs (data/pairs.py), and the loss (objectives/contrastive.py).
+Leaves to others: pairs and the loss (recipes/pretrain/contrastive.py).
 """
 
 from __future__ import annotations

@@ -9,25 +9,203 @@ On this machine's CPU, matmuls run at the measured limit of their shapes. Norms,
 sums are bound by memory: they pass a number of times over activations and logits. Muon adds matmuls per step.
 
 Promises: a pure function of its arguments; what does not fit is refused, with what would fit.
-Leaves to others: measuring (core/host.py), and the arithmetic (cost_models/, memory.py, sharding.py).
+Leaves to others: measuring (core/host.py), and the arithmetic (cost_models.py).
 """
 
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from heredity.core.errors import OutOfMemory, UsageError
+from heredity.core.errors import OutOfMemory, Unavailable, UnknownName, UsageError, how_to_install
 from heredity.core.records import Record
-from heredity.train.planning import cost_models, memory, sharding
-from heredity.train.planning.gpus import Gpu
-from heredity.train.planning.sharding import Layout
-from heredity.train.planning.workload import Workload
-from heredity.train.resources import PRETRAIN_MICROBATCH_TOKENS
+from heredity.train.planning import cost_models
+from heredity.train.planning.cost_models import Workload
+from heredity.train.resources import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS
+
+_TABLE = Path(__file__).with_name("gpus.toml")
+CPU = "cpu"
+
+
+class Gpu(Record, frozen=True):
+    """A device. gpus.toml documents each field."""
+
+    title: str
+    flops: float
+    memory: float
+    node: int
+    link: float
+    network: float
+    hops: tuple[float, float]
+    source: str
+    rate: float | None = None  # bytes/s of a pass over memory, if measured
+
+
+@cache
+def gpu_table() -> dict[str, Gpu]:
+    """The devices of gpus.toml, by name."""
+    return msgspec.convert(tomllib.loads(_TABLE.read_text("utf-8")), dict[str, Gpu])
+
+
+def find_gpu(name: str, work: Workload) -> Gpu:
+    """A device of the table, or "cpu": this machine, measured with torch. Raises UnknownName."""
+    if name == CPU:
+        return _measure_processor(work)
+    if name not in gpu_table():
+        raise UnknownName("gpu", name, [*gpu_table(), CPU], "heredity plan --help")
+    return gpu_table()[name]
+
+
+def _measure_processor(work: Workload) -> Gpu:
+    from heredity.core import host
+
+    try:
+        import torch
+
+        from heredity.train.resources import matmul_limit, memory_bandwidth
+    except ImportError:
+        raise Unavailable(f"Measuring this machine needs torch. {how_to_install('torch')}") from None
+    dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
+    rate = memory_bandwidth(work.shape.width, dtype)
+    return this_processor(matmul_limit(work.shape, dtype), host.available_memory(), rate)
+
+
+def this_processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:
+    """This machine's processor."""
+    source = "matrix products of the model's own shapes, measured now; free memory as the system tells it"
+    room = float("inf") if memory is None else float(memory)
+    return Gpu("this machine's processor", flops, room, 1, 1e9, 1e9, (1e-5, 1e-5), source, rate)
+
+
+_BASE = 8.4e-6  # seconds per collective (tuning.cc: baseLat of Ring, Simple)
+
+
+class Layout(Record, frozen=True):
+    """`shards` devices share one copy of masters, gradients and moments; there are `replicas` copies."""
+
+    kind: Literal["none", "fsdp", "hsdp"]
+    shards: int
+    replicas: int
+    tensor: int = 1  # devices that split each matrix
+    pipeline: int = 1  # stages
+
+    @property
+    def n_devices(self) -> int:
+        """All devices of the layout."""
+        return self.shards * self.replicas * self.tensor * self.pipeline
+
+
+class CommunicationCost(NamedTuple):
+    """Per device and step: bytes sent, and seconds."""
+
+    bytes: float
+    seconds: float
+
+
+def layouts(n: int, tensor: int = 1, pipeline: int = 1) -> Iterator[Layout]:
+    """All layouts of `n` groups of `tensor` x `pipeline` devices."""
+    beside = tensor, pipeline
+    yield Layout("none", 1, n, *beside)
+    for shards in range(2, n):
+        if n % shards == 0:
+            yield Layout("hsdp", shards, n // shards, *beside)
+    if n > 1:
+        yield Layout("fsdp", n, 1, *beside)
+
+
+def communication(work: Workload, layout: Layout, n_microbatches: int, gpu: Gpu) -> CommunicationCost:
+    """The communication of a step of `n_microbatches` that sharding adds, for one stage's part of `work`."""
+    made = cost_models.cost_model_of(work)
+    n, calls = made.n_parameters / layout.tensor, made.n_layers + 1
+    in_node = max(1, gpu.node // layout.tensor)  # of the devices with equal parts of the matrices
+    embeddings = _embeddings_cost(work, layout, gpu)
+    if layout.kind == "none":
+        alike = _all_reduce_cost(FP32_BYTES * n, calls, layout.replicas, min(in_node, layout.replicas), gpu)
+        return _total(alike, embeddings)
+    spread = layout.shards, min(in_node, layout.shards), gpu
+    there = _ring_cost(
+        work.bytes * (made.root + 2 * made.in_layers) / layout.tensor, 2 * calls - 1, *spread
+    )  # the root stays gathered
+    back = _ring_cost(FP32_BYTES * n, calls, *spread)
+    within = CommunicationCost(
+        n_microbatches * (there.bytes + back.bytes), n_microbatches * (there.seconds + back.seconds)
+    )
+    apart = max(1, in_node // layout.shards)  # devices of a node with the same shard
+    over = _all_reduce_cost(
+        FP32_BYTES * n / layout.shards, calls, layout.replicas, min(apart, layout.replicas), gpu
+    )
+    muon = made.matrices / layout.tensor if work.optimizer == "muon" else 0  # Muon needs whole matrices
+    stepped = _ring_cost(FP32_BYTES * muon, made.n_layers, *spread)
+    return _total(within, over, stepped, embeddings)
+
+
+def waiting_cost(
+    work: Workload, layout: Layout, microbatch: int, recompute: int, gpu: Gpu
+) -> CommunicationCost:
+    """The communication of a microbatch of one stage for which matmuls wait: bytes and seconds per device.
+
+    Tensor parallel: two all-gathers and two reduce-scatters of a layer's activations forward, as many
+    backward, and the forward ones once more where layers are recomputed. Pipeline: after each layer,
+    activations to the next stage, and their gradients back.
+    """
+    made = cost_models.cost_model_of(work)
+    size = work.bytes * microbatch * work.shape.width
+    passes = 2 + (made.n_layers // recompute / made.n_layers if recompute else 0)
+    calls = round(4 * passes * made.n_layers)
+    within = _ring_cost(float(calls * size), calls, layout.tensor, min(gpu.node, layout.tensor), gpu)
+    if layout.pipeline == 1:
+        return within
+    handed = 2 * made.n_layers * size / layout.tensor
+    link = gpu.link if layout.tensor * layout.pipeline <= gpu.node else gpu.network
+    return _total(within, CommunicationCost(handed, handed / link + 2 * made.n_layers * _BASE))
+
+
+def _total(*costs: CommunicationCost) -> CommunicationCost:
+    return CommunicationCost(sum(each.bytes for each in costs), sum(each.seconds for each in costs))
+
+
+def _embeddings_cost(work: Workload, layout: Layout, gpu: Gpu) -> CommunicationCost:
+    """The all-gather of image and caption embeddings in fp32, forward and backward."""
+    if work.unit == "token":
+        return CommunicationCost(0.0, 0.0)
+    n = layout.shards * layout.replicas
+    return _ring_cost(2 * 2 * FP32_BYTES * work.batch * work.shape.width, 4, n, min(gpu.node, n), gpu)
+
+
+def _ring_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
+    """All-gathers or reduce-scatters of `size` bytes in total. in_node: ranks per node."""
+    if ranks == 1 or not size:
+        return CommunicationCost(0.0, 0.0)
+    nodes = math.ceil(ranks / in_node)
+    n_bytes = size * (ranks - 1) / ranks
+    wait = _BASE + (ranks - nodes) * gpu.hops[0] + (nodes - 1) * gpu.hops[1]
+    return CommunicationCost(n_bytes, n_bytes / _bandwidth(in_node, nodes, gpu) + calls * wait)
+
+
+def _all_reduce_cost(size: float, calls: int, ranks: int, in_node: int, gpu: Gpu) -> CommunicationCost:
+    """All-reduces: two rings, or a tree of nodes."""
+    if ranks == 1:
+        return CommunicationCost(0.0, 0.0)
+    nodes = math.ceil(ranks / in_node)
+    ring = (ranks - nodes) * gpu.hops[0] + (nodes - 1) * gpu.hops[1]
+    tree = (in_node - 1) * gpu.hops[0] + math.log2(nodes) * gpu.hops[1]
+    n_bytes = 2 * size * (ranks - 1) / ranks
+    return CommunicationCost(
+        n_bytes, n_bytes / _bandwidth(in_node, nodes, gpu) + calls * (_BASE + 2 * min(ring, tree))
+    )
+
+
+def _bandwidth(in_node: int, nodes: int, gpu: Gpu) -> float:
+    """Every device of a node has its own network link, and a ring uses all of them."""
+    return gpu.link if nodes == 1 else min(gpu.link, in_node * gpu.network)
+
 
 MEMORY_PASSES = 22.0  # over the activations, fitted to runs of 3M to 150M parameters (docs/results/plans.md)
 STEP_TO_FORWARD = 3  # a training step costs three forward passes, an evaluation one
@@ -42,7 +220,7 @@ def cpu_seconds(work: Workload, flops: float, limit: float, rate: float) -> floa
     logits = work.bytes * work.shape.vocabulary * work.head_share if work.picture is None else 0.0
     if work.optimizer == "muon":
         flops += _MUON_FLOPS * work.shape.width * cost_models.cost_model_of(work).matrices / work.batch
-    return flops / limit + MEMORY_PASSES * (memory.activation_memory(work) + logits) / rate
+    return flops / limit + MEMORY_PASSES * (cost_models.activation_memory(work) + logits) / rate
 
 
 RECOMPUTE = (0, 2, 1)  # every n-th layer: none, every second one (selective), all
@@ -171,10 +349,10 @@ def _layout_forecasts(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions)
     once = each * work.chunk * flops / (_expected_mfu(work, gpu, terms) * gpu.flops)
     at_once = each if work.is_whole else min(each, max(1, PRETRAIN_MICROBATCH_TOKENS // work.chunk))
     n_microbatches, microbatch = -(-each // at_once), at_once * work.chunk
-    for layout in sharding.layouts(n_groups, terms.tensor, terms.pipeline):
-        cost = sharding.communication(stage, layout, n_microbatches, gpu)
+    for layout in layouts(n_groups, terms.tensor, terms.pipeline):
+        cost = communication(stage, layout, n_microbatches, gpu)
         for recompute in RECOMPUTE:
-            waiting = sharding.waiting(stage, layout, microbatch, recompute, gpu)
+            waiting = waiting_cost(stage, layout, microbatch, recompute, gpu)
             yield LayoutForecast(
                 layout,
                 recompute,
@@ -197,10 +375,10 @@ def _needed(
     Embedding and head are counted on it, although a stage in the middle of a pipeline has neither. An
     interleaved schedule holds somewhat more than one microbatch per stage (2104.04473, section 2.2).
     """
-    parts = memory.training_memory(stage, microbatch, layout.shards, recompute, n_microbatches)
+    parts = cost_models.training_memory(stage, microbatch, layout.shards, recompute, n_microbatches)
     n_stages = layout.pipeline
     held = min(n_stages, n_microbatches) * (1 + (n_stages - 1) / (n_stages * stage.shape.layers)) - 1
-    parts["activations"] += round(held * microbatch * memory.activation_memory(stage, recompute))
+    parts["activations"] += round(held * microbatch * cost_models.activation_memory(stage, recompute))
     return {name: -(-size // layout.tensor) for name, size in parts.items()}
 
 
@@ -285,7 +463,6 @@ def _out_of_memory_message(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumpt
 
 
 def _what_would_fit(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions) -> str:
-    from heredity.train.planning.gpus import gpu_table
 
     parts = []
     if (n := _enough_devices(work, gpu, n_gpus, terms)) is not None:

@@ -9,7 +9,7 @@ many rows of logits as are ever held, or the scores of a step's pairs.
 
 Promises: nothing is allocated, sent or drawn. Inputs are zeros of real sizes. The process group is gone
 afterwards.
-Leaves to others: the optimizer's step, which torch cannot fake; its moments are added from memory.py.
+Leaves to others: the optimizer's step, which torch cannot fake; its moments are added from cost_models.py.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ from heredity.train.kernels import attention as bidirectional
 from heredity.train.models import encoder
 from heredity.train.models.architectures import Specials
 from heredity.train.optimizer import MasterWeights
-from heredity.train.planning import cost_models, memory
-from heredity.train.planning.forecast import LayoutForecast
-from heredity.train.planning.sharding import Layout
-from heredity.train.planning.workload import Workload
+from heredity.train.planning import cost_models
+from heredity.train.planning.cost_models import Workload
+from heredity.train.planning.forecast import Layout, LayoutForecast
 from heredity.train.resources import FP32_BYTES, LOGIT_ROWS_HELD
 from heredity.train.sharded import recompute_activations, transformer_layers
 
@@ -146,7 +145,7 @@ _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
 class Rehearsal(Record, frozen=True):
-    """The result, in bytes per device. `predicted` is the figure of memory.py."""
+    """The result, in bytes per device. `predicted` is the figure of cost_models.py."""
 
     n_devices: int
     parameters: int
@@ -175,8 +174,10 @@ def rehearse(work: Workload, way: LayoutForecast) -> Rehearsal:
         for before, there in zip(low, high, strict=True)
     )
     layout = way.layout
-    predicted = memory.training_memory(work, way.microbatch, layout.shards, way.recompute, n_microbatches=1)
-    moments = -(-memory.optimizer_memory(work) // layout.shards)
+    predicted = cost_models.training_memory(
+        work, way.microbatch, layout.shards, way.recompute, n_microbatches=1
+    )
+    moments = -(-cost_models.optimizer_memory(work) // layout.shards)
     n = layout.shards * layout.replicas
     return Rehearsal(n, n_parameters, peak + moments, sum(predicted.values()))
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from heredity.corpus.images.card import ImageCard
     from heredity.recipes.pretrain.recipe import Pretrain, Writer
     from heredity.train.models.shapes import SizePreset
-    from heredity.train.planning.workload import Workload
+    from heredity.train.planning.cost_models import Workload
 
 ARCHITECTURE = "clip"
 SETTINGS = frozenset({"pairs", "caption_tokens", "patch_size", "shift"})
@@ -58,7 +58,7 @@ def _preset(recipe: Pretrain, vocabulary: int, side: int, n_pairs: int) -> SizeP
 def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:
     """The workload, for a plan. Raises UsageError."""
     from heredity.train.models.shapes import TransformerShape
-    from heredity.train.planning.workload import Workload
+    from heredity.train.planning.cost_models import Workload
 
     n_pairs, n_validation = recipe.pairs, 0
     if not (vocabulary and side and n_pairs):

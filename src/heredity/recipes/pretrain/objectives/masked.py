@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Literal
 
 from heredity.core import registry
 from heredity.core.errors import UsageError
-from heredity.recipes.pretrain.objectives import _text
-from heredity.recipes.pretrain.objectives._text import fingerprint as fingerprint
-from heredity.recipes.pretrain.objectives._text import lower_instead as lower_instead
-from heredity.recipes.pretrain.objectives._text import preset as preset
+from heredity.recipes.pretrain.objectives import causal
+from heredity.recipes.pretrain.objectives.causal import fingerprint as fingerprint
+from heredity.recipes.pretrain.objectives.causal import lower_instead as lower_instead
+from heredity.recipes.pretrain.objectives.causal import preset as preset
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain, Writer
-    from heredity.train.planning.workload import Workload
+    from heredity.train.planning.cost_models import Workload
 
 ARCHITECTURE = "modernbert"
-SETTINGS = _text.SETTINGS | {"mask_rate", "noise"}
+SETTINGS = causal.TEXT_SETTINGS | {"mask_rate", "noise"}
 UNIT: Literal["tokens", "pairs"] = "tokens"
 MODALITY = "text"
 
@@ -44,7 +44,7 @@ def child_name(recipe: Pretrain) -> str:
 
 def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:  # noqa: ARG001
     """The workload, for a plan. Raises UsageError."""
-    return _text.workload(recipe, vocabulary, head_share(recipe))
+    return causal.text_workload(recipe, vocabulary, head_share(recipe))
 
 
 def head_share(recipe: Pretrain) -> float:
@@ -57,7 +57,7 @@ def flops_per_token(recipe: Pretrain) -> float:
     from heredity.train.data.masking import END_TOKENS
 
     built = registry.load("train.models.architectures", recipe.architecture)
-    length = _text.document_length(recipe, END_TOKENS)
+    length = causal.document_length(recipe, END_TOKENS)
     flops: float = built.flops_per_token(recipe.dial.shape, length, recipe.mask_rate)
     return flops
 

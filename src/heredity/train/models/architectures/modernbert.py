@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from heredity.train.models.architectures import Specials
-from heredity.train.models.architectures._masked import check_encoder, special_tokens
+from heredity.train.models.architectures import Specials, check_encoder, special_tokens
 from heredity.train.models.shapes import EncoderShape, TransformerShape, n_matrix_parameters
 
 OBJECTIVE = "masked"

@@ -1,0 +1,663 @@
+"""Parameters, FLOPs and activation bytes of each architecture, for a recipe's shape.
+
+A unit is what a workload counts: a token of text, or an image-caption pair.
+
+Promises: parameters and activation bytes equal those of transformers' model exactly; tests hold them equal.
+Leaves to others: the time of FLOPs (forecast.py), allocator and libraries (its reserve).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+
+from heredity.core.records import Record
+from heredity.train.models.architectures import bert, modernbert
+from heredity.train.models.shapes import DualShape, TransformerShape
+from heredity.train.planning import cost_models
+from heredity.train.resources import FP32_BYTES, DecoderActivations
+
+
+def training_memory(
+    work: Workload, n: int, shards: int = 1, recompute: int = 0, n_microbatches: int = 2
+) -> dict[str, int]:
+    """Bytes by part in the largest phase of a step, with microbatches of `n` tokens or pairs.
+
+    recompute: every n-th layer keeps its input only; 0: none. n_microbatches: per step; from the second one
+    on, the gradients of the first are held.
+    """
+    step = _StepMemory(work, cost_models.cost_model_of(work), n, shards, recompute, n_microbatches > 1)
+    return max(step.phases(), key=lambda parts: sum(parts.values()))
+
+
+@dataclass(frozen=True)
+class _StepMemory:
+    """A step on one device. is_later: gradients of an earlier microbatch are held."""
+
+    work: Workload
+    made: CostModel
+    n: int
+    shards: int
+    recompute: int
+    is_later: bool
+
+    def phases(self) -> Iterator[dict[str, int]]:
+        """Bytes by part in each phase that may be the largest."""
+        yield self._turn()
+        yield from self._back()
+        yield self._end()
+
+    def _turn(self) -> dict[str, int]:
+        """After the forward pass: all activations, a part of the logits, and the gradient of the head."""
+        return self._lasting(n_gathered=0) | {
+            "gradients": self.work.bytes * self.made.head + self._gradients(0),
+            "activations": self.n * self.made.left(0, self.recompute),
+            "logits": self.made.logits(self.n),
+        }
+
+    def _back(self) -> Iterator[dict[str, int]]:
+        """In the backward pass of a tower's last layer, which is whole even if recomputed."""
+        n_done, made = 0, self.made
+        for place, tower in enumerate(made.towers):
+            full = tower.back - tower.end + (tower.most if self.recompute else 0)
+            waiting = self.work.bytes * (made.loose if place else made.head)
+            yield self._lasting(n_gathered=2) | {
+                "gradients": waiting + self._gradients(n_done),
+                "activations": self.n * (made.left(place, self.recompute) + full),
+                "logits": 0,
+            }
+            n_done += tower.parameters
+
+    def _end(self) -> dict[str, int]:
+        """Before the backward pass of the first layer and the embedding: gradients, with the root's."""
+        made, size = self.made, self.work.bytes
+        tower = made.towers[-1]
+        whole = made.root + tower.each  # its gradients are being reduced
+        flying = (size + FP32_BYTES) * whole if self.shards > 1 else size * made.loose
+        return self._lasting(n_gathered=2) | {
+            "gradients": self._gradients(made.n_parameters) + flying,
+            "activations": self.n * (tower.most + tower.back + tower.entry * bool(self.recompute)),
+            "logits": 0,
+        }
+
+    def _gradients(self, n_done: int) -> int:
+        """In fp32, of `n_done` parameters; of all from the second microbatch on."""
+        return FP32_BYTES * _shard(self.made.n_parameters if self.is_later else n_done, self.shards)
+
+    def _lasting(self, n_gathered: int) -> dict[str, int]:
+        """Bytes that are held throughout. Of sharded weights the root and `n_gathered` layers are whole."""
+        made, work = self.made, self.work
+        layers = min(n_gathered, work.shape.layers) * made.towers[0].each
+        return {
+            "weights": work.bytes * (made.n_parameters if self.shards == 1 else made.root + layers),
+            "masters": FP32_BYTES * _shard(made.n_parameters, self.shards),
+            "optimizer": _shard(optimizer_memory(work), self.shards),
+        }
+
+
+def n_parameters(work: Workload) -> int:
+    """All parameters."""
+    return cost_models.cost_model_of(work).n_parameters
+
+
+def optimizer_memory(work: Workload) -> int:
+    """Moments in fp32: two for AdamW, one for the matrices of Muon."""
+    made = cost_models.cost_model_of(work)
+    return FP32_BYTES * (2 * made.n_parameters - (made.matrices if work.optimizer == "muon" else 0))
+
+
+def n_logit_bytes(work: Workload, n: int) -> int:
+    """Bytes of the logits held at once, for `n` tokens or pairs."""
+    return cost_models.cost_model_of(work).logits(n)
+
+
+def activation_memory(work: Workload, recompute: int = 0) -> int:
+    """Bytes per token or pair that a forward pass keeps for the backward pass."""
+    return cost_models.cost_model_of(work).left(0, recompute)
+
+
+def _shard(n: int, shards: int) -> int:
+    return -(-n // shards)
+
+
+class Workload(Record, frozen=True):
+    """The work of a run, counted in units: tokens, or image-caption pairs.
+
+    `bytes`: of a number in matmuls, 2 for bfloat16.
+    """
+
+    shape: TransformerShape  # with a picture: of both towers, and `context` is of captions
+    tokens: int  # units to read
+    batch: int  # units per step
+    optimizer: Literal["muon", "adamw"] = "muon"
+    architecture: str = "qwen3"
+    bytes: int = 2
+    is_on_cpu: bool = False  # there, norms keep less for the backward pass (kernels/patch.py)
+    head_share: float = 1.0  # share of tokens on which the head runs
+    picture: tuple[int, int] | None = None  # sides of image and patch, in pixels
+    n_evaluated: int = 0  # units of all evaluations
+
+    @property
+    def unit(self) -> Literal["token", "pair"]:
+        """The unit of counts."""
+        return "token" if self.picture is None else "pair"
+
+    @property
+    def chunk(self) -> int:
+        """Units that are never split between devices: a context, or one pair."""
+        return self.shape.context if self.picture is None else 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a device has its share of a step in one microbatch: pairs are compared with all others."""
+        return self.picture is not None
+
+    @property
+    def towers(self) -> DualShape:
+        """The shape with its image."""
+        assert self.picture is not None
+        side, patch = self.picture
+        return DualShape(**msgspec.structs.asdict(self.shape), side=side, patch=patch)
+
+    @property
+    def has_qk_norm(self) -> bool:
+        """Whether queries and keys are normalized."""
+        return self.architecture == "qwen3"
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps."""
+        return max(1, -(-self.tokens // self.batch))
+
+
+LAYER_PARTS = ("attention", "attention scores", "feed-forward")
+
+
+@dataclass(frozen=True)
+class TowerCosts:
+    """A stack of layers. Bytes are per unit."""
+
+    layers: int
+    parameters: int  # of all layers
+    each: int  # of the largest layer
+    kept: int  # activations of all layers
+    begin: int  # activations before the layers
+    end: int  # activations after them, released before the backward pass of the last layer
+    most: int  # the largest activations of one layer
+    entry: int  # a layer's input: all that it keeps if recomputed
+    back: int  # what the backward pass of a layer takes in addition
+
+    def layers_kept(self, recompute: int) -> int:
+        """Bytes that the layers keep if every `recompute`-th one keeps its input only; 0: none does."""
+        again = self.layers // recompute if recompute else 0
+        return again * self.entry + -(-self.kept * (self.layers - again) // self.layers)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The costs of a model of one architecture and shape."""
+
+    parameters: dict[str, int]  # by part
+    matrices: int  # parameters that Muon updates
+    flops: dict[str, float]  # of a unit, forward and backward, by part
+    towers: tuple[TowerCosts, ...]  # in the order of the backward pass
+    head: int  # parameters whose gradient is computed with the loss
+    loose: int  # parameters outside layers whose gradients are held in addition to the masters'
+    logits: Callable[[int], int]  # units at once -> bytes
+    period: int = 1  # layers after which their kinds repeat
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(self.parameters.values())
+
+    @property
+    def n_layers(self) -> int:
+        return sum(tower.layers for tower in self.towers)
+
+    @property
+    def in_layers(self) -> int:
+        """Parameters of all layers."""
+        return sum(tower.parameters for tower in self.towers)
+
+    @property
+    def root(self) -> int:
+        """Parameters outside the layers."""
+        return self.n_parameters - self.in_layers
+
+    def again(self, recompute: int) -> float:
+        """The additional share of FLOPs if every `recompute`-th layer is recomputed; 0: none."""
+        if not recompute:
+            return 0.0
+        share = sum(tower.layers // recompute for tower in self.towers) / self.n_layers
+        return share * sum(self.flops.get(part, 0.0) for part in LAYER_PARTS) / 3 / sum(self.flops.values())
+
+    def left(self, n: int, recompute: int) -> int:
+        """Activation bytes per unit that are held once `n` towers have done their backward pass.
+
+        recompute: every `recompute`-th layer keeps its input only; 0: none.
+        """
+        return sum(tower.begin + tower.end + tower.layers_kept(recompute) for tower in self.towers[n:])
+
+
+def norm_statistics(work: Workload) -> int:
+    """Bytes of a row's mean and deviation that a norm keeps."""
+    return 2 * (work.bytes if work.is_on_cpu else FP32_BYTES)
+
+
+# --- decoders ---
+# FLOPs are those of matmuls. A multiply-add counts as two, and the backward pass as two forward passes. A
+# token attends to half of its context on average. Norms and activations are left out, as in PaLM
+# (2204.02311, appendix B), which counts the whole square of attention scores.
+
+
+def _decoder_costs(work: Workload) -> CostModel:
+    """The costs of a decoder."""
+    shape, kept = work.shape, activations(work)
+    table = shape.vocabulary * shape.width
+    tower = TowerCosts(
+        layers=shape.layers,
+        parameters=shape.layers * layer_parameters(shape, work.has_qk_norm),
+        each=layer_parameters(shape, work.has_qk_norm),
+        kept=shape.layers * kept.per_layer,
+        begin=kept.root,
+        end=0,
+        most=kept.per_layer,
+        entry=work.bytes * shape.width,
+        back=work.bytes * (3 * shape.wide + 2 * shape.width),
+    )
+    return CostModel(
+        parameters=parameters(shape, work.has_qk_norm),
+        matrices=shape.layers * (_attention(shape) + _gated_feed_forward(shape)),
+        flops=flops(shape),
+        towers=(tower,),
+        head=table,
+        loose=root_parameters(shape) + table,
+        logits=kept.logits,
+    )
+
+
+def parameters(shape: TransformerShape, has_qk_norm: bool) -> dict[str, int]:
+    """Parameters by part. A head that is tied to the embedding has 0."""
+    table = shape.vocabulary * shape.width
+    norms = shape.layers * (2 * shape.width + 2 * shape.head * has_qk_norm) + shape.width
+    return {
+        "embedding": table,
+        "attention": shape.layers * _attention(shape),
+        "feed-forward": shape.layers * _gated_feed_forward(shape),
+        "norms": norms,
+        "head": 0 if shape.is_tied else table,
+    }
+
+
+def layer_parameters(shape: TransformerShape, has_qk_norm: bool) -> int:
+    """Parameters of one layer."""
+    return _attention(shape) + _gated_feed_forward(shape) + 2 * shape.width + 2 * shape.head * has_qk_norm
+
+
+def root_parameters(shape: TransformerShape) -> int:
+    """Parameters outside the layers."""
+    return shape.vocabulary * shape.width * (1 if shape.is_tied else 2) + shape.width
+
+
+def flops(shape: TransformerShape, length: float | None = None) -> dict[str, float]:
+    """FLOPs of one token, forward and backward. length: of its document; None: the whole context."""
+    seen = (shape.context if length is None else length) / 2
+    return {
+        "attention": 6.0 * shape.layers * _attention(shape),
+        "attention scores": 12.0 * shape.layers * shape.heads * shape.head * seen,
+        "feed-forward": 6.0 * shape.layers * _gated_feed_forward(shape),
+        "head": 6.0 * shape.vocabulary * shape.width,
+    }
+
+
+def _attention(shape: TransformerShape) -> int:
+    return shape.width * shape.head * 2 * (shape.heads + shape.kv_heads)
+
+
+def _gated_feed_forward(shape: TransformerShape) -> int:
+    return 3 * shape.width * shape.wide
+
+
+def activations(work: Workload) -> DecoderActivations:
+    """The activations of a forward pass."""
+    return DecoderActivations(work.shape, work.bytes, work.is_on_cpu, work.has_qk_norm)
+
+
+def logits_memory(work: Workload, n: int) -> int:
+    """Bytes of the logits that are held at once, of `n` rows."""
+    return activations(work).logits(n)
+
+
+# --- encoders of text: the head runs on masked tokens only ---
+
+
+def _bert_costs(work: Workload) -> CostModel:
+    """Of a BERT: every layer attends to the whole chunk, and every matmul has a bias."""
+    shape, size = work.shape, work.bytes
+    width, table = shape.width, shape.vocabulary * shape.width
+    attention, wide = 4 * width * (width + 1), 2 * width * shape.wide + shape.wide + width
+    each = attention + wide + 4 * width
+    places = (shape.context + bert.TYPES) * width
+    tower = TowerCosts(
+        layers=shape.layers,
+        parameters=shape.layers * each,
+        each=each,
+        kept=shape.layers * _bert_kept(work),
+        begin=_bert_kept_by_root(work),
+        end=0,
+        most=_bert_kept(work),
+        entry=size * width,
+        back=size * (2 * shape.wide + 2 * width),
+    )
+    return CostModel(
+        parameters={
+            "embedding": table + places,
+            "attention": shape.layers * attention,
+            "feed-forward": shape.layers * wide,
+            "norms": 4 * width * (shape.layers + 1),  # two a layer; of the embedding, of the head
+            "head": width * (width + 1) + shape.vocabulary,
+        },
+        matrices=shape.layers * (4 * width**2 + 2 * width * shape.wide) + width**2,
+        flops=_bert_flops(work),
+        towers=(tower,),
+        head=table + shape.vocabulary,
+        loose=2 * table + places + width**2 + shape.vocabulary,
+        logits=lambda n: logits_memory(work, math.ceil(work.head_share * n)),
+    )
+
+
+def _bert_flops(work: Workload) -> dict[str, float]:
+    shape = work.shape
+    return {
+        "attention": 6.0 * shape.layers * 4 * shape.width**2,
+        "attention scores": 12.0 * shape.layers * shape.width * shape.context,
+        "feed-forward": 6.0 * shape.layers * 2 * shape.width * shape.wide,
+        "head": 6.0 * work.head_share * (shape.vocabulary * shape.width + shape.width**2),
+    }
+
+
+def _bert_kept(work: Workload) -> int:
+    """Activation bytes per token and layer.
+
+    The input; queries, keys and values; the attention result twice; inputs of two norms, and the output of
+    the first one. Two tensors are of the feed-forward part.
+    """
+    shape = work.shape
+    return (
+        work.bytes * (9 * shape.width + 2 * shape.wide) + FP32_BYTES * shape.heads + 2 * norm_statistics(work)
+    )
+
+
+def _bert_kept_by_root(work: Workload) -> int:
+    """Activation bytes per token outside the layers.
+
+    The input of a norm, and ids of token, position and type; for masked tokens also the activations of the
+    head, and its gradient.
+    """
+    shape, size = work.shape, work.bytes
+    gap = 3 * size * shape.width + norm_statistics(work) + 8 + size * shape.width
+    return size * shape.width + norm_statistics(work) + 3 * 8 + math.ceil(work.head_share * gap)
+
+
+_SEEN = modernbert.WINDOW // 2  # per side
+
+
+def _modernbert_costs(work: Workload) -> CostModel:
+    """The costs of a ModernBERT."""
+    shape, size = work.shape, work.bytes
+    table, attention, wide = shape.vocabulary * shape.width, 4 * shape.width**2, 3 * shape.width * shape.wide
+    each = attention + wide + 2 * shape.width
+    mask = size * shape.context if shape.context > _SEEN + 1 else 0
+    layer, first_norm = _modernbert_kept(work), size * shape.width + norm_statistics(work)
+    n_windows = shape.layers - _n_whole(shape)
+    tower = TowerCosts(
+        layers=shape.layers,
+        parameters=shape.layers * each - shape.width,
+        each=each,
+        kept=shape.layers * layer - first_norm + n_windows * mask,
+        begin=_modernbert_kept_by_root(work),
+        end=0,
+        most=layer + mask * (n_windows > 0),
+        entry=size * shape.width,
+        back=size * (3 * shape.wide + 2 * shape.width),
+    )
+    norms = (2 * shape.layers - 1) * shape.width + 3 * shape.width  # embedding, last, head
+    return CostModel(
+        parameters={
+            "embedding": table,
+            "attention": shape.layers * attention,
+            "feed-forward": shape.layers * wide,
+            "norms": norms,
+            "head": shape.width**2,
+        },
+        matrices=shape.layers * (attention + wide) + shape.width**2,
+        flops=_modernbert_flops(work),
+        towers=(tower,),
+        head=table,
+        loose=2 * table + shape.width**2,
+        logits=lambda n: logits_memory(work, math.ceil(work.head_share * n)),
+        period=modernbert.EVERY,
+    )
+
+
+def _n_whole(shape: TransformerShape) -> int:
+    """Layers that attend to the whole chunk."""
+    return -(-shape.layers // modernbert.EVERY)
+
+
+def _modernbert_flops(work: Workload) -> dict[str, float]:
+    shape, whole = work.shape, _n_whole(work.shape)
+    window = min(shape.context, modernbert.WINDOW)
+    return {
+        "attention": 6.0 * shape.layers * 4 * shape.width**2,
+        "attention scores": 12.0 * shape.width * (whole * shape.context + (shape.layers - whole) * window),
+        "feed-forward": 6.0 * shape.layers * 3 * shape.width * shape.wide,
+        "head": 6.0 * work.head_share * (shape.vocabulary * shape.width + shape.width**2),
+    }
+
+
+def _modernbert_kept(work: Workload) -> int:
+    """Activation bytes per token and layer.
+
+    Inputs and outputs of two norms; queries and keys before and after rotation; values; the attention result
+    twice; four tensors of the feed-forward part.
+    """
+    shape = work.shape
+    return (
+        work.bytes * (11 * shape.width + 4 * shape.wide)
+        + FP32_BYTES * shape.heads
+        + 2 * norm_statistics(work)
+    )
+
+
+def _modernbert_kept_by_root(work: Workload) -> int:
+    """Activation bytes per token outside the layers.
+
+    Inputs of two norms, rotary positions of both kinds, the token id; for masked tokens also what the head
+    keeps, and its gradient.
+    """
+    shape, size = work.shape, work.bytes
+    n_kinds = 2 if shape.layers > 1 else 1
+    token = 2 * (size * shape.width + norm_statistics(work)) + n_kinds * 2 * size * shape.head + 8
+    gap = 3 * size * shape.width + norm_statistics(work) + 8 + size * shape.width
+    return token + math.ceil(work.head_share * gap)
+
+
+# --- dual encoders ---
+# A unit is a pair: all positions of its image and of its caption. The backward pass goes through the text
+# tower first, while all activations of the image tower are held. Every image of a step is compared with every
+# caption. If devices share a step, each compares its images with all captions, and its captions with all
+# images.
+
+
+_SCORES = 5  # fp32 copies of a score: itself, masked, two log-softmaxes, a gradient
+_ALONE = 2  # further bytes per score: two masks
+
+
+@dataclass(frozen=True)
+class EndCosts:
+    """The costs that differ: parameters outside the layers by part, and FLOPs of the heads.
+
+    begin: activation bytes of an image before the layers, without its pixels.
+    ends: activation bytes of a caption and an image after the layers, without last norm and embedding.
+    places: positions of an image. seen: positions of a caption that one attends to.
+    active: tensors that the activation of the feed-forward part keeps.
+    """
+
+    embedding: int
+    norms: int
+    head: int
+    matrices: int  # of the head, for Muon
+    flops: float
+    begin: int
+    ends: tuple[int, int]
+    places: int
+    seen: float
+    active: int
+
+
+def two_tower_costs(work: Workload, around: EndCosts) -> CostModel:
+    """The costs of a dual encoder."""
+    shape = work.towers
+    attention, wide = (
+        4 * shape.width * (shape.width + 1),
+        2 * shape.width * shape.wide + shape.wide + shape.width,
+    )
+    each = attention + wide + 4 * shape.width
+    n = 2 * shape.layers
+    return CostModel(
+        parameters={
+            "embedding": around.embedding + shape.vocabulary * shape.width,
+            "attention": n * attention,
+            "feed-forward": n * wide,
+            "norms": n * 4 * shape.width + around.norms,
+            "head": around.head,
+        },
+        matrices=n * (4 * shape.width**2 + 2 * shape.width * shape.wide) + around.matrices,
+        flops=_towers_flops(work, around),
+        towers=(
+            _tower(work, around, each, shape.context, 8 * shape.context, around.ends[0]),
+            _tower(work, around, each, around.places, _points(work) + around.begin, around.ends[1]),
+        ),
+        head=0,
+        loose=shape.vocabulary * shape.width,
+        logits=lambda pairs: pairs * work.batch * (FP32_BYTES * _SCORES + _ALONE),
+    )
+
+
+def _tower(work: Workload, around: EndCosts, each: int, places: int, begin: int, end: int) -> TowerCosts:
+    """The costs of one tower.
+
+    Layers keep inputs and outputs of two norms, queries, keys, values and the attention result. After them
+    stay the input of the last norm, and the embedding with its norm.
+    """
+    shape, size = work.towers, work.bytes
+    wide = (around.active + 1) * shape.wide
+    layer = places * (size * (8 * shape.width + wide) + FP32_BYTES * shape.heads + 2 * norm_statistics(work))
+    embedding = FP32_BYTES * (shape.width + 2) + FP32_BYTES * (3 * shape.width // 2)
+    return TowerCosts(
+        layers=shape.layers,
+        parameters=shape.layers * each,
+        each=each,
+        kept=shape.layers * layer,
+        begin=begin,
+        end=end + places * size * shape.width + embedding,
+        most=layer,
+        entry=places * size * shape.width,
+        back=places * size * (2 * shape.wide + 2 * shape.width),
+    )
+
+
+def _points(work: Workload) -> int:
+    """Bytes of an image, as input and in the matmul's dtype."""
+    given = 3 * work.towers.side**2
+    return given * (FP32_BYTES if work.bytes == FP32_BYTES else FP32_BYTES + work.bytes)
+
+
+def _towers_flops(work: Workload, around: EndCosts) -> dict[str, float]:
+    """Pixels need no gradient, so the patch embedding has one backward matmul."""
+    shape, places = work.towers, around.places + work.towers.context
+    seen = around.places**2 + shape.context * around.seen
+    return {
+        "patches": 4.0 * 3 * shape.patch**2 * shape.width * shape.patches,
+        "attention": 6.0 * shape.layers * 4 * shape.width**2 * places,
+        "attention scores": 12.0 * shape.layers * shape.width * seen,
+        "feed-forward": 6.0 * shape.layers * 2 * shape.width * shape.wide * places,
+        "head": around.flops,
+        "contrast": 6.0 * work.batch * shape.width,
+    }
+
+
+_EVEN = 2  # columns that x * sigmoid(1.702 x) keeps
+
+
+def _clip_costs(work: Workload) -> CostModel:
+    """Of a CLIP: the class position represents an image, and the end token a caption."""
+    shape, size = work.towers, work.bytes
+    width, places = shape.width, shape.patches + 1
+    first_norm = places * (size * width + norm_statistics(work))  # before the layers of images
+    caption = shape.context * norm_statistics(work) + 16 + size * width  # and where its end is
+    return two_tower_costs(
+        work,
+        EndCosts(
+            embedding=width * (shape.context + places + 1 + 3 * shape.patch**2),
+            norms=6 * width,
+            head=2 * width**2 + 1,
+            matrices=2 * width**2,
+            flops=6.0 * 2 * width**2,
+            begin=first_norm,
+            ends=(caption, size * width + norm_statistics(work)),
+            places=places,
+            seen=shape.context / 2,
+            active=_EVEN,
+        ),
+    )
+
+
+def _siglip_costs(work: Workload) -> CostModel:
+    """Of a SigLIP: a learned probe attends to an image, and the last position of a caption to all of it."""
+    shape, size = work.towers, work.bytes
+    width, places, wide = shape.width, shape.patches, shape.wide
+    asking = 4 * width * (width + 1) + 2 * width * wide + wide + width
+    products = width**2 + 2 * width**2 * (places + 1) + 2 * width * wide + 2 * width * places
+    captions = shape.context * (size * width + norm_statistics(work))  # all that the last norm gives is held
+    images = places * (
+        norm_statistics(work) + 3 * size * width + size * shape.heads
+    )  # and keys and values of it
+    probe = size * (5 * width + 2 * wide) + norm_statistics(work)
+    return two_tower_costs(
+        work,
+        EndCosts(
+            embedding=width * (shape.context + places + 3 * shape.patch**2 + 1),
+            norms=4 * width,
+            head=width * (width + 1) + width + asking + 2 * width + 2,
+            matrices=width**2 + 4 * width**2 + 2 * width * wide,
+            flops=6.0 * products,
+            begin=0,
+            ends=(captions, images + probe),
+            places=places,
+            seen=float(shape.context),
+            active=1,
+        ),
+    )
+
+
+COSTS = {
+    "bert": _bert_costs,
+    "clip": _clip_costs,
+    "llama": _decoder_costs,
+    "modernbert": _modernbert_costs,
+    "qwen3": _decoder_costs,
+    "siglip": _siglip_costs,
+}
+
+
+@lru_cache(maxsize=64)
+def cost_model_of(work: Workload) -> CostModel:
+    """The cost model of a workload."""
+    return COSTS[work.architecture](work)

@@ -1,1 +1,0 @@
-"""Evaluations on held-out data during training."""
