@@ -40,8 +40,8 @@ REQUIRED = "required"
 # Of the library: records whose fields the page of the file formats has.
 RECORDS = {"Record", "records.Record", "msgspec.Struct"}
 ONLY_READ = (
-    "Application", "Decoding", "Estimate", "Estimates", "Message", "Model", "Probe", "Response", "Retrieval",
-    "Tool", "Verdict",
+    "Application", "Decoding", "Estimate", "Estimates", "GuardSpec", "Message", "Model", "Probe", "Response",
+    "Retrieval", "StudyForecast", "Tool", "Verdict",
 )  # fmt: skip
 
 

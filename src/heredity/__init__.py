@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from heredity.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from heredity.application.guards import GuardSpec as GuardSpec
     from heredity.application.guards.protocols import GuardRule as GuardRule
     from heredity.application.guards.protocols import GuardSpan as GuardSpan
     from heredity.application.retrieval.spec import Retrieval as Retrieval
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from heredity.redteam.judges.protocols import Judge as Judge
     from heredity.study.estimates import Estimates as Estimates
     from heredity.study.importers import AnswerImporter as AnswerImporter
+    from heredity.study.plan import StudyForecast as StudyForecast
     from heredity.study.report import ReportWriter as ReportWriter
     from heredity.study.report import write_report as write_report
     from heredity.study.result import Result as Result
@@ -100,6 +102,7 @@ _HOME = {
     "Guard": "recipes.guard",
     "GuardRule": "application.guards.protocols",
     "GuardSpan": "application.guards.protocols",
+    "GuardSpec": "application.guards",
     "HeredityError": "core.errors",
     "Instruct": "recipes.instruct",
     "Judge": "redteam.judges.protocols",
@@ -126,6 +129,7 @@ _HOME = {
     "Store": "lineage.store",
     "Strategy": "redteam.attacks.protocols",
     "Study": "study.study",
+    "StudyForecast": "study.plan",
     "StudySpec": "study.spec",
     "TextTransform": "redteam.attacks.protocols",
     "Tool": "core.records",

@@ -241,9 +241,9 @@ def collect(held: AdaptFile, made: MadeFile, quality: Result, safety: Result) ->
         )
         for way, models in ids.items()
     ]  # fmt: skip
-    main = estimates.main_scope()
     return AdaptResult(
-        held.at, held.task, tuple(_with_front(found, main)), made.left_out, main, estimates.confidence,
+        held.at, held.task, tuple(_with_front(found, estimates.main_scope())), made.left_out,
+        estimates.main_scope(), estimates.confidence,
         answers.n_questions, answers.n_seen, estimates.n_trials, estimates.application.name, estimates.judge,
         held.steps, held.power, tuple(each.words for each in estimates.deviations),
     )  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from heredity.core.records import Estimate
 from heredity.core.sanitize import plural
 from heredity.core.sections import Cell, Section
 from heredity.core.terminal import size
@@ -154,12 +153,9 @@ def _by_verdict(ways: Sequence[WayFinding], verdict: str, what: str) -> str:
     mine = [each for each in ways if each.quality[0].verdict == verdict]
     if not mine:
         return f"No way is shown to {what}."
-    each = ", ".join(f"{way.title} {bare(points(_value(way.quality[0].difference)))}" for way in mine)
+    differences = ((way.title, way.quality[0].difference) for way in mine)
+    each = ", ".join(f"{title} {bare(points(d.value if d else None))}" for title, d in differences)
     return f"Shown to {what}, in points: {each}."
-
-
-def _value(estimate: Estimate | None) -> float | None:
-    return None if estimate is None else estimate.value
 
 
 def _names(ways: Sequence[WayFinding]) -> str:

@@ -34,7 +34,7 @@ from heredity.lab.plan import (
     LeftOutChild,
     LineagePlan,
 )
-from heredity.lineage import catalog, graph
+from heredity.lineage import catalog
 from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
@@ -271,8 +271,7 @@ def adopted(store: Store, parent: Grown, made: Grown) -> Grown:
         raise UsageError(f"{made.record.name} cannot be its own child.", code="wrong-parents")
     if made.record.format == "scripted":
         raise Refused(f"'{made.record.name}': scripted models have no weights.", code="not-adopted")
-    known = {model.id: model for model in store.models()}
-    if parent.record.id in {each.id for each in graph.ancestors(made.record, known)}:
+    if parent.record.id in {each.id for each in store.ancestors(made.record)}:
         return made
     declared = Adopt()
     return store.made_by(declared, [parent, made]) or store.grow(declared, [parent, made])

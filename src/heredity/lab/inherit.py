@@ -65,10 +65,7 @@ from heredity.lineage.references import without_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader
 from heredity.stats.power import ALPHA
-from heredity.study.competence import is_weak_rate
-from heredity.study.declared_words import n_planned
 from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair, Rate, SeedGroup
-from heredity.study.findings.useful import useful_by_model
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.plan import read_plan as read_study_plan
@@ -304,8 +301,8 @@ def _battery(
     edges = [_edge(plan, child, battery, models, asked, result, cut) for child in plan.child]
     return BatteryFinding(
         battery, estimates.attacks, estimates.application.name, estimates.application.is_default_system,
-        estimates.judge, len(estimates.models), n_planned(estimates), estimates.forecast,
-        estimates.declared_at, tuple(_foundations(plan, models, estimates, cut)),
+        estimates.judge, len(estimates.models), result.n_planned, estimates.forecast,
+        estimates.declared_at, tuple(_foundations(plan, models, result, cut)),
         tuple(edge for edge in edges if edge.seeds),
         tuple(each.words for each in estimates.deviations), estimates.circumstances.seconds,
         estimates.confidence, cut,
@@ -313,17 +310,17 @@ def _battery(
 
 
 def _foundations(
-    plan: LineagePlan, models: Mapping[str, str], found: Estimates, cut: Truncation
+    plan: LineagePlan, models: Mapping[str, str], result: Result, cut: Truncation
 ) -> Iterator[FoundationFinding]:
-    useful = {model: row.estimate for model, row in useful_by_model(found).items()}
-    rates = {(r.model, r.measure, r.technique): r for r in found.rates if r.attack == ALL}
+    scope = main_scope(result.estimates)
+    rates = {(r.model, r.measure, r.technique): r for r in result.estimates.rates if r.attack == ALL}
     for name in plan.models:
         ident = models.get(name, "")
-        if (breach := rates.get((ident, "breach", main_scope(found)))) is not None:
+        if (breach := rates.get((ident, "breach", scope))) is not None:
             twins, tasks = rates.get((ident, "over_refusal", ALL)), rates.get((ident, "breach", TASKS))
-            model = next(card.name for card in found.models if card.id == ident)
-            weak = not breach.is_judge_free and is_weak_rate(breach, useful.get(ident))
-            yield FoundationFinding(name, model, breach, twins, tasks, weak, cut.n_cut.get(ident, 0))
+            model = next(card.name for card in result.estimates.models if card.id == ident)
+            is_weak, n_cut = result.is_weak(ident, scope), cut.n_cut.get(ident, 0)
+            yield FoundationFinding(name, model, breach, twins, tasks, is_weak, n_cut)
 
 
 def _edge(

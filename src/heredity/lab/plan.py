@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -29,6 +29,7 @@ from heredity.recipes import derivable, derivable_class, is_random
 from heredity.study import behind_guards
 from heredity.study.plan import Endpoint
 
+R = TypeVar("R", bound=Record)
 Expected = Literal["", "lost", "kept"]
 Value = str | int | float | bool | tuple[str, ...]
 JOINS = " + "  # between sources of data
@@ -227,14 +228,7 @@ def read_plan(
 
     models, data: replace foundations and sets of the plan, by its names for them.
     """
-    try:
-        plan = msgspec.convert(toml_of(path), LineagePlan, strict=True)
-        for child in plan.child:
-            _refuse_useless_seeds(child)
-            _refuse_wrong_parents(child)
-    except (msgspec.ValidationError, ValueError) as error:
-        code = code_of(error, "bad-setting")
-        raise BadInput(path, _explain(str(error)), toml_line_of(path, error), code=code) from None
+    plan = read_record_of(path, LineagePlan, (ChildPlan, BatteryPlan), _check_recipes)
     for kind, given, known in (("model", models, plan.models), ("set of data", data, plan.data)):
         for name in given or ():
             if name not in known:
@@ -271,13 +265,29 @@ def plan_of(
         raise UsageError(f"{str(error)[:1].upper()}{str(error)[1:]}.", code=error.code) from None
 
 
-def _explain(message: str) -> str:
-    """An error of the file in plain words, with the nearest key for an unknown one."""
-    unknown = re.search(r"unknown field `([^`]+)`", message)
-    if unknown is None:
-        return in_words(message)
-    known = [name for kind in (LineagePlan, ChildPlan, BatteryPlan) for name in kind.__struct_fields__]
-    return f"unknown key '{unknown[1]}'.{did_you_mean(unknown[1], known)}"
+def read_record_of(path: Path, kind: type[R], parts: Sequence[type[Record]], check: Callable[[R], None]) -> R:
+    """A TOML file as a record; parts: further records in it. Raises BadInput with the line, in plain words.
+
+    For an unknown key the error has the nearest one.
+    """
+    try:
+        made = msgspec.convert(toml_of(path), kind, strict=True)
+        check(made)
+    except (msgspec.ValidationError, ValueError) as error:
+        words = in_words(str(error))
+        if unknown := re.search(r"unknown field `([^`]+)`", str(error)):
+            kinds: list[type[Record]] = [kind, *parts]
+            known = [name for each in kinds for name in each.__struct_fields__]
+            words = f"unknown key '{unknown[1]}'.{did_you_mean(unknown[1], known)}"
+        line, code = toml_line_of(path, error), code_of(error, "bad-setting")
+        raise BadInput(path, words, line, code=code) from None
+    return made
+
+
+def _check_recipes(plan: LineagePlan) -> None:
+    for child in plan.child:
+        _refuse_useless_seeds(child)
+        _refuse_wrong_parents(child)
 
 
 def _few(settings: dict[str, Value]) -> dict[str, Value]:

@@ -22,7 +22,6 @@ of the probes (study/forecast.py).
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,16 +47,15 @@ from heredity.core.errors import (
     HeredityError,
     NotComparable,
     UsageError,
-    code_of,
     did_you_mean,
 )
-from heredity.core.readers import in_words, text_of, toml_line_of, toml_of
+from heredity.core.readers import text_of
 from heredity.core.records import Check, Message, Probe, Record, RetrievalMethod, digest, encode
 from heredity.core.sanitize import plural
 from heredity.core.time_left import time_words
 from heredity.lab.children import Task
 from heredity.lab.examples import support_manual
-from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan
+from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan, read_record_of
 from heredity.lineage import references
 from heredity.lineage.speeds import USUAL_BYTES, request_seconds
 from heredity.lineage.types import Grown
@@ -240,12 +238,8 @@ def read_task(path: Path, model: str = "") -> AdaptTask:
 
     model: replaces the one of the file; of a path, the working folder.
     """
-    try:
-        task = msgspec.convert(toml_of(path), AdaptTask, strict=True)
-        _check_settings(task)
-    except (msgspec.ValidationError, ValueError) as error:
-        code = code_of(error, "bad-setting")
-        raise BadInput(path, _explain(str(error)), toml_line_of(path, error), code=code) from None
+    parts = (Grading, TrainingBudget, PromptWay, FewShotWay, RetrievalWay, Safety, Prices)
+    task = read_record_of(path, AdaptTask, parts, _check_settings)
     folder = path.parent
     text = text_of(folder / task.prompt.file).strip() if task.prompt.file else task.prompt.text.strip()
     if "prompt" in task.ways and not text:
@@ -343,16 +337,6 @@ def _check_settings(task: AdaptTask) -> None:
             raise BadArgument(f"{way}: {error}", code=error.code, key="settings") from None
         except TypeError as error:
             raise BadArgument(f"{way}: {error}", code="wrong-type", key="settings") from None
-
-
-def _explain(message: str) -> str:
-    """An error of the file in plain words, with the nearest key for an unknown one."""
-    unknown = re.search(r"unknown field `([^`]+)`", message)
-    if unknown is None:
-        return in_words(message)
-    kinds = (AdaptTask, Grading, TrainingBudget, PromptWay, FewShotWay, RetrievalWay, Safety, Prices)
-    known = [name for kind in kinds for name in kind.__struct_fields__]
-    return f"unknown key '{unknown[1]}'.{did_you_mean(unknown[1], known)}"
 
 
 Scope = Literal["all", "seen", "new"]

@@ -27,7 +27,8 @@ from heredity.core.sanitize import label, plural
 from heredity.lineage.types import Grown
 from heredity.study import storage, wording
 from heredity.study.aggregate import read_proven
-from heredity.study.declared_words import n_answered
+from heredity.study.competence import is_weak_rate
+from heredity.study.declared_words import n_answered, n_planned
 from heredity.study.estimates import (
     ALL,
     SCOPES,
@@ -39,6 +40,7 @@ from heredity.study.estimates import (
     Rate,
 )
 from heredity.study.findings import retrieval
+from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import headline
 from heredity.study.intervals import Intervals
 from heredity.study.named_models import model_of_study, unknown_model
@@ -121,6 +123,11 @@ class Result:
     def __repr__(self) -> str:
         models = ", ".join(label(name) for name in wording.names(self.estimates.models).values())
         return f"Result({str(self.folder)!r}: {models}; {plural(n_answered(self.estimates), 'trial')})"
+
+    @property
+    def n_planned(self) -> int:
+        """The trials that the plan asks."""
+        return n_planned(self.estimates)
 
     def table(self, by: Literal["scope", "technique", "attack"] = "scope") -> ResultTable:
         """The rates of every model, with interval, n, unclear answers and errors.
@@ -214,12 +221,16 @@ class Result:
         known = [*{r.technique for r in self.estimates.rates}, *self.estimates.attacks]
         raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known, code="unknown-rate")
 
+    def is_weak(self, model: str | Grown | Model, technique: str | None = None) -> bool:
+        """Whether too few answers of a model are clear or useful to call them compliance."""
+        rate = self.rate(model, technique)
+        useful = useful_by_model(self.estimates).get(rate.model)
+        return not rate.is_judge_free and is_weak_rate(rate, None if useful is None else useful.estimate)
+
     def rate_together(
         self, models: Sequence[str | Grown | Model], technique: str, measure: Measure = "breach"
     ) -> Estimate:
-        """The rate of several models together, such as the seeds of one recipe; a behaviour is one cluster.
-
-        `technique` is as for `rate`."""
+        """The rate of several models together, such as the seeds of a recipe; a behaviour is one cluster."""
         outcomes = read_outcomes(read_plan(self.folder), self.folder).outcomes
         same_conversations(outcomes, self.folder)
         ids = [model.id for model in outcomes.plan.models]
