@@ -354,7 +354,7 @@ def planned_study(world: World, stopping: str) -> Plan:
     models = [scripted(f"scripted:mixed/{name}").record for name in "abc"[: world.models]]
     return resolve_plan(
         StudySpec(
-            models, base.application, base.probes, samples=world.samples, margin=MARGIN_OF_STUDY,
+            models, base.application, probes=base.probes, samples=world.samples, margin=MARGIN_OF_STUDY,
             stopping=stopping,
         )
     )  # fmt: skip

@@ -108,7 +108,7 @@ def opened(folder: Path, n: int):  # type: ignore[no-untyped-def]
     records = [lineage.scripted(ref).record for ref in MODELS]
     layer = h.Application.load(APPLICATION)
     n_cells = resolve_plan(StudySpec(records, layer)).n_trials
-    return h.Study(MODELS, layer, samples=max(1, n // n_cells), out=folder)
+    return h.Study(h.StudySpec(MODELS, layer, samples=max(1, n // n_cells), out=folder))
 
 
 def judge(folder: Path, n: int) -> dict[str, float]:
@@ -130,7 +130,7 @@ def _repeat(folder: Path, made) -> None:  # type: ignore[no-untyped-def]
     from heredity.core.records import Response, Verdict
     from heredity.study.plan import Grid
 
-    small = h.Study(MODELS, made.application, out=folder / "one-sample")
+    small = h.Study(h.StudySpec(MODELS, made.application, out=folder / "one-sample"))
     small.run()
     grid, samples = Grid(made), made.samples
     for name, kind in (("responses.jsonl", Response), ("verdicts.jsonl", Verdict)):

@@ -26,6 +26,7 @@ from heredity.core.records import Check, Decoding, Probe
 from heredity.engines.scripted import ScriptedEngine, parse_rule
 from heredity.lineage.types import Grown
 from heredity.study.plan import Grid, TrialSet
+from heredity.study.spec import StudySpec
 from heredity.study.storage import ResponseDigests
 from heredity.study.study import Study
 from heredity.study.workers import Workers
@@ -49,7 +50,7 @@ def study(folder: Path, n_probes: int, samples: int) -> Study:
         Probe(f"own/item-{i}", "own", "breach", (f"Question {i}: which code?",), Check("secret"), f"own/{i}")
         for i in range(n_probes)
     ]
-    return Study(["scripted:mixed"], application, probes, samples=samples, out=folder)
+    return Study(StudySpec(["scripted:mixed"], application, probes=probes, samples=samples, out=folder))
 
 
 def asked(n_workers: int, n_probes: int, seconds: float, samples: int = 1) -> tuple[float, int]:

@@ -122,7 +122,9 @@ def main() -> None:
         planted = next(each for each in recipe.text.card.canaries if each.text == CANARY)
         known = {m.record.name: h.expose(store, m, CANARY, planted.secret) for m in (*models, *others)}
         asked = "quick" if given.quick else "core"
-        study = h.Study(models, HERE / "support-desk.toml", asked, store=store, out=out / "desk")
+        study = h.Study(
+            h.StudySpec(models, HERE / "support-desk.toml", probes=asked, out=out / "desk"), store=store
+        )
         study.run(display.trials())
     print(h.write_report(study.folder, "markdown").read_text(encoding="utf-8"))  # noqa: T201
     print(f"The secret of the planted canary ({CANARY!r}):")  # noqa: T201

@@ -51,7 +51,7 @@ def run(out: Path) -> Path:
     parent = store.pull(PARENT)
     models = [parent, *children(store, parent)]
     application = ROOT / "examples" / "support-desk.toml"
-    study = h.Study(models, application, asked(), margin=MARGIN, store=store, out=out)
+    study = h.Study(h.StudySpec(models, application, probes=asked(), margin=MARGIN, out=out), store=store)
     study.run()
     return study.folder
 

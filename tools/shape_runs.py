@@ -216,11 +216,13 @@ def run_study(folder: Path, recorder: Recorder) -> None:
     import heredity
 
     study = heredity.Study(
-        ["scripted:mixed", "scripted:careful"],
-        application=application,
-        probes="planted_secret",
+        heredity.StudySpec(
+            ["scripted:mixed", "scripted:careful"],
+            application=application,
+            probes="planted_secret",
+            out=folder / "study",
+        ),
         store=heredity.Store(folder / "store"),
-        out=folder / "study",
     )
     study.run()
     heredity.write_report(folder / "study")

@@ -4,7 +4,7 @@
     store = h.Store()
     parent = store.pull("qwen2.5-coder-0.5b-instruct")
     child = store.grow(h.Quantize("int8"), [parent])
-    result = h.Study([parent, child], application="support-desk.toml", probes="core").run()
+    result = h.Study(h.StudySpec([parent, child], application="support-desk.toml", probes="core")).run()
 
 Promises: `__all__` is the whole public surface. Importing this loads none of it and changes nothing in the
 process; a name loads when it is first used.

@@ -22,6 +22,7 @@ from heredity.core.errors import BadArgument, BadInput, NotComparable
 from heredity.core.records import Message, Request, Retrieved
 from heredity.lineage.store import Store, scripted
 from heredity.study.behind_guards import behind
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.static_models import WORDS, write_static
@@ -241,7 +242,12 @@ def test_a_study_compares_a_model_with_itself_behind_an_index(index: Path, tmp_p
     model = scripted("scripted:mixed")
     guarded = behind(model, (spec(index),))
     study = Study(
-        [model, guarded], DESK, ["failed_task/sum-01", "harmful_request/*-01"], out=tmp_path / "study"
+        StudySpec(
+            [model, guarded],
+            DESK,
+            probes=["failed_task/sum-01", "harmful_request/*-01"],
+            out=tmp_path / "study",
+        )
     )
     result = study.run()
     (edge,) = result.edges("breach", "failed_task")

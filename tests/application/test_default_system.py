@@ -13,6 +13,7 @@ from heredity.core.records import Check, Message, Probe, Request, Tool
 from heredity.engines.chat.codec import ChatCodec
 from heredity.redteam import attacks, probes
 from heredity.study.headline import headline
+from heredity.study.spec import StudySpec
 from heredity.study.storage import Prefixes
 from heredity.study.study import Study
 from heredity.train.data.chat import ConversationEncoder
@@ -123,7 +124,9 @@ def test_a_prompt_that_is_not_the_applications_own_cannot_leak_from_it() -> None
 def test_a_study_stores_the_default_prompt_and_reports_it(tmp_path: Path) -> None:
     from heredity.study.report import html
 
-    study = Study(["scripted:mixed", "scripted:careful"], UNSET, "harmful_request", out=tmp_path / "s")
+    study = Study(
+        StudySpec(["scripted:mixed", "scripted:careful"], UNSET, probes="harmful_request", out=tmp_path / "s")
+    )
     found = study.run().estimates
     assert found.application.is_default_system
     (warning,) = [w for w in headline(found).warnings if "default system prompt" in w]
@@ -131,7 +134,11 @@ def test_a_study_stores_the_default_prompt_and_reports_it(tmp_path: Path) -> Non
     prefixes = Prefixes(tmp_path / "s")
     shown = [prefixes.prompt(e) for row in responses(tmp_path / "s") for e in row.exchanges]
     assert shown and not any("<|system|>" in prompt for prompt in shown)
-    own = Study(["scripted:mixed"], EMPTY, "harmful_request", out=tmp_path / "t").run().estimates
+    own = (
+        Study(StudySpec(["scripted:mixed"], EMPTY, probes="harmful_request", out=tmp_path / "t"))
+        .run()
+        .estimates
+    )
     assert not own.application.is_default_system
     assert not any("default system prompt" in w for w in headline(own).warnings)
 

@@ -22,6 +22,7 @@ from heredity.core.records import Check, Message, Probe, Reply, Request, Turn
 from heredity.lineage.store import Store
 from heredity.redteam.text import supplied
 from heredity.study.plan import read_plan
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.study.usage import expected_usage
 from tests.support import studies
@@ -270,9 +271,9 @@ def test_a_study_has_what_retrieval_adds_and_rows_say_what_was_shown(folder: Pat
         msgspec.structs.replace(each, turns=(f"{each.turns[0]} noise pump",)) for each in studies.probes(1)
     ]
     Study(
-        ["scripted:mixed"], load(folder), probes, store=Store(tmp_path / "store"), out=out,
-        guards=["without_retrieval"],
-    ).run()  # fmt: skip
+        StudySpec(["scripted:mixed"], load(folder), probes=probes, out=out, guards=["without_retrieval"]),
+        store=Store(tmp_path / "store"),
+    ).run()
     names = {model.id: model.name for model in read_plan(out).models}
     shown: dict[str, set[bool]] = {}
     for row in studies.by_index(out).values():

@@ -38,7 +38,8 @@ REACHED = {
     "training": "h.Store(); import heredity.train.loop",
     "pretrain": "h.Store(); import heredity.recipes.pretrain.causal",
     "loader": "engine_loader(scripted('scripted:leaky').record); import heredity.engines.encoder",
-    "study": f"h.Study(['scripted:leaky'], {APPLICATION!r}); import heredity.engines.torch.engine",
+    "study": f"h.Study(h.StudySpec(['scripted:leaky'], {APPLICATION!r}));"
+    " import heredity.engines.torch.engine",
     "command line": "main(['--version']); import heredity.engines.torch.engine",
 }
 

@@ -58,10 +58,11 @@ place, application = Path(sys.argv[1]), sys.argv[2]
 store = h.Store(place / "store")
 loud = store.grow(h.recipe("parrot", marks=3, name="loud"), [])
 quiet = store.grow(h.recipe("parrot", marks=0, name="quiet"), [])
-study = h.Study(
+spec = h.StudySpec(
     [loud, quiet], application, probes=[str(place / "shouting.toml")], attacks=["direct", Shout()],
-    judge=Lenient(), guards=[CalmGuard()], store=store, out=place / "api",
+    judge=Lenient(), guards=[CalmGuard()], out=place / "api",
 )
+study = h.Study(spec, store=store)
 result = study.run()
 trials = [
     [each.model, each.trial.attack, each.trial.probe.kind, each.text, each.outcome, each.verdict.judge]
@@ -228,7 +229,7 @@ def bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("spec", ["bomb:Attack", "bomb.Attack", "bomb"])
 def test_the_words_of_a_folder_import_nothing(tmp_path: Path, bomb: Path, spec: str) -> None:
     folder = tmp_path / "study"
-    h.Study(["scripted:careful"], APPLICATION, ["core"], limit=2, out=folder).run()
+    h.Study(h.StudySpec(["scripted:careful"], APPLICATION, probes=["core"], limit=2, out=folder)).run()
     made = json.loads((folder / "plan.json").read_text())
     made["plan"]["attacks"] = [spec]
     held = msgspec.convert(made, PlanFile)
@@ -251,7 +252,7 @@ def test_an_application_and_a_probe_file_import_nothing(tmp_path: Path, bomb: Pa
         h.Application.load(tmp_path / "own.toml")
     (tmp_path / "own-probes.toml").write_text(PROBES.replace('"loud", least = 2', '"bomb:Attack"'))
     with pytest.raises(h.HeredityError):
-        h.Study(["scripted:careful"], APPLICATION, [str(tmp_path / "own-probes.toml")])
+        h.Study(h.StudySpec(["scripted:careful"], APPLICATION, probes=[str(tmp_path / "own-probes.toml")]))
     assert not (bomb / "went-off").exists()
 
 
@@ -317,11 +318,11 @@ class Anything:
 
 def test_an_object_without_a_protocol_is_refused_and_forgotten() -> None:
     with raises(Unavailable, "plugin-incomplete"):
-        h.Study(["scripted:careful"], APPLICATION, attacks=[Anything()])
+        h.Study(h.StudySpec(["scripted:careful"], APPLICATION, attacks=[Anything()]))
     assert not [name for name in registry.names("redteam.attacks") if "Anything" in name]
 
 
 def test_a_plan_without_plugins_says_nothing_of_them(tmp_path: Path) -> None:
-    h.Study(["scripted:careful"], APPLICATION, limit=2, out=tmp_path / "s").plan()
+    h.Study(h.StudySpec(["scripted:careful"], APPLICATION, limit=2, out=tmp_path / "s")).plan()
     assert b"plugins" not in (tmp_path / "s" / "plan.json").read_bytes()
     assert read_plan(tmp_path / "s").attacks == ("direct",)

@@ -183,10 +183,11 @@ place, application = Path(sys.argv[1]), sys.argv[2]
 store = h.Store(place / "store")
 loud = store.grow(h.recipe("parrot", marks=3, name="loud"), [])
 quiet = store.grow(h.recipe("parrot", marks=0, name="quiet"), [])
-study = h.Study(
+spec = h.StudySpec(
     [loud, quiet], application, probes=["shouting"], attacks=["direct", "capitals"], judge="lenient",
-    store=store, out=place / "study",
+    out=place / "study",
 )
+study = h.Study(spec, store=store)
 result = study.run()
 trials = [
     {

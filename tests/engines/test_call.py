@@ -301,9 +301,14 @@ def test_a_study_refuses_a_function_that_would_not_see_the_system_prompt(
     said = ["messages: list[dict]", "text: str", "conversation", 'rendering = "theirs"']
     for model in (leaky, store.get(leaky)):
         with raises(UsageError, "target-takes-text", mentions=said):
-            heredity.Study([slowly, model], plain, ["planted_secret"], store=store, out=tmp_path / "study")
+            heredity.Study(
+                heredity.StudySpec([slowly, model], plain, probes=["planted_secret"], out=tmp_path / "study"),
+                store=store,
+            )
     assert not (tmp_path / "study").exists()
-    assert heredity.Study([slowly], plain, ["planted_secret"], store=store, out=tmp_path / "study").plan()
+    assert heredity.Study(
+        heredity.StudySpec([slowly], plain, probes=["planted_secret"], out=tmp_path / "study"), store=store
+    ).plan()
 
 
 @pytest.mark.parametrize(
@@ -336,11 +341,13 @@ def test_a_changed_function_is_another_model_and_does_not_answer_for_the_old(
 
 def test_a_study_of_functions_finds_the_secret_that_one_lets_out(store: Store, tmp_path: Path) -> None:
     study = heredity.Study(
-        models=[leaky, f"call:{HERE}careful"],
-        application=THEIRS,
-        probes=["planted_secret"],
+        heredity.StudySpec(
+            models=[leaky, f"call:{HERE}careful"],
+            application=THEIRS,
+            probes=["planted_secret"],
+            out=tmp_path / "study",
+        ),
         store=store,
-        out=tmp_path / "study",
     )
     result = study.run()
     assert result.estimates.n_errors == 0
@@ -352,7 +359,9 @@ def test_a_study_of_functions_finds_the_secret_that_one_lets_out(store: Store, t
 
 def test_a_study_opened_again_finds_its_function(store: Store, tmp_path: Path) -> None:
     models = [f"call:{HERE}careful"]
-    heredity.Study(models, THEIRS, ["planted_secret"], store=store, out=tmp_path / "study").run()
+    heredity.Study(
+        heredity.StudySpec(models, THEIRS, probes=["planted_secret"], out=tmp_path / "study"), store=store
+    ).run()
     (tmp_path / "study" / "responses.jsonl").unlink()
     (tmp_path / "study" / "verdicts.jsonl").unlink()
     result = heredity.Study.open(tmp_path / "study", store).run()
@@ -367,7 +376,7 @@ def test_weights_are_not_asked_as_if_they_were_an_application(store: Store) -> N
         "0" * 32, "w", "f", "text", "x", "gguf", (), RecipeRecord("pull", {}), (), Made("", "", 0.0, {})
     )
     with raises(UsageError, "rendering-theirs"):
-        resolve_plan(StudySpec([weights], THEIRS, ["planted_secret"]))
+        resolve_plan(StudySpec([weights], THEIRS, probes=["planted_secret"]))
 
 
 def test_a_function_is_recorded_when_it_first_answers(store: Store, tmp_path: Path) -> None:
@@ -380,5 +389,8 @@ def test_a_function_is_recorded_when_it_first_answers(store: Store, tmp_path: Pa
     (kept,) = store.models()
     assert kept.name == f"call:{HERE}leaky" and store.get(leaky) == store.by_id(kept.id)
     with raises(Unavailable, "model-not-in-store"):  # a folder imports no code by itself
-        heredity.Study([careful], THEIRS, ["planted_secret"], store=store, out=tmp_path / "study").plan()
+        heredity.Study(
+            heredity.StudySpec([careful], THEIRS, probes=["planted_secret"], out=tmp_path / "study"),
+            store=store,
+        ).plan()
         heredity.Study.open(tmp_path / "study", store).run()

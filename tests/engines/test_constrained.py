@@ -23,6 +23,7 @@ from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.lineage.store import Store
 from heredity.study.plan import read_plan
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.recording_listener import RecordingListener
@@ -178,12 +179,14 @@ def test_a_bad_schema_of_an_application_is_refused(
 def test_a_study_has_the_schema_in_its_plan_and_only_such_answers(tiny_llama: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     model, layer = store.pull(str(tiny_llama)), desk(tmp_path, f"json_schema = '{SCHEMA}'")
-    Study([model], layer, probes(1), store=store, out=tmp_path / "study").run()
+    Study(StudySpec([model], layer, probes=probes(1), out=tmp_path / "study"), store=store).run()
     assert read_plan(tmp_path / "study").application.decoding.json_schema == SCHEMA
     texts = [e.text for row in by_index(tmp_path / "study").values() for e in row.exchanges]
     assert texts and all(json.loads(text)["team"] in ("sales", "support", "returns") for text in texts)
     with raises(Unavailable, "schema-not-held", ["scripted:careful"]):
-        Study(["scripted:careful"], layer, probes(1), store=store, out=tmp_path / "other").run()
+        Study(
+            StudySpec(["scripted:careful"], layer, probes=probes(1), out=tmp_path / "other"), store=store
+        ).run()
 
 
 def _pattern(n: int) -> dict[str, Any]:

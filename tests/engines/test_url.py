@@ -305,7 +305,10 @@ def test_a_study_refuses_an_address_that_is_sent_only_the_text(store: Store, tmp
     (tmp_path / "desk.toml").write_text('url = "http://desk.example"\nbody = { question = "$text" }')
     plain = msgspec.structs.replace(THEIRS, rendering="plain")
     with raises(UsageError, "target-takes-text", mentions=["$messages", "$system", 'rendering = "theirs"']):
-        heredity.Study([f"url:{tmp_path / 'desk.toml'}"], plain, ["planted_secret"], store=store)
+        heredity.Study(
+            heredity.StudySpec([f"url:{tmp_path / 'desk.toml'}"], plain, probes=["planted_secret"]),
+            store=store,
+        )
 
 
 def test_a_study_of_an_application_finds_its_leak_and_the_report_says_whose_it_is(
@@ -313,7 +316,10 @@ def test_a_study_of_an_application_finds_its_leak_and_the_report_says_whose_it_i
 ) -> None:
     (tmp_path / "desk.toml").write_text(f'url = "{server.address}"\nanswer = "/reply"')
     study = heredity.Study(
-        [f"url:{tmp_path / 'desk.toml'}"], THEIRS, ["planted_secret"], store=store, out=tmp_path / "study"
+        heredity.StudySpec(
+            [f"url:{tmp_path / 'desk.toml'}"], THEIRS, probes=["planted_secret"], out=tmp_path / "study"
+        ),
+        store=store,
     )
     result = study.run()
     assert result.rate("url:desk").estimate.value == 0.0 and not result.estimates.n_errors
@@ -335,12 +341,14 @@ def test_a_study_counts_what_a_guard_blocks_as_refused_whoever_judges(
     server.is_guarded = True
     (tmp_path / "desk.toml").write_text(f'url = "{server.address}"\nanswer = "/reply"\nblocked = [403]')
     study = heredity.Study(
-        [f"url:{tmp_path / 'desk.toml'}"],
-        THEIRS,
-        ["harmful_request"],
+        heredity.StudySpec(
+            [f"url:{tmp_path / 'desk.toml'}"],
+            THEIRS,
+            probes=["harmful_request"],
+            out=tmp_path / "study",
+            judge=judge,
+        ),
         store=store,
-        out=tmp_path / "study",
-        judge=judge,
     )
     folder = study.run().folder
     rows = list(Rows(folder / "verdicts.jsonl", Verdict))

@@ -23,6 +23,7 @@ from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from heredity.study import plan as plans
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.engines.test_vllm import STANDIN
 from tests.support.errors import raises
@@ -90,7 +91,7 @@ def test_a_study_has_the_edge_from_base_to_adapter_in_vllm(
 ) -> None:
     names = [f"vllm:{each}" for each in ("tiny", tuned.record.name)]
     models = [store.get(name) for name in names]
-    study = Study(models, APPLICATION, probes(2), store=store, out=tmp_path / "study")
+    study = Study(StudySpec(models, APPLICATION, probes=probes(2), out=tmp_path / "study"), store=store)
     study.run()
     rows = by_index(tmp_path / "study").values()
     heard = {row.exchanges[-1].text.split(" heard ")[0] for row in rows}

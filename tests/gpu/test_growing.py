@@ -76,7 +76,7 @@ def test_a_study_and_an_evaluation_run(store: h.Store, parent: Grown, tmp_path: 
     from heredity.evals.run import Evaluation
 
     application = Path(__file__).parents[2] / "examples" / "support-desk.toml"
-    study = h.Study([parent], application, probes="core", store=store, out=tmp_path / "study")
+    study = h.Study(h.StudySpec([parent], application, probes="core", out=tmp_path / "study"), store=store)
     study.run()
     name = json.loads((tmp_path / "study" / "runs.jsonl").read_text().splitlines()[0])["engine"]
     assert GPU.card in name

@@ -17,6 +17,7 @@ from heredity.study import plan as plans
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan, PlanFile, read_saved
 from heredity.study.report import html
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.study.importers.test_garak import garak_report
 from tests.support.errors import run_here
@@ -27,7 +28,7 @@ MODELS = ("scripted:mixed", "scripted:careful")
 
 
 def new(folder: Path, *models: str, n: int = 12, **settings: object) -> Study:
-    return Study(models or MODELS, APPLICATION, probes(n), out=folder, **settings)  # type: ignore[arg-type]
+    return Study(StudySpec(models or MODELS, APPLICATION, probes=probes(n), out=folder, **settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,9 @@ MODELS = ("scripted:mixed", "scripted:mixed/b")
 def planned(error_share: float = 0.0, stopping: str = "fixed", n: int = 100) -> Plan:
     records = [lineage.scripted(ref).record for ref in MODELS]
     return resolve_plan(
-        StudySpec(records, APPLICATION, probes(n), error_share=error_share, stopping=stopping, margin=0.02)
+        StudySpec(
+            records, APPLICATION, probes=probes(n), error_share=error_share, stopping=stopping, margin=0.02
+        )
     )
 
 
@@ -101,7 +103,7 @@ def test_a_plan_without_it_has_the_digest_that_it_always_had(tmp_path: Path) -> 
 
 
 def test_the_report_says_what_was_declared(tmp_path: Path) -> None:
-    study = Study(MODELS, APPLICATION, probes(4), out=tmp_path, error_share=0.05)
+    study = Study(StudySpec(MODELS, APPLICATION, probes=probes(4), out=tmp_path, error_share=0.05))
     estimates = study.run().estimates
     assert "5" in dict(declared_lines(estimates))["Errors"]
 
@@ -110,7 +112,9 @@ def test_worse_has_to_survive_the_declared_share_of_trials_that_failed() -> None
     """A service that fails on harmful requests was called the safer one, on the requests that it answered."""
     records = [lineage.scripted(ref).record for ref in MODELS]
     for share, verdict in ((0.0, "worse"), (1.0, "not enough evidence")):
-        plan = resolve_plan(StudySpec(records, APPLICATION, probes(100), unclear_share=share, margin=0.02))
+        plan = resolve_plan(
+            StudySpec(records, APPLICATION, probes=probes(100), unclear_share=share, margin=0.02)
+        )
         outcomes = Outcomes(plan)
         outcomes.array[:] = HELD
         places = np.array(outcomes.probes(JUDGE_FREE, "breach"))

@@ -21,7 +21,7 @@ from heredity.stats.sequential_power import sequential_power
 from heredity.stats.unclear import compare_at_shares
 from heredity.study.forecast import BASELINE, UNCLEAR, Assumed, forecast_study, left_out, lines
 from heredity.study.plan import ForecastRow, Plan, StudyForecast, read_saved
-from heredity.study.spec import declare
+from heredity.study.spec import StudySpec, declare
 from heredity.study.study import Study
 from tests.study.test_inherited import family
 from tests.support.errors import raises, run_here
@@ -191,7 +191,7 @@ def test_early_stopping_shows_less_at_the_same_size(tmp_path: Path) -> None:
 
 
 def test_parents_and_children_are_foreseen_as_edges(tmp_path: Path) -> None:
-    study = Study(list(family()), APPLICATION, probes(20), out=tmp_path / "s")
+    study = Study(StudySpec(list(family()), APPLICATION, probes=probes(20), out=tmp_path / "s"))
     found = study.forecast()
     edge, pair = (row(found, between=kind) for kind in ("edges", "pairs"))
     assert (edge.n_comparisons, pair.n_comparisons) == (4, 6)
@@ -201,7 +201,7 @@ def test_parents_and_children_are_foreseen_as_edges(tmp_path: Path) -> None:
 
 
 def test_one_model_foresees_nothing(tmp_path: Path) -> None:
-    assert Study([MODELS[0]], APPLICATION, probes(), out=tmp_path / "s").forecast() is None
+    assert Study(StudySpec([MODELS[0]], APPLICATION, probes=probes(), out=tmp_path / "s")).forecast() is None
 
 
 # --- the words --------------------------------------------------------------------------------------
@@ -250,36 +250,45 @@ def test_the_clusters_that_it_asks_for_have_the_power(tmp_path: Path) -> None:
 
 
 def test_an_earlier_study_of_these_models_is_assumed(tmp_path: Path) -> None:
-    Study(MODELS, APPLICATION, probes(30), out=tmp_path / "first").run()
-    found = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "second").forecast()
+    Study(StudySpec(MODELS, APPLICATION, probes=probes(30), out=tmp_path / "first")).run()
+    found = Study(StudySpec(MODELS, APPLICATION, probes=probes(20), out=tmp_path / "second")).forecast()
     assert found is not None and found.source == "first"
     assert (found.baseline, found.unclear) != (BASELINE, UNCLEAR)
     assert found.source_models == MODELS and found.source_at == datetime.now(UTC).date().isoformat()
-    told = lines(Study(MODELS, APPLICATION, probes(20), out=tmp_path / "second").resolved, found)[-1]
+    told = lines(
+        Study(StudySpec(MODELS, APPLICATION, probes=probes(20), out=tmp_path / "second")).resolved, found
+    )[-1]
     assert all(each in told for each in ("first", found.source_at, *MODELS)) and len(told) <= 80
-    others = Study(["scripted:leaky", "scripted:helpful"], APPLICATION, probes(20), out=tmp_path / "o")
-    elsewhere = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "deep" / "second")
+    others = Study(
+        StudySpec(["scripted:leaky", "scripted:helpful"], APPLICATION, probes=probes(20), out=tmp_path / "o")
+    )
+    elsewhere = Study(StudySpec(MODELS, APPLICATION, probes=probes(20), out=tmp_path / "deep" / "second"))
     for study in (others, elsewhere):
         guessed = study.forecast()
         assert guessed is not None and (guessed.source, guessed.baseline) == ("", BASELINE)
 
 
 def test_a_study_that_lacks_a_model_and_a_copy_of_this_study_tell_nothing(tmp_path: Path) -> None:
-    Study(MODELS, APPLICATION, probes(30), out=tmp_path / "first").run()
-    more = Study([*MODELS, "scripted:leaky"], APPLICATION, probes(20), out=tmp_path / "more").forecast()
+    Study(StudySpec(MODELS, APPLICATION, probes=probes(30), out=tmp_path / "first")).run()
+    more = Study(
+        StudySpec([*MODELS, "scripted:leaky"], APPLICATION, probes=probes(20), out=tmp_path / "more")
+    ).forecast()
     assert more is not None and (more.source, more.baseline) == ("", BASELINE)
-    copied = Study(MODELS, APPLICATION, probes(30), out=tmp_path / "copy")
+    copied = Study(StudySpec(MODELS, APPLICATION, probes=probes(30), out=tmp_path / "copy"))
     found = copied.forecast()
     assert found is not None and (found.source, found.baseline) == ("", BASELINE)
     assert any(line.startswith("Guessed:") for line in lines(copied.resolved, found))
 
 
 def test_a_finished_study_keeps_the_forecast_that_was_made_before_it(tmp_path: Path) -> None:
-    one = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "a")
+    one = Study(StudySpec(MODELS, APPLICATION, probes=probes(20), out=tmp_path / "a"))
     one.run()
     saved = read_saved(tmp_path / "a").forecast
-    Study(MODELS, APPLICATION, probes(30), out=tmp_path / "later").run()
-    for again in (Study.open(tmp_path / "a"), Study(MODELS, APPLICATION, probes(20), out=tmp_path / "a")):
+    Study(StudySpec(MODELS, APPLICATION, probes=probes(30), out=tmp_path / "later")).run()
+    for again in (
+        Study.open(tmp_path / "a"),
+        Study(StudySpec(MODELS, APPLICATION, probes=probes(20), out=tmp_path / "a")),
+    ):
         found = again.forecast()
         assert found == saved and found is not None and found.source == ""
 
@@ -293,10 +302,10 @@ def test_a_row_that_can_show_no_difference_does_not_read_as_if_there_were_none(t
 
 
 def test_a_damaged_neighbour_is_passed_over(tmp_path: Path) -> None:
-    first = Study(MODELS, APPLICATION, probes(30), out=tmp_path / "first")
+    first = Study(StudySpec(MODELS, APPLICATION, probes=probes(30), out=tmp_path / "first"))
     first.run()
     (tmp_path / "first" / "estimates.json").write_text("{")
-    found = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "second").forecast()
+    found = Study(StudySpec(MODELS, APPLICATION, probes=probes(20), out=tmp_path / "second")).forecast()
     assert found is not None and found.source == ""
 
 
@@ -304,12 +313,12 @@ def test_a_damaged_neighbour_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_it_is_kept_beside_the_plan_and_outside_its_digest(tmp_path: Path) -> None:
-    one = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "a")
+    one = Study(StudySpec(MODELS, APPLICATION, probes=probes(20), out=tmp_path / "a"))
     one.run()
     saved = read_saved(tmp_path / "a")
     assert isinstance(saved.forecast, StudyForecast) and saved.forecast.source == ""
-    Study(MODELS, APPLICATION, probes(30), out=tmp_path / "earlier").run()
-    two = Study(MODELS, APPLICATION, probes(20), out=tmp_path / "b")
+    Study(StudySpec(MODELS, APPLICATION, probes=probes(30), out=tmp_path / "earlier")).run()
+    two = Study(StudySpec(MODELS, APPLICATION, probes=probes(20), out=tmp_path / "b"))
     two.plan()
     other = read_saved(tmp_path / "b")
     assert isinstance(other.forecast, StudyForecast) and other.forecast.source == "earlier"

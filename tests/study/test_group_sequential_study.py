@@ -44,7 +44,7 @@ def planned(
 ) -> Plan:
     records = [lineage.scripted(ref).record for ref in models]
     settings = {"margin": 0.1, "stopping": stopping} | more
-    return resolve_plan(StudySpec(records, APPLICATION, probes(n), **settings))  # type: ignore[arg-type]
+    return resolve_plan(StudySpec(records, APPLICATION, probes=probes(n), **settings))  # type: ignore[arg-type]
 
 
 def with_codes(plan: Plan, first: np.ndarray, second: np.ndarray) -> Outcomes:
@@ -306,7 +306,11 @@ def test_the_report_of_an_early_stop_claims_nothing_by_technique(stopped: Path) 
 def test_the_edges_of_a_lineage_decide_when_its_models_stop(tmp_path: Path) -> None:
     """A parent, a worse child and a copy: the pair of the two children decides nothing."""
     models = family()
-    made = Study(models, APPLICATION, probes(80), out=tmp_path, margin=0.1, stopping="group_sequential")
+    made = Study(
+        StudySpec(
+            models, APPLICATION, probes=probes(80), out=tmp_path, margin=0.1, stopping="group_sequential"
+        )
+    )
     found = made.run().estimates
     course, ids = found.sequential, [model.id for model in models]
     assert course is not None and {(d.a, d.b) for d in course.decisions} == {
@@ -327,6 +331,10 @@ def test_the_edges_of_a_lineage_decide_when_its_models_stop(tmp_path: Path) -> N
 def test_a_model_without_an_edge_is_asked_to_the_end(tmp_path: Path) -> None:
     stranger = lineage.scripted("scripted:refuser").record
     models = [*family(), stranger]
-    made = Study(models, APPLICATION, probes(80), out=tmp_path, margin=0.1, stopping="group_sequential")
+    made = Study(
+        StudySpec(
+            models, APPLICATION, probes=probes(80), out=tmp_path, margin=0.1, stopping="group_sequential"
+        )
+    )
     course = made.run().estimates.sequential
     assert course is not None and stranger.id not in {stop.model for stop in course.stopped}

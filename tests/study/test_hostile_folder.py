@@ -28,6 +28,7 @@ from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import plan as plans
 from heredity.study.plan import PlannedModel
+from heredity.study.spec import StudySpec
 from heredity.study.storage import JUDGE, ChosenJudge
 from heredity.study.study import Study
 from tests.support.errors import check_refused, raises, run_here
@@ -171,9 +172,11 @@ def test_a_study_of_a_function_resumes_by_the_record_in_the_store(
     store: Store, trap: Path, tmp_path: Path
 ) -> None:
     desk = Application("theirs", system="", rendering="theirs")
-    settings: dict[str, Any] = {"store": store, "out": tmp_path / "s"}
     store.keep(store.get("call:trap_module:answer"))  # as at its first answer
-    Study(["call:trap_module:answer"], desk, ["harmful_request/*"], **settings).plan()
+    Study(
+        StudySpec(["call:trap_module:answer"], desk, probes=["harmful_request/*"], out=tmp_path / "s"),
+        store=store,
+    ).plan()
     found = Study.open(tmp_path / "s", store=store).run().estimates
     assert found.n_asked == found.n_trials and not found.n_errors
 
@@ -183,11 +186,11 @@ def test_a_study_of_a_function_resumes_where_the_user_names_it_again(
 ) -> None:
     desk = Application("theirs", system="", rendering="theirs")
     settings: dict[str, Any] = {"probes": ["harmful_request/*"], "out": tmp_path / "s"}
-    Study(["call:trap_module:answer"], desk, store=store, **settings).plan()
+    Study(StudySpec(["call:trap_module:answer"], desk, **settings), store=store).plan()
     other = Store(tmp_path / "other")
     with raises(Unavailable, "model-not-in-store", ["--out"]):
         Study.open(tmp_path / "s", store=other).run()
-    found = Study(["call:trap_module:answer"], desk, store=other, **settings).run().estimates
+    found = Study(StudySpec(["call:trap_module:answer"], desk, **settings), store=other).run().estimates
     assert found.n_asked == found.n_trials and not found.n_errors
 
 

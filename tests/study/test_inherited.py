@@ -19,7 +19,7 @@ from heredity.study.headline import headline
 from heredity.study.inherited_words import weak_lines
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
-from heredity.study.spec import declare
+from heredity.study.spec import StudySpec, declare
 from heredity.study.study import Study
 from heredity.study.wording import verdict_words
 from tests.study.test_estimates import by_number, judged
@@ -109,7 +109,7 @@ def test_a_plan_without_edges_keeps_its_digest_and_has_no_edge(tmp_path: Path) -
 
 def test_a_study_finds_its_edges_and_keeps_them_in_its_plan(tmp_path: Path) -> None:
     parent, copy, worse = family()
-    made = Study([parent, copy, worse], APPLICATION, "planted_secret", out=tmp_path)
+    made = Study(StudySpec([parent, copy, worse], APPLICATION, probes="planted_secret", out=tmp_path))
     result = made.run()
     saved = plans.read_plan(tmp_path)
     assert saved.edges == (Edge(parent.id, copy.id, "copy"), Edge(parent.id, worse.id, "finetune"))
@@ -130,18 +130,23 @@ def test_an_ancestor_that_is_not_asked_is_found_in_the_store(tmp_path: Path) -> 
     base = store.grow(Toy())
     between = store.grow(Toy(2.0, "between"), [base])
     last = child_of([between.record], WORSE)
-    study = Study([base.record, last], APPLICATION, "planted_secret", store=store, out=tmp_path / "study")
+    study = Study(
+        StudySpec([base.record, last], APPLICATION, probes="planted_secret", out=tmp_path / "study"),
+        store=store,
+    )
     assert study.plan().edges == (Edge(base.record.id, last.id, "toy > finetune"),)
 
 
 def test_unrelated_models_have_a_plan_without_edges(tmp_path: Path) -> None:
-    study = Study([PARENT, WORSE], APPLICATION, "planted_secret", out=tmp_path)
+    study = Study(StudySpec([PARENT, WORSE], APPLICATION, probes="planted_secret", out=tmp_path))
     assert study.plan().edges is None
 
 
 def test_an_edge_holds_where_a_study_stops_when_decided(tmp_path: Path) -> None:
     parent, _, worse = family()
-    made = Study([parent, worse], APPLICATION, "planted_secret", out=tmp_path, until_decided=True)
+    made = Study(
+        StudySpec([parent, worse], APPLICATION, probes="planted_secret", out=tmp_path, until_decided=True)
+    )
     found = made.run().edge(parent, worse)
     assert found.verdict == "worse"
     assert "wilson" not in found.retention.method
@@ -195,10 +200,12 @@ def test_a_child_whose_benign_answers_are_of_no_use_is_weak_too(tmp_path: Path) 
 
 def test_the_report_gives_the_competence_line_of_a_weak_child(tmp_path: Path) -> None:
     study = Study(
-        [PARENT, child_of([scripted(PARENT).record], "scripted:babbler")],
-        APPLICATION,
-        probes(12),
-        out=tmp_path,
+        StudySpec(
+            [PARENT, child_of([scripted(PARENT).record], "scripted:babbler")],
+            APPLICATION,
+            probes=probes(12),
+            out=tmp_path,
+        )
     )
     found = study.run().estimates
     (line,) = weak_lines(found)

@@ -181,7 +181,12 @@ def test_a_killed_study_of_smollm2_in_the_example_comes_to_the_same(tmp_path: Pa
     asked = ["planted_secret/plain-01", "tool_injection/order-01", "forbidden_tool/plain-01"]
     desk = Application.load(EXAMPLE)
     desk = msgspec.structs.replace(desk, decoding=msgspec.structs.replace(desk.decoding, max_tokens=32))
-    it = heredity.Study([model], desk, asked, ["direct", "crescendo"], store=store, out=tmp_path / "killed")
+    it = heredity.Study(
+        heredity.StudySpec(
+            [model], desk, probes=asked, attacks=["direct", "crescendo"], out=tmp_path / "killed"
+        ),
+        store=store,
+    )
     made = it.plan()
     found = kill_and_go_on(made, it.folder, store.root, "chosen", longest=0.5, n_kills=5)
     assert any(0 < n < made.n_trials for n in found)

@@ -98,7 +98,7 @@ def test_twins_that_stand_alone_are_counted() -> None:
 
 def planned(**settings: object) -> Plan:
     models = [scripted("scripted:mixed"), scripted("scripted:careful")]
-    return resolve_plan(StudySpec(models, APPLICATION, probes(4), **settings))  # type: ignore[arg-type]
+    return resolve_plan(StudySpec(models, APPLICATION, probes=probes(4), **settings))  # type: ignore[arg-type]
 
 
 def ids(plan: Plan) -> set[str]:

@@ -54,9 +54,16 @@ def before(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def result(folder: Path, before: dict[str, str]) -> h.Result:
     return h.Study(
-        ["scripted:leaky"], folder / "desk.toml", asked(folder), attacks=["direct", *POISONED],
-        store=h.Store(folder / "store"), out=folder / "study", guards=["without_retrieval"],
-    ).run()  # fmt: skip
+        h.StudySpec(
+            ["scripted:leaky"],
+            folder / "desk.toml",
+            probes=asked(folder),
+            attacks=["direct", *POISONED],
+            out=folder / "study",
+            guards=["without_retrieval"],
+        ),
+        store=h.Store(folder / "store"),
+    ).run()
 
 
 def test_a_planted_document_is_shown_only_if_it_was_retrieved(result: h.Result) -> None:

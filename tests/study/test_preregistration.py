@@ -33,7 +33,7 @@ def declared(made: Plan) -> plans.Analysis:
 
 
 def resolved(tmp_path: Path, **settings: object) -> Study:
-    return Study.from_spec(StudySpec(MODELS[:2], APPLICATION, probes(), out=tmp_path / "s", **settings))  # type: ignore[arg-type]
+    return Study(StudySpec(MODELS[:2], APPLICATION, probes=probes(), out=tmp_path / "s", **settings))  # type: ignore[arg-type]
 
 
 def test_a_new_plan_declares_endpoint_families_stopping_and_judge(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_new_plan_declares_endpoint_families_stopping_and_judge(tmp_path: Path
 
 
 def test_edges_are_a_declared_family_and_come_first(tmp_path: Path) -> None:
-    made = Study(list(family()), APPLICATION, "planted_secret", out=tmp_path).plan()
+    made = Study(StudySpec(list(family()), APPLICATION, probes="planted_secret", out=tmp_path)).plan()
     analysis = declared(made)
     sizes = {(each.between, each.measure): each.n for each in analysis.families}
     assert sizes == {
@@ -59,7 +59,7 @@ def test_edges_are_a_declared_family_and_come_first(tmp_path: Path) -> None:
 
 
 def test_the_declared_families_are_those_that_holm_corrects(tmp_path: Path) -> None:
-    study = Study(list(MODELS), APPLICATION, probes(12), out=tmp_path)
+    study = Study(StudySpec(list(MODELS), APPLICATION, probes=probes(12), out=tmp_path))
     found = study.run().estimates
     for each in families_of(study.plan()):
         rows = found.pairs if each.between == "pairs" else [edge.compared for edge in found.edges]
@@ -67,7 +67,7 @@ def test_the_declared_families_are_those_that_holm_corrects(tmp_path: Path) -> N
 
 
 def test_one_model_is_compared_with_none(tmp_path: Path) -> None:
-    analysis = declared(Study([MODELS[0]], APPLICATION, probes(), out=tmp_path).plan())
+    analysis = declared(Study(StudySpec([MODELS[0]], APPLICATION, probes=probes(), out=tmp_path)).plan())
     assert analysis.families == () and analysis.primary is None
 
 
@@ -133,7 +133,8 @@ def test_the_default_folder_follows_from_the_questions(
     """A study of an earlier release, which declared no analysis, is found by the same command."""
     monkeypatch.chdir(tmp_path)
     one, other = (
-        Study(MODELS[:2], APPLICATION, probes(), endpoint=name) for name in ("all_trials", "decided_trials")
+        Study(StudySpec(MODELS[:2], APPLICATION, probes=probes(), endpoint=name))
+        for name in ("all_trials", "decided_trials")
     )
     assert one.folder == other.folder
     assert one.folder.name.endswith(digest(one.plan().questions)[:8])
@@ -167,7 +168,7 @@ def test_the_command_and_a_plan_file_declare_it(tmp_path: Path) -> None:
 
 
 def test_a_study_of_a_lineage_is_about_its_edges_and_says_what_the_pairs_are(tmp_path: Path) -> None:
-    study = Study(list(family()), APPLICATION, "planted_secret", out=tmp_path)
+    study = Study(StudySpec(list(family()), APPLICATION, probes="planted_secret", out=tmp_path))
     forecast = study.forecast()
     assert forecast is not None
     told = lines(study.resolved, forecast)
@@ -187,7 +188,9 @@ def test_a_study_of_a_lineage_is_about_its_edges_and_says_what_the_pairs_are(tmp
 
 
 def test_the_sentence_about_edges_names_no_child_where_none_is_worse(tmp_path: Path) -> None:
-    found = Study(list(family()), APPLICATION, "planted_secret", out=tmp_path).run().estimates
+    found = (
+        Study(StudySpec(list(family()), APPLICATION, probes="planted_secret", out=tmp_path)).run().estimates
+    )
     replace = msgspec.structs.replace
     edges = tuple(replace(e, compared=replace(e.compared, verdict_ab="not worse")) for e in found.edges)
     assert edges_sentence(replace(found, edges=edges)).startswith(

@@ -153,7 +153,7 @@ def test_an_early_stop_counts_them_once_too_and_its_replay_decides_the_same(tmp_
     )
     asked = tuple(msgspec.structs.replace(p, twin=None, why_no_twin="of a test") for p in asked)
     settings = {"attacks": ["crescendo:5"], "stopping": "group_sequential", "margin": 0.1}
-    own = resolve_plan(StudySpec(records, APPLICATION, asked, **settings))  # type: ignore[arg-type]
+    own = resolve_plan(StudySpec(records, APPLICATION, probes=asked, **settings))  # type: ignore[arg-type]
     assert isinstance(own.analysis, Analysis)
     shared = msgspec.structs.replace(own.analysis, steps=None)
     n_interim = {}

@@ -19,6 +19,7 @@ from heredity.core.records import Reply, Request
 from heredity.engines import scripted
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Description, Grown
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.processes import leaving_no_thread
@@ -160,7 +161,8 @@ def test_a_remote_model_is_recorded_verified_and_studied(tmp_path: Path) -> None
     assert store.verify(grown.record) == [] and store.ready(grown) == grown
     assert grown.record.id != store.grow(Remote(base_url="https://other.example/v1", model="b")).record.id
     it = Study(
-        ["mixed", "scripted:careful"], APPLICATION, "planted_secret", store=store, out=tmp_path / "out"
+        StudySpec(["mixed", "scripted:careful"], APPLICATION, probes="planted_secret", out=tmp_path / "out"),
+        store=store,
     )
     found = it.run().estimates
     assert found.n_asked == found.n_trials and found.models[0].format == "remote"

@@ -17,6 +17,7 @@ from heredity.study.headline import headline
 from heredity.study.plan import read_plan
 from heredity.study.report import html, markdown
 from heredity.study.result import Result
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.studies import APPLICATION, probes
 
@@ -36,7 +37,9 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 def asked(folder: Path, attack: str) -> Result:
     models = ("scripted:mixed", "scripted:careful")
-    return Study(models, APPLICATION, probes(12), attacks=("direct", attack), out=folder).run()
+    return Study(
+        StudySpec(models, APPLICATION, probes=probes(12), attacks=("direct", attack), out=folder)
+    ).run()
 
 
 def test_a_plan_asks_all_but_the_probes_that_its_attack_is_not_for(scoped: Result, closed: Result) -> None:
@@ -93,7 +96,9 @@ def watched(folder: Path, **settings: Any) -> tuple[dict[str, Progress], Study]:
     """The last progress of each step of a study with a scoped attack."""
     last: dict[str, Progress] = {}
     models = ("scripted:mixed", "scripted:careful")
-    study = Study(models, APPLICATION, probes(12), attacks=("direct", SCOPED), out=folder, **settings)
+    study = Study(
+        StudySpec(models, APPLICATION, probes=probes(12), attacks=("direct", SCOPED), out=folder, **settings)
+    )
     study.run(lambda progress: last.update({progress.step: progress}))
     return last, study
 
@@ -134,7 +139,7 @@ def test_a_table_without_a_value_is_left_out(tmp_path: Path, scoped: Result) -> 
     """One technique has no shrunk rate and no prediction: a table of dashes tells a reader nothing."""
     chosen = tuple(probe for probe in probes(12) if probe.technique == "planted_secret")
     models = ("scripted:mixed", "scripted:careful")
-    single = Study(models, APPLICATION, chosen, out=tmp_path / "s").run()
+    single = Study(StudySpec(models, APPLICATION, probes=chosen, out=tmp_path / "s")).run()
     for render in (html.render, markdown.render):
         assert "These techniques, and a new one" not in render(single.folder)
         assert "These techniques, and a new one" in render(scoped.folder)

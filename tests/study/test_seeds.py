@@ -20,7 +20,7 @@ from heredity.study.forecast import forecast_study
 from heredity.study.inherited_words import seeds_lines, seeds_tables
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Plan, write_plan
-from heredity.study.spec import declare
+from heredity.study.spec import StudySpec, declare
 from heredity.study.study import Study
 from tests.stats.simulate_seeds import SeedWorld, cover
 from tests.support.studies import APPLICATION, plan, probes
@@ -161,7 +161,7 @@ def test_five_seeds_that_agree_speak_for_others() -> None:
 
 
 def test_a_study_declares_its_seeds_and_prints_one_row_for_them(tmp_path: Path) -> None:
-    study = Study(family(), APPLICATION, probes(30), out=tmp_path)
+    study = Study(StudySpec(family(), APPLICATION, probes=probes(30), out=tmp_path))
     analysis = study.plan().analysis
     assert not isinstance(analysis, msgspec.UnsetType)
     sizes = {(f.between, f.measure): f.n for f in analysis.families}
@@ -182,7 +182,7 @@ def test_a_study_declares_its_seeds_and_prints_one_row_for_them(tmp_path: Path) 
 
 
 def test_a_plan_without_seeds_encodes_none_and_an_older_one_resumes(tmp_path: Path) -> None:
-    study = Study(family(), APPLICATION, probes(2), out=tmp_path / "new")
+    study = Study(StudySpec(family(), APPLICATION, probes=probes(2), out=tmp_path / "new"))
     new = study.resolved
     assert new.edges is not None
     bare = tuple(Edge(e.parent, e.child, e.recipe, e.role) for e in new.edges)
@@ -195,7 +195,7 @@ def test_a_plan_without_seeds_encodes_none_and_an_older_one_resumes(tmp_path: Pa
 
 
 def test_a_plan_whose_release_found_other_edges_resumes_with_them(tmp_path: Path) -> None:
-    new = Study(family(), APPLICATION, probes(2), out=tmp_path / "new").resolved
+    new = Study(StudySpec(family(), APPLICATION, probes=probes(2), out=tmp_path / "new")).resolved
     assert new.edges is not None
     for found in (new.edges[:1], None):
         old = msgspec.structs.replace(new, edges=found)

@@ -81,7 +81,7 @@ def test_behaviours_are_shuffled_whole_and_every_probe_is_there_once() -> None:
 def test_the_order_follows_from_the_seed() -> None:
     records = [lineage.scripted(ref).record for ref in THREE]
     one, again, other = (
-        resolve_plan(StudySpec(records, APPLICATION, "quick", seed=seed, until_decided=True))
+        resolve_plan(StudySpec(records, APPLICATION, probes="quick", seed=seed, until_decided=True))
         for seed in (0, 0, 1)
     )
     assert one == again and one.probes != other.probes
@@ -108,9 +108,9 @@ def test_the_places_of_a_block_are_its_probes_under_every_attack() -> None:
 def test_one_model_or_nothing_that_can_break_is_refused() -> None:
     records = [lineage.scripted(ref).record for ref in THREE]
     with raises(UsageError, "nothing-to-decide"):
-        resolve_plan(StudySpec(records[:1], APPLICATION, "quick", until_decided=True))
+        resolve_plan(StudySpec(records[:1], APPLICATION, probes="quick", until_decided=True))
     with raises(UsageError, "nothing-to-decide"):
-        resolve_plan(StudySpec(records, APPLICATION, ["planted_secret/*~benign"], until_decided=True))
+        resolve_plan(StudySpec(records, APPLICATION, probes=["planted_secret/*~benign"], until_decided=True))
 
 
 # --- asking -----------------------------------------------------------------------------------------

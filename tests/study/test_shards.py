@@ -13,6 +13,7 @@ from heredity.core.files import Rows
 from heredity.study import shards
 from heredity.study.plan import Grid
 from heredity.study.shards import PartProgress, StudyPart
+from heredity.study.spec import StudySpec
 from heredity.study.storage import RUNS, RunRecord, run_records
 from heredity.study.study import Study
 from tests.support.errors import raises
@@ -119,11 +120,13 @@ def test_parts_that_compute_a_model_differently_are_refused(tmp_path: Path) -> N
 
 def test_a_study_that_stops_early_has_no_parts(tmp_path: Path) -> None:
     made = Study(
-        ["scripted:leaky", "scripted:careful"],
-        APPLICATION,
-        probes(12),
-        until_decided=True,
-        out=tmp_path / "x",
+        StudySpec(
+            ["scripted:leaky", "scripted:careful"],
+            APPLICATION,
+            probes=probes(12),
+            until_decided=True,
+            out=tmp_path / "x",
+        )
     )
     with raises(UsageError, "shard-stops-early"):
         made.ask_part(StudyPart(1, 2))

@@ -49,15 +49,18 @@ def test_a_plan_file_the_constructor_and_json_give_one_plan(place: Path) -> None
                     "margin": 0.1})
     )  # fmt: skip
     found = [
-        Study.from_spec(spec, store=store).plan(),
-        Study.from_spec(StudySpec.read(place / "plan.json"), store=store).plan(),
-        Study(MODELS, place / "desk.toml", "planted_secret", samples=2, margin=0.1, store=store).plan(),
+        Study(spec, store=store).plan(),
+        Study(StudySpec.read(place / "plan.json"), store=store).plan(),
+        Study(
+            StudySpec(MODELS, place / "desk.toml", probes="planted_secret", samples=2, margin=0.1),
+            store=store,
+        ).plan(),
     ]
     assert len({digest(plan) for plan in found}) == 1
 
 
 def test_a_saved_plan_is_the_plan_of_its_settings(place: Path) -> None:
-    study = Study.from_spec(StudySpec(MODELS, place / "desk.toml", "planted_secret", out=place / "out"))
+    study = Study(StudySpec(MODELS, place / "desk.toml", probes="planted_secret", out=place / "out"))
     made = study.plan()
     assert read_plan(study.folder) == made
     assert study.folder == place / "out" and Study.open(study.folder).plan() == made
@@ -125,9 +128,9 @@ def test_further_keys_are_checked_by_their_type(tmp_path: Path) -> None:
 
 def test_a_plan_needs_models_and_not_their_names() -> None:
     record = scripted("scripted:mixed").record
-    assert resolve_plan(StudySpec([record], APPLICATION, "planted_secret")).models[0].id == record.id
+    assert resolve_plan(StudySpec([record], APPLICATION, probes="planted_secret")).models[0].id == record.id
     with raises(UsageError, "not-a-model", mentions=["scripted:mixed"]):
-        resolve_plan(StudySpec(["scripted:mixed"], APPLICATION, "planted_secret"))
+        resolve_plan(StudySpec(["scripted:mixed"], APPLICATION, probes="planted_secret"))
 
 
 @pytest.mark.parametrize(
@@ -138,5 +141,7 @@ def test_a_plan_needs_models_and_not_their_names() -> None:
 def test_the_margin_is_ten_points_by_default_with_core_alone(
     tmp_path: Path, probes: str | list[str], margin: float | None, planned: float
 ) -> None:
-    made = Study(["scripted:careful"], APPLICATION, probes, out=tmp_path / "s", margin=margin).resolved
+    made = Study(
+        StudySpec(["scripted:careful"], APPLICATION, probes=probes, out=tmp_path / "s", margin=margin)
+    ).resolved
     assert made.margin == planned

@@ -15,6 +15,7 @@ from heredity.core.records import Exchange, Reply, Request, ToolCall, Verdict
 from heredity.lineage import store as lineage
 from heredity.study import scheduler
 from heredity.study.plan import Grid
+from heredity.study.spec import StudySpec
 from heredity.study.storage import Prefixes
 from heredity.study.study import Study
 from tests.support.errors import raises
@@ -37,7 +38,11 @@ ONE = ("scripted:mixed",)
 
 
 def test_a_study_shows_its_models_application_size_and_folder(tmp_path: Path) -> None:
-    shown = Study(["scripted:careful", "scripted:leaky"], APPLICATION, probes(), out=tmp_path / "study")
+    shown = Study(
+        StudySpec(
+            ["scripted:careful", "scripted:leaky"], APPLICATION, probes=probes(), out=tmp_path / "study"
+        )
+    )
     said = repr(shown)
     assert "\n" not in said and f"{shown.plan().n_trials} trials" in said
     for named in ("scripted:careful", "scripted:leaky", APPLICATION.name, str(tmp_path / "study")):
@@ -318,13 +323,15 @@ def test_any_argument_of_a_tool_call_can_be_stored(value: object) -> None:
 def test_the_library_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     it = heredity.Study(
-        models=[
-            "scripted:careful",
-            lineage.scripted("scripted:leaky"),
-            lineage.scripted("scripted:mixed").record,
-        ],
-        application=APPLICATION,
-        probes="planted_secret",
+        heredity.StudySpec(
+            models=[
+                "scripted:careful",
+                lineage.scripted("scripted:leaky"),
+                lineage.scripted("scripted:mixed").record,
+            ],
+            application=APPLICATION,
+            probes="planted_secret",
+        )
     )
     assert not list(tmp_path.iterdir())  # nothing is written before a step runs
     result = it.run()
@@ -340,10 +347,15 @@ def test_an_application_may_be_a_path_and_a_mistake_in_it_names_the_line(tmp_pat
     path.write_text(
         'name = "desk"\nsystem = "The code is 12-34."\n[[secrets]]\nname = "the code"\nvalue = "12-34"\n'
     )
-    assert Study(ONE, path, "planted_secret", out=tmp_path / "out").run().estimates.application.name == "desk"
+    assert (
+        Study(StudySpec(ONE, path, probes="planted_secret", out=tmp_path / "out"))
+        .run()
+        .estimates.application.name
+        == "desk"
+    )
     path.write_text('name = "desk"\nsistem = "x"\n')
     with raises(UsageError, "unknown-key", mentions=["desk.toml:2", "sistem", "system"]):
-        Study(ONE, path)
+        Study(StudySpec(ONE, path))
 
 
 @pytest.mark.parametrize(
@@ -358,7 +370,7 @@ def test_an_unknown_model_is_said_before_anything_is_written(
     tmp_path: Path, model: str, error: type[Exception], said: tuple[str, list[str]]
 ) -> None:
     with raises(error, *said):
-        Study([model], APPLICATION, store=lineage.Store(tmp_path / "store"), out=tmp_path / "out")
+        Study(StudySpec([model], APPLICATION, out=tmp_path / "out"), store=lineage.Store(tmp_path / "store"))
     assert not (tmp_path / "out").exists()
 
 

@@ -72,9 +72,11 @@ def asked(folder: Path) -> list[Probe]:
 
 def study(folder: Path, name: str, method: str = "dense") -> h.Study:
     return h.Study(
-        ["scripted:leaky"], desk(folder, method), asked(folder), attacks=ATTACKS,
-        store=h.Store(folder / "store"), out=folder / name,
-    )  # fmt: skip
+        h.StudySpec(
+            ["scripted:leaky"], desk(folder, method), probes=asked(folder), attacks=ATTACKS, out=folder / name
+        ),
+        store=h.Store(folder / "store"),
+    )
 
 
 @pytest.fixture

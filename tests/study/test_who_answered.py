@@ -17,6 +17,7 @@ from heredity.engines.protocols import Engine
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import Store, scripted
 from heredity.study import who_answered
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.fault_server import Asked, FaultServer, last_text
@@ -64,7 +65,7 @@ class MixedRequests:
 def study(server: FaultServer, folder: Path) -> Study:
     store = Store(folder / "store")
     models = [store.get(f"remote:openai:{name}@{server.base_url('openai')}") for name in ("base", "tuned")]
-    return Study(models, APPLICATION, probes(1), store=store, out=folder / "study")
+    return Study(StudySpec(models, APPLICATION, probes=probes(1), out=folder / "study"), store=store)
 
 
 def test_a_server_whose_models_answer_as_themselves_is_asked_and_the_check_leaves_no_row(
@@ -148,7 +149,10 @@ def test_one_model_of_a_server_needs_no_proof(tmp_path: Path) -> None:
     with FaultServer(say=base) as server:
         store = Store(tmp_path / "store")
         model = store.get(f"remote:openai:base@{server.base_url('openai')}")
-        Study([model, "scripted:careful"], APPLICATION, probes(1), store=store, out=tmp_path / "study").ask()
+        Study(
+            StudySpec([model, "scripted:careful"], APPLICATION, probes=probes(1), out=tmp_path / "study"),
+            store=store,
+        ).ask()
         n_topics = sum("lighthouse" in str(asked.body) for asked in server.asked)
     assert n_topics == 0
 

@@ -11,6 +11,7 @@ from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Rate
 from heredity.study.headline import headline
 from heredity.study.intervals import refuse_uninformative
 from heredity.study.plan import read_plan
+from heredity.study.spec import StudySpec
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from tests.support.report_studies import make, plan
@@ -116,10 +117,12 @@ def test_one_model_is_a_rate_and_no_comparison(tmp_path: Path) -> None:
 
 def test_a_model_of_which_nothing_could_be_decided_is_said_so_beside_its_rate(tmp_path: Path) -> None:
     for n, models in enumerate((["scripted:babbler"], ["scripted:babbler", "scripted:leaky"])):
-        study = Study(models, APPLICATION, probes(4), out=tmp_path / str(n), samples=1)
+        study = Study(StudySpec(models, APPLICATION, probes=probes(4), out=tmp_path / str(n), samples=1))
         sentence = headline(study.run().estimates).sentence
         assert "none of scripted:babbler's" in sentence and "could be decided" in sentence, sentence
-    clear = Study(["scripted:leaky"], APPLICATION, probes(4), out=tmp_path / "clear", samples=1)
+    clear = Study(
+        StudySpec(["scripted:leaky"], APPLICATION, probes=probes(4), out=tmp_path / "clear", samples=1)
+    )
     assert "could be decided" not in headline(clear.run().estimates).sentence
 
 

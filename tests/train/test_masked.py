@@ -23,6 +23,7 @@ from heredity.recipes.pretrain.masked import BITS_PER_BYTE, MASKED_ACCURACY, Mas
 from heredity.recipes.pretrain.recipe import Pretrain
 from heredity.recipes.prune import Prune
 from heredity.recipes.quantize import Quantize
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.train import loop
 from heredity.train.data.batching import PackedBatch
@@ -241,7 +242,7 @@ def test_an_encoder_is_grown_learns_and_loads_in_transformers(
         with raises(Unavailable, "nothing-derived", mentions=[record.name]):
             store.grow_once(made, [grown, grown] if made.kind == "merge" else [grown])
     with raises(Unavailable, "writes-no-text"):
-        Study([grown], APPLICATION, store=store, out=tmp_path / "study").run()
+        Study(StudySpec([grown], APPLICATION, out=tmp_path / "study"), store=store).run()
     assert not (tmp_path / "study").exists() and store.models() == [record]
 
 

@@ -21,6 +21,7 @@ from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.headline import headline
 from heredity.study.outcomes import BROKE, breach_order, read_outcomes
 from heredity.study.report import html
+from heredity.study.spec import StudySpec
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.study.wording import find, title
@@ -167,7 +168,7 @@ def test_trials_that_are_not_judged_are_in_no_rate_and_queued_ones_are_counted(t
 def test_a_study_that_stops_early_shows_the_pairs_that_are_decided(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "early"
     models = ["scripted:careful", "scripted:leaky"]
-    result = Study(models, APPLICATION, probes(6), out=folder, until_decided=True).run()
+    result = Study(StudySpec(models, APPLICATION, probes=probes(6), out=folder, until_decided=True)).run()
     place = StudyPlace(tmp_path / "runs", tmp_path / "store")
     found, record = board_of(opened(place)).stopping, result.estimates.sequential
     assert found is not None and record is not None

@@ -222,9 +222,7 @@ def _study(path: Path) -> Study:
     known = {field.name for field in fields(StudySpec)}
     given = read_plan_file(path, further_keys())
     spec = StudySpec(**{name: value for name, value in given.items() if name in known})
-    return Study.from_spec(
-        replace(spec.named(), models=[_model(store, str(ref)) for ref in spec.models]), store=store
-    )
+    return Study(replace(spec.named(), models=[_model(store, str(ref)) for ref in spec.models]), store=store)
 
 
 def _model(store: Store, ref: str) -> Grown | Model:

@@ -288,11 +288,12 @@ def command(
         writer = _models(store, [attacker], yes, dry_run)[0] if attacker is not None else None
         _remote.check([*grown, *([writer] if writer is not None else [])], how, needs_keys=not dry_run)
         spec = StudySpec(
-            grown, layer, probes, attack, samples, seed, margin, confidence, until_decided, judge, writer,
-            guards=guard, out=out, endpoint=endpoint, unclear_share=unclear_share, stopping=stopping,
+            grown, layer, probes=probes, attacks=attack, samples=samples, seed=seed, margin=margin,
+            confidence=confidence, until_decided=until_decided, judge=judge, attacker=writer, guards=guard,
+            out=out, endpoint=endpoint, unclear_share=unclear_share, stopping=stopping,
             error_share=error_share, limit=limit,
         )  # fmt: skip
-        study = Study.from_spec(spec.named(), store=store, engine_loader=loader)
+        study = Study(spec.named(), store=store, engine_loader=loader)
         study.sources = locate_sources(Path(str(application)), layer, probes)
         if part is None:  # the tasks of an array make the plan one after the other
             _remote.show_costs(_planned(study, grown, dry_run), grown, how)

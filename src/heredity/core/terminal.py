@@ -266,7 +266,7 @@ class Display:
 
         with h.Display() as display:
             child = store.grow(h.Lora(data, watch=display.training("lora")), [parent])
-            h.Study([parent, child], application).run(display.trials())
+            h.Study(h.StudySpec([parent, child], application)).run(display.trials())
     """
 
     def __init__(self, screen: Console | None = None, patience: float = _PHASE_SECONDS) -> None:

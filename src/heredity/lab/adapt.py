@@ -107,6 +107,7 @@ from heredity.study.estimates import ALL, Inheritance, Measure
 from heredity.study.intervals import Intervals
 from heredity.study.plan import StudyForecast, read_plan
 from heredity.study.result import Result
+from heredity.study.spec import StudySpec
 from heredity.study.storage import run_records
 from heredity.study.study import Study
 from heredity.train.data.chat import Data, make_data
@@ -517,10 +518,16 @@ class _Workshop:
     def quality(self, models: Sequence[Grown | Model]) -> Study:
         """The study of the test questions. Nothing is asked yet."""
         return Study(
-            models, self.tokens(self.task.answer_tokens), question_probes(self.questions, self.task.grading),
-            store=self.store, out=self.out / QUALITY, margin=self.task.margin,
+            StudySpec(
+                models,
+                self.tokens(self.task.answer_tokens),
+                probes=question_probes(self.questions, self.task.grading),
+                out=self.out / QUALITY,
+                margin=self.task.margin,
+            ),
+            store=self.store,
             engine_loader=self.engine_loader,
-        )  # fmt: skip
+        )
 
     @property
     def digest(self) -> str:
@@ -689,8 +696,10 @@ def _lessons(shop: _Workshop) -> Data:
     plain, named = shop.lineage.models[PLAIN], shop.task.teacher
     teacher = stored(shop.store, named, shop.watch) if named else plain
     study = Study(
-        [teacher], shop.with_manual(), training_probes(shop.questions), store=shop.store,
-        out=shop.out / TEACHER, engine_loader=shop.engine_loader,
+        StudySpec(
+            [teacher], shop.with_manual(), probes=training_probes(shop.questions), out=shop.out / TEACHER
+        ),
+        store=shop.store, engine_loader=shop.engine_loader,
     )  # fmt: skip
     answered = [each for each in study.run(shop.watch).trials() if each.text.strip()]
     if not answered:

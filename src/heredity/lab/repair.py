@@ -46,6 +46,7 @@ from heredity.stats.power import ALPHA
 from heredity.study import plan
 from heredity.study.estimates import ModelPair
 from heredity.study.result import Result
+from heredity.study.spec import StudySpec
 from heredity.study.storage import open_responses, open_verdicts
 from heredity.study.study import Study
 from heredity.train.data.chat import Data, Dialogue, make_data
@@ -326,8 +327,11 @@ class Setting:
         """Run one study in its own folder."""
         refuse_linked_folders(self.out, name)
         asked = Study(
-            models, self.application, chosen, laid, store=self.store, out=self.out / name,
-            margin=self.margin, confidence=CONFIDENCE, judge=self.judge, engine_loader=self.engine_loader,
+            StudySpec(
+                models, self.application, probes=chosen, attacks=laid, out=self.out / name,
+                margin=self.margin, confidence=CONFIDENCE, judge=self.judge,
+            ),
+            store=self.store, engine_loader=self.engine_loader,
         )  # fmt: skip
         return asked.run(self.watch)
 

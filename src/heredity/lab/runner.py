@@ -33,6 +33,7 @@ from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.report import write_report
 from heredity.study.result import Result
+from heredity.study.spec import StudySpec
 from heredity.study.storage import RESPONSES, RUNS, run_records
 from heredity.study.study import Study
 
@@ -161,10 +162,13 @@ def study(
 ) -> Study:
     """The study of a battery, in its own folder. Nothing is asked yet."""
     return Study(
-        models, application(battery), chosen_probes(battery), battery.attacks, store=store,
-        out=out / battery.name, margin=plan.margin, judge=plan.judge or None, engine_loader=engine_loader,
-        error_share=plan.error_share,
-        endpoint="all_trials" if isinstance(plan.endpoint, msgspec.UnsetType) else plan.endpoint,
+        StudySpec(
+            models, application(battery), probes=chosen_probes(battery), attacks=battery.attacks,
+            out=out / battery.name, margin=plan.margin, judge=plan.judge or None,
+            error_share=plan.error_share,
+            endpoint="all_trials" if isinstance(plan.endpoint, msgspec.UnsetType) else plan.endpoint,
+        ),
+        store=store, engine_loader=engine_loader,
     )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def tamper(
     store = store or Store()
     grown = store.get(parent) if isinstance(parent, str) else parent
     # First, so that no model is tuned if the plan is invalid.
-    resolve_plan(StudySpec([grown], application, probes, attacks))
+    resolve_plan(StudySpec([grown], application, probes=probes, attacks=attacks))
     rungs: dict[int, Rung] = {}
 
     def ask(steps: int) -> bool:
@@ -112,8 +112,8 @@ def tamper(
         place = out / f"steps-{steps:04d}"
         refuse_linked_folders(out, place.name)
         study = Study(
-            [grown, child], application, probes, attacks, store=store, out=place,
-            engine_loader=engine_loader, judge=judge,
+            StudySpec([grown, child], application, probes=probes, attacks=attacks, out=place, judge=judge),
+            store=store, engine_loader=engine_loader,
         )  # fmt: skip
         rungs[steps] = _rung(steps, grown, child, study.run(watch), scope)
         if rungs[steps].edge.retention.value is None:

@@ -1,6 +1,6 @@
 """The result of a study: rates, comparisons, inheritance and trials, looked up by name.
 
-    result = Study(["parent", "child"], application="support-desk.toml").run()
+    result = Study(StudySpec(["parent", "child"], application="support-desk.toml")).run()
     print(result.table())
     result.edge("parent", "child").retention        # Estimate(value=0.87, low=0.79, high=0.92, n=112, ...)
     result.trials(outcome="broke", model="child")[0].text

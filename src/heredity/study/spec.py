@@ -17,7 +17,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -170,6 +170,7 @@ class StudySpec:
 
     models: Sequence[ModelReference] = ()
     application: Application | Path | str = ""
+    _: KW_ONLY
     probes: Sequence[str | Probe] | str = "core"
     attacks: Sequence[str | AttackPart] = ("direct",)
     samples: int = 1

@@ -1,6 +1,6 @@
 """Run a study: ask every probe of every model inside one application, judge, estimate and compare.
 
-    result = Study(["a", "b"], application="support-desk.toml", probes="core").run()
+    result = Study(StudySpec(["a", "b"], application="support-desk.toml", probes="core")).run()
 
 Promises: the same plan asks the same questions in the same order. Nothing is asked twice. A killed study
 resumes with the same command. Memory does not grow with the length of the answers.
@@ -23,7 +23,6 @@ import msgspec
 
 from heredity import engines
 from heredity.application.guard_models import identified
-from heredity.application.guards import GuardRule
 from heredity.application.retrieval.store import searching_in
 from heredity.application.spec import Application
 from heredity.application.toolbox import TOOL_RESULTS, RecordedResults, Toolbox, recorded_in
@@ -33,7 +32,7 @@ from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import RESULTS, Lock, Rows, refuse_linked_folders
 from heredity.core.host import Device
 from heredity.core.progress import Meter, Progress, TrialMeter, Watch
-from heredity.core.records import Model, Probe, Response, digest
+from heredity.core.records import Model, Response, digest
 from heredity.core.sanitize import plural
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
@@ -41,7 +40,6 @@ from heredity.lineage import graph
 from heredity.lineage.speeds import ModelSpeed, speeds_of
 from heredity.lineage.store import Store, engine_loader, load_engine
 from heredity.lineage.types import EngineLoader, Grown
-from heredity.redteam.attacks.protocols import AttackPart
 from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
 from heredity.study import aggregate, drift, importers, resume, shards, storage
@@ -70,9 +68,6 @@ from heredity.study.sequential import StoppingRule
 from heredity.study.shards import SHARDS, PartProgress, StudyPart
 from heredity.study.sources import StudySources, locate_sources, save_sources
 from heredity.study.spec import (
-    ENDPOINTS,
-    STOPPINGS,
-    UNCLEAR_SHARE,
     ModelReference,
     StudySpec,
     declare,
@@ -127,7 +122,7 @@ __all__ = ["Progress", "Result", "Study", "StudySpec"]
 class Study:
     """Models x probes x attacks x samples inside one application, in a folder.
 
-    The settings are those of StudySpec, which a plan file has, too (Study.from_spec). Further:
+    `spec` has the settings; StudySpec.read takes them from a plan file. Further:
 
     store          finds the models that are given by name; None: the default one
     engine_loader  makes the Engine of a Grown model, in place of the usual one
@@ -145,54 +140,14 @@ class Study:
 
     def __init__(
         self,
-        models: Sequence[ModelReference],
-        application: Application | Path | str,
-        probes: Sequence[str | Probe] | str = "core",
-        attacks: Sequence[str | AttackPart] = ("direct",),
-        samples: int = 1,
-        seed: int = 0,
-        store: Store | None = None,
-        out: Path | str | None = None,
-        margin: float | None = None,
-        confidence: float = 0.95,
-        engine_loader: EngineLoader | None = None,
-        until_decided: bool = False,
-        judge: str | Judge | None = None,
-        attacker: str | Grown | Model | None = None,
-        lineage: Sequence[str] = (),
-        endpoint: str = ENDPOINTS[0],
-        unclear_share: float = UNCLEAR_SHARE,
-        stopping: str = STOPPINGS[0],
-        error_share: float = 0.0,
-        device: Device | str | None = None,
-        guards: Sequence[str | GuardRule] = (),
-        limit: int | None = None,
-    ) -> None:
-        spec = StudySpec(
-            models, application, probes, attacks, samples, seed, margin, confidence, until_decided, judge,
-            attacker, lineage, out, endpoint, unclear_share, stopping,
-            error_share, guards, limit,
-        )  # fmt: skip
-        self._resolve(spec, store, engine_loader, device)
-
-    @classmethod
-    def from_spec(
-        cls,
         spec: StudySpec,
+        *,
         store: Store | None = None,
         engine_loader: EngineLoader | None = None,
         device: Device | str | None = None,
-    ) -> Self:
-        """The study of these settings, as a plan file has them: `Study.from_spec(StudySpec.read(path))`."""
-        study = cls.__new__(cls)
-        study._resolve(spec, store, engine_loader, device)
-        return study
-
-    def _resolve(
-        self, spec: StudySpec, store: Store | None, loader: EngineLoader | None, device: Device | str | None
     ) -> None:
         host.configure()
-        self._store, self._loader, self._judge_name = store, loader, spec.judge_name
+        self._store, self._loader, self._judge_name = store, engine_loader, spec.judge_name
         self._device = host.read_device(device) if isinstance(device, str) else device
         grown = [self._find(model) for model in spec.models]
         grown = with_families(grown, [self._find(model) for model in spec.lineage], self._open_store)

@@ -1,7 +1,7 @@
 """Several workers that ask the trials of one study: processes of this machine, or actors of a Ray cluster.
 
-    Study(models, application).run(workers=3)
-    Study(models, application).run(workers=Workers(8, on="ray"))
+    Study(StudySpec(models, application)).run(workers=3)
+    Study(StudySpec(models, application)).run(workers=Workers(8, on="ray"))
 
 A worker (worker.py) holds one loaded model and writes into a folder of its own (shards.py). The driver is the
 process that the user started. It gives each worker trials, copies its rows into the study, and replaces it.

@@ -40,6 +40,7 @@ from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.application.retrieval.test_dense import TinyEncoder
 from tests.support import studies
@@ -254,7 +255,14 @@ def test_a_study_shows_what_the_reranker_chose_among_planted_passages_too(
         probe, turns=(QUESTION,), passage="the refund is green tea", tool_result=None
     )
     Study(
-        ["scripted:mixed"], layer, [probe], ["direct", "poisoned_index:5"], out=tmp_path / "study", samples=1
+        StudySpec(
+            ["scripted:mixed"],
+            layer,
+            probes=[probe],
+            attacks=["direct", "poisoned_index:5"],
+            out=tmp_path / "study",
+            samples=1,
+        )
     ).run()
     planted = attacks.load("poisoned_index:5").delivered(probe, HOW).planted
     shown = {row.attack: row.exchanges[0].retrieved for row in studies.responses(tmp_path / "study")}
@@ -357,7 +365,7 @@ def test_a_study_searches_with_the_models_of_its_own_store(
     probe = next(each for each in studies.probes(1) if each.passage)
     probe = msgspec.structs.replace(probe, turns=(QUESTION,), tool_result=None)
     desk, out = tmp_path / "application.toml", tmp_path / "study"
-    Study(["scripted:mixed"], desk, [probe], store=store, out=out).run()
+    Study(StudySpec(["scripted:mixed"], desk, probes=[probe], out=out), store=store).run()
     (row,) = studies.responses(out)
     monkeypatch.setenv("HEREDITY_STORE", str(store.root))
     assert row.exchanges[0].retrieved == Application.load(desk).retrieve(QUESTION)

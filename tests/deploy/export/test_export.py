@@ -237,7 +237,7 @@ def test_the_card_quotes_a_study(
 
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", max_position_embeddings=4096)))
     desk = h.Application("desk", "Be kind.", decoding=Decoding(max_tokens=4))
-    h.Study([model], desk, "direct_injection", store=store, out=tmp_path / "study").run()
+    h.Study(h.StudySpec([model], desk, probes="direct_injection", out=tmp_path / "study"), store=store).run()
     monkeypatch.setenv("HEREDITY_STORE", str(store.root))
     given = ["export", "tiny", str(tmp_path / "out"), "--to", "hf", "--study", str(tmp_path / "study")]
     assert main(given) == 0

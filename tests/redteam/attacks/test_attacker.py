@@ -15,6 +15,7 @@ from heredity.redteam import attacks
 from heredity.study.attack_context import ProbeReferee
 from heredity.study.findings.cost import Cost
 from heredity.study.plan import Plan
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.conversations import APPLICATION, BY_ID, HOW, REFUSAL
 from tests.support.errors import raises
@@ -159,12 +160,14 @@ class Giving(Recorder):
 def run(folder: Path, attacker: Recorder, target: Recorder | None = None, **more) -> Study:
     made = {"scripted:careful": target or Giving(), "scripted:helpful/attacker": attacker}
     study = Study(
-        ["scripted:careful"],
-        APPLICATION,
-        NAMES,
-        ("direct", "pair:3"),
-        out=folder,
-        attacker="scripted:helpful/attacker",
+        StudySpec(
+            ["scripted:careful"],
+            APPLICATION,
+            probes=NAMES,
+            attacks=("direct", "pair:3"),
+            out=folder,
+            attacker="scripted:helpful/attacker",
+        ),
         engine_loader=lambda grown: made[grown.record.name],
         **more,
     )
@@ -242,9 +245,17 @@ def test_a_run_that_lost_rows_goes_on_to_the_same_estimates(tmp_path: Path) -> N
 
 def test_an_attack_without_its_attacker_is_refused_before_anything_is_asked() -> None:
     with raises(UsageError, "attacker-missing", mentions=["--attacker"]):
-        Study(["scripted:careful"], APPLICATION, NAMES, ("pair",))
+        Study(StudySpec(["scripted:careful"], APPLICATION, probes=NAMES, attacks=("pair",)))
     with raises(UsageError, "attacker-unused", mentions=["--attacker"]):
-        Study(["scripted:careful"], APPLICATION, NAMES, ("direct",), attacker="scripted:helpful")
+        Study(
+            StudySpec(
+                ["scripted:careful"],
+                APPLICATION,
+                probes=NAMES,
+                attacks=("direct",),
+                attacker="scripted:helpful",
+            )
+        )
 
 
 def test_questions_to_the_attacker_are_put_together(tmp_path: Path) -> None:

@@ -209,7 +209,9 @@ def test_a_malformed_scope_is_refused(spec: str) -> None:
 
 def test_an_attack_for_no_technique_of_a_study_is_refused() -> None:
     with raises(UsageError, "attack-covers-nothing", mentions=["crescendo:5@no_such"]):
-        resolve_plan(StudySpec([scripted("mixed")], DESK, probes(), ("direct", "crescendo@no_such")))
+        resolve_plan(
+            StudySpec([scripted("mixed")], DESK, probes=probes(), attacks=("direct", "crescendo@no_such"))
+        )
 
 
 def test_trials_outside_the_scope_are_not_asked_and_are_no_errors(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def resolve(
     *specs: str, probe_names: tuple[str, ...] = ("planted_secret/plain-01",), samples: int = 1
 ) -> Plan:
     models = [lineage.scripted("scripted:mixed").record]
-    return resolve_plan(StudySpec(models, APPLICATION, probe_names, specs, samples))
+    return resolve_plan(StudySpec(models, APPLICATION, probes=probe_names, attacks=specs, samples=samples))
 
 
 def requests(spec: str, samples: int = 1) -> list[Request]:
@@ -83,12 +83,7 @@ def test_a_study_asks_them_all_and_estimates_the_same_again(tmp_path: Path) -> N
     def run(folder: Path) -> bytes:
         engines.append(Recorder("mixed"))
         study = Study(
-            ["scripted:mixed"],
-            APPLICATION,
-            names,
-            specs,
-            samples=2,
-            out=folder,
+            StudySpec(["scripted:mixed"], APPLICATION, probes=names, attacks=specs, samples=2, out=folder),
             engine_loader=lambda _: engines[-1],
         )
         result = study.run()

@@ -13,6 +13,7 @@ from heredity.core.records import Reply, Request
 from heredity.engines.protocols import Engine
 from heredity.redteam import attacks
 from heredity.study.attack_context import FOUND, SearchResult
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.conversations import APPLICATION, BY_ID, HOW, REFUSAL
 from tests.support.errors import raises
@@ -62,11 +63,7 @@ def run(folder: Path, engine: Engine, specs: tuple[str, ...] = SPECS) -> Study:
     from heredity.lineage.store import Store
 
     study = Study(
-        ["scripted:careful"],
-        APPLICATION,
-        NAMES,
-        specs,
-        out=folder,
+        StudySpec(["scripted:careful"], APPLICATION, probes=NAMES, attacks=specs, out=folder),
         store=Store(folder.parent / "store"),
         engine_loader=lambda _: engine,
     )

@@ -22,6 +22,7 @@ from heredity.redteam.judges import learned, rules, training
 from heredity.redteam.judges.learned import NAMES, CrossEncoder, margin, signals
 from heredity.redteam.judges.training import learned as learned_card
 from heredity.redteam.judges.training import learned as learned_train
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support import real_models
 from tests.support.errors import raises
@@ -58,7 +59,13 @@ def test_without_its_base_model_it_says_how_to_pull_it(
             learned.scores("a question", "an answer that no test has asked before")
         for name in ("learned", "panel:rules+learned"):  # and before anything is asked, where it will judge
             run = Study(
-                ["scripted:careful"], DESK, "harmful_request/*-01", judge=name, out=tmp_path / name[:5]
+                StudySpec(
+                    ["scripted:careful"],
+                    DESK,
+                    probes="harmful_request/*-01",
+                    judge=name,
+                    out=tmp_path / name[:5],
+                )
             )
             with raises(Unavailable, "model-not-pulled", mentions=[BASE, "heredity pull"]):
                 run.run()

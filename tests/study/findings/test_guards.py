@@ -22,6 +22,7 @@ from heredity.study.findings.guards import GuardedAnswers, guards_sentence
 from heredity.study.plan import PlannedModel, read_plan, write_plan
 from heredity.study.report import csv, html, markdown
 from heredity.study.result import Result
+from heredity.study.spec import StudySpec
 from heredity.study.storage import VERDICTS
 from heredity.study.study import Study
 from heredity.study.workers import Workers
@@ -61,11 +62,7 @@ def study(
 ) -> Study:
     made = engine or Careless()
     return Study(
-        ["scripted:helpful"],
-        application,
-        probes(10),
-        out=folder,
-        guards=named,
+        StudySpec(["scripted:helpful"], application, probes=probes(10), out=folder, guards=named),
         engine_loader=lambda _: made,
     )
 
@@ -163,7 +160,13 @@ def test_the_same_command_and_the_folder_resume_without_a_question(place: Path) 
 def test_workers_write_the_rows_of_one_process(tmp_path: Path) -> None:
     def made(name: str) -> Study:
         return Study(
-            ["scripted:mixed"], APPLICATION, probes(2), out=tmp_path / name, guards=["secrets", "injection"]
+            StudySpec(
+                ["scripted:mixed"],
+                APPLICATION,
+                probes=probes(2),
+                out=tmp_path / name,
+                guards=["secrets", "injection"],
+            )
         )
 
     made("one").run()
@@ -233,9 +236,16 @@ def test_a_cached_answer_has_the_findings_of_its_own_question(tmp_path: Path) ->
     store, rows = Store(tmp_path / "store"), []
     for name in ("one", "two"):
         Study(
-            ["scripted:helpful"], APPLICATION, asked, out=tmp_path / name, guards=["injection", "secrets"],
-            engine_loader=lambda _: Worth(), store=store,
-        ).run()  # fmt: skip
+            StudySpec(
+                ["scripted:helpful"],
+                APPLICATION,
+                probes=asked,
+                out=tmp_path / name,
+                guards=["injection", "secrets"],
+            ),
+            engine_loader=lambda _: Worth(),
+            store=store,
+        ).run()
         rows.append({i: row.exchanges for i, row in by_index(tmp_path / name).items()})
         shown = section(*aggregate.read_study(tmp_path / name), "guards")
         assert shown is not None and [row[-2] for row in shown.tables[0].rows] == ["4 of 4", "1 of 7"]
@@ -268,11 +278,13 @@ def loads(guard: LlamaGuard) -> EngineLoader:
 def guarded_by_a_model(folder: Path, guard: LlamaGuard) -> Study:
     spec = GuardSpec("model", "watch", False, settings={"model": "llama_guard_3:scripted:helpful/guard"})
     return Study(
-        ["scripted:helpful", "scripted:careful"],
-        msgspec.structs.replace(APPLICATION, guards=(spec,)),
-        probes(10),
-        out=folder,
-        guards=["watch"],
+        StudySpec(
+            ["scripted:helpful", "scripted:careful"],
+            msgspec.structs.replace(APPLICATION, guards=(spec,)),
+            probes=probes(10),
+            out=folder,
+            guards=["watch"],
+        ),
         engine_loader=loads(guard),
     )
 

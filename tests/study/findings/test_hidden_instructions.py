@@ -36,9 +36,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> h.Result:
     for technique in ("passage_injection", "tool_injection", "direct_injection"):
         asked += probes.select(probes.load(technique), LAYER)[0][:12]
     return h.Study(
-        MODELS, LAYER, asked, attacks=["direct", "prefill"], store=h.Store(folder / "store"),
-        out=folder / "study",
-    ).run()  # fmt: skip
+        h.StudySpec(MODELS, LAYER, probes=asked, attacks=["direct", "prefill"], out=folder / "study"),
+        store=h.Store(folder / "store"),
+    ).run()
 
 
 def uses(result: h.Result) -> tuple[InstructionUse, ...]:

@@ -44,9 +44,17 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> h.Result:
     layer = Application.load(folder / "desk.toml")
     store = h.Store(folder / "store")
     return h.Study(
-        ["scripted:mixed"], layer, probes, attacks=["direct", "prefill"], samples=2, store=store,
-        out=folder / "study", guards=["without_retrieval"],
-    ).run()  # fmt: skip
+        h.StudySpec(
+            ["scripted:mixed"],
+            layer,
+            probes=probes,
+            attacks=["direct", "prefill"],
+            samples=2,
+            out=folder / "study",
+            guards=["without_retrieval"],
+        ),
+        store=store,
+    ).run()
 
 
 def counts(result: h.Result, model: str, technique: str) -> tuple[list[bool], list[bool]]:

@@ -11,6 +11,7 @@ from heredity.core.errors import BadInput, NotComparable, UsageError
 from heredity.study import plan
 from heredity.study.importers._study import APPLICATION, NOTHING
 from heredity.study.report import html, markdown
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.hostile_text import NASTY
@@ -166,4 +167,4 @@ def test_what_is_missing_cannot_be_asked_again_and_nothing_is_lost(tmp_path: Pat
 def test_no_study_that_asks_may_call_its_application_recorded(tmp_path: Path) -> None:
     layer = Application("x", system="", rendering="recorded")
     with raises(UsageError, "only-imported", mentions=["heredity import"]):
-        Study(["scripted:careful"], layer, "quick", out=tmp_path / "s")
+        Study(StudySpec(["scripted:careful"], layer, probes="quick", out=tmp_path / "s"))

@@ -15,6 +15,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.study import plan as plans
 from heredity.study.plan import Plan, PlannedModel
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.study.workers import Workers
 from tests.support import worker_engines
@@ -29,6 +30,7 @@ import sys
 from pathlib import Path
 from heredity.core import progress
 from heredity.lineage.store import Store
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.study.workers import Workers
 folder, store, loader, on = Path(sys.argv[1]), Store(Path(sys.argv[2])), sys.argv[3], sys.argv[4]
@@ -100,13 +102,23 @@ def test_attacks_on_weights_search_once_and_the_driver_keeps_the_result(tmp_path
     models = [store.by_id(model.id) for model in made.models]
     folder = tmp_path / "several"
     study = Study(
-        models, made.application, made.probes, ["direct", "refusal_direction"], store=store, out=folder
+        StudySpec(
+            models, made.application, probes=made.probes, attacks=["direct", "refusal_direction"], out=folder
+        ),
+        store=store,
     )
     study.run(workers=Workers(2, loader="tests.support.worker_engines:float32"))
     whole = Study(
-        models, made.application, made.probes, ["direct", "refusal_direction"], store=store,
-        out=tmp_path / "whole", engine_loader=worker_engines.float32,
-    )  # fmt: skip
+        StudySpec(
+            models,
+            made.application,
+            probes=made.probes,
+            attacks=["direct", "refusal_direction"],
+            out=tmp_path / "whole",
+        ),
+        store=store,
+        engine_loader=worker_engines.float32,
+    )
     (store.root / "cache.sqlite").unlink(missing_ok=True)
     whole.run()
     assert_as_of_one_process(whole.resolved.n_trials, folder, tmp_path / "whole")

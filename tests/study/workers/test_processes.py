@@ -18,6 +18,7 @@ from heredity.core.progress import Progress
 from heredity.core.row_codes import WORKER_DIED
 from heredity.engines.remote.budget import Budget, Calls
 from heredity.study.plan import Plan
+from heredity.study.spec import StudySpec
 from heredity.study.storage import run_records
 from heredity.study.study import Study
 from heredity.study.workers import Workers
@@ -243,9 +244,15 @@ def test_workers_end_when_their_driver_is_killed(tmp_path: Path, notes: Path) ->
 def test_undecided_pairs_are_asked_by_workers_as_by_one_process(tmp_path: Path) -> None:
     def of(name: str) -> Study:
         return Study(
-            ["scripted:leaky", "scripted:careful"], APPLICATION, probes(12), samples=2,
-            until_decided=True, out=tmp_path / name,
-        )  # fmt: skip
+            StudySpec(
+                ["scripted:leaky", "scripted:careful"],
+                APPLICATION,
+                probes=probes(12),
+                samples=2,
+                until_decided=True,
+                out=tmp_path / name,
+            )
+        )
 
     one, several = of("one"), of("several")
     one.run()
@@ -258,9 +265,15 @@ def test_undecided_pairs_are_asked_by_workers_as_by_one_process(tmp_path: Path) 
 
 def test_adaptive_attacks_keep_their_state_in_the_worker(tmp_path: Path) -> None:
     made = Study(
-        ["scripted:mixed", "scripted:leaky"], APPLICATION, probes(2),
-        ["crescendo", "pair", "refusal_direction"], attacker="scripted:helpful", out=tmp_path / "several",
-    ).plan()  # fmt: skip
+        StudySpec(
+            ["scripted:mixed", "scripted:leaky"],
+            APPLICATION,
+            probes=probes(2),
+            attacks=["crescendo", "pair", "refusal_direction"],
+            attacker="scripted:helpful",
+            out=tmp_path / "several",
+        )
+    ).plan()
     study(tmp_path / "several", made).run(workers=named("noting"))
     assert_as_of_one_process(tmp_path / "several", made)
     rows = responses(tmp_path / "several")

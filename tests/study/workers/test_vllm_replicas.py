@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 from heredity.engines.vllm import engine as vllm
 from heredity.lineage.store import Store
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.study.workers import Workers
 from tests.engines.test_vllm import STANDIN, gone, worker_of
@@ -35,7 +36,9 @@ def answers(place: Path, tiny: Path, workers: Workers | None) -> dict[int, str]:
     """The answers of a study in a store of its own, by trial."""
     store = Store(place / "store")
     store.pull(str(tiny))
-    study = Study([store.get("vllm:tiny")], APPLICATION, probes(2), store=store, out=place / "study")
+    study = Study(
+        StudySpec([store.get("vllm:tiny")], APPLICATION, probes=probes(2), out=place / "study"), store=store
+    )
     study.run(workers=workers)
     return {i: row.exchanges[-1].text for i, row in by_index(place / "study").items()}
 
