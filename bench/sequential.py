@@ -20,12 +20,12 @@ from scipy import special
 from heredity.stats import holm, n_for_difference, n_for_margin
 from heredity.stats.intervals import wilson_bounds
 from heredity.stats.paired import mcnemar_exact
-from heredity.stats.sequential import RATE, path
-from heredity.stats.sequential_power import (
+from heredity.stats.sample_size import (
     SequentialSize,
     sequential_n_for_difference,
     sequential_n_for_margin,
 )
+from heredity.stats.sequential import RATE, path
 
 ALPHA, MARGIN, SEED = 0.05, 0.05, 9
 ENOUGH = -math.log(ALPHA)

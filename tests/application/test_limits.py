@@ -12,8 +12,7 @@ from heredity.application.conversation import Ending
 from heredity.application.limits import ConversationLimits
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput
-from heredity.core.records import Check, Probe, Reply, Request, Turn, digest
-from heredity.core.row_codes import CONVERSATION_LIMIT
+from heredity.core.records import CONVERSATION_LIMIT, Check, Probe, Reply, Request, Turn, digest
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION, Recorder, plan, responses, study
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from heredity.core import openmp
+from heredity.core import host
 from heredity.core.records import Message, Reply, Request
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import ScriptedEngine
@@ -51,7 +51,7 @@ def computed() -> int:
 
 
 def helped() -> int:
-    with openmp.temporary_helpers():
+    with host.temporary_helpers():
         return computed()
 
 
@@ -79,7 +79,7 @@ def helpers_end_and_come_again() -> None:
             assert pool.submit(helped).result() == without + 3
             settles_at(without)
         assert pool.submit(computed).result() == n_threads() == without + 3
-        assert pool.submit(openmp.end_helpers).result()
+        assert pool.submit(host.end_helpers).result()
         settles_at(without)
 
 
@@ -115,6 +115,6 @@ def test_a_worker_that_waits_keeps_no_helpers_nor_does_the_thread_that_made_it(t
 
 @pytest.mark.slow
 def test_without_torch_there_are_none() -> None:
-    code = "import sys; from heredity.core import openmp; assert not openmp.end_helpers()"
+    code = "import sys; from heredity.core import host; assert not host.end_helpers()"
     code += " and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

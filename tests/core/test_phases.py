@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-from heredity.core.progress import PREPARE, Progress, Reporter, about, phase
+from heredity.core.progress import PREPARE, Progress, Reporter, TimeSpan, about, phase
 from heredity.core.terminal import Display, QuietConsole, err, note, phase_words, wrapped, write
-from heredity.core.time_left import TimeSpan
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

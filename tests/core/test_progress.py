@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from heredity.core.progress import Meter, Progress
+from heredity.core.progress import Meter, Progress, TimeLeft, TimeSpan, Work
 from heredity.core.terminal import Display, QuietConsole, size, trial_words
-from heredity.core.time_left import TimeLeft, TimeSpan, Work
 from heredity.lab.adapt_page import clock
 from heredity.study.duration import Measured, measured_seconds
 from tests.support.cli import place as place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from heredity.evals import tasks
-from heredity.evals.prompting import put, said
+from heredity.evals.run import put, said
 from heredity.evals.tasks import EvalTask
 
 ALL = {task.name: task for task in tasks.load()}

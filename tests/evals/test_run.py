@@ -19,8 +19,7 @@ from heredity.core.records import RecipeRecord, Reply, Request
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import ScriptedEngine
 from heredity.evals import tasks
-from heredity.evals.run import ANSWERS, GRADES, Evaluation
-from heredity.evals.scoring import AnswerRow, Grades
+from heredity.evals.run import ANSWERS, GRADES, AnswerRow, Evaluation, Grades
 from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
 from tests.support.errors import raises

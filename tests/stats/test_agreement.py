@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.inter_rater import cohens_kappa as reference
 
-from heredity.stats.agreement import cohens_kappa
-from heredity.stats.paired import Table
+from heredity.stats.paired import Table, cohens_kappa
 
 COUNTS = st.integers(0, 60)
 

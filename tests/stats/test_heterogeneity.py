@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from heredity.stats import compare, holm
-from heredity.stats.heterogeneity import Heterogeneity, heterogeneity
+from heredity.stats.technique_rates import Heterogeneity, heterogeneity
 from tests.support.errors import raises
 
 

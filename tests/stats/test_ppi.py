@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from heredity.core.records import Estimate
 from heredity.stats import wilson
-from heredity.stats.ppi import FEWEST, ppi_mean
+from heredity.stats.judge_error import FEWEST, ppi_mean
 from tests.support.errors import raises
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from heredity.stats.repeats import repeats
+from heredity.stats.means import repeats
 from tests.support.errors import raises
 
 NAN = float("nan")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from heredity.stats import n_for_difference
-from heredity.stats.sequential import discordant_log_e
-from heredity.stats.sequential_power import (
+from heredity.stats.sample_size import (
     sequential_n_for_difference,
     sequential_n_for_margin,
     stopping,
 )
+from heredity.stats.sequential import discordant_log_e
 from tests.support import bench_modules
 from tests.support.errors import raises
 

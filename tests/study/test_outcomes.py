@@ -11,8 +11,7 @@ from heredity.cli import main
 from heredity.core.errors import Damaged
 from heredity.core.files import Rows
 from heredity.core.progress import Progress
-from heredity.core.records import Reply, Response, encode
-from heredity.core.row_codes import is_failed, is_skipped
+from heredity.core.records import Reply, Response, encode, is_failed, is_skipped
 from heredity.study import aggregate, attack_context
 from heredity.study import plan as plans
 from heredity.study.findings.cost import Cost

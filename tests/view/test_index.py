@@ -11,8 +11,7 @@ import msgspec
 import pytest
 
 from heredity.core.files import Rows
-from heredity.core.records import Response
-from heredity.core.row_codes import OUT_OF_SCOPE
+from heredity.core.records import OUT_OF_SCOPE, Response
 from heredity.study.outcomes import in_scope
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from heredity.core.errors import UsageError
 from heredity.core.files import Lock
 from heredity.core.records import Check
-from heredity.stats.ppi import FEWEST
+from heredity.stats.judge_error import FEWEST
 from heredity.study import labels
 from heredity.study.estimates import ALL
 from heredity.study.labels import drawn_answers, last_label, read_labels

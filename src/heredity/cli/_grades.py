@@ -1,7 +1,7 @@
 """Grades on a terminal: a table of tasks by models, then each model compared with the first.
 
 Promises: no score without its interval and n. Answers that were refused, unclear, cut or failed are counted.
-Leaves to others: every number (evals/scoring.py).
+Leaves to others: every number (evals/run.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from heredity.core.sanitize import plain, plural
 from heredity.core.terminal import cell, out, table
-from heredity.evals.scoring import Grade, Grades, TaskCard
+from heredity.evals.run import Grade, Grades, TaskCard
 
 _STYLES = {"better": "green", "worse": "bold red"}
 _COUNTS = {

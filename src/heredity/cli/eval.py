@@ -122,8 +122,8 @@ def command(
 
 def _show_open(asked: Evaluation, how: Calls, retry_errors: bool) -> None:
     """Print what each model has still to answer, its time and its price."""
+    from heredity.core.progress import time_words
     from heredity.core.terminal import cell, note, out, table
-    from heredity.core.time_left import time_words
 
     grid = table("model", "items", "open", "time", right=["items", "open"])
     found = asked.forecast(retry_errors=retry_errors)

@@ -8,6 +8,7 @@ Leaves to others: how much memory a piece of work needs (train/resources.py, dep
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -495,6 +497,44 @@ def _glibc(name: str) -> Callable[..., int] | None:
 
     try:
         function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None
+    return function
+
+
+# --- the threads that OpenMP keeps --------------------------------------------------------------------
+# The threads that OpenMP keeps for a thread of ours that computed with torch.
+#
+# A thread that computes in parallel gets helpers of its own, one less than there are cores. They stay
+# until it ends. If a process has more of them than cores, libgomp lets all of them sleep between two
+# operations. Then a step of a small model takes 1.6 times as long on two cores. So a thread that waits
+# ends its helpers. It gets new ones by its next operation, in less than a millisecond.
+
+_SOFT = 1  # omp_pause_soft, OpenMP 5.0, section 3.2.44
+
+
+def end_helpers() -> bool:
+    """End the helpers of the calling thread. False: torch is not loaded, or its OpenMP cannot do it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not sys.platform.startswith("linux"):
+        return False
+    pause = _pause(Path(str(torch.__file__)).parent / "lib" / "libtorch_cpu.so")
+    return pause is not None and pause(_SOFT) == 0
+
+
+@contextmanager
+def temporary_helpers() -> Iterator[None]:
+    """End the helpers of the calling thread after the block: for a thread that then waits."""
+    try:
+        yield
+    finally:
+        end_helpers()
+
+
+@cache
+def _pause(library: Path) -> Callable[[int], int] | None:
+    try:
+        function: Callable[[int], int] = ctypes.CDLL(str(library)).omp_pause_resource_all
     except (OSError, AttributeError):
         return None
     return function

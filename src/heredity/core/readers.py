@@ -10,14 +10,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from heredity.core.errors import BadInput, Unavailable, UsageError, how_to_install, near_path, origin_of
+import msgspec
+
+from heredity.core.errors import (
+    BadInput,
+    Unavailable,
+    UsageError,
+    code_of,
+    how_to_install,
+    near_path,
+    origin_of,
+)
 
 Row = dict[str, Any]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -314,4 +325,67 @@ def naming(path: Path | None) -> Iterator[None]:
             str(error),
             toml_line(path, error.key) or toml_line(path, table=error.table),
             code=error.code if error.code != UsageError.code else BadInput.code,
+        ) from None
+
+
+# --- the user's own models.toml -----------------------------------------------------------------------
+# The user's own models.toml: names of models in addition to those that heredity knows.
+#
+# HEREDITY_MODELS, or ~/.config/heredity/models.toml (XDG_CONFIG_HOME)
+#
+# Promises: no file of the working folder is read, for a name may bring an address and the variable of a
+# key. A table that does not fit is an error that names file and line.
+
+VARIABLE = "HEREDITY_MODELS"
+Entry = TypeVar("Entry", bound=msgspec.Struct)
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+def models_file() -> Path | None:
+    """The file, if there is one. Raises BadInput if HEREDITY_MODELS names a file that does not exist."""
+    if named := os.environ.get(VARIABLE):
+        found = Path(named).expanduser()
+        if not found.is_file():
+            raise BadInput(found, f"{VARIABLE} names this file, and it does not exist.", code="file-missing")
+        return found
+    config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    found = Path(config).expanduser() / "heredity" / "models.toml"
+    return found if found.is_file() else None
+
+
+def user_entries(kind: type[Entry], is_remote: bool, taken: Container[str]) -> Iterator[tuple[str, Entry]]:
+    """Names and entries of the file: those behind an API, which have the key `api`, or the others.
+
+    taken: the names that heredity knows itself. Raises BadInput for one of them, and for a wrong table.
+    """
+    if (file := models_file()) is None:
+        return
+    for name, table in toml_of(file).items():
+        if not isinstance(table, dict) or not _NAME.fullmatch(name):
+            why = f"'{name[:80]}' is not a name with a table: write [\"my-model\"]."
+            raise BadInput(file, why, toml_line(file, name), code="bad-models")
+        if ("api" in table) != is_remote:
+            continue
+        if name in taken:
+            why = f"heredity knows the model '{name}' itself. Choose another name."
+            raise BadInput(file, why, toml_line(file, head=name), code="name-taken")
+        yield name, _convert(file, name, table, kind)
+
+
+def _convert(file: Path, name: str, table: dict[str, object], kind: type[Entry]) -> Entry:
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        own = origin_of(error)
+        found = re.search(r"unknown field `([^`]+)`|\$\.(\w+)", str(error))
+        key = own.key if own else next(filter(None, found.groups()), "") if found else ""
+        why = in_words(str(error))
+        if found is not None and found[1] and "$" not in why:
+            known = [each.encode_name for each in msgspec.structs.fields(kind)]
+            why = f"there is no key `{key}`; an entry has {', '.join(known)}"
+        raise BadInput(
+            file,
+            f"{name}: {why}",
+            toml_line(file, key, head=name),
+            code=code_of(error, "bad-models"),
         ) from None

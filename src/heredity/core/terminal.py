@@ -25,10 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from heredity.core import registry
-from heredity.core.progress import PREPARE, ByteRate, ModelProgress, Progress, Watch
+from heredity.core.progress import PREPARE, ByteRate, ModelProgress, Progress, TimeSpan, Watch, time_words
 from heredity.core.records import Estimate, encode
 from heredity.core.sanitize import plain, plural, shorten
-from heredity.core.time_left import TimeSpan, time_words
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -6,35 +6,434 @@ only the missing items. An item with a corrected reference is scored again, not 
 
 Promises: decoding is greedy; nothing is asked twice; a killed run resumes by the same command. A model with
 all answers stored is not loaded.
-Leaves to others: the prompts (prompting.py), the metrics (metrics/), and the statistics
-(scoring.py).
+Leaves to others: the metrics (metrics/), and the statistics (stats/).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
+import numpy as np
 
-from heredity import engines
-from heredity.core.errors import EngineFailure, NotComparable, UsageError
+from heredity import engines, stats
+from heredity.core.errors import ContextOverflow, EngineFailure, NotComparable, UsageError
 from heredity.core.files import RESULTS, Lock, Rows, write_atomic
 from heredity.core.progress import Progress, Watch
-from heredity.core.records import Model, digest, encode
-from heredity.engines.protocols import Completer, Engine
+from heredity.core.records import (
+    SCHEMA,
+    Decoding,
+    Estimate,
+    Message,
+    Model,
+    Record,
+    Request,
+    Stop,
+    digest,
+    encode,
+    why_not_generative,
+)
+from heredity.core.sanitize import clean_text
+from heredity.engines.protocols import Completer, Engine, Matcher, Scorer
 from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
-from heredity.evals import scoring, tasks
+from heredity.evals import tasks
+from heredity.evals.metrics import LETTERS, ItemAnswer
 from heredity.evals.metrics import load as metric_of
-from heredity.evals.prompting import WAYS, Form, RenderedItem, put
-from heredity.evals.scoring import AnswerRow, Cell, Grades
 from heredity.evals.tasks import EvalTask, TaskItem
 from heredity.lineage import graph
 from heredity.lineage.speeds import ModelSpeed, speed_seconds, speeds_of
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import EngineLoader, Grown
+from heredity.stats import means
+
+# --- the forms in which items are asked ---------------------------------------------------------------
+# The forms in which a task's items are sent to an engine. A metric names the one that it needs (`ASKS`).
+#
+# reply the model answers in its own words, greedily score the log-probability of each option after the
+# same prompt match the similarity of each option, between an image and a caption
+#
+# An encoder for masked positions scores options as well. A dual encoder of images and texts is asked by
+# `match`.
+#
+# Promises: a form that a model does not support is refused before the model is loaded. A failed item is
+# an answer with an error.
+
+Form = Literal["chat", "plain"]
+
+
+class RenderedItem(Record, frozen=True):
+    """A rendered item. `key` is a digest over all of it; the model is not part of it."""
+
+    key: str
+    request: Request
+    continuations: tuple[str, ...]  # the options to score: each continues the prompt, or is a text of its own
+
+
+def put(task: EvalTask, item: TaskItem, n_shots: int, form: Form) -> RenderedItem:
+    """The item after its first `n_shots` examples, to be decoded greedily."""
+    shots = [shot for shot in task.shots if shot.group == item.group][:n_shots]
+    decoding = Decoding(max_tokens=task.max_tokens)
+    if form == "plain":
+        blocks = [
+            _filled(task.plain, task, shot) + _gap(task.plain) + _answer(task, shot) + "\n\n"
+            for shot in shots
+        ]
+        text = "".join(blocks) + _filled(task.plain, task, item)
+        request = Request(0, (), decoding, prefill=text)
+    else:
+        said = [message for shot in shots for message in _turns(task, shot)]
+        asked, begin = Message("user", _filled(task.prompt, task, item)), _filled(task.begin, task, item)
+        request = Request(0, (*said, asked), decoding, prefill=begin, n_shared=len(said))
+    way, gap = metric_of(task.metric).ASKS, _gap(task.plain if form == "plain" else task.begin)
+    gap = "" if way == "match" else gap
+    continuations = () if way == "reply" else tuple(gap + option for option in item.options)
+    return RenderedItem(digest([request, continuations]), request, continuations)
+
+
+def said(text: str, form: Form) -> str:
+    """The answer in a model's output; in a plain continuation, the first line with a word."""
+    if form == "chat":
+        return text.strip()
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _turns(task: EvalTask, shot: TaskItem) -> tuple[Message, Message]:
+    answer = _filled(task.begin, task, shot) + _gap(task.begin) + _answer(task, shot)
+    return Message("user", _filled(task.prompt, task, shot)), Message("assistant", answer)
+
+
+def _gap(before: str) -> str:
+    """The space between a template and the answer after it; "" if a turn or a line begins there."""
+    return "" if not before or before.endswith("\n") else " "
+
+
+def _answer(task: EvalTask, item: TaskItem) -> str:
+    """The right answer in the form that the metric asks for."""
+    if metric_of(task.metric).SHOWS_LETTERS:
+        return LETTERS[item.options.index(item.references[0])]
+    return item.references[0]
+
+
+def _filled(template: str, task: EvalTask, item: TaskItem) -> str:
+    """The template with its slots filled, in one pass: braces in an item stay text."""
+    values = {**task.groups.get(item.group, {}), "input": item.input, "options": _options(item)}
+    parts = template.split("{")
+    filled = parts[0]
+    for part in parts[1:]:
+        name, closed, rest = part.partition("}")
+        filled += values[name] + rest if closed and name in values else "{" + part
+    return filled
+
+
+def _options(item: TaskItem) -> str:
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, item.options, strict=False))
+
+
+class ItemResponse(NamedTuple):
+    """The response to the item at `place`."""
+
+    place: int
+    text: str = ""
+    logs: tuple[float, ...] = ()  # natural-log probability of each option, over all of its tokens
+    n_prompt_tokens: int = 0
+    n_tokens: int = 0
+    stop: Stop = "end"
+    error: str | None = None
+
+
+class PromptForm(Protocol):
+    """One way of asking."""
+
+    def why_not(self, model: Model) -> str:
+        """Why this model cannot be asked so, in words that say what could; "" where it can."""
+
+    def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
+        """An answer to each, in any order. Raises EngineFailure if the engine fails as a whole."""
+
+
+class _Reply:
+    def why_not(self, model: Model) -> str:
+        return why_not_generative(model)
+
+    def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
+        requests = (msgspec.structs.replace(one.request, key=i) for i, one in enumerate(asked))
+        for reply in engine.reply(requests):
+            error = None if reply.error is None else clean_text(reply.error)
+            yield ItemResponse(
+                reply.key,
+                clean_text(reply.text),
+                (),
+                reply.n_prompt_tokens,
+                reply.n_answer_tokens,
+                reply.stop,
+                error,
+            )
+
+
+class _Score:
+    def why_not(self, model: Model) -> str:
+        engine = engines.choose(model)
+        if engine in ("torch", "encoder", engines.GENERAL):
+            return ""
+        if why := why_not_generative(model):
+            return why
+        return f"the engine '{engine}' tells no log-probabilities of given texts; torch does"
+
+    def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
+        if not isinstance(engine, Scorer):
+            raise UsageError(f"'{engine.name}' tells no log-probabilities of given texts; torch does.")
+        for place, one in enumerate(asked):
+            try:
+                found = engine.score(one.request, one.continuations)
+            except ContextOverflow as error:
+                yield ItemResponse(place, stop="error", error=f"context overflow: {error}")
+                continue
+            yield ItemResponse(place, logs=tuple(map(sum, found)), n_tokens=sum(map(len, found)))
+
+
+class _Match:
+    def why_not(self, model: Model) -> str:
+        return "" if engines.choose(model) == "dual" else "it matches no pictures with texts"
+
+    def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
+        if not isinstance(engine, Matcher):
+            raise UsageError(f"'{engine.name}' matches no pictures with texts; the dual engine does.")
+        for place, one in enumerate(asked):
+            try:
+                yield ItemResponse(
+                    place, logs=tuple(_similar(engine, one.request.prefill, one.continuations))
+                )
+            except UsageError as error:
+                yield ItemResponse(place, stop="error", error=str(error))
+
+
+def _similar(engine: Matcher, shown: str, options: Sequence[str]) -> list[float]:
+    """Similarities of an image to each caption, or of a caption to each image."""
+    if (picture := tasks.bytes_of(shown)) is not None:
+        return engine.match([picture], options)[0]
+    pictures = [found for option in options if (found := tasks.bytes_of(option)) is not None]
+    return [row[0] for row in engine.match(pictures, [shown])]
+
+
+WAYS: dict[str, PromptForm] = {"reply": _Reply(), "score": _Score(), "match": _Match()}
+
+
+# --- scores -------------------------------------------------------------------------------------------
+# Score answers: a value with n, interval and method for each model, task and number of examples.
+#
+# A share has Wilson's interval; a mean of chrF or ROUGE-L a percentile bootstrap with a generator seeded
+# 0. Each model is compared with the first one, item by item. Shares use the exact McNemar test and
+# Tango's interval; means use a bootstrap over pairs and sign flips. All p-values are adjusted by Holm's
+# method.
+#
+# Promises: errors are counted and enter no score; an unclear answer scores 0 and is counted. Two models
+# are compared on the items that both answered.
+
+ALPHA = 0.05
+WhyNot = Callable[[Model, EvalTask], str]
+
+
+class AnswerRow(Record, frozen=True):
+    """A row of answers.jsonl: the answer of a model to one item, or an error."""
+
+    model: str
+    asked: str  # RenderedItem.key
+    task: str
+    item: str
+    shots: int
+    form: Form
+    is_base: bool
+    engine: str
+    numerics: str  # the arithmetic; answers under another one are not mixed with these
+    text: str
+    logs: tuple[float, ...]  # natural-log probability of each option, if options were scored
+    n_prompt_tokens: int
+    n_tokens: int
+    stop: Stop
+    error: str | None = None
+    schema: int = SCHEMA
+
+
+class Cell(NamedTuple):
+    """An answer with its item."""
+
+    task: EvalTask
+    item: TaskItem
+    n_shots: int
+    row: AnswerRow
+
+
+class EvaluatedModel(Record, frozen=True):
+    """An evaluated model; `form` is the prompt form, "" if it was asked nothing."""
+
+    id: str
+    name: str
+    form: str
+    engine: str
+
+
+class TaskCard(Record, frozen=True):
+    """A task that was put; `unit` is that of 100 times a score."""
+
+    name: str
+    title: str
+    edition: str
+    digest: str
+    metric: str
+    metric_title: str
+    unit: str
+    n_items: int
+    floor: float  # what is expected of an answer that knows nothing
+
+
+class Grade(Record, frozen=True):
+    """A model's score in a task. `refused` is the reason if there is no score."""
+
+    model: str
+    task: str
+    shots: int
+    score: Estimate
+    n_unclear: int = 0  # of n: nothing of the form asked for was there; they score 0
+    n_cut: int = 0  # of n: the answer ran into the token limit
+    n_error: int = 0  # beside n
+    refused: str = ""
+
+
+class Difference(Record, frozen=True):
+    """b's score minus a's over the items that both answered."""
+
+    a: str
+    b: str
+    task: str
+    shots: int
+    difference: Estimate
+    p_value: float
+    p_holm: float
+    test: str
+    verdict: str  # of b: better, worse, or not shown
+
+
+class Grades(Record, frozen=True):
+    """All of grades.json."""
+
+    models: tuple[EvaluatedModel, ...]
+    tasks: tuple[TaskCard, ...]
+    grades: tuple[Grade, ...]
+    differences: tuple[Difference, ...]
+    limit: int | None = None  # items of each task that were asked at most; None: all of them
+    schema: int = SCHEMA
+
+
+class _Mark(NamedTuple):
+    """One answer's score; None for an error."""
+
+    score: float | None
+    is_unclear: bool
+    is_cut: bool
+
+
+def grade(
+    models: Sequence[Model], cells: Sequence[Cell], wanted: Sequence[EvalTask], why_not: WhyNot
+) -> Grades:
+    """Everything that the answers come to."""
+    by_place: dict[tuple[str, str, int], list[Cell]] = {}
+    for cell in cells:
+        by_place.setdefault((cell.row.model, cell.task.name, cell.n_shots), []).append(cell)
+    shots = list(dict.fromkeys(cell.n_shots for cell in cells))
+    grades = [
+        _grade(model, task, n, by_place.get((model.id, task.name, n), ()), why_not(model, task))
+        for task in wanted
+        for n in shots
+        for model in models
+    ]
+    raw = [
+        _compared(models[0], other, task, n, by_place)
+        for other in models[1:]
+        for task in wanted
+        for n in shots
+    ]
+    cards = tuple(_model_card(model, cells) for model in models)
+    return Grades(cards, tuple(map(_task_card, wanted)), tuple(grades), _with_holm([d for d in raw if d]))
+
+
+def _grade(model: Model, task: EvalTask, n_shots: int, cells: Sequence[Cell], refused: str) -> Grade:
+    marks = [_mark(cell) for cell in cells]
+    scores = [mark.score for mark in marks if mark.score is not None]
+    decided = [mark for mark in marks if mark.score is not None]
+    return Grade(
+        model.id, task.name, n_shots, _estimate(task, scores), sum(m.is_unclear for m in decided),
+        sum(m.is_cut for m in decided), len(marks) - len(decided), refused,
+    )  # fmt: skip
+
+
+def _estimate(task: EvalTask, scores: Sequence[float]) -> Estimate:
+    if metric_of(task.metric).IS_SHARE:
+        return stats.wilson(int(sum(scores)), len(scores))
+    return means.bootstrap_mean(scores, np.random.default_rng(0))
+
+
+def _mark(cell: Cell) -> _Mark:
+    row = cell.row
+    if row.error is not None:
+        return _Mark(None, False, False)
+    text = said(row.text, row.form)
+    found = metric_of(cell.task.metric).score(cell.item, ItemAnswer(text, row.logs))
+    # A base model continues after its answer: it was cut only if its first line has no end.
+    is_cut = row.stop == "length" and (row.form == "chat" or "\n" not in row.text.lstrip())
+    return _Mark(found or 0.0, found is None, is_cut)
+
+
+def _compared(
+    first: Model, other: Model, task: EvalTask, n_shots: int, by_place: dict[tuple[str, str, int], list[Cell]]
+) -> Difference | None:
+    a, b = (
+        {cell.item.id: mark.score for cell in by_place.get((model.id, task.name, n_shots), ())
+         if (mark := _mark(cell)).score is not None}
+        for model in (first, other)
+    )  # fmt: skip
+    both = [ident for ident in a if ident in b]
+    if not both:
+        return None
+    pairs = [a[ident] for ident in both], [b[ident] for ident in both]
+    if metric_of(task.metric).IS_SHARE:
+        found = stats.compare([x == 1 for x in pairs[0]], [x == 1 for x in pairs[1]])
+        compared = means.MeanDifference(found.difference, found.p_value, found.test)
+    else:
+        compared = means.compare_means(*pairs, np.random.default_rng(0))
+    d, p, test = compared
+    return Difference(first.id, other.id, task.name, n_shots, d, p, p, test, "not shown")
+
+
+def _with_holm(found: Sequence[Difference]) -> tuple[Difference, ...]:
+    adjusted = stats.holm([one.p_value for one in found]) if found else []
+    return tuple(
+        msgspec.structs.replace(one, p_holm=p, verdict=_verdict(one, p))
+        for one, p in zip(found, adjusted, strict=True)
+    )
+
+
+def _verdict(one: Difference, p: float) -> str:
+    if p >= ALPHA:
+        return "not shown"
+    return "better" if (one.difference.value or 0.0) > 0 else "worse"
+
+
+def _model_card(model: Model, cells: Sequence[Cell]) -> EvaluatedModel:
+    own = [cell.row for cell in cells if cell.row.model == model.id]
+    return EvaluatedModel(model.id, model.name, own[-1].form if own else "", own[-1].engine if own else "")
+
+
+def _task_card(task: EvalTask) -> TaskCard:
+    metric = metric_of(task.metric)
+    floor = sum(metric.floor(item) for item in task.items) / len(task.items)
+    return TaskCard(
+        task.name, task.title, task.edition, task.digest, task.metric, metric.TITLE, metric.UNIT,
+        len(task.items), floor,
+    )  # fmt: skip
+
 
 ANSWERS, GRADES = "answers.jsonl", "grades.json"
 
@@ -106,7 +505,7 @@ class Evaluation:
             known = {(row.model, row.asked): row for row in rows}
             for grown in self._grown:
                 self._ask(grown, known, rows, watch, retry_errors)
-            grades = scoring.grade(
+            grades = grade(
                 [one.record for one in self._grown], self._cells(known), self._tasks, self._why_not
             )
             grades = msgspec.structs.replace(grades, limit=self._limit)

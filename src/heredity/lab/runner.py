@@ -20,9 +20,8 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, OutOfMemory, UsageError
 from heredity.core.files import read_file, read_lines, refuse_linked_folders, write_atomic
-from heredity.core.progress import PREPARE, Progress, Watch, phase
+from heredity.core.progress import PREPARE, Progress, TimeLeft, TimeSpan, Watch, Work, phase, time_words
 from heredity.core.records import Decoding, Model, Probe, Record, encode
-from heredity.core.time_left import TimeLeft, TimeSpan, Work, time_words
 from heredity.lab.children import Lineage, Task
 from heredity.lab.plan import MADE, BatteryPlan, LeftOutChild, LineagePlan
 from heredity.lineage.store import Store, stand_in

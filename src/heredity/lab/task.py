@@ -49,10 +49,10 @@ from heredity.core.errors import (
     UsageError,
     did_you_mean,
 )
+from heredity.core.progress import time_words
 from heredity.core.readers import text_of
 from heredity.core.records import Check, Message, Probe, Record, RetrievalMethod, digest, encode
 from heredity.core.sanitize import plural
-from heredity.core.time_left import time_words
 from heredity.lab.children import Task
 from heredity.lab.examples import support_manual
 from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan, read_record_of

@@ -2,7 +2,7 @@
 
     catalog.toml    models whose files are pinned by size and SHA-256
     families.toml   the open families; what their files are is recorded when one is first pulled
-    models.toml     the user's own (core/user_models.py), in the form of catalog.toml
+    models.toml     the user's own (core/readers.py), in the form of catalog.toml
 
 Promises: an unknown field in a file of the catalogue is an error; a name has one entry.
 Leaves to others: fetching (recipes/pull/), and what is recorded at the first pull (recipes/pull/recipe.py).
@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from heredity.core import user_models
+from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.records import Model
 
@@ -162,7 +162,7 @@ def catalogue() -> dict[str, Entry]:
         raise BadInput(_PINNED.parent.name, str(error)) from error
     known = pinned | {model.name: family.entry(model) for family in families for model in family.models}
     taken = {*known, *(alias for entry in known.values() for alias in entry.aliases)}
-    return known | dict(user_models.entries(Entry, is_remote=False, taken=taken))
+    return known | dict(readers.user_entries(Entry, is_remote=False, taken=taken))
 
 
 @cache

@@ -19,19 +19,21 @@ decision          expected cost by the user's costs, chance to be the best, rank
 unclear           unclear answers: three codings, a declared share, the share that tips a claim
 """
 
-from heredity.stats.inheritance import Inherited, inherited, retention
 from heredity.stats.intervals import clopper_pearson, clustered_rate, wilson
 from heredity.stats.judge_error import rogan_gladen
 from heredity.stats.paired import (
     Comparison,
+    Inherited,
     Table,
     benjamini_hochberg,
     clustered_difference,
     compare,
     holm,
+    inherited,
     mcnemar_exact,
     mcnemar_mid_p,
     newcombe,
+    retention,
     tabulate,
     tango,
     upper_bound,

@@ -12,7 +12,7 @@ non-inferiority trials, figure 1).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -29,8 +29,10 @@ from heredity.stats.intervals import (
     EffectiveN,
     Interval,
     cluster_sums,
+    clustered_rate,
     effective,
     normal_quantile,
+    refused,
     wilson_bounds,
 )
 from heredity.stats.power import ALPHA, detectable_difference
@@ -444,3 +446,100 @@ def _unsorted(steps: NDArray[np.float64], p: NDArray[np.float64], order: NDArray
     adjusted = np.empty_like(steps)
     adjusted[order] = np.clip(steps, p[order], 1.0)  # p * m / m may round to just below p
     return [float(value) for value in adjusted]
+
+
+# --- what a child keeps of its parent -----------------------------------------------------------------
+# The share of trials that a child still holds of those that its parent held.
+#
+# Promises: the four counts are the paired table from the parent's side. Retention has a width at 0 and 1.
+#
+# If answers are sampled, retention falls below 1 by chance: a copy loses some trials, and gains about as
+# many. The verdict therefore rests on the difference, never on retention.
+
+Rate = Callable[[ArrayLike, ArrayLike, float], Estimate]
+
+
+class Inherited(NamedTuple):
+    """Trials that held with both, only with the parent, only with the child, and with neither."""
+
+    kept: int
+    lost: int
+    gained: int
+    never: int
+
+
+def inherited(table: Table) -> Inherited:
+    """The counts of inheritance from the paired table of parent (a) and child (b)."""
+    return Inherited(kept=table.neither, lost=table.only_b, gained=table.only_a, never=table.both)
+
+
+def retention(
+    parent: ArrayLike,
+    child: ArrayLike,
+    clusters: ArrayLike | None = None,
+    confidence: float = CONFIDENCE,
+    rate: Rate = clustered_rate,
+) -> Estimate:
+    """P(child held | parent held), where `parent` and `child` say on which trials each broke.
+
+    Wilson on kept + lost trials, or on their effective n if trials share clusters. The spread is that of a
+    ratio, because the number of trials that the parent held is random too. `rate` is another interval.
+    """
+    a, b = np.asarray(parent, dtype=np.bool_), np.asarray(child, dtype=np.bool_)
+    if a.shape != b.shape or a.ndim != 1:
+        raise BadArgument(
+            f"{a.shape} and {b.shape} trials are not paired; both must be flat and equal", code="not-paired"
+        )
+    labels = np.arange(a.size) if clusters is None else np.asarray(clusters)
+    return rate(~b[~a], labels[~a], confidence)
+
+
+# --- two raters ---------------------------------------------------------------------------------------
+# Two raters on the same items: Cohen's kappa, with its interval.
+#
+# Promises: kappa is refused, with a reason, if a rater gave every item the same answer: it would always
+# be 0. The interval lies in [-1, 1] and has a width above zero.
+#
+# Sources: Cohen 1960; Fleiss, Cohen & Everitt 1969, Psychol. Bull. 72:323 (the large-sample standard
+# error).
+
+_KAPPA = "cohen's kappa"
+METHOD = f"{_KAPPA}, fleiss-cohen-everitt se"
+
+
+def cohens_kappa(table: Table, confidence: float = CONFIDENCE) -> Estimate:
+    """Agreement beyond chance of two raters who each answered yes or no (`both`: both answered yes).
+
+    1 is full agreement, 0 the agreement by chance."""
+    n = table.n
+    if n == 0:
+        return Estimate(None, None, None, 0, METHOD)
+    cells = [[table.both / n, table.only_a / n], [table.only_b / n, table.neither / n]]
+    rows = [sum(row) for row in cells]
+    columns = [cells[0][i] + cells[1][i] for i in (0, 1)]
+    observed = cells[0][0] + cells[1][1]
+    expected = sum(r * c for r, c in zip(rows, columns, strict=True))
+    if max(rows) == 1 or max(columns) == 1:
+        return refused(n, "a rater gave every item the same answer")
+    kappa = (observed - expected) / (1 - expected)
+    if table.n_discordant in (0, n):  # the standard error would be 0, or could be
+        low, high = (
+            min(1.0, max(-1.0, (share - expected) / (1 - expected)))
+            for share in wilson_bounds(observed, n, confidence)
+        )
+        return Estimate(kappa, min(low, kappa), max(high, kappa), n, f"{_KAPPA}, wilson")
+    error = _standard_error(cells, rows, columns, observed, expected) / math.sqrt(n)
+    reach = normal_quantile(confidence) * error
+    return Estimate(kappa, max(-1.0, kappa - reach), min(1.0, kappa + reach), n, METHOD)
+
+
+def _standard_error(
+    cells: list[list[float]], rows: list[float], columns: list[float], observed: float, expected: float
+) -> float:
+    """Times the root of n; equation 13 of Fleiss, Cohen and Everitt."""
+    agreed = sum(
+        cells[i][i] * ((1 - expected) - (rows[i] + columns[i]) * (1 - observed)) ** 2 for i in (0, 1)
+    )
+    differed = (1 - observed) ** 2 * sum(cells[i][1 - i] * (columns[i] + rows[1 - i]) ** 2 for i in (0, 1))
+    chance = (observed * expected - 2 * expected + observed) ** 2
+    return math.sqrt(max(0.0, agreed + differed - chance)) / (1 - expected) ** 2

@@ -18,8 +18,8 @@ from msgspec.structs import replace
 
 from heredity.application.guards import load_guard
 from heredity.core.errors import HeredityError
+from heredity.core.progress import TimeLeft, TimeSpan, Work
 from heredity.core.records import Message, Request
-from heredity.core.time_left import TimeLeft, TimeSpan, Work
 from heredity.lineage.speeds import ModelSpeed, speed_seconds
 from heredity.redteam import attacks
 from heredity.study.outcomes import in_scope

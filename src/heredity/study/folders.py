@@ -18,8 +18,7 @@ import msgspec
 
 from heredity.core.errors import HeredityError, UsageError
 from heredity.core.files import Rows, is_locked, read_file
-from heredity.core.records import digest
-from heredity.core.row_codes import is_out_of_scope
+from heredity.core.records import digest, is_out_of_scope
 from heredity.study.advice import is_of_edges, shipping
 from heredity.study.declared_words import n_answered, n_unanswered
 from heredity.study.estimates import ALL, Estimates

@@ -4,7 +4,7 @@
 
 Promises: the power is that of the tests that the study will run, at the level of Holm's first step. The
 assumptions are part of the forecast. Nothing is asked.
-Leaves to others: the formulas (stats/power.py, stats/sequential_power.py), and saving it (plan.py).
+Leaves to others: the formulas (stats/power.py, stats/sample_size.py), and saving it (plan.py).
 
 The assumptions are measured ones if an earlier study of all these models lies next to the folder. A copy of
 this very study does not count. Otherwise they are the defaults below, which are near what small models show
@@ -26,13 +26,12 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import HeredityError
-from heredity.core.progress import TrialMeter, Watch
+from heredity.core.progress import TrialMeter, Watch, time_words
 from heredity.core.records import digest
-from heredity.core.time_left import time_words
 from heredity.lineage.speeds import ModelSpeed
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
-from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
+from heredity.stats.group_sequential import nominal_levels, one_sided_levels
 from heredity.stats.intervals import EffectiveN
 from heredity.stats.power import (
     POWER,
@@ -42,7 +41,7 @@ from heredity.stats.power import (
     paired_power,
     shown_margin,
 )
-from heredity.stats.sequential_power import sequential_n_for_margin, sequential_power
+from heredity.stats.sample_size import sequential_n_for_margin, sequential_power
 from heredity.study.duration import expected_seconds, time_left
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure
 from heredity.study.intervals import Intervals

@@ -15,7 +15,7 @@ A wrong interval is wrong in one of two places: the choice, which is here, or th
     bounds for a gate           the rate's, widened by open trials     the same
 
 A group-sequential plan gets the methods of a fixed one, at the level of the analysis that its trials reached.
-So each interval is a repeated one, and each p-value that of the whole design (stats/alpha_spending.py).
+So each interval is a repeated one, and each p-value that of the whole design (stats/group_sequential.py).
 
 Promises: every estimate of aggregate.py, comparisons.py and findings/ gets its interval from here.
 Leaves to others: which trials count (outcomes.py), the formulas (stats/), and the limit of a gate (gate.py).
@@ -35,14 +35,10 @@ from heredity import stats
 from heredity.core.records import Estimate
 from heredity.core.sanitize import plural
 from heredity.redteam.judges import Calibration
-from heredity.stats import pass_at_k
-from heredity.stats.agreement import cohens_kappa
-from heredity.stats.alpha_spending import InterimAnalysis
-from heredity.stats.group_sequential import SequentialComparison, compare_in_blocks
-from heredity.stats.intervals import Interval, cluster_sums, rate_effective_n, refused, wilson_bounds
-from heredity.stats.judge_error import PredictedShare, correct_for_family
-from heredity.stats.paired import upper_bound
-from heredity.stats.ppi import ppi_mean
+from heredity.stats.group_sequential import InterimAnalysis, SequentialComparison, compare_in_blocks
+from heredity.stats.intervals import Interval, asr_at, cluster_sums, rate_effective_n, refused, wilson_bounds
+from heredity.stats.judge_error import PredictedShare, correct_for_family, ppi_mean
+from heredity.stats.paired import cohens_kappa, upper_bound
 from heredity.stats.sequential import cluster_means, clustered_rate_sequence, effective_n_of
 from heredity.stats.unclear import SharedComparison, compare_at_shares
 from heredity.study.estimates import Rate
@@ -213,7 +209,7 @@ class Intervals(NamedTuple):
 
     def success_within(self, k: int, broke: Places, tries: Places, clusters: Places) -> Estimate:
         """The share of probes that at least one of k tries breaks; counts by probe. For a fixed plan only."""
-        return pass_at_k.asr_at(k, broke, tries, clusters, self.confidence)
+        return asr_at(k, broke, tries, clusters, self.confidence)
 
     def kappa(self, table: stats.Table) -> Estimate:
         """Cohen's kappa of two judges on the same answers."""

@@ -22,8 +22,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
-from heredity.core.records import Cause, Manner, Outcome, Probe
-from heredity.core.row_codes import is_skipped
+from heredity.core.records import Cause, Manner, Outcome, Probe, is_skipped
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
 from heredity.study import labels

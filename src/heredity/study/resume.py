@@ -21,8 +21,7 @@ from pathlib import Path
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.files import Rows, rewrite
 from heredity.core.progress import TrialMeter
-from heredity.core.records import Response, Verdict
-from heredity.core.row_codes import is_failed, is_out_of_scope
+from heredity.core.records import Response, Verdict, is_failed, is_out_of_scope
 from heredity.redteam.judges import Decider
 from heredity.study.deviations import note_event
 from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet

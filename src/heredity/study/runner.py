@@ -29,8 +29,15 @@ from heredity.core.cache import ResponseCache
 from heredity.core.errors import BudgetSpent, EngineFailure, HeredityError
 from heredity.core.files import Rows
 from heredity.core.progress import Meter, TrialMeter
-from heredity.core.records import Outcome, Response, Verdict, digest_response
-from heredity.core.row_codes import JUDGE_FAILED, is_failed, is_out_of_scope
+from heredity.core.records import (
+    JUDGE_FAILED,
+    Outcome,
+    Response,
+    Verdict,
+    digest_response,
+    is_failed,
+    is_out_of_scope,
+)
 from heredity.engines import base_numerics, check_schema, is_batch_unverified
 from heredity.engines.protocols import Accountant, Engine
 from heredity.redteam import attacks

@@ -23,6 +23,12 @@ from heredity.application.toolbox import Toolbox, ToolSession
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import ContextOverflow, EngineFailure, HeredityError, ToolFailure
 from heredity.core.records import (
+    ATTACKER_FAILED,
+    CONVERSATION_LIMIT,
+    NOTHING_ASKED,
+    OUT_OF_SCOPE,
+    TURN_LIMIT,
+    UNSUPPORTED,
     Consult,
     Consulted,
     Exchange,
@@ -32,14 +38,6 @@ from heredity.core.records import (
     Request,
     Response,
     digest,
-)
-from heredity.core.row_codes import (
-    ATTACKER_FAILED,
-    CONVERSATION_LIMIT,
-    NOTHING_ASKED,
-    OUT_OF_SCOPE,
-    TURN_LIMIT,
-    UNSUPPORTED,
 )
 from heredity.core.sanitize import clean, clean_call, clean_text
 from heredity.engines import failed_reply

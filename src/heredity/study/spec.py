@@ -37,7 +37,7 @@ from heredity.lineage.types import Grown
 from heredity.redteam import attacks, checks, probes
 from heredity.redteam.attacks.protocols import AttackPart
 from heredity.redteam.judges import DEFAULT, Judge
-from heredity.stats.alpha_spending import nominal_levels, one_sided_levels
+from heredity.stats.group_sequential import nominal_levels, one_sided_levels
 from heredity.study.behind_guards import planned
 from heredity.study.estimates import SCOPES, Measure
 from heredity.study.limits import limited

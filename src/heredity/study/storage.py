@@ -43,8 +43,9 @@ from heredity.core.records import (
     digest,
     digest_response,
     encode,
+    is_failed,
+    is_out_of_scope,
 )
-from heredity.core.row_codes import is_failed, is_out_of_scope
 from heredity.core.sanitize import label
 from heredity.redteam.judges import DEFAULT
 from heredity.study import estimates

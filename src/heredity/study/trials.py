@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.errors import UnknownName, UsageError
-from heredity.core.records import Response
-from heredity.core.row_codes import is_out_of_scope
+from heredity.core.records import Response, is_out_of_scope
 from heredity.core.sanitize import label
 from heredity.redteam import attacks
 from heredity.study.named_models import model_of_study

@@ -6,8 +6,8 @@ Leaves to others: prices (engines/remote/budget.py), and the time (duration.py).
 
 from __future__ import annotations
 
+from heredity.core.progress import time_words
 from heredity.core.records import encode
-from heredity.core.time_left import time_words
 from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
 from heredity.study.duration import n_requests
 from heredity.study.outcomes import n_in_scope

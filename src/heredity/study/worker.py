@@ -33,9 +33,8 @@ from heredity.core import host
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import EngineFailure, HeredityError, Unavailable, UnknownName, WrongHash, first_line
 from heredity.core.files import Rows
-from heredity.core.progress import PREPARE, Progress, TrialMeter
+from heredity.core.progress import PREPARE, Progress, TimeLeft, TrialMeter, Work
 from heredity.core.records import Model, Response
-from heredity.core.time_left import TimeLeft, Work
 from heredity.core.version import __version__
 from heredity.engines import choose
 from heredity.engines.protocols import Engine

@@ -42,8 +42,7 @@ from heredity.core.errors import (
 from heredity.core.files import Rows
 from heredity.core.host import Device
 from heredity.core.progress import ModelProgress
-from heredity.core.records import Model, Response
-from heredity.core.row_codes import WORKER_DIED
+from heredity.core.records import WORKER_DIED, Model, Response
 from heredity.core.version import __version__
 from heredity.engines.remote.budget import Calls
 from heredity.study import ray_cluster

@@ -21,9 +21,8 @@ import torch
 
 from heredity.core.errors import HeredityError
 from heredity.core.files import Rows, write_atomic
-from heredity.core.progress import Progress, Watch, phase
+from heredity.core.progress import Progress, TimeLeft, TimeSpan, Watch, Work, phase
 from heredity.core.records import Record, encode
-from heredity.core.time_left import TimeLeft, TimeSpan, Work
 from heredity.train import checkpoint
 from heredity.train.checkpoint import CheckpointState
 from heredity.train.data.batching import PackedBatch

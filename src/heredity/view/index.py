@@ -27,8 +27,16 @@ from filelock import FileLock
 from msgspec import UNSET
 
 from heredity.core.files import default_root, open_file
-from heredity.core.records import ROW_SCHEMA, Probe, Response, Verdict, digest_response
-from heredity.core.row_codes import Failable, is_out_of_scope, is_skipped
+from heredity.core.records import (
+    ROW_SCHEMA,
+    Failable,
+    Probe,
+    Response,
+    Verdict,
+    digest_response,
+    is_out_of_scope,
+    is_skipped,
+)
 from heredity.core.sanitize import label
 from heredity.redteam.checks import did
 from heredity.study.marks import Explanation, explain, quoted

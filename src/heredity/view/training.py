@@ -20,9 +20,9 @@ import msgspec
 
 from heredity.core.errors import HeredityError
 from heredity.core.files import is_locked, open_file, read_file, stamp_file
+from heredity.core.progress import time_words
 from heredity.core.records import Model, is_digest
 from heredity.core.sanitize import Shown, shown
-from heredity.core.time_left import time_words
 from heredity.lineage.store import RUN, RunInProgress, key_of
 from heredity.view.lineage import records
 from heredity.view.places import TRAINING

@@ -11,8 +11,7 @@ import pytest
 from heredity.core.errors import BadInput
 from heredity.evals import metrics, tasks
 from heredity.evals.metrics import ItemAnswer
-from heredity.evals.prompting import WAYS, put
-from heredity.evals.tasks import images as _pictures
+from heredity.evals.run import WAYS, put
 from tests.support.errors import raises
 
 COLOURS = {
@@ -37,7 +36,7 @@ def told(picture: bytes) -> str:
 
 
 def caption(text: str) -> str:
-    picture = _pictures.bytes_of(text)
+    picture = tasks.bytes_of(text)
     return text if picture is None else told(picture)
 
 

@@ -20,8 +20,7 @@ from click.testing import CliRunner
 from heredity.cli._findings import show_page
 from heredity.cli.inherit import command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
-from heredity.core.progress import Progress
-from heredity.core.time_left import TimeSpan
+from heredity.core.progress import Progress, TimeSpan
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as run

@@ -10,8 +10,7 @@ import pytest
 
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
-from heredity.core.records import Consult, Reply, Request, Turn
-from heredity.core.row_codes import is_failed, is_skipped
+from heredity.core.records import Consult, Reply, Request, Turn, is_failed, is_skipped
 from heredity.lineage.store import scripted
 from heredity.redteam import attacks
 from heredity.study import storage

@@ -11,7 +11,7 @@ import pytest
 from heredity.core.files import Rows
 from heredity.core.records import Exchange, Response
 from heredity.redteam.attacks import AttackContext
-from heredity.stats import pass_at_k
+from heredity.stats import intervals
 from heredity.stats.intervals import clustered_rate
 from heredity.study import aggregate, plan
 from heredity.study.estimates import JUDGE_FREE, JUDGED
@@ -53,7 +53,7 @@ def test_a_curve_counts_breaches_of_each_probe() -> None:
     codes[1, 0, places[1]] = BROKE
     rows = rows_of(tries.compute, Outcomes(PLAN, codes.ravel()))
     estimate = next(row.estimate for row in rows if row.model == PLAN.models[1].id and row.k == 2)
-    shares = [pass_at_k.success_at(2, 4, 1), 1.0, *[0.0] * (len(places) - 2)]
+    shares = [intervals.success_at(2, 4, 1), 1.0, *[0.0] * (len(places) - 2)]
     assert estimate.value == pytest.approx(np.mean(shares))
     assert estimate.n == len(places)
     behaviours = [(PLAN.probes[i].technique, PLAN.probes[i].cluster) for i in places]

@@ -21,7 +21,7 @@ import numpy as np
 from heredity.application.retrieval.static import Floats as Floats
 from heredity.application.retrieval.static import StaticEmbedder
 from heredity.application.retrieval.store import search_store
-from heredity.core import host, openmp
+from heredity.core import host
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line, how_to_install
 from heredity.core.readers import json_of
 from heredity.engines.chat.token_bounds import beginning
@@ -149,7 +149,7 @@ class SentenceEncoder:
                 f"{grown.folder}: not a sentence encoder: {first_line(error)}. Pull it again."
             ) from None
 
-    @openmp.temporary_helpers()  # a search often runs in a thread of its own
+    @host.temporary_helpers()  # a search often runs in a thread of its own
     def embed(self, text: str) -> Floats:
         """The embedding of a text, of length 1. (hidden,)"""
         torch = self._torch

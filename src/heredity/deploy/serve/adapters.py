@@ -28,7 +28,7 @@ import msgspec
 
 from heredity import engines
 from heredity.application.spec import Application
-from heredity.core import openmp
+from heredity.core import host
 from heredity.core.errors import EngineFailure, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.records import Model, Reply, Request
 from heredity.deploy.serve import schema
@@ -232,7 +232,7 @@ class AdapterLoader:
 
     def _loaded(self, name: str, ref: str) -> list[Served]:
         """Load an adapter, in a thread."""
-        with openmp.temporary_helpers():
+        with host.temporary_helpers():
             return self._load(name, ref)
 
     def _load(self, name: str, ref: str) -> list[Served]:

@@ -22,7 +22,7 @@ from heredity.application.guard_chain import Admission, GuardChain
 from heredity.application.guards import standing
 from heredity.application.guards.protocols import GuardReaders
 from heredity.application.spec import Application
-from heredity.core import openmp
+from heredity.core import host
 from heredity.core.errors import Busy, HeredityError
 from heredity.core.records import Reply, Request
 from heredity.engines.protocols import Engine, TokenScorer
@@ -72,7 +72,7 @@ class ServedGuards:
     async def _in_thread(self, read: Callable[[], T]) -> T:
         self._n_open += 1
         try:
-            with_helpers = openmp.temporary_helpers()(read)
+            with_helpers = host.temporary_helpers()(read)
             as_caller = copy_context().run  # the model of a guard has the same caller
             return await asyncio.get_running_loop().run_in_executor(self._threads, as_caller, with_helpers)
         finally:

@@ -26,7 +26,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 import msgspec
 from msgspec.structs import replace
 
-from heredity.core import host, openmp
+from heredity.core import host
 from heredity.core.errors import Busy, EngineFailure, HeredityError
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.core.sanitize import clean, clean_text
@@ -173,7 +173,7 @@ class EngineWorker:
         self._lock = threading.Lock()
         self.failure: HeredityError | None = None  # the last failure, until an answer succeeds
         self._is_closing = self._has_ended = False
-        openmp.end_helpers()  # of this thread, which has loaded the engine
+        host.end_helpers()  # of this thread, which has loaded the engine
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -307,7 +307,7 @@ class EngineWorker:
         seconds: to wait for it; None waits forever. Raises Empty after that time.
         """
         if seconds != 0 and self._asked.empty():
-            openmp.end_helpers()
+            host.end_helpers()
         ticket = self._asked.get(block=seconds != 0, timeout=seconds)
         if ticket is None:
             self._has_ended = True

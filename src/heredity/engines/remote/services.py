@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from heredity.core import user_models
+from heredity.core import readers
 from heredity.core.errors import BadArgument, BadInput
 
 _PATH = Path(__file__).with_name("services.toml")
@@ -148,7 +148,7 @@ def known_models() -> dict[str, KnownModel]:
         raise BadInput(_PATH.name, str(error)) from error
     known = {model.name: service.known(model) for service in found for model in service.models}
     taken = {*known, *(alias for model in known.values() for alias in model.aliases)}
-    own = user_models.entries(UserModel, is_remote=True, taken=taken)
+    own = readers.user_entries(UserModel, is_remote=True, taken=taken)
     return known | {name: model.known(name) for name, model in own}
 
 

@@ -7,11 +7,12 @@ metric.
 
 Promises: a task has an edition, and a digest over its questions and references. A mistake in a file names
 its place. The position of an item's right option follows from the item's number.
-Leaves to others: the prompt of an item (prompting.py), and the score of an answer (metrics/).
+Leaves to others: the prompt of an item (run.py), and the score of an answer (metrics/).
 """
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,27 @@ from heredity.core.errors import BadInput, HeredityError, UnknownName, code_of, 
 from heredity.core.readers import toml_of
 from heredity.core.records import Record, digest
 from heredity.evals import metrics
-from heredity.evals.tasks import images
+
+_FILE, _READ = "picture:", "data:image;base64,"
+
+
+def opened(text: str, task: Path, line: int) -> str:
+    """Replace `picture:FILE` by the file's bytes; return any other text unchanged. Raises BadInput."""
+    if not text.startswith(_FILE):
+        return text
+    try:
+        raw = (task.parent / text.removeprefix(_FILE)).read_bytes()
+    except OSError as error:
+        raise BadInput(
+            task, f"'{text}' cannot be read: {error.strerror}", line, code="picture-unreadable"
+        ) from None
+    return _READ + base64.b64encode(raw).decode()
+
+
+def bytes_of(text: str) -> bytes | None:
+    """The bytes of an image reference that was read; None for any other text."""
+    return base64.b64decode(text.removeprefix(_READ)) if text.startswith(_READ) else None
+
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -133,10 +154,8 @@ class _TaskReader:
         if metrics.load(self.file.metric).ASKS != "match":
             return entry
         said = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
-        right, wrong = (
-            tuple(images.opened(text, self.path, line) for text in some) for some in (said, entry.wrong)
-        )
-        shown = images.opened(entry.input, self.path, line)
+        right, wrong = (tuple(opened(text, self.path, line) for text in some) for some in (said, entry.wrong))
+        shown = opened(entry.input, self.path, line)
         return msgspec.structs.replace(entry, input=shown, reference=right, wrong=wrong)
 
     def _verify(self, items: tuple[TaskItem, ...], shots: tuple[TaskItem, ...]) -> None:

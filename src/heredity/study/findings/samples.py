@@ -1,7 +1,7 @@
 """Several samples of one prompt: how often they do not agree, and what more of them could still bring.
 
 Promises: nothing for a plan that declares no analysis, of a study until decided, or of one sample.
-Leaves to others: the formulas (stats/repeats.py).
+Leaves to others: the formulas (stats/means.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from heredity.core.records import Estimate, Record
 from heredity.core.sections import Cell, ModelName, Section, TextTable
-from heredity.stats.repeats import repeats
+from heredity.stats.means import repeats
 from heredity.study.estimates import ALL
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals

@@ -1,7 +1,7 @@
 """Whether the difference of two models depends on the technique.
 
 Promises: not for a study that stops early. The same study gives the same numbers.
-Leaves to others: the test (stats/heterogeneity.py).
+Leaves to others: the test (stats/technique_rates.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from heredity.core.records import Record
 from heredity.core.sections import Section, TextTable
-from heredity.stats.heterogeneity import heterogeneity
+from heredity.stats.technique_rates import heterogeneity
 from heredity.study.estimates import ALL, JUDGE_FREE
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.samples import is_fixed

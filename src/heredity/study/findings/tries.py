@@ -1,7 +1,7 @@
 """Success within k tries (ASR@k): the share of probes that at least one of k tries breaks.
 
 Promises: no point beyond the tries that were made; unbiased over all choices of k of them.
-Leaves to others: the formula (stats/pass_at_k.py).
+Leaves to others: the formula (stats/intervals.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from heredity.core.records import Estimate, Record
 from heredity.core.sections import Cell, Curves, ModelName, Section, TextTable
-from heredity.stats import pass_at_k
+from heredity.stats.intervals import k_steps
 from heredity.study.estimates import SCOPES, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
@@ -67,7 +67,7 @@ def _points(codes: Codes, clusters: NDArray[np.intp], intervals: Intervals) -> I
     """The estimate for each k, from codes (probe, sample)."""
     broke = (codes == BROKE).sum(axis=1)
     tries = ((codes >= HELD) & (codes <= UNCLEAR)).sum(axis=1)
-    for k in pass_at_k.steps(int(tries.max(initial=0))):
+    for k in k_steps(int(tries.max(initial=0))):
         yield k, intervals.success_within(k, broke, tries, clusters)
 
 

@@ -21,8 +21,7 @@ from msgspec import UNSET
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.files import Lock, Rows, replacing, write_atomic
-from heredity.core.records import SCHEMA, Exchange, Probe, Record, Response, digest, encode
-from heredity.core.row_codes import RECORDED
+from heredity.core.records import RECORDED, SCHEMA, Exchange, Probe, Record, Response, digest, encode
 from heredity.core.version import __version__
 from heredity.study import plan
 from heredity.study.estimates import SCOPES

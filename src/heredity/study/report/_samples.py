@@ -19,8 +19,7 @@ import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import read_lines
-from heredity.core.records import Exchange, Probe, Response, ToolCall, Verdict
-from heredity.core.row_codes import is_skipped
+from heredity.core.records import Exchange, Probe, Response, ToolCall, Verdict, is_skipped
 from heredity.core.sanitize import Shown, label, shown
 from heredity.study.advice import Advice
 from heredity.study.marks import Piece, with_evidence

@@ -26,8 +26,7 @@ import numpy as np
 import torch
 
 from heredity.core.errors import Damaged
-from heredity.core.progress import Progress, Watch
-from heredity.core.time_left import TimeLeft, Work
+from heredity.core.progress import Progress, TimeLeft, Watch, Work
 from heredity.train import checkpoint
 from heredity.train.data.batching import MICROBATCH_TOKENS, PackedBatch, collate, group_by_length
 from heredity.train.data.chat import TokenizedExample

@@ -9,7 +9,7 @@ from heredity.core.errors import UsageError
 from heredity.core.files import Lock, Rows
 from heredity.core.records import Estimate
 from heredity.core.sanitize import Shown, shown
-from heredity.stats.ppi import FEWEST
+from heredity.stats.judge_error import FEWEST
 from heredity.study import labels
 from heredity.study.estimates import ALL, SCOPES, Estimates, Rate
 from heredity.study.labels import Drawn, Label, LabelAnswer

@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from heredity.core.records import SCHEMA, Estimate, Outcome, Record
 from heredity.redteam.judges._choice import is_answer
 from heredity.redteam.judges.protocols import Pair
-from heredity.stats.agreement import cohens_kappa
 from heredity.stats.intervals import wilson
 from heredity.stats.judge_error import PredictedShare, predict_share
-from heredity.stats.paired import Table
+from heredity.stats.paired import Table, cohens_kappa
 
 SHIPPED = Path(__file__).with_name("readings.jsonl")
 CHECKS = "checks"
