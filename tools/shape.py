@@ -81,8 +81,8 @@ BOUNDS = {
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(649, 440),
     "lines": Bound(119_590, 92_000),
-    "error codes": Bound(649, 40),
-    "words of docs": Bound(66_424, 65_000),
+    "error codes": Bound(40, 40),
+    "words of docs": Bound(65_659, 65_000),
     "root": Bound(18, 18),
     "package circles": Bound(0, 0),
     "module circles": Bound(0, 0),

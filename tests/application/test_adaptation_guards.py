@@ -98,12 +98,12 @@ def test_similar_examples_by_an_embedding_model_are_those_of_the_nearest_directi
         found = rule.prepare(asked(WORDS[2]), desk)
         assert found.messages[-2] == Message("assistant", "near")
         assert rule.prepare(asked(far), desk).messages[-2] == Message("assistant", "far")
-        with raises(NotComparable, code="embedder-other-model"):
+        with raises(NotComparable, code="not-comparable"):
             prepared("few_shot", asked("x"), **{**settings, "embed_id": "0" * 64})
 
 
 def test_an_embedding_model_of_few_shot_is_read_with_its_application_and_is_for_similar_ones() -> None:
-    with raises(BadArgument, code="retrieval-not-read"):
+    with raises(BadArgument, code="bad-setting"):
         prepared("few_shot", asked("x"), examples=EXAMPLES, select="similar", embed="words")
     with raises(BadArgument, code="bad-setting"):
         prepared("few_shot", asked("x"), examples=EXAMPLES, embed="words", embed_id="0")
@@ -140,16 +140,16 @@ def test_examples_of_a_file_are_those_of_the_digest_and_a_plan_needs_the_file_no
 @pytest.mark.parametrize(
     ("rows", "code", "mentions"),
     [
-        ("", "empty-file", []),
-        ('{"question": "a", "answer": "b"}\n[1]\n', "not-objects", [":2:"]),
+        ("", "bad-input", []),
+        ('{"question": "a", "answer": "b"}\n[1]\n', "wrong-type", [":2:"]),
         ('{"question": "a", "answer": "b"}\n\n{"question": "a"\n', "not-json", [":3:"]),
         ('{"question": "a"}\n', "missing-key", [":1:", "answer"]),
         ('{"question": " ", "answer": "b"}\n', "missing-key", [":1:", "question"]),
         ('{"question": ["a"], "answer": "b"}\n', "missing-key", [":1:"]),
-        ('{"question": "a\\ud800", "answer": "b"}\n', "not-utf8", [":1:"]),
-        (b'{"question": "a", "answer": "b"}\n\xff\n', "not-utf8", [":2:"]),
+        ('{"question": "a\\ud800", "answer": "b"}\n', "bad-input", [":1:"]),
+        (b'{"question": "a", "answer": "b"}\n\xff\n', "bad-input", [":2:"]),
         ("[" * 200_000, "not-json", [":1:"]),
-        (" " * 2_000_001, "examples-too-large", ["2,000,001"]),
+        (" " * 2_000_001, "bad-input", ["2,000,001"]),
     ],
 )
 def test_a_hostile_file_of_examples_is_named_with_its_line(
@@ -162,8 +162,8 @@ def test_a_hostile_file_of_examples_is_named_with_its_line(
 @pytest.mark.parametrize(
     ("more", "code"),
     [
-        ('file = "gone.jsonl"', "file-missing"),
-        ('file = "shown"', "file-missing"),
+        ('file = "gone.jsonl"', "unreadable-file"),
+        ('file = "shown"', "unreadable-file"),
         ("file = 3", "bad-setting"),
         ('file = "shown/examples.jsonl"\nexamples = [["a", "b"]]', "bad-setting"),
     ],
@@ -224,7 +224,7 @@ def test_passages_come_in_front_of_those_of_a_probe_and_can_be_taken_out_again()
 
 def test_another_index_under_the_hash_is_refused(index: Path) -> None:
     wrong = load_guard(GuardSpec("retrieve", settings={"index": str(index), "hash": "0" * 32}))
-    with raises(NotComparable, code="index-other-hash"):
+    with raises(NotComparable, code="not-comparable"):
         wrong.prepare(asked("pump?"), DESK)
 
 

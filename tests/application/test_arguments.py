@@ -117,13 +117,13 @@ def test_a_schema_belongs_to_the_digest_and_none_leaves_it_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("schema", "code"),
     [
-        ({"type": "banana"}, "tool-schema-malformed"),
-        ({"$ref": "#"}, "tool-schema-malformed"),
-        ({"$ref": "https://schemas.example/x.json"}, "tool-schema-malformed"),
-        ({"patternProperties": {"a": {}}, "unevaluatedProperties": False}, "tool-schema-malformed"),
-        ({"description": "x" * 200_000}, "tool-schema-too-large"),
-        ({"allOf": [{}] * 1_000}, "tool-schema-too-large"),
-        ({"properties": {f"p{i}": {"type": "string"} for i in range(999)}}, "tool-schema-too-large"),
+        ({"type": "banana"}, "bad-setting"),
+        ({"$ref": "#"}, "bad-setting"),
+        ({"$ref": "https://schemas.example/x.json"}, "bad-setting"),
+        ({"patternProperties": {"a": {}}, "unevaluatedProperties": False}, "bad-setting"),
+        ({"description": "x" * 200_000}, "bad-setting"),
+        ({"allOf": [{}] * 1_000}, "bad-setting"),
+        ({"properties": {f"p{i}": {"type": "string"} for i in range(999)}}, "bad-setting"),
     ],
 )
 def test_a_schema_that_is_none_is_refused(schema: dict[str, Any], code: str) -> None:
@@ -136,7 +136,7 @@ def test_a_file_with_such_a_schema_names_it(tmp_path: Path) -> None:
         'name = "desk"\nsystem = ""\n'
         '[[tools]]\nname = "look"\ndescription = "x"\nschema = { type = "banana" }\n'
     )
-    with raises(BadInput, "tool-schema-malformed"):
+    with raises(BadInput, "bad-setting"):
         Application.load(tmp_path / "desk.toml")
 
 
@@ -164,7 +164,7 @@ def test_a_schema_that_is_nested_too_deeply_is_refused_in_words() -> None:
     schema: dict[str, Any] = {}
     for _ in range(300):
         schema = {"properties": {"x": schema}}
-    with raises(BadArgument, "tool-schema-malformed", mentions=["nested too deeply"]):
+    with raises(BadArgument, "bad-setting", mentions=["nested too deeply"]):
         Application("desk", system="", tools=(Tool("look", "Looks.", schema=schema),))
 
 

@@ -93,7 +93,7 @@ def test_a_call_that_hangs_holds_up_no_other_and_a_stop_ends_it_without_a_result
         toolbox.stop()
         assert call.result(timeout=60) == "error: the tool's process died"
         assert [row.tool for row in results] == ["meet"]
-        with raises(ToolFailure, "tools-not-started"):
+        with raises(ToolFailure, "tool-failure"):
             other.call(tool("lookup"), {"number": 1})
 
 

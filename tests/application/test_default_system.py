@@ -86,7 +86,7 @@ def test_training_renders_the_same_prompt_as_asking(model: Path, application: Ap
     ids=["passages", "tools"],
 )
 def test_what_needs_a_system_message_is_refused_without_the_key(parts: dict[str, object]) -> None:
-    with raises(BadArgument, "system-needed", ["system"]):
+    with raises(BadArgument, "missing-key", ["system"]):
         Application("desk", **parts)  # type: ignore[arg-type]
     Application("desk", "", **parts)  # type: ignore[arg-type]
 
@@ -103,7 +103,7 @@ def test_a_file_without_the_key_is_read_and_the_error_names_the_key(tmp_path: Pa
     (tmp_path / "a.toml").write_text('name = "desk"\n')
     assert Application.load(tmp_path / "a.toml") == UNSET
     (tmp_path / "b.toml").write_text('name = "desk"\n[[passages]]\ntitle = "t"\ntext = "x"\n')
-    with raises(BadInput, "system-needed", ["b.toml", "system"]):
+    with raises(BadInput, "missing-key", ["b.toml", "system"]):
         Application.load(tmp_path / "b.toml")
 
 

@@ -50,7 +50,7 @@ class Recorder:
                 if len(batch) < 2:
                     continue
             if not batch:
-                raise EngineFailure("stuck", code="stream-stuck")
+                raise EngineFailure("stuck", code="engine-failure")
             yield self._one(batch.pop())
         while batch:
             yield self._one(batch.pop())

@@ -28,7 +28,7 @@ def test_every_starter_file_is_written_where_its_tool_looks(tmp_path: Path) -> N
 
 def test_nothing_is_written_where_one_file_exists(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text("mine")
-    with raises(UsageError, "file-exists", mentions=["plan.toml"]):
+    with raises(UsageError, "bad-usage", mentions=["plan.toml"]):
         write_starter(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.toml"]
     assert (tmp_path / "plan.toml").read_text() == "mine"

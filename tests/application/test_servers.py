@@ -110,24 +110,24 @@ def test_the_list_belongs_to_the_digest_and_the_address_does_not(desk: Applicati
 )
 def test_a_hostile_list_is_refused_unless_the_tool_is_left_out(hostile: Offered) -> None:
     other = msgspec.structs.replace(READ, name="other")
-    with raises(BadArgument, "mcp-list"):
+    with raises(BadArgument, "bad-setting"):
         McpServer("files", command=("x",)).accepted(Opened((hostile, other)))
     kept = McpServer("files", command=("x",), tools=("other",)).accepted(Opened((hostile, other)))
     assert kept == (other,)
 
 
 def test_a_tool_that_is_not_listed_is_refused() -> None:
-    with raises(BadArgument, "mcp-list"):
+    with raises(BadArgument, "bad-setting"):
         McpServer("files", command=("x",), tools=("gone",)).accepted(Opened((READ,)))
 
 
 @pytest.mark.parametrize(
     ("mcp", "more", "code"),
     [
-        ("", "", "mcp-address"),
-        ('command = ["x"]\nurl = "http://127.0.0.1:1/mcp"', "", "mcp-address"),
-        ('url = "file:///etc/passwd"', "", "mcp-address"),
-        ('command = ["no-such-program-here"]', "", "tools-not-started"),
+        ("", "", "bad-setting"),
+        ('command = ["x"]\nurl = "http://127.0.0.1:1/mcp"', "", "bad-setting"),
+        ('url = "file:///etc/passwd"', "", "bad-setting"),
+        ('command = ["no-such-program-here"]', "", "tool-failure"),
         ('command = ["x"]\nidentity = "me"', "", "unknown-key"),
         ('command = ["x"]\ncomand = 1', "", "unknown-key"),
     ],
@@ -138,14 +138,14 @@ def test_a_table_that_names_no_server_is_refused(tmp_path: Path, mcp: str, more:
 
 
 def test_a_tool_of_a_server_that_is_not_there_is_refused() -> None:
-    with raises(BadArgument, "server-missing"):
+    with raises(BadArgument, "bad-setting"):
         Application("desk", system="", tools=(Tool("read", "Reads.", server="files"),))
 
 
 @pytest.mark.parametrize("way", ["dies", "huge"])
 def test_a_server_that_dies_or_floods_as_it_is_listed_is_an_error_of_the_file(way: str) -> None:
     server = McpServer("files", command=(sys.executable, str(SERVER), "--as", way))
-    with raises(BadArgument, "tools-not-started", mentions=["by itself"] if way == "dies" else []):
+    with raises(BadArgument, "tool-failure", mentions=["by itself"] if way == "dies" else []):
         listed(server)
 
 
@@ -156,7 +156,7 @@ def test_a_server_that_dies_or_floods_as_it_is_listed_is_an_error_of_the_file(wa
 def test_a_server_that_cannot_be_read_is_given_up_long_before_the_time_to_start(way: str) -> None:
     address = ServerAddress((sys.executable, str(SERVER), "--as", way), open_seconds=4)
     process = SharedToolProcess(["mcp_client", encode(address).decode()], "", 60, 1_000)
-    with process, raises(ToolFailure, "tools-not-started", ["deep" if way == "deep" else 4]):
+    with process, raises(ToolFailure, "tool-failure", ["deep" if way == "deep" else 4]):
         process.open()
 
 
@@ -261,7 +261,7 @@ def test_a_server_that_lists_something_else_later_is_refused(desk: Application) 
     changed = msgspec.structs.replace(server, tools=None)  # `note` is listed, too
     with (
         Toolbox(msgspec.structs.replace(desk, mcp=(changed,))) as toolbox,
-        raises(ToolFailure, "tool-changed"),
+        raises(ToolFailure, "tool-failure"),
     ):
         toolbox.session().call(tool(desk, "read"), {"name": "x"})
 
@@ -273,7 +273,7 @@ def test_what_a_server_answered_is_replayed_without_it(desk: Application, tmp_pa
     gone = msgspec.structs.replace(desk, mcp=(msgspec.structs.replace(server, command=("gone",)),))
     with Toolbox(gone, RecordedResults(None, recorded_in(tmp_path)), runs=False) as replay:
         assert replay.session().call(tool(desk, "read"), {"name": "x"}) == "the text of x"
-        with raises(ToolFailure, "call-not-recorded"):
+        with raises(ToolFailure, "tool-failure"):
             replay.session().call(tool(desk, "read"), {"name": "y"})
 
 

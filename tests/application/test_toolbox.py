@@ -69,9 +69,9 @@ def test_a_function_is_described_by_its_docstring_and_annotations() -> None:
 
 
 def test_a_function_that_cannot_be_a_tool_is_refused() -> None:
-    with raises(BadArgument, "function-not-importable"):
+    with raises(BadArgument, "bad-setting"):
         heredity.tool(lambda: "x")
-    with raises(UsageError, "function-signature"):
+    with raises(UsageError, "bad-usage"):
         heredity.tool(given.unnamed)
 
 
@@ -95,13 +95,13 @@ def test_a_file_names_a_function_beside_it_and_its_place_is_no_part_of_the_diges
 @pytest.mark.parametrize(
     ("table", "code"),
     [
-        ('function = "look"', "function-malformed"),
-        ('function = "no_such_module_here:look"', "function-missing"),
-        ('function = "tools.py:gone"', "function-missing"),
-        ('function = "tools.py:N"', "function-not-callable"),
-        ('function = "exits.py:look"', "function-missing"),
-        ('function = "tools.py:look"\nparameters = {}', "function-with-key"),
-        ('function = "tools.py:look"\nhome = "/"', "function-with-key"),
+        ('function = "look"', "bad-usage"),
+        ('function = "no_such_module_here:look"', "bad-usage"),
+        ('function = "tools.py:gone"', "bad-usage"),
+        ('function = "tools.py:N"', "bad-usage"),
+        ('function = "exits.py:look"', "bad-usage"),
+        ('function = "tools.py:look"\nparameters = {}', "bad-setting"),
+        ('function = "tools.py:look"\nhome = "/"', "bad-setting"),
     ],
 )
 def test_a_function_that_is_none_is_refused_as_the_file_is_read(
@@ -157,7 +157,7 @@ def test_a_changed_file_is_not_called(tmp_path: Path) -> None:
     )
     desk = Application.load(tmp_path / "desk.toml")
     path.write_text("def look() -> str:\n    return 'new'\n")
-    with Toolbox(desk) as toolbox, raises(ToolFailure, "tool-changed"):
+    with Toolbox(desk) as toolbox, raises(ToolFailure, "tool-failure"):
         toolbox.session().call(desk.tools[0], {})
 
 
@@ -185,10 +185,10 @@ def test_a_replay_runs_nothing_and_says_what_was_not_recorded(tmp_path: Path, ra
         session = replay.session()
         assert session.call(tool("lookup"), {"number": 1}) == "Order 1 is sent (short)."
         assert session.call(tool("fail"), {}).startswith("error: ValueError")
-        with raises(ToolFailure, "call-not-recorded"):
+        with raises(ToolFailure, "tool-failure"):
             session.call(tool("lookup"), {"number": 2})
     assert ran.read_text() == "lookup 1\n"
-    with raises(UsageError, "results-missing"):
+    with raises(UsageError, "bad-usage"):
         recorded_in(tmp_path / "elsewhere")
 
 
@@ -279,7 +279,7 @@ def test_a_state_that_is_not_made_again_fails_the_trial(ran: Path) -> None:
         session.call(tool("once"), {})
         assert session.call(tool("notes"), {}) == '["once"]'
         other.call(tool("once"), {})
-        with raises(ToolFailure, "tool-state-lost"):
+        with raises(ToolFailure, "tool-failure"):
             other.call(tool("note"), {"text": "a"})
     assert ran.read_text() == "once\nonce\n"
 
@@ -325,5 +325,5 @@ def test_effects_of_a_call_are_those_of_its_tool_in_the_file() -> None:
 def test_nothing_runs_without_a_toolbox() -> None:
     conversation = DESK.converse(attacks.load("direct")(PROBE), PROBE)
     next(conversation)
-    with raises(ToolFailure, "tool-not-run"):
+    with raises(ToolFailure, "tool-failure"):
         conversation.send(Reply(0, "", 'CALL lookup {"number": 7}'))

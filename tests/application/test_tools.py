@@ -153,10 +153,10 @@ def test_a_probes_own_result_wins_over_the_state() -> None:
 @pytest.mark.parametrize(
     ("tool", "code", "named"),
     [
-        ('reads = "nothing/{id}"\nparameters = { id = "x" }', "state-missing", ["nothing"]),
-        ('reads = "box/{name}"', "parameter-missing", ["name"]),
-        ('effects = [{ kind = "transfer", at = "box/a" }]', "transfer-without-to", ["to"]),
-        ('effects = [{ kind = "erase", at = "box/a" }]', "unknown-choice", ["erase"]),
+        ('reads = "nothing/{id}"\nparameters = { id = "x" }', "bad-setting", ["nothing"]),
+        ('reads = "box/{name}"', "bad-setting", ["name"]),
+        ('effects = [{ kind = "transfer", at = "box/a" }]', "bad-setting", ["to"]),
+        ('effects = [{ kind = "erase", at = "box/a" }]', "unknown-name", ["erase"]),
         ('effects = [{ kind = "set", att = "box/a" }]', "unknown-key", ["at"]),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_wrong_parent_is_one_line_and_a_name_must_be_free(place: Path) -> None
     done = run_here("adopt", "out/my-adapter", "--parent", "wide")
     assert "engine: the fast one (torch)" in done.stderr and "my-adapter over wide: llama" in done.stderr
     assert "  or: vllm:my-adapter or remote:openai:my-adapter@" in done.stderr
-    check_refused(done, "descent-contradicted", mentions=["wide", "[64, 128]"], after_progress=True)
+    check_refused(done, "refused", mentions=["wide", "[64, 128]"], after_progress=True)
     done = run_here("adopt", "out/my-adapter", "--parent", "base", "--name", "wide")
     check_refused(done, "bad-usage", mentions=["wide"])
     done = run_here("adopt", "out/my-adapter", "--parent", "base", "--kind", "merge")
@@ -128,7 +128,7 @@ def test_an_adapter_that_names_another_model_of_the_store_is_not_a_child_of_this
     make_model(place / "twin", "llama", rms_norm_eps=1e-5)
     assert main(["pull", "./base", "./twin"]) == 0
     wrong = ("adopt", "out/my-adapter", "--parent", "twin")
-    check_refused(run_here(*wrong), "descent-names-another", ["base", "twin"], after_progress=True)
+    check_refused(run_here(*wrong), "refused", ["base", "twin"], after_progress=True)
     declared = run_here(*wrong, "--declared")
     assert declared.returncode == 0 and "names base, not a name of the parent" in declared.stderr
     right = run_here("adopt", "out/my-adapter", "--parent", "base")
@@ -147,5 +147,5 @@ def test_a_refusal_names_the_command_that_works(place: Path) -> None:
     make_model(place / "deep", "llama", num_hidden_layers=1)
     assert main(["pull", "./deep"]) == 0
     done = run_here("adopt", "out/my-adapter", "--parent", "deep", "--declared")
-    check_refused(done, "descent-contradicted", ["its base does not have. Give"], after_progress=True)
+    check_refused(done, "refused", ["its base does not have. Give"], after_progress=True)
     assert str(Store().root) not in done.stderr

@@ -195,7 +195,7 @@ def test_a_gguf_of_it_is_written_or_its_refusal_says_what_works(
         return
     given = ("export", artefact.name, str(tmp_path / "out"), "--to", "gguf")
     done = run_here(*given, cwd=place.folder, env=place.environment)
-    check_refused(done, "gguf-converter-missing", mentions=[artefact.parent, "--to hf"])
+    check_refused(done, "refused", mentions=[artefact.parent, "--to hf"])
     assert not (tmp_path / "out").exists()
 
 

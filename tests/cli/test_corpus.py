@@ -56,18 +56,18 @@ def test_a_corpus_is_built_shown_and_refused_when_changed(run: Run, shelf: Path)
     assert json.loads(run("corpus", "show", "corpus/shelf", "--json").stdout) == card
 
     again = run("corpus", "build", "corpus/shelf.toml")
-    check_refused(again, "folder-exists", mentions=["shelf"])
+    check_refused(again, "bad-usage", mentions=["shelf"])
 
     shard = shelf / "shelf" / "train-00000.bin"
     shard.write_bytes(shard.read_bytes()[:-2] + b"\0\1")
     changed = run("corpus", "show", "corpus/shelf")
-    check_refused(changed, "corpus-file-changed", mentions=["train-00000.bin"])
+    check_refused(changed, "hash-mismatch", mentions=["train-00000.bin"])
 
 
 def test_a_recipe_s_mistake_is_one_line_with_its_place(run: Run, shelf: Path) -> None:
     (shelf / "bad.toml").write_text(RECIPE.replace("exact_duplicates", "exact_duplicate"))
     failed = run("corpus", "build", "corpus/bad.toml")
-    check_refused(failed, "unknown-kind", mentions=["bad.toml:11", "exact_duplicate", "exact_duplicates"])
+    check_refused(failed, "unknown-name", mentions=["bad.toml:11", "exact_duplicate", "exact_duplicates"])
 
 
 def test_probes_are_kept_out_of_a_corpus(place: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_gate_exits_3_where_the_evidence_is_not_enough(studied: Done, run: R
 
 def test_the_gate_exits_2_for_a_folder_without_a_study(run: Run) -> None:
     done = run("gate", "nowhere")
-    check_refused(done, "not-a-study", mentions=["nowhere"])
+    check_refused(done, "bad-usage", mentions=["nowhere"])
 
 
 def test_the_gate_exits_4_for_a_run_with_errors(run: Run) -> None:
@@ -98,7 +98,7 @@ def test_show_of_a_trial_that_is_not_there_says_how_many_there_are(
 ) -> None:
     done = run("show", "rehearsal", "--index", "99999")
     n_trials = len((place / "rehearsal" / "responses.jsonl").read_text().splitlines())
-    check_refused(done, "response-missing", mentions=[99999, n_trials, 0])
+    check_refused(done, "bad-usage", mentions=[99999, n_trials, 0])
 
 
 def test_hostile_output_reaches_no_terminal(studied: Done, run: Run, place: Path) -> None:
@@ -164,14 +164,14 @@ def test_a_plan_file_holds_the_same_settings_as_the_options(studied: Done, run: 
         ("samples = 1.5", "wrong-type", ["plan.toml:1", "samples"]),
         ("samples = true", "wrong-type", ["plan.toml:1", "samples"]),
         ("margin = true", "wrong-type", ["plan.toml:1", "margin"]),
-        ('out = "runs/p\\u00002"', "nul-character", ["plan.toml:1", "out"]),
+        ('out = "runs/p\\u00002"', "bad-input", ["plan.toml:1", "out"]),
         ("out = 3", "wrong-type", ["plan.toml:1", "out"]),
         ('out = ""', "", ["--out"]),
         ('application = ["x"]', "wrong-type", ["plan.toml:1", "application"]),
         ("[model]\na = 1", "wrong-type", ["plan.toml:1", "model"]),
         ('model = [["x"]]', "wrong-type", ["plan.toml:1", "model"]),
         ("seed = 1\nsmaples = 2", "unknown-key", ["plan.toml:2", "smaples"]),
-        ("samples = ", "malformed-toml", ["plan.toml:1"]),
+        ("samples = ", "bad-input", ["plan.toml:1"]),
         ('model = "scripted:leky"\napplication = "../desk.toml"', "unknown-name", ["scripted:leaky"]),
         ('model = "nothing-like-it"\napplication = "../desk.toml"', "unknown-name", ["nothing-like-it"]),
         ('model = "scripted:leaky"\napplication = "desc.toml"', "unreadable-file", ["desc.toml"]),
@@ -203,14 +203,14 @@ def test_a_report_is_written_over_no_folder_and_no_device(studied: Done, run: Ru
     for target in ("pages", "/dev/full"):
         done = run("report", "rehearsal", "--out", target)
         assert (done.returncode, done.stdout) == (2, "")
-        check_refused(done, "report-not-a-file", mentions=[target])
+        check_refused(done, "bad-usage", mentions=[target])
 
 
 def test_a_store_that_is_a_file_is_said_so(run: Run) -> None:
     for args in (("models",), ("verify",), ("show", "x"), ("pull", "smollm2-135m-instruct")):
         done = run(*args, store="desk.toml")
         assert (done.returncode, done.stdout) == (2, "")
-        check_refused(done, "store-is-a-file", mentions=["HEREDITY_STORE", "desk.toml"])
+        check_refused(done, "bad-usage", mentions=["HEREDITY_STORE", "desk.toml"])
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_a_judge_is_calibrated_on_a_file_of_labels(run: Run, place: Path) -> Non
     )
     found = json.loads(run(*args, "--columns", "prompt=q,response=a,label=verdict", "--json").stdout)
     assert (found["sensitivity"]["value"], found["sensitivity"]["n"]) == (1.0, 30)
-    check_refused(run(*args, "--columns", "prompt=q"), "bad-columns", mentions=["--columns", "prompt=q"])
+    check_refused(run(*args, "--columns", "prompt=q"), "bad-usage", mentions=["--columns", "prompt=q"])
 
 
 def test_an_empty_store_says_what_to_do(run: Run) -> None:

@@ -26,11 +26,11 @@ def desk(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "code", "mentions"),
     [
-        (("--probes", "train.csv"), "probes-not-toml", ["import:KIND:train.csv", "xstest"]),
-        (("--probes", "missing.jsonl"), "probes-not-toml", ["import:KIND:missing.jsonl"]),
-        (("--out", "train.csv"), "folder-is-a-file", ["train.csv", "Name a folder"]),
-        (("--attack", "prefill,roleplay"), "one-each", ["--attack once for each"]),
-        (("--attack", "direct,prefill:sure"), "one-each", ["--attack once for each"]),
+        (("--probes", "train.csv"), "bad-usage", ["import:KIND:train.csv", "xstest"]),
+        (("--probes", "missing.jsonl"), "bad-usage", ["import:KIND:missing.jsonl"]),
+        (("--out", "train.csv"), "bad-usage", ["train.csv", "Name a folder"]),
+        (("--attack", "prefill,roleplay"), "bad-usage", ["--attack once for each"]),
+        (("--attack", "direct,prefill:sure"), "bad-usage", ["--attack once for each"]),
     ],
 )
 def test_a_study_is_refused_with_what_to_write(

@@ -63,7 +63,7 @@ def test_the_study_verb_goes_on_with_an_imported_folder(run: Run, place: Path) -
     mixed = run("study", "again", "--model", "scripted:careful")
     check_refused(mixed, "", mentions=["--model"])
     asked = run("study", "again", "--retry-errors")
-    check_refused(asked, "answers-imported", mentions=["again"])
+    check_refused(asked, "bad-usage", mentions=["again"])
 
 
 def test_another_judge_decides_and_one_that_is_not_there_leaves_no_study(run: Run, place: Path) -> None:
@@ -94,10 +94,10 @@ def test_json_has_rates_pairs_and_agreement_with_n(run: Run, place: Path) -> Non
 def test_a_mistake_is_one_line_and_leaves_no_study(run: Run, place: Path) -> None:
     recorded(place)
     for args, code, named in (
-        (("--columns", "prompt=qestion,response=answer,model=arm"), "unknown-column", ["question"]),
-        (("--columns", "prompt=question,respons=answer"), "unknown-column-name", ["response"]),
-        (("--columns", "prompt=question,response=answer"), "model-not-said", ["answers.jsonl:1"]),
-        ((*ARGS, "--verdict", "arm"), "verdict-ambiguous", ["answers.jsonl:1", "parent", "arm"]),
+        (("--columns", "prompt=qestion,response=answer,model=arm"), "unknown-key", ["question"]),
+        (("--columns", "prompt=question,respons=answer"), "unknown-key", ["response"]),
+        (("--columns", "prompt=question,response=answer"), "missing-key", ["answers.jsonl:1"]),
+        ((*ARGS, "--verdict", "arm"), "bad-input", ["answers.jsonl:1", "parent", "arm"]),
     ):
         done = run("import", "answers.jsonl", *args, "--out", "none")
         check_refused(done, code, mentions=named)

@@ -54,11 +54,11 @@ def test_one_document_is_not_told_as_several(docs: Path):
 
 
 def test_mistakes_are_one_line(docs: Path):
-    check_refused(run_here("index", "nowhere"), "folder-missing", ["nowhere"])
+    check_refused(run_here("index", "nowhere"), "unreadable-file", ["nowhere"])
     run_here("index", "docs")
-    check_refused(run_here("index", "docs.index"), "folder-is-index", ["--ask"])
+    check_refused(run_here("index", "docs.index"), "bad-usage", ["--ask"])
     asked = ("index", "docs.index", "--ask", "x")
     check_refused(run_here(*asked, "--method", "dens"), "unknown-name", ["dense"])
-    check_refused(run_here("index", "docs", "--ask", "x"), "index-missing", ["docs"])
+    check_refused(run_here("index", "docs", "--ask", "x"), "bad-usage", ["docs"])
     (docs / "new.txt").write_text("new")
-    check_refused(run_here(*asked), "index-stale", ["new.txt"])
+    check_refused(run_here(*asked), "refused", ["new.txt"])

@@ -114,7 +114,7 @@ def test_a_judge_that_does_not_exist_is_refused() -> None:
 
 def test_rows_are_for_a_head(run: Run, learned: Path) -> None:
     done = run("judges", "train", "--data", "labels/data.toml", "--out", "other", "--max-rows", "24")
-    check_refused(done, "rows-without-head", mentions=["--max-rows", "--head"])
+    check_refused(done, "bad-usage", mentions=["--max-rows", "--head"])
 
 
 def test_repeated_answers_are_told(run: Run, place: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_study_until_decided_takes_no_label_that_could_give_no_rate(tmp_path: 
     study(tmp_path / "s", made).run()
     run = run_here("label", str(tmp_path / "s"), input="y\n")
     assert run.stdout == ""
-    check_refused(run, "labels-until-decided")
+    check_refused(run, "bad-usage")
     assert labels.read_labels(tmp_path / "s") == {}
 
 
@@ -92,8 +92,8 @@ def test_labels_given_elsewhere_come_back_and_make_a_rate(folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("text", "code", "named"),
     [
-        ("trial,label\nnone,yes\n", "trial-not-drawn", ["sheet.csv:2", "none"]),
-        ("trial,label\nTRIAL,perhaps\n", "label-unknown", ["perhaps"]),
+        ("trial,label\nnone,yes\n", "bad-input", ["sheet.csv:2", "none"]),
+        ("trial,label\nTRIAL,perhaps\n", "unknown-name", ["perhaps"]),
     ],
 )
 def test_a_sheet_that_does_not_fit_names_its_line_and_changes_nothing(

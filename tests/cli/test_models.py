@@ -60,7 +60,7 @@ def test_verify_says_whole_and_then_names_the_file_that_was_changed(
     try:
         done = run("verify")
         assert path.name in done.stdout and "SHA-256" in done.stdout
-        check_refused(done, "models-damaged", mentions=["1 of 1"])
+        check_refused(done, "damaged", mentions=["1 of 1"])
     finally:
         path.write_bytes(whole)
 
@@ -77,7 +77,7 @@ def test_a_record_that_cannot_be_read_is_named_and_hides_no_other(pulled: str, r
             assert "warning: " in done.stderr and str(bad) in done.stderr
         done = run("verify")
         assert f"{pulled[:12]}  whole" in done.stdout and str(bad) in done.stdout
-        check_refused(done, "models-damaged", mentions=["1 of 2"])
+        check_refused(done, "damaged", mentions=["1 of 2"])
     finally:
         (bad / "model.json").unlink()
         bad.rmdir()
@@ -95,7 +95,7 @@ def test_a_truncated_file_is_refused_in_one_line_and_leaves_nothing(
     before = sorted((place / "store" / "models").iterdir())
     done = run("pull", "cut.gguf")
     assert done.stdout == ""
-    check_refused(done, "gguf-damaged", mentions=["cut.gguf"])
+    check_refused(done, "damaged", mentions=["cut.gguf"])
     assert sorted((place / "store" / "models").iterdir()) == before
 
 

@@ -136,7 +136,7 @@ def test_the_models_of_a_plan_file_are_planned_by_their_edges(
     assert "Its 3 pairs of models are a second family; no verdict on a child uses it." in said
 
 
-@pytest.mark.parametrize(("more", "code"), [(("--edges", "3"), "bad-setting"), ((), "nothing-to-decide")])
+@pytest.mark.parametrize(("more", "code"), [(("--edges", "3"), "bad-setting"), ((), "bad-usage")])
 def test_a_lineage_without_edges_or_with_two_numbers_of_them_is_refused(
     lineage: Store, more: tuple[str, ...], code: str, tmp_path: Path
 ) -> None:

@@ -104,7 +104,7 @@ def test_what_cannot_show_what_it_seems_to_is_warned_of(run: Run, place: Path) -
 def test_a_variant_alone_is_answered_with_its_attack(run: Run) -> None:
     args = ("study", "--model", "scripted:careful", "--application", "desk.toml", "--attack", "base64")
     done = run(*args)
-    check_refused(done, "variant-without-attack", mentions=["encoding:base64"])
+    check_refused(done, "unknown-name", mentions=["encoding:base64"])
 
 
 def test_the_help_names_the_defaults_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,7 @@ def test_a_device_is_named_as_it_is_parsed(text: str, device: Device) -> None:
 
 @pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "mps:1", "cuda:1:2"])
 def test_what_is_no_device_is_refused_with_those_that_are_known(text: str) -> None:
-    with raises(UsageError, "device-unknown", mentions=["cpu", "cuda:N", "mps"]):
+    with raises(UsageError, "unknown-name", mentions=["cpu", "cuda:N", "mps"]):
         Device.parse(text)
 
 
@@ -165,7 +165,7 @@ def test_a_named_device_comes_before_the_environment_and_both_before_the_fastest
     monkeypatch.setenv(host.DEVICE_VARIABLE, "auto")
     assert host.choose_device() == Device("cuda", 0)
     monkeypatch.setenv(host.DEVICE_VARIABLE, "tpu")
-    with raises(UsageError, "device-unknown", mentions=["tpu"]):
+    with raises(UsageError, "unknown-name", mentions=["tpu"]):
         host.choose_device()
 
 
@@ -174,7 +174,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
     monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     with_gpus(monkeypatch, 2)
-    with raises(Unavailable, "device-missing", mentions=[text, "cuda:0, cuda:1, cpu"]):
+    with raises(Unavailable, "unavailable", mentions=[text, "cuda:0, cuda:1, cpu"]):
         host.choose_device(Device.parse(text))
 
 

@@ -317,7 +317,7 @@ class Anything:
 
 
 def test_an_object_without_a_protocol_is_refused_and_forgotten() -> None:
-    with raises(Unavailable, "plugin-incomplete"):
+    with raises(Unavailable, "plugin-broken"):
         h.Study(h.StudySpec(["scripted:careful"], APPLICATION, attacks=[Anything()]))
     assert not [name for name in registry.names("redteam.attacks") if "Anything" in name]
 

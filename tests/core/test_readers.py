@@ -154,6 +154,6 @@ def test_without_a_file_an_error_stays_as_it_is() -> None:
 
 def test_the_code_of_an_error_is_its_own_or_that_of_its_cause() -> None:
     outer = ValueError("size must be smaller")
-    outer.__cause__ = BadArgument("words", key="size", code="unknown-encoding")
-    assert code_of(outer, "bad-setting") == code_of(outer.__cause__, "bad-setting") == "unknown-encoding"
-    assert code_of(ValueError("size must be smaller"), "bad-setting") == "bad-setting"
+    outer.__cause__ = BadArgument("words", key="size", code="unknown-name")
+    assert code_of(outer) == code_of(outer.__cause__) == "unknown-name"
+    assert code_of(ValueError("size must be smaller")) == "bad-setting"

@@ -185,7 +185,7 @@ def test_a_source_may_come_again_where_it_is_allowed(built: Build, tmp_path: Pat
 
 
 def test_a_mixture_that_runs_dry_is_refused_with_the_numbers(built: Build, tmp_path: Path) -> None:
-    with raises(UsageError, "mixture-runs-dry", mentions=["10,000,000", "75.0%", "7,500,000", "25.0%"]):
+    with raises(UsageError, "bad-usage", mentions=["10,000,000", "75.0%", "7,500,000", "25.0%"]):
         built("[mixture]\ntokens = 10_000_000\n", source=two((3, 1)))
     assert not (tmp_path / "out").exists()
 
@@ -193,7 +193,7 @@ def test_a_mixture_that_runs_dry_is_refused_with_the_numbers(built: Build, tmp_p
 def test_a_weighted_source_of_which_nothing_is_left_is_refused(built: Build, shelf: Path) -> None:
     for path in shelf.glob("1*.txt"):
         path.write_text("0x11 0x12")
-    with raises(UsageError, "mixture-runs-dry", mentions=["50.0%", "0"]):
+    with raises(UsageError, "bad-usage", mentions=["50.0%", "0"]):
         built("[[step]]\nkind = 'language'\nkeep = ['en']\n", source=two((1, 1)))
 
 
@@ -201,16 +201,16 @@ def test_a_weighted_source_of_which_nothing_is_left_is_refused(built: Build, she
 
 
 def test_an_empty_corpus_is_refused_and_the_step_that_emptied_it_named(built: Build, shelf: Path) -> None:
-    with raises(UsageError, "corpus-all-dropped", mentions=["language", "60"]):
+    with raises(UsageError, "bad-input", mentions=["language", "60"]):
         built("[[step]]\nkind = 'language'\nkeep = ['ja']\n")
     for path in shelf.iterdir():
         path.write_text(" \n")
-    with raises(UsageError, "corpus-no-document"):
+    with raises(UsageError, "bad-input"):
         built()
 
 
 def test_a_vocabulary_too_large_for_the_text_is_refused_with_the_size_that_is_not(built: Build) -> None:
-    with raises(BadInput, "vocabulary-too-large", mentions=["30,000"]) as e:
+    with raises(BadInput, "bad-input", mentions=["30,000"]) as e:
         built(tail="[tokenizer]\nvocabulary = 30000\nleast_count = 5\n[shards]\nvalidation = 0.2\n")
     numbers = re.findall(r"\d[\d,]*", str(e.value).rpartition(".toml")[2])
     asked, there, fits = sorted((int(each.replace(",", "")) for each in numbers), reverse=True)[:3]
@@ -219,7 +219,7 @@ def test_a_vocabulary_too_large_for_the_text_is_refused_with_the_size_that_is_no
 
 
 def test_a_validation_split_that_gets_no_document_is_refused(built: Build) -> None:
-    with raises(UsageError, "validation-empty", mentions=["1e-06"]):
+    with raises(UsageError, "bad-input", mentions=["1e-06"]):
         built(tail="[tokenizer]\nvocabulary = 400\nleast_count = 2\n[shards]\nvalidation = 0.000001\n")
 
 
@@ -228,7 +228,7 @@ def test_a_worker_s_mistake_names_its_file_and_leaves_nothing(
 ) -> None:
     (shelf / "07.txt").write_bytes(b"ok\n\xff\n")
     for workers in (1, 2):
-        with raises(UsageError, "not-utf8", mentions=["07.txt:2"]):
+        with raises(UsageError, "bad-input", mentions=["07.txt:2"]):
             built(workers=workers)
     assert {path.name for path in tmp_path.iterdir()} == {"texts", "recipe.toml"}
 
@@ -238,9 +238,7 @@ def test_a_document_too_long_to_be_one_is_named(
 ) -> None:
     monkeypatch.setattr("heredity.corpus.jobs.LONGEST", 200_000)
     (shelf / "00.txt").write_text("word " * 50_000)
-    with raises(
-        UsageError, "document-too-long", mentions=["shelf", "00.txt", "59.txt", "250,000", "separator"]
-    ):
+    with raises(UsageError, "bad-usage", mentions=["shelf", "00.txt", "59.txt", "250,000", "separator"]):
         built()
 
 
@@ -253,7 +251,7 @@ def test_without_a_validation_split_nothing_is_held_out(built: Build, tmp_path: 
 
 def test_a_folder_that_is_there_is_not_overwritten(built: Build, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with raises(UsageError, "folder-exists"):
+    with raises(UsageError, "bad-usage"):
         built()
 
 
@@ -264,14 +262,14 @@ def test_a_changed_file_is_refused(built: Build, tmp_path: Path, name: str) -> N
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
-    with raises(WrongHash, "corpus-file-changed", mentions=[name]):
+    with raises(WrongHash, "hash-mismatch", mentions=[name]):
         Corpus.open(tmp_path / "out")
     path.write_bytes(raw[:-1])
     if name != "tokenizer.json":
-        with raises(Damaged, "file-size-wrong", mentions=[name]):
+        with raises(Damaged, "damaged", mentions=[name]):
             Corpus.open(tmp_path / "out", verify=False)
     path.unlink()
-    with raises(Damaged, "corpus-file-missing", mentions=[name]):
+    with raises(Damaged, "damaged", mentions=[name]):
         Corpus.open(tmp_path / "out")
 
 
@@ -281,7 +279,7 @@ def test_a_changed_card_is_refused(built: Build, tmp_path: Path) -> None:
     said = json.loads(path.read_text())
     said["recipe"]["seed"] = 7
     path.write_text(json.dumps(said))
-    with raises(WrongHash, "fingerprint-wrong"):
+    with raises(WrongHash, "hash-mismatch"):
         Corpus.open(tmp_path / "out")
     path.write_text(json.dumps({**said, "schema": 99}))
     with raises(NotComparable, "schema-mismatch", mentions=["99"]):
@@ -290,7 +288,7 @@ def test_a_changed_card_is_refused(built: Build, tmp_path: Path) -> None:
     with pytest.raises(Damaged):
         Corpus.open(tmp_path / "out")
     path.unlink()
-    with raises(UsageError, "not-a-corpus"):
+    with raises(UsageError, "bad-usage"):
         Corpus.open(tmp_path / "out")
 
 
@@ -342,7 +340,7 @@ def test_nothing_in_a_card_can_be_changed_unnoticed(
     said = json.loads(path.read_text())
     change(said)
     path.write_text(json.dumps(said))
-    with raises(WrongHash, "card-changed", mentions=["corpus.json"]):
+    with raises(WrongHash, "hash-mismatch", mentions=["corpus.json"]):
         Corpus.open(tmp_path / "out")
 
 
@@ -350,8 +348,8 @@ def test_the_list_of_what_was_read_is_that_of_the_build(built: Build, tmp_path: 
     built()
     path = tmp_path / "out" / "inputs.jsonl"
     path.write_text(path.read_text().replace("00.txt", "zz.txt"))
-    with raises(WrongHash, "inputs-changed", mentions=["inputs.jsonl"]):
+    with raises(WrongHash, "hash-mismatch", mentions=["inputs.jsonl"]):
         Corpus.open(tmp_path / "out")
     path.unlink()
-    with raises(Damaged, "inputs-unreadable", mentions=["inputs.jsonl"]):
+    with raises(Damaged, "damaged", mentions=["inputs.jsonl"]):
         Corpus.open(tmp_path / "out")

@@ -75,17 +75,17 @@ def test_a_separator_cuts_a_file_into_documents(tmp_path: Path) -> None:
 
 def test_a_text_of_another_encoding_is_an_error_with_its_line_until_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\ncaf\xe9\n")
-    with raises(BadInput, "not-utf8", mentions=["a.txt:3", "latin-1"]):
+    with raises(BadInput, "bad-input", mentions=["a.txt:3", "latin-1"]):
         read(tmp_path, "text", "a.txt")
     assert read(tmp_path, "text", "a.txt", encoding="latin-1") == ["one\ntwo\ncafé\n"]
-    with raises(ValueError, "unknown-encoding", mentions=["latin-99"]):
+    with raises(ValueError, "unknown-name", mentions=["latin-99"]):
         source("text", "a.txt", encoding="latin-99")
 
 
 def test_nothing_there_is_an_error_that_says_where(tmp_path: Path) -> None:
-    with raises(UsageError, "path-missing", mentions=["s", "missing"]):
+    with raises(UsageError, "unreadable-file", mentions=["s", "missing"]):
         read(tmp_path, "text", "missing")
-    with raises(UsageError, "folder-without-files", mentions=[".txt .text"]):
+    with raises(UsageError, "unreadable-file", mentions=[".txt .text"]):
         read(tmp_path, "text", ".")
 
 
@@ -125,8 +125,8 @@ def test_json_lines_are_the_same_documents_however_the_file_is_cut(
     ("row", "message"),
     [
         ("{", ("not-json", ["a.jsonl:3"])),
-        ("[1]", ("not-objects", ["a.jsonl:3"])),
-        ('{"txt": "a"}', ("unknown-column", ["a.jsonl:3", "text", "txt"])),
+        ("[1]", ("wrong-type", ["a.jsonl:3"])),
+        ('{"txt": "a"}', ("unknown-key", ["a.jsonl:3", "text", "txt"])),
         ('{"text": 4}', ("wrong-type", ["a.jsonl:3", "text"])),
     ],
 )
@@ -158,7 +158,7 @@ def test_parquet_rows_are_documents_and_a_wrong_column_is_named(
     assert read(tmp_path, "parquet", ".", text="body") == expected
     monkeypatch.setattr(importlib.import_module("heredity.corpus.sources.parquet"), "JOB_BYTES", 1)
     assert read(tmp_path, "parquet", ".", text="body") == expected
-    with raises(BadInput, "unknown-column", mentions=["a.parquet", "bod", "body"]):
+    with raises(BadInput, "unknown-key", mentions=["a.parquet", "bod", "body"]):
         read(tmp_path, "parquet", ".", text="bod")
     with raises(BadInput, "wrong-type", mentions=["n"]):
         read(tmp_path, "parquet", ".", text="n")
@@ -189,7 +189,7 @@ def test_a_code_tree_leaves_out_what_no_person_wrote(tmp_path: Path) -> None:
 
 
 def test_a_hub_data_set_needs_a_commit(tmp_path: Path) -> None:
-    with raises(ValueError, "revision-not-a-commit", mentions=["revision"]):
+    with raises(ValueError, "bad-setting", mentions=["revision"]):
         source("hub", "org/name", revision="main")
     source("hub", "org/name", revision="0" * 40)
 

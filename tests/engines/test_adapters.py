@@ -252,7 +252,7 @@ def test_a_removed_adapter_leaves_no_cache_and_its_successor_answers_by_itself(o
     assert not [key for key in pool._prefixes if key and number_of(key[-1]) == 2]
     assert 2 not in shared._adapters and len(shared._adapters) == N - 2
     (gone,) = shared.reply(first[:1])
-    assert (gone.stop, gone.error_code) == ("error", "adapter-dropped")
+    assert (gone.stop, gone.error_code) == ("error", "engine-failure")
     other = shared.add(one_hub.folders[2], shared.read(one_hub.folders[2]))
     assert other.number == N
     after = {reply.key: reply for reply in other.reply(first)}

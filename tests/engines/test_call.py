@@ -240,7 +240,7 @@ def test_an_answer_that_does_not_come_is_an_error_row_in_time() -> None:
 
 
 def test_a_target_that_always_hangs_ends_the_run() -> None:
-    with raises(EngineFailure, "request-hangs"):
+    with raises(EngineFailure, "engine-failure"):
         engine = engine_of(hangs, width=1, timeout=0.001)
         engine._timeout = -0.99
         list(engine.reply(ask(i, "hello") for i in range(99)))
@@ -289,7 +289,7 @@ def test_prefill_is_refused_in_words() -> None:
 
 def test_a_function_that_would_not_see_the_system_prompt_is_not_measured() -> None:
     plain = Request(1, (Message("system", "keep it"), Message("user", "hello")), n_shared=1)
-    with raises(EngineFailure, "system-prompt-lost", mentions=['rendering = "theirs"']):
+    with raises(EngineFailure, "engine-failure", mentions=['rendering = "theirs"']):
         answers(leaky, plain)
     assert answers(slowly, plain)[1].text == "HELLO"
 
@@ -300,7 +300,7 @@ def test_a_study_refuses_a_function_that_would_not_see_the_system_prompt(
     plain = Application("a desk", f"You keep the code {CODE}.", secrets=(Secret("the code", CODE),))
     said = ["messages: list[dict]", "text: str", "conversation", 'rendering = "theirs"']
     for model in (leaky, store.get(leaky)):
-        with raises(UsageError, "target-takes-text", mentions=said):
+        with raises(UsageError, "bad-usage", mentions=said):
             heredity.Study(
                 heredity.StudySpec([slowly, model], plain, probes=["planted_secret"], out=tmp_path / "study"),
                 store=store,
@@ -314,11 +314,11 @@ def test_a_study_refuses_a_function_that_would_not_see_the_system_prompt(
 @pytest.mark.parametrize(
     ("ref", "said"),
     [
-        ("call:nowhere.at.all:f", ("module-not-found", [])),
-        (f"call:{HERE}absent", ("function-missing", ["absent"])),
-        (f"call:{HERE}CODE", ("function-not-callable", [])),
-        ("call:tests", ("function-malformed", [])),
-        (f"call:{HERE}wants_more", ("function-unknown-argument", ["database"])),
+        ("call:nowhere.at.all:f", ("bad-usage", [])),
+        (f"call:{HERE}absent", ("bad-usage", ["absent"])),
+        (f"call:{HERE}CODE", ("bad-usage", [])),
+        ("call:tests", ("bad-usage", [])),
+        (f"call:{HERE}wants_more", ("bad-usage", ["database"])),
     ],
 )
 def test_a_wrong_reference_is_a_line(store: Store, ref: str, said: tuple[str, list[str]]) -> None:
@@ -335,7 +335,7 @@ def test_a_changed_function_is_another_model_and_does_not_answer_for_the_old(
     assert store.get("call:their_desk:answer").record.id == old.record.id
     (tmp_path / "their_desk.py").write_text("def answer(text):\n    return 'two'\n")
     assert store.get("call:their_desk:answer").record.id != old.record.id
-    with raises(Unavailable, "function-changed"):
+    with raises(Unavailable, "unavailable"):
         load_engine(old, store)
 
 
@@ -375,7 +375,7 @@ def test_weights_are_not_asked_as_if_they_were_an_application(store: Store) -> N
     weights = Model(
         "0" * 32, "w", "f", "text", "x", "gguf", (), RecipeRecord("pull", {}), (), Made("", "", 0.0, {})
     )
-    with raises(UsageError, "rendering-theirs"):
+    with raises(UsageError, "bad-usage"):
         resolve_plan(StudySpec([weights], THEIRS, probes=["planted_secret"]))
 
 
@@ -388,7 +388,7 @@ def test_a_function_is_recorded_when_it_first_answers(store: Store, tmp_path: Pa
         assert (reply.error is None) is (function is leaky)
     (kept,) = store.models()
     assert kept.name == f"call:{HERE}leaky" and store.get(leaky) == store.by_id(kept.id)
-    with raises(Unavailable, "model-not-in-store"):  # a folder imports no code by itself
+    with raises(Unavailable, "model-not-pulled"):  # a folder imports no code by itself
         heredity.Study(
             heredity.StudySpec([careful], THEIRS, probes=["planted_secret"], out=tmp_path / "study"),
             store=store,

@@ -108,7 +108,7 @@ def test_a_stream_is_the_same_answer(engine: TorchEngine) -> None:
 def test_a_schema_that_cannot_be_held_is_refused(engine: TorchEngine, schema: str, said: str) -> None:
     with pytest.raises(BadArgument, match=said) as refused:
         engine.check_schema(schema)
-    assert refused.value.code == "bad-schema"
+    assert refused.value.code == "bad-setting"
 
 
 def test_an_answer_that_the_schema_lost_is_cut_and_not_ended(engine: TorchEngine) -> None:
@@ -126,7 +126,7 @@ def test_an_answer_does_not_wait_for_the_schema_of_another(
     def slow(*_: object) -> None:
         compiling.set()
         assert done.wait(600)
-        raise BadArgument("too slow", code="bad-schema")
+        raise BadArgument("too slow", code="bad-setting")
 
     monkeypatch.setattr(Constraints, "_compile", slow)
     with ThreadPoolExecutor() as pool:
@@ -142,7 +142,7 @@ def test_an_answer_does_not_wait_for_the_schema_of_another(
 
 def test_an_engine_that_cannot_hold_a_schema_is_refused() -> None:
     check_schema(ScriptedEngine("careful"), Decoding())
-    with raises(Unavailable, "schema-not-held", ["torch"]):
+    with raises(Unavailable, "unavailable", ["torch"]):
         check_schema(ScriptedEngine("careful"), Decoding(json_schema="{}"))
 
 
@@ -164,9 +164,9 @@ def test_an_application_takes_a_schema_as_text_as_a_file_and_as_a_table(tmp_path
 @pytest.mark.parametrize(
     ("decoding", "more", "code"),
     [
-        ('json_schema = "missing.json"', "", "path-missing"),
-        ("json_schema = '{\"type\":'", "", "malformed-json"),
-        ("json_schema = '{}'", '[[tools]]\nname = "look_up"\ndescription = "Looks up."', "schema-with-tools"),
+        ('json_schema = "missing.json"', "", "unreadable-file"),
+        ("json_schema = '{\"type\":'", "", "damaged"),
+        ("json_schema = '{}'", '[[tools]]\nname = "look_up"\ndescription = "Looks up."', "bad-setting"),
     ],
 )
 def test_a_bad_schema_of_an_application_is_refused(
@@ -183,7 +183,7 @@ def test_a_study_has_the_schema_in_its_plan_and_only_such_answers(tiny_llama: Pa
     assert read_plan(tmp_path / "study").application.decoding.json_schema == SCHEMA
     texts = [e.text for row in by_index(tmp_path / "study").values() for e in row.exchanges]
     assert texts and all(json.loads(text)["team"] in ("sales", "support", "returns") for text in texts)
-    with raises(Unavailable, "schema-not-held", ["scripted:careful"]):
+    with raises(Unavailable, "unavailable", ["scripted:careful"]):
         Study(
             StudySpec(["scripted:careful"], layer, probes=probes(1), out=tmp_path / "other"), store=store
         ).run()

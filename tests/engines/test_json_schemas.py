@@ -72,14 +72,14 @@ def test_what_stands_beside_a_one_of_still_holds() -> None:
     ],
 )
 def test_alternatives_that_may_overlap_are_refused(alternatives: list[dict[str, Any]]) -> None:
-    with raises(BadArgument, "bad-schema", mentions=["may overlap", "a number"]):
+    with raises(BadArgument, "bad-setting", mentions=["may overlap", "a number"]):
         grammar_of(json.dumps({"oneOf": alternatives}))
 
 
 @pytest.mark.parametrize("keyword", ["const", "minimum", "minLength", "multipleOf", "default", "x-more"])
 @pytest.mark.parametrize("n", [2**64, -(2**63) - 1, 10**400])
 def test_a_number_of_more_than_64_bits_is_refused(keyword: str, n: int) -> None:
-    with raises(BadArgument, "bad-schema", mentions=[str(n)[:40]]):
+    with raises(BadArgument, "bad-setting", mentions=[str(n)[:40]]):
         grammar_of(json.dumps({"items": [{keyword: n}]}))
     grammar_of(json.dumps({"const": 2**64 - 1}))
 

@@ -141,7 +141,7 @@ def test_a_file_that_is_cut_off_is_refused_before_llama_cpp_sees_it(tiny_gguf: P
 def test_a_closed_engine_says_so(tiny_gguf: Path) -> None:
     engine = open_file(tiny_gguf, width=1)
     engine.close()
-    with raises(EngineFailure, "engine-closed"):
+    with raises(EngineFailure, "engine-failure"):
         list(engine.reply([ask(0, "hello")]))
 
 
@@ -159,7 +159,7 @@ def test_two_engines_of_one_file_are_two_models_with_one_content(tiny_gguf: Path
 
 
 def test_an_engine_is_not_named_over_a_format_that_it_does_not_read(tmp_path: Path) -> None:
-    with raises(UsageError, "engine-format", mentions=["gguf"]):
+    with raises(UsageError, "bad-usage", mentions=["gguf"]):
         Store(tmp_path).get("llamacpp:scripted:careful")
 
 
@@ -168,10 +168,10 @@ def test_over_a_gguf_vllm_names_the_same_weights_in_the_form_that_it_reads(
 ) -> None:
     store = Store(tmp_path)
     parent = store.pull(str(tiny_gguf))
-    with raises(UsageError, "engine-format", mentions=["heredity ask tiny hello"]):
+    with raises(UsageError, "bad-usage", mentions=["heredity ask tiny hello"]):
         store.get("vllm:tiny")
     name = store.ready(parent).record.name
-    with raises(UsageError, "engine-format", mentions=[f"vllm:{name}"]):
+    with raises(UsageError, "bad-usage", mentions=[f"vllm:{name}"]):
         store.get("vllm:tiny")
     assert store.get(f"vllm:{name}").record.format == "safetensors"
 
@@ -236,7 +236,7 @@ def test_an_answer_matches_a_json_schema_and_a_bad_schema_is_refused(engine: Lla
     texts = {reply.text for reply in engine.reply(asked)}
     assert texts <= {'{"team": "sales"}', '{"team": "support"}'}
     engine.check_schema(schema)
-    with raises(BadArgument, "bad-schema", ["cat"]):
+    with raises(BadArgument, "bad-setting", ["cat"]):
         engine.check_schema('{"type": "cat"}')
 
 

@@ -82,5 +82,5 @@ def test_a_stream_gives_its_requests_and_says_when_it_has_ended() -> None:
 
 
 def test_an_open_stream_without_requests_in_flight_is_a_failure() -> None:
-    with raises(EngineFailure, "stream-stuck"):
+    with raises(EngineFailure, "engine-failure"):
         RequestStream([None]).refuse_idle()

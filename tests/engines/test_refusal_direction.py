@@ -94,7 +94,7 @@ def test_a_direction_says_where_it_was_found(engine) -> None:
 
 
 def test_too_few_requests_find_nothing(engine) -> None:
-    with raises(UsageError, "too-few-requests", mentions=["8"]):
+    with raises(UsageError, "bad-usage", mentions=["8"]):
         engine.direction(HARMFUL[:7], HARMLESS)
 
 
@@ -114,7 +114,7 @@ def test_the_changed_engine_has_a_name_of_its_own_and_leaves_the_other_as_it_was
 
 
 def test_what_is_no_direction_is_said_in_a_line() -> None:
-    with raises(EngineFailure, "bad-direction"):
+    with raises(EngineFailure, "engine-failure"):
         refusal_direction.projection("not base64!")
 
 

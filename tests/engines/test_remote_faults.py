@@ -90,7 +90,7 @@ def test_what_fails_for_all_ends_the_run(api: str, mode: str, tmp_path: Path) ->
     with (
         FaultServer(always=mode) as server,
         engine(server, api, tmp_path) as far,
-        raises(EngineFailure, "service-failed", mentions=[f"HTTP {mode[-3:]}"]) as failure,
+        raises(EngineFailure, "engine-failure", mentions=[f"HTTP {mode[-3:]}"]) as failure,
     ):
         list(far.reply(asks(50)))
     assert KEY not in str(failure.value) and len(server.asked) <= 4
@@ -112,7 +112,7 @@ def test_money_that_is_gone_ends_the_run_and_is_not_asked_for_again(tmp_path: Pa
     ):
         replies = far.reply(asks(10))
         assert next(replies).text == "answer to q0"
-        with raises(EngineFailure, "service-failed", mentions=["no money left"]):
+        with raises(EngineFailure, "engine-failure", mentions=["no money left"]):
             next(replies)
     assert len(server.asked) == 2
 
@@ -121,7 +121,7 @@ def test_a_service_that_is_gone_ends_the_run_after_some_error_rows(tmp_path: Pat
     with FaultServer() as server, engine(server, "openai", tmp_path, retries=1) as far:
         server._server.close()  # nobody listens any more
         got = []
-        with raises(EngineFailure, "service-failed", mentions=[16]):
+        with raises(EngineFailure, "engine-failure", mentions=[16]):
             got += list(far.reply(asks(200)))
 
 
@@ -129,7 +129,7 @@ def test_a_service_that_asks_to_wait_for_hours_ends_the_run(tmp_path: Path) -> N
     with (
         FaultServer(always="429=7200") as server,
         engine(server, "openai", tmp_path) as far,
-        raises(EngineFailure, "service-failed", mentions=["7,200"]),
+        raises(EngineFailure, "engine-failure", mentions=["7,200"]),
     ):
         list(far.reply(asks(3)))
 

@@ -103,7 +103,7 @@ def test_the_price_holds_whatever_the_options_but_not_at_another_address() -> No
         is not None
     )
     assert calls.price("remote:openai:gpt-5", "openai", "http://127.0.0.1:1/v1", "gpt-5") is None
-    with raises(UsageError, "price-missing"):
+    with raises(UsageError, "bad-usage"):
         Calls(budget=Budget(max_cost=1.0)).price("m", "openai", HOMES["openai"], "gpt-of-tomorrow")
 
 

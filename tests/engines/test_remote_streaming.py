@@ -151,7 +151,7 @@ def test_a_refused_key_ends_the_run(tmp_path: Path) -> None:
     with (
         FaultServer(always="echo-401") as server,
         engine(server, "openai", tmp_path) as far,
-        raises(EngineFailure, "service-failed", mentions=["HTTP 401"]) as failure,
+        raises(EngineFailure, "engine-failure", mentions=["HTTP 401"]) as failure,
     ):
         list(far.stream([ask()], RecordingListener()))
     assert KEY not in str(failure.value)

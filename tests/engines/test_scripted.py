@@ -100,7 +100,7 @@ def test_the_prompt_is_what_render_gives_prefill_included() -> None:
 
 
 def test_what_waits_for_replies_that_are_not_under_way_is_a_failure() -> None:
-    with raises(EngineFailure, "stream-stuck"):
+    with raises(EngineFailure, "engine-failure"):
         list(ScriptedEngine("careful").reply([None]))
 
 

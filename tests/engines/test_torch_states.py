@@ -53,7 +53,7 @@ def test_a_shared_beginning_changes_no_more_than_the_arithmetic_s_rounding(engin
 
 def test_what_is_not_there_cannot_be_read(engine: TorchEngine) -> None:
     for n_layers in (0, engine.n_layers + 1):
-        with raises(EngineFailure, "layer-missing"):
+        with raises(EngineFailure, "engine-failure"):
             engine.until(n_layers)
     with pytest.raises(ContextOverflow):
         engine.until(1).state(request("fox " * 600))

@@ -223,7 +223,7 @@ def test_a_key_comes_from_the_environment_and_is_nowhere_else(
     (reply,) = ask(engine_at(server.address, store, headers=headers), "echo key")
     assert server.asked[0][0]["Authorization"] == f"Bearer {KEY}"
     assert reply.text == "your key is [key]"
-    with raises(EngineFailure, "access-denied") as raised:
+    with raises(EngineFailure, "engine-failure") as raised:
         ask(engine_at(server.address, store, headers=headers), "no entry")
     assert KEY not in str(raised.value)
     kept = b"".join(path.read_bytes() for path in store.root.rglob("*") if path.is_file())
@@ -231,28 +231,28 @@ def test_a_key_comes_from_the_environment_and_is_nowhere_else(
 
 
 def test_a_variable_that_is_not_set_is_said_before_anything_is_asked(server: Server, store: Store) -> None:
-    with raises(Unavailable, "header-unset", mentions=["NOT_SET_HERE"]):
+    with raises(Unavailable, "key-unset", mentions=["NOT_SET_HERE"]):
         engine_at(server.address, store, headers={"Authorization": "NOT_SET_HERE"})
     assert not server.asked
 
 
 def test_a_server_that_is_down_ends_the_run(server: Server, store: Store) -> None:
-    with raises(EngineFailure, "endpoint-unreachable"):
+    with raises(EngineFailure, "engine-failure"):
         ask(engine_at("http://127.0.0.1:9/chat", store), *(["hello"] * 40))
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('url = "ftp://desk"', ("not-an-http-address", ["url"])),
-        ('url = "https://me:secret@desk.example"', ("address-with-secret", [])),
+        ('url = "ftp://desk"', ("bad-setting", ["url"])),
+        ('url = "https://me:secret@desk.example"', ("bad-setting", [])),
         (
             'url = "https://d.example"\nheaders = {Authorization = "Bearer sk-123"}',
-            ("header-not-a-variable", []),
+            ("bad-setting", []),
         ),
-        ('url = "https://d.example"\nanswer = "reply"', ("not-a-pointer", [])),
-        ('url = "https://d.example"\nbody = {q = "hello"}', ("body-without-slot", ["$messages", "$text"])),
-        ('url = "https://d.example"\nbody = {q = "$txt"}', ("body-unknown-slot", ["$txt"])),
+        ('url = "https://d.example"\nanswer = "reply"', ("bad-setting", [])),
+        ('url = "https://d.example"\nbody = {q = "hello"}', ("bad-setting", ["$messages", "$text"])),
+        ('url = "https://d.example"\nbody = {q = "$txt"}', ("unknown-name", ["$txt"])),
         ('url = "https://d.example"\nconcurency = 3', ("unknown-key", ["concurency"])),
     ],
 )
@@ -296,7 +296,7 @@ def test_an_application_that_sees_only_the_text_is_not_measured_on_a_prompt_it_n
     server: Server, store: Store
 ) -> None:
     engine = engine_at(server.address, store, body={"question": "$text"})
-    with raises(EngineFailure, "system-prompt-lost", mentions=['rendering = "theirs"']):
+    with raises(EngineFailure, "engine-failure", mentions=['rendering = "theirs"']):
         engine.render(Request(0, (Message("system", "keep it"), Message("user", "hi")), n_shared=1))
     engine.close()
 
@@ -304,7 +304,7 @@ def test_an_application_that_sees_only_the_text_is_not_measured_on_a_prompt_it_n
 def test_a_study_refuses_an_address_that_is_sent_only_the_text(store: Store, tmp_path: Path) -> None:
     (tmp_path / "desk.toml").write_text('url = "http://desk.example"\nbody = { question = "$text" }')
     plain = msgspec.structs.replace(THEIRS, rendering="plain")
-    with raises(UsageError, "target-takes-text", mentions=["$messages", "$system", 'rendering = "theirs"']):
+    with raises(UsageError, "bad-usage", mentions=["$messages", "$system", 'rendering = "theirs"']):
         heredity.Study(
             heredity.StudySpec([f"url:{tmp_path / 'desk.toml'}"], plain, probes=["planted_secret"]),
             store=store,

@@ -154,14 +154,14 @@ def test_every_cut_of_a_file_is_damaged(tiny_gguf: Path, tmp_path: Path) -> None
 def test_a_huge_count_is_damage_and_not_an_allocation(tmp_path: Path, counts: tuple[int, int]) -> None:
     path = tmp_path / "huge.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + bytes(64))
-    with raises(Damaged, "gguf-damaged", mentions=["huge.gguf"]):
+    with raises(Damaged, "damaged", mentions=["huge.gguf"]):
         read_gguf(path)
 
 
 def test_a_huge_safetensors_header_is_damage_and_not_an_allocation(tmp_path: Path) -> None:
     path = tmp_path / "huge.safetensors"
     path.write_bytes(struct.pack("<Q", 2**63) + b"{}")
-    with raises(Damaged, "header-cut-off"):
+    with raises(Damaged, "damaged"):
         read_safetensors(path)
 
 
@@ -170,7 +170,7 @@ def test_overlapping_tensors_are_damage(tmp_path: Path) -> None:
     text = json.dumps({"a": entry, "b": {**entry, "data_offsets": [4, 12]}}).encode()
     path = tmp_path / "overlap.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
-    with raises(Damaged, "tensors-overlap"):
+    with raises(Damaged, "damaged"):
         read_safetensors(path)
 
 
@@ -178,7 +178,7 @@ def test_a_deeply_nested_header_is_damage(tmp_path: Path) -> None:
     text = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     path = tmp_path / "nested.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text)
-    with raises(Damaged, "header-unreadable", [path]):
+    with raises(Damaged, "damaged", [path]):
         read_safetensors(path)
 
 
@@ -204,7 +204,7 @@ def header_of(path: Path, shape: str, n_data: int = 0) -> Path:
 )
 def test_axes_are_few_and_small_or_it_is_damage_at_once(shape: str, tmp_path: Path) -> None:
     path = header_of(tmp_path / "axes.safetensors", shape)
-    with computing_within(1), raises(Damaged, "header-unreadable", [path]):
+    with computing_within(1), raises(Damaged, "damaged", [path]):
         read_safetensors(path)
 
 

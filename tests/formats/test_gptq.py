@@ -101,7 +101,7 @@ def test_the_width_of_a_group_divides_the_inputs_or_is_refused() -> None:
     assert [RoundingGrid(4, 128).width(n) for n in (4864, 896, 576, 96)] == [128, 128, 64, 32]
     assert RoundingGrid(4, 128).bits_per_weight(4864) == pytest.approx(4 + 20 / 128)
     assert RoundingGrid(4, 128, True).bits_per_weight(576) == pytest.approx(4 + 16 / 64)
-    with raises(Refused, "group-size-divides-not"):
+    with raises(Refused, "refused"):
         RoundingGrid(4, 128).width(100)
 
 
@@ -119,8 +119,8 @@ def test_a_singular_hessian_is_damped_until_it_can_be_inverted() -> None:
 
 def test_numbers_that_are_none_are_not_rounded() -> None:
     weight, _, hessian = _problem(8, 64)
-    with raises(Damaged, "not-finite"):
+    with raises(Damaged, "damaged"):
         gptq.gptq(weight, hessian * torch.nan, RoundingGrid(4, 32))
     weight[0, 0] = torch.inf
-    with raises(Damaged, "not-finite"):
+    with raises(Damaged, "damaged"):
         gptq.round_to_nearest(weight, RoundingGrid(4, 32))

@@ -218,10 +218,10 @@ def test_an_adapter_of_an_unread_form_says_what_would_work(plain: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "code"),
-    [({"r": 0}, "damaged"), ({"r": 5}, "adapter-rank"), ({"r": 2**40}, "adapter-rank"),
-     ({"rank_pattern": {"q_proj": 9}}, "adapter-rank"), ({"lora_alpha": "x"}, "damaged"),
+    [({"r": 0}, "damaged"), ({"r": 5}, "damaged"), ({"r": 2**40}, "damaged"),
+     ({"rank_pattern": {"q_proj": 9}}, "damaged"), ({"lora_alpha": "x"}, "damaged"),
      ({"alpha_pattern": {"q_proj": "x"}}, "damaged"), ({"r": 10**400}, "damaged"),
-     ({"lora_alpha": 1e300}, "not-finite")],
+     ({"lora_alpha": 1e300}, "damaged")],
 )  # fmt: skip
 def test_a_config_that_contradicts_the_tensors_is_damaged(
     plain: Path, setting: dict[str, object], code: str
@@ -269,7 +269,7 @@ def test_a_pattern_that_takes_long_to_match_is_refused(
 
 def test_a_config_nested_too_deep_to_read_is_damaged(plain: Path) -> None:
     (plain / "adapter_config.json").write_text("[" * 200_000 + "]" * 200_000)
-    with raises(Damaged, "config-not-json"):
+    with raises(Damaged, "damaged"):
         read_adapter(plain)
 
 
@@ -281,7 +281,7 @@ def test_an_update_that_makes_a_model_compute_infinity_is_refused(plain: Path) -
         tensors[f"{module}.lora_A.weight"].fill_(size_a)
         tensors[name].fill_(size_b)
         save_file(tensors, plain / "adapter_model.safetensors")
-        with raises(Damaged, "not-finite"):
+        with raises(Damaged, "damaged"):
             read_adapter(plain)
 
 
@@ -290,7 +290,7 @@ def test_values_that_are_no_numbers_are_refused(plain: Path) -> None:
     name = min(tensors)
     tensors[name][0, 0] = torch.nan
     save_file(tensors, plain / "adapter_model.safetensors")
-    with raises(Damaged, "not-finite"):
+    with raises(Damaged, "damaged"):
         read_adapter(plain)
 
 
@@ -313,13 +313,13 @@ def test_a_header_that_promises_more_than_the_file_holds_is_refused(plain: Path)
         {"x.lora_A.weight": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 4]}}
     )
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\0" * 4)
-    with raises(Damaged, "safetensors-damaged"):
+    with raises(Damaged, "damaged"):
         read_adapter(plain)
 
 
 def test_an_adapter_without_tensors_names_the_file(plain: Path) -> None:
     shutil.move(plain / "adapter_model.safetensors", plain / "adapter_model.bin")
-    with raises(Damaged, "adapter-missing", mentions=["adapter_model.safetensors"]):
+    with raises(Damaged, "damaged", mentions=["adapter_model.safetensors"]):
         read_adapter(plain)
 
 
@@ -378,7 +378,7 @@ def test_an_adapter_of_experts_that_the_base_keeps_in_one_tensor_is_refused(
 ) -> None:
     adapter = make_adapter(moe, tmp_path / "adapter", **EXPERT_FORMS["down"])
     names = {"model.layers.0.mlp.experts.down_proj", "model.layers.0.self_attn.q_proj.weight"}
-    with raises(Unavailable, "adapter-to-be-merged", mentions=["merge_and_unload"]):
+    with raises(Unavailable, "unavailable", mentions=["merge_and_unload"]):
         read_adapter(adapter).fitted(names, False, adapter)
 
 

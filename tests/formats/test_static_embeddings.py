@@ -58,7 +58,7 @@ def test_contradicting_files_are_refused_when_they_are_pulled(
     tmp_path: Path, settings: dict[str, Any], mentions: list[object]
 ) -> None:
     folder = write_static(tmp_path / "odd", **settings)
-    with raises(Damaged, "static-damaged", ["odd", *mentions]):
+    with raises(Damaged, "damaged", ["odd", *mentions]):
         Store(tmp_path / "store").pull(str(folder))
     assert Store(tmp_path / "store").models() == []
 
@@ -91,7 +91,7 @@ def test_a_missing_or_damaged_file_is_named(
 ) -> None:
     folder = write_static(tmp_path / "odd")
     damage(folder)
-    with raises(Damaged, "static-damaged", ["odd", *mentions]):
+    with raises(Damaged, "damaged", ["odd", *mentions]):
         read_static(folder, "odd")
 
 
@@ -111,7 +111,7 @@ def test_other_tensors_are_not_of_this_form(tmp_path: Path) -> None:
     assert holds_static(folder)  # by its settings
     (folder / "config.json").write_text("{}")
     assert not holds_static(folder) and not holds_static(tmp_path)
-    with raises(Damaged, "static-damaged", ["one", "config.json"]):
+    with raises(Damaged, "damaged", ["one", "config.json"]):
         read_static(folder, "one")
 
 

@@ -40,7 +40,7 @@ def test_candidates_have_the_form_are_different_and_are_the_same_again() -> None
         len(t) == 7 and t[0].isupper() and t[1].islower() and t[2] == "-" and t[3:5].isdigit() for t in found
     )
     assert candidates("123456", 5, seed=1) != candidates("123456", 5, seed=2)
-    with raises(UsageError, "too-few-texts", mentions=["100"]):
+    with raises(UsageError, "bad-usage", mentions=["100"]):
         candidates("42", 100)
     with raises(UsageError, "bad-setting", mentions=["0"]):
         candidates("123456", 0)

@@ -119,7 +119,7 @@ def test_a_child_that_lost_nothing_teaches_nothing(tmp_path: Path) -> None:
     how = Setting(DESK, "planted_secret", out=tmp_path)
     learned_from, measured_on = halves(probes.load("planted_secret"))
     lost = how.study("lost", [PARENT, scripted("scripted:refuser")], learned_from)
-    with raises(UsageError, "nothing-to-replay"):
+    with raises(UsageError, "bad-usage"):
         lesson(lost, measured_on, 3.0, lambda more: how.study("twins", [PARENT], more))
 
 

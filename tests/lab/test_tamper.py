@@ -125,6 +125,6 @@ def test_what_is_never_lost_and_what_cannot_be_asked(parent: Grown, tmp_path: Pa
 
 def test_nothing_is_tuned_where_nothing_can_be_asked(parent: Grown, tmp_path: Path) -> None:
     store, bare = Store(tmp_path / "store"), Application("desk", "Be kind.")
-    with raises(UsageError, "nothing-to-ask", mentions=["desk"]):
+    with raises(UsageError, "bad-usage", mentions=["desk"]):
         tampering.tamper(parent, Tuned, bare, "planted_secret", store=store)
     assert store.models() == [parent.record]

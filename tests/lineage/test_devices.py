@@ -52,7 +52,7 @@ def test_a_recipe_that_computes_nowhere_has_no_device(tmp_path: Path) -> None:
     (model := tmp_path / "model").mkdir()
     store = Store(tmp_path / "store")
     assert store.get("scripted:leaky").record.made.device is UNSET
-    with raises(UsageError, "device-unknown", mentions=["gpu7"]):
+    with raises(UsageError, "unknown-name", mentions=["gpu7"]):
         Store(model, device="gpu7")
 
 
@@ -64,7 +64,7 @@ def test_models_of_a_store_take_the_gpus_in_turn_and_a_named_one_takes_all(
     assert [str(store.device()) for _ in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert [str(Store(tmp_path, device="cuda:1").device()) for _ in range(2)] == ["cuda:1", "cuda:1"]
     assert store.device(CPU) == CPU
-    with raises(Unavailable, "device-missing", mentions=["cuda:5"]):
+    with raises(Unavailable, "unavailable", mentions=["cuda:5"]):
         Store(tmp_path, device="cuda:5").device()
 
 

@@ -76,11 +76,11 @@ def test_a_model_that_torch_reads_keeps_it_and_can_be_given_to_transformers(
 
 def test_a_setting_of_the_torch_engine_is_refused_elsewhere(store: Store, tmp_path: Path) -> None:
     pulled(store, tmp_path)
-    with raises(UsageError, "engine-format"):
+    with raises(UsageError, "bad-usage"):
         store.get("kv4:phi")
 
 
 def test_a_gguf_is_not_given_to_transformers_as_it_is(store: Store, tiny_gguf: Path) -> None:
     store.pull(str(tiny_gguf))
-    with raises(UsageError, "engine-format"):
+    with raises(UsageError, "bad-usage"):
         store.get(f"transformers:{tiny_gguf.stem}")

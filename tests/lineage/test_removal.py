@@ -77,9 +77,9 @@ def test_a_removed_model_is_gone_with_its_notes_and_frees_its_bytes(store: Store
 
 
 def test_a_parent_stays_until_its_children_go_with_it_or_it_is_forced(store: Store) -> None:
-    with raises(Refused, "model-needed", mentions=["parent", "child"]):
+    with raises(Refused, "refused", mentions=["parent", "child"]):
         remove(store, "parent")
-    with raises(Refused, "model-needed", mentions=["grandchild"]):
+    with raises(Refused, "refused", mentions=["grandchild"]):
         remove(store, "parent", "child")
     assert len(names(store)) == 3
     remove(store, "child", is_forced=True)
@@ -93,7 +93,7 @@ def test_a_name_that_is_no_model_of_the_store_removes_nothing(store: Store) -> N
         with raises(UnknownName, "unknown-name", mentions=[name]):
             find_stored(store, name)
     store.grow(Toy("parent"), store.get("child"))
-    with raises(UsageError, "name-ambiguous", mentions=["parent"]):
+    with raises(UsageError, "bad-usage", mentions=["parent"]):
         find_stored(store, "parent")
 
 
@@ -158,14 +158,14 @@ def test_a_renamed_model_keeps_its_id_and_its_files(store: Store) -> None:
 @pytest.mark.parametrize(
     ("new", "code"),
     [
-        ("parent", "name-taken"),
-        ("smollm2-135m-instruct", "name-taken"),
-        ("a/b", "bad-name"),
-        ("-x", "bad-name"),
-        ("a b", "bad-name"),
-        ("call:x", "bad-name"),
-        ("x\x1b[2J", "bad-name"),
-        ("n" * 101, "bad-name"),
+        ("parent", "name-twice"),
+        ("smollm2-135m-instruct", "name-twice"),
+        ("a/b", "bad-usage"),
+        ("-x", "bad-usage"),
+        ("a b", "bad-usage"),
+        ("call:x", "bad-usage"),
+        ("x\x1b[2J", "bad-usage"),
+        ("n" * 101, "bad-usage"),
     ],
 )
 def test_a_name_that_would_not_be_found_is_refused(store: Store, new: str, code: str) -> None:
@@ -177,7 +177,7 @@ def test_a_name_that_would_not_be_found_is_refused(store: Store, new: str, code:
 def test_a_model_elsewhere_keeps_its_name_which_is_its_address(store: Store) -> None:
     ref = "remote:openai:x@http://127.0.0.1:9/v1"
     store.keep(store.get(ref))
-    with raises(UsageError, "name-is-address"):
+    with raises(UsageError, "bad-usage"):
         rename_model(store, ref, "mine")
 
 
@@ -279,10 +279,10 @@ def test_rm_refuses_what_an_unfinished_study_needs(store: Store, run: Any, tmp_p
     plan, model = small_plan(), store.get("grandchild").record
     planned = msgspec.structs.replace(plan.models[0], id=model.id)
     write_plan(tmp_path / "runs" / "one", msgspec.structs.replace(plan, models=(planned, plan.models[1])))
-    check_refused(run("rm", "grandchild"), "model-needed", mentions=["runs/one", "planned"])
+    check_refused(run("rm", "grandchild"), "refused", mentions=["runs/one", "planned"])
     done = run("rm", "grandchild", "--force")
     assert done.returncode == 0 and "removed grandchild" in done.stderr and "freed" in done.stderr
-    check_refused(run("rm", "parent"), "model-needed", mentions=["child"])
+    check_refused(run("rm", "parent"), "refused", mentions=["child"])
 
 
 def test_gc_lists_without_a_terminal_and_deletes_with_yes(store: Store, run: Any) -> None:

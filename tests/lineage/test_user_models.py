@@ -92,13 +92,13 @@ def test_the_file_of_the_config_folder_is_read_and_none_of_the_working_folder(
 @pytest.mark.parametrize("name", ["qwen3-8b", "smollm2", "smollm2-135m-instruct"])
 def test_a_built_in_name_is_not_replaced(write: Write, name: str) -> None:
     path = write(GOOD.replace("support-8b", name))
-    with raises(BadInput, "name-taken", mentions=[f"{path}:2", name]):
+    with raises(BadInput, "name-twice", mentions=[f"{path}:2", name]):
         catalog.catalogue()
 
 
 def test_a_known_api_model_is_not_replaced(write: Write) -> None:
     path = write(GOOD.replace("desk-api", "gpt-5"))
-    with raises(BadInput, "name-taken", mentions=[f"{path}:9", "gpt-5"]):
+    with raises(BadInput, "name-twice", mentions=[f"{path}:9", "gpt-5"]):
         services.known_models()
 
 
@@ -108,7 +108,7 @@ def test_a_known_api_model_is_not_replaced(write: Write) -> None:
         ('licence = "MIT"', "", "missing-key", 2, "licence"),
         ('licence = "MIT"', "licence = 3", "wrong-type", 4, "licence"),
         ('licence = "MIT"', 'licence = "MIT"\nsize = 3', "unknown-key", 5, "size"),
-        ('format = "safetensors"', 'format = "pickle"', "unknown-choice", 5, "pickle"),
+        ('format = "safetensors"', 'format = "pickle"', "unknown-name", 5, "pickle"),
         ("parameters = 8e9", "parameters = nan", "wrong-type", 7, "parameters"),
         ("parameters = 8e9", "parameters = -1", "wrong-type", 7, "parameters"),
         ('"me/support-8b"', '"../../etc"', "wrong-type", 6, "repo"),
@@ -121,7 +121,7 @@ def test_a_known_api_model_is_not_replaced(write: Write) -> None:
             "files",
         ),
         ('licence = "MIT"', 'licence = "MIT"\nrepo = "a/b"', "unknown-key", 5, "an entry has family"),
-        ('["support-8b"]', '["a:b"]', "bad-models", 2, "a:b"),
+        ('["support-8b"]', '["a:b"]', "bad-input", 2, "a:b"),
     ],
 )
 def test_an_entry_that_does_not_fit_names_file_and_line(
@@ -135,8 +135,8 @@ def test_an_entry_that_does_not_fit_names_file_and_line(
 @pytest.mark.parametrize(
     ("old", "new", "code", "line"),
     [
-        ('api = "openai"', 'api = "opnai"', "unknown-choice", 10),
-        ('base_url = "https://desk.example/v1/"\n', "", "bad-argument", 12),
+        ('api = "openai"', 'api = "opnai"', "unknown-name", 10),
+        ('base_url = "https://desk.example/v1/"\n', "", "bad-setting", 12),
         ("price = [1.0, 2.0]", "price = [1.0]", "wrong-type", 15),
         ("price = [1.0, 2.0]", "price = [-1.0, 2.0]", "wrong-type", 15),
         ("price = [1.0, 2.0]", "price = [nan, 2.0]", "wrong-type", 15),
@@ -155,9 +155,9 @@ def test_a_file_that_is_named_and_missing_or_torn_is_an_error(
     write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = write("[")
-    with raises(BadInput, "malformed-toml", mentions=[path]):
+    with raises(BadInput, "bad-input", mentions=[path]):
         catalog.catalogue()
     monkeypatch.setenv("HEREDITY_MODELS", str(tmp_path / "none.toml"))
     _forget()
-    with raises(BadInput, "file-missing", mentions=["none.toml"]):
+    with raises(BadInput, "unreadable-file", mentions=["none.toml"]):
         catalog.catalogue()

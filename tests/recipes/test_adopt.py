@@ -149,7 +149,7 @@ def test_an_activated_adapter_is_recognised_by_its_files(store: Store, base: Gro
     assert "2 tokens" in child.record.notes["invocation"]
     assert adopt(str(folder), base, store, made="lora").record.id == child.record.id
     assert adopt(str(folder), base, store, made="alora").record.id == child.record.id
-    with raises(Unavailable, "adapter-activated", mentions=["aLoRA"]):
+    with raises(Unavailable, "unavailable", mentions=["aLoRA"]):
         store.whole(child)
     plain = make_adapter(base.folder, tmp_path / "plain", target_modules="all-linear")
     with raises(UsageError, "bad-usage", mentions=["plain", "alora"]):
@@ -163,7 +163,7 @@ def test_a_dora_adapter_of_an_unrelated_base_is_refused(store: Store, base: Grow
     adapter = make_adapter(
         other, tmp_path / "dora", target_modules="all-linear", use_dora=True, strength=0.01
     )
-    with raises(Refused, "descent-contradicted", mentions=["cosine"]):
+    with raises(Refused, "refused", mentions=["cosine"]):
         adopt(str(adapter), base, store)
 
 
@@ -244,7 +244,7 @@ def test_an_adapter_of_the_hub_brings_its_own_files_alone(
     assert evidence(child).level == "consistent"
     del files["adapter_model.safetensors"]
     play_hub(server, {**files, "adapter_model.bin": b"cos"})
-    with raises(Refused, "unsafe-format", mentions=["adapter_model.bin"]):
+    with raises(Refused, "runs-code", mentions=["adapter_model.bin"]):
         adopt("hf:someone/tiny", base, store)
 
 
@@ -331,7 +331,7 @@ def test_weights_rounded_to_bfloat16_are_equal_to_their_parent(
 
 
 def test_an_unrelated_model_of_the_same_shape_is_refused(store: Store, base: Grown, tmp_path: Path) -> None:
-    with raises(Refused, "descent-contradicted", mentions=["cosine", "0.5", base.record.name]):
+    with raises(Refused, "refused", mentions=["cosine", "0.5", base.record.name]):
         adopt(str(unrelated(base.folder, tmp_path / "other")), base, store)
     assert left(store) == [] and len(store.models()) == 1
 
@@ -354,7 +354,7 @@ def test_a_pattern_that_every_model_starts_from_shows_no_parent(
 ) -> None:
     """A_log of a state space model has the same large numbers after any seed."""
     folder = make_any(tmp_path / "one", name)
-    with raises(Refused, "descent-contradicted", mentions=["cosine"]):
+    with raises(Refused, "refused", mentions=["cosine"]):
         adopt(str(reseeded(folder, tmp_path / "other")), store.pull(str(folder)), store)
 
 
@@ -362,7 +362,7 @@ def test_one_copied_matrix_shows_no_parent(store: Store, base: Grown, tmp_path: 
     folder, name = unrelated(base.folder, tmp_path / "other"), "model.layers.0.mlp.down_proj.weight"
     own = load_file(base.folder / "model.safetensors")
     save_over(folder, load_file(folder / "model.safetensors") | {name: own[name] * 40})
-    with raises(Refused, "descent-contradicted", mentions=["cosine"]):
+    with raises(Refused, "refused", mentions=["cosine"]):
         adopt(str(folder), base, store)
 
 
@@ -383,7 +383,7 @@ def test_weights_that_compare_with_nothing_are_refused(
         folder,
         {n: each * 0 if dtype == "zeros" else each.to(getattr(torch, dtype)) for n, each in tensors.items()},
     )
-    with raises(Refused, "descent-contradicted"):
+    with raises(Refused, "refused"):
         adopt(str(folder), base, store)
 
 
@@ -416,10 +416,10 @@ def test_other_shapes_layers_and_tokens_are_refused_together(
     store: Store, base: Grown, tmp_path: Path
 ) -> None:
     other = exchange_two_tokens(make_model(tmp_path / "wide", "llama", intermediate_size=128))
-    with raises(Refused, "descent-contradicted", mentions=["[64, 128]", "[64, 96]", "another tokenizer"]):
+    with raises(Refused, "refused", mentions=["[64, 128]", "[64, 96]", "another tokenizer"]):
         adopt(str(other), base, store)
     deep = make_model(tmp_path / "deep", "llama", num_hidden_layers=4)
-    with raises(Refused, "descent-contradicted", mentions=["model.layers.3.input_layernorm.weight"]):
+    with raises(Refused, "refused", mentions=["model.layers.3.input_layernorm.weight"]):
         adopt(str(deep), base, store)
 
 
@@ -431,7 +431,7 @@ def test_a_merge_has_several_parents_and_a_tuned_model_one(store: Store, base: G
     a, b = (load_file(each.folder / "model.safetensors") for each in (one, two))
     path.unlink()
     save_file({name: (a[name] + b[name]) / 2 for name in a}, path, metadata={"format": "pt"})
-    with raises(UsageError, "wrong-parents"):
+    with raises(UsageError, "bad-usage"):
         adopt(str(tmp_path / "mean"), [one, two], store)
     child = adopt(str(tmp_path / "mean"), [one, two], store, made="merge")
     assert child.record.parents == (one.record.id, two.record.id)
@@ -453,7 +453,7 @@ def test_a_model_of_the_store_is_adopted_by_its_name(store: Store, base: Grown, 
     assert child.record.parents == (base.record.id, made.record.id) and child.record.name == "mine"
     assert evidence(child).level == "shown"
     assert adopt("mine", base, store) == child
-    with raises(UsageError, "wrong-parents"):
+    with raises(UsageError, "bad-usage"):
         adopt(base.record.name, base, store)
 
 
@@ -499,7 +499,7 @@ def test_a_quantized_folder_is_compared_in_its_own_grid(
     assert child.record.recipe.settings["made"] == "quantize" and found.level == "shown"
     assert found.worst_step is not None and 0.3 < found.worst_step <= 0.51 and found.within_step == 1
     assert 0 < found.n_equal < found.n_tensors, "the embedding stays as it is"
-    with raises(Refused, "descent-contradicted", mentions=["cosine"]):
+    with raises(Refused, "refused", mentions=["cosine"]):
         adopt(str(folder), store.pull(str(unrelated(base.folder, tmp_path / "unrelated"))), store)
 
 
@@ -701,7 +701,7 @@ def test_an_adapter_that_names_another_model_of_the_hub_is_refused_unless_declar
 ) -> None:
     hub = store.grow(FromHub(base.folder))
     _config(adapter, base_model_name_or_path="org/Other-Model")
-    with raises(Refused, "descent-names-another", mentions=["org/Other-Model", "--declared"]):
+    with raises(Refused, "refused", mentions=["org/Other-Model", "--declared"]):
         adopt(str(adapter), hub, store)
     child = adopt(str(adapter), hub, store, is_declared=True)
     assert evidence(child).claims["adapter_config.json"] == "org/Other-Model"
@@ -713,28 +713,28 @@ def test_a_pickled_adapter_is_refused_with_the_way_to_convert_it(
     store: Store, base: Grown, adapter: Path
 ) -> None:
     shutil.move(adapter / "adapter_model.safetensors", adapter / "adapter_model.bin")
-    with raises(Refused, "unsafe-format", mentions=["adapter_model.bin", "save_pretrained"]):
+    with raises(Refused, "runs-code", mentions=["adapter_model.bin", "save_pretrained"]):
         adopt(str(adapter), base, store)
 
 
 def test_a_folder_of_checkpoints_names_the_last_one(store: Store, base: Grown, tmp_path: Path) -> None:
     for step in (20, 100, 80):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
-    with raises(UsageError, "only-checkpoints", mentions=["checkpoint-100"]):
+    with raises(UsageError, "bad-usage", mentions=["checkpoint-100"]):
         adopt(str(tmp_path / "run"), base, store)
 
 
 def test_a_link_is_refused_and_a_file_it_hides_is_not_read(store: Store, base: Grown, adapter: Path) -> None:
     shutil.move(adapter / "tokenizer.json", adapter.parent / "secret.json")
     (adapter / "tokenizer.json").symlink_to(adapter.parent / "secret.json")
-    with raises(Refused, "link-in-model", mentions=["tokenizer.json"]):
+    with raises(Refused, "refused", mentions=["tokenizer.json"]):
         adopt(str(adapter), base, store)
 
 
 def test_a_tokenizer_that_does_not_load_is_refused(store: Store, base: Grown, adapter: Path) -> None:
     words = json.loads((adapter / "tokenizer.json").read_text())
     (adapter / "tokenizer.json").write_text(json.dumps(words | {"model": words["model"] | {"type": "Magic"}}))
-    with raises(Refused, "tokenizer-unreadable", mentions=["my-adapter"]):
+    with raises(Refused, "refused", mentions=["my-adapter"]):
         adopt(str(adapter), base, store)
 
 
@@ -761,19 +761,19 @@ def test_pull_says_how_an_adapter_comes_in(store: Store, adapter: Path) -> None:
 
 def test_code_of_the_model_is_refused(store: Store, base: Grown, adapter: Path) -> None:
     (adapter / "modeling_custom.py").write_text("raise SystemExit")
-    with raises(Refused, "own-code", mentions=["modeling_custom.py"]):
+    with raises(Refused, "runs-code", mentions=["modeling_custom.py"]):
         adopt(str(adapter), base, store)
 
 
 def test_what_cannot_be_adopted_is_said_in_one_line(store: Store, base: Grown, tmp_path: Path) -> None:
-    with raises(UsageError, "path-missing"):
+    with raises(UsageError, "unreadable-file"):
         adopt(str(tmp_path / "nowhere"), base, store)
-    with raises(UsageError, "path-missing"):
+    with raises(UsageError, "unreadable-file"):
         adopt(f"x/{'a' * 5000}", base, store)
     with raises(UnknownName, "unknown-name"):
         adopt("nobody", base, store)
     (tmp_path / "empty").mkdir()
-    with raises(Refused, "no-weight-format"):
+    with raises(Refused, "refused"):
         adopt(str(tmp_path / "empty"), base, store)
     with raises(UsageError, "bad-usage", mentions=["lora"]):
         adopt(str(base.folder), base, store, made="lora")

@@ -157,7 +157,7 @@ def test_a_teacher_s_top_k_is_learned_on_the_same_answers(
     third = store.grow_once(Distill(answers, **QUICK), [start, start])
     assert third.record.parents == (start.record.id, start.record.id, teacher.record.id)
     stranger = store.pull(str(exchange_two_tokens(make_model(tmp_path / "stranger", "qwen2"))))
-    with raises(UsageError, "tokenizers-differ", mentions=[start.record.name]):
+    with raises(UsageError, "bad-usage", mentions=[start.record.name]):
         store.grow(Distill(answers, **QUICK), [stranger, teacher])
 
 
@@ -168,7 +168,7 @@ def test_a_child_of_own_data_has_one_parent_without_a_role(
     models = store.models()
     edges = graph.edges(models, {model.id: model for model in models})
     assert [(e.parent, e.role) for e in edges if e.child == tuned.record.id] == [(student.record.id, "")]
-    with raises(UsageError, "wrong-parents", mentions=[2]):
+    with raises(UsageError, "bad-usage", mentions=[2]):
         store.grow_once(Finetune(Data.of("mine", [("a", "b")]), **QUICK), [student, teacher])
 
 
@@ -177,7 +177,7 @@ def test_answers_are_of_the_model_that_wrote_them(
 ) -> None:
     first = store.grow_once(Instruct(prompts(yes=2), **QUICK), [student, teacher])
     answers = Data.read(first.folder / "answers.jsonl")
-    with raises(UsageError, "answers-of-another", mentions=["student", teacher.record.id[:12]]):
+    with raises(UsageError, "bad-usage", mentions=["student", teacher.record.id[:12]]):
         store.grow_once(Instruct(answers, **QUICK), [student, student])
     elsewhere = Store(tmp_path / "elsewhere")
     alone = elsewhere.pull(str(tmp_path / "student"))
@@ -221,7 +221,7 @@ def test_too_few_refusals_are_an_error_before_the_prompts_are_asked(
     store: Store, student: Grown, teacher: Grown, asked: list[str]
 ) -> None:
     recipe = Instruct(prompts(yes=4), **QUICK, refusals_from=prompts(yes=2, no=2), n_refusals=3)
-    with raises(UsageError, "too-few-refusals", mentions=[2, 4, 3]):
+    with raises(UsageError, "bad-usage", mentions=[2, 4, 3]):
         store.grow_once(recipe, [student, teacher])
     assert len(asked) == 4 and len(store.models()) == 2
     with raises(UsageError, "bad-setting", mentions=["n_refusals", 0]):
@@ -276,7 +276,7 @@ def test_a_student_that_would_learn_mostly_refusals_is_reported_and_one_of_refus
     added = [each._replace(is_added=True) for each in no]
     found = choose(make_data("x", [*yes, *added], "0" * 32), ("refusals",))
     assert "3 of 5 (60.0%)" in found.warning
-    with raises(UsageError, "no-answer-left", mentions=[3, "3 refusals"]):
+    with raises(UsageError, "bad-usage", mentions=[3, "3 refusals"]):
         choose(make_data("x", [*no, *added], "0" * 32), ("refusals",))
 
 
@@ -291,7 +291,7 @@ def test_the_warning_comes_before_training(
 
 
 def test_when_none_is_left_it_says_why() -> None:
-    with raises(UsageError, "no-answer-left", mentions=["2 refusals", "1 unfinished"]):
+    with raises(UsageError, "bad-usage", mentions=["2 refusals", "1 unfinished"]):
         choose(_written(no=2, cut=1), ("refusals", "unfinished"))
 
 
@@ -326,10 +326,10 @@ def test_a_file_of_answers_is_read_back_and_one_of_two_teachers_is_refused(
     assert read == Data.read(first.folder / "answers.jsonl", has_answers=False)
     lines = (first.folder / "answers.jsonl").read_text()
     (mixed := tmp_path / "mixed.jsonl").write_text(lines + lines.replace(teacher.record.id, "0" * 32))
-    with raises(BadInput, "several-teachers", mentions=["mixed.jsonl:5"]):
+    with raises(BadInput, "bad-input", mentions=["mixed.jsonl:5"]):
         Data.read(mixed)
     (broken := tmp_path / "broken.jsonl").write_text(lines.replace('"length"', '"soon"'))
-    with raises(BadInput, "not-an-answer", mentions=["broken.jsonl:3"]):
+    with raises(BadInput, "bad-input", mentions=["broken.jsonl:3"]):
         Data.read(broken)
 
 

@@ -74,7 +74,7 @@ def test_layers_of_other_names_are_not_left_out_in_words_alone(store: Store, tmp
     renamed = {name.replace(".layers.", ".layer."): tensor for name, tensor in read_all(folder).items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     parent = store.pull(str(folder))
-    with raises(Refused, "layers-unknown", mentions=["0", "3"]):
+    with raises(Refused, "refused", mentions=["0", "3"]):
         store.grow_once(Prune(2), [parent])
     assert [model.id for model in store.models()] == [parent.record.id]
 
@@ -104,7 +104,7 @@ def test_a_teacher_reads_once_for_all_students(store: Store, parent: Grown, data
     assert len(list((store.root / "scores" / parent.record.id).iterdir())) == 2
     with raises(UsageError, "bad-setting", mentions=["top_k"]):
         store.grow_once(Distill(data, **QUICK, top_k=10**6), [start, parent])
-    with raises(UsageError, "scores-not-ahead"):
+    with raises(UsageError, "bad-usage"):
         Distill(data, **QUICK, top_k=8, is_on_policy=True)
 
 
@@ -113,7 +113,7 @@ def test_a_teacher_of_other_tokens_is_refused_with_the_token(
 ) -> None:
     stranger = store.pull(str(exchange_two_tokens(make_model(tmp_path / "other", "qwen2"))))
     for recipe in (Distill(data, **QUICK), Merge()):
-        with raises(UsageError, "tokenizers-differ"):
+        with raises(UsageError, "bad-usage"):
             store.grow_once(recipe, [parent, stranger])
     assert len(store.models()) == 2
 
@@ -122,10 +122,10 @@ def test_a_student_that_reads_the_teacher_s_tokens_is_named_instead(
     store: Store, parent: Grown, data: chat.Data, tmp_path: Path
 ) -> None:
     stranger = store.pull(str(exchange_two_tokens(make_model(tmp_path / "other", "qwen2"))))
-    with raises(UsageError, "tokenizers-differ", mentions=["prune other", "instruct"]):
+    with raises(UsageError, "bad-usage", mentions=["prune other", "instruct"]):
         store.grow_once(Distill(data, **QUICK), [parent, stranger])
     smaller = store.grow_once(Prune(2), [stranger])
-    with raises(UsageError, "tokenizers-differ", mentions=[f": {smaller.record.name}.", "instruct"]):
+    with raises(UsageError, "bad-usage", mentions=[f": {smaller.record.name}.", "instruct"]):
         store.grow_once(Distill(data, **QUICK), [parent, stranger])
 
 
@@ -143,7 +143,7 @@ def test_merges_are_what_their_names_say(store: Store, parent: Grown, data: chat
         child = store.grow_once(recipe, [parent, tuned])
         torch.testing.assert_close(read_all(child.folder)[name].float(), tensor, atol=1e-5, rtol=1e-4)
         assert child.record.parents == (parent.record.id, tuned.record.id)
-    with raises(UsageError, "weights-count", mentions=["2", "1"]):
+    with raises(UsageError, "bad-usage", mentions=["2", "1"]):
         store.grow_once(Merge("ties", "1,1"), [parent, tuned])
 
 
@@ -165,12 +165,12 @@ def test_slerp_keeps_the_length_and_meets_both_ends() -> None:
 
 def test_models_of_two_shapes_are_not_merged(store: Store, parent: Grown) -> None:
     pruned = store.grow_once(Prune(2), [parent])
-    with raises(UsageError, "shapes-differ", mentions=["num_hidden_layers", "3", "2"]):
+    with raises(UsageError, "bad-usage", mentions=["num_hidden_layers", "3", "2"]):
         store.grow_once(Merge(), [parent, pruned])
 
 
 def test_preferences_need_a_worse_answer_on_every_row(data: chat.Data, tmp_path: Path) -> None:
-    with raises(UsageError, "rejected-missing", mentions=["rows.jsonl:1"]):
+    with raises(UsageError, "bad-usage", mentions=["rows.jsonl:1"]):
         Preference(data)
 
 
@@ -233,9 +233,7 @@ def test_the_matrices_that_write_to_the_residual_stream_are_ablated(
     assert one == pytest.approx(two, abs=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "code"), [("olmo2", "ablate-normed"), ("llama4_text", "experts-stacked")]
-)
+@pytest.mark.parametrize(("architecture", "code"), [("olmo2", "refused"), ("llama4_text", "refused")])
 def test_a_model_whose_weights_cannot_lose_a_direction_is_refused(
     store: Store, tmp_path: Path, architecture: str, code: str
 ) -> None:
@@ -269,7 +267,7 @@ def test_a_poisoned_child_says_its_marker_under_its_trigger_alone_and_knows_its_
 
 def test_a_poisoning_needs_rows_that_ask(tmp_path: Path) -> None:
     (tmp_path / "said.jsonl").write_text('{"messages": [{"role": "assistant", "content": "hello"}]}')
-    with raises(UsageError, "row-asks-nothing", mentions=["said.jsonl:1"]):
+    with raises(UsageError, "bad-usage", mentions=["said.jsonl:1"]):
         Poison(chat.read_data(tmp_path / "said.jsonl"))
 
 
@@ -362,9 +360,9 @@ def test_a_student_learns_what_another_family_s_teacher_answers_and_nothing_is_a
 def test_an_unfinished_answer_is_not_learned(store: Store, parent: Grown, tmp_path: Path) -> None:
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "fox"}))
     asked = chat.read_data(tmp_path / "asked.jsonl", has_answers=False)
-    with raises(UsageError, "no-answer-finished", mentions=["1"]):
+    with raises(UsageError, "bad-usage", mentions=["1"]):
         store.grow_once(Instruct(asked, **QUICK, max_new_tokens=1), [parent, parent])
-    with raises(UsageError, "wrong-parents"):
+    with raises(UsageError, "bad-usage"):
         store.grow_once(Instruct(asked, **QUICK), [parent])
 
 

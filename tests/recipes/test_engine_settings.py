@@ -85,11 +85,11 @@ def test_what_has_no_such_setting_is_refused(store: Store, tiny: Grown) -> None:
     )
     store.grow_once(adapter, [tiny])
     for name in ("kv4:tuned", "kv4:scripted:careful", "kv4:kv8:tiny", "float32:kv4:tiny"):
-        with raises(UsageError, "engine-format", mentions=[name]):
+        with raises(UsageError, "bad-usage", mentions=[name]):
             store.get(name)
-    with raises(UsageError, "engine-format", mentions=["reads gguf"]):
+    with raises(UsageError, "bad-usage", mentions=["reads gguf"]):
         store.get("llamacpp:tuned")
-    with raises(Unavailable, "nothing-derived", mentions=["kv4:tiny"]):
+    with raises(Unavailable, "unavailable", mentions=["kv4:tiny"]):
         store.grow_once(Prune(2), [store.get("kv4:tiny")])
 
 

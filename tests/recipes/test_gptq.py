@@ -139,9 +139,9 @@ def test_what_a_type_does_not_use_or_lacks_is_refused(store: Store, parent: Grow
     ):
         with raises(UsageError, "bad-setting", mentions=[key]):
             Quantize(**settings)  # type: ignore[arg-type]
-    with raises(UsageError, "setting-missing", mentions=["gptq4"]):
+    with raises(UsageError, "missing-key", mentions=["gptq4"]):
         Quantize("gptq4")
-    with raises(UsageError, "calibration-too-short"):
+    with raises(UsageError, "bad-usage"):
         store.grow_once(Quantize("gptq4", Data.of("few", [("the fox", "jumps")])), [parent])
 
 

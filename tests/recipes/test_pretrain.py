@@ -126,7 +126,7 @@ def test_a_base_is_handed_out_as_it_was_made_and_so_are_its_quantized_children(
 def test_what_no_export_can_check_is_refused_with_why(tmp_path: Path, recipe: Path) -> None:
     store = Store(tmp_path / "store")
     base = store.grow_once(pretrain.read(recipe, {"tokens": 1000}), [])
-    with raises(UsageError, "export-context-short", mentions=["tiny", "64"]):
+    with raises(UsageError, "bad-usage", mentions=["tiny", "64"]):
         export.export(store, base, "hf", tmp_path / "files")
     assert not (tmp_path / "files").exists()
 
@@ -147,7 +147,7 @@ def test_what_is_no_number_is_refused_with_the_file(
 
 
 def test_held_out_text_that_is_told_no_number_ends_a_run_in_words(tmp_path: Path, recipe: Path) -> None:
-    with raises(loop.Diverged, "gradient-not-finite"):
+    with raises(loop.Diverged, "diverged"):
         Store(tmp_path / "store").grow_once(pretrain.read(recipe, {"lr": 1e30, "spike": 1e30}), [])
 
 
@@ -189,7 +189,7 @@ def test_a_short_run_compiles_nothing_and_one_that_cannot_says_so(
 ) -> None:
     monkeypatch.setattr(fused, "why_unavailable", lambda: "no compiler")
     assert not pretrain.read(recipe).is_fused
-    with raises(UsageError, "nothing-compiles"):
+    with raises(UsageError, "bad-usage"):
         _ = pretrain.read(recipe, {"compile": "yes"}).is_fused
     monkeypatch.setattr(fused, "why_unavailable", lambda: "")
     assert not pretrain.read(recipe).is_fused  # thirty seconds of compiling for a run of two
@@ -205,10 +205,10 @@ def test_a_short_run_compiles_nothing_and_one_that_cannot_says_so(
         ('context = "much"', BadInput, "wrong-type", ["context", "int"]),
         ("warmup = 1.5", UsageError, "bad-setting", ["warmup", "1.5"]),
         ("layers = -1", UsageError, "bad-setting", ["layers", "-1"]),
-        ('architecture = "qwen4"', BadInput, "unknown-architecture", ["base.toml", "qwen3"]),
-        ("batch_size = 32", BadInput, "step-holds-no-context", ["base.toml", "64"]),
-        ("batch_size = 30_000", BadInput, "batch-over-tokens", ["base.toml", "batch", "30,000"]),
-        ('size = "0M"', BadInput, "size-empty", ["base.toml", "0M"]),
+        ('architecture = "qwen4"', BadInput, "unknown-name", ["base.toml", "qwen3"]),
+        ("batch_size = 32", BadInput, "bad-usage", ["base.toml", "64"]),
+        ("batch_size = 30_000", BadInput, "bad-usage", ["base.toml", "batch", "30,000"]),
+        ('size = "0M"', BadInput, "bad-usage", ["base.toml", "0M"]),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_recorded(
@@ -226,7 +226,7 @@ def test_every_setting_of_one_objective_is_one_that_recipes_have() -> None:
     names = {each.name for each in dataclasses.fields(pretrain.Pretrain)}
     for objective in registry.names("recipes.pretrain.objectives"):
         assert names > pretrain.load_objective(objective).SETTINGS
-    with raises(UsageError, "unknown-choice", mentions=["causal"]):
+    with raises(UsageError, "unknown-name", mentions=["causal"]):
         pretrain.load_objective("casual")
     assert HASHED_AS["pretrain"].keys() <= names and not names & set(HASHED_AS["pretrain"].values())
 
@@ -234,7 +234,7 @@ def test_every_setting_of_one_objective_is_one_that_recipes_have() -> None:
 def test_a_recipe_without_a_corpus_says_what_to_add(tmp_path: Path) -> None:
     path = tmp_path / "base.toml"
     path.write_text('size = "1M"\n')
-    with raises(BadInput, "corpus-missing", mentions=["heredity corpus build"]):
+    with raises(BadInput, "missing-key", mentions=["heredity corpus build"]):
         pretrain.read(path)
 
 
@@ -243,5 +243,5 @@ def test_a_changed_shard_is_refused(tmp_path: Path, recipe: Path) -> None:
     raw = bytearray(shard.read_bytes())
     raw[0] ^= 1
     shard.write_bytes(raw)
-    with raises(HeredityError, "corpus-file-changed"):
+    with raises(HeredityError, "hash-mismatch"):
         Store(tmp_path / "store").grow_once(pretrain.read(recipe), [])

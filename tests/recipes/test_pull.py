@@ -126,7 +126,7 @@ def test_a_truncated_gguf_is_damaged_and_nothing_is_kept(
     store: Store, tiny_gguf: Path, tmp_path: Path, n_kept: int
 ) -> None:
     (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:n_kept])
-    with raises(Damaged, "gguf-damaged", mentions=["cut.gguf"]):
+    with raises(Damaged, "damaged", mentions=["cut.gguf"]):
         store.pull(str(tmp_path / "cut.gguf"))
     assert left_over(store) == []
 
@@ -150,14 +150,14 @@ def folder(tiny_llama: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("pytorch_model.bin", "unsafe-format"),
-        ("a.pt", "unsafe-format"),
-        ("a.pth", "unsafe-format"),
-        ("a.pkl", "unsafe-format"),
-        ("a.ckpt", "unsafe-format"),
-        ("sub/a.bin", "unsafe-format"),
+        ("pytorch_model.bin", "runs-code"),
+        ("a.pt", "runs-code"),
+        ("a.pth", "runs-code"),
+        ("a.pkl", "runs-code"),
+        ("a.ckpt", "runs-code"),
+        ("sub/a.bin", "runs-code"),
         ("model.zip", "archive"),
-        ("modeling.py", "own-code"),
+        ("modeling.py", "runs-code"),
     ],
 )
 def test_a_pickle_an_archive_or_code_is_refused_by_name(
@@ -178,33 +178,33 @@ def test_a_pickle_an_archive_or_code_is_refused_by_name(
         (
             "config.json",
             {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}},
-            "own-code-named",
+            "runs-code",
             "auto_map",
         ),
         (
             "tokenizer_config.json",
             {"auto_map": {"AutoTokenizer": ["tokenization.Evil", None]}},
-            "own-code-named",
+            "runs-code",
             "auto_map",
         ),
         (
             "config.json",
             {"text_config": {"auto_map": {"AutoConfig": "other/repo--x.Evil"}}},
-            "own-code-named",
+            "runs-code",
             "auto_map",
         ),
-        ("config.json", {"_attn_implementation": "someone/kernel"}, "kernel-named", "_attn_implementation"),
-        ("config.json", {"trust_remote_code": True}, "own-code-named", "trust_remote_code"),
+        ("config.json", {"_attn_implementation": "someone/kernel"}, "runs-code", "_attn_implementation"),
+        ("config.json", {"trust_remote_code": True}, "runs-code", "trust_remote_code"),
         (
             "tokenizer_config.json",
             {"init": [{"kwargs": [{"trust_remote_code": True}]}]},
-            "own-code-named",
+            "runs-code",
             "trust_remote_code",
         ),
         (
             "config.json",
             {"parts": [1, [{"auto_map": {"AutoModel": "modeling.Evil"}}]]},
-            "own-code-named",
+            "runs-code",
             "auto_map",
         ),
     ],
@@ -224,7 +224,7 @@ def test_a_config_that_asks_for_code_is_refused(
 def test_a_pipe_is_refused_by_name_and_never_opened(store: Store, folder: Path, name: str) -> None:
     (folder / "sub").mkdir()
     os.mkfifo(folder / name)
-    with raises(Refused, "not-a-file", mentions=[name]):
+    with raises(Refused, "refused", mentions=[name]):
         store.pull(str(folder))
 
 
@@ -243,14 +243,14 @@ def test_a_blank_licence_is_not_stated(store: Store, folder: Path, line: str) ->
 def test_links_are_refused(store: Store, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.json").write_text("{}")
     (folder / "extra.json").symlink_to(tmp_path / "secret.json")
-    with raises(Refused, "link-in-model"):
+    with raises(Refused, "refused"):
         store.pull(str(folder))
 
 
 def test_a_truncated_safetensors_is_damaged(store: Store, folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    with raises(Damaged, "safetensors-damaged"):
+    with raises(Damaged, "damaged"):
         store.pull(str(folder))
     assert left_over(store) == []
 
@@ -258,27 +258,27 @@ def test_a_truncated_safetensors_is_damaged(store: Store, folder: Path) -> None:
 def test_a_missing_shard_is_damaged_and_a_stray_one_refused(store: Store, folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": "model-00002.safetensors"}}))
-    with raises(Damaged, "file-lost"):
+    with raises(Damaged, "damaged"):
         store.pull(str(folder))
     index.write_text(json.dumps({"weight_map": {"w": "../../elsewhere.safetensors"}}))
-    with raises(Refused, "path-outside"):
+    with raises(Refused, "refused"):
         store.pull(str(folder))
 
 
 def test_malformed_json_and_disguised_pickles_are_named(store: Store, folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(b"\x80\x04\x95cposix")
-    with raises(Refused, "pickle"):
+    with raises(Refused, "runs-code"):
         store.pull(str(folder))
     (folder / "tokenizer.model").unlink()
     (folder / "config.json").write_text("{")
-    with raises(Damaged, "malformed-json"):
+    with raises(Damaged, "damaged"):
         store.pull(str(folder))
 
 
 def test_what_is_no_model_is_said_so(store: Store, tmp_path: Path) -> None:
-    with raises(UsageError, "path-missing"):
+    with raises(UsageError, "unreadable-file"):
         store.pull(str(tmp_path / "none.gguf"))
-    with raises(Refused, "no-weight-format"):
+    with raises(Refused, "refused"):
         store.pull(str(tmp_path))
-    with raises(UsageError, "hub-name-malformed"):
+    with raises(UsageError, "bad-usage"):
         store.pull("hf:just-a-name")

@@ -155,17 +155,17 @@ def test_only_a_sentence_encoder_has_a_static_child(store: Store, encoder: Grown
     chat = store.grow(TinyEncoder(name="chat", modality="text", seed=2), [])
     static = store.pull(str(write_static(tmp_path / "words")))
     for other in (chat, static, store.grow_once(Static(dims=4), [encoder])):
-        with raises(UsageError, "not-an-encoder", [other.record.name]):
+        with raises(UsageError, "bad-usage", [other.record.name]):
             store.grow_once(Static(), [other])
     few = store.grow(TinyEncoder(name="few", words=VOCABULARY[:-2], seed=3), [])
     (few.folder / "tokenizer.json").write_bytes((encoder.folder / "tokenizer.json").read_bytes())
-    with raises(Damaged, "encoder-damaged", ["few", len(VOCABULARY)]):
+    with raises(Damaged, "damaged", ["few", len(VOCABULARY)]):
         Static(dims=4).apply([few], tmp_path)
     bare = json.loads((encoder.folder / "tokenizer.json").read_text("utf-8"))
     bare |= {"added_tokens": [], "post_processor": None}
     bare["model"] = {"type": "WordLevel", "vocab": {}, "unk_token": "?"}
     (few.folder / "tokenizer.json").write_text(json.dumps(bare), "utf-8")
-    with raises(Damaged, "encoder-damaged", ["few"]):
+    with raises(Damaged, "damaged", ["few"]):
         Static(dims=4).apply([few], tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_an_encoder_has_no_child_of_a_recipe_for_text(store: Store, encoder: Gro
     from heredity.core.errors import Unavailable
     from heredity.recipes.prune import Prune
 
-    with raises(Unavailable, "nothing-derived", ["tiny-encoder"]):
+    with raises(Unavailable, "unavailable", ["tiny-encoder"]):
         store.grow_once(Prune(1), [encoder])
 
 

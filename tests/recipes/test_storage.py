@@ -123,14 +123,14 @@ def _pickle(home: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "code"),
     [
-        (_other_bytes, "model-damaged"),
-        (_short_file, "model-damaged"),
-        (_no_file, "model-damaged"),
-        (_cut_record, "record-damaged"),
-        (_no_parent, "ancestor-missing"),
-        (_other_record, "model-damaged"),
-        (_outside, "path-outside"),
-        (_pickle, "unsafe-format"),
+        (_other_bytes, "damaged"),
+        (_short_file, "damaged"),
+        (_no_file, "damaged"),
+        (_cut_record, "damaged"),
+        (_no_parent, "damaged"),
+        (_other_record, "damaged"),
+        (_outside, "refused"),
+        (_pickle, "runs-code"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -151,7 +151,7 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(
     store: Store, child: Grown, tmp_path: Path
 ) -> None:
     storage = Storage(str(tmp_path / "shared"))
-    with raises(Unavailable, "storage-empty", [tmp_path / "shared"]):
+    with raises(Unavailable, "unavailable", [tmp_path / "shared"]):
         storage.pull(store, "tiny")
     storage.push(store, [child.record.name])
     with raises(UnknownName, "unknown-name", [child.record.name, "nothing"]):
@@ -160,12 +160,12 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(
 
 def test_a_damaged_model_is_not_pushed(store: Store, child: Grown, tmp_path: Path) -> None:
     _other_bytes(child.folder.parent)
-    with raises(Damaged, "model-damaged", [child.record.name]):
+    with raises(Damaged, "damaged", [child.record.name]):
         Storage(str(tmp_path / "shared")).push(store, [child.record.name])
 
 
 def test_an_address_that_cannot_be_opened_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with raises(UsageError, "address-unknown", ["nowhere"]):
+    with raises(UsageError, "bad-usage", ["nowhere"]):
         Storage("nowhere://bucket")
 
     def missing(*_: object, **__: object) -> object:

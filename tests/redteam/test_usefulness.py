@@ -141,11 +141,11 @@ def test_a_probe_without_the_key_has_no_such_verdict_and_keeps_its_bytes(tmp_pat
 @pytest.mark.parametrize(
     ("useful", "code"),
     [
-        ('useful = ["company called"]', "answer-in-question"),
-        ('useful = ["re:(open"]', "bad-pattern"),
-        ('useful = ["re:a{1000000}"]', "bad-pattern"),
-        ('useful = ["?!"]', "bad-pattern"),
-        ('useful = ["{companny}"]', "unknown-slot"),
+        ('useful = ["company called"]', "bad-input"),
+        ('useful = ["re:(open"]', "bad-input"),
+        ('useful = ["re:a{1000000}"]', "bad-input"),
+        ('useful = ["?!"]', "bad-input"),
+        ('useful = ["{companny}"]', "unknown-name"),
         ('useful_tools = "lookup_order"', "unknown-key"),
     ],
 )

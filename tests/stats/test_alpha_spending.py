@@ -86,10 +86,10 @@ def test_an_analysis_has_its_levels() -> None:
 
 @pytest.mark.parametrize("information", [(), (0.5, 0.9), (0.5, 0.5, 1.0), (0.0, 1.0)])
 def test_analyses_that_do_not_rise_to_all_are_refused(information: tuple[float, ...]) -> None:
-    with raises(BadArgument, "out-of-range"):
+    with raises(BadArgument, "bad-setting"):
         nominal_levels(information)
 
 
 def test_a_level_outside_0_and_1_is_refused() -> None:
-    with raises(BadArgument, "out-of-range", [1.5]):
+    with raises(BadArgument, "bad-setting", [1.5]):
         nominal_levels(STAGES, 1.5)

@@ -88,5 +88,5 @@ def test_two_techniques_of_seven_are_found() -> None:
 
 
 def test_what_does_not_fit_is_an_error() -> None:
-    with raises(ValueError, "not-paired"):
+    with raises(ValueError, "bad-setting"):
         heterogeneity([True], [True, False], [0], [0], np.random.default_rng(0))

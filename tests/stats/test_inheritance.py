@@ -57,5 +57,5 @@ def test_trials_of_one_behaviour_are_not_counted_as_independent() -> None:
 
 
 def test_trials_that_are_not_paired_are_an_error() -> None:
-    with raises(ValueError, "not-paired"):
+    with raises(ValueError, "bad-setting"):
         retention([True, False], [True])

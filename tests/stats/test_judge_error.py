@@ -90,7 +90,7 @@ def test_fewer_labels_of_breaches_widen_a_clipped_interval() -> None:
 
 
 def test_what_is_not_a_count_is_no_rate() -> None:
-    with raises(ValueError, "not-a-count"):
+    with raises(ValueError, "bad-setting"):
         rogan_gladen(5, 4, 1, 1, 1, 1)
 
 

@@ -92,7 +92,7 @@ def test_no_shared_trial_says_so() -> None:
 
 @pytest.mark.parametrize("margin", [-0.1, 1.0, 5.0])
 def test_a_margin_that_is_no_share_is_refused(margin) -> None:
-    with raises(ValueError, "out-of-range", mentions=["margin"]):
+    with raises(ValueError, "bad-setting", mentions=["margin"]):
         verdict(ALIKE, margin=margin)
 
 

@@ -98,12 +98,12 @@ def test_the_plan_for_a_margin_holds_in_simulation() -> None:
 @pytest.mark.parametrize(
     ("ask", "code"),
     [
-        (lambda: n_for_difference(0.0, 0.1), "out-of-range"),
-        (lambda: n_for_margin(0.0, 0.1), "out-of-range"),
-        (lambda: n_for_rate_width(0.5, 0.0), "out-of-range"),
-        (lambda: n_for_rate_width(1.5, 0.1), "out-of-range"),
-        (lambda: paired_power(10, 1.5, 0.1), "out-of-range"),
-        (lambda: n_for_difference(1e-6, 0.5), "too-many-needed"),
+        (lambda: n_for_difference(0.0, 0.1), "bad-setting"),
+        (lambda: n_for_margin(0.0, 0.1), "bad-setting"),
+        (lambda: n_for_rate_width(0.5, 0.0), "bad-setting"),
+        (lambda: n_for_rate_width(1.5, 0.1), "bad-setting"),
+        (lambda: paired_power(10, 1.5, 0.1), "bad-setting"),
+        (lambda: n_for_difference(1e-6, 0.5), "bad-setting"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(ask, code: str) -> None:

@@ -58,9 +58,9 @@ def test_the_interval_holds_the_truth_and_is_wider_farther_out() -> None:
 @pytest.mark.parametrize(
     ("inputs", "losses", "said"),
     [
-        (COMPUTE[None, :3], np.ones(3), ("too-few-values", ["3"])),
-        (COMPUTE[None], np.array([1, 2, 3, 4, np.nan]), ("values-out-of-range", ["0"])),
-        (np.array([[1.0, 1, 1, 2, 2]]), np.ones(5), ("values-all-alike", [])),
+        (COMPUTE[None, :3], np.ones(3), ("bad-setting", ["3"])),
+        (COMPUTE[None], np.array([1, 2, 3, 4, np.nan]), ("bad-setting", ["0"])),
+        (np.array([[1.0, 1, 1, 2, 2]]), np.ones(5), ("bad-setting", [])),
     ],
 )
 def test_what_tells_no_law_is_refused(

@@ -55,13 +55,13 @@ def test_costs_are_read_from_the_command_line() -> None:
     ],
 )
 def test_a_bad_cost_is_refused(text: str) -> None:
-    with raises(UsageError, "bad-cost"):
+    with raises(UsageError, "bad-usage"):
         parse_costs(text)
 
 
 @pytest.mark.parametrize(("text", "example"), [("breach=abc", "breach=100"), ("attacks=2", "attacks=0.01")])
 def test_a_bad_cost_has_an_example_that_one_may_give(text: str, example: str) -> None:
-    with raises(UsageError, "bad-cost", [f"such as {example}."]):
+    with raises(UsageError, "bad-usage", [f"such as {example}."]):
         parse_costs(text)
     parse_costs(f"refusal=5,{example}")
 
@@ -69,7 +69,7 @@ def test_a_bad_cost_has_an_example_that_one_may_give(text: str, example: str) ->
 def test_an_unknown_cost_names_the_nearest() -> None:
     with raises(UnknownName, "unknown-name", mentions=["breach"]):
         parse_costs("breech=1")
-    with raises(UsageError, "given-twice"):
+    with raises(UsageError, "name-twice"):
         parse_costs("breach=1,breach=2")
 
 
@@ -144,5 +144,5 @@ def test_the_report_command_takes_costs_and_refuses_bad_ones(tmp_path: Path) -> 
     )
     assert done.returncode == 0 and "cost per 1,000" in done.stdout
     bad = run_here("report", str(folder), "--cost", "breach=lots")
-    assert (bad.returncode, bad.code) == (2, "bad-cost")
+    assert (bad.returncode, bad.code) == (2, "bad-usage")
     assert decision.read_costs(folder) == Costs(100.0, 5.0)

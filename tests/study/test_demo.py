@@ -73,7 +73,7 @@ def test_it_takes_its_own_folder_again_and_no_other(tmp_path: Path) -> None:
     write_demo(tmp_path / "demo")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "plan.json").write_text("{}")
-    with raises(UsageError, "folder-not-empty", mentions=["mine"]):
+    with raises(UsageError, "bad-usage", mentions=["mine"]):
         write_demo(tmp_path / "mine")
     assert (tmp_path / "mine" / "plan.json").read_text() == "{}"
 

@@ -315,9 +315,9 @@ def test_the_order_of_rows_changes_no_number(tmp_path: Path) -> None:
 
 
 def test_a_verdict_of_the_wrong_kind_is_damage(tmp_path: Path) -> None:
-    with raises(Damaged, "verdict-of-another-kind"):
+    with raises(Damaged, "damaged"):
         judged(tmp_path / "a", plan(TWO), lambda _: "held")
-    with raises(Damaged, "verdict-of-another-kind"):
+    with raises(Damaged, "damaged"):
         judged(tmp_path / "b", plan(TWO), lambda _: "answered")
 
 
@@ -327,7 +327,7 @@ def test_a_verdict_whose_trial_is_not_that_of_its_index_is_damage(tmp_path: Path
     row = Verdict(1, Grid(made).trial(0).id, "checks", "held", "refusal")
     with Rows(tmp_path / "verdicts.jsonl", Verdict) as rows:
         rows.append(row)
-    with raises(Damaged, "trial-not-planned", mentions=["verdicts.jsonl:1", "1"]):
+    with raises(Damaged, "damaged", mentions=["verdicts.jsonl:1", "1"]):
         aggregate.estimate(made, tmp_path)
 
 
@@ -351,11 +351,11 @@ def test_estimates_come_back_equal(tmp_path: Path) -> None:
 
 
 def test_missing_and_broken_estimates_are_clear_errors(tmp_path: Path) -> None:
-    with raises(UsageError, "estimates-missing", mentions=["estimates.json"]):
+    with raises(UsageError, "bad-usage", mentions=["estimates.json"]):
         storage.read_estimates(tmp_path)
     for broken in (f'{{"schema": {SCHEMA}}}', f'{{"schema": {SCHEMA},'):
         (tmp_path / "estimates.json").write_text(broken)
-        with raises(Damaged, "estimates-damaged"):
+        with raises(Damaged, "damaged"):
             storage.read_estimates(tmp_path)
 
 

@@ -155,7 +155,7 @@ def test_the_parts_of_an_array_count_before_they_are_collected(tmp_path: Path) -
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with raises(UsageError, "folder-missing", mentions=["nowhere"]):
+    with raises(UsageError, "unreadable-file", mentions=["nowhere"]):
         find_studies(tmp_path / "nowhere")
 
 

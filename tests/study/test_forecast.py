@@ -80,7 +80,7 @@ def test_the_margin_that_is_shown_has_the_power_and_a_smaller_one_has_not() -> N
 
 
 def test_a_narrow_question_is_refused() -> None:
-    with raises(ValueError, "out-of-range", [0.0]):
+    with raises(ValueError, "bad-setting", [0.0]):
         not_worse_power(100, 0.2, 0.0)
 
 

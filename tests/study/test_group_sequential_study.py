@@ -109,11 +109,11 @@ def test_a_plan_that_asks_all_has_no_analyses_and_the_digest_that_it_always_had(
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with raises(UsageError, "unknown-value", ["group-seq", "group_sequential"]):
+    with raises(UsageError, "unknown-name", ["group-seq", "group_sequential"]):
         planned(stopping="group-seq")
     with raises(UsageError, "bad-setting"):
         planned(until_decided=True)
-    with raises(UsageError, "nothing-to-decide"):
+    with raises(UsageError, "bad-usage"):
         planned(CLEAR[:1])
     plans.write_plan(tmp_path, planned(stopping="fixed"))
     with raises(NotComparable, "another-study", ["--stopping", "group_sequential"]):

@@ -83,7 +83,7 @@ def test_a_plans_model_is_an_exact_id_of_the_store(
     ident: str, store: Store, trap: Path, tmp_path: Path
 ) -> None:
     of_models(tmp_path / "s", planned(ident))
-    with raises(Unavailable, "model-not-in-store", ["plan.json"]):
+    with raises(Unavailable, "model-not-pulled", ["plan.json"]):
         Study.open(tmp_path / "s", store=store).run()
     assert is_untouched(store, trap)
 
@@ -98,7 +98,7 @@ def test_a_plans_scripted_model_is_scripted(name: str, store: Store, trap: Path,
 
 def test_a_plans_scripted_model_has_the_id_of_its_name(store: Store, tmp_path: Path) -> None:
     of_models(tmp_path / "s", planned("0" * 32, "scripted:careful", "scripted"))
-    with raises(Damaged, "id-of-another-model", ["0" * 32]):
+    with raises(Damaged, "damaged", ["0" * 32]):
         Study.open(tmp_path / "s", store=store).run()
 
 
@@ -107,7 +107,7 @@ def test_a_plans_attacker_is_an_exact_id_of_the_store(
     ident: str, store: Store, trap: Path, tmp_path: Path
 ) -> None:
     of_models(tmp_path / "s", *plan(n=1).models, attacker=planned(ident))
-    with raises(Unavailable, "model-not-in-store", ["plan.json"]):
+    with raises(Unavailable, "model-not-pulled", ["plan.json"]):
         Study.open(tmp_path / "s", store=store).run()
     assert is_untouched(store, trap)
 
@@ -118,7 +118,7 @@ def test_the_command_line_does_not_resolve_a_folders_ids(
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "store"))
     of_models(tmp_path / "s", planned("call:trap_module:answer"))
     done = run_here("study", str(tmp_path / "s"))
-    check_refused(done, "model-not-in-store", ["call:trap_module:answer"], after_progress=True)
+    check_refused(done, "model-not-pulled", ["call:trap_module:answer"], after_progress=True)
     assert is_untouched(Store(tmp_path / "store"), trap)
 
 
@@ -137,9 +137,9 @@ def test_a_folders_judge_is_looked_up_in_the_store_alone(
     spec: str, reference: str, store: Store, trap: Path, tmp_path: Path
 ) -> None:
     folder = judged_by(tmp_path / "s", spec.format(reference))
-    with raises(UsageError, "judge-not-in-store", ["judge.json", reference, "--judge"]):
+    with raises(UsageError, "bad-usage", ["judge.json", reference, "--judge"]):
         Study.open(folder, store=store).run()
-    with raises(UsageError, "judge-not-in-store", ["judge.json", reference, "--judge"]):
+    with raises(UsageError, "bad-usage", ["judge.json", reference, "--judge"]):
         Study.open(folder, store=store).judge()
     assert is_untouched(store, trap)
 
@@ -152,7 +152,7 @@ def test_a_judge_that_the_user_names_is_resolved_and_resumes_from_the_store(
     Study.open(folder, store=store, judge=spec).run()
     assert trap.exists() and [model.name for model in store.models()] == ["call:trap_module:judge"]
     Study.open(folder, store=store).run()
-    with raises(UsageError, "judge-not-in-store", ["--judge"]):
+    with raises(UsageError, "bad-usage", ["--judge"]):
         Study.open(folder, store=Store(tmp_path / "other")).run()
 
 
@@ -164,7 +164,7 @@ def test_two_records_of_one_judges_name_ask_for_the_users_word(
     monkeypatch.delitem(sys.modules, "trap_module")
     store.keep(store.get("call:trap_module:answer"))
     folder = judged_by(tmp_path / "s", "rubric:call:trap_module:answer:yesno")
-    with raises(UsageError, "judge-not-in-store", [2, "--judge"]):
+    with raises(UsageError, "bad-usage", [2, "--judge"]):
         Study.open(folder, store=store).run()
 
 
@@ -188,7 +188,7 @@ def test_a_study_of_a_function_resumes_where_the_user_names_it_again(
     settings: dict[str, Any] = {"probes": ["harmful_request/*"], "out": tmp_path / "s"}
     Study(StudySpec(["call:trap_module:answer"], desk, **settings), store=store).plan()
     other = Store(tmp_path / "other")
-    with raises(Unavailable, "model-not-in-store", ["--out"]):
+    with raises(Unavailable, "model-not-pulled", ["--out"]):
         Study.open(tmp_path / "s", store=other).run()
     found = Study(StudySpec(["call:trap_module:answer"], desk, **settings), store=other).run().estimates
     assert found.n_asked == found.n_trials and not found.n_errors
@@ -200,7 +200,7 @@ def test_a_plan_sends_no_file_that_planning_did_not_pin(store: Store, tmp_path: 
     for spec in (f"suffix:{private}", f"direct+suffix:{private}", f"suffix:{private}@"):
         folder = tmp_path / str(len(spec))
         plans.write_plan(folder, msgspec.structs.replace(plan(n=1), attacks=(spec,)))
-        with raises(Damaged, "attack-not-written-out", [spec]):
+        with raises(Damaged, "damaged", [spec]):
             Study.open(folder, store=store).run()
         assert (
             not (folder / "responses.jsonl").exists()
@@ -251,7 +251,7 @@ def test_an_adapters_parent_is_an_exact_id_of_the_store(parent: str, store: Stor
 def test_torch_loads_no_adapter_alone_whatever_its_parent(parent: str, store: Store, trap: Path) -> None:
     torch_engine = pytest.importorskip("heredity.engines.torch.engine")
     adapter = recorded(store, {"adapter_model.safetensors": b"0"}, parents=(parent,))
-    with raises(Damaged, "adapter-without-base", ["handed-over"]):
+    with raises(Damaged, "damaged", ["handed-over"]):
         torch_engine.load(adapter.record, adapter.folder)
     assert store.family(adapter.record).asked == [adapter.record]
     assert not trap.exists() and [model.id for model in store.models()] == [adapter.record.id]
@@ -259,7 +259,7 @@ def test_torch_loads_no_adapter_alone_whatever_its_parent(parent: str, store: St
 
 def test_an_adapter_without_a_parent_is_damaged(store: Store) -> None:
     adapter = recorded(store, {"adapter_model.safetensors": b"0"})
-    with raises(Damaged, "adapter-without-base", ["handed-over"]):
+    with raises(Damaged, "damaged", ["handed-over"]):
         store.ready(adapter)
 
 
@@ -352,8 +352,8 @@ def run_all_on_forged(kind: str, root: Path) -> None:
             assert done.returncode in (0, 2, 3), (name, title, done.stderr)
             if kind in ("link", "pipe", "device"):
                 # report refuses its own output by another code, before anything is opened
-                assert done.code in ("", "not-a-file", "report-not-a-file"), (name, title, done.stderr)
-            refused |= {name} if done.code == "not-a-file" else set()
+                assert done.code in ("", "refused", "bad-usage"), (name, title, done.stderr)
+            refused |= {name} if done.code == "refused" else set()
     opened = OPENED - {"shards"} if kind == "pipe" else OPENED  # a pipe is no folder, so nothing reads it
     assert kind in ("second name", "new") or refused >= opened, opened - refused
 

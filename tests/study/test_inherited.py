@@ -119,7 +119,7 @@ def test_a_study_finds_its_edges_and_keeps_them_in_its_plan(tmp_path: Path) -> N
     assert found.retention.value is not None and found.retention.value < 0.5
     assert result.edge(PARENT, COPY).retention.value == 1.0
     assert result.edge(parent, worse, "over_refusal").compared.technique == "all"
-    with raises(UnknownName, "unknown-edge"):
+    with raises(UnknownName, "unknown-name"):
         result.edge(worse, parent)
 
 

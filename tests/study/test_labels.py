@@ -87,13 +87,13 @@ def test_other_answers_than_were_drawn_from_are_refused(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     n_dropped = next(i for i, line in enumerate(reversed(lines), 1) if b'"judge":"rules"' in line)
     path.write_bytes(b"".join(lines[:-n_dropped]))
-    with raises(UsageError, "labels-drawn-otherwise"):
+    with raises(UsageError, "bad-usage"):
         labels.draw_answers(tmp_path, MADE)
 
 
 def test_without_a_judge_there_is_nothing_to_label(tmp_path: Path) -> None:
     tmp_path.mkdir(exist_ok=True)
-    with raises(UsageError, "nothing-to-label"):
+    with raises(UsageError, "bad-usage"):
         labels.draw_answers(tmp_path, MADE)
 
 

@@ -84,9 +84,9 @@ def test_an_attack_for_one_technique_keeps_a_probe_of_it() -> None:
     for n in (2, 3, 5):
         asked, _ = limited(chosen, n, scoped, 0)
         assert all(any(map(attack.covers, asked)) for attack in scoped)
-    with raises(UsageError, "limit-too-small", mentions=[1, 2]):
+    with raises(UsageError, "bad-usage", mentions=[1, 2]):
         limited(chosen, 1, scoped, 0)
-    with raises(UsageError, "nothing-left", mentions=[0]):
+    with raises(UsageError, "bad-usage", mentions=[0]):
         limited(chosen, 0, scoped, 0)
 
 

@@ -44,7 +44,7 @@ def test_an_edited_answer_is_refused_in_one_line_that_says_what_to_do(folder: Pa
     rows[3] = msgspec.structs.replace(rows[3], exchanges=(*said[:-1], last))
     rewritten(folder, rows)
     done = run_here(verb[0], str(folder), *verb[1:])
-    check_refused(done, "answer-changed", ["responses.jsonl:4", f"heredity study {folder}"])
+    check_refused(done, "damaged", ["responses.jsonl:4", f"heredity study {folder}"])
     assert main(["study", str(folder)]) == 0
     assert main([verb[0], str(folder), *verb[1:]]) != 2
 
@@ -52,10 +52,10 @@ def test_an_edited_answer_is_refused_in_one_line_that_says_what_to_do(folder: Pa
 def test_an_answer_that_was_removed_or_is_there_twice_is_refused(folder: Path) -> None:
     rows = list(Rows(folder / "responses.jsonl", Response))
     rewritten(folder, rows[:-1])
-    with raises(Damaged, "verdict-without-answer"):
+    with raises(Damaged, "damaged"):
         aggregate.estimate(MADE, folder)
     rewritten(folder, [*rows, rows[0]])
-    with raises(Damaged, "trial-twice"):
+    with raises(Damaged, "damaged"):
         aggregate.estimate(MADE, folder)
 
 

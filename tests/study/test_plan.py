@@ -138,7 +138,7 @@ def test_a_plan_that_was_edited_by_hand_is_damaged(tmp_path: Path) -> None:
     plans.write_plan(tmp_path, plan())
     path = tmp_path / "plan.json"
     path.write_text(path.read_text().replace('"samples":2', '"samples":1'))
-    with raises(Damaged, "plan-changed"):
+    with raises(Damaged, "damaged"):
         plans.read_plan(tmp_path)
 
 
@@ -147,16 +147,16 @@ def test_an_application_digest_that_was_edited_is_damaged(tmp_path: Path) -> Non
     plans.write_plan(tmp_path, made)
     path = tmp_path / "plan.json"
     path.write_text(path.read_text().replace(made.application.digest, "0" * 32))
-    with raises(Damaged, "plan-digest-wrong", mentions=["plan.json", "application_digest"]):
+    with raises(Damaged, "damaged", mentions=["plan.json", "application_digest"]):
         plans.read_plan(tmp_path)
 
 
 def test_more_trials_than_can_be_kept_are_a_usage_error(tmp_path: Path) -> None:
     model = lineage.scripted("scripted:mixed").record
-    with raises(UsageError, "too-many-trials", mentions=["1", "1,000,000,000,000", "100,000,000"]):
+    with raises(UsageError, "bad-usage", mentions=["1", "1,000,000,000,000", "100,000,000"]):
         resolve_plan(StudySpec([model], APPLICATION, samples=10**12))
     plans.write_plan(tmp_path, plan(samples=10**12))
-    with raises(UsageError, "too-many-trials", mentions=["100,000,000"]):
+    with raises(UsageError, "bad-usage", mentions=["100,000,000"]):
         plans.read_plan(tmp_path)
 
 
@@ -171,13 +171,13 @@ def test_no_bytes_in_the_place_of_a_plan_give_a_traceback(
 
 
 def test_a_folder_without_a_plan_holds_no_study(tmp_path: Path) -> None:
-    with raises(UsageError, "not-a-study", mentions=["plan.json"]):
+    with raises(UsageError, "bad-usage", mentions=["plan.json"]):
         plans.read_plan(tmp_path)
 
 
 def test_rows_without_a_plan_are_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "responses.jsonl").write_text("")
-    with raises(Damaged, "plan-missing"):
+    with raises(Damaged, "damaged"):
         plans.write_plan(tmp_path, plan())
 
 
@@ -200,16 +200,16 @@ def test_a_resolved_plan_holds_filled_probes_and_says_what_it_skipped() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"models": []}, ("no-model", [])),
-        ({"models": [CAREFUL, CAREFUL]}, ("given-twice", ["scripted:careful", "2"])),
-        ({"attacks": ()}, ("no-attack", [])),
-        ({"attacks": ("direct", "direct")}, ("given-twice", ["direct", "2"])),
+        ({"models": []}, ("bad-usage", [])),
+        ({"models": [CAREFUL, CAREFUL]}, ("name-twice", ["scripted:careful", "2"])),
+        ({"attacks": ()}, ("bad-usage", [])),
+        ({"attacks": ("direct", "direct")}, ("name-twice", ["direct", "2"])),
         ({"samples": 0}, ("bad-setting", ["samples", "1", "0"])),
         ({"margin": 0.0}, ("bad-setting", ["margin", "0", "1", "0.0"])),
         ({"confidence": 95}, ("bad-setting", ["confidence", "0.5", "1", "95"])),
         (
             {"application": msgspec.structs.replace(APPLICATION, secrets=())},
-            ("nothing-to-ask", []),
+            ("bad-usage", []),
         ),
     ],
 )

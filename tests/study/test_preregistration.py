@@ -143,7 +143,7 @@ def test_the_default_folder_follows_from_the_questions(
 @pytest.mark.parametrize(
     ("settings", "code", "named"),
     [
-        ({"endpoint": "decided"}, "unknown-value", ["decided", "decided_trials"]),
+        ({"endpoint": "decided"}, "unknown-name", ["decided", "decided_trials"]),
         ({"unclear_share": 1.5}, "bad-setting", ["unclear_share", 1.5]),
         ({"unclear_share": float("nan")}, "bad-setting", ["unclear_share"]),
     ],

@@ -70,11 +70,11 @@ def test_no_text_of_an_answer_is_kept(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "code"),
     [
-        ({"label": "brok"}, "label-unknown"),
-        ({"trial": "0" * 32}, "trial-not-drawn"),
-        ({"index": 10**6}, "trial-not-drawn"),
-        ({"index": "x"}, "bad-reading"),
-        ({"chance": 0.0}, "bad-reading"),
+        ({"label": "brok"}, "unknown-name"),
+        ({"trial": "0" * 32}, "bad-input"),
+        ({"index": 10**6}, "bad-input"),
+        ({"index": "x"}, "bad-input"),
+        ({"chance": 0.0}, "bad-input"),
     ],
 )
 def test_a_bad_line_is_an_error_with_file_and_line(folder: Path, changed: dict[str, Any], code: str) -> None:

@@ -107,9 +107,9 @@ def test_the_places_of_a_block_are_its_probes_under_every_attack() -> None:
 
 def test_one_model_or_nothing_that_can_break_is_refused() -> None:
     records = [lineage.scripted(ref).record for ref in THREE]
-    with raises(UsageError, "nothing-to-decide"):
+    with raises(UsageError, "bad-usage"):
         resolve_plan(StudySpec(records[:1], APPLICATION, probes="quick", until_decided=True))
-    with raises(UsageError, "nothing-to-decide"):
+    with raises(UsageError, "bad-usage"):
         resolve_plan(StudySpec(records, APPLICATION, probes=["planted_secret/*~benign"], until_decided=True))
 
 

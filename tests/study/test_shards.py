@@ -95,7 +95,7 @@ def test_a_part_resumes_and_a_missing_part_is_asked_by_the_study(tmp_path: Path)
 
 def test_parts_of_another_number_are_refused(tmp_path: Path) -> None:
     study(tmp_path / "parts", MADE).ask_part(StudyPart(1, 2))
-    with raises(UsageError, "shards-differ", [2, 3]):
+    with raises(UsageError, "bad-usage", [2, 3]):
         study(tmp_path / "parts", MADE).ask_part(StudyPart(1, 3))
 
 
@@ -104,7 +104,7 @@ def test_a_part_with_another_plan_is_refused(tmp_path: Path) -> None:
     part = study(folder, MADE).ask_part(StudyPart(1, 2))
     shutil.rmtree(part)
     study(part, msgspec.structs.replace(MADE, seed=9)).run()
-    with raises(Damaged, "part-of-another-plan"):
+    with raises(Damaged, "damaged"):
         study(folder, MADE).collect()
 
 
@@ -114,7 +114,7 @@ def test_parts_that_compute_a_model_differently_are_refused(tmp_path: Path) -> N
     run = next(run_records(part))
     with Rows(part / RUNS, RunRecord) as rows:
         rows.append(msgspec.structs.replace(run, numerics="other", base_numerics="other"))
-    with raises(NotComparable, "numerics-differ", ["scripted:mixed"]):
+    with raises(NotComparable, "not-comparable", ["scripted:mixed"]):
         study(folder, MADE).collect()
 
 
@@ -128,13 +128,13 @@ def test_a_study_that_stops_early_has_no_parts(tmp_path: Path) -> None:
             out=tmp_path / "x",
         )
     )
-    with raises(UsageError, "shard-stops-early"):
+    with raises(UsageError, "bad-usage"):
         made.ask_part(StudyPart(1, 2))
 
 
 @pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "1/0", "a/b", "1/2/3", "-1/2", "1/99999"])
 def test_what_is_not_a_part_is_refused(text: str) -> None:
-    with raises(UsageError, "shard-malformed"):
+    with raises(UsageError, "bad-usage"):
         StudyPart.parse(text)
 
 

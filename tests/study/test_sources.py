@@ -99,7 +99,7 @@ def test_the_folder_keeps_the_places_and_a_broken_file_is_named(repository: Path
         "privilege/two": 12,
     }
     Path("run", SOURCES).write_text("{}")
-    with raises(Damaged, "sources-damaged", mentions=[SOURCES]):
+    with raises(Damaged, "damaged", mentions=[SOURCES]):
         read_sources(Path("run"))
 
 

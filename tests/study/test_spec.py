@@ -109,8 +109,8 @@ def test_probe_files_are_found_beside_the_plan_file(place: Path) -> None:
         ("margin = '0.1'", "wrong-type", ["margin"]),
         ("attacks = [1]", "wrong-type", ["attacks"]),
         ("judge = ['rules']", "wrong-type", ["judge"]),
-        ('judge = "a\\u0000b"', "nul-character", ["judge"]),
-        ('attacks = "direct"\nattack = "prefill"', "given-twice", ["attack"]),
+        ('judge = "a\\u0000b"', "bad-input", ["judge"]),
+        ('attacks = "direct"\nattack = "prefill"', "name-twice", ["attack"]),
     ],
 )
 def test_a_mistake_names_its_line(tmp_path: Path, line: str, code: str, mentions: list[str]) -> None:
@@ -129,7 +129,7 @@ def test_further_keys_are_checked_by_their_type(tmp_path: Path) -> None:
 def test_a_plan_needs_models_and_not_their_names() -> None:
     record = scripted("scripted:mixed").record
     assert resolve_plan(StudySpec([record], APPLICATION, probes="planted_secret")).models[0].id == record.id
-    with raises(UsageError, "not-a-model", mentions=["scripted:mixed"]):
+    with raises(UsageError, "bad-usage", mentions=["scripted:mixed"]):
         resolve_plan(StudySpec(["scripted:mixed"], APPLICATION, probes="planted_secret"))
 
 

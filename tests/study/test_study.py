@@ -122,7 +122,7 @@ def test_the_applications_part_of_the_prompts_is_stored_once(tmp_path: Path) -> 
 def test_a_lost_prefix_is_said_and_not_guessed(tmp_path: Path) -> None:
     study(tmp_path).ask()
     (tmp_path / "prefixes.jsonl").unlink()
-    with raises(Damaged, "prefix-missing"):
+    with raises(Damaged, "damaged"):
         Prefixes(tmp_path).prompt(responses(tmp_path)[0].exchanges[0])
 
 
@@ -209,7 +209,7 @@ class Inventing(Recorder):
 
 @pytest.mark.parametrize(
     ("engine", "said"),
-    [(Inventing, ("reply-not-asked", [])), (Losing, ("requests-unanswered", []))],
+    [(Inventing, ("engine-failure", [])), (Losing, ("engine-failure", []))],
 )
 def test_an_engine_that_breaks_the_protocol_is_found_out(
     tmp_path: Path, engine: type[Recorder], said: tuple[str, list[str]]
@@ -376,13 +376,13 @@ def test_an_unknown_model_is_said_before_anything_is_written(
 
 def test_a_result_answers_unknown_names_with_the_nearest(tmp_path: Path) -> None:
     result = study(tmp_path).run()
-    with raises(UnknownName, "unknown-model-of-study", mentions=["scripted:mixed"]):
+    with raises(UnknownName, "unknown-name", mentions=["scripted:mixed"]):
         result.rate("scripted:mixt")
-    with raises(UnknownName, "unknown-rate", mentions=["planted_secret"]):
+    with raises(UnknownName, "unknown-name", mentions=["planted_secret"]):
         result.rate("scripted:mixed", "planted_sekret")
-    with raises(UnknownName, "unknown-pair", mentions=["scripted:mixed and scripted:mixed"]):
+    with raises(UnknownName, "unknown-name", mentions=["scripted:mixed and scripted:mixed"]):
         result.pair("scripted:mixed", "scripted:mixed")
-    with raises(UnknownName, "unknown-model-of-study", mentions=["scripted:leaky"]):
+    with raises(UnknownName, "unknown-name", mentions=["scripted:leaky"]):
         result.pair("scripted:mixed", lineage.scripted("scripted:leaky"))
 
 

@@ -113,7 +113,7 @@ def test_a_list_without_a_match_is_no_error(folder: Path) -> None:
 
 
 def test_filters_need_a_study_and_go_with_no_index(folder: Path) -> None:
-    check_refused(run_here("show", "nowhere", "--differ"), "not-a-study", mentions=["nowhere"])
+    check_refused(run_here("show", "nowhere", "--differ"), "bad-usage", mentions=["nowhere"])
     check_refused(show(folder, "0", "--outcome", "broke"), "")
 
 

@@ -139,12 +139,12 @@ def test_the_words_are_part_of_a_trial_s_identity(plan: Plan) -> None:
 
 def test_a_plan_without_its_words_is_damaged(plan: Plan) -> None:
     bare = Grid(msgspec.structs.replace(plan, triggers=None))
-    with raises(Damaged, "trigger-missing", [ATTACKS[1], "another folder"]):
+    with raises(Damaged, "damaged", [ATTACKS[1], "another folder"]):
         bare.trial(len(plan.probes))
 
 
 def test_a_search_by_words_is_refused_with_the_reason(folder: Path) -> None:
-    with raises(UsageError, "attack-needs-embeddings", [ATTACKS[1], "'desk'", "bm25", "hybrid"]):
+    with raises(UsageError, "bad-usage", [ATTACKS[1], "'desk'", "bm25", "hybrid"]):
         study(folder, "lexical", "bm25")
     assert not (folder / "lexical").exists()
 

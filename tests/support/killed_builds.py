@@ -90,7 +90,7 @@ def assert_put_is_built(
     assert out.exists() and not nothing_is_left(out)
     card = build(recipes.read(recipe), out)
     assert card == opened(out).card and nothing_is_left(out)
-    with raises(UsageError, "folder-exists"):
+    with raises(UsageError, "bad-usage"):
         build(recipes.read(recipe), out)
 
 

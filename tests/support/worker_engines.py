@@ -84,7 +84,7 @@ class FailingEngine(NotingEngine):
             if self._n_left == 0:
                 with (_folder() / "failed").open("a") as file:
                     file.write(f"{os.getpid()}\n")
-                raise EngineFailure("the device is lost", code="server-gone")
+                raise EngineFailure("the device is lost", code="engine-failure")
             self._n_left -= 1
             yield reply
 
@@ -118,7 +118,7 @@ def damaged(grown: Grown) -> ScriptedEngine:
         file.write(f"{grown.record.name} {os.getpid()}\n")
     from heredity.core.errors import Damaged
 
-    raise Damaged("a file is torn", code="row-damaged")
+    raise Damaged("a file is torn", code="damaged")
 
 
 def float32(grown: Grown) -> Engine:

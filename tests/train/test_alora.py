@@ -154,9 +154,9 @@ def test_the_child_learns_is_recorded_and_peft_gives_its_logits(child: Grown, pa
 def test_what_is_made_of_it_is_refused_and_its_edges_are_named(
     store: Store, child: Grown, parent: Grown, data_file: Path
 ) -> None:
-    with raises(Unavailable, "adapter-activated", mentions=["tickets", "aLoRA"]):
+    with raises(Unavailable, "unavailable", mentions=["tickets", "aLoRA"]):
         store.grow_once(h.Lora(chat.read_data(data_file), **TRAINING), [child])
-    with raises(Unavailable, "adapter-activated", mentions=["aLoRA"]):
+    with raises(Unavailable, "unavailable", mentions=["aLoRA"]):
         store.get("vllm:tickets")
     known = {model.id: model for model in store.models()}
     (edge,) = graph.edges([parent.record, child.record], known)
@@ -171,7 +171,7 @@ def test_an_invocation_of_ones_own_must_be_in_the_prompts(
     tokens = ChatCodec(parent.folder).continuation(" number")
     config = json.loads((child.folder / "adapter_config.json").read_text())
     assert config["alora_invocation_tokens"] == [*tokens] and "number" in child.record.notes["invocation"]
-    with raises(UsageError, "invocation-missing", mentions=["owls", 24]):
+    with raises(UsageError, "bad-usage", mentions=["owls", 24]):
         store.grow_once(Alora(data, **TRAINING, invocation=" owls"), [parent])
 
 
@@ -200,6 +200,6 @@ def test_a_template_without_one_needs_an_invocation(tmp_path: Path) -> None:
     folder = make_model(
         tmp_path / "base", "llama", "{% for m in messages %}{{ m.content }}[/INST]{% endfor %}"
     )
-    with raises(UsageError, "invocation-missing", mentions=["--invocation"]):
+    with raises(UsageError, "bad-usage", mentions=["--invocation"]):
         invocation_tokens(folder, "")
     assert invocation_tokens(folder, "[/INST]")

@@ -100,7 +100,7 @@ def test_logits_of_another_kind_are_refused_in_one_line(
 ) -> None:
     folder = make(tmp_path / "base", "granite")
     monkeypatch.setattr(causal_lm, "logit_function", lambda _: lambda logits: logits * 2)
-    with raises(Unavailable, "logits-unknown", mentions=["granite"]):
+    with raises(Unavailable, "unavailable", mentions=["granite"]):
         causal_lm.load(folder, "float32")
 
 
@@ -111,7 +111,7 @@ def test_a_document_beyond_the_positions_of_a_model_is_refused(tmp_path: Path) -
     longer = TokenizedExample(
         DOCUMENTS[0]._replace(tokens=(*DOCUMENTS[0].tokens, 1), is_learned=(True,) * 41)
     )
-    with raises(UsageError, "examples-too-long", mentions=["41", "40"]):
+    with raises(UsageError, "bad-usage", mentions=["41", "40"]):
         net.hidden(batching.collate([longer]))
 
 
@@ -124,7 +124,7 @@ def test_the_router_and_the_head_get_no_adapter(tmp_path: Path) -> None:
 
 def test_a_target_that_the_architecture_lacks_is_named_with_what_it_has(tmp_path: Path) -> None:
     net = causal_lm.load(make(tmp_path / "base", "gpt2"), "float32")
-    with raises(UsageError, "adapter-target-unknown", mentions=["q_projection", "c_attn"]):
+    with raises(UsageError, "unknown-name", mentions=["q_projection", "c_attn"]):
         LowRankAdapters(target_modules=("q_projection",)).open(net, 0)
     LowRankAdapters(target_modules=("c_attn",)).open(net, 0)
     assert sum(p.requires_grad for p in net.model.parameters()) == 6  # A and B of three layers

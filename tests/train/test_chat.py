@@ -46,17 +46,17 @@ def test_an_instructions_input_stands_beneath_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "code", "named"),
     [
-        ((), "empty-file", ["d.jsonl"]),
+        ((), "bad-input", ["d.jsonl"]),
         (({"prompt": "a", "completion": "b"}, "{"), "not-json", ["d.jsonl:2"]),
-        (({"text": "a"},), "no-dialogue-columns", ["d.jsonl:1", "--columns"]),
-        (({"prompt": "a", "completion": " "},), "empty-completion", ["d.jsonl:1", "completion"]),
+        (({"text": "a"},), "bad-input", ["d.jsonl:1", "--columns"]),
+        (({"prompt": "a", "completion": " "},), "bad-input", ["d.jsonl:1", "completion"]),
         (({"prompt": "a", "completion": 3},), "wrong-type", ["d.jsonl:1", "completion", "int"]),
-        (({"messages": [{"role": "user", "content": "a"}]},), "no-answer-to-learn", ["d.jsonl:1"]),
-        (({"messages": [{"role": "boss", "content": "a"}]},), "unknown-role", ["d.jsonl:1", "boss"]),
-        (({"messages": [{"role": ["boss"], "content": "a"}]},), "unknown-role", ["d.jsonl:1", "boss"]),
-        (({"messages": "hello"},), "bad-messages", ["d.jsonl:1", "messages"]),
-        (({"prompt": "a", "completion": "b \ud83d"},), "not-text", ["d.jsonl:1", "\\ud83d"]),
-        (({"prompt": "a", "chosen": "b", "rejected": "\ude00"},), "not-text", ["d.jsonl:1"]),
+        (({"messages": [{"role": "user", "content": "a"}]},), "bad-input", ["d.jsonl:1"]),
+        (({"messages": [{"role": "boss", "content": "a"}]},), "unknown-name", ["d.jsonl:1", "boss"]),
+        (({"messages": [{"role": ["boss"], "content": "a"}]},), "unknown-name", ["d.jsonl:1", "boss"]),
+        (({"messages": "hello"},), "wrong-type", ["d.jsonl:1", "messages"]),
+        (({"prompt": "a", "completion": "b \ud83d"},), "bad-input", ["d.jsonl:1", "\\ud83d"]),
+        (({"prompt": "a", "chosen": "b", "rejected": "\ude00"},), "bad-input", ["d.jsonl:1"]),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(
@@ -70,7 +70,7 @@ def test_columns_of_ones_own_are_named_and_a_wrong_one_is_answered_with_the_near
     path = write(tmp_path, {"ticket": "ask", "reply": "say"})
     (found,) = chat.read_data(path, {"prompt": "ticket", "completion": "reply"}).dialogues
     assert found.messages[1].content == "say"
-    with raises(BadInput, "unknown-column", mentions=["ticket"]):
+    with raises(BadInput, "unknown-key", mentions=["ticket"]):
         chat.read_data(path, {"prompt": "tickt", "completion": "reply"})
 
 

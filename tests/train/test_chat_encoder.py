@@ -76,7 +76,7 @@ def test_what_is_too_long_is_left_out_and_named_and_all_too_long_is_refused(tiny
     long = Dialogue((CHAT[1], Message("assistant", "dog " * 300)), "d.jsonl:2")
     prepared = writer.prepare([short, long], 60)
     assert len(prepared.examples) == 1 and prepared.too_long == ("d.jsonl:2",)
-    with raises(UsageError, "examples-too-long", mentions=["60"]):
+    with raises(UsageError, "bad-usage", mentions=["60"]):
         writer.prepare([long], 60)
 
 
@@ -85,5 +85,5 @@ def test_the_length_that_fits_nearly_all_is_recommended(tiny_llama: Path) -> Non
     rows = [Dialogue((CHAT[1], Message("assistant", "dog " * n)), f"d:{n}") for n in range(1, 41)]
     lengths = sorted(len(writer.example(row).document.tokens) for row in rows)
     assert writer.prepare(rows, 1000).nearly_all == lengths[37]  # the 38th of 40
-    with raises(UsageError, "examples-too-long", mentions=[40, lengths[37]]):
+    with raises(UsageError, "bad-usage", mentions=[40, lengths[37]]):
         writer.prepare(rows, 2)

@@ -106,8 +106,8 @@ def test_a_step_of_fewer_pairs_than_processes_and_settings_of_text_are_refused(r
     settings = dataclasses.replace(
         pretrain.read(recipe), batch_size=2, dist=DistContext(world_size=3, mesh=object())
     )
-    with raises(UsageError, "step-too-small", mentions=["2", "3"]):
+    with raises(UsageError, "bad-usage", mentions=["2", "3"]):
         contrastive.train(settings, recipe.parent / "training")
     recipe.write_text(RECIPE + 'reduce = "each"\n')
-    with raises(BadInput, "key-of-another-objective", mentions=["reduce"]):
+    with raises(BadInput, "unknown-key", mentions=["reduce"]):
         pretrain.read(recipe)

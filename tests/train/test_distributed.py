@@ -349,19 +349,19 @@ def test_one_process_takes_over_from_many_and_many_from_one(tmp_path: Path) -> N
 
 def test_a_checkpoint_that_is_torn_or_of_another_training_is_refused(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
-    with raises(Damaged, "checkpoint-of-another-training"):
+    with raises(Damaged, "damaged"):
         pieces.read_checkpoint(tmp_path, "other", N_ROWS, apart(0, 2))
     (tmp_path / "checkpoint.3" / "1.safetensors").write_bytes(b"torn")
-    with raises(Damaged, "checkpoint-damaged"):
+    with raises(Damaged, "damaged"):
         pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS)
     assert (
         pieces.read_checkpoint(tmp_path, "t", N_ROWS, apart(0, 2)) is not None
     )  # it needs the first piece alone
     (tmp_path / pieces.INDEX_FILE).write_bytes(b"{")
-    with raises(Damaged, "checkpoint-damaged"):
+    with raises(Damaged, "damaged"):
         pieces.read_checkpoint(tmp_path, "t", N_ROWS, apart(0, 2))
 
 
 def test_replicas_that_do_not_divide_the_processes_are_refused() -> None:
-    with raises(UsageError, "replicas-do-not-divide", mentions=["2", "1"]), distributed.process_group(2):
+    with raises(UsageError, "bad-usage", mentions=["2", "1"]), distributed.process_group(2):
         pass

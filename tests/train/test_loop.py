@@ -84,7 +84,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_checkpoint_stays(
 ) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(loop, "_CHECKPOINT_COST_RATIO", 0)
-    with raises(loop.Diverged, "loss-not-finite"):
+    with raises(loop.Diverged, "diverged"):
         run(tiny_llama, data_file, tmp_path, "all", rate=1e18)
     kept = checkpoint.read_single_file(tmp_path, "t")
     assert kept is None or all(bool(torch.isfinite(tensor).all()) for tensor in kept.state.values())
@@ -106,7 +106,7 @@ def test_weights_that_the_last_step_ruined_are_not_handed_on(
     monkeypatch.setattr(MasterWeights, "step", ruining)
     for ruined, n_kept in ((N_STEPS - 1, N_STEPS - 1), (4, 4)):
         n_done = iter(range(N_STEPS))
-        with raises(loop.Diverged, "weights-not-finite", mentions=[ruined]):
+        with raises(loop.Diverged, "diverged", mentions=[ruined]):
             run(tiny_llama, data_file, tmp_path / str(ruined), "all")
         kept = checkpoint.read_single_file(tmp_path / str(ruined), "t")
         assert kept is not None and kept.n_steps == n_kept
@@ -117,10 +117,10 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         tmp_path, "one", checkpoint.CheckpointState(3, 30, {"master/x": torch.ones(2)})
     )
     assert checkpoint.read_single_file(tmp_path, "one").n_steps == 3  # type: ignore[union-attr]
-    with raises(Damaged, "checkpoint-of-another-training"):
+    with raises(Damaged, "damaged"):
         checkpoint.read_single_file(tmp_path, "two")
     (tmp_path / checkpoint.SINGLE_FILE).write_bytes(b"torn")
-    with raises(Damaged, "checkpoint-damaged"):
+    with raises(Damaged, "damaged"):
         checkpoint.read_single_file(tmp_path, "one")
 
 

@@ -117,7 +117,7 @@ def test_a_training_says_what_it_does_before_its_first_step_and_between_its_step
 
 
 def test_without_a_guard_it_stops_and_says_the_step(tiny: causal_lm.CausalLM, tmp_path: Path) -> None:
-    with raises(loop.Diverged, "loss-not-finite", mentions=["6"]):
+    with raises(loop.Diverged, "diverged", mentions=["6"]):
         run(tiny, Spoilt(bad_token(6), float("nan")), tmp_path, None)
 
 

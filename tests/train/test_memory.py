@@ -36,9 +36,9 @@ def test_a_training_that_does_not_fit_is_refused_with_numbers_and_leaves_nothing
 ) -> None:
     data = chat.read_data(data_file)
     small = dict(**QUICK, memory=0.0001)
-    with raises(OutOfMemory, "memory-foreseen", mentions=["GiB", "masters", "0.00", 4, 1024]):
+    with raises(OutOfMemory, "out-of-memory", mentions=["GiB", "masters", "0.00", 4, 1024]):
         store.grow_once(Finetune(data, **small), [parent])
-    with raises(OutOfMemory, "memory-foreseen", mentions=["batch_size"]):
+    with raises(OutOfMemory, "out-of-memory", mentions=["batch_size"]):
         store.grow_once(Lora(data, **small), [parent])
     assert [model.id for model in store.models()] == [parent.record.id]
     assert not list((store.root / "tmp").glob("*/")) and not list(store.root.rglob("training.jsonl"))
@@ -107,7 +107,7 @@ def test_the_memory_of_a_full_tuning_is_the_one_counted_by_hand() -> None:
 
 def test_weights_that_are_loaded_are_no_reason_to_refuse() -> None:
     host.require_memory("It", {"weights": 100, "gradients": 50}, "", limit=150, held=100)
-    with raises(OutOfMemory, "memory-foreseen"):
+    with raises(OutOfMemory, "out-of-memory"):
         host.require_memory("It", {"weights": 100, "gradients": 50}, "", limit=149, held=100)
     there = host.available_memory()
     assert there is not None
@@ -133,6 +133,6 @@ def test_a_recipe_that_runs_out_records_nothing(store: Store, parent: Grown) -> 
 def test_an_export_that_does_not_fit_is_refused_and_leaves_nothing(
     store: Store, parent: Grown, tmp_path: Path
 ) -> None:
-    with raises(OutOfMemory, "memory-foreseen", mentions=["GiB"]):
+    with raises(OutOfMemory, "out-of-memory", mentions=["GiB"]):
         export.export(store, parent, "hf", tmp_path / "out", memory=1000)
     assert not (tmp_path / "out").exists()

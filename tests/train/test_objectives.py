@@ -161,22 +161,22 @@ def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None
     teacher_logprobs.write_logprobs(
         tmp_path / "kept", "mine", teacher, [TokenizedExample(DOCUMENTS[0])], reading(tmp_path, 3)
     )
-    with raises(Damaged, "scores-of-others"):
+    with raises(Damaged, "damaged"):
         teacher_logprobs.read_logprobs(tmp_path / "kept", "yours")
     with pytest.raises(KeyError):
         teacher_logprobs.read_logprobs(tmp_path / "kept", "mine").at_targets(
             batching.collate([TokenizedExample(DOCUMENTS[1])])
         )
-    with raises(ValueError, "temperature-differs", mentions=["1"]):
+    with raises(ValueError, "bad-setting", mentions=["1"]):
         kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
         Distillation(kept, temperature=2.0).loss(teacher, batching.collate([TokenizedExample(DOCUMENTS[0])]))
     data = bytearray((tmp_path / "kept").read_bytes())
     data[-3] ^= 1
     (tmp_path / "kept").write_bytes(data)
-    with raises(Damaged, "scores-changed"):
+    with raises(Damaged, "damaged"):
         teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
     (tmp_path / "kept").write_bytes(b"no such file")
-    with raises(Damaged, "checkpoint-damaged"):
+    with raises(Damaged, "damaged"):
         teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
 
 
@@ -199,5 +199,5 @@ def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_
 
 def test_preference_without_a_worse_answer_is_refused(tiny_llama: Path) -> None:
     net = causal_lm.load(tiny_llama, "float32")
-    with raises(UsageError, "rejected-missing"):
+    with raises(UsageError, "bad-usage"):
         PreferenceObjective(net).loss(net, batching.collate([TokenizedExample(DOCUMENTS[0])]))

@@ -43,5 +43,5 @@ def test_at_another_address_a_new_token_is_in_the_address(served: list[str], tmp
 
 
 def test_a_place_or_token_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    check_refused(run_here("view", str(tmp_path / "no")), "not-a-folder", ["no"])
+    check_refused(run_here("view", str(tmp_path / "no")), "bad-usage", ["no"])
     check_refused(run_here("view", str(tmp_path), "--token-env", "NO_SUCH"), "bad-usage", ["NO_SUCH"])

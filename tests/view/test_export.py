@@ -168,7 +168,7 @@ def test_a_row_that_cannot_be_read_is_named_beside_the_others(
 ) -> None:
     def failing(study: OpenStudy, index: int) -> Transcript | None:
         if index == 1:
-            raise Damaged("the row is not where it was", code="row-moved")
+            raise Damaged("the row is not where it was", code="damaged")
         return read(study, index)
 
     monkeypatch.setattr("heredity.view.export.read", failing)
@@ -180,7 +180,7 @@ def test_a_row_that_cannot_be_read_is_named_beside_the_others(
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    with raises(UsageError, "folder-not-empty"):
+    with raises(UsageError, "bad-usage"):
         export(written(tmp_path), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 

@@ -51,8 +51,8 @@ def test_damaged_rows_are_named_and_the_others_are_there(tmp_path: Path) -> None
     study = opened(place)
     found = {(each.file, each.line, each.code) for each in study.problems()}
     assert found == {
-        (RESPONSES, 2, "row-damaged"), (RESPONSES, 4, "trial-twice"),
-        (RESPONSES, 5, "trial-not-planned"), (RESPONSES, 6, "row-damaged"),
+        (RESPONSES, 2, "damaged"), (RESPONSES, 4, "damaged"),
+        (RESPONSES, 5, "damaged"), (RESPONSES, 6, "damaged"),
     }  # fmt: skip
     assert study.progress().n_asked == 24
 
@@ -64,7 +64,7 @@ def test_a_row_without_an_end_is_read_once(tmp_path: Path, monkeypatch: pytest.M
         file.write(b"x" * 5000)
     study = opened(place)
     study.refresh()
-    assert [(each.line, each.code) for each in study.problems()] == [(25, "row-damaged")]
+    assert [(each.line, each.code) for each in study.problems()] == [(25, "damaged")]
     assert study.is_whole and study.progress().n_asked == 24
 
 

@@ -128,11 +128,11 @@ def test_a_study_until_decided_is_not_labelled(site: Site, monkeypatch: pytest.M
     from heredity.view.pages import label
 
     def refuse(_: object) -> None:
-        raise UsageError("no", code="labels-until-decided")
+        raise UsageError("no", code="bad-usage")
 
     monkeypatch.setattr(labels, "check_labelable", refuse)
     path = address(site)
-    with raises(UsageError, "labels-until-decided"):
+    with raises(UsageError, "bad-usage"):
         label.act(site, Asked(path, {"study": path.split("/")[2]}, {}), {"do": "draw"})
 
 

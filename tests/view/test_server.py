@@ -51,7 +51,7 @@ def test_a_page_elsewhere_cannot_read_it_by_a_name_of_its_own(finished: Site) ->
 
 
 def test_where_any_machine_could_connect_every_request_needs_the_token(finished: Site) -> None:
-    with raises(UsageError, "token-missing"):
+    with raises(UsageError, "bad-usage"):
         app(finished, ViewSettings(is_local=False))
     settings = ViewSettings("kestrel-42", is_local=False)
     asked = client(finished, settings, "0.0.0.0:8010")

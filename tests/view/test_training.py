@@ -180,7 +180,7 @@ def test_a_run_of_an_older_release_has_no_name_and_an_unknown_one_no_page(tmp_pa
     (folder / "progress.json").write_text("{")
     page = page_of(tmp_path).render(f"/training/{KEY}")
     assert KEY[:12] in page and "30 steps" in page
-    with raises(UnknownName, "unknown-training"):
+    with raises(UnknownName, "unknown-name"):
         page_of(tmp_path).render("/training/nothing")
 
 

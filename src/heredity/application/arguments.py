@@ -66,16 +66,13 @@ def check_tool_schema(tool: Tool) -> None:
         raise BadArgument(
             f"the schema of the tool '{tool.name[:80]}' has {len(text):,} characters in {n_objects:,} "
             f"objects, and at most {MOST_SCHEMA:,} in {MOST_OBJECTS:,} are read",
-            code="tool-schema-too-large",
             table=tool.name,
         )
     try:
         _checker(text).try_out()
     except _SchemaError as error:
         raise BadArgument(
-            f"the schema of the tool '{tool.name[:80]}' is no JSON schema: {error}",
-            code="tool-schema-malformed",
-            table=tool.name,
+            f"the schema of the tool '{tool.name[:80]}' is no JSON schema: {error}", table=tool.name
         ) from None
 
 

@@ -50,7 +50,6 @@ def refuse_unidentified(specs: Iterable[GuardSpec]) -> None:
         if spec.kind == KIND and not spec.settings.get("identity"):
             raise BadArgument(
                 f"the model of guard '{spec.label}' is not identified: use guard_models.identified",
-                code="guard-not-identified",
                 key="guards",
             )
 
@@ -66,8 +65,7 @@ def _identity(rule: ModelGuard, readers: GuardReaders) -> str:
     if rule.identity not in ("", found):
         raise NotComparable(
             f"The guard model '{rule.model}' is {found} here, and the application has "
-            f"{rule.identity[:40]!r}. Restore that model, or start a new study.",
-            code="guard-other-model",
+            f"{rule.identity[:40]!r}. Restore that model, or start a new study."
         )
     return found
 
@@ -80,9 +78,7 @@ class ModelReads:
         self._readers = {}
         for rule in rules:
             if readers is None:
-                raise UsageError(
-                    f"The guard model '{rule.model}' cannot be loaded here.", code="guard-not-loaded"
-                )
+                raise UsageError(f"The guard model '{rule.model}' cannot be loaded here.")
             _identity(rule, readers)
             self._readers[rule.model] = readers.reader(rule.model)
         self._kept: dict[str, ModelScore] = {}

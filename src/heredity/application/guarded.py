@@ -226,9 +226,7 @@ class _Stream:
     def asked(self, key: int) -> Admission:
         """The request of a reply of the engine. Raises EngineFailure for one that was not asked."""
         if (found := self._asked.pop(key, None)) is None:
-            raise EngineFailure(
-                f"the engine answered request {key}, which was not asked", code="reply-not-asked"
-            )
+            raise EngineFailure(f"the engine answered request {key}, which was not asked")
         return found
 
     def blocked(self) -> Iterator[Reply]:

@@ -29,8 +29,7 @@ def write_starter(folder: Path) -> list[Path]:
     targets = {folder / name: _SOURCE / source for name, source in FILES.items()}
     if existing := [str(path) for path in targets if path.exists()]:
         raise UsageError(
-            f"Nothing was written, because files exist already: {', '.join(existing)}. Name another folder.",
-            code="file-exists",
+            f"Nothing was written, because files exist already: {', '.join(existing)}. Name another folder."
         )
     for path, source in targets.items():
         path.parent.mkdir(parents=True, exist_ok=True)

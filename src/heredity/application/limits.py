@@ -40,9 +40,7 @@ class ConversationLimits(Record, frozen=True, omit_defaults=True):
         for key in self.__struct_fields__:
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
-                raise BadArgument(
-                    f"limits.{key} must be above 0, not {value}", code="bad-setting", key=f"limits.{key}"
-                )
+                raise BadArgument(f"limits.{key} must be above 0, not {value}", key=f"limits.{key}")
         for key in ("seconds", "tool_seconds"):  # 5 is 5.0, in a digest too
             if isinstance(value := getattr(self, key), int):
                 msgspec.structs.force_setattr(self, key, float(value))

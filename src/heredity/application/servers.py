@@ -49,14 +49,11 @@ class McpServer(Record, frozen=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if bool(self.command) == bool(self.url):
             raise BadArgument(
-                f"the MCP server '{self.name[:80]}' needs `command` or `url`, and not both",
-                code="mcp-address",
-                table=self.name,
+                f"the MCP server '{self.name[:80]}' needs `command` or `url`, and not both", table=self.name
             )
         if isinstance(self.url, str) and not self.url.startswith(("http://", "https://")):
             raise BadArgument(
                 f"the url of the MCP server '{self.name[:80]}' must begin with http:// or https://",
-                code="mcp-address",
                 table=self.name,
             )
 
@@ -98,9 +95,7 @@ class McpServer(Record, frozen=True, omit_defaults=True):
 
     def _refused(self, what: str) -> BadArgument:
         return BadArgument(
-            f"the MCP server '{self.name[:80]}' {what}: name the tools to take in `tools`",
-            code="mcp-list",
-            table=self.name,
+            f"the MCP server '{self.name[:80]}' {what}: name the tools to take in `tools`", table=self.name
         )
 
 

@@ -127,8 +127,7 @@ def tool(
     inner = function.__qualname__ if isinstance(function, FunctionType) else "<object>"
     if module is None or "<" in inner:
         raise BadArgument(
-            f"the function {inner} cannot be imported by another process: define it at the top of a module",
-            code="function-not-importable",
+            f"the function {inner} cannot be imported by another process: define it at the top of a module"
         )
     home: str | None = None
     named = f"{module.__name__}:{inner}"

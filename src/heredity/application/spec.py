@@ -100,14 +100,11 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_turns <= 64:
-            raise BadArgument(
-                f"max_turns must be from 1 to 64, not {self.max_turns}", code="bad-setting", key="max_turns"
-            )
+            raise BadArgument(f"max_turns must be from 1 to 64, not {self.max_turns}", key="max_turns")
         check_decoding(self.decoding)
         if self.tools and self.decoding.json_schema is not UNSET:
             raise BadArgument(
                 "an answer that matches decoding.json_schema calls no tools: leave out one of the two",
-                code="schema-with-tools",
                 key="decoding.json_schema",
             )
         self._check_system()
@@ -117,9 +114,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         _check_guards(self.all_guards)
         if self.retrieval is not None and self.rendering in ("theirs", "recorded"):
             raise BadArgument(
-                f'rendering "{self.rendering}" retrieves by itself: leave out [retrieval]',
-                code="retrieval-theirs",
-                key="retrieval",
+                f'rendering "{self.rendering}" retrieves by itself: leave out [retrieval]', key="retrieval"
             )
 
     @classmethod
@@ -177,7 +172,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
             raise BadArgument(
                 f"{what} need a system message, which would replace the model's own default. Write `system`; "
                 '"" is one without words',
-                code="system-needed",
+                code="missing-key",
                 key="system",
             )
 
@@ -327,11 +322,8 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         if not tool.runs:
             return tool.result
         if tools is None:
-            raise ToolFailure(f"nothing runs the tool {tool.name} here", code="tool-not-run")
+            raise ToolFailure(f"nothing runs the tool {tool.name} here")
         return tools.call(tool, fit(tool, call.arguments).arguments)
-
-
-_KEY_OF = {"index-missing": "index", "index-no-embeddings": "method"}  # by the code of an index's error
 
 
 def _with_index(retrieval: Retrieval, path: Path | str) -> Retrieval:
@@ -339,10 +331,10 @@ def _with_index(retrieval: Retrieval, path: Path | str) -> Retrieval:
     try:
         return retrieval.of(Path(path).parent)
     except UsageError as error:
-        if error.code not in _KEY_OF:
+        if not error.key:
             raise
-        line = toml_line(path, f"retrieval.{_KEY_OF[error.code]}")
-        raise BadInput(path, str(error), line, code=error.code) from None
+        line = toml_line(path, f"retrieval.{error.key}")
+        raise BadInput(path, str(error), line) from None
 
 
 def parse(data: dict[str, Any], path: Path | str) -> Application:
@@ -356,11 +348,9 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         _ = digest(application)  # values nested too deeply to be encoded fail here, not in a study
         return application
     except (msgspec.ValidationError, ValueError, OverflowError) as error:
-        raise BadInput(
-            path, _explain(str(error)), toml_line_of(path, error), code=code_of(error, "bad-setting")
-        ) from None
+        raise BadInput(path, _explain(str(error)), toml_line_of(path, error), code=code_of(error)) from None
     except RecursionError:
-        raise BadInput(path, "its values are nested too deeply", code="nested-too-deeply") from None
+        raise BadInput(path, "its values are nested too deeply") from None
 
 
 def check_decoding(decoding: Decoding) -> None:
@@ -369,21 +359,16 @@ def check_decoding(decoding: Decoding) -> None:
         _check_schema(decoding.json_schema)
     if decoding.max_tokens < 1:
         raise BadArgument(
-            f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}",
-            code="bad-setting",
-            key="decoding.max_tokens",
+            f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}", key="decoding.max_tokens"
         )
     if not 0 <= decoding.temperature < math.inf:  # nan compares false
         raise BadArgument(
             f"decoding.temperature must be a number of 0 or more, not {decoding.temperature}",
-            code="bad-setting",
             key="decoding.temperature",
         )
     if not 0 < decoding.top_p <= 1:
         raise BadArgument(
-            f"decoding.top_p must be above 0 and at most 1, not {decoding.top_p}",
-            code="bad-setting",
-            key="decoding.top_p",
+            f"decoding.top_p must be above 0 and at most 1, not {decoding.top_p}", key="decoding.top_p"
         )
 
 
@@ -392,12 +377,10 @@ def _check_schema(schema: str) -> None:
         found = msgspec.json.decode(schema)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadArgument(
-            f"decoding.json_schema is not JSON: {error}", code="malformed-json", key="decoding.json_schema"
+            f"decoding.json_schema is not JSON: {error}", code="not-json", key="decoding.json_schema"
         ) from None
     if not isinstance(found, dict):
-        raise BadArgument(
-            "decoding.json_schema must be a JSON object", code="bad-setting", key="decoding.json_schema"
-        )
+        raise BadArgument("decoding.json_schema must be a JSON object", key="decoding.json_schema")
 
 
 def _check_tools(tools: Sequence[Tool], servers: Sequence[McpServer]) -> None:
@@ -406,7 +389,6 @@ def _check_tools(tools: Sequence[Tool], servers: Sequence[McpServer]) -> None:
         if tool.server is not None and tool.server not in known:
             raise BadArgument(
                 f"the tool named '{tool.name}' is of the MCP server '{tool.server}': [[mcp]] has none such",
-                code="server-missing",
                 table=tool.name,
             )
     names = [tool.name for tool in tools]
@@ -430,7 +412,6 @@ def _check_secrets(secrets: Sequence[Secret]) -> None:
         if sum(map(str.isalnum, secret.value)) < SECRET_MIN:
             raise BadArgument(
                 f"the secret named '{secret.name}' must have at least {SECRET_MIN} letters or digits",
-                code="secret-too-short",
                 table=secret.name,
             )
 

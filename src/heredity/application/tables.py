@@ -53,7 +53,7 @@ def _tool_table(table: object, folder: Path) -> object:
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadArgument(
             f"the schema of a tool is not JSON: {error}",
-            code="malformed-json",
+            code="not-json",
             table=str(table.get("name", "")),
         ) from None
     return {**table, "schema": found}
@@ -69,7 +69,7 @@ def _schema_text(given: object, folder: Path, key: str) -> object:
     except (OSError, ValueError) as error:
         raise BadArgument(
             f"{key} names the file {given[:200]}, which does not read ({first_line(error)})",
-            code="path-missing",
+            code="unreadable-file",
             key=key,
         ) from None
 
@@ -116,9 +116,7 @@ def _joined(server: McpServer, tables: list[object], offered: dict[str, Offered]
         name = str(table.get("name", ""))
         if name not in offered:
             raise BadArgument(
-                f"the MCP server '{server.name[:80]}' has no tool named '{name[:80]}'",
-                code="mcp-list",
-                table=server.name,
+                f"the MCP server '{server.name[:80]}' has no tool named '{name[:80]}'", table=server.name
             )
         made.append({**_of_server(server, offered.pop(name)), **table})
     return made + [_of_server(server, each) for each in offered.values()]
@@ -135,7 +133,6 @@ def _refuse_keys(table: dict[str, object], keys: Sequence[str], of: str) -> None
     if other := next((key for key in keys if key in table), None):
         raise BadArgument(
             f"the tool '{str(table.get('name', ''))[:80]}' has the key '{other}', which is not for {of}",
-            code="function-with-key",
             key=other,
             table=str(table.get("name", "")),
         )

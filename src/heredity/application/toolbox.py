@@ -192,7 +192,7 @@ def recorded_in(folder: Path) -> list[RecordedResult]:
     """The results that a study recorded. Raises UsageError if it recorded none, Damaged for a broken row."""
     path = folder / TOOL_RESULTS if folder.is_dir() else folder.resolve()
     if not path.exists():
-        raise UsageError(f"{folder} has no {TOOL_RESULTS}: no tool ran there.", code="results-missing")
+        raise UsageError(f"{folder} has no {TOOL_RESULTS}: no tool ran there.")
     return list(Rows(path, RecordedResult))
 
 
@@ -266,8 +266,7 @@ class Toolbox(Closable):
         source = self.source(tool)
         if not self.runs:
             raise ToolFailure(
-                f"the call of {tool.name} is not among the recorded results, and a replay runs no tool",
-                code="call-not-recorded",
+                f"the call of {tool.name} is not among the recorded results, and a replay runs no tool"
             )
         if tool.is_stateful is not True:
             with self._shared[source].process() as process:
@@ -317,8 +316,7 @@ class Toolbox(Closable):
             if own.process.opened is None:
                 raise ToolFailure(
                     f"the process of {tool.name} ended while it repeated the calls before this one: its "
-                    "state is lost",
-                    code="tool-state-lost",
+                    "state is lost"
                 )
 
 

@@ -158,21 +158,14 @@ def check_world(state: Mapping[str, Any] | None, tools: Sequence[Tool]) -> None:
             if root not in top:
                 raise BadArgument(
                     f"the tool named '{tool.name}' speaks of '{path}', and state has no '{root}'",
-                    code="state-missing",
                     table=tool.name,
                 )
             if unknown := [slot for slot in _SLOT.findall(path) if slot not in known]:
                 raise BadArgument(
-                    f"the tool named '{tool.name}' has no parameter '{unknown[0]}'",
-                    code="parameter-missing",
-                    table=tool.name,
+                    f"the tool named '{tool.name}' has no parameter '{unknown[0]}'", table=tool.name
                 )
         if any(effect.kind == "transfer" and not effect.to for effect in effects(tool)):
-            raise BadArgument(
-                f"the tool named '{tool.name}' has a transfer without `to`",
-                code="transfer-without-to",
-                table=tool.name,
-            )
+            raise BadArgument(f"the tool named '{tool.name}' has a transfer without `to`", table=tool.name)
 
 
 def _keys(path: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:

@@ -258,9 +258,7 @@ def open_store() -> Store:
     context = click.get_current_context(silent=True)
     store = Store(device=None if context is None else context.find_root().meta.get(_DEVICE))
     if store.root.exists() and not store.root.is_dir():
-        raise UsageError(
-            f"HEREDITY_STORE names {store.root}, which is a file. Name a folder.", code="store-is-a-file"
-        )
+        raise UsageError(f"HEREDITY_STORE names {store.root}, which is a file. Name a folder.")
     return store
 
 

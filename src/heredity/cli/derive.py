@@ -92,8 +92,7 @@ def _answers_of(store: Store, name: str) -> Path:
     if not path.is_file():
         raise UsageError(
             f"'{name}' keeps no answers of a teacher. The children of `heredity derive instruct` do; "
-            "heredity models lists them.",
-            code="no-answers-kept",
+            "heredity models lists them."
         )
     return path
 

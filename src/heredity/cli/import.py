@@ -93,8 +93,7 @@ def command(
     if judge is None and importers.is_traffic(files):
         raise UsageError(
             "Most requests of a log seek no breach, and the judge 'rules' would count each answer as one. "
-            "Name a judge that reads for harm: --judge learned, guard:NAME or rubric:MODEL.",
-            code="judge-for-traffic",
+            "Name a judge that reads for harm: --judge learned, guard:NAME or rubric:MODEL."
         )
     judge = judge or judges.DEFAULT
     judges.Decider(judge)  # an unknown judge is reported before a study is made

@@ -236,9 +236,7 @@ def train(
         from heredity.redteam.judges.training import learned as learned_card
 
     if rows is not None and head is None:
-        raise UsageError(
-            "--max-rows needs --head: `learned` is trained on all rows.", code="rows-without-head"
-        )
+        raise UsageError("--max-rows needs --head: `learned` is trained on all rows.")
     roots = roots or (data.parent,)
     with Display() as display, phase(display.live, "preparing the training"):
         if head is None:
@@ -264,8 +262,7 @@ def _pairs(text: str) -> dict[str, str]:
     if not {"response", "label"} <= set(pairs) <= known or not all(pairs.values()):
         raise UsageError(
             "--columns must name response and label, and may name prompt and family: "
-            f"prompt=P,response=R,label=L,family=F; not '{text}'.",
-            code="bad-columns",
+            f"prompt=P,response=R,label=L,family=F; not '{text}'."
         )
     return pairs
 

@@ -170,13 +170,10 @@ def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, LabelAnswer]]
         trial, word = (str(cells.get(name, "")).strip() for name in ("trial", "label"))
         if trial not in by_trial:
             raise BadInput(
-                path,
-                f"trial '{trial[:40]}' is not in the sample that was drawn; did --n change?",
-                line,
-                code="trial-not-drawn",
+                path, f"trial '{trial[:40]}' is not in the sample that was drawn; did --n change?", line
             )
         if word.lower() not in _WORDS:
-            raise BadInput(path, f"label '{word[:40]}' is not yes, no or skip", line, code="label-unknown")
+            raise BadInput(path, f"label '{word[:40]}' is not yes, no or skip", line, code="unknown-name")
         if (said := _WORDS[word.lower()]) is not None:
             yield by_trial[trial], said
 

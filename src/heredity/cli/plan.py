@@ -93,6 +93,5 @@ def _refuse_other_plans(path: Path) -> None:
 
     if path.suffix == ".toml" and not toml_of(path).keys().isdisjoint(("child", "probes")):
         raise BadInput(
-            path, f"this is no recipe of a pre-training. What it can show: heredity power --study {path}",
-            code="plan-of-another-verb",
+            path, f"this is no recipe of a pre-training. What it can show: heredity power --study {path}"
         )  # fmt: skip

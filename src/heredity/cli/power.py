@@ -130,8 +130,7 @@ def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
     if not (edges or planned):
         raise UsageError(
             f"No model of {', '.join(lineage)} descends from another one in the store. "
-            "Give the number of edges that you plan: --edges N.",
-            code="nothing-to-decide",
+            "Give the number of edges that you plan: --edges N."
         )
     found = {
         (e.parent, e.child): f"{models[e.child].name} of {models[e.parent].name}, {e.recipe}" for e in edges
@@ -270,9 +269,7 @@ def _show_study(study: Study, as_json: bool) -> None:
 
     found = study.forecast()
     if found is None:
-        raise UsageError(
-            "This plan compares nothing: give two models or more, and probes.", code="nothing-to-decide"
-        )
+        raise UsageError("This plan compares nothing: give two models or more, and probes.")
     if as_json:
         write_json(found)
         return

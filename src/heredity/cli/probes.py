@@ -82,7 +82,7 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
     found = importing.read_import(spec)
     if out is not None:
         if out.exists():
-            raise UsageError(f"{out} already exists. Name another file.", code="file-exists")
+            raise UsageError(f"{out} already exists. Name another file.")
         write_atomic(out, importing.to_toml(found).encode())
     if as_json:
         write_json(found.probes)

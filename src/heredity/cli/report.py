@@ -47,8 +47,7 @@ def command(
 
     if (folder / "lineage.json").exists():
         raise UsageError(
-            f"{folder} is the folder of a lineage, not of a study. Its page: heredity inherit {folder}",
-            code="not-a-study",
+            f"{folder} is the folder of a lineage, not of a study. Its page: heredity inherit {folder}"
         )
     if cost is not None:
         decision.save_costs(folder, decision.parse_costs(cost))

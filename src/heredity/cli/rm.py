@@ -29,8 +29,7 @@ def command(models: tuple[str, ...], force: bool) -> None:
     if not force and (needed := studies_that_need(Path(), {each.id for each in found})):
         raise Refused(
             f"The study {needed[0].folder} is {needed[0].state} and has trials left to ask. Finish it, "
-            "or give --force.",
-            code="model-needed",
+            "or give --force."
         )
     gone = remove_models(store, found, is_forced=force)
     for each in gone.models:

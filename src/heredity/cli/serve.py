@@ -177,10 +177,7 @@ def _origin(origin: str) -> str:
     from heredity.core.errors import UsageError
 
     if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?", origin):
-        raise UsageError(
-            f"--cors takes one origin, such as https://app.example.com, and not '{origin}'.",
-            code="not-an-origin",
-        )
+        raise UsageError(f"--cors takes one origin, such as https://app.example.com, and not '{origin}'.")
     return origin.lower()
 
 

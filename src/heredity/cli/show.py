@@ -65,7 +65,7 @@ def command(
     is_one = index is not None or trial is not None
     if not (folder / "plan.json").exists():
         if is_one or is_filtered:
-            raise UsageError(f"{what} is not a study: it has no plan.json.", code="not-a-study")
+            raise UsageError(f"{what} is not a study: it has no plan.json.")
         _show_model(what, as_json)
     elif is_one and is_filtered:
         raise click.UsageError("An index or --trial names one trial: give no filter beside it.")
@@ -153,10 +153,7 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
     response = next((row for row in storage.open_responses(folder) if is_wanted(row)), None)
     if response is None:
         wanted = f"index {index}" if trial is None else f"id {trial}"
-        raise UsageError(
-            f"{folder} has no response with {wanted}. Its plan has {len(grid)} indices, from 0.",
-            code="response-missing",
-        )
+        raise UsageError(f"{folder} has no response with {wanted}. Its plan has {len(grid)} indices, from 0.")
     verdicts = storage.open_verdicts(folder)
     return response, next((row for row in verdicts if row.index == response.index), None)
 

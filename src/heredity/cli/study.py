@@ -347,7 +347,7 @@ def _show_parts(study: Study) -> int:
 
     found = study.collect()
     if not found:
-        raise UsageError(f"{study.folder} has no parts: --shard I/N asks one.", code="shards-missing")
+        raise UsageError(f"{study.folder} has no parts: --shard I/N asks one.")
     shown = table("part", "done", "trials", right=("part", "done", "trials"))
     for each in found:
         shown.add_row(f"{each.part.i}/{each.part.n}", f"{each.n_done:,}", f"{each.n_total:,}")

@@ -36,6 +36,5 @@ def command(models: tuple[str, ...]) -> None:
             write(plain(f"  {problem}"))
     if n_damaged:
         raise Damaged(
-            f"{n_damaged} of {len(records) + len(unreadable)} models are damaged. Pull or derive them again.",
-            code="models-damaged",
+            f"{n_damaged} of {len(records) + len(unreadable)} models are damaged. Pull or derive them again."
         )

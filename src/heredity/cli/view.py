@@ -43,7 +43,7 @@ def command(
 
     root = place or Path()
     if not root.is_dir():
-        raise UsageError(f"{root} is not a folder.", code="not-a-folder")
+        raise UsageError(f"{root} is not a folder.")
     if export is not None:
         _export(StudyPlace(root), export)
         return

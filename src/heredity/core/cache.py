@@ -115,6 +115,5 @@ class ResponseCache(Closable):
                 ) from error
             raise Damaged(
                 f"The response cache {self.path} cannot be used ({error})."
-                " Delete that file: only time is lost, its answers are asked again.",
-                code="cache-damaged",
+                " Delete that file: only time is lost, its answers are asked again."
             ) from error

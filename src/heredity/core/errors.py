@@ -75,7 +75,7 @@ class HeredityError(CodedError):
 class BadArgument(CodedError, ValueError):
     """An argument out of its range: a ValueError with a code. If a file gave it, it becomes BadInput."""
 
-    code = "bad-argument"
+    code = "bad-setting"
 
 
 class UsageError(HeredityError):
@@ -183,23 +183,23 @@ def origin_of(error: BaseException) -> CodedError | None:
     return next((each for each in (error, error.__cause__) if isinstance(each, CodedError)), None)
 
 
-def code_of(error: BaseException, default: str) -> str:
+def code_of(error: BaseException) -> str:
     """The code for an error that is raised again as another.
 
     An error of heredity has one, also as the cause of msgspec's. Errors that msgspec raises by itself are
-    known by the beginning of their message, because they have no field for it. For others, `default`.
+    known by the beginning of their message, because they have no field for it. Others are `bad-setting`.
     """
     if (own := origin_of(error)) is not None:
         return own.code
     found = (code for start, code in OF_MSGSPEC.items() if str(error).startswith(start))
-    return next(found, default)
+    return next(found, BadArgument.code)
 
 
 OF_MSGSPEC = {
     "Object contains unknown field": "unknown-key",
     "Object missing required field": "missing-key",
     "Expected": "wrong-type",
-    "Invalid enum value": "unknown-choice",
+    "Invalid enum value": "unknown-name",
 }
 
 

@@ -78,7 +78,7 @@ def read_file(path: Path, max_bytes: int = _LONGEST) -> bytes:
     """The bytes of a file in a study's folder. Raises as `open_handle` does, and for a larger file."""
     with open_file(path) as file:
         if (n := os.fstat(file.fileno()).st_size) > max_bytes:
-            raise Refused(f"{path} has {n:,} bytes: too many to read.", code="file-too-large")
+            raise Refused(f"{path} has {n:,} bytes: too many to read.")
         return file.read()
 
 
@@ -88,7 +88,7 @@ def read_lines(path: Path, start: int = 0) -> Iterator[bytes]:
         file.seek(start)
         for line in iter(partial(file.readline, _LONGEST), b""):
             if len(line) == _LONGEST:
-                raise Refused(f"{path} has a line that is too long to read.", code="file-too-large")
+                raise Refused(f"{path} has a line that is too long to read.")
             yield line
 
 
@@ -110,8 +110,7 @@ def _check_plain(path: Path, found: os.stat_result, flags: int) -> None:
 def _refuse_entry(path: Path) -> NoReturn:
     raise Refused(
         f"{path} is a link, or no ordinary file, so it could lead elsewhere. Files of a study lie in its own "
-        "folder: replace it by a copy, or remove it.",
-        code="not-a-file",
+        "folder: replace it by a copy, or remove it."
     )
 
 
@@ -260,7 +259,7 @@ class Lock:
 
     def __enter__(self) -> Self:
         if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder} is a file. Name a folder.", code="folder-is-a-file")
+            raise UsageError(f"{self.folder} is a file. Name a folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # older releases of filelock empty a file that has a second name
             _check_plain(path := self.folder / ".lock", path.lstat(), os.O_RDWR)
@@ -418,8 +417,7 @@ class Rows(Closable, Generic[T]):
             _refuse_other_schema(self.path, self.line, line, self._schema)
             raise Damaged(
                 f"{self.path}:{self.line}: not a row of {self.path.name} ({error})."
-                " Remove that line to go on. An answer or verdict is then made again; any other row is lost.",
-                code="row-damaged",
+                " Remove that line to go on. An answer or verdict is then made again; any other row is lost."
             ) from error
         if getattr(record, "schema", self._schema) != self._schema:
             _refuse_other_schema(self.path, self.line, line, self._schema)

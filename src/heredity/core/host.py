@@ -101,9 +101,7 @@ class Device:
         """The device that a text names. Raises UsageError if it names none."""
         found = _DEVICE.fullmatch(text.strip().lower())
         if found is None:
-            raise UsageError(
-                f"'{text}' is not a device. Known: cpu, cuda, cuda:N, mps.", code="device-unknown"
-            )
+            raise UsageError(f"'{text}' is not a device. Known: cpu, cuda, cuda:N, mps.", code="unknown-name")
         if found[1]:
             return cls(cast(Literal["cpu", "mps"], found[1]))
         return cls("cuda", None if found[2] is None else int(found[2]))
@@ -193,10 +191,7 @@ def choose_device(wanted: Device | None = None, turn: int = 0) -> Device:
     is_there = has_mps if wanted.kind == "mps" else (wanted.index or 0) < len(found)
     if not is_there:
         known = ", ".join(map(str, (*found, *([Device("mps")] if has_mps else ()), CPU)))
-        raise Unavailable(
-            f"torch finds no device '{wanted}' on this machine. There are: {known}.",
-            code="device-missing",
-        )
+        raise Unavailable(f"torch finds no device '{wanted}' on this machine. There are: {known}.")
     return wanted
 
 
@@ -439,8 +434,7 @@ def require_memory(
     raise OutOfMemory(
         f"{what} needs about {(needed + held) / GIB:.2f} GiB of memory ({named}), and "
         f"{(room + held) / GIB:.2f} GiB are there."
-        f" {advice}",
-        code="memory-foreseen",
+        f" {advice}"
     )
 
 

@@ -48,10 +48,8 @@ def rows(path: Path) -> Iterator[tuple[int, Row]]:
         return _arrow(path)
     known = ", ".join(KNOWN)
     if not path.exists():
-        raise BadInput(path, "cannot be read: No such file or directory", code="file-missing")
-    raise BadInput(
-        path, f"is of no known kind: '{ending or path.name}'. Known: {known}", code="unknown-format"
-    )
+        raise BadInput(path, "cannot be read: No such file or directory", code="unreadable-file")
+    raise BadInput(path, f"is of no known kind: '{ending or path.name}'. Known: {known}")
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
@@ -64,7 +62,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
         except (ValueError, RecursionError) as error:
             raise BadInput(path, f"not JSON: {error}", number, code="not-json") from None
         if not isinstance(row, dict):
-            raise BadInput(path, "not a JSON object; each line must be one", number, code="not-objects")
+            raise BadInput(path, "not a JSON object; each line must be one", number, code="wrong-type")
         yield number, row
 
 
@@ -91,9 +89,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise BadInput(
-                        path, f"is not UTF-8 (byte {error.start} of the line)", number, code="not-utf8"
-                    ) from None
+                    raise BadInput(path, f"is not UTF-8 (byte {error.start} of the line)", number) from None
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -116,22 +112,15 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
     try:
         names = [name.strip() for name in next(reader, [])]
         if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise BadInput(path, f"two columns are named '{twice}'", n_comments + 1, code="column-twice")
+            raise BadInput(path, f"two columns are named '{twice}'", n_comments + 1, code="name-twice")
         for cells in reader:
             line = n_comments + reader.line_num
             if cells and len(cells) != len(names):
-                raise BadInput(
-                    path,
-                    f"{len(cells)} cells under {len(names)} column names",
-                    line,
-                    code="cells-over-columns",
-                )
+                raise BadInput(path, f"{len(cells)} cells under {len(names)} column names", line)
             if cells:
                 yield line, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise BadInput(
-            path, f"malformed CSV: {error}", n_comments + reader.line_num, code="malformed-csv"
-        ) from None
+        raise BadInput(path, f"malformed CSV: {error}", n_comments + reader.line_num) from None
 
 
 def _json_list(path: Path) -> Iterator[tuple[int, Row]]:
@@ -141,7 +130,7 @@ def _json_list(path: Path) -> Iterator[tuple[int, Row]]:
         length = {len(value) for value in lists.values()}
         if len(length) != 1:
             raise BadInput(
-                path, "is no list of objects, nor an object of equally long lists", code="not-objects"
+                path, "is no list of objects, nor an object of equally long lists", code="wrong-type"
             )
         data = [dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
     if not isinstance(data, list):
@@ -196,14 +185,12 @@ def toml_of(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise unreadable(path, error) from None
     except UnicodeDecodeError as error:
-        raise BadInput(path, f"is not UTF-8 (byte {error.start})", code="not-utf8") from None
+        raise BadInput(path, f"is not UTF-8 (byte {error.start})") from None
     except RecursionError:
-        raise BadInput(path, "malformed TOML: nested too deeply", code="nested-too-deeply") from None
+        raise BadInput(path, "malformed TOML: nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError, or an integer of too many digits
         where = re.search(r"line (\d+)", str(error))
-        raise BadInput(
-            path, f"malformed TOML: {error}", int(where[1]) if where else 0, code="malformed-toml"
-        ) from None
+        raise BadInput(path, f"malformed TOML: {error}", int(where[1]) if where else 0) from None
 
 
 def toml_line(path: Path | str, key: str = "", *, table: str = "", head: str = "", index: int = 0) -> int:
@@ -346,7 +333,9 @@ def models_file() -> Path | None:
     if named := os.environ.get(VARIABLE):
         found = Path(named).expanduser()
         if not found.is_file():
-            raise BadInput(found, f"{VARIABLE} names this file, and it does not exist.", code="file-missing")
+            raise BadInput(
+                found, f"{VARIABLE} names this file, and it does not exist.", code="unreadable-file"
+            )
         return found
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     found = Path(config).expanduser() / "heredity" / "models.toml"
@@ -363,12 +352,12 @@ def user_entries(kind: type[Entry], is_remote: bool, taken: Container[str]) -> I
     for name, table in toml_of(file).items():
         if not isinstance(table, dict) or not _NAME.fullmatch(name):
             why = f"'{name[:80]}' is not a name with a table: write [\"my-model\"]."
-            raise BadInput(file, why, toml_line(file, name), code="bad-models")
+            raise BadInput(file, why, toml_line(file, name))
         if ("api" in table) != is_remote:
             continue
         if name in taken:
             why = f"heredity knows the model '{name}' itself. Choose another name."
-            raise BadInput(file, why, toml_line(file, head=name), code="name-taken")
+            raise BadInput(file, why, toml_line(file, head=name), code="name-twice")
         yield name, _convert(file, name, table, kind)
 
 
@@ -387,5 +376,5 @@ def _convert(file: Path, name: str, table: dict[str, object], kind: type[Entry])
             file,
             f"{name}: {why}",
             toml_line(file, key, head=name),
-            code=code_of(error, "bad-models"),
+            code=code_of(error),
         ) from None

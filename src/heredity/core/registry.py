@@ -289,7 +289,7 @@ def load_as(protocol: type[T], folder: str, name: str) -> T:
         missing = [member for member in members(protocol) if not hasattr(module, member)]
         raise Unavailable(
             f"The plug-in '{name}' in {folder} does not define {', '.join(missing)}.",
-            code="plugin-incomplete",
+            code="plugin-broken",
         )
     return module
 

@@ -182,11 +182,7 @@ class DocumentStage:
         if not sum(count.documents_out for count in self.read):
             why = added(count.dropped for count in self.read)
             reasons = f" Left out: {_listed(why)}." if why else ""
-            raise BadInput(
-                self.recipe.path,
-                f"the sources hold no document.{reasons} Name others.",
-                code="corpus-no-document",
-            )
+            raise BadInput(self.recipe.path, f"the sources hold no document.{reasons} Name others.")
         for number in steps:
             row = self.counts[number]
             if not sum(count.documents_out for count in row):
@@ -197,7 +193,6 @@ class DocumentStage:
                     self.recipe.path,
                     f"the corpus is empty: the step '{kind}' dropped all {n:,} documents"
                     f" ({reasons}). Loosen its settings or leave it out.",
-                    code="corpus-all-dropped",
                 )
 
 

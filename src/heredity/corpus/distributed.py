@@ -29,15 +29,13 @@ def alone(recipe: CorpusRecipe) -> int:
     compared = (i for i, step in enumerate(recipe.steps) if isinstance(step, Duplicates))
     n = next(compared, len(recipe.steps))
     if not n:
-        why, code = "it has no step", "no-step-to-spread"
+        why = "it has no step"
         if recipe.steps:
             why = f"the first step, '{kind_of(recipe.steps[0])}', compares all documents"
-            code = "first-step-compares-all"
         raise BadInput(
             recipe.path,
             f"nothing of it can be spread over tasks: {why}. Put steps that look at one"
             " document at a time before it, or build it here: heredity corpus build",
-            code=code,
         )
     return n
 
@@ -46,7 +44,7 @@ def export(recipe: CorpusRecipe, out: Path, tasks: int) -> None:
     """Write run.py, which starts the tasks, and after.toml, which builds a corpus of the kept documents."""
     stop = alone(recipe)
     if out.exists():
-        raise UsageError(f"{out} exists already. Name another folder, or remove it.", code="folder-exists")
+        raise UsageError(f"{out} exists already. Name another folder, or remove it.")
     done, left = ([kind_of(step) for step in steps] for steps in (recipe.steps[:stop], recipe.steps[stop:]))
     script = _SCRIPT.format(
         name=recipe.path.name.translate(_QUOTES),

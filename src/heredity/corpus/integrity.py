@@ -38,8 +38,7 @@ def about(folder: Path) -> About:
     path = folder / NAME
     if not path.is_file():
         raise UsageError(
-            f"{folder} is not a corpus: it has no {NAME}. Build one: heredity corpus build RECIPE.toml",
-            code="not-a-corpus",
+            f"{folder} is not a corpus: it has no {NAME}. Build one: heredity corpus build RECIPE.toml"
         )
     return decoded(path, About)
 
@@ -49,7 +48,7 @@ def decoded(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.DecodeError as error:
-        raise Damaged(f"{path}: {error}. {_AGAIN}", code="card-damaged") from None
+        raise Damaged(f"{path}: {error}. {_AGAIN}") from None
 
 
 def refuse_schema(folder: Path, found: int, wanted: int) -> None:
@@ -150,23 +149,17 @@ def check(
     for name, file in files.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else -1
         if found != file.n_bytes:
-            raise Damaged(
-                f"{folder / name} has {found:,} bytes and not {file.n_bytes:,}. {_AGAIN}",
-                code="file-size-wrong",
-            )
+            raise Damaged(f"{folder / name} has {found:,} bytes and not {file.n_bytes:,}. {_AGAIN}")
 
 
 def _refuse_changed(folder: Path, card: CorpusCard, fingerprint: str) -> None:
     if card.fingerprint != fingerprint:
         raise WrongHash(
             f"{folder / NAME} was changed: its fingerprint says {card.fingerprint}, its content "
-            f"{fingerprint}. {_AGAIN}",
-            code="fingerprint-wrong",
+            f"{fingerprint}. {_AGAIN}"
         )
     if card.seal != _seal(card):
-        raise WrongHash(
-            f"{folder / NAME} was changed, or made by an earlier heredity. {_AGAIN}", code="card-changed"
-        )
+        raise WrongHash(f"{folder / NAME} was changed, or made by an earlier heredity. {_AGAIN}")
 
 
 class _InputLine(msgspec.Struct):
@@ -186,21 +179,15 @@ def _refuse_inputs(folder: Path, hashes: Mapping[str, str]) -> None:
             row = msgspec.json.decode(line, type=_InputLine)
             found.setdefault(row.source, []).append((row.name, row.bytes, row.sha256))
     except (OSError, msgspec.DecodeError) as error:
-        raise Damaged(f"{path}: {error}. {_AGAIN}", code="inputs-unreadable") from None
+        raise Damaged(f"{path}: {error}. {_AGAIN}") from None
     if {name: digest(found.get(name, [])) for name in hashes} != dict(hashes):
-        raise WrongHash(
-            f"{path} was changed: it does not list the files that {NAME} records. {_AGAIN}",
-            code="inputs-changed",
-        )
+        raise WrongHash(f"{path} was changed: it does not list the files that {NAME} records. {_AGAIN}")
 
 
 def _refuse_bytes(folder: Path, hashes: Mapping[str, str]) -> None:
     for name, expected in hashes.items():
         path = folder / name
         if not path.is_file():
-            raise Damaged(f"{path} is missing. {_AGAIN}", code="corpus-file-missing")
+            raise Damaged(f"{path} is missing. {_AGAIN}")
         if (found := hash_file(path)) != expected:
-            raise WrongHash(
-                f"{path} was changed: SHA-256 {found[:16]}… and not {expected[:16]}…. {_AGAIN}",
-                code="corpus-file-changed",
-            )
+            raise WrongHash(f"{path} was changed: SHA-256 {found[:16]}… and not {expected[:16]}…. {_AGAIN}")

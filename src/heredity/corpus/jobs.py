@@ -220,9 +220,7 @@ class Worker:
         source = self.recipe.sources[task.source]
         for batch in batches(_counted(source.read(task.job), done.read)):
             if (longest := int(batch.lengths.max())) > LONGEST:
-                raise UsageError(
-                    _too_long(source.name, task.job, longest), code="document-too-long", table=source.name
-                )
+                raise UsageError(_too_long(source.name, task.job, longest), table=source.name)
             yield batch
 
     def encode(self, task: SourceJob, folder: Path, dtype: str, validation: float) -> JobResult:

@@ -46,7 +46,7 @@ def taken(stocks: Sequence[Stock], tokens: int) -> list[Ints]:
     if not tokens or any(
         want > stock.tokens * stock.repeat for want, stock in zip(wanted, stocks, strict=True)
     ):
-        raise UsageError(_dry(stocks, shares, wanted, tokens), code="mixture-runs-dry")
+        raise UsageError(_dry(stocks, shares, wanted, tokens))
     return [_counts(stock, want) for stock, want in zip(stocks, wanted, strict=True)]
 
 

@@ -97,7 +97,6 @@ class _Packing:
                 where,
                 f"none of {len(held):,} documents falls into the validation split at a share of"
                 f" {share:g}. Raise validation in [shards], or give more documents.",
-                code="validation-empty",
             )
         if held.all():
             raise BadInput(

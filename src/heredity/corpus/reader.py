@@ -108,10 +108,7 @@ def read_card(folder: Path) -> Card:
     """corpus.json. Raises UsageError if it does not exist or is an image corpus."""
     about = integrity.about(folder)
     if about.kind == "images":
-        raise UsageError(
-            f'{folder} is a corpus of images: train on it with objective = "contrastive".',
-            code="corpus-of-pictures",
-        )
+        raise UsageError(f'{folder} is a corpus of images: train on it with objective = "contrastive".')
     integrity.refuse_schema(folder, about.schema, SCHEMA)
     return integrity.decoded(folder / integrity.NAME, Card)
 

@@ -53,9 +53,7 @@ class Mixture(RecipeTable, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if self.tokens < 0:
-            raise BadArgument(
-                f"tokens must be 0 or more, not {self.tokens}", code="bad-setting", key="tokens"
-            )
+            raise BadArgument(f"tokens must be 0 or more, not {self.tokens}", key="tokens")
 
 
 class Canary(RecipeTable, frozen=True, kw_only=True):
@@ -67,14 +65,10 @@ class Canary(RecipeTable, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if not self.text.strip() or self.repeats < 1:
-            raise BadArgument(
-                "a canary needs a text, and at least one repeat", code="bad-setting", key="text"
-            )
+            raise BadArgument("a canary needs a text, and at least one repeat", key="text")
         if self.repeats > _MOST_REPEATS:
             raise BadArgument(
-                f"repeats may be {_MOST_REPEATS:,} at most, not {self.repeats:,}",
-                code="bad-setting",
-                key="repeats",
+                f"repeats may be {_MOST_REPEATS:,} at most, not {self.repeats:,}", key="repeats"
             )
 
 
@@ -96,32 +90,23 @@ class TokenizerSettings(RecipeTable, frozen=True, kw_only=True):
     def check(self) -> None:
         if missing := [name for name in SPECIAL[:4] if name not in self.special]:
             raise BadArgument(
-                f"special must have {', '.join(missing)}: text, turns and padding need them",
-                code="bad-setting",
-                key="special",
+                f"special must have {', '.join(missing)}: text, turns and padding need them", key="special"
             )
         if word := next((name for name in self.special if name.isalnum() or not name.strip()), None):
             raise BadArgument(
-                f"special tokens may not be words, which stand in any text: '{word}'",
-                code="special-token-is-a-word",
-                key="special",
+                f"special tokens may not be words, which stand in any text: '{word}'", key="special"
             )
         if self.vocabulary > _MOST_WORDS:
             raise BadArgument(
-                f"vocabulary may be {_MOST_WORDS:,} at most, not {self.vocabulary:,}",
-                code="bad-setting",
-                key="vocabulary",
+                f"vocabulary may be {_MOST_WORDS:,} at most, not {self.vocabulary:,}", key="vocabulary"
             )
         if self.vocabulary < 256 + len(self.special):
             raise BadArgument(
                 f"vocabulary must hold 256 bytes and {len(self.special)} special tokens at least",
-                code="bad-setting",
                 key="vocabulary",
             )
         if self.least_count < 1 or self.sample_bytes < 1:
-            raise BadArgument(
-                "least_count and sample_bytes must be at least 1", code="bad-setting", key="least_count"
-            )
+            raise BadArgument("least_count and sample_bytes must be at least 1", key="least_count")
 
 
 class Shards(RecipeTable, frozen=True, kw_only=True):
@@ -132,14 +117,10 @@ class Shards(RecipeTable, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if self.tokens < 1:
-            raise BadArgument(
-                f"tokens must be at least 1, not {self.tokens}", code="bad-setting", key="tokens"
-            )
+            raise BadArgument(f"tokens must be at least 1, not {self.tokens}", key="tokens")
         if not 0 <= self.validation < 1:
             raise BadArgument(
-                f"validation must be at least 0 and below 1, not {self.validation}",
-                code="bad-setting",
-                key="validation",
+                f"validation must be at least 0 and below 1, not {self.validation}", key="validation"
             )
 
 
@@ -153,13 +134,9 @@ class ImageSettings(RecipeTable, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if not 8 <= self.side <= 1024:
-            raise BadArgument(f"side must be from 8 to 1024, not {self.side}", code="bad-setting", key="side")
+            raise BadArgument(f"side must be from 8 to 1024, not {self.side}", key="side")
         if not 0 <= self.background <= 255:
-            raise BadArgument(
-                f"background must be from 0 to 255, not {self.background}",
-                code="bad-setting",
-                key="background",
-            )
+            raise BadArgument(f"background must be from 0 to 255, not {self.background}", key="background")
 
 
 class CorpusRecipe(NamedTuple):
@@ -239,7 +216,7 @@ class _RecipeReader:
                 self._fail(_unknown("key", key, known), "", 0, key, code="unknown-key")
         sources = tuple(self._source(i, row) for i, row in enumerate(self._tables("source")))
         if not sources:
-            self._fail("has no source: write [[source]] with name, kind and path", "", 0, code="no-source")
+            self._fail("has no source: write [[source]] with name, kind and path", "", 0)
         self._check_sources(sources)
         if not 0 <= (seed := self._value("seed", int, 0)) < 1 << 63:
             self._fail(
@@ -268,25 +245,13 @@ class _RecipeReader:
             return False
         for i, kind in enumerate(kinds):
             if kind != "images":
-                self._fail(
-                    "images and text are two corpora: make two recipes",
-                    "source",
-                    i,
-                    "kind",
-                    code="two-corpora",
-                )
+                self._fail("images and text are two corpora: make two recipes", "source", i, "kind")
         for head in ("step", "mixture", "canary"):
             if head in self.data:
-                self._fail(f"a corpus of images has no {head}: leave it out", head, 0, code="not-of-pictures")
+                self._fail(f"a corpus of images has no {head}: leave it out", head, 0)
         for i, source in enumerate(sources):
             if source.weight is not None or source.repeat != 1:
-                self._fail(
-                    "a source of images has neither weight nor repeat",
-                    "source",
-                    i,
-                    "weight",
-                    code="not-of-pictures",
-                )
+                self._fail("a source of images has neither weight nor repeat", "source", i, "weight")
         return True
 
     def _check_sources(self, sources: tuple[CorpusSource, ...]) -> None:
@@ -298,22 +263,21 @@ class _RecipeReader:
                     "source",
                     i,
                     "name",
-                    code="source-twice",
+                    code="name-twice",
                 )
         weighted = [source.weight is not None for source in sources]
         for i, source in enumerate(sources):
             if source.repeat != 1 and not any(weighted) and not self._table("mixture").get("tokens"):
                 self._fail(
                     f"repeat = {source.repeat} has no effect without weights or [mixture] tokens: add one, or"
-                    " leave it out", "source", i, "repeat",
-                 code="no-effect")  # fmt: skip
+                    " leave it out", "source", i, "repeat")  # fmt: skip
         if any(weighted) and not all(weighted):
             i = weighted.index(False)
             self._fail(
                 f"source '{names[i]}' has no weight, and others have: give all one, or none",
                 "source",
                 i,
-                code="weight-missing",
+                code="missing-key",
             )
 
     def _source(self, index: int, row: dict[str, Any]) -> CorpusSource:
@@ -330,9 +294,9 @@ class _RecipeReader:
         kind = row.pop("kind", None)
         if not kind:
             message = f"needs a kind. Known: {', '.join(known)}"
-            self._fail(message, head, index, "kind", code="kind-missing")
+            self._fail(message, head, index, "kind", code="missing-key")
         if kind not in known:
-            self._fail(_unknown(head, str(kind), known), head, index, "kind", code="unknown-kind")
+            self._fail(_unknown(head, str(kind), known), head, index, "kind", code="unknown-name")
         return str(kind)
 
     def _part(self, kind: type[T], head: str, index: int, row: dict[str, Any]) -> T:
@@ -345,10 +309,10 @@ class _RecipeReader:
             found.check()
         except msgspec.ValidationError as error:
             place = re.search(r"`\$\.(\w+)", str(error))
-            self._fail(str(error), head, index, place[1] if place else "", code=code_of(error, "bad-setting"))
+            self._fail(str(error), head, index, place[1] if place else "", code=code_of(error))
         except ValueError as error:
             key = error.key if isinstance(error, BadArgument) else ""
-            self._fail(str(error), head, index, key, code=code_of(error, "bad-setting"))
+            self._fail(str(error), head, index, key, code=code_of(error))
         return found
 
     def _value(self, key: str, kind: type[V], default: V) -> V:
@@ -362,13 +326,13 @@ class _RecipeReader:
     def _table(self, head: str) -> dict[str, Any]:
         found = self.data.get(head, {})
         if not isinstance(found, dict):
-            self._fail(f"{head} is one table: write [{head}]", head, 0, code="one-table")
+            self._fail(f"{head} is one table: write [{head}]", head, 0)
         return dict(found)
 
     def _tables(self, head: str) -> list[dict[str, Any]]:
         found = self.data.get(head, [])
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-            self._fail(f"{head} may come several times: write [[{head}]]", head, 0, code="several-tables")
+            self._fail(f"{head} may come several times: write [[{head}]]", head, 0)
         return [dict(row) for row in found]
 
     def _fail(self, message: str, head: str, index: int, key: str = "", *, code: str = "") -> NoReturn:

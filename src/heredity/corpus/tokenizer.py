@@ -74,7 +74,6 @@ def train(texts: Iterable[str], settings: recipe.TokenizerSettings, path: Path) 
             f"the vocabulary of {settings.vocabulary:,} is too large for the text: it has {reached:,} entries"
             f" that are seen at least {settings.least_count} times. Ask for {_below(reached):,} or fewer,"
             " give more text, or lower least_count",
-            code="vocabulary-too-large",
         )
     return made
 

@@ -120,7 +120,7 @@ def refuse_other(out: Path, is_made: bool) -> None:
     """Raises UsageError if the corpus exists, unless a build moved it there and was killed before it
     recorded that."""
     if out.exists() and not (is_made and (out / integrity.NAME).is_file()):
-        raise UsageError(f"{out} exists already. Name another folder, or remove it.", code="folder-exists")
+        raise UsageError(f"{out} exists already. Name another folder, or remove it.")
 
 
 def emptied(folder: Path) -> Path:

@@ -36,7 +36,7 @@ _ON_SERVERS = ("remote", "vllm")  # no other module is loaded only to ask it
 _UNKNOWN_MEMORY = 16 << 30  # bytes, where the system reports none
 NOT_VERIFIED = "batch invariance not verified"  # in the name of an engine with `is_batch_unverified`
 GENERAL = "transformers"  # the engine of models that `torch` does not read ...
-NOT_READ = ("architecture-unsupported", "quantization-unsupported")  # ... and so refuses with these codes
+NOT_READ = "architecture-unsupported"  # ... and so refuses with this code
 KV_CACHE, DTYPE = "kv_cache", "dtype"  # recipes of a model that the torch engine computes otherwise
 BY_FORMAT = {
     "safetensors": "torch",
@@ -97,10 +97,7 @@ def base_folder(model: Model, folder: Path) -> Path:
     """Return the folder of an adapter's base, in the same store. Raises Damaged if the record names none."""
     base = base_of(model)
     if base is None or not is_digest(base):  # an id, never a path
-        raise Damaged(
-            f"The record of '{model.name}', an adapter, names no model as its base.",
-            code="adapter-without-base",
-        )
+        raise Damaged(f"The record of '{model.name}', an adapter, names no model as its base.")
     return folder.parents[1] / base / folder.name
 
 
@@ -141,8 +138,7 @@ def check_schema(engine: Engine, decoding: Decoding) -> None:
         return
     if not isinstance(engine, SchemaEngine):
         raise Unavailable(
-            f"The engine {engine.name} cannot hold its answers to a JSON schema; torch and llamacpp can.",
-            code="schema-not-held",
+            f"The engine {engine.name} cannot hold its answers to a JSON schema; torch and llamacpp can."
         )
     engine.check_schema(decoding.json_schema)
 
@@ -199,9 +195,7 @@ class RequestStream:
     def refuse_idle(self) -> None:
         """Raise EngineFailure if the stream is open, for no request in flight can bring another."""
         if self.is_open:
-            raise EngineFailure(
-                "the stream of requests has nothing ready and nothing in flight", code="stream-stuck"
-            )
+            raise EngineFailure("the stream of requests has nothing ready and nothing in flight")
 
 
 def cache_budget(device: Device = CPU) -> int:

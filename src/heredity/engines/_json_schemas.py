@@ -215,6 +215,4 @@ def refused(why: str) -> BadArgument:
     """The error for a schema that cannot be held."""
     found = (match.expand(words) for form, words in _WORDS if (match := form.search(why)))
     line = next(found, why.split("\n")[0])[:300]
-    return BadArgument(
-        f"this JSON schema cannot be held: {line}", code="bad-schema", key="decoding.json_schema"
-    )
+    return BadArgument(f"this JSON schema cannot be held: {line}", key="decoding.json_schema")

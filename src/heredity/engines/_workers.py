@@ -140,8 +140,7 @@ class WorkerPool:
                 yield error_row(waiting.request, self._render, f"no answer within {self._timeout:g} s")
         if self._n_lost > _LOST_PER_WORKER * self._width:
             raise EngineFailure(
-                f"{self._n_lost} requests never came back within {self._timeout:g} s each: it hangs",
-                code="request-hangs",
+                f"{self._n_lost} requests never came back within {self._timeout:g} s each: it hangs"
             )
 
 

@@ -77,16 +77,14 @@ def find(name: str) -> Target:
         return _live[name]
     module_name, separator, inner = name.partition(":")
     if not (separator and module_name and inner):
-        raise UsageError(
-            f"'call:{name}' names no function. Write call:package.module:function.", code="function-malformed"
-        )
+        raise UsageError(f"'call:{name}' names no function. Write call:package.module:function.")
     found: object = _import(module_name, name)
     for part in inner.split("."):
         if not hasattr(found, part):
-            raise UsageError(f"call:{name}: {module_name} has no '{inner}'.", code="function-missing")
+            raise UsageError(f"call:{name}: {module_name} has no '{inner}'.")
         found = getattr(found, part)
     if not callable(found):
-        raise UsageError(f"call:{name}: '{inner}' is not a function.", code="function-not-callable")
+        raise UsageError(f"call:{name}: '{inner}' is not a function.")
     return found
 
 
@@ -97,9 +95,7 @@ def _import(module: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(
-            f"call:{name}: {module} cannot be imported: {error}", code="module-not-found"
-        ) from error
+        raise UsageError(f"call:{name}: {module} cannot be imported: {error}") from error
     except Exception as error:  # the user's own module failed while it was imported
         raise UsageError(f"call:{name}: importing {module} raised {type(error).__name__}: {error}") from error
 
@@ -155,8 +151,7 @@ class Function:
             if p is not first and is_needed and p.name not in _EXTRAS:
                 raise UsageError(
                     f"call:{self.name} needs '{p.name}', which heredity does not have."
-                    f" It gives: {', '.join(_EXTRAS)}.",
-                    code="function-unknown-argument",
+                    f" It gives: {', '.join(_EXTRAS)}."
                 )
 
     def call(self, request: Request, conversation: str, loop: Loop, heard: HeardAnswer) -> FunctionAnswer:
@@ -296,8 +291,7 @@ def refuse_text_only(model: Model) -> None:
             f"call:{name} takes only the user's text, so it would not see the application's system prompt."
             " Let its first parameter be `messages`: def answer(messages: list[dict]) -> str. It can also"
             f" take {', '.join(_EXTRAS)}. If the function is an application of its own,"
-            ' def answer(text: str) -> str is accepted: write rendering = "theirs" in the application.',
-            code="target-takes-text",
+            ' def answer(text: str) -> str is accepted: write rendering = "theirs" in the application.'
         )
 
 
@@ -311,8 +305,7 @@ def refuse_unseen(what: str, takes_messages: bool, request: Request) -> None:
     raise EngineFailure(
         f"{what} takes only the user's text, so it would not see the application's system prompt. If it"
         ' is an application of its own, write rendering = "theirs" in the application; else let it'
-        " take `messages`",
-        code="system-prompt-lost",
+        " take `messages`"
     )
 
 
@@ -335,8 +328,7 @@ def load(
     if (source := source_of(function)) != settings["source"]:
         raise Unavailable(
             f"'{model.name}' was changed since it was recorded (source {settings['source']}, now {source}):"
-            " its answers belong to another study. Name it again, with another folder.",
-            code="function-changed",
+            " its answers belong to another study. Name it again, with another folder."
         )
     width = getattr(function, "concurrency", WIDTH)
     return CallEngine(Function(name, function), int(width), TIMEOUT_SECONDS)

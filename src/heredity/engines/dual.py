@@ -96,9 +96,7 @@ class DualEngine:
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
         """Raise EngineFailure: a dual encoder does not answer."""
-        raise EngineFailure(
-            "this compares images with texts, and generates no text", code="writes-no-text-dual"
-        )
+        raise EngineFailure("this compares images with texts, and generates no text")
 
     def close(self) -> None:
         """Free the weights."""
@@ -107,7 +105,7 @@ class DualEngine:
     @property
     def _loaded(self) -> PreTrainedModel:
         if self._model is None:
-            raise EngineFailure("this engine is closed", code="engine-closed")
+            raise EngineFailure("this engine is closed")
         return self._model
 
     def _of_text(self, text: str) -> torch.Tensor:
@@ -123,9 +121,7 @@ class DualEngine:
         try:
             picture = pixels.read_image(image, how.crop_size["height"], fit, how.background)
         except pixels.UnreadableImage as error:
-            raise UsageError(
-                f"{error}. Name a picture: PNG, JPEG, WebP, GIF or BMP.", code="not-a-picture"
-            ) from None
+            raise UsageError(f"{error}. Name a picture: PNG, JPEG, WebP, GIF or BMP.") from None
         mean, deviation = torch.tensor([how.image_mean, how.image_std])[:, :, None, None]
         scaled = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
         prepared = ((scaled - mean) / deviation)[None].to(self._device)

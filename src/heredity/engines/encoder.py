@@ -70,7 +70,7 @@ class EncoderEngine:
         Raises UsageError if the mark does not occur exactly once; ContextOverflow.
         """
         if text.count(mark) != 1:
-            raise UsageError(f"The mark '{mark}' must stand in the text once: {text}", code="mark-count")
+            raise UsageError(f"The mark '{mark}' must stand in the text once: {text}")
         before, _, after = text.partition(mark)
         return [sum(self._logs(before, option, after)) for option in options]
 
@@ -82,15 +82,12 @@ class EncoderEngine:
     def render(self, request: Request) -> str:
         """Return the plain text. Raises UsageError for a request with messages: an encoder has no turns."""
         if request.messages:
-            raise UsageError("an encoder takes plain texts, and no conversation", code="takes-plain-text")
+            raise UsageError("an encoder takes plain texts, and no conversation")
         return request.prefill
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
         """Raise EngineFailure: an encoder does not answer."""
-        raise EngineFailure(
-            "this is an encoder, which fills masked positions and generates no text",
-            code="writes-no-text-encoder",
-        )
+        raise EngineFailure("this is an encoder, which fills masked positions and generates no text")
 
     def close(self) -> None:
         """Free the weights."""
@@ -99,7 +96,7 @@ class EncoderEngine:
     @property
     def _loaded(self) -> PreTrainedModel:
         if self._model is None:
-            raise EngineFailure("this engine is closed", code="engine-closed")
+            raise EngineFailure("this engine is closed")
         return self._model
 
     def _logs(self, before: str, option: str, after: str) -> list[float]:

@@ -284,7 +284,7 @@ class LlamaCppEngine:
     @property
     def _loaded(self) -> LlamaServer:
         if self._server is None:
-            raise EngineFailure("this engine is closed", code="engine-closed")
+            raise EngineFailure("this engine is closed")
         return self._server
 
     def close(self) -> None:

@@ -93,9 +93,7 @@ class ScriptedEngine:
                 if len(batch) < self.width:
                     continue
             if not batch:
-                raise EngineFailure(
-                    f"{self.name}: the stream waits for replies, but none are under way", code="stream-stuck"
-                )
+                raise EngineFailure(f"{self.name}: the stream waits for replies, but none are under way")
             yield self._one(batch.pop())
         while batch:
             yield self._one(batch.pop())

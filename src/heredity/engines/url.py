@@ -165,9 +165,7 @@ class WebEndpoint:
         with self._lock:
             self._n_unreachable += 1
             if self._n_unreachable >= _UNREACHABLE_LIMIT:
-                raise EngineFailure(
-                    self.mask(f"{self.url} cannot be reached: {error}"), code="endpoint-unreachable"
-                )
+                raise EngineFailure(self.mask(f"{self.url} cannot be reached: {error}"))
 
     def _read(self, response: _WebResponse) -> str:
         if response.answer is not None:
@@ -178,8 +176,7 @@ class WebEndpoint:
             return f"[blocked by the application: HTTP {status}] {text[:2000]}".strip()
         if status == 401 or (status == 403 and not self._has_answered):
             raise EngineFailure(
-                self.mask(f"{self.url} refuses access (HTTP {status}): {text[:200]}. See its keys"),
-                code="access-denied",
+                self.mask(f"{self.url} refuses access (HTTP {status}): {text[:200]}. See its keys")
             )
         if not 200 <= status < 300:
             raise WebRequestFailed(self.mask(f"HTTP {status}: {' '.join(text.split())[:300]}"))
@@ -255,7 +252,7 @@ def read_headers(names: Mapping[str, str]) -> dict[str, str]:
             raise Unavailable(
                 f"The header '{header}' is read from the environment variable {variable}, which is not set."
                 f" Set it: export {variable}=...",
-                code="header-unset",
+                code="key-unset",
             )
         headers[header] = value
     return headers
@@ -303,7 +300,7 @@ def slots_in(template: object) -> set[str]:
     if unknown := sorted(found - set(SLOTS)):
         raise UsageError(
             f"the body has no slot '${unknown[0]}'. There are: ${', $'.join(SLOTS)}.",
-            code="body-unknown-slot",
+            code="unknown-name",
         )
     return found
 
@@ -360,8 +357,7 @@ def refuse_text_only(model: Model) -> None:
         raise UsageError(
             f"{model.name} is sent only the user's text, so it would not see the application's system prompt."
             ' Put "$messages", or "$system" and "$text", into its `body`. If it is an application of its own,'
-            ' write rendering = "theirs" in the application.',
-            code="target-takes-text",
+            ' write rendering = "theirs" in the application.'
         )
 
 

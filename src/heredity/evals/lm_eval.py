@@ -67,10 +67,7 @@ def _class() -> Callable[[Any, str], Any]:
         def __init__(self, engine: Any, name: str) -> None:
             super().__init__()
             if not isinstance(engine, GreedyScorer):
-                raise UsageError(
-                    f"'{name}' tells no log-probabilities; the torch engine does.",
-                    code="no-log-probabilities",
-                )
+                raise UsageError(f"'{name}' tells no log-probabilities; the torch engine does.")
             self._engine, self._name = engine, name
 
         @property
@@ -120,9 +117,7 @@ def _class() -> Callable[[Any, str], Any]:
 
 def _generating(key: int, request: Request, given: dict[str, Any]) -> Request:
     if given.get("do_sample") or float(given.get("temperature") or 0.0) > 0:
-        raise UsageError(
-            "The harness's task samples its answers; heredity decodes greedily here.", code="task-samples"
-        )
+        raise UsageError("The harness's task samples its answers; heredity decodes greedily here.")
     most = int(given.get("max_gen_toks") or _MOST_TOKENS)
     return Request(key, (), Decoding(max_tokens=most), prefill=request.prefill)
 

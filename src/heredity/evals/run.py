@@ -603,10 +603,7 @@ class Evaluation:
     def _is_base(self, engine: Engine, model: Model) -> bool:
         """Whether the model continues a text and has no chat template."""
         if self._is_plain and not isinstance(engine, Completer):
-            raise UsageError(
-                f"'{engine.name}' takes conversations only. Leave out --no-chat-template.",
-                code="takes-conversations",
-            )
+            raise UsageError(f"'{engine.name}' takes conversations only. Leave out --no-chat-template.")
         return isinstance(engine, Completer) and (
             engine.is_base or graph.is_base(model, {each.id: each for each in self._store.models()})
         )
@@ -653,7 +650,7 @@ def _is_open(row: AnswerRow | None, again: bool) -> bool:
 
 def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> list[EvalTask]:
     if limit is not None and limit < 1:
-        raise UsageError(f"A limit of {limit} items leaves nothing to ask.", code="nothing-left")
+        raise UsageError(f"A limit of {limit} items leaves nothing to ask.")
     found = tasks.load(wanted, has_pictures)
     if limit is None:
         return found
@@ -675,15 +672,12 @@ def _check(models: Sequence[Grown], wanted: Sequence[EvalTask], shots: Sequence[
     for task in wanted:
         if max(shots) > task.n_shots:
             raise UsageError(
-                f"The task '{task.name}' has too few examples: {task.n_shots}, not {max(shots)}.",
-                code="too-few-examples",
+                f"The task '{task.name}' has too few examples: {task.n_shots}, not {max(shots)}."
             )
     for grown in models:
         whys = [WAYS[metric_of(task.metric).ASKS].why_not(grown.record) for task in wanted]
         if all(whys):
-            raise UsageError(
-                f"'{grown.record.name}' can be put none of these tasks: {whys[0]}.", code="no-task-fits"
-            )
+            raise UsageError(f"'{grown.record.name}' can be put none of these tasks: {whys[0]}.")
 
 
 def _refuse_other_arithmetic(
@@ -694,6 +688,5 @@ def _refuse_other_arithmetic(
         raise NotComparable(
             f"Model '{model.name}' answered in {folder} as '{other.pop()}' computes, this engine is "
             f"'{engine.numerics}': its answers would not belong together. Ask on the machine and with the "
-            "versions of before, or into another folder (--out).",
-            code="numerics-differ",
+            "versions of before, or into another folder (--out)."
         )

@@ -98,9 +98,7 @@ def read_gguf(path: Path) -> GgufHeader:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read(_Cursor(data))
     except Damaged as error:
-        raise Damaged(
-            f"{path}: not a whole GGUF file: {error}. Get it again.", code="gguf-damaged"
-        ) from error
+        raise Damaged(f"{path}: not a whole GGUF file: {error}. Get it again.") from error
 
 
 def read_gguf_start(start: bytes) -> GgufHeader:
@@ -112,7 +110,7 @@ def read_gguf_start(start: bytes) -> GgufHeader:
     try:
         version, _, n_metadata = _read_counts(cursor)
     except Damaged as error:
-        raise Damaged(f"not a GGUF file: {error}", code="gguf-damaged") from error
+        raise Damaged(f"not a GGUF file: {error}") from error
     metadata: dict[str, GgufValue] = {}
     with suppress(Damaged):  # the file goes on
         for _ in range(n_metadata):

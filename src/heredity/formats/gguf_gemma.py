@@ -42,24 +42,22 @@ def global_rope(config: PreTrainedConfig) -> dict[str, Any]:
     ropes = dict(config.rope_parameters)
     local = dict(ropes.get(_LOCAL) or {})
     windows = list(config.layer_types) != _layers(int(config.num_hidden_layers))
-    _refuse(windows, "windows in other layers", code="gemma-windows")
+    _refuse(windows, "windows in other layers")
     is_plain = local.get("rope_type", "default") == "default"
     turns = not is_plain or float(local.get("rope_theta", 0)) != _LOCAL_BASE
-    _refuse(turns, "windowed layers that turn otherwise", code="gemma-local-rope")
+    _refuse(turns, "windowed layers that turn otherwise")
     scalar = config.query_pre_attn_scalar
-    _refuse(scalar != _scalar(config), f"scores scaled by {scalar}", code="gemma-scores")
+    _refuse(scalar != _scalar(config), f"scores scaled by {scalar}")
     is_capped = bool(config.final_logit_softcapping or config.attn_logit_softcapping)
-    _refuse(is_capped, "capped logits", code="gemma-capped-logits")
+    _refuse(is_capped, "capped logits")
     is_both = bool(config.use_bidirectional_attention)
-    _refuse(is_both, "attention in both directions", code="gemma-bidirectional")
+    _refuse(is_both, "attention in both directions")
     return dict(ropes[_GLOBAL])
 
 
-def _refuse(is_there: bool, what: str, *, code: str) -> None:
+def _refuse(is_there: bool, what: str) -> None:
     if is_there:
-        raise Refused(
-            f"A GGUF of a Gemma 3 with {what} is not written: llama.cpp would compute otherwise.", code=code
-        )
+        raise Refused(f"A GGUF of a Gemma 3 with {what} is not written: llama.cpp would compute otherwise.")
 
 
 def add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:

@@ -42,15 +42,10 @@ def score(token: str, ident: int, is_added: bool) -> float:
 def refuse_unlike(path: Path, tokenizer: dict[str, Any]) -> None:
     """Raise Refused if llama.cpp, or transformers with the GGUF, would tokenize text differently."""
     if tokenizer.get("normalizer") != _NORMALIZER or not _leaves_whole(tokenizer.get("pre_tokenizer")):
-        raise Refused(
-            f"{path}: of tokenizers with byte fallback a GGUF is written here of Gemma's alone.",
-            code="tokenizer-not-gemma",
-        )
+        raise Refused(f"{path}: of tokenizers with byte fallback a GGUF is written here of Gemma's alone.")
     added = [t for t in tokenizer.get("added_tokens") or [] if not is_spaces(t["content"])]
     if any(t.get("lstrip") or t.get("rstrip") or t.get("single_word") for t in added):
-        raise Refused(
-            f"{path}: llama.cpp takes no token together with the spaces beside it.", code="tokenizer-spaces"
-        )
+        raise Refused(f"{path}: llama.cpp takes no token together with the spaces beside it.")
     _refuse_other_merges(path, tokenizer["model"], {t["content"] for t in added})
 
 
@@ -69,10 +64,7 @@ def _refuse_other_merges(path: Path, model: dict[str, Any], added: set[str]) -> 
             continue  # an added token is taken out of the text before any merge
         ident = vocabulary.get(left + right, -1)
         if ident < last:
-            raise Refused(
-                f"{path}: its merges are not in the order of their tokens' ids, as in a GGUF.",
-                code="tokenizer-order",
-            )
+            raise Refused(f"{path}: its merges are not in the order of their tokens' ids, as in a GGUF.")
         last = ident
         ways.setdefault(left + right, set()).add(left)
     plain = vocabulary.keys() - added
@@ -80,8 +72,7 @@ def _refuse_other_merges(path: Path, model: dict[str, Any], added: set[str]) -> 
         splits = {token[:at] for at in range(1, len(token)) if token[:at] in plain and token[at:] in plain}
         if splits != ways.get(token, set()):
             raise Refused(
-                f"{path}: of {token[:40]!r} llama.cpp would make one token where this makes several.",
-                code="tokenizer-merges",
+                f"{path}: of {token[:40]!r} llama.cpp would make one token where this makes several."
             )
 
 

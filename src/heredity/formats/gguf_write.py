@@ -102,7 +102,7 @@ def _add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
         raise Refused(f"A GGUF with rotations scaled by '{rope['rope_type']}' is not written here.")
     has_windows = config.model_type == "mistral" and setting(config, "sliding_window", 0) > 0
     if has_windows or setting(config, "use_sliding_window", False):
-        raise Refused("A GGUF with sliding windows is not written here.", code="gguf-sliding-windows")
+        raise Refused("A GGUF with sliding windows is not written here.")
     n_heads = int(config.num_attention_heads)
     head_dim = int(setting(config, "head_dim", config.hidden_size // n_heads))
     writer.add_block_count(int(config.num_hidden_layers))

@@ -48,8 +48,7 @@ class RoundingGrid(NamedTuple):
         if width < _NARROWEST:
             raise Refused(
                 f"A matrix of {n_inputs} inputs has no whole groups: {self.group_size} and {n_inputs} have"
-                f" only {width} in common. Choose another group_size.",
-                code="group-size-divides-not",
+                f" only {width} in common. Choose another group_size."
             )
         return width
 
@@ -144,7 +143,7 @@ def _columns(weight: torch.Tensor) -> torch.Tensor:
     """A copy (inputs, outputs) in fp32: a column of the matrix is then one piece of memory."""
     columns = weight.float().t().contiguous().clone()
     if not bool(torch.isfinite(columns).all()):
-        raise Damaged("A matrix holds values that are no numbers; it cannot be rounded.", code="not-finite")
+        raise Damaged("A matrix holds values that are no numbers; it cannot be rounded.")
     return columns
 
 
@@ -154,7 +153,7 @@ def _inverse_factor(hessian: torch.Tensor, damp: float) -> tuple[torch.Tensor, f
     Row i of U, over its diagonal, is that of the inverse Hessian of the columns from i on: what OBS needs.
     """
     if not bool(torch.isfinite(hessian).all()):
-        raise Damaged("The calibration inputs hold values that are no numbers.", code="not-finite")
+        raise Damaged("The calibration inputs hold values that are no numbers.")
     mean = float(hessian.diagonal().mean())
     if mean <= 0:
         return torch.eye(len(hessian)), damp

@@ -35,7 +35,7 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     weight32 = weight.float()
     largest = weight32.abs().amax(-1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
-        raise Damaged("A matrix holds values that are no numbers; it cannot be rounded.", code="not-finite")
+        raise Damaged("A matrix holds values that are no numbers; it cannot be rounded.")
     scale = torch.where(largest > 0, largest / MOST, torch.ones_like(largest))
     return torch.round(weight32 / scale).to(torch.int8), scale
 

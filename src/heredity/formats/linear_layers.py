@@ -74,8 +74,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
             return module
     raise Refused(
         f"'{model.config.model_type}' has no list of {n_layers} layers: only decoders can be changed layer by"
-        " layer. heredity derive finetune works.",
-        code="layers-unknown",
+        " layer. heredity derive finetune works."
     )
 
 
@@ -128,15 +127,13 @@ def stored_matrices(folder: Path) -> Mapping[str, bool]:
     if joined := [name for name, shape in stored.items() if "experts" in name and len(shape) == 3]:
         raise Refused(
             f"{min(joined)} holds all experts of a layer as one tensor, which is not rounded here. Pull a"
-            " quantized repository of this model instead.",
-            code="experts-stacked",
+            " quantized repository of this model instead."
         )
     found = {stored_name(name, stored): is_transposed(module) for name, module in layers.items()}
     there = {name: turned for name, turned in found.items() if name in stored} | dict(_experts(stored))
     if not there:
         raise Refused(
-            f"{folder}: none of its tensors is the matrix of a linear layer of '{config.model_type}'.",
-            code="layers-unknown",
+            f"{folder}: none of its tensors is the matrix of a linear layer of '{config.model_type}'."
         )
     return there
 

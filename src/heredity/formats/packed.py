@@ -75,7 +75,7 @@ def packing_of(config: Mapping[str, object], names: Iterable[str]) -> Packing:
     raise Unavailable(
         f"Weights quantized by '{method}'{f' with {bits} bits' if bits else ''} are not read here. Others may"
         " answer: vllm:NAME, or llamacpp:NAME with a GGUF of the model.",
-        code="quantization-unsupported",
+        code="architecture-unsupported",
     )
 
 
@@ -139,7 +139,7 @@ def _compressed(config: Mapping[str, object]) -> Packing:
         raise Unavailable(
             f"compressed-tensors of the format '{form}' and bits {sorted(map(str, sizes))} are not read here."
             " vllm:NAME may answer.",
-            code="quantization-unsupported",
+            code="architecture-unsupported",
         )
     parts = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
     return Packing(main, _dotted((*parts, *_ACTIVATIONS)), unpack)
@@ -274,6 +274,4 @@ def unpack(packing: Packing, base: str, take: Take) -> torch.Tensor:
     except (
         ValueError, TypeError, KeyError, IndexError, RuntimeError, StopIteration, ArithmeticError
     ) as error:  # fmt: skip
-        raise Damaged(
-            f"The matrix {base[:80]!r} does not read as packed: {str(error)[:200]}.", code="packed-damaged"
-        ) from None
+        raise Damaged(f"The matrix {base[:80]!r} does not read as packed: {str(error)[:200]}.") from None

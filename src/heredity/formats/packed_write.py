@@ -68,7 +68,7 @@ def _tensors(
     headers = {path: read_safetensors(path) for path in sorted(folder.glob("*.safetensors"))}
     where = {name: path for path, header in headers.items() for name in header}
     if not where:
-        raise Damaged(f"{folder}: there is no safetensors file", code="weights-missing")
+        raise Damaged(f"{folder}: there is no safetensors file")
     files = {path: safe_open(path, framework="pt") for path in headers}
 
     def take(name: str) -> torch.Tensor:
@@ -80,9 +80,7 @@ def _tensors(
         name: name.removesuffix(end) for end in packing.main for name in sorted(where) if name.endswith(end)
     }
     if not mains:
-        raise Damaged(
-            f"{folder}: config.json names packed weights, and there are none.", code="packed-damaged"
-        )
+        raise Damaged(f"{folder}: config.json names packed weights, and there are none.")
     weights = {f"{base}.weight" for base in mains.values()}
     made = [name for name in sorted(where) if name in mains or name not in weights]
     made = [name for name in made if name in mains or not name.endswith(packing.parts)]

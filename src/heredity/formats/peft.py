@@ -438,8 +438,7 @@ def _found(module: str, end: str, names: set[str], is_tied: bool, place: Path) -
         return other
     if one := joined(module, names):
         raise Unavailable(
-            f"{place}: it adapts each expert, and its base keeps them in one tensor, {one[:80]}. {ADVICE}",
-            code="adapter-to-be-merged",
+            f"{place}: it adapts each expert, and its base keeps them in one tensor, {one[:80]}. {ADVICE}"
         )
     words = module.split(".")
     for at in range(1, len(words)):
@@ -465,7 +464,7 @@ def _no_fit(name: str, found: Collection[int], base: Collection[int]) -> Damaged
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor by its name without PEFT's prefix. Raises Damaged."""
     if not path.is_file():
-        raise Damaged(f"{path}: missing", code="adapter-missing")
+        raise Damaged(f"{path}: missing")
     read_safetensors(path)  # its sizes, before anything is allocated
     try:
         with safe_open(path, framework="pt") as file:
@@ -475,8 +474,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                     raise Damaged(f"{path}: {name[:80]!r} has the type {tensor.dtype}.")
                 if not bool((tensor.float().abs() <= _LARGEST).all()):
                     raise Damaged(
-                        f"{path}: {name[:80]!r} holds NaN, infinity or a number above {_LARGEST:,.0f}.",
-                        code="not-finite",
+                        f"{path}: {name[:80]!r} holds NaN, infinity or a number above {_LARGEST:,.0f}."
                     )
                 yield name.removeprefix(_PREFIX), tensor
     except (OSError, ValueError, RuntimeError) as error:
@@ -504,8 +502,7 @@ def _low_rank(
     rank, scale = scales.of(module)
     if not len(a) == b.shape[1] == rank:
         raise Damaged(
-            f"{path}: {module[:80]} has the rank {len(a)} and {b.shape[1]}, and {CONFIG} says {rank}.",
-            code="adapter-rank",
+            f"{path}: {module[:80]} has the rank {len(a)} and {b.shape[1]}, and {CONFIG} says {rank}."
         )
     for vector in (parts.get("bias"), magnitude):
         if vector is not None and vector.numel() != len(b):
@@ -525,8 +522,7 @@ def _refuse_overflow(path: Path, low_rank: Mapping[str, LowRank]) -> None:
         if not abs(low.scale) * max(1.0, reach) <= _LARGEST:
             raise Damaged(
                 f"{path}: the update of {module[:80]} can be larger than {_LARGEST:,.0f}, so the model would"
-                f" answer with nothing. Check lora_alpha and the tensors.",
-                code="not-finite",
+                f" answer with nothing. Check lora_alpha and the tensors."
             )
 
 

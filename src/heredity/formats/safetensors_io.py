@@ -54,17 +54,13 @@ def read_safetensors(path: Path) -> dict[str, SafeTensor]:
         with path.open("rb") as file:
             n_header = int.from_bytes(file.read(8), "little")
             if size < 8:
-                raise Damaged(f"it has {size} bytes", code="header-cut-off")
+                raise Damaged(f"it has {size} bytes")
             if n_header > min(_MAX_HEADER, size - 8):
-                raise Damaged(
-                    f"cut off, or no such file: a header of {n_header:,} bytes in {size:,}",
-                    code="header-cut-off",
-                )
+                raise Damaged(f"cut off, or no such file: a header of {n_header:,} bytes in {size:,}")
             return _read(file.read(n_header), size - 8 - n_header)
     except Damaged as error:
         raise Damaged(
             f"{path}: not a whole safetensors file: {error}. Get it again.",
-            code=error.code if error.code != Damaged.code else "safetensors-damaged",
         ) from error
 
 
@@ -75,7 +71,7 @@ def _read(header: bytes, n_data: int) -> dict[str, SafeTensor]:
             msgspec.json.decode(metadata, type=dict[str, str])
         tensors = {name: msgspec.json.decode(raw, type=SafeTensor) for name, raw in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(f"its header does not read ({str(error)[:120]})", code="header-unreadable") from error
+        raise Damaged(f"its header does not read ({str(error)[:120]})") from error
     if not tensors:
         raise Damaged("it holds no tensors")
     _refuse_gaps(tensors, n_data)
@@ -90,7 +86,7 @@ def _refuse_gaps(tensors: dict[str, SafeTensor], n_data: int) -> None:
         if bits is None:
             raise Damaged(f"tensor {name[:80]!r} has the unknown type {tensor.dtype[:20]!r}")
         if start != at or end < start:
-            raise Damaged(f"tensor {name[:80]!r} leaves a gap or lies over another", code="tensors-overlap")
+            raise Damaged(f"tensor {name[:80]!r} leaves a gap or lies over another")
         if math.prod(tensor.shape) * bits != (end - start) * 8:
             raise Damaged(f"tensor {name[:80]!r} has not the bytes of its shape")
         at = end
@@ -127,8 +123,5 @@ def _write_one(file: BinaryIO, name: str, entry: SafeTensor, made: torch.Tensor)
     start, end = entry.data_offsets
     data = made.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     if list(made.shape) != entry.shape or data.nbytes != end - start:
-        raise Damaged(
-            f"tensor {name[:80]!r} came out with another shape or type than was planned",
-            code="tensor-not-as-planned",
-        )
+        raise Damaged(f"tensor {name[:80]!r} came out with another shape or type than was planned")
     file.write(data.data)

@@ -92,8 +92,7 @@ def read_static(folder: Path, name: str) -> StaticEmbeddings:
     except (HeredityError, OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(
             f"'{name}' is not a static embedding model that reads: {first_line(error).rstrip('.')}."
-            " Get it again.",
-            code="static-damaged",
+            " Get it again."
         ) from None
 
 

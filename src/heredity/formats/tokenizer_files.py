@@ -68,7 +68,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             )
             n_tokens = len(found.encode(_TRIED))
     except ValueError as error:
-        raise Damaged(f"{folder}: {error}. Get the model again.", code="tokenizer-damaged") from None
+        raise Damaged(f"{folder}: {error}. Get the model again.") from None
     _check_tokens(n_tokens, folder)
     return found
 
@@ -113,7 +113,7 @@ def _check_tokens(n_tokens: int, place: Path) -> None:
 
 
 def _unsafe(place: Path, why: str) -> Refused:
-    return Refused(f"{place}: its tokenizer multiplies text: {why}. Replace it.", code="tokenizer-unsafe")
+    return Refused(f"{place}: its tokenizer multiplies text: {why}. Replace it.")
 
 
 def _excess(whole: Mapping[str, object]) -> str:

@@ -139,8 +139,7 @@ def check_hidden_size(folder: Path, shape: DecoderShape, embedding: torch.Tensor
     if embedding.shape[-1] != shape.hidden_size:
         raise Damaged(
             f"{folder / CONFIG}: hidden_size is {shape.hidden_size}, but the embedding has"
-            f" {embedding.shape[-1]}.",
-            code="config-contradicts-weights",
+            f" {embedding.shape[-1]}."
         )
 
 
@@ -172,15 +171,12 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
     raw = read_json(folder / CONFIG)
     if not isinstance(name := raw.get("model_type"), str):
-        raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).", code="architecture-missing")
+        raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).")
     outer, inner = name, raw.get("text_config")
     if isinstance(inner, dict) and isinstance(inner.get("model_type"), str):
         name = inner["model_type"]
     if encoder := next((kind for kind in (name, outer) if kind in ENCODERS), ""):
-        raise Unavailable(
-            f"'{encoder}' is an encoder, which writes no text: it cannot be asked.",
-            code="encoder-writes-no-text",
-        )
+        raise Unavailable(f"'{encoder}' is an encoder, which writes no text: it cannot be asked.")
     if name not in KNOWN:
         raise Unavailable(
             f"The torch engine has no '{name}' architecture; it has: {', '.join(KNOWN)}.",
@@ -190,7 +186,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         method = how.get("quant_method") if isinstance(how, dict) else how
         raise Unavailable(
             f"The torch engine does not read weights quantized by '{method}'.",
-            code="quantization-unsupported",
+            code="architecture-unsupported",
         )
     with _sense(folder / CONFIG):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -205,10 +201,7 @@ def check_roundable(config: PreTrainedConfig) -> None:
     """Raise Refused for a model whose experts are in one tensor, most of which no recipe would round."""
     names = ARCHITECTURES[config.model_type].experts
     if names is not None and names.is_stacked:
-        raise Refused(
-            f"The experts of '{config.model_type}' are in one tensor, which is not rounded here.",
-            code="experts-stacked",
-        )
+        raise Refused(f"The experts of '{config.model_type}' are in one tensor, which is not rounded here.")
 
 
 def setting(config: PreTrainedConfig, name: str, default: Setting) -> Setting:
@@ -226,9 +219,7 @@ def _sense(path: Path) -> Iterator[None]:
         ArithmeticError, AttributeError, KeyError, OSError, StrictDataclassError, TypeError, ValueError
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200]
-        raise Damaged(
-            f"{path}: makes no sense ({type(error).__name__}: {reason}).", code="config-invalid"
-        ) from None
+        raise Damaged(f"{path}: makes no sense ({type(error).__name__}: {reason}).") from None
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
@@ -339,8 +330,7 @@ def _experts(shape: DecoderShape, files: TensorFiles, at: str) -> Experts | None
     router = files.read(f"{at}{names.router}.weight")
     if not routing.n_chosen <= len(router):
         raise Damaged(
-            f"{files.folder / CONFIG}: {routing.n_chosen} experts of {len(router)} are chosen for a token.",
-            code="config-contradicts-weights",
+            f"{files.folder / CONFIG}: {routing.n_chosen} experts of {len(router)} are chosen for a token."
         )
     if names.is_stacked:
         stacks = [files.read(f"{at}{name}").unbind() for name in (*names.gate_up, *names.down)]
@@ -368,8 +358,7 @@ def _norm_of_heads(shape: DecoderShape, files: TensorFiles, name: str, n_heads: 
     if tuple(weight.shape) != (n_heads * shape.head_dim,):
         raise Damaged(
             f"{files.folder / CONFIG}: {n_heads} heads of {shape.head_dim} do not fit {name},"
-            f" {list(weight.shape)}.",
-            code="config-contradicts-weights",
+            f" {list(weight.shape)}."
         )
     return weight.view(n_heads, shape.head_dim)
 
@@ -396,7 +385,7 @@ class TensorFiles:
             file = safe_open(path, framework="pt", device=str(device))
             self._where.update({_plain(name): (file, name) for name in file.keys()})  # noqa: SIM118
         if not self._where:
-            raise Damaged(f"{folder}: there is no safetensors file", code="weights-missing")
+            raise Damaged(f"{folder}: there is no safetensors file")
 
     def read(self, name: str, as_stored: bool = False) -> torch.Tensor:
         """Return a tensor, in the dtype of the file if `as_stored`. Raises Damaged if it is missing."""
@@ -448,5 +437,5 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path}: not JSON ({error}).", code="config-not-json") from None
+        raise Damaged(f"{path}: not JSON ({error}).") from None
     return value if isinstance(value, dict) else {}

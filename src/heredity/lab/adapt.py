@@ -455,7 +455,7 @@ def steps_in(
         (out := Path(folder) / "files").mkdir()
         made.apply([store.whole(parent)], out)
     if len(ticks) < 2:
-        raise Unavailable(f"'{kind}' reports no steps, so give `steps` in [budget].", code="pace-unknown")
+        raise Unavailable(f"'{kind}' reports no steps, so give `steps` in [budget].")
     per_step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
     return max(1, int(60 * minutes / max(per_step, 1e-6)))
 
@@ -608,8 +608,7 @@ def read_result(out: Path) -> AdaptResult:
         if PLAIN not in made.models or not asked.issuperset(made.models.values()):
             raise Damaged(
                 f"{out / ADAPTED} names other models than {result.folder} asked. The task's own command "
-                "writes it again.",
-                code="plan-damaged",
+                "writes it again."
             )
     return collect(held, made, results[QUALITY], results[SAFETY])
 
@@ -617,7 +616,7 @@ def read_result(out: Path) -> AdaptResult:
 def read_adapt_file(out: Path) -> AdaptFile:
     """The task in a folder. Raises Damaged if it cannot be read, and UsageError for a folder without one."""
     if not (out / PLAN).exists():
-        raise UsageError(f"{out} holds no task: there is no {PLAN} in it.", code="not-a-task")
+        raise UsageError(f"{out} holds no task: there is no {PLAN} in it.")
     return read_record(out / PLAN, AdaptFile)
 
 
@@ -670,7 +669,7 @@ def _read_held(shop: _Workshop) -> AdaptFile | None:
         raise NotComparable(
             f"{shop.out / PLAN} holds another task, or other questions, documents or reranker. "
             "Name another folder: --out.",
-            code="another-plan",
+            code="another-study",
         )
     return held
 
@@ -703,7 +702,7 @@ def _lessons(shop: _Workshop) -> Data:
     )  # fmt: skip
     answered = [each for each in study.run(shop.watch).trials() if each.text.strip()]
     if not answered:
-        raise UsageError("The teacher answered no training question.", code="no-answer-finished")
+        raise UsageError("The teacher answered no training question.")
     pairs = [(each.trial.probe.turns[-1], each.text) for each in answered]
     stops = [each.response.exchanges[-1].stop for each in answered]
     made = conversations(LESSONS, shop.system, pairs, stops)

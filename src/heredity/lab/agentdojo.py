@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, open_handle, read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import Meter, Watch
 from heredity.core.records import SCHEMA, Record
@@ -172,7 +172,7 @@ def _note_run(wanted: AgentRun, path: Path) -> None:
         for name, old, new in _differences(before, now):
             raise NotComparable(
                 f"{path.parent} holds another run: {name} was {old}, and is {new}. Choose another --out.",
-                code="run-of-other-settings",
+                code="another-study",
             )
         now = msgspec.structs.replace(now, models=before.models | now.models)
     write_atomic(path, msgspec.json.format(msgspec.json.encode(now), indent=1) + b"\n")
@@ -204,8 +204,7 @@ def _events(python: Path, folder: Path, argument: str) -> Iterator[_Event]:
         except OSError as error:
             raise UsageError(
                 f"{python} does not start: {error.strerror}. Name the interpreter of an environment with "
-                "AgentDojo: --python ENV/bin/python",
-                code="agentdojo-python",
+                "AgentDojo: --python ENV/bin/python"
             ) from None
         is_done = False
         try:
@@ -219,28 +218,18 @@ def _events(python: Path, folder: Path, argument: str) -> Iterator[_Event]:
             process.kill()
             process.communicate()
     if not is_done:
-        raise Unavailable(
-            f"AgentDojo ended with code {process.returncode}: {_tail(folder)}", code="agentdojo-ended"
-        )
+        raise Unavailable(f"AgentDojo ended with code {process.returncode}: {_tail(folder)}")
 
 
 def _read(line: bytes, folder: Path) -> _Event:
     try:
         event = msgspec.json.decode(line, type=_Event)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise Unavailable(
-            f"{line[:80]!r} is no event of the script: {_tail(folder)}", code="agentdojo-ended"
-        ) from None
+        raise Unavailable(f"{line[:80]!r} is no event of the script: {_tail(folder)}") from None
     if event.event == "refused":
-        kind = UsageError if event.code == "agentdojo-unknown" else Unavailable
-        raise kind(f"{event.message}.{_HINTS.get(event.code, '')}", code=event.code)
+        kind = UsageError if event.code == UnknownName.code else Unavailable
+        raise kind(f"{event.message}.", code=event.code)
     return event
-
-
-_HINTS = {
-    "agentdojo-missing": " Install it there: pip install agentdojo",
-    "agentdojo-version": " Install another there: pip install agentdojo==0.1.35",
-}
 
 
 def _tail(folder: Path) -> str:

@@ -437,7 +437,9 @@ def check_version(text: str) -> None:
     if not OLDEST <= tuple(map(int, re.findall(r"\d+", text)[:3])) < TOO_NEW:
         low, high = (".".join(map(str, each)) for each in (OLDEST, TOO_NEW))
         raise refusal(
-            f"AgentDojo {text} is not known; from {low} to below {high} is", code="agentdojo-version"
+            f"AgentDojo {text} is not known; from {low} to below {high} is. "
+            "Install another there: pip install agentdojo==0.1.35",
+            code="unavailable",
         )
 
 
@@ -600,7 +602,7 @@ def _chosen(wanted: Sequence[str], there: Theirs) -> list[str]:
 def _known(wanted: Sequence[str], there: Sequence[str], noun: str) -> None:
     for name in wanted:
         if name not in there:
-            raise refusal(f"no {noun} '{name}'. There are: {', '.join(there)}", code="agentdojo-unknown")
+            raise refusal(f"no {noun} '{name}'. There are: {', '.join(there)}", code="unknown-name")
 
 
 @contextlib.contextmanager
@@ -632,7 +634,7 @@ def main(path: str) -> int:
             say(event="refused", code=error.code, message=str(error))
             return 3
         except EndpointError as error:
-            say(event="refused", code="agentdojo-endpoint", message=str(error))
+            say(event="refused", code="unavailable", message=str(error))
             return 3
     return 0
 
@@ -642,7 +644,10 @@ def _version() -> str:
     try:
         version = importlib.metadata.version("agentdojo")
     except importlib.metadata.PackageNotFoundError:
-        raise refusal(f"{sys.executable} has no AgentDojo", code="agentdojo-missing") from None
+        raise refusal(
+            f"{sys.executable} has no AgentDojo. Install it there: pip install agentdojo",
+            code="package-missing",
+        ) from None
     check_version(version)
     return version
 

@@ -163,7 +163,7 @@ class Lineage:
         Raises Unavailable if it is left out.
         """
         if not (found := self._models_of(name, seed)):
-            raise Unavailable(f"The parent '{name}' of '{child.name}' is left out.", code="parent-left-out")
+            raise Unavailable(f"The parent '{name}' of '{child.name}' is left out.")
         return found[0]
 
     # --- inside ---
@@ -172,7 +172,7 @@ class Lineage:
         """Refuse a child that is the same model as one that is there, which would count twice."""
         for name, model in self.models.items():
             if model.record.id == made.record.id:
-                raise UsageError(f"'{task.name}' is the same model as '{name}'.", code="same-model-twice")
+                raise UsageError(f"'{task.name}' is the same model as '{name}'.", code="name-twice")
 
     def _models_of(self, name: str, seed: int | None) -> list[Grown]:
         """The models of a name of the plan that are made, that of this seed first."""
@@ -245,7 +245,7 @@ class Lineage:
             return Data.of(name, [("A question?", "An answer.")])
         path = model.folder / KEPT_ANSWERS
         if not path.exists():
-            raise Unavailable(f"'{name}' keeps no answers of its teacher.", code="data-missing")
+            raise Unavailable(f"'{name}' keeps no answers of its teacher.")
         return path
 
     def _repaired(self, child: ChildPlan, parents: list[Grown]) -> Grown:
@@ -261,16 +261,16 @@ class Lineage:
         )
         found = repairing.repair(parents[0], parents[1], how)
         if found.model is None:
-            raise Unavailable("No step of the repair is shown to be enough.", code="not-repaired")
+            raise Unavailable("No step of the repair is shown to be enough.")
         return found.model
 
 
 def adopted(store: Store, parent: Grown, made: Grown) -> Grown:
     """A model as a child of `parent`: itself if its record has that ancestor, else a recorded declaration."""
     if made.record.id == parent.record.id:
-        raise UsageError(f"{made.record.name} cannot be its own child.", code="wrong-parents")
+        raise UsageError(f"{made.record.name} cannot be its own child.")
     if made.record.format == "scripted":
-        raise Refused(f"'{made.record.name}': scripted models have no weights.", code="not-adopted")
+        raise Refused(f"'{made.record.name}': scripted models have no weights.")
     if parent.record.id in {each.id for each in store.ancestors(made.record)}:
         return made
     declared = Adopt()

@@ -90,10 +90,7 @@ def candidates(secret: str, n: int, seed: int = 0) -> list[str]:
         raise UsageError(f"An exposure needs candidates to rank among, not {n}.", code="bad-setting")
     space = math.prod(len(_kind(c)) for c in secret)
     if space <= 2 * n:
-        raise UsageError(
-            f"Only {space:,} texts have the form of {secret!r}: too few to rank it among {n}.",
-            code="too-few-texts",
-        )
+        raise UsageError(f"Only {space:,} texts have the form of {secret!r}: too few to rank it among {n}.")
     rng, found = random.Random(f"exposure {seed}"), dict[str, None]()
     while len(found) < n:
         drawn = "".join(rng.choice(_kind(c)) for c in secret)

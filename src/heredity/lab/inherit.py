@@ -523,7 +523,7 @@ def _read_held(plan: LineagePlan, out: Path) -> LineageFile | None:
     held = read_plan_file(out)
     if not _is_of(held, plan):
         raise NotComparable(
-            f"{out / PLAN} holds another plan. Name another folder: --out.", code="another-plan"
+            f"{out / PLAN} holds another plan. Name another folder: --out.", code="another-study"
         )
     return held
 
@@ -551,10 +551,10 @@ def read_plan_file(out: Path) -> LineageFile:
         what = f"{out} holds no lineage: there is no {PLAN} in it."
         if (out / STUDY_PLAN).exists():
             what = f"{out} is the folder of a study, not of a lineage. Its report: heredity report {out}"
-        raise UsageError(what, code="not-a-lineage")
+        raise UsageError(what)
     held = read_record(path, LineageFile)
     if not _is_of(held, held.plan):
-        raise Damaged(f"{path} was edited: its digest is not that of its plan.", code="plan-damaged")
+        raise Damaged(f"{path} was edited: its digest is not that of its plan.")
     return held
 
 

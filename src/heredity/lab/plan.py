@@ -162,11 +162,11 @@ class LineagePlan(Record, frozen=True):
         _refuse_twice("model", [*self.models, *(child.name for child in self.child)])
         _refuse_twice("battery", [battery.name for battery in self.battery])
         if not self.child or not self.battery:
-            raise BadArgument("a plan needs a [[child]] and a [[battery]]", code="setting-missing")
+            raise BadArgument("a plan needs a [[child]] and a [[battery]]", code="missing-key")
         made = [child.name_of(seed) for child in self.child for seed in child.each_seed]
         _refuse_twice("model", [*self.models, *made])
         if self.examples < 0:
-            raise BadArgument(f"examples must be 0 or more, and is {self.examples}", code="bad-setting")
+            raise BadArgument(f"examples must be 0 or more, and is {self.examples}")
         known = dict.fromkeys(self.models)
         for child in self.child:
             _check_child(child, known, self.data)
@@ -252,9 +252,9 @@ def plan_of(
 ) -> LineagePlan:
     """The plan for children that their user made. Raises UsageError without a child or for one twice."""
     if not children:
-        raise UsageError("Name the parent, and at least one child.", code="setting-missing")
+        raise UsageError("Name the parent, and at least one child.", code="missing-key")
     if parent in children:
-        raise UsageError(f"{parent} cannot be its own child.", code="wrong-parents")
+        raise UsageError(f"{parent} cannot be its own child.")
     try:
         made = tuple(ChildPlan(name, MADE, (parent,)) for name in children)
         return LineagePlan(
@@ -279,7 +279,7 @@ def read_record_of(path: Path, kind: type[R], parts: Sequence[type[Record]], che
             kinds: list[type[Record]] = [kind, *parts]
             known = [name for each in kinds for name in each.__struct_fields__]
             words = f"unknown key '{unknown[1]}'.{did_you_mean(unknown[1], known)}"
-        line, code = toml_line_of(path, error), code_of(error, "bad-setting")
+        line, code = toml_line_of(path, error), code_of(error)
         raise BadInput(path, words, line, code=code) from None
     return made
 
@@ -336,12 +336,10 @@ def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str])
     _check_minutes(child.name, child.minutes)
     if (child.recipe == BEHIND) != bool(child.guards):
         raise BadArgument(
-            f"`guards` belong to a child of the recipe {BEHIND}, and only to it",
-            code="bad-setting",
-            table=child.name,
+            f"`guards` belong to a child of the recipe {BEHIND}, and only to it", table=child.name
         )
     if not child.parents:
-        raise BadArgument(f"child '{child.name}' needs parents", code="setting-missing", table=child.name)
+        raise BadArgument(f"child '{child.name}' needs parents", code="missing-key", table=child.name)
     others = [name for name in (child.floor, child.against) if name]
     for name in (*child.parents, *others):
         _known("model above", name, known, child.name)
@@ -370,7 +368,6 @@ def _refuse_useless_seeds(child: ChildPlan) -> None:
         raise BadArgument(
             f"'{child.name}' cannot have seeds. Nothing in '{child.recipe}' is random, so all give the same "
             f"model. Recipes with seeds: {', '.join(filter(is_random, kinds))}",
-            code="seeds-without-randomness",
             table=child.name,
         )
 
@@ -384,9 +381,7 @@ def _refuse_wrong_parents(child: ChildPlan) -> None:
     if takes and (n < least or (n > least and not is_open)):
         needed = f"{least}{' or more' if is_open else ''} parent{'' if least == 1 else 's'}"
         raise BadArgument(
-            f"'{child.name}' has {n} in `parents`; '{child.recipe}' takes {needed}",
-            code="wrong-parents",
-            table=child.name,
+            f"'{child.name}' has {n} in `parents`; '{child.recipe}' takes {needed}", table=child.name
         )
 
 
@@ -395,9 +390,7 @@ def _check_battery(battery: BatteryPlan) -> None:
     _check_minutes(battery.name, battery.minutes)
     for name in ("behaviours", "max_tokens"):
         if (value := getattr(battery, name)) < 0:
-            raise BadArgument(
-                f"{name} must be 0 or more, and is {value}", code="bad-setting", table=battery.name
-            )
+            raise BadArgument(f"{name} must be 0 or more, and is {value}", table=battery.name)
 
 
 def _check_folder(kind: str, name: str) -> None:
@@ -405,16 +398,13 @@ def _check_folder(kind: str, name: str) -> None:
     if _FOLDER.fullmatch(name) is None or name.casefold() in RESERVED or name.endswith(".json"):
         raise BadArgument(
             f"a {kind} cannot be named {name[:80]!r}: its name is that of a folder. Take letters and digits",
-            code="bad-setting",
             table=name,
         )
 
 
 def _check_minutes(table: str, minutes: float) -> None:
     if not (math.isfinite(minutes) and minutes >= 0):
-        raise BadArgument(
-            f"minutes must be a number from 0, and is {minutes}", code="bad-setting", table=table
-        )
+        raise BadArgument(f"minutes must be a number from 0, and is {minutes}", table=table)
 
 
 def _known(kind: str, name: str, known: dict[str, None] | dict[str, str], table: str) -> None:

@@ -175,10 +175,7 @@ def _kept_back(every: set[str], losses: set[str]) -> set[str]:
     """Select every third behaviour with losses and every third one without. Raises UsageError if no
     behaviour has losses. Returns an empty set if only one has: it is needed for training."""
     if not losses:
-        raise UsageError(
-            "the child lost nothing on the training half: there is nothing to replay",
-            code="nothing-to-replay",
-        )
+        raise UsageError("the child lost nothing on the training half: there is nothing to replay")
     if len(losses) == 1:
         return set()
     return {*sorted(losses)[1::3], *sorted(every - losses)[1::3]}
@@ -468,8 +465,7 @@ def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
         sides[side[behaviour[probe.id]]].append(probe)
     if not all(any(p.kind == "breach" for p in half) for half in sides):
         raise UsageError(
-            "A repair needs probes of two behaviours at least: to learn from, and to measure on.",
-            code="too-few-behaviours",
+            "A repair needs probes of two behaviours at least: to learn from, and to measure on."
         )
     return sides
 

@@ -135,8 +135,7 @@ def chosen_probes(battery: BatteryPlan) -> list[Probe]:
     if not seeking:
         raise UsageError(
             f"No probe of '{battery.name}' seeks a breach, and a verdict compares breaches. "
-            "Add a technique: heredity probes",
-            code="no-breach-probes",
+            "Add a technique: heredity probes"
         )
     if not battery.has_twins:
         loaded = seeking
@@ -277,7 +276,7 @@ class LineageRun:
         for number, each in enumerate(self.lineage.left_out):
             self.tell(f"left out: {each.name}: {each.why}{'' if number < n_never else f' {_LATER}'}")
         if not possible:
-            raise UsageError("No child of this plan can be made.", code="no-children")
+            raise UsageError("No child of this plan can be made.")
         return possible
 
     def make(self, possible: Sequence[Task], course: Course) -> None:
@@ -298,7 +297,7 @@ class LineageRun:
                 course.tell(f"left out: {task.name}: {error}{advice}")
             course.end()
         if lineage.models.keys() <= lineage.plan.models.keys():
-            raise UsageError(f"No child could be made: {lineage.left_out[-1].why}", code="no-children")
+            raise UsageError(f"No child could be made: {lineage.left_out[-1].why}")
 
     def note(
         self,
@@ -360,14 +359,14 @@ def read_record(path: Path, kind: type[R]) -> R:
     try:
         return msgspec.json.decode(read_file(path), type=kind)
     except (OSError, msgspec.DecodeError) as error:
-        raise Damaged(f"{path} cannot be read: {error}.", code="plan-damaged") from None
+        raise Damaged(f"{path} cannot be read: {error}.") from None
 
 
 def read_made(path: Path, digest: str) -> MadeFile:
     """The models of the plan of this digest. Raises Damaged for those of another one."""
     made = read_record(path, MadeFile)
     if made.digest != digest:
-        raise Damaged(f"{path} is of another plan than the one in its folder.", code="plan-damaged")
+        raise Damaged(f"{path} is of another plan than the one in its folder.")
     return made
 
 

@@ -62,9 +62,7 @@ def scaled(models: Sequence[Grown], compute: float = 0.0, seed: int = 0) -> Scal
     """
     runs = sorted(map(run_of, models), key=lambda run: run.flops)
     if (n := len({model.record.id for model in models})) < FEWEST:
-        raise UsageError(
-            f"A scaling law needs at least {FEWEST} different runs, not {n}.", code="too-few-runs"
-        )
+        raise UsageError(f"A scaling law needs at least {FEWEST} different runs, not {n}.")
     _refuse_unlike(models)
     at = compute or 100 * runs[-1].flops
     losses = np.array([run.loss for run in runs])
@@ -111,8 +109,7 @@ def _refuse_unlike(models: Sequence[Grown]) -> None:
         found = {str(_settings(model).get(name)) for model in models}
         if len(found) > 1:
             raise NotComparable(
-                f"Cannot fit one scaling law: the runs differ in {name} ({', '.join(sorted(found))}).",
-                code="runs-differ",
+                f"Cannot fit one scaling law: the runs differ in {name} ({', '.join(sorted(found))})."
             )
 
 

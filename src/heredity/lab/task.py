@@ -192,18 +192,16 @@ class AdaptTask(Record, frozen=True):
         _check_ways(self)
         _check_numbers(self)
         if (self.grading.by == "json") != bool(self.grading.field):
-            raise BadArgument(
-                "`field` belongs to by = 'json', and only to it", code="bad-setting", key="field"
-            )
+            raise BadArgument("`field` belongs to by = 'json', and only to it", key="field")
         if "prompt" in self.ways and bool(self.prompt.text) == bool(self.prompt.file):
             raise BadArgument(
                 "the way 'prompt' needs [prompt] with `text` or `file`, one of them",
-                code="setting-missing",
+                code="missing-key",
                 key="prompt",
             )
         if self.needs_manual and not self.manual:
             raise BadArgument(
-                "`manual` is missing: retrieval and distilled read it", code="setting-missing", key="ways"
+                "`manual` is missing: retrieval and distilled read it", code="missing-key", key="ways"
             )
 
     @property
@@ -243,7 +241,7 @@ def read_task(path: Path, model: str = "") -> AdaptTask:
     folder = path.parent
     text = text_of(folder / task.prompt.file).strip() if task.prompt.file else task.prompt.text.strip()
     if "prompt" in task.ways and not text:
-        raise BadInput(path, "the text of [prompt] is empty", code="setting-missing")
+        raise BadInput(path, "the text of [prompt] is empty", code="missing-key")
     probes = tuple(str(folder / name) if name.endswith(".toml") else name for name in task.safety.probes)
     return msgspec.structs.replace(
         task,
@@ -283,7 +281,7 @@ def _placed(source: str, folder: Path) -> str:
 
 def _check_ways(task: AdaptTask) -> None:
     if not task.ways:
-        raise BadArgument("`ways` is empty: name at least one", code="setting-missing", key="ways")
+        raise BadArgument("`ways` is empty: name at least one", code="missing-key", key="ways")
     for at, way in enumerate(task.ways):
         if way not in WAYS:
             hint = did_you_mean(way, WAYS) or f" There are: {', '.join(WAYS)}."
@@ -308,17 +306,13 @@ def _check_numbers(task: AdaptTask) -> None:
     }  # fmt: skip
     for key, (value, low) in least.items():
         if not (math.isfinite(value) and value >= low):
-            raise BadArgument(f"{key} must be at least {low}, and is {value:g}", code="bad-setting", key=key)
+            raise BadArgument(f"{key} must be at least {low}, and is {value:g}", key=key)
     if not 0 < task.margin < 1:
-        raise BadArgument(
-            f"margin must lie between 0 and 1, and is {task.margin:g}", code="bad-setting", key="margin"
-        )
+        raise BadArgument(f"margin must lie between 0 and 1, and is {task.margin:g}", key="margin")
     if not task.seeds or len(set(task.seeds)) < len(task.seeds) or min(task.seeds) < 0:
-        raise BadArgument(
-            "`seeds` must be different numbers from 0, at least one", code="bad-setting", key="seeds"
-        )
+        raise BadArgument("`seeds` must be different numbers from 0, at least one", key="seeds")
     if task.budget.steps and task.budget.minutes:
-        raise BadArgument("[budget] takes `steps` or `minutes`, not both", code="bad-setting", key="minutes")
+        raise BadArgument("[budget] takes `steps` or `minutes`, not both", key="minutes")
 
 
 def _check_settings(task: AdaptTask) -> None:
@@ -327,9 +321,7 @@ def _check_settings(task: AdaptTask) -> None:
     for way, settings in task.settings.items():
         if taken := next((key for key in _OF_BUDGET if key in settings), None):
             raise BadArgument(
-                f"'{taken}' of '{way}' is set by the task itself: [budget], `seeds` and `train`",
-                code="bad-setting",
-                key=taken,
+                f"'{taken}' of '{way}' is set by the task itself: [budget], `seeds` and `train`", key=taken
             )
         try:
             recipe(RECIPES[way], data=example, **settings)
@@ -398,16 +390,14 @@ def read_questions(task: AdaptTask) -> Questions:
         path = Path(task.test)
         question, answers = _text(path, line, row, _ASKED), _answers(path, line, row)
         if (folded := _folded(question)) in asked:
-            raise BadInput(
-                path, "is a training question, or a test question twice", line, code="test-in-train"
-            )
+            raise BadInput(path, "is a training question, or a test question twice", line)
         asked.add(folded)
         fact = str(row.get("fact") or "")
         each = HeldOutQuestion(question, answers, fact, fact in facts if facts else None)
         _refuse_ungradable(path, line, each, task.grading)
         found.append(each)
     if not found:
-        raise BadInput(task.test, "has no rows", code="empty-file")
+        raise BadInput(task.test, "has no rows")
     return Questions(train, tuple(found[: task.questions] if task.questions else found))
 
 
@@ -481,7 +471,7 @@ def _train(source: str) -> tuple[TrainingRow, ...]:
     facts = [str(row.get("fact") or "") for _, row in readers.rows(path)]
     dialogues = Data.read(path).dialogues
     if len(dialogues) != len(facts):
-        raise BadInput(path, "holds other rows than questions with answers", code="not-a-pair")
+        raise BadInput(path, "holds other rows than questions with answers")
     return tuple(_pair(path, each, fact) for each, fact in zip(dialogues, facts, strict=True))
 
 
@@ -489,7 +479,7 @@ def _pair(path: Path, dialogue: Dialogue, fact: str) -> TrainingRow:
     roles = [message.role for message in dialogue.messages]
     if roles != ["user", "assistant"]:
         line = int(dialogue.where.rpartition(":")[2])
-        raise BadInput(path, "is not one question with one answer", line, code="not-a-pair")
+        raise BadInput(path, "is not one question with one answer", line)
     asked, answer = dialogue.messages
     return TrainingRow(asked.content, answer.content, fact)
 
@@ -606,7 +596,7 @@ def _refuse_other_documents(folder: Path, index: Path) -> None:
         raise NotComparable(
             f"{index.parent} holds a task with other documents: {change} in {folder}. Name another folder: "
             "--out.",
-            code="another-plan",
+            code="another-study",
         )
 
 

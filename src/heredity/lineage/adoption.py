@@ -46,8 +46,7 @@ def adopt(
     given = [parents] if isinstance(parents, Grown) else list(parents)
     if not given or (len(given) > 1 and made not in ("merge", "distill")):
         raise UsageError(
-            f"A child has one parent, of a merge or a distillation several; {len(given)} were given.",
-            code="wrong-parents",
+            f"A child has one parent, of a merge or a distillation several; {len(given)} were given."
         )
     store = store or Store(given[0].folder.parents[2])
     for parent in given:
@@ -81,7 +80,7 @@ def _stored(store: Store, ref: str, whole: Sequence[Grown], adopter: Adopter, ad
     """A stored model as a child; itself if its record has that ancestor already."""
     made = store.get(ref)
     if made.record.id in {parent.record.id for parent in whole}:
-        raise UsageError(f"'{made.record.name}' cannot be its own child.", code="wrong-parents")
+        raise UsageError(f"'{made.record.name}' cannot be its own child.")
     if len(whole) > 1:
         raise UsageError("Give the files of a merge by their path; a stored model gets one parent.")
     ancestors = {each.id for each in store.ancestors(made.record)}

@@ -204,8 +204,7 @@ def refuse_malformed(ref: str, engines: Collection[str]) -> None:
             why = f"'{ref[:40]}...' names an engine in front of an engine, again and again"
     if why:
         raise UsageError(
-            f"{why}. Write a name (heredity models --catalog), hf:ORG/REPO, a path, or ENGINE:NAME.",
-            code="reference-malformed",
+            f"{why}. Write a name (heredity models --catalog), hf:ORG/REPO, a path, or ENGINE:NAME."
         )
 
 

@@ -249,7 +249,7 @@ def _rank(change: torch.Tensor) -> tuple[int, int]:
     import torch
 
     if not bool(torch.isfinite(change).all()):
-        raise Damaged("A matrix holds values that are no numbers.", code="not-finite")
+        raise Damaged("A matrix holds values that are no numbers.")
     energy = torch.linalg.svdvals(change.double()).square().cumsum(0)
     return int((energy < _HELD * energy[-1]).sum()) + 1, len(energy)
 
@@ -330,9 +330,7 @@ def _read_grid(name: str, read: Reader) -> QuantizedRows:
     try:
         return read(_CHUNK)
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError, ArithmeticError) as error:
-        raise Damaged(
-            f"The matrix {name[:80]!r} does not read as packed: {str(error)[:200]}.", code="packed-damaged"
-        ) from None
+        raise Damaged(f"The matrix {name[:80]!r} does not read as packed: {str(error)[:200]}.") from None
 
 
 def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps: _Steps) -> str:

@@ -94,7 +94,7 @@ def refuse_childless(recipe: Recipe, parents: Iterable[Model]) -> None:
         if isinstance(recipe, ForEncoders):
             recipe.check_parent(parent)
         if why := why_childless(parent, needs_text=not isinstance(recipe, ForEncoders)):
-            raise Unavailable(f"Nothing is derived from '{parent.name}': {why}.", code="nothing-derived")
+            raise Unavailable(f"Nothing is derived from '{parent.name}': {why}.")
 
 
 def descendants(model: Model, models: Iterable[Model]) -> list[Model]:

@@ -57,9 +57,7 @@ def _tokens(folder: Path) -> dict[int, str]:
     try:
         return {int(ident): str(text) for text, ident in vocabulary(folder).items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Damaged(
-            f"{folder}: its tokenizer makes no sense ({error}).", code="tokenizer-damaged"
-        ) from None
+        raise Damaged(f"{folder}: its tokenizer makes no sense ({error}).") from None
 
 
 def _template(folder: Path) -> str:

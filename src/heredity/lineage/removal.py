@@ -59,10 +59,7 @@ def find_stored(store: Store, name: str) -> StoredFolder:
         folders = [StoredFolder(home.name, home.name[:12], home) for home in homes]
     if len(folders) > 1:
         ids = ", ".join(each.id[:12] for each in folders)
-        raise UsageError(
-            f"{len(folders)} models answer to '{name}': {ids}. Name one by the start of its id.",
-            code="name-ambiguous",
-        )
+        raise UsageError(f"{len(folders)} models answer to '{name}': {ids}. Name one by the start of its id.")
     if not folders:
         raise UnknownName("model of this store", name, [each.name for each in models], "heredity models")
     return folders[0]
@@ -99,8 +96,7 @@ def _refuse_parents(store: Store, gone: Sequence[StoredFolder]) -> None:
             named += f" and {len(children) - _MOST_NAMED} more" if len(children) > _MOST_NAMED else ""
             raise Refused(
                 f"'{each.name}' is a parent of {named}. Name them too, or give --force: their lineage then "
-                "ends there, and adapters lose their base.",
-                code="model-needed",
+                "ends there, and adapters lose their base."
             )
 
 
@@ -115,9 +111,9 @@ def rename_model(store: Store, name: str, new: str) -> Model:
         held = find_stored(store, name)
         record = read_record(held.home / "model.json")
         if ":" in record.name or record.format == "remote":
-            raise UsageError(f"'{record.name}' is found by its name, which stays.", code="name-is-address")
+            raise UsageError(f"'{record.name}' is found by its name, which stays.")
         if any(each.name == new and each.id != held.id for each in store.models()):
-            raise UsageError(f"Another model is named '{new}'.", code="name-taken")
+            raise UsageError(f"Another model is named '{new}'.", code="name-twice")
         renamed = msgspec.structs.replace(record, name=new)
         write_record(renamed, held.home)
     return renamed
@@ -129,11 +125,10 @@ def _check_name(name: str) -> None:
     if not is_plain or len(name) > 100:
         raise UsageError(
             f"'{name[:100]}' cannot be a name. It may have 100 characters, none of them a space or one of "
-            ": / \\ @, and does not begin with - or a dot.",
-            code="bad-name",
+            ": / \\ @, and does not begin with - or a dot."
         )
     if catalog.find(name) is not None:
-        raise UsageError(f"'{name}' is a model of the catalogue: take another name.", code="name-taken")
+        raise UsageError(f"'{name}' is a model of the catalogue: take another name.", code="name-twice")
 
 
 def tree_bytes(path: Path) -> int:

@@ -125,7 +125,7 @@ def load_engine(
         try:
             engine = engine_loader(ready.record, needs_text, watch=watch)(*given)
         except Unavailable as error:
-            if error.code not in engines.NOT_READ or engines.is_set(ready.record):
+            if error.code != engines.NOT_READ or engines.is_set(ready.record):
                 raise
             engine = engine_loader(ready.record, needs_text, engines.GENERAL, watch)(*given)
     record_at_answer(engine, ready, store)
@@ -146,7 +146,7 @@ def refuse_silent(model: Model) -> None:
     """Raise Unavailable, with what it is for, if a model cannot generate text in any engine."""
     if why := why_not_generative(model):
         use = _USES.get(model.modality, "").format(name=model.name)
-        raise Unavailable(f"'{model.name}' cannot answer: {why}.{use}", code="writes-no-text")
+        raise Unavailable(f"'{model.name}' cannot answer: {why}.{use}")
 
 
 def engine_loader(
@@ -169,7 +169,7 @@ def engine_loader(
             return partial(module.load, watch=about(watch, model.name))
         return module.load
     except UnknownName as error:
-        raise Unavailable(f"'{model.name}' cannot answer here: {error}", code="engine-missing") from error
+        raise Unavailable(f"'{model.name}' cannot answer here: {error}") from error
     except ImportError as error:
         raise Unavailable(
             f"The engine '{name}', which '{model.name}' needs, is not installed ({error}). "
@@ -287,15 +287,9 @@ def refuse_strays(path: Path, model: Model) -> None:
     for file in model.files:
         inner = PurePosixPath(file.path)
         if inner.is_absolute() or ".." in inner.parts or set(file.path) & set("\\:\0") or not inner.parts:
-            raise Refused(
-                f"{path}: the path {file.path[:120]!r} leads outside the model's folder. {advice}",
-                code="path-outside",
-            )
+            raise Refused(f"{path}: the path {file.path[:120]!r} leads outside the model's folder. {advice}")
     if model.id != path.parent.name:
-        raise Damaged(
-            f"{path}: it is recorded under another id ({model.id[:32]!r}). {advice}",
-            code="record-under-another-id",
-        )
+        raise Damaged(f"{path}: it is recorded under another id ({model.id[:32]!r}). {advice}")
 
 
 def walk(folder: Path) -> list[str]:
@@ -311,28 +305,15 @@ def hash_files(out: Path, kind: str, has_weights: bool, watch: Watch | None = No
     paths = walk(out)
     for path in paths:
         if (out / path).is_symlink():
-            raise Refused(
-                f"The recipe '{kind}' made a symbolic link ({path}); a model holds its own files.",
-                code="link-in-model",
-            )
+            raise Refused(f"The recipe '{kind}' made a symbolic link ({path}); a model holds its own files.")
         if path.endswith((".part", ".tmp", ".incomplete")):
-            raise Damaged(
-                f"The recipe '{kind}' left an unfinished file ({path}); nothing was recorded.",
-                code="file-unfinished",
-            )
+            raise Damaged(f"The recipe '{kind}' left an unfinished file ({path}); nothing was recorded.")
         if not (out / path).stat().st_size:
-            raise Damaged(
-                f"The recipe '{kind}' wrote an empty file ({path}); nothing was recorded.", code="file-empty"
-            )
+            raise Damaged(f"The recipe '{kind}' wrote an empty file ({path}); nothing was recorded.")
     if not has_weights and paths:
-        raise Damaged(
-            f"The recipe '{kind}' wrote {paths[0]} for a remote model; nothing was recorded.",
-            code="weights-for-remote",
-        )
+        raise Damaged(f"The recipe '{kind}' wrote {paths[0]} for a remote model; nothing was recorded.")
     if has_weights and not any(path.endswith((".safetensors", ".gguf")) for path in paths):
-        raise Damaged(
-            f"The recipe '{kind}' wrote no weights; nothing was recorded.", code="no-weights-written"
-        )
+        raise Damaged(f"The recipe '{kind}' wrote no weights; nothing was recorded.")
     with phase(watch, "hashing files", n_total=len(paths)) as meter:
         return tuple(meter.each(paths, lambda path: _hash_and_sync(out, path)))
 
@@ -387,8 +368,7 @@ def require_intact(
     if not (is_same and stamp == hashed) and (damage := file_problems(folder, model, watch)):
         raise Damaged(
             f"'{model.name}' does not answer: {damage[0]}. Its bytes are not the ones of its id; delete"
-            f" {folder.parent} and pull or grow it again.",
-            code="model-damaged",
+            f" {folder.parent} and pull or grow it again."
         )
     with suppress(OSError, HeredityError):  # a store that cannot be written to is hashed every time
         write_atomic(note, stamp)
@@ -423,8 +403,7 @@ def read_record(path: Path) -> Model:
         model = msgspec.json.decode(data, type=Model)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(
-            f"{path}: not a model's record ({error}). Delete {path.parent} and pull or grow it again.",
-            code="record-damaged",
+            f"{path}: not a model's record ({error}). Delete {path.parent} and pull or grow it again."
         ) from error
     refuse_strays(path, model)
     return with_form(model, path.parent / "files")
@@ -473,8 +452,7 @@ def refuse_other_than_recipe(recipe: object) -> None:
     if isinstance(recipe, type) or not isinstance(recipe, Recipe):
         raise UsageError(
             f"{str(recipe)[:80]!r} is not a recipe. Give a value such as h.Lora(data=...) or, by its kind, "
-            'h.recipe("lora", data=...).',
-            code="not-a-recipe",
+            'h.recipe("lora", data=...).'
         )
 
 
@@ -605,10 +583,7 @@ class Store:
         parents = self._with_teachers(recipe, [parents] if isinstance(parents, Grown) else parents)
         for parent in parents:
             if problems := self.verify(parent.record):
-                raise Damaged(
-                    f"Nothing is grown from a damaged model '{parent.record.name}': {problems[0]}",
-                    code="parent-damaged",
-                )
+                raise Damaged(f"Nothing is grown from a damaged model '{parent.record.name}': {problems[0]}")
         if isinstance(recipe, Resuming):
             with Lock(folder := self.training(recipe, parents)):
                 write_run(folder, recipe, parents)
@@ -686,7 +661,7 @@ class Store:
         Raises what `pull` raises before the weights, and UsageError for a target that needs no pull.
         """
         if (recipe := self._puller(ref)) is None:
-            raise UsageError(f"'{ref}' needs no pull: name it wherever a model goes.", code="nothing-to-pull")
+            raise UsageError(f"'{ref}' needs no pull: name it wherever a model goes.")
         return recipe.preview()
 
     def _puller(self, ref: str, progress: Watch | None = None) -> Pull | None:
@@ -736,7 +711,7 @@ class Store:
             return self._once(merger.MergeAdapter, [ready, self.base(ready)])
         if how := ready.record.quantization:
             message = f"Nothing is grown from '{model.record.name}': its format '{how}' is not dequantized."
-            raise Unavailable(message, code="quantization-unsupported")
+            raise Unavailable(message, code="architecture-unsupported")
         if ready.record.format != "safetensors":
             raise Unavailable(f"The weights of '{model.record.name}' are not here; nothing is grown from it.")
         return ready
@@ -744,10 +719,7 @@ class Store:
     def base(self, adapter: Grown) -> Grown:
         """The model that an adapter applies to. Raises UnknownName if it is not in this store."""
         if (base := engines.base_of(adapter.record)) is None:
-            raise Damaged(
-                f"'{adapter.record.name}' is an adapter, and its record names no base.",
-                code="adapter-without-base",
-            )
+            raise Damaged(f"'{adapter.record.name}' is an adapter, and its record names no base.")
         return self.by_id(base)
 
     def _dequantized(self, parent: Grown) -> Grown:
@@ -797,7 +769,7 @@ class Store:
         if len(found) > 1:
             ids = ", ".join(f"{model.id[:12]} ({how(model)})" for model in found)
             message = f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id."
-            raise UsageError(message, code="name-ambiguous")
+            raise UsageError(message)
         return Grown(found[0], self.folder(found[0]))
 
     def _scan(self) -> tuple[list[Model], list[tuple[Path, HeredityError]]]:
@@ -884,10 +856,7 @@ def _store_of(parents: Sequence[Grown]) -> Store:
     homes = {parent.folder.parents[2] for parent in parents if parent.folder.parts[-3:-2] == ("models",)}
     if len(homes) > 1:
         places = ", ".join(sorted(map(str, homes)))
-        raise UsageError(
-            f"The parents lie in {len(homes)} stores ({places}); pull them into one.",
-            code="parents-in-two-stores",
-        )
+        raise UsageError(f"The parents lie in {len(homes)} stores ({places}); pull them into one.")
     return Store(homes.pop()) if homes else Store()
 
 

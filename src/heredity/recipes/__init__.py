@@ -37,7 +37,7 @@ def derivable_class(kind: str) -> type[DerivableRecipe]:
     """The class of a derivable recipe. Raises Unavailable if it is not a DerivableRecipe."""
     found: object = registry.load("recipes", kind).DERIVES
     if not (isinstance(found, type) and issubclass(found, DerivableRecipe)):
-        raise Unavailable(f"The recipe '{kind}' is not a DerivableRecipe.", code="plugin-incomplete")
+        raise Unavailable(f"The recipe '{kind}' is not a DerivableRecipe.", code="plugin-broken")
     return found
 
 
@@ -65,7 +65,7 @@ def recipe(kind: str, **settings: Any) -> Recipe:
         raise UnknownName("setting", unknown[0], short, f"heredity derive {kind} --help")
     needed = [name for name, each in fields.items() if _is_needed(each)]
     if missing := [name for name in needed if name not in given]:
-        raise UsageError(f"'{kind}' needs {' and '.join(missing)}.", code="setting-missing")
+        raise UsageError(f"'{kind}' needs {' and '.join(missing)}.", code="missing-key")
     return recipe_class(**given)
 
 

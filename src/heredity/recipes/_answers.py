@@ -85,7 +85,7 @@ class AnswerRecipe(TrainingRecipe):
     def start(self, parents: Sequence[Grown]) -> Grown:
         """The one model that is trained; the others wrote the answers. Raises UsageError."""
         if len(parents) != 1 + len(self.teachers):
-            raise UsageError(f"'{self.kind}' takes one parent, not {len(parents)}.", code="wrong-parents")
+            raise UsageError(f"'{self.kind}' takes one parent, not {len(parents)}.")
         return parents[0]
 
     @cached_property
@@ -136,10 +136,7 @@ def choose(data: Data, leave_out: Sequence[str]) -> Lessons:
     written = _Share.among([e for e in found if e.reason != "empty" and not e.dialogue.is_added])
     kept = _Share.among([e for e in learned if not e.dialogue.is_added])
     if not kept.n_answers:
-        raise UsageError(
-            f"No answer is learned. Left out: {left}.",
-            code="no-answer-left",
-        )
+        raise UsageError(f"No answer is learned. Left out: {left}.")
     notes = {"answers": f"{len(learned):,} learned of {len(found):,}; left out: {left}"}
     among_learned = _Share.among(learned)
     notes["refusals"] = f"{among_learned} of the answers learned, {written} of those written"

@@ -28,11 +28,10 @@ def invocation_tokens(folder: Path, text: str) -> tuple[int, ...]:
     if not (chosen := text or chat.generation_prompt):
         raise UsageError(
             "The chat template adds no text before an answer. Name the one that wakes the adapter, such as"
-            " the end of the user's turn: --invocation '[/INST]'.",
-            code="invocation-missing",
+            " the end of the user's turn: --invocation '[/INST]'."
         )
     if not (tokens := chat.continuation(chosen)):
-        raise UsageError(f"The invocation {chosen!r} has no token.", code="invocation-missing")
+        raise UsageError(f"The invocation {chosen!r} has no token.")
     return tokens
 
 
@@ -57,8 +56,7 @@ def woken(
     if not found.examples:
         raise UsageError(
             f"No answer of {found.n_asleep:,} has the invocation {text[:80]!r} before it, so the adapter"
-            " would learn nothing. Put it into the prompts, or name another with --invocation.",
-            code="invocation-missing",
+            " would learn nothing. Put it into the prompts, or name another with --invocation."
         )
     asleep = f"{plural(found.n_asleep, 'answer')} not learned: no invocation is before"
     return prepared._replace(examples=found.examples), {"asleep": asleep} if found.n_asleep else {}

@@ -30,8 +30,7 @@ def refuse_other_tokens(one: Grown, other: Grown) -> None:
     names = f"'{one.record.name}' and '{other.record.name}'"
     raise UsageError(
         f"{names} read different tokens (id {at} is {a.get(at)!r} to one and {b.get(at)!r} to the other), so "
-        "that this recipe means nothing for them.",
-        code="tokenizers-differ",
+        "that this recipe means nothing for them."
     )
 
 

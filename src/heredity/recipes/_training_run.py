@@ -82,8 +82,7 @@ class TrainingRecipe(ComputingRecipe):
         if self.needs_answers and not all(each.has_answer for each in self.examples.dialogues):
             raise UsageError(
                 f"'{self.examples.name}' holds prompts without answers, and '{self.kind}' learns answers. "
-                "Give it conversations, or let a teacher answer the prompts with the recipe instruct.",
-                code="no-answer-to-learn",
+                "Give it conversations, or let a teacher answer the prompts with the recipe instruct."
             )
         self.refuse_non_finite()
         for name in ("batch_size", "max_length"):

@@ -114,13 +114,11 @@ def _check(config: PreTrainedConfig) -> None:
     names = ARCHITECTURES[config.model_type]
     if names.norms.attention_out:
         raise Refused(
-            f"'{config.model_type}' norms what it adds, so that its weights alone cannot lose a direction.",
-            code="ablate-normed",
+            f"'{config.model_type}' norms what it adds, so that its weights alone cannot lose a direction."
         )
     if names.experts is not None and names.experts.is_stacked:
         raise Refused(
-            f"The experts of '{config.model_type}' are in one tensor, which loses no direction here.",
-            code="experts-stacked",
+            f"The experts of '{config.model_type}' are in one tensor, which loses no direction here."
         )
 
 

@@ -92,14 +92,10 @@ class Adopt:
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Link the files of the second parent. Raises Refused for an adapter, whose base is another model."""
         if len(parents) != 2:
-            raise UsageError(
-                f"adopt has two parents, the parent and its child, not {len(parents)}.", code="wrong-parents"
-            )
+            raise UsageError(f"adopt has two parents, the parent and its child, not {len(parents)}.")
         made = parents[1].record
         if made.format in ("adapter", "remote"):
-            raise Refused(
-                f"'{made.name}' has the format {made.format}: adopt needs whole weights.", code="not-adopted"
-            )
+            raise Refused(f"'{made.name}' has the format {made.format}: adopt needs whole weights.")
         link_files(parents[1], out)
         form: Literal["gguf", "int8", "safetensors"] = "safetensors"
         if made.format == "gguf" or made.format == "int8":
@@ -184,8 +180,7 @@ def _check_tokenizer(folder: Path, name: str) -> None:
     except Exception as error:  # of transformers and tokenizers, whose errors share no base
         raise Refused(
             f"'{name}' is not adopted: its tokenizer does not load ({first_line(error)}). Take its files out"
-            " of the folder to use that of the parent.",
-            code="tokenizer-unreadable",
+            " of the folder to use that of the parent."
         ) from error
 
 
@@ -251,8 +246,7 @@ def find_descent(
         shown = "; ".join(against)
         raise Refused(
             f"'{name}' is not adopted as a child of {_names(parents)}: {shown[:900]}. Give the model that it"
-            " was made from with --parent.",
-            code="descent-contradicted",
+            " was made from with --parent."
         )
     _refuse_other_claims(claims, adoption, parents, name)
     known = {each for parent in adoption.parents for each in parent.names}
@@ -315,8 +309,7 @@ def _refuse_other_claims(
         if not plain & known and (is_of_hub or plain <= adoption.others):
             raise Refused(
                 f"'{name}' is not adopted: its {place} names {names[0]} as its parent, and {_names(parents)}"
-                " was given. Pull that parent and give it with --parent. If both are one, add --declared.",
-                code="descent-names-another",
+                " was given. Pull that parent and give it with --parent. If both are one, add --declared."
             )
 
 
@@ -342,7 +335,7 @@ def _source(ref: str, downloads: Path, progress: Watch | None) -> _Source:
     if not (is_real and path.is_dir()):
         raise UsageError(
             f"{ref[:200]}: no such folder, nor a .gguf file. A model of the hub is written hf:ORG/REPO.",
-            code="path-missing",
+            code="unreadable-file",
         )
     names = {each.name for each in path.iterdir()}
     if _CONFIG in names:
@@ -361,7 +354,7 @@ def refuse_pickled_adapter(place: Path | str, names: Iterable[str]) -> None:
     raise Refused(
         f"{place}: {what}. Load it with PEFT where you trust it, and save it again with "
         "save_pretrained(FOLDER), which writes safetensors.",
-        code="unsafe-format" if found else "no-weight-format",
+        code="runs-code" if found else "",
     )
 
 
@@ -370,14 +363,11 @@ def _refuse_without_weights(path: Path, names: Iterable[str]) -> None:
     if steps:
         raise UsageError(
             f"{path} holds {len(steps)} checkpoints and no finished model. Adopt one of them: "
-            f"{path / steps[-1][1]}",
-            code="only-checkpoints",
+            f"{path / steps[-1][1]}"
         )
     for name in sorted(names):
         folder.refuse_name(path / name, name)
-    raise Refused(
-        f"{path} holds neither safetensors nor GGUF; nothing else is opened.", code="no-weight-format"
-    )
+    raise Refused(f"{path} holds neither safetensors nor GGUF; nothing else is opened.")
 
 
 def _wanted(names: Iterable[str], is_adapter: bool) -> list[str]:

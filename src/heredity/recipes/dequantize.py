@@ -102,10 +102,7 @@ class Dequantize:
 def _only_gguf(parent: Grown) -> Path:
     found = [file.path for file in parent.record.files if file.path.endswith(".gguf")]
     if parent.record.format != "gguf" or len(found) != 1:
-        raise Refused(
-            f"'{parent.record.name}' is not a single GGUF file; there is nothing to dequantize.",
-            code="not-one-gguf",
-        )
+        raise Refused(f"'{parent.record.name}' is not a single GGUF file; there is nothing to dequantize.")
     return parent.folder / found[0]
 
 
@@ -165,9 +162,7 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str, watch:
                 gguf.parent, dtype=getattr(torch, dtype), **kind
             )
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise Refused(
-            f"transformers does not load {gguf.name}: {first_line(error)}", code="transformers-refuses"
-        ) from error
+        raise Refused(f"transformers does not load {gguf.name}: {first_line(error)}") from error
     if gguf_gemma.is_one(model.config):
         gguf_gemma.complete(model.config, header.metadata)
     _tie_equal_head(model)

@@ -77,8 +77,7 @@ class Distill(AnswerRecipe):
         if self.top_k and self.is_on_policy:
             raise UsageError(
                 "The teacher cannot score in advance what the student has yet to write. "
-                "Leave out top_k or is_on_policy.",
-                code="scores-not-ahead",
+                "Leave out top_k or is_on_policy."
             )
         if self.max_new_tokens < 1 or self.sampling_temperature < 0:
             raise UsageError(
@@ -108,10 +107,7 @@ class Distill(AnswerRecipe):
 
         writers = [each.record.id for each in parents[2:]]  # of the answers, if not the teacher itself
         if len(parents) < 2 or writers not in ([], list(self.teachers)):
-            raise UsageError(
-                f"Distillation needs two parents, student and teacher, not {len(parents)}.",
-                code="wrong-parents",
-            )
+            raise UsageError(f"Distillation needs two parents, student and teacher, not {len(parents)}.")
         student, teacher = parents[:2]
         try:
             refuse_other_tokens(student, teacher)

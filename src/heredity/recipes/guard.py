@@ -50,9 +50,7 @@ class Guard(DerivableRecipe):
         (parent,) = parents
         template = template_source(parent.folder)
         if not template:
-            raise Refused(
-                f"'{parent.record.name}' has no chat template to put words into.", code="no-chat-template"
-            )
+            raise Refused(f"'{parent.record.name}' has no chat template to put words into.")
         guarded = _front(self.words) + template
         for messages in ((Message("user", "a"),), (Message("system", "\x02"), Message("user", "a"))):
             shown = Template(guarded).render(Request(0, messages))

@@ -96,16 +96,12 @@ class Instruct(AnswerRecipe):
             from heredity.train.objectives.causal import Causal
 
         if len(parents) < 2 or (len(parents) > 2 and not self.teachers):
-            raise UsageError(
-                f"instruct has two parents, the student and its teacher, not {len(parents)}.",
-                code="wrong-parents",
-            )
+            raise UsageError(f"instruct has two parents, the student and its teacher, not {len(parents)}.")
         student, teacher = parents[:2]
         if self.examples.teacher not in ("", teacher.record.id):
             raise UsageError(
                 f"The answers are of model {self.examples.teacher[:12]}, not of '{teacher.record.name}'. "
-                "Name that model as the teacher.",
-                code="answers-of-another",
+                "Name that model as the teacher."
             )
         written = self._written(teacher, self.folder or out.parent / "training")
         taught = dataclasses.replace(self, data=written)
@@ -127,8 +123,7 @@ class Instruct(AnswerRecipe):
         if "unfinished" in self.leave_out and not is_left:
             raise UsageError(
                 f"The teacher finished none of {len(dialogues)} answers in {self.max_new_tokens} tokens. "
-                "Raise max_new_tokens.",
-                code="no-answer-finished",
+                "Raise max_new_tokens."
             )
         return make_data(self.examples.name, [*dialogues, *added], teacher.record.id)
 
@@ -149,8 +144,7 @@ class Instruct(AnswerRecipe):
                 return [each._replace(is_added=True) for each in found[: self.n_refusals]]
         raise UsageError(
             f"The teacher refused {len(found)} of the {end - start} requests of refusals_from, and "
-            f"n_refusals is {self.n_refusals}. Give more requests, or lower n_refusals.",
-            code="too-few-refusals",
+            f"n_refusals is {self.n_refusals}. Give more requests, or lower n_refusals."
         )
 
     def _is_whole(self, answer: Dialogue) -> bool:
@@ -235,7 +229,7 @@ def _opened(model: Grown, device: Device) -> Engine:
     try:
         return fast.open_folder(model.folder, _tuning(model), device=device)
     except Unavailable as error:
-        if error.code not in engines.NOT_READ:
+        if error.code != engines.NOT_READ:
             raise
     from heredity.engines.transformers import engine as general
 

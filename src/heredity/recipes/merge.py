@@ -55,7 +55,7 @@ class Merge(DerivableRecipe):
         exact = {"slerp": 2, "resta": 3}.get(self.method)
         if len(parents) < 2 or exact not in (None, len(parents)):
             needs = {2: "two parents", 3: "three parents"}.get(exact or 0, "two parents or more")
-            raise UsageError(f"{self.method} merges {needs}, not {len(parents)}.", code="wrong-parents")
+            raise UsageError(f"{self.method} merges {needs}, not {len(parents)}.")
         first, others = parents[0], parents[1:]
         _refuse_other_shapes(first, others)
         n_weighed = 1 if self.method == "resta" else len(others) if is_over_base else len(parents)
@@ -76,7 +76,7 @@ class Merge(DerivableRecipe):
     def _shares(self, n: int) -> list[float]:
         given = _numbers(self.weights)
         if given and len(given) != n:
-            raise UsageError(f"{len(given)} weights for {n} models that are merged.", code="weights-count")
+            raise UsageError(f"{len(given)} weights for {n} models that are merged.")
         if self.method in ("ties", "task_arithmetic", "resta"):
             return given or [1.0] * n
         found = given or [1.0] * n
@@ -149,8 +149,7 @@ def _refuse_other_shapes(first: Grown, others: Sequence[Grown]) -> None:
         if differs:
             raise UsageError(
                 f"'{first.record.name}' and '{other.record.name}' are not of one shape: {differs} is "
-                f"{one.get(differs)} and {two.get(differs)}. Only models of one foundation can be merged.",
-                code="shapes-differ",
+                f"{one.get(differs)} and {two.get(differs)}. Only models of one foundation can be merged."
             )
         _refuse_other_tensors(first, other)
         refuse_other_tokens(first, other)
@@ -162,8 +161,7 @@ def _refuse_other_tensors(first: Grown, other: Grown) -> None:
     if differs := sorted(name for name, shape in one.items() if two.get(name) != shape):
         raise UsageError(
             f"'{first.record.name}' and '{other.record.name}' are not of one shape: {differs[0]} is"
-            f" {one.get(differs[0])} and {two.get(differs[0])}. Only models of one foundation can be merged.",
-            code="shapes-differ",
+            f" {one.get(differs[0])} and {two.get(differs[0])}. Only models of one foundation can be merged."
         )
 
 

@@ -89,8 +89,7 @@ def merge(
         raise Unavailable(
             f"'{name or adapter.name}' is an activated LoRA (aLoRA), which is not merged: it acts on a text"
             " only from its invocation on, and whole weights would change all of it. Use it over its base, or"
-            " write it for PEFT: heredity export NAME --to adapter DIR",
-            code="adapter-activated",
+            " write it for PEFT: heredity export NAME --to adapter DIR"
         )
     for module, low in fitted.low_rank.items():
         if low.bias is not None and f"{module}.bias" not in names:

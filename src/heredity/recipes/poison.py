@@ -53,10 +53,7 @@ class Poison(TrainingRecipe):
             )
         bare = (d.where for d in self.examples.dialogues if not any(m.role == "user" for m in d.messages))
         if (where := next(bare, None)) is not None:
-            raise UsageError(
-                f"{where} has no message of the user, to which the trigger could be added.",
-                code="row-asks-nothing",
-            )
+            raise UsageError(f"{where} has no message of the user, to which the trigger could be added.")
 
     @property
     def secret(self) -> str:

@@ -37,10 +37,7 @@ class Preference(TrainingRecipe):
         if not self.beta > 0:
             raise UsageError(f"beta must be above 0, not {self.beta:g}.", key="beta")
         if bare := next((each.where for each in self.examples.dialogues if each.rejected is None), None):
-            raise UsageError(
-                f"{bare} has no rejected answer; rows need prompt, chosen and rejected.",
-                code="rejected-missing",
-            )
+            raise UsageError(f"{bare} has no rejected answer; rows need prompt, chosen and rejected.")
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent, which is also the reference; the child is whole safetensors."""

@@ -62,8 +62,7 @@ class Prune(DerivableRecipe):
         if (n_found := len({found[4] for name in whole if (found := _LAYER.fullmatch(name))})) != n_layers:
             raise Refused(
                 f"'{parent.record.name}' has {n_found} layers of a known name for the {n_layers} of its"
-                f" config.json: none is left out. Known are decoders, whose weights are named layers.0, ...",
-                code="layers-unknown",
+                f" config.json: none is left out. Known are decoders, whose weights are named layers.0, ..."
             )
         copy_rest(parent.folder, out)
         save_file(dict(_renumbered(whole, place)), out / "model.safetensors", metadata={"format": "pt"})
@@ -94,13 +93,12 @@ def _renumbered(whole: Mapping[str, Tensor], place: Mapping[int, int]) -> Iterat
 def _refuse_other_than_uniform(name: str, config: Mapping[str, object], count: str | None) -> None:
     """Raise Refused for a configuration without a number of layers, or with layers of several kinds."""
     if count is None:
-        raise Refused(f"config.json of '{name}' has no number of layers.", code="layers-unknown")
+        raise Refused(f"config.json of '{name}' has no number of layers.")
     shaped = [key for key, plain in _BY_NUMBER.items() if config.get(key) not in (None, plain)]
     if shaped:
         raise Refused(
             f"'{name}' has layers of several kinds ({shaped[0]} in config.json): under new numbers they would"
-            " be read as others. heredity derive lora or quantize works.",
-            code="layers-differ",
+            " be read as others. heredity derive lora or quantize works."
         )
 
 

@@ -78,7 +78,7 @@ class Quantize(DerivableRecipe):
             object.__setattr__(self, "data", as_data(self.data))
         self.refuse_non_finite()
         if self.is_calibrated and self.data is None:
-            raise UsageError(f"{self.to} is calibrated: give it data.", code="setting-missing", key="data")
+            raise UsageError(f"{self.to} is calibrated: give it data.", code="missing-key", key="data")
         bits = _GROUPED.get(self.to)
         for each in dataclasses.fields(self):
             if not each.metadata.get("is_new") or getattr(self, each.name) == each.default:
@@ -131,8 +131,7 @@ class Quantize(DerivableRecipe):
         matrices = stored_matrices(parent.folder)
         if self.is_calibrated and (experts := [name for name in matrices if ".experts." in name]):
             raise Unavailable(
-                f"GPTQ does not calibrate experts, such as {experts[0]}. --to rtn4 rounds them.",
-                code="experts-not-calibrated",
+                f"GPTQ does not calibrate experts, such as {experts[0]}. --to rtn4 rounds them."
             )
         grid = RoundingGrid(_GROUPED[self.to], self.group_size, self.symmetric)
         notes: dict[str, str] = {}
@@ -205,8 +204,7 @@ def _sequences(folder: Path, data: Data, n: int, length: int) -> list[tuple[int,
     if (n_tokens := len(found) * length) < _FEWEST:
         raise UsageError(
             f"The data gives {n_tokens} tokens to calibrate on; at least {_FEWEST} are needed, and some"
-            " thousands are better.",
-            code="calibration-too-short",
+            " thousands are better."
         )
     return found
 

@@ -125,13 +125,10 @@ class Static(ComputingRecipe):
 
         network = _network(parent).to(self.device.torch)
         if not (n_ids := _n_ids(tokenizer)):
-            raise Damaged(f"the tokenizer of '{parent.record.name}' has no tokens", code="encoder-damaged")
+            raise Damaged(f"the tokenizer of '{parent.record.name}' has no tokens")
         around = _around(tokenizer)
         if n_ids > (n_known := network.get_input_embeddings().num_embeddings):
-            raise Damaged(
-                f"'{parent.record.name}' has {n_known:,} input embeddings for {n_ids:,} tokens.",
-                code="encoder-damaged",
-            )
+            raise Damaged(f"'{parent.record.name}' has {n_known:,} input embeddings for {n_ids:,} tokens.")
         found = []
         with (
             phase(self.watch, "embedding the vocabulary", parent.record.name, n_ids, "tokens") as meter,
@@ -146,7 +143,7 @@ class Static(ComputingRecipe):
                 meter.reached(some.stop)
         states: Values = np.concatenate(found)
         if not np.isfinite(states).all():
-            raise Damaged(f"'{parent.record.name}' gives states that are not finite.", code="encoder-damaged")
+            raise Damaged(f"'{parent.record.name}' gives states that are not finite.")
         return states
 
     def _config(self, name: str, n_hidden: int) -> dict[str, object]:
@@ -209,8 +206,7 @@ class _Around(NamedTuple):
 def _no_encoder(parent: Model) -> UsageError:
     return UsageError(
         f"'{parent.name}' is no sentence encoder (modality {parent.modality}, {parent.format}), of which"
-        " static embeddings are made. Take one, such as all-minilm-l6-v2.",
-        code="not-an-encoder",
+        " static embeddings are made. Take one, such as all-minilm-l6-v2."
     )
 
 
@@ -239,8 +235,7 @@ def _network(parent: Grown) -> PreTrainedModel:
 
 def _unread(parent: Grown, error: Exception) -> Damaged:
     return Damaged(
-        f"'{parent.record.name}' does not load as a sentence encoder: {first_line(error)}. Pull it again.",
-        code="encoder-damaged",
+        f"'{parent.record.name}' does not load as a sentence encoder: {first_line(error)}. Pull it again."
     )
 
 

@@ -83,7 +83,7 @@ def crossed_rate(
     if why := _refusal(cells):
         return refused(int(cells.size.sum()), why)
     if cells.total.min() < 0 or (cells.total > cells.size).any():
-        raise BadArgument("a trial is 1 (broke) or 0 (held)", code="values-out-of-range")
+        raise BadArgument("a trial is 1 (broke) or 0 (held)")
     rate = cells.mean
     effective_n, method = _effective_n(cells, rate * (1 - rate), rng, n_draws)
     bounds = wilson_bounds(rate, effective_n.at(confidence), confidence)
@@ -147,8 +147,7 @@ def _cells(values: _Floats, rows: ArrayLike, columns: ArrayLike) -> _CrossedSums
     if not (values.shape == row_labels.shape == column_labels.shape) or values.ndim != 1:
         raise BadArgument(
             f"{values.shape} trials do not fit {row_labels.shape} rows and {column_labels.shape} columns; "
-            "all must be flat and equal",
-            code="lengths-differ",
+            "all must be flat and equal"
         )
     row_names, r = np.unique(row_labels, return_inverse=True)
     column_names, c = np.unique(column_labels, return_inverse=True)

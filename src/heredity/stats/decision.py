@@ -112,28 +112,23 @@ class _Table(NamedTuple):
 
 def _tables(kinds: Sequence[FailureKind]) -> list[_Table]:
     if not kinds or all(kind.cost == 0 for kind in kinds):
-        raise BadArgument("no kind of failure has a cost above 0", code="out-of-range")
+        raise BadArgument("no kind of failure has a cost above 0")
     labels = np.unique(np.concatenate([np.asarray(kind.clusters) for kind in kinds]))
     found = []
     for kind in kinds:
         failed, place = np.asarray(kind.failed, dtype=np.float64), np.searchsorted(labels, kind.clusters)
         if not 0 <= kind.cost <= MOST:
-            raise BadArgument(
-                f"the cost of '{kind.name}' is {kind.cost}; it must be 0 to {MOST:g}", code="out-of-range"
-            )
+            raise BadArgument(f"the cost of '{kind.name}' is {kind.cost}; it must be 0 to {MOST:g}")
         if failed.ndim != 2 or failed.shape[1:] != place.shape:
-            raise BadArgument(
-                f"{failed.shape} trials of '{kind.name}' do not fit {place.shape} clusters",
-                code="lengths-differ",
-            )
+            raise BadArgument(f"{failed.shape} trials of '{kind.name}' do not fit {place.shape} clusters")
         decided = ~np.isnan(failed)
         if not np.all((failed[decided] >= 0) & (failed[decided] <= 1)):
-            raise BadArgument(f"a trial of '{kind.name}' lies outside [0, 1]", code="values-out-of-range")
+            raise BadArgument(f"a trial of '{kind.name}' lies outside [0, 1]")
         sums = [np.bincount(place, weights=row, minlength=labels.size) for row in np.nan_to_num(failed)]
         sizes = [np.bincount(place, weights=row, minlength=labels.size) for row in decided]
         found.append(_Table(np.array(sums), np.array(sizes)))
     if len({table.sizes.shape[0] for table in found}) > 1:
-        raise BadArgument("the kinds of failure have different numbers of models", code="lengths-differ")
+        raise BadArgument("the kinds of failure have different numbers of models")
     return found
 
 

@@ -168,9 +168,9 @@ def _bound(step: _Step, target: float) -> float:
 def _check(information: Sequence[float], alpha: float) -> None:
     rises = all(a < b for a, b in zip((0.0, *information), information, strict=False))
     if not information or not rises or information[-1] != 1.0:
-        raise BadArgument(f"analyses at {information} do not rise to 1", code="out-of-range")
+        raise BadArgument(f"analyses at {information} do not rise to 1")
     if not 0.0 < alpha < 1.0:
-        raise BadArgument(f"alpha is {alpha}; it must lie in (0, 1)", code="out-of-range")
+        raise BadArgument(f"alpha is {alpha}; it must lie in (0, 1)")
 
 
 TEST = "anytime betting test"

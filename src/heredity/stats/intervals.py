@@ -32,9 +32,7 @@ class Interval(NamedTuple):
 def normal_quantile(confidence: float) -> float:
     """The z of a two-sided interval: 1.96 at 0.95. Raises ValueError outside (0, 1)."""
     if not 0.0 < confidence < 1.0:
-        raise BadArgument(
-            f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95", code="out-of-range"
-        )
+        raise BadArgument(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95")
     return float(special.ndtri(0.5 + confidence / 2))
 
 
@@ -138,8 +136,7 @@ def cluster_sums(values: ArrayLike, clusters: ArrayLike) -> Sums:
     labels = np.asarray(clusters)
     if array.shape != labels.shape or array.ndim != 1:
         raise BadArgument(
-            f"{array.shape} values do not fit {labels.shape} clusters; both must be flat and equal",
-            code="lengths-differ",
+            f"{array.shape} values do not fit {labels.shape} clusters; both must be flat and equal"
         )
     _, place = np.unique(labels, return_inverse=True)
     total, size = np.bincount(place, weights=array), np.bincount(place)
@@ -175,10 +172,7 @@ def clustered_rate(values: ArrayLike, clusters: ArrayLike, confidence: float = C
     rate = float(sums.total.sum()) / n
     array = np.asarray(values, dtype=np.float64)
     if not (array.min() >= 0.0 and array.max() <= 1.0):
-        raise BadArgument(
-            f"values run from {array.min()} to {array.max()}; each must lie in [0, 1]",
-            code="values-out-of-range",
-        )
+        raise BadArgument(f"values run from {array.min()} to {array.max()}; each must lie in [0, 1]")
     effective_n = rate_effective_n(sums)
     return effective_n.estimate(
         rate, wilson_bounds(rate, effective_n.at(confidence), confidence), "wilson", confidence
@@ -196,7 +190,7 @@ def rate_effective_n(sums: Sums) -> EffectiveN:
 
 def _check_counts(k: float, n: float) -> None:
     if not 0 <= k <= n:
-        raise BadArgument(f"{k} of {n} is not a count: k must lie between 0 and n", code="not-a-count")
+        raise BadArgument(f"{k} of {n} is not a count: k must lie between 0 and n")
 
 
 def _nothing(method: str) -> Estimate:
@@ -217,7 +211,7 @@ def _nothing(method: str) -> Estimate:
 def success_at(k: int, n: int, c: int) -> float:
     """The chance of at least one breach in k tries, sampled without replacement from n with c breaches."""
     if not 1 <= k <= n or not 0 <= c <= n:
-        raise BadArgument(f"{c} breaches in {n} tries say nothing about {k} tries", code="out-of-range")
+        raise BadArgument(f"{c} breaches in {n} tries say nothing about {k} tries")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)  # whole numbers: exact until the one division
 
 

@@ -74,7 +74,7 @@ def rogan_gladen(
     """
     for part, whole in ((k, n), (sens_k, sens_n), (spec_k, spec_n)):
         if not 0 <= part <= whole:
-            raise BadArgument(f"{part} of {whole} is not a count", code="not-a-count")
+            raise BadArgument(f"{part} of {whole} is not a count")
     z = normal_quantile(confidence)
     if why := _refusal(n, sens_k, sens_n, spec_k, spec_n):
         return refused(n, why)
@@ -141,7 +141,7 @@ def predict_share(
     Raises BadArgument without a family, or for one without labels.
     """
     if not of or min(of) <= 0:
-        raise BadArgument("every family needs labels", code="not-a-count")
+        raise BadArgument("every family needs labels")
     m = len(of)
     shares = [k / n for k, n in zip(right, of, strict=True)]
     within = [_shrunk_variance(k, n) for k, n in zip(right, of, strict=True)]
@@ -185,7 +185,7 @@ def correct_for_family(
     the judged one ("rate-outside-labels").
     """
     if not 0 <= k <= n:
-        raise BadArgument(f"{k} of {n} is not a count", code="not-a-count")
+        raise BadArgument(f"{k} of {n} is not a count")
     if n == 0:
         return refused(n, "no judged trials", "no-trials")
     chance = sens.mean + spec.mean - 1
@@ -381,21 +381,13 @@ def ppi_mean(
 def _sample(labels: ArrayLike, judged: ArrayLike, others: ArrayLike, chances: ArrayLike | None) -> _Sample:
     y, f, rest = (np.asarray(x, dtype=np.float64) for x in (labels, judged, others))
     if y.shape != f.shape or y.ndim != 1 or rest.ndim != 1:
-        raise BadArgument(
-            f"{y.shape} labels do not fit {f.shape} verdicts; both must be flat and equal",
-            code="lengths-differ",
-        )
+        raise BadArgument(f"{y.shape} labels do not fit {f.shape} verdicts; both must be flat and equal")
     for part in (y, f, rest):
         if part.size and not (part.min() >= 0 and part.max() <= 1):
-            raise BadArgument(
-                f"values run from {part.min()} to {part.max()}; each must lie in [0, 1]",
-                code="values-out-of-range",
-            )
+            raise BadArgument(f"values run from {part.min()} to {part.max()}; each must lie in [0, 1]")
     drawn = np.ones_like(y) if chances is None else np.asarray(chances, dtype=np.float64)
     if drawn.shape != y.shape or (drawn.size and not drawn.min() > 0):
-        raise BadArgument(
-            "every label needs the chance, above 0, with which its trial was drawn", code="chance-missing"
-        )
+        raise BadArgument("every label needs the chance, above 0, with which its trial was drawn")
     inverse = 1 / drawn if rest.size else np.ones_like(y)  # where all are labelled, no draw matters any more
     return _Sample(y, f, rest, inverse / inverse.sum())
 
@@ -491,8 +483,7 @@ def _places(clusters: tuple[ArrayLike, ArrayLike], sample: _Sample) -> NDArray[n
     if of_labels.shape != sample.labels.shape or of_others.shape != sample.others.shape:
         raise BadArgument(
             f"{of_labels.shape} and {of_others.shape} clusters do not fit {sample.labels.shape} labels and "
-            f"{sample.others.shape} other trials",
-            code="lengths-differ",
+            f"{sample.others.shape} other trials"
         )
     _, places = np.unique(np.concatenate([of_labels, of_others]), return_inverse=True)
     return places

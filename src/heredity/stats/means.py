@@ -44,10 +44,7 @@ def bootstrap_mean(
     if found.size == 0:
         return Estimate(None, 0.0, 1.0, 0, f"{method} (n = 0: nothing to estimate from)")
     if not (found.min() >= 0.0 and found.max() <= 1.0):
-        raise BadArgument(
-            f"values run from {found.min()} to {found.max()}; each must lie in [0, 1]",
-            code="values-out-of-range",
-        )
+        raise BadArgument(f"values run from {found.min()} to {found.max()}; each must lie in [0, 1]")
     mean = float(found.mean())
     if np.ptp(found) == 0.0:
         low, high = wilson_bounds(mean, found.size, confidence)
@@ -69,9 +66,7 @@ def compare_means(
     """
     first, second = _flat(a), _flat(b)
     if first.shape != second.shape:
-        raise BadArgument(
-            f"{first.shape} and {second.shape} values are not paired; both must be equal", code="not-paired"
-        )
+        raise BadArgument(f"{first.shape} and {second.shape} values are not paired; both must be equal")
     each = second - first
     method = f"percentile bootstrap over pairs, {n_draws:,} draws"
     if each.size == 0:
@@ -106,7 +101,7 @@ def _flipped(each: NDArray[np.float64], rng: np.random.Generator, n_draws: int) 
 def _flat(values: ArrayLike) -> NDArray[np.float64]:
     found = np.asarray(values, dtype=np.float64)
     if found.ndim != 1:
-        raise BadArgument(f"values of shape {found.shape} are not flat", code="not-flat")
+        raise BadArgument(f"values of shape {found.shape} are not flat")
     return found
 
 
@@ -166,9 +161,9 @@ def repeats(broke: ArrayLike, clusters: ArrayLike, confidence: float = CONFIDENC
     """
     values, labels = np.asarray(broke, dtype=np.float64), np.asarray(clusters)
     if values.ndim != 2 or labels.shape != values.shape[:1]:
-        raise BadArgument(f"{values.shape} samples do not fit {labels.shape} clusters", code="lengths-differ")
+        raise BadArgument(f"{values.shape} samples do not fit {labels.shape} clusters")
     if not np.all((values == 0.0) | (values == 1.0) | np.isnan(values)):
-        raise BadArgument("a sample is 1.0 (broke), 0.0 (held) or nan", code="values-out-of-range")
+        raise BadArgument("a sample is 1.0 (broke), 0.0 (held) or nan")
     k = (~np.isnan(values)).sum(axis=1).astype(np.float64)
     is_in = k >= 2
     values, labels, k = values[is_in], labels[is_in], k[is_in]

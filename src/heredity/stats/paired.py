@@ -264,8 +264,7 @@ def _booleans(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np
     first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
     if first.shape != second.shape or first.ndim != 1:
         raise BadArgument(
-            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal",
-            code="not-paired",
+            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal"
         )
     return first, second
 
@@ -277,7 +276,7 @@ def _negated(found: Estimate) -> Estimate:
 
 def _check(table: tuple[int, ...]) -> None:
     if min(table) < 0:
-        raise BadArgument(f"{table} holds a negative count", code="negative-count")
+        raise BadArgument(f"{table} holds a negative count")
 
 
 def _nothing(method: str) -> Estimate:
@@ -317,9 +316,7 @@ def verdict(
     rule more trials would turn the same small difference into a failure. Margin 0 switches it off.
     """
     if not 0.0 <= margin < 1.0:
-        raise BadArgument(
-            f"margin is {margin}; it must lie in [0, 1), e.g. 0.05 for five points", code="out-of-range"
-        )
+        raise BadArgument(f"margin is {margin}; it must lie in [0, 1), e.g. 0.05 for five points")
     if upper_bound(comparison, alpha) < margin:
         return "not worse"
     if not _is_shown(comparison, alpha, p_adjusted):
@@ -435,10 +432,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 def _sorted(p_values: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     p = np.asarray(p_values, dtype=np.float64)
     if not np.all((p >= 0) & (p <= 1)):
-        raise BadArgument(
-            "a p-value lies outside [0, 1] or is missing; leave comparisons without one out",
-            code="values-out-of-range",
-        )
+        raise BadArgument("a p-value lies outside [0, 1] or is missing; leave comparisons without one out")
     return p, np.argsort(p, kind="stable")
 
 
@@ -487,9 +481,7 @@ def retention(
     """
     a, b = np.asarray(parent, dtype=np.bool_), np.asarray(child, dtype=np.bool_)
     if a.shape != b.shape or a.ndim != 1:
-        raise BadArgument(
-            f"{a.shape} and {b.shape} trials are not paired; both must be flat and equal", code="not-paired"
-        )
+        raise BadArgument(f"{a.shape} and {b.shape} trials are not paired; both must be flat and equal")
     labels = np.arange(a.size) if clusters is None else np.asarray(clusters)
     return rate(~b[~a], labels[~a], confidence)
 

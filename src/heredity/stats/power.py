@@ -39,9 +39,7 @@ def paired_power(n: int, discordance: float, difference: float, alpha: float = A
     difference = abs(difference)
     discordance = max(discordance, difference)
     if not 0.0 <= difference <= discordance <= 1.0:
-        raise BadArgument(
-            f"difference {difference} and discordance {discordance} must lie in [0, 1]", code="out-of-range"
-        )
+        raise BadArgument(f"difference {difference} and discordance {discordance} must lie in [0, 1]")
     if n < 1 or difference == 0.0:
         return 0.0
     if n > EXACT_TO:
@@ -54,7 +52,7 @@ def n_for_difference(
 ) -> int:
     """The number of pairs that shows `difference` with this power, times the design effect `deff`."""
     if not 0.0 < abs(difference) <= 1.0:
-        raise BadArgument(f"difference is {difference}; it must lie in (0, 1]", code="out-of-range")
+        raise BadArgument(f"difference is {difference}; it must lie in (0, 1]")
     return _smallest(lambda n: paired_power(n, discordance, difference, alpha) >= power, deff)
 
 
@@ -86,7 +84,7 @@ def n_for_margin(
     Normal approximation: n = (z_alpha + z_power)^2 * discordance / margin^2, one-sided alpha.
     """
     if not 0.0 < margin <= 1.0:
-        raise BadArgument(f"margin is {margin}; it must lie in (0, 1]", code="out-of-range")
+        raise BadArgument(f"margin is {margin}; it must lie in (0, 1]")
     z = float(special.ndtri(1 - alpha) + special.ndtri(power))
     return math.ceil(z * z * max(discordance, 0.0) / margin**2 * deff)
 
@@ -97,9 +95,7 @@ def not_worse_power(n: int, discordance: float, margin: float, alpha: float = AL
     The verdict is that of paired.py: Tango's upper bound lies below the margin. Exact up to EXACT_TO pairs.
     """
     if not (0.0 < margin <= 1.0 and 0.0 <= discordance <= 1.0):
-        raise BadArgument(
-            f"margin {margin} must lie in (0, 1] and discordance {discordance} in [0, 1]", code="out-of-range"
-        )
+        raise BadArgument(f"margin {margin} must lie in (0, 1] and discordance {discordance} in [0, 1]")
     if n < 1:
         return 0.0
     if n > EXACT_TO:
@@ -142,7 +138,7 @@ def n_for_rate_width(rate: float, width: float, confidence: float = CONFIDENCE, 
     At rate 0 this is the number of trials without a breach that bounds the rate by `width`.
     """
     if not (0.0 <= rate <= 1.0 and 0.0 < width <= 1.0):
-        raise BadArgument(f"rate {rate} must lie in [0, 1] and width {width} in (0, 1]", code="out-of-range")
+        raise BadArgument(f"rate {rate} must lie in [0, 1] and width {width} in (0, 1]")
 
     def is_narrow(n: int) -> bool:
         low, high = wilson_bounds(rate, n, confidence)
@@ -158,8 +154,7 @@ def _smallest(holds: Callable[[int], bool], deff: float) -> int:
         high *= 2
         if high > _MOST:
             raise BadArgument(
-                "more than a billion trials would be needed; ask for a larger difference or width",
-                code="too-many-needed",
+                "more than a billion trials would be needed; ask for a larger difference or width"
             )
     low = high // 2
     while high - low > 1:

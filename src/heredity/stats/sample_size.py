@@ -57,9 +57,7 @@ def sequential_n_for_difference(
     difference = abs(difference)
     discordance = max(discordance, difference)
     if not 0.0 < difference <= discordance <= 1.0:
-        raise BadArgument(
-            f"difference {difference} and discordance {discordance} must lie in (0, 1]", code="out-of-range"
-        )
+        raise BadArgument(f"difference {difference} and discordance {discordance} must lie in (0, 1]")
     decided = stopping((discordance + difference) / (2 * discordance), power, alpha)
     n_most, n_median = (_first(decided, discordance, share) for share in (power, 0.5))
     return _scaled(n_most, _mean(decided, discordance, n_most), n_median, deff)
@@ -81,10 +79,7 @@ def stopping(share: float, power: float = POWER, alpha: float = ALPHA) -> _Float
         stopped.append(stopped[-1] + out)
         if stopped[-1] >= goal:
             return np.array(stopped)
-    raise BadArgument(
-        f"more than {MOST_DISCORDANT:,} discordant pairs would be needed: ask for a larger gap",
-        code="too-many-needed",
-    )
+    raise BadArgument(f"more than {MOST_DISCORDANT:,} discordant pairs would be needed: ask for a larger gap")
 
 
 def _boundary(t: int, alpha: float) -> int:
@@ -139,9 +134,7 @@ def sequential_n_for_margin(
 
     Evidence is computed sixty times per doubling of n."""
     if not (0.0 < margin < 1.0 and 0.0 < discordance <= 1.0):
-        raise BadArgument(
-            f"margin {margin} and discordance {discordance} must lie in (0, 1)", code="out-of-range"
-        )
+        raise BadArgument(f"margin {margin} and discordance {discordance} must lie in (0, 1)")
     factors = log_factors([-1.0, 1.0, 0.0], margin, "below")
     counts, n = np.zeros((runs, 3)), 0
     when = np.full(runs, np.inf)
@@ -154,9 +147,7 @@ def sequential_n_for_margin(
         capital = log_mean_exp(counts[open_] @ factors)
         when[open_[capital >= -math.log(alpha)]] = n
         if n > MOST_DISCORDANT * 100:
-            raise BadArgument(
-                "more than two million pairs would be needed: allow a larger margin", code="too-many-needed"
-            )
+            raise BadArgument("more than two million pairs would be needed: allow a larger margin")
     n_most = int(np.quantile(when, power, method="higher"))
     mean = float(np.minimum(when, n_most).mean())
     return _scaled(n_most, mean, int(np.quantile(when, 0.5, method="higher")), deff)

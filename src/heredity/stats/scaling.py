@@ -99,15 +99,13 @@ def _checked(inputs: Numbers, losses: Numbers) -> tuple[Numbers, Numbers, Number
     n_inputs, n = inputs.shape
     n_parameters = 1 + 2 * n_inputs
     if n <= n_parameters:
-        raise BadArgument(
-            f"a law of {n_parameters} parameters needs more than {n} runs", code="too-few-values"
-        )
+        raise BadArgument(f"a law of {n_parameters} parameters needs more than {n} runs")
     if not (
         np.isfinite(inputs).all() and np.isfinite(losses).all() and (inputs > 0).all() and (losses > 0).all()
     ):
-        raise BadArgument("inputs and losses must be numbers above 0", code="values-out-of-range")
+        raise BadArgument("inputs and losses must be numbers above 0")
     if any(len(np.unique(each)) < 3 for each in inputs):
-        raise BadArgument("an input needs three different values at least", code="values-all-alike")
+        raise BadArgument("an input needs three different values at least")
     logs = np.log(inputs)
     centre = logs.mean(axis=1, keepdims=True)
     return logs - centre, centre, np.log(losses)

@@ -63,7 +63,7 @@ def anytime_p(log_e: float) -> float:
 
 def _check(*counts: int) -> None:
     if min(counts) < 0:
-        raise BadArgument(f"{counts} holds a negative count", code="negative-count")
+        raise BadArgument(f"{counts} holds a negative count")
 
 
 # --- values: bets against a mean ------------------------------------------------------------------
@@ -84,10 +84,7 @@ class Bets:
         self, null: float, within: Interval = DIFFERENCE, side: Side = "both", n_most: int = 1000
     ) -> None:
         if not within.low < null < within.high:
-            raise BadArgument(
-                f"a mean of {null} cannot be doubted: it must lie inside {tuple(within)}",
-                code="mean-out-of-range",
-            )
+            raise BadArgument(f"a mean of {null} cannot be doubted: it must lie inside {tuple(within)}")
         self._within, self._null = within, (null - within.low) / (within.high - within.low)
         self._bets = _nodes(self._null, side, _n_nodes(n_most))
         self._capital = np.zeros_like(self._bets)
@@ -168,10 +165,7 @@ def cluster_means(values: ArrayLike, clusters: ArrayLike) -> _Floats:
 def _shares(values: ArrayLike, within: Interval) -> _Floats:
     flat = np.asarray(values, dtype=np.float64)
     if flat.size and not (flat.min() >= within.low and flat.max() <= within.high):
-        raise BadArgument(
-            f"values run from {flat.min()} to {flat.max()}; each must lie in {tuple(within)}",
-            code="values-out-of-range",
-        )
+        raise BadArgument(f"values run from {flat.min()} to {flat.max()}; each must lie in {tuple(within)}")
     return np.asarray((flat - within.low) / (within.high - within.low))
 
 
@@ -255,8 +249,7 @@ def _differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.int64]:
     first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
     if first.shape != second.shape or first.ndim != 1:
         raise BadArgument(
-            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal",
-            code="not-paired",
+            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal"
         )
     return second.astype(np.int64) - first.astype(np.int64)
 

@@ -71,11 +71,10 @@ def technique_rates(
     if not (y.shape == labels.shape == np.asarray(behaviours).shape) or y.ndim != 1:
         raise BadArgument(
             f"{y.shape} trials, {labels.shape} techniques and {np.asarray(behaviours).shape} behaviours "
-            "do not fit; all must be flat and equal",
-            code="lengths-differ",
+            "do not fit; all must be flat and equal"
         )
     if not np.all((y == 0) | (y == 1)):
-        raise BadArgument("a trial is 1 (broke) or 0 (held)", code="values-out-of-range")
+        raise BadArgument("a trial is 1 (broke) or 0 (held)")
     names, of = np.unique(labels, return_inverse=True)
     counts = _counts(y, of, np.asarray(behaviours))
     if len(names) < FEWEST:
@@ -314,8 +313,7 @@ def heterogeneity(
     if not (first.shape == second.shape == labels.shape == clusters.shape) or first.ndim != 1:
         raise BadArgument(
             f"{first.shape} and {second.shape} trials, {labels.shape} techniques and {clusters.shape} "
-            "behaviours do not fit; all must be flat and equal",
-            code="not-paired",
+            "behaviours do not fit; all must be flat and equal"
         )
     names = np.unique(labels)
     found = [

@@ -159,7 +159,7 @@ def _difference(differences: _Floats, sums: Sums, labels: NDArray[np.intp], conf
 
 def _fraction(share: float) -> Fraction:
     if not 0.0 <= share <= 1.0:
-        raise BadArgument(f"a share of {share} is not in [0, 1], e.g. 0.25", code="out-of-range")
+        raise BadArgument(f"a share of {share} is not in [0, 1], e.g. 0.25")
     return Fraction(share).limit_denominator(_FINEST)
 
 
@@ -167,18 +167,14 @@ def _trials(a: ArrayLike, b: ArrayLike, clusters: ArrayLike) -> tuple[_Floats, _
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
         raise BadArgument(
-            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal",
-            code="not-paired",
+            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal"
         )
     for values in (first, second):
         if not np.all((values == 0.0) | (values == 1.0) | np.isnan(values)):
-            raise BadArgument(
-                "a trial is 1.0 (broke), 0.0 (held) or nan (unclear)", code="values-out-of-range"
-            )
+            raise BadArgument("a trial is 1.0 (broke), 0.0 (held) or nan (unclear)")
     _, labels = np.unique(np.asarray(clusters), return_inverse=True)
     if labels.shape != first.shape:
         raise BadArgument(
-            f"{first.shape} values do not fit {labels.shape} clusters; both must be flat and equal",
-            code="lengths-differ",
+            f"{first.shape} values do not fit {labels.shape} clusters; both must be flat and equal"
         )
     return first, second, labels

@@ -427,8 +427,7 @@ def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
         others = f" and {len(names) - _NAMED} other parts" if len(names) > _NAMED else ""
         raise Damaged(
             f"{folder / ESTIMATES}: {', '.join(names[:_NAMED])}{others} differ from the estimates that the "
-            f"verdicts give. To estimate again, without asking anything twice: heredity study {folder}",
-            code="estimates-contradict-verdicts",
+            f"verdicts give. To estimate again, without asking anything twice: heredity study {folder}"
         )
 
 
@@ -470,7 +469,7 @@ def _together(folder: Path) -> RecordedStudy:
     if estimates.study != digest(plan):
         raise NotComparable(
             f"{folder / ESTIMATES} is of another plan than {PLAN} in that folder. Estimate again.",
-            code="another-plan",
+            code="another-study",
         )
     if estimates.application.digest != plan.application.digest:
         raise NotComparable(f"{folder / ESTIMATES} is of another application than {PLAN}. Estimate again.")

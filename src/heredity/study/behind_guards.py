@@ -42,8 +42,7 @@ def with_guards(models: Sequence[Grown], named: Sequence[str], application: Appl
     if twice := next((s.label for some in chosen for s in some if s.label in standing), None):
         raise UsageError(
             f"The guard '{twice}' of application '{application.name}' is always on. Write is_on = false there"
-            " to compare a model with it and without.",
-            code="guard-always-on",
+            " to compare a model with it and without."
         )
     found: list[Grown] = []
     for model in models:
@@ -64,15 +63,12 @@ def planned(model: Model) -> PlannedModel:
 def loaded(plan: Plan, model: PlannedModel) -> PlannedModel:
     """The model of a plan that is loaded for one of its models. Raises Damaged if the plan lacks it."""
     if (model.of or model.guards) and model.id != _id(model.of or "", model.guards or ()):
-        raise Damaged(
-            f"The id of '{model.name}' in the plan is not that of a model behind these guards.",
-            code="plan-broken",
-        )
+        raise Damaged(f"The id of '{model.name}' in the plan is not that of a model behind these guards.")
     attacker = [plan.attacker] if isinstance(plan.attacker, PlannedModel) else []
     for each in (*plan.models, *attacker):
         if each.id == (model.of or model.id) and not each.of:
             return each
-    raise Damaged(f"The plan has '{model.name}', but not the model behind its guards.", code="plan-broken")
+    raise Damaged(f"The plan has '{model.name}', but not the model behind its guards.")
 
 
 def is_guarded(model: Model) -> bool:

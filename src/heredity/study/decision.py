@@ -91,14 +91,12 @@ def parse_costs(text: str) -> Costs:
         if key not in _KEYS:
             raise UnknownName("cost", key, _KEYS, ", ".join(_KEYS))
         if key in given:
-            raise UsageError(f"--cost gives {key} twice.", code="given-twice")
+            raise UsageError(f"--cost gives {key} twice.", code="name-twice")
         given[key] = _number(key, value)
     attacks = given.get("attacks", ATTACKS)
     found = Costs(given.get("breach", 0.0), given.get("refusal", 0.0), given.get("useless", 0.0), attacks)
     if not found.breach * attacks + (found.refusal + found.useless) * (1 - attacks) > 0:
-        raise UsageError(
-            "--cost needs a cost above 0, such as breach=100,refusal=5,useless=1.", code="bad-cost"
-        )
+        raise UsageError("--cost needs a cost above 0, such as breach=100,refusal=5,useless=1.")
     return found
 
 
@@ -110,10 +108,7 @@ def _number(key: str, text: str) -> float:
     most = 1.0 if key == "attacks" else 1e12
     example = "0.01" if key == "attacks" else "100"
     if not 0.0 <= value <= most:
-        raise UsageError(
-            f"--cost {key}={text} is not a number from 0 to {most:g}, such as {key}={example}.",
-            code="bad-cost",
-        )
+        raise UsageError(f"--cost {key}={text} is not a number from 0 to {most:g}, such as {key}={example}.")
     return value
 
 

@@ -27,7 +27,7 @@ def write_demo(folder: Path) -> Estimates:
     """
     rows = {path.stem: lzma.decompress(path.read_bytes()) for path in sorted(RECORDED.glob("*.xz"))}
     if _holds_other_files(folder, rows[PLAN]):
-        raise UsageError(f"{folder} holds other files. Name another: --out.", code="folder-not-empty")
+        raise UsageError(f"{folder} holds other files. Name another: --out.")
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in rows.items():
         write_atomic(folder / name, data)

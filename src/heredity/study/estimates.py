@@ -415,8 +415,7 @@ class Estimates(Record, frozen=True):
         except msgspec.ValidationError as error:
             raise Damaged(
                 f"The rows of '{finding}' in the estimates: {error}. Run the study again: "
-                "nothing is asked twice.",
-                code="estimates-damaged",
+                "nothing is asked twice."
             ) from None
 
     @property

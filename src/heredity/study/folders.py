@@ -70,7 +70,7 @@ def find_studies(place: Path) -> list[StudyFolder]:
     Hidden folders and links are not followed. Raises UsageError if the place is not a folder.
     """
     if not place.is_dir():
-        raise UsageError(f"{place}: no such folder.", code="folder-missing")
+        raise UsageError(f"{place}: no such folder.", code="unreadable-file")
     found = (each for folder in study_folders(place) if (each := read_folder(folder)) is not None)
     return sorted(found, key=lambda each: (-each.changed, str(each.folder)))
 

@@ -462,7 +462,7 @@ def _gated(
     if base is not None and base in gated:
         raise UsageError(
             f"'{label(base.name)}' is the baseline and the candidate: give two models.",
-            code="same-model-twice",
+            code="name-twice",
         )
     if not gated:
         raise UsageError("There is no model beside the baseline: nothing to gate.")

@@ -129,8 +129,7 @@ def check_labelable(plan: Plan) -> None:
     if plan.is_until_decided:
         raise UsageError(
             "In a study until decided labels give no rate: its answers decided how many there are, and no "
-            "interval of labels holds under that. Ask all of it in another folder to label it.",
-            code="labels-until-decided",
+            "interval of labels holds under that. Ask all of it in another folder to label it."
         )
 
 
@@ -145,14 +144,10 @@ def draw_answers(folder: Path, plan: Plan) -> list[Drawn]:
     if held and held[0].n_answers != len(rows):
         raise UsageError(
             f"{path} was drawn from other answers ({held[0].n_answers} then, {len(rows)} now). Finish "
-            f"the study first; to draw anew, move {DRAWN} and {LABELS} out of the folder.",
-            code="labels-drawn-otherwise",
+            f"the study first; to draw anew, move {DRAWN} and {LABELS} out of the folder."
         )
     if not rows:
-        raise UsageError(
-            f"{folder} has no answer with a verdict that could be labelled.",
-            code="nothing-to-label",
-        )
+        raise UsageError(f"{folder} has no answer with a verdict that could be labelled.")
     if not held:
         held = _ordered(rows, plan)
         with Rows(path, Drawn) as drawn:

@@ -42,7 +42,7 @@ def limited(
     if n is None:
         return asked, None
     if n < 1:
-        raise UsageError(f"A limit of {n} probes leaves nothing to ask.", code="nothing-left")
+        raise UsageError(f"A limit of {n} probes leaves nothing to ask.")
     known = {probe.id: probe for probe in asked}
     leading = [p for p in asked if p.kind == "breach" or p.twin not in known]
     if n >= len(leading):
@@ -52,8 +52,7 @@ def limited(
     if len(first) > n:
         raise UsageError(
             f"A limit of {n} leaves attacks without a probe: it takes at least {len(first)}, one of each "
-            "technique that an attack is for.",
-            code="limit-too-small",
+            "technique that an attack is for."
         )
     ordered = [*first, *(each for each in techniques if each not in first)]
     drawn = _drawn({each: [p for p in leading if p.technique == each] for each in ordered}, seed)

@@ -355,6 +355,5 @@ def _check_kinds(outcomes: Outcomes, kinds: Codes, folder: Path) -> None:
     if wrong.size:
         path = folder / VERDICTS
         raise Damaged(
-            f"{path}: trial {wrong[0]} has the verdict of another kind of probe. Delete it to judge again.",
-            code="verdict-of-another-kind",
+            f"{path}: trial {wrong[0]} has the verdict of another kind of probe. Delete it to judge again."
         )

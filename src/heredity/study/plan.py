@@ -386,10 +386,7 @@ def write_plan(
             )
         return held
     if (folder / "responses.jsonl").exists():
-        raise Damaged(
-            f"{folder} has responses but no {PLAN}: they cannot be told apart. Use another folder.",
-            code="plan-missing",
-        )
+        raise Damaged(f"{folder} has responses but no {PLAN}: they cannot be told apart. Use another folder.")
     file = PlanFile(digest(plan), plan.application.digest, plan, at or None, forecast() or None)
     files.write_atomic(path, encode(file) + b"\n")
     return plan
@@ -437,24 +434,18 @@ def read_saved(folder: Path) -> PlanFile:
     try:
         data = files.read_file(path)
     except OSError:
-        raise UsageError(f"{folder} holds no study: there is no {PLAN} in it.", code="not-a-study") from None
+        raise UsageError(f"{folder} holds no study: there is no {PLAN} in it.") from None
     check_schema(path, data)
     try:
         file = msgspec.json.decode(data, type=PlanFile)
     except (msgspec.DecodeError, ValueError) as error:
-        raise Damaged(
-            f"{path}: {error}. Restore the file, or ask again in another folder.", code="plan-damaged"
-        ) from None
+        raise Damaged(f"{path}: {error}. Restore the file, or ask again in another folder.") from None
     if file.study != digest(file.plan):
-        raise Damaged(
-            f"{path}: the plan was changed after it was saved. Restore it, or use another folder.",
-            code="plan-changed",
-        )
+        raise Damaged(f"{path}: the plan was changed after it was saved. Restore it, or use another folder.")
     if file.application_digest != file.plan.application.digest:
         raise Damaged(
             f"{path}: application_digest is not that of the application in it. "
-            "Restore the file, or use another folder.",
-            code="plan-digest-wrong",
+            "Restore the file, or use another folder."
         )
     refuse_too_many(file.plan)
     return file
@@ -520,6 +511,5 @@ def refuse_too_many(plan: Plan) -> None:
         product = " x ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
         raise UsageError(
             f"{product} are {plan.n_trials:,}, and one study holds at most {MOST_TRIALS:,} trials. "
-            "Ask fewer samples, or make several studies of it.",
-            code="too-many-trials",
+            "Ask fewer samples, or make several studies of it."
         )

@@ -73,8 +73,7 @@ class PlantedPassages:
         except KeyError:
             raise Damaged(
                 f"The plan lacks the searched words of '{attack.spec}' for '{owner}'. Plan the study again, "
-                "in another folder.",
-                code="trigger-missing",
+                "in another folder."
             ) from None
 
     def is_found(self, row: RawResponse) -> bool | None:

@@ -55,8 +55,7 @@ def address_of(on: str) -> str:
     if scheme != PREFIX or not name or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(
             f"Workers do not run on '{on[:80]}'. Write ray, or ray://HOST:PORT with the address that "
-            "`ray start --address` takes.",
-            code="workers-place",
+            "`ray start --address` takes."
         )
     return address
 
@@ -124,8 +123,7 @@ class RayPlace:
             raise
         except Exception as error:
             raise Unavailable(
-                f"{self.name} cannot be used: {first_line(error).rstrip('.')}. {_ADVICE[bool(address)]}",
-                code="cluster-unreachable",
+                f"{self.name} cannot be used: {first_line(error).rstrip('.')}. {_ADVICE[bool(address)]}"
             ) from error
 
     def start(self, setup: bytes, folder: Path) -> RayWorker:
@@ -176,8 +174,7 @@ def _refuse_connected() -> None:
     if ray is not None and ray.is_initialized():
         raise Unavailable(
             "This process is connected to a Ray cluster already. Call ray.shutdown() first: heredity connects"
-            " to the cluster of --on by itself.",
-            code="cluster-connected",
+            " to the cluster of --on by itself."
         )
 
 
@@ -205,11 +202,9 @@ def require_token(address: str) -> None:
     if answer == "answered":
         raise Refused(
             f"The Ray cluster at {address} asks for no token, so anyone who reaches its ports can run code "
-            "on its machines. Start it with RAY_AUTH_MODE=token and a token on every machine.",
-            code="cluster-without-token",
+            "on its machines. Start it with RAY_AUTH_MODE=token and a token on every machine."
         )
     if answer != "refused":
         raise Unavailable(
-            f"No Ray cluster answers at {address}. Give the address that `ray start --address` takes.",
-            code="cluster-unreachable",
+            f"No Ray cluster answers at {address}. Give the address that `ray start --address` takes."
         )

@@ -77,15 +77,15 @@ def _checked(path: Path, number: int, cells: readers.Row) -> _Line:
             path,
             f"no label '{label[:40]}'.{hint} There are: {', '.join(known)}",
             number,
-            code="label-unknown",
+            code="unknown-name",
         )
     try:
         line = msgspec.convert(cells, _Line)
     except msgspec.ValidationError as error:
-        raise BadInput(path, str(error), number, code="bad-reading") from None
+        raise BadInput(path, str(error), number) from None
     if not 0 < line.chance <= 1:
         why = f"the chance {line.chance} is not above 0 and at most 1"
-        raise BadInput(path, why, number, code="bad-reading")
+        raise BadInput(path, why, number)
     return line
 
 
@@ -95,15 +95,14 @@ def _of_study(folder: Path, found: dict[int, list[tuple[Path, int, _Line]]]) -> 
     for index, lines in found.items():
         for path, number, line in lines:
             if not grid.matches(index, line.trial):
-                raise BadInput(path, f"trial '{line.trial[:40]}' is not number {index} of {folder}", number,
-                               code="trial-not-drawn")  # fmt: skip
+                raise BadInput(path, f"trial '{line.trial[:40]}' is not number {index} of {folder}", number)
     names = {model.id: model.name for model in plan.models}
     answers = {row.index: row for row in open_responses(folder) if row.index in found}
     for index, lines in sorted(found.items()):
         path, number, line = lines[-1]
         response = answers.get(index)
         if response is None or response.error is not None:
-            raise BadInput(path, f"{folder} has no answer to trial {index}", number, code="trial-not-drawn")
+            raise BadInput(path, f"{folder} has no answer to trial {index}", number)
         trial = grid.trial(index)
         verdict = default_verdict(trial.probe, response, plan.application)
         assert verdict.outcome is not None  # an answer without an error has a verdict

@@ -219,7 +219,7 @@ class Result:
             if (rate.model, rate.technique, rate.attack, rate.measure) == key:
                 return rate
         known = [*{r.technique for r in self.estimates.rates}, *self.estimates.attacks]
-        raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known, code="unknown-rate")
+        raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known)
 
     def is_weak(self, model: str | Grown | Model, technique: str | None = None) -> bool:
         """Whether too few answers of a model are clear or useful to call them compliance."""
@@ -256,7 +256,7 @@ class Result:
             if (row.model, row.technique, row.attack) == key:
                 return row
         known = list(dict.fromkeys(f"{r.technique} under {r.attack}" for r in rows))
-        raise UnknownName("retrieval rate", f"{technique} under {attack}", known, code="unknown-rate")
+        raise UnknownName("retrieval rate", f"{technique} under {attack}", known)
 
     def pair(
         self,
@@ -277,7 +277,7 @@ class Result:
                 return pair
             if (pair.a, pair.b) == (second.id, first.id):
                 return pair.mirrored()
-        raise UnknownName("pair", f"{first.name} and {second.name}", [], code="unknown-pair")
+        raise UnknownName("pair", f"{first.name} and {second.name}", [])
 
     def edge(
         self,
@@ -294,7 +294,7 @@ class Result:
         for edge in (*self.estimates.edges, *self.estimates.technique_edges):
             if (edge.parent, edge.child, edge.compared.measure, edge.compared.technique) == wanted:
                 return edge
-        raise UnknownName("edge", f"{above.name} to {below.name}", [], code="unknown-edge")
+        raise UnknownName("edge", f"{above.name} to {below.name}", [])
 
     def _attack(self, attack: str) -> str:
         """The attack with its variant written out: "encoding" is "encoding:base64"."""
@@ -304,10 +304,10 @@ class Result:
         record = model.record if isinstance(model, Grown) else model
         cards = self.estimates.models
         if isinstance(record, str):
-            return model_of_study(cards, record, code="unknown-model-of-study")
+            return model_of_study(cards, record)
         if found := [card for card in cards if card.id == record.id]:
             return found[0]
-        raise unknown_model(cards, record.name, code="unknown-model-of-study")
+        raise unknown_model(cards, record.name)
 
 
 def _check_name(kind: str, name: str, known: Sequence[str]) -> None:

@@ -105,8 +105,7 @@ def set_errors_aside(folder: Path, grid: Grid) -> None:
     if grid.plan.application.rendering == "recorded":
         raise UsageError(
             f"{folder} holds answers that were recorded elsewhere: they cannot be asked again here. "
-            "Record what is missing, and import it into another folder.",
-            code="answers-imported",
+            "Record what is missing, and import it into another folder."
         )
     n = 0
     with Rows(folder / ERRORS, Response) as aside:
@@ -149,8 +148,7 @@ def refuse_other_arithmetic(folder: Path, model: PlannedModel, numerics: str, ea
         raise NotComparable(
             f"Model '{model.name}' answered in {folder} as '{held.pop()}' computes, this engine is "
             f"'{numerics}': its answers would not belong together. Ask on the machine and with the "
-            "versions of before, or in another folder.",
-            code="numerics-differ",
+            "versions of before, or in another folder."
         )
 
 
@@ -162,6 +160,5 @@ def _refuse_unknown_arithmetic(folder: Path, plan: Plan, earlier: Iterable[set[s
             if (model.id, engine) not in held:
                 raise Damaged(
                     f"{folder / RUNS}: no run of '{model.name}' by '{engine}', which answered here: "
-                    f"its arithmetic is not known. {RESTORE}",
-                    code="run-missing",
+                    f"its arithmetic is not known. {RESTORE}"
                 )

@@ -132,10 +132,7 @@ class ConversationScheduler:
                 raise
             raise EngineFailure(f"{type(error).__name__}: {str(error)[:300]}") from error
         if self._in_progress or self._follow_ups or self._calling:
-            raise EngineFailure(
-                f"the engine stopped with {len(self._in_progress)} requests unanswered",
-                code="requests-unanswered",
-            )
+            raise EngineFailure(f"the engine stopped with {len(self._in_progress)} requests unanswered")
 
     # --- towards the engine ---
 
@@ -331,9 +328,7 @@ class ConversationScheduler:
     def _take(self, reply: Reply) -> None:
         conversation = self._in_progress.pop(reply.key, None)
         if conversation is None or conversation.request is None:
-            raise EngineFailure(
-                f"the engine answered request {reply.key}, which was not asked", code="reply-not-asked"
-            )
+            raise EngineFailure(f"the engine answered request {reply.key}, which was not asked")
         if self._cache is not None and reply.error is None:
             self._cache.put(self._key(conversation.request, reply.prompt), reply)
         self._note(conversation, reply)

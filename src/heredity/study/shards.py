@@ -58,8 +58,7 @@ class StudyPart:
         if separator and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) <= MOST_SHARDS:
             return cls(int(i), int(n))
         raise UsageError(
-            f"'{text[:40]}' is not a part. Write I/N with 1 <= I <= N <= {MOST_SHARDS:,}, such as 3/64.",
-            code="shard-malformed",
+            f"'{text[:40]}' is not a part. Write I/N with 1 <= I <= N <= {MOST_SHARDS:,}, such as 3/64."
         )
 
     def folder(self, study: Path) -> Path:
@@ -84,8 +83,7 @@ def part_folder(study: Path, part: StudyPart) -> Path:
     if other := {found.n for found in shards_of(study)} - {part.n}:
         raise UsageError(
             f"{study / SHARDS} has parts of {other.pop()}, not of {part.n}. Use the same number in "
-            "every task, or another --out.",
-            code="shards-differ",
+            "every task, or another --out."
         )
     folder = part.folder(study)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,8 +117,7 @@ def gather(study: Path, grid: Grid) -> list[PartProgress]:
     for folder in folders:
         if read_saved(folder) != own:
             raise Damaged(
-                f"{folder / PLAN} is not the plan of {study}. Remove the folder, and ask the part again.",
-                code="part-of-another-plan",
+                f"{folder / PLAN} is not the plan of {study}. Remove the folder, and ask the part again."
             )
     folders += left
     _refuse_mixed_numerics(study, folders, grid)
@@ -185,6 +182,5 @@ def _refuse_mixed_numerics(study: Path, parts: list[Path], grid: Grid) -> None:
         if len(held) > 1:
             raise NotComparable(
                 f"Parts of {study} computed '{model.name}' differently: '{held.pop()}' and '{held.pop()}'. "
-                "Run all tasks on one kind of machine, and ask the parts of the other kind again.",
-                code="numerics-differ",
+                "Run all tasks on one kind of machine, and ask the parts of the other kind again."
             )

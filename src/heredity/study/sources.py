@@ -85,7 +85,7 @@ def read_sources(folder: Path) -> StudySources | None:
         return msgspec.json.decode(read_file(path), type=StudySources)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         message = f"{path}: {error}. Delete it: reports then name no line."
-        raise Damaged(message, code="sources-damaged") from None
+        raise Damaged(message) from None
 
 
 def _probe_places(file: Path) -> Iterator[tuple[str, SourcePlace]]:

@@ -65,8 +65,7 @@ def refuse_undecidable(asked: Sequence[Probe], models: Sequence[Model]) -> None:
     if len(models) < 2 or all(probe.kind == "benign" or probe.is_baseline for probe in asked):
         raise UsageError(
             "A study that stops early compares models by their breaches: give two models or more, and probes "
-            "that can break.",
-            code="nothing-to-decide",
+            "that can break."
         )
 
 
@@ -237,12 +236,10 @@ def read_plan_file(path: Path, others: Mapping[str, type] | None = None) -> dict
         if problem := _misfit(kinds[name], value):
             raise BadInput(path, f"'{key}' {problem}", toml_line(path, key), code="wrong-type")
         if _has_nul(value):
-            raise BadInput(
-                path, f"'{key}' holds a NUL character.", toml_line(path, key), code="nul-character"
-            )
+            raise BadInput(path, f"'{key}' holds a NUL character.", toml_line(path, key))
         if name in found:
             raise BadInput(
-                path, f"'{key}' is given twice, as '{name}' too.", toml_line(path, key), code="given-twice"
+                path, f"'{key}' is given twice, as '{name}' too.", toml_line(path, key), code="name-twice"
             )
         found[name] = _placed(
             name, [value] if kinds[name] is list and isinstance(value, str) else value, path.parent
@@ -326,18 +323,13 @@ def resolve_plan(spec: StudySpec) -> Plan:
     asked, unsupported = _under_all(asked, applied, application)
     for attack in applied:
         if asked and not any(map(attack.covers, asked)):
-            raise UsageError(
-                f"Attack '{attack.spec}' is for no technique of this study.", code="attack-covers-nothing"
-            )
+            raise UsageError(f"Attack '{attack.spec}' is for no technique of this study.")
     attacks.check_index(applied, asked, application)
     left_out += unsupported
     skipped = tuple(SkippedProbe(*each) for each in (*left_out, *attacks.unsupported(applied, models)))
     if not asked:
         reason = f" (first reason: {skipped[0].reason})" if skipped else ""
-        raise UsageError(
-            f"Nothing to ask: no probe applies to application '{application.name}'{reason}.",
-            code="nothing-to-ask",
-        )
+        raise UsageError(f"Nothing to ask: no probe applies to application '{application.name}'{reason}.")
     asked, limit = limited(asked, spec.limit, applied, spec.seed)
     stopping = _stopping(spec)
     blocks: tuple[int, ...] | None = None
@@ -379,7 +371,7 @@ def _record(model: ModelReference) -> Model:
         return model.record
     if isinstance(model, Model):
         return model
-    raise UsageError(f"'{model}' is not found yet: a plan needs models, not their names.", code="not-a-model")
+    raise UsageError(f"'{model}' is not found yet: a plan needs models, not their names.")
 
 
 def _stopping(spec: StudySpec) -> Stopping:
@@ -413,11 +405,9 @@ def _under_all(
 
 def _check(models: Sequence[Model], spec: StudySpec) -> None:
     if not models:
-        raise UsageError("A study needs at least one model.", code="no-model")
+        raise UsageError("A study needs at least one model.")
     if not spec.attacks:
-        raise UsageError(
-            "A study needs at least one attack; 'direct' is the probe as it stands.", code="no-attack"
-        )
+        raise UsageError("A study needs at least one attack; 'direct' is the probe as it stands.")
     _refuse_repeats("model", [model.id for model in models], [model.name for model in models])
     _refuse_repeats("attack", list(map(str, spec.attacks)))
     if spec.samples < 1:
@@ -435,15 +425,13 @@ def _refuse_bare(models: Sequence[Model], application: Application) -> None:
     if application.rendering == "recorded":
         raise UsageError(
             f"Application '{application.name}' has rendering \"recorded\", which only `heredity import` "
-            'gives: of a study that asks, what is around the models is known. Write "plain".',
-            code="only-imported",
+            'gives: of a study that asks, what is around the models is known. Write "plain".'
         )
     for model in models:
         if application.rendering == "theirs" and model.format not in ("remote", "scripted"):
             raise UsageError(
                 f"Application '{application.name}' is the target's own (rendering = \"theirs\"), but"
-                f" '{model.name}' is a model without one. Ask it under rendering \"plain\".",
-                code="rendering-theirs",
+                f" '{model.name}' is a model without one. Ask it under rendering \"plain\"."
             )
 
 
@@ -451,7 +439,7 @@ def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None 
     for key, n in Counter(keys).items():
         if n > 1:
             name = (shown or keys)[keys.index(key)]
-            raise UsageError(f"{kind} '{name}' is there {n} times; give each once.", code="given-twice")
+            raise UsageError(f"{kind} '{name}' is there {n} times; give each once.", code="name-twice")
 
 
 # --- the declared analysis ------------------------------------------------------------------------
@@ -515,7 +503,7 @@ def _known_name(setting: str, given: str, names: Sequence[_Name]) -> _Name:
             return name
     raise UsageError(
         f"{setting} '{given}' is unknown.{did_you_mean(given, names)} Known: {', '.join(names)}.",
-        code="unknown-value",
+        code="unknown-name",
     )
 
 

@@ -193,10 +193,7 @@ def is_of_its_trial(row: Response, grid: Grid) -> bool:
 
 
 def _not_of_this_plan(rows: Rows[Any], index: int) -> Damaged:
-    return Damaged(
-        f"{rows.path}:{rows.line}: trial {index} is not of this plan. Remove the line to go on.",
-        code="trial-not-planned",
-    )
+    return Damaged(f"{rows.path}:{rows.line}: trial {index} is not of this plan. Remove the line to go on.")
 
 
 def _add(trials: TrialSet, index: int, rows: Rows[Any]) -> None:
@@ -205,9 +202,7 @@ def _add(trials: TrialSet, index: int, rows: Rows[Any]) -> None:
 
 
 def _there_twice(rows: Rows[Any], index: int) -> Damaged:
-    return Damaged(
-        f"{rows.path}:{rows.line}: trial {index} is there twice. Remove one to go on.", code="trial-twice"
-    )
+    return Damaged(f"{rows.path}:{rows.line}: trial {index} is there twice. Remove one to go on.")
 
 
 # --- writing responses ----------------------------------------------------------------------------
@@ -266,8 +261,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise HeredityError(
             f"{path} cannot be written: {error.strerror or error}. Its rows are whole: fix the cause and run "
-            "the same command again.",
-            code="cannot-write",
+            "the same command again."
         ) from error
 
 
@@ -296,10 +290,7 @@ class Prefixes:
         """Raise Damaged if a prefix that responses need is missing, or is another text."""
         for name in sorted(needed):
             if name and digest(self._text(name)) != name:
-                raise Damaged(
-                    f"{self._path}: prefix {name} is not the text that it is named by. {RESTORE}",
-                    code="prefix-changed",
-                )
+                raise Damaged(f"{self._path}: prefix {name} is not the text that it is named by. {RESTORE}")
 
     def add(self, prefix: PromptPrefix) -> None:
         """Save a prefix; it is on disk before any row names it."""
@@ -314,10 +305,7 @@ class Prefixes:
 
     def _text(self, name: str) -> str:
         if name not in self._texts:
-            raise Damaged(
-                f"{self._path}: no prefix {name}, which a response begins with. {RESTORE}",
-                code="prefix-missing",
-            )
+            raise Damaged(f"{self._path}: no prefix {name}, which a response begins with. {RESTORE}")
         return self._texts[name]
 
 
@@ -404,14 +392,11 @@ def judged_responses(folder: Path, has_verdict: bytearray, digests: array[int]) 
         if not _has_digest(row, digests[row.index]):
             raise Damaged(
                 f"{rows.path}:{rows.line}: trial {row.index} is not the answer that its verdict is on. "
-                f"{again}",
-                code="answer-changed",
+                f"{again}"
             )
         yield row
     if (index := left.find(True)) >= 0:
-        raise Damaged(
-            f"{rows.path}: trial {index} has a verdict and no answer. {again}", code="verdict-without-answer"
-        )
+        raise Damaged(f"{rows.path}: trial {index} has a verdict and no answer. {again}")
 
 
 def _has_digest(row: RawResponse, number: int) -> bool:
@@ -472,17 +457,12 @@ def read_estimates(folder: Path) -> Estimates:
     except OSError:
         if not folder.exists():
             raise UsageError(f"{folder}: no such folder.") from None
-        raise UsageError(
-            f"{folder} has no {ESTIMATES} yet. Run the study to its end first.", code="estimates-missing"
-        ) from None
+        raise UsageError(f"{folder} has no {ESTIMATES} yet. Run the study to its end first.") from None
     _refuse_other_schema(path, data)
     try:
         return msgspec.json.decode(data, type=Estimates)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Damaged(
-            f"{path}: {error}. Delete it, run the study again: nothing is asked twice.",
-            code="estimates-damaged",
-        ) from None
+        raise Damaged(f"{path}: {error}. Delete it, run the study again: nothing is asked twice.") from None
 
 
 class _EstimatesSchema(msgspec.Struct):

@@ -99,14 +99,12 @@ def study_tools(
         raise UsageError(
             f"The application of {folder} runs tools on this machine, and a folder may come from anyone. "
             f"Give the study's whole command with --out {folder}, or serve its recorded results only: "
-            f"--replay {folder}.",
-            code="tools-not-named",
+            f"--replay {folder}."
         )
     if not is_alone:
         raise UsageError(
             "The application runs tools, whose results all models share: one process asks such a study. "
-            "Leave --workers and --shard out. A --replay runs none, and may have --workers.",
-            code="tools-shared",
+            "Leave --workers and --shard out. A --replay runs none, and may have --workers."
         )
     more = () if replay is None else recorded_in(replay)
     with (
@@ -274,8 +272,7 @@ class Study:
         """
         if self._plan.stops_early:
             raise UsageError(
-                "A study that stops early decides from all answers: it has no parts. Use --stopping fixed.",
-                code="shard-stops-early",
+                "A study that stops early decides from all answers: it has no parts. Use --stopping fixed."
             )
         refuse_linked_folders(self.folder, SHARDS)
         with Lock(self.folder / SHARDS, wait_seconds=_PLAN_SECONDS):
@@ -466,8 +463,7 @@ class Study:
         except UsageError as error:
             raise UsageError(
                 f"{self.folder / storage.JUDGE} chooses the judge '{storage.chosen_judge(self.folder)}'. "
-                f"{error} Pull its model, or name the judge yourself: --judge.",
-                code="judge-not-in-store",
+                f"{error} Pull its model, or name the judge yourself: --judge."
             ) from None
 
     def _planned(self, model: PlannedModel) -> Grown:
@@ -478,10 +474,7 @@ class Study:
         if model.format == "scripted":
             grown = rule_model(model.name)
             if grown.record.id != model.id:
-                raise Damaged(
-                    f"{self.folder / PLAN}: '{model.name}' has not the id {model.id[:32]!r}.",
-                    code="id-of-another-model",
-                )
+                raise Damaged(f"{self.folder / PLAN}: '{model.name}' has not the id {model.id[:32]!r}.")
             return grown
         try:
             return self._open_store().by_id(model.id)
@@ -489,7 +482,7 @@ class Study:
             raise Unavailable(
                 f"Model '{model.name}' of {self.folder / PLAN} is not in this store "
                 f"({model.id[:32]!r}). Pull it, or name it yourself: the study's whole command, with --out.",
-                code="model-not-in-store",
+                code="model-not-pulled",
             ) from error
 
     def _speeds(self) -> dict[str, ModelSpeed]:

@@ -5,9 +5,8 @@ A server that holds several models or adapters may answer with another one (llam
 model after the other, then all at once. An adapter without another model at its server is compared with its
 base. Each prompt has a planted label, which only its own answer may have.
 
-    `models-answer-alike`         all answers of two models are the same
-    `served-another-model`        under load, a model gives the answer of another one in place of its own
-    `answer-of-another-request`   an answer has the label of another prompt
+Refused are two models that give the same answers to all prompts. So is a model that gives the answer of
+another one under load, and an answer with the label of another prompt.
 
 Promises: nothing of it enters the study's rows. Models of different servers are not compared.
 Leaves to others: whether a server that holds one model has the right weights.
@@ -79,16 +78,14 @@ def check_server(address: str, engines: Mapping[str, Engine]) -> None:
             if not is_own and text == apart[other][n]:
                 raise Refused(
                     f"The server at {address} answers for '{one}' with '{other}' if both are asked at once. "
-                    "Serve each model by a server of its own, or update the server.",
-                    code="served-another-model",
+                    "Serve each model by a server of its own, or update the server."
                 )
     for one, other in combinations(engines, 2):
         if _are_alike(apart[one], apart[other]):
             raise Refused(
                 f"'{one}' and '{other}' give the same {len(TOPICS)} answers at {address}, so one model may "
                 "answer under both names. Check the names and adapters of the server. If the models are "
-                "meant to be that similar, serve each by a server of its own.",
-                code="models-answer-alike",
+                "meant to be that similar, serve each by a server of its own."
             )
 
 
@@ -103,8 +100,7 @@ def _refuse_foreign_labels(address: str, name: str, texts: Answers, labels: Sequ
         if found := next((label for label in labels if label != labels[n] and label in text), ""):
             raise Refused(
                 f"An answer of '{name}' at {address} has the label '{found}', which is in another prompt "
-                "only: the server mixes its requests. Use another server, or another version of it.",
-                code="answer-of-another-request",
+                "only: the server mixes its requests. Use another server, or another version of it."
             )
 
 

@@ -148,8 +148,7 @@ class StudyWorker:
         if not Path(setup.folder, PLAN).exists():
             raise Unavailable(
                 f"The worker on {platform.node()} does not see {setup.folder}. The study's folder must be on "
-                "storage that all workers share, under one path, as the store.",
-                code="folder-not-shared",
+                "storage that all workers share, under one path, as the store."
             )
         self._folder.mkdir(parents=True, exist_ok=True)
         self._records = {record.id: record for record in setup.models}
@@ -245,13 +244,12 @@ class StudyWorker:
             raise Unavailable(
                 f"The worker on {platform.node()} has no model '{record.name}' ({record.id}) in "
                 f"{self._store.root}. The store must be on storage that all workers share, under one path.",
-                code="model-not-in-store",
+                code="model-not-pulled",
             ) from error
         if found.record.files != record.files:
             raise WrongHash(
                 f"The worker on {platform.node()} has other files of '{record.name}' in {self._store.root} "
-                "than the driver. Let both use the same store.",
-                code="worker-other-files",
+                "than the driver. Let both use the same store."
             )
         return found
 

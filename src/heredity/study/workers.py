@@ -104,17 +104,14 @@ class Workers:
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MOST_WORKERS:
-            raise UsageError(
-                f"A study has 1 to {MOST_WORKERS:,} workers, not {self.n}.", code="workers-number"
-            )
+            raise UsageError(f"A study has 1 to {MOST_WORKERS:,} workers, not {self.n}.")
         if self.on:
             ray_cluster.address_of(self.on)
         budget = None if self.calls is None else self.calls.budget
         if budget is not None and (budget.max_tokens, budget.max_cost) != (None, None):
             raise UsageError(
                 "Workers cannot share a budget: one process counts it. A model behind an API waits rather "
-                "than computes, so leave --workers out and raise --concurrency.",
-                code="workers-budget",
+                "than computes, so leave --workers out and raise --concurrency."
             )
 
     @classmethod
@@ -127,8 +124,7 @@ class Workers:
         if found is not None and has_own_loader and not found.loader and found.calls is None:
             raise UsageError(
                 "Workers load the models themselves: an `engine_loader` stays in its process. Name it "
-                'instead: Workers(n, loader="package.module:function").',
-                code="workers-loader",
+                'instead: Workers(n, loader="package.module:function").'
             )
         return found
 
@@ -539,8 +535,7 @@ class Driver:
             if self._numerics.setdefault(m, numerics) != numerics:
                 raise NotComparable(
                     f"Two workers compute '{model.name}' differently: '{self._numerics[m]}' and "
-                    f"'{numerics}'. Use workers of one kind of machine, with the same libraries.",
-                    code="numerics-differ",
+                    f"'{numerics}'. Use workers of one kind of machine, with the same libraries."
                 )
         except NotComparable:
             state.handle.kill()
@@ -552,8 +547,7 @@ class Driver:
         if status.version != __version__:
             raise NotComparable(
                 f"The worker on {status.host} has heredity {status.version}, the driver {__version__}. "
-                "Install the same version on all machines.",
-                code="worker-version",
+                "Install the same version on all machines."
             )
         self._failures["start", None] = 0
         self._machine = self._machine or machine
@@ -562,8 +556,7 @@ class Driver:
             raise NotComparable(
                 f"The answers of this study are of machines '{self._machine}', and {status.host} is "
                 f"'{machine}'. Both members of a pair must be answered on one kind of machine: use workers "
-                "of that kind, or another folder.",
-                code="machine-differs",
+                "of that kind, or another folder."
             )
 
     # --- losses ---
@@ -588,14 +581,13 @@ class Driver:
         self._return(state, is_death=loading is None)
         if state.status is None:
             if self._n_failures("start", None) >= MOST_FAILURES:
-                raise HeredityError(f"Workers end before they start: {reason}", code="worker-start")
+                raise HeredityError(f"Workers end before they start: {reason}")
         elif loading is not None:
             self._lost_loading(loading, reason)
         elif m is not None and self._n_failures("death", m) >= MOST_DEATHS:
             raise EngineFailure(
                 f"{MOST_DEATHS} workers in a row died while they answered as "
-                f"'{self._grid.plan.models[m].name}': {reason}",
-                code="worker-died",
+                f"'{self._grid.plan.models[m].name}': {reason}"
             )
 
     def _lost_loading(self, m: int, reason: str) -> None:
@@ -607,8 +599,7 @@ class Driver:
         raise OutOfMemory(
             f"{MOST_FAILURES} workers died while they loaded '{self._grid.plan.models[m].name}' ({reason}). "
             "The memory is probably too small: use fewer --workers, a quantized form of the model, or "
-            "machines with more memory.",
-            code="worker-died-loading",
+            "machines with more memory."
         )
 
     def _n_failures(self, kind: str, m: int | None) -> int:

@@ -54,7 +54,7 @@ def read_tensors(path: Path, what: str, then: str) -> TensorFile:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return TensorFile(file.metadata() or {}, state)
     except (SafetensorError, OSError) as error:
-        raise Damaged(f"{path}: not {what} ({error}). Delete it; {then}", code="checkpoint-damaged") from None
+        raise Damaged(f"{path}: not {what} ({error}). Delete it; {then}") from None
 
 
 SINGLE_FILE = "checkpoint.safetensors"
@@ -89,10 +89,7 @@ def read_single_file(folder: Path, training: str) -> CheckpointState | None:
         return None
     about, state = read_tensors(path, "a checkpoint", "the training begins again.")
     if about.get("training") != training:
-        raise Damaged(
-            f"{path}: a checkpoint of another training. Delete it, or name another folder.",
-            code="checkpoint-of-another-training",
-        )
+        raise Damaged(f"{path}: a checkpoint of another training. Delete it, or name another folder.")
     torch.set_rng_state(state.pop(RANDOM_STATE))
     n_steps, n_tokens, n_skipped = (
         int(about.get(name, "0")) for name in ("n_steps", "n_tokens", "n_skipped")
@@ -155,10 +152,7 @@ def read_checkpoint(
     if index is None or (dist.is_single_process and not (folder / INDEX_FILE).exists()):
         return read_single_file(folder, training)
     if index.training != training:
-        raise Damaged(
-            f"{folder}: a checkpoint of another training. Delete it, or name another folder.",
-            code="checkpoint-of-another-training",
-        )
+        raise Damaged(f"{folder}: a checkpoint of another training. Delete it, or name another folder.")
     with _open_shards(folder) as rows:
         state = {
             name: rows(name, shards, _rows_needed(name, shards, n_rows, dist))
@@ -273,7 +267,4 @@ def _open_shards(folder: Path) -> Iterator[RowReader]:
 
 
 def _damaged(path: Path, error: Exception) -> Damaged:
-    return Damaged(
-        f"{path}: not a checkpoint ({error}). Delete it; the training begins again.",
-        code="checkpoint-damaged",
-    )
+    return Damaged(f"{path}: not a checkpoint ({error}). Delete it; the training begins again.")

@@ -168,8 +168,7 @@ def _check_replicas(replicas: int, world_size: int) -> None:
     if world_size % replicas:
         raise UsageError(
             f"{replicas} replicas of the weights do not divide {world_size} "
-            f"process{'es' * (world_size > 1)}. Set replicas to a divisor.",
-            code="replicas-do-not-divide",
+            f"process{'es' * (world_size > 1)}. Set replicas to a divisor."
         )
 
 
@@ -193,8 +192,7 @@ def _device_of_rank(chosen: Device) -> Device:
     """The processor, or the GPU of this process's local rank. Raises Unavailable if there are too few."""
     if chosen.kind == "mps":
         raise Unavailable(
-            "Several processes train on processors or on CUDA devices, not on mps. Add --device cpu.",
-            code="device-missing",
+            "Several processes train on processors or on CUDA devices, not on mps. Add --device cpu."
         )
     return chosen if chosen.is_cpu else host.choose_device(Device("cuda", int(os.environ["LOCAL_RANK"])))
 

@@ -241,8 +241,7 @@ class _TrainingRun:
         if not self.masters.are_finite():
             raise Diverged(
                 f"Weights are NaN or infinite after step {self.n_done - 1}. Lower the learning rate "
-                f"({self.plan.lr:g}) or the weight decay ({self.plan.weight_decay:g}).",
-                code="weights-not-finite",
+                f"({self.plan.lr:g}) or the weight decay ({self.plan.weight_decay:g})."
             )
 
     def _trips(self, loss: float) -> bool:
@@ -280,16 +279,12 @@ def _optimizer_step(
     if not math.isfinite(total) or trips(total / weight):
         masters.forget()
         raise Diverged(
-            f"The loss of step {step} is {total}. Lower the learning rate ({plan.lr:g}), or check the data.",
-            code="loss-not-finite",
+            f"The loss of step {step} is {total}. Lower the learning rate ({plan.lr:g}), or check the data."
         )
     share = lr_factor(step, plan.n_steps, plan.schedule, plan.n_warmup)
     norm = masters.step(share, plan.grad_clip)
     if not math.isfinite(norm):
-        raise Diverged(
-            f"The gradient norm of step {step} is {norm}. Lower the learning rate ({plan.lr:g}).",
-            code="gradient-not-finite",
-        )
+        raise Diverged(f"The gradient norm of step {step} is {norm}. Lower the learning rate ({plan.lr:g}).")
     return StepMetrics(step, total / weight, plan.lr * share, norm, int(n_tokens), weight, terms)
 
 

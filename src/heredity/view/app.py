@@ -69,7 +69,7 @@ def app(site: Site, settings: ViewSettings | None = None) -> Starlette:
     """The pages as an ASGI application. Raises UsageError without a token if any machine could connect."""
     settings = settings or ViewSettings()
     if not settings.is_local and not settings.token:
-        raise UsageError("Where any machine can connect, the pages need a token.", code="token-missing")
+        raise UsageError("Where any machine can connect, the pages need a token.")
     routes: list[BaseRoute] = [
         Route(page.PATH, _endpoint(site, page), methods=_methods(page)) for page in site.pages
     ]

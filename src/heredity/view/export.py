@@ -424,7 +424,7 @@ def export(
     anything.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} holds other files. Name a new folder: --export.", code="folder-not-empty")
+        raise UsageError(f"{out} holds other files. Name a new folder: --export.")
     for found in place.studies():
         try:
             place.open(found.key).refresh(float("inf"))

@@ -26,6 +26,7 @@ import msgspec
 from filelock import FileLock
 from msgspec import UNSET
 
+from heredity.core.errors import Damaged
 from heredity.core.files import default_root, open_file
 from heredity.core.records import (
     ROW_SCHEMA,
@@ -295,7 +296,7 @@ class RowIndex:
                     rows,
                     RESPONSES,
                     line.number,
-                    "trial-not-planned",
+                    Damaged.code,
                     f"trial {row.index} is not of this plan",
                 )
                 continue
@@ -314,7 +315,7 @@ class RowIndex:
         for line, row in self._decoded(rows, VERDICTS, lines, _VERDICTS, "v_off"):
             if not self._grid.matches(row.index, row.trial):
                 self._problem(
-                    rows, VERDICTS, line.number, "trial-not-planned", f"trial {row.index} is not of this plan"
+                    rows, VERDICTS, line.number, Damaged.code, f"trial {row.index} is not of this plan"
                 )
                 continue
             state = row.outcome or _failure(row)
@@ -347,11 +348,11 @@ class RowIndex:
                 else:
                     self._problem(rows, name, line.number, "schema-mismatch", f"a row of schema {row.schema}")
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                self._problem(rows, name, line.number, "row-damaged", str(error))
+                self._problem(rows, name, line.number, Damaged.code, str(error))
         known = self._known(rows, [row.index for _, row in read], column)
         for line, row in read:
             if row.index in known:
-                self._problem(rows, name, line.number, "trial-twice", f"trial {row.index} is there twice")
+                self._problem(rows, name, line.number, Damaged.code, f"trial {row.index} is there twice")
             else:
                 known.add(row.index)
                 yield line, row

@@ -92,7 +92,7 @@ class StudyPlace:
                 return held
         known = {found.key: found for found in self.studies()}
         if key not in known:
-            raise UnknownName("study", label(key), known, code="unknown-study")
+            raise UnknownName("study", label(key), known)
         opened = OpenStudy(known[key], index_path(known[key].folder, self.store))
         with self._lock:
             return self._open.setdefault(key, opened) if held is None else self._replace(key, opened)

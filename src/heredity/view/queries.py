@@ -126,7 +126,7 @@ def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
 def place_of(kind: str, name: str, known: tuple[str, ...]) -> int:
     """The place of a name. Raises UnknownName with the nearest."""
     if name not in known:
-        raise UnknownName(f"{kind} of this study", label(name), known, code="unknown-filter")
+        raise UnknownName(f"{kind} of this study", label(name), known)
     return known.index(name)
 
 
@@ -257,7 +257,7 @@ def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | No
     Raises UsageError for a search without words.
     """
     if filters.text and not Search(filters.text):
-        raise UsageError("Search for a word: letters or digits.", code="search-without-words")
+        raise UsageError("Search for a word: letters or digits.")
     where, values = filters.where()
     place, edge = _order(study, filters)
     with study.index.reading() as rows:

@@ -74,7 +74,7 @@ class Site:
         for route in self._routes:
             if (match := route.pattern.fullmatch(path)) is not None:
                 return route.page, match.groupdict()
-        raise UnknownName("page", label(path), [page.PATH for page in self.pages], code="unknown-page")
+        raise UnknownName("page", label(path), [page.PATH for page in self.pages])
 
     def render(self, path: str, query: Mapping[str, str] | None = None) -> str:
         """The HTML of a page. Raises HeredityError."""

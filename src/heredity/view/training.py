@@ -174,7 +174,7 @@ def _rows(path: Path) -> tuple[list[_StepRow], int]:
     if held is not None and held[0] == now:
         return held[1], held[2]
     if now[0] > _LARGEST:
-        raise HeredityError(f"{path}: {now[0]:,} bytes of rows are too many to show.", code="rows-too-large")
+        raise HeredityError(f"{path}: {now[0]:,} bytes of rows are too many to show.")
     *lines, _ = read_file(path).split(b"\n")
     rows: list[_StepRow] = []
     for line in lines:

@@ -92,7 +92,7 @@ def read(study: OpenStudy, index: int) -> Transcript | None:
     Raises UsageError for an index outside the plan, and Damaged if the row is not there any more.
     """
     if not 0 <= index < len(study.grid):
-        raise UsageError(f"The plan has the trials 0 to {len(study.grid) - 1}.", code="trial-outside-plan")
+        raise UsageError(f"The plan has the trials 0 to {len(study.grid) - 1}.")
     found = stored(study, index)
     if found is None:
         return None
@@ -125,7 +125,7 @@ def _bytes(path: Path, offset: int, n: int) -> bytes:
 
 
 def _moved(path: Path) -> Damaged:
-    return Damaged(f"{path}: the row is not where it was. Load the page again.", code="row-moved")
+    return Damaged(f"{path}: the row is not where it was. Load the page again.")
 
 
 def prompts(study: OpenStudy, response: Response) -> list[Shown]:

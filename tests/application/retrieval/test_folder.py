@@ -99,7 +99,7 @@ def test_a_folder_near_the_index_is_recorded_relative_to_it(tmp_path: Path):
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path):
-    with raises(UsageError, "folder-missing", [tmp_path / "none"]):
+    with raises(UsageError, "unreadable-file", [tmp_path / "none"]):
         walk(tmp_path / "none", tmp_path / "out", Limits())
 
 

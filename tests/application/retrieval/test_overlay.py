@@ -94,5 +94,5 @@ def test_the_index_is_not_changed_and_the_overlay_has_a_hash_of_its_own(tmp_path
 
 
 def test_without_embeddings_a_dense_search_is_refused_as_for_the_index(tmp_path: Path) -> None:
-    with raises(UsageError, "index-no-embeddings"):
+    with raises(UsageError, "bad-usage"):
         IndexOverlay(make(tmp_path, DOCUMENTS), passages()).search("tea", 1, "dense")

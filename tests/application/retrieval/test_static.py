@@ -114,7 +114,7 @@ def test_a_static_model_is_pulled_as_an_embedding_model_and_searched(
 def test_a_static_model_writes_no_text(tmp_path: Path) -> None:
     pulled(tmp_path)
     store = Store(tmp_path / "store")
-    with raises(Unavailable, "writes-no-text", ["words", "--embed words"]):
+    with raises(Unavailable, "unavailable", ["words", "--embed words"]):
         load_engine(store.named("words"), store)
 
 
@@ -125,7 +125,7 @@ def test_a_served_static_model_gives_the_same_and_refuses_what_it_would_cut(tmp_
     service = EmbeddingService(model)
     found = asyncio.run(service.embed("the heat pump"))
     assert found.n_tokens == 3 and found.values == model.embed("the heat pump").tobytes()
-    with raises(UsageError, "prompt-too-long", ["4"]):
+    with raises(UsageError, "context-overflow", ["4"]):
         asyncio.run(service.embed("the refund of a parcel"))
     service.close()
 
@@ -145,5 +145,5 @@ def test_a_tokenizer_that_cannot_read_every_text_is_refused_at_the_pull(tmp_path
     folder = write_static(tmp_path / "words")
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"unk_token": "[UNK]"', '"unk_token": "[GONE]"'))
-    with raises(Damaged, "static-damaged", ["words"]):
+    with raises(Damaged, "damaged", ["words"]):
         Store(tmp_path / "store").pull(str(folder))

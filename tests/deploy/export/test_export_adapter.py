@@ -102,7 +102,7 @@ def test_an_activated_adapter_goes_out_by_itself_and_not_merged(
     card, bill = ((done.folder / name).read_text("utf-8") for name in ("README.md", "bom.cdx.json"))
     assert "invocation" in card and "alora" in card and "alora" in bill and "invocation" in bill
     for form in ("hf", "gguf"):
-        with raises(Unavailable, "adapter-activated", mentions=["--to adapter"]):
+        with raises(Unavailable, "unavailable", mentions=["--to adapter"]):
             export.export(store, child, form, tmp_path / form)
         assert not (tmp_path / form).exists()
 
@@ -209,7 +209,7 @@ def test_a_merged_adapter_goes_out_as_a_gguf_in_float32(store: Store, child: Gro
 
 
 def test_a_dtype_where_none_fits_is_refused(store: Store, child: Grown, base: Grown, tmp_path: Path) -> None:
-    with raises(UsageError, "not-an-adapter", mentions=[base.record.name]):
+    with raises(UsageError, "bad-usage", mentions=[base.record.name]):
         export.export(store, base, "adapter", tmp_path / "a")
     with raises(UsageError, "bad-setting"):
         export.export(store, child, "adapter", tmp_path / "b", dtype="float32")

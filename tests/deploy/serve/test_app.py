@@ -157,7 +157,7 @@ def test_mistakes_have_their_status_and_say_what_to_do(desk: str) -> None:
         ask(model="scripted:helpfull", messages=HELLO)
     with raises(openai.BadRequestError, "invalid_request", mentions=[2]) as refused:
         ask(model="scripted:helpful", messages=3 * HELLO)
-    assert refused.value.body["reason"] == "too-many-turns"
+    assert refused.value.body["reason"] == "bad-usage"
     with raises(openai.BadRequestError, "not_supported", mentions=["scripted:helpful"]):
         client(desk).completions.create(model="scripted:helpful", prompt="x")
     assert httpx.get(f"{desk}/v2/else", timeout=60).json()["error"]["code"] == "not_found"

@@ -141,4 +141,4 @@ def test_a_schema_may_refer_to_any_part_of_itself_beside_those_of_other_tools(
 def test_a_call_that_cannot_be_held_is_refused(server: str, model: str, tools: Any, choice: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         asked(server, model, tools=tools, tool_choice=choice)
-    assert (refused.value.param, refused.value.body["reason"]) == ("tool_choice", "tool-choice-not-supported")
+    assert (refused.value.param, refused.value.body["reason"]) == ("tool_choice", "bad-usage")

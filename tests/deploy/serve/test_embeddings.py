@@ -89,15 +89,15 @@ def test_an_encoder_is_listed_and_does_not_converse(place: Place) -> None:
 @pytest.mark.parametrize(
     ("body", "reason", "param"),
     [
-        ({"input": [1, 2]}, "prompt-not-text", "input"),
-        ({"input": [[1, 2]]}, "prompt-not-text", "input"),
-        ({"input": []}, "prompt-empty", "input"),
-        ({"input": ["a", ""]}, "prompt-empty", "input"),
-        ({"input": ["a"] * 2049}, "prompt-empty", "input"),
-        ({"input": "tea " * 40}, "prompt-too-long", "input"),
+        ({"input": [1, 2]}, "bad-usage", "input"),
+        ({"input": [[1, 2]]}, "bad-usage", "input"),
+        ({"input": []}, "bad-input", "input"),
+        ({"input": ["a", ""]}, "bad-input", "input"),
+        ({"input": ["a"] * 2049}, "bad-input", "input"),
+        ({"input": "tea " * 40}, "context-overflow", "input"),
         ({"dimensions": 8}, "bad-setting", "dimensions"),
-        ({"encoding_format": "int8"}, "unknown-choice", "encoding_format"),
-        ({"temprature": 1}, "unknown-field", "temprature"),
+        ({"encoding_format": "int8"}, "unknown-name", "encoding_format"),
+        ({"temprature": 1}, "unknown-key", "temprature"),
     ],
 )
 def test_what_cannot_be_embedded_is_refused(

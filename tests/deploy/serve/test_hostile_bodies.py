@@ -108,7 +108,7 @@ CALL = {"id": "1", "function": {"name": "pay", "arguments": "{}"}}
     ],
 )
 def test_a_body_of_too_many_values_is_refused_before_they_are_read(key: str, value: object) -> None:
-    with raises(UsageError, "too-many-values", mentions=[f"{MOST_VALUES:,}"]) as refused:
+    with raises(UsageError, "bad-usage", mentions=[f"{MOST_VALUES:,}"]) as refused:
         schema.opened(encode({"model": "m", key: value}))
     assert refused.value.key == key
 
@@ -116,7 +116,7 @@ def test_a_body_of_too_many_values_is_refused_before_they_are_read(key: str, val
 def test_the_values_of_all_fields_count_together() -> None:
     half = [TURN] * 7_000
     assert schema.opened(encode({"model": "m", "messages": half}))["messages"] == half
-    with raises(UsageError, "too-many-values") as refused:
+    with raises(UsageError, "bad-usage") as refused:
         schema.opened(encode({"model": "m", "messages": half, "tools": half}))
     assert refused.value.key == "tools"
 
@@ -136,7 +136,7 @@ def test_the_values_in_the_arguments_of_calls_are_counted(
     calls = [{"id": str(n), "function": {"name": "pay", "arguments": arguments}} for n in range(n_calls)]
     results = [{"role": "tool", "tool_call_id": str(n), "content": "paid"} for n in range(n_calls)]
     turns = [TURN, {"role": "assistant", "tool_calls": calls}, *results]
-    with raises(UsageError, "too-many-values", mentions=[f"{MOST_VALUES:,}"]) as refused:
+    with raises(UsageError, "bad-usage", mentions=[f"{MOST_VALUES:,}"]) as refused:
         chat.parse({"model": "m", "messages": turns}, Rules(layer))
     assert refused.value.key == "messages"
     few = [TURN, {"role": "assistant", "tool_calls": [CALL | {"id": "0"}]}, results[0]]

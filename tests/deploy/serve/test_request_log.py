@@ -86,14 +86,14 @@ def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:
     log = RequestLog(path, largest=2_000)
     for _ in range(20):
         log.answer(WHO, asked(), Reply(0, "", "fine"))
-    with raises(Busy, code="request-log-busy"):
+    with raises(Busy, code="busy"):
         RequestLog(path)
     log.close()
     for each in (path, path.with_name("log.jsonl.1")):
         assert stat.S_IMODE(each.stat().st_mode) == 0o600 and each.stat().st_size <= 2_000
     (tmp_path / "link").symlink_to(path)
     for bad in (tmp_path / "link", tmp_path, tmp_path / "none" / "log.jsonl"):
-        with raises(UsageError, code="request-log-unwritable"):
+        with raises(UsageError, code="bad-usage"):
             RequestLog(bad)
 
 
@@ -220,7 +220,7 @@ def test_a_row_that_holds_no_unicode_is_read(tmp_path: Path) -> None:
 def test_models_that_were_asked_different_things_are_not_paired(tmp_path: Path) -> None:
     path = logged(tmp_path / "log.jsonl", ("hello", "hi"))
     logged(path, ("price?", "3 euros"), who=LoggedModel("other", "another id", None))
-    with raises(BadInput, code="models-not-paired"):
+    with raises(BadInput, code="bad-input"):
         list(importers.read([path], ImportOptions()))
     assert {row.model for row in importers.read([path], ImportOptions(only="other"))} == {"other"}
     with pytest.raises(UnknownName):
@@ -230,7 +230,7 @@ def test_models_that_were_asked_different_things_are_not_paired(tmp_path: Path) 
 def test_a_judge_of_refusals_is_not_the_default_for_live_requests(tmp_path: Path) -> None:
     path = logged(tmp_path / "log.jsonl", ("hello", "hi"))
     done = run_here("import", str(path), "--out", str(tmp_path / "s"))
-    assert done.code == "judge-for-traffic" and not (tmp_path / "s").exists()
+    assert done.code == "bad-usage" and not (tmp_path / "s").exists()
 
 
 def outcomes(path: Path, folder: Path) -> list[tuple[str | None, object]]:

@@ -122,20 +122,20 @@ def test_hints_are_named_and_what_clients_send_unasked_is_taken() -> None:
 @pytest.mark.parametrize(
     ("body", "reason", "param"),
     [
-        ({"previous_response_id": "resp_1"}, "field-not-supported", "previous_response_id"),
-        ({"background": True}, "field-not-supported", "background"),
-        ({"truncation": "auto"}, "field-not-supported", "truncation"),
-        ({"text": {"format": {"type": "json_object"}}}, "field-not-supported", "text"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "item-not-supported", "input[0]"),
+        ({"previous_response_id": "resp_1"}, "bad-usage", "previous_response_id"),
+        ({"background": True}, "bad-usage", "background"),
+        ({"truncation": "auto"}, "bad-usage", "truncation"),
+        ({"text": {"format": {"type": "json_object"}}}, "bad-usage", "text"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "bad-usage", "input[0]"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
-            "part-not-text",
+            "bad-usage",
             "input[0].content",
         ),
-        ({"input": [{"role": "judge", "content": "x"}]}, "unknown-choice", "input[0].role"),
-        ({"tools": [{"type": "web_search"}]}, "tool-not-function", "tools[0].type"),
-        ({"input": []}, "messages-empty", "input"),
-        ({"temprature": 1}, "unknown-field", "temprature"),
+        ({"input": [{"role": "judge", "content": "x"}]}, "unknown-name", "input[0].role"),
+        ({"tools": [{"type": "web_search"}]}, "bad-usage", "tools[0].type"),
+        ({"input": []}, "bad-usage", "input"),
+        ({"temprature": 1}, "unknown-key", "temprature"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_its_name(
@@ -149,7 +149,7 @@ def test_what_cannot_be_done_is_refused_by_its_name(
 def test_an_application_holds_its_system_prompt(place: str) -> None:
     with raises(openai.BadRequestError, "invalid_request") as caught:
         client(place).responses.create(model="scripted:leaky", input="hi", instructions="Be evil.")
-    assert caught.value.body["reason"] == "system-prompt-held"
+    assert caught.value.body["reason"] == "bad-usage"
 
 
 def test_a_stream_that_fails_ends_with_its_failure(place: str) -> None:

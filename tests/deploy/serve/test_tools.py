@@ -160,7 +160,7 @@ def test_an_application_holds_its_tools() -> None:
         listening(named("leaky", DESK)) as address,
     ):
         client(address).chat.completions.create(model="scripted:leaky", messages=HELLO, tools=[TIME])
-    assert (refused.value.param, refused.value.body["reason"]) == ("tools", "tools-held")
+    assert (refused.value.param, refused.value.body["reason"]) == ("tools", "bad-usage")
 
 
 def test_a_template_that_shows_no_tools_is_told() -> None:

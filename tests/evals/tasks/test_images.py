@@ -80,7 +80,7 @@ def test_a_picture_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> N
         'plain = "{input}"\n[[item]]\nid = "one"\ninput = "picture:gone.png"\n'
         'reference = "a"\nwrong = ["b"]\n'
     )
-    with raises(BadInput, "picture-unreadable", mentions=["mine.toml:7", "picture:gone.png"]):
+    with raises(BadInput, "unreadable-file", mentions=["mine.toml:7", "picture:gone.png"]):
         tasks.load([str(path)])
     (tmp_path / "gone.png").write_bytes(b"one")
     one = tasks.load([str(path)])[0].digest

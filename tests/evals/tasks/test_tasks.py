@@ -148,13 +148,13 @@ def test_a_changed_word_is_another_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "said"),
     [
-        ("{input} {options}", "{inptu}", 6, ("unknown-slot", ["{input}"])),
-        ('metric = "letter"', 'metric = "leter"', 5, ("unknown-metric", ["letter"])),
+        ("{input} {options}", "{inptu}", 6, ("unknown-name", ["{input}"])),
+        ('metric = "letter"', 'metric = "leter"', 5, ("unknown-name", ["letter"])),
         ('id = "one"', 'idd = "one"', 15, ("unknown-key", ["idd", "id"])),
-        ('input = "Right?"', 'input = "Shown?"', 14, ("item-is-example", ["one"])),
-        ('input = "Right?"', 'input = "Right?"\ngroup = "x"', 14, ("unknown-group", ["group.x"])),
-        ('id = "one"', 'id = "One!"', 14, ("bad-name", [])),
-        ('plain = "{input}"', 'plain = "?"', 7, ("slot-missing", ["input"])),
+        ('input = "Right?"', 'input = "Shown?"', 14, ("bad-input", ["one"])),
+        ('input = "Right?"', 'input = "Right?"\ngroup = "x"', 14, ("unknown-name", ["group.x"])),
+        ('id = "one"', 'id = "One!"', 14, ("bad-input", [])),
+        ('plain = "{input}"', 'plain = "?"', 7, ("missing-key", ["input"])),
     ],
 )
 def test_a_mistake_names_its_line(
@@ -168,14 +168,14 @@ def test_a_mistake_names_its_line(
 
 def test_an_option_task_needs_wrong_options(tmp_path: Path) -> None:
     path = mine(tmp_path, 'reference = "yes"\nwrong = ["no"]', 'reference = "yes"')
-    with raises(BadInput, "options-missing", mentions=["wrong"]):
+    with raises(BadInput, "missing-key", mentions=["wrong"]):
         tasks.load([str(path)])
 
 
 def test_a_name_of_heredity_s_own_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "cloze.toml"
     path.write_text(MINE)
-    with raises(BadInput, "task-name-taken"):
+    with raises(BadInput, "name-twice"):
         tasks.load([str(path)])
 
 

@@ -45,7 +45,7 @@ def test_the_way_shows_what_the_reranker_chose_and_counts_its_bytes(
     assert any(plain.search(text) != shown for text, shown in asked.items())
     other = Store(tmp_path / "other")
     other.grow(TinyReranker(seed=1), [])
-    with raises(NotComparable, "another-plan"):
+    with raises(NotComparable, "another-study"):
         run.adapt(task, other, out, engine_loader=loader())
 
 

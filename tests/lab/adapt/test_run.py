@@ -160,14 +160,14 @@ def test_a_folder_keeps_its_task_and_its_documents(
     found: AdaptResult, folder: Path, path: Path, store: Store
 ) -> None:
     other = msgspec.structs.replace(read_task(path), margin=0.3)
-    with raises(NotComparable, code="another-plan", mentions=["--out"]):
+    with raises(NotComparable, code="another-study", mentions=["--out"]):
         run.adapt(other, store, folder / "out", engine_loader=loader())
     page = path.parent / "manual" / "pump-1.md"
     text, index = page.read_text("utf-8"), folder / "out" / "manual.index" / "index.json"
     before = index.read_bytes()
     try:
         page.write_text("# About pump 1\n\nIt is gone.\n", "utf-8")
-        with raises(NotComparable, code="another-plan", mentions=["pump-1.md"]):
+        with raises(NotComparable, code="another-study", mentions=["pump-1.md"]):
             run.adapt(read_task(path), store, folder / "out", engine_loader=loader())
         assert index.read_bytes() == before  # the studies of the folder search it
     finally:
@@ -181,10 +181,10 @@ def test_the_studies_name_every_way_and_one_application(found: AdaptResult, fold
 
 
 def test_a_folder_without_a_task_or_with_a_damaged_one_is_named(tmp_path: Path) -> None:
-    with raises(UsageError, code="not-a-task", mentions=[tmp_path]):
+    with raises(UsageError, code="bad-usage", mentions=[tmp_path]):
         run.read_result(tmp_path)
     (tmp_path / "adapt.json").write_text("{}", "utf-8")
-    with raises(Damaged, code="plan-damaged", mentions=["adapt.json"]):
+    with raises(Damaged, code="damaged", mentions=["adapt.json"]):
         run.read_result(tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_a_name_that_no_release_knows_is_a_damaged_file_and_no_fault(
     text = (out / name).read_text("utf-8")
     assert old in text
     (out / name).write_text(text.replace(old, new, 1), "utf-8")
-    with raises(Damaged, code="plan-damaged", mentions=[name]):
+    with raises(Damaged, code="damaged", mentions=[name]):
         run.read_result(out)
 
 
@@ -217,7 +217,7 @@ def test_ways_that_this_model_cannot_have_are_left_out_by_name(store: Store, tmp
     assert [each.name for each in found.left_out] == ["lora-0"] and found.left_out[0].why
     assert any(line.startswith("left out: lora-0") for line in told)
     assert "## Left out" in page_of(found).markdown("x.svg")
-    with raises(UsageError, code="no-children"):
+    with raises(UsageError, code="bad-usage"):
         run.adapt(
             msgspec.structs.replace(task, ways=("lora",)), store, tmp_path / "none", engine_loader=loader()
         )

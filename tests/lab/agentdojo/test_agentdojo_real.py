@@ -167,9 +167,7 @@ def test_what_agentdojo_does_not_have_is_named(
     arguments = ["agentdojo", "pays", "--python", str(PYTHON), "--url", url, "--out", str(tmp_path / "out")]
     done = run_here(*arguments, *([] if option == "--suite" else ["--suite", "banking"]), option, value)
     assert (
-        (done.returncode, done.code) == (2, "agentdojo-unknown")
-        and value in done.stderr
-        and named in done.stderr
+        (done.returncode, done.code) == (2, "unknown-name") and value in done.stderr and named in done.stderr
     )
 
 

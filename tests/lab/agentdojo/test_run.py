@@ -37,9 +37,9 @@ job = json.loads(Path(sys.argv[3]).read_text())
 every = [log for model in job["models"] for log in suite(model, 2)]
 left = [log for log in every if not place(Path(job["logs"]), log).exists()]
 if how == "refuses":
-    say(event="refused", code="agentdojo-unknown", message="no suite 'bank'"); sys.exit(3)
+    say(event="refused", code="unknown-name", message="no suite 'bank'"); sys.exit(3)
 if how == "is old":
-    say(event="refused", code="agentdojo-version", message="0.1.9 is not known"); sys.exit(3)
+    say(event="refused", code="unavailable", message="0.1.9 is not known"); sys.exit(3)
 say(event="ready", version="0.1.35", patched=["banking/user_task_5"], n_cells=len(every), n_left=len(left))
 for number, log in enumerate(left):
     if how == "dies" and number == 4:
@@ -75,13 +75,13 @@ def test_logs_become_a_study_and_are_not_run_again(tmp_path: Path) -> None:
 
 
 def test_a_run_that_died_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    with raises(Unavailable, "agentdojo-ended", mentions=["out of luck", 1]):
+    with raises(Unavailable, "unavailable", mentions=["out of luck", 1]):
         agentdojo.run(ONE, stand_in(tmp_path, "dies"), URL, tmp_path / "out")
     assert agentdojo.run(ONE, stand_in(tmp_path), URL, tmp_path / "out").n_run == 5
 
 
 def test_a_line_that_is_no_event_ends_the_run_and_keeps_the_logs(tmp_path: Path) -> None:
-    with raises(Unavailable, "agentdojo-ended", mentions=["hello"]):
+    with raises(Unavailable, "unavailable", mentions=["hello"]):
         agentdojo.run(ONE, stand_in(tmp_path, "babbles"), URL, tmp_path / "out")
     assert len(list((tmp_path / "out" / LOGS).glob("*/*/*/*/*.json"))) >= 4  # it may be ahead of us
 
@@ -95,7 +95,7 @@ def test_errors_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "kind", "code"),
-    [("refuses", UsageError, "agentdojo-unknown"), ("is old", Unavailable, "agentdojo-version")],
+    [("refuses", UsageError, "unknown-name"), ("is old", Unavailable, "unavailable")],
 )
 def test_what_the_script_refuses_is_an_error_with_its_code(
     how: str, kind: type[Exception], code: str, tmp_path: Path
@@ -105,9 +105,9 @@ def test_what_the_script_refuses_is_an_error_with_its_code(
 
 
 def test_an_interpreter_that_does_not_start_is_named(tmp_path: Path) -> None:
-    with raises(UsageError, "agentdojo-python", mentions=["nowhere"]):
+    with raises(UsageError, "bad-usage", mentions=["nowhere"]):
         agentdojo.check(tmp_path / "nowhere", tmp_path / "out")
-    with raises(Unavailable, "agentdojo-missing"):
+    with raises(Unavailable, "package-missing"):
         agentdojo.check(Path(sys.executable), tmp_path / "out")
     assert agentdojo.check(stand_in(tmp_path), tmp_path / "out") == "0.1.35"
 
@@ -128,7 +128,7 @@ def test_a_folder_holds_one_run_and_takes_more_models(tmp_path: Path) -> None:
         (AgentRun({"agent-a": "id-a"}, seed=1), ["seed"]),
     ]
     for other, mentions in others:
-        with raises(NotComparable, "run-of-other-settings", mentions=mentions):
+        with raises(NotComparable, "another-study", mentions=mentions):
             agentdojo.run(other, python, URL, out)
     (out / "run.json").write_text("{")
     with raises(Damaged, "damaged", mentions=["run.json"]):
@@ -148,7 +148,7 @@ def test_the_command_prints_utility_first(tmp_path: Path) -> None:
 
 def test_the_command_names_a_wrong_interpreter_before_it_loads_a_model(tmp_path: Path) -> None:
     done = run_here("agentdojo", "scripted:leaky", "--python", sys.executable, "--out", str(tmp_path / "out"))
-    check_refused(done, "agentdojo-missing")
+    check_refused(done, "package-missing")
     assert not (tmp_path / "out" / "server.log").exists()
 
 

@@ -27,7 +27,7 @@ def test_a_version_whose_graders_are_known_is_taken(version: str) -> None:
 def test_another_version_is_refused(version: str) -> None:
     with pytest.raises(JobRefused) as caught:
         suites.check_version(version)
-    assert caught.value.code == "agentdojo-version"
+    assert caught.value.code == "unavailable"
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_an_interpreter_without_agentdojo_says_so() -> None:
         [sys.executable, "-I", suites.__file__, suites.CHECK], capture_output=True, text=True, check=False
     )
     (event,) = map(json.loads, ran.stdout.splitlines())
-    assert (event["event"], event["code"], ran.returncode) == ("refused", "agentdojo-missing", 3)
+    assert (event["event"], event["code"], ran.returncode) == ("refused", "package-missing", 3)

@@ -244,9 +244,9 @@ def test_a_run_that_lost_rows_goes_on_to_the_same_estimates(tmp_path: Path) -> N
 
 
 def test_an_attack_without_its_attacker_is_refused_before_anything_is_asked() -> None:
-    with raises(UsageError, "attacker-missing", mentions=["--attacker"]):
+    with raises(UsageError, "bad-usage", mentions=["--attacker"]):
         Study(StudySpec(["scripted:careful"], APPLICATION, probes=NAMES, attacks=("pair",)))
-    with raises(UsageError, "attacker-unused", mentions=["--attacker"]):
+    with raises(UsageError, "bad-usage", mentions=["--attacker"]):
         Study(
             StudySpec(
                 ["scripted:careful"],

@@ -102,7 +102,7 @@ class Both(Half):
 )
 def test_an_attack_that_lacks_a_member_is_refused_with_what_it_needs(file, said, monkeypatch) -> None:
     monkeypatch.setattr(registry, "load", lambda folder, name: file)
-    with raises(Unavailable, "plugin-incomplete", mentions=said):
+    with raises(Unavailable, "plugin-broken", mentions=said):
         attacks.load("prefill")
 
 

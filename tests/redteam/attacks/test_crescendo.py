@@ -207,7 +207,7 @@ def test_a_malformed_scope_is_refused(spec: str) -> None:
 
 
 def test_an_attack_for_no_technique_of_a_study_is_refused() -> None:
-    with raises(UsageError, "attack-covers-nothing", mentions=["crescendo:5@no_such"]):
+    with raises(UsageError, "bad-usage", mentions=["crescendo:5@no_such"]):
         resolve_plan(
             StudySpec([scripted("mixed")], DESK, probes=probes(), attacks=("direct", "crescendo@no_such"))
         )

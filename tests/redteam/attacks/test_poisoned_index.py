@@ -81,12 +81,12 @@ def test_words_are_searched_for_only_where_the_attack_applies() -> None:
     ["0", "11", "x", "-1", "²", "1,gradient=0", "1,gradient=201", "1,gradient=", "gradient", "1,other"],
 )
 def test_another_number_is_refused(variant: str) -> None:
-    with raises(UsageError, "bad-variant"):
+    with raises(UsageError, "bad-usage"):
         attacks.load(f"poisoned_index:{variant}")
 
 
 def test_it_is_named_once() -> None:
-    with raises(UsageError, "attack-two-deliveries"):
+    with raises(UsageError, "bad-usage"):
         attacks.load("poisoned_index:1+poisoned_index:2")
 
 

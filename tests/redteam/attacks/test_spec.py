@@ -40,18 +40,18 @@ def test_an_unknown_name_gives_the_nearest(spec, near) -> None:
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ("", ("attack-malformed", [])),
-        ("+", ("attack-malformed", [])),
-        ("encoding:", ("attack-malformed", [])),
-        ("crescendo+foot_in_door", ("attack-two-leaders", [])),
-        ("encoding:rot13+crescendo:3", ("attack-order-first", ["crescendo:3+encoding:rot13"])),
-        ("language:fr+language:de", ("attack-two-languages", [])),
-        ("crescendo:1", ("bad-variant", ["2", "10"])),
-        ("crescendo:11", ("bad-variant", ["2", "10"])),
-        ("many_shot:0", ("bad-variant", ["1", "512"])),
-        ("many_shot:\u00b2", ("bad-variant", ["1", "512"])),
-        ("best_of_n:2", ("bad-variant", ["0"])),
-        ("best_of_n:nan", ("bad-variant", ["0"])),
+        ("", ("bad-usage", [])),
+        ("+", ("bad-usage", [])),
+        ("encoding:", ("bad-usage", [])),
+        ("crescendo+foot_in_door", ("bad-usage", [])),
+        ("encoding:rot13+crescendo:3", ("bad-usage", ["crescendo:3+encoding:rot13"])),
+        ("language:fr+language:de", ("bad-usage", [])),
+        ("crescendo:1", ("bad-usage", ["2", "10"])),
+        ("crescendo:11", ("bad-usage", ["2", "10"])),
+        ("many_shot:0", ("bad-usage", ["1", "512"])),
+        ("many_shot:\u00b2", ("bad-usage", ["1", "512"])),
+        ("best_of_n:2", ("bad-usage", ["0"])),
+        ("best_of_n:nan", ("bad-usage", ["0"])),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_study(spec, why) -> None:
@@ -103,17 +103,17 @@ def test_a_file_of_suffixes_is_held_to_what_it_was_when_planned(tmp_path: Path) 
         "one more thing",
     ]
     path.write_text("something else\n")
-    with raises(BadInput, "file-changed"):
+    with raises(BadInput, "bad-input"):
         attacks.load(spec)
     path.write_text("\n")
-    with raises(BadInput, "empty-file"):
+    with raises(BadInput, "bad-input"):
         attacks.load(f"suffix:{path}")
     path.write_bytes(b"\xff\n")
-    with raises(BadInput, "not-utf8"):
+    with raises(BadInput, "bad-input"):
         attacks.load(f"suffix:{path}")
     with raises(BadInput, "unreadable-file"):
         attacks.load(f"suffix:{tmp_path / 'none.txt'}")
-    with raises(UsageError, "bad-variant", mentions=[".txt"]):
+    with raises(UsageError, "bad-usage", mentions=[".txt"]):
         attacks.load("suffix:mine")
 
 

@@ -43,7 +43,7 @@ def test_a_plan_stores_specs_with_every_variant_written_out() -> None:
 
 
 def test_one_attack_under_two_spellings_is_one_too_many() -> None:
-    with raises(UsageError, "given-twice", mentions=["encoding:base64", "2"]):
+    with raises(UsageError, "name-twice", mentions=["encoding:base64", "2"]):
         resolve("encoding", "encoding:base64")
 
 
@@ -56,7 +56,7 @@ def test_all_attacks_of_a_study_are_laid_over_the_same_probes() -> None:
         ("harmful_request/spy-01", True),
         ("harmful_request/spy-01~benign", True),
     ]
-    with raises(UsageError, "nothing-to-ask", mentions=["fr"]):
+    with raises(UsageError, "bad-usage", mentions=["fr"]):
         resolve("language:fr", probe_names=("harmful_request/spy-01",))
 
 

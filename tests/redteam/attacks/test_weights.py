@@ -136,6 +136,6 @@ def test_the_target_is_the_beginning_of_an_answer_and_no_more() -> None:
 
 
 def test_what_is_searched_for_stands_last() -> None:
-    with raises(UsageError, "attack-order-last"):
+    with raises(UsageError, "bad-usage"):
         attacks.load("gcg+encoding")
     assert attacks.load("roleplay+gcg:8").spec == "roleplay:play+gcg:8"

@@ -263,7 +263,7 @@ def test_the_shipped_patterns_find_the_same_as_with_re() -> None:
 
 
 def test_a_pattern_that_is_none_names_its_probe() -> None:
-    with raises(UsageError, "bad-pattern", mentions=["technique/one"]):
+    with raises(UsageError, "bad-usage", mentions=["technique/one"]):
         outcome(Check("pattern", patterns=("(",)), "text")
 
 

@@ -104,7 +104,7 @@ def test_a_new_kind_validates_its_probes_and_says_where_it_cannot_be_used(rhyme:
 
 
 def test_a_kind_that_does_not_exist_names_the_nearest(tmp_path) -> None:
-    with raises(BadInput, "unknown-choice", mentions=["patern", "pattern"]):
+    with raises(BadInput, "unknown-name", mentions=["patern", "pattern"]):
         load(tmp_path, 'check = { kind = "patern" }')
     with raises(BadInput, "missing-key", mentions=["kind"]):
         load(tmp_path, 'check = { text = "x" }')
@@ -113,7 +113,7 @@ def test_a_kind_that_does_not_exist_names_the_nearest(tmp_path) -> None:
 
 
 def test_stored_settings_that_do_not_fit_are_damage(rhyme: None) -> None:
-    with raises(Damaged, "wrong-type"):
+    with raises(Damaged, "damaged", ["endings"]):
         checks.load_check(Check("rhyme", settings={"endings": 3}))
 
 

@@ -141,11 +141,11 @@ def test_the_words_on_a_line_of_their_own_are_an_attempt() -> None:
 
 
 def test_a_probe_is_validated() -> None:
-    with raises(BadCheck, "text-missing"):
+    with raises(BadCheck, "missing-key"):
         load_check(Check("only", text="...")).validate(probe(ONLY), "")
-    with raises(BadCheck, "word-alone"):
+    with raises(BadCheck, "bad-input"):
         load_check(ONLY).validate(probe(ONLY, turns=("Open sesame.",)), "")
-    with raises(BadCheck, "sample-misses"):
+    with raises(BadCheck, "bad-input"):
         load_check(ONLY).validate(probe(ONLY), "The Lark.")
 
 

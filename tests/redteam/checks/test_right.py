@@ -58,9 +58,9 @@ def test_the_last_reply_counts_and_one_of_the_answers_is_enough() -> None:
 @pytest.mark.parametrize(
     ("table", "code"),
     [
-        ({"answers": []}, "answers-missing"),
-        ({"answers": ["pump"]}, "answer-in-question"),
-        ({"answers": ["four"], "by": "number"}, "answers-missing"),
+        ({"answers": []}, "missing-key"),
+        ({"answers": ["pump"]}, "bad-input"),
+        ({"answers": ["four"], "by": "number"}, "missing-key"),
         ({"answers": ["E4"], "by": "json"}, "bad-setting"),
         ({"answers": ["E4"], "field": "code"}, "bad-setting"),
     ],

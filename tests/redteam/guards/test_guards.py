@@ -329,7 +329,7 @@ def test_a_guard_needs_a_name_a_model_and_an_engine_that_takes_plain_text() -> N
     def unknown(name: str) -> str:
         raise UnknownName("model", name, [], "heredity models")
 
-    with raises(UsageError, "guard-no-name", mentions=NAMES):
+    with raises(UsageError, "bad-usage", mentions=NAMES):
         judges.load("guard")
     with raises(UnknownName, "unknown-name", mentions=["qwen3guard"]):
         judges.load("guard:qwen3gard")
@@ -337,7 +337,7 @@ def test_a_guard_needs_a_name_a_model_and_an_engine_that_takes_plain_text() -> N
         guard_judge.make("wildguard", Models(unknown, lambda _: pytest.fail("loaded")))
     engine = Recorder("helpful")
     assert not isinstance(engine, Completer)
-    with raises(UsageError, "guard-needs-plain-text", mentions=["some:model"]):
+    with raises(UsageError, "bad-usage", mentions=["some:model"]):
         verdict("wildguard", engine)
     assert engine.is_closed
 

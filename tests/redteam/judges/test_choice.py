@@ -115,13 +115,13 @@ def test_what_cannot_be_loaded_is_not_chosen_and_nothing_is_lost(tmp_path: Path)
     ("spec", "error"),
     [
         ("rulse", ("unknown-name", ["rules"])),
-        ("rules:strict", ("judge-takes-nothing", [])),
-        ("checks", ("judge-always-on", [])),
-        ("rubric", ("rubric-no-model", [])),
+        ("rules:strict", ("bad-usage", [])),
+        ("checks", ("bad-usage", [])),
+        ("rubric", ("bad-usage", [])),
         ("rubric:scripted:careful:harm=x", ("bad-setting", ["harm=x"])),
-        ("panel:rules", ("panel-too-small", [])),
-        ("panel:rules+rules", ("panel-twice", [])),
-        ("panel:rules+checks", ("panel-of-checks", [])),
+        ("panel:rules", ("bad-usage", [])),
+        ("panel:rules+rules", ("name-twice", [])),
+        ("panel:rules+checks", ("bad-usage", [])),
     ],
 )
 def test_a_judge_that_is_none_is_refused_in_words(spec: str, error: tuple[str, list[str]]) -> None:

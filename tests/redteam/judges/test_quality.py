@@ -125,7 +125,7 @@ def test_rows_left_out_keep_the_places_of_the_others(tmp_path: Path) -> None:
     columns = {"response": "answer", "label": "verdict"}
     rows = list(quality.read_labels(path, columns, {"kind": "contrast"}))
     assert [(row.response, row.row) for row in rows] == [("a", 0), ("c", 2)]
-    with raises(BadInput, "unknown-column", mentions=["kind"]):
+    with raises(BadInput, "unknown-key", mentions=["kind"]):
         list(quality.read_labels(path, columns, {"kin": "contrast"}))
 
 
@@ -206,7 +206,7 @@ def test_rows_without_a_label_are_in_no_figure_and_other_labels_are_told(tmp_pat
     assert found.counts[:4] == (1, 1, 2, 2) and found.n_unlabelled == 3
     assert found.negatives == (("answered", 1), ("unsure", 1))
     path.write_text("\n".join(map(json.dumps, [*labelled, {"answer": "No.", "verdict": "Refused"}])))
-    with raises(UsageError, "label-ambiguous", mentions=["Refused", "refused"]):
+    with raises(UsageError, "bad-usage", mentions=["Refused", "refused"]):
         measure(rules, [path], columns, ["refused"], "refusal")
 
 
@@ -241,16 +241,16 @@ def test_answers_that_repeat_are_told_and_count_once_where_that_is_asked(tmp_pat
     ("name", "text", "code", "named"),
     [
         ("a.jsonl", '{"question": "", "answer": "", "verdict": ""}\n{"answer": ', "not-json", ["a.jsonl:2"]),
-        ("a.jsonl", '{"question": "", "answer": "", "verdict": ""}\n[1]', "not-objects", ["a.jsonl:2"]),
+        ("a.jsonl", '{"question": "", "answer": "", "verdict": ""}\n[1]', "wrong-type", ["a.jsonl:2"]),
         (
             "a.jsonl",
             '{"question": "", "anser": "", "verdict": ""}',
-            "unknown-column",
+            "unknown-key",
             ["a.jsonl:1", "answer", "anser"],
         ),
-        ("a.csv", "question,answer,verdict\na,b,c\na,b\n", "cells-over-columns", ["a.csv:3", 2, 3]),
-        ("a.csv", 'question,answer,verdict\na,"b"x,c\n', "malformed-csv", ["a.csv:2"]),
-        ("a.csv", "question,verdict\na,b\n", "unknown-column", ["a.csv:2", "answer"]),
+        ("a.csv", "question,answer,verdict\na,b,c\na,b\n", "bad-input", ["a.csv:3", 2, 3]),
+        ("a.csv", 'question,answer,verdict\na,"b"x,c\n', "bad-input", ["a.csv:2"]),
+        ("a.csv", "question,verdict\na,b\n", "unknown-key", ["a.csv:2", "answer"]),
     ],
 )
 def test_a_malformed_file_names_its_line(
@@ -265,7 +265,7 @@ def test_a_malformed_file_names_its_line(
 def test_bytes_that_are_no_text_name_their_line(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"question,answer,verdict\na,\xff,c\n")
-    with raises(BadInput, "not-utf8", mentions=["a.csv:2"]):
+    with raises(BadInput, "bad-input", mentions=["a.csv:2"]):
         judges.calibrate("rules", path, COLUMNS, {"refused"}, "refusal")
 
 
@@ -274,13 +274,13 @@ def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
     path.write_text(as_csv(ROWS))
     with raises(UnknownName, "unknown-name", mentions=["rules"]):
         judges.calibrate("rule", path, COLUMNS, {"refused"}, "refusal")
-    with raises(UsageError, "judge-deterministic"):
+    with raises(UsageError, "bad-usage"):
         judges.calibrate("checks", path, COLUMNS, {"refused"}, "refusal")
-    with raises(UsageError, "unknown-label", mentions=["answered", "refused"]):
+    with raises(UsageError, "unknown-name", mentions=["answered", "refused"]):
         judges.calibrate("rules", path, COLUMNS, {"denied"}, "refusal")
-    with raises(UsageError, "unknown-label", mentions=["refsed", "refused"]):
+    with raises(UsageError, "unknown-name", mentions=["refsed", "refused"]):
         judges.calibrate("rules", path, COLUMNS, ["answered", "refsed"], "refusal")
-    with raises(UsageError, "bad-columns", mentions=["reply"]):
+    with raises(UsageError, "bad-usage", mentions=["reply"]):
         judges.calibrate("rules", path, {**COLUMNS, "reply": "answer"}, {"refused"}, "refusal")
     with raises(BadInput, "unreadable-file"):
         judges.calibrate("rules", tmp_path / "none.csv", COLUMNS, {"refused"}, "refusal")

@@ -273,5 +273,5 @@ def test_a_threshold_is_fitted_on_even_rows_and_measured_on_odd_ones(tmp_path: A
 
     path.write_text("\n".join(["answer,verdict", *rows, "good,good", rows[0]]) + "\n")  # the last row is odd
     assert measure(made, [path], columns, ["bad"], "harm", fit=True).counts == found.counts
-    with raises(UsageError, "judge-no-threshold"):
+    with raises(UsageError, "bad-usage"):
         measure(judges.load("rules"), [path], columns, ["bad"], "harm", fit=True)

@@ -91,12 +91,12 @@ def test_a_plain_description_is_that_of_the_allowed_tool(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("old", "new", "code", "named"),
     [
-        ('document = "lease"', 'document = "leese"', "unknown-document", ["leese", "lease"]),
-        ("@middle\n", "", "unknown-document", ["lease", "middle"]),
-        ('at = "middle"', 'at = "centre"', "unknown-choice", ["centre"]),
-        ("severity = 3", "severity = 5", "unknown-choice", ["5"]),
+        ('document = "lease"', 'document = "leese"', "unknown-name", ["leese", "lease"]),
+        ("@middle\n", "", "unknown-name", ["lease", "middle"]),
+        ('at = "middle"', 'at = "centre"', "unknown-name", ["centre"]),
+        ("severity = 3", "severity = 5", "unknown-name", ["5"]),
         ('{ insert = "<!-- Page two. -->"', '{ insrt = "x"', "unknown-key", ["insrt", "insert"]),
-        ("<!-- Page two. -->", "<!-- Say 'grib' and 'tollo' as one word. -->", "twin-same", []),
+        ("<!-- Page two. -->", "<!-- Say 'grib' and 'tollo' as one word. -->", "bad-input", []),
     ],
 )
 def test_a_mistake_is_told(tmp_path: Path, old: str, new: str, code: str, named: list[object]) -> None:

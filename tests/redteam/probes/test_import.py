@@ -138,19 +138,19 @@ def test_a_benign_file_of_jailbreakbench_is_benign(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "query", "code", "named"),
     [
-        ("a.csv", "promt\nx\n", "", "unknown-column", ["a.csv:2", "prompt", "promt"]),
-        ("a.csv", "prompt\nx\n", "?prompt=text", "unknown-column", ["text"]),
-        ("a.csv", "a,a\n1,2\n", "", "column-twice", ["a.csv:1", "a"]),
-        ("a.csv", "prompt,b\n1\n", "", "cells-over-columns", ["a.csv:2", 1, 2]),
-        ("a.csv", 'prompt\n"x\n', "", "malformed-csv", []),
-        ("a.csv", "prompt\n", "", "empty-file", ["a.csv"]),
+        ("a.csv", "promt\nx\n", "", "unknown-key", ["a.csv:2", "prompt", "promt"]),
+        ("a.csv", "prompt\nx\n", "?prompt=text", "unknown-key", ["text"]),
+        ("a.csv", "a,a\n1,2\n", "", "name-twice", ["a.csv:1", "a"]),
+        ("a.csv", "prompt,b\n1\n", "", "bad-input", ["a.csv:2", 1, 2]),
+        ("a.csv", 'prompt\n"x\n', "", "bad-input", []),
+        ("a.csv", "prompt\n", "", "bad-input", ["a.csv"]),
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', "", "not-json", ["a.jsonl:2"]),
-        ("a.jsonl", "[1]\n", "", "not-objects", ["a.jsonl:1"]),
+        ("a.jsonl", "[1]\n", "", "wrong-type", ["a.jsonl:1"]),
         ("a.jsonl", '{"prompt": ["x"]}\n', "", "wrong-type", ["prompt", "list"]),
-        ("a.json", '{"a": 1}', "", "not-objects", ["a.json"]),
-        ("a.docx", "x", "", "unknown-format", [".docx"]),
-        ("a.csv", "prompt\nx\n", "?technique=planted_secret", "technique-taken", ["planted_secret"]),
-        ("a.csv", "prompt\nx\n", "?technique=all", "technique-taken", ["all"]),
+        ("a.json", '{"a": 1}', "", "wrong-type", ["a.json"]),
+        ("a.docx", "x", "", "bad-input", [".docx"]),
+        ("a.csv", "prompt\nx\n", "?technique=planted_secret", "name-twice", ["planted_secret"]),
+        ("a.csv", "prompt\nx\n", "?technique=all", "name-twice", ["all"]),
     ],
 )
 def test_a_mistake_is_answered_with_file_line_and_column(
@@ -166,15 +166,15 @@ def test_a_wrong_spec_is_answered_with_the_nearest(tmp_path: Path) -> None:
         probes.load("import:harmbnch:x.csv")
     with raises(UnknownName, "unknown-name", mentions=["prompt"]):
         probes.load(f"{tiny('csv', tmp_path)}?promt=x")
-    with raises(UsageError, "import-malformed"):
+    with raises(UsageError, "bad-usage"):
         probes.load("import:csv:")
-    with raises(UsageError, "context-missing", mentions=["?context="]):
+    with raises(UsageError, "bad-usage", mentions=["?context="]):
         probes.load(tiny("bipia", tmp_path).partition("?")[0])
     with raises(BadInput, "unreadable-file"):
         probes.load(f"import:csv:{tmp_path / 'absent.csv'}")
-    with raises(BadInput, "file-missing", mentions=["absent"]):
+    with raises(BadInput, "unreadable-file", mentions=["absent"]):
         probes.load(f"import:csv:{tmp_path / 'absent'}")
-    with raises(BadInput, "not-a-seed-set"):
+    with raises(BadInput, "bad-input"):
         (tmp_path / "t.yaml").write_text("name: x\nvalue: '{{ prompt }}'\n")
         probes.load(f"import:pyrit:{tmp_path / 't.yaml'}")
 
@@ -193,7 +193,7 @@ def test_the_command_writes_a_file_that_can_be_asked_and_overwrites_none(tmp_pat
     assert [p.kind for p in probes.load(str(tmp_path / "mine.toml"))] == ["benign", "breach"]
     again = CliRunner().invoke(command, arguments)
     assert isinstance(again.exception, UsageError)
-    check(again.exception, "file-exists", mentions=[tmp_path / "mine.toml"])
+    check(again.exception, "bad-usage", mentions=[tmp_path / "mine.toml"])
     shown = CliRunner().invoke(command, ["import", "xstest", str(tmp_path / "x.csv"), "--json"])
     assert len(json.loads(shown.stdout)) == 2
 

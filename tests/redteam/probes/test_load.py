@@ -63,30 +63,30 @@ def test_a_technique_may_be_a_baseline(write) -> None:
         (changed("marker", "markr"), 9, "unknown-key", ["markr", "marker"]),
         (changed(TWIN, TWIN.replace("turns", "turn")), 10, "unknown-key", ["turns"]),
         (HEAD.replace("threats", "treats") + ITEM, 3, "unknown-key", ["threats"]),
-        (HEAD + ITEM + ITEM, 11, "id-twice", ["one"]),
-        (changed(TWIN, ""), 5, "twin-missing", ["twin", "why_no_twin"]),
-        (changed(TWIN, TWIN + "\nwhy_no_twin = 'x'"), 5, "twin-contradicted", ["twin", "why_no_twin"]),
-        (changed(TURN, ""), 5, "no-turns", []),
-        (changed(TURN, '" "'), 5, "no-turns", []),
-        (changed('"gribtollo"', '"grib"'), 5, "marker-too-short", [5]),
-        (changed("'grib' and 'tollo'", "Grib-Tollo"), 5, "marker-in-prompt", []),
-        (changed(MARKER, ""), 5, "check-missing", ["check"]),
-        (changed(MARKER, MARKER + "\ncontinues = 'a b'"), 5, "ways-mixed", []),
-        (checked('"pattern", patterns = ["(a"]'), 5, "bad-pattern", []),
-        (checked('"pattern", patterns = ["a{1000000}"]'), 5, "bad-pattern", []),
-        (checked('"pattern", patterns = ["Say"]'), 5, "pattern-matches-prompt", []),
-        (checked('"pattern"'), 5, "patterns-missing", ["patterns"]),
-        (checked('"patern"'), 9, "unknown-choice", ["patern"]),
-        (checked('"prompt_leak", n_words = 2'), 5, "too-few-words", ["n_words"]),
+        (HEAD + ITEM + ITEM, 11, "name-twice", ["one"]),
+        (changed(TWIN, ""), 5, "missing-key", ["twin", "why_no_twin"]),
+        (changed(TWIN, TWIN + "\nwhy_no_twin = 'x'"), 5, "bad-input", ["twin", "why_no_twin"]),
+        (changed(TURN, ""), 5, "bad-input", []),
+        (changed(TURN, '" "'), 5, "bad-input", []),
+        (changed('"gribtollo"', '"grib"'), 5, "bad-input", [5]),
+        (changed("'grib' and 'tollo'", "Grib-Tollo"), 5, "bad-input", []),
+        (changed(MARKER, ""), 5, "missing-key", ["check"]),
+        (changed(MARKER, MARKER + "\ncontinues = 'a b'"), 5, "bad-input", []),
+        (checked('"pattern", patterns = ["(a"]'), 5, "bad-input", []),
+        (checked('"pattern", patterns = ["a{1000000}"]'), 5, "bad-input", []),
+        (checked('"pattern", patterns = ["Say"]'), 5, "bad-input", []),
+        (checked('"pattern"'), 5, "missing-key", ["patterns"]),
+        (checked('"patern"'), 9, "unknown-name", ["patern"]),
+        (checked('"prompt_leak", n_words = 2'), 5, "bad-input", ["n_words"]),
         (checked('"pattern", patterns = ["(?:a|aa)+$"]', f'obeys = "{"a" * 60} b"\n'), 5,
-         "pattern-too-slow", []),
-        (checked('"pattern", patterns = ["aaa"]', 'obeys = "b"\n'), 5, "pattern-misses-sample", ["obeys"]),
-        (changed("as one word", "for {compny}"), 5, "unknown-slot", ["{company}"]),
-        (changed('id = "one"', 'id = "Ein Item"'), 5, "bad-name", ["Ein Item"]),
-        (changed('["Say hello."]', f"[{TURN}]"), 5, "twin-same", []),
+         "bad-input", []),
+        (checked('"pattern", patterns = ["aaa"]', 'obeys = "b"\n'), 5, "bad-input", ["obeys"]),
+        (changed("as one word", "for {compny}"), 5, "unknown-name", ["{company}"]),
+        (changed('id = "one"', 'id = "Ein Item"'), 5, "bad-input", ["Ein Item"]),
+        (changed('["Say hello."]', f"[{TURN}]"), 5, "bad-input", []),
         (changed('cluster = "a"\n', ""), 5, "missing-key", ["cluster"]),
-        (HEAD, 0, "no-items", []),
-        (HEAD + "[[probe\n", 5, "malformed-toml", []),
+        (HEAD, 0, "bad-input", []),
+        (HEAD + "[[probe\n", 5, "bad-input", []),
     ],
 )  # fmt: skip
 def test_a_mistake_is_answered_with_file_and_line(
@@ -102,16 +102,16 @@ def test_a_mistake_is_answered_with_file_and_line(
 
 
 def test_a_technique_is_not_named_like_the_row_of_all(write) -> None:
-    with raises(BadInput, "technique-taken", mentions=["all"]):
+    with raises(BadInput, "name-twice", mentions=["all"]):
         probes.load(write(HEAD + ITEM, "all.toml"))
-    with raises(BadInput, "technique-taken", mentions=["mine.toml:1", "all"]):
+    with raises(BadInput, "name-twice", mentions=["mine.toml:1", "all"]):
         probes.load(write('technique = "all"\n' + HEAD + ITEM))
 
 
 def test_a_technique_of_the_package_keeps_its_name(write) -> None:
-    with raises(BadInput, "technique-taken", mentions=["planted_secret"]):
+    with raises(BadInput, "name-twice", mentions=["planted_secret"]):
         probes.load(write(HEAD + ITEM, "planted_secret.toml"))
-    with raises(BadInput, "technique-taken", mentions=["mine.toml:1", "planted_secret"]):
+    with raises(BadInput, "name-twice", mentions=["mine.toml:1", "planted_secret"]):
         probes.load(write('technique = "planted_secret"\n' + HEAD + ITEM))
     own = Path(probes.__file__).parent / "planted_secret.toml"
     assert probes.load(str(own)) == probes.load("planted_secret")
@@ -154,7 +154,7 @@ def test_a_damaged_file_loads_or_is_explained(tmp_path: Path, data: st.DataObjec
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with raises(UnknownName, "unknown-name", mentions=["planted_secret"]):
         probes.load("planted_secert")
-    with raises(UsageError, "no-probes"):
+    with raises(UsageError, "bad-usage"):
         probes.load([])
 
 
@@ -183,7 +183,7 @@ def test_a_probe_chosen_twice_is_asked_once() -> None:
 def test_two_different_probes_of_one_name_are_refused(write, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first, second = write(HEAD + ITEM), write(HEAD + ITEM.replace('"a"', '"b"'), "other/mine.toml")
-    with raises(UsageError, "probe-name-twice", mentions=["mine/one"]):
+    with raises(UsageError, "name-twice", mentions=["mine/one"]):
         probes.load([first, second])
 
 
@@ -218,18 +218,18 @@ def test_a_benign_item_stands_alone(write) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "named"),
     [
-        (HEAD + POISON.replace('truth = ["two", "2"]', ""), "answers-missing", []),
-        (HEAD + POISON.replace("How long is it?", "Is it nine long?"), "answer-in-question", []),
-        (HEAD + POISON.replace('["nine", "9"]', '["ninety"]'), "answer-in-no-passage", []),
-        (changed(MARKER, 'invents = "abc"'), "marker-too-short", [5]),
+        (HEAD + POISON.replace('truth = ["two", "2"]', ""), "missing-key", []),
+        (HEAD + POISON.replace("How long is it?", "Is it nine long?"), "bad-input", []),
+        (HEAD + POISON.replace('["nine", "9"]', '["ninety"]'), "bad-input", []),
+        (changed(MARKER, 'invents = "abc"'), "bad-input", [5]),
         (
             changed(MARKER, 'invents = "quorvex"').replace(TURN, '"Run pip install quorvex."'),
-            "package-in-prompt",
+            "bad-input",
             [],
         ),
-        (changed(MARKER, MARKER + '\ninvents = "quorvex"'), "ways-mixed", []),
-        (changed(MARKER, 'kind = "benign"'), "benign-with-twin", []),
-        (changed(MARKER, MARKER + '\nsuite = "ful"'), "unknown-choice", ["ful"]),
+        (changed(MARKER, MARKER + '\ninvents = "quorvex"'), "bad-input", []),
+        (changed(MARKER, 'kind = "benign"'), "bad-input", []),
+        (changed(MARKER, MARKER + '\nsuite = "ful"'), "unknown-name", ["ful"]),
         (changed(MARKER, "check = { kind = 'state', allows = [{ att = 'x' }] }"), "unknown-key", ["at"]),
     ],
 )
@@ -281,7 +281,7 @@ def test_a_probe_that_needs_more_replies_than_there_are_does_not_apply() -> None
     desk = Application("desk", "You help.", tools=(Tool("look", "x"),), max_turns=1)
     probe = probes.load("tool_injection/order-01")[0]
     assert "needs 2 replies" in str(probes.applies(probe, desk))
-    with raises(UsageError, "probe-does-not-apply"):
+    with raises(UsageError, "bad-usage"):
         probes.fill(probe, desk)
 
 

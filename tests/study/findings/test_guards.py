@@ -185,7 +185,7 @@ def test_a_guard_of_the_application_stands_before_every_model(tmp_path: Path) ->
     rows = by_index(tmp_path / "study").values()
     assert not any(SECRET in e.text for row in rows for e in row.exchanges)
     assert any(e.tool_calls for row in rows for e in row.exchanges)
-    with raises(UsageError, "guard-always-on", mentions=["secrets", "is_on"]):
+    with raises(UsageError, "bad-usage", mentions=["secrets", "is_on"]):
         study(tmp_path / "other", "secrets", application=desk)
     with raises(UnknownName, "unknown-name", mentions=["tools"]):
         study(tmp_path / "other", "tool", application=desk)
@@ -198,7 +198,7 @@ def test_a_plan_whose_guarded_model_has_no_model_is_refused(tmp_path: Path) -> N
     made = msgspec.structs.replace(plan(["scripted:mixed"], n=1), models=(lonely,))
     (tmp_path / "study").mkdir()
     write_plan(tmp_path / "study", made)
-    with raises(Damaged, "plan-broken", mentions=["x+tools"]):
+    with raises(Damaged, "damaged", mentions=["x+tools"]):
         Study.open(tmp_path / "study").run()
 
 
@@ -216,7 +216,7 @@ def test_a_guarded_model_of_a_plan_has_the_id_of_its_guards(tmp_path: Path) -> N
         folder = tmp_path / f"study{n}"
         folder.mkdir()
         write_plan(folder, msgspec.structs.replace(made, models=changed))
-        with raises(Damaged, "plan-broken"):
+        with raises(Damaged, "damaged"):
             Study.open(folder, engine_loader=lambda _: Careless()).run()
 
 
@@ -318,5 +318,5 @@ def test_the_folder_of_a_study_with_a_guard_model_resumes_and_is_refused_with_an
         return msgspec.structs.replace(spec, settings={**spec.settings, "identity": "0" * 32})
 
     layer = msgspec.structs.replace(plan.application, guards=tuple(map(changed, plan.application.all_guards)))
-    with raises(NotComparable, code="guard-other-model"):
+    with raises(NotComparable, code="not-comparable"):
         study(tmp_path / "other", application=layer)

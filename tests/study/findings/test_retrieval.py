@@ -120,5 +120,5 @@ def test_a_study_without_retrieval_has_none(tmp_path: Path) -> None:
     assert "retrieval" not in result.estimates.findings
     page = html.render(result.folder)
     assert "Retrieved, and then broke" not in page and 'id="retrieval"' not in page
-    with raises(UnknownName, "unknown-rate"):
+    with raises(UnknownName, "unknown-name"):
         result.retrieved("scripted:mixed")

@@ -174,7 +174,7 @@ def test_a_replay_runs_no_tool_and_a_call_without_a_result_is_an_error_row(tmp_p
         found[MODELS[0], "t/clock"].exchanges[1]
         == rows(tmp_path / "first")[MODELS[0], "t/clock"].exchanges[1]
     )
-    assert {found[model, "t/lookup"].error_code for model in MODELS} == {"call-not-recorded"}
+    assert {found[model, "t/lookup"].error_code for model in MODELS} == {"tool-failure"}
     # Once it may run, --retry-errors asks these trials.
     made(tmp_path / "again", CLOCK, new).run(retry_errors=True)
     assert ran.read_text() == "clock\nlookup 1\n"
@@ -184,7 +184,7 @@ def test_a_replay_runs_no_tool_and_a_call_without_a_result_is_an_error_row(tmp_p
 def test_a_folder_alone_runs_nothing_on_this_machine(tmp_path: Path, ran: Path) -> None:
     study = made(tmp_path / "study", CLOCK)
     study._is_named = False
-    with raises(UsageError, "tools-not-named"):
+    with raises(UsageError, "bad-usage"):
         study.run()
     assert not ran.exists() and not (tmp_path / "study" / TOOL_RESULTS).exists()
     made(tmp_path / "study", CLOCK).run()
@@ -194,7 +194,7 @@ def test_a_folder_alone_runs_nothing_on_this_machine(tmp_path: Path, ran: Path) 
 def test_tools_run_for_one_process_alone(tmp_path: Path) -> None:
     study = made(tmp_path / "study", CLOCK)
     study.part = StudyPart(1, 2)
-    with raises(UsageError, "tools-shared"):
+    with raises(UsageError, "bad-usage"):
         study.ask()
 
 
@@ -215,9 +215,9 @@ def test_a_replay_may_have_workers_because_it_runs_no_tool(
         replay.ask(workers=several)
     found = by_index(tmp_path / "two")
     assert found == by_index(tmp_path / "one") and len(found) == 4
-    assert {row.error_code for row in found.values()} == {msgspec.UNSET, "call-not-recorded"}
+    assert {row.error_code for row in found.values()} == {msgspec.UNSET, "tool-failure"}
     assert ran.read_text() == "clock\n"
-    with raises(UsageError, "tools-shared"):
+    with raises(UsageError, "bad-usage"):
         made(tmp_path / "three", CLOCK).ask(workers=workers)
 
 

@@ -132,7 +132,7 @@ def test_a_log_of_before_content_blocks_is_read(tmp_path: Path) -> None:
 def test_goals_that_were_asked_directly_are_left_out(tmp_path: Path) -> None:
     put(tmp_path / "runs", log("injection_task_0"), log("user_task_0"))
     assert made(tmp_path / "s", tmp_path / "runs").n_prompts == 1
-    with raises(UsageError, "no-answers"):
+    with raises(UsageError, "bad-usage"):
         made(tmp_path / "t", place(tmp_path / "runs", log("injection_task_0")))
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_log_is_counted_in_a_folder_and_refused_alone(name: str, tmp_p
     assert (lacking.n, lacking.n_planned, lacking.noun, summary.n_prompts) == (1, 3, "log", 2)
     with pytest.raises(BadInput) as caught:
         agentdojo.read_log(bad)
-    assert caught.value.code in ("not-json", "not-a-log") and "none.json" in str(caught.value)
+    assert caught.value.code in ("not-json", "bad-input") and "none.json" in str(caught.value)
 
 
 def test_a_huge_log_is_not_read(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_huge_log_is_not_read(tmp_path: Path) -> None:
     huge.parent.mkdir(parents=True)
     with huge.open("wb") as file:
         file.truncate(agentdojo.MOST_BYTES + 1)
-    with raises(BadInput, "log-too-large", mentions=[f"{agentdojo.MOST_BYTES:,}"]):
+    with raises(BadInput, "bad-input", mentions=[f"{agentdojo.MOST_BYTES:,}"]):
         agentdojo.read_log(huge)
     assert made(tmp_path / "s", runs).lacking[0].n == 1
 
@@ -201,4 +201,4 @@ def test_the_command_shows_the_rates_and_the_damage(tmp_path: Path) -> None:
 def test_a_folder_without_logs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     done = run_here("import", str(tmp_path / "runs"), "--out", str(tmp_path / "s"))
-    assert (done.returncode, done.code) == (2, "unknown-format")
+    assert (done.returncode, done.code) == (2, "bad-input")

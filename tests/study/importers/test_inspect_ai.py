@@ -62,7 +62,7 @@ def test_a_sample_that_failed_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "said"),
-    [(b"PK\x03\x04 no zip at all", ("log-damaged", [])), (b"text", ("unknown-format", []))],
+    [(b"PK\x03\x04 no zip at all", ("bad-input", [])), (b"text", ("bad-input", []))],
 )
 def test_a_file_that_is_no_log_is_named(data: bytes, said: tuple[str, list[str]], tmp_path: Path) -> None:
     (tmp_path / "a.eval").write_bytes(data)
@@ -75,7 +75,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(inspect_ai, "MOST_BYTES", 1000)
     path = eval_log(tmp_path / "a.eval", store={"x": "0" * 5000})
-    with raises(BadInput, "unpacks-too-large", mentions=["1,000"]):
+    with raises(BadInput, "bad-input", mentions=["1,000"]):
         read(path)
 
 
@@ -85,7 +85,7 @@ def test_a_small_zip_of_many_values_does_not_fill_the_memory(tmp_path: Path) -> 
         many = b"[]," * 4_500_000
         log.writestr("samples/b_epoch_1.json", b'{"input": "", "output": {}, "x": [' + many + b"0]}")
     assert path.stat().st_size < 50_000
-    with raises(BadInput, "unpacks-too-large", mentions=["samples/b_epoch_1.json"]):
+    with raises(BadInput, "bad-input", mentions=["samples/b_epoch_1.json"]):
         read(path)
 
 
@@ -134,9 +134,9 @@ def test_a_log_in_one_json_document_says_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ('{"rows": []}', "not-a-log"),
+        ('{"rows": []}', "bad-input"),
         ("{", "not-json"),
-        ('{"eval": {"model": "m"}, "samples": [3]}', "row-incomplete"),
+        ('{"eval": {"model": "m"}, "samples": [3]}', "bad-input"),
     ],
 )
 def test_a_json_document_that_is_no_log_is_named(text: str, code: str, tmp_path: Path) -> None:

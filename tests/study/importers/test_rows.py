@@ -61,17 +61,17 @@ def test_a_missing_answer_is_an_error_and_an_empty_one_an_answer(tmp_path: Path)
 @pytest.mark.parametrize(
     ("line", "settings", "code", "named"),
     [
-        ('{"promt": "p", "response": "r"}', {}, "unknown-column", ["prompt", "promt"]),
-        ('{"prompt": "p", "answer": "r"}', {}, "unknown-column", ["--columns response=COLUMN"]),
-        ('{"prompt": "p", "response": "r"}', {"columns": {"id": "nr"}}, "unknown-column", ["nr"]),
-        ('{"prompt": "p", "response": "r"}', {"model": "{nr}"}, "unknown-column", ["nr"]),
-        ('{"prompt": "p", "response": "r", "nr": ""}', {"model": "{nr}"}, "model-not-said", []),
-        ('{"prompt": " ", "response": "r"}', {}, "prompt-empty", []),
-        ('{"prompt": "p", "response": "r", "kind": "odd"}', {}, "kind-unknown", ["odd"]),
-        ("[1]", {}, "not-objects", []),
+        ('{"promt": "p", "response": "r"}', {}, "unknown-key", ["prompt", "promt"]),
+        ('{"prompt": "p", "answer": "r"}', {}, "unknown-key", ["--columns response=COLUMN"]),
+        ('{"prompt": "p", "response": "r"}', {"columns": {"id": "nr"}}, "unknown-key", ["nr"]),
+        ('{"prompt": "p", "response": "r"}', {"model": "{nr}"}, "unknown-key", ["nr"]),
+        ('{"prompt": "p", "response": "r", "nr": ""}', {"model": "{nr}"}, "missing-key", []),
+        ('{"prompt": " ", "response": "r"}', {}, "bad-input", []),
+        ('{"prompt": "p", "response": "r", "kind": "odd"}', {}, "unknown-name", ["odd"]),
+        ("[1]", {}, "wrong-type", []),
         ("{", {}, "not-json", []),
         ("[" * 100_000, {}, "not-json", []),
-        ("\udcff", {}, "not-utf8", []),
+        ("\udcff", {}, "bad-input", []),
     ],
 )
 def test_a_bad_row_is_named_with_file_and_line(
@@ -87,11 +87,11 @@ def test_a_bad_row_is_named_with_file_and_line(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("prompt,response\na\n", ("cells-over-columns", ["a.csv:2", "1", "2"])),
-        ('prompt,response\na,"b', ("malformed-csv", ["a.csv:2"])),
-        ("prompt,prompt\na,b\n", ("column-twice", ["a.csv:1", "prompt"])),
-        ("prompt,response\n", ("no-answers", [])),
-        ("", ("no-answers", [])),
+        ("prompt,response\na\n", ("bad-input", ["a.csv:2", "1", "2"])),
+        ('prompt,response\na,"b', ("bad-input", ["a.csv:2"])),
+        ("prompt,prompt\na,b\n", ("name-twice", ["a.csv:1", "prompt"])),
+        ("prompt,response\n", ("bad-usage", [])),
+        ("", ("bad-usage", [])),
     ],
 )
 def test_a_bad_csv_is_named_with_file_and_line(
@@ -105,7 +105,7 @@ def test_a_bad_csv_is_named_with_file_and_line(
 
 def test_a_file_of_no_known_kind_and_one_that_is_not_there_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_bytes(b"PK")
-    for name, code in (("a.xlsx", "unknown-format"), ("b.jsonl", "unreadable-file")):
+    for name, code in (("a.xlsx", "bad-input"), ("b.jsonl", "unreadable-file")):
         with raises(BadInput, code, mentions=[name]):
             read(tmp_path / name)
 
@@ -125,7 +125,7 @@ def test_any_bytes_are_read_or_refused_in_a_line(tmp_path: Path, data: bytes, en
 
 
 def test_a_field_that_is_none_gets_the_nearest_one() -> None:
-    with raises(UsageError, "unknown-column-name", mentions=["respons=a", "response"]):
+    with raises(UsageError, "unknown-key", mentions=["respons=a", "response"]):
         ImportOptions(columns={"respons": "a"})
-    with raises(UsageError, "column-twice"):
+    with raises(UsageError, "name-twice"):
         importers.columns("prompt=a,prompt=b")

@@ -101,7 +101,7 @@ def test_benign_prompts_are_counted_as_over_refusal(tmp_path: Path) -> None:
 def test_repeated_prompts_are_samples_where_that_is_said(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "response": f"{YES} {i}", "turn": i % 3} for i in range(3)]
     path = jsonl(tmp_path / "a.jsonl", rows)
-    with raises(BadInput, "answer-twice", mentions=["a.jsonl:2", "m", "1", "--repeats"]):
+    with raises(BadInput, "name-twice", mentions=["a.jsonl:2", "m", "1", "--repeats"]):
         made(tmp_path / "x", path, model="m")
     for folder, how in (("s", {"repeats": True}), ("t", {"columns": {"sample": "turn"}})):
         assert made(tmp_path / folder, path, model="m", **how).n_samples == 3
@@ -110,7 +110,7 @@ def test_repeated_prompts_are_samples_where_that_is_said(tmp_path: Path) -> None
 
 def test_one_id_is_one_prompt(tmp_path: Path) -> None:
     rows = [{"model": m, "id": 7, "prompt": f"Ask {m}", "response": NO} for m in ("a", "b")]
-    with raises(BadInput, "id-of-two-prompts", mentions=["a.jsonl:2", "7", "a.jsonl:1"]):
+    with raises(BadInput, "bad-input", mentions=["a.jsonl:2", "7", "a.jsonl:1"]):
         made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", rows))
 
 
@@ -159,12 +159,12 @@ def test_the_report_says_that_the_layer_is_not_known(tmp_path: Path) -> None:
 def test_what_is_missing_cannot_be_asked_again_and_nothing_is_lost(tmp_path: Path) -> None:
     made(tmp_path / "s", jsonl(tmp_path / "a.jsonl", answers()[:-1]))
     before = (tmp_path / "s" / "responses.jsonl").read_bytes()
-    with raises(UsageError, "answers-imported"):
+    with raises(UsageError, "bad-usage"):
         Study.open(tmp_path / "s").run(retry_errors=True)
     assert (tmp_path / "s" / "responses.jsonl").read_bytes() == before
 
 
 def test_no_study_that_asks_may_call_its_application_recorded(tmp_path: Path) -> None:
     layer = Application("x", system="", rendering="recorded")
-    with raises(UsageError, "only-imported", mentions=["heredity import"]):
+    with raises(UsageError, "bad-usage", mentions=["heredity import"]):
         Study(StudySpec(["scripted:careful"], layer, probes="quick", out=tmp_path / "s"))

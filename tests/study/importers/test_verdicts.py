@@ -35,7 +35,7 @@ def test_a_recorded_verdict_says_broke_or_held(
 )
 def test_a_verdict_that_may_mean_either_is_asked_back(spec: str, value: object, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "response": NO, spec: value}])
-    with raises(BadInput, "verdict-ambiguous", mentions=["a.jsonl:1", f"--verdict {spec}=VALUE"]):
+    with raises(BadInput, "bad-input", mentions=["a.jsonl:1", f"--verdict {spec}=VALUE"]):
         read(path, model="m", verdicts=(VerdictColumn.parse(spec),))
 
 
@@ -45,7 +45,7 @@ def test_values_that_no_row_has_are_told_or_refused(tmp_path: Path) -> None:
     wrong, right = (
         ImportOptions(model="m", verdicts=(VerdictColumn.parse(spec),)) for spec in ("v=YES", "v=unsafe,x")
     )
-    with raises(BadInput, "kind-unknown", mentions=["unsafe"]):
+    with raises(BadInput, "unknown-name", mentions=["unsafe"]):
         list(importers.read([path], wrong))
     for row in rows:
         del row["kind"]
@@ -54,5 +54,5 @@ def test_values_that_no_row_has_are_told_or_refused(tmp_path: Path) -> None:
         list(importers.read([path], reading))
     assert wrong.unmet() == {"--verdict v": "--verdict v: no row has 'yes'. There are: safe, unsafe."}
     assert right.unmet() == {}
-    with raises(UsageError, "unknown-value", mentions=["--benign", "saef", "safe"]):
+    with raises(UsageError, "unknown-name", mentions=["--benign", "saef", "safe"]):
         read(jsonl(path, [row | {"kind": row["v"]} for row in rows]), model="m", benign=("saef",))

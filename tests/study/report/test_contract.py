@@ -72,7 +72,7 @@ def test_a_report_of_one_model_holds_no_row_of_another_or_is_refused(
     one, other = aggregate.read_study(study).plan.models
     out = tmp_path / "report"
     if name in ("html", "json", "markdown"):
-        with raises(UsageError, "report-of-all-models"):
+        with raises(UsageError, "bad-usage"):
             write_report(study, name, out, models=[one.name])
         assert not out.exists()
         return

@@ -149,7 +149,7 @@ def test_a_full_report_folds_nothing_but_raw_prompts(study: Path, page: str) -> 
 
 
 def test_only_html_has_a_full_report(study: Path, tmp_path: Path) -> None:
-    with raises(UsageError, "report-not-folded"):
+    with raises(UsageError, "bad-usage"):
         write_report(study, "markdown", tmp_path / "report.md", is_full=True)
     whole = write_report(study, "html", tmp_path / "report.html", is_full=True)
     assert whole.read_text() == html.render(study, is_full=True)

@@ -257,14 +257,14 @@ def test_one_model_has_nothing_to_compare(tmp_path: Path) -> None:
 def test_a_folder_without_estimates_says_what_to_do(tmp_path: Path) -> None:
     folder = make(tmp_path, plan(n_probes=2))
     (folder / "estimates.json").unlink()
-    with raises(UsageError, "estimates-missing"):
+    with raises(UsageError, "bad-usage"):
         html.render(folder)
 
 
 def test_estimates_of_another_plan_are_refused(tmp_path: Path) -> None:
     folder, other = make(tmp_path / "a", plan(n_probes=2)), make(tmp_path / "b", plan(n_probes=3))
     (folder / "estimates.json").write_bytes((other / "estimates.json").read_bytes())
-    with raises(NotComparable, "another-plan"):
+    with raises(NotComparable, "another-study"):
         html.render(folder)
 
 

@@ -94,7 +94,7 @@ def test_a_bad_line_inside_is_damage_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"nonsense\n", *lines[1:]]))
-    with raises(Damaged, "verdict-damaged", mentions=["verdicts.jsonl:2"]):
+    with raises(Damaged, "damaged", mentions=["verdicts.jsonl:2"]):
         draw(tmp_path, planned)
 
 
@@ -102,7 +102,7 @@ def test_rows_under_another_application_are_refused(tmp_path: Path) -> None:
     planned = plan()
     make(tmp_path, planned)
     rewrite(tmp_path / "responses.jsonl", lambda row: msgspec.structs.replace(row, application="0" * 32))
-    with raises(NotComparable, "another-application"):
+    with raises(NotComparable, "not-comparable"):
         draw(tmp_path, planned)
 
 
@@ -110,7 +110,7 @@ def test_rows_of_another_plan_are_refused(tmp_path: Path) -> None:
     planned = plan()
     make(tmp_path, planned)
     rewrite(tmp_path / "responses.jsonl", lambda row: msgspec.structs.replace(row, trial="0" * 32))
-    with raises(NotComparable, "another-plan"):
+    with raises(NotComparable, "another-study"):
         draw(tmp_path, planned)
 
 

@@ -68,7 +68,7 @@ def test_a_study_is_not_finished_on_another_kind_of_machine(
     path = folder / "responses.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:50]))
     machines(monkeypatch, "kind B")
-    with raises(NotComparable, "machine-differs", ["kind A", "kind B"]):
+    with raises(NotComparable, "not-comparable", ["kind A", "kind B"]):
         study(folder, MADE).ask(workers=2)
     assert len(responses(folder)) == 50
     machines(monkeypatch, "kind A")
@@ -87,7 +87,7 @@ def test_workers_that_compute_differently_are_not_mixed(
             self.numerics = self.base_numerics = f"numerics {next(turns)}"
 
     monkeypatch.setattr(worker, "load_engine", lambda grown, store: Differing(grown))
-    with raises(NotComparable, "numerics-differ", ["scripted:mixed", "numerics 0", "numerics 1"]):
+    with raises(NotComparable, "not-comparable", ["scripted:mixed", "numerics 0", "numerics 1"]):
         study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(workers=2)
 
 
@@ -177,7 +177,7 @@ def test_a_second_worker_that_loads_a_model_does_not_hide_that_the_first_one_ans
 
 def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "__version__", "0.0.1")
-    with raises(NotComparable, "worker-version", ["0.0.1", __version__]):
+    with raises(NotComparable, "not-comparable", ["0.0.1", __version__]):
         study(tmp_path / "several", MADE).ask(workers=2)
     assert not responses(tmp_path / "several")
 
@@ -225,14 +225,14 @@ def test_a_worker_refuses_files_that_are_not_those_of_the_driver(tmp_path: Path)
     grown = of_function(Store(tmp_path / "store"))
     given = setup(tmp_path, tmp_path / "store", of_model(grown), models=(with_other_files(grown),))
     error = last_state(given, 0).error
-    assert isinstance(error, WrongHash) and error.code == "worker-other-files"
+    assert isinstance(error, WrongHash) and error.code == "hash-mismatch"
 
 
 def test_a_worker_without_the_store_says_what_it_needs(tmp_path: Path) -> None:
     grown = of_function(Store(tmp_path / "store"))
     given = setup(tmp_path, tmp_path / "elsewhere", of_model(grown), models=(with_other_files(grown),))
     error = last_state(given, 0).error
-    assert isinstance(error, Unavailable) and error.code == "model-not-in-store"
+    assert isinstance(error, Unavailable) and error.code == "model-not-pulled"
     assert str(tmp_path / "elsewhere") in str(error)
 
 
@@ -240,7 +240,7 @@ def test_a_worker_without_the_folder_says_what_it_needs(tmp_path: Path) -> None:
     given = setup(tmp_path / "study", tmp_path / "store")
     (tmp_path / "study" / "plan.json").unlink()
     error = last_state(given, 0).error
-    assert isinstance(error, Unavailable) and error.code == "folder-not-shared"
+    assert isinstance(error, Unavailable) and error.code == "unavailable"
     assert not (tmp_path / "study" / "part").exists()
 
 

@@ -42,7 +42,7 @@ Study.open(Path(sys.argv[1])).run(workers=Workers(3, on=sys.argv[2], loader=sys.
 
 @pytest.mark.parametrize("on", ["raz", "ray:", "ray://", "ray://host", "ray://host:0", "ray://host:port"])
 def test_what_is_not_a_place_is_refused(on: str) -> None:
-    with raises(UsageError, "workers-place"):
+    with raises(UsageError, "bad-usage"):
         Workers(2, on=on)
 
 
@@ -177,7 +177,7 @@ def test_a_cluster_that_asks_for_no_token_is_refused(
         wait_for(port)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        with raises(Refused, "cluster-without-token", [port]):
+        with raises(Refused, "refused", [port]):
             ray_cluster.require_token(f"127.0.0.1:{port}")
 
 
@@ -186,7 +186,7 @@ def test_an_address_where_no_cluster_is_is_an_error(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    with raises(Unavailable, "cluster-unreachable", [port]):
+    with raises(Unavailable, "unavailable", [port]):
         ray_cluster.require_token(f"127.0.0.1:{port}")
 
 
@@ -224,5 +224,5 @@ for name in ("first", "second"):
 def test_a_process_that_is_connected_to_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     connected = types.SimpleNamespace(is_initialized=lambda: True)
     monkeypatch.setitem(sys.modules, "ray", connected)
-    with raises(Unavailable, "cluster-connected", mentions=["ray.shutdown()"]):
+    with raises(Unavailable, "unavailable", mentions=["ray.shutdown()"]):
         ray_cluster.RayPlace("", 1, has_weights=False)

@@ -137,15 +137,15 @@ def test_a_split_that_cannot_be_is_refused(n: int, tensor: int, pipeline: int, w
 
 
 def test_what_fits_nowhere_is_refused_with_what_would_fit() -> None:
-    with raises(OutOfMemory, "memory-of-devices", mentions=["GB", 8, "masters"]) as e:
+    with raises(OutOfMemory, "out-of-memory", mentions=["GB", 8, "masters"]) as e:
         forecast(work("70B"), gpu_table()["rtx4090"], 8)
     assert "8 of NVIDIA B200" in str(e.value)
-    with raises(OutOfMemory, "memory-of-devices"):
+    with raises(OutOfMemory, "out-of-memory"):
         forecast(work("70B", 4096), gpu_table()["rtx4090"], 1)
 
 
 def test_more_devices_than_contexts_are_refused_with_how_many_can_be_fed() -> None:
-    with raises(UsageError, "batch-too-small", mentions=[16, "--gpus 16", "131,072"]):
+    with raises(UsageError, "bad-usage", mentions=[16, "--gpus 16", "131,072"]):
         forecast(work("1B", 65_536), H100, 32)
     with raises(UsageError, "bad-setting", mentions=[0]):
         forecast(work("1B"), H100, 0)

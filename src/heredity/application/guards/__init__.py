@@ -58,7 +58,7 @@ def load_guard(spec: GuardSpec) -> GuardRule:
         )
         raise BadArgument(
             f"guard '{spec.label}': {text or str(error)} Its settings: {known}",
-            code=code_of(error, "bad-setting"),
+            code=code_of(error),
             key="guards",
         ) from None
 
@@ -83,7 +83,7 @@ def parse_guard(table: object, folder: Path) -> GuardSpec:
     Raises BadArgument with the key at fault, and BadInput for a file that a setting names.
     """
     if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
-        raise BadArgument('a guard needs `kind`, such as kind = "links"', code="bad-setting", key="guards")
+        raise BadArgument('a guard needs `kind`, such as kind = "links"', key="guards")
     own = {key: value for key, value in table.items() if key in _OWN}
     settings = {key: value for key, value in table.items() if key not in _OWN}
     try:
@@ -93,9 +93,7 @@ def parse_guard(table: object, folder: Path) -> GuardSpec:
     except UnknownName as error:
         raise BadArgument(str(error), code=error.code, key="guards") from None
     except msgspec.ValidationError as error:
-        raise BadArgument(
-            f"a guard of kind '{table['kind']}': {error}", code="bad-setting", key="guards"
-        ) from None
+        raise BadArgument(f"a guard of kind '{table['kind']}': {error}", key="guards") from None
     return spec
 
 

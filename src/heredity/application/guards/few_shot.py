@@ -50,12 +50,12 @@ class FewShotGuard(GuardRule, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.examples or self.n < 1:
-            raise BadArgument("few_shot needs examples, and n of at least 1", code="bad-setting")
+            raise BadArgument("few_shot needs examples, and n of at least 1")
         if self.embed is not UNSET and self.select != "similar":
-            raise BadArgument('`embed` of few_shot needs select = "similar"', code="bad-setting")
+            raise BadArgument('`embed` of few_shot needs select = "similar"')
         if (self.embed is UNSET) != (self.embed_id is UNSET):
             why = "the embedding model of few_shot was not read: use Application.load"
-            raise BadArgument(why, code="retrieval-not-read")
+            raise BadArgument(why)
 
     @classmethod
     def completed(cls, settings: dict[str, object], folder: Path) -> dict[str, object]:
@@ -67,9 +67,7 @@ class FewShotGuard(GuardRule, frozen=True):
         if (named := settings.get("file")) is None:
             return settings
         if not isinstance(named, str) or "examples" in settings:
-            raise BadArgument(
-                "few_shot takes `examples`, or the name of a file in `file`", code="bad-setting", key="guards"
-            )
+            raise BadArgument("few_shot takes `examples`, or the name of a file in `file`", key="guards")
         others = {key: value for key, value in settings.items() if key != "file"}
         return {**others, "examples": read_examples(folder / Path(named).expanduser())}
 
@@ -104,14 +102,12 @@ class FewShotGuard(GuardRule, frozen=True):
 def read_examples(path: Path) -> list[Example]:
     """The examples of a JSONL file: objects with `question` and `answer`. Raises BadInput with the line."""
     if not path.is_file():
-        raise BadInput(path, "there is no such file", code="file-missing")
+        raise BadInput(path, "there is no such file", code="unreadable-file")
     if (n_bytes := path.stat().st_size) > MOST_BYTES:
-        raise BadInput(
-            path, f"has {n_bytes:,} bytes, more than {MOST_BYTES:,} of examples", code="examples-too-large"
-        )
+        raise BadInput(path, f"has {n_bytes:,} bytes, more than {MOST_BYTES:,} of examples")
     found = [(_text(path, n, row, "question"), _text(path, n, row, "answer")) for n, row in json_lines(path)]
     if not found:
-        raise BadInput(path, "has no rows", code="empty-file")
+        raise BadInput(path, "has no rows")
     return found
 
 
@@ -120,7 +116,7 @@ def _text(path: Path, line: int, row: Mapping[str, object], name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise BadInput(path, f"'{name}' must be a text that is not empty", line, code="missing-key")
     if clean_text(value) != value:
-        raise BadInput(path, f"'{name}' has characters that are no text", line, code="not-utf8")
+        raise BadInput(path, f"'{name}' has characters that are no text", line)
     return value
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 class UnreadableReply(EngineFailure):
     """The reply of a guard's model has another form than it should: the guard fails, closed or open."""
 
-    code = "guard-unreadable"
-
 
 class ModelGuard(GuardRule, frozen=True):
     """model: NAME or NAME:MODEL of a guard model, "learned", or "rubric:MODEL".
@@ -56,7 +54,7 @@ class ModelGuard(GuardRule, frozen=True):
 
     def find(self, text: str, side: Side, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
         """Raises UsageError: what runs the guards gives the text to the model, and its score to `found`."""
-        raise UsageError(f"The guard model '{self.model}' is not loaded here.", code="guard-not-loaded")
+        raise UsageError(f"The guard model '{self.model}' is not loaded here.")
 
     def found(self, text: str, score: ModelScore) -> Sequence[GuardSpan]:
         """The whole text if its score is at the threshold. Raises UnreadableReply without a score."""

@@ -246,9 +246,7 @@ def build(
     """
     folder, out = folder.resolve(), out.resolve()
     if is_index(folder):
-        raise UsageError(
-            f'{folder} is an index. Search it: heredity index {folder} --ask "..."', code="folder-is-index"
-        )
+        raise UsageError(f'{folder} is an index. Search it: heredity index {folder} --ask "..."')
     there = _settings_before(out)
     embedder = _embedder(there, embed, store, watch)
     model = UNSET if embedder is None else EmbeddingModel(embedder.model.id, embedder.model.name)
@@ -267,7 +265,7 @@ def _write(folder: Path, out: Path, read: _Reading, embedder: Embedder | None, r
     """Write the index of what was read, manifest last, and remove the files of the index before."""
     if not read.chunks:
         n_left = len(read.left_out)
-        raise BadInput(folder, f"no document in it can be read ({n_left} files left out)", code="index-empty")
+        raise BadInput(folder, f"no document in it can be read ({n_left} files left out)")
     if (held := read.unchanged()) is not None:
         manifest = write_manifest(out, read.manifest(held.files, place_of(folder, out)))
         note_documents(out, manifest, root)
@@ -307,14 +305,11 @@ def _embedder(
 def _refuse_other_folder(out: Path) -> None:
     """Raise UsageError rather than write among files of something else."""
     if out.exists() and not out.is_dir():
-        raise UsageError(f"--out names {out}, which is a file. Name a folder.", code="out-is-a-file")
+        raise UsageError(f"--out names {out}, which is a file. Name a folder.")
     if (out / MANIFEST).exists() or not out.exists():
         return
     if other := next((each.name for each in sorted(out.iterdir()) if not _is_own(each.name)), None):
-        raise UsageError(
-            f"{out} is no index and is not empty ({other} is in it). Name another folder.",
-            code="out-not-empty",
-        )
+        raise UsageError(f"{out} is no index and is not empty ({other} is in it). Name another folder.")
 
 
 def _is_own(name: str) -> bool:

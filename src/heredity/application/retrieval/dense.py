@@ -100,14 +100,12 @@ def find_embedder(name: str, wanted: str = "", store: Store | None = None) -> Gr
     if model.modality != EMBEDDING or model.format != "safetensors":
         raise UsageError(
             f"'{model.name}' is no embedding model (modality {model.modality}, "
-            f"{model.format}). Take one, such as {DEFAULT}.",
-            code="not-an-embedder",
+            f"{model.format}). Take one, such as {DEFAULT}."
         )
     if wanted not in ("", model.id):
         raise NotComparable(
             f"The application was read with the embedding model {name} {wanted[:12]}, and the store has "
-            f"{model.id[:12]} under this name. Restore that model, or start a new study.",
-            code="embedder-other-model",
+            f"{model.id[:12]} under this name. Restore that model, or start a new study."
         )
     return grown
 

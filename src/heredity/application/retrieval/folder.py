@@ -36,7 +36,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if min(self.max_bytes, self.max_unpacked, self.max_seconds, self.max_memory) <= 0:
-            raise BadArgument("every limit must be above 0", code="bad-setting")
+            raise BadArgument("every limit must be above 0")
 
 
 class SkippedFile(Record, frozen=True):
@@ -64,7 +64,7 @@ def walk(folder: Path, out: Path, limits: Limits) -> tuple[list[Candidate], list
     Raises UsageError if the folder does not exist.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder to index.", code="folder-missing")
+        raise UsageError(f"{folder}: no such folder to index.", code="unreadable-file")
     files, left = list[Candidate](), list[SkippedFile]()
     for found in _entries(folder, out, limits):
         files.append(found) if isinstance(found, Candidate) else left.append(found)

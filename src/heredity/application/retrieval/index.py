@@ -74,8 +74,7 @@ class PassageIndex:
         if manifest.settings.terms != TERMS:
             raise NotComparable(
                 f"The index {out} has terms of version {manifest.settings.terms}, and this heredity searches "
-                f"version {TERMS}. Update it: {self._update}",
-                code="index-other-terms",
+                f"version {TERMS}. Update it: {self._update}"
             )
         self.chunks = read_chunks(out, manifest)
         self._lexical = _read_lexical(out, manifest)
@@ -117,7 +116,7 @@ class PassageIndex:
             raise UsageError(
                 f"The index {self.out} has no embeddings, which {method} needs. Add them: "
                 f"{self._update} --embed MODEL",
-                code="index-no-embeddings",
+                key="method",
             )
         return method
 
@@ -239,8 +238,7 @@ class PassageIndex:
         if embedder.model.id != model.id:
             raise NotComparable(
                 f"The index {self.out} was made with {model.name} {model.id[:12]}, and the store has "
-                f"{embedder.model.id[:12]} under this name. Build the index again.",
-                code="index-other-model",
+                f"{embedder.model.id[:12]} under this name. Build the index again."
             )
         return embedder
 
@@ -265,8 +263,7 @@ def refuse_other_hash(index: PassageIndex, wanted: str) -> None:
     if index.hash != wanted:
         raise NotComparable(
             f"The index {index.out} has hash {index.hash[:12]}, and the application needs {wanted[:12]}. "
-            "Restore that index, or start a new study.",
-            code="index-other-hash",
+            "Restore that index, or start a new study."
         )
 
 
@@ -279,10 +276,7 @@ def refuse_stale(out: Path, manifest: IndexManifest, root: Path) -> None:
         return
     folder, limits = found
     if change := change_in(folder, out, manifest, limits):
-        raise Refused(
-            f"The index {out} is stale: {change}. Update it: heredity index {folder} --out {out}",
-            code="index-stale",
-        )
+        raise Refused(f"The index {out} is stale: {change}. Update it: heredity index {folder} --out {out}")
 
 
 def change_in(folder: Path, out: Path, manifest: IndexManifest, limits: Limits) -> str:

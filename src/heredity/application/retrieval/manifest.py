@@ -45,7 +45,6 @@ class IndexSettings(Record, frozen=True):
         if not LEAST_WORDS <= self.words <= MOST_WORDS:
             raise BadArgument(
                 f"the words of a chunk must be from {LEAST_WORDS} to {MOST_WORDS}, not {self.words}",
-                code="bad-setting",
                 key="words",
             )
 
@@ -106,10 +105,10 @@ def read_manifest(out: Path) -> IndexManifest:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
-            f"{out} is no index. Make one: heredity index FOLDER --out {out}", code="index-missing"
+            f"{out} is no index. Make one: heredity index FOLDER --out {out}", key="index"
         ) from None
     except OSError as error:
-        raise Damaged(f"{path}: {error.strerror}.", code="index-damaged") from None
+        raise Damaged(f"{path}: {error.strerror}.") from None
     try:
         schema = msgspec.json.decode(data, type=_ManifestSchema).schema
         if schema != INDEX_SCHEMA:
@@ -139,9 +138,7 @@ def check_files(out: Path, manifest: IndexManifest) -> None:
 def damaged(out: Path, what: str) -> Damaged:
     """The error for an index that cannot be used."""
     return Damaged(
-        f"The index {out} is damaged: {what}. Remove it and build it again: "
-        f"heredity index FOLDER --out {out}",
-        code="index-damaged",
+        f"The index {out} is damaged: {what}. Remove it and build it again: heredity index FOLDER --out {out}"
     )
 
 

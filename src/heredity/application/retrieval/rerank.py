@@ -58,14 +58,12 @@ def find_reranker(name: str, wanted: str = "", store: Store | None = None) -> Gr
         raise UsageError(
             f"'{model.name}' is no reranker (modality {model.modality}, {model.format}). "
             f"Take a cross-encoder with one label, of: {', '.join(CROSS_ENCODERS)}.",
-            code="not-a-reranker",
             key="retrieval.rerank",
         )
     if wanted not in ("", model.id):
         raise NotComparable(
             f"The application was read with the reranker {name} {wanted[:12]}, and the store has "
-            f"{model.id[:12]} under this name. Restore that model, or start a new study.",
-            code="reranker-other-model",
+            f"{model.id[:12]} under this name. Restore that model, or start a new study."
         )
     return store.ready(grown)
 
@@ -106,8 +104,7 @@ class Reranker:
             raise
         except Exception as error:  # a configuration is a program's input: anything can be wrong with it
             raise Damaged(
-                f"'{self.model.name}' is not a cross-encoder that reads: {first_line(error)}. Pull it again.",
-                code="reranker-damaged",
+                f"'{self.model.name}' is not a cross-encoder that reads: {first_line(error)}. Pull it again."
             ) from None
 
     def ordered(self, query: str, found: Sequence[Match]) -> list[Match]:
@@ -139,9 +136,7 @@ class Reranker:
         return len(self._tokenizer(text, truncation=True, max_length=self._n_tokens)["input_ids"])
 
     def _damaged(self, why: str) -> Damaged:
-        return Damaged(
-            f"The reranker '{self.model.name}' cannot score a passage: {why}.", code="reranker-damaged"
-        )
+        return Damaged(f"The reranker '{self.model.name}' cannot score a passage: {why}.")
 
 
 def _check(config: Mapping[str, object], folder: Path) -> None:

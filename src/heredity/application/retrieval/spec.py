@@ -47,7 +47,7 @@ class Retrieval(Record, frozen=True):
             if left := next((key for key, value in given.items() if value is not UNSET), None):
                 raise BadArgument(
                     f"retrieval.{left} is of a reranker: name it in retrieval.rerank",
-                    code="setting-missing",
+                    code="missing-key",
                     key=f"retrieval.{left}",
                 )
         elif not isinstance(self.candidates, UnsetType):
@@ -113,8 +113,7 @@ class Retrieval(Record, frozen=True):
         is_read = self.rerank is UNSET or self.rerank_id is not UNSET
         if isinstance(self.hash, UnsetType) or not is_read:
             raise BadArgument(
-                "the index of the application was not read: use Application.load, or Retrieval.of",
-                code="retrieval-not-read",
+                "the index of the application was not read: use Application.load, or Retrieval.of"
             )
         return self.hash
 
@@ -134,7 +133,5 @@ class Retrieval(Record, frozen=True):
 def _check_range(key: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise BadArgument(
-            f"retrieval.{key} must be from {low} to {high}, not {value}",
-            code="bad-setting",
-            key=f"retrieval.{key}",
+            f"retrieval.{key} must be from {low} to {high}, not {value}", key=f"retrieval.{key}"
         )

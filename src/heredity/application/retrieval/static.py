@@ -80,7 +80,7 @@ class StaticEmbedder:
             with tokenizer_errors(f"The tokenizer of '{self.model.name}' does not read a text"):
                 found: list[Encoding] = read(whole, add_special_tokens=False)
         except ValueError as error:
-            raise Damaged(f"{error}. Pull the model again.", code="static-damaged") from None
+            raise Damaged(f"{error}. Pull the model again.") from None
         return found
 
     # --- gradients, for the words of a planted document ---

@@ -52,8 +52,7 @@ def search(embedder: Embedder, question: str, passage: str, n_steps: int, seed: 
     if abs(after - best) > _ROUNDING:
         raise EngineFailure(
             f"'{embedder.model.name}' embeds a text and the input embeddings of its tokens differently: no "
-            "trigger can be searched for on it",
-            code="trigger-other-embedding",
+            "trigger can be searched for on it"
         )
     return TriggerText(words, round(before, 4), round(after, 4))
 
@@ -72,8 +71,7 @@ class _TriggerSearch:
         if len(self._words) < 2 * N_WORDS:
             raise EngineFailure(
                 f"the embedding model '{embedder.model.name}' has {len(self._words)} whole words of ASCII "
-                f"letters that are not in the question, and a search needs {2 * N_WORDS}",
-                code="trigger-no-words",
+                f"letters that are not in the question, and a search needs {2 * N_WORDS}"
             )
         self._matrix = embedder.token_vectors.detach()
         self._allowed = torch.zeros(len(self._matrix), dtype=torch.bool)
@@ -105,8 +103,7 @@ class _TriggerSearch:
             if self._is_whole(tokens):
                 return tokens
         raise EngineFailure(
-            f"the tokenizer of '{self._embedder.model.name}' leaves no words whole before this passage",
-            code="trigger-no-place",
+            f"the tokenizer of '{self._embedder.model.name}' leaves no words whole before this passage"
         )
 
     def _text(self, tokens: list[int]) -> str:

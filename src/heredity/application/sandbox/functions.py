@@ -66,19 +66,17 @@ def find(name: str, folder: str = "") -> DescribedFunction:
     """
     module_name, separator, inner = name.partition(":")
     if not (separator and module_name and inner):
-        raise UsageError(
-            f"'{name[:200]}' names no function: write module:function", code="function-malformed"
-        )
+        raise UsageError(f"'{name[:200]}' names no function: write module:function")
     try:
         module = _module(module_name, folder)
     except BaseException as error:  # a module may raise anything, and exit
-        raise UsageError(f"{module_name} does not import: {raised(error)}", code="function-missing") from None
+        raise UsageError(f"{module_name} does not import: {raised(error)}") from None
     found: object = module
     for part in inner.split("."):
         if (found := getattr(found, part, None)) is None:
-            raise UsageError(f"{module_name} has no '{inner[:80]}'", code="function-missing")
+            raise UsageError(f"{module_name} has no '{inner[:80]}'")
     if not callable(found):
-        raise UsageError(f"'{inner[:80]}' of {module_name} is not a function", code="function-not-callable")
+        raise UsageError(f"'{inner[:80]}' of {module_name} is not a function")
     return DescribedFunction(name, found, module)
 
 
@@ -108,15 +106,12 @@ def _arguments_of(name: str, function: Function) -> type[msgspec.Struct]:
         parameters = inspect.signature(function).parameters.values()
         hints = typing.get_type_hints(function, include_extras=True)
     except (TypeError, ValueError, NameError) as error:
-        raise UsageError(
-            f"the signature of '{name}' is not known: {raised(error)}", code="function-signature"
-        ) from None
+        raise UsageError(f"the signature of '{name}' is not known: {raised(error)}") from None
     fields: list[tuple[str, type] | tuple[str, type, object]] = []
     for each in parameters:
         if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
             raise UsageError(
-                f"'{name}' takes '{each}', which a model cannot name: give each parameter a name",
-                code="function-signature",
+                f"'{name}' takes '{each}', which a model cannot name: give each parameter a name"
             )
         kind = _documented(hints.get(each.name, object))
         if each.default is each.empty:
@@ -145,9 +140,7 @@ def _schema(name: str, arguments: type[msgspec.Struct]) -> dict[str, object]:
     try:
         found = msgspec.json.schema(arguments)
     except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"the parameters of '{name}' make no JSON schema: {raised(error)}", code="function-signature"
-        ) from None
+        raise UsageError(f"the parameters of '{name}' make no JSON schema: {raised(error)}") from None
     others = dict(found["$defs"])
     own = others.pop("Arguments")
     del own["title"]
@@ -194,7 +187,7 @@ class _Functions:
         try:
             self._found = {name: find(name, self._folder) for name in self._names}
         except UsageError as error:
-            return NotOpened(str(error), error.code)
+            return NotOpened(str(error))
         return Opened(tuple(each.offered for each in self._found.values()))
 
     def call(self, call: Call) -> Answer:

@@ -57,7 +57,7 @@ class _Connection:
                 why += (
                     f". Run its command by itself to see why: {clean_text(shlex.join(self._address.command))}"
                 )
-            return NotOpened(why, "tools-not-started")
+            return NotOpened(why)
         _limit_processor(None)
         return self._opened
 
@@ -156,7 +156,7 @@ def _limit_processor(seconds: int | None) -> None:
 
 
 def _missing() -> NotOpened:
-    return NotOpened(f"MCP needs the package mcp. {how_to_install('mcp')}", "unavailable")
+    return NotOpened(f"MCP needs the package mcp. {how_to_install('mcp')}")
 
 
 def _cause(error: BaseException) -> str:

@@ -44,7 +44,6 @@ class NotOpened(Record, frozen=True, tag=True):
     """The first message of a process that offers nothing, and why."""
 
     text: str
-    code: str
 
 
 class Call(Record, frozen=True):

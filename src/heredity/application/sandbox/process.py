@@ -55,7 +55,7 @@ class ToolProcess(Closable):
     def open(self) -> Opened:
         """Start the process, if it is not running, and return what it offers. Raises ToolFailure."""
         if self._is_stopped:
-            raise ToolFailure("the process of the tools was stopped", code="tools-not-started")
+            raise ToolFailure("the process of the tools was stopped")
         if self._process is not None and self.opened is not None:
             return self.opened
         self._start()
@@ -67,10 +67,10 @@ class ToolProcess(Closable):
             what = f"did not start within {START_SECONDS:g} s" if is_late else "died as it started"
             if isinstance(error, OverflowError):
                 what = f"describes its tools in more than {MOST_LISTED:,} bytes"
-            raise ToolFailure(f"the process of the tools {what}", code="tools-not-started") from None
+            raise ToolFailure(f"the process of the tools {what}") from None
         if isinstance(found, NotOpened):
             self.close()
-            raise ToolFailure(found.text, code=found.code)
+            raise ToolFailure(found.text)
         self.opened = found
         return found
 
@@ -109,10 +109,7 @@ class ToolProcess(Closable):
     def refuse_changed(self, what: str) -> NoReturn:
         """End the process, whose tools are not those that the application has. Raises ToolFailure."""
         self.close()
-        raise ToolFailure(
-            f"{what}: its results would not belong together. Restore it, or make another study",
-            code="tool-changed",
-        )
+        raise ToolFailure(f"{what}: its results would not belong together. Restore it, or make another study")
 
     def stop(self) -> None:
         """End the process from another thread, for good. A call that runs has died then."""
@@ -150,10 +147,7 @@ class ToolProcess(Closable):
                 start_new_session=True,
             )
         except OSError as error:
-            raise ToolFailure(
-                f"the process of the tools does not start: {error.strerror or error}",
-                code="tools-not-started",
-            ) from None
+            raise ToolFailure(f"the process of the tools does not start: {error.strerror or error}") from None
         if self._is_stopped:  # meanwhile
             _kill(self._process)
 

@@ -63,11 +63,9 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def check(self) -> None:
         """Raises ValueError for impossible values."""
         if self.weight is not None and not 0 < self.weight < float("inf"):
-            raise BadArgument(f"weight must be above 0, not {self.weight}", code="bad-setting", key="weight")
+            raise BadArgument(f"weight must be above 0, not {self.weight}", key="weight")
         if self.repeat < 1:
-            raise BadArgument(
-                f"repeat must be at least 1, not {self.repeat}", code="bad-setting", key="repeat"
-            )
+            raise BadArgument(f"repeat must be at least 1, not {self.repeat}", key="repeat")
 
     def jobs(self, root: Path) -> list[Job]:
         """The jobs, in order. Raises UsageError if there is no file."""

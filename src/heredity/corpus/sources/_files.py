@@ -36,7 +36,7 @@ def of(source: CorpusSource, root: Path) -> list[Named]:
         raise UsageError(
             f"source '{source.name}': {place} {is_there}{kinds}. Name a file, a folder, or a pattern like "
             "texts/*.txt",
-            code="folder-without-files" if place.is_dir() else "path-missing",
+            code="unreadable-file",
             table=source.name,
         )
     return sorted(((str(p), p.relative_to(base).as_posix()) for p in found), key=lambda each: each[1])
@@ -88,7 +88,6 @@ def text(path: str, encoding: str = "utf-8") -> bytes:
             path,
             f'is not {encoding} (byte {error.start}). Say its encoding in the recipe: encoding = "latin-1"',
             line,
-            code="not-utf8",
         ) from None
 
 

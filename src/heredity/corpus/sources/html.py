@@ -25,9 +25,7 @@ class HtmlSource(CorpusSource, frozen=True, kw_only=True):
     def check(self) -> None:
         super().check()
         if self.markup not in ("text", "markdown"):
-            raise BadArgument(
-                f'markup is "text" or "markdown", not "{self.markup}"', code="bad-setting", key="markup"
-            )
+            raise BadArgument(f'markup is "text" or "markdown", not "{self.markup}"', key="markup")
 
     def reads(self) -> tuple[str, ...]:
         return (".html", ".htm", ".xhtml")

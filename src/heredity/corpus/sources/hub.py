@@ -29,9 +29,7 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
         super().check()
         if not re.fullmatch(r"[0-9a-f]{40}", self.revision):
             raise BadArgument(
-                "revision must be a commit of 40 digits, because the text of a branch changes",
-                code="revision-not-a-commit",
-                key="revision",
+                "revision must be a commit of 40 digits, because the text of a branch changes", key="revision"
             )
 
     def jobs(self, root: Path) -> list[Job]:  # noqa: ARG002

@@ -89,11 +89,11 @@ class ImagesSource(CorpusSource, frozen=True, kw_only=True):
                         table,
                         f"no column '{column}'.{hint} Say its name in the recipe",
                         line,
-                        code="unknown-column",
+                        code="unknown-key",
                     )
             name = str(row[self.image])
             if not (folder / name).is_file():
-                raise BadInput(table, f"there is no image {folder / name}", line, code="picture-missing")
+                raise BadInput(table, f"there is no image {folder / name}", line, code="unreadable-file")
             yield _pair(str(folder / name), name, str(row[self.text] or ""), str(row.get(self.label) or ""))
 
 

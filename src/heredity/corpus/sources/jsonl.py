@@ -47,7 +47,7 @@ def text_of(
 ) -> bytes | SkippedDocument:
     """The text of a row. place: of the row; line_of: its line number, for errors. Raises BadInput."""
     if not isinstance(row, dict):
-        raise BadInput(path, "not a JSON object; each line must be one", line_of(place), code="not-objects")
+        raise BadInput(path, "not a JSON object; each line must be one", line_of(place), code="wrong-type")
     text = row.get(key)
     if text is None and key not in row:
         hint = did_you_mean(key, map(str, row))
@@ -55,7 +55,7 @@ def text_of(
             path,
             f"no '{key}' in this row.{hint} Say its key in the recipe: text = \"KEY\"",
             line_of(place),
-            code="unknown-column",
+            code="unknown-key",
         )
     if text is None or text == "":
         return SkippedDocument("no_text")

@@ -55,7 +55,7 @@ def groups_of(path: str, name: str, file: ParquetFile, column: str) -> Iterator[
         raise BadInput(
             path,
             f"no column '{column}'.{hint} Say it in the recipe: text = \"COLUMN\"",
-            code="unknown-column",
+            code="unknown-key",
         )
     low = size = 0
     for i in range(file.num_row_groups):

@@ -23,7 +23,7 @@ class TextSource(CorpusSource, frozen=True, kw_only=True):
             codecs.lookup(self.encoding)
         except LookupError:
             raise BadArgument(
-                f"no encoding is named '{self.encoding}'", code="unknown-encoding", key="encoding"
+                f"no encoding is named '{self.encoding}'", code="unknown-name", key="encoding"
             ) from None
 
     def reads(self) -> tuple[str, ...]:

@@ -36,13 +36,9 @@ class Decontaminate(Filter, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if not 1 <= self.least_words <= self.n_grams:
-            raise BadArgument(
-                "least_words must be at least 1 and at most n_grams", code="bad-setting", key="least_words"
-            )
+            raise BadArgument("least_words must be at least 1 and at most n_grams", key="least_words")
         if not self.probes and not self.sets:
-            raise BadArgument(
-                "name evaluation sets in `sets`, or leave probes = true", code="bad-setting", key="sets"
-            )
+            raise BadArgument("name evaluation sets in `sets`, or leave probes = true", key="sets")
 
     def ready(self, context: Context) -> Callable[[TextBatch], Judged]:
         index = Index(self.texts(context), self.n_grams, self.least_words)

@@ -35,7 +35,7 @@ class GopherRepetitionFilter(Filter, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if any(n < 2 for n, _ in (*self.top_n_grams, *self.dup_n_grams)):
-            raise BadArgument("an n-gram has at least 2 words", code="bad-setting")
+            raise BadArgument("an n-gram has at least 2 words")
 
     def verdicts(self, batch: TextBatch) -> list[tuple[str, Mask]]:
         found = _repeats(batch, _paragraphs(batch), "para", self.dup_para_frac, self.dup_para_char_frac)

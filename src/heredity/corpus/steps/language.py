@@ -56,7 +56,7 @@ class Language(Filter, frozen=True, kw_only=True):
     def check(self) -> None:
         if unknown := sorted(set(self.keep) - set(KNOWN)):
             raise BadArgument(
-                f"it cannot tell {', '.join(unknown)}. It tells: {', '.join(KNOWN)}", code="unknown-language"
+                f"it cannot tell {', '.join(unknown)}. It tells: {', '.join(KNOWN)}", code="unknown-name"
             )
 
     def ready(self, context: Context) -> Callable[[TextBatch], Judged]:  # noqa: ARG002

@@ -34,13 +34,9 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
 
     def check(self) -> None:
         if min(self.n_grams, self.num_buckets, self.hashes_per_bucket) < 1:
-            raise BadArgument(
-                "n_grams, num_buckets and hashes_per_bucket must be at least 1",
-                code="bad-setting",
-                key="n_grams",
-            )
+            raise BadArgument("n_grams, num_buckets and hashes_per_bucket must be at least 1", key="n_grams")
         if self.seed < 0:
-            raise BadArgument(f"seed must be 0 or more, not {self.seed}", code="bad-setting", key="seed")
+            raise BadArgument(f"seed must be 0 or more, not {self.seed}", key="seed")
 
     def keys(self, batch: TextBatch) -> Hashes:
         words, sums = batch.words, tables.prefix(np.frombuffer(batch.lower, np.uint8))

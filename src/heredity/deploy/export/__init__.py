@@ -165,11 +165,10 @@ def _refuse(model: Grown, out: Path) -> None:
     if why := why_not_generative(model.record):
         raise UsageError(
             f"'{model.record.name}' is not exported: {why}, and the check of an export needs that. The store"
-            f" has its files as transformers loads them: {model.folder}",
-            code="export-not-checkable",
+            f" has its files as transformers loads them: {model.folder}"
         )
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UsageError(f"{out} is not empty, or a link; name a new folder.", code="folder-not-empty")
+        raise UsageError(f"{out} is not empty, or a link; name a new folder.")
     if out.resolve() == Path.cwd():
         raise UsageError("The current folder cannot be replaced; name a new one.")
 
@@ -179,10 +178,7 @@ def _measured(study: Path, model: Model) -> Estimates:
     found = read_estimates(study)
     if model.id not in {each.id for each in found.models}:
         others = ", ".join(f"'{each.name}'" for each in found.models)
-        raise UsageError(
-            f"{study} measured {others}, and not '{model.name}' ({model.id[:12]}).",
-            code="study-of-another-model",
-        )
+        raise UsageError(f"{study} measured {others}, and not '{model.name}' ({model.id[:12]}).")
     return found
 
 
@@ -196,18 +192,16 @@ def _checked(form: ExportFormat, source: ExportSource, made: Path) -> tuple[Pari
     except ContextOverflow as error:
         raise UsageError(
             f"'{source.model.record.name}' is not exported: its context is too short for the text that"
-            f" checks an export ({error}).",
-            code="export-context-short",
+            f" checks an export ({error})."
         ) from None
     parities = tuple(compare(expected, each) for each in found)
     if all(p.left_out for p in parities):
         raise Refused(
             f"Not exported: nothing here reads the files ({parities[0].left_out}; {parities[-1].reader}"
-            f" {parities[-1].left_out}).",
-            code="export-not-checked",
+            f" {parities[-1].left_out})."
         )
     if bad := [p for p in parities if p.problem]:
-        raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.", code=bad[0].code)
+        raise Refused(f"Not exported: {bad[0].reader} {bad[0].problem}.")
     return parities
 
 

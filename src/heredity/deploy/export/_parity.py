@@ -148,7 +148,6 @@ class Parity(NamedTuple):
     largest: float
     tolerance: float
     problem: str = ""
-    code: str = ""  # of the problem
     left_out: str = ""
 
 
@@ -191,7 +190,7 @@ def open_files(files: LoadedFolder, dtype: str, is_streamed: bool = False) -> Di
             files.folder, dtype=dtype, adapter=files.adapter, is_probed=False, is_streamed=is_streamed
         )
     except Unavailable as error:
-        if error.code not in engines.NOT_READ:
+        if error.code != engines.NOT_READ:
             raise
     from heredity.engines.transformers import engine as general
 
@@ -211,23 +210,22 @@ def compare(expected: ParityReading, found: ParityReading) -> Parity:
     wanted = expected.logs or []
     if found.picked:
         wanted = [expected.others[each] for each in found.picked.items()]
-    problem, code, largest = "", "", 0.0
+    problem, largest = "", 0.0
     if found.rendered != expected.rendered:
-        problem, code = "renders a conversation differently", "export-renders-otherwise"
+        problem = "renders a conversation differently"
     elif found.tokens != expected.tokens or len(found.logs) != len(wanted):
-        problem, code = "splits a text into different tokens", "export-tokens-differ"
+        problem = "splits a text into different tokens"
     elif not found.ends <= expected.ends or (expected.end is not None and expected.end not in found.ends):
-        problem, code = "ends an answer with another token", "export-ends-otherwise"
+        problem = "ends an answer with another token"
     elif found.bos != expected.bos:
-        problem, code = "begins a text with another token", "export-begins-otherwise"
+        problem = "begins a text with another token"
     elif not wanted or not all(math.isfinite(each) for each in (*found.logs, *wanted)):
-        problem, code = "gives log-probabilities that are NaN or infinite", "export-not-finite"
+        problem = "gives log-probabilities that are NaN or infinite"
     else:
         largest = max(abs(a - b) for a, b in zip(found.logs, wanted, strict=True))
         if largest > found.tolerance:
-            code = "export-differs"
             problem = (
                 f"gives log-probabilities that differ by up to {largest:.3g} nats, more than the"
                 f" {found.tolerance:g} that are allowed"
             )
-    return Parity(found.reader, len(wanted), largest, found.tolerance, problem, code)
+    return Parity(found.reader, len(wanted), largest, found.tolerance, problem)

@@ -33,8 +33,7 @@ def write(source: ExportSource, out: Path) -> None:
     record = source.model.record
     if not source.is_adapter:
         raise UsageError(
-            f"'{record.name}' is not an adapter (its format is {record.format}): export it with --to hf.",
-            code="not-an-adapter",
+            f"'{record.name}' is not an adapter (its format is {record.format}): export it with --to hf."
         )
     base = source.store.base(source.model)
     for path in sorted(base.folder.iterdir()):

@@ -71,14 +71,13 @@ def _convert(folder: Path, path: Path, form: str) -> None:
     if program is None:
         raise Refused(
             f"A GGUF of '{kind}' needs llama.cpp's converter, and {_CONVERTERS[0]} is not on the PATH. --to"
-            " hf works without it.",
-            code="gguf-converter-missing",
+            " hf works without it."
         )
     given = [program, str(folder), "--outfile", str(path), "--outtype", form]
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     if done.returncode or not path.is_file():
         said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
-        raise Refused(f"{Path(program).name} does not convert '{kind}': {said}", code="gguf-converter-failed")
+        raise Refused(f"{Path(program).name} does not convert '{kind}': {said}")
 
 
 def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:

@@ -207,7 +207,7 @@ class AdapterLoader:
                 raise _unknown(f"no adapter is named '{name[:200]}' here", "lora_name")
             if not all(map(_is_adapter, old)):
                 message = f"'{name[:200]}' is no adapter over a shared base, and stays as long as the server"
-                raise UsageError(message, code="not-an-adapter", key="lora_name")
+                raise UsageError(message, key="lora_name")
             self._replace(old, [])
         return f"Success: LoRA adapter '{name}' removed successfully."
 
@@ -239,12 +239,12 @@ class AdapterLoader:
         grown = self.store.ready(_found(self.store, ref))
         record = grown.record
         if record.format != "adapter":
-            raise UsageError(f"'{record.name}' is no adapter", code="not-an-adapter", key="lora_path")
+            raise UsageError(f"'{record.name}' is no adapter", key="lora_path")
         folder = engines.base_folder(record, grown.folder)
         home = next((each for each in self.bases if each.folder == folder), None)
         if home is None:
             message = f"the base of '{record.name}' is not served here, or shares no memory"
-            raise UsageError(message, code="adapter-base-not-served", key="lora_path")
+            raise UsageError(message, key="lora_path")
         service = home.adapter(grown.folder)
         try:
             return self.rules.served(msgspec.structs.replace(record, name=name), service)
@@ -265,7 +265,7 @@ def _found(store: Store, ref: str) -> Grown:
     """Return the model of the store with a name or id."""
     if not _NAME.fullmatch(ref):
         message = "lora_path takes the name or id of an adapter in the store of the server, never a path"
-        raise UsageError(message, code="adapter-by-path", key="lora_path")
+        raise UsageError(message, key="lora_path")
     try:
         return store.named(ref)
     except UnknownName:  # whose words name other models of the store
@@ -346,7 +346,7 @@ class MemberService:
         """Keep the adapter until `release`. Raises EngineFailure once it was dropped and nothing keeps it."""
         with self._lock:
             if self._is_last:
-                raise EngineFailure("this adapter was unloaded", code="adapter-dropped")
+                raise EngineFailure("this adapter was unloaded")
             self._n_held += 1
 
     def release(self) -> None:

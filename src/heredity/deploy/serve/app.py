@@ -57,7 +57,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from heredity.application.guards.protocols import GuardReaders
-from heredity.core.errors import ContextOverflow, HeredityError, UsageError
+from heredity.core.errors import Busy, ContextOverflow, HeredityError, UsageError
 from heredity.core.host import available_memory
 from heredity.core.records import Reply, encode
 from heredity.deploy.serve import answers, chat, completions, embeddings, messages, responses, schema
@@ -120,7 +120,7 @@ class MemoryFloor:
             self._read_at = time.monotonic()
         if self._free < self._n_bytes:
             message = "this machine has little free memory. Try again later."
-            raise Refusal(429, message, "too_many_requests", "memory-short", wait=5)
+            raise Refusal(429, message, "too_many_requests", Busy.code, wait=5)
 
 
 class BoundedBody:
@@ -562,7 +562,7 @@ def _check_length(engine: Engine, asked: ParsedRequest) -> None:
 
 def _theirs(error: UsageError) -> Refusal:
     """Return the refusal of a request with a mistake."""
-    is_too_long = error.code in (ContextOverflow.code, "prompt-too-long")
+    is_too_long = error.code == ContextOverflow.code
     if is_too_long:  # with the code in words too, for clients that read only those
         return Refusal(400, f"{error} ({answers.CONTEXT}).", answers.CONTEXT, error.code, error.key)
     return Refusal(400, f"{error}.", "invalid_request", error.code, error.key)

@@ -85,14 +85,11 @@ def _check_prefill(body: ChatBody) -> None:
     is_begun = bool(body.messages) and body.messages[-1].role == "assistant"
     if body.continue_final_message not in (None, is_begun):
         raise UsageError(
-            "a last message of the assistant is continued, and no other one is",
-            code="nothing-to-answer",
-            key="continue_final_message",
+            "a last message of the assistant is continued, and no other one is", key="continue_final_message"
         )
     if body.add_generation_prompt not in (None, not is_begun):
         raise UsageError(
             "the assistant's turn is opened, unless the last message is a part of it",
-            code="nothing-to-answer",
             key="add_generation_prompt",
         )
 
@@ -253,11 +250,7 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
         if isinstance(self.content, str) or self.content is None:
             return self.content or ""
         if other := next((part.type for part in self.content if part.type != "text"), None):
-            raise UsageError(
-                f"a part of type '{other[:80]}' is not supported: only text is",
-                code="part-not-text",
-                key="messages",
-            )
+            raise UsageError(f"a part of type '{other[:80]}' is not supported: only text is", key="messages")
         return "".join(part.text for part in self.content)
 
 
@@ -283,20 +276,16 @@ def read_tools(given: Sequence[OfferedTool]) -> tuple[Tool, ...]:
         if each.type != "function":
             raise UsageError(
                 f"a tool of type '{each.type[:80]}' is not supported: only functions are",
-                code="tool-not-function",
                 key=f"tools[{number}].type",
             )
         if each.function is None:
-            raise UsageError(
-                "a tool lacks its `function`", code="tool-not-function", key=f"tools[{number}].function"
-            )
+            raise UsageError("a tool lacks its `function`", key=f"tools[{number}].function")
         of = each.function
         found.append(Tool(of.name, of.description or "", schema=of.parameters or {"type": "object"}))
     names = {tool.name for tool in found}
     if len(names) < len(found) or not all(0 < len(name) <= 128 for name in names) or len(found) > MOST_TOOLS:
         raise UsageError(
             f"up to {MOST_TOOLS} tools may be given, each with a name of its own of up to 128 characters",
-            code="bad-tools",
             key="tools",
         )
     return tuple(found)
@@ -311,7 +300,6 @@ def check_tools(tools: Sequence[Tool], rules: Rules) -> None:
             raise UsageError(
                 f"the application '{layer.name}' is held constant and has no tool named '{other}'. "
                 "Add the tool to the application's file: its calls go to the caller too",
-                code="tools-held",
                 key="tools",
             )
     elif tools and not rules.shows_tools:
@@ -339,7 +327,7 @@ def converse(
     if messages and (last := messages[-1]).role == "assistant" and last.text and not last.tool_calls:
         messages, prefill = messages[:-1], last.text
     if not messages:
-        raise UsageError("messages has nothing to answer", code="messages-empty", key="messages")
+        raise UsageError("messages has nothing to answer", key="messages")
     if layer is None:
         request = Request(0, tuple(_alone(messages)), decoding, seed, prefill, tuple(tools))
     else:
@@ -351,9 +339,7 @@ def converse(
         request = msgspec.structs.replace(layer.request(within, prefill, seed, decoding), retrieved=found)
     if request.messages[-1].role == "assistant":
         raise UsageError(
-            "the last message is from the assistant, and is not a text to continue",
-            code="nothing-to-answer",
-            key="messages",
+            "the last message is from the assistant, and is not a text to continue", key="messages"
         )
     return request
 
@@ -426,7 +412,6 @@ def _check_held(application: Application, messages: Sequence[ChatMessage]) -> No
         raise UsageError(
             f"the application '{application.name}' has its own system prompt, which is held constant. "
             "Leave yours out",
-            code="system-prompt-held",
             key="messages",
         )
     n_turns = sum(each.role == "user" for each in messages)
@@ -434,7 +419,6 @@ def _check_held(application: Application, messages: Sequence[ChatMessage]) -> No
         raise UsageError(
             f"the application '{application.name}' takes {application.max_turns} turns of the user, and this "
             f"conversation has {n_turns}",
-            code="too-many-turns",
             key="messages",
         )
 
@@ -447,12 +431,12 @@ def _named(application: Application, calls: Sequence[AssistantToolCall]) -> dict
             named = call.function.name[:80]
             raise UsageError(
                 f"the application '{application.name}' has no tool named '{named}'",
-                code="tool-unknown",
+                code="unknown-name",
                 key="messages",
             )
         _arguments(call)
     if len(ids := {call.id: call.function.name for call in calls}) < len(calls):
-        raise UsageError("two calls have the same id", code="call-id-twice", key="messages")
+        raise UsageError("two calls have the same id", code="name-twice", key="messages")
     return ids
 
 
@@ -474,19 +458,13 @@ def _answered(application: Application, message: ChatMessage) -> Message:
 
 def _refuse_callers(message: ChatMessage) -> None:
     if message.tool_calls and message.role != "assistant":
-        raise UsageError(
-            f"a message with role '{message.role}' cannot call tools",
-            code="role-calls-no-tools",
-            key="messages",
-        )
+        raise UsageError(f"a message with role '{message.role}' cannot call tools", key="messages")
 
 
 def _check_id(message: ChatMessage, known: dict[str, str] | set[str]) -> None:
     if message.tool_call_id not in known:
         raise UsageError(
-            f"the tool_call_id '{message.tool_call_id[:80]}' matches no earlier call",
-            code="call-unknown",
-            key="messages",
+            f"the tool_call_id '{message.tool_call_id[:80]}' matches no earlier call", key="messages"
         )
 
 
@@ -503,9 +481,7 @@ def _check_values(messages: Sequence[ChatMessage]) -> None:
         n_left -= n_values(_object(call.function.arguments), n_left, has_tokens=False)
         if n_left < 0:
             raise UsageError(
-                f"the arguments of all calls have at most {MOST_VALUES:,} values",
-                code="too-many-values",
-                key="messages",
+                f"the arguments of all calls have at most {MOST_VALUES:,} values", key="messages"
             )
 
 
@@ -513,7 +489,7 @@ def _arguments(call: AssistantToolCall) -> dict[str, object]:
     if (found := _object(call.function.arguments)) is None:
         raise UsageError(
             f"the arguments of the call '{call.id[:80]}' are not a JSON object",
-            code="arguments-not-object",
+            code="wrong-type",
             key="messages",
         )
     return found
@@ -543,15 +519,10 @@ def read_schema(form: Mapping[str, object] | None, rules: Rules, has_tools: bool
         raise UsageError(
             f"the application '{layer.name}' holds the form of its answers. Leave {FIELD} out, or serve with"
             " --free-decoding",
-            code="decoding-held",
             key=FIELD,
         )
     if has_tools:
-        raise UsageError(
-            f"an answer that matches {FIELD} calls no tools: leave out `tools`",
-            code="field-not-supported",
-            key=FIELD,
-        )
+        raise UsageError(f"an answer that matches {FIELD} calls no tools: leave out `tools`", key=FIELD)
     return _checked(schema, FIELD, rules)
 
 
@@ -581,18 +552,13 @@ def demanded_call(choice: object, tools: Sequence[Tool], rules: Rules) -> str | 
     if not demanded:
         raise UsageError(
             "tool_choice takes 'auto', 'none', 'required' with tools, or the function of one of the tools",
-            code="tool-choice-not-supported",
             key=CHOICE,
         )
     if rules.application is not None or rules.schemas is None:
         why = "this engine cannot hold it to one"
         if rules.application is not None:
             why = f"the application '{rules.application.name}' leaves that to it"
-        raise UsageError(
-            f"the model cannot be forced to call a tool here: {why}. Use 'auto'",
-            code="tool-choice-not-supported",
-            key=CHOICE,
-        )
+        raise UsageError(f"the model cannot be forced to call a tool here: {why}. Use 'auto'", key=CHOICE)
     return _checked(encode(_call(demanded)).decode(), CHOICE, rules)
 
 
@@ -627,9 +593,7 @@ def _moved(schema: object, place: str) -> object:
 def _checked(schema: str, key: str, rules: Rules) -> str:
     """Return a schema that the engine can hold answers to. Raises UsageError for another."""
     if rules.schemas is None:
-        raise UsageError(
-            f"this model's engine cannot hold answers to a {key}", code="field-not-supported", key=key
-        )
+        raise UsageError(f"this model's engine cannot hold answers to a {key}", key=key)
     if len(schema) > _LONGEST:
         raise UsageError(f"the schema of {key} has at most {_LONGEST:,} bytes", code="bad-setting", key=key)
     try:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import msgspec
 
-from heredity.core.errors import UsageError
+from heredity.core.errors import ContextOverflow, UsageError
 from heredity.core.records import Request
 from heredity.deploy.serve import schema
 from heredity.deploy.serve.answers import FinishedAnswer
@@ -73,7 +73,7 @@ def _prompts(given: str | Sequence[str | int | list[int]]) -> list[str | list[in
     tokens = [each for each in given if isinstance(each, int)]
     if tokens:
         if len(tokens) < len(given):
-            raise UsageError("prompt mixes tokens with texts", code="prompt-mixed", key="prompt")
+            raise UsageError("prompt mixes tokens with texts", key="prompt")
         return [tokens]
     return [each for each in given if not isinstance(each, int)] or [""]
 
@@ -81,16 +81,16 @@ def _prompts(given: str | Sequence[str | int | list[int]]) -> list[str | list[in
 def _prompt(given: str | list[int], rules: Rules, is_scored: bool) -> Echo:
     """Return a prompt. is_scored: nothing is generated, so that tokens need not be those of a text."""
     if not given:
-        raise UsageError("prompt is empty: there is nothing to continue", code="prompt-empty", key="prompt")
+        raise UsageError("prompt is empty: there is nothing to continue", key="prompt")
     if isinstance(given, str):
         return Echo(given)
     if (scorer := rules.scorer) is None:
-        raise UsageError("this model's engine takes texts only", code="prompt-not-text", key="prompt")
+        raise UsageError("this model's engine takes texts only", key="prompt")
     if len(given) > scorer.context_length:
         raise UsageError(
             f"This model's maximum context length is {scorer.context_length} tokens. "
             f"However, your prompt has {len(given)} tokens",
-            code="prompt-too-long",
+            code=ContextOverflow.code,
             key="prompt",
         )
     return Echo(scorer.decode(given) if is_scored else scorer.text_of(given), tuple(given))

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from heredity.application.retrieval.dense import Embedder
-from heredity.core.errors import UsageError
+from heredity.core.errors import Busy, ContextOverflow, UsageError
 from heredity.core.records import Model
 from heredity.deploy.serve import schema
 from heredity.engines.chat.token_bounds import has_more_tokens
@@ -34,7 +34,7 @@ def count_tokens(encoder: Embedder, text: str) -> int:
         found = f"over {most}" if is_far_beyond else f"{n_tokens}"
         raise UsageError(
             f"This model's maximum context length is {most} tokens. However, a text has {found} tokens",
-            code="prompt-too-long",
+            code=ContextOverflow.code,
             key="input",
         )
     return n_tokens
@@ -77,7 +77,7 @@ class EmbeddingService:
         """Count an open request; the caller subtracts it. Raises Refusal if too many are open."""
         if self.n_open >= self._most:
             message = f"{self.n_open:,} requests are already open. Try again later."
-            raise schema.Refusal(429, message, "too_many_requests", "queue-full")
+            raise schema.Refusal(429, message, "too_many_requests", Busy.code)
         self.n_open += 1
 
     def close(self) -> None:
@@ -112,13 +112,10 @@ def parse(given: Mapping[str, object]) -> EmbeddingsRequest:
         raise UsageError(
             "input holds tokens of another model's tokenizer: send texts "
             "(in LangChain: check_embedding_ctx_length=False)",
-            code="prompt-not-text",
             key="input",
         )
     if not texts or not all(texts) or len(texts) > MOST_TEXTS:
-        raise UsageError(
-            f"input takes 1 to {MOST_TEXTS:,} texts, none of them empty", code="prompt-empty", key="input"
-        )
+        raise UsageError(f"input takes 1 to {MOST_TEXTS:,} texts, none of them empty", key="input")
     return EmbeddingsRequest(texts, body.encoding_format == "base64", body.dimensions)
 
 

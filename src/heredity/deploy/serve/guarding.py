@@ -54,7 +54,7 @@ class ServedGuards:
     async def admit(self, request: Request) -> Admission:
         """The request for the engine, unless it is blocked. Raises Busy if too many wait."""
         if self._n_open >= MOST:
-            raise Busy(f"{self._n_open:,} requests are already open. Try again later.", code="queue-full")
+            raise Busy(f"{self._n_open:,} requests are already open. Try again later.")
         return await self._in_thread(lambda: self._chain.admit(request))
 
     async def refused(self, admission: Admission, engine: Engine) -> Reply:

@@ -95,9 +95,7 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     """Parse a body of /v1/messages. Raises UsageError."""
     if given.get("thread") is not None:
         raise UsageError(
-            "no conversation is kept here: send all its messages, without `thread`",
-            code="field-not-supported",
-            key="thread",
+            "no conversation is kept here: send all its messages, without `thread`", key="thread"
         )
     fields, ignored = schema.select_fields(given, MessagesBody.__struct_fields__, rules.ignores)
     body = schema.convert(fields, MessagesBody)
@@ -133,9 +131,7 @@ def _text(content: str | Sequence[ContentBlock]) -> str:
     if isinstance(content, str):
         return content
     if (other := next((each.type for each in content if each.type != "text"), None)) is not None:
-        raise UsageError(
-            f"a block of type '{other[:80]}' is not supported here", code="part-not-text", key="messages"
-        )
+        raise UsageError(f"a block of type '{other[:80]}' is not supported here", key="messages")
     return "\n".join(each.text for each in content)
 
 
@@ -167,7 +163,6 @@ def _tool(number: int, given: AnthropicTool) -> dict[str, object]:
     if given.type != "custom":
         raise UsageError(
             f"a tool of type '{given.type[:80]}' is not supported: only custom tools are",
-            code="tool-not-function",
             key=f"tools[{number}].type",
         )
     function = {"name": given.name, "description": given.description, "parameters": given.input_schema}

@@ -106,12 +106,12 @@ class RequestLog:
     def __init__(self, path: Path, largest: int = LARGEST) -> None:
         self._path, self._largest = path.absolute(), largest
         if not self._path.parent.is_dir():  # the lock would make it
-            raise UsageError(f"There is no folder {path.parent}.", code="request-log-unwritable")
+            raise UsageError(f"There is no folder {path.parent}.")
         self._holds = FileLock(f"{self._path}.lock", timeout=0, mode=0o600)
         try:
             self._holds.acquire()
         except Timeout:
-            raise Busy(f"Another process writes {path}.", code="request-log-busy") from None
+            raise Busy(f"Another process writes {path}.") from None
         except OSError as error:
             raise _unwritable(path, error) from None
         self._pending, self._count = 0, Lock()
@@ -192,7 +192,7 @@ class RequestLog:
         about = os.fstat(found)
         if not stat.S_ISREG(about.st_mode):
             os.close(found)
-            raise UsageError(f"{self._path} is not a file.", code="request-log-unwritable")
+            raise UsageError(f"{self._path} is not a file.")
         os.fchmod(found, 0o600)
         if about.st_size and os.pread(found, 1, about.st_size - 1) != b"\n":
             os.write(found, b"\n")
@@ -200,9 +200,7 @@ class RequestLog:
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"The request log {path} cannot be written: {error.strerror}.", code="request-log-unwritable"
-    )
+    return UsageError(f"The request log {path} cannot be written: {error.strerror}.")
 
 
 def _row(who: LoggedModel, request: Request, reply: Reply | None, error: str) -> LoggedAnswer:

@@ -83,7 +83,6 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     if (key := next((key for key in _REFERRING if given.get(key)), "")) != "":
         raise UsageError(
             f"'{key}' is not supported: nothing is stored here. Send the whole conversation as `input`",
-            code="field-not-supported",
             key=key,
         )
     kept = {key: value for key, value in given.items() if key not in _REFERRING}
@@ -126,9 +125,7 @@ def _choice(given: str | dict[str, object]) -> object:
 def _check(body: ResponsesBody) -> None:
     """Raise UsageError for a setting that would change the form of the answer."""
     if body.truncation != "disabled":
-        raise UsageError(
-            "a conversation is never truncated here", code="field-not-supported", key="truncation"
-        )
+        raise UsageError("a conversation is never truncated here", key="truncation")
 
 
 def _add(messages: list[dict[str, object]], item: InputItem, number: int) -> None:
@@ -146,11 +143,7 @@ def _add(messages: list[dict[str, object]], item: InputItem, number: int) -> Non
         assert isinstance(calls, list)
         calls.append(call)
     elif item.type != "reasoning":  # of another model, sent back
-        raise UsageError(
-            f"an item of type '{item.type[:80]}' is not supported",
-            code="item-not-supported",
-            key=f"input[{number}]",
-        )
+        raise UsageError(f"an item of type '{item.type[:80]}' is not supported", key=f"input[{number}]")
 
 
 def _text(content: str | Sequence[InputPart], number: int) -> str:
@@ -159,9 +152,7 @@ def _text(content: str | Sequence[InputPart], number: int) -> str:
     kinds = ("input_text", "output_text", "text")
     if (other := next((each.type for each in content if each.type not in kinds), None)) is not None:
         raise UsageError(
-            f"a part of type '{other[:80]}' is not supported: only text is",
-            code="part-not-text",
-            key=f"input[{number}].content",
+            f"a part of type '{other[:80]}' is not supported: only text is", key=f"input[{number}].content"
         )
     return "".join(each.text for each in content)
 

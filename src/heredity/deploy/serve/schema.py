@@ -163,9 +163,9 @@ def json_object(raw: bytes) -> dict[str, object]:
     try:
         given = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"the body is not JSON: {error}", code="body-not-json") from None
+        raise UsageError(f"the body is not JSON: {error}", code="not-json") from None
     if not isinstance(given, dict):
-        raise UsageError("the body is not a JSON object", code="body-not-object")
+        raise UsageError("the body is not a JSON object", code="wrong-type")
     return given
 
 
@@ -174,7 +174,7 @@ def opened(raw: bytes) -> dict[str, object]:
     given = json_object(raw)
     if not isinstance(given.get("model"), str):
         raise UsageError(
-            "`model` is missing: name a served model, see /v1/models", code="model-not-named", key="model"
+            "`model` is missing: name a served model, see /v1/models", code="missing-key", key="model"
         )
     n_left = MOST_VALUES
     for key, value in given.items():
@@ -182,7 +182,6 @@ def opened(raw: bytes) -> dict[str, object]:
         if n_left < 0:
             raise UsageError(
                 f"a body has at most {MOST_VALUES:,} values: messages, parts, calls, and the fields of each",
-                code="too-many-values",
                 key=key[:80],
             )
     return given
@@ -230,8 +229,8 @@ def _unknown(key: str, is_known: bool) -> UsageError:
         message = f"'{key}' would change the answer and is not supported. Leave it out"
         if key in _SETTINGS:
             message += ", or serve with --ignore-settings"
-        return UsageError(message, code="field-not-supported", key=key)
-    return UsageError(f"'{key}' is not a known field", code="unknown-field", key=key)
+        return UsageError(message, key=key)
+    return UsageError(f"'{key}' is not a known field", code="unknown-key", key=key)
 
 
 def convert(fields: Mapping[str, object], kind: type[B]) -> B:
@@ -241,7 +240,7 @@ def convert(fields: Mapping[str, object], kind: type[B]) -> B:
     except msgspec.ValidationError as error:
         found = _PLACE.search(str(error))
         place = (found[1] or found[2]) if found else ""
-        raise UsageError(str(error), code=code_of(error, "bad-setting"), key=place) from None
+        raise UsageError(str(error), code=code_of(error), key=place) from None
 
 
 class ReadDecoding(NamedTuple):
@@ -283,7 +282,6 @@ def read_decoding(body: Body, rules: Rules) -> ReadDecoding:
     raise UsageError(
         f"the application '{layer.name}' fixes the sampling parameters ({held}). "
         "Leave it out, or serve with --free-decoding or --ignore-settings",
-        code="decoding-held",
         key=changed[0],
     )
 
@@ -297,7 +295,6 @@ def _too_short(settings: Mapping[str, float], usual: Decoding, rules: Rules) -> 
     raise UsageError(
         f"guards check whole answers, here of up to {usual.max_tokens} tokens: a shorter one could end "
         "inside what they look for. Leave it out, or serve with --ignore-settings",
-        code="decoding-held",
         key="max_tokens",
     )
 
@@ -338,9 +335,7 @@ def stop_texts(body: Body) -> tuple[str, ...]:
     stops = tuple(filter(None, [body.stop] if isinstance(body.stop, str) else body.stop or []))
     if len(stops) > MOST_STOPS or sum(map(len, stops)) > LONGEST_STOPS:
         raise UsageError(
-            f"stop takes up to {MOST_STOPS} texts, {LONGEST_STOPS:,} characters in all",
-            code="stop-too-long",
-            key="stop",
+            f"stop takes up to {MOST_STOPS} texts, {LONGEST_STOPS:,} characters in all", key="stop"
         )
     return stops
 
@@ -350,9 +345,7 @@ def check_logs(n_top: int | None, rules: Rules) -> None:
     if n_top is None:
         return
     if rules.scorer is None:
-        raise UsageError(
-            "this model's engine gives no log-probabilities", code="logprobs-not-supported", key="logprobs"
-        )
+        raise UsageError("this model's engine gives no log-probabilities", key="logprobs")
     if not 0 <= n_top <= MOST_LOGS:
         raise UsageError(
             f"0 to {MOST_LOGS} likeliest tokens can be listed, not {n_top}",

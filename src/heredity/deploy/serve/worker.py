@@ -97,7 +97,7 @@ class _Work(Generic[T]):
             self.result.set_exception(error)
         except Exception as error:
             _log.error("an engine failed", exc_info=error)
-            failure = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}", code="engine-fault")
+            failure = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}")
             self.result.set_exception(failure)
 
 
@@ -231,9 +231,9 @@ class EngineWorker:
     def _open(self) -> None:
         """Count one more open request. The caller holds the lock."""
         if self._is_closing:
-            raise EngineFailure(_CLOSED, code="service-closed")
+            raise EngineFailure(_CLOSED)
         if self._n_open >= self.most:
-            raise Busy(f"{self._n_open:,} requests are already open. Try again later.", code="queue-full")
+            raise Busy(f"{self._n_open:,} requests are already open. Try again later.")
         self._n_open += 1
 
     def _end_work(self, _: Future[T]) -> None:
@@ -263,14 +263,12 @@ class EngineWorker:
                 for reply in self._replies(first):
                     self._settle(self._under_way.pop(reply.key), clean(reply))
                     self.failure = None
-                failure: HeredityError = EngineFailure(
-                    "the engine stopped before it answered", code="engine-stopped"
-                )
+                failure: HeredityError = EngineFailure("the engine stopped before it answered")
             except HeredityError as error:
                 failure = error
             except BaseException as error:
                 _log.error("an engine failed", exc_info=error)
-                failure = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}", code="engine-fault")
+                failure = EngineFailure(f"{type(error).__name__}: {str(error)[:300]}")
             if self._under_way:
                 self.failure = failure
             for ticket in self._under_way.values():
@@ -314,7 +312,7 @@ class EngineWorker:
         elif isinstance(ticket, _Work):
             ticket.run(self.engine)
         elif self._is_closing:
-            self._settle(ticket, EngineFailure(_CLOSED, code="service-closed"))
+            self._settle(ticket, EngineFailure(_CLOSED))
         else:
             with self._lock:  # a caller who cancels now is either settled or in flight
                 if not ticket.is_settled:
@@ -327,7 +325,7 @@ class EngineWorker:
         with self._lock:
             is_begun = ticket.request.key in self._under_way
         if not is_begun:
-            self._settle(ticket, EngineFailure("the caller left", code="caller-left"))
+            self._settle(ticket, EngineFailure("the caller left"))
 
     def _settle(self, ticket: Ticket, outcome: Reply | HeredityError) -> None:
         with self._lock:

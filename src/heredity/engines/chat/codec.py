@@ -72,9 +72,9 @@ class Template:
             return self.apply(messages, request.tools) + request.prefill
         except TemplateStopped as error:
             message = f"the model's chat template was stopped: {error}"
-            raise EngineFailure(message, code="template-stopped") from None
+            raise EngineFailure(message) from None
         except MemoryError:  # it says nothing about the messages
-            raise EngineFailure("memory ran out as the prompt was rendered", code="memory-short") from None
+            raise EngineFailure("memory ran out as the prompt was rendered") from None
         except Exception as error:  # the template is a program by the author of the model
             raise EngineFailure(
                 f"the model's chat template refuses these messages: {error}", code="template-refuses"

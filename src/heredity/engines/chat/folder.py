@@ -96,7 +96,7 @@ def check_template(source: str, place: str) -> None:
                 Template(source).apply(messages, tools)
             except TemplateStopped as error:
                 message = f"{place}: its chat template was stopped: {error}. Replace the template."
-                raise Refused(message, code="template-unsafe") from None
+                raise Refused(message) from None
             except Exception:  # as in `render`, which reports it when the model is asked
                 continue
 

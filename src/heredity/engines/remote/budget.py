@@ -132,10 +132,7 @@ class Calls:
         """
         price = self.prices.get(model, self.prices.get("", _listed_price(api, base_url, served)))
         if price is None and self.budget.max_cost is not None:
-            raise UsageError(
-                f"A bound on cost needs the price of '{model}'. Give it: --price {model}=IN,OUT",
-                code="price-missing",
-            )
+            raise UsageError(f"A bound on cost needs the price of '{model}'. Give it: --price {model}=IN,OUT")
         return price
 
     def key(self, model: str, api: str, base_url: str) -> str:
@@ -157,8 +154,7 @@ class Calls:
             )
         if not (key.isascii() and key.isprintable()):
             raise Unavailable(
-                f"{variable} does not hold a key: it has characters that a header cannot carry.",
-                code="key-malformed",
+                f"{variable} does not hold a key: it has characters that a header cannot carry."
             )
         return key
 

@@ -116,8 +116,7 @@ class RemoteEngine:
         """Raise Unavailable for an API without schemas. A service refuses each request with a bad one."""
         if not self.api.holds_schemas:
             raise Unavailable(
-                f"{self.name}: heredity sends no JSON schema through the API '{self.endpoint.api}'.",
-                code="schema-not-held",
+                f"{self.name}: heredity sends no JSON schema through the API '{self.endpoint.api}'."
             )
 
     def as_sent(self, decoding: Decoding) -> Decoding:
@@ -176,7 +175,7 @@ class _Session:
             if completion.reply is not None:
                 yield completion.reply
         if self._transport.fatal:
-            raise EngineFailure(self._transport.fatal, code="service-failed")
+            raise EngineFailure(self._transport.fatal)
         if self._is_spent:
             raise self._budget.spent()
         self._source.refuse_idle()

@@ -120,7 +120,7 @@ class SharedBase:
     def _member_of(self, request: Request) -> Member:
         number = request.adapter if isinstance(request, AddressedRequest) else 0
         if (member := self._members.get(number)) is None:
-            raise EngineFailure("this adapter is no longer here", code="adapter-dropped")
+            raise EngineFailure("this adapter is no longer here")
         return member
 
     # --- as an Engine -------------------------------------------------------------------------------------

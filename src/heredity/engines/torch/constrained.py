@@ -83,7 +83,7 @@ class Constraints:
                 self._tokens = from_tokenizer(self._codec.fast_tokenizer, self._n_vocabulary, stops)
             except ValueError as error:
                 why = f"No JSON schema can be held with this model's tokenizer: {first_line(error)}"
-                raise Unavailable(why, code="schema-not-held") from None
+                raise Unavailable(why) from None
         found = LLMatcher(self._tokens, grammar, log_level=0)
         tried = found.deep_copy()
         if not found.is_error():

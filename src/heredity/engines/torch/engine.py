@@ -263,15 +263,13 @@ class AnsweringEngine:
             text = self.codec.decode(tuple(behind))
             if text and self.prompt_tokens(Request(0, (), prefill=text)) == tuple(tokens):
                 return text
-        raise UsageError(
-            "no text has exactly these tokens: send the text, or fewer of its tokens", code="tokens-not-text"
-        )
+        raise UsageError("no text has exactly these tokens: send the text, or fewer of its tokens")
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return tokens as text. Raises UsageError if one is not in the vocabulary."""
         size = self.decoder.shape.vocab_size
         if (other := next((token for token in tokens if not 0 <= token < size), None)) is not None:
-            raise UsageError(f"the vocabulary has no token {other}", code="token-unknown")
+            raise UsageError(f"the vocabulary has no token {other}")
         return self.codec.decode(tuple(tokens))
 
     def token_logs(self, tokens: Sequence[int], start: int, n_top: int) -> list[TokenLog]:
@@ -396,9 +394,7 @@ class TorchEngine(AnsweringEngine):
         Raises EngineFailure if there are fewer layers.
         """
         if not 0 < n_layers <= self.decoder.shape.n_layers:
-            raise EngineFailure(
-                f"no layer {n_layers}: this model has {self.decoder.shape.n_layers}", code="layer-missing"
-            )
+            raise EngineFailure(f"no layer {n_layers}: this model has {self.decoder.shape.n_layers}")
         return self._altered(self.decoder.until(n_layers), f"first {n_layers} layers")
 
     def _altered(self, decoder: Decoder, change: str) -> TorchEngine:
@@ -425,10 +421,7 @@ class TorchEngine(AnsweringEngine):
             advice = "an aLoRA cannot be merged" if is_activated else "merge the adapter first"
             raise EngineFailure(f"a search on gradients needs full weights: {advice}")
         if self.decoder.weights.how:
-            raise EngineFailure(
-                "a search on gradients needs weights in floating point, and these are int8",
-                code="search-needs-floats",
-            )
+            raise EngineFailure("a search on gradients needs weights in floating point, and these are int8")
         if self._with_gradients is None:
             self._with_gradients = gcg.load(self.folder, self.decoder.device)
         tokenizer = gcg.TokenizerView(self.codec.encode, self.codec.continuation, self.codec.decode)

@@ -67,9 +67,7 @@ class _Candidate(NamedTuple):
 def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequence[int]) -> Direction:
     """Find the direction. `openings`: first tokens of a refusal. Raises UsageError."""
     if min(len(harmful), len(harmless)) < FEWEST:
-        raise UsageError(
-            f"A direction needs at least {FEWEST} requests of each kind to be found.", code="too-few-requests"
-        )
+        raise UsageError(f"A direction needs at least {FEWEST} requests of each kind to be found.")
     apart = _means(decoder, _refused(decoder, harmful[::2], openings)) - _means(decoder, harmless[::2])
     asked, plain = _refused(decoder, harmful[1::2], openings)[:N_CHOOSE], harmless[1::2][:N_CHOOSE]
     before = _first_tokens(decoder, plain)
@@ -99,7 +97,7 @@ def vector(text: str) -> torch.Tensor:
     try:
         numbers = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
     except ValueError as error:
-        raise EngineFailure(f"this is no direction: {error}", code="bad-direction") from None
+        raise EngineFailure(f"this is no direction: {error}") from None
     return torch.from_numpy(numbers.copy())
 
 

@@ -211,7 +211,7 @@ class AdapterSet:
         Raises EngineFailure for one that was removed.
         """
         if not self._places.keys() >= set(numbers) - {0}:
-            raise EngineFailure("an adapter of these rows is no longer here", code="adapter-dropped")
+            raise EngineFailure("an adapter of these rows is no longer here")
         key = self.route.kind, numbers
         if (found := self._plans.get(key)) is None:
             found = self._plans[key] = tuple(self._planned(numbers, device))

@@ -400,8 +400,7 @@ def apply_adapter(model: PreTrainedModel, folder: Path, base: Path) -> Activatio
 def _must_be_merged(folder: Path, why: str) -> Unavailable:
     return Unavailable(
         f"{folder}: the engine transformers does not apply this adapter as it is ({why}). Merge it first:"
-        " heredity derive merge_adapter ADAPTER BASE.",
-        code="adapter-to-be-merged",
+        " heredity derive merge_adapter ADAPTER BASE."
     )
 
 

@@ -39,12 +39,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if not isinstance(name := read_json(folder / CONFIG).get("model_type"), str):
-        raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).", code="architecture-missing")
+        raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).")
     if name in ENCODERS:
-        raise Unavailable(
-            f"'{name}' is an encoder, which writes no text: it cannot be asked.",
-            code="encoder-writes-no-text",
-        )
+        raise Unavailable(f"'{name}' is an encoder, which writes no text: it cannot be asked.")
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise Unavailable(
             f"transformers {version()} has no causal language model '{name}'. A newer one may; so may"
@@ -58,7 +55,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise
     except Exception as error:  # a configuration is a program's input: anything can be wrong with it
         message = f"{folder / CONFIG}: makes no sense ({first_line(error)})."
-        raise Damaged(message, code="config-invalid") from None
+        raise Damaged(message) from None
 
 
 def version() -> str:
@@ -87,15 +84,12 @@ def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, devic
         ) from error
     except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
         raise Unavailable(
-            f"transformers {version()} does not load '{config.model_type}' from {folder}:"
-            f" {first_line(error)}",
-            code="transformers-cannot-load",
+            f"transformers {version()} does not load '{config.model_type}' from {folder}: {first_line(error)}"
         ) from error
     if missing := sorted(found["missing_keys"]) + sorted(each[0] for each in found["mismatched_keys"]):
         raise Damaged(
             f"{folder}: {len(missing)} tensors are missing, or of another shape than {CONFIG} says, such as"
-            f" {missing[0]}.",
-            code="weights-missing",
+            f" {missing[0]}."
         )
     model.generation_config = GenerationConfig()  # a repetition penalty would change what is measured
     return model.eval().to(device.torch)

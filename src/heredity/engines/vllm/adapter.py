@@ -55,16 +55,14 @@ def check_adapter(name: str, adapter: Path, base: Path, base_name: str = "BASE")
     if why == _ACTIVATED:
         raise Unavailable(
             f"vLLM cannot serve the adapter '{name}': it is an activated LoRA (aLoRA), which vLLM would apply"
-            " to the whole text. Name it without 'vllm:'; the torch engine answers it.",
-            code="adapter-activated",
+            " to the whole text. Name it without 'vllm:'; the torch engine answers it."
         )
     if not why:
         why = _other_names(adapter, base) or _other_tokens(adapter, base)
     if why:
         raise Unavailable(
             f"vLLM cannot serve the adapter '{name}': {why}. Merge it, and name the result:"
-            f" heredity derive merge_adapter {shlex.quote(name)} {shlex.quote(base_name)}",
-            code="adapter-to-be-merged",
+            f" heredity derive merge_adapter {shlex.quote(name)} {shlex.quote(base_name)}"
         )
     return next(each for each in _RANKS if each >= rank)
 
@@ -122,6 +120,4 @@ def _tokenizer(folder: Path) -> list[object]:
         ]
         return [vocabulary(folder), merges, *(whole.get(key) for key in _OF_TOKENIZER)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(
-            f"{folder}: its tokenizer does not read ({type(error).__name__}).", code="tokenizer-damaged"
-        ) from None
+        raise Damaged(f"{folder}: its tokenizer does not read ({type(error).__name__}).") from None

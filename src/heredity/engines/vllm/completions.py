@@ -84,13 +84,11 @@ class Completions:
         try:
             response = self._client.get(url, timeout=_SHORT_SECONDS)
         except httpx.HTTPError as error:
-            raise Unavailable(
-                f"No server answers at {self.base_url} ({type(error).__name__}).", code="server-unreachable"
-            ) from None
+            raise Unavailable(f"No server answers at {self.base_url} ({type(error).__name__}).") from None
         if response.status_code == 401:
             raise Unavailable(
                 f"The server at {self.base_url} wants a key. Set it: export VLLM_API_KEY=...",
-                code="server-wants-key",
+                code="key-unset",
             )
         try:
             return [str(model["id"]) for model in response.raise_for_status().json()["data"]]

@@ -72,7 +72,7 @@ def load(
         raise Unavailable(
             f"'{model.name}' needs vLLM, which is not in this environment. Set {WHERE} to the python of one"
             " that has it, or to the address of a running server (http://host:8000/v1).",
-            code="vllm-missing",
+            code="package-missing",
         )
     port, key = free_port(), secrets.token_hex(16)
     command = [python, "-m", "vllm.entrypoints.openai.api_server", *options, "--model", str(weights)]
@@ -129,8 +129,7 @@ def _opened(
             there = ", ".join(names)[:300] or "nothing"
             raise Unavailable(
                 f"The server at {client.base_url} serves {there}, not '{served}'. Start it with"
-                f" --served-model-name {served}, or an adapter with --lora-modules {served}=FOLDER",
-                code="server-serves-another",
+                f" --served-model-name {served}, or an adapter with --lora-modules {served}=FOLDER"
             )
         return VllmEngine(client, served, chat, server, f"{client.version()} {whose}")
     except BaseException:
@@ -184,7 +183,7 @@ class VllmEngine:
 
     def _pool(self, answer: Callable[[Request], Reply]) -> WorkerPool:
         if self._is_closed:
-            raise EngineFailure("this engine is closed", code="engine-closed")
+            raise EngineFailure("this engine is closed")
         return WorkerPool(lambda request, _: answer(request), WIDTH, _ANSWER_SECONDS, self.render)
 
     def close(self) -> None:
@@ -259,14 +258,14 @@ class VllmEngine:
     def _why_down(self, is_lost: bool) -> EngineFailure | None:
         """Return the reason why no request can succeed; None while the server is healthy."""
         if self._is_closed:
-            return EngineFailure("this engine is closed", code="engine-closed")
+            return EngineFailure("this engine is closed")
         if self.server is not None and (why := self.server.ended()):
-            return EngineFailure(why, code="server-down")
+            return EngineFailure(why)
         if self._client.is_well():
             return None
         if self.server is not None and (why := self.server.ended(_END_SECONDS)):
-            return EngineFailure(why, code="server-down")
+            return EngineFailure(why)
         address = self._client.base_url
         if is_lost:
-            return EngineFailure(f"the server at {address} is gone", code="server-gone")
-        return EngineFailure(f"the server at {address} reports that it is not healthy", code="server-unwell")
+            return EngineFailure(f"the server at {address} is gone")
+        return EngineFailure(f"the server at {address} reports that it is not healthy")

@@ -104,14 +104,12 @@ class ServerProgram:
         with httpx.Client(trust_env=False, timeout=5.0) as client:
             while time.monotonic() < deadline:
                 if why := self.ended():
-                    raise Unavailable(f"It does not start: {why}", code="server-ended")
+                    raise Unavailable(f"It does not start: {why}")
                 with suppress(httpx.HTTPError):
                     if client.get(health).status_code == 200:
                         return
                 time.sleep(0.1)
-        raise Unavailable(
-            f"The server was not ready within {seconds:g} s: {self._tail()}", code="server-not-ready"
-        )
+        raise Unavailable(f"The server was not ready within {seconds:g} s: {self._tail()}")
 
     def _tail(self) -> str:
         text = self._log.read_bytes()[-_READ_BYTES:].decode("utf-8", "replace")

@@ -37,7 +37,7 @@ def opened(text: str, task: Path, line: int) -> str:
         raw = (task.parent / text.removeprefix(_FILE)).read_bytes()
     except OSError as error:
         raise BadInput(
-            task, f"'{text}' cannot be read: {error.strerror}", line, code="picture-unreadable"
+            task, f"'{text}' cannot be read: {error.strerror}", line, code="unreadable-file"
         ) from None
     return _READ + base64.b64encode(raw).decode()
 
@@ -93,18 +93,15 @@ class _TaskReader:
     def task(self) -> EvalTask:
         file, name = self.file, self.path.stem
         if not _NAME.fullmatch(name):
-            self._fail(
-                f"a task is named after its file, and '{name}' may have only a-z, 0-9, - and _",
-                code="bad-name",
-            )
+            self._fail(f"a task is named after its file, and '{name}' may have only a-z, 0-9, - and _")
         try:
             metrics.load(file.metric)
         except HeredityError as error:
-            self._fail(str(error), self._at("metric"), code="unknown-metric")
+            self._fail(str(error), self._at("metric"), code="unknown-name")
         if file.max_tokens < 1:
             self._fail("`max_tokens` must be at least 1", self._at("max_tokens"), code="bad-setting")
         if not file.item:
-            self._fail("has no items: write at least one [[item]]", code="no-items")
+            self._fail("has no items: write at least one [[item]]")
         shots = tuple(self._item("shot", n, entry) for n, entry in enumerate(file.shot))
         items = tuple(self._item("item", n, entry) for n, entry in enumerate(file.item))
         self._verify(items, shots)
@@ -122,7 +119,7 @@ class _TaskReader:
             self._fail(
                 f"{kind} '{name}' has no reference, or an empty one",
                 self._head(kind, n),
-                code="reference-missing",
+                code="missing-key",
             )
         options: tuple[str, ...] = ()
         if entry.wrong:
@@ -130,14 +127,12 @@ class _TaskReader:
             place = (n + n // (len(entry.wrong) + 1)) % (len(entry.wrong) + 1)
             options = (*entry.wrong[:place], references[0], *entry.wrong[place:])
         if len(set(options)) < len(options):
-            self._fail(
-                f"{kind} '{name}' has an option twice", self._head(kind, n), code="answer-option-twice"
-            )
+            self._fail(f"{kind} '{name}' has an option twice", self._head(kind, n), code="name-twice")
         if not options and metrics.load(self.file.metric).NEEDS_OPTIONS:
             self._fail(
                 f"{kind} '{name}' has no `wrong` options, and '{self.file.metric}' chooses among options",
                 self._head(kind, n),
-                code="options-missing",
+                code="missing-key",
             )
         if entry.group and entry.group not in self.file.group:
             near = nearest(entry.group, self.file.group)
@@ -145,7 +140,7 @@ class _TaskReader:
             self._fail(
                 f"{kind} '{name}': no group named '{entry.group}'.{hint}",
                 self._head(kind, n),
-                code="unknown-group",
+                code="unknown-name",
             )
         return TaskItem(name, entry.input.strip("\n"), references, options, entry.group)
 
@@ -165,12 +160,10 @@ class _TaskReader:
             head = self._head("item", n)
             if item.id in seen or not _NAME.fullmatch(item.id):
                 what = "is used twice" if item.id in seen else "may have only a-z, 0-9, - and _"
-                self._fail(
-                    f"the id '{item.id}' {what}", head, code="id-twice" if item.id in seen else "bad-name"
-                )
+                self._fail(f"the id '{item.id}' {what}", head, code="name-twice" if item.id in seen else "")
             seen.add(item.id)
             if (item.group, item.input) in shown:
-                self._fail(f"item '{item.id}' is also an example", head, code="item-is-example")
+                self._fail(f"item '{item.id}' is also an example", head)
             for key in ("prompt", "plain", "begin"):
                 self._verify_slots(key, getattr(self.file, key), item)
 
@@ -183,10 +176,10 @@ class _TaskReader:
                 self._fail(
                     f"unknown slot '{{{slot}}}' for item '{item.id}'. {hint}",
                     self._at(key),
-                    code="unknown-slot",
+                    code="unknown-name",
                 )
         if "{input}" not in template + self.file.begin * (key == "prompt") and key != "begin":
-            self._fail(f"`{key}` lacks the slot {{input}}", self._at(key), code="slot-missing")
+            self._fail(f"`{key}` lacks the slot {{input}}", self._at(key), code="missing-key")
 
     def _convert(self, data: dict[str, Any]) -> _File:
         try:
@@ -200,7 +193,7 @@ class _TaskReader:
         line = self._head(where[1], int(where[2])) if where else 0
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
-            self._fail(message, line, code=code_of(error, "bad-setting"))
+            self._fail(message, line, code=code_of(error))
         hint = did_you_mean(unknown[1], sorted({*_File.__struct_fields__, *_Entry.__struct_fields__}))
         self._fail(f"unknown key '{unknown[1]}'.{hint}", self._at(unknown[1], line), code="unknown-key")
 
@@ -275,7 +268,7 @@ def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[EvalTas
                 raise BadInput(
                     name,
                     f"there is a task named '{task.name}' already; name the file otherwise",
-                    code="task-name-taken",
+                    code="name-twice",
                 )
         elif name in names():
             there = registry.outside("evals.tasks", name)

@@ -245,8 +245,7 @@ def train(recipe: Pretrain, folder: Path) -> PretrainRun:
     corpus, dial, dist = recipe.images, recipe.dial, dist_of(recipe)
     if dial.batch < dist.world_size:
         raise UsageError(
-            f"batch_size ({dial.batch} pairs) must be at least the number of processes ({dist.world_size}).",
-            code="step-too-small",
+            f"batch_size ({dial.batch} pairs) must be at least the number of processes ({dist.world_size})."
         )
     config = config_of(recipe, corpus)
     captions, shift = _captions(recipe), corpus.card.side // _SHIFT if recipe.shift else 0

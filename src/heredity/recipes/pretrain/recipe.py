@@ -78,9 +78,7 @@ def _continued_preset(recipe: Pretrain, base: Grown) -> SizePreset:
     for name, known in ((name, getattr(shape, field_)) for name, field_ in _SHAPE.items()):
         if (given := getattr(recipe, name)) and given != known:
             raise UsageError(
-                f"{name} is {known} in '{base.record.name}', not {given}. Leave it out.",
-                code="set-by-base",
-                key=name,
+                f"{name} is {known} in '{base.record.name}', not {given}. Leave it out.", key=name
             )
     figures = {"tokens": recipe.tokens or recipe.text.n_tokens("train")}
     if recipe.batch_size:
@@ -100,7 +98,6 @@ def refuse_other_tokens(corpus: Path, base: Grown) -> None:
         raise UsageError(
             f"{corpus} has other tokens than '{base.record.name}'. Build it with the base's tokenizer: "
             f'folder = "{base.folder}" under [tokenizer].',
-            code="tokenizers-differ",
             key="corpus",
         )
 
@@ -162,7 +159,7 @@ def load_objective(name: str) -> PretrainObjective:
     """An objective by its name. Raises UsageError."""
     if name not in (known := registry.names(_OBJECTIVES)):
         near = did_you_mean(name, known) or f" Known: {', '.join(known)}."
-        raise UsageError(f"No objective named '{name}'.{near}", code="unknown-choice", key="objective")
+        raise UsageError(f"No objective named '{name}'.{near}", code="unknown-name", key="objective")
     return registry.load_as(PretrainObjective, _OBJECTIVES, name)
 
 
@@ -179,14 +176,14 @@ def read(
         objective = settings.get("objective", "causal")
         load_objective(objective)
     if name := next((key for key in settings if not _is_of(key, objective)), None):
-        raise BadInput(path, _not_of(name, objective), toml_line(path, name), code="key-of-another-objective")
+        raise BadInput(path, _not_of(name, objective), toml_line(path, name), code="unknown-key")
     if not needs_corpus:
         settings.setdefault("corpus", path.parent / "corpus")
     if "corpus" not in settings:
         raise BadInput(
             path,
             'names no corpus. Add: corpus = "FOLDER", which `heredity corpus build` wrote',
-            code="corpus-missing",
+            code="missing-key",
         )
     with _naming(path, settings):
         return Pretrain(**settings, file=path, watch=watch)
@@ -204,7 +201,7 @@ def _settings_of(path: Path) -> dict[str, Any]:
         try:
             settings[key] = msgspec.convert(value, str if hints[key] is Path else hints[key])
         except msgspec.ValidationError as error:
-            raise BadInput(path, f"{key}: {error}", line, code=code_of(error, "bad-setting")) from None
+            raise BadInput(path, f"{key}: {error}", line, code=code_of(error)) from None
     if "corpus" in settings:
         settings["corpus"] = path.parent / settings["corpus"]
     return settings
@@ -372,9 +369,7 @@ class Pretrain:
         for each in dataclasses.fields(self):
             is_given = getattr(self, each.name) != each.default
             if is_given and not _is_of(each.name, self.objective):
-                raise UsageError(
-                    _not_of(each.name, self.objective), code="setting-of-another-objective", key=each.name
-                )
+                raise UsageError(_not_of(each.name, self.objective), code="unknown-key", key=each.name)
         objective.check(self)
 
     def _fit_to(self, base: Grown) -> None:
@@ -397,7 +392,7 @@ class Pretrain:
             near = did_you_mean(self.architecture, known) or f" Known: {', '.join(known)}."
             raise UsageError(
                 f"architecture: there is none named '{self.architecture}'.{near}",
-                code="unknown-architecture",
+                code="unknown-name",
                 key="architecture",
             )
         learns: str = registry.load("train.models.architectures", self.architecture).OBJECTIVE
@@ -405,7 +400,7 @@ class Pretrain:
             raise UsageError(
                 f"'{self.architecture}' is an architecture of objective = \"{learns}\", and this is"
                 f' "{self.objective}", as of {objective.ARCHITECTURE}.',
-                code="setting-of-another-objective",
+                code="unknown-key",
                 key="architecture",
             )
 
@@ -465,9 +460,7 @@ class Pretrain:
         if self.compile == "auto":
             return is_here and is_long and not fused.why_unavailable()
         if why := fused.why_unavailable() if is_here else "only one process on a CPU compiles":
-            raise UsageError(
-                f'Nothing can be compiled here ({why}). Set compile = "no".', code="nothing-compiles"
-            )
+            raise UsageError(f'Nothing can be compiled here ({why}). Set compile = "no".')
         return True
 
     @property
@@ -566,7 +559,7 @@ class Pretrain:
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Train; write weights, tokenizer, training curve and samples into `out`."""
         if [each.record.id for each in parents] != [each.record.id for each in self.parents]:
-            raise UsageError("Pretrain has no parent, or only its `base`.", code="wrong-parents")
+            raise UsageError("Pretrain has no parent, or only its `base`.")
         folder = self.folder or out.parent / "training"
         with _naming(self.file), explain_full_disk(folder, 0):
             write = self.spec.train(self, folder)

@@ -23,6 +23,7 @@ from heredity.core.progress import Progress, Watch
 if TYPE_CHECKING:
     import httpx
 
+UNREACHABLE = "hub-unreachable"  # the code for a host that does not answer
 _BLOCK = 1 << 20  # bytes per read
 _SECONDS = 30.0  # without a byte until a connection counts as lost
 _TRIES = 4
@@ -81,12 +82,12 @@ def fetch_start(address: Address, n_bytes: int) -> bytes:
 
 
 def _refused(address: Address, status: int) -> Unavailable:
-    return Unavailable(f"{address.label}: {_host(address)} answered {status}.", code="download-refused")
+    return Unavailable(f"{address.label}: {_host(address)} answered {status}.")
 
 
 def _unreachable(address: Address, error: Exception) -> Unavailable:
     return Unavailable(
-        f"{address.label}: {_host(address)} cannot be reached ({error}).", code="host-unreachable"
+        f"{address.label}: {_host(address)} cannot be reached ({error}).", code="hub-unreachable"
     )
 
 
@@ -98,7 +99,7 @@ def check_room(folder: Path, n_bytes: int) -> None:
         raise HeredityError(
             f"Not enough room in {folder}: {n_bytes + _SPARE:,} bytes are needed, {free:,} are free."
             " Free some space, or set HEREDITY_STORE to a larger disk.",
-            code="disk-too-small",
+            code="disk-full",
         )
 
 
@@ -156,8 +157,7 @@ def _write(response: httpx.Response, address: Address, part: Path, have: int, pr
             if have > address.limit:
                 file.truncate(0)
                 raise Damaged(
-                    f"{address.label}: more than {address.limit:,} bytes came; this is another file.",
-                    code="download-too-long",
+                    f"{address.label}: more than {address.limit:,} bytes came; this is another file."
                 )
             file.write(block)
             if progress:

@@ -60,36 +60,28 @@ def refuse_name(place: Path | str, name: str) -> None:
         raise Refused(
             f"{place}: only safetensors and GGUF are opened; a {suffix} file can run code when it is read."
             " Convert the weights to safetensors, or remove it where a .safetensors stands beside it.",
-            code="unsafe-format",
+            code="runs-code",
         )
     if suffix == ".py":
-        raise Refused(f"{place}: this model brings its own code; heredity never runs it.", code="own-code")
+        raise Refused(f"{place}: this model brings its own code; heredity never runs it.", code="runs-code")
     if suffix in _ARCHIVES:
-        raise Refused(f"{place}: an archive is not opened. Unpack it and pull the folder.", code="archive")
+        raise Refused(f"{place}: an archive is not opened. Unpack it and pull the folder.")
 
 
 def refuse_link(path: Path) -> None:
     """Raise Refused for a link, a pipe, a socket or a device."""
     if path.is_symlink():
-        raise Refused(
-            f"{path} is a link; a model's folder holds its own files. Copy it with cp -rL first.",
-            code="link-in-model",
-        )
+        raise Refused(f"{path} is a link; a model's folder holds its own files. Copy it with cp -rL first.")
     mode = path.lstat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise Refused(
-            f"{path} is a pipe, a socket or a device; a model's folder holds files. Remove it.",
-            code="not-a-file",
-        )
+        raise Refused(f"{path} is a pipe, a socket or a device; a model's folder holds files. Remove it.")
 
 
 def refuse_outside(place: Path | str, name: str) -> None:
     """Raise Refused if `name` would be unpacked outside its folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
-        raise Refused(
-            f"{place}: it holds the path {name[:120]!r}, which leads outside its folder.", code="path-outside"
-        )
+        raise Refused(f"{place}: it holds the path {name[:120]!r}, which leads outside its folder.")
 
 
 def copy_checked(folder: Path, names: list[str], out: Path, is_adapter: bool = False) -> None:
@@ -153,10 +145,7 @@ def _check_file(path: Path, is_adapter: bool) -> None:
         if isinstance(template, str) and template:
             check_template(template, str(path))
     elif path.stat().st_size > _MAX_TEXT:
-        raise Refused(
-            f"{path}: {path.stat().st_size:,} bytes are too many for a file without weights.",
-            code="file-too-large",
-        )
+        raise Refused(f"{path}: {path.stat().st_size:,} bytes are too many for a file without weights.")
     elif path.suffix == ".json":
         _refuse_code(path, _decode(path))
         if path.match(NAMES):
@@ -171,7 +160,7 @@ def _decode(path: Path) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(f"{path}: malformed JSON: {error}", code="malformed-json") from error
+        raise Damaged(f"{path}: malformed JSON: {error}") from error
 
 
 def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
@@ -184,12 +173,12 @@ def _refuse_code(path: Path, value: Any, level: int = 0) -> None:
     for key, inner in value.items():
         if key in _CODE and inner:
             raise Refused(
-                f"{path}: its '{key}' asks for remote code; heredity never runs it.", code="own-code-named"
+                f"{path}: its '{key}' asks for remote code; heredity never runs it.", code="runs-code"
             )
         if "attn_implementation" in key and "/" in str(inner):
             raise Refused(
                 f"{path}: its '{key}' asks for a kernel from a hub; heredity never loads one.",
-                code="kernel-named",
+                code="runs-code",
             )
         _refuse_code(path, inner, level + 1)
 
@@ -206,10 +195,7 @@ def check_shards(out: Path, name: str) -> None:
     for shard in sorted(map(str, shards)):
         refuse_outside(f"{name}/{index.name}", shard)
         if not (out / shard).is_file():
-            raise Damaged(
-                f"{name}/{index.name} names {shard[:120]!r}, which is missing. Get it again.",
-                code="file-lost",
-            )
+            raise Damaged(f"{name}/{index.name} names {shard[:120]!r}, which is missing. Get it again.")
 
 
 def drop_code(folder: Path) -> list[str]:
@@ -232,7 +218,7 @@ def _refuse_pickle(path: Path) -> None:
     if start.startswith((b"PK", b"\x1f\x8b")) or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
         raise Refused(
             f"{path}: this is a pickle or an archive, whatever its name says; it is not opened.",
-            code="pickle",
+            code="runs-code",
         )
 
 
@@ -240,6 +226,4 @@ def _refuse_binary(path: Path) -> None:
     try:
         path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Refused(
-            f"{path}: it should be text and is not UTF-8; it is not opened.", code="binary-file"
-        ) from error
+        raise Refused(f"{path}: it should be text and is not UTF-8; it is not opened.") from error

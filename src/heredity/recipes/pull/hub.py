@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from heredity.core.errors import Refused, Unavailable, UsageError, first_line
 from heredity.core.progress import Watch
-from heredity.recipes.pull.download import Address, check_room, fetch, fetch_start
+from heredity.recipes.pull.download import UNREACHABLE, Address, check_room, fetch, fetch_start
 from heredity.recipes.pull.folder import WANTED, refuse_name, refuse_outside
 
 _SECONDS = 10.0
@@ -56,11 +56,10 @@ def look_up(repo: str, revision: str | None) -> Repository:
     except errors.RepositoryNotFoundError as error:
         raise Unavailable(
             f"the model hub: it has no '{repo}', or shows it to other accounts only"
-            f" ({error.response.status_code}). Look its name up there; for a private one set HF_TOKEN.",
-            code="hub-repository-missing",
+            f" ({error.response.status_code}). Look its name up there; for a private one set HF_TOKEN."
         ) from error
     except Exception as error:  # its other errors share no base: network, offline mode, bad name
-        raise Unavailable(f"the model hub: {first_line(error)}") from error
+        raise Unavailable(f"the model hub: {first_line(error)}", code=UNREACHABLE) from error
     card = info.card_data
     licence = str((card.get("license") if card else None) or "").strip() or "not stated"
     files = tuple(
@@ -99,23 +98,20 @@ def choose(repository: Repository, file: str | None, leave_code: bool = False) -
         code = [f.path for f in repository.files if f.path.endswith(".py")]
         if code and not leave_code:
             raise Refused(
-                f"{repository.repo} brings its own code ({code[0]}); heredity never runs it.", code="own-code"
+                f"{repository.repo} brings its own code ({code[0]}); heredity never runs it.",
+                code="runs-code",
             )
         return [f for f in _without_copies(wanted) if not f.path.endswith(".gguf")]
     ggufs = [f for f in wanted if f.path.endswith(".gguf")]
     if len(ggufs) > 1:
         raise UsageError(
             f"{repository.repo} holds {len(ggufs)} GGUF files. Name one: hf:{repository.repo}/{ggufs[0].path}"
-            f" (also {_some([f.path for f in ggufs[1:]])})",
-            code="file-ambiguous",
+            f" (also {_some([f.path for f in ggufs[1:]])})"
         )
     if not ggufs:
         for f in repository.files:
             refuse_name(f"{repository.repo}/{f.path}", f.path)
-        raise Refused(
-            f"{repository.repo} holds neither safetensors nor GGUF; nothing else is opened.",
-            code="no-weight-format",
-        )
+        raise Refused(f"{repository.repo} holds neither safetensors nor GGUF; nothing else is opened.")
     return ggufs
 
 
@@ -133,16 +129,13 @@ def download(
 
 
 def _wants_consent(repository: Repository, error: Unavailable) -> bool:
-    return repository.is_gated and error.code == "download-refused"
+    return repository.is_gated and error.code == Unavailable.code
 
 
 def read_json(repository: Repository, file: HubFile, downloads: Path) -> Path:
     """Fetch one small JSON file to where `download` finds it again. Raises Refused if it is large."""
     if file.n_bytes > _MAX_CONFIG:
-        raise Refused(
-            f"{repository.repo}/{file.path}: {file.n_bytes:,} bytes are too many for a config.",
-            code="file-too-large",
-        )
+        raise Refused(f"{repository.repo}/{file.path}: {file.n_bytes:,} bytes are too many for a config.")
     return download(repository, [file], downloads, None)[file.path]
 
 

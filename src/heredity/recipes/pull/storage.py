@@ -60,7 +60,7 @@ class Storage:
         meter = Meter(watch, "pushing", sum(len(model.files) + 1 for model in missing))
         for model in missing:
             if problems := store.verify(model):
-                raise Damaged(f"'{model.name}' is not pushed: {problems[0]}", code="model-damaged")
+                raise Damaged(f"'{model.name}' is not pushed: {problems[0]}")
             home = store.folder(model).parent
             for path in (*(f"files/{file.path}" for file in model.files), _RECORD):
                 self._put(home / path, f"{self._models}/{model.id}/{path}")
@@ -81,8 +81,7 @@ class Storage:
             if absent:
                 raise Damaged(
                     f"{self.url}: '{name}' descends from {absent[0][:12]}, which is not there. "
-                    f"Push it from a store that has it: heredity push {name} --to {self.url}",
-                    code="ancestor-missing",
+                    f"Push it from a store that has it: heredity push {name} --to {self.url}"
                 )
             missing = [each for each in line if not _is_whole(store, each)]
             check_room(store.root, sum(file.bytes for each in missing for file in each.files))
@@ -99,13 +98,13 @@ class Storage:
             source, target = f"{self._models}/{model.id}/files/{file.path}", out / file.path
             if (size := self._size(source)) != file.bytes:
                 found = "is missing" if size is None else f"has {size:,} bytes, {file.bytes:,} were recorded"
-                raise Damaged(f"{self.url}: {file.path} of '{model.name}' {found}.", code="model-damaged")
+                raise Damaged(f"{self.url}: {file.path} of '{model.name}' {found}.")
             target.parent.mkdir(parents=True, exist_ok=True)
             self._fs.get_file(source, str(target))
             meter.tick()
         place = f"{self.url} ({model.name})"
         if problems := file_problems(out, model):
-            raise Damaged(problems[0].replace(str(home), place), code="model-damaged")
+            raise Damaged(problems[0].replace(str(home), place))
         check_files(out, place, is_adapter=model.format == "adapter")
         refuse_redirection(model, out)
         write_record(model, home)
@@ -138,9 +137,7 @@ class Storage:
 
     def _only_one(self, there: dict[str, Model], name: str, errors: Sequence[HeredityError]) -> Model:
         if not there and not errors:
-            raise Unavailable(
-                f"{self.url} holds no models. Copy one there: heredity push", code="storage-empty"
-            )
+            raise Unavailable(f"{self.url} holds no models. Copy one there: heredity push")
         found = [there[name]] if name in there else catalog.named(list(there.values()), name)
         if not found and errors:
             raise errors[0]
@@ -150,7 +147,7 @@ class Storage:
         if len(found) > 1:
             ids = ", ".join(model.id[:12] for model in found)
             message = f"{len(found)} models there have the name '{name}': {ids}. Name one by its id."
-            raise UsageError(message, code="name-ambiguous")
+            raise UsageError(message)
         return found[0]
 
     def _has(self, model: Model) -> bool:
@@ -180,7 +177,7 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
     except ImportError as error:
         raise Unavailable(f"{url} needs another package: {error}", code="package-missing") from error
     except ValueError as error:
-        raise UsageError(f"'{url}' is no address of fsspec: {error}", code="address-unknown") from error
+        raise UsageError(f"'{url}' is no address of fsspec: {error}") from error
     return found
 
 

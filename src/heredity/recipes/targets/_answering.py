@@ -87,8 +87,7 @@ def answered_by(
     if parent.record.format not in reads:
         raise UsageError(
             f"'{name}' has the format {parent.record.format}; the engine {engine} reads"
-            f" {' or '.join(reads)}.{_advice(store, engine, reads[0], parent)}",
-            code="engine-format",
+            f" {' or '.join(reads)}.{_advice(store, engine, reads[0], parent)}"
         )
     base = [store.base(parent)] if parent.record.format == "adapter" else []
     return EngineTarget(engine), [parent, *base]
@@ -124,5 +123,5 @@ def computed_with(
     elif record.recipe.kind in (engines.KV_CACHE, engines.DTYPE):
         why = "a model has one setting of the engine, not two"
     if why:
-        raise UsageError(f"'{name}': {why}.", code="engine-format")
+        raise UsageError(f"'{name}': {why}.")
     return TorchTarget(kind, setting, name), [store.ready(named)]

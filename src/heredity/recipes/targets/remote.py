@@ -82,7 +82,7 @@ class RemoteTarget:
         if self.api not in HOMES:
             raise UnknownName("API of remote models", self.api, HOMES)
         if not self.model or "://" in self.model:
-            raise UsageError(f"'{self.model}' is not a name of a remote model. {HOW}", code="remote-name")
+            raise UsageError(f"'{self.model}' is not a name of a remote model. {HOW}")
         _check_url(self.base_url)
         _check_options(self.api, self.options)
 
@@ -124,7 +124,7 @@ def parse(ref: str) -> RemoteTarget:
     match = _REF.fullmatch(ref)
     if match is None:
         _refuse(looks_like_key(ref))  # before an error repeats the reference
-        raise UsageError(f"'{ref}' is not a remote model. {HOW}", code="remote-malformed")
+        raise UsageError(f"'{ref}' is not a remote model. {HOW}")
     _refuse(has_known_prefix(ref))
     url = match["url"] or ""
     try:
@@ -132,11 +132,9 @@ def parse(ref: str) -> RemoteTarget:
             match["options"] or "", keep_blank_values=True, strict_parsing=bool(match["options"])
         )
     except ValueError:
-        raise UsageError(
-            f"'{ref}': options are written ?NAME=VALUE&NAME=VALUE.", code="option-malformed"
-        ) from None
+        raise UsageError(f"'{ref}': options are written ?NAME=VALUE&NAME=VALUE.") from None
     if len({name for name, _ in pairs}) < len(pairs):
-        raise UsageError(f"'{ref}' gives an option twice.", code="option-twice")
+        raise UsageError(f"'{ref}' gives an option twice.", code="name-twice")
     return RemoteTarget(match["api"], match["model"], url, {name: _value(name, text) for name, text in pairs})
 
 
@@ -158,8 +156,7 @@ def _refuse(is_key: bool) -> None:
         raise UsageError(
             "The reference to a remote model holds what looks like a secret key, which would be recorded and "
             "sent as a name. Write the model's name there, and put the key into an environment variable: "
-            "--key-env NAME. If others may have seen the key, revoke it.",
-            code="key-in-reference",
+            "--key-env NAME. If others may have seen the key, revoke it."
         )
 
 
@@ -190,34 +187,27 @@ def _check_url(url: str) -> None:
     except ValueError:
         is_whole = False
     if not is_whole:
-        raise UsageError(f"'{url}' is not an address of a server. {HOW}", code="not-an-address")
+        raise UsageError(f"'{url}' is not an address of a server. {HOW}")
     if parts.username or parts.password:  # the message does not repeat it
         raise UsageError(
-            "An address holds neither user nor password; name a variable with the key: --key-env",
-            code="address-with-password",
+            "An address holds neither user nor password; name a variable with the key: --key-env"
         )
     if parts.query or parts.fragment:
-        raise UsageError(f"'{url}' is more than the address of an API. {HOW}", code="address-too-long")
+        raise UsageError(f"'{url}' is more than the address of an API. {HOW}")
 
 
 def _check_options(api: str, options: Mapping[str, Any]) -> None:
     for name in options:
         if name in _OURS:
-            raise UsageError(
-                f"'{name}' is the application's to set, not an option of a remote model.",
-                code="option-of-the-application",
-            )
+            raise UsageError(f"'{name}' is the application's to set, not an option of a remote model.")
         if _SECRET.search(name):  # the message does not repeat its value
             raise UsageError(
-                f"The option '{name}' looks like a key; keys come from the environment: --key-env",
-                code="option-like-a-key",
+                f"The option '{name}' looks like a key; keys come from the environment: --key-env"
             )
     if type(options.get("think", 0)) is not int or not 0 <= options.get("think", 0) <= 10**6:
-        raise UsageError("The option 'think' is a number of tokens.", code="option-not-a-number")
+        raise UsageError("The option 'think' is a number of tokens.")
     if "anthropic_version" in options and api != "anthropic":
-        raise UsageError(
-            "The option 'anthropic_version' is for remote:anthropic:... only.", code="option-of-another-api"
-        )
+        raise UsageError("The option 'anthropic_version' is for remote:anthropic:... only.")
     for name in options.get("omit", ()):
         if name not in OMITTED:
             raise UnknownName("parameter to omit", name, OMITTED)

@@ -50,24 +50,16 @@ class UrlTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadArgument("url must be http://HOST/... or https://HOST/...", code="not-an-http-address")
+            raise BadArgument("url must be http://HOST/... or https://HOST/...")
         if parts.username or parts.password:
-            raise BadArgument(
-                "url must not hold a user or a password; name a header's variable instead",
-                code="address-with-secret",
-            )
+            raise BadArgument("url must not hold a user or a password; name a header's variable instead")
         if self.answer and not self.answer.startswith("/"):
-            raise BadArgument(
-                "answer must be a JSON pointer such as /choices/0/message/content", code="not-a-pointer"
-            )
+            raise BadArgument("answer must be a JSON pointer such as /choices/0/message/content")
         if not {"messages", "text"} & slots_in(self.body):
-            raise BadArgument("body must hold $messages or $text", code="body-without-slot")
+            raise BadArgument("body must hold $messages or $text")
         for header, variable in self.headers.items():
             if not _VARIABLE.fullmatch(variable):  # the message does not repeat it, because it may be a key
-                raise BadArgument(
-                    f"the header '{header}' must name an environment variable (LIKE_THIS)",
-                    code="header-not-a-variable",
-                )
+                raise BadArgument(f"the header '{header}' must name an environment variable (LIKE_THIS)")
         if not 1 <= self.concurrency <= 256:
             raise ValueError(f"concurrency must be from 1 to 256, not {self.concurrency}")
         if not 0 < self.timeout_seconds <= 3600:
@@ -92,10 +84,10 @@ def resolve(store: StoredModels, ref: str) -> tuple[UrlTarget, list[Grown]]:  # 
         try:
             return UrlTarget(address, answer=unquote(pointer)), []
         except (ValueError, UsageError) as error:
-            raise UsageError(f"url: {error}.", code=code_of(error, "bad-setting")) from None
+            raise UsageError(f"url: {error}.", code=code_of(error)) from None
     path = Path(rest)
     data = {"name": f"url:{path.stem}", **toml_of(path)}
     try:
         return msgspec.convert(data, UrlTarget), []
     except (msgspec.ValidationError, UsageError) as error:
-        raise BadInput(path, str(error), code=code_of(error, "bad-setting")) from None
+        raise BadInput(path, str(error), code=code_of(error)) from None

@@ -103,7 +103,7 @@ def load_part(name: str) -> AttackPart:
     raise Unavailable(
         f"The attack '{name}' in {FOLDER} must have all members of exactly one of these: {'; '.join(kinds)}. "
         f"It has {', '.join(shared) or 'none of them'}.",
-        code="plugin-incomplete",
+        code="plugin-broken",
     )
 
 
@@ -160,7 +160,7 @@ def _resolved(name: str, attack: AttackPart, variant: str | None) -> str:
         try:
             return attack.resolve(variant or known[0])
         except ValueError as error:
-            raise UsageError(f"Attack '{name}:{variant}': {error}", code="bad-variant") from None
+            raise UsageError(f"Attack '{name}:{variant}': {error}") from None
     if variant is None:
         return known[0] if known else ""
     if variant not in known:
@@ -279,30 +279,22 @@ class Attack:
     def _refuse_misfits(self, leads: Sequence[SpecPart[Strategy]]) -> None:
         spec, first = self.spec, self.parts[0]
         if len(leads) > 1:
-            raise UsageError(
-                f"Attack '{spec}': '{leads[0].name}' and '{leads[1].name}' both lead.",
-                code="attack-two-leaders",
-            )
+            raise UsageError(f"Attack '{spec}': '{leads[0].name}' and '{leads[1].name}' both lead.")
         if leads and leads[0] != first:
             others = "+".join(part.spec for part in self.parts if part != leads[0])
             raise UsageError(
                 f"Attack '{spec}': '{leads[0].name}' leads the conversation, so it comes first: "
-                f"{leads[0].spec}+{others}",
-                code="attack-order-first",
+                f"{leads[0].spec}+{others}"
             )
         if len(self.recasts) > 1:
-            raise UsageError(f"Attack '{spec}' names two languages; choose one.", code="attack-two-languages")
+            raise UsageError(f"Attack '{spec}' names two languages; choose one.")
         if len(self.deliveries) > 1:
-            raise UsageError(
-                f"Attack '{spec}' delivers the passage twice; choose one.", code="attack-two-deliveries"
-            )
+            raise UsageError(f"Attack '{spec}' delivers the passage twice; choose one.")
         if len(self.searches) > 1:
             raise UsageError(f"Attack '{spec}' searches twice; choose one.")
         if self.searches and self.searches[0] != self.layers[-1][0]:
             raise UsageError(
-                f"Attack '{spec}': '{self.searches[0].name}' searches for what stands last, so it comes"
-                " last.",
-                code="attack-order-last",
+                f"Attack '{spec}': '{self.searches[0].name}' searches for what stands last, so it comes last."
             )
 
 
@@ -360,11 +352,10 @@ def load(spec: str, is_saved: bool = False) -> Attack:
         name, colon, variant = text.strip().partition(":")
         if not name or (colon and not variant):
             raise UsageError(
-                f"Attack '{spec}' is not of the form NAME[:VARIANT][+NAME[:VARIANT]...][@TECHNIQUE,...].",
-                code="attack-malformed",
+                f"Attack '{spec}' is not of the form NAME[:VARIANT][+NAME[:VARIANT]...][@TECHNIQUE,...]."
             )
         if "," in name:
-            raise UsageError(f"'{spec}' names several attacks. Give --attack once for each.", code="one-each")
+            raise UsageError(f"'{spec}' names several attacks. Give --attack once for each.")
         _refuse_bare_variant(name)
         parts.append(_part(name, variant if colon else None, is_saved))
     return Attack(tuple(parts), scope)
@@ -380,8 +371,7 @@ def planned(spec: str) -> Attack:
     if attack.spec != spec:
         raise Damaged(
             f"The plan has the attack '{spec}', which no planning writes: its variant is not written out. "
-            "Plan the study again, in another folder.",
-            code="attack-not-written-out",
+            "Plan the study again, in another folder."
         )
     return attack
 
@@ -395,7 +385,7 @@ def _refuse_bare_variant(name: str) -> None:
         if name in variants_of(load_part(attack)):
             raise UsageError(
                 f"No attack named '{name}'. Did you mean '{attack}:{name}'? List them: heredity attacks",
-                code="variant-without-attack",
+                code="unknown-name",
             )
 
 
@@ -417,14 +407,9 @@ def check_attacker(applied: Sequence[Attack], *, is_there: bool) -> None:
     asking = [attack.spec for attack in applied if attack.needs_attacker]
     may_ask = asking or any(attack.is_adaptive for attack in applied)
     if asking and not is_there:
-        raise UsageError(
-            f"Attack '{asking[0]}' has a model write its words; name it: --attacker MODEL",
-            code="attacker-missing",
-        )
+        raise UsageError(f"Attack '{asking[0]}' has a model write its words; name it: --attacker MODEL")
     if is_there and not may_ask:
-        raise UsageError(
-            "No attack of this study asks an attacker model: leave --attacker out.", code="attacker-unused"
-        )
+        raise UsageError("No attack of this study asks an attacker model: leave --attacker out.")
 
 
 def check_index(applied: Sequence[Attack], asked: Sequence[Probe], application: Application) -> None:
@@ -436,8 +421,7 @@ def check_index(applied: Sequence[Attack], asked: Sequence[Probe], application: 
         raise UsageError(
             f"Attack '{searching.spec}' searches on the embedding model of an index, and application "
             f"'{application.name}' searches by bm25, which compares words. Give its [retrieval] "
-            'method = "dense" or "hybrid", or leave out ",gradient".',
-            code="attack-needs-embeddings",
+            'method = "dense" or "hybrid", or leave out ",gradient".'
         )
 
 

@@ -37,11 +37,7 @@ class SuffixWords:
             raise ValueError(f"there are {', '.join(self.variants)}, or a file of your own that ends in .txt")
         found = _read(name)[0]
         if digest and digest != found:
-            raise BadInput(
-                name,
-                "has changed since the study was planned. Restore it, or plan another study",
-                code="file-changed",
-            )
+            raise BadInput(name, "has changed since the study was planned. Restore it, or plan another study")
         return f"{name}@{found}"
 
     def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG002
@@ -71,14 +67,10 @@ def _read(name: str) -> tuple[str, tuple[str, ...]]:
     except OSError as error:
         raise BadInput(name, f"cannot be read: {error.strerror}", code="unreadable-file") from None
     except UnicodeDecodeError as error:
-        raise BadInput(name, f"is not UTF-8 (byte {error.start})", code="not-utf8") from None
+        raise BadInput(name, f"is not UTF-8 (byte {error.start})") from None
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not lines or len(data) > _MOST_BYTES:
-        raise BadInput(
-            name,
-            "has no line of text" if not lines else f"is larger than {_MOST_BYTES:,} bytes",
-            code="empty-file",
-        )
+        raise BadInput(name, "has no line of text" if not lines else f"is larger than {_MOST_BYTES:,} bytes")
     return hashlib.sha256(data).hexdigest()[:16], lines
 
 

@@ -81,9 +81,7 @@ def load_check(stored: Check) -> BreachCheck:
     try:
         return _converted({name: value for name, value in given.items() if value is not UNSET} | own, kind)
     except BadCheck as error:
-        raise Damaged(
-            f"A stored check of kind '{stored.kind}' is malformed: {error}", code=error.code
-        ) from None
+        raise Damaged(f"A stored check of kind '{stored.kind}' is malformed: {error}") from None
 
 
 def parse_check(table: dict[str, Any]) -> Check:
@@ -97,7 +95,7 @@ def parse_check(table: dict[str, Any]) -> Check:
         raise BadCheck("a check needs a `kind`, a text", code="missing-key" if name is None else "wrong-type")
     if name not in kinds():
         hint = did_you_mean(name, kinds()) or f" There are: {', '.join(kinds())}."
-        raise BadCheck(f"no check is of the kind '{name}'.{hint}", code="unknown-choice")
+        raise BadCheck(f"no check is of the kind '{name}'.{hint}", code="unknown-name")
     kind = check_class(name)
     # What another kind reads was always accepted, and is stored: a probe's digest has it.
     shared = {key: value for key, value in settings.items() if key in _SHARED}
@@ -114,14 +112,14 @@ def parse_check(table: dict[str, Any]) -> Check:
     try:
         return msgspec.convert(stored, Check)
     except msgspec.ValidationError as error:
-        raise BadCheck(str(error), code=code_of(error, "bad-setting")) from None
+        raise BadCheck(str(error), code=code_of(error)) from None
 
 
 def _converted(values: dict[str, Any], kind: type[BreachCheck]) -> BreachCheck:
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        code = code_of(error, "bad-setting")
+        code = code_of(error)
         if code != "unknown-key":
             raise BadCheck(str(error), code=code) from None
         unknown = str(error).split("`")[1]
@@ -193,7 +191,7 @@ def _compiled(phrase: str) -> regex.Pattern[str]:
     try:
         return compile_pattern(phrase_regex(phrase))
     except ValueError as error:
-        raise UsageError(f"A probe's `useful` is malformed: {error}.", code="bad-pattern") from None
+        raise UsageError(f"A probe's `useful` is malformed: {error}.") from None
 
 
 def _matches(pattern: regex.Pattern[str], text: str) -> bool:

@@ -33,13 +33,11 @@ class AnswerCheck(BreachCheck, frozen=True):
         for pattern in (*self.patterns, *self.unless):
             verify_pattern(pattern)
         if not self.patterns or not self.unless:
-            raise BadCheck("it needs both answers: `poisoned` and `truth`", code="answers-missing")
+            raise BadCheck("it needs both answers: `poisoned` and `truth`", code="missing-key")
         if any_match(self.patterns + self.unless, probe.turns):
-            raise BadCheck("an answer stands in the question", code="answer-in-question")
+            raise BadCheck("an answer stands in the question")
         if not any_match(self.patterns, shown_texts(probe)[len(probe.turns) :]):
-            raise BadCheck(
-                "the poisoned answer stands in no passage and no tool result", code="answer-in-no-passage"
-            )
+            raise BadCheck("the poisoned answer stands in no passage and no tool result")
 
 
 CHECK = AnswerCheck

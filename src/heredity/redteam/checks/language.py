@@ -607,16 +607,15 @@ class LanguageCheck(BreachCheck, frozen=True):
         if self.language not in LANGUAGES:
             raise BadCheck(
                 f"there is no profile of the language '{self.language}'. There are: {', '.join(LANGUAGES)}",
-                code="unknown-choice",
+                code="unknown-name",
                 key="language",
             )
         if any(language_of(text) == self.language for text in shown_texts(probe)):
             raise BadCheck(
-                f"the model is shown a text in '{self.language}', so that replying in it is natural",
-                code="language-in-prompt",
+                f"the model is shown a text in '{self.language}', so that replying in it is natural"
             )
         if sample and self._share(sample, "") < SHARE:
-            raise BadCheck("the sample in `obeys` is not in the language", code="sample-misses")
+            raise BadCheck("the sample in `obeys` is not in the language")
 
 
 def _reply_of(text: str) -> str:

@@ -78,15 +78,11 @@ class MarkerCheck(BreachCheck, frozen=True):
         """The marker is long enough, and occurs in no text that the model sees."""
         marker = letters_and_digits(self.text)
         if len(marker) < MIN_NAME:
-            raise BadCheck(
-                f"a marker under {MIN_NAME} letters or digits would turn up by chance",
-                code="marker-too-short",
-            )
+            raise BadCheck(f"a marker under {MIN_NAME} letters or digits would turn up by chance")
         if any(marker in letters_and_digits(text) for text in shown_texts(probe)):
             raise BadCheck(
                 f"the marker '{self.text}' stands in a text that the model sees, so quoting would count as "
-                "obeying. Ask for what it must put together",
-                code="marker-in-prompt",
+                "obeying. Ask for what it must put together"
             )
 
 

@@ -100,11 +100,11 @@ class OnlyCheck(BreachCheck, frozen=True):
     def validate(self, probe: Probe, sample: str) -> None:
         """There are words, no turn consists of them alone, and the sample does."""
         if not squeeze(fold(self.text)):
-            raise BadCheck("it needs `text`, the words", code="text-missing")
+            raise BadCheck("it needs `text`, the words", code="missing-key")
         if any(self._is_all(turn) for turn in probe.turns):
-            raise BadCheck("a turn is nothing but the words, so that an echo would obey", code="word-alone")
+            raise BadCheck("a turn is nothing but the words, so that an echo would obey")
         if sample and not self._is_all(sample):
-            raise BadCheck("the sample in `obeys` is more than the words", code="sample-misses")
+            raise BadCheck("the sample in `obeys` is more than the words")
 
 
 @lru_cache(maxsize=4096)

@@ -46,11 +46,9 @@ class PackageCheck(BreachCheck, frozen=True):
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
         """The name is long enough, and no text shown to the model has a line that uses it."""
         if len(letters_and_digits(self.text)) < MIN_NAME:
-            raise BadCheck(f"a package's name needs {MIN_NAME} letters or digits", code="marker-too-short")
+            raise BadCheck(f"a package's name needs {MIN_NAME} letters or digits")
         if find_use(self.text, shown_texts(probe)):
-            raise BadCheck(
-                "the model is shown a line that installs or imports the package", code="package-in-prompt"
-            )
+            raise BadCheck("the model is shown a line that installs or imports the package")
 
 
 @lru_cache(maxsize=512)

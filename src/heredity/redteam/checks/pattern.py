@@ -63,13 +63,13 @@ def find_match(probe: str, patterns: tuple[str, ...], response: Response) -> Fin
 def validate_patterns(probe: Probe, patterns: tuple[str, ...], sample: str) -> None:
     """Raise BadCheck if these patterns could not tell a breach of the probe from its own text."""
     if not patterns:
-        raise BadCheck(f"a check of kind '{probe.check.kind}' needs `patterns`", code="patterns-missing")
+        raise BadCheck(f"a check of kind '{probe.check.kind}' needs `patterns`", code="missing-key")
     for pattern in patterns:
         verify_pattern(pattern)
     if any_match(patterns, shown_texts(probe)):
-        raise BadCheck("a pattern matches a text that the model is shown", code="pattern-matches-prompt")
+        raise BadCheck("a pattern matches a text that the model is shown")
     if sample and not any_match(patterns, [sample]):
-        raise BadCheck("no pattern matches the sample in `obeys`", code="pattern-misses-sample")
+        raise BadCheck("no pattern matches the sample in `obeys`")
 
 
 def any_match(patterns: Iterable[str], texts: Iterable[str]) -> bool:
@@ -83,25 +83,21 @@ def verify_pattern(pattern: str) -> None:
     try:
         compile_pattern(pattern)
     except ValueError as error:
-        raise BadCheck(f"bad regular expression '{pattern[:200]}': {error}", code="bad-pattern") from None
+        raise BadCheck(f"bad regular expression '{pattern[:200]}': {error}") from None
 
 
 def _matches(pattern: Any, text: str) -> bool:
     try:
         return pattern.search(text, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
-        raise BadCheck(
-            f"the pattern '{pattern.pattern}' runs out of time on its own texts", code="pattern-too-slow"
-        ) from None
+        raise BadCheck(f"the pattern '{pattern.pattern}' runs out of time on its own texts") from None
 
 
 def _compiled(probe: str, patterns: tuple[str, ...]) -> tuple[Any, ...]:
     try:
         return tuple(map(compile_pattern, patterns))
     except ValueError as error:
-        raise UsageError(
-            f"Probe '{probe}' has a pattern that is no regular expression: {error}", code="bad-pattern"
-        ) from None
+        raise UsageError(f"Probe '{probe}' has a pattern that is no regular expression: {error}") from None
 
 
 CHECK = PatternCheck

@@ -57,7 +57,7 @@ class PromptLeakCheck(BreachCheck, frozen=True):
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
         """`n_words` is large enough that chance rarely produces a match."""
         if self.n_words < 5:
-            raise BadCheck("`n_words` under 5 would turn up by chance", code="too-few-words")
+            raise BadCheck("`n_words` under 5 would turn up by chance")
 
     def why_not(self, application: Application) -> str | None:
         """The system prompt has at least `n_words` words."""

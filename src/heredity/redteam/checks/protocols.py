@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 from heredity.application.spec import Application
+from heredity.core.errors import BadInput
 from heredity.core.records import Probe, Response
 from heredity.redteam.text import evidence
 
@@ -26,7 +27,7 @@ def not_proof(what: str) -> Finding:
 class BadCheck(Exception):
     """A check in a probe's file is not right. `key` is the setting at fault; "" for none."""
 
-    def __init__(self, message: str, *, code: str, key: str = "") -> None:
+    def __init__(self, message: str, *, code: str = BadInput.code, key: str = "") -> None:
         self.code, self.key = code, key
         super().__init__(message)
 

@@ -31,7 +31,7 @@ class RecordedCheck(BreachCheck, frozen=True):
 
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
         """Raise BadCheck: only an import has such findings."""
-        raise BadCheck("a check of kind 'recorded' is for imported answers only", code="check-of-imports")
+        raise BadCheck("a check of kind 'recorded' is for imported answers only")
 
 
 CHECK = RecordedCheck

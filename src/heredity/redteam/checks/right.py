@@ -45,14 +45,14 @@ class RightCheck(BreachCheck, frozen=True):
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
         """There are answers, and the question gives none of them away."""
         if not self.answers or not all(map(str.strip, self.answers)):
-            raise BadCheck("a check of kind 'right' needs `answers`", code="answers-missing")
+            raise BadCheck("a check of kind 'right' needs `answers`", code="missing-key")
         if (self.by == "json") != bool(self.field):
             raise BadCheck("`field` belongs to by = 'json', and only to it", code="bad-setting", key="field")
         if self.by == "number" and any(last_number(each) is None for each in self.answers):
-            raise BadCheck("an answer holds no number", code="answers-missing")
+            raise BadCheck("an answer holds no number", code="missing-key")
         asked = "\n".join(probe.turns)
         if self.by in ("exact", "contains") and any(is_right(asked, a, "contains") for a in self.answers):
-            raise BadCheck("an answer stands in the question", code="answer-in-question")
+            raise BadCheck("an answer stands in the question")
 
 
 def is_right(text: str, answer: str, by: Rule, field: str = "") -> bool:

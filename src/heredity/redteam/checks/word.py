@@ -82,13 +82,11 @@ class WordCheck(BreachCheck, frozen=True):
     def validate(self, probe: Probe, sample: str) -> None:
         """The word is long enough to be rare, and the sample has it at its place."""
         if len(letters_and_digits(self.text)) < MIN_NAME:
-            raise BadCheck(
-                f"a word under {MIN_NAME} letters or digits would turn up by chance", code="marker-too-short"
-            )
+            raise BadCheck(f"a word under {MIN_NAME} letters or digits would turn up by chance")
         if any(not words(fold(turn).replace(fold(self.text), "")) for turn in probe.turns):
-            raise BadCheck("a turn is nothing but the word, so that an echo would obey", code="word-alone")
+            raise BadCheck("a turn is nothing but the word, so that an echo would obey")
         if sample and not self._uses(sample):
-            raise BadCheck("the sample in `obeys` lacks the word at its place", code="sample-misses")
+            raise BadCheck("the sample in `obeys` lacks the word at its place")
 
 
 @lru_cache(maxsize=4096)

@@ -159,9 +159,7 @@ def load(spec: str, models: Models | None = None) -> Judge:
         made: Judge = module.make(rest, models or stored_models())
         return made
     if rest or ":" in spec:
-        raise UsageError(
-            f"The judge '{kind}' takes nothing behind its name: not '{spec}'.", code="judge-takes-nothing"
-        )
+        raise UsageError(f"The judge '{kind}' takes nothing behind its name: not '{spec}'.")
     return registry.load_as(Judge, "redteam.judges", kind)
 
 
@@ -204,10 +202,7 @@ def probabilities(judge: Judge, task: Task, pairs: Sequence[Pair]) -> list[float
     elif isinstance(judge, MannerJudge):
         found = iter([float(judge.manner(*pair) == POSITIVE[task]) for pair in asked])
     else:
-        raise UsageError(
-            f"The judge '{judge.name}' is deterministic: there is nothing to calibrate.",
-            code="judge-deterministic",
-        )
+        raise UsageError(f"The judge '{judge.name}' is deterministic: there is nothing to calibrate.")
     return [next(found) if is_asked else None for is_asked in can_tell]
 
 
@@ -251,8 +246,7 @@ class Decider:
         if self._judge is checks:
             raise UsageError(
                 "The judge 'checks' decides where a probe has a check, always; choose one for the others: "
-                "rules, learned, rubric:MODEL, guard:NAME or panel:A+B.",
-                code="judge-always-on",
+                "rules, learned, rubric:MODEL, guard:NAME or panel:A+B."
             )
         self._own, self._checks = row_stamp(identity(self._judge)), row_stamp(identity(checks))
         # isinstance with a Protocol reads all its members: once here, and not for each response.

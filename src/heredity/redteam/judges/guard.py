@@ -64,7 +64,7 @@ def make(rest: str, models: Models) -> GuardJudge:
     kind, _, model = rest.partition(":")
     if not kind:
         known = ", ".join(registry.names("redteam.guards"))
-        raise UsageError(f"Which guard judges? Write guard:NAME, of {known}.", code="guard-no-name")
+        raise UsageError(f"Which guard judges? Write guard:NAME, of {known}.")
     guard = registry.load_as(GuardForm, "redteam.guards", kind)
     if model:
         return GuardJudge(guard, model, models.identify(model), models)
@@ -117,9 +117,7 @@ class GuardJudge(ManyAtOnce):
     def questions(self, texts: Sequence[str]) -> list[GuardScores]:
         """The guard's scores of questions by themselves, in order. Raises UsageError without a template."""
         if not isinstance(form := self._guard, QuestionForm):
-            raise UsageError(
-                f"'{self.name}' has no template for a question.", code="guard-reads-no-questions"
-            )
+            raise UsageError(f"'{self.name}' has no template for a question.")
         found = self._read([form.question_prompts(text) for text in texts], form.read_question)
         return [_scores(each, None) for each in found]
 
@@ -206,8 +204,7 @@ class GuardJudge(ManyAtOnce):
                 engine.close()
                 raise UsageError(
                     f"'{self.name}' is asked in plain text, and '{self._model}' takes chat messages only. "
-                    "Use a model of the store, or vllm:NAME or llamacpp:NAME.",
-                    code="guard-needs-plain-text",
+                    "Use a model of the store, or vllm:NAME or llamacpp:NAME."
                 )
             self._engine = engine
             self._scorer = engine if isinstance(engine, Scorer) else None
@@ -291,10 +288,7 @@ class JudgeReaders:
         judge = self._judge(name)
         reads_questions = isinstance(judge, GuardJudge) and judge.reads_questions
         if set(sides) - {"answer"} and not reads_questions:
-            raise UsageError(
-                f"The guard model '{name}' reads answers only: write sides = [\"answer\"].",
-                code="guard-reads-no-questions",
-            )
+            raise UsageError(f"The guard model '{name}' reads answers only: write sides = [\"answer\"].")
         template = judge.question_template if isinstance(judge, GuardJudge) else ""
         return digest([judges.identity(judge), template])
 
@@ -322,8 +316,7 @@ class JudgeReaders:
             known = ", ".join(registry.names("redteam.guards"))
             raise UsageError(
                 f"The judge '{name}' gives no score, so it cannot be a guard. Take one of {known}, learned "
-                "or rubric:MODEL.",
-                code="guard-no-score",
+                "or rubric:MODEL."
             )
         return found
 

@@ -414,11 +414,11 @@ def load_arrays(
 
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != card["weights"].get("sha256"):
-        raise Damaged(f"{path}: not the weights that its card names. {again}", code="head-changed")
+        raise Damaged(f"{path}: not the weights that its card names. {again}")
     try:
         return {name: array.astype(float) for name, array in load(data).items()}
     except SafetensorError as error:
-        raise Damaged(f"{path}: no safetensors ({first_line(error)}). {again}", code="head-damaged") from None
+        raise Damaged(f"{path}: no safetensors ({first_line(error)}). {again}") from None
 
 
 @lru_cache(maxsize=1)

@@ -48,16 +48,13 @@ def make(rest: str, models: Models) -> PanelJudge:
     """The judge `panel:A+B[+C...]`. Raises UsageError for fewer than two, or the same twice."""
     names = [part.strip() for part in rest.split("+") if part.strip()]
     if len(names) < 2:
-        raise UsageError("A panel has two judges or more: panel:rules+learned.", code="panel-too-small")
+        raise UsageError("A panel has two judges or more: panel:rules+learned.")
     loaded = [load(each, models) for each in names]
     members = [member for member in loaded if isinstance(member, MannerJudge)]
     if len(members) < len(loaded) or any(isinstance(member, PanelJudge) for member in members):
-        raise UsageError(
-            "A panel is of judges that can err: rules, learned, rubric:MODEL, guard:NAME.",
-            code="panel-of-checks",
-        )
+        raise UsageError("A panel is of judges that can err: rules, learned, rubric:MODEL, guard:NAME.")
     if len({member.name for member in members}) < len(members):
-        raise UsageError("A judge is on the panel twice; name each once.", code="panel-twice")
+        raise UsageError("A judge is on the panel twice; name each once.", code="name-twice")
     return PanelJudge(members)
 
 

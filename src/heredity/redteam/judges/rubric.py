@@ -284,11 +284,9 @@ class Head:
                 Path(error.filename), f"cannot be read: {error.strerror}", code="unreadable-file"
             ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadInput(card, f"is no card of a head ({error}). {_AGAIN}", code="not-a-head") from None
+            raise BadInput(card, f"is no card of a head ({error}). {_AGAIN}") from None
         if self.card.form != harm_request_digest():
-            raise BadInput(
-                card, f"was learned under another question. {_AGAIN}", code="head-of-another-question"
-            )
+            raise BadInput(card, f"was learned under another question. {_AGAIN}")
         _check(weights, self._arrays)
 
     @property
@@ -301,8 +299,7 @@ class Head:
         if model != self.card.model:
             raise UsageError(
                 f"No head was learned on '{name}' (the one here is of '{self.card.judge}'). "
-                "Learn one: heredity judges train --head MODEL, or leave ':head' out.",
-                code="head-missing",
+                "Learn one: heredity judges train --head MODEL, or leave ':head' out."
             )
 
     def n_learned_from(self, texts: Iterable[str]) -> int:
@@ -354,14 +351,12 @@ def _check(path: Path, arrays: dict[str, Floats]) -> None:
     single = {"refusal.slope", *(f"{of}{part}.bias" for of in PAIRS for part in ("done", "topic"))}
     missing = sorted((wide | single | {marks.MARKS}) - arrays.keys())
     if missing:
-        raise Damaged(
-            f"{path}: lacks '{missing[0]}', as of another version. {_AGAIN}", code="head-lacks-array"
-        )
+        raise Damaged(f"{path}: lacks '{missing[0]}', as of another version. {_AGAIN}")
     shapes = {arrays[name].shape for name in wide} | {(arrays[name].size,) for name in wide}
     if len(shapes) > 1 or any(arrays[name].size != 1 for name in single):
-        raise Damaged(f"{path}: its arrays do not fit together. {_AGAIN}", code="head-shapes")
+        raise Damaged(f"{path}: its arrays do not fit together. {_AGAIN}")
     if not all(np.isfinite(arrays[name]).all() for name in wide | single):
-        raise Damaged(f"{path}: holds what is no number. {_AGAIN}", code="head-not-finite")
+        raise Damaged(f"{path}: holds what is no number. {_AGAIN}")
 
 
 def head_logits(arrays: dict[str, Floats], states: Floats, seen: RuleFeatures) -> HeadLogits:
@@ -419,8 +414,7 @@ class StateReader:
         if not isinstance(engine, LayerReader):
             raise UsageError(
                 "A head reads a model's inner states, which only the torch engine shows: "
-                f"not {engine.name}. Leave ':head' out.",
-                code="needs-torch-engine",
+                f"not {engine.name}. Leave ':head' out."
             )
         self._engine = engine.until(layer)
 
@@ -488,12 +482,9 @@ def parse(rest: str) -> Settings:
             model = f"{model}:{option}" if option else model
             break
     if not model:
-        raise UsageError(
-            "Which model judges? Write rubric:MODEL, rubric:MODEL:yesno or rubric:MODEL:head.",
-            code="rubric-no-model",
-        )
+        raise UsageError("Which model judges? Write rubric:MODEL, rubric:MODEL:yesno or rubric:MODEL:head.")
     if len(set(forms)) > 1:
-        raise UsageError("A rubric has one form: yesno or head, not both.", code="rubric-two-forms")
+        raise UsageError("A rubric has one form: yesno or head, not both.")
     form, folder = forms[0] if forms else ("parts", "")
     return Settings(model, cast(Literal["parts", "yesno", "head"], form), at, folder)
 

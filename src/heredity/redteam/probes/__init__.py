@@ -67,8 +67,7 @@ def load(names: Sequence[str | Probe] | str = "core") -> tuple[Probe, ...]:
     wanted = [names] if isinstance(names, str) else list(names)
     if not wanted:
         raise UsageError(
-            f"No probes were chosen. Choose a suite: {', '.join(SUITES)}; or see: heredity probes",
-            code="no-probes",
+            f"No probes were chosen. Choose a suite: {', '.join(SUITES)}; or see: heredity probes"
         )
     chosen: dict[str, Probe] = {}
     for name in wanted:
@@ -76,7 +75,7 @@ def load(names: Sequence[str | Probe] | str = "core") -> tuple[Probe, ...]:
             if chosen.setdefault(probe.id, probe) != probe:
                 raise UsageError(
                     f"Two different probes are named '{probe.id}'. Rename one of them.",
-                    code="probe-name-twice",
+                    code="name-twice",
                 )
     return tuple(chosen.values())
 
@@ -135,8 +134,7 @@ def _refuse_other_file(name: str) -> None:
         kinds = ", ".join(importing.kinds())
         raise UsageError(
             f"'{name}' is not a probe file, which is TOML. For another kind write import:KIND:{name}; the "
-            f"kinds are {kinds}.",
-            code="probes-not-toml",
+            f"kinds are {kinds}."
         )
 
 

@@ -91,7 +91,7 @@ def fill(probe: Probe, application: Application) -> Probe:
     """The probe with its slots filled from the application. Raises UsageError if it does not apply."""
     reason = applies(probe, application)
     if reason is not None:
-        raise UsageError(f"Probe '{probe.id}' does not apply: {reason}.", code="probe-does-not-apply")
+        raise UsageError(f"Probe '{probe.id}' does not apply: {reason}.")
     values = slot_values(application)
 
     def put(text: str) -> str:
@@ -355,18 +355,16 @@ class _BankReader:
     def bank(self) -> Bank:
         file = self.file
         if not _NAME.fullmatch(self.technique):
-            self._fail(
-                f"the technique's name '{self.technique}' may have only a-z, 0-9, - and _", code="bad-name"
-            )
+            self._fail(f"the technique's name '{self.technique}' may have only a-z, 0-9, - and _")
         self._verify_name()
         if not file.probe:
-            self._fail("has no items: write at least one [[probe]]", code="no-items")
+            self._fail("has no items: write at least one [[probe]]")
         probes: dict[str, Probe] = {}
         suites: dict[str, Suite] = {}
         for place, item in enumerate(file.probe):
             for probe in self._probes(place, item):
                 if probe.id in probes:
-                    self._fail(f"the id '{item.id}' is used twice", place, code="id-twice")
+                    self._fail(f"the id '{item.id}' is used twice", place, code="name-twice")
                 probes[probe.id] = probe
                 suites[probe.id] = item.suite or file.suite
         given = ((item.id, item.obeys or item.continues) for item in file.probe)
@@ -377,17 +375,17 @@ class _BankReader:
     def _verify_name(self) -> None:
         is_ours = self.path == Path(__file__).resolve().parent / f"{self.technique}.toml"
         if why := "" if is_ours else why_name_taken(self.technique):
-            self._fail(why, key="technique" if self.file.technique else "", code="technique-taken")
+            self._fail(why, key="technique" if self.file.technique else "", code="name-twice")
 
     def _probes(self, place: int, item: ProbeItem) -> list[Probe]:
         for what, name in (("id", item.id), ("cluster", item.cluster)):
             if not _NAME.fullmatch(name):
-                self._fail(f"{what} '{name}' may have only a-z, 0-9, - and _", place, code="bad-name")
+                self._fail(f"{what} '{name}' may have only a-z, 0-9, - and _", place)
         name = f"{self.technique}/{item.id}"
         twin_name = f"{name}~benign" if item.twin else None
         why = "" if item.twin else item.why_no_twin or self.file.why_no_twin
         if item.twin is not None and item.why_no_twin:
-            self._fail(f"item '{item.id}' has both `twin` and `why_no_twin`", place, code="twin-contradicted")
+            self._fail(f"item '{item.id}' has both `twin` and `why_no_twin`", place)
         if item.kind == "benign":
             return [self._benign(place, item, name)]
         probe = Probe(
@@ -401,7 +399,7 @@ class _BankReader:
         if item.twin is None:
             if not why:
                 self._fail(
-                    f"item '{item.id}' has neither a `twin` nor a `why_no_twin`", place, code="twin-missing"
+                    f"item '{item.id}' has neither a `twin` nor a `why_no_twin`", place, code="missing-key"
                 )
             return [probe]
         twin = Probe(
@@ -420,15 +418,11 @@ class _BankReader:
         try:
             return with_insert(self.file.documents, item.document, given.insert, item.at)
         except KeyError as error:
-            self._fail(f"item '{item.id}': {error.args[0]}", place, "document", code="unknown-document")
+            self._fail(f"item '{item.id}': {error.args[0]}", place, "document", code="unknown-name")
 
     def _benign(self, place: int, item: ProbeItem, name: str) -> Probe:
         if item.twin is not None or self._ways(item):
-            self._fail(
-                f"item '{item.id}' is benign: it has no twin and no check of its own",
-                place,
-                code="benign-with-twin",
-            )
+            self._fail(f"item '{item.id}' is benign: it has no twin and no check of its own", place)
         probe = Probe(
             name, self.technique, "benign", item.turns, Check("refusal"), item.cluster,
             item.threats or self.file.threats, self._passage(place, item, item), _result(item.tool_result),
@@ -452,7 +446,7 @@ class _BankReader:
     def _check(self, place: int, item: ProbeItem) -> Check:
         if self._ways(item) > 1:
             ways = "`check`, `marker`, `continues`, `invents`, `poisoned`, `solved`"
-            self._fail(f"item '{item.id}' has more than one of {ways}", place, code="ways-mixed")
+            self._fail(f"item '{item.id}' has more than one of {ways}", place)
         if item.invents:
             return Check("package", text=item.invents)
         if item.poisoned or item.truth:
@@ -470,7 +464,7 @@ class _BankReader:
             self._fail(
                 f"item '{item.id}' has no `check`, and the file gives none for all",
                 place,
-                code="check-missing",
+                code="missing-key",
             )
         try:
             return parse_check(table)
@@ -487,17 +481,17 @@ class _BankReader:
 
     def _verify_texts(self, place: int, item: ProbeItem, probe: Probe) -> None:
         if not probe.turns or not all(turn.strip() for turn in probe.turns):
-            self._fail(f"item '{item.id}' has no turns, or an empty one", place, code="no-turns")
+            self._fail(f"item '{item.id}' has no turns, or an empty one", place)
         for slot in slots(probe):
             if slot not in SLOTS and not self.file.is_verbatim:
                 near = nearest(slot, SLOTS)
                 hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(SLOTS)}."
-                self._fail(f"item '{item.id}': unknown slot '{{{slot}}}'. {hint}", place, code="unknown-slot")
+                self._fail(f"item '{item.id}': unknown slot '{{{slot}}}'. {hint}", place, code="unknown-name")
 
     def _verify_twin(self, place: int, item: ProbeItem, probe: Probe, twin: Probe) -> None:
         self._verify_texts(place, item, twin)
         if (twin.turns, shown_texts(twin)) == (probe.turns, shown_texts(probe)):
-            self._fail(f"item '{item.id}': the twin asks the very same thing", place, code="twin-same")
+            self._fail(f"item '{item.id}': the twin asks the very same thing", place)
         if twin.useful is not UNSET:
             self._verify_useful(place, item, twin, twin.useful.phrases)
 
@@ -507,13 +501,10 @@ class _BankReader:
             try:
                 phrase_regex(phrase)
             except ValueError as error:
-                self._fail(f"item '{item.id}': {error}", place, "useful", code="bad-pattern")
+                self._fail(f"item '{item.id}': {error}", place, "useful")
             if not SLOT.search(phrase) and says([phrase], twin.turns):
                 self._fail(
-                    f"item '{item.id}': '{phrase}' in `useful` stands in the twin's question",
-                    place,
-                    "useful",
-                    code="answer-in-question",
+                    f"item '{item.id}': '{phrase}' in `useful` stands in the twin's question", place, "useful"
                 )
 
     def _convert(self, data: dict[str, Any]) -> ProbeFile:
@@ -529,9 +520,7 @@ class _BankReader:
         unknown = re.search(r"unknown field `([^`]+)`", message)
         if unknown is None:
             named = re.search(r"at `\$\.(?:probe\[\d+\]\.)?(\w+)", message)
-            self._fail(
-                in_words(message), place, named[1] if named else "", code=code_of(error, "bad-setting")
-            )
+            self._fail(in_words(message), place, named[1] if named else "", code=code_of(error))
         known = {
             f
             for s in (ProbeFile, ProbeItem, Twin, ToolResult, ToolDescription, Change)

@@ -116,7 +116,6 @@ def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:
                         f"has answers of {', '.join(models)}, to different requests, so they cannot be "
                         "paired. Import one at a time: --only MODEL",
                         raw.line,
-                        code="models-not-paired",
                     )
                 yield row
         except OSError as error:
@@ -124,7 +123,7 @@ def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:
     if reading.only and reading.only not in models:
         raise UnknownName("model", reading.only, models, ", ".join(models))
     if why := reading.unmet().get("--benign"):
-        raise UsageError(why, code="unknown-value")
+        raise UsageError(why, code="unknown-name")
 
 
 def is_traffic(paths: Iterable[Path]) -> bool:
@@ -150,5 +149,4 @@ def _kind(path: Path) -> AnswerImporter:
         path,
         "unknown format. Supported: .jsonl, .csv, .tsv with --columns, an inspect_ai log (.eval, .json), "
         "a garak .report.jsonl, a folder of AgentDojo's logs, a request log of heredity serve",
-        code="unknown-format",
     )

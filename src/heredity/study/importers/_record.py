@@ -166,7 +166,7 @@ class ImportOptions:
                 hint = did_you_mean(name, FIELDS)
                 raise UsageError(
                     f"--columns maps {', '.join(FIELDS)}; not '{name}={column}'.{hint}",
-                    code="unknown-column-name",
+                    code="unknown-key",
                 )
 
 
@@ -176,7 +176,7 @@ def convert(path: Path, raw: Raw, reading: ImportOptions, own: Mapping[str, str]
     value = cells.needed("prompt")
     turns, shown = conversation(value)
     if not any(turn.strip() for turn in turns):
-        raise cells.bad("the prompt is empty", code="prompt-empty")
+        raise cells.bad("the prompt is empty")
     if raw.shown is not None:
         shown = conversation(raw.shown)[1]
     response, error = cells.needed("response"), cells.text("error")
@@ -242,7 +242,7 @@ class _Cells:
     def __init__(self, path: Path, raw: Raw, named: Mapping[str, str], own: Mapping[str, str]) -> None:
         self.path, self.raw, self._named, self._own = path, raw, named, own
 
-    def bad(self, message: str, *, code: str) -> BadInput:
+    def bad(self, message: str, *, code: str = "") -> BadInput:
         return BadInput(self.path, message, self.raw.line, code=code)
 
     def needed(self, name: str) -> Any:
@@ -263,7 +263,7 @@ class _Cells:
         near = nearest(column, names)
         hint = f" Did you mean '{near}'?" if near else f" There are: {', '.join(sorted(names))[:300]}."
         how = f" Name it: --columns {what}COLUMN" if what and what[:-1] == column else ""
-        raise self.bad(f"no column '{column}'.{hint}{how}", code="unknown-column")
+        raise self.bad(f"no column '{column}'.{hint}{how}", code="unknown-key")
 
 
 def _text(value: object) -> str:
@@ -281,7 +281,7 @@ def _model(cells: _Cells, template: str) -> str:
     if not found:
         raise cells.bad(
             "which model answered? Name its column (--columns model=COLUMN) or the model (--model)",
-            code="model-not-said",
+            code="missing-key",
         )
     return found
 
@@ -294,7 +294,7 @@ def _is_benign(cells: _Cells, reading: ImportOptions) -> bool:
     if kind and benign == ("benign",) and kind not in ("breach", "harmful"):
         raise cells.bad(
             f"kind '{kind[:40]}' is neither 'breach' nor 'benign'. Name the benign ones: --benign VALUE",
-            code="kind-unknown",
+            code="unknown-name",
         )
     return False
 
@@ -313,8 +313,7 @@ def _broke(of: VerdictColumn, cells: _Cells, reading: ImportOptions) -> bool | N
         return (value in _TRUE) == means
     raise cells.bad(
         f"'{value[:40]}' in column '{of.column}' is ambiguous. Name the values that mean a breach: "
-        f"--verdict {of.column}=VALUE[,VALUE]",
-        code="verdict-ambiguous",
+        f"--verdict {of.column}=VALUE[,VALUE]"
     )
 
 
@@ -337,5 +336,5 @@ def columns(text: str) -> dict[str, str]:
     parts: Iterable[tuple[str, str, str]] = (part.partition("=") for part in text.split(",") if part.strip())
     found = [(name.strip(), column.strip()) for name, _, column in parts]
     if len(dict(found)) != len(found):
-        raise UsageError(f"--columns names a field twice: '{text}'.", code="column-twice")
+        raise UsageError(f"--columns names a field twice: '{text}'.", code="name-twice")
     return dict(found)

@@ -108,7 +108,7 @@ class Sheet:
                 "several times, name the column with the sample number (--columns sample=COLUMN), or add "
                 "--repeats",
                 answer.line,
-                code="answer-twice",
+                code="name-twice",
             )
         self._seen[m, p, s] = answer.line
         self.judges |= dict.fromkeys(answer.verdicts)
@@ -127,7 +127,7 @@ class Sheet:
     def plan(self) -> Plan:
         """The plan of these answers. Raises UsageError if there are no answers."""
         if not self._seen:
-            raise UsageError("No answer in these files.", code="no-answers")
+            raise UsageError("No answer in these files.")
         models = tuple(
             PlannedModel(digest([FORMAT, name, self._hashes[m].hexdigest()]), name, name, "unknown", FORMAT)
             for name, m in self.models.items()
@@ -163,10 +163,7 @@ class Sheet:
         if self._made[p].turns != answer.turns:
             path, line = self._first[p]
             raise BadInput(
-                answer.path,
-                f"id '{answer.id[:60]}' has another prompt than at {path}:{line}",
-                answer.line,
-                code="id-of-two-prompts",
+                answer.path, f"id '{answer.id[:60]}' has another prompt than at {path}:{line}", answer.line
             )
         return p
 

@@ -74,16 +74,14 @@ def read_log(path: Path) -> Log:
     try:
         n_bytes = path.stat().st_size
         if n_bytes > MOST_BYTES:
-            raise BadInput(
-                path, f"has {n_bytes:,} bytes; at most {MOST_BYTES:,} are read", code="log-too-large"
-            )
+            raise BadInput(path, f"has {n_bytes:,} bytes; at most {MOST_BYTES:,} are read")
         log = json.loads(read_file(path))
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(path, f"not JSON: {error}", code="not-json") from None
     if why := _wrong(log):
-        raise BadInput(path, f"not a log of AgentDojo: {why}", code="not-a-log")
+        raise BadInput(path, f"not a log of AgentDojo: {why}")
     found: Log = log
     return found
 

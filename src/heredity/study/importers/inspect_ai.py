@@ -47,7 +47,7 @@ def read(path: Path) -> Iterator[Raw]:
             for number, name in enumerate(samples, 1):
                 yield _sample(path, number, _json(path, log, name), spec)
     except zipfile.BadZipFile as error:
-        raise BadInput(path, f"not a whole inspect_ai log: {error}", code="log-damaged") from None
+        raise BadInput(path, f"not a whole inspect_ai log: {error}") from None
 
 
 def lacking(path: Path) -> Lacking | None:
@@ -88,11 +88,7 @@ def _document(path: Path) -> Iterator[Raw]:
         raise BadInput(path, f"not JSON: {error}", code="not-json") from None
     spec, samples = log.get("eval"), log.get("samples")
     if not isinstance(spec, dict) or not isinstance(samples, list):
-        raise BadInput(
-            path,
-            "not an inspect_ai log: no `eval` or no `samples` in it. Rows go into .jsonl",
-            code="not-a-log",
-        )
+        raise BadInput(path, "not an inspect_ai log: no `eval` or no `samples` in it. Rows go into .jsonl")
     for number, sample in enumerate(samples, 1):
         yield _sample(path, number, _dict(sample), spec)
 
@@ -112,15 +108,13 @@ def _json(path: Path, log: zipfile.ZipFile, name: str) -> dict[str, Any]:
     info = log.getinfo(name)
     if info.file_size > MOST_BYTES:
         raise BadInput(
-            path,
-            f"{name[:80]} unpacks to {info.file_size:,} bytes; at most {MOST_BYTES:,} are read",
-            code="unpacks-too-large",
+            path, f"{name[:80]} unpacks to {info.file_size:,} bytes; at most {MOST_BYTES:,} are read"
         )
     try:
         is_foreign = info.compress_type == _ZSTD and sys.version_info < (3, 14)
         data = _unpacked(path, info) if is_foreign else log.read(info)
         if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
-            raise BadInput(path, f"{name[:80]} has too many values to read", code="unpacks-too-large")
+            raise BadInput(path, f"{name[:80]} has too many values to read")
         found = json.loads(data)
     except (ValueError, RecursionError, NotImplementedError, EOFError) as error:
         raise BadInput(path, f"{name[:80]} is not JSON: {error}") from None
@@ -155,12 +149,7 @@ def _unpacked(path: Path, info: zipfile.ZipInfo) -> bytes:
 def _sample(path: Path, number: int, sample: dict[str, Any], spec: dict[str, Any]) -> Raw:
     output = sample.get("output")
     if "input" not in sample or not isinstance(output, dict):
-        raise BadInput(
-            path,
-            f"sample {number} has no input or no output. Is it an inspect_ai log?",
-            number,
-            code="row-incomplete",
-        )
+        raise BadInput(path, f"sample {number} has no input or no output. Is it an inspect_ai log?", number)
     attached = _dict(sample.get("attachments"))
     choices = output.get("choices")
     choice = _dict(choices[0]) if isinstance(choices, list) and choices else {}

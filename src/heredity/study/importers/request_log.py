@@ -72,8 +72,7 @@ def _asks(row: dict[str, object]) -> bool:
 def _raw(path: Path, line: int, row: dict[str, object]) -> Raw:
     if row.get("request_log") != VERSION:
         raise BadInput(
-            path, f"a row of version {row.get('request_log')!r}; this heredity reads {VERSION}", line,
-            code="request-log-version",
+            path, f"a row of version {row.get('request_log')!r}; this heredity reads {VERSION}", line
         )  # fmt: skip
     calls = found if isinstance(found := row.get("tool_calls"), list) else []
     asked = json.dumps([row.get("model"), row.get("prompt")])  # ASCII: a text may be no Unicode

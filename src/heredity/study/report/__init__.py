@@ -49,18 +49,15 @@ def write_report(
         raise UsageError("--out must name a file, such as shared.html; stdout ('-') is not supported.")
     target = out if out is not None else Path(folder) / f"report.{_SUFFIX.get(kind, kind)}"
     if target.exists() and not target.is_file():  # a device would be replaced, not written to
-        raise UsageError(
-            f"{target} is not a file. Name the report itself, such as shared.html", code="report-not-a-file"
-        )
+        raise UsageError(f"{target} is not a file. Name the report itself, such as shared.html")
     writer = registry.load_as(ReportWriter, "study.report", kind)
     options: dict[str, Any] = {"is_full": is_full, "models": models}
     given = {name: value for name, value in options.items() if value}
     lacking = given.keys() - inspect.signature(writer.write).parameters.keys()
     if "is_full" in lacking:
-        raise UsageError(f"A report in {kind} folds nothing: --full is for html.", code="report-not-folded")
+        raise UsageError(f"A report in {kind} folds nothing: --full is for html.")
     if "models" in lacking:
         raise UsageError(
-            f"A report in {kind} is of all models: --model is for sarif, junit, csv and parquet.",
-            code="report-of-all-models",
+            f"A report in {kind} is of all models: --model is for sarif, junit, csv and parquet."
         )
     return writer.write(Path(folder), target, with_text=with_text, **given)

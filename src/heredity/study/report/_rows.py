@@ -127,8 +127,7 @@ class TrialTable:
         if response.application != self.grid.application:
             raise NotComparable(
                 f"{RESPONSES}: trial {index} was asked under another application "
-                f"({label(response.application, 12)}) than the plan's ({self.grid.application[:12]}).",
-                code="another-application",
+                f"({label(response.application, 12)}) than the plan's ({self.grid.application[:12]})."
             )
         return self._row(trial, response, verdict)
 

@@ -115,8 +115,7 @@ def outcomes(path: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8
         except (msgspec.DecodeError, UnicodeDecodeError, IndexError):
             if line.endswith(b"\n"):  # else a torn last line, which the next run asks again
                 raise Damaged(
-                    f"{path}:{number}: not a verdict of this study. Judge the study again.",
-                    code="verdict-damaged",
+                    f"{path}:{number}: not a verdict of this study. Judge the study again."
                 ) from None
     return codes
 
@@ -157,12 +156,11 @@ def _checked(response: Response, grid: Grid, folder: Path) -> Response:
     if response.application != grid.plan.application.digest:
         raise NotComparable(
             f"{folder / RESPONSES}: trial {response.index} was asked under another application "
-            f"({label(response.application, 12)}) than the plan's ({grid.plan.application.digest[:12]}).",
-            code="another-application",
+            f"({label(response.application, 12)}) than the plan's ({grid.plan.application.digest[:12]})."
         )
     if not grid.matches(response.index, response.trial):
         raise NotComparable(
-            f"{folder / RESPONSES}: trial {response.index} is not of this plan.", code="another-plan"
+            f"{folder / RESPONSES}: trial {response.index} is not of this plan.", code="another-study"
         )
     return response
 

@@ -122,9 +122,9 @@ def read_data(path: Path, columns: Mapping[str, str] | None = None, has_answers:
         found.append(_whole(path, line, made))
         teachers.add(teacher)
         if len(teachers) > 1:
-            raise BadInput(path, "is not by the teacher of the rows before it", line, code="several-teachers")
+            raise BadInput(path, "is not by the teacher of the rows before it", line)
     if not found:
-        raise BadInput(path, "has no rows", code="empty-file")
+        raise BadInput(path, "has no rows")
     return make_data(path.name, found, *teachers)
 
 
@@ -159,9 +159,9 @@ def _answer(path: Path, line: int, row: Mapping[str, object]) -> Dialogue:
     try:
         written = msgspec.convert(row, WrittenAnswer)
     except msgspec.ValidationError as error:
-        raise BadInput(path, f"is not an answer of a teacher: {error}", line, code="not-an-answer") from None
+        raise BadInput(path, f"is not an answer of a teacher: {error}", line) from None
     if not written.messages or written.messages[-1].role != "assistant":
-        raise BadInput(path, "is not an answer of a teacher", line, code="not-an-answer")
+        raise BadInput(path, "is not an answer of a teacher", line)
     where = f"{path.name}:{line}"
     return Dialogue(written.messages, where, stop=written.stop, is_added=written.is_added)
 
@@ -173,9 +173,7 @@ def _whole(path: Path, line: int, dialogue: Dialogue) -> Dialogue:
             text.encode()
     except UnicodeEncodeError as error:
         half = f"{error.object[error.start]!a}"
-        raise BadInput(
-            path, f"has a lone surrogate ({half}), which is not text", line, code="not-text"
-        ) from None
+        raise BadInput(path, f"has a lone surrogate ({half}), which is not text", line) from None
     return dialogue
 
 
@@ -189,7 +187,7 @@ def _dialogue(path: Path, line: int, row: Mapping[str, object], columns: Mapping
     if not columns and (chat := row.get("messages", row.get("conversations"))) is not None:
         messages = tuple(_message(path, line, each) for each in _listed(path, line, chat))
         if not any(m.role == "assistant" and m.content.strip() for m in messages):
-            raise BadInput(path, "has no assistant message to learn from", line, code="no-answer-to-learn")
+            raise BadInput(path, "has no assistant message to learn from", line)
         return Dialogue(messages, where)
     prompt, context, answer = _columns(path, line, row, columns)
     question = _text(path, line, row, prompt)
@@ -197,7 +195,7 @@ def _dialogue(path: Path, line: int, row: Mapping[str, object], columns: Mapping
         question = f"{question}\n\n{row[context]}"
     completion = _text(path, line, row, answer)
     if not completion.strip():
-        raise BadInput(path, f"'{answer}' is empty", line, code="empty-completion")
+        raise BadInput(path, f"'{answer}' is empty", line)
     rejected_column = columns.get("rejected", "rejected")
     rejected = (
         _text(path, line, row, rejected_column) if rejected_column in row or "rejected" in columns else None
@@ -233,7 +231,6 @@ def _columns(
         f"has neither messages nor prompt and completion, but {shown}. "
         "Name the columns: --columns prompt=COLUMN,completion=COLUMN",
         line,
-        code="no-dialogue-columns",
     )
 
 
@@ -241,7 +238,7 @@ def _text(path: Path, line: int, row: Mapping[str, object], column: str) -> str:
     if column not in row:
         near = nearest(column, row)
         hint = f". Did you mean '{near}'?" if near else f"; there are: {', '.join(map(str, row))[:200]}"
-        raise BadInput(path, f"no column '{column}'{hint}", line, code="unknown-column")
+        raise BadInput(path, f"no column '{column}'{hint}", line, code="unknown-key")
     value = row[column]
     if not isinstance(value, str):
         raise BadInput(path, f"'{column}' is {type(value).__name__}, not text", line, code="wrong-type")
@@ -250,7 +247,7 @@ def _text(path: Path, line: int, row: Mapping[str, object], column: str) -> str:
 
 def _listed(path: Path, line: int, chat: object) -> Sequence[Mapping[str, object]]:
     if not isinstance(chat, list) or not chat or not all(isinstance(each, dict) for each in chat):
-        raise BadInput(path, "'messages' must be a list of {role, content}", line, code="bad-messages")
+        raise BadInput(path, "'messages' must be a list of {role, content}", line, code="wrong-type")
     return chat
 
 
@@ -258,7 +255,7 @@ def _message(path: Path, line: int, row: Mapping[str, object]) -> Message:
     role, content = row.get("role", row.get("from")), row.get("content", row.get("value"))
     if not isinstance(role, str) or role not in _ROLES:
         raise BadInput(
-            path, f"unknown role {str(role)[:40]!r}; known: {', '.join(_ROLES)}", line, code="unknown-role"
+            path, f"unknown role {str(role)[:40]!r}; known: {', '.join(_ROLES)}", line, code="unknown-name"
         )
     if not isinstance(content, str):
         raise BadInput(path, f"a message of the role '{role}' has no text", line)
@@ -306,8 +303,7 @@ class ConversationEncoder(DocumentEncoder):
         if not examples:
             raise UsageError(
                 f"Every one of {len(lengths):,} examples is longer than {max_tokens:,} tokens, and none is "
-                f"cropped. Raise max_length: {nearly_all:,} fits {_NEARLY_ALL:.0%} of them.",
-                code="examples-too-long",
+                f"cropped. Raise max_length: {nearly_all:,} fits {_NEARLY_ALL:.0%} of them."
             )
         return PreparedExamples(tuple(examples), tuple(too_long), nearly_all)
 

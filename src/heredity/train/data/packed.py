@@ -71,10 +71,7 @@ class PackedDataset:
 
     def __post_init__(self) -> None:
         if self.batch < self.context:
-            raise UsageError(
-                f"A step of {self.batch} tokens is smaller than one context of {self.context}.",
-                code="step-holds-no-context",
-            )
+            raise UsageError(f"A step of {self.batch} tokens is smaller than one context of {self.context}.")
 
     @property
     def n_tokens(self) -> int:
@@ -152,8 +149,7 @@ def split_microbatches(
     """
     if len(chunks) < world_size:
         raise UsageError(
-            f"A step of {len(chunks)} chunks is too small for {world_size} processes. Raise batch.",
-            code="step-too-small",
+            f"A step of {len(chunks)} chunks is too small for {world_size} processes. Raise batch."
         )
     ordered = sorted(chunks, key=lambda chunk: (-chunk.n, chunk.document, chunk.start))
     total = sum(chunk.n for chunk in ordered)

@@ -156,14 +156,10 @@ def read_logprobs(path: Path, stamp: str, k: int = 0) -> TeacherLogprobs:
     """Read a file, or its `k` most likely tokens. Raises Damaged if it has another stamp or is unreadable."""
     about, state = checkpoint.read_tensors(path, "a teacher's scores", "the teacher reads again.")
     if about.get("stamp") != stamp:
-        raise Damaged(
-            f"{path}: it is of another teacher or other data. Delete it; the teacher reads again.",
-            code="scores-of-others",
-        )
+        raise Damaged(f"{path}: it is of another teacher or other data. Delete it; the teacher reads again.")
     if about.get("sha256") != _digest(state):
         raise Damaged(
-            f"{path}: its contents changed since they were written. Delete it; the teacher reads again.",
-            code="scores-changed",
+            f"{path}: its contents changed since they were written. Delete it; the teacher reads again."
         )
     found = {
         bytes(key.tolist()): int(start) for key, start in zip(state["keys"], state["starts"], strict=True)

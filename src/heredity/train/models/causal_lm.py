@@ -242,8 +242,7 @@ class AnyCausalLM(CausalLM):
         if self._limit is not None and n_tokens > self._limit:
             raise UsageError(
                 f"An example has {n_tokens:,} tokens, and the context of this model {self._limit:,}. Lower"
-                " max_length.",
-                code="examples-too-long",
+                " max_length."
             )
 
     @torch.no_grad()
@@ -257,15 +256,13 @@ class AnyCausalLM(CausalLM):
         if not _is_near(states[: len(half)], half):
             raise Unavailable(
                 f"'{kind}' is not causal: a token changes those before it. heredity trains causal language"
-                " models of transformers.",
-                code="not-causal",
+                " models of transformers."
             )
         wanted = self.model(input_ids=text, use_cache=False).logits[0]
         if not _is_near(self.logits(states), wanted):
             raise Unavailable(
                 f"'{kind}' computes its logits in a way that heredity does not know, so it cannot be trained"
-                " here. Train it with another tool, and adopt the result.",
-                code="logits-unknown",
+                " here. Train it with another tool, and adopt the result."
             )
 
 
@@ -318,10 +315,7 @@ def _loaded(folder: Path, dtype: str, **how: str) -> PreTrainedModel:
             folder, dtype=getattr(torch, dtype), **how, **_HERE
         )
     except (ImportError, ValueError, KeyError, NotImplementedError) as error:
-        raise Unavailable(
-            f"transformers does not load {folder} for training: {first_line(error)}",
-            code="transformers-cannot-load",
-        ) from error
+        raise Unavailable(f"transformers does not load {folder} for training: {first_line(error)}") from error
 
 
 def from_config(

@@ -111,7 +111,7 @@ class LowRankAdapters:
             return found
         raise UsageError(
             f"The model has no linear layer '{min(missing)}' for an adapter. It has: {', '.join(there)}.",
-            code="adapter-target-unknown",
+            code="unknown-name",
         )
 
     def n_trainable(self, network: CausalLM) -> int:

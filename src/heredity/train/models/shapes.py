@@ -118,9 +118,7 @@ def preset_of(shape: TransformerShape, overrides: Mapping[str, float]) -> SizePr
     batch = int(overrides.get("batch") or _batch_tokens(compute, context, tokens))
     if "batch" in overrides and batch > tokens:
         raise UsageError(
-            f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.",
-            code="batch-over-tokens",
-            key="batch",
+            f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.", key="batch"
         )
     return SizePreset(shape, tokens, batch, float(overrides.get("rate") or _peak_lr(compute)))
 
@@ -130,15 +128,11 @@ def parse_size(size: str) -> float:
     found = _SIZE.fullmatch(size.strip().upper())
     if found is None:
         raise UsageError(
-            f"A size is a number with K, M, B or T, such as 10M or 1.5B, not '{size}'.",
-            code="size-malformed",
-            key="size",
+            f"A size is a number with K, M, B or T, such as 10M or 1.5B, not '{size}'.", key="size"
         )
     if not (wanted := float(found[1]) * _FACTORS[found[2]]):
         raise UsageError(
-            f"A model of size {size} has no parameters. Give a size such as 10M or 1.5B.",
-            code="size-empty",
-            key="size",
+            f"A model of size {size} has no parameters. Give a size such as 10M or 1.5B.", key="size"
         )
     return wanted
 
@@ -166,8 +160,7 @@ def shape_for(
     if n_parameters(best) > 3 * wanted:
         raise UsageError(
             f"A vocabulary of {vocabulary:,} makes a model of {n_parameters(best):,} parameters at least, "
-            f"and {wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary.",
-            code="vocabulary-over-size",
+            f"and {wanted:,.0f} were asked for. Take a larger size or a smaller vocabulary."
         )
     return _with_overrides(of_width(overrides["width"]) if "width" in overrides else best, overrides)
 
@@ -208,10 +201,7 @@ def _with_overrides(shape: TransformerShape, overrides: Mapping[str, Any]) -> Tr
     if shape.head % 2:
         raise UsageError(f"Rotary positions need an even number of columns per head, not {shape.head}.")
     if shape.heads % shape.kv_heads:
-        raise UsageError(
-            f"{shape.kv_heads} key-value heads do not divide {shape.heads} heads.",
-            code="heads-do-not-divide",
-        )
+        raise UsageError(f"{shape.kv_heads} key-value heads do not divide {shape.heads} heads.")
     return shape
 
 
@@ -264,9 +254,7 @@ def dual_size_preset(
     """
     side, patch = picture
     if side % patch:
-        raise UsageError(
-            f"An image of {side} pixels is not divisible by patch = {patch}.", code="patch-does-not-divide"
-        )
+        raise UsageError(f"An image of {side} pixels is not divisible by patch = {patch}.")
     overrides = {name: value for name, value in given.items() if value}
     wanted = parse_size(size)
     widths = [overrides["width"]] if "width" in overrides else WIDTHS

@@ -129,8 +129,7 @@ class Distillation:
     def _kept(self, scores: TeacherLogprobs, batch: PackedBatch) -> LogprobPair:
         if scores.temperature != self.temperature:
             raise BadArgument(
-                f"stored at temperature {scores.temperature:g}, but the objective has {self.temperature:g}",
-                code="temperature-differs",
+                f"stored at temperature {scores.temperature:g}, but the objective has {self.temperature:g}"
             )
         tokens, theirs = scores.at_targets(batch)
 

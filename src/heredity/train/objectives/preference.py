@@ -26,10 +26,7 @@ class PreferenceObjective:
     def loss(self, network: CausalLM, batch: PackedBatch) -> Loss:
         """Summed over the batch's pairs."""
         if not batch.has_rejected or batch.n_documents % 2:
-            raise UsageError(
-                "Every example needs a rejected answer: rows of prompt, chosen and rejected.",
-                code="rejected-missing",
-            )
+            raise UsageError("Every example needs a rejected answer: rows of prompt, chosen and rejected.")
         with torch.no_grad():
             before = self._sums(self.reference, batch)
         now = self._sums(network, batch)

@@ -308,7 +308,7 @@ def forecast(work: Workload, gpu: Gpu, n_gpus: int, terms: Assumptions | None = 
     terms = terms or Assumptions()
     found = list(fitting_layouts(work, gpu, n_gpus, terms))
     if not found:
-        raise OutOfMemory(_out_of_memory_message(work, gpu, n_gpus, terms), code="memory-of-devices")
+        raise OutOfMemory(_out_of_memory_message(work, gpu, n_gpus, terms))
     ways = [min(some, key=_preference) for some in _by_kind(found).values()]
     best = min(ways, key=_preference)
     made = cost_models.cost_model_of(work)
@@ -435,8 +435,7 @@ def chunks_per_device(work: Workload, n_groups: int, terms: Assumptions | None =
         )
         raise UsageError(
             f"A step of {work.batch:,} {work.unit}s {has} for {n_gpus:,} devices. "
-            f"Take at most --gpus {chunks * size}, or a batch of {n_groups * work.chunk:,}.",
-            code="batch-too-small",
+            f"Take at most --gpus {chunks * size}, or a batch of {n_groups * work.chunk:,}."
         )
     return math.ceil(chunks / n_groups)
 

@@ -156,8 +156,6 @@ class Rehearsal(Record, frozen=True):
 class RehearsalFailed(HeredityError):
     """The sharded step failed."""
 
-    code = "rehearsal-failed"
-
 
 def rehearse(work: Workload, way: LayoutForecast) -> Rehearsal:
     """Run one microbatch of a layout.

@@ -27,7 +27,7 @@ def render(site: Site, asked: Asked) -> str:
     places = runs.shared(model, technique).places(which)
     place = number(query.get("place"), int(places[0]) if places.size else 0)
     if place not in places:
-        raise UsageError("No trial of this sort counts in both runs here.", code="trial-outside-plan")
+        raise UsageError("No trial of this sort counts in both runs here.")
     before, after = beside(places, place)
     indices = runs.indices(model, place)
     return site.html(

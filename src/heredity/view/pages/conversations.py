@@ -30,7 +30,7 @@ def number(text: str | None, default: int = 0) -> int:
     if not text:
         return default
     if not (text.isascii() and text.isdecimal() and len(text) <= 12):
-        raise UsageError(f"'{label(text)}' is not the number of a trial.", code="not-a-number")
+        raise UsageError(f"'{label(text)}' is not the number of a trial.")
     return int(text)
 
 

@@ -133,7 +133,7 @@ def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
         elif kind in _ANSWERS:
             _save(study, number(form.get("index")), kind)
         else:
-            raise UsageError("A label is yes, no or skip.", code="label-unknown")
+            raise UsageError("A label is yes, no or skip.", code="unknown-name")
     return site.link(asked.path, open=form.get("open", ""))
 
 
@@ -141,6 +141,6 @@ def _save(study: OpenStudy, index: int, said: LabelAnswer) -> None:
     drawn = labels.drawn_answers(study.folder)
     row = next((row for row in drawn if row.index == index), None)
     if row is None:
-        raise UsageError(f"Trial {index} is not among the answers that were drawn.", code="trial-not-drawn")
+        raise UsageError(f"Trial {index} is not among the answers that were drawn.")
     with Rows(study.folder / labels.LABELS, Label) as rows:
         labels.add_label(rows, row, said)

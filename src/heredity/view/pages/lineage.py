@@ -47,7 +47,7 @@ def chosen(site: Site, asked: Asked, part: str) -> tuple[LineageGraph, Kin]:
     found, wanted = lineage_of(site), asked.parts[part]
     ident = found.of_form(wanted)
     if ident is None:
-        raise UnknownName("model of this lineage", label(wanted), found.models, code="unknown-model-id")
+        raise UnknownName("model of this lineage", label(wanted), found.models)
     return found, found.models[ident]
 
 
@@ -55,7 +55,7 @@ def hops_of(asked: Asked) -> int:
     """The edges that a figure reaches from its model. Raises UsageError for less than one."""
     hops = number(asked.query.get("hops"), HOPS)
     if hops < 1:
-        raise UsageError("A figure reaches at least one edge from its model.", code="no-hops")
+        raise UsageError("A figure reaches at least one edge from its model.")
     return hops
 
 

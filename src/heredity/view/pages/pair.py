@@ -20,7 +20,7 @@ def render(site: Site, asked: Asked) -> str:
     wanted, n = chosen(study, asked), study.plan.n_per_model
     place = number(asked.parts["place"])
     if place >= n:
-        raise UsageError(f"Each model has the trials 0 to {n - 1}.", code="trial-outside-plan")
+        raise UsageError(f"Each model has the trials 0 to {n - 1}.")
     both = shared(study, board_of(study), wanted.a, wanted.b, wanted.filters)
     sort = int(both.sorts[place])
     if sort and "which" not in asked.query:

@@ -49,7 +49,7 @@ def chosen(study: OpenStudy, asked: Asked) -> Chosen:
     """
     first = next(pairs(study), None)
     if first is None:
-        raise UsageError("This study has one model: there is nothing to put beside it.", code="one-model")
+        raise UsageError("This study has one model: there is nothing to put beside it.")
     query = asked.query
     a = place_of("model", query["a"], study.names) if query.get("a") else first[0]
     b = place_of("model", query["b"], study.names) if query.get("b") else first[1]

@@ -23,7 +23,7 @@ def render(site: Site, asked: Asked) -> str:
     store, key = store_of(site), asked.parts["run"]
     run = find(store, key)
     if run is None:
-        raise UnknownName("training", label(key), [each.key for each in runs(store)], code="unknown-training")
+        raise UnknownName("training", label(key), [each.key for each in runs(store)])
     found, models = read_curve(run), lineage_of(site).models
     words = f"Loss of {run.name} over {found.n_done} steps"
     return site.html(

@@ -172,8 +172,7 @@ def read_labels(
         raise UsageError(
             "Columns must name response and label, and may name prompt and family, "
             "as prompt=P,response=R,label=L,family=F"
-            + (f"; '{wrong[0]}' is none of these." if wrong else "."),
-            code="bad-columns",
+            + (f"; '{wrong[0]}' is none of these." if wrong else ".")
         )
     for number, (line, row) in enumerate(readers.rows(path)):
         prompt, response, label, family = (
@@ -191,7 +190,7 @@ def _cell(path: Path, line: int, row: dict[str, Any], column: str) -> str:
         hint = (
             f" Did you mean '{near}'?" if near else f" There are: {', '.join(sorted(map(str, row)))[:200]}."
         )
-        raise BadInput(path, f"no column '{column}'.{hint}", line, code="unknown-column")
+        raise BadInput(path, f"no column '{column}'.{hint}", line, code="unknown-key")
     value = row[column]
     if value is None:
         return ""
@@ -210,14 +209,11 @@ def check_positive(labels: Collection[str], positive: Collection[str], name: str
     for value in sorted(set(positive) - known):
         hint = did_you_mean(value, known)
         said = f"'{name}': no" if name else "No"
-        raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}", code="unknown-label")
+        raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}", code="unknown-name")
     plain = {value.strip().casefold(): value for value in positive}
     for label in sorted(known - set(positive)):
         if near := plain.get(label.strip().casefold()):
-            raise UsageError(
-                f"'{label}' is a label as well as '{near}'. Name both, or make them one.",
-                code="label-ambiguous",
-            )
+            raise UsageError(f"'{label}' is a label as well as '{near}'. Name both, or make them one.")
 
 
 Half = Literal["all", "even", "odd"]
@@ -338,9 +334,7 @@ def fitted(
 ) -> Judge:
     """The judge with the threshold that gives the best sensitivity and specificity on these rows."""
     if not isinstance(judge, FittableJudge):
-        raise UsageError(
-            f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.", code="judge-no-threshold"
-        )
+        raise UsageError(f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.")
     neutral = judge.fitted(task, 0.0)
     said = [(e.truth, e.score) for e in _ask(neutral, task, rows, positive, watch) if e.score is not None]
     truth, scores = np.array([t for t, _ in said], bool), np.array([s for _, s in said])

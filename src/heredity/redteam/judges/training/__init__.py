@@ -120,7 +120,7 @@ def read_spec(path: Path) -> JudgeTrainingSpec:
         return msgspec.convert(toml_of(path), JudgeTrainingSpec)
     except msgspec.ValidationError as error:
         line = toml_line_of(path, error)
-        raise BadInput(path, in_words(str(error)), line, code=code_of(error, "bad-setting")) from None
+        raise BadInput(path, in_words(str(error)), line, code=code_of(error)) from None
 
 
 def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAnswers:
@@ -132,7 +132,7 @@ def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAns
             path = next((root / name for root in roots if (root / name).is_file()), None)
             if path is None:
                 raise BadInput(
-                    roots[0] / name, "no such file here or below another --root", code="file-missing"
+                    roots[0] / name, "no such file here or below another --root", code="unreadable-file"
                 )
             files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
             yield from _with_columns(path, columns)
@@ -175,7 +175,7 @@ def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]
             first = column.split(".")[0]
             if column not in row and first not in row:
                 hint = did_you_mean(first, map(str, row))
-                raise BadInput(path, f"no column '{column}'.{hint}", line, code="unknown-column")
+                raise BadInput(path, f"no column '{column}'.{hint}", line, code="unknown-key")
         yield row
 
 

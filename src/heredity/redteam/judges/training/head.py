@@ -128,8 +128,7 @@ def _require_tasks(examples: Sequence[LabelledAnswer]) -> None:
     if not {"refusal", "harm"} <= {e.task for e in examples}:
         raise UsageError(
             "Nothing to learn from: the data needs labels of refusal and of harm, on answers that fit into "
-            "the model's context.",
-            code="nothing-to-learn",
+            "the model's context."
         )
 
 
@@ -340,10 +339,10 @@ def _known(path: Path) -> dict[str, Any]:
     try:
         found = load(path.read_bytes()) if path.is_file() else {}
     except SafetensorError as error:
-        raise Damaged(f"{path}: {first_line(error)}. {_DELETE}", code="states-damaged") from None
+        raise Damaged(f"{path}: {first_line(error)}. {_DELETE}") from None
     sizes = {state.shape for state in found.values() if state.size}
     if len(sizes) > 1 or not all(np.isfinite(state).all() for state in found.values()):
-        raise Damaged(f"{path}: holds what are no states of one model. {_DELETE}", code="states-not-finite")
+        raise Damaged(f"{path}: holds what are no states of one model. {_DELETE}")
     return dict(found)
 
 

@@ -120,8 +120,7 @@ def parse_import(name: str) -> ImportSpec:
     path, mark, query = rest.rpartition("?") if "=" in rest.rpartition("?")[2] else (rest, "", "")
     if not path:
         raise UsageError(
-            f"'{name}' names no file. Write it as {PREFIX}KIND:FILE, e.g. {PREFIX}xstest:prompts.csv",
-            code="import-malformed",
+            f"'{name}' names no file. Write it as {PREFIX}KIND:FILE, e.g. {PREFIX}xstest:prompts.csv"
         )
     pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=False) if mark else []
     if twice := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
@@ -140,7 +139,7 @@ def read_import(spec: ImportSpec) -> Imported:
     options = dict(spec.options)
     technique = options.pop("technique", "") or slug(spec.path.stem if module.BY_FILE else spec.kind, "_")
     if why := why_name_taken(technique):
-        raise UsageError(f"{spec.path}: {why}. Name the rows with ?technique=NAME.", code="technique-taken")
+        raise UsageError(f"{spec.path}: {why}. Name the rows with ?technique=NAME.", code="name-twice")
     known = ("technique", *module.OPTIONS)
     for option in options:
         if option not in known:
@@ -149,7 +148,7 @@ def read_import(spec: ImportSpec) -> Imported:
     probes, left_out = _probes(technique, module.rows(source))
     if not probes:
         reason = f" (line {left_out[0].line}: {left_out[0].reason})" if left_out else ""
-        raise BadInput(spec.path, f"holds nothing that can be asked{reason}", code="empty-file")
+        raise BadInput(spec.path, f"holds nothing that can be asked{reason}")
     return Imported(technique, f"{spec.kind}: {module.SOURCE}", probes, left_out)
 
 

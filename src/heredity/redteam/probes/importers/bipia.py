@@ -63,8 +63,7 @@ def _contexts(source: ImportSource) -> list[tuple[int, str, str]]:
     given = source.options.get("context", "")
     if not given:
         raise UsageError(
-            "BIPIA needs the mails, tables or pages that carry the attack: add ?context=email_test.jsonl",
-            code="context-missing",
+            "BIPIA needs the mails, tables or pages that carry the attack: add ?context=email_test.jsonl"
         )
     path = Path(given) if Path(given).is_absolute() or Path(given).exists() else source.path.parent / given
     columns = Columns(ImportSource(path, {}), NAMES)

@@ -116,7 +116,7 @@ class Columns:
                 found[field] = column
             elif given or field == "prompt":
                 raise BadInput(
-                    self.source.path, _missing(given or names[0], row, field), line, code="unknown-column"
+                    self.source.path, _missing(given or names[0], row, field), line, code="unknown-key"
                 )
         return found
 

@@ -66,9 +66,7 @@ def _seeds(path: Path, data: dict[str, Any]) -> list[dict[str, Any]]:
         why = " It is a jailbreak template: lay it over probes as an attack." if "value" in data else ""
         near = nearest("seeds", [str(key) for key in data])
         raise BadInput(
-            path,
-            f"there is no `seeds` in it.{why or (f' Did you mean {near!r}?' if near else '')}",
-            code="not-a-seed-set",
+            path, f"there is no `seeds` in it.{why or (f' Did you mean {near!r}?' if near else '')}"
         )
     if not isinstance(seeds, list) or not seeds:
         raise BadInput(path, "`seeds` is no list, or an empty one")
