@@ -298,7 +298,8 @@ def test_a_stream_is_read_while_it_is_said_and_who_leaves_frees_the_place() -> N
     with listening(held(engine)) as address:
         ask = client(address).chat.completions.create
         told = ask(model="scripted:helpful", messages=HELLO, stream=True)
-        assert text_of([next(told) for _ in range(3)]) == "word word word "
+        # A part has several words where the reader is slower than the model.
+        assert text_of([next(told) for _ in range(3)]).startswith("word word word ")
         told.close()
         with pytest.raises(openai.APITimeoutError):
             ask(model="scripted:helpful", messages=HELLO, timeout=0.3)
