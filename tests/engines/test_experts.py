@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from heredity.core.errors import Damaged
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch.engine import open_folder
-from heredity.formats import experts, weights
-from heredity.formats.experts import Expert, Experts, Routing, steady_tile
+from heredity.formats import weights
+from heredity.formats.weights import Expert, Experts, Routing, steady_tile
 from tests.support.errors import raises
 from tests.support.tiny_models import WORDS, make_model
 
@@ -64,11 +64,11 @@ def test_a_row_has_the_same_bits_whoever_shares_its_experts(dtype: torch.dtype) 
 
 
 def test_a_tile_is_one_row_where_places_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experts, "_STEADY", {})
+    monkeypatch.setattr(weights, "_STEADY", {})
     noise = torch.arange(8)[:, None] * 1e-3
     moody = Expert(lambda x: torch.cat([x, x], 1), lambda x: x + noise[: len(x)])
     assert steady_tile(moody, rows(4), "moody") == 1
-    assert steady_tile(layer(1, Routing(1)).each[0], rows(4), "plain") in experts.TILES
+    assert steady_tile(layer(1, Routing(1)).each[0], rows(4), "plain") in weights.TILES
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.proof)])

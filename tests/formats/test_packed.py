@@ -15,8 +15,8 @@ from heredity import engines
 from heredity.core.errors import Damaged, Unavailable
 from heredity.core.records import Decoding, Message, Request
 from heredity.formats.packed import packing_of, unpack
-from heredity.formats.packed_write import unpack_folder
 from heredity.lineage.store import Store, load_engine
+from heredity.recipes.dequantize import unpack_folder
 from tests.support import architectures, packed_models
 from tests.support.errors import raises
 from tests.support.model_sources import store as store

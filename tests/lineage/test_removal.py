@@ -18,8 +18,14 @@ from safetensors.numpy import save_file
 from heredity.core.errors import Busy, Refused, UnknownName, UsageError
 from heredity.core.files import Lock
 from heredity.core.records import Reply
-from heredity.lineage.garbage import delete_garbage, find_garbage
-from heredity.lineage.removal import find_stored, remove_models, rename_model, tree_bytes
+from heredity.lineage.removal import (
+    delete_garbage,
+    find_garbage,
+    find_stored,
+    remove_models,
+    rename_model,
+    tree_bytes,
+)
 from heredity.lineage.store import Store, key_of
 from heredity.lineage.types import Description, Grown
 from heredity.study.plan import write_plan

@@ -22,12 +22,11 @@ from heredity.core.errors import Damaged, OutOfMemory, Refused, Unavailable, Unk
 from heredity.core.progress import Progress
 from heredity.core.records import Descent, Evidence
 from heredity.lineage.adoption import adopt
-from heredity.lineage.claims import read_claims
-from heredity.lineage.descent import facts, plain_name
+from heredity.lineage.catalog import facts, plain_name
 from heredity.lineage.evidence import Findings, compare_quantized
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
-from heredity.recipes.adopt import Adopt
+from heredity.recipes.adopt import Adopt, read_claims
 from heredity.recipes.merge_adapter import merge
 from heredity.recipes.quantize import Quantize
 from tests.recipes.test_pull_sources import play_hub, use_index

@@ -13,8 +13,7 @@ from heredity.core.errors import UsageError
 from heredity.core.records import Message, Request
 from heredity.engines.torch.engine import open_folder
 from heredity.formats import gptq
-from heredity.formats.calibrate import GptqSettings, calibrate
-from heredity.formats.gptq import RoundingGrid
+from heredity.formats.gptq import GptqSettings, RoundingGrid, calibrate
 from heredity.formats.rewrite import read_all
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown

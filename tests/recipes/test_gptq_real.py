@@ -9,8 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import heredity as h
-from heredity.formats.calibrate import GptqSettings, calibrate
-from heredity.formats.gptq import RoundingGrid
+from heredity.formats.gptq import GptqSettings, RoundingGrid, calibrate
 from heredity.recipes.prune import Prune
 from heredity.recipes.quantize import _sequences
 from heredity.train.data.chat import Data

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from heredity.formats import experts, weights
+from heredity.formats import weights
 
 GPU = torch.device("meta")
 _COPIES = {torch.ops.aten._to_copy, torch.ops.aten.copy_}
@@ -58,6 +58,6 @@ def read_weights(folder: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
     A mixture of experts must read how many rows each of them has: here the first has all.
     """
     monkeypatch.setattr(weights, "safe_open", _File)
-    monkeypatch.setattr(experts, "_is_steady", lambda expert, x: True)
+    monkeypatch.setattr(weights, "_is_steady", lambda expert, x: True)
     monkeypatch.setattr(torch, "bincount", _first_has_all)
     return weights.read_weights(folder, dtype, GPU)

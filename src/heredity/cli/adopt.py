@@ -43,7 +43,7 @@ def command(
     from heredity.core import terminal
     from heredity.core.sanitize import plain
     from heredity.lineage.adoption import adopt
-    from heredity.lineage.descent import facts
+    from heredity.lineage.catalog import facts
 
     store = open_store()
     given = [_parent(store, parent) for parent in parents]

@@ -10,7 +10,7 @@ import click
 from heredity.cli import Verb, open_store
 
 if TYPE_CHECKING:
-    from heredity.lineage.garbage import Garbage
+    from heredity.lineage.removal import Garbage
     from heredity.lineage.store import Store
 
 _WORDS = {
@@ -35,7 +35,7 @@ def command(answers: bool, yes: bool) -> None:
     are left alone.
     """
     from heredity.core.terminal import note, size
-    from heredity.lineage.garbage import delete_garbage, find_garbage
+    from heredity.lineage.removal import delete_garbage, find_garbage
 
     store = open_store()
     found = find_garbage(store, with_answers=answers)

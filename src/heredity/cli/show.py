@@ -98,7 +98,7 @@ def _show_model(name: str, as_json: bool) -> None:
 
 
 def _facts(model: Model) -> dict[str, str]:
-    from heredity.lineage import descent
+    from heredity.lineage import catalog
     from heredity.recipes import to_current
 
     named = to_current(model.recipe.kind, model.recipe.settings)
@@ -107,7 +107,7 @@ def _facts(model: Model) -> dict[str, str]:
     facts |= {"licence": model.licence, "format": model.format}
     facts |= {"recipe": f"{model.recipe.kind} ({settings})" if settings else model.recipe.kind}
     facts |= {"made": f"{model.made.at} in {model.made.seconds:.0f} s"} if model.made.at else {}
-    return facts | dict(model.notes) | dict(descent.facts(model))
+    return facts | dict(model.notes) | dict(catalog.facts(model))
 
 
 def _show_study(folder: Path, as_json: bool) -> None:

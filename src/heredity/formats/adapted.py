@@ -20,10 +20,18 @@ from heredity.core.errors import Damaged, Unavailable
 from heredity.formats import weights as base_weights
 from heredity.formats.activation import Gate
 from heredity.formats.architectures import ARCHITECTURES, ExpertNames
-from heredity.formats.experts import Expert, Experts, steady_tile
+from heredity.formats.int8 import Linear
 from heredity.formats.peft import ADVICE, HEAD, Adapter, LowRank, read_adapter, row_factor
 from heredity.formats.safetensors_io import read_safetensors
-from heredity.formats.weights import EMBEDDING, Block, Linear, TensorFiles, Weights
+from heredity.formats.weights import (
+    EMBEDDING,
+    Block,
+    Expert,
+    Experts,
+    TensorFiles,
+    Weights,
+    steady_tile,
+)
 
 NORM = "model.norm.weight"
 _MODULE, _HEAD_MODULE = EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".weight")

@@ -6,7 +6,7 @@ per head instead.
 
 Promises: a model with other settings is refused when a GGUF is written. When one is read, the configuration
 gets the settings that llama.cpp uses.
-Leaves to others: tensors (gguf_write.py) and tokens (gguf_tokenizer.py).
+Leaves to others: tensors and tokens (gguf_write.py).
 
 Source: llama.cpp's conversion and loading of Gemma 3.
 """

@@ -8,7 +8,7 @@
 
 Promises: no library of the tool is needed. Sizes are checked against the tensors: nothing is allocated by a
 number in a file.
-Leaves to others: the files (packed_write.py).
+Leaves to others: the files (recipes/dequantize.py).
 
 Sources: the formats as AutoGPTQ, AutoAWQ, compressed-tensors, transformers (FP8) and bitsandbytes write them.
 """

@@ -19,8 +19,9 @@ from torch.nn import functional
 from heredity.core.errors import Damaged, Unavailable
 from heredity.formats import weights as base_weights
 from heredity.formats.adapted import matrix_names, moved, stacked, tensor_names
+from heredity.formats.int8 import Linear
 from heredity.formats.peft import Adapter, LowRank, read_adapter
-from heredity.formats.weights import Block, Linear, Weights
+from heredity.formats.weights import Block, Weights
 
 Place = tuple[int, str]  # a layer, and a field of its Block
 

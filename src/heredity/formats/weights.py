@@ -7,9 +7,9 @@ Leaves to others: the arithmetic (torch/decoder.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -26,15 +26,196 @@ from heredity.formats import int8
 from heredity.formats.activation import Gate
 from heredity.formats.architectures import ARCHITECTURES, ExpertNames
 from heredity.formats.choice import ENCODERS
-from heredity.formats.decoder_shape import NOT_ROTATED, DecoderShape, Rope, with_own_settings
-from heredity.formats.experts import Expert, Experts, steady_tile
+from heredity.formats.int8 import Linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+TILES = (8, 4, 2, 1)  # rows; more than 8 waste work where few rows share an expert
+_STEADY: dict[tuple[int, int, str, torch.dtype, torch.device], int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How experts are chosen and weighted.
+
+    is_normed: the weights of the chosen experts sum to 1. is_sigmoid: a weight is the sigmoid of the expert's
+    own logit and scales the expert's input; otherwise it is its softmax and scales the output.
+    """
+
+    n_chosen: int
+    is_normed: bool = False
+    is_sigmoid: bool = False
+
+    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weights and experts of each row: (rows, n_chosen) each. logits: (rows, experts)."""
+        if self.is_sigmoid:
+            best, chosen = torch.topk(logits, self.n_chosen, dim=-1)
+            return torch.sigmoid(best.float()).to(logits.dtype), chosen
+        best, chosen = torch.topk(torch.softmax(logits, dim=-1, dtype=torch.float32), self.n_chosen, dim=-1)
+        if self.is_normed:
+            best = best / best.sum(dim=-1, keepdim=True)
+        return best.to(logits.dtype), chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """One gated MLP: `gate_up` is a fused matmul."""
+
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, hidden)"""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(functional.silu(gate) * up)
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The experts of a layer. tile: rows of a matmul."""
+
+    router: Linear
+    each: Sequence[Expert]
+    routing: Routing
+    tile: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, hidden)"""
+        weights, chosen = self.routing.choose(self.router(x))
+        order = chosen.flatten().argsort(stable=True)  # by expert, then by row
+        rows, scales = order // self.routing.n_chosen, weights.flatten()[order, None]
+        n_rows = torch.bincount(chosen.flatten(), minlength=len(self.each)).tolist()
+        out, start = torch.zeros_like(x), 0
+        for expert, n in zip(self.each, n_rows, strict=True):
+            for first in range(start, start + n, self.tile):
+                at = slice(first, min(first + self.tile, start + n))
+                # A row is once in a tile: the order of these sums is that of the experts.
+                out.index_add_(0, rows[at], self._weighted(expert, x[rows[at]], scales[at]))
+            start += n
+        return out
+
+    def _weighted(self, expert: Expert, x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Return the part of an expert in the sums of at most `tile` rows."""
+        if self.routing.is_sigmoid:
+            return expert(_filled(x * scales, self.tile))[: len(x)]
+        return expert(_filled(x, self.tile))[: len(x)] * scales
+
+
+def _filled(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Return x with rows of zeros appended up to n."""
+    return x if len(x) == n else torch.cat([x, x.new_zeros(n - len(x), x.shape[1])])
+
+
+def steady_tile(expert: Expert, router: torch.Tensor, how: str) -> int:
+    """Return the largest tile in which a row has the same bits at every place, among rows and among zeros.
+
+    router: its matrix (experts, hidden), of the dtype and on the device of the rows. how: the kind of matmul.
+    Experts of one shape and kind share the result.
+    """
+    n_inner = expert.gate_up(router[:1]).shape[1] // 2
+    key = (router.shape[1], n_inner, how, router.dtype, router.device)
+    if key not in _STEADY:
+        drawn = torch.randn((TILES[0], router.shape[1]), generator=torch.Generator().manual_seed(1))
+        x = drawn.to(router.device, router.dtype)
+        _STEADY[key] = next(tile for tile in TILES if tile == 1 or _is_steady(expert, x[:tile]))
+    return _STEADY[key]
+
+
+def _is_steady(expert: Expert, x: torch.Tensor) -> bool:
+    usual = expert(x)
+    for place in range(len(x)):
+        alone = torch.zeros_like(x)
+        alone[place] = x[0]
+        turned = expert(x.roll(place, 0)).roll(-place, 0)
+        if not (torch.equal(turned, usual) and torch.equal(expert(alone)[place], usual[0])):
+            return False
+    return True
+
+
+NOT_ROTATED = 2  # after the rotations of global and of windowed layers
+Rope = tuple[torch.Tensor, torch.Tensor]  # inverse frequencies (rotated channels / 2,): global, windowed
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """The shape of a decoder, in the words of transformers' configurations."""
+
+    model_type: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int  # of the MLP
+    vocab_size: int
+    context_length: int  # tokens
+    rms_norm_eps: float
+    attention_scale: float  # factor on the scores
+    windows: tuple[int, ...]  # by layer: the attention window in tokens, 0 for all tokens
+    rotations: tuple[int, ...]  # by layer: the index of its rotation, or NOT_ROTATED
+    embedding_scale: float  # factor on the embeddings
+    is_gemma: bool
+    residual_scale: float = 1.0  # factor on what a layer adds
+    logits_scale: float = 1.0  # divisor of the logits
+    routing: Routing | None = None  # of the experts, if there are any
+    has_chunks: bool = False  # windows begin at multiples of their size, and do not move with the query
+    has_rotated_norm: bool = False  # rotated queries and keys are normed, without weights
+    temperature: tuple[float, float] | None = None  # of layers that are not rotated: tokens a step, strength
+
+
+def with_own_settings(shape: DecoderShape, config: PreTrainedConfig) -> DecoderShape:
+    """Return a shape with the settings that only its architecture has. Others are left as they are."""
+    chunk = int(setting(config, "attention_chunk_size", 0))
+    windows = shape.windows
+    if chunk:
+        windows = tuple(chunk if kind == "chunked_attention" else 0 for kind in config.layer_types)
+    is_rotated = setting(config, "no_rope_layers", [1] * len(windows))[: len(windows)]  # 0: it is not
+    kinds = zip(windows, is_rotated, strict=True)
+    return replace(
+        shape,
+        context_length=_context_length(config, shape.context_length),
+        attention_scale=float(setting(config, "attention_multiplier", shape.attention_scale)),
+        windows=windows,
+        rotations=tuple(int(bool(size)) if turns else NOT_ROTATED for size, turns in kinds),
+        embedding_scale=float(setting(config, "embedding_multiplier", shape.embedding_scale)),
+        residual_scale=float(setting(config, "residual_multiplier", 1.0)),
+        logits_scale=float(setting(config, "logits_scaling", 1.0)),
+        routing=_routing(config),
+        has_chunks=chunk > 0,
+        has_rotated_norm=setting(config, "use_qk_norm", False),
+        temperature=_temperature(config),
+    )
+
+
+def _temperature(config: PreTrainedConfig) -> tuple[float, float] | None:
+    if not setting(config, "attn_temperature_tuning", False):
+        return None
+    return float(config.floor_scale), float(config.attn_scale)
+
+
+def _routing(config: PreTrainedConfig) -> Routing | None:
+    names = ARCHITECTURES[config.model_type].experts
+    if names is None:
+        return None
+    is_normed = names.is_normed or setting(config, "norm_topk_prob", False)
+    return Routing(int(config.num_experts_per_tok), is_normed, names.is_sigmoid)
+
+
+def _context_length(config: PreTrainedConfig, usual: int) -> int:
+    """Return the longest text in tokens.
+
+    LongRoPE rotates a text by other frequencies once it is longer than in the first training: all of it, also
+    what is cached. Texts up to there have one rotation.
+    """
+    rope = config.rope_parameters
+    if rope.get("rope_type") != "longrope":
+        return usual
+    return min(int(rope["original_max_position_embeddings"]), usual)
+
+
 CONFIG = "config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-Linear = Callable[[torch.Tensor], torch.Tensor]
 Setting = TypeVar("Setting")
 KNOWN = tuple(ARCHITECTURES)
 

@@ -1,7 +1,7 @@
 """Record a model that another tool made as the child of models of the store.
 
 Promises: a descent that the files contradict is not recorded; the record holds the evidence.
-Leaves to others: the files and the evidence (recipes/adopt.py), its words (descent.py).
+Leaves to others: the files and the evidence (recipes/adopt.py), its words (catalog.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from heredity.core.errors import Unavailable, UsageError
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Relation
 from heredity.lineage import graph
-from heredity.lineage.descent import is_from_hub, names_of
+from heredity.lineage.catalog import is_from_hub, names_of
 from heredity.lineage.references import HUB
 from heredity.lineage.store import Store
 from heredity.lineage.types import Adopter, Adoption, Grown, KnownParent

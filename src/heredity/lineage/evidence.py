@@ -2,8 +2,8 @@
 
 Promises: a few million numbers are in memory at a time. Tensors are compared bit by bit; cosine, distance and
 ranks are of samples. A contradiction is returned as text, for the refusal.
-Leaves to others: claims of its files (claims.py), tokens and settings (likeness.py), refusing
-(recipes/adopt.py), and words (descent.py).
+Leaves to others: claims of its files, tokens, settings and refusing
+(recipes/adopt.py), and words (catalog.py).
 
 Models that were trained apart share no direction in the space of weights. The cosine of their matrices is
 near zero; tuning, merging and quantizing keep it near one (HuRef, Zeng et al. 2023, 2312.04828). Its mean

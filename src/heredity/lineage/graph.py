@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType, structs
 from heredity.core.errors import Unavailable
 from heredity.core.records import Model, Record, digest, why_not_generative
 from heredity.engines import DTYPE, KV_CACHE
-from heredity.lineage.descent import evidence_words, how
+from heredity.lineage.catalog import evidence_words, how
 from heredity.lineage.types import ForEncoders, Recipe
 
 # Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.

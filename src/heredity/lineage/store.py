@@ -69,7 +69,7 @@ from heredity.engines.protocols import Engine, EngineModule, PhasedModule, Servi
 from heredity.engines.remote import services
 from heredity.formats.architectures import form_of
 from heredity.lineage import catalog, graph
-from heredity.lineage.descent import how
+from heredity.lineage.catalog import how
 from heredity.lineage.types import (
     AdapterMerger,
     Announce,

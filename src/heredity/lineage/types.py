@@ -153,7 +153,7 @@ class Puller(Protocol):
 
 
 class KnownParent(NamedTuple):
-    """The names of a parent and of its ancestors (lineage/descent.py), and whether one is a hub's name."""
+    """The names of a parent and of its ancestors (lineage/catalog.py), and whether one is a hub's name."""
 
     names: frozenset[str]
     is_from_hub: bool

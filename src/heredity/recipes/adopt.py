@@ -6,29 +6,31 @@ Files of the store are hard links if the file system allows, otherwise copies.
 Promises: only adapter and model files are opened, and each is checked as `pull` checks it. Leftovers of a
 training (optimizer.pt, training_args.bin, checkpoint-*) are left out by name. A descent that the files
 contradict is refused.
-Leaves to others: finding the evidence (lineage/evidence.py, claims.py).
+Leaves to others: finding the evidence (lineage/evidence.py).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Protocol
 
-from heredity.core.errors import Refused, UsageError, first_line
+from heredity.core.errors import Damaged, Refused, UsageError, first_line
 from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
-from heredity.engines.chat.folder import has_tokenizer
+from heredity.engines.chat.folder import has_tokenizer, template_source, vocabulary
+from heredity.formats.gguf import GgufHeader, read_gguf
 from heredity.formats.static_embeddings import holds_static
-from heredity.lineage import evidence, likeness
-from heredity.lineage.claims import read_claims
-from heredity.lineage.descent import is_quantized_name, plain_name
-from heredity.lineage.evidence import Findings
+from heredity.lineage import evidence
+from heredity.lineage.catalog import is_quantized_name, plain_name
+from heredity.lineage.evidence import Findings, read_config
 from heredity.lineage.references import is_there
 from heredity.lineage.types import Adoption, Description, Grown, KnownParent, Recipe
 from heredity.recipes.merge_adapter import TOKENIZER
@@ -42,6 +44,105 @@ from heredity.recipes.pull.recipe import (
     parse_hub,
     remove_parts,
 )
+
+# Settings of config.json that change the arithmetic and leave the shapes of the weights as they are.
+_SETTINGS = (
+    *("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("hidden_act", "rms_norm_eps", "layer_norm_eps", "sliding_window", "max_position_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters"),
+)
+
+
+def compare_settings(child: Path, parent: Path, found: Findings) -> None:
+    """Name the settings that differ from the parent's. Those that only one file has are left out."""
+    ours, theirs = read_config(child), read_config(parent)
+    found.differs += [key for key in _SETTINGS if key in ours and key in theirs and ours[key] != theirs[key]]
+
+
+def compare_chat(child: Path, parent: Path, found: Findings, must_agree: bool) -> None:
+    """Compare tokens and chat template; other tokens speak against the descent if they must agree."""
+    ours, theirs = _tokens(child), _tokens(parent)
+    if ours and theirs:
+        both = ours.keys() & theirs.keys()
+        if differ := sorted(ident for ident in both if ours[ident] != theirs[ident]):
+            at = differ[0]
+            words = f"another tokenizer ({len(differ):,} of {len(both):,} tokens; id {at} is"
+            words += f" {ours[at][:20]!r}, and {theirs[at][:20]!r} to the parent)"
+            if must_agree:
+                found.against.append(words)
+            else:
+                found.differs.append("tokens")
+        elif 2 * len(both) >= len(theirs):  # fewer in common show nothing
+            found.agrees.append("tokens")
+    template, base = _template(child), _template(parent)
+    if template and template == base:
+        found.agrees.append("chat template")
+    elif template and template != base:
+        found.differs.append("chat template")
+
+
+def _tokens(folder: Path) -> dict[int, str]:
+    """Token texts by id; {} where the files do not list them. Padding of a GGUF is left out."""
+    for path in sorted(folder.glob("*.gguf")):
+        padding = re.compile(r"\[PAD\d+\]|<unused\d+>")
+        return {n: text for n, text in enumerate(read_gguf(path).tokens) if not padding.fullmatch(text)}
+    try:
+        return {int(ident): str(text) for text, ident in vocabulary(folder).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{folder}: its tokenizer makes no sense ({error}).") from None
+
+
+def _template(folder: Path) -> str:
+    for path in sorted(folder.glob("*.gguf")):
+        return read_gguf(path).text("tokenizer.chat_template").strip()
+    return template_source(folder).strip()
+
+
+_MOST_CARD = 1 << 16  # bytes of a card's metadata
+_NAME = 120  # characters of a claimed name
+_BASE_OF_CARD = re.compile(r"^base_model:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)
+
+
+def read_claims(folder: Path) -> dict[str, list[str]]:
+    """Return the parents that a model's own files name, by the file and field."""
+    found: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError, AttributeError):
+        base = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+        found["adapter_config.json"] = [base] if isinstance(base, str) else []
+    with suppress(OSError):
+        found["README.md"] = _bases_of_card(folder / "README.md")
+    for path in sorted(folder.glob("*.gguf")):
+        found[path.name] = _bases_of_gguf(read_gguf(path))
+    shown = {place: [_shown(name) for name in names if name.strip()] for place, names in found.items()}
+    return {place: names for place, names in shown.items() if names}
+
+
+def _bases_of_card(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        text = file.read(_MOST_CARD).decode("utf-8", "replace")
+    parts = text.split("---", 2)
+    match = _BASE_OF_CARD.search(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    if match is None:
+        return []
+    return [name for line in match[1].splitlines() if (name := line.strip().lstrip("-").strip(" '\"[]"))]
+
+
+def _bases_of_gguf(header: GgufHeader) -> list[str]:
+    count = header.metadata.get("general.base_model.count", 0)
+    n = count if isinstance(count, int) else 0
+    keys = [f"general.base_model.{at}" for at in range(min(n, 16))]
+    return [header.text(f"{key}.repo_url") or header.text(f"{key}.name") for key in keys]
+
+
+def _shown(name: str) -> str:
+    """A claimed name without the folders of another machine's path."""
+    name = name.strip()
+    if re.match(r"https?://", name):
+        name = "/".join(name.rstrip("/").split("/")[-2:])
+    if name.startswith(("/", "~", ".")) or "\\" in name or name.count("/") > 1:
+        name = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    return "".join(c if c.isprintable() else "?" for c in name)[:_NAME]
+
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _ADAPTER = (_CONFIG, _TENSORS, *TOKENIZER, "README.md", "LICENSE*", "NOTICE*")
@@ -260,8 +361,8 @@ def find_descent(
 
 def _compare(child: Path, parent: Path, made: Relation, watch: Watch | None) -> Findings:
     found = Findings(watch)
-    likeness.compare_chat(child, parent, found, must_agree=made != "distill")
-    likeness.compare_settings(child, parent, found)
+    compare_chat(child, parent, found, must_agree=made != "distill")
+    compare_settings(child, parent, found)
     if (child / _CONFIG).is_file():
         evidence.compare_adapter(child, parent, found)
     elif any(child.glob("*.gguf")) or evidence.is_quantized(child):

@@ -15,14 +15,103 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heredity.core import host
 from heredity.core.errors import Damaged, Refused, Unavailable, first_line, how_to_install
+from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch, about, phase
-from heredity.formats import gguf_gemma, int8_write, packed_write
+from heredity.formats import gguf_gemma, int8_write
 from heredity.formats.gguf import GgufHeader, read_gguf
+from heredity.formats.rewrite import copy_rest, replace_json
+from heredity.formats.safetensors_io import INDEX, read_safetensors
 from heredity.lineage.types import Description, Grown
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD = 2 << 30
+_KEY = "quantization_config"
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether config.json names a quantization."""
+    return bool(json.loads((folder / "config.json").read_text("utf-8")).get(_KEY))
+
+
+def unpack_folder(
+    folder: Path, out: Path, dtype: str, shard: int = SHARD, watch: Watch | None = None
+) -> None:
+    """Write the numbers that the packed weights stand for, in `dtype`. watch: gets the count of tensors.
+
+    Raises Unavailable for a packing that is not read here, Damaged for tensors that do not fit each other.
+    """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    copy_rest(folder, out)
+    (out / INDEX).unlink(missing_ok=True)
+    held: dict[str, torch.Tensor] = {}
+    n_bytes, where = 0, dict[str, str]()
+    for name, tensor in _tensors(folder, config[_KEY], dtype, watch):
+        if held and n_bytes + tensor.nbytes > shard:
+            _save(held, out, where)
+            held, n_bytes = {}, 0
+        held[name] = tensor
+        n_bytes += tensor.nbytes
+    _save(held, out, where)
+    files = sorted(set(where.values()))
+    if len(files) == 1:
+        (out / files[0]).rename(out / "model.safetensors")
+    else:
+        replace_json(out / INDEX, {"metadata": {}, "weight_map": where})
+    replace_json(out / "config.json", {k: v for k, v in config.items() if k != _KEY} | {"dtype": dtype})
+
+
+def _tensors(
+    folder: Path, how: dict[str, object], dtype: str, watch: Watch | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+    from safetensors import safe_open
+
+    from heredity.formats.packed import packing_of, unpack
+
+    headers = {path: read_safetensors(path) for path in sorted(folder.glob("*.safetensors"))}
+    where = {name: path for path, header in headers.items() for name in header}
+    if not where:
+        raise Damaged(f"{folder}: there is no safetensors file")
+    files = {path: safe_open(path, framework="pt") for path in headers}
+
+    def take(name: str) -> torch.Tensor:
+        found: torch.Tensor = files[where[name]].get_tensor(name)
+        return found
+
+    packing, kept = packing_of(how, where), getattr(torch, dtype)
+    mains = {
+        name: name.removesuffix(end) for end in packing.main for name in sorted(where) if name.endswith(end)
+    }
+    if not mains:
+        raise Damaged(f"{folder}: config.json names packed weights, and there are none.")
+    weights = {f"{base}.weight" for base in mains.values()}
+    made = [name for name in sorted(where) if name in mains or name not in weights]
+    made = [name for name in made if name in mains or not name.endswith(packing.parts)]
+
+    def whole(name: str) -> tuple[str, torch.Tensor]:
+        if name in mains:
+            return f"{mains[name]}.weight", unpack(packing, mains[name], take).to(kept).contiguous()
+        tensor = take(name)
+        return name, tensor.to(kept) if tensor.is_floating_point() else tensor
+
+    with phase(watch, "converting", n_total=len(made), unit="tensors") as meter:
+        yield from meter.each(made, whole)
+
+
+def _save(tensors: dict[str, torch.Tensor], out: Path, where: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    path = out / f"model-{len(set(where.values())) + 1:05}.safetensors"
+    with explain_full_disk(out, sum(tensor.nbytes for tensor in tensors.values())):
+        save_file(tensors, path, metadata={"format": "pt"})
+    where |= dict.fromkeys(sorted(tensors), path.name)
+
 
 _DIGITS = ("smollm",)  # names under which llama.cpp splits each digit off first
 _PLAIN = ("gpt-2", *_DIGITS)  # and those under which it splits as GPT-2 did
@@ -64,8 +153,8 @@ class Dequantize:
         watch = about(self.watch, parent.record.name)
         if parent.record.format == "int8":
             int8_write.dequantize_int8(parent.folder, out, self.dtype, watch)
-        elif parent.record.format == "safetensors" and packed_write.is_packed(parent.folder):
-            packed_write.unpack_folder(parent.folder, out, self.dtype, watch=watch)
+        elif parent.record.format == "safetensors" and is_packed(parent.folder):
+            unpack_folder(parent.folder, out, self.dtype, watch=watch)
         else:
             self._read_gguf(_only_gguf(parent), out, watch)
         record = parent.record

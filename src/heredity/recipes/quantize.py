@@ -160,7 +160,7 @@ class Quantize(DerivableRecipe):
     def _calibrated(
         self, parent: Grown, data: Data, grid: RoundingGrid, notes: dict[str, str]
     ) -> dict[str, Tensor]:
-        from heredity.formats.calibrate import GptqSettings, calibrate, resolve_dtype
+        from heredity.formats.gptq import GptqSettings, calibrate, resolve_dtype
 
         tokens = _sequences(parent.folder, data, self.sequences, self.sequence_length)
         n_held_out, dtype = len(tokens) // _HELD_OUT, resolve_dtype(parent.folder, self.dtype)

@@ -23,7 +23,7 @@ from heredity.core.files import stamp_file
 from heredity.core.records import Model
 from heredity.core.sanitize import label
 from heredity.lineage import graph
-from heredity.lineage.descent import how
+from heredity.lineage.catalog import how
 from heredity.lineage.store import read_record
 from heredity.stats import inherited, tabulate
 from heredity.study.estimates import ALL, ModelCard

@@ -23,7 +23,7 @@ from heredity.core.records import FileHash, Model, digest, encode
 from heredity.core.sanitize import plural
 from heredity.deploy.export._fidelity import Fidelity
 from heredity.deploy.export._parity import Parity
-from heredity.lineage.descent import facts, how
+from heredity.lineage.catalog import facts, how
 from heredity.lineage.store import walk
 from heredity.recipes import to_current
 from heredity.study.estimates import Estimates, Rate

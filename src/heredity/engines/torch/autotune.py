@@ -39,7 +39,7 @@ from heredity.core.progress import Meter, Watch, phase
 from heredity.core.records import Record
 from heredity.engines.torch.decoder import FEWEST_QUERIES, PAD, Decoder, KvSlots, Segment
 from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, key_length, round_up
-from heredity.formats.weights import Linear
+from heredity.formats.int8 import Linear
 
 # 6: no width below 4; 5: sums of few keys unprobed; 4: layers unprobed; 3: no packed prefills; 2: a step
 # reads as many slots as its width; 1: over one prefix

@@ -23,8 +23,7 @@ from torch.nn import functional
 
 from heredity.engines.torch.prefixes import BLOCK, FEWEST_ROWS, SharedPrefix, key_length, round_up
 from heredity.formats.architectures import ARCHITECTURES
-from heredity.formats.decoder_shape import DecoderShape
-from heredity.formats.weights import Block, Weights
+from heredity.formats.weights import Block, DecoderShape, Weights
 
 
 class Rotation(NamedTuple):

@@ -17,8 +17,8 @@ import torch
 
 from heredity.core.progress import Watch
 from heredity.formats import weights
-from heredity.formats.decoder_shape import DecoderShape
-from heredity.formats.weights import Block, Weights
+from heredity.formats.int8 import Linear
+from heredity.formats.weights import Block, DecoderShape, Weights
 
 _ROWS = 16_384  # rows of the head in one matmul
 
@@ -75,7 +75,7 @@ class _Widened:
         return self._matrix[at].to(self._dtype)
 
 
-def _parts(matrix: torch.Tensor, dtype: torch.dtype) -> weights.Linear:
+def _parts(matrix: torch.Tensor, dtype: torch.dtype) -> Linear:
     """Return x -> x W', computed for some rows of W at a time."""
 
     def multiply(x: torch.Tensor) -> torch.Tensor:

@@ -23,8 +23,9 @@ from heredity.core.errors import EngineFailure
 from heredity.engines.torch.autotune import PASS_WIDTHS, WIDTHS
 from heredity.engines.torch.decoder import PAD, Attend, Decoder, KvSlots, KvWrites, ResidualHook, Segment
 from heredity.engines.torch.prefixes import NUMBERS, SharedPrefix, padded_rows, round_up
+from heredity.formats.int8 import Linear
 from heredity.formats.updates import Place, Update, Updates, UpdateStack, stacked_alone
-from heredity.formats.weights import Block, Linear, Weights
+from heredity.formats.weights import Block, Weights
 
 _KEPT = 64  # plans; the rows of a step are mostly those of the step before
 _N_OUTPUTS = 1 << 18  # numbers of each product that are compared

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from heredity.core.records import Model
-from heredity.lineage import descent
+from heredity.lineage import catalog
 from heredity.view.lineage import Kin
 from heredity.view.pages.lineage import chosen, hops_of, picture
 from heredity.view.places import OpenStudy
@@ -54,7 +54,7 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
         device = "" if isinstance(model.made.device, msgspec.UnsetType) else f" on {model.made.device}"
         yield "made", f"{model.made.at[:16].replace('T', ' ')} in {model.made.seconds:,.0f} s{device}"
     yield from model.notes.items()
-    yield from descent.facts(model)
+    yield from catalog.facts(model)
 
 
 def _in_study(study: OpenStudy, kin: Kin) -> ModelInStudy:
