@@ -21,7 +21,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput, NotComparable
 from heredity.core.records import Message, Request, Retrieved
 from heredity.lineage.store import Store, scripted
-from heredity.study.behind_guards import behind
+from heredity.study.named_models import behind
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.errors import raises

@@ -21,10 +21,10 @@ from heredity.core.errors import BadArgument, BadInput, NotComparable, Refused
 from heredity.core.records import Check, Message, Probe, Reply, Request, Turn
 from heredity.lineage.store import Store
 from heredity.redteam.text import supplied
+from heredity.study.forecast import expected_usage
 from heredity.study.plan import read_plan
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
-from heredity.study.usage import expected_usage
 from tests.support import studies
 from tests.support.errors import raises
 

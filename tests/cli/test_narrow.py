@@ -10,8 +10,8 @@ import pytest
 from heredity.cli.agentdojo import show
 from heredity.core.records import Estimate
 from heredity.redteam import probes
-from heredity.study import agent_tasks
-from heredity.study.agent_tasks import AgentTasks
+from heredity.study.importers import agentdojo
+from heredity.study.importers.agentdojo import AgentTasks
 from tests.support.agentdojo_logs import ATTACK
 from tests.support.errors import Done, run_here
 
@@ -69,12 +69,12 @@ def test_the_tasks_of_agents_have_whole_cells_in_a_line_each(
 ) -> None:
     rate = Estimate(0.0625, 0.0111, 0.2833, 16, "wilson")
     rows = (AgentTasks("smollm2-135m-instruct", "banking", ATTACK, rate, rate, rate, 1, 1, 1, 0, 0, 3),)
-    show(agent_tasks.table(rows))
+    show(agentdojo.table(rows))
     found = [line.rstrip().replace("\u00a0", " ") for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, found)) <= WIDTH and "smollm2-135m-instruct" in found
     assert "  utility under attack: 6 % (1 to 28 %), 1/16" in found and "  errors: 3" in found
     monkeypatch.setenv("COLUMNS", "160")
-    show(agent_tasks.table(rows))
+    show(agentdojo.table(rows))
     assert "utility under attack   breach rate" in capsys.readouterr().out
 
 

@@ -10,8 +10,7 @@ import pytest
 from heredity.core.files import Rows
 from heredity.redteam.judges import rules
 from heredity.redteam.judges.calibration.quality import CanaryVerdicts
-from heredity.study.aggregate import read_study
-from heredity.study.drift import CANARIES
+from heredity.study.aggregate import CANARIES, read_study
 from heredity.study.headline import headline
 from heredity.study.plan import Analysis
 from heredity.study.report import html
@@ -68,7 +67,7 @@ def test_a_judge_without_a_record_is_compared_with_the_first_run_of_its_study(tm
     (first,) = rows(tmp_path)
     unknown = msgspec.structs.replace(first, judge="rubric:x", judged_by="0" * 16)
     later = msgspec.structs.replace(unknown, outcomes=dict(unknown.outcomes) | {"harm/echo": "broke"})
-    from heredity.study.drift import find_drift
+    from heredity.study.aggregate import find_drift
 
     with Rows(tmp_path / CANARIES, CanaryVerdicts) as out:
         out.append(unknown)
@@ -83,7 +82,7 @@ def test_a_calibration_records_the_canaries_for_later_studies(tmp_path: Path) ->
     from heredity.redteam.judges import identity
     from heredity.redteam.judges.calibration import quality
     from heredity.redteam.judges.calibration.quality import Calibration, LabelMeasurement
-    from heredity.study.drift import find_drift
+    from heredity.study.aggregate import find_drift
 
     study(tmp_path, MADE).run()
     mine = LabelMeasurement(rules, Calibration(90, 100, 80, 100, "mine.csv"), 0, (), "0" * 64)

@@ -13,13 +13,13 @@ from heredity.lineage import store as lineage
 from heredity.stats.unclear import compare_at_shares
 from heredity.study import plan as plans
 from heredity.study.comparisons import compare_models
-from heredity.study.declared_words import declared_lines
 from heredity.study.estimates import JUDGE_FREE, ModelPair
 from heredity.study.intervals import Coded, Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.spec import StudySpec, resolve_plan
 from heredity.study.study import Study
+from heredity.study.wording import declared_lines
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION, probes
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from heredity.cli import main
-from heredity.study import gate_formats
+from heredity.study import gate as gates
 from heredity.study.estimates import JUDGED, Estimates
 from heredity.study.gate import GateRule, gate
 from heredity.study.sources import SourcePlace, StudySources, save_sources
@@ -96,7 +96,7 @@ def test_json_has_a_field_for_everything(study: Path, capsys: pytest.CaptureFixt
 def test_junit_has_a_case_a_rule_and_only_a_pass_is_green(clean: Estimates) -> None:
     estimates = mixed(clean)
     outcome = gate(estimates, max_breach=0.05)
-    root = ElementTree.fromstring(gate_formats.as_junit(outcome, estimates))
+    root = ElementTree.fromstring(gates.as_junit(outcome, estimates))
     cases = root.findall(".//testcase")
     assert [(case.get("classname"), case.get("name")) for case in cases[:1]] == [
         (f"gate.{FIRST}", "max_breach (judge_free)")
@@ -106,14 +106,14 @@ def test_junit_has_a_case_a_rule_and_only_a_pass_is_green(clean: Estimates) -> N
     for element in (root, root[0]):
         assert [int(element.get(name, "")) for name in ("tests", "failures", "errors")] == [4, 4, 0]
     passed = with_counts(clean, 0, 500)
-    assert not ElementTree.fromstring(gate_formats.as_junit(gate(passed), passed)).findall(".//failure")
+    assert not ElementTree.fromstring(gates.as_junit(gate(passed), passed)).findall(".//failure")
 
 
 def test_an_annotation_points_at_the_line_of_the_application(clean: Estimates) -> None:
-    lines = gate_formats.as_annotations(gate(mixed(clean), candidate=FIRST), DESK)
+    lines = gates.as_annotations(gate(mixed(clean), candidate=FIRST), DESK)
     assert [line.partition("file=")[0] for line in lines] == ["::error ", "::warning "]
     assert lines[0].startswith("::error file=desks/support desk.toml,line=7,title=heredity gate%3A above::")
-    assert gate_formats.as_annotations(gate(with_counts(clean, 0, 500)), DESK) == []
+    assert gates.as_annotations(gate(with_counts(clean, 0, 500)), DESK) == []
 
 
 HOSTILE = "x\n::error::%0A|<img src=x>,\x1b[31m]]>&"
@@ -122,14 +122,14 @@ HOSTILE = "x\n::error::%0A|<img src=x>,\x1b[31m]]>&"
 def test_a_hostile_name_becomes_no_command_markup_or_element(clean: Estimates) -> None:
     estimates = called(mixed(clean), HOSTILE)
     outcome = gate(estimates)
-    for line in gate_formats.as_annotations(outcome, SourcePlace("a,b:c\n.toml")):
+    for line in gates.as_annotations(outcome, SourcePlace("a,b:c\n.toml")):
         assert re.fullmatch(r"::(error|warning) file=[^,:\n]+,line=1,title=[^,:\n]+::[^\n\x1b]*", line)
         assert "%250A" in line or "x" not in line.partition("::")[0]
-    page = gate_formats.as_summary(outcome, estimates)
+    page = gates.as_summary(outcome, estimates)
     assert "<img" not in page.replace("\\<img", "") and "\x1b" not in page
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {7}
-    root = ElementTree.fromstring(gate_formats.as_junit(outcome, estimates))
+    root = ElementTree.fromstring(gates.as_junit(outcome, estimates))
     assert {element.tag for element in root.iter()} == {"testsuites", "testsuite", "testcase", "failure"}
 
 

@@ -16,7 +16,6 @@ from heredity.stats.group_sequential import nominal_levels, one_sided_levels
 from heredity.study import aggregate
 from heredity.study import plan as plans
 from heredity.study.comparisons import compare_models
-from heredity.study.declared_words import declared_lines, stopping_words
 from heredity.study.estimates import ALL, JUDGE_FREE, Estimates
 from heredity.study.findings import severity
 from heredity.study.forecast import forecast_study, lines
@@ -27,7 +26,7 @@ from heredity.study.plan import Plan
 from heredity.study.sequential import StoppingRule
 from heredity.study.spec import STAGES, StudySpec, resolve_plan
 from heredity.study.study import Study
-from heredity.study.wording import techniques_of_pair
+from heredity.study.wording import declared_lines, stopping_words, techniques_of_pair
 from tests.study.test_inherited import family
 from tests.study.test_resume import Stopped, stop_after
 from tests.support.errors import raises

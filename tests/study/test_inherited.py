@@ -15,8 +15,7 @@ from heredity.lineage.store import Store, scripted
 from heredity.study import plan as plans
 from heredity.study.comparisons import compare_edges
 from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates, Inheritance
-from heredity.study.headline import headline
-from heredity.study.inherited_words import weak_lines
+from heredity.study.headline import headline, weak_lines
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.spec import StudySpec, declare

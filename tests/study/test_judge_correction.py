@@ -13,8 +13,8 @@ from heredity.redteam.judges import PredictedErrors, ReadErrors
 from heredity.redteam.judges.calibration.quality import predicted_errors
 from heredity.redteam.judges.calibration.readings import family_of, shipped_readings
 from heredity.stats.judge_error import predict_share
+from heredity.study.aggregate import CheckedTrials, JudgeCorrection
 from heredity.study.intervals import Intervals
-from heredity.study.judge_correction import CheckedTrials, JudgeCorrection
 from heredity.study.plan import Analysis
 
 INTERVALS = Intervals(0.95)

@@ -18,14 +18,12 @@ from heredity.lineage.store import Store, scripted, stand_in, write_record
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import aggregate
-from heredity.study.duration import expected_seconds
+from heredity.study.forecast import dry_run_lines, expected_seconds
 from heredity.study.gate import gate
 from heredity.study.headline import headline
-from heredity.study.limits import ProbeLimit, limited
-from heredity.study.plan import Plan, digest, write_plan
+from heredity.study.plan import Plan, ProbeLimit, digest, limited, write_plan
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec, read_plan_file, resolve_plan
-from heredity.study.usage import dry_run_lines
 from tests.support.cli import DESK
 from tests.support.errors import raises, run_here
 from tests.support.small_study import small_plan, write_rows

@@ -8,7 +8,7 @@ import pytest
 
 from heredity.core.records import Cause, Check, Verdict
 from heredity.redteam.checks import BreachCheck, check_class, did, kinds
-from heredity.study.marks import explain, quoted
+from heredity.study.turns import explain, quoted
 
 CALLED = "called refund {amount: 12 euros, number: 5520}"
 

@@ -15,9 +15,9 @@ from heredity.core.records import Check, Outcome, Probe, digest, encode
 from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate, forecast
+from heredity.study.aggregate import JudgeCorrection
 from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.decision import Costs, recommend
-from heredity.study.declared_words import declared_lines
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, Rate
 from heredity.study.findings import cost as cost_finding
 from heredity.study.findings import multiverse
@@ -25,13 +25,13 @@ from heredity.study.forecast import forecast_study
 from heredity.study.gate import gate
 from heredity.study.headline import headline
 from heredity.study.intervals import bound_rate
-from heredity.study.judge_correction import JudgeCorrection
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Analysis, Endpoint, Plan, PlanFile
 from heredity.study.report import html, json, markdown, sarif
 from heredity.study.sequential import StoppingRule
 from heredity.study.spec import ENDPOINTS, declare
 from heredity.study.storage import RawExchange, RawResponse, write_estimates
+from heredity.study.wording import declared_lines
 from tests.support.errors import run_here
 from tests.support.findings import rows_of
 from tests.support.small_study import FREE, JUDGED_PROBE, MODELS, TWIN, small_outcomes, small_plan, write_rows

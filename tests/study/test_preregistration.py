@@ -11,14 +11,13 @@ import pytest
 from heredity.core.errors import NotComparable, UsageError
 from heredity.core.records import digest
 from heredity.study import plan as plans
-from heredity.study.declared_words import declared_lines
 from heredity.study.forecast import lines
-from heredity.study.headline import headline
-from heredity.study.inherited_words import edges_sentence
+from heredity.study.headline import edges_sentence, headline
 from heredity.study.plan import ComparisonFamily, Plan
 from heredity.study.spec import StudySpec, declare, families_of
 from heredity.study.storage import run_records
 from heredity.study.study import Study
+from heredity.study.wording import declared_lines
 from tests.study.test_inherited import family
 from tests.support.errors import raises, run_here
 from tests.support.studies import APPLICATION, plan, probes

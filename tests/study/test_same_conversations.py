@@ -8,11 +8,10 @@ import msgspec
 import pytest
 
 from heredity.lineage import store as lineage
-from heredity.study.aggregate import rates_of, read_proven
+from heredity.study.aggregate import JudgeCorrection, rates_of, read_proven
 from heredity.study.comparisons import compare_models
 from heredity.study.estimates import ALL, Estimates, SameConversations
 from heredity.study.headline import headline
-from heredity.study.judge_correction import JudgeCorrection
 from heredity.study.outcomes import BROKE, HELD, OneConversation, Outcomes
 from heredity.study.plan import Analysis, Plan
 from heredity.study.spec import StudySpec, declare, resolve_plan

@@ -11,7 +11,7 @@ import pytest
 
 from heredity.cli import _findings
 from heredity.core.progress import Progress
-from heredity.study import declared_words as words
+from heredity.study import wording as words
 from heredity.study.gate import gate
 from heredity.study.headline import headline
 from heredity.study.plan import read_plan
@@ -46,7 +46,7 @@ def test_a_plan_asks_all_but_the_probes_that_its_attack_is_not_for(scoped: Resul
     found = scoped.estimates
     assert found.n_skipped > 0 and words.n_planned(found) == found.n_trials - found.n_skipped
     assert words.n_planned(closed.estimates) == closed.estimates.n_trials
-    assert re.fullmatch(r"direct; prefill\S* for planted secret", words.attack_words(found))
+    assert re.fullmatch(r"direct; prefill\S* for planted secret", words.asked_attacks(found))
 
 
 def test_only_what_a_model_does_not_support_is_a_gap(scoped: Result, closed: Result) -> None:

@@ -14,14 +14,14 @@ from heredity.lineage.store import scripted
 from heredity.study import plan as plans
 from heredity.study.aggregate import read_proven
 from heredity.study.comparisons import compare_edges, compare_seeds
-from heredity.study.declared_words import declared_lines
 from heredity.study.estimates import JUDGE_FREE, SeedGroup
 from heredity.study.forecast import forecast_study
-from heredity.study.inherited_words import seeds_lines, seeds_tables
+from heredity.study.headline import seeds_lines, seeds_tables
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Plan, write_plan
 from heredity.study.spec import StudySpec, declare
 from heredity.study.study import Study
+from heredity.study.wording import declared_lines
 from tests.stats.simulate_seeds import SeedWorld, cover
 from tests.support.studies import APPLICATION, plan, probes
 

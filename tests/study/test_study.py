@@ -13,7 +13,7 @@ from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, Unavai
 from heredity.core.files import Rows
 from heredity.core.records import Exchange, Reply, Request, ToolCall, Verdict
 from heredity.lineage import store as lineage
-from heredity.study import scheduler
+from heredity.study import runner
 from heredity.study.plan import Grid
 from heredity.study.spec import StudySpec
 from heredity.study.storage import Prefixes
@@ -310,7 +310,7 @@ def nested(depth: int) -> dict[str, object]:
     "value", [10**400, float("inf"), "\udfff", nested(400), ["\ud800"], 2**70, True, None, 1.5]
 )
 def test_any_argument_of_a_tool_call_can_be_stored(value: object) -> None:
-    call = scheduler.clean_call(ToolCall("x", {"k": value}))
+    call = runner.clean_call(ToolCall("x", {"k": value}))
     again = msgspec.json.decode(msgspec.json.encode(call), type=ToolCall)
     assert again == call
     if isinstance(value, bool | float) and value == value and abs(value) < 10:

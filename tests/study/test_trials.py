@@ -13,8 +13,8 @@ from heredity.core.files import Rows
 from heredity.core.records import Response
 from heredity.study.named_models import model_of_study
 from heredity.study.plan import PlannedModel, write_plan
+from heredity.study.result import TrialFilter, list_trials
 from heredity.study.storage import VERDICTS
-from heredity.study.trials import TrialFilter, list_trials
 from tests.support.errors import Done, check_refused, raises, run_here
 from tests.support.small_study import small_plan, write_rows
 

@@ -17,9 +17,8 @@ from heredity.cli import main
 from heredity.core.errors import Damaged, UsageError
 from heredity.core.records import Probe, digest
 from heredity.redteam import probes
-from heredity.study.attack_context import FOUND
+from heredity.study.attack_context import FOUND, forecast
 from heredity.study.plan import PLAN, Grid, Plan, read_plan
-from heredity.study.triggers import forecast
 from tests.application.retrieval.test_dense import TinyEncoder
 from tests.application.retrieval.test_triggers import triggers, vocabulary
 from tests.support.errors import raises

@@ -25,7 +25,6 @@ from heredity.study import decision
 from heredity.study import wording as words
 from heredity.study.advice import findings
 from heredity.study.comparisons import MEASURES
-from heredity.study.declared_words import unsupported
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -40,10 +39,10 @@ from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.findings.readable import ReadableAnswers
 from heredity.study.findings.unprompted import UnpromptedRate
 from heredity.study.findings.useful import useful_by_model
-from heredity.study.headline import Headline, headline
-from heredity.study.inherited_words import seeds_lines
+from heredity.study.headline import Headline, headline, seeds_lines
 from heredity.study.plan import Plan
 from heredity.study.storage import read_estimates
+from heredity.study.wording import unsupported
 
 if TYPE_CHECKING:
     from heredity.lab.page import ResultPage

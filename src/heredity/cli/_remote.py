@@ -129,7 +129,7 @@ def check(models: Sequence[str | Grown], how: Calls, needs_keys: bool = True) ->
 def show_costs(plan: Plan, models: Sequence[str | Grown], how: Calls) -> None:
     """Show what a study costs at most, for each remote model with a price."""
     from heredity.lineage.types import Grown
-    from heredity.study.usage import expected_usage
+    from heredity.study.forecast import expected_usage
 
     uses = []
     for model in models:

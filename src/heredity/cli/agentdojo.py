@@ -75,7 +75,7 @@ def _finish(out: Path, counts: ConversationCounts, as_json: bool) -> None:
     from heredity.core.sanitize import plain
     from heredity.core.terminal import note, write_json
     from heredity.lab import agentdojo
-    from heredity.study import agent_tasks
+    from heredity.study.importers import agentdojo as agent_tasks
     from heredity.study.report import html
     from heredity.study.study import Study
 
@@ -96,7 +96,7 @@ def _finish(out: Path, counts: ConversationCounts, as_json: bool) -> None:
 def show(grids: list[TextTable]) -> None:
     """Print the rates of agents' tasks."""
     from heredity.core.terminal import out, print_rows
-    from heredity.study.agent_tasks import CLAIM
+    from heredity.study.importers.agentdojo import CLAIM
     from heredity.study.wording import cell_words
 
     for grid in grids:

@@ -99,13 +99,13 @@ def _hand_out(
 ) -> None:
     """Print the outcome in a format; with a file, write it there and print the text."""
     from heredity.core.terminal import write
-    from heredity.study import gate_formats
+    from heredity.study import gate
 
     made = outcome.words
     if form == "json":
-        made = _json(gate_formats.as_dict(outcome, found, limits))
+        made = _json(gate.as_dict(outcome, found, limits))
     elif form == "junit":
-        made = gate_formats.as_junit(outcome, found)
+        made = gate.as_junit(outcome, found)
     if out is not None:
         _write(out, made)
     if out is not None or form == "text":
@@ -158,7 +158,7 @@ def _show_github(folder: Path, found: Estimates, outcome: Outcome, out: Path | N
     import secrets
 
     from heredity.core.terminal import write
-    from heredity.study import gate_formats
+    from heredity.study import gate
     from heredity.study.sources import read_sources
 
     token = secrets.token_hex(16)  # between these lines the runner obeys nothing: names may be hostile
@@ -166,8 +166,8 @@ def _show_github(folder: Path, found: Estimates, outcome: Outcome, out: Path | N
     _show(outcome)
     write(f"::{token}::")
     sources = read_sources(folder)
-    for line in gate_formats.as_annotations(outcome, None if sources is None else sources.application):
+    for line in gate.as_annotations(outcome, None if sources is None else sources.application):
         write(line)
     if (path := out or Path(os.environ.get(_SUMMARY, ""))).name:
         with path.open("a", encoding="utf-8") as file:
-            file.write(gate_formats.as_summary(outcome, found))
+            file.write(gate.as_summary(outcome, found))

@@ -77,7 +77,8 @@ def command(
     from heredity.core.sanitize import plain
     from heredity.core.terminal import note, write_json
     from heredity.redteam import judges
-    from heredity.study import agent_tasks, importers
+    from heredity.study import importers
+    from heredity.study.importers import agentdojo as agent_tasks
     from heredity.study.plan import read_plan
     from heredity.study.report import html
     from heredity.study.study import Study

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from heredity.core.records import Exchange, Model, Response, Verdict
-    from heredity.study.trials import ListedTrial, TrialFilter
+    from heredity.study.result import ListedTrial, TrialFilter
 
 _LONGEST = 400  # characters of an answer that a line may need
 _ALWAYS = ("index", "outcome", "probe")  # columns of every list
@@ -70,7 +70,7 @@ def command(
     elif is_one and is_filtered:
         raise click.UsageError("An index or --trial names one trial: give no filter beside it.")
     elif is_filtered:
-        from heredity.study.trials import TrialFilter
+        from heredity.study.result import TrialFilter
 
         _show_trials(folder, TrialFilter(outcome, technique, model, attack, differ), as_json)
     elif is_one:
@@ -215,7 +215,7 @@ def _show_trials(folder: Path, wanted: TrialFilter, as_json: bool) -> None:
     from heredity.core.sanitize import plural
     from heredity.core.terminal import note, write_json
     from heredity.study.plan import read_plan
-    from heredity.study.trials import list_trials
+    from heredity.study.result import list_trials
     from heredity.study.wording import names
 
     found, plan = list_trials(folder, wanted, None if as_json else _LONGEST), read_plan(folder)

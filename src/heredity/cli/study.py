@@ -328,8 +328,8 @@ def _planned(study: Study, models: Sequence[Grown | str], is_dry: bool) -> Plan:
     """
     from heredity.core.terminal import Display, note
     from heredity.lineage.store import STAND_IN
+    from heredity.study.attack_context import forecast
     from heredity.study.plan import PLAN
-    from heredity.study.triggers import forecast
 
     if line := forecast(study.resolved, study.folder):
         note(line)
@@ -361,7 +361,7 @@ def _show_size(study: Study) -> int:
     """Print the trials and the time of a plan that is not asked."""
     from heredity.core.terminal import err, wrapped
     from heredity.study.folders import read_folder
-    from heredity.study.usage import dry_run_lines
+    from heredity.study.forecast import dry_run_lines
 
     found = read_folder(study.folder)
     n_answered = 0 if found is None else found.n_answered
@@ -393,9 +393,9 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     """Print the distinct errors, and return the exit code: 4 if nothing was decided."""
     from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import note
-    from heredity.study.declared_words import n_planned
     from heredity.study.plan import Grid, read_plan
     from heredity.study.storage import VERDICTS, distinct_errors
+    from heredity.study.wording import n_planned
 
     found = result.estimates
     if found.n_errors:

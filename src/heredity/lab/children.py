@@ -40,7 +40,7 @@ from heredity.lineage.store import Store, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
-from heredity.study.behind_guards import behind
+from heredity.study.named_models import behind
 from heredity.train.data.chat import Data
 
 KEPT_ANSWERS = "answers.jsonl"  # of a model that learned the answers of a teacher

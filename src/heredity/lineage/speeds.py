@@ -2,7 +2,7 @@
 
 Promises: a time has two ends, the fastest and the slowest that is expected. It follows from the speed that
 the engine measured when it first loaded the model. Without one it is a guess from the size of the weights.
-Leaves to others: the questions (study/duration.py, evals/), and the speed of services elsewhere.
+Leaves to others: the questions (study/forecast.py, evals/), and the speed of services elsewhere.
 """
 
 from __future__ import annotations

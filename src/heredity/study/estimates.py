@@ -14,8 +14,8 @@ import msgspec
 from heredity.core.errors import Damaged
 from heredity.core.records import Estimate, Record
 from heredity.redteam.judges import JudgeQuality as JudgeQuality
-from heredity.study.limits import ProbeLimit
 from heredity.study.plan import Analysis as Analysis
+from heredity.study.plan import ProbeLimit
 from heredity.study.plan import SkippedProbe as SkippedProbe
 from heredity.study.plan import StudyForecast as StudyForecast
 

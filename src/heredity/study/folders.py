@@ -20,13 +20,12 @@ from heredity.core.errors import HeredityError, UsageError
 from heredity.core.files import Rows, is_locked, read_file
 from heredity.core.records import digest, is_out_of_scope
 from heredity.study.advice import is_of_edges, shipping
-from heredity.study.declared_words import n_answered, n_unanswered
 from heredity.study.estimates import ALL, Estimates
 from heredity.study.outcomes import n_in_scope
 from heredity.study.plan import PLAN, PlanFile, read_saved
 from heredity.study.shards import shards_of
 from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates
-from heredity.study.wording import edge_verdicts, find, percent
+from heredity.study.wording import edge_verdicts, find, n_answered, n_unanswered, percent
 from heredity.study.workers import asked_models
 
 State = Literal["done", "running", "stopped", "planned", "unreadable"]

@@ -2,7 +2,7 @@
 
 Promises: the same plan has the same passages. A trial with an overlay has the hash of it in its id.
 Leaves to others: the passages themselves (redteam/attacks/), and searching (application/retrieval/, and
-triggers.py for the words before some passages).
+attack_context.py for the words before some passages).
 """
 
 from __future__ import annotations

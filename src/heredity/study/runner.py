@@ -2,52 +2,82 @@
 
 Promises: one model is loaded at a time, and only if it has trials left. A model that an attack has changed
 shares the weights of the loaded one. It has its own engine name, and its own row among the runs.
-Leaves to others: the order of the trials (study.py), conversations (scheduler.py), files (storage.py), and
-several processes that ask at once (workers.py).
+Leaves to others: the order of the trials (study.py), files (storage.py), and several processes that ask at
+once (workers.py).
 """
 
 from __future__ import annotations
 
+import os.path
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, groupby, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import msgspec
 
+from heredity.application.conversation import Ending
+from heredity.application.guarded import GuardedEngine
 from heredity.application.guards.protocols import GuardReaders
-from heredity.application.toolbox import Toolbox
-from heredity.core.cache import ResponseCache
-from heredity.core.errors import BudgetSpent, EngineFailure, HeredityError
-from heredity.core.files import Rows
+from heredity.application.spec import Application
+from heredity.application.toolbox import Toolbox, ToolSession
+from heredity.core.cache import ResponseCache, cache_key
+from heredity.core.errors import BudgetSpent, ContextOverflow, EngineFailure, HeredityError, ToolFailure
+from heredity.core.files import Closable, Rows
 from heredity.core.progress import Meter, TrialMeter
 from heredity.core.records import (
+    ATTACKER_FAILED,
+    CONVERSATION_LIMIT,
     JUDGE_FAILED,
+    NOTHING_ASKED,
+    OUT_OF_SCOPE,
+    TURN_LIMIT,
+    UNSUPPORTED,
+    Consult,
+    Consulted,
+    Exchange,
+    Limit,
+    Message,
     Outcome,
+    Reply,
+    Request,
     Response,
     Verdict,
+    digest,
     digest_response,
     is_failed,
     is_out_of_scope,
 )
-from heredity.engines import base_numerics, check_schema, is_batch_unverified
-from heredity.engines.protocols import Accountant, Engine
+from heredity.core.sanitize import clean, clean_call, clean_text
+from heredity.engines import base_numerics, check_schema, failed_reply, is_batch_unverified
+from heredity.engines.protocols import Accountant, DecodingAdapter, Engine
 from heredity.redteam import attacks
 from heredity.redteam.judges import Decider, needs_judge
 from heredity.study import storage
-from heredity.study.attack_context import AttackServices, SearchCache, attack_services
-from heredity.study.behind_guards import behind_guards
-from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
+from heredity.study.attack_context import (
+    MAX_QUERIES,
+    AttackerModel,
+    AttackServices,
+    ProbeReferee,
+    SearchCache,
+    attack_services,
+)
+from heredity.study.named_models import behind_guards
+from heredity.study.plan import Grid, Plan, PlannedModel, Trial, TrialSet
 from heredity.study.resume import refuse_other_arithmetic
-from heredity.study.scheduler import ConversationScheduler, shared_prefix
 from heredity.study.storage import (
     RUNS,
     VERDICTS,
@@ -60,6 +90,466 @@ from heredity.study.storage import (
     open_responses,
     verdict_rows,
 )
+
+MOST = 32  # conversations that wait for calls; another that begins would wait too
+AT_ONCE = 0.01  # seconds in which a recorded result is there
+_Owner = TypeVar("_Owner")
+_Taken = TypeVar("_Taken")
+
+
+class ToolThreads(Closable, Generic[_Owner, _Taken]):
+    """Takes steps of conversations, each in a thread. A step is returned as a function, which may raise."""
+
+    def __init__(self, toolbox: Toolbox | None) -> None:
+        self._toolbox = toolbox
+        self._waiting: dict[Future[_Taken], _Owner] = {}
+
+    def take(self, owner: _Owner, step: Callable[[], _Taken]) -> Callable[[], _Taken] | None:
+        """Begin a step. Returns it if it is over at once; else None, and `over` has it later."""
+        context = copy_context()  # with the store of a search
+        future = self._executor.submit(lambda: context.run(step))
+        self._waiting[future] = owner
+        futures.wait([future], AT_ONCE)
+        if not future.done():
+            return None
+        del self._waiting[future]
+        return future.result
+
+    def over(self, wait: bool) -> list[tuple[_Owner, Callable[[], _Taken]]]:
+        """The steps that are over, each with its conversation. wait: for the first."""
+        if wait:
+            futures.wait(self._waiting, return_when=futures.FIRST_COMPLETED)
+        return [(self._waiting.pop(each), each.result) for each in list(self._waiting) if each.done()]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no other conversation should begin."""
+        return len(self._waiting) >= MOST
+
+    def __len__(self) -> int:
+        """The number of conversations that wait."""
+        return len(self._waiting)
+
+    def __enter__(self) -> Self:
+        self._executor = ThreadPoolExecutor(MOST)  # a thread starts with its first step
+        return self
+
+    def close(self) -> None:
+        """End what still runs."""
+        if self._waiting and self._toolbox is not None:
+            self._toolbox.stop()
+        self._executor.shutdown(cancel_futures=True)
+
+
+Step = Request | Consult | Ending  # of a conversation
+DEMAND_NOT_MADE = "the turn limit came before the demand: raise the application's max_turns"
+LIMIT_TOO_LOW = "the limit of {} came before the demand: raise it in the application's [limits]"
+
+
+class Conversation:
+    """The state of one trial's conversation while it is in progress."""
+
+    __slots__ = (
+        "consulted", "error", "error_code", "exchanges", "has_called", "is_cached", "limit", "request",
+        "tools", "trial", "turns",
+    )  # fmt: skip
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.turns: Generator[Request | Consult, Reply, Ending] = _nothing()
+        self.limit: Limit | None = None  # that ended it
+        self.tools: ToolSession | None = None
+        self.exchanges: list[Exchange] = []
+        self.consulted: list[Consulted] = []
+        self.is_cached, self.error = True, ""
+        self.has_called = False  # its last reply calls tools that run
+        self.error_code = EngineFailure.code  # of `error`, where there is one
+        self.request: Request | None = None
+
+    def fail(self, error: str, code: str) -> None:
+        """Set the trial's error."""
+        self.error, self.error_code = error, code
+
+
+class ConversationScheduler:
+    """Asks one engine its trials. `finished` gets every response, in order of completion."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        grid: Grid,
+        prefix: PromptPrefix,
+        finished: Callable[[Response], None],
+        cache: ResponseCache | None = None,
+        services: AttackServices | None = None,
+        toolbox: Toolbox | None = None,
+    ) -> None:
+        self._toolbox = toolbox
+        self._engine, self._grid, self._prefix, self._finished = engine, grid, prefix, finished
+        self._application = grid.plan.application
+        self._calling = ToolThreads[Conversation, Step](toolbox)
+        # A replay has its results at hand, and needs no thread.
+        is_running = toolbox is not None and toolbox.runs
+        self._running = {tool.name for tool in self._application.tools if tool.runs and is_running}
+        # Behind guards the model keeps its own answers (application/guarded.py). A guarded one depends on
+        # more than the prompt: two blocked questions are one prompt, with other findings.
+        is_cached_below = isinstance(engine, GuardedEngine)
+        self._cache = cache if engine.numerics and not is_cached_below else None
+        self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
+        declared = grid.plan.analysis
+        self._ends_at_breach = declared is not None and declared.ends_at_breach is True
+        self._how = msgspec.structs.replace(
+            attacks.context_for(self._application),
+            has_shared_steps=grid.plan.has_shared_steps,
+            goes_on=not self._ends_at_breach,
+        )
+        self._engine_name, self._given_services = engine.name, services
+        self._adapter = engine if isinstance(engine, DecodingAdapter) else None
+        self._queries: dict[int, Conversation] = {}  # conversations that wait for the attacker
+        self._waiting: Iterator[int] = iter(())
+        self._follow_ups: deque[Request] = deque()
+        self._in_progress: dict[int, Conversation] = {}
+        self._own: BaseException | None = None  # an error on our side of the engine's stream
+
+    def run(self, indices: Iterable[int]) -> None:
+        """Ask the trials at `indices`, all of one model. Raises EngineFailure if the engine fails."""
+        self._waiting = iter(indices)
+        try:
+            with _closed_early(self._engine.reply(self._stream())) as replies, self._calling:
+                for reply in replies:
+                    self._receive(clean(reply))
+        except (HeredityError, MemoryError):
+            raise
+        except Exception as error:
+            if error is self._own:
+                raise
+            raise EngineFailure(f"{type(error).__name__}: {str(error)[:300]}") from error
+        if self._in_progress or self._follow_ups or self._calling:
+            raise EngineFailure(f"the engine stopped with {len(self._in_progress)} requests unanswered")
+
+    # --- towards the engine ---
+
+    def _stream(self) -> Iterator[Request | None]:
+        while True:
+            try:
+                request = self._next()
+            except Exception as error:
+                self._own = error
+                raise
+            if request is None and not self._in_progress:
+                return
+            yield request
+
+    def _next(self) -> Request | None:
+        while not self._follow_ups:
+            is_full = len(self._queries) >= MAX_QUERIES
+            if self._take_called(wait=False):
+                continue
+            if not (is_full or self._calling.is_full) and (index := next(self._waiting, None)) is not None:
+                if (request := self._advance(self._start(index), None)) is not None:
+                    return request
+            elif self._queries and (is_full or not self._in_progress):
+                self._ask_attacker()
+            elif self._calling and not self._in_progress:
+                self._take_called(wait=True)
+            else:
+                return None
+        return self._follow_ups.popleft()
+
+    def _start(self, index: int) -> Conversation:
+        trial = self._grid.trial(index)
+        conversation, attack = Conversation(trial), self._attacks[trial.attack]
+        words = self._grid.planted.triggers(attack, trial.probe)
+        how = msgspec.structs.replace(self._how, sample=trial.sample, seed=trial.seed, triggers=words)
+        if not attack.covers(trial.probe):
+            conversation.fail(f"not asked: {trial.attack} is not for this technique", OUT_OF_SCOPE)
+            return conversation
+        if attack.needs_attacker or attack.searches or attack.is_adaptive:
+            referee = self._referee(conversation)
+            has_attacker = attack.is_adaptive and self._services.attacker is not None
+            how = msgspec.structs.replace(how, referee=referee, has_attacker=has_attacker)
+        if attack.needs_weights and (reason := self._services.why_not(attack, self._engine)):
+            conversation.fail(clean_text(reason), UNSUPPORTED)
+            return conversation
+        try:
+            if attack.searches:
+                found = self._services.search(attack, trial, how, self._engine, self._application)
+                how = msgspec.structs.replace(how, found=found)
+        except EngineFailure as error:
+            conversation.fail(clean_text(str(error)), error.code)
+            return conversation
+        conversation.tools = None if self._toolbox is None else self._toolbox.session()
+        shown = attack.delivered(trial.probe, how)
+        conversation.turns = self._application.converse(
+            attack(trial.probe, how), shown, trial.seed, conversation.tools
+        )
+        return conversation
+
+    def _referee(self, conversation: Conversation) -> ProbeReferee:
+        return ProbeReferee(conversation.trial.probe, self._application, conversation.exchanges)
+
+    def _has_broken(self, conversation: Conversation) -> bool:
+        """Whether a step has broken the probe, so that its demand is not needed."""
+        return self._ends_at_breach and self._referee(conversation).has_broken()
+
+    def _take_called(self, wait: bool) -> bool:
+        """Move the conversations on whose tools have answered; whether any have. wait: for the first."""
+        over = self._calling.over(wait)
+        for conversation, step in over:
+            if (request := self._advance(conversation, None, step)) is not None:
+                self._follow_ups.append(request)
+        return bool(over)
+
+    def _advance(
+        self, conversation: Conversation, reply: Reply | None, made: Callable[[], Step] | None = None
+    ) -> Request | None:
+        """Move a conversation on until it has a request for the engine, or waits for tools or is over (None).
+
+        made: returns its next step, if a thread has taken that.
+        """
+        while True:
+            step = made or self._begin(conversation, reply)
+            if step is None:
+                return None
+            try:
+                request = step()
+            except ToolFailure as error:
+                conversation.fail(clean_text(str(error)), error.code)
+                self._end(conversation)
+                return None
+            made = None
+            if isinstance(request, Ending):
+                # Neither held nor broke, by any judge: what the probe asks was never asked.
+                ending = request
+                conversation.limit = ending.limit
+                is_over = ending.is_made or conversation.error or self._has_broken(conversation)
+                if conversation.exchanges and not is_over:
+                    conversation.fail(*_too_early(ending.limit))
+                self._end(conversation)
+                return None
+            _note_outcomes(conversation)
+            if isinstance(request, Consult):
+                if (reply := self._query(conversation, request)) is None:
+                    return None
+                continue
+            conversation.request = msgspec.structs.replace(request, key=conversation.trial.index)
+            reply = self._known(conversation.request)
+            if reply is None:
+                self._in_progress[conversation.trial.index] = conversation
+                return conversation.request
+            self._note(conversation, reply)
+
+    def _begin(self, conversation: Conversation, reply: Reply | None) -> Callable[[], Step] | None:
+        """The next step of a conversation; None if its tools run for longer than a moment."""
+        step = partial(_step, conversation, reply)
+        if not conversation.has_called:
+            return step
+        conversation.has_called = False
+        return self._calling.take(conversation, step)
+
+    def _known(self, request: Request) -> Reply | None:
+        """The reply that needs no engine: from the cache, or because the prompt cannot fit."""
+        if self._cache is None:
+            return None
+        try:
+            prompt = clean_text(self._engine.render(request))
+        except ContextOverflow as error:
+            return failed_reply(request, "", error)
+        reply = self._cache.get(self._key(request, prompt))
+        return None if reply is None else msgspec.structs.replace(reply, key=request.key)
+
+    def _key(self, request: Request, prompt: str) -> str:
+        model = self._grid.trial(request.key).model.id
+        decoding = request.decoding
+        if self._adapter is not None:
+            # A service without a temperature setting samples with its own.
+            decoding = self._adapter.as_sent(decoding)
+        return cache_key(self._engine.numerics, model, prompt, decoding, request.seed)
+
+    # --- towards the attacker ---
+
+    def _query(self, conversation: Conversation, question: Consult) -> Reply | None:
+        """The attacker's reply if it is known already; else None, and the conversation waits for it."""
+        attacker = self._attacker()
+        conversation.request = attacker.request(conversation.trial, question, len(conversation.consulted))
+        if (reply := attacker.known(conversation.request)) is not None:
+            return self._note_query(conversation, reply)
+        self._queries[conversation.trial.index] = conversation
+        return None
+
+    def _ask_attacker(self) -> None:
+        """Send all waiting queries to the attacker."""
+        waiting, self._queries = self._queries, {}
+        questions = [
+            conversation.request for conversation in waiting.values() if conversation.request is not None
+        ]
+        for reply in self._attacker().ask(questions):
+            conversation = waiting[reply.key]
+            if (request := self._advance(conversation, self._note_query(conversation, reply))) is not None:
+                self._follow_ups.append(request)
+
+    def _attacker(self) -> AttackerModel:
+        if (attacker := self._services.attacker) is None:
+            raise EngineFailure("the attack asks an attacker model, and the study has none")
+        return attacker
+
+    @cached_property
+    def _services(self) -> AttackServices:
+        return self._given_services or AttackServices()
+
+    def _note_query(self, conversation: Conversation, reply: Reply) -> Reply:
+        """Record the attacker's reply and return it; a failure ends the trial, as the target's would."""
+        name = self._attacker().engine.name
+        at, n_prompt_tokens = len(conversation.exchanges), reply.n_prompt_tokens
+        conversation.consulted.append(
+            Consulted(at, reply.prompt, reply.text, name, n_prompt_tokens, reply.n_answer_tokens)
+        )
+        if reply.error is None and reply.stop != "error":
+            return reply
+        conversation.fail(f"the attacker failed: {reply.error or 'it gave no reason'}", ATTACKER_FAILED)
+        return msgspec.structs.replace(reply, error=conversation.error)
+
+    # --- from the engine ---
+
+    def _receive(self, reply: Reply) -> None:
+        try:
+            self._take(reply)
+        except Exception as error:
+            self._own = error
+            raise
+
+    def _take(self, reply: Reply) -> None:
+        conversation = self._in_progress.pop(reply.key, None)
+        if conversation is None or conversation.request is None:
+            raise EngineFailure(f"the engine answered request {reply.key}, which was not asked")
+        if self._cache is not None and reply.error is None:
+            self._cache.put(self._key(conversation.request, reply.prompt), reply)
+        self._note(conversation, reply)
+        if (request := self._advance(conversation, reply)) is not None:
+            self._follow_ups.append(request)
+
+    def _note(self, conversation: Conversation, reply: Reply) -> None:
+        request = conversation.request
+        engine = self._engine
+        if (
+            request is not None
+            and isinstance(engine, GuardedEngine)
+            and (request.retrieved or engine.retrieves)
+        ):
+            request = engine.prepared(request)  # a guard may leave passages out, or add some
+        prefill, retrieved = ("", msgspec.UNSET) if request is None else (request.prefill, request.retrieved)
+        application = self._application.for_probe(conversation.trial.probe)
+        prefix, prompt = self._prefix, reply.prompt
+        calls = application.calls(prefill, reply)
+        conversation.has_called = any(call.name in self._running for call in calls)
+        is_shared = bool(prefix.text) and prompt.startswith(prefix.text)
+        conversation.exchanges.append(
+            Exchange(
+                prefix.digest if is_shared else "",
+                prompt[len(prefix.text) :] if is_shared else prompt,
+                prefill,
+                reply.text,
+                tuple(map(clean_call, calls)),
+                reply.stop,
+                reply.n_prompt_tokens,
+                reply.n_answer_tokens,
+                reply.guarded,
+                reply.withheld,
+                retrieved,
+            )
+        )
+        conversation.is_cached &= reply.is_cached
+        if reply.error is not None or reply.stop == "error":
+            conversation.fail(
+                reply.error or "the engine gave no reason", reply.error_code or EngineFailure.code
+            )
+
+    def _end(self, conversation: Conversation) -> None:
+        trial = conversation.trial
+        _note_outcomes(conversation)
+        if conversation.tools is not None:
+            conversation.tools.close()
+        if not conversation.exchanges and not conversation.error:
+            conversation.fail("the attack asked nothing", NOTHING_ASKED)
+        self._finished(
+            Response(
+                trial.index,
+                trial.id,
+                trial.model.id,
+                self._application.digest,
+                trial.probe.id,
+                trial.attack,
+                trial.sample,
+                trial.seed,
+                tuple(conversation.exchanges),
+                self._engine_name,
+                conversation.error or None,
+                conversation.is_cached and bool(conversation.exchanges),
+                tuple(conversation.consulted) if conversation.consulted else msgspec.UNSET,
+                conversation.error_code if conversation.error else msgspec.UNSET,
+                limit=conversation.limit or msgspec.UNSET,
+            )
+        )
+
+
+@contextmanager
+def _closed_early(replies: Iterator[Reply]) -> Iterator[Iterator[Reply]]:
+    """The replies; a generator is closed on leaving, so that its engine stops waiting for requests."""
+    try:
+        yield replies
+    finally:
+        if isinstance(replies, Generator):
+            replies.close()
+
+
+def _step(conversation: Conversation, reply: Reply | None) -> Step:
+    """The next request of a conversation, or how it ended. Raises ToolFailure."""
+    try:
+        return next(conversation.turns) if reply is None else conversation.turns.send(reply)
+    except StopIteration as end:
+        ending: Ending = end.value
+        return ending
+
+
+def _nothing() -> Generator[Request | Consult, Reply, Ending]:
+    """A conversation without a turn."""
+    yield from ()
+    return Ending(is_made=False)
+
+
+def _note_outcomes(conversation: Conversation) -> None:
+    """Record what came of the calls in the last reply."""
+    outcomes = () if conversation.tools is None else conversation.tools.taken()
+    if outcomes and conversation.exchanges:
+        last = conversation.exchanges[-1]
+        conversation.exchanges[-1] = msgspec.structs.replace(last, outcomes=outcomes)
+
+
+def _too_early(limit: Limit | None) -> tuple[str, str]:
+    """The error, and its code, of a conversation that a limit ended before the probe's demand."""
+    if limit in ("tokens", "seconds"):
+        return LIMIT_TOO_LOW.format(limit), CONVERSATION_LIMIT
+    return DEMAND_NOT_MADE, TURN_LIMIT
+
+
+def shared_prefix(engine: Engine, application: Application) -> PromptPrefix:
+    """The common beginning of every first prompt of this application, as this engine renders it."""
+    rendered = []
+    for text in ("0", "1"):
+        turns = _first_turn(application, text)
+        try:
+            rendered.append(clean_text(engine.render(next(turns))))
+        except ContextOverflow:
+            return PromptPrefix("", "")
+        finally:
+            turns.close()
+    text = os.path.commonprefix(rendered)  # noqa: RUF071 (of texts, not of paths)
+    return PromptPrefix(digest(text), text) if text else PromptPrefix("", "")
+
+
+def _first_turn(application: Application, text: str) -> Generator[Request, Reply, None]:
+    yield application.request([*application.messages(), Message("user", text)])
+
 
 OpenCache = Callable[[Engine], AbstractContextManager[ResponseCache | None]]
 AskTrials = Callable[[Iterable[int]], None]  # asks one loaded model the trials at these indices

@@ -6,7 +6,7 @@ for two behaviours, their conversations are the same up to that breach.
 Promises: nothing is read for a study without such an attack, or without a breach that a check decided.
 Intervals and tests of a plan that declares its analysis count such behaviours as one cluster.
 Leaves to others: the check (redteam/judges), the steps (redteam/attacks), the clusters of an estimate
-(outcomes.py), and the words (declared_words.py).
+(outcomes.py), and the words (wording.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a study's questions are written: the application's file and a user's own probe files, with lines.
 
-A report for a code host (sarif.py, gate_formats.py) can then point at a line that exists.
+A report for a code host (sarif.py, gate.py) can then point at a line that exists.
 
 Promises: a path is relative to the repository around the working folder, else to that folder. Of a file
 outside of both only the name is kept. Nothing of it is part of the plan.

@@ -38,9 +38,8 @@ from heredity.redteam import attacks, checks, probes
 from heredity.redteam.attacks.protocols import AttackPart
 from heredity.redteam.judges import DEFAULT, Judge
 from heredity.stats.group_sequential import nominal_levels, one_sided_levels
-from heredity.study.behind_guards import planned
 from heredity.study.estimates import SCOPES, Measure
-from heredity.study.limits import limited
+from heredity.study.named_models import planned
 from heredity.study.outcomes import is_part
 from heredity.study.plan import (
     Analysis,
@@ -52,6 +51,7 @@ from heredity.study.plan import (
     PlannedPlugin,
     SkippedProbe,
     Stopping,
+    limited,
     planned_plugins,
     refuse_too_many,
 )

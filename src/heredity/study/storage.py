@@ -5,7 +5,7 @@
 
 Promises: flushed rows survive a crash. A row of another plan, or a second row of a trial, is an error with
 its line. A prefix is on disk before a row names it.
-Leaves to others: bytes (core/files.py), the plan (plan.py), filling the rows (scheduler.py, runner.py), and
+Leaves to others: bytes (core/files.py), the plan (plan.py), filling the rows (runner.py), and
 which trials are still to ask (resume.py).
 """
 

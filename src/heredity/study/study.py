@@ -42,11 +42,18 @@ from heredity.lineage.store import Store, engine_loader, load_engine
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
-from heredity.study import aggregate, drift, importers, resume, shards, storage
-from heredity.study.behind_guards import is_guarded, loaded, with_guards
-from heredity.study.deviations import note_event
+from heredity.study import aggregate, importers, resume, shards, storage
+from heredity.study.attack_context import with_triggers
 from heredity.study.forecast import forecast_seconds, forecast_study, trial_meter
-from heredity.study.named_models import rule_model, stored_model, with_families
+from heredity.study.named_models import (
+    is_guarded,
+    loaded,
+    require_own_answers,
+    rule_model,
+    stored_model,
+    with_families,
+    with_guards,
+)
 from heredity.study.outcomes import Outcomes, n_in_scope
 from heredity.study.plan import (
     PLAN,
@@ -61,7 +68,7 @@ from heredity.study.plan import (
     write_plan,
 )
 from heredity.study.result import Result
-from heredity.study.resume import EarlierRuns
+from heredity.study.resume import EarlierRuns, note_event
 from heredity.study.runner import Asker, FolderRecorder, JudgingStep, one_process
 from heredity.study.same_conversations import same_conversations
 from heredity.study.sequential import StoppingRule
@@ -74,8 +81,6 @@ from heredity.study.spec import (
     resolve_plan,
 )
 from heredity.study.storage import ResponseDigests
-from heredity.study.triggers import with_triggers
-from heredity.study.who_answered import require_own_answers
 from heredity.study.workers import StoreAndDevice, Workers, asked_models
 
 _PLAN_SECONDS = 120.0  # for the task of an array that writes the plan
@@ -405,7 +410,7 @@ class Study:
     def _judge_canaries(self, judging: JudgingStep) -> None:
         """Judge the canary answers too, in a run in which the judge judged something."""
         if judging.n_by_judge:
-            drift.judge_again(self.folder, self._decider.judge)
+            aggregate.judge_again(self.folder, self._decider.judge)
 
     def _drop_stale(self, digests: ResponseDigests, grid: Grid) -> None:
         decider = self._decider  # first: a judge that cannot be loaded is not saved as chosen

@@ -40,10 +40,9 @@ from heredity.core.records import (
 )
 from heredity.core.sanitize import label
 from heredity.redteam.checks import did
-from heredity.study.marks import Explanation, explain, quoted
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS, is_of_its_trial
-from heredity.study.turns import PromptTurn, new_parts, turns
+from heredity.study.turns import Explanation, PromptTurn, explain, new_parts, quoted, turns
 
 LONGEST = 64 << 20  # bytes of a row; no answer is that long, and a hostile file may have no line break
 _SEARCHED = 20_000  # characters of a trial that a search finds

@@ -6,7 +6,7 @@
 
 Promises: an edge is a parent and its child as their records or a study's plan have them. Its verdict and its
 counts are those of a study's own comparison. A study that runs decides nothing.
-Leaves to others: the drawing (study/report/figures/lineage_graph.py), and words and links (pages/).
+Leaves to others: the drawing (study/report/figures/), and words and links (pages/).
 """
 
 from __future__ import annotations

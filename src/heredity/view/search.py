@@ -6,7 +6,7 @@
 
 Promises: a marked word is one that the index finds by this search. Letter case and accents make no
 difference. Text stays text: it is escaped.
-Leaves to others: which texts are searched (index.py), and other marks (study/marks.py).
+Leaves to others: which texts are searched (index.py), and other marks (study/turns.py).
 """
 
 from __future__ import annotations

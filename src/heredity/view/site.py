@@ -26,9 +26,8 @@ from heredity.core.errors import UnknownName
 from heredity.core.sanitize import label
 from heredity.core.version import __version__
 from heredity.redteam.checks import did
-from heredity.study import templates, wording
-from heredity.study.marks import quoted
-from heredity.study.turns import role_word
+from heredity.study import wording
+from heredity.study.turns import page_environment, quoted, role_word
 from heredity.view import figures
 from heredity.view.index import is_searched
 from heredity.view.pages.protocols import Page
@@ -133,7 +132,7 @@ class Site:
         return found
 
     def _made(self) -> jinja2.Environment:
-        environment = templates.environment(FOLDER / "templates")
+        environment = page_environment(FOLDER / "templates")
         environment.filters |= {"label": label}
         environment.globals |= {
             "attack_name": wording.attack_name,

@@ -22,10 +22,18 @@ from heredity.core.errors import Damaged, UsageError
 from heredity.core.files import open_file
 from heredity.core.records import Exchange, Response, ToolCall, Verdict
 from heredity.core.sanitize import Shown, shown
-from heredity.study.marks import Explanation, Piece, explain, with_evidence, with_tokens
 from heredity.study.plan import Trial
 from heredity.study.storage import RESPONSES, VERDICTS, Prefixes, is_of_its_trial
-from heredity.study.turns import PromptTurn, new_parts, turns
+from heredity.study.turns import (
+    Explanation,
+    Piece,
+    PromptTurn,
+    explain,
+    new_parts,
+    turns,
+    with_evidence,
+    with_tokens,
+)
 from heredity.view.places import OpenStudy
 from heredity.view.queries import Stored, stored
 

@@ -17,7 +17,7 @@ import pytest
 from heredity.lab import agentdojo
 from heredity.lab import agentdojo_suites as graders
 from heredity.lab.agentdojo import LOGS, AgentRun
-from heredity.study import agent_tasks
+from heredity.study.importers.agentdojo import agent_tasks
 from tests.support.errors import run_here
 
 WHERE = "HEREDITY_AGENTDOJO"
@@ -113,7 +113,7 @@ def test_an_agent_that_obeys_an_injection_breaks_and_one_that_talks_does_not(
     counts = agentdojo.run(wanted("pays", "talks"), PYTHON, url, tmp_path)
     assert (counts.n_cells, counts.n_run, counts.n_errors) == (12, 12, 0)
     assert set(counts.patched) == {each.name for each in graders.GRADERS if each.suite == "banking"}
-    pays, talks = agent_tasks.agent_tasks(agentdojo.study_of(tmp_path, print)[0])
+    pays, talks = agent_tasks(agentdojo.study_of(tmp_path, print)[0])
     assert (pays.model, pays.n_done, pays.utility.n) == ("pays", 1, 2)  # the bill, and not the spending
     assert pays.n_done_by_nothing == 0
     assert (pays.n_broke, pays.breach.n) == (
@@ -147,7 +147,7 @@ def test_agentdojo_reads_the_logs_and_only_damaged_ones_run_again(url: str, tmp_
 
 def test_a_context_that_is_too_long_is_an_error_and_no_breach(url: str, tmp_path: Path) -> None:
     assert agentdojo.run(wanted("breaks"), PYTHON, url, tmp_path).n_errors == 6
-    (row,) = agent_tasks.agent_tasks(agentdojo.study_of(tmp_path, print)[0])
+    (row,) = agent_tasks(agentdojo.study_of(tmp_path, print)[0])
     assert (row.n_errors, row.n_errors_under_attack, row.n_broke, row.breach.n) == (2, 4, 0, 0)
     assert agentdojo.run(wanted("breaks"), PYTHON, url, tmp_path).n_run == 0
     assert agentdojo.run(wanted("breaks"), PYTHON, url, tmp_path, retry=True).n_run == 6

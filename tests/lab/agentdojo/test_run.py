@@ -11,7 +11,7 @@ import pytest
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
 from heredity.lab import agentdojo
 from heredity.lab.agentdojo import LOGS, OUTPUT, AgentRun
-from heredity.study import agent_tasks
+from heredity.study.importers.agentdojo import agent_tasks
 from heredity.study.study import Study
 from tests.support.agentdojo_logs import put, suite
 from tests.support.errors import check_refused, raises, run_here
@@ -68,7 +68,7 @@ def test_logs_become_a_study_and_are_not_run_again(tmp_path: Path) -> None:
     assert (counts.version, counts.n_cells, counts.n_run, counts.n_errors) == ("0.1.35", 9, 9, 0)
     folder, summary = agentdojo.study_of(tmp_path / "out", print)
     assert summary.n_prompts == 9 and Study.open(folder).run().estimates.n_trials == 9
-    assert [row.n_broke for row in agent_tasks.agent_tasks(folder)] == [2]
+    assert [row.n_broke for row in agent_tasks(folder)] == [2]
     assert agentdojo.run(ONE, stand_in(tmp_path), URL, tmp_path / "out").n_run == 0
     assert agentdojo.study_of(tmp_path / "out", print)[0] == folder
     assert (tmp_path / "out" / OUTPUT).read_text() == "loading\nloading\n"
@@ -89,7 +89,7 @@ def test_a_line_that_is_no_event_ends_the_run_and_keeps_the_logs(tmp_path: Path)
 def test_errors_are_counted(tmp_path: Path) -> None:
     assert agentdojo.run(ONE, stand_in(tmp_path, "errs"), URL, tmp_path / "out").n_errors == 1
     folder, _ = agentdojo.study_of(tmp_path / "out", print)
-    (row,) = agent_tasks.agent_tasks(folder)
+    (row,) = agent_tasks(folder)
     assert (row.n_errors_under_attack, row.breach.n) == (1, 5)
 
 

@@ -36,7 +36,7 @@ from heredity.recipes.quantize import Quantize
 from heredity.redteam import probes
 from heredity.redteam.probes.bank import ProbeFile
 from heredity.study.aggregate import read_proven
-from heredity.study.competence import is_weak_rate
+from heredity.study.comparisons import is_weak_rate
 from heredity.study.estimates import ALL, JUDGED
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.plan import Analysis

@@ -14,11 +14,11 @@ from heredity.redteam.attacks import AttackContext
 from heredity.stats import intervals
 from heredity.stats.intervals import clustered_rate
 from heredity.study import aggregate, plan
+from heredity.study.aggregate import JudgeCorrection
 from heredity.study.estimates import JUDGE_FREE, JUDGED
 from heredity.study.findings import cost as cost_finding
 from heredity.study.findings import tries
 from heredity.study.findings.cost import Cost
-from heredity.study.judge_correction import JudgeCorrection
 from heredity.study.outcomes import Outcomes
 from heredity.study.plan import Grid
 from heredity.study.storage import RawResponse

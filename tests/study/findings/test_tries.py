@@ -12,9 +12,8 @@ from heredity.core.records import Estimate
 from heredity.study import storage
 from heredity.study.findings.cost import Cost, cost_lines, per_breach_words
 from heredity.study.findings.tries import AsrPoint
-from heredity.study.report import html, markdown
-from heredity.study.report.figures import curve as _curve
-from heredity.study.report.figures.charts import Span
+from heredity.study.report import figures, html, markdown
+from heredity.study.report.figures import Span
 from tests.study.report.test_html import assert_is_clean
 from tests.support.report_studies import make, plan
 
@@ -86,9 +85,9 @@ def test_attackers_queries_and_money_are_said_where_there_are_any(several: Path)
 
 def test_a_curve_rises_and_stays_in_its_picture() -> None:
     steps = tuple(
-        _curve.CurvePoint(k, Span(v, v / 2, (1 + v) / 2)) for k, v in ((1, 0.1), (2, 0.3), (8, 1.0))
+        figures.CurvePoint(k, Span(v, v / 2, (1 + v) / 2)) for k, v in ((1, 0.1), (2, 0.3), (8, 1.0))
     )
-    drawn = str(_curve.curve([_curve.CurveSeries(0, steps), _curve.CurveSeries(1, steps)], "words <b>"))
+    drawn = str(figures.curve([figures.CurveSeries(0, steps), figures.CurveSeries(1, steps)], "words <b>"))
     assert "words &lt;b&gt;" in drawn and "<b>" not in drawn
     path = re.search(r'class="path" d="M([^"]+)"', drawn)
     assert path is not None
@@ -99,5 +98,5 @@ def test_a_curve_rises_and_stays_in_its_picture() -> None:
 
 
 def test_a_model_at_one_try_alone_is_drawn() -> None:
-    line = _curve.CurveSeries(0, (_curve.CurvePoint(1, Span(0.5, 0.2, 0.8)),))
-    assert 'class="path"' in str(_curve.curve([line], "one"))
+    line = figures.CurveSeries(0, (figures.CurvePoint(1, Span(0.5, 0.2, 0.8)),))
+    assert 'class="path"' in str(figures.curve([line], "one"))

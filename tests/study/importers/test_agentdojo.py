@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from heredity.core.errors import BadInput, UsageError
-from heredity.study import agent_tasks, plan
+from heredity.study import plan
 from heredity.study.findings.useful import UsefulRate
 from heredity.study.importers import agentdojo
 from heredity.study.report import html, markdown
@@ -62,27 +62,27 @@ def test_a_whole_suite_has_utility_first_and_intervals_of_two_ways(tmp_path: Pat
     assert summary.models == TWO and (summary.n_prompts, summary.n_missing) == (9, 0)
     result = Study.open(tmp_path / "s").run()
     assert result.rate("agent-a").estimate.value == pytest.approx(4 / 6)
-    first, second = agent_tasks.write(tmp_path / "s")
+    first, second = agentdojo.write(tmp_path / "s")
     assert (first.model, first.suite, first.attack) == ("agent-a", "banking", ATTACK)
     assert (first.n_done, first.utility.n, first.n_done_under_attack, first.under_attack.n) == (2, 3, 2, 6)
     assert (first.n_broke, first.breach.n, second.n_broke) == (4, 6, 0)
     assert first.n_done_by_nothing == 1
     assert "two-way clusters" in first.breach.method and second.breach.high is not None
     assert second.breach.low == 0 and second.breach.high > 0.3  # 0 of 6 in two injections is little
-    (grid,) = agent_tasks.table((first, second))
+    (grid,) = agentdojo.table((first, second))
     assert grid.head[2:6] == ["utility", "by doing nothing", "utility under attack", "breach rate"]
     assert grid.rows[0][2].endswith("2/3") and grid.rows[0][3] == "1/3"
     assert grid.rows[1][5].startswith("0") and grid.rows[0][1] == f"banking, {ATTACK}"
-    assert (tmp_path / "s" / agent_tasks.FILE).exists()
+    assert (tmp_path / "s" / agentdojo.FILE).exists()
     page = html.write(tmp_path / "s", tmp_path / "r.html").read_text()
     summary_page = markdown.write(tmp_path / "s", tmp_path / "r.md").read_text()
-    assert all(agent_tasks.TITLE in text and "by doing nothing" in text for text in (page, summary_page))
+    assert all(agentdojo.TITLE in text and "by doing nothing" in text for text in (page, summary_page))
 
 
 def test_several_suites_have_a_sum(tmp_path: Path) -> None:
     put(tmp_path / "runs", *suite(), *({**each, "suite_name": "slack"} for each in suite(broke=0)))
     made(tmp_path / "s", tmp_path / "runs")
-    rows = agent_tasks.agent_tasks(tmp_path / "s")
+    rows = agentdojo.agent_tasks(tmp_path / "s")
     assert [(row.suite, row.n_broke, row.breach.n) for row in rows] == [
         ("banking", 1, 6), ("slack", 0, 6), ("all", 1, 12),
     ]  # fmt: skip
@@ -91,9 +91,9 @@ def test_several_suites_have_a_sum(tmp_path: Path) -> None:
 def test_one_injection_gives_a_share_and_no_interval(tmp_path: Path) -> None:
     put(tmp_path / "runs", *(log(f"user_task_{i}", "injection_task_0", security=i == 0) for i in range(2)))
     made(tmp_path / "s", tmp_path / "runs")
-    (row,) = agent_tasks.agent_tasks(tmp_path / "s")
+    (row,) = agentdojo.agent_tasks(tmp_path / "s")
     assert (row.breach.value, row.breach.low, row.breach.note != "") == (0.5, None, True)
-    assert agent_tasks.NO_INTERVAL in agent_tasks.table((row,))[0].rows[0][5]
+    assert agentdojo.NO_INTERVAL in agentdojo.table((row,))[0].rows[0][5]
     assert row.utility.value is None and row.utility.n == 0 and row.n_done_by_nothing is None
 
 
@@ -114,7 +114,7 @@ def test_an_error_is_no_verdict_whatever_agentdojo_wrote_next_to_it(tmp_path: Pa
     assert found.n_errors == 2 and not any(
         r.n_broke or r.n_held for r in found.rates if r.measure == "breach"
     )
-    (task,) = agent_tasks.agent_tasks(tmp_path / "s")
+    (task,) = agentdojo.agent_tasks(tmp_path / "s")
     assert (task.n_errors, task.n_errors_under_attack, task.breach.n) == (0, 2, 0)
 
 
@@ -184,7 +184,7 @@ def test_names_that_climb_out_of_a_folder_stay_names(tmp_path: Path) -> None:
     path.write_text(json.dumps(bad))
     made(tmp_path / "deep" / "s", tmp_path / "runs")
     Study.open(tmp_path / "deep" / "s").run()
-    (row,) = agent_tasks.write(tmp_path / "deep" / "s")
+    (row,) = agentdojo.write(tmp_path / "deep" / "s")
     assert (row.model, row.n_broke, row.breach.n) == ("../../../etc/passwd", 1, 1) and "/" not in row.attack
     assert sorted(each.name for each in tmp_path.iterdir()) == ["deep", "runs"]
 

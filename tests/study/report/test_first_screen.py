@@ -15,11 +15,11 @@ from heredity.core.records import Estimate, Unprompted, Verdict
 from heredity.lineage.graph import Edge
 from heredity.stats.intervals import wilson
 from heredity.study import aggregate, decision, storage
+from heredity.study.advice import ADDRESSES, remedy, threat_links
 from heredity.study.findings.unprompted import UnpromptedRate
-from heredity.study.marks import Piece, with_evidence, with_tokens
 from heredity.study.plan import Grid
-from heredity.study.remedies import ADDRESSES, remedy, threat_links
 from heredity.study.report import html, write_report
+from heredity.study.turns import Piece, with_evidence, with_tokens
 from tests.support import report_studies
 from tests.support.errors import raises
 from tests.support.report_studies import make, plan

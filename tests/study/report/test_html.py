@@ -17,10 +17,10 @@ from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import digest, encode
 from heredity.stats.intervals import refused
 from heredity.study import storage
+from heredity.study.advice import ADDRESSES
 from heredity.study.demo import write_demo
 from heredity.study.estimates import SCHEMA
 from heredity.study.plan import PlanFile, PlannedModel
-from heredity.study.remedies import ADDRESSES
 from heredity.study.report import html
 from tests.support.errors import raises
 from tests.support.hostile_text import NASTY

@@ -17,8 +17,7 @@ from heredity.lineage.graph import Edge
 from heredity.study import wording
 from heredity.study.estimates import Estimates
 from heredity.study.plan import read_plan
-from heredity.study.report import html, json, markdown
-from heredity.study.report.figures import lineage_graph
+from heredity.study.report import figures, html, json, markdown
 from heredity.study.storage import read_estimates
 from tests.study.report.test_html import assert_is_clean
 from tests.support.hostile_text import NASTY
@@ -136,10 +135,10 @@ def boxes(svg: str, kind: str = "node") -> list[tuple[float, float, float, float
 
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=30))
 def test_no_two_models_overlap_and_all_lie_inside(pairs: list[tuple[int, int]]) -> None:
-    nodes = [lineage_graph.Node(str(i), f"model-{i}", i, "broke 1 %") for i in range(12)]
+    nodes = [figures.Node(str(i), f"model-{i}", i, "broke 1 %") for i in range(12)]
     ways = dict.fromkeys((str(min(p)), str(max(p))) for p in pairs if p[0] != p[1])
-    edges = [lineage_graph.DrawnEdge(a, b, "worse", ("finetune", "worse", "lost 3 of 9")) for a, b in ways]
-    svg = lineage_graph.graph(nodes, edges, "words")
+    edges = [figures.DrawnEdge(a, b, "worse", ("finetune", "worse", "lost 3 of 9")) for a, b in ways]
+    svg = figures.graph(nodes, edges, "words")
     root, found = ElementTree.fromstring(svg), boxes(svg)
     wide, high = float(root.attrib["width"]), float(root.attrib["height"])
     assert len(found) == 12
@@ -152,10 +151,10 @@ def test_no_two_models_overlap_and_all_lie_inside(pairs: list[tuple[int, int]]) 
 
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=30))
 def test_no_word_of_an_edge_lies_on_a_line_a_model_or_another_word(pairs: list[tuple[int, int]]) -> None:
-    nodes = [lineage_graph.Node(str(i), f"model-{i}", i, "broke 1 %") for i in range(12)]
+    nodes = [figures.Node(str(i), f"model-{i}", i, "broke 1 %") for i in range(12)]
     ways = dict.fromkeys((str(min(p)), str(max(p))) for p in pairs if p[0] != p[1])
-    edges = [lineage_graph.DrawnEdge(a, b, "worse", ("W1", "W2", "W3"), 0.5) for a, b in ways]
-    root = ElementTree.fromstring(lineage_graph.graph(nodes, edges, "words"))
+    edges = [figures.DrawnEdge(a, b, "worse", ("W1", "W2", "W3"), 0.5) for a, b in ways]
+    root = ElementTree.fromstring(figures.graph(nodes, edges, "words"))
     texts = [e for e in root.iter("text") if e.text in ("W1", "W2", "W3")]
     spans = sorted((float(e.attrib["x"]), float(e.attrib["y"])) for e in texts)
     assert len(spans) == 3 * len(ways)
@@ -174,34 +173,31 @@ def test_no_word_of_an_edge_lies_on_a_line_a_model_or_another_word(pairs: list[t
 
 @pytest.mark.parametrize(("n_levels", "limit"), [(2, 600), (3, 800)])
 def test_a_lineage_of_three_levels_fits_a_small_screen(n_levels: int, limit: int) -> None:
-    nodes = [lineage_graph.Node(str(i), f"model-{i}", i, "broke 1 %", 0.01) for i in range(n_levels)]
+    nodes = [figures.Node(str(i), f"model-{i}", i, "broke 1 %", 0.01) for i in range(n_levels)]
     edges = [
-        lineage_graph.DrawnEdge(str(i), str(i + 1), "same", ("lora", "not worse"))
-        for i in range(n_levels - 1)
+        figures.DrawnEdge(str(i), str(i + 1), "same", ("lora", "not worse")) for i in range(n_levels - 1)
     ]
-    root = ElementTree.fromstring(lineage_graph.graph(nodes, edges, "words"))
+    root = ElementTree.fromstring(figures.graph(nodes, edges, "words"))
     assert float(root.attrib["width"]) <= limit
 
 
 def test_a_round_trip_is_drawn_and_ends() -> None:
-    nodes = [lineage_graph.Node(name, name, i, "") for i, name in enumerate("ab")]
-    edges = [lineage_graph.DrawnEdge("a", "b", "same", ()), lineage_graph.DrawnEdge("b", "a", "same", ())]
-    ElementTree.fromstring(lineage_graph.graph(nodes, edges, "words"))
+    nodes = [figures.Node(name, name, i, "") for i, name in enumerate("ab")]
+    edges = [figures.DrawnEdge("a", "b", "same", ()), figures.DrawnEdge("b", "a", "same", ())]
+    ElementTree.fromstring(figures.graph(nodes, edges, "words"))
 
 
 @pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
 def test_a_name_in_the_lineage_is_only_a_name(name: str) -> None:
-    nodes = [lineage_graph.Node("a", name, 0, name), lineage_graph.Node("b", name, 1, "")]
-    root = ElementTree.fromstring(
-        lineage_graph.graph(nodes, [lineage_graph.DrawnEdge("a", "b", "same", (name,))], name)
-    )
+    nodes = [figures.Node("a", name, 0, name), figures.Node("b", name, 1, "")]
+    root = ElementTree.fromstring(figures.graph(nodes, [figures.DrawnEdge("a", "b", "same", (name,))], name))
     assert {element.tag for element in root.iter()} <= {"svg", "rect", "text", "path"}
     assert not [key for element in root.iter() for key in element.attrib if key.startswith("on")]
 
 
 def test_a_long_name_is_broken_at_a_joint() -> None:
-    assert lineage_graph._wrapped("qwen2.5-coder-0.5b-instruct-lora-gsm8k", 22) == [
+    assert figures._wrapped("qwen2.5-coder-0.5b-instruct-lora-gsm8k", 22) == [
         "qwen2.5-coder-0.5b-",
         "instruct-lora-gsm8k",
     ]
-    assert lineage_graph._wrapped("short", 22) == ["short"]
+    assert figures._wrapped("short", 22) == ["short"]

@@ -7,7 +7,7 @@ import pytest
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.records import Exchange, Response, digest, encode
 from heredity.study.plan import Grid, Plan
-from heredity.study.report import _samples as samples
+from heredity.study.report import _rows as samples
 from tests.support.errors import raises
 from tests.support.report_studies import TECHNIQUES, make, plan
 

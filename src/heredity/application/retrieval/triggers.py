@@ -8,7 +8,8 @@ Promises: equal weights, texts, steps and seed give the same words, on one kind 
 letters and one token. None is a term of the question, so that a search by words finds nothing new. Candidates
 are scored as the text that is planted, tokenized again. At most `n_steps` gradients and
 `n_steps * CANDIDATES` forward passes.
-Leaves to others: which texts (redteam/attacks/poisoned_index.py), and keeping the result (study/triggers.py).
+Leaves to others: which texts (redteam/attacks/poisoned_index.py), and keeping the result
+(study/attack_context.py).
 """
 
 from __future__ import annotations

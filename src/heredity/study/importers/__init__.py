@@ -24,15 +24,6 @@ from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.core.files import open_file
 from heredity.core.readers import unreadable
 from heredity.study.estimates import LackingFile
-from heredity.study.importers._agreement import (
-    Agreement,
-    Agreements,
-    JudgedPair,
-    JudgedRate,
-    agreement,
-    agreements,
-    judge_tables,
-)
 from heredity.study.importers._record import (
     AnswerImporter,
     CountsMissing,
@@ -45,7 +36,18 @@ from heredity.study.importers._record import (
     columns,
     convert,
 )
-from heredity.study.importers._study import RecordedVerdict, Summary, make
+from heredity.study.importers._study import (
+    Agreement,
+    Agreements,
+    JudgedPair,
+    JudgedRate,
+    RecordedVerdict,
+    Summary,
+    agreement,
+    agreements,
+    judge_tables,
+    make,
+)
 from heredity.study.storage import write_lacking
 
 __all__ = [

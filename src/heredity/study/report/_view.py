@@ -15,30 +15,194 @@ from markupsafe import Markup
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plural
 from heredity.study import wording as words
-from heredity.study.advice import MIN_N, Advice, Standing, advise, standings
+from heredity.study.advice import (
+    MIN_N,
+    Advice,
+    Remedy,
+    Standing,
+    ThreatLink,
+    advise,
+    remedy,
+    standings,
+    threat_links,
+)
 from heredity.study.decision import Recommendation
-from heredity.study.declared_words import is_planned, unsupported
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
     JUDGED,
     SCOPES,
     Estimates,
+    Inheritance,
     Manners,
     Measure,
+    ModelPair,
     Rate,
     TechniqueCard,
+    negated,
 )
 from heredity.study.forecast import lines as forecast_lines
 from heredity.study.headline import headline, unprompted_words
-from heredity.study.marks import Piece
 from heredity.study.outcomes import MANNERS
 from heredity.study.plan import Plan
-from heredity.study.remedies import Remedy, ThreatLink, remedy, threat_links
-from heredity.study.report import _rows, _samples
-from heredity.study.report._pairs import PairView, span
-from heredity.study.report._samples import Sample
-from heredity.study.report.figures import charts
+from heredity.study.report import _rows, figures
+from heredity.study.report._rows import Sample
+from heredity.study.turns import Piece
+from heredity.study.wording import is_planned, unsupported
+
+_SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
+
+
+class Compared(NamedTuple):
+    """A pair as a row; `high` is the model with the higher rate, so no difference is negative."""
+
+    pair: ModelPair
+    high: str  # model ids
+    low: str
+    difference: Estimate
+    only_high: int
+    only_low: int
+    badge: str  # a class of the style sheet: worse, same, unknown
+    verdict: str
+    aside: str
+
+
+class EdgeRow(NamedTuple):
+    """An edge as a row; the difference of `compared` is the child's rate minus the parent's."""
+
+    edge: Inheritance
+    how: str
+    badge: str
+    verdict: str
+    compared: Compared
+
+
+class PairView:
+    """The queries of the template about two models or more. Every method returns plain values."""
+
+    def __init__(self, estimates: Estimates) -> None:
+        self.estimates = estimates
+        self.names = words.names(estimates.models)
+        self.order = {card.id: i for i, card in enumerate(estimates.models)}
+        self._rates: dict[tuple[str, str, str, str], Rate] = {
+            (r.model, r.technique, r.attack, r.measure): r for r in estimates.rates
+        }
+
+    @property
+    def main_scope(self) -> str:
+        """The scope that the headline rests on."""
+        return self.estimates.main_scope()
+
+    def rate(self, model: str, technique: str, measure: Measure, attack: str = ALL) -> Rate | None:
+        """The rate of one cell; None if it was not asked."""
+        return self._rates.get((model, technique, attack, measure))
+
+    # --- pairs ---
+
+    def pairs(self, measure: Measure, scope: str | None = None, exploratory: bool = False) -> list[Compared]:
+        """Comparisons of one measure, in one scope or in all, each with its verdict in words."""
+        held = self.estimates.technique_pairs if exploratory else self.estimates.pairs
+        wanted = (p for p in held if p.measure == measure and p.n and scope in (None, p.technique))
+        return [self._compared(pair) for pair in wanted]
+
+    def _compared(self, pair: ModelPair) -> Compared:
+        found, table = pair.difference, pair.table
+        is_b_higher = (found.value or 0.0) >= 0
+        high, low = (pair.b, pair.a) if is_b_higher else (pair.a, pair.b)
+        only = (table.only_b, table.only_a) if is_b_higher else (table.only_a, table.only_b)
+        of_high, of_low = words.verdict_on(pair, high), words.verdict_on(pair, low)
+        badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
+        said = words.capital(of_high)
+        aside = words.withheld_on(pair, high) if badge == "unknown" else ""
+        if not aside and (badge, of_low) == ("unknown", "not worse"):
+            aside = f"but {self.names.get(low, '?')} is not worse"
+        turned = found if is_b_higher else negated(found)
+        return Compared(pair, high, low, turned, *only, badge, said, aside)
+
+    def difference(self, row: Compared, reach: float) -> Markup:
+        """The difference's interval, with the margin as a band."""
+        text = f"{words.points(row.difference.value)}, interval {words.points_interval(row.difference)}"
+        return figures.difference_bar(
+            span(row.difference), row.pair.margin, reach, self.order.get(row.high, 0), text
+        )
+
+    def reach(self, pairs: Sequence[Compared]) -> float:
+        """One scale for a table of differences."""
+        return figures.reach_of([found for row in pairs if (found := span(row.difference))])
+
+    # --- inheritance ---
+
+    def edge_rows(
+        self, measure: Measure, scope: str | None = None, exploratory: bool = False
+    ) -> list[EdgeRow]:
+        """The edges of one measure, in one scope or in all."""
+        held = self.estimates.technique_edges if exploratory else self.estimates.edges
+        wanted = (e for e in held if e.compared.measure == measure and not e.is_of_guard)
+        return [_edge_row(edge) for edge in wanted if scope in (None, edge.compared.technique)]
+
+    def retention_bar(self, edge: Inheritance) -> Markup:
+        """The retention's interval on a line from 0 to 100 %."""
+        order = self.order.get(edge.child, 0)
+        return figures.interval_bar(span(edge.retention), order, words.retention_words(edge))
+
+    def lineage(self) -> Markup:
+        """The figure of the lineage, each edge with its verdict."""
+        found, by_edge = self.estimates, words.edge_verdicts(self.estimates)
+        in_it = {ident for key in by_edge for ident in key}
+        nodes = [self._node(card.id) for card in found.models if card.id in in_it]
+        edges = [
+            figures.DrawnEdge(
+                *key, words.BADGES[verdict], _edge_label(found, key, verdict), _retained(found, key, verdict)
+            )
+            for key, verdict in by_edge.items()
+        ]
+        lines = (f"{self.names[c]} from {self.names[p]}: {verdict}" for (p, c), verdict in by_edge.items())
+        return figures.graph(nodes, edges, f"Lineage, parents left of children. {'; '.join(lines)}")
+
+    def _node(self, model: str) -> figures.Node:
+        rate = self.rate(model, self.main_scope, "breach")
+        value = rate.estimate.value if rate else None
+        did = words.failed(self.estimates, "breach", self.main_scope)
+        note = "" if value is None else f"{did} {words.percent(value)}"
+        return figures.Node(model, self.names[model], self.order[model], note, value)
+
+
+def span(estimate: Estimate) -> figures.Span | None:
+    """An estimate as it is drawn; None without a value or bounds."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return None
+    return figures.Span(estimate.value, estimate.low, estimate.high)
+
+
+def _edge_row(edge: Inheritance) -> EdgeRow:
+    pair, badge, verdict = edge.compared, words.BADGES[edge.verdict], words.capital(words.verdict_words(edge))
+    turned = Compared(
+        pair, edge.child, edge.parent, pair.difference, edge.lost, edge.gained, badge, verdict, ""
+    )
+    return EdgeRow(edge, words.recipe_words(edge), badge, verdict, turned)
+
+
+def _deciding(found: Estimates, key: tuple[str, str], verdict: str) -> Inheritance | None:
+    """The kind of breach that gave an edge its verdict."""
+    mine = (e for e in found.edges if (e.parent, e.child) == key and e.compared.measure == "breach")
+    return next((e for e in mine if e.compared.n and e.verdict == verdict), None)
+
+
+def _retained(found: Estimates, key: tuple[str, str], verdict: str) -> float | None:
+    edge = _deciding(found, key, verdict)
+    return None if edge is None else edge.retention.value
+
+
+def _edge_label(found: Estimates, key: tuple[str, str], verdict: str) -> tuple[str, ...]:
+    """The recipe, the verdict, and the losses in the kind of breach that gave the verdict."""
+    mine = [e for e in found.edges if (e.parent, e.child) == key and e.compared.measure == "breach"]
+    made = ", ".join(each for each in (mine[0].descent or mine[0].recipe, mine[0].role) if each)
+    edge = _deciding(found, key, verdict)
+    if edge is None:
+        return (label(made, 24), _SHORT[verdict])
+    judged = ", judged" if edge.compared.technique == JUDGED and len(mine) > 1 else ""
+    return (label(made, 24), _SHORT[verdict] + judged, f"lost {edge.lost} of {edge.kept + edge.lost}")
+
 
 _PLANE_FROM = 4  # models; with fewer, the heat map is easier to read
 
@@ -84,8 +248,8 @@ class View(PairView):
         self._numbers = {name: i for i, name in enumerate(self._all_names())}
         cards = sorted(estimates.techniques, key=lambda card: not card.is_judge_free)
         self.techniques = tuple(cards)
-        self.talks = _samples.by_technique(samples, self.order)
-        self.quotes = _samples.by_order(samples, plan)
+        self.talks = _rows.by_technique(samples, self.order)
+        self.quotes = _rows.by_order(samples, plan)
 
     def _all_names(self) -> list[str]:
         scopes = (scope for of in SCOPES.values() for scope in of)
@@ -104,9 +268,9 @@ class View(PairView):
         return standings(self.estimates)
 
     @cached_property
-    def quote(self) -> _samples.Quote | None:
+    def quote(self) -> _rows.Quote | None:
         """One breach in a few lines."""
-        return _samples.quote(self.samples, self.advice, self.plan)
+        return _rows.quote(self.samples, self.advice, self.plan)
 
     @property
     def unprompted(self) -> dict[str, list[str]]:
@@ -334,20 +498,20 @@ class View(PairView):
     def bar(self, rate: Rate | None) -> Markup:
         """The rate's interval on a line from 0 to 100 %."""
         found = span(rate.estimate) if rate else None
-        return charts.interval_bar(found, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate))
+        return figures.interval_bar(found, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate))
 
     def cell_bar(self, rate: Rate) -> Markup:
         """The rate's interval on a thin line inside its cell."""
         found = span(rate.estimate)
-        return Markup("") if found is None else charts.cell_bar(found)
+        return Markup("") if found is None else figures.cell_bar(found)
 
     def share_bar(self, share: Estimate, model: str) -> Markup:
         """A share's interval on a line from 0 to 100 %."""
-        return charts.interval_bar(span(share), self.order.get(model, 0), words.interval(share))
+        return figures.interval_bar(span(share), self.order.get(model, 0), words.interval(share))
 
     def key(self, model: str) -> Markup:
         """The model's shape, shown before its name."""
-        return charts.key(self.order.get(model, 0))
+        return figures.key(self.order.get(model, 0))
 
     @property
     def has_plane(self) -> bool:
@@ -360,13 +524,13 @@ class View(PairView):
         for order, card in enumerate(self.estimates.models):
             breach, over = (self._spread(card.id, measure) for measure in ("breach", "over_refusal"))
             if breach and over:
-                drawn.append(charts.Point(order, self.names[card.id], breach, over))
+                drawn.append(figures.Point(order, self.names[card.id], breach, over))
         rates = "; ".join(
             f"{p.name}: breach {p.breach.value:.0%}, over-refusal {p.over_refusal.value:.0%}" for p in drawn
         )
-        return charts.plane(drawn, f"Breach rate against over-refusal rate. {rates}")
+        return figures.plane(drawn, f"Breach rate against over-refusal rate. {rates}")
 
-    def _spread(self, model: str, measure: str) -> charts.Span | None:
+    def _spread(self, model: str, measure: str) -> figures.Span | None:
         scope = self.main_scope if measure == "breach" else ALL
         rate = self._rates.get((model, scope, ALL, measure))
         return span(rate.estimate) if rate else None
@@ -374,8 +538,8 @@ class View(PairView):
     def manner_bar(self, said: Manners) -> Markup:
         """Shares of refusal, compliance, incoherent and empty answers, and errors."""
         kinds = (*MANNERS, "error")
-        parts = [charts.BarSegment(kind, getattr(said, kind)) for kind in kinds]
-        return charts.stack(parts, ", ".join(f"{part.n} {part.kind}" for part in parts))
+        parts = [figures.BarSegment(kind, getattr(said, kind)) for kind in kinds]
+        return figures.stack(parts, ", ".join(f"{part.n} {part.kind}" for part in parts))
 
     def recommendation_words(self) -> list[str]:
         """The recommendation by the user's costs, or how to get one."""
@@ -401,7 +565,7 @@ class View(PairView):
 
     def marked(self, sample: Sample, text: str) -> list[Piece]:
         """A text of the model in parts, with the judge's evidence marked."""
-        return _samples.pieces(sample, text)
+        return _rows.pieces(sample, text)
 
     def remedy(self, technique: str) -> Remedy:
         """A breach of the technique in words, and the advice against it."""

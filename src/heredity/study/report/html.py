@@ -2,7 +2,7 @@
 
 Promises: no request and no script (the content policy forbids both), and only its own style. Text of models
 is only ever text between tags. The same study gives the same page. The file is written atomically.
-Leaves to others: the numbers (study/estimates.py) and the choice of conversations (_samples.py).
+Leaves to others: the numbers (study/estimates.py) and the choice of conversations (_rows.py).
 """
 
 from __future__ import annotations
@@ -22,25 +22,21 @@ from heredity.core.sections import TextTable
 from heredity.core.version import __version__
 from heredity.study import (
     advice,
-    agent_tasks,
     aggregate,
     decision,
-    declared_words,
+    headline,
     importers,
-    inherited_words,
-    templates,
     wording,
 )
 from heredity.study.estimates import Estimates
 from heredity.study.findings.protocols import sections
-from heredity.study.marks import with_tokens
+from heredity.study.importers import agentdojo
 from heredity.study.outcomes import MANNERS
-from heredity.study.report._pairs import span
-from heredity.study.report._samples import draw
-from heredity.study.report._view import View
-from heredity.study.report.figures import charts
-from heredity.study.report.figures.curve import CurvePoint, CurveSeries, curve
-from heredity.study.turns import role_word, turns
+from heredity.study.report import figures
+from heredity.study.report._rows import draw
+from heredity.study.report._view import View, span
+from heredity.study.report.figures import CurvePoint, CurveSeries, curve
+from heredity.study.turns import page_environment, role_word, turns, with_tokens
 
 _FOLDER = Path(__file__).parent
 
@@ -56,15 +52,15 @@ def _curve_figure(table: TextTable, estimates: Estimates) -> Markup:
 
 
 _WORDS = {  # modules whose functions the template calls
-    "declared": declared_words,
-    "inherited": inherited_words,
+    "declared": wording,
+    "inherited": headline,
 }
 _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "attack_name": wording.attack_name,
     "advice_rule": advice.RULE,
     "against_parents": advice.is_of_edges,
     "amount": wording.amount,
-    "axis": charts.axis,
+    "axis": figures.axis,
     "bare": wording.bare,
     "cost_words": wording.cost_words,
     "curve_figure": _curve_figure,
@@ -115,8 +111,8 @@ def render(folder: Path, with_text: bool = True, is_full: bool = False) -> str:
     return _template().render(
         view=view,
         sections=sections(study),
-        agents=agent_tasks.tables(folder) if is_recorded else [],
-        agents_claim=agent_tasks.CLAIM,
+        agents=agentdojo.tables(folder) if is_recorded else [],
+        agents_claim=agentdojo.CLAIM,
         beside=importers.judge_tables(folder, study.estimates) if is_recorded else [],
         style=Markup(style),
         style_hash=digest,
@@ -125,7 +121,7 @@ def render(folder: Path, with_text: bool = True, is_full: bool = False) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = templates.environment(_FOLDER)
+    environment = page_environment(_FOLDER)
     environment.filters |= {"label": label, "shown": shown}
     environment.globals |= _WORDS | _FUNCTIONS
     return environment.get_template("_template.html.jinja")

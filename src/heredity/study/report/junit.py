@@ -24,8 +24,7 @@ from heredity.core.sanitize import shown
 from heredity.study import aggregate
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan
-from heredity.study.report._rows import TrialRow, TrialTable, chosen_names, whole
-from heredity.study.report._samples import WANTED, outcomes
+from heredity.study.report._rows import WANTED, TrialRow, TrialTable, chosen_names, outcomes, whole
 from heredity.study.storage import VERDICTS
 
 # XML 1.0 allows no other control code; DEL and C1 it allows, but a terminal obeys them.

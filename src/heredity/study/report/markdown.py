@@ -14,17 +14,19 @@ from pathlib import Path
 from heredity.core import files
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, ModelName, Section, TextTable, TrialLink
-from heredity.study import agent_tasks, aggregate, decision, importers
-from heredity.study.declared_words import declared_lines, n_planned
+from heredity.study import aggregate, decision, importers
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate
 from heredity.study.findings.protocols import sections
-from heredity.study.inherited_words import inheritance_tables, seeds_tables
+from heredity.study.headline import inheritance_tables, seeds_tables
+from heredity.study.importers import agentdojo
 from heredity.study.plan import ForecastRow
 from heredity.study.report._view import View
 from heredity.study.wording import (
     attack_name,
     cost_words,
+    declared_lines,
     interval,
+    n_planned,
     p_words,
     percent,
     points,
@@ -53,7 +55,7 @@ def render(folder: Path) -> str:
         *seeds_tables(study.estimates),
     ]
     if study.estimates.is_recorded:
-        grids += [*importers.judge_tables(folder, study.estimates), *agent_tasks.tables(folder)]
+        grids += [*importers.judge_tables(folder, study.estimates), *agentdojo.tables(folder)]
     return (
         "\n".join(
             _lines(View(study.estimates, study.plan, (), False, decision.recommendation(folder)), grids)

@@ -26,8 +26,7 @@ from heredity.study import aggregate, wording
 from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.intervals import Intervals
 from heredity.study.plan import PLAN, Plan
-from heredity.study.report._rows import chosen_names
-from heredity.study.report._samples import WANTED, outcomes
+from heredity.study.report._rows import WANTED, chosen_names, outcomes
 from heredity.study.sources import SourcePlace, StudySources, read_sources
 from heredity.study.storage import VERDICTS
 from heredity.study.wording import interval, percent

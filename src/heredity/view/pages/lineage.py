@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.sanitize import label, plural
-from heredity.study.report.figures import lineage_graph
+from heredity.study.report import figures
 from heredity.view.lineage import HOPS, MOST, ComparedEdge, Kin, LineageGraph, lineage_of, store_of
 from heredity.view.pages.conversations import number
 from heredity.view.site import Asked, Site
@@ -69,25 +69,25 @@ def picture(site: Site, found: LineageGraph, shown: list[str], centre: str | Non
     nodes = [_node(site, found.models[i], found.n_hidden(i, held), i == centre) for i in kept]
     drawn = [_drawn(site, found, edge) for edge in edges]
     lines = "; ".join(each.words for each in drawn)
-    svg = lineage_graph.graph(nodes, drawn, f"Lineage, parents left of children. {lines}", is_scrolled=True)
+    svg = figures.graph(nodes, drawn, f"Lineage, parents left of children. {lines}", is_scrolled=True)
     return LineagePicture(svg, edges, len(kept), len(found.models) - len(kept))
 
 
-def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> lineage_graph.Node:
+def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> figures.Node:
     n = len(kin.studies)
     asked = plural(n, "study") if n else ""
     hidden = f"{n_hidden} more" if n_hidden else ""
     note = ", ".join(part for part in (kin.format, asked, hidden) if part)
     href = site.link(f"/lineage/{kin.id}")
-    return lineage_graph.Node(kin.id, kin.name, None, note, href=href, is_chosen=is_chosen)
+    return figures.Node(kin.id, kin.name, None, note, href=href, is_chosen=is_chosen)
 
 
-def _drawn(site: Site, found: LineageGraph, edge: ComparedEdge) -> lineage_graph.DrawnEdge:
+def _drawn(site: Site, found: LineageGraph, edge: ComparedEdge) -> figures.DrawnEdge:
     href = site.link(f"/lineage/{edge.parent}/{edge.child}")
     called = f"{found.models[edge.child].name} from {found.models[edge.parent].name}, {edge.made}"
     if not edge.found:
         words = f"{called}: not compared"
-        return lineage_graph.DrawnEdge(edge.parent, edge.child, "none", (edge.made,), None, href, words)
+        return figures.DrawnEdge(edge.parent, edge.child, "none", (edge.made,), None, href, words)
     one = edge.found[0]
     held = one.kept + one.lost
     more = f", +{one.gained}" if one.gained else ""
@@ -95,4 +95,4 @@ def _drawn(site: Site, found: LineageGraph, edge: ComparedEdge) -> lineage_graph
     words = f"{called}: {one.word}, kept {one.kept}, lost {one.lost}, gained {one.gained} of n = {one.n}"
     lines = (edge.made, f"{one.word}, n {one.n}", counts)
     kept = one.kept / held if held else None
-    return lineage_graph.DrawnEdge(edge.parent, edge.child, one.kind, lines, kept, href, words)
+    return figures.DrawnEdge(edge.parent, edge.child, one.kind, lines, kept, href, words)

@@ -1,1 +1,578 @@
-"""SVG figures of a report."""
+"""Figures as inline SVG: pure functions of numbers, with no script, no style attribute and no request.
+
+Promises: every figure has a text equivalent. Positions are percentages, so a figure fits a phone without
+smaller text. Colours come only from the style sheet; model names are escaped.
+Leaves to others: the numbers and the meaning of colours (_style.css).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from heredity.core.sanitize import label
+
+_CURVE_WIDTH, _CURVE_HEIGHT = 400, 200
+_OFFSET = 5  # pixels between the whiskers of two models at the same k
+
+
+class CurvePoint(NamedTuple):
+    """One point: k tries broke this share of the probes."""
+
+    k: int
+    share: Span
+
+
+class CurveSeries(NamedTuple):
+    """One model's points, in the order of k. `order` picks its shape."""
+
+    order: int
+    steps: tuple[CurvePoint, ...]
+
+
+def curve(lines: Sequence[CurveSeries], words: str) -> Markup:
+    """The figure. Models are drawn with a small offset, so that their intervals do not overlap."""
+    ks = sorted({step.k for line in lines for step in line.steps})
+    grid = Markup("").join([*map(_curve_row, TICKS), *(_curve_column(k, ks) for k in ks)])
+    middle = (len(lines) - 1) / 2
+    drawn = Markup("").join(_curve_line(line, ks, (i - middle) * _OFFSET) for i, line in enumerate(lines))
+    titles = Markup(
+        '<text class="title" x="{}" y="{}" text-anchor="middle">tries</text>'
+        '<text class="title" x="0" y="0" text-anchor="middle" transform="translate(11 {}) rotate(-90)">'
+        "probes broken</text>"
+    ).format(_LEFT + _CURVE_WIDTH / 2, _TOP + _CURVE_HEIGHT + 36, _TOP + _CURVE_HEIGHT / 2)
+    return Markup('<svg class="plane curve" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _LEFT + _CURVE_WIDTH + 20, _TOP + _CURVE_HEIGHT + 42, label(words, 400), grid + titles + drawn
+    )
+
+
+def _curve_line(line: CurveSeries, ks: Sequence[int], aside: float) -> Markup:
+    places = [(_curve_x(step.k, ks) + aside, step.share) for step in line.steps]
+    path = "M" + "L".join(f"{x:.1f} {_curve_y(share.value):.1f}" for x, share in places)
+    whiskers = (
+        Markup('<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
+            _curve_y(share.low), _curve_y(share.high), x=x
+        )
+        for x, share in places
+    )
+    dots = (
+        Markup('<svg x="{:.1f}" y="{:.1f}" overflow="visible">{}</svg>').format(
+            x, _curve_y(share.value), marker(line.order)
+        )
+        for x, share in places
+    )
+    return Markup('<path class="path" d="{}"/>').format(path) + Markup("").join([*whiskers, *dots])
+
+
+def _curve_x(k: int, ks: Sequence[int]) -> float:
+    """The horizontal position of `k` on a log scale, with room at both ends for the offsets."""
+    last = math.log2(max(2, ks[-1]))
+    return _LEFT + 24 + (_CURVE_WIDTH - 48) * math.log2(k) / last
+
+
+def _curve_y(share: float) -> float:
+    return _TOP + _CURVE_HEIGHT * (1 - share)
+
+
+def _curve_row(tick: float) -> Markup:
+    return Markup(
+        '<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        '<text x="{}" y="{:.1f}" text-anchor="end">{}</text>'
+    ).format(_LEFT, _LEFT + _CURVE_WIDTH, _LEFT - 6, _curve_y(tick) + 4, f"{tick:.0%}", y=_curve_y(tick))
+
+
+def _curve_column(k: int, ks: Sequence[int]) -> Markup:
+    return Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+        _curve_x(k, ks), _TOP + _CURVE_HEIGHT + 18, k
+    )
+
+
+_HIGH = 58  # of a box, in pixels
+_BEND = 38  # before the straight end of an edge, which has its words
+_ROOMY, _NARROW = (
+    (190, 148),
+    (156, 110),
+)  # the width of a box, and the straight end: to two levels, and of more
+_ASIDE, _MARGIN = 12, 14  # between boxes, and around all
+_PORT = 62  # the height of an edge's end with its words
+_PASSING = 20  # the height of a place that an edge passes
+_LETTER, _LINE = 7.2, 15  # of a bold letter, on the wide side
+_WORD = 22  # letters of a line of an edge's words
+_BAR = 56  # the width of a retention of 100 %
+_ROUNDS = 6
+
+
+class Node(NamedTuple):
+    """A model: its position in the study's order selects its shape; `note` is printed below its name.
+
+    order      None: it has no shape
+    share      fills the box from the left, from 0 to 1; None fills nothing
+    href       where a click leads; "" for nowhere
+    is_chosen  whether it is the one that the figure is about
+    """
+
+    id: str
+    name: str
+    order: int | None
+    note: str
+    share: float | None = None
+    href: str = ""
+    is_chosen: bool = False
+
+
+class DrawnEdge(NamedTuple):
+    """An edge: `kind` is a class of the style sheet. The first of `lines` is above it, the others below.
+
+    retained   the share of a bar below the edge, from 0 to 1; None draws no bar
+    href       where a click leads; "" for nowhere
+    words      the name of the link
+    """
+
+    parent: str
+    child: str
+    kind: str
+    lines: tuple[str, ...]
+    retained: float | None = None
+    href: str = ""
+    words: str = ""
+
+
+class _Place(NamedTuple):
+    level: int
+    key: str  # a model's id, or that of an edge that passes
+
+
+def graph(
+    nodes: Sequence[Node], edges: Sequence[DrawnEdge], description: str, *, is_scrolled: bool = False
+) -> Markup:
+    """The figure; models without an edge are in its first column.
+
+    description: its text equivalent.
+    is_scrolled: in a box of its own, so that its boxes stay wide at any depth.
+    """
+    return _Layout(nodes, edges, is_scrolled).drawn(description)
+
+
+class _Layout:
+    def __init__(self, nodes: Sequence[Node], edges: Sequence[DrawnEdge], is_scrolled: bool) -> None:
+        self._nodes = {node.id: node for node in nodes}
+        self._edges = [a for a in edges if a.parent in self._nodes and a.child in self._nodes]
+        self._level = _levels(self._nodes, self._edges)
+        # In a round trip, which no lineage has, one edge leads back: it is not drawn.
+        self._edges = [a for a in self._edges if self._level[a.parent] < self._level[a.child]]
+        self._ways = [self._way(number, edge) for number, edge in enumerate(self._edges)]
+        self._columns = self._ordered()
+        self._wide, self._run = _ROOMY if is_scrolled or len(self._columns) < 3 else _NARROW
+        self._y = self._placed()
+
+    # --- where ---
+
+    def _way(self, number: int, edge: DrawnEdge) -> list[_Place]:
+        """The places of an edge, level by level, from its parent to its child."""
+        first, last = self._level[edge.parent], self._level[edge.child]
+        passing = [_Place(level, f"\0{number}") for level in range(first + 1, last)]
+        return [_Place(first, edge.parent), *passing, _Place(last, edge.child)]
+
+    def _ordered(self) -> list[list[_Place]]:
+        columns: list[list[_Place]] = [[] for _ in range(max(self._level.values()) + 1)]
+        for ident, level in self._level.items():
+            columns[level].append(_Place(level, ident))
+        for way in self._ways:
+            for place in way[1:-1]:
+                columns[place.level].append(place)
+        before, after = self._neighbours()
+        for turn in range(2 * _ROUNDS + 1):
+            near, sweep = (before, columns) if turn % 2 == 0 else (after, columns[::-1])
+            at = {place: float(i) for column in columns for i, place in enumerate(column)}
+            for column in sweep:
+                column.sort(key=lambda place: _mean(near.get(place, []), at, at[place]))
+                at |= {place: float(i) for i, place in enumerate(column)}
+        return columns
+
+    def _neighbours(self) -> tuple[dict[_Place, list[_Place]], dict[_Place, list[_Place]]]:
+        before: dict[_Place, list[_Place]] = {}
+        after: dict[_Place, list[_Place]] = {}
+        for way in self._ways:
+            for upper, lower in pairwise(way):
+                before.setdefault(lower, []).append(upper)
+                after.setdefault(upper, []).append(lower)
+        return before, after
+
+    def _placed(self) -> dict[_Place, float]:
+        """The middle of every place, none nearer to the next than their heights allow."""
+        before, after = self._neighbours()
+        near = {p: before.get(p, []) + after.get(p, []) for column in self._columns for p in column}
+        y = {place: 0.0 for column in self._columns for place in column}
+        for turn in range(2 * _ROUNDS):
+            for column in self._columns if turn % 2 == 0 else self._columns[::-1]:
+                wanted = [_mean(near[place], y, y[place]) for place in column]
+                y |= dict(zip(column, _apart(wanted, [self._height(p) for p in column]), strict=True))
+        top = min(y[place] - self._height(place) / 2 for place in y)
+        return {place: round(value - top + _MARGIN, 1) for place, value in y.items()}
+
+    def _height(self, place: _Place) -> float:
+        """A box is as high as all edges that end at it."""
+        if place.key not in self._nodes:
+            return _PASSING
+        return max(_HIGH, _PORT * sum(edge.child == place.key for edge in self._edges))
+
+    def _left(self, level: int) -> int:
+        return _MARGIN + level * (self._wide + _BEND + self._run)
+
+    # --- drawing ---
+
+    def drawn(self, words: str) -> Markup:
+        ports = self._ports()
+        high = max(y + self._height(place) / 2 for place, y in self._y.items()) + _MARGIN
+        wide = self._left(len(self._columns) - 1) + self._wide + _MARGIN
+        parts = [
+            _linked(self._line(n, edge, ports) + self._words(edge, ports[n]), edge.href, edge.words)
+            for n, edge in enumerate(self._edges)
+        ]
+        parts += [_linked(self._box(node), node.href, node.name) for node in self._nodes.values()]
+        # What is in an image cannot be reached by keys; a group's links can.
+        is_linked = any(n.href for n in self._nodes.values()) or any(a.href for a in self._edges)
+        role = "group" if is_linked else "img"
+        return Markup(
+            '<svg class="lineage{}" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}" role="{}"'
+            ' aria-label="{}">{}</svg>'
+        ).format(
+            " deep" if len(self._columns) == 3 else "",
+            *(wide, high, wide, high),
+            role,
+            label(words, 2000),
+            Markup("").join(parts),
+        )
+
+    def _ports(self) -> dict[int, float]:
+        """The height at which each edge meets its child's box: one below another, in the order of parents."""
+        by_child: dict[str, list[int]] = {}
+        for number, edge in enumerate(self._edges):
+            by_child.setdefault(edge.child, []).append(number)
+        ports: dict[int, float] = {}
+        for child, numbers in by_child.items():
+            numbers.sort(key=lambda number: self._y[self._ways[number][-2]])
+            middle = self._y[_Place(self._level[child], child)]
+            for i, number in enumerate(numbers):
+                ports[number] = middle + (i - (len(numbers) - 1) / 2) * _PORT
+        return ports
+
+    def _words(self, edge: DrawnEdge, y: float) -> Markup:
+        """The words of an edge above and below its straight end, with the bar of its retention."""
+        x = self._left(self._level[edge.child]) - self._run
+        kind = f"word {edge.kind}"
+        above, below = edge.lines[:1], edge.lines[1:3]
+        said = _lines(above, x, y - 6, "word soft") + _lines(below, x, y + _LINE, kind)
+        if edge.retained is None:
+            return said
+        at = y + _LINE * len(below) + 6
+        return said + Markup(
+            '<rect class="room" x="{x:.1f}" y="{y:.1f}" width="{}" height="4"/>'
+            '<rect class="kept {}" x="{x:.1f}" y="{y:.1f}" width="{:.1f}" height="4"/>'
+        ).format(_BAR, edge.kind, _BAR * edge.retained, x=x, y=at)
+
+    def _line(self, number: int, edge: DrawnEdge, ports: Mapping[int, float]) -> Markup:
+        way = self._ways[number]
+        ys = [*(self._y[place] for place in way[:-1]), ports[number]]
+        path = f"M{self._left(way[0].level) + self._wide} {ys[0]:.1f}"
+        for place, before, y in zip(way[1:], ys[:-1], ys[1:], strict=True):
+            start = self._left(place.level) - _BEND - self._run
+            middle, end = start + _BEND / 2, start + _BEND - 4
+            path += f"C{middle:.0f} {before:.1f} {middle:.0f} {y:.1f} {end} {y:.1f}"
+            path += f"H{self._left(place.level) + (self._wide if place is not way[-1] else -2)}"
+        x, y = self._left(way[-1].level), ys[-1]
+        head = f"M{x - 9} {y - 4.5:.1f}L{x - 1} {y:.1f}L{x - 9} {y + 4.5:.1f}Z"
+        return Markup('<path class="edge {0}" d="{1}"/><path class="head {0}" d="{2}"/>').format(
+            edge.kind, path, head
+        )
+
+    def _box(self, node: Node) -> Markup:
+        place = _Place(self._level[node.id], node.id)
+        high = self._height(place)
+        left, top = self._left(place.level), self._y[place] - high / 2
+        inset = 32 if node.order is not None else 12
+        names = _wrapped(node.name, int((self._wide - 42) / _LETTER))
+        said = [*names, *([node.note] if node.note else [])]
+        first = self._y[place] - _LINE * (len(said) - 1) / 2 + 4
+        fill = Markup('<rect class="fill" x="{}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+            left, top, self._wide * (node.share or 0.0), high
+        )
+        return (
+            Markup('<rect class="node{}" x="{}" y="{:.1f}" width="{}" height="{:.1f}"/>').format(
+                " chosen" if node.is_chosen else "", left, top, self._wide, high
+            )
+            + (fill if node.share else Markup(""))
+            + _shape(node.order, left + 17, first - 4)
+            + _lines(names, left + inset, first, "named")
+            + _lines(said[len(names) :], left + inset, first + _LINE * len(names), "note")
+        )
+
+
+def _shape(order: int | None, x: float, y: float) -> Markup:
+    if order is None:
+        return Markup("")
+    return Markup('<svg x="{}" y="{:.1f}" overflow="visible">{}</svg>').format(x, y, marker(order))
+
+
+def _linked(drawn: Markup, href: str, words: str) -> Markup:
+    if not href:
+        return drawn
+    return Markup('<a href="{}" aria-label="{}">{}</a>').format(href, label(words, 400), drawn)
+
+
+def _levels(nodes: Mapping[str, Node], edges: Sequence[DrawnEdge]) -> dict[str, int]:
+    """The longest way from a foundation to each model; a round trip, which no lineage has, ends as well."""
+    level = dict.fromkeys(nodes, 0)
+    for _ in nodes:
+        found = dict(level)
+        for edge in edges:
+            found[edge.child] = max(found[edge.child], level[edge.parent] + 1)
+        if found == level:
+            break
+        level = found
+    used = {depth: i for i, depth in enumerate(sorted(set(level.values())))}
+    return {ident: used[depth] for ident, depth in level.items()}
+
+
+def _mean(near: Sequence[_Place], at: Mapping[_Place, float], otherwise: float) -> float:
+    return sum(at[place] for place in near) / len(near) if near else otherwise
+
+
+def _apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Places near the wanted ones, in their order, each far enough from the next."""
+    steps = [(a + b) / 2 + _ASIDE for a, b in pairwise(heights)]
+    first, last = list(wanted), list(wanted)
+    for i, step in enumerate(steps):
+        first[i + 1] = max(first[i + 1], first[i] + step)
+    for i, step in reversed(list(enumerate(steps))):
+        last[i] = min(last[i], last[i + 1] - step)
+    return [(a + b) / 2 for a, b in zip(first, last, strict=True)]
+
+
+def _wrapped(name: str, n_letters: int) -> list[str]:
+    """A name on one line or two, broken at a separator."""
+    if len(name) <= n_letters:
+        return [label(name)]
+    joints = (i for i in range(n_letters, n_letters // 2, -1) if name[i - 1] in "-_./: ")
+    at = next(joints, n_letters)
+    return [label(name[:at]), label(name[at:], n_letters)]
+
+
+def _lines(lines: Sequence[str], x: float, y: float, kind: str) -> Markup:
+    return Markup("").join(
+        Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
+            kind, x, y + i * _LINE, label(line, _WORD)
+        )
+        for i, line in enumerate(lines)
+    )
+
+
+TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_HEIGHT = 24  # pixels of a bar's row
+_THIN = 9  # pixels of a bar inside a cell
+_TINTS = 3
+_LEFT, _TOP, _SIDE = 52, 12, 300  # the plane's square inside its figure
+# One shape per model, so that no figure depends on colours; centred on 0,0.
+_SHAPES = (
+    "M-5 0A5 5 0 1 0 5 0A5 5 0 1 0 -5 0Z",  # circle
+    "M-4.5 -4.5H4.5V4.5H-4.5Z",  # square
+    "M0 -6.2L6.2 0L0 6.2L-6.2 0Z",  # diamond
+    "M0 -5.6L5.6 4.4H-5.6Z",  # triangle
+    "M0 5.6L5.6 -4.4H-5.6Z",  # triangle, point down
+    "M-1.8 -5.6H1.8V-1.8H5.6V1.8H1.8V5.6H-1.8V1.8H-5.6V-1.8H-1.8Z",  # plus
+)
+
+
+class Span(NamedTuple):
+    """A value with its bounds, as shares; a difference may be negative."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Point(NamedTuple):
+    """A model in the plane: breach across, over-refusal up. `order` picks its shape."""
+
+    order: int
+    name: str
+    breach: Span
+    over_refusal: Span
+
+
+class BarSegment(NamedTuple):
+    """A share of a stacked bar. `kind` is a class of the style sheet."""
+
+    kind: str
+    n: int
+
+
+def marker(order: int) -> Markup:
+    """The shape of the model at `order`, in one of three tints; after the sixth, shapes repeat, hollow."""
+    hollow = " hollow" if (order // len(_SHAPES)) % 2 else ""
+    return Markup('<path class="mark t{}{}" d="{}"/>').format(
+        order % _TINTS, hollow, _SHAPES[order % len(_SHAPES)]
+    )
+
+
+def key(order: int) -> Markup:
+    """A model's shape, small, for use before its name."""
+    return Markup(
+        '<svg class="key" width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">{}</svg>'
+    ).format(marker(order))
+
+
+def interval_bar(span: Span | None, order: int, words: str) -> Markup:
+    """A rate on a line from 0 to 100 %: the bar is its interval, the shape its value."""
+    grid = Markup("").join(_tick(place) for place in TICKS)
+    drawn = Markup("") if span is None else _whisker(span, order)
+    return _figure(words, grid + drawn)
+
+
+def cell_bar(span: Span) -> Markup:
+    """The same inside a cell, in the colour of its text; the cell's words are its text equivalent."""
+    middle = _THIN / 2
+    return Markup(
+        '<svg class="thin" width="100%" height="{}" aria-hidden="true">'
+        '<line class="rail" x1="0%" x2="100%" y1="{m}" y2="{m}"/>'
+        '<line class="reach" x1="{:.2f}%" x2="{:.2f}%" y1="{m}" y2="{m}"/>'
+        '<svg x="{:.2f}%" y="{m}" overflow="visible"><path class="dot" d="M0 -4V4"/></svg></svg>'
+    ).format(_THIN, span.low * 100, span.high * 100, span.value * 100, m=middle)
+
+
+def difference_bar(span: Span | None, margin: float, reach: float, order: int, words: str) -> Markup:
+    """A difference on a line from -`reach` to +`reach`; the band is the margin that counts as no worse."""
+    low, high = _place(-margin, reach), _place(margin, reach)
+    band = Markup('<rect class="band" x="{:.2f}%" y="2" width="{:.2f}%" height="{}"/>').format(
+        low * 100, (high - low) * 100, _HEIGHT - 4
+    )
+    drawn = Markup("")
+    if span is not None:
+        drawn = _whisker(Span(*(_place(value, reach) for value in span)), order)
+    return _figure(words, band + _tick(0.5) + drawn)
+
+
+def axis(labels: Sequence[str]) -> Markup:
+    """The scale beneath a column of bars, evenly spaced."""
+    last = max(1, len(labels) - 1)
+    ends = {0: "start", last: "end"}
+    texts = (
+        Markup('<text x="{:.2f}%" y="12" text-anchor="{}">{}</text>').format(
+            100 * i / last, ends.get(i, "middle"), text
+        )
+        for i, text in enumerate(labels)
+    )
+    return Markup('<svg class="axis" width="100%" height="16" aria-hidden="true">{}</svg>').format(
+        Markup("").join(texts)
+    )
+
+
+def stack(parts: Sequence[BarSegment], words: str) -> Markup:
+    """Shares of a whole, side by side; an empty whole draws nothing."""
+    total, start, drawn = sum(part.n for part in parts), 0.0, Markup("")
+    for part in parts:
+        if part.n:
+            width = 100 * part.n / total
+            drawn += Markup('<rect class="{}" x="{:.2f}%" y="3" width="{:.2f}%" height="{}"/>').format(
+                part.kind, start, width, _HEIGHT - 6
+            )
+            start += width
+    return _figure(words, drawn)
+
+
+def plane(points: Sequence[Point], words: str) -> Markup:
+    """Breach across and over-refusal up, a cross of intervals for each model; bottom left is best."""
+    grid = Markup("").join(_plane_grid(tick) for tick in TICKS)
+    drawn = Markup("").join(map(_cross, points)) + Markup("").join(map(_dot, points))  # no line over a shape
+    titles = Markup(
+        '<text class="title" x="{}" y="{}" text-anchor="middle">breach rate</text>'
+        '<text class="title" x="0" y="0" text-anchor="middle" transform="translate(11 {}) rotate(-90)">'
+        "over-refusal rate</text>"
+    ).format(_LEFT + _SIDE / 2, _TOP + _SIDE + 36, _TOP + _SIDE / 2)
+    return Markup('<svg class="plane" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _LEFT + _SIDE + 20, _TOP + _SIDE + 42, label(words, 400), grid + titles + drawn
+    )
+
+
+def reach_of(spans: Sequence[Span]) -> float:
+    """The smallest round reach that shows every difference whole."""
+    widest = max((max(abs(s.low), abs(s.high)) for s in spans), default=0.0)
+    return next((reach for reach in (0.1, 0.2, 0.3, 0.5) if widest <= reach), 1.0)
+
+
+def _figure(words: str, content: Markup) -> Markup:
+    return Markup('<svg class="bar" width="100%" height="{}" role="img" aria-label="{}">{}</svg>').format(
+        _HEIGHT, label(words, 200), content
+    )
+
+
+def _tick(place: float) -> Markup:
+    return Markup('<line class="grid" x1="{0:.2f}%" x2="{0:.2f}%" y1="0" y2="{1}"/>').format(
+        place * 100, _HEIGHT
+    )
+
+
+def _whisker(span: Span, order: int) -> Markup:
+    middle = _HEIGHT / 2
+    return Markup(
+        '<line class="whisker" x1="{:.2f}%" x2="{:.2f}%" y1="{}" y2="{}"/>'
+        '<svg x="{:.2f}%" y="{}" overflow="visible">{}</svg>'
+    ).format(span.low * 100, span.high * 100, middle, middle, span.value * 100, middle, marker(order))
+
+
+def _place(difference: float, reach: float) -> float:
+    """Where a difference lies between -reach (0) and +reach (1)."""
+    return min(1.0, max(0.0, 0.5 + difference / (2 * reach)))
+
+
+def _across(rate: float) -> float:
+    return round(_LEFT + _SIDE * rate, 1)
+
+
+def _up(rate: float) -> float:
+    return round(_TOP + _SIDE * (1 - rate), 1)
+
+
+def _plane_grid(tick: float) -> Markup:
+    return Markup(
+        '<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>'
+        '<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
+        '<text x="{x}" y="{below}" text-anchor="middle">{percent}</text>'
+        '<text x="{before}" y="{beside}" text-anchor="end">{percent}</text>'
+    ).format(
+        x=_across(tick),
+        y=_up(tick),
+        top=_up(1),
+        bottom=_up(0),
+        left=_across(0),
+        right=_across(1),
+        below=_up(0) + 16,
+        before=_LEFT - 6,
+        beside=_up(tick) + 4,
+        percent=f"{tick:.0%}",
+    )
+
+
+def _cross(point: Point) -> Markup:
+    breach, over = point.breach, point.over_refusal
+    return Markup(
+        '<line class="whisker" x1="{}" x2="{}" y1="{y}" y2="{y}"/>'
+        '<line class="whisker" x1="{x}" x2="{x}" y1="{}" y2="{}"/>'
+    ).format(
+        _across(breach.low),
+        _across(breach.high),
+        _up(over.low),
+        _up(over.high),
+        x=_across(breach.value),
+        y=_up(over.value),
+    )
+
+
+def _dot(point: Point) -> Markup:
+    return Markup('<svg x="{}" y="{}" overflow="visible">{}</svg>').format(
+        _across(point.breach.value), _up(point.over_refusal.value), marker(point.order)
+    )

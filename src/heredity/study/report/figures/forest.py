@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.study.report.figures.charts import Span, reach_of
+from heredity.study.report.figures import Span, reach_of
 
 _ROW, _TOP, _INDENT, _LEFT = 30, 58, 26, 16
 _TREE, _PLOT, _WORDS = 320, 280, 360  # widths of the tree, of the intervals and of the words, in pixels
