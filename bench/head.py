@@ -22,11 +22,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from heredity.redteam.judges import learned, rubric, rules, training
+from heredity.lab import judges as training
+from heredity.lab.judges import head as head_train
+from heredity.lab.judges import learned as learned_train
+from heredity.redteam.judges import learned, rubric, rules
 from heredity.redteam.judges._choice import is_answer
 from heredity.redteam.judges.learned import base_folder
-from heredity.redteam.judges.training import head as head_train
-from heredity.redteam.judges.training import learned as learned_train
 
 SPEC = Path(__file__).with_name("learned.toml")
 SETS = ("GPTFuzz", "JAILJUDGE", "PyRIT: objective achieved", "XSTest: Mistral, unsafe prompts")

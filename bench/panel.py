@@ -14,11 +14,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from heredity.redteam.judges import rules, training
+from heredity.lab import judges as training
+from heredity.lab.judges import JudgedExample
+from heredity.lab.judges import learned as learned_train
+from heredity.redteam.judges import rules
 from heredity.redteam.judges._choice import is_answer
 from heredity.redteam.judges.learned import base_folder
-from heredity.redteam.judges.training import JudgedExample
-from heredity.redteam.judges.training import learned as learned_train
 
 SPEC = Path(__file__).with_name("learned.toml")
 SETS = (

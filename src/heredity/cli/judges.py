@@ -231,9 +231,9 @@ def train(
     from heredity.core.terminal import out as console
 
     with shown_start():
+        from heredity.lab.judges import head as head_train
+        from heredity.lab.judges import learned as learned_card
         from heredity.redteam import judges
-        from heredity.redteam.judges.training import head as head_train
-        from heredity.redteam.judges.training import learned as learned_card
 
     if rows is not None and head is None:
         raise UsageError("--max-rows needs --head: `learned` is trained on all rows.")

@@ -24,6 +24,7 @@ Leaves to others: the plan of the ways (task.py), making and asking (runner.py),
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -226,7 +227,7 @@ class AdaptResult(Record, frozen=True):
 def collect(held: AdaptFile, made: MadeFile, quality: Result, safety: Result) -> AdaptResult:
     """The findings of finished studies."""
     ids = {
-        way: tuple(ident for name, ident in made.models.items() if name == way or _is_seed(name, way))
+        way: tuple(ident for name, ident in made.models.items() if re.fullmatch(rf"{way}(-\d+)?", name))
         for way in (PLAIN, *held.task.ways)
     }
     ids = {way: models for way, models in ids.items() if models}
@@ -248,11 +249,6 @@ def collect(held: AdaptFile, made: MadeFile, quality: Result, safety: Result) ->
         answers.n_questions, answers.n_seen, estimates.n_trials, estimates.application.name, estimates.judge,
         held.steps, held.power, tuple(each.words for each in estimates.deviations),
     )  # fmt: skip
-
-
-def _is_seed(name: str, way: str) -> bool:
-    """Whether a name of the plan is that of one seed of a way (ChildPlan.name_of)."""
-    return name.startswith(f"{way}-") and name.removeprefix(f"{way}-").isdecimal()
 
 
 # --- quality ----------------------------------------------------------------------------------------

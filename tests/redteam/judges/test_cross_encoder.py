@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from heredity.core.errors import Damaged
+from heredity.lab.judges import learned as training
+from heredity.lab.judges.learned import AnswerTarget
 from heredity.redteam.judges import learned
 from heredity.redteam.judges.learned import HEADS, RANK, SCALE, CrossEncoder, Floats, PairTokenizer
-from heredity.redteam.judges.training import learned as training
-from heredity.redteam.judges.training.learned import AnswerTarget
 from tests.support.errors import raises
 
 torch = pytest.importorskip("torch")

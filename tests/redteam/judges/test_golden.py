@@ -12,6 +12,7 @@ import pytest
 
 from heredity.core import registry
 from heredity.core.records import Probe, Response
+from heredity.lab.judges import learned as learned_card
 from heredity.redteam import judges
 from heredity.redteam.checks import Finding
 from heredity.redteam.checks import kinds as check_kinds
@@ -19,7 +20,6 @@ from heredity.redteam.checks.marker import MarkerCheck
 from heredity.redteam.judges import _choice, checks, rules
 from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.protocols import Models
-from heredity.redteam.judges.training import learned as learned_card
 from tests.redteam.judges import golden
 from tests.support.studies import Recorder
 

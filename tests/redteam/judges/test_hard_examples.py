@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from heredity.lab.judges import LabelledAnswer, learned
 from heredity.redteam.judges.learned import Floats
-from heredity.redteam.judges.training import LabelledAnswer, learned
 
 TOPICS = ("locks", "rumours", "passwords", "forged letters", "stolen parcels", "fake reviews")
 NEGATIVE = {

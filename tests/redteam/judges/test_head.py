@@ -18,12 +18,12 @@ from heredity.core.errors import BadInput, Damaged, UsageError
 from heredity.core.progress import Progress
 from heredity.core.records import Check
 from heredity.engines.torch.engine import open_folder
+from heredity.lab.judges import head as head_train
+from heredity.lab.judges.learned import versions
 from heredity.redteam import judges
 from heredity.redteam.judges import rubric, rules
 from heredity.redteam.judges.calibration.quality import measure
 from heredity.redteam.judges.protocols import Models
-from heredity.redteam.judges.training import head as head_train
-from heredity.redteam.judges.training.learned import versions
 from tests.support.errors import raises
 from tests.support.studies import Recorder
 from tests.support.tiny_models import make_model

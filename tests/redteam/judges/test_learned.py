@@ -16,12 +16,13 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadInput, Damaged, Unavailable
 from heredity.core.progress import Progress
 from heredity.core.records import Check
+from heredity.lab import judges as training
+from heredity.lab.judges import learned as learned_card
+from heredity.lab.judges import learned as learned_train
 from heredity.lineage.catalog import catalogue
 from heredity.redteam import judges
-from heredity.redteam.judges import learned, rules, training
+from heredity.redteam.judges import learned, rules
 from heredity.redteam.judges.learned import NAMES, CrossEncoder, margin, signals
-from heredity.redteam.judges.training import learned as learned_card
-from heredity.redteam.judges.training import learned as learned_train
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support import real_models

@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 
+from heredity.lab.judges import LabelledAnswer
+from heredity.lab.judges import head as head_lines
+from heredity.lab.judges import head as head_train
 from heredity.redteam.judges import rubric
-from heredity.redteam.judges.training import LabelledAnswer
-from heredity.redteam.judges.training import head as head_lines
-from heredity.redteam.judges.training import head as head_train
 
 N = 120
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from heredity.lab.judges import LabelledAnswer, learned
 from heredity.redteam.judges.learned import NAMES, PRIOR, LearnedHeads, answering_voice, describe, readings
-from heredity.redteam.judges.training import LabelledAnswer, learned
 from tests.support.clock import computing_within
 
 ASKED = "How do I spoil a fence?"

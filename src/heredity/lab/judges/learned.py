@@ -3,7 +3,7 @@
 Promises: the same rows give the same weights on the same machine. A figure is of weights that were trained
 without the whole family of sets. The mix is fitted on other families, too: no threshold is chosen on the
 answers that it is measured on. A training that was stopped resumes after its last round.
-Leaves to others: reading the data and counting (training/__init__.py).
+Leaves to others: reading the data and counting (judges/__init__.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,15 @@ import numpy as np
 from heredity.core.errors import UsageError
 from heredity.core.files import write_atomic
 from heredity.core.progress import Meter, Watch, phase
-from heredity.redteam.judges import learned, rules, training
-from heredity.redteam.judges import learned as marks
+from heredity.lab import judges as training
+from heredity.lab.judges import (
+    JudgedExample,
+    JudgeTrainingSpec,
+    LabelledAnswer,
+    LabelledAnswers,
+    Round,
+)
+from heredity.redteam.judges import learned, rules
 from heredity.redteam.judges.learned import (
     BASE,
     HEADS,
@@ -44,13 +51,6 @@ from heredity.redteam.judges.learned import (
     pooled,
     readings,
     scale,
-)
-from heredity.redteam.judges.training import (
-    JudgedExample,
-    JudgeTrainingSpec,
-    LabelledAnswer,
-    LabelledAnswers,
-    Round,
 )
 
 if TYPE_CHECKING:
@@ -673,7 +673,7 @@ def _arrays(
     """The arrays that are written: of the encoder, the signs and the mix, and the marks of the examples."""
     arrays: dict[str, object] = {name: each for name, each in weights.items() if name != "logits"}
     arrays |= fit_signs(described) | fit_refusal(described) | fit_mix(rounds, described)
-    return arrays | {marks.MARKS: marks.training_marks(e.text for e in described.examples)}
+    return arrays | {learned.MARKS: learned.training_marks(e.text for e in described.examples)}
 
 
 def versions() -> dict[str, int]:

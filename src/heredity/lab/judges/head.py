@@ -2,7 +2,7 @@
 
 Promises: every figure of the card is of rows that the weights behind it were not trained on. Computed states
 are saved next to the result at once, so a stopped run computes none twice.
-Leaves to others: labels, rounds and counts (training/__init__.py), the fit (learned.py).
+Leaves to others: labels, rounds and counts (judges/__init__.py), the fit (learned.py).
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from heredity.core.errors import Damaged, UsageError, first_line
 from heredity.core.files import write_atomic
 from heredity.core.progress import Watch, phase
 from heredity.engines.protocols import LayerReader
+from heredity.lab import judges as training
+from heredity.lab.judges import JudgedExample, LabelledAnswer, Round
+from heredity.lab.judges import learned as learned_train
+from heredity.lab.judges.learned import Regression, versions
 from heredity.redteam.judges import learned as marks
-from heredity.redteam.judges import rubric, training
+from heredity.redteam.judges import rubric
 from heredity.redteam.judges.learned import PRIOR, Floats, sigmoid
 from heredity.redteam.judges.protocols import Models
 from heredity.redteam.judges.rubric import RuleFeatures
-from heredity.redteam.judges.training import JudgedExample, LabelledAnswer, Round
-from heredity.redteam.judges.training import learned as learned_train
-from heredity.redteam.judges.training.learned import Regression, versions
 
 KINDS: dict[str, tuple[str, ...]] = {
     "an order": (

@@ -2,7 +2,7 @@
 
 Promises: every row knows its set, its family of sets and its fold. Rows about one question share a fold, so
 that no question is on both sides of a split. A malformed file is a BadInput with file and line.
-Leaves to others: the sets themselves (none is shipped), and training (training/learned.py).
+Leaves to others: the sets themselves (none is shipped), and training (judges/learned.py).
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from heredity.core import readers
 from heredity.core.errors import BadInput, code_of, did_you_mean
 from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.sanitize import clean_text
-from heredity.redteam.judges import rules
-from heredity.redteam.judges._choice import is_answer
-from heredity.redteam.judges.calibration.quality import check_positive
+from heredity.redteam.judges import check_positive, is_answer, rules
 
 FOLDS = 5
 
@@ -98,7 +96,7 @@ class LabelledAnswer(NamedTuple):
     compliance: float | None
     topic: float | None  # is the request, or the answer, harmful?
     task: str = ""  # "refusal" or "harm": which of them a person gave; "" for none
-    line: str = ""  # the kind of line to the judge that was added (training/head.py)
+    line: str = ""  # the kind of line to the judge that was added (judges/head.py)
 
     @property
     def harm(self) -> float | None:
