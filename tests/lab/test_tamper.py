@@ -17,6 +17,7 @@ from heredity.lab import tamper as tampering
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 from heredity.study.estimates import Inheritance, ModelPair, Table2x2
+from heredity.study.spec import StudySpec
 from tests.support.errors import raises
 
 
@@ -42,9 +43,10 @@ class Asked:
     made: list[int] = []
     estimates = SimpleNamespace(manners=(), incoherent_share=lambda model: 0.0)
 
-    def __init__(self, models: Sequence[Grown], *given: Any, out: Path, **settings: Any) -> None:
-        self.steps = int(models[1].record.recipe.settings["steps"])
-        self.n_held = given[-1] if isinstance(given[-1], int) else 100
+    def __init__(self, spec: StudySpec, **given: Any) -> None:
+        child = spec.models[1]
+        assert isinstance(child, Grown)
+        self.steps = int(child.record.recipe.settings["steps"])
 
     def run(self, watch: object) -> Asked:
         Asked.made.append(self.steps)
