@@ -14,10 +14,10 @@ peft = pytest.importorskip("peft")
 
 from heredity.core.errors import Unavailable
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.torch.activated import placed
 from heredity.engines.torch.decoder import PAD
 from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.engines.torch.prefixes import plain
+from heredity.engines.torch.session import placed
 from heredity.engines.vllm.adapter import check_adapter
 from heredity.formats.activation import find_last
 from heredity.formats.peft import read_adapter

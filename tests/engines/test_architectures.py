@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.errors import Damaged
 from heredity.engines.torch import decoder as _decoder
-from heredity.engines.torch import layerwise
+from heredity.engines.torch import engine
 from heredity.engines.torch.decoder import Decoder, Segment
-from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
+from heredity.engines.torch.engine import KvBits, KvQuantizedDecoder
 from heredity.formats import adapted, peft, weights
 from heredity.formats.architectures import ARCHITECTURES
 from tests.support.errors import raises
@@ -144,7 +144,7 @@ def test_weights_read_a_layer_at_a_time_are_the_same(model: Path) -> None:
     with torch.inference_mode():
         one, other = (
             Decoder(read_some(model, torch.float32), torch.float32)
-            for read_some in (weights.read_weights, layerwise.read_weights)
+            for read_some in (weights.read_weights, engine.read_weights)
         )
         found = [d.prefill(d.prefix(()), d.slots(1, 192), 0, TEXT) for d in (one, other)]
         assert_near(one.logits(found[0]), other.logits(found[1]))

@@ -14,9 +14,16 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding
 from heredity.engines.torch.decoder import BLOCK, Decoder, round_up
-from heredity.engines.torch.drafts import MAX_DRAFT, Drafter, TextIndex, share_out
-from heredity.engines.torch.kv_cache import KvQuantizedDecoder
-from heredity.engines.torch.session import BatchRow, ContinuousBatch, Sampler
+from heredity.engines.torch.engine import KvQuantizedDecoder
+from heredity.engines.torch.session import (
+    MAX_DRAFT,
+    BatchRow,
+    ContinuousBatch,
+    Drafter,
+    Sampler,
+    TextIndex,
+    share_out,
+)
 from heredity.formats import weights
 
 GREEDY, SAMPLED = Decoding(), Decoding(temperature=0.01, top_p=0.9)

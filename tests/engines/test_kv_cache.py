@@ -11,8 +11,15 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch.decoder import BLOCK, Decoder, KvSlots, SharedPrefix
-from heredity.engines.torch.engine import TorchEngine, open_folder
-from heredity.engines.torch.kv_cache import GROUP, KvBits, KvQuantizedDecoder, round_keys, round_values
+from heredity.engines.torch.engine import (
+    GROUP,
+    KvBits,
+    KvQuantizedDecoder,
+    TorchEngine,
+    open_folder,
+    round_keys,
+    round_values,
+)
 from heredity.formats import weights
 from tests.support.batch_caches import caches
 from tests.support.tiny_models import WORDS

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from heredity.core.records import Decoding
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.decoder import BLOCK, Decoder, KvWrites
-from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
+from heredity.engines.torch.engine import KvBits, KvQuantizedDecoder
 from heredity.engines.torch.session import BatchRow, ContinuousBatch, Sampler
 from heredity.formats import weights
 

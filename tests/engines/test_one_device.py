@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from heredity.core.records import Decoding
 from heredity.engines.torch import refusal_direction
 from heredity.engines.torch.decoder import BLOCK, CHUNK, Decoder, KvWrites, Segment
-from heredity.engines.torch.kv_cache import KvQuantizedDecoder
+from heredity.engines.torch.engine import KvQuantizedDecoder
 from heredity.engines.torch.sampling import Sampler
 from heredity.engines.torch.session import BatchRow, ContinuousBatch
 from heredity.formats import adapted

@@ -26,9 +26,8 @@ from heredity.engines.torch.decoder import (
     SharedPrefix,
     padded,
 )
-from heredity.engines.torch.engine import TorchEngine
-from heredity.engines.torch.kv_cache import KvQuantizedDecoder
-from heredity.engines.torch.prefill import Prefiller, PrefixCache, packed
+from heredity.engines.torch.engine import KvQuantizedDecoder, TorchEngine
+from heredity.engines.torch.session import Prefiller, PrefixCache, packed
 from heredity.formats import weights
 from tests.support.marks import or_proof
 from tests.support.tiny_models import make_model

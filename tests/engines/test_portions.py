@@ -13,10 +13,8 @@ import torch
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch import engine as torch_engine
 from heredity.engines.torch.decoder import CHUNK, Decoder, padded
-from heredity.engines.torch.drafts import MAX_DRAFT
-from heredity.engines.torch.prefill import Prefiller, PrefixCache
 from heredity.engines.torch.sampling import Sampler
-from heredity.engines.torch.session import BatchRow, ContinuousBatch
+from heredity.engines.torch.session import MAX_DRAFT, BatchRow, ContinuousBatch, Prefiller, PrefixCache
 from heredity.formats import weights
 
 WIDTHS, PASSES = (1, 2, 4, 8), (64, 128, 192)

@@ -11,8 +11,7 @@ torch = pytest.importorskip("torch")
 
 import heredity as h
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.torch.engine import TorchEngine, load, open_folder
-from heredity.engines.torch.kv_cache import KvBits
+from heredity.engines.torch.engine import KvBits, TorchEngine, load, open_folder
 from tests.support import real_models
 from tests.support.batch_caches import caches
 

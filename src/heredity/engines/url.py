@@ -31,8 +31,7 @@ from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import announce_first, call, ignore_answer
-from heredity.engines._heard import HeardAnswer, KeyMask
-from heredity.engines._server_events import EventReader
+from heredity.engines._heard import EventReader, HeardAnswer, KeyMask
 from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
 from heredity.engines.call import MOST_TEXT, NO_PREFILL, as_dicts
 from heredity.engines.protocols import Listener

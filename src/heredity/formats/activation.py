@@ -4,8 +4,8 @@ The tokens of the invocation are among those that it changes. Keys, values and s
 the base. Without an invocation in the prompt the adapter stays off. An answer that repeats the invocation
 moves nothing: the prompt decides, as in PEFT's `generate`.
 
-Leaves to others: the files (peft.py), and which tokens of a pass are changed (engines/torch/activated.py,
-engines/transformers/activated.py, train/models/lora.py).
+Leaves to others: the files (peft.py), and which tokens of a pass are changed (engines/torch/session.py,
+engines/transformers/engine.py, train/models/lora.py).
 
 Source: Greenewald et al. 2025 (2504.12397); the last occurrence as in PEFT 0.21.
 """

@@ -497,7 +497,7 @@ class Store:
 
         A target that needs no download ("llamacpp:NAME", "kv4:NAME", ...; recipes/targets) is recorded unless
         it is already. A model elsewhere ("remote:...", "url:...") and a function ("call:...", or a value) may
-        never answer. They are recorded when they first do (loading.py), or by `pull`.
+        never answer. They are recorded when they first do, or by `pull`.
 
         Raises UnknownName with the nearest name, Unavailable if it is in the catalogue
         but not pulled. A record that cannot be read raises its own error.

@@ -288,8 +288,7 @@ def _network(model: Grown) -> torch.nn.Module:
 
 
 def test_weights_that_are_read_a_layer_at_a_time_say_what_all_of_them_say(model: Grown) -> None:
-    from heredity.engines.torch import layerwise
-    from heredity.engines.torch.engine import open_folder
+    from heredity.engines.torch.engine import _Layers, open_folder
 
     ask = Request(0, (Message("user", "the quick brown fox"),))
     said, places = [5, 9, 260, 7], [(0, 5), (3, 11), (4, 300)]
@@ -297,6 +296,6 @@ def test_weights_that_are_read_a_layer_at_a_time_say_what_all_of_them_say(model:
     for is_streamed in (False, True):
         engine = open_folder(model.folder, dtype="float32", is_probed=False, is_streamed=is_streamed)
         found.append(engine.log_probability(ask, said, places))
-        assert isinstance(engine.decoder.weights.blocks, layerwise._Layers) is is_streamed
+        assert isinstance(engine.decoder.weights.blocks, _Layers) is is_streamed
     assert found[0] == pytest.approx(found[1], abs=1e-6)
     assert len(engine.decoder.weights.blocks[1:]) == len(engine.decoder.weights.blocks) - 1

@@ -18,7 +18,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.torch.engine import TorchEngine, open_folder
-from heredity.engines.torch.prefill import PrefixCache
+from heredity.engines.torch.session import PrefixCache
 from heredity.lineage.store import scripted
 from tests.deploy.serve.serving import HELLO, client, listening, named
 from tests.support.errors import raises

@@ -2,7 +2,7 @@
 
 Promises: every text, number and container is paid for in proportion to its size, what it contains included.
 A value whose text differs from run to run is refused.
-Leaves to others: which operations a template may use, and what each of them costs (sandbox.py).
+Leaves to others: which operations a template may use, and what each of them costs (codec.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A model behind an API: OpenAI-compatible chat completions, Anthropic's Messages, Google's Gemini.
 
 Each API is a file in apis/, which writes bodies and reads answers. Sending, retries, concurrency and budget
-are the same for all of them (transport.py, http_client.py, retry.py, budget.py).
+are the same for all of them (transport.py, retry.py, budget.py).
 
 Promises: as many requests are in flight as the service supports. A stop by its content filter is an answer
 with stop "filter". A key is sent only to its own address. `numerics` names the address and the model.

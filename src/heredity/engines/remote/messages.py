@@ -15,6 +15,24 @@ from typing import Protocol, runtime_checkable
 from heredity.core.records import Decoding, Message, Request, Stop, Tool, ToolCall
 from heredity.engines.remote.budget import Usage
 
+
+class PrefillRemover:
+    """Removes a repeated prefill from an answer in parts. prefill: "" if the server repeats none."""
+
+    def __init__(self, prefill: str) -> None:
+        self._prefill, self._unread = prefill, ""
+
+    def __call__(self, more: str) -> str:
+        """Return the text that the answer grows by; nothing while all of it may be the prefill."""
+        if not self._prefill:
+            return more
+        self._unread += more
+        if len(self._unread) < len(self._prefill) and self._prefill.startswith(self._unread):
+            return ""
+        found, self._prefill = self._unread.removeprefix(self._prefill), ""
+        return found
+
+
 JsonObject = dict[str, object]
 SEED_BOUND = 2**31  # some services keep 32 bits of a seed
 OWN_OPTIONS = frozenset({"omit", "prefill", "think", "anthropic_version"})  # the others go into the body

@@ -7,14 +7,19 @@ it shares the beginnings of its base.
 
 Promises: an answer has the same bits by itself and among rows of other adapters. `numerics` of an adapter is
 that of its own engine wherever its numbers are.
-Leaves to others: the products (routing.py), and adapters of other forms, which have an engine of their own.
+Leaves to others: adapters of other forms, which have an engine of their own.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -25,13 +30,315 @@ from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.protocols import AddressedRequest, Listener
 from heredity.engines.torch import autotune
-from heredity.engines.torch.activated import marked_from
-from heredity.engines.torch.decoder import Decoder, KvSlots, KvWrites
+from heredity.engines.torch.autotune import PASS_WIDTHS, WIDTHS
+from heredity.engines.torch.decoder import PAD, Attend, Decoder, KvSlots, KvWrites, ResidualHook, Segment
 from heredity.engines.torch.engine import AnsweringEngine, TorchEngine
-from heredity.engines.torch.prefixes import NUMBERS, SharedPrefix, marked, plain
-from heredity.engines.torch.routing import AdapterDecoder, AdapterSet, prove_rows
-from heredity.engines.torch.session import Member, PrefixPool, Session
-from heredity.formats.updates import Updates, read_updates
+from heredity.engines.torch.prefixes import NUMBERS, SharedPrefix, marked, padded_rows, plain, round_up
+from heredity.engines.torch.session import Member, PrefixPool, Session, marked_from
+from heredity.formats.int8 import Linear
+from heredity.formats.updates import Place, Update, Updates, UpdateStack, read_updates, stacked_alone
+from heredity.formats.weights import Block, Weights
+
+_KEPT = 64  # plans; the rows of a step are mostly those of the step before
+_N_OUTPUTS = 1 << 18  # numbers of each product that are compared
+_PROVEN: dict[object, ProvenRows] = {}  # of this process, by shapes and arithmetic
+_MOST_STACKED = 12  # adapters of one batched product when it is tried
+_MOST_PADDING = 4  # rows that are multiplied for each that is needed, in a product of several adapters
+_PACKED = (PAD, *PASS_WIDTHS)
+Pass = Literal["row", "step", "packed"]  # one row, all rows by a token, or segments of several rows
+
+
+class ProvenRows(NamedTuple):
+    """The numbers of rows with which a product has the bits of the widest step, or packed pass.
+
+    stacked: those of several adapters of one shape in one batched product; the others are for one adapter.
+    """
+
+    step: tuple[int, ...]
+    packed: tuple[int, ...]
+    stacked: tuple[int, ...] = ()
+
+
+class Share(NamedTuple):
+    """The rows of adapters of one shape in a pass: those of the stack `shape` from `first` on.
+
+    multiplied: (adapters, n) the rows of their product, up to a proven number for each. taken: where `rows`
+    are in it; None: at the beginning.
+    """
+
+    shape: int
+    first: int
+    rows: torch.Tensor
+    multiplied: torch.Tensor
+    taken: torch.Tensor | None = None
+
+
+class Route(threading.local):
+    """The rows of this thread's pass, by adapter; none: the base answers all of them."""
+
+    shares: Sequence[Share] = ()
+    kind: Pass = "row"
+
+    @contextmanager
+    def to(self, shares: Sequence[Share]) -> Iterator[None]:
+        """Change these rows until the end of the block."""
+        before, self.shares = self.shares, shares
+        try:
+            yield
+        finally:
+            self.shares = before
+
+    @contextmanager
+    def by(self, kind: Pass) -> Iterator[None]:
+        """Plan passes of this kind until the end of the block."""
+        before, self.kind = self.kind, kind
+        try:
+            yield
+        finally:
+            self.kind = before
+
+
+class RoutedLinear:
+    """A matmul of the base with the updates of some rows. `stacks` is by the number of a shape."""
+
+    def __init__(self, base: Linear, route: Route) -> None:
+        self._base, self._route = base, route
+        self.stacks: dict[int, UpdateStack] = {}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, in) -> (rows, out)"""
+        out = self._base(x)
+        for shape, first, rows, multiplied, taken in self._route.shares:
+            if (stack := self.stacks.get(shape)) is not None:
+                given = x.index_select(0, multiplied.flatten()).view(*multiplied.shape, -1)
+                change = stack(given, first)
+                change = change[: len(rows)] if taken is None else change.index_select(0, taken)
+                out.index_add_(0, rows, change)
+        return out
+
+
+class AdapterDecoder(Decoder):
+    """A decoder of a base in which each marked token is changed by its adapter."""
+
+    def __init__(
+        self, weights: Weights, dtype: torch.dtype, adapters: AdapterSet, hook: ResidualHook | None = None
+    ) -> None:
+        super().__init__(weights, dtype, hook)
+        self.adapters = adapters
+
+    def _forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend, is_read: bool = True
+    ) -> torch.Tensor:
+        is_marked = tokens < 0
+        if not bool(is_marked.any()):
+            return super()._forward(tokens, positions, attend, is_read)
+        numbers = torch.where(is_marked, ~tokens // NUMBERS + 1, 0)
+        shares = self.adapters.shares(tuple(numbers.tolist()), tokens.device)
+        with self.adapters.route.to(shares):
+            plain = torch.where(is_marked, ~tokens % NUMBERS, tokens)
+            return super()._forward(plain, positions, attend, is_read)
+
+    def prefill_packed(
+        self, prefix: SharedPrefix, slots: KvSlots, segments: Sequence[Segment], width: int
+    ) -> None:
+        """Do the same as `Decoder.prefill_packed`, for segments of several adapters."""
+        with self.adapters.route.by("packed"):
+            super().prefill_packed(prefix, slots, segments, width)
+
+    def step(
+        self,
+        prefix: SharedPrefix,
+        slots: KvSlots,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        n_slots: int | None = None,
+        writes: KvWrites | None = None,
+    ) -> torch.Tensor:
+        """Do the same as `Decoder.step`, for rows of several adapters."""
+        with self.adapters.route.by("step"):
+            return super().step(prefix, slots, tokens, lengths, n_slots, writes)
+
+    def _like(self, weights: Weights, hook: ResidualHook | None) -> Decoder:
+        return AdapterDecoder(weights, self.dtype, self.adapters, hook)
+
+
+class AdapterSet:
+    """The adapters of a base. `weights` are those of the base, ready for them."""
+
+    def __init__(self, base: Weights) -> None:
+        self.route = Route()
+        self._linears: dict[Place, RoutedLinear] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # by number: its shape, and its place in the stacks
+        self._shapes: list[object] = []
+        self._proven: dict[int, ProvenRows] = {}  # by shape
+        self._plans: OrderedDict[tuple[Pass, tuple[int, ...]], tuple[Share, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+        blocks = tuple(self._routed(layer, block) for layer, block in enumerate(base.blocks))
+        self.weights = replace(base, blocks=blocks)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _routed(self, layer: int, block: Block) -> Block:
+        def linear(field: str, base: Linear) -> RoutedLinear:
+            return self._linears.setdefault((layer, field), RoutedLinear(base, self.route))
+
+        return replace(
+            block,
+            qkv=linear("qkv", block.qkv),
+            out=linear("out", block.out),
+            gate_up=None if block.gate_up is None else linear("gate_up", block.gate_up),
+            down=None if block.down is None else linear("down", block.down),
+        )
+
+    def put(self, number: int, updates: Updates, proven: ProvenRows) -> None:
+        """Hold an adapter under a number that no token has yet. Any thread may do so."""
+        with self._lock:
+            if updates.shape not in self._shapes:
+                self._shapes.append(updates.shape)
+            shape = self._shapes.index(updates.shape)
+            n_there = sum(each == shape for each, _ in self._places.values())
+            for place, update in updates.by_place.items():
+                stacks = self._linears[place].stacks
+                stacks[shape] = stacks[shape].with_(update) if n_there else stacked_alone(update)
+            self._proven[shape] = proven
+            self._places[number] = shape, n_there
+
+    def remove(self, number: int) -> None:
+        """Free an adapter of which no row is in flight, in the thread that answers."""
+        with self._lock:
+            shape, place = self._places.pop(number)
+            left = {n: at for n, (each, at) in self._places.items() if each == shape}
+            for linear in self._linears.values():
+                if (stack := linear.stacks.pop(shape, None)) is not None and left:
+                    linear.stacks[shape] = stack.without(place)
+            self._places |= {n: (shape, at - (at > place)) for n, at in left.items()}
+            self._plans.clear()
+
+    def shares(self, numbers: tuple[int, ...], device: torch.device) -> tuple[Share, ...]:
+        """Return the rows of each adapter in a pass. numbers: the adapter of each row; 0 for the base.
+
+        Raises EngineFailure for one that was removed.
+        """
+        if not self._places.keys() >= set(numbers) - {0}:
+            raise EngineFailure("an adapter of these rows is no longer here")
+        key = self.route.kind, numbers
+        if (found := self._plans.get(key)) is None:
+            found = self._plans[key] = tuple(self._planned(numbers, device))
+            if len(self._plans) > _KEPT:
+                self._plans.popitem(last=False)
+        return found
+
+    def _planned(self, numbers: tuple[int, ...], device: torch.device) -> Iterator[Share]:
+        rows: dict[tuple[int, int], list[int]] = {}
+        for at, number in enumerate(numbers):
+            if number:
+                rows.setdefault(self._places[number], []).append(at)
+        if self.route.kind == "row":  # the product of an adapter by itself: all rows of the pass
+            for (shape, place), own in rows.items():
+                there = torch.tensor(own, device=device)
+                yield Share(shape, place, there, torch.arange(len(numbers), device=device)[None], there)
+            return
+        for run in _runs(sorted(rows)):
+            yield from self._shared({place: rows[place] for place in run}, device)
+
+    def _shared(self, run: Mapping[tuple[int, int], list[int]], device: torch.device) -> Iterator[Share]:
+        """Yield the shares of adapters next to each other in one stack: one of all, or one of each."""
+        shape = next(iter(run))[0]
+        proven, most = self._proven[shape], max(map(len, run.values()))
+        if self.route.kind == "step" and len(run) > 1:
+            width = next((each for each in proven.stacked if each >= most), 0)
+            if width and width * len(run) <= _MOST_PADDING * sum(map(len, run.values())):
+                yield _share(run, (width,), device)
+                return
+        for place, rows in run.items():
+            yield _share({place: rows}, proven.step if self.route.kind == "step" else proven.packed, device)
+
+
+def _runs(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield the places that follow each other in a stack, together. places: sorted."""
+    run: list[tuple[int, int]] = []
+    for shape, place in places:
+        if run and run[-1] != (shape, place - 1):
+            yield run
+            run = []
+        run.append((shape, place))
+    if run:
+        yield run
+
+
+def _share(
+    run: Mapping[tuple[int, int], Sequence[int]], widths: Sequence[int], device: torch.device
+) -> Share:
+    (shape, first), rows = next(iter(run)), [at for own in run.values() for at in own]
+    multiplied = torch.stack([padded_rows(own, widths) for own in run.values()])
+    taken = None
+    if len(run) > 1:
+        places = enumerate(run.values())
+        taken = torch.tensor([i * multiplied.shape[1] + at for i, own in places for at in range(len(own))])
+        taken = taken.to(device)
+    return Share(shape, first, torch.tensor(rows, device=device), multiplied.to(device), taken)
+
+
+def prove_rows(updates: Updates, decoder: Decoder, width: int) -> ProvenRows:
+    """Find the numbers of rows that keep the bits of a row. width: of the widest step.
+
+    Which ones do depends on shapes and kernels, not on the numbers in the matrices.
+    """
+    by_shape = {update.shape: update for update in updates.by_place.values()}
+    key = frozenset(by_shape), decoder.dtype, decoder.device, width
+    if (known := _PROVEN.get(key)) is not None:
+        return known
+    distinct, steps = by_shape.values(), [each for each in WIDTHS if each < width]
+    step = (*_same(distinct, decoder, steps, width, _by), width)
+    packed = (*_same(distinct, decoder, _PACKED[:-1], _PACKED[-1], _by), _PACKED[-1])
+    stacked = tuple(_same(distinct, decoder, step, width, _by_stack))
+    return _PROVEN.setdefault(key, ProvenRows(step, packed, stacked))
+
+
+def _same(
+    updates: Iterable[Update],
+    decoder: Decoder,
+    widths: Sequence[int],
+    usual: int,
+    product: Callable[[Update, torch.Tensor, int], torch.Tensor],
+) -> list[int]:
+    """Return the widths at which a product has the bits of an adapter by itself at the usual width."""
+    found = list(widths)
+    for update in updates:
+        n_rows = round_up(max(usual, _N_OUTPUTS // sum(part.n_out for part in update.parts)), usual)
+        drawn = torch.randn((n_rows, update.a.shape[1]), generator=torch.Generator().manual_seed(1))
+        rows = drawn.to(decoder.device, decoder.dtype)
+        expected = torch.cat([update.fused()(some) for some in rows.split(usual)])
+        found = [width for width in found if torch.equal(product(update, rows, width), expected)]
+    return found
+
+
+def _by(update: Update, rows: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the products of rows, `width` at a time."""
+    return torch.cat([update(_filled(some, width))[: len(some)] for some in rows.split(width)])
+
+
+def _by_stack(update: Update, rows: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the products of rows, in stacks of several adapters of this update, `width` rows each."""
+    stack = stacked_alone(update)
+    for _ in range(1, _MOST_STACKED):
+        stack = stack.with_(update)
+    filled = _filled(rows, round_up(len(rows), width)).view(-1, width, rows.shape[1])
+    found, at, n = [], 0, 2
+    while at < len(filled):  # 2, 3, ... of them, so that their number is seen to change nothing
+        some = filled[at : at + n]
+        found.append(stack(some, 0))
+        at, n = at + len(some), n % _MOST_STACKED + 1
+    return torch.cat(found)[: len(rows)]
+
+
+def _filled(rows: torch.Tensor, n: int) -> torch.Tensor:
+    """Return rows with the last one repeated, up to n."""
+    return rows.index_select(0, padded_rows(range(len(rows)), (n,)).to(rows.device))
 
 
 class AdapterPool:

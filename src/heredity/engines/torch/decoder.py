@@ -8,7 +8,7 @@ A softmax sums the remainder of a vector in another order than the same numbers 
 Promises: the numbers of a row depend only on that row. A decode step has one of a few widths, and autotune.py
 proves which of them give equal bits. `prefill` takes one row, so its shapes are its own. `prefill_packed`
 takes segments of several rows. Its proven widths keep the bits wherever a row is cut.
-Leaves to others: the slot of a row (session.py), what is prefilled together (prefill.py), and which token is
+Leaves to others: the slot of a row and what is prefilled together (session.py), and which token is
 drawn (`Sampler`).
 """
 

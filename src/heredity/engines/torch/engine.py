@@ -9,9 +9,10 @@ Leaves to others: the questions, and storing the replies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
@@ -24,20 +25,189 @@ from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered, base_folder
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.protocols import Listener, TokenLog, TokenScores
-from heredity.engines.torch import autotune, layerwise, refusal_direction
-from heredity.engines.torch.activated import activated, placed
+from heredity.engines.torch import autotune, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.constrained import Constraints
-from heredity.engines.torch.decoder import Decoder, padded
-from heredity.engines.torch.drafts import MAX_DRAFT
-from heredity.engines.torch.kv_cache import KvBits, KvQuantizedDecoder
+from heredity.engines.torch.decoder import Decoder, KvSlots, KvWrites, ResidualHook, padded
 from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, continued, round_up
 from heredity.engines.torch.refusal_direction import Direction
-from heredity.engines.torch.session import Member, PrefixPool, PromptSplitter, Session
+from heredity.engines.torch.session import (
+    MAX_DRAFT,
+    Member,
+    PrefixPool,
+    PromptSplitter,
+    Session,
+    activated,
+    placed,
+)
 from heredity.formats import adapted, weights
+from heredity.formats.int8 import Linear
+from heredity.formats.weights import Block, DecoderShape, Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_ROWS = 16_384  # rows of the head in one matmul
+
+
+def read_weights(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device = weights.ON_CPU,
+    watch: Watch | None = None,  # noqa: ARG001 (no layer is read yet)
+) -> Weights:
+    """Return the weights in `folder`; only the last norm is in memory. Raises as `weights.read_weights`."""
+    shape, rope, rope_scale, is_tied = weights.read_shape(folder)
+    files = weights.TensorFiles(folder, dtype, device)
+    rope = rope[0].to(device), rope[1].to(device)
+    embedding = files.read(weights.EMBEDDING, as_stored=True)
+    weights.check_hidden_size(folder, shape, embedding)
+    head = embedding if is_tied else files.read(weights.HEAD, as_stored=True)
+    norm = weights.norm_of(shape, files)
+    blocks = _Layers(shape, folder, dtype, device)
+    rows = _Widened(embedding, dtype)
+    how = weights.how(shape, files)
+    return Weights(shape, rows, blocks, norm, _parts(head, dtype), rope, rope_scale, how)
+
+
+class _Layers(Sequence[Block]):
+    """All layers; each is read again at every access."""
+
+    def __init__(self, shape: DecoderShape, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape, self._folder, self._dtype, self._device = shape, folder, dtype, device
+
+    def __len__(self) -> int:
+        return self._shape.n_layers
+
+    @overload
+    def __getitem__(self, at: int) -> Block: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Block]: ...
+    def __getitem__(self, at: int | slice) -> Block | Sequence[Block]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        # The file is opened again, so that the pages of another layer do not stay mapped.
+        return weights.block(self._shape, weights.TensorFiles(self._folder, self._dtype, self._device), at)
+
+
+class _Widened:
+    """A stored matrix that returns its rows in another dtype."""
+
+    def __init__(self, matrix: torch.Tensor, dtype: torch.dtype) -> None:
+        self._matrix, self._dtype = matrix, dtype
+
+    def __getitem__(self, at: torch.Tensor) -> torch.Tensor:
+        return self._matrix[at].to(self._dtype)
+
+
+def _parts(matrix: torch.Tensor, dtype: torch.dtype) -> Linear:
+    """Return x -> x W', computed for some rows of W at a time."""
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(*x.shape[:-1], len(matrix), dtype=dtype, device=matrix.device)
+        for start in range(0, len(matrix), _ROWS):
+            some = matrix[start : start + _ROWS].to(dtype)
+            out[..., start : start + len(some)] = torch.nn.functional.linear(x, some)
+        return out
+
+    return multiply
+
+
+GROUP = 32  # numbers that share a minimum and a scale
+KvBits = Literal[4, 8]
+
+
+def round_keys(keys: torch.Tensor, bits: KvBits) -> torch.Tensor:
+    """Round keys (kv heads, positions, head_dim): groups of up to GROUP positions of one channel."""
+    return torch.cat([_nearest(group, 1, bits) for group in keys.split(GROUP, dim=1)], dim=1)
+
+
+def round_values(values: torch.Tensor, bits: KvBits) -> torch.Tensor:
+    """Round values (kv heads, positions, head_dim): groups of up to GROUP channels of one position."""
+    size = math.gcd(GROUP, values.shape[-1])
+    return _nearest(values.unflatten(-1, (-1, size)), -1, bits).flatten(-2)
+
+
+def _nearest(x: torch.Tensor, dim: int, bits: KvBits) -> torch.Tensor:
+    """Round to 2^bits numbers between the minimum and the maximum along `dim`, which are kept as stored."""
+    largest = 2**bits - 1
+    low, high = x.amin(dim, keepdim=True).float(), x.amax(dim, keepdim=True).float()
+    scale = ((high - low) / largest).to(x.dtype).float()  # a cache would keep it in this dtype
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    whole = torch.round((x.float() - low) / scale).clamp_(0, largest)
+    return (whole * scale + low).to(x.dtype)
+
+
+class KvQuantizedDecoder(Decoder):
+    """A decoder that rounds its keys and values to `bits` bits."""
+
+    can_pack = False  # tokens attend to blocks that were rounded before them, so a block is a pass
+    can_draft = False  # a block with a wrong token in it would be rounded with it
+
+    def __init__(
+        self, weights: Weights, dtype: torch.dtype, bits: KvBits, hook: ResidualHook | None = None
+    ) -> None:
+        super().__init__(weights, dtype, hook)
+        self.bits: KvBits = bits
+        self.cache_form = f"kv int{bits} groups {GROUP}"
+
+    def prefix(self, tokens: tuple[int, ...]) -> SharedPrefix:
+        """Compute a prefix once, and round the rest of it that fills no block."""
+        found = super().prefix(tokens)
+        start = found.length // BLOCK * BLOCK
+        if start < found.length:
+            for keys, values in zip(found.keys, found.values, strict=True):
+                rest = slice(start, found.length)
+                keys[:, rest] = round_keys(keys[:, rest], self.bits)
+                values[:, rest] = round_values(values[:, rest], self.bits)
+        return found
+
+    def prefill(
+        self,
+        prefix: SharedPrefix,
+        slots: KvSlots,
+        slot: int,
+        own: tuple[int, ...],
+        known: int = 0,
+        is_read: bool = True,
+    ) -> torch.Tensor:
+        """Do the same as `Decoder.prefill`, block by block, so that each block attends to rounded ones."""
+        hidden = []
+        for start in range(known, max(round_up(len(own), BLOCK), BLOCK), BLOCK):
+            end = start + BLOCK
+            hidden.append(super().prefill(prefix, slots, slot, own[:end], start, is_read))
+            if end <= len(own):
+                self._round(slots, slot, end)
+        return torch.cat(hidden)
+
+    def step(
+        self,
+        prefix: SharedPrefix,
+        slots: KvSlots,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        n_slots: int | None = None,
+        writes: KvWrites | None = None,
+    ) -> torch.Tensor:
+        """Do the same as `Decoder.step`, and round each block that this token fills."""
+        logits = super().step(prefix, slots, tokens, lengths, n_slots, writes)
+        ends = lengths[:n_slots] + 1
+        for slot in (ends % BLOCK == 0).nonzero()[:, 0].tolist():
+            self._round(slots, slot, int(ends[slot]))
+        return logits
+
+    def _round(self, slots: KvSlots, slot: int, end: int) -> None:
+        """Round the block of a row that ends before position `end`, in every layer."""
+        block = slice(end - BLOCK, end)
+        for keys, values in zip(slots.keys, slots.values, strict=True):
+            keys[slot, :, block] = round_keys(keys[slot, :, block], self.bits)
+            values[slot, :, block] = round_values(values[slot, :, block], self.bits)
+
+    def _like(self, weights: Weights, hook: ResidualHook | None) -> Decoder:
+        return KvQuantizedDecoder(weights, self.dtype, self.bits, hook)
+
 
 # A row attends by itself, and a softmax sums whole blocks. Part of `numerics`: stored keys hold it.
 _RULE = "rows apart"
@@ -93,7 +263,7 @@ def open_folder(
     dtype: "float32" or "bfloat16" instead of the faster one. width: the widest batch to use.
     is_probed: False skips the probe, for one request at a time. The name then says that it is not verified.
     is_streamed: each prefill reads the weights layer by layer, which needs the memory of one layer.
-    kv_bits: the bits to which keys and values are rounded (kv_cache.py).
+    kv_bits: the bits to which keys and values are rounded.
     device, watch: as of `load`. On a GPU the weights are read straight into its memory.
     Raises Unavailable for an architecture that this engine does not have.
     """
@@ -103,7 +273,7 @@ def open_folder(
     kept = None if tuning is None else autotune.read_tuning(tuning, device)
     chosen = getattr(torch, dtype or (kept.dtype if kept else "") or _faster_dtype(folder, device))
     with torch.inference_mode():
-        read = layerwise.read_weights if is_streamed else weights.resident
+        read = read_weights if is_streamed else weights.resident
         loaded = read(folder, chosen, device.torch, watch)
         if adapter is not None:
             loaded = adapted.apply_adapter(loaded, adapter, folder, chosen)

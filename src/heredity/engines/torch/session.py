@@ -1,20 +1,24 @@
 """A stream of requests on its way through the models that share a decoder: pulled, sorted, batched, answered.
 
 Batching is continuous: a step draws a token for every row, and a finished row makes room for another. Idle
-rows of a step verify drafts (drafts.py).
+rows of a step verify drafts.
 
 Promises: a request that cannot be answered gets its reply at once, and stops no other. Rows of one prefix do
 not wait until those of another have ended. A step has one of the proven widths, numbers of slots and cache
 lengths. An answer does not depend on its slot; a token is drawn from the row's own logits, decoding, seed and
 step.
-Leaves to others: the arithmetic (decoder.py), prompts (prefill.py), and text (chat/codec.py).
+Leaves to others: the arithmetic (decoder.py), and text (chat/codec.py).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -29,20 +33,356 @@ from heredity.engines import RequestStream, cache_budget, failed_reply
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
 from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import AddressedRequest, Listener
-from heredity.engines.torch.activated import placed
 from heredity.engines.torch.constrained import Constraints
-from heredity.engines.torch.decoder import CHUNK, Decoder, KvSlots, KvWrites, padded
-from heredity.engines.torch.drafts import Drafter, TextIndex, share_out
-from heredity.engines.torch.prefill import Prefiller, PrefixCache
+from heredity.engines.torch.decoder import (
+    CHUNK,
+    PAD,
+    Attend,
+    Decoder,
+    KvSlots,
+    KvWrites,
+    ResidualHook,
+    Segment,
+    padded,
+)
 from heredity.engines.torch.prefixes import (
     SharedPrefix,
     VariedPrefix,
     continued,
     key_length,
+    marked,
     number_of,
     plain,
 )
 from heredity.engines.torch.sampling import Sampler
+from heredity.formats.activation import find_last
+from heredity.formats.weights import Weights
+
+
+class ActivatedDecoder(Decoder):
+    """A decoder whose adapter changes the marked tokens of a pass."""
+
+    def _forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend, is_read: bool = True
+    ) -> torch.Tensor:
+        is_marked = tokens < 0
+        assert self.weights.gate is not None
+        with self.weights.gate.only(is_marked):
+            return super()._forward(torch.where(is_marked, ~tokens, tokens), positions, attend, is_read)
+
+    def _like(self, weights: Weights, hook: ResidualHook | None) -> Decoder:
+        return ActivatedDecoder(weights, self.dtype, hook)
+
+
+def activated(decoder: Decoder) -> Decoder:
+    """Return a decoder that heeds the invocation of its adapter, if it has an activated one.
+
+    Before, it changes every row, which is how it is probed.
+    """
+    weights = decoder.weights
+    return decoder if weights.gate is None else ActivatedDecoder(weights, decoder.dtype)
+
+
+def placed(decoder: Decoder, prompt: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a whole prompt with the tokens marked on which an activated adapter of the decoder acts."""
+    invocation = decoder.weights.invocation
+    return marked_from(prompt, invocation, 1) if invocation else prompt
+
+
+def marked_from(prompt: tuple[int, ...], invocation: tuple[int, ...], number: int) -> tuple[int, ...]:
+    """Return a prompt with its tokens marked from the last occurrence of an adapter's invocation on."""
+    start = find_last(prompt, invocation)
+    return prompt if start is None else (*prompt[:start], *marked(prompt[start:], number))
+
+
+MAX_DRAFT = 7  # tokens per row and step; more were hardly ever all right
+_FIRST = 3  # tokens guessed before a row has shown how predictable it is
+
+
+class TextIndex:
+    """A growing text, with the place after the latest occurrence of each pair of tokens."""
+
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self.tokens: list[int] = []
+        self._after: dict[tuple[int, int], int] = {}
+        self.extend(tokens)
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Append tokens."""
+        text = self.tokens
+        for token in tokens:
+            if len(text) >= 2:
+                self._after[text[-2], text[-1]] = len(text)
+            text.append(token)
+
+    def continuation(self, pair: tuple[int, int], n: int) -> list[int]:
+        """Return up to n tokens that followed the latest occurrence of a pair; [] if it has none.
+
+        At the end of the text they go on with themselves, as in a loop.
+        """
+        if (start := self._after.get(pair)) is None:
+            return []
+        found = self.tokens[start : start + n]
+        while len(found) < n:
+            found.append(found[len(found) - (len(self.tokens) - start)])
+        return found
+
+
+class Drafter:
+    """Guesses the next tokens of one row: from its prompt and output, else from the shared prefix."""
+
+    def __init__(self, prompt: Sequence[int], shared: TextIndex) -> None:
+        self._own, self._shared, self._n_prompt = TextIndex(prompt), shared, len(prompt)
+        self._n_trusted = _FIRST
+
+    def propose(self, output: Sequence[int], n: int) -> list[int]:
+        """Return at most n tokens that may follow the output."""
+        text = self._own
+        text.extend(output[len(text.tokens) - self._n_prompt :])
+        n = min(n, self._n_trusted)
+        if n <= 0 or len(text.tokens) < 2:
+            return []
+        pair = text.tokens[-2], text.tokens[-1]
+        return text.continuation(pair, n) or self._shared.continuation(pair, n)
+
+    def note(self, n_right: int) -> None:
+        """Learn how many guesses of the last proposal were right."""
+        self._n_trusted = min(MAX_DRAFT, 2 * n_right + 1)
+
+
+def share_out(wanted: Sequence[int], n_idle: int) -> list[int]:
+    """Return how many idle rows each row gets: one more each, round by round, until none is left."""
+    given = [0] * len(wanted)
+    open_rows = [at for at, n in enumerate(wanted) if n > 0]
+    while n_idle > 0 and open_rows:
+        for at in open_rows[:n_idle]:
+            given[at] += 1
+        n_idle -= len(open_rows)
+        open_rows = [at for at in open_rows if given[at] < wanted[at]]
+    return given
+
+
+_Group = tuple[str, tuple[int, ...]]  # who sends the prompts, and the tokens of the shared prefix
+_Key = tuple[_Group, tuple[int, ...]]  # with the tokens of the prompt up to the end of the part
+
+
+class PrefixCache:
+    """Keys and values of parts of prompts: (kv heads, tokens, head_dim) per layer and side.
+
+    A part ends at a whole chunk or, if `is_fine`, also at the last multiple of PAD in a prompt. If `is_fine`,
+    another prompt that begins with some of a part copies that, up to a multiple of PAD.
+    caller: prompts of one caller share nothing with those of another. The shared prefix belongs to all.
+    budget: bytes; the parts that were unused for longest are dropped first.
+    """
+
+    def __init__(self, budget: int, is_fine: bool = False) -> None:
+        self._budget, self._size = budget, 0
+        self._grain = PAD if is_fine else CHUNK
+        self._kept: OrderedDict[_Key, list[torch.Tensor]] = OrderedDict()
+        self._ordered: dict[_Group, list[tuple[int, ...]]] = {}  # the prompts of the keys
+
+    def known(self, prefix: SharedPrefix, prompt: tuple[int, ...], caller: str = "") -> int:
+        """Return how many tokens of a prompt, from its beginning, are cached."""
+        return max((end for _, end in self._chain((caller, prefix.tokens), prompt)), default=0)
+
+    def load(
+        self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int, caller: str = ""
+    ) -> int:
+        """Copy the cached beginning of a prompt into a slot; return its number of tokens."""
+        start = 0
+        for key, end in self._chain((caller, prefix.tokens), prompt):
+            for cache, part in zip((*slots.keys, *slots.values), self._kept[key], strict=True):
+                cache[slot, :, start:end] = part[:, : end - start]
+            start = end
+        return start
+
+    def keep(
+        self, prefix: SharedPrefix, prompt: tuple[int, ...], slots: KvSlots, slot: int, caller: str = ""
+    ) -> None:
+        """Cache the parts that a prefill has written into a slot."""
+        group = caller, prefix.tokens
+        chain = self._chain(group, prompt)
+        whole = [key for key, end in chain if end == len(key[1])]
+        for key, _ in chain[len(whole) :]:  # some of its tokens were copied
+            self._kept.move_to_end(key)
+        start = len(whole[-1][1]) if whole else 0
+        ends = [end for end in self._ends(len(prompt)) if end > start]
+        # The last part first, so that it is dropped before the parts that it depends on.
+        for first, end in reversed(list(itertools.pairwise([start, *ends]))):
+            self._put((group, prompt[:end]), first, slots, slot)
+        for key in reversed(whole):
+            self._kept.move_to_end(key)
+        while self._size > self._budget:
+            self._remove(next(iter(self._kept)))
+
+    def drop(self, is_gone: Callable[[tuple[int, ...]], bool]) -> None:
+        """Drop the parts of prompts of which `is_gone` holds. It gets a prompt up to the end of its part."""
+        for key in [key for key in self._kept if is_gone(key[1])]:
+            self._remove(key)
+
+    def n_shared(self, a: tuple[int, ...], b: tuple[int, ...]) -> int:
+        """Return how many tokens a prompt can copy from another one that is cached."""
+        grain = self._grain
+        n = min(len(a), len(b)) // grain
+        return grain * bisect_left(range(1, n + 1), True, key=lambda i: a[: i * grain] != b[: i * grain])
+
+    def _ends(self, n: int) -> list[int]:
+        """Return where the parts of a prompt of n tokens end."""
+        chunks = list(range(CHUNK, n + 1, CHUNK))
+        last = n // self._grain * self._grain
+        return [*chunks, last] if last % CHUNK else chunks
+
+    def _put(self, key: _Key, start: int, slots: KvSlots, slot: int) -> None:
+        group, prompt = key
+        held = self._kept.get(key)
+        if held is None or held[0].shape[1] != len(prompt) - start:
+            # first, since memory may run out
+            parts = [cache[slot, :, start : len(prompt)].clone() for cache in (*slots.keys, *slots.values)]
+            if held is None:
+                insort(self._ordered.setdefault(group, []), prompt)
+            self._kept[key] = parts
+            self._size += _size(parts) - _size(held or [])
+        self._kept.move_to_end(key)
+
+    def _remove(self, key: _Key) -> None:
+        group, prompt = key
+        self._size -= _size(self._kept.pop(key))
+        ordered = self._ordered[group]
+        del ordered[bisect_left(ordered, prompt)]
+        if not ordered:
+            del self._ordered[group]
+
+    def _chain(self, group: _Group, prompt: tuple[int, ...]) -> list[tuple[_Key, int]]:
+        """Return the parts that hold a prompt's longest cached beginning, each with its end there.
+
+        The prompt that shares most with it is next to it in the order of their tokens.
+        """
+        while ordered := self._ordered.get(group):
+            at = bisect_right(ordered, prompt)
+            near = ordered[max(at - 1, 0) : at + 1]
+            n_shared, nearest = max((self.n_shared(kept, prompt), kept) for kept in near)
+            if not n_shared:
+                break
+            key, start = (group, nearest), len(nearest)
+            found: list[tuple[_Key, int]] = []
+            while start and (held := self._kept.get((group, nearest[:start]))):
+                end, start = start, start - held[0].shape[1]
+                if start < n_shared:
+                    found.insert(0, ((group, nearest[:end]), min(end, n_shared)))
+            if not start:
+                return found
+            self._remove(key)  # what it follows was dropped
+        return []
+
+
+def _size(parts: list[torch.Tensor]) -> int:
+    return sum(part.nbytes for part in parts)
+
+
+class Prefiller:
+    """Writes the keys and values of prompts over one shared prefix.
+
+    pass_widths: the proven widths of a packed pass, ascending; none if each row is prefilled by itself.
+    """
+
+    def __init__(
+        self, decoder: Decoder, prefix: SharedPrefix, cache: PrefixCache, pass_widths: tuple[int, ...]
+    ) -> None:
+        self._decoder, self._prefix, self._cache = decoder, prefix, cache
+        self._widths = pass_widths if decoder.can_pack else ()
+        self._callers: Mapping[int, str] = {}
+
+    def known(self, prefix: SharedPrefix, prompt: tuple[int, ...], caller: str = "") -> int:
+        """Return how many tokens of a prompt, from its beginning, need not be computed."""
+        return self._cache.known(prefix, prompt, caller)
+
+    def fill(
+        self,
+        slots: KvSlots,
+        prompts: Mapping[int, tuple[int, ...]],
+        prefix: SharedPrefix | None = None,
+        n_read: Mapping[int, int] = MappingProxyType({}),
+        callers: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        """Write the prompt of each slot. prefix: of these rows, which may differ by slot.
+
+        n_read: the tokens of a prompt that are in its slot already: whole chunks, but not all; 0 for none.
+        callers: of the prompts, as of PrefixCache; "" for none.
+        """
+        self._callers = callers
+        self._prefix = prefix or self._prefix
+        waiting = {slot: prompt for slot, prompt in prompts.items() if prompt}
+        while waiting:
+            now = self._apart(waiting) if self._widths else dict([next(iter(waiting.items()))])
+            known = {
+                slot: n_read.get(slot)
+                or self._cache.load(self._at(slot), now[slot], slots, slot, self._caller(slot))
+                for slot in now
+            }
+            new = {slot: prompt for slot, prompt in now.items() if known[slot] < len(prompt)}
+            self._compute(slots, new, known)
+            for slot, prompt in now.items():
+                self._cache.keep(self._at(slot), prompt, slots, slot, self._caller(slot))
+                del waiting[slot]
+
+    def _at(self, slot: int) -> SharedPrefix:
+        return self._prefix.at(slot)
+
+    def _caller(self, slot: int) -> str:
+        return self._callers.get(slot, "")
+
+    def _compute(
+        self, slots: KvSlots, prompts: Mapping[int, tuple[int, ...]], known: Mapping[int, int]
+    ) -> None:
+        """Compute what is not known of the prompts."""
+        if not self._widths:
+            for slot, prompt in prompts.items():
+                self._decoder.prefill(self._at(slot), slots, slot, prompt, known[slot], is_read=False)
+            return
+        segments = []
+        for slot, prompt in prompts.items():
+            filled = prompt + (0,) * (padded(prompt) - len(prompt))
+            segments.append(Segment(slot, known[slot], filled[known[slot] :]))
+        for together in packed(segments, self._widths[-1]):
+            n = sum(len(segment.tokens) for segment in together)
+            width = next(width for width in self._widths if width >= n)
+            self._decoder.prefill_packed(self._prefix, slots, together, width)
+
+    def _apart(self, waiting: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+        """Return the prompts but those that can copy more from one before them, once it is cached."""
+        all_begun: dict[str, list[tuple[int, ...]]] = {}  # by caller, in the order of their tokens
+        found = {}
+        for slot, prompt in waiting.items():
+            begun = all_begun.setdefault(self._caller(slot), [])
+            at = bisect_right(begun, prompt)
+            near = (self._cache.n_shared(other, prompt) for other in begun[max(at - 1, 0) : at + 1])
+            if max(near, default=0) <= self._cache.known(self._at(slot), prompt, self._caller(slot)):
+                found[slot] = prompt
+                begun.insert(at, prompt)
+        return found
+
+
+def packed(segments: Iterable[Segment], width: int) -> list[list[Segment]]:
+    """Return passes of at most `width` tokens: full ones of long segments, then the rest together."""
+    passes: list[list[Segment]] = []
+    rest: list[Segment] = []
+    for slot, start, tokens in segments:
+        while len(tokens) > width:
+            passes.append([Segment(slot, start, tokens[:width])])
+            start, tokens = start + width, tokens[width:]
+        rest.append(Segment(slot, start, tokens))
+    room: list[int] = []  # in each pass of the rest, which come after all whole parts
+    together: list[list[Segment]] = []
+    for segment in sorted(rest, key=lambda segment: -len(segment.tokens)):
+        n = len(segment.tokens)
+        at = next((at for at, left in enumerate(room) if left >= n), len(room))
+        if at == len(room):
+            room.append(width)
+            together.append([])
+        room[at] -= n
+        together[at].append(segment)
+    return passes + together
+
 
 _WIDTH_OF_DRAFTS = 4  # a narrower step takes hardly less time per row of a draft that is right
 

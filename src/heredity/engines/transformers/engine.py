@@ -21,10 +21,11 @@ import hashlib
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import torch
@@ -41,26 +42,272 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from heredity.core import host
-from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, Unavailable
+from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, OutOfMemory, Unavailable, first_line
 from heredity.core.files import write_atomic
 from heredity.core.host import CPU, Device
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Model, Record, Reply, Request
-from heredity.engines import base_folder, cache_budget
-from heredity.engines.chat.codec import AnswerReader, ChatCodec
+from heredity.engines import RequestStream, base_folder, cache_budget
+from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
 from heredity.engines.chat.folder import has_tokenizer
+from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import Listener, TokenScores
-from heredity.engines.transformers import loading
-from heredity.engines.transformers.activated import Activation
-from heredity.engines.transformers.loading import settings_of
-from heredity.engines.transformers.session import GenerateSession, Row, TokenTaker
+from heredity.engines.torch.sampling import Sampler
+from heredity.formats.activation import Gate, find_last
 from heredity.formats.adapted import tensor_names
+from heredity.formats.choice import ENCODERS
 from heredity.formats.peft import HEAD, LowRank, read_adapter
+from heredity.formats.weights import CONFIG, read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-    from heredity.engines.transformers.activated import Activation
+
+@dataclass(slots=True)
+class Row:
+    """A request in flight: its prompt as text and as tokens, and the tokens of its answer so far."""
+
+    key: int
+    prompt: str
+    tokens: tuple[int, ...]
+    n_shared: int  # tokens that all requests of the application begin with
+    max_tokens: int
+    sampler: Sampler
+    output: list[int] = field(default_factory=list)
+    stop: str = ""
+    growing: GrowingAnswer | None = None
+
+
+class TokenTaker(Protocol):
+    """Receives the logits of a row's next token."""
+
+    def __call__(self, row: Row, logits: torch.Tensor) -> int:
+        """Draw a token from logits (vocabulary,), append it to the row, and set `stop` if it is the last."""
+
+
+class Batch(Protocol):
+    """Rows that a model answers together."""
+
+    rows: list[Row]
+    width: int
+
+    def has_room(self, row: Row) -> bool:
+        """Return True if this row fits next to those in flight; a single row always fits."""
+
+    def step(self, take: TokenTaker) -> None:
+        """Draw at least one token for every row."""
+
+
+class GenerateSession:
+    """Pulls requests while the batch has room, and replies in the order in which answers are finished."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        codec: ChatCodec,
+        reader: AnswerReader,
+        context: int | None,
+        requests: Iterable[Request | None],
+        listener: Listener | None = None,
+    ) -> None:
+        self._batch, self._codec, self._reader, self._context = batch, codec, reader, context
+        self._requests, self._listener = RequestStream(requests), listener
+        self._waiting: Row | None = None  # pulled, and too long for the room that is left
+
+    def run(self) -> Iterator[Reply]:
+        """Yield the replies."""
+        batch = self._batch
+        while True:
+            yield from self._admit()
+            if not batch.rows:
+                return self._requests.refuse_idle()
+            batch.step(self._take)
+            finished = [row for row in batch.rows if row.stop]
+            batch.rows = [row for row in batch.rows if not row.stop]
+            for row in finished:
+                yield self._reply(row)
+
+    def _admit(self) -> Iterator[Reply]:
+        """Pull requests while there is room; answer those that cannot be asked."""
+        batch = self._batch
+        while len(batch.rows) < batch.width:
+            if self._waiting is None:
+                if (request := self._requests.next()) is None:
+                    return
+                found = self._accept(request)
+                if isinstance(found, Reply):
+                    yield found
+                    continue
+                self._waiting = found
+            if not batch.has_room(self._waiting):
+                return
+            batch.rows.append(self._waiting)
+            self._waiting = None
+
+    def _accept(self, request: Request) -> Row | Reply:
+        found = self._codec.prompt(request, self._context)
+        if isinstance(found, Reply):
+            return found
+        prompt, tokens = found
+        if self._listener is not None and not self._listener.is_wanted(request.key):
+            return Reply(request.key, prompt, "", stop="length", n_prompt_tokens=len(tokens))
+        shared = self._codec.shared(request)
+        n_shared = len(shared) if len(tokens) > len(shared) and tokens[: len(shared)] == shared else 0
+        sampler = Sampler(request.decoding, request.seed)
+        return Row(request.key, prompt, tokens, n_shared, request.decoding.max_tokens, sampler)
+
+    def _take(self, row: Row, logits: torch.Tensor) -> int:
+        token = row.sampler.draw(logits)
+        row.output.append(token)
+        if self._reader.is_over(row.output):
+            row.stop = "end"
+        elif len(row.output) == row.max_tokens:
+            row.stop = "length"
+        if (listener := self._listener) is not None and not row.stop:
+            if listener.is_heard(row.key):
+                row.growing = row.growing or self._reader.stream()
+                if more := row.growing.grow(row.output):
+                    listener.hear(row.key, more)
+            if not listener.is_wanted(row.key):
+                row.stop = "length"
+        return token
+
+    def _reply(self, row: Row) -> Reply:
+        text = self._reader.text(row.output)
+        if self._listener is not None and self._listener.is_heard(row.key):
+            growing = row.growing or self._reader.stream()
+            self._listener.hear(row.key, growing.finish(text))
+        return Reply(
+            key=row.key,
+            prompt=row.prompt,
+            text=text,
+            tokens=tuple(row.output),
+            tool_calls=parse_tool_calls(text),
+            stop="end" if row.stop == "end" else "length",
+            n_prompt_tokens=len(row.tokens),
+        )
+
+
+_HERE = {"trust_remote_code": False, "local_files_only": True}
+_ADVICE = "Close other programs, or take a smaller model."
+_USUAL_WIDTH = 1024
+# Names of the context length. A model without one, such as Bloom or Mamba, has no limit.
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Return the configuration of the model in a folder.
+
+    Raises Unavailable for a model that transformers does not load as a causal language model, Damaged for a
+    configuration that makes no sense, OutOfMemory.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not isinstance(name := read_json(folder / CONFIG).get("model_type"), str):
+        raise Damaged(f"{folder / CONFIG}: names no architecture (model_type).")
+    if name in ENCODERS:
+        raise Unavailable(f"'{name}' is an encoder, which writes no text: it cannot be asked.")
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise Unavailable(
+            f"transformers {version()} has no causal language model '{name}'. A newer one may; so may"
+            " vllm:NAME, or llamacpp:NAME with a GGUF of it.",
+            code="architecture-unsupported",
+        )
+    try:
+        with host.explain_out_of_memory(f"Reading {folder / CONFIG}", _ADVICE):
+            return AutoConfig.from_pretrained(folder, **_HERE)
+    except OutOfMemory:  # it says nothing about the file
+        raise
+    except Exception as error:  # a configuration is a program's input: anything can be wrong with it
+        message = f"{folder / CONFIG}: makes no sense ({first_line(error)})."
+        raise Damaged(message) from None
+
+
+def version() -> str:
+    """Return the version of transformers."""
+    from transformers import __version__
+
+    return str(__version__)
+
+
+def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, device: Device) -> PreTrainedModel:
+    """Return the model, in evaluation mode.
+
+    Raises Damaged for missing weights, OutOfMemory, or Unavailable.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    host.prepare_transformers()
+    try:
+        with host.LOADING, host.explain_out_of_memory(f"Loading {folder}", _ADVICE):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_HERE
+            )
+    except ImportError as error:
+        raise Unavailable(
+            f"transformers does not load this model here: {first_line(error)}", code="package-missing"
+        ) from error
+    except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
+        raise Unavailable(
+            f"transformers {version()} does not load '{config.model_type}' from {folder}: {first_line(error)}"
+        ) from error
+    if missing := sorted(found["missing_keys"]) + sorted(each[0] for each in found["mismatched_keys"]):
+        raise Damaged(
+            f"{folder}: {len(missing)} tensors are missing, or of another shape than {CONFIG} says, such as"
+            f" {missing[0]}."
+        )
+    model.generation_config = GenerationConfig()  # a repetition penalty would change what is measured
+    return model.eval().to(device.torch)
+
+
+def settings_of(config: PreTrainedConfig) -> dict[str, object]:
+    """Return the settings of the language model, under the names of transformers and of the architecture."""
+    inner = config.get_text_config(decoder=True)
+    return {**{name: getattr(inner, name, None) for name in inner.attribute_map}, **inner.to_dict()}
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens the model can read and write; None if it has no limit."""
+    settings = settings_of(config)
+    return _first(settings, _LENGTHS)
+
+
+def faster_dtype(config: PreTrainedConfig, device: Device) -> str:
+    """Return the dtype whose products are faster here at the model's shape."""
+    settings = settings_of(config)
+    hidden = _first(settings, ("hidden_size", "n_embd", "d_model")) or _USUAL_WIDTH
+    inner = _first(settings, ("intermediate_size",)) or 4 * hidden
+    return host.choose_dtype(hidden, inner, device=device)
+
+
+def _first(settings: Mapping[str, object], names: Iterable[str]) -> int | None:
+    found = (settings.get(name) for name in names)
+    return next((n for n in found if isinstance(n, int) and n > 0), None)
+
+
+class Activation:
+    """The invocation of an adapter, and its gate in every adapted module."""
+
+    def __init__(self, invocation: tuple[int, ...], device: torch.device) -> None:
+        self._invocation, self._device = invocation, device
+        self.gate = Gate()
+
+    def start(self, prompt: Sequence[int]) -> int | None:
+        """Return the first token of a prompt that is changed; None if the adapter stays off."""
+        return find_last(prompt, self._invocation)
+
+    def over(self, prompt: Sequence[int], n_more: int = 0) -> AbstractContextManager[None]:
+        """Run one row: passes that end with the prompt and `n_more` tokens, and steps behind it."""
+        start, n = self.start(prompt), len(prompt) + n_more
+        places = torch.arange(n, device=self._device)
+        return self.gate.only((places >= (n if start is None else start))[None])
+
+    def rows(self, prompts: Sequence[Sequence[int]], width: int) -> AbstractContextManager[None]:
+        """Run a step of one token for each of these rows, and for idle ones up to `width`."""
+        awake = [self.start(prompt) is not None for prompt in prompts]
+        awake += [False] * (width - len(awake))
+        return self.gate.only(torch.tensor(awake, device=self._device)[:, None])
 
 
 class SingleBatch:
@@ -488,9 +735,9 @@ def open_folder(
     """
     host.keep_freed_memory()
     host.prepare_device(device)
-    config = loading.read_config(folder)
-    chosen = dtype or loading.faster_dtype(config, device)
-    model = loading.load_model(folder, config, getattr(torch, chosen), device)
+    config = read_config(folder)
+    chosen = dtype or faster_dtype(config, device)
+    model = load_model(folder, config, getattr(torch, chosen), device)
     activation = None if adapter is None else apply_adapter(model, adapter, folder)
     source = folder if adapter is None or not has_tokenizer(adapter) else adapter
     engine = TransformersEngine(model, ChatCodec(source), folder, activation=activation)
@@ -529,10 +776,10 @@ class TransformersEngine:
         self._activation = activation
         self.codec, self.folder, self.width = codec, folder, width
         self._reader = AnswerReader(codec, codec.stops(folder))
-        self.context_length = loading.context_length(model.config)
+        self.context_length = context_length(model.config)
         self._has_short_head = "logits_to_keep" in inspect.signature(model.forward).parameters
         dtype = str(model.dtype).removeprefix("torch.")
-        versions = f"transformers {loading.version()} torch {torch.__version__} {dtype}"
+        versions = f"transformers {version()} torch {torch.__version__} {dtype}"
         with torch.inference_mode():
             fingerprint = self._fingerprint()
         where = Device.parse(str(model.device)).suffix

@@ -22,6 +22,7 @@ from heredity.engines.remote.messages import (
     Endpoint,
     JsonObject,
     MalformedAnswer,
+    PrefillRemover,
     as_list,
     as_object,
     label_of,
@@ -29,7 +30,6 @@ from heredity.engines.remote.messages import (
     repeated_prefill,
     token_count,
 )
-from heredity.engines.remote.streaming import PrefillRemover
 
 _FOLDERS = ("models/", "tunedModels/")  # a model whose name has one of them is sent as it is
 _FILTERS = ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "MODEL_ARMOR")

@@ -30,6 +30,7 @@ from heredity.engines.remote.messages import (
     Endpoint,
     JsonObject,
     MalformedAnswer,
+    PrefillRemover,
     as_list,
     as_object,
     call_ids,
@@ -39,7 +40,6 @@ from heredity.engines.remote.messages import (
     schema,
     token_count,
 )
-from heredity.engines.remote.streaming import PrefillRemover
 
 PREFILLS = ("continue_final_message", "trailing", "prefix")
 _STOPS: dict[str, Stop] = {"length": "length", "content_filter": "filter"}
