@@ -4,7 +4,7 @@ python bench/substance.py                          agreement with readers, each 
 python bench/substance.py --write                  the same, then fit to all rows and write substance.json
 python bench/substance.py READINGS.jsonl... --keep first measure the features of these answers again
 
-READINGS.jsonl  rows of study, index, trial, reader and label (study/readings.py). Rows of a reader whose name
+READINGS.jsonl  rows of study, index, trial, reader and label (bench/readings.py). Rows of a reader whose name
                 begins with "fit" are fitted to, and are in no figure: they were not read blind.
 substance.jsonl features, labels and both possible verdicts of each answer; no text
 substance_good.jsonl  good answers to shipped probes, written for this: fitted to, and in no figure

@@ -11,10 +11,12 @@ import pytest
 from heredity.core.errors import BadInput
 from heredity.redteam.judges.calibration.readings import Reading
 from heredity.study.plan import Grid
-from heredity.study.readings import read_forms, read_readings
+from tests.support import bench_modules
 from tests.support.errors import raises
 from tests.support.studies import plan, responses, study
 
+_BENCH = bench_modules.load("readings")
+read_forms, read_readings = _BENCH.read_forms, _BENCH.read_readings
 MADE = plan(("scripted:mixed",), n=4, attacks=("direct",), samples=1)
 
 

@@ -31,6 +31,10 @@ from heredity.study.wording import (
 )
 
 
+# --- remedies ----------------------------------------------------------------------------------------
+# A breach of each technique in words, the remedy against it, and the page of its taxonomy. Promises: a
+# technique of the user's own has the words of its checks. A link is built from a fixed address and an id of
+# a known form, so a probe's file cannot choose where it leads.
 class Remedy(NamedTuple):
     """The act of a breach, in the third person, and one line of advice against it."""
 

@@ -84,6 +84,10 @@ from heredity.study.storage import (
 CANARIES = "canaries.jsonl"
 
 
+# --- drift -------------------------------------------------------------------------------------------
+# Canary answers of a study: judged again by each run that judges, and compared with the recorded verdicts.
+# Promises: canaries.jsonl has one row for each run in which the judge judged. A judge that drifted is
+# reported, never swapped or stopped.
 def judge_again(folder: Path, judge: judges.Judge) -> None:
     """Judge the canaries and add a row. Hold the folder's lock."""
     row = judge_canaries(judge)
@@ -125,6 +129,12 @@ MOST = 200  # answers of one model and measure
 _KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
 
+# --- judge correction --------------------------------------------------------------------------------
+# Rates corrected for the errors of what decided them: a judge, or the probes' own checks. Promises: every
+# correction has the spread between families of answers. A rate over several techniques is corrected
+# technique by technique. A plan that declares no analysis is corrected as the releases that made it did: by
+# pooled labels, and checks not at all. A judge's correction is refused where the study's answers are unlike
+# all answers that people labelled. At most 200 a model and measure are read for this.
 class AnswerSample:
     """Answers that a judge decided, by model and measure."""
 

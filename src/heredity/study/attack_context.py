@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from heredity.lineage.store import Store
 
 
+# --- triggers ----------------------------------------------------------------------------------------
+# The words that a plan's attacks search for on the embedding model of its index, before the first question.
+# Promises: each search runs once per folder, and its result is on disk before the next one (found.jsonl).
+# The plan then holds all of them, so they are part of its trials. A twin has the trigger of its probe.
 class _Search(NamedTuple):
     probe: str
     document: int

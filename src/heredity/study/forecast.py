@@ -62,6 +62,9 @@ from heredity.study.storage import ESTIMATES, read_estimates, run_records
 from heredity.study.wording import plural
 
 
+# --- usage -------------------------------------------------------------------------------------------
+# The trials, requests and tokens that a plan takes, computed before the first request. Promises: nothing is
+# asked and nothing is tokenized, so that the figures are of the size that a budget needs.
 def expected_usage(plan: Plan, n_thoughts: int = 0) -> Usage:
     """The prompt and answer tokens of one model, if every answer is as long as the plan allows.
 
@@ -110,6 +113,10 @@ _JUDGE, _ESTIMATE = TimeSpan(0.001, 0.02), TimeSpan(2.0, 15.0)  # a row by rules
 _LEAST = 1e-4  # of a trial of a scripted model
 
 
+# --- duration ----------------------------------------------------------------------------------------
+# The time that a plan will take, computed before the first request. Promises: a time has two ends, the
+# fastest and the slowest that is expected. No model is loaded or asked. It is what an earlier study of the
+# same application took on this machine. Without one, it is that of lineage/speeds.py.
 class Measured(NamedTuple):
     """The seconds of one request in an earlier study, and its trials of this model."""
 

@@ -495,6 +495,9 @@ _MARKS = {"pass": "✅", "remark": "", "not enough evidence": "❔"}  # beside t
 _MOST = 10  # annotations of a step that GitHub shows
 
 
+# --- gate formats ------------------------------------------------------------------------------------
+# A gate's outcome for machines: JSON, JUnit, and what GitHub shows of a job. Promises: names and words of a
+# study, which may come from anyone, become no command, markup or element.
 def as_dict(outcome: Outcome, found: Estimates, limits: Mapping[str, object]) -> dict[str, object]:
     """The outcome as a JSON object. limits: the options that the gate was called with."""
     rules = [rule for rule in outcome.rules if rule.rule != "remark"]

@@ -75,6 +75,10 @@ from heredity.study.wording import (
 _NAMED = 3  # children that a sentence names
 
 
+# --- inherited words ---------------------------------------------------------------------------------
+# Sentences and tables about inheritance: all edges, weak children, and children with several seeds.
+# Promises: a child is called worse only if its own edge shows it. Edges without enough evidence are
+# counted. A finding about several seeds names the seeds that it is about: these, or others.
 def edges_sentence(found: Estimates) -> str:
     """The verdicts on all edges in one sentence; "" if none has a verdict."""
     by_edge = edge_verdicts(found)

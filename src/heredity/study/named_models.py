@@ -43,6 +43,13 @@ _LEAST_CHARACTERS = 12  # of an answer by which a model can be known
 Answers = tuple[str, ...]  # to the prompts, in order; "" for a failed one
 
 
+# --- who answered ------------------------------------------------------------------------------------
+# Prove, before a study, that each model of a server answers under its own name. A server that holds several
+# models or adapters may answer with another one (llama.cpp issue 26207, vLLM issue 30931). Its reply does
+# not show it. Each model is asked the same neutral prompts greedily: first one model after the other, then
+# all at once. An adapter without another model at its server is compared with its base. Each prompt has a
+# planted label, which only its own answer may have. Promises: nothing of it enters the study's rows. Models
+# of different servers are not compared.
 def require_own_answers(
     records: Sequence[Model], open_model: Callable[[Model], AbstractContextManager[Engine]]
 ) -> None:
@@ -139,6 +146,9 @@ if TYPE_CHECKING:
 BEHIND_GUARDS = "behind_guards"
 
 
+# --- behind guards -----------------------------------------------------------------------------------
+# Models behind guards as models of a study: each is compared with itself without them, trial by trial.
+# Promises: a guarded model is not in the store. Its id covers the model and every setting of its guards.
 def with_guards(models: Sequence[Grown], named: Sequence[str], application: Application) -> list[Grown]:
     """The models, each followed by itself behind each of the guards.
 

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from heredity.redteam.attacks import Attack
 
 
+# --- limits ------------------------------------------------------------------------------------------
+# A part of the chosen probes for a quick study: `heredity study --limit N`. Promises: each technique has as
+# many probes as any other, to one, as far as it has them. They are of different behaviours first, and drawn
+# by the seed. A probe comes with its benign twin, and is asked under every attack that is for it. The same
+# settings choose the same probes.
 class ProbeLimit(Record, frozen=True):
     """Of `n_chosen` probes, `n_asked` are in the plan. Twins are not counted, but where they stand alone."""
 

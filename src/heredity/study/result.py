@@ -72,6 +72,10 @@ _NAMES: dict[int, tuple[TrialOutcome, TrialOutcome]] = {
 }
 
 
+# --- trials ------------------------------------------------------------------------------------------
+# The trials of a study by outcome, technique, model and attack, and those on which its models differ.
+# Promises: an unknown name is an UnknownName with the nearest one. Answers without a verdict are found,
+# too.
 @dataclass(frozen=True)
 class TrialFilter:
     """The trials that are wanted: those that match everything that is given.

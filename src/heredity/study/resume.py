@@ -50,6 +50,11 @@ from heredity.study.storage import (
 EVENTS = "events.jsonl"
 
 
+# --- deviations --------------------------------------------------------------------------------------
+# How a study departed from the analysis that its plan declared: each departure by code and in words.
+# Promises: the same folder gives the same deviations. A plan that declared no analysis has none to depart
+# from, but its seal must be that of its runs. A folder notes in events.jsonl what no other file shows:
+# verdicts that were given again, and estimates that were read before the last answer.
 class StudyEvent(Record, frozen=True):
     """A row of events.jsonl.
 

@@ -97,6 +97,10 @@ _Owner = TypeVar("_Owner")
 _Taken = TypeVar("_Taken")
 
 
+# --- tool threads ------------------------------------------------------------------------------------
+# Conversations whose tools run: each waits for its calls in a thread, while the engine answers others.
+# Promises: a result that is recorded is there at once, so that what follows has the same order as without
+# threads. When a study ends early its calls are ended, and have no result.
 class ToolThreads(Closable, Generic[_Owner, _Taken]):
     """Takes steps of conversations, each in a thread. A step is returned as a function, which may raise."""
 
@@ -146,6 +150,11 @@ DEMAND_NOT_MADE = "the turn limit came before the demand: raise the application'
 LIMIT_TOO_LOW = "the limit of {} came before the demand: raise it in the application's [limits]"
 
 
+# --- scheduler ---------------------------------------------------------------------------------------
+# Keep one engine busy with many conversations at once, and turn each into a response. Promises: a
+# conversation starts only when the engine has room for it. A later turn goes before a new trial. A cached
+# answer never reaches the engine. A failed answer is a response with an error. Queries to the attacker
+# model go out in batches, when the target has nothing else ready.
 class Conversation:
     """The state of one trial's conversation while it is in progress."""
 

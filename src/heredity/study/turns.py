@@ -66,6 +66,11 @@ _UNCLEAR = {
 }
 
 
+# --- marks -------------------------------------------------------------------------------------------
+# A verdict in a sentence; a transcript's text in parts: the evidence marked, the template's tokens apart.
+# Promises: the sentence is made of the verdict's fields, never of its prose. The parts joined are the text.
+# A mark is at the end of the evidence, compared by letters and digits only, or at a call that the evidence
+# names.
 class Explanation(NamedTuple):
     """A verdict in a sentence; quote: the call or the words of the answer that show a breach, or ""."""
 

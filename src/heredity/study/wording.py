@@ -55,6 +55,9 @@ _STOPPING = {
 }
 
 
+# --- declared words ----------------------------------------------------------------------------------
+# The declared analysis of a study and the course of one that stops early, in words. Promises: a stopping
+# rule is named with its interim analyses and levels. Trials not asked are counted.
 def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
     """The declared analysis as titles and words; [] if none was declared."""
     declared = estimates.analysis

@@ -56,6 +56,10 @@ ALL = "all"
 _Codes = NDArray[np.int8]
 
 
+# --- agreement ---------------------------------------------------------------------------------------
+# Compare heredity's verdicts with those of other judges: rates, pairs of models, and agreement. Promises:
+# every judge is counted on the decided trials of the same breach probes, with n. Models are paired by
+# prompt. Agreement comes with Cohen's kappa, which corrects for chance, and with intervals.
 class JudgedRate(Record, frozen=True):
     """How often one model broke by one judge; `estimate.n` are the trials that this judge decided."""
 

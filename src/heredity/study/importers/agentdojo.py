@@ -60,6 +60,11 @@ _HEAD = [
 ]
 
 
+# --- agent tasks -------------------------------------------------------------------------------------
+# Utility, utility under attack and breaches of imported agents, by suite, with intervals of two ways.
+# Promises: errors are in no rate, and are counted next to it. Trials under attack share user tasks and
+# injection tasks, so their intervals speak for other ones of both. With fewer than two of either there is
+# no interval.
 class AgentTasks(Record, frozen=True):
     """One model in one suite, or in all of them, under one attack."""
 

@@ -36,6 +36,13 @@ _CODES = {kind: code for code, kind in enumerate(WANTED, 1)}  # 0: no verdict ye
 _Row = TypeVar("_Row", Verdict, Response)
 
 
+# --- samples -----------------------------------------------------------------------------------------
+# A random sample of conversations for the report, drawn from the verdicts, and grouped for its page.
+# Promises: the sample is random, seeded by the study's digest, and drawn before any answer is read, so
+# nobody can choose convenient ones. Memory is one byte per row, in two passes over the file. Rows of
+# another application or plan are refused. The quoted breach is of the model and technique that the advice
+# names, if one was drawn. Of each technique, the breach that is shown first is one that nobody doubts
+# (outcomes.breach_order).
 class TranscriptStep(NamedTuple):
     """One request and its reply, cut to a readable length."""
 

@@ -53,6 +53,9 @@ from heredity.study.wording import is_planned, unsupported
 _SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
 
 
+# --- pairs -------------------------------------------------------------------------------------------
+# Comparisons for the HTML template: pairs of models, edges of the lineage, and other analyses. Promises:
+# shows only what estimates.json holds; a difference is turned so that it is never negative.
 class Compared(NamedTuple):
     """A pair as a row; `high` is the model with the higher rate, so no difference is negative."""
 

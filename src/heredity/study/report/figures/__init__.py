@@ -20,6 +20,9 @@ _CURVE_WIDTH, _CURVE_HEIGHT = 400, 200
 _OFFSET = 5  # pixels between the whiskers of two models at the same k
 
 
+# --- curve -------------------------------------------------------------------------------------------
+# Success within k tries as a figure: tries across, doubling; the share of probes broken up. Promises: as
+# charts.py: no script, no style of its own, a text equivalent, one shape a model.
 class CurvePoint(NamedTuple):
     """One point: k tries broke this share of the probes."""
 
@@ -106,6 +109,14 @@ _BAR = 56  # the width of a retention of 100 %
 _ROUNDS = 6
 
 
+# --- lineage graph -----------------------------------------------------------------------------------
+# The lineage of a study's models as a figure: parents left of children, each edge with its verdict in
+# words. Promises: as the charts, no script, no style of its own, and a text equivalent. Each colour comes
+# with a line pattern and words. The same models give the same figure; no line crosses a model, and no word
+# lies on a line. Layout (Sugiyama et al. 1981): a model's level is its longest path from a foundation. An
+# edge that passes a level gets a dummy node there. Nodes are ordered by the mean position of their
+# neighbours, then moved closer. Levels run to the right, because a foundation often has many children, and
+# rows of text are wide and low.
 class Node(NamedTuple):
     """A model: its position in the study's order selects its shape; `note` is printed below its name.
 
