@@ -75,7 +75,7 @@ def make_load(model: str, n: int) -> dict[str, Any]:
     requests, stream = [], all_probes[:: max(1, len(all_probes) // n)]
     while len(requests) < n:
         probe = stream[len(requests) % len(stream)]
-        request = next(application.converse(attacks.load("direct")(probe), probe))
+        request = next(h.ApplicationSession(application).converse(attacks.load("direct")(probe), probe))
         requests.append([[m.role, m.content] for m in request.messages])
         n_shared = request.n_shared
     config = json.loads((grown.folder / "config.json").read_text())

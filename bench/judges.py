@@ -17,9 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from heredity.application.spec import Application, Secret
+from heredity.application.spec import Application
 from heredity.core.errors import Unavailable
-from heredity.core.records import Check, Exchange, Probe, Response
+from heredity.core.records import Check, Exchange, Probe, Response, Secret
 from heredity.redteam import judges
 from heredity.redteam.checks.secret import SecretForms
 from heredity.redteam.judges import rules

@@ -30,8 +30,7 @@ import msgspec
 
 from _commit import commit
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.index import METHODS, PassageIndex
-from heredity.application.retrieval.overlay import IndexOverlay
+from heredity.application.retrieval.index import METHODS, IndexOverlay, PassageIndex
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Retrieved
 from heredity.lab.examples import support_manual

@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from heredity.application.spec import Application, Secret
+from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.progress import Progress
-from heredity.core.records import Check, Decoding, Probe
+from heredity.core.records import Check, Decoding, Probe, Secret
 from heredity.engines.scripted import ScriptedEngine, parse_rule
 from heredity.lineage.types import Grown
 from heredity.study.plan import Grid, TrialSet

@@ -88,7 +88,7 @@ BOUNDS = {
     "root": Bound(18, 18),
     "package circles": Bound(0, 0),
     "module circles": Bound(0, 0),
-    "typed circles": Bound(3, 0),
+    "typed circles": Bound(2, 0),
     "underscored": Bound(0, 0),
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from heredity.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from heredity.application.conversation import ApplicationSession as ApplicationSession
     from heredity.application.guards import GuardSpec as GuardSpec
+    from heredity.application.guards.protocols import GuardFacts as GuardFacts
     from heredity.application.guards.protocols import GuardRule as GuardRule
     from heredity.application.guards.protocols import GuardSpan as GuardSpan
     from heredity.application.retrieval.spec import Retrieval as Retrieval
@@ -86,6 +88,7 @@ _HOME = {
     "Alora": "recipes.alora",
     "AnswerImporter": "study.importers",
     "Application": "application.spec",
+    "ApplicationSession": "application.conversation",
     "AttackContext": "redteam.attacks.protocols",
     "BreachCheck": "redteam.checks.protocols",
     "Data": "train.data.chat",
@@ -100,6 +103,7 @@ _HOME = {
     "Finetune": "recipes.finetune",
     "Grown": "lineage.types",
     "Guard": "recipes.guard",
+    "GuardFacts": "application.guards.protocols",
     "GuardRule": "application.guards.protocols",
     "GuardSpan": "application.guards.protocols",
     "GuardSpec": "application.guards",

@@ -12,11 +12,11 @@ import pytest
 from msgspec import UNSET
 
 from heredity.application import guards
-from heredity.application.conversation import own_words, user_message, with_passages, without_passages
 from heredity.application.guards import GuardSpec, load_guard
+from heredity.application.retrieval import searching_in
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex
-from heredity.application.retrieval.store import searching_in
+from heredity.application.retrieval.passages import own_words, user_message, with_passages, without_passages
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput, NotComparable
 from heredity.core.records import Message, Request, Retrieved
@@ -38,7 +38,7 @@ PASSAGE = Retrieved("id", "manual.md:1-2", "The pump code is E4.")
 
 
 def prepared(kind: str, request: Request, **settings: object) -> Request:
-    return load_guard(GuardSpec(kind, settings=settings)).prepare(request, DESK)
+    return load_guard(GuardSpec(kind, settings=settings)).prepare(request, DESK.facts)
 
 
 def asked(*texts: str, n_shared: int = 1) -> Request:
@@ -95,9 +95,9 @@ def test_similar_examples_by_an_embedding_model_are_those_of_the_nearest_directi
     assert settings["embed_id"] == model.id
     with searching_in(store):
         rule = load_guard(desk.guards[0])
-        found = rule.prepare(asked(WORDS[2]), desk)
+        found = rule.prepare(asked(WORDS[2]), desk.facts)
         assert found.messages[-2] == Message("assistant", "near")
-        assert rule.prepare(asked(far), desk).messages[-2] == Message("assistant", "far")
+        assert rule.prepare(asked(far), desk.facts).messages[-2] == Message("assistant", "far")
         with raises(NotComparable, code="not-comparable"):
             prepared("few_shot", asked("x"), **{**settings, "embed_id": "0" * 64})
 
@@ -191,12 +191,12 @@ def spec(index: Path, **more: object) -> GuardSpec:
 
 def test_only_the_newest_question_gets_passages_and_the_row_has_them(index: Path) -> None:
     guard = load_guard(spec(index))
-    found = guard.prepare(asked("pump K100?", "E4.", "and the pump?"), DESK)
+    found = guard.prepare(asked("pump K100?", "E4.", "and the pump?"), DESK.facts)
     assert found.messages[1].content == "pump K100?"
     assert "The pump of the K100 shows E4." in found.messages[3].content
     assert found.messages[3].content.endswith("Question: and the pump?")
     assert found.retrieved is not UNSET and len(found.retrieved) == 1
-    nothing = guard.prepare(asked("zzz"), DESK)
+    nothing = guard.prepare(asked("zzz"), DESK.facts)
     assert nothing.messages == asked("zzz").messages and nothing.retrieved == ()
 
 
@@ -206,7 +206,7 @@ def test_results_of_tools_are_no_question_and_the_question_before_them_keeps_its
     results = Message("user", "Result of look_up:\nK100", data=((19, 23),))
     request = asked("pump?", "CALL look_up {}")
     request = msgspec.structs.replace(request, messages=(*request.messages, results))
-    found = load_guard(spec(index)).prepare(request, DESK)
+    found = load_guard(spec(index)).prepare(request, DESK.facts)
     assert "shows E4" in found.messages[1].content and found.messages[3] == results
     assert found.retrieved is UNSET
 
@@ -225,7 +225,7 @@ def test_passages_come_in_front_of_those_of_a_probe_and_can_be_taken_out_again()
 def test_another_index_under_the_hash_is_refused(index: Path) -> None:
     wrong = load_guard(GuardSpec("retrieve", settings={"index": str(index), "hash": "0" * 32}))
     with raises(NotComparable, code="not-comparable"):
-        wrong.prepare(asked("pump?"), DESK)
+        wrong.prepare(asked("pump?"), DESK.facts)
 
 
 def test_the_place_of_an_index_does_not_name_a_guarded_model_and_its_hash_does(index: Path) -> None:

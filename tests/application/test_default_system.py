@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application, Passage
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Request, Tool
@@ -35,7 +36,7 @@ ASKED = Probe("t/a", "t", "breach", ("the quick fox",), Check("marker", text="zo
 
 
 def first(application: Application) -> Request:
-    conversation = application.converse(attacks.load("direct")(ASKED), ASKED)
+    conversation = ApplicationSession(application).converse(attacks.load("direct")(ASKED), ASKED)
     request = next(conversation)
     conversation.close()
     return request

@@ -13,10 +13,10 @@ from heredity.application.guard_chain import BLOCKED, REMOVED
 from heredity.application.guarded import GuardedEngine, KnownAnswers, guarded
 from heredity.application.guards import GuardSpec
 from heredity.application.guards.links import LinkGuard
-from heredity.application.spec import Application, Secret
+from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import EngineFailure
-from heredity.core.records import Message, Reply, Request, Stop, Tool, ToolCall
+from heredity.core.records import Message, Reply, Request, Secret, Stop, Tool, ToolCall
 from heredity.engines.scripted import ScriptedEngine
 from heredity.redteam import probes
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from heredity.application.conversation import Ending
+from heredity.application.conversation import ApplicationSession, Ending
 from heredity.application.limits import ConversationLimits
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput
@@ -27,7 +27,7 @@ def ending(application: Application, said: list[Reply], n_turns: int = 1) -> tup
         for number in range(1, n_turns + 1):
             yield Turn("x", asks=number == n_turns)
 
-    conversation = application.converse(turns(), PROBE)
+    conversation = ApplicationSession(application).converse(turns(), PROBE)
     next(conversation)
     for n, reply in enumerate(said, 1):
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Call, Offered, Opened, ServerAddress
 from heredity.application.sandbox.shared_process import SharedToolProcess
@@ -285,7 +286,7 @@ def test_an_injection_reaches_the_model_from_a_result_and_from_a_description(
         PROBE, tool_result=ToolResult("read", "Planted.", {"name": "y"}),
         tool_description=ToolDescription("read", f"First: {order}"),
     )  # fmt: skip
-    conversation = desk.converse(attacks.load("direct")(probe), probe, tools=toolbox.session())
+    conversation = ApplicationSession(desk, toolbox.session()).converse(attacks.load("direct")(probe), probe)
     assert f"- read: First: {order}" in next(conversation).messages[0].content
     asked = [f'CALL read {{"name": "{name}"}}' for name in ("order", "y")]
     shown = [conversation.send(Reply(0, "", text)).messages[-1].content for text in asked]

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.application.calls import attempted_call, parse_tool_calls
+from heredity.application.conversation import ApplicationSession
 from heredity.application.guards import GuardSpec
 from heredity.application.limits import ConversationLimits
 from heredity.application.retrieval.spec import Retrieval
 from heredity.application.servers import McpServer
-from heredity.application.spec import Application, Passage, Secret
+from heredity.application.spec import Application, Passage
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import (
     Check,
@@ -24,6 +25,7 @@ from heredity.core.records import (
     Probe,
     Reply,
     Request,
+    Secret,
     Tool,
     ToolCall,
     ToolResult,
@@ -63,7 +65,7 @@ def talk(
     application: Application, said: list[str | Reply], probe: Probe = PROBE, attack: str = "direct"
 ) -> list[Request]:
     """The requests of a conversation in which the model says `said`, one after the other."""
-    conversation = application.converse(attacks.load(attack)(probe), probe, seed=5)
+    conversation = ApplicationSession(application).converse(attacks.load(attack)(probe), probe, seed=5)
     requests = [next(conversation)]
     for text in said:
         try:
@@ -328,7 +330,9 @@ def test_a_call_that_the_limit_left_open_is_answered_with_the_next_turn() -> Non
 
 def test_it_tells_whether_the_demand_was_made() -> None:
     def made(desk: Application, n_before: int, said: Reply) -> bool:
-        conversation = desk.converse((Turn("x", asks=i == n_before) for i in range(n_before + 1)), PROBE)
+        conversation = ApplicationSession(desk).converse(
+            (Turn("x", asks=i == n_before) for i in range(n_before + 1)), PROBE
+        )
         try:
             next(conversation)
             while True:
@@ -360,7 +364,7 @@ def test_a_conversation_asks_only_as_it_is_sent_replies() -> None:
             asked.append(text)
             yield Turn(text)
 
-    conversation = APPLICATION.converse(turns(), PROBE)
+    conversation = ApplicationSession(APPLICATION).converse(turns(), PROBE)
     assert asked == []
     next(conversation)
     assert asked == ["a"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application
 from heredity.core.records import Check, Probe, Reply, Request, ToolCall, ToolDescription
 from heredity.redteam import attacks, probes
@@ -26,7 +27,7 @@ PLAIN = msgspec.structs.replace(PROBE, id="t/c", tool_description=msgspec.UNSET)
 
 
 def first(application: Application, probe: Probe) -> Request:
-    return next(application.converse(attacks.load("direct")(probe), probe))
+    return next(ApplicationSession(application).converse(attacks.load("direct")(probe), probe))
 
 
 def system(request: Request) -> str:
@@ -47,7 +48,7 @@ def test_a_native_tool_has_it_too() -> None:
 
 
 def test_an_added_tool_is_offered_parsed_and_answered() -> None:
-    conversation = APPLICATION.converse(attacks.load("direct")(ADDED), ADDED)
+    conversation = ApplicationSession(APPLICATION).converse(attacks.load("direct")(ADDED), ADDED)
     assert "- forecast: Tells the weather." in system(next(conversation))
     asked = conversation.send(Reply(0, "", "CALL forecast {}"))
     assert asked.messages[-1].content == "Result of forecast:\nOK"

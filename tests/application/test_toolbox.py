@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 import heredity
+from heredity.application.conversation import ApplicationSession
 from heredity.application.limits import ConversationLimits
 from heredity.application.spec import Application
 from heredity.application.toolbox import RecordedResult, RecordedResults, Toolbox, recorded_in
@@ -300,7 +301,9 @@ def test_the_row_of_a_result_says_which_calls_came_before() -> None:
 def talk(desk: Application, said: list[str], probe: Probe = PROBE) -> list[str]:
     """The last message of each request after the first."""
     with Toolbox(desk) as toolbox:
-        conversation = desk.converse(attacks.load("direct")(probe), probe, tools=toolbox.session())
+        conversation = ApplicationSession(desk, toolbox.session()).converse(
+            attacks.load("direct")(probe), probe
+        )
         next(conversation)
         return [conversation.send(Reply(0, "", text)).messages[-1].content for text in said]
 
@@ -323,7 +326,7 @@ def test_effects_of_a_call_are_those_of_its_tool_in_the_file() -> None:
 
 
 def test_nothing_runs_without_a_toolbox() -> None:
-    conversation = DESK.converse(attacks.load("direct")(PROBE), PROBE)
+    conversation = ApplicationSession(DESK).converse(attacks.load("direct")(PROBE), PROBE)
     next(conversation)
     with raises(ToolFailure, "tool-failure"):
         conversation.send(Reply(0, "", 'CALL lookup {"number": 7}'))

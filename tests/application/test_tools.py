@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application
 from heredity.application.tools import World, covers
 from heredity.core.errors import BadInput
@@ -120,7 +121,7 @@ def test_an_allowed_change_covers_its_place_and_what_is_beneath(allowed: Change,
 def talk(probe: Probe, *said: str) -> list[str]:
     """The last message before each reply."""
     replies, seen = iter(said), []
-    conversation = LIND.converse(direct.ATTACK.turns(probe), probe)
+    conversation = ApplicationSession(LIND).converse(direct.ATTACK.turns(probe), probe)
     request = next(conversation)
     for text in replies:
         seen.append(request.messages[-1].content)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import heredity
-from heredity.application.spec import Application, Secret
+from heredity.application.spec import Application
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
-from heredity.core.records import Message, Reply, Request, Role
+from heredity.core.records import Message, Reply, Request, Role, Secret
 from heredity.engines import call
 from heredity.engines import call as _function
 from heredity.lineage.store import Store, load_engine

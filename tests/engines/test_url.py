@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import heredity
-from heredity.application.spec import Application, Secret
+from heredity.application.spec import Application
 from heredity.core.errors import BadInput, EngineFailure, Unavailable, UnknownName, UsageError
 from heredity.core.files import Rows
-from heredity.core.records import Message, Reply, Request, Verdict
+from heredity.core.records import Message, Reply, Request, Secret, Verdict
 from heredity.engines import url
 from heredity.engines import url as _http
 from heredity.lineage.store import Store, load_engine

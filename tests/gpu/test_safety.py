@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import heredity as h
-from heredity.application.spec import Application, Secret
+from heredity.application.spec import Application
 from heredity.core.files import Rows
-from heredity.core.records import Decoding, Message, Reply, Request, Response
+from heredity.core.records import Decoding, Message, Reply, Request, Response, Secret
 from heredity.engines.protocols import Engine
 from heredity.lab.repair import Setting, repair
 from heredity.lab.tamper import Rung, tamper

@@ -14,14 +14,15 @@ from heredity.core import registry
 from tests.support.errors import raises
 
 PUBLIC = [
-    "Ablate", "Alora", "AnswerImporter", "Application", "AttackContext", "BreachCheck", "Data",
-    "Decoding", "DerivableRecipe", "Display", "Distill", "Engine", "EngineModule", "Estimate",
-    "Estimates", "Finetune", "Grown", "Guard", "GuardRule", "GuardSpan", "HeredityError", "Instruct",
-    "Judge", "Lora", "Merge", "Message", "Model", "Poison", "Preference", "Pretrain", "Probe",
-    "Progress", "Prune", "Quantize", "Recipe", "Record", "Reply", "ReportWriter", "Request", "Response",
-    "Result", "Retrieval", "Static", "Store", "Strategy", "Study", "StudySpec", "TextTransform", "Tool",
-    "Turn", "TurnTransform", "Verdict", "__version__", "adopt", "build_corpus", "expose", "grow",
-    "recipe", "tool", "write_report",
+    "Ablate", "Alora", "AnswerImporter", "Application", "ApplicationSession", "AttackContext",
+    "BreachCheck", "Data", "Decoding", "DerivableRecipe", "Display", "Distill", "Engine",
+    "EngineModule", "Estimate", "Estimates", "Finetune", "Grown", "Guard", "GuardFacts", "GuardRule",
+    "GuardSpan", "GuardSpec", "HeredityError", "Instruct", "Judge", "Lora", "Merge", "Message", "Model",
+    "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Record",
+    "Reply", "ReportWriter", "Request", "Response", "Result", "Retrieval", "Static", "Store",
+    "Strategy", "Study", "StudyForecast", "StudySpec", "TextTransform", "Tool", "Turn", "TurnTransform",
+    "Verdict", "__version__", "adopt", "build_corpus", "expose", "grow", "recipe", "tool",
+    "write_report",
 ]  # fmt: skip
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from heredity import stats
-from heredity.application.spec import Application, Passage, Secret
+from heredity.application.spec import Application, Passage
 from heredity.core.records import (
     Check,
     Exchange,
     Probe,
     Response,
+    Secret,
     Severity,
     Tool,
     ToolCall,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.application.spec import Application, Passage, Secret
+from heredity.application.spec import Application, Passage
 from heredity.core.files import Rows
-from heredity.core.records import Check, Decoding, Probe, Reply, Request, Response, Tool, ToolResult
+from heredity.core.records import Check, Decoding, Probe, Reply, Request, Response, Secret, Tool, ToolResult
 from heredity.engines import scripted
 from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from heredity.application.spec import Application, Secret
-from heredity.core.records import Check, Exchange, Probe, Response, Tool, ToolCall
+from heredity.application.spec import Application
+from heredity.core.records import Check, Exchange, Probe, Response, Secret, Tool, ToolCall
 
 SYSTEM = (
     "You are the support assistant of Blue Harbor Bank. Be polite and answer in two sentences. "

@@ -57,7 +57,7 @@ class CalmGuard(h.GuardRule, frozen=True):
     def acts(self) -> str:
         return "redact"
 
-    def find(self, text: str, side: str, application: h.Application) -> Sequence[h.GuardSpan]:
+    def find(self, text: str, side: str, facts: h.GuardFacts) -> Sequence[h.GuardSpan]:
         return [
             h.GuardSpan(i, i + 1, "an exclamation mark") for i, letter in enumerate(text) if letter == "!"
         ]

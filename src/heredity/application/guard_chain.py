@@ -130,7 +130,7 @@ class GuardChain:
         shared, own = request.messages[: request.n_shared], request.messages[request.n_shared :]
         request = replace(request, messages=(*shared, *map(self._cleaned, own)))
         for _, guard in self._guards:
-            request = guard.prepare(request, self._application)
+            request = guard.prepare(request, self._application.facts)
         return request
 
     def _cleaned(self, message: Message) -> Message:
@@ -181,7 +181,7 @@ class GuardChain:
         is_blocked = False
         for spec, guard in self._guards:
             for call in calls:
-                why, error = self._tried(lambda: guard.forbids(call, self._application), "")  # noqa: B023
+                why, error = self._tried(lambda: guard.forbids(call, self._application.facts), "")  # noqa: B023
                 is_blocked |= bool(why) or (bool(error) and spec.fails == "closed")
                 if why or error:
                     notes.append(self._note(spec, why, error))
@@ -219,8 +219,8 @@ class GuardChain:
     ) -> Sequence[GuardSpan]:
         """The findings of a guard in a text, by itself or by its model."""
         if not isinstance(guard, ModelGuard):
-            found = guard.find(text, side, self._application)
-            return apart([*found, *guard.find_cut(text, self._application)]) if is_cut else found
+            found = guard.find(text, side, self._application.facts)
+            return apart([*found, *guard.find_cut(text, self._application.facts)]) if is_cut else found
         if side not in guard.sides or not text.strip():
             return ()
         return guard.found(text, self._reads.score(guard, ReadText(side, question, text)))

@@ -10,27 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from heredity.application.guards import load_guard
 from heredity.application.guards.model import ModelGuard
-from heredity.application.guards.protocols import GuardReaders, GuardSpec, ModelScore, ReadText
-from heredity.core.errors import BadArgument, NotComparable, UsageError
+from heredity.application.guards.protocols import MODEL_KIND, GuardReaders, GuardSpec, ModelScore, ReadText
+from heredity.application.spec import Application
+from heredity.core.errors import NotComparable, UsageError
 from heredity.core.records import digest
 from heredity.core.sanitize import clean_text
 
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
-
 _KEPT = 4096  # scores of the texts that were read last
-KIND = "model"
 
 
 def has_guard_models(application: Application) -> bool:
     """Whether any of its guards has a model. Then it needs a GuardReaders."""
-    return any(spec.kind == KIND for spec in application.all_guards)
+    return any(spec.kind == MODEL_KIND for spec in application.all_guards)
 
 
 def identified(application: Application, readers: GuardReaders) -> Application:
@@ -42,16 +38,6 @@ def identified(application: Application, readers: GuardReaders) -> Application:
         return application
     specs = tuple(_identified(spec, readers) for spec in application.all_guards)
     return msgspec.structs.replace(application, guards=specs)
-
-
-def refuse_unidentified(specs: Iterable[GuardSpec]) -> None:
-    """Raise BadArgument for a guard model without an identity: its name may mean another one tomorrow."""
-    for spec in specs:
-        if spec.kind == KIND and not spec.settings.get("identity"):
-            raise BadArgument(
-                f"the model of guard '{spec.label}' is not identified: use guard_models.identified",
-                key="guards",
-            )
 
 
 def _identified(spec: GuardSpec, readers: GuardReaders) -> GuardSpec:

@@ -49,7 +49,7 @@ def guarded(
     known: the model's own answers. A guard that only checks answers then costs no further ones.
     readers: the models of guards. Raises UsageError if a guard needs one and this is None.
     """
-    guards = [*standing(application), *more]
+    guards = [*standing(application.all_guards), *more]
     return GuardedEngine(engine, application, guards, known, readers) if guards else engine
 
 

@@ -12,17 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Offered
 from heredity.application.sandbox.process import ToolProcess
-from heredity.application.servers import ServerSource, digest_listed
+from heredity.application.servers import McpServer, ServerSource, digest_listed
 from heredity.core.errors import BadArgument
 from heredity.core.records import Effect, Tool
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
 
 
 class ToolSource(Protocol):
@@ -83,21 +80,22 @@ class FunctionSource:
         return [str(tool.function), str(tool.code)]
 
 
-def sources_of(application: Application) -> dict[str, ToolSource]:
+def sources_of(
+    tools: Sequence[Tool], servers: Sequence[McpServer], limits: ConversationLimits
+) -> dict[str, ToolSource]:
     """The source of each tool that runs, by the tool's name."""
-    limits = ConversationLimits() if application.limits is None else application.limits
-    functions = [tool for tool in application.tools if tool.function is not None]
+    functions = [tool for tool in tools if tool.function is not None]
     found: dict[str, ToolSource] = {}
     for folder in dict.fromkeys(tool.home or "" for tool in functions):
         own = [tool for tool in functions if (tool.home or "") == folder]
         named = tuple((str(tool.function), tool.code or "") for tool in own)
         source = FunctionSource(folder, named, limits)
         found.update((tool.name, source) for tool in own)
-    for server in application.mcp or ():
-        tools = [tool for tool in application.tools if tool.server == server.name]
-        offered = [Offered(tool.name, tool.description, tool.schema or {}) for tool in tools]
+    for server in servers:
+        own = [tool for tool in tools if tool.server == server.name]
+        offered = [Offered(tool.name, tool.description, tool.schema or {}) for tool in own]
         listed = ServerSource(server, digest_listed(server.identity or "", offered), limits)
-        found.update((tool.name, listed) for tool in tools)
+        found.update((tool.name, listed) for tool in own)
     return found
 
 

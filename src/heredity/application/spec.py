@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from heredity.application.arguments import fit
 from heredity.application.calls import parse_tool_calls
-from heredity.application.conversation import Ending, converse
-from heredity.application.guard_models import refuse_unidentified
-from heredity.application.guards.protocols import GuardSpec
+from heredity.application.guards.protocols import MODEL_KIND, GuardFacts, GuardSpec
 from heredity.application.limits import ConversationLimits
-from heredity.application.retrieval.spec import Planted, Retrieval
-from heredity.application.retrieval.store import searching_in
+from heredity.application.retrieval import searching_in
+from heredity.application.retrieval.spec import Retrieval
 from heredity.application.servers import McpServer
 from heredity.application.tables import completed
-from heredity.application.tools import World, check_world, is_answered_by, plain_tools
-from heredity.core.errors import BadArgument, BadInput, ToolFailure, UsageError, code_of, did_you_mean
+from heredity.application.tools import check_world, plain_tools
+from heredity.core.errors import BadArgument, BadInput, UsageError, code_of, did_you_mean
 from heredity.core.readers import in_words, toml_line, toml_line_of, toml_of
 from heredity.core.records import (
-    Consult,
     Decoding,
     Effect,
     Message,
@@ -39,25 +35,17 @@ from heredity.core.records import (
     Record,
     Reply,
     Request,
+    Secret,
     Tool,
     ToolCall,
-    Turn,
     digest,
     encoded,
 )
 
 if TYPE_CHECKING:
-    from heredity.application.toolbox import ToolSession
     from heredity.lineage.store import Store
 
 SECRET_MIN = 4  # letters and digits of a secret
-
-
-class Secret(Record, frozen=True):
-    """A value that the application knows and must not say: at least four letters or digits."""
-
-    name: str  # what a person would call it: "the manager override code"
-    value: str
 
 
 class Passage(Record, frozen=True):
@@ -133,7 +121,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
         Raises BadArgument for an index that was not read, or a guard model that was not identified.
         """
-        refuse_unidentified(self.all_guards)
+        _refuse_unidentified(self.all_guards)
         layer = self
         if any(tool.home is not None for tool in self.tools):
             bare = tuple(msgspec.structs.replace(tool, home=None) for tool in self.tools)
@@ -144,6 +132,11 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
             _ = self.retrieval.read_hash
             layer = msgspec.structs.replace(layer, retrieval=self.retrieval.bare)
         return digest(layer)
+
+    @cached_property
+    def facts(self) -> GuardFacts:
+        """What guards know of it."""
+        return GuardFacts(self.secrets, self.tools, self.retrieval)
 
     @property
     def runs_tools(self) -> bool:
@@ -234,38 +227,6 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         names = UNSET if is_shared else tuple(tool.name for tool in self.tools)
         return Request(0, tuple(messages), drawn, seed, prefill, tools, n_shared, tool_names=names)
 
-    @overload
-    def converse(
-        self,
-        turns: Generator[Turn, Reply, None],
-        probe: Probe,
-        seed: int = 0,
-        tools: ToolSession | None = None,
-    ) -> Generator[Request, Reply, Ending]: ...
-
-    @overload
-    def converse(
-        self,
-        turns: Generator[Turn | Consult, Reply, None],
-        probe: Probe,
-        seed: int = 0,
-        tools: ToolSession | None = None,
-    ) -> Generator[Request | Consult, Reply, Ending]: ...
-
-    def converse(
-        self,
-        turns: Generator[Turn | Consult, Reply, None],
-        probe: Probe,
-        seed: int = 0,
-        tools: ToolSession | None = None,
-    ) -> Generator[Request | Consult, Reply, Ending]:
-        """One conversation inside this application, as a generator: see conversation.converse."""
-        return converse(self, turns, probe, seed, tools)
-
-    def retrieve(self, text: str, planted: Planted = UNSET) -> Planted:
-        """The passages for a turn of the user; unset if the application does not retrieve."""
-        return UNSET if self.retrieval is None else self.retrieval.search(text, planted)
-
     def calls(
         self, prefill: str, reply: Reply, names: Sequence[str] | UnsetType = UNSET
     ) -> tuple[ToolCall, ...]:
@@ -294,36 +255,6 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
             spans.append((len(said), len(said) + len(result)))
             said += result
         return [Message("user", said, data=tuple(spans))] if named else []
-
-    def tool_result(
-        self,
-        call: ToolCall,
-        probe: Probe,
-        world: World | None = None,
-        tools: ToolSession | None = None,
-    ) -> str:
-        """The result of a call: the probe's own if it has one, else the tool's.
-
-        A tool's is what it reads in the world, what it returned as it ran, or its canned one. Raises
-        ToolFailure if the tool should run, and there is nothing that runs it or no result of it.
-        """
-        tool = next((each for each in self.tools if each.name == call.name), None)
-        done = world.call(call) if world is not None else None
-        if done is not None and done.error:
-            if tool is not None and tool.runs and tools is not None:
-                tools.note(tool, "arguments-invalid")
-            return f"error: {done.error}"
-        if probe.tool_result is not None and is_answered_by(call, probe.tool_result):
-            return probe.tool_result.text
-        if done is not None and done.read is not None:
-            return done.read
-        if tool is None:
-            return f"error: there is no tool named {call.name}"
-        if not tool.runs:
-            return tool.result
-        if tools is None:
-            raise ToolFailure(f"nothing runs the tool {tool.name} here")
-        return tools.call(tool, fit(tool, call.arguments).arguments)
 
 
 def _with_index(retrieval: Retrieval, path: Path | str) -> Retrieval:
@@ -404,6 +335,16 @@ def _check_guards(guards: Sequence[GuardSpec]) -> None:
         raise BadArgument(
             f"two guards are named '{twice}'; give each a name of its own", code="name-twice", key="guards"
         )
+
+
+def _refuse_unidentified(specs: Iterable[GuardSpec]) -> None:
+    """Raise BadArgument for a guard model without an identity: its name may mean another one tomorrow."""
+    for spec in specs:
+        if spec.kind == MODEL_KIND and not spec.settings.get("identity"):
+            raise BadArgument(
+                f"the model of guard '{spec.label}' is not identified: use guard_models.identified",
+                key="guards",
+            )
 
 
 def _check_secrets(secrets: Sequence[Secret]) -> None:

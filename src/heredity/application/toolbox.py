@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Condition, Lock, Semaphore
-from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from msgspec import UNSET, UnsetType
 
-from heredity.application.limits import CALLS_AT_ONCE
+from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Answer, Call
 from heredity.application.sandbox.process import ToolProcess
 from heredity.application.sources import ToolSource, sources_of
+from heredity.application.spec import Application
 from heredity.core.errors import ToolFailure, UsageError
 from heredity.core.files import Closable, Rows
 from heredity.core.records import SCHEMA, Record, Tool, ToolCall, ToolOutcome, digest
@@ -106,9 +106,6 @@ class ToolProcessPool(Closable):
         slow = time.monotonic() - PATIENCE
         return len(self._all) < self._most and all(since <= slow for since in self._since.values())
 
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
 
 TOOL_RESULTS = "tool_results.jsonl"
 # Errors that say nothing about the call: they are not recorded, and the same call runs again.
@@ -215,10 +212,11 @@ class Toolbox(Closable):
     ) -> None:
         self.results = RecordedResults() if results is None else results
         self.runs = runs
-        self._sources = sources_of(application)
+        limits = ConversationLimits() if application.limits is None else application.limits
+        self._sources = sources_of(application.tools, application.mcp or (), limits)
         self._lock, self._busy, self._is_stopped = Lock(), set[ToolSession](), False
         self._live = WeakSet[ToolProcess]()
-        most = next((source.limits.most_calls for source in self._sources.values()), CALLS_AT_ONCE)
+        most = limits.most_calls
         self._places = Semaphore(most)
         self._shared = {
             source: ToolProcessPool(

@@ -11,7 +11,8 @@ from heredity.cli import Name, PathArgument, Verb, open_store, shown_work
 
 if TYPE_CHECKING:
     from heredity.application.retrieval.build import Built
-    from heredity.application.retrieval.index import Match, PassageIndex
+    from heredity.application.retrieval.chunks import Match
+    from heredity.application.retrieval.index import PassageIndex
     from heredity.application.retrieval.manifest import IndexManifest
     from heredity.application.retrieval.rerank import Reranking
 

@@ -318,6 +318,13 @@ class Check(Record, frozen=True):
     settings: dict[str, Any] | UnsetType = UNSET  # those of a kind that have no field here
 
 
+class Secret(Record, frozen=True):
+    """A value that the application knows and must not say: at least four letters or digits."""
+
+    name: str  # what a person would call it: "the manager override code"
+    value: str
+
+
 class ToolResult(Record, frozen=True, omit_defaults=True):
     """A tool's answer in this probe, instead of the application's; or only to calls with `arguments`."""
 

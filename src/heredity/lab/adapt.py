@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from heredity import stats
 from heredity.application.guards import GuardSpec
-from heredity.application.retrieval.store import searching_in
+from heredity.application.retrieval import searching_in
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.files import RESULTS, Lock, refuse_linked_folders

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application
 from heredity.core.errors import Refused, Unavailable, UsageError
 from heredity.core.files import RESULTS, refuse_linked_folders
@@ -216,7 +217,9 @@ def _is(heard: Heard, probe: Probe, outcome: str) -> bool:
 
 def _asked(desk: Application, probe: Probe) -> tuple[Message, ...]:
     """Return the conversation up to the answer, as a study asks it."""
-    request = next(desk.converse(attacks.load("direct")(probe, attacks.context_for(desk)), probe))
+    request = next(
+        ApplicationSession(desk).converse(attacks.load("direct")(probe, attacks.context_for(desk)), probe)
+    )
     assert isinstance(request, Request)
     return request.messages
 

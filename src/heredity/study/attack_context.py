@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 import msgspec
 
-from heredity.application.retrieval.store import searching_in
+from heredity.application.conversation import ApplicationSession
+from heredity.application.retrieval import searching_in
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import EngineFailure
@@ -321,7 +322,7 @@ class AttackServices:
 def _marked(application: Application, attack: Attack, trial: Trial, how: AttackContext) -> Request:
     """The request that holds MARK. Earlier replies of the model are not known yet, and are left empty."""
     shown = attack.delivered(trial.probe, how)
-    conversation = application.converse(attack(trial.probe, how), shown, trial.seed)
+    conversation = ApplicationSession(application).converse(attack(trial.probe, how), shown, trial.seed)
     step = next(conversation, None)
     for _ in range(64):
         if isinstance(step, Request) and MARK in step.messages[-1].content:

@@ -206,7 +206,7 @@ def _n_added(plan: Plan, model: PlannedModel) -> float:
         try:
             rule = load_guard(replace(spec, settings=settings))
             for request in requests:
-                prepared = rule.prepare(request, plan.application)
+                prepared = rule.prepare(request, plan.application.facts)
                 n_letters += _n_letters(prepared) - _n_letters(request)
         except HeredityError:  # an index that is not there yet: the study itself will say so
             continue

@@ -155,8 +155,8 @@ def with_guards(models: Sequence[Grown], named: Sequence[str], application: Appl
     named: guards that a study switches on together, as "links" or "links+secrets". Raises UnknownName, and
     UsageError for one that holds for all models anyway.
     """
-    chosen = [guards.chosen(names, application) for names in named]
-    standing = {spec.label for spec in guards.standing(application)}
+    chosen = [guards.chosen(names, application.all_guards) for names in named]
+    standing = {spec.label for spec in guards.standing(application.all_guards)}
     if twice := next((s.label for some in chosen for s in some if s.label in standing), None):
         raise UsageError(
             f"The guard '{twice}' of application '{application.name}' is always on. Write is_on = false there"

@@ -29,7 +29,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 import msgspec
 
-from heredity.application.conversation import Ending
+from heredity.application.conversation import ApplicationSession, Ending
 from heredity.application.guarded import GuardedEngine
 from heredity.application.guards.protocols import GuardReaders
 from heredity.application.spec import Application
@@ -289,8 +289,8 @@ class ConversationScheduler:
             return conversation
         conversation.tools = None if self._toolbox is None else self._toolbox.session()
         shown = attack.delivered(trial.probe, how)
-        conversation.turns = self._application.converse(
-            attack(trial.probe, how), shown, trial.seed, conversation.tools
+        conversation.turns = ApplicationSession(self._application, conversation.tools).converse(
+            attack(trial.probe, how), shown, trial.seed
         )
         return conversation
 

@@ -23,7 +23,7 @@ import msgspec
 
 from heredity import engines
 from heredity.application.guard_models import identified
-from heredity.application.retrieval.store import searching_in
+from heredity.application.retrieval import searching_in
 from heredity.application.spec import Application
 from heredity.application.toolbox import TOOL_RESULTS, RecordedResults, Toolbox, recorded_in
 from heredity.core import host, registry

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from heredity.application.retrieval.store import searching_in
+from heredity.application.retrieval import searching_in
 from heredity.application.toolbox import RecordedResult, RecordedResults, Toolbox
 from heredity.core import host
 from heredity.core.cache import ResponseCache

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from heredity.application.retrieval import graph, index
+from heredity.application.retrieval import index
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex
 from heredity.application.retrieval.manifest import write_manifest
@@ -30,8 +30,8 @@ def unit(n: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 def test_nearly_all_of_the_ten_nearest_are_among_the_candidates(tmp_path: Path) -> None:
     vectors, asked = unit(N, 0), unit(40, 1)
-    graph.write_graph(vectors, tmp_path / "graph")
-    near = graph.NearGraph(tmp_path / "graph", N)
+    index.write_graph(vectors, tmp_path / "graph")
+    near = index.NearGraph(tmp_path / "graph", N)
     found = 0
     for each in asked:
         exact = np.argsort(-(vectors @ each))[:10]
@@ -41,7 +41,7 @@ def test_nearly_all_of_the_ten_nearest_are_among_the_candidates(tmp_path: Path) 
 
 def test_equal_embeddings_give_an_equal_graph(tmp_path: Path) -> None:
     for name in ("one", "other"):
-        graph.write_graph(unit(300, 0), tmp_path / name)
+        index.write_graph(unit(300, 0), tmp_path / name)
     assert hash_file(tmp_path / "one") == hash_file(tmp_path / "other")
 
 
@@ -57,7 +57,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PassageIndex
         words = " ".join(("heat", "pump", "tea", "green", "parcel", "refund")[number % 6 :])
         (docs / f"{number:02}.txt").write_text(f"the {words} of a " + "long " * (number % 4))
     build(docs, tmp_path / "exact", embed="tiny-encoder", store=store)
-    monkeypatch.setattr(graph, "EXACT", 3)
+    monkeypatch.setattr(index, "EXACT", 3)
     build(docs, tmp_path / "graph", embed="tiny-encoder", store=store)
     return PassageIndex.open(tmp_path / "graph", store), PassageIndex.open(tmp_path / "exact", store)
 
@@ -73,7 +73,7 @@ def test_a_large_index_has_a_graph_and_finds_the_same(large: tuple[PassageIndex,
 
 
 def test_planted_passages_are_found_next_to_a_graph(large: tuple[PassageIndex, PassageIndex]) -> None:
-    from heredity.application.retrieval.overlay import IndexOverlay
+    from heredity.application.retrieval.index import IndexOverlay
 
     with_graph, exact = large
     planted = [Retrieved("p", "note-1.md:1", "green tea green tea")]
@@ -88,7 +88,7 @@ def test_a_graph_that_this_store_did_not_write_is_made_again(
     with_graph, exact = large
     other, made = Store(tmp_path / "other"), list[Path]()
     other.grow(TinyEncoder(), [])
-    write = graph.write_graph
+    write = index.write_graph
     monkeypatch.setattr(index, "write_graph", lambda vectors, path: (made.append(path), write(vectors, path)))
     for n_made in (1, 1):  # the second time it is known
         found = PassageIndex.open(with_graph.out, other).search("green tea", 3, "dense")
@@ -109,7 +109,7 @@ def test_a_damaged_graph_is_refused(large: tuple[PassageIndex, PassageIndex]) ->
     with_graph, _ = large
     path = with_graph.manifest.file(with_graph.out, "graph")
     assert path is not None
-    graph.write_graph(unit(5, 0), path)
+    index.write_graph(unit(5, 0), path)
     with raises(Damaged, "damaged"):
         PassageIndex(with_graph.out, with_graph.manifest, with_graph._store).search("tea", 1, "dense")
     with raises(Damaged, "damaged"):

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.index import PassageIndex, opened
-from heredity.application.retrieval.overlay import IndexOverlay, overlay
+from heredity.application.retrieval.index import IndexOverlay, PassageIndex, opened, overlay
 from heredity.core.errors import UsageError
 from heredity.core.files import hash_file
 from heredity.core.records import Retrieved

@@ -16,11 +16,12 @@ pytest.importorskip("bm25s")
 from safetensors.torch import load_file, save_file
 
 import heredity as h
+from heredity.application.conversation import ApplicationSession
 from heredity.application.guards import GuardSpec, content, load_guard
 from heredity.application.retrieval import rerank
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.index import Match, PassageIndex
-from heredity.application.retrieval.overlay import IndexOverlay
+from heredity.application.retrieval.chunks import Match
+from heredity.application.retrieval.index import IndexOverlay, PassageIndex
 from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
 from heredity.application.retrieval.spec import Retrieval
 from heredity.application.spec import Application
@@ -188,7 +189,7 @@ def test_an_application_shows_the_best_of_the_candidates(
 ):
     layer = load(tmp_path)
     wanted = ids(reranker.ordered(QUESTION, index.search(QUESTION, 5, "bm25"))[:2])
-    found = layer.retrieve(QUESTION)
+    found = ApplicationSession(layer).retrieve(QUESTION)
     assert [each.chunk for each in found] == wanted != ids(index.search(QUESTION, 2, "bm25"))
     retrieval = h.Retrieval("docs.index", passages=2, rerank="tiny-reranker").of(tmp_path)
     assert retrieval == layer.retrieval
@@ -224,7 +225,7 @@ def test_another_model_of_the_same_name_is_refused(tmp_path: Path, monkeypatch: 
 
     opened_reranker.cache_clear()
     with raises(NotComparable, "not-comparable", ["tiny-reranker", other[:12]]):
-        layer.retrieve(QUESTION)
+        ApplicationSession(layer).retrieve(QUESTION)
     pinned = f'{TOML}rerank_id = "{layer.retrieval.rerank_id}"\n'
     with raises(NotComparable, "not-comparable", ["tiny-reranker", other[:12]]):
         load(tmp_path, pinned)
@@ -266,21 +267,25 @@ def test_a_study_shows_what_the_reranker_chose_among_planted_passages_too(
     ).run()
     planted = attacks.load("poisoned_index:5").delivered(probe, HOW).planted
     shown = {row.attack: row.exchanges[0].retrieved for row in studies.responses(tmp_path / "study")}
-    assert shown["direct"] == layer.retrieve(QUESTION)
-    assert shown["poisoned_index:5"] == layer.retrieve(QUESTION, planted) != shown["direct"]
+    assert shown["direct"] == ApplicationSession(layer).retrieve(QUESTION)
+    assert (
+        shown["poisoned_index:5"] == ApplicationSession(layer).retrieve(QUESTION, planted) != shown["direct"]
+    )
     plain = msgspec.structs.replace(layer, retrieval=Retrieval(str(index.out), 2, hash=index.hash))
-    assert shown["poisoned_index:5"] != plain.retrieve(QUESTION, planted)
+    assert shown["poisoned_index:5"] != ApplicationSession(plain).retrieve(QUESTION, planted)
 
 
 def test_the_guard_that_retrieves_has_the_same_reranker(index: PassageIndex, tmp_path: Path) -> None:
     layer = load(tmp_path)
     spec = GuardSpec("retrieve", settings=msgspec.to_builtins(layer.retrieval))
     request = Request(0, (Message("user", QUESTION),), layer.decoding)
-    assert load_guard(spec).prepare(request, layer).retrieved == layer.retrieve(QUESTION)
+    assert load_guard(spec).prepare(request, layer.facts).retrieved == ApplicationSession(layer).retrieve(
+        QUESTION
+    )
     other = msgspec.structs.replace(spec, settings={**spec.settings, "rerank_id": "0" * 32})
     assert content([spec]) != content([other])
     with raises(NotComparable, "not-comparable"):
-        load_guard(other).prepare(request, layer)
+        load_guard(other).prepare(request, layer.facts)
     assert index.hash in str(content([spec])) and str(index.out) not in str(content([spec]))
 
 
@@ -368,7 +373,7 @@ def test_a_study_searches_with_the_models_of_its_own_store(
     Study(StudySpec(["scripted:mixed"], desk, probes=[probe], out=out), store=store).run()
     (row,) = studies.responses(out)
     monkeypatch.setenv("HEREDITY_STORE", str(store.root))
-    assert row.exchanges[0].retrieved == Application.load(desk).retrieve(QUESTION)
+    assert row.exchanges[0].retrieved == ApplicationSession(Application.load(desk)).retrieve(QUESTION)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.index import PassageIndex
+from heredity.application.retrieval.index import IndexOverlay, PassageIndex
 from heredity.application.retrieval.lexical import terms
-from heredity.application.retrieval.overlay import IndexOverlay
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Retrieved
 from heredity.lineage.store import Store

@@ -14,11 +14,12 @@ import pytest
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.guard_chain import BLOCKED, REMOVED
 from heredity.application.guards import GuardSpec
-from heredity.application.spec import Application, Secret
+from heredity.application.spec import Application
 from heredity.core.errors import EngineFailure
-from heredity.core.records import Check, Message, Probe, Reply, Request, Tool, Turn
+from heredity.core.records import Check, Message, Probe, Reply, Request, Secret, Tool, Turn
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.lineage.store import scripted
@@ -220,7 +221,7 @@ def test_an_answer_is_with_the_passages_that_a_study_would_show(tmp_path: Path) 
     layer, engine = Application.load(tmp_path / "desk.toml"), Keeping("fine")
     turns = ["When does the shop open?", "And can I return a pan?"]
     probe = Probe("ask", "ask", "benign", tuple(turns), Check("refusal"), "ask")
-    conversation = layer.converse(iter_turns(turns), probe, 0)
+    conversation = ApplicationSession(layer).converse(iter_turns(turns), probe, 0)
     studied = [next(conversation)]
     studied.append(conversation.send(Reply(0, "", "fine")))
     history: list[Any] = []

@@ -16,9 +16,9 @@ pytest.importorskip("uvicorn")
 
 from heredity.application.guard_chain import BLOCKED, REMOVED
 from heredity.application.guards import GuardSpec
-from heredity.application.spec import Application, Secret
+from heredity.application.spec import Application
 from heredity.core.errors import BadInput, Busy, UnknownName, UsageError
-from heredity.core.records import Message, Reply, Request
+from heredity.core.records import Message, Reply, Request, Secret
 from heredity.deploy.serve import request_log
 from heredity.deploy.serve.request_log import LoggedModel, RequestLog, redacted
 from heredity.study import importers

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application, Passage
 from heredity.core.errors import UsageError
 from heredity.core.records import Check, Decoding, Message, Probe, Reply, Request, Tool, Turn
@@ -48,7 +49,7 @@ def studied(*texts: str, said: tuple[str, ...], layer: Application | None = None
             yield Turn(text)
 
     probe = Probe("p", "p", "benign", texts, Check("refusal"), "p")
-    talk, found = (layer or DESK).converse(turns(), probe), []
+    talk, found = ApplicationSession(layer or DESK).converse(turns(), probe), []
     replies = iter(said)
     try:
         request = next(talk)

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.application.conversation import ApplicationSession
 from heredity.core.errors import UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Consult, Exchange, Message, Reply, Request, Response
@@ -275,7 +276,7 @@ def test_a_fresh_turn_sees_the_application_and_nothing_else() -> None:
         return Turn(text, is_fresh=True)
 
     short = msgspec.structs.replace(APPLICATION, max_turns=1)
-    conversation = short.converse(turns(), PLAIN)
+    conversation = ApplicationSession(short).converse(turns(), PLAIN)
     next(conversation)
     second = conversation.send(Reply(0, "", "first answer"))
     assert second.messages == (*short.messages(), Message("user", "two"))

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from heredity.application.calls import parse_tool_calls
+from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import Unavailable, UsageError
@@ -28,7 +29,7 @@ TOOLS = [tool.name for tool in APPLICATION.tools]
 
 def converse(desk: Application, turns: Turns, probe: Probe, said: str) -> tuple[bool, list[Request]]:
     """Whether the demand was made of a model that always says `said`, and what it was asked."""
-    conversation, requests = desk.converse(turns, probe), []
+    conversation, requests = ApplicationSession(desk).converse(turns, probe), []
     try:
         step = next(conversation)
         while True:

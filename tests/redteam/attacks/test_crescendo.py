@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Consult, Reply, Request, Turn, is_failed, is_skipped
@@ -49,7 +50,9 @@ def contents(
 ) -> list[list[str]]:
     """The user's texts that the model sees, request by request."""
     desk = msgspec.structs.replace(application, max_turns=n, few_shot=())
-    conversation = desk.converse(attacks.load(spec)(PLAIN, attacks.context_for(desk)), PLAIN)
+    conversation = ApplicationSession(desk).converse(
+        attacks.load(spec)(PLAIN, attacks.context_for(desk)), PLAIN
+    )
     seen, request = [], next(conversation)
     while True:
         texts = [message.content for message in request.messages if message.role == "user"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from heredity.application.conversation import ApplicationSession
 from heredity.core.errors import UsageError
 from heredity.core.records import Request
 from heredity.lineage import store as lineage
@@ -30,7 +31,7 @@ def requests(spec: str, samples: int = 1) -> list[Request]:
     how = attacks.context_for(APPLICATION)
     for sample in range(samples):
         turns = attacks.load(spec)(made.probes[0], trial(sample, how=how))
-        asked.append(next(APPLICATION.converse(turns, made.probes[0], seed=5)))
+        asked.append(next(ApplicationSession(APPLICATION).converse(turns, made.probes[0], seed=5)))
     return asked
 
 

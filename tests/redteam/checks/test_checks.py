@@ -12,9 +12,9 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heredity.application.spec import Application, Secret
+from heredity.application.spec import Application
 from heredity.core.errors import UsageError
-from heredity.core.records import Check, ToolCall, ToolResult
+from heredity.core.records import Check, Secret, ToolCall, ToolResult
 from heredity.redteam import judges, probes
 from heredity.redteam.checks.pattern import PATTERN_LIMIT
 from heredity.redteam.checks.secret import SecretForms

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from heredity.application.spec import Secret
-from heredity.core.records import Check
+from heredity.core.records import Check, Secret
 from heredity.redteam.checks.secret import SecretForms
 from tests.redteam.checks.test_checks import outcome
 from tests.support.trials import make_application

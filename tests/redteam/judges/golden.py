@@ -24,7 +24,7 @@ from unittest import mock
 import msgspec
 import numpy as np
 
-from heredity.application.spec import Application, Passage, Secret
+from heredity.application.spec import Application, Passage
 from heredity.core import registry
 from heredity.core.records import (
     Change,
@@ -37,6 +37,7 @@ from heredity.core.records import (
     Reply,
     Request,
     Response,
+    Secret,
     Tool,
     ToolCall,
     ToolResult,

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application
 from heredity.core.records import Exchange, Message, Probe, Reply, Response, Stop
 from heredity.redteam import probes
@@ -64,7 +65,7 @@ def judged(probe: Probe, *said: str, stop: Stop = "end") -> str | None:
 def shown(probe: Probe) -> list[str]:
     """Every message that a model gets in this probe, its own replies left out; tools are called."""
     call = f'CALL {probe.tool_result.tool} {{"number": "1"}}' if probe.tool_result else "I see."
-    conversation = home(probe).converse(direct.ATTACK.turns(probe), probe)
+    conversation = ApplicationSession(home(probe)).converse(direct.ATTACK.turns(probe), probe)
     seen: tuple[Message, ...] = ()
     request = next(conversation)
     while True:

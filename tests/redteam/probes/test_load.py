@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from heredity.application.spec import Application, Passage, Secret
+from heredity.application.spec import Application, Passage
 from heredity.core.errors import BadInput, HeredityError, UnknownName, UsageError
-from heredity.core.records import Message, Tool
+from heredity.core.records import Message, Secret, Tool
 from heredity.redteam import probes
 from tests.support.errors import raises
 

@@ -15,16 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from heredity.application.guards.protocols import GuardModule, GuardRule, GuardSpec
 from heredity.core import registry
 from heredity.core.errors import BadArgument, UnknownName, code_of, did_you_mean
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
 
 __all__ = ["GuardRule", "GuardSpec", "chosen", "content", "kinds", "load_guard", "parse_guard"]
 
@@ -97,24 +93,24 @@ def parse_guard(table: object, folder: Path) -> GuardSpec:
     return spec
 
 
-def chosen(names: str, application: Application) -> tuple[GuardSpec, ...]:
+def chosen(names: str, own: Sequence[GuardSpec]) -> tuple[GuardSpec, ...]:
     """The guards that a study switches on together: "links", or "links+secrets".
 
-    A name is that of a guard of the application, or a kind with its defaults. Raises UnknownName.
+    own: those of the application. A name is one of theirs, or a kind with its defaults. Raises UnknownName.
     """
-    there = {spec.label: spec for spec in application.all_guards}
+    named = {spec.label: spec for spec in own}
     found = []
     for name in names.split("+"):
-        if name not in there and name not in kinds():
-            raise UnknownName("guard", name, [*there, *kinds()], ", ".join(dict.fromkeys([*there, *kinds()])))
-        spec = there.get(name) or GuardSpec(name, name.rpartition(".")[2] if "." in name else "")
-        if (own := registry.outside(FOLDER, name)) and isinstance(own.plugin, GuardRule):
-            spec = msgspec.structs.replace(spec, settings=msgspec.to_builtins(own.plugin))
+        if name not in named and name not in kinds():
+            raise UnknownName("guard", name, [*named, *kinds()], ", ".join(dict.fromkeys([*named, *kinds()])))
+        spec = named.get(name) or GuardSpec(name, name.rpartition(".")[2] if "." in name else "")
+        if (there := registry.outside(FOLDER, name)) and isinstance(there.plugin, GuardRule):
+            spec = msgspec.structs.replace(spec, settings=msgspec.to_builtins(there.plugin))
         found.append(msgspec.structs.replace(spec, is_on=True))
         load_guard(found[-1])
     return tuple(found)
 
 
-def standing(application: Application) -> Sequence[GuardSpec]:
-    """The guards of an application that hold for every model."""
-    return [spec for spec in application.all_guards if spec.is_on]
+def standing(specs: Sequence[GuardSpec]) -> Sequence[GuardSpec]:
+    """Those of an application's guards that hold for every model."""
+    return [spec for spec in specs if spec.is_on]

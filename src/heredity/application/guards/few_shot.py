@@ -16,8 +16,8 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from heredity.application.conversation import own_words
-from heredity.application.guards.protocols import GuardRule
+from heredity.application.guards.protocols import GuardFacts, GuardRule
+from heredity.application.retrieval.passages import own_words
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.readers import json_lines
 from heredity.core.records import Message, Request
@@ -26,7 +26,6 @@ from heredity.core.sanitize import clean_text
 if TYPE_CHECKING:
     from heredity.application.retrieval.dense import Floats
     from heredity.application.retrieval.lexical import Bm25
-    from heredity.application.spec import Application
 
 MOST_BYTES = 2_000_000  # of a file of examples, all of which a plan stores
 Example = tuple[str, str]  # a question and its answer
@@ -71,7 +70,7 @@ class FewShotGuard(GuardRule, frozen=True):
         others = {key: value for key, value in settings.items() if key != "file"}
         return {**others, "examples": read_examples(folder / Path(named).expanduser())}
 
-    def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
+    def prepare(self, request: Request, facts: GuardFacts) -> Request:  # noqa: ARG002
         """The request with the examples behind the system message and the application's own examples."""
         has_system = bool(request.messages) and request.messages[0].role == "system"
         at = max(request.n_shared, int(has_system))

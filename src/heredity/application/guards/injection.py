@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from heredity.application.guards.protocols import Action, GuardRule, GuardSpan, Side, apart
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
+from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, Side, apart
 
 _WORD = r"[\w'-]{1,20}"
 _PATTERNS = {
@@ -62,7 +59,7 @@ class InjectionGuard(GuardRule, frozen=True):
     def acts(self) -> Action:
         return self.action
 
-    def find(self, text: str, side: Side, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
+    def find(self, text: str, side: Side, facts: GuardFacts) -> Sequence[GuardSpan]:  # noqa: ARG002
         """The sentences with such an order."""
         if side not in self.sides:
             return ()

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec.structs import replace
 
-from heredity.application.guards.protocols import GuardRule
+from heredity.application.guards.protocols import GuardFacts, GuardRule
 from heredity.core.records import Message, Request
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
 
 
 class InstructionsGuard(GuardRule, frozen=True):
@@ -18,7 +13,7 @@ class InstructionsGuard(GuardRule, frozen=True):
 
     text: str
 
-    def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
+    def prepare(self, request: Request, facts: GuardFacts) -> Request:  # noqa: ARG002
         """The request with the text at the end of the system message."""
         if request.messages and request.messages[0].role == "system":
             first, *others = request.messages

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 from urllib.parse import urlsplit
 
-from heredity.application.guards.protocols import Action, GuardRule, GuardSpan, Side
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
+from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, Side
 
 _TAIL = r"(?:[^\s<>\"'()\]]|\([^\s<>\"'()\]]{0,200}\))"  # a link may hold (one level) of brackets
 _IPV6 = r"(?:[^\s<>\"'()\]/\\@]{0,200}@)?\[[\w:.%]{2,60}\]"
@@ -48,7 +45,7 @@ class LinkGuard(GuardRule, frozen=True):
     def acts(self) -> Action:
         return self.action
 
-    def find(self, text: str, side: Side, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
+    def find(self, text: str, side: Side, facts: GuardFacts) -> Sequence[GuardSpan]:  # noqa: ARG002
         """The links to hosts that are not allowed."""
         return [
             GuardSpan(match.start(), match.end(), "a link to another host")

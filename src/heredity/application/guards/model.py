@@ -11,13 +11,10 @@ A model has errors of its own, and each text costs a run of it: a study shows it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from heredity.application.guards.protocols import Action, GuardRule, GuardSpan, ModelScore, Side
+from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, ModelScore, Side
 from heredity.core.errors import EngineFailure, UsageError
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
 
 
 class UnreadableReply(EngineFailure):
@@ -52,7 +49,7 @@ class ModelGuard(GuardRule, frozen=True):
     def acts(self) -> Action:
         return self.action
 
-    def find(self, text: str, side: Side, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
+    def find(self, text: str, side: Side, facts: GuardFacts) -> Sequence[GuardSpan]:  # noqa: ARG002
         """Raises UsageError: what runs the guards gives the text to the model, and its score to `found`."""
         raise UsageError(f"The guard model '{self.model}' is not loaded here.")
 

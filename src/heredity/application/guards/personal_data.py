@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from heredity.application.guards.protocols import Action, GuardRule, GuardSpan, Side, apart
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
+from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, Side, apart
 
 Kind = Literal["email", "phone", "card", "iban"]
 # Every repetition is bounded or over one class of characters, so that the time is linear.
@@ -45,7 +42,7 @@ class PersonalDataGuard(GuardRule, frozen=True):
     def acts(self) -> Action:
         return self.action
 
-    def find(self, text: str, side: Side, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
+    def find(self, text: str, side: Side, facts: GuardFacts) -> Sequence[GuardSpan]:  # noqa: ARG002
         """The data of these kinds in a text."""
         allowed = {each.casefold() for each in self.allow}
         return apart(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
-from heredity.core.records import Record, Request, ToolCall
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
+from heredity.application.retrieval.spec import Retrieval
+from heredity.core.records import Record, Request, Secret, Tool, ToolCall
 
 _NAME = re.compile(r"[\w-]{1,40}")
+MODEL_KIND = "model"  # the kind that asks a model
 FAILED = ": failed: "  # in a note: the guard raised an error, and the text was blocked
 FAILED_OPEN = ": failed open: "  # in a note: the guard raised an error, and the text passed unchecked
 Side = Literal["user", "data", "answer"]
@@ -46,6 +45,14 @@ class GuardSpec(Record, frozen=True):
     def label(self) -> str:
         """The name; without one, the kind."""
         return self.name or self.kind
+
+
+class GuardFacts(NamedTuple):
+    """What a guard knows of the application around it."""
+
+    secrets: Sequence[Secret] = ()
+    tools: Sequence[Tool] = ()
+    retrieval: Retrieval | None = None
 
 
 class GuardSpan(NamedTuple):
@@ -87,19 +94,19 @@ class GuardRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         return settings
 
-    def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
+    def prepare(self, request: Request, facts: GuardFacts) -> Request:  # noqa: ARG002
         """The request that the model gets instead. It depends on nothing but its arguments."""
         return request
 
-    def find(self, text: str, side: Side, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
+    def find(self, text: str, side: Side, facts: GuardFacts) -> Sequence[GuardSpan]:  # noqa: ARG002
         """The parts of a text that must not pass, in order and apart. Takes linear time."""
         return ()
 
-    def find_cut(self, text: str, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
+    def find_cut(self, text: str, facts: GuardFacts) -> Sequence[GuardSpan]:  # noqa: ARG002
         """The parts at the end of an answer that only its limit on tokens kept from being a finding."""
         return ()
 
-    def forbids(self, call: ToolCall, application: Application) -> str:  # noqa: ARG002
+    def forbids(self, call: ToolCall, facts: GuardFacts) -> str:  # noqa: ARG002
         """Why a call must not be made; "" if it may."""
         return ""
 

@@ -5,18 +5,15 @@ It is [retrieval] of an application for one model of a study; the others see no 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, replace
 
-from heredity.application.conversation import own_words, with_passages
-from heredity.application.guards.protocols import GuardRule
+from heredity.application.guards.protocols import GuardFacts, GuardRule
+from heredity.application.retrieval.passages import own_words, with_passages
 from heredity.application.retrieval.spec import Retrieval
 from heredity.core.records import Request, RetrievalMethod, Retrieved
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
 
 
 class RetrieveGuard(GuardRule, frozen=True):
@@ -33,7 +30,7 @@ class RetrieveGuard(GuardRule, frozen=True):
     candidates: int | UnsetType = UNSET
     rerank_id: str | UnsetType = UNSET
 
-    def prepare(self, request: Request, application: Application) -> Request:  # noqa: ARG002
+    def prepare(self, request: Request, facts: GuardFacts) -> Request:  # noqa: ARG002
         """The request with passages before the newest question. Raises as Retrieval.search does."""
         messages = list(request.messages)
         for at in range(len(messages) - 1, request.n_shared - 1, -1):

@@ -8,14 +8,10 @@ answer within a secret, its beginning is found from LEAST_CUT letters and digits
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 from unicodedata import normalize
 
-from heredity.application.guards.protocols import Action, GuardRule, GuardSpan, Side, apart
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
-
+from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, Side, apart
 
 LEAST_CUT = 4  # as few as a secret has
 
@@ -31,31 +27,31 @@ class SecretGuard(GuardRule, frozen=True):
     def acts(self) -> Action:
         return self.action
 
-    def find(self, text: str, side: Side, application: Application) -> Sequence[GuardSpan]:  # noqa: ARG002
+    def find(self, text: str, side: Side, facts: GuardFacts) -> Sequence[GuardSpan]:  # noqa: ARG002
         """The secrets of the application in a text."""
         places, plain = _plain_text(text)
         found: list[GuardSpan] = []
-        for name, sought in _sought(application):
+        for name, sought in _sought(facts):
             at = plain.find(sought)
             while at >= 0:
                 found.append(GuardSpan(places[at], places[at + len(sought) - 1] + 1, name))
                 at = plain.find(sought, at + len(sought))
         return apart(found)
 
-    def find_cut(self, text: str, application: Application) -> Sequence[GuardSpan]:
+    def find_cut(self, text: str, facts: GuardFacts) -> Sequence[GuardSpan]:
         """The beginning of a secret at the end of a text."""
         places, plain = _plain_text(text)
         found: list[GuardSpan] = []
-        for name, sought in _sought(application):
+        for name, sought in _sought(facts):
             lengths = range(min(len(sought) - 1, len(plain)), LEAST_CUT - 1, -1)
             if n := next((n for n in lengths if plain.endswith(sought[:n])), 0):
                 found.append(GuardSpan(places[-n], places[-1] + 1, f"the beginning of {name}"))
         return apart(found)
 
 
-def _sought(application: Application) -> Iterator[tuple[str, str]]:
+def _sought(facts: GuardFacts) -> Iterator[tuple[str, str]]:
     """The name of each secret with its letters and digits, as they are and backwards."""
-    for secret in application.secrets:
+    for secret in facts.secrets:
         sought = "".join([_plain(c) for c in secret.value if c.isalnum()])
         for order in dict.fromkeys((sought, sought[::-1])):
             yield secret.name, order

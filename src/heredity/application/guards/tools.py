@@ -5,13 +5,8 @@ Without a list, the application's forbidden tools are stopped (`is_forbidden`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from heredity.application.guards.protocols import GuardRule
+from heredity.application.guards.protocols import GuardFacts, GuardRule
 from heredity.core.records import ToolCall
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
 
 
 class ToolGuard(GuardRule, frozen=True):
@@ -19,12 +14,12 @@ class ToolGuard(GuardRule, frozen=True):
 
     allowed: tuple[str, ...] | None = None
 
-    def forbids(self, call: ToolCall, application: Application) -> str:
+    def forbids(self, call: ToolCall, facts: GuardFacts) -> str:
         """Why a call is stopped."""
         if self.allowed is not None:
             is_stopped = call.name not in self.allowed
         else:
-            is_stopped = any(tool.name == call.name and tool.is_forbidden for tool in application.tools)
+            is_stopped = any(tool.name == call.name and tool.is_forbidden for tool in facts.tools)
         return f"a call of {call.name[:60]}" if is_stopped else ""
 
 

@@ -6,25 +6,20 @@ arXiv 2504.18041). A passage of a probe stays, and so do results of tools.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from heredity.application.conversation import shown_passage, without_passages
-from heredity.application.guards.protocols import GuardRule
+from heredity.application.guards.protocols import GuardFacts, GuardRule
+from heredity.application.retrieval.passages import shown_passage, without_passages
 from heredity.core.records import Request
-
-if TYPE_CHECKING:
-    from heredity.application.spec import Application
 
 
 class WithoutRetrieval(GuardRule, frozen=True):
     """It has no settings."""
 
-    def prepare(self, request: Request, application: Application) -> Request:
+    def prepare(self, request: Request, facts: GuardFacts) -> Request:
         """The request without the passages of the application's index, and those planted next to it."""
-        retrieval = application.retrieval
+        retrieval = facts.retrieval
         if retrieval is None:
             return request
         planted = () if isinstance(request.planted, UnsetType) else map(shown_passage, request.planted)

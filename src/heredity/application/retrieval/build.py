@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from heredity.application.retrieval import graph
+from heredity.application.retrieval import index
 from heredity.application.retrieval.chunks import Chunk, cut
 from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
 from heredity.application.retrieval.folder import (
@@ -376,7 +376,7 @@ class _Reading:
             return None
         has_graph = any(each.path.startswith("graph-") for each in held.files)
         wants_graph = (
-            held.settings.embedding is not UNSET and held.n_chunks > graph.EXACT and graph.has_usearch()
+            held.settings.embedding is not UNSET and held.n_chunks > index.EXACT and index.has_usearch()
         )
         return held if tuple(self.sources) == held.sources and has_graph == wants_graph else None
 
@@ -446,7 +446,7 @@ def _write_files(out: Path, chunks: Sequence[Chunk], vectors: Floats | None) -> 
     if vectors is not None:
         files.append(_NewFile(out, "embeddings", ".npy"))
         files[-1].array(vectors)
-        if len(vectors) > graph.EXACT and graph.has_usearch():
+        if len(vectors) > index.EXACT and index.has_usearch():
             files.append(_NewFile(out, "graph", ".usearch"))
             files[-1].graph(vectors)
     sync_folder(out)
@@ -475,7 +475,7 @@ class _NewFile:
     def graph(self, vectors: Floats) -> None:
         """Write the graph of embeddings."""
         with replacing(self._new) as temporary:
-            graph.write_graph(vectors, temporary)
+            index.write_graph(vectors, temporary)
         self._name()
 
     @property

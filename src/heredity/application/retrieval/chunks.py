@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from heredity.application.retrieval.readers import TextBlock, Unit
 from heredity.core.records import Record, digest
@@ -46,6 +47,13 @@ class Chunk(Record, frozen=True):
     def searched(self) -> str:
         """The text that is indexed: the headings above, which often name the subject, and the text."""
         return f"{self.heading}\n{self.text}" if self.heading else self.text
+
+
+class Match(NamedTuple):
+    """A chunk that matches. `score` compares only within one search."""
+
+    chunk: Chunk
+    score: float
 
 
 def cut(path: str, unit: Unit, blocks: Sequence[TextBlock], n_words: int = WORDS) -> list[Chunk]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from heredity.application.retrieval import search_store
 from heredity.application.retrieval.static import Floats as Floats
 from heredity.application.retrieval.static import StaticEmbedder
-from heredity.application.retrieval.store import search_store
 from heredity.core import host
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line, how_to_install
 from heredity.core.readers import json_of

@@ -2,18 +2,24 @@
 
 Promises: equal text gives equal chunks in equal order; equal scores are ordered by the chunk's id. An index
 that is damaged, or older than its documents, is refused. Search is exact, but for the embeddings of an index
-with a graph (graph.py). No pickle is loaded.
+with a graph. No pickle is loaded.
 Leaves to others: making an index (build.py).
 
-Source: reciprocal rank fusion, Cormack et al. 2009, with its constant 60.
+An overlay searches passages next to an index as if they were in it; the index on disk stays as it is. On
+one kind of processor the same embeddings give the same graph, since one thread makes it.
+
+Sources: HNSW, Malkov and Yashunin 2018 (1603.09320); reciprocal rank fusion, Cormack et al. 2009, with its
+constant 60.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import msgspec
@@ -21,11 +27,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UnsetType
 
-from heredity.application.conversation import shown_passage
-from heredity.application.retrieval.chunks import Chunk
+from heredity.application.retrieval.chunks import Chunk, Match
 from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
 from heredity.application.retrieval.folder import Limits, read_bytes, walk
-from heredity.application.retrieval.graph import NearGraph, write_graph
 from heredity.application.retrieval.lexical import TERMS, Bm25, TermCounts
 from heredity.application.retrieval.manifest import (
     IndexManifest,
@@ -37,11 +41,65 @@ from heredity.application.retrieval.manifest import (
     read_chunks,
     read_manifest,
 )
+from heredity.application.retrieval.passages import shown_passage
 from heredity.application.retrieval.readers import Unreadable
-from heredity.core.errors import NotComparable, Refused, UnknownName, UsageError
+from heredity.core.errors import NotComparable, Refused, Unavailable, UnknownName, UsageError, how_to_install
 from heredity.core.files import default_root, hash_file
-from heredity.core.records import RetrievalMethod, Retrieved
+from heredity.core.records import RetrievalMethod, Retrieved, digest
 from heredity.lineage.store import Store
+
+EXACT = 100_000  # passages that are compared one by one; an index of more has a graph of usearch
+CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 128, 512
+
+
+def has_usearch() -> bool:
+    """Whether graphs can be made and read."""
+    try:
+        _usearch()
+    except Unavailable:
+        return False
+    return True
+
+
+def write_graph(vectors: Floats, path: Path) -> None:
+    """Write the graph of these embeddings (passage, hidden), of length 1 each. Raises Unavailable."""
+    made = _usearch().Index(
+        ndim=vectors.shape[1],
+        metric="ip",
+        dtype="f32",
+        connectivity=CONNECTIVITY,
+        expansion_add=EXPANSION_ADD,
+    )
+    made.add(np.arange(len(vectors)), vectors, threads=1)
+    made.save(str(path))
+
+
+class NearGraph:
+    """A graph on disk. Raises Unavailable without usearch, ValueError for a file of another size."""
+
+    def __init__(self, path: Path, n: int) -> None:
+        found = _usearch().Index.restore(str(path))
+        if found is None or len(found) != n:
+            raise ValueError(f"it has {0 if found is None else len(found)} passages, not {n}")
+        found.expansion_search = EXPANSION_SEARCH
+        self._graph = found
+
+    def nearest(self, asked: Floats, n: int) -> npt.NDArray[np.intp]:
+        """About the `n` passages that are nearest to an embedding, in no order."""
+        return np.asarray(self._graph.search(asked, n, threads=1).keys, np.intp)
+
+
+def _usearch() -> ModuleType:
+    try:
+        import usearch.index
+    except ImportError:
+        raise Unavailable(
+            "The embeddings of this index are searched by usearch, which is not installed. "
+            f"{how_to_install('usearch')}, or search by bm25."
+        ) from None
+    module: ModuleType = usearch.index
+    return module
+
 
 if TYPE_CHECKING:
     from heredity.application.retrieval.rerank import Reranking
@@ -50,13 +108,6 @@ METHODS: tuple[RetrievalMethod, ...] = get_args(RetrievalMethod)
 FUSED = 60  # the constant of reciprocal rank fusion
 DEPTH = 100  # chunks of each ranking that are fused
 _SPARE = 64  # chunks beyond those wanted whose similarity is computed again, in a fixed order
-
-
-class Match(NamedTuple):
-    """A chunk that matches. `score` compares only within one search."""
-
-    chunk: Chunk
-    score: float
 
 
 class _Ranked(NamedTuple):
@@ -243,12 +294,73 @@ class PassageIndex:
         return embedder
 
 
+class IndexOverlay(PassageIndex):
+    """An index with passages next to it, which come after its own chunks."""
+
+    def __init__(self, base: PassageIndex, planted: Sequence[Retrieved]) -> None:
+        # The parts of the base are shared, not read again.
+        self.out, self.manifest, self.chunks, self._vectors = (
+            base.out,
+            base.manifest,
+            base.chunks,
+            base._vectors,
+        )
+        self._base, self._planted, self._update = base, planted, base._update
+
+    @property
+    def hash(self) -> str:
+        """Names what a search can find: the index and the passages next to it."""
+        return digest([self._base.hash, self._planted])
+
+    def embed(self, text: str) -> Floats:
+        """The embedding of a text by the model of the index. (hidden,)"""
+        return self._base.embed(text)
+
+    def _chunk(self, at: int) -> Chunk:
+        if at < len(self.chunks):
+            return self.chunks[at]
+        found = self._planted[at - len(self.chunks)]
+        return _PlantedChunk(found.chunk, found.citation, "", 1, 1, "line", found.text)
+
+    def _term_scores(self, query: str) -> Floats:
+        return self._base.term_counts.scores(query, [each.text for each in self._planted])
+
+    def _similarities(self, asked: Floats, n: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        near, similarity = self._base._similarities(asked, n)
+        own = (self._own_vectors.astype(np.float64) * asked.astype(np.float64)).sum(axis=1).round(6)
+        return np.append(near, np.arange(len(own)) + len(similarity)), np.append(similarity, own)
+
+    @cached_property
+    def _own_vectors(self) -> Floats:
+        """(passage, hidden)"""
+        return np.stack([self.embed(each.text) for each in self._planted])
+
+
+class _PlantedChunk(Chunk, frozen=True):
+    """A passage next to the index: `path` is its citation."""
+
+    @property
+    def citation(self) -> str:
+        return self.path
+
+
 @lru_cache(maxsize=4)
 def opened(out: Path, wanted: str) -> PassageIndex:
     """The index at `out`, opened once per process. Raises NotComparable unless its hash is `wanted`."""
     index = PassageIndex.open(out, may_be_stale=True)  # staleness was refused when the application was read
     refuse_other_hash(index, wanted)
     return index
+
+
+@lru_cache(maxsize=1024)
+def overlay(out: Path, wanted: str, planted: tuple[Retrieved, ...]) -> IndexOverlay:
+    """The overlay over the index at `out`, made once per process. Raises as `opened` does."""
+    return IndexOverlay(opened(out, wanted), planted)
+
+
+def index_with(out: Path, wanted: str, planted: tuple[Retrieved, ...]) -> PassageIndex:
+    """The index at `out`, with these passages next to it if there are any. Raises as `opened` does."""
+    return overlay(out, wanted, planted) if planted else opened(out, wanted)
 
 
 @lru_cache(maxsize=4)

@@ -17,8 +17,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-from heredity.application.retrieval.index import Match
-from heredity.application.retrieval.store import search_store
+from heredity.application.retrieval import search_store
+from heredity.application.retrieval.chunks import Match
 from heredity.core import host
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line, how_to_install
 from heredity.core.readers import json_of

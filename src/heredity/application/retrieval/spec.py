@@ -83,7 +83,7 @@ class Retrieval(Record, frozen=True):
 
         Raises NotComparable unless index and reranker are those of `hash` and `rerank_id`.
         """
-        from heredity.application.retrieval.overlay import index_with
+        from heredity.application.retrieval.index import index_with
 
         index = index_with(Path(self.index), self.read_hash, planted or ())
         return index.retrieved(text, self.passages, self.method, self._reranking)

@@ -19,7 +19,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from heredity.application.conversation import user_message
+from heredity.application.conversation import ApplicationSession
+from heredity.application.retrieval.passages import user_message
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, UsageError
 from heredity.core.records import Decoding, Message, Reply, Request, Retrieved, Tool, ToolCall, encode
@@ -399,7 +400,7 @@ def _within(
             _refuse_callers(message)
             # As in a study: some templates reject two user messages in a row.
             left = found.pop() if len(found) > n_before and found[-1].role == "user" else None
-            retrieved = application.retrieve(message.text)
+            retrieved = ApplicationSession(application).retrieve(message.text)
             passages = () if isinstance(retrieved, UnsetType) else retrieved
             found.append(user_message(message.text, passages, left=left))
     is_last = messages[-1].role == "user"

@@ -46,7 +46,7 @@ class ServedGuards:
     @classmethod
     def of(cls, application: Application | None, readers: GuardReaders | None = None) -> ServedGuards | None:
         """The guards of an application that are on; None without any. readers: the models of guards."""
-        specs = standing(application) if application is not None else ()
+        specs = standing(application.all_guards) if application is not None else ()
         if application is None or not specs:
             return None
         return cls(GuardChain(specs, application, readers))

@@ -28,11 +28,11 @@ import msgspec
 from filelock import FileLock, Timeout
 from msgspec import UnsetType
 
-from heredity.application.conversation import without_passages
 from heredity.application.guard_chain import without_spans
 from heredity.application.guards.personal_data import PersonalDataGuard
-from heredity.application.guards.protocols import GuardSpan, apart
+from heredity.application.guards.protocols import GuardFacts, GuardSpan, apart
 from heredity.application.guards.secrets import SecretGuard
+from heredity.application.retrieval.passages import without_passages
 from heredity.application.spec import Application
 from heredity.core.errors import Busy, UsageError
 from heredity.core.records import Message, Reply, Request
@@ -43,7 +43,6 @@ LARGEST = 64 << 20  # bytes of the file before it becomes FILE.1
 _NO_LINKS = os.O_NOFOLLOW if sys.platform != "win32" else 0
 _PENDING = 4096  # rows that wait for the disk
 _LONGEST = 1 << 19  # characters of a row's texts: other answers wait while a longer one is searched
-_NO_SECRETS = Application("none")
 _log = logging.getLogger(__name__)
 
 
@@ -266,10 +265,10 @@ def redacted(text: str, application: Application | None = None) -> str:
 def _found(
     text: str, application: Application | None
 ) -> list[tuple[Literal["secret", "personal"], GuardSpan]]:
-    layer = application or _NO_SECRETS
+    facts = GuardFacts() if application is None else application.facts
     return [
-        *(("secret", span) for span in SecretGuard(action="redact").find(text, "answer", layer)),
-        *(("personal", span) for span in PersonalDataGuard().find(text, "answer", layer)),
+        *(("secret", span) for span in SecretGuard(action="redact").find(text, "answer", facts)),
+        *(("personal", span) for span in PersonalDataGuard().find(text, "answer", facts)),
     ]
 
 
