@@ -25,11 +25,11 @@ import uvicorn
 from heredity.study.demo import write_demo
 from heredity.study.report import write_report
 from heredity.view.app import ViewSettings, app
+from heredity.view.pages.training import runs
 from heredity.view.pairs import pairs, shared
 from heredity.view.places import OpenStudy, StudyPlace
 from heredity.view.rates import board_of
 from heredity.view.site import Site
-from heredity.view.training import runs
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = 1200, 860  # pixels

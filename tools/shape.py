@@ -81,7 +81,7 @@ BOUNDS = {
     "HTTP question": Bound(14, 15),
     "derive lora": Bound(37, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(599, 440),
+    "files": Bound(591, 440),
     "lines": Bound(117_697, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_659, 65_000),

@@ -18,9 +18,8 @@ import pytest
 
 from heredity.lineage.graph import Edge
 from heredity.view.export import export
-from heredity.view.pages.protocols import Page
 from heredity.view.places import StudyPlace
-from heredity.view.site import Site
+from heredity.view.site import Page, Site
 from tests.support import report_studies
 from tests.view.test_lineage import record
 from tests.view.test_pages import Tags

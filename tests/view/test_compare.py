@@ -17,10 +17,9 @@ from heredity.study.estimates import ALL
 from heredity.study.plan import Analysis, Plan, write_plan
 from heredity.study.storage import read_estimates, verdict_rows
 from heredity.study.wording import find
-from heredity.view.pairs import WHICH
+from heredity.view.pairs import WHICH, TwoRuns
 from heredity.view.places import OpenStudy, StudyPlace
 from heredity.view.site import Site
-from heredity.view.two_runs import TwoRuns
 from tests.support import report_studies, small_study
 from tests.view.test_pages import HOSTILE, Tags
 

@@ -14,8 +14,8 @@ from heredity.study.plan import read_plan
 from heredity.study.storage import write_estimates
 from heredity.view.export import ExportedPages, export
 from heredity.view.places import OpenStudy, StudyPlace
+from heredity.view.queries import Transcript, read
 from heredity.view.site import Site
-from heredity.view.transcript import Transcript, read
 from tests.support import report_studies
 from tests.support.errors import raises
 from tests.view.conftest import written

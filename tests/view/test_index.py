@@ -16,8 +16,7 @@ from heredity.study.outcomes import in_scope
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS
 from heredity.view.index import _WORDS, RowIndex, index_path
-from heredity.view.queries import Filters, cells, listed, neighbours
-from heredity.view.search import WORDS
+from heredity.view.queries import WORDS, Filters, cells, listed, neighbours
 from tests.support import small_study
 from tests.view.conftest import opened, written
 

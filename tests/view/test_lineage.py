@@ -13,7 +13,7 @@ from heredity.core.records import FileHash, Made, Model, RecipeRecord
 from heredity.lineage.graph import Edge
 from heredity.lineage.store import identity, write_record
 from heredity.study.storage import read_estimates
-from heredity.view.lineage import LineageGraph, lineage_of
+from heredity.view.pages.lineage import LineageGraph, lineage_of
 from heredity.view.places import StudyPlace
 from heredity.view.site import Site
 from tests.support import report_studies, small_study

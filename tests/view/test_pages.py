@@ -28,10 +28,9 @@ from heredity.study.wording import find, title
 from heredity.view.export import export
 from heredity.view.pairs import WHICH, beside, pairs, shared
 from heredity.view.places import OpenStudy, StudyPlace
-from heredity.view.queries import Filters, unasked
+from heredity.view.queries import Filters, read, unasked
 from heredity.view.rates import board_of
 from heredity.view.site import Site
-from heredity.view.transcript import read
 from tests.support import report_studies, small_study
 from tests.support.findings import rows_of
 from tests.support.hostile_text import NASTY

@@ -11,8 +11,7 @@ import pytest
 
 from heredity.study.storage import RESPONSES
 from heredity.view.index import _WORDS
-from heredity.view.queries import Filters, listed, read_filters
-from heredity.view.search import Search
+from heredity.view.queries import Filters, Search, listed, read_filters
 from heredity.view.site import Site
 from tests.view.conftest import opened, written
 

@@ -16,9 +16,9 @@ from heredity.core.errors import UnknownName
 from heredity.core.files import Lock
 from heredity.core.records import FileHash, Made, Model, RecipeRecord, encode
 from heredity.lineage.store import RUN, RunInProgress, identity, key_of, write_record
+from heredity.view.pages.training import POINTS, find, read_curve, runs
 from heredity.view.places import StudyPlace
 from heredity.view.site import Site
-from heredity.view.training import POINTS, find, read_curve, runs
 from tests.support.errors import raises
 from tests.view.test_pages import HOSTILE, Tags
 

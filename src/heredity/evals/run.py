@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
-import numpy as np
 
 from heredity import engines, stats
 from heredity.core.errors import ContextOverflow, EngineFailure, NotComparable, UsageError
@@ -47,7 +46,7 @@ from heredity.lineage import graph
 from heredity.lineage.speeds import ModelSpeed, speed_seconds, speeds_of
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import EngineLoader, Grown
-from heredity.stats import means
+from heredity.stats.means import compare_scores, estimate_scores
 
 # --- the forms in which items are asked ---------------------------------------------------------------
 # The forms in which a task's items are sent to an engine. A metric names the one that it needs (`ASKS`).
@@ -224,10 +223,7 @@ WAYS: dict[str, PromptForm] = {"reply": _Reply(), "score": _Score(), "match": _M
 # --- scores -------------------------------------------------------------------------------------------
 # Score answers: a value with n, interval and method for each model, task and number of examples.
 #
-# A share has Wilson's interval; a mean of chrF or ROUGE-L a percentile bootstrap with a generator seeded
-# 0. Each model is compared with the first one, item by item. Shares use the exact McNemar test and
-# Tango's interval; means use a bootstrap over pairs and sign flips. All p-values are adjusted by Holm's
-# method.
+# Each model is compared with the first one, item by item. All p-values are adjusted by Holm's method.
 #
 # Promises: errors are counted and enter no score; an unclear answer scores 0 and is counted. Two models
 # are compared on the items that both answered.
@@ -363,16 +359,11 @@ def _grade(model: Model, task: EvalTask, n_shots: int, cells: Sequence[Cell], re
     marks = [_mark(cell) for cell in cells]
     scores = [mark.score for mark in marks if mark.score is not None]
     decided = [mark for mark in marks if mark.score is not None]
+    estimate = estimate_scores(scores, are_shares=metric_of(task.metric).IS_SHARE)
     return Grade(
-        model.id, task.name, n_shots, _estimate(task, scores), sum(m.is_unclear for m in decided),
+        model.id, task.name, n_shots, estimate, sum(m.is_unclear for m in decided),
         sum(m.is_cut for m in decided), len(marks) - len(decided), refused,
     )  # fmt: skip
-
-
-def _estimate(task: EvalTask, scores: Sequence[float]) -> Estimate:
-    if metric_of(task.metric).IS_SHARE:
-        return stats.wilson(int(sum(scores)), len(scores))
-    return means.bootstrap_mean(scores, np.random.default_rng(0))
 
 
 def _mark(cell: Cell) -> _Mark:
@@ -398,12 +389,7 @@ def _compared(
     if not both:
         return None
     pairs = [a[ident] for ident in both], [b[ident] for ident in both]
-    if metric_of(task.metric).IS_SHARE:
-        found = stats.compare([x == 1 for x in pairs[0]], [x == 1 for x in pairs[1]])
-        compared = means.MeanDifference(found.difference, found.p_value, found.test)
-    else:
-        compared = means.compare_means(*pairs, np.random.default_rng(0))
-    d, p, test = compared
+    d, p, test = compare_scores(*pairs, are_shares=metric_of(task.metric).IS_SHARE)
     return Difference(first.id, other.id, task.name, n_shots, d, p, p, test, "not shown")
 
 

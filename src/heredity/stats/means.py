@@ -2,6 +2,9 @@
 
 Promises: an interval lies in the range of the value, contains it and has a width above zero. The same
 generator state gives the same interval.
+An evaluation's interval and test are chosen here. A share has Wilson's interval, and differences of shares
+have the exact McNemar test with Tango's interval. Other scores have a bootstrap and sign flips, seeded 0.
+
 Leaves to others: shares (intervals.py, paired.py), and many comparisons (paired.holm).
 
 Sources: Efron 1979 (percentile bootstrap); Fisher 1935 (sign flips under exchangeability); Phipson and Smyth
@@ -11,6 +14,7 @@ Sources: Efron 1979 (percentile bootstrap); Fisher 1935 (sign flips under exchan
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
-from heredity.stats.intervals import CONFIDENCE, cluster_sums, clustered_rate, refused, wilson_bounds
+from heredity.stats.intervals import CONFIDENCE, cluster_sums, clustered_rate, refused, wilson, wilson_bounds
+from heredity.stats.paired import compare
 
 N_DRAWS = 10_000
 
@@ -29,6 +34,21 @@ class MeanDifference(NamedTuple):
     difference: Estimate
     p_value: float
     test: str
+
+
+def estimate_scores(scores: Sequence[float], *, are_shares: bool) -> Estimate:
+    """The mean of an evaluation's scores. are_shares: whether each is 0 or 1."""
+    if are_shares:
+        return wilson(int(sum(scores)), len(scores))
+    return bootstrap_mean(scores, np.random.default_rng(0))
+
+
+def compare_scores(a: Sequence[float], b: Sequence[float], *, are_shares: bool) -> MeanDifference:
+    """b's mean minus a's, on the items that both models answered."""
+    if not are_shares:
+        return compare_means(a, b, np.random.default_rng(0))
+    found = compare([x == 1 for x in a], [x == 1 for x in b])
+    return MeanDifference(found.difference, found.p_value, found.test)
 
 
 def bootstrap_mean(

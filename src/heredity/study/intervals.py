@@ -90,6 +90,11 @@ class Intervals(NamedTuple):
         """The methods for the trials that all of these models have; by their places in the plan."""
         return cls.of(outcomes.plan, outcomes.interim_of(*models) if outcomes.plan.information else None)
 
+    @classmethod
+    def while_asking(cls, plan: Plan) -> Self:
+        """The methods for rates that someone watches while trials are asked: anytime-valid ones."""
+        return cls(plan.confidence, is_sequential=True)
+
     @property
     def alpha(self) -> float:
         """The level of every test, over all analyses."""

@@ -32,9 +32,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from heredity.core.errors import HeredityError, UnknownName, UsageError
 from heredity.core.files import read_file
-from heredity.view.pages.protocols import FormPage, Page
 from heredity.view.places import StudyPlace, report_of
-from heredity.view.site import Asked, Site
+from heredity.view.site import Asked, FormPage, Page, Site
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 LARGEST = 64 << 10  # bytes of a form

@@ -29,17 +29,14 @@ from heredity.study.plan import Trial
 from heredity.study.report import html
 from heredity.study.turns import PromptTurn
 from heredity.study.wording import title
-from heredity.view.figures import state_word
 from heredity.view.index import IN_PLAN
 from heredity.view.pages import conversation, conversations, pair, pairs
 from heredity.view.pages.conversations import number
-from heredity.view.pages.protocols import Page
 from heredity.view.pairs import WHICH, Which, is_edge, shared
 from heredity.view.places import OpenStudy, StudyPlace, report_of
-from heredity.view.queries import STATES, Filters, ListedRow, read_filters, rows_of, unasked
+from heredity.view.queries import STATES, Filters, ListedRow, Transcript, read, read_filters, rows_of, unasked
 from heredity.view.rates import board_of
-from heredity.view.site import Asked, Site
-from heredity.view.transcript import Transcript, read
+from heredity.view.site import Asked, Page, Site, state_word
 
 CONVERSATIONS = 100  # of a file of trials
 LINES = 1000  # of a file of a list

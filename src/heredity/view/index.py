@@ -7,7 +7,7 @@
 Promises: the folder of the study is only read. The index lies in the reader's own store, because a folder may
 come from anyone. It is made again if the rows are not those that it was made from. A row that is damaged, of
 another plan, or there twice is in `problems`, by file and line, and all others are in the index.
-Leaves to others: queries (queries.py), and rows with their whole text (transcript.py).
+Leaves to others: queries, and rows with their whole text (queries.py).
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from heredity.view.pairs import WHICH
+from heredity.view.pairs import WHICH, TwoRuns
 from heredity.view.places import OpenStudy
 from heredity.view.site import Asked, Site
-from heredity.view.two_runs import TwoRuns
 
 PATH, MENU, TAB = "/compare", "", ""
 IS_EXPORTED = False

@@ -6,9 +6,8 @@ from heredity.core.errors import UsageError
 from heredity.view.pages.compare import chosen
 from heredity.view.pages.conversations import number
 from heredity.view.pairs import WHICH, beside
-from heredity.view.queries import place_of
+from heredity.view.queries import place_of, read
 from heredity.view.site import Asked, Site
-from heredity.view.transcript import read
 
 PATH, MENU, TAB = "/compare/trial", "", ""
 IS_EXPORTED = False

@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 from heredity.study.labels import drawn_answers
 from heredity.view.pages.conversations import number
-from heredity.view.queries import neighbours, read_filters, rows_of
-from heredity.view.search import Search
+from heredity.view.queries import Search, neighbours, prompts, read, read_filters, rows_of
 from heredity.view.site import Asked, Site
-from heredity.view.transcript import prompts, read
 
 PATH, MENU, TAB = "/s/{study}/t/{index}", "", ""
 IS_EXPORTED = True

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from heredity.core.errors import UsageError
 from heredity.core.sanitize import label
-from heredity.view.queries import DOUBTS, KINDS, STATES, listed, read_filters, unasked
-from heredity.view.search import Search
+from heredity.view.queries import DOUBTS, KINDS, STATES, Search, listed, read_filters, unasked
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/s/{study}/conversations", "", "2 Conversations"

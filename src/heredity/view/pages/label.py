@@ -17,9 +17,9 @@ from heredity.study.study import Study
 from heredity.study.wording import interval, names, percent, plural, scope_name, title, uncorrected_words
 from heredity.view.pages.conversations import number
 from heredity.view.places import OpenStudy
+from heredity.view.queries import Transcript, read
 from heredity.view.rates import board_of
 from heredity.view.site import Asked, Site
-from heredity.view.transcript import Transcript, read
 
 
 class RateChange(NamedTuple):

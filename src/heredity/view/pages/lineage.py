@@ -2,16 +2,306 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup
+from msgspec import UNSET
 
-from heredity.core.errors import UnknownName, UsageError
+from heredity.core.errors import HeredityError, UnknownName, UsageError
+from heredity.core.files import stamp_file
+from heredity.core.records import Model
 from heredity.core.sanitize import label, plural
+from heredity.lineage import graph
+from heredity.lineage.catalog import how
+from heredity.lineage.store import read_record
+from heredity.stats import inherited, tabulate
+from heredity.study.estimates import ALL, ModelCard
+from heredity.study.outcomes import BROKE, Outcomes, is_decided
 from heredity.study.report import figures
-from heredity.view.lineage import HOPS, MOST, ComparedEdge, Kin, LineageGraph, lineage_of, store_of
+from heredity.study.wording import BADGES, edge_verdicts, names
 from heredity.view.pages.conversations import number
+from heredity.view.pages.studies import planned_at
+from heredity.view.pairs import Shared, shared
+from heredity.view.places import OpenStudy
+from heredity.view.queries import Filters
+from heredity.view.rates import board_of
 from heredity.view.site import Asked, Site
+
+# --- the models and edges of a place ------------------------------------------------------------------
+# The lineage of a place: the models of its store and of its studies, and what studies found along each
+# edge.
+#
+#     found = lineage_of(site)
+#     found.edges[parent, child].kind                # "worse", "same", "unknown" or "none"
+#     found.around(model, hops=2)
+#
+# Promises: an edge is a parent and its child as their records or a study's plan have them. Its verdict
+# and its counts are those of a study's own comparison. A study that runs decides nothing.
+
+HOPS = 2  # that a figure shows around a model
+MOST = 80  # models of a figure; more are not legible
+_SECONDS = 1.0  # that reading new rows may take, of all studies together
+_GUARDED = "behind_guards"  # such a child inherits nothing
+_SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
+
+_read: dict[Path, tuple[list[int], Model | str]] = {}  # records and errors, by file and its stamp
+
+
+class Kin(NamedTuple):
+    """A model. record: None if the store does not have it. forms: the same model in other forms."""
+
+    id: str
+    name: str
+    made: str
+    licence: str
+    format: str
+    record: Model | None
+    studies: tuple[OpenStudy, ...]
+    forms: tuple[Model, ...]
+
+
+class EdgeStudy(NamedTuple):
+    """The result of a study on a parent and its child.
+
+    verdict       "" before it has one
+    kept          breach trials that both held; lost: only the parent; gained: only the child; never: neither.
+                  They are those of the main scope that both decided, as in study/estimates.py, Inheritance
+    both          the trials of that scope, on which only a breach counts as broken; a: the parent
+    """
+
+    study: OpenStudy
+    at: str
+    verdict: str
+    kept: int
+    lost: int
+    gained: int
+    never: int
+    both: Shared
+
+    @property
+    def n(self) -> int:
+        """The trials that both decided."""
+        return self.kept + self.lost + self.gained + self.never
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word or two."""
+        return _SHORT.get(self.verdict, "undecided so far")
+
+    @property
+    def kind(self) -> str:
+        """The verdict's class in the style sheet."""
+        return BADGES.get(self.verdict, "unknown")
+
+
+class ComparedEdge(NamedTuple):
+    """A parent and its child. found: the studies that compared them; the first one colours the edge."""
+
+    parent: str
+    child: str
+    made: str
+    found: tuple[EdgeStudy, ...]
+
+    @property
+    def kind(self) -> str:
+        """The class of the edge: a verdict's, or "none" if it has no verdict of any study."""
+        return self.found[0].kind if self.found else "none"
+
+
+class LineageGraph:
+    """The models and edges of a place. problems: errors of records. is_whole: whether all rows are read."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Kin],
+        edges: Mapping[tuple[str, str], ComparedEdge],
+        problems: list[str],
+        is_whole: bool,
+    ) -> None:
+        self.models, self.edges, self.problems, self.is_whole = models, edges, problems, is_whole
+        self._near: dict[str, list[str]] = {ident: [] for ident in models}
+        for parent, child in edges:
+            self._near[parent].append(child)
+            self._near[child].append(parent)
+
+    def around(self, ident: str, hops: int) -> list[str]:
+        """The models at most `hops` edges away, the nearest first."""
+        found, newest = {ident: None}, [ident]
+        for _ in range(hops):
+            newest = [each for at in newest for each in self._near[at] if each not in found]
+            found |= dict.fromkeys(newest)
+        return list(found)
+
+    def n_hidden(self, ident: str, shown: set[str]) -> int:
+        """The neighbours of a model that are not shown."""
+        return len({*self._near[ident]} - shown)
+
+    def centre(self) -> str | None:
+        """The model with most edges; None without a model."""
+        return max(self._near, key=lambda ident: len(self._near[ident]), default=None)
+
+    def of_form(self, ident: str) -> str | None:
+        """The model with this id, or the one of which this id is another form; None if there is neither."""
+        if ident in self.models:
+            return ident
+        return next((kin.id for kin in self.models.values() for form in kin.forms if form.id == ident), None)
+
+    def edges_of(self, ident: str) -> list[ComparedEdge]:
+        """The edges of a model: to its parents, then to its children."""
+        found = [edge for edge in self.edges.values() if ident in (edge.parent, edge.child)]
+        return sorted(found, key=lambda edge: edge.child != ident)
+
+
+def store_of(site: Site) -> Path | None:
+    """The store whose models are shown. A page that is sent to others shows none but those of its place."""
+    held = site.place.models
+    return held if site.is_live or held == site.place.root else None
+
+
+def records(store: Path | None) -> tuple[list[Model], list[str]]:
+    """Every record of a store that can be read, and the errors of the others."""
+    models, problems = [], []
+    for path in sorted(store.glob("models/*/model.json")) if store is not None else ():
+        stamp = stamp_file(path)
+        if path not in _read or _read[path][0] != stamp:
+            try:
+                _read[path] = stamp, read_record(path)
+            except (HeredityError, OSError) as error:
+                _read[path] = stamp, str(error)
+        found = _read[path][1]
+        if isinstance(found, str):
+            problems.append(found)
+        else:
+            models.append(found)
+    return models, problems
+
+
+def lineage_of(site: Site) -> LineageGraph:
+    """The lineage of the site's store and studies."""
+    held, problems = records(store_of(site))
+    studies, is_whole = _studies(site)
+    known = {model.id: model for model in held}
+    asked = {model.id for study in studies for model in study.plan.models}
+    own = [model for model in held if model.id in asked or not _is_form(model, known)]
+    found = _edge_studies(studies)
+    edges = {(edge.parent, edge.child): edge for edge in graph.edges(own, known)}
+    for study in studies:
+        edges = {(edge.parent, edge.child): edge for edge in _own_edges(study)} | edges
+    for model in own:  # a parent that is not there is named nevertheless
+        for parent in model.parents:
+            if parent not in known and parent not in asked:
+                edges.setdefault((parent, model.id), graph.Edge(parent, model.id, model.recipe.kind))
+    compared = {
+        key: ComparedEdge(*key, _made(edge), tuple(found.get(key, ()))) for key, edge in edges.items()
+    }
+    return LineageGraph(_kin(own, held, known, studies, compared), compared, problems, is_whole)
+
+
+def _studies(site: Site) -> tuple[list[OpenStudy], bool]:
+    """The studies of the place that can be read, with the rows that came; whether all rows are in."""
+    end, found, is_whole = time.monotonic() + _SECONDS, [], True
+    for each in site.place.studies():
+        try:
+            study = site.place.open(each.key)
+        except (HeredityError, OSError):
+            continue  # the list of studies shows its error
+        if any(_own_edges(study)):
+            study.refresh(max(end - time.monotonic(), 0.02))
+            is_whole = is_whole and study.is_whole
+        found.append(study)
+    return found, is_whole
+
+
+def _own_edges(study: OpenStudy) -> Iterator[graph.Edge]:
+    for edge in () if study.plan.edges is None else study.plan.edges:
+        if edge.recipe != _GUARDED and edge.parent in study.places and edge.child in study.places:
+            yield edge
+
+
+def _is_form(model: Model, known: Mapping[str, Model]) -> bool:
+    """Whether a model is its parent in another form, which then stands for it."""
+    return model.recipe.kind in graph.FORMS and bool(model.parents) and model.parents[0] in known
+
+
+def _root(model: Model, known: Mapping[str, Model], own: set[str]) -> str:
+    """The model that a form stands for."""
+    seen: set[str] = set()
+    while model.id not in own and model.id not in seen and model.parents and model.parents[0] in known:
+        seen.add(model.id)
+        model = known[model.parents[0]]
+    return model.id
+
+
+def _edge_studies(studies: Iterable[OpenStudy]) -> dict[tuple[str, str], list[EdgeStudy]]:
+    """The results of the studies, by edge: those that decided before the others, the newest first."""
+    found: dict[tuple[str, str], list[EdgeStudy]] = {}
+    for study in studies:
+        edges = list(_own_edges(study))
+        if not edges:
+            continue
+        board = board_of(study)
+        verdicts = {} if board.estimates is None else edge_verdicts(board.estimates)
+        at = planned_at(study)
+        for edge in edges:
+            key = edge.parent, edge.child
+            a, b = study.places[edge.parent], study.places[edge.child]
+            counts = decided(board.outcomes, a, b, board.main_scope)
+            both = shared(study, board, a, b, Filters(scope=board.main_scope))
+            found.setdefault(key, []).append(EdgeStudy(study, at, verdicts.get(key, ""), *counts, both))
+    for each in found.values():
+        each.sort(key=lambda one: (one.verdict in ("worse", "not worse"), one.at), reverse=True)
+    return found
+
+
+def decided(outcomes: Outcomes, a: int, b: int, scope: str) -> tuple[int, int, int, int]:
+    """How many trials of a scope both held, only the parent, only the child and neither, if both decided."""
+    probes = outcomes.probes(scope, "breach")
+    parent, child = (outcomes.scored_of(m, ALL, probes) for m in (a, b))
+    both = is_decided(parent) & is_decided(child)
+    found = inherited(tabulate(parent[both] == BROKE, child[both] == BROKE))
+    return found.kept, found.lost, found.gained, found.never
+
+
+def _made(edge: graph.Edge) -> str:
+    made = edge.recipe if edge.descent is UNSET else str(edge.descent)
+    return f"{made}, {edge.role}" if edge.role else made
+
+
+def _kin(
+    own: list[Model],
+    held: list[Model],
+    known: Mapping[str, Model],
+    studies: list[OpenStudy],
+    edges: Mapping[tuple[str, str], ComparedEdge],
+) -> dict[str, Kin]:
+    """The models: those of the store, then those that only studies have, then parents that are only named."""
+    cards = {m.id: ModelCard(m.id, m.name, m.family, m.licence, m.format) for m in own}
+    were_in: dict[str, list[OpenStudy]] = {}
+    for study in studies:
+        for m in study.plan.models:
+            if m.guards is None:
+                cards.setdefault(m.id, ModelCard(m.id, m.name, m.family, m.licence, m.format))
+                were_in.setdefault(m.id, []).append(study)
+    for ident in dict.fromkeys(ident for key in edges for ident in key):
+        cards.setdefault(ident, ModelCard(ident, ident[:12], "", "", ""))
+    called, ids = names(tuple(cards.values())), {model.id for model in own}
+    forms: dict[str, list[Model]] = {}
+    for model in held:
+        if model.id not in ids:
+            forms.setdefault(_root(model, known, ids), []).append(model)
+    made = {edge.child: edge.made for edge in edges.values()}
+    return {
+        ident: Kin(
+            ident, called[ident], label(how(known[ident]) if ident in known else made.get(ident, ""), 60),
+            card.licence, card.format, known.get(ident), tuple(were_in.get(ident, ())),
+            tuple(forms.get(ident, ())),
+        )
+        for ident, card in cards.items()
+    }  # fmt: skip
+
 
 PATH, MENU, TAB = "/lineage", "3 Lineage", ""
 IS_EXPORTED = True

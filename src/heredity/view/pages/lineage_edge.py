@@ -8,8 +8,7 @@ from typing import NamedTuple
 from heredity.core.errors import UnknownName
 from heredity.study.estimates import Estimates, Inheritance
 from heredity.study.wording import capital, retention_words, scope_name, verdict_words
-from heredity.view.lineage import EdgeStudy
-from heredity.view.pages.lineage import chosen
+from heredity.view.pages.lineage import EdgeStudy, chosen
 from heredity.view.pairs import WHICH, shared
 from heredity.view.queries import Filters
 from heredity.view.rates import board_of

@@ -9,8 +9,7 @@ import msgspec
 
 from heredity.core.records import Model
 from heredity.lineage import catalog
-from heredity.view.lineage import Kin
-from heredity.view.pages.lineage import chosen, hops_of, picture
+from heredity.view.pages.lineage import Kin, chosen, hops_of, picture
 from heredity.view.places import OpenStudy
 from heredity.view.rates import ShownRate, board_of
 from heredity.view.site import Asked, Site

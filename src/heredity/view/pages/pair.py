@@ -6,9 +6,9 @@ from heredity.core.errors import UsageError
 from heredity.view.pages.conversations import number
 from heredity.view.pages.pairs import chosen
 from heredity.view.pairs import WHICH, beside, is_edge, shared
+from heredity.view.queries import read
 from heredity.view.rates import board_of
 from heredity.view.site import Asked, Site
-from heredity.view.transcript import read
 
 PATH, MENU, TAB = "/s/{study}/pair/{place}", "", ""
 IS_EXPORTED = True

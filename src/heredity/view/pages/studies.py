@@ -12,8 +12,8 @@ from heredity.study.estimates import Estimates
 from heredity.study.folders import is_study
 from heredity.study.plan import PLAN
 from heredity.view.places import FoundStudy, OpenStudy, StudyProgress
+from heredity.view.rates import Chip, chips
 from heredity.view.site import Asked, Site
-from heredity.view.verdicts import Chip, chips
 
 PATH, MENU, TAB = "/", "1 Studies", ""
 IS_EXPORTED = True

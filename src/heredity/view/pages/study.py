@@ -11,14 +11,12 @@ from heredity.study.estimates import ALL, JUDGED, Measure
 from heredity.study.headline import headline
 from heredity.study.outcomes import is_part
 from heredity.study.wording import title
-from heredity.view.lineage import decided
-from heredity.view.pairs import WHICH, is_edge, is_guard, pairs, shared
+from heredity.view.pages.lineage import decided
+from heredity.view.pairs import WHICH, endpoint_of, is_edge, is_guard, pairs, shared
 from heredity.view.places import OpenStudy, report_of
 from heredity.view.queries import CellCounts, cells, read_filters, unasked
-from heredity.view.rates import Board, ShownRate, board_of
+from heredity.view.rates import Board, ShownRate, board_of, chips
 from heredity.view.site import Asked, Site
-from heredity.view.two_runs import endpoint_of
-from heredity.view.verdicts import chips
 
 PATH, MENU, TAB = "/s/{study}", "", "1 Overview"
 IS_EXPORTED = True

@@ -8,10 +8,9 @@ from heredity.core.errors import HeredityError, UnknownName
 from heredity.core.files import read_file
 from heredity.core.sanitize import label
 from heredity.lineage.store import RUN, RunInProgress
-from heredity.view.figures import curve
-from heredity.view.lineage import lineage_of, store_of
-from heredity.view.site import Asked, Site
-from heredity.view.training import LossPoint, ShownTraining, find, read_curve, runs, samples
+from heredity.view.pages.lineage import lineage_of, store_of
+from heredity.view.pages.training import LossPoint, ShownTraining, find, read_curve, runs, samples
+from heredity.view.site import Asked, Site, curve
 
 PATH, MENU, TAB = "/training/{run}", "", ""
 IS_EXPORTED = False

@@ -12,10 +12,9 @@ from heredity.core.records import digest
 from heredity.study.estimates import ALL, Estimates, Rate
 from heredity.study.plan import Plan
 from heredity.study.wording import find, names, percent, plural
-from heredity.view.figures import trend
 from heredity.view.pages.studies import planned_at
 from heredity.view.places import OpenStudy
-from heredity.view.site import Asked, Site
+from heredity.view.site import Asked, Site, trend
 
 PATH, MENU, TAB = "/trend", "2 Trend", ""
 IS_EXPORTED = True
