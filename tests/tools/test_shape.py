@@ -169,6 +169,7 @@ def test_files_lines_distinct_error_codes_and_words_are_counted(make: Make) -> N
 
 def test_entries_at_the_root_leave_out_what_is_not_read(make: Make) -> None:
     source = make({"a.py": "", "b/c.py": "", "py.typed": "", ".hidden": "", "__pycache__/x.pyc": ""})
+    (source / "moved" / "__pycache__").mkdir(parents=True)
     assert shape.root_entries(source) == ["__init__.py", "a.py", "b"]
 
 
