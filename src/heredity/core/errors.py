@@ -92,14 +92,12 @@ class UnknownName(UsageError):
 
     code = "unknown-name"
 
-    def __init__(
-        self, kind: str, name: str, known: Iterable[str], list_with: str = "", *, code: str = ""
-    ) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], list_with: str = "") -> None:
         self.kind, self.name = kind, name
         hint = did_you_mean(name, known)
         more = "List them" if list_with.startswith("heredity ") else "Known"
         more = f" {more}: {list_with}" if list_with else ""
-        super().__init__(f"No {kind} named '{name}'.{hint}{more}", code=code)
+        super().__init__(f"No {kind} named '{name}'.{hint}{more}")
 
 
 class BadInput(UsageError):

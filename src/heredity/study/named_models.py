@@ -254,13 +254,12 @@ def stored_model(store: Callable[[], Store], name: str) -> Grown:
     return rule_model(name) if name.startswith(scripted.PREFIX) else store().named(name)
 
 
-def model_of_study(models: Sequence[_Model], name: str, code: str = "") -> _Model:
+def model_of_study(models: Sequence[_Model], name: str) -> _Model:
     """The model of a study with this name, the name that it is short for, or this start of its id.
 
     `leaky` names `scripted:leaky`, if no other ends so.
 
-    No store is opened. Raises UnknownName with the models of the study (code: of this error), and UsageError
-    if two have the name.
+    No store is opened. Raises UnknownName with the models of the study, and UsageError if two have the name.
     """
     found = [model for model in models if name in (model.name, model.id)]
     found = found or [model for model in models if model.name in spellings(name)]
@@ -272,14 +271,14 @@ def model_of_study(models: Sequence[_Model], name: str, code: str = "") -> _Mode
         return found[0]
     if found:
         raise UsageError(f"'{label(name)}' is {len(found)} models of this study: give the id.")
-    raise unknown_model(models, name, code)
+    raise unknown_model(models, name)
 
 
-def unknown_model(models: Sequence[NamedModel], name: str, code: str = "") -> UnknownName:
+def unknown_model(models: Sequence[NamedModel], name: str) -> UnknownName:
     """The error for a name that no model of a study has; it lists those that there are."""
     known = [label(model.name) for model in models]
     kind, listed = "model of this study", ", ".join(known)
-    return UnknownName(kind, label(name), known, listed, code=code)
+    return UnknownName(kind, label(name), known, listed)
 
 
 def with_families(models: Sequence[Grown], tops: Sequence[Grown], store: Callable[[], Store]) -> list[Grown]:
