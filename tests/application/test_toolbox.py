@@ -96,11 +96,11 @@ def test_a_file_names_a_function_beside_it_and_its_place_is_no_part_of_the_diges
 @pytest.mark.parametrize(
     ("table", "code"),
     [
-        ('function = "look"', "bad-usage"),
-        ('function = "no_such_module_here:look"', "bad-usage"),
-        ('function = "tools.py:gone"', "bad-usage"),
-        ('function = "tools.py:N"', "bad-usage"),
-        ('function = "exits.py:look"', "bad-usage"),
+        ('function = "look"', "tool-failure"),
+        ('function = "no_such_module_here:look"', "tool-failure"),
+        ('function = "tools.py:gone"', "tool-failure"),
+        ('function = "tools.py:N"', "tool-failure"),
+        ('function = "exits.py:look"', "tool-failure"),
         ('function = "tools.py:look"\nparameters = {}', "bad-setting"),
         ('function = "tools.py:look"\nhome = "/"', "bad-setting"),
     ],

@@ -39,9 +39,9 @@ def test_a_base_is_made_once_and_a_second_name_is_said_not_to_be_given(
 @pytest.mark.parametrize(
     ("given", "code", "named"),
     [
-        (("--heads", "3"), "bad-usage", [2, 3]),
+        (("--heads", "3"), "bad-input", [2, 3]),
         (("--head-dim", "15"), "bad-input", [15]),
-        (("--size", "10"), "bad-usage", [10]),
+        (("--size", "10"), "bad-input", [10]),
     ],
 )
 def test_a_shape_that_cannot_be_is_one_line_with_the_file(

@@ -185,7 +185,7 @@ def test_a_source_may_come_again_where_it_is_allowed(built: Build, tmp_path: Pat
 
 
 def test_a_mixture_that_runs_dry_is_refused_with_the_numbers(built: Build, tmp_path: Path) -> None:
-    with raises(UsageError, "bad-usage", mentions=["10,000,000", "75.0%", "7,500,000", "25.0%"]):
+    with raises(UsageError, "bad-input", mentions=["10,000,000", "75.0%", "7,500,000", "25.0%"]):
         built("[mixture]\ntokens = 10_000_000\n", source=two((3, 1)))
     assert not (tmp_path / "out").exists()
 
@@ -193,7 +193,7 @@ def test_a_mixture_that_runs_dry_is_refused_with_the_numbers(built: Build, tmp_p
 def test_a_weighted_source_of_which_nothing_is_left_is_refused(built: Build, shelf: Path) -> None:
     for path in shelf.glob("1*.txt"):
         path.write_text("0x11 0x12")
-    with raises(UsageError, "bad-usage", mentions=["50.0%", "0"]):
+    with raises(UsageError, "bad-input", mentions=["50.0%", "0"]):
         built("[[step]]\nkind = 'language'\nkeep = ['en']\n", source=two((1, 1)))
 
 
@@ -238,7 +238,7 @@ def test_a_document_too_long_to_be_one_is_named(
 ) -> None:
     monkeypatch.setattr("heredity.corpus.jobs.LONGEST", 200_000)
     (shelf / "00.txt").write_text("word " * 50_000)
-    with raises(UsageError, "bad-usage", mentions=["shelf", "00.txt", "59.txt", "250,000", "separator"]):
+    with raises(UsageError, "bad-input", mentions=["shelf", "00.txt", "59.txt", "250,000", "separator"]):
         built()
 
 

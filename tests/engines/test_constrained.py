@@ -165,7 +165,7 @@ def test_an_application_takes_a_schema_as_text_as_a_file_and_as_a_table(tmp_path
     ("decoding", "more", "code"),
     [
         ('json_schema = "missing.json"', "", "unreadable-file"),
-        ("json_schema = '{\"type\":'", "", "damaged"),
+        ("json_schema = '{\"type\":'", "", "not-json"),
         ("json_schema = '{}'", '[[tools]]\nname = "look_up"\ndescription = "Looks up."', "bad-setting"),
     ],
 )

@@ -84,7 +84,7 @@ def test_what_the_base_sets_cannot_be_something_else(
     store: Store, base: Grown, recipe: Path, tmp_path: Path
 ) -> None:
     for given, code, mentions in (
-        ({"layers": 3}, "bad-usage", ["layers", 2, 3]),
+        ({"layers": 3}, "bad-input", ["layers", 2, 3]),
         ({"context": 4096}, "bad-setting", ["context", "4,096"]),
         ({"architecture": "llama"}, "bad-setting", ["qwen3"]),
         ({"compile": "yes"}, "bad-setting", ["compile"]),
@@ -94,7 +94,7 @@ def test_what_the_base_sets_cannot_be_something_else(
     other = store.pull(str(make_model(tmp_path / "other", "qwen3")))
     text = "".join(line for line in recipe.read_text().splitlines(True) if line[:4] not in SHAPE)
     recipe.write_text(text.replace("context = 64", "context = 32"))
-    with raises(UsageError, "bad-usage", mentions=["other", "[tokenizer]"]):
+    with raises(UsageError, "bad-input", mentions=["other", "[tokenizer]"]):
         pretrain.read(recipe, {**LITTLE, "base": other}).grow(store)
     with raises(UsageError, "bad-usage"):
         store.grow(pretrain.read(recipe, LITTLE), base)

@@ -206,9 +206,9 @@ def test_a_short_run_compiles_nothing_and_one_that_cannot_says_so(
         ("warmup = 1.5", UsageError, "bad-setting", ["warmup", "1.5"]),
         ("layers = -1", UsageError, "bad-setting", ["layers", "-1"]),
         ('architecture = "qwen4"', BadInput, "unknown-name", ["base.toml", "qwen3"]),
-        ("batch_size = 32", BadInput, "bad-usage", ["base.toml", "64"]),
-        ("batch_size = 30_000", BadInput, "bad-usage", ["base.toml", "batch", "30,000"]),
-        ('size = "0M"', BadInput, "bad-usage", ["base.toml", "0M"]),
+        ("batch_size = 32", BadInput, "bad-input", ["base.toml", "64"]),
+        ("batch_size = 30_000", BadInput, "bad-input", ["base.toml", "batch", "30,000"]),
+        ('size = "0M"', BadInput, "bad-input", ["base.toml", "0M"]),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_recorded(

@@ -156,7 +156,7 @@ def folder(tiny_llama: Path, tmp_path: Path) -> Path:
         ("a.pkl", "runs-code"),
         ("a.ckpt", "runs-code"),
         ("sub/a.bin", "runs-code"),
-        ("model.zip", "archive"),
+        ("model.zip", "refused"),
         ("modeling.py", "runs-code"),
     ],
 )

@@ -91,9 +91,9 @@ def test_an_encoder_is_listed_and_does_not_converse(place: Place) -> None:
     [
         ({"input": [1, 2]}, "bad-usage", "input"),
         ({"input": [[1, 2]]}, "bad-usage", "input"),
-        ({"input": []}, "bad-input", "input"),
-        ({"input": ["a", ""]}, "bad-input", "input"),
-        ({"input": ["a"] * 2049}, "bad-input", "input"),
+        ({"input": []}, "bad-usage", "input"),
+        ({"input": ["a", ""]}, "bad-usage", "input"),
+        ({"input": ["a"] * 2049}, "bad-usage", "input"),
         ({"input": "tea " * 40}, "context-overflow", "input"),
         ({"dimensions": 8}, "bad-setting", "dimensions"),
         ({"encoding_format": "int8"}, "unknown-name", "encoding_format"),

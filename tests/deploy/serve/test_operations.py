@@ -140,7 +140,7 @@ def test_little_free_memory_refuses_new_requests(monkeypatch: pytest.MonkeyPatch
     with listening(named("helpful")) as address:
         with pytest.raises(openai.RateLimitError) as caught:
             client(address).chat.completions.create(model="scripted:helpful", messages=HELLO)
-        assert caught.value.body["reason"] == "engine-failure"
+        assert caught.value.body["reason"] == "busy"
         assert httpx.get(f"{address}/health", timeout=60).status_code == 200
     free = None  # the system does not report it
     MemoryFloor().admit()

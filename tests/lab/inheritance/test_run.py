@@ -589,7 +589,7 @@ def test_a_plan_of_which_nothing_can_be_made_ends_before_it_asks(
 
 
 def no_hub(*asked: object) -> None:
-    raise Unavailable("the model hub: offline")
+    raise Unavailable("the model hub: offline", code="hub-unreachable")
 
 
 @pytest.mark.parametrize(
@@ -597,7 +597,7 @@ def no_hub(*asked: object) -> None:
     [
         ("no-such-model", "unknown-name"),
         ("kv5:teacher", "unknown-name"),
-        ("teacher", "bad-setting"),
+        ("teacher", "bad-usage"),
         ("scripted:careful", "refused"),
         ("./missing", "unreadable-file"),
         ("empty", "refused"),
