@@ -140,3 +140,17 @@ def test_what_is_not_a_part_is_refused(text: str) -> None:
 
 def test_a_part_is_read_from_its_words() -> None:
     assert shards.StudyPart.parse("3/64") == StudyPart(3, 64)
+
+
+def test_rows_of_a_worker_whose_driver_was_killed_are_collected_and_its_folder_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    part = study(folder, MADE).ask_part(StudyPart(1, 2))
+    n = len(responses(part))
+    (part / "plan.json").unlink()  # a worker has none
+    (folder / "workers").mkdir()
+    part.rename(folder / "workers" / "1")
+    assert study(folder, MADE).collect() == []
+    assert len(responses(folder)) == n and not (folder / "workers").exists()
+    study(folder, MADE).run()
+    study(tmp_path / "one", MADE).run()
+    assert by_index(folder) == by_index(tmp_path / "one")

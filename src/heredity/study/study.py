@@ -81,7 +81,7 @@ from heredity.study.spec import (
     resolve_plan,
 )
 from heredity.study.storage import ResponseDigests
-from heredity.study.workers import StoreAndDevice, Workers, asked_models
+from heredity.study.workers import Workers, asked_models
 
 _PLAN_SECONDS = 120.0  # for the task of an array that writes the plan
 
@@ -364,8 +364,8 @@ class Study:
             else:
                 records = [self._planned(model).record for model in asked_models(self._plan)]
                 store = self._open_store()
-                where = StoreAndDevice(store.root, self._device or store.wanted_device)
-                asker = stack.enter_context(workers.driver(grid, recorder, earlier, records, where, toolbox))
+                given = records, store.root, self._device or store.wanted_device, toolbox
+                asker = stack.enter_context(workers.driver(grid, recorder, earlier, *given))
             yield asker
 
     def _refuse_unloadable(self) -> None:

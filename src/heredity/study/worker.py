@@ -1,28 +1,22 @@
 """A process that asks trials of a study for its driver, and writes into a folder of its own.
 
-Promises: it ends with its driver, however that ends, and takes its own processes with it. A state of a
-conversation, of an attacker or of a search stays in it. It refuses model files that differ from the driver's
-record.
-Leaves to others: which trials it asks, and collecting its rows (workers.py).
+Promises: a state of a conversation, of an attacker or of a search stays in it. It refuses model files that
+differ from the driver's record.
+Leaves to others: which trials it asks, and collecting its rows (workers.py); its start (launch.py).
 """
 
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import platform
-import signal
-import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import ModuleType
 from typing import NamedTuple
 
 import msgspec
@@ -50,8 +44,6 @@ from heredity.study.runner import FolderRecorder, ModelSlot, RunContext, loaded_
 from heredity.study.storage import RESPONSES, Prefixes, PromptPrefix
 
 _WAIT_SECONDS = 0.5  # until a call returns that has nothing to report
-_LOG = "worker.log"
-_LAST_WORDS = 400  # characters of a lost worker's output in messages
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -94,7 +86,6 @@ class Status(NamedTuple):
     machine   its kind, as far as that can change an answer; None: it still starts
     n_begun   how many of the leases that it was given it has begun
     phase     of the model that it loads, if that reports one
-    error     that ended it
     """
 
     host: str
@@ -113,11 +104,10 @@ class StudyWorker:
     def __init__(self, setup: bytes, folder: str) -> None:
         self._setup, self._folder = msgspec.msgpack.decode(setup, type=Setup), Path(folder)
         self._given, self._news = SimpleQueue[Lease | None](), threading.Event()
-        self._waiting, self._is_stopped, self._is_closed = deque[Lease](), False, False
+        self._waiting, self._n_begun, self._is_stopped, self._is_closed = deque[Lease](), 0, False, False
         self._machine: str | None = None
         self._phase: Progress | None = None
         self._error: HeredityError | None = None
-        self._n_begun = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
     def poll(self, given: Sequence[Lease | None]) -> Status:
@@ -293,101 +283,3 @@ def _imported(name: str) -> EngineLoader:
     module, _, function = name.partition(":")
     found: EngineLoader = getattr(importlib.import_module(module), function)
     return found
-
-
-# --- processes of this machine ---------------------------------------------------------------------
-
-
-class LocalWorker:
-    """A worker in a process of this machine: an executor of one, which breaks when that dies.
-
-    n: how many share its cores, and its GPUs (has_gpus). Variables that the user has set stay.
-    """
-
-    def __init__(self, setup: bytes, folder: Path, n: int, has_gpus: bool = True) -> None:
-        self._log, variables = folder / _LOG, dict[str, str]()
-        if "OMP_NUM_THREADS" not in os.environ:
-            variables["OMP_NUM_THREADS"] = str(max(1, host.n_cores() // n))
-        if has_gpus and (gpus := host.visible_gpus()):
-            variables["CUDA_VISIBLE_DEVICES"] = gpus[(int(folder.name) - 1) % len(gpus)]
-        spawn = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(1, spawn, _begin, (setup, str(folder)))
-        others = set(multiprocessing.active_children())
-        with _spawning(variables):
-            self.poll(())  # an executor starts its process with the first call
-        self._process = (set(multiprocessing.active_children()) - others).pop()
-
-    def poll(self, given: Sequence[Lease | None]) -> Future[Status]:
-        """Give trials to the worker; its state, when it changes."""
-        try:
-            return self._executor.submit(_poll, given)
-        except RuntimeError as error:  # it died or was ended between two calls
-            lost: Future[Status] = Future()
-            lost.set_exception(error)
-            return lost
-
-    def kill(self) -> None:
-        """End the process and all that it started."""
-        pid = self._process.pid
-        if sys.platform != "win32" and pid is not None:
-            with suppress(ProcessLookupError, PermissionError):  # it has not begun its group, or has ended
-                os.killpg(pid, signal.SIGKILL)
-        self._process.kill()
-        self._executor.shutdown()
-
-    def why_lost(self, error: Exception) -> str:  # noqa: ARG002
-        """Why the process ended: its signal or exit code, and the last line that it wrote."""
-        self.kill()
-        code = self._process.exitcode or 0
-        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        with suppress(OSError):
-            if lines := self._log.read_text("utf-8", "replace").strip().splitlines():
-                return f"{ended}; its last words: {lines[-1][-_LAST_WORDS:]}"
-        return ended
-
-
-@contextmanager
-def _spawning(variables: Mapping[str, str]) -> Iterator[None]:
-    """Inside, a new process gets these variables, and does not run the user's script as its own first."""
-    main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in variables}
-    sys.modules["__main__"] = ModuleType("__main__")
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
-_worker: StudyWorker  # of this process, once it has begun
-
-
-def _begin(setup: bytes, folder: str) -> None:
-    """Begin the worker of this process."""
-    global _worker
-    if sys.platform != "win32":
-        os.setsid()  # Ctrl-C is for the driver; and it is a group that can be ended whole
-    threading.Thread(target=_end_with_driver, daemon=True).start()
-    # What a library prints goes into the message about its loss, and nothing here reads a terminal.
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    log = os.open(Path(folder, _LOG), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    for stream, handle in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
-        os.dup2(handle, stream)
-    _worker = StudyWorker(setup, folder)
-
-
-def _poll(given: Sequence[Lease | None]) -> Status:
-    return _worker.poll(given)
-
-
-def _end_with_driver() -> None:
-    """End this process, and what it started, once there is no driver to answer to."""
-    driver = multiprocessing.parent_process()
-    assert driver is not None
-    driver.join()
-    if sys.platform != "win32":
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)

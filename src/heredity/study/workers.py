@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -45,8 +45,8 @@ from heredity.core.progress import ModelProgress
 from heredity.core.records import WORKER_DIED, Model, Response
 from heredity.core.version import __version__
 from heredity.engines.remote.budget import Calls
-from heredity.study import ray_cluster
 from heredity.study.attack_context import FOUND, SearchResult
+from heredity.study.launch import LocalWorker, RayPlace, address_of
 from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
 from heredity.study.resume import EarlierRuns, refuse_other_arithmetic
 from heredity.study.runner import FolderRecorder, OpenRun, StillToAsk
@@ -63,7 +63,7 @@ from heredity.study.storage import (
     open_responses,
     run_records,
 )
-from heredity.study.worker import Lease, LocalWorker, Setup, Status
+from heredity.study.worker import Lease, Setup, Status
 
 MOST_WORKERS = 4096
 LATE_SECONDS = 1800.0  # without a row from a worker that has trials; then it is ended
@@ -73,13 +73,6 @@ MOST_DEATHS = 30  # of workers that answered one model, in a row
 _WITH_OTHERS, _ALONE = 2, 3  # deaths of workers after which a trial is asked by itself, and then is an error
 _STOP_SECONDS = 10.0  # for workers to close their models at the end of a study
 _WAIT_SECONDS = 0.5
-
-
-class StoreAndDevice(NamedTuple):
-    """The folder of the store, and the device that the user named, if any."""
-
-    store: Path
-    device: Device | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ class Workers:
         if not 1 <= self.n <= MOST_WORKERS:
             raise UsageError(f"A study has 1 to {MOST_WORKERS:,} workers, not {self.n}.")
         if self.on:
-            ray_cluster.address_of(self.on)
+            address_of(self.on)
         budget = None if self.calls is None else self.calls.budget
         if budget is not None and (budget.max_tokens, budget.max_cost) != (None, None):
             raise UsageError(
@@ -135,32 +128,25 @@ class Workers:
         recorder: FolderRecorder,
         earlier: EarlierRuns,
         records: Sequence[Model],
-        where: StoreAndDevice,
+        store: Path,
+        device: Device | None,
         replayed: Toolbox | None = None,
     ) -> Iterator[Driver]:
         """The driver of these workers. They end with the block, at once if it raises.
 
         replayed: the tools of the application. No worker runs them; each serves the recorded results.
         """
-        calls, device = self.calls or Calls(), where.device
+        calls = self.calls or Calls()
         setup = Setup(
-            plan=grid.plan,
-            plan_seal=recorder.seal,
-            models=tuple(records),
-            store=str(where.store.absolute()),
-            folder=str(recorder.folder.absolute()),
-            host=platform.node(),
-            loader=self.loader,
-            device="" if device is None else str(device),
-            keys=dict(calls.keys),
-            prices=dict(calls.prices),
-            concurrency=max(1, calls.concurrency // self.n),
-            results=None if replayed is None else tuple(replayed.results),
-        )
+            grid.plan, recorder.seal, tuple(records), str(store.absolute()), str(recorder.folder.absolute()),
+            platform.node(), self.loader, "" if device is None else str(device), dict(calls.keys),
+            dict(calls.prices), max(1, calls.concurrency // self.n),
+            None if replayed is None else tuple(replayed.results),
+        )  # fmt: skip
         with ExitStack() as stack:
             if self.on:
                 has_weights = any(record.files for record in records)
-                cluster = ray_cluster.RayPlace(ray_cluster.address_of(self.on), self.n, has_weights)
+                cluster = RayPlace(address_of(self.on), self.n, has_weights)
                 stack.callback(cluster.close)
                 start: Start = cluster.start
             else:
@@ -233,11 +219,10 @@ class TrialQueue:
 
     def answer(self, index: int) -> bool:
         """Note an answer. False if the trial had one already: drop this one."""
-        if not self._answered.add(index):
-            return False
-        if (m := index // self._plan.n_per_model) in self._queues:
+        is_new = self._answered.add(index)
+        if is_new and (m := index // self._plan.n_per_model) in self._queues:
             self._queues[m].n_left -= 1
-        return True
+        return is_new
 
     def take(self, m: int, n_workers: int, is_idle: bool) -> Lease | None:
         """The next trials of a model; None if this worker gets no more now.
@@ -471,9 +456,12 @@ class Driver:
         """Give the workers their trials, and take the state and the rows of those that report."""
         calls: dict[Future[Status], _WorkerState] = {}
         for state in self._workers:
-            if state.call is None:
+            # An idle worker is not asked, so that it can be given trials at once.
+            is_idle = state.status is not None and not (state.leases or state.n_unbegun or self._is_closing)
+            if state.call is None and not is_idle:
                 state.call, state.to_give = state.handle.poll(state.to_give), []
-            calls[state.call] = state
+            if state.call is not None:
+                calls[state.call] = state
         for call in wait(calls, _WAIT_SECONDS, FIRST_COMPLETED).done:
             calls[call].call = None
             self._take(calls[call], call)
@@ -614,16 +602,13 @@ class Driver:
         phases = {state.loading: state.status and state.status.phase for state in self._workers}
         models = tuple(
             ModelProgress(
-                model.name,
-                plan.n_per_model - self._queue.left(m),
-                self._queue.left(m) - self._queue.waiting(m),
-                self._n_failed[m],
-                loading[m],
+                model.name, plan.n_per_model - self._queue.left(m),
+                self._queue.left(m) - self._queue.waiting(m), self._n_failed[m], loading[m],
                 None if m in self._numerics else phases.get(m),
             )
             for m, model in enumerate(plan.models)
             if self._queue.left(m) or m in self._numerics
-        )
+        )  # fmt: skip
         n_starting = sum(state.status is None for state in self._workers)
         self._recorder.meter.workers(len(self._workers), models, n_starting)
 

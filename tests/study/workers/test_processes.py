@@ -301,3 +301,18 @@ def test_what_workers_cannot_take_is_refused_before_anything_is_asked(tmp_path: 
     with raises(UsageError, "bad-usage"):
         Workers(2, calls=Calls(budget=Budget(max_tokens=100)))
     assert not (tmp_path / "own" / "responses.jsonl").exists()
+
+
+def test_a_script_may_ask_with_workers_outside_of_any_block(tmp_path: Path, notes: Path) -> None:
+    """Python's own processes would run the script again."""
+    study(tmp_path / "several", MADE)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom heredity.study.study import Study\n"
+        "from tests.study.workers.test_processes import named\n"
+        "Study.open(Path(sys.argv[1])).run(workers=named('noting'))"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    command = [sys.executable, str(script), str(tmp_path / "several")]
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert_as_of_one_process(tmp_path / "several")

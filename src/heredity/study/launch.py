@@ -1,27 +1,148 @@
-"""Workers as actors of a Ray cluster.
+"""Start workers: as processes of this machine, or as actors of a Ray cluster.
 
-Ray moves code and values with pickle, and anyone who reaches its ports can run code. So a cluster that does
-not ask for a token is refused. Ray finds the actor's class by its name: heredity is on every machine.
+A process is an executor of one, which breaks when its process dies. Ray moves code and values with pickle,
+and anyone who reaches its ports can run code. So a cluster that does not ask for a token is refused. Ray
+finds the actor's class by its name: heredity is on every machine.
 
-Promises: usage statistics are off. A cluster that heredity starts listens on the loopback address. It has a
-token of its own, and ends with the driver.
-Leaves to others: placing and restarting machines (Ray), and asking (worker.py).
+Promises: a worker ends with its driver, however that ends, and takes its own processes with it. The output of
+a process goes nowhere but into the message about its loss. Ctrl-C reaches the driver only, which ends its
+workers. Usage statistics of Ray are off. A cluster that heredity starts listens on the loopback address. It
+has a token of its own, and ends with the driver.
+Leaves to others: asking (worker.py), placing and restarting machines (Ray).
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import secrets
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from heredity.core import host
 from heredity.core.errors import HeredityError, Refused, Unavailable, UsageError, first_line, how_to_install
-from heredity.study.worker import Lease, Status, StudyWorker
+
+if TYPE_CHECKING:  # a new process imports this file first, and begins its session before it loads the rest
+    from heredity.study.worker import Lease, Status, StudyWorker
+
+_LOG = "worker.log"
+_LAST_WORDS = 400  # characters of a lost worker's output in messages
+
+
+# --- processes of this machine ---------------------------------------------------------------------
+
+
+class LocalWorker:
+    """A worker, as its driver holds it (workers.WorkerHandle).
+
+    n: how many share its cores, and its GPUs (has_gpus). Variables that the user has set stay.
+    """
+
+    def __init__(self, setup: bytes, folder: Path, n: int, has_gpus: bool = True) -> None:
+        self._log, variables = folder / _LOG, dict[str, str]()
+        if "OMP_NUM_THREADS" not in os.environ:
+            variables["OMP_NUM_THREADS"] = str(max(1, host.n_cores() // n))
+        if has_gpus and (gpus := host.visible_gpus()):
+            variables["CUDA_VISIBLE_DEVICES"] = gpus[(int(folder.name) - 1) % len(gpus)]
+        spawn = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(1, spawn, _begin, (setup, str(folder)))
+        self._first: Future[Status] | None = None
+        others = set(multiprocessing.active_children())
+        with _spawning(variables):
+            self._first = self.poll(())  # an executor starts its process with the first call
+        self._process = (set(multiprocessing.active_children()) - others).pop()
+
+    def poll(self, given: Sequence[Lease | None]) -> Future[Status]:
+        """Give trials to the worker; its state, when it changes."""
+        first, self._first = self._first, None
+        if first is not None and not given:
+            return first
+        try:
+            return self._executor.submit(_poll, given)
+        except RuntimeError as error:  # it died or was ended between two calls
+            lost: Future[Status] = Future()
+            lost.set_exception(error)
+            return lost
+
+    def kill(self) -> None:
+        """End the process and all that it started."""
+        pid = self._process.pid
+        if sys.platform != "win32" and pid is not None:
+            with suppress(ProcessLookupError, PermissionError):  # it has not begun its group, or has ended
+                os.killpg(pid, signal.SIGKILL)
+        self._process.kill()
+        self._executor.shutdown()
+
+    def why_lost(self, error: Exception) -> str:  # noqa: ARG002
+        """Why the process ended: its signal or exit code, and the last line that it wrote."""
+        self.kill()
+        code = self._process.exitcode or 0
+        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        with suppress(OSError):
+            if lines := self._log.read_text("utf-8", "replace").strip().splitlines():
+                return f"{ended}; its last words: {lines[-1][-_LAST_WORDS:]}"
+        return ended
+
+
+@contextmanager
+def _spawning(variables: Mapping[str, str]) -> Iterator[None]:
+    """Inside, a new process gets these variables, and does not run the user's script as its own first."""
+    main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in variables}
+    sys.modules["__main__"] = ModuleType("__main__")
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+_worker: StudyWorker  # of this process, once it has begun
+
+
+def _begin(setup: bytes, folder: str) -> None:
+    """Begin the worker of this process."""
+    global _worker
+    if sys.platform != "win32":
+        os.setsid()  # Ctrl-C is for the driver; and it is a group that can be ended whole
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    # What a library prints goes into the message about its loss, and nothing here reads a terminal.
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    log = os.open(Path(folder, _LOG), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    for stream, handle in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
+        os.dup2(handle, stream)
+    from heredity.study.worker import StudyWorker
+
+    _worker = StudyWorker(setup, folder)
+
+
+def _poll(given: Sequence[Lease | None]) -> Status:
+    return _worker.poll(given)
+
+
+def _end_with_driver() -> None:
+    """End this process, and what it started, once there is no driver to answer to."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    if sys.platform != "win32":
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+# --- actors of Ray ---------------------------------------------------------------------------------
 
 PREFIX = "ray"
 _START_SECONDS = "90"  # until a cluster of our own answers; Ray's 20 are too few on a busy machine
@@ -100,6 +221,8 @@ class RayPlace:
             self._environment.restore()
             _read_settings_again()
             raise
+        from heredity.study.worker import StudyWorker
+
         found = ray.cluster_resources()
         gpus = 1 if has_weights and found.get("GPU", 0) >= 1 else 0
         cpus = max(1, int(found.get("CPU", n) // n))
