@@ -41,8 +41,7 @@ from heredity.engines import failed_reply
 from heredity.engines.protocols import Engine, WhiteBoxEngine
 from heredity.redteam import attacks, judges
 from heredity.redteam.attacks import MARK, Attack, AttackContext, TriggerWanted, why_unsupported
-from heredity.study.plan import PLAN, Plan, PlannedModel, Trial, read_plan
-from heredity.study.planted import PlannedTrigger, owner_of
+from heredity.study.plan import PLAN, Plan, PlannedModel, PlannedTrigger, Trial, owner_of, read_plan
 
 if TYPE_CHECKING:
     from heredity.application.retrieval.dense import Embedder

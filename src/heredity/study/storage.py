@@ -374,6 +374,11 @@ class RawResponse(msgspec.Struct):
     recorded: msgspec.Raw = msgspec.Raw(b"")
     schema: int = ROW_SCHEMA
 
+    @property
+    def chunks(self) -> Iterator[str]:
+        """The passages that were retrieved before its turns."""
+        return (passage.chunk for exchange in self.exchanges for passage in exchange.retrieved)
+
 
 def judged_responses(folder: Path, has_verdict: bytearray, digests: array[int]) -> Iterator[RawResponse]:
     """Every response with a verdict, after a check that the verdict is about this response.

@@ -26,7 +26,7 @@ from heredity.study.estimates import ALL, SCOPES
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, UNCLEAR, Outcomes, is_decided
-from heredity.study.planted import PlantedPassages
+from heredity.study.plan import PlantedPassages
 from heredity.study.storage import RawResponse
 from heredity.study.wording import attack_words, names, scope_or_title, share_words
 
@@ -153,7 +153,7 @@ class _InstructionUses:
             self._uses[row.index] = _USED if any(map(hidden.is_used_in, texts)) else _SHOWN
 
     def _is_shown(self, row: RawResponse, probe: Probe) -> bool:
-        is_found = self._planted.is_found(row)
+        is_found = self._planted.is_found(row.index, row.chunks)
         return bool(row.exchanges) and _has_read(row, probe) if is_found is None else is_found
 
     def rows(self) -> Iterator[InstructionUse]:

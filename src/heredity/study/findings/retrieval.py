@@ -4,7 +4,7 @@
 
 Promises: both are counted from the rows, on the trials of the breach rate. A passage that a guard left out
 was not retrieved. If an attack plants passages, only these count. A study without retrieval has no row.
-Leaves to others: searching (application/retrieval/), and which passages were planted (planted.py).
+Leaves to others: searching (application/retrieval/), and which passages were planted (plan.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from heredity.study.estimates import ALL, SCOPES, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Outcomes
-from heredity.study.planted import PlantedPassages
+from heredity.study.plan import PlantedPassages
 from heredity.study.storage import RawResponse
 from heredity.study.wording import attack_words, names, scope_or_title, share_words
 
@@ -73,7 +73,7 @@ class _RetrievedTrials:
         self._has = np.zeros(outcomes.plan.n_trials, np.bool_)
 
     def see(self, row: RawResponse) -> None:
-        has_planted = self._planted.is_found(row)
+        has_planted = self._planted.is_found(row.index, row.chunks)
         has_any = any(exchange.retrieved for exchange in row.exchanges)
         self._has[row.index] = has_any if has_planted is None else has_planted
 
