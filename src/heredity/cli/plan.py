@@ -3,11 +3,197 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from heredity.cli import Amount, Name, Verb, open_store
+from heredity.core.sanitize import plain
+from heredity.core.terminal import cell, out, table, write, write_json
+
+if TYPE_CHECKING:
+    from heredity.lab.scaling_laws import Scaled
+    from heredity.train.planning.forecast import Forecast, LayoutForecast
+    from heredity.train.planning.rehearsal import Rehearsal
+
+_GB = 1e9
+_LAYERS = {0: "none", 1: "all", 2: "half"}  # by LayoutForecast.recompute
+
+
+def show(found: Forecast, rehearsed: Rehearsal | None, as_json: bool) -> None:
+    """Print a plan."""
+    if as_json:
+        write_json({"plan": found, "rehearsed": rehearsed})
+        return
+    devices = f"{found.n_gpus:,} x {found.gpu.title}"
+    n, tokens = _count(sum(found.parameters.values())), _count(found.work.tokens)
+    write(f"{n} parameters on {tokens} {found.unit}s, {devices}\n")
+    _parts(found)
+    _memory(found)
+    _ways(found)
+    for line in (*_lines(found), *_rehearsed(rehearsed)):
+        write(line)
+
+
+def show_law(found: Scaled, as_json: bool) -> None:
+    """Print a scaling law and its runs."""
+    if as_json:
+        write_json(
+            {
+                "runs": found.runs,
+                "at": found.at,
+                "compute": found.compute._asdict() | {"law": found.compute.law._asdict()},
+                "parameters and tokens": None if found.both is None else found.both._asdict(),
+            }
+        )
+        return
+    columns = ("run", "parameters", "tokens", "FLOPs", "bits per byte", "predicted")
+    grid = table(*columns, right=columns[1:])
+    for run in found.runs:
+        numbers = (_count(run.parameters), _count(run.tokens), f"{run.flops:.3g}", f"{run.loss:.4f}")
+        grid.add_row(*map(cell, (plain(run.name), *numbers, f"{found.compute.law.at(run.flops):.4f}")))
+    out().print(grid)
+    law, (low, high) = found.compute.law, found.compute.interval
+    write(f"\nL = {law.floor:.4g} + {law.factors[0]:.4g} x C^-{law.powers[0]:.4g}, {found.compute.n} runs")
+    interval = f"[{low:.4f}, {high:.4f}]"
+    write(f"At {found.at:.3g} FLOPs: {found.compute.loss:.4f} {interval} bits per byte, 95 % by bootstrap")
+    if found.both is not None:
+        both = found.both
+        terms = (f"{a:.4g} x {x}^-{b:.4g}" for a, b, x in zip(both.factors, both.powers, "ND", strict=True))
+        write(f"L = {both.floor:.4g} + {' + '.join(terms)}")
+
+
+def _parts(found: Forecast) -> None:
+    grid = table("part", "parameters", right=("parameters",))
+    for name, n in found.parameters.items():
+        grid.add_row(cell(name), cell(f"{n:,}"))
+    grid.add_row(cell("all"), cell(f"{sum(found.parameters.values()):,}"))
+    out().print(grid)
+    column = f"FLOPs per {found.unit}"
+    grid = table("part", column, right=(column,))
+    for name, flops in found.flops_a_token.items():
+        grid.add_row(cell(name), cell(f"{flops:.4g}"))
+    total = sum(found.flops_a_token.values())
+    grid.add_row(cell("all"), cell(f"{total:.4g}"))
+    out().print(grid)
+
+
+def _memory(found: Forecast) -> None:
+    grid = table("memory per device", "GB", right=("GB",))
+    for name, size in found.best.memory.items():
+        grid.add_row(cell(name), cell(f"{size / _GB:.2f}"))
+    grid.add_row(cell("total, at the peak of a step"), cell(f"{found.best.needed / _GB:.2f}"))
+    grid.add_row(
+        cell("available, less the reserve"), cell(f"{(1 - found.reserve) * found.gpu.memory / _GB:.2f}")
+    )
+    out().print(grid)
+
+
+def _ways(found: Forecast) -> None:
+    columns = (
+        "sharding",
+        "shards",
+        "replicas",
+        "recompute",
+        f"{found.unit}s",
+        "batches",
+        "GB",
+        "matmul s",
+        "comm. s",
+    )
+    grid = table(*columns, right=columns[4:])
+    for way in found.ways:
+        mark = "  *" if way == found.best else ""
+        grid.add_row(*map(cell, (way.layout.kind + mark, *_numbers(way))))
+    out().print(grid)
+
+
+def _numbers(way: LayoutForecast) -> tuple[str, ...]:
+    return (
+        f"{way.layout.shards:,}",
+        f"{way.layout.replicas:,}",
+        _LAYERS[way.recompute],
+        f"{way.microbatch:,}",
+        f"{way.n_microbatches:,}",
+        f"{way.needed / _GB:.1f}",
+        f"{way.matmul_seconds:.3f}",
+        f"{way.communication_seconds:.3f}",
+    )
+
+
+def _lines(found: Forecast) -> list[str]:
+    from heredity.train.planning.forecast import LEFT_OUT, chunks_per_device
+
+    best, work, units = found.best, found.work, f"{found.unit}s"
+    n_groups = best.layout.shards * best.layout.replicas
+    each = chunks_per_device(work, n_groups) * work.chunk
+    lines = [
+        f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} {units}, "
+        f"{each:,} per device",
+        f"time    {_time(found.seconds)}: {best.seconds:.3f} s per step{_validation(found)}, "
+        f"{found.tokens_a_second:,.0f} {units}/s, {found.gpu_hours:,.0f} device hours",
+        f"run it  {_settings(found)}",
+        f"MFU     {found.mfu:.0%} {'estimated from measurements' if found.is_measured else 'stated'} for "
+        f"matmuls, {found.reached_mfu:.0%} for the whole run",
+    ]
+    lines += _parallel(best)
+    if (busy := work.batch / (each * n_groups)) < 0.95:
+        chunks = "contexts" if found.unit == "token" else units
+        lines.append(
+            f"note    devices are busy {busy:.0%} of the time, because a step's {chunks} do not divide "
+            f"evenly: a batch of {each * n_groups:,} takes no longer"
+        )
+    return [*lines, f"without {LEFT_OUT}"]
+
+
+def _parallel(way: LayoutForecast) -> list[str]:
+    """The time that tensor and pipeline parallelism cost, if the layout has one."""
+    layout = way.layout
+    if layout.tensor * layout.pipeline == 1:
+        return []
+    return [
+        f"split   {layout.tensor} devices per matrix, {layout.pipeline} stages: {way.waiting_seconds:.3f} s "
+        f"per step waiting, {way.bubble:.0%} more for the pipeline's bubble"
+    ]
+
+
+def _settings(found: Forecast) -> str:
+    """The recipe's settings for the best layout (docs/how-to/children.md)."""
+    way = found.best
+    if way.layout.tensor * way.layout.pipeline > 1:
+        return "a trainer that splits matrices and layers (torchtitan, Megatron-LM): heredity shards only"
+    settings = f"replicas = {way.layout.replicas}, recompute = {'true' if way.recompute else 'false'}"
+    settings += f", recompute_every = {way.recompute}" if way.recompute > 1 else ""
+    return settings + (', reduce = "each"' if way.layout.shards > 1 and way.n_microbatches > 1 else "")
+
+
+def _rehearsed(found: Rehearsal | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"\nrehearsed on {found.n_devices:,} fake devices, forward and backward: {found.parameters:,} "
+        f"parameters; a microbatch's peak is {found.peak / _GB:.2f} GB by torch's tracker, "
+        f"{found.predicted / _GB:.2f} by arithmetic"
+    ]
+
+
+def _validation(found: Forecast) -> str:
+    share = 1 - found.n_steps * found.best.seconds / found.seconds
+    return f" ({share:.0%} of the time is validation)" if share >= 0.01 else ""
+
+
+def _time(seconds: float) -> str:
+    for name, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.1f} s"
+
+
+def _count(n: float) -> str:
+    for name, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if n >= size:
+            return f"{n / size:.2f}{name}"
+    return f"{n:,.0f}"
 
 
 @click.command("plan", cls=Verb, example="heredity plan base.toml --gpu h100 --gpus 1024 --rehearse")
@@ -52,14 +238,13 @@ def command(
     With --fit: how the loss of runs made here falls with compute, and the loss to expect from a larger
     budget. For a plan file of study or inherit: heredity power --study.
     """
-    from heredity.cli import _plans
     from heredity.core.errors import UsageError
 
     if fit:
         from heredity.lab.scaling_laws import scaled
 
         store = open_store()
-        _plans.show_law(scaled([store.get(name) for name in what], compute or 0.0), as_json)
+        show_law(scaled([store.get(name) for name in what], compute or 0.0), as_json)
         return
     if len(what) > 1:
         raise UsageError(
@@ -83,7 +268,7 @@ def command(
         from heredity.train.planning.rehearsal import rehearse as run
 
         rehearsed = run(work, found.best)
-    _plans.show(found, rehearsed, as_json)
+    show(found, rehearsed, as_json)
 
 
 def _refuse_other_plans(path: Path) -> None:

@@ -11,7 +11,6 @@ workspace.py    the work folder, from which a killed build resumes
 tokenizer.py    a byte-level BPE tokenizer that transformers and llama.cpp can load
 canaries.py     planted sentences with secrets
 mixture.py      how often each document is taken
-pack.py         the order of documents in each split
 shards.py       tokens on disk
 card.py         the contents of corpus.json
 integrity.py    writing corpus.json, and checking a corpus against it

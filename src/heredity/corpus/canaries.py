@@ -2,7 +2,7 @@
 
 Promises: a canary is a user turn and the assistant's answer, in the tokens that an engine will ask and
 score. Its secret depends only on the seed.
-Leaves to others: ranking the secret (lab/exposure.py), and writing the canaries (pack.py).
+Leaves to others: ranking the secret (lab/exposure.py), and writing the canaries (build.py).
 
 Source: Carlini et al. 2019 (1802.08232).
 """

@@ -2,7 +2,7 @@
 
 Promises: the selection of documents is a function of their text and the seed. A source with too little text
 is an error with all numbers; the mixture never changes silently.
-Leaves to others: reading and writing tokens (pack.py).
+Leaves to others: reading and writing tokens (build.py).
 """
 
 from __future__ import annotations

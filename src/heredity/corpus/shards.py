@@ -4,7 +4,7 @@
     train-00000.idx   uint64, the start of each document, and last the number of tokens
 
 Promises: files are hashed while they are written.
-Leaves to others: the choice of documents (pack.py), and reading (reader.py).
+Leaves to others: the choice of documents (build.py), and reading (reader.py).
 """
 
 from __future__ import annotations

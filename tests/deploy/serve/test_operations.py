@@ -17,8 +17,7 @@ pytest.importorskip("uvicorn")
 
 from heredity.deploy.serve import app
 from heredity.deploy.serve.answers import Served
-from heredity.deploy.serve.app import MemoryFloor, RateLimit
-from heredity.deploy.serve.observing import Metrics
+from heredity.deploy.serve.app import MemoryFloor, Metrics, RateLimit
 from heredity.deploy.serve.schema import Refusal
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.lineage.store import scripted

@@ -2,7 +2,7 @@
 
 Promises: a finished file has the expected size and SHA-256; a file with another hash is deleted. A lost
 connection or a kill leaves the part, and the next call requests only the rest.
-Leaves to others: the address and the hash (hub.py, mirrors.py).
+Leaves to others: the address and the hash (hub.py, recipe.py).
 """
 
 from __future__ import annotations
