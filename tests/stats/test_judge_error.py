@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from heredity.stats import rogan_gladen, wilson
@@ -213,6 +213,7 @@ def test_a_rate_that_no_family_allows_is_refused_with_a_code(k, sens, spec, code
 
 
 @given(share, good, good)
+@example((5, 98), (16, 20), (83, 98))  # one true rate fits, 0: an interval of no width
 def test_the_corrected_point_lies_in_its_interval_or_is_refused(rate, sens, spec) -> None:
     found = correct_for_family(
         *rate, predict_share([sens[0]], [sens[1]]), predict_share([spec[0]], [spec[1]])

@@ -135,7 +135,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
     @cached_property
     def facts(self) -> GuardFacts:
-        """What guards know of it."""
+        """The parts that its guards may use."""
         return GuardFacts(self.secrets, self.tools, self.retrieval)
 
     @property

@@ -207,7 +207,7 @@ def correct_for_family(
 def _fitting(
     rate: float, size: float, sens: PredictedShare, spec: PredictedShare, confidence: float
 ) -> Interval | None:
-    """The lowest and highest true rate that make the judged rate plausible; None if no true rate does."""
+    """The lowest and highest true rate that make the judged rate plausible; None if fewer than two do."""
     expected = _GRID * sens.mean + (1 - _GRID) * (1 - spec.mean)
     of_sens, of_spec = _GRID**2 * sens.between, (1 - _GRID) ** 2 * spec.between
     # Pulled towards one half as in Wilson's interval, so that 0 of few is not certain.
@@ -218,7 +218,7 @@ def _fitting(
         df = np.minimum(total**2 / (of_sens**2 / sens.df + of_spec**2 / spec.df), 1e6)
     reach = special.stdtrit(df, (1 + confidence) / 2) * np.sqrt(total)
     fits = np.flatnonzero(np.abs(rate - expected) <= reach)
-    return Interval(float(_GRID[fits[0]]), float(_GRID[fits[-1]])) if fits.size else None
+    return Interval(float(_GRID[fits[0]]), float(_GRID[fits[-1]])) if fits.size > 1 else None
 
 
 def combine_strata(parts: Sequence[Estimate], weights: Sequence[float], method: str) -> Estimate:

@@ -48,7 +48,7 @@ class GuardSpec(Record, frozen=True):
 
 
 class GuardFacts(NamedTuple):
-    """What a guard knows of the application around it."""
+    """The parts of an application that its guards may use."""
 
     secrets: Sequence[Secret] = ()
     tools: Sequence[Tool] = ()

@@ -1,4 +1,4 @@
-"""Retrieved passages in a message of the user: put in front of a question, told apart, and taken out.
+"""Retrieved passages in a message of the user: put in front of a question, recognized, and taken out.
 
 Promises: a message without passages that were put in is the message from before.
 Leaves to others: finding them (index.py), and the other messages (../conversation.py).
